@@ -1,0 +1,288 @@
+"""Compile the kernels of a generated file ahead of time, for a named GPU that need not be here."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from sh2gen.errors import CheckFailed, Sh2genError
+from sh2gen.source import KernelSource, Role, Source, Variant
+from sh2gen.target import Target
+
+# Called with the number of kernels compiled, the number in all, and the one just compiled.
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltKernel:
+    """One binary: a kernel in one variant."""
+
+    kernel: KernelSource
+    variant: Variant
+    registers: int  # per thread
+    stack: int  # bytes per thread
+    spills: int  # instructions that load from or store to the stack
+    shared: int  # bytes per block
+    seconds: float  # to compile; close to 0 when Triton's cache had it
+    triton: str  # version of the compiler
+    ptx: str
+    cubin: bytes
+
+    @property
+    def label(self) -> str:
+        """The kernel and the variant, as messages name them."""
+        return _label(self.kernel, self.variant)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """All binaries of one source for one target."""
+
+    source: str  # digest of the source
+    target: Target
+    kernels: tuple[BuiltKernel, ...]  # ordered as in the source, then as the variants asked for
+
+    def kernel(self, name: str, variant: Variant = Variant.ALIGNED) -> BuiltKernel:
+        """The binary of the kernel `name` in `variant`; KeyError when it was not built."""
+        for built in self.kernels:
+            if built.kernel.name == name and built.variant == variant:
+                return built
+        raise KeyError((name, variant))
+
+
+def build(
+    source: Source,
+    target: Target,
+    *,
+    variants: Iterable[Variant | str] = tuple(Variant),
+    workers: int | None = None,
+    time_limit: float = 60.0,
+    progress: Progress | None = None,
+) -> Built:
+    """Compile every kernel of `source` in every variant; needs Triton but no GPU.
+
+    `workers` processes compile at the same time, by default one per core. Equal binaries are
+    compiled once, and what Triton's own cache holds is not compiled again. Does not judge whether
+    the result fits: `check_fits` does. Raises B001 for the first kernel that does not compile or
+    takes more than `time_limit` seconds, B004 without Triton.
+    """
+    if importlib.util.find_spec("triton") is None:
+        raise Sh2genError(
+            "B004",
+            "Triton is not installed: kernels cannot be compiled",
+            help="pip install triton",
+        )
+    wanted = [(kernel, Variant(variant)) for kernel in source.kernels for variant in variants]
+    jobs = {pair: _job(source, target, *pair) for pair in wanted}
+    distinct: dict[str, tuple[KernelSource, Variant]] = {}
+    for pair, job in jobs.items():
+        distinct.setdefault(job, pair)
+    answers: dict[str, dict[str, Any]] = {}
+    with contextlib.closing(_compile_all(distinct, workers, time_limit)) as compiled:
+        for job, answer in compiled:
+            label = _label(*distinct[job])
+            if "error" in answer:
+                raise CheckFailed(
+                    "B001", f"kernel {label} does not compile for {target.sm}\n{answer['error']}"
+                )
+            answers[job] = answer
+            if progress is not None:
+                progress(len(answers), len(distinct), label)
+    return Built(
+        source=source.digest,
+        target=target,
+        kernels=tuple(_built(*pair, answers[job]) for pair, job in jobs.items()),
+    )
+
+
+def check_fits(built: Built, target: Target) -> None:
+    """Raise B002 unless every kernel can run on `target` without spilling registers.
+
+    The message names the kernel and variant, the resource, its limit and what to change, for the
+    first that fails.
+    """
+    for kernel in built.kernels:
+        if problem := misfit(kernel, target):
+            message, advice = problem
+            raise CheckFailed(
+                "B002", f"kernel {kernel.label} does not fit {target.name}: {message}", help=advice
+            )
+
+
+def misfit(kernel: BuiltKernel, target: Target) -> tuple[str, str] | None:
+    """What of `target` the kernel exceeds and what to change, or None when it fits."""
+    smaller = "BLOCK_D, BLOCK_T or ROWS"
+    threads = 32 * kernel.kernel.num_warps
+    if kernel.shared > target.shared_per_block:
+        return (
+            f"it needs {kernel.shared:,} bytes of shared memory per block, "
+            f"the limit is {target.shared_per_block:,}",
+            f"make {smaller} smaller, or lower num_stages (now {kernel.kernel.num_stages})",
+        )
+    if kernel.spills:
+        limit = min(target.registers_per_thread, target.registers_per_sm // threads)
+        if kernel.kernel.maxnreg is not None and kernel.kernel.maxnreg < limit:
+            limit = kernel.kernel.maxnreg
+            or_else = f", or raise maxnreg (now {limit})"
+        elif limit == target.registers_per_thread:
+            or_else = f", or raise num_warps (now {kernel.kernel.num_warps})"
+        else:  # more threads would leave each with fewer registers
+            or_else = ""
+        return (
+            f"it spills registers to memory: {kernel.spills} instructions, {kernel.stack} bytes "
+            f"per thread; the limit is {limit} registers per thread",
+            f"make {smaller} smaller{or_else}",
+        )
+    if threads > target.threads_per_block or threads * kernel.registers > target.registers_per_sm:
+        return (
+            f"a block needs {threads} threads of {kernel.registers} registers, the limits are "
+            f"{target.threads_per_block} threads and {target.registers_per_sm:,} registers in all",
+            f"lower num_warps (now {kernel.kernel.num_warps})",
+        )
+    return None
+
+
+def _label(kernel: KernelSource, variant: Variant) -> str:
+    return f"{kernel.name} ({variant})"
+
+
+def _job(source: Source, target: Target, kernel: KernelSource, variant: Variant) -> str:
+    """The job for a worker as one line; equal lines mean equal binaries."""
+    options = {
+        "num_warps": kernel.num_warps,
+        "num_stages": kernel.num_stages,
+        "enable_fp_fusion": True,
+    }
+    if kernel.maxnreg is not None:
+        options["maxnreg"] = kernel.maxnreg
+    return json.dumps(
+        {
+            "file": f"{source.op}.py",
+            "text": source.text,
+            "name": kernel.name,
+            "signature": dict(kernel.signature),
+            "constants": dict(kernel.constants),
+            "divisible": sorted(kernel.divisible_in(variant)),
+            "options": options,
+            "capability": target.capability,
+        }
+    )
+
+
+def _built(kernel: KernelSource, variant: Variant, answer: dict[str, Any]) -> BuiltKernel:
+    return BuiltKernel(
+        kernel=kernel, variant=variant, **{**answer, "cubin": base64.b64decode(answer["cubin"])}
+    )
+
+
+def _compile_all(
+    jobs: dict[str, tuple[KernelSource, Variant]], workers: int | None, time_limit: float
+) -> Generator[tuple[str, dict[str, Any]], None, None]:
+    """Each job with its answer, as they come."""
+    # Backward kernels take longest: started last, one would run on alone.
+    order = sorted(jobs, key=lambda job: jobs[job][0].role != Role.BACKWARD)
+    count = max(1, min(len(order), workers or os.cpu_count() or 1))
+    pool = [_Worker() for _ in range(count)]
+    idle: SimpleQueue[_Worker] = SimpleQueue()
+    for worker in pool:
+        idle.put(worker)
+
+    def run(job: str) -> dict[str, Any]:
+        worker = idle.get()
+        try:
+            return worker.run(job, time_limit)
+        finally:
+            idle.put(worker)
+
+    executor = ThreadPoolExecutor(count)
+    try:
+        futures = {executor.submit(run, job): job for job in order}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:  # after the last answer, the first error or Ctrl-C
+        executor.shutdown(wait=False, cancel_futures=True)
+        for worker in pool:
+            worker.kill()
+        executor.shutdown()
+        for worker in pool:
+            worker.close()
+
+
+class _Worker:
+    """A process that runs build_worker.py, started for its first job and again after it died."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (see close)
+
+    def run(self, job: str, time_limit: float) -> dict[str, Any]:
+        """The answer to `job`; it has `error` when the process dies or exceeds the limit (s)."""
+        process = self._process = self._process or self._start()
+        assert process.stdin is not None and process.stdout is not None
+        too_slow = threading.Event()
+
+        def give_up() -> None:
+            too_slow.set()
+            self.kill()
+
+        timer = threading.Timer(time_limit, give_up)
+        timer.start()
+        try:
+            process.stdin.write(job + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            timer.cancel()
+        if line.endswith("\n"):
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+        self._reap()
+        if too_slow.is_set():
+            return {"error": f"gave up after {time_limit:g} s"}
+        self._errors.seek(0)
+        words = self._errors.read()[-2000:]
+        return {"error": f"the compiler died with status {process.returncode}\n{words}".rstrip()}
+
+    def kill(self) -> None:
+        """Make the process end, and the compilers that it started."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """End the process for good."""
+        self._reap()
+        self._errors.close()
+
+    def _reap(self) -> None:
+        self.kill()
+        if self._process is not None:
+            self._process.communicate()  # closes the pipes and waits
+            self._process = None
+
+    def _start(self) -> subprocess.Popen[str]:
+        # -P: this package's folder must not be on sys.path, `source` could hide another's module.
+        return subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__).with_name("build_worker.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            encoding="utf-8",
+            process_group=0,
+        )

@@ -1,0 +1,162 @@
+"""Compile kernels in a process of its own: a JSON job per line in, a JSON answer per line out.
+
+`build` runs this file as a script and it imports nothing of sh2gen, so that a worker starts in
+0.3 s: neither the caller's `__main__` nor torch (2 s) is imported, and a crash or a hang of the
+compiler harms no one else.
+
+A job holds `file`, `text`, `name`, `signature`, `constants`, `divisible`, `options` and
+`capability`; its answer holds `registers` (per thread), `stack` (bytes per thread), `spills`
+(instructions), `shared` (bytes per block), `ptx`, `cubin` (base64), `triton` (its version) and
+`seconds`, or `error`: why the kernel does not compile.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import json
+import linecache
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+# A load from or a store to local memory in disassembled code, perhaps behind a predicate.
+_SPILL = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?(?:LDL|STL)\b", re.MULTILINE)
+
+
+def triton_part(file: str, text: str) -> dict[str, Any]:
+    """The names that a generated file defines for Triton, by executing only that part of it.
+
+    That part is: imports of triton (and from __future__), functions decorated with `@triton.jit`,
+    and constants (`NAME = tl.constexpr(8)`), at the top level or under an `if` or `try`. Triton
+    reads the source of a function through linecache, so `file` need not exist; debug information
+    and messages name it.
+    """
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    chosen = [statement for statement in _flat(ast.parse(text).body) if _for_triton(statement)]
+    names: dict[str, Any] = {"__name__": file}
+    exec(compile(ast.Module(chosen, type_ignores=[]), file, "exec", dont_inherit=True), names)
+    return names
+
+
+def _flat(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    for statement in body:
+        if isinstance(statement, ast.If | ast.Try):
+            yield from _flat(statement.body)
+            yield from _flat(statement.orelse)
+        else:
+            yield statement
+
+
+def _for_triton(statement: ast.stmt) -> bool:
+    match statement:
+        case ast.Import(names=names):
+            return all(alias.name.split(".")[0] == "triton" for alias in names)
+        case ast.ImportFrom(module=module):
+            return (module or "").split(".")[0] in ("triton", "__future__")
+        case ast.FunctionDef(decorator_list=decorators):
+            return any(ast.unparse(decorator).startswith("triton.jit") for decorator in decorators)
+        case ast.Assign(value=ast.Call(func=function)):
+            return ast.unparse(function) == "tl.constexpr"
+    return False
+
+
+def compile_kernel(job: dict[str, Any]) -> dict[str, Any]:
+    """The answer to one job."""
+    start = time.perf_counter()
+    try:
+        answer = _compile(job)
+    except Exception as error:
+        return {"error": _explain(error)}
+    return {**answer, "seconds": time.perf_counter() - start}
+
+
+def _explain(error: BaseException) -> str:
+    """The part of a chain of errors that says most.
+
+    Triton wraps an error once for each helper around it; the innermost wrapper shows the offending
+    line and the reason.
+    """
+    from triton.compiler.errors import CompilationError
+
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    best = next((one for one in reversed(chain) if isinstance(one, CompilationError)), chain[-1])
+    return f"{type(best).__name__}: {best}"
+
+
+def _compile(job: dict[str, Any]) -> dict[str, Any]:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function = triton_part(job["file"], job["text"])[job["name"]]
+    names = function.arg_names
+    given = {**job["signature"], **dict.fromkeys(job["constants"], "constexpr")}
+    assert set(given) == set(names), (
+        f"arguments described: {sorted(given)}; of the kernel: {sorted(names)}"
+    )
+    compiled = triton.compile(
+        ASTSource(
+            function,
+            signature={name: given[name] for name in names},
+            constexprs=job["constants"],
+            attrs={(names.index(name),): [["tt.divisibility", 16]] for name in job["divisible"]},
+        ),
+        target=GPUTarget("cuda", job["capability"], 32),
+        options=job["options"],
+    )
+    cubin = compiled.asm["cubin"]
+    return {
+        **resources(cubin),
+        "shared": compiled.metadata.shared,
+        "ptx": compiled.asm["ptx"],
+        "cubin": base64.b64encode(cubin).decode("ascii"),
+        "triton": triton.__version__,
+    }
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers and stack bytes per thread, and spill instructions, of a one-kernel binary."""
+    from triton import knobs
+
+    cuobjdump = knobs.nvidia.cuobjdump.path
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+
+        def dump(option: str) -> str:
+            return subprocess.run(
+                [cuobjdump, option, file.name], check=True, capture_output=True, text=True
+            ).stdout
+
+        usage = dump("-res-usage")
+        numbers = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+        assert numbers is not None, f"cuobjdump printed no usage: {usage}"
+        stack = int(numbers[2])
+        # Spilled values live on the stack; without one there is nothing to find, and disassembly
+        # takes 0.5 s.
+        spills = len(_SPILL.findall(dump("-sass"))) if stack else 0
+    return {"registers": int(numbers[1]), "stack": stack, "spills": spills}
+
+
+def main() -> None:
+    """Answer jobs until stdin ends."""
+    # Compile, whatever the user's shell says; Triton's own library is interpreted or not from its
+    # import on.
+    os.environ.pop("TRITON_INTERPRET", None)
+    # Triton prints to stdout when ptxas fails, also from C++: only answers may go there.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        print(json.dumps(compile_kernel(json.loads(line))), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

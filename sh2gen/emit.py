@@ -1,0 +1,656 @@
+"""From a plan and a schedule to one readable Python file (layer 5).
+
+`emit` is a fold over tile programs (for kernels) and over graphs (for plain PyTorch): each statement
+prints as one line that calls a helper. Helpers are real functions in `templates/parts/`, copied verbatim
+when used; skeletons are Jinja files that never look into a tile program.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, assert_never
+
+import jinja2
+
+from sh2gen.ir import (
+    Add,
+    ChannelSum,
+    Conv,
+    Graph,
+    Input,
+    Multiply,
+    Node,
+    Parameter,
+    ParameterView,
+    Scale,
+    Shift,
+    Silu,
+    SiluGradient,
+    TapGradient,
+)
+from sh2gen.plan import (
+    Accumulate,
+    EagerConv,
+    Fir,
+    KernelPlan,
+    Layout,
+    LoadRows,
+    LoadTaps,
+    LoadVector,
+    Operand,
+    Plan,
+    Rows,
+    Rowwise,
+    Statement,
+    StorePartial,
+    StoreRows,
+    ZeroTaps,
+)
+from sh2gen.resources import folder
+from sh2gen.schedule import Schedule
+from sh2gen.source import KernelSource, Role, Source
+from sh2gen.spec import Bias, DType, FilterKind, OpSpec, Projection, Skip, TapOrder
+
+_VECTOR = {Layout.BDL: 8, Layout.BLD: 1}  # steps that a layout's load_rows reads at once
+_TRITON = {DType.BFLOAT16: "bf16", DType.FLOAT16: "fp16", DType.FLOAT32: "fp32"}
+
+
+def emit(spec: OpSpec, plan: Plan, schedule: Schedule) -> Source:
+    """The generated file of one plan under one schedule, and how to compile its kernels.
+
+    Example: `emit(spec, plan, schedule(spec, plan)).text`
+    """
+    assert schedule.plan == plan.name
+    n = len(spec.inputs)
+    interleaved = spec.layout.projection is Projection.INTERLEAVED and n > 1
+    bdl = plan.layout is Layout.BDL
+    shape = "(B, D, L)" if bdl else "(B, L, D)"
+    kernels = [_kernel(spec, plan, kernel) for kernel in plan.kernels]
+    context: dict[str, Any] = {
+        "op": spec.op,
+        "class_name": class_name(spec.op),
+        "library_name": f"{spec.op}_{_digest(spec, plan, schedule)}",
+        "summary": _summary(spec),
+        "formula": textwrap.indent(_formula(spec), "    "),
+        "formula_line": f"{spec.op}: {_summary(spec)}",
+        "plan": plan.name,
+        "layout": plan.layout.value,
+        "shape": shape,
+        "packed_shape": shape.replace("D", f"{n} D"),
+        "packs": n > 1,
+        "packing_doc": _packing(spec),
+        "channels": spec.channels,
+        "groups": spec.filter.groups,
+        "taps": spec.filter.length,
+        "width": spec.group_width,
+        "inputs": list(spec.inputs),
+        "inputs_literal": _literal(spec.inputs, 0),
+        "parameter_names": [p.name for p in spec.parameters],
+        "parameters_literal": _literal({p.name: p.shape for p in spec.parameters}, 0, 13),
+        "argument_docs": [(name, f"{shape}, bfloat16, float16 or float32") for name in spec.inputs]
+        + [(p.name, f"{p.shape}, float32; {_meaning(spec, p.name)}") for p in spec.parameters],
+        "parameter_docs": [f"{p.name} {p.shape}" for p in spec.parameters],
+        "inits": [(p.name, p.init) for p in spec.parameters],
+        "time_axis": 2 if bdl else 1,
+        "channel_axis": 1 if bdl else 2,
+        "spec_literal": _literal(spec.to_dict(), 0),
+        "uses_decay": spec.filter.kind is FilterKind.DECAY,
+        "saved": list(plan.saved),
+        "kernels": kernels,
+        "eager": [_eager_forward(spec, plan), _eager_backward(spec, plan)],
+        "eager_helpers": _eager_helpers(plan),
+        "op_helpers": list(_functions(("op",)).values()),
+    }
+    context["interleaved"] = interleaved
+    if spec.filter.decay is not None:
+        context["taps_last"] = spec.filter.taps is TapOrder.LAG_LAST
+        context["decay"] = {
+            "bounds": spec.filter.decay.preset.exponents,
+            "repeats": spec.filter.decay.repeats,
+            "cache_length": spec.filter.decay.cache_length,
+            "groups": spec.filter.groups,
+        }
+    if plan.kernels:
+        context |= _launch_context(spec, plan, schedule)
+    text = _environment().get_template("module.py.j2").render(context)
+    return Source(op=spec.op, text=text, kernels=_kernel_sources(spec, plan, schedule))
+
+
+def class_name(op: str) -> str:
+    """hyena_se -> HyenaSe."""
+    return "".join(part.capitalize() for part in op.split("_")) or "Operator"
+
+
+def _literal(value: Any, indent: int, taken: int = 10) -> str:
+    """Plain data as Python text: on one line where it fits in 99 columns, else an item a line."""
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if not isinstance(value, dict | list | tuple) or not value:
+        return repr(value)
+    inner = indent + 4
+    if isinstance(value, dict):
+        brackets = "{}"
+        items = [
+            f"{_literal(k, 0)}: {_literal(v, inner, inner + len(k) + 5)}" for k, v in value.items()
+        ]
+    else:
+        brackets = "[]" if isinstance(value, list) else "()"
+        items = [_literal(v, inner, inner + 1) for v in value]
+    comma = "," if isinstance(value, tuple) and len(value) == 1 else ""
+    line = brackets[0] + ", ".join(items) + comma + brackets[1]
+    if "\n" not in line and taken + len(line) <= 99:
+        return line
+    lines = "".join(f"{' ' * inner}{item},\n" for item in items)
+    return f"{brackets[0]}\n{lines}{' ' * indent}{brackets[1]}"
+
+
+def _digest(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
+    """Names the library ops, so that two files for one operator can be loaded side by side."""
+    parts = (spec.digest, plan.name, str(schedule), templates_digest())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+
+
+@cache
+def templates_digest() -> str:
+    """sha256 over every template and part."""
+    digest = hashlib.sha256()
+    for path in sorted(folder("templates").rglob("*")):
+        if path.suffix in (".py", ".j2"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder("templates")),
+        undefined=jinja2.StrictUndefined,
+        line_statement_prefix="#%",
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        autoescape=False,
+    )
+    environment.filters["targets"] = _targets
+    return environment
+
+
+def _targets(names: list[str]) -> str:
+    """Names to unpack a sequence into."""
+    return f"({names[0]},)" if len(names) == 1 else ", ".join(names)
+
+
+# ------------------------------------------------------------------------------------------- words
+
+
+def _summary(spec: OpSpec) -> str:
+    inner = f"{spec.filter.length}-tap {spec.filter.kind.value} causal convolution"
+    words = [
+        inner,
+        f"filters shared by {spec.group_width} channels" if spec.group_width > 1 else "",
+    ]
+    if spec.featurizer:
+        words.append(f"featurizer of {spec.featurizer.length} taps")
+    gates = [name for name, on in (("pre", spec.gates.pre), ("post", spec.gates.post)) if on]
+    words.append(f"{' and '.join(gates)} gate{'s' if len(gates) > 1 else ''}" if gates else "")
+    words.append(spec.activation.value if spec.activation.value != "none" else "")
+    return ", ".join(word for word in words if word)
+
+
+def _formula(spec: OpSpec) -> str:
+    """What is computed, with * for causal convolution along time and . for products."""
+
+    def f(name: str) -> str:
+        return f"(featurizer * {name})" if spec.featurizer else name
+
+    value = f(spec.inputs[-1])
+    z = f"{f('k')} . {value}" if spec.gates.pre else value
+    terms = ["filter * z"]
+    terms += ["skip . z"] if spec.skip is not Skip.NONE else []
+    terms += {Bias.NONE: [], Bias.UNGATED: ["bias"], Bias.GATED: ["bias . z"]}[spec.bias]
+    pre = " + ".join(terms)
+    if spec.gates.post:
+        y = f"{f('q')} . ({pre})" if len(terms) > 1 else f"{f('q')} . ({pre})"
+    else:
+        y = f"silu({pre})" if spec.activation.value == "silu" else pre
+    return f"z = {z}\ny = {y}"
+
+
+def _packing(spec: OpSpec) -> str:
+    names = ", ".join(spec.inputs)
+    if spec.layout.projection is Projection.INTERLEAVED:
+        return f"channel d holds {names} at {len(spec.inputs)} d, {len(spec.inputs)} d + 1, ..."
+    return f"blocks of D channels, {names} in this order"
+
+
+def _meaning(spec: OpSpec, name: str) -> str:
+    match name:
+        case "filter":
+            order = "tap 0" if spec.filter.taps is TapOrder.LAG_FIRST else "the last tap"
+            decay = ", before its decay" if spec.filter.kind is FilterKind.DECAY else ""
+            return f"{order} multiplies the current sample{decay}"
+        case "featurizer":
+            assert spec.featurizer is not None
+            order = "tap 0" if spec.featurizer.taps is TapOrder.LAG_FIRST else "the last tap"
+            return f"{order} multiplies the current sample; {_packing(spec)}"
+        case "skip":
+            return "times z, added to the convolution"
+        case _:
+            return "times z, added" if spec.bias is Bias.GATED else "added to the convolution"
+
+
+# ----------------------------------------------------------------------------------------- helpers
+
+
+@dataclass(frozen=True, slots=True)
+class _Function:
+    name: str
+    text: str
+    uses: frozenset[str]
+
+
+@cache
+def _part(name: str) -> tuple[_Function, ...]:
+    """The top-level functions of one file in templates/parts/, as written there."""
+    path = folder("templates") / "parts" / f"{name}.py"
+    source = path.read_text()
+    lines = source.splitlines()
+    functions = []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef):
+            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            names = frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name))
+            assert node.end_lineno is not None
+            text = "\n".join(lines[first - 1 : node.end_lineno])
+            functions.append(_Function(node.name, text, names))
+    return tuple(functions)
+
+
+def _functions(parts: Iterable[str]) -> dict[str, str]:
+    """All helpers of the parts by name; the first part that defines a name wins."""
+    found: dict[str, str] = {}
+    for part in parts:
+        for function in _part(part):
+            found.setdefault(function.name, function.text)
+    return found
+
+
+def _closure(parts: tuple[str, ...], wanted: set[str]) -> list[str]:
+    """The text of the wanted helpers and of the helpers that they call, callees before callers."""
+    known: dict[str, _Function] = {}
+    for part in parts:
+        for function in _part(part):
+            known.setdefault(function.name, function)
+    order: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in known and name not in order:
+            for used in sorted(known[name].uses - {name}):
+                visit(used)
+            order.append(name)
+
+    for name in sorted(wanted, key=lambda name: list(known).index(name)):
+        visit(name)
+    return [known[name].text for name in order]
+
+
+def _eager_helpers(plan: Plan) -> list[str]:
+    suffix = plan.eager.value
+    wanted = {"chunks", "role_rows", "channel_rows", "add_rows"}
+    wanted |= {f"conv_{suffix}", f"tap_gradient_{suffix}"}
+    if any(isinstance(node, SiluGradient) for node in plan.backward_graph.nodes):
+        wanted.add("silu_gradient_eager")
+    return _closure(("eager",), wanted)
+
+
+# ----------------------------------------------------------------------------------------- kernels
+
+
+def _row(spec: OpSpec, view: ParameterView) -> str:
+    """The row of a parameter tensor that belongs to channel `row`."""
+    if view.width > 1:
+        return f"row // {view.width}"
+    if view.roles == 1:
+        return "row"
+    if view.interleaved:
+        return f"row * {view.roles} + {view.role}" if view.role else f"row * {view.roles}"
+    match view.role:
+        case 0:
+            return "row"
+        case 1:
+            return "CHANNELS + row"
+        case role:
+            return f"{role} * CHANNELS + row"
+
+
+def _lines(
+    spec: OpSpec, statements: Iterable[Statement], units: dict[str, str], held: dict[str, Rows]
+) -> list[str]:
+    """Each statement as one line of kernel text."""
+
+    def rows_of(operand: Operand) -> str:
+        have, want = held[operand.name], operand.rows
+        if have == want:
+            return operand.name
+        start, stop = want.lo - have.lo, want.hi - have.lo
+        span = f"{start} : ROWS + {stop}" if stop else f"{start}:ROWS"
+        return f"{operand.name}[{span}]"
+
+    def line(statement: Statement) -> str:
+        match statement:
+            case LoadTaps(out=out, view=view):
+                last = view.order is TapOrder.LAG_LAST
+                return (
+                    f"{out} = load_taps({view.tensor}_ptr, {_row(spec, view)}, inside, "
+                    f"{view.length}, {last})"
+                )
+            case LoadVector(out=out, view=view):
+                return f"{out} = load_vector({view.tensor}_ptr, {_row(spec, view)}, inside)"
+            case ZeroTaps(out=out, length=length):
+                return f"{out} = zero_taps({length}, BLOCK_D, N)"
+            case LoadRows(out=out, tensor=tensor, rows=rows):
+                held[out] = rows
+                stop = f"ROWS + {rows.hi}" if rows.hi else "ROWS"
+                return (
+                    f"{out} = load_rows({tensor}_ptr, {tensor}_row, {units[tensor]}, tile, "
+                    f"{rows.lo}, {stop}, ROWS, BLOCK_D, N)"
+                )
+            case Fir(out=out, x=x, taps=taps, rows=rows):
+                held[out] = rows
+                return f"{out} = {statement.helper}({rows_of(x)}, {taps})"
+            case Rowwise(out=out, function=function, operands=operands, vector=vector, rows=rows):
+                held[out] = rows
+                arguments = [*map(rows_of, operands), *([vector] if vector else [])]
+                return f"{out} = {function}({', '.join(arguments)})"
+            case Accumulate(out=out, function=function, operands=operands):
+                return f"{out} = {function}({', '.join([out, *map(rows_of, operands)])})"
+            case StoreRows(tensor=tensor, x=x):
+                return (
+                    f"store_rows({tensor}_ptr, {tensor}_row, {units[tensor]}, tile, "
+                    f"{rows_of(x)}, BLOCK_D, N)"
+                )
+            case StorePartial(total=total, first=first):
+                return f"store_partial(partials_ptr, {first}, {total}, row, inside, CHANNELS)"
+        assert_never(statement)
+
+    return [line(statement) for statement in statements]
+
+
+def _helper_names(kernel: KernelPlan) -> set[str]:
+    """The helpers that a kernel's skeleton and statements call."""
+    names = {"locate", "advance"}
+    for statement in kernel.program:
+        match statement:
+            case LoadTaps():
+                names.add("load_taps")
+            case LoadVector():
+                names.add("load_vector")
+            case ZeroTaps():
+                names.add("zero_taps")
+            case LoadRows():
+                names.add("load_rows")
+            case Fir():
+                names.add(statement.helper)
+            case Rowwise(function=function) | Accumulate(function=function):
+                names.add(function)
+            case StoreRows():
+                names.add("store_rows")
+            case StorePartial():
+                names.add("store_partial")
+            case _:
+                assert_never(statement)
+    return names
+
+
+def _units(spec: OpSpec, kernel: KernelPlan) -> dict[str, str]:
+    """The constexpr that names each activation's stride along its contiguous axis."""
+    units = dict.fromkeys((*kernel.program.loads, *kernel.program.stores), "1")
+    units |= {name: "UNIT" for name in spec.inputs if name in units}
+    return units | {f"d_{name}": "D_UNIT" for name in spec.inputs if f"d_{name}" in units}
+
+
+def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
+    """What the skeleton asks for."""
+    program = kernel.program
+    units = _units(spec, kernel)
+    held: dict[str, Rows] = {}
+    vector = _VECTOR[plan.layout]
+    forward = kernel is plan.forward
+    shapes = {p.name: str(p.shape) for p in spec.parameters}
+    return {
+        "function": f"{spec.op}_{kernel.name}",
+        "doc": _formula(spec).replace("\n", "; ")
+        if forward
+        else "Gradients of every input, and partial sums of those of parameters.",
+        "activations": [*program.loads, *program.stores],
+        "units": ["UNIT"] if forward else ["UNIT", "D_UNIT"],
+        "pointers": list(units.items()),
+        "parameters": [(name, shapes[name]) for name in program.parameters],
+        "prologue": _lines(spec, program.prologue, units, held),
+        "body": _lines(spec, program.body, units, held),
+        "epilogue": _lines(spec, program.epilogue, units, held),
+        "reach_lo": -(program.reach.lo // vector * vector),
+        "reach_hi": -(-program.reach.hi // vector * vector),
+        "partial_rows": program.partial_rows,
+    }
+
+
+def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, Any]:
+    assert plan.forward is not None and plan.backward is not None
+    forward, backward = plan.forward.program, plan.backward.program
+    wanted = set().union(*(_helper_names(kernel) for kernel in plan.kernels))
+    inputs = [f"d_{name}" for name in spec.inputs]
+    return {
+        "schedule": [
+            (
+                direction,
+                "{" + ", ".join(f'"{k}": {v}' for k, v in schedule.numbers(direction)) + "}",
+            )
+            for direction in ("forward", "backward")
+        ],
+        "helpers": _closure(plan.forward.parts, wanted),
+        "reduce_kernel": _functions(("reduce",))["sum_partials"],
+        "launch_helpers": list(_functions(("launch",)).values()),
+        "forward_stores": [("y", *plan.saved).index(name) for name in forward.stores],
+        "forward_parameters": list(forward.parameters),
+        "backward_loads": list(backward.loads),
+        "backward_stores": [inputs.index(name) for name in backward.stores],
+        "backward_parameters": list(backward.parameters),
+        "partial_rows": backward.partial_rows,
+        "reductions": [
+            {
+                "tensor": r.tensor,
+                "first": r.first,
+                "width": r.view.width,
+                "length": r.view.length or 1,
+                "roles": r.view.roles,
+                "interleaved": r.view.interleaved,
+                "lag_last": r.view.order is TapOrder.LAG_LAST,
+            }
+            for name in (p.name for p in spec.parameters)
+            for r in plan.reductions
+            if r.tensor == name
+        ],
+    }
+
+
+def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[KernelSource, ...]:
+    """How a launch of each kernel looks to the compiler, for separate contiguous inputs."""
+    io = "*" + _TRITON[spec.dtype.io]
+    sources: list[KernelSource] = []
+    for kernel in plan.kernels:
+        program = kernel.program
+        backward = kernel is plan.backward
+        activations = (*program.loads, *program.stores)
+        signature: list[tuple[str, str]] = []
+        for name in activations:
+            signature += [(f"{name}_ptr", io), (f"{name}_batch", "i32"), (f"{name}_row", "i32")]
+        kept = [f"{name}_ptr" for name in program.parameters]
+        kept += ["partials_ptr"] if program.partial_rows else []
+        strides = tuple(name for name, _ in signature)
+        signature += [(name, "*fp32") for name in kept]
+        signature += [(name, "i32") for name in ("first", "last", "end", "time_programs")]
+        numbers = dict(schedule.numbers(kernel.name))
+        warps, stages = numbers.pop("num_warps"), numbers.pop("num_stages", 3)
+        registers = numbers.pop("maxnreg", None)
+        constants: dict[str, int | bool | float | str] = {"CHANNELS": spec.channels, "UNIT": 1}
+        constants |= {"D_UNIT": 1} if backward else {}
+        sources.append(
+            KernelSource(
+                name=f"{spec.op}_{kernel.name}",
+                role=Role.BACKWARD if backward else Role.FORWARD,
+                signature=tuple(signature),
+                constants=tuple((constants | numbers).items()),
+                divisible=(*strides, *kept),
+                unaligned_keeps=tuple(kept),
+                num_warps=warps,
+                num_stages=stages,
+                maxnreg=registers,
+            )
+        )
+    partial_rows = plan.backward.program.partial_rows if plan.backward else 0
+    for r in plan.reductions:
+        block_w = min(1024, 1 << (r.view.width - 1).bit_length())
+        constants = {
+            "P": partial_rows,
+            "CHANNELS": spec.channels,
+            "WIDTH": r.view.width,
+            "LENGTH": r.view.length or 1,
+            "ROLES": r.view.roles,
+            "INTERLEAVED": r.view.interleaved,
+            "LAG_LAST": r.view.order is TapOrder.LAG_LAST,
+            "BLOCK_G": max(1, 128 // block_w),
+            "BLOCK_W": block_w,
+        }
+        pointers = ("partials_ptr", "out_ptr")
+        sources.append(
+            KernelSource(
+                name="sum_partials",
+                role=Role.REDUCE,
+                signature=(*((p, "*fp32") for p in pointers), ("splits", "i32"), ("first", "i32")),
+                constants=tuple(constants.items()),
+                divisible=pointers,
+                unaligned_keeps=pointers,
+                num_warps=4,
+                num_stages=3,
+            )
+        )
+    return tuple(sources)
+
+
+# ----------------------------------------------------------------------------------- plain PyTorch
+
+
+def _eager_forward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
+    stored = [plan.graph.outputs[0], *plan.saved]
+    results = [f"out_{i}" for i in range(len(stored))]
+    first = f"{spec.inputs[0]}_all"
+    setup = [
+        f"outputs = [allocate(inputs[0], inputs[0].shape[TIME]) for _ in range({len(stored)})]"
+    ]
+    setup.append(f"{_targets(results)} = (canonical(x) for x in outputs)")
+    lines = _eager_lines(plan.graph, plan.eager)
+    lines += [f"{out}[:, c] = {value}" for out, value in zip(results, stored, strict=True)]
+    return {
+        "name": "forward",
+        "doc": f"[{', '.join(['y', *plan.saved])}] of the unpacked inputs.",
+        "arguments": ["inputs: Sequence[Tensor]", "parameters: Sequence[Tensor]"],
+        "tensors": [f"{name}_all" for name in spec.inputs],
+        "tensor_source": "inputs",
+        "first": first,
+        "temporaries": _temporaries(plan.graph, plan.eager),
+        "setup": setup,
+        "lines": lines,
+        "result": "outputs",
+    }
+
+
+def _eager_backward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
+    graph = plan.backward_graph
+    names = [f"d_{name}_all" for name in spec.inputs]
+    parameters = [p.name for p in spec.parameters]
+    setup = [
+        "d_inputs = [allocate(x, x.shape[TIME]) for x in inputs]",
+        f"{_targets(names)} = (canonical(x) for x in unpack(d_inputs))",
+        *(f"d_{name}_all = torch.zeros_like({name}, dtype=dtype)" for name in parameters),
+    ]
+    lines = _eager_lines(graph, plan.eager)
+    for name, value in zip(names, graph.outputs, strict=False):
+        lines.append(f"{name}[:, c] = {value}")
+    cast = ", ".join(f"d_{name}_all.to({name}.dtype)" for name in parameters)
+    return {
+        "name": "backward",
+        "doc": "Gradients of the inputs, packed if they are, then of the parameters.",
+        "arguments": [
+            "dy: Tensor",
+            "inputs: Sequence[Tensor]",
+            "parameters: Sequence[Tensor]",
+            "saved: Sequence[Tensor]",
+        ],
+        "tensors": ["dy_all", *(f"{name}_all" for name in (*spec.inputs, *plan.saved))],
+        "tensor_source": "(dy, *unpack(inputs), *saved)",
+        "first": "dy_all",
+        "temporaries": _temporaries(graph, plan.eager),
+        "setup": setup,
+        "lines": lines,
+        "result": f"[*d_inputs, {cast}]",
+    }
+
+
+def _temporaries(graph: Graph, conv: EagerConv) -> int:
+    """Activations alive at once, at most: every value of the graph, and what an FFT needs on top."""
+    values = sum(not isinstance(n, Parameter | TapGradient | ChannelSum) for n in graph.nodes)
+    return values + (
+        12 if conv is EagerConv.FFT else 2
+    )  # spectra of twice the length, and padding
+
+
+def _eager_lines(graph: Graph, conv: EagerConv) -> list[str]:
+    """Each node as one line on the channels `c`; taps have lag 0 first."""
+
+    def rows(tensor: str, view: ParameterView) -> str:
+        if view.roles == 1:
+            return tensor
+        return f"role_rows({tensor}, {view.role}, {view.roles}, {view.interleaved})"
+
+    def line(node: Node) -> str:
+        match node:
+            case Input(out=out):
+                return f"{out} = {out}_all[:, c].to(dtype)"
+            case Parameter(out=out, view=view):
+                flip = ".flip(1)" if view.length and view.order is TapOrder.LAG_LAST else ""
+                column = "" if view.length else "[:, None]"
+                source = rows(view.tensor, view)
+                return f"{out}_c = channel_rows({source}, c, {view.width}, dtype){flip}{column}"
+            case Conv(out=out, x=x, taps=taps, direction=direction):
+                return f"{out} = conv_{conv.value}({x}, {taps}_c, {direction:+d})"
+            case Multiply(out=out, a=a, b=b):
+                return f"{out} = {a} * {b}"
+            case Add(out=out, a=a, b=b):
+                return f"{out} = {a} + {b}"
+            case Scale(out=out, x=x, factor=factor):
+                return f"{out} = {x} * {factor}_c"
+            case Shift(out=out, x=x, offset=offset):
+                return f"{out} = {x} + {offset}_c"
+            case Silu(out=out, x=x):
+                return f"{out} = functional.silu({x})"
+            case SiluGradient(out=out, grad=grad, x=x):
+                return f"{out} = silu_gradient_eager({grad}, {x})"
+            case TapGradient(out=out, grad=grad, x=x, view=view):
+                flip = ".flip(1)" if view.order is TapOrder.LAG_LAST else ""
+                return (
+                    f"{out} = tap_gradient_{conv.value}({grad}, {x}, {view.length}){flip}\n"
+                    f"add_rows({rows(f'd_{view.tensor}_all', view)}, c, {out}, {view.width})"
+                )
+            case ChannelSum(out=out, x=x, view=view):
+                return (
+                    f"{out} = {x}.sum((0, 2))\n"
+                    f"add_rows(d_{view.tensor}_all, c, {out}, {view.width})"
+                )
+        assert_never(node)
+
+    return [text for node in graph.nodes for text in line(node).split("\n")]

@@ -1,0 +1,164 @@
+"""Generated files as callables: `Operator` for users, runners for the verifier (layer 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from sh2gen.emit import class_name
+from sh2gen.errors import Sh2genError
+from sh2gen.load_module import load_module
+from sh2gen.reference import reference
+from sh2gen.spec import OpSpec, spec_from_dict
+
+
+class Operator:
+    """A compiled operator: one generated file, imported.
+
+    Attributes:
+        spec: what it computes.
+        path: the generated file.
+        layout: "BLD" for activations (B, L, D), "BDL" for (B, D, L).
+        plan: algorithm/layout/what forward saves.
+        namespace: the imported module.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.namespace: ModuleType = load_module(path, interpret=False)
+        try:
+            self.spec: OpSpec = spec_from_dict(self.namespace.SPEC)
+            self.plan: str = self.namespace.PLAN
+            self.layout: str = self.namespace.LAYOUT
+        except AttributeError as error:
+            raise Sh2genError("B005", f"{path} is not a file that sh2gen wrote: {error}") from error
+
+    def __call__(self, *inputs: Tensor, **parameters: Tensor) -> Tensor:
+        """y of the inputs (`spec.inputs`, or one tensor of packed features), differentiable in all.
+
+        Args:
+            inputs: (B, L, D) or (B, D, L) as `layout` says; packed features have len(spec.inputs) D
+                channels. bfloat16, float16 or float32; float64 on a CPU.
+            parameters: every tensor of `spec.parameters` by name, in its shape; float32 is best.
+
+        Raises:
+            TypeError, ValueError: naming the argument and what was expected of it.
+        """
+        names = [p.name for p in self.spec.parameters]
+        if set(parameters) != set(names):
+            raise TypeError(
+                f"{self.spec.op}: expected parameters {', '.join(names)}, "
+                f"got {', '.join(parameters) or 'none'}"
+            )
+        n = len(self.spec.inputs)
+        if len(inputs) not in {1, n}:
+            packed = " or one tensor of packed features" if n > 1 else ""
+            raise TypeError(
+                f"{self.spec.op}: expected {', '.join(self.spec.inputs)}{packed}, "
+                f"got {len(inputs)} inputs"
+            )
+        name = self.spec.op if len(inputs) == n else f"{self.spec.op}_packed"
+        result: Tensor = getattr(self.namespace, name)(*inputs, *(parameters[p] for p in names))
+        return result
+
+    def module(self, device: torch.device | str | None = None) -> nn.Module:
+        """A fresh nn.Module with its own float32 parameters, called like the operator."""
+        made: nn.Module = getattr(self.namespace, class_name(self.spec.op))(device=device)
+        return made
+
+    def reference(self, *inputs: Tensor, **parameters: Tensor) -> Tensor:
+        """The same operator in float64 by FFT, written from the spec alone: the meaning of a call."""
+        if len(inputs) == 1 and len(self.spec.inputs) > 1:
+            inputs = self.namespace.unpack(inputs)
+        canonical = {
+            name: x if self.layout == "BDL" else x.transpose(1, 2)
+            for name, x in zip(self.spec.inputs, inputs, strict=True)
+        }
+        y = reference(self.spec, canonical, parameters)
+        return y if self.layout == "BDL" else y.transpose(1, 2)
+
+    def __repr__(self) -> str:
+        names = ", ".join((*self.spec.inputs, *(p.name for p in self.spec.parameters)))
+        return f"<sh2gen.Operator {self.spec.op}({names}) {self.plan} from {self.path}>"
+
+
+class OperatorRunner:
+    """Runs a compiled operator as users do: plain PyTorch on a CPU, kernels on a GPU."""
+
+    def __init__(self, operator: Operator, name: str) -> None:
+        self.name = name
+        self.operator = operator
+        self.layout = operator.layout
+        self.exactly_causal = not operator.plan.startswith("fft/")
+
+    def forward(self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            return self.operator(*inputs.values(), **parameters)
+
+    def forward_packed(
+        self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
+    ) -> Tensor:
+        with torch.no_grad():
+            return self.operator(inputs["features"], **parameters)
+
+    def gradients(
+        self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor], dy: Tensor
+    ) -> dict[str, Tensor]:
+        leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
+        weights = {name: x.detach().requires_grad_() for name, x in parameters.items()}
+        y = self.operator(*leaves.values(), **weights)
+        named = leaves | weights
+        return dict(zip(named, torch.autograd.grad(y, list(named.values()), dy), strict=True))
+
+
+class InterpreterRunner:
+    """Runs the kernels of a generated file on CPU tensors under Triton's interpreter."""
+
+    name = "interpreter"
+    exactly_causal = True
+
+    def __init__(self, path: Path) -> None:
+        self.namespace = load_module(path, interpret=True)
+        self.layout: str = self.namespace.LAYOUT
+
+    def forward(self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Tensor:
+        return self._outputs(list(inputs.values()), parameters)[0]
+
+    def forward_packed(
+        self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
+    ) -> Tensor:
+        return self._outputs([inputs["features"]], parameters)[0]
+
+    def gradients(
+        self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor], dy: Tensor
+    ) -> dict[str, Tensor]:
+        weights = {name: x.detach().requires_grad_() for name, x in parameters.items()}
+        effective = self._effective(weights)
+        tensors = list(inputs.values())
+        detached = [p.detach() for p in effective]
+        saved = self.namespace.launch_forward(tensors, detached)[1:]
+        results = self.namespace.launch_backward(dy, tensors, detached, saved)
+        found = dict(zip(inputs, results, strict=False))
+        for (name, leaf), value, grad in zip(
+            weights.items(), effective, results[len(tensors) :], strict=True
+        ):
+            found[name] = grad if value is leaf else torch.autograd.grad(value, leaf, grad)[0]
+        return found
+
+    def _outputs(self, inputs: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> list[Tensor]:
+        for x in inputs:
+            if x.dtype == torch.bfloat16:
+                raise Sh2genError("V003", "Triton's interpreter computes bfloat16 wrongly")
+        found: list[Tensor] = self.namespace.launch_forward(inputs, self._effective(parameters))
+        return found
+
+    def _effective(self, parameters: Mapping[str, Tensor]) -> list[Tensor]:
+        """The parameters as kernels take them: a decay filter with its decay applied."""
+        values = list(parameters.values())
+        if hasattr(self.namespace, "decayed"):
+            values[0] = self.namespace.decayed(values[0])
+        return values

@@ -1,0 +1,87 @@
+"""Import one generated file as a fresh module, for a GPU or under Triton's interpreter."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import itertools
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from sh2gen.errors import Sh2genError
+
+_numbers = itertools.count()
+
+
+def load_module(path: Path, *, interpret: bool) -> ModuleType:
+    """A new module made from the generated file `path`.
+
+    With `interpret` its kernels run on CPU tensors under Triton's interpreter, otherwise they
+    compile for the GPU. Every call gives an independent module, so the same file can be loaded
+    both ways in one process. The interpreter computes bfloat16 wrongly (on bit patterns): callers
+    refuse it. Raises B004 when the interpreter cannot run here, B005 when the file cannot be
+    imported.
+    """
+    # A unique name, and in sys.modules: torch.compile and pickle look up the module of a function
+    # by its name.
+    name = f"_sh2gen_{path.stem}_{next(_numbers)}"
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    with _interpretation(interpret):
+        sys.modules[name] = module
+        try:
+            # Not by an import of the file: that trusts a .pyc of the same size and second, and
+            # writes one beside it.
+            text = path.read_text(encoding="utf-8")
+            exec(compile(text, str(path), "exec", dont_inherit=True), module.__dict__)
+        except Exception as error:
+            del sys.modules[name]
+            reason = (
+                error.strerror
+                if isinstance(error, OSError)
+                else f"{type(error).__name__}: {error}"
+            )
+            raise Sh2genError(
+                "B005", f"cannot load the generated file {path}: {reason}"
+            ) from error
+    return module
+
+
+@contextmanager
+def _interpretation(interpret: bool) -> Iterator[None]:
+    """Triton decides at `@triton.jit`, while a file is imported, whether to interpret a kernel."""
+    if interpret:
+        for package in ("triton", "numpy"):
+            if importlib.util.find_spec(package) is None:
+                raise Sh2genError(
+                    "B004",
+                    f"Triton's interpreter needs {package}, which is not installed",
+                    help=f"pip install {package}",
+                )
+    elif importlib.util.find_spec("triton") is None:
+        yield  # the file loads without Triton: only its plain PyTorch path can run then
+        return
+    from triton import knobs
+
+    if interpret:
+        _interpret_standard_library()
+    with knobs.runtime.scope():
+        knobs.runtime.interpret = interpret
+        yield
+
+
+def _interpret_standard_library() -> None:
+    """Let interpreted kernels call `tl.sum`, `tl.zeros` and the like.
+
+    These are `@triton.jit` functions of Triton itself, made for compilation when Triton was
+    imported. Called as Python functions they raise; only the interpreter calls them so, and from
+    now on such a call is interpreted.
+    """
+    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import JITFunction
+
+    interpreted = functools.cache(InterpretedFunction)
+    JITFunction.__call__ = lambda self, *args, **kwargs: interpreted(self.fn)(*args, **kwargs)

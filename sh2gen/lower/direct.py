@@ -1,0 +1,77 @@
+"""`direct`: the sum over taps as multiply-adds on registers, everything fused into one kernel.
+
+Each lane holds a short window of consecutive time steps in registers, so that every lag of featurizer and
+inner filter is a choice of registers. Context rows are read again by the neighbouring block (from cache)
+and what depends on them is recomputed: for short filters that costs less than passing it on.
+"""
+
+from __future__ import annotations
+
+from sh2gen.ir import operator_graph
+from sh2gen.lower.rows import tile_program
+from sh2gen.lower.verdict import Verdict, later_fields
+from sh2gen.passes import adjoint
+from sh2gen.plan import EagerConv, KernelPlan, Layout, Plan
+from sh2gen.spec import Activations, FilterKind, OpSpec
+
+MAX_TAPS = 16  # beyond this the windows of backward no longer fit into 255 registers a thread
+
+
+def applies(spec: OpSpec) -> Verdict:
+    """Whether this operator can be computed by `direct`, and why (not)."""
+    reasons = list(later_fields(spec))
+    if spec.filter.kind not in (FilterKind.EXPLICIT, FilterKind.DECAY):
+        reasons.append(f"the filter is {spec.filter.kind.value}; direct needs explicit taps")
+    elif spec.filter.length is not None and spec.filter.length > MAX_TAPS:
+        reasons.append(
+            f"{spec.filter.length} taps; windows of more than {MAX_TAPS} do not fit in registers"
+        )
+    if spec.featurizer is not None and spec.featurizer.length > MAX_TAPS:
+        reasons.append(f"a featurizer of {spec.featurizer.length} taps; at most {MAX_TAPS}")
+    if reasons:
+        return Verdict.no(*reasons)
+    return Verdict.yes(
+        f"{spec.filter.length} taps fit in registers: one kernel reads {len(spec.inputs)} and writes 1 activation"
+    )
+
+
+def lower(spec: OpSpec) -> tuple[Plan, ...]:
+    """Every plan: layouts x (recompute the convolution in backward | save it)."""
+    graph = operator_graph(spec)
+    gated = spec.gates.post
+    before_gate = (
+        next(n.b for n in graph.nodes if n.out == "y" and hasattr(n, "b")) if gated else ""
+    )
+    cuts: tuple[tuple[str, ...], ...] = ((), (before_gate,)) if gated else ((),)
+    return tuple(_plan(spec, layout, saved) for layout in layouts(spec) for saved in cuts)
+
+
+def layouts(spec: OpSpec) -> tuple[Layout, ...]:
+    """The layouts that the spec allows, the one that is faster for narrow tiles first."""
+    match spec.layout.activations:
+        case Activations.AUTO:
+            return (Layout.BDL, Layout.BLD)
+        case chosen:
+            return (Layout(chosen.value),)
+
+
+def _plan(spec: OpSpec, layout: Layout, saved: tuple[str, ...]) -> Plan:
+    graph = operator_graph(spec)
+    backward_graph = adjoint(graph, saved)
+    parts = ("rows", "channels_first" if layout is Layout.BDL else "channels_last")
+    forward, _ = tile_program(graph, {"y": graph.outputs[0], **{name: name for name in saved}})
+    gradients = dict(
+        zip((f"d_{name}" for name in spec.inputs), backward_graph.outputs, strict=False)
+    )
+    backward, reductions = tile_program(backward_graph, gradients)
+    return Plan(
+        algorithm="direct",
+        layout=layout,
+        saved=saved,
+        graph=graph,
+        backward_graph=backward_graph,
+        forward=KernelPlan(name="forward", skeleton="tile", parts=parts, program=forward),
+        backward=KernelPlan(name="backward", skeleton="tile", parts=parts, program=backward),
+        reductions=reductions,
+        eager=EagerConv.DIRECT,
+    )

@@ -1,0 +1,33 @@
+"""`fft`: any filter by torch.fft in float32, in chunks of channels under a byte budget; always works."""
+
+from __future__ import annotations
+
+from sh2gen.ir import operator_graph
+from sh2gen.lower.direct import layouts
+from sh2gen.lower.verdict import Verdict, later_fields
+from sh2gen.passes import adjoint
+from sh2gen.plan import EagerConv, Plan
+from sh2gen.spec import OpSpec
+
+
+def applies(spec: OpSpec) -> Verdict:
+    """Whether this operator can be computed by `fft`, and why (not)."""
+    reasons = tuple(later_fields(spec))
+    if reasons:
+        return Verdict.no(*reasons)
+    return Verdict.yes("any number of taps and any length, at several passes over memory")
+
+
+def lower(spec: OpSpec) -> tuple[Plan, ...]:
+    """One plan a layout; nothing is saved for backward."""
+    graph = operator_graph(spec)
+    return tuple(
+        Plan(
+            algorithm="fft",
+            layout=layout,
+            graph=graph,
+            backward_graph=adjoint(graph),
+            eager=EagerConv.FFT,
+        )
+        for layout in layouts(spec)
+    )

@@ -1,0 +1,182 @@
+"""From a graph to a tile program over rows: shared by every lowering whose convolutions are short."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from sh2gen.ir import (
+    Add,
+    ChannelSum,
+    Conv,
+    Graph,
+    Input,
+    Multiply,
+    Node,
+    Parameter,
+    ParameterView,
+    Scale,
+    Shift,
+    Silu,
+    SiluGradient,
+    TapGradient,
+    activations,
+    parameter,
+)
+from sh2gen.plan import (
+    BLOCK,
+    Accumulate,
+    Fir,
+    LoadRows,
+    LoadTaps,
+    LoadVector,
+    Operand,
+    Reduction,
+    Rows,
+    Rowwise,
+    Statement,
+    StorePartial,
+    StoreRows,
+    TileProgram,
+    ZeroTaps,
+)
+
+_FUNCTIONS: dict[type[Node], str] = {
+    Multiply: "multiply",
+    Add: "add",
+    Scale: "scale",
+    Shift: "shift",
+    Silu: "silu",
+    SiluGradient: "silu_gradient",
+}
+
+
+def demanded_rows(graph: Graph, stored: tuple[str, ...]) -> dict[str, Rows]:
+    """Which rows of every activation a block needs so that it can store `stored` and its sums.
+
+    A causal convolution of K taps needs K - 1 rows more on the left, its adjoint on the right; a gradient
+    of taps sums over the block's own rows of the gradient and looks K - 1 rows back in the signal.
+    """
+    rows: dict[str, Rows] = {name: BLOCK for name in stored}
+
+    def demand(name: str, wanted: Rows) -> None:
+        rows[name] = rows[name].join(wanted) if name in rows else wanted
+
+    for node in reversed(graph.nodes):
+        match node:
+            case TapGradient(grad=grad, x=x, view=view):
+                assert view.length is not None
+                demand(grad, BLOCK)
+                demand(x, Rows(1 - view.length, 0))
+            case ChannelSum(x=x):
+                demand(x, BLOCK)
+            case Conv(x=x):
+                demand(x, _source_rows(graph, node, rows[node.out]))
+            case Input() | Parameter():
+                pass
+            case Multiply() | Add() | Scale() | Shift() | Silu() | SiluGradient():
+                for name in activations(node):
+                    demand(name, rows[node.out])
+            case _:
+                assert_never(node)
+    return rows
+
+
+def _source_rows(graph: Graph, conv: Conv, rows: Rows) -> Rows:
+    lag = _length(graph, conv.taps) - 1
+    return Rows(rows.lo - lag, rows.hi) if conv.direction == +1 else Rows(rows.lo, rows.hi + lag)
+
+
+def _length(graph: Graph, taps: str) -> int:
+    length = graph.view(taps).length
+    assert length is not None
+    return length
+
+
+def tile_program(
+    graph: Graph, stores: dict[str, str]
+) -> tuple[TileProgram, tuple[Reduction, ...]]:
+    """The graph as statements over rows, and how its partial sums become parameter gradients.
+
+    Args:
+        graph: forward or backward graph.
+        stores: tensor name -> value, for every activation that leaves the kernel.
+    """
+    rows = demanded_rows(graph, tuple(stores.values()))
+    prologue: list[Statement] = []
+    body: list[Statement] = []
+    gradients: list[TapGradient | ChannelSum] = []
+    left = {tensor: value for tensor, value in stores.items()}
+
+    def operand(name: str, wanted: Rows) -> Operand:
+        return Operand(name, wanted)
+
+    for node in graph.nodes:
+        match node:
+            case Input(out=out):
+                body.append(LoadRows(out=out, tensor=out, rows=rows[out]))
+            case Parameter(out=out, view=view):
+                load = LoadTaps if view.length else LoadVector
+                prologue.append(load(out=out, view=view))
+            case Conv(out=out, x=x, taps=taps, direction=direction):
+                source = operand(x, _source_rows(graph, node, rows[out]))
+                body.append(
+                    Fir(
+                        out=out,
+                        x=source,
+                        taps=taps,
+                        length=_length(graph, taps),
+                        direction=direction,
+                        rows=rows[out],
+                    )
+                )
+            case TapGradient(out=out, grad=grad, x=x, view=view):
+                assert view.length is not None
+                operands = (operand(grad, BLOCK), operand(x, Rows(1 - view.length, 0)))
+                body.append(
+                    Accumulate(
+                        out=out, function="tap_gradient", operands=operands, length=view.length
+                    )
+                )
+                gradients.append(node)
+            case ChannelSum(out=out, x=x):
+                operands = (operand(x, BLOCK),)
+                body.append(
+                    Accumulate(out=out, function="channel_sum", operands=operands, length=1)
+                )
+                gradients.append(node)
+            case Multiply() | Add() | Scale() | Shift() | Silu() | SiluGradient():
+                body.append(
+                    Rowwise(
+                        out=node.out,
+                        function=_FUNCTIONS[type(node)],
+                        operands=tuple(operand(x, rows[node.out]) for x in activations(node)),
+                        vector=parameter(node),
+                        rows=rows[node.out],
+                    )
+                )
+            case _:
+                assert_never(node)
+        # A value is stored as soon as it exists, so that its registers can be reused.
+        for tensor in [tensor for tensor, value in left.items() if value == node.out]:
+            body.append(StoreRows(tensor=tensor, x=Operand(left.pop(tensor), BLOCK)))
+
+    ordered = sorted(gradients, key=lambda node: _reduction_key(graph, node.view))
+    epilogue: list[Statement] = []
+    reductions: list[Reduction] = []
+    first = 0
+    for node in ordered:
+        if node.view.role == 0:
+            reductions.append(Reduction(tensor=node.view.tensor, first=first, view=node.view))
+        prologue.append(ZeroTaps(out=node.out, length=node.view.length or 1))
+        epilogue.append(StorePartial(total=node.out, first=first))
+        first += node.view.length or 1
+    program = TileProgram(prologue=tuple(prologue), body=tuple(body), epilogue=tuple(epilogue))
+    return program, tuple(reductions)
+
+
+def _reduction_key(graph: Graph, view: ParameterView) -> tuple[int, int]:
+    """Parameter tensors in the order of the graph, the roles of a packed one side by side."""
+    tensors = list(dict.fromkeys(node.view.tensor for node in graph.parameters))
+    # A bias is a parameter of the forward graph only: it comes after those that backward reads.
+    position = tensors.index(view.tensor) if view.tensor in tensors else len(tensors)
+    return position, view.role

@@ -1,0 +1,39 @@
+"""A lowering's answer to "can you compute this operator?", in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sh2gen.spec import FilterKind, OpSpec, Sequences
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether an algorithm applies, and the reasons for or against."""
+
+    applies: bool
+    reasons: tuple[str, ...]
+
+    @staticmethod
+    def yes(reason: str) -> Verdict:
+        return Verdict(True, (reason,))
+
+    @staticmethod
+    def no(*reasons: str) -> Verdict:
+        return Verdict(False, reasons)
+
+    def __str__(self) -> str:
+        return "; ".join(self.reasons)
+
+
+def later_fields(spec: OpSpec) -> Iterator[str]:
+    """Why no lowering can serve this spec yet, for fields that only the language knows so far."""
+    if spec.filter.kind is FilterKind.MODAL:
+        yield "modal filters have no lowering yet"
+    if spec.state is not None and (spec.state.initial or spec.state.final):
+        yield "initial and final states have no lowering yet; leave `state` out"
+    if spec.sequences is not Sequences.DENSE:
+        yield "packed sequences have no lowering yet; write `sequences: dense`"
+    if spec.context is not None and spec.context.ranks > 1:
+        yield "a context split over ranks has no lowering yet; leave `context` out"

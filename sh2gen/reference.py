@@ -1,0 +1,304 @@
+"""The operator in float64, from its description alone: what plans and kernels are judged against.
+
+Nothing here knows of graphs, plans or blocks. The convolution is computed in two ways that share
+no arithmetic, an FFT and a direct sum over taps, so that they check each other.
+
+Notation: B batch, L length, D channels, G filter groups, K taps, F taps of the featurizer,
+n inputs. `sh2gen.spec` states the mathematics. Activations are (B, D, L) here whatever their
+layout in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sh2gen.errors import Sh2genError
+from sh2gen.spec import Activation, Bias, FilterKind, OpSpec, Projection, Skip, TapOrder
+
+Method = Literal["fft", "direct"]
+
+# The result is linear in each of these (it is not in the poles of a modal filter).
+LINEAR_PARAMETERS = frozenset({"filter", "residues", "featurizer", "skip", "bias"})
+
+# |silu'| <= 1.0999 and |silu''| <= 0.5, rounded up.
+SILU_SLOPE = 1.1
+SILU_CURVATURE = 0.5
+
+
+def reference(
+    spec: OpSpec,
+    inputs: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    *,
+    method: Method = "fft",
+    absolute: bool = False,
+    groups: Sequence[int] | None = None,
+    left_context: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """The output of the operator in float64, differentiable by autograd.
+
+    Args:
+        inputs: every name of `spec.inputs` -> (B, D, L), any floating dtype.
+        parameters: every name of `spec.parameters` -> its shape. A freeform filter may have
+            fewer taps.
+        method: how convolutions are computed. The error of "fft" is relative to the largest
+            values of a row, that of "direct" to each element, at a cost that grows with K.
+        absolute: the same operator on absolute values, so that no two terms cancel; silu becomes
+            1.1 times the identity. It is the scale of the rounding errors in each element
+            (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1).
+        groups: the tensors hold only the channels of these filter groups, in this order, as
+            `sample_groups` cuts them out.
+        left_context: every input name -> (B, D, P), the P samples before `inputs`; absent: zeros.
+
+    Returns:
+        y (B, D, L), float64, where D counts the channels of `groups`.
+
+    Raises:
+        Sh2genError: C001, a tensor is missing, unknown or of another shape.
+    """
+    groups = range(spec.filter.groups) if groups is None else groups
+    _check_shapes(spec, inputs, parameters, len(groups))
+    past = 0
+    if left_context is not None:
+        past = next(iter(left_context.values())).shape[-1]
+        inputs = {name: torch.cat((left_context[name], x), dim=-1) for name, x in inputs.items()}
+    acts = {name: x.to(torch.float64) for name, x in inputs.items()}
+    params = {name: p.to(torch.float64) for name, p in parameters.items()}
+    if absolute:
+        acts = {name: x.abs() for name, x in acts.items()}
+        params = {n: p.abs() if n in LINEAR_PARAMETERS else p for n, p in params.items()}
+
+    acts = _featurize(spec, acts, params, method)
+    z = acts["k"] * acts["v"] if spec.gates.pre else acts[spec.inputs[-1]]
+    pre = _convolve(filter_taps(spec, params, z.shape[-1], groups=groups), z, method)
+    if spec.skip is not Skip.NONE:
+        pre = pre + _per_channel(params["skip"][:, None], z.shape[1]) * z
+    if spec.bias is Bias.GATED:
+        pre = pre + params["bias"][:, None] * z
+    if spec.bias is Bias.UNGATED:
+        pre = pre + params["bias"][:, None]
+    if spec.gates.post:
+        y = acts["q"] * pre
+    elif spec.activation is Activation.SILU:
+        y = _silu_bound(pre) if absolute else functional.silu(pre)
+    else:
+        y = pre
+    return y[..., past:]
+
+
+def reference_gradients(
+    spec: OpSpec,
+    inputs: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    dy: Tensor,
+    *,
+    method: Method = "fft",
+    absolute: bool = False,
+    groups: Sequence[int] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The output, and the gradient of <y, dy> by every input and parameter, in float64.
+
+    Args:
+        dy: (B, D, L), the gradient that arrives from above.
+        absolute: sums of absolute values instead, the scale of the rounding errors in each
+            element of the output and of the gradients.
+        inputs, parameters, method, groups: as in `reference`.
+
+    Returns:
+        y (B, D, L), and name -> gradient, in the shape of that input or parameter.
+    """
+
+    def leaf(tensor: Tensor) -> Tensor:  # a copy: the caller's own tensor never collects gradients
+        return tensor.detach().to(torch.float64, copy=True).requires_grad_()
+
+    with torch.enable_grad():
+        acts = {name: leaf(x) for name, x in inputs.items()}
+        params = {name: leaf(p) for name, p in parameters.items()}
+        y = reference(spec, acts, params, method=method, absolute=absolute, groups=groups)
+        leaves = acts | params
+        above = dy.detach().to(torch.float64)
+        grads = torch.autograd.grad(y, list(leaves.values()), above.abs() if absolute else above)
+    named = dict(zip(leaves, grads, strict=True))
+    if absolute:
+        # The derivative of |x| brings the sign of x back; that of a pole is always negative.
+        named = {name: grad.abs() for name, grad in named.items()}
+    return y.detach(), named
+
+
+def sample_groups(
+    spec: OpSpec, tensors: Mapping[str, Tensor], groups: Sequence[int]
+) -> dict[str, Tensor]:
+    """The part of each tensor that belongs to some filter groups, over all of time.
+
+    For sizes at which float64 of everything does not fit: compare the same part of a result with
+    `reference(spec, ..., groups=groups)` on these tensors. The part has no `OpSpec` of its own,
+    because the decay of a group depends on its place among all.
+
+    Args:
+        tensors: parameters or their gradients by their names, whole; under any other name,
+            activations (B, D, L).
+        groups: which filter groups, of range(G).
+
+    Returns:
+        name -> the rows of these groups, in the order of `groups`.
+    """
+    width, roles = spec.group_width, len(spec.inputs)
+    group = torch.tensor(groups)
+    channel = (group[:, None] * width + torch.arange(width)).flatten()
+    if spec.layout.projection is Projection.THIRDS:
+        featurizer = (torch.arange(roles)[:, None] * spec.channels + channel).flatten()
+    else:
+        featurizer = (channel[:, None] * roles + torch.arange(roles)).flatten()
+    rows = {p.name: group for p in spec.parameters}
+    rows |= {"featurizer": featurizer, "bias": channel}
+    if spec.skip is Skip.CHANNEL:
+        rows["skip"] = channel
+
+    def take(name: str, tensor: Tensor) -> Tensor:
+        dim = 0 if name in rows else 1
+        return tensor.index_select(dim, rows.get(name, channel).to(tensor.device))
+
+    return {name: take(name, tensor) for name, tensor in tensors.items()}
+
+
+def filter_taps(
+    spec: OpSpec,
+    parameters: Mapping[str, Tensor],
+    length: int,
+    *,
+    groups: Sequence[int] | None = None,
+) -> Tensor:
+    """The inner filter itself, lag 0 first and decay applied: (G, min(K, length)).
+
+    Args:
+        parameters: the parameters of `spec`, of which this reads the filter's own.
+        length: how many samples it acts on. Later taps cannot matter, and a modal filter has
+            one tap per sample.
+        groups: the parameters hold only these groups.
+    """
+    if spec.filter.kind is FilterKind.MODAL:
+        return _modal_taps(parameters, length)
+    stored = parameters["filter"]
+    if spec.filter.kind is FilterKind.DECAY:
+        stored = decayed_filter(spec, stored, groups=groups)
+    return _lag_first(stored, spec.filter.taps)[:, :length]
+
+
+def decayed_filter(spec: OpSpec, hhat: Tensor, *, groups: Sequence[int] | None = None) -> Tensor:
+    """h = hhat exp(-alpha tau) of Hyena-MR (arXiv 2503.01868), both (G, K) in the stored order.
+
+    alpha runs from 10**a to 10**b in equal ratios over one ladder of G / repeats groups, and the
+    ladder repeats; tau is the lag over cache_length - 1. The envelope follows the lag: where taps
+    are stored last lag first, it is reversed with them.
+    """
+    decay = spec.filter.decay
+    assert decay is not None
+    total, (low, high) = spec.filter.groups, decay.preset.exponents
+    f64, device = torch.float64, hhat.device
+    alpha = torch.logspace(low, high, total // decay.repeats, dtype=f64, device=device)
+    alpha = alpha.repeat(decay.repeats)[list(range(total) if groups is None else groups)]
+    tau = torch.linspace(0, 1, decay.cache_length, dtype=f64, device=device)[: hhat.shape[1]]
+    envelope = torch.exp(-alpha[:, None] * tau)  # (G, K), lag 0 first
+    return hhat * _lag_first(envelope, spec.filter.taps).to(hhat.dtype)
+
+
+def _featurize(
+    spec: OpSpec, inputs: dict[str, Tensor], parameters: dict[str, Tensor], method: Method
+) -> dict[str, Tensor]:
+    """Each input convolved with its own rows of the featurizer; as it is without one."""
+    if spec.featurizer is None:
+        return inputs
+    weight = _lag_first(parameters["featurizer"], spec.featurizer.taps)  # (n*D, F)
+    roles, taps = len(spec.inputs), spec.featurizer.length
+    if spec.layout.projection is Projection.THIRDS:
+        weight = weight.reshape(roles, -1, taps)  # (n, D, F)
+    else:
+        weight = weight.reshape(-1, roles, taps).transpose(0, 1)  # (n, D, F)
+    return {n: _convolve(weight[i], inputs[n], method) for i, n in enumerate(spec.inputs)}
+
+
+def _convolve(taps: Tensor, z: Tensor, method: Method) -> Tensor:
+    """sum over k of taps[r, k] z[b, d, t - k] -> (B, D, L).
+
+    taps (R, K), lag 0 first, a row for each D / R consecutive channels; z (B, D, L).
+    """
+    length = z.shape[-1]
+    taps = _per_channel(taps[:, :length], z.shape[1])  # (D, K)
+    count = taps.shape[-1]
+    if method == "fft":
+        # Long enough that nothing wraps around; a power of two, where an FFT is most accurate.
+        size = 1 << (length + count - 2).bit_length()
+        spectrum = torch.fft.rfft(z, size) * torch.fft.rfft(taps, size)
+        full: Tensor = torch.fft.irfft(spectrum, size)
+        return full[..., :length]
+    padded = functional.pad(z, (count - 1, 0))  # (B, D, K-1+L)
+    y = torch.zeros_like(z)
+    for lag in range(count):
+        start = count - 1 - lag
+        y = y + taps[:, lag, None] * padded[..., start : start + length]
+    return y
+
+
+def _modal_taps(parameters: Mapping[str, Tensor], length: int) -> Tensor:
+    """h[g, t] = sum over modes of R exp(a t), t < length (Hyena-LI, arXiv 2503.01868): (G, L)."""
+    if "log_poles" in parameters:
+        poles = parameters["log_poles"]
+    else:
+        poles = -torch.exp(parameters["p"]) * torch.exp(parameters["gamma"])
+    residues = parameters["residues"]  # (G, N)
+    time = torch.arange(length, dtype=poles.dtype, device=poles.device)
+    h = torch.zeros(len(poles), length, dtype=poles.dtype, device=poles.device)
+    for mode in range(poles.shape[1]):  # one after the other: (G, N, L) at once is large
+        h = h + residues[:, mode, None] * torch.exp(poles[:, mode, None] * time)
+    return h
+
+
+def _silu_bound(pre: Tensor) -> Tensor:
+    """1.1 pre with derivative 1.1 + 0.5 pre, for pre >= 0: how errors pass through silu.
+
+    An error e in pre changes silu(pre) by at most 1.1 e, and the gradient silu'(pre) g by at most
+    0.5 e g, beside the error that g brings, of which at most 1.1 passes.
+    """
+    curved = 0.5 * SILU_CURVATURE * pre * pre
+    return SILU_SLOPE * pre + (curved - curved.detach())
+
+
+def _lag_first(taps: Tensor, order: TapOrder) -> Tensor:
+    """Rows of taps with lag 0 first (and back again: it is its own inverse)."""
+    return taps.flip(-1) if order is TapOrder.LAG_LAST else taps
+
+
+def _per_channel(rows: Tensor, channels: int) -> Tensor:
+    """(R, K) -> (D, K): a row for every channel, of rows that D / R consecutive ones share."""
+    return rows.repeat_interleave(channels // len(rows), dim=0)
+
+
+def _check_shapes(
+    spec: OpSpec, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor], groups: int
+) -> None:
+    """Refuse tensors that would broadcast into a wrong but plausible answer."""
+    expected = {
+        p.name: (p.shape[0] * groups // spec.filter.groups, *p.shape[1:]) for p in spec.parameters
+    }
+    for given, names in ((inputs, set(spec.inputs)), (parameters, set(expected))):
+        if set(given) != names:
+            raise Sh2genError("C001", f"expected tensors {sorted(names)}, got {sorted(given)}")
+    channels = groups * spec.group_width
+    first = inputs[spec.inputs[0]].shape
+    for name, x in inputs.items():
+        if x.ndim != 3 or x.shape != first or x.shape[1] != channels or x.shape[2] < 1:
+            wanted = f"(B, {channels}, L), the same for all inputs"
+            raise Sh2genError("C001", f"`{name}` is {tuple(x.shape)}; expected {wanted}")
+    for name, p in parameters.items():
+        shape = expected[name]
+        fewer = spec.filter.kind is FilterKind.FREEFORM and name == "filter" and p.ndim == 2
+        if fewer and 1 <= p.shape[1] <= shape[1]:
+            shape = (shape[0], p.shape[1])
+        if tuple(p.shape) != shape:
+            wrong = f"parameter `{name}` is {tuple(p.shape)}; expected {shape}"
+            raise Sh2genError("C001", wrong)

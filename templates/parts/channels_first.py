@@ -1,0 +1,101 @@
+"""Rows of channels-first tensors (B, D, L): time is contiguous, `row` is the channel stride.
+
+A block of time is cut into vectors of eight consecutive steps, so that every access is as wide as
+the hardware allows whatever the lag: context is loaded as whole neighbouring vectors and the lag is
+resolved by choosing registers. Vectors become rows by halving (`tl.split`), which moves no data
+because each vector lies within one thread.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def locate(program, time_programs, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
+    """(batch, first channel, time program) of one program; neighbours in time run together."""
+    channel_programs: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
+    outer = program // time_programs
+    return outer // channel_programs, outer % channel_programs * BLOCK_D, program % time_programs
+
+
+@triton.jit
+def advance(ptr, batch_stride, row, unit, origin):
+    """The pointer to origin = (batch, channel, time), in 64-bit arithmetic."""
+    batch, channel, time = origin
+    offset = batch.to(tl.int64) * batch_stride + channel.to(tl.int64) * row
+    return ptr + offset + time.to(tl.int64) * unit
+
+
+@triton.jit
+def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
+    """[BLOCK_D, N * 8] -> its eight phases, each a float32 row [BLOCK_D, N]."""
+    even, odd = tl.split(tl.reshape(x, (BLOCK_D, N * 4, 2)))
+    x04, x26 = tl.split(tl.reshape(even, (BLOCK_D, N * 2, 2)))
+    x15, x37 = tl.split(tl.reshape(odd, (BLOCK_D, N * 2, 2)))
+    x0, x4 = tl.split(tl.reshape(x04, (BLOCK_D, N, 2)))
+    x1, x5 = tl.split(tl.reshape(x15, (BLOCK_D, N, 2)))
+    x2, x6 = tl.split(tl.reshape(x26, (BLOCK_D, N, 2)))
+    x3, x7 = tl.split(tl.reshape(x37, (BLOCK_D, N, 2)))
+    rows = (x0, x1, x2, x3, x4, x5, x6, x7)
+    out = ()
+    for r in tl.static_range(8):
+        out = out + (rows[r].to(tl.float32),)
+    return out
+
+
+@triton.jit
+def rows_vector(
+    rows, first: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr, dtype: tl.constexpr
+):
+    """The inverse of vector_rows for rows first .. first + 7, rounded to dtype."""
+    x04 = tl.reshape(tl.join(rows[first].to(dtype), rows[first + 4].to(dtype)), (BLOCK_D, N * 2))
+    x15 = tl.reshape(
+        tl.join(rows[first + 1].to(dtype), rows[first + 5].to(dtype)), (BLOCK_D, N * 2)
+    )
+    x26 = tl.reshape(
+        tl.join(rows[first + 2].to(dtype), rows[first + 6].to(dtype)), (BLOCK_D, N * 2)
+    )
+    x37 = tl.reshape(
+        tl.join(rows[first + 3].to(dtype), rows[first + 7].to(dtype)), (BLOCK_D, N * 2)
+    )
+    even = tl.reshape(tl.join(x04, x26), (BLOCK_D, N * 4))
+    odd = tl.reshape(tl.join(x15, x37), (BLOCK_D, N * 4))
+    return tl.reshape(tl.join(even, odd), (BLOCK_D, N * 8))
+
+
+@triton.jit
+def load_rows(
+    ptr, row, unit, tile,
+    LO: tl.constexpr, HI: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """Rows LO .. HI - 1 relative to the first step of each block of ROWS; zero outside [first, last).
+
+    `whole` says that no step of this tile is outside, so that nothing needs a mask in time.
+    """
+    channel, inside, t, first, last, end, whole = tile
+    rows = ()
+    for vector in tl.static_range(LO // 8, (HI + 7) // 8):
+        index = tl.arange(0, N * 8)[None, :]
+        time = t + vector * 8 + index // 8 * ROWS + index % 8
+        where = ptr + channel * row + time * unit
+        if whole:
+            x = tl.load(where, mask=inside, other=0.0)
+        else:
+            x = tl.load(where, mask=inside & (time >= first) & (time < last), other=0.0)
+        rows = rows + vector_rows(x, BLOCK_D, N)
+    return rows[LO - LO // 8 * 8 : LO - LO // 8 * 8 + HI - LO]
+
+
+@triton.jit
+def store_rows(ptr, row, unit, tile, rows, BLOCK_D: tl.constexpr, N: tl.constexpr):
+    """Write the rows of every block that lie before `end`."""
+    channel, inside, t, first, last, end, whole = tile
+    for vector in tl.static_range(len(rows) // 8):
+        x = rows_vector(rows, vector * 8, BLOCK_D, N, ptr.dtype.element_ty)
+        index = tl.arange(0, N * 8)[None, :]
+        time = t + vector * 8 + index // 8 * len(rows) + index % 8
+        where = ptr + channel * row + time * unit
+        if whole:
+            tl.store(where, x, mask=inside)
+        else:
+            tl.store(where, x, mask=inside & (time < end))

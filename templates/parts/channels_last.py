@@ -1,0 +1,64 @@
+"""Rows of channels-last tensors (B, L, D): channels are contiguous, `row` is the time stride.
+
+Each row of a tile is loaded on its own, with the same alignment whatever its lag; context rows that a
+neighbouring block has just read come from the L1 cache.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def locate(program, time_programs, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
+    """(batch, first channel, time program) of one program; neighbours in channels run together."""
+    channel_programs: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
+    outer = program // channel_programs
+    return outer // time_programs, program % channel_programs * BLOCK_D, outer % time_programs
+
+
+@triton.jit
+def advance(ptr, batch_stride, row, unit, origin):
+    """The pointer to origin = (batch, channel, time), in 64-bit arithmetic."""
+    batch, channel, time = origin
+    offset = batch.to(tl.int64) * batch_stride + time.to(tl.int64) * row
+    return ptr + offset + channel.to(tl.int64) * unit
+
+
+@triton.jit
+def load_rows(
+    ptr, row, unit, tile,
+    LO: tl.constexpr, HI: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """Rows LO .. HI - 1 relative to the first step of each block of ROWS; zero outside [first, last).
+
+    `whole` says that no step of this tile is outside, so that nothing needs a mask in time.
+    """
+    channel, inside, t, first, last, end, whole = tile
+    rows = ()
+    block = tl.arange(0, N)[None, :] * ROWS
+    lane = channel * unit + block * row
+    for r in tl.static_range(LO, HI):
+        time = t + r + block
+        where = (ptr + (t + r) * row) + lane  # the step as a scalar, so that lanes are added once
+        if whole:
+            x = tl.load(where, mask=inside, other=0.0)
+        else:
+            x = tl.load(where, mask=inside & (time >= first) & (time < last), other=0.0)
+        rows = rows + (x.to(tl.float32),)
+    return rows
+
+
+@triton.jit
+def store_rows(ptr, row, unit, tile, rows, BLOCK_D: tl.constexpr, N: tl.constexpr):
+    """Write the rows of every block that lie before `end`."""
+    channel, inside, t, first, last, end, whole = tile
+    block = tl.arange(0, N)[None, :] * len(rows)
+    lane = channel * unit + block * row
+    for r in tl.static_range(len(rows)):
+        time = t + r + block
+        where = (ptr + (t + r) * row) + lane
+        x = rows[r].to(ptr.dtype.element_ty)
+        if whole:
+            tl.store(where, x, mask=inside)
+        else:
+            tl.store(where, x, mask=inside & (time < end))

@@ -1,0 +1,103 @@
+"""What launchers need: strides, bounds, grids, and the sum of partial gradients.
+
+Capitalised names are constants of the generated file.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+from torch import Tensor
+
+from templates.parts.op import CHANNEL, CHANNELS, LAYOUT, TIME, allocate
+from templates.parts.reduce import sum_partials
+
+OP = "op"
+
+
+def dense(x: Tensor) -> Tensor:
+    """x itself if its last axis is contiguous, else a copy for which it is."""
+    return x if x.stride(2) == 1 else allocate(x, x.shape[TIME]).copy_(x)
+
+
+def common_unit(tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], int]:
+    """The tensors and the stride of their last axis, which kernels take as a constant.
+
+    Views of interleaved features keep their stride; anything wider, or mixed, is copied first.
+    """
+    units = {x.stride(2) for x in tensors}
+    if len(units) == 1 and 1 <= min(units) <= (1 if LAYOUT == "BDL" else 3):
+        return tuple(tensors), units.pop()
+    return tuple(dense(x) for x in tensors), 1
+
+
+def operand(x: Tensor, step: int) -> tuple[Tensor, int, int]:
+    """What a kernel takes for an activation: its data from `step` on, batch stride, row stride."""
+    return x.narrow(TIME, step, x.shape[TIME] - step), x.stride(0), x.stride(1)
+
+
+def segment(
+    x: Tensor, context: int, begin: int, end: int | None, tile: int
+) -> tuple[int, int, dict[str, int]]:
+    """Bounds of a launch: first step in x, number of steps, and the kernel's first/last/end.
+
+    A segment is x without its `context` leading steps, which are history: read, never written. Outputs
+    are the steps begin .. end - 1 of the segment; a range that ends inside it is whole tiles.
+    """
+    length = x.shape[TIME] - context
+    end = length if end is None else end
+    if not (0 <= context and 0 <= begin <= end <= length):
+        raise ValueError(
+            f"{OP}: steps {begin} .. {end} are not within a segment of {length} steps"
+        )
+    if end != length and (end - begin) % tile:
+        raise ValueError(f"{OP}: {end - begin} steps are no multiple of the tile of {tile} steps")
+    bounds = {"first": -(context + begin), "last": length - begin, "end": end - begin}
+    return context + begin, end - begin, bounds
+
+
+def programs(batch: int, steps: int, schedule: dict[str, int]) -> tuple[int, int]:
+    """How many programs lie along time, and how many there are in all."""
+    along_time = -(-steps // (schedule["BLOCK_T"] * schedule["TILES"]))
+    return along_time, batch * along_time * -(-CHANNELS // schedule["BLOCK_D"])
+
+
+def check_offsets(schedule: dict[str, int], tensors: Sequence[Tensor]) -> None:
+    """Offsets within a program are 32-bit; those of the program itself are 64-bit."""
+    rows = schedule["BLOCK_D"] if LAYOUT == "BDL" else schedule["BLOCK_T"] * schedule["TILES"] + 64
+    for x in tensors:
+        if rows * x.stride(1) >= 2**31:
+            raise ValueError(f"{OP}: a row stride of {x.stride(1)} elements is too large")
+
+
+def reduce_partials(
+    partials: Tensor,
+    parameter: Tensor,
+    first: int,
+    width: int,
+    length: int,
+    roles: int,
+    interleaved: bool,
+    lag_last: bool,
+) -> Tensor:
+    """The gradient of one parameter tensor, in its shape and dtype, from partials [splits, P, D]."""
+    out = torch.empty_like(parameter, dtype=torch.float32, memory_format=torch.contiguous_format)
+    block_w = min(1024, triton.next_power_of_2(width))
+    block_g = max(1, 128 // block_w)
+    blocks = -(-(CHANNELS // width) // block_g)
+    sum_partials[(roles * length * blocks,)](
+        partials,
+        out,
+        partials.shape[0],
+        first,
+        P=partials.shape[1],
+        CHANNELS=CHANNELS,
+        WIDTH=width,
+        LENGTH=length,
+        ROLES=roles,
+        INTERLEAVED=interleaved,
+        LAG_LAST=lag_last,
+        BLOCK_G=block_g,
+        BLOCK_W=block_w,
+    )
+    return out.to(parameter.dtype)

@@ -1,0 +1,145 @@
+"""Arithmetic on rows: the helpers that tile programs of short filters call.
+
+A *row* is what one time step of a tile looks like: a float32 tensor of lanes [BLOCK_D, N], where lane
+(d, n) is channel d of the n-th block of time. A value of a tile program is a tuple of rows at
+consecutive times, so a lag is an index into a tuple: no shuffles, no shared memory, no reloads.
+Taps are tuples of [BLOCK_D, 1] tensors with lag 0 first. Layout never shows here; see
+channels_first.py and channels_last.py.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_taps(ptr, row, inside, LENGTH: tl.constexpr, LAG_LAST: tl.constexpr):
+    """The taps of each lane's filter as float32, lag 0 first: LENGTH x [BLOCK_D, 1]."""
+    taps = ()
+    for lag in tl.static_range(LENGTH):
+        tap = LENGTH - 1 - lag if LAG_LAST else lag
+        value = tl.load(ptr + row * LENGTH + tap, mask=inside, other=0.0)
+        taps = taps + (value.to(tl.float32),)
+    return taps
+
+
+@triton.jit
+def load_vector(ptr, row, inside):
+    """One float32 parameter for each lane: [BLOCK_D, 1]."""
+    return tl.load(ptr + row, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def fir(x, taps):
+    """y[t] = sum_j taps[j] x[t - j]. The first row of x is len(taps) - 1 before the first of y."""
+    y = ()
+    for r in tl.static_range(len(taps) - 1, len(x)):
+        total = taps[0] * x[r]
+        for lag in tl.static_range(1, len(taps)):
+            total += taps[lag] * x[r - lag]
+        y = y + (total,)
+    return y
+
+
+@triton.jit
+def fir_adjoint(x, taps):
+    """y[t] = sum_j taps[j] x[t + j]. The last row of x is len(taps) - 1 after the last of y."""
+    y = ()
+    for r in tl.static_range(len(x) - len(taps) + 1):
+        total = taps[0] * x[r]
+        for lag in tl.static_range(1, len(taps)):
+            total += taps[lag] * x[r + lag]
+        y = y + (total,)
+    return y
+
+
+@triton.jit
+def multiply(a, b):
+    y = ()
+    for r in tl.static_range(len(a)):
+        y = y + (a[r] * b[r],)
+    return y
+
+
+@triton.jit
+def add(a, b):
+    y = ()
+    for r in tl.static_range(len(a)):
+        y = y + (a[r] + b[r],)
+    return y
+
+
+@triton.jit
+def scale(x, factor):
+    """Each row times a per-channel factor [BLOCK_D, 1]."""
+    y = ()
+    for r in tl.static_range(len(x)):
+        y = y + (x[r] * factor,)
+    return y
+
+
+@triton.jit
+def shift(x, offset):
+    """Each row plus a per-channel offset [BLOCK_D, 1]."""
+    y = ()
+    for r in tl.static_range(len(x)):
+        y = y + (x[r] + offset,)
+    return y
+
+
+@triton.jit
+def silu(x):
+    y = ()
+    for r in tl.static_range(len(x)):
+        y = y + (x[r] / (1.0 + tl.exp(-x[r])),)
+    return y
+
+
+@triton.jit
+def silu_gradient(grad, x):
+    """grad * silu'(x), with silu'(x) = s (1 + x (1 - s)) and s the logistic function of x."""
+    y = ()
+    for r in tl.static_range(len(x)):
+        s = 1.0 / (1.0 + tl.exp(-x[r]))
+        y = y + (grad[r] * s * (1.0 + x[r] * (1.0 - s)),)
+    return y
+
+
+@triton.jit
+def zero_taps(LENGTH: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr):
+    """LENGTH accumulators [BLOCK_D, N]."""
+    total = ()
+    for _ in tl.static_range(LENGTH):
+        total = total + (tl.zeros((BLOCK_D, N), tl.float32),)
+    return total
+
+
+@triton.jit
+def tap_gradient(total, grad, x):
+    """total[j] += sum_t grad[t] x[t - j]. The first row of x is len(total) - 1 before that of grad."""
+    out = ()
+    for lag in tl.static_range(len(total)):
+        value = total[lag]
+        for r in tl.static_range(len(grad)):
+            value += grad[r] * x[r + len(total) - 1 - lag]
+        out = out + (value,)
+    return out
+
+
+@triton.jit
+def channel_sum(total, x):
+    """total[0] += sum_t x[t]."""
+    value = total[0]
+    for r in tl.static_range(len(x)):
+        value += x[r]
+    return (value,)
+
+
+@triton.jit
+def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
+    """Write accumulators, summed over their blocks of time, to rows first, first + 1, ... of [P, CHANNELS]."""
+    for i in tl.static_range(len(total)):
+        tl.store(
+            ptr + (first + i) * CHANNELS + channel,
+            tl.sum(total[i], axis=1, keep_dims=True),
+            mask=inside,
+        )

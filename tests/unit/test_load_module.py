@@ -1,0 +1,155 @@
+"""One generated file, loaded for a GPU and under the interpreter in the same process."""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sh2gen.errors import Sh2genError
+from sh2gen.load_module import load_module
+
+TEXT = """
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def twice(x):
+    return x + tl.zeros_like(x) + x
+
+
+@triton.jit
+def standard(x_ptr, y_ptr, N: tl.constexpr):
+    x = tl.load(x_ptr + tl.arange(0, N))
+    half = tl.sigmoid(tl.zeros((N,), tl.float32))
+    y = tl.flip(tl.cumsum(x, axis=0), 0) + tl.max(x, axis=0) * half
+    tl.store(y_ptr + tl.arange(0, N), y)
+
+
+@triton.jit
+def kernel(x_ptr, y_ptr, length, BLOCK: tl.constexpr):
+    t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + t, mask=t < length, other=0.0)
+    tl.store(y_ptr + t, twice(x) + tl.cdiv(length, BLOCK) + tl.sum(x, axis=0), mask=t < length)
+
+
+def launch(x):
+    y = torch.full_like(x, float("nan"))
+    kernel[(triton.cdiv(len(x), 64),)](x, y, len(x), BLOCK=64)
+    return y
+
+
+class Box:
+    pass
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "toy.py"
+    file.write_text(TEXT)
+    return file
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_interpreted_kernels_run_on_the_cpu(path: Path, dtype: torch.dtype) -> None:
+    x = torch.arange(50, dtype=dtype)
+    torch.testing.assert_close(load_module(path, interpret=True).launch(x), 2 * x + 1 + x.sum())
+
+
+def test_both_ways_in_one_process(path: Path) -> None:
+    from triton import knobs
+    from triton.runtime.jit import JITFunction
+
+    interpreted = load_module(path, interpret=True)
+    compiled = load_module(path, interpret=False)
+    assert not isinstance(interpreted.kernel, JITFunction)
+    assert isinstance(compiled.kernel, JITFunction)
+    assert not knobs.runtime.interpret
+    x = torch.ones(3)
+    torch.testing.assert_close(interpreted.launch(x), 2 * x + 1 + 3)
+
+
+def test_tritons_own_functions_are_interpreted_and_still_compile(
+    path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    x = torch.randn(8)
+    y = torch.full_like(x, float("nan"))
+    load_module(path, interpret=True).standard[(1,)](x, y, 8)
+    torch.testing.assert_close(y, x.cumsum(0).flip(0) + x.max() / 2)
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    ast = ASTSource(
+        load_module(path, interpret=False).standard,
+        {"x_ptr": "*fp32", "y_ptr": "*fp32", "N": "constexpr"},
+        {"N": 8},
+    )
+    assert "cubin" in triton.compile(ast, target=GPUTarget("cuda", 90, 32)).asm
+
+
+def test_the_users_choice_of_interpretation_is_restored(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+
+    from triton import knobs
+    from triton.runtime.jit import JITFunction
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert isinstance(load_module(path, interpret=False).kernel, JITFunction)
+    assert knobs.runtime.interpret
+    assert os.environ["TRITON_INTERPRET"] == "1"
+
+
+def test_every_load_is_fresh_and_leaves_no_cache_file(path: Path) -> None:
+    first = load_module(path, interpret=False)
+    path.write_text(TEXT.replace("64", "32"))  # the same size
+    second = load_module(path, interpret=True)
+    assert second is not first
+    x = torch.ones(40)
+    assert second.launch(x)[39] == 2 + 2 + 8  # two programs; the last one sums eight ones
+    assert [file.name for file in path.parent.iterdir()] == ["toy.py"]
+
+
+def test_objects_of_a_loaded_module_pickle(path: Path) -> None:
+    module = load_module(path, interpret=False)
+    assert isinstance(pickle.loads(pickle.dumps(module.Box())), module.Box)
+
+
+def test_a_bad_file_is_one_clear_error(path: Path) -> None:
+    path.write_text("def f(:\n")
+    before = set(sys.modules)
+    with pytest.raises(Sh2genError, match=r"cannot load .*toy\.py: SyntaxError: invalid syntax"):
+        load_module(path, interpret=False)
+    with pytest.raises(Sh2genError, match=r"missing\.py: No such file or directory") as caught:
+        load_module(path.with_name("missing.py"), interpret=False)
+    assert caught.value.code == "B005"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(Sh2genError, match="UnicodeDecodeError"):
+        load_module(path, interpret=False)
+    assert set(sys.modules) == before
+
+
+@pytest.mark.parametrize("missing", ["triton", "numpy"])
+def test_the_interpreter_names_what_it_lacks(
+    path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == missing else found(name)
+    )
+    with pytest.raises(Sh2genError, match=f"needs {missing}") as caught:
+        load_module(path, interpret=True)
+    assert caught.value.code == "B004"
+    path.write_text("value = 7\n")
+    assert load_module(path, interpret=False).value == 7
