@@ -1,0 +1,26 @@
+"""sh2gen: from a description of a causal convolution operator to verified Triton kernels.
+
+    import sh2gen
+    operator = sh2gen.compile("ops/hyena_se.yaml")     # writes generated/hyena_se.py and imports it
+    operator = sh2gen.load("generated/hyena_se.py")    # imports it again, without compiling
+    y = operator(q, k, v, filter=h, featurizer=w)      # differentiable; CPU, or CUDA through Triton
+    layer = operator.module()                          # an nn.Module with its own parameters
+    exact = operator.reference(q, k, v, filter=h, featurizer=w)   # float64, by FFT
+"""
+
+from sh2gen.driver import compile, load
+from sh2gen.errors import CheckFailed, Sh2genError
+from sh2gen.load import Operator
+from sh2gen.spec import OpSpec, load_spec, parse_spec
+
+__all__ = [
+    "CheckFailed",
+    "OpSpec",
+    "Operator",
+    "Sh2genError",
+    "compile",
+    "load",
+    "load_spec",
+    "parse_spec",
+]
+__version__ = "0.1.0"

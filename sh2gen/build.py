@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -192,7 +192,7 @@ def _built(kernel: KernelSource, variant: Variant, answer: dict[str, Any]) -> Bu
 def _compile_all(
     jobs: dict[str, tuple[KernelSource, Variant]], workers: int | None, time_limit: float
 ) -> Generator[tuple[str, dict[str, Any]], None, None]:
-    """Each job with its answer, as they come."""
+    """Each job with its answer."""
     # Backward kernels take longest: started last, one would run on alone.
     order = sorted(jobs, key=lambda job: jobs[job][0].role != Role.BACKWARD)
     count = max(1, min(len(order), workers or os.cpu_count() or 1))
@@ -210,9 +210,8 @@ def _compile_all(
 
     executor = ThreadPoolExecutor(count)
     try:
-        futures = {executor.submit(run, job): job for job in order}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        # Answers come in the order of the jobs, so that the first error is the same every time.
+        yield from zip(order, executor.map(run, order), strict=True)
     finally:  # after the last answer, the first error or Ctrl-C
         executor.shutdown(wait=False, cancel_futures=True)
         for worker in pool:

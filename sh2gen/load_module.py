@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from sh2gen.errors import Sh2genError
 
@@ -80,8 +81,17 @@ def _interpret_standard_library() -> None:
     imported. Called as Python functions they raise; only the interpreter calls them so, and from
     now on such a call is interpreted.
     """
-    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.interpreter import InterpretedFunction, _patch_lang
     from triton.runtime.jit import JITFunction
 
     interpreted = functools.cache(InterpretedFunction)
-    JITFunction.__call__ = lambda self, *args, **kwargs: interpreted(self.fn)(*args, **kwargs)
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # InterpretedFunction's own call leaves triton.language patched: nothing compiles after it.
+        patches = _patch_lang(self.fn)
+        try:
+            return interpreted(self.fn).rewrite()(*args, **kwargs)
+        finally:
+            patches.restore()
+
+    JITFunction.__call__ = call

@@ -140,6 +140,12 @@ def space(spec: OpSpec, plan: Plan, direction: str) -> Space:
     )
 
 
+def interpreter_schedule(spec: OpSpec, plan: Plan) -> Schedule:
+    """Numbers with which a small twin of the operator runs quickly under Triton's interpreter."""
+    numbers = _read(plan.algorithm)["interpret"].get(plan.layout.value, {})
+    return schedule(spec, plan, numbers)
+
+
 def schedule(
     spec: OpSpec, plan: Plan, changes: Mapping[str, Mapping[str, int]] | None = None
 ) -> Schedule:

@@ -1,0 +1,419 @@
+"""The command line (layer 8): flags -> driver -> text. stdout is data, stderr is talk.
+
+Exit codes: 0 good, 1 a check failed, 2 the input is wrong, 3 a bug in sh2gen.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+
+from sh2gen.errors import Sh2genError
+
+talk = Console(stderr=True, highlight=False)
+data = Console(highlight=False, soft_wrap=True)
+
+
+class _Group(click.Group):
+    """Turns errors into one message and an exit code, never into a traceback of the user's making."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Sh2genError as error:
+            talk.print(error.render(), markup=False)
+            ctx.exit(error.exit_code)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, KeyboardInterrupt):
+            raise
+        except BrokenPipeError:
+            ctx.exit(0)
+        except Exception:
+            talk.print(traceback.format_exc(), markup=False)
+            talk.print("This is a bug in sh2gen, not in your input.", markup=False)
+            ctx.exit(3)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="sh2gen")
+def main() -> None:
+    """Compile descriptions of causal convolution operators into verified Triton kernels."""
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print plain data as JSON.")
+_plan = click.option("--plan", help="A plan or a prefix of its name, e.g. direct/BLD.")
+_target = click.option("--target", help="H200, H100, A100 or B200; default this GPU, else H200.")
+
+
+def _changes(settings: tuple[str, ...]) -> dict[str, dict[str, int]]:
+    """--set forward.BLOCK_T=512 -> {"forward": {"BLOCK_T": 512}}."""
+    changes: dict[str, dict[str, int]] = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        direction, _, knob = name.partition(".")
+        if direction not in ("forward", "backward") or not knob or not value.strip().isdecimal():
+            raise Sh2genError(
+                "C006",
+                f"--set takes DIRECTION.KNOB=INTEGER, not `{setting}`",
+                help="for example --set forward.BLOCK_T=512",
+            )
+        changes.setdefault(direction, {})[knob] = int(value)
+    return changes
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A status line on a terminal, a line a step in a pipe, nothing for JSON."""
+    if quiet:
+        yield lambda _: None
+    elif talk.is_terminal:
+        with talk.status("") as status:
+            yield status.update
+    else:
+        yield lambda text: talk.print(text, markup=False)
+
+
+@main.command("compile")
+@click.argument("ops", nargs=-1, required=True)
+@click.option("--out", default="generated", show_default=True, help="Folder of generated files.")
+@_plan
+@click.option("--set", "settings", multiple=True, help="A number: --set forward.BLOCK_T=512.")
+@_target
+@click.option("--no-verify", is_flag=True, help="Write the file without comparing it with float64.")
+@click.option("--no-build", is_flag=True, help="Do not compile the kernels ahead of time.")
+@click.option("--check", is_flag=True, help="Write nothing; fail if a file in --out is stale.")
+@_json
+def compile_command(
+    ops: tuple[str, ...],
+    out: str,
+    plan: str | None,
+    settings: tuple[str, ...],
+    target: str | None,
+    no_verify: bool,
+    no_build: bool,
+    check: bool,
+    as_json: bool,
+) -> None:
+    """Write the generated file of each op.yaml (or of all in a folder), built and verified.
+
+    Says which algorithm, plan and schedule were taken and why, the predicted time against the memory
+    bound, what the kernels use of the GPU, and what was verified.
+    """
+    from sh2gen import driver
+
+    results, outdated = [], []
+    for op in driver.op_files(ops):
+        with _progress(as_json) as say:
+            compilation = driver.compile_operator(
+                op,
+                out=out,
+                plan=plan,
+                changes=_changes(settings),
+                target=target,
+                verified=not (no_verify or check),
+                built=not (no_build or check),
+                write=not check,
+                progress=lambda text, say=say, op=op: say(f"{op}: {text}"),  # type: ignore[misc]
+            )
+        if check:
+            if driver.stale(compilation):
+                outdated.append(str(compilation.path))
+            continue
+        results.append(compilation.to_dict())
+        if not as_json:
+            _print_compilation(compilation)
+    if as_json:
+        click.echo(json.dumps({"stale": outdated} if check else results, indent=2))
+    for path in outdated:
+        talk.print(f"stale: {path}", markup=False)
+    if outdated:
+        raise click.exceptions.Exit(1)
+
+
+def _print_compilation(c: Any) -> None:
+    """What was chosen and why, for a person."""
+    plan = c.chosen.plan
+    rows: list[tuple[str, str]] = [("file", str(c.path))]
+    rows.append(("algorithm", f"{plan.algorithm}: {c.verdicts[plan.algorithm]}"))
+    others = ", ".join(
+        f"{other.plan.name} {other.score / c.chosen.score:.2f}x" for other in c.candidates[1:4]
+    )
+    rows.append(("plan", plan.name + (f" (predicted cost of others: {others})" if others else "")))
+    rows.append(("call with", f"activations {'(B, D, L)' if plan.layout == 'BDL' else '(B, L, D)'}"))
+    rows.append(("schedule", f"{c.chosen.schedule}"))
+    for workload, found in c.predictions:
+        text = ", ".join(
+            f"{direction} {p.seconds * 1e6:.0f} us ({p.share:.2f} of the memory bound)"
+            for direction, p in found.items()
+        )
+        rows.append((f"predicted B={workload.batch} L={workload.length}", f"{text} on {c.target.name}"))
+    if c.built:
+        for k in c.built.kernels:
+            rows.append(
+                (
+                    f"{k.kernel.role.value} ({k.variant.value})",
+                    f"{k.registers} registers, {k.spills} spills, {k.shared} B shared memory",
+                )
+            )
+    for report in c.reports:
+        worst = max(
+            (check.measured / check.bound for check in report.checks if check.bound), default=0.0
+        )
+        rows.append(
+            (
+                f"verified by {report.runner}",
+                f"{len(report.checks)} checks in {report.dtype} against float64, "
+                f"closest at {worst:.2f} of its bound",
+            )
+        )
+    if not c.reports:
+        rows.append(("verified", "no (--no-verify)"))
+    rows.append(("seconds", ", ".join(f"{stage} {s:.1f}" for stage, s in c.seconds.items())))
+    width = max(len(name) for name, _ in rows)
+    click.echo(f"{c.spec.op}")
+    for name, text in rows:
+        click.echo(f"  {name.ljust(width)}  {text}")
+
+
+@main.command()
+@click.argument("op")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda if there is one.")
+@click.option("--examples", default=6, show_default=True, type=click.IntRange(1, 1000))
+@click.option("--ranks", default=1, show_default=True, type=click.IntRange(1, 4096))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@_plan
+@_json
+def verify(
+    op: str,
+    device: str | None,
+    examples: int,
+    ranks: int,
+    seed: int,
+    plan: str | None,
+    as_json: bool,
+) -> None:
+    """Run the property suite of an op.yaml or of a generated file on this machine."""
+    from sh2gen import driver
+
+    if ranks > 1:
+        raise Sh2genError(
+            "V003", "a context split over ranks has no lowering yet", help="leave --ranks out"
+        )
+    with _progress(as_json) as say:
+        reports = driver.verify_operator(
+            op, device=device, examples=examples, seed=seed, plan=plan, progress=say
+        )
+    if as_json:
+        click.echo(json.dumps([report.to_dict() for report in reports], indent=2))
+    else:
+        for report in reports:
+            verdict = "passed" if report.ok else f"FAILED {len(report.failures)} of"
+            click.echo(
+                f"{report.op} by {report.runner} on {report.device} in {report.dtype}: "
+                f"{verdict} {len(report.checks)} checks"
+            )
+            for failure in report.failures[:20]:
+                click.echo(
+                    f"  {failure.name}: {failure.measured:.3g}, allowed {failure.bound:.3g}"
+                    + (f"; {failure.detail}" if failure.detail else "")
+                )
+    if not all(report.ok for report in reports):
+        raise click.exceptions.Exit(1)
+
+
+_STAGES = ["spec", "graph", "plan", "source", "ptx"]
+
+
+@main.command()
+@click.argument("op")
+@click.option("--stage", type=click.Choice(_STAGES), help="Print one stage instead of the summary.")
+@_plan
+@click.option("--set", "settings", multiple=True, help="A number: --set forward.BLOCK_T=512.")
+@_target
+@_json
+def explain(
+    op: str,
+    stage: str | None,
+    plan: str | None,
+    settings: tuple[str, ...],
+    target: str | None,
+    as_json: bool,
+) -> None:
+    """Show how an op.yaml is lowered: verdicts, plans and predicted cost, or any stage in between."""
+    from sh2gen import cost, driver
+    from sh2gen.build import build
+    from sh2gen.emit import emit
+    from sh2gen.lower import verdicts
+    from sh2gen.passes import adjoint
+    from sh2gen.spec import load_spec
+
+    spec = load_spec(op)
+    gpu = driver.resolve_target(target)
+    if stage == "spec":
+        _show(as_json, stage, json.dumps(spec.to_dict(), indent=2) if as_json else spec.to_yaml())
+        return
+    answers = verdicts(spec)
+    if stage is None and not any(v.applies for v in answers.values()):
+        driver.candidates(spec, gpu, plan)  # raises with every reason
+    ranked = driver.candidates(spec, gpu, plan, _changes(settings))
+    best = ranked[0]
+    if stage == "graph":
+        backward = adjoint(best.plan.graph, best.plan.saved)
+        _show(as_json, stage, f"forward:\n{best.plan.graph}\n\nbackward:\n{backward}")
+    elif stage == "plan":
+        _show(as_json, stage, "\n\n".join(str(c.plan) for c in ranked))
+    elif stage == "source":
+        _show(as_json, stage, emit(spec, best.plan, best.schedule).text, "python")
+    elif stage == "ptx":
+        source = emit(spec, best.plan, best.schedule)
+        if not source.kernels:
+            raise Sh2genError("C006", f"{best.plan.name} has no kernels, so no PTX")
+        with _progress(as_json) as say:
+            say(f"compiling for {gpu.sm}")
+            built = build(source, gpu, variants=("aligned",))
+        _show(as_json, stage, "\n".join(k.ptx for k in built.kernels))
+    else:
+        _print_explanation(spec, gpu, answers, ranked, cost, as_json)
+
+
+def _show(as_json: bool, stage: str, text: str, language: str | None = None) -> None:
+    if as_json:
+        click.echo(json.dumps({"stage": stage, "text": text}))
+    elif language and data.is_terminal:
+        data.print(Syntax(text, language))
+    else:
+        click.echo(text)
+
+
+def _print_explanation(
+    spec: Any, gpu: Any, answers: Any, ranked: Any, cost: Any, as_json: bool
+) -> None:
+    plans = []
+    for candidate in ranked:
+        entry: dict[str, Any] = {
+            "plan": candidate.plan.name,
+            "score": candidate.score,
+            "schedule": str(candidate.schedule),
+            "predictions": [],
+        }
+        for kernel in candidate.plan.kernels:
+            effort = cost.work(kernel, candidate.plan.layout, spec.dtype.io)
+            entry[kernel.name] = {
+                "bytes": effort.bytes,
+                "flops": str(effort.flops),
+                "instructions": str(effort.instructions),
+            }
+        for workload in spec.workloads:
+            found = cost.predictions(spec, candidate.plan, candidate.schedule, workload, gpu)
+            entry["predictions"].append(
+                {"batch": workload.batch, "length": workload.length}
+                | {d: {"us": p.seconds * 1e6, "share": p.share} for d, p in found.items()}
+            )
+        plans.append(entry)
+    verdicts = {n: {"applies": v.applies, "reasons": list(v.reasons)} for n, v in answers.items()}
+    if as_json:
+        click.echo(
+            json.dumps(
+                {"op": spec.op, "target": gpu.name, "verdicts": verdicts, "plans": plans}, indent=2
+            )
+        )
+        return
+    click.echo(f"{spec.op} on {gpu.name}")
+    for name, answer in answers.items():
+        click.echo(f"  {name}: {'yes' if answer.applies else 'no'}, {answer}")
+    click.echo("per token and channel (bytes of memory traffic, flops, instructions of a thread):")
+    for entry in plans:
+        click.echo(f"  {entry['plan']}  {entry['schedule']}")
+        for direction in ("forward", "backward"):
+            if direction in entry:
+                e = entry[direction]
+                click.echo(
+                    f"    {direction}: {e['bytes']} B; {e['flops']} flops; {e['instructions']} instructions"
+                )
+        for p in entry["predictions"]:
+            times = ", ".join(
+                f"{d} {p[d]['us']:.0f} us = {p[d]['share']:.2f} of the bound"
+                for d in ("forward", "backward")
+            )
+            click.echo(f"    predicted B={p['batch']} L={p['length']}: {times}")
+
+
+@main.command()
+@_json
+def doctor(as_json: bool) -> None:
+    """Versions, GPU, and what would work here."""
+    import torch
+
+    from sh2gen import target as targets
+    from sh2gen.resources import folder
+
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    packages = ("sh2gen", "torch", "triton", "numpy", "jinja2", "sympy", "networkx", "hypothesis")
+    found = {name: version(name) for name in packages}
+    cuda = torch.cuda.is_available()
+    known = targets.from_device()
+    triton = found["triton"]
+    numpy = found["numpy"]
+    broken = (
+        triton is not None
+        and numpy is not None
+        and tuple(map(int, triton.split(".")[:2])) < (3, 9)
+        and tuple(map(int, numpy.split(".")[:2])) >= (2, 4)
+    )
+    interpreter = (
+        "no: needs triton and numpy"
+        if triton is None or numpy is None
+        else f"no: Triton {triton}'s interpreter breaks with numpy {numpy}; install numpy < 2.4"
+        if broken
+        else "yes"
+    )
+    works = {
+        "compile to a file": "yes",
+        "build kernels ahead of time": "yes" if triton else "no: needs triton",
+        "verify kernels under the interpreter": interpreter,
+        "run kernels": "yes" if cuda and triton else "no: needs a CUDA device and triton",
+        "run plain PyTorch on the CPU": "yes",
+    }
+    report = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": found,
+        "gpu": torch.cuda.get_device_name() if cuda else None,
+        "target": known.name if known else None,
+        "ops": str(folder("ops")),
+        "works": works,
+    }
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+        return
+    table = Table(show_header=False, box=None)
+    table.add_row("python", report["python"])
+    for name, number in found.items():
+        table.add_row(name, number or "not installed")
+    table.add_row("gpu", str(report["gpu"] or "none"))
+    table.add_row("target", str(report["target"] or "H200 (default: this GPU is none that is known)"))
+    table.add_row("shipped ops", str(report["ops"]))
+    for what, answer in works.items():
+        table.add_row(what, answer)
+    data.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+
+

@@ -1,0 +1,195 @@
+"""What a plan costs before anything runs (layer 4): bytes, arithmetic and a predicted time.
+
+A fold over the tile program gives, per token and channel, how much memory traffic a kernel cannot avoid and
+how many instructions a thread issues; both are sympy expressions in the plan's symbols, so `explain`
+can print them. The prediction puts them beside a target's rates.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+import sympy
+
+from sh2gen.ir import Conv, Graph, Parameter, TapGradient, activations
+from sh2gen.plan import (
+    Accumulate,
+    EagerConv,
+    Fir,
+    KernelPlan,
+    Layout,
+    LoadRows,
+    LoadTaps,
+    LoadVector,
+    Plan,
+    Rows,
+    Rowwise,
+    StorePartial,
+    StoreRows,
+    ZeroTaps,
+)
+from sh2gen.schedule import DIRECTIONS, Schedule
+from sh2gen.spec import DType, OpSpec, Workload
+from sh2gen.target import Target
+
+ROWS = sympy.Symbol("ROWS", positive=True)
+_BYTES = {DType.BFLOAT16: 2, DType.FLOAT16: 2, DType.FLOAT32: 4}
+_INSTRUCTIONS = {  # a row of a rowwise function, in instructions of one thread
+    "multiply": 1,
+    "add": 1,
+    "scale": 1,
+    "shift": 1,
+    "silu": 6,
+    "silu_gradient": 10,
+}
+LAUNCH = 2.5e-6  # seconds from one kernel's end to the next one's first instruction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """Work of one kernel per token and channel.
+
+    Attributes:
+        bytes: that must cross DRAM if caches serve every second read.
+        flops: floating-point operations, a multiply-add as two.
+        instructions: issued by a thread, in terms of ROWS: recomputed context shrinks as ROWS grows.
+    """
+
+    bytes: int
+    flops: Any
+    instructions: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """Predicted seconds of one direction of a plan at one workload, and the bounds behind it.
+
+    Attributes:
+        seconds: predicted time, launches included.
+        memory: seconds that the traffic alone takes at the elementwise rate.
+        issue: seconds that the instructions alone take.
+        bound: seconds of an elementwise kernel that reads and writes what the operator must.
+    """
+
+    seconds: float
+    memory: float
+    issue: float
+    bound: float
+
+    @property
+    def share(self) -> float:
+        """Of the bound: 1 is as fast as reading the inputs and writing the output can be."""
+        return self.bound / self.seconds
+
+
+def work(kernel: KernelPlan, layout: Layout, io: DType) -> Work:
+    """The fold over one tile program."""
+    flops: Any = sympy.Integer(0)
+    instructions: Any = sympy.Integer(0)
+    size = _BYTES[io]
+    traffic = 0
+
+    def count(rows: Rows) -> Any:
+        return ROWS + rows.hi - rows.lo
+
+    for statement in kernel.program.body:
+        match statement:
+            case LoadRows(rows=rows):
+                traffic += size
+                # Conversion to float32; and an address and a load for each vector of 8 or each row.
+                access = sympy.Rational(3, 8) if layout is Layout.BDL else 3
+                instructions += count(rows) * (1 + access)
+            case StoreRows():
+                traffic += size
+                access = sympy.Rational(3, 8) if layout is Layout.BDL else 3
+                instructions += ROWS * (1 + access)
+            case Fir(length=length, rows=rows):
+                flops += count(rows) * (2 * length - 1)
+                instructions += count(rows) * length
+            case Rowwise(function=function, rows=rows):
+                flops += count(rows)
+                instructions += count(rows) * _INSTRUCTIONS[function]
+            case Accumulate(length=length):
+                flops += ROWS * 2 * length
+                instructions += ROWS * length
+            case LoadTaps() | LoadVector() | ZeroTaps() | StorePartial():
+                pass  # once a program, not once a row
+            case _:
+                assert_never(statement)
+    return Work(
+        bytes=traffic,
+        flops=sympy.expand(flops / ROWS),
+        instructions=sympy.expand(instructions / ROWS),
+    )
+
+
+def bound_bytes(spec: OpSpec, direction: str) -> int:
+    """Bytes per token and channel of the elementwise bound: forward reads every input and writes y;
+    backward reads dy and every input and writes every input's gradient."""
+    n = len(spec.inputs)
+    return (n + 1 if direction == "forward" else 2 * n + 1) * _BYTES[spec.dtype.io]
+
+
+def predict(
+    spec: OpSpec, plan: Plan, schedule: Schedule, direction: str, workload: Workload, target: Target
+) -> Prediction:
+    """Predicted time of one direction on a target that runs nothing else."""
+    elements = workload.batch * workload.length * spec.channels
+    bound = elements * bound_bytes(spec, direction) / target.elementwise_bandwidth
+    kernel = plan.forward if direction == "forward" else plan.backward
+    if kernel is None:
+        graph = plan.graph if direction == "forward" else plan.backward_graph
+        memory = elements * _eager_bytes(graph, plan.eager) / target.elementwise_bandwidth
+        launches = 2 * len(graph.nodes)
+        return Prediction(
+            seconds=memory + launches * LAUNCH, memory=memory, issue=0.0, bound=bound
+        )
+    effort = work(kernel, plan.layout, spec.dtype.io)
+    numbers = dict(schedule.numbers(direction))
+    memory = elements * effort.bytes / target.elementwise_bandwidth
+    if direction == "backward":
+        tokens_a_program = numbers.get("BLOCK_T", 1) * numbers.get("TILES", 1)
+        splits = workload.batch * math.ceil(workload.length / tokens_a_program)
+        partials = splits * kernel.program.partial_rows * spec.channels * 4
+        memory += 2 * partials / target.elementwise_bandwidth  # written, and read to be summed
+    per_element = float(effort.instructions.subs(ROWS, numbers.get("ROWS", 8)))
+    issue = elements * per_element / (target.sms * 128 * target.clock)
+    # Loads wait while arithmetic issues and the other way round, but programs on one SM overlap: the
+    # root of the squares lies between the larger of the two and their sum, and matches what was measured
+    # (docs/performance.md).
+    seconds = math.hypot(memory, issue) + LAUNCH * (1 + len(plan.reductions) * (kernel is plan.backward))
+    return Prediction(seconds=seconds, memory=memory, issue=issue, bound=bound)
+
+
+def _eager_bytes(graph: Graph, conv: EagerConv) -> int:
+    """Bytes per token and channel of plain PyTorch: every node reads and writes float32."""
+    total = 0
+    for node in graph.nodes:
+        if isinstance(node, Parameter):
+            continue
+        total += 4 * (len(activations(node)) + 1)
+        if isinstance(node, Conv | TapGradient) and conv is EagerConv.FFT:
+            total += 3 * 2 * 2 * 8  # three transforms of twice the length, two passes each
+    return total
+
+
+def predictions(
+    spec: OpSpec, plan: Plan, schedule: Schedule, workload: Workload, target: Target
+) -> dict[str, Prediction]:
+    """Both directions at one workload."""
+    return {
+        direction: predict(spec, plan, schedule, direction, workload, target)
+        for direction in DIRECTIONS
+    }
+
+
+def score(spec: OpSpec, plan: Plan, schedule: Schedule, target: Target) -> float:
+    """What plans are chosen by, less is better: predicted time over its bound, summed over directions and
+    workloads."""
+    total = 0.0
+    for workload in spec.workloads:
+        for prediction in predictions(spec, plan, schedule, workload, target).values():
+            total += prediction.seconds / prediction.bound
+    return total

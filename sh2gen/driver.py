@@ -1,0 +1,462 @@
+"""The whole chain in one place (layer 7): spec -> plans -> schedule -> source -> built -> verified -> file."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sh2gen import target as targets
+from sh2gen.build import Built, build, check_fits
+from sh2gen.cost import Prediction, predictions, score
+from sh2gen.emit import emit
+from sh2gen.errors import CheckFailed, Sh2genError
+from sh2gen.files import write_whole
+from sh2gen.load import InterpreterRunner, Operator, OperatorRunner
+from sh2gen.lower import ALGORITHMS, Verdict, plans, verdicts
+from sh2gen.plan import Plan
+from sh2gen.schedule import Schedule, interpreter_schedule, schedule
+from sh2gen.source import Source
+from sh2gen.spec import OpSpec, Workload, load_spec
+from sh2gen.target import Target
+from sh2gen.verify import Report, Runner, twin, verify
+
+Progress = Callable[[str], None]  # what happens next
+Changes = Mapping[str, Mapping[str, int]]  # direction -> knob -> value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A plan with its schedule and what it is predicted to cost, less is better."""
+
+    plan: Plan
+    schedule: Schedule
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compilation:
+    """Everything that `compile` decided, found and wrote.
+
+    Attributes:
+        spec: the operator.
+        verdicts: every algorithm's answer.
+        candidates: every plan, best first; the first is the one that was taken.
+        predictions: by workload and direction.
+        source: the generated text.
+        built: resources of every kernel, or None if it was not built.
+        reports: of verification, one a way of running.
+        path: the generated file.
+        seconds: by stage.
+    """
+
+    spec: OpSpec
+    target: Target
+    verdicts: dict[str, Verdict]
+    candidates: tuple[Candidate, ...]
+    predictions: tuple[tuple[Workload, dict[str, Prediction]], ...]
+    source: Source
+    built: Built | None
+    reports: tuple[Report, ...]
+    path: Path
+    seconds: dict[str, float]
+
+    @property
+    def chosen(self) -> Candidate:
+        return self.candidates[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for --json."""
+        kernels = self.built.kernels if self.built else ()
+        return {
+            "op": self.spec.op,
+            "digest": self.spec.digest,
+            "path": str(self.path),
+            "target": self.target.name,
+            "algorithm": self.chosen.plan.algorithm,
+            "plan": self.chosen.plan.name,
+            "layout": self.chosen.plan.layout.value,
+            "schedule": {
+                "forward": dict(self.chosen.schedule.forward),
+                "backward": dict(self.chosen.schedule.backward),
+            },
+            "verdicts": {
+                name: {"applies": v.applies, "reasons": list(v.reasons)}
+                for name, v in self.verdicts.items()
+            },
+            "candidates": [{"plan": c.plan.name, "score": c.score} for c in self.candidates],
+            "predictions": [
+                {
+                    "batch": workload.batch,
+                    "length": workload.length,
+                    **{
+                        direction: dataclasses.asdict(p) | {"share_of_bound": p.share}
+                        for direction, p in found.items()
+                    },
+                }
+                for workload, found in self.predictions
+            ],
+            "kernels": [
+                {
+                    "name": k.kernel.name,
+                    "variant": k.variant.value,
+                    "registers": k.registers,
+                    "stack": k.stack,
+                    "spills": k.spills,
+                    "shared": k.shared,
+                }
+                for k in kernels
+            ],
+            "verification": [
+                {
+                    "runner": r.runner,
+                    "dtype": r.dtype,
+                    "device": r.device,
+                    "ok": r.ok,
+                    "checks": len(r.checks),
+                    "failures": [c.to_dict() for c in r.failures],
+                }
+                for r in self.reports
+            ],
+            "seconds": self.seconds,
+        }
+
+
+def candidates(
+    spec: OpSpec, target: Target, plan: str | None = None, changes: Changes | None = None
+) -> tuple[Candidate, ...]:
+    """Plans that compute the operator, the cheapest by prediction first.
+
+    Args:
+        plan: a prefix of the plan's name: "direct", "direct/BLD", "direct/BLD/recompute".
+        changes: numbers other than the default.
+
+    Raises:
+        Sh2genError: L codes if nothing applies, K codes if the numbers are not legal.
+    """
+    found = plans(spec, plan.split("/")[0] if plan else None)
+    if plan is not None:
+        names = [p.name for p in found]
+        found = tuple(p for p in found if (p.name + "/").startswith(plan.rstrip("/") + "/"))
+        if not found:
+            raise Sh2genError("L003", f"{spec.op} has no plan `{plan}`", help="; ".join(names))
+    scored = []
+    for p in found:
+        numbers = schedule(spec, p, changes)
+        scored.append(Candidate(plan=p, schedule=numbers, score=score(spec, p, numbers, target)))
+    return tuple(sorted(scored, key=lambda c: c.score))
+
+
+def compile_operator(
+    op: OpSpec | str | PathLike[str],
+    *,
+    out: str | PathLike[str] = "generated",
+    plan: str | None = None,
+    changes: Changes | None = None,
+    target: str | Target | None = None,
+    verified: bool = True,
+    built: bool = True,
+    write: bool = True,
+    progress: Progress | None = None,
+) -> Compilation:
+    """Compile one operator into `out`/<op>.py. Nothing is written unless every step succeeds.
+
+    Args:
+        op: a spec, or the path of an op.yaml.
+        out: folder of the generated file.
+        plan: a plan's name or a prefix of it, instead of the cheapest by prediction.
+        changes: numbers other than the default: {"forward": {"BLOCK_T": 512}}.
+        target: a GPU's name; the GPU of this machine if it has one that is known, else the H200.
+        verified: compare the file with float64 before it is written: kernels on this machine's GPU if
+            there is one, else under Triton's interpreter on a twin with few channels.
+        built: compile the kernels ahead of time for the target and refuse what does not fit it.
+        write: False leaves the folder alone.
+
+    Raises:
+        Sh2genError: what is wrong with the spec, plan, schedule or folder; CheckFailed if a kernel does
+            not fit or a result is wrong.
+    """
+    say = progress or (lambda _: None)
+    seconds: dict[str, float] = {}
+    clock = time.perf_counter()
+
+    def lap(stage: str) -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        seconds[stage] = round(now - clock, 3)
+        clock = now
+
+    spec = op if isinstance(op, OpSpec) else load_spec(op)
+    gpu = target if isinstance(target, Target) else resolve_target(target)
+    say("choosing a plan")
+    ranked = candidates(spec, gpu, plan, changes)
+    chosen = ranked[0]
+    source = emit(spec, chosen.plan, chosen.schedule)
+    lap("choose")
+    compiled: Built | None = None
+    if built and source.kernels:
+        say(f"compiling {len(source.kernels)} kernels for {gpu.sm}")
+        compiled = build(source, gpu)
+        check_fits(compiled, gpu)
+        lap("build")
+    path = Path(out) / f"{spec.op}.py"
+    reports: tuple[Report, ...] = ()
+    if verified:
+        with tempfile.TemporaryDirectory(prefix="sh2gen-") as folder:
+            draft = Path(folder) / path.name
+            write_whole(draft, source.text)
+            found = []
+            for check in quick_checks(spec, chosen.plan, Operator(draft), Path(folder)):
+                say(f"verifying: {check.label}")
+                found.append(check.run())
+                found[-1].require()
+            reports = tuple(found)
+        lap("verify")
+    if write:
+        write_whole(path, source.text)
+    return Compilation(
+        spec=spec,
+        target=gpu,
+        verdicts=verdicts(spec),
+        candidates=ranked,
+        predictions=tuple(
+            (w, predictions(spec, chosen.plan, chosen.schedule, w, gpu)) for w in spec.workloads
+        ),
+        source=source,
+        built=compiled,
+        reports=reports,
+        path=path,
+        seconds=seconds,
+    )
+
+
+def resolve_target(name: str | None) -> Target:
+    """The target of that name; without one this machine's GPU if it is known, else the H200."""
+    if name is not None:
+        return targets.target(name)
+    return targets.from_device() or targets.target("H200")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerificationStep:
+    """One way of running an operator, ready to be verified."""
+
+    label: str
+    spec: OpSpec
+    runner: Runner
+    dtype: torch.dtype
+    device: str
+    shapes: tuple[tuple[int, int], ...]
+    properties: tuple[str, ...] | None = None  # None: all
+
+    def run(self, seed: int = 0, progress: Any = None) -> Report:
+        return verify(
+            self.spec,
+            self.runner,
+            dtype=self.dtype,
+            shapes=self.shapes,
+            device=self.device,
+            seed=seed,
+            properties=self.properties or "all",
+            progress=progress,
+        )
+
+
+def quick_checks(
+    spec: OpSpec, plan: Plan, operator: Operator, folder: Path
+) -> Iterator[VerificationStep]:
+    """What `compile` verifies: output and every gradient, at a ragged length, on this machine."""
+    if torch.cuda.is_available():
+        dtype = getattr(torch, spec.dtype.io.value)
+        yield VerificationStep(
+            label=f"kernels on the GPU in {spec.dtype.io.value}",
+            spec=spec,
+            runner=OperatorRunner(operator, "cuda"),
+            dtype=dtype,
+            device="cuda",
+            shapes=((2, 37), (1, 1000)),
+        )
+        return
+    yield VerificationStep(
+        label="plain PyTorch",
+        spec=spec,
+        runner=OperatorRunner(operator, "eager"),
+        dtype=torch.float32,
+        device="cpu",
+        shapes=((2, 19),),
+        properties=("equality",),
+    )
+    if plan.kernels:
+        yield _interpreted(spec, plan, folder, torch.float32, ((2, 37),), ("equality", "causality"))
+
+
+def full_checks(
+    spec: OpSpec, plan: Plan, operator: Operator, folder: Path, device: str, lengths: Sequence[int]
+) -> Iterator[VerificationStep]:
+    """What `verify` verifies: every property, in every dtype that the device can check."""
+    if device == "cuda":
+        shapes = tuple((1 + (i % 2), length) for i, length in enumerate(lengths))
+        for name in ("bfloat16", "float16", "float32"):
+            yield VerificationStep(
+                label=f"kernels on the GPU in {name}",
+                spec=spec,
+                runner=OperatorRunner(operator, "cuda"),
+                dtype=getattr(torch, name),
+                device="cuda",
+                shapes=shapes,
+            )
+        return
+    small = tuple((1 + 2 * (i % 2), length) for i, length in enumerate(lengths))
+    for dtype in (torch.float32, torch.bfloat16):
+        yield VerificationStep(
+            label=f"plain PyTorch in {str(dtype).removeprefix('torch.')}",
+            spec=spec,
+            runner=OperatorRunner(operator, "eager"),
+            dtype=dtype,
+            device="cpu",
+            shapes=small[:4],
+        )
+    if plan.kernels:
+        yield _interpreted(spec, plan, folder, torch.float32, small, None)
+        yield _interpreted(spec, plan, folder, torch.float16, small[:2], ("equality",))
+
+
+def _interpreted(
+    spec: OpSpec,
+    plan: Plan,
+    folder: Path,
+    dtype: torch.dtype,
+    shapes: tuple[tuple[int, int], ...],
+    properties: tuple[str, ...] | None,
+) -> VerificationStep:
+    """The same plan for a twin with few channels, its kernels under Triton's interpreter."""
+    small = twin(spec)
+    (same,) = (p for p in plans(small, plan.algorithm) if p.name == plan.name)
+    path = folder / f"{spec.op}_twin.py"
+    write_whole(path, emit(small, same, interpreter_schedule(small, same)).text)
+    name = str(dtype).removeprefix("torch.")
+    return VerificationStep(
+        label=f"kernels under the interpreter in {name}, {small.channels} channels",
+        spec=small,
+        runner=InterpreterRunner(path),
+        dtype=dtype,
+        device="cpu",
+        shapes=shapes,
+        properties=properties,
+    )
+
+
+def example_lengths(spec: OpSpec, examples: int, device: str) -> tuple[int, ...]:
+    """The lengths at which operators break: 1, 2, around the taps and around blocks, primes, then longer."""
+    taps = spec.filter.length or 1
+    first = [37, 1, 2, taps - 1, taps, taps + 1, 15, 16, 17, 31, 33, 67, 101]
+    more = [1000, 8191, 8192, 127, 4099, 16384, 131072] if device == "cuda" else [64, 65, 97, 127]
+    lengths = [length for length in dict.fromkeys(first + more) if length >= 1]
+    return tuple(lengths[:examples])
+
+
+def verify_operator(
+    op: OpSpec | str | PathLike[str],
+    *,
+    device: str | None = None,
+    examples: int = 6,
+    seed: int = 0,
+    plan: str | None = None,
+    progress: Any = None,
+) -> tuple[Report, ...]:
+    """The property suite on this machine, forward and gradients.
+
+    Args:
+        op: an op.yaml, a generated file, or a spec.
+        device: "cpu" or "cuda"; by default cuda if there is a GPU.
+        examples: how many lengths to try.
+        seed: of all random numbers.
+        plan: as for compile_operator; a generated file has its own.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise Sh2genError("V003", "there is no CUDA device here", help="--device cpu")
+    with tempfile.TemporaryDirectory(prefix="sh2gen-") as name:
+        folder = Path(name)
+        if isinstance(op, OpSpec) or Path(op).suffix != ".py":
+            spec = op if isinstance(op, OpSpec) else load_spec(op)
+            chosen = candidates(spec, resolve_target(None), plan)[0]
+            path = folder / f"{spec.op}.py"
+            write_whole(path, emit(spec, chosen.plan, chosen.schedule).text)
+            operator, structure = Operator(path), chosen.plan
+        else:
+            operator = Operator(Path(op))
+            spec = operator.spec
+            (structure,) = (
+                p for p in plans(spec, operator.plan.split("/")[0]) if p.name == operator.plan
+            )
+        lengths = example_lengths(spec, examples, device)
+        reports = []
+        for step in full_checks(spec, structure, operator, folder, device, lengths):
+            inner = None
+            if progress is not None:
+
+                def inner(done: int, total: int, what: str, label: str = step.label) -> None:
+                    progress(f"{label}: {what} ({done + 1} of {total})")
+
+            reports.append(step.run(seed, inner))
+    return tuple(reports)
+
+
+def stale(compilation: Compilation) -> bool:
+    """Whether the file on disk differs from what was just compiled."""
+    try:
+        return compilation.path.read_text(encoding="utf-8") != compilation.source.text
+    except OSError:
+        return True
+
+
+def compile(op: OpSpec | str | PathLike[str], **options: Any) -> Operator:
+    """Compile an operator and import it; takes what `compile_operator` takes.
+
+        operator = sh2gen.compile("ops/hyena_se.yaml")
+        y = operator(q, k, v, filter=h, featurizer=w)
+    """
+    return Operator(compile_operator(op, **options).path)
+
+
+def load(path: str | PathLike[str]) -> Operator:
+    """Import a generated file that is already there.
+
+    Raises:
+        Sh2genError: B005 if it cannot be read or is not a file that sh2gen wrote.
+    """
+    return Operator(Path(path))
+
+
+def op_files(paths: Iterable[str | PathLike[str]]) -> tuple[Path, ...]:
+    """The op.yaml files that paths name; a folder stands for all of its own."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        inside = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
+        if not inside:
+            raise Sh2genError("C006", f"{path} holds no .yaml file")
+        found += inside
+    return tuple(found)
+
+
+__all__ = [
+    "ALGORITHMS",
+    "Candidate",
+    "CheckFailed",
+    "Compilation",
+    "candidates",
+    "compile",
+    "compile_operator",
+    "load",
+    "op_files",
+    "stale",
+    "verify_operator",
+]

@@ -1,0 +1,369 @@
+"""The eager meaning of graphs and plans (layer 4): what they say, in torch, without kernels.
+
+`evaluate` runs a graph on whole sequences. `interpret` runs a plan's tile programs: every value
+holds only the rows that the plan gives it, for all blocks of time at once, so that a plan which
+asks for too little context fails here too.
+
+B batch, D channels, L time steps, N blocks of ROWS steps, K taps of a row of a parameter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import assert_never
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sh2gen.ir import (
+    Add,
+    ChannelSum,
+    Conv,
+    Graph,
+    Input,
+    Multiply,
+    Parameter,
+    ParameterView,
+    Scale,
+    Shift,
+    Silu,
+    SiluGradient,
+    TapGradient,
+)
+from sh2gen.plan import (
+    Accumulate,
+    Fir,
+    LoadRows,
+    LoadTaps,
+    LoadVector,
+    Operand,
+    Plan,
+    Reduction,
+    Rows,
+    Rowwise,
+    Statement,
+    StorePartial,
+    StoreRows,
+    TileProgram,
+    ZeroTaps,
+)
+from sh2gen.reference import decayed_filter
+from sh2gen.spec import FilterKind, OpSpec, TapOrder
+
+Tensors = Mapping[str, Tensor]
+
+
+def interpret(
+    plan: Plan,
+    spec: OpSpec,
+    inputs: Tensors,
+    parameters: Tensors,
+    dy: Tensor,
+    *,
+    rows: int = 8,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The output of a plan, and the gradients of <y, dy> by the name of each input and parameter.
+
+    Args:
+        inputs: every name of `spec.inputs` -> (B, D, L), whatever the plan's layout.
+        parameters: every name of `spec.parameters` -> its shape; a filter without its decay.
+        dy: (B, D, L).
+        rows: the ROWS of the plan's kernels; plays no part in a plan without kernels.
+        dtype: of all arithmetic.
+
+    Returns:
+        y (B, D, L), and name -> gradient in the shape of that input or parameter.
+    """
+    weights = {name: p.to(dtype) for name, p in parameters.items()}
+    if spec.filter.kind is FilterKind.DECAY:
+        weights["filter"] = decayed_filter(spec, weights["filter"])
+
+    if plan.forward is None:
+        outputs = evaluate(plan.graph, spec, inputs, weights, dtype=dtype)
+        y, kept = outputs[plan.graph.outputs[0]], {name: outputs[name] for name in plan.saved}
+    else:
+        stored, _ = run(plan.forward.program, spec, inputs, weights, rows=rows, dtype=dtype)
+        y, kept = stored["y"], {name: stored[name] for name in plan.saved}
+
+    given = {**inputs, **kept, "dy": dy}
+    if plan.backward is None:
+        found = evaluate(plan.backward_graph, spec, given, weights, dtype=dtype)
+        gradients = dict(zip(spec.inputs, found.values(), strict=False))
+        gradients |= parameter_gradients(plan.backward_graph, spec, found)
+    else:
+        stored, partials = run(plan.backward.program, spec, given, weights, rows=rows, dtype=dtype)
+        gradients = {name: stored[f"d_{name}"] for name in spec.inputs}
+        gradients |= {r.tensor: reduce_partials(r, spec, partials) for r in plan.reductions}
+
+    if spec.filter.kind is FilterKind.DECAY:  # linear and diagonal: it is its own adjoint
+        gradients["filter"] = decayed_filter(spec, gradients["filter"])
+    return y, gradients
+
+
+# ------------------------------------------------------------------------------------------ graphs
+
+
+def evaluate(
+    graph: Graph,
+    spec: OpSpec,
+    inputs: Tensors,
+    parameters: Tensors,
+    *,
+    dtype: torch.dtype = torch.float64,
+) -> dict[str, Tensor]:
+    """The outputs of a graph by name, in order.
+
+    Args:
+        inputs: every `Input` of the graph -> (B, D, L); others are ignored.
+        parameters: every tensor that the graph reads, a decay filter with its decay applied.
+        dtype: of all arithmetic.
+
+    Returns:
+        Activations are (B, D, L). Gradients of parameters are (R, K) or (R,), the R rows of their
+        view in the stored order of taps; `parameter_gradients` puts these together.
+    """
+    values: dict[str, Tensor] = {}
+    for node in graph.nodes:
+        match node:
+            case Input(out=out):
+                values[out] = inputs[out].to(dtype)
+            case Parameter(view=view):
+                taps = _channel_taps(spec, view, parameters[view.tensor].to(dtype))  # (D, K)
+                values[node.out] = taps[..., None]  # (D, K, 1)
+            case Conv(x=x, taps=taps_name, direction=direction):
+                signal, taps = values[x], values[taps_name]
+                values[node.out] = torch.zeros_like(signal)
+                for lag in range(min(taps.shape[1], signal.shape[2])):
+                    values[node.out] += taps[:, lag] * _delayed(signal, direction * lag)
+            case Multiply(a=a, b=b):
+                values[node.out] = values[a] * values[b]
+            case Add(a=a, b=b):
+                values[node.out] = values[a] + values[b]
+            case Scale(x=x, factor=factor):
+                values[node.out] = values[factor][:, 0] * values[x]
+            case Shift(x=x, offset=offset):
+                values[node.out] = values[offset][:, 0] + values[x]
+            case Silu(x=x):
+                values[node.out] = functional.silu(values[x])
+            case SiluGradient(grad=grad, x=x):
+                values[node.out] = values[grad] * _silu_slope(values[x])
+            case TapGradient(grad=grad, x=x, view=view):
+                assert view.length is not None
+                lags = [
+                    (values[grad] * _delayed(values[x], lag)).sum((0, 2))
+                    if lag < values[x].shape[2]
+                    else values[x].new_zeros(spec.channels)
+                    for lag in range(view.length)
+                ]
+                values[node.out] = _view_rows(spec, view, torch.stack(lags))
+            case ChannelSum(x=x, view=view):
+                values[node.out] = _view_rows(spec, view, values[x].sum((0, 2))[None])
+            case _:
+                assert_never(node)
+    return {name: values[name] for name in graph.outputs}
+
+
+def parameter_gradients(graph: Graph, spec: OpSpec, outputs: Tensors) -> dict[str, Tensor]:
+    """The gradients of parameters among the outputs of a backward graph, in their shapes."""
+    shapes = {p.name: p.shape for p in spec.parameters}
+    gradients: dict[str, Tensor] = {}
+    for name, value in outputs.items():
+        node = graph.by_name[name]
+        if isinstance(node, TapGradient | ChannelSum):
+            tensor = node.view.tensor
+            if tensor not in gradients:
+                gradients[tensor] = value.new_zeros(shapes[tensor])
+            gradients[tensor][_view_slice(spec, node.view)] += value
+    return gradients
+
+
+def _delayed(x: Tensor, steps: int) -> Tensor:
+    """x[t - steps], zero where that is outside the sequence; fewer steps than it has."""
+    length = x.shape[2]
+    if steps >= 0:
+        return functional.pad(x[..., : length - steps], (steps, 0))
+    return functional.pad(x[..., -steps:], (0, -steps))
+
+
+def _silu_slope(x: Tensor) -> Tensor:
+    s = torch.sigmoid(x)
+    return s + x * s * (1 - s)
+
+
+# -------------------------------------------------------------------------------------- parameters
+
+
+def _view_slice(spec: OpSpec, view: ParameterView) -> slice:
+    """Which rows of the parameter tensor a view reads: one for every `width` channels."""
+    rows = spec.channels // view.width
+    if view.interleaved:
+        return slice(view.role, None, view.roles)
+    return slice(view.role * rows, (view.role + 1) * rows)
+
+
+def _channel_taps(spec: OpSpec, view: ParameterView, tensor: Tensor) -> Tensor:
+    """The row of each channel, lag 0 first: (D, K), K = 1 for a vector."""
+    rows = tensor[_view_slice(spec, view)].reshape(spec.channels // view.width, -1)
+    if view.order is TapOrder.LAG_LAST:
+        rows = rows.flip(1)
+    return rows.repeat_interleave(view.width, dim=0)
+
+
+def _view_rows(spec: OpSpec, view: ParameterView, lags: Tensor) -> Tensor:
+    """The adjoint of _channel_taps, of sums by lag and channel (K, D): (R, K), or (R,)."""
+    rows = lags.reshape(len(lags), -1, view.width).sum(2).T
+    if view.order is TapOrder.LAG_LAST:
+        rows = rows.flip(1)
+    return rows if view.length else rows[:, 0]
+
+
+# ----------------------------------------------------------------------------------- tile programs
+
+
+def run(
+    program: TileProgram,
+    spec: OpSpec,
+    tensors: Tensors,
+    parameters: Tensors,
+    *,
+    rows: int = 8,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """What one launch of a kernel writes: {tensor: (B, D, L)}, and partial sums (P, D).
+
+    Args:
+        tensors: every activation that the program loads -> (B, D, L).
+        parameters: every tensor that it reads, a decay filter with its decay applied.
+        rows: ROWS, the steps of a block.
+        dtype: of all arithmetic.
+    """
+    like = tensors[program.loads[0]].to(dtype)
+    launch = _Launch(spec, rows, like, like.new_zeros(program.partial_rows, spec.channels))
+    for statement in program:
+        launch.execute(statement, tensors, parameters)
+    return launch.stored, launch.partials
+
+
+def reduce_partials(reduction: Reduction, spec: OpSpec, partials: Tensor) -> Tensor:
+    """The gradient of one parameter tensor, in its shape, from partial sums (P, D)."""
+    length = reduction.view.length or 1
+    (shape,) = (p.shape for p in spec.parameters if p.name == reduction.tensor)
+    gradient = partials.new_zeros(shape)
+    for role in range(reduction.view.roles):
+        view = dataclasses.replace(reduction.view, role=role)
+        first = reduction.first + role * length
+        lags = partials[first : first + length]  # (K, D)
+        gradient[_view_slice(spec, view)] = _view_rows(spec, view, lags)
+    return gradient
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A value of a tile program for all blocks, (rows, B, D, N), and which rows these are."""
+
+    tensor: Tensor
+    rows: Rows
+
+
+@dataclass(slots=True)
+class _Launch:
+    """All programs of a launch, one statement at a time."""
+
+    spec: OpSpec
+    block: int  # ROWS
+    like: Tensor  # (B, D, L): shape, dtype and device of every activation
+    partials: Tensor  # (P, D)
+    held: dict[str, _Held] = field(default_factory=dict)
+    taps: dict[str, Tensor] = field(default_factory=dict)  # (K, 1, D, 1), lag 0 first
+    totals: dict[str, Tensor] = field(default_factory=dict)  # (K, B, D, N)
+    stored: dict[str, Tensor] = field(default_factory=dict)  # (B, D, L)
+
+    def execute(self, statement: Statement, tensors: Tensors, parameters: Tensors) -> None:
+        match statement:
+            case LoadTaps(out=out, view=view) | LoadVector(out=out, view=view):
+                taps = _channel_taps(self.spec, view, parameters[view.tensor].to(self.like))
+                self.taps[out] = taps.T[:, None, :, None]
+            case ZeroTaps(out=out, length=length):
+                batch, channels, steps = self.like.shape
+                blocks = -(-steps // self.block)
+                self.totals[out] = self.like.new_zeros(length, batch, channels, blocks)
+            case LoadRows(out=out, tensor=name, rows=rows):
+                self.hold(out, self.load(tensors[name].to(self.like), rows), rows)
+            case Fir(out=out, x=x, taps=name, direction=direction, rows=rows):
+                self.hold(out, _fir(self.take(x), self.taps[name], direction), rows)
+            case Rowwise(out=out, rows=rows):
+                self.hold(out, self.rowwise(statement), rows)
+            case Accumulate(out=out, function="tap_gradient", operands=(grad, x)):
+                self.totals[out] += _tap_gradient(self.take(grad), self.take(x))
+            case Accumulate(out=out, function="channel_sum", operands=(x,)):
+                self.totals[out] += self.take(x).sum(0, keepdim=True)
+            case Accumulate(function=function):
+                raise AssertionError(f"{statement}: no meaning is known for {function}")
+            case StoreRows(tensor=name, x=x):
+                self.stored[name] = self.store(self.take(x))
+            case StorePartial(total=total, first=first):
+                sums = self.totals[total].sum((1, 3))  # over batch and blocks: (K, D)
+                self.partials[first : first + len(sums)] = sums
+            case _:
+                assert_never(statement)
+
+    def hold(self, name: str, tensor: Tensor, rows: Rows) -> None:
+        expected = self.block + rows.hi - rows.lo
+        assert len(tensor) == expected, f"{name} has {len(tensor)} rows; the plan says {rows}"
+        self.held[name] = _Held(tensor, rows)
+
+    def take(self, operand: Operand) -> Tensor:
+        have, want = self.held[operand.name].rows, operand.rows
+        assert have.lo <= want.lo and want.hi <= have.hi, f"{operand}: holds {have}"
+        start = want.lo - have.lo
+        return self.held[operand.name].tensor[start : start + self.block + want.hi - want.lo]
+
+    def load(self, x: Tensor, rows: Rows) -> Tensor:
+        """Rows of every block, zero outside the sequence."""
+        steps = x.shape[2]
+        step = torch.arange(rows.lo, self.block + rows.hi, device=x.device)
+        time = torch.arange(0, steps, self.block, device=x.device) + step[:, None]  # (rows, N)
+        loaded = x[..., time.clamp(0, steps - 1)] * ((time >= 0) & (time < steps))
+        return loaded.permute(2, 0, 1, 3)
+
+    def store(self, x: Tensor) -> Tensor:
+        """The inverse of load for the block's own rows: (B, D, L)."""
+        return x.permute(1, 2, 3, 0).flatten(2)[..., : self.like.shape[2]]
+
+    def rowwise(self, statement: Rowwise) -> Tensor:
+        values = [self.take(operand) for operand in statement.operands]
+        if statement.vector is not None:
+            values.append(self.taps[statement.vector])
+        match statement.function, values:
+            case ("multiply" | "scale", [a, b]):
+                return a * b
+            case ("add" | "shift", [a, b]):
+                return a + b
+            case "silu", [x]:
+                return functional.silu(x)
+            case "silu_gradient", [grad, x]:
+                return grad * _silu_slope(x)
+        raise AssertionError(f"{statement}: no meaning is known for {statement.function}")
+
+
+def _fir(x: Tensor, taps: Tensor, direction: int) -> Tensor:
+    """Every row that all taps can reach: len(x) - len(taps) + 1 rows."""
+    reach = len(taps) - 1
+    rows = len(x) - reach
+    # Row r of the result meets lag j in row r + reach - j of x, or r + j for the adjoint.
+    starts = [reach - lag if direction == +1 else lag for lag in range(len(taps))]
+    return torch.stack(
+        [tap * x[start : start + rows] for tap, start in zip(taps, starts, strict=True)]
+    ).sum(0)
+
+
+def _tap_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """sum over rows of grad[t] x[t - j], for every lag j that x reaches back to: (K, B, D, N)."""
+    reach = len(x) - len(grad)
+    return torch.stack(
+        [(grad * x[reach - lag : reach - lag + len(grad)]).sum(0) for lag in range(reach + 1)]
+    )
