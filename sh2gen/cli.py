@@ -89,7 +89,9 @@ def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
 @_plan
 @click.option("--set", "settings", multiple=True, help="A number: --set forward.BLOCK_T=512.")
 @_target
-@click.option("--no-verify", is_flag=True, help="Write the file without comparing it with float64.")
+@click.option(
+    "--no-verify", is_flag=True, help="Write the file without comparing it with float64."
+)
 @click.option("--no-build", is_flag=True, help="Do not compile the kernels ahead of time.")
 @click.option("--check", is_flag=True, help="Write nothing; fail if a file in --out is stale.")
 @_json
@@ -149,14 +151,18 @@ def _print_compilation(c: Any) -> None:
         f"{other.plan.name} {other.score / c.chosen.score:.2f}x" for other in c.candidates[1:4]
     )
     rows.append(("plan", plan.name + (f" (predicted cost of others: {others})" if others else "")))
-    rows.append(("call with", f"activations {'(B, D, L)' if plan.layout == 'BDL' else '(B, L, D)'}"))
+    rows.append(
+        ("call with", f"activations {'(B, D, L)' if plan.layout == 'BDL' else '(B, L, D)'}")
+    )
     rows.append(("schedule", f"{c.chosen.schedule}"))
     for workload, found in c.predictions:
         text = ", ".join(
             f"{direction} {p.seconds * 1e6:.0f} us ({p.share:.2f} of the memory bound)"
             for direction, p in found.items()
         )
-        rows.append((f"predicted B={workload.batch} L={workload.length}", f"{text} on {c.target.name}"))
+        rows.append(
+            (f"predicted B={workload.batch} L={workload.length}", f"{text} on {c.target.name}")
+        )
     if c.built:
         for k in c.built.kernels:
             rows.append(
@@ -187,7 +193,9 @@ def _print_compilation(c: Any) -> None:
 
 @main.command()
 @click.argument("op")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda if there is one.")
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda if there is one."
+)
 @click.option("--examples", default=6, show_default=True, type=click.IntRange(1, 1000))
 @click.option("--ranks", default=1, show_default=True, type=click.IntRange(1, 4096))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
@@ -236,7 +244,9 @@ _STAGES = ["spec", "graph", "plan", "source", "ptx"]
 
 @main.command()
 @click.argument("op")
-@click.option("--stage", type=click.Choice(_STAGES), help="Print one stage instead of the summary.")
+@click.option(
+    "--stage", type=click.Choice(_STAGES), help="Print one stage instead of the summary."
+)
 @_plan
 @click.option("--set", "settings", multiple=True, help="A number: --set forward.BLOCK_T=512.")
 @_target
@@ -406,7 +416,9 @@ def doctor(as_json: bool) -> None:
     for name, number in found.items():
         table.add_row(name, number or "not installed")
     table.add_row("gpu", str(report["gpu"] or "none"))
-    table.add_row("target", str(report["target"] or "H200 (default: this GPU is none that is known)"))
+    table.add_row(
+        "target", str(report["target"] or "H200 (default: this GPU is none that is known)")
+    )
     table.add_row("shipped ops", str(report["ops"]))
     for what, answer in works.items():
         table.add_row(what, answer)
@@ -415,5 +427,3 @@ def doctor(as_json: bool) -> None:
 
 if __name__ == "__main__":
     sys.exit(main())
-
-

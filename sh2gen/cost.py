@@ -133,7 +133,12 @@ def bound_bytes(spec: OpSpec, direction: str) -> int:
 
 
 def predict(
-    spec: OpSpec, plan: Plan, schedule: Schedule, direction: str, workload: Workload, target: Target
+    spec: OpSpec,
+    plan: Plan,
+    schedule: Schedule,
+    direction: str,
+    workload: Workload,
+    target: Target,
 ) -> Prediction:
     """Predicted time of one direction on a target that runs nothing else."""
     elements = workload.batch * workload.length * spec.channels
@@ -159,7 +164,9 @@ def predict(
     # Loads wait while arithmetic issues and the other way round, but programs on one SM overlap: the
     # root of the squares lies between the larger of the two and their sum, and matches what was measured
     # (docs/performance.md).
-    seconds = math.hypot(memory, issue) + LAUNCH * (1 + len(plan.reductions) * (kernel is plan.backward))
+    seconds = math.hypot(memory, issue) + LAUNCH * (
+        1 + len(plan.reductions) * (kernel is plan.backward)
+    )
     return Prediction(seconds=seconds, memory=memory, issue=issue, bound=bound)
 
 

@@ -294,7 +294,9 @@ def quick_checks(
         properties=("equality",),
     )
     if plan.kernels:
-        yield _interpreted(spec, plan, folder, torch.float32, ((2, 37),), ("equality", "causality"))
+        yield _interpreted(
+            spec, plan, folder, torch.float32, ((2, 37),), ("equality", "causality")
+        )
 
 
 def full_checks(
@@ -421,8 +423,8 @@ def stale(compilation: Compilation) -> bool:
 def compile(op: OpSpec | str | PathLike[str], **options: Any) -> Operator:
     """Compile an operator and import it; takes what `compile_operator` takes.
 
-        operator = sh2gen.compile("ops/hyena_se.yaml")
-        y = operator(q, k, v, filter=h, featurizer=w)
+    operator = sh2gen.compile("ops/hyena_se.yaml")
+    y = operator(q, k, v, filter=h, featurizer=w)
     """
     return Operator(compile_operator(op, **options).path)
 

@@ -56,7 +56,6 @@ from sh2gen.schedule import Schedule
 from sh2gen.source import KernelSource, Role, Source
 from sh2gen.spec import Bias, DType, FilterKind, OpSpec, Projection, Skip, TapOrder
 
-_VECTOR = {Layout.BDL: 8, Layout.BLD: 1}  # steps that a layout's load_rows reads at once
 _TRITON = {DType.BFLOAT16: "bf16", DType.FLOAT16: "fp16", DType.FLOAT32: "fp32"}
 
 
@@ -357,7 +356,7 @@ def _lines(
                 stop = f"ROWS + {rows.hi}" if rows.hi else "ROWS"
                 return (
                     f"{out} = load_rows({tensor}_ptr, {tensor}_row, {units[tensor]}, tile, "
-                    f"{rows.lo}, {stop}, ROWS, BLOCK_D, N)"
+                    f"{rows.lo}, {stop}, EVEN, ROWS, BLOCK_D, N)"
                 )
             case Fir(out=out, x=x, taps=taps, rows=rows):
                 held[out] = rows
@@ -371,7 +370,7 @@ def _lines(
             case StoreRows(tensor=tensor, x=x):
                 return (
                     f"store_rows({tensor}_ptr, {tensor}_row, {units[tensor]}, tile, "
-                    f"{rows_of(x)}, BLOCK_D, N)"
+                    f"{rows_of(x)}, EVEN, BLOCK_D, N)"
                 )
             case StorePartial(total=total, first=first):
                 return f"store_partial(partials_ptr, {first}, {total}, row, inside, CHANNELS)"
@@ -418,7 +417,6 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
     program = kernel.program
     units = _units(spec, kernel)
     held: dict[str, Rows] = {}
-    vector = _VECTOR[plan.layout]
     forward = kernel is plan.forward
     shapes = {p.name: str(p.shape) for p in spec.parameters}
     return {
@@ -433,8 +431,6 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
         "prologue": _lines(spec, program.prologue, units, held),
         "body": _lines(spec, program.body, units, held),
         "epilogue": _lines(spec, program.epilogue, units, held),
-        "reach_lo": -(program.reach.lo // vector * vector),
-        "reach_hi": -(-program.reach.hi // vector * vector),
         "partial_rows": program.partial_rows,
     }
 
@@ -499,6 +495,7 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
         registers = numbers.pop("maxnreg", None)
         constants: dict[str, int | bool | float | str] = {"CHANNELS": spec.channels, "UNIT": 1}
         constants |= {"D_UNIT": 1} if backward else {}
+        constants["EVEN"] = True
         sources.append(
             KernelSource(
                 name=f"{spec.op}_{kernel.name}",

@@ -35,7 +35,9 @@ class Operator:
             self.plan: str = self.namespace.PLAN
             self.layout: str = self.namespace.LAYOUT
         except AttributeError as error:
-            raise Sh2genError("B005", f"{path} is not a file that sh2gen wrote: {error}") from error
+            raise Sh2genError(
+                "B005", f"{path} is not a file that sh2gen wrote: {error}"
+            ) from error
 
     def __call__(self, *inputs: Tensor, **parameters: Tensor) -> Tensor:
         """y of the inputs (`spec.inputs`, or one tensor of packed features), differentiable in all.

@@ -75,7 +75,8 @@ def reference(
 
     acts = _featurize(spec, acts, params, method)
     z = acts["k"] * acts["v"] if spec.gates.pre else acts[spec.inputs[-1]]
-    pre = _convolve(filter_taps(spec, params, z.shape[-1], groups=groups), z, method)
+    h = filter_taps(spec, params, z.shape[-1], absolute=absolute, groups=groups)
+    pre = _convolve(h, z, method)
     if spec.skip is not Skip.NONE:
         pre = pre + _per_channel(params["skip"][:, None], z.shape[1]) * z
     if spec.bias is Bias.GATED:
@@ -171,6 +172,7 @@ def filter_taps(
     parameters: Mapping[str, Tensor],
     length: int,
     *,
+    absolute: bool = False,
     groups: Sequence[int] | None = None,
 ) -> Tensor:
     """The inner filter itself, lag 0 first and decay applied: (G, min(K, length)).
@@ -179,10 +181,13 @@ def filter_taps(
         parameters: the parameters of `spec`, of which this reads the filter's own.
         length: how many samples it acts on. Later taps cannot matter, and a modal filter has
             one tap per sample.
+        absolute: the scale of the rounding errors of each tap instead.
         groups: the parameters hold only these groups.
     """
+    if absolute:
+        parameters = {n: p.abs() if n in LINEAR_PARAMETERS else p for n, p in parameters.items()}
     if spec.filter.kind is FilterKind.MODAL:
-        return _modal_taps(parameters, length)
+        return _modal_taps(parameters, length, absolute)
     stored = parameters["filter"]
     if spec.filter.kind is FilterKind.DECAY:
         stored = decayed_filter(spec, stored, groups=groups)
@@ -244,8 +249,12 @@ def _convolve(taps: Tensor, z: Tensor, method: Method) -> Tensor:
     return y
 
 
-def _modal_taps(parameters: Mapping[str, Tensor], length: int) -> Tensor:
-    """h[g, t] = sum over modes of R exp(a t), t < length (Hyena-LI, arXiv 2503.01868): (G, L)."""
+def _modal_taps(parameters: Mapping[str, Tensor], length: int, absolute: bool) -> Tensor:
+    """h[g, t] = sum over modes of R exp(a t), t < length (Hyena-LI, arXiv 2503.01868): (G, L).
+
+    A relative error e in the exponent a t is one of |a t| e in the exponential: for `absolute`,
+    each term counts 1 + |a t| / 8 times (an eighth: an exponent has few roundings).
+    """
     if "log_poles" in parameters:
         poles = parameters["log_poles"]
     else:
@@ -254,7 +263,9 @@ def _modal_taps(parameters: Mapping[str, Tensor], length: int) -> Tensor:
     time = torch.arange(length, dtype=poles.dtype, device=poles.device)
     h = torch.zeros(len(poles), length, dtype=poles.dtype, device=poles.device)
     for mode in range(poles.shape[1]):  # one after the other: (G, N, L) at once is large
-        h = h + residues[:, mode, None] * torch.exp(poles[:, mode, None] * time)
+        exponent = poles[:, mode, None] * time
+        term = residues[:, mode, None] * torch.exp(exponent)
+        h = h + (term * (1 + exponent.detach().abs() / 8) if absolute else term)
     return h
 
 

@@ -66,19 +66,24 @@ def rows_vector(
 @triton.jit
 def load_rows(
     ptr, row, unit, tile,
-    LO: tl.constexpr, HI: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
+    LO: tl.constexpr, HI: tl.constexpr,
+    EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """Rows LO .. HI - 1 relative to the first step of each block of ROWS; zero outside [first, last).
 
-    `whole` says that no step of this tile is outside, so that nothing needs a mask in time.
+    EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside as a
+    whole. Otherwise only tiles at an edge pay for a mask on every element.
     """
-    channel, inside, t, first, last, end, whole = tile
+    channel, inside, t, first, last, end = tile
     rows = ()
     for vector in tl.static_range(LO // 8, (HI + 7) // 8):
         index = tl.arange(0, N * 8)[None, :]
-        time = t + vector * 8 + index // 8 * ROWS + index % 8
+        begin = t + vector * 8 + index // 8 * ROWS  # of the vector
+        time = begin + index % 8
         where = ptr + channel * row + time * unit
-        if whole:
+        if EVEN:
+            x = tl.load(where, mask=inside & (begin >= first) & (begin < last), other=0.0)
+        elif (t + vector * 8 >= first) & (t + vector * 8 + N * ROWS <= last):
             x = tl.load(where, mask=inside, other=0.0)
         else:
             x = tl.load(where, mask=inside & (time >= first) & (time < last), other=0.0)
@@ -87,15 +92,20 @@ def load_rows(
 
 
 @triton.jit
-def store_rows(ptr, row, unit, tile, rows, BLOCK_D: tl.constexpr, N: tl.constexpr):
+def store_rows(
+    ptr, row, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
+):
     """Write the rows of every block that lie before `end`."""
-    channel, inside, t, first, last, end, whole = tile
+    channel, inside, t, first, last, end = tile
     for vector in tl.static_range(len(rows) // 8):
         x = rows_vector(rows, vector * 8, BLOCK_D, N, ptr.dtype.element_ty)
         index = tl.arange(0, N * 8)[None, :]
-        time = t + vector * 8 + index // 8 * len(rows) + index % 8
+        begin = t + vector * 8 + index // 8 * len(rows)
+        time = begin + index % 8
         where = ptr + channel * row + time * unit
-        if whole:
+        if EVEN:
+            tl.store(where, x, mask=inside & (begin < end))
+        elif t + vector * 8 + N * len(rows) <= end:
             tl.store(where, x, mask=inside)
         else:
             tl.store(where, x, mask=inside & (time < end))

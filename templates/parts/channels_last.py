@@ -27,38 +27,34 @@ def advance(ptr, batch_stride, row, unit, origin):
 @triton.jit
 def load_rows(
     ptr, row, unit, tile,
-    LO: tl.constexpr, HI: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
+    LO: tl.constexpr, HI: tl.constexpr,
+    EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """Rows LO .. HI - 1 relative to the first step of each block of ROWS; zero outside [first, last).
 
-    `whole` says that no step of this tile is outside, so that nothing needs a mask in time.
+    A step is inside or outside for all channels alike, so EVEN makes no difference here.
     """
-    channel, inside, t, first, last, end, whole = tile
+    channel, inside, t, first, last, end = tile
     rows = ()
     block = tl.arange(0, N)[None, :] * ROWS
     lane = channel * unit + block * row
     for r in tl.static_range(LO, HI):
         time = t + r + block
         where = (ptr + (t + r) * row) + lane  # the step as a scalar, so that lanes are added once
-        if whole:
-            x = tl.load(where, mask=inside, other=0.0)
-        else:
-            x = tl.load(where, mask=inside & (time >= first) & (time < last), other=0.0)
+        x = tl.load(where, mask=inside & (time >= first) & (time < last), other=0.0)
         rows = rows + (x.to(tl.float32),)
     return rows
 
 
 @triton.jit
-def store_rows(ptr, row, unit, tile, rows, BLOCK_D: tl.constexpr, N: tl.constexpr):
+def store_rows(
+    ptr, row, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
+):
     """Write the rows of every block that lie before `end`."""
-    channel, inside, t, first, last, end, whole = tile
+    channel, inside, t, first, last, end = tile
     block = tl.arange(0, N)[None, :] * len(rows)
     lane = channel * unit + block * row
     for r in tl.static_range(len(rows)):
         time = t + r + block
         where = (ptr + (t + r) * row) + lane
-        x = rows[r].to(ptr.dtype.element_ty)
-        if whole:
-            tl.store(where, x, mask=inside)
-        else:
-            tl.store(where, x, mask=inside & (time < end))
+        tl.store(where, rows[r].to(ptr.dtype.element_ty), mask=inside & (time < end))

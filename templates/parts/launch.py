@@ -39,7 +39,7 @@ def operand(x: Tensor, step: int) -> tuple[Tensor, int, int]:
 def segment(
     x: Tensor, context: int, begin: int, end: int | None, tile: int
 ) -> tuple[int, int, dict[str, int]]:
-    """Bounds of a launch: first step in x, number of steps, and the kernel's first/last/end.
+    """Bounds of a launch: first step in x, number of steps, and the kernel's arguments for them.
 
     A segment is x without its `context` leading steps, which are history: read, never written. Outputs
     are the steps begin .. end - 1 of the segment; a range that ends inside it is whole tiles.
@@ -53,6 +53,7 @@ def segment(
     if end != length and (end - begin) % tile:
         raise ValueError(f"{OP}: {end - begin} steps are no multiple of the tile of {tile} steps")
     bounds = {"first": -(context + begin), "last": length - begin, "end": end - begin}
+    bounds["EVEN"] = all(bound % 8 == 0 for bound in bounds.values())
     return context + begin, end - begin, bounds
 
 
