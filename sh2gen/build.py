@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,7 @@ def build(
     source: Source,
     target: Target,
     *,
-    variants: Iterable[Variant | str] = tuple(Variant),
+    variants: Sequence[Variant | str] = tuple(Variant),
     workers: int | None = None,
     time_limit: float = 60.0,
     progress: Progress | None = None,
@@ -175,7 +175,7 @@ def _job(source: Source, target: Target, kernel: KernelSource, variant: Variant)
             "text": source.text,
             "name": kernel.name,
             "signature": dict(kernel.signature),
-            "constants": dict(kernel.constants),
+            "constants": kernel.constants_in(variant),
             "divisible": sorted(kernel.divisible_in(variant)),
             "options": options,
             "capability": target.capability,

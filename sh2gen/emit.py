@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -167,15 +168,21 @@ def templates_digest() -> str:
 @cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder("templates")),
+        loader=jinja2.FunctionLoader(_template),
         undefined=jinja2.StrictUndefined,
-        line_statement_prefix="#%",
         keep_trailing_newline=True,
         trim_blocks=True,
+        lstrip_blocks=True,
         autoescape=False,
     )
     environment.filters["targets"] = _targets
     return environment
+
+
+def _template(name: str) -> str:
+    """A template's text, its lines `#% statement` as blocks: Jinja's own eat blank lines that follow."""
+    text = (folder("templates") / name).read_text()
+    return re.sub(r"^[ \t]*#% ?(.*)$", r"{% \1 %}", text, flags=re.MULTILINE)
 
 
 def _targets(names: list[str]) -> str:
@@ -504,6 +511,7 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
                 constants=tuple((constants | numbers).items()),
                 divisible=(*strides, *kept),
                 unaligned_keeps=tuple(kept),
+                unaligned_constants=(("EVEN", False),),
                 num_warps=warps,
                 num_stages=stages,
                 maxnreg=registers,

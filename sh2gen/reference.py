@@ -22,8 +22,8 @@ from sh2gen.spec import Activation, Bias, FilterKind, OpSpec, Projection, Skip, 
 
 Method = Literal["fft", "direct"]
 
-# The result is linear in each of these (it is not in the poles of a modal filter).
-LINEAR_PARAMETERS = frozenset({"filter", "residues", "featurizer", "skip", "bias"})
+# The parameters in which the result is not linear: they make the poles of a modal filter.
+POLES = frozenset({"p", "gamma", "log_poles"})
 
 # |silu'| <= 1.0999 and |silu''| <= 0.5, rounded up.
 SILU_SLOPE = 1.1
@@ -70,26 +70,8 @@ def reference(
     acts = {name: x.to(torch.float64) for name, x in inputs.items()}
     params = {name: p.to(torch.float64) for name, p in parameters.items()}
     if absolute:
-        acts = {name: x.abs() for name, x in acts.items()}
-        params = {n: p.abs() if n in LINEAR_PARAMETERS else p for n, p in params.items()}
-
-    acts = _featurize(spec, acts, params, method)
-    z = acts["k"] * acts["v"] if spec.gates.pre else acts[spec.inputs[-1]]
-    h = filter_taps(spec, params, z.shape[-1], absolute=absolute, groups=groups)
-    pre = _convolve(h, z, method)
-    if spec.skip is not Skip.NONE:
-        pre = pre + _per_channel(params["skip"][:, None], z.shape[1]) * z
-    if spec.bias is Bias.GATED:
-        pre = pre + params["bias"][:, None] * z
-    if spec.bias is Bias.UNGATED:
-        pre = pre + params["bias"][:, None]
-    if spec.gates.post:
-        y = acts["q"] * pre
-    elif spec.activation is Activation.SILU:
-        y = _silu_bound(pre) if absolute else functional.silu(pre)
-    else:
-        y = pre
-    return y[..., past:]
+        acts, params = _magnitudes(acts), _magnitudes(params)
+    return _operator(spec, acts, params, method, absolute, groups)[..., past:]
 
 
 def reference_gradients(
@@ -114,19 +96,25 @@ def reference_gradients(
         y (B, D, L), and name -> gradient, in the shape of that input or parameter.
     """
 
-    def leaf(tensor: Tensor) -> Tensor:  # a copy: the caller's own tensor never collects gradients
-        return tensor.detach().to(torch.float64, copy=True).requires_grad_()
-
-    with torch.enable_grad():
-        acts = {name: leaf(x) for name, x in inputs.items()}
-        params = {name: leaf(p) for name, p in parameters.items()}
-        y = reference(spec, acts, params, method=method, absolute=absolute, groups=groups)
-        leaves = acts | params
-        above = dy.detach().to(torch.float64)
-        grads = torch.autograd.grad(y, list(leaves.values()), above.abs() if absolute else above)
-    named = dict(zip(leaves, grads, strict=True))
+    groups = range(spec.filter.groups) if groups is None else groups
+    _check_shapes(spec, inputs, parameters, len(groups))
+    # Copies: the caller's own tensors never collect gradients.
+    acts, params = (
+        {name: t.detach().to(torch.float64, copy=True) for name, t in tensors.items()}
+        for tensors in (inputs, parameters)
+    )
+    above = dy.detach().to(torch.float64)
     if absolute:
-        # The derivative of |x| brings the sign of x back; that of a pole is always negative.
+        # Before differentiating: |x| has no slope at 0, where a gradient has terms all the same.
+        acts, params, above = _magnitudes(acts), _magnitudes(params), above.abs()
+    leaves = acts | params
+    with torch.enable_grad():
+        for leaf in leaves.values():
+            leaf.requires_grad_()
+        y = _operator(spec, acts, params, method, absolute, groups)
+        grads = torch.autograd.grad(y, list(leaves.values()), above)
+    named = dict(zip(leaves, grads, strict=True))
+    if absolute:  # the derivative by a pole is negative throughout
         named = {name: grad.abs() for name, grad in named.items()}
     return y.detach(), named
 
@@ -185,7 +173,18 @@ def filter_taps(
         groups: the parameters hold only these groups.
     """
     if absolute:
-        parameters = {n: p.abs() if n in LINEAR_PARAMETERS else p for n, p in parameters.items()}
+        parameters = _magnitudes(parameters)
+    return _taps(spec, parameters, length, absolute, groups)
+
+
+def _taps(
+    spec: OpSpec,
+    parameters: Mapping[str, Tensor],
+    length: int,
+    absolute: bool,
+    groups: Sequence[int] | None,
+) -> Tensor:
+    """`filter_taps`, of magnitudes already taken."""
     if spec.filter.kind is FilterKind.MODAL:
         return _modal_taps(parameters, length, absolute)
     stored = parameters["filter"]
@@ -210,6 +209,36 @@ def decayed_filter(spec: OpSpec, hhat: Tensor, *, groups: Sequence[int] | None =
     tau = torch.linspace(0, 1, decay.cache_length, dtype=f64, device=device)[: hhat.shape[1]]
     envelope = torch.exp(-alpha[:, None] * tau)  # (G, K), lag 0 first
     return hhat * _lag_first(envelope, spec.filter.taps).to(hhat.dtype)
+
+
+def _operator(
+    spec: OpSpec,
+    inputs: dict[str, Tensor],
+    parameters: dict[str, Tensor],
+    method: Method,
+    absolute: bool,
+    groups: Sequence[int],
+) -> Tensor:
+    """The operator itself on float64 tensors; for `absolute`, on magnitudes already taken."""
+    acts = _featurize(spec, inputs, parameters, method)
+    z = acts["k"] * acts["v"] if spec.gates.pre else acts[spec.inputs[-1]]
+    pre = _convolve(_taps(spec, parameters, z.shape[-1], absolute, groups), z, method)
+    if spec.skip is not Skip.NONE:
+        pre = pre + _per_channel(parameters["skip"][:, None], z.shape[1]) * z
+    if spec.bias is Bias.GATED:
+        pre = pre + parameters["bias"][:, None] * z
+    if spec.bias is Bias.UNGATED:
+        pre = pre + parameters["bias"][:, None]
+    if spec.gates.post:
+        return acts["q"] * pre
+    if spec.activation is Activation.SILU:
+        return _silu_bound(pre) if absolute else functional.silu(pre)
+    return pre
+
+
+def _magnitudes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Absolute values of everything in which the result is linear."""
+    return {name: t if name in POLES else t.abs() for name, t in tensors.items()}
 
 
 def _featurize(

@@ -41,6 +41,8 @@ class KernelSource:
     unaligned_keeps: tuple[
         str, ...
     ]  # those that stay so in the unaligned variant: parameters, partial sums
+    # constants that differ in the unaligned variant: such as whether bounds are whole vectors
+    unaligned_constants: tuple[tuple[str, int | bool | float | str], ...] = ()
     num_warps: int
     num_stages: int
     maxnreg: int | None = (
@@ -51,11 +53,17 @@ class KernelSource:
         arguments = {name for name, _ in self.signature}
         constants = {name for name, _ in self.constants}
         assert len(arguments) == len(self.signature), f"{self.name}: an argument is given twice"
+        assert set(dict(self.unaligned_constants)) <= constants, f"{self.name}: unknown constant"
         assert not arguments & constants, f"{self.name}: {arguments & constants} are constants too"
         assert set(self.divisible) <= arguments, f"{self.name}: divisible names no argument"
         assert set(self.unaligned_keeps) <= set(self.divisible), (
             f"{self.name}: keeps what is not divisible"
         )
+
+    def constants_in(self, variant: Variant) -> dict[str, int | bool | float | str]:
+        """The constexpr arguments of `variant`."""
+        changed = dict(self.unaligned_constants) if variant is Variant.UNALIGNED else {}
+        return dict(self.constants) | changed
 
     def divisible_in(self, variant: Variant) -> tuple[str, ...]:
         """The arguments that are divisible by 16 in `variant`."""

@@ -69,7 +69,7 @@ def load_rows(
     LO: tl.constexpr, HI: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Rows LO .. HI - 1 relative to the first step of each block of ROWS; zero outside [first, last).
+    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
 
     EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside as a
     whole. Otherwise only tiles at an edge pay for a mask on every element.

@@ -30,7 +30,7 @@ def load_rows(
     LO: tl.constexpr, HI: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Rows LO .. HI - 1 relative to the first step of each block of ROWS; zero outside [first, last).
+    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
 
     A step is inside or outside for all channels alike, so EVEN makes no difference here.
     """

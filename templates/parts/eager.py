@@ -13,9 +13,11 @@ from torch.nn import functional
 def chunks(channels: int, width: int, bytes_per_channel: int, budget: int) -> Iterator[slice]:
     """Slices of channels whose temporaries stay below `budget` bytes, at least one channel each.
 
-    A slice is whole groups of `width` channels, or lies within one group.
+    A slice is whole groups of `width` channels, or lies within one group. An empty batch has none.
     """
-    size = max(1, min(channels, budget // max(1, bytes_per_channel)))
+    if bytes_per_channel == 0:
+        return
+    size = max(1, min(channels, budget // bytes_per_channel))
     size = size // width * width if size > width else size
     group = channels if size > width else width
     for first in range(0, channels, group):
@@ -58,7 +60,7 @@ def tap_gradient_direct(grad: Tensor, x: Tensor, length: int) -> Tensor:
 
 
 def fft_size(length: int) -> int:
-    """The smallest size >= length whose only prime factors are 2, 3 and 5: any length is cheap to pad to."""
+    """The smallest size >= length whose only prime factors are 2, 3 and 5: never far away."""
     best = 1 << (length - 1).bit_length()
     five = 1
     while five < best:
@@ -78,7 +80,7 @@ def conv_fft(x: Tensor, taps: Tensor, direction: int) -> Tensor:
     size = fft_size(steps + taps.shape[1] - 1)
     spectrum = torch.fft.rfft(taps, size)
     if direction < 0:
-        spectrum = spectrum.conj()
+        spectrum = spectrum.conj_physical()  # a lazy conj() is lost inside compiled graphs
     return torch.fft.irfft(torch.fft.rfft(x, size) * spectrum, size)[..., :steps]
 
 
@@ -87,7 +89,7 @@ def tap_gradient_fft(grad: Tensor, x: Tensor, length: int) -> Tensor:
     steps = x.shape[2]
     kept = min(length, steps)
     size = fft_size(steps + kept - 1)
-    spectrum = (torch.fft.rfft(grad, size) * torch.fft.rfft(x, size).conj()).sum(0)
+    spectrum = (torch.fft.rfft(grad, size) * torch.fft.rfft(x, size).conj_physical()).sum(0)
     return functional.pad(torch.fft.irfft(spectrum, size)[..., :kept], (0, length - kept))
 
 

@@ -33,7 +33,8 @@ def common_unit(tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], int]:
 
 def operand(x: Tensor, step: int) -> tuple[Tensor, int, int]:
     """What a kernel takes for an activation: its data from `step` on, batch stride, row stride."""
-    return x.narrow(TIME, step, x.shape[TIME] - step), x.stride(0), x.stride(1)
+    batch_stride, row_stride, _ = x.stride()
+    return x.narrow(TIME, step, x.shape[TIME] - step) if step else x, batch_stride, row_stride
 
 
 def segment(
@@ -41,8 +42,8 @@ def segment(
 ) -> tuple[int, int, dict[str, int]]:
     """Bounds of a launch: first step in x, number of steps, and the kernel's arguments for them.
 
-    A segment is x without its `context` leading steps, which are history: read, never written. Outputs
-    are the steps begin .. end - 1 of the segment; a range that ends inside it is whole tiles.
+    A segment is x without its `context` leading steps, which are history: read, never written.
+    Outputs are the steps begin .. end - 1 of the segment; a range that ends inside it is whole tiles.
     """
     length = x.shape[TIME] - context
     end = length if end is None else end
@@ -81,7 +82,7 @@ def reduce_partials(
     interleaved: bool,
     lag_last: bool,
 ) -> Tensor:
-    """The gradient of one parameter tensor, in its shape and dtype, from partials [splits, P, D]."""
+    """The gradient of a parameter tensor, in its shape and dtype, from partials [splits, P, D]."""
     out = torch.empty_like(parameter, dtype=torch.float32, memory_format=torch.contiguous_format)
     block_w = min(1024, triton.next_power_of_2(width))
     block_g = max(1, 128 // block_w)

@@ -13,8 +13,8 @@ def sum_partials(
     ROLES: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr,
     BLOCK_G: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """Gradient rows of one parameter tensor: partials first .. first + ROLES * LENGTH - 1, summed over
-    programs and over the WIDTH channels that share a row, always in the same order."""
+    """Gradient rows of one parameter tensor: partials first .. first + ROLES * LENGTH - 1, summed
+    over programs and over the WIDTH channels that share a row, always in the same order."""
     groups: tl.constexpr = CHANNELS // WIDTH
     blocks: tl.constexpr = (groups + BLOCK_G - 1) // BLOCK_G
     index = tl.program_id(0) // blocks  # which lag of which role

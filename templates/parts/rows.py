@@ -115,7 +115,7 @@ def zero_taps(LENGTH: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def tap_gradient(total, grad, x):
-    """total[j] += sum_t grad[t] x[t - j]. The first row of x is len(total) - 1 before that of grad."""
+    """total[j] += sum_t grad[t] x[t - j]; x starts len(total) - 1 rows before grad."""
     out = ()
     for lag in tl.static_range(len(total)):
         value = total[lag]
@@ -136,7 +136,7 @@ def channel_sum(total, x):
 
 @triton.jit
 def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
-    """Write accumulators, summed over their blocks of time, to rows first, first + 1, ... of [P, CHANNELS]."""
+    """Write accumulators, summed over blocks of time, to rows first, ... of [P, CHANNELS]."""
     for i in tl.static_range(len(total)):
         tl.store(
             ptr + (first + i) * CHANNELS + channel,

@@ -220,6 +220,21 @@ def test_absolute_bounds_every_value_and_gradient(data: st.DataObject) -> None:
         assert (grad.abs() <= bounds[name] * (1 + 1e-12)).all(), name
 
 
+@given(st.data())
+def test_absolute_bounds_gradients_at_zeros(data: st.DataObject) -> None:
+    """A gradient by an input or parameter that is exactly zero has terms like any other."""
+    spec = data.draw(specs(kinds=KINDS))
+    inputs, parameters = draw(spec, 1, 12)
+    kept = {"p", "gamma", "log_poles"}  # a residue of zero leaves a pole without gradient
+    parameters = {n: p if n in kept else p * (p > 0) for n, p in parameters.items()}
+    inputs = {n: x * (x > 0) for n, x in inputs.items()}
+    dy = torch.ones(1, spec.channels, 12)
+    _, grads = reference_gradients(spec, inputs, parameters, dy, method="direct")
+    _, bounds = reference_gradients(spec, inputs, parameters, dy, method="direct", absolute=True)
+    for name, grad in grads.items():
+        assert (grad.abs() <= bounds[name] * (1 + 1e-12)).all(), name
+
+
 def test_absolute_is_reached_without_cancellation() -> None:
     spec = make(featurizer={"length": 2}, gates={"pre": True, "post": True}, skip="group")
     inputs, parameters = draw(spec, 1, 9)

@@ -21,7 +21,7 @@ from torch.nn import functional
 from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.reference import decayed_filter
 from sh2gen.spec import Bias, FilterKind, OpSpec, Precision, Projection, TapOrder, spec_from_dict
-from sh2gen.verify import PROPERTIES, Check, Report, Runner, poisoned, twin, verify
+from sh2gen.verify import PROPERTIES, Case, Check, Report, Runner, poisoned, twin, verify
 from tests.strategies import register_profiles, shapes, specs
 
 register_profiles()
@@ -256,6 +256,20 @@ def test_balanced_leaves_room_for_tensor_cores(seed: int, shape: tuple[int, int]
         options = {"shapes": [shape], "properties": ["equality", "adjoint"], "seed": seed}
         report = run(spec, TensorCoreRunner(spec), io, **options)
         assert report.ok, report.failures
+
+
+def test_a_right_runner_passes_at_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among millions of random numbers some are exactly zero."""
+    monkeypatch.setattr(Case, "activation", _half_zero)
+    for dtype in IO:
+        report = run(HYENA, TorchRunner(HYENA), dtype)
+        assert report.ok, report.failures
+
+
+def _half_zero(case: Case, rng: torch.Generator, *, batch: int | None = None) -> Tensor:
+    shape = [case.batch if batch is None else batch, case.spec.channels, case.spec.channels]
+    shape[case.time_dim] = case.length
+    return case.place(torch.randn(shape, generator=rng).clamp(min=0))
 
 
 def test_every_property_ran() -> None:

@@ -1,0 +1,163 @@
+"""A few small operators, generated once a session as `sh2gen compile` would, and calls of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sh2gen.emit import emit
+from sh2gen.load import Operator, OperatorRunner
+from sh2gen.lower import plans
+from sh2gen.schedule import schedule
+from sh2gen.spec import OpSpec, spec_from_dict
+
+GATES = {"pre": True, "post": True}
+HYENA: dict[str, Any] = {
+    "op": "tiny_hyena",
+    "channels": 6,
+    "filter": {"kind": "explicit", "length": 7, "groups": 2, "taps": "lag_last"},
+    "featurizer": {"length": 3},
+    "gates": GATES,
+}
+SHORT: dict[str, Any] = {
+    "op": "tiny_short",
+    "channels": 6,
+    "filter": {"kind": "explicit", "length": 4, "groups": 6, "taps": "lag_last"},
+    "bias": "ungated",
+    "activation": "silu",
+}
+INTERLEAVED: dict[str, Any] = {
+    "op": "tiny_interleaved",
+    "channels": 4,
+    "filter": {"kind": "explicit", "length": 5, "groups": 2},
+    "featurizer": {"length": 3},
+    "gates": GATES,
+    "skip": "channel",
+    "layout": {"projection": "interleaved"},
+}
+FFT: dict[str, Any] = {  # more taps than many of the sequences have steps
+    "op": "tiny_fft",
+    "channels": 4,
+    "filter": {"kind": "explicit", "length": 40, "groups": 2},
+    "gates": GATES,
+    "skip": "group",
+}
+DECAY: dict[str, Any] = {
+    "op": "tiny_decay",
+    "channels": 6,
+    "filter": {
+        "kind": "decay",
+        "length": 5,
+        "groups": 3,
+        "decay": {"preset": "strong", "cache_length": 9},
+    },
+    "gates": {"post": True},
+    "bias": "gated",
+}
+# Name -> what is computed, and by which plan. All of them differ in more than one way.
+CASES: dict[str, tuple[dict[str, Any], str]] = {
+    "hyena_bdl": (HYENA, "direct/BDL/recompute"),
+    "hyena_bld": (HYENA, "direct/BLD/save-conv"),
+    "short_bdl": (SHORT, "direct/BDL/recompute"),
+    "short_bld": (SHORT, "direct/BLD/recompute"),
+    "interleaved": (INTERLEAVED, "direct/BLD/save-pre_skip"),
+    "fft_bdl": (FFT, "fft/BDL/recompute"),
+    "fft_bld": (FFT, "fft/BLD/recompute"),
+    "decay": (DECAY, "direct/BDL/recompute"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A generated operator, and tensors that fit it: (B, L, D) or (B, D, L) as it asks."""
+
+    name: str
+    spec: OpSpec
+    path: Path
+    operator: Operator
+
+    @property
+    def time(self) -> int:
+        """The axis of time in an activation."""
+        return 1 if self.operator.layout == "BLD" else 2
+
+    def shape(self, batch: int = 2, length: int = 19, *, roles: int = 1) -> tuple[int, ...]:
+        channels = roles * self.spec.channels
+        if self.operator.layout == "BLD":
+            return (batch, length, channels)
+        return (batch, channels, length)
+
+    def activation(
+        self, batch: int = 2, length: int = 19, *, roles: int = 1, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        return torch.randn(self.shape(batch, length, roles=roles)).to(dtype)
+
+    def inputs(
+        self, batch: int = 2, length: int = 19, *, dtype: torch.dtype = torch.float32
+    ) -> list[Tensor]:
+        """One tensor for every name of `spec.inputs`."""
+        return [self.activation(batch, length, dtype=dtype) for _ in self.spec.inputs]
+
+    def packed(
+        self, batch: int = 2, length: int = 19, *, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        return self.activation(batch, length, roles=len(self.spec.inputs), dtype=dtype)
+
+    def parameters(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """Of order one, unlike freshly initialised ones."""
+        return {p.name: torch.randn(p.shape).to(dtype) for p in self.spec.parameters}
+
+    def module(self) -> nn.Module:
+        """A module whose parameters are of order one."""
+        module = self.operator.module()
+        module.load_state_dict(self.parameters())
+        return module
+
+    def reference(self, inputs: list[Tensor], parameters: Mapping[str, Tensor]) -> Tensor:
+        return self.operator.reference(*inputs, **parameters)
+
+    @property
+    def runner(self) -> OperatorRunner:
+        return OperatorRunner(self.operator, "eager")
+
+
+@pytest.fixture(scope="session")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+    """Every operator of CASES."""
+    folder = tmp_path_factory.mktemp("generated")
+    made = {}
+    for name, (description, wanted) in CASES.items():
+        spec = spec_from_dict(description)
+        plan = next(p for p in plans(spec) if p.name == wanted)
+        path = folder / f"{name}.py"
+        path.write_text(emit(spec, plan, schedule(spec, plan)).text)
+        made[name] = Case(name=name, spec=spec, path=path, operator=Operator(path))
+    return made
+
+
+@pytest.fixture(params=list(CASES))
+def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
+    """Each operator of CASES in turn; a test may name some by `parametrize(..., indirect=True)`."""
+    return cases[request.param]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small wait for threads far longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield

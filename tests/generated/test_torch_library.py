@@ -1,0 +1,301 @@
+"""A generated operator inside PyTorch: opcheck, gradcheck, torch.compile, torch.export."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+if TYPE_CHECKING:
+    from tests.generated.conftest import Case
+
+LENGTHS = (1, 9, 16)
+GATED = ["hyena_bdl", "hyena_bld", "interleaved", "fft_bld", "decay"]  # more than one input
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> None:
+    torch._dynamo.reset()
+
+
+def leaves(tensors: list[Tensor]) -> list[Tensor]:
+    return [x.clone().requires_grad_() for x in tensors]
+
+
+def effective(case: Case, parameters: dict[str, Tensor]) -> list[Tensor]:
+    """The parameters as the library ops take them: a decay filter with its decay applied."""
+    values = list(parameters.values())
+    if hasattr(case.operator.namespace, "decayed"):
+        values[0] = case.operator.namespace.decayed(values[0])
+    return values
+
+
+def check_ops(case: Case, inputs: list[Tensor], parameters: list[Tensor], dy: Tensor) -> None:
+    forward, backward = case.operator.namespace.forward_op, case.operator.namespace.backward_op
+    torch.library.opcheck(forward, (leaves(inputs), leaves(parameters)))
+    saved = [x.clone() for x in forward(inputs, parameters)[1:]]
+    torch.library.opcheck(backward, (dy, inputs, parameters, saved))
+
+
+# ------------------------------------------------------------------------------ opcheck, gradcheck
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_opcheck(case: Case, length: int) -> None:
+    """Schema, fake tensors, autograd and tracing, of forward and of backward."""
+    parameters = effective(case, case.parameters())
+    check_ops(case, case.inputs(2, length), parameters, case.activation(2, length))
+
+
+@pytest.mark.parametrize("case", GATED, indirect=True)
+def test_opcheck_of_packed_features(case: Case) -> None:
+    parameters = effective(case, case.parameters())
+    check_ops(case, [case.packed(2, 9)], parameters, case.activation(2, 9))
+
+
+def test_opcheck_of_tensors_that_are_not_contiguous(case: Case) -> None:
+    """Transposed activations and parameters, and the expanded dy of a sum."""
+    inputs = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in case.inputs(2, 9)]
+    parameters = [p.mT.contiguous().mT if p.dim() == 2 else p for p in case.parameters().values()]
+    check_ops(case, inputs, parameters, torch.ones(()).expand(case.shape(2, 9)))
+
+
+def test_opcheck_of_an_empty_batch(case: Case) -> None:
+    parameters = effective(case, case.parameters())
+    check_ops(case, case.inputs(0, 5), parameters, case.activation(0, 5))
+
+
+@pytest.mark.parametrize("length", [1, 7])
+def test_gradcheck(case: Case, length: int) -> None:
+    """Gradients of every input and parameter against finite differences, in float64."""
+    names = list(case.parameters())
+
+    def call(*tensors: Tensor) -> Tensor:
+        inputs, values = tensors[: -len(names)], tensors[-len(names) :]
+        return case.operator(*inputs, **dict(zip(names, values, strict=True)))
+
+    inputs = leaves(case.inputs(2, length, dtype=torch.float64))
+    parameters = leaves(list(case.parameters(torch.float64).values()))
+    assert torch.autograd.gradcheck(call, (*inputs, *parameters), fast_mode=True)
+    if len(inputs) > 1:
+        features = leaves([case.packed(2, length, dtype=torch.float64)])
+        assert torch.autograd.gradcheck(call, (*features, *parameters), fast_mode=True)
+
+
+@pytest.mark.parametrize("case", ["hyena_bdl", "interleaved"], indirect=True)
+def test_gradcheck_of_every_element(case: Case) -> None:
+    names = list(case.parameters())
+
+    def call(features: Tensor, *values: Tensor) -> Tensor:
+        return case.operator(features, **dict(zip(names, values, strict=True)))
+
+    features = leaves([case.packed(1, 4, dtype=torch.float64)])
+    parameters = leaves(list(case.parameters(torch.float64).values()))
+    assert torch.autograd.gradcheck(call, (*features, *parameters))
+
+
+def test_packed_and_separate_inputs_agree(case: Case) -> None:
+    """Bit for bit, forward and backward, views of one tensor or not."""
+    features = case.packed().requires_grad_()
+    views = case.operator.namespace.unpack([features])
+    inputs = leaves([x.detach() for x in views])
+    parameters = case.parameters()
+    dy = case.activation()
+    together, apart = case.operator(features, **parameters), case.operator(*inputs, **parameters)
+    assert torch.equal(together, apart)
+    assert torch.equal(together, case.operator(*views, **parameters))
+    (packed_gradient,) = torch.autograd.grad(together, features, dy)
+    for view, gradient in zip(
+        case.operator.namespace.unpack([packed_gradient]),
+        torch.autograd.grad(apart, inputs, dy),
+        strict=True,
+    ):
+        assert torch.equal(view, gradient)
+
+
+@pytest.mark.parametrize("case", ["hyena_bdl", "short_bld", "fft_bld"], indirect=True)
+def test_only_what_needs_a_gradient_gets_one(case: Case) -> None:
+    inputs, parameters = case.inputs(), case.parameters()
+    assert not case.operator(*inputs, **parameters).requires_grad
+    parameters["filter"].requires_grad_()
+    y = case.operator(*inputs, **parameters)
+    y.sum().backward()
+    assert parameters["filter"].grad is not None
+    assert all(x.grad is None for x in inputs)
+    with torch.inference_mode():
+        assert torch.equal(case.operator(*inputs, **parameters), y)
+
+
+@pytest.mark.parametrize("case", ["hyena_bdl", "short_bld", "fft_bld"], indirect=True)
+def test_second_derivatives_are_refused(case: Case) -> None:
+    inputs = leaves(case.inputs())
+    y = case.operator(*inputs, **case.parameters())
+    (first,) = torch.autograd.grad(y.square().sum(), inputs[0], create_graph=True)
+    with pytest.raises(RuntimeError, match=r"_backward.*no autograd formula was registered"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("case", ["hyena_bdl", "short_bld", "fft_bld"], indirect=True)
+def test_inputs_changed_between_forward_and_backward_are_noticed(case: Case) -> None:
+    inputs = [x * 1 for x in leaves(case.inputs())]
+    y = case.operator(*inputs, **case.parameters())
+    inputs[-1].mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_checkpointing(case: Case) -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    module, inputs = case.module(), leaves(case.inputs())
+    wanted = [*inputs, *module.parameters()]
+    dy = case.activation()
+    kept = torch.autograd.grad(module(*inputs), wanted, dy)
+    again = torch.autograd.grad(checkpoint(module, *inputs, use_reentrant=False), wanted, dy)
+    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+
+
+def test_deterministic_algorithms_are_enough(case: Case) -> None:
+    inputs = leaves(case.inputs())
+    parameters = {name: p.requires_grad_() for name, p in case.parameters().items()}
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        y = case.operator(*inputs, **parameters)
+        torch.autograd.grad(y, [*inputs, *parameters.values()], torch.ones_like(y))
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+# ---------------------------------------------------------------------------------- torch.compile
+
+
+def same_as_eager(compiled: Any, module: nn.Module, inputs: list[Tensor]) -> None:
+    """Output, strides and every gradient, in training and in inference."""
+    wanted = [*inputs, *module.parameters()]
+    y, expected = compiled(*inputs), module(*inputs)
+    assert torch.equal(y, expected)
+    assert y.stride() == expected.stride()
+    gradients = torch.autograd.grad(y.square().sum(), wanted)
+    for found, right in zip(
+        gradients, torch.autograd.grad(expected.square().sum(), wanted), strict=True
+    ):
+        torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(compiled(*inputs), expected)
+
+
+def test_compile(case: Case) -> None:
+    """Without a graph break, and for any batch and length after the first call."""
+    counter = CompileCounterWithBackend("aot_eager")
+    module = case.module()
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
+    for batch, length in ((2, 19), (3, 43), (5, 31)):
+        same_as_eager(compiled, module, leaves(case.inputs(batch, length)))
+    assert counter.frame_count == 2  # training, inference
+    for batch, length in ((2, 24), (1, 1), (0, 7)):
+        same_as_eager(compiled, module, leaves(case.inputs(batch, length)))
+
+
+@pytest.mark.parametrize("case", ["hyena_bdl", "short_bld", "fft_bld"], indirect=True)
+def test_compile_for_one_shape(case: Case) -> None:
+    """Of a function, and of the operator as `sh2gen.load` returns it, with static shapes."""
+    inputs, parameters = case.inputs(), case.parameters()
+    expected = case.operator(*inputs, **parameters)
+    function = getattr(case.operator.namespace, case.spec.op)
+    for call in (
+        lambda: function(*inputs, *parameters.values()),
+        lambda: case.operator(*inputs, **parameters),
+    ):
+        compiled = torch.compile(call, fullgraph=True, dynamic=False, backend="aot_eager")
+        assert torch.equal(compiled(), expected)
+
+
+@pytest.mark.parametrize("case", ["hyena_bdl", "fft_bld"], indirect=True)
+def test_compile_by_inductor(
+    case: Case, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        pytest.skip("inductor needs a C++ compiler on a CPU")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    module = case.module()
+    compiled = torch.compile(module, fullgraph=True, dynamic=True)
+    for batch, length in ((2, 19), (3, 43)):
+        same_as_eager(compiled, module, leaves(case.inputs(batch, length)))
+
+
+@pytest.mark.parametrize("case", ["hyena_bdl", "short_bld", "fft_bld"], indirect=True)
+def test_backward_op_in_a_compiled_graph(case: Case) -> None:
+    """Views that torch resolves lazily are not resolved there: none may be left."""
+    inputs, parameters = case.inputs(), list(case.parameters().values())
+    backward, dy = case.operator.namespace.backward_op, case.activation()
+    saved = case.operator.namespace.forward_op(inputs, parameters)[1:]
+    compiled = torch.compile(lambda *a: backward(*a), fullgraph=True, backend="aot_eager")
+    for found, right in zip(
+        compiled(dy, inputs, parameters, saved),
+        backward(dy, inputs, parameters, saved),
+        strict=True,
+    ):
+        assert torch.equal(found, right)
+
+
+# ----------------------------------------------------------------------------------- torch.export
+
+
+def exported(case: Case, module: nn.Module, inputs: list[Tensor], **options: Any) -> Any:
+    program = torch.export.export(module, tuple(inputs), **options)
+    names = [node.target.name() for node in program.graph.nodes if node.op == "call_function"
+             and hasattr(node.target, "name")]  # fmt: skip
+    assert f"sh2gen::{case.operator.namespace.LIBRARY_NAME}" in names
+    return program
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non_strict"])
+def test_export(case: Case, strict: bool) -> None:
+    """With any batch, and any length that is a multiple of 8 (see below)."""
+    module = case.module()
+    batch, blocks = torch.export.Dim("batch", max=64), torch.export.Dim("blocks", max=512)
+    dynamic = {0: batch, case.time: 8 * blocks}
+    program = exported(
+        case,
+        module,
+        case.inputs(2, 24),
+        strict=strict,
+        dynamic_shapes=((dynamic,) * len(case.spec.inputs),),
+    )
+    inputs = case.inputs(3, 48)
+    assert torch.equal(program.module()(*inputs), module(*inputs))
+    assert torch.equal(program.run_decompositions().module()(*inputs), module(*inputs))
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non_strict"])
+@pytest.mark.parametrize(
+    "case", ["hyena_bld", "short_bld", "interleaved", "fft_bld"], indirect=True
+)
+def test_export_for_any_length(case: Case, strict: bool) -> None:
+    """Channels-last only: whether a channels-first output is contiguous depends on its length."""
+    module = case.module()
+    dynamic = {0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("length", max=4096)}
+    shapes = ((dynamic,) * len(case.spec.inputs),)
+    program = exported(case, module, case.inputs(), strict=strict, dynamic_shapes=shapes)
+    for batch, length in ((2, 19), (1, 1), (3, 32), (5, 61)):
+        inputs = case.inputs(batch, length)
+        assert torch.equal(program.module()(*inputs), module(*inputs))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_export_saved_and_loaded(case: Case) -> None:
+    """An odd length, fixed; and packed features where there are several inputs."""
+    module = case.module()
+    for inputs in (case.inputs(), [case.packed()]):
+        stream = io.BytesIO()
+        torch.export.save(exported(case, module, inputs), stream)
+        stream.seek(0)
+        loaded = torch.export.load(stream)
+        assert torch.equal(loaded.module()(*inputs), module(*inputs))
+        assert list(loaded.state_dict) == list(module.state_dict())

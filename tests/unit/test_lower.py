@@ -1,0 +1,148 @@
+"""Lowerings: verdicts in words, the plans they propose, the rows that these ask for."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from sh2gen.errors import Sh2genError
+from sh2gen.ir import operator_graph
+from sh2gen.lower import ALGORITHMS, plans, verdicts
+from sh2gen.lower.rows import demanded_rows, tile_program
+from sh2gen.passes import adjoint
+from sh2gen.plan import BLOCK, LoadRows, Rows, StoreRows
+from sh2gen.spec import OpSpec, spec_from_dict
+from tests.strategies import register_profiles, specs
+
+register_profiles()
+
+
+def make(length: int | None = 4, kind: str = "explicit", **fields: Any) -> OpSpec:
+    inner: dict[str, Any] = {"kind": kind, "groups": 2}
+    inner |= {"length": length} if length else {}
+    inner |= {"modes": 2, "parametrisation": "log_poles"} if kind == "modal" else {}
+    return spec_from_dict({"op": "probe", "channels": 6, "filter": inner} | fields)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_says_why(algorithm: str) -> None:
+    for spec in (make(), make(length=1000), make(length=None, kind="modal")):
+        verdict = verdicts(spec)[algorithm]
+        assert len(str(verdict).split()) >= 4
+        assert bool(plans_or_none(spec, algorithm)) == verdict.applies
+
+
+def plans_or_none(spec: OpSpec, algorithm: str) -> tuple[object, ...]:
+    try:
+        return plans(spec, algorithm)
+    except Sh2genError as error:
+        assert error.code == "L001"
+        return ()
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        (make(length=17), "17 taps; windows of more than 16"),
+        (make(kind="freeform", length=8), "freeform; direct needs explicit taps"),
+        (make(featurizer={"length": 17}), "a featurizer of 17 taps; at most 16"),
+        (make(sequences="packed"), "write `sequences: dense`"),
+        (make(state={"initial": True, "final": True}), "leave `state` out"),
+        (make(context={"ranks": 2}), "leave `context` out"),
+    ],
+)
+def test_why_direct_does_not_apply(spec: OpSpec, reason: str) -> None:
+    with pytest.raises(Sh2genError, match=re.escape(reason)) as caught:
+        plans(spec, "direct")
+    assert caught.value.code == "L001"
+
+
+def test_every_reason_is_given() -> None:
+    spec = make(length=17, featurizer={"length": 17}, sequences="packed")
+    assert len(verdicts(spec)["direct"].reasons) == 3
+
+
+def test_no_algorithm_at_all_names_them_all() -> None:
+    with pytest.raises(Sh2genError) as caught:
+        plans(make(length=None, kind="modal"))
+    assert caught.value.code == "L002"
+    assert all(f"\n  {name}: " in str(caught.value) for name in ALGORITHMS)
+
+
+def test_an_unknown_algorithm() -> None:
+    with pytest.raises(Sh2genError, match=", ".join(ALGORITHMS)) as caught:
+        plans(make(), "winograd")
+    assert caught.value.code == "L003"
+
+
+@given(specs(algorithm_max_taps=40, kinds=("explicit", "decay", "freeform")))
+def test_some_algorithm_always_applies(spec: OpSpec) -> None:
+    found = plans(spec)
+    assert {plan.algorithm for plan in found} <= set(ALGORITHMS)
+    assert any(plan.algorithm == "fft" for plan in found)
+
+
+@pytest.mark.parametrize(
+    ("activations", "layouts"), [("auto", ["BDL", "BLD"]), ("BLD", ["BLD"]), ("BDL", ["BDL"])]
+)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_layout_of_the_spec_is_kept(
+    algorithm: str, activations: str, layouts: list[str]
+) -> None:
+    found = plans(make(layout={"activations": activations}), algorithm)
+    assert list(dict.fromkeys(plan.layout.value for plan in found)) == layouts
+
+
+def test_a_gate_may_save_what_it_multiplies() -> None:
+    gated = make(gates={"pre": True, "post": True}, skip="channel", bias="ungated")
+    assert [p.saved for p in plans(gated, "direct")[:2]] == [(), ("pre_bias",)]
+    assert all(not p.saved for p in plans(make(), "direct"))
+
+
+@given(specs(algorithm_max_taps=16))
+def test_a_kernel_reads_each_input_and_writes_each_output_once(spec: OpSpec) -> None:
+    for plan in plans(spec, "direct"):
+        assert plan.forward is not None and plan.backward is not None
+        forward, backward = plan.forward.program, plan.backward.program
+        assert sorted(forward.loads) == sorted(spec.inputs)
+        assert sorted(forward.stores) == sorted(("y", *plan.saved))
+        assert set(backward.loads) <= {*spec.inputs, *plan.saved, "dy"}
+        assert len(set(backward.loads)) == len(backward.loads)
+        assert sorted(backward.stores) == sorted(f"d_{name}" for name in spec.inputs)
+
+
+@given(specs(algorithm_max_taps=16))
+def test_context_is_what_filters_reach(spec: OpSpec) -> None:
+    """K - 1 steps for the inner filter and F - 1 for the featurizer, on one side each."""
+    lag = (spec.filter.length or 1) - 1
+    lag += spec.featurizer.length - 1 if spec.featurizer else 0
+    for plan in plans(spec, "direct"):
+        assert plan.forward is not None and plan.backward is not None
+        assert plan.forward.program.reach == Rows(-lag, 0)
+        reach = plan.backward.program.reach
+        assert -lag <= reach.lo and reach.hi <= lag
+        for load in plan.backward.program.body:
+            # Only history of inputs is ever read: a segment has no dy and no saved values there.
+            if isinstance(load, LoadRows) and load.tensor not in spec.inputs:
+                assert load.rows.lo == 0
+
+
+def test_rows_asked_of_a_chain_of_convolutions() -> None:
+    spec = make(length=4, featurizer={"length": 3}, gates={"pre": True, "post": True})
+    forward = demanded_rows(operator_graph(spec), ("y",))
+    assert (forward["z"], forward["k"], forward["q"]) == (Rows(-3, 0), Rows(-5, 0), Rows(-2, 0))
+    graph = adjoint(operator_graph(spec))
+    backward = demanded_rows(graph, graph.outputs[:3])
+    assert backward["dy"] == Rows(0, 5)
+    assert backward["d_z"] == Rows(0, 2)
+    assert backward["d_q"] == BLOCK
+
+
+def test_a_value_is_stored_as_soon_as_it_exists() -> None:
+    spec = make(gates={"pre": False, "post": True})
+    program, _ = tile_program(operator_graph(spec), {"y": "y", "kept": "conv"})
+    names = [s.tensor if isinstance(s, StoreRows) else s.out for s in program.body]  # type: ignore[union-attr]
+    assert names == ["q", "v", "conv", "kept", "y", "y"]

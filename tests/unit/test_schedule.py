@@ -1,0 +1,207 @@
+"""Schedules: legal numbers, and what a user reads about illegal ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sh2gen.errors import Sh2genError
+from sh2gen.lower import ALGORITHMS, plans
+from sh2gen.plan import Plan
+from sh2gen.schedule import (
+    DIRECTIONS,
+    Constraint,
+    Schedule,
+    Space,
+    _read,
+    _relation,
+    _values,
+    schedule,
+    space,
+)
+from sh2gen.spec import OpSpec, spec_from_dict
+from tests.strategies import register_profiles, specs
+from tests.strategies_schedules import schedules
+
+register_profiles()
+
+
+def make(**fields: Any) -> OpSpec:
+    inner = {"kind": "explicit", "length": 4, "groups": 2}
+    return spec_from_dict({"op": "probe", "channels": 6, "filter": inner} | fields)
+
+
+def first(layout: str = "BDL") -> tuple[OpSpec, Plan]:
+    spec = make(layout={"activations": layout})
+    return spec, plans(spec, "direct")[0]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_default_of_every_plan_is_legal(algorithm: str) -> None:
+    for plan in plans(make(gates={"pre": True, "post": True}), algorithm):
+        spec = make(gates={"pre": True, "post": True})
+        made = schedule(spec, plan)
+        assert made.plan == plan.name
+        for direction in DIRECTIONS:
+            numbers, where = made.numbers(direction), space(spec, plan, direction)
+            assert numbers == where.default
+            assert bool(numbers) == bool(plan.kernels)
+            assert not where.violations(dict(numbers))
+            assert all(value in dict(where.knobs)[name] for name, value in numbers)
+
+
+@given(st.data())
+def test_drawn_schedules_are_legal(data: st.DataObject) -> None:
+    spec = data.draw(specs())
+    plan = data.draw(st.sampled_from(plans(spec)))
+    drawn = data.draw(schedules(spec, plan))
+    changes = {direction: dict(drawn.numbers(direction)) for direction in DIRECTIONS}
+    assert schedule(spec, plan, changes) == drawn
+    assert hash(drawn) == hash(dataclasses.replace(drawn))
+
+
+def test_numbers_are_changed_by_direction_and_printed() -> None:
+    spec, plan = first()
+    made = schedule(spec, plan, {"backward": {"BLOCK_T": 128, "BLOCK_D": 2}})
+    assert made.forward == schedule(spec, plan).forward
+    assert dict(made.backward)["BLOCK_T"] == 128
+    assert str(made) == (
+        "forward: ROWS=8 BLOCK_D=1 BLOCK_T=1024 TILES=1 num_warps=2; "
+        "backward: ROWS=8 BLOCK_D=2 BLOCK_T=128 TILES=16 num_warps=1"
+    )
+    assert str(Schedule(plan="fft/BDL/recompute")) == "no numbers"
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"BLOCK_L": 64}, "K001", ["unknown knob `BLOCK_L` (forward)", "did you mean `BLOCK_"]),
+        ({"zebra": 64}, "K001", ["`zebra`", "one of ROWS, BLOCK_D, BLOCK_T, TILES, num_warps"]),
+        ({"BLOCK_T": 100}, "K002", ["forward BLOCK_T = 100", "one of 8, 16, 32", "4096"]),
+        ({"ROWS": 4}, "K002", ["forward ROWS = 4", "one of 8, 16"]),
+        ({"ROWS": -8}, "K002", ["ROWS = -8"]),
+        (
+            {"ROWS": 16, "BLOCK_T": 8, "BLOCK_D": 256},
+            "K003",
+            ["violates BLOCK_T >= ROWS: a tile is at least one block", "ROWS = 16", "BLOCK_T = 8"],
+        ),
+        ({"BLOCK_T": 8}, "K003", ["every thread needs a lane", "num_warps = 2"]),
+        ({"BLOCK_D": 256}, "K003", ["runs out of registers"]),
+    ],
+)
+def test_illegal_schedules(changes: dict[str, int], code: str, words: list[str]) -> None:
+    spec, plan = first()
+    with pytest.raises(Sh2genError) as caught:
+        schedule(spec, plan, {"forward": changes})
+    assert caught.value.code == code
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_constraints_of_a_layout_hold_only_there() -> None:
+    numbers = {"ROWS": 8, "BLOCK_D": 32, "BLOCK_T": 16, "num_warps": 1, "TILES": 1}
+    schedule(*first("BDL"), {"forward": numbers})
+    with pytest.raises(Sh2genError, match="BLOCK_T <= ROWS: rows of channels-last") as caught:
+        schedule(*first("BLD"), {"forward": numbers})
+    assert caught.value.code == "K003"
+
+
+def test_an_algorithm_without_kernels_has_no_knobs() -> None:
+    spec = make()
+    plan = plans(spec, "fft")[0]
+    assert schedule(spec, plan) == Schedule(plan=plan.name)
+    assert list(space(spec, plan, "forward").points()) == [()]
+    with pytest.raises(Sh2genError) as caught:
+        schedule(spec, plan, {"forward": {"ROWS": 8}})
+    assert caught.value.code == "K001"
+
+
+def test_points_are_all_that_keeps_the_constraints() -> None:
+    small = Space(
+        knobs=(("A", (1, 2, 3)), ("B", (1, 2))),
+        constraints=(Constraint("A * B <= LIMIT", "it is small"),),
+        facts=(("LIMIT", 3),),
+        default=(("A", 1), ("B", 1)),
+    )
+    points = [dict(point) for point in small.points()]
+    pairs = [(p["A"], p["B"]) for p in points]
+    assert pairs == [(1, 1), (1, 2), (2, 1), (3, 1)]
+    assert all(small.check("forward", point) == tuple(point.items()) for point in points)
+    assert small.violations({"A": 2, "B": 2}) == small.constraints
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "holds"),
+    [
+        ("A >= B", {"A": 1, "B": 1}, True),
+        ("A > B", {"A": 1, "B": 1}, False),
+        ("A < 2 * B - 1", {"A": 2, "B": 2}, True),
+        ("A == B + 1", {"A": 3, "B": 2}, True),
+        ("A // 2 <= B", {"A": 5, "B": 2}, True),
+        ("A // 2 * 2 == A", {"A": 5}, False),
+        ("8 <= A", {"A": 7}, False),
+    ],
+)
+def test_constraints_mean_what_they_say(text: str, values: dict[str, int], holds: bool) -> None:
+    assert Constraint(text, "").holds(values) is holds
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "f(A) > 1",
+        "__import__('os').system('true') == 0",
+        "A.real > 1",
+        "A[0] > 1",
+        "(lambda: 1) == 1",
+        "'text' == A",
+        "1.5 < A",
+        "A ** 9 ** 9 > 1",
+        "A / 2 > 1",
+        "A % 2 == 1",
+        "-A < 1",
+        "A < B < C",
+        "A != B",
+        "A in B",
+        "A and B",
+        "A",
+        "A > 1; B",
+        "A >",
+        "",
+    ],
+)
+def test_constraints_are_comparisons_and_nothing_else(text: str) -> None:
+    with pytest.raises(SyntaxError):
+        _relation(text)
+
+
+def test_values_of_a_knob() -> None:
+    assert _values({"one_of": [3, 1]}) == (3, 1)
+    assert _values({"pow2": [2, 16]}) == (2, 4, 8, 16)
+    assert _values({"range": [2, 4]}) == (2, 3, 4)
+    with pytest.raises(KeyError):
+        _values({"any": [1, 2]})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "algorithm: other\nknobs: {}\nrequire: []\ndefault: {}\n",
+        "algorithm: broken\nknobs: {}\nrequire: [{that: f(A) > 1, because: x}]\ndefault: {}\n",
+        "algorithm: broken\nknobs: {}\n",
+        "algorithm: [",
+        "",
+    ],
+)
+def test_a_malformed_file_is_named(
+    text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    (tmp_path / "broken.yaml").write_text(text)
+    monkeypatch.setattr("sh2gen.schedule.folder", lambda _: tmp_path)
+    with pytest.raises(Sh2genError, match=r"broken\.yaml is malformed") as caught:
+        _read.__wrapped__("broken")
+    assert caught.value.code == "K004"
