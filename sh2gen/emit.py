@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import io
+import itertools
 import re
 import textwrap
+import tokenize
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -101,6 +104,14 @@ def emit(spec: OpSpec, plan: Plan, schedule: Schedule) -> Source:
         "spec_literal": _literal(spec.to_dict(), 0),
         "uses_decay": spec.filter.kind is FilterKind.DECAY,
         "saved": list(plan.saved),
+        "op_arguments": [f"{spec.inputs[0]}: Tensor"]
+        + [f"{name}: Tensor | None" for name in spec.inputs[1:]]
+        + [f"{p.name}: Tensor" for p in spec.parameters],
+        "saved_arguments": [f"{name}: Tensor" for name in plan.saved],
+        "op_result": f"tuple[{', '.join(['Tensor'] * (1 + len(plan.saved)))}]"
+        if plan.saved
+        else "Tensor",
+        "result_of": lambda call: f"tuple({call})" if plan.saved else f"{call}[0]",
         "kernels": kernels,
         "eager": [_eager_forward(spec, plan), _eager_backward(spec, plan)],
         "eager_helpers": _eager_helpers(plan),
@@ -117,7 +128,7 @@ def emit(spec: OpSpec, plan: Plan, schedule: Schedule) -> Source:
         }
     if plan.kernels:
         context |= _launch_context(spec, plan, schedule)
-    text = _environment().get_template("module.py.j2").render(context)
+    text = _fitted(_environment().get_template("module.py.j2").render(context))
     return Source(op=spec.op, text=text, kernels=_kernel_sources(spec, plan, schedule))
 
 
@@ -180,7 +191,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _template(name: str) -> str:
-    """A template's text, its lines `#% statement` as blocks: Jinja's own eat blank lines that follow."""
+    """A template, its lines `#% ...` as blocks: Jinja's line statements eat blank lines."""
     text = (folder("templates") / name).read_text()
     return re.sub(r"^[ \t]*#% ?(.*)$", r"{% \1 %}", text, flags=re.MULTILINE)
 
@@ -188,6 +199,82 @@ def _template(name: str) -> str:
 def _targets(names: list[str]) -> str:
     """Names to unpack a sequence into."""
     return f"({names[0]},)" if len(names) == 1 else ", ".join(names)
+
+
+_WIDTH = 99  # columns
+
+
+def _fitted(text: str) -> str:
+    """The text with no line longer than 99 columns, broken as `ruff format` breaks it.
+
+    How long a line is depends on names and sizes, so that templates cannot break it themselves.
+    """
+    lines = text.split("\n")
+    strings: set[int] = set()  # lines of strings that span several: docstrings
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.STRING and token.string.startswith('"""'):
+            strings.update(range(token.start[0] - 1, token.end[0]))
+    fitted: list[str] = []
+    for number, line in enumerate(lines):
+        if len(line) <= _WIDTH or "fmt: skip" in line:
+            fitted.append(line)
+        elif number in strings:
+            fitted += _broken_words(line)
+        else:
+            fitted += _broken_code(line)
+    return "\n".join(fitted)
+
+
+def _broken_words(line: str) -> list[str]:
+    """A line of a docstring as several; those of an argument's description hang."""
+    indent = line[: len(line) - len(line.lstrip())]
+    hang = "    " if re.match(r"\s+\w+: ", line) else ""
+    closed = line.endswith('"""') and line.count('"""') == 2
+    words = line.removesuffix('"""') if closed else line
+    broken = textwrap.wrap(words, _WIDTH, subsequent_indent=indent + hang, break_on_hyphens=False)
+    return [*broken, indent + '"""'] if closed else broken
+
+
+def _broken_code(line: str) -> list[str]:
+    """A line of code broken within its last pair of brackets, at every comma if need be."""
+    indent = line[: len(line) - len(line.lstrip())]
+    pairs, commas = _brackets(line)
+    if len(line) <= _WIDTH or not pairs:
+        return [line]
+    begin, end = pairs[-1]
+    inner = indent + "    "
+    body = line[begin + 1 : end]
+    lines = [line[: begin + 1]]
+    cuts = [begin, *(c for c in commas if begin < c < end), end]
+    if len(inner + body) <= _WIDTH or len(cuts) == 2:
+        lines += _broken_code(inner + body)
+    else:
+        for first, last in itertools.pairwise(cuts):
+            lines += _broken_code(inner + line[first + 1 : last].strip() + ",")
+    return [*lines, indent + line[end:]]
+
+
+def _brackets(line: str) -> tuple[list[tuple[int, int]], list[int]]:
+    """The outermost pairs of brackets that hold something, and the commas directly within them."""
+    pairs: list[tuple[int, int]] = []
+    commas: list[int] = []
+    opened: list[int] = []
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(line.strip()).readline):
+            column = token.start[1] + len(line) - len(line.lstrip())
+            if token.type != tokenize.OP:
+                continue
+            if token.string in "([{":
+                opened.append(column)
+            elif token.string in ")]}":
+                begin = opened.pop()
+                if not opened and column > begin + 1:
+                    pairs.append((begin, column))
+            elif token.string == "," and len(opened) == 1:
+                commas.append(column)
+    except (tokenize.TokenError, IndexError):  # part of a statement that is broken already
+        return [], []
+    return pairs, commas
 
 
 # ------------------------------------------------------------------------------------------- words
@@ -449,11 +536,7 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
     inputs = [f"d_{name}" for name in spec.inputs]
     return {
         "schedule": [
-            (
-                direction,
-                "{" + ", ".join(f'"{k}": {v}' for k, v in schedule.numbers(direction)) + "}",
-            )
-            for direction in ("forward", "backward")
+            (direction, *_numbers(schedule, direction)) for direction in ("forward", "backward")
         ],
         "helpers": _closure(plan.forward.parts, wanted),
         "reduce_kernel": _functions(("reduce",))["sum_partials"],
@@ -479,6 +562,23 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
             if r.tensor == name
         ],
     }
+
+
+_OPTIONS = (
+    "num_warps",
+    "num_stages",
+    "maxnreg",
+)  # numbers that the compiler takes, not the kernel
+
+
+def _numbers(schedule: Schedule, direction: str) -> tuple[str, str]:
+    """The numbers of one direction as the kernel's constants and as the compiler's options."""
+    numbers = dict(schedule.numbers(direction))
+    options: dict[str, Any] = {k: v for k, v in numbers.items() if k in _OPTIONS}
+    options["enable_fp_fusion"] = True  # stated, because Triton's default changes between versions
+    return _literal({k: v for k, v in numbers.items() if k not in options}, 4), _literal(
+        options, 4
+    )
 
 
 def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[KernelSource, ...]:

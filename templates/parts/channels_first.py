@@ -71,8 +71,8 @@ def load_rows(
 ):  # fmt: skip
     """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
 
-    EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside as a
-    whole. Otherwise only tiles at an edge pay for a mask on every element.
+    EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside
+    as a whole. Otherwise only tiles at an edge pay for a mask on every element.
     """
     channel, inside, t, first, last, end = tile
     rows = ()

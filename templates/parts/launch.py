@@ -4,6 +4,7 @@ Capitalised names are constants of the generated file.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import triton
@@ -13,6 +14,7 @@ from templates.parts.op import CHANNEL, CHANNELS, LAYOUT, TIME, allocate
 from templates.parts.reduce import sum_partials
 
 OP = "op"
+BINARIES: dict = {}
 
 
 def dense(x: Tensor) -> Tensor:
@@ -39,8 +41,8 @@ def operand(x: Tensor, step: int) -> tuple[Tensor, int, int]:
 
 def segment(
     x: Tensor, context: int, begin: int, end: int | None, tile: int
-) -> tuple[int, int, dict[str, int]]:
-    """Bounds of a launch: first step in x, number of steps, and the kernel's arguments for them.
+) -> tuple[int, int, tuple[int, int, int]]:
+    """Bounds of a launch: first step in x, number of steps, and the kernel's (first, last, end).
 
     A segment is x without its `context` leading steps, which are history: read, never written.
     Outputs are the steps begin .. end - 1 of the segment; a range that ends inside it is whole tiles.
@@ -53,9 +55,12 @@ def segment(
         )
     if end != length and (end - begin) % tile:
         raise ValueError(f"{OP}: {end - begin} steps are no multiple of the tile of {tile} steps")
-    bounds = {"first": -(context + begin), "last": length - begin, "end": end - begin}
-    bounds["EVEN"] = all(bound % 8 == 0 for bound in bounds.values())
-    return context + begin, end - begin, bounds
+    return context + begin, end - begin, (-(context + begin), length - begin, end - begin)
+
+
+def even(bounds: tuple[int, int, int]) -> bool:
+    """Whether a vector of 8 steps lies within or without the bounds as a whole."""
+    return all(bound % 8 == 0 for bound in bounds)
 
 
 def programs(batch: int, steps: int, schedule: dict[str, int]) -> tuple[int, int]:
@@ -70,6 +75,29 @@ def check_offsets(schedule: dict[str, int], tensors: Sequence[Tensor]) -> None:
     for x in tensors:
         if rows * x.stride(1) >= 2**31:
             raise ValueError(f"{OP}: a row stride of {x.stride(1)} elements is too large")
+
+
+def trait(argument: Tensor | int) -> tuple[object, ...]:
+    """What Triton compiles another binary for: dtype, divisibility by 16, a 1, 64 bits."""
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.data_ptr() % 16 == 0
+    return argument % 16 == 0, argument == 1, argument >= 2**31
+
+
+def launch(kernel, grid: int, *arguments: Tensor | int, options: dict[str, int], **constants: int):
+    """Run a kernel on the device of its first argument.
+
+    Binding arguments anew for each launch takes the host longer than a short kernel takes the GPU, so the
+    binary for arguments of these traits is remembered and launched directly.
+    """
+    device = arguments[0].device
+    key = (kernel, device, *map(trait, arguments), *constants.values(), *options.values())
+    binary = BINARIES.get(key)
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        if binary is None:
+            BINARIES[key] = kernel[(grid,)](*arguments, **constants, **options)
+        else:
+            binary[(grid, 1, 1)](*arguments, *constants.values())
 
 
 def reduce_partials(
@@ -87,11 +115,14 @@ def reduce_partials(
     block_w = min(1024, triton.next_power_of_2(width))
     block_g = max(1, 128 // block_w)
     blocks = -(-(CHANNELS // width) // block_g)
-    sum_partials[(roles * length * blocks,)](
+    launch(
+        sum_partials,
+        roles * length * blocks,
         partials,
         out,
         partials.shape[0],
         first,
+        options={"num_warps": 4, "enable_fp_fusion": True},
         P=partials.shape[1],
         CHANNELS=CHANNELS,
         WIDTH=width,

@@ -34,3 +34,8 @@ def unpack(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     if not INTERLEAVED:
         return features.chunk(roles, CHANNEL)
     return features.unflatten(CHANNEL, (CHANNELS, roles)).unbind(CHANNEL + 1)
+
+
+def given(*inputs: Tensor | None) -> list[Tensor]:
+    """The inputs that are there: all, or only the first, which is then packed features."""
+    return [x for x in inputs if x is not None]

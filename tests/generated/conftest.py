@@ -94,7 +94,12 @@ class Case:
         return (batch, channels, length)
 
     def activation(
-        self, batch: int = 2, length: int = 19, *, roles: int = 1, dtype: torch.dtype = torch.float32
+        self,
+        batch: int = 2,
+        length: int = 19,
+        *,
+        roles: int = 1,
+        dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         return torch.randn(self.shape(batch, length, roles=roles)).to(dtype)
 
@@ -143,7 +148,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
 
 @pytest.fixture(params=list(CASES))
 def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
-    """Each operator of CASES in turn; a test may name some by `parametrize(..., indirect=True)`."""
+    """Each operator of CASES in turn, or those that `parametrize(..., indirect=True)` names."""
     return cases[request.param]
 
 

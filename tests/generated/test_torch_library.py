@@ -14,7 +14,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 if TYPE_CHECKING:
     from tests.generated.conftest import Case
 
-LENGTHS = (1, 9, 16)
+# For what takes long: each algorithm, layout, packing and kind of filter at least once.
+FEW = ["hyena_bdl", "short_bld", "interleaved", "fft_bdl", "decay"]
 GATED = ["hyena_bdl", "hyena_bld", "interleaved", "fft_bld", "decay"]  # more than one input
 
 
@@ -35,17 +36,25 @@ def effective(case: Case, parameters: dict[str, Tensor]) -> list[Tensor]:
     return values
 
 
+def saved_by(case: Case, arguments: list[Tensor | None]) -> list[Tensor]:
+    """What forward stores for backward beside its output."""
+    result = case.operator.namespace.forward_op(*arguments)
+    return [] if isinstance(result, Tensor) else [x.clone() for x in result[1:]]
+
+
 def check_ops(case: Case, inputs: list[Tensor], parameters: list[Tensor], dy: Tensor) -> None:
+    """Of packed features, the library ops take None for all inputs but the first."""
+    absent = [None] * (len(case.spec.inputs) - len(inputs))
     forward, backward = case.operator.namespace.forward_op, case.operator.namespace.backward_op
-    torch.library.opcheck(forward, (leaves(inputs), leaves(parameters)))
-    saved = [x.clone() for x in forward(inputs, parameters)[1:]]
-    torch.library.opcheck(backward, (dy, inputs, parameters, saved))
+    torch.library.opcheck(forward, (*leaves(inputs), *absent, *leaves(parameters)))
+    arguments = [*inputs, *absent, *parameters]
+    torch.library.opcheck(backward, (dy, *arguments, *saved_by(case, arguments)))
 
 
 # ------------------------------------------------------------------------------ opcheck, gradcheck
 
 
-@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("length", [1, 9])
 def test_opcheck(case: Case, length: int) -> None:
     """Schema, fake tensors, autograd and tracing, of forward and of backward."""
     parameters = effective(case, case.parameters())
@@ -60,11 +69,12 @@ def test_opcheck_of_packed_features(case: Case) -> None:
 
 def test_opcheck_of_tensors_that_are_not_contiguous(case: Case) -> None:
     """Transposed activations and parameters, and the expanded dy of a sum."""
-    inputs = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in case.inputs(2, 9)]
+    inputs = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in case.inputs(2, 16)]
     parameters = [p.mT.contiguous().mT if p.dim() == 2 else p for p in case.parameters().values()]
-    check_ops(case, inputs, parameters, torch.ones(()).expand(case.shape(2, 9)))
+    check_ops(case, inputs, parameters, torch.ones(()).expand(case.shape(2, 16)))
 
 
+@pytest.mark.parametrize("case", FEW, indirect=True)
 def test_opcheck_of_an_empty_batch(case: Case) -> None:
     parameters = effective(case, case.parameters())
     check_ops(case, case.inputs(0, 5), parameters, case.activation(0, 5))
@@ -190,6 +200,7 @@ def same_as_eager(compiled: Any, module: nn.Module, inputs: list[Tensor]) -> Non
         assert torch.equal(compiled(*inputs), expected)
 
 
+@pytest.mark.parametrize("case", FEW, indirect=True)
 def test_compile(case: Case) -> None:
     """Without a graph break, and for any batch and length after the first call."""
     counter = CompileCounterWithBackend("aot_eager")
@@ -217,9 +228,7 @@ def test_compile_for_one_shape(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", ["hyena_bdl", "fft_bld"], indirect=True)
-def test_compile_by_inductor(
-    case: Case, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compile_by_inductor(case: Case, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     if not any(map(shutil.which, ("g++", "clang++", "c++"))):
         pytest.skip("inductor needs a C++ compiler on a CPU")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
@@ -232,13 +241,13 @@ def test_compile_by_inductor(
 @pytest.mark.parametrize("case", ["hyena_bdl", "short_bld", "fft_bld"], indirect=True)
 def test_backward_op_in_a_compiled_graph(case: Case) -> None:
     """Views that torch resolves lazily are not resolved there: none may be left."""
-    inputs, parameters = case.inputs(), list(case.parameters().values())
+    arguments: list[Tensor | None] = [*case.inputs(), *case.parameters().values()]
     backward, dy = case.operator.namespace.backward_op, case.activation()
-    saved = case.operator.namespace.forward_op(inputs, parameters)[1:]
+    saved = saved_by(case, arguments)
     compiled = torch.compile(lambda *a: backward(*a), fullgraph=True, backend="aot_eager")
     for found, right in zip(
-        compiled(dy, inputs, parameters, saved),
-        backward(dy, inputs, parameters, saved),
+        compiled(dy, *arguments, *saved),
+        backward(dy, *arguments, *saved),
         strict=True,
     ):
         assert torch.equal(found, right)
@@ -256,6 +265,7 @@ def exported(case: Case, module: nn.Module, inputs: list[Tensor], **options: Any
 
 
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non_strict"])
+@pytest.mark.parametrize("case", FEW, indirect=True)
 def test_export(case: Case, strict: bool) -> None:
     """With any batch, and any length that is a multiple of 8 (see below)."""
     module = case.module()
@@ -288,7 +298,8 @@ def test_export_for_any_length(case: Case, strict: bool) -> None:
         assert torch.equal(program.module()(*inputs), module(*inputs))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:.*LeafSpec")  # torch's own
+@pytest.mark.parametrize("case", FEW, indirect=True)
 def test_export_saved_and_loaded(case: Case) -> None:
     """An odd length, fixed; and packed features where there are several inputs."""
     module = case.module()

@@ -1,0 +1,287 @@
+"""Generated text: formatted, free of lint, the same every time, no user's text unescaped."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import itertools
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sh2gen.emit import _fitted, class_name, emit
+from sh2gen.lower import ALGORITHMS, plans
+from sh2gen.resources import folder
+from sh2gen.schedule import schedule
+from sh2gen.source import Role, Source
+from sh2gen.spec import OpSpec, load_spec, spec_from_dict
+from tests.strategies import register_profiles, specs
+from tests.strategies_schedules import schedules
+
+register_profiles()
+LONGEST = "a" + "very_long_name_" * 4 + "end"
+
+
+def make(**fields: Any) -> OpSpec:
+    inner = {"kind": "explicit", "length": 4, "groups": 2}
+    return spec_from_dict({"op": "probe", "channels": 6, "filter": inner} | fields)
+
+
+def everything(op: str, packing: str, channels: int = 6) -> OpSpec:
+    decay = {"preset": "strong", "cache_length": 123456, "repeats": 2}
+    return make(
+        op=op,
+        channels=channels,
+        filter={"kind": "decay", "length": 16, "groups": 2, "taps": "lag_last", "decay": decay},
+        featurizer={"length": 16, "taps": "lag_first"},
+        gates={"pre": True, "post": True},
+        skip="group",
+        bias="ungated",
+        layout={"projection": packing},
+    )
+
+
+def spread() -> Iterator[OpSpec]:
+    """Operators whose files differ in which lines they have, and in how long these are."""
+    for pre, post, featurizer, extra in itertools.product(
+        (False, True), (False, True), ("none", {"length": 3}), (0, 1, 2)
+    ):
+        fields: dict[str, Any] = {"gates": {"pre": pre, "post": post}, "featurizer": featurizer}
+        fields |= {"bias": "gated"} if extra == 1 else {}
+        fields |= {"skip": "channel", "bias": "ungated"} if extra == 2 else {}
+        fields |= {"activation": "silu"} if extra == 2 and not (pre or post) else {}
+        yield make(**fields)
+    yield everything("short", "thirds")
+    yield everything(LONGEST, "interleaved", channels=2**20)
+    yield make(op=LONGEST, channels=2**20, bias="ungated", activation="silu")
+    yield make(filter={"kind": "freeform", "length": 10**6, "groups": 2})
+    for path in sorted(folder("ops").glob("*.yaml")):
+        yield load_spec(path)
+
+
+def emitted(spec: OpSpec) -> Iterator[tuple[str, Source]]:
+    for plan in plans(spec):
+        yield plan.name, emit(spec, plan, schedule(spec, plan))
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder of files for every operator of the spread and every plan."""
+    where = tmp_path_factory.mktemp("emitted")
+    for number, spec in enumerate(spread()):
+        for name, source in emitted(spec):
+            (where / f"{number}_{name.replace('/', '_')}.py").write_text(source.text)
+    assert len(list(where.iterdir())) > 100
+    return where
+
+
+def ruff(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ruff", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_generated_files_are_formatted(generated: Path) -> None:
+    options = ("--isolated", "--no-cache", "--line-length=99", "--target-version=py311")
+    result = ruff("format", *options, "--diff", str(generated))
+    assert result.returncode == 0, result.stdout[:3000] + result.stderr[-300:]
+
+
+def test_generated_files_have_no_unused_and_no_unknown_names(generated: Path) -> None:
+    result = ruff("check", "--isolated", "--no-cache", "--select=F", str(generated))
+    assert result.returncode == 0, result.stdout[:3000]
+
+
+def test_generated_lines_fit_on_a_page(generated: Path) -> None:
+    for path in generated.iterdir():
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            assert len(line) <= 99, f"{path.name}:{number}: {line}"
+            assert line == line.rstrip() and "\t" not in line
+
+
+def test_generated_files_compile_and_say_what_they_are(generated: Path) -> None:
+    for path in generated.iterdir():
+        tree = ast.parse(path.read_text())
+        assert len((ast.get_docstring(tree) or "").splitlines()) > 5
+        imported = {
+            (node.module or "").split(".")[0] if isinstance(node, ast.ImportFrom) else name.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for name in node.names
+        }
+        allowed = {"collections", "types", "torch", "triton", "triton.language"}
+        assert imported <= allowed, path.name
+        for function in ast.walk(tree):
+            if isinstance(function, ast.FunctionDef) and function.name.startswith("launch_"):
+                assert ast.get_docstring(function)
+
+
+@given(st.data())
+def test_any_operator_under_any_schedule(data: st.DataObject) -> None:
+    spec = data.draw(specs(kinds=("explicit", "decay", "freeform")))
+    plan = data.draw(st.sampled_from(plans(spec)))
+    drawn = data.draw(schedules(spec, plan))
+    source = emit(spec, plan, drawn)
+    assert source == emit(spec_from_dict(spec.to_dict()), plan, drawn)
+    namespace = constants(source.text)
+    assert spec_from_dict(namespace["SPEC"]) == spec
+    assert namespace["PLAN"] == plan.name and namespace["LAYOUT"] == plan.layout
+    if plan.kernels:
+        assert namespace["SCHEDULE"] == {
+            direction: dict(drawn.numbers(direction)) for direction in ("forward", "backward")
+        }
+    assert max(map(len, source.text.splitlines())) <= 99
+
+
+def constants(text: str) -> dict[str, Any]:
+    """The plain data at the top of a generated file."""
+    found = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            try:
+                found[node.targets[0].id] = ast.literal_eval(node.value)
+            except ValueError:
+                continue
+    return found
+
+
+def test_emission_is_the_same_in_another_process() -> None:
+    script = (
+        "from tests.unit.test_emit import everything, emitted\n"
+        "print([s.digest for _, s in emitted(everything('short', 'thirds'))])"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[2])},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    here = str([s.digest for _, s in emitted(everything("short", "thirds"))])
+    assert runs == [here + "\n"] * 2
+
+
+def test_numbers_of_the_schedule_and_nothing_else_change_the_text() -> None:
+    spec = make()
+    plan = plans(spec, "direct")[0]
+    default = emit(spec, plan, schedule(spec, plan)).text.splitlines()
+    other = emit(spec, plan, schedule(spec, plan, {"forward": {"TILES": 2}})).text.splitlines()
+    changed = [line for line, before in zip(other, default, strict=True) if line != before]
+    assert len(changed) == 2  # the schedule, and the digest in the library's name
+    assert '"TILES": 2' in changed[0] and 'name = unique = "probe_' in changed[1]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_kernels_are_listed_as_the_text_defines_them(algorithm: str) -> None:
+    spec = make(gates={"pre": True, "post": True}, featurizer={"length": 3}, skip="channel")
+    for plan in plans(spec, algorithm):
+        source = emit(spec, plan, schedule(spec, plan))
+        functions = {n.name: n for n in ast.parse(source.text).body if hasattr(n, "args")}
+        assert bool(source.kernels) == bool(plan.kernels)
+        for kernel in source.kernels:
+            arguments = [a.arg for a in functions[kernel.name].args.args]
+            given_ = [name for name, _ in kernel.signature] + [
+                name for name, _ in kernel.constants
+            ]
+            assert sorted(arguments) == sorted(given_), kernel.name
+            order = [a for a in arguments if a in dict(kernel.signature)]
+            assert order == [name for name, _ in kernel.signature]
+            if kernel.role is Role.FORWARD:
+                assert dict(kernel.signature)["q_ptr"] == "*bf16"
+                assert dict(kernel.signature)["filter_ptr"] == "*fp32"
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_only_helpers_that_are_called_are_copied(algorithm: str) -> None:
+    spec = make()
+    for plan in plans(spec, algorithm):
+        text = emit(spec, plan, schedule(spec, plan)).text
+        functions = [n.name for n in ast.parse(text).body if isinstance(n, ast.FunctionDef)]
+        named = {n.id for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Name)}
+        public = {"probe", "_"}
+        assert not [f for f in functions if f not in named | public]
+        assert "featuriz" not in text.replace('"featurizer": "none"', "")
+
+
+def test_parts_are_copied_as_they_are_written() -> None:
+    spec = make(gates={"pre": True, "post": True})
+    for plan in plans(spec, "direct"):
+        text = emit(spec, plan, schedule(spec, plan)).text
+        assert plan.forward is not None
+        for part in plan.forward.parts:
+            written = (folder("templates") / "parts" / f"{part}.py").read_text()
+            helpers = [n for n in ast.parse(written).body if isinstance(n, ast.FunctionDef)]
+            copied = [h for h in helpers if f"\ndef {h.name}(" in text]
+            assert copied
+            for helper in copied:
+                assert ast.get_source_segment(written, helper) in text  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "op", ['x"; import os #', "a b", "../up", "x\ny", "{{ 7 * 7 }}", "{% raw %}", 'a"""', "a\\n"]
+)
+def test_a_name_that_is_no_identifier_never_arrives(op: str) -> None:
+    with pytest.raises(Exception, match="operator name"):
+        make(op=op)
+    with pytest.raises(Exception, match="operator name"):
+        emit_of(dataclasses.replace(make(), op=op))
+
+
+def emit_of(spec: OpSpec) -> str:
+    plan = plans(spec)[0]
+    return emit(spec, plan, schedule(spec, plan)).text
+
+
+@pytest.mark.parametrize(
+    ("op", "expected"),
+    [("hyena_se", "HyenaSe"), ("x", "X"), ("short_conv_3", "ShortConv3"), ("a__b", "AB")],
+)
+def test_class_names(op: str, expected: str) -> None:
+    assert class_name(op) == expected
+    assert f"\nclass {expected}(nn.Module):\n" in emit_of(make(op=op))
+
+
+# ---- breaking lines -----------------------------------------------------------------------------
+
+LONG = "a_name_of_twenty_char"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"    value = function({', '.join([LONG] * 4)})",
+        f"    value = function({', '.join([LONG] * 6)})",
+        f"def function({', '.join(f'{LONG}_{i}: Tensor' for i in range(4))}) -> Tensor:\n    pass",
+        f"    return [*first, {', '.join(f'{LONG}.to({LONG}.dtype)' for _ in range(3))}]",
+        f"    {LONG}, b = (function(x) for x in ({LONG}, *second({LONG}), *third))",
+        f"value = {{'a': [{', '.join([LONG] * 5)}], 'b': ({', '.join([LONG] * 5)})}}",
+        "value = 1  # short",
+    ],
+)
+def test_lines_are_broken_as_ruff_breaks_them(line: str, tmp_path: Path) -> None:
+    text = f"def outer():\n{line}\n" if line.startswith(" ") else f"{line}\n"
+    fitted = _fitted(text)
+    assert max(map(len, fitted.splitlines())) <= 99
+    assert ast.dump(ast.parse(fitted)) == ast.dump(ast.parse(text))
+    path = tmp_path / "line.py"
+    path.write_text(fitted.replace("'", '"'))
+    options = ("--isolated", "--no-cache", "--line-length=99")
+    assert ruff("format", *options, "--diff", str(path)).stdout == ""
+
+
+def test_words_of_a_docstring_are_broken_between_them() -> None:
+    words = " ".join(["word"] * 25)
+    text = f'def f():\n    """{words}\n\n    Args:\n        x: {words}\n    """\n'
+    fitted = _fitted(text)
+    assert max(map(len, fitted.splitlines())) <= 99
+    assert fitted.split() == text.split()
+    assert "\n            word" in fitted, "a description hangs"
