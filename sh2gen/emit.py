@@ -393,7 +393,9 @@ def _closure(parts: tuple[str, ...], wanted: set[str]) -> list[str]:
 
 def _eager_helpers(plan: Plan) -> list[str]:
     suffix = plan.eager.value
-    wanted = {"chunks", "role_rows", "channel_rows", "add_rows"}
+    wanted = {"chunks", "channel_rows", "add_rows"}
+    if any(parameter.view.roles > 1 for parameter in plan.graph.parameters):
+        wanted.add("role_rows")
     wanted |= {f"conv_{suffix}", f"tap_gradient_{suffix}"}
     if any(isinstance(node, SiluGradient) for node in plan.backward_graph.nodes):
         wanted.add("silu_gradient_eager")

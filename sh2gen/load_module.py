@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
-import itertools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,32 +14,33 @@ from typing import Any
 
 from sh2gen.errors import Sh2genError
 
-_numbers = itertools.count()
-
 
 def load_module(path: Path, *, interpret: bool) -> ModuleType:
     """A new module made from the generated file `path`.
 
     With `interpret` its kernels run on CPU tensors under Triton's interpreter, otherwise they
-    compile for the GPU. Every call gives an independent module, so the same file can be loaded
+    compile for the GPU. Every call gives a module of its own, so the same file can be loaded
     both ways in one process. The interpreter computes bfloat16 wrongly (on bit patterns): callers
     refuse it. Raises B004 when the interpreter cannot run here, B005 when the file cannot be
     imported.
     """
-    # A unique name, and in sys.modules: torch.compile and pickle look up the module of a function
-    # by its name.
-    name = f"_sh2gen_{path.stem}_{next(_numbers)}"
-    module = ModuleType(name)
-    module.__file__ = str(path)
+    name = f"_sh2gen_{path.stem}"
     with _interpretation(interpret):
-        sys.modules[name] = module
         try:
             # Not by an import of the file: that trusts a .pyc of the same size and second, and
             # writes one beside it.
             text = path.read_text(encoding="utf-8")
+            # A name that the text alone decides, because it is part of the key under which Triton
+            # keeps compiled kernels on disk; and in sys.modules, where torch.compile and pickle
+            # look for the module of a function.
+            digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+            name = f"_sh2gen_{path.stem}_{digest}{'_interpreted' if interpret else ''}"
+            module = ModuleType(name)
+            module.__file__ = str(path)
+            sys.modules[name] = module
             exec(compile(text, str(path), "exec", dont_inherit=True), module.__dict__)
         except Exception as error:
-            del sys.modules[name]
+            sys.modules.pop(name, None)
             reason = (
                 error.strerror
                 if isinstance(error, OSError)

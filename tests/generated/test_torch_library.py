@@ -14,6 +14,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 if TYPE_CHECKING:
     from tests.generated.conftest import Case
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:.*LeafSpec")  # torch's own
+
 # For what takes long: each algorithm, layout, packing and kind of filter at least once.
 FEW = ["hyena_bdl", "short_bld", "interleaved", "fft_bdl", "decay"]
 GATED = ["hyena_bdl", "hyena_bld", "interleaved", "fft_bld", "decay"]  # more than one input
@@ -67,6 +69,7 @@ def test_opcheck_of_packed_features(case: Case) -> None:
     check_ops(case, [case.packed(2, 9)], parameters, case.activation(2, 9))
 
 
+@pytest.mark.parametrize("case", FEW, indirect=True)
 def test_opcheck_of_tensors_that_are_not_contiguous(case: Case) -> None:
     """Transposed activations and parameters, and the expanded dy of a sum."""
     inputs = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in case.inputs(2, 16)]
@@ -206,7 +209,7 @@ def test_compile(case: Case) -> None:
     counter = CompileCounterWithBackend("aot_eager")
     module = case.module()
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
-    for batch, length in ((2, 19), (3, 43), (5, 31)):
+    for batch, length in ((2, 19), (3, 43)):
         same_as_eager(compiled, module, leaves(case.inputs(batch, length)))
     assert counter.frame_count == 2  # training, inference
     for batch, length in ((2, 24), (1, 1), (0, 7)):
@@ -284,9 +287,7 @@ def test_export(case: Case, strict: bool) -> None:
 
 
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non_strict"])
-@pytest.mark.parametrize(
-    "case", ["hyena_bld", "short_bld", "interleaved", "fft_bld"], indirect=True
-)
+@pytest.mark.parametrize("case", ["hyena_bld", "short_bld", "fft_bld"], indirect=True)
 def test_export_for_any_length(case: Case, strict: bool) -> None:
     """Channels-last only: whether a channels-first output is contiguous depends on its length."""
     module = case.module()
@@ -298,7 +299,6 @@ def test_export_for_any_length(case: Case, strict: bool) -> None:
         assert torch.equal(program.module()(*inputs), module(*inputs))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:.*LeafSpec")  # torch's own
 @pytest.mark.parametrize("case", FEW, indirect=True)
 def test_export_saved_and_loaded(case: Case) -> None:
     """An odd length, fixed; and packed features where there are several inputs."""

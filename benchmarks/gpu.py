@@ -1,0 +1,240 @@
+"""Verify every shipped operator on this GPU, then measure it against the bounds of the same run.
+
+    python benchmarks/gpu.py                      # verify and measure everything
+    python benchmarks/gpu.py --ops hyena_se       # one operator
+    python benchmarks/gpu.py --only verify        # or measure; an operator that fails is never timed
+    python benchmarks/gpu.py --json results.json
+
+Verification is forward and every gradient against float64 at full width, in bfloat16, float16 and float32, at lengths
+1, 7, 127, 1000, 8191, 8192, 131072 and batches 1 and 2, and every property at one length. Times are medians
+over replays of a CUDA graph with the L2 cache flushed (sh2gen.measure); a share is the time of an elementwise
+kernel that moves the same tensors, timed in this run, over the operator's time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from sh2gen.driver import candidates, op_files, resolve_target
+from sh2gen.emit import emit
+from sh2gen.files import write_whole
+from sh2gen.load import Operator, OperatorRunner
+from sh2gen.measure import copy, elementwise, host_time, time_call
+from sh2gen.resources import folder
+from sh2gen.spec import OpSpec, load_spec
+from sh2gen.verify import verify
+
+LENGTHS = (1, 7, 127, 1000, 8191, 8192, 131072)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+TIMED = (2048, 8192, 8191, 32768, 131072)
+
+
+def generate(op: Path, where: Path, plan: str | None) -> Operator:
+    """The operator as `sh2gen compile` would write it, in `where`."""
+    spec = load_spec(op)
+    chosen = candidates(spec, resolve_target(None), plan)[0]
+    path = where / f"{spec.op}.py"
+    write_whole(path, emit(spec, chosen.plan, chosen.schedule).text)
+    return Operator(path)
+
+
+def activation(operator: Operator, batch: int, length: int, dtype: torch.dtype) -> torch.Tensor:
+    like = torch.empty((batch, operator.spec.channels, 1), device="cuda", dtype=dtype)
+    if operator.layout == "BLD":
+        like = like.transpose(1, 2)
+    made: torch.Tensor = operator.namespace.allocate(like, length)
+    return made.normal_()
+
+
+def arguments(
+    operator: Operator, batch: int, length: int, dtype: torch.dtype
+) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
+    """Inputs, parameters and an upstream gradient."""
+    spec = operator.spec
+    inputs = [activation(operator, batch, length, dtype) for _ in spec.inputs]
+    parameters = [torch.randn(p.shape, device="cuda") * 0.3 for p in spec.parameters]
+    return inputs, parameters, activation(operator, batch, length, dtype)
+
+
+def warm(path: Path) -> None:
+    """Compile every variant that verification will meet, so that it is in Triton's cache."""
+    operator = Operator(path)
+    for dtype in DTYPES:
+        for length in (7, 8):
+            inputs, parameters, dy = arguments(operator, 1, length, dtype)
+            operator.namespace.forward_op(*inputs, *parameters)
+            operator.namespace.backward_op(dy, *inputs, *parameters)
+    torch.cuda.synchronize()
+
+
+def verified(operator: Operator, quick: bool) -> list[dict[str, Any]]:
+    """Reports in every dtype; `quick` leaves out the long lengths."""
+    found = []
+    for dtype in DTYPES:
+        lengths = [n for n in LENGTHS if n <= 1000 or not quick]
+        report = verify(
+            operator.spec,
+            OperatorRunner(operator, "cuda"),
+            dtype=dtype,
+            shapes=[(1 + index % 2, length) for index, length in enumerate(lengths)],
+            device="cuda",
+            property_shapes=[(2, 127)],
+        )
+        failures = [check.to_dict() for check in report.failures]
+        found.append(
+            {
+                "dtype": report.dtype,
+                "ok": report.ok,
+                "checks": len(report.checks),
+                "failures": failures,
+            }
+        )
+    return found
+
+
+def measured(operator: Operator, lengths: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Forward, backward and both together, beside their bounds, in bfloat16 at batch 1."""
+    spec, dtype = operator.spec, torch.bfloat16
+    n = len(spec.inputs)
+    rows = []
+    for length in lengths:
+        inputs, parameters, dy = arguments(operator, 1, length, dtype)
+        saved = (
+            list(operator.namespace.forward_op(*inputs, *parameters))[1:]
+            if "/save-" in operator.plan
+            else []
+        )
+
+        def forward() -> Any:
+            return operator.namespace.forward_op(*inputs, *parameters)
+
+        def backward() -> Any:
+            return operator.namespace.backward_op(dy, *inputs, *parameters, *saved)
+
+        def both() -> Any:
+            forward()
+            return backward()
+
+        shape = (length * spec.channels,)
+        bounds = {
+            "forward": elementwise(shape, dtype, n, 1).median,
+            "backward": elementwise(shape, dtype, n + 1, n).median,
+        }
+        row: dict[str, Any] = {"length": length, "copy_us": copy(shape, dtype).median}
+        for name, call in (("forward", forward), ("backward", backward), ("both", both)):
+            timing = time_call(call)
+            bound = bounds.get(name, sum(bounds.values()))
+            row[f"{name}_us"] = timing.median
+            row[f"{name}_spread"] = [timing.low, timing.high]
+            row[f"{name}_bound_us"] = bound
+            row[f"{name}_share"] = bound / timing.median
+        row["forward_host_us"] = host_time(forward)
+        row["backward_host_us"] = host_time(backward)
+        rows.append(row)
+        del inputs, dy, saved
+        torch.cuda.empty_cache()
+    return rows
+
+
+def table(results: dict[str, Any]) -> str:
+    lines = [
+        "| op | D | L | forward us | bound us | share | backward us | bound us | share "
+        "| both / elementwise both | forward / copy |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, result in results["ops"].items():
+        for row in result.get("times", []):
+            lines.append(
+                f"| {name} | {result['channels']} | {row['length']} "
+                f"| {row['forward_us']:.1f} | {row['forward_bound_us']:.1f} | {row['forward_share']:.2f} "
+                f"| {row['backward_us']:.1f} | {row['backward_bound_us']:.1f} "
+                f"| {row['backward_share']:.2f} | {row['both_us'] / row['both_bound_us']:.2f} "
+                f"| {row['forward_us'] / row['copy_us']:.2f} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--ops", nargs="*", default=[], help="names of shipped ops, or op.yaml files"
+    )
+    parser.add_argument("--only", choices=["verify", "measure"])
+    parser.add_argument("--plan", help="a plan or a prefix of its name")
+    parser.add_argument("--lengths", nargs="*", type=int, default=list(TIMED))
+    parser.add_argument("--json", type=Path, help="write all results here")
+    parser.add_argument("--workers", type=int, default=8, help="processes that compile beforehand")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("this script needs a CUDA device", file=sys.stderr)
+        return 2
+    files = [folder("ops") / f"{op}.yaml" if "." not in op else Path(op) for op in options.ops]
+    results: dict[str, Any] = {
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d"),
+        "ops": {},
+    }
+    failed = False
+    with tempfile.TemporaryDirectory() as name:
+        made = [
+            generate(op, Path(name), options.plan) for op in files or op_files([folder("ops")])
+        ]
+        begin = time.perf_counter()
+        with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+            list(pool.map(warm, [operator.path for operator in made]))
+        print(f"compiled in {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
+        for operator in made:
+            spec: OpSpec = operator.spec
+            result: dict[str, Any] = {
+                "plan": operator.plan,
+                "channels": spec.channels,
+                "schedule": getattr(operator.namespace, "SCHEDULE", {}),
+            }
+            results["ops"][spec.op] = result
+            begin = time.perf_counter()
+            result["verified"] = verified(operator, quick=options.only == "measure")
+            torch.cuda.empty_cache()
+            ok = all(report["ok"] for report in result["verified"])
+            failed |= not ok
+            checks = sum(report["checks"] for report in result["verified"])
+            print(
+                f"{spec.op} {operator.plan}: {'verified' if ok else 'WRONG'}, {checks} checks, "
+                f"{time.perf_counter() - begin:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
+            for report in result["verified"]:
+                for failure in report["failures"][:5]:
+                    print(f"  {report['dtype']}: {failure}", file=sys.stderr)
+            if ok and options.only != "verify":
+                result["times"] = measured(operator, tuple(options.lengths))
+                begin = time.perf_counter()
+            if options.json:
+                write_whole(options.json, json.dumps(results, indent=1))
+    print(
+        f"{results['gpu']}, torch {results['torch']}, triton {results['triton']}, {results['date']}"
+    )
+    if options.only != "verify":
+        print(table(results))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
