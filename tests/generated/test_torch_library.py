@@ -212,7 +212,7 @@ def test_compile(case: Case) -> None:
     for batch, length in ((2, 19), (3, 43)):
         same_as_eager(compiled, module, leaves(case.inputs(batch, length)))
     assert counter.frame_count == 2  # training, inference
-    for batch, length in ((2, 24), (1, 1), (0, 7)):
+    for batch, length in ((2, 24), (1, 1)):
         same_as_eager(compiled, module, leaves(case.inputs(batch, length)))
 
 
