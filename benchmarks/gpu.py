@@ -2,13 +2,14 @@
 
     python benchmarks/gpu.py                      # verify and measure everything
     python benchmarks/gpu.py --ops hyena_se       # one operator
-    python benchmarks/gpu.py --only verify        # or measure; an operator that fails is never timed
-    python benchmarks/gpu.py --json results.json
+    python benchmarks/gpu.py --only verify        # or measure; an operator that fails is never
+    timed python benchmarks/gpu.py --json results.json
 
-Verification is forward and every gradient against float64 at full width, in bfloat16, float16 and float32, at lengths
-1, 7, 127, 1000, 8191, 8192, 131072 and batches 1 and 2, and every property at one length. Times are medians
-over replays of a CUDA graph with the L2 cache flushed (sh2gen.measure); a share is the time of an elementwise
-kernel that moves the same tensors, timed in this run, over the operator's time.
+Verification is forward and every gradient against float64 at full width, in bfloat16, float16 and
+float32, at lengths 1, 7, 127, 1000, 8191, 8192, 131072 and batches 1 and 2, and every property at
+one length. Times are medians over replays of a CUDA graph with the L2 cache flushed
+(sh2gen.measure); a share is the time of an elementwise kernel that moves the same tensors, timed
+in this run, over the operator's time.
 """
 
 from __future__ import annotations
@@ -68,15 +69,19 @@ def arguments(
     return inputs, parameters, activation(operator, batch, length, dtype)
 
 
-def warm(path: Path) -> None:
-    """Compile every variant that verification will meet, so that it is in Triton's cache."""
+def warm(job: tuple[Path, torch.dtype, str]) -> None:
+    """Run small cases, so that the binaries that verification will meet are in Triton's cache."""
+    path, dtype, properties = job
     operator = Operator(path)
-    for dtype in DTYPES:
-        for length in (7, 8):
-            inputs, parameters, dy = arguments(operator, 1, length, dtype)
-            operator.namespace.forward_op(*inputs, *parameters)
-            operator.namespace.backward_op(dy, *inputs, *parameters)
-    torch.cuda.synchronize()
+    length = 7 if properties == "equality" else 8
+    verify(
+        operator.spec,
+        OperatorRunner(operator, "cuda"),
+        dtype=dtype,
+        shapes=[(1, length)],
+        device="cuda",
+        properties=[properties],
+    )
 
 
 def verified(operator: Operator, quick: bool) -> list[dict[str, Any]]:
@@ -106,46 +111,44 @@ def verified(operator: Operator, quick: bool) -> list[dict[str, Any]]:
 
 def measured(operator: Operator, lengths: tuple[int, ...]) -> list[dict[str, Any]]:
     """Forward, backward and both together, beside their bounds, in bfloat16 at batch 1."""
-    spec, dtype = operator.spec, torch.bfloat16
-    n = len(spec.inputs)
-    rows = []
-    for length in lengths:
-        inputs, parameters, dy = arguments(operator, 1, length, dtype)
-        saved = (
-            list(operator.namespace.forward_op(*inputs, *parameters))[1:]
-            if "/save-" in operator.plan
-            else []
-        )
+    found = [measured_at(operator, length) for length in lengths]
+    torch.cuda.empty_cache()
+    return found
 
-        def forward() -> Any:
-            return operator.namespace.forward_op(*inputs, *parameters)
 
-        def backward() -> Any:
-            return operator.namespace.backward_op(dy, *inputs, *parameters, *saved)
+def measured_at(operator: Operator, length: int) -> dict[str, Any]:
+    """One row of the table."""
+    spec, dtype, namespace = operator.spec, torch.bfloat16, operator.namespace
+    inputs, parameters, dy = arguments(operator, 1, length, dtype)
 
-        def both() -> Any:
-            forward()
-            return backward()
+    def forward() -> Any:
+        return namespace.forward_op(*inputs, *parameters)
 
-        shape = (length * spec.channels,)
-        bounds = {
-            "forward": elementwise(shape, dtype, n, 1).median,
-            "backward": elementwise(shape, dtype, n + 1, n).median,
-        }
-        row: dict[str, Any] = {"length": length, "copy_us": copy(shape, dtype).median}
-        for name, call in (("forward", forward), ("backward", backward), ("both", both)):
-            timing = time_call(call)
-            bound = bounds.get(name, sum(bounds.values()))
-            row[f"{name}_us"] = timing.median
-            row[f"{name}_spread"] = [timing.low, timing.high]
-            row[f"{name}_bound_us"] = bound
-            row[f"{name}_share"] = bound / timing.median
-        row["forward_host_us"] = host_time(forward)
-        row["backward_host_us"] = host_time(backward)
-        rows.append(row)
-        del inputs, dy, saved
-        torch.cuda.empty_cache()
-    return rows
+    saved = list(forward())[1:] if "/save-" in operator.plan else []
+
+    def backward() -> Any:
+        return namespace.backward_op(dy, *inputs, *parameters, *saved)
+
+    def both() -> Any:
+        forward()
+        return backward()
+
+    n, shape = len(spec.inputs), (length * spec.channels,)
+    bounds = {
+        "forward": elementwise(shape, dtype, n, 1).median,
+        "backward": elementwise(shape, dtype, n + 1, n).median,
+    }
+    row: dict[str, Any] = {"length": length, "copy_us": copy(shape, dtype).median}
+    for name, call in (("forward", forward), ("backward", backward), ("both", both)):
+        timing = time_call(call)
+        bound = bounds.get(name, sum(bounds.values()))
+        row[f"{name}_us"] = timing.median
+        row[f"{name}_spread"] = [timing.low, timing.high]
+        row[f"{name}_bound_us"] = bound
+        row[f"{name}_share"] = bound / timing.median
+    row["forward_host_us"] = host_time(forward)
+    row["backward_host_us"] = host_time(backward)
+    return row
 
 
 def table(results: dict[str, Any]) -> str:
@@ -158,7 +161,8 @@ def table(results: dict[str, Any]) -> str:
         for row in result.get("times", []):
             lines.append(
                 f"| {name} | {result['channels']} | {row['length']} "
-                f"| {row['forward_us']:.1f} | {row['forward_bound_us']:.1f} | {row['forward_share']:.2f} "
+                f"| {row['forward_us']:.1f} | {row['forward_bound_us']:.1f} "
+                f"| {row['forward_share']:.2f} "
                 f"| {row['backward_us']:.1f} | {row['backward_bound_us']:.1f} "
                 f"| {row['backward_share']:.2f} | {row['both_us'] / row['both_bound_us']:.2f} "
                 f"| {row['forward_us'] / row['copy_us']:.2f} |"
@@ -198,7 +202,8 @@ def main() -> int:
         ]
         begin = time.perf_counter()
         with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-            list(pool.map(warm, [operator.path for operator in made]))
+            cases = ("equality", "strides", "causality")  # ragged, unaligned, whole vectors
+            list(pool.map(warm, [(o.path, d, c) for c in cases for d in DTYPES for o in made]))
         print(f"compiled in {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
         for operator in made:
             spec: OpSpec = operator.spec
@@ -228,9 +233,7 @@ def main() -> int:
                 begin = time.perf_counter()
             if options.json:
                 write_whole(options.json, json.dumps(results, indent=1))
-    print(
-        f"{results['gpu']}, torch {results['torch']}, triton {results['triton']}, {results['date']}"
-    )
+    print(", ".join(str(results[key]) for key in ("gpu", "torch", "triton", "date")))
     if options.only != "verify":
         print(table(results))
     return 1 if failed else 0

@@ -1,11 +1,12 @@
 """sh2gen: from a description of a causal convolution operator to verified Triton kernels.
 
 import sh2gen
-operator = sh2gen.compile("ops/hyena_se.yaml")     # writes generated/hyena_se.py and imports it
-operator = sh2gen.load("generated/hyena_se.py")    # imports it again, without compiling
-y = operator(q, k, v, filter=h, featurizer=w)      # differentiable; CPU, or CUDA through Triton
-layer = operator.module()                          # an nn.Module with its own parameters
-exact = operator.reference(q, k, v, filter=h, featurizer=w)   # float64, by FFT
+
+operator = sh2gen.compile("ops/hyena_se.yaml")  # writes generated/hyena_se.py and imports it
+operator = sh2gen.load("generated/hyena_se.py")  # imports it again, without compiling
+y = operator(q, k, v, filter=h, featurizer=w)  # differentiable; CPU, or CUDA through Triton
+layer = operator.module()  # an nn.Module with its own parameters
+exact = operator.reference(q, k, v, filter=h, featurizer=w)  # float64, by FFT
 """
 
 from sh2gen.driver import compile, load

@@ -52,7 +52,7 @@ def main() -> None:
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print plain data as JSON.")
 _plan = click.option("--plan", help="A plan or a prefix of its name, e.g. direct/BLD.")
-_target = click.option("--target", help="H200, H100, A100 or B200; default this GPU, else H200.")
+_target = click.option("--target", help="H200, H100, A100 or B200; default: this GPU, or H200.")
 
 
 def _changes(settings: tuple[str, ...]) -> dict[str, dict[str, int]]:
@@ -108,8 +108,8 @@ def compile_command(
 ) -> None:
     """Write the generated file of each op.yaml (or of all in a folder), built and verified.
 
-    Says which algorithm, plan and schedule were taken and why, the predicted time against the memory
-    bound, what the kernels use of the GPU, and what was verified.
+    Says which algorithm, plan and schedule were taken and why, the predicted time against the
+    memory bound, what the kernels use of the GPU, and what was verified.
     """
     from sh2gen import driver
 
@@ -259,7 +259,7 @@ def explain(
     target: str | None,
     as_json: bool,
 ) -> None:
-    """Show how an op.yaml is lowered: verdicts, plans and predicted cost, or any stage in between."""
+    """Show how an op.yaml is lowered: verdicts, plans and predicted cost, or any one stage."""
     from sh2gen import cost, driver
     from sh2gen.build import build
     from sh2gen.emit import emit
@@ -348,7 +348,8 @@ def _print_explanation(
             if direction in entry:
                 e = entry[direction]
                 click.echo(
-                    f"    {direction}: {e['bytes']} B; {e['flops']} flops; {e['instructions']} instructions"
+                    f"    {direction}: {e['bytes']} B; {e['flops']} flops; "
+                    f"{e['instructions']} instructions"
                 )
         for p in entry["predictions"]:
             times = ", ".join(
@@ -412,7 +413,7 @@ def doctor(as_json: bool) -> None:
         click.echo(json.dumps(report, indent=2))
         return
     table = Table(show_header=False, box=None)
-    table.add_row("python", report["python"])
+    table.add_row("python", platform.python_version())
     for name, number in found.items():
         table.add_row(name, number or "not installed")
     table.add_row("gpu", str(report["gpu"] or "none"))

@@ -1,8 +1,8 @@
 """What a plan costs before anything runs (layer 4): bytes, arithmetic and a predicted time.
 
-A fold over the tile program gives, per token and channel, how much memory traffic a kernel cannot avoid and
-how many instructions a thread issues; both are sympy expressions in the plan's symbols, so `explain`
-can print them. The prediction puts them beside a target's rates.
+A fold over the tile program gives, per token and channel, how much memory traffic a kernel cannot
+avoid and how many instructions a thread issues; both are sympy expressions in the plan's symbols,
+so `explain` can print them. The prediction puts them beside a target's rates.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Work:
     Attributes:
         bytes: that must cross DRAM if caches serve every second read.
         flops: floating-point operations, a multiply-add as two.
-        instructions: issued by a thread, in terms of ROWS: recomputed context shrinks as ROWS grows.
+        instructions: issued by a thread, in terms of ROWS: recomputed context shrinks as ROWS
+            grows.
     """
 
     bytes: int
@@ -98,7 +99,8 @@ def work(kernel: KernelPlan, layout: Layout, io: DType) -> Work:
         match statement:
             case LoadRows(rows=rows):
                 traffic += size
-                # Conversion to float32; and an address and a load for each vector of 8 or each row.
+                # Conversion to float32; and an address and a load for each vector of 8 or each
+                # row.
                 access = sympy.Rational(3, 8) if layout is Layout.BDL else 3
                 instructions += count(rows) * (1 + access)
             case StoreRows():
@@ -126,8 +128,8 @@ def work(kernel: KernelPlan, layout: Layout, io: DType) -> Work:
 
 
 def bound_bytes(spec: OpSpec, direction: str) -> int:
-    """Bytes per token and channel of the elementwise bound: forward reads every input and writes y;
-    backward reads dy and every input and writes every input's gradient."""
+    """Bytes per token and channel of the elementwise bound: forward reads every input and writes
+    y; backward reads dy and every input and writes every input's gradient."""
     n = len(spec.inputs)
     return (n + 1 if direction == "forward" else 2 * n + 1) * _BYTES[spec.dtype.io]
 
@@ -161,9 +163,9 @@ def predict(
         memory += 2 * partials / target.elementwise_bandwidth  # written, and read to be summed
     per_element = float(effort.instructions.subs(ROWS, numbers.get("ROWS", 8)))
     issue = elements * per_element / (target.sms * 128 * target.clock)
-    # Loads wait while arithmetic issues and the other way round, but programs on one SM overlap: the
-    # root of the squares lies between the larger of the two and their sum, and matches what was measured
-    # (docs/performance.md).
+    # Loads wait while arithmetic issues and the other way round, but programs on one SM overlap:
+    # the root of the squares lies between the larger of the two and their sum, and matches what
+    # was measured (docs/performance.md).
     seconds = math.hypot(memory, issue) + LAUNCH * (
         1 + len(plan.reductions) * (kernel is plan.backward)
     )
@@ -193,8 +195,8 @@ def predictions(
 
 
 def score(spec: OpSpec, plan: Plan, schedule: Schedule, target: Target) -> float:
-    """What plans are chosen by, less is better: predicted time over its bound, summed over directions and
-    workloads."""
+    """What plans are chosen by, less is better: predicted time over its bound, summed over
+    directions and workloads."""
     total = 0.0
     for workload in spec.workloads:
         for prediction in predictions(spec, plan, schedule, workload, target).values():

@@ -1,4 +1,6 @@
-"""The whole chain in one place (layer 7): spec -> plans -> schedule -> source -> built -> verified -> file."""
+"""The whole chain in one place (layer 7): spec -> plans -> schedule -> source -> built -> verified
+-> file.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -17,10 +20,11 @@ from sh2gen import target as targets
 from sh2gen.build import Built, build, check_fits
 from sh2gen.cost import Prediction, predictions, score
 from sh2gen.emit import emit
-from sh2gen.errors import CheckFailed, Sh2genError
+from sh2gen.errors import Sh2genError
 from sh2gen.files import write_whole
 from sh2gen.load import InterpreterRunner, Operator, OperatorRunner
-from sh2gen.lower import ALGORITHMS, Verdict, plans, verdicts
+from sh2gen.lower import plans, verdicts
+from sh2gen.lower.verdict import Verdict
 from sh2gen.plan import Plan
 from sh2gen.schedule import Schedule, interpreter_schedule, schedule
 from sh2gen.source import Source
@@ -174,13 +178,15 @@ def compile_operator(
         plan: a plan's name or a prefix of it, instead of the cheapest by prediction.
         changes: numbers other than the default: {"forward": {"BLOCK_T": 512}}.
         target: a GPU's name; the GPU of this machine if it has one that is known, else the H200.
-        verified: compare the file with float64 before it is written: kernels on this machine's GPU if
+        verified: compare the file with float64 before it is written: kernels on this machine's GPU
+            if
             there is one, else under Triton's interpreter on a twin with few channels.
         built: compile the kernels ahead of time for the target and refuse what does not fit it.
         write: False leaves the folder alone.
 
     Raises:
-        Sh2genError: what is wrong with the spec, plan, schedule or folder; CheckFailed if a kernel does
+        Sh2genError: what is wrong with the spec, plan, schedule or folder; CheckFailed if a kernel
+            does
             not fit or a result is wrong.
     """
     say = progress or (lambda _: None)
@@ -200,25 +206,30 @@ def compile_operator(
     chosen = ranked[0]
     source = emit(spec, chosen.plan, chosen.schedule)
     lap("choose")
-    compiled: Built | None = None
-    if built and source.kernels:
-        say(f"compiling {len(source.kernels)} kernels for {gpu.sm}")
-        compiled = build(source, gpu)
-        check_fits(compiled, gpu)
-        lap("build")
     path = Path(out) / f"{spec.op}.py"
     reports: tuple[Report, ...] = ()
-    if verified:
-        with tempfile.TemporaryDirectory(prefix="sh2gen-") as folder:
-            draft = Path(folder) / path.name
-            write_whole(draft, source.text)
-            found = []
-            for check in quick_checks(spec, chosen.plan, Operator(draft), Path(folder)):
-                say(f"verifying: {check.label}")
-                found.append(check.run())
-                found[-1].require()
-            reports = tuple(found)
-        lap("verify")
+    compiled: Built | None = None
+    # Compilers run in processes of their own, so that this one verifies meanwhile.
+    with ThreadPoolExecutor(1) as pool:
+        pending: Future[Built] | None = None
+        if built and source.kernels:
+            say(f"compiling {len(source.kernels)} kernels for {gpu.sm}")
+            pending = pool.submit(build, source, gpu)
+        if verified:
+            with tempfile.TemporaryDirectory(prefix="sh2gen-") as folder:
+                draft = Path(folder) / path.name
+                write_whole(draft, source.text)
+                found = []
+                for check in quick_checks(spec, chosen.plan, Operator(draft), Path(folder)):
+                    say(f"verifying: {check.label}")
+                    found.append(check.run())
+                    found[-1].require()
+                reports = tuple(found)
+            lap("verify")
+        if pending is not None:
+            compiled = pending.result()
+            check_fits(compiled, gpu)
+            lap("build")
     if write:
         write_whole(path, source.text)
     return Compilation(
@@ -282,6 +293,7 @@ def quick_checks(
             dtype=dtype,
             device="cuda",
             shapes=((2, 37), (1, 1000)),
+            properties=("equality", "causality", "determinism"),
         )
         return
     yield VerificationStep(
@@ -356,7 +368,9 @@ def _interpreted(
 
 
 def example_lengths(spec: OpSpec, examples: int, device: str) -> tuple[int, ...]:
-    """The lengths at which operators break: 1, 2, around the taps and around blocks, primes, then longer."""
+    """The lengths at which operators break: 1, 2, around the taps and around blocks, primes, then
+    longer.
+    """
     taps = spec.filter.length or 1
     first = [37, 1, 2, taps - 1, taps, taps + 1, 15, 16, 17, 31, 33, 67, 101]
     more = [1000, 8191, 8192, 127, 4099, 16384, 131072] if device == "cuda" else [64, 65, 97, 127]
@@ -450,9 +464,7 @@ def op_files(paths: Iterable[str | PathLike[str]]) -> tuple[Path, ...]:
 
 
 __all__ = [
-    "ALGORITHMS",
     "Candidate",
-    "CheckFailed",
     "Compilation",
     "candidates",
     "compile",

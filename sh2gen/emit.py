@@ -1,16 +1,18 @@
 """From a plan and a schedule to one readable Python file (layer 5).
 
-`emit` is a fold over tile programs (for kernels) and over graphs (for plain PyTorch): each statement
-prints as one line that calls a helper. Helpers are real functions in `templates/parts/`, copied verbatim
-when used; skeletons are Jinja files that never look into a tile program.
+`emit` is a fold over tile programs (for kernels) and over graphs (for plain PyTorch): each
+statement prints as one line that calls a helper. Helpers are real functions in `templates/parts/`,
+copied verbatim when used; skeletons are Jinja files that never look into a tile program.
 """
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import hashlib
 import io
 import itertools
+import keyword
 import re
 import textwrap
 import tokenize
@@ -21,6 +23,7 @@ from typing import Any, assert_never
 
 import jinja2
 
+from sh2gen.errors import Sh2genError
 from sh2gen.ir import (
     Add,
     ChannelSum,
@@ -60,6 +63,11 @@ from sh2gen.schedule import Schedule
 from sh2gen.source import KernelSource, Role, Source
 from sh2gen.spec import Bias, DType, FilterKind, OpSpec, Projection, Skip, TapOrder
 
+_SUFFIXES = (
+    "forward",
+    "backward",
+    "packed",
+)  # of the kernels and functions named after an operator
 _TRITON = {DType.BFLOAT16: "bf16", DType.FLOAT16: "fp16", DType.FLOAT32: "fp32"}
 
 
@@ -67,8 +75,37 @@ def emit(spec: OpSpec, plan: Plan, schedule: Schedule) -> Source:
     """The generated file of one plan under one schedule, and how to compile its kernels.
 
     Example: `emit(spec, plan, schedule(spec, plan)).text`
+
+    Raises:
+        Sh2genError: S007 if the operator's name means something else in its file.
     """
     assert schedule.plan == plan.name
+    _refuse_clash(spec, plan, schedule)
+    text = _render(spec, plan, schedule)
+    return Source(op=spec.op, text=text, kernels=_kernel_sources(spec, plan, schedule))
+
+
+def _refuse_clash(spec: OpSpec, plan: Plan, schedule: Schedule) -> None:
+    """The names that a file takes from its operator must not stand for anything else in it."""
+    neutral = dataclasses.replace(spec, op="operator_by_no_other_name")
+    taken = set(keyword.kwlist)
+    for node in ast.walk(ast.parse(_render(neutral, plan, schedule))):
+        match node:
+            case ast.Name(id=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                taken.add(name)
+            case ast.arg(arg=name) | ast.alias(name=name):
+                taken.add(name.split(".")[0])
+    own = (spec.op, class_name(spec.op), *(f"{spec.op}_{n}" for n in _SUFFIXES))
+    for name in own:
+        if name in taken:
+            raise Sh2genError(
+                "S007",
+                f"`{spec.op}` cannot name an operator: `{name}` has a meaning in its file",
+                help=f"try `{spec.op}_conv`",
+            )
+
+
+def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
     n = len(spec.inputs)
     interleaved = spec.layout.projection is Projection.INTERLEAVED and n > 1
     bdl = plan.layout is Layout.BDL
@@ -128,8 +165,7 @@ def emit(spec: OpSpec, plan: Plan, schedule: Schedule) -> Source:
         }
     if plan.kernels:
         context |= _launch_context(spec, plan, schedule)
-    text = _fitted(_environment().get_template("module.py.j2").render(context))
-    return Source(op=spec.op, text=text, kernels=_kernel_sources(spec, plan, schedule))
+    return _fitted(_environment().get_template("module.py.j2").render(context))
 
 
 def class_name(op: str) -> str:
@@ -307,7 +343,7 @@ def _formula(spec: OpSpec) -> str:
     terms += {Bias.NONE: [], Bias.UNGATED: ["bias"], Bias.GATED: ["bias . z"]}[spec.bias]
     pre = " + ".join(terms)
     if spec.gates.post:
-        y = f"{f('q')} . ({pre})" if len(terms) > 1 else f"{f('q')} . ({pre})"
+        y = f"{f('q')} . ({pre})"
     else:
         y = f"silu({pre})" if spec.activation.value == "silu" else pre
     return f"z = {z}\ny = {y}"
@@ -566,21 +602,17 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
     }
 
 
-_OPTIONS = (
-    "num_warps",
-    "num_stages",
-    "maxnreg",
-)  # numbers that the compiler takes, not the kernel
+# Numbers that the compiler takes, not the kernel.
+_OPTIONS = ("num_warps", "num_stages", "maxnreg")
 
 
 def _numbers(schedule: Schedule, direction: str) -> tuple[str, str]:
     """The numbers of one direction as the kernel's constants and as the compiler's options."""
     numbers = dict(schedule.numbers(direction))
-    options: dict[str, Any] = {k: v for k, v in numbers.items() if k in _OPTIONS}
+    options: dict[str, Any] = {k: v for k, v in numbers.items() if k in _OPTIONS and v}
     options["enable_fp_fusion"] = True  # stated, because Triton's default changes between versions
-    return _literal({k: v for k, v in numbers.items() if k not in options}, 4), _literal(
-        options, 4
-    )
+    constants = {k: v for k, v in numbers.items() if k not in _OPTIONS}
+    return _literal(constants, 4), _literal(options, 4)
 
 
 def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[KernelSource, ...]:
@@ -601,7 +633,7 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
         signature += [(name, "i32") for name in ("first", "last", "end", "time_programs")]
         numbers = dict(schedule.numbers(kernel.name))
         warps, stages = numbers.pop("num_warps"), numbers.pop("num_stages", 3)
-        registers = numbers.pop("maxnreg", None)
+        registers = numbers.pop("maxnreg", 0) or None
         constants: dict[str, int | bool | float | str] = {"CHANNELS": spec.channels, "UNIT": 1}
         constants |= {"D_UNIT": 1} if backward else {}
         constants["EVEN"] = True
@@ -709,7 +741,7 @@ def _eager_backward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
 
 
 def _temporaries(graph: Graph, conv: EagerConv) -> int:
-    """Activations alive at once, at most: every value of the graph, and what an FFT needs on top."""
+    """Activations alive at once, at most: every value of the graph, and what an FFT needs."""
     values = sum(not isinstance(n, Parameter | TapGradient | ChannelSum) for n in graph.nodes)
     return values + (
         12 if conv is EagerConv.FFT else 2

@@ -44,7 +44,9 @@ class ParameterView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
-    """An activation (B, D, L) given from outside: an input, a saved value or the upstream gradient."""
+    """An activation (B, D, L) given from outside: an input, a saved value or the upstream
+    gradient.
+    """
 
     out: str
 
@@ -122,7 +124,9 @@ class SiluGradient:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TapGradient:
-    """out[row, j] = sum over b, t and the row's channels of grad[t] x[t - j]: gradient of Conv's taps."""
+    """out[row, j] = sum over b, t and the row's channels of grad[t] x[t - j]: gradient of Conv's
+    taps.
+    """
 
     out: str
     grad: str
@@ -216,7 +220,8 @@ def _view_text(view: ParameterView) -> str:
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in an order in which every value is defined before it is used, and what leaves the graph.
+    """Nodes in an order in which every value is defined before it is used, and what leaves the
+    graph.
 
     Attributes:
         nodes: the operator.
@@ -266,9 +271,9 @@ class Graph:
         assert isinstance(node, Parameter)
         return node.view
 
-    def network(self) -> nx.DiGraph:
+    def network(self) -> nx.DiGraph[str]:
         """Values as vertices, uses as edges: for cycles, cuts and drawing."""
-        graph: nx.DiGraph = nx.DiGraph()
+        graph: nx.DiGraph[str] = nx.DiGraph()
         for node in self.nodes:
             graph.add_node(node.out, label=text(node))
             name = parameter(node)
@@ -290,7 +295,8 @@ class Graph:
 
 
 def operator_graph(spec: OpSpec) -> Graph:
-    """The forward operator of a spec (StripedHyena 2, arXiv 2503.01868, section 2 and its relatives).
+    """The forward operator of a spec (StripedHyena 2, arXiv 2503.01868, section 2 and its
+    relatives).
 
     f(x) = featurizer conv x, or x          z = f(k) f(v), f(v) or f(x)
     pre  = h conv z + skip z + bias         y = f(q) pre, or activation(pre)

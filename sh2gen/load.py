@@ -40,10 +40,12 @@ class Operator:
             ) from error
 
     def __call__(self, *inputs: Tensor, **parameters: Tensor) -> Tensor:
-        """y of the inputs (`spec.inputs`, or one tensor of packed features), differentiable in all.
+        """y of the inputs (`spec.inputs`, or one tensor of packed features), differentiable in
+        all.
 
         Args:
-            inputs: (B, L, D) or (B, D, L) as `layout` says; packed features have len(spec.inputs) D
+            inputs: (B, L, D) or (B, D, L) as `layout` says; packed features have len(spec.inputs)
+                D
                 channels. bfloat16, float16 or float32; float64 on a CPU.
             parameters: every tensor of `spec.parameters` by name, in its shape; float32 is best.
 
@@ -73,7 +75,7 @@ class Operator:
         return made
 
     def reference(self, *inputs: Tensor, **parameters: Tensor) -> Tensor:
-        """The same operator in float64 by FFT, written from the spec alone: the meaning of a call."""
+        """The same operator in float64 by FFT, from the spec alone: the meaning of a call."""
         if len(inputs) == 1 and len(self.spec.inputs) > 1:
             inputs = self.namespace.unpack(inputs)
         canonical = {
@@ -142,7 +144,8 @@ class InterpreterRunner:
         effective = self._effective(weights)
         tensors = list(inputs.values())
         detached = [p.detach() for p in effective]
-        saved = self.namespace.launch_forward(tensors, detached)[1:]
+        saves = "/save-" in self.namespace.PLAN
+        saved = self.namespace.launch_forward(tensors, detached)[1:] if saves else []
         results = self.namespace.launch_backward(dy, tensors, detached, saved)
         found = dict(zip(inputs, results, strict=False))
         for (name, leaf), value, grad in zip(

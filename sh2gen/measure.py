@@ -2,8 +2,8 @@
 
 A time is the median over replays of a CUDA graph, with the L2 cache flushed before each
 (triton.testing.do_bench).
-A bound is an elementwise kernel of this run on this GPU that moves the same bytes and computes nothing
-worth mentioning: no fused operator can be faster than it by more than noise.
+A bound is an elementwise kernel of this run on this GPU that moves the same bytes and computes
+nothing worth mentioning: no fused operator can be faster than it by more than noise.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def time_call(call: Callable[[], Any], warmup_ms: int = 20, repeat_ms: int = 80)
         call: launches work on the current stream, the same each time.
         warmup_ms, repeat_ms: do_bench's budgets.
     """
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         call()  # compiles, and fills caches that a capture may not
@@ -53,7 +53,7 @@ def time_call(call: Callable[[], Any], warmup_ms: int = 20, repeat_ms: int = 80)
 
 
 def host_time(call: Callable[[], Any], repeats: int = 50) -> float:
-    """Microseconds that the host needs to issue a call, with the GPU idle beforehand: the median."""
+    """Microseconds that the host needs to issue a call, with the GPU idle before: the median."""
     times = []
     call()
     for _ in range(repeats):
@@ -65,7 +65,7 @@ def host_time(call: Callable[[], Any], repeats: int = 50) -> float:
     return 1e6 * statistics.median(times)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _product(reads, writes, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Every written tensor becomes the product of all read ones, all flat and contiguous."""
     offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -78,7 +78,9 @@ def _product(reads, writes, size, BLOCK: tl.constexpr):  # type: ignore[no-untyp
 
 
 def elementwise(shape: tuple[int, ...], dtype: torch.dtype, reads: int, writes: int) -> Timing:
-    """The elementwise bound: the fastest of a few block sizes that reads and writes so many tensors."""
+    """The elementwise bound: the fastest of a few block sizes that reads and writes so many
+    tensors.
+    """
     inputs = tuple(torch.randn(shape, device="cuda").to(dtype) for _ in range(reads))
     outputs = tuple(torch.empty(shape, device="cuda", dtype=dtype) for _ in range(writes))
     size = inputs[0].numel()

@@ -1,9 +1,9 @@
 """Plans: all structure of one way to compute an operator, and no numbers (layer 3).
 
-A plan says which values share a kernel, what each kernel does to a tile, which layout the tensors have
-and what forward saves for backward. Block sizes are symbols (ROWS, BLOCK_D, BLOCK_T, ...); a schedule
-gives them values. A kernel's body is a *tile program*: a straight-line tuple of statements, of which
-`emit` (text), `interpret` (meaning) and `cost` (work) are three folds.
+A plan says which values share a kernel, what each kernel does to a tile, which layout the tensors
+have and what forward saves for backward. Block sizes are symbols (ROWS, BLOCK_D, BLOCK_T, ...); a
+schedule gives them values. A kernel's body is a *tile program*: a straight-line tuple of
+statements, of which `emit` (text), `interpret` (meaning) and `cost` (work) are three folds.
 """
 
 from __future__ import annotations
@@ -267,7 +267,8 @@ class KernelPlan:
     Attributes:
         name: suffix of the kernel's name in the generated file.
         skeleton: the file in templates/ that owns grid, loop, segments, masks and offsets.
-        parts: files in templates/parts/ whose helpers it calls; the first that defines a name wins, so
+        parts: files in templates/parts/ whose helpers it calls; the first that defines a name
+            wins, so
             that an algorithm can put a helper of its own before a shared one.
         program: its tile program.
     """

@@ -1,4 +1,6 @@
-"""Where the files live that people write and the package reads: templates/, schedules/, ops/ (layer 0)."""
+"""Where the files live that people write and the package reads: templates/, schedules/, ops/
+(layer 0).
+"""
 
 from __future__ import annotations
 

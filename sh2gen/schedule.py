@@ -1,8 +1,8 @@
 """Schedules: numbers for the symbols of a plan, and the spaces they are taken from (layer 3).
 
-A space is read from `schedules/<algorithm>.yaml`: knobs, constraints written once with the reason for
-each, and defaults. The same constraints refuse a user's schedule, prune a search and filter the
-schedules that tests draw.
+A space is read from `schedules/<algorithm>.yaml`: knobs, constraints written once with the reason
+for each, and defaults. The same constraints refuse a user's schedule, prune a search and filter
+the schedules that tests draw.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Constraint:
         return _relation(self.that)
 
     def holds(self, values: Mapping[str, int]) -> bool:
-        return bool(self.relation.subs(values))
+        return _holds(self.that, values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +131,7 @@ def space(spec: OpSpec, plan: Plan, direction: str) -> Space:
         "F": spec.featurizer.length if spec.featurizer else 1,
     }
     rules = [*text["require"], *text.get("require_layout", {}).get(plan.layout.value, [])]
-    default = text["default"].get(plan.layout.value, {}).get(direction, {})
+    default = _first(text["default"].get(plan.layout.value, {}).get(direction, {}), facts)
     return Space(
         knobs=tuple((name, _values(kind)) for name, kind in text["knobs"].items()),
         constraints=tuple(Constraint(rule["that"], rule["because"]) for rule in rules),
@@ -162,6 +162,14 @@ def schedule(
     return Schedule(plan=plan.name, **numbers)
 
 
+def _first(cases: Any, facts: Mapping[str, int]) -> dict[str, int]:
+    """The numbers of one case, or of the first of several whose `when` holds for the operator."""
+    for case in cases if isinstance(cases, list) else [cases]:
+        if "when" not in case or _holds(case["when"], facts):
+            return {name: value for name, value in case.items() if name != "when"}
+    raise KeyError("no default applies")
+
+
 @cache
 def _read(algorithm: str) -> dict[str, Any]:
     path = folder("schedules") / f"{algorithm}.yaml"
@@ -186,6 +194,20 @@ def _values(kind: Mapping[str, list[int]]) -> tuple[int, ...]:
     if name == "pow2":
         return tuple(1 << e for e in range(low.bit_length() - 1, high.bit_length()))
     raise KeyError(name)
+
+
+def _holds(text: str, values: Mapping[str, int]) -> bool:
+    names, function = _compiled(text)
+    return bool(function(*(values[name] for name in names)))
+
+
+@cache
+def _compiled(text: str) -> tuple[tuple[str, ...], Any]:
+    """A relation as a function of plain integers: sympy's own substitution is a thousand times
+    slower.
+    """
+    symbols = sorted(_relation(text).free_symbols, key=str)
+    return tuple(map(str, symbols)), sympy.lambdify(symbols, _relation(text), "math")
 
 
 _RELATIONS = {

@@ -1,7 +1,7 @@
 """Lowerings: from a spec to the plans that compute it (layer 4). One file an algorithm.
 
-To add an algorithm: `lower/<name>.py` with `applies` and `lower`, `templates/parts/<name>.py` with its
-helpers, `schedules/<name>.yaml` with its knobs, and one line in `ALGORITHMS`.
+To add an algorithm: `lower/<name>.py` with `applies` and `lower`, `templates/parts/<name>.py` with
+its helpers, `schedules/<name>.yaml` with its knobs, and one line in `ALGORITHMS`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def plans(spec: OpSpec, algorithm: str | None = None) -> tuple[Plan, ...]:
     """All plans of the algorithms that apply, or of one algorithm.
 
     Raises:
-        Sh2genError: L002 if no algorithm applies, L001 if the one asked for does not, L003 if unknown.
+        Sh2genError: L002 if no algorithm applies, L001 if the one asked for does not, L003 if
+            unknown.
     """
     if algorithm is not None and algorithm not in ALGORITHMS:
         raise Sh2genError(

@@ -1,8 +1,9 @@
 """`direct`: the sum over taps as multiply-adds on registers, everything fused into one kernel.
 
-Each lane holds a short window of consecutive time steps in registers, so that every lag of featurizer and
-inner filter is a choice of registers. Context rows are read again by the neighbouring block (from cache)
-and what depends on them is recomputed: for short filters that costs less than passing it on.
+Each lane holds a short window of consecutive time steps in registers, so that every lag of
+featurizer and inner filter is a choice of registers. Context rows are read again by the
+neighbouring block (from cache) and what depends on them is recomputed: for short filters that
+costs less than passing it on.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def applies(spec: OpSpec) -> Verdict:
     if reasons:
         return Verdict.no(*reasons)
     return Verdict.yes(
-        f"{spec.filter.length} taps fit in registers: one kernel reads {len(spec.inputs)} and writes 1 activation"
+        f"{spec.filter.length} taps fit in registers: "
+        f"one kernel reads {len(spec.inputs)} and writes 1 activation"
     )
 
 

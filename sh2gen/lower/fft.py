@@ -1,4 +1,6 @@
-"""`fft`: any filter by torch.fft in float32, in chunks of channels under a byte budget; always works."""
+"""`fft`: any filter by torch.fft in float32, in chunks of channels under a byte budget; always
+works.
+"""
 
 from __future__ import annotations
 

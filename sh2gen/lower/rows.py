@@ -1,4 +1,4 @@
-"""From a graph to a tile program over rows: shared by every lowering whose convolutions are short."""
+"""From a graph to a tile program over rows: shared by lowerings whose convolutions are short."""
 
 from __future__ import annotations
 
@@ -53,10 +53,11 @@ _FUNCTIONS: dict[type[Node], str] = {
 def demanded_rows(graph: Graph, stored: tuple[str, ...]) -> dict[str, Rows]:
     """Which rows of every activation a block needs so that it can store `stored` and its sums.
 
-    A causal convolution of K taps needs K - 1 rows more on the left, its adjoint on the right; a gradient
-    of taps sums over the block's own rows of the gradient and looks K - 1 rows back in the signal.
+    A causal convolution of K taps needs K - 1 rows more on the left, its adjoint on the right; a
+    gradient of taps sums over the block's own rows of the gradient and looks K - 1 rows back in
+    the signal.
     """
-    rows: dict[str, Rows] = {name: BLOCK for name in stored}
+    rows = dict.fromkeys(stored, BLOCK)
 
     def demand(name: str, wanted: Rows) -> None:
         rows[name] = rows[name].join(wanted) if name in rows else wanted
@@ -105,10 +106,7 @@ def tile_program(
     prologue: list[Statement] = []
     body: list[Statement] = []
     gradients: list[TapGradient | ChannelSum] = []
-    left = {tensor: value for tensor, value in stores.items()}
-
-    def operand(name: str, wanted: Rows) -> Operand:
-        return Operand(name, wanted)
+    left = dict(stores)
 
     for node in graph.nodes:
         match node:
@@ -118,7 +116,7 @@ def tile_program(
                 load = LoadTaps if view.length else LoadVector
                 prologue.append(load(out=out, view=view))
             case Conv(out=out, x=x, taps=taps, direction=direction):
-                source = operand(x, _source_rows(graph, node, rows[out]))
+                source = Operand(x, _source_rows(graph, node, rows[out]))
                 body.append(
                     Fir(
                         out=out,
@@ -131,7 +129,7 @@ def tile_program(
                 )
             case TapGradient(out=out, grad=grad, x=x, view=view):
                 assert view.length is not None
-                operands = (operand(grad, BLOCK), operand(x, Rows(1 - view.length, 0)))
+                operands = (Operand(grad, BLOCK), Operand(x, Rows(1 - view.length, 0)))
                 body.append(
                     Accumulate(
                         out=out, function="tap_gradient", operands=operands, length=view.length
@@ -139,9 +137,13 @@ def tile_program(
                 )
                 gradients.append(node)
             case ChannelSum(out=out, x=x):
-                operands = (operand(x, BLOCK),)
                 body.append(
-                    Accumulate(out=out, function="channel_sum", operands=operands, length=1)
+                    Accumulate(
+                        out=out,
+                        function="channel_sum",
+                        operands=(Operand(x, BLOCK),),
+                        length=1,
+                    )
                 )
                 gradients.append(node)
             case Multiply() | Add() | Scale() | Shift() | Silu() | SiluGradient():
@@ -149,7 +151,7 @@ def tile_program(
                     Rowwise(
                         out=node.out,
                         function=_FUNCTIONS[type(node)],
-                        operands=tuple(operand(x, rows[node.out]) for x in activations(node)),
+                        operands=tuple(Operand(x, rows[node.out]) for x in activations(node)),
                         vector=parameter(node),
                         rows=rows[node.out],
                     )

@@ -1,4 +1,6 @@
-"""Reverse-mode differentiation of an operator graph (operators.md's sections 1.7 and 1.9 in one rule a node)."""
+"""Reverse-mode differentiation of an operator graph (operators.md's sections 1.7 and 1.9 in one
+rule a node).
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,9 @@ from sh2gen.ir import (
 def adjoint(graph: Graph, saved: tuple[str, ...] = ()) -> Graph:
     """The backward graph: gradients of every input and parameter view of `graph`.
 
-    Before: `y = f(inputs, parameters)`. After: `dy`, the inputs and the saved values are inputs; the
-    forward values that gradients need are recomputed from them; outputs are the gradients of the inputs,
-    then of the parameter views, in the order of `graph`.
+    Before: `y = f(inputs, parameters)`. After: `dy`, the inputs and the saved values are inputs;
+    the forward values that gradients need are recomputed from them; outputs are the gradients of
+    the inputs, then of the parameter views, in the order of `graph`.
 
         z = k * v                     dy = input
         y = conv[+1](z, filter)       d_z = conv[-1](dy, filter)

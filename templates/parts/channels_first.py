@@ -1,8 +1,8 @@
 """Rows of channels-first tensors (B, D, L): time is contiguous, `row` is the channel stride.
 
 A block of time is cut into vectors of eight consecutive steps, so that every access is as wide as
-the hardware allows whatever the lag: context is loaded as whole neighbouring vectors and the lag is
-resolved by choosing registers. Vectors become rows by halving (`tl.split`), which moves no data
+the hardware allows whatever the lag: context is loaded as whole neighbouring vectors and the lag
+is resolved by choosing registers. Vectors become rows by halving (`tl.split`), which moves no data
 because each vector lies within one thread.
 """
 

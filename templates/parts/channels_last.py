@@ -1,7 +1,7 @@
 """Rows of channels-last tensors (B, L, D): channels are contiguous, `row` is the time stride.
 
-Each row of a tile is loaded on its own, with the same alignment whatever its lag; context rows that a
-neighbouring block has just read come from the L1 cache.
+Each row of a tile is loaded on its own, with the same alignment whatever its lag; context rows
+that a neighbouring block has just read come from the L1 cache.
 """
 
 import triton

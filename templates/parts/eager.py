@@ -1,4 +1,5 @@
-"""Plain-PyTorch helpers: the path of generated files on a CPU, and of the `fft` algorithm everywhere.
+"""Plain-PyTorch helpers: the path of generated files on a CPU, and of the `fft` algorithm
+everywhere.
 
 Activations are (B, C, L), taps (C, K) with lag 0 first, C the channels of one chunk.
 """

@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from templates.parts.op import CHANNEL, CHANNELS, LAYOUT, TIME, allocate
+from templates.parts.op import CHANNELS, INPUTS, LAYOUT, TIME, allocate
 from templates.parts.reduce import sum_partials
 
 OP = "op"
@@ -28,7 +28,8 @@ def common_unit(tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], int]:
     Views of interleaved features keep their stride; anything wider, or mixed, is copied first.
     """
     units = {x.stride(2) for x in tensors}
-    if len(units) == 1 and 1 <= min(units) <= (1 if LAYOUT == "BDL" else 3):
+    widest = 1 if LAYOUT == "BDL" else len(INPUTS)
+    if len(units) == 1 and min(units) in range(1, widest + 1):
         return tuple(tensors), units.pop()
     return tuple(dense(x) for x in tensors), 1
 
@@ -45,7 +46,8 @@ def segment(
     """Bounds of a launch: first step in x, number of steps, and the kernel's (first, last, end).
 
     A segment is x without its `context` leading steps, which are history: read, never written.
-    Outputs are the steps begin .. end - 1 of the segment; a range that ends inside it is whole tiles.
+    Outputs are the steps begin .. end - 1 of the segment; a range that ends inside it is whole
+    tiles.
     """
     length = x.shape[TIME] - context
     end = length if end is None else end
@@ -87,8 +89,8 @@ def trait(argument: Tensor | int) -> tuple[object, ...]:
 def launch(kernel, grid: int, *arguments: Tensor | int, options: dict[str, int], **constants: int):
     """Run a kernel on the device of its first argument.
 
-    Binding arguments anew for each launch takes the host longer than a short kernel takes the GPU, so the
-    binary for arguments of these traits is remembered and launched directly.
+    Binding arguments anew for each launch takes the host longer than a short kernel takes the GPU,
+    so the binary for arguments of these traits is remembered and launched directly.
     """
     device = arguments[0].device
     key = (kernel, device, *map(trait, arguments), *constants.values(), *options.values())

@@ -1,7 +1,7 @@
 """Arithmetic on rows: the helpers that tile programs of short filters call.
 
-A *row* is what one time step of a tile looks like: a float32 tensor of lanes [BLOCK_D, N], where lane
-(d, n) is channel d of the n-th block of time. A value of a tile program is a tuple of rows at
+A *row* is one time step of a tile: a float32 tensor of lanes [BLOCK_D, N], where lane (d, n)
+is channel d of the n-th block of time. A value of a tile program is a tuple of rows at
 consecutive times, so a lag is an index into a tuple: no shuffles, no shared memory, no reloads.
 Taps are tuples of [BLOCK_D, 1] tensors with lag 0 first. Layout never shows here; see
 channels_first.py and channels_last.py.

@@ -1,0 +1,1066 @@
+"""hyena_se_40b: 7-tap explicit causal convolution, filters shared by 16 channels, featurizer of 3
+taps, pre and post gates
+
+    z = (featurizer * k) . (featurizer * v)
+    y = (featurizer * q) . (filter * z)
+
+Activations are (B, D, L) with B batch, L time steps, D = 8192 channels; G = 512 filter
+groups, K = 7 taps. Plan direct/BDL/recompute.
+
+Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+try:
+    import triton
+    import triton.language as tl
+
+    HAS_TRITON = True
+except ImportError:  # plain PyTorch needs no Triton: let the kernels be defined, though not run
+    from types import SimpleNamespace
+
+    HAS_TRITON = False
+    tl = SimpleNamespace(constexpr=None)
+    triton = SimpleNamespace(jit=lambda function=None, **_: function or (lambda f: f))
+
+OP = "hyena_se_40b"
+PLAN = "direct/BDL/recompute"
+LAYOUT = "BDL"
+INPUTS = ("q", "k", "v")
+PARAMETERS = {"filter": (512, 7), "featurizer": (24576, 3)}
+CHANNELS = 8192
+INTERLEAVED = False  # how features are packed: channel by channel, or input by input
+TIME, CHANNEL = 2, 1  # axes of an activation
+BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
+BINARIES: dict = {}  # compiled kernels by the traits of their arguments
+SCHEDULE = {
+    "forward": {"ROWS": 8, "BLOCK_D": 1, "BLOCK_T": 1024, "TILES": 1},
+    "backward": {"ROWS": 16, "BLOCK_D": 1, "BLOCK_T": 512, "TILES": 4},
+}
+OPTIONS = {  # of the compiler
+    "forward": {"num_warps": 2, "enable_fp_fusion": True},
+    "backward": {"num_warps": 1, "enable_fp_fusion": True},
+}
+SPEC = {
+    "op": "hyena_se_40b",
+    "channels": 8192,
+    "filter": {
+        "kind": "explicit",
+        "length": 7,
+        "groups": 512,
+        "taps": "lag_last",
+        "decay": "none",
+        "modes": "none",
+        "parametrisation": "none",
+    },
+    "featurizer": {"length": 3, "taps": "lag_last"},
+    "gates": {"pre": True, "post": True},
+    "skip": "none",
+    "bias": "none",
+    "activation": "none",
+    "precision": "balanced",
+    "dtype": {"io": "bfloat16", "accumulate": "float32"},
+    "layout": {"activations": "auto", "projection": "thirds"},
+    "state": "none",
+    "sequences": "dense",
+    "context": "none",
+    "workloads": [
+        {"batch": 1, "length": 2048},
+        {"batch": 1, "length": 8192},
+        {"batch": 1, "length": 32768},
+        {"batch": 1, "length": 131072},
+    ],
+}
+
+# -----------------------------------------------------------------------------------------------
+# Helpers of the kernels
+# -----------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def load_taps(ptr, row, inside, LENGTH: tl.constexpr, LAG_LAST: tl.constexpr):
+    """The taps of each lane's filter as float32, lag 0 first: LENGTH x [BLOCK_D, 1]."""
+    taps = ()
+    for lag in tl.static_range(LENGTH):
+        tap = LENGTH - 1 - lag if LAG_LAST else lag
+        value = tl.load(ptr + row * LENGTH + tap, mask=inside, other=0.0)
+        taps = taps + (value.to(tl.float32),)
+    return taps
+
+
+@triton.jit
+def fir(x, taps):
+    """y[t] = sum_j taps[j] x[t - j]. The first row of x is len(taps) - 1 before the first of y."""
+    y = ()
+    for r in tl.static_range(len(taps) - 1, len(x)):
+        total = taps[0] * x[r]
+        for lag in tl.static_range(1, len(taps)):
+            total += taps[lag] * x[r - lag]
+        y = y + (total,)
+    return y
+
+
+@triton.jit
+def fir_adjoint(x, taps):
+    """y[t] = sum_j taps[j] x[t + j]. The last row of x is len(taps) - 1 after the last of y."""
+    y = ()
+    for r in tl.static_range(len(x) - len(taps) + 1):
+        total = taps[0] * x[r]
+        for lag in tl.static_range(1, len(taps)):
+            total += taps[lag] * x[r + lag]
+        y = y + (total,)
+    return y
+
+
+@triton.jit
+def multiply(a, b):
+    y = ()
+    for r in tl.static_range(len(a)):
+        y = y + (a[r] * b[r],)
+    return y
+
+
+@triton.jit
+def zero_taps(LENGTH: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr):
+    """LENGTH accumulators [BLOCK_D, N]."""
+    total = ()
+    for _ in tl.static_range(LENGTH):
+        total = total + (tl.zeros((BLOCK_D, N), tl.float32),)
+    return total
+
+
+@triton.jit
+def tap_gradient(total, grad, x):
+    """total[j] += sum_t grad[t] x[t - j]; x starts len(total) - 1 rows before grad."""
+    out = ()
+    for lag in tl.static_range(len(total)):
+        value = total[lag]
+        for r in tl.static_range(len(grad)):
+            value += grad[r] * x[r + len(total) - 1 - lag]
+        out = out + (value,)
+    return out
+
+
+@triton.jit
+def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
+    """Write accumulators, summed over blocks of time, to rows first, ... of [P, CHANNELS]."""
+    for i in tl.static_range(len(total)):
+        tl.store(
+            ptr + (first + i) * CHANNELS + channel,
+            tl.sum(total[i], axis=1, keep_dims=True),
+            mask=inside,
+        )
+
+
+@triton.jit
+def locate(program, time_programs, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
+    """(batch, first channel, time program) of one program; neighbours in time run together."""
+    channel_programs: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
+    outer = program // time_programs
+    return outer // channel_programs, outer % channel_programs * BLOCK_D, program % time_programs
+
+
+@triton.jit
+def advance(ptr, batch_stride, row, unit, origin):
+    """The pointer to origin = (batch, channel, time), in 64-bit arithmetic."""
+    batch, channel, time = origin
+    offset = batch.to(tl.int64) * batch_stride + channel.to(tl.int64) * row
+    return ptr + offset + time.to(tl.int64) * unit
+
+
+@triton.jit
+def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
+    """[BLOCK_D, N * 8] -> its eight phases, each a float32 row [BLOCK_D, N]."""
+    even, odd = tl.split(tl.reshape(x, (BLOCK_D, N * 4, 2)))
+    x04, x26 = tl.split(tl.reshape(even, (BLOCK_D, N * 2, 2)))
+    x15, x37 = tl.split(tl.reshape(odd, (BLOCK_D, N * 2, 2)))
+    x0, x4 = tl.split(tl.reshape(x04, (BLOCK_D, N, 2)))
+    x1, x5 = tl.split(tl.reshape(x15, (BLOCK_D, N, 2)))
+    x2, x6 = tl.split(tl.reshape(x26, (BLOCK_D, N, 2)))
+    x3, x7 = tl.split(tl.reshape(x37, (BLOCK_D, N, 2)))
+    rows = (x0, x1, x2, x3, x4, x5, x6, x7)
+    out = ()
+    for r in tl.static_range(8):
+        out = out + (rows[r].to(tl.float32),)
+    return out
+
+
+@triton.jit
+def load_rows(
+    ptr, row, unit, tile,
+    LO: tl.constexpr, HI: tl.constexpr,
+    EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
+
+    EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside
+    as a whole. Otherwise only tiles at an edge pay for a mask on every element.
+    """
+    channel, inside, t, first, last, end = tile
+    rows = ()
+    for vector in tl.static_range(LO // 8, (HI + 7) // 8):
+        index = tl.arange(0, N * 8)[None, :]
+        begin = t + vector * 8 + index // 8 * ROWS  # of the vector
+        time = begin + index % 8
+        where = ptr + channel * row + time * unit
+        if EVEN:
+            x = tl.load(where, mask=inside & (begin >= first) & (begin < last), other=0.0)
+        elif (t + vector * 8 >= first) & (t + vector * 8 + N * ROWS <= last):
+            x = tl.load(where, mask=inside, other=0.0)
+        else:
+            x = tl.load(where, mask=inside & (time >= first) & (time < last), other=0.0)
+        rows = rows + vector_rows(x, BLOCK_D, N)
+    return rows[LO - LO // 8 * 8 : LO - LO // 8 * 8 + HI - LO]
+
+
+@triton.jit
+def rows_vector(
+    rows, first: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr, dtype: tl.constexpr
+):
+    """The inverse of vector_rows for rows first .. first + 7, rounded to dtype."""
+    x04 = tl.reshape(tl.join(rows[first].to(dtype), rows[first + 4].to(dtype)), (BLOCK_D, N * 2))
+    x15 = tl.reshape(
+        tl.join(rows[first + 1].to(dtype), rows[first + 5].to(dtype)), (BLOCK_D, N * 2)
+    )
+    x26 = tl.reshape(
+        tl.join(rows[first + 2].to(dtype), rows[first + 6].to(dtype)), (BLOCK_D, N * 2)
+    )
+    x37 = tl.reshape(
+        tl.join(rows[first + 3].to(dtype), rows[first + 7].to(dtype)), (BLOCK_D, N * 2)
+    )
+    even = tl.reshape(tl.join(x04, x26), (BLOCK_D, N * 4))
+    odd = tl.reshape(tl.join(x15, x37), (BLOCK_D, N * 4))
+    return tl.reshape(tl.join(even, odd), (BLOCK_D, N * 8))
+
+
+@triton.jit
+def store_rows(
+    ptr, row, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
+):
+    """Write the rows of every block that lie before `end`."""
+    channel, inside, t, first, last, end = tile
+    for vector in tl.static_range(len(rows) // 8):
+        x = rows_vector(rows, vector * 8, BLOCK_D, N, ptr.dtype.element_ty)
+        index = tl.arange(0, N * 8)[None, :]
+        begin = t + vector * 8 + index // 8 * len(rows)
+        time = begin + index % 8
+        where = ptr + channel * row + time * unit
+        if EVEN:
+            tl.store(where, x, mask=inside & (begin < end))
+        elif t + vector * 8 + N * len(rows) <= end:
+            tl.store(where, x, mask=inside)
+        else:
+            tl.store(where, x, mask=inside & (time < end))
+
+
+# -----------------------------------------------------------------------------------------------
+# Kernels
+# -----------------------------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["first", "last", "end", "time_programs"])
+def hyena_se_40b_forward(
+    q_ptr, q_batch, q_row,
+    k_ptr, k_batch, k_row,
+    v_ptr, v_batch, v_row,
+    y_ptr, y_batch, y_row,
+    featurizer_ptr,  # (24576, 3)
+    filter_ptr,  # (512, 7)
+    first, last, end, time_programs,
+    CHANNELS: tl.constexpr, UNIT: tl.constexpr,
+    EVEN: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """z = (featurizer * k) . (featurizer * v); y = (featurizer * q) . (filter * z)
+
+    A program computes TILES tiles of BLOCK_D channels x BLOCK_T steps. Time counts from the first
+    step written; activations are read in [first, last), are zero elsewhere, and are written up to
+    `end`; EVEN says that these three are multiples of 8.
+    """
+    N: tl.constexpr = BLOCK_T // ROWS  # blocks of ROWS steps in a tile
+    batch, channel_0, block = locate(tl.program_id(0), time_programs, BLOCK_D, CHANNELS)
+    step_0 = block * (TILES * BLOCK_T)
+    origin = (batch, channel_0, step_0)
+    q_ptr = advance(q_ptr, q_batch, q_row, UNIT, origin)
+    k_ptr = advance(k_ptr, k_batch, k_row, UNIT, origin)
+    v_ptr = advance(v_ptr, v_batch, v_row, UNIT, origin)
+    y_ptr = advance(y_ptr, y_batch, y_row, 1, origin)
+    first -= step_0
+    last -= step_0
+    end -= step_0
+    channel = tl.arange(0, BLOCK_D)[:, None]
+    row = channel_0 + channel
+    inside = row < CHANNELS
+    featurizer_q = load_taps(featurizer_ptr, row, inside, 3, True)
+    featurizer_k = load_taps(featurizer_ptr, CHANNELS + row, inside, 3, True)
+    featurizer_v = load_taps(featurizer_ptr, 2 * CHANNELS + row, inside, 3, True)
+    filter = load_taps(filter_ptr, row // 16, inside, 7, True)
+    for t in range(0, tl.minimum(TILES * BLOCK_T, end), BLOCK_T):
+        tile = (channel, inside, t, first, last, end)
+        q = load_rows(q_ptr, q_row, UNIT, tile, -2, ROWS, EVEN, ROWS, BLOCK_D, N)
+        q_hat = fir(q, featurizer_q)
+        k = load_rows(k_ptr, k_row, UNIT, tile, -8, ROWS, EVEN, ROWS, BLOCK_D, N)
+        k_hat = fir(k, featurizer_k)
+        v = load_rows(v_ptr, v_row, UNIT, tile, -8, ROWS, EVEN, ROWS, BLOCK_D, N)
+        v_hat = fir(v, featurizer_v)
+        z = multiply(k_hat, v_hat)
+        conv = fir(z, filter)
+        y = multiply(q_hat, conv)
+        store_rows(y_ptr, y_row, 1, tile, y, EVEN, BLOCK_D, N)
+
+
+@triton.jit(do_not_specialize=["first", "last", "end", "time_programs"])
+def hyena_se_40b_backward(
+    q_ptr, q_batch, q_row,
+    k_ptr, k_batch, k_row,
+    v_ptr, v_batch, v_row,
+    dy_ptr, dy_batch, dy_row,
+    d_v_ptr, d_v_batch, d_v_row,
+    d_k_ptr, d_k_batch, d_k_row,
+    d_q_ptr, d_q_batch, d_q_row,
+    featurizer_ptr,  # (24576, 3)
+    filter_ptr,  # (512, 7)
+    partials_ptr,  # [programs along batch and time, 16, CHANNELS] float32
+    first, last, end, time_programs,
+    CHANNELS: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
+    EVEN: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """Gradients of every input, and partial sums of those of parameters.
+
+    A program computes TILES tiles of BLOCK_D channels x BLOCK_T steps. Time counts from the first
+    step written; activations are read in [first, last), are zero elsewhere, and are written up to
+    `end`; EVEN says that these three are multiples of 8.
+    """
+    N: tl.constexpr = BLOCK_T // ROWS  # blocks of ROWS steps in a tile
+    batch, channel_0, block = locate(tl.program_id(0), time_programs, BLOCK_D, CHANNELS)
+    step_0 = block * (TILES * BLOCK_T)
+    origin = (batch, channel_0, step_0)
+    q_ptr = advance(q_ptr, q_batch, q_row, UNIT, origin)
+    k_ptr = advance(k_ptr, k_batch, k_row, UNIT, origin)
+    v_ptr = advance(v_ptr, v_batch, v_row, UNIT, origin)
+    dy_ptr = advance(dy_ptr, dy_batch, dy_row, 1, origin)
+    d_v_ptr = advance(d_v_ptr, d_v_batch, d_v_row, D_UNIT, origin)
+    d_k_ptr = advance(d_k_ptr, d_k_batch, d_k_row, D_UNIT, origin)
+    d_q_ptr = advance(d_q_ptr, d_q_batch, d_q_row, D_UNIT, origin)
+    first -= step_0
+    last -= step_0
+    end -= step_0
+    channel = tl.arange(0, BLOCK_D)[:, None]
+    row = channel_0 + channel
+    inside = row < CHANNELS
+    featurizer_q = load_taps(featurizer_ptr, row, inside, 3, True)
+    featurizer_k = load_taps(featurizer_ptr, CHANNELS + row, inside, 3, True)
+    featurizer_v = load_taps(featurizer_ptr, 2 * CHANNELS + row, inside, 3, True)
+    filter = load_taps(filter_ptr, row // 16, inside, 7, True)
+    d_featurizer_q = zero_taps(3, BLOCK_D, N)
+    d_featurizer_k = zero_taps(3, BLOCK_D, N)
+    d_featurizer_v = zero_taps(3, BLOCK_D, N)
+    d_filter = zero_taps(7, BLOCK_D, N)
+    for t in range(0, tl.minimum(TILES * BLOCK_T, end), BLOCK_T):
+        tile = (channel, inside, t, first, last, end)
+        q = load_rows(q_ptr, q_row, UNIT, tile, -2, ROWS + 8, EVEN, ROWS, BLOCK_D, N)
+        q_hat = fir(q, featurizer_q)
+        k = load_rows(k_ptr, k_row, UNIT, tile, -8, ROWS + 2, EVEN, ROWS, BLOCK_D, N)
+        k_hat = fir(k, featurizer_k)
+        v = load_rows(v_ptr, v_row, UNIT, tile, -8, ROWS + 2, EVEN, ROWS, BLOCK_D, N)
+        v_hat = fir(v, featurizer_v)
+        z = multiply(k_hat, v_hat)
+        conv = fir(z, filter)
+        dy = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS + 8, EVEN, ROWS, BLOCK_D, N)
+        d_q_hat = multiply(dy[0 : ROWS + 2], conv)
+        d_conv = multiply(dy, q_hat)
+        d_z = fir_adjoint(d_conv, filter)
+        d_filter = tap_gradient(d_filter, d_conv[0:ROWS], z[0 : ROWS + 6])
+        d_k_hat = multiply(d_z, v_hat[6 : ROWS + 8])
+        d_v_hat = multiply(d_z, k_hat[6 : ROWS + 8])
+        d_v = fir_adjoint(d_v_hat, featurizer_v)
+        store_rows(d_v_ptr, d_v_row, D_UNIT, tile, d_v, EVEN, BLOCK_D, N)
+        d_featurizer_v = tap_gradient(d_featurizer_v, d_v_hat[0:ROWS], v[6 : ROWS + 8])
+        d_k = fir_adjoint(d_k_hat, featurizer_k)
+        store_rows(d_k_ptr, d_k_row, D_UNIT, tile, d_k, EVEN, BLOCK_D, N)
+        d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat[0:ROWS], k[6 : ROWS + 8])
+        d_q = fir_adjoint(d_q_hat, featurizer_q)
+        store_rows(d_q_ptr, d_q_row, D_UNIT, tile, d_q, EVEN, BLOCK_D, N)
+        d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat[0:ROWS], q[0 : ROWS + 2])
+    partials_ptr += (batch.to(tl.int64) * time_programs + block) * (16 * CHANNELS)
+    store_partial(partials_ptr, 0, d_featurizer_q, row, inside, CHANNELS)
+    store_partial(partials_ptr, 3, d_featurizer_k, row, inside, CHANNELS)
+    store_partial(partials_ptr, 6, d_featurizer_v, row, inside, CHANNELS)
+    store_partial(partials_ptr, 9, d_filter, row, inside, CHANNELS)
+
+
+@triton.jit(do_not_specialize=["splits", "first"])
+def sum_partials(
+    partials_ptr,  # [splits, P, CHANNELS] float32
+    out_ptr,  # [rows, LENGTH] float32, rows = ROLES * CHANNELS / WIDTH
+    splits, first,
+    P: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr, LENGTH: tl.constexpr,
+    ROLES: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr,
+    BLOCK_G: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """Gradient rows of one parameter tensor: partials first .. first + ROLES * LENGTH - 1, summed
+    over programs and over the WIDTH channels that share a row, always in the same order."""
+    groups: tl.constexpr = CHANNELS // WIDTH
+    blocks: tl.constexpr = (groups + BLOCK_G - 1) // BLOCK_G
+    index = tl.program_id(0) // blocks  # which lag of which role
+    group = tl.program_id(0) % blocks * BLOCK_G + tl.arange(0, BLOCK_G)[:, None]
+    member = tl.arange(0, BLOCK_W)[None, :]
+    total = tl.zeros((BLOCK_G, BLOCK_W), tl.float32)
+    for begin in range(0, WIDTH, BLOCK_W):
+        inside = (group < groups) & (begin + member < WIDTH)
+        where = partials_ptr + (first + index) * CHANNELS + group * WIDTH + begin + member
+        for _ in range(splits):
+            total += tl.load(where, mask=inside, other=0.0)
+            where += P * CHANNELS
+    role = index // LENGTH
+    lag = index % LENGTH
+    tap = LENGTH - 1 - lag if LAG_LAST else lag
+    row = group * ROLES + role if INTERLEAVED else role * groups + group
+    tl.store(
+        out_ptr + row * LENGTH + tap, tl.sum(total, axis=1, keep_dims=True), mask=group < groups
+    )
+
+
+# -----------------------------------------------------------------------------------------------
+# Launchers
+# -----------------------------------------------------------------------------------------------
+
+
+def dense(x: Tensor) -> Tensor:
+    """x itself if its last axis is contiguous, else a copy for which it is."""
+    return x if x.stride(2) == 1 else allocate(x, x.shape[TIME]).copy_(x)
+
+
+def common_unit(tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], int]:
+    """The tensors and the stride of their last axis, which kernels take as a constant.
+
+    Views of interleaved features keep their stride; anything wider, or mixed, is copied first.
+    """
+    units = {x.stride(2) for x in tensors}
+    if len(units) == 1 and 1 <= min(units) <= (1 if LAYOUT == "BDL" else 3):
+        return tuple(tensors), units.pop()
+    return tuple(dense(x) for x in tensors), 1
+
+
+def operand(x: Tensor, step: int) -> tuple[Tensor, int, int]:
+    """What a kernel takes for an activation: its data from `step` on, batch stride, row stride."""
+    batch_stride, row_stride, _ = x.stride()
+    return x.narrow(TIME, step, x.shape[TIME] - step) if step else x, batch_stride, row_stride
+
+
+def segment(
+    x: Tensor, context: int, begin: int, end: int | None, tile: int
+) -> tuple[int, int, tuple[int, int, int]]:
+    """Bounds of a launch: first step in x, number of steps, and the kernel's (first, last, end).
+
+    A segment is x without its `context` leading steps, which are history: read, never written.
+    Outputs are the steps begin .. end - 1 of the segment; a range that ends inside it is whole
+    tiles.
+    """
+    length = x.shape[TIME] - context
+    end = length if end is None else end
+    if not (0 <= context and 0 <= begin <= end <= length):
+        raise ValueError(
+            f"{OP}: steps {begin} .. {end} are not within a segment of {length} steps"
+        )
+    if end != length and (end - begin) % tile:
+        raise ValueError(f"{OP}: {end - begin} steps are no multiple of the tile of {tile} steps")
+    return context + begin, end - begin, (-(context + begin), length - begin, end - begin)
+
+
+def even(bounds: tuple[int, int, int]) -> bool:
+    """Whether a vector of 8 steps lies within or without the bounds as a whole."""
+    return all(bound % 8 == 0 for bound in bounds)
+
+
+def programs(batch: int, steps: int, schedule: dict[str, int]) -> tuple[int, int]:
+    """How many programs lie along time, and how many there are in all."""
+    along_time = -(-steps // (schedule["BLOCK_T"] * schedule["TILES"]))
+    return along_time, batch * along_time * -(-CHANNELS // schedule["BLOCK_D"])
+
+
+def check_offsets(schedule: dict[str, int], tensors: Sequence[Tensor]) -> None:
+    """Offsets within a program are 32-bit; those of the program itself are 64-bit."""
+    rows = schedule["BLOCK_D"] if LAYOUT == "BDL" else schedule["BLOCK_T"] * schedule["TILES"] + 64
+    for x in tensors:
+        if rows * x.stride(1) >= 2**31:
+            raise ValueError(f"{OP}: a row stride of {x.stride(1)} elements is too large")
+
+
+def trait(argument: Tensor | int) -> tuple[object, ...]:
+    """What Triton compiles another binary for: dtype, divisibility by 16, a 1, 64 bits."""
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.data_ptr() % 16 == 0
+    return argument % 16 == 0, argument == 1, argument >= 2**31
+
+
+def launch(kernel, grid: int, *arguments: Tensor | int, options: dict[str, int], **constants: int):
+    """Run a kernel on the device of its first argument.
+
+    Binding arguments anew for each launch takes the host longer than a short kernel takes the GPU,
+    so the
+    binary for arguments of these traits is remembered and launched directly.
+    """
+    device = arguments[0].device
+    key = (kernel, device, *map(trait, arguments), *constants.values(), *options.values())
+    binary = BINARIES.get(key)
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        if binary is None:
+            BINARIES[key] = kernel[(grid,)](*arguments, **constants, **options)
+        else:
+            binary[(grid, 1, 1)](*arguments, *constants.values())
+
+
+def reduce_partials(
+    partials: Tensor,
+    parameter: Tensor,
+    first: int,
+    width: int,
+    length: int,
+    roles: int,
+    interleaved: bool,
+    lag_last: bool,
+) -> Tensor:
+    """The gradient of a parameter tensor, in its shape and dtype, from partials [splits, P, D]."""
+    out = torch.empty_like(parameter, dtype=torch.float32, memory_format=torch.contiguous_format)
+    block_w = min(1024, triton.next_power_of_2(width))
+    block_g = max(1, 128 // block_w)
+    blocks = -(-(CHANNELS // width) // block_g)
+    launch(
+        sum_partials,
+        roles * length * blocks,
+        partials,
+        out,
+        partials.shape[0],
+        first,
+        options={"num_warps": 4, "enable_fp_fusion": True},
+        P=partials.shape[1],
+        CHANNELS=CHANNELS,
+        WIDTH=width,
+        LENGTH=length,
+        ROLES=roles,
+        INTERLEAVED=interleaved,
+        LAG_LAST=lag_last,
+        BLOCK_G=block_g,
+        BLOCK_W=block_w,
+    )
+    return out.to(parameter.dtype)
+
+
+def launch_forward(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    context: int = 0,
+    begin: int = 0,
+    end: int | None = None,
+) -> list[Tensor]:
+    """[y] for steps begin .. end - 1 of the segment after `context` steps."""
+    schedule, options = SCHEDULE["forward"], OPTIONS["forward"]
+    (q, k, v), unit = common_unit(unpack(inputs))
+    filter, featurizer = (p.contiguous() for p in parameters)
+    first, steps, bounds = segment(q, context, begin, end, schedule["BLOCK_T"])
+    time_programs, grid = programs(q.shape[0], steps, schedule)
+    outputs = [allocate(q, steps) for _ in range(1)]
+    check_offsets(schedule, (q, k, v, *outputs))
+    if grid:
+        launch(
+            hyena_se_40b_forward,
+            grid,
+            *operand(q, first),
+            *operand(k, first),
+            *operand(v, first),
+            *operand(outputs[0], 0),
+            featurizer,
+            filter,
+            *bounds,
+            time_programs,
+            options=options,
+            CHANNELS=CHANNELS,
+            UNIT=unit,
+            EVEN=even(bounds),
+            **schedule,
+        )
+    return outputs
+
+
+def launch_backward(
+    dy: Tensor,
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    context: int = 0,
+    begin: int = 0,
+    end: int | None = None,
+) -> list[Tensor]:
+    """Gradients of the inputs, packed if they are, then of filter, featurizer.
+
+    With a range, the gradients of inputs are for its steps and those of parameters sum over them;
+    `dy` and saved values cover the whole segment, without its context.
+    """
+    schedule, options = SCHEDULE["backward"], OPTIONS["backward"]
+    (q, k, v), unit = common_unit(unpack(inputs))
+    filter, featurizer = (p.contiguous() for p in parameters)
+    dy = dense(dy)
+    first, steps, bounds = segment(q, context, begin, end, schedule["BLOCK_T"])
+    time_programs, grid = programs(dy.shape[0], steps, schedule)
+    gradients = [allocate(x, steps) for x in inputs]
+    d_inputs = unpack(gradients)
+    check_offsets(schedule, (q, k, v, dy, *d_inputs))
+    splits = dy.shape[0] * time_programs
+    partials = dy.new_empty((splits, 16, CHANNELS), dtype=torch.float32)
+    if grid:
+        launch(
+            hyena_se_40b_backward,
+            grid,
+            *operand(q, first),
+            *operand(k, first),
+            *operand(v, first),
+            *operand(dy, begin),
+            *operand(d_inputs[2], 0),
+            *operand(d_inputs[1], 0),
+            *operand(d_inputs[0], 0),
+            featurizer,
+            filter,
+            partials,
+            *bounds,
+            time_programs,
+            options=options,
+            CHANNELS=CHANNELS,
+            UNIT=unit,
+            D_UNIT=d_inputs[0].stride(2),
+            EVEN=even(bounds),
+            **schedule,
+        )
+    gradients.append(
+        reduce_partials(
+            partials,
+            filter,
+            first=9,
+            width=16,
+            length=7,
+            roles=1,
+            interleaved=False,
+            lag_last=True,
+        )
+    )
+    gradients.append(
+        reduce_partials(
+            partials,
+            featurizer,
+            first=0,
+            width=1,
+            length=3,
+            roles=3,
+            interleaved=False,
+            lag_last=True,
+        )
+    )
+    return gradients
+
+
+# -----------------------------------------------------------------------------------------------
+# Plain PyTorch: tensors on a CPU
+# -----------------------------------------------------------------------------------------------
+
+
+def allocate(like: Tensor, steps: int, packed: int | None = None) -> Tensor:
+    """An activation of `steps` steps, not yet written, with the batch and dtype of `like`.
+
+    It has the channels of `like`, or `packed` times CHANNELS. Channels-first rows are padded to a
+    multiple of 8 elements, so that accesses stay 16 bytes wide whatever the length.
+    """
+    batch = like.shape[0]
+    channels = like.shape[CHANNEL] if packed is None else packed * CHANNELS
+    if LAYOUT == "BLD":
+        return like.new_empty((batch, steps, channels))
+    row = (steps + 7) // 8 * 8
+    return like.new_empty_strided((batch, channels, steps), (channels * row, row, 1))
+
+
+def unpack(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The inputs themselves, or their views of one tensor of packed features."""
+    roles = len(INPUTS)
+    if len(inputs) == roles:
+        return tuple(inputs)
+    (features,) = inputs
+    if not INTERLEAVED:
+        return features.chunk(roles, CHANNEL)
+    return features.unflatten(CHANNEL, (CHANNELS, roles)).unbind(CHANNEL + 1)
+
+
+def given(*inputs: Tensor | None) -> list[Tensor]:
+    """The inputs that are there: all, or only the first, which is then packed features."""
+    return [x for x in inputs if x is not None]
+
+
+def chunks(channels: int, width: int, bytes_per_channel: int, budget: int) -> Iterator[slice]:
+    """Slices of channels whose temporaries stay below `budget` bytes, at least one channel each.
+
+    A slice is whole groups of `width` channels, or lies within one group. An empty batch has none.
+    """
+    if bytes_per_channel == 0:
+        return
+    size = max(1, min(channels, budget // bytes_per_channel))
+    size = size // width * width if size > width else size
+    group = channels if size > width else width
+    for first in range(0, channels, group):
+        for begin in range(first, first + group, size):
+            yield slice(begin, min(first + group, begin + size))
+
+
+def role_rows(parameter: Tensor, role: int, roles: int, interleaved: bool) -> Tensor:
+    """The rows of one input in a parameter that several inputs share, as a view."""
+    return parameter[role::roles] if interleaved else parameter.chunk(roles)[role]
+
+
+def channel_rows(parameter: Tensor, c: slice, width: int, dtype: torch.dtype) -> Tensor:
+    """The row of each channel of a slice; `width` consecutive channels share one."""
+    index = torch.arange(c.start, c.stop, device=parameter.device) // width
+    return parameter[index].to(dtype)
+
+
+def add_rows(total: Tensor, c: slice, rows: Tensor, width: int) -> None:
+    """The adjoint of channel_rows: add one row a channel to the rows that the channels share."""
+    first, groups = c.start // width, max(1, (c.stop - c.start) // width)
+    total[first : first + groups] += rows.unflatten(0, (groups, -1)).sum(1)
+
+
+def conv_direct(x: Tensor, taps: Tensor, direction: int) -> Tensor:
+    """y[t] = sum_j taps[j] x[t - direction * j], zero outside the sequence."""
+    channels, reach = taps.shape[0], taps.shape[1] - 1
+    if direction > 0:
+        x, kernel = functional.pad(x, (reach, 0)), taps.flip(1)
+    else:
+        x, kernel = functional.pad(x, (0, reach)), taps
+    return functional.conv1d(x, kernel.unsqueeze(1), groups=channels)
+
+
+def tap_gradient_direct(grad: Tensor, x: Tensor, length: int) -> Tensor:
+    """sum over b, t of grad[t] x[t - j] for j < length: (C, length)."""
+    steps = x.shape[2]
+    rows = [(grad[..., j:] * x[..., : max(0, steps - j)]).sum((0, 2)) for j in range(length)]
+    return torch.stack(rows, 1)
+
+
+def canonical(x: Tensor) -> Tensor:
+    """An activation as (B, D, L), without a copy."""
+    return x
+
+
+def eager_forward(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+) -> list[Tensor]:
+    """[y] of the unpacked inputs."""
+    q_all, k_all, v_all = (canonical(x) for x in inputs)
+    filter, featurizer = parameters
+    dtype = torch.float64 if q_all.dtype == torch.float64 else torch.float32
+    outputs = [allocate(inputs[0], inputs[0].shape[TIME]) for _ in range(1)]
+    (out_0,) = (canonical(x) for x in outputs)
+    batch, _, length = q_all.shape
+    channel_bytes = 11 * batch * length * dtype.itemsize
+    for c in chunks(CHANNELS, 16, channel_bytes, BYTE_BUDGET):
+        q = q_all[:, c].to(dtype)
+        featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
+        q_hat = conv_direct(q, featurizer_q_c, +1)
+        k = k_all[:, c].to(dtype)
+        featurizer_k_c = channel_rows(role_rows(featurizer, 1, 3, False), c, 1, dtype).flip(1)
+        k_hat = conv_direct(k, featurizer_k_c, +1)
+        v = v_all[:, c].to(dtype)
+        featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
+        v_hat = conv_direct(v, featurizer_v_c, +1)
+        z = k_hat * v_hat
+        filter_c = channel_rows(filter, c, 16, dtype).flip(1)
+        conv = conv_direct(z, filter_c, +1)
+        y = q_hat * conv
+        out_0[:, c] = y
+    return outputs
+
+
+def eager_backward(
+    dy: Tensor,
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    saved: Sequence[Tensor],
+) -> list[Tensor]:
+    """Gradients of the inputs, packed if they are, then of the parameters."""
+    dy_all, q_all, k_all, v_all = (canonical(x) for x in (dy, *unpack(inputs), *saved))
+    filter, featurizer = parameters
+    dtype = torch.float64 if dy_all.dtype == torch.float64 else torch.float32
+    d_inputs = [allocate(x, x.shape[TIME]) for x in inputs]
+    d_q_all, d_k_all, d_v_all = (canonical(x) for x in unpack(d_inputs))
+    d_filter_all = torch.zeros_like(filter, dtype=dtype)
+    d_featurizer_all = torch.zeros_like(featurizer, dtype=dtype)
+    batch, _, length = dy_all.shape
+    channel_bytes = 19 * batch * length * dtype.itemsize
+    for c in chunks(CHANNELS, 16, channel_bytes, BYTE_BUDGET):
+        q = q_all[:, c].to(dtype)
+        featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
+        q_hat = conv_direct(q, featurizer_q_c, +1)
+        k = k_all[:, c].to(dtype)
+        featurizer_k_c = channel_rows(role_rows(featurizer, 1, 3, False), c, 1, dtype).flip(1)
+        k_hat = conv_direct(k, featurizer_k_c, +1)
+        v = v_all[:, c].to(dtype)
+        featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
+        v_hat = conv_direct(v, featurizer_v_c, +1)
+        z = k_hat * v_hat
+        filter_c = channel_rows(filter, c, 16, dtype).flip(1)
+        conv = conv_direct(z, filter_c, +1)
+        dy = dy_all[:, c].to(dtype)
+        d_q_hat = dy * conv
+        d_conv = dy * q_hat
+        d_z = conv_direct(d_conv, filter_c, -1)
+        d_filter = tap_gradient_direct(d_conv, z, 7).flip(1)
+        add_rows(d_filter_all, c, d_filter, 16)
+        d_k_hat = d_z * v_hat
+        d_v_hat = d_z * k_hat
+        d_v = conv_direct(d_v_hat, featurizer_v_c, -1)
+        d_featurizer_v = tap_gradient_direct(d_v_hat, v, 3).flip(1)
+        add_rows(role_rows(d_featurizer_all, 2, 3, False), c, d_featurizer_v, 1)
+        d_k = conv_direct(d_k_hat, featurizer_k_c, -1)
+        d_featurizer_k = tap_gradient_direct(d_k_hat, k, 3).flip(1)
+        add_rows(role_rows(d_featurizer_all, 1, 3, False), c, d_featurizer_k, 1)
+        d_q = conv_direct(d_q_hat, featurizer_q_c, -1)
+        d_featurizer_q = tap_gradient_direct(d_q_hat, q, 3).flip(1)
+        add_rows(role_rows(d_featurizer_all, 0, 3, False), c, d_featurizer_q, 1)
+        d_q_all[:, c] = d_q
+        d_k_all[:, c] = d_k
+        d_v_all[:, c] = d_v
+    return [*d_inputs, d_filter_all.to(filter.dtype), d_featurizer_all.to(featurizer.dtype)]
+
+
+# -----------------------------------------------------------------------------------------------
+# The operator: torch.library ops, autograd, checks, functions and module
+# -----------------------------------------------------------------------------------------------
+
+
+def library_name() -> str:
+    """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
+    name = unique = "hyena_se_40b_99d317e5"
+    count = 1
+    while hasattr(torch.ops.sh2gen, unique):
+        count += 1
+        unique = f"{name}_{count}"
+    return unique
+
+
+LIBRARY_NAME = library_name()
+
+
+@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}", mutates_args=())
+def forward_op(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    filter: Tensor,
+    featurizer: Tensor,
+) -> Tensor:
+    """y; of packed features if the later inputs are None."""
+    inputs = given(q, k, v)
+    with torch.autocast(q.device.type, enabled=False):
+        return eager_forward(unpack(inputs), [filter, featurizer])[0]
+
+
+@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}_backward", mutates_args=())
+def backward_op(
+    dy: Tensor,
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    filter: Tensor,
+    featurizer: Tensor,
+) -> list[Tensor]:
+    """Gradients of the inputs that are given, then of the parameters."""
+    inputs, parameters = given(q, k, v), [filter, featurizer]
+    with torch.autocast(dy.device.type, enabled=False):
+        contiguous = [p.contiguous() for p in parameters]
+        return eager_backward(dy, inputs, contiguous, [])
+
+
+@forward_op.register_kernel("cuda")
+def _(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    filter: Tensor,
+    featurizer: Tensor,
+) -> Tensor:
+    inputs = given(q, k, v)
+    return launch_forward(inputs, [filter, featurizer])[0]
+
+
+@backward_op.register_kernel("cuda")
+def _(
+    dy: Tensor,
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    filter: Tensor,
+    featurizer: Tensor,
+) -> list[Tensor]:
+    inputs, parameters = given(q, k, v), [filter, featurizer]
+    return launch_backward(dy, inputs, parameters, [])
+
+
+@forward_op.register_fake
+def _(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    filter: Tensor,
+    featurizer: Tensor,
+) -> Tensor:
+    steps = q.shape[TIME]
+    return [allocate(q, steps, 1) for _ in range(1)][0]
+
+
+@backward_op.register_fake
+def _(
+    dy: Tensor,
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    filter: Tensor,
+    featurizer: Tensor,
+) -> list[Tensor]:
+    inputs, parameters = given(q, k, v), [filter, featurizer]
+    contiguous = torch.contiguous_format
+    d_parameters = [torch.empty_like(p, memory_format=contiguous) for p in parameters]
+    return [*(allocate(x, x.shape[TIME]) for x in inputs), *d_parameters]
+
+
+def save(ctx, inputs, output) -> None:
+    """What backward needs: every argument."""
+    ctx.save_for_backward(*inputs)
+
+
+def differentiate(ctx, dy):
+    """Gradients of every argument of forward_op."""
+    gradients = backward_op(dy, *ctx.saved_tensors)
+    given_inputs = len(gradients) - len(PARAMETERS)
+    absent = [None] * (len(INPUTS) - given_inputs)
+    return *gradients[:given_inputs], *absent, *gradients[given_inputs:]
+
+
+forward_op.register_autograd(differentiate, setup_context=save)
+
+
+def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    """Refuse tensors of a wrong kind, naming the argument and what was expected of it."""
+    names = INPUTS if len(inputs) == len(INPUTS) else ("features",)
+    x = inputs[0]
+    channels = CHANNELS if names == INPUTS else len(INPUTS) * CHANNELS
+    for name, tensor in zip((*names, *PARAMETERS), (*inputs, *parameters), strict=True):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{OP}: {name} is a {type(tensor).__name__}, expected a tensor")
+        if tensor.device != x.device:
+            raise ValueError(
+                f"{OP}: {name} is on {tensor.device}, but {names[0]} is on {x.device}"
+            )
+        if tensor.layout != torch.strided:
+            raise TypeError(f"{OP}: {name} is {tensor.layout}, expected a dense tensor")
+    accepted = (torch.bfloat16, torch.float16, torch.float32)
+    for name, tensor in zip(names, inputs, strict=True):
+        if tensor.dim() != 3 or tensor.shape[CHANNEL] != channels or tensor.shape[TIME] < 1:
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected "
+                f"(B, {channels}, L) with L >= 1"
+            )
+        if tensor.shape != x.shape:
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, "
+                f"but {names[0]} has {tuple(x.shape)}"
+            )
+        if tensor.dtype not in accepted and (tensor.dtype != torch.float64 or x.is_cuda):
+            raise TypeError(
+                f"{OP}: {name} is {tensor.dtype}, expected bfloat16, float16 or float32 "
+                "(float64 is for CPU only)"
+            )
+        if tensor.dtype != x.dtype:
+            raise TypeError(f"{OP}: {name} is {tensor.dtype}, but {names[0]} is {x.dtype}")
+    for (name, shape), tensor in zip(PARAMETERS.items(), parameters, strict=True):
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape}")
+        if not tensor.dtype.is_floating_point:
+            raise TypeError(f"{OP}: {name} is {tensor.dtype}, expected a floating-point dtype")
+    if x.device.type == "cuda" and not HAS_TRITON:
+        raise RuntimeError(f"{OP}: CUDA tensors need Triton, which is not installed")
+
+
+def hyena_se_40b(q: Tensor, k: Tensor, v: Tensor, filter: Tensor, featurizer: Tensor) -> Tensor:
+    """hyena_se_40b: 7-tap explicit causal convolution, filters shared by 16 channels, featurizer
+    of 3 taps, pre and post gates
+
+    Args:
+        q: (B, D, L), bfloat16, float16 or float32
+        k: (B, D, L), bfloat16, float16 or float32
+        v: (B, D, L), bfloat16, float16 or float32
+        filter: (512, 7), float32; the last tap multiplies the current sample
+        featurizer: (24576, 3), float32; the last tap multiplies the current sample; blocks of D
+            channels, q, k, v in this order
+
+    Returns:
+        y (B, D, L) in the dtype of the inputs, differentiable in every argument.
+
+    Raises:
+        TypeError, ValueError: naming the argument and the shape, dtype or device expected.
+    """
+    check([q, k, v], [filter, featurizer])
+    return forward_op(q, k, v, filter, featurizer)
+
+
+def hyena_se_40b_packed(features: Tensor, filter: Tensor, featurizer: Tensor) -> Tensor:
+    """hyena_se_40b of packed features (B, 3 D, L): blocks of D channels, q, k, v in this order."""
+    check([features], [filter, featurizer])
+    return forward_op(features, None, None, filter, featurizer)
+
+
+class HyenaSe40b(nn.Module):
+    """The operator with its parameters: filter (512, 7), featurizer (24576, 3).
+
+    They are float32 and stay so under `.to(torch.bfloat16)`, `.half()` and autocast: they are few,
+    and rounding them would cost more accuracy than the whole computation.
+    """
+
+    def __init__(self, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        for name, shape in PARAMETERS.items():
+            values = torch.empty(shape, dtype=torch.float32, device=device)
+            self.register_parameter(name, nn.Parameter(values))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw fresh parameters."""
+        with torch.no_grad():
+            self.filter.uniform_(-0.57735, 0.57735)
+            self.featurizer.uniform_(-0.57735, 0.57735)
+
+    def _apply(self, fn, recurse: bool = True):
+        def keep_float32(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if moved.dtype in (torch.bfloat16, torch.float16):
+                return tensor.to(moved.device)
+            return moved
+
+        return super()._apply(keep_float32, recurse)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """y (B, D, L) of q, k, v (B, D, L), or of packed features (B, 3 D, L)."""
+        parameters = [getattr(self, name) for name in PARAMETERS]
+        if len(inputs) == len(INPUTS):
+            return hyena_se_40b(*inputs, *parameters)
+        if len(inputs) == 1:
+            return hyena_se_40b_packed(*inputs, *parameters)
+        raise TypeError(
+            f"{OP}: expected {len(INPUTS)} inputs or 1 of packed features, got {len(inputs)}"
+        )
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={shape}" for name, shape in PARAMETERS.items())

@@ -1,0 +1,166 @@
+"""The shape of the code base: who imports whom, what is never called, how long modules are."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import networkx as nx
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = (
+    ("errors", "target", "resources", "files"),
+    ("spec",),
+    ("ir", "reference"),
+    ("plan", "passes", "schedule", "source"),
+    ("lower", "interpret", "cost"),
+    ("emit", "build", "build_worker", "load_module", "load"),
+    ("verify", "measure"),
+    ("driver",),
+    ("cli", "__init__"),
+)
+LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
+# Imports within a layer, and why. None of them may close a circle.
+WITHIN = {
+    ("files", "errors"): "what cannot be written is the user's error",
+    ("target", "errors"): "an unknown target is the user's error",
+    ("schedule", "plan"): "a schedule gives numbers to the symbols of a plan",
+    ("load", "emit"): "the name of the class that emit wrote",
+    ("load", "load_module"): "a callable is made from an imported file",
+}
+MAX_LINES = 1000
+
+MODULES = sorted((ROOT / "sh2gen").rglob("*.py"))
+PARTS = sorted((ROOT / "templates" / "parts").glob("*.py"))
+# What must not be called: a pattern over code, where it is allowed, and why.
+BANNED: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "block pointers": (r"make_block_ptr|\btl\.advance\b", (), "deprecated in Triton"),
+    "float atomics": (r"\batomic_\w+", (), "results must not depend on timing"),
+    "eval": (r"(?<![.\w])eval\(", (), "no text is evaluated"),
+    "exec": (
+        r"(?<![.\w])exec\(",
+        ("load_module.py", "build_worker.py"),
+        "only generated files are executed, in two places",
+    ),
+    "pickle": (r"\b(pickle|marshal|shelve)\.", (), "files must be readable and safe to open"),
+    "torch.load": (r"\btorch\.load\(", (), "it unpickles"),
+    "unsafe YAML": (r"\byaml\.(load|full_load|unsafe_load)\(", (), "safe_load, or compose"),
+    "sympify": (r"\bsympify\(", (), "it evaluates text"),
+    "environment": (
+        r"\bos\.(environ|getenv)\b",
+        ("build_worker.py",),
+        "arguments, not environment variables, say what happens",
+    ),
+    "shell": (r"\bshell=True\b|\bos\.system\(", (), "file names are not shell text"),
+    "print": (r"(?<![.\w])print\(", ("build_worker.py",), "cli.py alone talks, through click"),
+}
+
+
+def module_name(path: Path) -> str:
+    """sh2gen/lower/direct.py -> lower, sh2gen/spec.py -> spec."""
+    return path.relative_to(ROOT / "sh2gen").with_suffix("").parts[0]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules of sh2gen that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            source = node.module or ""
+            names = [f"{source}.{a.name}" for a in node.names] if source == "sh2gen" else [source]
+        for name in names:
+            package, *rest = name.split(".")
+            if package == "sh2gen" and rest:
+                yield rest[0]
+
+
+def code(path: Path) -> str:
+    """The source without comments and without what is in strings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            node.value = ""
+    return ast.unparse(tree)
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {module_name(path) for path in MODULES} == set(LEVEL)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_only_from_lower_layers(path: Path) -> None:
+    me = module_name(path)
+    for other in imports(path):
+        assert other in LEVEL, f"{path.name} imports sh2gen.{other}, which has no layer"
+        if other == me or (me, other) in WITHIN:
+            continue
+        assert LEVEL[other] < LEVEL[me], (
+            f"{path.name} (layer {LEVEL[me]}) imports sh2gen.{other} (layer {LEVEL[other]})"
+        )
+
+
+def test_exceptions_are_used_and_no_import_is_circular() -> None:
+    edges = {(module_name(path), other) for path in MODULES for other in imports(path)}
+    assert set(WITHIN) <= edges, "an exception that nothing needs"
+    assert all(LEVEL[a] == LEVEL[b] for a, b in WITHIN)
+    graph = nx.DiGraph((a, b) for a, b in edges if a != b)
+    assert nx.is_directed_acyclic_graph(graph), nx.find_cycle(graph)
+
+
+def test_a_worker_imports_nothing_of_the_package() -> None:
+    assert not list(imports(ROOT / "sh2gen" / "build_worker.py"))
+
+
+@pytest.mark.parametrize("what", BANNED)
+def test_banned_calls(what: str) -> None:
+    pattern, allowed, reason = BANNED[what]
+    for path in (*MODULES, *PARTS):
+        if path.name not in allowed:
+            found = re.search(pattern, code(path))
+            assert found is None, f"{path.relative_to(ROOT)}: {found} ({what}: {reason})"
+
+
+def test_bans_find_what_they_ban(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text(
+        '"""eval("not this")"""\n# eval(x)\nname = "print(x)"\nmodel.eval()\n'
+        "eval(x); exec(x); print(x); pickle.loads(x); torch.load(x); os.environ[x]\n"
+        "tl.atomic_add(x); tl.advance(x); yaml.load(x); sympify(x); run(x, shell=True)\n"
+    )
+    for what, (pattern, _, _) in BANNED.items():
+        assert re.search(pattern, code(bad)), what
+    assert code(bad).count("eval(") == 2 and code(bad).count("print(") == 1
+
+
+@pytest.mark.parametrize("path", (*MODULES, *PARTS), ids=lambda p: str(p.relative_to(ROOT)))
+def test_modules_are_short(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MAX_LINES, f"{lines} lines: split it"
+
+
+def test_parts_import_only_triton_and_torch() -> None:
+    """They are copied into files that import nothing else."""
+    for path in PARTS:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            match node:
+                case ast.Import(names=names):
+                    found = [alias.name for alias in names]
+                case ast.ImportFrom(module=module):
+                    found = [module or ""]
+                case _:
+                    continue
+            for name in found:
+                assert name.split(".")[0] in {
+                    "torch",
+                    "triton",
+                    "collections",
+                    "contextlib",
+                    "templates",  # another part, whose functions are copied too
+                }, f"{path.name} imports {name}"

@@ -1,0 +1,77 @@
+"""generated/ is what the shipped operators compile to, and stands on its own."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from sh2gen.cli import main
+from sh2gen.spec import load_spec
+
+ROOT = Path(__file__).parent.parent
+GENERATED = ROOT / "generated"
+FILES = sorted(GENERATED.glob("*.py"))
+
+
+def test_generated_files_are_up_to_date() -> None:
+    arguments = ["compile", str(ROOT / "ops"), "--out", str(GENERATED), "--check"]
+    result = CliRunner().invoke(main, arguments)
+    again = "run: sh2gen compile ops --out generated"
+    assert result.exit_code == 0, f"{result.stderr}{again}"
+
+
+def test_every_shipped_operator_has_its_file_and_no_file_is_left_over() -> None:
+    names = {load_spec(path).op for path in (ROOT / "ops").glob("*.yaml")}
+    assert names == {path.stem for path in FILES}
+    assert {path.name for path in GENERATED.iterdir()} - {"__pycache__"} == {
+        path.name for path in FILES
+    }
+
+
+def test_an_operator_is_named_after_its_file() -> None:
+    for path in (ROOT / "ops").glob("*.yaml"):
+        assert load_spec(path).op == path.stem
+
+
+def test_a_stale_file_is_noticed(tmp_path: Path) -> None:
+    (path,) = (p for p in FILES if p.stem == "short_conv_3")
+    (tmp_path / path.name).write_text(path.read_text() + "\n")
+    op = str(ROOT / "ops" / "short_conv_3.yaml")
+    result = CliRunner().invoke(main, ["compile", op, "--out", str(tmp_path), "--check"])
+    assert result.exit_code == 1
+    assert f"stale: {tmp_path / path.name}" in result.stderr.replace("\n", "")
+    assert (tmp_path / path.name).read_text().endswith("\n\n"), "--check writes nothing"
+
+
+@pytest.mark.parametrize("arguments", [("format", "--check"), ("check", "--select=F,E7")])
+def test_generated_files_are_clean(arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "ruff", *arguments, "--isolated", "--no-cache"]
+    command += ["--line-length=99", "--target-version=py311", str(GENERATED)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-300:]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_generated_files_import_only_torch_and_triton(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            names = [node.module or ""]
+        for name in names:
+            package = name.split(".")[0]
+            assert package in {"torch", "triton"} or package in sys.stdlib_module_names, name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_generated_files_name_no_place_and_no_version(path: Path) -> None:
+    text = path.read_text()
+    for word in ("/home/", "/tmp/", "/work/", "site-packages", "torch==", "triton=="):
+        assert word not in text

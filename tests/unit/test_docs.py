@@ -1,0 +1,304 @@
+"""What documents say is true: their code runs, links lead somewhere, options exist.
+
+Run as a script it rewrites docs/errors.md.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+import typing
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from sh2gen import cli
+from sh2gen.driver import candidates, compile_operator
+from sh2gen.emit import emit
+from sh2gen.errors import CODES
+from sh2gen.spec import OpSpec, load_spec
+from sh2gen.target import target
+
+ROOT = Path(__file__).parent.parent.parent
+README = ROOT / "README.md"
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+FAMILIES = {
+    "S": "the operator file",
+    "L": "lowering",
+    "K": "schedules",
+    "B": "building and loading",
+    "V": "verification",
+    "C": "calls and the command line",
+}
+
+
+def blocks(path: Path) -> list[tuple[str, str]]:
+    """(language, text) of every fenced block."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def named(path: Path) -> dict[str, str]:
+    """Fenced blocks whose first line is a comment with a file name."""
+    found = {}
+    for _, text in blocks(path):
+        first = re.match(r"# ([\w./]+\.(?:py|yaml))\n", text)
+        if first:
+            found[first[1]] = text
+    return found
+
+
+def prose(path: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+# ---- README -------------------------------------------------------------------------------------
+
+
+def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT / "ops", tmp_path / "ops")
+    for name, text in named(README).items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    compile_operator("ops/hyena_se.yaml", verified=False, built=False)
+    namespace: dict[str, Any] = {}
+    snippets = [text for language, text in blocks(README) if language == "python"]
+    assert len(snippets) >= 4
+    for text in snippets:
+        if "load_taps(" not in text:  # the kernel, which the next test compares
+            exec(compile(text, "README.md", "exec"), namespace)
+
+
+def test_the_kernel_of_the_readme_is_the_generated_one() -> None:
+    spec = load_spec(ROOT / "ops" / "hyena_se.yaml")
+    chosen = candidates(spec, target("H200"))[0]
+    text = emit(spec, chosen.plan, chosen.schedule).text
+    (shown,) = (text for _, text in blocks(README) if "load_taps(" in text)
+    assert textwrap.indent(shown, "    ") in text, "copy the body from generated/hyena_se.py"
+
+
+def test_the_readme_names_every_field_and_every_value() -> None:
+    table = README.read_text().split("## The operator language")[1].split("\n## ")[0]
+
+    def words(kind: Any) -> typing.Iterator[str]:
+        hints = typing.get_type_hints(kind)
+        for field in dataclasses.fields(kind):
+            if field.metadata.get("internal"):
+                continue
+            yield field.name
+            for hint in (hints[field.name], *typing.get_args(hints[field.name])):
+                if dataclasses.is_dataclass(hint):
+                    yield from words(hint)
+                elif isinstance(hint, type) and issubclass(hint, StrEnum):
+                    yield from map(str, hint)
+
+    missing = {w for w in words(OpSpec) if not re.search(rf"[`.{{ ]{w}[`.,}} ]", table)}
+    assert not missing
+
+
+def test_the_readme_says_what_is_refused() -> None:
+    """The column `today` of fields that no lowering serves, against the lowerings themselves."""
+    from sh2gen.lower.verdict import later_fields
+    from sh2gen.spec import spec_from_dict
+
+    base: dict[str, Any] = {"op": "probe", "channels": 4}
+    taps = {"filter": {"kind": "explicit", "length": 3, "groups": 4}}
+    modal = {"kind": "modal", "groups": 4, "modes": 2, "parametrisation": "log_poles"}
+    for refused in (
+        {"filter": modal},
+        taps | {"state": {"final": True}},
+        taps | {"sequences": "packed"},
+        taps | {"context": {"ranks": 2}},
+    ):
+        assert list(later_fields(spec_from_dict(base | refused)))
+    assert not list(later_fields(spec_from_dict(base | taps)))
+    for field in ("modal", "state", "packed", "context"):
+        (row, *_) = (r for r in README.read_text().splitlines() if f"`{field}`" in r and "|" in r)
+        assert "refused" in row
+
+
+# ---- commands and links -------------------------------------------------------------------------
+
+
+def commands() -> list[tuple[str, str]]:
+    """Everything in code, fenced or not, that starts with sh2gen and a verb: (page, command)."""
+    found = []
+    for page in PAGES:
+        fenced = [
+            line
+            for language, text in blocks(page)
+            if language in ("bash", "")
+            for part in text.splitlines()
+            for line in re.split(r"&&|\|\||;|\|", part)
+        ]
+        inline = re.findall(r"`([^`\n]+)`", prose(page))
+        for text in (*fenced, *inline):
+            match = re.match(r"(?:\$ )?(?:\.venv/bin/)?sh2gen +([a-z].*)", text.strip())
+            if match:
+                found.append((page.name, match[1]))
+    return found
+
+
+def test_commands_in_documents_exist() -> None:
+    found = commands()
+    assert len(found) > 8
+    verbs = set()
+    for page, text in found:
+        verb, *rest = shlex.split(text)
+        assert verb in cli.main.commands, f"{page}: sh2gen {text}"
+        verbs.add(verb)
+        known = {o for p in cli.main.commands[verb].params for o in p.opts}
+        for word in rest:
+            if word.startswith("-"):
+                assert word.split("=")[0] in known, f"{page}: sh2gen {text}"
+    assert verbs == set(cli.main.commands), "a verb that no document mentions"
+
+
+def test_the_table_of_verbs_names_every_option() -> None:
+    for verb, command in cli.main.commands.items():
+        (row,) = (r for r in README.read_text().splitlines() if f"| `sh2gen {verb}" in r)
+        known = {o for p in command.params if isinstance(p, click.Option) for o in p.opts}
+        for option in re.findall(r"--[a-z-]+", row):
+            assert option in known, f"{verb} has no {option}"
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings, as they are made on the web."""
+    headings = re.findall(r"^#+ (.*)$", prose(path), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"https?:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        goal = (page.parent / name).resolve() if name else page
+        assert goal.exists(), f"{page.name}: {link}"
+        if anchor:
+            assert anchor in anchors(goal), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_pages_name_no_machine(page: Path) -> None:
+    assert not re.search(r"/(home|tmp|work|root)/|pypi\.|localhost", page.read_text())
+
+
+def test_the_first_command_installs_what_the_constraints_pin() -> None:
+    first = next(text for language, text in blocks(README) if language == "bash")
+    assert first.count("\n") == 1 and "-c constraints.txt ." in first
+    pinned = set(re.findall(r"^([\w-]+)[=<>]", (ROOT / "constraints.txt").read_text(), re.M))
+    project = (ROOT / "pyproject.toml").read_text()
+    lists = re.findall(r"^(?:dependencies|test) = \[\n(.*?)^\]", project, re.M | re.S)
+    wanted = set(re.findall(r'^\s+"([\w-]+)', "".join(lists), re.M))
+    assert len(lists) == 2 and wanted <= pinned, wanted - pinned
+
+
+# ---- pages that are made, recipes that are followed ---------------------------------------------
+
+
+def errors_page() -> str:
+    """docs/errors.md, from errors.CODES."""
+    lines = [
+        "# Error codes",
+        "",
+        "A message names a code, the place in the file if there is one, and what to do if that",
+        "is known. Codes that begin with V, and B002, mean that the input was fine and the result",
+        "is not: `CheckFailed`, exit code 1. (V003 also says that a verification cannot run here,",
+        "with exit code 2.) All others are `Sh2genError`, exit code 2. Calls of an operator raise",
+        "`TypeError` and `ValueError` instead, as PyTorch does.",
+        "",
+        "This page is made from `sh2gen/errors.py` by `python tests/unit/test_docs.py`.",
+    ]
+    for letter, family in FAMILIES.items():
+        lines += ["", f"## {letter}: {family}", "", "| code | meaning |", "|---|---|"]
+        lines += [f"| {code} | {text} |" for code, text in CODES.items() if code[0] == letter]
+    return "\n".join(lines) + "\n"
+
+
+def test_the_page_of_errors_is_up_to_date() -> None:
+    assert {code[0] for code in CODES} == set(FAMILIES)
+    assert (ROOT / "docs" / "errors.md").read_text() == errors_page(), (
+        "run: python tests/unit/test_docs.py"
+    )
+
+
+def test_every_code_that_is_raised_is_listed() -> None:
+    for path in (ROOT / "sh2gen").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            text = node.value if isinstance(node, ast.Constant) else None
+            if isinstance(text, str) and re.fullmatch(r"[SLKBVC]0\d\d", text):
+                assert text in CODES, f"{path.name}: {text}"
+
+
+def test_the_recipe_for_an_algorithm_works(tmp_path: Path) -> None:
+    """Follow docs/architecture.md in a copy of the sources; compile and verify its kernels."""
+    page = ROOT / "docs" / "architecture.md"
+    for folder in ("sh2gen", "templates", "schedules", "ops"):
+        shutil.copytree(
+            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    files = named(page)
+    assert {Path(name).parent.as_posix() for name in files} == {
+        "sh2gen/lower",
+        "templates/parts",
+        "schedules",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    (line,) = (t for _, t in blocks(page) if "Algorithm(" in t)
+    table = tmp_path / "sh2gen" / "lower" / "__init__.py"
+    text = table.read_text()
+    changed = text.replace("import direct, fft", "import direct, fft, paired")
+    changed = changed.replace('    "fft": Algorithm', f'{line}    "fft": Algorithm')
+    assert changed.count("paired") == 4
+    table.write_text(changed)
+    (tmp_path / "my_conv.yaml").write_text(named(README)["my_conv.yaml"])
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "sh2gen.cli",
+            "compile",
+            "my_conv.yaml",
+            "--plan=paired",
+            "--no-build",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "paired/BLD" in result.stdout and "verified by interpreter" in result.stdout
+    assert "odd = tl.zeros_like(even)" in (tmp_path / "generated" / "my_conv.py").read_text()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
+def test_examples_run(path: Path, tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, str(path)],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+    assert not list(tmp_path.iterdir()), "an example leaves files behind"
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "errors.md").write_text(errors_page())
