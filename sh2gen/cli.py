@@ -26,7 +26,7 @@ data = Console(highlight=False, soft_wrap=True)
 
 
 class _Group(click.Group):
-    """Turns errors into one message and an exit code, never into a traceback of the user's making."""
+    """Turns errors into one message and an exit code, never into a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

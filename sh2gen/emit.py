@@ -628,7 +628,7 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
             signature += [(f"{name}_ptr", io), (f"{name}_batch", "i32"), (f"{name}_row", "i32")]
         kept = [f"{name}_ptr" for name in program.parameters]
         kept += ["partials_ptr"] if program.partial_rows else []
-        strides = tuple(name for name, _ in signature)
+        pointers = tuple(f"{name}_ptr" for name in activations)
         signature += [(name, "*fp32") for name in kept]
         signature += [(name, "i32") for name in ("first", "last", "end", "time_programs")]
         numbers = dict(schedule.numbers(kernel.name))
@@ -636,16 +636,16 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
         registers = numbers.pop("maxnreg", 0) or None
         constants: dict[str, int | bool | float | str] = {"CHANNELS": spec.channels, "UNIT": 1}
         constants |= {"D_UNIT": 1} if backward else {}
-        constants["EVEN"] = True
+        constants |= {"STEP": 8, "EVEN": True}
         sources.append(
             KernelSource(
                 name=f"{spec.op}_{kernel.name}",
                 role=Role.BACKWARD if backward else Role.FORWARD,
                 signature=tuple(signature),
                 constants=tuple((constants | numbers).items()),
-                divisible=(*strides, *kept),
+                divisible=(*pointers, *kept),
                 unaligned_keeps=tuple(kept),
-                unaligned_constants=(("EVEN", False),),
+                unaligned_constants=(("STEP", 1), ("EVEN", False)),
                 num_warps=warps,
                 num_stages=stages,
                 maxnreg=registers,

@@ -17,11 +17,14 @@ def locate(program, time_programs, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr
 
 
 @triton.jit
-def advance(ptr, batch_stride, row, unit, origin):
-    """The pointer to origin = (batch, channel, time), in 64-bit arithmetic."""
+def advance(ptr, batch_stride, row, STEP: tl.constexpr, unit, origin):
+    """The pointer to origin = (batch, channel, time), in 64-bit arithmetic, and the row stride.
+
+    Strides come in units of STEP elements, which tells the compiler how rows are aligned.
+    """
     batch, channel, time = origin
-    offset = batch.to(tl.int64) * batch_stride + time.to(tl.int64) * row
-    return ptr + offset + channel.to(tl.int64) * unit
+    offset = batch.to(tl.int64) * batch_stride * STEP + time.to(tl.int64) * row * STEP
+    return ptr + offset + channel.to(tl.int64) * unit, row * STEP
 
 
 @triton.jit

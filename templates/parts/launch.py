@@ -34,10 +34,11 @@ def common_unit(tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], int]:
     return tuple(dense(x) for x in tensors), 1
 
 
-def operand(x: Tensor, step: int) -> tuple[Tensor, int, int]:
-    """What a kernel takes for an activation: its data from `step` on, batch stride, row stride."""
+def operand(x: Tensor, begin: int, step: int) -> tuple[Tensor, int, int]:
+    """What a kernel takes for an activation: its data from `begin` on, and its strides over `step`."""
     batch_stride, row_stride, _ = x.stride()
-    return x.narrow(TIME, step, x.shape[TIME] - step) if step else x, batch_stride, row_stride
+    data = x.narrow(TIME, begin, x.shape[TIME] - begin) if begin else x
+    return data, batch_stride // step if x.shape[0] > 1 else 0, row_stride // step
 
 
 def segment(
@@ -51,7 +52,7 @@ def segment(
     """
     length = x.shape[TIME] - context
     end = length if end is None else end
-    if not (0 <= context and 0 <= begin <= end <= length):
+    if not (context >= 0 and 0 <= begin <= end <= length):
         raise ValueError(
             f"{OP}: steps {begin} .. {end} are not within a segment of {length} steps"
         )
@@ -71,19 +72,28 @@ def programs(batch: int, steps: int, schedule: dict[str, int]) -> tuple[int, int
     return along_time, batch * along_time * -(-CHANNELS // schedule["BLOCK_D"])
 
 
-def check_offsets(schedule: dict[str, int], tensors: Sequence[Tensor]) -> None:
-    """Offsets within a program are 32-bit; those of the program itself are 64-bit."""
+def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor]) -> int:
+    """8 if all strides are multiples of 8 elements, so that kernels can access 16 bytes at once; else 1.
+
+    Refuses row strides that the 32-bit offsets within a program cannot hold; those of the program
+    itself are 64-bit.
+    """
     rows = schedule["BLOCK_D"] if LAYOUT == "BDL" else schedule["BLOCK_T"] * schedule["TILES"] + 64
+    step = 8
     for x in tensors:
-        if rows * x.stride(1) >= 2**31:
-            raise ValueError(f"{OP}: a row stride of {x.stride(1)} elements is too large")
+        batch_stride, row_stride, _ = x.stride()
+        if rows * row_stride >= 2**31:
+            raise ValueError(f"{OP}: a row stride of {row_stride} elements is too large")
+        if row_stride % 8 or (batch_stride % 8 and x.shape[0] > 1):
+            step = 1
+    return step
 
 
 def trait(argument: Tensor | int) -> tuple[object, ...]:
-    """What Triton compiles another binary for: dtype, divisibility by 16, a 1, 64 bits."""
+    """What Triton compiles another binary for: dtype and alignment, or 64 bits."""
     if isinstance(argument, Tensor):
         return argument.dtype, argument.data_ptr() % 16 == 0
-    return argument % 16 == 0, argument == 1, argument >= 2**31
+    return (argument >= 2**31,)
 
 
 def launch(kernel, grid: int, *arguments: Tensor | int, options: dict[str, int], **constants: int):
