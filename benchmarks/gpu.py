@@ -181,7 +181,9 @@ def main() -> int:
     parser.add_argument("--plan", help="a plan or a prefix of its name")
     parser.add_argument("--lengths", nargs="*", type=int, default=list(TIMED))
     parser.add_argument("--json", type=Path, help="write all results here")
-    parser.add_argument("--workers", type=int, default=16, help="processes that compile beforehand")
+    parser.add_argument(
+        "--workers", type=int, default=16, help="processes that compile beforehand"
+    )
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("this script needs a CUDA device", file=sys.stderr)

@@ -1,11 +1,12 @@
 """Run every kernel of an operator once a case, for compute-sanitizer to watch.
 
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python benchmarks/sanitize.py
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool racecheck python benchmarks/sanitize.py
+    export PYTORCH_NO_CUDA_MEMORY_CACHING=1
+    compute-sanitizer --tool memcheck python benchmarks/sanitize.py
+    compute-sanitizer --tool racecheck python benchmarks/sanitize.py
 
-Cases are batch 2 at lengths of whole vectors, of ragged vectors and shorter than the taps, so that every
-mask is used. Without the caching allocator every tensor is an allocation of its own, so that an
-access beyond it is seen.
+Cases are batch 2 at lengths of whole vectors, of ragged vectors and shorter than the taps, so that
+every mask is used. Without the caching allocator every tensor is an allocation of its own, so that
+an access beyond it is seen.
 """
 
 from __future__ import annotations

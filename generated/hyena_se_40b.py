@@ -167,11 +167,14 @@ def locate(program, time_programs, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr
 
 
 @triton.jit
-def advance(ptr, batch_stride, row, unit, origin):
-    """The pointer to origin = (batch, channel, time), in 64-bit arithmetic."""
+def advance(ptr, batch_stride, row, STEP: tl.constexpr, unit, origin):
+    """The pointer to origin = (batch, channel, time), in 64-bit arithmetic, and the row stride.
+
+    Strides come in units of STEP elements, which tells the compiler how rows are aligned.
+    """
     batch, channel, time = origin
-    offset = batch.to(tl.int64) * batch_stride + channel.to(tl.int64) * row
-    return ptr + offset + time.to(tl.int64) * unit
+    offset = batch.to(tl.int64) * batch_stride * STEP + channel.to(tl.int64) * row * STEP
+    return ptr + offset + time.to(tl.int64) * unit, row * STEP
 
 
 @triton.jit
@@ -264,7 +267,15 @@ def store_rows(
 # -----------------------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["first", "last", "end", "time_programs"])
+@triton.jit(
+    do_not_specialize=[
+        "q_batch", "q_row",
+        "k_batch", "k_row",
+        "v_batch", "v_row",
+        "y_batch", "y_row",
+        "first", "last", "end", "time_programs",
+    ]
+)  # fmt: skip
 def hyena_se_40b_forward(
     q_ptr, q_batch, q_row,
     k_ptr, k_batch, k_row,
@@ -274,23 +285,23 @@ def hyena_se_40b_forward(
     filter_ptr,  # (512, 7)
     first, last, end, time_programs,
     CHANNELS: tl.constexpr, UNIT: tl.constexpr,
-    EVEN: tl.constexpr, ROWS: tl.constexpr,
+    STEP: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """z = (featurizer * k) . (featurizer * v); y = (featurizer * q) . (filter * z)
 
     A program computes TILES tiles of BLOCK_D channels x BLOCK_T steps. Time counts from the first
     step written; activations are read in [first, last), are zero elsewhere, and are written up to
-    `end`; EVEN says that these three are multiples of 8.
+    `end`. EVEN says that these three are multiples of 8; strides count in units of STEP elements.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # blocks of ROWS steps in a tile
     batch, channel_0, block = locate(tl.program_id(0), time_programs, BLOCK_D, CHANNELS)
     step_0 = block * (TILES * BLOCK_T)
     origin = (batch, channel_0, step_0)
-    q_ptr = advance(q_ptr, q_batch, q_row, UNIT, origin)
-    k_ptr = advance(k_ptr, k_batch, k_row, UNIT, origin)
-    v_ptr = advance(v_ptr, v_batch, v_row, UNIT, origin)
-    y_ptr = advance(y_ptr, y_batch, y_row, 1, origin)
+    q_ptr, q_row = advance(q_ptr, q_batch, q_row, STEP, UNIT, origin)
+    k_ptr, k_row = advance(k_ptr, k_batch, k_row, STEP, UNIT, origin)
+    v_ptr, v_row = advance(v_ptr, v_batch, v_row, STEP, UNIT, origin)
+    y_ptr, y_row = advance(y_ptr, y_batch, y_row, STEP, 1, origin)
     first -= step_0
     last -= step_0
     end -= step_0
@@ -315,7 +326,18 @@ def hyena_se_40b_forward(
         store_rows(y_ptr, y_row, 1, tile, y, EVEN, BLOCK_D, N)
 
 
-@triton.jit(do_not_specialize=["first", "last", "end", "time_programs"])
+@triton.jit(
+    do_not_specialize=[
+        "q_batch", "q_row",
+        "k_batch", "k_row",
+        "v_batch", "v_row",
+        "dy_batch", "dy_row",
+        "d_v_batch", "d_v_row",
+        "d_k_batch", "d_k_row",
+        "d_q_batch", "d_q_row",
+        "first", "last", "end", "time_programs",
+    ]
+)  # fmt: skip
 def hyena_se_40b_backward(
     q_ptr, q_batch, q_row,
     k_ptr, k_batch, k_row,
@@ -329,26 +351,26 @@ def hyena_se_40b_backward(
     partials_ptr,  # [programs along batch and time, 16, CHANNELS] float32
     first, last, end, time_programs,
     CHANNELS: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
-    EVEN: tl.constexpr, ROWS: tl.constexpr,
+    STEP: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of every input, and partial sums of those of parameters.
 
     A program computes TILES tiles of BLOCK_D channels x BLOCK_T steps. Time counts from the first
     step written; activations are read in [first, last), are zero elsewhere, and are written up to
-    `end`; EVEN says that these three are multiples of 8.
+    `end`. EVEN says that these three are multiples of 8; strides count in units of STEP elements.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # blocks of ROWS steps in a tile
     batch, channel_0, block = locate(tl.program_id(0), time_programs, BLOCK_D, CHANNELS)
     step_0 = block * (TILES * BLOCK_T)
     origin = (batch, channel_0, step_0)
-    q_ptr = advance(q_ptr, q_batch, q_row, UNIT, origin)
-    k_ptr = advance(k_ptr, k_batch, k_row, UNIT, origin)
-    v_ptr = advance(v_ptr, v_batch, v_row, UNIT, origin)
-    dy_ptr = advance(dy_ptr, dy_batch, dy_row, 1, origin)
-    d_v_ptr = advance(d_v_ptr, d_v_batch, d_v_row, D_UNIT, origin)
-    d_k_ptr = advance(d_k_ptr, d_k_batch, d_k_row, D_UNIT, origin)
-    d_q_ptr = advance(d_q_ptr, d_q_batch, d_q_row, D_UNIT, origin)
+    q_ptr, q_row = advance(q_ptr, q_batch, q_row, STEP, UNIT, origin)
+    k_ptr, k_row = advance(k_ptr, k_batch, k_row, STEP, UNIT, origin)
+    v_ptr, v_row = advance(v_ptr, v_batch, v_row, STEP, UNIT, origin)
+    dy_ptr, dy_row = advance(dy_ptr, dy_batch, dy_row, STEP, 1, origin)
+    d_v_ptr, d_v_row = advance(d_v_ptr, d_v_batch, d_v_row, STEP, D_UNIT, origin)
+    d_k_ptr, d_k_row = advance(d_k_ptr, d_k_batch, d_k_row, STEP, D_UNIT, origin)
+    d_q_ptr, d_q_row = advance(d_q_ptr, d_q_batch, d_q_row, STEP, D_UNIT, origin)
     first -= step_0
     last -= step_0
     end -= step_0
@@ -444,15 +466,17 @@ def common_unit(tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], int]:
     Views of interleaved features keep their stride; anything wider, or mixed, is copied first.
     """
     units = {x.stride(2) for x in tensors}
-    if len(units) == 1 and 1 <= min(units) <= (1 if LAYOUT == "BDL" else 3):
+    widest = 1 if LAYOUT == "BDL" else len(INPUTS)
+    if len(units) == 1 and min(units) in range(1, widest + 1):
         return tuple(tensors), units.pop()
     return tuple(dense(x) for x in tensors), 1
 
 
-def operand(x: Tensor, step: int) -> tuple[Tensor, int, int]:
-    """What a kernel takes for an activation: its data from `step` on, batch stride, row stride."""
+def operand(x: Tensor, begin: int, step: int) -> tuple[Tensor, int, int]:
+    """What a kernel takes for an activation: data from `begin` on, and strides over `step`."""
     batch_stride, row_stride, _ = x.stride()
-    return x.narrow(TIME, step, x.shape[TIME] - step) if step else x, batch_stride, row_stride
+    data = x.narrow(TIME, begin, x.shape[TIME] - begin) if begin else x
+    return data, batch_stride // step if x.shape[0] > 1 else 0, row_stride // step
 
 
 def segment(
@@ -466,7 +490,7 @@ def segment(
     """
     length = x.shape[TIME] - context
     end = length if end is None else end
-    if not (0 <= context and 0 <= begin <= end <= length):
+    if not (context >= 0 and 0 <= begin <= end <= length):
         raise ValueError(
             f"{OP}: steps {begin} .. {end} are not within a segment of {length} steps"
         )
@@ -486,27 +510,36 @@ def programs(batch: int, steps: int, schedule: dict[str, int]) -> tuple[int, int
     return along_time, batch * along_time * -(-CHANNELS // schedule["BLOCK_D"])
 
 
-def check_offsets(schedule: dict[str, int], tensors: Sequence[Tensor]) -> None:
-    """Offsets within a program are 32-bit; those of the program itself are 64-bit."""
+def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor]) -> int:
+    """8 if all strides are multiples of 8 elements, so that kernels access 16 bytes at once; else
+    1.
+
+    Refuses row strides that the 32-bit offsets within a program cannot hold; those of the program
+    itself are 64-bit.
+    """
     rows = schedule["BLOCK_D"] if LAYOUT == "BDL" else schedule["BLOCK_T"] * schedule["TILES"] + 64
+    step = 8
     for x in tensors:
-        if rows * x.stride(1) >= 2**31:
-            raise ValueError(f"{OP}: a row stride of {x.stride(1)} elements is too large")
+        batch_stride, row_stride, _ = x.stride()
+        if rows * row_stride >= 2**31:
+            raise ValueError(f"{OP}: a row stride of {row_stride} elements is too large")
+        if row_stride % 8 or (batch_stride % 8 and x.shape[0] > 1):
+            step = 1
+    return step
 
 
 def trait(argument: Tensor | int) -> tuple[object, ...]:
-    """What Triton compiles another binary for: dtype, divisibility by 16, a 1, 64 bits."""
+    """What Triton compiles another binary for: dtype and alignment, or 64 bits."""
     if isinstance(argument, Tensor):
         return argument.dtype, argument.data_ptr() % 16 == 0
-    return argument % 16 == 0, argument == 1, argument >= 2**31
+    return (argument >= 2**31,)
 
 
 def launch(kernel, grid: int, *arguments: Tensor | int, options: dict[str, int], **constants: int):
     """Run a kernel on the device of its first argument.
 
     Binding arguments anew for each launch takes the host longer than a short kernel takes the GPU,
-    so the
-    binary for arguments of these traits is remembered and launched directly.
+    so the binary for arguments of these traits is remembered and launched directly.
     """
     device = arguments[0].device
     key = (kernel, device, *map(trait, arguments), *constants.values(), *options.values())
@@ -567,16 +600,16 @@ def launch_forward(
     filter, featurizer = (p.contiguous() for p in parameters)
     first, steps, bounds = segment(q, context, begin, end, schedule["BLOCK_T"])
     time_programs, grid = programs(q.shape[0], steps, schedule)
-    outputs = [allocate(q, steps) for _ in range(1)]
-    check_offsets(schedule, (q, k, v, *outputs))
+    outputs = [allocate(q, steps)]
+    step = stride_step(schedule, (q, k, v, *outputs))
     if grid:
         launch(
             hyena_se_40b_forward,
             grid,
-            *operand(q, first),
-            *operand(k, first),
-            *operand(v, first),
-            *operand(outputs[0], 0),
+            *operand(q, first, step),
+            *operand(k, first, step),
+            *operand(v, first, step),
+            *operand(outputs[0], 0, step),
             featurizer,
             filter,
             *bounds,
@@ -584,6 +617,7 @@ def launch_forward(
             options=options,
             CHANNELS=CHANNELS,
             UNIT=unit,
+            STEP=step,
             EVEN=even(bounds),
             **schedule,
         )
@@ -612,20 +646,20 @@ def launch_backward(
     time_programs, grid = programs(dy.shape[0], steps, schedule)
     gradients = [allocate(x, steps) for x in inputs]
     d_inputs = unpack(gradients)
-    check_offsets(schedule, (q, k, v, dy, *d_inputs))
+    step = stride_step(schedule, (q, k, v, dy, *d_inputs))
     splits = dy.shape[0] * time_programs
     partials = dy.new_empty((splits, 16, CHANNELS), dtype=torch.float32)
     if grid:
         launch(
             hyena_se_40b_backward,
             grid,
-            *operand(q, first),
-            *operand(k, first),
-            *operand(v, first),
-            *operand(dy, begin),
-            *operand(d_inputs[2], 0),
-            *operand(d_inputs[1], 0),
-            *operand(d_inputs[0], 0),
+            *operand(q, first, step),
+            *operand(k, first, step),
+            *operand(v, first, step),
+            *operand(dy, begin, step),
+            *operand(d_inputs[2], 0, step),
+            *operand(d_inputs[1], 0, step),
+            *operand(d_inputs[0], 0, step),
             featurizer,
             filter,
             partials,
@@ -635,6 +669,7 @@ def launch_backward(
             CHANNELS=CHANNELS,
             UNIT=unit,
             D_UNIT=d_inputs[0].stride(2),
+            STEP=step,
             EVEN=even(bounds),
             **schedule,
         )
@@ -762,7 +797,7 @@ def eager_forward(
     q_all, k_all, v_all = (canonical(x) for x in inputs)
     filter, featurizer = parameters
     dtype = torch.float64 if q_all.dtype == torch.float64 else torch.float32
-    outputs = [allocate(inputs[0], inputs[0].shape[TIME]) for _ in range(1)]
+    outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
     (out_0,) = (canonical(x) for x in outputs)
     batch, _, length = q_all.shape
     channel_bytes = 11 * batch * length * dtype.itemsize
@@ -843,7 +878,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_40b_99d317e5"
+    name = unique = "hyena_se_40b_174e1471"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -918,7 +953,7 @@ def _(
     featurizer: Tensor,
 ) -> Tensor:
     steps = q.shape[TIME]
-    return [allocate(q, steps, 1) for _ in range(1)][0]
+    return allocate(q, steps, 1)
 
 
 @backward_op.register_fake

@@ -200,11 +200,14 @@ def locate(program, time_programs, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr
 
 
 @triton.jit
-def advance(ptr, batch_stride, row, unit, origin):
-    """The pointer to origin = (batch, channel, time), in 64-bit arithmetic."""
+def advance(ptr, batch_stride, row, STEP: tl.constexpr, unit, origin):
+    """The pointer to origin = (batch, channel, time), in 64-bit arithmetic, and the row stride.
+
+    Strides come in units of STEP elements, which tells the compiler how rows are aligned.
+    """
     batch, channel, time = origin
-    offset = batch.to(tl.int64) * batch_stride + channel.to(tl.int64) * row
-    return ptr + offset + time.to(tl.int64) * unit
+    offset = batch.to(tl.int64) * batch_stride * STEP + channel.to(tl.int64) * row * STEP
+    return ptr + offset + time.to(tl.int64) * unit, row * STEP
 
 
 @triton.jit
@@ -297,7 +300,13 @@ def store_rows(
 # -----------------------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["first", "last", "end", "time_programs"])
+@triton.jit(
+    do_not_specialize=[
+        "x_batch", "x_row",
+        "y_batch", "y_row",
+        "first", "last", "end", "time_programs",
+    ]
+)  # fmt: skip
 def short_conv_forward(
     x_ptr, x_batch, x_row,
     y_ptr, y_batch, y_row,
@@ -305,21 +314,21 @@ def short_conv_forward(
     bias_ptr,  # (4096,)
     first, last, end, time_programs,
     CHANNELS: tl.constexpr, UNIT: tl.constexpr,
-    EVEN: tl.constexpr, ROWS: tl.constexpr,
+    STEP: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """z = x; y = silu(filter * z + bias)
 
     A program computes TILES tiles of BLOCK_D channels x BLOCK_T steps. Time counts from the first
     step written; activations are read in [first, last), are zero elsewhere, and are written up to
-    `end`; EVEN says that these three are multiples of 8.
+    `end`. EVEN says that these three are multiples of 8; strides count in units of STEP elements.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # blocks of ROWS steps in a tile
     batch, channel_0, block = locate(tl.program_id(0), time_programs, BLOCK_D, CHANNELS)
     step_0 = block * (TILES * BLOCK_T)
     origin = (batch, channel_0, step_0)
-    x_ptr = advance(x_ptr, x_batch, x_row, UNIT, origin)
-    y_ptr = advance(y_ptr, y_batch, y_row, 1, origin)
+    x_ptr, x_row = advance(x_ptr, x_batch, x_row, STEP, UNIT, origin)
+    y_ptr, y_row = advance(y_ptr, y_batch, y_row, STEP, 1, origin)
     first -= step_0
     last -= step_0
     end -= step_0
@@ -337,7 +346,14 @@ def short_conv_forward(
         store_rows(y_ptr, y_row, 1, tile, y, EVEN, BLOCK_D, N)
 
 
-@triton.jit(do_not_specialize=["first", "last", "end", "time_programs"])
+@triton.jit(
+    do_not_specialize=[
+        "x_batch", "x_row",
+        "dy_batch", "dy_row",
+        "d_x_batch", "d_x_row",
+        "first", "last", "end", "time_programs",
+    ]
+)  # fmt: skip
 def short_conv_backward(
     x_ptr, x_batch, x_row,
     dy_ptr, dy_batch, dy_row,
@@ -347,22 +363,22 @@ def short_conv_backward(
     partials_ptr,  # [programs along batch and time, 5, CHANNELS] float32
     first, last, end, time_programs,
     CHANNELS: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
-    EVEN: tl.constexpr, ROWS: tl.constexpr,
+    STEP: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of every input, and partial sums of those of parameters.
 
     A program computes TILES tiles of BLOCK_D channels x BLOCK_T steps. Time counts from the first
     step written; activations are read in [first, last), are zero elsewhere, and are written up to
-    `end`; EVEN says that these three are multiples of 8.
+    `end`. EVEN says that these three are multiples of 8; strides count in units of STEP elements.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # blocks of ROWS steps in a tile
     batch, channel_0, block = locate(tl.program_id(0), time_programs, BLOCK_D, CHANNELS)
     step_0 = block * (TILES * BLOCK_T)
     origin = (batch, channel_0, step_0)
-    x_ptr = advance(x_ptr, x_batch, x_row, UNIT, origin)
-    dy_ptr = advance(dy_ptr, dy_batch, dy_row, 1, origin)
-    d_x_ptr = advance(d_x_ptr, d_x_batch, d_x_row, D_UNIT, origin)
+    x_ptr, x_row = advance(x_ptr, x_batch, x_row, STEP, UNIT, origin)
+    dy_ptr, dy_row = advance(dy_ptr, dy_batch, dy_row, STEP, 1, origin)
+    d_x_ptr, d_x_row = advance(d_x_ptr, d_x_batch, d_x_row, STEP, D_UNIT, origin)
     first -= step_0
     last -= step_0
     end -= step_0
@@ -437,15 +453,17 @@ def common_unit(tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], int]:
     Views of interleaved features keep their stride; anything wider, or mixed, is copied first.
     """
     units = {x.stride(2) for x in tensors}
-    if len(units) == 1 and 1 <= min(units) <= (1 if LAYOUT == "BDL" else 3):
+    widest = 1 if LAYOUT == "BDL" else len(INPUTS)
+    if len(units) == 1 and min(units) in range(1, widest + 1):
         return tuple(tensors), units.pop()
     return tuple(dense(x) for x in tensors), 1
 
 
-def operand(x: Tensor, step: int) -> tuple[Tensor, int, int]:
-    """What a kernel takes for an activation: its data from `step` on, batch stride, row stride."""
+def operand(x: Tensor, begin: int, step: int) -> tuple[Tensor, int, int]:
+    """What a kernel takes for an activation: data from `begin` on, and strides over `step`."""
     batch_stride, row_stride, _ = x.stride()
-    return x.narrow(TIME, step, x.shape[TIME] - step) if step else x, batch_stride, row_stride
+    data = x.narrow(TIME, begin, x.shape[TIME] - begin) if begin else x
+    return data, batch_stride // step if x.shape[0] > 1 else 0, row_stride // step
 
 
 def segment(
@@ -459,7 +477,7 @@ def segment(
     """
     length = x.shape[TIME] - context
     end = length if end is None else end
-    if not (0 <= context and 0 <= begin <= end <= length):
+    if not (context >= 0 and 0 <= begin <= end <= length):
         raise ValueError(
             f"{OP}: steps {begin} .. {end} are not within a segment of {length} steps"
         )
@@ -479,27 +497,36 @@ def programs(batch: int, steps: int, schedule: dict[str, int]) -> tuple[int, int
     return along_time, batch * along_time * -(-CHANNELS // schedule["BLOCK_D"])
 
 
-def check_offsets(schedule: dict[str, int], tensors: Sequence[Tensor]) -> None:
-    """Offsets within a program are 32-bit; those of the program itself are 64-bit."""
+def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor]) -> int:
+    """8 if all strides are multiples of 8 elements, so that kernels access 16 bytes at once; else
+    1.
+
+    Refuses row strides that the 32-bit offsets within a program cannot hold; those of the program
+    itself are 64-bit.
+    """
     rows = schedule["BLOCK_D"] if LAYOUT == "BDL" else schedule["BLOCK_T"] * schedule["TILES"] + 64
+    step = 8
     for x in tensors:
-        if rows * x.stride(1) >= 2**31:
-            raise ValueError(f"{OP}: a row stride of {x.stride(1)} elements is too large")
+        batch_stride, row_stride, _ = x.stride()
+        if rows * row_stride >= 2**31:
+            raise ValueError(f"{OP}: a row stride of {row_stride} elements is too large")
+        if row_stride % 8 or (batch_stride % 8 and x.shape[0] > 1):
+            step = 1
+    return step
 
 
 def trait(argument: Tensor | int) -> tuple[object, ...]:
-    """What Triton compiles another binary for: dtype, divisibility by 16, a 1, 64 bits."""
+    """What Triton compiles another binary for: dtype and alignment, or 64 bits."""
     if isinstance(argument, Tensor):
         return argument.dtype, argument.data_ptr() % 16 == 0
-    return argument % 16 == 0, argument == 1, argument >= 2**31
+    return (argument >= 2**31,)
 
 
 def launch(kernel, grid: int, *arguments: Tensor | int, options: dict[str, int], **constants: int):
     """Run a kernel on the device of its first argument.
 
     Binding arguments anew for each launch takes the host longer than a short kernel takes the GPU,
-    so the
-    binary for arguments of these traits is remembered and launched directly.
+    so the binary for arguments of these traits is remembered and launched directly.
     """
     device = arguments[0].device
     key = (kernel, device, *map(trait, arguments), *constants.values(), *options.values())
@@ -560,14 +587,14 @@ def launch_forward(
     filter, bias = (p.contiguous() for p in parameters)
     first, steps, bounds = segment(x, context, begin, end, schedule["BLOCK_T"])
     time_programs, grid = programs(x.shape[0], steps, schedule)
-    outputs = [allocate(x, steps) for _ in range(1)]
-    check_offsets(schedule, (x, *outputs))
+    outputs = [allocate(x, steps)]
+    step = stride_step(schedule, (x, *outputs))
     if grid:
         launch(
             short_conv_forward,
             grid,
-            *operand(x, first),
-            *operand(outputs[0], 0),
+            *operand(x, first, step),
+            *operand(outputs[0], 0, step),
             filter,
             bias,
             *bounds,
@@ -575,6 +602,7 @@ def launch_forward(
             options=options,
             CHANNELS=CHANNELS,
             UNIT=unit,
+            STEP=step,
             EVEN=even(bounds),
             **schedule,
         )
@@ -603,16 +631,16 @@ def launch_backward(
     time_programs, grid = programs(dy.shape[0], steps, schedule)
     gradients = [allocate(x, steps) for x in inputs]
     d_inputs = unpack(gradients)
-    check_offsets(schedule, (x, dy, *d_inputs))
+    step = stride_step(schedule, (x, dy, *d_inputs))
     splits = dy.shape[0] * time_programs
     partials = dy.new_empty((splits, 5, CHANNELS), dtype=torch.float32)
     if grid:
         launch(
             short_conv_backward,
             grid,
-            *operand(x, first),
-            *operand(dy, begin),
-            *operand(d_inputs[0], 0),
+            *operand(x, first, step),
+            *operand(dy, begin, step),
+            *operand(d_inputs[0], 0, step),
             filter,
             bias,
             partials,
@@ -622,6 +650,7 @@ def launch_backward(
             CHANNELS=CHANNELS,
             UNIT=unit,
             D_UNIT=d_inputs[0].stride(2),
+            STEP=step,
             EVEN=even(bounds),
             **schedule,
         )
@@ -750,7 +779,7 @@ def eager_forward(
     (x_all,) = (canonical(x) for x in inputs)
     filter, bias = parameters
     dtype = torch.float64 if x_all.dtype == torch.float64 else torch.float32
-    outputs = [allocate(inputs[0], inputs[0].shape[TIME]) for _ in range(1)]
+    outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
     (out_0,) = (canonical(x) for x in outputs)
     batch, _, length = x_all.shape
     channel_bytes = 6 * batch * length * dtype.itemsize
@@ -805,7 +834,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_9cfda9de"
+    name = unique = "short_conv_9312e0ff"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -870,7 +899,7 @@ def _(
     bias: Tensor,
 ) -> Tensor:
     steps = x.shape[TIME]
-    return [allocate(x, steps, 1) for _ in range(1)][0]
+    return allocate(x, steps, 1)
 
 
 @backward_op.register_fake

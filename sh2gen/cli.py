@@ -21,7 +21,7 @@ from rich.table import Table
 
 from sh2gen.errors import Sh2genError
 
-talk = Console(stderr=True, highlight=False)
+talk = Console(stderr=True, highlight=False, soft_wrap=True)
 data = Console(highlight=False, soft_wrap=True)
 
 

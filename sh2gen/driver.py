@@ -215,6 +215,8 @@ def compile_operator(
         if built and source.kernels:
             say(f"compiling {len(source.kernels)} kernels for {gpu.sm}")
             pending = pool.submit(build, source, gpu)
+            if torch.cuda.is_available():  # verification will run them: they must fit
+                check_fits(pending.result(), gpu)
         if verified:
             with tempfile.TemporaryDirectory(prefix="sh2gen-") as folder:
                 draft = Path(folder) / path.name

@@ -198,18 +198,12 @@ def _literal(value: Any, indent: int, taken: int = 10) -> str:
 
 def _digest(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
     """Names the library ops, so that two files for one operator can be loaded side by side."""
-    parts = (spec.digest, plan.name, str(schedule), templates_digest())
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
-
-
-@cache
-def templates_digest() -> str:
-    """sha256 over every template and part."""
-    digest = hashlib.sha256()
-    for path in sorted(folder("templates").rglob("*")):
-        if path.suffix in (".py", ".j2"):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+    skeletons = [
+        (folder("templates") / name).read_text() for name in ("module.py.j2", "tile.py.j2")
+    ]
+    helpers = [f.text for kernel in plan.kernels for part in kernel.parts for f in _part(part)]
+    texts = (spec.digest, plan.name, str(schedule), *skeletons, *helpers)
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:8]
 
 
 @cache
@@ -343,7 +337,7 @@ def _formula(spec: OpSpec) -> str:
     terms += {Bias.NONE: [], Bias.UNGATED: ["bias"], Bias.GATED: ["bias . z"]}[spec.bias]
     pre = " + ".join(terms)
     if spec.gates.post:
-        y = f"{f('q')} . ({pre})"
+        y = f"{f('q')} . ({pre})"  # * and . have no precedence here: brackets always
     else:
         y = f"silu({pre})" if spec.activation.value == "silu" else pre
     return f"z = {z}\ny = {y}"
@@ -690,6 +684,8 @@ def _eager_forward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     first = f"{spec.inputs[0]}_all"
     setup = [
         f"outputs = [allocate(inputs[0], inputs[0].shape[TIME]) for _ in range({len(stored)})]"
+        if plan.saved
+        else "outputs = [allocate(inputs[0], inputs[0].shape[TIME])]"
     ]
     setup.append(f"{_targets(results)} = (canonical(x) for x in outputs)")
     lines = _eager_lines(plan.graph, plan.eager)

@@ -29,15 +29,19 @@ class Operator:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        refusal = Sh2genError("B005", f"{path} is not a file that sh2gen wrote")
+        try:
+            if "\n\nWritten by sh2gen. " not in path.read_text(encoding="utf-8"):
+                raise refusal  # before anything in it is executed
+        except (OSError, UnicodeDecodeError):
+            pass  # load_module says what is wrong with it
         self.namespace: ModuleType = load_module(path, interpret=False)
         try:
             self.spec: OpSpec = spec_from_dict(self.namespace.SPEC)
             self.plan: str = self.namespace.PLAN
             self.layout: str = self.namespace.LAYOUT
         except AttributeError as error:
-            raise Sh2genError(
-                "B005", f"{path} is not a file that sh2gen wrote: {error}"
-            ) from error
+            raise refusal from error
 
     def __call__(self, *inputs: Tensor, **parameters: Tensor) -> Tensor:
         """y of the inputs (`spec.inputs`, or one tensor of packed features), differentiable in

@@ -1,6 +1,4 @@
-"""Reverse-mode differentiation of an operator graph (operators.md's sections 1.7 and 1.9 in one
-rule a node).
-"""
+"""Reverse-mode differentiation of an operator graph, a rule a node (docs/math.md, section 2)."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def common_unit(tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], int]:
 
 
 def operand(x: Tensor, begin: int, step: int) -> tuple[Tensor, int, int]:
-    """What a kernel takes for an activation: its data from `begin` on, and its strides over `step`."""
+    """What a kernel takes for an activation: data from `begin` on, and strides over `step`."""
     batch_stride, row_stride, _ = x.stride()
     data = x.narrow(TIME, begin, x.shape[TIME] - begin) if begin else x
     return data, batch_stride // step if x.shape[0] > 1 else 0, row_stride // step
@@ -73,7 +73,7 @@ def programs(batch: int, steps: int, schedule: dict[str, int]) -> tuple[int, int
 
 
 def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor]) -> int:
-    """8 if all strides are multiples of 8 elements, so that kernels can access 16 bytes at once; else 1.
+    """8 if all strides are multiples of 8 elements, so that kernels access 16 bytes at once; else 1.
 
     Refuses row strides that the 32-bit offsets within a program cannot hold; those of the program
     itself are 64-bit.

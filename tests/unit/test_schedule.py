@@ -66,12 +66,12 @@ def test_drawn_schedules_are_legal(data: st.DataObject) -> None:
 
 def test_numbers_are_changed_by_direction_and_printed() -> None:
     spec, plan = first()
-    made = schedule(spec, plan, {"backward": {"BLOCK_T": 128, "BLOCK_D": 2}})
+    made = schedule(spec, plan, {"backward": {"BLOCK_T": 128, "BLOCK_D": 4}})
     assert made.forward == schedule(spec, plan).forward
     assert dict(made.backward)["BLOCK_T"] == 128
     assert str(made) == (
-        "forward: ROWS=8 BLOCK_D=1 BLOCK_T=1024 TILES=1 num_warps=2; "
-        "backward: ROWS=8 BLOCK_D=2 BLOCK_T=128 TILES=16 num_warps=1"
+        "forward: ROWS=8 BLOCK_D=1 BLOCK_T=1024 TILES=1 num_warps=2 maxnreg=0; "
+        "backward: ROWS=16 BLOCK_D=4 BLOCK_T=128 TILES=4 num_warps=1 maxnreg=0"
     )
     assert str(Schedule(plan="fft/BDL/recompute")) == "no numbers"
 
