@@ -511,8 +511,7 @@ def programs(batch: int, steps: int, schedule: dict[str, int]) -> tuple[int, int
 
 
 def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor]) -> int:
-    """8 if all strides are multiples of 8 elements, so that kernels access 16 bytes at once; else
-    1.
+    """8 if all strides are multiples of 8 elements, so that accesses are 16 bytes wide; else 1.
 
     Refuses row strides that the 32-bit offsets within a program cannot hold; those of the program
     itself are 64-bit.
