@@ -21,7 +21,7 @@ import yaml
 from sh2gen.errors import Sh2genError
 from sh2gen.plan import Plan
 from sh2gen.resources import folder
-from sh2gen.spec import OpSpec
+from sh2gen.spec import Bias, OpSpec, Skip
 
 Numbers = tuple[tuple[str, int], ...]
 DIRECTIONS = ("forward", "backward")
@@ -129,6 +129,7 @@ def space(spec: OpSpec, plan: Plan, direction: str) -> Space:
         "WIDTH": spec.group_width,
         "K": spec.filter.length or 0,
         "F": spec.featurizer.length if spec.featurizer else 1,
+        "TERMS": (spec.skip is not Skip.NONE) + (spec.bias is not Bias.NONE),
     }
     rules = [*text["require"], *text.get("require_layout", {}).get(plan.layout.value, [])]
     default = _first(text["default"].get(plan.layout.value, {}).get(direction, {}), facts)
