@@ -1,0 +1,135 @@
+"""On a GPU: library ops, CUDA graphs, torch.compile, and every plan in bfloat16. Run by hand.
+
+python -m pytest tests/gpu
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sh2gen.driver import candidates
+from sh2gen.emit import emit
+from sh2gen.load import Operator, OperatorRunner
+from sh2gen.spec import OpSpec, spec_from_dict
+from sh2gen.target import target
+from sh2gen.verify import verify
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+HYENA = {
+    "op": "gpu_hyena",
+    "channels": 96,
+    "filter": {"kind": "explicit", "length": 7, "groups": 6, "taps": "lag_last"},
+    "featurizer": {"length": 3},
+    "gates": {"pre": True, "post": True},
+    "skip": "channel",
+}
+PLANS = ["direct/BDL/recompute", "direct/BDL/save", "direct/BLD/recompute", "direct/BLD/save"]
+
+
+def made(folder: Path, spec: OpSpec, plan: str) -> Operator:
+    """The operator by the first plan whose name begins with `plan`."""
+    ranked = candidates(spec, target("H200"))
+    chosen = next(c for c in ranked if c.plan.name.startswith(plan))
+    path = folder / f"{spec.op}.py"
+    path.write_text(emit(spec, chosen.plan, chosen.schedule).text)
+    return Operator(path)
+
+
+def arguments(operator: Operator, length: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    channels = operator.spec.channels
+    shape = (2, channels, length) if operator.layout == "BDL" else (2, length, channels)
+    inputs = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
+    return inputs, [torch.randn(p.shape, device="cuda") * 0.3 for p in operator.spec.parameters]
+
+
+@pytest.mark.parametrize("plan", [*PLANS, "fft"])
+@pytest.mark.parametrize("packing", ["thirds", "interleaved"])
+def test_every_plan(plan: str, packing: str, tmp_path: Path) -> None:
+    spec = spec_from_dict(HYENA | {"layout": {"projection": packing}})
+    runner = OperatorRunner(made(tmp_path, spec, plan), "cuda")
+    shapes = [(1, 1), (2, 37), (1, 264), (3, 1000)]
+    verify(spec, runner, dtype=torch.bfloat16, shapes=shapes, device="cuda").require()
+
+
+@pytest.mark.parametrize("plan", ["direct/BDL/recompute", "direct/BLD/save"])
+def test_library_ops(plan: str, tmp_path: Path) -> None:
+    operator = made(tmp_path, spec_from_dict(HYENA), plan)
+    inputs, parameters = arguments(operator, 37)
+    for tensor in (*inputs, *parameters):
+        tensor.requires_grad_()
+    torch.library.opcheck(operator.namespace.forward_op, (*inputs, *parameters))
+
+
+@pytest.mark.parametrize("plan", ["direct/BDL/recompute", "direct/BLD/recompute"])
+def test_cuda_graph(plan: str, tmp_path: Path) -> None:
+    """A captured step computes from new contents what an eager step computes."""
+    operator = made(tmp_path, spec_from_dict(HYENA), plan)
+    inputs, parameters = arguments(operator, 264)
+    dy = torch.randn_like(inputs[0])
+
+    def step() -> list[torch.Tensor]:
+        y = operator.namespace.forward_op(*inputs, *parameters)
+        return [y, *operator.namespace.backward_op(dy, *inputs, *parameters)]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for tensor in inputs:
+        tensor.normal_()
+    graph.replay()
+    torch.cuda.synchronize()
+    for found, expected in zip(captured, step(), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_compiled_training_step(tmp_path: Path) -> None:
+    operator = made(tmp_path, spec_from_dict(HYENA), "direct/BDL/recompute")
+    layer = operator.module(device="cuda")
+    inputs, _ = arguments(operator, 264)
+
+    def loss(module: Any) -> torch.Tensor:
+        layer.zero_grad()
+        value = module(*inputs).float().square().mean()
+        value.backward()
+        return value.detach()
+
+    expected = loss(layer)
+    gradients = [p.grad.clone() for p in layer.parameters() if p.grad is not None]
+    found = loss(torch.compile(layer, fullgraph=True))
+    torch.testing.assert_close(found, expected)
+    for parameter, gradient in zip(layer.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_beyond_32_bit_offsets(tmp_path: Path) -> None:
+    """More than 2^31 elements: the last channels are as right as the first."""
+    spec = spec_from_dict(
+        {
+            "op": "gpu_long",
+            "channels": 4096,
+            "filter": {"kind": "explicit", "length": 4, "groups": 4096, "taps": "lag_last"},
+        }
+    )
+    operator = made(tmp_path, spec, "direct/BDL/recompute")
+    taps = torch.randn(4096, 4, device="cuda")
+    x = torch.randn(1, 4096, 2**19 + 8, device="cuda", dtype=torch.bfloat16)
+    y = operator(x, filter=taps)
+    for part in (slice(0, 2), slice(-2, None)):
+        alone = torch.nn.functional.conv1d(
+            torch.nn.functional.pad(x[:, part].double(), (3, 0)),
+            taps[part].double()[:, None],
+            groups=2,
+        )
+        torch.testing.assert_close(y[:, part].double(), alone, rtol=0.01, atol=0.02)
