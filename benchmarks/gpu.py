@@ -1,15 +1,14 @@
 """Verify every shipped operator on this GPU, then measure it against the bounds of the same run.
 
-    python benchmarks/gpu.py                      # verify and measure everything
+    python benchmarks/gpu.py --json results.json  # verify and measure everything
     python benchmarks/gpu.py --ops hyena_se       # one operator
-    python benchmarks/gpu.py --only verify        # or measure; an operator that fails is never
-    timed python benchmarks/gpu.py --json results.json
+    python benchmarks/gpu.py --only verify        # or measure
 
-Verification is forward and every gradient against float64 at full width, in bfloat16, float16 and
-float32, at lengths 1, 7, 127, 1000, 8191, 8192, 131072 and batches 1 and 2, and every property at
-one length. Times are medians over replays of a CUDA graph with the L2 cache flushed
-(sh2gen.measure); a share is the time of an elementwise kernel that moves the same tensors, timed
-in this run, over the operator's time.
+An operator that fails is never timed. Verification is forward and every gradient against float64
+at full width, in bfloat16, float16 and float32, at lengths 1, 7, 127, 1000, 8191, 8192, 131072 and
+batches 1 and 2, and every property at one length. Times are medians over replays of a CUDA graph
+with the L2 cache flushed (sh2gen.measure); a share is the time of an elementwise kernel that moves
+the same tensors, timed in this run, over the operator's time.
 """
 
 from __future__ import annotations
@@ -93,7 +92,7 @@ def verified(operator: Operator, quick: bool) -> list[dict[str, Any]]:
             operator.spec,
             OperatorRunner(operator, "cuda"),
             dtype=dtype,
-            shapes=[(1 + index % 2, length) for index, length in enumerate(lengths)],
+            shapes=[(batch, length) for length in lengths for batch in (1, 2)],
             device="cuda",
             property_shapes=[(2, 127)],
         )

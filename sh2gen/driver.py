@@ -20,8 +20,8 @@ from sh2gen import target as targets
 from sh2gen.build import Built, build, check_fits
 from sh2gen.cost import Prediction, predictions, score
 from sh2gen.emit import emit
-from sh2gen.errors import Sh2genError
-from sh2gen.files import write_whole
+from sh2gen.errors import CheckFailed, Sh2genError
+from sh2gen.files import refuse_to_replace, write_whole
 from sh2gen.load import InterpreterRunner, Operator, OperatorRunner
 from sh2gen.lower import plans, verdicts
 from sh2gen.lower.verdict import Verdict
@@ -207,6 +207,8 @@ def compile_operator(
     source = emit(spec, chosen.plan, chosen.schedule)
     lap("choose")
     path = Path(out) / f"{spec.op}.py"
+    if write:
+        refuse_to_replace(path)
     reports: tuple[Report, ...] = ()
     compiled: Built | None = None
     # Compilers run in processes of their own, so that this one verifies meanwhile.
@@ -410,11 +412,11 @@ def verify_operator(
             write_whole(path, emit(spec, chosen.plan, chosen.schedule).text)
             operator, structure = Operator(path), chosen.plan
         else:
+            if plan is not None:
+                raise Sh2genError("C006", "a generated file has its own plan; leave --plan out")
             operator = Operator(Path(op))
             spec = operator.spec
-            (structure,) = (
-                p for p in plans(spec, operator.plan.split("/")[0]) if p.name == operator.plan
-            )
+            structure = _plan_of(operator, device)
         lengths = example_lengths(spec, examples, device)
         reports = []
         for step in full_checks(spec, structure, operator, folder, device, lengths):
@@ -426,6 +428,35 @@ def verify_operator(
 
             reports.append(step.run(seed, inner))
     return tuple(reports)
+
+
+def _plan_of(operator: Operator, device: str) -> Plan:
+    """The plan of a generated file.
+
+    Without a GPU its kernels cannot run at full width: a twin written by this sh2gen is verified,
+    which speaks for the file only if this sh2gen writes the same file.
+    """
+    spec, space = operator.spec, operator.namespace
+    found = [p for p in plans(spec, operator.plan.split("/")[0]) if p.name == operator.plan]
+    if not found:
+        raise Sh2genError("L003", f"{operator.path} has a plan unknown here: {operator.plan}")
+    if device == "cpu" and found[0].kernels:
+        numbers = {
+            direction: {
+                name: value
+                for name, value in (space.SCHEDULE[direction] | space.OPTIONS[direction]).items()
+                if name != "enable_fp_fusion"
+            }
+            for direction in space.SCHEDULE
+        }
+        text = emit(spec, found[0], schedule(spec, found[0], numbers)).text
+        if operator.path.read_text(encoding="utf-8") != text:
+            raise CheckFailed(
+                "V003",
+                f"{operator.path} is not what this version writes, so its kernels need a GPU",
+                help="compile it again, or verify it with --device cuda",
+            )
+    return found[0]
 
 
 def stale(compilation: Compilation) -> bool:
@@ -442,6 +473,8 @@ def compile(op: OpSpec | str | PathLike[str], **options: Any) -> Operator:
     operator = sh2gen.compile("ops/hyena_se.yaml")
     y = operator(q, k, v, filter=h, featurizer=w)
     """
+    if not options.get("write", True):
+        raise TypeError("compile imports what it writes; compile_operator(write=False) does not")
     return Operator(compile_operator(op, **options).path)
 
 

@@ -8,6 +8,31 @@ from pathlib import Path
 
 from sh2gen.errors import Sh2genError
 
+MARK = "\n\nWritten by sh2gen. "  # in every generated file
+
+
+def refuse_to_replace(path: Path) -> None:
+    """Refuse to write where a file stands that sh2gen did not write, or where none can be written.
+
+    Raises:
+        Sh2genError: C005.
+    """
+    folder = next(p for p in path.absolute().parents if p.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise Sh2genError(
+            "C005", f"cannot write {path}: {folder} is not a folder that can be written"
+        )
+    try:
+        foreign = path.is_file() and MARK not in path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        foreign = True
+    if foreign:
+        raise Sh2genError(
+            "C005",
+            f"{path} is there already and sh2gen did not write it",
+            help="move it, choose another folder with --out, or give the operator another name",
+        )
+
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file under a temporary name beside its place, then rename it into place.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sh2gen.emit import class_name
 from sh2gen.errors import Sh2genError
+from sh2gen.files import MARK
 from sh2gen.load_module import load_module
 from sh2gen.reference import reference
 from sh2gen.spec import OpSpec, spec_from_dict
@@ -31,7 +32,7 @@ class Operator:
         self.path = path
         refusal = Sh2genError("B005", f"{path} is not a file that sh2gen wrote")
         try:
-            if "\n\nWritten by sh2gen. " not in path.read_text(encoding="utf-8"):
+            if MARK not in path.read_text(encoding="utf-8"):
                 raise refusal  # before anything in it is executed
         except (OSError, UnicodeDecodeError):
             pass  # load_module says what is wrong with it

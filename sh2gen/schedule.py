@@ -156,6 +156,11 @@ def schedule(
         Sh2genError: K001, K002, K003 for an unknown knob, an illegal value, a violated constraint.
     """
     changes = changes or {}
+    for direction in changes:
+        if direction not in DIRECTIONS:
+            raise Sh2genError(
+                "K001", f"unknown direction `{direction}`", help="forward or backward"
+            )
     numbers = {
         direction: space(spec, plan, direction).check(direction, changes.get(direction, {}))
         for direction in DIRECTIONS

@@ -16,6 +16,7 @@ from sh2gen.plan import EagerConv, KernelPlan, Layout, Plan
 from sh2gen.spec import Activations, FilterKind, OpSpec
 
 MAX_TAPS = 16  # beyond this the windows of backward no longer fit into 255 registers a thread
+MAX_FEATURIZER = 4  # its window adds to that of the filter, in registers and in compile time
 
 
 def applies(spec: OpSpec) -> Verdict:
@@ -27,8 +28,8 @@ def applies(spec: OpSpec) -> Verdict:
         reasons.append(
             f"{spec.filter.length} taps; windows of more than {MAX_TAPS} do not fit in registers"
         )
-    if spec.featurizer is not None and spec.featurizer.length > MAX_TAPS:
-        reasons.append(f"a featurizer of {spec.featurizer.length} taps; at most {MAX_TAPS}")
+    if spec.featurizer is not None and spec.featurizer.length > MAX_FEATURIZER:
+        reasons.append(f"a featurizer of {spec.featurizer.length} taps; at most {MAX_FEATURIZER}")
     if reasons:
         return Verdict.no(*reasons)
     return Verdict.yes(

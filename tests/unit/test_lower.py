@@ -48,7 +48,7 @@ def plans_or_none(spec: OpSpec, algorithm: str) -> tuple[object, ...]:
     [
         (make(length=17), "17 taps; windows of more than 16"),
         (make(kind="freeform", length=8), "freeform; direct needs explicit taps"),
-        (make(featurizer={"length": 17}), "a featurizer of 17 taps; at most 16"),
+        (make(featurizer={"length": 17}), "a featurizer of 17 taps; at most 4"),
         (make(sequences="packed"), "write `sequences: dense`"),
         (make(state={"initial": True, "final": True}), "leave `state` out"),
         (make(context={"ranks": 2}), "leave `context` out"),

@@ -1,0 +1,66 @@
+"""What the driver refuses before it does any work, and what `verify` says of a changed file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sh2gen.driver import compile, compile_operator, verify_operator
+from sh2gen.errors import CheckFailed, Sh2genError
+from sh2gen.spec import OpSpec, spec_from_dict
+
+SPEC: OpSpec = spec_from_dict(
+    {
+        "op": "small_conv",
+        "channels": 4,
+        "filter": {"kind": "explicit", "length": 3, "groups": 4},
+    }
+)
+
+
+def written(folder: Path) -> Path:
+    return compile_operator(SPEC, out=folder, verified=False, built=False).path
+
+
+def test_a_file_of_the_users_is_not_replaced(tmp_path: Path) -> None:
+    own = tmp_path / "small_conv.py"
+    own.write_text("precious = 1\n")
+    with pytest.raises(Sh2genError) as caught:
+        written(tmp_path)
+    assert caught.value.code == "C005"
+    assert own.read_text() == "precious = 1\n"
+
+
+def test_a_file_of_ours_is_replaced(tmp_path: Path) -> None:
+    assert written(tmp_path) == written(tmp_path)
+
+
+def test_a_changed_kernel_is_not_called_verified(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    text = path.read_text()
+    changed = text.replace("total += taps[lag] * x[r - lag]", "total -= taps[lag] * x[r - lag]")
+    assert changed != text
+    path.write_text(changed)
+    with pytest.raises(CheckFailed) as caught:
+        verify_operator(path, device="cpu", examples=1)
+    assert caught.value.code == "V003"
+
+
+def test_an_unknown_plan_in_a_file(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    path.write_text(path.read_text().replace("direct/BDL/recompute", "direct/BDL/save-zzz"))
+    with pytest.raises(Sh2genError) as caught:
+        verify_operator(path, device="cpu")
+    assert caught.value.code == "L003"
+
+
+def test_a_plan_beside_a_generated_file(tmp_path: Path) -> None:
+    with pytest.raises(Sh2genError) as caught:
+        verify_operator(written(tmp_path), device="cpu", plan="direct/BLD")
+    assert caught.value.code == "C006"
+
+
+def test_compile_imports_what_it_writes() -> None:
+    with pytest.raises(TypeError, match="write=False"):
+        compile(SPEC, write=False)
