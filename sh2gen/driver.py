@@ -179,15 +179,13 @@ def compile_operator(
         changes: numbers other than the default: {"forward": {"BLOCK_T": 512}}.
         target: a GPU's name; the GPU of this machine if it has one that is known, else the H200.
         verified: compare the file with float64 before it is written: kernels on this machine's GPU
-            if
-            there is one, else under Triton's interpreter on a twin with few channels.
+            if there is one, else under Triton's interpreter on a twin with few channels.
         built: compile the kernels ahead of time for the target and refuse what does not fit it.
         write: False leaves the folder alone.
 
     Raises:
         Sh2genError: what is wrong with the spec, plan, schedule or folder; CheckFailed if a kernel
-            does
-            not fit or a result is wrong.
+            does not fit or a result is wrong.
     """
     say = progress or (lambda _: None)
     seconds: dict[str, float] = {}

@@ -45,13 +45,11 @@ class Operator:
             raise refusal from error
 
     def __call__(self, *inputs: Tensor, **parameters: Tensor) -> Tensor:
-        """y of the inputs (`spec.inputs`, or one tensor of packed features), differentiable in
-        all.
+        """y of the inputs (`spec.inputs`, or one tensor of packed features), differentiable.
 
         Args:
-            inputs: (B, L, D) or (B, D, L) as `layout` says; packed features have len(spec.inputs)
-                D
-                channels. bfloat16, float16 or float32; float64 on a CPU.
+            inputs: (B, L, D) or (B, D, L) as `layout` says; packed features have
+                len(spec.inputs) D channels. bfloat16, float16 or float32; float64 on a CPU.
             parameters: every tensor of `spec.parameters` by name, in its shape; float32 is best.
 
         Raises:

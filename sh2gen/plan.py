@@ -268,8 +268,7 @@ class KernelPlan:
         name: suffix of the kernel's name in the generated file.
         skeleton: the file in templates/ that owns grid, loop, segments, masks and offsets.
         parts: files in templates/parts/ whose helpers it calls; the first that defines a name
-            wins, so
-            that an algorithm can put a helper of its own before a shared one.
+            wins, so that an algorithm can put a helper of its own before a shared one.
         program: its tile program.
     """
 
