@@ -8,7 +8,8 @@ An operator that fails is never timed. Verification is forward and every gradien
 at full width, in bfloat16, float16 and float32, at lengths 1, 7, 127, 1000, 8191, 8192, 131072 and
 batches 1 and 2, and every property at one length. Times are medians over replays of a CUDA graph
 with the L2 cache flushed (sh2gen.measure); a share is the time of an elementwise kernel that moves
-the same tensors, timed in this run, over the operator's time.
+the same tensors, timed in this run, over the operator's time. Errors are the largest relative
+2-norms over all verified sizes in bfloat16: of the output, and of the worst gradient.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from sh2gen.load import Operator, OperatorRunner
 from sh2gen.measure import copy, elementwise, host_time, time_call
 from sh2gen.resources import folder
 from sh2gen.spec import OpSpec, load_spec
-from sh2gen.verify import verify
+from sh2gen.verify import Report, verify
 
 LENGTHS = (1, 7, 127, 1000, 8191, 8192, 131072)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -96,16 +97,27 @@ def verified(operator: Operator, quick: bool) -> list[dict[str, Any]]:
             device="cuda",
             property_shapes=[(2, 127)],
         )
-        failures = [check.to_dict() for check in report.failures]
         found.append(
             {
                 "dtype": report.dtype,
                 "ok": report.ok,
                 "checks": len(report.checks),
-                "failures": failures,
+                "failures": [check.to_dict() for check in report.failures],
+                "errors": worst_errors(report),
             }
         )
     return found
+
+
+def worst_errors(report: Report) -> dict[str, float]:
+    """The largest relative error (2-norm, against float64) of the output and of each gradient."""
+    worst: dict[str, float] = {}
+    for check in report.checks:
+        step, _, what = check.name.partition(": ")
+        if step.startswith("equality") and what.endswith(", norm"):
+            tensor = what.removesuffix(", norm")
+            worst[tensor] = max(worst.get(tensor, 0.0), check.measured)
+    return worst
 
 
 def measured(operator: Operator, lengths: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -137,7 +149,9 @@ def measured_at(operator: Operator, length: int) -> dict[str, Any]:
         "forward": elementwise(shape, dtype, n, 1).median,
         "backward": elementwise(shape, dtype, n + 1, n).median,
     }
-    row: dict[str, Any] = {"length": length, "copy_us": copy(shape, dtype).median}
+    # PyTorch's copy_ is far slower than an elementwise kernel at some sizes; a copy is the faster
+    copies = (copy(shape, dtype).median, elementwise(shape, dtype, 1, 1).median)
+    row: dict[str, Any] = {"length": length, "copy_us": min(copies)}
     for name, call in (("forward", forward), ("backward", backward), ("both", both)):
         timing = time_call(call)
         bound = bounds.get(name, sum(bounds.values()))
@@ -153,10 +167,12 @@ def measured_at(operator: Operator, length: int) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     lines = [
         "| op | D | L | forward us | bound us | share | backward us | bound us | share "
-        "| both / elementwise both | forward / copy |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| both / elementwise both | forward / copy | error y | error gradients |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, result in results["ops"].items():
+        errors = next(r["errors"] for r in result["verified"] if r["dtype"] == "bfloat16")
+        gradients = max(error for tensor, error in errors.items() if tensor != "y")
         for row in result.get("times", []):
             lines.append(
                 f"| {name} | {result['channels']} | {row['length']} "
@@ -164,7 +180,8 @@ def table(results: dict[str, Any]) -> str:
                 f"| {row['forward_share']:.2f} "
                 f"| {row['backward_us']:.1f} | {row['backward_bound_us']:.1f} "
                 f"| {row['backward_share']:.2f} | {row['both_us'] / row['both_bound_us']:.2f} "
-                f"| {row['forward_us'] / row['copy_us']:.2f} |"
+                f"| {row['forward_us'] / row['copy_us']:.2f} "
+                f"| {errors['y']:.1e} | {gradients:.1e} |"
             )
     return "\n".join(lines)
 
