@@ -31,8 +31,8 @@ import triton
 from sh2gen.driver import candidates, op_files, resolve_target
 from sh2gen.emit import emit
 from sh2gen.files import write_whole
-from sh2gen.load import Operator, OperatorRunner
 from sh2gen.measure import copy, elementwise, host_time, time_call
+from sh2gen.operator import Operator, OperatorRunner
 from sh2gen.resources import folder
 from sh2gen.spec import OpSpec, load_spec
 from sh2gen.verify import Report, verify

@@ -11,7 +11,7 @@ exact = operator.reference(q, k, v, filter=h, featurizer=w)  # float64, by FFT
 
 from sh2gen.driver import compile, load
 from sh2gen.errors import CheckFailed, Sh2genError
-from sh2gen.load import Operator
+from sh2gen.operator import Operator
 from sh2gen.spec import OpSpec, load_spec, parse_spec
 
 __all__ = [

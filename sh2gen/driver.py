@@ -22,9 +22,9 @@ from sh2gen.cost import Prediction, predictions, score
 from sh2gen.emit import emit
 from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.files import refuse_to_replace, write_whole
-from sh2gen.load import InterpreterRunner, Operator, OperatorRunner
 from sh2gen.lower import plans, verdicts
 from sh2gen.lower.verdict import Verdict
+from sh2gen.operator import InterpreterRunner, Operator, OperatorRunner
 from sh2gen.plan import Plan
 from sh2gen.schedule import Schedule, interpreter_schedule, schedule
 from sh2gen.source import Source

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sh2gen.emit import emit
-from sh2gen.load import InterpreterRunner
 from sh2gen.lower import plans
+from sh2gen.operator import InterpreterRunner
 from sh2gen.plan import Plan
 from sh2gen.reference import reference_gradients
 from sh2gen.schedule import DIRECTIONS, Constraint, Numbers, Schedule, space

@@ -10,6 +10,8 @@ from pathlib import Path
 import networkx as nx
 import pytest
 
+import sh2gen
+
 ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("errors", "target", "resources", "files"),
@@ -17,7 +19,7 @@ LAYERS = (
     ("ir", "reference"),
     ("plan", "passes", "schedule", "source"),
     ("lower", "interpret", "cost"),
-    ("emit", "build", "build_worker", "load_module", "load"),
+    ("emit", "build", "build_worker", "load_module", "operator"),
     ("verify", "measure"),
     ("driver",),
     ("cli", "__init__"),
@@ -28,8 +30,8 @@ WITHIN = {
     ("files", "errors"): "what cannot be written is the user's error",
     ("target", "errors"): "an unknown target is the user's error",
     ("schedule", "plan"): "a schedule gives numbers to the symbols of a plan",
-    ("load", "emit"): "the name of the class that emit wrote",
-    ("load", "load_module"): "a callable is made from an imported file",
+    ("operator", "emit"): "the name of the class that emit wrote",
+    ("operator", "load_module"): "a callable is made from an imported file",
 }
 MAX_LINES = 1000
 
@@ -111,6 +113,11 @@ def test_exceptions_are_used_and_no_import_is_circular() -> None:
     assert all(LEVEL[a] == LEVEL[b] for a, b in WITHIN)
     graph = nx.DiGraph((a, b) for a, b in edges if a != b)
     assert nx.is_directed_acyclic_graph(graph), nx.find_cycle(graph)
+
+
+def test_no_module_is_hidden_by_a_name_that_the_package_exports() -> None:
+    """`import sh2gen.load` would give the function `sh2gen.load`, not a module of that name."""
+    assert not set(sh2gen.__all__) & {path.stem for path in (ROOT / "sh2gen").iterdir()}
 
 
 def test_a_worker_imports_nothing_of_the_package() -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sh2gen.emit import emit
-from sh2gen.load import Operator, OperatorRunner
 from sh2gen.lower import plans
+from sh2gen.operator import Operator, OperatorRunner
 from sh2gen.schedule import schedule
 from sh2gen.spec import OpSpec, spec_from_dict
 

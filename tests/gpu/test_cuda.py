@@ -13,7 +13,7 @@ import torch
 
 from sh2gen.driver import candidates
 from sh2gen.emit import emit
-from sh2gen.load import Operator, OperatorRunner
+from sh2gen.operator import Operator, OperatorRunner
 from sh2gen.spec import OpSpec, spec_from_dict
 from sh2gen.target import target
 from sh2gen.verify import verify

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sh2gen.load import InterpreterRunner
 from sh2gen.lower import plans
+from sh2gen.operator import InterpreterRunner
 from sh2gen.schedule import schedule
 from sh2gen.spec import OpSpec, spec_from_dict
 from tests.strategies_schedules import (
