@@ -152,7 +152,7 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
         "kernels": kernels,
         "eager": [_eager_forward(spec, plan), _eager_backward(spec, plan)],
         "eager_helpers": _eager_helpers(plan),
-        "op_helpers": list(_functions(("op",)).values()),
+        "op_helpers": _texts("op"),
     }
     context["interleaved"] = interleaved
     if spec.filter.decay is not None:
@@ -393,17 +393,16 @@ def _part(name: str) -> tuple[_Function, ...]:
     return tuple(functions)
 
 
-def _functions(parts: Iterable[str]) -> dict[str, str]:
-    """All helpers of the parts by name; the first part that defines a name wins."""
-    found: dict[str, str] = {}
-    for part in parts:
-        for function in _part(part):
-            found.setdefault(function.name, function.text)
-    return found
+def _texts(part: str) -> list[str]:
+    """The text of every helper of a part."""
+    return [function.text for function in _part(part)]
 
 
 def _closure(parts: tuple[str, ...], wanted: set[str]) -> list[str]:
-    """The text of the wanted helpers and of the helpers that they call, callees before callers."""
+    """The text of the wanted helpers and of the helpers that they call, callees before callers.
+
+    The first part that defines a name wins.
+    """
     known: dict[str, _Function] = {}
     for part in parts:
         for function in _part(part):
@@ -564,6 +563,7 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
 def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, Any]:
     assert plan.forward is not None and plan.backward is not None
     forward, backward = plan.forward.program, plan.backward.program
+    (reduce_kernel,) = _texts("reduce")
     wanted = set().union(*(_helper_names(kernel) for kernel in plan.kernels))
     inputs = [f"d_{name}" for name in spec.inputs]
     return {
@@ -571,8 +571,8 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
             (direction, *_numbers(schedule, direction)) for direction in ("forward", "backward")
         ],
         "helpers": _closure(plan.forward.parts, wanted),
-        "reduce_kernel": _functions(("reduce",))["sum_partials"],
-        "launch_helpers": list(_functions(("launch",)).values()),
+        "reduce_kernel": reduce_kernel,
+        "launch_helpers": _texts("launch"),
         "forward_stores": [("y", *plan.saved).index(name) for name in forward.stores],
         "forward_parameters": list(forward.parameters),
         "backward_loads": list(backward.loads),
