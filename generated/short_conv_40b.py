@@ -45,6 +45,7 @@ SCHEDULE = {
 OPTIONS = {  # of the compiler
     "forward": {"num_warps": 2, "enable_fp_fusion": True},
     "backward": {"num_warps": 1, "enable_fp_fusion": True},
+    "reduce": {"num_warps": 4, "enable_fp_fusion": True},
 }
 SPEC = {
     "op": "short_conv_40b",
@@ -525,50 +526,38 @@ def launch(kernel, grid: int, *arguments: Tensor | int, options: dict[str, int],
     """Run a kernel on the device of its first argument.
 
     Binding arguments anew for each launch takes the host longer than a short kernel takes the GPU,
-    so the binary for arguments of these traits is remembered and launched directly.
+    so the binary for arguments of these traits is remembered and launched directly. It takes the
+    constants by position, after the arguments.
     """
     device = arguments[0].device
     key = (kernel, device, *map(trait, arguments), *constants.values(), *options.values())
     binary = BINARIES.get(key)
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         if binary is None:
+            assert kernel.arg_names[len(arguments) :] == list(constants), "in the kernel's order"
             BINARIES[key] = kernel[(grid,)](*arguments, **constants, **options)
         else:
             binary[(grid, 1, 1)](*arguments, *constants.values())
 
 
-def reduce_partials(
-    partials: Tensor,
-    parameter: Tensor,
-    first: int,
-    width: int,
-    length: int,
-    roles: int,
-    interleaved: bool,
-    lag_last: bool,
-) -> Tensor:
-    """The gradient of a parameter tensor, in its shape and dtype, from partials [splits, P, D]."""
+def reduce_partials(partials: Tensor, parameter: Tensor, first: int, **constants: int) -> Tensor:
+    """The gradient of a parameter tensor, in its shape and dtype, from partials [splits, P, D].
+
+    Its rows of partials begin at `first`; `constants` are those of sum_partials from WIDTH on.
+    """
     out = torch.empty_like(parameter, dtype=torch.float32, memory_format=torch.contiguous_format)
-    block_w = min(1024, triton.next_power_of_2(width))
-    block_g = max(1, 128 // block_w)
-    blocks = -(-(CHANNELS // width) // block_g)
+    groups = CHANNELS // constants["WIDTH"]
     launch(
         sum_partials,
-        roles * length * blocks,
+        constants["ROLES"] * constants["LENGTH"] * -(-groups // constants["BLOCK_G"]),
         partials,
         out,
         partials.shape[0],
         first,
-        options={"num_warps": 4, "enable_fp_fusion": True},
+        options=OPTIONS["reduce"],
         P=partials.shape[1],
         CHANNELS=CHANNELS,
-        WIDTH=width,
-        LENGTH=length,
-        ROLES=roles,
-        INTERLEAVED=interleaved,
-        LAG_LAST=lag_last,
-        BLOCK_G=block_g,
-        BLOCK_W=block_w,
+        **constants,
     )
     return out.to(parameter.dtype)
 
@@ -658,11 +647,13 @@ def launch_backward(
             partials,
             filter,
             first=0,
-            width=1,
-            length=4,
-            roles=1,
-            interleaved=False,
-            lag_last=True,
+            WIDTH=1,
+            LENGTH=4,
+            ROLES=1,
+            INTERLEAVED=False,
+            LAG_LAST=True,
+            BLOCK_G=128,
+            BLOCK_W=1,
         )
     )
     gradients.append(
@@ -670,11 +661,13 @@ def launch_backward(
             partials,
             bias,
             first=4,
-            width=1,
-            length=1,
-            roles=1,
-            interleaved=False,
-            lag_last=False,
+            WIDTH=1,
+            LENGTH=1,
+            ROLES=1,
+            INTERLEAVED=False,
+            LAG_LAST=False,
+            BLOCK_G=128,
+            BLOCK_W=1,
         )
     )
     return gradients
@@ -833,7 +826,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_40b_d8229836"
+    name = unique = "short_conv_40b_cbbb2b70"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

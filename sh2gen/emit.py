@@ -51,6 +51,7 @@ from sh2gen.plan import (
     LoadVector,
     Operand,
     Plan,
+    Reduction,
     Rows,
     Rowwise,
     Statement,
@@ -579,20 +580,31 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
         "backward_stores": [inputs.index(name) for name in backward.stores],
         "backward_parameters": list(backward.parameters),
         "partial_rows": backward.partial_rows,
+        "reduce_options": _literal({"num_warps": _REDUCE_WARPS, "enable_fp_fusion": True}, 4),
         "reductions": [
-            {
-                "tensor": r.tensor,
-                "first": r.first,
-                "width": r.view.width,
-                "length": r.view.length or 1,
-                "roles": r.view.roles,
-                "interleaved": r.view.interleaved,
-                "lag_last": r.view.order is TapOrder.LAG_LAST,
-            }
+            {"tensor": r.tensor, "first": r.first, "constants": _reduction_constants(r)}
             for name in (p.name for p in spec.parameters)
             for r in plan.reductions
             if r.tensor == name
         ],
+    }
+
+
+_REDUCE_WARPS = 4  # of sum_partials
+
+
+def _reduction_constants(reduction: Reduction) -> dict[str, int | bool | float | str]:
+    """What sum_partials is compiled for, beside the sizes of the whole operator."""
+    view = reduction.view
+    block_w = min(1024, 1 << (view.width - 1).bit_length())
+    return {
+        "WIDTH": view.width,
+        "LENGTH": view.length or 1,
+        "ROLES": view.roles,
+        "INTERLEAVED": view.interleaved,
+        "LAG_LAST": view.order is TapOrder.LAG_LAST,
+        "BLOCK_G": max(1, 128 // block_w),
+        "BLOCK_W": block_w,
     }
 
 
@@ -647,18 +659,7 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
         )
     partial_rows = plan.backward.program.partial_rows if plan.backward else 0
     for r in plan.reductions:
-        block_w = min(1024, 1 << (r.view.width - 1).bit_length())
-        constants = {
-            "P": partial_rows,
-            "CHANNELS": spec.channels,
-            "WIDTH": r.view.width,
-            "LENGTH": r.view.length or 1,
-            "ROLES": r.view.roles,
-            "INTERLEAVED": r.view.interleaved,
-            "LAG_LAST": r.view.order is TapOrder.LAG_LAST,
-            "BLOCK_G": max(1, 128 // block_w),
-            "BLOCK_W": block_w,
-        }
+        constants = {"P": partial_rows, "CHANNELS": spec.channels} | _reduction_constants(r)
         pointers = ("partials_ptr", "out_ptr")
         sources.append(
             KernelSource(
@@ -668,7 +669,7 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
                 constants=tuple(constants.items()),
                 divisible=pointers,
                 unaligned_keeps=pointers,
-                num_warps=4,
+                num_warps=_REDUCE_WARPS,
                 num_stages=3,
             )
         )

@@ -129,7 +129,7 @@ def test_any_operator_under_any_schedule(data: st.DataObject) -> None:
     drawn = data.draw(schedules(spec, plan))
     source = emit(spec, plan, drawn)
     assert source == emit(spec_from_dict(spec.to_dict()), plan, drawn)
-    namespace = constants(source.text)
+    namespace = constants_of_file(source.text)
     assert spec_from_dict(namespace["SPEC"]) == spec
     assert namespace["PLAN"] == plan.name and namespace["LAYOUT"] == plan.layout
     for direction in DIRECTIONS if plan.kernels else ():
@@ -141,7 +141,7 @@ def test_any_operator_under_any_schedule(data: st.DataObject) -> None:
     assert max(map(len, source.text.splitlines())) <= 99
 
 
-def constants(text: str) -> dict[str, Any]:
+def constants_of_file(text: str) -> dict[str, Any]:
     """The plain data at the top of a generated file."""
     found = {}
     for node in ast.parse(text).body:
@@ -200,6 +200,25 @@ def test_kernels_are_listed_as_the_text_defines_them(algorithm: str) -> None:
             if kernel.role is Role.FORWARD:
                 assert dict(kernel.signature)["q_ptr"] == "*bf16"
                 assert dict(kernel.signature)["filter_ptr"] == "*fp32"
+
+
+def test_sums_of_partials_are_built_as_they_are_launched() -> None:
+    spec = make(gates={"pre": True, "post": True}, featurizer={"length": 3}, skip="group")
+    for plan in plans(spec, "direct"):
+        source = emit(spec, plan, schedule(spec, plan))
+        calls = [
+            {k.arg: ast.literal_eval(k.value) for k in node.keywords}
+            for node in ast.walk(ast.parse(source.text))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "reduce_partials"
+        ]
+        listed = [kernel for kernel in source.kernels if kernel.role is Role.REDUCE]
+        assert len(calls) == len(listed) == 3
+        for kernel in listed:
+            sizes = {"P", "CHANNELS"}
+            constants = {name: v for name, v in kernel.constants if name not in sizes}
+            assert any(constants.items() <= call.items() for call in calls)
+            options = constants_of_file(source.text)["OPTIONS"]["reduce"]
+            assert options["num_warps"] == kernel.num_warps
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
