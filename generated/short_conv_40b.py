@@ -826,7 +826,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_40b_cbbb2b70"
+    name = unique = "short_conv_40b_4974251b"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -959,8 +959,10 @@ def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
     for (name, shape), tensor in zip(PARAMETERS.items(), parameters, strict=True):
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape}")
-        if not tensor.dtype.is_floating_point:
-            raise TypeError(f"{OP}: {name} is {tensor.dtype}, expected a floating-point dtype")
+        if tensor.dtype not in (*accepted, torch.float64):
+            raise TypeError(
+                f"{OP}: {name} is {tensor.dtype}, expected float32, bfloat16, float16 or float64"
+            )
     if x.device.type == "cuda" and not HAS_TRITON:
         raise RuntimeError(f"{OP}: CUDA tensors need Triton, which is not installed")
 

@@ -156,8 +156,9 @@ def test_dtypes_that_are_mixed(case: Case, dtype: torch.dtype) -> None:
 
 def test_dtypes_of_parameters(case: Case) -> None:
     for name, parameter in case.parameters().items():
-        for dtype in (torch.int32, torch.complex64):
-            text = f"{case.spec.op}: {name} is {dtype}, expected a floating-point dtype"
+        for dtype in (torch.int32, torch.complex64, torch.float8_e4m3fn):
+            words = "expected float32, bfloat16, float16 or float64"
+            text = f"{case.spec.op}: {name} is {dtype}, {words}"
             parameters = case.parameters() | {name: parameter.to(dtype)}
             refused(TypeError, text, case.operator, *case.inputs(), **parameters)
 
