@@ -55,6 +55,34 @@ class Operator:
         Raises:
             TypeError, ValueError: naming the argument and what was expected of it.
         """
+        values = self._values(inputs, parameters)
+        packed = "" if len(inputs) == len(self.spec.inputs) else "_packed"
+        result: Tensor = getattr(self.namespace, self.spec.op + packed)(*inputs, *values)
+        return result
+
+    def module(self, device: torch.device | str | None = None) -> nn.Module:
+        """A fresh nn.Module with its own float32 parameters, called like the operator."""
+        made: nn.Module = getattr(self.namespace, class_name(self.spec.op))(device=device)
+        return made
+
+    def reference(self, *inputs: Tensor, **parameters: Tensor) -> Tensor:
+        """The same operator in float64 by FFT, from the spec alone: the meaning of a call.
+
+        Raises:
+            TypeError, ValueError: as a call does.
+        """
+        self.namespace.check(inputs, self._values(inputs, parameters))
+        if len(inputs) == 1 and len(self.spec.inputs) > 1:
+            inputs = self.namespace.unpack(inputs)
+        canonical = {
+            name: x if self.layout == "BDL" else x.transpose(1, 2)
+            for name, x in zip(self.spec.inputs, inputs, strict=True)
+        }
+        y = reference(self.spec, canonical, parameters)
+        return y if self.layout == "BDL" else y.transpose(1, 2)
+
+    def _values(self, inputs: tuple[Tensor, ...], parameters: dict[str, Tensor]) -> list[Tensor]:
+        """The parameters in order, once the numbers and names of arguments are right."""
         names = [p.name for p in self.spec.parameters]
         if set(parameters) != set(names):
             raise TypeError(
@@ -68,25 +96,7 @@ class Operator:
                 f"{self.spec.op}: expected {', '.join(self.spec.inputs)}{packed}, "
                 f"got {len(inputs)} inputs"
             )
-        name = self.spec.op if len(inputs) == n else f"{self.spec.op}_packed"
-        result: Tensor = getattr(self.namespace, name)(*inputs, *(parameters[p] for p in names))
-        return result
-
-    def module(self, device: torch.device | str | None = None) -> nn.Module:
-        """A fresh nn.Module with its own float32 parameters, called like the operator."""
-        made: nn.Module = getattr(self.namespace, class_name(self.spec.op))(device=device)
-        return made
-
-    def reference(self, *inputs: Tensor, **parameters: Tensor) -> Tensor:
-        """The same operator in float64 by FFT, from the spec alone: the meaning of a call."""
-        if len(inputs) == 1 and len(self.spec.inputs) > 1:
-            inputs = self.namespace.unpack(inputs)
-        canonical = {
-            name: x if self.layout == "BDL" else x.transpose(1, 2)
-            for name, x in zip(self.spec.inputs, inputs, strict=True)
-        }
-        y = reference(self.spec, canonical, parameters)
-        return y if self.layout == "BDL" else y.transpose(1, 2)
+        return [parameters[name] for name in names]
 
     def __repr__(self) -> str:
         names = ", ".join((*self.spec.inputs, *(p.name for p in self.spec.parameters)))

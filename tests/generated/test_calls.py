@@ -279,6 +279,25 @@ def test_names_of_parameters(case: Case) -> None:
     refused(TypeError, f"{wanted}, got {given}", case.operator, *inputs, **more)
 
 
+def test_the_reference_refuses_what_a_call_refuses(case: Case) -> None:
+    parameters, inputs = case.parameters(), case.inputs()
+    first = next(iter(parameters))
+    for wrong, others in (
+        ([], parameters),
+        ([*inputs, *inputs], parameters),
+        (inputs, {}),
+        (inputs, parameters | {"weight": inputs[0]}),
+        (inputs, parameters | {first: None}),
+        (inputs, parameters | {first: torch.zeros(1)}),
+        ([1.0, *inputs[1:]], parameters),
+        ([x.long() for x in inputs], parameters),
+        ([*inputs[:-1], inputs[-1].flatten(1)], parameters),
+    ):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            case.operator(*wrong, **others)  # type: ignore[arg-type]
+        refused(type(caught.value), str(caught.value), case.operator.reference, *wrong, **others)
+
+
 @pytest.mark.parametrize("case", ["hyena_bdl", "short_bld", "fft_bld"], indirect=True)
 def test_wrong_calls_are_refused_under_compile(case: Case) -> None:
     """Not turned into something else while tracing."""
