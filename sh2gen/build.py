@@ -95,6 +95,14 @@ def build(
     with contextlib.closing(_compile_all(distinct, workers, time_limit)) as compiled:
         for job, answer in compiled:
             label = _label(*distinct[job])
+            if "gave_up" in answer:
+                raise CheckFailed(
+                    "B001",
+                    f"kernel {label} was still compiling for {target.sm} after "
+                    f"{time_limit:g} s, the time limit",
+                    help="make BLOCK_D, BLOCK_T or ROWS smaller with --set, or take an algorithm "
+                    "without kernels: --plan fft",
+                )
             if "error" in answer:
                 raise CheckFailed(
                     "B001", f"kernel {label} does not compile for {target.sm}\n{answer['error']}"
@@ -229,7 +237,7 @@ class _Worker:
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (see close)
 
     def run(self, job: str, time_limit: float) -> dict[str, Any]:
-        """The answer to `job`; it has `error` when the process dies or exceeds the limit (s)."""
+        """The answer to `job`: `error` when the process dies, `gave_up` after the limit (s)."""
         process = self._process = self._process or self._start()
         assert process.stdin is not None and process.stdout is not None
         too_slow = threading.Event()
@@ -253,7 +261,7 @@ class _Worker:
             return answer
         self._reap()
         if too_slow.is_set():
-            return {"error": f"gave up after {time_limit:g} s"}
+            return {"gave_up": True}
         self._errors.seek(0)
         words = self._errors.read()[-2000:]
         return {"error": f"the compiler died with status {process.returncode}\n{words}".rstrip()}

@@ -36,7 +36,7 @@ CODES: dict[str, str] = {
     "K002": "a knob has an illegal value",
     "K003": "a schedule violates a constraint",
     "K004": "a schedule file is malformed",
-    "B001": "a kernel does not compile",
+    "B001": "a kernel does not compile, or not in time",
     "B002": "a kernel does not fit the target",
     "B003": "unknown target",
     "B004": "Triton is not installed or cannot be used here",
