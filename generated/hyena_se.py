@@ -870,7 +870,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_026a50f6"
+    name = unique = "hyena_se_8feb3ea4"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

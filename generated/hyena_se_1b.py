@@ -870,7 +870,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_1b_b2c709b2"
+    name = unique = "hyena_se_1b_93081949"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -826,7 +826,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_1b_0f0b3794"
+    name = unique = "short_conv_1b_f7f1ce9f"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

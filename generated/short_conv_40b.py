@@ -826,7 +826,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_40b_4974251b"
+    name = unique = "short_conv_40b_7d7ada4e"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -47,7 +47,8 @@ class Schedule:
     def __str__(self) -> str:
         parts = [
             f"{direction}: "
-            + " ".join(f"{name}={value}" for name, value in self.numbers(direction))
+            # A 0 is no number: it leaves the choice to the compiler.
+            + " ".join(f"{name}={value}" for name, value in self.numbers(direction) if value)
             for direction in DIRECTIONS
             if self.numbers(direction)
         ]
@@ -99,6 +100,13 @@ class Space:
         legal = dict(self.knobs)
         for name, value in changes.items():
             if name not in legal:
+                if not legal:
+                    raise Sh2genError(
+                        "K001",
+                        f"unknown knob `{name}` ({direction}): this plan has no kernels to tune",
+                        help="leave it out, or take a plan with kernels; "
+                        "`sh2gen explain` lists the plans",
+                    )
                 near = difflib.get_close_matches(name, legal, n=1, cutoff=0.5)
                 raise Sh2genError(
                     "K001",
@@ -116,7 +124,7 @@ class Space:
             raise Sh2genError(
                 "K003",
                 f"{direction} schedule violates {constraint.that}: {constraint.because}",
-                help="given " + ", ".join(f"{k} = {v}" for k, v in values.items()),
+                help="given " + ", ".join(f"{k} = {v}" for k, v in values.items() if v),
             )
         return tuple(values.items())
 

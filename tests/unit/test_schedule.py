@@ -70,9 +70,10 @@ def test_numbers_are_changed_by_direction_and_printed() -> None:
     assert made.forward == schedule(spec, plan).forward
     assert dict(made.backward)["BLOCK_T"] == 128
     assert str(made) == (
-        "forward: ROWS=8 BLOCK_D=1 BLOCK_T=1024 TILES=1 num_warps=2 maxnreg=0; "
-        "backward: ROWS=16 BLOCK_D=4 BLOCK_T=128 TILES=4 num_warps=1 maxnreg=0"
+        "forward: ROWS=8 BLOCK_D=1 BLOCK_T=1024 TILES=1 num_warps=2; "
+        "backward: ROWS=16 BLOCK_D=4 BLOCK_T=128 TILES=4 num_warps=1"
     )
+    assert "maxnreg=192" in str(schedule(spec, plan, {"forward": {"maxnreg": 192}}))
     assert str(Schedule(plan="fft/BDL/recompute")) == "no numbers"
 
 
@@ -118,6 +119,8 @@ def test_an_algorithm_without_kernels_has_no_knobs() -> None:
     with pytest.raises(Sh2genError) as caught:
         schedule(spec, plan, {"forward": {"ROWS": 8}})
     assert caught.value.code == "K001"
+    assert "no kernels to tune" in caught.value.message
+    assert "explain" in str(caught.value.help)
 
 
 def test_points_are_all_that_keeps_the_constraints() -> None:
