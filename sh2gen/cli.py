@@ -52,6 +52,12 @@ def main() -> None:
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print plain data as JSON.")
 _plan = click.option("--plan", help="A plan or a prefix of its name, e.g. direct/BLD.")
+_set = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    help="A number of the plan that is taken: --set forward.BLOCK_T=512.",
+)
 _target = click.option("--target", help="H200, H100, A100 or B200; default: this GPU, or H200.")
 
 
@@ -87,7 +93,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
 @click.argument("ops", nargs=-1, required=True)
 @click.option("--out", default="generated", show_default=True, help="Folder of generated files.")
 @_plan
-@click.option("--set", "settings", multiple=True, help="A number: --set forward.BLOCK_T=512.")
+@_set
 @_target
 @click.option(
     "--no-verify", is_flag=True, help="Write the file without comparing it with float64."
@@ -248,7 +254,7 @@ _STAGES = ["spec", "graph", "plan", "source", "ptx"]
     "--stage", type=click.Choice(_STAGES), help="Print one stage instead of the summary."
 )
 @_plan
-@click.option("--set", "settings", multiple=True, help="A number: --set forward.BLOCK_T=512.")
+@_set
 @_target
 @_json
 def explain(

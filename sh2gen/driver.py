@@ -52,7 +52,7 @@ class Compilation:
     Attributes:
         spec: the operator.
         verdicts: every algorithm's answer.
-        candidates: every plan, best first; the first is the one that was taken.
+        candidates: every plan, best by default numbers first; the first is the one that was taken.
         predictions: by workload and direction.
         source: the generated text.
         built: resources of every kernel, or None if it was not built.
@@ -136,11 +136,12 @@ class Compilation:
 def candidates(
     spec: OpSpec, target: Target, plan: str | None = None, changes: Changes | None = None
 ) -> tuple[Candidate, ...]:
-    """Plans that compute the operator, the cheapest by prediction first.
+    """Plans that compute the operator, the cheapest by prediction first, under default numbers.
 
     Args:
         plan: a prefix of the plan's name: "direct", "direct/BLD", "direct/BLD/recompute".
-        changes: numbers other than the default.
+        changes: numbers other than the default, of the plan that is the cheapest by default: those
+            of other plans mean something else.
 
     Raises:
         Sh2genError: L codes if nothing applies, K codes if the numbers are not legal.
@@ -151,11 +152,13 @@ def candidates(
         found = tuple(p for p in found if (p.name + "/").startswith(plan.rstrip("/") + "/"))
         if not found:
             raise Sh2genError("L003", f"{spec.op} has no plan `{plan}`", help="; ".join(names))
-    scored = []
-    for p in found:
+
+    def candidate(p: Plan, changes: Changes | None = None) -> Candidate:
         numbers = schedule(spec, p, changes)
-        scored.append(Candidate(plan=p, schedule=numbers, score=score(spec, p, numbers, target)))
-    return tuple(sorted(scored, key=lambda c: c.score))
+        return Candidate(plan=p, schedule=numbers, score=score(spec, p, numbers, target))
+
+    first, *others = sorted(map(candidate, found), key=lambda c: c.score)
+    return (candidate(first.plan, changes) if changes else first, *others)
 
 
 def compile_operator(

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from sh2gen.driver import compile, compile_operator, verify_operator
+from sh2gen.driver import candidates, compile, compile_operator, verify_operator
 from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.spec import OpSpec, spec_from_dict
+from sh2gen.target import target
 
 SPEC: OpSpec = spec_from_dict(
     {
@@ -59,6 +60,19 @@ def test_a_plan_beside_a_generated_file(tmp_path: Path) -> None:
     with pytest.raises(Sh2genError) as caught:
         verify_operator(written(tmp_path), device="cpu", plan="direct/BLD")
     assert caught.value.code == "C006"
+
+
+def test_numbers_are_of_the_plan_that_is_taken() -> None:
+    """Other plans have other numbers, or none: what is legal for them does not matter."""
+    default = candidates(SPEC, target("H200"))
+    assert len({c.plan.algorithm for c in default}) > 1
+    changed = candidates(SPEC, target("H200"), changes={"forward": {"BLOCK_T": 512}})
+    assert [c.plan for c in changed] == [c.plan for c in default]
+    assert changed[1:] == default[1:]
+    assert dict(changed[0].schedule.forward)["BLOCK_T"] == 512
+    with pytest.raises(Sh2genError) as caught:
+        candidates(SPEC, target("H200"), changes={"forward": {"BLOCK_T": 8}})
+    assert caught.value.code == "K003"
 
 
 def test_compile_imports_what_it_writes() -> None:
