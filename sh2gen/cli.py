@@ -114,34 +114,32 @@ def compile_command(
 ) -> None:
     """Write the generated file of each op.yaml (or of all in a folder), built and verified.
 
+    Writes none of them if anything is wrong with one.
+
     Says which algorithm, plan and schedule were taken and why, the predicted time against the
     memory bound, what the kernels use of the GPU, and what was verified.
     """
     from sh2gen import driver
 
-    results, outdated = [], []
-    for op in driver.op_files(ops):
-        with _progress(as_json) as say:
-            compilation = driver.compile_operator(
-                op,
-                out=out,
-                plan=plan,
-                changes=_changes(settings),
-                target=target,
-                verified=not (no_verify or check),
-                built=not (no_build or check),
-                write=not check,
-                progress=lambda text, say=say, op=op: say(f"{op}: {text}"),  # type: ignore[misc]
-            )
-        if check:
-            if driver.stale(compilation):
-                outdated.append(str(compilation.path))
-            continue
-        results.append(compilation.to_dict())
-        if not as_json:
-            _print_compilation(compilation)
+    with _progress(as_json) as say:
+        compilations = driver.compile_operators(
+            driver.op_files(ops),
+            out=out,
+            plan=plan,
+            changes=_changes(settings),
+            target=target,
+            verified=not (no_verify or check),
+            built=not (no_build or check),
+            write=not check,
+            progress=say,
+        )
+    outdated = [str(c.path) for c in compilations if driver.stale(c)] if check else []
     if as_json:
-        click.echo(json.dumps({"stale": outdated} if check else results, indent=2))
+        results = {"stale": outdated} if check else [c.to_dict() for c in compilations]
+        click.echo(json.dumps(results, indent=2))
+    elif not check:
+        for compilation in compilations:
+            _print_compilation(compilation)
     for path in outdated:
         talk.print(f"stale: {path}", markup=False)
     if outdated:

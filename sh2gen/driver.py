@@ -47,7 +47,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compilation:
-    """Everything that `compile` decided, found and wrote.
+    """Everything that was decided, found and written for one operator.
 
     Attributes:
         spec: the operator.
@@ -161,8 +161,8 @@ def candidates(
     return (candidate(first.plan, changes) if changes else first, *others)
 
 
-def compile_operator(
-    op: OpSpec | str | PathLike[str],
+def compile_operators(
+    ops: Iterable[OpSpec | str | PathLike[str]],
     *,
     out: str | PathLike[str] = "generated",
     plan: str | None = None,
@@ -172,71 +172,70 @@ def compile_operator(
     built: bool = True,
     write: bool = True,
     progress: Progress | None = None,
-) -> Compilation:
-    """Compile one operator into `out`/<op>.py. Nothing is written unless every step succeeds.
+) -> tuple[Compilation, ...]:
+    """Compile operators into `out`/<op>.py. Nothing is written unless every step of all succeeds.
 
     Args:
-        op: a spec, or the path of an op.yaml.
-        out: folder of the generated file.
+        ops: specs, or paths of op.yaml files.
+        out: folder of the generated files.
         plan: a plan's name or a prefix of it, instead of the cheapest by prediction.
         changes: numbers other than the default: {"forward": {"BLOCK_T": 512}}.
         target: a GPU's name; the GPU of this machine if it has one that is known, else the H200.
-        verified: compare the file with float64 before it is written: kernels on this machine's GPU
-            if there is one, else under Triton's interpreter on a twin with few channels.
+        verified: compare the files with float64 before they are written: kernels on this machine's
+            GPU if there is one, else under Triton's interpreter on a twin with few channels.
         built: compile the kernels ahead of time for the target and refuse what does not fit it.
         write: False leaves the folder alone.
 
     Raises:
-        Sh2genError: what is wrong with the spec, plan, schedule or folder; CheckFailed if a kernel
+        Sh2genError: what is wrong with a spec, plan, schedule or folder; CheckFailed if a kernel
             does not fit or a result is wrong.
     """
     say = progress or (lambda _: None)
-    seconds: dict[str, float] = {}
-    clock = time.perf_counter()
-
-    def lap(stage: str) -> None:
-        nonlocal clock
-        now = time.perf_counter()
-        seconds[stage] = round(now - clock, 3)
-        clock = now
-
-    spec = op if isinstance(op, OpSpec) else load_spec(op)
     gpu = target if isinstance(target, Target) else resolve_target(target)
-    say("choosing a plan")
+    specs: list[OpSpec] = []
+    origins: dict[str, list[str]] = {}
+    for op in ops:
+        spec = op if isinstance(op, OpSpec) else load_spec(op)
+        specs.append(spec)
+        origins.setdefault(spec.op, []).append("a spec" if op is spec else str(op))
+    for name, several in origins.items():
+        if len(several) > 1:
+            raise Sh2genError(
+                "C006",
+                f"{len(several)} operators are named `{name}`, and so is the file of each: "
+                + ", ".join(several),
+                help="give each a name of its own, and every file once",
+            )
+    chosen = [_choose(spec, gpu, plan, changes, Path(out), say) for spec in specs]
+    if write:
+        for compilation in chosen:
+            refuse_to_replace(compilation.path)
+    tested = tuple(_test(compilation, verified, built, say) for compilation in chosen)
+    if write:
+        for compilation in tested:
+            write_whole(compilation.path, compilation.source.text)
+    return tested
+
+
+def compile_operator(op: OpSpec | str | PathLike[str], **options: Any) -> Compilation:
+    """One operator by `compile_operators`, with its options."""
+    (compilation,) = compile_operators([op], **options)
+    return compilation
+
+
+def _choose(
+    spec: OpSpec,
+    gpu: Target,
+    plan: str | None,
+    changes: Changes | None,
+    out: Path,
+    say: Progress,
+) -> Compilation:
+    """The generated text, neither built nor verified nor written."""
+    begin = time.perf_counter()
+    say(f"{spec.op}: choosing a plan")
     ranked = candidates(spec, gpu, plan, changes)
     chosen = ranked[0]
-    source = emit(spec, chosen.plan, chosen.schedule)
-    lap("choose")
-    path = Path(out) / f"{spec.op}.py"
-    if write:
-        refuse_to_replace(path)
-    reports: tuple[Report, ...] = ()
-    compiled: Built | None = None
-    # Compilers run in processes of their own, so that this one verifies meanwhile.
-    with ThreadPoolExecutor(1) as pool:
-        pending: Future[Built] | None = None
-        if built and source.kernels:
-            say(f"compiling {len(source.kernels)} kernels for {gpu.sm}")
-            pending = pool.submit(build, source, gpu)
-            if torch.cuda.is_available():  # verification will run them: they must fit
-                check_fits(pending.result(), gpu)
-        if verified:
-            with tempfile.TemporaryDirectory(prefix="sh2gen-") as folder:
-                draft = Path(folder) / path.name
-                write_whole(draft, source.text)
-                found = []
-                for check in quick_checks(spec, chosen.plan, Operator(draft), Path(folder)):
-                    say(f"verifying: {check.label}")
-                    found.append(check.run())
-                    found[-1].require()
-                reports = tuple(found)
-            lap("verify")
-        if pending is not None:
-            compiled = pending.result()
-            check_fits(compiled, gpu)
-            lap("build")
-    if write:
-        write_whole(path, source.text)
     return Compilation(
         spec=spec,
         target=gpu,
@@ -245,11 +244,52 @@ def compile_operator(
         predictions=tuple(
             (w, predictions(spec, chosen.plan, chosen.schedule, w, gpu)) for w in spec.workloads
         ),
-        source=source,
-        built=compiled,
-        reports=reports,
-        path=path,
-        seconds=seconds,
+        source=emit(spec, chosen.plan, chosen.schedule),
+        built=None,
+        reports=(),
+        path=out / f"{spec.op}.py",
+        seconds={"choose": round(time.perf_counter() - begin, 3)},
+    )
+
+
+def _test(compilation: Compilation, verified: bool, built: bool, say: Progress) -> Compilation:
+    """The same, built and verified as asked for; raises CheckFailed if anything is wrong."""
+    spec, gpu, source = compilation.spec, compilation.target, compilation.source
+    seconds = dict(compilation.seconds)
+    clock = time.perf_counter()
+
+    def lap(stage: str) -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        seconds[stage] = round(now - clock, 3)
+        clock = now
+
+    reports: list[Report] = []
+    compiled: Built | None = None
+    # Compilers run in processes of their own, so that this one verifies meanwhile.
+    with ThreadPoolExecutor(1) as pool:
+        pending: Future[Built] | None = None
+        if built and source.kernels:
+            say(f"{spec.op}: compiling {len(source.kernels)} kernels for {gpu.sm}")
+            pending = pool.submit(build, source, gpu)
+            if torch.cuda.is_available():  # verification will run them: they must fit
+                check_fits(pending.result(), gpu)
+        if verified:
+            with tempfile.TemporaryDirectory(prefix="sh2gen-") as folder:
+                draft = Path(folder) / compilation.path.name
+                write_whole(draft, source.text)
+                plan = compilation.chosen.plan
+                for check in quick_checks(spec, plan, Operator(draft), Path(folder)):
+                    say(f"{spec.op}: verifying {check.label}")
+                    reports.append(check.run())
+                    reports[-1].require()
+            lap("verify")
+        if pending is not None:
+            compiled = pending.result()
+            check_fits(compiled, gpu)
+            lap("build")
+    return dataclasses.replace(
+        compilation, built=compiled, reports=tuple(reports), seconds=seconds
     )
 
 
@@ -398,7 +438,7 @@ def verify_operator(
         device: "cpu" or "cuda"; by default cuda if there is a GPU.
         examples: how many lengths to try.
         seed: of all random numbers.
-        plan: as for compile_operator; a generated file has its own.
+        plan: as for compile_operators; a generated file has its own.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
@@ -468,7 +508,7 @@ def stale(compilation: Compilation) -> bool:
 
 
 def compile(op: OpSpec | str | PathLike[str], **options: Any) -> Operator:
-    """Compile an operator and import it; takes what `compile_operator` takes.
+    """Compile an operator and import it; takes the options of `compile_operators`.
 
     operator = sh2gen.compile("ops/hyena_se.yaml")
     y = operator(q, k, v, filter=h, featurizer=w)
@@ -504,6 +544,7 @@ __all__ = [
     "candidates",
     "compile",
     "compile_operator",
+    "compile_operators",
     "load",
     "op_files",
     "stale",

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sh2gen.driver import candidates, compile, compile_operator, verify_operator
+from sh2gen.driver import (
+    VerificationStep,
+    candidates,
+    compile,
+    compile_operator,
+    compile_operators,
+    op_files,
+    quick_checks,
+    verify_operator,
+)
 from sh2gen.errors import CheckFailed, Sh2genError
-from sh2gen.spec import OpSpec, spec_from_dict
+from sh2gen.spec import OpSpec, Sequences, spec_from_dict
 from sh2gen.target import target
 
 SPEC: OpSpec = spec_from_dict(
@@ -60,6 +72,52 @@ def test_a_plan_beside_a_generated_file(tmp_path: Path) -> None:
     with pytest.raises(Sh2genError) as caught:
         verify_operator(written(tmp_path), device="cpu", plan="direct/BLD")
     assert caught.value.code == "C006"
+
+
+def test_all_operators_are_written_or_none(tmp_path: Path) -> None:
+    """Also if the last is refused only by its lowering, or by the folder."""
+    out = tmp_path / "out"
+    last = dataclasses.replace(SPEC, op="last_conv")
+    later = dataclasses.replace(last, sequences=Sequences.PACKED)
+    with pytest.raises(Sh2genError, match="last_conv"):
+        compile_operators([SPEC, later], out=out, verified=False, built=False)
+    assert not out.exists()
+    out.mkdir()
+    (out / "last_conv.py").write_text("precious = 1\n")
+    with pytest.raises(Sh2genError, match="sh2gen did not write it"):
+        compile_operators([SPEC, last], out=out, verified=False, built=False)
+    (out / "last_conv.py").unlink()
+    assert not list(out.iterdir())
+    both = compile_operators([SPEC, last], out=out, verified=False, built=False)
+    assert [c.path for c in both] == [out / "small_conv.py", out / "last_conv.py"]
+    assert all(c.path.read_text() == c.source.text for c in both)
+
+
+def test_a_wrong_result_of_one_leaves_all_unwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = dataclasses.replace(SPEC, op="last_conv")
+
+    def checks(spec: OpSpec, *_: Any) -> Iterator[VerificationStep]:
+        shapes = ((1, 3),) if spec is SPEC else ()  # of nothing: a report without checks
+        for step in quick_checks(spec, *_):
+            yield dataclasses.replace(step, shapes=shapes)
+
+    monkeypatch.setattr("sh2gen.driver.quick_checks", checks)
+    with pytest.raises(CheckFailed, match="nothing of last_conv was verified"):
+        compile_operators([SPEC, last], out=tmp_path / "out", plan="fft")
+    assert not (tmp_path / "out").exists()
+
+
+def test_operators_of_one_name_are_refused(tmp_path: Path) -> None:
+    for name in ("a.yaml", "b.yaml"):
+        (tmp_path / name).write_text(SPEC.to_yaml())
+    with pytest.raises(Sh2genError) as caught:
+        compile_operators(op_files([tmp_path]), out=tmp_path / "out", verified=False)
+    assert caught.value.code == "C006"
+    for word in ("2 operators are named `small_conv`", "a.yaml", "b.yaml"):
+        assert word in caught.value.message
+    assert not (tmp_path / "out").exists()
 
 
 def test_numbers_are_of_the_plan_that_is_taken() -> None:
