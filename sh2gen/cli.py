@@ -79,7 +79,7 @@ def _changes(settings: tuple[str, ...]) -> dict[str, dict[str, int]]:
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A status line on a terminal, a line a step in a pipe, nothing for JSON."""
+    """A status line on a terminal, a line a message in a pipe, nothing for JSON."""
     if quiet:
         yield lambda _: None
     elif talk.is_terminal:
@@ -223,7 +223,13 @@ def verify(
         )
     with _progress(as_json) as say:
         reports = driver.verify_operator(
-            op, device=device, examples=examples, seed=seed, plan=plan, progress=say
+            op,
+            device=device,
+            examples=examples,
+            seed=seed,
+            plan=plan,
+            progress=say,
+            detail=say if talk.is_terminal else None,  # hundreds of messages
         )
     if as_json:
         click.echo(json.dumps([report.to_dict() for report in reports], indent=2))

@@ -32,7 +32,7 @@ from sh2gen.spec import OpSpec, Workload, load_spec
 from sh2gen.target import Target
 from sh2gen.verify import Report, Runner, twin, verify
 
-Progress = Callable[[str], None]  # what happens next
+Progress = Callable[[str], None]  # what happens next, or has happened
 Changes = Mapping[str, Mapping[str, int]]  # direction -> knob -> value
 
 
@@ -429,7 +429,8 @@ def verify_operator(
     examples: int = 6,
     seed: int = 0,
     plan: str | None = None,
-    progress: Any = None,
+    progress: Progress | None = None,
+    detail: Progress | None = None,
 ) -> tuple[Report, ...]:
     """The property suite on this machine, forward and gradients.
 
@@ -439,6 +440,8 @@ def verify_operator(
         examples: how many lengths to try.
         seed: of all random numbers.
         plan: as for compile_operators; a generated file has its own.
+        progress: told before and after each way of running the operator.
+        detail: told before every step of it.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
@@ -458,15 +461,20 @@ def verify_operator(
             spec = operator.spec
             structure = _plan_of(operator, device)
         lengths = example_lengths(spec, examples, device)
+        say = progress or (lambda _: None)
         reports = []
         for step in full_checks(spec, structure, operator, folder, device, lengths):
             inner = None
-            if progress is not None:
+            if detail is not None:
 
                 def inner(done: int, total: int, what: str, label: str = step.label) -> None:
-                    progress(f"{label}: {what} ({done + 1} of {total})")
+                    detail(f"{label}: {what} ({done + 1} of {total})")
 
-            reports.append(step.run(seed, inner))
+            say(f"verifying {step.label}")
+            report = step.run(seed, inner)
+            failed = len(report.failures)
+            say(f"{step.label}: {failed or 'none'} of {len(report.checks)} checks failed")
+            reports.append(report)
     return tuple(reports)
 
 
