@@ -273,37 +273,43 @@ def explain(
     from sh2gen import cost, driver
     from sh2gen.build import build
     from sh2gen.emit import emit
+    from sh2gen.ir import operator_graph
     from sh2gen.lower import verdicts
     from sh2gen.passes import adjoint
     from sh2gen.spec import load_spec
 
     spec = load_spec(op)
     gpu = driver.resolve_target(target)
-    if stage == "spec":
-        _show(as_json, stage, json.dumps(spec.to_dict(), indent=2) if as_json else spec.to_yaml())
-        return
     answers = verdicts(spec)
-    if stage is None and not any(v.applies for v in answers.values()):
-        driver.candidates(spec, gpu, plan)  # raises with every reason
-    ranked = driver.candidates(spec, gpu, plan, _changes(settings))
-    best = ranked[0]
-    if stage == "graph":
-        backward = adjoint(best.plan.graph, best.plan.saved)
-        _show(as_json, stage, f"forward:\n{best.plan.graph}\n\nbackward:\n{backward}")
+    applies = any(answer.applies for answer in answers.values())
+    ranked: tuple[driver.Candidate, ...] = ()
+    if applies or plan is not None or settings or stage in ("plan", "source", "ptx"):
+        ranked = driver.candidates(spec, gpu, plan, _changes(settings))
+    elif stage is not None:  # spec and graph need no plan; here is why there is none
+        for name, answer in answers.items():
+            talk.print(f"{name}: no, {answer}", markup=False)
+    if stage is None:
+        _print_explanation(spec, gpu, answers, ranked, cost, as_json)
+    elif stage == "spec":
+        _show(as_json, stage, json.dumps(spec.to_dict(), indent=2) if as_json else spec.to_yaml())
+    elif stage == "graph":
+        graph = ranked[0].plan.graph if ranked else operator_graph(spec)
+        backward = adjoint(graph, ranked[0].plan.saved if ranked else ())
+        _show(as_json, stage, f"forward:\n{graph}\n\nbackward:\n{backward}")
     elif stage == "plan":
         _show(as_json, stage, "\n\n".join(str(c.plan) for c in ranked))
-    elif stage == "source":
-        _show(as_json, stage, emit(spec, best.plan, best.schedule).text, "python")
-    elif stage == "ptx":
+    else:
+        best = ranked[0]
         source = emit(spec, best.plan, best.schedule)
+        if stage == "source":
+            _show(as_json, stage, source.text, "python")
+            return
         if not source.kernels:
             raise Sh2genError("C006", f"{best.plan.name} has no kernels, so no PTX")
         with _progress(as_json) as say:
             say(f"compiling for {gpu.sm}")
             built = build(source, gpu, variants=("aligned",))
         _show(as_json, stage, "\n".join(k.ptx for k in built.kernels))
-    else:
-        _print_explanation(spec, gpu, answers, ranked, cost, as_json)
 
 
 def _show(as_json: bool, stage: str, text: str, language: str | None = None) -> None:
@@ -351,6 +357,9 @@ def _print_explanation(
     click.echo(f"{spec.op} on {gpu.name}")
     for name, answer in answers.items():
         click.echo(f"  {name}: {'yes' if answer.applies else 'no'}, {answer}")
+    if not plans:
+        click.echo("no plan; --stage spec and --stage graph show what it is")
+        return
     click.echo("per token and channel (bytes of memory traffic, flops, instructions of a thread):")
     for entry in plans:
         click.echo(f"  {entry['plan']}  {entry['schedule']}")
