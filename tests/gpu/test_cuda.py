@@ -1,10 +1,14 @@
-"""On a GPU: library ops, CUDA graphs, torch.compile, and every plan in bfloat16. Run by hand.
+"""On a GPU: every plan in bfloat16, library ops, CUDA graphs and torch.compile. Run by hand.
 
 python -m pytest tests/gpu
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ from sh2gen.emit import emit
 from sh2gen.operator import Operator, OperatorRunner
 from sh2gen.spec import OpSpec, spec_from_dict
 from sh2gen.target import target
-from sh2gen.verify import verify
+from sh2gen.verify import Report, verify
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,6 +35,8 @@ HYENA = {
     "skip": "channel",
 }
 PLANS = ["direct/BDL/recompute", "direct/BDL/save", "direct/BLD/recompute", "direct/BLD/save"]
+Case = tuple[str, str]  # a plan and how features are packed
+CASES = [(plan, packing) for packing in ("thirds", "interleaved") for plan in (*PLANS, "fft")]
 
 
 def made(folder: Path, spec: OpSpec, plan: str) -> Operator:
@@ -49,13 +55,32 @@ def arguments(operator: Operator, length: int) -> tuple[list[torch.Tensor], list
     return inputs, [torch.randn(p.shape, device="cuda") * 0.3 for p in operator.spec.parameters]
 
 
-@pytest.mark.parametrize("plan", [*PLANS, "fft"])
-@pytest.mark.parametrize("packing", ["thirds", "interleaved"])
-def test_every_plan(plan: str, packing: str, tmp_path: Path) -> None:
+def verified(folder: Path, plan: str, packing: str) -> Report:
+    """Every property of one plan, in lengths around a tile and a vector."""
     spec = spec_from_dict(HYENA | {"layout": {"projection": packing}})
-    runner = OperatorRunner(made(tmp_path, spec, plan), "cuda")
+    runner = OperatorRunner(made(folder, spec, plan), "cuda")
     shapes = [(1, 1), (2, 37), (1, 264), (3, 1000)]
-    verify(spec, runner, dtype=torch.bfloat16, shapes=shapes, device="cuda").require()
+    return verify(spec, runner, dtype=torch.bfloat16, shapes=shapes, device="cuda")
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Case, Future[Report]]]:
+    """Every plan verified in a process of its own, all at once.
+
+    Nearly all the time goes to compilers: each plan is compiled for every combination of strides,
+    bounds and alignment that it meets, one after another. What they make stays in Triton's cache.
+    """
+    workers = min(len(CASES), os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield {
+            case: pool.submit(verified, tmp_path_factory.mktemp("verified"), *case)
+            for case in CASES
+        }
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_every_plan(case: Case, reports: dict[Case, Future[Report]]) -> None:
+    reports[case].result().require()
 
 
 @pytest.mark.parametrize("plan", ["direct/BDL/recompute", "direct/BLD/save"])
