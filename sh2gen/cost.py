@@ -17,24 +17,32 @@ from sh2gen.ir import Conv, Graph, Parameter, TapGradient, activations
 from sh2gen.plan import (
     Accumulate,
     EagerConv,
+    Extend,
     Fir,
     KernelPlan,
     Layout,
     LoadRows,
     LoadTaps,
+    LoadToeplitz,
     LoadVector,
     Plan,
+    Remember,
     Rows,
     Rowwise,
     StorePartial,
     StoreRows,
+    StoreToeplitz,
+    Toeplitz,
+    ToeplitzGradient,
     ZeroTaps,
+    ZeroToeplitz,
 )
 from sh2gen.schedule import DIRECTIONS, Schedule
 from sh2gen.spec import DType, OpSpec, Workload
 from sh2gen.target import Target
 
 ROWS = sympy.Symbol("ROWS", positive=True)
+BLOCK_T = sympy.Symbol("BLOCK_T", positive=True)
 _BYTES = {DType.BFLOAT16: 2, DType.FLOAT16: 2, DType.FLOAT32: 4}
 _INSTRUCTIONS = {  # a row of a rowwise function, in instructions of one thread
     "multiply": 1,
@@ -53,13 +61,15 @@ class Work:
 
     Attributes:
         bytes: that must cross DRAM if caches serve every second read.
-        flops: floating-point operations, a multiply-add as two.
+        flops: floating-point operations outside of matrix products, a multiply-add as two.
+        tensor_flops: those of matrix products, in terms of BLOCK_T.
         instructions: issued by a thread, in terms of ROWS: recomputed context shrinks as ROWS
             grows.
     """
 
     bytes: int
     flops: Any
+    tensor_flops: Any
     instructions: Any
 
 
@@ -70,7 +80,7 @@ class Prediction:
     Attributes:
         seconds: predicted time, launches included.
         memory: seconds that the traffic alone takes at the elementwise rate.
-        issue: seconds that the instructions alone take.
+        issue: seconds that the instructions alone take, and matrix products at their peak rate.
         bound: seconds of an elementwise kernel that reads and writes what the operator must.
     """
 
@@ -89,8 +99,10 @@ def work(kernel: KernelPlan, layout: Layout, io: DType) -> Work:
     """The fold over one tile program."""
     flops: Any = sympy.Integer(0)
     instructions: Any = sympy.Integer(0)
+    products: Any = sympy.Integer(0)
     size = _BYTES[io]
-    traffic = 0
+    lengths: dict[str, int] = {}
+    traffic = size * len(kernel.program.loads)  # a second read of a tensor is served by a cache
 
     def count(rows: Rows) -> Any:
         return ROWS + rows.hi - rows.lo
@@ -98,7 +110,6 @@ def work(kernel: KernelPlan, layout: Layout, io: DType) -> Work:
     for statement in kernel.program.body:
         match statement:
             case LoadRows(rows=rows):
-                traffic += size
                 # Conversion to float32; and an address and a load for each vector of 8 or each
                 # row.
                 access = sympy.Rational(3, 8) if layout is Layout.BDL else 3
@@ -116,15 +127,34 @@ def work(kernel: KernelPlan, layout: Layout, io: DType) -> Work:
             case Accumulate(length=length):
                 flops += ROWS * 2 * length
                 instructions += ROWS * length
-            case LoadTaps() | LoadVector() | ZeroTaps() | StorePartial():
+            case Extend(count=extended):
+                instructions += 2 * extended  # a shuffle and a choice
+            case Remember(out=out, length=length):
+                lengths[out] = length
+                instructions += ROWS  # rounding, and a store to shared memory
+            case Toeplitz(blocks=blocks):
+                products += _product_flops(lengths[blocks])
+                instructions += 2 * ROWS  # from the layout of products to that of rows
+            case ToeplitzGradient(length=length):
+                products += _product_flops(length)
+            case LoadTaps() | LoadVector() | LoadToeplitz() | ZeroTaps() | ZeroToeplitz():
                 pass  # once a program, not once a row
+            case StorePartial() | StoreToeplitz():
+                pass
             case _:
                 assert_never(statement)
     return Work(
         bytes=traffic,
         flops=sympy.expand(flops / ROWS),
+        tensor_flops=products,
         instructions=sympy.expand(instructions / ROWS),
     )
+
+
+def _product_flops(length: int) -> Any:
+    """Of the products of one block with all matrices that `length` taps make, per element."""
+    matrices = 1 + sympy.ceiling((length - 1) / BLOCK_T)
+    return 2 * BLOCK_T * matrices
 
 
 def bound_bytes(spec: OpSpec, direction: str) -> int:
@@ -163,6 +193,9 @@ def predict(
         memory += 2 * partials / target.elementwise_bandwidth  # written, and read to be summed
     per_element = float(effort.instructions.subs(ROWS, numbers.get("ROWS", 8)))
     issue = elements * per_element / (target.sms * 128 * target.clock)
+    products = float(effort.tensor_flops.subs(BLOCK_T, numbers.get("BLOCK_T", 64)))
+    rate = target.bf16_tensor if spec.dtype.io is DType.BFLOAT16 else target.fp32
+    issue += elements * products / rate
     # Loads wait while arithmetic issues and the other way round, but programs on one SM overlap:
     # the root of the squares lies between the larger of the two and their sum, and matches what
     # was measured (docs/performance.md).

@@ -43,21 +43,29 @@ from sh2gen.ir import (
 from sh2gen.plan import (
     Accumulate,
     EagerConv,
+    Extend,
     Fir,
     KernelPlan,
     Layout,
     LoadRows,
     LoadTaps,
+    LoadToeplitz,
     LoadVector,
     Operand,
     Plan,
     Reduction,
+    Remember,
     Rows,
     Rowwise,
     Statement,
     StorePartial,
     StoreRows,
+    StoreToeplitz,
+    TileProgram,
+    Toeplitz,
+    ToeplitzGradient,
     ZeroTaps,
+    ZeroToeplitz,
 )
 from sh2gen.resources import folder
 from sh2gen.schedule import Schedule
@@ -200,7 +208,8 @@ def _literal(value: Any, indent: int, taken: int = 10) -> str:
 def _digest(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
     """Names the library ops, so that two files for one operator can be loaded side by side."""
     skeletons = [
-        (folder("templates") / name).read_text() for name in ("module.py.j2", "tile.py.j2")
+        (folder("templates") / name).read_text()
+        for name in ("module.py.j2", *(f"{k.skeleton}.py.j2" for k in plan.kernels))
     ]
     helpers = [f.text for kernel in plan.kernels for part in kernel.parts for f in _part(part)]
     texts = (spec.digest, plan.name, str(schedule), *skeletons, *helpers)
@@ -453,9 +462,19 @@ def _row(spec: OpSpec, view: ParameterView) -> str:
 
 
 def _lines(
-    spec: OpSpec, statements: Iterable[Statement], units: dict[str, str], held: dict[str, Rows]
+    spec: OpSpec,
+    statements: Iterable[Statement],
+    units: dict[str, str],
+    held: dict[str, Rows],
+    lanes: str,
 ) -> list[str]:
-    """Each statement as one line of kernel text."""
+    """Each statement as a line of kernel text; one that carries something may take two.
+
+    Args:
+        units: the constexpr of every activation's contiguous stride.
+        held: the rows of every value so far, which statements add to.
+        lanes: the constexpr that says how many lanes a row has beside N.
+    """
 
     def rows_of(operand: Operand) -> str:
         have, want = held[operand.name], operand.rows
@@ -475,14 +494,45 @@ def _lines(
                 )
             case LoadVector(out=out, view=view):
                 return f"{out} = load_vector({view.tensor}_ptr, {_row(spec, view)}, inside)"
+            case LoadToeplitz(out=out, view=view):
+                last = view.order is TapOrder.LAG_LAST
+                return (
+                    f"{out} = load_toeplitz({view.tensor}_ptr, group, {view.length}, {last}, "
+                    f"BLOCK_T, OPERAND, PRECISION)"
+                )
             case ZeroTaps(out=out, length=length):
-                return f"{out} = zero_taps({length}, BLOCK_D, N)"
-            case LoadRows(out=out, tensor=tensor, rows=rows):
+                return f"{out} = zero_taps({length}, {lanes}, N)"
+            case ZeroToeplitz(out=out, length=length):
+                return f"{out} = zero_toeplitz({length}, BLOCK_T)"
+            case LoadRows(out=out, tensor=tensor, rows=rows, carried=carried, ahead=ahead):
                 held[out] = rows
                 stop = f"ROWS + {rows.hi}" if rows.hi else "ROWS"
+                text = (
+                    f"{out} = load_rows({tensor}_ptr, {tensor}_row, {units[tensor]}, "
+                    f"{'ahead' if ahead else 'tile'}, {0 if carried else rows.lo}, {stop}, "
+                    f"EVEN, ROWS, {lanes}, N)"
+                )
+                if carried:
+                    text += f"\n{out}, {out}_before = prepend({out}, {out}_before, {lanes}, N)"
+                return text
+            case Extend(out=out, x=x, rows=rows):
+                held[out] = rows
                 return (
-                    f"{out} = load_rows({tensor}_ptr, {tensor}_row, {units[tensor]}, tile, "
-                    f"{rows.lo}, {stop}, EVEN, ROWS, BLOCK_D, N)"
+                    f"{out}, {x.name}_after = extend({rows_of(x)}, {x.name}_after, {lanes}, N)"
+                )
+            case Remember(out=out, x=x, ahead=ahead):
+                helper = "look_ahead" if ahead else "remember"
+                return (
+                    f"{out}, {out}_kept = {helper}({out}_kept, {rows_of(x)}, going, "
+                    f"{lanes}, N, OPERAND, PRECISION)"
+                )
+            case Toeplitz(out=out, blocks=blocks, taps=taps, rows=rows):
+                held[out] = rows
+                return f"{out} = {statement.helper}({blocks}, {taps}, {lanes}, N, PRECISION)"
+            case ToeplitzGradient(out=out, grad=grad, blocks=blocks):
+                return (
+                    f"{out} = toeplitz_gradient({out}, {grad}, {blocks}, {lanes}, BLOCK_T, "
+                    f"PRECISION)"
                 )
             case Fir(out=out, x=x, taps=taps, rows=rows):
                 held[out] = rows
@@ -496,13 +546,40 @@ def _lines(
             case StoreRows(tensor=tensor, x=x):
                 return (
                     f"store_rows({tensor}_ptr, {tensor}_row, {units[tensor]}, tile, "
-                    f"{rows_of(x)}, EVEN, BLOCK_D, N)"
+                    f"{rows_of(x)}, EVEN, {lanes}, N)"
                 )
             case StorePartial(total=total, first=first):
                 return f"store_partial(partials_ptr, {first}, {total}, row, inside, CHANNELS)"
+            case StoreToeplitz(total=total, length=length):
+                return f"store_toeplitz(group_partials_ptr, {total}, PROGRAMS, {length}, BLOCK_T)"
         assert_never(statement)
 
-    return [line(statement) for statement in statements]
+    return [text for statement in statements for text in line(statement).split("\n")]
+
+
+def _carried(
+    program: TileProgram, units: dict[str, str], lanes: str
+) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """What a stream carries from tile to tile: lines that zero it, and lines that load it, by the
+    time at which a tile begins.
+    """
+    zeros: list[str] = []
+    loads: dict[str, list[str]] = {}
+    early = {s.out for s in program.warmup if isinstance(s, LoadRows)}
+    for statement in program.body:
+        match statement:
+            case Remember(out=out):
+                zeros.append(f"{out}_kept = zero_blocks(HISTORY, {lanes}, BLOCK_T, OPERAND)")
+            case Extend(x=x, count=count):
+                zeros.append(f"{x.name}_after = zero_rows({count}, {lanes}, N)")
+            case LoadRows(out=out, tensor=tensor, rows=rows, carried=True):
+                loads.setdefault("-LEAD" if out in early else "0", []).append(
+                    f"{out}_before = context_rows({tensor}_ptr, {tensor}_row, {units[tensor]}, "
+                    f"tile, {-rows.lo}, EVEN, ROWS, {lanes}, N)"
+                )
+            case _:
+                pass
+    return zeros, list(loads.items())
 
 
 def _helper_names(kernel: KernelPlan) -> set[str]:
@@ -510,14 +587,28 @@ def _helper_names(kernel: KernelPlan) -> set[str]:
     names = {"locate", "advance"}
     for statement in kernel.program:
         match statement:
+            case LoadToeplitz():
+                names.add("load_toeplitz")
+            case ZeroToeplitz():
+                names.add("zero_toeplitz")
+            case StoreToeplitz():
+                names.add("store_toeplitz")
+            case ToeplitzGradient():
+                names.add("toeplitz_gradient")
+            case Toeplitz():
+                names.add(statement.helper)
+            case Remember(ahead=ahead):
+                names |= {"look_ahead" if ahead else "remember", "zero_blocks"}
+            case Extend():
+                names |= {"extend", "zero_rows"}
             case LoadTaps():
                 names.add("load_taps")
             case LoadVector():
                 names.add("load_vector")
             case ZeroTaps():
                 names.add("zero_taps")
-            case LoadRows():
-                names.add("load_rows")
+            case LoadRows(carried=carried):
+                names |= {"load_rows", "prepend", "context_rows"} if carried else {"load_rows"}
             case Fir():
                 names.add(statement.helper)
             case Rowwise(function=function) | Accumulate(function=function):
@@ -542,10 +633,16 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
     """What the skeleton asks for."""
     program = kernel.program
     units = _units(spec, kernel)
-    held: dict[str, Rows] = {}
     forward = kernel is plan.forward
     shapes = {p.name: str(p.shape) for p in spec.parameters}
+    lanes = "M" if kernel.skeleton == "stream" else "BLOCK_D"
+    zeros, carried = _carried(program, units, lanes)
+
+    def lines(statements: Iterable[Statement]) -> list[str]:
+        return _lines(spec, statements, units, {}, lanes)
+
     return {
+        "skeleton": f"{kernel.skeleton}.py.j2",
         "function": f"{spec.op}_{kernel.name}",
         "doc": _formula(spec).replace("\n", "; ")
         if forward
@@ -554,11 +651,23 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
         "units": ["UNIT"] if forward else ["UNIT", "D_UNIT"],
         "pointers": list(units.items()),
         "parameters": [(name, shapes[name]) for name in program.parameters],
-        "prologue": _lines(spec, program.prologue, units, held),
-        "body": _lines(spec, program.body, units, held),
-        "epilogue": _lines(spec, program.epilogue, units, held),
+        "prologue": [*lines(program.prologue), *zeros],
+        "carried": carried,
+        "warmup": lines(program.warmup),
+        "body": lines(program.body),
+        "resets": lines(program.totals),
+        "epilogue": lines(program.epilogue),
+        "backward": program.time == -1,
+        "length": spec.filter.length,
+        "width": spec.group_width,
         "partial_rows": program.partial_rows,
+        "partial_groups": _sums_groups(program),
     }
+
+
+def _sums_groups(program: TileProgram) -> bool:
+    """Whether a kernel writes partial sums of groups, beside those of channels."""
+    return any(isinstance(total, ZeroToeplitz) for total in program.totals)
 
 
 def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, Any]:
@@ -579,10 +688,18 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
         "backward_loads": list(backward.loads),
         "backward_stores": [inputs.index(name) for name in backward.stores],
         "backward_parameters": list(backward.parameters),
+        "streams": plan.forward.skeleton == "stream",
+        "tiles": "tiles" if plan.forward.skeleton == "stream" else 'schedule["TILES"]',
         "partial_rows": backward.partial_rows,
+        "partial_groups": _sums_groups(backward),
         "reduce_options": _literal({"num_warps": _REDUCE_WARPS, "enable_fp_fusion": True}, 4),
         "reductions": [
-            {"tensor": r.tensor, "first": r.first, "constants": _reduction_constants(r)}
+            {
+                "tensor": r.tensor,
+                "first": r.first,
+                "partials": "group_partials" if r.by_group else "partials",
+                "constants": _reduction_constants(r, schedule),
+            }
             for name in (p.name for p in spec.parameters)
             for r in plan.reductions
             if r.tensor == name
@@ -593,12 +710,20 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
 _REDUCE_WARPS = 4  # of sum_partials
 
 
-def _reduction_constants(reduction: Reduction) -> dict[str, int | bool | float | str]:
-    """What sum_partials is compiled for, beside the sizes of the whole operator."""
+def _parts(width: int, schedule: Schedule) -> int:
+    """Programs of a backward stream that share the channels of a group."""
+    return -(-width // dict(schedule.backward)["BLOCK_D"])
+
+
+def _reduction_constants(
+    reduction: Reduction, schedule: Schedule
+) -> dict[str, int | bool | float | str]:
+    """What sum_partials is compiled for, beside the shape of the partial sums."""
     view = reduction.view
-    block_w = min(1024, 1 << (view.width - 1).bit_length())
+    width = _parts(view.width, schedule) if reduction.by_group else view.width
+    block_w = min(1024, 1 << (width - 1).bit_length())
     return {
-        "WIDTH": view.width,
+        "WIDTH": width,
         "LENGTH": view.length or 1,
         "ROLES": view.roles,
         "INTERLEAVED": view.interleaved,
@@ -634,9 +759,12 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
             signature += [(f"{name}_ptr", io), (f"{name}_batch", "i32"), (f"{name}_row", "i32")]
         kept = [f"{name}_ptr" for name in program.parameters]
         kept += ["partials_ptr"] if program.partial_rows else []
+        kept += ["group_partials_ptr"] if _sums_groups(program) else []
         pointers = tuple(f"{name}_ptr" for name in activations)
         signature += [(name, "*fp32") for name in kept]
-        signature += [(name, "i32") for name in ("first", "last", "end", "time_programs")]
+        scalars = ["first", "last", "end", "time_programs"]
+        scalars += ["tiles"] if kernel.skeleton == "stream" else []
+        signature += [(name, "i32") for name in scalars]
         numbers = dict(schedule.numbers(kernel.name))
         warps, stages = numbers.pop("num_warps"), numbers.pop("num_stages", 3)
         registers = numbers.pop("maxnreg", 0) or None
@@ -659,7 +787,12 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
         )
     partial_rows = plan.backward.program.partial_rows if plan.backward else 0
     for r in plan.reductions:
-        constants = {"P": partial_rows, "CHANNELS": spec.channels} | _reduction_constants(r)
+        if r.by_group:
+            programs = spec.filter.groups * _parts(spec.group_width, schedule)
+            constants = {"P": r.rows, "CHANNELS": programs}
+        else:
+            constants = {"P": partial_rows, "CHANNELS": spec.channels}
+        constants |= _reduction_constants(r, schedule)
         pointers = ("partials_ptr", "out_ptr")
         sources.append(
             KernelSource(

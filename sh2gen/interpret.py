@@ -35,20 +35,27 @@ from sh2gen.ir import (
 )
 from sh2gen.plan import (
     Accumulate,
+    Extend,
     Fir,
     LoadRows,
     LoadTaps,
+    LoadToeplitz,
     LoadVector,
     Operand,
     Plan,
     Reduction,
+    Remember,
     Rows,
     Rowwise,
     Statement,
     StorePartial,
     StoreRows,
+    StoreToeplitz,
     TileProgram,
+    Toeplitz,
+    ToeplitzGradient,
     ZeroTaps,
+    ZeroToeplitz,
 )
 from sh2gen.reference import decayed_filter
 from sh2gen.spec import FilterKind, OpSpec, TapOrder
@@ -86,7 +93,7 @@ def interpret(
         outputs = evaluate(plan.graph, spec, inputs, weights, dtype=dtype)
         y, kept = outputs[plan.graph.outputs[0]], {name: outputs[name] for name in plan.saved}
     else:
-        stored, _ = run(plan.forward.program, spec, inputs, weights, rows=rows, dtype=dtype)
+        stored, _, _ = run(plan.forward.program, spec, inputs, weights, rows=rows, dtype=dtype)
         y, kept = stored["y"], {name: stored[name] for name in plan.saved}
 
     given = {**inputs, **kept, "dy": dy}
@@ -95,9 +102,11 @@ def interpret(
         gradients = dict(zip(spec.inputs, found.values(), strict=False))
         gradients |= parameter_gradients(plan.backward_graph, spec, found)
     else:
-        stored, partials = run(plan.backward.program, spec, given, weights, rows=rows, dtype=dtype)
+        program = plan.backward.program
+        stored, partials, groups = run(program, spec, given, weights, rows=rows, dtype=dtype)
         gradients = {name: stored[f"d_{name}"] for name in spec.inputs}
-        gradients |= {r.tensor: reduce_partials(r, spec, partials) for r in plan.reductions}
+        for r in plan.reductions:
+            gradients[r.tensor] = reduce_partials(r, spec, groups if r.by_group else partials)
 
     if spec.filter.kind is FilterKind.DECAY:  # linear and diagonal: it is its own adjoint
         gradients["filter"] = decayed_filter(spec, gradients["filter"])
@@ -232,8 +241,9 @@ def run(
     *,
     rows: int = 8,
     dtype: torch.dtype = torch.float64,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """What one launch of a kernel writes: {tensor: (B, D, L)}, and partial sums (P, D).
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """What one launch of a kernel writes: {tensor: (B, D, L)}, partial sums (P, D), and those of
+    taps, (K, D), where only the first channel of a group is not zero.
 
     Args:
         tensors: every activation that the program loads -> (B, D, L).
@@ -242,10 +252,12 @@ def run(
         dtype: of all arithmetic.
     """
     like = tensors[program.loads[0]].to(dtype)
-    launch = _Launch(spec, rows, like, like.new_zeros(program.partial_rows, spec.channels))
+    partials = like.new_zeros(program.partial_rows, spec.channels)
+    group_partials = like.new_zeros(spec.filter.length or 0, spec.channels)
+    launch = _Launch(spec, rows, like, partials, group_partials)
     for statement in program:
         launch.execute(statement, tensors, parameters)
-    return launch.stored, launch.partials
+    return launch.stored, launch.partials, launch.group_partials
 
 
 def reduce_partials(reduction: Reduction, spec: OpSpec, partials: Tensor) -> Tensor:
@@ -277,6 +289,8 @@ class _Launch:
     block: int  # ROWS
     like: Tensor  # (B, D, L): shape, dtype and device of every activation
     partials: Tensor  # (P, D)
+    group_partials: Tensor  # (K, D)
+    blocks: dict[str, Tensor] = field(default_factory=dict)  # remembered (B, D, L), whole
     held: dict[str, _Held] = field(default_factory=dict)
     taps: dict[str, Tensor] = field(default_factory=dict)  # (K, 1, D, 1), lag 0 first
     totals: dict[str, Tensor] = field(default_factory=dict)  # (K, B, D, N)
@@ -284,7 +298,11 @@ class _Launch:
 
     def execute(self, statement: Statement, tensors: Tensors, parameters: Tensors) -> None:
         match statement:
-            case LoadTaps(out=out, view=view) | LoadVector(out=out, view=view):
+            case (
+                LoadTaps(out=out, view=view)
+                | LoadVector(out=out, view=view)
+                | LoadToeplitz(out=out, view=view)
+            ):
                 taps = _channel_taps(self.spec, view, parameters[view.tensor].to(self.like))
                 self.taps[out] = taps.T[:, None, :, None]
             case ZeroTaps(out=out, length=length):
@@ -293,6 +311,24 @@ class _Launch:
                 self.totals[out] = self.like.new_zeros(length, batch, channels, blocks)
             case LoadRows(out=out, tensor=name, rows=rows):
                 self.hold(out, self.load(tensors[name].to(self.like), rows), rows)
+            case Extend(out=out, x=x, rows=rows):
+                # Lane after lane, the rows of all blocks are the whole sequence.
+                self.hold(out, self.load(self.store(self.take(x), whole=True), rows), rows)
+            case Remember(out=out, x=x):
+                self.blocks[out] = self.store(self.take(x))
+            case Toeplitz(out=out, blocks=blocks, taps=name, direction=direction, rows=rows):
+                taps = self.taps[name][:, 0]  # (K, D, 1)
+                y = _long_conv(self.blocks[blocks], taps, direction)
+                self.hold(out, self.load(y, rows), rows)
+            case ToeplitzGradient(out=out, grad=grad, blocks=blocks, length=length):
+                lags = _long_gradient(self.blocks[grad], self.blocks[blocks], length)
+                self.totals[out] = lags  # (K, D)
+            case ZeroToeplitz():
+                pass
+            case StoreToeplitz(total=total):
+                width = self.spec.group_width
+                sums = self.totals[total].unflatten(1, (-1, width)).sum(2)
+                self.group_partials[:, ::width] = sums
             case Fir(out=out, x=x, taps=name, direction=direction, rows=rows):
                 self.hold(out, _fir(self.take(x), self.taps[name], direction), rows)
             case Rowwise(out=out, rows=rows):
@@ -330,9 +366,12 @@ class _Launch:
         loaded = x[..., time.clamp(0, steps - 1)] * ((time >= 0) & (time < steps))
         return loaded.permute(2, 0, 1, 3)
 
-    def store(self, x: Tensor) -> Tensor:
-        """The inverse of load for the block's own rows: (B, D, L)."""
-        return x.permute(1, 2, 3, 0).flatten(2)[..., : self.like.shape[2]]
+    def store(self, x: Tensor, whole: bool = False) -> Tensor:
+        """The inverse of load for the block's own rows: (B, D, L), or up to the end of the last
+        block.
+        """
+        steps = x.permute(1, 2, 3, 0).flatten(2)
+        return steps if whole else steps[..., : self.like.shape[2]]
 
     def rowwise(self, statement: Rowwise) -> Tensor:
         values = [self.take(operand) for operand in statement.operands]
@@ -348,6 +387,22 @@ class _Launch:
             case "silu_gradient", [grad, x]:
                 return grad * _silu_slope(x)
         raise AssertionError(f"{statement}: no meaning is known for {statement.function}")
+
+
+def _long_conv(x: Tensor, taps: Tensor, direction: int) -> Tensor:
+    """The convolution of whole sequences (B, D, L) with taps (K, D, 1), or its adjoint."""
+    y = torch.zeros_like(x)
+    for lag in range(min(len(taps), x.shape[2])):
+        y += taps[lag] * _delayed(x, direction * lag)
+    return y
+
+
+def _long_gradient(grad: Tensor, x: Tensor, length: int) -> Tensor:
+    """sum over batch and time of grad[t] x[t - j] for every lag j: (length, D)."""
+    lags = x.new_zeros(length, x.shape[1])
+    for lag in range(min(length, x.shape[2])):
+        lags[lag] = (grad * _delayed(x, lag)).sum((0, 2))
+    return lags
 
 
 def _fir(x: Tensor, taps: Tensor, direction: int) -> Tensor:

@@ -76,6 +76,30 @@ class LoadVector:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoadToeplitz:
+    """The taps that a group's channels share, as Toeplitz matrices: how a block's outputs depend
+    on the block itself, on the one before it, and so on.
+    """
+
+    out: str
+    view: ParameterView
+
+    def __str__(self) -> str:
+        return f"{self.out} = load_toeplitz({self.view.tensor}, {self.view.length})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZeroToeplitz:
+    """Accumulators of the gradient of Toeplitz matrices, zero before the first tile."""
+
+    out: str
+    length: int
+
+    def __str__(self) -> str:
+        return f"{self.out} = zero_toeplitz({self.length})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ZeroTaps:
     """`length` accumulators, zero before the first tile."""
 
@@ -88,14 +112,23 @@ class ZeroTaps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadRows:
-    """Rows of an activation; zero outside the segment."""
+    """Rows of an activation; zero outside the segment.
+
+    Attributes:
+        carried: rows of context come from the tile before, not from memory: of a stream that runs
+            forward in time.
+        ahead: of the tile that a stream backward in time reaches LEAD steps later.
+    """
 
     out: str
     tensor: str
     rows: Rows
+    carried: bool = False
+    ahead: bool = False
 
     def __str__(self) -> str:
-        return f"{self.out} = load_rows({self.tensor}, {self.rows})"
+        where = ", carried" * self.carried + ", ahead" * self.ahead
+        return f"{self.out} = load_rows({self.tensor}, {self.rows}{where})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +148,73 @@ class Fir:
 
     def __str__(self) -> str:
         return f"{self.out} = {self.helper}({self.x}, {self.taps})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extend:
+    """x and the `count` rows that follow it: from the next lane and, at the end of the tile, from
+    the tile that a stream backward in time computed before this one.
+    """
+
+    out: str
+    x: Operand
+    count: int
+    rows: Rows
+
+    def __str__(self) -> str:
+        return f"{self.out} = extend({self.x}, {self.count})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remember:
+    """x as a matrix, blocks of time by steps, and those of the LEAD steps beside it.
+
+    Attributes:
+        ahead: x is LEAD steps earlier than the tile, and what is kept are the blocks between: the
+            block of the tile first, then earlier ones. Otherwise x is of the tile: its block
+            first, then those that the stream visited before.
+    """
+
+    out: str
+    x: Operand
+    length: int
+    ahead: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.out} = {'look_ahead' if self.ahead else 'remember'}({self.x})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Toeplitz:
+    """Convolution of remembered blocks with taps (direction +1), or its adjoint (-1), as matrix
+    products: one for every block that the taps reach.
+    """
+
+    out: str
+    blocks: str
+    taps: str
+    direction: int
+    rows: Rows = BLOCK
+
+    @property
+    def helper(self) -> str:
+        return "toeplitz" if self.direction == +1 else "toeplitz_adjoint"
+
+    def __str__(self) -> str:
+        return f"{self.out} = {self.helper}({self.blocks}, {self.taps})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToeplitzGradient:
+    """Add the products of the tile's block of `grad` with every block of `blocks` to accumulators."""
+
+    out: str
+    grad: str
+    blocks: str
+    length: int
+
+    def __str__(self) -> str:
+        return f"{self.out} += toeplitz_gradient({self.grad}, {self.blocks})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +267,17 @@ class StorePartial:
         return f"store_partial({self.first}, {self.total})"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreToeplitz:
+    """Write the sums along diagonals of accumulators, which are the gradients of taps."""
+
+    total: str
+    length: int
+
+    def __str__(self) -> str:
+        return f"store_toeplitz({self.total})"
+
+
 Statement = (
     LoadTaps
     | LoadVector
@@ -177,19 +288,40 @@ Statement = (
     | Accumulate
     | StoreRows
     | StorePartial
+    | LoadToeplitz
+    | ZeroToeplitz
+    | Extend
+    | Remember
+    | Toeplitz
+    | ToeplitzGradient
+    | StoreToeplitz
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileProgram:
-    """What one program does: once before its tiles, for every tile, once after them."""
+    """What one program does: once before its tiles, for every tile, once after them.
+
+    Attributes:
+        prologue, body, epilogue: these three.
+        warmup: of a stream, the part of `body` that fills what it remembers, for the tiles of the
+            LEAD steps before its first.
+        time: of a stream, the direction in which it walks: +1 forward, -1 backward in time.
+    """
 
     prologue: tuple[Statement, ...]
     body: tuple[Statement, ...]
     epilogue: tuple[Statement, ...] = ()
+    warmup: tuple[Statement, ...] = ()
+    time: int = +1
 
     def __iter__(self) -> Iterator[Statement]:
         yield from (*self.prologue, *self.body, *self.epilogue)
+
+    @property
+    def totals(self) -> tuple[ZeroTaps | ZeroToeplitz, ...]:
+        """The accumulators."""
+        return tuple(s for s in self.prologue if isinstance(s, ZeroTaps | ZeroToeplitz))
 
     @property
     def reach(self) -> Rows:
@@ -202,7 +334,8 @@ class TileProgram:
 
     @property
     def loads(self) -> tuple[str, ...]:
-        return tuple(s.tensor for s in self.body if isinstance(s, LoadRows))
+        """Activations read, each once, in order."""
+        return tuple(dict.fromkeys(s.tensor for s in self.body if isinstance(s, LoadRows)))
 
     @property
     def stores(self) -> tuple[str, ...]:
@@ -211,7 +344,8 @@ class TileProgram:
     @property
     def parameters(self) -> tuple[str, ...]:
         """Parameter tensors read, each once, in order."""
-        views = [s.view.tensor for s in self.prologue if isinstance(s, LoadTaps | LoadVector)]
+        loads = LoadTaps | LoadVector | LoadToeplitz
+        views = [s.view.tensor for s in self.prologue if isinstance(s, loads)]
         return tuple(dict.fromkeys(views))
 
     @property
@@ -222,8 +356,10 @@ class TileProgram:
     def validate(self) -> None:
         """Assert that every operand exists and holds the rows that are asked of it."""
         held: dict[str, Rows] = {}
-        totals = {s.out for s in self.prologue if isinstance(s, ZeroTaps)}
-        constants = {s.out for s in self.prologue if isinstance(s, LoadTaps | LoadVector)}
+        blocks: set[str] = set()
+        totals = {s.out for s in self.totals}
+        loads = LoadTaps | LoadVector | LoadToeplitz
+        constants = {s.out for s in self.prologue if isinstance(s, loads)}
         for statement in self.body:
             operands: tuple[Operand, ...] = ()
             match statement:
@@ -237,6 +373,19 @@ class TileProgram:
                 case Rowwise(operands=operands, vector=vector, rows=rows):
                     assert vector is None or vector in constants, f"{statement}: no {vector}"
                     assert all(o.rows == rows for o in operands), f"{statement}: rows differ"
+                case Extend(x=x, count=count, rows=rows):
+                    assert rows == Rows(x.rows.lo, x.rows.hi + count), f"{statement}: not {rows}"
+                    operands = (x,)
+                case Remember(x=x, out=out):
+                    assert x.rows == BLOCK, f"{statement}: remembers the block's own rows only"
+                    blocks.add(out)
+                    operands = (x,)
+                case Toeplitz(blocks=source, taps=taps):
+                    assert source in blocks, f"{statement}: {source} is not remembered"
+                    assert taps in constants, f"{statement}: {taps} is not loaded"
+                case ToeplitzGradient(out=out, grad=grad, blocks=source):
+                    assert {grad, source} <= blocks, f"{statement}: not remembered"
+                    assert out in totals, f"{statement}: {out} is not zeroed"
                 case Accumulate(operands=operands, out=out):
                     assert out in totals, f"{statement}: {out} is not zeroed"
                 case StoreRows(x=x):
@@ -248,15 +397,20 @@ class TileProgram:
                 assert operand.name in held, f"{statement}: {operand.name} is not defined"
                 have = held[operand.name]
                 assert have.join(operand.rows) == have, f"{statement}: {operand.name} holds {have}"
-            if isinstance(statement, LoadRows | Fir | Rowwise):
+            if isinstance(statement, LoadRows | Fir | Rowwise | Extend | Toeplitz):
                 assert statement.out not in held, f"{statement}: {statement.out} is defined twice"
                 held[statement.out] = statement.rows
         for statement in self.epilogue:
-            assert isinstance(statement, StorePartial) and statement.total in totals
+            assert isinstance(statement, StorePartial | StoreToeplitz)
+            assert statement.total in totals, f"{statement}: {statement.total} is not zeroed"
 
     def __str__(self) -> str:
-        lines = [*map(str, self.prologue), "for each tile:"]
-        lines += [f"    {statement}" for statement in self.body]
+        lines = [*map(str, self.prologue)]
+        if self.warmup:
+            lines += ["for each tile of the LEAD steps before the first:"]
+            lines += [f"    {statement}" for statement in self.warmup]
+        order = ", the last in time first" if self.time == -1 else ""
+        lines += [f"for each tile{order}:", *(f"    {statement}" for statement in self.body)]
         return "\n".join([*lines, *map(str, self.epilogue)])
 
 
@@ -289,11 +443,13 @@ class Reduction:
         tensor: the parameter.
         first: its first row in the partial sums.
         view: its rows and taps; for a packed tensor that of role 0, the other roles follow.
+        by_group: the partial sums are those of Toeplitz matrices: of groups, not of channels.
     """
 
     tensor: str
     first: int
     view: ParameterView
+    by_group: bool = False
 
     @property
     def rows(self) -> int:
@@ -350,7 +506,8 @@ class Plan:
             blocks.append(f"{kernel.name} kernel ({kernel.skeleton}):\n{_indent(kernel.program)}")
         for reduction in self.reductions:
             last = reduction.first + reduction.rows - 1
-            blocks.append(f"d_{reduction.tensor} = sum of partials {reduction.first} .. {last}")
+            of = "of groups " if reduction.by_group else ""
+            blocks.append(f"d_{reduction.tensor} = sum of partials {of}{reduction.first} .. {last}")
         if not self.kernels:
             blocks.append(
                 f"plain PyTorch, convolution by {self.eager.value}, in chunks of channels\n"

@@ -132,13 +132,7 @@ class Space:
 def space(spec: OpSpec, plan: Plan, direction: str) -> Space:
     """The space of one direction of a plan; empty if it has no kernel there."""
     text = _read(plan.algorithm)
-    facts = {
-        "CHANNELS": spec.channels,
-        "WIDTH": spec.group_width,
-        "K": spec.filter.length or 0,
-        "F": spec.featurizer.length if spec.featurizer else 1,
-        "TERMS": (spec.skip is not Skip.NONE) + (spec.bias is not Bias.NONE),
-    }
+    facts = _facts(spec)
     rules = [*text["require"], *text.get("require_layout", {}).get(plan.layout.value, [])]
     default = _first(text["default"].get(plan.layout.value, {}).get(direction, {}), facts)
     return Space(
@@ -149,9 +143,21 @@ def space(spec: OpSpec, plan: Plan, direction: str) -> Space:
     )
 
 
+def _facts(spec: OpSpec) -> dict[str, int]:
+    """What constraints and defaults may refer to, beside knobs."""
+    return {
+        "CHANNELS": spec.channels,
+        "WIDTH": spec.group_width,
+        "K": spec.filter.length or 0,
+        "F": spec.featurizer.length if spec.featurizer else 1,
+        "TERMS": (spec.skip is not Skip.NONE) + (spec.bias is not Bias.NONE),
+    }
+
+
 def interpreter_schedule(spec: OpSpec, plan: Plan) -> Schedule:
     """Numbers with which a small twin of the operator runs quickly under Triton's interpreter."""
-    numbers = _read(plan.algorithm)["interpret"].get(plan.layout.value, {})
+    cases = _read(plan.algorithm)["interpret"].get(plan.layout.value, {})
+    numbers = {direction: _first(case, _facts(spec)) for direction, case in cases.items()}
     return schedule(spec, plan, numbers)
 
 

@@ -9,11 +9,11 @@ costs less than passing it on.
 from __future__ import annotations
 
 from sh2gen.ir import operator_graph
-from sh2gen.lower.rows import tile_program
+from sh2gen.lower.rows import layouts, tile_program
 from sh2gen.lower.verdict import Verdict, later_fields
 from sh2gen.passes import adjoint
 from sh2gen.plan import EagerConv, KernelPlan, Layout, Plan
-from sh2gen.spec import Activations, FilterKind, OpSpec
+from sh2gen.spec import FilterKind, OpSpec
 
 MAX_TAPS = 16  # beyond this the windows of backward no longer fit into 255 registers a thread
 MAX_FEATURIZER = 4  # its window adds to that of the filter, in registers and in compile time
@@ -47,15 +47,6 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
     )
     cuts: tuple[tuple[str, ...], ...] = ((), (before_gate,)) if gated else ((),)
     return tuple(_plan(spec, layout, saved) for layout in layouts(spec) for saved in cuts)
-
-
-def layouts(spec: OpSpec) -> tuple[Layout, ...]:
-    """The layouts that the spec allows, the one that is faster for narrow tiles first."""
-    match spec.layout.activations:
-        case Activations.AUTO:
-            return (Layout.BDL, Layout.BLD)
-        case chosen:
-            return (Layout(chosen.value),)
 
 
 def _plan(spec: OpSpec, layout: Layout, saved: tuple[str, ...]) -> Plan:

@@ -5,7 +5,7 @@ works.
 from __future__ import annotations
 
 from sh2gen.ir import operator_graph
-from sh2gen.lower.direct import layouts
+from sh2gen.lower.rows import layouts
 from sh2gen.lower.verdict import Verdict, later_fields
 from sh2gen.passes import adjoint
 from sh2gen.plan import EagerConv, Plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import assert_never
 
 from sh2gen.ir import (
@@ -26,6 +27,7 @@ from sh2gen.plan import (
     BLOCK,
     Accumulate,
     Fir,
+    Layout,
     LoadRows,
     LoadTaps,
     LoadVector,
@@ -39,8 +41,9 @@ from sh2gen.plan import (
     TileProgram,
     ZeroTaps,
 )
+from sh2gen.spec import Activations, OpSpec
 
-_FUNCTIONS: dict[type[Node], str] = {
+FUNCTIONS: dict[type[Node], str] = {
     Multiply: "multiply",
     Add: "add",
     Scale: "scale",
@@ -150,7 +153,7 @@ def tile_program(
                 body.append(
                     Rowwise(
                         out=node.out,
-                        function=_FUNCTIONS[type(node)],
+                        function=FUNCTIONS[type(node)],
                         operands=tuple(Operand(x, rows[node.out]) for x in activations(node)),
                         vector=parameter(node),
                         rows=rows[node.out],
@@ -162,18 +165,28 @@ def tile_program(
         for tensor in [tensor for tensor, value in left.items() if value == node.out]:
             body.append(StoreRows(tensor=tensor, x=Operand(left.pop(tensor), BLOCK)))
 
-    ordered = sorted(gradients, key=lambda node: _reduction_key(graph, node.view))
-    epilogue: list[Statement] = []
+    zeros, partials, reductions = partial_sums(graph, gradients)
+    program = TileProgram(
+        prologue=(*prologue, *zeros), body=tuple(body), epilogue=tuple(partials)
+    )
+    return program, reductions
+
+
+def partial_sums(
+    graph: Graph, gradients: Sequence[TapGradient | ChannelSum]
+) -> tuple[list[ZeroTaps], list[StorePartial], tuple[Reduction, ...]]:
+    """Accumulators of gradients of parameters, where their sums are written, and what sums these."""
+    zeros: list[ZeroTaps] = []
+    partials: list[StorePartial] = []
     reductions: list[Reduction] = []
     first = 0
-    for node in ordered:
+    for node in sorted(gradients, key=lambda node: _reduction_key(graph, node.view)):
         if node.view.role == 0:
             reductions.append(Reduction(tensor=node.view.tensor, first=first, view=node.view))
-        prologue.append(ZeroTaps(out=node.out, length=node.view.length or 1))
-        epilogue.append(StorePartial(total=node.out, first=first))
+        zeros.append(ZeroTaps(out=node.out, length=node.view.length or 1))
+        partials.append(StorePartial(total=node.out, first=first))
         first += node.view.length or 1
-    program = TileProgram(prologue=tuple(prologue), body=tuple(body), epilogue=tuple(epilogue))
-    return program, tuple(reductions)
+    return zeros, partials, tuple(reductions)
 
 
 def _reduction_key(graph: Graph, view: ParameterView) -> tuple[int, int]:
@@ -182,3 +195,12 @@ def _reduction_key(graph: Graph, view: ParameterView) -> tuple[int, int]:
     # A bias is a parameter of the forward graph only: it comes after those that backward reads.
     position = tensors.index(view.tensor) if view.tensor in tensors else len(tensors)
     return position, view.role
+
+
+def layouts(spec: OpSpec) -> tuple[Layout, ...]:
+    """The layouts that the spec allows, the one that is faster for narrow tiles first."""
+    match spec.layout.activations:
+        case Activations.AUTO:
+            return (Layout.BDL, Layout.BLD)
+        case chosen:
+            return (Layout(chosen.value),)

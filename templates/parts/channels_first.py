@@ -75,9 +75,10 @@ def load_rows(
     """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
 
     EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside
-    as a whole. Otherwise only tiles at an edge pay for a mask on every element.
+    as a whole. Otherwise only tiles at an edge pay for a mask on every element. A tile may begin at
+    another time t for every lane, between `earliest` and `latest`.
     """
-    channel, inside, t, first, last, end = tile
+    channel, inside, t, (earliest, latest), first, last, end = tile
     rows = ()
     for vector in tl.static_range(LO // 8, (HI + 7) // 8):
         index = tl.arange(0, N * 8)[None, :]
@@ -86,7 +87,7 @@ def load_rows(
         where = ptr + channel * row + time * unit
         if EVEN:
             x = tl.load(where, mask=inside & (begin >= first) & (begin < last), other=0.0)
-        elif (t + vector * 8 >= first) & (t + vector * 8 + N * ROWS <= last):
+        elif (earliest + vector * 8 >= first) & (latest + vector * 8 + N * ROWS <= last):
             x = tl.load(where, mask=inside, other=0.0)
         else:
             x = tl.load(where, mask=inside & (time >= first) & (time < last), other=0.0)
@@ -99,7 +100,7 @@ def store_rows(
     ptr, row, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
     """Write the rows of every block that lie before `end`."""
-    channel, inside, t, first, last, end = tile
+    channel, inside, t, (earliest, latest), first, last, end = tile
     for vector in tl.static_range(len(rows) // 8):
         x = rows_vector(rows, vector * 8, BLOCK_D, N, ptr.dtype.element_ty)
         index = tl.arange(0, N * 8)[None, :]
@@ -108,7 +109,7 @@ def store_rows(
         where = ptr + channel * row + time * unit
         if EVEN:
             tl.store(where, x, mask=inside & (begin < end))
-        elif t + vector * 8 + N * len(rows) <= end:
+        elif latest + vector * 8 + N * len(rows) <= end:
             tl.store(where, x, mask=inside)
         else:
             tl.store(where, x, mask=inside & (time < end))

@@ -72,13 +72,31 @@ def programs(batch: int, steps: int, schedule: dict[str, int]) -> tuple[int, int
     return along_time, batch * along_time * -(-CHANNELS // schedule["BLOCK_D"])
 
 
-def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor]) -> int:
+def stream_programs(
+    batch: int, steps: int, schedule: dict[str, int], width: int
+) -> tuple[int, int, int]:
+    """As `programs` for programs that stream along segments of a group of `width` channels:
+    programs along time, tiles of a segment, programs in all.
+
+    A segment has TILES tiles, fewer if the steps are few, and more if they are so many that the
+    partial sums of more than 32 programs along time would weigh something.
+    """
+    tiles_in_all = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
+    tiles = max(1, min(schedule["TILES"], tiles_in_all), -(-tiles_in_all // 32))
+    along_time = -(-tiles_in_all // tiles)
+    along_channels = CHANNELS // width * -(-width // schedule["BLOCK_D"])
+    return along_time, tiles, batch * along_time * along_channels
+
+
+def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
     """8 if all strides are multiples of 8 elements, so that accesses are 16 bytes wide; else 1.
 
-    Refuses row strides that the 32-bit offsets within a program cannot hold; those of the program
-    itself are 64-bit.
+    Refuses row strides that the 32-bit offsets within a program of so many tiles cannot hold;
+    those of the program itself are 64-bit.
     """
-    rows = schedule["BLOCK_D"] if LAYOUT == "BDL" else schedule["BLOCK_T"] * schedule["TILES"] + 64
+    rows = schedule["BLOCK_D"]
+    if LAYOUT == "BLD":  # and the steps that it looks back and ahead
+        rows = schedule["BLOCK_T"] * schedule.get("SEGMENTS", 1) * tiles + 4096
     step = 8
     for x in tensors:
         batch_stride, row_stride, _ = x.stride()
@@ -115,22 +133,24 @@ def launch(kernel, grid: int, *arguments: Tensor | int, options: dict[str, int],
 
 
 def reduce_partials(partials: Tensor, parameter: Tensor, first: int, **constants: int) -> Tensor:
-    """The gradient of a parameter tensor, in its shape and dtype, from partials [splits, P, D].
+    """The gradient of a parameter tensor, in its shape and dtype, from partials [splits, P, C] of
+    C channels, or of the parts of groups.
 
     Its rows of partials begin at `first`; `constants` are those of sum_partials from WIDTH on.
     """
     out = torch.empty_like(parameter, dtype=torch.float32, memory_format=torch.contiguous_format)
-    groups = CHANNELS // constants["WIDTH"]
+    splits, rows, columns = partials.shape
+    groups = columns // constants["WIDTH"]
     launch(
         sum_partials,
         constants["ROLES"] * constants["LENGTH"] * -(-groups // constants["BLOCK_G"]),
         partials,
         out,
-        partials.shape[0],
+        splits,
         first,
         options=OPTIONS["reduce"],
-        P=partials.shape[1],
-        CHANNELS=CHANNELS,
+        P=rows,
+        CHANNELS=columns,
         **constants,
     )
     return out.to(parameter.dtype)

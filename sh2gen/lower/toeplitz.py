@@ -1,0 +1,324 @@
+"""`toeplitz`: overlap-add blocks as products with Toeplitz matrices, on the tensor cores.
+
+Time is cut into blocks of BLOCK_T steps. With z_n a block as a row vector and T_s the matrix
+T_s[j, i] = h[s BLOCK_T + i - j], the convolution is y_n = sum_s z_{n-s} T_s with
+s = 0 .. ceil((K - 1) / BLOCK_T) (arXiv 2503.01868, section 3). The channels of a group share the
+matrices, and so do several segments of the sequence: all of them together are the rows of one
+product. A program walks along its segments block by block (skeleton `stream`), so the earlier
+blocks are the ones that it has just computed.
+
+Backward walks backward in time: gradients d_z_n = sum_s e_{n+s} T_s^T look at blocks that it has
+just computed, the recomputed convolution looks ahead, and the gradient of the taps sums products
+e_n^T z_{n-s} in registers over the whole walk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import assert_never
+
+import networkx as nx
+
+from sh2gen.ir import (
+    Add,
+    ChannelSum,
+    Conv,
+    Graph,
+    Input,
+    Multiply,
+    Node,
+    Parameter,
+    Scale,
+    Shift,
+    Silu,
+    SiluGradient,
+    TapGradient,
+    activations,
+    operator_graph,
+    parameter,
+)
+from sh2gen.lower.rows import FUNCTIONS, layouts, partial_sums
+from sh2gen.lower.verdict import Verdict, later_fields
+from sh2gen.passes import adjoint
+from sh2gen.plan import (
+    BLOCK,
+    Accumulate,
+    EagerConv,
+    Extend,
+    Fir,
+    KernelPlan,
+    Layout,
+    LoadRows,
+    LoadTaps,
+    LoadToeplitz,
+    LoadVector,
+    Operand,
+    Plan,
+    Reduction,
+    Remember,
+    Rows,
+    Rowwise,
+    Statement,
+    StoreRows,
+    StoreToeplitz,
+    TileProgram,
+    Toeplitz,
+    ToeplitzGradient,
+    ZeroToeplitz,
+)
+from sh2gen.spec import Activation, FilterKind, OpSpec
+
+MAX_TAPS = 1024  # every BLOCK_T taps more are one more matrix to keep in shared memory
+MAX_FEATURIZER = 4  # its context is kept in registers, and compile time grows with it
+
+
+def applies(spec: OpSpec) -> Verdict:
+    """Whether this operator can be computed by `toeplitz`, and why (not)."""
+    reasons = list(later_fields(spec))
+    if spec.filter.kind not in (FilterKind.EXPLICIT, FilterKind.DECAY):
+        reasons.append(f"the filter is {spec.filter.kind.value}; toeplitz needs explicit taps")
+    elif spec.filter.length is not None and spec.filter.length > MAX_TAPS:
+        reasons.append(f"{spec.filter.length} taps; at most {MAX_TAPS}")
+    if spec.featurizer is not None and spec.featurizer.length > MAX_FEATURIZER:
+        reasons.append(f"a featurizer of {spec.featurizer.length} taps; at most {MAX_FEATURIZER}")
+    if spec.activation is not Activation.NONE:
+        reasons.append("an activation: its gradient needs the convolution of blocks not yet read")
+    if reasons:
+        return Verdict.no(*reasons)
+    return Verdict.yes(
+        f"{spec.filter.length} taps as products of blocks of time with Toeplitz matrices: "
+        f"one kernel reads {len(spec.inputs)} and writes 1 activation"
+    )
+
+
+def lower(spec: OpSpec) -> tuple[Plan, ...]:
+    """A plan for each layout; backward recomputes the convolution."""
+    return tuple(_plan(spec, layout) for layout in layouts(spec))
+
+
+def _plan(spec: OpSpec, layout: Layout) -> Plan:
+    graph = operator_graph(spec)
+    backward_graph = adjoint(graph)
+    own = "channels_first" if layout is Layout.BDL else "channels_last"
+    parts = ("toeplitz", "rows", *dict.fromkeys((own, "channels_first")))
+    forward = _forward(graph)
+    names = (f"d_{name}" for name in spec.inputs)
+    backward, reductions = _backward(
+        backward_graph, dict(zip(names, backward_graph.outputs, strict=False))
+    )
+    return Plan(
+        algorithm="toeplitz",
+        layout=layout,
+        graph=graph,
+        backward_graph=backward_graph,
+        forward=KernelPlan(name="forward", skeleton="stream", parts=parts, program=forward),
+        backward=KernelPlan(name="backward", skeleton="stream", parts=parts, program=backward),
+        reductions=reductions,
+        eager=EagerConv.DIRECT,
+    )
+
+
+@dataclass(slots=True)
+class _Builder:
+    """Statements of the nodes of a graph, for a stream in one direction of time.
+
+    Every value is held for the tile's own steps only; loads add the left context of the
+    featurizer, and its adjoint extends to the right by what the stream has just computed.
+    """
+
+    graph: Graph
+    time: int
+    prologue: list[Statement] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for node in self.graph.parameters:
+            if node.view.tensor == "filter":
+                self.prologue.append(LoadToeplitz(out=node.out, view=node.view))
+            elif node.view.length:
+                self.prologue.append(LoadTaps(out=node.out, view=node.view))
+            else:
+                self.prologue.append(LoadVector(out=node.out, view=node.view))
+
+    def long(self, node: Node) -> bool:
+        """Whether a node convolves with the filter, by matrix products."""
+        name = parameter(node)
+        return isinstance(node, Conv) and name is not None and self.tensor(name) == "filter"
+
+    def tensor(self, name: str) -> str:
+        return self.graph.view(name).tensor
+
+    def conv(self, direction: int) -> Conv | None:
+        """The convolution with the filter in one direction, if there is one."""
+        for node in self.graph.nodes:
+            if isinstance(node, Conv) and self.long(node) and node.direction == direction:
+                return node
+        return None
+
+    def lag(self, name: str) -> int:
+        """Steps of left context that a value needs: inputs of a featurizer only."""
+        lengths = [
+            self.graph.view(node.taps).length or 1
+            for node in self.graph.nodes
+            if isinstance(node, Conv) and node.x == name and node.direction == +1
+            if not self.long(node)
+        ]
+        return max(lengths, default=1) - 1
+
+    def before(self, names: list[str]) -> set[str]:
+        """Activations that the named values depend on within a tile, and these themselves.
+
+        A convolution with the filter reads remembered blocks instead of its argument.
+        """
+        network: nx.DiGraph[str] = nx.DiGraph()
+        for node in self.graph.nodes:
+            network.add_node(node.out)
+            if not self.long(node):
+                network.add_edges_from((x, node.out) for x in activations(node))
+        return set(names).union(*(nx.ancestors(network, name) for name in names))
+
+    def statements(self, node: Node, suffix: str = "", ahead: bool = False) -> list[Statement]:
+        """One node of the tile, or with a suffix of the tile that is LEAD steps earlier."""
+
+        def own(name: str) -> Operand:
+            return Operand(name + suffix, BLOCK)
+
+        out = node.out + suffix
+        match node:
+            case Input():
+                lag = self.lag(node.out)
+                carried = bool(lag) and self.time == +1
+                rows = Rows(-lag, 0)
+                return [
+                    LoadRows(out=out, tensor=node.out, rows=rows, carried=carried, ahead=ahead)
+                ]
+            case Conv(x=x, taps=taps, direction=direction) if self.long(node):
+                blocks = f"{x}_blocks"
+                return [Toeplitz(out=out, blocks=blocks, taps=taps, direction=direction)]
+            case Conv(x=x, taps=taps, direction=direction):
+                length = self.graph.view(taps).length or 1
+                if direction == +1:
+                    source = Operand(x + suffix, Rows(1 - length, 0))
+                    extension: list[Statement] = []
+                elif length == 1:
+                    source, extension = own(x), []
+                else:
+                    rows = Rows(0, length - 1)
+                    source = Operand(f"{x}_on", rows)
+                    extension = [Extend(out=source.name, x=own(x), count=length - 1, rows=rows)]
+                fir = Fir(
+                    out=out, x=source, taps=taps, length=length, direction=direction, rows=BLOCK
+                )
+                return [*extension, fir]
+            case Multiply() | Add() | Scale() | Shift() | Silu() | SiluGradient():
+                return [
+                    Rowwise(
+                        out=out,
+                        function=FUNCTIONS[type(node)],
+                        operands=tuple(map(own, activations(node))),
+                        vector=parameter(node),
+                        rows=BLOCK,
+                    )
+                ]
+            case TapGradient(grad=grad, x=x, view=view):
+                assert view.length is not None
+                operands = (own(grad), Operand(x, Rows(1 - view.length, 0)))
+                return [
+                    Accumulate(
+                        out=out, function="tap_gradient", operands=operands, length=view.length
+                    )
+                ]
+            case ChannelSum(x=x):
+                return [Accumulate(out=out, function="channel_sum", operands=(own(x),), length=1)]
+            case Parameter():
+                return []
+            case _:
+                assert_never(node)
+
+
+def _forward(graph: Graph) -> TileProgram:
+    """A stream forward in time."""
+    builder = _Builder(graph, time=+1)
+    conv = builder.conv(+1)
+    assert conv is not None
+    length = graph.view(conv.taps).length or 1
+    remembered = builder.before([conv.x])
+    remember = Remember(out=f"{conv.x}_blocks", x=Operand(conv.x, BLOCK), length=length)
+    warmup: list[Statement] = []
+    body: list[Statement] = []
+    for node in graph.nodes:
+        lines = builder.statements(node)
+        lines += [remember] if node.out == conv.x else []
+        warmup += lines if node.out in remembered else []
+        body += lines
+    body.append(StoreRows(tensor="y", x=Operand(graph.outputs[0], BLOCK)))
+    return TileProgram(prologue=tuple(builder.prologue), body=tuple(body), warmup=tuple(warmup))
+
+
+def _backward(
+    graph: Graph, stores: dict[str, str]
+) -> tuple[TileProgram, tuple[Reduction, ...]]:
+    """A stream backward in time.
+
+    Args:
+        graph: the backward graph.
+        stores: tensor name -> value, for the gradients of inputs.
+    """
+    builder = _Builder(graph, time=-1)
+    conv = builder.conv(-1)
+    (taps,) = [n for n in graph.nodes if isinstance(n, TapGradient) and n.view.tensor == "filter"]
+    assert conv is not None and taps.grad == conv.x
+    length = taps.view.length or 1
+    sums = [
+        node
+        for node in graph.nodes
+        if isinstance(node, TapGradient | ChannelSum) and node is not taps
+    ]
+    ahead: list[Statement] = []
+    for name in _ordered(graph, builder.before([taps.x])):
+        ahead += builder.statements(graph.by_name[name], suffix="_ahead", ahead=True)
+    ahead.append(
+        Remember(
+            out=f"{taps.x}_blocks",
+            x=Operand(f"{taps.x}_ahead", BLOCK),
+            length=length,
+            ahead=True,
+        )
+    )
+    remembered = builder.before([conv.x])
+    wanted = [x for node in sums for x in activations(node)]
+    needed = builder.before([*stores.values(), *wanted, conv.x])
+    remember = Remember(out=f"{conv.x}_blocks", x=Operand(conv.x, BLOCK), length=length)
+    warmup: list[Statement] = list(ahead)
+    body: list[Statement] = list(ahead)
+    left = dict(stores)
+    for node in graph.nodes:
+        if node is taps:
+            body.append(
+                ToeplitzGradient(
+                    out=node.out,
+                    grad=f"{taps.grad}_blocks",
+                    blocks=f"{taps.x}_blocks",
+                    length=length,
+                )
+            )
+        elif node.out in needed or node in sums:
+            lines = builder.statements(node)
+            lines += [remember] if node.out == conv.x else []
+            warmup += lines if node.out in remembered else []
+            body += lines
+        for tensor in [tensor for tensor, value in left.items() if value == node.out]:
+            body.append(StoreRows(tensor=tensor, x=Operand(left.pop(tensor), BLOCK)))
+    zeros, partials, reductions = partial_sums(graph, sums)
+    by_group = Reduction(tensor="filter", first=0, view=taps.view, by_group=True)
+    program = TileProgram(
+        prologue=(*builder.prologue, *zeros, ZeroToeplitz(out=taps.out, length=length)),
+        body=tuple(body),
+        epilogue=(*partials, StoreToeplitz(total=taps.out, length=length)),
+        warmup=tuple(warmup),
+        time=-1,
+    )
+    return program, (*reductions, by_group)
+
+
+def _ordered(graph: Graph, names: set[str]) -> list[str]:
+    return [node.out for node in graph.nodes if node.out in names]
