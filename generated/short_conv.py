@@ -237,9 +237,11 @@ def load_rows(
     """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
 
     EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside
-    as a whole. Otherwise only tiles at an edge pay for a mask on every element.
+    as a whole. Otherwise only tiles at an edge pay for a mask on every element. A tile may begin
+    at
+    another time t for every lane, between `earliest` and `latest`.
     """
-    channel, inside, t, first, last, end = tile
+    channel, inside, t, earliest, latest, first, last, end = tile
     rows = ()
     for vector in tl.static_range(LO // 8, (HI + 7) // 8):
         index = tl.arange(0, N * 8)[None, :]
@@ -248,7 +250,7 @@ def load_rows(
         where = ptr + channel * row + time * unit
         if EVEN:
             x = tl.load(where, mask=inside & (begin >= first) & (begin < last), other=0.0)
-        elif (t + vector * 8 >= first) & (t + vector * 8 + N * ROWS <= last):
+        elif (earliest + vector * 8 >= first) & (latest + vector * 8 + N * ROWS <= last):
             x = tl.load(where, mask=inside, other=0.0)
         else:
             x = tl.load(where, mask=inside & (time >= first) & (time < last), other=0.0)
@@ -281,7 +283,7 @@ def store_rows(
     ptr, row, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
     """Write the rows of every block that lie before `end`."""
-    channel, inside, t, first, last, end = tile
+    channel, inside, t, earliest, latest, first, last, end = tile
     for vector in tl.static_range(len(rows) // 8):
         x = rows_vector(rows, vector * 8, BLOCK_D, N, ptr.dtype.element_ty)
         index = tl.arange(0, N * 8)[None, :]
@@ -290,7 +292,7 @@ def store_rows(
         where = ptr + channel * row + time * unit
         if EVEN:
             tl.store(where, x, mask=inside & (begin < end))
-        elif t + vector * 8 + N * len(rows) <= end:
+        elif latest + vector * 8 + N * len(rows) <= end:
             tl.store(where, x, mask=inside)
         else:
             tl.store(where, x, mask=inside & (time < end))
@@ -339,7 +341,7 @@ def short_conv_forward(
     filter = load_taps(filter_ptr, row, inside, 4, True)
     bias = load_vector(bias_ptr, row, inside)
     for t in range(0, tl.minimum(TILES * BLOCK_T, end), BLOCK_T):
-        tile = (channel, inside, t, first, last, end)
+        tile = (channel, inside, t, t, t, first, last, end)
         x = load_rows(x_ptr, x_row, UNIT, tile, -3, ROWS, EVEN, ROWS, BLOCK_D, N)
         conv = fir(x, filter)
         pre_bias = shift(conv, bias)
@@ -391,7 +393,7 @@ def short_conv_backward(
     d_filter = zero_taps(4, BLOCK_D, N)
     d_bias = zero_taps(1, BLOCK_D, N)
     for t in range(0, tl.minimum(TILES * BLOCK_T, end), BLOCK_T):
-        tile = (channel, inside, t, first, last, end)
+        tile = (channel, inside, t, t, t, first, last, end)
         x = load_rows(x_ptr, x_row, UNIT, tile, -3, ROWS + 3, EVEN, ROWS, BLOCK_D, N)
         conv = fir(x, filter)
         pre_bias = shift(conv, bias)
@@ -498,13 +500,31 @@ def programs(batch: int, steps: int, schedule: dict[str, int]) -> tuple[int, int
     return along_time, batch * along_time * -(-CHANNELS // schedule["BLOCK_D"])
 
 
-def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor]) -> int:
+def stream_programs(
+    batch: int, steps: int, schedule: dict[str, int], width: int
+) -> tuple[int, int, int]:
+    """As `programs` for programs that stream along segments of a group of `width` channels:
+    programs along time, tiles of a segment, programs in all.
+
+    A segment has TILES tiles, fewer if the steps are few, and more if they are so many that the
+    partial sums of more than 32 programs along time would weigh something.
+    """
+    tiles_in_all = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
+    tiles = max(1, min(schedule["TILES"], tiles_in_all), -(-tiles_in_all // 32))
+    along_time = -(-tiles_in_all // tiles)
+    along_channels = CHANNELS // width * -(-width // schedule["BLOCK_D"])
+    return along_time, tiles, batch * along_time * along_channels
+
+
+def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
     """8 if all strides are multiples of 8 elements, so that accesses are 16 bytes wide; else 1.
 
-    Refuses row strides that the 32-bit offsets within a program cannot hold; those of the program
-    itself are 64-bit.
+    Refuses row strides that the 32-bit offsets within a program of so many tiles cannot hold;
+    those of the program itself are 64-bit.
     """
-    rows = schedule["BLOCK_D"] if LAYOUT == "BDL" else schedule["BLOCK_T"] * schedule["TILES"] + 64
+    rows = schedule["BLOCK_D"]
+    if LAYOUT == "BLD":  # and the steps that it looks back and ahead
+        rows = schedule["BLOCK_T"] * schedule.get("SEGMENTS", 1) * tiles + 4096
     step = 8
     for x in tensors:
         batch_stride, row_stride, _ = x.stride()
@@ -541,22 +561,24 @@ def launch(kernel, grid: int, *arguments: Tensor | int, options: dict[str, int],
 
 
 def reduce_partials(partials: Tensor, parameter: Tensor, first: int, **constants: int) -> Tensor:
-    """The gradient of a parameter tensor, in its shape and dtype, from partials [splits, P, D].
+    """The gradient of a parameter tensor, in its shape and dtype, from partials [splits, P, C] of
+    C channels, or of the parts of groups.
 
     Its rows of partials begin at `first`; `constants` are those of sum_partials from WIDTH on.
     """
     out = torch.empty_like(parameter, dtype=torch.float32, memory_format=torch.contiguous_format)
-    groups = CHANNELS // constants["WIDTH"]
+    splits, rows, columns = partials.shape
+    groups = columns // constants["WIDTH"]
     launch(
         sum_partials,
         constants["ROLES"] * constants["LENGTH"] * -(-groups // constants["BLOCK_G"]),
         partials,
         out,
-        partials.shape[0],
+        splits,
         first,
         options=OPTIONS["reduce"],
-        P=partials.shape[1],
-        CHANNELS=CHANNELS,
+        P=rows,
+        CHANNELS=columns,
         **constants,
     )
     return out.to(parameter.dtype)
@@ -576,7 +598,7 @@ def launch_forward(
     first, steps, bounds = segment(x, context, begin, end, schedule["BLOCK_T"])
     time_programs, grid = programs(x.shape[0], steps, schedule)
     outputs = [allocate(x, steps)]
-    step = stride_step(schedule, (x, *outputs))
+    step = stride_step(schedule, (x, *outputs), schedule["TILES"])
     if grid:
         launch(
             short_conv_forward,
@@ -619,7 +641,7 @@ def launch_backward(
     time_programs, grid = programs(dy.shape[0], steps, schedule)
     gradients = [allocate(x, steps) for x in inputs]
     d_inputs = unpack(gradients)
-    step = stride_step(schedule, (x, dy, *d_inputs))
+    step = stride_step(schedule, (x, dy, *d_inputs), schedule["TILES"])
     splits = dy.shape[0] * time_programs
     partials = dy.new_empty((splits, 5, CHANNELS), dtype=torch.float32)
     if grid:
@@ -826,7 +848,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_3e7e82d1"
+    name = unique = "short_conv_5acada2d"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -148,6 +148,7 @@ def _facts(spec: OpSpec) -> dict[str, int]:
     return {
         "CHANNELS": spec.channels,
         "WIDTH": spec.group_width,
+        "WIDTH2": 1 << (spec.group_width - 1).bit_length(),
         "K": spec.filter.length or 0,
         "F": spec.featurizer.length if spec.featurizer else 1,
         "TERMS": (spec.skip is not Skip.NONE) + (spec.bias is not Bias.NONE),
@@ -186,8 +187,16 @@ def _first(cases: Any, facts: Mapping[str, int]) -> dict[str, int]:
     """The numbers of one case, or of the first of several whose `when` holds for the operator."""
     for case in cases if isinstance(cases, list) else [cases]:
         if "when" not in case or _holds(case["when"], facts):
-            return {name: value for name, value in case.items() if name != "when"}
+            return {name: _number(value, facts) for name, value in case.items() if name != "when"}
     raise KeyError("no default applies")
+
+
+def _number(value: int | str, facts: Mapping[str, int]) -> int:
+    """A default: a number, or an expression in facts of the operator."""
+    if isinstance(value, int):
+        return value
+    expression = _expression(ast.parse(value, mode="eval").body)
+    return int(expression.subs(facts))
 
 
 @cache
@@ -265,4 +274,6 @@ def _expression(node: ast.expr) -> Any:
             return _expression(left) * _expression(right)
         case ast.BinOp(left=left, op=ast.FloorDiv(), right=right):
             return sympy.floor(_expression(left) / _expression(right))
-    raise SyntaxError(f"`{ast.unparse(node)}` is not made of names, integers, +, -, * and //")
+        case ast.Call(func=ast.Name(id="min"), args=[left, right], keywords=[]):
+            return sympy.Min(_expression(left), _expression(right))
+    raise SyntaxError(f"`{ast.unparse(node)}` is not made of names, integers, +, -, *, // and min")

@@ -78,7 +78,7 @@ def load_rows(
     as a whole. Otherwise only tiles at an edge pay for a mask on every element. A tile may begin at
     another time t for every lane, between `earliest` and `latest`.
     """
-    channel, inside, t, (earliest, latest), first, last, end = tile
+    channel, inside, t, earliest, latest, first, last, end = tile
     rows = ()
     for vector in tl.static_range(LO // 8, (HI + 7) // 8):
         index = tl.arange(0, N * 8)[None, :]
@@ -100,7 +100,7 @@ def store_rows(
     ptr, row, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
     """Write the rows of every block that lie before `end`."""
-    channel, inside, t, (earliest, latest), first, last, end = tile
+    channel, inside, t, earliest, latest, first, last, end = tile
     for vector in tl.static_range(len(rows) // 8):
         x = rows_vector(rows, vector * 8, BLOCK_D, N, ptr.dtype.element_ty)
         index = tl.arange(0, N * 8)[None, :]

@@ -37,7 +37,7 @@ def load_rows(
 
     A step is inside or outside for all channels alike, so EVEN makes no difference here.
     """
-    channel, inside, t, _, first, last, end = tile
+    channel, inside, t, _, _, first, last, end = tile
     rows = ()
     block = tl.arange(0, N)[None, :] * ROWS
     lane = channel * unit + block * row
@@ -54,7 +54,7 @@ def store_rows(
     ptr, row, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
     """Write the rows of every block that lie before `end`."""
-    channel, inside, t, _, first, last, end = tile
+    channel, inside, t, _, _, first, last, end = tile
     block = tl.arange(0, N)[None, :] * len(rows)
     lane = channel * unit + block * row
     for r in tl.static_range(len(rows)):

@@ -1,0 +1,1549 @@
+"""hyena_mr_40b: 128-tap decay causal convolution, filters shared by 16 channels, featurizer of 3
+taps, pre and post gates
+
+    z = (featurizer * k) . (featurizer * v)
+    y = (featurizer * q) . (filter * z + skip . z)
+
+Activations are (B, D, L) with B batch, L time steps, D = 8192 channels; G = 512 filter
+groups, K = 128 taps. Plan toeplitz/BDL/recompute.
+
+Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+try:
+    import triton
+    import triton.language as tl
+
+    HAS_TRITON = True
+except ImportError:  # plain PyTorch needs no Triton: let the kernels be defined, though not run
+    from types import SimpleNamespace
+
+    HAS_TRITON = False
+    tl = SimpleNamespace(constexpr=None)
+    triton = SimpleNamespace(jit=lambda function=None, **_: function or (lambda f: f))
+
+OP = "hyena_mr_40b"
+PLAN = "toeplitz/BDL/recompute"
+LAYOUT = "BDL"
+INPUTS = ("q", "k", "v")
+PARAMETERS = {"filter": (512, 128), "featurizer": (24576, 3), "skip": (8192,)}
+CHANNELS = 8192
+INTERLEAVED = False  # how features are packed: channel by channel, or input by input
+TIME, CHANNEL = 2, 1  # axes of an activation
+BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
+BINARIES: dict = {}  # compiled kernels by the traits of their arguments
+SCHEDULE = {
+    "forward": {
+        "ROWS": 8, "BLOCK_D": 16, "SEGMENTS": 4, "BLOCK_T": 64, "TILES": 32, "PREFETCH": 3
+    },
+    "backward": {
+        "ROWS": 8, "BLOCK_D": 16, "SEGMENTS": 4, "BLOCK_T": 32, "TILES": 64, "PREFETCH": 1
+    },
+}
+OPTIONS = {  # of the compiler
+    "forward": {"num_warps": 4, "enable_fp_fusion": True},
+    "backward": {"num_warps": 8, "enable_fp_fusion": True},
+    "reduce": {"num_warps": 4, "enable_fp_fusion": True},
+}
+SPEC = {
+    "op": "hyena_mr_40b",
+    "channels": 8192,
+    "filter": {
+        "kind": "decay",
+        "length": 128,
+        "groups": 512,
+        "taps": "lag_first",
+        "decay": {"preset": "weak", "cache_length": 8192, "repeats": 1},
+        "modes": "none",
+        "parametrisation": "none",
+    },
+    "featurizer": {"length": 3, "taps": "lag_last"},
+    "gates": {"pre": True, "post": True},
+    "skip": "channel",
+    "bias": "none",
+    "activation": "none",
+    "precision": "balanced",
+    "dtype": {"io": "bfloat16", "accumulate": "float32"},
+    "layout": {"activations": "auto", "projection": "thirds"},
+    "state": "none",
+    "sequences": "dense",
+    "context": "none",
+    "workloads": [
+        {"batch": 1, "length": 2048},
+        {"batch": 1, "length": 8192},
+        {"batch": 1, "length": 32768},
+        {"batch": 1, "length": 131072},
+    ],
+}
+
+# -----------------------------------------------------------------------------------------------
+# Helpers of the kernels
+# -----------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def rounded(x, PRECISION: tl.constexpr):
+    """x as a product reads it: float32 is rounded to TF32, where the hardware would cut it off."""
+    if PRECISION == "tf32":
+        bits = x.to(tl.int32, bitcast=True)
+        return ((bits + 0x1000) & ~0x1FFF).to(tl.float32, bitcast=True)
+    else:
+        return x
+
+
+@triton.jit
+def load_toeplitz(
+    ptr, group, LENGTH: tl.constexpr, LAG_LAST: tl.constexpr,
+    BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """T_s[j, i] = taps[s BLOCK_T + i - j], zero where there is no such tap: matrices
+    [BLOCK_T, BLOCK_T] that take a block of inputs, and the blocks before it, to a block of
+    outputs.
+    """
+    j = tl.arange(0, BLOCK_T)[:, None]
+    i = tl.arange(0, BLOCK_T)[None, :]
+    matrices = ()
+    for s in tl.static_range((LENGTH - 1 + BLOCK_T - 1) // BLOCK_T + 1):
+        lag = s * BLOCK_T + i - j
+        tap = LENGTH - 1 - lag if LAG_LAST else lag
+        where = ptr + group * LENGTH + tap
+        value = tl.load(where, mask=(lag >= 0) & (lag < LENGTH), other=0.0)
+        matrices = matrices + (rounded(value.to(OPERAND), PRECISION),)
+    return matrices
+
+
+@triton.jit
+def zero_blocks(
+    COUNT: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr, OPERAND: tl.constexpr
+):
+    """COUNT blocks [M, BLOCK_T] of zeros."""
+    blocks = ()
+    for _ in tl.static_range(COUNT):
+        blocks = blocks + (tl.zeros((M, BLOCK_T), OPERAND),)
+    return blocks
+
+
+@triton.jit
+def carry(blocks, going):
+    """The same blocks, as values of this tile.
+
+    The compiler prefetches loads only in loops that hand nothing on over two tiles unchanged;
+    `going` is true, which the compiler cannot know.
+    """
+    out = ()
+    for i in tl.static_range(len(blocks)):
+        out = out + (tl.where(going, blocks[i], tl.zeros_like(blocks[i])),)
+    return out
+
+
+@triton.jit
+def rows_vector(
+    rows, first: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr, dtype: tl.constexpr
+):
+    """The inverse of vector_rows for rows first .. first + 7, rounded to dtype."""
+    x04 = tl.reshape(tl.join(rows[first].to(dtype), rows[first + 4].to(dtype)), (BLOCK_D, N * 2))
+    x15 = tl.reshape(
+        tl.join(rows[first + 1].to(dtype), rows[first + 5].to(dtype)), (BLOCK_D, N * 2)
+    )
+    x26 = tl.reshape(
+        tl.join(rows[first + 2].to(dtype), rows[first + 6].to(dtype)), (BLOCK_D, N * 2)
+    )
+    x37 = tl.reshape(
+        tl.join(rows[first + 3].to(dtype), rows[first + 7].to(dtype)), (BLOCK_D, N * 2)
+    )
+    even = tl.reshape(tl.join(x04, x26), (BLOCK_D, N * 4))
+    odd = tl.reshape(tl.join(x15, x37), (BLOCK_D, N * 4))
+    return tl.reshape(tl.join(even, odd), (BLOCK_D, N * 8))
+
+
+@triton.jit
+def remember(
+    past, rows, going,
+    M: tl.constexpr, N: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The block of these rows and those visited before it, and what the next tile has before it.
+    """
+    block = rounded(rows_vector(rows, 0, M, N, OPERAND), PRECISION)
+    blocks = (block,) + past
+    if len(past) == 0:
+        return blocks, past
+    else:
+        return blocks, (block,) + carry(past[0 : len(past) - 1], going)
+
+
+@triton.jit
+def look_ahead(
+    coming, rows, going,
+    M: tl.constexpr, N: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The tile's block and those of the steps before it, of which these rows are the earliest;
+    and what the next tile has already.
+    """
+    block = rounded(rows_vector(rows, 0, M, N, OPERAND), PRECISION)
+    blocks = coming + (block,)
+    if len(coming) == 0:
+        return blocks, coming
+    else:
+        return blocks, carry(coming[1 : len(coming)], going) + (block,)
+
+
+@triton.jit
+def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
+    """[BLOCK_D, N * 8] -> its eight phases, each a float32 row [BLOCK_D, N]."""
+    even, odd = tl.split(tl.reshape(x, (BLOCK_D, N * 4, 2)))
+    x04, x26 = tl.split(tl.reshape(even, (BLOCK_D, N * 2, 2)))
+    x15, x37 = tl.split(tl.reshape(odd, (BLOCK_D, N * 2, 2)))
+    x0, x4 = tl.split(tl.reshape(x04, (BLOCK_D, N, 2)))
+    x1, x5 = tl.split(tl.reshape(x15, (BLOCK_D, N, 2)))
+    x2, x6 = tl.split(tl.reshape(x26, (BLOCK_D, N, 2)))
+    x3, x7 = tl.split(tl.reshape(x37, (BLOCK_D, N, 2)))
+    rows = (x0, x1, x2, x3, x4, x5, x6, x7)
+    out = ()
+    for r in tl.static_range(8):
+        out = out + (rows[r].to(tl.float32),)
+    return out
+
+
+@triton.jit
+def toeplitz(blocks, matrices, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
+    """Rows of y[t] = sum_j taps[j] x[t - j], from the block of x at t and those before it."""
+    y = tl.dot(blocks[0], matrices[0], input_precision=PRECISION)
+    for s in tl.static_range(1, len(matrices)):
+        y = tl.dot(blocks[s], matrices[s], y, input_precision=PRECISION)
+    return vector_rows(y, M, N)
+
+
+@triton.jit
+def toeplitz_adjoint(
+    blocks, matrices, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr
+):
+    """Rows of y[t] = sum_j taps[j] x[t + j], from the block of x at t and those after it."""
+    y = tl.dot(blocks[0], tl.trans(matrices[0]), input_precision=PRECISION)
+    for s in tl.static_range(1, len(matrices)):
+        y = tl.dot(blocks[s], tl.trans(matrices[s]), y, input_precision=PRECISION)
+    return vector_rows(y, M, N)
+
+
+@triton.jit
+def zero_toeplitz(LENGTH: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Accumulators of the gradients of two matrices each, the columns of both in turn.
+
+    Products of 64 rows run on the tensor cores as a whole, those of fewer do not.
+    """
+    total = ()
+    for _ in tl.static_range(0, (LENGTH - 1 + BLOCK_T - 1) // BLOCK_T + 1, 2):
+        total = total + (tl.zeros((2 * BLOCK_T, BLOCK_T), tl.float32),)
+    return total
+
+
+@triton.jit
+def toeplitz_gradient(
+    total, grad, blocks, M: tl.constexpr, BLOCK_T: tl.constexpr, PRECISION: tl.constexpr
+):
+    """total[s][j, i] += sum over rows of blocks[s][j] grad[0][i]; two s to an accumulator."""
+    out = ()
+    for pair in tl.static_range(len(total)):
+        if 2 * pair + 1 < len(blocks):
+            both = tl.join(blocks[2 * pair], blocks[2 * pair + 1])
+        else:
+            both = tl.join(blocks[2 * pair], tl.zeros_like(blocks[2 * pair]))
+        columns = tl.trans(tl.reshape(both, (M, 2 * BLOCK_T)))
+        out = out + (tl.dot(columns, grad[0], total[pair], input_precision=PRECISION),)
+    return out
+
+
+@triton.jit
+def store_toeplitz(ptr, total, STRIDE: tl.constexpr, LENGTH: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Write the sums along diagonals, gradients of taps 0 .. LENGTH - 1 by lag, STRIDE apart."""
+    j = tl.arange(0, BLOCK_T)[:, None]
+    turn = tl.arange(0, BLOCK_T)[None, :]
+    lag = tl.arange(0, BLOCK_T)
+    before = tl.zeros((BLOCK_T,), tl.float32)
+    for s in tl.static_range((LENGTH - 1 + BLOCK_T - 1) // BLOCK_T + 1):
+        pair = tl.permute(tl.reshape(total[s // 2], (BLOCK_T, 2, BLOCK_T)), (0, 2, 1))
+        even, odd = tl.split(pair)
+        own = odd if s % 2 else even
+        # Row j turned left by j: column c holds i = j + c, or i = j + c - BLOCK_T of an earlier lag.
+        turned = tl.gather(own, (j + turn) % BLOCK_T, 1)
+        wrapped = j + turn >= BLOCK_T
+        earlier = before + tl.sum(tl.where(wrapped, turned, 0.0), axis=0)
+        before = tl.sum(tl.where(wrapped, 0.0, turned), axis=0)
+        if s > 0:
+            tap = (s - 1) * BLOCK_T + lag
+            tl.store(ptr + tap * STRIDE, earlier, mask=tap < LENGTH)
+    tap = (LENGTH - 1 + BLOCK_T - 1) // BLOCK_T * BLOCK_T + lag
+    tl.store(ptr + tap * STRIDE, before, mask=tap < LENGTH)
+
+
+@triton.jit
+def load_rows(
+    ptr, row, unit, tile,
+    LO: tl.constexpr, HI: tl.constexpr,
+    EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
+
+    EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside
+    as a whole. Otherwise only tiles at an edge pay for a mask on every element. A tile may begin
+    at
+    another time t for every lane, between `earliest` and `latest`.
+    """
+    channel, inside, t, earliest, latest, first, last, end = tile
+    rows = ()
+    for vector in tl.static_range(LO // 8, (HI + 7) // 8):
+        index = tl.arange(0, N * 8)[None, :]
+        begin = t + vector * 8 + index // 8 * ROWS  # of the vector
+        time = begin + index % 8
+        where = ptr + channel * row + time * unit
+        if EVEN:
+            x = tl.load(where, mask=inside & (begin >= first) & (begin < last), other=0.0)
+        elif (earliest + vector * 8 >= first) & (latest + vector * 8 + N * ROWS <= last):
+            x = tl.load(where, mask=inside, other=0.0)
+        else:
+            x = tl.load(where, mask=inside & (time >= first) & (time < last), other=0.0)
+        rows = rows + vector_rows(x, BLOCK_D, N)
+    return rows[LO - LO // 8 * 8 : LO - LO // 8 * 8 + HI - LO]
+
+
+@triton.jit
+def context_rows(
+    ptr, row, unit, tile, COUNT: tl.constexpr,
+    EVEN: tl.constexpr, ROWS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """The COUNT steps before each segment's tile, for every lane of it: COUNT x [M, N]."""
+    rows = load_rows(ptr, row, unit, tile, -COUNT, 0, EVEN, ROWS, M, 1)
+    out = ()
+    for r in tl.static_range(COUNT):
+        out = out + (rows[r] + tl.zeros((M, N), tl.float32),)
+    return out
+
+
+@triton.jit
+def prepend(rows, before, M: tl.constexpr, N: tl.constexpr):
+    """The last rows of the lane before each lane, then its own; the first lane takes `before`.
+    Also what the next tile takes there.
+    """
+    lane = tl.arange(0, N)[None, :] + tl.zeros((M, 1), tl.int32)
+    context = ()
+    last = ()
+    for r in tl.static_range(len(before)):
+        turned = tl.gather(rows[len(rows) - len(before) + r], (lane + (N - 1)) % N, 1)
+        context = context + (tl.where(lane == 0, before[r], turned),)
+        last = last + (turned,)
+    return context + rows, last
+
+
+@triton.jit
+def zero_rows(COUNT: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    """COUNT rows [M, N] of zeros."""
+    rows = ()
+    for _ in tl.static_range(COUNT):
+        rows = rows + (tl.zeros((M, N), tl.float32),)
+    return rows
+
+
+@triton.jit
+def extend(rows, after, M: tl.constexpr, N: tl.constexpr):
+    """Each lane's rows, then the first ones of the next lane; the last lane takes `after`.
+    Also what the next tile, which is earlier, takes there.
+    """
+    lane = tl.arange(0, N)[None, :] + tl.zeros((M, 1), tl.int32)
+    extended = rows
+    first = ()
+    for r in tl.static_range(len(after)):
+        turned = tl.gather(rows[r], (lane + 1) % N, 1)
+        extended = extended + (tl.where(lane == N - 1, after[r], turned),)
+        first = first + (turned,)
+    return extended, first
+
+
+@triton.jit
+def load_taps(ptr, row, inside, LENGTH: tl.constexpr, LAG_LAST: tl.constexpr):
+    """The taps of each lane's filter as float32, lag 0 first: LENGTH x [BLOCK_D, 1]."""
+    taps = ()
+    for lag in tl.static_range(LENGTH):
+        tap = LENGTH - 1 - lag if LAG_LAST else lag
+        value = tl.load(ptr + row * LENGTH + tap, mask=inside, other=0.0)
+        taps = taps + (value.to(tl.float32),)
+    return taps
+
+
+@triton.jit
+def load_vector(ptr, row, inside):
+    """One float32 parameter for each lane: [BLOCK_D, 1]."""
+    return tl.load(ptr + row, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def fir(x, taps):
+    """y[t] = sum_j taps[j] x[t - j]. The first row of x is len(taps) - 1 before the first of y."""
+    y = ()
+    for r in tl.static_range(len(taps) - 1, len(x)):
+        total = taps[0] * x[r]
+        for lag in tl.static_range(1, len(taps)):
+            total += taps[lag] * x[r - lag]
+        y = y + (total,)
+    return y
+
+
+@triton.jit
+def fir_adjoint(x, taps):
+    """y[t] = sum_j taps[j] x[t + j]. The last row of x is len(taps) - 1 after the last of y."""
+    y = ()
+    for r in tl.static_range(len(x) - len(taps) + 1):
+        total = taps[0] * x[r]
+        for lag in tl.static_range(1, len(taps)):
+            total += taps[lag] * x[r + lag]
+        y = y + (total,)
+    return y
+
+
+@triton.jit
+def multiply(a, b):
+    y = ()
+    for r in tl.static_range(len(a)):
+        y = y + (a[r] * b[r],)
+    return y
+
+
+@triton.jit
+def add(a, b):
+    y = ()
+    for r in tl.static_range(len(a)):
+        y = y + (a[r] + b[r],)
+    return y
+
+
+@triton.jit
+def scale(x, factor):
+    """Each row times a per-channel factor [BLOCK_D, 1]."""
+    y = ()
+    for r in tl.static_range(len(x)):
+        y = y + (x[r] * factor,)
+    return y
+
+
+@triton.jit
+def zero_taps(LENGTH: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr):
+    """LENGTH accumulators [BLOCK_D, N]."""
+    total = ()
+    for _ in tl.static_range(LENGTH):
+        total = total + (tl.zeros((BLOCK_D, N), tl.float32),)
+    return total
+
+
+@triton.jit
+def tap_gradient(total, grad, x):
+    """total[j] += sum_t grad[t] x[t - j]; x starts len(total) - 1 rows before grad."""
+    out = ()
+    for lag in tl.static_range(len(total)):
+        value = total[lag]
+        for r in tl.static_range(len(grad)):
+            value += grad[r] * x[r + len(total) - 1 - lag]
+        out = out + (value,)
+    return out
+
+
+@triton.jit
+def channel_sum(total, x):
+    """total[0] += sum_t x[t]."""
+    value = total[0]
+    for r in tl.static_range(len(x)):
+        value += x[r]
+    return (value,)
+
+
+@triton.jit
+def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
+    """Write accumulators, summed over blocks of time, to rows first, ... of [P, CHANNELS]."""
+    for i in tl.static_range(len(total)):
+        tl.store(
+            ptr + (first + i) * CHANNELS + channel,
+            tl.sum(total[i], axis=1, keep_dims=True),
+            mask=inside,
+        )
+
+
+@triton.jit
+def locate(program, time_programs, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
+    """(batch, first channel, time program) of one program; neighbours in time run together."""
+    channel_programs: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
+    outer = program // time_programs
+    return outer // channel_programs, outer % channel_programs * BLOCK_D, program % time_programs
+
+
+@triton.jit
+def advance(ptr, batch_stride, row, STEP: tl.constexpr, unit, origin):
+    """The pointer to origin = (batch, channel, time), in 64-bit arithmetic, and the row stride.
+
+    Strides come in units of STEP elements, which tells the compiler how rows are aligned.
+    """
+    batch, channel, time = origin
+    offset = batch.to(tl.int64) * batch_stride * STEP + channel.to(tl.int64) * row * STEP
+    return ptr + offset + time.to(tl.int64) * unit, row * STEP
+
+
+@triton.jit
+def store_rows(
+    ptr, row, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
+):
+    """Write the rows of every block that lie before `end`."""
+    channel, inside, t, earliest, latest, first, last, end = tile
+    for vector in tl.static_range(len(rows) // 8):
+        x = rows_vector(rows, vector * 8, BLOCK_D, N, ptr.dtype.element_ty)
+        index = tl.arange(0, N * 8)[None, :]
+        begin = t + vector * 8 + index // 8 * len(rows)
+        time = begin + index % 8
+        where = ptr + channel * row + time * unit
+        if EVEN:
+            tl.store(where, x, mask=inside & (begin < end))
+        elif latest + vector * 8 + N * len(rows) <= end:
+            tl.store(where, x, mask=inside)
+        else:
+            tl.store(where, x, mask=inside & (time < end))
+
+
+# -----------------------------------------------------------------------------------------------
+# Kernels
+# -----------------------------------------------------------------------------------------------
+
+
+@triton.jit(
+    do_not_specialize=[
+        "q_batch", "q_row",
+        "k_batch", "k_row",
+        "v_batch", "v_row",
+        "y_batch", "y_row",
+        "first", "last", "end", "time_programs", "tiles",
+    ]
+)  # fmt: skip
+def hyena_mr_40b_forward(
+    q_ptr, q_batch, q_row,
+    k_ptr, k_batch, k_row,
+    v_ptr, v_batch, v_row,
+    y_ptr, y_batch, y_row,
+    featurizer_ptr,  # (24576, 3)
+    filter_ptr,  # (512, 128)
+    skip_ptr,  # (8192,)
+    first, last, end, time_programs, tiles,
+    CHANNELS: tl.constexpr, UNIT: tl.constexpr,
+    STEP: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr,
+    TILES: tl.constexpr, PREFETCH: tl.constexpr,
+):  # fmt: skip
+    """z = (featurizer * k) . (featurizer * v); y = (featurizer * q) . (filter * z + skip . z)
+
+    A program computes SEGMENTS consecutive segments of `tiles` tiles of BLOCK_T steps, side by
+    side,
+    for BLOCK_D channels of a group, the first tile of each first. Time counts from the first
+    step written; activations are read in [first, last), are zero elsewhere, and are written up to
+    `end`. EVEN says that these three are multiples of 8; strides count in units of STEP elements.
+    """
+    N: tl.constexpr = BLOCK_T // ROWS  # blocks of ROWS steps in a tile
+    M: tl.constexpr = SEGMENTS * BLOCK_D  # rows of a product
+    HISTORY: tl.constexpr = (128 - 1 + BLOCK_T - 1) // BLOCK_T  # blocks that taps reach beyond one
+    LEAD: tl.constexpr = HISTORY * BLOCK_T
+    OPERAND: tl.constexpr = tl.bfloat16 if q_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
+    PRECISION: tl.constexpr = "tf32" if q_ptr.dtype.element_ty == tl.float16 else "ieee"
+    PARTS: tl.constexpr = (16 + BLOCK_D - 1) // BLOCK_D  # of a group
+    PROGRAMS: tl.constexpr = CHANNELS // 16 * PARTS  # along channels
+    batch, part, block = locate(tl.program_id(0), time_programs, 1, PROGRAMS)
+    group = part // PARTS
+    channel_0 = group * 16 + part % PARTS * BLOCK_D
+    steps = tiles * BLOCK_T  # of a segment
+    step_0 = block * (SEGMENTS * steps)
+    origin = (batch, channel_0, step_0)
+    q_ptr, q_row = advance(q_ptr, q_batch, q_row, STEP, UNIT, origin)
+    k_ptr, k_row = advance(k_ptr, k_batch, k_row, STEP, UNIT, origin)
+    v_ptr, v_row = advance(v_ptr, v_batch, v_row, STEP, UNIT, origin)
+    y_ptr, y_row = advance(y_ptr, y_batch, y_row, STEP, 1, origin)
+    first -= step_0
+    last -= step_0
+    end -= step_0
+    lane = tl.arange(0, M)[:, None]
+    channel = lane % BLOCK_D
+    segment = lane // BLOCK_D * steps  # where it begins
+    row = channel_0 + channel
+    inside = row < (group + 1) * 16
+    going = time_programs > 0
+    latest = (SEGMENTS - 1) * steps
+    featurizer_q = load_taps(featurizer_ptr, row, inside, 3, True)
+    featurizer_k = load_taps(featurizer_ptr, CHANNELS + row, inside, 3, True)
+    featurizer_v = load_taps(featurizer_ptr, 2 * CHANNELS + row, inside, 3, True)
+    filter = load_toeplitz(filter_ptr, group, 128, False, BLOCK_T, OPERAND, PRECISION)
+    skip = load_vector(skip_ptr, row, inside)
+    z_blocks_kept = zero_blocks(HISTORY, M, BLOCK_T, OPERAND)
+    tile = (channel, inside, segment + (0), 0, latest + (0), first, last, 0)
+    q_before = context_rows(q_ptr, q_row, UNIT, tile, 2, EVEN, ROWS, M, N)
+    tile = (channel, inside, segment + (-LEAD), -LEAD, latest + (-LEAD), first, last, 0)
+    k_before = context_rows(k_ptr, k_row, UNIT, tile, 2, EVEN, ROWS, M, N)
+    v_before = context_rows(v_ptr, v_row, UNIT, tile, 2, EVEN, ROWS, M, N)
+    for t in range(-LEAD, 0, BLOCK_T):
+        tile = (channel, inside, segment + t, t, latest + t, first, last, 0)
+        k = load_rows(k_ptr, k_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
+        k, k_before = prepend(k, k_before, M, N)
+        k_hat = fir(k, featurizer_k)
+        v = load_rows(v_ptr, v_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
+        v, v_before = prepend(v, v_before, M, N)
+        v_hat = fir(v, featurizer_v)
+        z = multiply(k_hat, v_hat)
+        z_blocks, z_blocks_kept = remember(z_blocks_kept, z, going, M, N, OPERAND, PRECISION)
+    for t in tl.range(0, tl.minimum(steps, end), BLOCK_T, num_stages=PREFETCH):
+        tile = (channel, inside, segment + t, t, latest + t, first, last, end)
+        q = load_rows(q_ptr, q_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
+        q, q_before = prepend(q, q_before, M, N)
+        q_hat = fir(q, featurizer_q)
+        k = load_rows(k_ptr, k_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
+        k, k_before = prepend(k, k_before, M, N)
+        k_hat = fir(k, featurizer_k)
+        v = load_rows(v_ptr, v_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
+        v, v_before = prepend(v, v_before, M, N)
+        v_hat = fir(v, featurizer_v)
+        z = multiply(k_hat, v_hat)
+        z_blocks, z_blocks_kept = remember(z_blocks_kept, z, going, M, N, OPERAND, PRECISION)
+        conv = toeplitz(z_blocks, filter, M, N, PRECISION)
+        skipped = scale(z, skip)
+        pre_skip = add(conv, skipped)
+        y = multiply(q_hat, pre_skip)
+        store_rows(y_ptr, y_row, 1, tile, y, EVEN, M, N)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "k_batch", "k_row",
+        "v_batch", "v_row",
+        "q_batch", "q_row",
+        "dy_batch", "dy_row",
+        "d_v_batch", "d_v_row",
+        "d_k_batch", "d_k_row",
+        "d_q_batch", "d_q_row",
+        "first", "last", "end", "time_programs", "tiles",
+    ]
+)  # fmt: skip
+def hyena_mr_40b_backward(
+    k_ptr, k_batch, k_row,
+    v_ptr, v_batch, v_row,
+    q_ptr, q_batch, q_row,
+    dy_ptr, dy_batch, dy_row,
+    d_v_ptr, d_v_batch, d_v_row,
+    d_k_ptr, d_k_batch, d_k_row,
+    d_q_ptr, d_q_batch, d_q_row,
+    featurizer_ptr,  # (24576, 3)
+    filter_ptr,  # (512, 128)
+    skip_ptr,  # (8192,)
+    partials_ptr,  # [programs along batch and time * SEGMENTS, 10, CHANNELS] float32
+    group_partials_ptr,  # [programs along batch and time, 128, programs along channels] float32
+    first, last, end, time_programs, tiles,
+    CHANNELS: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
+    STEP: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr,
+    TILES: tl.constexpr, PREFETCH: tl.constexpr,
+):  # fmt: skip
+    """Gradients of every input, and partial sums of those of parameters.
+
+    A program computes SEGMENTS consecutive segments of `tiles` tiles of BLOCK_T steps, side by
+    side,
+    for BLOCK_D channels of a group, the last tile of each first. Time counts from the first
+    step written; activations are read in [first, last), are zero elsewhere, and are written up to
+    `end`. EVEN says that these three are multiples of 8; strides count in units of STEP elements.
+    """
+    N: tl.constexpr = BLOCK_T // ROWS  # blocks of ROWS steps in a tile
+    M: tl.constexpr = SEGMENTS * BLOCK_D  # rows of a product
+    HISTORY: tl.constexpr = (128 - 1 + BLOCK_T - 1) // BLOCK_T  # blocks that taps reach beyond one
+    LEAD: tl.constexpr = HISTORY * BLOCK_T
+    OPERAND: tl.constexpr = tl.bfloat16 if k_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
+    PRECISION: tl.constexpr = "tf32" if k_ptr.dtype.element_ty == tl.float16 else "ieee"
+    PARTS: tl.constexpr = (16 + BLOCK_D - 1) // BLOCK_D  # of a group
+    PROGRAMS: tl.constexpr = CHANNELS // 16 * PARTS  # along channels
+    batch, part, block = locate(tl.program_id(0), time_programs, 1, PROGRAMS)
+    group = part // PARTS
+    channel_0 = group * 16 + part % PARTS * BLOCK_D
+    steps = tiles * BLOCK_T  # of a segment
+    step_0 = block * (SEGMENTS * steps)
+    origin = (batch, channel_0, step_0)
+    k_ptr, k_row = advance(k_ptr, k_batch, k_row, STEP, UNIT, origin)
+    v_ptr, v_row = advance(v_ptr, v_batch, v_row, STEP, UNIT, origin)
+    q_ptr, q_row = advance(q_ptr, q_batch, q_row, STEP, UNIT, origin)
+    dy_ptr, dy_row = advance(dy_ptr, dy_batch, dy_row, STEP, 1, origin)
+    d_v_ptr, d_v_row = advance(d_v_ptr, d_v_batch, d_v_row, STEP, D_UNIT, origin)
+    d_k_ptr, d_k_row = advance(d_k_ptr, d_k_batch, d_k_row, STEP, D_UNIT, origin)
+    d_q_ptr, d_q_row = advance(d_q_ptr, d_q_batch, d_q_row, STEP, D_UNIT, origin)
+    first -= step_0
+    last -= step_0
+    end -= step_0
+    lane = tl.arange(0, M)[:, None]
+    channel = lane % BLOCK_D
+    segment = lane // BLOCK_D * steps  # where it begins
+    row = channel_0 + channel
+    inside = row < (group + 1) * 16
+    going = time_programs > 0
+    latest = (SEGMENTS - 1) * steps
+    featurizer_q = load_taps(featurizer_ptr, row, inside, 3, True)
+    featurizer_k = load_taps(featurizer_ptr, CHANNELS + row, inside, 3, True)
+    featurizer_v = load_taps(featurizer_ptr, 2 * CHANNELS + row, inside, 3, True)
+    filter = load_toeplitz(filter_ptr, group, 128, False, BLOCK_T, OPERAND, PRECISION)
+    skip = load_vector(skip_ptr, row, inside)
+    d_featurizer_q = zero_taps(3, M, N)
+    d_featurizer_k = zero_taps(3, M, N)
+    d_featurizer_v = zero_taps(3, M, N)
+    d_skip = zero_taps(1, M, N)
+    d_filter = zero_toeplitz(128, BLOCK_T)
+    z_blocks_kept = zero_blocks(HISTORY, M, BLOCK_T, OPERAND)
+    d_pre_skip_blocks_kept = zero_blocks(HISTORY, M, BLOCK_T, OPERAND)
+    d_v_hat_after = zero_rows(2, M, N)
+    d_k_hat_after = zero_rows(2, M, N)
+    d_q_hat_after = zero_rows(2, M, N)
+    for back in range(0, LEAD, BLOCK_T):
+        t = steps + LEAD - back
+        tile = (channel, inside, segment + t, t, latest + t, first, last, 0)
+        ahead = (
+            channel, inside, segment + (t - LEAD), t - LEAD, latest + t - LEAD, first, last, 0
+        )
+        k_ahead = load_rows(k_ptr, k_row, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
+        k_hat_ahead = fir(k_ahead, featurizer_k)
+        v_ahead = load_rows(v_ptr, v_row, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
+        v_hat_ahead = fir(v_ahead, featurizer_v)
+        z_ahead = multiply(k_hat_ahead, v_hat_ahead)
+        z_blocks, z_blocks_kept = look_ahead(
+            z_blocks_kept, z_ahead, going, M, N, OPERAND, PRECISION
+        )
+        q = load_rows(q_ptr, q_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
+        q_hat = fir(q, featurizer_q)
+        dy = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, M, N)
+        d_pre_skip = multiply(dy, q_hat)
+        d_pre_skip_blocks, d_pre_skip_blocks_kept = remember(
+            d_pre_skip_blocks_kept, d_pre_skip, going, M, N, OPERAND, PRECISION
+        )
+    # The first tile lies after the segment: only what the one before it takes from it is used.
+    for back in tl.range(0, steps + BLOCK_T, BLOCK_T, num_stages=PREFETCH):
+        t = steps - back
+        tile = (
+            channel, inside, segment + t, t, latest + t, first, last, tl.where(back > 0, end, 0)
+        )
+        ahead = (
+            channel, inside, segment + (t - LEAD), t - LEAD, latest + t - LEAD, first, last, 0
+        )
+        k_ahead = load_rows(k_ptr, k_row, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
+        k_hat_ahead = fir(k_ahead, featurizer_k)
+        v_ahead = load_rows(v_ptr, v_row, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
+        v_hat_ahead = fir(v_ahead, featurizer_v)
+        z_ahead = multiply(k_hat_ahead, v_hat_ahead)
+        z_blocks, z_blocks_kept = look_ahead(
+            z_blocks_kept, z_ahead, going, M, N, OPERAND, PRECISION
+        )
+        q = load_rows(q_ptr, q_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
+        q_hat = fir(q, featurizer_q)
+        k = load_rows(k_ptr, k_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
+        k_hat = fir(k, featurizer_k)
+        v = load_rows(v_ptr, v_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
+        v_hat = fir(v, featurizer_v)
+        z = multiply(k_hat, v_hat)
+        conv = toeplitz(z_blocks, filter, M, N, PRECISION)
+        skipped = scale(z, skip)
+        pre_skip = add(conv, skipped)
+        dy = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, M, N)
+        d_q_hat = multiply(dy, pre_skip)
+        d_pre_skip = multiply(dy, q_hat)
+        d_pre_skip_blocks, d_pre_skip_blocks_kept = remember(
+            d_pre_skip_blocks_kept, d_pre_skip, going, M, N, OPERAND, PRECISION
+        )
+        d_z_1 = scale(d_pre_skip, skip)
+        skipped_product = multiply(d_pre_skip, z)
+        d_skip = channel_sum(d_skip, skipped_product)
+        d_z_2 = toeplitz_adjoint(d_pre_skip_blocks, filter, M, N, PRECISION)
+        d_filter = toeplitz_gradient(d_filter, d_pre_skip_blocks, z_blocks, M, BLOCK_T, PRECISION)
+        d_z = add(d_z_1, d_z_2)
+        d_k_hat = multiply(d_z, v_hat)
+        d_v_hat = multiply(d_z, k_hat)
+        d_v_hat_on, d_v_hat_after = extend(d_v_hat, d_v_hat_after, M, N)
+        d_v = fir_adjoint(d_v_hat_on, featurizer_v)
+        store_rows(d_v_ptr, d_v_row, D_UNIT, tile, d_v, EVEN, M, N)
+        d_featurizer_v = tap_gradient(d_featurizer_v, d_v_hat, v)
+        d_k_hat_on, d_k_hat_after = extend(d_k_hat, d_k_hat_after, M, N)
+        d_k = fir_adjoint(d_k_hat_on, featurizer_k)
+        store_rows(d_k_ptr, d_k_row, D_UNIT, tile, d_k, EVEN, M, N)
+        d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat, k)
+        d_q_hat_on, d_q_hat_after = extend(d_q_hat, d_q_hat_after, M, N)
+        d_q = fir_adjoint(d_q_hat_on, featurizer_q)
+        store_rows(d_q_ptr, d_q_row, D_UNIT, tile, d_q, EVEN, M, N)
+        d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat, q)
+        if back == 0:
+            d_featurizer_q = zero_taps(3, M, N)
+            d_featurizer_k = zero_taps(3, M, N)
+            d_featurizer_v = zero_taps(3, M, N)
+            d_skip = zero_taps(1, M, N)
+            d_filter = zero_toeplitz(128, BLOCK_T)
+    split = (batch * time_programs + block) * SEGMENTS + lane // BLOCK_D
+    partials_ptr += split.to(tl.int64) * (10 * CHANNELS)
+    split = batch * time_programs + block
+    group_partials_ptr += split.to(tl.int64) * (128 * PROGRAMS) + part
+    store_partial(partials_ptr, 0, d_featurizer_q, row, inside, CHANNELS)
+    store_partial(partials_ptr, 3, d_featurizer_k, row, inside, CHANNELS)
+    store_partial(partials_ptr, 6, d_featurizer_v, row, inside, CHANNELS)
+    store_partial(partials_ptr, 9, d_skip, row, inside, CHANNELS)
+    store_toeplitz(group_partials_ptr, d_filter, PROGRAMS, 128, BLOCK_T)
+
+
+@triton.jit(do_not_specialize=["splits", "first"])
+def sum_partials(
+    partials_ptr,  # [splits, P, CHANNELS] float32
+    out_ptr,  # [rows, LENGTH] float32, rows = ROLES * CHANNELS / WIDTH
+    splits, first,
+    P: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr, LENGTH: tl.constexpr,
+    ROLES: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr,
+    BLOCK_G: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """Gradient rows of one parameter tensor: partials first .. first + ROLES * LENGTH - 1, summed
+    over programs and over the WIDTH channels that share a row, always in the same order."""
+    groups: tl.constexpr = CHANNELS // WIDTH
+    blocks: tl.constexpr = (groups + BLOCK_G - 1) // BLOCK_G
+    index = tl.program_id(0) // blocks  # which lag of which role
+    group = tl.program_id(0) % blocks * BLOCK_G + tl.arange(0, BLOCK_G)[:, None]
+    member = tl.arange(0, BLOCK_W)[None, :]
+    total = tl.zeros((BLOCK_G, BLOCK_W), tl.float32)
+    for begin in range(0, WIDTH, BLOCK_W):
+        inside = (group < groups) & (begin + member < WIDTH)
+        where = partials_ptr + (first + index) * CHANNELS + group * WIDTH + begin + member
+        for _ in range(splits):
+            total += tl.load(where, mask=inside, other=0.0)
+            where += P * CHANNELS
+    role = index // LENGTH
+    lag = index % LENGTH
+    tap = LENGTH - 1 - lag if LAG_LAST else lag
+    row = group * ROLES + role if INTERLEAVED else role * groups + group
+    tl.store(
+        out_ptr + row * LENGTH + tap, tl.sum(total, axis=1, keep_dims=True), mask=group < groups
+    )
+
+
+# -----------------------------------------------------------------------------------------------
+# Launchers
+# -----------------------------------------------------------------------------------------------
+
+
+def dense(x: Tensor) -> Tensor:
+    """x itself if its last axis is contiguous, else a copy for which it is."""
+    return x if x.stride(2) == 1 else allocate(x, x.shape[TIME]).copy_(x)
+
+
+def common_unit(tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], int]:
+    """The tensors and the stride of their last axis, which kernels take as a constant.
+
+    Views of interleaved features keep their stride; anything wider, or mixed, is copied first.
+    """
+    units = {x.stride(2) for x in tensors}
+    widest = 1 if LAYOUT == "BDL" else len(INPUTS)
+    if len(units) == 1 and min(units) in range(1, widest + 1):
+        return tuple(tensors), units.pop()
+    return tuple(dense(x) for x in tensors), 1
+
+
+def operand(x: Tensor, begin: int, step: int) -> tuple[Tensor, int, int]:
+    """What a kernel takes for an activation: data from `begin` on, and strides over `step`."""
+    batch_stride, row_stride, _ = x.stride()
+    data = x.narrow(TIME, begin, x.shape[TIME] - begin) if begin else x
+    return data, batch_stride // step if x.shape[0] > 1 else 0, row_stride // step
+
+
+def segment(
+    x: Tensor, context: int, begin: int, end: int | None, tile: int
+) -> tuple[int, int, tuple[int, int, int]]:
+    """Bounds of a launch: first step in x, number of steps, and the kernel's (first, last, end).
+
+    A segment is x without its `context` leading steps, which are history: read, never written.
+    Outputs are the steps begin .. end - 1 of the segment; a range that ends inside it is whole
+    tiles.
+    """
+    length = x.shape[TIME] - context
+    end = length if end is None else end
+    if not (context >= 0 and 0 <= begin <= end <= length):
+        raise ValueError(
+            f"{OP}: steps {begin} .. {end} are not within a segment of {length} steps"
+        )
+    if end != length and (end - begin) % tile:
+        raise ValueError(f"{OP}: {end - begin} steps are no multiple of the tile of {tile} steps")
+    return context + begin, end - begin, (-(context + begin), length - begin, end - begin)
+
+
+def even(bounds: tuple[int, int, int]) -> bool:
+    """Whether a vector of 8 steps lies within or without the bounds as a whole."""
+    return all(bound % 8 == 0 for bound in bounds)
+
+
+def programs(batch: int, steps: int, schedule: dict[str, int]) -> tuple[int, int]:
+    """How many programs lie along time, and how many there are in all."""
+    along_time = -(-steps // (schedule["BLOCK_T"] * schedule["TILES"]))
+    return along_time, batch * along_time * -(-CHANNELS // schedule["BLOCK_D"])
+
+
+def stream_programs(
+    batch: int, steps: int, schedule: dict[str, int], width: int
+) -> tuple[int, int, int]:
+    """As `programs` for programs that stream along segments of a group of `width` channels:
+    programs along time, tiles of a segment, programs in all.
+
+    A segment has TILES tiles, fewer if the steps are few, and more if they are so many that the
+    partial sums of more than 32 programs along time would weigh something.
+    """
+    tiles_in_all = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
+    tiles = max(1, min(schedule["TILES"], tiles_in_all), -(-tiles_in_all // 32))
+    along_time = -(-tiles_in_all // tiles)
+    along_channels = CHANNELS // width * -(-width // schedule["BLOCK_D"])
+    return along_time, tiles, batch * along_time * along_channels
+
+
+def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
+    """8 if all strides are multiples of 8 elements, so that accesses are 16 bytes wide; else 1.
+
+    Refuses row strides that the 32-bit offsets within a program of so many tiles cannot hold;
+    those of the program itself are 64-bit.
+    """
+    rows = schedule["BLOCK_D"]
+    if LAYOUT == "BLD":  # and the steps that it looks back and ahead
+        rows = schedule["BLOCK_T"] * schedule.get("SEGMENTS", 1) * tiles + 4096
+    step = 8
+    for x in tensors:
+        batch_stride, row_stride, _ = x.stride()
+        if rows * row_stride >= 2**31:
+            raise ValueError(f"{OP}: a row stride of {row_stride} elements is too large")
+        if row_stride % 8 or (batch_stride % 8 and x.shape[0] > 1):
+            step = 1
+    return step
+
+
+def trait(argument: Tensor | int) -> tuple[object, ...]:
+    """What Triton compiles another binary for: dtype and alignment, or 64 bits."""
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.data_ptr() % 16 == 0
+    return (argument >= 2**31,)
+
+
+def launch(kernel, grid: int, *arguments: Tensor | int, options: dict[str, int], **constants: int):
+    """Run a kernel on the device of its first argument.
+
+    Binding arguments anew for each launch takes the host longer than a short kernel takes the GPU,
+    so the binary for arguments of these traits is remembered and launched directly. It takes the
+    constants by position, after the arguments.
+    """
+    device = arguments[0].device
+    key = (kernel, device, *map(trait, arguments), *constants.values(), *options.values())
+    binary = BINARIES.get(key)
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        if binary is None:
+            assert kernel.arg_names[len(arguments) :] == list(constants), "in the kernel's order"
+            BINARIES[key] = kernel[(grid,)](*arguments, **constants, **options)
+        else:
+            binary[(grid, 1, 1)](*arguments, *constants.values())
+
+
+def reduce_partials(partials: Tensor, parameter: Tensor, first: int, **constants: int) -> Tensor:
+    """The gradient of a parameter tensor, in its shape and dtype, from partials [splits, P, C] of
+    C channels, or of the parts of groups.
+
+    Its rows of partials begin at `first`; `constants` are those of sum_partials from WIDTH on.
+    """
+    out = torch.empty_like(parameter, dtype=torch.float32, memory_format=torch.contiguous_format)
+    splits, rows, columns = partials.shape
+    groups = columns // constants["WIDTH"]
+    launch(
+        sum_partials,
+        constants["ROLES"] * constants["LENGTH"] * -(-groups // constants["BLOCK_G"]),
+        partials,
+        out,
+        splits,
+        first,
+        options=OPTIONS["reduce"],
+        P=rows,
+        CHANNELS=columns,
+        **constants,
+    )
+    return out.to(parameter.dtype)
+
+
+def launch_forward(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    context: int = 0,
+    begin: int = 0,
+    end: int | None = None,
+) -> list[Tensor]:
+    """[y] for steps begin .. end - 1 of the segment after `context` steps."""
+    schedule, options = SCHEDULE["forward"], OPTIONS["forward"]
+    (q, k, v), unit = common_unit(unpack(inputs))
+    filter, featurizer, skip = (p.contiguous() for p in parameters)
+    first, steps, bounds = segment(q, context, begin, end, schedule["BLOCK_T"])
+    time_programs, tiles, grid = stream_programs(q.shape[0], steps, schedule, 16)
+    outputs = [allocate(q, steps)]
+    step = stride_step(schedule, (q, k, v, *outputs), tiles)
+    if grid:
+        launch(
+            hyena_mr_40b_forward,
+            grid,
+            *operand(q, first, step),
+            *operand(k, first, step),
+            *operand(v, first, step),
+            *operand(outputs[0], 0, step),
+            featurizer,
+            filter,
+            skip,
+            *bounds,
+            time_programs,
+            tiles,
+            options=options,
+            CHANNELS=CHANNELS,
+            UNIT=unit,
+            STEP=step,
+            EVEN=even(bounds),
+            **schedule,
+        )
+    return outputs
+
+
+def launch_backward(
+    dy: Tensor,
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    context: int = 0,
+    begin: int = 0,
+    end: int | None = None,
+) -> list[Tensor]:
+    """Gradients of the inputs, packed if they are, then of filter, featurizer, skip.
+
+    With a range, the gradients of inputs are for its steps and those of parameters sum over them;
+    `dy` and saved values cover the whole segment, without its context.
+    """
+    schedule, options = SCHEDULE["backward"], OPTIONS["backward"]
+    (q, k, v), unit = common_unit(unpack(inputs))
+    filter, featurizer, skip = (p.contiguous() for p in parameters)
+    dy = dense(dy)
+    first, steps, bounds = segment(q, context, begin, end, schedule["BLOCK_T"])
+    time_programs, tiles, grid = stream_programs(dy.shape[0], steps, schedule, 16)
+    gradients = [allocate(x, steps) for x in inputs]
+    d_inputs = unpack(gradients)
+    step = stride_step(schedule, (q, k, v, dy, *d_inputs), tiles)
+    splits = dy.shape[0] * time_programs
+    partials = dy.new_empty((splits * schedule["SEGMENTS"], 10, CHANNELS), dtype=torch.float32)
+    group_partials = dy.new_empty((splits, 128, grid // max(1, splits)), dtype=torch.float32)
+    if grid:
+        launch(
+            hyena_mr_40b_backward,
+            grid,
+            *operand(k, first, step),
+            *operand(v, first, step),
+            *operand(q, first, step),
+            *operand(dy, begin, step),
+            *operand(d_inputs[2], 0, step),
+            *operand(d_inputs[1], 0, step),
+            *operand(d_inputs[0], 0, step),
+            featurizer,
+            filter,
+            skip,
+            partials,
+            group_partials,
+            *bounds,
+            time_programs,
+            tiles,
+            options=options,
+            CHANNELS=CHANNELS,
+            UNIT=unit,
+            D_UNIT=d_inputs[0].stride(2),
+            STEP=step,
+            EVEN=even(bounds),
+            **schedule,
+        )
+    gradients.append(
+        reduce_partials(
+            group_partials,
+            filter,
+            first=0,
+            WIDTH=1,
+            LENGTH=128,
+            ROLES=1,
+            INTERLEAVED=False,
+            LAG_LAST=False,
+            BLOCK_G=128,
+            BLOCK_W=1,
+        )
+    )
+    gradients.append(
+        reduce_partials(
+            partials,
+            featurizer,
+            first=0,
+            WIDTH=1,
+            LENGTH=3,
+            ROLES=3,
+            INTERLEAVED=False,
+            LAG_LAST=True,
+            BLOCK_G=128,
+            BLOCK_W=1,
+        )
+    )
+    gradients.append(
+        reduce_partials(
+            partials,
+            skip,
+            first=9,
+            WIDTH=1,
+            LENGTH=1,
+            ROLES=1,
+            INTERLEAVED=False,
+            LAG_LAST=False,
+            BLOCK_G=128,
+            BLOCK_W=1,
+        )
+    )
+    return gradients
+
+
+# -----------------------------------------------------------------------------------------------
+# Plain PyTorch: tensors on a CPU
+# -----------------------------------------------------------------------------------------------
+
+
+def allocate(like: Tensor, steps: int, packed: int | None = None) -> Tensor:
+    """An activation of `steps` steps, not yet written, with the batch and dtype of `like`.
+
+    It has the channels of `like`, or `packed` times CHANNELS. Channels-first rows are padded to a
+    multiple of 8 elements, so that accesses stay 16 bytes wide whatever the length.
+    """
+    batch = like.shape[0]
+    channels = like.shape[CHANNEL] if packed is None else packed * CHANNELS
+    if LAYOUT == "BLD":
+        return like.new_empty((batch, steps, channels))
+    row = (steps + 7) // 8 * 8
+    return like.new_empty_strided((batch, channels, steps), (channels * row, row, 1))
+
+
+def unpack(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The inputs themselves, or their views of one tensor of packed features."""
+    roles = len(INPUTS)
+    if len(inputs) == roles:
+        return tuple(inputs)
+    (features,) = inputs
+    if not INTERLEAVED:
+        return features.chunk(roles, CHANNEL)
+    return features.unflatten(CHANNEL, (CHANNELS, roles)).unbind(CHANNEL + 1)
+
+
+def given(*inputs: Tensor | None) -> list[Tensor]:
+    """The inputs that are there: all, or only the first, which is then packed features."""
+    return [x for x in inputs if x is not None]
+
+
+def chunks(channels: int, width: int, bytes_per_channel: int, budget: int) -> Iterator[slice]:
+    """Slices of channels whose temporaries stay below `budget` bytes, at least one channel each.
+
+    A slice is whole groups of `width` channels, or lies within one group. An empty batch has none.
+    """
+    if bytes_per_channel == 0:
+        return
+    size = max(1, min(channels, budget // bytes_per_channel))
+    size = size // width * width if size > width else size
+    group = channels if size > width else width
+    for first in range(0, channels, group):
+        for begin in range(first, first + group, size):
+            yield slice(begin, min(first + group, begin + size))
+
+
+def role_rows(parameter: Tensor, role: int, roles: int, interleaved: bool) -> Tensor:
+    """The rows of one input in a parameter that several inputs share, as a view."""
+    return parameter[role::roles] if interleaved else parameter.chunk(roles)[role]
+
+
+def channel_rows(parameter: Tensor, c: slice, width: int, dtype: torch.dtype) -> Tensor:
+    """The row of each channel of a slice; `width` consecutive channels share one."""
+    index = torch.arange(c.start, c.stop, device=parameter.device) // width
+    return parameter[index].to(dtype)
+
+
+def add_rows(total: Tensor, c: slice, rows: Tensor, width: int) -> None:
+    """The adjoint of channel_rows: add one row a channel to the rows that the channels share."""
+    first, groups = c.start // width, max(1, (c.stop - c.start) // width)
+    total[first : first + groups] += rows.unflatten(0, (groups, -1)).sum(1)
+
+
+def conv_direct(x: Tensor, taps: Tensor, direction: int) -> Tensor:
+    """y[t] = sum_j taps[j] x[t - direction * j], zero outside the sequence."""
+    channels, reach = taps.shape[0], taps.shape[1] - 1
+    if direction > 0:
+        x, kernel = functional.pad(x, (reach, 0)), taps.flip(1)
+    else:
+        x, kernel = functional.pad(x, (0, reach)), taps
+    return functional.conv1d(x, kernel.unsqueeze(1), groups=channels)
+
+
+def tap_gradient_direct(grad: Tensor, x: Tensor, length: int) -> Tensor:
+    """sum over b, t of grad[t] x[t - j] for j < length: (C, length)."""
+    steps = x.shape[2]
+    rows = [(grad[..., j:] * x[..., : max(0, steps - j)]).sum((0, 2)) for j in range(length)]
+    return torch.stack(rows, 1)
+
+
+def canonical(x: Tensor) -> Tensor:
+    """An activation as (B, D, L), without a copy."""
+    return x
+
+
+def eager_forward(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+) -> list[Tensor]:
+    """[y] of the unpacked inputs."""
+    q_all, k_all, v_all = (canonical(x) for x in inputs)
+    filter, featurizer, skip = parameters
+    dtype = torch.float64 if q_all.dtype == torch.float64 else torch.float32
+    outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
+    (out_0,) = (canonical(x) for x in outputs)
+    batch, _, length = q_all.shape
+    channel_bytes = 13 * batch * length * dtype.itemsize
+    for c in chunks(CHANNELS, 16, channel_bytes, BYTE_BUDGET):
+        q = q_all[:, c].to(dtype)
+        featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
+        q_hat = conv_direct(q, featurizer_q_c, +1)
+        k = k_all[:, c].to(dtype)
+        featurizer_k_c = channel_rows(role_rows(featurizer, 1, 3, False), c, 1, dtype).flip(1)
+        k_hat = conv_direct(k, featurizer_k_c, +1)
+        v = v_all[:, c].to(dtype)
+        featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
+        v_hat = conv_direct(v, featurizer_v_c, +1)
+        z = k_hat * v_hat
+        filter_c = channel_rows(filter, c, 16, dtype)
+        conv = conv_direct(z, filter_c, +1)
+        skip_c = channel_rows(skip, c, 1, dtype)[:, None]
+        skipped = z * skip_c
+        pre_skip = conv + skipped
+        y = q_hat * pre_skip
+        out_0[:, c] = y
+    return outputs
+
+
+def eager_backward(
+    dy: Tensor,
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    saved: Sequence[Tensor],
+) -> list[Tensor]:
+    """Gradients of the inputs, packed if they are, then of the parameters."""
+    dy_all, q_all, k_all, v_all = (canonical(x) for x in (dy, *unpack(inputs), *saved))
+    filter, featurizer, skip = parameters
+    dtype = torch.float64 if dy_all.dtype == torch.float64 else torch.float32
+    d_inputs = [allocate(x, x.shape[TIME]) for x in inputs]
+    d_q_all, d_k_all, d_v_all = (canonical(x) for x in unpack(d_inputs))
+    d_filter_all = torch.zeros_like(filter, dtype=dtype)
+    d_featurizer_all = torch.zeros_like(featurizer, dtype=dtype)
+    d_skip_all = torch.zeros_like(skip, dtype=dtype)
+    batch, _, length = dy_all.shape
+    channel_bytes = 24 * batch * length * dtype.itemsize
+    for c in chunks(CHANNELS, 16, channel_bytes, BYTE_BUDGET):
+        q = q_all[:, c].to(dtype)
+        featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
+        q_hat = conv_direct(q, featurizer_q_c, +1)
+        k = k_all[:, c].to(dtype)
+        featurizer_k_c = channel_rows(role_rows(featurizer, 1, 3, False), c, 1, dtype).flip(1)
+        k_hat = conv_direct(k, featurizer_k_c, +1)
+        v = v_all[:, c].to(dtype)
+        featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
+        v_hat = conv_direct(v, featurizer_v_c, +1)
+        z = k_hat * v_hat
+        filter_c = channel_rows(filter, c, 16, dtype)
+        conv = conv_direct(z, filter_c, +1)
+        skip_c = channel_rows(skip, c, 1, dtype)[:, None]
+        skipped = z * skip_c
+        pre_skip = conv + skipped
+        dy = dy_all[:, c].to(dtype)
+        d_q_hat = dy * pre_skip
+        d_pre_skip = dy * q_hat
+        d_z_1 = d_pre_skip * skip_c
+        skipped_product = d_pre_skip * z
+        d_skip = skipped_product.sum((0, 2))
+        add_rows(d_skip_all, c, d_skip, 1)
+        d_z_2 = conv_direct(d_pre_skip, filter_c, -1)
+        d_filter = tap_gradient_direct(d_pre_skip, z, 128)
+        add_rows(d_filter_all, c, d_filter, 16)
+        d_z = d_z_1 + d_z_2
+        d_k_hat = d_z * v_hat
+        d_v_hat = d_z * k_hat
+        d_v = conv_direct(d_v_hat, featurizer_v_c, -1)
+        d_featurizer_v = tap_gradient_direct(d_v_hat, v, 3).flip(1)
+        add_rows(role_rows(d_featurizer_all, 2, 3, False), c, d_featurizer_v, 1)
+        d_k = conv_direct(d_k_hat, featurizer_k_c, -1)
+        d_featurizer_k = tap_gradient_direct(d_k_hat, k, 3).flip(1)
+        add_rows(role_rows(d_featurizer_all, 1, 3, False), c, d_featurizer_k, 1)
+        d_q = conv_direct(d_q_hat, featurizer_q_c, -1)
+        d_featurizer_q = tap_gradient_direct(d_q_hat, q, 3).flip(1)
+        add_rows(role_rows(d_featurizer_all, 0, 3, False), c, d_featurizer_q, 1)
+        d_q_all[:, c] = d_q
+        d_k_all[:, c] = d_k
+        d_v_all[:, c] = d_v
+    return [
+        *d_inputs,
+        d_filter_all.to(filter.dtype),
+        d_featurizer_all.to(featurizer.dtype),
+        d_skip_all.to(skip.dtype),
+    ]
+
+
+# -----------------------------------------------------------------------------------------------
+# The operator: torch.library ops, autograd, checks, functions and module
+# -----------------------------------------------------------------------------------------------
+
+
+def decayed(taps: Tensor) -> Tensor:
+    """Taps (G, K) times the decay exp(-alpha tau) of their group (arXiv 2503.01868, section 2)."""
+    groups, steps = taps.shape
+    ladder = torch.logspace(-2.0, 2.0, groups // 1, dtype=torch.float64, device=taps.device)
+    alpha = ladder.repeat(1)
+    lag = torch.arange(steps, dtype=torch.float64, device=taps.device)
+    tau = lag / 8191
+    wide = torch.promote_types(taps.dtype, torch.float32)
+    return taps.to(wide) * torch.exp(-alpha[:, None] * tau).to(wide)
+
+
+def library_name() -> str:
+    """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
+    name = unique = "hyena_mr_40b_5cf98342"
+    count = 1
+    while hasattr(torch.ops.sh2gen, unique):
+        count += 1
+        unique = f"{name}_{count}"
+    return unique
+
+
+LIBRARY_NAME = library_name()
+
+
+@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}", mutates_args=())
+def forward_op(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    filter: Tensor,
+    featurizer: Tensor,
+    skip: Tensor,
+) -> Tensor:
+    """y; of packed features if the later inputs are None."""
+    inputs = given(q, k, v)
+    with torch.autocast(q.device.type, enabled=False):
+        return eager_forward(unpack(inputs), [filter, featurizer, skip])[0]
+
+
+@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}_backward", mutates_args=())
+def backward_op(
+    dy: Tensor,
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    filter: Tensor,
+    featurizer: Tensor,
+    skip: Tensor,
+) -> list[Tensor]:
+    """Gradients of the inputs that are given, then of the parameters."""
+    inputs, parameters = given(q, k, v), [filter, featurizer, skip]
+    with torch.autocast(dy.device.type, enabled=False):
+        contiguous = [p.contiguous() for p in parameters]
+        return eager_backward(dy, inputs, contiguous, [])
+
+
+@forward_op.register_kernel("cuda")
+def _(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    filter: Tensor,
+    featurizer: Tensor,
+    skip: Tensor,
+) -> Tensor:
+    inputs = given(q, k, v)
+    return launch_forward(inputs, [filter, featurizer, skip])[0]
+
+
+@backward_op.register_kernel("cuda")
+def _(
+    dy: Tensor,
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    filter: Tensor,
+    featurizer: Tensor,
+    skip: Tensor,
+) -> list[Tensor]:
+    inputs, parameters = given(q, k, v), [filter, featurizer, skip]
+    return launch_backward(dy, inputs, parameters, [])
+
+
+@forward_op.register_fake
+def _(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    filter: Tensor,
+    featurizer: Tensor,
+    skip: Tensor,
+) -> Tensor:
+    steps = q.shape[TIME]
+    return allocate(q, steps, 1)
+
+
+@backward_op.register_fake
+def _(
+    dy: Tensor,
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    filter: Tensor,
+    featurizer: Tensor,
+    skip: Tensor,
+) -> list[Tensor]:
+    inputs, parameters = given(q, k, v), [filter, featurizer, skip]
+    contiguous = torch.contiguous_format
+    d_parameters = [torch.empty_like(p, memory_format=contiguous) for p in parameters]
+    return [*(allocate(x, x.shape[TIME]) for x in inputs), *d_parameters]
+
+
+def save(ctx, inputs, output) -> None:
+    """What backward needs: every argument."""
+    ctx.save_for_backward(*inputs)
+
+
+def differentiate(ctx, dy):
+    """Gradients of every argument of forward_op."""
+    gradients = backward_op(dy, *ctx.saved_tensors)
+    given_inputs = len(gradients) - len(PARAMETERS)
+    absent = [None] * (len(INPUTS) - given_inputs)
+    return *gradients[:given_inputs], *absent, *gradients[given_inputs:]
+
+
+forward_op.register_autograd(differentiate, setup_context=save)
+
+
+def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    """Refuse tensors of a wrong kind, naming the argument and what was expected of it."""
+    names = INPUTS if len(inputs) == len(INPUTS) else ("features",)
+    x = inputs[0]
+    channels = CHANNELS if names == INPUTS else len(INPUTS) * CHANNELS
+    for name, tensor in zip((*names, *PARAMETERS), (*inputs, *parameters), strict=True):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{OP}: {name} is a {type(tensor).__name__}, expected a tensor")
+        if tensor.device != x.device:
+            raise ValueError(
+                f"{OP}: {name} is on {tensor.device}, but {names[0]} is on {x.device}"
+            )
+        if tensor.layout != torch.strided:
+            raise TypeError(f"{OP}: {name} is {tensor.layout}, expected a dense tensor")
+    accepted = (torch.bfloat16, torch.float16, torch.float32)
+    for name, tensor in zip(names, inputs, strict=True):
+        if tensor.dim() != 3 or tensor.shape[CHANNEL] != channels or tensor.shape[TIME] < 1:
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected "
+                f"(B, {channels}, L) with L >= 1"
+            )
+        if tensor.shape != x.shape:
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, "
+                f"but {names[0]} has {tuple(x.shape)}"
+            )
+        if tensor.dtype not in accepted and (tensor.dtype != torch.float64 or x.is_cuda):
+            raise TypeError(
+                f"{OP}: {name} is {tensor.dtype}, expected bfloat16, float16 or float32 "
+                "(float64 is for CPU only)"
+            )
+        if tensor.dtype != x.dtype:
+            raise TypeError(f"{OP}: {name} is {tensor.dtype}, but {names[0]} is {x.dtype}")
+    for (name, shape), tensor in zip(PARAMETERS.items(), parameters, strict=True):
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape}")
+        if tensor.dtype not in (*accepted, torch.float64):
+            raise TypeError(
+                f"{OP}: {name} is {tensor.dtype}, expected float32, bfloat16, float16 or float64"
+            )
+    if x.device.type == "cuda" and not HAS_TRITON:
+        raise RuntimeError(f"{OP}: CUDA tensors need Triton, which is not installed")
+
+
+def hyena_mr_40b(
+    q: Tensor, k: Tensor, v: Tensor, filter: Tensor, featurizer: Tensor, skip: Tensor
+) -> Tensor:
+    """hyena_mr_40b: 128-tap decay causal convolution, filters shared by 16 channels, featurizer of
+    3 taps, pre and post gates
+
+    Args:
+        q: (B, D, L), bfloat16, float16 or float32
+        k: (B, D, L), bfloat16, float16 or float32
+        v: (B, D, L), bfloat16, float16 or float32
+        filter: (512, 128), float32; tap 0 multiplies the current sample, before its decay
+        featurizer: (24576, 3), float32; the last tap multiplies the current sample; blocks of D
+            channels, q, k, v in this order
+        skip: (8192,), float32; times z, added to the convolution
+
+    Returns:
+        y (B, D, L) in the dtype of the inputs, differentiable in every argument.
+
+    Raises:
+        TypeError, ValueError: naming the argument and the shape, dtype or device expected.
+    """
+    check([q, k, v], [filter, featurizer, skip])
+    filter = decayed(filter)
+    return forward_op(q, k, v, filter, featurizer, skip)
+
+
+def hyena_mr_40b_packed(
+    features: Tensor, filter: Tensor, featurizer: Tensor, skip: Tensor
+) -> Tensor:
+    """hyena_mr_40b of packed features (B, 3 D, L): blocks of D channels, q, k, v in this order."""
+    check([features], [filter, featurizer, skip])
+    filter = decayed(filter)
+    return forward_op(features, None, None, filter, featurizer, skip)
+
+
+class HyenaMr40b(nn.Module):
+    """The operator with its parameters: filter (512, 128), featurizer (24576, 3), skip (8192,).
+
+    They are float32 and stay so under `.to(torch.bfloat16)`, `.half()` and autocast: they are few,
+    and rounding them would cost more accuracy than the whole computation.
+    """
+
+    def __init__(self, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        for name, shape in PARAMETERS.items():
+            values = torch.empty(shape, dtype=torch.float32, device=device)
+            self.register_parameter(name, nn.Parameter(values))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw fresh parameters."""
+        with torch.no_grad():
+            self.filter.normal_(0.0, 1.10485e-07)
+            self.featurizer.uniform_(-0.57735, 0.57735)
+            self.skip.uniform_(-0.0883883, 0.0883883)
+
+    def _apply(self, fn, recurse: bool = True):
+        def keep_float32(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if moved.dtype in (torch.bfloat16, torch.float16):
+                return tensor.to(moved.device)
+            return moved
+
+        return super()._apply(keep_float32, recurse)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """y (B, D, L) of q, k, v (B, D, L), or of packed features (B, 3 D, L)."""
+        parameters = [getattr(self, name) for name in PARAMETERS]
+        if len(inputs) == len(INPUTS):
+            return hyena_mr_40b(*inputs, *parameters)
+        if len(inputs) == 1:
+            return hyena_mr_40b_packed(*inputs, *parameters)
+        raise TypeError(
+            f"{OP}: expected {len(INPUTS)} inputs or 1 of packed features, got {len(inputs)}"
+        )
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={shape}" for name, shape in PARAMETERS.items())
