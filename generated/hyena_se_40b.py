@@ -151,11 +151,9 @@ def tap_gradient(total, grad, x):
 def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
     """Write accumulators, summed over blocks of time, to rows first, ... of [P, CHANNELS]."""
     for i in tl.static_range(len(total)):
-        tl.store(
-            ptr + (first + i) * CHANNELS + channel,
-            tl.sum(total[i], axis=1, keep_dims=True),
-            mask=inside,
-        )
+        x = total[i]
+        value = tl.sum(x) if x.shape[0] == 1 else tl.sum(x, axis=1, keep_dims=True)
+        tl.store(ptr + (first + i) * CHANNELS + channel, value, mask=inside)
 
 
 @triton.jit
@@ -305,7 +303,7 @@ def hyena_se_40b_forward(
     first -= step_0
     last -= step_0
     end -= step_0
-    channel = tl.arange(0, BLOCK_D)[:, None]
+    channel = tl.arange(0, BLOCK_D)[:, None] if BLOCK_D > 1 else 0
     row = channel_0 + channel
     inside = row < CHANNELS
     featurizer_q = load_taps(featurizer_ptr, row, inside, 3, True)
@@ -374,7 +372,7 @@ def hyena_se_40b_backward(
     first -= step_0
     last -= step_0
     end -= step_0
-    channel = tl.arange(0, BLOCK_D)[:, None]
+    channel = tl.arange(0, BLOCK_D)[:, None] if BLOCK_D > 1 else 0
     row = channel_0 + channel
     inside = row < CHANNELS
     featurizer_q = load_taps(featurizer_ptr, row, inside, 3, True)
@@ -877,7 +875,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_40b_174e1471"
+    name = unique = "hyena_se_40b_ccbeb9dd"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

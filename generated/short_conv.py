@@ -184,11 +184,9 @@ def channel_sum(total, x):
 def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
     """Write accumulators, summed over blocks of time, to rows first, ... of [P, CHANNELS]."""
     for i in tl.static_range(len(total)):
-        tl.store(
-            ptr + (first + i) * CHANNELS + channel,
-            tl.sum(total[i], axis=1, keep_dims=True),
-            mask=inside,
-        )
+        x = total[i]
+        value = tl.sum(x) if x.shape[0] == 1 else tl.sum(x, axis=1, keep_dims=True)
+        tl.store(ptr + (first + i) * CHANNELS + channel, value, mask=inside)
 
 
 @triton.jit
@@ -332,7 +330,7 @@ def short_conv_forward(
     first -= step_0
     last -= step_0
     end -= step_0
-    channel = tl.arange(0, BLOCK_D)[:, None]
+    channel = tl.arange(0, BLOCK_D)[:, None] if BLOCK_D > 1 else 0
     row = channel_0 + channel
     inside = row < CHANNELS
     filter = load_taps(filter_ptr, row, inside, 4, True)
@@ -382,7 +380,7 @@ def short_conv_backward(
     first -= step_0
     last -= step_0
     end -= step_0
-    channel = tl.arange(0, BLOCK_D)[:, None]
+    channel = tl.arange(0, BLOCK_D)[:, None] if BLOCK_D > 1 else 0
     row = channel_0 + channel
     inside = row < CHANNELS
     filter = load_taps(filter_ptr, row, inside, 4, True)
@@ -833,7 +831,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_9312e0ff"
+    name = unique = "short_conv_b5c4f41c"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
