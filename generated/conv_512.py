@@ -40,10 +40,20 @@ BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
 SCHEDULE = {
     "forward": {
-        "ROWS": 8, "BLOCK_D": 16, "SEGMENTS": 4, "BLOCK_T": 64, "TILES": 32, "PREFETCH": 3
+        "ROWS": 8,
+        "BLOCK_D": 16,
+        "SEGMENTS": 2,
+        "BLOCK_T": 64,
+        "TILES": 32,
+        "PREFETCH": 3,
     },
     "backward": {
-        "ROWS": 8, "BLOCK_D": 16, "SEGMENTS": 4, "BLOCK_T": 32, "TILES": 64, "PREFETCH": 1
+        "ROWS": 8,
+        "BLOCK_D": 16,
+        "SEGMENTS": 2,
+        "BLOCK_T": 32,
+        "TILES": 64,
+        "PREFETCH": 1,
     },
 }
 OPTIONS = {  # of the compiler
@@ -103,8 +113,7 @@ def load_toeplitz(
     BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """T_s[j, i] = taps[s BLOCK_T + i - j], zero where there is no such tap: matrices
-    [BLOCK_T, BLOCK_T] that take a block of inputs, and the blocks before it, to a block of
-    outputs.
+    [BLOCK_T, BLOCK_T] that take a block of inputs, and those before it, to a block of outputs.
     """
     j = tl.arange(0, BLOCK_T)[:, None]
     i = tl.arange(0, BLOCK_T)[None, :]
@@ -167,8 +176,7 @@ def remember(
     past, rows, going,
     M: tl.constexpr, N: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The block of these rows and those visited before it, and what the next tile has before it.
-    """
+    """The block of these rows and those before it; and what the next tile has before it."""
     block = rounded(rows_vector(rows, 0, M, N, OPERAND), PRECISION)
     blocks = (block,) + past
     if len(past) == 0:
@@ -220,9 +228,7 @@ def toeplitz(blocks, matrices, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.c
 
 
 @triton.jit
-def toeplitz_adjoint(
-    blocks, matrices, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr
-):
+def toeplitz_adjoint(blocks, matrices, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
     """Rows of y[t] = sum_j taps[j] x[t + j], from the block of x at t and those after it."""
     y = tl.dot(blocks[0], tl.trans(matrices[0]), input_precision=PRECISION)
     for s in tl.static_range(1, len(matrices)):
@@ -269,7 +275,7 @@ def store_toeplitz(ptr, total, STRIDE: tl.constexpr, LENGTH: tl.constexpr, BLOCK
         pair = tl.permute(tl.reshape(total[s // 2], (BLOCK_T, 2, BLOCK_T)), (0, 2, 1))
         even, odd = tl.split(pair)
         own = odd if s % 2 else even
-        # Row j turned left by j: column c holds i = j + c, or i = j + c - BLOCK_T of an earlier lag.
+        # Row j turned left by j: column c holds i = j + c, or, wrapped, that of earlier lags.
         turned = tl.gather(own, (j + turn) % BLOCK_T, 1)
         wrapped = j + turn >= BLOCK_T
         earlier = before + tl.sum(tl.where(wrapped, turned, 0.0), axis=0)
@@ -309,9 +315,8 @@ def load_rows(
     """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
 
     EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside
-    as a whole. Otherwise only tiles at an edge pay for a mask on every element. A tile may begin
-    at
-    another time t for every lane, between `earliest` and `latest`.
+    as a whole. Otherwise only tiles at an edge pay for a mask on every element. Lanes may begin at
+    different times t, from `earliest` to `latest`.
     """
     channel, inside, t, earliest, latest, first, last, end = tile
     rows = ()
@@ -374,15 +379,16 @@ def conv_512_forward(
 ):  # fmt: skip
     """z = x; y = filter * z
 
-    A program computes SEGMENTS consecutive segments of `tiles` tiles of BLOCK_T steps, side by
+    A program computes SEGMENTS consecutive segments of `tiles` tiles of BLOCK_T steps side by
     side,
-    for BLOCK_D channels of a group, the first tile of each first. Time counts from the first
-    step written; activations are read in [first, last), are zero elsewhere, and are written up to
-    `end`. EVEN says that these three are multiples of 8; strides count in units of STEP elements.
+    forward in time, for BLOCK_D channels of a group. Time counts from the first step
+    written; activations are read in [first, last), are zero elsewhere, and are written up to
+    `end`.
+    EVEN says that these three are multiples of 8; strides count in units of STEP elements.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # blocks of ROWS steps in a tile
     M: tl.constexpr = SEGMENTS * BLOCK_D  # rows of a product
-    HISTORY: tl.constexpr = (512 - 1 + BLOCK_T - 1) // BLOCK_T  # blocks that taps reach beyond one
+    HISTORY: tl.constexpr = (512 - 1 + BLOCK_T - 1) // BLOCK_T  # blocks before one
     LEAD: tl.constexpr = HISTORY * BLOCK_T
     OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
@@ -442,15 +448,16 @@ def conv_512_backward(
 ):  # fmt: skip
     """Gradients of every input, and partial sums of those of parameters.
 
-    A program computes SEGMENTS consecutive segments of `tiles` tiles of BLOCK_T steps, side by
+    A program computes SEGMENTS consecutive segments of `tiles` tiles of BLOCK_T steps side by
     side,
-    for BLOCK_D channels of a group, the last tile of each first. Time counts from the first
-    step written; activations are read in [first, last), are zero elsewhere, and are written up to
-    `end`. EVEN says that these three are multiples of 8; strides count in units of STEP elements.
+    backward in time, for BLOCK_D channels of a group. Time counts from the first step
+    written; activations are read in [first, last), are zero elsewhere, and are written up to
+    `end`.
+    EVEN says that these three are multiples of 8; strides count in units of STEP elements.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # blocks of ROWS steps in a tile
     M: tl.constexpr = SEGMENTS * BLOCK_D  # rows of a product
-    HISTORY: tl.constexpr = (512 - 1 + BLOCK_T - 1) // BLOCK_T  # blocks that taps reach beyond one
+    HISTORY: tl.constexpr = (512 - 1 + BLOCK_T - 1) // BLOCK_T  # blocks before one
     LEAD: tl.constexpr = HISTORY * BLOCK_T
     OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
@@ -482,9 +489,8 @@ def conv_512_backward(
     for back in range(0, LEAD, BLOCK_T):
         t = steps + LEAD - back
         tile = (channel, inside, segment + t, t, latest + t, first, last, 0)
-        ahead = (
-            channel, inside, segment + (t - LEAD), t - LEAD, latest + t - LEAD, first, last, 0
-        )
+        early = t - LEAD
+        ahead = (channel, inside, segment + early, early, latest + early, first, last, 0)
         x_ahead = load_rows(x_ptr, x_row, UNIT, ahead, 0, ROWS, EVEN, ROWS, M, N)
         x_blocks, x_blocks_kept = look_ahead(
             x_blocks_kept, x_ahead, going, M, N, OPERAND, PRECISION
@@ -494,12 +500,10 @@ def conv_512_backward(
     # The first tile lies after the segment: only what the one before it takes from it is used.
     for back in tl.range(0, steps + BLOCK_T, BLOCK_T, num_stages=PREFETCH):
         t = steps - back
-        tile = (
-            channel, inside, segment + t, t, latest + t, first, last, tl.where(back > 0, end, 0)
-        )
-        ahead = (
-            channel, inside, segment + (t - LEAD), t - LEAD, latest + t - LEAD, first, last, 0
-        )
+        stop = tl.where(back > 0, end, 0)
+        tile = (channel, inside, segment + t, t, latest + t, first, last, stop)
+        early = t - LEAD
+        ahead = (channel, inside, segment + early, early, latest + early, first, last, 0)
         x_ahead = load_rows(x_ptr, x_row, UNIT, ahead, 0, ROWS, EVEN, ROWS, M, N)
         x_blocks, x_blocks_kept = look_ahead(
             x_blocks_kept, x_ahead, going, M, N, OPERAND, PRECISION
@@ -926,7 +930,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_6a32563b"
+    name = unique = "conv_512_ac501635"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -41,10 +41,20 @@ BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
 SCHEDULE = {
     "forward": {
-        "ROWS": 8, "BLOCK_D": 16, "SEGMENTS": 4, "BLOCK_T": 64, "TILES": 32, "PREFETCH": 3
+        "ROWS": 8,
+        "BLOCK_D": 16,
+        "SEGMENTS": 4,
+        "BLOCK_T": 64,
+        "TILES": 32,
+        "PREFETCH": 3,
     },
     "backward": {
-        "ROWS": 8, "BLOCK_D": 16, "SEGMENTS": 4, "BLOCK_T": 32, "TILES": 64, "PREFETCH": 1
+        "ROWS": 8,
+        "BLOCK_D": 16,
+        "SEGMENTS": 4,
+        "BLOCK_T": 32,
+        "TILES": 64,
+        "PREFETCH": 1,
     },
 }
 OPTIONS = {  # of the compiler
@@ -104,8 +114,7 @@ def load_toeplitz(
     BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """T_s[j, i] = taps[s BLOCK_T + i - j], zero where there is no such tap: matrices
-    [BLOCK_T, BLOCK_T] that take a block of inputs, and the blocks before it, to a block of
-    outputs.
+    [BLOCK_T, BLOCK_T] that take a block of inputs, and those before it, to a block of outputs.
     """
     j = tl.arange(0, BLOCK_T)[:, None]
     i = tl.arange(0, BLOCK_T)[None, :]
@@ -168,8 +177,7 @@ def remember(
     past, rows, going,
     M: tl.constexpr, N: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The block of these rows and those visited before it, and what the next tile has before it.
-    """
+    """The block of these rows and those before it; and what the next tile has before it."""
     block = rounded(rows_vector(rows, 0, M, N, OPERAND), PRECISION)
     blocks = (block,) + past
     if len(past) == 0:
@@ -221,9 +229,7 @@ def toeplitz(blocks, matrices, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.c
 
 
 @triton.jit
-def toeplitz_adjoint(
-    blocks, matrices, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr
-):
+def toeplitz_adjoint(blocks, matrices, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
     """Rows of y[t] = sum_j taps[j] x[t + j], from the block of x at t and those after it."""
     y = tl.dot(blocks[0], tl.trans(matrices[0]), input_precision=PRECISION)
     for s in tl.static_range(1, len(matrices)):
@@ -270,7 +276,7 @@ def store_toeplitz(ptr, total, STRIDE: tl.constexpr, LENGTH: tl.constexpr, BLOCK
         pair = tl.permute(tl.reshape(total[s // 2], (BLOCK_T, 2, BLOCK_T)), (0, 2, 1))
         even, odd = tl.split(pair)
         own = odd if s % 2 else even
-        # Row j turned left by j: column c holds i = j + c, or i = j + c - BLOCK_T of an earlier lag.
+        # Row j turned left by j: column c holds i = j + c, or, wrapped, that of earlier lags.
         turned = tl.gather(own, (j + turn) % BLOCK_T, 1)
         wrapped = j + turn >= BLOCK_T
         earlier = before + tl.sum(tl.where(wrapped, turned, 0.0), axis=0)
@@ -291,9 +297,8 @@ def load_rows(
     """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
 
     EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside
-    as a whole. Otherwise only tiles at an edge pay for a mask on every element. A tile may begin
-    at
-    another time t for every lane, between `earliest` and `latest`.
+    as a whole. Otherwise only tiles at an edge pay for a mask on every element. Lanes may begin at
+    different times t, from `earliest` to `latest`.
     """
     channel, inside, t, earliest, latest, first, last, end = tile
     rows = ()
@@ -464,11 +469,9 @@ def channel_sum(total, x):
 def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
     """Write accumulators, summed over blocks of time, to rows first, ... of [P, CHANNELS]."""
     for i in tl.static_range(len(total)):
-        tl.store(
-            ptr + (first + i) * CHANNELS + channel,
-            tl.sum(total[i], axis=1, keep_dims=True),
-            mask=inside,
-        )
+        x = total[i]
+        value = tl.sum(x) if x.shape[0] == 1 else tl.sum(x, axis=1, keep_dims=True)
+        tl.store(ptr + (first + i) * CHANNELS + channel, value, mask=inside)
 
 
 @triton.jit
@@ -540,15 +543,16 @@ def hyena_mr_40b_forward(
 ):  # fmt: skip
     """z = (featurizer * k) . (featurizer * v); y = (featurizer * q) . (filter * z + skip . z)
 
-    A program computes SEGMENTS consecutive segments of `tiles` tiles of BLOCK_T steps, side by
+    A program computes SEGMENTS consecutive segments of `tiles` tiles of BLOCK_T steps side by
     side,
-    for BLOCK_D channels of a group, the first tile of each first. Time counts from the first
-    step written; activations are read in [first, last), are zero elsewhere, and are written up to
-    `end`. EVEN says that these three are multiples of 8; strides count in units of STEP elements.
+    forward in time, for BLOCK_D channels of a group. Time counts from the first step
+    written; activations are read in [first, last), are zero elsewhere, and are written up to
+    `end`.
+    EVEN says that these three are multiples of 8; strides count in units of STEP elements.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # blocks of ROWS steps in a tile
     M: tl.constexpr = SEGMENTS * BLOCK_D  # rows of a product
-    HISTORY: tl.constexpr = (128 - 1 + BLOCK_T - 1) // BLOCK_T  # blocks that taps reach beyond one
+    HISTORY: tl.constexpr = (128 - 1 + BLOCK_T - 1) // BLOCK_T  # blocks before one
     LEAD: tl.constexpr = HISTORY * BLOCK_T
     OPERAND: tl.constexpr = tl.bfloat16 if q_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if q_ptr.dtype.element_ty == tl.float16 else "ieee"
@@ -580,9 +584,11 @@ def hyena_mr_40b_forward(
     filter = load_toeplitz(filter_ptr, group, 128, False, BLOCK_T, OPERAND, PRECISION)
     skip = load_vector(skip_ptr, row, inside)
     z_blocks_kept = zero_blocks(HISTORY, M, BLOCK_T, OPERAND)
-    tile = (channel, inside, segment + (0), 0, latest + (0), first, last, 0)
+    t = 0
+    tile = (channel, inside, segment + t, t, latest + t, first, last, 0)
     q_before = context_rows(q_ptr, q_row, UNIT, tile, 2, EVEN, ROWS, M, N)
-    tile = (channel, inside, segment + (-LEAD), -LEAD, latest + (-LEAD), first, last, 0)
+    t = -LEAD
+    tile = (channel, inside, segment + t, t, latest + t, first, last, 0)
     k_before = context_rows(k_ptr, k_row, UNIT, tile, 2, EVEN, ROWS, M, N)
     v_before = context_rows(v_ptr, v_row, UNIT, tile, 2, EVEN, ROWS, M, N)
     for t in range(-LEAD, 0, BLOCK_T):
@@ -648,15 +654,16 @@ def hyena_mr_40b_backward(
 ):  # fmt: skip
     """Gradients of every input, and partial sums of those of parameters.
 
-    A program computes SEGMENTS consecutive segments of `tiles` tiles of BLOCK_T steps, side by
+    A program computes SEGMENTS consecutive segments of `tiles` tiles of BLOCK_T steps side by
     side,
-    for BLOCK_D channels of a group, the last tile of each first. Time counts from the first
-    step written; activations are read in [first, last), are zero elsewhere, and are written up to
-    `end`. EVEN says that these three are multiples of 8; strides count in units of STEP elements.
+    backward in time, for BLOCK_D channels of a group. Time counts from the first step
+    written; activations are read in [first, last), are zero elsewhere, and are written up to
+    `end`.
+    EVEN says that these three are multiples of 8; strides count in units of STEP elements.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # blocks of ROWS steps in a tile
     M: tl.constexpr = SEGMENTS * BLOCK_D  # rows of a product
-    HISTORY: tl.constexpr = (128 - 1 + BLOCK_T - 1) // BLOCK_T  # blocks that taps reach beyond one
+    HISTORY: tl.constexpr = (128 - 1 + BLOCK_T - 1) // BLOCK_T  # blocks before one
     LEAD: tl.constexpr = HISTORY * BLOCK_T
     OPERAND: tl.constexpr = tl.bfloat16 if k_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if k_ptr.dtype.element_ty == tl.float16 else "ieee"
@@ -703,9 +710,8 @@ def hyena_mr_40b_backward(
     for back in range(0, LEAD, BLOCK_T):
         t = steps + LEAD - back
         tile = (channel, inside, segment + t, t, latest + t, first, last, 0)
-        ahead = (
-            channel, inside, segment + (t - LEAD), t - LEAD, latest + t - LEAD, first, last, 0
-        )
+        early = t - LEAD
+        ahead = (channel, inside, segment + early, early, latest + early, first, last, 0)
         k_ahead = load_rows(k_ptr, k_row, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
         k_hat_ahead = fir(k_ahead, featurizer_k)
         v_ahead = load_rows(v_ptr, v_row, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
@@ -724,12 +730,10 @@ def hyena_mr_40b_backward(
     # The first tile lies after the segment: only what the one before it takes from it is used.
     for back in tl.range(0, steps + BLOCK_T, BLOCK_T, num_stages=PREFETCH):
         t = steps - back
-        tile = (
-            channel, inside, segment + t, t, latest + t, first, last, tl.where(back > 0, end, 0)
-        )
-        ahead = (
-            channel, inside, segment + (t - LEAD), t - LEAD, latest + t - LEAD, first, last, 0
-        )
+        stop = tl.where(back > 0, end, 0)
+        tile = (channel, inside, segment + t, t, latest + t, first, last, stop)
+        early = t - LEAD
+        ahead = (channel, inside, segment + early, early, latest + early, first, last, 0)
         k_ahead = load_rows(k_ptr, k_row, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
         k_hat_ahead = fir(k_ahead, featurizer_k)
         v_ahead = load_rows(v_ptr, v_row, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
@@ -1310,7 +1314,7 @@ def decayed(taps: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_40b_5cf98342"
+    name = unique = "hyena_mr_40b_5f5fca86"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

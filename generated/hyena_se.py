@@ -5,7 +5,7 @@ taps, pre and post gates
     y = (featurizer * q) . (filter * z)
 
 Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 256 filter
-groups, K = 7 taps. Plan toeplitz/BDL/recompute.
+groups, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 """
@@ -30,7 +30,7 @@ except ImportError:  # plain PyTorch needs no Triton: let the kernels be defined
     triton = SimpleNamespace(jit=lambda function=None, **_: function or (lambda f: f))
 
 OP = "hyena_se"
-PLAN = "toeplitz/BDL/recompute"
+PLAN = "direct/BDL/recompute"
 LAYOUT = "BDL"
 INPUTS = ("q", "k", "v")
 PARAMETERS = {"filter": (256, 7), "featurizer": (12288, 3)}
@@ -40,16 +40,12 @@ TIME, CHANNEL = 2, 1  # axes of an activation
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
 SCHEDULE = {
-    "forward": {
-        "ROWS": 8, "BLOCK_D": 16, "SEGMENTS": 4, "BLOCK_T": 64, "TILES": 32, "PREFETCH": 3
-    },
-    "backward": {
-        "ROWS": 8, "BLOCK_D": 16, "SEGMENTS": 4, "BLOCK_T": 32, "TILES": 64, "PREFETCH": 1
-    },
+    "forward": {"ROWS": 8, "BLOCK_D": 1, "BLOCK_T": 1024, "TILES": 1},
+    "backward": {"ROWS": 16, "BLOCK_D": 1, "BLOCK_T": 512, "TILES": 4},
 }
 OPTIONS = {  # of the compiler
-    "forward": {"num_warps": 4, "enable_fp_fusion": True},
-    "backward": {"num_warps": 8, "enable_fp_fusion": True},
+    "forward": {"num_warps": 2, "enable_fp_fusion": True},
+    "backward": {"num_warps": 1, "enable_fp_fusion": True},
     "reduce": {"num_warps": 4, "enable_fp_fusion": True},
 }
 SPEC = {
@@ -86,282 +82,6 @@ SPEC = {
 # -----------------------------------------------------------------------------------------------
 # Helpers of the kernels
 # -----------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def rounded(x, PRECISION: tl.constexpr):
-    """x as a product reads it: float32 is rounded to TF32, where the hardware would cut it off."""
-    if PRECISION == "tf32":
-        bits = x.to(tl.int32, bitcast=True)
-        return ((bits + 0x1000) & ~0x1FFF).to(tl.float32, bitcast=True)
-    else:
-        return x
-
-
-@triton.jit
-def load_toeplitz(
-    ptr, group, LENGTH: tl.constexpr, LAG_LAST: tl.constexpr,
-    BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """T_s[j, i] = taps[s BLOCK_T + i - j], zero where there is no such tap: matrices
-    [BLOCK_T, BLOCK_T] that take a block of inputs, and the blocks before it, to a block of
-    outputs.
-    """
-    j = tl.arange(0, BLOCK_T)[:, None]
-    i = tl.arange(0, BLOCK_T)[None, :]
-    matrices = ()
-    for s in tl.static_range((LENGTH - 1 + BLOCK_T - 1) // BLOCK_T + 1):
-        lag = s * BLOCK_T + i - j
-        tap = LENGTH - 1 - lag if LAG_LAST else lag
-        where = ptr + group * LENGTH + tap
-        value = tl.load(where, mask=(lag >= 0) & (lag < LENGTH), other=0.0)
-        matrices = matrices + (rounded(value.to(OPERAND), PRECISION),)
-    return matrices
-
-
-@triton.jit
-def zero_blocks(
-    COUNT: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr, OPERAND: tl.constexpr
-):
-    """COUNT blocks [M, BLOCK_T] of zeros."""
-    blocks = ()
-    for _ in tl.static_range(COUNT):
-        blocks = blocks + (tl.zeros((M, BLOCK_T), OPERAND),)
-    return blocks
-
-
-@triton.jit
-def carry(blocks, going):
-    """The same blocks, as values of this tile.
-
-    The compiler prefetches loads only in loops that hand nothing on over two tiles unchanged;
-    `going` is true, which the compiler cannot know.
-    """
-    out = ()
-    for i in tl.static_range(len(blocks)):
-        out = out + (tl.where(going, blocks[i], tl.zeros_like(blocks[i])),)
-    return out
-
-
-@triton.jit
-def rows_vector(
-    rows, first: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr, dtype: tl.constexpr
-):
-    """The inverse of vector_rows for rows first .. first + 7, rounded to dtype."""
-    x04 = tl.reshape(tl.join(rows[first].to(dtype), rows[first + 4].to(dtype)), (BLOCK_D, N * 2))
-    x15 = tl.reshape(
-        tl.join(rows[first + 1].to(dtype), rows[first + 5].to(dtype)), (BLOCK_D, N * 2)
-    )
-    x26 = tl.reshape(
-        tl.join(rows[first + 2].to(dtype), rows[first + 6].to(dtype)), (BLOCK_D, N * 2)
-    )
-    x37 = tl.reshape(
-        tl.join(rows[first + 3].to(dtype), rows[first + 7].to(dtype)), (BLOCK_D, N * 2)
-    )
-    even = tl.reshape(tl.join(x04, x26), (BLOCK_D, N * 4))
-    odd = tl.reshape(tl.join(x15, x37), (BLOCK_D, N * 4))
-    return tl.reshape(tl.join(even, odd), (BLOCK_D, N * 8))
-
-
-@triton.jit
-def remember(
-    past, rows, going,
-    M: tl.constexpr, N: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """The block of these rows and those visited before it, and what the next tile has before it.
-    """
-    block = rounded(rows_vector(rows, 0, M, N, OPERAND), PRECISION)
-    blocks = (block,) + past
-    if len(past) == 0:
-        return blocks, past
-    else:
-        return blocks, (block,) + carry(past[0 : len(past) - 1], going)
-
-
-@triton.jit
-def look_ahead(
-    coming, rows, going,
-    M: tl.constexpr, N: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """The tile's block and those of the steps before it, of which these rows are the earliest;
-    and what the next tile has already.
-    """
-    block = rounded(rows_vector(rows, 0, M, N, OPERAND), PRECISION)
-    blocks = coming + (block,)
-    if len(coming) == 0:
-        return blocks, coming
-    else:
-        return blocks, carry(coming[1 : len(coming)], going) + (block,)
-
-
-@triton.jit
-def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
-    """[BLOCK_D, N * 8] -> its eight phases, each a float32 row [BLOCK_D, N]."""
-    even, odd = tl.split(tl.reshape(x, (BLOCK_D, N * 4, 2)))
-    x04, x26 = tl.split(tl.reshape(even, (BLOCK_D, N * 2, 2)))
-    x15, x37 = tl.split(tl.reshape(odd, (BLOCK_D, N * 2, 2)))
-    x0, x4 = tl.split(tl.reshape(x04, (BLOCK_D, N, 2)))
-    x1, x5 = tl.split(tl.reshape(x15, (BLOCK_D, N, 2)))
-    x2, x6 = tl.split(tl.reshape(x26, (BLOCK_D, N, 2)))
-    x3, x7 = tl.split(tl.reshape(x37, (BLOCK_D, N, 2)))
-    rows = (x0, x1, x2, x3, x4, x5, x6, x7)
-    out = ()
-    for r in tl.static_range(8):
-        out = out + (rows[r].to(tl.float32),)
-    return out
-
-
-@triton.jit
-def toeplitz(blocks, matrices, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
-    """Rows of y[t] = sum_j taps[j] x[t - j], from the block of x at t and those before it."""
-    y = tl.dot(blocks[0], matrices[0], input_precision=PRECISION)
-    for s in tl.static_range(1, len(matrices)):
-        y = tl.dot(blocks[s], matrices[s], y, input_precision=PRECISION)
-    return vector_rows(y, M, N)
-
-
-@triton.jit
-def toeplitz_adjoint(
-    blocks, matrices, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr
-):
-    """Rows of y[t] = sum_j taps[j] x[t + j], from the block of x at t and those after it."""
-    y = tl.dot(blocks[0], tl.trans(matrices[0]), input_precision=PRECISION)
-    for s in tl.static_range(1, len(matrices)):
-        y = tl.dot(blocks[s], tl.trans(matrices[s]), y, input_precision=PRECISION)
-    return vector_rows(y, M, N)
-
-
-@triton.jit
-def zero_toeplitz(LENGTH: tl.constexpr, BLOCK_T: tl.constexpr):
-    """Accumulators of the gradients of two matrices each, the columns of both in turn.
-
-    Products of 64 rows run on the tensor cores as a whole, those of fewer do not.
-    """
-    total = ()
-    for _ in tl.static_range(0, (LENGTH - 1 + BLOCK_T - 1) // BLOCK_T + 1, 2):
-        total = total + (tl.zeros((2 * BLOCK_T, BLOCK_T), tl.float32),)
-    return total
-
-
-@triton.jit
-def toeplitz_gradient(
-    total, grad, blocks, M: tl.constexpr, BLOCK_T: tl.constexpr, PRECISION: tl.constexpr
-):
-    """total[s][j, i] += sum over rows of blocks[s][j] grad[0][i]; two s to an accumulator."""
-    out = ()
-    for pair in tl.static_range(len(total)):
-        if 2 * pair + 1 < len(blocks):
-            both = tl.join(blocks[2 * pair], blocks[2 * pair + 1])
-        else:
-            both = tl.join(blocks[2 * pair], tl.zeros_like(blocks[2 * pair]))
-        columns = tl.trans(tl.reshape(both, (M, 2 * BLOCK_T)))
-        out = out + (tl.dot(columns, grad[0], total[pair], input_precision=PRECISION),)
-    return out
-
-
-@triton.jit
-def store_toeplitz(ptr, total, STRIDE: tl.constexpr, LENGTH: tl.constexpr, BLOCK_T: tl.constexpr):
-    """Write the sums along diagonals, gradients of taps 0 .. LENGTH - 1 by lag, STRIDE apart."""
-    j = tl.arange(0, BLOCK_T)[:, None]
-    turn = tl.arange(0, BLOCK_T)[None, :]
-    lag = tl.arange(0, BLOCK_T)
-    before = tl.zeros((BLOCK_T,), tl.float32)
-    for s in tl.static_range((LENGTH - 1 + BLOCK_T - 1) // BLOCK_T + 1):
-        pair = tl.permute(tl.reshape(total[s // 2], (BLOCK_T, 2, BLOCK_T)), (0, 2, 1))
-        even, odd = tl.split(pair)
-        own = odd if s % 2 else even
-        # Row j turned left by j: column c holds i = j + c, or i = j + c - BLOCK_T of an earlier lag.
-        turned = tl.gather(own, (j + turn) % BLOCK_T, 1)
-        wrapped = j + turn >= BLOCK_T
-        earlier = before + tl.sum(tl.where(wrapped, turned, 0.0), axis=0)
-        before = tl.sum(tl.where(wrapped, 0.0, turned), axis=0)
-        if s > 0:
-            tap = (s - 1) * BLOCK_T + lag
-            tl.store(ptr + tap * STRIDE, earlier, mask=tap < LENGTH)
-    tap = (LENGTH - 1 + BLOCK_T - 1) // BLOCK_T * BLOCK_T + lag
-    tl.store(ptr + tap * STRIDE, before, mask=tap < LENGTH)
-
-
-@triton.jit
-def load_rows(
-    ptr, row, unit, tile,
-    LO: tl.constexpr, HI: tl.constexpr,
-    EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
-):  # fmt: skip
-    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
-
-    EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside
-    as a whole. Otherwise only tiles at an edge pay for a mask on every element. A tile may begin
-    at
-    another time t for every lane, between `earliest` and `latest`.
-    """
-    channel, inside, t, earliest, latest, first, last, end = tile
-    rows = ()
-    for vector in tl.static_range(LO // 8, (HI + 7) // 8):
-        index = tl.arange(0, N * 8)[None, :]
-        begin = t + vector * 8 + index // 8 * ROWS  # of the vector
-        time = begin + index % 8
-        where = ptr + channel * row + time * unit
-        if EVEN:
-            x = tl.load(where, mask=inside & (begin >= first) & (begin < last), other=0.0)
-        elif (earliest + vector * 8 >= first) & (latest + vector * 8 + N * ROWS <= last):
-            x = tl.load(where, mask=inside, other=0.0)
-        else:
-            x = tl.load(where, mask=inside & (time >= first) & (time < last), other=0.0)
-        rows = rows + vector_rows(x, BLOCK_D, N)
-    return rows[LO - LO // 8 * 8 : LO - LO // 8 * 8 + HI - LO]
-
-
-@triton.jit
-def context_rows(
-    ptr, row, unit, tile, COUNT: tl.constexpr,
-    EVEN: tl.constexpr, ROWS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-):  # fmt: skip
-    """The COUNT steps before each segment's tile, for every lane of it: COUNT x [M, N]."""
-    rows = load_rows(ptr, row, unit, tile, -COUNT, 0, EVEN, ROWS, M, 1)
-    out = ()
-    for r in tl.static_range(COUNT):
-        out = out + (rows[r] + tl.zeros((M, N), tl.float32),)
-    return out
-
-
-@triton.jit
-def prepend(rows, before, M: tl.constexpr, N: tl.constexpr):
-    """The last rows of the lane before each lane, then its own; the first lane takes `before`.
-    Also what the next tile takes there.
-    """
-    lane = tl.arange(0, N)[None, :] + tl.zeros((M, 1), tl.int32)
-    context = ()
-    last = ()
-    for r in tl.static_range(len(before)):
-        turned = tl.gather(rows[len(rows) - len(before) + r], (lane + (N - 1)) % N, 1)
-        context = context + (tl.where(lane == 0, before[r], turned),)
-        last = last + (turned,)
-    return context + rows, last
-
-
-@triton.jit
-def zero_rows(COUNT: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
-    """COUNT rows [M, N] of zeros."""
-    rows = ()
-    for _ in tl.static_range(COUNT):
-        rows = rows + (tl.zeros((M, N), tl.float32),)
-    return rows
-
-
-@triton.jit
-def extend(rows, after, M: tl.constexpr, N: tl.constexpr):
-    """Each lane's rows, then the first ones of the next lane; the last lane takes `after`.
-    Also what the next tile, which is earlier, takes there.
-    """
-    lane = tl.arange(0, N)[None, :] + tl.zeros((M, 1), tl.int32)
-    extended = rows
-    first = ()
-    for r in tl.static_range(len(after)):
-        turned = tl.gather(rows[r], (lane + 1) % N, 1)
-        extended = extended + (tl.where(lane == N - 1, after[r], turned),)
-        first = first + (turned,)
-    return extended, first
 
 
 @triton.jit
@@ -432,11 +152,9 @@ def tap_gradient(total, grad, x):
 def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
     """Write accumulators, summed over blocks of time, to rows first, ... of [P, CHANNELS]."""
     for i in tl.static_range(len(total)):
-        tl.store(
-            ptr + (first + i) * CHANNELS + channel,
-            tl.sum(total[i], axis=1, keep_dims=True),
-            mask=inside,
-        )
+        x = total[i]
+        value = tl.sum(x) if x.shape[0] == 1 else tl.sum(x, axis=1, keep_dims=True)
+        tl.store(ptr + (first + i) * CHANNELS + channel, value, mask=inside)
 
 
 @triton.jit
@@ -456,6 +174,72 @@ def advance(ptr, batch_stride, row, STEP: tl.constexpr, unit, origin):
     batch, channel, time = origin
     offset = batch.to(tl.int64) * batch_stride * STEP + channel.to(tl.int64) * row * STEP
     return ptr + offset + time.to(tl.int64) * unit, row * STEP
+
+
+@triton.jit
+def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
+    """[BLOCK_D, N * 8] -> its eight phases, each a float32 row [BLOCK_D, N]."""
+    even, odd = tl.split(tl.reshape(x, (BLOCK_D, N * 4, 2)))
+    x04, x26 = tl.split(tl.reshape(even, (BLOCK_D, N * 2, 2)))
+    x15, x37 = tl.split(tl.reshape(odd, (BLOCK_D, N * 2, 2)))
+    x0, x4 = tl.split(tl.reshape(x04, (BLOCK_D, N, 2)))
+    x1, x5 = tl.split(tl.reshape(x15, (BLOCK_D, N, 2)))
+    x2, x6 = tl.split(tl.reshape(x26, (BLOCK_D, N, 2)))
+    x3, x7 = tl.split(tl.reshape(x37, (BLOCK_D, N, 2)))
+    rows = (x0, x1, x2, x3, x4, x5, x6, x7)
+    out = ()
+    for r in tl.static_range(8):
+        out = out + (rows[r].to(tl.float32),)
+    return out
+
+
+@triton.jit
+def load_rows(
+    ptr, row, unit, tile,
+    LO: tl.constexpr, HI: tl.constexpr,
+    EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
+
+    EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside
+    as a whole. Otherwise only tiles at an edge pay for a mask on every element. Lanes may begin at
+    different times t, from `earliest` to `latest`.
+    """
+    channel, inside, t, earliest, latest, first, last, end = tile
+    rows = ()
+    for vector in tl.static_range(LO // 8, (HI + 7) // 8):
+        index = tl.arange(0, N * 8)[None, :]
+        begin = t + vector * 8 + index // 8 * ROWS  # of the vector
+        time = begin + index % 8
+        where = ptr + channel * row + time * unit
+        if EVEN:
+            x = tl.load(where, mask=inside & (begin >= first) & (begin < last), other=0.0)
+        elif (earliest + vector * 8 >= first) & (latest + vector * 8 + N * ROWS <= last):
+            x = tl.load(where, mask=inside, other=0.0)
+        else:
+            x = tl.load(where, mask=inside & (time >= first) & (time < last), other=0.0)
+        rows = rows + vector_rows(x, BLOCK_D, N)
+    return rows[LO - LO // 8 * 8 : LO - LO // 8 * 8 + HI - LO]
+
+
+@triton.jit
+def rows_vector(
+    rows, first: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr, dtype: tl.constexpr
+):
+    """The inverse of vector_rows for rows first .. first + 7, rounded to dtype."""
+    x04 = tl.reshape(tl.join(rows[first].to(dtype), rows[first + 4].to(dtype)), (BLOCK_D, N * 2))
+    x15 = tl.reshape(
+        tl.join(rows[first + 1].to(dtype), rows[first + 5].to(dtype)), (BLOCK_D, N * 2)
+    )
+    x26 = tl.reshape(
+        tl.join(rows[first + 2].to(dtype), rows[first + 6].to(dtype)), (BLOCK_D, N * 2)
+    )
+    x37 = tl.reshape(
+        tl.join(rows[first + 3].to(dtype), rows[first + 7].to(dtype)), (BLOCK_D, N * 2)
+    )
+    even = tl.reshape(tl.join(x04, x26), (BLOCK_D, N * 4))
+    odd = tl.reshape(tl.join(x15, x37), (BLOCK_D, N * 4))
+    return tl.reshape(tl.join(even, odd), (BLOCK_D, N * 8))
 
 
 @triton.jit
@@ -489,7 +273,7 @@ def store_rows(
         "k_batch", "k_row",
         "v_batch", "v_row",
         "y_batch", "y_row",
-        "first", "last", "end", "time_programs", "tiles",
+        "first", "last", "end", "time_programs",
     ]
 )  # fmt: skip
 def hyena_se_forward(
@@ -499,33 +283,20 @@ def hyena_se_forward(
     y_ptr, y_batch, y_row,
     featurizer_ptr,  # (12288, 3)
     filter_ptr,  # (256, 7)
-    first, last, end, time_programs, tiles,
+    first, last, end, time_programs,
     CHANNELS: tl.constexpr, UNIT: tl.constexpr,
     STEP: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr,
-    TILES: tl.constexpr, PREFETCH: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """z = (featurizer * k) . (featurizer * v); y = (featurizer * q) . (filter * z)
 
-    A program computes SEGMENTS consecutive segments of `tiles` tiles of BLOCK_T steps, side by
-    side,
-    for BLOCK_D channels of a group, the first tile of each first. Time counts from the first
+    A program computes TILES tiles of BLOCK_D channels x BLOCK_T steps. Time counts from the first
     step written; activations are read in [first, last), are zero elsewhere, and are written up to
     `end`. EVEN says that these three are multiples of 8; strides count in units of STEP elements.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # blocks of ROWS steps in a tile
-    M: tl.constexpr = SEGMENTS * BLOCK_D  # rows of a product
-    HISTORY: tl.constexpr = (7 - 1 + BLOCK_T - 1) // BLOCK_T  # blocks that taps reach beyond one
-    LEAD: tl.constexpr = HISTORY * BLOCK_T
-    OPERAND: tl.constexpr = tl.bfloat16 if q_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
-    PRECISION: tl.constexpr = "tf32" if q_ptr.dtype.element_ty == tl.float16 else "ieee"
-    PARTS: tl.constexpr = (16 + BLOCK_D - 1) // BLOCK_D  # of a group
-    PROGRAMS: tl.constexpr = CHANNELS // 16 * PARTS  # along channels
-    batch, part, block = locate(tl.program_id(0), time_programs, 1, PROGRAMS)
-    group = part // PARTS
-    channel_0 = group * 16 + part % PARTS * BLOCK_D
-    steps = tiles * BLOCK_T  # of a segment
-    step_0 = block * (SEGMENTS * steps)
+    batch, channel_0, block = locate(tl.program_id(0), time_programs, BLOCK_D, CHANNELS)
+    step_0 = block * (TILES * BLOCK_T)
     origin = (batch, channel_0, step_0)
     q_ptr, q_row = advance(q_ptr, q_batch, q_row, STEP, UNIT, origin)
     k_ptr, k_row = advance(k_ptr, k_batch, k_row, STEP, UNIT, origin)
@@ -534,106 +305,68 @@ def hyena_se_forward(
     first -= step_0
     last -= step_0
     end -= step_0
-    lane = tl.arange(0, M)[:, None]
-    channel = lane % BLOCK_D
-    segment = lane // BLOCK_D * steps  # where it begins
+    channel = tl.arange(0, BLOCK_D)[:, None] if BLOCK_D > 1 else 0
     row = channel_0 + channel
-    inside = row < (group + 1) * 16
-    going = time_programs > 0
-    latest = (SEGMENTS - 1) * steps
+    inside = row < CHANNELS
     featurizer_q = load_taps(featurizer_ptr, row, inside, 3, True)
     featurizer_k = load_taps(featurizer_ptr, CHANNELS + row, inside, 3, True)
     featurizer_v = load_taps(featurizer_ptr, 2 * CHANNELS + row, inside, 3, True)
-    filter = load_toeplitz(filter_ptr, group, 7, True, BLOCK_T, OPERAND, PRECISION)
-    z_blocks_kept = zero_blocks(HISTORY, M, BLOCK_T, OPERAND)
-    tile = (channel, inside, segment + (0), 0, latest + (0), first, last, 0)
-    q_before = context_rows(q_ptr, q_row, UNIT, tile, 2, EVEN, ROWS, M, N)
-    tile = (channel, inside, segment + (-LEAD), -LEAD, latest + (-LEAD), first, last, 0)
-    k_before = context_rows(k_ptr, k_row, UNIT, tile, 2, EVEN, ROWS, M, N)
-    v_before = context_rows(v_ptr, v_row, UNIT, tile, 2, EVEN, ROWS, M, N)
-    for t in range(-LEAD, 0, BLOCK_T):
-        tile = (channel, inside, segment + t, t, latest + t, first, last, 0)
-        k = load_rows(k_ptr, k_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
-        k, k_before = prepend(k, k_before, M, N)
-        k_hat = fir(k, featurizer_k)
-        v = load_rows(v_ptr, v_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
-        v, v_before = prepend(v, v_before, M, N)
-        v_hat = fir(v, featurizer_v)
-        z = multiply(k_hat, v_hat)
-        z_blocks, z_blocks_kept = remember(z_blocks_kept, z, going, M, N, OPERAND, PRECISION)
-    for t in tl.range(0, tl.minimum(steps, end), BLOCK_T, num_stages=PREFETCH):
-        tile = (channel, inside, segment + t, t, latest + t, first, last, end)
-        q = load_rows(q_ptr, q_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
-        q, q_before = prepend(q, q_before, M, N)
+    filter = load_taps(filter_ptr, row // 16, inside, 7, True)
+    for t in range(0, tl.minimum(TILES * BLOCK_T, end), BLOCK_T):
+        tile = (channel, inside, t, t, t, first, last, end)
+        q = load_rows(q_ptr, q_row, UNIT, tile, -2, ROWS, EVEN, ROWS, BLOCK_D, N)
         q_hat = fir(q, featurizer_q)
-        k = load_rows(k_ptr, k_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
-        k, k_before = prepend(k, k_before, M, N)
+        k = load_rows(k_ptr, k_row, UNIT, tile, -8, ROWS, EVEN, ROWS, BLOCK_D, N)
         k_hat = fir(k, featurizer_k)
-        v = load_rows(v_ptr, v_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
-        v, v_before = prepend(v, v_before, M, N)
+        v = load_rows(v_ptr, v_row, UNIT, tile, -8, ROWS, EVEN, ROWS, BLOCK_D, N)
         v_hat = fir(v, featurizer_v)
         z = multiply(k_hat, v_hat)
-        z_blocks, z_blocks_kept = remember(z_blocks_kept, z, going, M, N, OPERAND, PRECISION)
-        conv = toeplitz(z_blocks, filter, M, N, PRECISION)
+        conv = fir(z, filter)
         y = multiply(q_hat, conv)
-        store_rows(y_ptr, y_row, 1, tile, y, EVEN, M, N)
+        store_rows(y_ptr, y_row, 1, tile, y, EVEN, BLOCK_D, N)
 
 
 @triton.jit(
     do_not_specialize=[
+        "q_batch", "q_row",
         "k_batch", "k_row",
         "v_batch", "v_row",
-        "q_batch", "q_row",
         "dy_batch", "dy_row",
         "d_v_batch", "d_v_row",
         "d_k_batch", "d_k_row",
         "d_q_batch", "d_q_row",
-        "first", "last", "end", "time_programs", "tiles",
+        "first", "last", "end", "time_programs",
     ]
 )  # fmt: skip
 def hyena_se_backward(
+    q_ptr, q_batch, q_row,
     k_ptr, k_batch, k_row,
     v_ptr, v_batch, v_row,
-    q_ptr, q_batch, q_row,
     dy_ptr, dy_batch, dy_row,
     d_v_ptr, d_v_batch, d_v_row,
     d_k_ptr, d_k_batch, d_k_row,
     d_q_ptr, d_q_batch, d_q_row,
     featurizer_ptr,  # (12288, 3)
     filter_ptr,  # (256, 7)
-    partials_ptr,  # [programs along batch and time * SEGMENTS, 9, CHANNELS] float32
-    group_partials_ptr,  # [programs along batch and time, 7, programs along channels] float32
-    first, last, end, time_programs, tiles,
+    partials_ptr,  # [programs along batch and time, 16, CHANNELS] float32
+    first, last, end, time_programs,
     CHANNELS: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
     STEP: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr,
-    TILES: tl.constexpr, PREFETCH: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of every input, and partial sums of those of parameters.
 
-    A program computes SEGMENTS consecutive segments of `tiles` tiles of BLOCK_T steps, side by
-    side,
-    for BLOCK_D channels of a group, the last tile of each first. Time counts from the first
+    A program computes TILES tiles of BLOCK_D channels x BLOCK_T steps. Time counts from the first
     step written; activations are read in [first, last), are zero elsewhere, and are written up to
     `end`. EVEN says that these three are multiples of 8; strides count in units of STEP elements.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # blocks of ROWS steps in a tile
-    M: tl.constexpr = SEGMENTS * BLOCK_D  # rows of a product
-    HISTORY: tl.constexpr = (7 - 1 + BLOCK_T - 1) // BLOCK_T  # blocks that taps reach beyond one
-    LEAD: tl.constexpr = HISTORY * BLOCK_T
-    OPERAND: tl.constexpr = tl.bfloat16 if k_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
-    PRECISION: tl.constexpr = "tf32" if k_ptr.dtype.element_ty == tl.float16 else "ieee"
-    PARTS: tl.constexpr = (16 + BLOCK_D - 1) // BLOCK_D  # of a group
-    PROGRAMS: tl.constexpr = CHANNELS // 16 * PARTS  # along channels
-    batch, part, block = locate(tl.program_id(0), time_programs, 1, PROGRAMS)
-    group = part // PARTS
-    channel_0 = group * 16 + part % PARTS * BLOCK_D
-    steps = tiles * BLOCK_T  # of a segment
-    step_0 = block * (SEGMENTS * steps)
+    batch, channel_0, block = locate(tl.program_id(0), time_programs, BLOCK_D, CHANNELS)
+    step_0 = block * (TILES * BLOCK_T)
     origin = (batch, channel_0, step_0)
+    q_ptr, q_row = advance(q_ptr, q_batch, q_row, STEP, UNIT, origin)
     k_ptr, k_row = advance(k_ptr, k_batch, k_row, STEP, UNIT, origin)
     v_ptr, v_row = advance(v_ptr, v_batch, v_row, STEP, UNIT, origin)
-    q_ptr, q_row = advance(q_ptr, q_batch, q_row, STEP, UNIT, origin)
     dy_ptr, dy_row = advance(dy_ptr, dy_batch, dy_row, STEP, 1, origin)
     d_v_ptr, d_v_row = advance(d_v_ptr, d_v_batch, d_v_row, STEP, D_UNIT, origin)
     d_k_ptr, d_k_row = advance(d_k_ptr, d_k_batch, d_k_row, STEP, D_UNIT, origin)
@@ -641,106 +374,48 @@ def hyena_se_backward(
     first -= step_0
     last -= step_0
     end -= step_0
-    lane = tl.arange(0, M)[:, None]
-    channel = lane % BLOCK_D
-    segment = lane // BLOCK_D * steps  # where it begins
+    channel = tl.arange(0, BLOCK_D)[:, None] if BLOCK_D > 1 else 0
     row = channel_0 + channel
-    inside = row < (group + 1) * 16
-    going = time_programs > 0
-    latest = (SEGMENTS - 1) * steps
+    inside = row < CHANNELS
     featurizer_q = load_taps(featurizer_ptr, row, inside, 3, True)
     featurizer_k = load_taps(featurizer_ptr, CHANNELS + row, inside, 3, True)
     featurizer_v = load_taps(featurizer_ptr, 2 * CHANNELS + row, inside, 3, True)
-    filter = load_toeplitz(filter_ptr, group, 7, True, BLOCK_T, OPERAND, PRECISION)
-    d_featurizer_q = zero_taps(3, M, N)
-    d_featurizer_k = zero_taps(3, M, N)
-    d_featurizer_v = zero_taps(3, M, N)
-    d_filter = zero_toeplitz(7, BLOCK_T)
-    z_blocks_kept = zero_blocks(HISTORY, M, BLOCK_T, OPERAND)
-    d_conv_blocks_kept = zero_blocks(HISTORY, M, BLOCK_T, OPERAND)
-    d_v_hat_after = zero_rows(2, M, N)
-    d_k_hat_after = zero_rows(2, M, N)
-    d_q_hat_after = zero_rows(2, M, N)
-    for back in range(0, LEAD, BLOCK_T):
-        t = steps + LEAD - back
-        tile = (channel, inside, segment + t, t, latest + t, first, last, 0)
-        ahead = (
-            channel, inside, segment + (t - LEAD), t - LEAD, latest + t - LEAD, first, last, 0
-        )
-        k_ahead = load_rows(k_ptr, k_row, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
-        k_hat_ahead = fir(k_ahead, featurizer_k)
-        v_ahead = load_rows(v_ptr, v_row, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
-        v_hat_ahead = fir(v_ahead, featurizer_v)
-        z_ahead = multiply(k_hat_ahead, v_hat_ahead)
-        z_blocks, z_blocks_kept = look_ahead(
-            z_blocks_kept, z_ahead, going, M, N, OPERAND, PRECISION
-        )
-        q = load_rows(q_ptr, q_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
+    filter = load_taps(filter_ptr, row // 16, inside, 7, True)
+    d_featurizer_q = zero_taps(3, BLOCK_D, N)
+    d_featurizer_k = zero_taps(3, BLOCK_D, N)
+    d_featurizer_v = zero_taps(3, BLOCK_D, N)
+    d_filter = zero_taps(7, BLOCK_D, N)
+    for t in range(0, tl.minimum(TILES * BLOCK_T, end), BLOCK_T):
+        tile = (channel, inside, t, t, t, first, last, end)
+        q = load_rows(q_ptr, q_row, UNIT, tile, -2, ROWS + 8, EVEN, ROWS, BLOCK_D, N)
         q_hat = fir(q, featurizer_q)
-        dy = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, M, N)
-        d_conv = multiply(dy, q_hat)
-        d_conv_blocks, d_conv_blocks_kept = remember(
-            d_conv_blocks_kept, d_conv, going, M, N, OPERAND, PRECISION
-        )
-    # The first tile lies after the segment: only what the one before it takes from it is used.
-    for back in tl.range(0, steps + BLOCK_T, BLOCK_T, num_stages=PREFETCH):
-        t = steps - back
-        tile = (
-            channel, inside, segment + t, t, latest + t, first, last, tl.where(back > 0, end, 0)
-        )
-        ahead = (
-            channel, inside, segment + (t - LEAD), t - LEAD, latest + t - LEAD, first, last, 0
-        )
-        k_ahead = load_rows(k_ptr, k_row, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
-        k_hat_ahead = fir(k_ahead, featurizer_k)
-        v_ahead = load_rows(v_ptr, v_row, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
-        v_hat_ahead = fir(v_ahead, featurizer_v)
-        z_ahead = multiply(k_hat_ahead, v_hat_ahead)
-        z_blocks, z_blocks_kept = look_ahead(
-            z_blocks_kept, z_ahead, going, M, N, OPERAND, PRECISION
-        )
-        q = load_rows(q_ptr, q_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
-        q_hat = fir(q, featurizer_q)
-        k = load_rows(k_ptr, k_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
+        k = load_rows(k_ptr, k_row, UNIT, tile, -8, ROWS + 2, EVEN, ROWS, BLOCK_D, N)
         k_hat = fir(k, featurizer_k)
-        v = load_rows(v_ptr, v_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
+        v = load_rows(v_ptr, v_row, UNIT, tile, -8, ROWS + 2, EVEN, ROWS, BLOCK_D, N)
         v_hat = fir(v, featurizer_v)
-        conv = toeplitz(z_blocks, filter, M, N, PRECISION)
-        dy = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, M, N)
-        d_q_hat = multiply(dy, conv)
+        z = multiply(k_hat, v_hat)
+        conv = fir(z, filter)
+        dy = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS + 8, EVEN, ROWS, BLOCK_D, N)
+        d_q_hat = multiply(dy[0 : ROWS + 2], conv)
         d_conv = multiply(dy, q_hat)
-        d_conv_blocks, d_conv_blocks_kept = remember(
-            d_conv_blocks_kept, d_conv, going, M, N, OPERAND, PRECISION
-        )
-        d_z = toeplitz_adjoint(d_conv_blocks, filter, M, N, PRECISION)
-        d_filter = toeplitz_gradient(d_filter, d_conv_blocks, z_blocks, M, BLOCK_T, PRECISION)
-        d_k_hat = multiply(d_z, v_hat)
-        d_v_hat = multiply(d_z, k_hat)
-        d_v_hat_on, d_v_hat_after = extend(d_v_hat, d_v_hat_after, M, N)
-        d_v = fir_adjoint(d_v_hat_on, featurizer_v)
-        store_rows(d_v_ptr, d_v_row, D_UNIT, tile, d_v, EVEN, M, N)
-        d_featurizer_v = tap_gradient(d_featurizer_v, d_v_hat, v)
-        d_k_hat_on, d_k_hat_after = extend(d_k_hat, d_k_hat_after, M, N)
-        d_k = fir_adjoint(d_k_hat_on, featurizer_k)
-        store_rows(d_k_ptr, d_k_row, D_UNIT, tile, d_k, EVEN, M, N)
-        d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat, k)
-        d_q_hat_on, d_q_hat_after = extend(d_q_hat, d_q_hat_after, M, N)
-        d_q = fir_adjoint(d_q_hat_on, featurizer_q)
-        store_rows(d_q_ptr, d_q_row, D_UNIT, tile, d_q, EVEN, M, N)
-        d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat, q)
-        if back == 0:
-            d_featurizer_q = zero_taps(3, M, N)
-            d_featurizer_k = zero_taps(3, M, N)
-            d_featurizer_v = zero_taps(3, M, N)
-            d_filter = zero_toeplitz(7, BLOCK_T)
-    split = (batch * time_programs + block) * SEGMENTS + lane // BLOCK_D
-    partials_ptr += split.to(tl.int64) * (9 * CHANNELS)
-    split = batch * time_programs + block
-    group_partials_ptr += split.to(tl.int64) * (7 * PROGRAMS) + part
+        d_z = fir_adjoint(d_conv, filter)
+        d_filter = tap_gradient(d_filter, d_conv[0:ROWS], z[0 : ROWS + 6])
+        d_k_hat = multiply(d_z, v_hat[6 : ROWS + 8])
+        d_v_hat = multiply(d_z, k_hat[6 : ROWS + 8])
+        d_v = fir_adjoint(d_v_hat, featurizer_v)
+        store_rows(d_v_ptr, d_v_row, D_UNIT, tile, d_v, EVEN, BLOCK_D, N)
+        d_featurizer_v = tap_gradient(d_featurizer_v, d_v_hat[0:ROWS], v[6 : ROWS + 8])
+        d_k = fir_adjoint(d_k_hat, featurizer_k)
+        store_rows(d_k_ptr, d_k_row, D_UNIT, tile, d_k, EVEN, BLOCK_D, N)
+        d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat[0:ROWS], k[6 : ROWS + 8])
+        d_q = fir_adjoint(d_q_hat, featurizer_q)
+        store_rows(d_q_ptr, d_q_row, D_UNIT, tile, d_q, EVEN, BLOCK_D, N)
+        d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat[0:ROWS], q[0 : ROWS + 2])
+    partials_ptr += (batch.to(tl.int64) * time_programs + block) * (16 * CHANNELS)
     store_partial(partials_ptr, 0, d_featurizer_q, row, inside, CHANNELS)
     store_partial(partials_ptr, 3, d_featurizer_k, row, inside, CHANNELS)
     store_partial(partials_ptr, 6, d_featurizer_v, row, inside, CHANNELS)
-    store_toeplitz(group_partials_ptr, d_filter, PROGRAMS, 7, BLOCK_T)
+    store_partial(partials_ptr, 9, d_filter, row, inside, CHANNELS)
 
 
 @triton.jit(do_not_specialize=["splits", "first"])
@@ -931,9 +606,9 @@ def launch_forward(
     (q, k, v), unit = common_unit(unpack(inputs))
     filter, featurizer = (p.contiguous() for p in parameters)
     first, steps, bounds = segment(q, context, begin, end, schedule["BLOCK_T"])
-    time_programs, tiles, grid = stream_programs(q.shape[0], steps, schedule, 16)
+    time_programs, grid = programs(q.shape[0], steps, schedule)
     outputs = [allocate(q, steps)]
-    step = stride_step(schedule, (q, k, v, *outputs), tiles)
+    step = stride_step(schedule, (q, k, v, *outputs), schedule["TILES"])
     if grid:
         launch(
             hyena_se_forward,
@@ -946,7 +621,6 @@ def launch_forward(
             filter,
             *bounds,
             time_programs,
-            tiles,
             options=options,
             CHANNELS=CHANNELS,
             UNIT=unit,
@@ -976,20 +650,19 @@ def launch_backward(
     filter, featurizer = (p.contiguous() for p in parameters)
     dy = dense(dy)
     first, steps, bounds = segment(q, context, begin, end, schedule["BLOCK_T"])
-    time_programs, tiles, grid = stream_programs(dy.shape[0], steps, schedule, 16)
+    time_programs, grid = programs(dy.shape[0], steps, schedule)
     gradients = [allocate(x, steps) for x in inputs]
     d_inputs = unpack(gradients)
-    step = stride_step(schedule, (q, k, v, dy, *d_inputs), tiles)
+    step = stride_step(schedule, (q, k, v, dy, *d_inputs), schedule["TILES"])
     splits = dy.shape[0] * time_programs
-    partials = dy.new_empty((splits * schedule["SEGMENTS"], 9, CHANNELS), dtype=torch.float32)
-    group_partials = dy.new_empty((splits, 7, grid // max(1, splits)), dtype=torch.float32)
+    partials = dy.new_empty((splits, 16, CHANNELS), dtype=torch.float32)
     if grid:
         launch(
             hyena_se_backward,
             grid,
+            *operand(q, first, step),
             *operand(k, first, step),
             *operand(v, first, step),
-            *operand(q, first, step),
             *operand(dy, begin, step),
             *operand(d_inputs[2], 0, step),
             *operand(d_inputs[1], 0, step),
@@ -997,10 +670,8 @@ def launch_backward(
             featurizer,
             filter,
             partials,
-            group_partials,
             *bounds,
             time_programs,
-            tiles,
             options=options,
             CHANNELS=CHANNELS,
             UNIT=unit,
@@ -1011,16 +682,16 @@ def launch_backward(
         )
     gradients.append(
         reduce_partials(
-            group_partials,
+            partials,
             filter,
-            first=0,
-            WIDTH=1,
+            first=9,
+            WIDTH=16,
             LENGTH=7,
             ROLES=1,
             INTERLEAVED=False,
             LAG_LAST=True,
-            BLOCK_G=128,
-            BLOCK_W=1,
+            BLOCK_G=8,
+            BLOCK_W=16,
         )
     )
     gradients.append(
@@ -1218,7 +889,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_6c3a4d66"
+    name = unique = "hyena_se_d2d9581e"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -185,11 +185,9 @@ def channel_sum(total, x):
 def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
     """Write accumulators, summed over blocks of time, to rows first, ... of [P, CHANNELS]."""
     for i in tl.static_range(len(total)):
-        tl.store(
-            ptr + (first + i) * CHANNELS + channel,
-            tl.sum(total[i], axis=1, keep_dims=True),
-            mask=inside,
-        )
+        x = total[i]
+        value = tl.sum(x) if x.shape[0] == 1 else tl.sum(x, axis=1, keep_dims=True)
+        tl.store(ptr + (first + i) * CHANNELS + channel, value, mask=inside)
 
 
 @triton.jit
@@ -237,9 +235,8 @@ def load_rows(
     """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
 
     EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside
-    as a whole. Otherwise only tiles at an edge pay for a mask on every element. A tile may begin
-    at
-    another time t for every lane, between `earliest` and `latest`.
+    as a whole. Otherwise only tiles at an edge pay for a mask on every element. Lanes may begin at
+    different times t, from `earliest` to `latest`.
     """
     channel, inside, t, earliest, latest, first, last, end = tile
     rows = ()
@@ -335,7 +332,7 @@ def short_conv_40b_forward(
     first -= step_0
     last -= step_0
     end -= step_0
-    channel = tl.arange(0, BLOCK_D)[:, None]
+    channel = tl.arange(0, BLOCK_D)[:, None] if BLOCK_D > 1 else 0
     row = channel_0 + channel
     inside = row < CHANNELS
     filter = load_taps(filter_ptr, row, inside, 4, True)
@@ -385,7 +382,7 @@ def short_conv_40b_backward(
     first -= step_0
     last -= step_0
     end -= step_0
-    channel = tl.arange(0, BLOCK_D)[:, None]
+    channel = tl.arange(0, BLOCK_D)[:, None] if BLOCK_D > 1 else 0
     row = channel_0 + channel
     inside = row < CHANNELS
     filter = load_taps(filter_ptr, row, inside, 4, True)
@@ -848,7 +845,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_40b_a3154335"
+    name = unique = "short_conv_40b_7027a05e"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -52,6 +52,9 @@ _INSTRUCTIONS = {  # a row of a rowwise function, in instructions of one thread
     "silu": 6,
     "silu_gradient": 10,
 }
+# Programs that stream wait for loads and products that nothing overlaps with: the factor between
+# what was measured for Hyena-MR (docs/performance.md) and what this model says without it.
+_STREAM = {"forward": 1.1, "backward": 3.9}
 LAUNCH = 2.5e-6  # seconds from one kernel's end to the next one's first instruction
 
 
@@ -199,9 +202,10 @@ def predict(
     # Loads wait while arithmetic issues and the other way round, but programs on one SM overlap:
     # the root of the squares lies between the larger of the two and their sum, and matches what
     # was measured (docs/performance.md).
-    seconds = math.hypot(memory, issue) + LAUNCH * (
-        1 + len(plan.reductions) * (kernel is plan.backward)
-    )
+    seconds = math.hypot(memory, issue)
+    if kernel.skeleton == "stream":
+        seconds *= _STREAM[direction]
+    seconds += LAUNCH * (1 + len(plan.reductions) * (direction == "backward"))
     return Prediction(seconds=seconds, memory=memory, issue=issue, bound=bound)
 
 

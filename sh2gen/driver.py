@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -182,7 +183,7 @@ def compile_operators(
         changes: numbers other than the default: {"forward": {"BLOCK_T": 512}}.
         target: a GPU's name; the GPU of this machine if it has one that is known, else the H200.
         verified: compare the files with float64 before they are written: kernels on this machine's
-            GPU if there is one, else under Triton's interpreter on a twin with few channels.
+            GPU if there is one, else under Triton's interpreter on twins with few channels.
         built: compile the kernels ahead of time for the target and refuse what does not fit it.
         write: False leaves the folder alone.
 
@@ -275,11 +276,13 @@ def _test(compilation: Compilation, verified: bool, built: bool, say: Progress) 
             if torch.cuda.is_available():  # verification will run them: they must fit
                 check_fits(pending.result(), gpu)
         if verified:
-            with tempfile.TemporaryDirectory(prefix="sh2gen-") as folder:
+            with _one_thread(), tempfile.TemporaryDirectory(prefix="sh2gen-") as folder:
                 draft = Path(folder) / compilation.path.name
                 write_whole(draft, source.text)
-                plan = compilation.chosen.plan
-                for check in quick_checks(spec, plan, Operator(draft), Path(folder)):
+                chosen = compilation.chosen
+                for check in quick_checks(
+                    spec, chosen.plan, chosen.schedule, Operator(draft), Path(folder)
+                ):
                     say(f"{spec.op}: verifying {check.label}")
                     reports.append(check.run())
                     reports[-1].require()
@@ -291,6 +294,17 @@ def _test(compilation: Compilation, verified: bool, built: bool, say: Progress) 
     return dataclasses.replace(
         compilation, built=compiled, reports=tuple(reports), seconds=seconds
     )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """torch on one thread: several spin while they wait for a core that a compiler has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def resolve_target(name: str | None) -> Target:
@@ -326,9 +340,9 @@ class VerificationStep:
 
 
 def quick_checks(
-    spec: OpSpec, plan: Plan, operator: Operator, folder: Path
+    spec: OpSpec, plan: Plan, numbers: Schedule, operator: Operator, folder: Path
 ) -> Iterator[VerificationStep]:
-    """What `compile` verifies: output and every gradient, at a ragged length, on this machine."""
+    """What `compile` verifies on this machine: output and every gradient."""
     if torch.cuda.is_available():
         dtype = getattr(torch, spec.dtype.io.value)
         yield VerificationStep(
@@ -353,6 +367,12 @@ def quick_checks(
     if plan.kernels:
         # A ragged length, and one of whole vectors: they take different masks.
         yield _interpreted(spec, plan, folder, torch.float32, ((2, 11), (1, 24)), ("equality",))
+        # Tiles of one channel hold scalars where others hold columns: as scheduled, on a few.
+        tiles = any(kernel.skeleton == "tile" for kernel in plan.kernels)
+        if tiles and ("BLOCK_D", 1) in (*numbers.forward, *numbers.backward):
+            yield _interpreted(
+                spec, plan, folder, torch.float32, ((1, 11), (1, 24)), ("equality",), numbers
+            )
 
 
 def full_checks(
@@ -393,15 +413,20 @@ def _interpreted(
     dtype: torch.dtype,
     shapes: tuple[tuple[int, int], ...],
     properties: tuple[str, ...] | None,
+    numbers: Schedule | None = None,
 ) -> VerificationStep:
-    """The same plan for a twin with few channels, its kernels under Triton's interpreter."""
-    small = twin(spec)
+    """The same plan for a twin with few channels, its kernels under Triton's interpreter.
+
+    With the numbers given on at most two channels, else with small ones that suit the interpreter.
+    """
+    small = twin(spec, max_channels=2) if numbers else twin(spec)
     (same,) = (p for p in plans(small, plan.algorithm) if p.name == plan.name)
     path = folder / f"{spec.op}_twin.py"
-    write_whole(path, emit(small, same, interpreter_schedule(small, same)).text)
+    write_whole(path, emit(small, same, numbers or interpreter_schedule(small, same)).text)
     name = str(dtype).removeprefix("torch.")
     return VerificationStep(
-        label=f"kernels under the interpreter in {name}, {small.channels} channels",
+        label=f"kernels under the interpreter in {name}, {small.channels} channels"
+        + (", numbers as scheduled" if numbers else ""),
         spec=small,
         runner=InterpreterRunner(path),
         dtype=dtype,

@@ -286,7 +286,8 @@ def _broken_code(line: str) -> list[str]:
     body = line[begin + 1 : end]
     lines = [line[: begin + 1]]
     cuts = [begin, *(c for c in commas if begin < c < end), end]
-    if len(inner + body) <= _WIDTH or len(cuts) == 2:
+    literal = not re.search(r"[\w)\]]$", line[:begin]) or line[begin] == "{"
+    if len(cuts) == 2 or (len(inner + body) <= _WIDTH and not literal):
         lines += _broken_code(inner + body)
     else:
         for first, last in itertools.pairwise(cuts):
@@ -517,9 +518,7 @@ def _lines(
                 return text
             case Extend(out=out, x=x, rows=rows):
                 held[out] = rows
-                return (
-                    f"{out}, {x.name}_after = extend({rows_of(x)}, {x.name}_after, {lanes}, N)"
-                )
+                return f"{out}, {x.name}_after = extend({rows_of(x)}, {x.name}_after, {lanes}, N)"
             case Remember(out=out, x=x, ahead=ahead):
                 helper = "look_ahead" if ahead else "remember"
                 return (

@@ -327,7 +327,7 @@ class _Launch:
                 pass
             case StoreToeplitz(total=total):
                 width = self.spec.group_width
-                sums = self.totals[total].unflatten(1, (-1, width)).sum(2)
+                sums = self.totals[total].reshape(len(self.group_partials), -1, width).sum(2)
                 self.group_partials[:, ::width] = sums
             case Fir(out=out, x=x, taps=name, direction=direction, rows=rows):
                 self.hold(out, _fir(self.take(x), self.taps[name], direction), rows)

@@ -206,7 +206,7 @@ class Toeplitz:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToeplitzGradient:
-    """Add the products of the tile's block of `grad` with every block of `blocks` to accumulators."""
+    """Add products of the tile's block of `grad` with all of `blocks` to accumulators."""
 
     out: str
     grad: str
@@ -507,7 +507,9 @@ class Plan:
         for reduction in self.reductions:
             last = reduction.first + reduction.rows - 1
             of = "of groups " if reduction.by_group else ""
-            blocks.append(f"d_{reduction.tensor} = sum of partials {of}{reduction.first} .. {last}")
+            blocks.append(
+                f"d_{reduction.tensor} = sum of partials {of}{reduction.first} .. {last}"
+            )
         if not self.kernels:
             blocks.append(
                 f"plain PyTorch, convolution by {self.eager.value}, in chunks of channels\n"

@@ -166,16 +166,14 @@ def tile_program(
             body.append(StoreRows(tensor=tensor, x=Operand(left.pop(tensor), BLOCK)))
 
     zeros, partials, reductions = partial_sums(graph, gradients)
-    program = TileProgram(
-        prologue=(*prologue, *zeros), body=tuple(body), epilogue=tuple(partials)
-    )
+    program = TileProgram(prologue=(*prologue, *zeros), body=tuple(body), epilogue=tuple(partials))
     return program, reductions
 
 
 def partial_sums(
     graph: Graph, gradients: Sequence[TapGradient | ChannelSum]
 ) -> tuple[list[ZeroTaps], list[StorePartial], tuple[Reduction, ...]]:
-    """Accumulators of gradients of parameters, where their sums are written, and what sums these."""
+    """Accumulators of parameter gradients, where their sums are written, and what adds these."""
     zeros: list[ZeroTaps] = []
     partials: list[StorePartial] = []
     reductions: list[Reduction] = []

@@ -254,9 +254,7 @@ def _forward(graph: Graph) -> TileProgram:
     return TileProgram(prologue=tuple(builder.prologue), body=tuple(body), warmup=tuple(warmup))
 
 
-def _backward(
-    graph: Graph, stores: dict[str, str]
-) -> tuple[TileProgram, tuple[Reduction, ...]]:
+def _backward(graph: Graph, stores: dict[str, str]) -> tuple[TileProgram, tuple[Reduction, ...]]:
     """A stream backward in time.
 
     Args:

@@ -75,8 +75,8 @@ def load_rows(
     """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
 
     EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside
-    as a whole. Otherwise only tiles at an edge pay for a mask on every element. A tile may begin at
-    another time t for every lane, between `earliest` and `latest`.
+    as a whole. Otherwise only tiles at an edge pay for a mask on every element. Lanes may begin at
+    different times t, from `earliest` to `latest`.
     """
     channel, inside, t, earliest, latest, first, last, end = tile
     rows = ()

@@ -18,7 +18,7 @@ def load_toeplitz(
     BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """T_s[j, i] = taps[s BLOCK_T + i - j], zero where there is no such tap: matrices
-    [BLOCK_T, BLOCK_T] that take a block of inputs, and the blocks before it, to a block of outputs.
+    [BLOCK_T, BLOCK_T] that take a block of inputs, and those before it, to a block of outputs.
     """
     j = tl.arange(0, BLOCK_T)[:, None]
     i = tl.arange(0, BLOCK_T)[None, :]
@@ -71,7 +71,7 @@ def remember(
     past, rows, going,
     M: tl.constexpr, N: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The block of these rows and those visited before it, and what the next tile has before it."""
+    """The block of these rows and those before it; and what the next tile has before it."""
     block = rounded(rows_vector(rows, 0, M, N, OPERAND), PRECISION)
     blocks = (block,) + past
     if len(past) == 0:
@@ -106,9 +106,7 @@ def toeplitz(blocks, matrices, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.c
 
 
 @triton.jit
-def toeplitz_adjoint(
-    blocks, matrices, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr
-):
+def toeplitz_adjoint(blocks, matrices, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
     """Rows of y[t] = sum_j taps[j] x[t + j], from the block of x at t and those after it."""
     y = tl.dot(blocks[0], tl.trans(matrices[0]), input_precision=PRECISION)
     for s in tl.static_range(1, len(matrices)):
@@ -155,7 +153,7 @@ def store_toeplitz(ptr, total, STRIDE: tl.constexpr, LENGTH: tl.constexpr, BLOCK
         pair = tl.permute(tl.reshape(total[s // 2], (BLOCK_T, 2, BLOCK_T)), (0, 2, 1))
         even, odd = tl.split(pair)
         own = odd if s % 2 else even
-        # Row j turned left by j: column c holds i = j + c, or i = j + c - BLOCK_T of an earlier lag.
+        # Row j turned left by j: column c holds i = j + c, or, wrapped, that of earlier lags.
         turned = tl.gather(own, (j + turn) % BLOCK_T, 1)
         wrapped = j + turn >= BLOCK_T
         earlier = before + tl.sum(tl.where(wrapped, turned, 0.0), axis=0)
