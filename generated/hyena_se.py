@@ -510,22 +510,6 @@ def programs(batch: int, steps: int, schedule: dict[str, int]) -> tuple[int, int
     return along_time, batch * along_time * -(-CHANNELS // schedule["BLOCK_D"])
 
 
-def stream_programs(
-    batch: int, steps: int, schedule: dict[str, int], width: int
-) -> tuple[int, int, int]:
-    """As `programs` for programs that stream along segments of a group of `width` channels:
-    programs along time, tiles of a segment, programs in all.
-
-    A segment has TILES tiles, fewer if the steps are few, and more if they are so many that the
-    partial sums of more than 32 programs along time would weigh something.
-    """
-    tiles_in_all = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
-    tiles = max(1, min(schedule["TILES"], tiles_in_all), -(-tiles_in_all // 32))
-    along_time = -(-tiles_in_all // tiles)
-    along_channels = CHANNELS // width * -(-width // schedule["BLOCK_D"])
-    return along_time, tiles, batch * along_time * along_channels
-
-
 def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
     """8 if all strides are multiples of 8 elements, so that accesses are 16 bytes wide; else 1.
 

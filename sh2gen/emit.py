@@ -681,7 +681,7 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
         ],
         "helpers": _closure(plan.forward.parts, wanted),
         "reduce_kernel": reduce_kernel,
-        "launch_helpers": _texts("launch"),
+        "launch_helpers": _launch_helpers(plan),
         "forward_stores": [("y", *plan.saved).index(name) for name in forward.stores],
         "forward_parameters": list(forward.parameters),
         "backward_loads": list(backward.loads),
@@ -704,6 +704,13 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
             if r.tensor == name
         ],
     }
+
+
+def _launch_helpers(plan: Plan) -> list[str]:
+    """Those of the launchers, with one of the two ways to count programs."""
+    assert plan.forward is not None
+    other = "programs" if plan.forward.skeleton == "stream" else "stream_programs"
+    return [text for text in _texts("launch") if f"def {other}(" not in text]
 
 
 _REDUCE_WARPS = 4  # of sum_partials

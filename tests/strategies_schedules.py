@@ -49,7 +49,8 @@ def _small_points(
     spec: OpSpec, plan: Plan, direction: str, largest: int, warps: int
 ) -> tuple[Numbers, ...]:
     where = space(spec, plan, direction)
-    limits = {"num_warps": warps, "TILES": 4}
+    fewest = min(dict(where.knobs)["num_warps"])
+    limits = {"num_warps": max(warps, fewest), "TILES": 4}
     knobs = tuple(
         (name, tuple(v for v in values if v <= limits.get(name, largest)))
         for name, values in where.knobs

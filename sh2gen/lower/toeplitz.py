@@ -81,6 +81,10 @@ def applies(spec: OpSpec) -> Verdict:
         reasons.append(f"{spec.filter.length} taps; at most {MAX_TAPS}")
     if spec.featurizer is not None and spec.featurizer.length > MAX_FEATURIZER:
         reasons.append(f"a featurizer of {spec.featurizer.length} taps; at most {MAX_FEATURIZER}")
+    if Layout.BDL not in layouts(spec):
+        reasons.append(
+            "channels-last: Triton 3.6 does not compile products of such tiles"
+        )
     if spec.activation is not Activation.NONE:
         reasons.append("an activation: its gradient needs the convolution of blocks not yet read")
     if reasons:
@@ -92,23 +96,18 @@ def applies(spec: OpSpec) -> Verdict:
 
 
 def lower(spec: OpSpec) -> tuple[Plan, ...]:
-    """A plan for each layout; backward recomputes the convolution."""
-    return tuple(_plan(spec, layout) for layout in layouts(spec))
-
-
-def _plan(spec: OpSpec, layout: Layout) -> Plan:
+    """One plan: channels first; backward recomputes the convolution."""
     graph = operator_graph(spec)
     backward_graph = adjoint(graph)
-    own = "channels_first" if layout is Layout.BDL else "channels_last"
-    parts = ("toeplitz", "rows", *dict.fromkeys((own, "channels_first")))
+    parts = ("toeplitz", "rows", "channels_first")
     forward = _forward(graph)
     names = (f"d_{name}" for name in spec.inputs)
     backward, reductions = _backward(
         backward_graph, dict(zip(names, backward_graph.outputs, strict=False))
     )
-    return Plan(
+    plan = Plan(
         algorithm="toeplitz",
-        layout=layout,
+        layout=Layout.BDL,
         graph=graph,
         backward_graph=backward_graph,
         forward=KernelPlan(name="forward", skeleton="stream", parts=parts, program=forward),
@@ -116,6 +115,7 @@ def _plan(spec: OpSpec, layout: Layout) -> Plan:
         reductions=reductions,
         eager=EagerConv.DIRECT,
     )
+    return (plan,)
 
 
 @dataclass(slots=True)

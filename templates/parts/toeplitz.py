@@ -137,7 +137,7 @@ def toeplitz_gradient(
             both = tl.join(blocks[2 * pair], blocks[2 * pair + 1])
         else:
             both = tl.join(blocks[2 * pair], tl.zeros_like(blocks[2 * pair]))
-        columns = tl.trans(tl.reshape(both, (M, 2 * BLOCK_T)))
+        columns = tl.reshape(tl.permute(both, (1, 2, 0)), (2 * BLOCK_T, M))
         out = out + (tl.dot(columns, grad[0], total[pair], input_precision=PRECISION),)
     return out
 
