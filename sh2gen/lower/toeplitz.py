@@ -82,9 +82,7 @@ def applies(spec: OpSpec) -> Verdict:
     if spec.featurizer is not None and spec.featurizer.length > MAX_FEATURIZER:
         reasons.append(f"a featurizer of {spec.featurizer.length} taps; at most {MAX_FEATURIZER}")
     if Layout.BDL not in layouts(spec):
-        reasons.append(
-            "channels-last: Triton 3.6 does not compile products of such tiles"
-        )
+        reasons.append("channels-last: Triton 3.6 does not compile products of such tiles")
     if spec.activation is not Activation.NONE:
         reasons.append("an activation: its gradient needs the convolution of blocks not yet read")
     if reasons:
