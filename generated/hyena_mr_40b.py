@@ -882,16 +882,19 @@ def even(bounds: tuple[int, int, int]) -> bool:
 
 
 def stream_programs(
-    batch: int, steps: int, schedule: dict[str, int], width: int
+    batch: int, steps: int, schedule: dict[str, int], width: int, whole: bool
 ) -> tuple[int, int, int]:
     """As `programs` for programs that stream along segments of a group of `width` channels:
     programs along time, tiles of a segment, programs in all.
 
     A segment has TILES tiles, fewer if the steps are few, and more if they are so many that the
-    partial sums of more than 32 programs along time would weigh something.
+    partial sums of more than 32 programs along time would weigh something. `whole` asks for
+    segments that end with the steps, so that no sum goes beyond them.
     """
     tiles_in_all = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
     tiles = max(1, min(schedule["TILES"], tiles_in_all), -(-tiles_in_all // 32))
+    while whole and tiles_in_all % tiles:
+        tiles -= 1
     along_time = -(-tiles_in_all // tiles)
     along_channels = CHANNELS // width * -(-width // schedule["BLOCK_D"])
     return along_time, tiles, batch * along_time * along_channels
@@ -977,7 +980,7 @@ def launch_forward(
     (q, k, v), unit = common_unit(unpack(inputs))
     filter, featurizer, skip = (p.contiguous() for p in parameters)
     first, steps, bounds = segment(q, context, begin, end, schedule["BLOCK_T"])
-    time_programs, tiles, grid = stream_programs(q.shape[0], steps, schedule, 16)
+    time_programs, tiles, grid = stream_programs(q.shape[0], steps, schedule, 16, False)
     outputs = [allocate(q, steps)]
     step = stride_step(schedule, (q, k, v, *outputs), tiles)
     if grid:
@@ -1022,14 +1025,17 @@ def launch_backward(
     (q, k, v), unit = common_unit(unpack(inputs))
     filter, featurizer, skip = (p.contiguous() for p in parameters)
     dy = dense(dy)
-    first, steps, bounds = segment(q, context, begin, end, schedule["BLOCK_T"])
-    time_programs, tiles, grid = stream_programs(dy.shape[0], steps, schedule, 16)
+    tile = schedule["BLOCK_T"] * schedule["SEGMENTS"]
+    first, steps, bounds = segment(q, context, begin, end, tile)
+    inner = bounds[1] > bounds[2]  # a range that ends before its segment does
+    time_programs, tiles, grid = stream_programs(dy.shape[0], steps, schedule, 16, inner)
     gradients = [allocate(x, steps) for x in inputs]
     d_inputs = unpack(gradients)
     step = stride_step(schedule, (q, k, v, dy, *d_inputs), tiles)
     splits = dy.shape[0] * time_programs
     partials = dy.new_empty((splits * schedule["SEGMENTS"], 10, CHANNELS), dtype=torch.float32)
-    group_partials = dy.new_empty((splits, 128, grid // max(1, splits)), dtype=torch.float32)
+    columns = CHANNELS // 16 * -(-16 // schedule["BLOCK_D"])
+    group_partials = dy.new_empty((splits, 128, columns), dtype=torch.float32)
     if grid:
         launch(
             hyena_mr_40b_backward,
@@ -1308,7 +1314,7 @@ def decayed(taps: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_40b_7c5d8c8f"
+    name = unique = "hyena_mr_40b_e17863b6"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

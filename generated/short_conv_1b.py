@@ -829,7 +829,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_1b_77fc9b9d"
+    name = unique = "short_conv_1b_e69bb57c"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

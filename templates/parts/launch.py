@@ -73,16 +73,19 @@ def programs(batch: int, steps: int, schedule: dict[str, int]) -> tuple[int, int
 
 
 def stream_programs(
-    batch: int, steps: int, schedule: dict[str, int], width: int
+    batch: int, steps: int, schedule: dict[str, int], width: int, whole: bool
 ) -> tuple[int, int, int]:
     """As `programs` for programs that stream along segments of a group of `width` channels:
     programs along time, tiles of a segment, programs in all.
 
     A segment has TILES tiles, fewer if the steps are few, and more if they are so many that the
-    partial sums of more than 32 programs along time would weigh something.
+    partial sums of more than 32 programs along time would weigh something. `whole` asks for
+    segments that end with the steps, so that no sum goes beyond them.
     """
     tiles_in_all = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
     tiles = max(1, min(schedule["TILES"], tiles_in_all), -(-tiles_in_all // 32))
+    while whole and tiles_in_all % tiles:
+        tiles -= 1
     along_time = -(-tiles_in_all // tiles)
     along_channels = CHANNELS // width * -(-width // schedule["BLOCK_D"])
     return along_time, tiles, batch * along_time * along_channels

@@ -1,0 +1,238 @@
+"""Streams of Toeplitz products, under Triton's interpreter, compute what the reference says.
+
+Few programs each: segments side by side, tiles along time, parts of groups and ragged ends.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from sh2gen.lower import plans
+from sh2gen.schedule import schedule
+from sh2gen.spec import OpSpec, spec_from_dict
+from tests.equivalence.test_interpreter import FLOAT32, check, results
+from tests.strategies import register_profiles
+from tests.strategies_schedules import (
+    Case,
+    assert_close,
+    canonical,
+    interpreted,
+    pack,
+    random_tensors,
+    transposed,
+)
+
+register_profiles()
+BLOCK = 16
+LAYOUTS = pytest.mark.parametrize("layout", ["BDL"])
+BOTH = {"pre": True, "post": True}
+
+
+def make(taps: int = 7, groups: int = 1, width: int = 3, **fields: Any) -> OpSpec:
+    """Only the convolution, unless fields say more."""
+    inner: dict[str, Any] = {"kind": "explicit", "length": taps, "groups": groups}
+    inner |= fields.pop("filter", {})
+    return spec_from_dict({"op": "probe", "channels": groups * width, "filter": inner} | fields)
+
+
+def small_case(spec: OpSpec, layout: str, length: int, *, batch: int = 1, **numbers: int) -> Case:
+    """Sixteen rows to a product; a width that they do not divide takes several parts."""
+    plan = next(p for p in plans(spec, "toeplitz") if p.layout == layout)
+    rows = numbers.get("BLOCK_D", min(4, 1 << (spec.group_width - 1).bit_length()))
+    given = {"ROWS": 8, "BLOCK_D": rows, "SEGMENTS": max(1, 16 // rows), "BLOCK_T": BLOCK}
+    given |= {"TILES": 2, "PREFETCH": 1, "num_warps": 4, "maxnreg": 0} | numbers
+    return Case(
+        spec, plan, schedule(spec, plan, {"forward": given, "backward": given}), batch, length
+    )
+
+
+# ---- taps and lengths ---------------------------------------------------------------------------
+
+
+@LAYOUTS
+@pytest.mark.parametrize("taps", [1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 1, 128])
+def test_every_number_of_taps(taps: int, layout: str, tmp_path: Path) -> None:
+    spec = make(taps, gates={"pre": False, "post": True}, skip="channel")
+    check(small_case(spec, layout, 70), tmp_path, torch.float32)
+
+
+@pytest.mark.parametrize("taps", [1, 17, 32, 33])
+def test_taps_around_longer_blocks(taps: int, tmp_path: Path) -> None:
+    check(small_case(make(taps), "BDL", 75, BLOCK_T=32), tmp_path, torch.float32)
+
+
+def test_many_taps(tmp_path: Path) -> None:
+    """More than the sequence has steps before its last quarter."""
+    check(small_case(make(600), "BDL", 800, BLOCK_T=64, TILES=4), tmp_path, torch.float32)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("length", [1, 2, 7, 8, 15, 16, 17, 64, 127, 128, 129])
+def test_every_length(length: int, layout: str, tmp_path: Path) -> None:
+    """Of a tile, of segments, and of a program, which has 128 steps; 40 taps exceed many."""
+    check(small_case(make(40), layout, length), tmp_path, torch.float32)
+
+
+@pytest.mark.parametrize("taps", [1, 2, 40])
+@pytest.mark.parametrize("length", [1, 33])
+def test_featurizers_at_short_lengths(taps: int, length: int, tmp_path: Path) -> None:
+    spec = make(taps, featurizer={"length": 3}, gates=BOTH, skip="group")
+    check(small_case(spec, "BDL", length), tmp_path, torch.float32)
+
+
+# ---- structures ---------------------------------------------------------------------------------
+
+
+@LAYOUTS
+@pytest.mark.parametrize("width", [1, 3, 15, 16, 40])
+def test_every_width(width: int, layout: str, tmp_path: Path) -> None:
+    """One channel, parts of a group, and parts that a group does not fill."""
+    groups = 2 if width < 15 else 1
+    spec = make(19, groups, width, gates={"pre": True, "post": False})
+    rows = min(32, 1 << (width - 1).bit_length())
+    numbers = {"BLOCK_D": rows, "SEGMENTS": max(1, 16 // rows)}
+    check(small_case(spec, layout, 45, **numbers), tmp_path, torch.float32)
+
+
+STRUCTURES: list[dict[str, Any]] = [
+    {},
+    {"gates": {"pre": True, "post": False}},
+    {"gates": {"pre": False, "post": True}, "bias": "gated"},
+    {"gates": BOTH, "skip": "group", "bias": "ungated"},
+    {"featurizer": {"length": 1}, "gates": {"pre": True, "post": False}},
+    {"featurizer": {"length": 2}, "skip": "channel"},
+    {"featurizer": {"length": 4, "taps": "lag_last"}, "gates": BOTH, "skip": "channel"},
+    {"featurizer": {"length": 3}, "gates": BOTH, "bias": "gated"},
+    {"filter": {"taps": "lag_last"}, "bias": "ungated"},
+    {
+        "filter": {"kind": "decay", "decay": {"preset": "strong", "cache_length": 90}},
+        "gates": BOTH,
+        "skip": "group",
+    },
+    {
+        "filter": {
+            "kind": "decay",
+            "taps": "lag_last",
+            "decay": {"preset": "weak", "cache_length": 18},
+        },
+        "featurizer": {"length": 3},
+    },
+]
+
+
+@LAYOUTS
+@pytest.mark.parametrize("fields", STRUCTURES, ids=range(len(STRUCTURES)))
+def test_every_structure(fields: dict[str, Any], layout: str, tmp_path: Path) -> None:
+    check(small_case(make(18, **fields), layout, 75), tmp_path, torch.float32)
+
+
+@LAYOUTS
+def test_float16(layout: str, tmp_path: Path) -> None:
+    spec = make(21, featurizer={"length": 3}, gates=BOTH, skip="channel")
+    check(small_case(spec, layout, 41), tmp_path, torch.float16)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("projection", ["thirds", "interleaved"])
+def test_packed_features(projection: str, layout: str, tmp_path: Path) -> None:
+    fields = {"featurizer": {"length": 3}, "gates": BOTH, "layout": {"projection": projection}}
+    spec = make(20, **fields)
+    case = small_case(spec, layout, 43, batch=2)
+    runner = interpreted(spec, case.plan, case.schedule, tmp_path)
+    inputs, parameters, dy = random_tensors(spec, 2, 43, dtype=torch.float32)
+    features = {"features": transposed(pack(spec, inputs), layout)}
+    y = canonical(runner.forward_packed(features, parameters), layout)
+    gradients = runner.gradients(features, parameters, transposed(dy, layout))
+    unpacked = runner.namespace.unpack([gradients.pop("features")])
+    gradients |= {
+        name: canonical(g, layout) for name, g in zip(spec.inputs, unpacked, strict=True)
+    }
+    assert_close(spec, inputs, parameters, dy, y, gradients, unit=FLOAT32)
+
+
+# ---- schedules ----------------------------------------------------------------------------------
+
+
+@LAYOUTS
+@pytest.mark.parametrize("block", [16, 32])
+@pytest.mark.parametrize("segments", [1, 2, 4])
+def test_everything_at_once(segments: int, block: int, layout: str, tmp_path: Path) -> None:
+    """Three sequences, and programs, segments and tiles along time, the last of each ragged."""
+    rows = 16 // segments
+    length = 2 * block * segments + block * (segments + 1) // 2 + 5
+    spec = make(block + 9, 1, rows - 1, featurizer={"length": 3}, gates=BOTH, skip="channel")
+    case = small_case(
+        spec, layout, length, batch=3, BLOCK_D=rows, SEGMENTS=segments, BLOCK_T=block
+    )
+    check(case, tmp_path, torch.float32)
+
+
+CHOICES: list[dict[str, int]] = [
+    {"BLOCK_D": 16, "SEGMENTS": 1, "TILES": 8},
+    {"BLOCK_D": 8, "SEGMENTS": 2, "TILES": 1},
+    {"BLOCK_D": 4, "SEGMENTS": 4, "BLOCK_T": 32, "TILES": 2},
+    {"BLOCK_D": 2, "SEGMENTS": 16, "PREFETCH": 3, "num_warps": 8},
+    {"BLOCK_D": 1, "SEGMENTS": 16, "BLOCK_T": 64},
+]
+
+
+@LAYOUTS
+def test_block_sizes_do_not_matter(layout: str, tmp_path: Path) -> None:
+    spec = make(35, width=9, skip="channel", featurizer={"length": 2})
+    length = 101
+    inputs, parameters, dy = random_tensors(spec, 1, length, dtype=torch.float32)
+    laid_out = {name: transposed(x, layout) for name, x in inputs.items()}
+    for numbers in CHOICES:
+        case = small_case(spec, layout, length, **numbers)
+        runner = interpreted(spec, case.plan, case.schedule, tmp_path)
+        y, gradients = results(runner, laid_out, parameters, transposed(dy, layout), layout)
+        assert_close(spec, inputs, parameters, dy, y, gradients, unit=FLOAT32)
+
+
+def test_the_same_call_gives_the_same_bits(tmp_path: Path) -> None:
+    spec = make(20, gates=BOTH)
+    case = small_case(spec, "BDL", 150)
+    runner = interpreted(spec, case.plan, case.schedule, tmp_path)
+    inputs, parameters, dy = random_tensors(spec, 1, 150, dtype=torch.float32)
+    (y, first), (again, second) = (
+        results(runner, inputs, parameters, dy, "BDL") for _ in range(2)
+    )
+    assert torch.equal(y, again)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Operators, schedules and shapes of a handful of programs."""
+    width = draw(st.sampled_from((1, 3, 4, 9)))
+    block = draw(st.sampled_from((16, 32)))
+    taps = draw(st.sampled_from((1, 2, block - 1, block, block + 1, 2 * block + 1)))
+    gates = {"pre": draw(st.booleans()), "post": draw(st.booleans())}
+    featurizer = draw(st.sampled_from(("none", {"length": 2}, {"length": 4, "taps": "lag_last"})))
+    skip = draw(st.sampled_from(("none", "channel", "group")))
+    bias = draw(st.sampled_from(("none", "ungated")))
+    order = draw(st.sampled_from(("lag_first", "lag_last")))
+    fields = {"gates": gates, "featurizer": featurizer, "skip": skip, "bias": bias}
+    spec = make(taps, 1, width, filter={"taps": order}, **fields)
+    rows = draw(st.sampled_from([n for n in (1, 2, 4, 8, 16) if n < 2 * width and 4 * n >= width]))
+    segments = 16 // rows
+    tiles = draw(st.sampled_from((1, 2)))
+    length = draw(st.sampled_from((1, 8, block + 3, block * segments, block * segments + 9)))
+    numbers = {"BLOCK_D": rows, "SEGMENTS": segments, "BLOCK_T": block, "TILES": tiles}
+    return small_case(spec, "BDL", length, **numbers)
+
+
+@given(cases(), st.sampled_from((torch.float32, torch.float16)))
+@settings(
+    max_examples=max(10, settings().max_examples // 20),
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),  # shrinking takes minutes here
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+def test_what_is_drawn(tmp_path: Path, case: Case, dtype: torch.dtype) -> None:
+    check(case, tmp_path, dtype)
