@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 
 from sh2gen.cli import main
 from sh2gen.lower import ALGORITHMS
+from sh2gen.resources import folder
 
 FILTER = "filter: {kind: explicit, length: 3, groups: 4}"
 
@@ -69,6 +70,23 @@ def test_stages_before_any_plan_are_shown_of_any_operator(
     reasons = [line.split(":")[0] for line in result.stderr.splitlines()]
     assert reasons == list(ALGORITHMS)
     assert run("explain", op, "--stage", stage).stderr == ""
+
+
+def test_explain_shows_the_statements_of_a_stream() -> None:
+    result = run("explain", str(folder("ops") / "hyena_mr.yaml"), "--stage", "plan")
+    assert result.exit_code == 0
+    for words in (
+        "filter = load_toeplitz(filter, 128)",
+        "for each tile of the LEAD steps before the first:",
+        "for each tile, the last in time first:",
+        " = remember(",
+        " = look_ahead(",
+        " = toeplitz(",
+        " = toeplitz_adjoint(",
+        " += toeplitz_gradient(",
+        "store_toeplitz(",
+    ):
+        assert words in result.stdout, words
 
 
 @pytest.mark.parametrize("stage", ["plan", "source", "ptx"])
