@@ -54,7 +54,7 @@ _INSTRUCTIONS = {  # a row of a rowwise function, in instructions of one thread
 }
 # Programs that stream wait for loads and products that nothing overlaps with: the factor between
 # what was measured for Hyena-MR (docs/performance.md) and what this model says without it.
-_STREAM = {"forward": 1.1, "backward": 3.9}
+_STREAM = {"forward": 1.1, "backward": 3.0}
 LAUNCH = 2.5e-6  # seconds from one kernel's end to the next one's first instruction
 
 

@@ -187,7 +187,7 @@ def schedule(
 def _first(cases: Any, facts: Mapping[str, int]) -> dict[str, int]:
     """The numbers of one case, or of the first of several whose `when` holds for the operator."""
     for case in cases if isinstance(cases, list) else [cases]:
-        if "when" not in case or _holds(case["when"], facts):
+        if all(_holds(relation, facts) for relation in case.get("when", ())):
             return {name: _number(value, facts) for name, value in case.items() if name != "when"}
     raise KeyError("no default applies")
 

@@ -208,3 +208,15 @@ def test_a_malformed_file_is_named(
     with pytest.raises(Sh2genError, match=r"broken\.yaml is malformed") as caught:
         _read.__wrapped__("broken")
     assert caught.value.code == "K004"
+
+
+@pytest.mark.parametrize(
+    ("taps", "io", "rows", "warps"),
+    [(128, "bfloat16", 32, 4), (161, "bfloat16", 64, 8), (96, "float32", 64, 8)],
+)
+def test_defaults_need_every_condition(taps: int, io: str, rows: int, warps: int) -> None:
+    fields = {"channels": 16, "filter": {"kind": "explicit", "length": taps, "groups": 1}}
+    spec = spec_from_dict({"op": "probe", "dtype": {"io": io}} | fields)
+    (plan,) = plans(spec, "toeplitz")
+    numbers = schedule(spec, plan).numbers("backward")
+    assert (numbers["BLOCK_D"] * numbers["SEGMENTS"], numbers["num_warps"]) == (rows, warps)
