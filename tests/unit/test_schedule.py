@@ -218,5 +218,5 @@ def test_defaults_need_every_condition(taps: int, io: str, rows: int, warps: int
     fields = {"channels": 16, "filter": {"kind": "explicit", "length": taps, "groups": 1}}
     spec = spec_from_dict({"op": "probe", "dtype": {"io": io}} | fields)
     (plan,) = plans(spec, "toeplitz")
-    numbers = schedule(spec, plan).numbers("backward")
+    numbers = dict(schedule(spec, plan).numbers("backward"))
     assert (numbers["BLOCK_D"] * numbers["SEGMENTS"], numbers["num_warps"]) == (rows, warps)
