@@ -5,8 +5,7 @@
 
 Each operator is the shipped hyena_mr without its decay: 4096 channels in groups of 16, featurizer
 of 3 taps, both gates, skip. It is verified in bfloat16 at lengths up to 1000, batches 1 and 2, and
-only then timed, as benchmarks/gpu.py does it. An algorithm
-that does not apply has no row.
+only then timed, as benchmarks/gpu.py does it. An algorithm that does not apply has no row.
 """
 
 from __future__ import annotations
