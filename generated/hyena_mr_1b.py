@@ -28,6 +28,18 @@ except ImportError:  # plain PyTorch needs no Triton: let the kernels be defined
     HAS_TRITON = False
     tl = SimpleNamespace(constexpr=None)
     triton = SimpleNamespace(jit=lambda function=None, **_: function or (lambda f: f))
+try:  # Gluon is experimental: what it offers changes between versions of Triton
+    from triton.experimental import gluon
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon.language.nvidia import hopper
+
+    HAS_GLUON = True
+except ImportError:
+    from types import SimpleNamespace
+
+    HAS_GLUON = False
+    gl = SimpleNamespace(constexpr=None)
+    gluon = SimpleNamespace(jit=triton.jit, constexpr_function=lambda function: function)
 
 OP = "hyena_mr_1b"
 PLAN = "toeplitz/BDL/recompute"
@@ -56,10 +68,12 @@ SCHEDULE = {
         "TILES": 64,
         "PREFETCH": 3,
     },
+    "backward_sm90": {"BLOCK_D": 16, "SEGMENTS": 8, "BLOCK_T": 64, "TILES": 128},
 }
 OPTIONS = {  # of the compiler
     "forward": {"num_warps": 4, "enable_fp_fusion": True},
     "backward": {"num_warps": 4, "enable_fp_fusion": True},
+    "backward_sm90": {"num_warps": 8, "enable_fp_fusion": True},
     "reduce": {"num_warps": 4, "enable_fp_fusion": True},
 }
 SPEC = {
@@ -513,6 +527,441 @@ def store_rows(
             tl.store(where, x, mask=inside & (time < end))
 
 
+@gluon.constexpr_function
+def row_layout():
+    """[64, 4]: a row of a quarter."""
+    lanes = [[0, 1], [0, 2], [1, 0], [2, 0], [4, 0]]
+    return gl.DistributedLinearLayout([], lanes, [[8, 0], [16, 0], [32, 0]], [], [64, 4])
+
+
+@gluon.constexpr_function
+def quarter_layout():
+    """[64, 32]: a quarter as bfloat16."""
+    lanes = [[0, 8], [0, 16], [1, 0], [2, 0], [4, 0]]
+    warps = [[8, 0], [16, 0], [32, 0]]
+    return gl.DistributedLinearLayout([[0, 1], [0, 2], [0, 4]], lanes, warps, [], [64, 32])
+
+
+@gluon.constexpr_function
+def edge_layout():
+    """[64, 4]: how the words before a block are copied, a row to a lane."""
+    lanes = [[1, 0], [2, 0], [4, 0], [0, 0], [0, 0]]
+    warps = [[8, 0], [16, 0], [32, 0]]
+    return gl.DistributedLinearLayout([[0, 1], [0, 2]], lanes, warps, [], [64, 4])
+
+
+@gluon.constexpr_function
+def copy_layout():
+    """[64, 32]: how the words of a block are copied, 128 bytes of a row at a time."""
+    return gl.BlockedLayout([1, 4], [4, 8], [8, 1], [1, 0])
+
+
+@gluon.constexpr_function
+def product_layout():
+    """[128, 64]: sums of products that convolve."""
+    return gl.NVMMADistributedLayout([3, 0], [8, 1], [16, 64, 16])
+
+
+@gluon.constexpr_function
+def operand_memory():
+    """Shared memory that products read: bfloat16, rows of 128 bytes."""
+    return gl.NVMMASharedLayout(128, 16, 2)
+
+
+@gluon.jit
+def step_of(column):
+    """The step of a block that stands in a column of products."""
+    return column // 32 * 32 + column // 2 % 4 * 8 + column // 8 % 4 * 2 + column % 2
+
+
+@gluon.jit
+def toeplitz_matrices(
+    ptr, group, LENGTH: gl.constexpr, LAG_LAST: gl.constexpr, COUNT: gl.constexpr
+):
+    """T_s[j, i] = taps[64 s + i - j], zero where there is no such tap, in shared memory: COUNT
+    matrices [64, 64] with steps in the order of products.
+    """
+    matrices = gl.allocate_shared_memory(gl.bfloat16, [COUNT, 64, 64], operand_memory())
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [8, 1], [1, 0])
+    j = step_of(gl.expand_dims(gl.arange(0, 64, layout=gl.SliceLayout(1, layout)), 1))
+    i = step_of(gl.expand_dims(gl.arange(0, 64, layout=gl.SliceLayout(0, layout)), 0))
+    for s in gl.static_range(COUNT):
+        lag = s * 64 + i - j
+        tap = LENGTH - 1 - lag if LAG_LAST else lag
+        where = ptr + group * LENGTH + tap
+        value = gl.load(where, mask=(lag >= 0) & (lag < LENGTH), other=0.0)
+        matrices.index(s).store(value.to(gl.bfloat16))
+    return matrices
+
+
+@gluon.jit
+def block_ring(COUNT: gl.constexpr):
+    """Shared memory for the blocks [128, 64] of a remembered value, the oldest to be replaced."""
+    return gl.allocate_shared_memory(gl.bfloat16, [COUNT, 128, 64], operand_memory())
+
+
+@gluon.jit
+def input_slots(LAG: gl.constexpr):
+    """Shared memory for one block of an input: the words [64, 32] of both halves and, where a lag
+    looks back, the 8 steps before, words [64, 4] of both halves.
+    """
+    block: gl.constexpr = gl.NVMMASharedLayout(64, 32, 2)
+    edge: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    slots = (
+        gl.allocate_shared_memory(gl.int32, [64, 32], block),
+        gl.allocate_shared_memory(gl.int32, [64, 32], block),
+    )
+    if LAG > 0:
+        slots = slots + (
+            gl.allocate_shared_memory(gl.int32, [64, 4], edge),
+            gl.allocate_shared_memory(gl.int32, [64, 4], edge),
+        )
+    return slots
+
+
+@gluon.jit
+def places(
+    LAYOUT: gl.constexpr, N: gl.constexpr, UNIT: gl.constexpr, section, first,
+    BLOCK_D: gl.constexpr,
+):  # fmt: skip
+    """Where elements of UNIT steps lie, [64, N] each: offset from the program's first element, and
+    the step at which its vector of 8 begins, counted from `first`; very late for rows that are
+    none of the `members` channels of the section.
+    """
+    members, row, tiles = section
+    r = gl.expand_dims(gl.arange(0, 64, layout=gl.SliceLayout(1, LAYOUT)), 1)
+    n = gl.expand_dims(gl.arange(0, N, layout=gl.SliceLayout(0, LAYOUT)), 0)
+    member = r % BLOCK_D
+    vector: gl.constexpr = 8 // UNIT
+    offset = member * (row * vector) + r // BLOCK_D * (tiles * (64 // UNIT)) + n
+    begin = r // BLOCK_D * (tiles * 64) + n // vector * 8 - first
+    return offset, gl.where(member < members, begin, 2**30)
+
+
+@triton.jit
+def shift(x, offset):
+    """Each row plus a per-channel offset [BLOCK_D, 1]."""
+    y = ()
+    for r in tl.static_range(len(x)):
+        y = y + (x[r] + offset,)
+    return y
+
+
+@gluon.jit
+def fetch_words(slot, ptr, where, shift, length):
+    offset, begin = where
+    mask = (begin + shift).to(gl.uint32) < length.to(gl.uint32)  # a negative step is a large one
+    hopper.async_copy.async_copy_global_to_shared(slot, ptr + (offset + shift // 2), mask=mask)
+
+
+@gluon.jit
+def fetch(slots, ptr, words, edges, t, halfway, length):
+    """Begin to copy the block at t of an input into its slots, zero where the step counted from
+    the first that there is does not lie in 0 .. length - 1.
+    """
+    for half in gl.static_range(2):
+        fetch_words(slots[half], ptr, words, t + half * halfway, length)
+        if len(slots) == 4:
+            fetch_words(slots[2 + half], ptr, edges, t - 8 + half * halfway, length)
+
+
+@gluon.jit
+def lane_of():
+    """Which of the four lanes of its row a lane is: [64, 4]."""
+    layout: gl.constexpr = row_layout()
+    lane = gl.expand_dims(gl.arange(0, 4, layout=gl.SliceLayout(0, layout)), 0)
+    return lane + gl.zeros((64, 4), gl.int32, layout)
+
+
+@gluon.jit
+def anew(x):
+    """x, but not what the compiler knows of it."""
+    return gl.inline_asm_elementwise(
+        "mov.b32 $0, $1;", "=r,r", [x], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
+def channels(section, WIDTH: gl.constexpr, BLOCK_D: gl.constexpr):
+    """Of each row of a half [64, 4]: its number, its channel, and whether the group has it."""
+    parts: gl.constexpr = (WIDTH + BLOCK_D - 1) // BLOCK_D
+    layout: gl.constexpr = row_layout()
+    row = gl.expand_dims(gl.arange(0, 64, layout=gl.SliceLayout(1, layout)), 1)
+    row = anew(row + lane_of() * 0)
+    member = section % parts * BLOCK_D + row % BLOCK_D
+    return row, section // parts * WIDTH + member, member < WIDTH
+
+
+@gluon.jit
+def unpacked(words):
+    """Rows of words as float32 rows, two each."""
+    out = ()
+    for r in gl.static_range(len(words)):
+        low = (words[r] << 16).to(gl.float32, bitcast=True)
+        high = (words[r] & -65536).to(gl.float32, bitcast=True)
+        out = out + (low, high)
+    return out
+
+
+@gluon.constexpr_function
+def word_layout():
+    """[64, 16]: a quarter as words of two steps."""
+    lanes = [[0, 4], [0, 8], [1, 0], [2, 0], [4, 0]]
+    warps = [[8, 0], [16, 0], [32, 0]]
+    return gl.DistributedLinearLayout([[0, 1], [0, 2]], lanes, warps, [], [64, 16])
+
+
+@gluon.jit
+def evens_and_odds(parts, N: gl.constexpr):
+    """Each [64, 2 N] as its even columns and its odd ones; all even ones first."""
+    evens = ()
+    odds = ()
+    for i in gl.static_range(len(parts)):
+        even, odd = gl.split(gl.reshape(parts[i], (64, N, 2)))
+        evens = evens + (even,)
+        odds = odds + (odd,)
+    return evens + odds
+
+
+@gluon.jit
+def word_rows(words):
+    """[64, 16] words -> 4 rows [64, 4] of words."""
+    parts = evens_and_odds(evens_and_odds((words,), 8), 4)
+    out = ()
+    for r in gl.static_range(4):
+        out = out + (gl.convert_layout(parts[r], row_layout(), assert_trivial=True),)
+    return out
+
+
+@gluon.jit
+def read_rows(slots, part: gl.constexpr, half: gl.constexpr, LAG: gl.constexpr):
+    """The rows of a quarter of an input and the LAG rows before them."""
+    own = word_rows(slots[half].slice(16 * part, 16, dim=1).load(word_layout()))
+    count: gl.constexpr = (LAG + 1) // 2
+    context = ()
+    if LAG > 0:
+        lane = lane_of()
+        if part == 1:
+            before = slots[half].slice(12, 4, dim=1).load(row_layout())
+        else:
+            before = slots[2 + half].load(row_layout())
+        for w in gl.static_range(4 - count, 4):
+            if w == 3:  # the last lane holds the last word
+                turned = gl.gather(gl.where(lane == 3, before, own[3]), (lane + 3) % 4, 1)
+            else:
+                first = gl.gather(before, lane * 0 + w, 1)
+                turned = gl.where(lane == 0, first, gl.gather(own[w], (lane + 3) % 4, 1))
+            context = context + (turned,)
+    return unpacked(context + own)[2 * count - LAG : 2 * count + 8]
+
+
+@gluon.jit
+def quarter_rows(quarter):
+    """[64, 32] -> 8 float32 rows [64, 4]."""
+    parts = evens_and_odds(evens_and_odds(evens_and_odds((quarter,), 16), 8), 4)
+    out = ()
+    for r in gl.static_range(8):
+        row = parts[r].to(gl.float32)
+        out = out + (gl.convert_layout(row, row_layout(), assert_trivial=True),)
+    return out
+
+
+@gluon.jit
+def interleaved(parts, N: gl.constexpr):
+    """The inverse of evens_and_odds, of parts [64, N]."""
+    count: gl.constexpr = len(parts) // 2
+    out = ()
+    for i in gl.static_range(count):
+        out = out + (gl.reshape(gl.join(parts[i], parts[count + i]), (64, N * 2)),)
+    return out
+
+
+@gluon.jit
+def rows_quarter(rows):
+    """The inverse of quarter_rows, rounded to bfloat16."""
+    parts = ()
+    for r in gl.static_range(8):
+        parts = parts + (rows[r].to(gl.bfloat16),)
+    quarter = interleaved(interleaved(interleaved(parts, 4), 8), 16)[0]
+    return gl.convert_layout(quarter, quarter_layout(), assert_trivial=True)
+
+
+@gluon.jit
+def other_order(quarter):
+    """Columns of a quarter from the order of steps to that of products, or back."""
+    return gl.reshape(gl.permute(gl.reshape(quarter, (64, 4, 4, 2)), (0, 2, 1, 3)), (64, 32))
+
+
+@gluon.jit
+def remember_block(ring, newest, quarters):
+    """Put a block, given by its quarters (part 0 half 0, part 0 half 1, part 1 half 0, ...), in
+    place of the oldest of a ring.
+    """
+    parts = ()
+    for part in gl.static_range(2):
+        a = gl.reshape(other_order(quarters[2 * part]), (8, 8, 32))
+        b = gl.reshape(other_order(quarters[2 * part + 1]), (8, 8, 32))
+        both = gl.permute(gl.join(a, b), (0, 3, 1, 2))  # 8 rows of one half, 8 of the other
+        parts = parts + (gl.reshape(both, (128, 32)),)
+    block = gl.reshape(gl.permute(gl.join(parts[0], parts[1]), (0, 2, 1)), (128, 64))
+    ring.index(newest).store(gl.convert_layout(block, product_layout(), assert_trivial=True))
+
+
+@gluon.jit
+def block_quarters(block):
+    """The quarters of a block [128, 64] in the layout of products, in the order of steps."""
+    first, second = gl.split(gl.permute(gl.reshape(block, (128, 2, 32)), (0, 2, 1)))
+    parts = (first, second)
+    out = ()
+    for part in gl.static_range(2):
+        a, b = gl.split(gl.permute(gl.reshape(parts[part], (8, 2, 8, 32)), (0, 2, 3, 1)))
+        a = other_order(gl.reshape(a, (64, 32)))
+        b = other_order(gl.reshape(b, (64, 32)))
+        a = gl.convert_layout(a, quarter_layout(), assert_trivial=True)
+        b = gl.convert_layout(b, quarter_layout(), assert_trivial=True)
+        out = out + (a, b)
+    return out
+
+
+@gluon.jit
+def visited(newest, ago: gl.constexpr, COUNT: gl.constexpr):
+    """Where in a ring the block is that the stream remembered `ago` blocks before the newest."""
+    return (newest + (COUNT - ago)) % COUNT
+
+
+@gluon.jit
+def begin_toeplitz(ring, newest, matrices, COUNT: gl.constexpr):
+    """sum_s z_{n-s} T_s for the block n that was remembered COUNT - 1 blocks ago; not awaited."""
+    y = gl.zeros((128, 64), gl.float32, product_layout())
+    for s in gl.static_range(COUNT):
+        z = ring.index(visited(newest, COUNT - 1 - s, COUNT))
+        y = hopper.warpgroup_mma(z, matrices.index(s), y, use_acc=s > 0, is_async=True)
+    return y
+
+
+@gluon.jit
+def begin_toeplitz_adjoint(ring, newest, matrices, COUNT: gl.constexpr):
+    """sum_s e_{n+s} T_s^T for the block n that was remembered last; not awaited."""
+    y = gl.zeros((128, 64), gl.float32, product_layout())
+    for s in gl.static_range(COUNT):
+        e = ring.index(visited(newest, s, COUNT))
+        turned = matrices.index(s).permute((1, 0))
+        y = hopper.warpgroup_mma(e, turned, y, use_acc=s > 0, is_async=True)
+    return y
+
+
+@gluon.constexpr_function
+def gradient_layout():
+    """[64, 64]: sums of products that make the gradient of a Toeplitz matrix."""
+    return gl.NVMMADistributedLayout([3, 0], [4, 2], [16, 32, 16])
+
+
+@gluon.jit
+def zero_gradients(COUNT: gl.constexpr):
+    """Accumulators of the gradients of matrices."""
+    total = ()
+    for _ in gl.static_range(COUNT):
+        total = total + (gl.zeros((64, 64), gl.float32, gradient_layout()),)
+    return total
+
+
+@gluon.jit
+def begin_toeplitz_gradient(total, grad, ring, newest, going, COUNT: gl.constexpr):
+    """total[s] += z_{n-s}^T e_n, or without the sum so far unless `going`; not awaited."""
+    e = grad.index(newest)
+    out = ()
+    for s in gl.static_range(COUNT):
+        turned = ring.index(visited(newest, COUNT - 1 - s, COUNT)).permute((1, 0))
+        sums = hopper.warpgroup_mma(turned, e, total[s], use_acc=going, is_async=True)
+        out = out + (sums,)
+    return out
+
+
+@gluon.jit
+def end_gradients(total):
+    """Wait for all products."""
+    done = hopper.warpgroup_mma_wait(0, deps=total)
+    if len(total) == 1:
+        return (done,)
+    else:
+        return done
+
+
+@gluon.jit
+def zero_lanes(COUNT: gl.constexpr):
+    """COUNT rows [64, 4] of zeros."""
+    rows = ()
+    for _ in gl.static_range(COUNT):
+        rows = rows + (gl.zeros((64, 4), gl.float32, row_layout()),)
+    return rows
+
+
+@gluon.jit
+def renewed(total, fresh):
+    """Accumulators, zero if `fresh`."""
+    out = ()
+    for i in gl.static_range(len(total)):
+        out = out + (gl.where(fresh, 0.0, total[i]),)
+    return out
+
+
+@gluon.jit
+def extend_rows(rows, after):
+    """Each lane's rows, then the first ones of the next lane; the last lane takes after[0]. Also
+    `after` for the quarters to come: two halves take turns.
+    """
+    lane = lane_of()
+    extended = rows
+    first = ()
+    for r in gl.static_range(len(after[0])):
+        turned = gl.gather(rows[r], (lane + 1) % 4, 1)
+        extended = extended + (gl.where(lane == 3, after[0][r], turned),)
+        first = first + (turned,)
+    return extended, (after[1], first)
+
+
+@gluon.jit
+def store_quarter(ptr, where, shift, rows, end):
+    """Write a quarter as bfloat16, up to `end`."""
+    offset, begin = where
+    gl.store(ptr + (offset + shift), rows_quarter(rows), mask=begin + shift < end)
+
+
+@gluon.jit
+def store_sums(ptr, first, total, channel, inside, CHANNELS: gl.constexpr):
+    """Write accumulators, summed over lanes, to rows first, ... of [P, CHANNELS]."""
+    lane = lane_of()
+    for i in gl.static_range(len(total)):
+        value = gl.expand_dims(gl.sum(total[i], axis=1), 1)
+        value = value + gl.zeros((64, 4), gl.float32, row_layout())
+        where = ptr + (first + i) * CHANNELS + channel
+        gl.store(where, value, mask=inside & (lane == 0))
+
+
+@gluon.jit
+def store_diagonals(ptr, total, STRIDE: gl.constexpr, LENGTH: gl.constexpr, COUNT: gl.constexpr):
+    """Write the sums along diagonals, gradients of taps 0 .. LENGTH - 1 by lag, STRIDE apart."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [8, 1], [1, 0])
+    column: gl.constexpr = gl.SliceLayout(0, layout)
+    lag = gl.arange(0, 64, layout=column)
+    turn = gl.expand_dims(lag, 0)
+    j = gl.expand_dims(gl.arange(0, 64, layout=gl.SliceLayout(1, layout)), 1) + turn * 0
+    before = gl.zeros((64,), gl.float32, column)
+    for s in gl.static_range(COUNT):
+        own = gl.reshape(total[s], (2, 4, 4, 2, 2, 4, 4, 2))
+        own = gl.reshape(gl.permute(own, (0, 2, 1, 3, 4, 6, 5, 7)), (64, 64))  # in order of steps
+        # Row j turned left by j: column c holds i = j + c, or, wrapped, that of earlier lags.
+        turned = gl.gather(gl.convert_layout(own, layout), (j + turn) % 64, 1)
+        wrapped = j + turn >= 64
+        earlier = before + gl.sum(gl.where(wrapped, turned, 0.0), axis=0)
+        before = gl.sum(gl.where(wrapped, 0.0, turned), axis=0)
+        if s > 0:
+            tap = (s - 1) * 64 + lag
+            gl.store(ptr + tap * STRIDE, earlier, mask=tap < LENGTH)
+    tap = (COUNT - 1) * 64 + lag
+    gl.store(ptr + tap * STRIDE, before, mask=tap < LENGTH)
+
+
 # -----------------------------------------------------------------------------------------------
 # Kernels
 # -----------------------------------------------------------------------------------------------
@@ -795,6 +1244,252 @@ def hyena_mr_1b_backward(
     store_toeplitz(group_partials_ptr, d_filter, PROGRAMS, 128, BLOCK_T)
 
 
+@gluon.jit(
+    do_not_specialize=[
+        "k_batch", "k_row",
+        "v_batch", "v_row",
+        "q_batch", "q_row",
+        "dy_batch", "dy_row",
+        "d_v_batch", "d_v_row",
+        "d_k_batch", "d_k_row",
+        "d_q_batch", "d_q_row",
+        "first", "last", "end", "time_programs", "tiles",
+    ]
+)  # fmt: skip
+def hyena_mr_1b_backward_sm90(
+    k_ptr, k_batch, k_row,
+    v_ptr, v_batch, v_row,
+    q_ptr, q_batch, q_row,
+    dy_ptr, dy_batch, dy_row,
+    d_v_ptr, d_v_batch, d_v_row,
+    d_k_ptr, d_k_batch, d_k_row,
+    d_q_ptr, d_q_batch, d_q_row,
+    featurizer_ptr,  # (5760, 3)
+    filter_ptr,  # (128, 128)
+    skip_ptr,  # (1920,)
+    partials_ptr,  # [programs along batch and time * SEGMENTS / 2, 10, CHANNELS] float32
+    group_partials_ptr,  # [programs along batch and time, 128, programs along channels] float32
+    first, last, end, time_programs, tiles,
+    CHANNELS: gl.constexpr, BLOCK_D: gl.constexpr, SEGMENTS: gl.constexpr,
+    BLOCK_T: gl.constexpr, TILES: gl.constexpr,
+):  # fmt: skip
+    """Gradients of every input, and partial sums of those of parameters.
+
+    For sm_90 and bfloat16. A program computes SEGMENTS consecutive segments of `tiles` tiles of
+    BLOCK_T steps side by side, backward in time, for BLOCK_D channels of a group. Time counts from
+    the first step written; activations are read in [first, last), are zero elsewhere, and are
+    written up to `end`, all three multiples of 8; strides count in units of 8 elements.
+    """
+    gl.static_assert(BLOCK_D * SEGMENTS == 128 and BLOCK_T == 64, "rows and steps of a product")
+    COUNT: gl.constexpr = (128 - 1 + BLOCK_T - 1) // BLOCK_T + 1  # blocks that taps reach
+    LEAD: gl.constexpr = (COUNT - 1) * BLOCK_T
+    PARTS: gl.constexpr = (15 + BLOCK_D - 1) // BLOCK_D  # of a group
+    PROGRAMS: gl.constexpr = CHANNELS // 15 * PARTS  # along channels
+    batch, section, block = locate(gl.program_id(0), time_programs, 1, PROGRAMS)
+    group = section // PARTS
+    channel_0 = group * 15 + section % PARTS * BLOCK_D
+    members = (group + 1) * 15 - channel_0
+    steps = tiles * BLOCK_T  # of a segment
+    halfway = SEGMENTS // 2 * steps
+    step_0 = block * (SEGMENTS * steps)
+    origin = (batch, channel_0, step_0)
+    k_ptr, _ = advance(k_ptr, k_batch, k_row, 8, 1, origin)
+    v_ptr, _ = advance(v_ptr, v_batch, v_row, 8, 1, origin)
+    q_ptr, _ = advance(q_ptr, q_batch, q_row, 8, 1, origin)
+    dy_ptr, _ = advance(dy_ptr, dy_batch, dy_row, 8, 1, origin)
+    d_v_ptr, _ = advance(d_v_ptr, d_v_batch, d_v_row, 8, 1, origin)
+    d_k_ptr, _ = advance(d_k_ptr, d_k_batch, d_k_row, 8, 1, origin)
+    d_q_ptr, _ = advance(d_q_ptr, d_q_batch, d_q_row, 8, 1, origin)
+    k_ptr = k_ptr.to(gl.pointer_type(gl.int32), bitcast=True)  # of two steps
+    v_ptr = v_ptr.to(gl.pointer_type(gl.int32), bitcast=True)  # of two steps
+    q_ptr = q_ptr.to(gl.pointer_type(gl.int32), bitcast=True)  # of two steps
+    dy_ptr = dy_ptr.to(gl.pointer_type(gl.int32), bitcast=True)  # of two steps
+    first -= step_0
+    length = last - step_0 - first
+    end -= step_0
+    words = places(copy_layout(), 32, 2, (members, k_row, tiles), first, BLOCK_D)
+    edges = places(edge_layout(), 4, 2, (members, k_row, tiles), first, BLOCK_D)
+    dy_words = places(copy_layout(), 32, 2, (members, dy_row, tiles), first, BLOCK_D)
+    outputs = places(quarter_layout(), 32, 1, (members, d_v_row, tiles), 0, BLOCK_D)
+    _, row, inside = channels(section, 15, BLOCK_D)
+    featurizer_q = load_taps(featurizer_ptr, row, inside, 3, True)
+    featurizer_k = load_taps(featurizer_ptr, CHANNELS + row, inside, 3, True)
+    featurizer_v = load_taps(featurizer_ptr, 2 * CHANNELS + row, inside, 3, True)
+    skip = load_vector(skip_ptr, row, inside)
+    filter = toeplitz_matrices(filter_ptr, group, 128, False, COUNT)
+    d_filter = zero_gradients(COUNT)
+    d_featurizer_q = zero_lanes(3)
+    d_featurizer_k = zero_lanes(3)
+    d_featurizer_v = zero_lanes(3)
+    d_skip = zero_lanes(1)
+    d_q_hat_b_after = (zero_lanes(2), zero_lanes(2))
+    d_v_hat_c_after = (zero_lanes(2), zero_lanes(2))
+    d_k_hat_c_after = (zero_lanes(2), zero_lanes(2))
+    z_blocks = block_ring(COUNT)
+    d_pre_skip_blocks = block_ring(COUNT)
+    k_early = input_slots(2)
+    v_early = input_slots(2)
+    q_block = input_slots(2)
+    dy_block = input_slots(0)
+    k_block = input_slots(2)
+    v_block = input_slots(2)
+
+    # Blocks beside the first tile's: what the recomputed convolution and the adjoint will reach.
+    # The first tile lies after the segment: only what the one before it takes from it is used.
+    t = steps + LEAD
+    fetch(k_early, k_ptr, words, edges, t - LEAD, halfway, length)
+    fetch(v_early, v_ptr, words, edges, t - LEAD, halfway, length)
+    hopper.async_copy.commit_group()
+    fetch(q_block, q_ptr, words, edges, t, halfway, length)
+    fetch(dy_block, dy_ptr, dy_words, edges, t, halfway, length)
+    hopper.async_copy.commit_group()
+    newest = 0
+    for _ in range(COUNT - 1):
+        newest += 1
+        before = t - BLOCK_T
+        hopper.async_copy.wait_group(1)
+        quarters = ()
+        for part in gl.static_range(2):
+            for half in gl.static_range(2):
+                k_ahead = read_rows(k_early, part, half, 2)
+                k_hat_ahead = fir(k_ahead, featurizer_k)
+                v_ahead = read_rows(v_early, part, half, 2)
+                v_hat_ahead = fir(v_ahead, featurizer_v)
+                z_ahead = multiply(k_hat_ahead, v_hat_ahead)
+                quarters = quarters + (rows_quarter(z_ahead),)
+        remember_block(z_blocks, newest, quarters)
+        fetch(k_early, k_ptr, words, edges, before - LEAD, halfway, length)
+        fetch(v_early, v_ptr, words, edges, before - LEAD, halfway, length)
+        hopper.async_copy.commit_group()
+        hopper.async_copy.wait_group(1)
+        quarters = ()
+        for part in gl.static_range(2):
+            for half in gl.static_range(2):
+                q_a = read_rows(q_block, part, half, 2)
+                q_hat_a = fir(q_a, featurizer_q)
+                dy_a = read_rows(dy_block, part, half, 0)
+                d_pre_skip_a = multiply(dy_a, q_hat_a)
+                quarters = quarters + (rows_quarter(d_pre_skip_a),)
+        remember_block(d_pre_skip_blocks, newest, quarters)
+        fetch(q_block, q_ptr, words, edges, before, halfway, length)
+        fetch(dy_block, dy_ptr, dy_words, edges, before, halfway, length)
+        hopper.async_copy.commit_group()
+        t = before
+    newest = 0
+    for back in range(0, steps + BLOCK_T, BLOCK_T):
+        t = steps - back
+        before = t - BLOCK_T
+        stop = gl.where(back > 0, end, 0)
+        hopper.async_copy.wait_group(1)
+        quarters = ()
+        for part in gl.static_range(2):
+            for half in gl.static_range(2):
+                k_ahead = read_rows(k_early, part, half, 2)
+                k_hat_ahead = fir(k_ahead, featurizer_k)
+                v_ahead = read_rows(v_early, part, half, 2)
+                v_hat_ahead = fir(v_ahead, featurizer_v)
+                z_ahead = multiply(k_hat_ahead, v_hat_ahead)
+                quarters = quarters + (rows_quarter(z_ahead),)
+        remember_block(z_blocks, newest, quarters)
+        hopper.async_copy.wait_group(0)
+        hopper.fence_async_shared()
+        tl.debug_barrier()
+        conv_product = begin_toeplitz(z_blocks, newest, filter, COUNT)
+        fetch(k_block, k_ptr, words, edges, t, halfway, length)
+        fetch(v_block, v_ptr, words, edges, t, halfway, length)
+        hopper.async_copy.commit_group()
+        quarters = ()
+        for part in gl.static_range(2):
+            for half in gl.static_range(2):
+                q_a = read_rows(q_block, part, half, 2)
+                q_hat_a = fir(q_a, featurizer_q)
+                dy_a = read_rows(dy_block, part, half, 0)
+                d_pre_skip_a = multiply(dy_a, q_hat_a)
+                quarters = quarters + (rows_quarter(d_pre_skip_a),)
+        remember_block(d_pre_skip_blocks, newest, quarters)
+        hopper.fence_async_shared()
+        tl.debug_barrier()
+        d_z_2_product = begin_toeplitz_adjoint(d_pre_skip_blocks, newest, filter, COUNT)
+        d_filter = begin_toeplitz_gradient(
+            d_filter, d_pre_skip_blocks, z_blocks, newest, back > BLOCK_T, COUNT
+        )
+        fetch(k_early, k_ptr, words, edges, before - LEAD, halfway, length)
+        fetch(v_early, v_ptr, words, edges, before - LEAD, halfway, length)
+        hopper.async_copy.commit_group()
+        d_featurizer_q = renewed(d_featurizer_q, back <= BLOCK_T)
+        d_featurizer_k = renewed(d_featurizer_k, back <= BLOCK_T)
+        d_featurizer_v = renewed(d_featurizer_v, back <= BLOCK_T)
+        d_skip = renewed(d_skip, back <= BLOCK_T)
+        z_b_quarters = block_quarters(
+            z_blocks.index(visited(newest, COUNT - 1, COUNT)).load(product_layout())
+        )
+        conv_product = hopper.warpgroup_mma_wait(2 * COUNT, deps=(conv_product,))
+        conv_quarters = block_quarters(conv_product)
+        for part in gl.static_range(1, -1, -1):
+            for half in gl.static_range(2):
+                shift = t + 32 * part + half * halfway
+                conv = quarter_rows(conv_quarters[2 * part + half])
+                z_b = quarter_rows(z_b_quarters[2 * part + half])
+                q_b = read_rows(q_block, part, half, 2)
+                skipped_b = scale(z_b, skip)
+                pre_skip_b = add(conv, skipped_b)
+                dy_b = read_rows(dy_block, part, half, 0)
+                d_q_hat_b = multiply(dy_b, pre_skip_b)
+                d_q_hat_on_b, d_q_hat_b_after = extend_rows(d_q_hat_b, d_q_hat_b_after)
+                d_q_b = fir_adjoint(d_q_hat_on_b, featurizer_q)
+                store_quarter(d_q_ptr, outputs, shift, d_q_b, stop)
+                d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat_b, q_b)
+        fetch(q_block, q_ptr, words, edges, before, halfway, length)
+        fetch(dy_block, dy_ptr, dy_words, edges, before, halfway, length)
+        hopper.async_copy.commit_group()
+        d_pre_skip_c_quarters = block_quarters(
+            d_pre_skip_blocks.index(newest).load(product_layout())
+        )
+        hopper.async_copy.wait_group(2)
+        d_z_2_product = hopper.warpgroup_mma_wait(COUNT, deps=(d_z_2_product,))
+        d_z_2_quarters = block_quarters(d_z_2_product)
+        for part in gl.static_range(1, -1, -1):
+            for half in gl.static_range(2):
+                shift = t + 32 * part + half * halfway
+                d_z_2 = quarter_rows(d_z_2_quarters[2 * part + half])
+                d_pre_skip_c = quarter_rows(d_pre_skip_c_quarters[2 * part + half])
+                k_c = read_rows(k_block, part, half, 2)
+                k_hat_c = fir(k_c, featurizer_k)
+                v_c = read_rows(v_block, part, half, 2)
+                v_hat_c = fir(v_c, featurizer_v)
+                z_c = multiply(k_hat_c, v_hat_c)
+                d_z_1_c = scale(d_pre_skip_c, skip)
+                skipped_product_c = multiply(d_pre_skip_c, z_c)
+                d_skip = channel_sum(d_skip, skipped_product_c)
+                d_z_c = add(d_z_1_c, d_z_2)
+                d_k_hat_c = multiply(d_z_c, v_hat_c)
+                d_v_hat_c = multiply(d_z_c, k_hat_c)
+                d_v_hat_on_c, d_v_hat_c_after = extend_rows(d_v_hat_c, d_v_hat_c_after)
+                d_v_c = fir_adjoint(d_v_hat_on_c, featurizer_v)
+                store_quarter(d_v_ptr, outputs, shift, d_v_c, stop)
+                d_featurizer_v = tap_gradient(d_featurizer_v, d_v_hat_c, v_c)
+                d_k_hat_on_c, d_k_hat_c_after = extend_rows(d_k_hat_c, d_k_hat_c_after)
+                d_k_c = fir_adjoint(d_k_hat_on_c, featurizer_k)
+                store_quarter(d_k_ptr, outputs, shift, d_k_c, stop)
+                d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat_c, k_c)
+        d_filter = end_gradients(d_filter)
+        newest = (newest + 1) % COUNT
+    hopper.async_copy.wait_group(0)
+    # Where this program is, computed once more: kept through the loop it would take registers.
+    batch, section, block = locate(anew(gl.program_id(0)), time_programs, 1, PROGRAMS)
+    split = batch * time_programs + block
+    lane, row, inside = channels(section, 15, BLOCK_D)
+    sums = partials_ptr + (split * (SEGMENTS // 2) + lane // BLOCK_D).to(gl.int64) * (
+        10 * CHANNELS
+    )
+    taps = group_partials_ptr + split.to(gl.int64) * (128 * PROGRAMS) + section
+    store_sums(sums, 0, d_featurizer_q, row, inside, CHANNELS)
+    store_sums(sums, 3, d_featurizer_k, row, inside, CHANNELS)
+    store_sums(sums, 6, d_featurizer_v, row, inside, CHANNELS)
+    store_sums(sums, 9, d_skip, row, inside, CHANNELS)
+    store_diagonals(taps, d_filter, PROGRAMS, 128, COUNT)
+
+
 @triton.jit(do_not_specialize=["splits", "first"])
 def sum_partials(
     partials_ptr,  # [splits, P, CHANNELS] float32
@@ -919,6 +1614,36 @@ def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor], tiles: int)
     return step
 
 
+def suits_sm90(
+    tensors: Sequence[Tensor],
+    inputs: int,
+    unit: int,
+    step: int,
+    bounds: tuple[int, int, int],
+    schedule: dict[str, int],
+) -> bool:
+    """Whether a call can run the kernel for sm_90, and is long enough to gain by it.
+
+    The tensors are so many inputs, which share a row stride as do the gradients at the end.
+    """
+    tile = schedule["BLOCK_T"] * schedule["SEGMENTS"]
+    x = tensors[0]
+    return (
+        HAS_GLUON
+        and x.device.type == "cuda"
+        and x.dtype == torch.bfloat16
+        and torch.cuda.get_device_capability(x.device) == (9, 0)
+        and (unit, step) == (1, 8)
+        and even(bounds)
+        and bounds[2] > tile
+        and bounds[1] - bounds[0] < 2**29
+        and (bounds[1] == bounds[2] or bounds[2] % tile == 0)
+        and all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
+        and len({tensor.stride(1) for tensor in tensors[:inputs]}) == 1
+        and len({tensor.stride(1) for tensor in tensors[inputs + 1 :]}) == 1
+    )
+
+
 def trait(argument: Tensor | int) -> tuple[object, ...]:
     """What Triton compiles another binary for: dtype and alignment, or 64 bits."""
     if isinstance(argument, Tensor):
@@ -1027,18 +1752,34 @@ def launch_backward(
     dy = dense(dy)
     tile = schedule["BLOCK_T"] * schedule["SEGMENTS"]
     first, steps, bounds = segment(q, context, begin, end, tile)
-    inner = bounds[1] > bounds[2]  # a range that ends before its segment does
-    time_programs, tiles, grid = stream_programs(dy.shape[0], steps, schedule, 15, inner)
     gradients = [allocate(x, steps) for x in inputs]
     d_inputs = unpack(gradients)
-    step = stride_step(schedule, (q, k, v, dy, *d_inputs), tiles)
+    tensors = (q, k, v, dy, *d_inputs)
+    step = stride_step(schedule, tensors, 1)
+    twin = SCHEDULE["backward_sm90"]
+    by_twin = suits_sm90(tensors, 3, unit, step, bounds, twin)
+    if by_twin:
+        schedule, options = twin, OPTIONS["backward_sm90"]
+    inner = bounds[1] > bounds[2]  # a range that ends before its segment does
+    time_programs, tiles, grid = stream_programs(dy.shape[0], steps, schedule, 15, inner)
     splits = dy.shape[0] * time_programs
-    partials = dy.new_empty((splits * schedule["SEGMENTS"], 10, CHANNELS), dtype=torch.float32)
+    sums = schedule["SEGMENTS"] // 2 if by_twin else schedule["SEGMENTS"]
+    partials = dy.new_empty((splits * sums, 10, CHANNELS), dtype=torch.float32)
     columns = CHANNELS // 15 * -(-15 // schedule["BLOCK_D"])
     group_partials = dy.new_empty((splits, 128, columns), dtype=torch.float32)
+    if by_twin:
+        kernel, constants = hyena_mr_1b_backward_sm90, {}
+    else:
+        kernel = hyena_mr_1b_backward
+        constants = {
+            "UNIT": unit,
+            "D_UNIT": d_inputs[0].stride(2),
+            "STEP": step,
+            "EVEN": even(bounds),
+        }
     if grid:
         launch(
-            hyena_mr_1b_backward,
+            kernel,
             grid,
             *operand(k, first, step),
             *operand(v, first, step),
@@ -1057,10 +1798,7 @@ def launch_backward(
             tiles,
             options=options,
             CHANNELS=CHANNELS,
-            UNIT=unit,
-            D_UNIT=d_inputs[0].stride(2),
-            STEP=step,
-            EVEN=even(bounds),
+            **constants,
             **schedule,
         )
     gradients.append(
@@ -1314,7 +2052,7 @@ def decayed(taps: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_1b_c84f8408"
+    name = unique = "hyena_mr_1b_04575f00"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -4,10 +4,11 @@
 0.3 s: neither the caller's `__main__` nor torch (2 s) is imported, and a crash or a hang of the
 compiler harms no one else.
 
-A job holds `file`, `text`, `name`, `signature`, `constants`, `divisible`, `options` and
-`capability`; its answer holds `registers` (per thread), `stack` (bytes per thread), `spills`
-(instructions), `shared` (bytes per block), `ptx`, `cubin` (base64), `triton` (its version) and
-`seconds`, or `error`: why the kernel does not compile.
+A job holds `file`, `text`, `name`, `gluon` (whether that is its language), `signature`,
+`constants`, `divisible`, `options` and `capability`; its answer holds `registers` (per thread),
+`stack` (bytes per thread), `spills` and `instructions` (of them, in loops if there are any),
+`shared` (bytes per block), `ptx`, `cubin` (base64), `triton` (its version) and `seconds`, or
+`error`: why the kernel does not compile.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-# A load from or a store to local memory in disassembled code, perhaps behind a predicate.
-_SPILL = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?(?:LDL|STL)\b", re.MULTILINE)
+# In disassembled code: an instruction and its address, perhaps behind a predicate.
+_INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+\s+)?(\w+)(.*)", re.MULTILINE)
 
 
 def triton_part(file: str, text: str) -> dict[str, Any]:
     """The names that a generated file defines for Triton, by executing only that part of it.
 
-    That part is: imports of triton (and from __future__), functions decorated with `@triton.jit`,
-    and constants (`NAME = tl.constexpr(8)`), at the top level or under an `if` or `try`. Triton
-    reads the source of a function through linecache, so `file` need not exist; debug information
-    and messages name it.
+    That part is: imports of triton (and from __future__), functions decorated with `@triton.jit`
+    or by Gluon, and constants (`NAME = tl.constexpr(8)`), at the top level or under an `if` or
+    `try`. Triton reads the source of a function through linecache, so `file` need not exist;
+    debug information and messages name it.
     """
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     chosen = [statement for statement in _flat(ast.parse(text).body) if _for_triton(statement)]
@@ -60,7 +61,8 @@ def _for_triton(statement: ast.stmt) -> bool:
         case ast.ImportFrom(module=module):
             return (module or "").split(".")[0] in ("triton", "__future__")
         case ast.FunctionDef(decorator_list=decorators):
-            return any(ast.unparse(decorator).startswith("triton.jit") for decorator in decorators)
+            prefixes = ("triton.jit", "gluon.")
+            return any(ast.unparse(decorator).startswith(prefixes) for decorator in decorators)
         case ast.Assign(value=ast.Call(func=function)):
             return ast.unparse(function) == "tl.constexpr"
     return False
@@ -95,7 +97,9 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
+    language = GluonASTSource if job["gluon"] else ASTSource
     function = triton_part(job["file"], job["text"])[job["name"]]
     names = function.arg_names
     given = {**job["signature"], **dict.fromkeys(job["constants"], "constexpr")}
@@ -103,7 +107,7 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
         f"arguments described: {sorted(given)}; of the kernel: {sorted(names)}"
     )
     compiled = triton.compile(
-        ASTSource(
+        language(
             function,
             signature={name: given[name] for name in names},
             constexprs=job["constants"],
@@ -123,7 +127,11 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def resources(cubin: bytes) -> dict[str, int]:
-    """Registers and stack bytes per thread, and spill instructions, of a one-kernel binary."""
+    """Registers and stack bytes per thread of a one-kernel binary, and how many instructions it
+    has and how many of them spill registers.
+
+    Of a kernel with loops only those in loops count: others run once.
+    """
     from triton import knobs
 
     cuobjdump = knobs.nvidia.cuobjdump.path
@@ -142,8 +150,28 @@ def resources(cubin: bytes) -> dict[str, int]:
         stack = int(numbers[2])
         # Spilled values live on the stack; without one there is nothing to find, and disassembly
         # takes 0.5 s.
-        spills = len(_SPILL.findall(dump("-sass"))) if stack else 0
-    return {"registers": int(numbers[1]), "stack": stack, "spills": spills}
+        spills, instructions = _spills(dump("-sass")) if stack else (0, 0)
+    return {
+        "registers": int(numbers[1]),
+        "stack": stack,
+        "spills": spills,
+        "instructions": instructions,
+    }
+
+
+def _spills(code: str) -> tuple[int, int]:
+    """Loads from and stores to local memory, and all instructions: in loops, or everywhere where
+    there is no loop.
+    """
+    found = [(int(at, 16), name, rest) for at, name, rest in _INSTRUCTION.findall(code)]
+    targets = [
+        (at, re.search(r"0x([0-9a-f]+)", rest)) for at, name, rest in found if name == "BRA"
+    ]
+    # A branch to itself ends a kernel: no loop.
+    loops = [(int(t[1], 16), at) for at, t in targets if t is not None and int(t[1], 16) < at]
+    loops = loops or [(0, found[-1][0])]
+    inner = [name for at, name, _ in found if any(begin <= at <= end for begin, end in loops)]
+    return sum(name in ("LDL", "STL") for name in inner), len(inner)
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from sh2gen.plan import (
     LoadToeplitz,
     LoadVector,
     Plan,
+    Recall,
     Remember,
     Rows,
     Rowwise,
@@ -54,7 +55,7 @@ _INSTRUCTIONS = {  # a row of a rowwise function, in instructions of one thread
 }
 # Programs that stream wait for loads and products that nothing overlaps with: the factor between
 # what was measured for Hyena-MR (docs/performance.md) and what this model says without it.
-_STREAM = {"forward": 1.1, "backward": 3.0}
+_STREAM = {"forward": 1.1, "backward": 3.0, "backward on sm_90": 1.5}
 LAUNCH = 2.5e-6  # seconds from one kernel's end to the next one's first instruction
 
 
@@ -135,6 +136,8 @@ def work(kernel: KernelPlan, layout: Layout, io: DType) -> Work:
             case Remember(out=out, length=length):
                 lengths[out] = length
                 instructions += ROWS  # rounding, and a store to shared memory
+            case Recall():
+                instructions += ROWS
             case Toeplitz(blocks=blocks):
                 products += _product_flops(lengths[blocks])
                 instructions += 2 * ROWS  # from the layout of products to that of rows
@@ -204,7 +207,8 @@ def predict(
     # was measured (docs/performance.md).
     seconds = math.hypot(memory, issue)
     if kernel.skeleton == "stream":
-        seconds *= _STREAM[direction]
+        twin = target.capability == 90 and numbers.get("TILES_SM90", 0) > 0
+        seconds *= _STREAM[f"{direction} on sm_90" if twin else direction]
     seconds += LAUNCH * (1 + len(plan.reductions) * (direction == "backward"))
     return Prediction(seconds=seconds, memory=memory, issue=issue, bound=bound)
 

@@ -23,6 +23,7 @@ from typing import Any, assert_never
 
 import jinja2
 
+from sh2gen.emit_sm90 import helper_names, phased_kernel, rows_of, twin_numbers
 from sh2gen.errors import Sh2genError
 from sh2gen.ir import (
     Add,
@@ -51,8 +52,8 @@ from sh2gen.plan import (
     LoadTaps,
     LoadToeplitz,
     LoadVector,
-    Operand,
     Plan,
+    Recall,
     Reduction,
     Remember,
     Rows,
@@ -120,6 +121,9 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
     bdl = plan.layout is Layout.BDL
     shape = "(B, D, L)" if bdl else "(B, L, D)"
     kernels = [_kernel(spec, plan, kernel) for kernel in plan.kernels]
+    twin = _twin(plan, schedule)
+    if twin is not None:
+        kernels.append(_phased_kernel(spec, plan, twin))
     context: dict[str, Any] = {
         "op": spec.op,
         "class_name": class_name(spec.op),
@@ -174,7 +178,8 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
         }
     if plan.kernels:
         context |= _launch_context(spec, plan, schedule)
-    return _fitted(_environment().get_template("module.py.j2").render(context))
+    text = _environment().get_template("module.py.j2").render(context)
+    return _fitted(text.replace(f"{_NOTHING}\n", ""))
 
 
 def class_name(op: str) -> str:
@@ -227,6 +232,7 @@ def _environment() -> jinja2.Environment:
         autoescape=False,
     )
     environment.filters["targets"] = _targets
+    environment.filters["block"] = _block
     return environment
 
 
@@ -239,6 +245,14 @@ def _template(name: str) -> str:
 def _targets(names: list[str]) -> str:
     """Names to unpack a sequence into."""
     return f"({names[0]},)" if len(names) == 1 else ", ".join(names)
+
+
+_NOTHING = "\0"  # in place of a block without lines; removed with its line
+
+
+def _block(text: str, indent: int) -> str:
+    """What a macro printed as lines of a block, without its last line break."""
+    return textwrap.indent(text.strip("\n"), " " * indent) or _NOTHING
 
 
 _WIDTH = 99  # columns
@@ -477,14 +491,6 @@ def _lines(
         lanes: the constexpr that says how many lanes a row has beside N.
     """
 
-    def rows_of(operand: Operand) -> str:
-        have, want = held[operand.name], operand.rows
-        if have == want:
-            return operand.name
-        start, stop = want.lo - have.lo, want.hi - have.lo
-        span = f"{start} : ROWS + {stop}" if stop else f"{start}:ROWS"
-        return f"{operand.name}[{span}]"
-
     def line(statement: Statement) -> str:
         match statement:
             case LoadTaps(out=out, view=view):
@@ -518,13 +524,16 @@ def _lines(
                 return text
             case Extend(out=out, x=x, rows=rows):
                 held[out] = rows
-                return f"{out}, {x.name}_after = extend({rows_of(x)}, {x.name}_after, {lanes}, N)"
+                rows_text = rows_of(x, held)
+                return f"{out}, {x.name}_after = extend({rows_text}, {x.name}_after, {lanes}, N)"
             case Remember(out=out, x=x, ahead=ahead):
                 helper = "look_ahead" if ahead else "remember"
                 return (
-                    f"{out}, {out}_kept = {helper}({out}_kept, {rows_of(x)}, going, "
+                    f"{out}, {out}_kept = {helper}({out}_kept, {rows_of(x, held)}, going, "
                     f"{lanes}, N, OPERAND, PRECISION)"
                 )
+            case Recall():
+                raise AssertionError(f"{statement}: only phases recall")
             case Toeplitz(out=out, blocks=blocks, taps=taps, rows=rows):
                 held[out] = rows
                 return f"{out} = {statement.helper}({blocks}, {taps}, {lanes}, N, PRECISION)"
@@ -535,17 +544,18 @@ def _lines(
                 )
             case Fir(out=out, x=x, taps=taps, rows=rows):
                 held[out] = rows
-                return f"{out} = {statement.helper}({rows_of(x)}, {taps})"
+                return f"{out} = {statement.helper}({rows_of(x, held)}, {taps})"
             case Rowwise(out=out, function=function, operands=operands, vector=vector, rows=rows):
                 held[out] = rows
-                arguments = [*map(rows_of, operands), *([vector] if vector else [])]
+                arguments = [*(rows_of(x, held) for x in operands), *([vector] if vector else [])]
                 return f"{out} = {function}({', '.join(arguments)})"
             case Accumulate(out=out, function=function, operands=operands):
-                return f"{out} = {function}({', '.join([out, *map(rows_of, operands)])})"
+                arguments = [out, *(rows_of(x, held) for x in operands)]
+                return f"{out} = {function}({', '.join(arguments)})"
             case StoreRows(tensor=tensor, x=x):
                 return (
                     f"store_rows({tensor}_ptr, {tensor}_row, {units[tensor]}, tile, "
-                    f"{rows_of(x)}, EVEN, {lanes}, N)"
+                    f"{rows_of(x, held)}, EVEN, {lanes}, N)"
                 )
             case StorePartial(total=total, first=first):
                 return f"store_partial(partials_ptr, {first}, {total}, row, inside, CHANNELS)"
@@ -594,6 +604,8 @@ def _helper_names(kernel: KernelPlan) -> set[str]:
                 names.add("store_toeplitz")
             case ToeplitzGradient():
                 names.add("toeplitz_gradient")
+            case Recall():
+                raise AssertionError(f"{statement}: only phases recall")
             case Toeplitz():
                 names.add(statement.helper)
             case Remember(ahead=ahead):
@@ -664,6 +676,25 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
     }
 
 
+def _twin(plan: Plan, schedule: Schedule) -> KernelPlan | None:
+    """The kernel that has a twin for sm_90, if the schedule asks for one."""
+    asked = dict(schedule.backward).get("TILES_SM90")
+    return plan.backward if asked else None
+
+
+def _phased_kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
+    """What the skeleton of a twin for sm_90 asks for."""
+
+    def printed(statement: Statement, held: dict[str, Rows]) -> list[str]:
+        return _lines(spec, [statement], {}, held, "")
+
+    return _kernel(spec, plan, kernel) | {
+        "skeleton": "stream_sm90.py.j2",
+        "function": f"{spec.op}_{kernel.name}_sm90",
+        **phased_kernel(kernel, printed),
+    }
+
+
 def _sums_groups(program: TileProgram) -> bool:
     """Whether a kernel writes partial sums of groups, beside those of channels."""
     return any(isinstance(total, ZeroToeplitz) for total in program.totals)
@@ -674,14 +705,18 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
     forward, backward = plan.forward.program, plan.backward.program
     (reduce_kernel,) = _texts("reduce")
     wanted = set().union(*(_helper_names(kernel) for kernel in plan.kernels))
+    helpers = _closure(plan.forward.parts, wanted)
+    twin = _twin(plan, schedule)
+    if twin is not None:
+        wanted = helper_names(twin)
+        helpers += [text for text in _closure(_PARTS_SM90, wanted) if text not in helpers]
     inputs = [f"d_{name}" for name in spec.inputs]
     return {
-        "schedule": [
-            (direction, *_numbers(schedule, direction)) for direction in ("forward", "backward")
-        ],
-        "helpers": _closure(plan.forward.parts, wanted),
+        "schedule": _numbers(plan, schedule),
+        "helpers": helpers,
+        "twin": twin is not None,
         "reduce_kernel": reduce_kernel,
-        "launch_helpers": _launch_helpers(plan),
+        "launch_helpers": _launch_helpers(plan, schedule),
         "forward_stores": [("y", *plan.saved).index(name) for name in forward.stores],
         "forward_parameters": list(forward.parameters),
         "backward_loads": list(backward.loads),
@@ -706,11 +741,12 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
     }
 
 
-def _launch_helpers(plan: Plan) -> list[str]:
+def _launch_helpers(plan: Plan, schedule: Schedule) -> list[str]:
     """Those of the launchers, with one of the two ways to count programs."""
     assert plan.forward is not None
-    other = "programs" if plan.forward.skeleton == "stream" else "stream_programs"
-    return [text for text in _texts("launch") if f"def {other}(" not in text]
+    others = ["programs" if plan.forward.skeleton == "stream" else "stream_programs"]
+    others += [] if _twin(plan, schedule) else ["suits_sm90"]
+    return [f.text for f in _part("launch") if f.name not in others]
 
 
 _REDUCE_WARPS = 4  # of sum_partials
@@ -741,15 +777,26 @@ def _reduction_constants(
 
 # Numbers that the compiler takes, not the kernel.
 _OPTIONS = ("num_warps", "num_stages", "maxnreg")
+_PARTS_SM90 = ("sm90", "rows", "channels_first")
 
 
-def _numbers(schedule: Schedule, direction: str) -> tuple[str, str]:
-    """The numbers of one direction as the kernel's constants and as the compiler's options."""
-    numbers = dict(schedule.numbers(direction))
-    options: dict[str, Any] = {k: v for k, v in numbers.items() if k in _OPTIONS and v}
-    options["enable_fp_fusion"] = True  # stated, because Triton's default changes between versions
-    constants = {k: v for k, v in numbers.items() if k not in _OPTIONS}
-    return _literal(constants, 4), _literal(options, 4)
+def _numbers(plan: Plan, schedule: Schedule) -> list[tuple[str, str, str]]:
+    """The numbers of each kernel as its constants and as the compiler's options."""
+    found = []
+    for kernel in plan.kernels:
+        numbers = dict(schedule.numbers(kernel.name))
+        twin_tiles = numbers.pop("TILES_SM90", 0)
+        found.append((kernel.name, numbers))
+        if twin_tiles and kernel.phases is not None:
+            found.append((f"{kernel.name}_sm90", twin_numbers(numbers["BLOCK_D"], twin_tiles)))
+    literals = []
+    for name, numbers in found:
+        options: dict[str, Any] = {k: v for k, v in numbers.items() if k in _OPTIONS and v}
+        # stated, because Triton's default changes between versions
+        options["enable_fp_fusion"] = True
+        constants = {k: v for k, v in numbers.items() if k not in _OPTIONS}
+        literals.append((name, _literal(constants, 4), _literal(options, 4)))
+    return literals
 
 
 def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[KernelSource, ...]:
@@ -772,6 +819,7 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
         scalars += ["tiles"] if kernel.skeleton == "stream" else []
         signature += [(name, "i32") for name in scalars]
         numbers = dict(schedule.numbers(kernel.name))
+        twin_tiles = numbers.pop("TILES_SM90", 0)
         warps, stages = numbers.pop("num_warps"), numbers.pop("num_stages", 3)
         registers = numbers.pop("maxnreg", 0) or None
         constants: dict[str, int | bool | float | str] = {"CHANNELS": spec.channels, "UNIT": 1}
@@ -791,6 +839,22 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
                 maxnreg=registers,
             )
         )
+        if twin_tiles and kernel.phases is not None:
+            numbers = twin_numbers(numbers["BLOCK_D"], twin_tiles)
+            warps = numbers.pop("num_warps")
+            sources.append(
+                KernelSource(
+                    name=f"{spec.op}_{kernel.name}_sm90",
+                    role=Role.BACKWARD,
+                    signature=tuple(signature),
+                    constants=tuple(({"CHANNELS": spec.channels} | numbers).items()),
+                    divisible=(*pointers, *kept),
+                    unaligned_keeps=(),
+                    num_warps=warps,
+                    num_stages=3,
+                    gluon=True,
+                )
+            )
     partial_rows = plan.backward.program.partial_rows if plan.backward else 0
     for r in plan.reductions:
         if r.by_group:

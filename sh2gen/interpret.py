@@ -43,6 +43,7 @@ from sh2gen.plan import (
     LoadVector,
     Operand,
     Plan,
+    Recall,
     Reduction,
     Remember,
     Rows,
@@ -316,6 +317,8 @@ class _Launch:
                 self.hold(out, self.load(self.store(self.take(x), whole=True), rows), rows)
             case Remember(out=out, x=x):
                 self.blocks[out] = self.store(self.take(x))
+            case Recall(out=out, blocks=blocks, rows=rows):
+                self.hold(out, self.load(self.blocks[blocks], rows), rows)
             case Toeplitz(out=out, blocks=blocks, taps=name, direction=direction, rows=rows):
                 taps = self.taps[name][:, 0]  # (K, D, 1)
                 y = _long_conv(self.blocks[blocks], taps, direction)

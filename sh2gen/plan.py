@@ -8,6 +8,7 @@ statements, of which `emit` (text), `interpret` (meaning) and `cost` (work) are 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -185,6 +186,18 @@ class Remember:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Recall:
+    """The tile's own block of what is remembered, as products read it."""
+
+    out: str
+    blocks: str
+    rows: Rows = BLOCK
+
+    def __str__(self) -> str:
+        return f"{self.out} = recall({self.blocks})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Toeplitz:
     """Convolution of remembered blocks with taps (direction +1), or its adjoint (-1), as matrix
     products: one for every block that the taps reach.
@@ -292,6 +305,7 @@ Statement = (
     | ZeroToeplitz
     | Extend
     | Remember
+    | Recall
     | Toeplitz
     | ToeplitzGradient
     | StoreToeplitz
@@ -380,6 +394,8 @@ class TileProgram:
                     assert x.rows == BLOCK, f"{statement}: remembers the block's own rows only"
                     blocks.add(out)
                     operands = (x,)
+                case Recall(blocks=source):
+                    assert source in blocks, f"{statement}: {source} is not remembered"
                 case Toeplitz(blocks=source, taps=taps):
                     assert source in blocks, f"{statement}: {source} is not remembered"
                     assert taps in constants, f"{statement}: {taps} is not loaded"
@@ -397,7 +413,7 @@ class TileProgram:
                 assert operand.name in held, f"{statement}: {operand.name} is not defined"
                 have = held[operand.name]
                 assert have.join(operand.rows) == have, f"{statement}: {operand.name} holds {have}"
-            if isinstance(statement, LoadRows | Fir | Rowwise | Extend | Toeplitz):
+            if isinstance(statement, LoadRows | Fir | Rowwise | Extend | Toeplitz | Recall):
                 assert statement.out not in held, f"{statement}: {statement.out} is defined twice"
                 held[statement.out] = statement.rows
         for statement in self.epilogue:
@@ -415,6 +431,37 @@ class TileProgram:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Phases:
+    """The body of a stream backward in time, in the order of a kernel that keeps blocks in shared
+    memory: between phases it holds remembered blocks only, and what a phase needs beyond
+    these it reads and computes again.
+
+    Attributes:
+        ahead: what fills the blocks that the recomputed convolution will reach.
+        own: what fills those of the tile.
+        products: everything on the tensor cores.
+        convolved: sums and stores of what depends on the recomputed convolution; may be empty.
+        adjoint: all others.
+    """
+
+    ahead: tuple[Statement, ...]
+    own: tuple[Statement, ...]
+    products: tuple[Toeplitz | ToeplitzGradient, ...]
+    convolved: tuple[Statement, ...]
+    adjoint: tuple[Statement, ...]
+
+    @property
+    def body(self) -> tuple[Statement, ...]:
+        return (*self.ahead, *self.own, *self.products, *self.convolved, *self.adjoint)
+
+    def __str__(self) -> str:
+        lines = []
+        for name in ("ahead", "own", "products", "convolved", "adjoint"):
+            lines += [f"{name}:", *(f"    {statement}" for statement in getattr(self, name))]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KernelPlan:
     """One kernel: a skeleton filled with a tile program.
 
@@ -424,15 +471,25 @@ class KernelPlan:
         parts: files in templates/parts/ whose helpers it calls; the first that defines a name
             wins, so that an algorithm can put a helper of its own before a shared one.
         program: its tile program.
+        phases: the same for the twin that a schedule may ask for, or None where there is none.
     """
 
     name: str
     skeleton: str
     parts: tuple[str, ...]
     program: TileProgram
+    phases: Phases | None = None
 
     def __post_init__(self) -> None:
         self.program.validate()
+        if self.phases is not None:
+            self.phased.validate()
+
+    @property
+    def phased(self) -> TileProgram:
+        """The program with its body in phases."""
+        assert self.phases is not None
+        return dataclasses.replace(self.program, body=self.phases.body)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -504,6 +561,8 @@ class Plan:
         blocks = [f"plan {self.name}"]
         for kernel in self.kernels:
             blocks.append(f"{kernel.name} kernel ({kernel.skeleton}):\n{_indent(kernel.program)}")
+            if kernel.phases is not None:
+                blocks.append(f"its tiles on sm_90, in phases:\n{_indent(kernel.phases)}")
         for reduction in self.reductions:
             last = reduction.first + reduction.rows - 1
             of = "of groups " if reduction.by_group else ""

@@ -133,13 +133,19 @@ def space(spec: OpSpec, plan: Plan, direction: str) -> Space:
     """The space of one direction of a plan; empty if it has no kernel there."""
     text = _read(plan.algorithm)
     facts = _facts(spec)
-    rules = [*text["require"], *text.get("require_layout", {}).get(plan.layout.value, [])]
+    rules = [
+        *text["require"],
+        *text.get("require_layout", {}).get(plan.layout.value, []),
+        *text.get("require_only", {}).get(direction, []),
+    ]
+    knobs = {k: dict(kind) for k, kind in text["knobs"].items()}
+    knobs = {k: kind for k, kind in knobs.items() if kind.pop("only", direction) == direction}
     default = _first(text["default"].get(plan.layout.value, {}).get(direction, {}), facts)
     return Space(
-        knobs=tuple((name, _values(kind)) for name, kind in text["knobs"].items()),
+        knobs=tuple((name, _values(kind)) for name, kind in knobs.items()),
         constraints=tuple(Constraint(rule["that"], rule["because"]) for rule in rules),
         facts=tuple(facts.items()),
-        default=tuple((name, default[name]) for name in text["knobs"]) if default else (),
+        default=tuple((name, default[name]) for name in knobs) if default else (),
     )
 
 

@@ -45,6 +45,7 @@ class KernelSource:
     unaligned_constants: tuple[tuple[str, int | bool | float | str], ...] = ()
     num_warps: int
     num_stages: int
+    gluon: bool = False  # written in Gluon: for sm_90 only, and only for calls that are aligned
     maxnreg: int | None = (
         None  # registers per thread that the compiler may use; None leaves it free
     )
@@ -59,6 +60,10 @@ class KernelSource:
         assert set(self.unaligned_keeps) <= set(self.divisible), (
             f"{self.name}: keeps what is not divisible"
         )
+
+    def runs(self, variant: Variant, capability: int) -> bool:
+        """Whether there is such a binary for GPUs of this capability (90 for sm_90)."""
+        return not self.gluon or (variant is Variant.ALIGNED and capability == 90)
 
     def constants_in(self, variant: Variant) -> dict[str, int | bool | float | str]:
         """The constexpr arguments of `variant`."""

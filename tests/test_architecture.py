@@ -19,7 +19,7 @@ LAYERS = (
     ("ir", "reference"),
     ("plan", "passes", "schedule", "source"),
     ("lower", "interpret", "cost"),
-    ("emit", "build", "build_worker", "load_module", "operator"),
+    ("emit", "emit_sm90", "build", "build_worker", "load_module", "operator"),
     ("verify", "measure"),
     ("driver",),
     ("cli", "__init__"),
@@ -30,6 +30,8 @@ WITHIN = {
     ("files", "errors"): "what cannot be written is the user's error",
     ("target", "errors"): "an unknown target is the user's error",
     ("schedule", "plan"): "a schedule gives numbers to the symbols of a plan",
+    ("passes", "plan"): "some passes are of tile programs",
+    ("emit", "emit_sm90"): "one kernel's own part of a file",
     ("operator", "emit"): "the name of the class that emit wrote",
     ("operator", "load_module"): "a callable is made from an imported file",
 }

@@ -39,7 +39,7 @@ from sh2gen.ir import (
 )
 from sh2gen.lower.rows import FUNCTIONS, layouts, partial_sums
 from sh2gen.lower.verdict import Verdict, later_fields
-from sh2gen.passes import adjoint
+from sh2gen.passes import adjoint, phases
 from sh2gen.plan import (
     BLOCK,
     Accumulate,
@@ -109,7 +109,13 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
         graph=graph,
         backward_graph=backward_graph,
         forward=KernelPlan(name="forward", skeleton="stream", parts=parts, program=forward),
-        backward=KernelPlan(name="backward", skeleton="stream", parts=parts, program=backward),
+        backward=KernelPlan(
+            name="backward",
+            skeleton="stream",
+            parts=parts,
+            program=backward,
+            phases=phases(backward),
+        ),
         reductions=reductions,
         eager=EagerConv.DIRECT,
     )

@@ -15,6 +15,7 @@ from templates.parts.reduce import sum_partials
 OP = "op"
 BINARIES: dict = {}
 OPTIONS: dict[str, dict] = {}
+HAS_GLUON = False
 
 
 def dense(x: Tensor) -> Tensor:
@@ -108,6 +109,36 @@ def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor], tiles: int)
         if row_stride % 8 or (batch_stride % 8 and x.shape[0] > 1):
             step = 1
     return step
+
+
+def suits_sm90(
+    tensors: Sequence[Tensor],
+    inputs: int,
+    unit: int,
+    step: int,
+    bounds: tuple[int, int, int],
+    schedule: dict[str, int],
+) -> bool:
+    """Whether a call can run the kernel for sm_90, and is long enough to gain by it.
+
+    The tensors are so many inputs, which share a row stride as do the gradients at the end.
+    """
+    tile = schedule["BLOCK_T"] * schedule["SEGMENTS"]
+    x = tensors[0]
+    return (
+        HAS_GLUON
+        and x.device.type == "cuda"
+        and x.dtype == torch.bfloat16
+        and torch.cuda.get_device_capability(x.device) == (9, 0)
+        and (unit, step) == (1, 8)
+        and even(bounds)
+        and bounds[2] > tile
+        and bounds[1] - bounds[0] < 2**29
+        and (bounds[1] == bounds[2] or bounds[2] % tile == 0)
+        and all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
+        and len({tensor.stride(1) for tensor in tensors[:inputs]}) == 1
+        and len({tensor.stride(1) for tensor in tensors[inputs + 1 :]}) == 1
+    )
 
 
 def trait(argument: Tensor | int) -> tuple[object, ...]:

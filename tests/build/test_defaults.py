@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from sh2gen.lower import plans
 from sh2gen.resources import folder
 from sh2gen.schedule import schedule
 from sh2gen.source import Variant
-from sh2gen.spec import FeaturizerSpec, OpSpec, Skip, load_spec
+from sh2gen.spec import FeaturizerSpec, GateSpec, OpSpec, Skip, load_spec
 from sh2gen.target import target
 
 LONG = ["hyena_mr", "hyena_mr_1b", "hyena_mr_40b", "conv_512"]  # by toeplitz
@@ -65,4 +66,36 @@ def test_long_filters(op: str) -> None:
     built = build(emit(spec, plan, schedule(spec, plan)), gpu)
     check_fits(built, gpu)
     for kernel in built.kernels:
-        assert kernel.spills == 0 or kernel.variant is Variant.UNALIGNED, kernel.label
+        assert kernel.spills == 0 or kernel.variant is Variant.UNALIGNED or kernel.kernel.gluon
+    twins = [kernel for kernel in built.kernels if kernel.kernel.gluon]
+    assert len(twins) == (op != "conv_512")  # for sm_90, which long filters outgrow
+
+
+@pytest.mark.parametrize("taps", [1, 65, 129])
+@pytest.mark.parametrize("featurizer", [None, 4], ids=["plain", "featurizer"])
+def test_twins_for_sm90(taps: int, featurizer: int | None) -> None:
+    """From one block of taps to the most that fit, of the least operator and of the largest."""
+    spec = replace(
+        load_spec(folder("ops") / "hyena_mr_1b.yaml"),
+        filter=replace(HYENA.filter, length=taps, groups=128),
+        featurizer=FeaturizerSpec(length=featurizer) if featurizer else None,
+        gates=GateSpec(pre=bool(featurizer), post=bool(featurizer)),
+    )
+    (plan,) = plans(spec, "toeplitz")
+    source = emit(spec, plan, schedule(spec, plan))
+    gpu = target("H200")
+    built = build(replace(source, kernels=tuple(k for k in source.kernels if k.gluon)), gpu)
+    (twin,) = built.kernels
+    check_fits(built, gpu)
+    assert twin.variant is Variant.ALIGNED
+    assert "wgmma.mma_async" in twin.ptx
+    copies = re.findall(r"cp\.async\.\w+\.shared\.global\S* \[.*?\], \[.*?\], 0x(\w+)", twin.ptx)
+    assert set(copies) == {"10"}, "copies are not 16 bytes wide"
+
+
+def test_a_twin_is_built_for_its_gpu_only() -> None:
+    spec = load_spec(folder("ops") / "hyena_mr_1b.yaml")
+    (plan,) = plans(spec, "toeplitz")
+    kernels = [k for k in emit(spec, plan, schedule(spec, plan)).kernels if k.gluon]
+    assert [k.runs(Variant.ALIGNED, 90) for k in kernels] == [True]
+    assert not kernels[0].runs(Variant.ALIGNED, 100) and not kernels[0].runs(Variant.UNALIGNED, 90)

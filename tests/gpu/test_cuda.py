@@ -34,9 +34,18 @@ HYENA = {
     "gates": {"pre": True, "post": True},
     "skip": "channel",
 }
+# 16 channels a group, and taps over three blocks: backward has a twin for sm_90.
+LONG = HYENA | {
+    "op": "gpu_hyena_mr",
+    "filter": {"kind": "explicit", "length": 100, "groups": 6, "taps": "lag_last"},
+}
 PLANS = ["direct/BDL/recompute", "direct/BDL/save", "direct/BLD/recompute", "direct/BLD/save"]
 Case = tuple[str, str]  # a plan and how features are packed
-CASES = [(plan, packing) for packing in ("thirds", "interleaved") for plan in (*PLANS, "fft")]
+CASES = [
+    (plan, packing)
+    for packing in ("thirds", "interleaved")
+    for plan in (*PLANS, "fft", "toeplitz")
+]
 
 
 def made(folder: Path, spec: OpSpec, plan: str) -> Operator:
@@ -57,9 +66,11 @@ def arguments(operator: Operator, length: int) -> tuple[list[torch.Tensor], list
 
 def verified(folder: Path, plan: str, packing: str) -> Report:
     """Every property of one plan, in lengths around a tile and a vector."""
-    spec = spec_from_dict(HYENA | {"layout": {"projection": packing}})
+    fields = LONG if plan == "toeplitz" else HYENA
+    spec = spec_from_dict(fields | {"layout": {"projection": packing}})
     runner = OperatorRunner(made(folder, spec, plan), "cuda")
     shapes = [(1, 1), (2, 37), (1, 264), (3, 1000)]
+    shapes += [(2, 1544), (1, 4104)] if plan == "toeplitz" else []
     return verify(spec, runner, dtype=torch.bfloat16, shapes=shapes, device="cuda")
 
 
@@ -92,11 +103,11 @@ def test_library_ops(plan: str, tmp_path: Path) -> None:
     torch.library.opcheck(operator.namespace.forward_op, (*inputs, *parameters))
 
 
-@pytest.mark.parametrize("plan", ["direct/BDL/recompute", "direct/BLD/recompute"])
+@pytest.mark.parametrize("plan", ["direct/BDL/recompute", "direct/BLD/recompute", "toeplitz"])
 def test_cuda_graph(plan: str, tmp_path: Path) -> None:
     """A captured step computes from new contents what an eager step computes."""
-    operator = made(tmp_path, spec_from_dict(HYENA), plan)
-    inputs, parameters = arguments(operator, 264)
+    operator = made(tmp_path, spec_from_dict(LONG if plan == "toeplitz" else HYENA), plan)
+    inputs, parameters = arguments(operator, 1032 if plan == "toeplitz" else 264)
     dy = torch.randn_like(inputs[0])
 
     def step() -> list[torch.Tensor]:
@@ -117,6 +128,44 @@ def test_cuda_graph(plan: str, tmp_path: Path) -> None:
     torch.cuda.synchronize()
     for found, expected in zip(captured, step(), strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("packing", ["thirds", "interleaved"])
+@pytest.mark.parametrize(
+    "segment",
+    [{}, {"context": 72}, {"begin": 1024}, {"context": 8, "begin": 512, "end": 2048}],
+    ids=str,
+)
+def test_a_twin_computes_what_the_kernel_for_any_call_does(
+    segment: dict[str, int], packing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("the twin is for sm_90")
+    spec = spec_from_dict(LONG | {"layout": {"projection": packing}})
+    module = made(tmp_path, spec, "toeplitz").namespace
+    asked: list[bool] = []
+    suits = module.suits_sm90
+
+    def suits_if(allowed: bool) -> None:
+        def answer(*call: Any) -> bool:
+            asked.append(allowed and suits(*call))
+            return asked[-1]
+
+        monkeypatch.setattr(module, "suits_sm90", answer)
+
+    length, context = 2568, segment.get("context", 0)
+    features = torch.randn(2, 3 * 96, context + length, device="cuda", dtype=torch.bfloat16)
+    dy = torch.randn(2, 96, length, device="cuda", dtype=torch.bfloat16)
+    parameters = [torch.randn(p.shape, device="cuda") * 0.3 for p in spec.parameters]
+    results = []
+    for allowed in (True, False):
+        suits_if(allowed)
+        results.append(module.launch_backward(dy, [features], parameters, [], **segment))
+    assert asked == [True, False]
+    for found, expected in zip(*results, strict=True):
+        assert found.isfinite().all()
+        error = (found.double() - expected.double()).norm() / expected.double().norm()
+        assert error < 2**-8  # operands of skip are rounded once more
 
 
 def test_compiled_training_step(tmp_path: Path) -> None:

@@ -137,6 +137,8 @@ def test_any_operator_under_any_schedule(data: st.DataObject) -> None:
         numbers = dict(drawn.numbers(direction))
         if not numbers["maxnreg"]:  # the compiler's own choice is not written down
             del numbers["maxnreg"]
+        twin = namespace["SCHEDULE"].get(f"{direction}_sm90", {"TILES": 0})
+        assert numbers.pop("TILES_SM90", 0) == twin["TILES"]
         assert numbers.items() <= launched.items()
     assert max(map(len, source.text.splitlines())) <= 99
 
