@@ -1343,9 +1343,7 @@ def hyena_mr_40b_backward_sm90(
     fetch(q_block, q_ptr, words, edges, t, halfway, length)
     fetch(dy_block, dy_ptr, dy_words, edges, t, halfway, length)
     hopper.async_copy.commit_group()
-    newest = 0
-    for _ in range(COUNT - 1):
-        newest += 1
+    for newest in range(1, COUNT):
         before = t - BLOCK_T
         hopper.async_copy.wait_group(1)
         quarters = ()
@@ -1754,14 +1752,15 @@ def launch_backward(
     first, steps, bounds = segment(q, context, begin, end, tile)
     gradients = [allocate(x, steps) for x in inputs]
     d_inputs = unpack(gradients)
+    inner = bounds[1] > bounds[2]  # a range that ends before its segment does
+    time_programs, tiles, grid = stream_programs(dy.shape[0], steps, schedule, 16, inner)
     tensors = (q, k, v, dy, *d_inputs)
-    step = stride_step(schedule, tensors, 1)
+    step = stride_step(schedule, tensors, tiles)
     twin = SCHEDULE["backward_sm90"]
     by_twin = suits_sm90(tensors, 3, unit, step, bounds, twin)
     if by_twin:
         schedule, options = twin, OPTIONS["backward_sm90"]
-    inner = bounds[1] > bounds[2]  # a range that ends before its segment does
-    time_programs, tiles, grid = stream_programs(dy.shape[0], steps, schedule, 16, inner)
+        time_programs, tiles, grid = stream_programs(dy.shape[0], steps, schedule, 16, inner)
     splits = dy.shape[0] * time_programs
     sums = schedule["SEGMENTS"] // 2 if by_twin else schedule["SEGMENTS"]
     partials = dy.new_empty((splits * sums, 10, CHANNELS), dtype=torch.float32)
@@ -2052,7 +2051,7 @@ def decayed(taps: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_40b_ee2e3a77"
+    name = unique = "hyena_mr_40b_76258431"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -10,12 +10,9 @@ from __future__ import annotations
 import ast
 import dataclasses
 import hashlib
-import io
-import itertools
 import keyword
 import re
 import textwrap
-import tokenize
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +22,7 @@ import jinja2
 
 from sh2gen.emit_sm90 import helper_names, phased_kernel, rows_of, twin_numbers
 from sh2gen.errors import Sh2genError
+from sh2gen.fit import fitted
 from sh2gen.ir import (
     Add,
     ChannelSum,
@@ -179,7 +177,7 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
     if plan.kernels:
         context |= _launch_context(spec, plan, schedule)
     text = _environment().get_template("module.py.j2").render(context)
-    return _fitted(text.replace(f"{_NOTHING}\n", ""))
+    return fitted(text.replace(f"{_NOTHING}\n", ""))
 
 
 def class_name(op: str) -> str:
@@ -253,83 +251,6 @@ _NOTHING = "\0"  # in place of a block without lines; removed with its line
 def _block(text: str, indent: int) -> str:
     """What a macro printed as lines of a block, without its last line break."""
     return textwrap.indent(text.strip("\n"), " " * indent) or _NOTHING
-
-
-_WIDTH = 99  # columns
-
-
-def _fitted(text: str) -> str:
-    """The text with no line longer than 99 columns, broken as `ruff format` breaks it.
-
-    How long a line is depends on names and sizes, so that templates cannot break it themselves.
-    """
-    lines = text.split("\n")
-    strings: set[int] = set()  # lines of strings that span several: docstrings
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.STRING and token.string.startswith('"""'):
-            strings.update(range(token.start[0] - 1, token.end[0]))
-    fitted: list[str] = []
-    for number, line in enumerate(lines):
-        if len(line) <= _WIDTH or "fmt: skip" in line:
-            fitted.append(line)
-        elif number in strings:
-            fitted += _broken_words(line)
-        else:
-            fitted += _broken_code(line)
-    return "\n".join(fitted)
-
-
-def _broken_words(line: str) -> list[str]:
-    """A line of a docstring as several; those of an argument's description hang."""
-    indent = line[: len(line) - len(line.lstrip())]
-    hang = "    " if re.match(r"\s+\w+: ", line) else ""
-    closed = line.endswith('"""') and line.count('"""') == 2
-    words = line.removesuffix('"""') if closed else line
-    broken = textwrap.wrap(words, _WIDTH, subsequent_indent=indent + hang, break_on_hyphens=False)
-    return [*broken, indent + '"""'] if closed else broken
-
-
-def _broken_code(line: str) -> list[str]:
-    """A line of code broken within its last pair of brackets, at every comma if need be."""
-    indent = line[: len(line) - len(line.lstrip())]
-    pairs, commas = _brackets(line)
-    if len(line) <= _WIDTH or not pairs:
-        return [line]
-    begin, end = pairs[-1]
-    inner = indent + "    "
-    body = line[begin + 1 : end]
-    lines = [line[: begin + 1]]
-    cuts = [begin, *(c for c in commas if begin < c < end), end]
-    literal = not re.search(r"[\w)\]]$", line[:begin]) or line[begin] == "{"
-    if len(cuts) == 2 or (len(inner + body) <= _WIDTH and not literal):
-        lines += _broken_code(inner + body)
-    else:
-        for first, last in itertools.pairwise(cuts):
-            lines += _broken_code(inner + line[first + 1 : last].strip() + ",")
-    return [*lines, indent + line[end:]]
-
-
-def _brackets(line: str) -> tuple[list[tuple[int, int]], list[int]]:
-    """The outermost pairs of brackets that hold something, and the commas directly within them."""
-    pairs: list[tuple[int, int]] = []
-    commas: list[int] = []
-    opened: list[int] = []
-    try:
-        for token in tokenize.generate_tokens(io.StringIO(line.strip()).readline):
-            column = token.start[1] + len(line) - len(line.lstrip())
-            if token.type != tokenize.OP:
-                continue
-            if token.string in "([{":
-                opened.append(column)
-            elif token.string in ")]}":
-                begin = opened.pop()
-                if not opened and column > begin + 1:
-                    pairs.append((begin, column))
-            elif token.string == "," and len(opened) == 1:
-                commas.append(column)
-    except (tokenize.TokenError, IndexError):  # part of a statement that is broken already
-        return [], []
-    return pairs, commas
 
 
 # ------------------------------------------------------------------------------------------- words
@@ -479,14 +400,14 @@ def _row(spec: OpSpec, view: ParameterView) -> str:
 def _lines(
     spec: OpSpec,
     statements: Iterable[Statement],
-    units: dict[str, str],
+    strides: dict[str, str],
     held: dict[str, Rows],
     lanes: str,
 ) -> list[str]:
     """Each statement as a line of kernel text; one that carries something may take two.
 
     Args:
-        units: the constexpr of every activation's contiguous stride.
+        strides: of every activation, from row to row and from step to step.
         held: the rows of every value so far, which statements add to.
         lanes: the constexpr that says how many lanes a row has beside N.
     """
@@ -515,7 +436,7 @@ def _lines(
                 held[out] = rows
                 stop = f"ROWS + {rows.hi}" if rows.hi else "ROWS"
                 text = (
-                    f"{out} = load_rows({tensor}_ptr, {tensor}_row, {units[tensor]}, "
+                    f"{out} = load_rows({tensor}_ptr, {strides[tensor]}, "
                     f"{'ahead' if ahead else 'tile'}, {0 if carried else rows.lo}, {stop}, "
                     f"EVEN, ROWS, {lanes}, N)"
                 )
@@ -554,7 +475,7 @@ def _lines(
                 return f"{out} = {function}({', '.join(arguments)})"
             case StoreRows(tensor=tensor, x=x):
                 return (
-                    f"store_rows({tensor}_ptr, {tensor}_row, {units[tensor]}, tile, "
+                    f"store_rows({tensor}_ptr, {strides[tensor]}, tile, "
                     f"{rows_of(x, held)}, EVEN, {lanes}, N)"
                 )
             case StorePartial(total=total, first=first):
@@ -567,7 +488,7 @@ def _lines(
 
 
 def _carried(
-    program: TileProgram, units: dict[str, str], lanes: str
+    program: TileProgram, strides: dict[str, str], lanes: str
 ) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """What a stream carries from tile to tile: lines that zero it, and lines that load it, by the
     time at which a tile begins.
@@ -583,7 +504,7 @@ def _carried(
                 zeros.append(f"{x.name}_after = zero_rows({count}, {lanes}, N)")
             case LoadRows(out=out, tensor=tensor, rows=rows, carried=True):
                 loads.setdefault("-LEAD" if out in early else "0", []).append(
-                    f"{out}_before = context_rows({tensor}_ptr, {tensor}_row, {units[tensor]}, "
+                    f"{out}_before = context_rows({tensor}_ptr, {strides[tensor]}, "
                     f"tile, {-rows.lo}, EVEN, ROWS, {lanes}, N)"
                 )
             case _:
@@ -647,10 +568,16 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
     forward = kernel is plan.forward
     shapes = {p.name: str(p.shape) for p in spec.parameters}
     lanes = "M" if kernel.skeleton == "stream" else "BLOCK_D"
-    zeros, carried = _carried(program, units, lanes)
+    # Streams load channels-last tiles as channels-first ones, with the strides exchanged.
+    exchanged = kernel.skeleton == "stream" and plan.layout is Layout.BLD
+    strides = {
+        name: f"{unit}, {name}_row" if exchanged else f"{name}_row, {unit}"
+        for name, unit in units.items()
+    }
+    zeros, carried = _carried(program, strides, lanes)
 
     def lines(statements: Iterable[Statement]) -> list[str]:
-        return _lines(spec, statements, units, {}, lanes)
+        return _lines(spec, statements, strides, {}, lanes)
 
     return {
         "skeleton": f"{kernel.skeleton}.py.j2",

@@ -133,13 +133,13 @@ def space(spec: OpSpec, plan: Plan, direction: str) -> Space:
     """The space of one direction of a plan; empty if it has no kernel there."""
     text = _read(plan.algorithm)
     facts = _facts(spec)
-    rules = [
-        *text["require"],
-        *text.get("require_layout", {}).get(plan.layout.value, []),
-        *text.get("require_only", {}).get(direction, []),
-    ]
-    knobs = {k: dict(kind) for k, kind in text["knobs"].items()}
-    knobs = {k: kind for k, kind in knobs.items() if kind.pop("only", direction) == direction}
+    here = {direction, plan.layout.value}
+    rules = [rule for rule in text["require"] if here.issuperset(rule.get("only", ()))]
+    knobs = {
+        name: {how: values for how, values in kind.items() if how != "only"}
+        for name, kind in text["knobs"].items()
+        if here.issuperset(kind.get("only", ()))
+    }
     default = _first(text["default"].get(plan.layout.value, {}).get(direction, {}), facts)
     return Space(
         knobs=tuple((name, _values(kind)) for name, kind in knobs.items()),

@@ -19,7 +19,7 @@ LAYERS = (
     ("ir", "reference"),
     ("plan", "passes", "schedule", "source"),
     ("lower", "interpret", "cost"),
-    ("emit", "emit_sm90", "build", "build_worker", "load_module", "operator"),
+    ("emit", "emit_sm90", "fit", "build", "build_worker", "load_module", "operator"),
     ("verify", "measure"),
     ("driver",),
     ("cli", "__init__"),
@@ -32,6 +32,7 @@ WITHIN = {
     ("schedule", "plan"): "a schedule gives numbers to the symbols of a plan",
     ("passes", "plan"): "some passes are of tile programs",
     ("emit", "emit_sm90"): "one kernel's own part of a file",
+    ("emit", "fit"): "what is written fits a page",
     ("operator", "emit"): "the name of the class that emit wrote",
     ("operator", "load_module"): "a callable is made from an imported file",
 }

@@ -52,7 +52,9 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
 def _plan(spec: OpSpec, layout: Layout, saved: tuple[str, ...]) -> Plan:
     graph = operator_graph(spec)
     backward_graph = adjoint(graph, saved)
-    parts = ("rows", "channels_first" if layout is Layout.BDL else "channels_last")
+    parts: tuple[str, ...] = ("rows", "channels_first")
+    if layout is Layout.BLD:
+        parts = ("rows", "channels_last", "axes_last")
     forward, _ = tile_program(graph, {"y": graph.outputs[0], **{name: name for name in saved}})
     gradients = dict(
         zip((f"d_{name}" for name in spec.inputs), backward_graph.outputs, strict=False)

@@ -81,8 +81,6 @@ def applies(spec: OpSpec) -> Verdict:
         reasons.append(f"{spec.filter.length} taps; at most {MAX_TAPS}")
     if spec.featurizer is not None and spec.featurizer.length > MAX_FEATURIZER:
         reasons.append(f"a featurizer of {spec.featurizer.length} taps; at most {MAX_FEATURIZER}")
-    if Layout.BDL not in layouts(spec):
-        reasons.append("channels-last: Triton 3.6 does not compile products of such tiles")
     if spec.activation is not Activation.NONE:
         reasons.append("an activation: its gradient needs the convolution of blocks not yet read")
     if reasons:
@@ -94,18 +92,25 @@ def applies(spec: OpSpec) -> Verdict:
 
 
 def lower(spec: OpSpec) -> tuple[Plan, ...]:
-    """One plan: channels first; backward recomputes the convolution."""
+    """A plan for each layout; backward recomputes the convolution."""
+    return tuple(_plan(spec, layout) for layout in layouts(spec))
+
+
+def _plan(spec: OpSpec, layout: Layout) -> Plan:
     graph = operator_graph(spec)
     backward_graph = adjoint(graph)
-    parts = ("toeplitz", "rows", "channels_first")
+    # Channels last, tiles are loaded as they are channels first, with the strides exchanged.
+    parts: tuple[str, ...] = ("toeplitz", "rows", "channels_first")
+    if layout is Layout.BLD:
+        parts = ("toeplitz", "rows", "axes_last", "channels_first")
     forward = _forward(graph)
     names = (f"d_{name}" for name in spec.inputs)
     backward, reductions = _backward(
         backward_graph, dict(zip(names, backward_graph.outputs, strict=False))
     )
-    plan = Plan(
+    return Plan(
         algorithm="toeplitz",
-        layout=Layout.BDL,
+        layout=layout,
         graph=graph,
         backward_graph=backward_graph,
         forward=KernelPlan(name="forward", skeleton="stream", parts=parts, program=forward),
@@ -114,12 +119,11 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
             skeleton="stream",
             parts=parts,
             program=backward,
-            phases=phases(backward),
+            phases=phases(backward) if layout is Layout.BDL else None,
         ),
         reductions=reductions,
         eager=EagerConv.DIRECT,
     )
-    return (plan,)
 
 
 @dataclass(slots=True)

@@ -30,7 +30,7 @@ from tests.strategies_schedules import (
 
 register_profiles()
 BLOCK = 16
-LAYOUTS = pytest.mark.parametrize("layout", ["BDL"])
+LAYOUTS = pytest.mark.parametrize("layout", ["BDL", "BLD"])
 BOTH = {"pre": True, "post": True}
 
 

@@ -217,6 +217,6 @@ def test_a_malformed_file_is_named(
 def test_defaults_need_every_condition(taps: int, io: str, rows: int, warps: int) -> None:
     fields = {"channels": 16, "filter": {"kind": "explicit", "length": taps, "groups": 1}}
     spec = spec_from_dict({"op": "probe", "dtype": {"io": io}} | fields)
-    (plan,) = plans(spec, "toeplitz")
+    plan = plans(spec, "toeplitz")[0]
     numbers = dict(schedule(spec, plan).numbers("backward"))
     assert (numbers["BLOCK_D"] * numbers["SEGMENTS"], numbers["num_warps"]) == (rows, warps)

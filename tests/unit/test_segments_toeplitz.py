@@ -81,7 +81,7 @@ class Whole:
         }
 
 
-@pytest.fixture(scope="module", params=["BDL"])
+@pytest.fixture(scope="module", params=["BDL", "BLD"])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     return Whole(str(request.param), tmp_path_factory.mktemp("segments"))
 

@@ -1,0 +1,85 @@
+"""Generated text on a page: lines broken as `ruff format` breaks them (layer 5)."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+import textwrap
+import tokenize
+
+_WIDTH = 99  # columns
+
+
+def fitted(text: str) -> str:
+    """The text with no line longer than 99 columns, broken as `ruff format` breaks it.
+
+    How long a line is depends on names and sizes, so that templates cannot break it themselves.
+    """
+    lines = text.split("\n")
+    strings: set[int] = set()  # lines of strings that span several: docstrings
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.STRING and token.string.startswith('"""'):
+            strings.update(range(token.start[0] - 1, token.end[0]))
+    fitted: list[str] = []
+    for number, line in enumerate(lines):
+        if len(line) <= _WIDTH or "fmt: skip" in line:
+            fitted.append(line)
+        elif number in strings:
+            fitted += _broken_words(line)
+        else:
+            fitted += _broken_code(line)
+    return "\n".join(fitted)
+
+
+def _broken_words(line: str) -> list[str]:
+    """A line of a docstring as several; those of an argument's description hang."""
+    indent = line[: len(line) - len(line.lstrip())]
+    hang = "    " if re.match(r"\s+\w+: ", line) else ""
+    closed = line.endswith('"""') and line.count('"""') == 2
+    words = line.removesuffix('"""') if closed else line
+    broken = textwrap.wrap(words, _WIDTH, subsequent_indent=indent + hang, break_on_hyphens=False)
+    return [*broken, indent + '"""'] if closed else broken
+
+
+def _broken_code(line: str) -> list[str]:
+    """A line of code broken within its last pair of brackets, at every comma if need be."""
+    indent = line[: len(line) - len(line.lstrip())]
+    pairs, commas = _brackets(line)
+    if len(line) <= _WIDTH or not pairs:
+        return [line]
+    begin, end = pairs[-1]
+    inner = indent + "    "
+    body = line[begin + 1 : end]
+    lines = [line[: begin + 1]]
+    cuts = [begin, *(c for c in commas if begin < c < end), end]
+    literal = not re.search(r"[\w)\]]$", line[:begin]) or line[begin] == "{"
+    if len(cuts) == 2 or (len(inner + body) <= _WIDTH and not literal):
+        lines += _broken_code(inner + body)
+    else:
+        for first, last in itertools.pairwise(cuts):
+            lines += _broken_code(inner + line[first + 1 : last].strip() + ",")
+    return [*lines, indent + line[end:]]
+
+
+def _brackets(line: str) -> tuple[list[tuple[int, int]], list[int]]:
+    """The outermost pairs of brackets that hold something, and the commas directly within them."""
+    pairs: list[tuple[int, int]] = []
+    commas: list[int] = []
+    opened: list[int] = []
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(line.strip()).readline):
+            column = token.start[1] + len(line) - len(line.lstrip())
+            if token.type != tokenize.OP:
+                continue
+            if token.string in "([{":
+                opened.append(column)
+            elif token.string in ")]}":
+                begin = opened.pop()
+                if not opened and column > begin + 1:
+                    pairs.append((begin, column))
+            elif token.string == "," and len(opened) == 1:
+                commas.append(column)
+    except (tokenize.TokenError, IndexError):  # part of a statement that is broken already
+        return [], []
+    return pairs, commas
