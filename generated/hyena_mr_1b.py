@@ -1343,7 +1343,9 @@ def hyena_mr_1b_backward_sm90(
     fetch(q_block, q_ptr, words, edges, t, halfway, length)
     fetch(dy_block, dy_ptr, dy_words, edges, t, halfway, length)
     hopper.async_copy.commit_group()
-    for newest in range(1, COUNT):
+    newest = 0
+    for _ in range(COUNT - 1):
+        newest += 1
         before = t - BLOCK_T
         hopper.async_copy.wait_group(1)
         quarters = ()

@@ -60,6 +60,14 @@ DECAY: dict[str, Any] = {
     "gates": {"post": True},
     "bias": "gated",
 }
+BLOCKS: dict[str, Any] = {  # more taps than `direct` takes
+    "op": "tiny_blocks",
+    "channels": 8,
+    "filter": {"kind": "explicit", "length": 20, "groups": 2, "taps": "lag_last"},
+    "featurizer": {"length": 3},
+    "gates": GATES,
+    "skip": "channel",
+}
 # Name -> what is computed, and by which plan. All of them differ in more than one way.
 CASES: dict[str, tuple[dict[str, Any], str]] = {
     "hyena_bdl": (HYENA, "direct/BDL/recompute"),
@@ -70,6 +78,8 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "fft_bdl": (FFT, "fft/BDL/recompute"),
     "fft_bld": (FFT, "fft/BLD/recompute"),
     "decay": (DECAY, "direct/BDL/recompute"),
+    "blocks_bdl": (BLOCKS, "toeplitz/BDL/recompute"),
+    "blocks_bld": (BLOCKS, "toeplitz/BLD/recompute"),
 }
 
 

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sh2gen.emit import _fitted, class_name, emit
+from sh2gen.emit import class_name, emit
 from sh2gen.errors import Sh2genError
+from sh2gen.fit import fitted
 from sh2gen.lower import ALGORITHMS, plans
 from sh2gen.resources import folder
 from sh2gen.schedule import DIRECTIONS, schedule
@@ -292,11 +293,11 @@ LONG = "a_name_of_twenty_char"
 )
 def test_lines_are_broken_as_ruff_breaks_them(line: str, tmp_path: Path) -> None:
     text = f"def outer():\n{line}\n" if line.startswith(" ") else f"{line}\n"
-    fitted = _fitted(text)
-    assert max(map(len, fitted.splitlines())) <= 99
-    assert ast.dump(ast.parse(fitted)) == ast.dump(ast.parse(text))
+    found = fitted(text)
+    assert max(map(len, found.splitlines())) <= 99
+    assert ast.dump(ast.parse(found)) == ast.dump(ast.parse(text))
     path = tmp_path / "line.py"
-    path.write_text(fitted.replace("'", '"'))
+    path.write_text(found.replace("'", '"'))
     options = ("--isolated", "--no-cache", "--line-length=99")
     assert ruff("format", *options, "--diff", str(path)).stdout == ""
 
@@ -304,10 +305,10 @@ def test_lines_are_broken_as_ruff_breaks_them(line: str, tmp_path: Path) -> None
 def test_words_of_a_docstring_are_broken_between_them() -> None:
     words = " ".join(["word"] * 25)
     text = f'def f():\n    """{words}\n\n    Args:\n        x: {words}\n    """\n'
-    fitted = _fitted(text)
-    assert max(map(len, fitted.splitlines())) <= 99
-    assert fitted.split() == text.split()
-    assert "\n            word" in fitted, "a description hangs"
+    found = fitted(text)
+    assert max(map(len, found.splitlines())) <= 99
+    assert found.split() == text.split()
+    assert "\n            word" in found, "a description hangs"
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_a_block_is_there_when_it_is_read(name: str, taps: int) -> None:
     """Follow the copies of a kernel through its warm-up and four tiles."""
     spec = make(filter={"kind": "explicit", "length": taps, "groups": 2}, **STRUCTURES[name])
     text = twin(spec)
-    loops = ("for newest in range(1, COUNT):", "for back in range(")
+    loops = ("for _ in range(COUNT - 1):", "for back in range(")
     before, warmup, body, after = split_at(text, *loops, "newest = (newest + 1) % COUNT")
     count = -(-(taps - 1) // 64) + 1
     lead = (count - 1) * 64
