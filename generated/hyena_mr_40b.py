@@ -1619,12 +1619,15 @@ def suits_sm90(
     inputs: int,
     unit: int,
     step: int,
+    begin: int,
     bounds: tuple[int, int, int],
     schedule: dict[str, int],
 ) -> bool:
-    """Whether a call can run the kernel for sm_90, and is long enough to gain by it.
+    """Whether a call can run the kernel for sm_90, and is long enough to gain by it: for nearly
+    two tiles.
 
-    The tensors are so many inputs, which share a row stride as do the gradients at the end.
+    The tensors are so many inputs, which share a row stride as do the gradients at the end, and
+    between them those that are read from step `begin` on.
     """
     tile = schedule["BLOCK_T"] * schedule["SEGMENTS"]
     x = tensors[0]
@@ -1635,7 +1638,8 @@ def suits_sm90(
         and torch.cuda.get_device_capability(x.device) == (9, 0)
         and (unit, step) == (1, 8)
         and even(bounds)
-        and bounds[2] > tile
+        and begin % 8 == 0
+        and 4 * bounds[2] > 7 * tile
         and bounds[1] - bounds[0] < 2**29
         and (bounds[1] == bounds[2] or bounds[2] % tile == 0)
         and all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
@@ -1759,7 +1763,7 @@ def launch_backward(
     tensors = (q, k, v, dy, *d_inputs)
     step = stride_step(schedule, tensors, tiles)
     twin = SCHEDULE["backward_sm90"]
-    by_twin = suits_sm90(tensors, 3, unit, step, bounds, twin)
+    by_twin = suits_sm90(tensors, 3, unit, step, begin, bounds, twin)
     if by_twin:
         schedule, options = twin, OPTIONS["backward_sm90"]
         time_programs, tiles, grid = stream_programs(dy.shape[0], steps, schedule, 16, inner)
@@ -2053,7 +2057,7 @@ def decayed(taps: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_40b_76258431"
+    name = unique = "hyena_mr_40b_2388fcb6"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -116,12 +116,15 @@ def suits_sm90(
     inputs: int,
     unit: int,
     step: int,
+    begin: int,
     bounds: tuple[int, int, int],
     schedule: dict[str, int],
 ) -> bool:
-    """Whether a call can run the kernel for sm_90, and is long enough to gain by it.
+    """Whether a call can run the kernel for sm_90, and is long enough to gain by it: for nearly
+    two tiles.
 
-    The tensors are so many inputs, which share a row stride as do the gradients at the end.
+    The tensors are so many inputs, which share a row stride as do the gradients at the end, and
+    between them those that are read from step `begin` on.
     """
     tile = schedule["BLOCK_T"] * schedule["SEGMENTS"]
     x = tensors[0]
@@ -132,7 +135,8 @@ def suits_sm90(
         and torch.cuda.get_device_capability(x.device) == (9, 0)
         and (unit, step) == (1, 8)
         and even(bounds)
-        and bounds[2] > tile
+        and begin % 8 == 0
+        and 4 * bounds[2] > 7 * tile
         and bounds[1] - bounds[0] < 2**29
         and (bounds[1] == bounds[2] or bounds[2] % tile == 0)
         and all(tensor.data_ptr() % 16 == 0 for tensor in tensors)

@@ -187,7 +187,10 @@ def call(**changes: Any) -> tuple[Any, ...]:
             setattr(tensors[-1 if name in ("at", "strides") else 0], name, value)
     bounds = changes.get("bounds", (0, 4096, 4096))
     twin_numbers = {"BLOCK_T": 64, "SEGMENTS": 8}
-    return (tensors, 1, changes.get("unit", 1), changes.get("step", 8), bounds, twin_numbers)
+    numbers = [
+        changes.get(name, value) for name, value in {"unit": 1, "step": 8, "begin": 0}.items()
+    ]
+    return (tensors, 1, *numbers, bounds, twin_numbers)
 
 
 @pytest.fixture
@@ -205,7 +208,10 @@ def suits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., bool
 
 def test_a_plain_long_call_runs_the_twin(suits: Callable[..., bool]) -> None:
     assert suits(*call())
-    assert suits(*call(bounds=(-512, 4096, 1024)))  # a range of whole tiles inside a segment
+    assert suits(*call(bounds=(0, 904, 904)))
+    assert suits(
+        *call(begin=512, bounds=(-512, 4096, 1024))
+    )  # a range of whole tiles inside a segment
 
 
 @pytest.mark.parametrize(
@@ -218,7 +224,8 @@ def test_a_plain_long_call_runs_the_twin(suits: Callable[..., bool]) -> None:
         {"bounds": (0, 4095, 4095)},
         {"bounds": (-1, 4096, 4096)},
         {"bounds": (0, 4096, 1000)},  # a range that ends within a tile
-        {"bounds": (0, 512, 512)},  # too short to gain
+        {"bounds": (0, 896, 896)},  # too short to gain
+        {"begin": 4, "bounds": (-8, 4096, 4096)},  # dy would be read from an odd place on
         {"bounds": (0, 2**29, 2**29)},  # steps that 32-bit offsets could not tell apart
         {"at": 4098},
     ],
