@@ -74,8 +74,13 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     snippets = [text for language, text in blocks(README) if language == "python"]
     assert len(snippets) >= 4
     for text in snippets:
-        if "load_taps(" not in text:  # the kernel, which the next test compares
+        if "_ptr, " not in text:  # a kernel, which the next test compares
             exec(compile(text, "README.md", "exec"), namespace)
+
+
+def test_the_blocks_of_the_readme_are_the_generated_ones() -> None:
+    (shown,) = (text for _, text in blocks(README) if "toeplitz(" in text)
+    assert textwrap.indent(shown, "    ") in (ROOT / "generated" / "hyena_mr.py").read_text()
 
 
 def test_the_kernel_of_the_readme_is_the_generated_one() -> None:
