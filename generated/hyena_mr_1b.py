@@ -1601,7 +1601,7 @@ def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor], tiles: int)
     Refuses row strides that the 32-bit offsets within a program of so many tiles cannot hold;
     those of the program itself are 64-bit.
     """
-    rows = schedule["BLOCK_D"]
+    rows = schedule.get("BLOCK_D", 1)
     if LAYOUT == "BLD":  # and the steps that it looks back and ahead
         rows = schedule["BLOCK_T"] * schedule.get("SEGMENTS", 1) * tiles + 4096
     step = 8
@@ -2057,7 +2057,7 @@ def decayed(taps: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_1b_1e132ef6"
+    name = unique = "hyena_mr_1b_9d63349c"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2164,12 +2164,22 @@ def save(ctx, inputs, output) -> None:
 def differentiate(ctx, dy):
     """Gradients of every argument of forward_op."""
     gradients = backward_op(dy, *ctx.saved_tensors)
-    given_inputs = len(gradients) - len(PARAMETERS)
+    given_inputs = len(gradients) - 3
     absent = [None] * (len(INPUTS) - given_inputs)
     return *gradients[:given_inputs], *absent, *gradients[given_inputs:]
 
 
 forward_op.register_autograd(differentiate, setup_context=save)
+
+
+def effective(
+    filter: Tensor,
+    featurizer: Tensor,
+    skip: Tensor,
+) -> list[Tensor]:
+    """The parameters as forward_op takes them."""
+    filter = decayed(filter)
+    return [filter, featurizer, skip]
 
 
 def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
@@ -2238,8 +2248,8 @@ def hyena_mr_1b(
         TypeError, ValueError: naming the argument and the shape, dtype or device expected.
     """
     check([q, k, v], [filter, featurizer, skip])
-    filter = decayed(filter)
-    return forward_op(q, k, v, filter, featurizer, skip)
+    parameters = effective(filter, featurizer, skip)
+    return forward_op(q, k, v, *parameters)
 
 
 def hyena_mr_1b_packed(
@@ -2247,8 +2257,8 @@ def hyena_mr_1b_packed(
 ) -> Tensor:
     """hyena_mr_1b of packed features (B, 3 D, L): blocks of D channels, q, k, v in this order."""
     check([features], [filter, featurizer, skip])
-    filter = decayed(filter)
-    return forward_op(features, None, None, filter, featurizer, skip)
+    parameters = effective(filter, featurizer, skip)
+    return forward_op(features, None, None, *parameters)
 
 
 class HyenaMr1b(nn.Module):

@@ -13,28 +13,38 @@ from typing import Any, assert_never
 
 import sympy
 
-from sh2gen.ir import Conv, Graph, Parameter, TapGradient, activations
+from sh2gen.ir import Conv, Graph, ModeGradient, Modes, Parameter, TapGradient, activations
 from sh2gen.plan import (
     Accumulate,
+    Blocks,
     EagerConv,
     Extend,
     Fir,
+    KeepState,
     KernelPlan,
     Layout,
+    LoadModes,
     LoadRows,
+    LoadState,
     LoadTaps,
     LoadToeplitz,
     LoadVector,
+    ModalConv,
+    ModalGradient,
     Plan,
     Recall,
     Remember,
+    Reread,
     Rows,
     Rowwise,
+    States,
+    StoreModes,
     StorePartial,
     StoreRows,
     StoreToeplitz,
     Toeplitz,
     ToeplitzGradient,
+    ZeroModes,
     ZeroTaps,
     ZeroToeplitz,
 )
@@ -53,6 +63,7 @@ _INSTRUCTIONS = {  # a row of a rowwise function, in instructions of one thread
     "silu": 6,
     "silu_gradient": 10,
 }
+_SCAN = 8  # instructions for each state of a block: two products, powers, halving and rounding
 # Programs that stream wait for loads and products that nothing overlaps with: the factor between
 # what was measured for Hyena-MR (docs/performance.md) and what this model says without it.
 _STREAM = {"forward": 1.1, "backward": 3.0, "backward on sm_90": 1.5}
@@ -106,6 +117,8 @@ def work(kernel: KernelPlan, layout: Layout, io: DType) -> Work:
     products: Any = sympy.Integer(0)
     size = _BYTES[io]
     lengths: dict[str, int] = {}
+    loads = [s for s in kernel.program.prologue if isinstance(s, LoadModes)]
+    modes = sum(load.poles.length or 0 for load in loads)
     traffic = size * len(kernel.program.loads)  # a second read of a tensor is served by a cache
 
     def count(rows: Rows) -> Any:
@@ -143,9 +156,21 @@ def work(kernel: KernelPlan, layout: Layout, io: DType) -> Work:
                 instructions += 2 * ROWS  # from the layout of products to that of rows
             case ToeplitzGradient(length=length):
                 products += _product_flops(length)
+            case Blocks():
+                instructions += ROWS
+            case States():  # sums of a block for every mode, of two terms, and a scan of these
+                products += 2 * 2 * modes
+                instructions += ROWS * _SCAN * modes / BLOCK_T
+            case ModalConv():
+                products += 2 * BLOCK_T + 3 * 2 * modes
+                instructions += 2 * ROWS
+            case ModalGradient():
+                products += 2 * BLOCK_T + 2 * 2 * 2 * modes
+            case LoadState() | KeepState() | Reread():
+                pass  # once a tile
             case LoadTaps() | LoadVector() | LoadToeplitz() | ZeroTaps() | ZeroToeplitz():
                 pass  # once a program, not once a row
-            case StorePartial() | StoreToeplitz():
+            case LoadModes() | ZeroModes() | StoreModes() | StorePartial() | StoreToeplitz():
                 pass
             case _:
                 assert_never(statement)
@@ -197,16 +222,17 @@ def predict(
         splits = workload.batch * math.ceil(workload.length / tokens_a_program)
         partials = splits * kernel.program.partial_rows * spec.channels * 4
         memory += 2 * partials / target.elementwise_bandwidth  # written, and read to be summed
-    per_element = float(effort.instructions.subs(ROWS, numbers.get("ROWS", 8)))
+    sizes = {ROWS: numbers.get("ROWS", 8), BLOCK_T: numbers.get("BLOCK_T", 64)}
+    per_element = float(effort.instructions.subs(sizes))
     issue = elements * per_element / (target.sms * 128 * target.clock)
-    products = float(effort.tensor_flops.subs(BLOCK_T, numbers.get("BLOCK_T", 64)))
+    products = float(effort.tensor_flops.subs(sizes))
     rate = target.bf16_tensor if spec.dtype.io is DType.BFLOAT16 else target.fp32
     issue += elements * products / rate
     # Loads wait while arithmetic issues and the other way round, but programs on one SM overlap:
     # the root of the squares lies between the larger of the two and their sum, and matches what
     # was measured (docs/performance.md).
     seconds = math.hypot(memory, issue)
-    if kernel.skeleton == "stream":
+    if kernel.skeleton != "tile":
         twin = target.capability == 90 and numbers.get("TILES_SM90", 0) > 0
         seconds *= _STREAM[f"{direction} on sm_90" if twin else direction]
     seconds += LAUNCH * (1 + len(plan.reductions) * (direction == "backward"))
@@ -217,10 +243,10 @@ def _eager_bytes(graph: Graph, conv: EagerConv) -> int:
     """Bytes per token and channel of plain PyTorch: every node reads and writes float32."""
     total = 0
     for node in graph.nodes:
-        if isinstance(node, Parameter):
+        if isinstance(node, Parameter | Modes):
             continue
         total += 4 * (len(activations(node)) + 1)
-        if isinstance(node, Conv | TapGradient) and conv is EagerConv.FFT:
+        if isinstance(node, Conv | TapGradient | ModeGradient) and conv is EagerConv.FFT:
             total += 3 * 2 * 2 * 8  # three transforms of twice the length, two passes each
     return total
 

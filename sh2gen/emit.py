@@ -20,56 +20,66 @@ from typing import Any, assert_never
 
 import jinja2
 
+from sh2gen.emit_eager import (
+    eager_backward,
+    eager_forward,
+    eager_helper_names,
+    op_parameters,
+    targets,
+)
 from sh2gen.emit_sm90 import helper_names, phased_kernel, rows_of, twin_numbers
 from sh2gen.errors import Sh2genError
 from sh2gen.fit import fitted
-from sh2gen.ir import (
-    Add,
-    ChannelSum,
-    Conv,
-    Graph,
-    Input,
-    Multiply,
-    Node,
-    Parameter,
-    ParameterView,
-    Scale,
-    Shift,
-    Silu,
-    SiluGradient,
-    TapGradient,
-)
+from sh2gen.ir import ParameterView
 from sh2gen.plan import (
     Accumulate,
-    EagerConv,
+    Blocks,
     Extend,
     Fir,
+    KeepState,
     KernelPlan,
     Layout,
+    LoadModes,
     LoadRows,
+    LoadState,
     LoadTaps,
     LoadToeplitz,
     LoadVector,
+    ModalConv,
+    ModalGradient,
     Plan,
     Recall,
     Reduction,
     Remember,
+    Reread,
     Rows,
     Rowwise,
     Statement,
+    States,
+    StoreModes,
     StorePartial,
     StoreRows,
     StoreToeplitz,
     TileProgram,
     Toeplitz,
     ToeplitzGradient,
+    ZeroModes,
     ZeroTaps,
     ZeroToeplitz,
 )
 from sh2gen.resources import folder
 from sh2gen.schedule import Schedule
 from sh2gen.source import KernelSource, Role, Source
-from sh2gen.spec import Bias, DType, FilterKind, OpSpec, Projection, Skip, TapOrder
+from sh2gen.spec import (
+    Bias,
+    DType,
+    FilterKind,
+    OpSpec,
+    Parametrisation,
+    Projection,
+    Skip,
+    TapOrder,
+)
 
 _SUFFIXES = (
     "forward",
@@ -118,6 +128,7 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
     interleaved = spec.layout.projection is Projection.INTERLEAVED and n > 1
     bdl = plan.layout is Layout.BDL
     shape = "(B, D, L)" if bdl else "(B, L, D)"
+    saved = [*plan.saved, *(["states"] if plan.states else [])]
     kernels = [_kernel(spec, plan, kernel) for kernel in plan.kernels]
     twin = _twin(plan, schedule)
     if twin is not None:
@@ -138,10 +149,14 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
         "channels": spec.channels,
         "groups": spec.filter.groups,
         "taps": spec.filter.length,
+        "filter_size": _filter_size(spec),
         "width": spec.group_width,
         "inputs": list(spec.inputs),
         "inputs_literal": _literal(spec.inputs, 0),
         "parameter_names": [p.name for p in spec.parameters],
+        "op_parameters": op_parameters(spec),
+        "typed_parameters": [f"{p.name}: Tensor" for p in spec.parameters],
+        "conversions": _conversions(spec),
         "parameters_literal": _literal({p.name: p.shape for p in spec.parameters}, 0, 13),
         "argument_docs": [(name, f"{shape}, bfloat16, float16 or float32") for name in spec.inputs]
         + [(p.name, f"{p.shape}, float32; {_meaning(spec, p.name)}") for p in spec.parameters],
@@ -151,18 +166,22 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
         "channel_axis": 1 if bdl else 2,
         "spec_literal": _literal(spec.to_dict(), 0),
         "uses_decay": spec.filter.kind is FilterKind.DECAY,
-        "saved": list(plan.saved),
+        "uses_p_gamma": spec.filter.parametrisation is Parametrisation.P_GAMMA,
+        "saved": saved,
+        "states": plan.states,
+        "modes": spec.filter.modes,
+        "saved_activations": list(plan.saved),
+        "keep_argument": ["keep: bool"] if plan.states else [],
+        "call_op": lambda inputs: _call_op(spec, inputs, states=plan.states, saves=bool(saved)),
         "op_arguments": [f"{spec.inputs[0]}: Tensor"]
         + [f"{name}: Tensor | None" for name in spec.inputs[1:]]
-        + [f"{p.name}: Tensor" for p in spec.parameters],
-        "saved_arguments": [f"{name}: Tensor" for name in plan.saved],
-        "op_result": f"tuple[{', '.join(['Tensor'] * (1 + len(plan.saved)))}]"
-        if plan.saved
-        else "Tensor",
-        "result_of": lambda call: f"tuple({call})" if plan.saved else f"{call}[0]",
+        + [f"{name}: Tensor" for name in op_parameters(spec)],
+        "saved_arguments": [f"{name}: Tensor" for name in saved],
+        "op_result": f"tuple[{', '.join(['Tensor'] * (1 + len(saved)))}]" if saved else "Tensor",
+        "result_of": lambda call: f"tuple({call})" if saved else f"{call}[0]",
         "kernels": kernels,
-        "eager": [_eager_forward(spec, plan), _eager_backward(spec, plan)],
-        "eager_helpers": _eager_helpers(plan),
+        "eager": [eager_forward(spec, plan), eager_backward(spec, plan)],
+        "eager_helpers": _closure(("eager",), eager_helper_names(plan)),
         "op_helpers": _texts("op"),
     }
     context["interleaved"] = interleaved
@@ -229,7 +248,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         autoescape=False,
     )
-    environment.filters["targets"] = _targets
+    environment.filters["targets"] = targets
     environment.filters["block"] = _block
     return environment
 
@@ -238,11 +257,6 @@ def _template(name: str) -> str:
     """A template, its lines `#% ...` as blocks: Jinja's line statements eat blank lines."""
     text = (folder("templates") / name).read_text()
     return re.sub(r"^[ \t]*#% ?(.*)$", r"{% \1 %}", text, flags=re.MULTILINE)
-
-
-def _targets(names: list[str]) -> str:
-    """Names to unpack a sequence into."""
-    return f"({names[0]},)" if len(names) == 1 else ", ".join(names)
 
 
 _NOTHING = "\0"  # in place of a block without lines; removed with its line
@@ -258,6 +272,8 @@ def _block(text: str, indent: int) -> str:
 
 def _summary(spec: OpSpec) -> str:
     inner = f"{spec.filter.length}-tap {spec.filter.kind.value} causal convolution"
+    if spec.filter.kind is FilterKind.MODAL:
+        inner = f"causal convolution with sums of {spec.filter.modes} exponentials"
     words = [
         inner,
         f"filters shared by {spec.group_width} channels" if spec.group_width > 1 else "",
@@ -289,6 +305,37 @@ def _formula(spec: OpSpec) -> str:
     return f"z = {z}\ny = {y}"
 
 
+def _filter_size(spec: OpSpec) -> str:
+    if spec.filter.kind is FilterKind.MODAL:
+        return f"N = {spec.filter.modes} modes"
+    return f"K = {spec.filter.length} taps"
+
+
+def _conversions(spec: OpSpec) -> list[str]:
+    """Lines that make what kernels take of what is trained."""
+    if spec.filter.kind is FilterKind.DECAY:
+        return ["filter = decayed(filter)"]
+    if spec.filter.parametrisation is Parametrisation.P_GAMMA:
+        return ["log_poles = poles(p, gamma)"]
+    return []
+
+
+def _call_op(spec: OpSpec, inputs: list[str], *, states: bool, saves: bool) -> list[str]:
+    """Lines that call forward_op in a function for users."""
+    names = [p.name for p in spec.parameters]
+    lines = []
+    arguments = [*inputs, *names]
+    if _conversions(spec):
+        lines.append(f"parameters = effective({', '.join(names)})")
+        arguments = [*inputs, "*parameters"]
+    if states:
+        tensors = [name for name in (*inputs, *names) if name != "None"]
+        lines.append(f"keep = differentiates({', '.join(tensors)})")
+        arguments.append("keep")
+    call = f"forward_op({', '.join(arguments)})"
+    return [*lines, f"return {call}[0]" if saves else f"return {call}"]
+
+
 def _packing(spec: OpSpec) -> str:
     names = ", ".join(spec.inputs)
     if spec.layout.projection is Projection.INTERLEAVED:
@@ -302,6 +349,12 @@ def _meaning(spec: OpSpec, name: str) -> str:
             order = "tap 0" if spec.filter.taps is TapOrder.LAG_FIRST else "the last tap"
             decay = ", before its decay" if spec.filter.kind is FilterKind.DECAY else ""
             return f"{order} multiplies the current sample{decay}"
+        case "p" | "gamma":
+            return "log-poles a are -exp(p) exp(gamma)"
+        case "log_poles":
+            return "a < 0: mode n of the filter at lag j is residues[n] exp(a[n] j)"
+        case "residues":
+            return "weights of the modes"
         case "featurizer":
             assert spec.featurizer is not None
             order = "tap 0" if spec.featurizer.taps is TapOrder.LAG_FIRST else "the last tap"
@@ -366,17 +419,6 @@ def _closure(parts: tuple[str, ...], wanted: set[str]) -> list[str]:
     return [known[name].text for name in order]
 
 
-def _eager_helpers(plan: Plan) -> list[str]:
-    suffix = plan.eager.value
-    wanted = {"chunks", "channel_rows", "add_rows"}
-    if any(parameter.view.roles > 1 for parameter in plan.graph.parameters):
-        wanted.add("role_rows")
-    wanted |= {f"conv_{suffix}", f"tap_gradient_{suffix}"}
-    if any(isinstance(node, SiluGradient) for node in plan.backward_graph.nodes):
-        wanted.add("silu_gradient_eager")
-    return _closure(("eager",), wanted)
-
-
 # ----------------------------------------------------------------------------------------- kernels
 
 
@@ -428,6 +470,38 @@ def _lines(
                     f"{out} = load_toeplitz({view.tensor}_ptr, group, {view.length}, {last}, "
                     f"BLOCK_T, OPERAND, PRECISION)"
                 )
+            case LoadModes(out=out, poles=poles, residues=residues):
+                return (
+                    f"{out} = load_modes({poles.tensor}_ptr, {residues.tensor}_ptr, "
+                    f"{_row(spec, poles)}, {poles.length}, MODES, M, BLOCK_T, OPERAND, PRECISION)"
+                )
+            case ZeroModes(out=out):
+                return f"{out} = zero_modes(MODES, M, BLOCK_T)"
+            case Blocks(out=out, x=x):
+                return f"{out} = block_of({rows_of(x, held)}, M, N, OPERAND, PRECISION)"
+            case LoadState(out=out):
+                count = spec.filter.modes
+                return f"{out} = load_state(states_ptr, number, {count}, CHANNELS, MODES, M)"
+            case KeepState(state=state):
+                return (
+                    f"keep_state(states_ptr, number, {state}, {spec.filter.modes}, CHANNELS, "
+                    f"MODES, M, KEEP)"
+                )
+            case States(out=out, blocks=blocks, modes=modes, state=state):
+                return (
+                    f"{out}, {state} = {statement.helper}({blocks}, {modes}, {state}, "
+                    f"MODES, M, OPERAND, PRECISION)"
+                )
+            case ModalConv(out=out, blocks=blocks, states=states, modes=modes, rows=rows):
+                held[out] = rows
+                return f"{out} = {statement.helper}({blocks}, {states}, {modes}, M, N, PRECISION)"
+            case ModalGradient(out=out, grad=grad, grad_states=after, blocks=x, states=before):
+                return f"{out} = modal_gradient({out}, {grad}, {after}, {x}, {before}, PRECISION)"
+            case StoreModes(total=total, modes=modes, first=first, length=length):
+                return (
+                    f"store_modes(partials_ptr, {first}, {total}, {modes}, row, inside, {length}, "
+                    f"CHANNELS, MODES, BLOCK_T)"
+                )
             case ZeroTaps(out=out, length=length):
                 return f"{out} = zero_taps({length}, {lanes}, N)"
             case ZeroToeplitz(out=out, length=length):
@@ -453,8 +527,11 @@ def _lines(
                     f"{out}, {out}_kept = {helper}({out}_kept, {rows_of(x, held)}, going, "
                     f"{lanes}, N, OPERAND, PRECISION)"
                 )
-            case Recall():
-                raise AssertionError(f"{statement}: only phases recall")
+            case Recall(out=out, blocks=blocks, rows=rows):
+                held[out] = rows
+                return f"{out} = recall({blocks}, M, N)"
+            case Reread():
+                return "tl.debug_barrier()  # what follows loads again what it needs"
             case Toeplitz(out=out, blocks=blocks, taps=taps, rows=rows):
                 held[out] = rows
                 return f"{out} = {statement.helper}({blocks}, {taps}, {lanes}, N, PRECISION)"
@@ -496,10 +573,13 @@ def _carried(
     zeros: list[str] = []
     loads: dict[str, list[str]] = {}
     early = {s.out for s in program.warmup if isinstance(s, LoadRows)}
+    stored = {s.out for s in program.body if isinstance(s, LoadState)}
     for statement in program.body:
         match statement:
             case Remember(out=out):
                 zeros.append(f"{out}_kept = zero_blocks(HISTORY, {lanes}, BLOCK_T, OPERAND)")
+            case States(state=state) if state not in stored:
+                zeros.append(f"{state} = zero_state(MODES, M)")
             case Extend(x=x, count=count):
                 zeros.append(f"{x.name}_after = zero_rows({count}, {lanes}, N)")
             case LoadRows(out=out, tensor=tensor, rows=rows, carried=True):
@@ -510,6 +590,17 @@ def _carried(
             case _:
                 pass
     return zeros, list(loads.items())
+
+
+_MODAL_HELPERS: dict[type[Statement], str] = {
+    LoadModes: "load_modes",
+    ZeroModes: "zero_modes",
+    LoadState: "load_state",
+    KeepState: "keep_state",
+    Blocks: "block_of",
+    ModalGradient: "modal_gradient",
+    StoreModes: "store_modes",
+}
 
 
 def _helper_names(kernel: KernelPlan) -> set[str]:
@@ -526,13 +617,24 @@ def _helper_names(kernel: KernelPlan) -> set[str]:
             case ToeplitzGradient():
                 names.add("toeplitz_gradient")
             case Recall():
-                raise AssertionError(f"{statement}: only phases recall")
+                names.add("recall")
+            case Reread():
+                pass
             case Toeplitz():
                 names.add(statement.helper)
             case Remember(ahead=ahead):
                 names |= {"look_ahead" if ahead else "remember", "zero_blocks"}
             case Extend():
                 names |= {"extend", "zero_rows"}
+            case LoadModes() | ZeroModes() | LoadState() | KeepState() | StoreModes():
+                names.add(_MODAL_HELPERS[type(statement)])
+            case Blocks() | ModalGradient():
+                names.add(_MODAL_HELPERS[type(statement)])
+            case States(direction=direction):
+                names.add(statement.helper)
+                names |= {"zero_state"} if direction == kernel.program.time else set()
+            case ModalConv():
+                names.add(statement.helper)
             case LoadTaps():
                 names.add("load_taps")
             case LoadVector():
@@ -567,7 +669,8 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
     units = _units(spec, kernel)
     forward = kernel is plan.forward
     shapes = {p.name: str(p.shape) for p in spec.parameters}
-    lanes = "M" if kernel.skeleton == "stream" else "BLOCK_D"
+    shapes["log_poles"] = shapes.get("residues", "")
+    lanes = "BLOCK_D" if kernel.skeleton == "tile" else "M"
     # Streams load channels-last tiles as channels-first ones, with the strides exchanged.
     exchanged = kernel.skeleton == "stream" and plan.layout is Layout.BLD
     strides = {
@@ -597,6 +700,8 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
         "epilogue": lines(program.epilogue),
         "backward": program.time == -1,
         "length": spec.filter.length,
+        "modes": spec.filter.modes,
+        "padded_modes": max(16, 1 << ((spec.filter.modes or 1) - 1).bit_length()),
         "width": spec.group_width,
         "partial_rows": program.partial_rows,
         "partial_groups": _sums_groups(program),
@@ -650,7 +755,9 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
         "backward_stores": [inputs.index(name) for name in backward.stores],
         "backward_parameters": list(backward.parameters),
         "streams": plan.forward.skeleton == "stream",
-        "tiles": "tiles" if plan.forward.skeleton == "stream" else 'schedule["TILES"]',
+        "recurrence": plan.forward.skeleton == "recurrence",
+        "walks": plan.forward.skeleton != "tile",
+        "tiles": 'schedule["TILES"]' if plan.forward.skeleton == "tile" else "tiles",
         "partial_rows": backward.partial_rows,
         "partial_groups": _sums_groups(backward),
         "reduce_options": _literal({"num_warps": _REDUCE_WARPS, "enable_fp_fusion": True}, 4),
@@ -661,7 +768,7 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
                 "partials": "group_partials" if r.by_group else "partials",
                 "constants": _reduction_constants(r, schedule),
             }
-            for name in (p.name for p in spec.parameters)
+            for name in op_parameters(spec)
             for r in plan.reductions
             if r.tensor == name
         ],
@@ -671,7 +778,9 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
 def _launch_helpers(plan: Plan, schedule: Schedule) -> list[str]:
     """Those of the launchers, with one of the two ways to count programs."""
     assert plan.forward is not None
-    others = ["programs" if plan.forward.skeleton == "stream" else "stream_programs"]
+    counts = {"tile": "programs", "stream": "stream_programs", "recurrence": "walk_programs"}
+    others = [name for how, name in counts.items() if how != plan.forward.skeleton]
+    others += [] if plan.states else ["allocate_states"]
     others += [] if _twin(plan, schedule) else ["suits_sm90"]
     return [f.text for f in _part("launch") if f.name not in others]
 
@@ -738,12 +847,13 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
         for name in activations:
             signature += [(f"{name}_ptr", io), (f"{name}_batch", "i32"), (f"{name}_row", "i32")]
         kept = [f"{name}_ptr" for name in program.parameters]
+        kept += ["states_ptr"] if plan.states else []
         kept += ["partials_ptr"] if program.partial_rows else []
         kept += ["group_partials_ptr"] if _sums_groups(program) else []
         pointers = tuple(f"{name}_ptr" for name in activations)
         signature += [(name, "*fp32") for name in kept]
         scalars = ["first", "last", "end", "time_programs"]
-        scalars += ["tiles"] if kernel.skeleton == "stream" else []
+        scalars += ["tiles"] if kernel.skeleton != "tile" else []
         signature += [(name, "i32") for name in scalars]
         numbers = dict(schedule.numbers(kernel.name))
         twin_tiles = numbers.pop("TILES_SM90", 0)
@@ -752,6 +862,7 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
         constants: dict[str, int | bool | float | str] = {"CHANNELS": spec.channels, "UNIT": 1}
         constants |= {"D_UNIT": 1} if backward else {}
         constants |= {"STEP": 8, "EVEN": True}
+        constants |= {"KEEP": True} if plan.states and not backward else {}
         sources.append(
             KernelSource(
                 name=f"{spec.op}_{kernel.name}",
@@ -804,119 +915,3 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
             )
         )
     return tuple(sources)
-
-
-# ----------------------------------------------------------------------------------- plain PyTorch
-
-
-def _eager_forward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
-    stored = [plan.graph.outputs[0], *plan.saved]
-    results = [f"out_{i}" for i in range(len(stored))]
-    first = f"{spec.inputs[0]}_all"
-    setup = [
-        f"outputs = [allocate(inputs[0], inputs[0].shape[TIME]) for _ in range({len(stored)})]"
-        if plan.saved
-        else "outputs = [allocate(inputs[0], inputs[0].shape[TIME])]"
-    ]
-    setup.append(f"{_targets(results)} = (canonical(x) for x in outputs)")
-    lines = _eager_lines(plan.graph, plan.eager)
-    lines += [f"{out}[:, c] = {value}" for out, value in zip(results, stored, strict=True)]
-    return {
-        "name": "forward",
-        "doc": f"[{', '.join(['y', *plan.saved])}] of the unpacked inputs.",
-        "arguments": ["inputs: Sequence[Tensor]", "parameters: Sequence[Tensor]"],
-        "tensors": [f"{name}_all" for name in spec.inputs],
-        "tensor_source": "inputs",
-        "first": first,
-        "temporaries": _temporaries(plan.graph, plan.eager),
-        "setup": setup,
-        "lines": lines,
-        "result": "outputs",
-    }
-
-
-def _eager_backward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
-    graph = plan.backward_graph
-    names = [f"d_{name}_all" for name in spec.inputs]
-    parameters = [p.name for p in spec.parameters]
-    setup = [
-        "d_inputs = [allocate(x, x.shape[TIME]) for x in inputs]",
-        f"{_targets(names)} = (canonical(x) for x in unpack(d_inputs))",
-        *(f"d_{name}_all = torch.zeros_like({name}, dtype=dtype)" for name in parameters),
-    ]
-    lines = _eager_lines(graph, plan.eager)
-    for name, value in zip(names, graph.outputs, strict=False):
-        lines.append(f"{name}[:, c] = {value}")
-    cast = ", ".join(f"d_{name}_all.to({name}.dtype)" for name in parameters)
-    return {
-        "name": "backward",
-        "doc": "Gradients of the inputs, packed if they are, then of the parameters.",
-        "arguments": [
-            "dy: Tensor",
-            "inputs: Sequence[Tensor]",
-            "parameters: Sequence[Tensor]",
-            "saved: Sequence[Tensor]",
-        ],
-        "tensors": ["dy_all", *(f"{name}_all" for name in (*spec.inputs, *plan.saved))],
-        "tensor_source": "(dy, *unpack(inputs), *saved)",
-        "first": "dy_all",
-        "temporaries": _temporaries(graph, plan.eager),
-        "setup": setup,
-        "lines": lines,
-        "result": f"[*d_inputs, {cast}]",
-    }
-
-
-def _temporaries(graph: Graph, conv: EagerConv) -> int:
-    """Activations alive at once, at most: every value of the graph, and what an FFT needs."""
-    values = sum(not isinstance(n, Parameter | TapGradient | ChannelSum) for n in graph.nodes)
-    return values + (
-        12 if conv is EagerConv.FFT else 2
-    )  # spectra of twice the length, and padding
-
-
-def _eager_lines(graph: Graph, conv: EagerConv) -> list[str]:
-    """Each node as one line on the channels `c`; taps have lag 0 first."""
-
-    def rows(tensor: str, view: ParameterView) -> str:
-        if view.roles == 1:
-            return tensor
-        return f"role_rows({tensor}, {view.role}, {view.roles}, {view.interleaved})"
-
-    def line(node: Node) -> str:
-        match node:
-            case Input(out=out):
-                return f"{out} = {out}_all[:, c].to(dtype)"
-            case Parameter(out=out, view=view):
-                flip = ".flip(1)" if view.length and view.order is TapOrder.LAG_LAST else ""
-                column = "" if view.length else "[:, None]"
-                source = rows(view.tensor, view)
-                return f"{out}_c = channel_rows({source}, c, {view.width}, dtype){flip}{column}"
-            case Conv(out=out, x=x, taps=taps, direction=direction):
-                return f"{out} = conv_{conv.value}({x}, {taps}_c, {direction:+d})"
-            case Multiply(out=out, a=a, b=b):
-                return f"{out} = {a} * {b}"
-            case Add(out=out, a=a, b=b):
-                return f"{out} = {a} + {b}"
-            case Scale(out=out, x=x, factor=factor):
-                return f"{out} = {x} * {factor}_c"
-            case Shift(out=out, x=x, offset=offset):
-                return f"{out} = {x} + {offset}_c"
-            case Silu(out=out, x=x):
-                return f"{out} = functional.silu({x})"
-            case SiluGradient(out=out, grad=grad, x=x):
-                return f"{out} = silu_gradient_eager({grad}, {x})"
-            case TapGradient(out=out, grad=grad, x=x, view=view):
-                flip = ".flip(1)" if view.order is TapOrder.LAG_LAST else ""
-                return (
-                    f"{out} = tap_gradient_{conv.value}({grad}, {x}, {view.length}){flip}\n"
-                    f"add_rows({rows(f'd_{view.tensor}_all', view)}, c, {out}, {view.width})"
-                )
-            case ChannelSum(out=out, x=x, view=view):
-                return (
-                    f"{out} = {x}.sum((0, 2))\n"
-                    f"add_rows(d_{view.tensor}_all, c, {out}, {view.width})"
-                )
-        assert_never(node)
-
-    return [text for node in graph.nodes for text in line(node).split("\n")]

@@ -20,6 +20,7 @@ from sh2gen.plan import (
     LoadToeplitz,
     Operand,
     Phases,
+    Product,
     Recall,
     Remember,
     Rows,
@@ -206,7 +207,7 @@ def _wait(slots: list[_Slot], phase: str) -> int | None:
 def _phase(
     statements: tuple[Statement, ...],
     slots: dict[tuple[str, bool], _Slot],
-    products: tuple[Toeplitz | ToeplitzGradient, ...],
+    products: tuple[Product, ...],
     earlier: str,
     printed: Printer,
 ) -> dict[str, list[str]]:

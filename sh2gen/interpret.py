@@ -24,6 +24,8 @@ from sh2gen.ir import (
     Conv,
     Graph,
     Input,
+    ModeGradient,
+    Modes,
     Multiply,
     Parameter,
     ParameterView,
@@ -35,31 +37,41 @@ from sh2gen.ir import (
 )
 from sh2gen.plan import (
     Accumulate,
+    Blocks,
     Extend,
     Fir,
+    KeepState,
+    LoadModes,
     LoadRows,
+    LoadState,
     LoadTaps,
     LoadToeplitz,
     LoadVector,
+    ModalConv,
+    ModalGradient,
     Operand,
     Plan,
     Recall,
     Reduction,
     Remember,
+    Reread,
     Rows,
     Rowwise,
     Statement,
+    States,
+    StoreModes,
     StorePartial,
     StoreRows,
     StoreToeplitz,
     TileProgram,
     Toeplitz,
     ToeplitzGradient,
+    ZeroModes,
     ZeroTaps,
     ZeroToeplitz,
 )
 from sh2gen.reference import decayed_filter
-from sh2gen.spec import FilterKind, OpSpec, TapOrder
+from sh2gen.spec import FilterKind, OpSpec, Parametrisation, TapOrder
 
 Tensors = Mapping[str, Tensor]
 
@@ -89,6 +101,8 @@ def interpret(
     weights = {name: p.to(dtype) for name, p in parameters.items()}
     if spec.filter.kind is FilterKind.DECAY:
         weights["filter"] = decayed_filter(spec, weights["filter"])
+    if spec.filter.parametrisation is Parametrisation.P_GAMMA:
+        weights["log_poles"] = -torch.exp(weights["p"] + weights["gamma"])
 
     if plan.forward is None:
         outputs = evaluate(plan.graph, spec, inputs, weights, dtype=dtype)
@@ -109,6 +123,9 @@ def interpret(
         for r in plan.reductions:
             gradients[r.tensor] = reduce_partials(r, spec, groups if r.by_group else partials)
 
+    if spec.filter.parametrisation is Parametrisation.P_GAMMA:  # both make the same difference
+        gradients["p"] = gradients.pop("log_poles") * weights["log_poles"]
+        gradients["gamma"] = gradients["p"]
     if spec.filter.kind is FilterKind.DECAY:  # linear and diagonal: it is its own adjoint
         gradients["filter"] = decayed_filter(spec, gradients["filter"])
     return y, gradients
@@ -137,6 +154,7 @@ def evaluate(
         view in the stored order of taps; `parameter_gradients` puts these together.
     """
     values: dict[str, Tensor] = {}
+    like = inputs[graph.inputs[0]].to(dtype)
     for node in graph.nodes:
         match node:
             case Input(out=out):
@@ -144,6 +162,8 @@ def evaluate(
             case Parameter(view=view):
                 taps = _channel_taps(spec, view, parameters[view.tensor].to(dtype))  # (D, K)
                 values[node.out] = taps[..., None]  # (D, K, 1)
+            case Modes():
+                values[node.out] = _modal_filter(spec, node, parameters, like)[..., None]
             case Conv(x=x, taps=taps_name, direction=direction):
                 signal, taps = values[x], values[taps_name]
                 values[node.out] = torch.zeros_like(signal)
@@ -170,6 +190,12 @@ def evaluate(
                     for lag in range(view.length)
                 ]
                 values[node.out] = _view_rows(spec, view, torch.stack(lags))
+            case ModeGradient(grad=grad, x=x, modes=modes):
+                found = graph.modes(modes)
+                by_lag = _long_gradient(values[grad], values[x], like.shape[2])
+                sums = _mode_sums(spec, found, parameters, by_lag)
+                both = [_view_rows(spec, found.poles, by_channel.T) for by_channel in sums]
+                values[node.out] = torch.stack(both)
             case ChannelSum(x=x, view=view):
                 values[node.out] = _view_rows(spec, view, values[x].sum((0, 2))[None])
             case _:
@@ -183,6 +209,9 @@ def parameter_gradients(graph: Graph, spec: OpSpec, outputs: Tensors) -> dict[st
     gradients: dict[str, Tensor] = {}
     for name, value in outputs.items():
         node = graph.by_name[name]
+        if isinstance(node, ModeGradient):
+            modes = graph.modes(node.modes)
+            gradients |= {modes.poles.tensor: value[0], modes.residues.tensor: value[1]}
         if isinstance(node, TapGradient | ChannelSum):
             tensor = node.view.tensor
             if tensor not in gradients:
@@ -231,6 +260,27 @@ def _view_rows(spec: OpSpec, view: ParameterView, lags: Tensor) -> Tensor:
     return rows if view.length else rows[:, 0]
 
 
+def _mode_taps(spec: OpSpec, modes: Modes, parameters: Tensors, like: Tensor) -> Tensor:
+    """exp(a j) of every channel and mode, j along the last axis of `like`: (D, N, L)."""
+    a = _channel_taps(spec, modes.poles, parameters[modes.poles.tensor].to(like))
+    steps = torch.arange(like.shape[-1], dtype=like.dtype, device=like.device)
+    return torch.exp(a[..., None] * steps)
+
+
+def _modal_filter(spec: OpSpec, modes: Modes, parameters: Tensors, like: Tensor) -> Tensor:
+    """The taps of every channel, lag 0 first, one for each step of `like`: (D, L)."""
+    residues = _channel_taps(spec, modes.residues, parameters[modes.residues.tensor].to(like))
+    return (residues[..., None] * _mode_taps(spec, modes, parameters, like)).sum(1)
+
+
+def _mode_sums(spec: OpSpec, modes: Modes, parameters: Tensors, lags: Tensor) -> Tensor:
+    """Gradients of poles and residues by channel, (2, D, N), from those of all taps (L, D)."""
+    residues = _channel_taps(spec, modes.residues, parameters[modes.residues.tensor].to(lags))
+    weighted = _mode_taps(spec, modes, parameters, lags.T) * lags.T[:, None]  # (D, N, L)
+    steps = torch.arange(len(lags), dtype=lags.dtype, device=lags.device)
+    return torch.stack((residues * (weighted * steps).sum(2), weighted.sum(2)))
+
+
 # ----------------------------------------------------------------------------------- tile programs
 
 
@@ -264,7 +314,10 @@ def run(
 def reduce_partials(reduction: Reduction, spec: OpSpec, partials: Tensor) -> Tensor:
     """The gradient of one parameter tensor, in its shape, from partial sums (P, D)."""
     length = reduction.view.length or 1
-    (shape,) = (p.shape for p in spec.parameters if p.name == reduction.tensor)
+    shapes = {p.name: p.shape for p in spec.parameters}
+    # Log-poles have the shape of residues, also where they are trained as something else.
+    shape = shapes.get(reduction.tensor, shapes.get("residues"))
+    assert shape is not None
     gradient = partials.new_zeros(shape)
     for role in range(reduction.view.roles):
         view = dataclasses.replace(reduction.view, role=role)
@@ -295,6 +348,8 @@ class _Launch:
     held: dict[str, _Held] = field(default_factory=dict)
     taps: dict[str, Tensor] = field(default_factory=dict)  # (K, 1, D, 1), lag 0 first
     totals: dict[str, Tensor] = field(default_factory=dict)  # (K, B, D, N)
+    modes: Modes | None = None
+    parameters: Tensors = field(default_factory=dict)
     stored: dict[str, Tensor] = field(default_factory=dict)  # (B, D, L)
 
     def execute(self, statement: Statement, tensors: Tensors, parameters: Tensors) -> None:
@@ -306,10 +361,32 @@ class _Launch:
             ):
                 taps = _channel_taps(self.spec, view, parameters[view.tensor].to(self.like))
                 self.taps[out] = taps.T[:, None, :, None]
+            case LoadModes(poles=poles, residues=residues):
+                self.modes = Modes(out="filter", poles=poles, residues=residues)
+                self.parameters = parameters
+            case Blocks(out=out, x=x):
+                self.blocks[out] = self.store(self.take(x))
+            case ModalConv(out=out, blocks=blocks, direction=direction, rows=rows):
+                assert self.modes is not None
+                whole = self.blocks[blocks]
+                h = _modal_filter(self.spec, self.modes, self.parameters, whole)  # (D, L)
+                y = _long_conv(whole, h.T[..., None], direction)  # blocks and states in one
+                self.hold(out, self.load(y, rows), rows)
+            case ModalGradient(out=out, grad=grad, blocks=blocks):
+                steps = self.like.shape[2]
+                lags = _long_gradient(self.blocks[grad], self.blocks[blocks], steps)
+                self.totals[out] = lags  # (L, D)
+            case StoreModes(total=total, first=first, length=length):
+                assert self.modes is not None
+                lags = self.totals[total]
+                sums = _mode_sums(self.spec, self.modes, self.parameters, lags)  # (2, D, N)
+                self.partials[first : first + 2 * length] = sums.transpose(1, 2).flatten(0, 1)
+            case ZeroModes() | LoadState() | KeepState() | States() | Reread():
+                pass  # nothing is cut into tiles here
             case ZeroTaps(out=out, length=length):
                 batch, channels, steps = self.like.shape
-                blocks = -(-steps // self.block)
-                self.totals[out] = self.like.new_zeros(length, batch, channels, blocks)
+                count = -(-steps // self.block)
+                self.totals[out] = self.like.new_zeros(length, batch, channels, count)
             case LoadRows(out=out, tensor=name, rows=rows):
                 self.hold(out, self.load(tensors[name].to(self.like), rows), rows)
             case Extend(out=out, x=x, rows=rows):

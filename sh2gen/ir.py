@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import assert_never
+from typing import assert_never, get_args
 
 import networkx as nx
 
-from sh2gen.spec import Bias, OpSpec, Projection, Skip, TapOrder
+from sh2gen.spec import Bias, FilterKind, OpSpec, Projection, Skip, TapOrder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class ParameterView:
         tensor: the parameter's name in the spec.
         width: consecutive channels that share a row (1: a private row for each channel).
         length: taps in a row, or None for a row of a single number.
-        order: which tap is lag 0.
+        order: which tap is lag 0; None for modes, which are no taps.
         role: index of the input whose rows these are (featurizer only).
         roles: how many inputs share the tensor (1 if it is not packed).
         interleaved: packed as channel * roles + role, instead of role * channels + channel.
@@ -36,7 +36,7 @@ class ParameterView:
     tensor: str
     width: int = 1
     length: int | None = None
-    order: TapOrder = TapOrder.LAG_FIRST
+    order: TapOrder | None = TapOrder.LAG_FIRST
     role: int = 0
     roles: int = 1
     interleaved: bool = False
@@ -57,6 +57,19 @@ class Parameter:
 
     out: str
     view: ParameterView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Modes:
+    """Taps of any number, sums of exponentials: taps[j] = sum_n residues[n] exp(poles[n] j).
+
+    Attributes:
+        poles, residues: a row of N modes each, for the same channels.
+    """
+
+    out: str
+    poles: ParameterView
+    residues: ParameterView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +148,18 @@ class TapGradient:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModeGradient:
+    """The gradients of poles and residues, from those g[j] = sum of grad[t] x[t - j] of all taps:
+    out[0][row, n] = residue_n sum_j j exp(a_n j) g[j] and out[1][row, n] = sum_j exp(a_n j) g[j].
+    """
+
+    out: str
+    grad: str
+    x: str
+    modes: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelSum:
     """out[row] = sum over b, t and the row's channels of x: gradient of a vector parameter."""
 
@@ -146,6 +171,7 @@ class ChannelSum:
 Node = (
     Input
     | Parameter
+    | Modes
     | Conv
     | Multiply
     | Add
@@ -154,20 +180,26 @@ Node = (
     | Silu
     | SiluGradient
     | TapGradient
+    | ModeGradient
     | ChannelSum
 )
+GRADIENTS = TapGradient | ModeGradient | ChannelSum  # nodes that sum over time, to a parameter
 
 
 def activations(node: Node) -> tuple[str, ...]:
     """The activation values that a node uses, in the order of its text."""
     match node:
-        case Input() | Parameter():
+        case Input() | Parameter() | Modes():
             return ()
         case Conv(x=x) | Scale(x=x) | Shift(x=x) | Silu(x=x) | ChannelSum(x=x):
             return (x,)
         case Multiply(a=a, b=b) | Add(a=a, b=b):
             return (a, b)
-        case SiluGradient(grad=grad, x=x) | TapGradient(grad=grad, x=x):
+        case (
+            SiluGradient(grad=grad, x=x)
+            | TapGradient(grad=grad, x=x)
+            | ModeGradient(grad=grad, x=x)
+        ):
             return (grad, x)
     assert_never(node)
 
@@ -175,7 +207,7 @@ def activations(node: Node) -> tuple[str, ...]:
 def parameter(node: Node) -> str | None:
     """The parameter value that a node uses, if it uses one."""
     match node:
-        case Conv(taps=name) | Scale(factor=name) | Shift(offset=name):
+        case Conv(taps=name) | Scale(factor=name) | Shift(offset=name) | ModeGradient(modes=name):
             return name
         case _:
             return None
@@ -188,6 +220,9 @@ def text(node: Node) -> str:
             return f"{node.out} = input"
         case Parameter(view=view):
             return f"{node.out} = parameter {_view_text(view)}"
+        case Modes(poles=poles, residues=residues):
+            both = f"{_view_text(poles)}, {residues.tensor}"
+            return f"{node.out} = modes {both}"
         case Conv():
             return f"{node.out} = conv[{node.direction:+d}]({node.x}, {node.taps})"
         case Multiply():
@@ -204,6 +239,8 @@ def text(node: Node) -> str:
             return f"{node.out} = silu_gradient({node.grad}, {node.x})"
         case TapGradient():
             return f"{node.out} = tap_gradient({node.grad}, {node.x}) -> {_view_text(node.view)}"
+        case ModeGradient():
+            return f"{node.out} = mode_gradient({node.grad}, {node.x}, {node.modes})"
         case ChannelSum():
             return f"{node.out} = channel_sum({node.x}) -> {_view_text(node.view)}"
     assert_never(node)
@@ -214,7 +251,10 @@ def _view_text(view: ParameterView) -> str:
     if view.roles > 1:
         packing = "interleaved" if view.interleaved else "in blocks"
         rows += f", role {view.role} of {view.roles} {packing}"
-    taps = f", {view.length} taps {view.order.value}" if view.length else ""
+    if view.order is None:
+        taps = f", {view.length} modes"
+    else:
+        taps = f", {view.length} taps {view.order.value}" if view.length else ""
     return f"{view.tensor} ({rows}{taps})"
 
 
@@ -241,13 +281,14 @@ class Graph:
             assert node.out not in kinds, f"{node.out} is defined twice"
             for name in activations(node):
                 assert name in kinds, f"{text(node)}: {name} is used before it is defined"
-                assert kinds[name] not in (Parameter, TapGradient, ChannelSum), (
+                assert kinds[name] not in (Parameter, Modes, *get_args(GRADIENTS)), (
                     f"{text(node)}: {name} is no activation"
                 )
             name_of_parameter = parameter(node)
-            assert name_of_parameter is None or kinds.get(name_of_parameter) is Parameter, (
-                f"{text(node)}: {name_of_parameter} is no parameter"
-            )
+            assert name_of_parameter is None or kinds.get(name_of_parameter) in (
+                Parameter,
+                Modes,
+            ), f"{text(node)}: {name_of_parameter} is no parameter"
             kinds[node.out] = type(node)
         for name in self.outputs:
             assert name in kinds, f"output {name} is never defined"
@@ -262,14 +303,28 @@ class Graph:
         return tuple(node.out for node in self.nodes if isinstance(node, Input))
 
     @property
-    def parameters(self) -> tuple[Parameter, ...]:
-        return tuple(node for node in self.nodes if isinstance(node, Parameter))
+    def parameters(self) -> tuple[Parameter | Modes, ...]:
+        return tuple(node for node in self.nodes if isinstance(node, Parameter | Modes))
+
+    @property
+    def views(self) -> tuple[ParameterView, ...]:
+        """What is read of parameter tensors, in order."""
+        views: list[ParameterView] = []
+        for node in self.parameters:
+            views += [node.view] if isinstance(node, Parameter) else [node.poles, node.residues]
+        return tuple(views)
 
     def view(self, name: str) -> ParameterView:
         """The view behind a parameter value."""
         node = self.by_name[name]
         assert isinstance(node, Parameter)
         return node.view
+
+    def modes(self, name: str) -> Modes:
+        """The modes behind the value of a modal filter."""
+        node = self.by_name[name]
+        assert isinstance(node, Modes)
+        return node
 
     def network(self) -> nx.DiGraph[str]:
         """Values as vertices, uses as edges: for cycles, cuts and drawing."""
@@ -330,13 +385,22 @@ def operator_graph(spec: OpSpec) -> Graph:
     z = features.get("v", features.get("x", ""))
     if spec.gates.pre:
         z = define(Multiply(out="z", a=features["k"], b=z))
-    taps_view = ParameterView(
-        tensor="filter",
-        width=spec.group_width,
-        length=spec.filter.length,
-        order=spec.filter.taps,
-    )
-    taps = define(Parameter(out="filter", view=taps_view))
+    if spec.filter.kind is FilterKind.MODAL:
+        poles, residues = (
+            ParameterView(
+                tensor=name, width=spec.group_width, length=spec.filter.modes, order=None
+            )
+            for name in ("log_poles", "residues")
+        )
+        taps = define(Modes(out="filter", poles=poles, residues=residues))
+    else:
+        taps_view = ParameterView(
+            tensor="filter",
+            width=spec.group_width,
+            length=spec.filter.length,
+            order=spec.filter.taps,
+        )
+        taps = define(Parameter(out="filter", view=taps_view))
     pre = define(Conv(out="conv", x=z, taps=taps, direction=+1))
     if spec.skip is not Skip.NONE:
         rows = spec.channels if spec.skip is Skip.CHANNEL else spec.filter.groups

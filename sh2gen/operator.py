@@ -161,11 +161,9 @@ class InterpreterRunner:
         saved = self.namespace.launch_forward(tensors, detached)[1:] if saves else []
         results = self.namespace.launch_backward(dy, tensors, detached, saved)
         found = dict(zip(inputs, results, strict=False))
-        for (name, leaf), value, grad in zip(
-            weights.items(), effective, results[len(tensors) :], strict=True
-        ):
-            found[name] = grad if value is leaf else torch.autograd.grad(value, leaf, grad)[0]
-        return found
+        leaves = list(weights.values())
+        gradients = torch.autograd.grad(effective, leaves, results[len(tensors) :])
+        return found | dict(zip(weights, gradients, strict=True))
 
     def _outputs(self, inputs: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> list[Tensor]:
         for x in inputs:
@@ -175,8 +173,8 @@ class InterpreterRunner:
         return found
 
     def _effective(self, parameters: Mapping[str, Tensor]) -> list[Tensor]:
-        """The parameters as kernels take them: a decay filter with its decay applied."""
-        values = list(parameters.values())
-        if hasattr(self.namespace, "decayed"):
-            values[0] = self.namespace.decayed(values[0])
-        return values
+        """The parameters as kernels take them: a decay filter with its decay applied, poles."""
+        if hasattr(self.namespace, "effective"):
+            found: list[Tensor] = self.namespace.effective(**parameters)
+            return found
+        return list(parameters.values())

@@ -291,6 +291,144 @@ class StoreToeplitz:
         return f"store_toeplitz({self.total})"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadModes:
+    """The modes of a channel's filter, as tables of exponentials that tiles need."""
+
+    out: str
+    poles: ParameterView
+    residues: ParameterView
+
+    def __str__(self) -> str:
+        tensors = f"{self.poles.tensor}, {self.residues.tensor}"
+        return f"{self.out} = load_modes({tensors}, {self.poles.length})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZeroModes:
+    """Accumulators from which the gradients of `length` poles and residues are made."""
+
+    out: str
+    length: int
+
+    def __str__(self) -> str:
+        return f"{self.out} = zero_modes()"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blocks:
+    """x as a matrix that products read: blocks of consecutive steps by steps."""
+
+    out: str
+    x: Operand
+
+    def __str__(self) -> str:
+        return f"{self.out} = block_of({self.x})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadState:
+    """The state before the tile, which forward has kept."""
+
+    out: str
+
+    def __str__(self) -> str:
+        return f"{self.out} = load_state(states)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepState:
+    """Write the state before the tile, if backward will follow."""
+
+    state: str
+
+    def __str__(self) -> str:
+        return f"keep_state(states, {self.state})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class States:
+    """The states of all modes before each block (direction +1), or those of the adjoint after
+    each (-1), from the blocks themselves and the state at the tile's edge, which is updated.
+    """
+
+    out: str
+    blocks: str
+    modes: str
+    state: str
+    direction: int
+
+    @property
+    def helper(self) -> str:
+        return "states_before" if self.direction == +1 else "states_after"
+
+    def __str__(self) -> str:
+        arguments = f"{self.blocks}, {self.modes}, {self.state}"
+        return f"{self.out}, {self.state} = {self.helper}({arguments})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModalConv:
+    """Convolution with modes (direction +1), or its adjoint (-1): of each block with itself, and
+    with all others through the states.
+    """
+
+    out: str
+    blocks: str
+    states: str
+    modes: str
+    direction: int
+    rows: Rows = BLOCK
+
+    @property
+    def helper(self) -> str:
+        return "modal" if self.direction == +1 else "modal_adjoint"
+
+    def __str__(self) -> str:
+        return f"{self.out} = {self.helper}({self.blocks}, {self.states}, {self.modes})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModalGradient:
+    """Add products of blocks and states with those of the adjoint to accumulators."""
+
+    out: str
+    grad: str
+    grad_states: str
+    blocks: str
+    states: str
+
+    def __str__(self) -> str:
+        arguments = f"{self.grad}, {self.grad_states}, {self.blocks}, {self.states}"
+        return f"{self.out} += modal_gradient({arguments})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreModes:
+    """Write the gradients of poles, then of residues, to rows first, first + 1, ... of this
+    program's partial sums.
+    """
+
+    total: str
+    modes: str
+    first: int
+    length: int
+
+    def __str__(self) -> str:
+        return f"store_modes({self.first}, {self.total}, {self.modes})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reread:
+    """What follows loads again what was loaded before, and keeps registers free until then."""
+
+    def __str__(self) -> str:
+        return "reread()"
+
+
+# What runs on the tensor cores, between phases.
+Product = Toeplitz | ToeplitzGradient | LoadState | States | ModalConv | ModalGradient
+
 Statement = (
     LoadTaps
     | LoadVector
@@ -309,6 +447,16 @@ Statement = (
     | Toeplitz
     | ToeplitzGradient
     | StoreToeplitz
+    | LoadModes
+    | ZeroModes
+    | Blocks
+    | LoadState
+    | KeepState
+    | States
+    | ModalConv
+    | ModalGradient
+    | StoreModes
+    | Reread
 )
 
 
@@ -333,9 +481,11 @@ class TileProgram:
         yield from (*self.prologue, *self.body, *self.epilogue)
 
     @property
-    def totals(self) -> tuple[ZeroTaps | ZeroToeplitz, ...]:
+    def totals(self) -> tuple[ZeroTaps | ZeroToeplitz | ZeroModes, ...]:
         """The accumulators."""
-        return tuple(s for s in self.prologue if isinstance(s, ZeroTaps | ZeroToeplitz))
+        return tuple(
+            s for s in self.prologue if isinstance(s, ZeroTaps | ZeroToeplitz | ZeroModes)
+        )
 
     @property
     def reach(self) -> Rows:
@@ -358,21 +508,30 @@ class TileProgram:
     @property
     def parameters(self) -> tuple[str, ...]:
         """Parameter tensors read, each once, in order."""
-        loads = LoadTaps | LoadVector | LoadToeplitz
-        views = [s.view.tensor for s in self.prologue if isinstance(s, loads)]
-        return tuple(dict.fromkeys(views))
+        tensors: list[str] = []
+        for s in self.prologue:
+            match s:
+                case LoadTaps(view=view) | LoadVector(view=view) | LoadToeplitz(view=view):
+                    tensors.append(view.tensor)
+                case LoadModes(poles=poles, residues=residues):
+                    tensors += [poles.tensor, residues.tensor]
+                case _:
+                    pass
+        return tuple(dict.fromkeys(tensors))
 
     @property
     def partial_rows(self) -> int:
         """Rows of partial sums that each program writes."""
-        return sum(s.length for s in self.prologue if isinstance(s, ZeroTaps))
+        rows = sum(s.length for s in self.prologue if isinstance(s, ZeroTaps))
+        return rows + sum(2 * s.length for s in self.prologue if isinstance(s, ZeroModes))
 
     def validate(self) -> None:
         """Assert that every operand exists and holds the rows that are asked of it."""
         held: dict[str, Rows] = {}
         blocks: set[str] = set()
+        states: set[str] = set()
         totals = {s.out for s in self.totals}
-        loads = LoadTaps | LoadVector | LoadToeplitz
+        loads = LoadTaps | LoadVector | LoadToeplitz | LoadModes
         constants = {s.out for s in self.prologue if isinstance(s, loads)}
         for statement in self.body:
             operands: tuple[Operand, ...] = ()
@@ -402,6 +561,21 @@ class TileProgram:
                 case ToeplitzGradient(out=out, grad=grad, blocks=source):
                     assert {grad, source} <= blocks, f"{statement}: not remembered"
                     assert out in totals, f"{statement}: {out} is not zeroed"
+                case Blocks(x=x, out=out):
+                    assert x.rows == BLOCK, f"{statement}: the block's own rows only"
+                    blocks.add(out)
+                    operands = (x,)
+                case States(out=out, blocks=source, modes=modes):
+                    assert source in blocks, f"{statement}: no {source}"
+                    assert modes in constants, f"{statement}: {modes} is not loaded"
+                    states.add(out)
+                case ModalConv(blocks=source, states=found, modes=modes):
+                    assert source in blocks and found in states, f"{statement}: not computed"
+                    assert modes in constants, f"{statement}: {modes} is not loaded"
+                case ModalGradient(out=out, grad=grad, grad_states=after, blocks=x, states=before):
+                    assert {grad, x} <= blocks, f"{statement}: blocks are not computed"
+                    assert {after, before} <= states, f"{statement}: states are not computed"
+                    assert out in totals, f"{statement}: {out} is not zeroed"
                 case Accumulate(operands=operands, out=out):
                     assert out in totals, f"{statement}: {out} is not zeroed"
                 case StoreRows(x=x):
@@ -413,11 +587,13 @@ class TileProgram:
                 assert operand.name in held, f"{statement}: {operand.name} is not defined"
                 have = held[operand.name]
                 assert have.join(operand.rows) == have, f"{statement}: {operand.name} holds {have}"
-            if isinstance(statement, LoadRows | Fir | Rowwise | Extend | Toeplitz | Recall):
+            if isinstance(
+                statement, LoadRows | Fir | Rowwise | Extend | Toeplitz | Recall | ModalConv
+            ):
                 assert statement.out not in held, f"{statement}: {statement.out} is defined twice"
                 held[statement.out] = statement.rows
         for statement in self.epilogue:
-            assert isinstance(statement, StorePartial | StoreToeplitz)
+            assert isinstance(statement, StorePartial | StoreToeplitz | StoreModes)
             assert statement.total in totals, f"{statement}: {statement.total} is not zeroed"
 
     def __str__(self) -> str:
@@ -446,7 +622,7 @@ class Phases:
 
     ahead: tuple[Statement, ...]
     own: tuple[Statement, ...]
-    products: tuple[Toeplitz | ToeplitzGradient, ...]
+    products: tuple[Product, ...]
     convolved: tuple[Statement, ...]
     adjoint: tuple[Statement, ...]
 
@@ -518,6 +694,7 @@ class EagerConv(StrEnum):
     """How the plain-PyTorch path of a generated file convolves."""
 
     DIRECT = "direct"
+    MODAL = "modal"
     FFT = "fft"
 
 
@@ -529,6 +706,7 @@ class Plan:
         algorithm: the lowering that proposed it.
         layout: of every activation.
         saved: forward values that are stored for backward; all others are recomputed.
+        states: whether forward stores the states before its tiles, if backward is to follow.
         graph: the forward operator.
         backward_graph: its adjoint under the cut `saved`.
         forward: the kernel, or None if the plain-PyTorch path is the algorithm.
@@ -540,6 +718,7 @@ class Plan:
     algorithm: str
     layout: Layout
     saved: tuple[str, ...] = ()
+    states: bool = False
     graph: Graph
     backward_graph: Graph
     forward: KernelPlan | None = None
@@ -550,7 +729,8 @@ class Plan:
     @property
     def name(self) -> str:
         """How the command line and records refer to it: algorithm/layout/what is saved."""
-        keep = "save-" + "-".join(self.saved) if self.saved else "recompute"
+        saved = (*self.saved, *(["states"] if self.states else []))
+        keep = "save-" + "-".join(saved) if saved else "recompute"
         return f"{self.algorithm}/{self.layout.value}/{keep}"
 
     @property

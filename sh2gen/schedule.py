@@ -157,6 +157,7 @@ def _facts(spec: OpSpec) -> dict[str, int]:
         "WIDTH2": 1 << (spec.group_width - 1).bit_length(),
         "OPERAND": 2 if spec.dtype.io is DType.BFLOAT16 else 4,
         "K": spec.filter.length or 0,
+        "MODES": spec.filter.modes or 0,
         "F": spec.featurizer.length if spec.featurizer else 1,
         "TERMS": (spec.skip is not Skip.NONE) + (spec.bias is not Bias.NONE),
     }
@@ -187,6 +188,19 @@ def schedule(
         direction: space(spec, plan, direction).check(direction, changes.get(direction, {}))
         for direction in DIRECTIONS
     }
+    if plan.states:
+        tiles = {
+            direction: values["SEGMENTS"] * values["BLOCK_T"]
+            for direction, values in ((name, dict(found)) for name, found in numbers.items())
+        }
+        if len(set(tiles.values())) > 1:
+            raise Sh2genError(
+                "K003",
+                "forward and backward have tiles of different length, "
+                f"{tiles['forward']} and {tiles['backward']} steps: backward starts from the "
+                "states that forward keeps before its tiles",
+                help="make SEGMENTS * BLOCK_T the same in both directions",
+            )
     return Schedule(plan=plan.name, **numbers)
 
 

@@ -12,6 +12,17 @@ BLOCKS = (8, 16, 32, 64)
 PRIMES = (3, 5, 11, 13, 29, 37, 61, 127)
 
 
+TAPS: dict[str, object] = {"kind": "explicit", "length": 4, "groups": 2}
+MODES: dict[str, object] = {
+    "kind": "modal", "modes": 3, "parametrisation": "log_poles", "groups": 2
+}  # fmt: skip
+
+
+def filter_for(algorithm: str) -> dict[str, object]:
+    """A filter of two groups that an algorithm computes."""
+    return MODES if algorithm == "modal" else TAPS
+
+
 def register_profiles() -> None:
     """`ci`, the default, and `nightly` (pytest --hypothesis-profile=nightly)."""
     settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25)

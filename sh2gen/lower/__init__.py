@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sh2gen.errors import Sh2genError
-from sh2gen.lower import direct, fft, toeplitz
+from sh2gen.lower import direct, fft, modal, toeplitz
 from sh2gen.lower.verdict import Verdict
 from sh2gen.plan import Plan
 from sh2gen.spec import OpSpec
@@ -28,6 +28,7 @@ class Algorithm:
 ALGORITHMS: dict[str, Algorithm] = {
     "direct": Algorithm(direct.applies, direct.lower),
     "toeplitz": Algorithm(toeplitz.applies, toeplitz.lower),
+    "modal": Algorithm(modal.applies, modal.lower),
     "fft": Algorithm(fft.applies, fft.lower),
 }
 

@@ -11,6 +11,8 @@ from sh2gen.ir import (
     Conv,
     Graph,
     Input,
+    ModeGradient,
+    Modes,
     Multiply,
     Node,
     Parameter,
@@ -77,6 +79,8 @@ def demanded_rows(graph: Graph, stored: tuple[str, ...]) -> dict[str, Rows]:
                 demand(x, _source_rows(graph, node, rows[node.out]))
             case Input() | Parameter():
                 pass
+            case Modes() | ModeGradient():
+                raise AssertionError("modes have no taps to reach back by")
             case Multiply() | Add() | Scale() | Shift() | Silu() | SiluGradient():
                 for name in activations(node):
                     demand(name, rows[node.out])
@@ -115,6 +119,8 @@ def tile_program(
         match node:
             case Input(out=out):
                 body.append(LoadRows(out=out, tensor=out, rows=rows[out]))
+            case Modes() | ModeGradient():
+                raise AssertionError("modes have no taps to multiply by")
             case Parameter(out=out, view=view):
                 load = LoadTaps if view.length else LoadVector
                 prologue.append(load(out=out, view=view))
@@ -189,7 +195,7 @@ def partial_sums(
 
 def _reduction_key(graph: Graph, view: ParameterView) -> tuple[int, int]:
     """Parameter tensors in the order of the graph, the roles of a packed one side by side."""
-    tensors = list(dict.fromkeys(node.view.tensor for node in graph.parameters))
+    tensors = list(dict.fromkeys(view.tensor for view in graph.views))
     # A bias is a parameter of the forward graph only: it comes after those that backward reads.
     position = tensors.index(view.tensor) if view.tensor in tensors else len(tensors)
     return position, view.role

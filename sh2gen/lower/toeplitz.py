@@ -14,50 +14,21 @@ e_n^T z_{n-s} in registers over the whole walk.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import assert_never
-
-import networkx as nx
-
-from sh2gen.ir import (
-    Add,
-    ChannelSum,
-    Conv,
-    Graph,
-    Input,
-    Multiply,
-    Node,
-    Parameter,
-    Scale,
-    Shift,
-    Silu,
-    SiluGradient,
-    TapGradient,
-    activations,
-    operator_graph,
-    parameter,
-)
-from sh2gen.lower.rows import FUNCTIONS, layouts, partial_sums
+from sh2gen.ir import Conv, Graph, Modes, Parameter, TapGradient, activations, operator_graph
+from sh2gen.lower.rows import layouts, partial_sums
+from sh2gen.lower.streams import Stream
 from sh2gen.lower.verdict import Verdict, later_fields
 from sh2gen.passes import adjoint, phases
 from sh2gen.plan import (
     BLOCK,
-    Accumulate,
     EagerConv,
-    Extend,
-    Fir,
     KernelPlan,
     Layout,
-    LoadRows,
-    LoadTaps,
     LoadToeplitz,
-    LoadVector,
     Operand,
     Plan,
     Reduction,
     Remember,
-    Rows,
-    Rowwise,
     Statement,
     StoreRows,
     StoreToeplitz,
@@ -126,128 +97,23 @@ def _plan(spec: OpSpec, layout: Layout) -> Plan:
     )
 
 
-@dataclass(slots=True)
-class _Builder:
-    """Statements of the nodes of a graph, for a stream in one direction of time.
+class _Stream(Stream):
+    """Convolutions read remembered blocks."""
 
-    Every value is held for the tile's own steps only; loads add the left context of the
-    featurizer, and its adjoint extends to the right by what the stream has just computed.
-    """
+    def load_filter(self, node: Parameter | Modes) -> Statement:
+        assert isinstance(node, Parameter)
+        return LoadToeplitz(out=node.out, view=node.view)
 
-    graph: Graph
-    time: int
-    prologue: list[Statement] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        for node in self.graph.parameters:
-            if node.view.tensor == "filter":
-                self.prologue.append(LoadToeplitz(out=node.out, view=node.view))
-            elif node.view.length:
-                self.prologue.append(LoadTaps(out=node.out, view=node.view))
-            else:
-                self.prologue.append(LoadVector(out=node.out, view=node.view))
-
-    def long(self, node: Node) -> bool:
-        """Whether a node convolves with the filter, by matrix products."""
-        name = parameter(node)
-        return isinstance(node, Conv) and name is not None and self.tensor(name) == "filter"
-
-    def tensor(self, name: str) -> str:
-        return self.graph.view(name).tensor
-
-    def conv(self, direction: int) -> Conv | None:
-        """The convolution with the filter in one direction, if there is one."""
-        for node in self.graph.nodes:
-            if isinstance(node, Conv) and self.long(node) and node.direction == direction:
-                return node
-        return None
-
-    def lag(self, name: str) -> int:
-        """Steps of left context that a value needs: inputs of a featurizer only."""
-        lengths = [
-            self.graph.view(node.taps).length or 1
-            for node in self.graph.nodes
-            if isinstance(node, Conv) and node.x == name and node.direction == +1
-            if not self.long(node)
-        ]
-        return max(lengths, default=1) - 1
-
-    def before(self, names: list[str]) -> set[str]:
-        """Activations that the named values depend on within a tile, and these themselves.
-
-        A convolution with the filter reads remembered blocks instead of its argument.
-        """
-        network: nx.DiGraph[str] = nx.DiGraph()
-        for node in self.graph.nodes:
-            network.add_node(node.out)
-            if not self.long(node):
-                network.add_edges_from((x, node.out) for x in activations(node))
-        return set(names).union(*(nx.ancestors(network, name) for name in names))
-
-    def statements(self, node: Node, suffix: str = "", ahead: bool = False) -> list[Statement]:
-        """One node of the tile, or with a suffix of the tile that is LEAD steps earlier."""
-
-        def own(name: str) -> Operand:
-            return Operand(name + suffix, BLOCK)
-
-        out = node.out + suffix
-        match node:
-            case Input():
-                lag = self.lag(node.out)
-                carried = bool(lag) and self.time == +1
-                rows = Rows(-lag, 0)
-                return [
-                    LoadRows(out=out, tensor=node.out, rows=rows, carried=carried, ahead=ahead)
-                ]
-            case Conv(x=x, taps=taps, direction=direction) if self.long(node):
-                blocks = f"{x}_blocks"
-                return [Toeplitz(out=out, blocks=blocks, taps=taps, direction=direction)]
-            case Conv(x=x, taps=taps, direction=direction):
-                length = self.graph.view(taps).length or 1
-                if direction == +1:
-                    source = Operand(x + suffix, Rows(1 - length, 0))
-                    extension: list[Statement] = []
-                elif length == 1:
-                    source, extension = own(x), []
-                else:
-                    rows = Rows(0, length - 1)
-                    source = Operand(f"{x}_on", rows)
-                    extension = [Extend(out=source.name, x=own(x), count=length - 1, rows=rows)]
-                fir = Fir(
-                    out=out, x=source, taps=taps, length=length, direction=direction, rows=BLOCK
-                )
-                return [*extension, fir]
-            case Multiply() | Add() | Scale() | Shift() | Silu() | SiluGradient():
-                return [
-                    Rowwise(
-                        out=out,
-                        function=FUNCTIONS[type(node)],
-                        operands=tuple(map(own, activations(node))),
-                        vector=parameter(node),
-                        rows=BLOCK,
-                    )
-                ]
-            case TapGradient(grad=grad, x=x, view=view):
-                assert view.length is not None
-                operands = (own(grad), Operand(x, Rows(1 - view.length, 0)))
-                return [
-                    Accumulate(
-                        out=out, function="tap_gradient", operands=operands, length=view.length
-                    )
-                ]
-            case ChannelSum(x=x):
-                return [Accumulate(out=out, function="channel_sum", operands=(own(x),), length=1)]
-            case Parameter():
-                return []
-            case _:
-                assert_never(node)
+    def product(self, conv: Conv) -> Statement:
+        return Toeplitz(
+            out=conv.out, blocks=f"{conv.x}_blocks", taps=conv.taps, direction=conv.direction
+        )
 
 
 def _forward(graph: Graph) -> TileProgram:
     """A stream forward in time."""
-    builder = _Builder(graph, time=+1)
+    builder = _Stream(graph, time=+1, carries=True)
     conv = builder.conv(+1)
-    assert conv is not None
     length = graph.view(conv.taps).length or 1
     remembered = builder.before([conv.x])
     remember = Remember(out=f"{conv.x}_blocks", x=Operand(conv.x, BLOCK), length=length)
@@ -269,16 +135,12 @@ def _backward(graph: Graph, stores: dict[str, str]) -> tuple[TileProgram, tuple[
         graph: the backward graph.
         stores: tensor name -> value, for the gradients of inputs.
     """
-    builder = _Builder(graph, time=-1)
+    builder = _Stream(graph, time=-1)
     conv = builder.conv(-1)
     (taps,) = [n for n in graph.nodes if isinstance(n, TapGradient) and n.view.tensor == "filter"]
-    assert conv is not None and taps.grad == conv.x
+    assert taps.grad == conv.x
     length = taps.view.length or 1
-    sums = [
-        node
-        for node in graph.nodes
-        if isinstance(node, TapGradient | ChannelSum) and node is not taps
-    ]
+    sums = builder.sums()
     ahead: list[Statement] = []
     for name in _ordered(graph, builder.before([taps.x])):
         ahead += builder.statements(graph.by_name[name], suffix="_ahead", ahead=True)

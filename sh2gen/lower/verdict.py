@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sh2gen.spec import FilterKind, OpSpec, Sequences
+from sh2gen.spec import OpSpec, Sequences
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,6 @@ class Verdict:
 
 def later_fields(spec: OpSpec) -> Iterator[str]:
     """Why no lowering can serve this spec yet, for fields that only the language knows so far."""
-    if spec.filter.kind is FilterKind.MODAL:
-        yield "modal filters have no lowering yet"
     if spec.state is not None and (spec.state.initial or spec.state.final):
         yield "initial and final states have no lowering yet; leave `state` out"
     if spec.sequences is not Sequences.DENSE:

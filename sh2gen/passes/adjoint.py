@@ -11,6 +11,8 @@ from sh2gen.ir import (
     Conv,
     Graph,
     Input,
+    ModeGradient,
+    Modes,
     Multiply,
     Node,
     Parameter,
@@ -68,7 +70,7 @@ def adjoint(graph: Graph, saved: tuple[str, ...] = ()) -> Graph:
         return first
 
     for node in reversed(graph.nodes):
-        if isinstance(node, Parameter):
+        if isinstance(node, Parameter | Modes):
             continue
         grad = total(node.out)
         match node:
@@ -77,7 +79,10 @@ def adjoint(graph: Graph, saved: tuple[str, ...] = ()) -> Graph:
             case Conv(x=x, taps=taps, direction=direction):
                 assert direction == +1, "only causal operators are differentiated"
                 contribute(x, define(Conv(out=name_of_term(x), x=grad, taps=taps, direction=-1)))
-                define(TapGradient(out=f"d_{taps}", grad=grad, x=x, view=graph.view(taps)))
+                if isinstance(graph.by_name[taps], Modes):
+                    define(ModeGradient(out=f"d_{taps}", grad=grad, x=x, modes=taps))
+                else:
+                    define(TapGradient(out=f"d_{taps}", grad=grad, x=x, view=graph.view(taps)))
             case Multiply(a=a, b=b):
                 contribute(a, define(Multiply(out=name_of_term(a), a=grad, b=b)))
                 contribute(b, define(Multiply(out=name_of_term(b), a=grad, b=a)))
@@ -93,7 +98,7 @@ def adjoint(graph: Graph, saved: tuple[str, ...] = ()) -> Graph:
                 define(ChannelSum(out=f"d_{offset}", x=grad, view=graph.view(offset)))
             case Silu(x=x):
                 contribute(x, define(SiluGradient(out=name_of_term(x), grad=grad, x=x)))
-            case SiluGradient() | TapGradient() | ChannelSum():
+            case SiluGradient() | TapGradient() | ModeGradient() | ChannelSum():
                 raise AssertionError("a backward graph is not differentiated again")
             case _:
                 assert_never(node)

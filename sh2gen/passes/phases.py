@@ -10,11 +10,14 @@ import networkx as nx
 from sh2gen.plan import (
     BLOCK,
     Accumulate,
+    Blocks,
     Extend,
     Fir,
     LoadRows,
+    ModalConv,
     Operand,
     Phases,
+    Product,
     Recall,
     Remember,
     Rowwise,
@@ -22,7 +25,6 @@ from sh2gen.plan import (
     StoreRows,
     TileProgram,
     Toeplitz,
-    ToeplitzGradient,
 )
 
 
@@ -37,11 +39,11 @@ def phases(program: TileProgram) -> Phases | None:
         (i for i, s in enumerate(body) if isinstance(s, Remember) and s.ahead), default=-1
     )
     rest = body[ahead_end:]
-    products = tuple(s for s in rest if isinstance(s, Toeplitz | ToeplitzGradient))
-    sums = {s.out: s.direction for s in products if isinstance(s, Toeplitz)}
+    products = tuple(s for s in rest if isinstance(s, Product))
+    sums = {s.out: s.direction for s in products if isinstance(s, Toeplitz | ModalConv)}
     network: nx.DiGraph[str] = nx.DiGraph()
     for statement in rest:
-        if isinstance(statement, LoadRows | Fir | Rowwise | Extend | Toeplitz):
+        if isinstance(statement, LoadRows | Fir | Rowwise | Extend | Toeplitz | ModalConv):
             network.add_node(statement.out)
             network.add_edges_from((x.name, statement.out) for x in _operands(statement))
     convolved: list[Statement] = []
@@ -54,8 +56,10 @@ def phases(program: TileProgram) -> Phases | None:
             if directions == {+1, -1}:
                 return None
             (convolved if directions == {+1} else adjoint).append(statement)
-    remembered = {s.out.removesuffix("_blocks"): s.out for s in body if isinstance(s, Remember)}
-    own = [s for s in rest if isinstance(s, Remember)]
+    own = [s for s in rest if isinstance(s, Remember | Blocks)]
+    remembered = {
+        s.x.name.removesuffix("_ahead"): s.out for s in body if isinstance(s, Remember | Blocks)
+    }
     return Phases(
         ahead=tuple(body[:ahead_end]),
         own=_phase(rest, own, sums, {}, "_a"),
@@ -68,7 +72,7 @@ def phases(program: TileProgram) -> Phases | None:
 def _operands(statement: Statement) -> tuple[Operand, ...]:
     """The values of the tile that a statement reads."""
     match statement:
-        case Fir(x=x) | Extend(x=x) | Remember(x=x) | StoreRows(x=x):
+        case Fir(x=x) | Extend(x=x) | Remember(x=x) | Blocks(x=x) | StoreRows(x=x):
             return (x,)
         case Rowwise(operands=operands) | Accumulate(operands=operands):
             return operands
@@ -131,7 +135,7 @@ def _phase(
                 statements.append(replace(s, out=out + suffix, operands=operands))
             case Accumulate(operands=operands) if s in sinks:
                 statements.append(replace(s, operands=tuple(map(renamed, operands))))
-            case StoreRows(x=x) | Remember(x=x) if s in sinks:
+            case StoreRows(x=x) | Remember(x=x) | Blocks(x=x) if s in sinks:
                 statements.append(replace(s, x=renamed(x)))
             case _:
                 pass

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+BLOCK = 64
+
 
 def chunks(channels: int, width: int, bytes_per_channel: int, budget: int) -> Iterator[slice]:
     """Slices of channels whose temporaries stay below `budget` bytes, at least one channel each.
@@ -98,3 +100,93 @@ def silu_gradient_eager(grad: Tensor, x: Tensor) -> Tensor:
     """grad * silu'(x)."""
     s = torch.sigmoid(x)
     return grad * s * (1 + x * (1 - s))
+
+
+def powers(poles: Tensor, steps: Tensor) -> Tensor:
+    """exp(a t) of poles a (C, N) and steps t (T,): (C, N, T)."""
+    return torch.exp(poles[..., None] * steps.to(poles))
+
+
+def block_steps(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x (B, C, L) in blocks of BLOCK steps, zero beyond its end: (B, C, blocks, BLOCK); and the
+    steps of a block.
+    """
+    padded = functional.pad(x, (0, -x.shape[2] % BLOCK))
+    return padded.unflatten(2, (-1, BLOCK)), torch.arange(BLOCK, device=x.device)
+
+
+def modal_states(blocks: Tensor, poles: Tensor) -> Tensor:
+    """The state of every mode before each block, which is the sum of exp(a d) x, d steps before
+    the last one that is earlier than the block: (B, C, blocks, N).
+    """
+    step = torch.arange(BLOCK, device=blocks.device)
+    added = torch.einsum("bcmj,cnj->bcmn", blocks, powers(poles, BLOCK - 1 - step))
+    lost = torch.expm1(BLOCK * poles)  # not exp, which would drift where a is small
+    state = added.new_zeros(added.shape[:2] + added.shape[3:])
+    states = []
+    for block in added.unbind(2):
+        states.append(state)
+        state = state + (lost * state + block)
+    return torch.stack(states, 2)
+
+
+def conv_modal(x: Tensor, modes: tuple[Tensor, Tensor], direction: int) -> Tensor:
+    """conv_direct with taps[j] = sum_n residues[n] exp(poles[n] j), for any number of steps."""
+    if direction < 0:
+        return conv_modal(x.flip(2), modes, +1).flip(2)
+    poles, residues = modes
+    blocks, step = block_steps(x)
+    taps = (residues[..., None] * powers(poles, step)).sum(1)  # (C, BLOCK)
+    lag = step - step[:, None]
+    matrix = torch.where(lag >= 0, taps[:, lag.clamp(min=0)], 0.0)  # (C, BLOCK, BLOCK)
+    y = torch.einsum("bcmj,cji->bcmi", blocks, matrix)
+    weights = residues[..., None] * powers(poles, step + 1)
+    y += torch.einsum("bcmn,cni->bcmi", modal_states(blocks, poles), weights)
+    return y.flatten(2)[..., : x.shape[2]]
+
+
+def mode_gradient_modal(
+    grad: Tensor, x: Tensor, modes: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Gradients of poles and of residues, (C, N) each: of conv_modal(x, modes, +1) for the
+    gradient `grad` of its result.
+    """
+    poles, residues = modes
+    blocks, step = block_steps(x)
+    grads, _ = block_steps(grad)
+    before = modal_states(blocks, poles)
+    after = modal_states(grads.flip(2, 3), poles).flip(2)
+    products = torch.einsum("bcmj,bcmi->cji", blocks, grads)
+    lags = [torch.diagonal(products, j, 1, 2).sum(1) for j in range(BLOCK)]
+    near = powers(poles, step) * torch.stack(lags, 1)[:, None]
+    ahead = powers(poles, step + 1) * torch.einsum("bcmn,bcmi->cni", before, grads)
+    behind = powers(poles, BLOCK - step) * torch.einsum("bcmn,bcmj->cnj", after, blocks)
+    both = torch.exp(poles * (BLOCK + 1)) * torch.einsum("bcmn,bcmn->cn", before, after)
+    by_pole = (step * near + (step + 1) * ahead + (BLOCK - 1 - step) * behind).sum(2)
+    return residues * (by_pole + BLOCK * both), (near + ahead).sum(2)
+
+
+def modal_taps(modes: tuple[Tensor, Tensor], length: int) -> Tensor:
+    """taps[j] = sum_n residues[n] exp(poles[n] j) for j < length: (C, length)."""
+    poles, residues = modes
+    step = torch.arange(length, device=poles.device)
+    taps = poles.new_zeros(len(poles), length)
+    for mode in range(poles.shape[1]):  # one after the other: all at once are large
+        taps += residues[:, mode, None] * torch.exp(poles[:, mode, None] * step)
+    return taps
+
+
+def mode_gradient_fft(
+    grad: Tensor, x: Tensor, modes: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """mode_gradient_modal by FFT."""
+    poles, residues = modes
+    length = x.shape[2]
+    lags = tap_gradient_fft(grad, x, length)
+    step = torch.arange(length, device=x.device)
+    by_pole, by_residue = torch.zeros_like(poles), torch.zeros_like(poles)
+    for mode in range(poles.shape[1]):
+        weighted = torch.exp(poles[:, mode, None] * step) * lags
+        by_pole[:, mode] = (step * weighted).sum(1)
+        by_residue[:, mode] = weighted.sum(1)
+    return residues * by_pole, by_residue

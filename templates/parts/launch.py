@@ -15,6 +15,7 @@ from templates.parts.reduce import sum_partials
 OP = "op"
 BINARIES: dict = {}
 OPTIONS: dict[str, dict] = {}
+SCHEDULE: dict[str, dict] = {}
 HAS_GLUON = False
 
 
@@ -92,13 +93,30 @@ def stream_programs(
     return along_time, tiles, batch * along_time * along_channels
 
 
+def walk_programs(batch: int, steps: int, schedule: dict[str, int]) -> tuple[int, int, int]:
+    """As `programs` for programs that walk along all of time: 1, tiles of a program, programs in
+    all.
+    """
+    tiles = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
+    return 1, tiles, batch * CHANNELS
+
+
+def allocate_states(like: Tensor, steps: int, modes: int, keep: bool) -> Tensor:
+    """Room for the states before all tiles of so many steps, or none: [batch, tiles, CHANNELS,
+    modes] float32.
+    """
+    schedule = SCHEDULE["forward"]
+    tiles = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"])) if keep else 0
+    return like.new_empty((like.shape[0], tiles, CHANNELS, modes), dtype=torch.float32)
+
+
 def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
     """8 if all strides are multiples of 8 elements, so that accesses are 16 bytes wide; else 1.
 
     Refuses row strides that the 32-bit offsets within a program of so many tiles cannot hold;
     those of the program itself are 64-bit.
     """
-    rows = schedule["BLOCK_D"]
+    rows = schedule.get("BLOCK_D", 1)
     if LAYOUT == "BLD":  # and the steps that it looks back and ahead
         rows = schedule["BLOCK_T"] * schedule.get("SEGMENTS", 1) * tiles + 4096
     step = 8

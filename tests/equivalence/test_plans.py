@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from sh2gen.interpret import evaluate, interpret, parameter_gradients, reduce_partials, run
 from sh2gen.ir import Conv, Multiply, operator_graph
-from sh2gen.lower import ALGORITHMS, plans
+from sh2gen.lower import ALGORITHMS, plans, verdicts
 from sh2gen.lower.rows import tile_program
 from sh2gen.passes import adjoint
 from sh2gen.spec import OpSpec, spec_from_dict
-from tests.strategies import register_profiles, shapes, specs
+from tests.strategies import MODES, TAPS, register_profiles, shapes, specs
 from tests.strategies_schedules import assert_close, random_tensors
 
 register_profiles()
-KINDS = ("explicit", "decay", "freeform")
+KINDS = ("explicit", "decay", "modal", "freeform")
 
 
 @given(st.data())
@@ -65,7 +65,8 @@ def test_every_cut_of_the_graph_gives_the_same_gradients(data: st.DataObject) ->
 def structures() -> list[OpSpec]:
     """Every combination of gates, featurizer, skip, bias, activation and packing."""
     found = []
-    for pre, post, featurizer, skip, bias, activation, packing in itertools.product(
+    for inner, pre, post, featurizer, skip, bias, activation, packing in itertools.product(
+        (TAPS, MODES),
         (False, True),
         (False, True),
         ("none", {"length": 2}),
@@ -83,7 +84,7 @@ def structures() -> list[OpSpec]:
                 {
                     "op": "combined",
                     "channels": 4,
-                    "filter": {"kind": "explicit", "length": 3, "groups": 2},
+                    "filter": inner,
                     "featurizer": featurizer,
                     "gates": {"pre": pre, "post": post},
                     "skip": skip,
@@ -97,7 +98,7 @@ def structures() -> list[OpSpec]:
 
 
 def test_every_structure_equals_the_reference() -> None:
-    assert len(structures()) >= 70
+    assert len(structures()) >= 140
     for spec in structures():
         inputs, parameters, dy = random_tensors(spec, 1, 11)
         for plan in plans(spec):
@@ -107,4 +108,4 @@ def test_every_structure_equals_the_reference() -> None:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_algorithm_is_tried(algorithm: str) -> None:
-    assert any(plans(spec, algorithm) for spec in structures())
+    assert any(verdicts(spec)[algorithm].applies for spec in structures())

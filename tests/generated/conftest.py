@@ -68,6 +68,20 @@ BLOCKS: dict[str, Any] = {  # more taps than `direct` takes
     "gates": GATES,
     "skip": "channel",
 }
+MODAL: dict[str, Any] = {
+    "op": "tiny_modal",
+    "channels": 6,
+    "filter": {"kind": "modal", "modes": 3, "groups": 3, "parametrisation": "p_gamma"},
+    "featurizer": {"length": 3},
+    "gates": GATES,
+    "skip": "channel",
+}
+POLES: dict[str, Any] = {
+    "op": "tiny_poles",
+    "channels": 3,
+    "filter": {"kind": "modal", "modes": 2, "groups": 3, "parametrisation": "log_poles"},
+    "bias": "ungated",
+}
 # Name -> what is computed, and by which plan. All of them differ in more than one way.
 CASES: dict[str, tuple[dict[str, Any], str]] = {
     "hyena_bdl": (HYENA, "direct/BDL/recompute"),
@@ -80,6 +94,9 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "decay": (DECAY, "direct/BDL/recompute"),
     "blocks_bdl": (BLOCKS, "toeplitz/BDL/recompute"),
     "blocks_bld": (BLOCKS, "toeplitz/BLD/recompute"),
+    "modal": (MODAL, "modal/BDL/save-states"),
+    "modal_fft": (MODAL, "fft/BLD/recompute"),
+    "poles": (POLES, "modal/BDL/save-states"),
 }
 
 
@@ -125,8 +142,11 @@ class Case:
         return self.activation(batch, length, roles=len(self.spec.inputs), dtype=dtype)
 
     def parameters(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """Of order one, unlike freshly initialised ones."""
-        return {p.name: torch.randn(p.shape).to(dtype) for p in self.spec.parameters}
+        """Of order one, unlike freshly initialised ones; log-poles are negative."""
+        drawn = {p.name: torch.randn(p.shape) for p in self.spec.parameters}
+        drawn |= {name: -0.1 * x.abs() for name, x in drawn.items() if name == "log_poles"}
+        drawn |= {name: x / 4 - 1 for name, x in drawn.items() if name in ("p", "gamma")}
+        return {name: x.to(dtype) for name, x in drawn.items()}
 
     def module(self) -> nn.Module:
         """A module whose parameters are of order one."""

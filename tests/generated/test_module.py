@@ -61,14 +61,15 @@ def test_calling_it_is_calling_the_operator(case: Case) -> None:
 def test_fresh_parameters(case: Case) -> None:
     """Uniform in +-1/sqrt(taps), or normal and small before a decay; drawn anew each time."""
     spec = case.spec
-    taps = spec.featurizer.length if spec.featurizer else spec.filter.length
-    assert taps is not None and spec.filter.length is not None
+    long = spec.filter.length or spec.filter.modes
+    taps = spec.featurizer.length if spec.featurizer else long
+    assert taps is not None and long is not None
     modules = [case.operator.module() for _ in range(200)]
     for name, taps_of in (
         ("filter", taps),
         ("featurizer", taps),
-        ("skip", spec.filter.length),
-        ("bias", spec.filter.length),
+        ("skip", long),
+        ("bias", long),
     ):
         if not hasattr(modules[0], name):
             continue
@@ -84,6 +85,22 @@ def test_fresh_parameters(case: Case) -> None:
         assert values.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
 
 
+@pytest.mark.parametrize("case", ["modal", "poles"], indirect=True)
+def test_fresh_modes(case: Case) -> None:
+    """Time constants of 27 to 272 steps; residues of variance 1/100 over their number."""
+    spec = case.spec
+    modules = [case.operator.module() for _ in range(200)]
+    if spec.filter.parametrisation == "p_gamma":
+        found = [case.operator.namespace.poles(module.p, module.gamma) for module in modules]
+    else:
+        found = [module.log_poles for module in modules]
+    constants = -1 / torch.stack(found).detach()
+    assert 27 < constants.min().item() < 28 and 240 < constants.max().item() < 272
+    residues = torch.stack([module.residues.detach() for module in modules])
+    assert spec.filter.modes is not None
+    assert residues.std().item() == pytest.approx(0.1 / math.sqrt(spec.filter.modes), rel=0.1)
+
+
 def test_fresh_parameters_follow_the_seed(case: Case) -> None:
     torch.manual_seed(3)
     module = case.operator.module()
@@ -91,7 +108,8 @@ def test_fresh_parameters_follow_the_seed(case: Case) -> None:
     assert equal(case.operator.module(), parameters_of(module))
     before = parameters_of(module)
     module.reset_parameters()
-    assert not any(torch.equal(p, before[name]) for name, p in module.named_parameters())
+    drawn = [name for name in before if name != "p"]  # which is -1
+    assert not any(torch.equal(getattr(module, name), before[name]) for name in drawn)
 
 
 # ----------------------------------------------------------------------------------------- dtypes
@@ -215,8 +233,9 @@ def test_a_checkpoint_in_bfloat16_loads_into_float32(case: Case) -> None:
 
 
 def test_a_checkpoint_of_another_shape_is_refused(case: Case) -> None:
-    wrong = case.parameters() | {"filter": torch.zeros(1, 1)}
-    with pytest.raises(RuntimeError, match="size mismatch for filter"):
+    name = next(iter(case.parameters()))
+    wrong = case.parameters() | {name: torch.zeros(1, 1)}
+    with pytest.raises(RuntimeError, match=f"size mismatch for {name}"):
         case.operator.module().load_state_dict(wrong)
 
 

@@ -17,8 +17,15 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:.*LeafSpec")  # torch's own
 
 # For what takes long: each algorithm, layout, packing and kind of filter at least once.
-FEW = ["hyena_bdl", "short_bld", "interleaved", "fft_bdl", "decay"]
-GATED = ["hyena_bdl", "hyena_bld", "interleaved", "fft_bld", "decay"]  # more than one input
+FEW = ["hyena_bdl", "short_bld", "interleaved", "fft_bdl", "decay", "poles"]
+GATED = [
+    "hyena_bdl",
+    "hyena_bld",
+    "interleaved",
+    "fft_bld",
+    "decay",
+    "modal",
+]  # more than one input
 
 
 @pytest.fixture(autouse=True)
@@ -31,24 +38,29 @@ def leaves(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def effective(case: Case, parameters: dict[str, Tensor]) -> list[Tensor]:
-    """The parameters as the library ops take them: a decay filter with its decay applied."""
-    values = list(parameters.values())
-    if hasattr(case.operator.namespace, "decayed"):
-        values[0] = case.operator.namespace.decayed(values[0])
-    return values
+    """The parameters as the library ops take them: with a decay applied, poles as they are."""
+    if hasattr(case.operator.namespace, "effective"):
+        found: list[Tensor] = case.operator.namespace.effective(**parameters)
+        return found
+    return list(parameters.values())
 
 
 def saved_by(case: Case, arguments: list[Tensor | None]) -> list[Tensor]:
     """What forward stores for backward beside its output."""
-    result = case.operator.namespace.forward_op(*arguments)
+    keep = [True] if "states" in case.operator.plan else []
+    result = case.operator.namespace.forward_op(*arguments, *keep)
     return [] if isinstance(result, Tensor) else [x.clone() for x in result[1:]]
 
 
 def check_ops(case: Case, inputs: list[Tensor], parameters: list[Tensor], dy: Tensor) -> None:
-    """Of packed features, the library ops take None for all inputs but the first."""
+    """Of packed features, the library ops take None for all inputs but the first.
+
+    An op that keeps states for backward is told so.
+    """
     absent = [None] * (len(case.spec.inputs) - len(inputs))
+    keep = [True] if "states" in case.operator.plan else []
     forward, backward = case.operator.namespace.forward_op, case.operator.namespace.backward_op
-    torch.library.opcheck(forward, (*leaves(inputs), *absent, *leaves(parameters)))
+    torch.library.opcheck(forward, (*leaves(inputs), *absent, *leaves(parameters), *keep))
     arguments = [*inputs, *absent, *parameters]
     torch.library.opcheck(backward, (dy, *arguments, *saved_by(case, arguments)))
 
@@ -73,7 +85,8 @@ def test_opcheck_of_packed_features(case: Case) -> None:
 def test_opcheck_of_tensors_that_are_not_contiguous(case: Case) -> None:
     """Transposed activations and parameters, and the expanded dy of a sum."""
     inputs = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in case.inputs(2, 16)]
-    parameters = [p.mT.contiguous().mT if p.dim() == 2 else p for p in case.parameters().values()]
+    values = effective(case, case.parameters())
+    parameters = [p.mT.contiguous().mT if p.dim() == 2 else p for p in values]
     check_ops(case, inputs, parameters, torch.ones(()).expand(case.shape(2, 16)))
 
 

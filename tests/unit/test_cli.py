@@ -45,9 +45,9 @@ def test_verify_in_a_pipe_says_little(op: str) -> None:
 @pytest.fixture
 def refused(tmp_path: Path) -> str:
     """An operator of the language that no algorithm computes yet."""
-    path = tmp_path / "modal_conv.yaml"
-    modal = "{kind: modal, modes: 2, parametrisation: log_poles, groups: 4}"
-    path.write_text(f"op: modal_conv\nchannels: 4\nfilter: {modal}\n")
+    path = tmp_path / "packed_conv.yaml"
+    taps = "{kind: explicit, length: 3, groups: 4}"
+    path.write_text(f"op: packed_conv\nchannels: 4\nfilter: {taps}\nsequences: packed\n")
     return str(path)
 
 
@@ -55,13 +55,15 @@ def test_explain_what_no_algorithm_computes(refused: str) -> None:
     result = run("explain", refused)
     assert result.exit_code == 0
     for name in ALGORITHMS:
-        assert f"  {name}: no, modal filters have no lowering yet" in result.stdout
+        assert f"  {name}: no, packed sequences have no lowering yet" in result.stdout
     assert "no plan" in result.stdout and "per token" not in result.stdout
     data = json.loads(run("explain", refused, "--json").stdout)
     assert data["plans"] == [] and set(data["verdicts"]) == set(ALGORITHMS)
 
 
-@pytest.mark.parametrize(("stage", "words"), [("spec", "kind: modal"), ("graph", "backward:\n")])
+@pytest.mark.parametrize(
+    ("stage", "words"), [("spec", "sequences: packed"), ("graph", "backward:\n")]
+)
 def test_stages_before_any_plan_are_shown_of_any_operator(
     refused: str, op: str, stage: str, words: str
 ) -> None:
@@ -94,7 +96,7 @@ def test_later_stages_of_a_refused_operator(refused: str, stage: str) -> None:
     result = run("explain", refused, "--stage", stage)
     assert result.exit_code == 2 and result.stdout == ""
     assert "error[L002]" in result.stderr
-    assert all(f"  {name}: modal" in result.stderr for name in ALGORITHMS)
+    assert all(f"  {name}: packed" in result.stderr for name in ALGORITHMS)
 
 
 @pytest.mark.parametrize(

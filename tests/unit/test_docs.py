@@ -117,16 +117,14 @@ def test_the_readme_says_what_is_refused() -> None:
 
     base: dict[str, Any] = {"op": "probe", "channels": 4}
     taps = {"filter": {"kind": "explicit", "length": 3, "groups": 4}}
-    modal = {"kind": "modal", "groups": 4, "modes": 2, "parametrisation": "log_poles"}
     for refused in (
-        {"filter": modal},
         taps | {"state": {"final": True}},
         taps | {"sequences": "packed"},
         taps | {"context": {"ranks": 2}},
     ):
         assert list(later_fields(spec_from_dict(base | refused)))
     assert not list(later_fields(spec_from_dict(base | taps)))
-    for field in ("modal", "state", "packed", "context"):
+    for field in ("state", "packed", "context"):
         (row, *_) = (r for r in README.read_text().splitlines() if f"`{field}`" in r and "|" in r)
         assert "refused" in row
 

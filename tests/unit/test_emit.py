@@ -23,7 +23,7 @@ from sh2gen.resources import folder
 from sh2gen.schedule import DIRECTIONS, schedule
 from sh2gen.source import Role, Source
 from sh2gen.spec import OpSpec, load_spec, spec_from_dict
-from tests.strategies import register_profiles, specs
+from tests.strategies import filter_for, register_profiles, specs
 from tests.strategies_schedules import schedules
 
 register_profiles()
@@ -187,7 +187,12 @@ def test_numbers_of_the_schedule_and_nothing_else_change_the_text() -> None:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_kernels_are_listed_as_the_text_defines_them(algorithm: str) -> None:
-    spec = make(gates={"pre": True, "post": True}, featurizer={"length": 3}, skip="channel")
+    spec = make(
+        filter=filter_for(algorithm),
+        gates={"pre": True, "post": True},
+        featurizer={"length": 3},
+        skip="channel",
+    )
     for plan in plans(spec, algorithm):
         source = emit(spec, plan, schedule(spec, plan))
         functions = {n.name: n for n in ast.parse(source.text).body if hasattr(n, "args")}
@@ -202,7 +207,7 @@ def test_kernels_are_listed_as_the_text_defines_them(algorithm: str) -> None:
             assert order == [name for name, _ in kernel.signature]
             if kernel.role is Role.FORWARD:
                 assert dict(kernel.signature)["q_ptr"] == "*bf16"
-                assert dict(kernel.signature)["filter_ptr"] == "*fp32"
+                assert dict(kernel.signature)["skip_ptr"] == "*fp32"
 
 
 def test_sums_of_partials_are_built_as_they_are_launched() -> None:
@@ -226,7 +231,7 @@ def test_sums_of_partials_are_built_as_they_are_launched() -> None:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_only_helpers_that_are_called_are_copied(algorithm: str) -> None:
-    spec = make()
+    spec = make(filter=filter_for(algorithm))
     for plan in plans(spec, algorithm):
         text = emit(spec, plan, schedule(spec, plan)).text
         functions = [n.name for n in ast.parse(text).body if isinstance(n, ast.FunctionDef)]

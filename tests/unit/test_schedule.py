@@ -24,7 +24,7 @@ from sh2gen.schedule import (
     space,
 )
 from sh2gen.spec import OpSpec, spec_from_dict
-from tests.strategies import register_profiles, specs
+from tests.strategies import filter_for, register_profiles, specs
 from tests.strategies_schedules import schedules
 
 register_profiles()
@@ -42,8 +42,8 @@ def first(layout: str = "BDL") -> tuple[OpSpec, Plan]:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_default_of_every_plan_is_legal(algorithm: str) -> None:
-    for plan in plans(make(gates={"pre": True, "post": True}), algorithm):
-        spec = make(gates={"pre": True, "post": True})
+    spec = make(gates={"pre": True, "post": True}, filter=filter_for(algorithm))
+    for plan in plans(spec, algorithm):
         made = schedule(spec, plan)
         assert made.plan == plan.name
         for direction in DIRECTIONS:
@@ -220,3 +220,13 @@ def test_defaults_need_every_condition(taps: int, io: str, rows: int, warps: int
     plan = plans(spec, "toeplitz")[0]
     numbers = dict(schedule(spec, plan).numbers("backward"))
     assert (numbers["BLOCK_D"] * numbers["SEGMENTS"], numbers["num_warps"]) == (rows, warps)
+
+
+def test_states_are_kept_where_backward_looks_for_them() -> None:
+    spec = make(filter=filter_for("modal"))
+    (plan,) = plans(spec, "modal")
+    with pytest.raises(Sh2genError, match="2048 and 1024 steps") as caught:
+        schedule(spec, plan, {"backward": {"SEGMENTS": 32}})
+    assert caught.value.code == "K003"
+    both = {"SEGMENTS": 32, "BLOCK_T": 64}
+    assert dict(schedule(spec, plan, {"backward": both}).backward)["BLOCK_T"] == 64

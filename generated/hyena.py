@@ -1,0 +1,468 @@
+"""hyena: 8192-tap freeform causal convolution, featurizer of 3 taps, pre and post gates
+
+    z = (featurizer * k) . (featurizer * v)
+    y = (featurizer * q) . (filter * z + skip . z)
+
+Activations are (B, D, L) with B batch, L time steps, D = 768 channels; G = 768 filter
+groups, K = 8192 taps. Plan fft/BDL/recompute.
+
+Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+OP = "hyena"
+PLAN = "fft/BDL/recompute"
+LAYOUT = "BDL"
+INPUTS = ("q", "k", "v")
+PARAMETERS = {"filter": (768, 8192), "featurizer": (2304, 3), "skip": (768,)}
+CHANNELS = 768
+INTERLEAVED = False  # how features are packed: channel by channel, or input by input
+TIME, CHANNEL = 2, 1  # axes of an activation
+BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
+SPEC = {
+    "op": "hyena",
+    "channels": 768,
+    "filter": {
+        "kind": "freeform",
+        "length": 8192,
+        "groups": 768,
+        "taps": "lag_first",
+        "decay": "none",
+        "modes": "none",
+        "parametrisation": "none",
+    },
+    "featurizer": {"length": 3, "taps": "lag_last"},
+    "gates": {"pre": True, "post": True},
+    "skip": "channel",
+    "bias": "none",
+    "activation": "none",
+    "precision": "balanced",
+    "dtype": {"io": "bfloat16", "accumulate": "float32"},
+    "layout": {"activations": "auto", "projection": "thirds"},
+    "state": "none",
+    "sequences": "dense",
+    "context": "none",
+    "workloads": [{"batch": 1, "length": 8192}],
+}
+
+# -----------------------------------------------------------------------------------------------
+# Plain PyTorch: the algorithm of this file on every device
+# -----------------------------------------------------------------------------------------------
+
+
+def allocate(like: Tensor, steps: int, packed: int | None = None) -> Tensor:
+    """An activation of `steps` steps, not yet written, with the batch and dtype of `like`.
+
+    It has the channels of `like`, or `packed` times CHANNELS. Channels-first rows are padded to a
+    multiple of 8 elements, so that accesses stay 16 bytes wide whatever the length.
+    """
+    batch = like.shape[0]
+    channels = like.shape[CHANNEL] if packed is None else packed * CHANNELS
+    if LAYOUT == "BLD":
+        return like.new_empty((batch, steps, channels))
+    row = (steps + 7) // 8 * 8
+    return like.new_empty_strided((batch, channels, steps), (channels * row, row, 1))
+
+
+def unpack(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The inputs themselves, or their views of one tensor of packed features."""
+    roles = len(INPUTS)
+    if len(inputs) == roles:
+        return tuple(inputs)
+    (features,) = inputs
+    if not INTERLEAVED:
+        return features.chunk(roles, CHANNEL)
+    return features.unflatten(CHANNEL, (CHANNELS, roles)).unbind(CHANNEL + 1)
+
+
+def given(*inputs: Tensor | None) -> list[Tensor]:
+    """The inputs that are there: all, or only the first, which is then packed features."""
+    return [x for x in inputs if x is not None]
+
+
+def chunks(channels: int, width: int, bytes_per_channel: int, budget: int) -> Iterator[slice]:
+    """Slices of channels whose temporaries stay below `budget` bytes, at least one channel each.
+
+    A slice is whole groups of `width` channels, or lies within one group. An empty batch has none.
+    """
+    if bytes_per_channel == 0:
+        return
+    size = max(1, min(channels, budget // bytes_per_channel))
+    size = size // width * width if size > width else size
+    group = channels if size > width else width
+    for first in range(0, channels, group):
+        for begin in range(first, first + group, size):
+            yield slice(begin, min(first + group, begin + size))
+
+
+def role_rows(parameter: Tensor, role: int, roles: int, interleaved: bool) -> Tensor:
+    """The rows of one input in a parameter that several inputs share, as a view."""
+    return parameter[role::roles] if interleaved else parameter.chunk(roles)[role]
+
+
+def channel_rows(parameter: Tensor, c: slice, width: int, dtype: torch.dtype) -> Tensor:
+    """The row of each channel of a slice; `width` consecutive channels share one."""
+    index = torch.arange(c.start, c.stop, device=parameter.device) // width
+    return parameter[index].to(dtype)
+
+
+def add_rows(total: Tensor, c: slice, rows: Tensor, width: int) -> None:
+    """The adjoint of channel_rows: add one row a channel to the rows that the channels share."""
+    first, groups = c.start // width, max(1, (c.stop - c.start) // width)
+    total[first : first + groups] += rows.unflatten(0, (groups, -1)).sum(1)
+
+
+def fft_size(length: int) -> int:
+    """The smallest size >= length whose only prime factors are 2, 3 and 5: never far away."""
+    best = 1 << (length - 1).bit_length()
+    five = 1
+    while five < best:
+        three = five
+        while three < best:
+            size = three << max(0, (-(-length // three) - 1).bit_length())
+            best = min(best, size)
+            three *= 3
+        five *= 5
+    return best
+
+
+def conv_fft(x: Tensor, taps: Tensor, direction: int) -> Tensor:
+    """conv_direct by FFT; taps beyond the sequence play no part."""
+    steps = x.shape[2]
+    taps = taps[:, :steps]
+    size = fft_size(steps + taps.shape[1] - 1)
+    spectrum = torch.fft.rfft(taps, size)
+    if direction < 0:
+        spectrum = spectrum.conj_physical()  # a lazy conj() is lost inside compiled graphs
+    return torch.fft.irfft(torch.fft.rfft(x, size) * spectrum, size)[..., :steps]
+
+
+def tap_gradient_fft(grad: Tensor, x: Tensor, length: int) -> Tensor:
+    """tap_gradient_direct by FFT; zero for taps beyond the sequence."""
+    steps = x.shape[2]
+    kept = min(length, steps)
+    size = fft_size(steps + kept - 1)
+    spectrum = (torch.fft.rfft(grad, size) * torch.fft.rfft(x, size).conj_physical()).sum(0)
+    return functional.pad(torch.fft.irfft(spectrum, size)[..., :kept], (0, length - kept))
+
+
+def canonical(x: Tensor) -> Tensor:
+    """An activation as (B, D, L), without a copy."""
+    return x
+
+
+def eager_forward(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+) -> list[Tensor]:
+    """[y] of the unpacked inputs."""
+    q_all, k_all, v_all = (canonical(x) for x in inputs)
+    filter, featurizer, skip = parameters
+    dtype = torch.float64 if q_all.dtype == torch.float64 else torch.float32
+    outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
+    (out_0,) = (canonical(x) for x in outputs)
+    batch, _, length = q_all.shape
+    channel_bytes = 23 * batch * length * dtype.itemsize
+    for c in chunks(CHANNELS, 1, channel_bytes, BYTE_BUDGET):
+        q = q_all[:, c].to(dtype)
+        featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
+        q_hat = conv_fft(q, featurizer_q_c, +1)
+        k = k_all[:, c].to(dtype)
+        featurizer_k_c = channel_rows(role_rows(featurizer, 1, 3, False), c, 1, dtype).flip(1)
+        k_hat = conv_fft(k, featurizer_k_c, +1)
+        v = v_all[:, c].to(dtype)
+        featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
+        v_hat = conv_fft(v, featurizer_v_c, +1)
+        z = k_hat * v_hat
+        filter_c = channel_rows(filter, c, 1, dtype)
+        conv = conv_fft(z, filter_c, +1)
+        skip_c = channel_rows(skip, c, 1, dtype)[:, None]
+        skipped = z * skip_c
+        pre_skip = conv + skipped
+        y = q_hat * pre_skip
+        out_0[:, c] = y
+    return outputs
+
+
+def eager_backward(
+    dy: Tensor,
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    saved: Sequence[Tensor],
+) -> list[Tensor]:
+    """Gradients of the inputs, packed if they are, then of the parameters."""
+    dy_all, q_all, k_all, v_all = (canonical(x) for x in (dy, *unpack(inputs), *saved))
+    filter, featurizer, skip = parameters
+    dtype = torch.float64 if dy_all.dtype == torch.float64 else torch.float32
+    d_inputs = [allocate(x, x.shape[TIME]) for x in inputs]
+    d_q_all, d_k_all, d_v_all = (canonical(x) for x in unpack(d_inputs))
+    d_filter_all = torch.zeros_like(filter, dtype=dtype)
+    d_featurizer_all = torch.zeros_like(featurizer, dtype=dtype)
+    d_skip_all = torch.zeros_like(skip, dtype=dtype)
+    batch, _, length = dy_all.shape
+    channel_bytes = 34 * batch * length * dtype.itemsize
+    for c in chunks(CHANNELS, 1, channel_bytes, BYTE_BUDGET):
+        q = q_all[:, c].to(dtype)
+        featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
+        q_hat = conv_fft(q, featurizer_q_c, +1)
+        k = k_all[:, c].to(dtype)
+        featurizer_k_c = channel_rows(role_rows(featurizer, 1, 3, False), c, 1, dtype).flip(1)
+        k_hat = conv_fft(k, featurizer_k_c, +1)
+        v = v_all[:, c].to(dtype)
+        featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
+        v_hat = conv_fft(v, featurizer_v_c, +1)
+        z = k_hat * v_hat
+        filter_c = channel_rows(filter, c, 1, dtype)
+        conv = conv_fft(z, filter_c, +1)
+        skip_c = channel_rows(skip, c, 1, dtype)[:, None]
+        skipped = z * skip_c
+        pre_skip = conv + skipped
+        dy = dy_all[:, c].to(dtype)
+        d_q_hat = dy * pre_skip
+        d_pre_skip = dy * q_hat
+        d_z_1 = d_pre_skip * skip_c
+        skipped_product = d_pre_skip * z
+        d_skip = skipped_product.sum((0, 2))
+        add_rows(d_skip_all, c, d_skip, 1)
+        d_z_2 = conv_fft(d_pre_skip, filter_c, -1)
+        d_filter = tap_gradient_fft(d_pre_skip, z, 8192)
+        add_rows(d_filter_all, c, d_filter, 1)
+        d_z = d_z_1 + d_z_2
+        d_k_hat = d_z * v_hat
+        d_v_hat = d_z * k_hat
+        d_v = conv_fft(d_v_hat, featurizer_v_c, -1)
+        d_featurizer_v = tap_gradient_fft(d_v_hat, v, 3).flip(1)
+        add_rows(role_rows(d_featurizer_all, 2, 3, False), c, d_featurizer_v, 1)
+        d_k = conv_fft(d_k_hat, featurizer_k_c, -1)
+        d_featurizer_k = tap_gradient_fft(d_k_hat, k, 3).flip(1)
+        add_rows(role_rows(d_featurizer_all, 1, 3, False), c, d_featurizer_k, 1)
+        d_q = conv_fft(d_q_hat, featurizer_q_c, -1)
+        d_featurizer_q = tap_gradient_fft(d_q_hat, q, 3).flip(1)
+        add_rows(role_rows(d_featurizer_all, 0, 3, False), c, d_featurizer_q, 1)
+        d_q_all[:, c] = d_q
+        d_k_all[:, c] = d_k
+        d_v_all[:, c] = d_v
+    return [
+        *d_inputs,
+        d_filter_all.to(filter.dtype),
+        d_featurizer_all.to(featurizer.dtype),
+        d_skip_all.to(skip.dtype),
+    ]
+
+
+# -----------------------------------------------------------------------------------------------
+# The operator: torch.library ops, autograd, checks, functions and module
+# -----------------------------------------------------------------------------------------------
+
+
+def library_name() -> str:
+    """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
+    name = unique = "hyena_6a5f746b"
+    count = 1
+    while hasattr(torch.ops.sh2gen, unique):
+        count += 1
+        unique = f"{name}_{count}"
+    return unique
+
+
+LIBRARY_NAME = library_name()
+
+
+@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}", mutates_args=())
+def forward_op(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    filter: Tensor,
+    featurizer: Tensor,
+    skip: Tensor,
+) -> Tensor:
+    """y; of packed features if the later inputs are None."""
+    inputs = given(q, k, v)
+    with torch.autocast(q.device.type, enabled=False):
+        return eager_forward(unpack(inputs), [filter, featurizer, skip])[0]
+
+
+@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}_backward", mutates_args=())
+def backward_op(
+    dy: Tensor,
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    filter: Tensor,
+    featurizer: Tensor,
+    skip: Tensor,
+) -> list[Tensor]:
+    """Gradients of the inputs that are given, then of the parameters."""
+    inputs, parameters = given(q, k, v), [filter, featurizer, skip]
+    with torch.autocast(dy.device.type, enabled=False):
+        contiguous = [p.contiguous() for p in parameters]
+        return eager_backward(dy, inputs, contiguous, [])
+
+
+@forward_op.register_fake
+def _(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    filter: Tensor,
+    featurizer: Tensor,
+    skip: Tensor,
+) -> Tensor:
+    steps = q.shape[TIME]
+    return allocate(q, steps, 1)
+
+
+@backward_op.register_fake
+def _(
+    dy: Tensor,
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    filter: Tensor,
+    featurizer: Tensor,
+    skip: Tensor,
+) -> list[Tensor]:
+    inputs, parameters = given(q, k, v), [filter, featurizer, skip]
+    contiguous = torch.contiguous_format
+    d_parameters = [torch.empty_like(p, memory_format=contiguous) for p in parameters]
+    return [*(allocate(x, x.shape[TIME]) for x in inputs), *d_parameters]
+
+
+def save(ctx, inputs, output) -> None:
+    """What backward needs: every argument."""
+    ctx.save_for_backward(*inputs)
+
+
+def differentiate(ctx, dy):
+    """Gradients of every argument of forward_op."""
+    gradients = backward_op(dy, *ctx.saved_tensors)
+    given_inputs = len(gradients) - 3
+    absent = [None] * (len(INPUTS) - given_inputs)
+    return *gradients[:given_inputs], *absent, *gradients[given_inputs:]
+
+
+forward_op.register_autograd(differentiate, setup_context=save)
+
+
+def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    """Refuse tensors of a wrong kind, naming the argument and what was expected of it."""
+    names = INPUTS if len(inputs) == len(INPUTS) else ("features",)
+    x = inputs[0]
+    channels = CHANNELS if names == INPUTS else len(INPUTS) * CHANNELS
+    for name, tensor in zip((*names, *PARAMETERS), (*inputs, *parameters), strict=True):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{OP}: {name} is a {type(tensor).__name__}, expected a tensor")
+        if tensor.device != x.device:
+            raise ValueError(
+                f"{OP}: {name} is on {tensor.device}, but {names[0]} is on {x.device}"
+            )
+        if tensor.layout != torch.strided:
+            raise TypeError(f"{OP}: {name} is {tensor.layout}, expected a dense tensor")
+    accepted = (torch.bfloat16, torch.float16, torch.float32)
+    for name, tensor in zip(names, inputs, strict=True):
+        if tensor.dim() != 3 or tensor.shape[CHANNEL] != channels or tensor.shape[TIME] < 1:
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected "
+                f"(B, {channels}, L) with L >= 1"
+            )
+        if tensor.shape != x.shape:
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, "
+                f"but {names[0]} has {tuple(x.shape)}"
+            )
+        if tensor.dtype not in accepted and (tensor.dtype != torch.float64 or x.is_cuda):
+            raise TypeError(
+                f"{OP}: {name} is {tensor.dtype}, expected bfloat16, float16 or float32 "
+                "(float64 is for CPU only)"
+            )
+        if tensor.dtype != x.dtype:
+            raise TypeError(f"{OP}: {name} is {tensor.dtype}, but {names[0]} is {x.dtype}")
+    for (name, shape), tensor in zip(PARAMETERS.items(), parameters, strict=True):
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape}")
+        if tensor.dtype not in (*accepted, torch.float64):
+            raise TypeError(
+                f"{OP}: {name} is {tensor.dtype}, expected float32, bfloat16, float16 or float64"
+            )
+
+
+def hyena(
+    q: Tensor, k: Tensor, v: Tensor, filter: Tensor, featurizer: Tensor, skip: Tensor
+) -> Tensor:
+    """hyena: 8192-tap freeform causal convolution, featurizer of 3 taps, pre and post gates
+
+    Args:
+        q: (B, D, L), bfloat16, float16 or float32
+        k: (B, D, L), bfloat16, float16 or float32
+        v: (B, D, L), bfloat16, float16 or float32
+        filter: (768, 8192), float32; tap 0 multiplies the current sample
+        featurizer: (2304, 3), float32; the last tap multiplies the current sample; blocks of D
+            channels, q, k, v in this order
+        skip: (768,), float32; times z, added to the convolution
+
+    Returns:
+        y (B, D, L) in the dtype of the inputs, differentiable in every argument.
+
+    Raises:
+        TypeError, ValueError: naming the argument and the shape, dtype or device expected.
+    """
+    check([q, k, v], [filter, featurizer, skip])
+    return forward_op(q, k, v, filter, featurizer, skip)
+
+
+def hyena_packed(features: Tensor, filter: Tensor, featurizer: Tensor, skip: Tensor) -> Tensor:
+    """hyena of packed features (B, 3 D, L): blocks of D channels, q, k, v in this order."""
+    check([features], [filter, featurizer, skip])
+    return forward_op(features, None, None, filter, featurizer, skip)
+
+
+class Hyena(nn.Module):
+    """The operator with its parameters: filter (768, 8192), featurizer (2304, 3), skip (768,).
+
+    They are float32 and stay so under `.to(torch.bfloat16)`, `.half()` and autocast: they are few,
+    and rounding them would cost more accuracy than the whole computation.
+    """
+
+    def __init__(self, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        for name, shape in PARAMETERS.items():
+            values = torch.empty(shape, dtype=torch.float32, device=device)
+            self.register_parameter(name, nn.Parameter(values))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw fresh parameters."""
+        with torch.no_grad():
+            self.filter.uniform_(-0.0110485, 0.0110485)
+            self.featurizer.uniform_(-0.57735, 0.57735)
+            self.skip.uniform_(-0.0110485, 0.0110485)
+
+    def _apply(self, fn, recurse: bool = True):
+        def keep_float32(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if moved.dtype in (torch.bfloat16, torch.float16):
+                return tensor.to(moved.device)
+            return moved
+
+        return super()._apply(keep_float32, recurse)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """y (B, D, L) of q, k, v (B, D, L), or of packed features (B, 3 D, L)."""
+        parameters = [getattr(self, name) for name in PARAMETERS]
+        if len(inputs) == len(INPUTS):
+            return hyena(*inputs, *parameters)
+        if len(inputs) == 1:
+            return hyena_packed(*inputs, *parameters)
+        raise TypeError(
+            f"{OP}: expected {len(INPUTS)} inputs or 1 of packed features, got {len(inputs)}"
+        )
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={shape}" for name, shape in PARAMETERS.items())

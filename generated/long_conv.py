@@ -1,0 +1,391 @@
+"""long_conv: 8192-tap freeform causal convolution
+
+    z = x
+    y = filter * z + skip . z
+
+Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 4096 filter
+groups, K = 8192 taps. Plan fft/BDL/recompute.
+
+Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+OP = "long_conv"
+PLAN = "fft/BDL/recompute"
+LAYOUT = "BDL"
+INPUTS = ("x",)
+PARAMETERS = {"filter": (4096, 8192), "skip": (4096,)}
+CHANNELS = 4096
+INTERLEAVED = False  # how features are packed: channel by channel, or input by input
+TIME, CHANNEL = 2, 1  # axes of an activation
+BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
+SPEC = {
+    "op": "long_conv",
+    "channels": 4096,
+    "filter": {
+        "kind": "freeform",
+        "length": 8192,
+        "groups": 4096,
+        "taps": "lag_first",
+        "decay": "none",
+        "modes": "none",
+        "parametrisation": "none",
+    },
+    "featurizer": "none",
+    "gates": {"pre": False, "post": False},
+    "skip": "channel",
+    "bias": "none",
+    "activation": "none",
+    "precision": "balanced",
+    "dtype": {"io": "bfloat16", "accumulate": "float32"},
+    "layout": {"activations": "auto", "projection": "thirds"},
+    "state": "none",
+    "sequences": "dense",
+    "context": "none",
+    "workloads": [{"batch": 1, "length": 8192}],
+}
+
+# -----------------------------------------------------------------------------------------------
+# Plain PyTorch: the algorithm of this file on every device
+# -----------------------------------------------------------------------------------------------
+
+
+def allocate(like: Tensor, steps: int, packed: int | None = None) -> Tensor:
+    """An activation of `steps` steps, not yet written, with the batch and dtype of `like`.
+
+    It has the channels of `like`, or `packed` times CHANNELS. Channels-first rows are padded to a
+    multiple of 8 elements, so that accesses stay 16 bytes wide whatever the length.
+    """
+    batch = like.shape[0]
+    channels = like.shape[CHANNEL] if packed is None else packed * CHANNELS
+    if LAYOUT == "BLD":
+        return like.new_empty((batch, steps, channels))
+    row = (steps + 7) // 8 * 8
+    return like.new_empty_strided((batch, channels, steps), (channels * row, row, 1))
+
+
+def unpack(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The inputs themselves, or their views of one tensor of packed features."""
+    roles = len(INPUTS)
+    if len(inputs) == roles:
+        return tuple(inputs)
+    (features,) = inputs
+    if not INTERLEAVED:
+        return features.chunk(roles, CHANNEL)
+    return features.unflatten(CHANNEL, (CHANNELS, roles)).unbind(CHANNEL + 1)
+
+
+def given(*inputs: Tensor | None) -> list[Tensor]:
+    """The inputs that are there: all, or only the first, which is then packed features."""
+    return [x for x in inputs if x is not None]
+
+
+def chunks(channels: int, width: int, bytes_per_channel: int, budget: int) -> Iterator[slice]:
+    """Slices of channels whose temporaries stay below `budget` bytes, at least one channel each.
+
+    A slice is whole groups of `width` channels, or lies within one group. An empty batch has none.
+    """
+    if bytes_per_channel == 0:
+        return
+    size = max(1, min(channels, budget // bytes_per_channel))
+    size = size // width * width if size > width else size
+    group = channels if size > width else width
+    for first in range(0, channels, group):
+        for begin in range(first, first + group, size):
+            yield slice(begin, min(first + group, begin + size))
+
+
+def channel_rows(parameter: Tensor, c: slice, width: int, dtype: torch.dtype) -> Tensor:
+    """The row of each channel of a slice; `width` consecutive channels share one."""
+    index = torch.arange(c.start, c.stop, device=parameter.device) // width
+    return parameter[index].to(dtype)
+
+
+def add_rows(total: Tensor, c: slice, rows: Tensor, width: int) -> None:
+    """The adjoint of channel_rows: add one row a channel to the rows that the channels share."""
+    first, groups = c.start // width, max(1, (c.stop - c.start) // width)
+    total[first : first + groups] += rows.unflatten(0, (groups, -1)).sum(1)
+
+
+def fft_size(length: int) -> int:
+    """The smallest size >= length whose only prime factors are 2, 3 and 5: never far away."""
+    best = 1 << (length - 1).bit_length()
+    five = 1
+    while five < best:
+        three = five
+        while three < best:
+            size = three << max(0, (-(-length // three) - 1).bit_length())
+            best = min(best, size)
+            three *= 3
+        five *= 5
+    return best
+
+
+def conv_fft(x: Tensor, taps: Tensor, direction: int) -> Tensor:
+    """conv_direct by FFT; taps beyond the sequence play no part."""
+    steps = x.shape[2]
+    taps = taps[:, :steps]
+    size = fft_size(steps + taps.shape[1] - 1)
+    spectrum = torch.fft.rfft(taps, size)
+    if direction < 0:
+        spectrum = spectrum.conj_physical()  # a lazy conj() is lost inside compiled graphs
+    return torch.fft.irfft(torch.fft.rfft(x, size) * spectrum, size)[..., :steps]
+
+
+def tap_gradient_fft(grad: Tensor, x: Tensor, length: int) -> Tensor:
+    """tap_gradient_direct by FFT; zero for taps beyond the sequence."""
+    steps = x.shape[2]
+    kept = min(length, steps)
+    size = fft_size(steps + kept - 1)
+    spectrum = (torch.fft.rfft(grad, size) * torch.fft.rfft(x, size).conj_physical()).sum(0)
+    return functional.pad(torch.fft.irfft(spectrum, size)[..., :kept], (0, length - kept))
+
+
+def canonical(x: Tensor) -> Tensor:
+    """An activation as (B, D, L), without a copy."""
+    return x
+
+
+def eager_forward(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+) -> list[Tensor]:
+    """[y] of the unpacked inputs."""
+    (x_all,) = (canonical(x) for x in inputs)
+    filter, skip = parameters
+    dtype = torch.float64 if x_all.dtype == torch.float64 else torch.float32
+    outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
+    (out_0,) = (canonical(x) for x in outputs)
+    batch, _, length = x_all.shape
+    channel_bytes = 16 * batch * length * dtype.itemsize
+    for c in chunks(CHANNELS, 1, channel_bytes, BYTE_BUDGET):
+        x = x_all[:, c].to(dtype)
+        filter_c = channel_rows(filter, c, 1, dtype)
+        conv = conv_fft(x, filter_c, +1)
+        skip_c = channel_rows(skip, c, 1, dtype)[:, None]
+        skipped = x * skip_c
+        pre_skip = conv + skipped
+        out_0[:, c] = pre_skip
+    return outputs
+
+
+def eager_backward(
+    dy: Tensor,
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    saved: Sequence[Tensor],
+) -> list[Tensor]:
+    """Gradients of the inputs, packed if they are, then of the parameters."""
+    dy_all, x_all = (canonical(x) for x in (dy, *unpack(inputs), *saved))
+    filter, skip = parameters
+    dtype = torch.float64 if dy_all.dtype == torch.float64 else torch.float32
+    d_inputs = [allocate(x, x.shape[TIME]) for x in inputs]
+    (d_x_all,) = (canonical(x) for x in unpack(d_inputs))
+    d_filter_all = torch.zeros_like(filter, dtype=dtype)
+    d_skip_all = torch.zeros_like(skip, dtype=dtype)
+    batch, _, length = dy_all.shape
+    channel_bytes = 18 * batch * length * dtype.itemsize
+    for c in chunks(CHANNELS, 1, channel_bytes, BYTE_BUDGET):
+        x = x_all[:, c].to(dtype)
+        filter_c = channel_rows(filter, c, 1, dtype)
+        skip_c = channel_rows(skip, c, 1, dtype)[:, None]
+        dy = dy_all[:, c].to(dtype)
+        d_x_1 = dy * skip_c
+        skipped_product = dy * x
+        d_skip = skipped_product.sum((0, 2))
+        add_rows(d_skip_all, c, d_skip, 1)
+        d_x_2 = conv_fft(dy, filter_c, -1)
+        d_filter = tap_gradient_fft(dy, x, 8192)
+        add_rows(d_filter_all, c, d_filter, 1)
+        d_x = d_x_1 + d_x_2
+        d_x_all[:, c] = d_x
+    return [*d_inputs, d_filter_all.to(filter.dtype), d_skip_all.to(skip.dtype)]
+
+
+# -----------------------------------------------------------------------------------------------
+# The operator: torch.library ops, autograd, checks, functions and module
+# -----------------------------------------------------------------------------------------------
+
+
+def library_name() -> str:
+    """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
+    name = unique = "long_conv_2886eebc"
+    count = 1
+    while hasattr(torch.ops.sh2gen, unique):
+        count += 1
+        unique = f"{name}_{count}"
+    return unique
+
+
+LIBRARY_NAME = library_name()
+
+
+@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}", mutates_args=())
+def forward_op(
+    x: Tensor,
+    filter: Tensor,
+    skip: Tensor,
+) -> Tensor:
+    """y; of packed features if the later inputs are None."""
+    inputs = given(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return eager_forward(unpack(inputs), [filter, skip])[0]
+
+
+@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}_backward", mutates_args=())
+def backward_op(
+    dy: Tensor,
+    x: Tensor,
+    filter: Tensor,
+    skip: Tensor,
+) -> list[Tensor]:
+    """Gradients of the inputs that are given, then of the parameters."""
+    inputs, parameters = given(x), [filter, skip]
+    with torch.autocast(dy.device.type, enabled=False):
+        contiguous = [p.contiguous() for p in parameters]
+        return eager_backward(dy, inputs, contiguous, [])
+
+
+@forward_op.register_fake
+def _(
+    x: Tensor,
+    filter: Tensor,
+    skip: Tensor,
+) -> Tensor:
+    steps = x.shape[TIME]
+    return allocate(x, steps, 1)
+
+
+@backward_op.register_fake
+def _(
+    dy: Tensor,
+    x: Tensor,
+    filter: Tensor,
+    skip: Tensor,
+) -> list[Tensor]:
+    inputs, parameters = given(x), [filter, skip]
+    contiguous = torch.contiguous_format
+    d_parameters = [torch.empty_like(p, memory_format=contiguous) for p in parameters]
+    return [*(allocate(x, x.shape[TIME]) for x in inputs), *d_parameters]
+
+
+def save(ctx, inputs, output) -> None:
+    """What backward needs: every argument."""
+    ctx.save_for_backward(*inputs)
+
+
+def differentiate(ctx, dy):
+    """Gradients of every argument of forward_op."""
+    gradients = backward_op(dy, *ctx.saved_tensors)
+    given_inputs = len(gradients) - 2
+    absent = [None] * (len(INPUTS) - given_inputs)
+    return *gradients[:given_inputs], *absent, *gradients[given_inputs:]
+
+
+forward_op.register_autograd(differentiate, setup_context=save)
+
+
+def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    """Refuse tensors of a wrong kind, naming the argument and what was expected of it."""
+    names = INPUTS if len(inputs) == len(INPUTS) else ("features",)
+    x = inputs[0]
+    channels = CHANNELS if names == INPUTS else len(INPUTS) * CHANNELS
+    for name, tensor in zip((*names, *PARAMETERS), (*inputs, *parameters), strict=True):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{OP}: {name} is a {type(tensor).__name__}, expected a tensor")
+        if tensor.device != x.device:
+            raise ValueError(
+                f"{OP}: {name} is on {tensor.device}, but {names[0]} is on {x.device}"
+            )
+        if tensor.layout != torch.strided:
+            raise TypeError(f"{OP}: {name} is {tensor.layout}, expected a dense tensor")
+    accepted = (torch.bfloat16, torch.float16, torch.float32)
+    for name, tensor in zip(names, inputs, strict=True):
+        if tensor.dim() != 3 or tensor.shape[CHANNEL] != channels or tensor.shape[TIME] < 1:
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected "
+                f"(B, {channels}, L) with L >= 1"
+            )
+        if tensor.shape != x.shape:
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, "
+                f"but {names[0]} has {tuple(x.shape)}"
+            )
+        if tensor.dtype not in accepted and (tensor.dtype != torch.float64 or x.is_cuda):
+            raise TypeError(
+                f"{OP}: {name} is {tensor.dtype}, expected bfloat16, float16 or float32 "
+                "(float64 is for CPU only)"
+            )
+        if tensor.dtype != x.dtype:
+            raise TypeError(f"{OP}: {name} is {tensor.dtype}, but {names[0]} is {x.dtype}")
+    for (name, shape), tensor in zip(PARAMETERS.items(), parameters, strict=True):
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape}")
+        if tensor.dtype not in (*accepted, torch.float64):
+            raise TypeError(
+                f"{OP}: {name} is {tensor.dtype}, expected float32, bfloat16, float16 or float64"
+            )
+
+
+def long_conv(x: Tensor, filter: Tensor, skip: Tensor) -> Tensor:
+    """long_conv: 8192-tap freeform causal convolution
+
+    Args:
+        x: (B, D, L), bfloat16, float16 or float32
+        filter: (4096, 8192), float32; tap 0 multiplies the current sample
+        skip: (4096,), float32; times z, added to the convolution
+
+    Returns:
+        y (B, D, L) in the dtype of the inputs, differentiable in every argument.
+
+    Raises:
+        TypeError, ValueError: naming the argument and the shape, dtype or device expected.
+    """
+    check([x], [filter, skip])
+    return forward_op(x, filter, skip)
+
+
+class LongConv(nn.Module):
+    """The operator with its parameters: filter (4096, 8192), skip (4096,).
+
+    They are float32 and stay so under `.to(torch.bfloat16)`, `.half()` and autocast: they are few,
+    and rounding them would cost more accuracy than the whole computation.
+    """
+
+    def __init__(self, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        for name, shape in PARAMETERS.items():
+            values = torch.empty(shape, dtype=torch.float32, device=device)
+            self.register_parameter(name, nn.Parameter(values))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw fresh parameters."""
+        with torch.no_grad():
+            self.filter.uniform_(-0.0110485, 0.0110485)
+            self.skip.uniform_(-0.0110485, 0.0110485)
+
+    def _apply(self, fn, recurse: bool = True):
+        def keep_float32(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if moved.dtype in (torch.bfloat16, torch.float16):
+                return tensor.to(moved.device)
+            return moved
+
+        return super()._apply(keep_float32, recurse)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """y (B, D, L) of x (B, D, L)."""
+        parameters = [getattr(self, name) for name in PARAMETERS]
+        if len(inputs) == len(INPUTS):
+            return long_conv(*inputs, *parameters)
+        raise TypeError(f"{OP}: expected 1 input, got {len(inputs)}")
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={shape}" for name, shape in PARAMETERS.items())

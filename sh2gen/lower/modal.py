@@ -1,0 +1,207 @@
+"""`modal`: filters that are sums of exponentials, as a recurrence computed block by block.
+
+With h[j] = sum_n R_n exp(a_n j), the convolution is y[t] = sum_n R_n s_n[t] where
+s_n[t] = exp(a_n) s_n[t - 1] + z[t] (Hyena-LI, arXiv 2503.01868, section 2). Time is cut into
+blocks of BLOCK_T steps: within a block y is a product with the Toeplitz matrix of h, and what came
+before reaches it through the N states alone. So neither a filter of the sequence's length nor an
+FFT is needed. The rows of a product are consecutive blocks of one channel (skeleton `recurrence`):
+the states between them are found by a scan, and one state is carried from tile to tile.
+
+Backward walks backward in time with the states of the adjoint. The states before its tiles are
+those that forward has stored, 1/64 of the size of an activation in bfloat16 at 16 modes and tiles
+of 2048 steps; the convolution itself is computed again. Poles and residues get their gradients
+from products of steps and states that are summed in registers.
+"""
+
+from __future__ import annotations
+
+from sh2gen.ir import Conv, Graph, ModeGradient, Modes, Parameter, operator_graph
+from sh2gen.lower.rows import partial_sums
+from sh2gen.lower.streams import Stream
+from sh2gen.lower.verdict import Verdict, later_fields
+from sh2gen.passes import adjoint, phases
+from sh2gen.plan import (
+    BLOCK,
+    Blocks,
+    EagerConv,
+    KeepState,
+    KernelPlan,
+    Layout,
+    LoadModes,
+    LoadState,
+    ModalConv,
+    ModalGradient,
+    Operand,
+    Plan,
+    Reduction,
+    Reread,
+    Statement,
+    States,
+    StoreModes,
+    StoreRows,
+    TileProgram,
+    ZeroModes,
+)
+from sh2gen.spec import Activation, Activations, FilterKind, OpSpec
+
+MAX_MODES = 64  # their tables and accumulators live in shared memory and registers
+MAX_FEATURIZER = 4  # its context is kept in registers, and compile time grows with it
+
+
+def applies(spec: OpSpec) -> Verdict:
+    """Whether this operator can be computed by `modal`, and why (not)."""
+    reasons = list(later_fields(spec))
+    if spec.filter.kind is not FilterKind.MODAL:
+        reasons.append(f"the filter is {spec.filter.kind.value}; modal needs sums of exponentials")
+    elif spec.filter.modes is not None and spec.filter.modes > MAX_MODES:
+        reasons.append(f"{spec.filter.modes} modes; at most {MAX_MODES}")
+    if spec.featurizer is not None and spec.featurizer.length > MAX_FEATURIZER:
+        reasons.append(f"a featurizer of {spec.featurizer.length} taps; at most {MAX_FEATURIZER}")
+    if spec.activation is not Activation.NONE:
+        reasons.append("an activation: its gradient needs the convolution before its adjoint")
+    if spec.layout.activations is Activations.BLD:
+        reasons.append("the layout is BLD; modal reads long rows of one channel")
+    if reasons:
+        return Verdict.no(*reasons)
+    return Verdict.yes(
+        f"{spec.filter.modes} modes as a recurrence over blocks of time, of any length: "
+        f"one kernel reads {len(spec.inputs)} and writes 1 activation"
+    )
+
+
+def lower(spec: OpSpec) -> tuple[Plan, ...]:
+    """One plan: channels first, states before tiles stored for backward."""
+    graph = operator_graph(spec)
+    backward_graph = adjoint(graph)
+    parts = ("modal", "rows", "toeplitz", "channels_first")
+    names = (f"d_{name}" for name in spec.inputs)
+    backward, reductions = _backward(
+        backward_graph, dict(zip(names, backward_graph.outputs, strict=False))
+    )
+    forward = _forward(graph)
+    return (
+        Plan(
+            algorithm="modal",
+            layout=Layout.BDL,
+            states=True,
+            graph=graph,
+            backward_graph=backward_graph,
+            forward=KernelPlan(
+                name="forward", skeleton="recurrence", parts=parts, program=forward
+            ),
+            backward=KernelPlan(
+                name="backward", skeleton="recurrence", parts=parts, program=backward
+            ),
+            reductions=reductions,
+            eager=EagerConv.MODAL,
+        ),
+    )
+
+
+class _Stream(Stream):
+    """Convolutions read blocks and the states around them."""
+
+    def load_filter(self, node: Parameter | Modes) -> Statement:
+        assert isinstance(node, Modes)
+        return LoadModes(out=node.out, poles=node.poles, residues=node.residues)
+
+    def product(self, conv: Conv) -> Statement:
+        return ModalConv(
+            out=conv.out,
+            blocks=f"{conv.x}_block",
+            states=f"{conv.x}_states",
+            modes=conv.taps,
+            direction=conv.direction,
+        )
+
+
+def _states(x: str, modes: str, direction: int) -> list[Statement]:
+    """The block of x and the states around it."""
+    return [
+        Blocks(out=f"{x}_block", x=Operand(x, BLOCK)),
+        States(
+            out=f"{x}_states",
+            blocks=f"{x}_block",
+            modes=modes,
+            state=f"{x}_state",
+            direction=direction,
+        ),
+    ]
+
+
+def _forward(graph: Graph) -> TileProgram:
+    """A stream forward in time."""
+    stream = _Stream(graph, time=+1)
+    conv = stream.conv(+1)
+    body: list[Statement] = []
+    for node in graph.nodes:
+        body += stream.statements(node)
+        if node.out == conv.x:
+            body += [KeepState(state=f"{conv.x}_state"), *_states(conv.x, conv.taps, +1)]
+    body.append(StoreRows(tensor="y", x=Operand(graph.outputs[0], BLOCK)))
+    return TileProgram(prologue=tuple(stream.prologue), body=tuple(body))
+
+
+def _in_phases(body: list[Statement]) -> list[Statement]:
+    """The body so that few values are alive at once: inputs are loaded for blocks and states,
+    and again for the gradients that each of the two convolutions makes.
+    """
+    # Only the shape of a program is asked for here: parameters have been loaded, totals zeroed.
+    split = phases(TileProgram(prologue=(), body=tuple(body)))
+    assert split is not None, "an activation is refused"
+    convs = {s.direction: s for s in split.products if isinstance(s, ModalConv)}
+    both = [s for s in split.products if not isinstance(s, ModalConv)]
+    ordered: list[Statement] = [*split.own, *both]
+    for direction, phase in ((+1, split.convolved), (-1, split.adjoint)):
+        ordered += [convs[direction], Reread(), *phase] if phase else []
+    return ordered
+
+
+def _backward(graph: Graph, stores: dict[str, str]) -> tuple[TileProgram, tuple[Reduction, ...]]:
+    """A stream backward in time.
+
+    Args:
+        graph: the backward graph.
+        stores: tensor name -> value, for the gradients of inputs.
+    """
+    stream = _Stream(graph, time=-1)
+    (gradient,) = [node for node in graph.nodes if isinstance(node, ModeGradient)]
+    modes = graph.modes(gradient.modes)
+    body: list[Statement] = []
+    left = dict(stores)
+    for node in graph.nodes:
+        if isinstance(node, ModeGradient):
+            body.append(
+                ModalGradient(
+                    out=node.out,
+                    grad=f"{node.grad}_block",
+                    grad_states=f"{node.grad}_states",
+                    blocks=f"{node.x}_block",
+                    states=f"{node.x}_states",
+                )
+            )
+        else:
+            body += stream.statements(node)
+        if node.out == gradient.x:
+            state: list[Statement] = [LoadState(out=f"{node.out}_state")]
+            body += [*state, *_states(node.out, gradient.modes, +1)]
+        if node.out == gradient.grad:
+            body += _states(node.out, gradient.modes, -1)
+        for tensor in [tensor for tensor, value in left.items() if value == node.out]:
+            body.append(StoreRows(tensor=tensor, x=Operand(left.pop(tensor), BLOCK)))
+    zeros, partials, reductions = partial_sums(graph, stream.sums())
+    body = _in_phases(body)
+    first = sum(zero.length for zero in zeros)
+    count = modes.poles.length or 0
+    store = StoreModes(total=gradient.out, modes=gradient.modes, first=first, length=count)
+    program = TileProgram(
+        prologue=(*stream.prologue, *zeros, ZeroModes(out=gradient.out, length=count)),
+        body=tuple(body),
+        epilogue=(*partials, store),
+        time=-1,
+    )
+    own = (
+        Reduction(tensor=modes.poles.tensor, first=first, view=modes.poles),
+        Reduction(tensor=modes.residues.tensor, first=first + count, view=modes.residues),
+    )
+    return program, (*reductions, *own)

@@ -1,0 +1,362 @@
+"""Convolution with sums of exponentials: products within blocks of time, a state between them.
+
+A tile is M blocks of BLOCK_T consecutive steps of one channel, a block a row: a matrix
+[M, BLOCK_T]. The state of mode n before a block is s_n = sum over earlier x[t] of exp(a_n d), d
+steps from x[t] to the last step before the block; a block adds its own end, sums of its steps,
+and the states before all blocks of a tile follow from a scan over its rows.
+
+The scan holds a tile's states as eight tensors [MODES, M / 8]: lane (n, g) is mode n, the p-th
+tensor the p-th of eight consecutive blocks. So most of the scan stays within a thread.
+
+Products read operands of type OPERAND (see toeplitz.py). States and exponentials are two terms of
+it, high and low: modes may cancel almost wholly, and one rounded term would not.
+"""
+
+import triton
+import triton.language as tl
+
+from templates.parts.channels_first import rows_vector, vector_rows
+from templates.parts.toeplitz import rounded
+
+
+@triton.jit
+def terms(x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """x as a sum of operands: two terms, or x itself where products read float32 as it is."""
+    high = rounded(x.to(OPERAND), PRECISION)
+    if tl.float32 == OPERAND and PRECISION == "ieee":
+        return (high,)
+    else:
+        return high, rounded((x - high.to(tl.float32)).to(OPERAND), PRECISION)
+
+
+@triton.jit
+def transposed(x):
+    """Every term of x, transposed."""
+    out = ()
+    for i in tl.static_range(len(x)):
+        out = out + (tl.trans(x[i]),)
+    return out
+
+
+@triton.jit
+def product(a, b, total, PRECISION: tl.constexpr):
+    """total + a b, of terms: all but the product of two low ones."""
+    total = tl.dot(a[0], b[0], total, input_precision=PRECISION)
+    if len(b) > 1:
+        total = tl.dot(a[0], b[1], total, input_precision=PRECISION)
+    if len(a) > 1:
+        total = tl.dot(a[1], b[0], total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def expm1(x):
+    """exp(x) - 1 for x <= 0, to float32's relative precision: by Taylor's series near 0."""
+    series = 1.0 + x / 7.0
+    for i in tl.static_range(5):
+        series = 1.0 + x * series / (6.0 - i)
+    return tl.where(x > -0.125, x * series, tl.exp(x) - 1.0)
+
+
+@triton.jit
+def load_modes(
+    poles_ptr, residues_ptr, row, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
+    BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """All that a channel's tiles need of its modes, of which there are COUNT <= MODES.
+
+    Returns:
+        0: poles a, 1: residues R, [MODES]; those beyond COUNT are silent.
+        2: T[j, i] = h[i - j], the convolution within a block.
+        3: exp(a (BLOCK_T - 1 - j)), [BLOCK_T, MODES]: from a block to its own end.
+        4: R exp(a (i + 1)), [MODES, BLOCK_T]: from the states before a block to its outputs.
+        5, 6: those of the adjoint, which walks backward in time: 3 and 4 with time reversed.
+        7: for the scan, see `scan`.
+    """
+    mode = tl.arange(0, MODES)
+    a = tl.load(poles_ptr + row * COUNT + mode, mask=mode < COUNT, other=-1.0)
+    residue = tl.load(residues_ptr + row * COUNT + mode, mask=mode < COUNT, other=0.0)
+    step = tl.arange(0, BLOCK_T)
+    powers = tl.exp(a[:, None] * step[None, :])
+    reversed_powers = tl.exp(a[:, None] * (BLOCK_T - 1 - step)[None, :])
+    taps = tl.sum(residue[:, None] * powers, axis=0)
+    lag = step[None, :] - step[:, None]
+    by_row = taps[None, :] + tl.zeros((BLOCK_T, 1), tl.float32)
+    matrix = tl.where(lag >= 0, tl.gather(by_row, tl.maximum(lag, 0), 1), 0.0)
+    within = rounded(matrix.to(OPERAND), PRECISION)
+    weight = (residue * tl.exp(a))[:, None]
+    to_end = transposed(terms(reversed_powers, OPERAND, PRECISION))
+    to_start = transposed(terms(powers, OPERAND, PRECISION))
+    from_before = terms(weight * powers, OPERAND, PRECISION)
+    from_after = terms(weight * reversed_powers, OPERAND, PRECISION)
+    GROUPS: tl.constexpr = M // 8
+    group = tl.arange(0, GROUPS)[None, :] + tl.zeros((MODES, 1), tl.int32)
+    block = tl.exp(a * BLOCK_T)[:, None] + tl.zeros((1, GROUPS), tl.float32)
+    doublings = ()
+    for i in tl.static_range(4):
+        doublings = doublings + (tl.exp(a * (8 * BLOCK_T * 2**i))[:, None],)
+    entered = tl.exp(a[:, None] * (8 * BLOCK_T * group))
+    left = tl.exp(a[:, None] * (8 * BLOCK_T * (GROUPS - 1 - group)))
+    whole = expm1(a * (M * BLOCK_T))[:, None]
+    scan_constants = (group, block, doublings, entered, left, whole)
+    return a, residue, within, to_end, from_before, to_start, from_after, scan_constants
+
+
+@triton.jit
+def zero_state(MODES: tl.constexpr, M: tl.constexpr):
+    """The state of a sequence that has not begun, for every lane of the scan."""
+    return tl.zeros((MODES, M // 8), tl.float32)
+
+
+@triton.jit
+def scan(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
+    """States before all blocks of a tile, from the sums [M, MODES] that blocks add and the state
+    before the tile; and the state after it.
+
+    The state after a tile is (1 + expm1(a M BLOCK_T)) times the one before it, plus what the
+    tile adds: exp() itself, rounded to float32, would drift over many tiles of a slow mode.
+    """
+    group, block, doublings, entered, left, whole = constants
+    GROUPS: tl.constexpr = M // 8
+    end = vector_rows(tl.trans(ends), MODES, GROUPS)
+    total = end[0]
+    for p in tl.static_range(1, 8):
+        total = total * block + end[p]
+    for i in tl.static_range(4):
+        if 2**i < GROUPS:
+            before = tl.gather(total, (group + (GROUPS - 2**i)) % GROUPS, 1)
+            total += tl.where(group >= 2**i, doublings[i] * before, 0.0)
+    before = tl.gather(total, (group + (GROUPS - 1)) % GROUPS, 1)
+    now = tl.where(group > 0, before, 0.0) + entered * state
+    states = (now,)
+    for p in tl.static_range(7):
+        now = now * block + end[p]
+        states = states + (now,)
+    added = tl.gather(total, group * 0 + (GROUPS - 1), 1)
+    return states, state + (whole * state + added)
+
+
+@triton.jit
+def scan_adjoint(starts, constants, state, MODES: tl.constexpr, M: tl.constexpr):
+    """`scan` backward in time: states after all blocks of a tile, from the state after the tile;
+    and the state before it.
+    """
+    group, block, doublings, entered, left, whole = constants
+    GROUPS: tl.constexpr = M // 8
+    start = vector_rows(tl.trans(starts), MODES, GROUPS)
+    total = start[7]
+    for p in tl.static_range(1, 8):
+        total = total * block + start[7 - p]
+    for i in tl.static_range(4):
+        if 2**i < GROUPS:
+            after = tl.gather(total, (group + 2**i) % GROUPS, 1)
+            total += tl.where(group < GROUPS - 2**i, doublings[i] * after, 0.0)
+    after = tl.gather(total, (group + 1) % GROUPS, 1)
+    now = tl.where(group < GROUPS - 1, after, 0.0) + left * state
+    states = (now,)
+    for p in tl.static_range(7):
+        now = now * block + start[7 - p]
+        states = (now,) + states
+    added = tl.gather(total, group * 0, 1)
+    return states, state + (whole * state + added)
+
+
+@triton.jit
+def block_of(
+    rows, M: tl.constexpr, N: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
+):
+    """Rows as a matrix that products read: [M, BLOCK_T], a block of time a row."""
+    return rounded(rows_vector(rows, 0, M, N, OPERAND), PRECISION)
+
+
+@triton.jit
+def recall(block, M: tl.constexpr, N: tl.constexpr):
+    """The rows of a block, as products read them."""
+    return vector_rows(block, M, N)
+
+
+@triton.jit
+def operand_states(
+    states, MODES: tl.constexpr, M: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
+):
+    """Scanned states, as they are and as operands [MODES, M]."""
+    matrix = rows_vector(states, 0, MODES, M // 8, tl.float32)
+    return states, terms(matrix, OPERAND, PRECISION)
+
+
+@triton.jit
+def states_before(
+    block, modes, state,
+    MODES: tl.constexpr, M: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The states before each block of a tile, and after the tile."""
+    ends = product((block,), modes[3], tl.zeros((M, MODES), tl.float32), PRECISION)
+    found, state = scan(ends, modes[7], state, MODES, M)
+    return operand_states(found, MODES, M, OPERAND, PRECISION), state
+
+
+@triton.jit
+def states_after(
+    block, modes, state,
+    MODES: tl.constexpr, M: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The adjoint states after each block of a tile, and before the tile."""
+    starts = product((block,), modes[5], tl.zeros((M, MODES), tl.float32), PRECISION)
+    found, state = scan_adjoint(starts, modes[7], state, MODES, M)
+    return operand_states(found, MODES, M, OPERAND, PRECISION), state
+
+
+@triton.jit
+def modal(block, found, modes, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
+    """Rows of y[t] = sum_n R_n sum_j exp(a_n j) x[t - j]: of the block, and of its past."""
+    y = tl.dot(block, modes[2], input_precision=PRECISION)
+    return vector_rows(product(transposed(found[1]), modes[4], y, PRECISION), M, N)
+
+
+@triton.jit
+def modal_adjoint(block, found, modes, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
+    """Rows of y[t] = sum_n R_n sum_j exp(a_n j) x[t + j]: of the block, and of its future."""
+    y = tl.dot(block, tl.trans(modes[2]), input_precision=PRECISION)
+    return vector_rows(product(transposed(found[1]), modes[6], y, PRECISION), M, N)
+
+
+@triton.jit
+def zero_modes(MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Accumulators of `modal_gradient`."""
+    within = tl.zeros((BLOCK_T, BLOCK_T), tl.float32)
+    outer = tl.zeros((MODES, BLOCK_T), tl.float32)
+    return within, outer, outer, tl.zeros((MODES, M // 8), tl.float32)
+
+
+@triton.jit
+def modal_gradient(total, grad, grad_states, block, states, PRECISION: tl.constexpr):
+    """Sums over blocks from which `store_modes` makes gradients: products of steps of a block x
+    with those of its gradient e; of states before it with e; of x with adjoint states after it;
+    and of these two states.
+    """
+    within = tl.dot(tl.trans(block), grad, total[0], input_precision=PRECISION)
+    before, after, both = total[1], total[2], total[3]
+    for i in tl.static_range(len(states[1])):
+        before = tl.dot(states[1][i], grad, before, input_precision=PRECISION)
+        after = tl.dot(grad_states[1][i], block, after, input_precision=PRECISION)
+    for p in tl.static_range(8):
+        both += states[0][p] * grad_states[0][p]
+    return within, before, after, both
+
+
+@triton.jit
+def store_modes(
+    ptr, first, total, modes, channel, inside, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+    MODES: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """Write the gradients of COUNT poles, then of residues, to rows first, ... of [P, CHANNELS].
+
+    From x to y, d steps later, the weight is R exp(a d): its derivative by R is exp(a d), by a it
+    is R d exp(a d). d is i - j within a block; else it is the steps from x to the end of its
+    block, the blocks between, and the steps from there to y, and d exp(a d) is a sum of three.
+    """
+    a, residue = modes[0], modes[1]
+    j = tl.arange(0, BLOCK_T)[:, None]
+    turn = tl.arange(0, BLOCK_T)[None, :]
+    turned = tl.gather(total[0], (j + turn) % BLOCK_T, 1)
+    by_lag = tl.sum(tl.where(j + turn < BLOCK_T, turned, 0.0), axis=0)[None, :]
+    step = turn.to(tl.float32)
+    near = tl.exp(a[:, None] * step) * by_lag
+    before = tl.exp(a[:, None] * (step + 1.0)) * total[1]
+    after = tl.exp(a[:, None] * (BLOCK_T - step)) * total[2]
+    both = BLOCK_T * tl.exp(a * (BLOCK_T + 1)) * tl.sum(total[3], axis=1)
+    by_residue = tl.sum(near + before, axis=1)
+    by_pole = tl.sum(step * near + (step + 1.0) * before + (BLOCK_T - 1.0 - step) * after, axis=1)
+    mode = tl.arange(0, MODES)
+    where = ptr + (first + mode) * CHANNELS + channel
+    tl.store(where, residue * (by_pole + both), mask=(mode < COUNT) & inside)
+    tl.store(where + COUNT * CHANNELS, by_residue, mask=(mode < COUNT) & inside)
+
+
+@triton.jit
+def halves(x, M: tl.constexpr, N: tl.constexpr):
+    """The upper and the lower half of the rows of [M, N], which threads hold side by side."""
+    return tl.split(tl.permute(tl.reshape(x, (2, M // 2, N)), (1, 2, 0)))
+
+
+@triton.jit
+def extend(rows, after, M: tl.constexpr, N: tl.constexpr):
+    """Each lane's rows, then the first ones of the next lane; the last lane takes `after`.
+    Also what the next tile, which is earlier, takes there.
+    """
+    lane = tl.arange(0, M * N)
+    last = tl.reshape(lane, (M, N)) == M * N - 1
+    extended = rows
+    first = ()
+    for r in tl.static_range(len(after)):
+        flat = tl.reshape(rows[r], (M * N,))
+        turned = tl.reshape(tl.gather(flat, (lane + 1) % (M * N), 0), (M, N))
+        extended = extended + (tl.where(last, after[r], turned),)
+        first = first + (turned,)
+    return extended, first
+
+
+@triton.jit
+def zero_taps(LENGTH: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    """LENGTH accumulators [M / 2, N]: sums of the two halves of the lanes."""
+    total = ()
+    for _ in tl.static_range(LENGTH):
+        total = total + (tl.zeros((M // 2, N), tl.float32),)
+    return total
+
+
+@triton.jit
+def tap_gradient(total, grad, x):
+    """total[j] += sum_t grad[t] x[t - j]; x starts len(total) - 1 rows before grad."""
+    M: tl.constexpr = grad[0].shape[0]
+    N: tl.constexpr = grad[0].shape[1]
+    out = ()
+    for lag in tl.static_range(len(total)):
+        value = grad[0] * x[len(total) - 1 - lag]
+        for r in tl.static_range(1, len(grad)):
+            value += grad[r] * x[r + len(total) - 1 - lag]
+        upper, lower = halves(value, M, N)
+        out = out + (total[lag] + (upper + lower),)
+    return out
+
+
+@triton.jit
+def channel_sum(total, x):
+    """total[0] += sum_t x[t]."""
+    M: tl.constexpr = x[0].shape[0]
+    N: tl.constexpr = x[0].shape[1]
+    value = x[0]
+    for r in tl.static_range(1, len(x)):
+        value += x[r]
+    upper, lower = halves(value, M, N)
+    return (total[0] + (upper + lower),)
+
+
+@triton.jit
+def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
+    """Write accumulators, summed over the tile, to rows first, ... of [P, CHANNELS]."""
+    for i in tl.static_range(len(total)):
+        tl.store(ptr + (first + i) * CHANNELS + channel, tl.sum(total[i]), mask=inside)
+
+
+@triton.jit
+def load_state(
+    ptr, number, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr
+):
+    """The state before tile `number`, for every lane of the scan."""
+    mode = tl.arange(0, MODES)[:, None] + tl.zeros((1, M // 8), tl.int32)
+    where = ptr + number * (CHANNELS * COUNT) + mode
+    return tl.load(where, mask=mode < COUNT, other=0.0)
+
+
+@triton.jit
+def keep_state(
+    ptr, number, state, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+    MODES: tl.constexpr, M: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """Write the state before tile `number`, if KEEP."""
+    if KEEP:
+        mode = tl.arange(0, MODES)[:, None] + tl.zeros((1, M // 8), tl.int32)
+        lane = tl.arange(0, M // 8)[None, :]
+        where = ptr + number * (CHANNELS * COUNT) + mode
+        tl.store(where, state, mask=(mode < COUNT) & (lane == 0))

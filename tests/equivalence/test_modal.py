@@ -1,0 +1,174 @@
+"""Recurrences over blocks of time, under Triton's interpreter, compute what the reference says.
+
+Few programs each: several tiles along time, ragged ends, groups of several channels.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sh2gen.lower import plans
+from sh2gen.operator import InterpreterRunner
+from sh2gen.reference import reference_gradients
+from sh2gen.schedule import schedule
+from sh2gen.spec import OpSpec, spec_from_dict
+from tests.equivalence.test_interpreter import FLOAT32, check
+from tests.strategies import register_profiles
+from tests.strategies_schedules import Case, Tensors, assert_close, interpreted, random_tensors
+
+register_profiles()
+TILE = 256  # of 16 blocks of 16 steps
+BOTH = {"pre": True, "post": True}
+
+
+def make(modes: int = 3, groups: int = 2, width: int = 1, **fields: Any) -> OpSpec:
+    """Only the convolution, unless fields say more."""
+    inner: dict[str, Any] = {"kind": "modal", "modes": modes, "groups": groups}
+    inner |= {"parametrisation": "log_poles"} | fields.pop("filter", {})
+    return spec_from_dict({"op": "probe", "channels": groups * width, "filter": inner} | fields)
+
+
+def small_case(spec: OpSpec, length: int, *, batch: int = 1, **numbers: int) -> Case:
+    plan = plans(spec, "modal")[0]
+    given = {"SEGMENTS": 16, "BLOCK_T": 16, "num_warps": 4, "maxnreg": 0} | numbers
+    made = schedule(spec, plan, {"forward": given, "backward": given})
+    return Case(spec, plan, made, batch, length)
+
+
+# ---- lengths, modes, structure ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 8, 15, 16, 17, 255, TILE, 257, 600])
+def test_every_length(length: int, tmp_path: Path) -> None:
+    spec = make(featurizer={"length": 3}, gates=BOTH, skip="channel")
+    check(small_case(spec, length), tmp_path, torch.float32)
+
+
+@pytest.mark.parametrize("modes", [1, 2, 16, 17, 33])
+def test_every_number_of_modes(modes: int, tmp_path: Path) -> None:
+    check(small_case(make(modes, groups=1), 300), tmp_path, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"SEGMENTS": 32},
+        {"BLOCK_T": 32},
+        {"SEGMENTS": 64, "BLOCK_T": 32},
+        {"SEGMENTS": 128, "BLOCK_T": 16},
+        {"SEGMENTS": 16, "BLOCK_T": 64},
+    ],
+)
+def test_every_tile(numbers: dict[str, int], tmp_path: Path) -> None:
+    length = 1 + 2 * numbers.get("SEGMENTS", 16) * numbers.get("BLOCK_T", 16)
+    spec = make(groups=1, gates=BOTH, featurizer={"length": 2})
+    check(small_case(spec, length, **numbers), tmp_path, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"width": 3, "skip": "group"},
+        {"gates": {"pre": True}, "bias": "gated"},
+        {"gates": {"post": True}, "bias": "ungated", "featurizer": {"length": 4}},
+        {"gates": BOTH, "featurizer": {"length": 3}, "layout": {"projection": "interleaved"}},
+        {"filter": {"parametrisation": "p_gamma"}, "featurizer": {"length": 1}},
+    ],
+)
+def test_every_structure(fields: dict[str, Any], dtype: torch.dtype, tmp_path: Path) -> None:
+    check(small_case(make(**fields), 300, batch=2), tmp_path, dtype)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    spec = make(
+        draw(st.integers(1, 20)),
+        draw(st.integers(1, 2)),
+        draw(st.integers(1, 3)),
+        gates={"pre": draw(st.booleans()), "post": draw(st.booleans())},
+        featurizer=draw(st.just("none") | st.integers(1, 4).map(lambda taps: {"length": taps})),
+        skip=draw(st.sampled_from(("none", "channel", "group"))),
+        filter={"parametrisation": draw(st.sampled_from(("log_poles", "p_gamma")))},
+    )
+    numbers = {
+        "SEGMENTS": draw(st.sampled_from((16, 32))),
+        "BLOCK_T": draw(st.sampled_from((16, 32))),
+    }
+    length = draw(st.integers(1, 3 * numbers["SEGMENTS"] * numbers["BLOCK_T"] // 2))
+    return small_case(spec, length, batch=draw(st.integers(1, 2)), **numbers)
+
+
+@given(cases(), st.sampled_from((torch.float32, torch.float16)))
+@settings(
+    max_examples=max(10, settings().max_examples // 20),
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),  # shrinking takes minutes here
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+def test_drawn_operators(tmp_path: Path, case: Case, dtype: torch.dtype) -> None:
+    check(case, tmp_path, dtype)
+
+
+# ---- numbers ------------------------------------------------------------------------------------
+
+
+def gradients_of(
+    spec: OpSpec, runner: InterpreterRunner, inputs: Tensors, parameters: Tensors, dy: Tensor
+) -> tuple[Tensor, Tensors]:
+    return runner.forward(inputs, parameters), runner.gradients(inputs, parameters, dy)
+
+
+def test_poles_from_slowest_to_fastest(tmp_path: Path) -> None:
+    """Log-poles of -50 to -1e-7: nothing overflows, nothing is lost."""
+    poles = -torch.logspace(math.log10(50), -7, 16, dtype=torch.float64)
+    spec = make(16, groups=1, gates=BOTH, featurizer={"length": 3}, skip="channel")
+    case = small_case(spec, 700)
+    runner = interpreted(spec, case.plan, case.schedule, tmp_path)
+    inputs, parameters, dy = random_tensors(spec, 1, 700, dtype=torch.float32)
+    parameters["log_poles"] = poles.float()[None]
+    y, gradients = gradients_of(spec, runner, inputs, parameters, dy)
+    assert_close(spec, inputs, parameters, dy, y, gradients, unit=FLOAT32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_modes_that_nearly_cancel(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Pairs of modes of some hundred times the filter that they make: operands of one term would
+    be off by as much. float32 has the rounding of its exponentials left, so many times over.
+    """
+    spec = make(4, groups=1)
+    case = small_case(spec, 600)
+    runner = interpreted(spec, case.plan, case.schedule, tmp_path)
+    inputs, parameters, dy = random_tensors(spec, 1, 600, dtype=dtype)
+    parameters["log_poles"] = torch.tensor([[-0.01, -0.0101, -0.002, -0.00202]])
+    parameters["residues"] = torch.tensor([[100.0, -100.0, 30.0, -30.0]])
+    y, gradients = gradients_of(spec, runner, inputs, parameters, dy)
+    wide = {name: x.double() for name, x in inputs.items()}
+    weights = {name: x.double() for name, x in parameters.items()}
+    value, expected = reference_gradients(spec, wide, weights, dy.double())
+    for found, exact in ((y, value), (gradients["x"], expected["x"])):
+        error = (found.double() - exact).norm() / exact.norm()
+        once = (exact.to(dtype).double() - exact).norm() / exact.norm()
+        assert error < (2 * once if dtype == torch.float16 else 2e-4), error
+
+
+def test_a_slow_mode_does_not_drift(tmp_path: Path) -> None:
+    """After 200 tiles, the response to an impulse at the start: exp(a t), to 1e-5."""
+    length, pole = 200 * TILE, -2e-5
+    spec = make(1, groups=1)
+    case = small_case(spec, length)
+    runner = interpreted(spec, case.plan, case.schedule, tmp_path)
+    x = torch.zeros(1, 1, length)
+    x[..., 0] = 1
+    parameters = {"log_poles": torch.tensor([[pole]]), "residues": torch.ones(1, 1)}
+    y = runner.forward({"x": x}, parameters).double()
+    exact = torch.exp(pole * torch.arange(length, dtype=torch.float64))
+    late = slice(length - TILE, length)
+    assert ((y - exact) / exact)[..., late].abs().max() < 1e-5
