@@ -18,7 +18,10 @@ from sh2gen.spec import FeaturizerSpec, GateSpec, OpSpec, Skip, load_spec
 from sh2gen.target import target
 
 LONG = ["hyena_mr", "hyena_mr_1b", "hyena_mr_40b", "conv_512"]  # by toeplitz
-OPS = sorted(path for path in folder("ops").glob("*.yaml") if path.stem not in LONG)
+MODAL = ["hyena_li", "hyena_li_1b", "hyena_li_40b", "s4d_real"]
+PLAIN = ["long_conv", "hyena"]  # by fft, without kernels
+OTHERS = [*LONG, *MODAL, *PLAIN]
+OPS = sorted(path for path in folder("ops").glob("*.yaml") if path.stem not in OTHERS)
 HYENA = load_spec(folder("ops") / "hyena_se.yaml")
 
 
@@ -74,6 +77,19 @@ def test_long_filters(op: str, layout: str) -> None:
     assert len(twins) == (
         op != "conv_512" and layout == "BDL"
     )  # for sm_90, which long filters outgrow
+
+
+@pytest.mark.parametrize("op", MODAL)
+def test_modes(op: str) -> None:
+    spec = load_spec(folder("ops") / f"{op}.yaml")
+    (plan,) = plans(spec, "modal")
+    gpu = target("H200")
+    built = build(emit(spec, plan, schedule(spec, plan)), gpu)
+    check_fits(built, gpu)
+    for kernel in built.kernels:
+        if kernel.variant is Variant.ALIGNED and kernel.kernel.role != "reduce":
+            assert "ld.global.b16" not in kernel.ptx, "loads are narrow"
+            assert "wgmma.mma_async" in kernel.ptx
 
 
 @pytest.mark.parametrize("taps", [1, 65, 129])

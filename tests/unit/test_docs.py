@@ -78,9 +78,17 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             exec(compile(text, "README.md", "exec"), namespace)
 
 
-def test_the_blocks_of_the_readme_are_the_generated_ones() -> None:
-    (shown,) = (text for _, text in blocks(README) if "toeplitz(" in text)
-    assert textwrap.indent(shown, "    ") in (ROOT / "generated" / "hyena_mr.py").read_text()
+@pytest.mark.parametrize(("word", "op"), [("toeplitz(", "hyena_mr"), ("modal(", "hyena_li")])
+def test_the_blocks_of_the_readme_are_the_generated_ones(word: str, op: str) -> None:
+    (shown,) = (text for _, text in blocks(README) if f" = {word}" in text)
+    assert textwrap.indent(shown, "    ") in (ROOT / "generated" / f"{op}.py").read_text()
+
+
+def test_the_derivation_of_modes_computes_what_it_says() -> None:
+    page = ROOT / "docs" / "modal.md"
+    snippets = [text for language, text in blocks(page) if language == "python"]
+    assert len(snippets) == 3 and sum(text.count("assert") for text in snippets) >= 4
+    exec(compile("".join(snippets), "modal.md", "exec"), {})
 
 
 def test_the_kernel_of_the_readme_is_the_generated_one() -> None:
