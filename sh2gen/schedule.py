@@ -44,6 +44,18 @@ class Schedule:
     def numbers(self, direction: str) -> Numbers:
         return self.forward if direction == "forward" else self.backward
 
+    def twin(self, direction: str) -> dict[str, int]:
+        """The numbers of a kernel's twin for sm_90: 128 rows of products, blocks of 64 steps, 8
+        warps. Empty if there is none.
+        """
+        numbers = dict(self.numbers(direction))
+        tiles = numbers.get("TILES_SM90", 0)
+        if not tiles:
+            return {}
+        channels = numbers["BLOCK_D"]
+        shape = {"BLOCK_D": channels, "SEGMENTS": 128 // channels, "BLOCK_T": 64}
+        return shape | {"TILES": tiles, "num_warps": 8}
+
     def __str__(self) -> str:
         parts = [
             f"{direction}: "

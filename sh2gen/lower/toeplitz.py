@@ -200,8 +200,16 @@ class _Builder:
                     LoadRows(out=out, tensor=node.out, rows=rows, carried=carried, ahead=ahead)
                 ]
             case Conv(x=x, taps=taps, direction=direction) if self.long(node):
-                blocks = f"{x}_blocks"
-                return [Toeplitz(out=out, blocks=blocks, taps=taps, direction=direction)]
+                length = self.graph.view(taps).length or 1
+                return [
+                    Toeplitz(
+                        out=out,
+                        blocks=f"{x}_blocks",
+                        taps=taps,
+                        length=length,
+                        direction=direction,
+                    )
+                ]
             case Conv(x=x, taps=taps, direction=direction):
                 length = self.graph.view(taps).length or 1
                 if direction == +1:
