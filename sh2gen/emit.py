@@ -88,13 +88,16 @@ def emit(spec: OpSpec, plan: Plan, schedule: Schedule) -> Source:
         Sh2genError: S007 if the operator's name means something else in its file.
     """
     assert schedule.plan == plan.name
-    _refuse_clash(spec, plan, schedule)
+    refuse_clash(spec, plan, schedule)
     text = _render(spec, plan, schedule)
     return Source(op=spec.op, text=text, kernels=_kernel_sources(spec, plan, schedule))
 
 
-def _refuse_clash(spec: OpSpec, plan: Plan, schedule: Schedule) -> None:
-    """The names that a file takes from its operator must not stand for anything else in it."""
+def refuse_clash(spec: OpSpec, plan: Plan, schedule: Schedule) -> None:
+    """The names that a file takes from its operator must not stand for anything else in it: S007.
+
+    Numbers decide only whether the file has a twin for sm_90.
+    """
     neutral = dataclasses.replace(spec, op="operator_by_no_other_name")
     taken = set(keyword.kwlist)
     for node in ast.walk(ast.parse(_render(neutral, plan, schedule))):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from sh2gen.cli import main
 from sh2gen.lower import ALGORITHMS
 from sh2gen.resources import folder
 
+ROOT = Path(__file__).parent.parent.parent
 FILTER = "filter: {kind: explicit, length: 3, groups: 4}"
 
 
@@ -38,6 +41,12 @@ def test_verify_in_a_pipe_says_little(op: str) -> None:
     ):
         assert first == f"verifying {way}"
         assert last.startswith(f"{way}: none of ") and last.endswith(" checks failed")
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "sh2gen", "--version"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("python -m sh2gen, version ")
 
 
 # ---- explain ------------------------------------------------------------------------------------
