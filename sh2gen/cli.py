@@ -335,7 +335,7 @@ def _plan_text(candidate: Any) -> str:
             (f"{kernel.name} on sm_90", candidate.schedule.twin(kernel.name)),
         ):
             steps = numbers.get("BLOCK_T", 1)
-            if numbers and (count := cost.products(kernel, steps)):
+            if numbers and (count := cost.products_a_tile(kernel, steps)):
                 lines.append(f"{name}: BLOCK_T = {steps}, so {count} products a tile")
     return "\n".join(lines)
 

@@ -56,15 +56,14 @@ _INSTRUCTIONS = {  # a row of a rowwise function, in instructions of one thread
 # Rows of a lane's window with which an SM holds 16 warps, at about five registers a row. With more
 # it holds fewer, and issues less in proportion.
 _WINDOW = 26
-# What follows lies between what was measured (docs/performance.md) and what this model says
-# without it. Programs that stream wait for loads and products that nothing overlaps with: by this
-# factor,
+# Factors between what was measured (docs/performance.md) and what this model says without them.
+# Programs that stream wait for loads and products that nothing overlaps with, the twin for sm_90
+# less than others. Channels last, rows move in short accesses and through shared memory.
 _STREAM = {"forward": 1.1, "backward": 3.0}
-_STREAM_SM90 = 1.4  # by this one in the twin,
-# and channels last, where rows move in short accesses and through shared memory, by this one more.
+_STREAM_SM90 = 1.4
 _STREAM_BLD = 2.3
-# Products of fewer rows to a warp than so many wait for their operands: they reach this share of
-# the rate of large ones.
+# Likewise, products of fewer rows to a warp than so many wait for their operands, and reach this
+# share of the rate of large ones.
 _FEW_ROWS = {"forward": (16, 0.25), "backward": (8, 0.11)}
 LAUNCH = 2.5e-6  # seconds from one kernel's end to the next one's first instruction
 
@@ -168,7 +167,7 @@ def work(kernel: KernelPlan, layout: Layout, io: DType) -> Work:
     )
 
 
-def products(kernel: KernelPlan, block: int) -> int:
+def products_a_tile(kernel: KernelPlan, block: int) -> int:
     """Matrix products of a tile, in blocks of so many steps."""
     statements = (s for s in kernel.program.body if isinstance(s, Toeplitz | ToeplitzGradient))
     return sum(int(matrices(s.length).subs(BLOCK_T, block)) for s in statements)
