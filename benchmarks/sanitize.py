@@ -1,12 +1,15 @@
 """Run every kernel of an operator once a case, for compute-sanitizer to watch.
 
     export PYTORCH_NO_CUDA_MEMORY_CACHING=1
-    compute-sanitizer --tool memcheck python benchmarks/sanitize.py
+    compute-sanitizer --tool memcheck --padding 512 python benchmarks/sanitize.py
     compute-sanitizer --tool racecheck python benchmarks/sanitize.py
+    python benchmarks/sanitize.py hyena_mr my_op.yaml  # other operators
 
 Cases are batch 2 at lengths of whole vectors, of ragged vectors and shorter than the taps, so that
-every mask is used. Without the caching allocator every tensor is an allocation of its own, so that
-an access beyond it is seen.
+every mask is used; at lengths of two and of six tiles of a twin for sm_90; and with a context
+before the segment, of which dy and gradients have none. Without the caching allocator every tensor
+is an allocation of its own, with padding before the next one, so that an access beyond either end
+is seen.
 """
 
 from __future__ import annotations
@@ -16,27 +19,48 @@ import tempfile
 from pathlib import Path
 
 import torch
-from gpu import arguments, generate
+from gpu import activation, arguments, generate
 
+from sh2gen.operator import Operator
 from sh2gen.resources import folder
 
-LENGTHS = (3, 37, 1000)
+OPS = ("hyena_se", "short_conv", "hyena_mr")
+# Steps of a segment, steps of context before it, and the first step written.
+CASES = (
+    *((length, 0, 0) for length in (3, 37, 1000, 2568)),
+    (1000, 5, 3),
+    (1032, 72, 0),
+    (2568, 8, 16),
+)
+
+
+def finite(operator: Operator, length: int, context: int, begin: int) -> bool:
+    """Run forward and backward; whether everything written is finite."""
+    module = operator.namespace
+    inputs, parameters, _ = arguments(operator, 2, context + length, torch.bfloat16)
+    dy = activation(operator, 2, length, torch.bfloat16)
+    y, *saved = module.launch_forward(inputs, parameters, context)
+    part = module.launch_forward(inputs, parameters, context, begin)
+    gradients = module.launch_backward(dy, inputs, parameters, saved, context, begin)
+    torch.cuda.synchronize()
+    return all(bool(torch.isfinite(x).all()) for x in (y, *saved, *part, *gradients))
 
 
 def main() -> int:
-    ops = sys.argv[1:] or ["hyena_se", "short_conv"]
     with tempfile.TemporaryDirectory() as name:
-        for op in ops:
-            operator = generate(folder("ops") / f"{op}.yaml", Path(name), None)
-            for length in LENGTHS:
-                inputs, parameters, dy = arguments(operator, 2, length, torch.bfloat16)
-                y = operator.namespace.forward_op(*inputs, *parameters)
-                gradients = operator.namespace.backward_op(dy, *inputs, *parameters)
-                torch.cuda.synchronize()
-                finite = all(bool(torch.isfinite(x).all()) for x in (y, *gradients))
-                print(f"{op} {operator.plan} L={length}: {'finite' if finite else 'NOT FINITE'}")
-                if not finite:
+        for op in sys.argv[1:] or OPS:
+            path = Path(op) if "." in op else folder("ops") / f"{op}.yaml"
+            operator = generate(path, Path(name), None)
+            title = f"{operator.spec.op} {operator.plan}"
+            for length, context, begin in CASES:
+                good = finite(operator, length, context, begin)
+                case = f"{title} L={length} context={context} begin={begin}"
+                print(f"{case}: {'finite' if good else 'NOT FINITE'}")
+                if not good:
                     return 1
+            # the keys of compiled kernels begin with the kernel
+            ran = {key[0].__name__ for key in operator.namespace.BINARIES}
+            print(f"{title} ran {', '.join(sorted(ran))}", flush=True)
     return 0
 
 

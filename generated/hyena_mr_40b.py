@@ -1379,6 +1379,7 @@ def hyena_mr_40b_backward_sm90(
     for back in range(0, steps + BLOCK_T, BLOCK_T):
         t = steps - back
         before = t - BLOCK_T
+        dy_length = gl.where(before < 0, 0, length)  # inputs have a context there, dy has none
         stop = gl.where(back > 0, end, 0)
         hopper.async_copy.wait_group(1)
         quarters = ()
@@ -1440,7 +1441,7 @@ def hyena_mr_40b_backward_sm90(
                 store_quarter(d_q_ptr, outputs, shift, d_q_b, stop)
                 d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat_b, q_b)
         fetch(q_block, q_ptr, words, edges, before, halfway, length)
-        fetch(dy_block, dy_ptr, dy_words, edges, before, halfway, length)
+        fetch(dy_block, dy_ptr, dy_words, edges, before, halfway, dy_length)
         hopper.async_copy.commit_group()
         d_pre_skip_c_quarters = block_quarters(
             d_pre_skip_blocks.index(newest).load(product_layout())

@@ -300,7 +300,7 @@ def explain(
         backward = adjoint(graph, ranked[0].plan.saved if ranked else ())
         _show(as_json, stage, f"forward:\n{graph}\n\nbackward:\n{backward}")
     elif stage == "plan":
-        _show(as_json, stage, "\n\n".join(str(c.plan) for c in ranked))
+        _show(as_json, stage, "\n\n".join(_plan_text(c) for c in ranked))
     else:
         best = ranked[0]
         source = emit(spec, best.plan, best.schedule)
@@ -324,6 +324,22 @@ def _show(as_json: bool, stage: str, text: str, language: str | None = None) -> 
         click.echo(text)
 
 
+def _plan_text(candidate: Any) -> str:
+    """The plan, and how many matrix products a tile takes under the numbers of its schedule."""
+    from sh2gen import cost
+
+    lines = [str(candidate.plan)]
+    for kernel in candidate.plan.kernels:
+        for name, numbers in (
+            (kernel.name, dict(candidate.schedule.numbers(kernel.name))),
+            (f"{kernel.name} on sm_90", candidate.schedule.twin(kernel.name)),
+        ):
+            steps = numbers.get("BLOCK_T", 1)
+            if numbers and (count := cost.products_a_tile(kernel, steps)):
+                lines.append(f"{name}: BLOCK_T = {steps}, so {count} products a tile")
+    return "\n".join(lines)
+
+
 def _print_explanation(
     spec: Any, gpu: Any, answers: Any, ranked: Any, cost: Any, as_json: bool
 ) -> None:
@@ -337,16 +353,26 @@ def _print_explanation(
         }
         for kernel in candidate.plan.kernels:
             effort = cost.work(kernel, candidate.plan.layout, spec.dtype.io)
+            block = cost.numbers_on(gpu, candidate.schedule, kernel.name)["BLOCK_T"]
             entry[kernel.name] = {
                 "bytes": effort.bytes,
                 "flops": str(effort.flops),
+                "product_flops": int(effort.tensor_flops.subs(cost.BLOCK_T, block)),
                 "instructions": str(effort.instructions),
             }
         for workload in spec.workloads:
             found = cost.predictions(spec, candidate.plan, candidate.schedule, workload, gpu)
             entry["predictions"].append(
                 {"batch": workload.batch, "length": workload.length}
-                | {d: {"us": p.seconds * 1e6, "share": p.share} for d, p in found.items()}
+                | {
+                    d: {
+                        "us": p.seconds * 1e6,
+                        "share": p.share,
+                        "bound_us": p.bound * 1e6,
+                        "products_us": p.tensor * 1e6,
+                    }
+                    for d, p in found.items()
+                }
             )
         plans.append(entry)
     verdicts = {n: {"applies": v.applies, "reasons": list(v.reasons)} for n, v in answers.items()}
@@ -370,8 +396,9 @@ def _print_explanation(
             if direction in entry:
                 e = entry[direction]
                 click.echo(
-                    f"    {direction}: {e['bytes']} B; {e['flops']} flops; "
-                    f"{e['instructions']} instructions"
+                    f"    {direction}: {e['bytes']} B; {e['flops']} flops"
+                    + f" and {e['product_flops']} of matrix products" * (e["product_flops"] > 0)
+                    + f"; {e['instructions']} instructions"
                 )
         for p in entry["predictions"]:
             times = ", ".join(
@@ -379,6 +406,13 @@ def _print_explanation(
                 for d in ("forward", "backward")
             )
             click.echo(f"    predicted B={p['batch']} L={p['length']}: {times}")
+            if any(p[d]["products_us"] for d in ("forward", "backward")):
+                floors = ", ".join(
+                    f"{d} {p[d]['bound_us']:.0f} us of memory and {p[d]['products_us']:.0f} us "
+                    "of products"
+                    for d in ("forward", "backward")
+                )
+                click.echo(f"      at least {floors}")
 
 
 @main.command()

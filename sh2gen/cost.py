@@ -64,9 +64,19 @@ _INSTRUCTIONS = {  # a row of a rowwise function, in instructions of one thread
     "silu_gradient": 10,
 }
 _SCAN = 8  # instructions for each state of a block: two products, powers, halving and rounding
-# Programs that stream wait for loads and products that nothing overlaps with: the factor between
-# what was measured for Hyena-MR (docs/performance.md) and what this model says without it.
-_STREAM = {"forward": 1.1, "backward": 3.0, "backward on sm_90": 1.5}
+# Rows of a lane's window with which an SM holds 16 warps, at about five registers a row. With more
+# it holds fewer, and issues less in proportion.
+_WINDOW = 26
+# Factors between what was measured (docs/performance.md) and what this model says without them.
+# Programs that stream wait for loads and products that nothing overlaps with, the twin for sm_90
+# less than others. Channels last, rows move in short accesses and through shared memory.
+_STREAM = {"forward": 1.1, "backward": 3.0}
+_STREAM_SM90 = 1.4
+_RECURRENCE = {"forward": 1.05, "backward": 1.9}  # a scan, which all others wait for
+_STREAM_BLD = 2.3
+# Likewise, products of fewer rows to a warp than so many wait for their operands, and reach this
+# share of the rate of large ones.
+_FEW_ROWS = {"forward": (16, 0.25), "backward": (8, 0.11)}
 LAUNCH = 2.5e-6  # seconds from one kernel's end to the next one's first instruction
 
 
@@ -77,7 +87,8 @@ class Work:
     Attributes:
         bytes: that must cross DRAM if caches serve every second read.
         flops: floating-point operations outside of matrix products, a multiply-add as two.
-        tensor_flops: those of matrix products, in terms of BLOCK_T.
+        tensor_flops: those of matrix products, in terms of BLOCK_T, zeros in the corners of
+            Toeplitz matrices included.
         instructions: issued by a thread, in terms of ROWS: recomputed context shrinks as ROWS
             grows.
     """
@@ -95,12 +106,14 @@ class Prediction:
     Attributes:
         seconds: predicted time, launches included.
         memory: seconds that the traffic alone takes at the elementwise rate.
-        issue: seconds that the instructions alone take, and matrix products at their peak rate.
+        tensor: seconds that matrix products alone take at the rate of large ones.
+        issue: seconds that the instructions alone take, and products at the rate that they reach.
         bound: seconds of an elementwise kernel that reads and writes what the operator must.
     """
 
     seconds: float
     memory: float
+    tensor: float
     issue: float
     bound: float
 
@@ -116,7 +129,6 @@ def work(kernel: KernelPlan, layout: Layout, io: DType) -> Work:
     instructions: Any = sympy.Integer(0)
     products: Any = sympy.Integer(0)
     size = _BYTES[io]
-    lengths: dict[str, int] = {}
     loads = [s for s in kernel.program.prologue if isinstance(s, LoadModes)]
     modes = sum(load.poles.length or 0 for load in loads)
     traffic = size * len(kernel.program.loads)  # a second read of a tensor is served by a cache
@@ -146,13 +158,12 @@ def work(kernel: KernelPlan, layout: Layout, io: DType) -> Work:
                 instructions += ROWS * length
             case Extend(count=extended):
                 instructions += 2 * extended  # a shuffle and a choice
-            case Remember(out=out, length=length):
-                lengths[out] = length
+            case Remember():
                 instructions += ROWS  # rounding, and a store to shared memory
             case Recall():
                 instructions += ROWS
-            case Toeplitz(blocks=blocks):
-                products += _product_flops(lengths[blocks])
+            case Toeplitz(length=length):
+                products += _product_flops(length)
                 instructions += 2 * ROWS  # from the layout of products to that of rows
             case ToeplitzGradient(length=length):
                 products += _product_flops(length)
@@ -182,10 +193,26 @@ def work(kernel: KernelPlan, layout: Layout, io: DType) -> Work:
     )
 
 
+def products_a_tile(kernel: KernelPlan, block: int) -> int:
+    """Matrix products of a tile, in blocks of so many steps."""
+    statements = (s for s in kernel.program.body if isinstance(s, Toeplitz | ToeplitzGradient))
+    return sum(int(matrices(s.length).subs(BLOCK_T, block)) for s in statements)
+
+
 def _product_flops(length: int) -> Any:
     """Of the products of one block with all matrices that `length` taps make, per element."""
-    matrices = 1 + sympy.ceiling((length - 1) / BLOCK_T)
-    return 2 * BLOCK_T * matrices
+    return 2 * BLOCK_T * matrices(length)
+
+
+def matrices(length: int) -> Any:
+    """How many Toeplitz matrices `length` taps make, in terms of BLOCK_T."""
+    return 1 + sympy.ceiling((length - 1) / BLOCK_T)
+
+
+def numbers_on(target: Target, schedule: Schedule, direction: str) -> dict[str, int]:
+    """The numbers of a kernel, or of its twin if the target runs that."""
+    twin = schedule.twin(direction) if target.capability == 90 else {}
+    return twin or dict(schedule.numbers(direction))
 
 
 def bound_bytes(spec: OpSpec, direction: str) -> int:
@@ -212,31 +239,44 @@ def predict(
         memory = elements * _eager_bytes(graph, plan.eager) / target.elementwise_bandwidth
         launches = 2 * len(graph.nodes)
         return Prediction(
-            seconds=memory + launches * LAUNCH, memory=memory, issue=0.0, bound=bound
+            seconds=memory + launches * LAUNCH, memory=memory, tensor=0.0, issue=0.0, bound=bound
         )
     effort = work(kernel, plan.layout, spec.dtype.io)
-    numbers = dict(schedule.numbers(direction))
+    numbers = numbers_on(target, schedule, direction)
+    twin = numbers == schedule.twin(direction)
     memory = elements * effort.bytes / target.elementwise_bandwidth
     if direction == "backward":
         tokens_a_program = numbers.get("BLOCK_T", 1) * numbers.get("TILES", 1)
-        splits = workload.batch * math.ceil(workload.length / tokens_a_program)
+        splits = workload.batch
+        if kernel.skeleton != "recurrence":  # of which a program walks along all of time
+            splits *= math.ceil(workload.length / tokens_a_program)
         partials = splits * kernel.program.partial_rows * spec.channels * 4
         memory += 2 * partials / target.elementwise_bandwidth  # written, and read to be summed
-    sizes = {ROWS: numbers.get("ROWS", 8), BLOCK_T: numbers.get("BLOCK_T", 64)}
+    rows, reach = numbers.get("ROWS", 8), kernel.program.reach
+    sizes = {ROWS: rows, BLOCK_T: numbers.get("BLOCK_T", 64)}
     per_element = float(effort.instructions.subs(sizes))
     issue = elements * per_element / (target.sms * 128 * target.clock)
+    issue *= max(1.0, (rows + reach.hi - reach.lo) / _WINDOW)
+    stream = kernel.skeleton == "stream"
+    access = _STREAM_BLD if stream and plan.layout is Layout.BLD else 1.0
+    issue *= access
     products = float(effort.tensor_flops.subs(sizes))
-    rate = target.bf16_tensor if spec.dtype.io is DType.BFLOAT16 else target.fp32
-    issue += elements * products / rate
+    bfloat16 = spec.dtype.io is DType.BFLOAT16
+    tensor = elements * products / (target.matmul if bfloat16 else target.fp32)
+    few, share = _FEW_ROWS[direction]
+    slow = bfloat16 and stream and not twin
+    slow = slow and numbers["BLOCK_D"] * numbers["SEGMENTS"] < few * numbers["num_warps"]
+    issue += tensor / (share if slow else 1.0)
     # Loads wait while arithmetic issues and the other way round, but programs on one SM overlap:
     # the root of the squares lies between the larger of the two and their sum, and matches what
     # was measured (docs/performance.md).
-    seconds = math.hypot(memory, issue)
-    if kernel.skeleton != "tile":
-        twin = target.capability == 90 and numbers.get("TILES_SM90", 0) > 0
-        seconds *= _STREAM[f"{direction} on sm_90" if twin else direction]
+    seconds = math.hypot(memory * access, issue)
+    if stream:
+        seconds *= _STREAM_SM90 if twin else _STREAM[direction]
+    if kernel.skeleton == "recurrence":
+        seconds *= _RECURRENCE[direction]
     seconds += LAUNCH * (1 + len(plan.reductions) * (direction == "backward"))
-    return Prediction(seconds=seconds, memory=memory, issue=issue, bound=bound)
+    return Prediction(seconds=seconds, memory=memory, tensor=tensor, issue=issue, bound=bound)
 
 
 def _eager_bytes(graph: Graph, conv: EagerConv) -> int:
@@ -247,7 +287,7 @@ def _eager_bytes(graph: Graph, conv: EagerConv) -> int:
             continue
         total += 4 * (len(activations(node)) + 1)
         if isinstance(node, Conv | TapGradient | ModeGradient) and conv is EagerConv.FFT:
-            total += 3 * 2 * 2 * 8  # three transforms of twice the length, two passes each
+            total += 3 * 2 * 3 * 8  # three transforms of twice the length, three passes each
     return total
 
 

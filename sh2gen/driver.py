@@ -20,7 +20,7 @@ import torch
 from sh2gen import target as targets
 from sh2gen.build import Built, build, check_fits
 from sh2gen.cost import Prediction, predictions, score
-from sh2gen.emit import emit
+from sh2gen.emit import emit, refuse_clash
 from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.files import refuse_to_replace, write_whole
 from sh2gen.lower import plans, verdicts
@@ -145,7 +145,8 @@ def candidates(
             of other plans mean something else.
 
     Raises:
-        Sh2genError: L codes if nothing applies, K codes if the numbers are not legal.
+        Sh2genError: L codes if nothing applies; S007 for a name that means something else in the
+            file, before K codes if the numbers are not legal.
     """
     found = plans(spec, plan.split("/")[0] if plan else None)
     if plan is not None:
@@ -159,7 +160,10 @@ def candidates(
         return Candidate(plan=p, schedule=numbers, score=score(spec, p, numbers, target))
 
     first, *others = sorted(map(candidate, found), key=lambda c: c.score)
-    return (candidate(first.plan, changes) if changes else first, *others)
+    if changes:
+        refuse_clash(spec, first.plan, first.schedule)  # whatever the numbers
+        first = candidate(first.plan, changes)
+    return (first, *others)
 
 
 def compile_operators(

@@ -27,7 +27,7 @@ from sh2gen.emit_eager import (
     op_parameters,
     targets,
 )
-from sh2gen.emit_sm90 import helper_names, phased_kernel, rows_of, twin_numbers
+from sh2gen.emit_sm90 import helper_names, phased_kernel, rows_of
 from sh2gen.errors import Sh2genError
 from sh2gen.fit import fitted
 from sh2gen.ir import ParameterView
@@ -98,13 +98,16 @@ def emit(spec: OpSpec, plan: Plan, schedule: Schedule) -> Source:
         Sh2genError: S007 if the operator's name means something else in its file.
     """
     assert schedule.plan == plan.name
-    _refuse_clash(spec, plan, schedule)
+    refuse_clash(spec, plan, schedule)
     text = _render(spec, plan, schedule)
     return Source(op=spec.op, text=text, kernels=_kernel_sources(spec, plan, schedule))
 
 
-def _refuse_clash(spec: OpSpec, plan: Plan, schedule: Schedule) -> None:
-    """The names that a file takes from its operator must not stand for anything else in it."""
+def refuse_clash(spec: OpSpec, plan: Plan, schedule: Schedule) -> None:
+    """The names that a file takes from its operator must not stand for anything else in it: S007.
+
+    Numbers decide only whether the file has a twin for sm_90.
+    """
     neutral = dataclasses.replace(spec, op="operator_by_no_other_name")
     taken = set(keyword.kwlist)
     for node in ast.walk(ast.parse(_render(neutral, plan, schedule))):
@@ -710,8 +713,7 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
 
 def _twin(plan: Plan, schedule: Schedule) -> KernelPlan | None:
     """The kernel that has a twin for sm_90, if the schedule asks for one."""
-    asked = dict(schedule.backward).get("TILES_SM90")
-    return plan.backward if asked else None
+    return plan.backward if schedule.twin("backward") else None
 
 
 def _phased_kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
@@ -821,10 +823,10 @@ def _numbers(plan: Plan, schedule: Schedule) -> list[tuple[str, str, str]]:
     found = []
     for kernel in plan.kernels:
         numbers = dict(schedule.numbers(kernel.name))
-        twin_tiles = numbers.pop("TILES_SM90", 0)
+        numbers.pop("TILES_SM90", None)
         found.append((kernel.name, numbers))
-        if twin_tiles and kernel.phases is not None:
-            found.append((f"{kernel.name}_sm90", twin_numbers(numbers["BLOCK_D"], twin_tiles)))
+        if twin := schedule.twin(kernel.name):
+            found.append((f"{kernel.name}_sm90", twin))
     literals = []
     for name, numbers in found:
         options: dict[str, Any] = {k: v for k, v in numbers.items() if k in _OPTIONS and v}
@@ -856,7 +858,7 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
         scalars += ["tiles"] if kernel.skeleton != "tile" else []
         signature += [(name, "i32") for name in scalars]
         numbers = dict(schedule.numbers(kernel.name))
-        twin_tiles = numbers.pop("TILES_SM90", 0)
+        numbers.pop("TILES_SM90", None)
         warps, stages = numbers.pop("num_warps"), numbers.pop("num_stages", 3)
         registers = numbers.pop("maxnreg", 0) or None
         constants: dict[str, int | bool | float | str] = {"CHANNELS": spec.channels, "UNIT": 1}
@@ -877,8 +879,7 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
                 maxnreg=registers,
             )
         )
-        if twin_tiles and kernel.phases is not None:
-            numbers = twin_numbers(numbers["BLOCK_D"], twin_tiles)
+        if numbers := schedule.twin(kernel.name):
             warps = numbers.pop("num_warps")
             sources.append(
                 KernelSource(

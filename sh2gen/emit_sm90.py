@@ -153,17 +153,6 @@ def phased_kernel(kernel: KernelPlan, printed: Printer) -> dict[str, Any]:
     }
 
 
-def twin_numbers(channels: int, tiles: int) -> dict[str, int]:
-    """The numbers of a twin for sm_90: 128 rows of products, blocks of 64 steps, 8 warps."""
-    return {
-        "BLOCK_D": channels,
-        "SEGMENTS": 128 // channels,
-        "BLOCK_T": 64,
-        "TILES": tiles,
-        "num_warps": 8,
-    }
-
-
 def helper_names(kernel: KernelPlan) -> set[str]:
     """The helpers that the skeleton calls, beside those of statements that all kernels print."""
     assert kernel.phases is not None

@@ -185,6 +185,11 @@ class Remember:
         return f"{self.out} = {'look_ahead' if self.ahead else 'remember'}({self.x})"
 
 
+def products(length: int) -> str:
+    """How many blocks `length` taps reach, the tile's own included, each with a product."""
+    return f"1 + ceil({length - 1} / BLOCK_T)"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recall:
     """The tile's own block of what is remembered, as products read it."""
@@ -206,6 +211,7 @@ class Toeplitz:
     out: str
     blocks: str
     taps: str
+    length: int
     direction: int
     rows: Rows = BLOCK
 
@@ -214,7 +220,8 @@ class Toeplitz:
         return "toeplitz" if self.direction == +1 else "toeplitz_adjoint"
 
     def __str__(self) -> str:
-        return f"{self.out} = {self.helper}({self.blocks}, {self.taps})"
+        call = f"{self.out} = {self.helper}({self.blocks}, {self.taps})"
+        return f"{call}  # {products(self.length)} products"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,7 +234,8 @@ class ToeplitzGradient:
     length: int
 
     def __str__(self) -> str:
-        return f"{self.out} += toeplitz_gradient({self.grad}, {self.blocks})"
+        call = f"{self.out} += toeplitz_gradient({self.grad}, {self.blocks})"
+        return f"{call}  # {products(self.length)} products"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

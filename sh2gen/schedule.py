@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import difflib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -43,6 +43,18 @@ class Schedule:
 
     def numbers(self, direction: str) -> Numbers:
         return self.forward if direction == "forward" else self.backward
+
+    def twin(self, direction: str) -> dict[str, int]:
+        """The numbers of a kernel's twin for sm_90: 128 rows of products, blocks of 64 steps, 8
+        warps. Empty if there is none.
+        """
+        numbers = dict(self.numbers(direction))
+        tiles = numbers.get("TILES_SM90", 0)
+        if not tiles:
+            return {}
+        channels = numbers["BLOCK_D"]
+        shape = {"BLOCK_D": channels, "SEGMENTS": 128 // channels, "BLOCK_T": 64}
+        return shape | {"TILES": tiles, "num_warps": 8}
 
     def __str__(self) -> str:
         parts = [
@@ -91,6 +103,19 @@ class Space:
             if not self.violations(dict(zip(names, choice, strict=True))):
                 yield tuple(zip(names, choice, strict=True))
 
+    def repairs(self, values: Mapping[str, int], kept: Iterable[str]) -> Numbers:
+        """Knobs beside the kept ones that alone make these values legal, and the nearest number
+        that does.
+        """
+        found = []
+        for name, numbers in self.knobs:
+            at = numbers.index(values[name])
+            nearest = sorted(numbers, key=lambda n: abs(numbers.index(n) - at))
+            legal = (n for n in nearest if not self.violations({**values, name: n}))
+            if name not in kept and (number := next(legal, None)) is not None:
+                found.append((name, number))
+        return tuple(found)
+
     def check(self, direction: str, changes: Mapping[str, int]) -> Numbers:
         """The default with some knobs changed.
 
@@ -121,10 +146,12 @@ class Space:
                 )
         values = dict(self.default) | dict(changes)
         for constraint in self.violations(values):
+            numbers = ", ".join(f"{k} = {v}" for k, v in values.items() if v)
+            ways = " or ".join(f"{k} to {v}" for k, v in self.repairs(values, changes))
             raise Sh2genError(
                 "K003",
                 f"{direction} schedule violates {constraint.that}: {constraint.because}",
-                help="given " + ", ".join(f"{k} = {v}" for k, v in values.items() if v),
+                help=f"change {ways} too; given {numbers}" if ways else f"given {numbers}",
             )
         return tuple(values.items())
 

@@ -21,6 +21,9 @@ _MIB = 1024 * 1024
 _H200_DATASHEET = 4.8e12
 _H200_COPY = 4.28e12
 _H200_ELEMENTWISE = 3.92e12
+# FLOP per second, bfloat16: by the datasheet, and measured of products of 8192 x 8192 matrices.
+_H200_TENSOR = 989e12
+_H200_MATMUL = 790e12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +53,18 @@ class Target:
     elementwise_bandwidth: float  # bytes per second
     bandwidth_measured: bool
     fp32: float  # FLOP per second outside the tensor cores
-    bf16_tensor: float  # FLOP per second with float32 accumulation
+    bf16_tensor: float  # FLOP per second with float32 accumulation, datasheet
     clock: float  # hertz, highest boost
 
     @property
     def sm(self) -> str:
         """The name that compilers use, such as `sm_90`."""
         return f"sm_{self.capability}"
+
+    @property
+    def matmul(self) -> float:
+        """FLOP per second of a large bf16 product: the H200's measured share of the datasheet."""
+        return self.bf16_tensor * _H200_MATMUL / _H200_TENSOR
 
 
 def _scaled(datasheet: float, measured: float) -> float:
@@ -82,7 +90,7 @@ H200 = Target(
     elementwise_bandwidth=_H200_ELEMENTWISE,
     bandwidth_measured=True,
     fp32=66.9e12,
-    bf16_tensor=989e12,
+    bf16_tensor=_H200_TENSOR,
     clock=1.98e9,
 )
 

@@ -23,6 +23,7 @@ LAYERS = (
     ("verify", "measure"),
     ("driver",),
     ("cli", "__init__"),
+    ("__main__",),
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 # Imports within a layer, and why. None of them may close a circle.

@@ -106,7 +106,11 @@ class _Stream(Stream):
 
     def product(self, conv: Conv) -> Statement:
         return Toeplitz(
-            out=conv.out, blocks=f"{conv.x}_blocks", taps=conv.taps, direction=conv.direction
+            out=conv.out,
+            blocks=f"{conv.x}_blocks",
+            taps=conv.taps,
+            length=self.graph.view(conv.taps).length or 1,
+            direction=conv.direction,
         )
 
 

@@ -5,7 +5,11 @@ python -m pytest tests/gpu
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
@@ -166,6 +170,29 @@ def test_a_twin_computes_what_the_kernel_for_any_call_does(
         assert found.isfinite().all()
         error = (found.double() - expected.double()).norm() / expected.double().norm()
         assert error < 2**-8  # operands of skip are rounded once more
+
+
+def test_nothing_beyond_a_tensor_is_accessed(tmp_path: Path) -> None:
+    """dy and gradients begin with the segment, and each has an allocation of its own; inputs have
+    a context before it.
+    """
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        pytest.skip("needs compute-sanitizer")
+    op = tmp_path / "op.yaml"
+    op.write_text(json.dumps(LONG))  # JSON is YAML
+    script = Path(__file__).parents[2] / "benchmarks" / "sanitize.py"
+    options = ["--tool=memcheck", "--padding=512", "--error-exitcode=1"]
+    result = subprocess.run(
+        [sanitizer, *options, sys.executable, str(script), str(op)],
+        env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    if torch.cuda.get_device_capability() == (9, 0):
+        assert "gpu_hyena_mr_backward_sm90" in result.stdout
 
 
 def test_compiled_training_step(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from sh2gen.cli import main
 from sh2gen.lower import ALGORITHMS
 from sh2gen.resources import folder
 
+ROOT = Path(__file__).parent.parent.parent
 FILTER = "filter: {kind: explicit, length: 3, groups: 4}"
 
 
@@ -37,6 +41,12 @@ def test_verify_in_a_pipe_says_little(op: str) -> None:
     ):
         assert first == f"verifying {way}"
         assert last.startswith(f"{way}: none of ") and last.endswith(" checks failed")
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "sh2gen", "--version"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("python -m sh2gen, version ")
 
 
 # ---- explain ------------------------------------------------------------------------------------
@@ -89,6 +99,34 @@ def test_explain_shows_the_statements_of_a_stream() -> None:
         "store_toeplitz(",
     ):
         assert words in result.stdout, words
+    lines = result.stdout.splitlines()
+    assert lines.count("forward: BLOCK_T = 64, so 3 products a tile") == 2  # in both layouts
+    assert lines.count("backward: BLOCK_T = 32, so 15 products a tile") == 2
+    assert lines.count("backward on sm_90: BLOCK_T = 64, so 9 products a tile") == 1
+    products = [line for line in lines if re.search(r" toeplitz(_adjoint|_gradient)?\(", line)]
+    assert products and all("# 1 + ceil(127 / BLOCK_T) products" in line for line in products)
+
+
+def test_explain_counts_products_of_matrices() -> None:
+    """Their flops, and the time that they take at least: 64 steps x 9 matrices of 512 taps."""
+    path = str(folder("ops") / "conv_512.yaml")
+    text = run("explain", path, "--target=H200").stdout
+    assert "forward: 4 B; 0 flops and 1152 of matrix products; " in text
+    plans = json.loads(run("explain", path, "--target=H200", "--json").stdout)["plans"]
+    assert plans[0]["forward"]["product_flops"] == 2 * 64 * 9
+    (at_8k,) = (p for p in plans[0]["predictions"] if p["length"] == 8192)
+    floor = 4096 * 8192 * 1152 / 790e12 * 1e6
+    assert at_8k["forward"]["products_us"] == pytest.approx(floor)
+    assert at_8k["forward"]["bound_us"] < floor
+    assert f"at least forward 34 us of memory and {floor:.0f} us of products, backward" in text
+    (fft, *_) = (p for p in plans if p["plan"].startswith("fft"))
+    assert fft["predictions"][0]["forward"]["products_us"] == 0.0
+
+
+def test_explain_speaks_of_products_where_there_are_some(op: str) -> None:
+    text = run("explain", op, "--plan=direct").stdout
+    assert "matrix products" not in text and "at least" not in text
+    assert "products" not in run("explain", op, "--plan=direct", "--stage=plan").stdout
 
 
 @pytest.mark.parametrize("stage", ["plan", "source", "ptx"])

@@ -133,6 +133,13 @@ def test_numbers_are_of_the_plan_that_is_taken() -> None:
     assert caught.value.code == "K003"
 
 
+def test_a_bad_name_is_refused_before_numbers_are_looked_at() -> None:
+    spec = dataclasses.replace(SPEC, op="launch")
+    with pytest.raises(Sh2genError) as caught:
+        candidates(spec, target("H200"), changes={"forward": {"ROWS": 7}})
+    assert caught.value.code == "S007"
+
+
 def test_compile_imports_what_it_writes() -> None:
     with pytest.raises(TypeError, match="write=False"):
         compile(SPEC, write=False)

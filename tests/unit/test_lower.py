@@ -140,6 +140,17 @@ def test_context_is_what_filters_reach(spec: OpSpec) -> None:
                 assert load.rows.lo == 0
 
 
+@given(specs(algorithm_max_taps=40, kinds=("explicit", "decay")))
+def test_streams_read_no_context_of_what_has_none(spec: OpSpec) -> None:
+    """As above: dy is read from a tile's own first step on, by the twin's phases too."""
+    for plan in plans(spec, "toeplitz") if verdicts(spec)["toeplitz"].applies else ():
+        assert plan.backward is not None
+        phases = plan.backward.phases
+        for load in (*plan.backward.program.body, *(phases.body if phases else ())):
+            if isinstance(load, LoadRows) and load.tensor not in spec.inputs:
+                assert load.tensor == "dy" and load.rows.lo == 0 and not load.ahead
+
+
 def test_rows_asked_of_a_chain_of_convolutions() -> None:
     spec = make(length=4, featurizer={"length": 3}, gates={"pre": True, "post": True})
     forward = demanded_rows(operator_graph(spec), ("y",))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sh2gen.errors import Sh2genError
 from sh2gen.lower import ALGORITHMS, plans
 from sh2gen.plan import Plan
+from sh2gen.resources import folder
 from sh2gen.schedule import (
     DIRECTIONS,
     Constraint,
@@ -23,7 +24,7 @@ from sh2gen.schedule import (
     schedule,
     space,
 )
-from sh2gen.spec import OpSpec, spec_from_dict
+from sh2gen.spec import OpSpec, load_spec, spec_from_dict
 from tests.strategies import filter_for, register_profiles, specs
 from tests.strategies_schedules import schedules
 
@@ -90,7 +91,11 @@ def test_numbers_are_changed_by_direction_and_printed() -> None:
             "K003",
             ["violates BLOCK_T >= ROWS: a tile is at least one block", "ROWS = 16", "BLOCK_T = 8"],
         ),
-        ({"BLOCK_T": 8}, "K003", ["every thread needs a lane", "num_warps = 2"]),
+        (
+            {"BLOCK_T": 8},
+            "K003",
+            ["every thread needs a lane", "change BLOCK_D to 64 too", "num_warps = 2"],
+        ),
         ({"BLOCK_D": 256}, "K003", ["runs out of registers"]),
     ],
 )
@@ -101,6 +106,20 @@ def test_illegal_schedules(changes: dict[str, int], code: str, words: list[str])
     assert caught.value.code == code
     for word in words:
         assert word in str(caught.value)
+
+
+def test_what_else_to_change_is_said() -> None:
+    """Of products of 16 channels x 4 segments, whose rows are at least 16 together."""
+    spec = load_spec(folder("ops") / "hyena_mr.yaml")
+    plan = plans(spec, "toeplitz")[0]
+    with pytest.raises(Sh2genError, match=r"BLOCK_D .* >= 16: a matrix product") as caught:
+        schedule(spec, plan, {"forward": {"BLOCK_D": 1}})
+    assert caught.value.code == "K003"
+    assert str(caught.value.help).startswith("change SEGMENTS to 16 too; given ROWS = 8")
+    schedule(spec, plan, {"forward": {"BLOCK_D": 1, "SEGMENTS": 16}})
+    with pytest.raises(Sh2genError) as caught:  # nothing that is left would help
+        schedule(spec, plan, {"forward": {"BLOCK_D": 1, "SEGMENTS": 8}})
+    assert str(caught.value.help).startswith("given ROWS = 8")
 
 
 def test_constraints_of_a_layout_hold_only_there() -> None:

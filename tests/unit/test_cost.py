@@ -1,0 +1,137 @@
+"""Predictions beside what was measured, as docs/performance.md has it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sh2gen import cost
+from sh2gen.driver import Candidate, candidates
+from sh2gen.plan import Layout
+from sh2gen.resources import folder
+from sh2gen.spec import OpSpec, Workload, load_spec, spec_from_dict
+from sh2gen.target import target
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "performance.md"
+GPU = target("H200")
+LENGTHS = (2048, 8192, 32768, 131072)
+DIRECTIONS = ("forward", "backward")
+Times = dict[str, tuple[float, ...]]  # direction -> us, by length
+
+
+def of_taps(taps: int, layout: str = "BDL") -> OpSpec:
+    """The operator of benchmarks/taps.py."""
+    return spec_from_dict(
+        {
+            "op": "probe",
+            "channels": 4096,
+            "filter": {"kind": "explicit", "length": taps, "groups": 256},
+            "featurizer": {"length": 3},
+            "gates": {"pre": True, "post": True},
+            "skip": "channel",
+            "layout": {"activations": layout},
+        }
+    )
+
+
+def measured() -> dict[int, dict[str, Times]]:
+    """Taps -> algorithm -> times, of the table of taps."""
+    text = PAGE.read_text().split("### Which algorithm at how many taps")[1].split("\n### ")[0]
+    found: dict[int, dict[str, Times]] = {}
+    for row in re.findall(r"^\| (\d+ \| (?:direct|toeplitz|fft) \|.*)$", text, re.MULTILINE):
+        taps, algorithm, *cells = (cell.strip() for cell in row.split("|"))
+        times = [float(cell.split()[0]) for cell in cells[: 2 * len(LENGTHS)]]
+        found.setdefault(int(taps), {})[algorithm] = {
+            "forward": tuple(times[: len(LENGTHS)]),
+            "backward": tuple(times[len(LENGTHS) :]),
+        }
+    return found
+
+
+MEASURED = measured()
+
+
+def best(spec: OpSpec, algorithm: str) -> Candidate:
+    return candidates(spec, GPU, algorithm)[0]
+
+
+def predicted(spec: OpSpec, chosen: Candidate, direction: str, length: int) -> float:
+    workload = Workload(batch=1, length=length)
+    found = cost.predict(spec, chosen.plan, chosen.schedule, direction, workload, GPU)
+    return found.seconds * 1e6
+
+
+@pytest.mark.parametrize("taps", [4, 8, 16, 32, 64, 128])
+def test_the_choice_is_what_was_fastest(taps: int) -> None:
+    """At every length, and over all of them. Where one algorithm was timed no other is fused."""
+    times = MEASURED[taps]
+    workloads = tuple(Workload(batch=1, length=length) for length in LENGTHS)
+    for i, workload in enumerate(workloads):
+        fastest = min(times, key=lambda a: sum(times[a][d][i] for d in DIRECTIONS))
+        spec = replace(of_taps(taps), workloads=(workload,))
+        assert candidates(spec, GPU)[0].plan.algorithm == fastest
+    spec = replace(of_taps(taps), workloads=workloads)
+    assert candidates(spec, GPU)[0].plan.algorithm == ("direct" if taps <= 8 else "toeplitz")
+
+
+def rows() -> Iterator[tuple[int, str, str]]:
+    for taps, algorithms in MEASURED.items():
+        for algorithm in algorithms:
+            for direction in DIRECTIONS:
+                # measured before there was a twin for sm_90
+                if (algorithm, direction) != ("toeplitz", "backward") or taps >= 16:
+                    yield taps, algorithm, direction
+
+
+@pytest.mark.parametrize(("taps", "algorithm", "direction"), list(rows()))
+def test_predictions_are_near_what_was_measured(taps: int, algorithm: str, direction: str) -> None:
+    """From 8K on: launches and warm-up of shorter sequences are not in the model."""
+    spec = of_taps(taps)
+    chosen = best(spec, algorithm)
+    for length, us in zip(LENGTHS[1:], MEASURED[taps][algorithm][direction][1:], strict=True):
+        ratio = predicted(spec, chosen, direction, length) / us
+        assert 0.65 < ratio < 1.5, f"L={length}: {ratio:.2f} of what was measured"
+
+
+@pytest.mark.parametrize(
+    ("op", "layout", "forward", "backward"),
+    [
+        ("hyena_mr", Layout.BDL, 89.2, 249.6),
+        ("hyena_mr_1b", Layout.BDL, 60.2, 132.8),
+        ("hyena_mr_40b", Layout.BDL, 171.8, 480.4),
+        ("conv_512", Layout.BDL, 214.0, 1772.6),
+        ("hyena_mr", Layout.BLD, 202.5, 1061.0),
+        ("hyena_mr_1b", Layout.BLD, 148.5, 1064.0),
+    ],
+)
+def test_predictions_of_shipped_streams(
+    op: str, layout: Layout, forward: float, backward: float
+) -> None:
+    """At 8K; the figures are those of the page, which says so."""
+    text = PAGE.read_text()
+    spec = load_spec(folder("ops") / f"{op}.yaml")
+    chosen = best(spec, f"toeplitz/{layout.value}")
+    for direction, us in (("forward", forward), ("backward", backward)):
+        assert f"{us:g}" in text
+        assert 0.65 < predicted(spec, chosen, direction, 8192) / us < 1.5, direction
+
+
+def test_products_cost_what_they_multiply() -> None:
+    """128 taps: 3 matrices of 64 steps forward, 5 of 32 backward, but 3 of 64 in the twin."""
+    spec = of_taps(128)
+    chosen = best(spec, "toeplitz/BDL")
+    (workload,) = spec.workloads
+    elements = workload.length * spec.channels
+    for gpu, direction, products in (
+        (GPU, "forward", 3 * 64),
+        (GPU, "backward", 3 * 3 * 64),
+        (target("B200"), "backward", 3 * 5 * 32),
+    ):
+        found = cost.predict(spec, chosen.plan, chosen.schedule, direction, workload, gpu)
+        assert found.tensor == pytest.approx(elements * 2 * products / gpu.matmul)
+        assert found.tensor < found.issue and found.memory < found.seconds
+    assert GPU.matmul == 790e12
