@@ -756,7 +756,8 @@ def adjoint(case: Case) -> Iterator[Check]:
 
     That is each input, the filter, skip and bias; the featurizer follows from the inputs, because
     scaling its rows for one input is scaling that input. w is the output itself, so that the left
-    side is large and a gradient that is off by a constant factor shows. The allowance is that of
+    side is large and a gradient that is off by a constant factor shows; scaled to at most one, so
+    that no gradient leaves the range of float16. The allowance is that of
     the norm gate on both sides (Cauchy-Schwarz), with a generous floor in place of |abs| / |ref|.
     """
     if not case.linear:
@@ -764,8 +765,10 @@ def adjoint(case: Case) -> Iterator[Check]:
     rng = case.generator()
     inputs, parameters = case.inputs(rng), case.parameters(rng)
     y = case.forward(inputs, parameters)
-    grads = case.gradients(inputs, parameters, case.place(case.canonical(y).contiguous()))
-    w = y.to(torch.float64)
+    largest = y.abs().max().item()
+    above = y * 2.0 ** -max(0, math.frexp(largest)[1]) if math.isfinite(largest) else y
+    grads = case.gradients(inputs, parameters, case.place(case.canonical(above).contiguous()))
+    value, w = y.to(torch.float64), above.to(torch.float64)
     tolerance = case.tolerance
     share = math.sqrt(tolerance.roundings) * tolerance.unit * (1 + 1 / math.sqrt(w.numel()))
     share += 64 * tolerance.arithmetic
@@ -781,8 +784,8 @@ def adjoint(case: Case) -> Iterator[Check]:
         else:
             continue
         before = without.to(torch.float64)
-        left = ((w - before) * w).sum().item()
-        sizes = (_norm(w) + _norm(before)) * _norm(w)
+        left = ((value - before) * w).sum().item()
+        sizes = (_norm(value) + _norm(before)) * _norm(w)
         right, size = products[name]
         yield _balance(case, name, left, right, share * (sizes + size))
     if "featurizer" in leaves:
