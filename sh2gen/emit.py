@@ -30,10 +30,11 @@ from sh2gen.emit_eager import (
 from sh2gen.emit_sm90 import helper_names, phased_kernel, rows_of
 from sh2gen.errors import Sh2genError
 from sh2gen.fit import fitted
-from sh2gen.ir import ParameterView
+from sh2gen.ir import Modes, ParameterView
 from sh2gen.plan import (
     Accumulate,
     Blocks,
+    Edge,
     Extend,
     Fir,
     KeepState,
@@ -173,6 +174,7 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
         "saved": saved,
         "states": plan.states,
         "modes": spec.filter.modes,
+        "lag": _featurizer_lag(spec),
         "saved_activations": list(plan.saved),
         "keep_argument": ["keep: bool"] if plan.states else [],
         "call_op": lambda inputs: _call_op(spec, inputs, states=plan.states, saves=bool(saved)),
@@ -479,7 +481,7 @@ def _lines(
                     f"{_row(spec, poles)}, {poles.length}, MODES, M, BLOCK_T, OPERAND, PRECISION)"
                 )
             case ZeroModes(out=out):
-                return f"{out} = zero_modes(MODES, M, BLOCK_T)"
+                return f"{out} = zero_modes(MODES, M, BLOCK_T, STATEFUL)"
             case Blocks(out=out, x=x):
                 return f"{out} = block_of({rows_of(x, held)}, M, N, OPERAND, PRECISION)"
             case LoadState(out=out):
@@ -517,6 +519,8 @@ def _lines(
                     f"{'ahead' if ahead else 'tile'}, {0 if carried else rows.lo}, {stop}, "
                     f"EVEN, ROWS, {lanes}, N)"
                 )
+                if statement.history:
+                    text += f"\n{out} = with_history({out}, {tensor}_history, tile, {lanes}, N)"
                 if carried:
                     text += f"\n{out}, {out}_before = prepend({out}, {out}_before, {lanes}, N)"
                 return text
@@ -533,6 +537,8 @@ def _lines(
             case Recall(out=out, blocks=blocks, rows=rows):
                 held[out] = rows
                 return f"{out} = recall({blocks}, M, N)"
+            case Edge():
+                return _edge(spec, statement, held)
             case Reread():
                 return "tl.debug_barrier()  # what follows loads again what it needs"
             case Toeplitz(out=out, blocks=blocks, taps=taps, rows=rows):
@@ -568,7 +574,7 @@ def _lines(
 
 
 def _carried(
-    program: TileProgram, strides: dict[str, str], lanes: str
+    program: TileProgram, strides: dict[str, str], lanes: str, inputs: list[str], modes: int | None
 ) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """What a stream carries from tile to tile: lines that zero it, and lines that load it, by the
     time at which a tile begins.
@@ -582,9 +588,18 @@ def _carried(
             case Remember(out=out):
                 zeros.append(f"{out}_kept = zero_blocks(HISTORY, {lanes}, BLOCK_T, OPERAND)")
             case States(state=state) if state not in stored:
-                zeros.append(f"{state} = zero_state(MODES, M)")
+                if program.time == +1:
+                    constants = f"{modes}, MODES, M, STATEFUL"
+                    zeros.append(f"{state} = enter_state(ends, {constants})")
+                else:
+                    zeros.append(f"{state} = zero_state(MODES, M)")
             case Extend(x=x, count=count):
                 zeros.append(f"{x.name}_after = zero_rows({count}, {lanes}, N)")
+            case LoadRows(tensor=tensor, rows=rows, history=True):
+                zeros.append(
+                    f"{tensor}_history = load_history(history_ptr, row, {inputs.index(tensor)}, "
+                    f"{-rows.lo}, CHANNELS, STATEFUL)"
+                )
             case LoadRows(out=out, tensor=tensor, rows=rows, carried=True):
                 loads.setdefault("-LEAD" if out in early else "0", []).append(
                     f"{out}_before = context_rows({tensor}_ptr, {strides[tensor]}, "
@@ -592,7 +607,24 @@ def _carried(
                 )
             case _:
                 pass
-    return zeros, list(loads.items())
+    return list(dict.fromkeys(zeros)), list(loads.items())
+
+
+def _edge(spec: OpSpec, edge: Edge, held: dict[str, Rows]) -> str:
+    """What happens at the ends of a sequence, in kernel text."""
+    values = ", ".join([*edge.values, *([rows_of(edge.x, held)] if edge.x else [])])
+    outs = f"{', '.join(edge.outs)} = " if edge.outs else ""
+    match edge.helper:
+        case "history_gradient":
+            return (
+                f"history_gradient(d_history_ptr, row, {values}, {edge.role}, CHANNELS, M, N, "
+                f"STATEFUL)"
+            )
+        case "enter_gradient":
+            return f"enter_gradient({values}, ends, {spec.filter.modes}, MODES, M, STATEFUL)"
+        case helper:
+            constants = f"{spec.filter.modes}, MODES, M, N, STATEFUL"
+            return f"{outs}{helper}({values}, tile, ends, {constants})"
 
 
 _MODAL_HELPERS: dict[type[Statement], str] = {
@@ -635,7 +667,10 @@ def _helper_names(kernel: KernelPlan) -> set[str]:
                 names.add(_MODAL_HELPERS[type(statement)])
             case States(direction=direction):
                 names.add(statement.helper)
-                names |= {"zero_state"} if direction == kernel.program.time else set()
+                if direction == kernel.program.time:
+                    names.add("enter_state" if direction == +1 else "zero_state")
+            case Edge(helper=helper):
+                names.add(helper)
             case ModalConv():
                 names.add(statement.helper)
             case LoadTaps():
@@ -644,8 +679,9 @@ def _helper_names(kernel: KernelPlan) -> set[str]:
                 names.add("load_vector")
             case ZeroTaps():
                 names.add("zero_taps")
-            case LoadRows(carried=carried):
+            case LoadRows(carried=carried, history=history):
                 names |= {"load_rows", "prepend", "context_rows"} if carried else {"load_rows"}
+                names |= {"load_history", "with_history"} if history else set()
             case Fir():
                 names.add(statement.helper)
             case Rowwise(function=function) | Accumulate(function=function):
@@ -680,7 +716,7 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
         name: f"{unit}, {name}_row" if exchanged else f"{name}_row, {unit}"
         for name, unit in units.items()
     }
-    zeros, carried = _carried(program, strides, lanes)
+    zeros, carried = _carried(program, strides, lanes, list(spec.inputs), spec.filter.modes)
 
     def lines(statements: Iterable[Statement]) -> list[str]:
         return _lines(spec, statements, strides, {}, lanes)
@@ -704,11 +740,26 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
         "backward": program.time == -1,
         "length": spec.filter.length,
         "modes": spec.filter.modes,
+        "lag": _featurizer_lag(spec),
+        "roles": len(spec.inputs),
+        "poles": poles.tensor if (poles := _poles(plan)) else "",
+        "poles_row": _row(spec, poles) if poles else "",
         "padded_modes": max(16, 1 << ((spec.filter.modes or 1) - 1).bit_length()),
         "width": spec.group_width,
         "partial_rows": program.partial_rows,
         "partial_groups": _sums_groups(program),
     }
+
+
+def _featurizer_lag(spec: OpSpec) -> int:
+    """Steps of history that the first stage of an operator needs."""
+    return spec.featurizer.length - 1 if spec.featurizer else 0
+
+
+def _poles(plan: Plan) -> ParameterView | None:
+    """The poles of a modal filter."""
+    modes = [node for node in plan.graph.parameters if isinstance(node, Modes)]
+    return modes[0].poles if modes else None
 
 
 def _twin(plan: Plan, schedule: Schedule) -> KernelPlan | None:
@@ -782,7 +833,7 @@ def _launch_helpers(plan: Plan, schedule: Schedule) -> list[str]:
     assert plan.forward is not None
     counts = {"tile": "programs", "stream": "stream_programs", "recurrence": "walk_programs"}
     others = [name for how, name in counts.items() if how != plan.forward.skeleton]
-    others += [] if plan.states else ["allocate_states"]
+    others += [] if plan.states else ["allocate_states", "whole_state"]
     others += [] if _twin(plan, schedule) else ["suits_sm90"]
     return [f.text for f in _part("launch") if f.name not in others]
 
@@ -849,11 +900,15 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
         for name in activations:
             signature += [(f"{name}_ptr", io), (f"{name}_batch", "i32"), (f"{name}_row", "i32")]
         kept = [f"{name}_ptr" for name in program.parameters]
-        kept += ["states_ptr"] if plan.states else []
+        if plan.states:
+            ends = ["d_entry_ptr", "d_exit_ptr"] if backward else ["entry_ptr", "exit_ptr"]
+            history = ["history_ptr"] if _featurizer_lag(spec) else []
+            d_history = ["d_history_ptr"] if history and backward else []
+            kept += ["states_ptr", *history, *d_history, *ends]
         kept += ["partials_ptr"] if program.partial_rows else []
         kept += ["group_partials_ptr"] if _sums_groups(program) else []
         pointers = tuple(f"{name}_ptr" for name in activations)
-        signature += [(name, "*fp32") for name in kept]
+        signature += [(name, io if name == "history_ptr" else "*fp32") for name in kept]
         scalars = ["first", "last", "end", "time_programs"]
         scalars += ["tiles"] if kernel.skeleton != "tile" else []
         signature += [(name, "i32") for name in scalars]
@@ -865,6 +920,7 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
         constants |= {"D_UNIT": 1} if backward else {}
         constants |= {"STEP": 8, "EVEN": True}
         constants |= {"KEEP": True} if plan.states and not backward else {}
+        constants |= {"STATEFUL": False} if plan.states else {}
         sources.append(
             KernelSource(
                 name=f"{spec.op}_{kernel.name}",

@@ -40,6 +40,7 @@ from sh2gen.plan import (
     Blocks,
     Extend,
     Fir,
+    Edge,
     KeepState,
     LoadModes,
     LoadRows,
@@ -381,7 +382,7 @@ class _Launch:
                 lags = self.totals[total]
                 sums = _mode_sums(self.spec, self.modes, self.parameters, lags)  # (2, D, N)
                 self.partials[first : first + 2 * length] = sums.transpose(1, 2).flatten(0, 1)
-            case ZeroModes() | LoadState() | KeepState() | States() | Reread():
+            case ZeroModes() | LoadState() | KeepState() | States() | Edge() | Reread():
                 pass  # nothing is cut into tiles here
             case ZeroTaps(out=out, length=length):
                 batch, channels, steps = self.like.shape
