@@ -1716,7 +1716,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_b886db3d"
+    name = unique = "hyena_li_44a5b4ed"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -1779,7 +1779,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_640408fd"
+    name = unique = "hyena_li_stateful_aac93010"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2156,6 +2156,7 @@ def hyena_li_stateful(
         state = zero_state_like(q)
     else:
         check_state(state, q)
+        state = HyenaLiStatefulState(*state)
     parameters = effective(p, gamma, residues, featurizer, skip)
     if q.is_cuda:
         keep = differentiates(*inputs, *parameters, *state)

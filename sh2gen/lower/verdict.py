@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sh2gen.spec import DType, FilterKind, OpSpec, Sequences, StateWidth
+from sh2gen.spec import DType, OpSpec, Sequences, StateWidth
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,6 @@ class Verdict:
 def later_fields(spec: OpSpec) -> Iterator[str]:
     """Why no lowering can serve this spec yet, for fields that only the language knows so far."""
     if spec.state is not None:
-        if spec.filter.kind is not FilterKind.MODAL and spec.filter.length is None:
-            yield "a filter as long as the sequence has no state of fixed size; leave `state` out"
         if spec.state.width is not StateWidth.K_MINUS_1:
             yield "a history holds the K - 1 steps that matter; leave `state.width` out"
         if spec.state.dtype is not DType.FLOAT32:
