@@ -1716,7 +1716,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_44a5b4ed"
+    name = unique = "hyena_li_bd9f7943"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

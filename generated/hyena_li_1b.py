@@ -1716,7 +1716,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_1b_8ecf3f39"
+    name = unique = "hyena_li_1b_bb935052"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

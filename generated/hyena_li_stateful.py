@@ -1779,7 +1779,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_aac93010"
+    name = unique = "hyena_li_stateful_2e4ffdf2"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -1387,7 +1387,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_5aafb3fe"
+    name = unique = "s4d_real_b1f43cd0"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
