@@ -147,10 +147,9 @@ def _eager_lines(graph: Graph, conv: EagerConv) -> list[str]:
                 column = "" if view.length else "[:, None]"
                 source = rows(view.tensor, view)
                 return f"{out}_c = channel_rows({source}, c, {view.width}, dtype){flip}{column}"
-            case Modes(out=out, poles=poles, residues=residues):
+            case Modes(out=out, views=views):
                 both = ", ".join(
-                    f"channel_rows({view.tensor}, c, {view.width}, dtype)"
-                    for view in (poles, residues)
+                    f"channel_rows({view.tensor}, c, {view.width}, dtype)" for view in views
                 )
                 line = f"{out}_modes = {both}"
                 if conv is EagerConv.FFT:
@@ -161,11 +160,10 @@ def _eager_lines(graph: Graph, conv: EagerConv) -> list[str]:
                     return f"{out} = conv_modal({x}, {taps}_modes, {direction:+d})"
                 return f"{out} = conv_{_finite(conv)}({x}, {taps}_c, {direction:+d})"
             case ModeGradient(out=out, grad=grad, x=x, modes=modes):
-                node_modes = graph.modes(modes)
                 lines = [f"{out} = mode_gradient_{conv.value}({grad}, {x}, {modes}_modes)"]
                 lines += [
                     f"add_rows(d_{view.tensor}_all, c, {out}[{i}], {view.width})"
-                    for i, view in enumerate((node_modes.poles, node_modes.residues))
+                    for i, view in enumerate(graph.modes(modes).views)
                 ]
                 return "\n".join(lines)
             case Multiply(out=out, a=a, b=b):

@@ -184,7 +184,7 @@ def _facts(spec: OpSpec) -> dict[str, int]:
         "WIDTH2": 1 << (spec.group_width - 1).bit_length(),
         "OPERAND": 2 if spec.dtype.io is DType.BFLOAT16 else 4,
         "K": spec.filter.length or 0,
-        "MODES": spec.filter.modes or 0,
+        "MODES": spec.filter.state_size,
         "F": spec.featurizer.length if spec.featurizer else 1,
         "TERMS": (spec.skip is not Skip.NONE) + (spec.bias is not Bias.NONE),
     }
