@@ -53,7 +53,7 @@ SCHEDULE = {
 }
 OPTIONS = {  # of the compiler
     "forward": {"num_warps": 4, "maxnreg": 128, "enable_fp_fusion": True},
-    "backward": {"num_warps": 4, "maxnreg": 255, "enable_fp_fusion": True},
+    "backward": {"num_warps": 8, "maxnreg": 255, "enable_fp_fusion": True},
     "reduce": {"num_warps": 4, "enable_fp_fusion": True},
 }
 SPEC = {
@@ -282,26 +282,29 @@ def store_modes(
     """Write the gradients of COUNT log-poles, frequencies, real and imaginary parts of residues to
     rows first, ... of [P, CHANNELS]: sums as in store_modes of modal.py, and 2 Re and -2 Im of
     them.
+
+    Lags within a block are counted from 1, as those from before it, and share a table with them.
+    One
+    from 0 would be that of `load_modes`, which the compiler would keep in registers until now.
     """
     a, residue = modes[0], modes[1]
     j = tl.arange(0, BLOCK_T)[:, None]
     turn = tl.arange(0, BLOCK_T)[None, :]
-    turned = tl.gather(total[0], (j + turn) % BLOCK_T, 1)
-    by_lag = tl.sum(tl.where(j + turn < BLOCK_T, turned, 0.0), axis=0)[None, :]
-    step = turn.to(tl.float32)
-    near = exponential(a, turn)
-    before = times(exponential(a, turn + 1), unstacked(total[1], MODES, BLOCK_T))
+    turned = tl.gather(total[0], (j + turn + 1) % BLOCK_T, 1)
+    by_lag = tl.sum(tl.where(j + turn + 1 < BLOCK_T, turned, 0.0), axis=0)[None, :]
+    at_once = tl.sum(tl.sum(tl.where(j == turn, total[0], 0.0), axis=1), axis=0)
+    real, imag = unstacked(total[1], MODES, BLOCK_T)
+    before = times(exponential(a, turn + 1), (real + by_lag, imag))
     after = times(exponential(a, BLOCK_T - turn), unstacked(total[2], MODES, BLOCK_T))
     sums = (tl.sum(total[3], axis=1)[:, None], tl.sum(total[4], axis=1)[:, None])
     both = times(exponential(a, BLOCK_T + 1), sums)
-    by_residue, by_pole = (), ()
+    step = turn.to(tl.float32)
+    by_pole = ()
     for i in tl.static_range(2):
-        close, ahead = near[i] * by_lag, before[i]
-        lags = step * close + (step + 1.0) * ahead + (BLOCK_T - 1.0 - step) * after[i]
-        between = tl.sum(BLOCK_T * both[i], axis=1)
-        by_residue = by_residue + (tl.sum(close + ahead, axis=1),)
-        by_pole = by_pole + (tl.sum(lags, axis=1) + between,)
+        within = tl.sum((step + 1.0) * before[i] + (BLOCK_T - 1.0 - step) * after[i], axis=1)
+        by_pole = by_pole + (within + tl.sum(BLOCK_T * both[i], axis=1),)
     by_pole = times(residue, by_pole)
+    by_residue = (at_once + tl.sum(before[0], axis=1), tl.sum(before[1], axis=1))
     mode = tl.arange(0, MODES // 2)
     where = ptr + (first + mode) * CHANNELS + channel
     there = (mode < COUNT) & inside
@@ -1642,7 +1645,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_5e413572"
+    name = unique = "h3_ce19202e"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

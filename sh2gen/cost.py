@@ -63,8 +63,8 @@ _INSTRUCTIONS = {  # a row of a rowwise function, in instructions of one thread
     "silu": 6,
     "silu_gradient": 10,
 }
-# Instructions for each number of a block's states: two products, powers, halving and rounding. Those
-# of pairs take twice as many.
+# Instructions for each number of a block's states: two products, powers, halving and rounding.
+# Those of pairs take twice as many.
 _SCAN = 8
 # Rows of a lane's window with which an SM holds 16 warps, at about five registers a row. With more
 # it holds fewer, and issues less in proportion.

@@ -395,8 +395,8 @@ class _Launch:
                 assert self.modes is not None
                 lags = self.totals[total]
                 sums = _mode_sums(self.spec, self.modes, self.parameters, lags)  # (2 or 4, D, N)
-                rows = sums.transpose(1, 2).flatten(0, 1)
-                self.partials[first : first + len(sums) * length] = rows
+                count = len(sums) * length
+                self.partials[first : first + count] = sums.transpose(1, 2).flatten(0, 1)
             case ZeroModes() | LoadState() | KeepState() | States() | Reread():
                 pass  # nothing is cut into tiles here
             case ZeroTaps(out=out, length=length):

@@ -315,7 +315,9 @@ def _pair_taps(parameters: Mapping[str, Tensor], length: int, absolute: bool) ->
         exponent, angle = (x[:, mode, None] * time for x in (poles, frequencies))
         if absolute:
             phase = frequencies[:, mode, None].detach().abs().clamp(max=1 / 4) * time
-            size = torch.exp(exponent + (angle - angle.detach()))  # whose slope is that by log-poles
+            size = torch.exp(
+                exponent + (angle - angle.detach())
+            )  # whose slope is that by log-poles
             term = (real + imag)[:, mode, None] * size
             h = h + 2 * term * (1 + (exponent.detach().abs() + phase) / 8)
         else:

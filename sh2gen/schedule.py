@@ -185,6 +185,7 @@ def _facts(spec: OpSpec) -> dict[str, int]:
         "OPERAND": 2 if spec.dtype.io is DType.BFLOAT16 else 4,
         "K": spec.filter.length or 0,
         "MODES": spec.filter.state_size,
+        "PAIRS": int(spec.filter.pairs),
         "F": spec.featurizer.length if spec.featurizer else 1,
         "TERMS": (spec.skip is not Skip.NONE) + (spec.bias is not Bias.NONE),
     }

@@ -79,9 +79,8 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
     """One plan: channels first, states before tiles stored for backward."""
     graph = operator_graph(spec)
     backward_graph = adjoint(graph)
-    parts = ("modal", "rows", "toeplitz", "channels_first")
-    if spec.filter.pairs:
-        parts = ("modal_pairs", *parts)
+    own = ("modal_pairs", "modal") if spec.filter.pairs else ("modal",)
+    parts = (*own, "rows", "toeplitz", "channels_first")
     names = (f"d_{name}" for name in spec.inputs)
     backward, reductions = _backward(
         backward_graph, dict(zip(names, backward_graph.outputs, strict=False))
