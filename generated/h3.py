@@ -103,8 +103,7 @@ def times(a, b):
 @triton.jit
 def rotation(part):
     """cos and sin of a part of a turn, from -1/2 to 1/2: Taylor's series about the nearest
-    quarter,
-    times that power of i.
+    quarter, times that power of i.
     """
     quarter = tl.floor(4.0 * part + 0.5)
     x = (part - 0.25 * quarter) * 6.283185307179586
@@ -279,12 +278,10 @@ def store_modes(
     ptr, first, total, modes, channel, inside, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
     MODES: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of COUNT log-poles, frequencies, real and imaginary parts of residues to
-    rows first, ... of [P, CHANNELS]: sums as in store_modes of modal.py, and 2 Re and -2 Im of
-    them.
+    """Write the gradients of COUNT log-poles, frequencies, real and imaginary parts of residues
+    to rows first, ... of [P, CHANNELS]: 2 Re and -2 Im of sums as in store_modes of modal.py.
 
-    Lags within a block are counted from 1, as those from before it, and share a table with them.
-    One
+    Lags within a block count from 1, as those from before it, and share a table with them. One
     from 0 would be that of `load_modes`, which the compiler would keep in registers until now.
     """
     a, residue = modes[0], modes[1]
@@ -427,8 +424,7 @@ def from_lane(z, lane, there):
 
 @triton.jit
 def scan_rows(sums, MODES: tl.constexpr, M: tl.constexpr):
-    """What blocks add to states, [M, MODES], as the scan reads it: eight complex numbers a lane.
-    """
+    """What blocks add to states, [M, MODES], as the scan reads it: eight numbers a lane."""
     both = tl.split(tl.reshape(sums, (M, MODES // 2, 2)))
     real = vector_rows(tl.trans(both[0]), MODES // 2, M // 8)
     imag = vector_rows(tl.trans(both[1]), MODES // 2, M // 8)
@@ -1445,8 +1441,7 @@ def conv_modal(x: Tensor, modes: tuple[Tensor, ...], direction: int) -> Tensor:
 
 
 def by_parts(by_pole: Tensor, by_residue: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """The gradients by real and imaginary parts of h = Re(2 R exp(a j)): by_pole has the 2 in it.
-    """
+    """The gradients by real and imaginary parts of a and R; by_pole has the factor 2 in it."""
     parts = (by_pole.real, -by_pole.imag, 2 * by_residue.real, -2 * by_residue.imag)
     return tuple(part.to(dtype) for part in parts)
 
@@ -1549,8 +1544,11 @@ def eager_forward(
         featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
         v_hat = conv_direct(v, featurizer_v_c, +1)
         z = k_hat * v_hat
-        filter_modes = channel_rows(log_poles, c, 1, dtype), channel_rows(frequencies, c, 1, dtype), channel_rows(residues_real, c, 1, dtype), channel_rows(
-            residues_imag, c, 1, dtype
+        filter_modes = (
+            channel_rows(log_poles, c, 1, dtype),
+            channel_rows(frequencies, c, 1, dtype),
+            channel_rows(residues_real, c, 1, dtype),
+            channel_rows(residues_imag, c, 1, dtype),
         )
         conv = conv_modal(z, filter_modes, +1)
         skip_c = channel_rows(skip, c, 1, dtype)[:, None]
@@ -1592,8 +1590,11 @@ def eager_backward(
         featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
         v_hat = conv_direct(v, featurizer_v_c, +1)
         z = k_hat * v_hat
-        filter_modes = channel_rows(log_poles, c, 1, dtype), channel_rows(frequencies, c, 1, dtype), channel_rows(residues_real, c, 1, dtype), channel_rows(
-            residues_imag, c, 1, dtype
+        filter_modes = (
+            channel_rows(log_poles, c, 1, dtype),
+            channel_rows(frequencies, c, 1, dtype),
+            channel_rows(residues_real, c, 1, dtype),
+            channel_rows(residues_imag, c, 1, dtype),
         )
         conv = conv_modal(z, filter_modes, +1)
         skip_c = channel_rows(skip, c, 1, dtype)[:, None]
@@ -1645,7 +1646,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_ce19202e"
+    name = unique = "h3_b34ac87a"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1696,14 +1697,10 @@ def backward_op(
     states: Tensor,
 ) -> list[Tensor]:
     """Gradients of the inputs that are given, then of the parameters."""
-    inputs, parameters = given(q, k, v), [
-        log_poles,
-        frequencies,
-        residues_real,
-        residues_imag,
-        featurizer,
-        skip,
-    ]
+    inputs, parameters = (
+        given(q, k, v),
+        [log_poles, frequencies, residues_real, residues_imag, featurizer, skip],
+    )
     with torch.autocast(dy.device.type, enabled=False):
         contiguous = [p.contiguous() for p in parameters]
         return eager_backward(dy, inputs, contiguous, [])
@@ -1746,14 +1743,10 @@ def _(
     skip: Tensor,
     states: Tensor,
 ) -> list[Tensor]:
-    inputs, parameters = given(q, k, v), [
-        log_poles,
-        frequencies,
-        residues_real,
-        residues_imag,
-        featurizer,
-        skip,
-    ]
+    inputs, parameters = (
+        given(q, k, v),
+        [log_poles, frequencies, residues_real, residues_imag, featurizer, skip],
+    )
     return launch_backward(dy, inputs, parameters, [states])
 
 
@@ -1789,14 +1782,10 @@ def _(
     skip: Tensor,
     states: Tensor,
 ) -> list[Tensor]:
-    inputs, parameters = given(q, k, v), [
-        log_poles,
-        frequencies,
-        residues_real,
-        residues_imag,
-        featurizer,
-        skip,
-    ]
+    inputs, parameters = (
+        given(q, k, v),
+        [log_poles, frequencies, residues_real, residues_imag, featurizer, skip],
+    )
     contiguous = torch.contiguous_format
     d_parameters = [torch.empty_like(p, memory_format=contiguous) for p in parameters]
     return [*(allocate(x, x.shape[TIME]) for x in inputs), *d_parameters]
@@ -1885,9 +1874,9 @@ def h3(
         q: (B, D, L), bfloat16, float16 or float32
         k: (B, D, L), bfloat16, float16 or float32
         v: (B, D, L), bfloat16, float16 or float32
-        log_poles: (1024, 32), float32; real parts of log-poles a, < 0: pair n of the filter at lag
-            j is 2 Re R[n] exp(a[n] j)
-        frequencies: (1024, 32), float32; imaginary parts of log-poles a: radians a step
+        log_poles: (1024, 32), float32; real parts of a, < 0: pair n of the filter at lag j is 2 Re
+            R[n] exp(a[n] j)
+        frequencies: (1024, 32), float32; imaginary parts of a: radians a step
         residues_real: (1024, 32), float32; real parts of residues R
         residues_imag: (1024, 32), float32; imaginary parts of residues R
         featurizer: (3072, 4), float32; the last tap multiplies the current sample; blocks of D

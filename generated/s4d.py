@@ -101,8 +101,7 @@ def times(a, b):
 @triton.jit
 def rotation(part):
     """cos and sin of a part of a turn, from -1/2 to 1/2: Taylor's series about the nearest
-    quarter,
-    times that power of i.
+    quarter, times that power of i.
     """
     quarter = tl.floor(4.0 * part + 0.5)
     x = (part - 0.25 * quarter) * 6.283185307179586
@@ -277,12 +276,10 @@ def store_modes(
     ptr, first, total, modes, channel, inside, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
     MODES: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of COUNT log-poles, frequencies, real and imaginary parts of residues to
-    rows first, ... of [P, CHANNELS]: sums as in store_modes of modal.py, and 2 Re and -2 Im of
-    them.
+    """Write the gradients of COUNT log-poles, frequencies, real and imaginary parts of residues
+    to rows first, ... of [P, CHANNELS]: 2 Re and -2 Im of sums as in store_modes of modal.py.
 
-    Lags within a block are counted from 1, as those from before it, and share a table with them.
-    One
+    Lags within a block count from 1, as those from before it, and share a table with them. One
     from 0 would be that of `load_modes`, which the compiler would keep in registers until now.
     """
     a, residue = modes[0], modes[1]
@@ -425,8 +422,7 @@ def from_lane(z, lane, there):
 
 @triton.jit
 def scan_rows(sums, MODES: tl.constexpr, M: tl.constexpr):
-    """What blocks add to states, [M, MODES], as the scan reads it: eight complex numbers a lane.
-    """
+    """What blocks add to states, [M, MODES], as the scan reads it: eight numbers a lane."""
     both = tl.split(tl.reshape(sums, (M, MODES // 2, 2)))
     real = vector_rows(tl.trans(both[0]), MODES // 2, M // 8)
     imag = vector_rows(tl.trans(both[1]), MODES // 2, M // 8)
@@ -1269,8 +1265,7 @@ def conv_modal(x: Tensor, modes: tuple[Tensor, ...], direction: int) -> Tensor:
 
 
 def by_parts(by_pole: Tensor, by_residue: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """The gradients by real and imaginary parts of h = Re(2 R exp(a j)): by_pole has the 2 in it.
-    """
+    """The gradients by real and imaginary parts of a and R; by_pole has the factor 2 in it."""
     parts = (by_pole.real, -by_pole.imag, 2 * by_residue.real, -2 * by_residue.imag)
     return tuple(part.to(dtype) for part in parts)
 
@@ -1342,8 +1337,11 @@ def eager_forward(
     channel_bytes = 6 * batch * length * dtype.itemsize
     for c in chunks(CHANNELS, 1, channel_bytes, BYTE_BUDGET):
         x = x_all[:, c].to(dtype)
-        filter_modes = channel_rows(log_poles, c, 1, dtype), channel_rows(frequencies, c, 1, dtype), channel_rows(residues_real, c, 1, dtype), channel_rows(
-            residues_imag, c, 1, dtype
+        filter_modes = (
+            channel_rows(log_poles, c, 1, dtype),
+            channel_rows(frequencies, c, 1, dtype),
+            channel_rows(residues_real, c, 1, dtype),
+            channel_rows(residues_imag, c, 1, dtype),
         )
         conv = conv_modal(x, filter_modes, +1)
         skip_c = channel_rows(skip, c, 1, dtype)[:, None]
@@ -1374,8 +1372,11 @@ def eager_backward(
     channel_bytes = 8 * batch * length * dtype.itemsize
     for c in chunks(CHANNELS, 1, channel_bytes, BYTE_BUDGET):
         x = x_all[:, c].to(dtype)
-        filter_modes = channel_rows(log_poles, c, 1, dtype), channel_rows(frequencies, c, 1, dtype), channel_rows(residues_real, c, 1, dtype), channel_rows(
-            residues_imag, c, 1, dtype
+        filter_modes = (
+            channel_rows(log_poles, c, 1, dtype),
+            channel_rows(frequencies, c, 1, dtype),
+            channel_rows(residues_real, c, 1, dtype),
+            channel_rows(residues_imag, c, 1, dtype),
         )
         skip_c = channel_rows(skip, c, 1, dtype)[:, None]
         dy = dy_all[:, c].to(dtype)
@@ -1408,7 +1409,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_15421512"
+    name = unique = "s4d_45739775"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1600,9 +1601,9 @@ def s4d(
 
     Args:
         x: (B, D, L), bfloat16, float16 or float32
-        log_poles: (1024, 32), float32; real parts of log-poles a, < 0: pair n of the filter at lag
-            j is 2 Re R[n] exp(a[n] j)
-        frequencies: (1024, 32), float32; imaginary parts of log-poles a: radians a step
+        log_poles: (1024, 32), float32; real parts of a, < 0: pair n of the filter at lag j is 2 Re
+            R[n] exp(a[n] j)
+        frequencies: (1024, 32), float32; imaginary parts of a: radians a step
         residues_real: (1024, 32), float32; real parts of residues R
         residues_imag: (1024, 32), float32; imaginary parts of residues R
         skip: (1024,), float32; times z, added to the convolution

@@ -358,9 +358,9 @@ def _meaning(spec: OpSpec, name: str) -> str:
         case "p" | "gamma":
             return "log-poles a are -exp(p) exp(gamma)"
         case "log_poles" if spec.filter.pairs:
-            return "real parts of log-poles a, < 0: pair n of the filter at lag j is 2 Re R[n] exp(a[n] j)"
+            return "real parts of a, < 0: pair n of the filter at lag j is 2 Re R[n] exp(a[n] j)"
         case "frequencies":
-            return "imaginary parts of log-poles a: radians a step"
+            return "imaginary parts of a: radians a step"
         case "residues_real" | "residues_imag":
             return f"{'real' if name == 'residues_real' else 'imaginary'} parts of residues R"
         case "log_poles":

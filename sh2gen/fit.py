@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import itertools
 import re
@@ -45,8 +46,11 @@ def _broken_words(line: str) -> list[str]:
 def _broken_code(line: str) -> list[str]:
     """A line of code broken within its last pair of brackets, at every comma if need be."""
     indent = line[: len(line) - len(line.lstrip())]
+    if len(line) <= _WIDTH:
+        return [line]
+    line = _bracketed(line)
     pairs, commas = _brackets(line)
-    if len(line) <= _WIDTH or not pairs:
+    if not pairs:
         return [line]
     begin, end = pairs[-1]
     inner = indent + "    "
@@ -60,6 +64,20 @@ def _broken_code(line: str) -> list[str]:
         for first, last in itertools.pairwise(cuts):
             lines += _broken_code(inner + line[first + 1 : last].strip() + ",")
     return [*lines, indent + line[end:]]
+
+
+def _bracketed(line: str) -> str:
+    """The line with brackets around a tuple that is assigned without any."""
+    try:
+        body = ast.parse(line.strip()).body
+    except SyntaxError:  # part of a statement that is broken already
+        return line
+    match body:
+        case [ast.Assign(value=ast.Tuple(col_offset=column))]:
+            begin = len(line) - len(line.lstrip()) + column
+            whole = line[begin] == "(" and line.endswith(")")
+            return line if whole else f"{line[:begin]}({line[begin:]})"
+    return line
 
 
 def _brackets(line: str) -> tuple[list[tuple[int, int]], list[int]]:

@@ -76,7 +76,7 @@ def mode_gradient_modal(grad: Tensor, x: Tensor, modes: tuple[Tensor, ...]) -> t
 
 
 def by_parts(by_pole: Tensor, by_residue: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """The gradients by real and imaginary parts of h = Re(2 R exp(a j)): by_pole has the 2 in it."""
+    """The gradients by real and imaginary parts of a and R; by_pole has the factor 2 in it."""
     parts = (by_pole.real, -by_pole.imag, 2 * by_residue.real, -2 * by_residue.imag)
     return tuple(part.to(dtype) for part in parts)
 

@@ -37,8 +37,8 @@ def beyond_turns(turns, steps):
 
 @triton.jit
 def rotation(part):
-    """cos and sin of a part of a turn, from -1/2 to 1/2: Taylor's series about the nearest quarter,
-    times that power of i.
+    """cos and sin of a part of a turn, from -1/2 to 1/2: Taylor's series about the nearest
+    quarter, times that power of i.
     """
     quarter = tl.floor(4.0 * part + 0.5)
     x = (part - 0.25 * quarter) * 6.283185307179586
@@ -144,7 +144,7 @@ def zero_state(MODES: tl.constexpr, M: tl.constexpr):
 
 @triton.jit
 def scan_rows(sums, MODES: tl.constexpr, M: tl.constexpr):
-    """What blocks add to states, [M, MODES], as the scan reads it: eight complex numbers a lane."""
+    """What blocks add to states, [M, MODES], as the scan reads it: eight numbers a lane."""
     both = tl.split(tl.reshape(sums, (M, MODES // 2, 2)))
     real = vector_rows(tl.trans(both[0]), MODES // 2, M // 8)
     imag = vector_rows(tl.trans(both[1]), MODES // 2, M // 8)
@@ -248,10 +248,10 @@ def store_modes(
     ptr, first, total, modes, channel, inside, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
     MODES: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of COUNT log-poles, frequencies, real and imaginary parts of residues to
-    rows first, ... of [P, CHANNELS]: sums as in store_modes of modal.py, and 2 Re and -2 Im of them.
+    """Write the gradients of COUNT log-poles, frequencies, real and imaginary parts of residues
+    to rows first, ... of [P, CHANNELS]: 2 Re and -2 Im of sums as in store_modes of modal.py.
 
-    Lags within a block are counted from 1, as those from before it, and share a table with them. One
+    Lags within a block count from 1, as those from before it, and share a table with them. One
     from 0 would be that of `load_modes`, which the compiler would keep in registers until now.
     """
     a, residue = modes[0], modes[1]

@@ -85,7 +85,8 @@ POLES: dict[str, Any] = {
 PAIRS: dict[str, Any] = {
     "op": "tiny_pairs",
     "channels": 6,
-    "filter": {"kind": "modal", "modes": 3, "groups": 3, "parametrisation": "complex"},
+    # torch's opcheck cannot copy the states of an empty batch where a sequence has 32 numbers
+    "filter": {"kind": "modal", "modes": 2, "groups": 3, "parametrisation": "complex"},
     "featurizer": {"length": 3},
     "gates": GATES,
     "skip": "channel",

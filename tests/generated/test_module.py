@@ -98,7 +98,7 @@ def test_fresh_pairs(case: Case) -> None:
     frequencies = drawn("frequencies")
     assert 0 <= frequencies.min().item() < 0.02 and 3.1 < frequencies.max().item() <= 3.1416
     for name in ("residues_real", "residues_imag"):
-        assert drawn(name).std().item() == pytest.approx(0.05 / math.sqrt(3), rel=0.1)
+        assert drawn(name).std().item() == pytest.approx(0.05 / math.sqrt(2), rel=0.1)
 
 
 @pytest.mark.parametrize("case", ["modal", "poles"], indirect=True)
