@@ -1893,9 +1893,9 @@ def h3(
     keep = differentiates(
         q, k, v, log_poles, frequencies, residues_real, residues_imag, featurizer, skip
     )
-    return forward_op(q, k, v, log_poles, frequencies, residues_real, residues_imag, featurizer, skip, keep)[
-        0
-    ]
+    return forward_op(
+        q, k, v, log_poles, frequencies, residues_real, residues_imag, featurizer, skip, keep
+    )[0]
 
 
 def h3_packed(
@@ -1912,9 +1912,18 @@ def h3_packed(
     keep = differentiates(
         features, log_poles, frequencies, residues_real, residues_imag, featurizer, skip
     )
-    return forward_op(features, None, None, log_poles, frequencies, residues_real, residues_imag, featurizer, skip, keep)[
-        0
-    ]
+    return forward_op(
+        features,
+        None,
+        None,
+        log_poles,
+        frequencies,
+        residues_real,
+        residues_imag,
+        featurizer,
+        skip,
+        keep,
+    )[0]
 
 
 class H3(nn.Module):

@@ -52,7 +52,9 @@ def _broken_code(line: str) -> list[str]:
     pairs, commas = _brackets(line)
     if not pairs:
         return [line]
-    begin, end = pairs[-1]
+    # An index of a call's result stays with it.
+    indexed = len(pairs) > 1 and line[pairs[-1][0] - 1 : pairs[-1][0] + 1] == ")["
+    begin, end = pairs[-2] if indexed else pairs[-1]
     inner = indent + "    "
     body = line[begin + 1 : end]
     lines = [line[: begin + 1]]
