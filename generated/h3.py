@@ -1532,7 +1532,7 @@ def eager_forward(
     outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
     (out_0,) = (canonical(x) for x in outputs)
     batch, _, length = q_all.shape
-    channel_bytes = 13 * batch * length * dtype.itemsize
+    channel_bytes = 21 * batch * length * dtype.itemsize
     for c in chunks(CHANNELS, 1, channel_bytes, BYTE_BUDGET):
         q = q_all[:, c].to(dtype)
         featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
@@ -1578,7 +1578,7 @@ def eager_backward(
     d_featurizer_all = torch.zeros_like(featurizer, dtype=dtype)
     d_skip_all = torch.zeros_like(skip, dtype=dtype)
     batch, _, length = dy_all.shape
-    channel_bytes = 24 * batch * length * dtype.itemsize
+    channel_bytes = 32 * batch * length * dtype.itemsize
     for c in chunks(CHANNELS, 1, channel_bytes, BYTE_BUDGET):
         q = q_all[:, c].to(dtype)
         featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)

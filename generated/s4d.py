@@ -1334,7 +1334,7 @@ def eager_forward(
     outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
     (out_0,) = (canonical(x) for x in outputs)
     batch, _, length = x_all.shape
-    channel_bytes = 6 * batch * length * dtype.itemsize
+    channel_bytes = 14 * batch * length * dtype.itemsize
     for c in chunks(CHANNELS, 1, channel_bytes, BYTE_BUDGET):
         x = x_all[:, c].to(dtype)
         filter_modes = (
@@ -1369,7 +1369,7 @@ def eager_backward(
     d_residues_imag_all = torch.zeros_like(residues_imag, dtype=dtype)
     d_skip_all = torch.zeros_like(skip, dtype=dtype)
     batch, _, length = dy_all.shape
-    channel_bytes = 8 * batch * length * dtype.itemsize
+    channel_bytes = 16 * batch * length * dtype.itemsize
     for c in chunks(CHANNELS, 1, channel_bytes, BYTE_BUDGET):
         x = x_all[:, c].to(dtype)
         filter_modes = (

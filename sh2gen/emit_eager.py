@@ -125,6 +125,8 @@ def eager_backward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
 def _temporaries(graph: Graph, conv: EagerConv) -> int:
     """Activations alive at once, at most: every value of the graph, and what an FFT needs."""
     values = sum(not isinstance(n, Parameter | Modes | GRADIENTS) for n in graph.nodes)
+    if any(isinstance(node, Modes) and node.pairs for node in graph.nodes):
+        values += 8  # complex blocks and their products, or complex128 of a mode
     return values + (
         12 if conv is EagerConv.FFT else 2
     )  # spectra of twice the length, and padding
