@@ -141,7 +141,8 @@ def load_modes(
         2: T[j, i] = h[i - j], the convolution within a block.
         3: exp(a (BLOCK_T - 1 - j)), [BLOCK_T, MODES]: from a block to its own end.
         4: R exp(a (i + 1)), [MODES, BLOCK_T]: from the states before a block to its outputs.
-        5, 6: those of the adjoint, which walks backward in time: 3 and 4 with time reversed.
+        5: R exp(a j), 6: exp(a (BLOCK_T - i)): 3 and 4 of the adjoint, which walks backward in
+            time. Its states weigh with R, so that they are gradients of states but for exp(a).
         7: for the scan, see `scan`.
     """
     mode = tl.arange(0, MODES)
@@ -157,9 +158,9 @@ def load_modes(
     within = rounded(matrix.to(OPERAND), PRECISION)
     weight = (residue * tl.exp(a))[:, None]
     to_end = transposed(terms(reversed_powers, OPERAND, PRECISION))
-    to_start = transposed(terms(powers, OPERAND, PRECISION))
+    to_start = transposed(terms(residue[:, None] * powers, OPERAND, PRECISION))
     from_before = terms(weight * powers, OPERAND, PRECISION)
-    from_after = terms(weight * reversed_powers, OPERAND, PRECISION)
+    from_after = terms(tl.exp(a)[:, None] * reversed_powers, OPERAND, PRECISION)
     GROUPS: tl.constexpr = M // 8
     group = tl.arange(0, GROUPS)[None, :] + tl.zeros((MODES, 1), tl.int32)
     block = tl.exp(a * BLOCK_T)[:, None] + tl.zeros((1, GROUPS), tl.float32)
@@ -340,11 +341,17 @@ def modal_adjoint(block, found, modes, M: tl.constexpr, N: tl.constexpr, PRECISI
 
 
 @triton.jit
-def zero_modes(MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr):
-    """Accumulators of `modal_gradient`."""
+def zero_modes(
+    MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr, STATEFUL: tl.constexpr
+):
+    """Accumulators of `modal_gradient` and, if STATEFUL, of `leave_gradient`."""
     within = tl.zeros((BLOCK_T, BLOCK_T), tl.float32)
     outer = tl.zeros((MODES, BLOCK_T), tl.float32)
-    return within, outer, outer, tl.zeros((MODES, M // 8), tl.float32)
+    both = tl.zeros((MODES, M // 8), tl.float32)
+    if STATEFUL:
+        return within, outer, outer, both, tl.zeros((MODES,), tl.float32)
+    else:
+        return within, outer, outer, both
 
 
 @triton.jit
@@ -360,7 +367,7 @@ def modal_gradient(total, grad, grad_states, block, states, PRECISION: tl.conste
         after = tl.dot(grad_states[1][i], block, after, input_precision=PRECISION)
     for p in tl.static_range(8):
         both += states[0][p] * grad_states[0][p]
-    return within, before, after, both
+    return (within, before, after, both) + total[4:]
 
 
 @triton.jit
@@ -385,10 +392,13 @@ def store_modes(
     after = tl.exp(a[:, None] * (BLOCK_T - step)) * total[2]
     both = BLOCK_T * tl.exp(a * (BLOCK_T + 1)) * tl.sum(total[3], axis=1)
     by_residue = tl.sum(near + before, axis=1)
-    by_pole = tl.sum(step * near + (step + 1.0) * before + (BLOCK_T - 1.0 - step) * after, axis=1)
+    by_pole = residue * tl.sum(step * near + (step + 1.0) * before, axis=1)
+    by_pole += tl.sum((BLOCK_T - 1.0 - step) * after, axis=1) + both  # which weigh with R already
+    if len(total) > 4:
+        by_pole += total[4]
     mode = tl.arange(0, MODES)
     where = ptr + (first + mode) * CHANNELS + channel
-    tl.store(where, residue * (by_pole + both), mask=(mode < COUNT) & inside)
+    tl.store(where, by_pole, mask=(mode < COUNT) & inside)
     tl.store(where + COUNT * CHANNELS, by_residue, mask=(mode < COUNT) & inside)
 
 
@@ -489,6 +499,166 @@ def keep_state(
         lane = tl.arange(0, M // 8)[None, :]
         where = ptr + number * (CHANNELS * COUNT) + mode
         tl.store(where, state, mask=(mode < COUNT) & (lane == 0))
+
+
+@triton.jit
+def load_history(
+    ptr, row, ROLE: tl.constexpr, LENGTH: tl.constexpr, CHANNELS: tl.constexpr,
+    STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """The LENGTH steps of one input before the first, the oldest first; none unless STATEFUL."""
+    steps = ()
+    if STATEFUL:
+        for i in tl.static_range(LENGTH):
+            steps = steps + (tl.load(ptr + (ROLE * CHANNELS + row) * LENGTH + i).to(tl.float32),)
+    return steps
+
+
+@triton.jit
+def with_history(rows, history, tile, M: tl.constexpr, N: tl.constexpr):
+    """Rows whose context, in the first lane of the first tile, is history."""
+    channel, inside, t, earliest, latest, first, last, end = tile
+    lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
+    begins = (lane == 0) & (earliest == first)
+    out = ()
+    for r in tl.static_range(len(rows)):
+        if r < len(history):
+            out = out + (tl.where(begins, history[r], rows[r]),)
+        else:
+            out = out + (rows[r],)
+    return out
+
+
+@triton.jit
+def enter_state(
+    ends, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr, STATEFUL: tl.constexpr
+):
+    """The state before the first step, for every lane of the scan: zero unless STATEFUL."""
+    if STATEFUL:
+        return load_state(ends[0], 0, COUNT, 0, MODES, M)
+    else:
+        return zero_state(MODES, M)
+
+
+@triton.jit
+def of_mode(state, mode, MODES: tl.constexpr, M: tl.constexpr):
+    """One mode's number in the state before or after a tile."""
+    index = tl.arange(0, MODES)[:, None]
+    lane = tl.arange(0, M // 8)[None, :]
+    return tl.sum(tl.sum(tl.where((index == mode) & (lane == 0), state, 0.0), 1), 0)
+
+
+@triton.jit
+def steps_left(tile, rows, M: tl.constexpr, N: tl.constexpr):
+    """Whether a sequence ends within a tile, how many steps of it are before the end, and for
+    every lane how many steps follow its first row within the sequence.
+    """
+    channel, inside, t, earliest, latest, first, last, end = tile
+    left = end - earliest
+    lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
+    return left <= M * N * len(rows), left, left - 1 - lane * len(rows)
+
+
+@triton.jit
+def leave_state(
+    state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """Write the state after the last step, from that before the last tile, if STATEFUL.
+
+    A tile that is not whole would decay beyond the end, and nothing divides by a decay: so the
+    last tile is summed once more, by steps to the end instead of to the end of the tile.
+    """
+    if STATEFUL:
+        closes, left, ahead = steps_left(tile, rows, M, N)
+        if closes:
+            for mode in range(COUNT):
+                a = tl.load(ends[2] + mode)
+                total = tl.zeros((M, N), tl.float32)
+                for r in tl.static_range(len(rows)):
+                    decayed = rows[r] * tl.exp(a * tl.maximum(ahead - r, 0))
+                    total += tl.where(ahead >= r, decayed, 0.0)
+                before = of_mode(state, mode, MODES, M)
+                added = tl.sum(tl.reshape(total, (M * N,)), 0)
+                tl.store(ends[1] + mode, before + (expm1(a * left) * before + added))
+
+
+@triton.jit
+def leave_gradient(
+    total, state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """Add what the gradient of the last state gives to those of poles within the last tile: that
+    of d exp(a d), d steps from x[t] or from the state before the tile to the end.
+    """
+    if STATEFUL:
+        closes, left, ahead = steps_left(tile, rows, M, N)
+        found = total[4]
+        for mode in range(tl.where(closes, COUNT, 0)):
+            a = tl.load(ends[2] + mode)
+            value = tl.zeros((M, N), tl.float32)
+            for r in tl.static_range(len(rows)):
+                lag = tl.maximum(ahead - r, 0).to(tl.float32)  # the step d = 0 adds nothing
+                value += rows[r] * lag * tl.exp(a * lag)
+            by_state = left * tl.exp(a * left) * of_mode(state, mode, MODES, M)
+            by_pole = tl.sum(tl.reshape(value, (M * N,)), 0) + by_state
+            found += tl.where(tl.arange(0, MODES) == mode, tl.load(ends[1] + mode) * by_pole, 0.0)
+        return total[:4] + (found,)
+    else:
+        return total
+
+
+@triton.jit
+def leave_adjoint(
+    rows, state, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """Add what the gradient of the last state gives to gradients of the steps of the last tile,
+    and to the adjoint state before it.
+    """
+    if STATEFUL:
+        closes, left, ahead = steps_left(tile, rows, M, N)
+        index = tl.arange(0, MODES)[:, None]
+        for mode in range(tl.where(closes, COUNT, 0)):
+            a = tl.load(ends[2] + mode)
+            grad = tl.load(ends[1] + mode)
+            out = ()
+            for r in tl.static_range(len(rows)):
+                decayed = grad * tl.exp(a * tl.maximum(ahead - r, 0))
+                out = out + (rows[r] + tl.where(ahead >= r, decayed, 0.0),)
+            rows = out
+            state += tl.where(index == mode, grad * tl.exp(a * (left - 1)), 0.0)
+    return rows, state
+
+
+@triton.jit
+def enter_gradient(
+    state, modes, ends, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
+    STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient of the state before the first step, if STATEFUL."""
+    if STATEFUL:
+        gradient = tl.exp(modes[0])[:, None] * state
+        keep_state(ends[0], 0, gradient, COUNT, 0, MODES, M, True)
+
+
+@triton.jit
+def history_gradient(
+    ptr, row, after, taps, ROLE: tl.constexpr, CHANNELS: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient of one input's history, from `after` of `extend` and its featurizer's
+    taps, if STATEFUL: the last lane of `after` holds the first rows of the sequence.
+    """
+    if STATEFUL:
+        LENGTH: tl.constexpr = len(after)
+        lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
+        for back in tl.static_range(1, LENGTH + 1):
+            value = taps[back] * after[0]
+            for r in tl.static_range(1, LENGTH + 1 - back):
+                value += taps[back + r] * after[r]
+            where = ptr + (ROLE * CHANNELS + row) * LENGTH + (LENGTH - back)
+            tl.store(where + lane * 0, value, mask=lane == M * N - 1)
 
 
 @triton.jit
@@ -658,17 +828,21 @@ def hyena_li_forward(
     residues_ptr,  # (4096, 16)
     skip_ptr,  # (4096,)
     states_ptr,  # [batch, tiles, CHANNELS, 16] float32: before every tile
+    history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
+    entry_ptr,  # [batch, CHANNELS, 16] float32: state before the first step
+    exit_ptr,  # the same after the last step
     first, last, end, time_programs, tiles,
     CHANNELS: tl.constexpr, UNIT: tl.constexpr,
-    STEP: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr, ROWS: tl.constexpr,
-    SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+    STEP: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr, STATEFUL: tl.constexpr,
+    ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """z = (featurizer * k) . (featurizer * v); y = (featurizer * q) . (filter * z + skip . z)
 
     A program computes `tiles` tiles of one channel, forward in time. A tile is SEGMENTS blocks of
     BLOCK_T consecutive steps. Time counts from the first step written; activations are read in
     [first, last), are zero elsewhere, and are written up to `end`. EVEN says that these three are
-    multiples of 8; strides count in units of STEP elements.
+    multiples of 8; strides count in units of STEP elements. STATEFUL says that there are states at
+    the ends, and a history.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
@@ -683,6 +857,9 @@ def hyena_li_forward(
     k_ptr, k_row = advance(k_ptr, k_batch, k_row, STEP, UNIT, origin)
     v_ptr, v_row = advance(v_ptr, v_batch, v_row, STEP, UNIT, origin)
     y_ptr, y_row = advance(y_ptr, y_batch, y_row, STEP, 1, origin)
+    whose = (batch * CHANNELS + row).to(tl.int64)
+    history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
+    ends = (entry_ptr + whose * 16, exit_ptr + whose * 16, log_poles_ptr + (row) * 16)
     states_ptr += ((batch * time_programs + program).to(tl.int64) * tiles * CHANNELS + row) * 16
     first -= tile_0 * TILE
     last -= tile_0 * TILE
@@ -697,18 +874,25 @@ def hyena_li_forward(
         log_poles_ptr, residues_ptr, row, 16, MODES, M, BLOCK_T, OPERAND, PRECISION
     )
     skip = load_vector(skip_ptr, row, inside)
-    z_state = zero_state(MODES, M)
+    q_history = load_history(history_ptr, row, 0, 2, CHANNELS, STATEFUL)
+    k_history = load_history(history_ptr, row, 1, 2, CHANNELS, STATEFUL)
+    v_history = load_history(history_ptr, row, 2, 2, CHANNELS, STATEFUL)
+    z_state = enter_state(ends, 16, MODES, M, STATEFUL)
     for number in tl.range(0, tiles, num_stages=PREFETCH):
         t = number * TILE
         tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
         q = load_rows(q_ptr, q_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
+        q = with_history(q, q_history, tile, M, N)
         q_hat = fir(q, featurizer_q)
         k = load_rows(k_ptr, k_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
+        k = with_history(k, k_history, tile, M, N)
         k_hat = fir(k, featurizer_k)
         v = load_rows(v_ptr, v_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
+        v = with_history(v, v_history, tile, M, N)
         v_hat = fir(v, featurizer_v)
         z = multiply(k_hat, v_hat)
         keep_state(states_ptr, number, z_state, 16, CHANNELS, MODES, M, KEEP)
+        leave_state(z_state, z, tile, ends, 16, MODES, M, N, STATEFUL)
         z_block = block_of(z, M, N, OPERAND, PRECISION)
         z_states, z_state = states_before(z_block, filter, z_state, MODES, M, OPERAND, PRECISION)
         conv = modal(z_block, z_states, filter, M, N, PRECISION)
@@ -743,18 +927,23 @@ def hyena_li_backward(
     residues_ptr,  # (4096, 16)
     skip_ptr,  # (4096,)
     states_ptr,  # [batch, tiles, CHANNELS, 16] float32: before every tile
+    history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
+    d_history_ptr,  # the same in float32
+    d_entry_ptr,  # [batch, CHANNELS, 16] float32: gradient of the state before the first step
+    d_exit_ptr,  # the same after the last step
     partials_ptr,  # [programs along batch and time, 42, CHANNELS] float32
     first, last, end, time_programs, tiles,
     CHANNELS: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
-    STEP: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr,
-    SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+    STEP: tl.constexpr, EVEN: tl.constexpr, STATEFUL: tl.constexpr,
+    ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """Gradients of every input, and partial sums of those of parameters.
 
     A program computes `tiles` tiles of one channel, backward in time. A tile is SEGMENTS blocks of
     BLOCK_T consecutive steps. Time counts from the first step written; activations are read in
     [first, last), are zero elsewhere, and are written up to `end`. EVEN says that these three are
-    multiples of 8; strides count in units of STEP elements.
+    multiples of 8; strides count in units of STEP elements. STATEFUL says that there are states at
+    the ends, and a history.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
@@ -772,6 +961,10 @@ def hyena_li_backward(
     d_q_ptr, d_q_row = advance(d_q_ptr, d_q_batch, d_q_row, STEP, D_UNIT, origin)
     d_v_ptr, d_v_row = advance(d_v_ptr, d_v_batch, d_v_row, STEP, D_UNIT, origin)
     d_k_ptr, d_k_row = advance(d_k_ptr, d_k_batch, d_k_row, STEP, D_UNIT, origin)
+    whose = (batch * CHANNELS + row).to(tl.int64)
+    history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
+    d_history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
+    ends = (d_entry_ptr + whose * 16, d_exit_ptr + whose * 16, log_poles_ptr + (row) * 16)
     states_ptr += ((batch * time_programs + program).to(tl.int64) * tiles * CHANNELS + row) * 16
     first -= tile_0 * TILE
     last -= tile_0 * TILE
@@ -790,7 +983,10 @@ def hyena_li_backward(
     d_featurizer_k = zero_taps(3, M, N)
     d_featurizer_v = zero_taps(3, M, N)
     d_skip = zero_taps(1, M, N)
-    d_filter = zero_modes(MODES, M, BLOCK_T)
+    d_filter = zero_modes(MODES, M, BLOCK_T, STATEFUL)
+    q_history = load_history(history_ptr, row, 0, 2, CHANNELS, STATEFUL)
+    k_history = load_history(history_ptr, row, 1, 2, CHANNELS, STATEFUL)
+    v_history = load_history(history_ptr, row, 2, 2, CHANNELS, STATEFUL)
     d_pre_skip_state = zero_state(MODES, M)
     d_q_hat_b_after = zero_rows(2, M, N)
     d_v_hat_c_after = zero_rows(2, M, N)
@@ -800,10 +996,13 @@ def hyena_li_backward(
         t = number * TILE
         tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
         q_a = load_rows(q_ptr, q_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
+        q_a = with_history(q_a, q_history, tile, M, N)
         q_hat_a = fir(q_a, featurizer_q)
         k_a = load_rows(k_ptr, k_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
+        k_a = with_history(k_a, k_history, tile, M, N)
         k_hat_a = fir(k_a, featurizer_k)
         v_a = load_rows(v_ptr, v_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
+        v_a = with_history(v_a, v_history, tile, M, N)
         v_hat_a = fir(v_a, featurizer_v)
         z_a = multiply(k_hat_a, v_hat_a)
         z_block = block_of(z_a, M, N, OPERAND, PRECISION)
@@ -811,6 +1010,7 @@ def hyena_li_backward(
         d_pre_skip_a = multiply(dy_a, q_hat_a)
         d_pre_skip_block = block_of(d_pre_skip_a, M, N, OPERAND, PRECISION)
         z_state = load_state(states_ptr, number, 16, CHANNELS, MODES, M)
+        d_filter = leave_gradient(d_filter, z_state, z_a, tile, ends, 16, MODES, M, N, STATEFUL)
         z_states, z_state = states_before(z_block, filter, z_state, MODES, M, OPERAND, PRECISION)
         d_pre_skip_states, d_pre_skip_state = states_after(
             d_pre_skip_block, filter, d_pre_skip_state, MODES, M, OPERAND, PRECISION
@@ -822,6 +1022,7 @@ def hyena_li_backward(
         tl.debug_barrier()  # what follows loads again what it needs
         z_b = recall(z_block, M, N)
         q_b = load_rows(q_ptr, q_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
+        q_b = with_history(q_b, q_history, tile, M, N)
         skipped_b = scale(z_b, skip)
         pre_skip_b = add(conv, skipped_b)
         dy_b = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, M, N)
@@ -831,11 +1032,16 @@ def hyena_li_backward(
         store_rows(d_q_ptr, d_q_row, D_UNIT, tile, d_q_b, EVEN, M, N)
         d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat_b, q_b)
         d_z_2 = modal_adjoint(d_pre_skip_block, d_pre_skip_states, filter, M, N, PRECISION)
+        d_z_2, d_pre_skip_state = leave_adjoint(
+            d_z_2, d_pre_skip_state, tile, ends, 16, MODES, M, N, STATEFUL
+        )
         tl.debug_barrier()  # what follows loads again what it needs
         d_pre_skip_c = recall(d_pre_skip_block, M, N)
         k_c = load_rows(k_ptr, k_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
+        k_c = with_history(k_c, k_history, tile, M, N)
         k_hat_c = fir(k_c, featurizer_k)
         v_c = load_rows(v_ptr, v_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
+        v_c = with_history(v_c, v_history, tile, M, N)
         v_hat_c = fir(v_c, featurizer_v)
         z_c = multiply(k_hat_c, v_hat_c)
         d_z_1_c = scale(d_pre_skip_c, skip)
@@ -858,6 +1064,16 @@ def hyena_li_backward(
     store_partial(partials_ptr, 6, d_featurizer_v, row, inside, CHANNELS)
     store_partial(partials_ptr, 9, d_skip, row, inside, CHANNELS)
     store_modes(partials_ptr, 10, d_filter, filter, row, inside, 16, CHANNELS, MODES, BLOCK_T)
+    enter_gradient(d_pre_skip_state, filter, ends, 16, MODES, M, STATEFUL)
+    history_gradient(
+        d_history_ptr, row, d_q_hat_b_after, featurizer_q, 0, CHANNELS, M, N, STATEFUL
+    )
+    history_gradient(
+        d_history_ptr, row, d_v_hat_c_after, featurizer_v, 2, CHANNELS, M, N, STATEFUL
+    )
+    history_gradient(
+        d_history_ptr, row, d_k_hat_c_after, featurizer_k, 1, CHANNELS, M, N, STATEFUL
+    )
 
 
 @triton.jit(do_not_specialize=["splits", "first"])
@@ -963,6 +1179,20 @@ def allocate_states(like: Tensor, steps: int, modes: int, keep: bool) -> Tensor:
     return like.new_empty((like.shape[0], tiles, CHANNELS, modes), dtype=torch.float32)
 
 
+def whole_state(
+    state: Sequence[Tensor] | None, x: Tensor, states: Tensor, context: int, steps: int
+) -> tuple[Tensor, Tensor]:
+    """The history and the modes' state before a sequence, as kernels read them; if there is none,
+    stand-ins that they do not read.
+    """
+    if state is None:
+        return x, states
+    if context or steps != x.shape[TIME]:
+        raise ValueError(f"{OP}: a state is that before a whole sequence, not before a range")
+    history, modes = state
+    return history.contiguous(), modes.contiguous()
+
+
 def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
     """8 if all strides are multiples of 8 elements, so that accesses are 16 bytes wide; else 1.
 
@@ -1038,14 +1268,21 @@ def launch_forward(
     begin: int = 0,
     end: int | None = None,
     keep: bool = True,
+    state: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    """[y, states] for steps begin .. end - 1 of the segment after `context` steps."""
+    """[y, states] for steps begin .. end - 1 of the segment after `context` steps.
+
+    With `state`, the history and the modes' state before a whole sequence, also the state after
+    it.
+    """
     schedule, options = SCHEDULE["forward"], OPTIONS["forward"]
     (q, k, v), unit = common_unit(unpack(inputs))
     log_poles, residues, featurizer, skip = (p.contiguous() for p in parameters)
     first, steps, bounds = segment(q, context, begin, end, schedule["BLOCK_T"])
     time_programs, tiles, grid = walk_programs(q.shape[0], steps, schedule)
     states = allocate_states(q, steps, 16, keep)
+    history, entry = whole_state(state, q, states, context, steps)
+    leaving = torch.empty_like(entry) if state is not None else states
     outputs = [allocate(q, steps)]
     step = stride_step(schedule, (q, k, v, *outputs), tiles)
     if grid:
@@ -1061,6 +1298,9 @@ def launch_forward(
             residues,
             skip,
             states,
+            history,
+            entry,
+            leaving,
             *bounds,
             time_programs,
             tiles,
@@ -1070,9 +1310,10 @@ def launch_forward(
             STEP=step,
             EVEN=even(bounds),
             KEEP=keep,
+            STATEFUL=state is not None,
             **schedule,
         )
-    return [*outputs, states]
+    return [*outputs, states] if state is None else [*outputs, states, leaving]
 
 
 def launch_backward(
@@ -1083,24 +1324,34 @@ def launch_backward(
     context: int = 0,
     begin: int = 0,
     end: int | None = None,
+    state: Sequence[Tensor] | None = None,
+    d_leaving: Tensor | None = None,
 ) -> list[Tensor]:
     """Gradients of the inputs, packed if they are, then of log_poles, residues, featurizer, skip.
 
     With a range, the gradients of inputs are for its steps and those of parameters sum over them;
-    `dy` and saved values cover the whole segment, without its context.
+    `dy` and saved values cover the whole segment, without its context. With `state`, and the
+    gradient
+    of the state after the sequence, also the gradients of the history and of the modes' state.
     """
     schedule, options = SCHEDULE["backward"], OPTIONS["backward"]
     (q, k, v), unit = common_unit(unpack(inputs))
     log_poles, residues, featurizer, skip = (p.contiguous() for p in parameters)
     (states,) = saved
     if not states.numel():
-        states = launch_forward(inputs, parameters, context, begin, end)[1]
+        states = launch_forward(inputs, parameters, context, begin, end, state=state)[1]
     dy = dense(dy)
     tile = schedule["BLOCK_T"] * schedule["SEGMENTS"]
     first, steps, bounds = segment(q, context, begin, end, tile)
     gradients = [allocate(x, steps) for x in inputs]
     d_inputs = unpack(gradients)
     time_programs, tiles, grid = walk_programs(dy.shape[0], steps, schedule)
+    history, entry = whole_state(state, q, states, context, steps)
+    d_history = d_entry = d_leaving_entry = states
+    if state is not None:
+        assert d_leaving is not None
+        d_history = torch.empty_like(history, dtype=torch.float32)
+        d_entry, d_leaving_entry = torch.empty_like(entry), d_leaving.contiguous()
     step = stride_step(schedule, (q, k, v, dy, *d_inputs), tiles)
     splits = dy.shape[0] * time_programs
     partials = dy.new_empty((splits, 42, CHANNELS), dtype=torch.float32)
@@ -1120,6 +1371,10 @@ def launch_backward(
             residues,
             skip,
             states,
+            history,
+            d_history,
+            d_entry,
+            d_leaving_entry,
             partials,
             *bounds,
             time_programs,
@@ -1130,6 +1385,7 @@ def launch_backward(
             D_UNIT=d_inputs[0].stride(2),
             STEP=step,
             EVEN=even(bounds),
+            STATEFUL=state is not None,
             **schedule,
         )
     gradients.append(
@@ -1188,6 +1444,8 @@ def launch_backward(
             BLOCK_W=1,
         )
     )
+    if state is not None:
+        gradients += [d_history.to(history.dtype), d_entry]
     return gradients
 
 
@@ -1288,14 +1546,15 @@ def powers(poles: Tensor, steps: Tensor) -> Tensor:
     return torch.exp(poles[..., None] * steps.to(poles))
 
 
-def modal_states(blocks: Tensor, poles: Tensor) -> Tensor:
+def modal_states(blocks: Tensor, poles: Tensor, state: Tensor | None = None) -> Tensor:
     """The state of every mode before each block, which is the sum of exp(a d) x, d steps before
-    the last one that is earlier than the block: (B, C, blocks, N).
+    the last one that is earlier than the block: (B, C, blocks, N). `state` is the first of them.
     """
     step = torch.arange(BLOCK, device=blocks.device)
     added = torch.einsum("bcmj,cnj->bcmn", blocks, powers(poles, BLOCK - 1 - step))
     lost = torch.expm1(BLOCK * poles)  # not exp, which would drift where a is small
-    state = added.new_zeros(added.shape[:2] + added.shape[3:])
+    if state is None:
+        state = added.new_zeros(added.shape[:2] + added.shape[3:])
     states = []
     for block in added.unbind(2):
         states.append(state)
@@ -1303,8 +1562,12 @@ def modal_states(blocks: Tensor, poles: Tensor) -> Tensor:
     return torch.stack(states, 2)
 
 
-def conv_modal(x: Tensor, modes: tuple[Tensor, Tensor], direction: int) -> Tensor:
-    """conv_direct with taps[j] = sum_n residues[n] exp(poles[n] j), for any number of steps."""
+def conv_modal(
+    x: Tensor, modes: tuple[Tensor, Tensor], direction: int, state: Tensor | None = None
+) -> Tensor:
+    """conv_direct with taps[j] = sum_n residues[n] exp(poles[n] j), for any number of steps, after
+    the state (B, C, N) of earlier ones if direction is +1.
+    """
     if direction < 0:
         return conv_modal(x.flip(2), modes, +1).flip(2)
     poles, residues = modes
@@ -1314,7 +1577,7 @@ def conv_modal(x: Tensor, modes: tuple[Tensor, Tensor], direction: int) -> Tenso
     matrix = torch.where(lag >= 0, taps[:, lag.clamp(min=0)], 0.0)  # (C, BLOCK, BLOCK)
     y = torch.einsum("bcmj,cji->bcmi", blocks, matrix)
     weights = residues[..., None] * powers(poles, step + 1)
-    y += torch.einsum("bcmn,cni->bcmi", modal_states(blocks, poles), weights)
+    y += torch.einsum("bcmn,cni->bcmi", modal_states(blocks, poles, state), weights)
     return y.flatten(2)[..., : x.shape[2]]
 
 
@@ -1453,7 +1716,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_c599a7c4"
+    name = unique = "hyena_li_bd9f7943"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

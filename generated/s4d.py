@@ -244,8 +244,10 @@ def zero_state(MODES: tl.constexpr, M: tl.constexpr):
 
 
 @triton.jit
-def zero_modes(MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr):
-    """Accumulators of `modal_gradient`."""
+def zero_modes(
+    MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr, STATEFUL: tl.constexpr
+):
+    """Accumulators of `modal_gradient`; there is no state in and out yet."""
     within = tl.zeros((BLOCK_T, BLOCK_T), tl.float32)
     outer = tl.zeros((MODES, BLOCK_T), tl.float32)
     both = tl.zeros((MODES // 2, M // 8), tl.float32)
@@ -559,6 +561,119 @@ def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
 
 
 @triton.jit
+def enter_state(
+    ends, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr, STATEFUL: tl.constexpr
+):
+    """The state before the first step, for every lane of the scan: zero unless STATEFUL."""
+    if STATEFUL:
+        return load_state(ends[0], 0, COUNT, 0, MODES, M)
+    else:
+        return zero_state(MODES, M)
+
+
+@triton.jit
+def of_mode(state, mode, MODES: tl.constexpr, M: tl.constexpr):
+    """One mode's number in the state before or after a tile."""
+    index = tl.arange(0, MODES)[:, None]
+    lane = tl.arange(0, M // 8)[None, :]
+    return tl.sum(tl.sum(tl.where((index == mode) & (lane == 0), state, 0.0), 1), 0)
+
+
+@triton.jit
+def steps_left(tile, rows, M: tl.constexpr, N: tl.constexpr):
+    """Whether a sequence ends within a tile, how many steps of it are before the end, and for
+    every lane how many steps follow its first row within the sequence.
+    """
+    channel, inside, t, earliest, latest, first, last, end = tile
+    left = end - earliest
+    lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
+    return left <= M * N * len(rows), left, left - 1 - lane * len(rows)
+
+
+@triton.jit
+def leave_state(
+    state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """Write the state after the last step, from that before the last tile, if STATEFUL.
+
+    A tile that is not whole would decay beyond the end, and nothing divides by a decay: so the
+    last tile is summed once more, by steps to the end instead of to the end of the tile.
+    """
+    if STATEFUL:
+        closes, left, ahead = steps_left(tile, rows, M, N)
+        if closes:
+            for mode in range(COUNT):
+                a = tl.load(ends[2] + mode)
+                total = tl.zeros((M, N), tl.float32)
+                for r in tl.static_range(len(rows)):
+                    decayed = rows[r] * tl.exp(a * tl.maximum(ahead - r, 0))
+                    total += tl.where(ahead >= r, decayed, 0.0)
+                before = of_mode(state, mode, MODES, M)
+                added = tl.sum(tl.reshape(total, (M * N,)), 0)
+                tl.store(ends[1] + mode, before + (expm1(a * left) * before + added))
+
+
+@triton.jit
+def leave_gradient(
+    total, state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """Add what the gradient of the last state gives to those of poles within the last tile: that
+    of d exp(a d), d steps from x[t] or from the state before the tile to the end.
+    """
+    if STATEFUL:
+        closes, left, ahead = steps_left(tile, rows, M, N)
+        found = total[4]
+        for mode in range(tl.where(closes, COUNT, 0)):
+            a = tl.load(ends[2] + mode)
+            value = tl.zeros((M, N), tl.float32)
+            for r in tl.static_range(len(rows)):
+                lag = tl.maximum(ahead - r, 0).to(tl.float32)  # the step d = 0 adds nothing
+                value += rows[r] * lag * tl.exp(a * lag)
+            by_state = left * tl.exp(a * left) * of_mode(state, mode, MODES, M)
+            by_pole = tl.sum(tl.reshape(value, (M * N,)), 0) + by_state
+            found += tl.where(tl.arange(0, MODES) == mode, tl.load(ends[1] + mode) * by_pole, 0.0)
+        return total[:4] + (found,)
+    else:
+        return total
+
+
+@triton.jit
+def leave_adjoint(
+    rows, state, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """Add what the gradient of the last state gives to gradients of the steps of the last tile,
+    and to the adjoint state before it.
+    """
+    if STATEFUL:
+        closes, left, ahead = steps_left(tile, rows, M, N)
+        index = tl.arange(0, MODES)[:, None]
+        for mode in range(tl.where(closes, COUNT, 0)):
+            a = tl.load(ends[2] + mode)
+            grad = tl.load(ends[1] + mode)
+            out = ()
+            for r in tl.static_range(len(rows)):
+                decayed = grad * tl.exp(a * tl.maximum(ahead - r, 0))
+                out = out + (rows[r] + tl.where(ahead >= r, decayed, 0.0),)
+            rows = out
+            state += tl.where(index == mode, grad * tl.exp(a * (left - 1)), 0.0)
+    return rows, state
+
+
+@triton.jit
+def enter_gradient(
+    state, modes, ends, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
+    STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient of the state before the first step, if STATEFUL."""
+    if STATEFUL:
+        gradient = tl.exp(modes[0])[:, None] * state
+        keep_state(ends[0], 0, gradient, COUNT, 0, MODES, M, True)
+
+
+@triton.jit
 def load_vector(ptr, row, inside):
     """One float32 parameter for each lane: [BLOCK_D, 1]."""
     return tl.load(ptr + row, mask=inside, other=0.0).to(tl.float32)
@@ -678,17 +793,20 @@ def s4d_forward(
     residues_imag_ptr,  # (1024, 32)
     skip_ptr,  # (1024,)
     states_ptr,  # [batch, tiles, CHANNELS, 64] float32: before every tile
+    entry_ptr,  # [batch, CHANNELS, 64] float32: state before the first step
+    exit_ptr,  # the same after the last step
     first, last, end, time_programs, tiles,
     CHANNELS: tl.constexpr, UNIT: tl.constexpr,
-    STEP: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr, ROWS: tl.constexpr,
-    SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+    STEP: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr, STATEFUL: tl.constexpr,
+    ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """z = x; y = filter * z + skip . z
 
     A program computes `tiles` tiles of one channel, forward in time. A tile is SEGMENTS blocks of
     BLOCK_T consecutive steps. Time counts from the first step written; activations are read in
     [first, last), are zero elsewhere, and are written up to `end`. EVEN says that these three are
-    multiples of 8; strides count in units of STEP elements.
+    multiples of 8; strides count in units of STEP elements. STATEFUL says that there are states at
+    the ends, and a history.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
@@ -701,6 +819,8 @@ def s4d_forward(
     origin = (batch, row, tile_0 * TILE)
     x_ptr, x_row = advance(x_ptr, x_batch, x_row, STEP, UNIT, origin)
     y_ptr, y_row = advance(y_ptr, y_batch, y_row, STEP, 1, origin)
+    whose = (batch * CHANNELS + row).to(tl.int64)
+    ends = (entry_ptr + whose * 64, exit_ptr + whose * 64, log_poles_ptr + (row) * 64)
     states_ptr += ((batch * time_programs + program).to(tl.int64) * tiles * CHANNELS + row) * 64
     first -= tile_0 * TILE
     last -= tile_0 * TILE
@@ -722,12 +842,13 @@ def s4d_forward(
         PRECISION,
     )
     skip = load_vector(skip_ptr, row, inside)
-    x_state = zero_state(MODES, M)
+    x_state = enter_state(ends, 32, MODES, M, STATEFUL)
     for number in tl.range(0, tiles, num_stages=PREFETCH):
         t = number * TILE
         tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
         x = load_rows(x_ptr, x_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
         keep_state(states_ptr, number, x_state, 64, CHANNELS, MODES, M, KEEP)
+        leave_state(x_state, x, tile, ends, 32, MODES, M, N, STATEFUL)
         x_block = block_of(x, M, N, OPERAND, PRECISION)
         x_states, x_state = states_before(x_block, filter, x_state, MODES, M, OPERAND, PRECISION)
         conv = modal(x_block, x_states, filter, M, N, PRECISION)
@@ -754,18 +875,21 @@ def s4d_backward(
     residues_imag_ptr,  # (1024, 32)
     skip_ptr,  # (1024,)
     states_ptr,  # [batch, tiles, CHANNELS, 64] float32: before every tile
+    d_entry_ptr,  # [batch, CHANNELS, 64] float32: gradient of the state before the first step
+    d_exit_ptr,  # the same after the last step
     partials_ptr,  # [programs along batch and time, 129, CHANNELS] float32
     first, last, end, time_programs, tiles,
     CHANNELS: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
-    STEP: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr,
-    SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+    STEP: tl.constexpr, EVEN: tl.constexpr, STATEFUL: tl.constexpr,
+    ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """Gradients of every input, and partial sums of those of parameters.
 
     A program computes `tiles` tiles of one channel, backward in time. A tile is SEGMENTS blocks of
     BLOCK_T consecutive steps. Time counts from the first step written; activations are read in
     [first, last), are zero elsewhere, and are written up to `end`. EVEN says that these three are
-    multiples of 8; strides count in units of STEP elements.
+    multiples of 8; strides count in units of STEP elements. STATEFUL says that there are states at
+    the ends, and a history.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
@@ -779,6 +903,8 @@ def s4d_backward(
     x_ptr, x_row = advance(x_ptr, x_batch, x_row, STEP, UNIT, origin)
     dy_ptr, dy_row = advance(dy_ptr, dy_batch, dy_row, STEP, 1, origin)
     d_x_ptr, d_x_row = advance(d_x_ptr, d_x_batch, d_x_row, STEP, D_UNIT, origin)
+    whose = (batch * CHANNELS + row).to(tl.int64)
+    ends = (d_entry_ptr + whose * 64, d_exit_ptr + whose * 64, log_poles_ptr + (row) * 64)
     states_ptr += ((batch * time_programs + program).to(tl.int64) * tiles * CHANNELS + row) * 64
     first -= tile_0 * TILE
     last -= tile_0 * TILE
@@ -801,7 +927,7 @@ def s4d_backward(
     )
     skip = load_vector(skip_ptr, row, inside)
     d_skip = zero_taps(1, M, N)
-    d_filter = zero_modes(MODES, M, BLOCK_T)
+    d_filter = zero_modes(MODES, M, BLOCK_T, STATEFUL)
     dy_state = zero_state(MODES, M)
     for back in tl.range(0, tiles, num_stages=PREFETCH):
         number = tiles - 1 - back
@@ -812,12 +938,14 @@ def s4d_backward(
         dy_a = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, M, N)
         dy_block = block_of(dy_a, M, N, OPERAND, PRECISION)
         x_state = load_state(states_ptr, number, 64, CHANNELS, MODES, M)
+        d_filter = leave_gradient(d_filter, x_state, x_a, tile, ends, 32, MODES, M, N, STATEFUL)
         x_states, x_state = states_before(x_block, filter, x_state, MODES, M, OPERAND, PRECISION)
         dy_states, dy_state = states_after(
             dy_block, filter, dy_state, MODES, M, OPERAND, PRECISION
         )
         d_filter = modal_gradient(d_filter, dy_block, dy_states, x_block, x_states, PRECISION)
         d_x_2 = modal_adjoint(dy_block, dy_states, filter, M, N, PRECISION)
+        d_x_2, dy_state = leave_adjoint(d_x_2, dy_state, tile, ends, 32, MODES, M, N, STATEFUL)
         tl.debug_barrier()  # what follows loads again what it needs
         x_c = recall(x_block, M, N)
         dy_c = recall(dy_block, M, N)
@@ -829,6 +957,7 @@ def s4d_backward(
     partials_ptr += (batch * time_programs + program).to(tl.int64) * (129 * CHANNELS)
     store_partial(partials_ptr, 0, d_skip, row, inside, CHANNELS)
     store_modes(partials_ptr, 1, d_filter, filter, row, inside, 32, CHANNELS, MODES, BLOCK_T)
+    enter_gradient(dy_state, filter, ends, 32, MODES, M, STATEFUL)
 
 
 @triton.jit(do_not_specialize=["splits", "first"])
@@ -934,6 +1063,20 @@ def allocate_states(like: Tensor, steps: int, modes: int, keep: bool) -> Tensor:
     return like.new_empty((like.shape[0], tiles, CHANNELS, modes), dtype=torch.float32)
 
 
+def whole_state(
+    state: Sequence[Tensor] | None, x: Tensor, states: Tensor, context: int, steps: int
+) -> tuple[Tensor, Tensor]:
+    """The history and the modes' state before a sequence, as kernels read them; if there is none,
+    stand-ins that they do not read.
+    """
+    if state is None:
+        return x, states
+    if context or steps != x.shape[TIME]:
+        raise ValueError(f"{OP}: a state is that before a whole sequence, not before a range")
+    history, modes = state
+    return history.contiguous(), modes.contiguous()
+
+
 def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
     """8 if all strides are multiples of 8 elements, so that accesses are 16 bytes wide; else 1.
 
@@ -1009,8 +1152,13 @@ def launch_forward(
     begin: int = 0,
     end: int | None = None,
     keep: bool = True,
+    state: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    """[y, states] for steps begin .. end - 1 of the segment after `context` steps."""
+    """[y, states] for steps begin .. end - 1 of the segment after `context` steps.
+
+    With `state`, the history and the modes' state before a whole sequence, also the state after
+    it.
+    """
     schedule, options = SCHEDULE["forward"], OPTIONS["forward"]
     (x,), unit = common_unit(unpack(inputs))
     log_poles, frequencies, residues_real, residues_imag, skip = (
@@ -1019,6 +1167,8 @@ def launch_forward(
     first, steps, bounds = segment(x, context, begin, end, schedule["BLOCK_T"])
     time_programs, tiles, grid = walk_programs(x.shape[0], steps, schedule)
     states = allocate_states(x, steps, 64, keep)
+    history, entry = whole_state(state, x, states, context, steps)
+    leaving = torch.empty_like(entry) if state is not None else states
     outputs = [allocate(x, steps)]
     step = stride_step(schedule, (x, *outputs), tiles)
     if grid:
@@ -1033,6 +1183,8 @@ def launch_forward(
             residues_imag,
             skip,
             states,
+            entry,
+            leaving,
             *bounds,
             time_programs,
             tiles,
@@ -1042,9 +1194,10 @@ def launch_forward(
             STEP=step,
             EVEN=even(bounds),
             KEEP=keep,
+            STATEFUL=state is not None,
             **schedule,
         )
-    return [*outputs, states]
+    return [*outputs, states] if state is None else [*outputs, states, leaving]
 
 
 def launch_backward(
@@ -1055,12 +1208,16 @@ def launch_backward(
     context: int = 0,
     begin: int = 0,
     end: int | None = None,
+    state: Sequence[Tensor] | None = None,
+    d_leaving: Tensor | None = None,
 ) -> list[Tensor]:
     """Gradients of the inputs, packed if they are, then of log_poles, frequencies, residues_real,
     residues_imag, skip.
 
     With a range, the gradients of inputs are for its steps and those of parameters sum over them;
-    `dy` and saved values cover the whole segment, without its context.
+    `dy` and saved values cover the whole segment, without its context. With `state`, and the
+    gradient
+    of the state after the sequence, also the gradients of the history and of the modes' state.
     """
     schedule, options = SCHEDULE["backward"], OPTIONS["backward"]
     (x,), unit = common_unit(unpack(inputs))
@@ -1069,13 +1226,19 @@ def launch_backward(
     )
     (states,) = saved
     if not states.numel():
-        states = launch_forward(inputs, parameters, context, begin, end)[1]
+        states = launch_forward(inputs, parameters, context, begin, end, state=state)[1]
     dy = dense(dy)
     tile = schedule["BLOCK_T"] * schedule["SEGMENTS"]
     first, steps, bounds = segment(x, context, begin, end, tile)
     gradients = [allocate(x, steps) for x in inputs]
     d_inputs = unpack(gradients)
     time_programs, tiles, grid = walk_programs(dy.shape[0], steps, schedule)
+    history, entry = whole_state(state, x, states, context, steps)
+    d_history = d_entry = d_leaving_entry = states
+    if state is not None:
+        assert d_leaving is not None
+        d_history = torch.empty_like(history, dtype=torch.float32)
+        d_entry, d_leaving_entry = torch.empty_like(entry), d_leaving.contiguous()
     step = stride_step(schedule, (x, dy, *d_inputs), tiles)
     splits = dy.shape[0] * time_programs
     partials = dy.new_empty((splits, 129, CHANNELS), dtype=torch.float32)
@@ -1092,6 +1255,8 @@ def launch_backward(
             residues_imag,
             skip,
             states,
+            d_entry,
+            d_leaving_entry,
             partials,
             *bounds,
             time_programs,
@@ -1102,6 +1267,7 @@ def launch_backward(
             D_UNIT=d_inputs[0].stride(2),
             STEP=step,
             EVEN=even(bounds),
+            STATEFUL=state is not None,
             **schedule,
         )
     gradients.append(
@@ -1174,6 +1340,8 @@ def launch_backward(
             BLOCK_W=1,
         )
     )
+    if state is not None:
+        gradients += [d_history.to(history.dtype), d_entry]
     return gradients
 
 
@@ -1409,7 +1577,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_45739775"
+    name = unique = "s4d_adb64563"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -18,6 +18,7 @@ from sh2gen.plan import (
     Accumulate,
     Blocks,
     EagerConv,
+    Edge,
     Extend,
     Fir,
     KeepState,
@@ -180,8 +181,8 @@ def work(kernel: KernelPlan, layout: Layout, io: DType) -> Work:
                 instructions += 2 * ROWS
             case ModalGradient():
                 products += 2 * BLOCK_T + 2 * 2 * 2 * modes
-            case LoadState() | KeepState() | Reread():
-                pass  # once a tile
+            case LoadState() | KeepState() | Edge() | Reread():
+                pass  # once a tile, or a sequence
             case LoadTaps() | LoadVector() | LoadToeplitz() | ZeroTaps() | ZeroToeplitz():
                 pass  # once a program, not once a row
             case LoadModes() | ZeroModes() | StoreModes() | StorePartial() | StoreToeplitz():

@@ -24,16 +24,18 @@ from sh2gen.emit_eager import (
     eager_backward,
     eager_forward,
     eager_helper_names,
+    eager_stateful,
     op_parameters,
     targets,
 )
 from sh2gen.emit_sm90 import helper_names, phased_kernel, rows_of
 from sh2gen.errors import Sh2genError
 from sh2gen.fit import fitted
-from sh2gen.ir import ParameterView
+from sh2gen.ir import Modes, ParameterView
 from sh2gen.plan import (
     Accumulate,
     Blocks,
+    Edge,
     Extend,
     Fir,
     KeepState,
@@ -76,6 +78,7 @@ from sh2gen.spec import (
     FilterKind,
     OpSpec,
     Parametrisation,
+    Precision,
     Projection,
     Skip,
     TapOrder,
@@ -132,6 +135,8 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
     bdl = plan.layout is Layout.BDL
     shape = "(B, D, L)" if bdl else "(B, L, D)"
     saved = [*plan.saved, *(["states"] if plan.states else [])]
+    enters = spec.state is not None and spec.state.initial
+    leaves = spec.state is not None and spec.state.final
     kernels = [_kernel(spec, plan, kernel) for kernel in plan.kernels]
     twin = _twin(plan, schedule)
     if twin is not None:
@@ -173,6 +178,7 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
         "saved": saved,
         "states": plan.states,
         "modes": spec.filter.state_size,
+        "lag": _featurizer_lag(spec),
         "saved_activations": list(plan.saved),
         "keep_argument": ["keep: bool"] if plan.states else [],
         "call_op": lambda inputs: _call_op(spec, inputs, states=plan.states, saves=bool(saved)),
@@ -183,11 +189,23 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
         "op_result": f"tuple[{', '.join(['Tensor'] * (1 + len(saved)))}]" if saved else "Tensor",
         "result_of": lambda call: f"tuple({call})" if saved else f"{call}[0]",
         "kernels": kernels,
-        "eager": [eager_forward(spec, plan), eager_backward(spec, plan)],
+        "eager": [eager_forward(spec, plan), eager_backward(spec, plan)]
+        + ([eager_stateful(spec, plan)] if spec.state and plan.states else []),
         "eager_helpers": _closure(
-            ("eager_pairs", "eager") if spec.filter.pairs else ("eager",), eager_helper_names(plan)
+            ("eager_pairs", "eager") if spec.filter.pairs else ("eager",),
+            eager_helper_names(plan, stateful=bool(spec.state)),
         ),
         "op_helpers": _texts("op"),
+        "stateful": spec.state is not None,
+        "enters": enters,
+        "leaves": leaves,
+        "state_argument": f", state: {class_name(spec.op)}State | None = None" if enters else "",
+        "result_type": f"tuple[Tensor, {class_name(spec.op)}State]" if leaves else "Tensor",
+        "history_shape": shape.replace("D", f"{n} D").replace("L", str(history_steps(spec))),
+        "history": history_steps(spec),
+        "state_helpers": [
+            f.text for f in _part("state") if not (plan.states and f.name == "join_history")
+        ],
     }
     context["interleaved"] = interleaved
     if spec.filter.decay is not None:
@@ -342,6 +360,14 @@ def _call_op(spec: OpSpec, inputs: list[str], *, states: bool, saves: bool) -> l
     return [*lines, f"return {call}[0]" if saves else f"return {call}"]
 
 
+def history_steps(spec: OpSpec) -> int:
+    """Steps before a sequence that its outputs read: those of the featurizer and, unless a state
+    stands for them, those of the filter.
+    """
+    reach = 0 if spec.filter.kind is FilterKind.MODAL else (spec.filter.length or 1) - 1
+    return reach + _featurizer_lag(spec)
+
+
 def _packing(spec: OpSpec) -> str:
     names = ", ".join(spec.inputs)
     if spec.layout.projection is Projection.INTERLEAVED:
@@ -489,7 +515,7 @@ def _lines(
                     f"MODES, M, BLOCK_T, OPERAND, PRECISION)"
                 )
             case ZeroModes(out=out):
-                return f"{out} = zero_modes(MODES, M, BLOCK_T)"
+                return f"{out} = zero_modes(MODES, M, BLOCK_T, STATEFUL)"
             case Blocks(out=out, x=x):
                 return f"{out} = block_of({rows_of(x, held)}, M, N, OPERAND, PRECISION)"
             case LoadState(out=out):
@@ -527,6 +553,8 @@ def _lines(
                     f"{'ahead' if ahead else 'tile'}, {0 if carried else rows.lo}, {stop}, "
                     f"EVEN, ROWS, {lanes}, N)"
                 )
+                if statement.history:
+                    text += f"\n{out} = with_history({out}, {tensor}_history, tile, {lanes}, N)"
                 if carried:
                     text += f"\n{out}, {out}_before = prepend({out}, {out}_before, {lanes}, N)"
                 return text
@@ -543,6 +571,8 @@ def _lines(
             case Recall(out=out, blocks=blocks, rows=rows):
                 held[out] = rows
                 return f"{out} = recall({blocks}, M, N)"
+            case Edge():
+                return _edge(spec, statement, held)
             case Reread():
                 return "tl.debug_barrier()  # what follows loads again what it needs"
             case Toeplitz(out=out, blocks=blocks, taps=taps, rows=rows):
@@ -578,7 +608,7 @@ def _lines(
 
 
 def _carried(
-    program: TileProgram, strides: dict[str, str], lanes: str
+    program: TileProgram, strides: dict[str, str], lanes: str, inputs: list[str], modes: int | None
 ) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """What a stream carries from tile to tile: lines that zero it, and lines that load it, by the
     time at which a tile begins.
@@ -592,9 +622,18 @@ def _carried(
             case Remember(out=out):
                 zeros.append(f"{out}_kept = zero_blocks(HISTORY, {lanes}, BLOCK_T, OPERAND)")
             case States(state=state) if state not in stored:
-                zeros.append(f"{state} = zero_state(MODES, M)")
+                if program.time == +1:
+                    constants = f"{modes}, MODES, M, STATEFUL"
+                    zeros.append(f"{state} = enter_state(ends, {constants})")
+                else:
+                    zeros.append(f"{state} = zero_state(MODES, M)")
             case Extend(x=x, count=count):
                 zeros.append(f"{x.name}_after = zero_rows({count}, {lanes}, N)")
+            case LoadRows(tensor=tensor, rows=rows, history=True):
+                zeros.append(
+                    f"{tensor}_history = load_history(history_ptr, row, {inputs.index(tensor)}, "
+                    f"{-rows.lo}, CHANNELS, STATEFUL)"
+                )
             case LoadRows(out=out, tensor=tensor, rows=rows, carried=True):
                 loads.setdefault("-LEAD" if out in early else "0", []).append(
                     f"{out}_before = context_rows({tensor}_ptr, {strides[tensor]}, "
@@ -602,7 +641,24 @@ def _carried(
                 )
             case _:
                 pass
-    return zeros, list(loads.items())
+    return list(dict.fromkeys(zeros)), list(loads.items())
+
+
+def _edge(spec: OpSpec, edge: Edge, held: dict[str, Rows]) -> str:
+    """What happens at the ends of a sequence, in kernel text."""
+    values = ", ".join([*edge.values, *([rows_of(edge.x, held)] if edge.x else [])])
+    outs = f"{', '.join(edge.outs)} = " if edge.outs else ""
+    match edge.helper:
+        case "history_gradient":
+            return (
+                f"history_gradient(d_history_ptr, row, {values}, {edge.role}, CHANNELS, M, N, "
+                f"STATEFUL)"
+            )
+        case "enter_gradient":
+            return f"enter_gradient({values}, ends, {spec.filter.modes}, MODES, M, STATEFUL)"
+        case helper:
+            constants = f"{spec.filter.modes}, MODES, M, N, STATEFUL"
+            return f"{outs}{helper}({values}, tile, ends, {constants})"
 
 
 _MODAL_HELPERS: dict[type[Statement], str] = {
@@ -645,7 +701,10 @@ def _helper_names(kernel: KernelPlan) -> set[str]:
                 names.add(_MODAL_HELPERS[type(statement)])
             case States(direction=direction):
                 names.add(statement.helper)
-                names |= {"zero_state"} if direction == kernel.program.time else set()
+                if direction == kernel.program.time:
+                    names.add("enter_state" if direction == +1 else "zero_state")
+            case Edge(helper=helper):
+                names.add(helper)
             case ModalConv():
                 names.add(statement.helper)
             case LoadTaps():
@@ -654,8 +713,9 @@ def _helper_names(kernel: KernelPlan) -> set[str]:
                 names.add("load_vector")
             case ZeroTaps():
                 names.add("zero_taps")
-            case LoadRows(carried=carried):
+            case LoadRows(carried=carried, history=history):
                 names |= {"load_rows", "prepend", "context_rows"} if carried else {"load_rows"}
+                names |= {"load_history", "with_history"} if history else set()
             case Fir():
                 names.add(statement.helper)
             case Rowwise(function=function) | Accumulate(function=function):
@@ -690,7 +750,7 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
         name: f"{unit}, {name}_row" if exchanged else f"{name}_row, {unit}"
         for name, unit in units.items()
     }
-    zeros, carried = _carried(program, strides, lanes)
+    zeros, carried = _carried(program, strides, lanes, list(spec.inputs), spec.filter.modes)
 
     def lines(statements: Iterable[Statement]) -> list[str]:
         return _lines(spec, statements, strides, {}, lanes)
@@ -715,10 +775,26 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
         "length": spec.filter.length,
         "modes": spec.filter.state_size,
         "padded_modes": max(16, 1 << (max(1, spec.filter.state_size) - 1).bit_length()),
+        "lag": _featurizer_lag(spec),
+        "roles": len(spec.inputs),
+        "poles": poles.tensor if (poles := _poles(plan)) else "",
+        "poles_row": _row(spec, poles) if poles else "",
+        "exact": spec.precision is Precision.EXACT,
         "width": spec.group_width,
         "partial_rows": program.partial_rows,
         "partial_groups": _sums_groups(program),
     }
+
+
+def _featurizer_lag(spec: OpSpec) -> int:
+    """Steps of history that the first stage of an operator needs."""
+    return spec.featurizer.length - 1 if spec.featurizer else 0
+
+
+def _poles(plan: Plan) -> ParameterView | None:
+    """The poles of a modal filter."""
+    modes = [node for node in plan.graph.parameters if isinstance(node, Modes)]
+    return modes[0].views[0] if modes else None
 
 
 def _twin(plan: Plan, schedule: Schedule) -> KernelPlan | None:
@@ -792,7 +868,7 @@ def _launch_helpers(plan: Plan, schedule: Schedule) -> list[str]:
     assert plan.forward is not None
     counts = {"tile": "programs", "stream": "stream_programs", "recurrence": "walk_programs"}
     others = [name for how, name in counts.items() if how != plan.forward.skeleton]
-    others += [] if plan.states else ["allocate_states"]
+    others += [] if plan.states else ["allocate_states", "whole_state"]
     others += [] if _twin(plan, schedule) else ["suits_sm90"]
     return [f.text for f in _part("launch") if f.name not in others]
 
@@ -859,11 +935,15 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
         for name in activations:
             signature += [(f"{name}_ptr", io), (f"{name}_batch", "i32"), (f"{name}_row", "i32")]
         kept = [f"{name}_ptr" for name in program.parameters]
-        kept += ["states_ptr"] if plan.states else []
+        if plan.states:
+            ends = ["d_entry_ptr", "d_exit_ptr"] if backward else ["entry_ptr", "exit_ptr"]
+            history = ["history_ptr"] if _featurizer_lag(spec) else []
+            d_history = ["d_history_ptr"] if history and backward else []
+            kept += ["states_ptr", *history, *d_history, *ends]
         kept += ["partials_ptr"] if program.partial_rows else []
         kept += ["group_partials_ptr"] if _sums_groups(program) else []
         pointers = tuple(f"{name}_ptr" for name in activations)
-        signature += [(name, "*fp32") for name in kept]
+        signature += [(name, io if name == "history_ptr" else "*fp32") for name in kept]
         scalars = ["first", "last", "end", "time_programs"]
         scalars += ["tiles"] if kernel.skeleton != "tile" else []
         signature += [(name, "i32") for name in scalars]
@@ -875,6 +955,7 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
         constants |= {"D_UNIT": 1} if backward else {}
         constants |= {"STEP": 8, "EVEN": True}
         constants |= {"KEEP": True} if plan.states and not backward else {}
+        constants |= {"STATEFUL": spec.state is not None} if plan.states else {}
         sources.append(
             KernelSource(
                 name=f"{spec.op}_{kernel.name}",

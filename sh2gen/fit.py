@@ -44,7 +44,9 @@ def _broken_words(line: str) -> list[str]:
 
 
 def _broken_code(line: str) -> list[str]:
-    """A line of code broken within its last pair of brackets, at every comma if need be."""
+    """A line of code broken within its last pair of brackets, or that of a function's parameters,
+    at every comma if need be.
+    """
     indent = line[: len(line) - len(line.lstrip())]
     if len(line) <= _WIDTH:
         return [line]
@@ -55,6 +57,8 @@ def _broken_code(line: str) -> list[str]:
     # An index of a call's result stays with it.
     indexed = len(pairs) > 1 and line[pairs[-1][0] - 1 : pairs[-1][0] + 1] == ")["
     begin, end = pairs[-2] if indexed else pairs[-1]
+    if line.lstrip().startswith("def "):
+        begin, end = pairs[0]
     inner = indent + "    "
     body = line[begin + 1 : end]
     lines = [line[: begin + 1]]

@@ -38,6 +38,7 @@ from sh2gen.ir import (
 from sh2gen.plan import (
     Accumulate,
     Blocks,
+    Edge,
     Extend,
     Fir,
     KeepState,
@@ -397,7 +398,7 @@ class _Launch:
                 sums = _mode_sums(self.spec, self.modes, self.parameters, lags)  # (2 or 4, D, N)
                 count = len(sums) * length
                 self.partials[first : first + count] = sums.transpose(1, 2).flatten(0, 1)
-            case ZeroModes() | LoadState() | KeepState() | States() | Reread():
+            case ZeroModes() | LoadState() | KeepState() | States() | Edge() | Reread():
                 pass  # nothing is cut into tiles here
             case ZeroTaps(out=out, length=length):
                 batch, channels, steps = self.like.shape

@@ -119,6 +119,7 @@ class LoadRows:
         carried: rows of context come from the tile before, not from memory: of a stream that runs
             forward in time.
         ahead: of the tile that a stream backward in time reaches LEAD steps later.
+        history: a call may say what was before the first step.
     """
 
     out: str
@@ -126,9 +127,10 @@ class LoadRows:
     rows: Rows
     carried: bool = False
     ahead: bool = False
+    history: bool = False
 
     def __str__(self) -> str:
-        where = ", carried" * self.carried + ", ahead" * self.ahead
+        where = ", carried" * self.carried + ", ahead" * self.ahead + ", history" * self.history
         return f"{self.out} = load_rows({self.tensor}, {self.rows}{where})"
 
 
@@ -428,6 +430,32 @@ class StoreModes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Edge:
+    """What a stream does where its sequence begins or ends, if a state is carried in and out.
+
+    Attributes:
+        helper: leave_state writes the last state; leave_gradient and leave_adjoint add what its
+            gradient gives, to those of modes and to those of steps; enter_gradient writes that of
+            the first state, history_gradient that of an input's history.
+        outs: the values that it updates.
+        values: these, states, modes and taps.
+        x: rows of the tile.
+        role: of the input whose history it is.
+    """
+
+    helper: str
+    outs: tuple[str, ...] = ()
+    values: tuple[str, ...]
+    x: Operand | None = None
+    role: int = 0
+
+    def __str__(self) -> str:
+        arguments = ", ".join([*self.values, *([str(self.x)] if self.x else [])])
+        outs = f"{', '.join(self.outs)} = " if self.outs else ""
+        return f"{outs}{self.helper}({arguments})  # of sequences with a state"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reread:
     """What follows loads again what was loaded before, and keeps registers free until then."""
 
@@ -465,6 +493,7 @@ Statement = (
     | ModalConv
     | ModalGradient
     | StoreModes
+    | Edge
     | Reread
 )
 
@@ -602,6 +631,8 @@ class TileProgram:
                 assert statement.out not in held, f"{statement}: {statement.out} is defined twice"
                 held[statement.out] = statement.rows
         for statement in self.epilogue:
+            if isinstance(statement, Edge):
+                continue
             assert isinstance(statement, StorePartial | StoreToeplitz | StoreModes)
             assert statement.total in totals, f"{statement}: {statement.total} is not zeroed"
 

@@ -18,6 +18,8 @@ read as rows of their own; helpers that multiply states are others then (part `m
 
 from __future__ import annotations
 
+import dataclasses
+
 from sh2gen.ir import Conv, Graph, ModeGradient, Modes, Parameter, operator_graph
 from sh2gen.lower.rows import partial_sums
 from sh2gen.lower.streams import Stream
@@ -27,10 +29,14 @@ from sh2gen.plan import (
     BLOCK,
     Blocks,
     EagerConv,
+    Edge,
+    Extend,
+    Fir,
     KeepState,
     KernelPlan,
     Layout,
     LoadModes,
+    LoadRows,
     LoadState,
     ModalConv,
     ModalGradient,
@@ -62,6 +68,8 @@ def applies(spec: OpSpec) -> Verdict:
         reasons.append(f"{spec.filter.modes} modes; at most {MAX_STATE}")
     if spec.featurizer is not None and spec.featurizer.length > MAX_FEATURIZER:
         reasons.append(f"a featurizer of {spec.featurizer.length} taps; at most {MAX_FEATURIZER}")
+    if spec.filter.pairs and spec.state is not None:
+        reasons.append("a state of pairs of complex modes: only real modes take and give theirs")
     if spec.activation is not Activation.NONE:
         reasons.append("an activation: its gradient needs the convolution before its adjoint")
     if spec.layout.activations is Activations.BLD:
@@ -137,16 +145,26 @@ def _states(x: str, modes: str, direction: int) -> list[Statement]:
 
 
 def _forward(graph: Graph) -> TileProgram:
-    """A stream forward in time."""
+    """A stream forward in time, which writes the last state where one is asked for."""
     stream = _Stream(graph, time=+1)
     conv = stream.conv(+1)
     body: list[Statement] = []
     for node in graph.nodes:
         body += stream.statements(node)
         if node.out == conv.x:
-            body += [KeepState(state=f"{conv.x}_state"), *_states(conv.x, conv.taps, +1)]
+            state = f"{conv.x}_state"
+            leave = Edge(helper="leave_state", values=(state,), x=Operand(conv.x, BLOCK))
+            body += [KeepState(state=state), leave, *_states(conv.x, conv.taps, +1)]
     body.append(StoreRows(tensor="y", x=Operand(graph.outputs[0], BLOCK)))
-    return TileProgram(prologue=tuple(stream.prologue), body=tuple(body))
+    return TileProgram(prologue=tuple(stream.prologue), body=_with_history(body))
+
+
+def _with_history(body: list[Statement]) -> tuple[Statement, ...]:
+    """The body, whose context before the first step a call may give."""
+    return tuple(
+        dataclasses.replace(s, history=True) if isinstance(s, LoadRows) and s.rows.lo else s
+        for s in body
+    )
 
 
 def _in_phases(body: list[Statement]) -> list[Statement]:
@@ -162,6 +180,49 @@ def _in_phases(body: list[Statement]) -> list[Statement]:
     for direction, phase in ((+1, split.convolved), (-1, split.adjoint)):
         ordered += [convs[direction], Reread(), *phase] if phase else []
     return ordered
+
+
+def _with_edges(
+    body: list[Statement], total: str, inputs: list[str]
+) -> tuple[list[Statement], list[Edge]]:
+    """The body with what the gradient of the last state adds; and what writes those of the first
+    state and of the history, once the stream has come to the first step.
+
+    Args:
+        total: the accumulators of modes.
+        inputs: in order.
+    """
+    found: list[Statement] = []
+    after: list[Edge] = []
+    (x,) = [s.x for s in body if isinstance(s, Blocks) and s.out == _blocks(body, +1)]
+    (adjoint,) = [s for s in body if isinstance(s, States) and s.direction == -1]
+    for statement in body:
+        match statement:
+            case States(direction=1, state=state):
+                values = (total, state)
+                found.append(Edge(helper="leave_gradient", outs=(total,), values=values, x=x))
+                found.append(statement)
+            case ModalConv(direction=-1, out=out):
+                names = (out, adjoint.state)
+                edge = Edge(helper="leave_adjoint", outs=names, values=names)
+                found += [statement, edge]
+            case Extend(out=out, x=extended):
+                (fir,) = [s for s in body if isinstance(s, Fir) and s.x.name == out]
+                (store,) = [s for s in body if isinstance(s, StoreRows) and s.x.name == fir.out]
+                values = (f"{extended.name}_after", fir.taps)
+                role = inputs.index(store.tensor.removeprefix("d_"))
+                after.append(Edge(helper="history_gradient", values=values, role=role))
+                found.append(statement)
+            case _:
+                found.append(statement)
+    enter = Edge(helper="enter_gradient", values=(adjoint.state, adjoint.modes))
+    return found, [enter, *after]
+
+
+def _blocks(body: list[Statement], direction: int) -> str:
+    """The blocks of which the states in one direction are."""
+    (states,) = [s for s in body if isinstance(s, States) and s.direction == direction]
+    return states.blocks
 
 
 def _backward(graph: Graph, stores: dict[str, str]) -> tuple[TileProgram, tuple[Reduction, ...]]:
@@ -197,15 +258,16 @@ def _backward(graph: Graph, stores: dict[str, str]) -> tuple[TileProgram, tuple[
         for tensor in [tensor for tensor, value in left.items() if value == node.out]:
             body.append(StoreRows(tensor=tensor, x=Operand(left.pop(tensor), BLOCK)))
     zeros, partials, reductions = partial_sums(graph, stream.sums())
-    body = _in_phases(body)
+    inputs = [tensor.removeprefix("d_") for tensor in stores]
+    body, edges = _with_edges(_in_phases(body), gradient.out, inputs)
     first = sum(zero.length for zero in zeros)
     count = modes.count
     store = StoreModes(total=gradient.out, modes=gradient.modes, first=first, length=count)
     size = len(modes.views) // 2 * count  # of a state
     program = TileProgram(
         prologue=(*stream.prologue, *zeros, ZeroModes(out=gradient.out, length=size)),
-        body=tuple(body),
-        epilogue=(*partials, store),
+        body=_with_history(body),
+        epilogue=(*partials, store, *edges),
         time=-1,
     )
     own = (

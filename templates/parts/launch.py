@@ -110,6 +110,20 @@ def allocate_states(like: Tensor, steps: int, modes: int, keep: bool) -> Tensor:
     return like.new_empty((like.shape[0], tiles, CHANNELS, modes), dtype=torch.float32)
 
 
+def whole_state(
+    state: Sequence[Tensor] | None, x: Tensor, states: Tensor, context: int, steps: int
+) -> tuple[Tensor, Tensor]:
+    """The history and the modes' state before a sequence, as kernels read them; if there is none,
+    stand-ins that they do not read.
+    """
+    if state is None:
+        return x, states
+    if context or steps != x.shape[TIME]:
+        raise ValueError(f"{OP}: a state is that before a whole sequence, not before a range")
+    history, modes = state
+    return history.contiguous(), modes.contiguous()
+
+
 def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
     """8 if all strides are multiples of 8 elements, so that accesses are 16 bytes wide; else 1.
 

@@ -70,7 +70,8 @@ def load_modes(
         2: T[j, i] = h[i - j], the convolution within a block.
         3: exp(a (BLOCK_T - 1 - j)), [BLOCK_T, MODES]: from a block to its own end.
         4: R exp(a (i + 1)), [MODES, BLOCK_T]: from the states before a block to its outputs.
-        5, 6: those of the adjoint, which walks backward in time: 3 and 4 with time reversed.
+        5: R exp(a j), 6: exp(a (BLOCK_T - i)): 3 and 4 of the adjoint, which walks backward in
+            time. Its states weigh with R, so that they are gradients of states but for exp(a).
         7: for the scan, see `scan`.
     """
     mode = tl.arange(0, MODES)
@@ -86,9 +87,9 @@ def load_modes(
     within = rounded(matrix.to(OPERAND), PRECISION)
     weight = (residue * tl.exp(a))[:, None]
     to_end = transposed(terms(reversed_powers, OPERAND, PRECISION))
-    to_start = transposed(terms(powers, OPERAND, PRECISION))
+    to_start = transposed(terms(residue[:, None] * powers, OPERAND, PRECISION))
     from_before = terms(weight * powers, OPERAND, PRECISION)
-    from_after = terms(weight * reversed_powers, OPERAND, PRECISION)
+    from_after = terms(tl.exp(a)[:, None] * reversed_powers, OPERAND, PRECISION)
     GROUPS: tl.constexpr = M // 8
     group = tl.arange(0, GROUPS)[None, :] + tl.zeros((MODES, 1), tl.int32)
     block = tl.exp(a * BLOCK_T)[:, None] + tl.zeros((1, GROUPS), tl.float32)
@@ -221,11 +222,17 @@ def modal_adjoint(block, found, modes, M: tl.constexpr, N: tl.constexpr, PRECISI
 
 
 @triton.jit
-def zero_modes(MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr):
-    """Accumulators of `modal_gradient`."""
+def zero_modes(
+    MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr, STATEFUL: tl.constexpr
+):
+    """Accumulators of `modal_gradient` and, if STATEFUL, of `leave_gradient`."""
     within = tl.zeros((BLOCK_T, BLOCK_T), tl.float32)
     outer = tl.zeros((MODES, BLOCK_T), tl.float32)
-    return within, outer, outer, tl.zeros((MODES, M // 8), tl.float32)
+    both = tl.zeros((MODES, M // 8), tl.float32)
+    if STATEFUL:
+        return within, outer, outer, both, tl.zeros((MODES,), tl.float32)
+    else:
+        return within, outer, outer, both
 
 
 @triton.jit
@@ -241,7 +248,7 @@ def modal_gradient(total, grad, grad_states, block, states, PRECISION: tl.conste
         after = tl.dot(grad_states[1][i], block, after, input_precision=PRECISION)
     for p in tl.static_range(8):
         both += states[0][p] * grad_states[0][p]
-    return within, before, after, both
+    return (within, before, after, both) + total[4:]
 
 
 @triton.jit
@@ -266,10 +273,13 @@ def store_modes(
     after = tl.exp(a[:, None] * (BLOCK_T - step)) * total[2]
     both = BLOCK_T * tl.exp(a * (BLOCK_T + 1)) * tl.sum(total[3], axis=1)
     by_residue = tl.sum(near + before, axis=1)
-    by_pole = tl.sum(step * near + (step + 1.0) * before + (BLOCK_T - 1.0 - step) * after, axis=1)
+    by_pole = residue * tl.sum(step * near + (step + 1.0) * before, axis=1)
+    by_pole += tl.sum((BLOCK_T - 1.0 - step) * after, axis=1) + both  # which weigh with R already
+    if len(total) > 4:
+        by_pole += total[4]
     mode = tl.arange(0, MODES)
     where = ptr + (first + mode) * CHANNELS + channel
-    tl.store(where, residue * (by_pole + both), mask=(mode < COUNT) & inside)
+    tl.store(where, by_pole, mask=(mode < COUNT) & inside)
     tl.store(where + COUNT * CHANNELS, by_residue, mask=(mode < COUNT) & inside)
 
 
@@ -370,3 +380,166 @@ def keep_state(
         lane = tl.arange(0, M // 8)[None, :]
         where = ptr + number * (CHANNELS * COUNT) + mode
         tl.store(where, state, mask=(mode < COUNT) & (lane == 0))
+
+
+# ---- the ends of a sequence whose state is carried in and out -----------------------------------
+
+
+@triton.jit
+def load_history(
+    ptr, row, ROLE: tl.constexpr, LENGTH: tl.constexpr, CHANNELS: tl.constexpr,
+    STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """The LENGTH steps of one input before the first, the oldest first; none unless STATEFUL."""
+    steps = ()
+    if STATEFUL:
+        for i in tl.static_range(LENGTH):
+            steps = steps + (tl.load(ptr + (ROLE * CHANNELS + row) * LENGTH + i).to(tl.float32),)
+    return steps
+
+
+@triton.jit
+def with_history(rows, history, tile, M: tl.constexpr, N: tl.constexpr):
+    """Rows whose context, in the first lane of the first tile, is history."""
+    channel, inside, t, earliest, latest, first, last, end = tile
+    lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
+    begins = (lane == 0) & (earliest == first)
+    out = ()
+    for r in tl.static_range(len(rows)):
+        if r < len(history):
+            out = out + (tl.where(begins, history[r], rows[r]),)
+        else:
+            out = out + (rows[r],)
+    return out
+
+
+@triton.jit
+def enter_state(
+    ends, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr, STATEFUL: tl.constexpr
+):
+    """The state before the first step, for every lane of the scan: zero unless STATEFUL."""
+    if STATEFUL:
+        return load_state(ends[0], 0, COUNT, 0, MODES, M)
+    else:
+        return zero_state(MODES, M)
+
+
+@triton.jit
+def steps_left(tile, rows, M: tl.constexpr, N: tl.constexpr):
+    """Whether a sequence ends within a tile, how many steps of it are before the end, and for
+    every lane how many steps follow its first row within the sequence.
+    """
+    channel, inside, t, earliest, latest, first, last, end = tile
+    left = end - earliest
+    lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
+    return left <= M * N * len(rows), left, left - 1 - lane * len(rows)
+
+
+@triton.jit
+def of_mode(state, mode, MODES: tl.constexpr, M: tl.constexpr):
+    """One mode's number in the state before or after a tile."""
+    index = tl.arange(0, MODES)[:, None]
+    lane = tl.arange(0, M // 8)[None, :]
+    return tl.sum(tl.sum(tl.where((index == mode) & (lane == 0), state, 0.0), 1), 0)
+
+
+@triton.jit
+def leave_state(
+    state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """Write the state after the last step, from that before the last tile, if STATEFUL.
+
+    A tile that is not whole would decay beyond the end, and nothing divides by a decay: so the
+    last tile is summed once more, by steps to the end instead of to the end of the tile.
+    """
+    if STATEFUL:
+        closes, left, ahead = steps_left(tile, rows, M, N)
+        if closes:
+            for mode in range(COUNT):
+                a = tl.load(ends[2] + mode)
+                total = tl.zeros((M, N), tl.float32)
+                for r in tl.static_range(len(rows)):
+                    decayed = rows[r] * tl.exp(a * tl.maximum(ahead - r, 0))
+                    total += tl.where(ahead >= r, decayed, 0.0)
+                before = of_mode(state, mode, MODES, M)
+                added = tl.sum(tl.reshape(total, (M * N,)), 0)
+                tl.store(ends[1] + mode, before + (expm1(a * left) * before + added))
+
+
+@triton.jit
+def leave_gradient(
+    total, state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """Add what the gradient of the last state gives to those of poles within the last tile: that
+    of d exp(a d), d steps from x[t] or from the state before the tile to the end.
+    """
+    if STATEFUL:
+        closes, left, ahead = steps_left(tile, rows, M, N)
+        found = total[4]
+        for mode in range(tl.where(closes, COUNT, 0)):
+            a = tl.load(ends[2] + mode)
+            value = tl.zeros((M, N), tl.float32)
+            for r in tl.static_range(len(rows)):
+                lag = tl.maximum(ahead - r, 0).to(tl.float32)  # the step d = 0 adds nothing
+                value += rows[r] * lag * tl.exp(a * lag)
+            by_state = left * tl.exp(a * left) * of_mode(state, mode, MODES, M)
+            by_pole = tl.sum(tl.reshape(value, (M * N,)), 0) + by_state
+            found += tl.where(tl.arange(0, MODES) == mode, tl.load(ends[1] + mode) * by_pole, 0.0)
+        return total[:4] + (found,)
+    else:
+        return total
+
+
+@triton.jit
+def leave_adjoint(
+    rows, state, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """Add what the gradient of the last state gives to gradients of the steps of the last tile,
+    and to the adjoint state before it.
+    """
+    if STATEFUL:
+        closes, left, ahead = steps_left(tile, rows, M, N)
+        index = tl.arange(0, MODES)[:, None]
+        for mode in range(tl.where(closes, COUNT, 0)):
+            a = tl.load(ends[2] + mode)
+            grad = tl.load(ends[1] + mode)
+            out = ()
+            for r in tl.static_range(len(rows)):
+                decayed = grad * tl.exp(a * tl.maximum(ahead - r, 0))
+                out = out + (rows[r] + tl.where(ahead >= r, decayed, 0.0),)
+            rows = out
+            state += tl.where(index == mode, grad * tl.exp(a * (left - 1)), 0.0)
+    return rows, state
+
+
+@triton.jit
+def enter_gradient(
+    state, modes, ends, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
+    STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient of the state before the first step, if STATEFUL."""
+    if STATEFUL:
+        gradient = tl.exp(modes[0])[:, None] * state
+        keep_state(ends[0], 0, gradient, COUNT, 0, MODES, M, True)
+
+
+@triton.jit
+def history_gradient(
+    ptr, row, after, taps, ROLE: tl.constexpr, CHANNELS: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient of one input's history, from `after` of `extend` and its featurizer's
+    taps, if STATEFUL: the last lane of `after` holds the first rows of the sequence.
+    """
+    if STATEFUL:
+        LENGTH: tl.constexpr = len(after)
+        lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
+        for back in tl.static_range(1, LENGTH + 1):
+            value = taps[back] * after[0]
+            for r in tl.static_range(1, LENGTH + 1 - back):
+                value += taps[back + r] * after[r]
+            where = ptr + (ROLE * CHANNELS + row) * LENGTH + (LENGTH - back)
+            tl.store(where + lane * 0, value, mask=lane == M * N - 1)

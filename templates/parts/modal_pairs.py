@@ -222,8 +222,10 @@ def operand_states(
 
 
 @triton.jit
-def zero_modes(MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr):
-    """Accumulators of `modal_gradient`."""
+def zero_modes(
+    MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr, STATEFUL: tl.constexpr
+):
+    """Accumulators of `modal_gradient`; there is no state in and out yet."""
     within = tl.zeros((BLOCK_T, BLOCK_T), tl.float32)
     outer = tl.zeros((MODES, BLOCK_T), tl.float32)
     both = tl.zeros((MODES // 2, M // 8), tl.float32)
