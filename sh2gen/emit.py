@@ -25,6 +25,8 @@ from sh2gen.emit_eager import (
     eager_forward,
     eager_helper_names,
     eager_stateful,
+    featurizer_lag,
+    history_steps,
     op_parameters,
     targets,
 )
@@ -178,7 +180,7 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
         "saved": saved,
         "states": plan.states,
         "modes": spec.filter.state_size,
-        "lag": _featurizer_lag(spec),
+        "lag": featurizer_lag(spec),
         "saved_activations": list(plan.saved),
         "keep_argument": ["keep: bool"] if plan.states else [],
         "call_op": lambda inputs: _call_op(spec, inputs, states=plan.states, saves=bool(saved)),
@@ -358,14 +360,6 @@ def _call_op(spec: OpSpec, inputs: list[str], *, states: bool, saves: bool) -> l
         arguments.append("keep")
     call = f"forward_op({', '.join(arguments)})"
     return [*lines, f"return {call}[0]" if saves else f"return {call}"]
-
-
-def history_steps(spec: OpSpec) -> int:
-    """Steps before a sequence that its outputs read: those of the featurizer and, unless a state
-    stands for them, those of the filter.
-    """
-    reach = 0 if spec.filter.kind is FilterKind.MODAL else (spec.filter.length or 1) - 1
-    return reach + _featurizer_lag(spec)
 
 
 def _packing(spec: OpSpec) -> str:
@@ -775,7 +769,7 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
         "length": spec.filter.length,
         "modes": spec.filter.state_size,
         "padded_modes": max(16, 1 << (max(1, spec.filter.state_size) - 1).bit_length()),
-        "lag": _featurizer_lag(spec),
+        "lag": featurizer_lag(spec),
         "roles": len(spec.inputs),
         "poles": poles.tensor if (poles := _poles(plan)) else "",
         "poles_row": _row(spec, poles) if poles else "",
@@ -784,11 +778,6 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
         "partial_rows": program.partial_rows,
         "partial_groups": _sums_groups(program),
     }
-
-
-def _featurizer_lag(spec: OpSpec) -> int:
-    """Steps of history that the first stage of an operator needs."""
-    return spec.featurizer.length - 1 if spec.featurizer else 0
 
 
 def _poles(plan: Plan) -> ParameterView | None:
@@ -937,7 +926,7 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
         kept = [f"{name}_ptr" for name in program.parameters]
         if plan.states:
             ends = ["d_entry_ptr", "d_exit_ptr"] if backward else ["entry_ptr", "exit_ptr"]
-            history = ["history_ptr"] if _featurizer_lag(spec) else []
+            history = ["history_ptr"] if featurizer_lag(spec) else []
             d_history = ["d_history_ptr"] if history and backward else []
             kept += ["states_ptr", *history, *d_history, *ends]
         kept += ["partials_ptr"] if program.partial_rows else []

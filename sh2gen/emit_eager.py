@@ -25,12 +25,25 @@ from sh2gen.ir import (
     TapGradient,
 )
 from sh2gen.plan import EagerConv, Plan
-from sh2gen.spec import OpSpec, Parametrisation, TapOrder
+from sh2gen.spec import FilterKind, OpSpec, Parametrisation, TapOrder
 
 
 def targets(names: list[str]) -> str:
     """Names to unpack a sequence into."""
     return f"({names[0]},)" if len(names) == 1 else ", ".join(names)
+
+
+def history_steps(spec: OpSpec) -> int:
+    """Steps before a sequence that its outputs read: those of the featurizer and, unless a state
+    stands for them, those of the filter.
+    """
+    reach = 0 if spec.filter.kind is FilterKind.MODAL else (spec.filter.length or 1) - 1
+    return reach + featurizer_lag(spec)
+
+
+def featurizer_lag(spec: OpSpec) -> int:
+    """Steps of history that the first stage of an operator needs."""
+    return spec.featurizer.length - 1 if spec.featurizer else 0
 
 
 def eager_helper_names(plan: Plan, *, stateful: bool) -> set[str]:
@@ -97,7 +110,7 @@ def eager_stateful(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     differentiates it.
     """
     (conv,) = [n for n in plan.graph.nodes if isinstance(n, Conv) and n.taps == "filter"]
-    lag = spec.featurizer.length - 1 if spec.featurizer else 0
+    lag = featurizer_lag(spec)
     past = [f"{name}_past" for name in spec.inputs]
     setup = [
         "outputs = [allocate(inputs[0], inputs[0].shape[TIME]), torch.empty_like(state)]",
