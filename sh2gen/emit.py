@@ -505,7 +505,7 @@ def _lines(
             case StoreModes(total=total, modes=modes, first=first, length=length):
                 return (
                     f"store_modes(partials_ptr, {first}, {total}, {modes}, row, inside, {length}, "
-                    f"CHANNELS, MODES, BLOCK_T)"
+                    f"CHANNELS, MODES, M, BLOCK_T)"
                 )
             case ZeroTaps(out=out, length=length):
                 return f"{out} = zero_taps({length}, {lanes}, N)"

@@ -50,6 +50,48 @@ def product(a, b, total, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def step_of(column, M: tl.constexpr, BLOCK_T: tl.constexpr):
+    """The step of a block that stands in a column of products, or the column of a step."""
+    if M == 64 and BLOCK_T == 32:
+        return column // 2 % 4 * 8 + column // 8 * 2 + column % 2
+    else:
+        return column
+
+
+@triton.jit
+def swapped(x, M: tl.constexpr, BACK: tl.constexpr):
+    """Columns of [MODES, M], which are blocks, from the order of time to that of products' rows,
+    or BACK.
+    """
+    MODES: tl.constexpr = x.shape[0]
+    if M == 64:
+        y = tl.reshape(x, (MODES, 4, 2, 8)) if BACK else tl.reshape(x, (MODES, 2, 4, 8))
+        return tl.reshape(tl.permute(y, (0, 2, 1, 3)), (MODES, M))
+    else:
+        return x
+
+
+@triton.jit
+def to_products(x, M: tl.constexpr, N: tl.constexpr):
+    """A tile [M, 8 N], a block of time a row, in the order of products."""
+    if M == 64 and N == 4:
+        y = tl.permute(tl.reshape(x, (2, 4, 8, 4, 4, 2)), (1, 0, 2, 4, 3, 5))
+        return tl.reshape(y, (M, N * 8))
+    else:
+        return x
+
+
+@triton.jit
+def from_products(x, M: tl.constexpr, N: tl.constexpr):
+    """The inverse of to_products."""
+    if M == 64 and N == 4:
+        y = tl.permute(tl.reshape(x, (4, 2, 8, 4, 4, 2)), (1, 0, 2, 4, 3, 5))
+        return tl.reshape(y, (M, N * 8))
+    else:
+        return x
+
+
+@triton.jit
 def expm1(x):
     """exp(x) - 1 for x <= 0, to float32's relative precision: by Taylor's series near 0."""
     series = 1.0 + x / 7.0
@@ -77,13 +119,13 @@ def load_modes(
     mode = tl.arange(0, MODES)
     a = tl.load(poles_ptr + row * COUNT + mode, mask=mode < COUNT, other=-1.0)
     residue = tl.load(residues_ptr + row * COUNT + mode, mask=mode < COUNT, other=0.0)
-    step = tl.arange(0, BLOCK_T)
+    step = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)
     powers = tl.exp(a[:, None] * step[None, :])
     reversed_powers = tl.exp(a[:, None] * (BLOCK_T - 1 - step)[None, :])
     taps = tl.sum(residue[:, None] * powers, axis=0)
     lag = step[None, :] - step[:, None]
     by_row = taps[None, :] + tl.zeros((BLOCK_T, 1), tl.float32)
-    matrix = tl.where(lag >= 0, tl.gather(by_row, tl.maximum(lag, 0), 1), 0.0)
+    matrix = tl.where(lag >= 0, tl.gather(by_row, step_of(tl.maximum(lag, 0), M, BLOCK_T), 1), 0.0)
     within = rounded(matrix.to(OPERAND), PRECISION)
     weight = (residue * tl.exp(a))[:, None]
     to_end = transposed(terms(reversed_powers, OPERAND, PRECISION))
@@ -119,7 +161,7 @@ def scan(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
     """
     group, block, doublings, entered, left, whole = constants
     GROUPS: tl.constexpr = M // 8
-    end = vector_rows(tl.trans(ends), MODES, GROUPS)
+    end = vector_rows(swapped(tl.trans(ends), M, True), MODES, GROUPS)
     total = end[0]
     for p in tl.static_range(1, 8):
         total = total * block + end[p]
@@ -144,7 +186,7 @@ def scan_adjoint(starts, constants, state, MODES: tl.constexpr, M: tl.constexpr)
     """
     group, block, doublings, entered, left, whole = constants
     GROUPS: tl.constexpr = M // 8
-    start = vector_rows(tl.trans(starts), MODES, GROUPS)
+    start = vector_rows(swapped(tl.trans(starts), M, True), MODES, GROUPS)
     total = start[7]
     for p in tl.static_range(1, 8):
         total = total * block + start[7 - p]
@@ -167,13 +209,13 @@ def block_of(
     rows, M: tl.constexpr, N: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
 ):
     """Rows as a matrix that products read: [M, BLOCK_T], a block of time a row."""
-    return rounded(rows_vector(rows, 0, M, N, OPERAND), PRECISION)
+    return to_products(rounded(rows_vector(rows, 0, M, N, OPERAND), PRECISION), M, N)
 
 
 @triton.jit
 def recall(block, M: tl.constexpr, N: tl.constexpr):
     """The rows of a block, as products read them."""
-    return vector_rows(block, M, N)
+    return vector_rows(from_products(block, M, N), M, N)
 
 
 @triton.jit
@@ -181,7 +223,7 @@ def operand_states(
     states, MODES: tl.constexpr, M: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
 ):
     """Scanned states, as they are and as operands [MODES, M]."""
-    matrix = rows_vector(states, 0, MODES, M // 8, tl.float32)
+    matrix = swapped(rows_vector(states, 0, MODES, M // 8, tl.float32), M, False)
     return states, terms(matrix, OPERAND, PRECISION)
 
 
@@ -211,14 +253,16 @@ def states_after(
 def modal(block, found, modes, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
     """Rows of y[t] = sum_n R_n sum_j exp(a_n j) x[t - j]: of the block, and of its past."""
     y = tl.dot(block, modes[2], input_precision=PRECISION)
-    return vector_rows(product(transposed(found[1]), modes[4], y, PRECISION), M, N)
+    y = product(transposed(found[1]), modes[4], y, PRECISION)
+    return vector_rows(from_products(y, M, N), M, N)
 
 
 @triton.jit
 def modal_adjoint(block, found, modes, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
     """Rows of y[t] = sum_n R_n sum_j exp(a_n j) x[t + j]: of the block, and of its future."""
     y = tl.dot(block, tl.trans(modes[2]), input_precision=PRECISION)
-    return vector_rows(product(transposed(found[1]), modes[6], y, PRECISION), M, N)
+    y = product(transposed(found[1]), modes[6], y, PRECISION)
+    return vector_rows(from_products(y, M, N), M, N)
 
 
 @triton.jit
@@ -254,7 +298,7 @@ def modal_gradient(total, grad, grad_states, block, states, PRECISION: tl.conste
 @triton.jit
 def store_modes(
     ptr, first, total, modes, channel, inside, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
-    MODES: tl.constexpr, BLOCK_T: tl.constexpr,
+    MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of COUNT poles, then of residues, to rows first, ... of [P, CHANNELS].
 
@@ -263,9 +307,9 @@ def store_modes(
     block, the blocks between, and the steps from there to y, and d exp(a d) is a sum of three.
     """
     a, residue = modes[0], modes[1]
-    j = tl.arange(0, BLOCK_T)[:, None]
-    turn = tl.arange(0, BLOCK_T)[None, :]
-    turned = tl.gather(total[0], (j + turn) % BLOCK_T, 1)
+    j = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[:, None]
+    turn = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[None, :]
+    turned = tl.gather(total[0], step_of((j + turn) % BLOCK_T, M, BLOCK_T), 1)
     by_lag = tl.sum(tl.where(j + turn < BLOCK_T, turned, 0.0), axis=0)[None, :]
     step = turn.to(tl.float32)
     near = tl.exp(a[:, None] * step) * by_lag
