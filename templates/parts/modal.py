@@ -342,11 +342,19 @@ def extend(rows, after, M: tl.constexpr, N: tl.constexpr):
     last = tl.reshape(lane, (M, N)) == M * N - 1
     extended = rows
     first = ()
+    next_lane = (lane + 1) % (M * N)
+    for r in tl.static_range(0, len(after), 2):
+        if r + 1 < len(after):  # threads exchange two as quickly as one
+            low = rows[r].to(tl.uint32, bitcast=True).to(tl.uint64)
+            high = rows[r + 1].to(tl.uint32, bitcast=True).to(tl.uint64)
+            both = tl.reshape(tl.gather(tl.reshape(low | high << 32, (M * N,)), next_lane, 0), (M, N))
+            low = both.to(tl.uint32).to(tl.float32, bitcast=True)
+            first = first + (low, (both >> 32).to(tl.uint32).to(tl.float32, bitcast=True))
+        else:
+            flat = tl.reshape(rows[r], (M * N,))
+            first = first + (tl.reshape(tl.gather(flat, next_lane, 0), (M, N)),)
     for r in tl.static_range(len(after)):
-        flat = tl.reshape(rows[r], (M * N,))
-        turned = tl.reshape(tl.gather(flat, (lane + 1) % (M * N), 0), (M, N))
-        extended = extended + (tl.where(last, after[r], turned),)
-        first = first + (turned,)
+        extended = extended + (tl.where(last, after[r], first[r]),)
     return extended, first
 
 
