@@ -315,16 +315,17 @@ def store_modes(
     near = tl.exp(a[:, None] * step) * by_lag
     before = tl.exp(a[:, None] * (step + 1.0)) * total[1]
     after = tl.exp(a[:, None] * (BLOCK_T - step)) * total[2]
+    by_pole = residue[:, None] * (step * near + (step + 1.0) * before)
+    by_pole += (BLOCK_T - 1.0 - step) * after  # which weighs with R already
     both = BLOCK_T * tl.exp(a * (BLOCK_T + 1)) * tl.sum(total[3], axis=1)
-    by_residue = tl.sum(near + before, axis=1)
-    by_pole = residue * tl.sum(step * near + (step + 1.0) * before, axis=1)
-    by_pole += tl.sum((BLOCK_T - 1.0 - step) * after, axis=1) + both  # which weigh with R already
     if len(total) > 4:
-        by_pole += total[4]
-    mode = tl.arange(0, MODES)
-    where = ptr + (first + mode) * CHANNELS + channel
-    tl.store(where, by_pole, mask=(mode < COUNT) & inside)
-    tl.store(where + COUNT * CHANNELS, by_residue, mask=(mode < COUNT) & inside)
+        both += total[4]
+    sums = tl.sum(tl.join(by_pole, near + before), axis=1)
+    which = tl.arange(0, 2)[None, :]
+    sums += tl.where(which == 0, both[:, None], 0.0)
+    mode = tl.arange(0, MODES)[:, None]
+    where = ptr + (first + which * COUNT + mode) * CHANNELS + channel
+    tl.store(where, sums, mask=(mode < COUNT) & inside)
 
 
 @triton.jit
@@ -395,20 +396,30 @@ def channel_sum(total, x):
 
 
 @triton.jit
+def joined_halves(total):
+    """Tensors joined in pairs, the first with the first of the second half."""
+    HALF: tl.constexpr = len(total) // 2
+    out = ()
+    for i in tl.static_range(HALF):
+        out = out + (tl.join(total[i], total[i + HALF]),)
+    return out
+
+
+@triton.jit
 def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
-    """Write accumulators, summed over the tile, to rows first, ... of [P, CHANNELS]; four at once,
+    """Write accumulators, summed over the tile, to rows first, ... of [P, CHANNELS]; many at once,
     which costs little more than one.
     """
-    for i in tl.static_range(0, len(total), 4):
-        last: tl.constexpr = len(total) - 1
-        some = tl.join(
-            tl.join(total[i], total[min(i + 2, last)]),
-            tl.join(total[min(i + 1, last)], total[min(i + 3, last)]),
-        )
-        row = i + tl.arange(0, 4)
-        where = ptr + (first + row) * CHANNELS + channel
-        sums = tl.sum(tl.reshape(some, (some.numel // 4, 4)), 0)
-        tl.store(where, sums, mask=inside & (row <= last))
+    COUNT: tl.constexpr = triton.next_power_of_2(len(total))
+    some = total
+    for _ in tl.static_range(COUNT - len(total)):
+        some = some + (total[0],)
+    for _ in tl.static_range(COUNT.bit_length() - 1):
+        some = joined_halves(some)
+    row = tl.arange(0, COUNT)
+    where = ptr + (first + row) * CHANNELS + channel
+    sums = tl.sum(tl.reshape(some[0], (total[0].numel, COUNT)), 0)
+    tl.store(where, sums, mask=inside & (row < len(total)))
 
 
 @triton.jit
