@@ -930,7 +930,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_9457e9f5"
+    name = unique = "conv_512_2b2affe5"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -1182,9 +1182,8 @@ def allocate_states(like: Tensor, steps: int, modes: int, keep: bool) -> Tensor:
 def whole_state(
     state: Sequence[Tensor] | None, x: Tensor, states: Tensor, context: int, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """The history and the modes' state before a sequence, as kernels read them; stand-ins that
-    they
-    do not read if there is none.
+    """The history and the modes' state before a sequence, as kernels read them; if there is none,
+    stand-ins that they do not read.
     """
     if state is None:
         return x, states
@@ -1547,14 +1546,15 @@ def powers(poles: Tensor, steps: Tensor) -> Tensor:
     return torch.exp(poles[..., None] * steps.to(poles))
 
 
-def modal_states(blocks: Tensor, poles: Tensor) -> Tensor:
+def modal_states(blocks: Tensor, poles: Tensor, state: Tensor | None = None) -> Tensor:
     """The state of every mode before each block, which is the sum of exp(a d) x, d steps before
-    the last one that is earlier than the block: (B, C, blocks, N).
+    the last one that is earlier than the block: (B, C, blocks, N). `state` is the first of them.
     """
     step = torch.arange(BLOCK, device=blocks.device)
     added = torch.einsum("bcmj,cnj->bcmn", blocks, powers(poles, BLOCK - 1 - step))
     lost = torch.expm1(BLOCK * poles)  # not exp, which would drift where a is small
-    state = added.new_zeros(added.shape[:2] + added.shape[3:])
+    if state is None:
+        state = added.new_zeros(added.shape[:2] + added.shape[3:])
     states = []
     for block in added.unbind(2):
         states.append(state)
@@ -1562,8 +1562,12 @@ def modal_states(blocks: Tensor, poles: Tensor) -> Tensor:
     return torch.stack(states, 2)
 
 
-def conv_modal(x: Tensor, modes: tuple[Tensor, Tensor], direction: int) -> Tensor:
-    """conv_direct with taps[j] = sum_n residues[n] exp(poles[n] j), for any number of steps."""
+def conv_modal(
+    x: Tensor, modes: tuple[Tensor, Tensor], direction: int, state: Tensor | None = None
+) -> Tensor:
+    """conv_direct with taps[j] = sum_n residues[n] exp(poles[n] j), for any number of steps, after
+    the state (B, C, N) of earlier ones if direction is +1.
+    """
     if direction < 0:
         return conv_modal(x.flip(2), modes, +1).flip(2)
     poles, residues = modes
@@ -1573,7 +1577,7 @@ def conv_modal(x: Tensor, modes: tuple[Tensor, Tensor], direction: int) -> Tenso
     matrix = torch.where(lag >= 0, taps[:, lag.clamp(min=0)], 0.0)  # (C, BLOCK, BLOCK)
     y = torch.einsum("bcmj,cji->bcmi", blocks, matrix)
     weights = residues[..., None] * powers(poles, step + 1)
-    y += torch.einsum("bcmn,cni->bcmi", modal_states(blocks, poles), weights)
+    y += torch.einsum("bcmn,cni->bcmi", modal_states(blocks, poles, state), weights)
     return y.flatten(2)[..., : x.shape[2]]
 
 
@@ -1712,7 +1716,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_1b_ea116e4b"
+    name = unique = "hyena_li_1b_bb935052"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -873,7 +873,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_38d8ca2e"
+    name = unique = "hyena_se_327243f4"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -873,7 +873,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_40b_eaaeb44b"
+    name = unique = "hyena_se_40b_7cf5420a"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

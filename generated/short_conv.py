@@ -829,7 +829,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_c25a3e61"
+    name = unique = "short_conv_4db32a8f"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

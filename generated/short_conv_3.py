@@ -829,7 +829,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_3_2ee4e127"
+    name = unique = "short_conv_3_4c3d166f"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

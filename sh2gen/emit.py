@@ -24,6 +24,7 @@ from sh2gen.emit_eager import (
     eager_backward,
     eager_forward,
     eager_helper_names,
+    eager_stateful,
     op_parameters,
     targets,
 )
@@ -77,6 +78,7 @@ from sh2gen.spec import (
     FilterKind,
     OpSpec,
     Parametrisation,
+    Precision,
     Projection,
     Skip,
     TapOrder,
@@ -133,6 +135,8 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
     bdl = plan.layout is Layout.BDL
     shape = "(B, D, L)" if bdl else "(B, L, D)"
     saved = [*plan.saved, *(["states"] if plan.states else [])]
+    enters = spec.state is not None and spec.state.initial
+    leaves = spec.state is not None and spec.state.final
     kernels = [_kernel(spec, plan, kernel) for kernel in plan.kernels]
     twin = _twin(plan, schedule)
     if twin is not None:
@@ -185,9 +189,20 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
         "op_result": f"tuple[{', '.join(['Tensor'] * (1 + len(saved)))}]" if saved else "Tensor",
         "result_of": lambda call: f"tuple({call})" if saved else f"{call}[0]",
         "kernels": kernels,
-        "eager": [eager_forward(spec, plan), eager_backward(spec, plan)],
-        "eager_helpers": _closure(("eager",), eager_helper_names(plan)),
+        "eager": [eager_forward(spec, plan), eager_backward(spec, plan)]
+        + ([eager_stateful(spec, plan)] if spec.state and plan.states else []),
+        "eager_helpers": _closure(("eager",), eager_helper_names(plan, stateful=bool(spec.state))),
         "op_helpers": _texts("op"),
+        "stateful": spec.state is not None,
+        "enters": enters,
+        "leaves": leaves,
+        "state_argument": f", state: {class_name(spec.op)}State | None = None" if enters else "",
+        "result_type": f"tuple[Tensor, {class_name(spec.op)}State]" if leaves else "Tensor",
+        "history_shape": shape.replace("D", f"{n} D").replace("L", str(history_steps(spec))),
+        "history": history_steps(spec),
+        "state_helpers": [
+            f.text for f in _part("state") if not (plan.states and f.name == "join_history")
+        ],
     }
     context["interleaved"] = interleaved
     if spec.filter.decay is not None:
@@ -339,6 +354,14 @@ def _call_op(spec: OpSpec, inputs: list[str], *, states: bool, saves: bool) -> l
         arguments.append("keep")
     call = f"forward_op({', '.join(arguments)})"
     return [*lines, f"return {call}[0]" if saves else f"return {call}"]
+
+
+def history_steps(spec: OpSpec) -> int:
+    """Steps before a sequence that its outputs read: those of the featurizer and, unless a state
+    stands for them, those of the filter.
+    """
+    reach = 0 if spec.filter.kind is FilterKind.MODAL else (spec.filter.length or 1) - 1
+    return reach + _featurizer_lag(spec)
 
 
 def _packing(spec: OpSpec) -> str:
@@ -758,6 +781,7 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
         "roles": len(spec.inputs),
         "poles": poles.tensor if (poles := _poles(plan)) else "",
         "poles_row": _row(spec, poles) if poles else "",
+        "exact": spec.precision is Precision.EXACT,
         "padded_modes": max(16, 1 << ((spec.filter.modes or 1) - 1).bit_length()),
         "width": spec.group_width,
         "partial_rows": program.partial_rows,
@@ -934,7 +958,7 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
         constants |= {"D_UNIT": 1} if backward else {}
         constants |= {"STEP": 8, "EVEN": True}
         constants |= {"KEEP": True} if plan.states and not backward else {}
-        constants |= {"STATEFUL": False} if plan.states else {}
+        constants |= {"STATEFUL": spec.state is not None} if plan.states else {}
         sources.append(
             KernelSource(
                 name=f"{spec.op}_{kernel.name}",

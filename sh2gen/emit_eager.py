@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, assert_never
 
 from sh2gen.ir import (
@@ -32,13 +33,14 @@ def targets(names: list[str]) -> str:
     return f"({names[0]},)" if len(names) == 1 else ", ".join(names)
 
 
-def eager_helper_names(plan: Plan) -> set[str]:
+def eager_helper_names(plan: Plan, *, stateful: bool) -> set[str]:
     """The helpers that the lines of a plan's graphs call."""
     wanted = {"chunks", "channel_rows", "add_rows"}
     if any(view.roles > 1 for view in plan.graph.views):
         wanted.add("role_rows")
     if plan.eager is EagerConv.MODAL:
         wanted |= {"conv_modal", "mode_gradient_modal"}
+        wanted |= {"leave_modes"} if stateful else set()
     taps = [node for node in plan.graph.parameters if isinstance(node, Parameter)]
     if plan.eager is not EagerConv.MODAL or any(node.view.length for node in taps):
         wanted |= {f"conv_{_finite(plan.eager)}", f"tap_gradient_{_finite(plan.eager)}"}
@@ -90,6 +92,55 @@ def eager_forward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     }
 
 
+def eager_stateful(spec: OpSpec, plan: Plan) -> dict[str, Any]:
+    """The forward of a modal operator between two states. It has no backward of its own: PyTorch
+    differentiates it.
+    """
+    (conv,) = [n for n in plan.graph.nodes if isinstance(n, Conv) and n.taps == "filter"]
+    lag = spec.featurizer.length - 1 if spec.featurizer else 0
+    past = [f"{name}_past" for name in spec.inputs]
+    setup = [
+        "outputs = [allocate(inputs[0], inputs[0].shape[TIME]), torch.empty_like(state)]",
+        "out, leaving = canonical(outputs[0]), outputs[1]",
+    ]
+    setup += [f"{targets(past)} = history.chunk({len(past)}, CHANNEL)"] if lag else []
+    lines: list[str] = []
+    for node in plan.graph.nodes:
+        (text,) = _eager_lines(plan.graph, plan.eager, [node])
+        match node:
+            case Input(out=name) if lag:
+                text = f"{name} = torch.cat([{name}_past[:, c], {name}_all[:, c]], 2).to(dtype)"
+            case Conv(out=name) if node is conv:
+                text = text.removesuffix(")") + ", state[:, c].to(dtype))"
+            case Conv() if lag:
+                text += f"[..., {lag}:]"
+            case _:
+                pass
+        lines.append(text)
+    lines += [
+        f"out[:, c] = {plan.graph.outputs[0]}",
+        f"leaving[:, c] = leave_modes({conv.x}, filter_modes, state[:, c].to(dtype))",
+    ]
+    return {
+        "name": "stateful",
+        "doc": "[y, state after the last step] of the unpacked inputs, their history and the "
+        "state before the first step.",
+        "arguments": [
+            "inputs: Sequence[Tensor]",
+            "parameters: Sequence[Tensor]",
+            "history: Tensor",
+            "state: Tensor",
+        ],
+        "tensors": [f"{name}_all" for name in spec.inputs],
+        "tensor_source": "inputs",
+        "first": f"{spec.inputs[0]}_all",
+        "temporaries": _temporaries(plan.graph, plan.eager),
+        "setup": setup,
+        "lines": lines,
+        "result": "outputs",
+    }
+
+
 def eager_backward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     graph = plan.backward_graph
     names = [f"d_{name}_all" for name in spec.inputs]
@@ -130,8 +181,12 @@ def _temporaries(graph: Graph, conv: EagerConv) -> int:
     )  # spectra of twice the length, and padding
 
 
-def _eager_lines(graph: Graph, conv: EagerConv) -> list[str]:
-    """Each node as one line on the channels `c`; taps have lag 0 first."""
+def _eager_lines(graph: Graph, conv: EagerConv, nodes: Iterable[Node] | None = None) -> list[str]:
+    """Each node as one line on the channels `c`; taps have lag 0 first.
+
+    Args:
+        nodes: those to print; absent: all.
+    """
 
     def rows(tensor: str, view: ParameterView) -> str:
         if view.roles == 1:
@@ -193,4 +248,5 @@ def _eager_lines(graph: Graph, conv: EagerConv) -> list[str]:
                 )
         assert_never(node)
 
-    return [text for node in graph.nodes for text in line(node).split("\n")]
+    printed = graph.nodes if nodes is None else nodes
+    return [text for node in printed for text in line(node).split("\n")]

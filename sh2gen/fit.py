@@ -43,12 +43,14 @@ def _broken_words(line: str) -> list[str]:
 
 
 def _broken_code(line: str) -> list[str]:
-    """A line of code broken within its last pair of brackets, at every comma if need be."""
+    """A line of code broken within its last pair of brackets, or that of a function's parameters,
+    at every comma if need be.
+    """
     indent = line[: len(line) - len(line.lstrip())]
     pairs, commas = _brackets(line)
     if len(line) <= _WIDTH or not pairs:
         return [line]
-    begin, end = pairs[-1]
+    begin, end = pairs[0] if line.lstrip().startswith("def ") else pairs[-1]
     inner = indent + "    "
     body = line[begin + 1 : end]
     lines = [line[: begin + 1]]

@@ -38,9 +38,9 @@ from sh2gen.ir import (
 from sh2gen.plan import (
     Accumulate,
     Blocks,
+    Edge,
     Extend,
     Fir,
-    Edge,
     KeepState,
     LoadModes,
     LoadRows,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from sh2gen.files import MARK
 from sh2gen.load_module import load_module
 from sh2gen.reference import reference
 from sh2gen.spec import OpSpec, spec_from_dict
+
+# What a call needs of the past: a generated file's own named tuple, or None where it begins.
+State = tuple[Tensor, ...] | None
 
 
 class Operator:
@@ -44,21 +48,24 @@ class Operator:
         except AttributeError as error:
             raise refusal from error
 
-    def __call__(self, *inputs: Tensor, **parameters: Tensor) -> Tensor:
-        """y of the inputs (`spec.inputs`, or one tensor of packed features), differentiable.
+    def __call__(self, *inputs: Tensor, **parameters: Any) -> Any:
+        """y of the inputs (`spec.inputs`, or one tensor of packed features), differentiable; and
+        the state after them, if the spec says `state: {final: true}`.
 
         Args:
             inputs: (B, L, D) or (B, D, L) as `layout` says; packed features have
                 len(spec.inputs) D channels. bfloat16, float16 or float32; float64 on a CPU.
             parameters: every tensor of `spec.parameters` by name, in its shape; float32 is best.
+                With `state: {initial: true}` also `state`, that before these steps, or None.
 
         Raises:
             TypeError, ValueError: naming the argument and what was expected of it.
         """
+        takes = self.spec.state is not None and self.spec.state.initial
+        state = {"state": parameters.pop("state", None)} if takes else {}
         values = self._values(inputs, parameters)
         packed = "" if len(inputs) == len(self.spec.inputs) else "_packed"
-        result: Tensor = getattr(self.namespace, self.spec.op + packed)(*inputs, *values)
-        return result
+        return getattr(self.namespace, self.spec.op + packed)(*inputs, *values, **state)
 
     def module(self, device: torch.device | str | None = None) -> nn.Module:
         """A fresh nn.Module with its own float32 parameters, called like the operator."""
@@ -114,22 +121,64 @@ class OperatorRunner:
 
     def forward(self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Tensor:
         with torch.no_grad():
-            return self.operator(*inputs.values(), **parameters)
+            return self._output(*inputs.values(), **parameters)
 
     def forward_packed(
         self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
     ) -> Tensor:
         with torch.no_grad():
-            return self.operator(inputs["features"], **parameters)
+            return self._output(inputs["features"], **parameters)
+
+    def _output(self, *inputs: Tensor, **parameters: Tensor) -> Tensor:
+        """y alone, also of an operator that gives a state beside it."""
+        found = self.operator(*inputs, **parameters)
+        return found if isinstance(found, Tensor) else found[0]
+
+    def chunk(
+        self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor], state: State
+    ) -> tuple[Tensor, State]:
+        """Some steps after a state, and the state after them."""
+        function = getattr(self.operator.namespace, self.operator.spec.op)
+        y, leaving = function(*inputs.values(), *parameters.values(), state=state)
+        return y, leaving
 
     def gradients(
         self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor], dy: Tensor
     ) -> dict[str, Tensor]:
         leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
         weights = {name: x.detach().requires_grad_() for name, x in parameters.items()}
-        y = self.operator(*leaves.values(), **weights)
+        y = self._output(*leaves.values(), **weights)
         named = leaves | weights
         return dict(zip(named, torch.autograd.grad(y, list(named.values()), dy), strict=True))
+
+
+class _Kernels(torch.autograd.Function):
+    """The launchers of a generated file, differentiable: (y, state of the modes after the last
+    step) of all inputs and parameters. For an operator without modes the state is empty.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, namespace: ModuleType, history: Tensor, state: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        roles = len(namespace.INPUTS)
+        ends = {"state": (history, state)} if state.numel() else {}
+        y, *saved = namespace.launch_forward(tensors[:roles], tensors[roles:], **ends)
+        leaving = saved.pop() if ends else state
+        ctx.namespace, ctx.saved = namespace, saved
+        ctx.save_for_backward(history, state, *tensors)
+        return y, leaving.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *above: Tensor) -> Any:
+        dy, d_leaving = above
+        history, state, *tensors = ctx.saved_tensors
+        roles = len(ctx.namespace.INPUTS)
+        ends = {"state": (history, state), "d_leaving": d_leaving} if state.numel() else {}
+        inputs, parameters = tensors[:roles], tensors[roles:]
+        found = ctx.namespace.launch_backward(dy, inputs, parameters, ctx.saved, **ends)
+        d_history, d_state = found[len(tensors) :] if ends else (None, None)
+        return None, d_history, d_state, *found[: len(tensors)]
 
 
 class InterpreterRunner:
@@ -164,6 +213,22 @@ class InterpreterRunner:
         leaves = list(weights.values())
         gradients = torch.autograd.grad(effective, leaves, results[len(tensors) :])
         return found | dict(zip(weights, gradients, strict=True))
+
+    def chunk(
+        self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor], state: State
+    ) -> tuple[Tensor, State]:
+        """As the operator computes some steps after a state, on these kernels."""
+        n = self.namespace
+        given, effective = list(inputs.values()), self._effective(parameters)
+        state = tuple(n.zero_state_like(given[0])) if state is None else state
+        launched: Any = _Kernels.apply
+        if len(state) > 1:
+            y, leaving = launched(n, *state, *given, *effective)
+            return y, (n.last_steps(given, state[0]), leaving)
+        joined, steps = n.join_history(given, state[0])
+        none = state[0].new_zeros(0)
+        y, _ = launched(n, none, none, *joined, *effective)
+        return y.narrow(n.TIME, steps, given[0].shape[n.TIME]), (n.last_steps(given, state[0]),)
 
     def _outputs(self, inputs: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> list[Tensor]:
         for x in inputs:

@@ -21,7 +21,7 @@ import yaml
 from sh2gen.errors import Sh2genError
 from sh2gen.plan import Plan
 from sh2gen.resources import folder
-from sh2gen.spec import Bias, DType, OpSpec, Skip
+from sh2gen.spec import Bias, DType, OpSpec, Precision, Skip
 
 Numbers = tuple[tuple[str, int], ...]
 DIRECTIONS = ("forward", "backward")
@@ -178,13 +178,15 @@ def space(spec: OpSpec, plan: Plan, direction: str) -> Space:
 
 def _facts(spec: OpSpec) -> dict[str, int]:
     """What constraints and defaults may refer to, beside knobs."""
+    narrow = spec.dtype.io is DType.BFLOAT16
     return {
         "CHANNELS": spec.channels,
         "WIDTH": spec.group_width,
         "WIDTH2": 1 << (spec.group_width - 1).bit_length(),
-        "OPERAND": 2 if spec.dtype.io is DType.BFLOAT16 else 4,
+        "OPERAND": 2 if narrow and spec.precision is not Precision.EXACT else 4,
         "K": spec.filter.length or 0,
         "MODES": spec.filter.modes or 0,
+        "STATEFUL": int(spec.state is not None),
         "F": spec.featurizer.length if spec.featurizer else 1,
         "TERMS": (spec.skip is not Skip.NONE) + (spec.bias is not Bias.NONE),
     }

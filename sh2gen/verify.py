@@ -46,6 +46,7 @@ NaN while a runner runs, and inputs lie between NaNs.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -115,6 +116,20 @@ class PackedRunner(Protocol):
         self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
     ) -> Tensor:
         """The output for {"features": (B, L, n*D) or (B, n*D, L)}."""
+        ...
+
+
+@runtime_checkable
+class ChunkRunner(Protocol):
+    """A runner that also computes a sequence in chunks, with a state between them."""
+
+    def chunk(
+        self,
+        inputs: Mapping[str, Tensor],
+        parameters: Mapping[str, Tensor],
+        state: tuple[Tensor, ...] | None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The output and the state after these steps, differentiable; None begins a sequence."""
         ...
 
 
@@ -577,11 +592,24 @@ def _property_shape(spec: OpSpec, shapes: Sequence[Shape], device: torch.device)
 
 def equality(case: Case) -> Iterator[Check]:
     """Output and every gradient equal float64, by both gates, and are finite everywhere."""
-    spec, rng = case.spec, case.generator()
+    rng = case.generator()
     inputs, parameters, dy = case.inputs(rng), case.parameters(rng), case.activation(rng)
-    results = {"y": case.forward(inputs, parameters)}
-    grads = case.gradients(inputs, parameters, dy)
-    yield _finite(case, "y", results["y"])
+    y, grads = case.forward(inputs, parameters), case.gradients(inputs, parameters, dy)
+    yield from _against_float64(case, rng, (inputs, parameters, dy), y, grads)
+
+
+def _against_float64(
+    case: Case,
+    rng: torch.Generator,
+    drawn: tuple[Tensors, Tensors, Tensor],
+    y: Tensor,
+    grads: Tensors,
+) -> Iterator[Check]:
+    """The output and the gradients for drawn inputs, parameters and dy, by both gates."""
+    spec = case.spec
+    inputs, parameters, dy = drawn
+    results = {"y": y}
+    yield _finite(case, "y", y)
     for name, grad in grads.items():
         yield _finite(case, f"gradient of {name}", grad)
 
@@ -834,6 +862,41 @@ def strides(case: Case) -> Iterator[Check]:
             yield _within(case, f"gradient of {name}, {title}", results[name], grad, allowed)
 
 
+def chunks(case: Case) -> Iterator[Check]:
+    """A sequence in chunks, each after the state that the one before has left, gives what it gives
+    whole, forward and backward through the states; if the operator takes and gives states.
+    """
+    state_spec, runner = case.spec.state, case.runner
+    if state_spec is None or not (state_spec.initial and state_spec.final):
+        return
+    if not isinstance(runner, ChunkRunner):
+        return
+    rng = case.generator()
+    inputs, parameters, dy = case.inputs(rng), case.parameters(rng), case.activation(rng)
+    drawn = torch.randint(0, case.length + 1, (2,), generator=rng, device=case.device).tolist()
+    cuts = sorted({0, 1, *drawn, case.length})
+    leaves, weights = (
+        {n: x.clone().requires_grad_() for n, x in t.items()} for t in (inputs, parameters)
+    )
+    parts: list[Tensor] = []
+    state: tuple[Tensor, ...] | None = None
+    with poisoned(), torch.enable_grad():
+        for begin, end in itertools.pairwise(cuts):
+            steps = {n: x.narrow(case.time_dim, begin, end - begin) for n, x in leaves.items()}
+            y, state = runner.chunk(steps, weights, state)
+            parts.append(y)
+        whole = torch.cat(parts, case.time_dim)
+        named = leaves | weights
+        found = torch.autograd.grad(whole, list(named.values()), dy)
+    _require_like("the output in chunks", whole, dy)
+    grads = {
+        name: case.canonical(grad) if name in leaves else grad
+        for name, grad in zip(named, found, strict=True)
+    }
+    y = case.canonical(whole.detach())
+    yield from _against_float64(case, rng, (inputs, parameters, dy), y, grads)
+
+
 Property = Callable[[Case], Iterator[Check]]
 
 # In the order in which they are tried: what explains most comes first.
@@ -849,6 +912,7 @@ PROPERTIES: dict[str, Property] = {
     "batch_invariance": batch_invariance,
     "packed": packed,
     "strides": strides,
+    "chunks": chunks,
 }
 
 

@@ -9,12 +9,14 @@ from sh2gen.lower.rows import layouts
 from sh2gen.lower.verdict import Verdict, later_fields
 from sh2gen.passes import adjoint
 from sh2gen.plan import EagerConv, Plan
-from sh2gen.spec import OpSpec
+from sh2gen.spec import FilterKind, OpSpec
 
 
 def applies(spec: OpSpec) -> Verdict:
     """Whether this operator can be computed by `fft`, and why (not)."""
-    reasons = tuple(later_fields(spec))
+    reasons = list(later_fields(spec))
+    if spec.state is not None and spec.filter.kind is FilterKind.MODAL:
+        reasons.append("a state: fft knows the taps of a modal filter, not its modes")
     if reasons:
         return Verdict.no(*reasons)
     return Verdict.yes("any number of taps and any length, at several passes over memory")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sh2gen.spec import OpSpec, Sequences
+from sh2gen.spec import DType, OpSpec, Sequences, StateWidth
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,11 @@ class Verdict:
 
 def later_fields(spec: OpSpec) -> Iterator[str]:
     """Why no lowering can serve this spec yet, for fields that only the language knows so far."""
-    if spec.state is not None and (spec.state.initial or spec.state.final):
-        yield "initial and final states have no lowering yet; leave `state` out"
+    if spec.state is not None:
+        if spec.state.width is not StateWidth.K_MINUS_1:
+            yield "a history holds the K - 1 steps that matter; leave `state.width` out"
+        if spec.state.dtype is not DType.FLOAT32:
+            yield "a history holds inputs in their own dtype; leave `state.dtype` out"
     if spec.sequences is not Sequences.DENSE:
         yield "packed sequences have no lowering yet; write `sequences: dense`"
     if spec.context is not None and spec.context.ranks > 1:

@@ -115,14 +115,15 @@ def block_steps(x: Tensor) -> tuple[Tensor, Tensor]:
     return padded.unflatten(2, (-1, BLOCK)), torch.arange(BLOCK, device=x.device)
 
 
-def modal_states(blocks: Tensor, poles: Tensor) -> Tensor:
+def modal_states(blocks: Tensor, poles: Tensor, state: Tensor | None = None) -> Tensor:
     """The state of every mode before each block, which is the sum of exp(a d) x, d steps before
-    the last one that is earlier than the block: (B, C, blocks, N).
+    the last one that is earlier than the block: (B, C, blocks, N). `state` is the first of them.
     """
     step = torch.arange(BLOCK, device=blocks.device)
     added = torch.einsum("bcmj,cnj->bcmn", blocks, powers(poles, BLOCK - 1 - step))
     lost = torch.expm1(BLOCK * poles)  # not exp, which would drift where a is small
-    state = added.new_zeros(added.shape[:2] + added.shape[3:])
+    if state is None:
+        state = added.new_zeros(added.shape[:2] + added.shape[3:])
     states = []
     for block in added.unbind(2):
         states.append(state)
@@ -130,8 +131,12 @@ def modal_states(blocks: Tensor, poles: Tensor) -> Tensor:
     return torch.stack(states, 2)
 
 
-def conv_modal(x: Tensor, modes: tuple[Tensor, Tensor], direction: int) -> Tensor:
-    """conv_direct with taps[j] = sum_n residues[n] exp(poles[n] j), for any number of steps."""
+def conv_modal(
+    x: Tensor, modes: tuple[Tensor, Tensor], direction: int, state: Tensor | None = None
+) -> Tensor:
+    """conv_direct with taps[j] = sum_n residues[n] exp(poles[n] j), for any number of steps, after
+    the state (B, C, N) of earlier ones if direction is +1.
+    """
     if direction < 0:
         return conv_modal(x.flip(2), modes, +1).flip(2)
     poles, residues = modes
@@ -141,8 +146,17 @@ def conv_modal(x: Tensor, modes: tuple[Tensor, Tensor], direction: int) -> Tenso
     matrix = torch.where(lag >= 0, taps[:, lag.clamp(min=0)], 0.0)  # (C, BLOCK, BLOCK)
     y = torch.einsum("bcmj,cji->bcmi", blocks, matrix)
     weights = residues[..., None] * powers(poles, step + 1)
-    y += torch.einsum("bcmn,cni->bcmi", modal_states(blocks, poles), weights)
+    y += torch.einsum("bcmn,cni->bcmi", modal_states(blocks, poles, state), weights)
     return y.flatten(2)[..., : x.shape[2]]
+
+
+def leave_modes(x: Tensor, modes: tuple[Tensor, Tensor], state: Tensor) -> Tensor:
+    """The state (B, C, N) after the last step of x, of that before the first."""
+    poles, _ = modes
+    early = functional.pad(x, (-x.shape[2] % BLOCK, 0))  # blocks that end with x
+    blocks = functional.pad(early, (0, BLOCK)).unflatten(2, (-1, BLOCK))
+    added = modal_states(blocks, poles)[:, :, -1]
+    return state + (torch.expm1(poles * x.shape[2]) * state + added)
 
 
 def mode_gradient_modal(

@@ -113,8 +113,8 @@ def allocate_states(like: Tensor, steps: int, modes: int, keep: bool) -> Tensor:
 def whole_state(
     state: Sequence[Tensor] | None, x: Tensor, states: Tensor, context: int, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """The history and the modes' state before a sequence, as kernels read them; stand-ins that they
-    do not read if there is none.
+    """The history and the modes' state before a sequence, as kernels read them; if there is none,
+    stand-ins that they do not read.
     """
     if state is None:
         return x, states

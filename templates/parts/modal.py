@@ -445,7 +445,7 @@ def keep_state(
         tl.store(where, state, mask=(mode < COUNT) & (lane == 0))
 
 
-# ---- the ends of a sequence whose state is carried in and out ------------------------------------
+# ---- the ends of a sequence whose state is carried in and out -----------------------------------
 
 
 @triton.jit

@@ -43,12 +43,25 @@ LONG = HYENA | {
     "op": "gpu_hyena_mr",
     "filter": {"kind": "explicit", "length": 100, "groups": 6, "taps": "lag_last"},
 }
+MODES = {"kind": "modal", "modes": 16, "groups": 96, "parametrisation": "p_gamma"}
+MODAL = HYENA | {"op": "gpu_hyena_li", "filter": MODES}
+CARRIED: dict[str, Any] = {"state": {"initial": True, "final": True}}
 PLANS = ["direct/BDL/recompute", "direct/BDL/save", "direct/BLD/recompute", "direct/BLD/save"]
-Case = tuple[str, str]  # a plan and how features are packed
+VARIANTS: dict[str, dict[str, Any]] = {
+    "thirds": {},
+    "interleaved": {"layout": {"projection": "interleaved"}},
+    "stateful": CARRIED,
+    "exact": {"precision": "exact"},
+}
+Case = tuple[str, str]  # a plan and a variant
 CASES = [
-    (plan, packing)
-    for packing in ("thirds", "interleaved")
-    for plan in (*PLANS, "fft", "toeplitz")
+    *(
+        (plan, v)
+        for v in ("thirds", "interleaved")
+        for plan in (*PLANS, "fft", "toeplitz", "modal")
+    ),
+    *((plan, "stateful") for plan in ("direct/BDL/recompute", "toeplitz", "modal")),
+    *((plan, "exact") for plan in ("toeplitz", "modal")),
 ]
 
 
@@ -68,13 +81,16 @@ def arguments(operator: Operator, length: int) -> tuple[list[torch.Tensor], list
     return inputs, [torch.randn(p.shape, device="cuda") * 0.3 for p in operator.spec.parameters]
 
 
-def verified(folder: Path, plan: str, packing: str) -> Report:
+def fields_of(plan: str) -> dict[str, Any]:
+    return {"toeplitz": LONG, "modal": MODAL}.get(plan, HYENA)
+
+
+def verified(folder: Path, plan: str, variant: str) -> Report:
     """Every property of one plan, in lengths around a tile and a vector."""
-    fields = LONG if plan == "toeplitz" else HYENA
-    spec = spec_from_dict(fields | {"layout": {"projection": packing}})
+    spec = spec_from_dict(fields_of(plan) | VARIANTS[variant])
     runner = OperatorRunner(made(folder, spec, plan), "cuda")
     shapes = [(1, 1), (2, 37), (1, 264), (3, 1000)]
-    shapes += [(2, 1544), (1, 4104)] if plan == "toeplitz" else []
+    shapes += [(2, 1544), (1, 4104)] if plan in ("toeplitz", "modal") else []
     return verify(spec, runner, dtype=torch.bfloat16, shapes=shapes, device="cuda")
 
 
@@ -195,14 +211,39 @@ def test_nothing_beyond_a_tensor_is_accessed(tmp_path: Path) -> None:
         assert "gpu_hyena_mr_backward_sm90" in result.stdout
 
 
-def test_compiled_training_step(tmp_path: Path) -> None:
-    operator = made(tmp_path, spec_from_dict(HYENA), "direct/BDL/recompute")
+def test_library_ops_of_a_state(tmp_path: Path) -> None:
+    operator = made(tmp_path, spec_from_dict(MODAL | CARRIED), "modal")
+    namespace = operator.namespace
+    inputs, parameters = arguments(operator, 37)
+    effective = namespace.effective(*parameters)
+    state = namespace.zero_state_like(inputs[0])
+    tensors = [x.detach().requires_grad_() for x in (*inputs, *effective, *state)]
+    torch.library.opcheck(namespace.stateful_op, (*tensors, True))
+
+
+@pytest.mark.parametrize(
+    ("plan", "fields"),
+    [
+        ("direct/BDL/recompute", HYENA),
+        ("direct/BDL/recompute", HYENA | CARRIED),
+        ("modal", MODAL),
+        ("modal", MODAL | CARRIED),
+    ],
+    ids=["direct", "direct-stateful", "modal", "modal-stateful"],
+)
+def test_compiled_training_step(plan: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    operator = made(tmp_path, spec_from_dict(fields), plan)
     layer = operator.module(device="cuda")
     inputs, _ = arguments(operator, 264)
 
     def loss(module: Any) -> torch.Tensor:
         layer.zero_grad()
-        value = module(*inputs).float().square().mean()
+        y = module(*inputs)
+        if "state" in fields:  # of two chunks
+            first, state = y
+            second, state = module(*inputs, state=state)
+            y = torch.cat([first, second], 2)
+        value: torch.Tensor = y.float().square().mean()
         value.backward()
         return value.detach()
 

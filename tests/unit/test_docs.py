@@ -126,12 +126,14 @@ def test_the_readme_says_what_is_refused() -> None:
     base: dict[str, Any] = {"op": "probe", "channels": 4}
     taps = {"filter": {"kind": "explicit", "length": 3, "groups": 4}}
     for refused in (
-        taps | {"state": {"final": True}},
+        taps | {"state": {"final": True, "width": "K"}},
+        taps | {"state": {"final": True, "dtype": "bfloat16"}},
         taps | {"sequences": "packed"},
         taps | {"context": {"ranks": 2}},
     ):
         assert list(later_fields(spec_from_dict(base | refused)))
-    assert not list(later_fields(spec_from_dict(base | taps)))
+    for served in (taps, taps | {"state": {"final": True}}):
+        assert not list(later_fields(spec_from_dict(base | served)))
     for field in ("state", "packed", "context"):
         (row, *_) = (r for r in README.read_text().splitlines() if f"`{field}`" in r and "|" in r)
         assert "refused" in row

@@ -50,7 +50,8 @@ def plans_or_none(spec: OpSpec, algorithm: str) -> tuple[Plan, ...]:
         (make(kind="freeform", length=8), "freeform; direct needs explicit taps"),
         (make(featurizer={"length": 17}), "a featurizer of 17 taps; at most 4"),
         (make(sequences="packed"), "write `sequences: dense`"),
-        (make(state={"initial": True, "final": True}), "leave `state` out"),
+        (make(state={"initial": True, "width": "K"}), "leave `state.width` out"),
+        (make(state={"initial": True, "dtype": "bfloat16"}), "leave `state.dtype` out"),
         (make(context={"ranks": 2}), "leave `context` out"),
     ],
 )

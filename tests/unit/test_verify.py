@@ -274,7 +274,8 @@ def _half_zero(case: Case, rng: torch.Generator, *, batch: int | None = None) ->
 
 def test_every_property_ran() -> None:
     report = run(HYENA, TorchRunner(HYENA))
-    assert {check.name.split()[0] for check in report.checks} == set(PROPERTIES)
+    states = {"chunks"}  # which this operator does not have; tests/equivalence/test_state.py
+    assert {check.name.split()[0] for check in report.checks} == set(PROPERTIES) - states
 
 
 # ---- what is wrong is caught --------------------------------------------------------------------

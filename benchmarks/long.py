@@ -1,0 +1,247 @@
+"""Hyena-LI at length, on this GPU: torch.fft beside it, a million steps, the extremes of its poles.
+
+    python benchmarks/long.py --json results.json
+
+Three parts, each of kernels that have been compared with float64 in this run, before a time is
+taken:
+
+- `fft`: forward and backward of `ops/hyena_li.yaml` in bfloat16 at batch 1, beside the same operator
+  in PyTorch with a float32 FFT of twice the length: with the filter there already, and with the
+  filter made from its modes in the call, as training needs it.
+- `million`: 2^20 steps of 4096 channels, 2^32 elements a tensor. Output and gradients against float64
+  for some channels over all of time, by the verifier's gates; peak memory over inputs and outputs;
+  time a token over that at 131072.
+- `poles`: a million steps of modes with log-poles from -50 to -1e-7, and of pairs that nearly cancel,
+  at each precision: errors of the output and of every gradient over those of rounding once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu import arguments, generate
+from torch import Tensor
+from torch.nn import functional
+
+from sh2gen.files import write_whole
+from sh2gen.measure import time_call
+from sh2gen.operator import Operator, OperatorRunner
+from sh2gen.reference import reference_gradients
+from sh2gen.resources import folder
+from sh2gen.spec import FilterSpec, OpSpec, Parametrisation, Precision, load_spec
+from sh2gen.verify import verify
+
+MILLION = 2**20
+
+
+def convolved(z: Tensor, taps: Tensor) -> Tensor:
+    """The convolution by FFT in float32, as long filters are computed elsewhere."""
+    size = 2 * z.shape[2]
+    spectrum = torch.fft.rfft(taps, size)
+    return torch.fft.irfft(torch.fft.rfft(z.float(), size) * spectrum, size)[..., : z.shape[2]]
+
+
+def synthesised(log_poles: Tensor, residues: Tensor, length: int) -> Tensor:
+    """The filter of so many taps (D, L), mode by mode, as all at once would not fit."""
+    step = torch.arange(length, device=log_poles.device)
+    taps = torch.zeros(len(log_poles), length, device=log_poles.device)
+    for mode in range(log_poles.shape[1]):
+        taps += residues[:, mode, None] * torch.exp(log_poles[:, mode, None] * step)
+    return taps
+
+
+def by_fft(inputs: list[Tensor], taps: Tensor, featurizer: Tensor, skip: Tensor) -> Tensor:
+    """The operator in PyTorch, the featurizer as a depthwise convolution."""
+    hats = []
+    for x, rows in zip(inputs, featurizer.to(inputs[0].dtype).chunk(3), strict=True):
+        padded = functional.pad(x, (rows.shape[1] - 1, 0))
+        hats.append(functional.conv1d(padded, rows[:, None], groups=len(rows)))
+    q, k, v = hats
+    z = k * v
+    pre = convolved(z, taps) + skip[:, None] * z
+    return (q * pre).to(q.dtype)
+
+
+def beside_fft(operator: Operator, length: int, backward: bool) -> dict[str, Any]:
+    """One row: microseconds of each way."""
+    inputs, parameters, dy = arguments(operator, 1, length, torch.bfloat16)
+    named = dict(zip([p.name for p in operator.spec.parameters], parameters, strict=True))
+    named["p"], named["gamma"] = torch.full_like(named["p"], -1.0), named["gamma"] / 4 - 3
+    names = operator.namespace
+    log_poles, residues, featurizer, skip = names.effective(**named)
+    tensors = [log_poles, residues, featurizer, skip]
+    row: dict[str, Any] = {"length": length}
+    row["forward_us"] = time_call(lambda: names.forward_op(*inputs, *tensors, False)).median
+    taps = synthesised(log_poles, residues, length)
+    y = names.forward_op(*inputs, *tensors, False)[0]
+    other = by_fft(inputs, taps, featurizer, skip)
+    row["difference"] = ((y - other).float().norm() / other.float().norm()).item()
+    if row["difference"] > 0.02:
+        raise SystemExit(f"by FFT something else comes out: {row['difference']:.3g}")
+    del other
+    row["fft_us"] = time_call(lambda: by_fft(inputs, taps, featurizer, skip)).median
+
+    def whole() -> Tensor:
+        return by_fft(inputs, synthesised(log_poles, residues, length), featurizer, skip)
+
+    row["fft_and_synthesis_us"] = time_call(whole).median
+    saved = names.forward_op(*inputs, *tensors, True)[1]
+    row["backward_us"] = time_call(lambda: names.backward_op(dy, *inputs, *tensors, saved)).median
+    if backward:  # through autograd, which keeps what it needs
+        leaves = [x.detach().requires_grad_() for x in (*inputs, *tensors)]
+        made = by_fft(leaves[:3], synthesised(*leaves[3:5], length), *leaves[5:])
+
+        def differentiate() -> Any:
+            return torch.autograd.grad(made, leaves, dy, retain_graph=True)
+
+        differentiate()
+        begin, end = torch.cuda.Event(True), torch.cuda.Event(True)
+        begin.record()
+        for _ in range(3):
+            differentiate()
+        end.record()
+        torch.cuda.synchronize()
+        row["fft_backward_us"] = begin.elapsed_time(end) / 3 * 1e3
+    return row
+
+
+def million(operator: Operator) -> dict[str, Any]:
+    """A million steps, verified and then measured."""
+    found: dict[str, Any] = {}
+    report = verify(
+        operator.spec,
+        OperatorRunner(operator, "cuda"),
+        dtype=torch.bfloat16,
+        shapes=[(1, MILLION)],
+        device="cuda",
+        properties=["equality"],
+    )
+    found["verified"] = {"ok": report.ok, "checks": len(report.checks)}
+    found["failures"] = [check.to_dict() for check in report.failures]
+    if not report.ok:
+        return found
+    for length in (131072, MILLION):
+        torch.cuda.empty_cache()
+        inputs, parameters, _ = arguments(operator, 1, length, torch.bfloat16)
+        tensors = operator.namespace.effective(*parameters)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        with torch.no_grad():
+            y = operator.namespace.forward_op(*inputs, *tensors, False)[0]
+        torch.cuda.synchronize()
+        size = sum(x.numel() * x.element_size() for x in (*inputs, y))
+        grown = torch.cuda.max_memory_allocated() - before
+        inputs_size = size - y.numel() * y.element_size()
+        del y
+        time = time_call(lambda i=inputs, t=tensors: operator.namespace.forward_op(*i, *t, False))
+        found[str(length)] = {
+            "forward_us": time.median,
+            "ns_a_token": time.median / length * 1e3,
+            "peak_over_inputs_and_outputs": (inputs_size + grown) / size,
+        }
+        del inputs
+    return found
+
+
+def over_one_rounding(
+    operator: Operator, length: int, log_poles: Tensor, residues: Tensor
+) -> dict[str, float]:
+    """Errors of y and of every gradient in the 2-norm, over those of rounding them once."""
+    spec = operator.spec
+    torch.manual_seed(0)
+    inputs, parameters, dy = arguments(operator, 1, length, torch.bfloat16)
+    named = dict(zip([p.name for p in spec.parameters], parameters, strict=True))
+    named |= {"log_poles": log_poles, "residues": residues}
+    runner = OperatorRunner(operator, "cuda")
+    acts = dict(zip(spec.inputs, inputs, strict=True))
+    results = {"y": runner.forward(acts, named)} | runner.gradients(acts, named, dy)
+    y, gradients = reference_gradients(spec, acts, named, dy)
+    errors = {}
+    for name, value in ({"y": y} | gradients).items():
+        once = (value.to(torch.bfloat16).double() - value).norm()
+        errors[name] = ((results[name].double() - value).norm() / once).item()
+    return errors
+
+
+def poles(folder_: Path) -> dict[str, Any]:
+    """The extremes, at each precision; few channels, so that float64 of all is affordable."""
+    base = load_spec(folder("ops") / "hyena_li.yaml")
+    wide = FilterSpec(
+        kind=base.filter.kind, groups=16, modes=16, parametrisation=Parametrisation.LOG_POLES
+    )
+    slow = -torch.logspace(math.log10(50), -7, 16, dtype=torch.float64)
+    near = torch.logspace(-1, -5, 8, dtype=torch.float64)
+    pairs = -torch.stack([near, near * 1.01], 1).flatten()
+    cases = {
+        "from -50 to -1e-7": (slow, torch.ones(16)),
+        "pairs that nearly cancel": (pairs, torch.tensor([30.0, -30.0]).repeat(8)),
+    }
+    found: dict[str, Any] = {}
+    for precision in Precision:
+        spec: OpSpec = replace(
+            base, op=f"poles_{precision}", channels=16, filter=wide, precision=precision
+        )
+        path = folder_ / f"{spec.op}.yaml"
+        path.write_text(json.dumps(spec.to_dict()))
+        operator = generate(path, folder_, None)
+        for name, (log_poles, residues) in cases.items():
+            made = log_poles.float().cuda().expand(16, 16).contiguous()
+            weights = residues.float().cuda().expand(16, 16).contiguous()
+            errors = over_one_rounding(operator, MILLION, made, weights)
+            found[f"{precision}, {name}"] = errors
+            worst = max(errors, key=lambda n: errors[n])
+            print(f"{precision}, {name}: y {errors['y']:.2f}, worst {worst} {errors[worst]:.2f}")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--json", type=Path, help="write all results to this file")
+    parser.add_argument("--only", choices=("fft", "million", "poles"), action="append")
+    options = parser.parse_args()
+    parts = options.only or ["fft", "million", "poles"]
+    results: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+
+    def keep() -> None:
+        if options.json is not None:
+            write_whole(options.json, json.dumps(results, indent=1))
+
+    with tempfile.TemporaryDirectory() as where:
+        operator = generate(folder("ops") / "hyena_li.yaml", Path(where), None)
+        if "poles" in parts:
+            results["poles"] = poles(Path(where))
+            keep()
+        if "million" in parts:
+            results["million"] = million(operator)
+            print(json.dumps(results["million"], indent=1), flush=True)
+            keep()
+        if "fft" in parts:
+            report = verify(
+                operator.spec,
+                OperatorRunner(operator, "cuda"),
+                dtype=torch.bfloat16,
+                shapes=[(1, 8192), (1, 131072)],
+                device="cuda",
+                properties=["equality"],
+            )
+            report.require()
+            results["fft"] = []
+            for length in (2048, 8192, 32768, 131072):
+                torch.cuda.empty_cache()
+                row = beside_fft(operator, length, backward=length <= 32768)
+                print(row, flush=True)
+                results["fft"].append(row)
+                keep()
+    return 0 if results.get("million", {}).get("verified", {}).get("ok", True) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,325 @@
+"""A sequence in chunks, each after the state that the one before has left, is the whole sequence:
+any split, forward and backward through the states, by every algorithm.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sh2gen.emit import emit
+from sh2gen.lower import plans
+from sh2gen.operator import InterpreterRunner, Operator, OperatorRunner
+from sh2gen.reference import reference_gradients
+from sh2gen.schedule import schedule
+from sh2gen.spec import OpSpec, spec_from_dict
+from sh2gen.verify import verify
+from tests.equivalence.test_interpreter import FLOAT32
+from tests.strategies import register_profiles
+from tests.strategies_schedules import (
+    Tensors,
+    assert_close,
+    canonical,
+    interpreted,
+    random_tensors,
+    transposed,
+    written,
+)
+
+register_profiles()
+BOTH = {"pre": True, "post": True}
+CARRIED = {"initial": True, "final": True}
+FILTERS: dict[str, dict[str, Any]] = {
+    "modal": {"kind": "modal", "modes": 3, "groups": 2, "parametrisation": "log_poles"},
+    "direct": {"kind": "explicit", "length": 4, "groups": 2},
+    "toeplitz": {"kind": "explicit", "length": 20, "groups": 2},
+    "fft": {"kind": "explicit", "length": 20, "groups": 2},
+}
+SMALL: dict[str, dict[str, int]] = {
+    "modal": {"SEGMENTS": 16, "BLOCK_T": 16, "num_warps": 4, "maxnreg": 0},
+}
+EXPONENTS = 4e-5  # exp() of float32 numbers, as far from float64 as these may be, and no more
+
+
+def make(algorithm: str, **fields: Any) -> OpSpec:
+    inner = FILTERS[algorithm] | fields.pop("filter", {})
+    base: dict[str, Any] = {"op": "probe", "channels": 4, "filter": inner, "state": CARRIED}
+    return spec_from_dict(base | fields)
+
+
+def runner_of(
+    spec: OpSpec, algorithm: str, folder: Path, *, layout: str = "BDL"
+) -> InterpreterRunner | OperatorRunner:
+    """Kernels under the interpreter; of fft, which has none, plain PyTorch."""
+    plan = next(p for p in plans(spec, algorithm) if p.layout == layout)
+    numbers = SMALL.get(algorithm)
+    made = schedule(spec, plan, {"forward": numbers, "backward": numbers} if numbers else None)
+    if plan.kernels:
+        return interpreted(spec, plan, made, folder)
+    return OperatorRunner(Operator(written(spec, plan, made, folder)), "eager")
+
+
+def chunked(
+    runner: InterpreterRunner | OperatorRunner,
+    inputs: Tensors,
+    parameters: Tensors,
+    dy: Tensor,
+    cuts: list[int],
+) -> tuple[Tensor, Tensors]:
+    """y (B, D, L) and gradients, computed between the cuts."""
+    leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
+    weights = {name: x.clone().requires_grad_() for name, x in parameters.items()}
+    parts: list[Tensor] = []
+    state: Any = None
+    for begin, end in itertools.pairwise(cuts):
+        steps = {n: transposed(x[..., begin:end], runner.layout) for n, x in leaves.items()}
+        y, state = runner.chunk(steps, weights, state)
+        parts.append(canonical(y, runner.layout))
+    whole = torch.cat(parts, 2)
+    named = leaves | weights
+    return whole, dict(
+        zip(named, torch.autograd.grad(whole, list(named.values()), dy), strict=True)
+    )
+
+
+def check(
+    spec: OpSpec,
+    algorithm: str,
+    folder: Path,
+    cuts: list[int],
+    *,
+    batch: int = 1,
+    layout: str = "BDL",
+) -> None:
+    runner = runner_of(spec, algorithm, folder, layout=layout)
+    inputs, parameters, dy = random_tensors(spec, batch, cuts[-1], dtype=torch.float32)
+    y, gradients = chunked(runner, inputs, parameters, dy, cuts)
+    if algorithm == "fft":  # its errors are relative to a row, not to an element
+        expected, others = reference_gradients(spec, inputs, parameters, dy)
+        for got, wanted in [(y, expected), *((gradients[n], others[n]) for n in gradients)]:
+            assert (got - wanted).norm() <= 32 * FLOAT32 * wanted.norm()
+        return
+    assert_close(spec, inputs, parameters, dy, y, gradients, unit=FLOAT32)
+
+
+# ---- splits -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "cuts",
+    [[0, 300], [0, 1, 2, 40], [0, 256, 512], [0, 257, 300]],
+    ids=str,
+)
+def test_modal_chunks(cuts: list[int], tmp_path: Path) -> None:
+    spec = make("modal", featurizer={"length": 3}, gates=BOTH, skip="channel")
+    check(spec, "modal", tmp_path, cuts, batch=2)
+
+
+@pytest.mark.parametrize("layout", ["BDL", "BLD"])
+@pytest.mark.parametrize("algorithm", ["direct", "toeplitz", "fft"])
+@pytest.mark.parametrize("cuts", [[0, 1, 2, 20], [0, 40, 47, 70]], ids=str)
+def test_chunks_of_finite_filters(
+    algorithm: str, layout: str, cuts: list[int], tmp_path: Path
+) -> None:
+    spec = make(algorithm, featurizer={"length": 3}, gates=BOTH, skip="channel")
+    check(spec, algorithm, tmp_path, cuts, batch=2, layout=layout)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"gates": {"post": True}, "bias": "ungated"},
+        {"gates": BOTH, "featurizer": {"length": 4}, "layout": {"projection": "interleaved"}},
+        {"featurizer": {"length": 1}},
+        {"filter": {"parametrisation": "p_gamma", "groups": 4, "modes": 17}},
+    ],
+    ids=str,
+)
+def test_every_structure(fields: dict[str, Any], tmp_path: Path) -> None:
+    check(make("modal", **fields), "modal", tmp_path, [0, 130, 300])
+
+
+@st.composite
+def splits(draw: st.DrawFn) -> tuple[str, OpSpec, list[int], int]:
+    algorithm = draw(st.sampled_from(("modal", "direct", "toeplitz")))
+    modal = algorithm == "modal"
+    taps = {"modes": draw(st.integers(1, 5))} if modal else {}
+    if algorithm == "direct":
+        taps = {"length": draw(st.integers(1, 9))}
+    if algorithm == "toeplitz":
+        taps = {"length": draw(st.integers(2, 40))}
+    spec = make(
+        algorithm,
+        filter=taps,
+        gates={"pre": draw(st.booleans()), "post": draw(st.booleans())},
+        featurizer=draw(st.just("none") | st.integers(1, 4).map(lambda taps: {"length": taps})),
+        skip=draw(st.sampled_from(("none", "channel", "group"))),
+    )
+    length = draw(st.integers(1, 400 if modal else 60))
+    inner = draw(st.lists(st.integers(1, max(1, length - 1)), max_size=3, unique=True))
+    cuts = sorted({0, length, *(c for c in inner if c < length)})
+    return algorithm, spec, cuts, draw(st.integers(1, 2))
+
+
+@given(splits())
+@settings(
+    max_examples=max(12, settings().max_examples // 20),
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),  # shrinking takes minutes here
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+def test_any_split_is_the_whole(tmp_path: Path, drawn: tuple[str, OpSpec, list[int], int]) -> None:
+    algorithm, spec, cuts, batch = drawn
+    check(spec, algorithm, tmp_path, cuts, batch=batch)
+
+
+# ---- the state itself ---------------------------------------------------------------------------
+
+
+def test_modal_state_is_the_sum_of_decayed_steps(tmp_path: Path) -> None:
+    """s_n after L steps is sum over t of exp(a_n (L - 1 - t)) z[t], at any L; of -50 to -1e-7."""
+    spec = make("modal", filter={"modes": 8, "groups": 4})
+    runner = runner_of(spec, "modal", tmp_path)
+    inputs, parameters, _ = random_tensors(spec, 1, 300, dtype=torch.float32)
+    poles = -torch.logspace(math.log10(50), -7, 8, dtype=torch.float64)
+    parameters["log_poles"] = poles.float().expand(4, 8).contiguous()
+    _, state = runner.chunk(inputs, parameters, None)
+    ahead = torch.arange(299, -1, -1, dtype=torch.float64)
+    weights = torch.exp(poles.float().double()[:, None] * ahead)
+    expected = torch.einsum("bdt,nt->bdn", inputs["x"].double(), weights)
+    scale = torch.einsum("bdt,nt->bdn", inputs["x"].double().abs(), weights)
+    assert state[1].dtype == torch.float32
+    assert ((state[1] - expected).abs() <= 32 * FLOAT32 * scale + EXPONENTS * FLOAT32).all()
+
+
+def test_gradient_of_the_state_alone(tmp_path: Path) -> None:
+    """A loss on the last state only, by plain PyTorch in float64 and by kernels in float32."""
+    spec = make("modal", featurizer={"length": 3}, gates=BOTH)
+    kernels = runner_of(spec, "modal", tmp_path)
+    plan = plans(spec, "modal")[0]
+    (tmp_path / "eager").mkdir()
+    eager = OperatorRunner(
+        Operator(written(spec, plan, schedule(spec, plan), tmp_path / "eager")), "eager"
+    )
+    inputs, parameters, _ = random_tensors(spec, 2, 300, dtype=torch.float32)
+    torch.manual_seed(0)
+    past = (torch.randn(2, 12, 2), torch.randn(2, 4, 3))
+    weight = torch.randn(2, 4, 3)
+
+    def gradients(runner: Any, dtype: torch.dtype) -> list[Tensor]:
+        leaves = {n: x.to(dtype).requires_grad_() for n, x in inputs.items()}
+        weights = {n: x.to(dtype).requires_grad_() for n, x in parameters.items()}
+        state = [x.to(dtype).requires_grad_() for x in past]
+        y, after = runner.chunk(leaves, weights, tuple(state))
+        loss = (after[1] * weight.to(dtype)).sum() + 0 * y.sum()
+        everything = [*leaves.values(), *weights.values(), *state]
+        return list(torch.autograd.grad(loss, everything))
+
+    for got, wanted in zip(
+        gradients(kernels, torch.float32), gradients(eager, torch.float64), strict=True
+    ):
+        assert (got - wanted).norm() <= 1e-5 * wanted.norm() + 1e-30
+
+
+def test_a_state_that_goes_on_is_not_the_beginning(tmp_path: Path) -> None:
+    """Dropping the state between chunks is seen: the checks above could not pass without it."""
+    spec = make("modal", featurizer={"length": 3}, gates=BOTH)
+    runner = runner_of(spec, "modal", tmp_path)
+    inputs, parameters, dy = random_tensors(spec, 1, 64, dtype=torch.float32)
+    second = {n: x[..., 32:] for n, x in inputs.items()}
+    fresh, _ = runner.chunk(second, parameters, None)
+    expected, _ = reference_gradients(spec, inputs, parameters, dy)
+    assert (fresh - expected[..., 32:]).norm() > 0.01 * expected[..., 32:].norm()
+
+
+# ---- what users call ----------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["modal", "direct"])
+def operator(request: pytest.FixtureRequest, tmp_path: Path) -> Operator:
+    spec = make(request.param, featurizer={"length": 3}, gates=BOTH)
+    plan = plans(spec, request.param)[0]
+    return Operator(written(spec, plan, schedule(spec, plan), tmp_path))
+
+
+def test_module_packed_and_function_agree(operator: Operator) -> None:
+    inputs, parameters, _ = random_tensors(operator.spec, 2, 20, dtype=torch.float32)
+    module = operator.module()
+    module.load_state_dict(parameters)
+    tensors = [transposed(x, operator.layout) for x in inputs.values()]
+    features = torch.cat(tensors, operator.namespace.CHANNEL)
+    first = operator(*tensors, **parameters)
+    for y, state in (module(*tensors), operator(features, **parameters), module(features)):
+        assert torch.equal(y, first[0])
+        assert all(torch.equal(a, b) for a, b in zip(state, first[1], strict=True))
+    again = operator(*tensors, **parameters, state=first[1])
+    assert torch.equal(module(*tensors, state=first[1])[0], again[0])
+    assert torch.equal(module(features, state=first[1])[0], again[0])
+
+
+def test_wrong_states_are_refused(operator: Operator) -> None:
+    inputs, parameters, _ = random_tensors(operator.spec, 2, 20, dtype=torch.float32)
+    tensors = [transposed(x, operator.layout) for x in inputs.values()]
+    _, state = operator(*tensors, **parameters)
+    shorter = state._replace(history=state.history[:1])
+    with pytest.raises(ValueError, match=r"state.history has shape .* expected"):
+        operator(*tensors, **parameters, state=shorter)
+    other = state._replace(history=state.history.double())
+    with pytest.raises(TypeError, match=r"state.history is torch.float64 .* expected"):
+        operator(*tensors, **parameters, state=other)
+    with pytest.raises(TypeError, match="state has 3 tensors"):
+        operator(*tensors, **parameters, state=(*state, *state, *state)[:3])
+    with pytest.raises(TypeError, match=r"state.history is a int, expected a tensor"):
+        operator(*tensors, **parameters, state=(1, *state[1:]))
+
+
+def test_initial_or_final_alone(tmp_path: Path) -> None:
+    inputs, parameters, _ = random_tensors(make("modal"), 1, 40, dtype=torch.float32)
+    results = {}
+    for name in ("initial", "final"):
+        spec = make("modal", state={name: True})
+        plan = plans(spec, "modal")[0]
+        (tmp_path / name).mkdir()
+        path = written(spec, plan, schedule(spec, plan), tmp_path / name)
+        results[name] = Operator(path)
+    x = inputs["x"]
+    _, state = results["final"](x[..., :13], **parameters)
+    later = results["initial"](x[..., 13:], **parameters, state=state)
+    whole, _ = results["final"](x, **parameters)
+    assert torch.allclose(later, whole[..., 13:], atol=1e-5)
+    with pytest.raises(TypeError):
+        results["final"](x, **parameters, state=state)
+
+
+def test_the_verifier_sees_a_lost_state(tmp_path: Path) -> None:
+    """`chunks` fails for a runner that begins anew with every chunk, and only then."""
+    spec = make("modal", gates=BOTH)
+    plan = plans(spec, "modal")[0]
+    right = OperatorRunner(Operator(written(spec, plan, schedule(spec, plan), tmp_path)), "eager")
+
+    class Forgetful(OperatorRunner):
+        def chunk(self, inputs: Any, parameters: Any, state: Any) -> Any:
+            return super().chunk(inputs, parameters, None)
+
+    wrong = Forgetful(right.operator, "forgetful")
+    for runner, ok in ((right, True), (wrong, False)):
+        report = verify(spec, runner, dtype=torch.float32, shapes=[(1, 50)], properties=["chunks"])
+        assert len(report.checks) > 5 and report.ok is ok
+
+
+def test_source_says_stateful() -> None:
+    """What is compiled ahead of time is what calls with a state launch."""
+    for state in ("none", CARRIED):
+        spec = make("modal", state=state)
+        plan = plans(spec, "modal")[0]
+        kernels = emit(spec, plan, schedule(spec, plan)).kernels
+        found = {dict(k.constants).get("STATEFUL") for k in kernels if k.name != "sum_partials"}
+        assert found == {state != "none"}
