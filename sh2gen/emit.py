@@ -56,6 +56,7 @@ from sh2gen.plan import (
     Reread,
     Rows,
     Rowwise,
+    StateGradient,
     Statement,
     States,
     StoreModes,
@@ -523,6 +524,8 @@ def _lines(
             case ModalConv(out=out, blocks=blocks, states=states, modes=modes, rows=rows):
                 held[out] = rows
                 return f"{out} = {statement.helper}({blocks}, {states}, {modes}, M, N, PRECISION)"
+            case StateGradient(out=out, grad_states=after, states=before):
+                return f"{out} = state_gradient({out}, {after}, {before})"
             case ModalGradient(out=out, grad=grad, grad_states=after, blocks=x, states=before):
                 return f"{out} = modal_gradient({out}, {grad}, {after}, {x}, {before}, PRECISION)"
             case StoreModes(total=total, modes=modes, first=first, length=length):
@@ -668,6 +671,7 @@ _MODAL_HELPERS: dict[type[Statement], str] = {
     LoadState: "load_state",
     KeepState: "keep_state",
     Blocks: "block_of",
+    StateGradient: "state_gradient",
     ModalGradient: "modal_gradient",
     StoreModes: "store_modes",
 }
@@ -698,7 +702,7 @@ def _helper_names(kernel: KernelPlan) -> set[str]:
                 names |= {"extend", "zero_rows"}
             case LoadModes() | ZeroModes() | LoadState() | KeepState() | StoreModes():
                 names.add(_MODAL_HELPERS[type(statement)])
-            case Blocks() | ModalGradient():
+            case Blocks() | StateGradient() | ModalGradient():
                 names.add(_MODAL_HELPERS[type(statement)])
             case States(direction=direction):
                 names.add(statement.helper)

@@ -58,6 +58,7 @@ from sh2gen.plan import (
     Reread,
     Rows,
     Rowwise,
+    StateGradient,
     Statement,
     States,
     StoreModes,
@@ -383,6 +384,8 @@ class _Launch:
                 sums = _mode_sums(self.spec, self.modes, self.parameters, lags)  # (2, D, N)
                 self.partials[first : first + 2 * length] = sums.transpose(1, 2).flatten(0, 1)
             case ZeroModes() | LoadState() | KeepState() | States() | Edge() | Reread():
+                pass  # nothing is cut into tiles here
+            case StateGradient():
                 pass  # nothing is cut into tiles here
             case ZeroTaps(out=out, length=length):
                 batch, channels, steps = self.like.shape

@@ -5,6 +5,10 @@ A tile is M blocks of BLOCK_T consecutive steps of one channel, a block a row: a
 steps from x[t] to the last step before the block; a block adds its own end, sums of its steps,
 and the states before all blocks of a tile follow from a scan over its rows.
 
+In products a tile of 64 blocks of 32 steps has its rows and columns in the order in which threads
+hold their sums (`to_products`): so a value goes from rows to products and back without leaving its
+thread. States are scanned in the order of time.
+
 The scan holds a tile's states as eight tensors [MODES, M / 8]: lane (n, g) is mode n, the p-th
 tensor the p-th of eight consecutive blocks. So most of the scan stays within a thread.
 
@@ -282,17 +286,23 @@ def zero_modes(
 @triton.jit
 def modal_gradient(total, grad, grad_states, block, states, PRECISION: tl.constexpr):
     """Sums over blocks from which `store_modes` makes gradients: products of steps of a block x
-    with those of its gradient e; of states before it with e; of x with adjoint states after it;
-    and of these two states.
+    with those of its gradient e; of states before it with e; of x with adjoint states after it.
     """
     within = tl.dot(tl.trans(block), grad, total[0], input_precision=PRECISION)
-    before, after, both = total[1], total[2], total[3]
+    before, after = total[1], total[2]
     for i in tl.static_range(len(states[1])):
         before = tl.dot(states[1][i], grad, before, input_precision=PRECISION)
         after = tl.dot(grad_states[1][i], block, after, input_precision=PRECISION)
+    return (within, before, after) + total[3:]
+
+
+@triton.jit
+def state_gradient(total, grad_states, states):
+    """The last of the sums: products of states before a block with adjoint states after it."""
+    both = total[3]
     for p in tl.static_range(8):
         both += states[0][p] * grad_states[0][p]
-    return (within, before, after, both) + total[4:]
+    return total[:3] + (both,) + total[4:]
 
 
 @triton.jit
@@ -348,7 +358,9 @@ def extend(rows, after, M: tl.constexpr, N: tl.constexpr):
         if r + 1 < len(after):  # threads exchange two as quickly as one
             low = rows[r].to(tl.uint32, bitcast=True).to(tl.uint64)
             high = rows[r + 1].to(tl.uint32, bitcast=True).to(tl.uint64)
-            both = tl.reshape(tl.gather(tl.reshape(low | high << 32, (M * N,)), next_lane, 0), (M, N))
+            both = tl.reshape(
+                tl.gather(tl.reshape(low | high << 32, (M * N,)), next_lane, 0), (M, N)
+            )
             low = both.to(tl.uint32).to(tl.float32, bitcast=True)
             first = first + (low, (both >> 32).to(tl.uint32).to(tl.float32, bitcast=True))
         else:
