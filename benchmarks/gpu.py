@@ -66,6 +66,9 @@ def arguments(
     spec = operator.spec
     inputs = [activation(operator, batch, length, dtype) for _ in spec.inputs]
     parameters = [torch.randn(p.shape, device="cuda") * 0.3 for p in spec.parameters]
+    for p, tensor in zip(spec.parameters, parameters, strict=True):
+        if p.name == "log_poles":
+            tensor.abs_().neg_()
     return inputs, parameters, activation(operator, batch, length, dtype)
 
 
@@ -131,6 +134,8 @@ def measured_at(operator: Operator, length: int) -> dict[str, Any]:
     """One row of the table."""
     spec, dtype, namespace = operator.spec, torch.bfloat16, operator.namespace
     inputs, parameters, dy = arguments(operator, 1, length, dtype)
+    if hasattr(namespace, "effective"):  # poles of what is trained, taps with their decay
+        parameters = namespace.effective(*parameters)
 
     # of a plan that saves states, forward is timed as training runs it: it keeps them
     keep = [True] if operator.plan.endswith("/save-states") else []

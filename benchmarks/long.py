@@ -1,18 +1,19 @@
-"""Hyena-LI at length, on this GPU: torch.fft beside it, a million steps, the extremes of its poles.
+"""Hyena-LI at length, on this GPU: beside torch.fft, a million steps, the extremes of its poles.
 
     python benchmarks/long.py --json results.json
 
 Three parts, each of kernels that have been compared with float64 in this run, before a time is
 taken:
 
-- `fft`: forward and backward of `ops/hyena_li.yaml` in bfloat16 at batch 1, beside the same operator
-  in PyTorch with a float32 FFT of twice the length: with the filter there already, and with the
+- `fft`: forward and backward of `ops/hyena_li.yaml` in bfloat16 at batch 1, beside the operator in
+  PyTorch with a float32 FFT of twice the length: with the filter there already, and with the
   filter made from its modes in the call, as training needs it.
-- `million`: 2^20 steps of 4096 channels, 2^32 elements a tensor. Output and gradients against float64
-  for some channels over all of time, by the verifier's gates; peak memory over inputs and outputs;
-  time a token over that at 131072.
-- `poles`: a million steps of modes with log-poles from -50 to -1e-7, and of pairs that nearly cancel,
-  at each precision: errors of the output and of every gradient over those of rounding once.
+- `million`: 2^20 steps of 4096 channels, 2^32 elements a tensor. Output and gradients against
+  float64 for some channels over all of time, by the verifier's gates; peak memory over inputs and
+  outputs; time a token beside that at 131072.
+- `poles`: a million steps of modes with log-poles from -50 to -1e-7, and of pairs that nearly
+  cancel, at each precision: errors of the output and of every gradient over those of rounding
+  once.
 """
 
 from __future__ import annotations

@@ -65,7 +65,9 @@ _INSTRUCTIONS = {  # a row of a rowwise function, in instructions of one thread
     "silu": 6,
     "silu_gradient": 10,
 }
-_SCAN = 8  # instructions for each state of a block: two products, powers, halving and rounding
+# Instructions for each number of a block's states: two products, powers, halving and rounding.
+# Those of pairs take twice as many.
+_SCAN = 8
 # Rows of a lane's window with which an SM holds 16 warps, at about five registers a row. With more
 # it holds fewer, and issues less in proportion.
 _WINDOW = 26
@@ -132,7 +134,8 @@ def work(kernel: KernelPlan, layout: Layout, io: DType) -> Work:
     products: Any = sympy.Integer(0)
     size = _BYTES[io]
     loads = [s for s in kernel.program.prologue if isinstance(s, LoadModes)]
-    modes = sum(load.poles.length or 0 for load in loads)
+    modes = sum(len(load.views) // 2 * (load.views[0].length or 0) for load in loads)
+    scan = _SCAN * (2 if any(len(load.views) == 4 for load in loads) else 1)
     traffic = size * len(kernel.program.loads)  # a second read of a tensor is served by a cache
 
     def count(rows: Rows) -> Any:
@@ -173,7 +176,7 @@ def work(kernel: KernelPlan, layout: Layout, io: DType) -> Work:
                 instructions += ROWS
             case States():  # sums of a block for every mode, of two terms, and a scan of these
                 products += 2 * 2 * modes
-                instructions += ROWS * _SCAN * modes / BLOCK_T
+                instructions += ROWS * scan * modes / BLOCK_T
             case ModalConv():
                 products += 2 * BLOCK_T + 3 * 2 * modes
                 instructions += 2 * ROWS

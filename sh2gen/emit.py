@@ -25,6 +25,8 @@ from sh2gen.emit_eager import (
     eager_forward,
     eager_helper_names,
     eager_stateful,
+    featurizer_lag,
+    history_steps,
     op_parameters,
     targets,
 )
@@ -178,8 +180,8 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
         "uses_p_gamma": spec.filter.parametrisation is Parametrisation.P_GAMMA,
         "saved": saved,
         "states": plan.states,
-        "modes": spec.filter.modes,
-        "lag": _featurizer_lag(spec),
+        "modes": spec.filter.state_size,
+        "lag": featurizer_lag(spec),
         "saved_activations": list(plan.saved),
         "keep_argument": ["keep: bool"] if plan.states else [],
         "call_op": lambda inputs: _call_op(spec, inputs, states=plan.states, saves=bool(saved)),
@@ -192,7 +194,10 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
         "kernels": kernels,
         "eager": [eager_forward(spec, plan), eager_backward(spec, plan)]
         + ([eager_stateful(spec, plan)] if spec.state and plan.states else []),
-        "eager_helpers": _closure(("eager",), eager_helper_names(plan, stateful=bool(spec.state))),
+        "eager_helpers": _closure(
+            ("eager_pairs", "eager") if spec.filter.pairs else ("eager",),
+            eager_helper_names(plan, stateful=bool(spec.state)),
+        ),
         "op_helpers": _texts("op"),
         "stateful": spec.state is not None,
         "enters": enters,
@@ -294,7 +299,8 @@ def _block(text: str, indent: int) -> str:
 def _summary(spec: OpSpec) -> str:
     inner = f"{spec.filter.length}-tap {spec.filter.kind.value} causal convolution"
     if spec.filter.kind is FilterKind.MODAL:
-        inner = f"causal convolution with sums of {spec.filter.modes} exponentials"
+        of = "pairs of complex exponentials" if spec.filter.pairs else "exponentials"
+        inner = f"causal convolution with sums of {spec.filter.modes} {of}"
     words = [
         inner,
         f"filters shared by {spec.group_width} channels" if spec.group_width > 1 else "",
@@ -328,7 +334,7 @@ def _formula(spec: OpSpec) -> str:
 
 def _filter_size(spec: OpSpec) -> str:
     if spec.filter.kind is FilterKind.MODAL:
-        return f"N = {spec.filter.modes} modes"
+        return f"N = {spec.filter.modes} {'pairs of modes' if spec.filter.pairs else 'modes'}"
     return f"K = {spec.filter.length} taps"
 
 
@@ -357,14 +363,6 @@ def _call_op(spec: OpSpec, inputs: list[str], *, states: bool, saves: bool) -> l
     return [*lines, f"return {call}[0]" if saves else f"return {call}"]
 
 
-def history_steps(spec: OpSpec) -> int:
-    """Steps before a sequence that its outputs read: those of the featurizer and, unless a state
-    stands for them, those of the filter.
-    """
-    reach = 0 if spec.filter.kind is FilterKind.MODAL else (spec.filter.length or 1) - 1
-    return reach + _featurizer_lag(spec)
-
-
 def _packing(spec: OpSpec) -> str:
     names = ", ".join(spec.inputs)
     if spec.layout.projection is Projection.INTERLEAVED:
@@ -380,6 +378,12 @@ def _meaning(spec: OpSpec, name: str) -> str:
             return f"{order} multiplies the current sample{decay}"
         case "p" | "gamma":
             return "log-poles a are -exp(p) exp(gamma)"
+        case "log_poles" if spec.filter.pairs:
+            return "real parts of a, < 0: pair n of the filter at lag j is 2 Re R[n] exp(a[n] j)"
+        case "frequencies":
+            return "imaginary parts of a: radians a step"
+        case "residues_real" | "residues_imag":
+            return f"{'real' if name == 'residues_real' else 'imaginary'} parts of residues R"
         case "log_poles":
             return "a < 0: mode n of the filter at lag j is residues[n] exp(a[n] j)"
         case "residues":
@@ -499,21 +503,22 @@ def _lines(
                     f"{out} = load_toeplitz({view.tensor}_ptr, group, {view.length}, {last}, "
                     f"BLOCK_T, OPERAND, PRECISION)"
                 )
-            case LoadModes(out=out, poles=poles, residues=residues):
+            case LoadModes(out=out, views=views):
+                tensors = ", ".join(f"{view.tensor}_ptr" for view in views)
                 return (
-                    f"{out} = load_modes({poles.tensor}_ptr, {residues.tensor}_ptr, "
-                    f"{_row(spec, poles)}, {poles.length}, MODES, M, BLOCK_T, OPERAND, PRECISION)"
+                    f"{out} = load_modes({tensors}, {_row(spec, views[0])}, {views[0].length}, "
+                    f"MODES, M, BLOCK_T, OPERAND, PRECISION)"
                 )
             case ZeroModes(out=out):
                 return f"{out} = zero_modes(MODES, M, BLOCK_T, STATEFUL)"
             case Blocks(out=out, x=x):
                 return f"{out} = block_of({rows_of(x, held)}, M, N, OPERAND, PRECISION)"
             case LoadState(out=out):
-                count = spec.filter.modes
+                count = spec.filter.state_size
                 return f"{out} = load_state(states_ptr, number, {count}, CHANNELS, MODES, M)"
             case KeepState(state=state):
                 return (
-                    f"keep_state(states_ptr, number, {state}, {spec.filter.modes}, CHANNELS, "
+                    f"keep_state(states_ptr, number, {state}, {spec.filter.state_size}, CHANNELS, "
                     f"MODES, M, KEEP)"
                 )
             case States(out=out, blocks=blocks, modes=modes, state=state):
@@ -747,7 +752,7 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
     units = _units(spec, kernel)
     forward = kernel is plan.forward
     shapes = {p.name: str(p.shape) for p in spec.parameters}
-    shapes["log_poles"] = shapes.get("residues", "")
+    shapes.setdefault("log_poles", shapes.get("residues", ""))
     lanes = "BLOCK_D" if kernel.skeleton == "tile" else "M"
     # Streams load channels-last tiles as channels-first ones, with the strides exchanged.
     exchanged = kernel.skeleton == "stream" and plan.layout is Layout.BLD
@@ -780,28 +785,23 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
         ),
         "backward": program.time == -1,
         "length": spec.filter.length,
-        "modes": spec.filter.modes,
-        "lag": _featurizer_lag(spec),
+        "modes": spec.filter.state_size,
+        "padded_modes": max(16, 1 << (max(1, spec.filter.state_size) - 1).bit_length()),
+        "lag": featurizer_lag(spec),
         "roles": len(spec.inputs),
         "poles": poles.tensor if (poles := _poles(plan)) else "",
         "poles_row": _row(spec, poles) if poles else "",
         "exact": spec.precision is Precision.EXACT,
-        "padded_modes": max(16, 1 << ((spec.filter.modes or 1) - 1).bit_length()),
         "width": spec.group_width,
         "partial_rows": program.partial_rows,
         "partial_groups": _sums_groups(program),
     }
 
 
-def _featurizer_lag(spec: OpSpec) -> int:
-    """Steps of history that the first stage of an operator needs."""
-    return spec.featurizer.length - 1 if spec.featurizer else 0
-
-
 def _poles(plan: Plan) -> ParameterView | None:
     """The poles of a modal filter."""
     modes = [node for node in plan.graph.parameters if isinstance(node, Modes)]
-    return modes[0].poles if modes else None
+    return modes[0].views[0] if modes else None
 
 
 def _twin(plan: Plan, schedule: Schedule) -> KernelPlan | None:
@@ -944,7 +944,7 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
         kept = [f"{name}_ptr" for name in program.parameters]
         if plan.states:
             ends = ["d_entry_ptr", "d_exit_ptr"] if backward else ["entry_ptr", "exit_ptr"]
-            history = ["history_ptr"] if _featurizer_lag(spec) else []
+            history = ["history_ptr"] if featurizer_lag(spec) else []
             d_history = ["d_history_ptr"] if history and backward else []
             kept += ["states_ptr", *history, *d_history, *ends]
         kept += ["partials_ptr"] if program.partial_rows else []

@@ -25,12 +25,25 @@ from sh2gen.ir import (
     TapGradient,
 )
 from sh2gen.plan import EagerConv, Plan
-from sh2gen.spec import OpSpec, Parametrisation, TapOrder
+from sh2gen.spec import FilterKind, OpSpec, Parametrisation, TapOrder
 
 
 def targets(names: list[str]) -> str:
     """Names to unpack a sequence into."""
     return f"({names[0]},)" if len(names) == 1 else ", ".join(names)
+
+
+def history_steps(spec: OpSpec) -> int:
+    """Steps before a sequence that its outputs read: those of the featurizer and, unless a state
+    stands for them, those of the filter.
+    """
+    reach = 0 if spec.filter.kind is FilterKind.MODAL else (spec.filter.length or 1) - 1
+    return reach + featurizer_lag(spec)
+
+
+def featurizer_lag(spec: OpSpec) -> int:
+    """Steps of history that the first stage of an operator needs."""
+    return spec.featurizer.length - 1 if spec.featurizer else 0
 
 
 def eager_helper_names(plan: Plan, *, stateful: bool) -> set[str]:
@@ -97,7 +110,7 @@ def eager_stateful(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     differentiates it.
     """
     (conv,) = [n for n in plan.graph.nodes if isinstance(n, Conv) and n.taps == "filter"]
-    lag = spec.featurizer.length - 1 if spec.featurizer else 0
+    lag = featurizer_lag(spec)
     past = [f"{name}_past" for name in spec.inputs]
     setup = [
         "outputs = [allocate(inputs[0], inputs[0].shape[TIME]), torch.empty_like(state)]",
@@ -176,6 +189,8 @@ def eager_backward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
 def _temporaries(graph: Graph, conv: EagerConv) -> int:
     """Activations alive at once, at most: every value of the graph, and what an FFT needs."""
     values = sum(not isinstance(n, Parameter | Modes | GRADIENTS) for n in graph.nodes)
+    if any(isinstance(node, Modes) and node.pairs for node in graph.nodes):
+        values += 8  # complex blocks and their products, or complex128 of a mode
     return values + (
         12 if conv is EagerConv.FFT else 2
     )  # spectra of twice the length, and padding
@@ -202,10 +217,9 @@ def _eager_lines(graph: Graph, conv: EagerConv, nodes: Iterable[Node] | None = N
                 column = "" if view.length else "[:, None]"
                 source = rows(view.tensor, view)
                 return f"{out}_c = channel_rows({source}, c, {view.width}, dtype){flip}{column}"
-            case Modes(out=out, poles=poles, residues=residues):
+            case Modes(out=out, views=views):
                 both = ", ".join(
-                    f"channel_rows({view.tensor}, c, {view.width}, dtype)"
-                    for view in (poles, residues)
+                    f"channel_rows({view.tensor}, c, {view.width}, dtype)" for view in views
                 )
                 line = f"{out}_modes = {both}"
                 if conv is EagerConv.FFT:
@@ -216,11 +230,10 @@ def _eager_lines(graph: Graph, conv: EagerConv, nodes: Iterable[Node] | None = N
                     return f"{out} = conv_modal({x}, {taps}_modes, {direction:+d})"
                 return f"{out} = conv_{_finite(conv)}({x}, {taps}_c, {direction:+d})"
             case ModeGradient(out=out, grad=grad, x=x, modes=modes):
-                node_modes = graph.modes(modes)
                 lines = [f"{out} = mode_gradient_{conv.value}({grad}, {x}, {modes}_modes)"]
                 lines += [
                     f"add_rows(d_{view.tensor}_all, c, {out}[{i}], {view.width})"
-                    for i, view in enumerate((node_modes.poles, node_modes.residues))
+                    for i, view in enumerate(graph.modes(modes).views)
                 ]
                 return "\n".join(lines)
             case Multiply(out=out, a=a, b=b):

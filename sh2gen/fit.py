@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import itertools
 import re
@@ -47,10 +48,17 @@ def _broken_code(line: str) -> list[str]:
     at every comma if need be.
     """
     indent = line[: len(line) - len(line.lstrip())]
-    pairs, commas = _brackets(line)
-    if len(line) <= _WIDTH or not pairs:
+    if len(line) <= _WIDTH:
         return [line]
-    begin, end = pairs[0] if line.lstrip().startswith("def ") else pairs[-1]
+    line = _bracketed(line)
+    pairs, commas = _brackets(line)
+    if not pairs:
+        return [line]
+    # An index of a call's result stays with it.
+    indexed = len(pairs) > 1 and line[pairs[-1][0] - 1 : pairs[-1][0] + 1] == ")["
+    begin, end = pairs[-2] if indexed else pairs[-1]
+    if line.lstrip().startswith("def "):
+        begin, end = pairs[0]
     inner = indent + "    "
     body = line[begin + 1 : end]
     lines = [line[: begin + 1]]
@@ -62,6 +70,20 @@ def _broken_code(line: str) -> list[str]:
         for first, last in itertools.pairwise(cuts):
             lines += _broken_code(inner + line[first + 1 : last].strip() + ",")
     return [*lines, indent + line[end:]]
+
+
+def _bracketed(line: str) -> str:
+    """The line with brackets around a tuple that is assigned without any."""
+    try:
+        body = ast.parse(line.strip()).body
+    except SyntaxError:  # part of a statement that is broken already
+        return line
+    match body:
+        case [ast.Assign(value=ast.Tuple(col_offset=column))]:
+            begin = len(line) - len(line.lstrip()) + column
+            whole = line[begin] == "(" and line.endswith(")")
+            return line if whole else f"{line[:begin]}({line[begin:]})"
+    return line
 
 
 def _brackets(line: str) -> tuple[list[tuple[int, int]], list[int]]:

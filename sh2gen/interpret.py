@@ -196,8 +196,8 @@ def evaluate(
                 found = graph.modes(modes)
                 by_lag = _long_gradient(values[grad], values[x], like.shape[2])
                 sums = _mode_sums(spec, found, parameters, by_lag)
-                both = [_view_rows(spec, found.poles, by_channel.T) for by_channel in sums]
-                values[node.out] = torch.stack(both)
+                rows = [_view_rows(spec, found.views[0], by_channel.T) for by_channel in sums]
+                values[node.out] = torch.stack(rows)
             case ChannelSum(x=x, view=view):
                 values[node.out] = _view_rows(spec, view, values[x].sum((0, 2))[None])
             case _:
@@ -213,7 +213,7 @@ def parameter_gradients(graph: Graph, spec: OpSpec, outputs: Tensors) -> dict[st
         node = graph.by_name[name]
         if isinstance(node, ModeGradient):
             modes = graph.modes(node.modes)
-            gradients |= {modes.poles.tensor: value[0], modes.residues.tensor: value[1]}
+            gradients |= dict(zip((view.tensor for view in modes.views), value, strict=True))
         if isinstance(node, TapGradient | ChannelSum):
             tensor = node.view.tensor
             if tensor not in gradients:
@@ -262,25 +262,40 @@ def _view_rows(spec: OpSpec, view: ParameterView, lags: Tensor) -> Tensor:
     return rows if view.length else rows[:, 0]
 
 
-def _mode_taps(spec: OpSpec, modes: Modes, parameters: Tensors, like: Tensor) -> Tensor:
+def _poles_residues(
+    spec: OpSpec, modes: Modes, parameters: Tensors, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Poles and residues of every channel, (D, N) each; complex ones of pairs."""
+    rows = [_channel_taps(spec, view, parameters[view.tensor].to(like)) for view in modes.views]
+    if modes.pairs:
+        return torch.complex(rows[0], rows[1]), torch.complex(rows[2], rows[3])
+    return rows[0], rows[1]
+
+
+def _mode_taps(poles: Tensor, like: Tensor) -> Tensor:
     """exp(a j) of every channel and mode, j along the last axis of `like`: (D, N, L)."""
-    a = _channel_taps(spec, modes.poles, parameters[modes.poles.tensor].to(like))
     steps = torch.arange(like.shape[-1], dtype=like.dtype, device=like.device)
-    return torch.exp(a[..., None] * steps)
+    return torch.exp(poles[..., None] * steps)
 
 
 def _modal_filter(spec: OpSpec, modes: Modes, parameters: Tensors, like: Tensor) -> Tensor:
     """The taps of every channel, lag 0 first, one for each step of `like`: (D, L)."""
-    residues = _channel_taps(spec, modes.residues, parameters[modes.residues.tensor].to(like))
-    return (residues[..., None] * _mode_taps(spec, modes, parameters, like)).sum(1)
+    poles, residues = _poles_residues(spec, modes, parameters, like)
+    taps = (residues[..., None] * _mode_taps(poles, like)).sum(1)
+    return 2 * taps.real if modes.pairs else taps
 
 
 def _mode_sums(spec: OpSpec, modes: Modes, parameters: Tensors, lags: Tensor) -> Tensor:
-    """Gradients of poles and residues by channel, (2, D, N), from those of all taps (L, D)."""
-    residues = _channel_taps(spec, modes.residues, parameters[modes.residues.tensor].to(lags))
-    weighted = _mode_taps(spec, modes, parameters, lags.T) * lags.T[:, None]  # (D, N, L)
+    """Gradients of `modes.views` by channel, (2, D, N) or (4, D, N), from those of all taps
+    (L, D).
+    """
+    poles, residues = _poles_residues(spec, modes, parameters, lags)
+    weighted = _mode_taps(poles, lags.T) * lags.T[:, None]  # (D, N, L)
     steps = torch.arange(len(lags), dtype=lags.dtype, device=lags.device)
-    return torch.stack((residues * (weighted * steps).sum(2), weighted.sum(2)))
+    both = torch.stack((residues * (weighted * steps).sum(2), weighted.sum(2)))
+    if modes.pairs:  # of 2 Re(R exp(a j)) by a part of a or R: 2 Re, or, of imaginary ones, -2 Im
+        return torch.stack((2 * both.real, -2 * both.imag), 1).flatten(0, 1)
+    return both
 
 
 # ----------------------------------------------------------------------------------- tile programs
@@ -363,8 +378,8 @@ class _Launch:
             ):
                 taps = _channel_taps(self.spec, view, parameters[view.tensor].to(self.like))
                 self.taps[out] = taps.T[:, None, :, None]
-            case LoadModes(poles=poles, residues=residues):
-                self.modes = Modes(out="filter", poles=poles, residues=residues)
+            case LoadModes(views=views):
+                self.modes = Modes(out="filter", views=views)
                 self.parameters = parameters
             case Blocks(out=out, x=x):
                 self.blocks[out] = self.store(self.take(x))
@@ -381,8 +396,9 @@ class _Launch:
             case StoreModes(total=total, first=first, length=length):
                 assert self.modes is not None
                 lags = self.totals[total]
-                sums = _mode_sums(self.spec, self.modes, self.parameters, lags)  # (2, D, N)
-                self.partials[first : first + 2 * length] = sums.transpose(1, 2).flatten(0, 1)
+                sums = _mode_sums(self.spec, self.modes, self.parameters, lags)  # (2 or 4, D, N)
+                count = len(sums) * length
+                self.partials[first : first + count] = sums.transpose(1, 2).flatten(0, 1)
             case ZeroModes() | LoadState() | KeepState() | States() | Edge() | Reread():
                 pass  # nothing is cut into tiles here
             case StateGradient():

@@ -61,15 +61,25 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Modes:
-    """Taps of any number, sums of exponentials: taps[j] = sum_n residues[n] exp(poles[n] j).
+    """Taps of any number, sums of exponentials: taps[j] = sum_n R_n exp(a_n j), or, of pairs of
+    complex modes, 2 Re of that.
 
     Attributes:
-        poles, residues: a row of N modes each, for the same channels.
+        views: a row of N modes each, for the same channels: of poles and residues; or, of pairs,
+            real and imaginary parts of poles, then of residues.
     """
 
     out: str
-    poles: ParameterView
-    residues: ParameterView
+    views: tuple[ParameterView, ...]
+
+    @property
+    def pairs(self) -> bool:
+        return len(self.views) == 4
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return self.views[0].length or 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +161,7 @@ class TapGradient:
 class ModeGradient:
     """The gradients of poles and residues, from those g[j] = sum of grad[t] x[t - j] of all taps:
     out[0][row, n] = residue_n sum_j j exp(a_n j) g[j] and out[1][row, n] = sum_j exp(a_n j) g[j].
+    Of pairs, both are complex, and 2 Re and -2 Im of each are the gradients by its two parts.
     """
 
     out: str
@@ -220,9 +231,9 @@ def text(node: Node) -> str:
             return f"{node.out} = input"
         case Parameter(view=view):
             return f"{node.out} = parameter {_view_text(view)}"
-        case Modes(poles=poles, residues=residues):
-            both = f"{_view_text(poles)}, {residues.tensor}"
-            return f"{node.out} = modes {both}"
+        case Modes(views=views):
+            others = ", ".join(view.tensor for view in views[1:])
+            return f"{node.out} = modes {_view_text(views[0])}, {others}"
         case Conv():
             return f"{node.out} = conv[{node.direction:+d}]({node.x}, {node.taps})"
         case Multiply():
@@ -311,7 +322,7 @@ class Graph:
         """What is read of parameter tensors, in order."""
         views: list[ParameterView] = []
         for node in self.parameters:
-            views += [node.view] if isinstance(node, Parameter) else [node.poles, node.residues]
+            views += [node.view] if isinstance(node, Parameter) else node.views
         return tuple(views)
 
     def view(self, name: str) -> ParameterView:
@@ -386,13 +397,16 @@ def operator_graph(spec: OpSpec) -> Graph:
     if spec.gates.pre:
         z = define(Multiply(out="z", a=features["k"], b=z))
     if spec.filter.kind is FilterKind.MODAL:
-        poles, residues = (
+        names: tuple[str, ...] = ("log_poles", "residues")
+        if spec.filter.pairs:
+            names = ("log_poles", "frequencies", "residues_real", "residues_imag")
+        views = tuple(
             ParameterView(
                 tensor=name, width=spec.group_width, length=spec.filter.modes, order=None
             )
-            for name in ("log_poles", "residues")
+            for name in names
         )
-        taps = define(Modes(out="filter", poles=poles, residues=residues))
+        taps = define(Modes(out="filter", views=views))
     else:
         taps_view = ParameterView(
             tensor="filter",

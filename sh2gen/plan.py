@@ -306,17 +306,18 @@ class LoadModes:
     """The modes of a channel's filter, as tables of exponentials that tiles need."""
 
     out: str
-    poles: ParameterView
-    residues: ParameterView
+    views: tuple[ParameterView, ...]
 
     def __str__(self) -> str:
-        tensors = f"{self.poles.tensor}, {self.residues.tensor}"
-        return f"{self.out} = load_modes({tensors}, {self.poles.length})"
+        tensors = ", ".join(view.tensor for view in self.views)
+        return f"{self.out} = load_modes({tensors}, {self.views[0].length})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZeroModes:
-    """Accumulators from which the gradients of `length` poles and residues are made."""
+    """Accumulators from which gradients are made, for a state of `length` numbers: as many of
+    poles, and as many of residues.
+    """
 
     out: str
     length: int
@@ -428,7 +429,7 @@ class ModalGradient:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreModes:
     """Write the gradients of poles, then of residues, to rows first, first + 1, ... of this
-    program's partial sums.
+    program's partial sums; of pairs, `length` modes of each part one after another.
     """
 
     total: str
@@ -563,8 +564,8 @@ class TileProgram:
             match s:
                 case LoadTaps(view=view) | LoadVector(view=view) | LoadToeplitz(view=view):
                     tensors.append(view.tensor)
-                case LoadModes(poles=poles, residues=residues):
-                    tensors += [poles.tensor, residues.tensor]
+                case LoadModes(views=views):
+                    tensors += [view.tensor for view in views]
                 case _:
                     pass
         return tuple(dict.fromkeys(tensors))

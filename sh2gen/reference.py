@@ -23,7 +23,7 @@ from sh2gen.spec import Activation, Bias, FilterKind, OpSpec, Projection, Skip, 
 Method = Literal["fft", "direct"]
 
 # The parameters in which the result is not linear: they make the poles of a modal filter.
-POLES = frozenset({"p", "gamma", "log_poles"})
+POLES = frozenset({"p", "gamma", "log_poles", "frequencies"})
 
 # |silu'| <= 1.0999 and |silu''| <= 0.5, rounded up.
 SILU_SLOPE = 1.1
@@ -284,6 +284,8 @@ def _modal_taps(parameters: Mapping[str, Tensor], length: int, absolute: bool) -
     A relative error e in the exponent a t is one of |a t| e in the exponential: for `absolute`,
     each term counts 1 + |a t| / 8 times (an eighth: an exponent has few roundings).
     """
+    if "frequencies" in parameters:
+        return _pair_taps(parameters, length, absolute)
     if "log_poles" in parameters:
         poles = parameters["log_poles"]
     else:
@@ -295,6 +297,32 @@ def _modal_taps(parameters: Mapping[str, Tensor], length: int, absolute: bool) -
         exponent = poles[:, mode, None] * time
         term = residues[:, mode, None] * torch.exp(exponent)
         h = h + (term * (1 + exponent.detach().abs() / 8) if absolute else term)
+    return h
+
+
+def _pair_taps(parameters: Mapping[str, Tensor], length: int, absolute: bool) -> Tensor:
+    """h[g, t] = 2 Re of the sum over modes of R exp(a t), t < length, R and a complex: (G, L).
+
+    `absolute` takes cos and sin for 1, and counts an error e of the phase as one of e. An angle
+    acts modulo a turn: its error grows by one rounding of the factor between blocks of time, of at
+    least 32 steps, not with the angle itself.
+    """
+    poles, frequencies = parameters["log_poles"], parameters["frequencies"]
+    real, imag = parameters["residues_real"], parameters["residues_imag"]
+    time = torch.arange(length, dtype=poles.dtype, device=poles.device)
+    h = torch.zeros(len(poles), length, dtype=poles.dtype, device=poles.device)
+    for mode in range(poles.shape[1]):
+        exponent, angle = (x[:, mode, None] * time for x in (poles, frequencies))
+        if absolute:
+            phase = frequencies[:, mode, None].detach().abs().clamp(max=1 / 4) * time
+            size = torch.exp(
+                exponent + (angle - angle.detach())
+            )  # whose slope is that by log-poles
+            term = (real + imag)[:, mode, None] * size
+            h = h + 2 * term * (1 + (exponent.detach().abs() + phase) / 8)
+        else:
+            wave = real[:, mode, None] * torch.cos(angle) - imag[:, mode, None] * torch.sin(angle)
+            h = h + 2 * torch.exp(exponent) * wave
     return h
 
 

@@ -48,7 +48,8 @@ class FilterKind(StrEnum):
 
     EXPLICIT   h is the parameter: Hyena-SE
     DECAY      h[g, k] = hhat[g, k] exp(-alpha_g tau_k), hhat the parameter: Hyena-MR
-    MODAL      h[g, k] = sum over n of R[g, n] exp(a[g, n] k), over the whole sequence: Hyena-LI
+    MODAL      h[g, k] = sum over n of R[g, n] exp(a[g, n] k), over the whole sequence: Hyena-LI;
+               with parametrisation complex, twice the real part of that: S4D
     FREEFORM   h is a tensor of any number of taps up to `length`
     """
 
@@ -79,10 +80,17 @@ class DecayPreset(StrEnum):
 
 
 class Parametrisation(StrEnum):
-    """How a modal filter stores its real log-poles a < 0."""
+    """How a modal filter stores its log-poles a and residues R.
+
+    Two of real poles, a < 0; and pairs of complex ones with their conjugates, of which the first
+    are stored (S4D, arXiv 2206.11893; H3, arXiv 2212.14052):
+
+        h[k] = sum over n of R[n] exp(a[n] k) + its conjugate = 2 Re sum over n of R[n] exp(a[n] k)
+    """
 
     P_GAMMA = "p_gamma"  # a = -exp(p) exp(gamma): two redundant parameters, as trained
     LOG_POLES = "log_poles"  # a itself
+    COMPLEX = "complex"  # a = log_poles + i frequencies, R = residues_real + i residues_imag
 
 
 class Skip(StrEnum):
@@ -204,7 +212,8 @@ class FilterSpec:
 
     length            K in taps; none only for modal, which spans the sequence; freeform: a maximum
     decay             for kind decay, and only there
-    modes             exponentials per group, for kind modal and only there
+    modes             exponentials per group, for kind modal and only there; with complex poles,
+                      pairs of them
     parametrisation   for kind modal, and only there
     """
 
@@ -217,6 +226,16 @@ class FilterSpec:
     parametrisation: Parametrisation | None = None
 
     EXAMPLE: ClassVar[str] = "{kind: explicit, length: 7, groups: 256}"
+
+    @property
+    def pairs(self) -> bool:
+        """Whether its modes are pairs of complex ones."""
+        return self.parametrisation is Parametrisation.COMPLEX
+
+    @property
+    def state_size(self) -> int:
+        """Real numbers in the state of a channel's modes, 0 without modes."""
+        return (2 if self.pairs else 1) * (self.modes or 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -354,15 +373,16 @@ class OpSpec:
 
         filter      (G, K)    taps in the order `filter.taps`; kind decay: hhat, without envelope
         p, gamma    (G, N)    kind modal with p_gamma; N = filter.modes
-        log_poles   (G, N)    kind modal with log_poles
-        residues    (G, N)    kind modal
+        log_poles   (G, N)    kind modal with log_poles or complex
+        frequencies (G, N)    kind modal with complex: radians a sample
+        residues    (G, N)    kind modal; with complex, residues_real and residues_imag
         featurizer  (n*D, F)  n = len(inputs), rows in the packing `layout.projection`
         skip        (D,) or (G,)
         bias        (D,)
 
         Initial values are those of the paper's training code where it has some: U(-s, s) with
         s = 1 / sqrt(taps), where Hyena-SE takes the taps of its featurizer; a small Gaussian
-        hhat; time constants of 27 to 272 samples for modal filters.
+        hhat; time constants of 27 to 272 samples for modal filters, and frequencies of U(0, pi).
         """
         return tuple(_parameters(self))
 
@@ -515,7 +535,11 @@ def _filter_problems(spec: OpSpec) -> Iterator[_RuleError]:
     for name, owner, example in (
         ("decay", FilterKind.DECAY, f"`decay: {DecaySpec.EXAMPLE}`"),
         ("modes", FilterKind.MODAL, "`modes: 16`"),
-        ("parametrisation", FilterKind.MODAL, "`parametrisation: log_poles`, or `p_gamma`"),
+        (
+            "parametrisation",
+            FilterKind.MODAL,
+            "`parametrisation: log_poles`, or `p_gamma`, or `complex` for conjugate pairs",
+        ),
     ):
         given = getattr(inner, name) is not None
         if given and kind is not owner:
@@ -602,8 +626,13 @@ def _parameters(spec: OpSpec) -> Iterator[ParameterSpec]:
                 shape=shape,
                 init=f"uniform_(0.01, 0.1).mul_({-math.exp(-1):.6g})",
             )
-        std = f"{0.1 / math.sqrt(inner.modes):.6g}"
-        yield ParameterSpec(name="residues", shape=shape, init=f"normal_(0.0, {std})")
+        if inner.pairs:
+            init = f"uniform_(0.0, {math.pi:.6g})"
+            yield ParameterSpec(name="frequencies", shape=shape, init=init)
+        # A pair is 2 Re: of the same variance as a real mode with residues half as large.
+        std = f"{(0.05 if inner.pairs else 0.1) / math.sqrt(inner.modes):.6g}"
+        for name in ("residues_real", "residues_imag") if inner.pairs else ("residues",):
+            yield ParameterSpec(name=name, shape=shape, init=f"normal_(0.0, {std})")
     else:
         assert inner.length is not None
         shape, taps = (inner.groups, inner.length), inner.length

@@ -71,7 +71,6 @@ from sh2gen.reference import (
 from sh2gen.spec import (
     Activation,
     Activations,
-    FilterKind,
     OpSpec,
     Precision,
     Projection,
@@ -387,6 +386,8 @@ class Case:
                 return normal / 8 - 1
             if name == "gamma":
                 return torch.log(0.01 + 0.09 * uniform)
+            if name == "frequencies":  # the last ones beyond half a turn
+                return 4 * uniform
             if name == "log_poles":
                 return -math.exp(-1) * (0.01 + 0.09 * uniform)
             # Vectors are weights of one term, matrices of as many as they have columns.
@@ -656,17 +657,22 @@ def linear_in_filter(case: Case) -> Iterator[Check]:
     if not case.linear:
         return
     rng = case.generator()
-    name = "residues" if case.spec.filter.kind is FilterKind.MODAL else "filter"
     inputs, parameters = case.inputs(rng), case.parameters(rng)
-    shape = parameters[name].shape
-    h, g = (
-        _short(torch.randn(shape, generator=rng, device=case.device)).to(parameters[name].dtype)
-        for _ in range(2)
-    )
+    linear = ("filter", "residues", "residues_real", "residues_imag")
+
+    def drawn() -> Tensors:
+        return {
+            name: _short(torch.randn(p.shape, generator=rng, device=case.device)).to(p.dtype)
+            for name, p in parameters.items()
+            if name in linear
+        }
+
+    h, g = drawn(), drawn()
+    both = {name: h[name] + g[name] for name in h}
+    none = {name: 0 * x for name, x in h.items()}
+    sizes = {name: h[name].abs() + g[name].abs() for name in h}
     yield _additive(
-        case,
-        [(inputs, parameters | {name: x}) for x in (h + g, h, g, 0 * h)],
-        (inputs, parameters | {name: h.abs() + g.abs()}),
+        case, [(inputs, parameters | x) for x in (both, h, g, none)], (inputs, parameters | sizes)
     )
 
 

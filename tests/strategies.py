@@ -17,6 +17,8 @@ MODES: dict[str, object] = {
     "kind": "modal", "modes": 3, "parametrisation": "log_poles", "groups": 2
 }  # fmt: skip
 
+PAIRS: dict[str, object] = MODES | {"parametrisation": "complex"}
+
 
 def filter_for(algorithm: str) -> dict[str, object]:
     """A filter of two groups that an algorithm computes."""
@@ -99,7 +101,7 @@ def _filters(
     kind = draw(st.sampled_from(kinds))
     inner: dict[str, object] = {"kind": kind, "groups": groups}
     if kind == "modal":
-        parametrisation = draw(st.sampled_from(("log_poles", "p_gamma")))
+        parametrisation = draw(st.sampled_from(("log_poles", "p_gamma", "complex")))
         return inner | {"modes": draw(st.integers(1, 4)), "parametrisation": parametrisation}
     taps = draw(st.integers(1, longest))
     inner |= {"length": taps, "taps": draw(_tap_orders())}

@@ -11,6 +11,9 @@ Backward walks backward in time with the states of the adjoint. The states befor
 those that forward has stored, 1/64 of the size of an activation in bfloat16 at 16 modes and tiles
 of 2048 steps; the convolution itself is computed again. Poles and residues get their gradients
 from products of steps and states that are summed in registers.
+
+Pairs of complex modes have states of two numbers each, real and imaginary parts, which products
+read as rows of their own; helpers that multiply states are others then (part `modal_pairs`).
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ from sh2gen.plan import (
 )
 from sh2gen.spec import Activation, Activations, FilterKind, OpSpec
 
-MAX_MODES = 64  # their tables and accumulators live in shared memory and registers
+MAX_STATE = 64  # numbers, of which tables and accumulators live in shared memory and registers
 MAX_FEATURIZER = 4  # its context is kept in registers, and compile time grows with it
 
 
@@ -60,10 +63,14 @@ def applies(spec: OpSpec) -> Verdict:
     reasons = list(later_fields(spec))
     if spec.filter.kind is not FilterKind.MODAL:
         reasons.append(f"the filter is {spec.filter.kind.value}; modal needs sums of exponentials")
-    elif spec.filter.modes is not None and spec.filter.modes > MAX_MODES:
-        reasons.append(f"{spec.filter.modes} modes; at most {MAX_MODES}")
+    elif spec.filter.state_size > MAX_STATE and spec.filter.pairs:
+        reasons.append(f"{spec.filter.modes} pairs of complex modes; at most {MAX_STATE // 2}")
+    elif spec.filter.state_size > MAX_STATE:
+        reasons.append(f"{spec.filter.modes} modes; at most {MAX_STATE}")
     if spec.featurizer is not None and spec.featurizer.length > MAX_FEATURIZER:
         reasons.append(f"a featurizer of {spec.featurizer.length} taps; at most {MAX_FEATURIZER}")
+    if spec.filter.pairs and spec.state is not None:
+        reasons.append("a state of pairs of complex modes: only real modes take and give theirs")
     if spec.activation is not Activation.NONE:
         reasons.append("an activation: its gradient needs the convolution before its adjoint")
     if spec.layout.activations is Activations.BLD:
@@ -71,7 +78,8 @@ def applies(spec: OpSpec) -> Verdict:
     if reasons:
         return Verdict.no(*reasons)
     return Verdict.yes(
-        f"{spec.filter.modes} modes as a recurrence over blocks of time, of any length: "
+        f"{spec.filter.modes} {'pairs of complex modes' if spec.filter.pairs else 'modes'} "
+        f"as a recurrence over blocks of time, of any length: "
         f"one kernel reads {len(spec.inputs)} and writes 1 activation"
     )
 
@@ -80,7 +88,8 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
     """One plan: channels first, states before tiles stored for backward."""
     graph = operator_graph(spec)
     backward_graph = adjoint(graph)
-    parts = ("modal", "rows", "toeplitz", "channels_first")
+    own = ("modal_pairs", "modal") if spec.filter.pairs else ("modal",)
+    parts = (*own, "rows", "toeplitz", "channels_first")
     names = (f"d_{name}" for name in spec.inputs)
     backward, reductions = _backward(
         backward_graph, dict(zip(names, backward_graph.outputs, strict=False))
@@ -110,7 +119,7 @@ class _Stream(Stream):
 
     def load_filter(self, node: Parameter | Modes) -> Statement:
         assert isinstance(node, Modes)
-        return LoadModes(out=node.out, poles=node.poles, residues=node.residues)
+        return LoadModes(out=node.out, views=node.views)
 
     def product(self, conv: Conv) -> Statement:
         return ModalConv(
@@ -263,16 +272,17 @@ def _backward(graph: Graph, stores: dict[str, str]) -> tuple[TileProgram, tuple[
     inputs = [tensor.removeprefix("d_") for tensor in stores]
     body, edges = _with_edges(_in_phases(body), gradient.out, inputs)
     first = sum(zero.length for zero in zeros)
-    count = modes.poles.length or 0
+    count = modes.count
     store = StoreModes(total=gradient.out, modes=gradient.modes, first=first, length=count)
+    size = len(modes.views) // 2 * count  # of a state
     program = TileProgram(
-        prologue=(*stream.prologue, *zeros, ZeroModes(out=gradient.out, length=count)),
+        prologue=(*stream.prologue, *zeros, ZeroModes(out=gradient.out, length=size)),
         body=_with_history(body),
         epilogue=(*partials, store, *edges),
         time=-1,
     )
     own = (
-        Reduction(tensor=modes.poles.tensor, first=first, view=modes.poles),
-        Reduction(tensor=modes.residues.tensor, first=first + count, view=modes.residues),
+        Reduction(tensor=view.tensor, first=first + i * count, view=view)
+        for i, view in enumerate(modes.views)
     )
     return program, (*reductions, *own)

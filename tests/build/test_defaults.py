@@ -18,7 +18,7 @@ from sh2gen.spec import FeaturizerSpec, GateSpec, OpSpec, Precision, Skip, load_
 from sh2gen.target import target
 
 LONG = ["hyena_mr", "hyena_mr_1b", "hyena_mr_40b", "conv_512"]  # by toeplitz
-MODAL = ["hyena_li", "hyena_li_stateful", "hyena_li_1b", "hyena_li_40b", "s4d_real"]
+MODAL = ["hyena_li", "hyena_li_stateful", "hyena_li_1b", "hyena_li_40b", "s4d_real", "s4d", "h3"]
 PLAIN = ["long_conv", "hyena"]  # by fft, without kernels
 OTHERS = [*LONG, *MODAL, *PLAIN]
 OPS = sorted(path for path in folder("ops").glob("*.yaml") if path.stem not in OTHERS)
@@ -91,6 +91,21 @@ def test_modes(op: str) -> None:
         if kernel.variant is Variant.ALIGNED and kernel.kernel.role != "reduce":
             assert kernel.ptx.count("ld.global.b16") <= history, "loads are narrow"
             assert "wgmma.mma_async" in kernel.ptx
+
+
+@pytest.mark.parametrize("modes", [8, 16])
+@pytest.mark.parametrize("op", ["s4d", "h3"])
+def test_fewer_pairs(op: str, modes: int) -> None:
+    """The defaults of small states; those of 32 pairs are the shipped operators'."""
+    spec = load_spec(folder("ops") / f"{op}.yaml")
+    spec = replace(spec, filter=replace(spec.filter, modes=modes))
+    (plan,) = plans(spec, "modal")
+    gpu = target("H200")
+    built = build(emit(spec, plan, schedule(spec, plan)), gpu)
+    check_fits(built, gpu)
+    for kernel in built.kernels:
+        if kernel.variant is Variant.ALIGNED and op == "s4d":
+            assert kernel.spills == 0, kernel.label
 
 
 @pytest.mark.parametrize("op", ["hyena_mr", "hyena_li"])

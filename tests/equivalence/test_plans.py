@@ -15,7 +15,7 @@ from sh2gen.lower import ALGORITHMS, plans, verdicts
 from sh2gen.lower.rows import tile_program
 from sh2gen.passes import adjoint
 from sh2gen.spec import OpSpec, spec_from_dict
-from tests.strategies import MODES, TAPS, register_profiles, shapes, specs
+from tests.strategies import MODES, PAIRS, TAPS, register_profiles, shapes, specs
 from tests.strategies_schedules import assert_close, random_tensors
 
 register_profiles()
@@ -66,7 +66,7 @@ def structures() -> list[OpSpec]:
     """Every combination of gates, featurizer, skip, bias, activation and packing."""
     found = []
     for inner, pre, post, featurizer, skip, bias, activation, packing in itertools.product(
-        (TAPS, MODES),
+        (TAPS, MODES, PAIRS),
         (False, True),
         (False, True),
         ("none", {"length": 2}),

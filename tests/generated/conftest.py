@@ -82,6 +82,15 @@ POLES: dict[str, Any] = {
     "filter": {"kind": "modal", "modes": 2, "groups": 3, "parametrisation": "log_poles"},
     "bias": "ungated",
 }
+PAIRS: dict[str, Any] = {
+    "op": "tiny_pairs",
+    "channels": 6,
+    # torch's opcheck cannot copy the states of an empty batch where a sequence has 32 numbers
+    "filter": {"kind": "modal", "modes": 2, "groups": 3, "parametrisation": "complex"},
+    "featurizer": {"length": 3},
+    "gates": GATES,
+    "skip": "channel",
+}
 # Name -> what is computed, and by which plan. All of them differ in more than one way.
 CASES: dict[str, tuple[dict[str, Any], str]] = {
     "hyena_bdl": (HYENA, "direct/BDL/recompute"),
@@ -97,6 +106,8 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "modal": (MODAL, "modal/BDL/save-states"),
     "modal_fft": (MODAL, "fft/BLD/recompute"),
     "poles": (POLES, "modal/BDL/save-states"),
+    "pairs": (PAIRS, "modal/BDL/save-states"),
+    "pairs_fft": (PAIRS, "fft/BDL/recompute"),
 }
 
 

@@ -85,6 +85,22 @@ def test_fresh_parameters(case: Case) -> None:
         assert values.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
 
 
+@pytest.mark.parametrize("case", ["pairs"], indirect=True)
+def test_fresh_pairs(case: Case) -> None:
+    """Time constants as those of real modes, any frequency, residues half as large."""
+    modules = [case.operator.module() for _ in range(200)]
+
+    def drawn(name: str) -> torch.Tensor:
+        return torch.stack([getattr(module, name).detach() for module in modules])
+
+    constants = -1 / drawn("log_poles")
+    assert 27 < constants.min().item() < 28 and 240 < constants.max().item() < 272
+    frequencies = drawn("frequencies")
+    assert 0 <= frequencies.min().item() < 0.02 and 3.1 < frequencies.max().item() <= 3.1416
+    for name in ("residues_real", "residues_imag"):
+        assert drawn(name).std().item() == pytest.approx(0.05 / math.sqrt(2), rel=0.1)
+
+
 @pytest.mark.parametrize("case", ["modal", "poles"], indirect=True)
 def test_fresh_modes(case: Case) -> None:
     """Time constants of 27 to 272 steps; residues of variance 1/100 over their number."""

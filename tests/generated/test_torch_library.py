@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:.*LeafSpec")  # torch's own
 
 # For what takes long: each algorithm, layout, packing and kind of filter at least once.
-FEW = ["hyena_bdl", "short_bld", "interleaved", "fft_bdl", "decay", "poles"]
+FEW = ["hyena_bdl", "short_bld", "interleaved", "fft_bdl", "decay", "poles", "pairs"]
 GATED = [
     "hyena_bdl",
     "hyena_bld",

@@ -61,6 +61,33 @@ def test_why_direct_does_not_apply(spec: OpSpec, reason: str) -> None:
     assert caught.value.code == "L001"
 
 
+@pytest.mark.parametrize(
+    ("parametrisation", "modes", "reason"),
+    [
+        ("log_poles", 65, "65 modes; at most 64"),
+        ("complex", 33, "33 pairs of complex modes; at most 32"),
+    ],
+)
+def test_states_of_up_to_64_numbers(parametrisation: str, modes: int, reason: str) -> None:
+    inner = {"kind": "modal", "groups": 2, "parametrisation": parametrisation}
+    spec = make(filter=inner | {"modes": modes})
+    with pytest.raises(Sh2genError, match=re.escape(reason)):
+        plans(spec, "modal")
+    assert [plan.algorithm for plan in plans(spec)] == ["fft", "fft"]
+    assert plans(make(filter=inner | {"modes": modes - 1}), "modal")
+
+
+def test_pairs_have_no_state_in_and_out_yet() -> None:
+    inner = {"kind": "modal", "groups": 2, "parametrisation": "complex", "modes": 2}
+    spec = make(filter=inner, state={"initial": True, "final": True})
+    with pytest.raises(Sh2genError, match="only real modes take and give theirs") as caught:
+        plans(spec, "modal")
+    assert caught.value.code == "L001"
+    with pytest.raises(Sh2genError, match="fft knows the taps") as caught:
+        plans(spec)
+    assert caught.value.code == "L002"
+
+
 def test_every_reason_is_given() -> None:
     spec = make(length=17, featurizer={"length": 17}, sequences="packed")
     assert len(verdicts(spec)["direct"].reasons) == 3

@@ -196,6 +196,36 @@ def test_modal_filter_is_the_recurrence() -> None:
         torch.testing.assert_close(got, torch.stack(expected, -1))
 
 
+def test_pairs_are_recurrences_of_complex_numbers() -> None:
+    """s[t] = exp(a) s[t-1] + x[t], y[t] = sum of R s[t] and of its conjugate."""
+    inner = {"kind": "modal", "groups": 6, "modes": 3, "parametrisation": "complex"}
+    spec = make(filter=inner)
+    inputs, parameters = draw(spec, 2, 12)
+    poles = torch.complex(parameters["log_poles"], parameters["frequencies"])
+    residues = torch.complex(parameters["residues_real"], parameters["residues_imag"])
+    state, expected = torch.zeros(2, 6, 3, dtype=torch.complex128), []
+    for t in range(12):
+        state = poles.exp() * state + inputs["x"][..., t, None]
+        term = (residues * state).sum(-1)
+        expected.append((term + term.conj()).real)
+    got = reference(spec, inputs, parameters)
+    torch.testing.assert_close(got, torch.stack(expected, -1))
+
+
+def test_absolute_of_pairs_does_not_grow_with_frequencies() -> None:
+    """An angle acts modulo a turn: no excuse for errors of many turns. An e-fold in 100 steps."""
+    spec = make(filter={"kind": "modal", "groups": 6, "modes": 1, "parametrisation": "complex"})
+    ones = torch.ones(6, 1, dtype=torch.float64)
+    parameters = {"log_poles": -0.01 * ones, "residues_real": ones, "residues_imag": ones}
+    slow, fast = (
+        filter_taps(spec, parameters | {"frequencies": f * ones}, 101, absolute=True)
+        for f in (0.25, 1e4)
+    )
+    torch.testing.assert_close(fast, slow)
+    expected = 4 * math.exp(-1) * (1 + (1 + 25) / 8)
+    assert slow[:, 100].tolist() == pytest.approx([expected] * 6)
+
+
 def test_freeform_filter_may_be_shorter() -> None:
     spec = make(filter={"kind": "freeform", "length": 100, "groups": 2})
     inputs, _ = draw(spec, 1, 30)
@@ -225,7 +255,12 @@ def test_absolute_bounds_gradients_at_zeros(data: st.DataObject) -> None:
     """A gradient by an input or parameter that is exactly zero has terms like any other."""
     spec = data.draw(specs(kinds=KINDS))
     inputs, parameters = draw(spec, 1, 12)
-    kept = {"p", "gamma", "log_poles"}  # a residue of zero leaves a pole without gradient
+    kept = {
+        "p",
+        "gamma",
+        "log_poles",
+        "frequencies",
+    }  # a residue of zero leaves a pole without gradient
     parameters = {n: p if n in kept else p * (p > 0) for n, p in parameters.items()}
     inputs = {n: x * (x > 0) for n, x in inputs.items()}
     dy = torch.ones(1, spec.channels, 12)
@@ -277,10 +312,11 @@ def test_left_context_continues_a_sequence(data: st.DataObject) -> None:
     torch.testing.assert_close(split, whole[..., 23:])
 
 
-def test_gradients_match_finite_differences() -> None:
+@pytest.mark.parametrize("parametrisation", ["p_gamma", "complex"])
+def test_gradients_match_finite_differences(parametrisation: str) -> None:
     spec = make(
         channels=2,
-        filter={"kind": "modal", "groups": 2, "modes": 2, "parametrisation": "p_gamma"},
+        filter={"kind": "modal", "groups": 2, "modes": 2, "parametrisation": parametrisation},
         featurizer={"length": 2},
         gates={"pre": True, "post": True},
         skip="channel",

@@ -144,8 +144,14 @@ def test_modal(parametrisation: Parametrisation) -> None:
     text = f"{{kind: modal, groups: 64, modes: 16, parametrisation: {parametrisation}}}"
     spec = parse_spec(f"op: li\nchannels: 64\nfilter: {text}\nskip: channel\n")
     assert spec.filter.length is None
-    names = ["p", "gamma"] if parametrisation is Parametrisation.P_GAMMA else ["log_poles"]
-    assert shapes(spec) == dict.fromkeys((*names, "residues"), (64, 16)) | {"skip": (64,)}
+    names = {
+        Parametrisation.P_GAMMA: ("p", "gamma", "residues"),
+        Parametrisation.LOG_POLES: ("log_poles", "residues"),
+        Parametrisation.COMPLEX: ("log_poles", "frequencies", "residues_real", "residues_imag"),
+    }[parametrisation]
+    assert shapes(spec) == dict.fromkeys(names, (64, 16)) | {"skip": (64,)}
+    pairs = parametrisation is Parametrisation.COMPLEX
+    assert spec.filter.pairs == pairs and spec.filter.state_size == (32 if pairs else 16)
 
 
 def test_freeform() -> None:
@@ -200,7 +206,9 @@ def test_initial_values_can_be_run() -> None:
         kind=FilterKind.MODAL, groups=64, modes=16, parametrisation=Parametrisation.P_GAMMA
     )
     poles = dataclasses.replace(modal, parametrisation=Parametrisation.LOG_POLES)
-    for spec in (parse_spec(EVERYTHING), small(filter=modal), small(filter=poles)):
+    pairs = dataclasses.replace(modal, parametrisation=Parametrisation.COMPLEX)
+    filters = (modal, poles, pairs)
+    for spec in (parse_spec(EVERYTHING), *(small(filter=inner) for inner in filters)):
         for parameter in spec.parameters:
             tensor = torch.empty(parameter.shape)
             for method, arguments in re.findall(r"(\w+)\(([^)]*)\)", parameter.init):
@@ -208,6 +216,8 @@ def test_initial_values_can_be_run() -> None:
             assert torch.isfinite(tensor).all()
             if parameter.name == "log_poles":
                 assert tensor.min() > -0.0368 and tensor.max() < -0.0036
+            if parameter.name == "frequencies":
+                assert tensor.min() >= 0 and 3 < tensor.max() <= 3.14159274
 
 
 def test_decay_exponents() -> None:

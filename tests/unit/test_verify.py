@@ -114,7 +114,13 @@ class TorchRunner:
                 poles = params["log_poles"]
             else:
                 poles = -(params["p"] + params["gamma"]).exp()
-            h = (params["residues"][..., None] * (poles[..., None] * time).exp()).sum(1)
+            size = (poles[..., None] * time).exp()
+            if "frequencies" in params:  # angles of many steps are no float32
+                angle = params["frequencies"].double()[..., None] * time
+                real, imag = (params[f"residues_{part}"][..., None] for part in ("real", "imag"))
+                h = (2 * size * (real * angle.cos() - imag * angle.sin()).float()).sum(1)
+            else:
+                h = (params["residues"][..., None] * size).sum(1)
         else:
             h = params["filter"]
             if self.spec.filter.kind is FilterKind.DECAY:

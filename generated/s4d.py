@@ -1,0 +1,1831 @@
+"""s4d: causal convolution with sums of 32 pairs of complex exponentials
+
+    z = x
+    y = filter * z + skip . z
+
+Activations are (B, D, L) with B batch, L time steps, D = 1024 channels; G = 1024 filter
+groups, N = 32 pairs of modes. Plan modal/BDL/save-states.
+
+Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+try:
+    import triton
+    import triton.language as tl
+
+    HAS_TRITON = True
+except ImportError:  # plain PyTorch needs no Triton: let the kernels be defined, though not run
+    from types import SimpleNamespace
+
+    HAS_TRITON = False
+    tl = SimpleNamespace(constexpr=None)
+    triton = SimpleNamespace(jit=lambda function=None, **_: function or (lambda f: f))
+
+OP = "s4d"
+PLAN = "modal/BDL/save-states"
+LAYOUT = "BDL"
+INPUTS = ("x",)
+PARAMETERS = {
+    "log_poles": (1024, 32),
+    "frequencies": (1024, 32),
+    "residues_real": (1024, 32),
+    "residues_imag": (1024, 32),
+    "skip": (1024,),
+}
+CHANNELS = 1024
+INTERLEAVED = False  # how features are packed: channel by channel, or input by input
+TIME, CHANNEL = 2, 1  # axes of an activation
+BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
+BLOCK = 64  # steps that plain PyTorch convolves by one product
+BINARIES: dict = {}  # compiled kernels by the traits of their arguments
+SCHEDULE = {
+    "forward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
+    "backward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
+}
+OPTIONS = {  # of the compiler
+    "forward": {"num_warps": 4, "maxnreg": 128, "enable_fp_fusion": True},
+    "backward": {"num_warps": 8, "maxnreg": 255, "enable_fp_fusion": True},
+    "reduce": {"num_warps": 4, "enable_fp_fusion": True},
+}
+SPEC = {
+    "op": "s4d",
+    "channels": 1024,
+    "filter": {
+        "kind": "modal",
+        "length": "none",
+        "groups": 1024,
+        "taps": "lag_first",
+        "decay": "none",
+        "modes": 32,
+        "parametrisation": "complex",
+    },
+    "featurizer": "none",
+    "gates": {"pre": False, "post": False},
+    "skip": "channel",
+    "bias": "none",
+    "activation": "none",
+    "precision": "balanced",
+    "dtype": {"io": "bfloat16", "accumulate": "float32"},
+    "layout": {"activations": "auto", "projection": "thirds"},
+    "state": "none",
+    "sequences": "dense",
+    "context": "none",
+    "workloads": [{"batch": 1, "length": 8192}, {"batch": 1, "length": 131072}],
+}
+
+# -----------------------------------------------------------------------------------------------
+# Helpers of the kernels
+# -----------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def beyond_turns(turns, steps):
+    """The angle after so many steps, in turns from -1/2 to 1/2."""
+    angle = turns * steps
+    return (angle - tl.floor(angle + 0.5)).to(tl.float32)
+
+
+@triton.jit
+def times(a, b):
+    """a b of complex numbers."""
+    return a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]
+
+
+@triton.jit
+def rotation(part):
+    """cos and sin of a part of a turn, from -1/2 to 1/2: Taylor's series about the nearest
+    quarter, times that power of i.
+    """
+    quarter = tl.floor(4.0 * part + 0.5)
+    x = (part - 0.25 * quarter) * 6.283185307179586
+    square = x * x
+    cosine = 1.0 - square * (1.0 / 90.0)
+    sine = 1.0 - square * (1.0 / 72.0)
+    for i in tl.static_range(4):
+        cosine = 1.0 - square * cosine * (1.0 / ((8 - 2 * i) * (7 - 2 * i)))
+    for i in tl.static_range(3):
+        sine = 1.0 - square * sine * (1.0 / ((7 - 2 * i) * (6 - 2 * i)))
+    even = 1.0 - tl.abs(quarter)
+    odd = quarter * (2.0 - tl.abs(quarter))
+    return times((even, odd), (cosine, x * sine))
+
+
+@triton.jit
+def exponential(a, steps):
+    """exp(a steps) of log-poles a."""
+    cosine, sine = rotation(beyond_turns(a[1], steps))
+    size = tl.exp(a[0] * steps)
+    return size * cosine, size * sine
+
+
+@triton.jit
+def expm1(x):
+    """exp(x) - 1 for x <= 0, to float32's relative precision: by Taylor's series near 0."""
+    series = 1.0 + x / 7.0
+    for i in tl.static_range(5):
+        series = 1.0 + x * series / (6.0 - i)
+    return tl.where(x > -0.125, x * series, tl.exp(x) - 1.0)
+
+
+@triton.jit
+def exponential_minus_1(a, steps):
+    """exp(a steps) - 1 to float32's relative precision: with x and y the parts of the exponent,
+    (exp(x) - 1) cos y - 2 sin(y / 2)^2 + i exp(x) sin y.
+    """
+    part = beyond_turns(a[1], steps)
+    cosine, sine = rotation(part)
+    _, half = rotation(0.5 * part)
+    loss = expm1(a[0] * steps)
+    return loss * cosine - 2.0 * half * half, sine + loss * sine
+
+
+@triton.jit
+def plus(a, b):
+    """a + b of complex numbers."""
+    return a[0] + b[0], a[1] + b[1]
+
+
+@triton.jit
+def rounded(x, PRECISION: tl.constexpr):
+    """x as a product reads it: float32 is rounded to TF32, where the hardware would cut it off."""
+    if PRECISION == "tf32":
+        bits = x.to(tl.int32, bitcast=True)
+        return ((bits + 0x1000) & ~0x1FFF).to(tl.float32, bitcast=True)
+    else:
+        return x
+
+
+@triton.jit
+def stacked(z, MODES: tl.constexpr, COLUMNS: tl.constexpr):
+    """Complex numbers [MODES / 2, COLUMNS] as rows [MODES, COLUMNS]."""
+    return tl.reshape(tl.permute(tl.join(z[0], z[1]), (0, 2, 1)), (MODES, COLUMNS))
+
+
+@triton.jit
+def terms(x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """x as a sum of operands: two terms, or x itself where products read float32 as it is."""
+    high = rounded(x.to(OPERAND), PRECISION)
+    if tl.float32 == OPERAND and PRECISION == "ieee":
+        return (high,)
+    else:
+        return high, rounded((x - high.to(tl.float32)).to(OPERAND), PRECISION)
+
+
+@triton.jit
+def transposed(x):
+    """Every term of x, transposed."""
+    out = ()
+    for i in tl.static_range(len(x)):
+        out = out + (tl.trans(x[i]),)
+    return out
+
+
+@triton.jit
+def load_modes(
+    log_poles_ptr, frequencies_ptr, residues_real_ptr, residues_imag_ptr, row,
+    COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
+    BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """All that a channel's tiles need of its COUNT pairs, at most MODES / 2: what load_modes of
+    modal.py returns, with real and imaginary parts in rows.
+    """
+    mode = tl.arange(0, MODES // 2)
+    there = mode < COUNT
+    where = row * COUNT + mode
+    decay = tl.load(log_poles_ptr + where, mask=there, other=-1.0)
+    frequency = tl.load(frequencies_ptr + where, mask=there, other=0.0)
+    turns = frequency.to(tl.float64) * 0.15915494309189535
+    turns -= tl.floor(turns + 0.5)
+    real = tl.load(residues_real_ptr + where, mask=there, other=0.0)
+    imag = tl.load(residues_imag_ptr + where, mask=there, other=0.0)
+    a = (decay[:, None], turns[:, None])
+    twice = (2.0 * real[:, None], 2.0 * imag[:, None])
+    step = tl.arange(0, BLOCK_T)
+    powers = exponential(a, step[None, :])
+    reversed_powers = exponential(a, (BLOCK_T - 1 - step)[None, :])
+    taps = tl.sum(times(twice, powers)[0], axis=0)
+    lag = step[None, :] - step[:, None]
+    by_row = taps[None, :] + tl.zeros((BLOCK_T, 1), tl.float32)
+    matrix = tl.where(lag >= 0, tl.gather(by_row, tl.maximum(lag, 0), 1), 0.0)
+    within = rounded(matrix.to(OPERAND), PRECISION)
+    weight = times(twice, exponential(a, 1))
+    to_end = transposed(terms(stacked(reversed_powers, MODES, BLOCK_T), OPERAND, PRECISION))
+    to_start = transposed(terms(stacked(powers, MODES, BLOCK_T), OPERAND, PRECISION))
+    # A real part is a product of real parts minus one of imaginary parts.
+    ahead, behind = times(weight, powers), times(weight, reversed_powers)
+    from_before = terms(stacked((ahead[0], -ahead[1]), MODES, BLOCK_T), OPERAND, PRECISION)
+    from_after = terms(stacked((behind[0], -behind[1]), MODES, BLOCK_T), OPERAND, PRECISION)
+    GROUPS: tl.constexpr = M // 8
+    group = tl.arange(0, GROUPS)[None, :] + tl.zeros((MODES // 2, 1), tl.int32)
+    none = tl.zeros((1, GROUPS), tl.float32)
+    block = plus(exponential(a, BLOCK_T), (none, none))
+    doublings = ()
+    for i in tl.static_range(4):
+        doublings = doublings + (exponential(a, 8 * BLOCK_T * 2**i),)
+    entered = exponential(a, 8 * BLOCK_T * group)
+    left = exponential(a, 8 * BLOCK_T * (GROUPS - 1 - group))
+    whole = exponential_minus_1(a, M * BLOCK_T)
+    scan_constants = (group, block, doublings, entered, left, whole)
+    return a, (real, imag), within, to_end, from_before, to_start, from_after, scan_constants
+
+
+@triton.jit
+def zero_state(MODES: tl.constexpr, M: tl.constexpr):
+    """The state of a sequence that has not begun, for every lane of the scan."""
+    zero = tl.zeros((MODES // 2, M // 8), tl.float32)
+    return zero, zero
+
+
+@triton.jit
+def zero_modes(
+    MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr, STATEFUL: tl.constexpr
+):
+    """Accumulators of `modal_gradient`; there is no state in and out yet."""
+    within = tl.zeros((BLOCK_T, BLOCK_T), tl.float32)
+    outer = tl.zeros((MODES, BLOCK_T), tl.float32)
+    both = tl.zeros((MODES // 2, M // 8), tl.float32)
+    return within, outer, outer, both, both
+
+
+@triton.jit
+def modal_gradient(total, grad, grad_states, block, states, PRECISION: tl.constexpr):
+    """`modal_gradient` of modal.py, where the product of two states is complex."""
+    within = tl.dot(tl.trans(block), grad, total[0], input_precision=PRECISION)
+    before, after, both = total[1], total[2], (total[3], total[4])
+    for i in tl.static_range(len(states[1])):
+        before = tl.dot(states[1][i], grad, before, input_precision=PRECISION)
+        after = tl.dot(grad_states[1][i], block, after, input_precision=PRECISION)
+    for p in tl.static_range(8):
+        both = plus(both, times(states[0][p], grad_states[0][p]))
+    return within, before, after, both[0], both[1]
+
+
+@triton.jit
+def unstacked(x, MODES: tl.constexpr, COLUMNS: tl.constexpr):
+    """The inverse of `stacked`."""
+    return tl.split(tl.permute(tl.reshape(x, (MODES // 2, 2, COLUMNS)), (0, 2, 1)))
+
+
+@triton.jit
+def store_modes(
+    ptr, first, total, modes, channel, inside, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+    MODES: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """Write the gradients of COUNT log-poles, frequencies, real and imaginary parts of residues
+    to rows first, ... of [P, CHANNELS]: 2 Re and -2 Im of sums as in store_modes of modal.py.
+
+    Lags within a block count from 1, as those from before it, and share a table with them. One
+    from 0 would be that of `load_modes`, which the compiler would keep in registers until now.
+    """
+    a, residue = modes[0], modes[1]
+    j = tl.arange(0, BLOCK_T)[:, None]
+    turn = tl.arange(0, BLOCK_T)[None, :]
+    turned = tl.gather(total[0], (j + turn + 1) % BLOCK_T, 1)
+    by_lag = tl.sum(tl.where(j + turn + 1 < BLOCK_T, turned, 0.0), axis=0)[None, :]
+    at_once = tl.sum(tl.sum(tl.where(j == turn, total[0], 0.0), axis=1), axis=0)
+    real, imag = unstacked(total[1], MODES, BLOCK_T)
+    before = times(exponential(a, turn + 1), (real + by_lag, imag))
+    after = times(exponential(a, BLOCK_T - turn), unstacked(total[2], MODES, BLOCK_T))
+    sums = (tl.sum(total[3], axis=1)[:, None], tl.sum(total[4], axis=1)[:, None])
+    both = times(exponential(a, BLOCK_T + 1), sums)
+    step = turn.to(tl.float32)
+    by_pole = ()
+    for i in tl.static_range(2):
+        within = tl.sum((step + 1.0) * before[i] + (BLOCK_T - 1.0 - step) * after[i], axis=1)
+        by_pole = by_pole + (within + tl.sum(BLOCK_T * both[i], axis=1),)
+    by_pole = times(residue, by_pole)
+    by_residue = (at_once + tl.sum(before[0], axis=1), tl.sum(before[1], axis=1))
+    mode = tl.arange(0, MODES // 2)
+    where = ptr + (first + mode) * CHANNELS + channel
+    there = (mode < COUNT) & inside
+    tl.store(where, 2.0 * by_pole[0], mask=there)
+    tl.store(where + COUNT * CHANNELS, -2.0 * by_pole[1], mask=there)
+    tl.store(where + 2 * COUNT * CHANNELS, 2.0 * by_residue[0], mask=there)
+    tl.store(where + 3 * COUNT * CHANNELS, -2.0 * by_residue[1], mask=there)
+
+
+@triton.jit
+def load_state(
+    ptr, number, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr
+):
+    """The state before tile `number`, COUNT numbers, for every lane of the scan."""
+    real = 2 * tl.arange(0, MODES // 2)[:, None] + tl.zeros((1, M // 8), tl.int32)
+    where = ptr + number * (CHANNELS * COUNT) + real
+    there = real < COUNT
+    return tl.load(where, mask=there, other=0.0), tl.load(where + 1, mask=there, other=0.0)
+
+
+@triton.jit
+def keep_state(
+    ptr, number, state, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+    MODES: tl.constexpr, M: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """Write the state before tile `number`, if KEEP: COUNT numbers, real parts before imaginary
+    ones mode by mode.
+    """
+    if KEEP:
+        real = 2 * tl.arange(0, MODES // 2)[:, None] + tl.zeros((1, M // 8), tl.int32)
+        lane = tl.arange(0, M // 8)[None, :]
+        where = ptr + number * (CHANNELS * COUNT) + real
+        there = (real < COUNT) & (lane == 0)
+        tl.store(where, state[0], mask=there)
+        tl.store(where + 1, state[1], mask=there)
+
+
+@triton.jit
+def rows_vector(
+    rows, first: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr, dtype: tl.constexpr
+):
+    """The inverse of vector_rows for rows first .. first + 7, rounded to dtype."""
+    x04 = tl.reshape(tl.join(rows[first].to(dtype), rows[first + 4].to(dtype)), (BLOCK_D, N * 2))
+    x15 = tl.reshape(
+        tl.join(rows[first + 1].to(dtype), rows[first + 5].to(dtype)), (BLOCK_D, N * 2)
+    )
+    x26 = tl.reshape(
+        tl.join(rows[first + 2].to(dtype), rows[first + 6].to(dtype)), (BLOCK_D, N * 2)
+    )
+    x37 = tl.reshape(
+        tl.join(rows[first + 3].to(dtype), rows[first + 7].to(dtype)), (BLOCK_D, N * 2)
+    )
+    even = tl.reshape(tl.join(x04, x26), (BLOCK_D, N * 4))
+    odd = tl.reshape(tl.join(x15, x37), (BLOCK_D, N * 4))
+    return tl.reshape(tl.join(even, odd), (BLOCK_D, N * 8))
+
+
+@triton.jit
+def block_of(
+    rows, M: tl.constexpr, N: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
+):
+    """Rows as a matrix that products read: [M, BLOCK_T], a block of time a row."""
+    return rounded(rows_vector(rows, 0, M, N, OPERAND), PRECISION)
+
+
+@triton.jit
+def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
+    """[BLOCK_D, N * 8] -> its eight phases, each a float32 row [BLOCK_D, N]."""
+    even, odd = tl.split(tl.reshape(x, (BLOCK_D, N * 4, 2)))
+    x04, x26 = tl.split(tl.reshape(even, (BLOCK_D, N * 2, 2)))
+    x15, x37 = tl.split(tl.reshape(odd, (BLOCK_D, N * 2, 2)))
+    x0, x4 = tl.split(tl.reshape(x04, (BLOCK_D, N, 2)))
+    x1, x5 = tl.split(tl.reshape(x15, (BLOCK_D, N, 2)))
+    x2, x6 = tl.split(tl.reshape(x26, (BLOCK_D, N, 2)))
+    x3, x7 = tl.split(tl.reshape(x37, (BLOCK_D, N, 2)))
+    rows = (x0, x1, x2, x3, x4, x5, x6, x7)
+    out = ()
+    for r in tl.static_range(8):
+        out = out + (rows[r].to(tl.float32),)
+    return out
+
+
+@triton.jit
+def recall(block, M: tl.constexpr, N: tl.constexpr):
+    """The rows of a block, as products read them."""
+    return vector_rows(block, M, N)
+
+
+@triton.jit
+def operand_states(
+    states, MODES: tl.constexpr, M: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
+):
+    """Scanned states, as they are and as operands [MODES, M]."""
+    real, imag = (), ()
+    for p in tl.static_range(8):
+        real = real + (states[p][0],)
+        imag = imag + (states[p][1],)
+    real_matrix = rows_vector(real, 0, MODES // 2, M // 8, tl.float32)
+    imag_matrix = rows_vector(imag, 0, MODES // 2, M // 8, tl.float32)
+    return states, terms(stacked((real_matrix, imag_matrix), MODES, M), OPERAND, PRECISION)
+
+
+@triton.jit
+def product(a, b, total, PRECISION: tl.constexpr):
+    """total + a b, of terms: all but the product of two low ones."""
+    total = tl.dot(a[0], b[0], total, input_precision=PRECISION)
+    if len(b) > 1:
+        total = tl.dot(a[0], b[1], total, input_precision=PRECISION)
+    if len(a) > 1:
+        total = tl.dot(a[1], b[0], total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def from_lane(z, lane, there):
+    """The complex numbers of other lanes, or zero."""
+    real, imag = tl.gather(z[0], lane, 1), tl.gather(z[1], lane, 1)
+    return tl.where(there, real, 0.0), tl.where(there, imag, 0.0)
+
+
+@triton.jit
+def scan_rows(sums, MODES: tl.constexpr, M: tl.constexpr):
+    """What blocks add to states, [M, MODES], as the scan reads it: eight numbers a lane."""
+    both = tl.split(tl.reshape(sums, (M, MODES // 2, 2)))
+    real = vector_rows(tl.trans(both[0]), MODES // 2, M // 8)
+    imag = vector_rows(tl.trans(both[1]), MODES // 2, M // 8)
+    out = ()
+    for p in tl.static_range(8):
+        out = out + ((real[p], imag[p]),)
+    return out
+
+
+@triton.jit
+def scan(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
+    """`scan` of modal.py, of complex numbers."""
+    group, block, doublings, entered, left, whole = constants
+    GROUPS: tl.constexpr = M // 8
+    end = scan_rows(ends, MODES, M)
+    total = end[0]
+    for p in tl.static_range(1, 8):
+        total = plus(times(total, block), end[p])
+    for i in tl.static_range(4):
+        if 2**i < GROUPS:
+            before = from_lane(total, (group + (GROUPS - 2**i)) % GROUPS, group >= 2**i)
+            total = plus(total, times(doublings[i], before))
+    now = from_lane(total, (group + (GROUPS - 1)) % GROUPS, group > 0)
+    now = plus(now, times(entered, state))
+    states = (now,)
+    for p in tl.static_range(7):
+        now = plus(times(now, block), end[p])
+        states = states + (now,)
+    added = from_lane(total, group * 0 + (GROUPS - 1), group >= 0)
+    return states, plus(state, plus(times(whole, state), added))
+
+
+@triton.jit
+def states_before(
+    block, modes, state,
+    MODES: tl.constexpr, M: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The states before each block of a tile, and after the tile."""
+    ends = product((block,), modes[3], tl.zeros((M, MODES), tl.float32), PRECISION)
+    found, state = scan(ends, modes[7], state, MODES, M)
+    return operand_states(found, MODES, M, OPERAND, PRECISION), state
+
+
+@triton.jit
+def scan_adjoint(starts, constants, state, MODES: tl.constexpr, M: tl.constexpr):
+    """`scan_adjoint` of modal.py, of complex numbers."""
+    group, block, doublings, entered, left, whole = constants
+    GROUPS: tl.constexpr = M // 8
+    start = scan_rows(starts, MODES, M)
+    total = start[7]
+    for p in tl.static_range(1, 8):
+        total = plus(times(total, block), start[7 - p])
+    for i in tl.static_range(4):
+        if 2**i < GROUPS:
+            after = from_lane(total, (group + 2**i) % GROUPS, group < GROUPS - 2**i)
+            total = plus(total, times(doublings[i], after))
+    now = from_lane(total, (group + 1) % GROUPS, group < GROUPS - 1)
+    now = plus(now, times(left, state))
+    states = (now,)
+    for p in tl.static_range(7):
+        now = plus(times(now, block), start[7 - p])
+        states = (now,) + states
+    added = from_lane(total, group * 0, group >= 0)
+    return states, plus(state, plus(times(whole, state), added))
+
+
+@triton.jit
+def states_after(
+    block, modes, state,
+    MODES: tl.constexpr, M: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The adjoint states after each block of a tile, and before the tile."""
+    starts = product((block,), modes[5], tl.zeros((M, MODES), tl.float32), PRECISION)
+    found, state = scan_adjoint(starts, modes[7], state, MODES, M)
+    return operand_states(found, MODES, M, OPERAND, PRECISION), state
+
+
+@triton.jit
+def modal(block, found, modes, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
+    """Rows of y[t] = sum_n R_n sum_j exp(a_n j) x[t - j]: of the block, and of its past."""
+    y = tl.dot(block, modes[2], input_precision=PRECISION)
+    return vector_rows(product(transposed(found[1]), modes[4], y, PRECISION), M, N)
+
+
+@triton.jit
+def modal_adjoint(block, found, modes, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
+    """Rows of y[t] = sum_n R_n sum_j exp(a_n j) x[t + j]: of the block, and of its future."""
+    y = tl.dot(block, tl.trans(modes[2]), input_precision=PRECISION)
+    return vector_rows(product(transposed(found[1]), modes[6], y, PRECISION), M, N)
+
+
+@triton.jit
+def zero_taps(LENGTH: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    """LENGTH accumulators [M / 2, N]: sums of the two halves of the lanes."""
+    total = ()
+    for _ in tl.static_range(LENGTH):
+        total = total + (tl.zeros((M // 2, N), tl.float32),)
+    return total
+
+
+@triton.jit
+def halves(x, M: tl.constexpr, N: tl.constexpr):
+    """The upper and the lower half of the rows of [M, N], which threads hold side by side."""
+    return tl.split(tl.permute(tl.reshape(x, (2, M // 2, N)), (1, 2, 0)))
+
+
+@triton.jit
+def channel_sum(total, x):
+    """total[0] += sum_t x[t]."""
+    M: tl.constexpr = x[0].shape[0]
+    N: tl.constexpr = x[0].shape[1]
+    value = x[0]
+    for r in tl.static_range(1, len(x)):
+        value += x[r]
+    upper, lower = halves(value, M, N)
+    return (total[0] + (upper + lower),)
+
+
+@triton.jit
+def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
+    """Write accumulators, summed over the tile, to rows first, ... of [P, CHANNELS]; four at once,
+    which costs little more than one.
+    """
+    for i in tl.static_range(0, len(total), 4):
+        last: tl.constexpr = len(total) - 1
+        some = tl.join(
+            tl.join(total[i], total[min(i + 2, last)]),
+            tl.join(total[min(i + 1, last)], total[min(i + 3, last)]),
+        )
+        row = i + tl.arange(0, 4)
+        where = ptr + (first + row) * CHANNELS + channel
+        sums = tl.sum(tl.reshape(some, (some.numel // 4, 4)), 0)
+        tl.store(where, sums, mask=inside & (row <= last))
+
+
+@triton.jit
+def enter_state(
+    ends, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr, STATEFUL: tl.constexpr
+):
+    """The state before the first step, for every lane of the scan: zero unless STATEFUL."""
+    if STATEFUL:
+        return load_state(ends[0], 0, COUNT, 0, MODES, M)
+    else:
+        return zero_state(MODES, M)
+
+
+@triton.jit
+def of_mode(state, mode, MODES: tl.constexpr, M: tl.constexpr):
+    """One mode's number in the state before or after a tile."""
+    index = tl.arange(0, MODES)[:, None]
+    lane = tl.arange(0, M // 8)[None, :]
+    return tl.sum(tl.sum(tl.where((index == mode) & (lane == 0), state, 0.0), 1), 0)
+
+
+@triton.jit
+def steps_left(tile, rows, M: tl.constexpr, N: tl.constexpr):
+    """Whether a sequence ends within a tile, how many steps of it are before the end, and for
+    every lane how many steps follow its first row within the sequence.
+    """
+    channel, inside, t, earliest, latest, first, last, end = tile
+    left = end - earliest
+    lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
+    return left <= M * N * len(rows), left, left - 1 - lane * len(rows)
+
+
+@triton.jit
+def leave_state(
+    state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """Write the state after the last step, from that before the last tile, if STATEFUL.
+
+    A tile that is not whole would decay beyond the end, and nothing divides by a decay: so the
+    last tile is summed once more, by steps to the end instead of to the end of the tile.
+    """
+    if STATEFUL:
+        closes, left, ahead = steps_left(tile, rows, M, N)
+        if closes:
+            for mode in range(COUNT):
+                a = tl.load(ends[2] + mode)
+                total = tl.zeros((M, N), tl.float32)
+                for r in tl.static_range(len(rows)):
+                    decayed = rows[r] * tl.exp(a * tl.maximum(ahead - r, 0))
+                    total += tl.where(ahead >= r, decayed, 0.0)
+                before = of_mode(state, mode, MODES, M)
+                added = tl.sum(tl.reshape(total, (M * N,)), 0)
+                tl.store(ends[1] + mode, before + (expm1(a * left) * before + added))
+
+
+@triton.jit
+def leave_gradient(
+    total, state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """Add what the gradient of the last state gives to those of poles within the last tile: that
+    of d exp(a d), d steps from x[t] or from the state before the tile to the end.
+    """
+    if STATEFUL:
+        closes, left, ahead = steps_left(tile, rows, M, N)
+        found = total[4]
+        for mode in range(tl.where(closes, COUNT, 0)):
+            a = tl.load(ends[2] + mode)
+            value = tl.zeros((M, N), tl.float32)
+            for r in tl.static_range(len(rows)):
+                lag = tl.maximum(ahead - r, 0).to(tl.float32)  # the step d = 0 adds nothing
+                value += rows[r] * lag * tl.exp(a * lag)
+            by_state = left * tl.exp(a * left) * of_mode(state, mode, MODES, M)
+            by_pole = tl.sum(tl.reshape(value, (M * N,)), 0) + by_state
+            found += tl.where(tl.arange(0, MODES) == mode, tl.load(ends[1] + mode) * by_pole, 0.0)
+        return total[:4] + (found,)
+    else:
+        return total
+
+
+@triton.jit
+def leave_adjoint(
+    rows, state, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """Add what the gradient of the last state gives to gradients of the steps of the last tile,
+    and to the adjoint state before it.
+    """
+    if STATEFUL:
+        closes, left, ahead = steps_left(tile, rows, M, N)
+        index = tl.arange(0, MODES)[:, None]
+        for mode in range(tl.where(closes, COUNT, 0)):
+            a = tl.load(ends[2] + mode)
+            grad = tl.load(ends[1] + mode)
+            out = ()
+            for r in tl.static_range(len(rows)):
+                decayed = grad * tl.exp(a * tl.maximum(ahead - r, 0))
+                out = out + (rows[r] + tl.where(ahead >= r, decayed, 0.0),)
+            rows = out
+            state += tl.where(index == mode, grad * tl.exp(a * (left - 1)), 0.0)
+    return rows, state
+
+
+@triton.jit
+def enter_gradient(
+    state, modes, ends, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
+    STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient of the state before the first step, if STATEFUL."""
+    if STATEFUL:
+        gradient = tl.exp(modes[0])[:, None] * state
+        keep_state(ends[0], 0, gradient, COUNT, 0, MODES, M, True)
+
+
+@triton.jit
+def load_vector(ptr, row, inside):
+    """One float32 parameter for each lane: [BLOCK_D, 1]."""
+    return tl.load(ptr + row, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def multiply(a, b):
+    y = ()
+    for r in tl.static_range(len(a)):
+        y = y + (a[r] * b[r],)
+    return y
+
+
+@triton.jit
+def add(a, b):
+    y = ()
+    for r in tl.static_range(len(a)):
+        y = y + (a[r] + b[r],)
+    return y
+
+
+@triton.jit
+def scale(x, factor):
+    """Each row times a per-channel factor [BLOCK_D, 1]."""
+    y = ()
+    for r in tl.static_range(len(x)):
+        y = y + (x[r] * factor,)
+    return y
+
+
+@triton.jit
+def locate(program, time_programs, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
+    """(batch, first channel, time program) of one program; neighbours in time run together."""
+    channel_programs: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
+    outer = program // time_programs
+    return outer // channel_programs, outer % channel_programs * BLOCK_D, program % time_programs
+
+
+@triton.jit
+def advance(ptr, batch_stride, row, STEP: tl.constexpr, unit, origin):
+    """The pointer to origin = (batch, channel, time), in 64-bit arithmetic, and the row stride.
+
+    Strides come in units of STEP elements, which tells the compiler how rows are aligned.
+    """
+    batch, channel, time = origin
+    offset = batch.to(tl.int64) * batch_stride * STEP + channel.to(tl.int64) * row * STEP
+    return ptr + offset + time.to(tl.int64) * unit, row * STEP
+
+
+@triton.jit
+def load_rows(
+    ptr, row, unit, tile,
+    LO: tl.constexpr, HI: tl.constexpr,
+    EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
+
+    EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside
+    as a whole. Otherwise only tiles at an edge pay for a mask on every element. Lanes may begin at
+    different times t, from `earliest` to `latest`.
+    """
+    channel, inside, t, earliest, latest, first, last, end = tile
+    rows = ()
+    for vector in tl.static_range(LO // 8, (HI + 7) // 8):
+        index = tl.arange(0, N * 8)[None, :]
+        begin = t + vector * 8 + index // 8 * ROWS  # of the vector
+        time = begin + index % 8
+        where = ptr + channel * row + time * unit
+        if EVEN:
+            x = tl.load(where, mask=inside & (begin >= first) & (begin < last), other=0.0)
+        elif (earliest + vector * 8 >= first) & (latest + vector * 8 + N * ROWS <= last):
+            x = tl.load(where, mask=inside, other=0.0)
+        else:
+            x = tl.load(where, mask=inside & (time >= first) & (time < last), other=0.0)
+        rows = rows + vector_rows(x, BLOCK_D, N)
+    return rows[LO - LO // 8 * 8 : LO - LO // 8 * 8 + HI - LO]
+
+
+@triton.jit
+def store_rows(
+    ptr, row, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
+):
+    """Write the rows of every block that lie before `end`."""
+    channel, inside, t, earliest, latest, first, last, end = tile
+    for vector in tl.static_range(len(rows) // 8):
+        x = rows_vector(rows, vector * 8, BLOCK_D, N, ptr.dtype.element_ty)
+        index = tl.arange(0, N * 8)[None, :]
+        begin = t + vector * 8 + index // 8 * len(rows)
+        time = begin + index % 8
+        where = ptr + channel * row + time * unit
+        if EVEN:
+            tl.store(where, x, mask=inside & (begin < end))
+        elif latest + vector * 8 + N * len(rows) <= end:
+            tl.store(where, x, mask=inside)
+        else:
+            tl.store(where, x, mask=inside & (time < end))
+
+
+# -----------------------------------------------------------------------------------------------
+# Kernels
+# -----------------------------------------------------------------------------------------------
+
+
+@triton.jit(
+    do_not_specialize=[
+        "x_batch", "x_row",
+        "y_batch", "y_row",
+        "first", "last", "end", "time_programs", "tiles",
+    ]
+)  # fmt: skip
+def s4d_forward(
+    x_ptr, x_batch, x_row,
+    y_ptr, y_batch, y_row,
+    log_poles_ptr,  # (1024, 32)
+    frequencies_ptr,  # (1024, 32)
+    residues_real_ptr,  # (1024, 32)
+    residues_imag_ptr,  # (1024, 32)
+    skip_ptr,  # (1024,)
+    states_ptr,  # [batch, tiles, CHANNELS, 64] float32: before every tile
+    entry_ptr,  # [batch, CHANNELS, 64] float32: state before the first step
+    exit_ptr,  # the same after the last step
+    first, last, end, time_programs, tiles,
+    CHANNELS: tl.constexpr, UNIT: tl.constexpr,
+    STEP: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr, STATEFUL: tl.constexpr,
+    ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+):  # fmt: skip
+    """z = x; y = filter * z + skip . z
+
+    A program computes `tiles` tiles of one channel, forward in time. A tile is SEGMENTS blocks of
+    BLOCK_T consecutive steps. Time counts from the first step written; activations are read in
+    [first, last), are zero elsewhere, and are written up to `end`. EVEN says that these three are
+    multiples of 8; strides count in units of STEP elements. STATEFUL says that there are states at
+    the ends, and a history.
+    """
+    N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
+    M: tl.constexpr = SEGMENTS  # rows of a product
+    TILE: tl.constexpr = M * BLOCK_T
+    MODES: tl.constexpr = 64  # with those that only fill a product
+    OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
+    PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
+    batch, row, program = locate(tl.program_id(0), time_programs, 1, CHANNELS)
+    tile_0 = program * tiles
+    origin = (batch, row, tile_0 * TILE)
+    x_ptr, x_row = advance(x_ptr, x_batch, x_row, STEP, UNIT, origin)
+    y_ptr, y_row = advance(y_ptr, y_batch, y_row, STEP, 1, origin)
+    whose = (batch * CHANNELS + row).to(tl.int64)
+    ends = (entry_ptr + whose * 64, exit_ptr + whose * 64, log_poles_ptr + (row) * 64)
+    states_ptr += ((batch * time_programs + program).to(tl.int64) * tiles * CHANNELS + row) * 64
+    first -= tile_0 * TILE
+    last -= tile_0 * TILE
+    end -= tile_0 * TILE
+    segment = tl.arange(0, M)[:, None] * BLOCK_T  # where a block begins
+    channel = 0
+    inside = row < CHANNELS
+    filter = load_modes(
+        log_poles_ptr,
+        frequencies_ptr,
+        residues_real_ptr,
+        residues_imag_ptr,
+        row,
+        32,
+        MODES,
+        M,
+        BLOCK_T,
+        OPERAND,
+        PRECISION,
+    )
+    skip = load_vector(skip_ptr, row, inside)
+    x_state = enter_state(ends, 32, MODES, M, STATEFUL)
+    for number in tl.range(0, tiles, num_stages=PREFETCH):
+        t = number * TILE
+        tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
+        x = load_rows(x_ptr, x_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
+        keep_state(states_ptr, number, x_state, 64, CHANNELS, MODES, M, KEEP)
+        leave_state(x_state, x, tile, ends, 32, MODES, M, N, STATEFUL)
+        x_block = block_of(x, M, N, OPERAND, PRECISION)
+        x_states, x_state = states_before(x_block, filter, x_state, MODES, M, OPERAND, PRECISION)
+        conv = modal(x_block, x_states, filter, M, N, PRECISION)
+        skipped = scale(x, skip)
+        pre_skip = add(conv, skipped)
+        store_rows(y_ptr, y_row, 1, tile, pre_skip, EVEN, M, N)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "x_batch", "x_row",
+        "dy_batch", "dy_row",
+        "d_x_batch", "d_x_row",
+        "first", "last", "end", "time_programs", "tiles",
+    ]
+)  # fmt: skip
+def s4d_backward(
+    x_ptr, x_batch, x_row,
+    dy_ptr, dy_batch, dy_row,
+    d_x_ptr, d_x_batch, d_x_row,
+    log_poles_ptr,  # (1024, 32)
+    frequencies_ptr,  # (1024, 32)
+    residues_real_ptr,  # (1024, 32)
+    residues_imag_ptr,  # (1024, 32)
+    skip_ptr,  # (1024,)
+    states_ptr,  # [batch, tiles, CHANNELS, 64] float32: before every tile
+    d_entry_ptr,  # [batch, CHANNELS, 64] float32: gradient of the state before the first step
+    d_exit_ptr,  # the same after the last step
+    partials_ptr,  # [programs along batch and time, 129, CHANNELS] float32
+    first, last, end, time_programs, tiles,
+    CHANNELS: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
+    STEP: tl.constexpr, EVEN: tl.constexpr, STATEFUL: tl.constexpr,
+    ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+):  # fmt: skip
+    """Gradients of every input, and partial sums of those of parameters.
+
+    A program computes `tiles` tiles of one channel, backward in time. A tile is SEGMENTS blocks of
+    BLOCK_T consecutive steps. Time counts from the first step written; activations are read in
+    [first, last), are zero elsewhere, and are written up to `end`. EVEN says that these three are
+    multiples of 8; strides count in units of STEP elements. STATEFUL says that there are states at
+    the ends, and a history.
+    """
+    N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
+    M: tl.constexpr = SEGMENTS  # rows of a product
+    TILE: tl.constexpr = M * BLOCK_T
+    MODES: tl.constexpr = 64  # with those that only fill a product
+    OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
+    PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
+    batch, row, program = locate(tl.program_id(0), time_programs, 1, CHANNELS)
+    tile_0 = program * tiles
+    origin = (batch, row, tile_0 * TILE)
+    x_ptr, x_row = advance(x_ptr, x_batch, x_row, STEP, UNIT, origin)
+    dy_ptr, dy_row = advance(dy_ptr, dy_batch, dy_row, STEP, 1, origin)
+    d_x_ptr, d_x_row = advance(d_x_ptr, d_x_batch, d_x_row, STEP, D_UNIT, origin)
+    whose = (batch * CHANNELS + row).to(tl.int64)
+    ends = (d_entry_ptr + whose * 64, d_exit_ptr + whose * 64, log_poles_ptr + (row) * 64)
+    states_ptr += ((batch * time_programs + program).to(tl.int64) * tiles * CHANNELS + row) * 64
+    first -= tile_0 * TILE
+    last -= tile_0 * TILE
+    end -= tile_0 * TILE
+    segment = tl.arange(0, M)[:, None] * BLOCK_T  # where a block begins
+    channel = 0
+    inside = row < CHANNELS
+    filter = load_modes(
+        log_poles_ptr,
+        frequencies_ptr,
+        residues_real_ptr,
+        residues_imag_ptr,
+        row,
+        32,
+        MODES,
+        M,
+        BLOCK_T,
+        OPERAND,
+        PRECISION,
+    )
+    skip = load_vector(skip_ptr, row, inside)
+    d_skip = zero_taps(1, M, N)
+    d_filter = zero_modes(MODES, M, BLOCK_T, STATEFUL)
+    dy_state = zero_state(MODES, M)
+    for back in tl.range(0, tiles, num_stages=PREFETCH):
+        number = tiles - 1 - back
+        t = number * TILE
+        tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
+        x_a = load_rows(x_ptr, x_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
+        x_block = block_of(x_a, M, N, OPERAND, PRECISION)
+        dy_a = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, M, N)
+        dy_block = block_of(dy_a, M, N, OPERAND, PRECISION)
+        x_state = load_state(states_ptr, number, 64, CHANNELS, MODES, M)
+        d_filter = leave_gradient(d_filter, x_state, x_a, tile, ends, 32, MODES, M, N, STATEFUL)
+        x_states, x_state = states_before(x_block, filter, x_state, MODES, M, OPERAND, PRECISION)
+        dy_states, dy_state = states_after(
+            dy_block, filter, dy_state, MODES, M, OPERAND, PRECISION
+        )
+        d_filter = modal_gradient(d_filter, dy_block, dy_states, x_block, x_states, PRECISION)
+        d_x_2 = modal_adjoint(dy_block, dy_states, filter, M, N, PRECISION)
+        d_x_2, dy_state = leave_adjoint(d_x_2, dy_state, tile, ends, 32, MODES, M, N, STATEFUL)
+        tl.debug_barrier()  # what follows loads again what it needs
+        x_c = recall(x_block, M, N)
+        dy_c = recall(dy_block, M, N)
+        d_x_1_c = scale(dy_c, skip)
+        skipped_product_c = multiply(dy_c, x_c)
+        d_skip = channel_sum(d_skip, skipped_product_c)
+        d_x_c = add(d_x_1_c, d_x_2)
+        store_rows(d_x_ptr, d_x_row, D_UNIT, tile, d_x_c, EVEN, M, N)
+    partials_ptr += (batch * time_programs + program).to(tl.int64) * (129 * CHANNELS)
+    store_partial(partials_ptr, 0, d_skip, row, inside, CHANNELS)
+    store_modes(partials_ptr, 1, d_filter, filter, row, inside, 32, CHANNELS, MODES, BLOCK_T)
+    enter_gradient(dy_state, filter, ends, 32, MODES, M, STATEFUL)
+
+
+@triton.jit(do_not_specialize=["splits", "first"])
+def sum_partials(
+    partials_ptr,  # [splits, P, CHANNELS] float32
+    out_ptr,  # [rows, LENGTH] float32, rows = ROLES * CHANNELS / WIDTH
+    splits, first,
+    P: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr, LENGTH: tl.constexpr,
+    ROLES: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr,
+    BLOCK_G: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """Gradient rows of one parameter tensor: partials first .. first + ROLES * LENGTH - 1, summed
+    over programs and over the WIDTH channels that share a row, always in the same order."""
+    groups: tl.constexpr = CHANNELS // WIDTH
+    blocks: tl.constexpr = (groups + BLOCK_G - 1) // BLOCK_G
+    index = tl.program_id(0) // blocks  # which lag of which role
+    group = tl.program_id(0) % blocks * BLOCK_G + tl.arange(0, BLOCK_G)[:, None]
+    member = tl.arange(0, BLOCK_W)[None, :]
+    total = tl.zeros((BLOCK_G, BLOCK_W), tl.float32)
+    for begin in range(0, WIDTH, BLOCK_W):
+        inside = (group < groups) & (begin + member < WIDTH)
+        where = partials_ptr + (first + index) * CHANNELS + group * WIDTH + begin + member
+        for _ in range(splits):
+            total += tl.load(where, mask=inside, other=0.0)
+            where += P * CHANNELS
+    role = index // LENGTH
+    lag = index % LENGTH
+    tap = LENGTH - 1 - lag if LAG_LAST else lag
+    row = group * ROLES + role if INTERLEAVED else role * groups + group
+    tl.store(
+        out_ptr + row * LENGTH + tap, tl.sum(total, axis=1, keep_dims=True), mask=group < groups
+    )
+
+
+# -----------------------------------------------------------------------------------------------
+# Launchers
+# -----------------------------------------------------------------------------------------------
+
+
+def dense(x: Tensor) -> Tensor:
+    """x itself if its last axis is contiguous, else a copy for which it is."""
+    return x if x.stride(2) == 1 else allocate(x, x.shape[TIME]).copy_(x)
+
+
+def common_unit(tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], int]:
+    """The tensors and the stride of their last axis, which kernels take as a constant.
+
+    Views of interleaved features keep their stride; anything wider, or mixed, is copied first.
+    """
+    units = {x.stride(2) for x in tensors}
+    widest = 1 if LAYOUT == "BDL" else len(INPUTS)
+    if len(units) == 1 and min(units) in range(1, widest + 1):
+        return tuple(tensors), units.pop()
+    return tuple(dense(x) for x in tensors), 1
+
+
+def operand(x: Tensor, begin: int, step: int) -> tuple[Tensor, int, int]:
+    """What a kernel takes for an activation: data from `begin` on, and strides over `step`."""
+    batch_stride, row_stride, _ = x.stride()
+    data = x.narrow(TIME, begin, x.shape[TIME] - begin) if begin else x
+    return data, batch_stride // step if x.shape[0] > 1 else 0, row_stride // step
+
+
+def segment(
+    x: Tensor, context: int, begin: int, end: int | None, tile: int
+) -> tuple[int, int, tuple[int, int, int]]:
+    """Bounds of a launch: first step in x, number of steps, and the kernel's (first, last, end).
+
+    A segment is x without its `context` leading steps, which are history: read, never written.
+    Outputs are the steps begin .. end - 1 of the segment; a range that ends inside it is whole
+    tiles.
+    """
+    length = x.shape[TIME] - context
+    end = length if end is None else end
+    if not (context >= 0 and 0 <= begin <= end <= length):
+        raise ValueError(
+            f"{OP}: steps {begin} .. {end} are not within a segment of {length} steps"
+        )
+    if end != length and (end - begin) % tile:
+        raise ValueError(f"{OP}: {end - begin} steps are no multiple of the tile of {tile} steps")
+    return context + begin, end - begin, (-(context + begin), length - begin, end - begin)
+
+
+def even(bounds: tuple[int, int, int]) -> bool:
+    """Whether a vector of 8 steps lies within or without the bounds as a whole."""
+    return all(bound % 8 == 0 for bound in bounds)
+
+
+def walk_programs(batch: int, steps: int, schedule: dict[str, int]) -> tuple[int, int, int]:
+    """As `programs` for programs that walk along all of time: 1, tiles of a program, programs in
+    all.
+    """
+    tiles = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
+    return 1, tiles, batch * CHANNELS
+
+
+def allocate_states(like: Tensor, steps: int, modes: int, keep: bool) -> Tensor:
+    """Room for the states before all tiles of so many steps, or none: [batch, tiles, CHANNELS,
+    modes] float32.
+    """
+    schedule = SCHEDULE["forward"]
+    tiles = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"])) if keep else 0
+    return like.new_empty((like.shape[0], tiles, CHANNELS, modes), dtype=torch.float32)
+
+
+def whole_state(
+    state: Sequence[Tensor] | None, x: Tensor, states: Tensor, context: int, steps: int
+) -> tuple[Tensor, Tensor]:
+    """The history and the modes' state before a sequence, as kernels read them; if there is none,
+    stand-ins that they do not read.
+    """
+    if state is None:
+        return x, states
+    if context or steps != x.shape[TIME]:
+        raise ValueError(f"{OP}: a state is that before a whole sequence, not before a range")
+    history, modes = state
+    return history.contiguous(), modes.contiguous()
+
+
+def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
+    """8 if all strides are multiples of 8 elements, so that accesses are 16 bytes wide; else 1.
+
+    Refuses row strides that the 32-bit offsets within a program of so many tiles cannot hold;
+    those of the program itself are 64-bit.
+    """
+    rows = schedule.get("BLOCK_D", 1)
+    if LAYOUT == "BLD":  # and the steps that it looks back and ahead
+        rows = schedule["BLOCK_T"] * schedule.get("SEGMENTS", 1) * tiles + 4096
+    step = 8
+    for x in tensors:
+        batch_stride, row_stride, _ = x.stride()
+        if rows * row_stride >= 2**31:
+            raise ValueError(f"{OP}: a row stride of {row_stride} elements is too large")
+        if row_stride % 8 or (batch_stride % 8 and x.shape[0] > 1):
+            step = 1
+    return step
+
+
+def trait(argument: Tensor | int) -> tuple[object, ...]:
+    """What Triton compiles another binary for: dtype and alignment, or 64 bits."""
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.data_ptr() % 16 == 0
+    return (argument >= 2**31,)
+
+
+def launch(kernel, grid: int, *arguments: Tensor | int, options: dict[str, int], **constants: int):
+    """Run a kernel on the device of its first argument.
+
+    Binding arguments anew for each launch takes the host longer than a short kernel takes the GPU,
+    so the binary for arguments of these traits is remembered and launched directly. It takes the
+    constants by position, after the arguments.
+    """
+    device = arguments[0].device
+    key = (kernel, device, *map(trait, arguments), *constants.values(), *options.values())
+    binary = BINARIES.get(key)
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        if binary is None:
+            assert kernel.arg_names[len(arguments) :] == list(constants), "in the kernel's order"
+            BINARIES[key] = kernel[(grid,)](*arguments, **constants, **options)
+        else:
+            binary[(grid, 1, 1)](*arguments, *constants.values())
+
+
+def reduce_partials(partials: Tensor, parameter: Tensor, first: int, **constants: int) -> Tensor:
+    """The gradient of a parameter tensor, in its shape and dtype, from partials [splits, P, C] of
+    C channels, or of the parts of groups.
+
+    Its rows of partials begin at `first`; `constants` are those of sum_partials from WIDTH on.
+    """
+    out = torch.empty_like(parameter, dtype=torch.float32, memory_format=torch.contiguous_format)
+    splits, rows, columns = partials.shape
+    groups = columns // constants["WIDTH"]
+    launch(
+        sum_partials,
+        constants["ROLES"] * constants["LENGTH"] * -(-groups // constants["BLOCK_G"]),
+        partials,
+        out,
+        splits,
+        first,
+        options=OPTIONS["reduce"],
+        P=rows,
+        CHANNELS=columns,
+        **constants,
+    )
+    return out.to(parameter.dtype)
+
+
+def launch_forward(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    context: int = 0,
+    begin: int = 0,
+    end: int | None = None,
+    keep: bool = True,
+    state: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
+    """[y, states] for steps begin .. end - 1 of the segment after `context` steps.
+
+    With `state`, the history and the modes' state before a whole sequence, also the state after
+    it.
+    """
+    schedule, options = SCHEDULE["forward"], OPTIONS["forward"]
+    (x,), unit = common_unit(unpack(inputs))
+    log_poles, frequencies, residues_real, residues_imag, skip = (
+        p.contiguous() for p in parameters
+    )
+    first, steps, bounds = segment(x, context, begin, end, schedule["BLOCK_T"])
+    time_programs, tiles, grid = walk_programs(x.shape[0], steps, schedule)
+    states = allocate_states(x, steps, 64, keep)
+    history, entry = whole_state(state, x, states, context, steps)
+    leaving = torch.empty_like(entry) if state is not None else states
+    outputs = [allocate(x, steps)]
+    step = stride_step(schedule, (x, *outputs), tiles)
+    if grid:
+        launch(
+            s4d_forward,
+            grid,
+            *operand(x, first, step),
+            *operand(outputs[0], 0, step),
+            log_poles,
+            frequencies,
+            residues_real,
+            residues_imag,
+            skip,
+            states,
+            entry,
+            leaving,
+            *bounds,
+            time_programs,
+            tiles,
+            options=options,
+            CHANNELS=CHANNELS,
+            UNIT=unit,
+            STEP=step,
+            EVEN=even(bounds),
+            KEEP=keep,
+            STATEFUL=state is not None,
+            **schedule,
+        )
+    return [*outputs, states] if state is None else [*outputs, states, leaving]
+
+
+def launch_backward(
+    dy: Tensor,
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    context: int = 0,
+    begin: int = 0,
+    end: int | None = None,
+    state: Sequence[Tensor] | None = None,
+    d_leaving: Tensor | None = None,
+) -> list[Tensor]:
+    """Gradients of the inputs, packed if they are, then of log_poles, frequencies, residues_real,
+    residues_imag, skip.
+
+    With a range, the gradients of inputs are for its steps and those of parameters sum over them;
+    `dy` and saved values cover the whole segment, without its context. With `state`, and the
+    gradient
+    of the state after the sequence, also the gradients of the history and of the modes' state.
+    """
+    schedule, options = SCHEDULE["backward"], OPTIONS["backward"]
+    (x,), unit = common_unit(unpack(inputs))
+    log_poles, frequencies, residues_real, residues_imag, skip = (
+        p.contiguous() for p in parameters
+    )
+    (states,) = saved
+    if not states.numel():
+        states = launch_forward(inputs, parameters, context, begin, end, state=state)[1]
+    dy = dense(dy)
+    tile = schedule["BLOCK_T"] * schedule["SEGMENTS"]
+    first, steps, bounds = segment(x, context, begin, end, tile)
+    gradients = [allocate(x, steps) for x in inputs]
+    d_inputs = unpack(gradients)
+    time_programs, tiles, grid = walk_programs(dy.shape[0], steps, schedule)
+    history, entry = whole_state(state, x, states, context, steps)
+    d_history = d_entry = d_leaving_entry = states
+    if state is not None:
+        assert d_leaving is not None
+        d_history = torch.empty_like(history, dtype=torch.float32)
+        d_entry, d_leaving_entry = torch.empty_like(entry), d_leaving.contiguous()
+    step = stride_step(schedule, (x, dy, *d_inputs), tiles)
+    splits = dy.shape[0] * time_programs
+    partials = dy.new_empty((splits, 129, CHANNELS), dtype=torch.float32)
+    if grid:
+        launch(
+            s4d_backward,
+            grid,
+            *operand(x, first, step),
+            *operand(dy, begin, step),
+            *operand(d_inputs[0], 0, step),
+            log_poles,
+            frequencies,
+            residues_real,
+            residues_imag,
+            skip,
+            states,
+            d_entry,
+            d_leaving_entry,
+            partials,
+            *bounds,
+            time_programs,
+            tiles,
+            options=options,
+            CHANNELS=CHANNELS,
+            UNIT=unit,
+            D_UNIT=d_inputs[0].stride(2),
+            STEP=step,
+            EVEN=even(bounds),
+            STATEFUL=state is not None,
+            **schedule,
+        )
+    gradients.append(
+        reduce_partials(
+            partials,
+            log_poles,
+            first=1,
+            WIDTH=1,
+            LENGTH=32,
+            ROLES=1,
+            INTERLEAVED=False,
+            LAG_LAST=False,
+            BLOCK_G=128,
+            BLOCK_W=1,
+        )
+    )
+    gradients.append(
+        reduce_partials(
+            partials,
+            frequencies,
+            first=33,
+            WIDTH=1,
+            LENGTH=32,
+            ROLES=1,
+            INTERLEAVED=False,
+            LAG_LAST=False,
+            BLOCK_G=128,
+            BLOCK_W=1,
+        )
+    )
+    gradients.append(
+        reduce_partials(
+            partials,
+            residues_real,
+            first=65,
+            WIDTH=1,
+            LENGTH=32,
+            ROLES=1,
+            INTERLEAVED=False,
+            LAG_LAST=False,
+            BLOCK_G=128,
+            BLOCK_W=1,
+        )
+    )
+    gradients.append(
+        reduce_partials(
+            partials,
+            residues_imag,
+            first=97,
+            WIDTH=1,
+            LENGTH=32,
+            ROLES=1,
+            INTERLEAVED=False,
+            LAG_LAST=False,
+            BLOCK_G=128,
+            BLOCK_W=1,
+        )
+    )
+    gradients.append(
+        reduce_partials(
+            partials,
+            skip,
+            first=0,
+            WIDTH=1,
+            LENGTH=1,
+            ROLES=1,
+            INTERLEAVED=False,
+            LAG_LAST=False,
+            BLOCK_G=128,
+            BLOCK_W=1,
+        )
+    )
+    if state is not None:
+        gradients += [d_history.to(history.dtype), d_entry]
+    return gradients
+
+
+# -----------------------------------------------------------------------------------------------
+# Plain PyTorch: tensors on a CPU
+# -----------------------------------------------------------------------------------------------
+
+
+def allocate(like: Tensor, steps: int, packed: int | None = None) -> Tensor:
+    """An activation of `steps` steps, not yet written, with the batch and dtype of `like`.
+
+    It has the channels of `like`, or `packed` times CHANNELS. Channels-first rows are padded to a
+    multiple of 8 elements, so that accesses stay 16 bytes wide whatever the length.
+    """
+    batch = like.shape[0]
+    channels = like.shape[CHANNEL] if packed is None else packed * CHANNELS
+    if LAYOUT == "BLD":
+        return like.new_empty((batch, steps, channels))
+    row = (steps + 7) // 8 * 8
+    return like.new_empty_strided((batch, channels, steps), (channels * row, row, 1))
+
+
+def unpack(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The inputs themselves, or their views of one tensor of packed features."""
+    roles = len(INPUTS)
+    if len(inputs) == roles:
+        return tuple(inputs)
+    (features,) = inputs
+    if not INTERLEAVED:
+        return features.chunk(roles, CHANNEL)
+    return features.unflatten(CHANNEL, (CHANNELS, roles)).unbind(CHANNEL + 1)
+
+
+def given(*inputs: Tensor | None) -> list[Tensor]:
+    """The inputs that are there: all, or only the first, which is then packed features."""
+    return [x for x in inputs if x is not None]
+
+
+def block_steps(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x (B, C, L) in blocks of BLOCK steps, zero beyond its end: (B, C, blocks, BLOCK); and the
+    steps of a block.
+    """
+    padded = functional.pad(x, (0, -x.shape[2] % BLOCK))
+    return padded.unflatten(2, (-1, BLOCK)), torch.arange(BLOCK, device=x.device)
+
+
+def powers(poles: Tensor, steps: Tensor) -> Tensor:
+    """exp(a t) of poles a (C, N) and steps t (T,): complex128 (C, N, T)."""
+    return torch.exp(poles[..., None] * steps)
+
+
+def modal_states(blocks: Tensor, poles: Tensor) -> Tensor:
+    """The state of every mode before each block, which is the sum of exp(a d) x, d steps before
+    the last one that is earlier than the block: complex (B, C, blocks, N).
+    """
+    dtype = blocks.dtype.to_complex()
+    step = torch.arange(BLOCK, device=blocks.device)
+    table = powers(poles, BLOCK - 1 - step).to(dtype)
+    added = torch.einsum("bcmj,cnj->bcmn", blocks.to(dtype), table)
+    lost = (torch.exp(BLOCK * poles) - 1).to(dtype)  # not exp, which would drift where a is small
+    state = added.new_zeros(added.shape[:2] + added.shape[3:])
+    states = []
+    for block in added.unbind(2):
+        states.append(state)
+        state = state + (lost * state + block)
+    return torch.stack(states, 2)
+
+
+def poles_and_residues(modes: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Log-poles a and residues 2 R, complex128 (C, N)."""
+    log_poles, frequencies, real, imag = (x.double() for x in modes)
+    return torch.complex(log_poles, frequencies), 2 * torch.complex(real, imag)
+
+
+def conv_modal(x: Tensor, modes: tuple[Tensor, ...], direction: int) -> Tensor:
+    """conv_direct with taps[j] = 2 Re sum_n R_n exp(a_n j), for any number of steps."""
+    if direction < 0:
+        return conv_modal(x.flip(2), modes, +1).flip(2)
+    poles, residues = poles_and_residues(modes)
+    blocks, step = block_steps(x)
+    taps = (residues[..., None] * powers(poles, step)).sum(1).real.to(x.dtype)  # (C, BLOCK)
+    lag = step - step[:, None]
+    matrix = torch.where(lag >= 0, taps[:, lag.clamp(min=0)], 0.0)  # (C, BLOCK, BLOCK)
+    y = torch.einsum("bcmj,cji->bcmi", blocks, matrix)
+    states = modal_states(blocks, poles)
+    weights = (residues[..., None] * powers(poles, step + 1)).to(states.dtype)
+    y += torch.einsum("bcmn,cni->bcmi", states, weights).real
+    return y.flatten(2)[..., : x.shape[2]]
+
+
+def by_parts(by_pole: Tensor, by_residue: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The gradients by real and imaginary parts of a and R; by_pole has the factor 2 in it."""
+    parts = (by_pole.real, -by_pole.imag, 2 * by_residue.real, -2 * by_residue.imag)
+    return tuple(part.to(dtype) for part in parts)
+
+
+def mode_gradient_modal(grad: Tensor, x: Tensor, modes: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Gradients of log-poles, frequencies, real and imaginary parts of residues, (C, N) each: of
+    conv_modal(x, modes, +1) for the gradient `grad` of its result.
+    """
+    poles, residues = poles_and_residues(modes)
+    blocks, step = block_steps(x)
+    grads, _ = block_steps(grad)
+    before = modal_states(blocks, poles)
+    after = modal_states(grads.flip(2, 3), poles).flip(2)
+    products = torch.einsum("bcmj,bcmi->cji", blocks, grads)
+    lags = [torch.diagonal(products, j, 1, 2).sum(1) for j in range(BLOCK)]
+    near = powers(poles, step) * torch.stack(lags, 1)[:, None]
+    met = torch.einsum("bcmn,bcmi->cni", before, grads.to(before.dtype))
+    ahead = powers(poles, step + 1) * met
+    met = torch.einsum("bcmn,bcmj->cnj", after, blocks.to(after.dtype))
+    behind = powers(poles, BLOCK - step) * met
+    both = torch.exp(poles * (BLOCK + 1)) * torch.einsum("bcmn,bcmn->cn", before, after)
+    by_pole = (step * near + (step + 1) * ahead + (BLOCK - 1 - step) * behind).sum(2)
+    return by_parts(residues * (by_pole + BLOCK * both), (near + ahead).sum(2), x.dtype)
+
+
+def chunks(channels: int, width: int, bytes_per_channel: int, budget: int) -> Iterator[slice]:
+    """Slices of channels whose temporaries stay below `budget` bytes, at least one channel each.
+
+    A slice is whole groups of `width` channels, or lies within one group. An empty batch has none.
+    """
+    if bytes_per_channel == 0:
+        return
+    size = max(1, min(channels, budget // bytes_per_channel))
+    size = size // width * width if size > width else size
+    group = channels if size > width else width
+    for first in range(0, channels, group):
+        for begin in range(first, first + group, size):
+            yield slice(begin, min(first + group, begin + size))
+
+
+def channel_rows(parameter: Tensor, c: slice, width: int, dtype: torch.dtype) -> Tensor:
+    """The row of each channel of a slice; `width` consecutive channels share one."""
+    index = torch.arange(c.start, c.stop, device=parameter.device) // width
+    return parameter[index].to(dtype)
+
+
+def add_rows(total: Tensor, c: slice, rows: Tensor, width: int) -> None:
+    """The adjoint of channel_rows: add one row a channel to the rows that the channels share."""
+    first, groups = c.start // width, max(1, (c.stop - c.start) // width)
+    total[first : first + groups] += rows.unflatten(0, (groups, -1)).sum(1)
+
+
+def canonical(x: Tensor) -> Tensor:
+    """An activation as (B, D, L), without a copy."""
+    return x
+
+
+def eager_forward(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+) -> list[Tensor]:
+    """[y] of the unpacked inputs."""
+    (x_all,) = (canonical(x) for x in inputs)
+    log_poles, frequencies, residues_real, residues_imag, skip = parameters
+    dtype = torch.float64 if x_all.dtype == torch.float64 else torch.float32
+    outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
+    (out_0,) = (canonical(x) for x in outputs)
+    batch, _, length = x_all.shape
+    channel_bytes = 14 * batch * length * dtype.itemsize
+    for c in chunks(CHANNELS, 1, channel_bytes, BYTE_BUDGET):
+        x = x_all[:, c].to(dtype)
+        filter_modes = (
+            channel_rows(log_poles, c, 1, dtype),
+            channel_rows(frequencies, c, 1, dtype),
+            channel_rows(residues_real, c, 1, dtype),
+            channel_rows(residues_imag, c, 1, dtype),
+        )
+        conv = conv_modal(x, filter_modes, +1)
+        skip_c = channel_rows(skip, c, 1, dtype)[:, None]
+        skipped = x * skip_c
+        pre_skip = conv + skipped
+        out_0[:, c] = pre_skip
+    return outputs
+
+
+def eager_backward(
+    dy: Tensor,
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    saved: Sequence[Tensor],
+) -> list[Tensor]:
+    """Gradients of the inputs, packed if they are, then of the parameters."""
+    dy_all, x_all = (canonical(x) for x in (dy, *unpack(inputs), *saved))
+    log_poles, frequencies, residues_real, residues_imag, skip = parameters
+    dtype = torch.float64 if dy_all.dtype == torch.float64 else torch.float32
+    d_inputs = [allocate(x, x.shape[TIME]) for x in inputs]
+    (d_x_all,) = (canonical(x) for x in unpack(d_inputs))
+    d_log_poles_all = torch.zeros_like(log_poles, dtype=dtype)
+    d_frequencies_all = torch.zeros_like(frequencies, dtype=dtype)
+    d_residues_real_all = torch.zeros_like(residues_real, dtype=dtype)
+    d_residues_imag_all = torch.zeros_like(residues_imag, dtype=dtype)
+    d_skip_all = torch.zeros_like(skip, dtype=dtype)
+    batch, _, length = dy_all.shape
+    channel_bytes = 16 * batch * length * dtype.itemsize
+    for c in chunks(CHANNELS, 1, channel_bytes, BYTE_BUDGET):
+        x = x_all[:, c].to(dtype)
+        filter_modes = (
+            channel_rows(log_poles, c, 1, dtype),
+            channel_rows(frequencies, c, 1, dtype),
+            channel_rows(residues_real, c, 1, dtype),
+            channel_rows(residues_imag, c, 1, dtype),
+        )
+        skip_c = channel_rows(skip, c, 1, dtype)[:, None]
+        dy = dy_all[:, c].to(dtype)
+        d_x_1 = dy * skip_c
+        skipped_product = dy * x
+        d_skip = skipped_product.sum((0, 2))
+        add_rows(d_skip_all, c, d_skip, 1)
+        d_x_2 = conv_modal(dy, filter_modes, -1)
+        d_filter = mode_gradient_modal(dy, x, filter_modes)
+        add_rows(d_log_poles_all, c, d_filter[0], 1)
+        add_rows(d_frequencies_all, c, d_filter[1], 1)
+        add_rows(d_residues_real_all, c, d_filter[2], 1)
+        add_rows(d_residues_imag_all, c, d_filter[3], 1)
+        d_x = d_x_1 + d_x_2
+        d_x_all[:, c] = d_x
+    return [
+        *d_inputs,
+        d_log_poles_all.to(log_poles.dtype),
+        d_frequencies_all.to(frequencies.dtype),
+        d_residues_real_all.to(residues_real.dtype),
+        d_residues_imag_all.to(residues_imag.dtype),
+        d_skip_all.to(skip.dtype),
+    ]
+
+
+# -----------------------------------------------------------------------------------------------
+# The operator: torch.library ops, autograd, checks, functions and module
+# -----------------------------------------------------------------------------------------------
+
+
+def library_name() -> str:
+    """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
+    name = unique = "s4d_adb64563"
+    count = 1
+    while hasattr(torch.ops.sh2gen, unique):
+        count += 1
+        unique = f"{name}_{count}"
+    return unique
+
+
+LIBRARY_NAME = library_name()
+
+
+@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}", mutates_args=())
+def forward_op(
+    x: Tensor,
+    log_poles: Tensor,
+    frequencies: Tensor,
+    residues_real: Tensor,
+    residues_imag: Tensor,
+    skip: Tensor,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """y and the values saved for backward, if they are to be kept; of packed features if the later
+    inputs are None.
+    """
+    inputs = given(x)
+    with torch.autocast(x.device.type, enabled=False):
+        (y,) = eager_forward(
+            unpack(inputs), [log_poles, frequencies, residues_real, residues_imag, skip]
+        )
+        return y, allocate_states(y, y.shape[TIME], 64, False)  # it needs none
+
+
+@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}_backward", mutates_args=())
+def backward_op(
+    dy: Tensor,
+    x: Tensor,
+    log_poles: Tensor,
+    frequencies: Tensor,
+    residues_real: Tensor,
+    residues_imag: Tensor,
+    skip: Tensor,
+    states: Tensor,
+) -> list[Tensor]:
+    """Gradients of the inputs that are given, then of the parameters."""
+    inputs, parameters = given(x), [log_poles, frequencies, residues_real, residues_imag, skip]
+    with torch.autocast(dy.device.type, enabled=False):
+        contiguous = [p.contiguous() for p in parameters]
+        return eager_backward(dy, inputs, contiguous, [])
+
+
+@forward_op.register_kernel("cuda")
+def _(
+    x: Tensor,
+    log_poles: Tensor,
+    frequencies: Tensor,
+    residues_real: Tensor,
+    residues_imag: Tensor,
+    skip: Tensor,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    inputs = given(x)
+    return tuple(
+        launch_forward(
+            inputs, [log_poles, frequencies, residues_real, residues_imag, skip], keep=keep
+        )
+    )
+
+
+@backward_op.register_kernel("cuda")
+def _(
+    dy: Tensor,
+    x: Tensor,
+    log_poles: Tensor,
+    frequencies: Tensor,
+    residues_real: Tensor,
+    residues_imag: Tensor,
+    skip: Tensor,
+    states: Tensor,
+) -> list[Tensor]:
+    inputs, parameters = given(x), [log_poles, frequencies, residues_real, residues_imag, skip]
+    return launch_backward(dy, inputs, parameters, [states])
+
+
+@forward_op.register_fake
+def _(
+    x: Tensor,
+    log_poles: Tensor,
+    frequencies: Tensor,
+    residues_real: Tensor,
+    residues_imag: Tensor,
+    skip: Tensor,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    steps = x.shape[TIME]
+    kept = allocate_states(x, steps, 64, keep and x.is_cuda)
+    return allocate(x, steps, 1), kept
+
+
+@backward_op.register_fake
+def _(
+    dy: Tensor,
+    x: Tensor,
+    log_poles: Tensor,
+    frequencies: Tensor,
+    residues_real: Tensor,
+    residues_imag: Tensor,
+    skip: Tensor,
+    states: Tensor,
+) -> list[Tensor]:
+    inputs, parameters = given(x), [log_poles, frequencies, residues_real, residues_imag, skip]
+    contiguous = torch.contiguous_format
+    d_parameters = [torch.empty_like(p, memory_format=contiguous) for p in parameters]
+    return [*(allocate(x, x.shape[TIME]) for x in inputs), *d_parameters]
+
+
+def save(ctx, inputs, output) -> None:
+    """What backward needs: every argument, and the saved values."""
+    ctx.save_for_backward(*inputs[:-1], *output[1:])
+
+
+def differentiate(ctx, dy, *_):
+    """Gradients of every argument of forward_op."""
+    gradients = backward_op(dy, *ctx.saved_tensors)
+    given_inputs = len(gradients) - 5
+    absent = [None] * (len(INPUTS) - given_inputs)
+    return *gradients[:given_inputs], *absent, *gradients[given_inputs:], None
+
+
+forward_op.register_autograd(differentiate, setup_context=save)
+
+
+def differentiates(*tensors: Tensor) -> bool:
+    """Whether a gradient will be asked for, as far as can be known."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    """Refuse tensors of a wrong kind, naming the argument and what was expected of it."""
+    names = INPUTS if len(inputs) == len(INPUTS) else ("features",)
+    x = inputs[0]
+    channels = CHANNELS if names == INPUTS else len(INPUTS) * CHANNELS
+    for name, tensor in zip((*names, *PARAMETERS), (*inputs, *parameters), strict=True):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{OP}: {name} is a {type(tensor).__name__}, expected a tensor")
+        if tensor.device != x.device:
+            raise ValueError(
+                f"{OP}: {name} is on {tensor.device}, but {names[0]} is on {x.device}"
+            )
+        if tensor.layout != torch.strided:
+            raise TypeError(f"{OP}: {name} is {tensor.layout}, expected a dense tensor")
+    accepted = (torch.bfloat16, torch.float16, torch.float32)
+    for name, tensor in zip(names, inputs, strict=True):
+        if tensor.dim() != 3 or tensor.shape[CHANNEL] != channels or tensor.shape[TIME] < 1:
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected "
+                f"(B, {channels}, L) with L >= 1"
+            )
+        if tensor.shape != x.shape:
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, "
+                f"but {names[0]} has {tuple(x.shape)}"
+            )
+        if tensor.dtype not in accepted and (tensor.dtype != torch.float64 or x.is_cuda):
+            raise TypeError(
+                f"{OP}: {name} is {tensor.dtype}, expected bfloat16, float16 or float32 "
+                "(float64 is for CPU only)"
+            )
+        if tensor.dtype != x.dtype:
+            raise TypeError(f"{OP}: {name} is {tensor.dtype}, but {names[0]} is {x.dtype}")
+    for (name, shape), tensor in zip(PARAMETERS.items(), parameters, strict=True):
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape}")
+        if tensor.dtype not in (*accepted, torch.float64):
+            raise TypeError(
+                f"{OP}: {name} is {tensor.dtype}, expected float32, bfloat16, float16 or float64"
+            )
+    if x.device.type == "cuda" and not HAS_TRITON:
+        raise RuntimeError(f"{OP}: CUDA tensors need Triton, which is not installed")
+
+
+def s4d(
+    x: Tensor,
+    log_poles: Tensor,
+    frequencies: Tensor,
+    residues_real: Tensor,
+    residues_imag: Tensor,
+    skip: Tensor,
+) -> Tensor:
+    """s4d: causal convolution with sums of 32 pairs of complex exponentials
+
+    Args:
+        x: (B, D, L), bfloat16, float16 or float32
+        log_poles: (1024, 32), float32; real parts of a, < 0: pair n of the filter at lag j is 2 Re
+            R[n] exp(a[n] j)
+        frequencies: (1024, 32), float32; imaginary parts of a: radians a step
+        residues_real: (1024, 32), float32; real parts of residues R
+        residues_imag: (1024, 32), float32; imaginary parts of residues R
+        skip: (1024,), float32; times z, added to the convolution
+
+    Returns:
+        y (B, D, L) in the dtype of the inputs, differentiable in every argument.
+
+    Raises:
+        TypeError, ValueError: naming the argument and the shape, dtype or device expected.
+    """
+    check([x], [log_poles, frequencies, residues_real, residues_imag, skip])
+    keep = differentiates(x, log_poles, frequencies, residues_real, residues_imag, skip)
+    return forward_op(x, log_poles, frequencies, residues_real, residues_imag, skip, keep)[0]
+
+
+class S4d(nn.Module):
+    """The operator with its parameters: log_poles (1024, 32), frequencies (1024, 32),
+    residues_real (1024, 32), residues_imag (1024, 32), skip (1024,).
+
+    They are float32 and stay so under `.to(torch.bfloat16)`, `.half()` and autocast: they are few,
+    and rounding them would cost more accuracy than the whole computation.
+    """
+
+    def __init__(self, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        for name, shape in PARAMETERS.items():
+            values = torch.empty(shape, dtype=torch.float32, device=device)
+            self.register_parameter(name, nn.Parameter(values))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw fresh parameters."""
+        with torch.no_grad():
+            self.log_poles.uniform_(0.01, 0.1).mul_(-0.367879)
+            self.frequencies.uniform_(0.0, 3.14159)
+            self.residues_real.normal_(0.0, 0.00883883)
+            self.residues_imag.normal_(0.0, 0.00883883)
+            self.skip.uniform_(-0.176777, 0.176777)
+
+    def _apply(self, fn, recurse: bool = True):
+        def keep_float32(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if moved.dtype in (torch.bfloat16, torch.float16):
+                return tensor.to(moved.device)
+            return moved
+
+        return super()._apply(keep_float32, recurse)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """y (B, D, L) of x (B, D, L)."""
+        parameters = [getattr(self, name) for name in PARAMETERS]
+        if len(inputs) == len(INPUTS):
+            return s4d(*inputs, *parameters)
+        raise TypeError(f"{OP}: expected 1 input, got {len(inputs)}")
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={shape}" for name, shape in PARAMETERS.items())

@@ -1,0 +1,311 @@
+"""What kernels of `modal` call where modes are pairs: h[j] = 2 Re sum_n R_n exp(a_n j), a complex.
+
+The state of a mode is two numbers. MODES counts numbers: of a table or a matrix of states, row 2 n
+is the real part of mode n and row 2 n + 1 the imaginary part, so that products are those of real
+modes (modal.py). Where complex numbers are multiplied they are (real part, imaginary part).
+
+An angle counts in turns: those of many steps are a product in float64, of which only the part
+beyond whole turns is rounded to float32. A log-pole is (real part, turns a step in float64).
+"""
+
+import triton
+import triton.language as tl
+
+from templates.parts.channels_first import rows_vector, vector_rows
+from templates.parts.modal import expm1, terms, transposed
+from templates.parts.toeplitz import rounded
+
+
+@triton.jit
+def plus(a, b):
+    """a + b of complex numbers."""
+    return a[0] + b[0], a[1] + b[1]
+
+
+@triton.jit
+def times(a, b):
+    """a b of complex numbers."""
+    return a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]
+
+
+@triton.jit
+def beyond_turns(turns, steps):
+    """The angle after so many steps, in turns from -1/2 to 1/2."""
+    angle = turns * steps
+    return (angle - tl.floor(angle + 0.5)).to(tl.float32)
+
+
+@triton.jit
+def rotation(part):
+    """cos and sin of a part of a turn, from -1/2 to 1/2: Taylor's series about the nearest
+    quarter, times that power of i.
+    """
+    quarter = tl.floor(4.0 * part + 0.5)
+    x = (part - 0.25 * quarter) * 6.283185307179586
+    square = x * x
+    cosine = 1.0 - square * (1.0 / 90.0)
+    sine = 1.0 - square * (1.0 / 72.0)
+    for i in tl.static_range(4):
+        cosine = 1.0 - square * cosine * (1.0 / ((8 - 2 * i) * (7 - 2 * i)))
+    for i in tl.static_range(3):
+        sine = 1.0 - square * sine * (1.0 / ((7 - 2 * i) * (6 - 2 * i)))
+    even = 1.0 - tl.abs(quarter)
+    odd = quarter * (2.0 - tl.abs(quarter))
+    return times((even, odd), (cosine, x * sine))
+
+
+@triton.jit
+def exponential(a, steps):
+    """exp(a steps) of log-poles a."""
+    cosine, sine = rotation(beyond_turns(a[1], steps))
+    size = tl.exp(a[0] * steps)
+    return size * cosine, size * sine
+
+
+@triton.jit
+def exponential_minus_1(a, steps):
+    """exp(a steps) - 1 to float32's relative precision: with x and y the parts of the exponent,
+    (exp(x) - 1) cos y - 2 sin(y / 2)^2 + i exp(x) sin y.
+    """
+    part = beyond_turns(a[1], steps)
+    cosine, sine = rotation(part)
+    _, half = rotation(0.5 * part)
+    loss = expm1(a[0] * steps)
+    return loss * cosine - 2.0 * half * half, sine + loss * sine
+
+
+@triton.jit
+def stacked(z, MODES: tl.constexpr, COLUMNS: tl.constexpr):
+    """Complex numbers [MODES / 2, COLUMNS] as rows [MODES, COLUMNS]."""
+    return tl.reshape(tl.permute(tl.join(z[0], z[1]), (0, 2, 1)), (MODES, COLUMNS))
+
+
+@triton.jit
+def unstacked(x, MODES: tl.constexpr, COLUMNS: tl.constexpr):
+    """The inverse of `stacked`."""
+    return tl.split(tl.permute(tl.reshape(x, (MODES // 2, 2, COLUMNS)), (0, 2, 1)))
+
+
+@triton.jit
+def load_modes(
+    log_poles_ptr, frequencies_ptr, residues_real_ptr, residues_imag_ptr, row,
+    COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
+    BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """All that a channel's tiles need of its COUNT pairs, at most MODES / 2: what load_modes of
+    modal.py returns, with real and imaginary parts in rows.
+    """
+    mode = tl.arange(0, MODES // 2)
+    there = mode < COUNT
+    where = row * COUNT + mode
+    decay = tl.load(log_poles_ptr + where, mask=there, other=-1.0)
+    frequency = tl.load(frequencies_ptr + where, mask=there, other=0.0)
+    turns = frequency.to(tl.float64) * 0.15915494309189535
+    turns -= tl.floor(turns + 0.5)
+    real = tl.load(residues_real_ptr + where, mask=there, other=0.0)
+    imag = tl.load(residues_imag_ptr + where, mask=there, other=0.0)
+    a = (decay[:, None], turns[:, None])
+    twice = (2.0 * real[:, None], 2.0 * imag[:, None])
+    step = tl.arange(0, BLOCK_T)
+    powers = exponential(a, step[None, :])
+    reversed_powers = exponential(a, (BLOCK_T - 1 - step)[None, :])
+    taps = tl.sum(times(twice, powers)[0], axis=0)
+    lag = step[None, :] - step[:, None]
+    by_row = taps[None, :] + tl.zeros((BLOCK_T, 1), tl.float32)
+    matrix = tl.where(lag >= 0, tl.gather(by_row, tl.maximum(lag, 0), 1), 0.0)
+    within = rounded(matrix.to(OPERAND), PRECISION)
+    weight = times(twice, exponential(a, 1))
+    to_end = transposed(terms(stacked(reversed_powers, MODES, BLOCK_T), OPERAND, PRECISION))
+    to_start = transposed(terms(stacked(powers, MODES, BLOCK_T), OPERAND, PRECISION))
+    # A real part is a product of real parts minus one of imaginary parts.
+    ahead, behind = times(weight, powers), times(weight, reversed_powers)
+    from_before = terms(stacked((ahead[0], -ahead[1]), MODES, BLOCK_T), OPERAND, PRECISION)
+    from_after = terms(stacked((behind[0], -behind[1]), MODES, BLOCK_T), OPERAND, PRECISION)
+    GROUPS: tl.constexpr = M // 8
+    group = tl.arange(0, GROUPS)[None, :] + tl.zeros((MODES // 2, 1), tl.int32)
+    none = tl.zeros((1, GROUPS), tl.float32)
+    block = plus(exponential(a, BLOCK_T), (none, none))
+    doublings = ()
+    for i in tl.static_range(4):
+        doublings = doublings + (exponential(a, 8 * BLOCK_T * 2**i),)
+    entered = exponential(a, 8 * BLOCK_T * group)
+    left = exponential(a, 8 * BLOCK_T * (GROUPS - 1 - group))
+    whole = exponential_minus_1(a, M * BLOCK_T)
+    scan_constants = (group, block, doublings, entered, left, whole)
+    return a, (real, imag), within, to_end, from_before, to_start, from_after, scan_constants
+
+
+@triton.jit
+def zero_state(MODES: tl.constexpr, M: tl.constexpr):
+    """The state of a sequence that has not begun, for every lane of the scan."""
+    zero = tl.zeros((MODES // 2, M // 8), tl.float32)
+    return zero, zero
+
+
+@triton.jit
+def scan_rows(sums, MODES: tl.constexpr, M: tl.constexpr):
+    """What blocks add to states, [M, MODES], as the scan reads it: eight numbers a lane."""
+    both = tl.split(tl.reshape(sums, (M, MODES // 2, 2)))
+    real = vector_rows(tl.trans(both[0]), MODES // 2, M // 8)
+    imag = vector_rows(tl.trans(both[1]), MODES // 2, M // 8)
+    out = ()
+    for p in tl.static_range(8):
+        out = out + ((real[p], imag[p]),)
+    return out
+
+
+@triton.jit
+def from_lane(z, lane, there):
+    """The complex numbers of other lanes, or zero."""
+    real, imag = tl.gather(z[0], lane, 1), tl.gather(z[1], lane, 1)
+    return tl.where(there, real, 0.0), tl.where(there, imag, 0.0)
+
+
+@triton.jit
+def scan(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
+    """`scan` of modal.py, of complex numbers."""
+    group, block, doublings, entered, left, whole = constants
+    GROUPS: tl.constexpr = M // 8
+    end = scan_rows(ends, MODES, M)
+    total = end[0]
+    for p in tl.static_range(1, 8):
+        total = plus(times(total, block), end[p])
+    for i in tl.static_range(4):
+        if 2**i < GROUPS:
+            before = from_lane(total, (group + (GROUPS - 2**i)) % GROUPS, group >= 2**i)
+            total = plus(total, times(doublings[i], before))
+    now = from_lane(total, (group + (GROUPS - 1)) % GROUPS, group > 0)
+    now = plus(now, times(entered, state))
+    states = (now,)
+    for p in tl.static_range(7):
+        now = plus(times(now, block), end[p])
+        states = states + (now,)
+    added = from_lane(total, group * 0 + (GROUPS - 1), group >= 0)
+    return states, plus(state, plus(times(whole, state), added))
+
+
+@triton.jit
+def scan_adjoint(starts, constants, state, MODES: tl.constexpr, M: tl.constexpr):
+    """`scan_adjoint` of modal.py, of complex numbers."""
+    group, block, doublings, entered, left, whole = constants
+    GROUPS: tl.constexpr = M // 8
+    start = scan_rows(starts, MODES, M)
+    total = start[7]
+    for p in tl.static_range(1, 8):
+        total = plus(times(total, block), start[7 - p])
+    for i in tl.static_range(4):
+        if 2**i < GROUPS:
+            after = from_lane(total, (group + 2**i) % GROUPS, group < GROUPS - 2**i)
+            total = plus(total, times(doublings[i], after))
+    now = from_lane(total, (group + 1) % GROUPS, group < GROUPS - 1)
+    now = plus(now, times(left, state))
+    states = (now,)
+    for p in tl.static_range(7):
+        now = plus(times(now, block), start[7 - p])
+        states = (now,) + states
+    added = from_lane(total, group * 0, group >= 0)
+    return states, plus(state, plus(times(whole, state), added))
+
+
+@triton.jit
+def operand_states(
+    states, MODES: tl.constexpr, M: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
+):
+    """Scanned states, as they are and as operands [MODES, M]."""
+    real, imag = (), ()
+    for p in tl.static_range(8):
+        real = real + (states[p][0],)
+        imag = imag + (states[p][1],)
+    real_matrix = rows_vector(real, 0, MODES // 2, M // 8, tl.float32)
+    imag_matrix = rows_vector(imag, 0, MODES // 2, M // 8, tl.float32)
+    return states, terms(stacked((real_matrix, imag_matrix), MODES, M), OPERAND, PRECISION)
+
+
+@triton.jit
+def zero_modes(
+    MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr, STATEFUL: tl.constexpr
+):
+    """Accumulators of `modal_gradient`; there is no state in and out yet."""
+    within = tl.zeros((BLOCK_T, BLOCK_T), tl.float32)
+    outer = tl.zeros((MODES, BLOCK_T), tl.float32)
+    both = tl.zeros((MODES // 2, M // 8), tl.float32)
+    return within, outer, outer, both, both
+
+
+@triton.jit
+def modal_gradient(total, grad, grad_states, block, states, PRECISION: tl.constexpr):
+    """`modal_gradient` of modal.py, where the product of two states is complex."""
+    within = tl.dot(tl.trans(block), grad, total[0], input_precision=PRECISION)
+    before, after, both = total[1], total[2], (total[3], total[4])
+    for i in tl.static_range(len(states[1])):
+        before = tl.dot(states[1][i], grad, before, input_precision=PRECISION)
+        after = tl.dot(grad_states[1][i], block, after, input_precision=PRECISION)
+    for p in tl.static_range(8):
+        both = plus(both, times(states[0][p], grad_states[0][p]))
+    return within, before, after, both[0], both[1]
+
+
+@triton.jit
+def store_modes(
+    ptr, first, total, modes, channel, inside, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+    MODES: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """Write the gradients of COUNT log-poles, frequencies, real and imaginary parts of residues
+    to rows first, ... of [P, CHANNELS]: 2 Re and -2 Im of sums as in store_modes of modal.py.
+
+    Lags within a block count from 1, as those from before it, and share a table with them. One
+    from 0 would be that of `load_modes`, which the compiler would keep in registers until now.
+    """
+    a, residue = modes[0], modes[1]
+    j = tl.arange(0, BLOCK_T)[:, None]
+    turn = tl.arange(0, BLOCK_T)[None, :]
+    turned = tl.gather(total[0], (j + turn + 1) % BLOCK_T, 1)
+    by_lag = tl.sum(tl.where(j + turn + 1 < BLOCK_T, turned, 0.0), axis=0)[None, :]
+    at_once = tl.sum(tl.sum(tl.where(j == turn, total[0], 0.0), axis=1), axis=0)
+    real, imag = unstacked(total[1], MODES, BLOCK_T)
+    before = times(exponential(a, turn + 1), (real + by_lag, imag))
+    after = times(exponential(a, BLOCK_T - turn), unstacked(total[2], MODES, BLOCK_T))
+    sums = (tl.sum(total[3], axis=1)[:, None], tl.sum(total[4], axis=1)[:, None])
+    both = times(exponential(a, BLOCK_T + 1), sums)
+    step = turn.to(tl.float32)
+    by_pole = ()
+    for i in tl.static_range(2):
+        within = tl.sum((step + 1.0) * before[i] + (BLOCK_T - 1.0 - step) * after[i], axis=1)
+        by_pole = by_pole + (within + tl.sum(BLOCK_T * both[i], axis=1),)
+    by_pole = times(residue, by_pole)
+    by_residue = (at_once + tl.sum(before[0], axis=1), tl.sum(before[1], axis=1))
+    mode = tl.arange(0, MODES // 2)
+    where = ptr + (first + mode) * CHANNELS + channel
+    there = (mode < COUNT) & inside
+    tl.store(where, 2.0 * by_pole[0], mask=there)
+    tl.store(where + COUNT * CHANNELS, -2.0 * by_pole[1], mask=there)
+    tl.store(where + 2 * COUNT * CHANNELS, 2.0 * by_residue[0], mask=there)
+    tl.store(where + 3 * COUNT * CHANNELS, -2.0 * by_residue[1], mask=there)
+
+
+@triton.jit
+def load_state(
+    ptr, number, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr
+):
+    """The state before tile `number`, COUNT numbers, for every lane of the scan."""
+    real = 2 * tl.arange(0, MODES // 2)[:, None] + tl.zeros((1, M // 8), tl.int32)
+    where = ptr + number * (CHANNELS * COUNT) + real
+    there = real < COUNT
+    return tl.load(where, mask=there, other=0.0), tl.load(where + 1, mask=there, other=0.0)
+
+
+@triton.jit
+def keep_state(
+    ptr, number, state, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+    MODES: tl.constexpr, M: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """Write the state before tile `number`, if KEEP: COUNT numbers, real parts before imaginary
+    ones mode by mode.
+    """
+    if KEEP:
+        real = 2 * tl.arange(0, MODES // 2)[:, None] + tl.zeros((1, M // 8), tl.int32)
+        lane = tl.arange(0, M // 8)[None, :]
+        where = ptr + number * (CHANNELS * COUNT) + real
+        there = (real < COUNT) & (lane == 0)
+        tl.store(where, state[0], mask=there)
+        tl.store(where + 1, state[1], mask=there)
