@@ -362,11 +362,31 @@ def rows_vector(
 
 
 @triton.jit
+def to_products(x, M: tl.constexpr, N: tl.constexpr):
+    """A tile [M, 8 N], a block of time a row, in the order of products."""
+    if M == 64 and N == 4:
+        y = tl.permute(tl.reshape(x, (2, 4, 8, 4, 4, 2)), (1, 0, 2, 4, 3, 5))
+        return tl.reshape(y, (M, N * 8))
+    else:
+        return x
+
+
+@triton.jit
 def block_of(
     rows, M: tl.constexpr, N: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
 ):
     """Rows as a matrix that products read: [M, BLOCK_T], a block of time a row."""
-    return rounded(rows_vector(rows, 0, M, N, OPERAND), PRECISION)
+    return to_products(rounded(rows_vector(rows, 0, M, N, OPERAND), PRECISION), M, N)
+
+
+@triton.jit
+def from_products(x, M: tl.constexpr, N: tl.constexpr):
+    """The inverse of to_products."""
+    if M == 64 and N == 4:
+        y = tl.permute(tl.reshape(x, (4, 2, 8, 4, 4, 2)), (1, 0, 2, 4, 3, 5))
+        return tl.reshape(y, (M, N * 8))
+    else:
+        return x
 
 
 @triton.jit
@@ -389,7 +409,7 @@ def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
 @triton.jit
 def recall(block, M: tl.constexpr, N: tl.constexpr):
     """The rows of a block, as products read them."""
-    return vector_rows(block, M, N)
+    return vector_rows(from_products(block, M, N), M, N)
 
 
 @triton.jit
@@ -508,14 +528,25 @@ def states_after(
 def modal(block, found, modes, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
     """Rows of y[t] = sum_n R_n sum_j exp(a_n j) x[t - j]: of the block, and of its past."""
     y = tl.dot(block, modes[2], input_precision=PRECISION)
-    return vector_rows(product(transposed(found[1]), modes[4], y, PRECISION), M, N)
+    y = product(transposed(found[1]), modes[4], y, PRECISION)
+    return vector_rows(from_products(y, M, N), M, N)
 
 
 @triton.jit
 def modal_adjoint(block, found, modes, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
     """Rows of y[t] = sum_n R_n sum_j exp(a_n j) x[t + j]: of the block, and of its future."""
     y = tl.dot(block, tl.trans(modes[2]), input_precision=PRECISION)
-    return vector_rows(product(transposed(found[1]), modes[6], y, PRECISION), M, N)
+    y = product(transposed(found[1]), modes[6], y, PRECISION)
+    return vector_rows(from_products(y, M, N), M, N)
+
+
+@triton.jit
+def state_gradient(total, grad_states, states):
+    """The last of the sums: products of states before a block with adjoint states after it."""
+    both = total[3]
+    for p in tl.static_range(8):
+        both += states[0][p] * grad_states[0][p]
+    return total[:3] + (both,) + total[4:]
 
 
 @triton.jit
@@ -527,11 +558,21 @@ def extend(rows, after, M: tl.constexpr, N: tl.constexpr):
     last = tl.reshape(lane, (M, N)) == M * N - 1
     extended = rows
     first = ()
+    next_lane = (lane + 1) % (M * N)
+    for r in tl.static_range(0, len(after), 2):
+        if r + 1 < len(after):  # threads exchange two as quickly as one
+            low = rows[r].to(tl.uint32, bitcast=True).to(tl.uint64)
+            high = rows[r + 1].to(tl.uint32, bitcast=True).to(tl.uint64)
+            both = tl.reshape(
+                tl.gather(tl.reshape(low | high << 32, (M * N,)), next_lane, 0), (M, N)
+            )
+            low = both.to(tl.uint32).to(tl.float32, bitcast=True)
+            first = first + (low, (both >> 32).to(tl.uint32).to(tl.float32, bitcast=True))
+        else:
+            flat = tl.reshape(rows[r], (M * N,))
+            first = first + (tl.reshape(tl.gather(flat, next_lane, 0), (M, N)),)
     for r in tl.static_range(len(after)):
-        flat = tl.reshape(rows[r], (M * N,))
-        turned = tl.reshape(tl.gather(flat, (lane + 1) % (M * N), 0), (M, N))
-        extended = extended + (tl.where(last, after[r], turned),)
-        first = first + (turned,)
+        extended = extended + (tl.where(last, after[r], first[r]),)
     return extended, first
 
 
@@ -578,20 +619,30 @@ def channel_sum(total, x):
 
 
 @triton.jit
+def joined_halves(total):
+    """Tensors joined in pairs, the first with the first of the second half."""
+    HALF: tl.constexpr = len(total) // 2
+    out = ()
+    for i in tl.static_range(HALF):
+        out = out + (tl.join(total[i], total[i + HALF]),)
+    return out
+
+
+@triton.jit
 def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
-    """Write accumulators, summed over the tile, to rows first, ... of [P, CHANNELS]; four at once,
+    """Write accumulators, summed over the tile, to rows first, ... of [P, CHANNELS]; many at once,
     which costs little more than one.
     """
-    for i in tl.static_range(0, len(total), 4):
-        last: tl.constexpr = len(total) - 1
-        some = tl.join(
-            tl.join(total[i], total[min(i + 2, last)]),
-            tl.join(total[min(i + 1, last)], total[min(i + 3, last)]),
-        )
-        row = i + tl.arange(0, 4)
-        where = ptr + (first + row) * CHANNELS + channel
-        sums = tl.sum(tl.reshape(some, (some.numel // 4, 4)), 0)
-        tl.store(where, sums, mask=inside & (row <= last))
+    COUNT: tl.constexpr = triton.next_power_of_2(len(total))
+    some = total
+    for _ in tl.static_range(COUNT - len(total)):
+        some = some + (total[0],)
+    for _ in tl.static_range(COUNT.bit_length() - 1):
+        some = joined_halves(some)
+    row = tl.arange(0, COUNT)
+    where = ptr + (first + row) * CHANNELS + channel
+    sums = tl.sum(tl.reshape(some[0], (total[0].numel, COUNT)), 0)
+    tl.store(where, sums, mask=inside & (row < len(total)))
 
 
 @triton.jit
@@ -1132,9 +1183,7 @@ def h3_backward(
         d_pre_skip_states, d_pre_skip_state = states_after(
             d_pre_skip_block, filter, d_pre_skip_state, MODES, M, OPERAND, PRECISION
         )
-        d_filter = modal_gradient(
-            d_filter, d_pre_skip_block, d_pre_skip_states, z_block, z_states, PRECISION
-        )
+        d_filter = state_gradient(d_filter, d_pre_skip_states, z_states)
         conv = modal(z_block, z_states, filter, M, N, PRECISION)
         tl.debug_barrier()  # what follows loads again what it needs
         z_b = recall(z_block, M, N)
@@ -1175,12 +1224,19 @@ def h3_backward(
         d_k_c = fir_adjoint(d_k_hat_on_c, featurizer_k)
         store_rows(d_k_ptr, d_k_row, D_UNIT, tile, d_k_c, EVEN, M, N)
         d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat_c, k_c)
+        d_filter = modal_gradient(
+            d_filter, d_pre_skip_block, d_pre_skip_states, z_block, z_states, PRECISION
+        )
     partials_ptr += (batch * time_programs + program).to(tl.int64) * (141 * CHANNELS)
-    store_partial(partials_ptr, 0, d_featurizer_q, row, inside, CHANNELS)
-    store_partial(partials_ptr, 4, d_featurizer_k, row, inside, CHANNELS)
-    store_partial(partials_ptr, 8, d_featurizer_v, row, inside, CHANNELS)
-    store_partial(partials_ptr, 12, d_skip, row, inside, CHANNELS)
-    store_modes(partials_ptr, 13, d_filter, filter, row, inside, 32, CHANNELS, MODES, BLOCK_T)
+    store_partial(
+        partials_ptr,
+        0,
+        d_featurizer_q + d_featurizer_k + d_featurizer_v + d_skip,
+        row,
+        inside,
+        CHANNELS,
+    )
+    store_modes(partials_ptr, 13, d_filter, filter, row, inside, 32, CHANNELS, MODES, M, BLOCK_T)
     enter_gradient(d_pre_skip_state, filter, ends, 32, MODES, M, STATEFUL)
     history_gradient(
         d_history_ptr, row, d_q_hat_b_after, featurizer_q, 0, CHANNELS, M, N, STATEFUL
@@ -1896,7 +1952,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_cf2b4eed"
+    name = unique = "h3_0e47d8b8"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -360,11 +360,31 @@ def rows_vector(
 
 
 @triton.jit
+def to_products(x, M: tl.constexpr, N: tl.constexpr):
+    """A tile [M, 8 N], a block of time a row, in the order of products."""
+    if M == 64 and N == 4:
+        y = tl.permute(tl.reshape(x, (2, 4, 8, 4, 4, 2)), (1, 0, 2, 4, 3, 5))
+        return tl.reshape(y, (M, N * 8))
+    else:
+        return x
+
+
+@triton.jit
 def block_of(
     rows, M: tl.constexpr, N: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
 ):
     """Rows as a matrix that products read: [M, BLOCK_T], a block of time a row."""
-    return rounded(rows_vector(rows, 0, M, N, OPERAND), PRECISION)
+    return to_products(rounded(rows_vector(rows, 0, M, N, OPERAND), PRECISION), M, N)
+
+
+@triton.jit
+def from_products(x, M: tl.constexpr, N: tl.constexpr):
+    """The inverse of to_products."""
+    if M == 64 and N == 4:
+        y = tl.permute(tl.reshape(x, (4, 2, 8, 4, 4, 2)), (1, 0, 2, 4, 3, 5))
+        return tl.reshape(y, (M, N * 8))
+    else:
+        return x
 
 
 @triton.jit
@@ -387,7 +407,7 @@ def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
 @triton.jit
 def recall(block, M: tl.constexpr, N: tl.constexpr):
     """The rows of a block, as products read them."""
-    return vector_rows(block, M, N)
+    return vector_rows(from_products(block, M, N), M, N)
 
 
 @triton.jit
@@ -506,14 +526,25 @@ def states_after(
 def modal(block, found, modes, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
     """Rows of y[t] = sum_n R_n sum_j exp(a_n j) x[t - j]: of the block, and of its past."""
     y = tl.dot(block, modes[2], input_precision=PRECISION)
-    return vector_rows(product(transposed(found[1]), modes[4], y, PRECISION), M, N)
+    y = product(transposed(found[1]), modes[4], y, PRECISION)
+    return vector_rows(from_products(y, M, N), M, N)
 
 
 @triton.jit
 def modal_adjoint(block, found, modes, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
     """Rows of y[t] = sum_n R_n sum_j exp(a_n j) x[t + j]: of the block, and of its future."""
     y = tl.dot(block, tl.trans(modes[2]), input_precision=PRECISION)
-    return vector_rows(product(transposed(found[1]), modes[6], y, PRECISION), M, N)
+    y = product(transposed(found[1]), modes[6], y, PRECISION)
+    return vector_rows(from_products(y, M, N), M, N)
+
+
+@triton.jit
+def state_gradient(total, grad_states, states):
+    """The last of the sums: products of states before a block with adjoint states after it."""
+    both = total[3]
+    for p in tl.static_range(8):
+        both += states[0][p] * grad_states[0][p]
+    return total[:3] + (both,) + total[4:]
 
 
 @triton.jit
@@ -544,20 +575,30 @@ def channel_sum(total, x):
 
 
 @triton.jit
+def joined_halves(total):
+    """Tensors joined in pairs, the first with the first of the second half."""
+    HALF: tl.constexpr = len(total) // 2
+    out = ()
+    for i in tl.static_range(HALF):
+        out = out + (tl.join(total[i], total[i + HALF]),)
+    return out
+
+
+@triton.jit
 def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
-    """Write accumulators, summed over the tile, to rows first, ... of [P, CHANNELS]; four at once,
+    """Write accumulators, summed over the tile, to rows first, ... of [P, CHANNELS]; many at once,
     which costs little more than one.
     """
-    for i in tl.static_range(0, len(total), 4):
-        last: tl.constexpr = len(total) - 1
-        some = tl.join(
-            tl.join(total[i], total[min(i + 2, last)]),
-            tl.join(total[min(i + 1, last)], total[min(i + 3, last)]),
-        )
-        row = i + tl.arange(0, 4)
-        where = ptr + (first + row) * CHANNELS + channel
-        sums = tl.sum(tl.reshape(some, (some.numel // 4, 4)), 0)
-        tl.store(where, sums, mask=inside & (row <= last))
+    COUNT: tl.constexpr = triton.next_power_of_2(len(total))
+    some = total
+    for _ in tl.static_range(COUNT - len(total)):
+        some = some + (total[0],)
+    for _ in tl.static_range(COUNT.bit_length() - 1):
+        some = joined_halves(some)
+    row = tl.arange(0, COUNT)
+    where = ptr + (first + row) * CHANNELS + channel
+    sums = tl.sum(tl.reshape(some[0], (total[0].numel, COUNT)), 0)
+    tl.store(where, sums, mask=inside & (row < len(total)))
 
 
 @triton.jit
@@ -943,7 +984,7 @@ def s4d_backward(
         dy_states, dy_state = states_after(
             dy_block, filter, dy_state, MODES, M, OPERAND, PRECISION
         )
-        d_filter = modal_gradient(d_filter, dy_block, dy_states, x_block, x_states, PRECISION)
+        d_filter = state_gradient(d_filter, dy_states, x_states)
         d_x_2 = modal_adjoint(dy_block, dy_states, filter, M, N, PRECISION)
         d_x_2, dy_state = leave_adjoint(d_x_2, dy_state, tile, ends, 32, MODES, M, N, STATEFUL)
         tl.debug_barrier()  # what follows loads again what it needs
@@ -954,9 +995,10 @@ def s4d_backward(
         d_skip = channel_sum(d_skip, skipped_product_c)
         d_x_c = add(d_x_1_c, d_x_2)
         store_rows(d_x_ptr, d_x_row, D_UNIT, tile, d_x_c, EVEN, M, N)
+        d_filter = modal_gradient(d_filter, dy_block, dy_states, x_block, x_states, PRECISION)
     partials_ptr += (batch * time_programs + program).to(tl.int64) * (129 * CHANNELS)
     store_partial(partials_ptr, 0, d_skip, row, inside, CHANNELS)
-    store_modes(partials_ptr, 1, d_filter, filter, row, inside, 32, CHANNELS, MODES, BLOCK_T)
+    store_modes(partials_ptr, 1, d_filter, filter, row, inside, 32, CHANNELS, MODES, M, BLOCK_T)
     enter_gradient(dy_state, filter, ends, 32, MODES, M, STATEFUL)
 
 
@@ -1577,7 +1619,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_adb64563"
+    name = unique = "s4d_55100cc6"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
