@@ -171,6 +171,15 @@ def stacked(z, MODES: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
+def step_of(column, M: tl.constexpr, BLOCK_T: tl.constexpr):
+    """The step of a block that stands in a column of products, or the column of a step."""
+    if M == 64 and BLOCK_T == 32:
+        return column // 2 % 4 * 8 + column // 8 * 2 + column % 2
+    else:
+        return column
+
+
+@triton.jit
 def terms(x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """x as a sum of operands: two terms, or x itself where products read float32 as it is."""
     high = rounded(x.to(OPERAND), PRECISION)
@@ -209,13 +218,14 @@ def load_modes(
     imag = tl.load(residues_imag_ptr + where, mask=there, other=0.0)
     a = (decay[:, None], turns[:, None])
     twice = (2.0 * real[:, None], 2.0 * imag[:, None])
-    step = tl.arange(0, BLOCK_T)
+    step = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)
     powers = exponential(a, step[None, :])
     reversed_powers = exponential(a, (BLOCK_T - 1 - step)[None, :])
     taps = tl.sum(times(twice, powers)[0], axis=0)
     lag = step[None, :] - step[:, None]
     by_row = taps[None, :] + tl.zeros((BLOCK_T, 1), tl.float32)
-    matrix = tl.where(lag >= 0, tl.gather(by_row, tl.maximum(lag, 0), 1), 0.0)
+    column = step_of(tl.maximum(lag, 0), M, BLOCK_T)
+    matrix = tl.where(lag >= 0, tl.gather(by_row, column, 1), 0.0)
     within = rounded(matrix.to(OPERAND), PRECISION)
     weight = times(twice, exponential(a, 1))
     to_end = transposed(terms(stacked(reversed_powers, MODES, BLOCK_T), OPERAND, PRECISION))
@@ -258,15 +268,22 @@ def zero_modes(
 
 @triton.jit
 def modal_gradient(total, grad, grad_states, block, states, PRECISION: tl.constexpr):
-    """`modal_gradient` of modal.py, where the product of two states is complex."""
+    """`modal_gradient` of modal.py."""
     within = tl.dot(tl.trans(block), grad, total[0], input_precision=PRECISION)
-    before, after, both = total[1], total[2], (total[3], total[4])
+    before, after = total[1], total[2]
     for i in tl.static_range(len(states[1])):
         before = tl.dot(states[1][i], grad, before, input_precision=PRECISION)
         after = tl.dot(grad_states[1][i], block, after, input_precision=PRECISION)
+    return within, before, after, total[3], total[4]
+
+
+@triton.jit
+def state_gradient(total, grad_states, states):
+    """`state_gradient` of modal.py, where the product of two states is complex."""
+    both = (total[3], total[4])
     for p in tl.static_range(8):
         both = plus(both, times(states[0][p], grad_states[0][p]))
-    return within, before, after, both[0], both[1]
+    return total[0], total[1], total[2], both[0], both[1]
 
 
 @triton.jit
@@ -278,7 +295,7 @@ def unstacked(x, MODES: tl.constexpr, COLUMNS: tl.constexpr):
 @triton.jit
 def store_modes(
     ptr, first, total, modes, channel, inside, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
-    MODES: tl.constexpr, BLOCK_T: tl.constexpr,
+    MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of COUNT log-poles, frequencies, real and imaginary parts of residues
     to rows first, ... of [P, CHANNELS]: 2 Re and -2 Im of sums as in store_modes of modal.py.
@@ -287,9 +304,9 @@ def store_modes(
     from 0 would be that of `load_modes`, which the compiler would keep in registers until now.
     """
     a, residue = modes[0], modes[1]
-    j = tl.arange(0, BLOCK_T)[:, None]
-    turn = tl.arange(0, BLOCK_T)[None, :]
-    turned = tl.gather(total[0], (j + turn + 1) % BLOCK_T, 1)
+    j = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[:, None]
+    turn = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[None, :]
+    turned = tl.gather(total[0], step_of((j + turn + 1) % BLOCK_T, M, BLOCK_T), 1)
     by_lag = tl.sum(tl.where(j + turn + 1 < BLOCK_T, turned, 0.0), axis=0)[None, :]
     at_once = tl.sum(tl.sum(tl.where(j == turn, total[0], 0.0), axis=1), axis=0)
     real, imag = unstacked(total[1], MODES, BLOCK_T)
@@ -413,6 +430,19 @@ def recall(block, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
+def swapped(x, M: tl.constexpr, BACK: tl.constexpr):
+    """Columns of [MODES, M], which are blocks, from the order of time to that of products' rows,
+    or BACK.
+    """
+    MODES: tl.constexpr = x.shape[0]
+    if M == 64:
+        y = tl.reshape(x, (MODES, 4, 2, 8)) if BACK else tl.reshape(x, (MODES, 2, 4, 8))
+        return tl.reshape(tl.permute(y, (0, 2, 1, 3)), (MODES, M))
+    else:
+        return x
+
+
+@triton.jit
 def operand_states(
     states, MODES: tl.constexpr, M: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
 ):
@@ -423,7 +453,8 @@ def operand_states(
         imag = imag + (states[p][1],)
     real_matrix = rows_vector(real, 0, MODES // 2, M // 8, tl.float32)
     imag_matrix = rows_vector(imag, 0, MODES // 2, M // 8, tl.float32)
-    return states, terms(stacked((real_matrix, imag_matrix), MODES, M), OPERAND, PRECISION)
+    matrix = swapped(stacked((real_matrix, imag_matrix), MODES, M), M, False)
+    return states, terms(matrix, OPERAND, PRECISION)
 
 
 @triton.jit
@@ -448,8 +479,8 @@ def from_lane(z, lane, there):
 def scan_rows(sums, MODES: tl.constexpr, M: tl.constexpr):
     """What blocks add to states, [M, MODES], as the scan reads it: eight numbers a lane."""
     both = tl.split(tl.reshape(sums, (M, MODES // 2, 2)))
-    real = vector_rows(tl.trans(both[0]), MODES // 2, M // 8)
-    imag = vector_rows(tl.trans(both[1]), MODES // 2, M // 8)
+    real = vector_rows(swapped(tl.trans(both[0]), M, True), MODES // 2, M // 8)
+    imag = vector_rows(swapped(tl.trans(both[1]), M, True), MODES // 2, M // 8)
     out = ()
     for p in tl.static_range(8):
         out = out + ((real[p], imag[p]),)
@@ -538,15 +569,6 @@ def modal_adjoint(block, found, modes, M: tl.constexpr, N: tl.constexpr, PRECISI
     y = tl.dot(block, tl.trans(modes[2]), input_precision=PRECISION)
     y = product(transposed(found[1]), modes[6], y, PRECISION)
     return vector_rows(from_products(y, M, N), M, N)
-
-
-@triton.jit
-def state_gradient(total, grad_states, states):
-    """The last of the sums: products of states before a block with adjoint states after it."""
-    both = total[3]
-    for p in tl.static_range(8):
-        both += states[0][p] * grad_states[0][p]
-    return total[:3] + (both,) + total[4:]
 
 
 @triton.jit
@@ -1952,7 +1974,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_0e47d8b8"
+    name = unique = "h3_ed99256a"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
