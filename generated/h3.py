@@ -171,6 +171,15 @@ def stacked(z, MODES: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
+def step_of(column, M: tl.constexpr, BLOCK_T: tl.constexpr):
+    """The step of a block that stands in a column of products, or the column of a step."""
+    if M == 64 and BLOCK_T == 32:
+        return column // 2 % 4 * 8 + column // 8 * 2 + column % 2
+    else:
+        return column
+
+
+@triton.jit
 def terms(x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """x as a sum of operands: two terms, or x itself where products read float32 as it is."""
     high = rounded(x.to(OPERAND), PRECISION)
@@ -209,13 +218,14 @@ def load_modes(
     imag = tl.load(residues_imag_ptr + where, mask=there, other=0.0)
     a = (decay[:, None], turns[:, None])
     twice = (2.0 * real[:, None], 2.0 * imag[:, None])
-    step = tl.arange(0, BLOCK_T)
+    step = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)
     powers = exponential(a, step[None, :])
     reversed_powers = exponential(a, (BLOCK_T - 1 - step)[None, :])
     taps = tl.sum(times(twice, powers)[0], axis=0)
     lag = step[None, :] - step[:, None]
     by_row = taps[None, :] + tl.zeros((BLOCK_T, 1), tl.float32)
-    matrix = tl.where(lag >= 0, tl.gather(by_row, tl.maximum(lag, 0), 1), 0.0)
+    column = step_of(tl.maximum(lag, 0), M, BLOCK_T)
+    matrix = tl.where(lag >= 0, tl.gather(by_row, column, 1), 0.0)
     within = rounded(matrix.to(OPERAND), PRECISION)
     weight = times(twice, exponential(a, 1))
     to_end = transposed(terms(stacked(reversed_powers, MODES, BLOCK_T), OPERAND, PRECISION))
@@ -258,15 +268,22 @@ def zero_modes(
 
 @triton.jit
 def modal_gradient(total, grad, grad_states, block, states, PRECISION: tl.constexpr):
-    """`modal_gradient` of modal.py, where the product of two states is complex."""
+    """`modal_gradient` of modal.py."""
     within = tl.dot(tl.trans(block), grad, total[0], input_precision=PRECISION)
-    before, after, both = total[1], total[2], (total[3], total[4])
+    before, after = total[1], total[2]
     for i in tl.static_range(len(states[1])):
         before = tl.dot(states[1][i], grad, before, input_precision=PRECISION)
         after = tl.dot(grad_states[1][i], block, after, input_precision=PRECISION)
+    return within, before, after, total[3], total[4]
+
+
+@triton.jit
+def state_gradient(total, grad_states, states):
+    """`state_gradient` of modal.py, where the product of two states is complex."""
+    both = (total[3], total[4])
     for p in tl.static_range(8):
         both = plus(both, times(states[0][p], grad_states[0][p]))
-    return within, before, after, both[0], both[1]
+    return total[0], total[1], total[2], both[0], both[1]
 
 
 @triton.jit
@@ -278,7 +295,7 @@ def unstacked(x, MODES: tl.constexpr, COLUMNS: tl.constexpr):
 @triton.jit
 def store_modes(
     ptr, first, total, modes, channel, inside, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
-    MODES: tl.constexpr, BLOCK_T: tl.constexpr,
+    MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of COUNT log-poles, frequencies, real and imaginary parts of residues
     to rows first, ... of [P, CHANNELS]: 2 Re and -2 Im of sums as in store_modes of modal.py.
@@ -287,9 +304,9 @@ def store_modes(
     from 0 would be that of `load_modes`, which the compiler would keep in registers until now.
     """
     a, residue = modes[0], modes[1]
-    j = tl.arange(0, BLOCK_T)[:, None]
-    turn = tl.arange(0, BLOCK_T)[None, :]
-    turned = tl.gather(total[0], (j + turn + 1) % BLOCK_T, 1)
+    j = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[:, None]
+    turn = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[None, :]
+    turned = tl.gather(total[0], step_of((j + turn + 1) % BLOCK_T, M, BLOCK_T), 1)
     by_lag = tl.sum(tl.where(j + turn + 1 < BLOCK_T, turned, 0.0), axis=0)[None, :]
     at_once = tl.sum(tl.sum(tl.where(j == turn, total[0], 0.0), axis=1), axis=0)
     real, imag = unstacked(total[1], MODES, BLOCK_T)
@@ -362,11 +379,31 @@ def rows_vector(
 
 
 @triton.jit
+def to_products(x, M: tl.constexpr, N: tl.constexpr):
+    """A tile [M, 8 N], a block of time a row, in the order of products."""
+    if M == 64 and N == 4:
+        y = tl.permute(tl.reshape(x, (2, 4, 8, 4, 4, 2)), (1, 0, 2, 4, 3, 5))
+        return tl.reshape(y, (M, N * 8))
+    else:
+        return x
+
+
+@triton.jit
 def block_of(
     rows, M: tl.constexpr, N: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
 ):
     """Rows as a matrix that products read: [M, BLOCK_T], a block of time a row."""
-    return rounded(rows_vector(rows, 0, M, N, OPERAND), PRECISION)
+    return to_products(rounded(rows_vector(rows, 0, M, N, OPERAND), PRECISION), M, N)
+
+
+@triton.jit
+def from_products(x, M: tl.constexpr, N: tl.constexpr):
+    """The inverse of to_products."""
+    if M == 64 and N == 4:
+        y = tl.permute(tl.reshape(x, (4, 2, 8, 4, 4, 2)), (1, 0, 2, 4, 3, 5))
+        return tl.reshape(y, (M, N * 8))
+    else:
+        return x
 
 
 @triton.jit
@@ -389,7 +426,20 @@ def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
 @triton.jit
 def recall(block, M: tl.constexpr, N: tl.constexpr):
     """The rows of a block, as products read them."""
-    return vector_rows(block, M, N)
+    return vector_rows(from_products(block, M, N), M, N)
+
+
+@triton.jit
+def swapped(x, M: tl.constexpr, BACK: tl.constexpr):
+    """Columns of [MODES, M], which are blocks, from the order of time to that of products' rows,
+    or BACK.
+    """
+    MODES: tl.constexpr = x.shape[0]
+    if M == 64:
+        y = tl.reshape(x, (MODES, 4, 2, 8)) if BACK else tl.reshape(x, (MODES, 2, 4, 8))
+        return tl.reshape(tl.permute(y, (0, 2, 1, 3)), (MODES, M))
+    else:
+        return x
 
 
 @triton.jit
@@ -403,7 +453,8 @@ def operand_states(
         imag = imag + (states[p][1],)
     real_matrix = rows_vector(real, 0, MODES // 2, M // 8, tl.float32)
     imag_matrix = rows_vector(imag, 0, MODES // 2, M // 8, tl.float32)
-    return states, terms(stacked((real_matrix, imag_matrix), MODES, M), OPERAND, PRECISION)
+    matrix = swapped(stacked((real_matrix, imag_matrix), MODES, M), M, False)
+    return states, terms(matrix, OPERAND, PRECISION)
 
 
 @triton.jit
@@ -428,8 +479,8 @@ def from_lane(z, lane, there):
 def scan_rows(sums, MODES: tl.constexpr, M: tl.constexpr):
     """What blocks add to states, [M, MODES], as the scan reads it: eight numbers a lane."""
     both = tl.split(tl.reshape(sums, (M, MODES // 2, 2)))
-    real = vector_rows(tl.trans(both[0]), MODES // 2, M // 8)
-    imag = vector_rows(tl.trans(both[1]), MODES // 2, M // 8)
+    real = vector_rows(swapped(tl.trans(both[0]), M, True), MODES // 2, M // 8)
+    imag = vector_rows(swapped(tl.trans(both[1]), M, True), MODES // 2, M // 8)
     out = ()
     for p in tl.static_range(8):
         out = out + ((real[p], imag[p]),)
@@ -508,14 +559,16 @@ def states_after(
 def modal(block, found, modes, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
     """Rows of y[t] = sum_n R_n sum_j exp(a_n j) x[t - j]: of the block, and of its past."""
     y = tl.dot(block, modes[2], input_precision=PRECISION)
-    return vector_rows(product(transposed(found[1]), modes[4], y, PRECISION), M, N)
+    y = product(transposed(found[1]), modes[4], y, PRECISION)
+    return vector_rows(from_products(y, M, N), M, N)
 
 
 @triton.jit
 def modal_adjoint(block, found, modes, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
     """Rows of y[t] = sum_n R_n sum_j exp(a_n j) x[t + j]: of the block, and of its future."""
     y = tl.dot(block, tl.trans(modes[2]), input_precision=PRECISION)
-    return vector_rows(product(transposed(found[1]), modes[6], y, PRECISION), M, N)
+    y = product(transposed(found[1]), modes[6], y, PRECISION)
+    return vector_rows(from_products(y, M, N), M, N)
 
 
 @triton.jit
@@ -527,11 +580,21 @@ def extend(rows, after, M: tl.constexpr, N: tl.constexpr):
     last = tl.reshape(lane, (M, N)) == M * N - 1
     extended = rows
     first = ()
+    next_lane = (lane + 1) % (M * N)
+    for r in tl.static_range(0, len(after), 2):
+        if r + 1 < len(after):  # threads exchange two as quickly as one
+            low = rows[r].to(tl.uint32, bitcast=True).to(tl.uint64)
+            high = rows[r + 1].to(tl.uint32, bitcast=True).to(tl.uint64)
+            both = tl.reshape(
+                tl.gather(tl.reshape(low | high << 32, (M * N,)), next_lane, 0), (M, N)
+            )
+            low = both.to(tl.uint32).to(tl.float32, bitcast=True)
+            first = first + (low, (both >> 32).to(tl.uint32).to(tl.float32, bitcast=True))
+        else:
+            flat = tl.reshape(rows[r], (M * N,))
+            first = first + (tl.reshape(tl.gather(flat, next_lane, 0), (M, N)),)
     for r in tl.static_range(len(after)):
-        flat = tl.reshape(rows[r], (M * N,))
-        turned = tl.reshape(tl.gather(flat, (lane + 1) % (M * N), 0), (M, N))
-        extended = extended + (tl.where(last, after[r], turned),)
-        first = first + (turned,)
+        extended = extended + (tl.where(last, after[r], first[r]),)
     return extended, first
 
 
@@ -578,20 +641,30 @@ def channel_sum(total, x):
 
 
 @triton.jit
+def joined_halves(total):
+    """Tensors joined in pairs, the first with the first of the second half."""
+    HALF: tl.constexpr = len(total) // 2
+    out = ()
+    for i in tl.static_range(HALF):
+        out = out + (tl.join(total[i], total[i + HALF]),)
+    return out
+
+
+@triton.jit
 def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
-    """Write accumulators, summed over the tile, to rows first, ... of [P, CHANNELS]; four at once,
+    """Write accumulators, summed over the tile, to rows first, ... of [P, CHANNELS]; many at once,
     which costs little more than one.
     """
-    for i in tl.static_range(0, len(total), 4):
-        last: tl.constexpr = len(total) - 1
-        some = tl.join(
-            tl.join(total[i], total[min(i + 2, last)]),
-            tl.join(total[min(i + 1, last)], total[min(i + 3, last)]),
-        )
-        row = i + tl.arange(0, 4)
-        where = ptr + (first + row) * CHANNELS + channel
-        sums = tl.sum(tl.reshape(some, (some.numel // 4, 4)), 0)
-        tl.store(where, sums, mask=inside & (row <= last))
+    COUNT: tl.constexpr = triton.next_power_of_2(len(total))
+    some = total
+    for _ in tl.static_range(COUNT - len(total)):
+        some = some + (total[0],)
+    for _ in tl.static_range(COUNT.bit_length() - 1):
+        some = joined_halves(some)
+    row = tl.arange(0, COUNT)
+    where = ptr + (first + row) * CHANNELS + channel
+    sums = tl.sum(tl.reshape(some[0], (total[0].numel, COUNT)), 0)
+    tl.store(where, sums, mask=inside & (row < len(total)))
 
 
 @triton.jit
@@ -1132,9 +1205,7 @@ def h3_backward(
         d_pre_skip_states, d_pre_skip_state = states_after(
             d_pre_skip_block, filter, d_pre_skip_state, MODES, M, OPERAND, PRECISION
         )
-        d_filter = modal_gradient(
-            d_filter, d_pre_skip_block, d_pre_skip_states, z_block, z_states, PRECISION
-        )
+        d_filter = state_gradient(d_filter, d_pre_skip_states, z_states)
         conv = modal(z_block, z_states, filter, M, N, PRECISION)
         tl.debug_barrier()  # what follows loads again what it needs
         z_b = recall(z_block, M, N)
@@ -1175,12 +1246,19 @@ def h3_backward(
         d_k_c = fir_adjoint(d_k_hat_on_c, featurizer_k)
         store_rows(d_k_ptr, d_k_row, D_UNIT, tile, d_k_c, EVEN, M, N)
         d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat_c, k_c)
+        d_filter = modal_gradient(
+            d_filter, d_pre_skip_block, d_pre_skip_states, z_block, z_states, PRECISION
+        )
     partials_ptr += (batch * time_programs + program).to(tl.int64) * (141 * CHANNELS)
-    store_partial(partials_ptr, 0, d_featurizer_q, row, inside, CHANNELS)
-    store_partial(partials_ptr, 4, d_featurizer_k, row, inside, CHANNELS)
-    store_partial(partials_ptr, 8, d_featurizer_v, row, inside, CHANNELS)
-    store_partial(partials_ptr, 12, d_skip, row, inside, CHANNELS)
-    store_modes(partials_ptr, 13, d_filter, filter, row, inside, 32, CHANNELS, MODES, BLOCK_T)
+    store_partial(
+        partials_ptr,
+        0,
+        d_featurizer_q + d_featurizer_k + d_featurizer_v + d_skip,
+        row,
+        inside,
+        CHANNELS,
+    )
+    store_modes(partials_ptr, 13, d_filter, filter, row, inside, 32, CHANNELS, MODES, M, BLOCK_T)
     enter_gradient(d_pre_skip_state, filter, ends, 32, MODES, M, STATEFUL)
     history_gradient(
         d_history_ptr, row, d_q_hat_b_after, featurizer_q, 0, CHANNELS, M, N, STATEFUL
@@ -1896,7 +1974,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_cf2b4eed"
+    name = unique = "h3_ed99256a"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

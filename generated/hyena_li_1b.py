@@ -111,6 +111,15 @@ def rounded(x, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def step_of(column, M: tl.constexpr, BLOCK_T: tl.constexpr):
+    """The step of a block that stands in a column of products, or the column of a step."""
+    if M == 64 and BLOCK_T == 32:
+        return column // 2 % 4 * 8 + column // 8 * 2 + column % 2
+    else:
+        return column
+
+
+@triton.jit
 def terms(x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """x as a sum of operands: two terms, or x itself where products read float32 as it is."""
     high = rounded(x.to(OPERAND), PRECISION)
@@ -148,13 +157,13 @@ def load_modes(
     mode = tl.arange(0, MODES)
     a = tl.load(poles_ptr + row * COUNT + mode, mask=mode < COUNT, other=-1.0)
     residue = tl.load(residues_ptr + row * COUNT + mode, mask=mode < COUNT, other=0.0)
-    step = tl.arange(0, BLOCK_T)
+    step = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)
     powers = tl.exp(a[:, None] * step[None, :])
     reversed_powers = tl.exp(a[:, None] * (BLOCK_T - 1 - step)[None, :])
     taps = tl.sum(residue[:, None] * powers, axis=0)
     lag = step[None, :] - step[:, None]
     by_row = taps[None, :] + tl.zeros((BLOCK_T, 1), tl.float32)
-    matrix = tl.where(lag >= 0, tl.gather(by_row, tl.maximum(lag, 0), 1), 0.0)
+    matrix = tl.where(lag >= 0, tl.gather(by_row, step_of(tl.maximum(lag, 0), M, BLOCK_T), 1), 0.0)
     within = rounded(matrix.to(OPERAND), PRECISION)
     weight = (residue * tl.exp(a))[:, None]
     to_end = transposed(terms(reversed_powers, OPERAND, PRECISION))
@@ -201,11 +210,31 @@ def rows_vector(
 
 
 @triton.jit
+def to_products(x, M: tl.constexpr, N: tl.constexpr):
+    """A tile [M, 8 N], a block of time a row, in the order of products."""
+    if M == 64 and N == 4:
+        y = tl.permute(tl.reshape(x, (2, 4, 8, 4, 4, 2)), (1, 0, 2, 4, 3, 5))
+        return tl.reshape(y, (M, N * 8))
+    else:
+        return x
+
+
+@triton.jit
 def block_of(
     rows, M: tl.constexpr, N: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
 ):
     """Rows as a matrix that products read: [M, BLOCK_T], a block of time a row."""
-    return rounded(rows_vector(rows, 0, M, N, OPERAND), PRECISION)
+    return to_products(rounded(rows_vector(rows, 0, M, N, OPERAND), PRECISION), M, N)
+
+
+@triton.jit
+def from_products(x, M: tl.constexpr, N: tl.constexpr):
+    """The inverse of to_products."""
+    if M == 64 and N == 4:
+        y = tl.permute(tl.reshape(x, (4, 2, 8, 4, 4, 2)), (1, 0, 2, 4, 3, 5))
+        return tl.reshape(y, (M, N * 8))
+    else:
+        return x
 
 
 @triton.jit
@@ -228,7 +257,20 @@ def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
 @triton.jit
 def recall(block, M: tl.constexpr, N: tl.constexpr):
     """The rows of a block, as products read them."""
-    return vector_rows(block, M, N)
+    return vector_rows(from_products(block, M, N), M, N)
+
+
+@triton.jit
+def swapped(x, M: tl.constexpr, BACK: tl.constexpr):
+    """Columns of [MODES, M], which are blocks, from the order of time to that of products' rows,
+    or BACK.
+    """
+    MODES: tl.constexpr = x.shape[0]
+    if M == 64:
+        y = tl.reshape(x, (MODES, 4, 2, 8)) if BACK else tl.reshape(x, (MODES, 2, 4, 8))
+        return tl.reshape(tl.permute(y, (0, 2, 1, 3)), (MODES, M))
+    else:
+        return x
 
 
 @triton.jit
@@ -236,7 +278,7 @@ def operand_states(
     states, MODES: tl.constexpr, M: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
 ):
     """Scanned states, as they are and as operands [MODES, M]."""
-    matrix = rows_vector(states, 0, MODES, M // 8, tl.float32)
+    matrix = swapped(rows_vector(states, 0, MODES, M // 8, tl.float32), M, False)
     return states, terms(matrix, OPERAND, PRECISION)
 
 
@@ -261,7 +303,7 @@ def scan(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
     """
     group, block, doublings, entered, left, whole = constants
     GROUPS: tl.constexpr = M // 8
-    end = vector_rows(tl.trans(ends), MODES, GROUPS)
+    end = vector_rows(swapped(tl.trans(ends), M, True), MODES, GROUPS)
     total = end[0]
     for p in tl.static_range(1, 8):
         total = total * block + end[p]
@@ -297,7 +339,7 @@ def scan_adjoint(starts, constants, state, MODES: tl.constexpr, M: tl.constexpr)
     """
     group, block, doublings, entered, left, whole = constants
     GROUPS: tl.constexpr = M // 8
-    start = vector_rows(tl.trans(starts), MODES, GROUPS)
+    start = vector_rows(swapped(tl.trans(starts), M, True), MODES, GROUPS)
     total = start[7]
     for p in tl.static_range(1, 8):
         total = total * block + start[7 - p]
@@ -330,14 +372,16 @@ def states_after(
 def modal(block, found, modes, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
     """Rows of y[t] = sum_n R_n sum_j exp(a_n j) x[t - j]: of the block, and of its past."""
     y = tl.dot(block, modes[2], input_precision=PRECISION)
-    return vector_rows(product(transposed(found[1]), modes[4], y, PRECISION), M, N)
+    y = product(transposed(found[1]), modes[4], y, PRECISION)
+    return vector_rows(from_products(y, M, N), M, N)
 
 
 @triton.jit
 def modal_adjoint(block, found, modes, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
     """Rows of y[t] = sum_n R_n sum_j exp(a_n j) x[t + j]: of the block, and of its future."""
     y = tl.dot(block, tl.trans(modes[2]), input_precision=PRECISION)
-    return vector_rows(product(transposed(found[1]), modes[6], y, PRECISION), M, N)
+    y = product(transposed(found[1]), modes[6], y, PRECISION)
+    return vector_rows(from_products(y, M, N), M, N)
 
 
 @triton.jit
@@ -357,23 +401,29 @@ def zero_modes(
 @triton.jit
 def modal_gradient(total, grad, grad_states, block, states, PRECISION: tl.constexpr):
     """Sums over blocks from which `store_modes` makes gradients: products of steps of a block x
-    with those of its gradient e; of states before it with e; of x with adjoint states after it;
-    and of these two states.
+    with those of its gradient e; of states before it with e; of x with adjoint states after it.
     """
     within = tl.dot(tl.trans(block), grad, total[0], input_precision=PRECISION)
-    before, after, both = total[1], total[2], total[3]
+    before, after = total[1], total[2]
     for i in tl.static_range(len(states[1])):
         before = tl.dot(states[1][i], grad, before, input_precision=PRECISION)
         after = tl.dot(grad_states[1][i], block, after, input_precision=PRECISION)
+    return (within, before, after) + total[3:]
+
+
+@triton.jit
+def state_gradient(total, grad_states, states):
+    """The last of the sums: products of states before a block with adjoint states after it."""
+    both = total[3]
     for p in tl.static_range(8):
         both += states[0][p] * grad_states[0][p]
-    return (within, before, after, both) + total[4:]
+    return total[:3] + (both,) + total[4:]
 
 
 @triton.jit
 def store_modes(
     ptr, first, total, modes, channel, inside, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
-    MODES: tl.constexpr, BLOCK_T: tl.constexpr,
+    MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of COUNT poles, then of residues, to rows first, ... of [P, CHANNELS].
 
@@ -382,24 +432,25 @@ def store_modes(
     block, the blocks between, and the steps from there to y, and d exp(a d) is a sum of three.
     """
     a, residue = modes[0], modes[1]
-    j = tl.arange(0, BLOCK_T)[:, None]
-    turn = tl.arange(0, BLOCK_T)[None, :]
-    turned = tl.gather(total[0], (j + turn) % BLOCK_T, 1)
+    j = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[:, None]
+    turn = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[None, :]
+    turned = tl.gather(total[0], step_of((j + turn) % BLOCK_T, M, BLOCK_T), 1)
     by_lag = tl.sum(tl.where(j + turn < BLOCK_T, turned, 0.0), axis=0)[None, :]
     step = turn.to(tl.float32)
     near = tl.exp(a[:, None] * step) * by_lag
     before = tl.exp(a[:, None] * (step + 1.0)) * total[1]
     after = tl.exp(a[:, None] * (BLOCK_T - step)) * total[2]
+    by_pole = residue[:, None] * (step * near + (step + 1.0) * before)
+    by_pole += (BLOCK_T - 1.0 - step) * after  # which weighs with R already
     both = BLOCK_T * tl.exp(a * (BLOCK_T + 1)) * tl.sum(total[3], axis=1)
-    by_residue = tl.sum(near + before, axis=1)
-    by_pole = residue * tl.sum(step * near + (step + 1.0) * before, axis=1)
-    by_pole += tl.sum((BLOCK_T - 1.0 - step) * after, axis=1) + both  # which weigh with R already
     if len(total) > 4:
-        by_pole += total[4]
-    mode = tl.arange(0, MODES)
-    where = ptr + (first + mode) * CHANNELS + channel
-    tl.store(where, by_pole, mask=(mode < COUNT) & inside)
-    tl.store(where + COUNT * CHANNELS, by_residue, mask=(mode < COUNT) & inside)
+        both += total[4]
+    sums = tl.sum(tl.join(by_pole, near + before), axis=1)
+    which = tl.arange(0, 2)[None, :]
+    sums += tl.where(which == 0, both[:, None], 0.0)
+    mode = tl.arange(0, MODES)[:, None]
+    where = ptr + (first + which * COUNT + mode) * CHANNELS + channel
+    tl.store(where, sums, mask=(mode < COUNT) & inside)
 
 
 @triton.jit
@@ -411,11 +462,21 @@ def extend(rows, after, M: tl.constexpr, N: tl.constexpr):
     last = tl.reshape(lane, (M, N)) == M * N - 1
     extended = rows
     first = ()
+    next_lane = (lane + 1) % (M * N)
+    for r in tl.static_range(0, len(after), 2):
+        if r + 1 < len(after):  # threads exchange two as quickly as one
+            low = rows[r].to(tl.uint32, bitcast=True).to(tl.uint64)
+            high = rows[r + 1].to(tl.uint32, bitcast=True).to(tl.uint64)
+            both = tl.reshape(
+                tl.gather(tl.reshape(low | high << 32, (M * N,)), next_lane, 0), (M, N)
+            )
+            low = both.to(tl.uint32).to(tl.float32, bitcast=True)
+            first = first + (low, (both >> 32).to(tl.uint32).to(tl.float32, bitcast=True))
+        else:
+            flat = tl.reshape(rows[r], (M * N,))
+            first = first + (tl.reshape(tl.gather(flat, next_lane, 0), (M, N)),)
     for r in tl.static_range(len(after)):
-        flat = tl.reshape(rows[r], (M * N,))
-        turned = tl.reshape(tl.gather(flat, (lane + 1) % (M * N), 0), (M, N))
-        extended = extended + (tl.where(last, after[r], turned),)
-        first = first + (turned,)
+        extended = extended + (tl.where(last, after[r], first[r]),)
     return extended, first
 
 
@@ -462,20 +523,30 @@ def channel_sum(total, x):
 
 
 @triton.jit
+def joined_halves(total):
+    """Tensors joined in pairs, the first with the first of the second half."""
+    HALF: tl.constexpr = len(total) // 2
+    out = ()
+    for i in tl.static_range(HALF):
+        out = out + (tl.join(total[i], total[i + HALF]),)
+    return out
+
+
+@triton.jit
 def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
-    """Write accumulators, summed over the tile, to rows first, ... of [P, CHANNELS]; four at once,
+    """Write accumulators, summed over the tile, to rows first, ... of [P, CHANNELS]; many at once,
     which costs little more than one.
     """
-    for i in tl.static_range(0, len(total), 4):
-        last: tl.constexpr = len(total) - 1
-        some = tl.join(
-            tl.join(total[i], total[min(i + 2, last)]),
-            tl.join(total[min(i + 1, last)], total[min(i + 3, last)]),
-        )
-        row = i + tl.arange(0, 4)
-        where = ptr + (first + row) * CHANNELS + channel
-        sums = tl.sum(tl.reshape(some, (some.numel // 4, 4)), 0)
-        tl.store(where, sums, mask=inside & (row <= last))
+    COUNT: tl.constexpr = triton.next_power_of_2(len(total))
+    some = total
+    for _ in tl.static_range(COUNT - len(total)):
+        some = some + (total[0],)
+    for _ in tl.static_range(COUNT.bit_length() - 1):
+        some = joined_halves(some)
+    row = tl.arange(0, COUNT)
+    where = ptr + (first + row) * CHANNELS + channel
+    sums = tl.sum(tl.reshape(some[0], (total[0].numel, COUNT)), 0)
+    tl.store(where, sums, mask=inside & (row < len(total)))
 
 
 @triton.jit
@@ -1015,9 +1086,7 @@ def hyena_li_1b_backward(
         d_pre_skip_states, d_pre_skip_state = states_after(
             d_pre_skip_block, filter, d_pre_skip_state, MODES, M, OPERAND, PRECISION
         )
-        d_filter = modal_gradient(
-            d_filter, d_pre_skip_block, d_pre_skip_states, z_block, z_states, PRECISION
-        )
+        d_filter = state_gradient(d_filter, d_pre_skip_states, z_states)
         conv = modal(z_block, z_states, filter, M, N, PRECISION)
         tl.debug_barrier()  # what follows loads again what it needs
         z_b = recall(z_block, M, N)
@@ -1058,12 +1127,19 @@ def hyena_li_1b_backward(
         d_k_c = fir_adjoint(d_k_hat_on_c, featurizer_k)
         store_rows(d_k_ptr, d_k_row, D_UNIT, tile, d_k_c, EVEN, M, N)
         d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat_c, k_c)
+        d_filter = modal_gradient(
+            d_filter, d_pre_skip_block, d_pre_skip_states, z_block, z_states, PRECISION
+        )
     partials_ptr += (batch * time_programs + program).to(tl.int64) * (42 * CHANNELS)
-    store_partial(partials_ptr, 0, d_featurizer_q, row, inside, CHANNELS)
-    store_partial(partials_ptr, 3, d_featurizer_k, row, inside, CHANNELS)
-    store_partial(partials_ptr, 6, d_featurizer_v, row, inside, CHANNELS)
-    store_partial(partials_ptr, 9, d_skip, row, inside, CHANNELS)
-    store_modes(partials_ptr, 10, d_filter, filter, row, inside, 16, CHANNELS, MODES, BLOCK_T)
+    store_partial(
+        partials_ptr,
+        0,
+        d_featurizer_q + d_featurizer_k + d_featurizer_v + d_skip,
+        row,
+        inside,
+        CHANNELS,
+    )
+    store_modes(partials_ptr, 10, d_filter, filter, row, inside, 16, CHANNELS, MODES, M, BLOCK_T)
     enter_gradient(d_pre_skip_state, filter, ends, 16, MODES, M, STATEFUL)
     history_gradient(
         d_history_ptr, row, d_q_hat_b_after, featurizer_q, 0, CHANNELS, M, N, STATEFUL
@@ -1716,7 +1792,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_1b_bb935052"
+    name = unique = "hyena_li_1b_dba0e092"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -38,6 +38,7 @@ from sh2gen.plan import (
     Reread,
     Rows,
     Rowwise,
+    StateGradient,
     States,
     StoreModes,
     StorePartial,
@@ -181,7 +182,7 @@ def work(kernel: KernelPlan, layout: Layout, io: DType) -> Work:
                 instructions += 2 * ROWS
             case ModalGradient():
                 products += 2 * BLOCK_T + 2 * 2 * 2 * modes
-            case LoadState() | KeepState() | Edge() | Reread():
+            case LoadState() | KeepState() | StateGradient() | Edge() | Reread():
                 pass  # once a tile, or a sequence
             case LoadTaps() | LoadVector() | LoadToeplitz() | ZeroTaps() | ZeroToeplitz():
                 pass  # once a program, not once a row

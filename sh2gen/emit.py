@@ -58,6 +58,7 @@ from sh2gen.plan import (
     Reread,
     Rows,
     Rowwise,
+    StateGradient,
     Statement,
     States,
     StoreModes,
@@ -528,12 +529,14 @@ def _lines(
             case ModalConv(out=out, blocks=blocks, states=states, modes=modes, rows=rows):
                 held[out] = rows
                 return f"{out} = {statement.helper}({blocks}, {states}, {modes}, M, N, PRECISION)"
+            case StateGradient(out=out, grad_states=after, states=before):
+                return f"{out} = state_gradient({out}, {after}, {before})"
             case ModalGradient(out=out, grad=grad, grad_states=after, blocks=x, states=before):
                 return f"{out} = modal_gradient({out}, {grad}, {after}, {x}, {before}, PRECISION)"
             case StoreModes(total=total, modes=modes, first=first, length=length):
                 return (
                     f"store_modes(partials_ptr, {first}, {total}, {modes}, row, inside, {length}, "
-                    f"CHANNELS, MODES, BLOCK_T)"
+                    f"CHANNELS, MODES, M, BLOCK_T)"
                 )
             case ZeroTaps(out=out, length=length):
                 return f"{out} = zero_taps({length}, {lanes}, N)"
@@ -638,6 +641,18 @@ def _carried(
     return list(dict.fromkeys(zeros)), list(loads.items())
 
 
+def _together(epilogue: tuple[Statement, ...]) -> tuple[Statement, ...]:
+    """Partial sums that lie side by side written at once, which takes fewer exchanges."""
+    out: list[Statement] = []
+    for statement in epilogue:
+        match statement:
+            case StorePartial(total=total) if out and isinstance(out[-1], StorePartial):
+                out[-1] = dataclasses.replace(out[-1], total=f"{out[-1].total} + {total}")
+            case _:
+                out.append(statement)
+    return tuple(out)
+
+
 def _edge(spec: OpSpec, edge: Edge, held: dict[str, Rows]) -> str:
     """What happens at the ends of a sequence, in kernel text."""
     values = ", ".join([*edge.values, *([rows_of(edge.x, held)] if edge.x else [])])
@@ -661,6 +676,7 @@ _MODAL_HELPERS: dict[type[Statement], str] = {
     LoadState: "load_state",
     KeepState: "keep_state",
     Blocks: "block_of",
+    StateGradient: "state_gradient",
     ModalGradient: "modal_gradient",
     StoreModes: "store_modes",
 }
@@ -691,7 +707,7 @@ def _helper_names(kernel: KernelPlan) -> set[str]:
                 names |= {"extend", "zero_rows"}
             case LoadModes() | ZeroModes() | LoadState() | KeepState() | StoreModes():
                 names.add(_MODAL_HELPERS[type(statement)])
-            case Blocks() | ModalGradient():
+            case Blocks() | StateGradient() | ModalGradient():
                 names.add(_MODAL_HELPERS[type(statement)])
             case States(direction=direction):
                 names.add(statement.helper)
@@ -764,7 +780,9 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
         "warmup": lines(program.warmup),
         "body": lines(program.body),
         "resets": lines(program.totals),
-        "epilogue": lines(program.epilogue),
+        "epilogue": lines(
+            _together(program.epilogue) if kernel.skeleton == "recurrence" else program.epilogue
+        ),
         "backward": program.time == -1,
         "length": spec.filter.length,
         "modes": spec.filter.state_size,

@@ -58,6 +58,7 @@ from sh2gen.plan import (
     Reread,
     Rows,
     Rowwise,
+    StateGradient,
     Statement,
     States,
     StoreModes,
@@ -399,6 +400,8 @@ class _Launch:
                 count = len(sums) * length
                 self.partials[first : first + count] = sums.transpose(1, 2).flatten(0, 1)
             case ZeroModes() | LoadState() | KeepState() | States() | Edge() | Reread():
+                pass  # nothing is cut into tiles here
+            case StateGradient():
                 pass  # nothing is cut into tiles here
             case ZeroTaps(out=out, length=length):
                 batch, channels, steps = self.like.shape

@@ -400,8 +400,20 @@ class ModalConv:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StateGradient:
+    """Add products of states with those of the adjoint to accumulators."""
+
+    out: str
+    grad_states: str
+    states: str
+
+    def __str__(self) -> str:
+        return f"{self.out} += state_gradient({self.grad_states}, {self.states})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModalGradient:
-    """Add products of blocks and states with those of the adjoint to accumulators."""
+    """Add products of blocks and states with blocks of the other to accumulators."""
 
     out: str
     grad: str
@@ -491,6 +503,7 @@ Statement = (
     | KeepState
     | States
     | ModalConv
+    | StateGradient
     | ModalGradient
     | StoreModes
     | Edge
@@ -610,6 +623,9 @@ class TileProgram:
                 case ModalConv(blocks=source, states=found, modes=modes):
                     assert source in blocks and found in states, f"{statement}: not computed"
                     assert modes in constants, f"{statement}: {modes} is not loaded"
+                case StateGradient(out=out, grad_states=after, states=before):
+                    assert {after, before} <= states, f"{statement}: states are not computed"
+                    assert out in totals, f"{statement}: {out} is not zeroed"
                 case ModalGradient(out=out, grad=grad, grad_states=after, blocks=x, states=before):
                     assert {grad, x} <= blocks, f"{statement}: blocks are not computed"
                     assert {after, before} <= states, f"{statement}: states are not computed"

@@ -44,6 +44,7 @@ from sh2gen.plan import (
     Plan,
     Reduction,
     Reread,
+    StateGradient,
     Statement,
     States,
     StoreModes,
@@ -169,17 +170,27 @@ def _with_history(body: list[Statement]) -> tuple[Statement, ...]:
 
 def _in_phases(body: list[Statement]) -> list[Statement]:
     """The body so that few values are alive at once: inputs are loaded for blocks and states,
-    and again for the gradients that each of the two convolutions makes.
+    and again for the gradients that each of the two convolutions makes. Gradients of modes come
+    last: their operands are in shared memory, and would wait in registers if they came earlier.
     """
     # Only the shape of a program is asked for here: parameters have been loaded, totals zeroed.
     split = phases(TileProgram(prologue=(), body=tuple(body)))
     assert split is not None, "an activation is refused"
     convs = {s.direction: s for s in split.products if isinstance(s, ModalConv)}
-    both = [s for s in split.products if not isinstance(s, ModalConv)]
-    ordered: list[Statement] = [*split.own, *both]
+    ordered: list[Statement] = [*split.own]
+    gradients: list[Statement] = []
+    for s in split.products:
+        match s:
+            case ModalConv():
+                pass
+            case ModalGradient(out=out, grad_states=after, states=before):
+                ordered.append(StateGradient(out=out, grad_states=after, states=before))
+                gradients.append(s)
+            case _:
+                ordered.append(s)
     for direction, phase in ((+1, split.convolved), (-1, split.adjoint)):
         ordered += [convs[direction], Reread(), *phase] if phase else []
-    return ordered
+    return [*ordered, *gradients]
 
 
 def _with_edges(

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from templates.parts.channels_first import rows_vector, vector_rows
-from templates.parts.modal import expm1, terms, transposed
+from templates.parts.modal import expm1, step_of, swapped, terms, transposed
 from templates.parts.toeplitz import rounded
 
 
@@ -106,13 +106,14 @@ def load_modes(
     imag = tl.load(residues_imag_ptr + where, mask=there, other=0.0)
     a = (decay[:, None], turns[:, None])
     twice = (2.0 * real[:, None], 2.0 * imag[:, None])
-    step = tl.arange(0, BLOCK_T)
+    step = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)
     powers = exponential(a, step[None, :])
     reversed_powers = exponential(a, (BLOCK_T - 1 - step)[None, :])
     taps = tl.sum(times(twice, powers)[0], axis=0)
     lag = step[None, :] - step[:, None]
     by_row = taps[None, :] + tl.zeros((BLOCK_T, 1), tl.float32)
-    matrix = tl.where(lag >= 0, tl.gather(by_row, tl.maximum(lag, 0), 1), 0.0)
+    column = step_of(tl.maximum(lag, 0), M, BLOCK_T)
+    matrix = tl.where(lag >= 0, tl.gather(by_row, column, 1), 0.0)
     within = rounded(matrix.to(OPERAND), PRECISION)
     weight = times(twice, exponential(a, 1))
     to_end = transposed(terms(stacked(reversed_powers, MODES, BLOCK_T), OPERAND, PRECISION))
@@ -146,8 +147,8 @@ def zero_state(MODES: tl.constexpr, M: tl.constexpr):
 def scan_rows(sums, MODES: tl.constexpr, M: tl.constexpr):
     """What blocks add to states, [M, MODES], as the scan reads it: eight numbers a lane."""
     both = tl.split(tl.reshape(sums, (M, MODES // 2, 2)))
-    real = vector_rows(tl.trans(both[0]), MODES // 2, M // 8)
-    imag = vector_rows(tl.trans(both[1]), MODES // 2, M // 8)
+    real = vector_rows(swapped(tl.trans(both[0]), M, True), MODES // 2, M // 8)
+    imag = vector_rows(swapped(tl.trans(both[1]), M, True), MODES // 2, M // 8)
     out = ()
     for p in tl.static_range(8):
         out = out + ((real[p], imag[p]),)
@@ -218,7 +219,8 @@ def operand_states(
         imag = imag + (states[p][1],)
     real_matrix = rows_vector(real, 0, MODES // 2, M // 8, tl.float32)
     imag_matrix = rows_vector(imag, 0, MODES // 2, M // 8, tl.float32)
-    return states, terms(stacked((real_matrix, imag_matrix), MODES, M), OPERAND, PRECISION)
+    matrix = swapped(stacked((real_matrix, imag_matrix), MODES, M), M, False)
+    return states, terms(matrix, OPERAND, PRECISION)
 
 
 @triton.jit
@@ -234,21 +236,28 @@ def zero_modes(
 
 @triton.jit
 def modal_gradient(total, grad, grad_states, block, states, PRECISION: tl.constexpr):
-    """`modal_gradient` of modal.py, where the product of two states is complex."""
+    """`modal_gradient` of modal.py."""
     within = tl.dot(tl.trans(block), grad, total[0], input_precision=PRECISION)
-    before, after, both = total[1], total[2], (total[3], total[4])
+    before, after = total[1], total[2]
     for i in tl.static_range(len(states[1])):
         before = tl.dot(states[1][i], grad, before, input_precision=PRECISION)
         after = tl.dot(grad_states[1][i], block, after, input_precision=PRECISION)
+    return within, before, after, total[3], total[4]
+
+
+@triton.jit
+def state_gradient(total, grad_states, states):
+    """`state_gradient` of modal.py, where the product of two states is complex."""
+    both = (total[3], total[4])
     for p in tl.static_range(8):
         both = plus(both, times(states[0][p], grad_states[0][p]))
-    return within, before, after, both[0], both[1]
+    return total[0], total[1], total[2], both[0], both[1]
 
 
 @triton.jit
 def store_modes(
     ptr, first, total, modes, channel, inside, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
-    MODES: tl.constexpr, BLOCK_T: tl.constexpr,
+    MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of COUNT log-poles, frequencies, real and imaginary parts of residues
     to rows first, ... of [P, CHANNELS]: 2 Re and -2 Im of sums as in store_modes of modal.py.
@@ -257,9 +266,9 @@ def store_modes(
     from 0 would be that of `load_modes`, which the compiler would keep in registers until now.
     """
     a, residue = modes[0], modes[1]
-    j = tl.arange(0, BLOCK_T)[:, None]
-    turn = tl.arange(0, BLOCK_T)[None, :]
-    turned = tl.gather(total[0], (j + turn + 1) % BLOCK_T, 1)
+    j = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[:, None]
+    turn = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[None, :]
+    turned = tl.gather(total[0], step_of((j + turn + 1) % BLOCK_T, M, BLOCK_T), 1)
     by_lag = tl.sum(tl.where(j + turn + 1 < BLOCK_T, turned, 0.0), axis=0)[None, :]
     at_once = tl.sum(tl.sum(tl.where(j == turn, total[0], 0.0), axis=1), axis=0)
     real, imag = unstacked(total[1], MODES, BLOCK_T)
