@@ -50,7 +50,7 @@ BLOCK = 64  # steps that plain PyTorch convolves by one product
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
 SCHEDULE = {
     "forward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
-    "backward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
+    "backward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1, "PARTS": 1},
 }
 OPTIONS = {  # of the compiler
     "forward": {"num_warps": 4, "maxnreg": 128, "enable_fp_fusion": True},
@@ -86,6 +86,14 @@ SPEC = {
 # -----------------------------------------------------------------------------------------------
 # Helpers of the kernels
 # -----------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def load_poles(poles_ptr, residues_ptr, row, COUNT: tl.constexpr, MODES: tl.constexpr):
+    """The COUNT <= MODES poles and residues of a channel, [MODES]; all others are silent."""
+    mode = tl.arange(0, MODES)
+    a = tl.load(poles_ptr + row * COUNT + mode, mask=mode < COUNT, other=-1.0)
+    return a, tl.load(residues_ptr + row * COUNT + mode, mask=mode < COUNT, other=0.0)
 
 
 @triton.jit
@@ -143,7 +151,7 @@ def load_modes(
     """All that a channel's tiles need of its modes, of which there are COUNT <= MODES.
 
     Returns:
-        0: poles a, 1: residues R, [MODES]; those beyond COUNT are silent.
+        0: poles a, 1: residues R, as load_poles does.
         2: T[j, i] = h[i - j], the convolution within a block.
         3: exp(a (BLOCK_T - 1 - j)), [BLOCK_T, MODES]: from a block to its own end.
         4: R exp(a (i + 1)), [MODES, BLOCK_T]: from the states before a block to its outputs.
@@ -151,9 +159,7 @@ def load_modes(
             time. Its states weigh with R, so that they are gradients of states but for exp(a).
         7: for the scan, see `scan`.
     """
-    mode = tl.arange(0, MODES)
-    a = tl.load(poles_ptr + row * COUNT + mode, mask=mode < COUNT, other=-1.0)
-    residue = tl.load(residues_ptr + row * COUNT + mode, mask=mode < COUNT, other=0.0)
+    a, residue = load_poles(poles_ptr, residues_ptr, row, COUNT, MODES)
     step = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)
     powers = tl.exp(a[:, None] * step[None, :])
     reversed_powers = tl.exp(a[:, None] * (BLOCK_T - 1 - step)[None, :])
@@ -207,6 +213,12 @@ def rows_vector(
 
 
 @triton.jit
+def piece_of(rows, H: tl.constexpr, N: tl.constexpr, OPERAND: tl.constexpr):
+    """Rows of a part of a tile as operands [H, BLOCK_T], a block of time a row."""
+    return rows_vector(rows, 0, H, N, OPERAND)
+
+
+@triton.jit
 def to_products(x, M: tl.constexpr, N: tl.constexpr):
     """A tile [M, 8 N], a block of time a row, in the order of products."""
     if M == 64 and N == 4:
@@ -217,11 +229,12 @@ def to_products(x, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def block_of(
-    rows, M: tl.constexpr, N: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
-):
-    """Rows as a matrix that products read: [M, BLOCK_T], a block of time a row."""
-    return to_products(rounded(rows_vector(rows, 0, M, N, OPERAND), PRECISION), M, N)
+def block_of(pieces, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
+    """A tile of one or two pieces as a matrix that products read: [M, BLOCK_T]."""
+    block = pieces[0]
+    if len(pieces) == 2:
+        block = tl.reshape(tl.permute(tl.join(pieces[0], pieces[1]), (2, 0, 1)), (M, N * 8))
+    return to_products(rounded(block, PRECISION), M, N)
 
 
 @triton.jit
@@ -232,6 +245,12 @@ def from_products(x, M: tl.constexpr, N: tl.constexpr):
         return tl.reshape(y, (M, N * 8))
     else:
         return x
+
+
+@triton.jit
+def halves(x, M: tl.constexpr, N: tl.constexpr):
+    """The upper and the lower half of the rows of [M, N], which threads hold side by side."""
+    return tl.split(tl.permute(tl.reshape(x, (2, M // 2, N)), (1, 2, 0)))
 
 
 @triton.jit
@@ -252,9 +271,13 @@ def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def recall(block, M: tl.constexpr, N: tl.constexpr):
-    """The rows of a block, as products read them."""
-    return vector_rows(from_products(block, M, N), M, N)
+def recall(block, part: tl.constexpr, PARTS: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    """The rows of a part of a tile, of one or two, as products read or make them."""
+    by_time = from_products(block, M, N)
+    if PARTS == 1:
+        return vector_rows(by_time, M, N)
+    else:
+        return vector_rows(halves(by_time, M, N * 8)[part], M // 2, N)
 
 
 @triton.jit
@@ -366,19 +389,17 @@ def states_after(
 
 
 @triton.jit
-def modal(block, found, modes, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
-    """Rows of y[t] = sum_n R_n sum_j exp(a_n j) x[t - j]: of the block, and of its past."""
+def modal(block, found, modes, PRECISION: tl.constexpr):
+    """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t - j]: of the block, and of its past."""
     y = tl.dot(block, modes[2], input_precision=PRECISION)
-    y = product(transposed(found[1]), modes[4], y, PRECISION)
-    return vector_rows(from_products(y, M, N), M, N)
+    return product(transposed(found[1]), modes[4], y, PRECISION)
 
 
 @triton.jit
-def modal_adjoint(block, found, modes, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
-    """Rows of y[t] = sum_n R_n sum_j exp(a_n j) x[t + j]: of the block, and of its future."""
+def modal_adjoint(block, found, modes, PRECISION: tl.constexpr):
+    """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t + j]: of the block, and of its future."""
     y = tl.dot(block, tl.trans(modes[2]), input_precision=PRECISION)
-    y = product(transposed(found[1]), modes[6], y, PRECISION)
-    return vector_rows(from_products(y, M, N), M, N)
+    return product(transposed(found[1]), modes[6], y, PRECISION)
 
 
 @triton.jit
@@ -419,7 +440,7 @@ def state_gradient(total, grad_states, states):
 
 @triton.jit
 def store_modes(
-    ptr, first, total, modes, channel, inside, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+    ptr, first, total, poles, channel, inside, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
     MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of COUNT poles, then of residues, to rows first, ... of [P, CHANNELS].
@@ -428,7 +449,7 @@ def store_modes(
     is R d exp(a d). d is i - j within a block; else it is the steps from x to the end of its
     block, the blocks between, and the steps from there to y, and d exp(a d) is a sum of three.
     """
-    a, residue = modes[0], modes[1]
+    a, residue = poles  # loaded once more: they would be in registers all the time
     j = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[:, None]
     turn = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[None, :]
     turned = tl.gather(total[0], step_of((j + turn) % BLOCK_T, M, BLOCK_T), 1)
@@ -478,45 +499,100 @@ def extend(rows, after, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def zero_taps(LENGTH: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
-    """LENGTH accumulators [M / 2, N]: sums of the two halves of the lanes."""
-    total = ()
-    for _ in tl.static_range(LENGTH):
-        total = total + (tl.zeros((M // 2, N), tl.float32),)
-    return total
-
-
-@triton.jit
-def halves(x, M: tl.constexpr, N: tl.constexpr):
-    """The upper and the lower half of the rows of [M, N], which threads hold side by side."""
-    return tl.split(tl.permute(tl.reshape(x, (2, M // 2, N)), (1, 2, 0)))
+def folded(total, rows):
+    """total + the sum of rows, which may have twice as many lanes: then of their two halves."""
+    M: tl.constexpr = rows[0].shape[0]
+    N: tl.constexpr = rows[0].shape[1]
+    if total.shape[0] == M:
+        for r in tl.static_range(len(rows)):
+            total += rows[r]
+        return total
+    else:
+        value = rows[0]
+        for r in tl.static_range(1, len(rows)):
+            value += rows[r]
+        upper, lower = halves(value, M, N)
+        return total + (upper + lower)
 
 
 @triton.jit
 def tap_gradient(total, grad, x):
     """total[j] += sum_t grad[t] x[t - j]; x starts len(total) - 1 rows before grad."""
-    M: tl.constexpr = grad[0].shape[0]
-    N: tl.constexpr = grad[0].shape[1]
     out = ()
     for lag in tl.static_range(len(total)):
-        value = grad[0] * x[len(total) - 1 - lag]
-        for r in tl.static_range(1, len(grad)):
-            value += grad[r] * x[r + len(total) - 1 - lag]
-        upper, lower = halves(value, M, N)
-        out = out + (total[lag] + (upper + lower),)
+        rows = ()
+        for r in tl.static_range(len(grad)):
+            rows = rows + (grad[r] * x[r + len(total) - 1 - lag],)
+        out = out + (folded(total[lag], rows),)
     return out
 
 
 @triton.jit
 def channel_sum(total, x):
     """total[0] += sum_t x[t]."""
-    M: tl.constexpr = x[0].shape[0]
-    N: tl.constexpr = x[0].shape[1]
-    value = x[0]
-    for r in tl.static_range(1, len(x)):
-        value += x[r]
-    upper, lower = halves(value, M, N)
-    return (total[0] + (upper + lower),)
+    return (folded(total[0], x),)
+
+
+@triton.jit
+def load_rows(
+    ptr, row, unit, tile,
+    LO: tl.constexpr, HI: tl.constexpr,
+    EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
+
+    EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside
+    as a whole. Otherwise only tiles at an edge pay for a mask on every element. Lanes may begin at
+    different times t, from `earliest` to `latest`.
+    """
+    channel, inside, t, earliest, latest, first, last, end = tile
+    rows = ()
+    for vector in tl.static_range(LO // 8, (HI + 7) // 8):
+        index = tl.arange(0, N * 8)[None, :]
+        begin = t + vector * 8 + index // 8 * ROWS  # of the vector
+        time = begin + index % 8
+        where = ptr + channel * row + time * unit
+        if EVEN:
+            x = tl.load(where, mask=inside & (begin >= first) & (begin < last), other=0.0)
+        elif (earliest + vector * 8 >= first) & (latest + vector * 8 + N * ROWS <= last):
+            x = tl.load(where, mask=inside, other=0.0)
+        else:
+            x = tl.load(where, mask=inside & (time >= first) & (time < last), other=0.0)
+        rows = rows + vector_rows(x, BLOCK_D, N)
+    return rows[LO - LO // 8 * 8 : LO - LO // 8 * 8 + HI - LO]
+
+
+@triton.jit
+def load_lagged(
+    ptr, row, unit, tile, LAG: tl.constexpr,
+    EVEN: tl.constexpr, ROWS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """`load_rows` from LAG <= 4 rows before the first: these by a load of 4 or 8 bytes, where
+    load_rows would load the whole vector that they end.
+    """
+    channel, inside, t, earliest, latest, first, last, end = tile
+    COUNT: tl.constexpr = triton.next_power_of_2(LAG)
+    index = tl.arange(0, N * COUNT)[None, :]
+    begin = t + index // COUNT * ROWS - COUNT
+    time = begin + index % COUNT
+    where = ptr + channel * row + time * unit
+    if EVEN:
+        vector = begin - (8 - COUNT)  # inside or outside as a whole
+        x = tl.load(where, mask=inside & (vector >= first) & (vector < last), other=0.0)
+    else:
+        x = tl.load(where, mask=inside & (time >= first) & (time < last), other=0.0)
+    x = x.to(tl.float32)
+    if COUNT == 1:
+        lagged = (x,)
+    elif COUNT == 2:
+        lagged = tl.split(tl.reshape(x, (M, N, 2)))
+    else:
+        even, odd = tl.split(tl.reshape(x, (M, N * 2, 2)))
+        x0, x2 = tl.split(tl.reshape(even, (M, N, 2)))
+        x1, x3 = tl.split(tl.reshape(odd, (M, N, 2)))
+        lagged = (x0, x1, x2, x3)
+    own = load_rows(ptr, row, unit, tile, 0, ROWS, EVEN, ROWS, M, N)
+    return lagged[COUNT - LAG :] + own
 
 
 @triton.jit
@@ -796,6 +872,15 @@ def scale(x, factor):
 
 
 @triton.jit
+def zero_taps(LENGTH: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr):
+    """LENGTH accumulators [BLOCK_D, N]."""
+    total = ()
+    for _ in tl.static_range(LENGTH):
+        total = total + (tl.zeros((BLOCK_D, N), tl.float32),)
+    return total
+
+
+@triton.jit
 def zero_rows(COUNT: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
     """COUNT rows [M, N] of zeros."""
     rows = ()
@@ -821,35 +906,6 @@ def advance(ptr, batch_stride, row, STEP: tl.constexpr, unit, origin):
     batch, channel, time = origin
     offset = batch.to(tl.int64) * batch_stride * STEP + channel.to(tl.int64) * row * STEP
     return ptr + offset + time.to(tl.int64) * unit, row * STEP
-
-
-@triton.jit
-def load_rows(
-    ptr, row, unit, tile,
-    LO: tl.constexpr, HI: tl.constexpr,
-    EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
-):  # fmt: skip
-    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
-
-    EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside
-    as a whole. Otherwise only tiles at an edge pay for a mask on every element. Lanes may begin at
-    different times t, from `earliest` to `latest`.
-    """
-    channel, inside, t, earliest, latest, first, last, end = tile
-    rows = ()
-    for vector in tl.static_range(LO // 8, (HI + 7) // 8):
-        index = tl.arange(0, N * 8)[None, :]
-        begin = t + vector * 8 + index // 8 * ROWS  # of the vector
-        time = begin + index % 8
-        where = ptr + channel * row + time * unit
-        if EVEN:
-            x = tl.load(where, mask=inside & (begin >= first) & (begin < last), other=0.0)
-        elif (earliest + vector * 8 >= first) & (latest + vector * 8 + N * ROWS <= last):
-            x = tl.load(where, mask=inside, other=0.0)
-        else:
-            x = tl.load(where, mask=inside & (time >= first) & (time < last), other=0.0)
-        rows = rows + vector_rows(x, BLOCK_D, N)
-    return rows[LO - LO // 8 * 8 : LO - LO // 8 * 8 + HI - LO]
 
 
 @triton.jit
@@ -915,6 +971,9 @@ def hyena_li_stateful_forward(
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
     TILE: tl.constexpr = M * BLOCK_T
+    PARTS: tl.constexpr = 1
+    H: tl.constexpr = M
+    part: tl.constexpr = 0
     MODES: tl.constexpr = 16  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if q_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if q_ptr.dtype.element_ty == tl.float16 else "ieee"
@@ -932,7 +991,7 @@ def hyena_li_stateful_forward(
     first -= tile_0 * TILE
     last -= tile_0 * TILE
     end -= tile_0 * TILE
-    segment = tl.arange(0, M)[:, None] * BLOCK_T  # where a block begins
+    segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
     channel = 0
     inside = row < CHANNELS
     featurizer_q = load_taps(featurizer_ptr, row, inside, 3, True)
@@ -949,25 +1008,26 @@ def hyena_li_stateful_forward(
     for number in tl.range(0, tiles, num_stages=PREFETCH):
         t = number * TILE
         tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
-        q = load_rows(q_ptr, q_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
-        q = with_history(q, q_history, tile, M, N)
+        q = load_lagged(q_ptr, q_row, UNIT, tile, 2, EVEN, ROWS, H, N)
+        q = with_history(q, q_history, tile, H, N)
         q_hat = fir(q, featurizer_q)
-        k = load_rows(k_ptr, k_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
-        k = with_history(k, k_history, tile, M, N)
+        k = load_lagged(k_ptr, k_row, UNIT, tile, 2, EVEN, ROWS, H, N)
+        k = with_history(k, k_history, tile, H, N)
         k_hat = fir(k, featurizer_k)
-        v = load_rows(v_ptr, v_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
-        v = with_history(v, v_history, tile, M, N)
+        v = load_lagged(v_ptr, v_row, UNIT, tile, 2, EVEN, ROWS, H, N)
+        v = with_history(v, v_history, tile, H, N)
         v_hat = fir(v, featurizer_v)
         z = multiply(k_hat, v_hat)
         keep_state(states_ptr, number, z_state, 16, CHANNELS, MODES, M, KEEP)
         leave_state(z_state, z, tile, ends, 16, MODES, M, N, STATEFUL)
-        z_block = block_of(z, M, N, OPERAND, PRECISION)
+        z_block = block_of((piece_of(z, H, N, OPERAND),), M, N, PRECISION)
         z_states, z_state = states_before(z_block, filter, z_state, MODES, M, OPERAND, PRECISION)
-        conv = modal(z_block, z_states, filter, M, N, PRECISION)
+        conv_block = modal(z_block, z_states, filter, PRECISION)
+        conv = recall(conv_block, part, PARTS, M, N)
         skipped = scale(z, skip)
         pre_skip = add(conv, skipped)
         y = multiply(q_hat, pre_skip)
-        store_rows(y_ptr, y_row, 1, tile, y, EVEN, M, N)
+        store_rows(y_ptr, y_row, 1, tile, y, EVEN, H, N)
 
 
 @triton.jit(
@@ -1004,11 +1064,13 @@ def hyena_li_stateful_backward(
     CHANNELS: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
     STEP: tl.constexpr, EVEN: tl.constexpr, STATEFUL: tl.constexpr,
     ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of every input, and partial sums of those of parameters.
 
     A program computes `tiles` tiles of one channel, backward in time. A tile is SEGMENTS blocks of
-    BLOCK_T consecutive steps. Time counts from the first step written; activations are read in
+    BLOCK_T consecutive steps, of which rows are computed in PARTS. Time counts from the first step
+    written; activations are read in
     [first, last), are zero elsewhere, and are written up to `end`. EVEN says that these three are
     multiples of 8; strides count in units of STEP elements. STATEFUL says that there are states at
     the ends, and a history.
@@ -1016,6 +1078,8 @@ def hyena_li_stateful_backward(
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
     TILE: tl.constexpr = M * BLOCK_T
+    H: tl.constexpr = M // PARTS  # blocks of a part
+    tl.static_assert(PARTS == 1 or not STATEFUL, "a sequence with a state ends within one part")
     MODES: tl.constexpr = 16  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if q_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if q_ptr.dtype.element_ty == tl.float16 else "ieee"
@@ -1037,7 +1101,7 @@ def hyena_li_stateful_backward(
     first -= tile_0 * TILE
     last -= tile_0 * TILE
     end -= tile_0 * TILE
-    segment = tl.arange(0, M)[:, None] * BLOCK_T  # where a block begins
+    segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
     channel = 0
     inside = row < CHANNELS
     featurizer_q = load_taps(featurizer_ptr, row, inside, 3, True)
@@ -1047,83 +1111,103 @@ def hyena_li_stateful_backward(
         log_poles_ptr, residues_ptr, row, 16, MODES, M, BLOCK_T, OPERAND, PRECISION
     )
     skip = load_vector(skip_ptr, row, inside)
-    d_featurizer_q = zero_taps(3, M, N)
-    d_featurizer_k = zero_taps(3, M, N)
-    d_featurizer_v = zero_taps(3, M, N)
-    d_skip = zero_taps(1, M, N)
+    d_featurizer_q = zero_taps(3, M // 2, N)
+    d_featurizer_k = zero_taps(3, M // 2, N)
+    d_featurizer_v = zero_taps(3, M // 2, N)
+    d_skip = zero_taps(1, M // 2, N)
     d_filter = zero_modes(MODES, M, BLOCK_T, STATEFUL)
     q_history = load_history(history_ptr, row, 0, 2, CHANNELS, STATEFUL)
     k_history = load_history(history_ptr, row, 1, 2, CHANNELS, STATEFUL)
     v_history = load_history(history_ptr, row, 2, 2, CHANNELS, STATEFUL)
     d_pre_skip_state = zero_state(MODES, M)
-    d_q_hat_b_after = zero_rows(2, M, N)
-    d_v_hat_c_after = zero_rows(2, M, N)
-    d_k_hat_c_after = zero_rows(2, M, N)
+    d_q_hat_b_after = zero_rows(2, H, N)
+    d_v_hat_c_after = zero_rows(2, H, N)
+    d_k_hat_c_after = zero_rows(2, H, N)
     for back in tl.range(0, tiles, num_stages=PREFETCH):
         number = tiles - 1 - back
         t = number * TILE
-        tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
-        q_a = load_rows(q_ptr, q_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
-        q_a = with_history(q_a, q_history, tile, M, N)
-        q_hat_a = fir(q_a, featurizer_q)
-        k_a = load_rows(k_ptr, k_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
-        k_a = with_history(k_a, k_history, tile, M, N)
-        k_hat_a = fir(k_a, featurizer_k)
-        v_a = load_rows(v_ptr, v_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
-        v_a = with_history(v_a, v_history, tile, M, N)
-        v_hat_a = fir(v_a, featurizer_v)
-        z_a = multiply(k_hat_a, v_hat_a)
-        z_block = block_of(z_a, M, N, OPERAND, PRECISION)
-        dy_a = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, M, N)
-        d_pre_skip_a = multiply(dy_a, q_hat_a)
-        d_pre_skip_block = block_of(d_pre_skip_a, M, N, OPERAND, PRECISION)
         z_state = load_state(states_ptr, number, 16, CHANNELS, MODES, M)
+        z_block = ()
+        d_pre_skip_block = ()
+        for part in tl.static_range(PARTS):
+            s = t + part * (H * BLOCK_T)
+            last_block = s + (H - 1) * BLOCK_T
+            where = (segment + s, s, last_block)
+            tile = (channel, inside) + where + (first, last, end)
+            q_a = load_lagged(q_ptr, q_row, UNIT, tile, 2, EVEN, ROWS, H, N)
+            q_a = with_history(q_a, q_history, tile, H, N)
+            q_hat_a = fir(q_a, featurizer_q)
+            k_a = load_lagged(k_ptr, k_row, UNIT, tile, 2, EVEN, ROWS, H, N)
+            k_a = with_history(k_a, k_history, tile, H, N)
+            k_hat_a = fir(k_a, featurizer_k)
+            v_a = load_lagged(v_ptr, v_row, UNIT, tile, 2, EVEN, ROWS, H, N)
+            v_a = with_history(v_a, v_history, tile, H, N)
+            v_hat_a = fir(v_a, featurizer_v)
+            z_a = multiply(k_hat_a, v_hat_a)
+            z_block = z_block + (piece_of(z_a, H, N, OPERAND),)
+            dy_a = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
+            d_pre_skip_a = multiply(dy_a, q_hat_a)
+            d_pre_skip_block = d_pre_skip_block + (piece_of(d_pre_skip_a, H, N, OPERAND),)
+        z_block = block_of(z_block, M, N, PRECISION)
+        d_pre_skip_block = block_of(d_pre_skip_block, M, N, PRECISION)
         d_filter = leave_gradient(d_filter, z_state, z_a, tile, ends, 16, MODES, M, N, STATEFUL)
         z_states, z_state = states_before(z_block, filter, z_state, MODES, M, OPERAND, PRECISION)
         d_pre_skip_states, d_pre_skip_state = states_after(
             d_pre_skip_block, filter, d_pre_skip_state, MODES, M, OPERAND, PRECISION
         )
         d_filter = state_gradient(d_filter, d_pre_skip_states, z_states)
-        conv = modal(z_block, z_states, filter, M, N, PRECISION)
+        conv_block = modal(z_block, z_states, filter, PRECISION)
         tl.debug_barrier()  # what follows loads again what it needs
-        z_b = recall(z_block, M, N)
-        q_b = load_rows(q_ptr, q_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
-        q_b = with_history(q_b, q_history, tile, M, N)
-        skipped_b = scale(z_b, skip)
-        pre_skip_b = add(conv, skipped_b)
-        dy_b = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, M, N)
-        d_q_hat_b = multiply(dy_b, pre_skip_b)
-        d_q_hat_on_b, d_q_hat_b_after = extend(d_q_hat_b, d_q_hat_b_after, M, N)
-        d_q_b = fir_adjoint(d_q_hat_on_b, featurizer_q)
-        store_rows(d_q_ptr, d_q_row, D_UNIT, tile, d_q_b, EVEN, M, N)
-        d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat_b, q_b)
-        d_z_2 = modal_adjoint(d_pre_skip_block, d_pre_skip_states, filter, M, N, PRECISION)
-        d_z_2, d_pre_skip_state = leave_adjoint(
-            d_z_2, d_pre_skip_state, tile, ends, 16, MODES, M, N, STATEFUL
-        )
+        for part in tl.static_range(PARTS - 1, -1, -1):
+            s = t + part * (H * BLOCK_T)
+            last_block = s + (H - 1) * BLOCK_T
+            where = (segment + s, s, last_block)
+            tile = (channel, inside) + where + (first, last, end)
+            conv = recall(conv_block, part, PARTS, M, N)
+            z_b = recall(z_block, part, PARTS, M, N)
+            q_b = load_lagged(q_ptr, q_row, UNIT, tile, 2, EVEN, ROWS, H, N)
+            q_b = with_history(q_b, q_history, tile, H, N)
+            skipped_b = scale(z_b, skip)
+            pre_skip_b = add(conv, skipped_b)
+            dy_b = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
+            d_q_hat_b = multiply(dy_b, pre_skip_b)
+            d_q_hat_on_b, d_q_hat_b_after = extend(d_q_hat_b, d_q_hat_b_after, H, N)
+            d_q_b = fir_adjoint(d_q_hat_on_b, featurizer_q)
+            store_rows(d_q_ptr, d_q_row, D_UNIT, tile, d_q_b, EVEN, H, N)
+            d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat_b, q_b)
+        d_z_2_block = modal_adjoint(d_pre_skip_block, d_pre_skip_states, filter, PRECISION)
         tl.debug_barrier()  # what follows loads again what it needs
-        d_pre_skip_c = recall(d_pre_skip_block, M, N)
-        k_c = load_rows(k_ptr, k_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
-        k_c = with_history(k_c, k_history, tile, M, N)
-        k_hat_c = fir(k_c, featurizer_k)
-        v_c = load_rows(v_ptr, v_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
-        v_c = with_history(v_c, v_history, tile, M, N)
-        v_hat_c = fir(v_c, featurizer_v)
-        z_c = multiply(k_hat_c, v_hat_c)
-        d_z_1_c = scale(d_pre_skip_c, skip)
-        skipped_product_c = multiply(d_pre_skip_c, z_c)
-        d_skip = channel_sum(d_skip, skipped_product_c)
-        d_z_c = add(d_z_1_c, d_z_2)
-        d_k_hat_c = multiply(d_z_c, v_hat_c)
-        d_v_hat_c = multiply(d_z_c, k_hat_c)
-        d_v_hat_on_c, d_v_hat_c_after = extend(d_v_hat_c, d_v_hat_c_after, M, N)
-        d_v_c = fir_adjoint(d_v_hat_on_c, featurizer_v)
-        store_rows(d_v_ptr, d_v_row, D_UNIT, tile, d_v_c, EVEN, M, N)
-        d_featurizer_v = tap_gradient(d_featurizer_v, d_v_hat_c, v_c)
-        d_k_hat_on_c, d_k_hat_c_after = extend(d_k_hat_c, d_k_hat_c_after, M, N)
-        d_k_c = fir_adjoint(d_k_hat_on_c, featurizer_k)
-        store_rows(d_k_ptr, d_k_row, D_UNIT, tile, d_k_c, EVEN, M, N)
-        d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat_c, k_c)
+        for part in tl.static_range(PARTS - 1, -1, -1):
+            s = t + part * (H * BLOCK_T)
+            last_block = s + (H - 1) * BLOCK_T
+            where = (segment + s, s, last_block)
+            tile = (channel, inside) + where + (first, last, end)
+            d_z_2 = recall(d_z_2_block, part, PARTS, M, N)
+            d_z_2, d_pre_skip_state = leave_adjoint(
+                d_z_2, d_pre_skip_state, tile, ends, 16, MODES, M, N, STATEFUL
+            )
+            d_pre_skip_c = recall(d_pre_skip_block, part, PARTS, M, N)
+            k_c = load_lagged(k_ptr, k_row, UNIT, tile, 2, EVEN, ROWS, H, N)
+            k_c = with_history(k_c, k_history, tile, H, N)
+            k_hat_c = fir(k_c, featurizer_k)
+            v_c = load_lagged(v_ptr, v_row, UNIT, tile, 2, EVEN, ROWS, H, N)
+            v_c = with_history(v_c, v_history, tile, H, N)
+            v_hat_c = fir(v_c, featurizer_v)
+            z_c = multiply(k_hat_c, v_hat_c)
+            d_z_1_c = scale(d_pre_skip_c, skip)
+            skipped_product_c = multiply(d_pre_skip_c, z_c)
+            d_skip = channel_sum(d_skip, skipped_product_c)
+            d_z_c = add(d_z_1_c, d_z_2)
+            d_k_hat_c = multiply(d_z_c, v_hat_c)
+            d_v_hat_c = multiply(d_z_c, k_hat_c)
+            d_v_hat_on_c, d_v_hat_c_after = extend(d_v_hat_c, d_v_hat_c_after, H, N)
+            d_v_c = fir_adjoint(d_v_hat_on_c, featurizer_v)
+            store_rows(d_v_ptr, d_v_row, D_UNIT, tile, d_v_c, EVEN, H, N)
+            d_featurizer_v = tap_gradient(d_featurizer_v, d_v_hat_c, v_c)
+            d_k_hat_on_c, d_k_hat_c_after = extend(d_k_hat_c, d_k_hat_c_after, H, N)
+            d_k_c = fir_adjoint(d_k_hat_on_c, featurizer_k)
+            store_rows(d_k_ptr, d_k_row, D_UNIT, tile, d_k_c, EVEN, H, N)
+            d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat_c, k_c)
         d_filter = modal_gradient(
             d_filter, d_pre_skip_block, d_pre_skip_states, z_block, z_states, PRECISION
         )
@@ -1136,7 +1220,19 @@ def hyena_li_stateful_backward(
         inside,
         CHANNELS,
     )
-    store_modes(partials_ptr, 10, d_filter, filter, row, inside, 16, CHANNELS, MODES, M, BLOCK_T)
+    store_modes(
+        partials_ptr,
+        10,
+        d_filter,
+        load_poles(log_poles_ptr, residues_ptr, row, 16, MODES),
+        row,
+        inside,
+        16,
+        CHANNELS,
+        MODES,
+        M,
+        BLOCK_T,
+    )
     enter_gradient(d_pre_skip_state, filter, ends, 16, MODES, M, STATEFUL)
     history_gradient(
         d_history_ptr, row, d_q_hat_b_after, featurizer_q, 0, CHANNELS, M, N, STATEFUL
@@ -1855,7 +1951,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_4e68d273"
+    name = unique = "hyena_li_stateful_eb25e9e7"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

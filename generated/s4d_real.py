@@ -41,7 +41,7 @@ BLOCK = 64  # steps that plain PyTorch convolves by one product
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
 SCHEDULE = {
     "forward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
-    "backward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
+    "backward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1, "PARTS": 1},
 }
 OPTIONS = {  # of the compiler
     "forward": {"num_warps": 4, "maxnreg": 128, "enable_fp_fusion": True},
@@ -77,6 +77,14 @@ SPEC = {
 # -----------------------------------------------------------------------------------------------
 # Helpers of the kernels
 # -----------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def load_poles(poles_ptr, residues_ptr, row, COUNT: tl.constexpr, MODES: tl.constexpr):
+    """The COUNT <= MODES poles and residues of a channel, [MODES]; all others are silent."""
+    mode = tl.arange(0, MODES)
+    a = tl.load(poles_ptr + row * COUNT + mode, mask=mode < COUNT, other=-1.0)
+    return a, tl.load(residues_ptr + row * COUNT + mode, mask=mode < COUNT, other=0.0)
 
 
 @triton.jit
@@ -134,7 +142,7 @@ def load_modes(
     """All that a channel's tiles need of its modes, of which there are COUNT <= MODES.
 
     Returns:
-        0: poles a, 1: residues R, [MODES]; those beyond COUNT are silent.
+        0: poles a, 1: residues R, as load_poles does.
         2: T[j, i] = h[i - j], the convolution within a block.
         3: exp(a (BLOCK_T - 1 - j)), [BLOCK_T, MODES]: from a block to its own end.
         4: R exp(a (i + 1)), [MODES, BLOCK_T]: from the states before a block to its outputs.
@@ -142,9 +150,7 @@ def load_modes(
             time. Its states weigh with R, so that they are gradients of states but for exp(a).
         7: for the scan, see `scan`.
     """
-    mode = tl.arange(0, MODES)
-    a = tl.load(poles_ptr + row * COUNT + mode, mask=mode < COUNT, other=-1.0)
-    residue = tl.load(residues_ptr + row * COUNT + mode, mask=mode < COUNT, other=0.0)
+    a, residue = load_poles(poles_ptr, residues_ptr, row, COUNT, MODES)
     step = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)
     powers = tl.exp(a[:, None] * step[None, :])
     reversed_powers = tl.exp(a[:, None] * (BLOCK_T - 1 - step)[None, :])
@@ -198,6 +204,12 @@ def rows_vector(
 
 
 @triton.jit
+def piece_of(rows, H: tl.constexpr, N: tl.constexpr, OPERAND: tl.constexpr):
+    """Rows of a part of a tile as operands [H, BLOCK_T], a block of time a row."""
+    return rows_vector(rows, 0, H, N, OPERAND)
+
+
+@triton.jit
 def to_products(x, M: tl.constexpr, N: tl.constexpr):
     """A tile [M, 8 N], a block of time a row, in the order of products."""
     if M == 64 and N == 4:
@@ -208,11 +220,12 @@ def to_products(x, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def block_of(
-    rows, M: tl.constexpr, N: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
-):
-    """Rows as a matrix that products read: [M, BLOCK_T], a block of time a row."""
-    return to_products(rounded(rows_vector(rows, 0, M, N, OPERAND), PRECISION), M, N)
+def block_of(pieces, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
+    """A tile of one or two pieces as a matrix that products read: [M, BLOCK_T]."""
+    block = pieces[0]
+    if len(pieces) == 2:
+        block = tl.reshape(tl.permute(tl.join(pieces[0], pieces[1]), (2, 0, 1)), (M, N * 8))
+    return to_products(rounded(block, PRECISION), M, N)
 
 
 @triton.jit
@@ -223,6 +236,12 @@ def from_products(x, M: tl.constexpr, N: tl.constexpr):
         return tl.reshape(y, (M, N * 8))
     else:
         return x
+
+
+@triton.jit
+def halves(x, M: tl.constexpr, N: tl.constexpr):
+    """The upper and the lower half of the rows of [M, N], which threads hold side by side."""
+    return tl.split(tl.permute(tl.reshape(x, (2, M // 2, N)), (1, 2, 0)))
 
 
 @triton.jit
@@ -243,9 +262,13 @@ def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def recall(block, M: tl.constexpr, N: tl.constexpr):
-    """The rows of a block, as products read them."""
-    return vector_rows(from_products(block, M, N), M, N)
+def recall(block, part: tl.constexpr, PARTS: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    """The rows of a part of a tile, of one or two, as products read or make them."""
+    by_time = from_products(block, M, N)
+    if PARTS == 1:
+        return vector_rows(by_time, M, N)
+    else:
+        return vector_rows(halves(by_time, M, N * 8)[part], M // 2, N)
 
 
 @triton.jit
@@ -357,19 +380,17 @@ def states_after(
 
 
 @triton.jit
-def modal(block, found, modes, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
-    """Rows of y[t] = sum_n R_n sum_j exp(a_n j) x[t - j]: of the block, and of its past."""
+def modal(block, found, modes, PRECISION: tl.constexpr):
+    """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t - j]: of the block, and of its past."""
     y = tl.dot(block, modes[2], input_precision=PRECISION)
-    y = product(transposed(found[1]), modes[4], y, PRECISION)
-    return vector_rows(from_products(y, M, N), M, N)
+    return product(transposed(found[1]), modes[4], y, PRECISION)
 
 
 @triton.jit
-def modal_adjoint(block, found, modes, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
-    """Rows of y[t] = sum_n R_n sum_j exp(a_n j) x[t + j]: of the block, and of its future."""
+def modal_adjoint(block, found, modes, PRECISION: tl.constexpr):
+    """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t + j]: of the block, and of its future."""
     y = tl.dot(block, tl.trans(modes[2]), input_precision=PRECISION)
-    y = product(transposed(found[1]), modes[6], y, PRECISION)
-    return vector_rows(from_products(y, M, N), M, N)
+    return product(transposed(found[1]), modes[6], y, PRECISION)
 
 
 @triton.jit
@@ -410,7 +431,7 @@ def state_gradient(total, grad_states, states):
 
 @triton.jit
 def store_modes(
-    ptr, first, total, modes, channel, inside, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+    ptr, first, total, poles, channel, inside, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
     MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of COUNT poles, then of residues, to rows first, ... of [P, CHANNELS].
@@ -419,7 +440,7 @@ def store_modes(
     is R d exp(a d). d is i - j within a block; else it is the steps from x to the end of its
     block, the blocks between, and the steps from there to y, and d exp(a d) is a sum of three.
     """
-    a, residue = modes[0], modes[1]
+    a, residue = poles  # loaded once more: they would be in registers all the time
     j = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[:, None]
     turn = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[None, :]
     turned = tl.gather(total[0], step_of((j + turn) % BLOCK_T, M, BLOCK_T), 1)
@@ -442,30 +463,26 @@ def store_modes(
 
 
 @triton.jit
-def zero_taps(LENGTH: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
-    """LENGTH accumulators [M / 2, N]: sums of the two halves of the lanes."""
-    total = ()
-    for _ in tl.static_range(LENGTH):
-        total = total + (tl.zeros((M // 2, N), tl.float32),)
-    return total
-
-
-@triton.jit
-def halves(x, M: tl.constexpr, N: tl.constexpr):
-    """The upper and the lower half of the rows of [M, N], which threads hold side by side."""
-    return tl.split(tl.permute(tl.reshape(x, (2, M // 2, N)), (1, 2, 0)))
+def folded(total, rows):
+    """total + the sum of rows, which may have twice as many lanes: then of their two halves."""
+    M: tl.constexpr = rows[0].shape[0]
+    N: tl.constexpr = rows[0].shape[1]
+    if total.shape[0] == M:
+        for r in tl.static_range(len(rows)):
+            total += rows[r]
+        return total
+    else:
+        value = rows[0]
+        for r in tl.static_range(1, len(rows)):
+            value += rows[r]
+        upper, lower = halves(value, M, N)
+        return total + (upper + lower)
 
 
 @triton.jit
 def channel_sum(total, x):
     """total[0] += sum_t x[t]."""
-    M: tl.constexpr = x[0].shape[0]
-    N: tl.constexpr = x[0].shape[1]
-    value = x[0]
-    for r in tl.static_range(1, len(x)):
-        value += x[r]
-    upper, lower = halves(value, M, N)
-    return (total[0] + (upper + lower),)
+    return (folded(total[0], x),)
 
 
 @triton.jit
@@ -663,6 +680,15 @@ def scale(x, factor):
 
 
 @triton.jit
+def zero_taps(LENGTH: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr):
+    """LENGTH accumulators [BLOCK_D, N]."""
+    total = ()
+    for _ in tl.static_range(LENGTH):
+        total = total + (tl.zeros((BLOCK_D, N), tl.float32),)
+    return total
+
+
+@triton.jit
 def locate(program, time_programs, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
     """(batch, first channel, time program) of one program; neighbours in time run together."""
     channel_programs: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
@@ -767,6 +793,9 @@ def s4d_real_forward(
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
     TILE: tl.constexpr = M * BLOCK_T
+    PARTS: tl.constexpr = 1
+    H: tl.constexpr = M
+    part: tl.constexpr = 0
     MODES: tl.constexpr = 64  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
@@ -781,7 +810,7 @@ def s4d_real_forward(
     first -= tile_0 * TILE
     last -= tile_0 * TILE
     end -= tile_0 * TILE
-    segment = tl.arange(0, M)[:, None] * BLOCK_T  # where a block begins
+    segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
     channel = 0
     inside = row < CHANNELS
     filter = load_modes(
@@ -792,15 +821,16 @@ def s4d_real_forward(
     for number in tl.range(0, tiles, num_stages=PREFETCH):
         t = number * TILE
         tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
-        x = load_rows(x_ptr, x_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
+        x = load_rows(x_ptr, x_row, UNIT, tile, 0, ROWS, EVEN, ROWS, H, N)
         keep_state(states_ptr, number, x_state, 64, CHANNELS, MODES, M, KEEP)
         leave_state(x_state, x, tile, ends, 64, MODES, M, N, STATEFUL)
-        x_block = block_of(x, M, N, OPERAND, PRECISION)
+        x_block = block_of((piece_of(x, H, N, OPERAND),), M, N, PRECISION)
         x_states, x_state = states_before(x_block, filter, x_state, MODES, M, OPERAND, PRECISION)
-        conv = modal(x_block, x_states, filter, M, N, PRECISION)
+        conv_block = modal(x_block, x_states, filter, PRECISION)
+        conv = recall(conv_block, part, PARTS, M, N)
         skipped = scale(x, skip)
         pre_skip = add(conv, skipped)
-        store_rows(y_ptr, y_row, 1, tile, pre_skip, EVEN, M, N)
+        store_rows(y_ptr, y_row, 1, tile, pre_skip, EVEN, H, N)
 
 
 @triton.jit(
@@ -826,11 +856,13 @@ def s4d_real_backward(
     CHANNELS: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
     STEP: tl.constexpr, EVEN: tl.constexpr, STATEFUL: tl.constexpr,
     ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of every input, and partial sums of those of parameters.
 
     A program computes `tiles` tiles of one channel, backward in time. A tile is SEGMENTS blocks of
-    BLOCK_T consecutive steps. Time counts from the first step written; activations are read in
+    BLOCK_T consecutive steps, of which rows are computed in PARTS. Time counts from the first step
+    written; activations are read in
     [first, last), are zero elsewhere, and are written up to `end`. EVEN says that these three are
     multiples of 8; strides count in units of STEP elements. STATEFUL says that there are states at
     the ends, and a history.
@@ -838,6 +870,8 @@ def s4d_real_backward(
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
     TILE: tl.constexpr = M * BLOCK_T
+    H: tl.constexpr = M // PARTS  # blocks of a part
+    tl.static_assert(PARTS == 1 or not STATEFUL, "a sequence with a state ends within one part")
     MODES: tl.constexpr = 64  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
@@ -853,45 +887,71 @@ def s4d_real_backward(
     first -= tile_0 * TILE
     last -= tile_0 * TILE
     end -= tile_0 * TILE
-    segment = tl.arange(0, M)[:, None] * BLOCK_T  # where a block begins
+    segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
     channel = 0
     inside = row < CHANNELS
     filter = load_modes(
         log_poles_ptr, residues_ptr, row, 64, MODES, M, BLOCK_T, OPERAND, PRECISION
     )
     skip = load_vector(skip_ptr, row, inside)
-    d_skip = zero_taps(1, M, N)
+    d_skip = zero_taps(1, M // 2, N)
     d_filter = zero_modes(MODES, M, BLOCK_T, STATEFUL)
     dy_state = zero_state(MODES, M)
     for back in tl.range(0, tiles, num_stages=PREFETCH):
         number = tiles - 1 - back
         t = number * TILE
-        tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
-        x_a = load_rows(x_ptr, x_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
-        x_block = block_of(x_a, M, N, OPERAND, PRECISION)
-        dy_a = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, M, N)
-        dy_block = block_of(dy_a, M, N, OPERAND, PRECISION)
         x_state = load_state(states_ptr, number, 64, CHANNELS, MODES, M)
+        x_block = ()
+        dy_block = ()
+        for part in tl.static_range(PARTS):
+            s = t + part * (H * BLOCK_T)
+            last_block = s + (H - 1) * BLOCK_T
+            where = (segment + s, s, last_block)
+            tile = (channel, inside) + where + (first, last, end)
+            x_a = load_rows(x_ptr, x_row, UNIT, tile, 0, ROWS, EVEN, ROWS, H, N)
+            x_block = x_block + (piece_of(x_a, H, N, OPERAND),)
+            dy_a = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
+            dy_block = dy_block + (piece_of(dy_a, H, N, OPERAND),)
+        x_block = block_of(x_block, M, N, PRECISION)
+        dy_block = block_of(dy_block, M, N, PRECISION)
         d_filter = leave_gradient(d_filter, x_state, x_a, tile, ends, 64, MODES, M, N, STATEFUL)
         x_states, x_state = states_before(x_block, filter, x_state, MODES, M, OPERAND, PRECISION)
         dy_states, dy_state = states_after(
             dy_block, filter, dy_state, MODES, M, OPERAND, PRECISION
         )
         d_filter = state_gradient(d_filter, dy_states, x_states)
-        d_x_2 = modal_adjoint(dy_block, dy_states, filter, M, N, PRECISION)
-        d_x_2, dy_state = leave_adjoint(d_x_2, dy_state, tile, ends, 64, MODES, M, N, STATEFUL)
+        d_x_2_block = modal_adjoint(dy_block, dy_states, filter, PRECISION)
         tl.debug_barrier()  # what follows loads again what it needs
-        x_c = recall(x_block, M, N)
-        dy_c = recall(dy_block, M, N)
-        d_x_1_c = scale(dy_c, skip)
-        skipped_product_c = multiply(dy_c, x_c)
-        d_skip = channel_sum(d_skip, skipped_product_c)
-        d_x_c = add(d_x_1_c, d_x_2)
-        store_rows(d_x_ptr, d_x_row, D_UNIT, tile, d_x_c, EVEN, M, N)
+        for part in tl.static_range(PARTS - 1, -1, -1):
+            s = t + part * (H * BLOCK_T)
+            last_block = s + (H - 1) * BLOCK_T
+            where = (segment + s, s, last_block)
+            tile = (channel, inside) + where + (first, last, end)
+            d_x_2 = recall(d_x_2_block, part, PARTS, M, N)
+            d_x_2, dy_state = leave_adjoint(d_x_2, dy_state, tile, ends, 64, MODES, M, N, STATEFUL)
+            x_c = recall(x_block, part, PARTS, M, N)
+            dy_c = recall(dy_block, part, PARTS, M, N)
+            d_x_1_c = scale(dy_c, skip)
+            skipped_product_c = multiply(dy_c, x_c)
+            d_skip = channel_sum(d_skip, skipped_product_c)
+            d_x_c = add(d_x_1_c, d_x_2)
+            store_rows(d_x_ptr, d_x_row, D_UNIT, tile, d_x_c, EVEN, H, N)
         d_filter = modal_gradient(d_filter, dy_block, dy_states, x_block, x_states, PRECISION)
     partials_ptr += (batch * time_programs + program).to(tl.int64) * (129 * CHANNELS)
     store_partial(partials_ptr, 0, d_skip, row, inside, CHANNELS)
-    store_modes(partials_ptr, 1, d_filter, filter, row, inside, 64, CHANNELS, MODES, M, BLOCK_T)
+    store_modes(
+        partials_ptr,
+        1,
+        d_filter,
+        load_poles(log_poles_ptr, residues_ptr, row, 64, MODES),
+        row,
+        inside,
+        64,
+        CHANNELS,
+        MODES,
+        M,
+        BLOCK_T,
+    )
     enter_gradient(dy_state, filter, ends, 64, MODES, M, STATEFUL)
 
 
@@ -1449,7 +1509,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_47d3e6e4"
+    name = unique = "s4d_real_11f394ab"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

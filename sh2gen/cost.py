@@ -19,6 +19,7 @@ from sh2gen.plan import (
     Blocks,
     EagerConv,
     Edge,
+    EndParts,
     Extend,
     Fir,
     KeepState,
@@ -32,10 +33,10 @@ from sh2gen.plan import (
     LoadVector,
     ModalConv,
     ModalGradient,
+    Parts,
     Plan,
     Recall,
     Remember,
-    Reread,
     Rows,
     Rowwise,
     StateGradient,
@@ -182,7 +183,7 @@ def work(kernel: KernelPlan, layout: Layout, io: DType) -> Work:
                 instructions += 2 * ROWS
             case ModalGradient():
                 products += 2 * BLOCK_T + 2 * 2 * 2 * modes
-            case LoadState() | KeepState() | StateGradient() | Edge() | Reread():
+            case LoadState() | KeepState() | StateGradient() | Edge() | Parts() | EndParts():
                 pass  # once a tile, or a sequence
             case LoadTaps() | LoadVector() | LoadToeplitz() | ZeroTaps() | ZeroToeplitz():
                 pass  # once a program, not once a row

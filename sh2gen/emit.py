@@ -13,7 +13,7 @@ import hashlib
 import keyword
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, assert_never
@@ -38,6 +38,7 @@ from sh2gen.plan import (
     Accumulate,
     Blocks,
     Edge,
+    EndParts,
     Extend,
     Fir,
     KeepState,
@@ -51,11 +52,11 @@ from sh2gen.plan import (
     LoadVector,
     ModalConv,
     ModalGradient,
+    Parts,
     Plan,
     Recall,
     Reduction,
     Remember,
-    Reread,
     Rows,
     Rowwise,
     StateGradient,
@@ -512,7 +513,8 @@ def _lines(
             case ZeroModes(out=out):
                 return f"{out} = zero_modes(MODES, M, BLOCK_T, STATEFUL)"
             case Blocks(out=out, x=x):
-                return f"{out} = block_of({rows_of(x, held)}, M, N, OPERAND, PRECISION)"
+                piece = f"piece_of({rows_of(x, held)}, H, N, OPERAND)"
+                return f"{out} = block_of(({piece},), M, N, PRECISION)"
             case LoadState(out=out):
                 count = spec.filter.state_size
                 return f"{out} = load_state(states_ptr, number, {count}, CHANNELS, MODES, M)"
@@ -526,32 +528,37 @@ def _lines(
                     f"{out}, {state} = {statement.helper}({blocks}, {modes}, {state}, "
                     f"MODES, M, OPERAND, PRECISION)"
                 )
-            case ModalConv(out=out, blocks=blocks, states=states, modes=modes, rows=rows):
-                held[out] = rows
-                return f"{out} = {statement.helper}({blocks}, {states}, {modes}, M, N, PRECISION)"
+            case ModalConv(out=out, blocks=blocks, states=states, modes=modes):
+                return f"{out} = {statement.helper}({blocks}, {states}, {modes}, PRECISION)"
             case StateGradient(out=out, grad_states=after, states=before):
                 return f"{out} = state_gradient({out}, {after}, {before})"
             case ModalGradient(out=out, grad=grad, grad_states=after, blocks=x, states=before):
                 return f"{out} = modal_gradient({out}, {grad}, {after}, {x}, {before}, PRECISION)"
-            case StoreModes(total=total, modes=modes, first=first, length=length):
+            case StoreModes(total=total, views=views, first=first, length=length):
+                tensors = ", ".join(f"{view.tensor}_ptr" for view in views)
+                poles = f"load_poles({tensors}, {_row(spec, views[0])}, {length}, MODES)"
                 return (
-                    f"store_modes(partials_ptr, {first}, {total}, {modes}, row, inside, {length}, "
+                    f"store_modes(partials_ptr, {first}, {total}, {poles}, row, inside, {length}, "
                     f"CHANNELS, MODES, M, BLOCK_T)"
                 )
             case ZeroTaps(out=out, length=length):
-                return f"{out} = zero_taps({length}, {lanes}, N)"
+                return f"{out} = zero_taps({length}, {'M // 2' if lanes == 'H' else lanes}, N)"
             case ZeroToeplitz(out=out, length=length):
                 return f"{out} = zero_toeplitz({length}, BLOCK_T)"
             case LoadRows(out=out, tensor=tensor, rows=rows, carried=carried, ahead=ahead):
                 held[out] = rows
+                if statement.lagged:
+                    return (
+                        f"{out} = load_lagged({tensor}_ptr, {strides[tensor]}, tile, {-rows.lo}, "
+                        f"EVEN, ROWS, {lanes}, N)\n"
+                        f"{out} = with_history({out}, {tensor}_history, tile, {lanes}, N)"
+                    )
                 stop = f"ROWS + {rows.hi}" if rows.hi else "ROWS"
                 text = (
                     f"{out} = load_rows({tensor}_ptr, {strides[tensor]}, "
                     f"{'ahead' if ahead else 'tile'}, {0 if carried else rows.lo}, {stop}, "
                     f"EVEN, ROWS, {lanes}, N)"
                 )
-                if statement.history:
-                    text += f"\n{out} = with_history({out}, {tensor}_history, tile, {lanes}, N)"
                 if carried:
                     text += f"\n{out}, {out}_before = prepend({out}, {out}_before, {lanes}, N)"
                 return text
@@ -567,11 +574,11 @@ def _lines(
                 )
             case Recall(out=out, blocks=blocks, rows=rows):
                 held[out] = rows
-                return f"{out} = recall({blocks}, M, N)"
+                return f"{out} = recall({blocks}, part, PARTS, M, N)"
             case Edge():
                 return _edge(spec, statement, held)
-            case Reread():
-                return "tl.debug_barrier()  # what follows loads again what it needs"
+            case Parts() | EndParts():
+                raise AssertionError(f"{statement}: printed with what they enclose")
             case Toeplitz(out=out, blocks=blocks, taps=taps, rows=rows):
                 held[out] = rows
                 return f"{out} = {statement.helper}({blocks}, {taps}, {lanes}, N, PRECISION)"
@@ -601,7 +608,43 @@ def _lines(
                 return f"store_toeplitz(group_partials_ptr, {total}, PROGRAMS, {length}, BLOCK_T)"
         assert_never(statement)
 
-    return [text for statement in statements for text in line(statement).split("\n")]
+    return _in_parts(list(statements), line, held)
+
+
+def _in_parts(
+    statements: list[Statement], line: Callable[[Statement], str], held: dict[str, Rows]
+) -> list[str]:
+    """Statements as lines, those in parts in a loop, which gathers their blocks piece by piece."""
+    lines: list[str] = []
+    indent = ""
+    pieces: list[str] = []
+    for statement in statements:
+        match statement:
+            case Parts(time=time):
+                if time == -1:
+                    lines.append("tl.debug_barrier()  # what follows loads again what it needs")
+                else:
+                    pieces = [s.out for s in statements if isinstance(s, Blocks)]
+                    lines += [f"{name} = ()" for name in pieces]
+                order = "PARTS" if time == +1 else "PARTS - 1, -1, -1"
+                indent = "    "
+                lines += [
+                    f"for part in tl.static_range({order}):",
+                    f"{indent}s = t + part * (H * BLOCK_T)",
+                    f"{indent}last_block = s + (H - 1) * BLOCK_T",
+                    f"{indent}where = (segment + s, s, last_block)",
+                    f"{indent}tile = (channel, inside) + where + (first, last, end)",
+                ]
+            case EndParts():
+                indent = ""
+                lines += [f"{name} = block_of({name}, M, N, PRECISION)" for name in pieces]
+                pieces = []
+            case Blocks(out=out, x=x) if indent:
+                piece = f"piece_of({rows_of(x, held)}, H, N, OPERAND)"
+                lines.append(f"{indent}{out} = {out} + ({piece},)")
+            case _:
+                lines += [indent + text for text in line(statement).split("\n")]
+    return lines
 
 
 def _carried(
@@ -675,7 +718,6 @@ _MODAL_HELPERS: dict[type[Statement], str] = {
     ZeroModes: "zero_modes",
     LoadState: "load_state",
     KeepState: "keep_state",
-    Blocks: "block_of",
     StateGradient: "state_gradient",
     ModalGradient: "modal_gradient",
     StoreModes: "store_modes",
@@ -697,7 +739,7 @@ def _helper_names(kernel: KernelPlan) -> set[str]:
                 names.add("toeplitz_gradient")
             case Recall():
                 names.add("recall")
-            case Reread():
+            case Parts() | EndParts():
                 pass
             case Toeplitz():
                 names.add(statement.helper)
@@ -706,8 +748,10 @@ def _helper_names(kernel: KernelPlan) -> set[str]:
             case Extend():
                 names |= {"extend", "zero_rows"}
             case LoadModes() | ZeroModes() | LoadState() | KeepState() | StoreModes():
-                names.add(_MODAL_HELPERS[type(statement)])
-            case Blocks() | StateGradient() | ModalGradient():
+                names |= {_MODAL_HELPERS[type(statement)], "load_poles"}
+            case Blocks():
+                names |= {"piece_of", "block_of"}
+            case StateGradient() | ModalGradient():
                 names.add(_MODAL_HELPERS[type(statement)])
             case States(direction=direction):
                 names.add(statement.helper)
@@ -723,8 +767,9 @@ def _helper_names(kernel: KernelPlan) -> set[str]:
                 names.add("load_vector")
             case ZeroTaps():
                 names.add("zero_taps")
-            case LoadRows(carried=carried, history=history):
+            case LoadRows(carried=carried, history=history, lagged=lagged):
                 names |= {"load_rows", "prepend", "context_rows"} if carried else {"load_rows"}
+                names |= {"load_lagged"} if lagged else set()
                 names |= {"load_history", "with_history"} if history else set()
             case Fir():
                 names.add(statement.helper)
@@ -753,7 +798,7 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
     forward = kernel is plan.forward
     shapes = {p.name: str(p.shape) for p in spec.parameters}
     shapes.setdefault("log_poles", shapes.get("residues", ""))
-    lanes = "BLOCK_D" if kernel.skeleton == "tile" else "M"
+    lanes = {"tile": "BLOCK_D", "stream": "M", "recurrence": "H"}[kernel.skeleton]
     # Streams load channels-last tiles as channels-first ones, with the strides exchanged.
     exchanged = kernel.skeleton == "stream" and plan.layout is Layout.BLD
     strides = {

@@ -39,6 +39,7 @@ from sh2gen.plan import (
     Accumulate,
     Blocks,
     Edge,
+    EndParts,
     Extend,
     Fir,
     KeepState,
@@ -51,11 +52,11 @@ from sh2gen.plan import (
     ModalConv,
     ModalGradient,
     Operand,
+    Parts,
     Plan,
     Recall,
     Reduction,
     Remember,
-    Reread,
     Rows,
     Rowwise,
     StateGradient,
@@ -383,12 +384,12 @@ class _Launch:
                 self.parameters = parameters
             case Blocks(out=out, x=x):
                 self.blocks[out] = self.store(self.take(x))
-            case ModalConv(out=out, blocks=blocks, direction=direction, rows=rows):
+            case ModalConv(out=out, blocks=blocks, direction=direction):
                 assert self.modes is not None
                 whole = self.blocks[blocks]
                 h = _modal_filter(self.spec, self.modes, self.parameters, whole)  # (D, L)
-                y = _long_conv(whole, h.T[..., None], direction)  # blocks and states in one
-                self.hold(out, self.load(y, rows), rows)
+                # Blocks and states in one.
+                self.blocks[out] = _long_conv(whole, h.T[..., None], direction)
             case ModalGradient(out=out, grad=grad, blocks=blocks):
                 steps = self.like.shape[2]
                 lags = _long_gradient(self.blocks[grad], self.blocks[blocks], steps)
@@ -399,9 +400,9 @@ class _Launch:
                 sums = _mode_sums(self.spec, self.modes, self.parameters, lags)  # (2 or 4, D, N)
                 count = len(sums) * length
                 self.partials[first : first + count] = sums.transpose(1, 2).flatten(0, 1)
-            case ZeroModes() | LoadState() | KeepState() | States() | Edge() | Reread():
+            case ZeroModes() | LoadState() | KeepState() | States() | StateGradient() | Edge():
                 pass  # nothing is cut into tiles here
-            case StateGradient():
+            case Parts() | EndParts():
                 pass  # nothing is cut into tiles here
             case ZeroTaps(out=out, length=length):
                 batch, channels, steps = self.like.shape

@@ -120,6 +120,7 @@ class LoadRows:
             forward in time.
         ahead: of the tile that a stream backward in time reaches LEAD steps later.
         history: a call may say what was before the first step.
+        lagged: rows of context are loaded by themselves, not with a vector that they end.
     """
 
     out: str
@@ -128,9 +129,11 @@ class LoadRows:
     carried: bool = False
     ahead: bool = False
     history: bool = False
+    lagged: bool = False
 
     def __str__(self) -> str:
         where = ", carried" * self.carried + ", ahead" * self.ahead + ", history" * self.history
+        where += ", lagged" * self.lagged
         return f"{self.out} = load_rows({self.tensor}, {self.rows}{where})"
 
 
@@ -194,7 +197,7 @@ def products(length: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recall:
-    """The tile's own block of what is remembered, as products read it."""
+    """Rows of the tile's own block of what is remembered, or of blocks that products make."""
 
     out: str
     blocks: str
@@ -380,8 +383,8 @@ class States:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModalConv:
-    """Convolution with modes (direction +1), or its adjoint (-1): of each block with itself, and
-    with all others through the states.
+    """Blocks of a convolution with modes (direction +1), or of its adjoint (-1): of each block
+    with itself, and with all others through the states.
     """
 
     out: str
@@ -389,7 +392,6 @@ class ModalConv:
     states: str
     modes: str
     direction: int
-    rows: Rows = BLOCK
 
     @property
     def helper(self) -> str:
@@ -433,12 +435,13 @@ class StoreModes:
     """
 
     total: str
-    modes: str
+    views: tuple[ParameterView, ...]
     first: int
     length: int
 
     def __str__(self) -> str:
-        return f"store_modes({self.first}, {self.total}, {self.modes})"
+        tensors = ", ".join(view.tensor for view in self.views)
+        return f"store_modes({self.first}, {self.total}, {tensors})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -468,11 +471,26 @@ class Edge:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reread:
-    """What follows loads again what was loaded before, and keeps registers free until then."""
+class Parts:
+    """What follows, until EndParts, is computed for one part of the tile's blocks after another:
+    so fewer rows are held at once.
+
+    Attributes:
+        time: +1 the earliest part first, -1 the latest.
+    """
+
+    time: int
 
     def __str__(self) -> str:
-        return "reread()"
+        return f"for each part of the tile, the {'first' if self.time == +1 else 'last'} first:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndParts:
+    """Blocks are whole from here on."""
+
+    def __str__(self) -> str:
+        return "end of parts"
 
 
 # What runs on the tensor cores, between phases.
@@ -507,7 +525,8 @@ Statement = (
     | ModalGradient
     | StoreModes
     | Edge
-    | Reread
+    | Parts
+    | EndParts
 )
 
 
@@ -620,9 +639,10 @@ class TileProgram:
                     assert source in blocks, f"{statement}: no {source}"
                     assert modes in constants, f"{statement}: {modes} is not loaded"
                     states.add(out)
-                case ModalConv(blocks=source, states=found, modes=modes):
+                case ModalConv(out=out, blocks=source, states=found, modes=modes):
                     assert source in blocks and found in states, f"{statement}: not computed"
                     assert modes in constants, f"{statement}: {modes} is not loaded"
+                    blocks.add(out)
                 case StateGradient(out=out, grad_states=after, states=before):
                     assert {after, before} <= states, f"{statement}: states are not computed"
                     assert out in totals, f"{statement}: {out} is not zeroed"
@@ -641,9 +661,7 @@ class TileProgram:
                 assert operand.name in held, f"{statement}: {operand.name} is not defined"
                 have = held[operand.name]
                 assert have.join(operand.rows) == have, f"{statement}: {operand.name} holds {have}"
-            if isinstance(
-                statement, LoadRows | Fir | Rowwise | Extend | Toeplitz | Recall | ModalConv
-            ):
+            if isinstance(statement, LoadRows | Fir | Rowwise | Extend | Toeplitz | Recall):
                 assert statement.out not in held, f"{statement}: {statement.out} is defined twice"
                 held[statement.out] = statement.rows
         for statement in self.epilogue:

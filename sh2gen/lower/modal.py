@@ -30,6 +30,7 @@ from sh2gen.plan import (
     Blocks,
     EagerConv,
     Edge,
+    EndParts,
     Extend,
     Fir,
     KeepState,
@@ -41,9 +42,10 @@ from sh2gen.plan import (
     ModalConv,
     ModalGradient,
     Operand,
+    Parts,
     Plan,
+    Recall,
     Reduction,
-    Reread,
     StateGradient,
     Statement,
     States,
@@ -157,31 +159,45 @@ def _forward(graph: Graph) -> TileProgram:
             leave = Edge(helper="leave_state", values=(state,), x=Operand(conv.x, BLOCK))
             body += [KeepState(state=state), leave, *_states(conv.x, conv.taps, +1)]
     body.append(StoreRows(tensor="y", x=Operand(graph.outputs[0], BLOCK)))
+    body = [s for statement in body for s in _recalled(statement)]
     return TileProgram(prologue=tuple(stream.prologue), body=_with_history(body))
+
+
+def _recalled(statement: Statement) -> list[Statement]:
+    """A convolution makes blocks, of which rows are then read."""
+    if not isinstance(statement, ModalConv):
+        return [statement]
+    out = statement.out
+    blocks = f"{out}_block"
+    return [dataclasses.replace(statement, out=blocks), Recall(out=out, blocks=blocks)]
 
 
 def _with_history(body: list[Statement]) -> tuple[Statement, ...]:
     """The body, whose context before the first step a call may give."""
     return tuple(
-        dataclasses.replace(s, history=True) if isinstance(s, LoadRows) and s.rows.lo else s
+        dataclasses.replace(s, history=True, lagged=True)
+        if isinstance(s, LoadRows) and s.rows.lo
+        else s
         for s in body
     )
 
 
 def _in_phases(body: list[Statement]) -> list[Statement]:
     """The body so that few values are alive at once: inputs are loaded for blocks and states,
-    and again for the gradients that each of the two convolutions makes. Gradients of modes come
-    last: their operands are in shared memory, and would wait in registers if they came earlier.
+    and again for the gradients that each of the two convolutions makes, part of a tile by part.
+    Gradients of modes come last: their operands are in shared memory, and would wait in registers
+    if they came earlier. The state before the tile is asked for first.
     """
     # Only the shape of a program is asked for here: parameters have been loaded, totals zeroed.
     split = phases(TileProgram(prologue=(), body=tuple(body)))
     assert split is not None, "an activation is refused"
     convs = {s.direction: s for s in split.products if isinstance(s, ModalConv)}
-    ordered: list[Statement] = [*split.own]
+    states = [s for s in split.products if isinstance(s, LoadState)]
+    ordered: list[Statement] = [*states, Parts(time=+1), *split.own, EndParts()]
     gradients: list[Statement] = []
     for s in split.products:
         match s:
-            case ModalConv():
+            case ModalConv() | LoadState():
                 pass
             case ModalGradient(out=out, grad_states=after, states=before):
                 ordered.append(StateGradient(out=out, grad_states=after, states=before))
@@ -189,7 +205,9 @@ def _in_phases(body: list[Statement]) -> list[Statement]:
             case _:
                 ordered.append(s)
     for direction, phase in ((+1, split.convolved), (-1, split.adjoint)):
-        ordered += [convs[direction], Reread(), *phase] if phase else []
+        if phase:
+            conv, rows = _recalled(convs[direction])
+            ordered += [conv, Parts(time=-1), rows, *phase, EndParts()]
     return [*ordered, *gradients]
 
 
@@ -207,13 +225,14 @@ def _with_edges(
     after: list[Edge] = []
     (x,) = [s.x for s in body if isinstance(s, Blocks) and s.out == _blocks(body, +1)]
     (adjoint,) = [s for s in body if isinstance(s, States) and s.direction == -1]
+    (conv,) = [s for s in body if isinstance(s, ModalConv) and s.direction == -1]
     for statement in body:
         match statement:
             case States(direction=1, state=state):
                 values = (total, state)
                 found.append(Edge(helper="leave_gradient", outs=(total,), values=values, x=x))
                 found.append(statement)
-            case ModalConv(direction=-1, out=out):
+            case Recall(out=out, blocks=blocks) if blocks == conv.out:
                 names = (out, adjoint.state)
                 edge = Edge(helper="leave_adjoint", outs=names, values=names)
                 found += [statement, edge]
@@ -273,7 +292,7 @@ def _backward(graph: Graph, stores: dict[str, str]) -> tuple[TileProgram, tuple[
     body, edges = _with_edges(_in_phases(body), gradient.out, inputs)
     first = sum(zero.length for zero in zeros)
     count = modes.count
-    store = StoreModes(total=gradient.out, modes=gradient.modes, first=first, length=count)
+    store = StoreModes(total=gradient.out, views=modes.views, first=first, length=count)
     size = len(modes.views) // 2 * count  # of a state
     program = TileProgram(
         prologue=(*stream.prologue, *zeros, ZeroModes(out=gradient.out, length=size)),

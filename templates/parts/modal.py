@@ -19,7 +19,7 @@ it, high and low: modes may cancel almost wholly, and one rounded term would not
 import triton
 import triton.language as tl
 
-from templates.parts.channels_first import rows_vector, vector_rows
+from templates.parts.channels_first import load_rows, rows_vector, vector_rows
 from templates.parts.toeplitz import rounded
 
 
@@ -105,6 +105,14 @@ def expm1(x):
 
 
 @triton.jit
+def load_poles(poles_ptr, residues_ptr, row, COUNT: tl.constexpr, MODES: tl.constexpr):
+    """The COUNT <= MODES poles and residues of a channel, [MODES]; all others are silent."""
+    mode = tl.arange(0, MODES)
+    a = tl.load(poles_ptr + row * COUNT + mode, mask=mode < COUNT, other=-1.0)
+    return a, tl.load(residues_ptr + row * COUNT + mode, mask=mode < COUNT, other=0.0)
+
+
+@triton.jit
 def load_modes(
     poles_ptr, residues_ptr, row, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
     BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
@@ -112,7 +120,7 @@ def load_modes(
     """All that a channel's tiles need of its modes, of which there are COUNT <= MODES.
 
     Returns:
-        0: poles a, 1: residues R, [MODES]; those beyond COUNT are silent.
+        0: poles a, 1: residues R, as load_poles does.
         2: T[j, i] = h[i - j], the convolution within a block.
         3: exp(a (BLOCK_T - 1 - j)), [BLOCK_T, MODES]: from a block to its own end.
         4: R exp(a (i + 1)), [MODES, BLOCK_T]: from the states before a block to its outputs.
@@ -120,9 +128,7 @@ def load_modes(
             time. Its states weigh with R, so that they are gradients of states but for exp(a).
         7: for the scan, see `scan`.
     """
-    mode = tl.arange(0, MODES)
-    a = tl.load(poles_ptr + row * COUNT + mode, mask=mode < COUNT, other=-1.0)
-    residue = tl.load(residues_ptr + row * COUNT + mode, mask=mode < COUNT, other=0.0)
+    a, residue = load_poles(poles_ptr, residues_ptr, row, COUNT, MODES)
     step = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)
     powers = tl.exp(a[:, None] * step[None, :])
     reversed_powers = tl.exp(a[:, None] * (BLOCK_T - 1 - step)[None, :])
@@ -209,17 +215,34 @@ def scan_adjoint(starts, constants, state, MODES: tl.constexpr, M: tl.constexpr)
 
 
 @triton.jit
-def block_of(
-    rows, M: tl.constexpr, N: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
-):
-    """Rows as a matrix that products read: [M, BLOCK_T], a block of time a row."""
-    return to_products(rounded(rows_vector(rows, 0, M, N, OPERAND), PRECISION), M, N)
+def piece_of(rows, H: tl.constexpr, N: tl.constexpr, OPERAND: tl.constexpr):
+    """Rows of a part of a tile as operands [H, BLOCK_T], a block of time a row."""
+    return rows_vector(rows, 0, H, N, OPERAND)
 
 
 @triton.jit
-def recall(block, M: tl.constexpr, N: tl.constexpr):
-    """The rows of a block, as products read them."""
-    return vector_rows(from_products(block, M, N), M, N)
+def block_of(pieces, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
+    """A tile of one or two pieces as a matrix that products read: [M, BLOCK_T]."""
+    block = pieces[0]
+    if len(pieces) == 2:
+        block = tl.reshape(tl.permute(tl.join(pieces[0], pieces[1]), (2, 0, 1)), (M, N * 8))
+    return to_products(rounded(block, PRECISION), M, N)
+
+
+@triton.jit
+def halves(x, M: tl.constexpr, N: tl.constexpr):
+    """The upper and the lower half of the rows of [M, N], which threads hold side by side."""
+    return tl.split(tl.permute(tl.reshape(x, (2, M // 2, N)), (1, 2, 0)))
+
+
+@triton.jit
+def recall(block, part: tl.constexpr, PARTS: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    """The rows of a part of a tile, of one or two, as products read or make them."""
+    by_time = from_products(block, M, N)
+    if PARTS == 1:
+        return vector_rows(by_time, M, N)
+    else:
+        return vector_rows(halves(by_time, M, N * 8)[part], M // 2, N)
 
 
 @triton.jit
@@ -254,19 +277,17 @@ def states_after(
 
 
 @triton.jit
-def modal(block, found, modes, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
-    """Rows of y[t] = sum_n R_n sum_j exp(a_n j) x[t - j]: of the block, and of its past."""
+def modal(block, found, modes, PRECISION: tl.constexpr):
+    """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t - j]: of the block, and of its past."""
     y = tl.dot(block, modes[2], input_precision=PRECISION)
-    y = product(transposed(found[1]), modes[4], y, PRECISION)
-    return vector_rows(from_products(y, M, N), M, N)
+    return product(transposed(found[1]), modes[4], y, PRECISION)
 
 
 @triton.jit
-def modal_adjoint(block, found, modes, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
-    """Rows of y[t] = sum_n R_n sum_j exp(a_n j) x[t + j]: of the block, and of its future."""
+def modal_adjoint(block, found, modes, PRECISION: tl.constexpr):
+    """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t + j]: of the block, and of its future."""
     y = tl.dot(block, tl.trans(modes[2]), input_precision=PRECISION)
-    y = product(transposed(found[1]), modes[6], y, PRECISION)
-    return vector_rows(from_products(y, M, N), M, N)
+    return product(transposed(found[1]), modes[6], y, PRECISION)
 
 
 @triton.jit
@@ -307,7 +328,7 @@ def state_gradient(total, grad_states, states):
 
 @triton.jit
 def store_modes(
-    ptr, first, total, modes, channel, inside, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+    ptr, first, total, poles, channel, inside, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
     MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of COUNT poles, then of residues, to rows first, ... of [P, CHANNELS].
@@ -316,7 +337,7 @@ def store_modes(
     is R d exp(a d). d is i - j within a block; else it is the steps from x to the end of its
     block, the blocks between, and the steps from there to y, and d exp(a d) is a sum of three.
     """
-    a, residue = modes[0], modes[1]
+    a, residue = poles  # loaded once more: they would be in registers all the time
     j = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[:, None]
     turn = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[None, :]
     turned = tl.gather(total[0], step_of((j + turn) % BLOCK_T, M, BLOCK_T), 1)
@@ -336,12 +357,6 @@ def store_modes(
     mode = tl.arange(0, MODES)[:, None]
     where = ptr + (first + which * COUNT + mode) * CHANNELS + channel
     tl.store(where, sums, mask=(mode < COUNT) & inside)
-
-
-@triton.jit
-def halves(x, M: tl.constexpr, N: tl.constexpr):
-    """The upper and the lower half of the rows of [M, N], which threads hold side by side."""
-    return tl.split(tl.permute(tl.reshape(x, (2, M // 2, N)), (1, 2, 0)))
 
 
 @triton.jit
@@ -372,39 +387,71 @@ def extend(rows, after, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def zero_taps(LENGTH: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
-    """LENGTH accumulators [M / 2, N]: sums of the two halves of the lanes."""
-    total = ()
-    for _ in tl.static_range(LENGTH):
-        total = total + (tl.zeros((M // 2, N), tl.float32),)
-    return total
+def folded(total, rows):
+    """total + the sum of rows, which may have twice as many lanes: then of their two halves."""
+    M: tl.constexpr = rows[0].shape[0]
+    N: tl.constexpr = rows[0].shape[1]
+    if total.shape[0] == M:
+        for r in tl.static_range(len(rows)):
+            total += rows[r]
+        return total
+    else:
+        value = rows[0]
+        for r in tl.static_range(1, len(rows)):
+            value += rows[r]
+        upper, lower = halves(value, M, N)
+        return total + (upper + lower)
 
 
 @triton.jit
 def tap_gradient(total, grad, x):
     """total[j] += sum_t grad[t] x[t - j]; x starts len(total) - 1 rows before grad."""
-    M: tl.constexpr = grad[0].shape[0]
-    N: tl.constexpr = grad[0].shape[1]
     out = ()
     for lag in tl.static_range(len(total)):
-        value = grad[0] * x[len(total) - 1 - lag]
-        for r in tl.static_range(1, len(grad)):
-            value += grad[r] * x[r + len(total) - 1 - lag]
-        upper, lower = halves(value, M, N)
-        out = out + (total[lag] + (upper + lower),)
+        rows = ()
+        for r in tl.static_range(len(grad)):
+            rows = rows + (grad[r] * x[r + len(total) - 1 - lag],)
+        out = out + (folded(total[lag], rows),)
     return out
 
 
 @triton.jit
 def channel_sum(total, x):
     """total[0] += sum_t x[t]."""
-    M: tl.constexpr = x[0].shape[0]
-    N: tl.constexpr = x[0].shape[1]
-    value = x[0]
-    for r in tl.static_range(1, len(x)):
-        value += x[r]
-    upper, lower = halves(value, M, N)
-    return (total[0] + (upper + lower),)
+    return (folded(total[0], x),)
+
+
+@triton.jit
+def load_lagged(
+    ptr, row, unit, tile, LAG: tl.constexpr,
+    EVEN: tl.constexpr, ROWS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """`load_rows` from LAG <= 4 rows before the first: these by a load of 4 or 8 bytes, where
+    load_rows would load the whole vector that they end.
+    """
+    channel, inside, t, earliest, latest, first, last, end = tile
+    COUNT: tl.constexpr = triton.next_power_of_2(LAG)
+    index = tl.arange(0, N * COUNT)[None, :]
+    begin = t + index // COUNT * ROWS - COUNT
+    time = begin + index % COUNT
+    where = ptr + channel * row + time * unit
+    if EVEN:
+        vector = begin - (8 - COUNT)  # inside or outside as a whole
+        x = tl.load(where, mask=inside & (vector >= first) & (vector < last), other=0.0)
+    else:
+        x = tl.load(where, mask=inside & (time >= first) & (time < last), other=0.0)
+    x = x.to(tl.float32)
+    if COUNT == 1:
+        lagged = (x,)
+    elif COUNT == 2:
+        lagged = tl.split(tl.reshape(x, (M, N, 2)))
+    else:
+        even, odd = tl.split(tl.reshape(x, (M, N * 2, 2)))
+        x0, x2 = tl.split(tl.reshape(even, (M, N, 2)))
+        x1, x3 = tl.split(tl.reshape(odd, (M, N, 2)))
+        lagged = (x0, x1, x2, x3)
+    own = load_rows(ptr, row, unit, tile, 0, ROWS, EVEN, ROWS, M, N)
+    return lagged[COUNT - LAG :] + own
 
 
 @triton.jit

@@ -87,14 +87,11 @@ def unstacked(x, MODES: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def load_modes(
+def load_poles(
     log_poles_ptr, frequencies_ptr, residues_real_ptr, residues_imag_ptr, row,
-    COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
-    BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    COUNT: tl.constexpr, MODES: tl.constexpr,
 ):  # fmt: skip
-    """All that a channel's tiles need of its COUNT pairs, at most MODES / 2: what load_modes of
-    modal.py returns, with real and imaginary parts in rows.
-    """
+    """The COUNT <= MODES / 2 poles and residues of a channel, [MODES / 2]; others are silent."""
     mode = tl.arange(0, MODES // 2)
     there = mode < COUNT
     where = row * COUNT + mode
@@ -104,7 +101,22 @@ def load_modes(
     turns -= tl.floor(turns + 0.5)
     real = tl.load(residues_real_ptr + where, mask=there, other=0.0)
     imag = tl.load(residues_imag_ptr + where, mask=there, other=0.0)
-    a = (decay[:, None], turns[:, None])
+    return (decay[:, None], turns[:, None]), (real, imag)
+
+
+@triton.jit
+def load_modes(
+    log_poles_ptr, frequencies_ptr, residues_real_ptr, residues_imag_ptr, row,
+    COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
+    BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """All that a channel's tiles need of its COUNT pairs, at most MODES / 2: what load_modes of
+    modal.py returns, with real and imaginary parts in rows.
+    """
+    a, residue = load_poles(
+        log_poles_ptr, frequencies_ptr, residues_real_ptr, residues_imag_ptr, row, COUNT, MODES
+    )
+    real, imag = residue
     twice = (2.0 * real[:, None], 2.0 * imag[:, None])
     step = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)
     powers = exponential(a, step[None, :])
@@ -256,7 +268,7 @@ def state_gradient(total, grad_states, states):
 
 @triton.jit
 def store_modes(
-    ptr, first, total, modes, channel, inside, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+    ptr, first, total, poles, channel, inside, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
     MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of COUNT log-poles, frequencies, real and imaginary parts of residues
@@ -265,7 +277,7 @@ def store_modes(
     Lags within a block count from 1, as those from before it, and share a table with them. One
     from 0 would be that of `load_modes`, which the compiler would keep in registers until now.
     """
-    a, residue = modes[0], modes[1]
+    a, residue = poles
     j = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[:, None]
     turn = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[None, :]
     turned = tl.gather(total[0], step_of((j + turn + 1) % BLOCK_T, M, BLOCK_T), 1)
