@@ -20,6 +20,7 @@ from typing import Any, assert_never
 
 import jinja2
 
+from sh2gen import emit_reduce
 from sh2gen.emit_eager import (
     eager_backward,
     eager_forward,
@@ -53,7 +54,6 @@ from sh2gen.plan import (
     ModalGradient,
     Plan,
     Recall,
-    Reduction,
     Remember,
     Reread,
     Rows,
@@ -830,7 +830,6 @@ def _sums_groups(program: TileProgram) -> bool:
 def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, Any]:
     assert plan.forward is not None and plan.backward is not None
     forward, backward = plan.forward.program, plan.backward.program
-    (reduce_kernel,) = _texts("reduce")
     wanted = set().union(*(_helper_names(kernel) for kernel in plan.kernels))
     helpers = _closure(plan.forward.parts, wanted)
     twin = _twin(plan, schedule)
@@ -838,11 +837,12 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
         wanted = helper_names(twin)
         helpers += [text for text in _closure(_PARTS_SM90, wanted) if text not in helpers]
     inputs = [f"d_{name}" for name in spec.inputs]
+    sums = emit_reduce.sections(spec, plan, schedule, op_parameters(spec))
     return {
         "schedule": _numbers(plan, schedule),
-        "helpers": helpers,
+        "helpers": helpers + (_texts("reduce") if sums else []),
         "twin": twin is not None,
-        "reduce_kernel": reduce_kernel,
+        "sums": {"partials": emit_reduce.summed(sums), "sections": sums},
         "launch_helpers": _launch_helpers(plan, schedule),
         "forward_stores": [("y", *plan.saved).index(name) for name in forward.stores],
         "forward_parameters": list(forward.parameters),
@@ -855,18 +855,7 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
         "tiles": 'schedule["TILES"]' if plan.forward.skeleton == "tile" else "tiles",
         "partial_rows": backward.partial_rows,
         "partial_groups": _sums_groups(backward),
-        "reduce_options": _literal({"num_warps": _REDUCE_WARPS, "enable_fp_fusion": True}, 4),
-        "reductions": [
-            {
-                "tensor": r.tensor,
-                "first": r.first,
-                "partials": "group_partials" if r.by_group else "partials",
-                "constants": _reduction_constants(r, schedule),
-            }
-            for name in op_parameters(spec)
-            for r in plan.reductions
-            if r.tensor == name
-        ],
+        "reduce_options": _literal({"num_warps": emit_reduce.WARPS, "enable_fp_fusion": True}, 4),
     }
 
 
@@ -877,33 +866,8 @@ def _launch_helpers(plan: Plan, schedule: Schedule) -> list[str]:
     others = [name for how, name in counts.items() if how != plan.forward.skeleton]
     others += [] if plan.states else ["allocate_states", "whole_state"]
     others += [] if _twin(plan, schedule) else ["suits_sm90"]
+    others += [] if plan.reductions else ["reduce_partials"]
     return [f.text for f in _part("launch") if f.name not in others]
-
-
-_REDUCE_WARPS = 4  # of sum_partials
-
-
-def _parts(width: int, schedule: Schedule) -> int:
-    """Programs of a backward stream that share the channels of a group."""
-    return -(-width // dict(schedule.backward)["BLOCK_D"])
-
-
-def _reduction_constants(
-    reduction: Reduction, schedule: Schedule
-) -> dict[str, int | bool | float | str]:
-    """What sum_partials is compiled for, beside the shape of the partial sums."""
-    view = reduction.view
-    width = _parts(view.width, schedule) if reduction.by_group else view.width
-    block_w = min(1024, 1 << (width - 1).bit_length())
-    return {
-        "WIDTH": width,
-        "LENGTH": view.length or 1,
-        "ROLES": view.roles,
-        "INTERLEAVED": view.interleaved,
-        "LAG_LAST": view.order is TapOrder.LAG_LAST,
-        "BLOCK_G": max(1, 128 // block_w),
-        "BLOCK_W": block_w,
-    }
 
 
 # Numbers that the compiler takes, not the kernel.
@@ -992,25 +956,6 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
                     gluon=True,
                 )
             )
-    partial_rows = plan.backward.program.partial_rows if plan.backward else 0
-    for r in plan.reductions:
-        if r.by_group:
-            programs = spec.filter.groups * _parts(spec.group_width, schedule)
-            constants = {"P": r.rows, "CHANNELS": programs}
-        else:
-            constants = {"P": partial_rows, "CHANNELS": spec.channels}
-        constants |= _reduction_constants(r, schedule)
-        pointers = ("partials_ptr", "out_ptr")
-        sources.append(
-            KernelSource(
-                name="sum_partials",
-                role=Role.REDUCE,
-                signature=(*((p, "*fp32") for p in pointers), ("splits", "i32"), ("first", "i32")),
-                constants=tuple(constants.items()),
-                divisible=pointers,
-                unaligned_keeps=pointers,
-                num_warps=_REDUCE_WARPS,
-                num_stages=3,
-            )
-        )
+    if sums := emit_reduce.sections(spec, plan, schedule, op_parameters(spec)):
+        sources.append(emit_reduce.kernel_source(sums))
     return tuple(sources)
