@@ -263,7 +263,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_4050d581"
+    name = unique = "hyena_806c42ae"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

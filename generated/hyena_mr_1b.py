@@ -962,6 +962,42 @@ def store_diagonals(ptr, total, STRIDE: gl.constexpr, LENGTH: gl.constexpr, COUN
     gl.store(ptr + tap * STRIDE, before, mask=tap < LENGTH)
 
 
+@triton.jit
+def sum_rows(
+    partials_ptr,  # [splits, P, COLUMNS] float32
+    out_ptr,  # [rows, LENGTH] float32, rows = ROLES * COLUMNS / WIDTH
+    splits, program,
+    FIRST: tl.constexpr, P: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
+    LENGTH: tl.constexpr, ROLES: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr,
+    BLOCK_G: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """One program's gradient rows of one parameter tensor: of partials FIRST .. FIRST + ROLES *
+    LENGTH - 1, summed over splits and over the WIDTH columns that share a row, always in the same
+    order."""
+    AT_ONCE: tl.constexpr = 8  # splits: their loads wait together, their sums one after another
+    groups: tl.constexpr = COLUMNS // WIDTH
+    blocks: tl.constexpr = (groups + BLOCK_G - 1) // BLOCK_G
+    index = program // blocks  # which lag of which role
+    group = program % blocks * BLOCK_G + tl.arange(0, BLOCK_G)[:, None]
+    member = tl.arange(0, BLOCK_W)[None, :]
+    total = tl.zeros((BLOCK_G, BLOCK_W), tl.float32)
+    for begin in range(0, WIDTH, BLOCK_W):
+        inside = (group < groups) & (begin + member < WIDTH)
+        where = partials_ptr + (FIRST + index) * COLUMNS + group * WIDTH + begin + member
+        for split in range(0, splits, AT_ONCE):
+            for i in tl.static_range(AT_ONCE):
+                there = inside & (split + i < splits)
+                total += tl.load(where + i * P * COLUMNS, mask=there, other=0.0)
+            where += AT_ONCE * P * COLUMNS
+    role = index // LENGTH
+    lag = index % LENGTH
+    tap = LENGTH - 1 - lag if LAG_LAST else lag
+    row = group * ROLES + role if INTERLEAVED else role * groups + group
+    tl.store(
+        out_ptr + row * LENGTH + tap, tl.sum(total, axis=1, keep_dims=True), mask=group < groups
+    )
+
+
 # -----------------------------------------------------------------------------------------------
 # Kernels
 # -----------------------------------------------------------------------------------------------
@@ -1491,36 +1527,35 @@ def hyena_mr_1b_backward_sm90(
     store_diagonals(taps, d_filter, PROGRAMS, 128, COUNT)
 
 
-@triton.jit(do_not_specialize=["splits", "first"])
+@triton.jit(do_not_specialize=["splits", "group_splits"])
 def sum_partials(
-    partials_ptr,  # [splits, P, CHANNELS] float32
-    out_ptr,  # [rows, LENGTH] float32, rows = ROLES * CHANNELS / WIDTH
-    splits, first,
-    P: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr, LENGTH: tl.constexpr,
-    ROLES: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr,
-    BLOCK_G: tl.constexpr, BLOCK_W: tl.constexpr,
+    partials_ptr,  # [splits, 10, 1920] float32
+    group_partials_ptr,  # [group_splits, 128, 128] float32
+    d_filter_ptr,  # (128, 128)
+    d_featurizer_ptr,  # (5760, 3)
+    d_skip_ptr,  # (1920,)
+    splits, group_splits,
 ):  # fmt: skip
-    """Gradient rows of one parameter tensor: partials first .. first + ROLES * LENGTH - 1, summed
-    over programs and over the WIDTH channels that share a row, always in the same order."""
-    groups: tl.constexpr = CHANNELS // WIDTH
-    blocks: tl.constexpr = (groups + BLOCK_G - 1) // BLOCK_G
-    index = tl.program_id(0) // blocks  # which lag of which role
-    group = tl.program_id(0) % blocks * BLOCK_G + tl.arange(0, BLOCK_G)[:, None]
-    member = tl.arange(0, BLOCK_W)[None, :]
-    total = tl.zeros((BLOCK_G, BLOCK_W), tl.float32)
-    for begin in range(0, WIDTH, BLOCK_W):
-        inside = (group < groups) & (begin + member < WIDTH)
-        where = partials_ptr + (first + index) * CHANNELS + group * WIDTH + begin + member
-        for _ in range(splits):
-            total += tl.load(where, mask=inside, other=0.0)
-            where += P * CHANNELS
-    role = index // LENGTH
-    lag = index % LENGTH
-    tap = LENGTH - 1 - lag if LAG_LAST else lag
-    row = group * ROLES + role if INTERLEAVED else role * groups + group
-    tl.store(
-        out_ptr + row * LENGTH + tap, tl.sum(total, axis=1, keep_dims=True), mask=group < groups
-    )
+    """Gradients of filter, featurizer, skip, each by programs of its own."""
+    program = tl.program_id(0)
+    if program < 128:
+        sum_rows(
+            group_partials_ptr, d_filter_ptr, group_splits, program,
+            FIRST=0, P=128, COLUMNS=128, WIDTH=1, LENGTH=128, ROLES=1,
+            INTERLEAVED=False, LAG_LAST=False, BLOCK_G=128, BLOCK_W=1,
+        )  # fmt: skip
+    elif program < 263:
+        sum_rows(
+            partials_ptr, d_featurizer_ptr, splits, program - 128,
+            FIRST=0, P=10, COLUMNS=1920, WIDTH=1, LENGTH=3, ROLES=3,
+            INTERLEAVED=False, LAG_LAST=True, BLOCK_G=128, BLOCK_W=1,
+        )  # fmt: skip
+    else:
+        sum_rows(
+            partials_ptr, d_skip_ptr, splits, program - 263,
+            FIRST=9, P=10, COLUMNS=1920, WIDTH=1, LENGTH=1, ROLES=1,
+            INTERLEAVED=False, LAG_LAST=False, BLOCK_G=128, BLOCK_W=1,
+        )  # fmt: skip
 
 
 # -----------------------------------------------------------------------------------------------
@@ -1674,28 +1709,20 @@ def launch(kernel, grid: int, *arguments: Tensor | int, options: dict[str, int],
             binary[(grid, 1, 1)](*arguments, *constants.values())
 
 
-def reduce_partials(partials: Tensor, parameter: Tensor, first: int, **constants: int) -> Tensor:
-    """The gradient of a parameter tensor, in its shape and dtype, from partials [splits, P, C] of
-    C channels, or of the parts of groups.
-
-    Its rows of partials begin at `first`; `constants` are those of sum_partials from WIDTH on.
+def reduce_partials(
+    kernel, grid: int, partials: Sequence[Tensor], parameters: Sequence[Tensor]
+) -> list[Tensor]:
+    """Gradients of parameter tensors, in their shapes and dtypes, from partial sums
+    [splits, rows, columns], by one launch of all sections of the kernel that sums these.
     """
-    out = torch.empty_like(parameter, dtype=torch.float32, memory_format=torch.contiguous_format)
-    splits, rows, columns = partials.shape
-    groups = columns // constants["WIDTH"]
+    sums = [
+        torch.empty_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
+        for p in parameters
+    ]
     launch(
-        sum_partials,
-        constants["ROLES"] * constants["LENGTH"] * -(-groups // constants["BLOCK_G"]),
-        partials,
-        out,
-        splits,
-        first,
-        options=OPTIONS["reduce"],
-        P=rows,
-        CHANNELS=columns,
-        **constants,
+        kernel, grid, *partials, *sums, *(p.shape[0] for p in partials), options=OPTIONS["reduce"]
     )
-    return out.to(parameter.dtype)
+    return [total.to(p.dtype) for total, p in zip(sums, parameters, strict=True)]
 
 
 def launch_forward(
@@ -1807,47 +1834,8 @@ def launch_backward(
             **constants,
             **schedule,
         )
-    gradients.append(
-        reduce_partials(
-            group_partials,
-            filter,
-            first=0,
-            WIDTH=1,
-            LENGTH=128,
-            ROLES=1,
-            INTERLEAVED=False,
-            LAG_LAST=False,
-            BLOCK_G=128,
-            BLOCK_W=1,
-        )
-    )
-    gradients.append(
-        reduce_partials(
-            partials,
-            featurizer,
-            first=0,
-            WIDTH=1,
-            LENGTH=3,
-            ROLES=3,
-            INTERLEAVED=False,
-            LAG_LAST=True,
-            BLOCK_G=128,
-            BLOCK_W=1,
-        )
-    )
-    gradients.append(
-        reduce_partials(
-            partials,
-            skip,
-            first=9,
-            WIDTH=1,
-            LENGTH=1,
-            ROLES=1,
-            INTERLEAVED=False,
-            LAG_LAST=False,
-            BLOCK_G=128,
-            BLOCK_W=1,
-        )
+    gradients += reduce_partials(
+        sum_partials, 278, [partials, group_partials], [filter, featurizer, skip]
     )
     return gradients
 
@@ -2058,7 +2046,7 @@ def decayed(taps: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_1b_23402a28"
+    name = unique = "hyena_mr_1b_6ce43e20"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -295,6 +295,42 @@ def store_rows(
             tl.store(where, x, mask=inside & (time < end))
 
 
+@triton.jit
+def sum_rows(
+    partials_ptr,  # [splits, P, COLUMNS] float32
+    out_ptr,  # [rows, LENGTH] float32, rows = ROLES * COLUMNS / WIDTH
+    splits, program,
+    FIRST: tl.constexpr, P: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
+    LENGTH: tl.constexpr, ROLES: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr,
+    BLOCK_G: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """One program's gradient rows of one parameter tensor: of partials FIRST .. FIRST + ROLES *
+    LENGTH - 1, summed over splits and over the WIDTH columns that share a row, always in the same
+    order."""
+    AT_ONCE: tl.constexpr = 8  # splits: their loads wait together, their sums one after another
+    groups: tl.constexpr = COLUMNS // WIDTH
+    blocks: tl.constexpr = (groups + BLOCK_G - 1) // BLOCK_G
+    index = program // blocks  # which lag of which role
+    group = program % blocks * BLOCK_G + tl.arange(0, BLOCK_G)[:, None]
+    member = tl.arange(0, BLOCK_W)[None, :]
+    total = tl.zeros((BLOCK_G, BLOCK_W), tl.float32)
+    for begin in range(0, WIDTH, BLOCK_W):
+        inside = (group < groups) & (begin + member < WIDTH)
+        where = partials_ptr + (FIRST + index) * COLUMNS + group * WIDTH + begin + member
+        for split in range(0, splits, AT_ONCE):
+            for i in tl.static_range(AT_ONCE):
+                there = inside & (split + i < splits)
+                total += tl.load(where + i * P * COLUMNS, mask=there, other=0.0)
+            where += AT_ONCE * P * COLUMNS
+    role = index // LENGTH
+    lag = index % LENGTH
+    tap = LENGTH - 1 - lag if LAG_LAST else lag
+    row = group * ROLES + role if INTERLEAVED else role * groups + group
+    tl.store(
+        out_ptr + row * LENGTH + tap, tl.sum(total, axis=1, keep_dims=True), mask=group < groups
+    )
+
+
 # -----------------------------------------------------------------------------------------------
 # Kernels
 # -----------------------------------------------------------------------------------------------
@@ -405,36 +441,27 @@ def short_conv_backward(
     store_partial(partials_ptr, 4, d_bias, row, inside, CHANNELS)
 
 
-@triton.jit(do_not_specialize=["splits", "first"])
+@triton.jit(do_not_specialize=["splits"])
 def sum_partials(
-    partials_ptr,  # [splits, P, CHANNELS] float32
-    out_ptr,  # [rows, LENGTH] float32, rows = ROLES * CHANNELS / WIDTH
-    splits, first,
-    P: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr, LENGTH: tl.constexpr,
-    ROLES: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr,
-    BLOCK_G: tl.constexpr, BLOCK_W: tl.constexpr,
+    partials_ptr,  # [splits, 5, 4096] float32
+    d_filter_ptr,  # (4096, 4)
+    d_bias_ptr,  # (4096,)
+    splits,
 ):  # fmt: skip
-    """Gradient rows of one parameter tensor: partials first .. first + ROLES * LENGTH - 1, summed
-    over programs and over the WIDTH channels that share a row, always in the same order."""
-    groups: tl.constexpr = CHANNELS // WIDTH
-    blocks: tl.constexpr = (groups + BLOCK_G - 1) // BLOCK_G
-    index = tl.program_id(0) // blocks  # which lag of which role
-    group = tl.program_id(0) % blocks * BLOCK_G + tl.arange(0, BLOCK_G)[:, None]
-    member = tl.arange(0, BLOCK_W)[None, :]
-    total = tl.zeros((BLOCK_G, BLOCK_W), tl.float32)
-    for begin in range(0, WIDTH, BLOCK_W):
-        inside = (group < groups) & (begin + member < WIDTH)
-        where = partials_ptr + (first + index) * CHANNELS + group * WIDTH + begin + member
-        for _ in range(splits):
-            total += tl.load(where, mask=inside, other=0.0)
-            where += P * CHANNELS
-    role = index // LENGTH
-    lag = index % LENGTH
-    tap = LENGTH - 1 - lag if LAG_LAST else lag
-    row = group * ROLES + role if INTERLEAVED else role * groups + group
-    tl.store(
-        out_ptr + row * LENGTH + tap, tl.sum(total, axis=1, keep_dims=True), mask=group < groups
-    )
+    """Gradients of filter, bias, each by programs of its own."""
+    program = tl.program_id(0)
+    if program < 128:
+        sum_rows(
+            partials_ptr, d_filter_ptr, splits, program,
+            FIRST=0, P=5, COLUMNS=4096, WIDTH=1, LENGTH=4, ROLES=1,
+            INTERLEAVED=False, LAG_LAST=True, BLOCK_G=128, BLOCK_W=1,
+        )  # fmt: skip
+    else:
+        sum_rows(
+            partials_ptr, d_bias_ptr, splits, program - 128,
+            FIRST=4, P=5, COLUMNS=4096, WIDTH=1, LENGTH=1, ROLES=1,
+            INTERLEAVED=False, LAG_LAST=False, BLOCK_G=128, BLOCK_W=1,
+        )  # fmt: skip
 
 
 # -----------------------------------------------------------------------------------------------
@@ -541,28 +568,20 @@ def launch(kernel, grid: int, *arguments: Tensor | int, options: dict[str, int],
             binary[(grid, 1, 1)](*arguments, *constants.values())
 
 
-def reduce_partials(partials: Tensor, parameter: Tensor, first: int, **constants: int) -> Tensor:
-    """The gradient of a parameter tensor, in its shape and dtype, from partials [splits, P, C] of
-    C channels, or of the parts of groups.
-
-    Its rows of partials begin at `first`; `constants` are those of sum_partials from WIDTH on.
+def reduce_partials(
+    kernel, grid: int, partials: Sequence[Tensor], parameters: Sequence[Tensor]
+) -> list[Tensor]:
+    """Gradients of parameter tensors, in their shapes and dtypes, from partial sums
+    [splits, rows, columns], by one launch of all sections of the kernel that sums these.
     """
-    out = torch.empty_like(parameter, dtype=torch.float32, memory_format=torch.contiguous_format)
-    splits, rows, columns = partials.shape
-    groups = columns // constants["WIDTH"]
+    sums = [
+        torch.empty_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
+        for p in parameters
+    ]
     launch(
-        sum_partials,
-        constants["ROLES"] * constants["LENGTH"] * -(-groups // constants["BLOCK_G"]),
-        partials,
-        out,
-        splits,
-        first,
-        options=OPTIONS["reduce"],
-        P=rows,
-        CHANNELS=columns,
-        **constants,
+        kernel, grid, *partials, *sums, *(p.shape[0] for p in partials), options=OPTIONS["reduce"]
     )
-    return out.to(parameter.dtype)
+    return [total.to(p.dtype) for total, p in zip(sums, parameters, strict=True)]
 
 
 def launch_forward(
@@ -645,34 +664,7 @@ def launch_backward(
             EVEN=even(bounds),
             **schedule,
         )
-    gradients.append(
-        reduce_partials(
-            partials,
-            filter,
-            first=0,
-            WIDTH=1,
-            LENGTH=4,
-            ROLES=1,
-            INTERLEAVED=False,
-            LAG_LAST=True,
-            BLOCK_G=128,
-            BLOCK_W=1,
-        )
-    )
-    gradients.append(
-        reduce_partials(
-            partials,
-            bias,
-            first=4,
-            WIDTH=1,
-            LENGTH=1,
-            ROLES=1,
-            INTERLEAVED=False,
-            LAG_LAST=False,
-            BLOCK_G=128,
-            BLOCK_W=1,
-        )
-    )
+    gradients += reduce_partials(sum_partials, 160, [partials], [filter, bias])
     return gradients
 
 
@@ -829,7 +821,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_4db32a8f"
+    name = unique = "short_conv_c3dfb8c2"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

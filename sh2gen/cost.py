@@ -281,7 +281,8 @@ def predict(
         seconds *= _STREAM_SM90 if twin else _STREAM[direction]
     if kernel.skeleton == "recurrence":
         seconds *= _RECURRENCE[direction]
-    seconds += LAUNCH * (1 + len(plan.reductions) * (direction == "backward"))
+    sums = direction == "backward" and bool(plan.reductions)  # of all parameters at once
+    seconds += LAUNCH * (1 + sums)
     return Prediction(seconds=seconds, memory=memory, tensor=tensor, issue=issue, bound=bound)
 
 

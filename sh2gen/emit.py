@@ -13,13 +13,14 @@ import hashlib
 import keyword
 import re
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, assert_never
 
 import jinja2
 
+from sh2gen import emit_reduce
 from sh2gen.emit_eager import (
     eager_backward,
     eager_forward,
@@ -30,6 +31,7 @@ from sh2gen.emit_eager import (
     op_parameters,
     targets,
 )
+from sh2gen.emit_recurrence import in_parts, together
 from sh2gen.emit_sm90 import helper_names, phased_kernel, rows_of
 from sh2gen.errors import Sh2genError
 from sh2gen.fit import fitted
@@ -55,7 +57,6 @@ from sh2gen.plan import (
     Parts,
     Plan,
     Recall,
-    Reduction,
     Remember,
     Rows,
     Rowwise,
@@ -608,43 +609,7 @@ def _lines(
                 return f"store_toeplitz(group_partials_ptr, {total}, PROGRAMS, {length}, BLOCK_T)"
         assert_never(statement)
 
-    return _in_parts(list(statements), line, held)
-
-
-def _in_parts(
-    statements: list[Statement], line: Callable[[Statement], str], held: dict[str, Rows]
-) -> list[str]:
-    """Statements as lines, those in parts in a loop, which gathers their blocks piece by piece."""
-    lines: list[str] = []
-    indent = ""
-    pieces: list[str] = []
-    for statement in statements:
-        match statement:
-            case Parts(time=time):
-                if time == -1:
-                    lines.append("tl.debug_barrier()  # what follows loads again what it needs")
-                else:
-                    pieces = [s.out for s in statements if isinstance(s, Blocks)]
-                    lines += [f"{name} = ()" for name in pieces]
-                order = "PARTS" if time == +1 else "PARTS - 1, -1, -1"
-                indent = "    "
-                lines += [
-                    f"for part in tl.static_range({order}):",
-                    f"{indent}s = t + part * (H * BLOCK_T)",
-                    f"{indent}last_block = s + (H - 1) * BLOCK_T",
-                    f"{indent}where = (segment + s, s, last_block)",
-                    f"{indent}tile = (channel, inside) + where + (first, last, end)",
-                ]
-            case EndParts():
-                indent = ""
-                lines += [f"{name} = block_of({name}, M, N, PRECISION)" for name in pieces]
-                pieces = []
-            case Blocks(out=out, x=x) if indent:
-                piece = f"piece_of({rows_of(x, held)}, H, N, OPERAND)"
-                lines.append(f"{indent}{out} = {out} + ({piece},)")
-            case _:
-                lines += [indent + text for text in line(statement).split("\n")]
-    return lines
+    return in_parts(list(statements), line, held)
 
 
 def _carried(
@@ -682,18 +647,6 @@ def _carried(
             case _:
                 pass
     return list(dict.fromkeys(zeros)), list(loads.items())
-
-
-def _together(epilogue: tuple[Statement, ...]) -> tuple[Statement, ...]:
-    """Partial sums that lie side by side written at once, which takes fewer exchanges."""
-    out: list[Statement] = []
-    for statement in epilogue:
-        match statement:
-            case StorePartial(total=total) if out and isinstance(out[-1], StorePartial):
-                out[-1] = dataclasses.replace(out[-1], total=f"{out[-1].total} + {total}")
-            case _:
-                out.append(statement)
-    return tuple(out)
 
 
 def _edge(spec: OpSpec, edge: Edge, held: dict[str, Rows]) -> str:
@@ -826,7 +779,7 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
         "body": lines(program.body),
         "resets": lines(program.totals),
         "epilogue": lines(
-            _together(program.epilogue) if kernel.skeleton == "recurrence" else program.epilogue
+            together(program.epilogue) if kernel.skeleton == "recurrence" else program.epilogue
         ),
         "backward": program.time == -1,
         "length": spec.filter.length,
@@ -875,7 +828,6 @@ def _sums_groups(program: TileProgram) -> bool:
 def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, Any]:
     assert plan.forward is not None and plan.backward is not None
     forward, backward = plan.forward.program, plan.backward.program
-    (reduce_kernel,) = _texts("reduce")
     wanted = set().union(*(_helper_names(kernel) for kernel in plan.kernels))
     helpers = _closure(plan.forward.parts, wanted)
     twin = _twin(plan, schedule)
@@ -883,11 +835,12 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
         wanted = helper_names(twin)
         helpers += [text for text in _closure(_PARTS_SM90, wanted) if text not in helpers]
     inputs = [f"d_{name}" for name in spec.inputs]
+    sums = emit_reduce.sections(spec, plan, schedule, op_parameters(spec))
     return {
         "schedule": _numbers(plan, schedule),
-        "helpers": helpers,
+        "helpers": helpers + (_texts("reduce") if sums else []),
         "twin": twin is not None,
-        "reduce_kernel": reduce_kernel,
+        "sums": {"partials": emit_reduce.summed(sums), "sections": sums},
         "launch_helpers": _launch_helpers(plan, schedule),
         "forward_stores": [("y", *plan.saved).index(name) for name in forward.stores],
         "forward_parameters": list(forward.parameters),
@@ -900,18 +853,7 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
         "tiles": 'schedule["TILES"]' if plan.forward.skeleton == "tile" else "tiles",
         "partial_rows": backward.partial_rows,
         "partial_groups": _sums_groups(backward),
-        "reduce_options": _literal({"num_warps": _REDUCE_WARPS, "enable_fp_fusion": True}, 4),
-        "reductions": [
-            {
-                "tensor": r.tensor,
-                "first": r.first,
-                "partials": "group_partials" if r.by_group else "partials",
-                "constants": _reduction_constants(r, schedule),
-            }
-            for name in op_parameters(spec)
-            for r in plan.reductions
-            if r.tensor == name
-        ],
+        "reduce_options": _literal({"num_warps": emit_reduce.WARPS, "enable_fp_fusion": True}, 4),
     }
 
 
@@ -922,33 +864,8 @@ def _launch_helpers(plan: Plan, schedule: Schedule) -> list[str]:
     others = [name for how, name in counts.items() if how != plan.forward.skeleton]
     others += [] if plan.states else ["allocate_states", "whole_state"]
     others += [] if _twin(plan, schedule) else ["suits_sm90"]
+    others += [] if plan.reductions else ["reduce_partials"]
     return [f.text for f in _part("launch") if f.name not in others]
-
-
-_REDUCE_WARPS = 4  # of sum_partials
-
-
-def _parts(width: int, schedule: Schedule) -> int:
-    """Programs of a backward stream that share the channels of a group."""
-    return -(-width // dict(schedule.backward)["BLOCK_D"])
-
-
-def _reduction_constants(
-    reduction: Reduction, schedule: Schedule
-) -> dict[str, int | bool | float | str]:
-    """What sum_partials is compiled for, beside the shape of the partial sums."""
-    view = reduction.view
-    width = _parts(view.width, schedule) if reduction.by_group else view.width
-    block_w = min(1024, 1 << (width - 1).bit_length())
-    return {
-        "WIDTH": width,
-        "LENGTH": view.length or 1,
-        "ROLES": view.roles,
-        "INTERLEAVED": view.interleaved,
-        "LAG_LAST": view.order is TapOrder.LAG_LAST,
-        "BLOCK_G": max(1, 128 // block_w),
-        "BLOCK_W": block_w,
-    }
 
 
 # Numbers that the compiler takes, not the kernel.
@@ -1037,25 +954,6 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
                     gluon=True,
                 )
             )
-    partial_rows = plan.backward.program.partial_rows if plan.backward else 0
-    for r in plan.reductions:
-        if r.by_group:
-            programs = spec.filter.groups * _parts(spec.group_width, schedule)
-            constants = {"P": r.rows, "CHANNELS": programs}
-        else:
-            constants = {"P": partial_rows, "CHANNELS": spec.channels}
-        constants |= _reduction_constants(r, schedule)
-        pointers = ("partials_ptr", "out_ptr")
-        sources.append(
-            KernelSource(
-                name="sum_partials",
-                role=Role.REDUCE,
-                signature=(*((p, "*fp32") for p in pointers), ("splits", "i32"), ("first", "i32")),
-                constants=tuple(constants.items()),
-                divisible=pointers,
-                unaligned_keeps=pointers,
-                num_warps=_REDUCE_WARPS,
-                num_stages=3,
-            )
-        )
+    if sums := emit_reduce.sections(spec, plan, schedule, op_parameters(spec)):
+        sources.append(emit_reduce.kernel_source(sums))
     return tuple(sources)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from templates.parts.op import CHANNELS, INPUTS, LAYOUT, TIME, allocate
-from templates.parts.reduce import sum_partials
 
 OP = "op"
 BINARIES: dict = {}
@@ -202,25 +201,17 @@ def launch(kernel, grid: int, *arguments: Tensor | int, options: dict[str, int],
             binary[(grid, 1, 1)](*arguments, *constants.values())
 
 
-def reduce_partials(partials: Tensor, parameter: Tensor, first: int, **constants: int) -> Tensor:
-    """The gradient of a parameter tensor, in its shape and dtype, from partials [splits, P, C] of
-    C channels, or of the parts of groups.
-
-    Its rows of partials begin at `first`; `constants` are those of sum_partials from WIDTH on.
+def reduce_partials(
+    kernel, grid: int, partials: Sequence[Tensor], parameters: Sequence[Tensor]
+) -> list[Tensor]:
+    """Gradients of parameter tensors, in their shapes and dtypes, from partial sums
+    [splits, rows, columns], by one launch of all sections of the kernel that sums these.
     """
-    out = torch.empty_like(parameter, dtype=torch.float32, memory_format=torch.contiguous_format)
-    splits, rows, columns = partials.shape
-    groups = columns // constants["WIDTH"]
+    sums = [
+        torch.empty_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
+        for p in parameters
+    ]
     launch(
-        sum_partials,
-        constants["ROLES"] * constants["LENGTH"] * -(-groups // constants["BLOCK_G"]),
-        partials,
-        out,
-        splits,
-        first,
-        options=OPTIONS["reduce"],
-        P=rows,
-        CHANNELS=columns,
-        **constants,
+        kernel, grid, *partials, *sums, *(p.shape[0] for p in partials), options=OPTIONS["reduce"]
     )
-    return out.to(parameter.dtype)
+    return [total.to(p.dtype) for total, p in zip(sums, parameters, strict=True)]

@@ -214,19 +214,29 @@ def test_sums_of_partials_are_built_as_they_are_launched() -> None:
     spec = make(gates={"pre": True, "post": True}, featurizer={"length": 3}, skip="group")
     for plan in plans(spec, "direct"):
         source = emit(spec, plan, schedule(spec, plan))
-        calls = [
-            {k.arg: ast.literal_eval(k.value) for k in node.keywords}
-            for node in ast.walk(ast.parse(source.text))
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "reduce_partials"
-        ]
-        listed = [kernel for kernel in source.kernels if kernel.role is Role.REDUCE]
-        assert len(calls) == len(listed) == 3
-        for kernel in listed:
-            sizes = {"P", "CHANNELS"}
-            constants = {name: v for name, v in kernel.constants if name not in sizes}
-            assert any(constants.items() <= call.items() for call in calls)
-            options = constants_of_file(source.text)["OPTIONS"]["reduce"]
-            assert options["num_warps"] == kernel.num_warps
+        (listed,) = (kernel for kernel in source.kernels if kernel.role is Role.REDUCE)
+        nodes = list(ast.walk(ast.parse(source.text)))
+        (kernel,) = (n for n in nodes if isinstance(n, ast.FunctionDef) and n.name == listed.name)
+        assert [name for name, _ in listed.signature] == [a.arg for a in kernel.args.args]
+        sections = [n for n in ast.walk(kernel) if isinstance(n, ast.Call)]
+        sections = [n for n in sections if ast.unparse(n.func) == "sum_rows"]
+        assert len(sections) == 3
+        calls = (n for n in nodes if isinstance(n, ast.Call))
+        (call,) = (n for n in calls if ast.unparse(n.func) == "reduce_partials")
+        parameters = call.args[3]
+        assert isinstance(parameters, ast.List)
+        outputs = [f"d_{ast.unparse(tensor)}_ptr" for tensor in parameters.elts]
+        assert [ast.unparse(section.args[1]) for section in sections] == outputs
+        # Every section has as many programs as its rows need, and the launch has all of them.
+        programs = 0
+        for section in sections:
+            numbers = {k.arg: ast.literal_eval(k.value) for k in section.keywords}
+            groups = numbers["COLUMNS"] // numbers["WIDTH"]
+            rows = numbers["ROLES"] * numbers["LENGTH"]
+            programs += rows * -(-groups // numbers["BLOCK_G"])
+        assert ast.literal_eval(call.args[1]) == programs
+        options = constants_of_file(source.text)["OPTIONS"]["reduce"]
+        assert options["num_warps"] == listed.num_warps
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
