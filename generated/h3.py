@@ -88,6 +88,13 @@ SPEC = {
 
 
 @triton.jit
+def turns_of(frequency):
+    """Turns a step, from -1/2 to 1/2 in float64, of radians a step."""
+    turns = frequency.to(tl.float64) * 0.15915494309189535
+    return turns - tl.floor(turns + 0.5)
+
+
+@triton.jit
 def load_poles(
     log_poles_ptr, frequencies_ptr, residues_real_ptr, residues_imag_ptr, row,
     COUNT: tl.constexpr, MODES: tl.constexpr,
@@ -98,8 +105,7 @@ def load_poles(
     where = row * COUNT + mode
     decay = tl.load(log_poles_ptr + where, mask=there, other=-1.0)
     frequency = tl.load(frequencies_ptr + where, mask=there, other=0.0)
-    turns = frequency.to(tl.float64) * 0.15915494309189535
-    turns -= tl.floor(turns + 0.5)
+    turns = turns_of(frequency)
     real = tl.load(residues_real_ptr + where, mask=there, other=0.0)
     imag = tl.load(residues_imag_ptr + where, mask=there, other=0.0)
     return (decay[:, None], turns[:, None]), (real, imag)
@@ -239,11 +245,13 @@ def load_modes(
     column = step_of(tl.maximum(lag, 0), M, BLOCK_T)
     matrix = tl.where(lag >= 0, tl.gather(by_row, column, 1), 0.0)
     within = rounded(matrix.to(OPERAND), PRECISION)
-    weight = times(twice, exponential(a, 1))
+    next_step = exponential(a, 1)
     to_end = transposed(terms(stacked(reversed_powers, MODES, BLOCK_T), OPERAND, PRECISION))
-    to_start = transposed(terms(stacked(powers, MODES, BLOCK_T), OPERAND, PRECISION))
+    weighted = stacked(times(twice, powers), MODES, BLOCK_T)
+    to_start = transposed(terms(weighted, OPERAND, PRECISION))
     # A real part is a product of real parts minus one of imaginary parts.
-    ahead, behind = times(weight, powers), times(weight, reversed_powers)
+    ahead = times(times(twice, next_step), powers)
+    behind = times(next_step, reversed_powers)
     from_before = terms(stacked((ahead[0], -ahead[1]), MODES, BLOCK_T), OPERAND, PRECISION)
     from_after = terms(stacked((behind[0], -behind[1]), MODES, BLOCK_T), OPERAND, PRECISION)
     GROUPS: tl.constexpr = M // 8
@@ -271,11 +279,15 @@ def zero_state(MODES: tl.constexpr, M: tl.constexpr):
 def zero_modes(
     MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr, STATEFUL: tl.constexpr
 ):
-    """Accumulators of `modal_gradient`; there is no state in and out yet."""
+    """Accumulators of `modal_gradient` and, if STATEFUL, of `leave_gradient`."""
     within = tl.zeros((BLOCK_T, BLOCK_T), tl.float32)
     outer = tl.zeros((MODES, BLOCK_T), tl.float32)
     both = tl.zeros((MODES // 2, M // 8), tl.float32)
-    return within, outer, outer, both, both
+    if STATEFUL:
+        last = tl.zeros((MODES // 2,), tl.float32)
+        return within, outer, outer, both, both, last, last
+    else:
+        return within, outer, outer, both, both
 
 
 @triton.jit
@@ -286,7 +298,7 @@ def modal_gradient(total, grad, grad_states, block, states, PRECISION: tl.conste
     for i in tl.static_range(len(states[1])):
         before = tl.dot(states[1][i], grad, before, input_precision=PRECISION)
         after = tl.dot(grad_states[1][i], block, after, input_precision=PRECISION)
-    return within, before, after, total[3], total[4]
+    return (within, before, after) + total[3:]
 
 
 @triton.jit
@@ -295,7 +307,7 @@ def state_gradient(total, grad_states, states):
     both = (total[3], total[4])
     for p in tl.static_range(8):
         both = plus(both, times(states[0][p], grad_states[0][p]))
-    return total[0], total[1], total[2], both[0], both[1]
+    return total[:3] + both + total[5:]
 
 
 @triton.jit
@@ -327,17 +339,20 @@ def store_modes(
     sums = (tl.sum(total[3], axis=1)[:, None], tl.sum(total[4], axis=1)[:, None])
     both = times(exponential(a, BLOCK_T + 1), sums)
     step = turn.to(tl.float32)
-    by_pole = ()
+    ahead, later = (), ()
     for i in tl.static_range(2):
-        within = tl.sum((step + 1.0) * before[i] + (BLOCK_T - 1.0 - step) * after[i], axis=1)
-        by_pole = by_pole + (within + tl.sum(BLOCK_T * both[i], axis=1),)
-    by_pole = times(residue, by_pole)
+        ahead = ahead + (2.0 * tl.sum((step + 1.0) * before[i], axis=1),)
+        behind = tl.sum((BLOCK_T - 1.0 - step) * after[i], axis=1)
+        later = later + (behind + tl.sum(BLOCK_T * both[i], axis=1),)
+    by_pole = plus(times(residue, ahead), later)  # what is later weighs with 2 R already
+    if len(total) > 5:
+        by_pole = plus(by_pole, total[5:])
     by_residue = (at_once + tl.sum(before[0], axis=1), tl.sum(before[1], axis=1))
     mode = tl.arange(0, MODES // 2)
     where = ptr + (first + mode) * CHANNELS + channel
     there = (mode < COUNT) & inside
-    tl.store(where, 2.0 * by_pole[0], mask=there)
-    tl.store(where + COUNT * CHANNELS, -2.0 * by_pole[1], mask=there)
+    tl.store(where, by_pole[0], mask=there)
+    tl.store(where + COUNT * CHANNELS, -by_pole[1], mask=there)
     tl.store(where + 2 * COUNT * CHANNELS, 2.0 * by_residue[0], mask=there)
     tl.store(where + 3 * COUNT * CHANNELS, -2.0 * by_residue[1], mask=there)
 
@@ -368,6 +383,131 @@ def keep_state(
         there = (real < COUNT) & (lane == 0)
         tl.store(where, state[0], mask=there)
         tl.store(where + 1, state[1], mask=there)
+
+
+@triton.jit
+def log_pole(ends, mode):
+    """The log-pole of one mode."""
+    return tl.load(ends[2] + mode), turns_of(tl.load(ends[3] + mode))
+
+
+@triton.jit
+def of_mode(state, mode, MODES: tl.constexpr, M: tl.constexpr):
+    """One mode's number in the state before or after a tile."""
+    index = tl.arange(0, MODES)[:, None]
+    lane = tl.arange(0, M // 8)[None, :]
+    return tl.sum(tl.sum(tl.where((index == mode) & (lane == 0), state, 0.0), 1), 0)
+
+
+@triton.jit
+def pair_of(state, mode, MODES: tl.constexpr, M: tl.constexpr):
+    """`of_mode` of modal.py, of complex numbers."""
+    return of_mode(state[0], mode, MODES // 2, M), of_mode(state[1], mode, MODES // 2, M)
+
+
+@triton.jit
+def steps_left(tile, rows, M: tl.constexpr, N: tl.constexpr):
+    """Whether a sequence ends within a tile, how many steps of it are before the end, and for
+    every lane how many steps follow its first row within the sequence.
+    """
+    channel, inside, t, earliest, latest, first, last, end = tile
+    left = end - earliest
+    lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
+    return left <= M * N * len(rows), left, left - 1 - lane * len(rows)
+
+
+@triton.jit
+def leave_state(
+    state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """`leave_state` of modal.py, of COUNT / 2 complex numbers."""
+    if STATEFUL:
+        closes, left, ahead = steps_left(tile, rows, M, N)
+        if closes:
+            for mode in range(COUNT // 2):
+                a = log_pole(ends, mode)
+                real, imag = tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32)
+                for r in tl.static_range(len(rows)):
+                    decayed = exponential(a, tl.maximum(ahead - r, 0))
+                    real += tl.where(ahead >= r, rows[r] * decayed[0], 0.0)
+                    imag += tl.where(ahead >= r, rows[r] * decayed[1], 0.0)
+                begun = pair_of(state, mode, MODES, M)
+                lost = times(exponential_minus_1(a, left), begun)
+                real_sum = tl.sum(tl.reshape(real, (M * N,)), 0)
+                imag_sum = tl.sum(tl.reshape(imag, (M * N,)), 0)
+                tl.store(ends[1] + 2 * mode, begun[0] + (lost[0] + real_sum))
+                tl.store(ends[1] + 2 * mode + 1, begun[1] + (lost[1] + imag_sum))
+
+
+@triton.jit
+def last_gradient(ends, mode):
+    """What the gradient of the last state of one mode is as an adjoint state: its conjugate."""
+    return tl.load(ends[1] + 2 * mode), -tl.load(ends[1] + 2 * mode + 1)
+
+
+@triton.jit
+def leave_gradient(
+    total, state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """`leave_gradient` of modal.py, of COUNT / 2 complex numbers."""
+    if STATEFUL:
+        closes, left, ahead = steps_left(tile, rows, M, N)
+        real_found, imag_found = total[5], total[6]
+        for mode in range(tl.where(closes, COUNT // 2, 0)):
+            a = log_pole(ends, mode)
+            real, imag = tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32)
+            for r in tl.static_range(len(rows)):
+                lag = tl.maximum(ahead - r, 0)  # the step d = 0 adds nothing
+                decayed = exponential(a, lag)
+                value = rows[r] * lag.to(tl.float32)
+                real += value * decayed[0]
+                imag += value * decayed[1]
+            begun = times(exponential(a, left), pair_of(state, mode, MODES, M))
+            real_sum = tl.sum(tl.reshape(real, (M * N,)), 0) + left * begun[0]
+            imag_sum = tl.sum(tl.reshape(imag, (M * N,)), 0) + left * begun[1]
+            gradient = times(last_gradient(ends, mode), (real_sum, imag_sum))
+            here = tl.arange(0, MODES // 2) == mode
+            real_found += tl.where(here, gradient[0], 0.0)
+            imag_found += tl.where(here, gradient[1], 0.0)
+        return total[:5] + (real_found, imag_found)
+    else:
+        return total
+
+
+@triton.jit
+def leave_adjoint(
+    rows, state, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """`leave_adjoint` of modal.py, of COUNT / 2 complex numbers."""
+    if STATEFUL:
+        closes, left, ahead = steps_left(tile, rows, M, N)
+        index = tl.arange(0, MODES // 2)[:, None]
+        for mode in range(tl.where(closes, COUNT // 2, 0)):
+            a = log_pole(ends, mode)
+            grad = last_gradient(ends, mode)
+            out = ()
+            for r in tl.static_range(len(rows)):
+                decayed = times(grad, exponential(a, tl.maximum(ahead - r, 0)))
+                out = out + (rows[r] + tl.where(ahead >= r, decayed[0], 0.0),)
+            rows = out
+            joined = times(grad, exponential(a, left - 1))
+            real = state[0] + tl.where(index == mode, joined[0], 0.0)
+            state = (real, state[1] + tl.where(index == mode, joined[1], 0.0))
+    return rows, state
+
+
+@triton.jit
+def enter_gradient(
+    state, modes, ends, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
+    STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """`enter_gradient` of modal.py, of COUNT / 2 complex numbers."""
+    if STATEFUL:
+        gradient = times(exponential(modes[0], 1), state)
+        keep_state(ends[0], 0, (gradient[0], -gradient[1]), COUNT, 0, MODES, M, True)
 
 
 @triton.jit
@@ -789,108 +929,6 @@ def enter_state(
 
 
 @triton.jit
-def of_mode(state, mode, MODES: tl.constexpr, M: tl.constexpr):
-    """One mode's number in the state before or after a tile."""
-    index = tl.arange(0, MODES)[:, None]
-    lane = tl.arange(0, M // 8)[None, :]
-    return tl.sum(tl.sum(tl.where((index == mode) & (lane == 0), state, 0.0), 1), 0)
-
-
-@triton.jit
-def steps_left(tile, rows, M: tl.constexpr, N: tl.constexpr):
-    """Whether a sequence ends within a tile, how many steps of it are before the end, and for
-    every lane how many steps follow its first row within the sequence.
-    """
-    channel, inside, t, earliest, latest, first, last, end = tile
-    left = end - earliest
-    lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
-    return left <= M * N * len(rows), left, left - 1 - lane * len(rows)
-
-
-@triton.jit
-def leave_state(
-    state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
-):  # fmt: skip
-    """Write the state after the last step, from that before the last tile, if STATEFUL.
-
-    A tile that is not whole would decay beyond the end, and nothing divides by a decay: so the
-    last tile is summed once more, by steps to the end instead of to the end of the tile.
-    """
-    if STATEFUL:
-        closes, left, ahead = steps_left(tile, rows, M, N)
-        if closes:
-            for mode in range(COUNT):
-                a = tl.load(ends[2] + mode)
-                total = tl.zeros((M, N), tl.float32)
-                for r in tl.static_range(len(rows)):
-                    decayed = rows[r] * tl.exp(a * tl.maximum(ahead - r, 0))
-                    total += tl.where(ahead >= r, decayed, 0.0)
-                before = of_mode(state, mode, MODES, M)
-                added = tl.sum(tl.reshape(total, (M * N,)), 0)
-                tl.store(ends[1] + mode, before + (expm1(a * left) * before + added))
-
-
-@triton.jit
-def leave_gradient(
-    total, state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
-):  # fmt: skip
-    """Add what the gradient of the last state gives to those of poles within the last tile: that
-    of d exp(a d), d steps from x[t] or from the state before the tile to the end.
-    """
-    if STATEFUL:
-        closes, left, ahead = steps_left(tile, rows, M, N)
-        found = total[4]
-        for mode in range(tl.where(closes, COUNT, 0)):
-            a = tl.load(ends[2] + mode)
-            value = tl.zeros((M, N), tl.float32)
-            for r in tl.static_range(len(rows)):
-                lag = tl.maximum(ahead - r, 0).to(tl.float32)  # the step d = 0 adds nothing
-                value += rows[r] * lag * tl.exp(a * lag)
-            by_state = left * tl.exp(a * left) * of_mode(state, mode, MODES, M)
-            by_pole = tl.sum(tl.reshape(value, (M * N,)), 0) + by_state
-            found += tl.where(tl.arange(0, MODES) == mode, tl.load(ends[1] + mode) * by_pole, 0.0)
-        return total[:4] + (found,)
-    else:
-        return total
-
-
-@triton.jit
-def leave_adjoint(
-    rows, state, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
-):  # fmt: skip
-    """Add what the gradient of the last state gives to gradients of the steps of the last tile,
-    and to the adjoint state before it.
-    """
-    if STATEFUL:
-        closes, left, ahead = steps_left(tile, rows, M, N)
-        index = tl.arange(0, MODES)[:, None]
-        for mode in range(tl.where(closes, COUNT, 0)):
-            a = tl.load(ends[2] + mode)
-            grad = tl.load(ends[1] + mode)
-            out = ()
-            for r in tl.static_range(len(rows)):
-                decayed = grad * tl.exp(a * tl.maximum(ahead - r, 0))
-                out = out + (rows[r] + tl.where(ahead >= r, decayed, 0.0),)
-            rows = out
-            state += tl.where(index == mode, grad * tl.exp(a * (left - 1)), 0.0)
-    return rows, state
-
-
-@triton.jit
-def enter_gradient(
-    state, modes, ends, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
-    STATEFUL: tl.constexpr,
-):  # fmt: skip
-    """Write the gradient of the state before the first step, if STATEFUL."""
-    if STATEFUL:
-        gradient = tl.exp(modes[0])[:, None] * state
-        keep_state(ends[0], 0, gradient, COUNT, 0, MODES, M, True)
-
-
-@triton.jit
 def history_gradient(
     ptr, row, after, taps, ROLE: tl.constexpr, CHANNELS: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
@@ -1128,7 +1166,12 @@ def h3_forward(
     y_ptr, y_row = advance(y_ptr, y_batch, y_row, STEP, 1, origin)
     whose = (batch * CHANNELS + row).to(tl.int64)
     history_ptr += batch.to(tl.int64) * (9 * CHANNELS)
-    ends = (entry_ptr + whose * 64, exit_ptr + whose * 64, log_poles_ptr + (row) * 64)
+    ends = (
+        entry_ptr + whose * 64,
+        exit_ptr + whose * 64,
+        log_poles_ptr + (row) * 32,
+        frequencies_ptr + (row) * 32,
+    )
     states_ptr += ((batch * time_programs + program).to(tl.int64) * tiles * CHANNELS + row) * 64
     first -= tile_0 * TILE
     last -= tile_0 * TILE
@@ -1156,7 +1199,7 @@ def h3_forward(
     q_history = load_history(history_ptr, row, 0, 3, CHANNELS, STATEFUL)
     k_history = load_history(history_ptr, row, 1, 3, CHANNELS, STATEFUL)
     v_history = load_history(history_ptr, row, 2, 3, CHANNELS, STATEFUL)
-    z_state = enter_state(ends, 32, MODES, M, STATEFUL)
+    z_state = enter_state(ends, 64, MODES, M, STATEFUL)
     for number in tl.range(0, tiles, num_stages=PREFETCH):
         t = number * TILE
         tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
@@ -1171,7 +1214,7 @@ def h3_forward(
         v_hat = fir(v, featurizer_v)
         z = multiply(k_hat, v_hat)
         keep_state(states_ptr, number, z_state, 64, CHANNELS, MODES, M, KEEP)
-        leave_state(z_state, z, tile, ends, 32, MODES, M, N, STATEFUL)
+        leave_state(z_state, z, tile, ends, 64, MODES, M, N, STATEFUL)
         z_block = block_of((piece_of(z, H, N, OPERAND),), M, N, PRECISION)
         z_states, z_state = states_before(z_block, filter, z_state, MODES, M, OPERAND, PRECISION)
         conv_block = modal(z_block, z_states, filter, PRECISION)
@@ -1250,7 +1293,12 @@ def h3_backward(
     whose = (batch * CHANNELS + row).to(tl.int64)
     history_ptr += batch.to(tl.int64) * (9 * CHANNELS)
     d_history_ptr += batch.to(tl.int64) * (9 * CHANNELS)
-    ends = (d_entry_ptr + whose * 64, d_exit_ptr + whose * 64, log_poles_ptr + (row) * 64)
+    ends = (
+        d_entry_ptr + whose * 64,
+        d_exit_ptr + whose * 64,
+        log_poles_ptr + (row) * 32,
+        frequencies_ptr + (row) * 32,
+    )
     states_ptr += ((batch * time_programs + program).to(tl.int64) * tiles * CHANNELS + row) * 64
     first -= tile_0 * TILE
     last -= tile_0 * TILE
@@ -1314,7 +1362,7 @@ def h3_backward(
             d_pre_skip_block = d_pre_skip_block + (piece_of(d_pre_skip_a, H, N, OPERAND),)
         z_block = block_of(z_block, M, N, PRECISION)
         d_pre_skip_block = block_of(d_pre_skip_block, M, N, PRECISION)
-        d_filter = leave_gradient(d_filter, z_state, z_a, tile, ends, 32, MODES, M, N, STATEFUL)
+        d_filter = leave_gradient(d_filter, z_state, z_a, tile, ends, 64, MODES, M, N, STATEFUL)
         z_states, z_state = states_before(z_block, filter, z_state, MODES, M, OPERAND, PRECISION)
         d_pre_skip_states, d_pre_skip_state = states_after(
             d_pre_skip_block, filter, d_pre_skip_state, MODES, M, OPERAND, PRECISION
@@ -1348,7 +1396,7 @@ def h3_backward(
             tile = (channel, inside) + where + (first, last, end)
             d_z_2 = recall(d_z_2_block, part, PARTS, M, N)
             d_z_2, d_pre_skip_state = leave_adjoint(
-                d_z_2, d_pre_skip_state, tile, ends, 32, MODES, M, N, STATEFUL
+                d_z_2, d_pre_skip_state, tile, ends, 64, MODES, M, N, STATEFUL
             )
             d_pre_skip_c = recall(d_pre_skip_block, part, PARTS, M, N)
             k_c = load_lagged(k_ptr, k_row, UNIT, tile, 3, EVEN, ROWS, H, N)
@@ -1399,7 +1447,7 @@ def h3_backward(
         M,
         BLOCK_T,
     )
-    enter_gradient(d_pre_skip_state, filter, ends, 32, MODES, M, STATEFUL)
+    enter_gradient(d_pre_skip_state, filter, ends, 64, MODES, M, STATEFUL)
     history_gradient(
         d_history_ptr, row, d_q_hat_b_after, featurizer_q, 0, CHANNELS, M, N, STATEFUL
     )
@@ -1804,16 +1852,18 @@ def powers(poles: Tensor, steps: Tensor) -> Tensor:
     return torch.exp(poles[..., None] * steps)
 
 
-def modal_states(blocks: Tensor, poles: Tensor) -> Tensor:
+def modal_states(blocks: Tensor, poles: Tensor, state: Tensor | None = None) -> Tensor:
     """The state of every mode before each block, which is the sum of exp(a d) x, d steps before
-    the last one that is earlier than the block: complex (B, C, blocks, N).
+    the last one that is earlier than the block: complex (B, C, blocks, N). `state`, complex
+    (B, C, N), is the first of them.
     """
     dtype = blocks.dtype.to_complex()
     step = torch.arange(BLOCK, device=blocks.device)
     table = powers(poles, BLOCK - 1 - step).to(dtype)
     added = torch.einsum("bcmj,cnj->bcmn", blocks.to(dtype), table)
     lost = (torch.exp(BLOCK * poles) - 1).to(dtype)  # not exp, which would drift where a is small
-    state = added.new_zeros(added.shape[:2] + added.shape[3:])
+    if state is None:
+        state = added.new_zeros(added.shape[:2] + added.shape[3:])
     states = []
     for block in added.unbind(2):
         states.append(state)
@@ -1827,8 +1877,12 @@ def poles_and_residues(modes: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     return torch.complex(log_poles, frequencies), 2 * torch.complex(real, imag)
 
 
-def conv_modal(x: Tensor, modes: tuple[Tensor, ...], direction: int) -> Tensor:
-    """conv_direct with taps[j] = 2 Re sum_n R_n exp(a_n j), for any number of steps."""
+def conv_modal(
+    x: Tensor, modes: tuple[Tensor, ...], direction: int, state: Tensor | None = None
+) -> Tensor:
+    """conv_direct with taps[j] = 2 Re sum_n R_n exp(a_n j), for any number of steps, after the
+    state (B, C, N, 2) of earlier ones, real and imaginary parts, if direction is +1.
+    """
     if direction < 0:
         return conv_modal(x.flip(2), modes, +1).flip(2)
     poles, residues = poles_and_residues(modes)
@@ -1837,7 +1891,8 @@ def conv_modal(x: Tensor, modes: tuple[Tensor, ...], direction: int) -> Tensor:
     lag = step - step[:, None]
     matrix = torch.where(lag >= 0, taps[:, lag.clamp(min=0)], 0.0)  # (C, BLOCK, BLOCK)
     y = torch.einsum("bcmj,cji->bcmi", blocks, matrix)
-    states = modal_states(blocks, poles)
+    entering = None if state is None else torch.complex(state[..., 0], state[..., 1])
+    states = modal_states(blocks, poles, entering)
     weights = (residues[..., None] * powers(poles, step + 1)).to(states.dtype)
     y += torch.einsum("bcmn,cni->bcmi", states, weights).real
     return y.flatten(2)[..., : x.shape[2]]
@@ -2049,7 +2104,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_df68dcd7"
+    name = unique = "h3_54fbade2"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -1868,7 +1868,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_296481c6"
+    name = unique = "hyena_li_ae056e6e"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -1931,7 +1931,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_f86a6348"
+    name = unique = "hyena_li_stateful_91530409"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -1494,7 +1494,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_4d2c698c"
+    name = unique = "s4d_real_566fa60d"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

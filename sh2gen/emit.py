@@ -183,6 +183,8 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
         "saved": saved,
         "states": plan.states,
         "modes": spec.filter.state_size,
+        "modes_shape": f"{spec.filter.modes}{', 2' * spec.filter.pairs}",
+        "pairs": spec.filter.pairs,
         "lag": featurizer_lag(spec),
         "saved_activations": list(plan.saved),
         "keep_argument": ["keep: bool"] if plan.states else [],
@@ -613,7 +615,7 @@ def _lines(
 
 
 def _carried(
-    program: TileProgram, strides: dict[str, str], lanes: str, inputs: list[str], modes: int | None
+    program: TileProgram, strides: dict[str, str], lanes: str, inputs: list[str], size: int
 ) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """What a stream carries from tile to tile: lines that zero it, and lines that load it, by the
     time at which a tile begins.
@@ -628,7 +630,7 @@ def _carried(
                 zeros.append(f"{out}_kept = zero_blocks(HISTORY, {lanes}, BLOCK_T, OPERAND)")
             case States(state=state) if state not in stored:
                 if program.time == +1:
-                    constants = f"{modes}, MODES, M, STATEFUL"
+                    constants = f"{size}, MODES, M, STATEFUL"
                     zeros.append(f"{state} = enter_state(ends, {constants})")
                 else:
                     zeros.append(f"{state} = zero_state(MODES, M)")
@@ -660,9 +662,9 @@ def _edge(spec: OpSpec, edge: Edge, held: dict[str, Rows]) -> str:
                 f"STATEFUL)"
             )
         case "enter_gradient":
-            return f"enter_gradient({values}, ends, {spec.filter.modes}, MODES, M, STATEFUL)"
+            return f"enter_gradient({values}, ends, {spec.filter.state_size}, MODES, M, STATEFUL)"
         case helper:
-            constants = f"{spec.filter.modes}, MODES, M, N, STATEFUL"
+            constants = f"{spec.filter.state_size}, MODES, M, N, STATEFUL"
             return f"{outs}{helper}({values}, tile, ends, {constants})"
 
 
@@ -758,7 +760,7 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
         name: f"{unit}, {name}_row" if exchanged else f"{name}_row, {unit}"
         for name, unit in units.items()
     }
-    zeros, carried = _carried(program, strides, lanes, list(spec.inputs), spec.filter.modes)
+    zeros, carried = _carried(program, strides, lanes, list(spec.inputs), spec.filter.state_size)
 
     def lines(statements: Iterable[Statement]) -> list[str]:
         return _lines(spec, statements, strides, {}, lanes)
@@ -787,8 +789,7 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
         "padded_modes": max(16, 1 << (max(1, spec.filter.state_size) - 1).bit_length()),
         "lag": featurizer_lag(spec),
         "roles": len(spec.inputs),
-        "poles": poles.tensor if (poles := _poles(plan)) else "",
-        "poles_row": _row(spec, poles) if poles else "",
+        "poles": _poles(spec, plan),
         "exact": spec.precision is Precision.EXACT,
         "width": spec.group_width,
         "partial_rows": program.partial_rows,
@@ -796,10 +797,11 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
     }
 
 
-def _poles(plan: Plan) -> ParameterView | None:
-    """The poles of a modal filter."""
+def _poles(spec: OpSpec, plan: Plan) -> str:
+    """Pointers to what a channel's modes decay by, and turn by if they are pairs."""
     modes = [node for node in plan.graph.parameters if isinstance(node, Modes)]
-    return modes[0].views[0] if modes else None
+    views = [view for node in modes for view in node.views[: len(node.views) // 2]]
+    return ", ".join(f"{v.tensor}_ptr + ({_row(spec, v)}) * {v.length}" for v in views)
 
 
 def _twin(plan: Plan, schedule: Schedule) -> KernelPlan | None:

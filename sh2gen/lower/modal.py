@@ -71,8 +71,6 @@ def applies(spec: OpSpec) -> Verdict:
         reasons.append(f"{spec.filter.modes} modes; at most {MAX_STATE}")
     if spec.featurizer is not None and spec.featurizer.length > MAX_FEATURIZER:
         reasons.append(f"a featurizer of {spec.featurizer.length} taps; at most {MAX_FEATURIZER}")
-    if spec.filter.pairs and spec.state is not None:
-        reasons.append("a state of pairs of complex modes: only real modes take and give theirs")
     if spec.activation is not Activation.NONE:
         reasons.append("an activation: its gradient needs the convolution before its adjoint")
     if spec.layout.activations is Activations.BLD:

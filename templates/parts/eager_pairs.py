@@ -6,6 +6,7 @@ to the precision of the activations.
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from templates.parts.eager import BLOCK, block_steps, tap_gradient_fft
 
@@ -21,16 +22,18 @@ def powers(poles: Tensor, steps: Tensor) -> Tensor:
     return torch.exp(poles[..., None] * steps)
 
 
-def modal_states(blocks: Tensor, poles: Tensor) -> Tensor:
+def modal_states(blocks: Tensor, poles: Tensor, state: Tensor | None = None) -> Tensor:
     """The state of every mode before each block, which is the sum of exp(a d) x, d steps before
-    the last one that is earlier than the block: complex (B, C, blocks, N).
+    the last one that is earlier than the block: complex (B, C, blocks, N). `state`, complex
+    (B, C, N), is the first of them.
     """
     dtype = blocks.dtype.to_complex()
     step = torch.arange(BLOCK, device=blocks.device)
     table = powers(poles, BLOCK - 1 - step).to(dtype)
     added = torch.einsum("bcmj,cnj->bcmn", blocks.to(dtype), table)
     lost = (torch.exp(BLOCK * poles) - 1).to(dtype)  # not exp, which would drift where a is small
-    state = added.new_zeros(added.shape[:2] + added.shape[3:])
+    if state is None:
+        state = added.new_zeros(added.shape[:2] + added.shape[3:])
     states = []
     for block in added.unbind(2):
         states.append(state)
@@ -38,8 +41,12 @@ def modal_states(blocks: Tensor, poles: Tensor) -> Tensor:
     return torch.stack(states, 2)
 
 
-def conv_modal(x: Tensor, modes: tuple[Tensor, ...], direction: int) -> Tensor:
-    """conv_direct with taps[j] = 2 Re sum_n R_n exp(a_n j), for any number of steps."""
+def conv_modal(
+    x: Tensor, modes: tuple[Tensor, ...], direction: int, state: Tensor | None = None
+) -> Tensor:
+    """conv_direct with taps[j] = 2 Re sum_n R_n exp(a_n j), for any number of steps, after the
+    state (B, C, N, 2) of earlier ones, real and imaginary parts, if direction is +1.
+    """
     if direction < 0:
         return conv_modal(x.flip(2), modes, +1).flip(2)
     poles, residues = poles_and_residues(modes)
@@ -48,10 +55,22 @@ def conv_modal(x: Tensor, modes: tuple[Tensor, ...], direction: int) -> Tensor:
     lag = step - step[:, None]
     matrix = torch.where(lag >= 0, taps[:, lag.clamp(min=0)], 0.0)  # (C, BLOCK, BLOCK)
     y = torch.einsum("bcmj,cji->bcmi", blocks, matrix)
-    states = modal_states(blocks, poles)
+    entering = None if state is None else torch.complex(state[..., 0], state[..., 1])
+    states = modal_states(blocks, poles, entering)
     weights = (residues[..., None] * powers(poles, step + 1)).to(states.dtype)
     y += torch.einsum("bcmn,cni->bcmi", states, weights).real
     return y.flatten(2)[..., : x.shape[2]]
+
+
+def leave_modes(x: Tensor, modes: tuple[Tensor, ...], state: Tensor) -> Tensor:
+    """The state (B, C, N, 2) after the last step of x, of that before the first."""
+    poles, _ = poles_and_residues(modes)
+    early = functional.pad(x, (-x.shape[2] % BLOCK, 0))  # blocks that end with x
+    blocks = functional.pad(early, (0, BLOCK)).unflatten(2, (-1, BLOCK))
+    added = modal_states(blocks, poles)[:, :, -1]
+    entering = torch.complex(state[..., 0], state[..., 1])
+    lost = (torch.exp(poles * x.shape[2]) - 1).to(entering.dtype)
+    return torch.view_as_real(entering + (lost * entering + added))
 
 
 def mode_gradient_modal(grad: Tensor, x: Tensor, modes: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -6,13 +6,17 @@ modes (modal.py). Where complex numbers are multiplied they are (real part, imag
 
 An angle counts in turns: those of many steps are a product in float64, of which only the part
 beyond whole turns is rounded to float32. A log-pole is (real part, turns a step in float64).
+
+An adjoint state is V = 2 R times the sum of exp(a d) e, d steps to later steps, which is the
+gradient of a state but for one exp(a): real part minus i times imaginary part of the gradients by
+its two numbers. So it takes and gives the gradients of states as their conjugates.
 """
 
 import triton
 import triton.language as tl
 
 from templates.parts.channels_first import rows_vector, vector_rows
-from templates.parts.modal import expm1, step_of, swapped, terms, transposed
+from templates.parts.modal import expm1, of_mode, step_of, steps_left, swapped, terms, transposed
 from templates.parts.toeplitz import rounded
 
 
@@ -26,6 +30,13 @@ def plus(a, b):
 def times(a, b):
     """a b of complex numbers."""
     return a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]
+
+
+@triton.jit
+def turns_of(frequency):
+    """Turns a step, from -1/2 to 1/2 in float64, of radians a step."""
+    turns = frequency.to(tl.float64) * 0.15915494309189535
+    return turns - tl.floor(turns + 0.5)
 
 
 @triton.jit
@@ -97,8 +108,7 @@ def load_poles(
     where = row * COUNT + mode
     decay = tl.load(log_poles_ptr + where, mask=there, other=-1.0)
     frequency = tl.load(frequencies_ptr + where, mask=there, other=0.0)
-    turns = frequency.to(tl.float64) * 0.15915494309189535
-    turns -= tl.floor(turns + 0.5)
+    turns = turns_of(frequency)
     real = tl.load(residues_real_ptr + where, mask=there, other=0.0)
     imag = tl.load(residues_imag_ptr + where, mask=there, other=0.0)
     return (decay[:, None], turns[:, None]), (real, imag)
@@ -127,11 +137,13 @@ def load_modes(
     column = step_of(tl.maximum(lag, 0), M, BLOCK_T)
     matrix = tl.where(lag >= 0, tl.gather(by_row, column, 1), 0.0)
     within = rounded(matrix.to(OPERAND), PRECISION)
-    weight = times(twice, exponential(a, 1))
+    next_step = exponential(a, 1)
     to_end = transposed(terms(stacked(reversed_powers, MODES, BLOCK_T), OPERAND, PRECISION))
-    to_start = transposed(terms(stacked(powers, MODES, BLOCK_T), OPERAND, PRECISION))
+    weighted = stacked(times(twice, powers), MODES, BLOCK_T)
+    to_start = transposed(terms(weighted, OPERAND, PRECISION))
     # A real part is a product of real parts minus one of imaginary parts.
-    ahead, behind = times(weight, powers), times(weight, reversed_powers)
+    ahead = times(times(twice, next_step), powers)
+    behind = times(next_step, reversed_powers)
     from_before = terms(stacked((ahead[0], -ahead[1]), MODES, BLOCK_T), OPERAND, PRECISION)
     from_after = terms(stacked((behind[0], -behind[1]), MODES, BLOCK_T), OPERAND, PRECISION)
     GROUPS: tl.constexpr = M // 8
@@ -239,11 +251,15 @@ def operand_states(
 def zero_modes(
     MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr, STATEFUL: tl.constexpr
 ):
-    """Accumulators of `modal_gradient`; there is no state in and out yet."""
+    """Accumulators of `modal_gradient` and, if STATEFUL, of `leave_gradient`."""
     within = tl.zeros((BLOCK_T, BLOCK_T), tl.float32)
     outer = tl.zeros((MODES, BLOCK_T), tl.float32)
     both = tl.zeros((MODES // 2, M // 8), tl.float32)
-    return within, outer, outer, both, both
+    if STATEFUL:
+        last = tl.zeros((MODES // 2,), tl.float32)
+        return within, outer, outer, both, both, last, last
+    else:
+        return within, outer, outer, both, both
 
 
 @triton.jit
@@ -254,7 +270,7 @@ def modal_gradient(total, grad, grad_states, block, states, PRECISION: tl.conste
     for i in tl.static_range(len(states[1])):
         before = tl.dot(states[1][i], grad, before, input_precision=PRECISION)
         after = tl.dot(grad_states[1][i], block, after, input_precision=PRECISION)
-    return within, before, after, total[3], total[4]
+    return (within, before, after) + total[3:]
 
 
 @triton.jit
@@ -263,7 +279,7 @@ def state_gradient(total, grad_states, states):
     both = (total[3], total[4])
     for p in tl.static_range(8):
         both = plus(both, times(states[0][p], grad_states[0][p]))
-    return total[0], total[1], total[2], both[0], both[1]
+    return total[:3] + both + total[5:]
 
 
 @triton.jit
@@ -289,17 +305,20 @@ def store_modes(
     sums = (tl.sum(total[3], axis=1)[:, None], tl.sum(total[4], axis=1)[:, None])
     both = times(exponential(a, BLOCK_T + 1), sums)
     step = turn.to(tl.float32)
-    by_pole = ()
+    ahead, later = (), ()
     for i in tl.static_range(2):
-        within = tl.sum((step + 1.0) * before[i] + (BLOCK_T - 1.0 - step) * after[i], axis=1)
-        by_pole = by_pole + (within + tl.sum(BLOCK_T * both[i], axis=1),)
-    by_pole = times(residue, by_pole)
+        ahead = ahead + (2.0 * tl.sum((step + 1.0) * before[i], axis=1),)
+        behind = tl.sum((BLOCK_T - 1.0 - step) * after[i], axis=1)
+        later = later + (behind + tl.sum(BLOCK_T * both[i], axis=1),)
+    by_pole = plus(times(residue, ahead), later)  # what is later weighs with 2 R already
+    if len(total) > 5:
+        by_pole = plus(by_pole, total[5:])
     by_residue = (at_once + tl.sum(before[0], axis=1), tl.sum(before[1], axis=1))
     mode = tl.arange(0, MODES // 2)
     where = ptr + (first + mode) * CHANNELS + channel
     there = (mode < COUNT) & inside
-    tl.store(where, 2.0 * by_pole[0], mask=there)
-    tl.store(where + COUNT * CHANNELS, -2.0 * by_pole[1], mask=there)
+    tl.store(where, by_pole[0], mask=there)
+    tl.store(where + COUNT * CHANNELS, -by_pole[1], mask=there)
     tl.store(where + 2 * COUNT * CHANNELS, 2.0 * by_residue[0], mask=there)
     tl.store(where + 3 * COUNT * CHANNELS, -2.0 * by_residue[1], mask=there)
 
@@ -330,3 +349,112 @@ def keep_state(
         there = (real < COUNT) & (lane == 0)
         tl.store(where, state[0], mask=there)
         tl.store(where + 1, state[1], mask=there)
+
+
+# ---- the ends of a sequence whose state is carried in and out -----------------------------------
+
+
+@triton.jit
+def log_pole(ends, mode):
+    """The log-pole of one mode."""
+    return tl.load(ends[2] + mode), turns_of(tl.load(ends[3] + mode))
+
+
+@triton.jit
+def last_gradient(ends, mode):
+    """What the gradient of the last state of one mode is as an adjoint state: its conjugate."""
+    return tl.load(ends[1] + 2 * mode), -tl.load(ends[1] + 2 * mode + 1)
+
+
+@triton.jit
+def pair_of(state, mode, MODES: tl.constexpr, M: tl.constexpr):
+    """`of_mode` of modal.py, of complex numbers."""
+    return of_mode(state[0], mode, MODES // 2, M), of_mode(state[1], mode, MODES // 2, M)
+
+
+@triton.jit
+def leave_state(
+    state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """`leave_state` of modal.py, of COUNT / 2 complex numbers."""
+    if STATEFUL:
+        closes, left, ahead = steps_left(tile, rows, M, N)
+        if closes:
+            for mode in range(COUNT // 2):
+                a = log_pole(ends, mode)
+                real, imag = tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32)
+                for r in tl.static_range(len(rows)):
+                    decayed = exponential(a, tl.maximum(ahead - r, 0))
+                    real += tl.where(ahead >= r, rows[r] * decayed[0], 0.0)
+                    imag += tl.where(ahead >= r, rows[r] * decayed[1], 0.0)
+                begun = pair_of(state, mode, MODES, M)
+                lost = times(exponential_minus_1(a, left), begun)
+                real_sum = tl.sum(tl.reshape(real, (M * N,)), 0)
+                imag_sum = tl.sum(tl.reshape(imag, (M * N,)), 0)
+                tl.store(ends[1] + 2 * mode, begun[0] + (lost[0] + real_sum))
+                tl.store(ends[1] + 2 * mode + 1, begun[1] + (lost[1] + imag_sum))
+
+
+@triton.jit
+def leave_gradient(
+    total, state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """`leave_gradient` of modal.py, of COUNT / 2 complex numbers."""
+    if STATEFUL:
+        closes, left, ahead = steps_left(tile, rows, M, N)
+        real_found, imag_found = total[5], total[6]
+        for mode in range(tl.where(closes, COUNT // 2, 0)):
+            a = log_pole(ends, mode)
+            real, imag = tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32)
+            for r in tl.static_range(len(rows)):
+                lag = tl.maximum(ahead - r, 0)  # the step d = 0 adds nothing
+                decayed = exponential(a, lag)
+                value = rows[r] * lag.to(tl.float32)
+                real += value * decayed[0]
+                imag += value * decayed[1]
+            begun = times(exponential(a, left), pair_of(state, mode, MODES, M))
+            real_sum = tl.sum(tl.reshape(real, (M * N,)), 0) + left * begun[0]
+            imag_sum = tl.sum(tl.reshape(imag, (M * N,)), 0) + left * begun[1]
+            gradient = times(last_gradient(ends, mode), (real_sum, imag_sum))
+            here = tl.arange(0, MODES // 2) == mode
+            real_found += tl.where(here, gradient[0], 0.0)
+            imag_found += tl.where(here, gradient[1], 0.0)
+        return total[:5] + (real_found, imag_found)
+    else:
+        return total
+
+
+@triton.jit
+def leave_adjoint(
+    rows, state, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """`leave_adjoint` of modal.py, of COUNT / 2 complex numbers."""
+    if STATEFUL:
+        closes, left, ahead = steps_left(tile, rows, M, N)
+        index = tl.arange(0, MODES // 2)[:, None]
+        for mode in range(tl.where(closes, COUNT // 2, 0)):
+            a = log_pole(ends, mode)
+            grad = last_gradient(ends, mode)
+            out = ()
+            for r in tl.static_range(len(rows)):
+                decayed = times(grad, exponential(a, tl.maximum(ahead - r, 0)))
+                out = out + (rows[r] + tl.where(ahead >= r, decayed[0], 0.0),)
+            rows = out
+            joined = times(grad, exponential(a, left - 1))
+            real = state[0] + tl.where(index == mode, joined[0], 0.0)
+            state = (real, state[1] + tl.where(index == mode, joined[1], 0.0))
+    return rows, state
+
+
+@triton.jit
+def enter_gradient(
+    state, modes, ends, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
+    STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """`enter_gradient` of modal.py, of COUNT / 2 complex numbers."""
+    if STATEFUL:
+        gradient = times(exponential(modes[0], 1), state)
+        keep_state(ends[0], 0, (gradient[0], -gradient[1]), COUNT, 0, MODES, M, True)

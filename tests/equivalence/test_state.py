@@ -43,6 +43,7 @@ FILTERS: dict[str, dict[str, Any]] = {
     "toeplitz": {"kind": "explicit", "length": 20, "groups": 2},
     "fft": {"kind": "explicit", "length": 20, "groups": 2},
 }
+PARAMETRISATIONS = ("log_poles", "complex")
 SMALL: dict[str, dict[str, int]] = {
     "modal": {"SEGMENTS": 16, "BLOCK_T": 16, "num_warps": 4, "maxnreg": 0},
 }
@@ -113,13 +114,15 @@ def check(
 # ---- splits -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)
 @pytest.mark.parametrize(
     "cuts",
     [[0, 300], [0, 1, 2, 40], [0, 256, 512], [0, 257, 300]],
     ids=str,
 )
-def test_modal_chunks(cuts: list[int], tmp_path: Path) -> None:
-    spec = make("modal", featurizer={"length": 3}, gates=BOTH, skip="channel")
+def test_modal_chunks(cuts: list[int], parametrisation: str, tmp_path: Path) -> None:
+    inner = {"parametrisation": parametrisation}
+    spec = make("modal", filter=inner, featurizer={"length": 3}, gates=BOTH, skip="channel")
     check(spec, "modal", tmp_path, cuts, batch=2)
 
 
@@ -141,6 +144,8 @@ def test_chunks_of_finite_filters(
         {"gates": BOTH, "featurizer": {"length": 4}, "layout": {"projection": "interleaved"}},
         {"featurizer": {"length": 1}},
         {"filter": {"parametrisation": "p_gamma", "groups": 4, "modes": 17}},
+        {"filter": {"parametrisation": "complex", "groups": 4, "modes": 9}},
+        {"filter": {"parametrisation": "complex", "groups": 1, "modes": 32}, "skip": "group"},
     ],
     ids=str,
 )
@@ -152,7 +157,10 @@ def test_every_structure(fields: dict[str, Any], tmp_path: Path) -> None:
 def splits(draw: st.DrawFn) -> tuple[str, OpSpec, list[int], int]:
     algorithm = draw(st.sampled_from(("modal", "direct", "toeplitz")))
     modal = algorithm == "modal"
-    taps = {"modes": draw(st.integers(1, 5))} if modal else {}
+    taps: dict[str, Any] = {}
+    if modal:
+        parametrisation = draw(st.sampled_from(PARAMETRISATIONS))
+        taps = {"modes": draw(st.integers(1, 5)), "parametrisation": parametrisation}
     if algorithm == "direct":
         taps = {"length": draw(st.integers(1, 9))}
     if algorithm == "toeplitz":
@@ -200,9 +208,104 @@ def test_modal_state_is_the_sum_of_decayed_steps(tmp_path: Path) -> None:
     assert ((state[1] - expected).abs() <= 32 * FLOAT32 * scale + EXPONENTS * FLOAT32).all()
 
 
-def test_gradient_of_the_state_alone(tmp_path: Path) -> None:
+def test_the_state_of_pairs_is_real_and_imaginary_parts(tmp_path: Path) -> None:
+    """As torch.view_as_complex reads them: sum over t of exp(a_n (L - 1 - t)) z[t], of decays from
+    50 to 1e-7 and angles of up to 500 turns; by kernels and by plain PyTorch.
+    """
+    spec = make("modal", filter={"modes": 8, "groups": 4, "parametrisation": "complex"})
+    kernels = runner_of(spec, "modal", tmp_path)
+    plan = plans(spec, "modal")[0]
+    (tmp_path / "eager").mkdir()
+    path = written(spec, plan, schedule(spec, plan), tmp_path / "eager")
+    inputs, parameters, _ = random_tensors(spec, 1, 300, dtype=torch.float32)
+    poles = -torch.logspace(math.log10(50), -7, 8)
+    frequencies = torch.tensor([0.1, 3.0, 0.0, 1e-4, math.pi, -2.0, 0.7, 10.5])
+    parameters["log_poles"] = poles.expand(4, 8).contiguous()
+    parameters["frequencies"] = frequencies.expand(4, 8).contiguous()
+    ahead = torch.arange(299, -1, -1, dtype=torch.float64)
+    weights = torch.exp(torch.complex(poles.double(), frequencies.double())[:, None] * ahead)
+    x = inputs["x"].double()
+    expected = torch.einsum("bdt,nt->bdn", x.to(torch.complex128), weights)
+    scale = torch.einsum("bdt,nt->bdn", x.abs(), weights.abs())
+    for runner in (kernels, OperatorRunner(Operator(path), "eager")):
+        _, state = runner.chunk(inputs, parameters, None)
+        assert state[1].dtype == torch.float32 and state[1].shape == (1, 4, 8, 2)
+        error = (torch.view_as_complex(state[1]) - expected).abs()
+        assert (error <= 32 * FLOAT32 * scale + EXPONENTS * FLOAT32).all()
+
+
+def step_by_step(
+    x: Tensor, parameters: Tensors, state: Tensor, groups: int
+) -> tuple[Tensor, Tensor]:
+    """y and the last state of x (B, D, L) after a state, by s = exp(a) s + x and y = R s, the real
+    part of that twice for pairs.
+    """
+    pairs = "frequencies" in parameters
+    width = x.shape[1] // groups
+    if pairs:
+        a = torch.complex(parameters["log_poles"], parameters["frequencies"])
+        residue = 2 * torch.complex(parameters["residues_real"], parameters["residues_imag"])
+        s = torch.complex(state[..., 0], state[..., 1])
+    else:
+        a, residue, s = parameters["log_poles"], parameters["residues"], state
+    a, residue = (p.repeat_interleave(width, 0) for p in (a, residue))
+    y = []
+    for value in x.unbind(2):
+        s = torch.exp(a) * s + value[..., None]
+        y.append((residue * s).sum(2))
+    whole = torch.stack(y, 2)
+    return (whole.real, torch.view_as_real(s)) if pairs else (whole, s)
+
+
+@pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)
+@pytest.mark.parametrize("length", [1, 2, 255, 256, 300])
+def test_between_two_states(length: int, parametrisation: str, tmp_path: Path) -> None:
+    """From any state to a loss on y and on the last state: results and gradients of kernels and of
+    plain PyTorch are those of the recurrence in float64. One residue is zero, one mode dies at
+    once.
+    """
+    spec = make("modal", filter={"modes": 4, "parametrisation": parametrisation})
+    kernels = runner_of(spec, "modal", tmp_path)
+    plan = plans(spec, "modal")[0]
+    (tmp_path / "eager").mkdir()
+    path = written(spec, plan, schedule(spec, plan), tmp_path / "eager")
+    inputs, parameters, dy = random_tensors(spec, 2, length, dtype=torch.float32)
+    for name in parameters:
+        if "residues" in name:
+            parameters[name][:, 1] = 0
+    parameters["log_poles"][:, 2] = -200
+    rng = torch.Generator().manual_seed(0)
+    parts = (2,) if parametrisation == "complex" else ()
+    past, weight = (torch.randn(2, 4, 4, *parts, generator=rng) for _ in range(2))
+
+    def results(function: Any, dtype: torch.dtype) -> list[Tensor]:
+        x = inputs["x"].to(dtype).requires_grad_()
+        weights = {n: p.to(dtype).requires_grad_() for n, p in parameters.items()}
+        entering = past.to(dtype).requires_grad_()
+        y, leaving = function(x, weights, entering)
+        leaves = [x, *weights.values(), entering]
+        above = [dy.to(dtype), weight.to(dtype)]
+        return [y, leaving, *torch.autograd.grad([y, leaving], leaves, above)]
+
+    def of(runner: Any) -> Any:
+        def function(x: Tensor, weights: Tensors, entering: Tensor) -> tuple[Tensor, Tensor]:
+            y, state = runner.chunk({"x": x}, weights, (x.new_zeros(2, 4, 0), entering))
+            return y, state[1]
+
+        return function
+
+    exact = results(lambda *given: step_by_step(*given, groups=2), torch.float64)
+    for runner in (kernels, OperatorRunner(Operator(path), "eager")):
+        for got, wanted in zip(results(of(runner), torch.float32), exact, strict=True):
+            assert got.dtype == torch.float32
+            assert (got - wanted).norm() <= 2e-6 * wanted.norm() + 1e-30
+
+
+@pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)
+def test_gradient_of_the_state_alone(parametrisation: str, tmp_path: Path) -> None:
     """A loss on the last state only, by plain PyTorch in float64 and by kernels in float32."""
-    spec = make("modal", featurizer={"length": 3}, gates=BOTH)
+    inner = {"parametrisation": parametrisation}
+    spec = make("modal", filter=inner, featurizer={"length": 3}, gates=BOTH)
     kernels = runner_of(spec, "modal", tmp_path)
     plan = plans(spec, "modal")[0]
     (tmp_path / "eager").mkdir()
@@ -211,8 +314,9 @@ def test_gradient_of_the_state_alone(tmp_path: Path) -> None:
     )
     inputs, parameters, _ = random_tensors(spec, 2, 300, dtype=torch.float32)
     torch.manual_seed(0)
-    past = (torch.randn(2, 12, 2), torch.randn(2, 4, 3))
-    weight = torch.randn(2, 4, 3)
+    parts = (2,) if parametrisation == "complex" else ()
+    past = (torch.randn(2, 12, 2), torch.randn(2, 4, 3, *parts))
+    weight = torch.randn(2, 4, 3, *parts)
 
     def gradients(runner: Any, dtype: torch.dtype) -> list[Tensor]:
         leaves = {n: x.to(dtype).requires_grad_() for n, x in inputs.items()}
@@ -243,10 +347,13 @@ def test_a_state_that_goes_on_is_not_the_beginning(tmp_path: Path) -> None:
 # ---- what users call ----------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["modal", "direct"])
+@pytest.fixture(params=["modal", "pairs", "direct"])
 def operator(request: pytest.FixtureRequest, tmp_path: Path) -> Operator:
-    spec = make(request.param, featurizer={"length": 3}, gates=BOTH)
-    plan = plans(spec, request.param)[0]
+    pairs = request.param == "pairs"
+    algorithm = "modal" if pairs else request.param
+    inner = {"parametrisation": "complex"} if pairs else {}
+    spec = make(algorithm, filter=inner, featurizer={"length": 3}, gates=BOTH)
+    plan = plans(spec, algorithm)[0]
     return Operator(written(spec, plan, schedule(spec, plan), tmp_path))
 
 
@@ -299,9 +406,10 @@ def test_initial_or_final_alone(tmp_path: Path) -> None:
         results["final"](x, **parameters, state=state)
 
 
-def test_the_verifier_sees_a_lost_state(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)
+def test_the_verifier_sees_a_lost_state(parametrisation: str, tmp_path: Path) -> None:
     """`chunks` fails for a runner that begins anew with every chunk, and only then."""
-    spec = make("modal", gates=BOTH)
+    spec = make("modal", filter={"parametrisation": parametrisation}, gates=BOTH)
     plan = plans(spec, "modal")[0]
     right = OperatorRunner(Operator(written(spec, plan, schedule(spec, plan), tmp_path)), "eager")
 
