@@ -48,13 +48,18 @@ BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 HISTORY = 2  # steps before a sequence that its outputs read
 BLOCK = 64  # steps that plain PyTorch convolves by one product
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
+PROGRAMS = {"forward": 512, "backward": 512}  # half of them or less: a sequence is cut into spans
 SCHEDULE = {
     "forward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
     "backward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1, "PARTS": 1},
+    "forward_ends": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
+    "backward_ends": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
 }
 OPTIONS = {  # of the compiler
     "forward": {"num_warps": 4, "maxnreg": 128, "enable_fp_fusion": True},
     "backward": {"num_warps": 4, "maxnreg": 255, "enable_fp_fusion": True},
+    "forward_ends": {"num_warps": 4, "maxnreg": 128, "enable_fp_fusion": True},
+    "backward_ends": {"num_warps": 4, "maxnreg": 255, "enable_fp_fusion": True},
     "reduce": {"num_warps": 4, "enable_fp_fusion": True},
 }
 SPEC = {
@@ -674,14 +679,69 @@ def with_history(rows, history, tile, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
+def across_spans(
+    state, ago, ends, span, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+    MODES: tl.constexpr, M: tl.constexpr, TIME: tl.constexpr,
+):  # fmt: skip
+    """The state at the edge of a span, for every lane of the scan: what is left of the one at the
+    end of the sequence, `ago` steps away (if that is not negative), and what the spans between
+    have added. TIME is 1 before a span, -1 after it.
+
+    A lane sums every M / 8-th span, each decayed by the whole spans after it.
+    """
+    spans_ptr, program, spans, steps, left = span
+    mode = tl.arange(0, MODES)[:, None]
+    lane = tl.arange(0, M // 8)[None, :]
+    a = tl.load(ends[2] + mode, mask=mode < COUNT, other=-1.0)
+    begin = 0 if TIME == 1 else program
+    stop = program if TIME == 1 else spans - 1
+    added = tl.zeros((MODES, M // 8), tl.float32)
+    for some in range(begin, stop, M // 8):
+        number = some + lane
+        there = (mode < COUNT) & (number < stop)
+        between = tl.maximum(program - 1 - number if TIME == 1 else number - program, 0)
+        value = tl.load(spans_ptr + number * (CHANNELS * COUNT) + mode, mask=there, other=0.0)
+        added += value * tl.exp(a * (between * steps))
+    left_over = tl.where(ago >= 0, tl.exp(a * tl.maximum(ago, 0)) * state, 0.0)
+    return left_over + tl.sum(added, axis=1)[:, None]
+
+
+@triton.jit
 def enter_state(
-    ends, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr, STATEFUL: tl.constexpr
-):
-    """The state before the first step, for every lane of the scan: zero unless STATEFUL."""
+    ends, span, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """The state before the first step of a span, for every lane of the scan."""
+    state = zero_state(MODES, M)
     if STATEFUL:
-        return load_state(ends[0], 0, COUNT, 0, MODES, M)
-    else:
-        return zero_state(MODES, M)
+        state = load_state(ends[0], 0, COUNT, 0, MODES, M)
+    if SPLIT:
+        ago = span[1] * span[3]
+        state = across_spans(state, ago, ends, span, COUNT, CHANNELS, MODES, M, 1)
+    return state
+
+
+@triton.jit
+def conjugate(state):
+    """A state as its gradient, or back: real numbers stay as they are."""
+    return state
+
+
+@triton.jit
+def enter_adjoint(
+    ends, span, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """The adjoint state after the last step of a span, for every lane of the scan. The gradient
+    of the last state joins the last span where its sequence ends (`leave_adjoint`), others here.
+    """
+    state = zero_state(MODES, M)
+    if SPLIT:
+        if STATEFUL:
+            state = conjugate(load_state(ends[1], 0, COUNT, 0, MODES, M))
+        ago = span[4] - span[3] - 1  # from the step after the span to the last
+        state = across_spans(state, ago, ends, span, COUNT, CHANNELS, MODES, M, -1)
+    return state
 
 
 @triton.jit
@@ -777,24 +837,26 @@ def leave_adjoint(
 
 @triton.jit
 def enter_gradient(
-    state, modes, ends, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
+    state, modes, ends, span, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
     STATEFUL: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient of the state before the first step, if STATEFUL."""
-    if STATEFUL:
-        gradient = tl.exp(modes[0])[:, None] * state
-        keep_state(ends[0], 0, gradient, COUNT, 0, MODES, M, True)
+    if STATEFUL:  # noqa: SIM102 (a constant, then a value)
+        if span[1] == 0:
+            gradient = tl.exp(modes[0])[:, None] * state
+            keep_state(ends[0], 0, gradient, COUNT, 0, MODES, M, True)
 
 
 @triton.jit
 def history_gradient(
     ptr, row, after, taps, ROLE: tl.constexpr, CHANNELS: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradient of one input's history, from `after` of `extend` and its featurizer's
-    taps, if STATEFUL: the last lane of `after` holds the first rows of the sequence.
+    """Write what a span gives to the gradient of one input's steps before it, from `after` of
+    `extend` and its featurizer's taps: the history, if STATEFUL, or the end of the span before it,
+    if SPLIT. The last lane of `after` holds the first rows of the span.
     """
-    if STATEFUL:
+    if STATEFUL or SPLIT:
         LENGTH: tl.constexpr = len(after)
         lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
         for back in tl.static_range(1, LENGTH + 1):
@@ -991,25 +1053,29 @@ def hyena_li_stateful_forward(
     history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
     entry_ptr,  # [batch, CHANNELS, 16] float32: state before the first step
     exit_ptr,  # the same after the last step
+    spans_ptr,  # [batch, spans - 1, CHANNELS, 16] float32: what all but the last add
     first, last, end, time_programs, tiles,
     CHANNELS: tl.constexpr, UNIT: tl.constexpr,
-    STEP: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr, STATEFUL: tl.constexpr,
+    STEP: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr,
+    STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
     ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """z = (featurizer * k) . (featurizer * v); y = (featurizer * q) . (filter * z + skip . z)
 
-    A program computes `tiles` tiles of one channel, forward in time. A tile is SEGMENTS blocks of
-    BLOCK_T consecutive steps. Time counts from the first step written; activations are read in
-    [first, last), are zero elsewhere, and are written up to `end`. EVEN says that these three are
-    multiples of 8; strides count in units of STEP elements. STATEFUL says that there are states at
-    the ends, and a history.
+    A program walks forward in time along a span of one channel's sequence: `tiles` tiles, or what
+    is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
+
+    Time counts from the first step written; activations are read in [first, last), are zero
+    elsewhere, and are written up to `end`. EVEN says that these three are multiples of 8; strides
+    count in units of STEP elements. STATEFUL says that there are states at the ends, and a
+    history; SPLIT, that the sequence has several spans.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
     TILE: tl.constexpr = M * BLOCK_T
     PARTS: tl.constexpr = 1
-    H: tl.constexpr = M
     part: tl.constexpr = 0
+    H: tl.constexpr = M
     MODES: tl.constexpr = 16  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if q_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if q_ptr.dtype.element_ty == tl.float16 else "ieee"
@@ -1020,13 +1086,16 @@ def hyena_li_stateful_forward(
     k_ptr, k_row = advance(k_ptr, k_batch, k_row, STEP, UNIT, origin)
     v_ptr, v_row = advance(v_ptr, v_batch, v_row, STEP, UNIT, origin)
     y_ptr, y_row = advance(y_ptr, y_batch, y_row, STEP, 1, origin)
-    whose = (batch * CHANNELS + row).to(tl.int64)
     history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
+    whose = (batch * CHANNELS + row).to(tl.int64)
     ends = (entry_ptr + whose * 16, exit_ptr + whose * 16, log_poles_ptr + (row) * 16)
-    states_ptr += ((batch * time_programs + program).to(tl.int64) * tiles * CHANNELS + row) * 16
+    spans_ptr += (batch.to(tl.int64) * (time_programs - 1) * CHANNELS + row) * 16
+    states_ptr += ((batch.to(tl.int64) * tl.cdiv(end, TILE) + tile_0) * CHANNELS + row) * 16
     first -= tile_0 * TILE
     last -= tile_0 * TILE
     end -= tile_0 * TILE
+    span = (spans_ptr, program, time_programs, tiles * TILE, end)
+    tiles = tl.minimum(tiles, tl.cdiv(end, TILE))
     segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
     channel = 0
     inside = row < CHANNELS
@@ -1040,7 +1109,7 @@ def hyena_li_stateful_forward(
     q_history = load_history(history_ptr, row, 0, 2, CHANNELS, STATEFUL)
     k_history = load_history(history_ptr, row, 1, 2, CHANNELS, STATEFUL)
     v_history = load_history(history_ptr, row, 2, 2, CHANNELS, STATEFUL)
-    z_state = enter_state(ends, 16, MODES, M, STATEFUL)
+    z_state = enter_state(ends, span, 16, CHANNELS, MODES, M, STATEFUL, SPLIT)
     for number in tl.range(0, tiles, num_stages=PREFETCH):
         t = number * TILE
         tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
@@ -1092,24 +1161,28 @@ def hyena_li_stateful_backward(
     skip_ptr,  # (4096,)
     states_ptr,  # [batch, tiles, CHANNELS, 16] float32: before every tile
     history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
-    d_history_ptr,  # the same in float32
+    d_history_ptr,  # [batch, spans, 3, CHANNELS, 2] float32: of steps before a span
     d_entry_ptr,  # [batch, CHANNELS, 16] float32: gradient of the state before the first step
     d_exit_ptr,  # the same after the last step
+    spans_ptr,  # [batch, spans - 1, CHANNELS, 16] float32: what all but the first add
     partials_ptr,  # [programs along batch and time, 42, CHANNELS] float32
     first, last, end, time_programs, tiles,
     CHANNELS: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
-    STEP: tl.constexpr, EVEN: tl.constexpr, STATEFUL: tl.constexpr,
+    STEP: tl.constexpr, EVEN: tl.constexpr,
+    STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
     ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
     PARTS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of every input, and partial sums of those of parameters.
 
-    A program computes `tiles` tiles of one channel, backward in time. A tile is SEGMENTS blocks of
-    BLOCK_T consecutive steps, of which rows are computed in PARTS. Time counts from the first step
-    written; activations are read in
-    [first, last), are zero elsewhere, and are written up to `end`. EVEN says that these three are
-    multiples of 8; strides count in units of STEP elements. STATEFUL says that there are states at
-    the ends, and a history.
+    A program walks backward in time along a span of one channel's sequence: `tiles` tiles, or what
+    is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps, rows of which are computed in
+    PARTS.
+
+    Time counts from the first step written; activations are read in [first, last), are zero
+    elsewhere, and are written up to `end`. EVEN says that these three are multiples of 8; strides
+    count in units of STEP elements. STATEFUL says that there are states at the ends, and a
+    history; SPLIT, that the sequence has several spans.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
@@ -1129,14 +1202,17 @@ def hyena_li_stateful_backward(
     d_q_ptr, d_q_row = advance(d_q_ptr, d_q_batch, d_q_row, STEP, D_UNIT, origin)
     d_v_ptr, d_v_row = advance(d_v_ptr, d_v_batch, d_v_row, STEP, D_UNIT, origin)
     d_k_ptr, d_k_row = advance(d_k_ptr, d_k_batch, d_k_row, STEP, D_UNIT, origin)
-    whose = (batch * CHANNELS + row).to(tl.int64)
     history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
-    d_history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
+    whose = (batch * CHANNELS + row).to(tl.int64)
+    d_history_ptr += (batch * time_programs + program).to(tl.int64) * (6 * CHANNELS)
     ends = (d_entry_ptr + whose * 16, d_exit_ptr + whose * 16, log_poles_ptr + (row) * 16)
-    states_ptr += ((batch * time_programs + program).to(tl.int64) * tiles * CHANNELS + row) * 16
+    spans_ptr += (batch.to(tl.int64) * (time_programs - 1) * CHANNELS + row) * 16
+    states_ptr += ((batch.to(tl.int64) * tl.cdiv(end, TILE) + tile_0) * CHANNELS + row) * 16
     first -= tile_0 * TILE
     last -= tile_0 * TILE
     end -= tile_0 * TILE
+    span = (spans_ptr, program, time_programs, tiles * TILE, end)
+    tiles = tl.minimum(tiles, tl.cdiv(end, TILE))
     segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
     channel = 0
     inside = row < CHANNELS
@@ -1155,7 +1231,7 @@ def hyena_li_stateful_backward(
     q_history = load_history(history_ptr, row, 0, 2, CHANNELS, STATEFUL)
     k_history = load_history(history_ptr, row, 1, 2, CHANNELS, STATEFUL)
     v_history = load_history(history_ptr, row, 2, 2, CHANNELS, STATEFUL)
-    d_pre_skip_state = zero_state(MODES, M)
+    d_pre_skip_state = enter_adjoint(ends, span, 16, CHANNELS, MODES, M, STATEFUL, SPLIT)
     d_q_hat_b_after = zero_rows(2, H, N)
     d_v_hat_c_after = zero_rows(2, H, N)
     d_k_hat_c_after = zero_rows(2, H, N)
@@ -1269,16 +1345,166 @@ def hyena_li_stateful_backward(
         M,
         BLOCK_T,
     )
-    enter_gradient(d_pre_skip_state, filter, ends, 16, MODES, M, STATEFUL)
+    enter_gradient(d_pre_skip_state, filter, ends, span, 16, MODES, M, STATEFUL)
     history_gradient(
-        d_history_ptr, row, d_q_hat_b_after, featurizer_q, 0, CHANNELS, M, N, STATEFUL
+        d_history_ptr, row, d_q_hat_b_after, featurizer_q, 0, CHANNELS, H, N, STATEFUL, SPLIT
     )
     history_gradient(
-        d_history_ptr, row, d_v_hat_c_after, featurizer_v, 2, CHANNELS, M, N, STATEFUL
+        d_history_ptr, row, d_v_hat_c_after, featurizer_v, 2, CHANNELS, H, N, STATEFUL, SPLIT
     )
     history_gradient(
-        d_history_ptr, row, d_k_hat_c_after, featurizer_k, 1, CHANNELS, M, N, STATEFUL
+        d_history_ptr, row, d_k_hat_c_after, featurizer_k, 1, CHANNELS, H, N, STATEFUL, SPLIT
     )
+
+
+@triton.jit(
+    do_not_specialize=[
+        "k_batch", "k_row",
+        "v_batch", "v_row",
+        "first", "last", "end", "time_programs", "tiles",
+    ]
+)  # fmt: skip
+def hyena_li_stateful_forward_ends(
+    k_ptr, k_batch, k_row,
+    v_ptr, v_batch, v_row,
+    featurizer_ptr,  # (12288, 3)
+    log_poles_ptr,  # (4096, 16)
+    residues_ptr,  # (4096, 16)
+    history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
+    spans_ptr,  # [batch, spans but one, CHANNELS, 16] float32: what each adds to the state
+    first, last, end, time_programs, tiles,
+    CHANNELS: tl.constexpr, UNIT: tl.constexpr,
+    STEP: tl.constexpr, EVEN: tl.constexpr,
+    STATEFUL: tl.constexpr,
+    ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+):  # fmt: skip
+    """What each span of the sequence adds to the state at its end.
+
+    A program walks forward in time along a span of one channel's sequence: `tiles` tiles, or what
+    is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
+
+    Time counts from the first step written; activations are read in [first, last), are zero
+    elsewhere, and are written up to `end`. EVEN says that these three are multiples of 8; strides
+    count in units of STEP elements. STATEFUL says that there are states at the ends, and a
+    history.
+    """
+    N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
+    M: tl.constexpr = SEGMENTS  # rows of a product
+    TILE: tl.constexpr = M * BLOCK_T
+    H: tl.constexpr = M
+    MODES: tl.constexpr = 16  # with those that only fill a product
+    OPERAND: tl.constexpr = tl.bfloat16 if k_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
+    PRECISION: tl.constexpr = "tf32" if k_ptr.dtype.element_ty == tl.float16 else "ieee"
+    batch, row, program = locate(tl.program_id(0), time_programs, 1, CHANNELS)
+    spans_ptr += ((batch * time_programs + program).to(tl.int64) * CHANNELS + row) * 16
+    tile_0 = program * tiles
+    origin = (batch, row, tile_0 * TILE)
+    k_ptr, k_row = advance(k_ptr, k_batch, k_row, STEP, UNIT, origin)
+    v_ptr, v_row = advance(v_ptr, v_batch, v_row, STEP, UNIT, origin)
+    history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
+    first -= tile_0 * TILE
+    last -= tile_0 * TILE
+    end -= tile_0 * TILE
+    tiles = tl.minimum(tiles, tl.cdiv(end, TILE))
+    segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
+    channel = 0
+    inside = row < CHANNELS
+    featurizer_k = load_taps(featurizer_ptr, CHANNELS + row, inside, 3, True)
+    featurizer_v = load_taps(featurizer_ptr, 2 * CHANNELS + row, inside, 3, True)
+    filter = load_modes(
+        log_poles_ptr, residues_ptr, row, 16, MODES, M, BLOCK_T, OPERAND, PRECISION
+    )
+    k_history = load_history(history_ptr, row, 1, 2, CHANNELS, STATEFUL)
+    v_history = load_history(history_ptr, row, 2, 2, CHANNELS, STATEFUL)
+    z_state = zero_state(MODES, M)
+    for number in tl.range(0, tiles, num_stages=PREFETCH):
+        t = number * TILE
+        tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
+        k = load_lagged(k_ptr, k_row, UNIT, tile, 2, EVEN, ROWS, H, N)
+        k = with_history(k, k_history, tile, H, N)
+        k_hat = fir(k, featurizer_k)
+        v = load_lagged(v_ptr, v_row, UNIT, tile, 2, EVEN, ROWS, H, N)
+        v = with_history(v, v_history, tile, H, N)
+        v_hat = fir(v, featurizer_v)
+        z = multiply(k_hat, v_hat)
+        z_block = block_of((piece_of(z, H, N, OPERAND),), M, N, PRECISION)
+        z_states, z_state = states_before(z_block, filter, z_state, MODES, M, OPERAND, PRECISION)
+    keep_state(spans_ptr, 0, z_state, 16, CHANNELS, MODES, M, True)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "q_batch", "q_row",
+        "dy_batch", "dy_row",
+        "first", "last", "end", "time_programs", "tiles",
+    ]
+)  # fmt: skip
+def hyena_li_stateful_backward_ends(
+    q_ptr, q_batch, q_row,
+    dy_ptr, dy_batch, dy_row,
+    featurizer_ptr,  # (12288, 3)
+    log_poles_ptr,  # (4096, 16)
+    residues_ptr,  # (4096, 16)
+    history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
+    spans_ptr,  # [batch, spans but one, CHANNELS, 16] float32: what each adds to the state
+    first, last, end, time_programs, tiles,
+    CHANNELS: tl.constexpr, UNIT: tl.constexpr,
+    STEP: tl.constexpr, EVEN: tl.constexpr,
+    STATEFUL: tl.constexpr,
+    ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+):  # fmt: skip
+    """What each span of the sequence adds to the adjoint state at its begin.
+
+    A program walks backward in time along a span of one channel's sequence: `tiles` tiles, or what
+    is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
+
+    Time counts from the first step written; activations are read in [first, last), are zero
+    elsewhere, and are written up to `end`. EVEN says that these three are multiples of 8; strides
+    count in units of STEP elements. STATEFUL says that there are states at the ends, and a
+    history.
+    """
+    N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
+    M: tl.constexpr = SEGMENTS  # rows of a product
+    TILE: tl.constexpr = M * BLOCK_T
+    H: tl.constexpr = M
+    MODES: tl.constexpr = 16  # with those that only fill a product
+    OPERAND: tl.constexpr = tl.bfloat16 if q_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
+    PRECISION: tl.constexpr = "tf32" if q_ptr.dtype.element_ty == tl.float16 else "ieee"
+    batch, row, program = locate(tl.program_id(0), time_programs, 1, CHANNELS)
+    spans_ptr += ((batch * time_programs + program).to(tl.int64) * CHANNELS + row) * 16
+    program += 1  # nothing is before the first span
+    tile_0 = program * tiles
+    origin = (batch, row, tile_0 * TILE)
+    q_ptr, q_row = advance(q_ptr, q_batch, q_row, STEP, UNIT, origin)
+    dy_ptr, dy_row = advance(dy_ptr, dy_batch, dy_row, STEP, 1, origin)
+    history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
+    first -= tile_0 * TILE
+    last -= tile_0 * TILE
+    end -= tile_0 * TILE
+    tiles = tl.minimum(tiles, tl.cdiv(end, TILE))
+    segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
+    channel = 0
+    inside = row < CHANNELS
+    featurizer_q = load_taps(featurizer_ptr, row, inside, 3, True)
+    filter = load_modes(
+        log_poles_ptr, residues_ptr, row, 16, MODES, M, BLOCK_T, OPERAND, PRECISION
+    )
+    q_history = load_history(history_ptr, row, 0, 2, CHANNELS, STATEFUL)
+    d_pre_skip_state = zero_state(MODES, M)
+    for back in tl.range(0, tiles, num_stages=PREFETCH):
+        number = tiles - 1 - back
+        t = number * TILE
+        tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
+        q = load_lagged(q_ptr, q_row, UNIT, tile, 2, EVEN, ROWS, H, N)
+        q = with_history(q, q_history, tile, H, N)
+        q_hat = fir(q, featurizer_q)
+        dy = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
+        d_pre_skip = multiply(dy, q_hat)
+        d_pre_skip_block = block_of((piece_of(d_pre_skip, H, N, OPERAND),), M, N, PRECISION)
+        d_pre_skip_states, d_pre_skip_state = states_after(
+            d_pre_skip_block, filter, d_pre_skip_state, MODES, M, OPERAND, PRECISION
+        )
+    keep_state(spans_ptr, 0, d_pre_skip_state, 16, CHANNELS, MODES, M, True)
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -1372,12 +1598,17 @@ def even(bounds: tuple[int, int, int]) -> bool:
     return all(bound % 8 == 0 for bound in bounds)
 
 
-def walk_programs(batch: int, steps: int, schedule: dict[str, int]) -> tuple[int, int, int]:
-    """As `programs` for programs that walk along all of time: 1, tiles of a program, programs in
-    all.
+def walk_programs(
+    batch: int, steps: int, schedule: dict[str, int], wanted: int
+) -> tuple[int, int, int]:
+    """As `programs` for programs that walk along all of time, or along a span of it where there
+    would be less than half of the programs wanted: spans, tiles of a span, programs in all.
     """
-    tiles = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
-    return 1, tiles, batch * CHANNELS
+    tiles_in_all = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
+    spans = min(tiles_in_all, wanted // max(1, batch * CHANNELS))
+    tiles = -(-tiles_in_all // max(1, spans))
+    time_programs = -(-tiles_in_all // tiles)
+    return time_programs, tiles, batch * time_programs * CHANNELS
 
 
 def allocate_states(like: Tensor, steps: int, modes: int, keep: bool) -> Tensor:
@@ -1387,6 +1618,25 @@ def allocate_states(like: Tensor, steps: int, modes: int, keep: bool) -> Tensor:
     schedule = SCHEDULE["forward"]
     tiles = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"])) if keep else 0
     return like.new_empty((like.shape[0], tiles, CHANNELS, modes), dtype=torch.float32)
+
+
+def allocate_spans(like: Tensor, spans: int, modes: int) -> Tensor:
+    """Room for what all spans but one add to the state: [batch, spans - 1, CHANNELS, modes]."""
+    return like.new_empty((like.shape[0], spans - 1, CHANNELS, modes), dtype=torch.float32)
+
+
+def allocate_edges(like: Tensor, spans: int, lag: int) -> Tensor:
+    """Room for the gradients that spans give to the `lag` steps before them, of all inputs."""
+    shape = (like.shape[0], spans, len(INPUTS) * CHANNELS, lag)
+    return like.new_empty(shape, dtype=torch.float32)
+
+
+def add_edges(d_inputs: Sequence[Tensor], edges: Tensor, steps: int) -> None:
+    """Add to the last gradients of every span of so many steps what the next span gives them."""
+    between, lag = edges.shape[1] - 1, edges.shape[3]
+    for d_input, given in zip(d_inputs, edges[:, 1:].chunk(len(d_inputs), 2), strict=True):
+        within = d_input.narrow(TIME, steps - lag, (between - 1) * steps + lag)
+        within.unfold(TIME, lag, steps).add_(given.transpose(1, 2))
 
 
 def whole_state(
@@ -1481,12 +1731,35 @@ def launch_forward(
     (q, k, v), unit = common_unit(unpack(inputs))
     log_poles, residues, featurizer, skip = (p.contiguous() for p in parameters)
     first, steps, bounds = segment(q, context, begin, end, schedule["BLOCK_T"])
-    time_programs, tiles, grid = walk_programs(q.shape[0], steps, schedule)
+    time_programs, tiles, grid = walk_programs(q.shape[0], steps, schedule, PROGRAMS["forward"])
     states = allocate_states(q, steps, 16, keep)
     history, entry = whole_state(state, q, states, context, steps)
     leaving = torch.empty_like(entry) if state is not None else states
+    spans = allocate_spans(q, time_programs, 16)
     outputs = [allocate(q, steps)]
     step = stride_step(schedule, (q, k, v, *outputs), tiles)
+    if spans.numel():
+        launch(
+            hyena_li_stateful_forward_ends,
+            grid // time_programs * (time_programs - 1),
+            *operand(k, first, step),
+            *operand(v, first, step),
+            featurizer,
+            log_poles,
+            residues,
+            history,
+            spans,
+            *bounds,
+            time_programs - 1,
+            tiles,
+            options=OPTIONS["forward_ends"],
+            CHANNELS=CHANNELS,
+            UNIT=unit,
+            STEP=step,
+            EVEN=even(bounds),
+            STATEFUL=state is not None,
+            **SCHEDULE["forward_ends"],
+        )
     if grid:
         launch(
             hyena_li_stateful_forward,
@@ -1503,6 +1776,7 @@ def launch_forward(
             history,
             entry,
             leaving,
+            spans,
             *bounds,
             time_programs,
             tiles,
@@ -1513,6 +1787,7 @@ def launch_forward(
             EVEN=even(bounds),
             KEEP=keep,
             STATEFUL=state is not None,
+            SPLIT=time_programs > 1,
             **schedule,
         )
     return [*outputs, states] if state is None else [*outputs, states, leaving]
@@ -1547,16 +1822,39 @@ def launch_backward(
     first, steps, bounds = segment(q, context, begin, end, tile)
     gradients = [allocate(x, steps) for x in inputs]
     d_inputs = unpack(gradients)
-    time_programs, tiles, grid = walk_programs(dy.shape[0], steps, schedule)
+    time_programs, tiles, grid = walk_programs(dy.shape[0], steps, schedule, PROGRAMS["backward"])
     history, entry = whole_state(state, q, states, context, steps)
-    d_history = d_entry = d_leaving_entry = states
+    d_entry = d_leaving_entry = states
     if state is not None:
         assert d_leaving is not None
-        d_history = torch.empty_like(history, dtype=torch.float32)
         d_entry, d_leaving_entry = torch.empty_like(entry), d_leaving.contiguous()
+    spans = allocate_spans(dy, time_programs, 16)
+    edges = allocate_edges(dy, time_programs, 2) if spans.numel() or state is not None else states
     step = stride_step(schedule, (q, k, v, dy, *d_inputs), tiles)
     splits = dy.shape[0] * time_programs
     partials = dy.new_empty((splits, 42, CHANNELS), dtype=torch.float32)
+    if spans.numel():
+        launch(
+            hyena_li_stateful_backward_ends,
+            grid // time_programs * (time_programs - 1),
+            *operand(q, first, step),
+            *operand(dy, begin, step),
+            featurizer,
+            log_poles,
+            residues,
+            history,
+            spans,
+            *bounds,
+            time_programs - 1,
+            tiles,
+            options=OPTIONS["backward_ends"],
+            CHANNELS=CHANNELS,
+            UNIT=unit,
+            STEP=step,
+            EVEN=even(bounds),
+            STATEFUL=state is not None,
+            **SCHEDULE["backward_ends"],
+        )
     if grid:
         launch(
             hyena_li_stateful_backward,
@@ -1574,9 +1872,10 @@ def launch_backward(
             skip,
             states,
             history,
-            d_history,
+            edges,
             d_entry,
             d_leaving_entry,
+            spans,
             partials,
             *bounds,
             time_programs,
@@ -1588,13 +1887,16 @@ def launch_backward(
             STEP=step,
             EVEN=even(bounds),
             STATEFUL=state is not None,
+            SPLIT=time_programs > 1,
             **schedule,
         )
+    if spans.numel():
+        add_edges(d_inputs, edges, tiles * tile)
     gradients += reduce_partials(
         sum_partials, 1344, [partials], [log_poles, residues, featurizer, skip]
     )
     if state is not None:
-        gradients += [d_history.to(history.dtype), d_entry]
+        gradients += [edges[:, 0].to(history.dtype), d_entry]
     return gradients
 
 
@@ -1931,7 +2233,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_91530409"
+    name = unique = "hyena_li_stateful_89c45f97"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -45,13 +45,18 @@ TIME, CHANNEL = 2, 1  # axes of an activation
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 BLOCK = 64  # steps that plain PyTorch convolves by one product
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
+PROGRAMS = {"forward": 512, "backward": 512}  # half of them or less: a sequence is cut into spans
 SCHEDULE = {
     "forward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
     "backward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1, "PARTS": 1},
+    "forward_ends": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
+    "backward_ends": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
 }
 OPTIONS = {  # of the compiler
     "forward": {"num_warps": 4, "maxnreg": 128, "enable_fp_fusion": True},
     "backward": {"num_warps": 8, "maxnreg": 255, "enable_fp_fusion": True},
+    "forward_ends": {"num_warps": 4, "maxnreg": 128, "enable_fp_fusion": True},
+    "backward_ends": {"num_warps": 8, "maxnreg": 255, "enable_fp_fusion": True},
     "reduce": {"num_warps": 4, "enable_fp_fusion": True},
 }
 SPEC = {
@@ -498,14 +503,21 @@ def leave_adjoint(
 
 
 @triton.jit
+def conjugate(state):
+    """A state as its gradient, or back."""
+    return state[0], -state[1]
+
+
+@triton.jit
 def enter_gradient(
-    state, modes, ends, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
+    state, modes, ends, span, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
     STATEFUL: tl.constexpr,
 ):  # fmt: skip
     """`enter_gradient` of modal.py, of COUNT / 2 complex numbers."""
-    if STATEFUL:
-        gradient = times(exponential(modes[0], 1), state)
-        keep_state(ends[0], 0, (gradient[0], -gradient[1]), COUNT, 0, MODES, M, True)
+    if STATEFUL:  # noqa: SIM102 (a constant, then a value)
+        if span[1] == 0:
+            gradient = conjugate(times(exponential(modes[0], 1), state))
+            keep_state(ends[0], 0, gradient, COUNT, 0, MODES, M, True)
 
 
 @triton.jit
@@ -787,14 +799,64 @@ def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
 
 
 @triton.jit
+def across_spans(
+    state, ago, ends, span, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+    MODES: tl.constexpr, M: tl.constexpr, TIME: tl.constexpr,
+):  # fmt: skip
+    """`across_spans` of modal.py, of COUNT / 2 complex numbers."""
+    spans_ptr, program, spans, steps, left = span
+    mode = tl.arange(0, MODES // 2)[:, None]
+    lane = tl.arange(0, M // 8)[None, :]
+    decay = tl.load(ends[2] + mode, mask=mode < COUNT // 2, other=-1.0)
+    a = (decay, turns_of(tl.load(ends[3] + mode, mask=mode < COUNT // 2, other=0.0)))
+    begin = 0 if TIME == 1 else program
+    stop = program if TIME == 1 else spans - 1
+    added = zero_state(MODES, M)
+    for some in range(begin, stop, M // 8):
+        number = some + lane
+        there = (mode < COUNT // 2) & (number < stop)
+        between = tl.maximum(program - 1 - number if TIME == 1 else number - program, 0)
+        where = spans_ptr + number * (CHANNELS * COUNT) + 2 * mode
+        real = tl.load(where, mask=there, other=0.0)
+        imag = tl.load(where + 1, mask=there, other=0.0)
+        added = plus(added, times((real, imag), exponential(a, between * steps)))
+    real, imag = times(state, exponential(a, tl.maximum(ago, 0)))
+    return (
+        tl.where(ago >= 0, real, 0.0) + tl.sum(added[0], axis=1)[:, None],
+        tl.where(ago >= 0, imag, 0.0) + tl.sum(added[1], axis=1)[:, None],
+    )
+
+
+@triton.jit
 def enter_state(
-    ends, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr, STATEFUL: tl.constexpr
-):
-    """The state before the first step, for every lane of the scan: zero unless STATEFUL."""
+    ends, span, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """The state before the first step of a span, for every lane of the scan."""
+    state = zero_state(MODES, M)
     if STATEFUL:
-        return load_state(ends[0], 0, COUNT, 0, MODES, M)
-    else:
-        return zero_state(MODES, M)
+        state = load_state(ends[0], 0, COUNT, 0, MODES, M)
+    if SPLIT:
+        ago = span[1] * span[3]
+        state = across_spans(state, ago, ends, span, COUNT, CHANNELS, MODES, M, 1)
+    return state
+
+
+@triton.jit
+def enter_adjoint(
+    ends, span, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """The adjoint state after the last step of a span, for every lane of the scan. The gradient
+    of the last state joins the last span where its sequence ends (`leave_adjoint`), others here.
+    """
+    state = zero_state(MODES, M)
+    if SPLIT:
+        if STATEFUL:
+            state = conjugate(load_state(ends[1], 0, COUNT, 0, MODES, M))
+        ago = span[4] - span[3] - 1  # from the step after the span to the last
+        state = across_spans(state, ago, ends, span, COUNT, CHANNELS, MODES, M, -1)
+    return state
 
 
 @triton.jit
@@ -964,25 +1026,29 @@ def s4d_forward(
     states_ptr,  # [batch, tiles, CHANNELS, 64] float32: before every tile
     entry_ptr,  # [batch, CHANNELS, 64] float32: state before the first step
     exit_ptr,  # the same after the last step
+    spans_ptr,  # [batch, spans - 1, CHANNELS, 64] float32: what all but the last add
     first, last, end, time_programs, tiles,
     CHANNELS: tl.constexpr, UNIT: tl.constexpr,
-    STEP: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr, STATEFUL: tl.constexpr,
+    STEP: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr,
+    STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
     ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """z = x; y = filter * z + skip . z
 
-    A program computes `tiles` tiles of one channel, forward in time. A tile is SEGMENTS blocks of
-    BLOCK_T consecutive steps. Time counts from the first step written; activations are read in
-    [first, last), are zero elsewhere, and are written up to `end`. EVEN says that these three are
-    multiples of 8; strides count in units of STEP elements. STATEFUL says that there are states at
-    the ends, and a history.
+    A program walks forward in time along a span of one channel's sequence: `tiles` tiles, or what
+    is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
+
+    Time counts from the first step written; activations are read in [first, last), are zero
+    elsewhere, and are written up to `end`. EVEN says that these three are multiples of 8; strides
+    count in units of STEP elements. STATEFUL says that there are states at the ends, and a
+    history; SPLIT, that the sequence has several spans.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
     TILE: tl.constexpr = M * BLOCK_T
     PARTS: tl.constexpr = 1
-    H: tl.constexpr = M
     part: tl.constexpr = 0
+    H: tl.constexpr = M
     MODES: tl.constexpr = 64  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
@@ -998,10 +1064,13 @@ def s4d_forward(
         log_poles_ptr + (row) * 32,
         frequencies_ptr + (row) * 32,
     )
-    states_ptr += ((batch * time_programs + program).to(tl.int64) * tiles * CHANNELS + row) * 64
+    spans_ptr += (batch.to(tl.int64) * (time_programs - 1) * CHANNELS + row) * 64
+    states_ptr += ((batch.to(tl.int64) * tl.cdiv(end, TILE) + tile_0) * CHANNELS + row) * 64
     first -= tile_0 * TILE
     last -= tile_0 * TILE
     end -= tile_0 * TILE
+    span = (spans_ptr, program, time_programs, tiles * TILE, end)
+    tiles = tl.minimum(tiles, tl.cdiv(end, TILE))
     segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
     channel = 0
     inside = row < CHANNELS
@@ -1019,7 +1088,7 @@ def s4d_forward(
         PRECISION,
     )
     skip = load_vector(skip_ptr, row, inside)
-    x_state = enter_state(ends, 64, MODES, M, STATEFUL)
+    x_state = enter_state(ends, span, 64, CHANNELS, MODES, M, STATEFUL, SPLIT)
     for number in tl.range(0, tiles, num_stages=PREFETCH):
         t = number * TILE
         tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
@@ -1055,21 +1124,25 @@ def s4d_backward(
     states_ptr,  # [batch, tiles, CHANNELS, 64] float32: before every tile
     d_entry_ptr,  # [batch, CHANNELS, 64] float32: gradient of the state before the first step
     d_exit_ptr,  # the same after the last step
+    spans_ptr,  # [batch, spans - 1, CHANNELS, 64] float32: what all but the first add
     partials_ptr,  # [programs along batch and time, 129, CHANNELS] float32
     first, last, end, time_programs, tiles,
     CHANNELS: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
-    STEP: tl.constexpr, EVEN: tl.constexpr, STATEFUL: tl.constexpr,
+    STEP: tl.constexpr, EVEN: tl.constexpr,
+    STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
     ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
     PARTS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of every input, and partial sums of those of parameters.
 
-    A program computes `tiles` tiles of one channel, backward in time. A tile is SEGMENTS blocks of
-    BLOCK_T consecutive steps, of which rows are computed in PARTS. Time counts from the first step
-    written; activations are read in
-    [first, last), are zero elsewhere, and are written up to `end`. EVEN says that these three are
-    multiples of 8; strides count in units of STEP elements. STATEFUL says that there are states at
-    the ends, and a history.
+    A program walks backward in time along a span of one channel's sequence: `tiles` tiles, or what
+    is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps, rows of which are computed in
+    PARTS.
+
+    Time counts from the first step written; activations are read in [first, last), are zero
+    elsewhere, and are written up to `end`. EVEN says that these three are multiples of 8; strides
+    count in units of STEP elements. STATEFUL says that there are states at the ends, and a
+    history; SPLIT, that the sequence has several spans.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
@@ -1092,10 +1165,13 @@ def s4d_backward(
         log_poles_ptr + (row) * 32,
         frequencies_ptr + (row) * 32,
     )
-    states_ptr += ((batch * time_programs + program).to(tl.int64) * tiles * CHANNELS + row) * 64
+    spans_ptr += (batch.to(tl.int64) * (time_programs - 1) * CHANNELS + row) * 64
+    states_ptr += ((batch.to(tl.int64) * tl.cdiv(end, TILE) + tile_0) * CHANNELS + row) * 64
     first -= tile_0 * TILE
     last -= tile_0 * TILE
     end -= tile_0 * TILE
+    span = (spans_ptr, program, time_programs, tiles * TILE, end)
+    tiles = tl.minimum(tiles, tl.cdiv(end, TILE))
     segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
     channel = 0
     inside = row < CHANNELS
@@ -1115,7 +1191,7 @@ def s4d_backward(
     skip = load_vector(skip_ptr, row, inside)
     d_skip = zero_taps(1, M // 2, N)
     d_filter = zero_modes(MODES, M, BLOCK_T, STATEFUL)
-    dy_state = zero_state(MODES, M)
+    dy_state = enter_adjoint(ends, span, 64, CHANNELS, MODES, M, STATEFUL, SPLIT)
     for back in tl.range(0, tiles, num_stages=PREFETCH):
         number = tiles - 1 - back
         t = number * TILE
@@ -1173,7 +1249,153 @@ def s4d_backward(
         M,
         BLOCK_T,
     )
-    enter_gradient(dy_state, filter, ends, 64, MODES, M, STATEFUL)
+    enter_gradient(dy_state, filter, ends, span, 64, MODES, M, STATEFUL)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "x_batch", "x_row",
+        "first", "last", "end", "time_programs", "tiles",
+    ]
+)  # fmt: skip
+def s4d_forward_ends(
+    x_ptr, x_batch, x_row,
+    log_poles_ptr,  # (1024, 32)
+    frequencies_ptr,  # (1024, 32)
+    residues_real_ptr,  # (1024, 32)
+    residues_imag_ptr,  # (1024, 32)
+    spans_ptr,  # [batch, spans but one, CHANNELS, 64] float32: what each adds to the state
+    first, last, end, time_programs, tiles,
+    CHANNELS: tl.constexpr, UNIT: tl.constexpr,
+    STEP: tl.constexpr, EVEN: tl.constexpr,
+    STATEFUL: tl.constexpr,
+    ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+):  # fmt: skip
+    """What each span of the sequence adds to the state at its end.
+
+    A program walks forward in time along a span of one channel's sequence: `tiles` tiles, or what
+    is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
+
+    Time counts from the first step written; activations are read in [first, last), are zero
+    elsewhere, and are written up to `end`. EVEN says that these three are multiples of 8; strides
+    count in units of STEP elements. STATEFUL says that there are states at the ends, and a
+    history.
+    """
+    N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
+    M: tl.constexpr = SEGMENTS  # rows of a product
+    TILE: tl.constexpr = M * BLOCK_T
+    H: tl.constexpr = M
+    MODES: tl.constexpr = 64  # with those that only fill a product
+    OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
+    PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
+    batch, row, program = locate(tl.program_id(0), time_programs, 1, CHANNELS)
+    spans_ptr += ((batch * time_programs + program).to(tl.int64) * CHANNELS + row) * 64
+    tile_0 = program * tiles
+    origin = (batch, row, tile_0 * TILE)
+    x_ptr, x_row = advance(x_ptr, x_batch, x_row, STEP, UNIT, origin)
+    first -= tile_0 * TILE
+    last -= tile_0 * TILE
+    end -= tile_0 * TILE
+    tiles = tl.minimum(tiles, tl.cdiv(end, TILE))
+    segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
+    channel = 0
+    inside = row < CHANNELS
+    filter = load_modes(
+        log_poles_ptr,
+        frequencies_ptr,
+        residues_real_ptr,
+        residues_imag_ptr,
+        row,
+        32,
+        MODES,
+        M,
+        BLOCK_T,
+        OPERAND,
+        PRECISION,
+    )
+    x_state = zero_state(MODES, M)
+    for number in tl.range(0, tiles, num_stages=PREFETCH):
+        t = number * TILE
+        tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
+        x = load_rows(x_ptr, x_row, UNIT, tile, 0, ROWS, EVEN, ROWS, H, N)
+        x_block = block_of((piece_of(x, H, N, OPERAND),), M, N, PRECISION)
+        x_states, x_state = states_before(x_block, filter, x_state, MODES, M, OPERAND, PRECISION)
+    keep_state(spans_ptr, 0, x_state, 64, CHANNELS, MODES, M, True)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "dy_batch", "dy_row",
+        "first", "last", "end", "time_programs", "tiles",
+    ]
+)  # fmt: skip
+def s4d_backward_ends(
+    dy_ptr, dy_batch, dy_row,
+    log_poles_ptr,  # (1024, 32)
+    frequencies_ptr,  # (1024, 32)
+    residues_real_ptr,  # (1024, 32)
+    residues_imag_ptr,  # (1024, 32)
+    spans_ptr,  # [batch, spans but one, CHANNELS, 64] float32: what each adds to the state
+    first, last, end, time_programs, tiles,
+    CHANNELS: tl.constexpr, UNIT: tl.constexpr,
+    STEP: tl.constexpr, EVEN: tl.constexpr,
+    STATEFUL: tl.constexpr,
+    ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+):  # fmt: skip
+    """What each span of the sequence adds to the adjoint state at its begin.
+
+    A program walks backward in time along a span of one channel's sequence: `tiles` tiles, or what
+    is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
+
+    Time counts from the first step written; activations are read in [first, last), are zero
+    elsewhere, and are written up to `end`. EVEN says that these three are multiples of 8; strides
+    count in units of STEP elements. STATEFUL says that there are states at the ends, and a
+    history.
+    """
+    N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
+    M: tl.constexpr = SEGMENTS  # rows of a product
+    TILE: tl.constexpr = M * BLOCK_T
+    H: tl.constexpr = M
+    MODES: tl.constexpr = 64  # with those that only fill a product
+    OPERAND: tl.constexpr = tl.bfloat16 if dy_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
+    PRECISION: tl.constexpr = "tf32" if dy_ptr.dtype.element_ty == tl.float16 else "ieee"
+    batch, row, program = locate(tl.program_id(0), time_programs, 1, CHANNELS)
+    spans_ptr += ((batch * time_programs + program).to(tl.int64) * CHANNELS + row) * 64
+    program += 1  # nothing is before the first span
+    tile_0 = program * tiles
+    origin = (batch, row, tile_0 * TILE)
+    dy_ptr, dy_row = advance(dy_ptr, dy_batch, dy_row, STEP, 1, origin)
+    first -= tile_0 * TILE
+    last -= tile_0 * TILE
+    end -= tile_0 * TILE
+    tiles = tl.minimum(tiles, tl.cdiv(end, TILE))
+    segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
+    channel = 0
+    inside = row < CHANNELS
+    filter = load_modes(
+        log_poles_ptr,
+        frequencies_ptr,
+        residues_real_ptr,
+        residues_imag_ptr,
+        row,
+        32,
+        MODES,
+        M,
+        BLOCK_T,
+        OPERAND,
+        PRECISION,
+    )
+    dy_state = zero_state(MODES, M)
+    for back in tl.range(0, tiles, num_stages=PREFETCH):
+        number = tiles - 1 - back
+        t = number * TILE
+        tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
+        dy = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
+        dy_block = block_of((piece_of(dy, H, N, OPERAND),), M, N, PRECISION)
+        dy_states, dy_state = states_after(
+            dy_block, filter, dy_state, MODES, M, OPERAND, PRECISION
+        )
+    keep_state(spans_ptr, 0, dy_state, 64, CHANNELS, MODES, M, True)
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -1276,12 +1498,17 @@ def even(bounds: tuple[int, int, int]) -> bool:
     return all(bound % 8 == 0 for bound in bounds)
 
 
-def walk_programs(batch: int, steps: int, schedule: dict[str, int]) -> tuple[int, int, int]:
-    """As `programs` for programs that walk along all of time: 1, tiles of a program, programs in
-    all.
+def walk_programs(
+    batch: int, steps: int, schedule: dict[str, int], wanted: int
+) -> tuple[int, int, int]:
+    """As `programs` for programs that walk along all of time, or along a span of it where there
+    would be less than half of the programs wanted: spans, tiles of a span, programs in all.
     """
-    tiles = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
-    return 1, tiles, batch * CHANNELS
+    tiles_in_all = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
+    spans = min(tiles_in_all, wanted // max(1, batch * CHANNELS))
+    tiles = -(-tiles_in_all // max(1, spans))
+    time_programs = -(-tiles_in_all // tiles)
+    return time_programs, tiles, batch * time_programs * CHANNELS
 
 
 def allocate_states(like: Tensor, steps: int, modes: int, keep: bool) -> Tensor:
@@ -1291,6 +1518,11 @@ def allocate_states(like: Tensor, steps: int, modes: int, keep: bool) -> Tensor:
     schedule = SCHEDULE["forward"]
     tiles = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"])) if keep else 0
     return like.new_empty((like.shape[0], tiles, CHANNELS, modes), dtype=torch.float32)
+
+
+def allocate_spans(like: Tensor, spans: int, modes: int) -> Tensor:
+    """Room for what all spans but one add to the state: [batch, spans - 1, CHANNELS, modes]."""
+    return like.new_empty((like.shape[0], spans - 1, CHANNELS, modes), dtype=torch.float32)
 
 
 def whole_state(
@@ -1387,12 +1619,34 @@ def launch_forward(
         p.contiguous() for p in parameters
     )
     first, steps, bounds = segment(x, context, begin, end, schedule["BLOCK_T"])
-    time_programs, tiles, grid = walk_programs(x.shape[0], steps, schedule)
+    time_programs, tiles, grid = walk_programs(x.shape[0], steps, schedule, PROGRAMS["forward"])
     states = allocate_states(x, steps, 64, keep)
     history, entry = whole_state(state, x, states, context, steps)
     leaving = torch.empty_like(entry) if state is not None else states
+    spans = allocate_spans(x, time_programs, 64)
     outputs = [allocate(x, steps)]
     step = stride_step(schedule, (x, *outputs), tiles)
+    if spans.numel():
+        launch(
+            s4d_forward_ends,
+            grid // time_programs * (time_programs - 1),
+            *operand(x, first, step),
+            log_poles,
+            frequencies,
+            residues_real,
+            residues_imag,
+            spans,
+            *bounds,
+            time_programs - 1,
+            tiles,
+            options=OPTIONS["forward_ends"],
+            CHANNELS=CHANNELS,
+            UNIT=unit,
+            STEP=step,
+            EVEN=even(bounds),
+            STATEFUL=state is not None,
+            **SCHEDULE["forward_ends"],
+        )
     if grid:
         launch(
             s4d_forward,
@@ -1407,6 +1661,7 @@ def launch_forward(
             states,
             entry,
             leaving,
+            spans,
             *bounds,
             time_programs,
             tiles,
@@ -1417,6 +1672,7 @@ def launch_forward(
             EVEN=even(bounds),
             KEEP=keep,
             STATEFUL=state is not None,
+            SPLIT=time_programs > 1,
             **schedule,
         )
     return [*outputs, states] if state is None else [*outputs, states, leaving]
@@ -1454,16 +1710,37 @@ def launch_backward(
     first, steps, bounds = segment(x, context, begin, end, tile)
     gradients = [allocate(x, steps) for x in inputs]
     d_inputs = unpack(gradients)
-    time_programs, tiles, grid = walk_programs(dy.shape[0], steps, schedule)
+    time_programs, tiles, grid = walk_programs(dy.shape[0], steps, schedule, PROGRAMS["backward"])
     history, entry = whole_state(state, x, states, context, steps)
-    d_history = d_entry = d_leaving_entry = states
+    d_entry = d_leaving_entry = states
     if state is not None:
         assert d_leaving is not None
-        d_history = torch.empty_like(history, dtype=torch.float32)
         d_entry, d_leaving_entry = torch.empty_like(entry), d_leaving.contiguous()
+    spans = allocate_spans(dy, time_programs, 64)
     step = stride_step(schedule, (x, dy, *d_inputs), tiles)
     splits = dy.shape[0] * time_programs
     partials = dy.new_empty((splits, 129, CHANNELS), dtype=torch.float32)
+    if spans.numel():
+        launch(
+            s4d_backward_ends,
+            grid // time_programs * (time_programs - 1),
+            *operand(dy, begin, step),
+            log_poles,
+            frequencies,
+            residues_real,
+            residues_imag,
+            spans,
+            *bounds,
+            time_programs - 1,
+            tiles,
+            options=OPTIONS["backward_ends"],
+            CHANNELS=CHANNELS,
+            UNIT=unit,
+            STEP=step,
+            EVEN=even(bounds),
+            STATEFUL=state is not None,
+            **SCHEDULE["backward_ends"],
+        )
     if grid:
         launch(
             s4d_backward,
@@ -1479,6 +1756,7 @@ def launch_backward(
             states,
             d_entry,
             d_leaving_entry,
+            spans,
             partials,
             *bounds,
             time_programs,
@@ -1490,6 +1768,7 @@ def launch_backward(
             STEP=step,
             EVEN=even(bounds),
             STATEFUL=state is not None,
+            SPLIT=time_programs > 1,
             **schedule,
         )
     gradients += reduce_partials(
@@ -1499,7 +1778,7 @@ def launch_backward(
         [log_poles, frequencies, residues_real, residues_imag, skip],
     )
     if state is not None:
-        gradients += [d_history.to(history.dtype), d_entry]
+        gradients += [torch.empty_like(history), d_entry]
     return gradients
 
 
@@ -1742,7 +2021,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_6a6adeea"
+    name = unique = "s4d_5b83a1c6"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -25,6 +25,7 @@ from sh2gen.plan import (
     KeepState,
     KernelPlan,
     Layout,
+    LeaveSpan,
     LoadModes,
     LoadRows,
     LoadState,
@@ -187,7 +188,9 @@ def work(kernel: KernelPlan, layout: Layout, io: DType) -> Work:
                 pass  # once a tile, or a sequence
             case LoadTaps() | LoadVector() | LoadToeplitz() | ZeroTaps() | ZeroToeplitz():
                 pass  # once a program, not once a row
-            case LoadModes() | ZeroModes() | StoreModes() | StorePartial() | StoreToeplitz():
+            case LoadModes() | ZeroModes() | StoreModes() | LeaveSpan():
+                pass
+            case StorePartial() | StoreToeplitz():
                 pass
             case _:
                 assert_never(statement)

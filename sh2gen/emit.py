@@ -46,6 +46,7 @@ from sh2gen.plan import (
     KeepState,
     KernelPlan,
     Layout,
+    LeaveSpan,
     LoadModes,
     LoadRows,
     LoadState,
@@ -75,7 +76,7 @@ from sh2gen.plan import (
     ZeroToeplitz,
 )
 from sh2gen.resources import folder
-from sh2gen.schedule import Schedule
+from sh2gen.schedule import DIRECTIONS, Schedule
 from sh2gen.source import KernelSource, Role, Source
 from sh2gen.spec import (
     Bias,
@@ -142,7 +143,7 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
     saved = [*plan.saved, *(["states"] if plan.states else [])]
     enters = spec.state is not None and spec.state.initial
     leaves = spec.state is not None and spec.state.final
-    kernels = [_kernel(spec, plan, kernel) for kernel in plan.kernels]
+    kernels = [_kernel(spec, plan, kernel) for kernel in (*plan.kernels, *plan.ends)]
     twin = _twin(plan, schedule)
     if twin is not None:
         kernels.append(_phased_kernel(spec, plan, twin))
@@ -526,6 +527,9 @@ def _lines(
                     f"keep_state(states_ptr, number, {state}, {spec.filter.state_size}, CHANNELS, "
                     f"MODES, M, KEEP)"
                 )
+            case LeaveSpan(state=state):
+                count = spec.filter.state_size
+                return f"keep_state(spans_ptr, 0, {state}, {count}, CHANNELS, MODES, M, True)"
             case States(out=out, blocks=blocks, modes=modes, state=state):
                 return (
                     f"{out}, {state} = {statement.helper}({blocks}, {modes}, {state}, "
@@ -624,16 +628,16 @@ def _carried(
     loads: dict[str, list[str]] = {}
     early = {s.out for s in program.warmup if isinstance(s, LoadRows)}
     stored = {s.out for s in program.body if isinstance(s, LoadState)}
+    enter = "enter_state" if program.time == +1 else "enter_adjoint"
+    ends = any(isinstance(s, LeaveSpan) for s in program.epilogue)
     for statement in program.body:
         match statement:
             case Remember(out=out):
                 zeros.append(f"{out}_kept = zero_blocks(HISTORY, {lanes}, BLOCK_T, OPERAND)")
             case States(state=state) if state not in stored:
-                if program.time == +1:
-                    constants = f"{size}, MODES, M, STATEFUL"
-                    zeros.append(f"{state} = enter_state(ends, {constants})")
-                else:
-                    zeros.append(f"{state} = zero_state(MODES, M)")
+                constants = f"{size}, CHANNELS, MODES, M, STATEFUL, SPLIT"
+                entered = f"{enter}(ends, span, {constants})"
+                zeros.append(f"{state} = {'zero_state(MODES, M)' if ends else entered}")
             case Extend(x=x, count=count):
                 zeros.append(f"{x.name}_after = zero_rows({count}, {lanes}, N)")
             case LoadRows(tensor=tensor, rows=rows, history=True):
@@ -658,11 +662,12 @@ def _edge(spec: OpSpec, edge: Edge, held: dict[str, Rows]) -> str:
     match edge.helper:
         case "history_gradient":
             return (
-                f"history_gradient(d_history_ptr, row, {values}, {edge.role}, CHANNELS, M, N, "
-                f"STATEFUL)"
+                f"history_gradient(d_history_ptr, row, {values}, {edge.role}, CHANNELS, H, N, "
+                f"STATEFUL, SPLIT)"
             )
         case "enter_gradient":
-            return f"enter_gradient({values}, ends, {spec.filter.state_size}, MODES, M, STATEFUL)"
+            constants = f"{spec.filter.state_size}, MODES, M, STATEFUL"
+            return f"enter_gradient({values}, ends, span, {constants})"
         case helper:
             constants = f"{spec.filter.state_size}, MODES, M, N, STATEFUL"
             return f"{outs}{helper}({values}, tile, ends, {constants})"
@@ -702,6 +707,8 @@ def _helper_names(kernel: KernelPlan) -> set[str]:
                 names |= {"look_ahead" if ahead else "remember", "zero_blocks"}
             case Extend():
                 names |= {"extend", "zero_rows"}
+            case LeaveSpan():
+                names.add("keep_state")
             case LoadModes() | ZeroModes() | LoadState() | KeepState() | StoreModes():
                 names |= {_MODAL_HELPERS[type(statement)], "load_poles"}
             case Blocks():
@@ -711,7 +718,7 @@ def _helper_names(kernel: KernelPlan) -> set[str]:
             case States(direction=direction):
                 names.add(statement.helper)
                 if direction == kernel.program.time:
-                    names.add("enter_state" if direction == +1 else "zero_state")
+                    names |= {"enter_state" if direction == +1 else "enter_adjoint", "zero_state"}
             case Edge(helper=helper):
                 names.add(helper)
             case ModalConv():
@@ -750,7 +757,6 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
     """What the skeleton asks for."""
     program = kernel.program
     units = _units(spec, kernel)
-    forward = kernel is plan.forward
     shapes = {p.name: str(p.shape) for p in spec.parameters}
     shapes.setdefault("log_poles", shapes.get("residues", ""))
     lanes = {"tile": "BLOCK_D", "stream": "M", "recurrence": "H"}[kernel.skeleton]
@@ -765,14 +771,18 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
     def lines(statements: Iterable[Statement]) -> list[str]:
         return _lines(spec, statements, strides, {}, lanes)
 
+    doc = "Gradients of every input, and partial sums of those of parameters."
+    if kernel is plan.forward:
+        doc = _formula(spec).replace("\n", "; ")
+    if kernel in plan.ends:
+        what, where = ("state", "end") if program.time == +1 else ("adjoint state", "begin")
+        doc = f"What each span of the sequence adds to the {what} at its {where}."
     return {
         "skeleton": f"{kernel.skeleton}.py.j2",
         "function": f"{spec.op}_{kernel.name}",
-        "doc": _formula(spec).replace("\n", "; ")
-        if forward
-        else "Gradients of every input, and partial sums of those of parameters.",
+        "doc": doc,
         "activations": [*program.loads, *program.stores],
-        "units": ["UNIT"] if forward else ["UNIT", "D_UNIT"],
+        "units": ["UNIT", "D_UNIT"] if kernel is plan.backward else ["UNIT"],
         "pointers": list(units.items()),
         "parameters": [(name, shapes[name]) for name in program.parameters],
         "prologue": [*lines(program.prologue), *zeros],
@@ -784,6 +794,8 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
             together(program.epilogue) if kernel.skeleton == "recurrence" else program.epilogue
         ),
         "backward": program.time == -1,
+        "ends": kernel in plan.ends,
+        "parts": any(isinstance(s, Parts) for s in program.body),
         "length": spec.filter.length,
         "modes": spec.filter.state_size,
         "padded_modes": max(16, 1 << (max(1, spec.filter.state_size) - 1).bit_length()),
@@ -843,12 +855,16 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
         "helpers": helpers + (_texts("reduce") if sums else []),
         "twin": twin is not None,
         "sums": {"partials": emit_reduce.summed(sums), "sections": sums},
-        "launch_helpers": _launch_helpers(plan, schedule),
+        "launch_helpers": _launch_helpers(plan, schedule, featurizer_lag(spec)),
         "forward_stores": [("y", *plan.saved).index(name) for name in forward.stores],
         "forward_parameters": list(forward.parameters),
         "backward_loads": list(backward.loads),
         "backward_stores": [inputs.index(name) for name in backward.stores],
         "backward_parameters": list(backward.parameters),
+        "ends": {kernel.direction: kernel.program for kernel in plan.ends},
+        "programs": _literal(
+            {d: dict(schedule.numbers(d)).get("PROGRAMS") for d in DIRECTIONS}, 0
+        ),
         "streams": plan.forward.skeleton == "stream",
         "recurrence": plan.forward.skeleton == "recurrence",
         "walks": plan.forward.skeleton != "tile",
@@ -859,12 +875,13 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
     }
 
 
-def _launch_helpers(plan: Plan, schedule: Schedule) -> list[str]:
+def _launch_helpers(plan: Plan, schedule: Schedule, lag: int) -> list[str]:
     """Those of the launchers, with one of the two ways to count programs."""
     assert plan.forward is not None
     counts = {"tile": "programs", "stream": "stream_programs", "recurrence": "walk_programs"}
     others = [name for how, name in counts.items() if how != plan.forward.skeleton]
-    others += [] if plan.states else ["allocate_states", "whole_state"]
+    others += [] if plan.states else ["allocate_states", "whole_state", "allocate_spans"]
+    others += [] if plan.states and lag else ["allocate_edges", "add_edges"]
     others += [] if _twin(plan, schedule) else ["suits_sm90"]
     others += [] if plan.reductions else ["reduce_partials"]
     return [f.text for f in _part("launch") if f.name not in others]
@@ -878,10 +895,8 @@ _PARTS_SM90 = ("sm90", "rows", "channels_first")
 def _numbers(plan: Plan, schedule: Schedule) -> list[tuple[str, str, str]]:
     """The numbers of each kernel as its constants and as the compiler's options."""
     found = []
-    for kernel in plan.kernels:
-        numbers = dict(schedule.numbers(kernel.name))
-        numbers.pop("TILES_SM90", None)
-        found.append((kernel.name, numbers))
+    for kernel in (*plan.kernels, *plan.ends):
+        found.append((kernel.name, _kernel_numbers(plan, kernel, schedule)))
         if twin := schedule.twin(kernel.name):
             found.append((f"{kernel.name}_sm90", twin))
     literals = []
@@ -894,23 +909,31 @@ def _numbers(plan: Plan, schedule: Schedule) -> list[tuple[str, str, str]]:
     return literals
 
 
+def _kernel_numbers(plan: Plan, kernel: KernelPlan, schedule: Schedule) -> dict[str, int]:
+    """The numbers of a kernel, without those that only say when it is launched."""
+    others = {"TILES_SM90", "PROGRAMS"} | ({"PARTS"} if kernel in plan.ends else set())
+    numbers = schedule.numbers(kernel.direction)
+    return {name: number for name, number in numbers if name not in others}
+
+
 def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[KernelSource, ...]:
     """How a launch of each kernel looks to the compiler, for separate contiguous inputs."""
     io = "*" + _TRITON[spec.dtype.io]
     sources: list[KernelSource] = []
-    for kernel in plan.kernels:
+    for kernel in (*plan.kernels, *plan.ends):
         program = kernel.program
-        backward = kernel is plan.backward
+        backward, ends = kernel is plan.backward, kernel in plan.ends
         activations = (*program.loads, *program.stores)
         signature: list[tuple[str, str]] = []
         for name in activations:
             signature += [(f"{name}_ptr", io), (f"{name}_batch", "i32"), (f"{name}_row", "i32")]
         kept = [f"{name}_ptr" for name in program.parameters]
         if plan.states:
-            ends = ["d_entry_ptr", "d_exit_ptr"] if backward else ["entry_ptr", "exit_ptr"]
             history = ["history_ptr"] if featurizer_lag(spec) else []
             d_history = ["d_history_ptr"] if history and backward else []
-            kept += ["states_ptr", *history, *d_history, *ends]
+            both = ["d_entry_ptr", "d_exit_ptr"] if backward else ["entry_ptr", "exit_ptr"]
+            kept += history if ends else ["states_ptr", *history, *d_history, *both]
+            kept += ["spans_ptr"]
         kept += ["partials_ptr"] if program.partial_rows else []
         kept += ["group_partials_ptr"] if _sums_groups(program) else []
         pointers = tuple(f"{name}_ptr" for name in activations)
@@ -918,19 +941,22 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
         scalars = ["first", "last", "end", "time_programs"]
         scalars += ["tiles"] if kernel.skeleton != "tile" else []
         signature += [(name, "i32") for name in scalars]
-        numbers = dict(schedule.numbers(kernel.name))
-        numbers.pop("TILES_SM90", None)
+        numbers = _kernel_numbers(plan, kernel, schedule)
         warps, stages = numbers.pop("num_warps"), numbers.pop("num_stages", 3)
         registers = numbers.pop("maxnreg", 0) or None
         constants: dict[str, int | bool | float | str] = {"CHANNELS": spec.channels, "UNIT": 1}
         constants |= {"D_UNIT": 1} if backward else {}
         constants |= {"STEP": 8, "EVEN": True}
-        constants |= {"KEEP": True} if plan.states and not backward else {}
+        constants |= {"KEEP": True} if plan.states and not backward and not ends else {}
         constants |= {"STATEFUL": spec.state is not None} if plan.states else {}
+        if plan.states and not ends:
+            few = min(w.batch for w in spec.workloads) * spec.channels
+            programs = dict(schedule.numbers(kernel.direction))["PROGRAMS"]
+            constants |= {"SPLIT": 2 * few <= programs}
         sources.append(
             KernelSource(
                 name=f"{spec.op}_{kernel.name}",
-                role=Role.BACKWARD if backward else Role.FORWARD,
+                role=Role.BACKWARD if kernel.direction == "backward" else Role.FORWARD,
                 signature=tuple(signature),
                 constants=tuple((constants | numbers).items()),
                 divisible=(*pointers, *kept),

@@ -43,6 +43,7 @@ from sh2gen.plan import (
     Extend,
     Fir,
     KeepState,
+    LeaveSpan,
     LoadModes,
     LoadRows,
     LoadState,
@@ -402,7 +403,7 @@ class _Launch:
                 self.partials[first : first + count] = sums.transpose(1, 2).flatten(0, 1)
             case ZeroModes() | LoadState() | KeepState() | States() | StateGradient() | Edge():
                 pass  # nothing is cut into tiles here
-            case Parts() | EndParts():
+            case Parts() | EndParts() | LeaveSpan():
                 pass  # nothing is cut into tiles here
             case ZeroTaps(out=out, length=length):
                 batch, channels, steps = self.like.shape

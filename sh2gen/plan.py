@@ -361,6 +361,16 @@ class KeepState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeaveSpan:
+    """Write the state that a span of the sequence adds at its edge, for the spans that follow."""
+
+    state: str
+
+    def __str__(self) -> str:
+        return f"keep_state(spans, {self.state})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class States:
     """The states of all modes before each block (direction +1), or those of the adjoint after
     each (-1), from the blocks themselves and the state at the tile's edge, which is updated.
@@ -446,12 +456,13 @@ class StoreModes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edge:
-    """What a stream does where its sequence begins or ends, if a state is carried in and out.
+    """What a stream does where its sequence begins or ends, if a state is carried in and out, or
+    where one of its spans does.
 
     Attributes:
         helper: leave_state writes the last state; leave_gradient and leave_adjoint add what its
             gradient gives, to those of modes and to those of steps; enter_gradient writes that of
-            the first state, history_gradient that of an input's history.
+            the first state, history_gradient that of the steps before the first of an input.
         outs: the values that it updates.
         values: these, states, modes and taps.
         x: rows of the tile.
@@ -467,7 +478,7 @@ class Edge:
     def __str__(self) -> str:
         arguments = ", ".join([*self.values, *([str(self.x)] if self.x else [])])
         outs = f"{', '.join(self.outs)} = " if self.outs else ""
-        return f"{outs}{self.helper}({arguments})  # of sequences with a state"
+        return f"{outs}{self.helper}({arguments})  # at the ends of a sequence"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -519,6 +530,7 @@ Statement = (
     | Blocks
     | LoadState
     | KeepState
+    | LeaveSpan
     | States
     | ModalConv
     | StateGradient
@@ -665,7 +677,7 @@ class TileProgram:
                 assert statement.out not in held, f"{statement}: {statement.out} is defined twice"
                 held[statement.out] = statement.rows
         for statement in self.epilogue:
-            if isinstance(statement, Edge):
+            if isinstance(statement, Edge | LeaveSpan):
                 continue
             assert isinstance(statement, StorePartial | StoreToeplitz | StoreModes)
             assert statement.total in totals, f"{statement}: {statement.total} is not zeroed"
@@ -736,6 +748,11 @@ class KernelPlan:
             self.phased.validate()
 
     @property
+    def direction(self) -> str:
+        """Of whose numbers it takes: forward or backward."""
+        return self.name.partition("_")[0]
+
+    @property
     def phased(self) -> TileProgram:
         """The program with its body in phases."""
         assert self.phases is not None
@@ -785,6 +802,8 @@ class Plan:
         backward_graph: its adjoint under the cut `saved`.
         forward: the kernel, or None if the plain-PyTorch path is the algorithm.
         backward: likewise.
+        ends: the kernels that find what each span of a sequence adds to the state at its end, and
+            to that of the adjoint at its begin, where several programs share one channel.
         reductions: parameter gradients summed from the backward kernel's partial sums.
         eager: how the plain-PyTorch path convolves.
     """
@@ -797,6 +816,7 @@ class Plan:
     backward_graph: Graph
     forward: KernelPlan | None = None
     backward: KernelPlan | None = None
+    ends: tuple[KernelPlan, ...] = ()
     reductions: tuple[Reduction, ...] = ()
     eager: EagerConv = EagerConv.DIRECT
 
@@ -817,6 +837,11 @@ class Plan:
             blocks.append(f"{kernel.name} kernel ({kernel.skeleton}):\n{_indent(kernel.program)}")
             if kernel.phases is not None:
                 blocks.append(f"its tiles on sm_90, in phases:\n{_indent(kernel.phases)}")
+        for kernel in self.ends:
+            blocks.append(
+                f"{kernel.name} kernel ({kernel.skeleton}), if several programs share a channel:\n"
+                f"{_indent(kernel.program)}"
+            )
         for reduction in self.reductions:
             last = reduction.first + reduction.rows - 1
             of = "of groups " if reduction.by_group else ""

@@ -36,9 +36,12 @@ from sh2gen.plan import (
     KeepState,
     KernelPlan,
     Layout,
+    LeaveSpan,
     LoadModes,
     LoadRows,
     LoadState,
+    LoadTaps,
+    LoadVector,
     ModalConv,
     ModalGradient,
     Operand,
@@ -46,6 +49,7 @@ from sh2gen.plan import (
     Plan,
     Recall,
     Reduction,
+    Rowwise,
     StateGradient,
     Statement,
     States,
@@ -108,6 +112,13 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
             backward=KernelPlan(
                 name="backward", skeleton="recurrence", parts=parts, program=backward
             ),
+            ends=tuple(
+                KernelPlan(name=f"{name}_ends", skeleton="recurrence", parts=parts, program=ends)
+                for name, ends in (
+                    ("forward", _ends(graph, +1)),
+                    ("backward", _ends(backward_graph, -1)),
+                )
+            ),
             reductions=reductions,
             eager=EagerConv.MODAL,
         ),
@@ -159,6 +170,33 @@ def _forward(graph: Graph) -> TileProgram:
     body.append(StoreRows(tensor="y", x=Operand(graph.outputs[0], BLOCK)))
     body = [s for statement in body for s in _recalled(statement)]
     return TileProgram(prologue=tuple(stream.prologue), body=_with_history(body))
+
+
+def _ends(graph: Graph, time: int) -> TileProgram:
+    """The part of a stream that its state depends on. It begins with zero, and writes what the
+    stream adds.
+    """
+    stream = _Stream(graph, time=time)
+    conv = stream.conv(time)
+    needed = stream.before([conv.x])
+    rows = [s for node in graph.nodes if node.out in needed for s in stream.statements(node)]
+    body = [*rows, *_states(conv.x, conv.taps, time)]
+    used = {conv.taps}
+    for s in rows:
+        match s:
+            case Fir(taps=taps):
+                used.add(taps)
+            case Rowwise(vector=str(vector)):
+                used.add(vector)
+            case _:
+                pass
+    loads = [s for s in stream.prologue if isinstance(s, LoadTaps | LoadVector | LoadModes)]
+    return TileProgram(
+        prologue=tuple(load for load in loads if load.out in used),
+        body=_with_history(body),
+        epilogue=(LeaveSpan(state=f"{conv.x}_state"),),
+        time=time,
+    )
 
 
 def _recalled(statement: Statement) -> list[Statement]:

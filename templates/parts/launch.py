@@ -92,12 +92,17 @@ def stream_programs(
     return along_time, tiles, batch * along_time * along_channels
 
 
-def walk_programs(batch: int, steps: int, schedule: dict[str, int]) -> tuple[int, int, int]:
-    """As `programs` for programs that walk along all of time: 1, tiles of a program, programs in
-    all.
+def walk_programs(
+    batch: int, steps: int, schedule: dict[str, int], wanted: int
+) -> tuple[int, int, int]:
+    """As `programs` for programs that walk along all of time, or along a span of it where there
+    would be less than half of the programs wanted: spans, tiles of a span, programs in all.
     """
-    tiles = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
-    return 1, tiles, batch * CHANNELS
+    tiles_in_all = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
+    spans = min(tiles_in_all, wanted // max(1, batch * CHANNELS))
+    tiles = -(-tiles_in_all // max(1, spans))
+    time_programs = -(-tiles_in_all // tiles)
+    return time_programs, tiles, batch * time_programs * CHANNELS
 
 
 def allocate_states(like: Tensor, steps: int, modes: int, keep: bool) -> Tensor:
@@ -107,6 +112,25 @@ def allocate_states(like: Tensor, steps: int, modes: int, keep: bool) -> Tensor:
     schedule = SCHEDULE["forward"]
     tiles = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"])) if keep else 0
     return like.new_empty((like.shape[0], tiles, CHANNELS, modes), dtype=torch.float32)
+
+
+def allocate_spans(like: Tensor, spans: int, modes: int) -> Tensor:
+    """Room for what all spans but one add to the state: [batch, spans - 1, CHANNELS, modes]."""
+    return like.new_empty((like.shape[0], spans - 1, CHANNELS, modes), dtype=torch.float32)
+
+
+def allocate_edges(like: Tensor, spans: int, lag: int) -> Tensor:
+    """Room for the gradients that spans give to the `lag` steps before them, of all inputs."""
+    shape = (like.shape[0], spans, len(INPUTS) * CHANNELS, lag)
+    return like.new_empty(shape, dtype=torch.float32)
+
+
+def add_edges(d_inputs: Sequence[Tensor], edges: Tensor, steps: int) -> None:
+    """Add to the last gradients of every span of so many steps what the next span gives them."""
+    between, lag = edges.shape[1] - 1, edges.shape[3]
+    for d_input, given in zip(d_inputs, edges[:, 1:].chunk(len(d_inputs), 2), strict=True):
+        within = d_input.narrow(TIME, steps - lag, (between - 1) * steps + lag)
+        within.unfold(TIME, lag, steps).add_(given.transpose(1, 2))
 
 
 def whole_state(

@@ -536,14 +536,69 @@ def with_history(rows, history, tile, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
+def across_spans(
+    state, ago, ends, span, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+    MODES: tl.constexpr, M: tl.constexpr, TIME: tl.constexpr,
+):  # fmt: skip
+    """The state at the edge of a span, for every lane of the scan: what is left of the one at the
+    end of the sequence, `ago` steps away (if that is not negative), and what the spans between
+    have added. TIME is 1 before a span, -1 after it.
+
+    A lane sums every M / 8-th span, each decayed by the whole spans after it.
+    """
+    spans_ptr, program, spans, steps, left = span
+    mode = tl.arange(0, MODES)[:, None]
+    lane = tl.arange(0, M // 8)[None, :]
+    a = tl.load(ends[2] + mode, mask=mode < COUNT, other=-1.0)
+    begin = 0 if TIME == 1 else program
+    stop = program if TIME == 1 else spans - 1
+    added = tl.zeros((MODES, M // 8), tl.float32)
+    for some in range(begin, stop, M // 8):
+        number = some + lane
+        there = (mode < COUNT) & (number < stop)
+        between = tl.maximum(program - 1 - number if TIME == 1 else number - program, 0)
+        value = tl.load(spans_ptr + number * (CHANNELS * COUNT) + mode, mask=there, other=0.0)
+        added += value * tl.exp(a * (between * steps))
+    left_over = tl.where(ago >= 0, tl.exp(a * tl.maximum(ago, 0)) * state, 0.0)
+    return left_over + tl.sum(added, axis=1)[:, None]
+
+
+@triton.jit
 def enter_state(
-    ends, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr, STATEFUL: tl.constexpr
-):
-    """The state before the first step, for every lane of the scan: zero unless STATEFUL."""
+    ends, span, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """The state before the first step of a span, for every lane of the scan."""
+    state = zero_state(MODES, M)
     if STATEFUL:
-        return load_state(ends[0], 0, COUNT, 0, MODES, M)
-    else:
-        return zero_state(MODES, M)
+        state = load_state(ends[0], 0, COUNT, 0, MODES, M)
+    if SPLIT:
+        ago = span[1] * span[3]
+        state = across_spans(state, ago, ends, span, COUNT, CHANNELS, MODES, M, 1)
+    return state
+
+
+@triton.jit
+def conjugate(state):
+    """A state as its gradient, or back: real numbers stay as they are."""
+    return state
+
+
+@triton.jit
+def enter_adjoint(
+    ends, span, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """The adjoint state after the last step of a span, for every lane of the scan. The gradient
+    of the last state joins the last span where its sequence ends (`leave_adjoint`), others here.
+    """
+    state = zero_state(MODES, M)
+    if SPLIT:
+        if STATEFUL:
+            state = conjugate(load_state(ends[1], 0, COUNT, 0, MODES, M))
+        ago = span[4] - span[3] - 1  # from the step after the span to the last
+        state = across_spans(state, ago, ends, span, COUNT, CHANNELS, MODES, M, -1)
+    return state
 
 
 @triton.jit
@@ -639,24 +694,26 @@ def leave_adjoint(
 
 @triton.jit
 def enter_gradient(
-    state, modes, ends, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
+    state, modes, ends, span, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
     STATEFUL: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient of the state before the first step, if STATEFUL."""
-    if STATEFUL:
-        gradient = tl.exp(modes[0])[:, None] * state
-        keep_state(ends[0], 0, gradient, COUNT, 0, MODES, M, True)
+    if STATEFUL:  # noqa: SIM102 (a constant, then a value)
+        if span[1] == 0:
+            gradient = tl.exp(modes[0])[:, None] * state
+            keep_state(ends[0], 0, gradient, COUNT, 0, MODES, M, True)
 
 
 @triton.jit
 def history_gradient(
     ptr, row, after, taps, ROLE: tl.constexpr, CHANNELS: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradient of one input's history, from `after` of `extend` and its featurizer's
-    taps, if STATEFUL: the last lane of `after` holds the first rows of the sequence.
+    """Write what a span gives to the gradient of one input's steps before it, from `after` of
+    `extend` and its featurizer's taps: the history, if STATEFUL, or the end of the span before it,
+    if SPLIT. The last lane of `after` holds the first rows of the span.
     """
-    if STATEFUL:
+    if STATEFUL or SPLIT:
         LENGTH: tl.constexpr = len(after)
         lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
         for back in tl.static_range(1, LENGTH + 1):

@@ -451,10 +451,46 @@ def leave_adjoint(
 
 @triton.jit
 def enter_gradient(
-    state, modes, ends, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
+    state, modes, ends, span, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
     STATEFUL: tl.constexpr,
 ):  # fmt: skip
     """`enter_gradient` of modal.py, of COUNT / 2 complex numbers."""
-    if STATEFUL:
-        gradient = times(exponential(modes[0], 1), state)
-        keep_state(ends[0], 0, (gradient[0], -gradient[1]), COUNT, 0, MODES, M, True)
+    if STATEFUL:  # noqa: SIM102 (a constant, then a value)
+        if span[1] == 0:
+            gradient = conjugate(times(exponential(modes[0], 1), state))
+            keep_state(ends[0], 0, gradient, COUNT, 0, MODES, M, True)
+
+
+@triton.jit
+def conjugate(state):
+    """A state as its gradient, or back."""
+    return state[0], -state[1]
+
+
+@triton.jit
+def across_spans(
+    state, ago, ends, span, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+    MODES: tl.constexpr, M: tl.constexpr, TIME: tl.constexpr,
+):  # fmt: skip
+    """`across_spans` of modal.py, of COUNT / 2 complex numbers."""
+    spans_ptr, program, spans, steps, left = span
+    mode = tl.arange(0, MODES // 2)[:, None]
+    lane = tl.arange(0, M // 8)[None, :]
+    decay = tl.load(ends[2] + mode, mask=mode < COUNT // 2, other=-1.0)
+    a = (decay, turns_of(tl.load(ends[3] + mode, mask=mode < COUNT // 2, other=0.0)))
+    begin = 0 if TIME == 1 else program
+    stop = program if TIME == 1 else spans - 1
+    added = zero_state(MODES, M)
+    for some in range(begin, stop, M // 8):
+        number = some + lane
+        there = (mode < COUNT // 2) & (number < stop)
+        between = tl.maximum(program - 1 - number if TIME == 1 else number - program, 0)
+        where = spans_ptr + number * (CHANNELS * COUNT) + 2 * mode
+        real = tl.load(where, mask=there, other=0.0)
+        imag = tl.load(where + 1, mask=there, other=0.0)
+        added = plus(added, times((real, imag), exponential(a, between * steps)))
+    real, imag = times(state, exponential(a, tl.maximum(ago, 0)))
+    return (
+        tl.where(ago >= 0, real, 0.0) + tl.sum(added[0], axis=1)[:, None],
+        tl.where(ago >= 0, imag, 0.0) + tl.sum(added[1], axis=1)[:, None],
+    )

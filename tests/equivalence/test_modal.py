@@ -38,8 +38,9 @@ def make(modes: int = 3, groups: int = 2, width: int = 1, **fields: Any) -> OpSp
 
 def small_case(spec: OpSpec, length: int, *, batch: int = 1, **numbers: int) -> Case:
     plan = plans(spec, "modal")[0]
-    given = {"SEGMENTS": 16, "BLOCK_T": 16, "num_warps": 4, "maxnreg": 0} | numbers
-    made = schedule(spec, plan, {"forward": given, "backward": given})
+    given = {"SEGMENTS": 16, "BLOCK_T": 16, "num_warps": 4, "maxnreg": 0, "PROGRAMS": 1} | numbers
+    parts = {"PARTS": given.pop("PARTS", 1)}
+    made = schedule(spec, plan, {"forward": given, "backward": given | parts})
     return Case(spec, plan, made, batch, length)
 
 
@@ -88,6 +89,49 @@ def test_every_structure(fields: dict[str, Any], dtype: torch.dtype, tmp_path: P
     check(small_case(make(**fields), 300, batch=2), tmp_path, dtype)
 
 
+# ---- several programs for one channel -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("programs", [4, 8, 64])
+@pytest.mark.parametrize("length", [257, 4 * TILE, 4 * TILE + 1])
+def test_every_number_of_spans(programs: int, length: int, tmp_path: Path) -> None:
+    spec = make(featurizer={"length": 3}, gates=BOTH, skip="channel")
+    case = small_case(spec, length, PROGRAMS=programs)
+    check(case, tmp_path, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"width": 3, "skip": "group"},
+        {"gates": {"post": True}, "bias": "ungated", "featurizer": {"length": 4}},
+        {"gates": BOTH, "featurizer": {"length": 2}, "layout": {"projection": "interleaved"}},
+        {"modes": 9, "filter": {"parametrisation": "complex"}, "featurizer": {"length": 3}},
+    ],
+    ids=str,
+)
+def test_spans_of_every_structure(fields: dict[str, Any], tmp_path: Path) -> None:
+    for parts, dtype in ((1, torch.float16), (2, torch.float32)):
+        case = small_case(make(**fields), 3 * TILE + 7, batch=2, PROGRAMS=512, PARTS=parts)
+        check(case, tmp_path, dtype)
+
+
+def test_few_channels_are_cut_into_spans_of_whole_tiles(tmp_path: Path) -> None:
+    """As many programs as are wanted, or nearly; none of them without a tile; one where half of
+    them are there anyway.
+    """
+    case = small_case(make(), 1)
+    walked = interpreted(case.spec, case.plan, case.schedule, tmp_path).namespace.walk_programs
+    numbers = dict(case.schedule.forward)
+    assert walked(1, 100 * TILE, numbers, 8) == (4, 25, 8)  # 2 channels
+    assert walked(1, 99 * TILE + 1, numbers, 8) == (4, 25, 8)
+    assert walked(1, 5 * TILE, numbers, 8) == (3, 2, 6)
+    assert walked(2, 100 * TILE, numbers, 8) == (2, 50, 8)
+    assert walked(3, 100 * TILE, numbers, 8) == (1, 100, 6)
+    assert walked(1, TILE, numbers, 512) == (1, 1, 2)
+    assert walked(0, 100 * TILE, numbers, 512)[2] == 0
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     spec = make(
@@ -102,6 +146,8 @@ def cases(draw: st.DrawFn) -> Case:
     numbers = {
         "SEGMENTS": draw(st.sampled_from((16, 32))),
         "BLOCK_T": draw(st.sampled_from((16, 32))),
+        "PROGRAMS": draw(st.sampled_from((1, 8, 512))),
+        "PARTS": draw(st.integers(1, 2)),
     }
     length = draw(st.integers(1, 3 * numbers["SEGMENTS"] * numbers["BLOCK_T"] // 2))
     return small_case(spec, length, batch=draw(st.integers(1, 2)), **numbers)
@@ -126,11 +172,12 @@ def gradients_of(
     return runner.forward(inputs, parameters), runner.gradients(inputs, parameters, dy)
 
 
-def test_poles_from_slowest_to_fastest(tmp_path: Path) -> None:
+@pytest.mark.parametrize("programs", [1, 64])
+def test_poles_from_slowest_to_fastest(programs: int, tmp_path: Path) -> None:
     """Log-poles of -50 to -1e-7: nothing overflows, nothing is lost."""
     poles = -torch.logspace(math.log10(50), -7, 16, dtype=torch.float64)
     spec = make(16, groups=1, gates=BOTH, featurizer={"length": 3}, skip="channel")
-    case = small_case(spec, 700)
+    case = small_case(spec, 700, PROGRAMS=programs)
     runner = interpreted(spec, case.plan, case.schedule, tmp_path)
     inputs, parameters, dy = random_tensors(spec, 1, 700, dtype=torch.float32)
     parameters["log_poles"] = poles.float()[None]
@@ -159,11 +206,12 @@ def test_modes_that_nearly_cancel(dtype: torch.dtype, tmp_path: Path) -> None:
         assert error < (2 * once if dtype == torch.float16 else 2e-4), error
 
 
-def test_a_slow_mode_does_not_drift(tmp_path: Path) -> None:
+@pytest.mark.parametrize("programs", [1, 64])
+def test_a_slow_mode_does_not_drift(programs: int, tmp_path: Path) -> None:
     """After 200 tiles, the response to an impulse at the start: exp(a t), to 1e-5."""
     length, pole = 200 * TILE, -2e-5
     spec = make(1, groups=1)
-    case = small_case(spec, length)
+    case = small_case(spec, length, PROGRAMS=programs)
     runner = interpreted(spec, case.plan, case.schedule, tmp_path)
     x = torch.zeros(1, 1, length)
     x[..., 0] = 1

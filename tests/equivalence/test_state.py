@@ -45,7 +45,7 @@ FILTERS: dict[str, dict[str, Any]] = {
 }
 PARAMETRISATIONS = ("log_poles", "complex")
 SMALL: dict[str, dict[str, int]] = {
-    "modal": {"SEGMENTS": 16, "BLOCK_T": 16, "num_warps": 4, "maxnreg": 0},
+    "modal": {"SEGMENTS": 16, "BLOCK_T": 16, "num_warps": 4, "maxnreg": 0, "PROGRAMS": 1},
 }
 EXPONENTS = 4e-5  # exp() of float32 numbers, as far from float64 as these may be, and no more
 
@@ -57,11 +57,11 @@ def make(algorithm: str, **fields: Any) -> OpSpec:
 
 
 def runner_of(
-    spec: OpSpec, algorithm: str, folder: Path, *, layout: str = "BDL"
+    spec: OpSpec, algorithm: str, folder: Path, *, layout: str = "BDL", programs: int = 1
 ) -> InterpreterRunner | OperatorRunner:
     """Kernels under the interpreter; of fft, which has none, plain PyTorch."""
     plan = next(p for p in plans(spec, algorithm) if p.layout == layout)
-    numbers = SMALL.get(algorithm)
+    numbers = SMALL[algorithm] | {"PROGRAMS": programs} if algorithm in SMALL else None
     made = schedule(spec, plan, {"forward": numbers, "backward": numbers} if numbers else None)
     if plan.kernels:
         return interpreted(spec, plan, made, folder)
@@ -99,8 +99,9 @@ def check(
     *,
     batch: int = 1,
     layout: str = "BDL",
+    programs: int = 1,
 ) -> None:
-    runner = runner_of(spec, algorithm, folder, layout=layout)
+    runner = runner_of(spec, algorithm, folder, layout=layout, programs=programs)
     inputs, parameters, dy = random_tensors(spec, batch, cuts[-1], dtype=torch.float32)
     y, gradients = chunked(runner, inputs, parameters, dy, cuts)
     if algorithm == "fft":  # its errors are relative to a row, not to an element
@@ -124,6 +125,15 @@ def test_modal_chunks(cuts: list[int], parametrisation: str, tmp_path: Path) -> 
     inner = {"parametrisation": parametrisation}
     spec = make("modal", filter=inner, featurizer={"length": 3}, gates=BOTH, skip="channel")
     check(spec, "modal", tmp_path, cuts, batch=2)
+
+
+@pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)
+@pytest.mark.parametrize("cuts", [[0, 600], [0, 3, 771], [0, 512, 1100]], ids=str)
+def test_modal_chunks_in_spans(cuts: list[int], parametrisation: str, tmp_path: Path) -> None:
+    """Chunks that several programs share: states enter, pass between and leave them."""
+    inner = {"parametrisation": parametrisation}
+    spec = make("modal", filter=inner, featurizer={"length": 3}, gates=BOTH, skip="channel")
+    check(spec, "modal", tmp_path, cuts, batch=2, programs=64)
 
 
 @pytest.mark.parametrize("layout", ["BDL", "BLD"])
@@ -154,7 +164,7 @@ def test_every_structure(fields: dict[str, Any], tmp_path: Path) -> None:
 
 
 @st.composite
-def splits(draw: st.DrawFn) -> tuple[str, OpSpec, list[int], int]:
+def splits(draw: st.DrawFn) -> tuple[str, OpSpec, list[int], int, int]:
     algorithm = draw(st.sampled_from(("modal", "direct", "toeplitz")))
     modal = algorithm == "modal"
     taps: dict[str, Any] = {}
@@ -172,10 +182,10 @@ def splits(draw: st.DrawFn) -> tuple[str, OpSpec, list[int], int]:
         featurizer=draw(st.just("none") | st.integers(1, 4).map(lambda taps: {"length": taps})),
         skip=draw(st.sampled_from(("none", "channel", "group"))),
     )
-    length = draw(st.integers(1, 400 if modal else 60))
+    length = draw(st.integers(1, 600 if modal else 60))
     inner = draw(st.lists(st.integers(1, max(1, length - 1)), max_size=3, unique=True))
     cuts = sorted({0, length, *(c for c in inner if c < length)})
-    return algorithm, spec, cuts, draw(st.integers(1, 2))
+    return algorithm, spec, cuts, draw(st.integers(1, 2)), draw(st.sampled_from((1, 64)))
 
 
 @given(splits())
@@ -184,9 +194,11 @@ def splits(draw: st.DrawFn) -> tuple[str, OpSpec, list[int], int]:
     phases=(Phase.explicit, Phase.reuse, Phase.generate),  # shrinking takes minutes here
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
-def test_any_split_is_the_whole(tmp_path: Path, drawn: tuple[str, OpSpec, list[int], int]) -> None:
-    algorithm, spec, cuts, batch = drawn
-    check(spec, algorithm, tmp_path, cuts, batch=batch)
+def test_any_split_is_the_whole(
+    tmp_path: Path, drawn: tuple[str, OpSpec, list[int], int, int]
+) -> None:
+    algorithm, spec, cuts, batch, programs = drawn
+    check(spec, algorithm, tmp_path, cuts, batch=batch, programs=programs)
 
 
 # ---- the state itself ---------------------------------------------------------------------------

@@ -1,0 +1,131 @@
+"""Few channels on this GPU: one program a channel, or several that share its sequence as spans.
+
+    python benchmarks/spans.py --json spans.json
+
+Hyena-LI of few channels is verified as it is cut into spans (forward and every gradient against
+float64, in bfloat16, float16 and float32), then timed in bfloat16 at batch 1 for every number of
+programs that a launcher may be told to want: the least of these is the one program a channel.
+Times and bounds are those of benchmarks/gpu.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from gpu import DTYPES, arguments
+
+from sh2gen.driver import candidates, resolve_target
+from sh2gen.emit import emit
+from sh2gen.files import write_whole
+from sh2gen.measure import elementwise, time_call
+from sh2gen.operator import Operator, OperatorRunner
+from sh2gen.resources import folder
+from sh2gen.spec import load_spec
+from sh2gen.verify import verify
+
+CHANNELS = (16, 64, 128, 256, 512)
+LENGTHS = (8192, 32768, 131072)
+VERIFIED = (1, 2049, 8191, 8192, 131072)
+WANTED = (1, 256, 512, 1024, 2048)
+
+
+def generate(op: str, channels: int, where: Path) -> Operator:
+    """A shipped operator, of fewer channels."""
+    spec = load_spec(folder("ops") / f"{op}.yaml")
+    width = spec.channels // spec.filter.groups
+    inner = dataclasses.replace(spec.filter, groups=channels // width)
+    spec = dataclasses.replace(spec, op=f"{op}_{channels}", channels=channels, filter=inner)
+    chosen = candidates(spec, resolve_target(None), "modal")[0]
+    path = where / f"{spec.op}.py"
+    write_whole(path, emit(spec, chosen.plan, chosen.schedule).text)
+    return Operator(path)
+
+
+def failures(operator: Operator) -> list[str]:
+    """What is wrong with forward or a gradient, in any dtype, as it is cut by default."""
+    found = []
+    for dtype in DTYPES:
+        report = verify(
+            operator.spec,
+            OperatorRunner(operator, "cuda"),
+            dtype=dtype,
+            shapes=[(1 + i % 2, length) for i, length in enumerate(VERIFIED)],
+            device="cuda",
+            property_shapes=[(1, 5000)],
+        )
+        print(f"{operator.spec.op} {report.dtype}: {len(report.checks)} checks", file=sys.stderr)
+        found += [f"{operator.spec.op} {report.dtype}: {f.to_dict()}" for f in report.failures]
+    return found
+
+
+def measured(operator: Operator, length: int) -> dict[str, Any]:
+    """Microseconds of forward, as for training, and backward, by programs wanted."""
+    n, dtype, count = operator.namespace, torch.bfloat16, len(operator.spec.inputs)
+    inputs, parameters, dy = arguments(operator, 1, length, dtype)
+    parameters = n.effective(*parameters) if hasattr(n, "effective") else parameters
+    shape = (length * operator.spec.channels,)
+    row: dict[str, Any] = {"channels": operator.spec.channels, "length": length, "us": {}}
+    row["forward_bound"] = elementwise(shape, dtype, count, 1).median
+    row["backward_bound"] = elementwise(shape, dtype, count + 1, count).median
+    row["default"] = dict(n.PROGRAMS)
+    for wanted in WANTED:
+        n.PROGRAMS |= {"forward": wanted, "backward": wanted}
+        saved = n.forward_op(*inputs, *parameters, True)[1:]
+        row["us"][wanted] = [
+            time_call(lambda: n.forward_op(*inputs, *parameters, True)).median,
+            time_call(lambda kept=saved: n.backward_op(dy, *inputs, *parameters, *kept)).median,
+        ]
+    n.PROGRAMS |= row["default"]
+    return row
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--op", default="hyena_li")
+    parser.add_argument("--channels", nargs="*", type=int, default=list(CHANNELS))
+    parser.add_argument("--lengths", nargs="*", type=int, default=list(LENGTHS))
+    parser.add_argument("--json", type=Path, help="write all results here")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("this script needs a CUDA device", file=sys.stderr)
+        return 2
+    rows, wrong = [], []
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}"
+    )
+    wanted = " | ".join(f"{n}" for n in WANTED)
+    print(f"| D | L | forward us, by programs wanted: {wanted} | bound | backward us | bound |")
+    print("|---|---|" + "---|" * (2 * len(WANTED) + 2))
+    with tempfile.TemporaryDirectory() as name:
+        for channels in options.channels:
+            operator = generate(options.op, channels, Path(name))
+            problems = failures(operator)
+            wrong += problems
+            for problem in problems:
+                print(problem, file=sys.stderr)
+            if problems:
+                continue
+            for length in options.lengths:
+                row = measured(operator, length)
+                rows.append(row)
+                cells = [
+                    " | ".join(f"{row['us'][n][i]:.1f}" for n in WANTED)
+                    + f" | {row[f'{which}_bound']:.1f}"
+                    for i, which in enumerate(("forward", "backward"))
+                ]
+                print(f"| {channels} | {length} | {' | '.join(cells)} |", flush=True)
+                if options.json:
+                    write_whole(options.json, json.dumps(rows, indent=1))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
