@@ -15,6 +15,8 @@ import dataclasses
 import json
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -49,21 +51,22 @@ def generate(op: str, channels: int, where: Path) -> Operator:
     return Operator(path)
 
 
-def failures(operator: Operator) -> list[str]:
-    """What is wrong with forward or a gradient, in any dtype, as it is cut by default."""
-    found = []
-    for dtype in DTYPES:
-        report = verify(
-            operator.spec,
-            OperatorRunner(operator, "cuda"),
-            dtype=dtype,
-            shapes=[(1 + i % 2, length) for i, length in enumerate(VERIFIED)],
-            device="cuda",
-            property_shapes=[(1, 5000)],
-        )
-        print(f"{operator.spec.op} {report.dtype}: {len(report.checks)} checks", file=sys.stderr)
-        found += [f"{operator.spec.op} {report.dtype}: {f.to_dict()}" for f in report.failures]
-    return found
+def checked(job: tuple[Path, torch.dtype]) -> tuple[int, list[str]]:
+    """How many checks of a file in one dtype there were, cut as it is by default, and what failed:
+    of forward, of every gradient, of every property.
+    """
+    path, dtype = job
+    operator = Operator(path)
+    report = verify(
+        operator.spec,
+        OperatorRunner(operator, "cuda"),
+        dtype=dtype,
+        shapes=[(1 + i % 2, length) for i, length in enumerate(VERIFIED)],
+        device="cuda",
+        property_shapes=[(1, 5000)],
+    )
+    name = f"{operator.spec.op} {report.dtype}"
+    return len(report.checks), [f"{name}: {failure.to_dict()}" for failure in report.failures]
 
 
 def measured(operator: Operator, length: int) -> dict[str, Any]:
@@ -93,6 +96,7 @@ def main() -> int:
     parser.add_argument("--channels", nargs="*", type=int, default=list(CHANNELS))
     parser.add_argument("--lengths", nargs="*", type=int, default=list(LENGTHS))
     parser.add_argument("--json", type=Path, help="write all results here")
+    parser.add_argument("--workers", type=int, default=15, help="processes that verify")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("this script needs a CUDA device", file=sys.stderr)
@@ -105,15 +109,18 @@ def main() -> int:
     print(f"| D | L | forward us, by programs wanted: {wanted} | bound | backward us | bound |")
     print("|---|---|" + "---|" * (2 * len(WANTED) + 2))
     with tempfile.TemporaryDirectory() as name:
-        for channels in options.channels:
-            operator = generate(options.op, channels, Path(name))
-            problems = failures(operator)
+        operators = [generate(options.op, channels, Path(name)) for channels in options.channels]
+        jobs = [(operator.path, dtype) for operator in operators for dtype in DTYPES]
+        with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+            reports = dict(zip(jobs, pool.map(checked, jobs), strict=True))
+        for operator in operators:
+            found = [reports[operator.path, dtype] for dtype in DTYPES]
+            problems = [problem for _, some in found for problem in some]
+            checks = sum(count for count, _ in found)
+            print(f"{operator.spec.op}: {checks} checks, {len(problems)} failed", file=sys.stderr)
+            print("\n".join(problems[:10]), file=sys.stderr)
             wrong += problems
-            for problem in problems:
-                print(problem, file=sys.stderr)
-            if problems:
-                continue
-            for length in options.lengths:
+            for length in options.lengths if not problems else ():
                 row = measured(operator, length)
                 rows.append(row)
                 cells = [
@@ -121,7 +128,7 @@ def main() -> int:
                     + f" | {row[f'{which}_bound']:.1f}"
                     for i, which in enumerate(("forward", "backward"))
                 ]
-                print(f"| {channels} | {length} | {' | '.join(cells)} |", flush=True)
+                print(f"| {operator.spec.channels} | {length} | {' | '.join(cells)} |", flush=True)
                 if options.json:
                     write_whole(options.json, json.dumps(rows, indent=1))
     return 1 if wrong else 0
