@@ -51,22 +51,29 @@ def generate(op: str, channels: int, where: Path) -> Operator:
     return Operator(path)
 
 
-def checked(job: tuple[Path, torch.dtype]) -> tuple[int, list[str]]:
+def checked(
+    path: Path, dtype: torch.dtype, lengths: tuple[int, ...] = VERIFIED
+) -> tuple[int, list[str]]:
     """How many checks of a file in one dtype there were, cut as it is by default, and what failed:
     of forward, of every gradient, of every property.
     """
-    path, dtype = job
     operator = Operator(path)
     report = verify(
         operator.spec,
         OperatorRunner(operator, "cuda"),
         dtype=dtype,
-        shapes=[(1 + i % 2, length) for i, length in enumerate(VERIFIED)],
+        shapes=[(1 + i % 2, length) for i, length in enumerate(lengths)],
         device="cuda",
         property_shapes=[(1, 5000)],
     )
     name = f"{operator.spec.op} {report.dtype}"
     return len(report.checks), [f"{name}: {failure.to_dict()}" for failure in report.failures]
+
+
+def warm(job: tuple[Path, torch.dtype]) -> None:
+    """Check short sequences, so that the binaries of all are in Triton's cache."""
+    checked(*job, tuple(n for n in VERIFIED if n <= 8192))
+    torch.cuda.empty_cache()
 
 
 def measured(operator: Operator, length: int) -> dict[str, Any]:
@@ -112,9 +119,10 @@ def main() -> int:
         operators = [generate(options.op, channels, Path(name)) for channels in options.channels]
         jobs = [(operator.path, dtype) for operator in operators for dtype in DTYPES]
         with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-            reports = dict(zip(jobs, pool.map(checked, jobs), strict=True))
+            list(pool.map(warm, jobs))
         for operator in operators:
-            found = [reports[operator.path, dtype] for dtype in DTYPES]
+            found = [checked(operator.path, dtype) for dtype in DTYPES]
+            torch.cuda.empty_cache()
             problems = [problem for _, some in found for problem in some]
             checks = sum(count for count, _ in found)
             print(f"{operator.spec.op}: {checks} checks, {len(problems)} failed", file=sys.stderr)

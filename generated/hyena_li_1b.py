@@ -50,15 +50,16 @@ PROGRAMS = {"forward": 512, "backward": 512}  # half of them or less: a sequence
 SCHEDULE = {
     "forward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
     "backward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1, "PARTS": 2},
-    "forward_ends": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
-    "backward_ends": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
+    "forward_sums": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
+    "backward_sums": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
 }
 OPTIONS = {  # of the compiler
     "forward": {"num_warps": 4, "maxnreg": 96, "enable_fp_fusion": True},
     "backward": {"num_warps": 4, "maxnreg": 168, "enable_fp_fusion": True},
-    "forward_ends": {"num_warps": 4, "maxnreg": 96, "enable_fp_fusion": True},
-    "backward_ends": {"num_warps": 4, "maxnreg": 168, "enable_fp_fusion": True},
+    "forward_sums": {"num_warps": 4, "maxnreg": 96, "enable_fp_fusion": True},
+    "backward_sums": {"num_warps": 4, "maxnreg": 168, "enable_fp_fusion": True},
     "reduce": {"num_warps": 4, "enable_fp_fusion": True},
+    "join_spans": {"num_warps": 4, "enable_fp_fusion": True},
 }
 SPEC = {
     "op": "hyena_li_1b",
@@ -111,6 +112,14 @@ def expm1(x):
     for i in tl.static_range(5):
         series = 1.0 + x * series / (6.0 - i)
     return tl.where(x > -0.125, x * series, tl.exp(x) - 1.0)
+
+
+@triton.jit
+def decay_by(a, steps):
+    """What `passed_on` takes for exp(a steps): exp(a steps) - 1, or itself where that is near 0,
+    which is the one with the smaller error. They differ in sign.
+    """
+    return tl.where(a * steps > -1.0, expm1(a * steps), tl.exp(a * steps))
 
 
 @triton.jit
@@ -189,8 +198,7 @@ def load_modes(
         doublings = doublings + (tl.exp(a * (8 * BLOCK_T * 2**i))[:, None],)
     entered = tl.exp(a[:, None] * (8 * BLOCK_T * group))
     left = tl.exp(a[:, None] * (8 * BLOCK_T * (GROUPS - 1 - group)))
-    whole = expm1(a * (M * BLOCK_T))[:, None]
-    scan_constants = (group, block, doublings, entered, left, whole)
+    scan_constants = (group, block, doublings, entered, left, decay_by(a, M * BLOCK_T)[:, None])
     return a, residue, within, to_end, from_before, to_start, from_after, scan_constants
 
 
@@ -322,14 +330,19 @@ def product(a, b, total, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def passed_on(state, lost, sums):
+    """exp(a steps) state + sums, of `decay_by`. exp() itself, rounded to float32, would drift over
+    many tiles of a slow mode, and 1 + expm1() be nothing but rounding for a fast one.
+    """
+    return tl.where(lost > 0.0, 0.0, state) + (lost * state + sums)
+
+
+@triton.jit
 def scan(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
     """States before all blocks of a tile, from the sums [M, MODES] that blocks add and the state
     before the tile; and the state after it.
-
-    The state after a tile is (1 + expm1(a M BLOCK_T)) times the one before it, plus what the
-    tile adds: exp() itself, rounded to float32, would drift over many tiles of a slow mode.
     """
-    group, block, doublings, entered, left, whole = constants
+    group, block, doublings, entered, left, lost = constants
     GROUPS: tl.constexpr = M // 8
     end = vector_rows(swapped(tl.trans(ends), M, True), MODES, GROUPS)
     total = end[0]
@@ -346,7 +359,7 @@ def scan(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
         now = now * block + end[p]
         states = states + (now,)
     added = tl.gather(total, group * 0 + (GROUPS - 1), 1)
-    return states, state + (whole * state + added)
+    return states, passed_on(state, lost, added)
 
 
 @triton.jit
@@ -365,7 +378,7 @@ def scan_adjoint(starts, constants, state, MODES: tl.constexpr, M: tl.constexpr)
     """`scan` backward in time: states after all blocks of a tile, from the state after the tile;
     and the state before it.
     """
-    group, block, doublings, entered, left, whole = constants
+    group, block, doublings, entered, left, lost = constants
     GROUPS: tl.constexpr = M // 8
     start = vector_rows(swapped(tl.trans(starts), M, True), MODES, GROUPS)
     total = start[7]
@@ -382,7 +395,7 @@ def scan_adjoint(starts, constants, state, MODES: tl.constexpr, M: tl.constexpr)
         now = now * block + start[7 - p]
         states = (now,) + states
     added = tl.gather(total, group * 0, 1)
-    return states, state + (whole * state + added)
+    return states, passed_on(state, lost, added)
 
 
 @triton.jit
@@ -682,68 +695,72 @@ def with_history(rows, history, tile, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def across_spans(
-    state, ago, ends, span, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+def walk(
+    state, span, begin, stop, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
     MODES: tl.constexpr, M: tl.constexpr, TIME: tl.constexpr,
 ):  # fmt: skip
-    """The state at the edge of a span, for every lane of the scan: what is left of the one at the
-    end of the sequence, `ago` steps away (if that is not negative), and what the spans between
-    have added. TIME is 1 before a span, -1 after it.
-
-    A lane sums every M / 8-th span, each decayed by the whole spans after it.
+    """The state after `begin` tiles, counted from an end of the sequence, to that after `stop`, by
+    the sums that the other launch has found. TIME is 1 from its first step on, -1 from its last.
     """
-    spans_ptr, program, spans, steps, left = span
-    mode = tl.arange(0, MODES)[:, None]
-    lane = tl.arange(0, M // 8)[None, :]
-    a = tl.load(ends[2] + mode, mask=mode < COUNT, other=-1.0)
-    begin = 0 if TIME == 1 else program
-    stop = program if TIME == 1 else spans - 1
-    added = tl.zeros((MODES, M // 8), tl.float32)
-    for some in range(begin, stop, M // 8):
-        number = some + lane
-        there = (mode < COUNT) & (number < stop)
-        between = tl.maximum(program - 1 - number if TIME == 1 else number - program, 0)
-        value = tl.load(spans_ptr + number * (CHANNELS * COUNT) + mode, mask=there, other=0.0)
-        added += value * tl.exp(a * (between * steps))
-    left_over = tl.where(ago >= 0, tl.exp(a * tl.maximum(ago, 0)) * state, 0.0)
-    return left_over + tl.sum(added, axis=1)[:, None]
+    sums_ptr, program, tile_0, tiles, tiles_in_all = span
+    AT_ONCE: tl.constexpr = 8  # their loads wait together
+    together = begin + (stop - begin) // AT_ONCE * AT_ONCE
+    for some in range(begin, together, AT_ONCE):
+        for i in tl.static_range(AT_ONCE):
+            number = some + i if TIME == 1 else tiles_in_all - 1 - some - i
+            sums = load_state(sums_ptr, number, COUNT, CHANNELS, MODES, M)
+            state = passed_on(state, modes[7][5], sums)
+    for some in range(together, stop):
+        number = some if TIME == 1 else tiles_in_all - 1 - some
+        sums = load_state(sums_ptr, number, COUNT, CHANNELS, MODES, M)
+        state = passed_on(state, modes[7][5], sums)
+    return state
 
 
 @triton.jit
 def enter_state(
-    ends, span, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+    ends, span, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The state before the first step of a span, for every lane of the scan."""
+    """The state before the first step of a span, for every lane of the scan: if SPLIT, bit by bit
+    what a walk along all tiles before it finds.
+    """
     state = zero_state(MODES, M)
     if STATEFUL:
         state = load_state(ends[0], 0, COUNT, 0, MODES, M)
     if SPLIT:
-        ago = span[1] * span[3]
-        state = across_spans(state, ago, ends, span, COUNT, CHANNELS, MODES, M, 1)
+        state = walk(state, span, 0, span[2], modes, COUNT, CHANNELS, MODES, M, 1)
     return state
 
 
 @triton.jit
-def conjugate(state):
-    """A state as its gradient, or back: real numbers stay as they are."""
-    return state
+def join_adjoint(state, there, left, ends, COUNT: tl.constexpr, MODES: tl.constexpr):
+    """Add the gradient of the last state, if `there`, to the adjoint state `left` steps before."""
+    mode = tl.arange(0, MODES)[:, None]
+    there &= mode < COUNT
+    a = tl.load(ends[2] + mode, mask=there, other=0.0)
+    grad = tl.load(ends[1] + mode, mask=there, other=0.0)
+    return state + tl.where(there, grad * tl.exp(a * tl.maximum(left - 1, 0)), 0.0)
 
 
 @triton.jit
 def enter_adjoint(
-    ends, span, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
+    ends, span, modes, end, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, BLOCK_T: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The adjoint state after the last step of a span, for every lane of the scan. The gradient
-    of the last state joins the last span where its sequence ends (`leave_adjoint`), others here.
+    """The adjoint state after the last step of a span, for every lane of the scan, as enter_state.
+    The gradient of the last state joins it in the last tile.
     """
     state = zero_state(MODES, M)
     if SPLIT:
+        sums_ptr, program, tile_0, tiles, tiles_in_all = span
+        after = tl.maximum(tiles_in_all - tile_0 - tiles, 0)
+        last = tl.minimum(after, 1)
+        state = walk(state, span, 0, last, modes, COUNT, CHANNELS, MODES, M, -1)
         if STATEFUL:
-            state = conjugate(load_state(ends[1], 0, COUNT, 0, MODES, M))
-        ago = span[4] - span[3] - 1  # from the step after the span to the last
-        state = across_spans(state, ago, ends, span, COUNT, CHANNELS, MODES, M, -1)
+            left = end - (tiles_in_all - 1 - tile_0) * (M * BLOCK_T)
+            state = join_adjoint(state, after > 0, left, ends, COUNT, MODES)
+        state = walk(state, span, last, after, modes, COUNT, CHANNELS, MODES, M, -1)
     return state
 
 
@@ -787,7 +804,7 @@ def leave_state(
                     total += tl.where(ahead >= r, decayed, 0.0)
                 before = of_mode(state, mode, MODES, M)
                 added = tl.sum(tl.reshape(total, (M * N,)), 0)
-                tl.store(ends[1] + mode, before + (expm1(a * left) * before + added))
+                tl.store(ends[1] + mode, passed_on(before, decay_by(a, left), added))
 
 
 @triton.jit
@@ -825,7 +842,6 @@ def leave_adjoint(
     """
     if STATEFUL:
         closes, left, ahead = steps_left(tile, rows, M, N)
-        index = tl.arange(0, MODES)[:, None]
         for mode in range(tl.where(closes, COUNT, 0)):
             a = tl.load(ends[2] + mode)
             grad = tl.load(ends[1] + mode)
@@ -834,7 +850,7 @@ def leave_adjoint(
                 decayed = grad * tl.exp(a * tl.maximum(ahead - r, 0))
                 out = out + (rows[r] + tl.where(ahead >= r, decayed, 0.0),)
             rows = out
-            state += tl.where(index == mode, grad * tl.exp(a * (left - 1)), 0.0)
+        state = join_adjoint(state, closes, left, ends, COUNT, MODES)
     return rows, state
 
 
@@ -851,15 +867,45 @@ def enter_gradient(
 
 
 @triton.jit
-def history_gradient(
-    ptr, row, after, taps, ROLE: tl.constexpr, CHANNELS: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
+def leave_rows(
+    ptr, row, rows, here, ROLE: tl.constexpr, LENGTH: tl.constexpr, CHANNELS: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Write what a span gives to the gradient of one input's steps before it, from `after` of
-    `extend` and its featurizer's taps: the history, if STATEFUL, or the end of the span before it,
-    if SPLIT. The last lane of `after` holds the first rows of the span.
+    """Write the last LENGTH rows of a span, of a gradient before its featurizer's adjoint, for
+    `join_spans`, if SPLIT and `here`, in the tile that holds them.
     """
-    if STATEFUL or SPLIT:
+    if SPLIT:  # noqa: SIM102 (a constant, then a value)
+        if here:
+            lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
+            where = ptr + (ROLE * CHANNELS + row) * (2 * LENGTH) + LENGTH
+            for r in tl.static_range(LENGTH):
+                value = rows[len(rows) - LENGTH + r]
+                tl.store(where + r + lane * 0, value, mask=lane == M * N - 1)
+
+
+@triton.jit
+def first_rows(
+    ptr, row, after, ROLE: tl.constexpr, CHANNELS: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Write the first rows of a span likewise, if SPLIT: the last lane of `after` holds them."""
+    if SPLIT:
+        LENGTH: tl.constexpr = len(after)
+        lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
+        where = ptr + (ROLE * CHANNELS + row) * (2 * LENGTH)
+        for r in tl.static_range(LENGTH):
+            tl.store(where + r + lane * 0, after[r], mask=lane == M * N - 1)
+
+
+@triton.jit
+def history_gradient(
+    ptr, row, after, taps, program, ROLE: tl.constexpr, CHANNELS: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient of one input's history, from `after` of `extend` and its featurizer's
+    taps, if STATEFUL: the last lane of `after` holds the first rows of the sequence.
+    """
+    if STATEFUL:
         LENGTH: tl.constexpr = len(after)
         lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
         for back in tl.static_range(1, LENGTH + 1):
@@ -867,7 +913,19 @@ def history_gradient(
             for r in tl.static_range(1, LENGTH + 1 - back):
                 value += taps[back + r] * after[r]
             where = ptr + (ROLE * CHANNELS + row) * LENGTH + (LENGTH - back)
-            tl.store(where + lane * 0, value, mask=lane == M * N - 1)
+            tl.store(where + lane * 0, value, mask=(lane == M * N - 1) & (program == 0))
+
+
+@triton.jit
+def fir_adjoint(x, taps):
+    """y[t] = sum_j taps[j] x[t + j]. The last row of x is len(taps) - 1 after the last of y."""
+    y = ()
+    for r in tl.static_range(len(x) - len(taps) + 1):
+        total = taps[0] * x[r]
+        for lag in tl.static_range(1, len(taps)):
+            total += taps[lag] * x[r + lag]
+        y = y + (total,)
+    return y
 
 
 @triton.jit
@@ -879,6 +937,40 @@ def load_taps(ptr, row, inside, LENGTH: tl.constexpr, LAG_LAST: tl.constexpr):
         value = tl.load(ptr + row * LENGTH + tap, mask=inside, other=0.0)
         taps = taps + (value.to(tl.float32),)
     return taps
+
+
+@triton.jit(do_not_specialize=["batch_stride", "row_stride", "spans", "steps"])
+def join_spans(
+    edges_ptr,  # [batch, spans, ROLES, CHANNELS, 2, LENGTH] float32: first and last rows
+    featurizer_ptr,  # of one row a channel and role
+    d_input_ptr, batch_stride, row_stride,
+    spans, steps,
+    UNIT: tl.constexpr, CHANNELS: tl.constexpr, ROLES: tl.constexpr, ROLE: tl.constexpr,
+    LENGTH: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The gradient of one input in the last LENGTH steps of every span of so many steps but the
+    last: the featurizer's adjoint of that span's last rows and of the next one's first.
+    """
+    BLOCKS: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
+    outer = tl.program_id(0) // BLOCKS
+    batch, span = outer // (spans - 1), outer % (spans - 1)
+    row = tl.program_id(0) % BLOCKS * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = row < CHANNELS
+    of_role = row * ROLES + ROLE if INTERLEAVED else ROLE * CHANNELS + row
+    taps = load_taps(featurizer_ptr, of_role, inside, LENGTH + 1, LAG_LAST)
+    own = ((batch * spans + span).to(tl.int64) * ROLES + ROLE) * CHANNELS + row
+    own = edges_ptr + own * (2 * LENGTH) + LENGTH
+    later = own + (2 * ROLES * CHANNELS - 1) * LENGTH
+    rows, others = (), ()
+    for r in tl.static_range(LENGTH):
+        rows = rows + (tl.load(own + r, mask=inside, other=0.0),)
+        others = others + (tl.load(later + r, mask=inside, other=0.0),)
+    gradient = fir_adjoint(rows + others, taps)
+    end = (span + 1).to(tl.int64) * steps
+    where = d_input_ptr + batch.to(tl.int64) * batch_stride + row.to(tl.int64) * row_stride
+    for r in tl.static_range(LENGTH):
+        value = gradient[r].to(d_input_ptr.dtype.element_ty)
+        tl.store(where + (end - LENGTH + r) * UNIT, value, mask=inside)
 
 
 @triton.jit
@@ -895,18 +987,6 @@ def fir(x, taps):
         total = taps[0] * x[r]
         for lag in tl.static_range(1, len(taps)):
             total += taps[lag] * x[r - lag]
-        y = y + (total,)
-    return y
-
-
-@triton.jit
-def fir_adjoint(x, taps):
-    """y[t] = sum_j taps[j] x[t + j]. The last row of x is len(taps) - 1 after the last of y."""
-    y = ()
-    for r in tl.static_range(len(x) - len(taps) + 1):
-        total = taps[0] * x[r]
-        for lag in tl.static_range(1, len(taps)):
-            total += taps[lag] * x[r + lag]
         y = y + (total,)
     return y
 
@@ -1056,7 +1136,7 @@ def hyena_li_1b_forward(
     history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
     entry_ptr,  # [batch, CHANNELS, 16] float32: state before the first step
     exit_ptr,  # the same after the last step
-    spans_ptr,  # [batch, spans - 1, CHANNELS, 16] float32: what all but the last add
+    sums_ptr,  # as states_ptr: what every tile adds to the state
     first, last, end, time_programs, tiles,
     CHANNELS: tl.constexpr, UNIT: tl.constexpr,
     STEP: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr,
@@ -1090,15 +1170,17 @@ def hyena_li_1b_forward(
     v_ptr, v_row = advance(v_ptr, v_batch, v_row, STEP, UNIT, origin)
     y_ptr, y_row = advance(y_ptr, y_batch, y_row, STEP, 1, origin)
     history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
+    tiles_in_all = tl.cdiv(end, TILE)
+    tile_before = batch.to(tl.int64) * tiles_in_all
     whose = (batch * CHANNELS + row).to(tl.int64)
     ends = (entry_ptr + whose * 16, exit_ptr + whose * 16, log_poles_ptr + (row) * 16)
-    spans_ptr += (batch.to(tl.int64) * (time_programs - 1) * CHANNELS + row) * 16
-    states_ptr += ((batch.to(tl.int64) * tl.cdiv(end, TILE) + tile_0) * CHANNELS + row) * 16
+    sums_ptr += (tile_before * CHANNELS + row) * 16
+    span = (sums_ptr, program, tile_0, tiles, tiles_in_all)
+    states_ptr += ((tile_before + tile_0) * CHANNELS + row) * 16
     first -= tile_0 * TILE
     last -= tile_0 * TILE
     end -= tile_0 * TILE
-    span = (spans_ptr, program, time_programs, tiles * TILE, end)
-    tiles = tl.minimum(tiles, tl.cdiv(end, TILE))
+    tiles = tl.minimum(tiles, tiles_in_all - tile_0)
     segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
     channel = 0
     inside = row < CHANNELS
@@ -1112,7 +1194,7 @@ def hyena_li_1b_forward(
     q_history = load_history(history_ptr, row, 0, 2, CHANNELS, STATEFUL)
     k_history = load_history(history_ptr, row, 1, 2, CHANNELS, STATEFUL)
     v_history = load_history(history_ptr, row, 2, 2, CHANNELS, STATEFUL)
-    z_state = enter_state(ends, span, 16, CHANNELS, MODES, M, STATEFUL, SPLIT)
+    z_state = enter_state(ends, span, filter, 16, CHANNELS, MODES, M, STATEFUL, SPLIT)
     for number in tl.range(0, tiles, num_stages=PREFETCH):
         t = number * TILE
         tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
@@ -1164,10 +1246,11 @@ def hyena_li_1b_backward(
     skip_ptr,  # (1920,)
     states_ptr,  # [batch, tiles, CHANNELS, 16] float32: before every tile
     history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
-    d_history_ptr,  # [batch, spans, 3, CHANNELS, 2] float32: of steps before a span
+    d_history_ptr,  # the same in float32
+    edges_ptr,  # [batch, spans, 3, CHANNELS, 2, 2] float32: rows where spans meet
     d_entry_ptr,  # [batch, CHANNELS, 16] float32: gradient of the state before the first step
     d_exit_ptr,  # the same after the last step
-    spans_ptr,  # [batch, spans - 1, CHANNELS, 16] float32: what all but the first add
+    sums_ptr,  # as states_ptr: what every tile adds to the state
     partials_ptr,  # [programs along batch and time, 42, CHANNELS] float32
     first, last, end, time_programs, tiles,
     CHANNELS: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
@@ -1206,16 +1289,19 @@ def hyena_li_1b_backward(
     d_v_ptr, d_v_row = advance(d_v_ptr, d_v_batch, d_v_row, STEP, D_UNIT, origin)
     d_k_ptr, d_k_row = advance(d_k_ptr, d_k_batch, d_k_row, STEP, D_UNIT, origin)
     history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
+    tiles_in_all = tl.cdiv(end, TILE)
+    tile_before = batch.to(tl.int64) * tiles_in_all
     whose = (batch * CHANNELS + row).to(tl.int64)
-    d_history_ptr += (batch * time_programs + program).to(tl.int64) * (6 * CHANNELS)
+    d_history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
+    edges_ptr += (batch * time_programs + program).to(tl.int64) * (12 * CHANNELS)
     ends = (d_entry_ptr + whose * 16, d_exit_ptr + whose * 16, log_poles_ptr + (row) * 16)
-    spans_ptr += (batch.to(tl.int64) * (time_programs - 1) * CHANNELS + row) * 16
-    states_ptr += ((batch.to(tl.int64) * tl.cdiv(end, TILE) + tile_0) * CHANNELS + row) * 16
+    sums_ptr += (tile_before * CHANNELS + row) * 16
+    span = (sums_ptr, program, tile_0, tiles, tiles_in_all)
+    states_ptr += ((tile_before + tile_0) * CHANNELS + row) * 16
     first -= tile_0 * TILE
     last -= tile_0 * TILE
     end -= tile_0 * TILE
-    span = (spans_ptr, program, time_programs, tiles * TILE, end)
-    tiles = tl.minimum(tiles, tl.cdiv(end, TILE))
+    tiles = tl.minimum(tiles, tiles_in_all - tile_0)
     segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
     channel = 0
     inside = row < CHANNELS
@@ -1234,7 +1320,9 @@ def hyena_li_1b_backward(
     q_history = load_history(history_ptr, row, 0, 2, CHANNELS, STATEFUL)
     k_history = load_history(history_ptr, row, 1, 2, CHANNELS, STATEFUL)
     v_history = load_history(history_ptr, row, 2, 2, CHANNELS, STATEFUL)
-    d_pre_skip_state = enter_adjoint(ends, span, 16, CHANNELS, MODES, M, STATEFUL, SPLIT)
+    d_pre_skip_state = enter_adjoint(
+        ends, span, filter, end, 16, CHANNELS, MODES, M, BLOCK_T, STATEFUL, SPLIT
+    )
     d_q_hat_b_after = zero_rows(2, H, N)
     d_v_hat_c_after = zero_rows(2, H, N)
     d_k_hat_c_after = zero_rows(2, H, N)
@@ -1287,6 +1375,18 @@ def hyena_li_1b_backward(
             dy_b = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
             d_q_hat_b = multiply(dy_b, pre_skip_b)
             d_q_hat_on_b, d_q_hat_b_after = extend(d_q_hat_b, d_q_hat_b_after, H, N)
+            leave_rows(
+                edges_ptr,
+                row,
+                d_q_hat_b,
+                (back == 0) & (part == PARTS - 1),
+                0,
+                2,
+                CHANNELS,
+                H,
+                N,
+                SPLIT,
+            )
             d_q_b = fir_adjoint(d_q_hat_on_b, featurizer_q)
             store_rows(d_q_ptr, d_q_row, D_UNIT, tile, d_q_b, EVEN, H, N)
             d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat_b, q_b)
@@ -1316,10 +1416,34 @@ def hyena_li_1b_backward(
             d_k_hat_c = multiply(d_z_c, v_hat_c)
             d_v_hat_c = multiply(d_z_c, k_hat_c)
             d_v_hat_on_c, d_v_hat_c_after = extend(d_v_hat_c, d_v_hat_c_after, H, N)
+            leave_rows(
+                edges_ptr,
+                row,
+                d_v_hat_c,
+                (back == 0) & (part == PARTS - 1),
+                2,
+                2,
+                CHANNELS,
+                H,
+                N,
+                SPLIT,
+            )
             d_v_c = fir_adjoint(d_v_hat_on_c, featurizer_v)
             store_rows(d_v_ptr, d_v_row, D_UNIT, tile, d_v_c, EVEN, H, N)
             d_featurizer_v = tap_gradient(d_featurizer_v, d_v_hat_c, v_c)
             d_k_hat_on_c, d_k_hat_c_after = extend(d_k_hat_c, d_k_hat_c_after, H, N)
+            leave_rows(
+                edges_ptr,
+                row,
+                d_k_hat_c,
+                (back == 0) & (part == PARTS - 1),
+                1,
+                2,
+                CHANNELS,
+                H,
+                N,
+                SPLIT,
+            )
             d_k_c = fir_adjoint(d_k_hat_on_c, featurizer_k)
             store_rows(d_k_ptr, d_k_row, D_UNIT, tile, d_k_c, EVEN, H, N)
             d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat_c, k_c)
@@ -1350,14 +1474,17 @@ def hyena_li_1b_backward(
     )
     enter_gradient(d_pre_skip_state, filter, ends, span, 16, MODES, M, STATEFUL)
     history_gradient(
-        d_history_ptr, row, d_q_hat_b_after, featurizer_q, 0, CHANNELS, H, N, STATEFUL, SPLIT
+        d_history_ptr, row, d_q_hat_b_after, featurizer_q, program, 0, CHANNELS, H, N, STATEFUL
     )
+    first_rows(edges_ptr, row, d_q_hat_b_after, 0, CHANNELS, H, N, SPLIT)
     history_gradient(
-        d_history_ptr, row, d_v_hat_c_after, featurizer_v, 2, CHANNELS, H, N, STATEFUL, SPLIT
+        d_history_ptr, row, d_v_hat_c_after, featurizer_v, program, 2, CHANNELS, H, N, STATEFUL
     )
+    first_rows(edges_ptr, row, d_v_hat_c_after, 2, CHANNELS, H, N, SPLIT)
     history_gradient(
-        d_history_ptr, row, d_k_hat_c_after, featurizer_k, 1, CHANNELS, H, N, STATEFUL, SPLIT
+        d_history_ptr, row, d_k_hat_c_after, featurizer_k, program, 1, CHANNELS, H, N, STATEFUL
     )
+    first_rows(edges_ptr, row, d_k_hat_c_after, 1, CHANNELS, H, N, SPLIT)
 
 
 @triton.jit(
@@ -1367,21 +1494,21 @@ def hyena_li_1b_backward(
         "first", "last", "end", "time_programs", "tiles",
     ]
 )  # fmt: skip
-def hyena_li_1b_forward_ends(
+def hyena_li_1b_forward_sums(
     k_ptr, k_batch, k_row,
     v_ptr, v_batch, v_row,
     featurizer_ptr,  # (5760, 3)
     log_poles_ptr,  # (1920, 16)
     residues_ptr,  # (1920, 16)
+    states_ptr,  # [batch, tiles, CHANNELS, 16] float32: what every tile adds
     history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
-    spans_ptr,  # [batch, spans but one, CHANNELS, 16] float32: what each adds to the state
     first, last, end, time_programs, tiles,
     CHANNELS: tl.constexpr, UNIT: tl.constexpr,
     STEP: tl.constexpr, EVEN: tl.constexpr,
     STATEFUL: tl.constexpr,
     ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
-    """What each span of the sequence adds to the state at its end.
+    """What every tile adds to the state.
 
     A program walks forward in time along a span of one channel's sequence: `tiles` tiles, or what
     is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
@@ -1394,21 +1521,24 @@ def hyena_li_1b_forward_ends(
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
     TILE: tl.constexpr = M * BLOCK_T
+    KEEP: tl.constexpr = True
     H: tl.constexpr = M
     MODES: tl.constexpr = 16  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if k_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if k_ptr.dtype.element_ty == tl.float16 else "ieee"
     batch, row, program = locate(tl.program_id(0), time_programs, 1, CHANNELS)
-    spans_ptr += ((batch * time_programs + program).to(tl.int64) * CHANNELS + row) * 16
     tile_0 = program * tiles
     origin = (batch, row, tile_0 * TILE)
     k_ptr, k_row = advance(k_ptr, k_batch, k_row, STEP, UNIT, origin)
     v_ptr, v_row = advance(v_ptr, v_batch, v_row, STEP, UNIT, origin)
     history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
+    tiles_in_all = tl.cdiv(end, TILE)
+    tile_before = batch.to(tl.int64) * tiles_in_all
+    states_ptr += ((tile_before + tile_0) * CHANNELS + row) * 16
     first -= tile_0 * TILE
     last -= tile_0 * TILE
     end -= tile_0 * TILE
-    tiles = tl.minimum(tiles, tl.cdiv(end, TILE))
+    tiles = tl.minimum(tiles, tiles_in_all - tile_0)
     segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
     channel = 0
     inside = row < CHANNELS
@@ -1419,7 +1549,6 @@ def hyena_li_1b_forward_ends(
     )
     k_history = load_history(history_ptr, row, 1, 2, CHANNELS, STATEFUL)
     v_history = load_history(history_ptr, row, 2, 2, CHANNELS, STATEFUL)
-    z_state = zero_state(MODES, M)
     for number in tl.range(0, tiles, num_stages=PREFETCH):
         t = number * TILE
         tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
@@ -1430,9 +1559,10 @@ def hyena_li_1b_forward_ends(
         v = with_history(v, v_history, tile, H, N)
         v_hat = fir(v, featurizer_v)
         z = multiply(k_hat, v_hat)
+        z_state = zero_state(MODES, M)
         z_block = block_of((piece_of(z, H, N, OPERAND),), M, N, PRECISION)
         z_states, z_state = states_before(z_block, filter, z_state, MODES, M, OPERAND, PRECISION)
-    keep_state(spans_ptr, 0, z_state, 16, CHANNELS, MODES, M, True)
+        keep_state(states_ptr, number, z_state, 16, CHANNELS, MODES, M, KEEP)
 
 
 @triton.jit(
@@ -1442,21 +1572,21 @@ def hyena_li_1b_forward_ends(
         "first", "last", "end", "time_programs", "tiles",
     ]
 )  # fmt: skip
-def hyena_li_1b_backward_ends(
+def hyena_li_1b_backward_sums(
     q_ptr, q_batch, q_row,
     dy_ptr, dy_batch, dy_row,
     featurizer_ptr,  # (5760, 3)
     log_poles_ptr,  # (1920, 16)
     residues_ptr,  # (1920, 16)
+    states_ptr,  # [batch, tiles, CHANNELS, 16] float32: what every tile adds
     history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
-    spans_ptr,  # [batch, spans but one, CHANNELS, 16] float32: what each adds to the state
     first, last, end, time_programs, tiles,
     CHANNELS: tl.constexpr, UNIT: tl.constexpr,
     STEP: tl.constexpr, EVEN: tl.constexpr,
     STATEFUL: tl.constexpr,
     ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
-    """What each span of the sequence adds to the adjoint state at its begin.
+    """What every tile adds to the adjoint state.
 
     A program walks backward in time along a span of one channel's sequence: `tiles` tiles, or what
     is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
@@ -1469,22 +1599,25 @@ def hyena_li_1b_backward_ends(
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
     TILE: tl.constexpr = M * BLOCK_T
+    KEEP: tl.constexpr = True
     H: tl.constexpr = M
     MODES: tl.constexpr = 16  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if q_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if q_ptr.dtype.element_ty == tl.float16 else "ieee"
     batch, row, program = locate(tl.program_id(0), time_programs, 1, CHANNELS)
-    spans_ptr += ((batch * time_programs + program).to(tl.int64) * CHANNELS + row) * 16
     program += 1  # nothing is before the first span
     tile_0 = program * tiles
     origin = (batch, row, tile_0 * TILE)
     q_ptr, q_row = advance(q_ptr, q_batch, q_row, STEP, UNIT, origin)
     dy_ptr, dy_row = advance(dy_ptr, dy_batch, dy_row, STEP, 1, origin)
     history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
+    tiles_in_all = tl.cdiv(end, TILE)
+    tile_before = batch.to(tl.int64) * tiles_in_all
+    states_ptr += ((tile_before + tile_0) * CHANNELS + row) * 16
     first -= tile_0 * TILE
     last -= tile_0 * TILE
     end -= tile_0 * TILE
-    tiles = tl.minimum(tiles, tl.cdiv(end, TILE))
+    tiles = tl.minimum(tiles, tiles_in_all - tile_0)
     segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
     channel = 0
     inside = row < CHANNELS
@@ -1493,7 +1626,6 @@ def hyena_li_1b_backward_ends(
         log_poles_ptr, residues_ptr, row, 16, MODES, M, BLOCK_T, OPERAND, PRECISION
     )
     q_history = load_history(history_ptr, row, 0, 2, CHANNELS, STATEFUL)
-    d_pre_skip_state = zero_state(MODES, M)
     for back in tl.range(0, tiles, num_stages=PREFETCH):
         number = tiles - 1 - back
         t = number * TILE
@@ -1503,11 +1635,12 @@ def hyena_li_1b_backward_ends(
         q_hat = fir(q, featurizer_q)
         dy = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
         d_pre_skip = multiply(dy, q_hat)
+        d_pre_skip_state = zero_state(MODES, M)
         d_pre_skip_block = block_of((piece_of(d_pre_skip, H, N, OPERAND),), M, N, PRECISION)
         d_pre_skip_states, d_pre_skip_state = states_after(
             d_pre_skip_block, filter, d_pre_skip_state, MODES, M, OPERAND, PRECISION
         )
-    keep_state(spans_ptr, 0, d_pre_skip_state, 16, CHANNELS, MODES, M, True)
+        keep_state(states_ptr, number, d_pre_skip_state, 16, CHANNELS, MODES, M, KEEP)
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -1604,8 +1737,8 @@ def even(bounds: tuple[int, int, int]) -> bool:
 def walk_programs(
     batch: int, steps: int, schedule: dict[str, int], wanted: int
 ) -> tuple[int, int, int]:
-    """As `programs` for programs that walk along all of time, or along a span of it where there
-    would be less than half of the programs wanted: spans, tiles of a span, programs in all.
+    """As `programs` for programs that walk along all of time, or along a span of it where those
+    would be half of the programs wanted or less: spans, tiles of a span, programs in all.
     """
     tiles_in_all = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
     spans = min(tiles_in_all, wanted // max(1, batch * CHANNELS))
@@ -1621,25 +1754,6 @@ def allocate_states(like: Tensor, steps: int, modes: int, keep: bool) -> Tensor:
     schedule = SCHEDULE["forward"]
     tiles = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"])) if keep else 0
     return like.new_empty((like.shape[0], tiles, CHANNELS, modes), dtype=torch.float32)
-
-
-def allocate_spans(like: Tensor, spans: int, modes: int) -> Tensor:
-    """Room for what all spans but one add to the state: [batch, spans - 1, CHANNELS, modes]."""
-    return like.new_empty((like.shape[0], spans - 1, CHANNELS, modes), dtype=torch.float32)
-
-
-def allocate_edges(like: Tensor, spans: int, lag: int) -> Tensor:
-    """Room for the gradients that spans give to the `lag` steps before them, of all inputs."""
-    shape = (like.shape[0], spans, len(INPUTS) * CHANNELS, lag)
-    return like.new_empty(shape, dtype=torch.float32)
-
-
-def add_edges(d_inputs: Sequence[Tensor], edges: Tensor, steps: int) -> None:
-    """Add to the last gradients of every span of so many steps what the next span gives them."""
-    between, lag = edges.shape[1] - 1, edges.shape[3]
-    for d_input, given in zip(d_inputs, edges[:, 1:].chunk(len(d_inputs), 2), strict=True):
-        within = d_input.narrow(TIME, steps - lag, (between - 1) * steps + lag)
-        within.unfold(TIME, lag, steps).add_(given.transpose(1, 2))
 
 
 def whole_state(
@@ -1738,30 +1852,31 @@ def launch_forward(
     states = allocate_states(q, steps, 16, keep)
     history, entry = whole_state(state, q, states, context, steps)
     leaving = torch.empty_like(entry) if state is not None else states
-    spans = allocate_spans(q, time_programs, 16)
+    split = time_programs > 1
+    tile_sums = allocate_states(q, steps, 16, split)
     outputs = [allocate(q, steps)]
     step = stride_step(schedule, (q, k, v, *outputs), tiles)
-    if spans.numel():
+    if grid and split:
         launch(
-            hyena_li_1b_forward_ends,
+            hyena_li_1b_forward_sums,
             grid // time_programs * (time_programs - 1),
             *operand(k, first, step),
             *operand(v, first, step),
             featurizer,
             log_poles,
             residues,
+            tile_sums,
             history,
-            spans,
             *bounds,
             time_programs - 1,
             tiles,
-            options=OPTIONS["forward_ends"],
+            options=OPTIONS["forward_sums"],
             CHANNELS=CHANNELS,
             UNIT=unit,
             STEP=step,
             EVEN=even(bounds),
             STATEFUL=state is not None,
-            **SCHEDULE["forward_ends"],
+            **SCHEDULE["forward_sums"],
         )
     if grid:
         launch(
@@ -1779,7 +1894,7 @@ def launch_forward(
             history,
             entry,
             leaving,
-            spans,
+            tile_sums,
             *bounds,
             time_programs,
             tiles,
@@ -1790,7 +1905,7 @@ def launch_forward(
             EVEN=even(bounds),
             KEEP=keep,
             STATEFUL=state is not None,
-            SPLIT=time_programs > 1,
+            SPLIT=split,
             **schedule,
         )
     return [*outputs, states] if state is None else [*outputs, states, leaving]
@@ -1831,32 +1946,38 @@ def launch_backward(
     if state is not None:
         assert d_leaving is not None
         d_entry, d_leaving_entry = torch.empty_like(entry), d_leaving.contiguous()
-    spans = allocate_spans(dy, time_programs, 16)
-    edges = allocate_edges(dy, time_programs, 2) if spans.numel() or state is not None else states
+    split = time_programs > 1
+    tile_sums = allocate_states(dy, steps, 16, split)
+    d_history = edges = states
+    if state is not None:
+        d_history = torch.empty_like(history, dtype=torch.float32)
+    if split:
+        shape = (dy.shape[0], time_programs, 3, CHANNELS, 2, 2)
+        edges = dy.new_empty(shape, dtype=torch.float32)
     step = stride_step(schedule, (q, k, v, dy, *d_inputs), tiles)
     splits = dy.shape[0] * time_programs
     partials = dy.new_empty((splits, 42, CHANNELS), dtype=torch.float32)
-    if spans.numel():
+    if grid and split:
         launch(
-            hyena_li_1b_backward_ends,
+            hyena_li_1b_backward_sums,
             grid // time_programs * (time_programs - 1),
             *operand(q, first, step),
             *operand(dy, begin, step),
             featurizer,
             log_poles,
             residues,
+            tile_sums,
             history,
-            spans,
             *bounds,
             time_programs - 1,
             tiles,
-            options=OPTIONS["backward_ends"],
+            options=OPTIONS["backward_sums"],
             CHANNELS=CHANNELS,
             UNIT=unit,
             STEP=step,
             EVEN=even(bounds),
             STATEFUL=state is not None,
-            **SCHEDULE["backward_ends"],
+            **SCHEDULE["backward_sums"],
         )
     if grid:
         launch(
@@ -1875,10 +1996,11 @@ def launch_backward(
             skip,
             states,
             history,
+            d_history,
             edges,
             d_entry,
             d_leaving_entry,
-            spans,
+            tile_sums,
             partials,
             *bounds,
             time_programs,
@@ -1890,16 +2012,35 @@ def launch_backward(
             STEP=step,
             EVEN=even(bounds),
             STATEFUL=state is not None,
-            SPLIT=time_programs > 1,
+            SPLIT=split,
             **schedule,
         )
-    if spans.numel():
-        add_edges(d_inputs, edges, tiles * tile)
+    if grid and split:
+        blocks = -(-CHANNELS // 128)
+        for role, d_input in enumerate(d_inputs):
+            launch(
+                join_spans,
+                dy.shape[0] * (time_programs - 1) * blocks,
+                edges,
+                featurizer,
+                *operand(d_input, 0, 1),
+                time_programs,
+                tiles * tile,
+                options=OPTIONS["join_spans"],
+                UNIT=d_input.stride(2),
+                CHANNELS=CHANNELS,
+                ROLES=3,
+                ROLE=role,
+                LENGTH=2,
+                INTERLEAVED=False,
+                LAG_LAST=True,
+                BLOCK_D=128,
+            )
     gradients += reduce_partials(
         sum_partials, 630, [partials], [log_poles, residues, featurizer, skip]
     )
     if state is not None:
-        gradients += [edges[:, 0].to(history.dtype), d_entry]
+        gradients += [d_history.to(history.dtype), d_entry]
     return gradients
 
 
@@ -2170,7 +2311,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_1b_c172ef31"
+    name = unique = "hyena_li_1b_1fe68454"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

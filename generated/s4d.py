@@ -49,14 +49,14 @@ PROGRAMS = {"forward": 512, "backward": 512}  # half of them or less: a sequence
 SCHEDULE = {
     "forward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
     "backward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1, "PARTS": 1},
-    "forward_ends": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
-    "backward_ends": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
+    "forward_sums": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
+    "backward_sums": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
 }
 OPTIONS = {  # of the compiler
     "forward": {"num_warps": 4, "maxnreg": 128, "enable_fp_fusion": True},
     "backward": {"num_warps": 8, "maxnreg": 255, "enable_fp_fusion": True},
-    "forward_ends": {"num_warps": 4, "maxnreg": 128, "enable_fp_fusion": True},
-    "backward_ends": {"num_warps": 8, "maxnreg": 255, "enable_fp_fusion": True},
+    "forward_sums": {"num_warps": 4, "maxnreg": 128, "enable_fp_fusion": True},
+    "backward_sums": {"num_warps": 8, "maxnreg": 255, "enable_fp_fusion": True},
     "reduce": {"num_warps": 4, "enable_fp_fusion": True},
 }
 SPEC = {
@@ -176,6 +176,14 @@ def exponential_minus_1(a, steps):
 
 
 @triton.jit
+def decay_by(a, steps):
+    """`decay_by` of modal.py, of complex numbers, and whether it is exp(a steps) - 1."""
+    slow = a[0] * steps > -1.0
+    near, far = exponential_minus_1(a, steps), exponential(a, steps)
+    return tl.where(slow, near[0], far[0]), tl.where(slow, near[1], far[1]), slow
+
+
+@triton.jit
 def plus(a, b):
     """a + b of complex numbers."""
     return a[0] + b[0], a[1] + b[1]
@@ -266,8 +274,7 @@ def load_modes(
         doublings = doublings + (exponential(a, 8 * BLOCK_T * 2**i),)
     entered = exponential(a, 8 * BLOCK_T * group)
     left = exponential(a, 8 * BLOCK_T * (GROUPS - 1 - group))
-    whole = exponential_minus_1(a, M * BLOCK_T)
-    scan_constants = (group, block, doublings, entered, left, whole)
+    scan_constants = (group, block, doublings, entered, left, decay_by(a, M * BLOCK_T))
     return a, (real, imag), within, to_end, from_before, to_start, from_after, scan_constants
 
 
@@ -409,6 +416,14 @@ def pair_of(state, mode, MODES: tl.constexpr, M: tl.constexpr):
 
 
 @triton.jit
+def passed_on(state, lost, sums):
+    """`passed_on` of modal.py, of complex numbers."""
+    changed = plus(times((lost[0], lost[1]), state), sums)
+    kept = tl.where(lost[2], state[0], 0.0), tl.where(lost[2], state[1], 0.0)
+    return plus(kept, changed)
+
+
+@triton.jit
 def steps_left(tile, rows, M: tl.constexpr, N: tl.constexpr):
     """Whether a sequence ends within a tile, how many steps of it are before the end, and for
     every lane how many steps follow its first row within the sequence.
@@ -436,11 +451,11 @@ def leave_state(
                     real += tl.where(ahead >= r, rows[r] * decayed[0], 0.0)
                     imag += tl.where(ahead >= r, rows[r] * decayed[1], 0.0)
                 begun = pair_of(state, mode, MODES, M)
-                lost = times(exponential_minus_1(a, left), begun)
                 real_sum = tl.sum(tl.reshape(real, (M * N,)), 0)
                 imag_sum = tl.sum(tl.reshape(imag, (M * N,)), 0)
-                tl.store(ends[1] + 2 * mode, begun[0] + (lost[0] + real_sum))
-                tl.store(ends[1] + 2 * mode + 1, begun[1] + (lost[1] + imag_sum))
+                after = passed_on(begun, decay_by(a, left), (real_sum, imag_sum))
+                tl.store(ends[1] + 2 * mode, after[0])
+                tl.store(ends[1] + 2 * mode + 1, after[1])
 
 
 @triton.jit
@@ -480,6 +495,19 @@ def leave_gradient(
 
 
 @triton.jit
+def join_adjoint(state, there, left, ends, COUNT: tl.constexpr, MODES: tl.constexpr):
+    """`join_adjoint` of modal.py, of COUNT / 2 complex numbers."""
+    mode = tl.arange(0, MODES // 2)[:, None]
+    there &= mode < COUNT // 2
+    turns = turns_of(tl.load(ends[3] + mode, mask=there, other=0.0))
+    a = (tl.load(ends[2] + mode, mask=there, other=0.0), turns)
+    real = tl.load(ends[1] + 2 * mode, mask=there, other=0.0)
+    imag = tl.load(ends[1] + 2 * mode + 1, mask=there, other=0.0)
+    joined = times((real, -imag), exponential(a, tl.maximum(left - 1, 0)))
+    return plus(state, (tl.where(there, joined[0], 0.0), tl.where(there, joined[1], 0.0)))
+
+
+@triton.jit
 def leave_adjoint(
     rows, state, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
@@ -487,7 +515,6 @@ def leave_adjoint(
     """`leave_adjoint` of modal.py, of COUNT / 2 complex numbers."""
     if STATEFUL:
         closes, left, ahead = steps_left(tile, rows, M, N)
-        index = tl.arange(0, MODES // 2)[:, None]
         for mode in range(tl.where(closes, COUNT // 2, 0)):
             a = log_pole(ends, mode)
             grad = last_gradient(ends, mode)
@@ -496,16 +523,8 @@ def leave_adjoint(
                 decayed = times(grad, exponential(a, tl.maximum(ahead - r, 0)))
                 out = out + (rows[r] + tl.where(ahead >= r, decayed[0], 0.0),)
             rows = out
-            joined = times(grad, exponential(a, left - 1))
-            real = state[0] + tl.where(index == mode, joined[0], 0.0)
-            state = (real, state[1] + tl.where(index == mode, joined[1], 0.0))
+        state = join_adjoint(state, closes, left, ends, COUNT, MODES)
     return rows, state
-
-
-@triton.jit
-def conjugate(state):
-    """A state as its gradient, or back."""
-    return state[0], -state[1]
 
 
 @triton.jit
@@ -516,8 +535,8 @@ def enter_gradient(
     """`enter_gradient` of modal.py, of COUNT / 2 complex numbers."""
     if STATEFUL:  # noqa: SIM102 (a constant, then a value)
         if span[1] == 0:
-            gradient = conjugate(times(exponential(modes[0], 1), state))
-            keep_state(ends[0], 0, gradient, COUNT, 0, MODES, M, True)
+            gradient = times(exponential(modes[0], 1), state)
+            keep_state(ends[0], 0, (gradient[0], -gradient[1]), COUNT, 0, MODES, M, True)
 
 
 @triton.jit
@@ -669,7 +688,7 @@ def scan_rows(sums, MODES: tl.constexpr, M: tl.constexpr):
 @triton.jit
 def scan(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
     """`scan` of modal.py, of complex numbers."""
-    group, block, doublings, entered, left, whole = constants
+    group, block, doublings, entered, left, lost = constants
     GROUPS: tl.constexpr = M // 8
     end = scan_rows(ends, MODES, M)
     total = end[0]
@@ -686,7 +705,7 @@ def scan(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
         now = plus(times(now, block), end[p])
         states = states + (now,)
     added = from_lane(total, group * 0 + (GROUPS - 1), group >= 0)
-    return states, plus(state, plus(times(whole, state), added))
+    return states, passed_on(state, lost, added)
 
 
 @triton.jit
@@ -703,7 +722,7 @@ def states_before(
 @triton.jit
 def scan_adjoint(starts, constants, state, MODES: tl.constexpr, M: tl.constexpr):
     """`scan_adjoint` of modal.py, of complex numbers."""
-    group, block, doublings, entered, left, whole = constants
+    group, block, doublings, entered, left, lost = constants
     GROUPS: tl.constexpr = M // 8
     start = scan_rows(starts, MODES, M)
     total = start[7]
@@ -720,7 +739,7 @@ def scan_adjoint(starts, constants, state, MODES: tl.constexpr, M: tl.constexpr)
         now = plus(times(now, block), start[7 - p])
         states = (now,) + states
     added = from_lane(total, group * 0, group >= 0)
-    return states, plus(state, plus(times(whole, state), added))
+    return states, passed_on(state, lost, added)
 
 
 @triton.jit
@@ -799,63 +818,62 @@ def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def across_spans(
-    state, ago, ends, span, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+def walk(
+    state, span, begin, stop, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
     MODES: tl.constexpr, M: tl.constexpr, TIME: tl.constexpr,
 ):  # fmt: skip
-    """`across_spans` of modal.py, of COUNT / 2 complex numbers."""
-    spans_ptr, program, spans, steps, left = span
-    mode = tl.arange(0, MODES // 2)[:, None]
-    lane = tl.arange(0, M // 8)[None, :]
-    decay = tl.load(ends[2] + mode, mask=mode < COUNT // 2, other=-1.0)
-    a = (decay, turns_of(tl.load(ends[3] + mode, mask=mode < COUNT // 2, other=0.0)))
-    begin = 0 if TIME == 1 else program
-    stop = program if TIME == 1 else spans - 1
-    added = zero_state(MODES, M)
-    for some in range(begin, stop, M // 8):
-        number = some + lane
-        there = (mode < COUNT // 2) & (number < stop)
-        between = tl.maximum(program - 1 - number if TIME == 1 else number - program, 0)
-        where = spans_ptr + number * (CHANNELS * COUNT) + 2 * mode
-        real = tl.load(where, mask=there, other=0.0)
-        imag = tl.load(where + 1, mask=there, other=0.0)
-        added = plus(added, times((real, imag), exponential(a, between * steps)))
-    real, imag = times(state, exponential(a, tl.maximum(ago, 0)))
-    return (
-        tl.where(ago >= 0, real, 0.0) + tl.sum(added[0], axis=1)[:, None],
-        tl.where(ago >= 0, imag, 0.0) + tl.sum(added[1], axis=1)[:, None],
-    )
+    """The state after `begin` tiles, counted from an end of the sequence, to that after `stop`, by
+    the sums that the other launch has found. TIME is 1 from its first step on, -1 from its last.
+    """
+    sums_ptr, program, tile_0, tiles, tiles_in_all = span
+    AT_ONCE: tl.constexpr = 8  # their loads wait together
+    together = begin + (stop - begin) // AT_ONCE * AT_ONCE
+    for some in range(begin, together, AT_ONCE):
+        for i in tl.static_range(AT_ONCE):
+            number = some + i if TIME == 1 else tiles_in_all - 1 - some - i
+            sums = load_state(sums_ptr, number, COUNT, CHANNELS, MODES, M)
+            state = passed_on(state, modes[7][5], sums)
+    for some in range(together, stop):
+        number = some if TIME == 1 else tiles_in_all - 1 - some
+        sums = load_state(sums_ptr, number, COUNT, CHANNELS, MODES, M)
+        state = passed_on(state, modes[7][5], sums)
+    return state
 
 
 @triton.jit
 def enter_state(
-    ends, span, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+    ends, span, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The state before the first step of a span, for every lane of the scan."""
+    """The state before the first step of a span, for every lane of the scan: if SPLIT, bit by bit
+    what a walk along all tiles before it finds.
+    """
     state = zero_state(MODES, M)
     if STATEFUL:
         state = load_state(ends[0], 0, COUNT, 0, MODES, M)
     if SPLIT:
-        ago = span[1] * span[3]
-        state = across_spans(state, ago, ends, span, COUNT, CHANNELS, MODES, M, 1)
+        state = walk(state, span, 0, span[2], modes, COUNT, CHANNELS, MODES, M, 1)
     return state
 
 
 @triton.jit
 def enter_adjoint(
-    ends, span, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
+    ends, span, modes, end, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, BLOCK_T: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The adjoint state after the last step of a span, for every lane of the scan. The gradient
-    of the last state joins the last span where its sequence ends (`leave_adjoint`), others here.
+    """The adjoint state after the last step of a span, for every lane of the scan, as enter_state.
+    The gradient of the last state joins it in the last tile.
     """
     state = zero_state(MODES, M)
     if SPLIT:
+        sums_ptr, program, tile_0, tiles, tiles_in_all = span
+        after = tl.maximum(tiles_in_all - tile_0 - tiles, 0)
+        last = tl.minimum(after, 1)
+        state = walk(state, span, 0, last, modes, COUNT, CHANNELS, MODES, M, -1)
         if STATEFUL:
-            state = conjugate(load_state(ends[1], 0, COUNT, 0, MODES, M))
-        ago = span[4] - span[3] - 1  # from the step after the span to the last
-        state = across_spans(state, ago, ends, span, COUNT, CHANNELS, MODES, M, -1)
+            left = end - (tiles_in_all - 1 - tile_0) * (M * BLOCK_T)
+            state = join_adjoint(state, after > 0, left, ends, COUNT, MODES)
+        state = walk(state, span, last, after, modes, COUNT, CHANNELS, MODES, M, -1)
     return state
 
 
@@ -1026,7 +1044,7 @@ def s4d_forward(
     states_ptr,  # [batch, tiles, CHANNELS, 64] float32: before every tile
     entry_ptr,  # [batch, CHANNELS, 64] float32: state before the first step
     exit_ptr,  # the same after the last step
-    spans_ptr,  # [batch, spans - 1, CHANNELS, 64] float32: what all but the last add
+    sums_ptr,  # as states_ptr: what every tile adds to the state
     first, last, end, time_programs, tiles,
     CHANNELS: tl.constexpr, UNIT: tl.constexpr,
     STEP: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr,
@@ -1057,6 +1075,8 @@ def s4d_forward(
     origin = (batch, row, tile_0 * TILE)
     x_ptr, x_row = advance(x_ptr, x_batch, x_row, STEP, UNIT, origin)
     y_ptr, y_row = advance(y_ptr, y_batch, y_row, STEP, 1, origin)
+    tiles_in_all = tl.cdiv(end, TILE)
+    tile_before = batch.to(tl.int64) * tiles_in_all
     whose = (batch * CHANNELS + row).to(tl.int64)
     ends = (
         entry_ptr + whose * 64,
@@ -1064,13 +1084,13 @@ def s4d_forward(
         log_poles_ptr + (row) * 32,
         frequencies_ptr + (row) * 32,
     )
-    spans_ptr += (batch.to(tl.int64) * (time_programs - 1) * CHANNELS + row) * 64
-    states_ptr += ((batch.to(tl.int64) * tl.cdiv(end, TILE) + tile_0) * CHANNELS + row) * 64
+    sums_ptr += (tile_before * CHANNELS + row) * 64
+    span = (sums_ptr, program, tile_0, tiles, tiles_in_all)
+    states_ptr += ((tile_before + tile_0) * CHANNELS + row) * 64
     first -= tile_0 * TILE
     last -= tile_0 * TILE
     end -= tile_0 * TILE
-    span = (spans_ptr, program, time_programs, tiles * TILE, end)
-    tiles = tl.minimum(tiles, tl.cdiv(end, TILE))
+    tiles = tl.minimum(tiles, tiles_in_all - tile_0)
     segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
     channel = 0
     inside = row < CHANNELS
@@ -1088,7 +1108,7 @@ def s4d_forward(
         PRECISION,
     )
     skip = load_vector(skip_ptr, row, inside)
-    x_state = enter_state(ends, span, 64, CHANNELS, MODES, M, STATEFUL, SPLIT)
+    x_state = enter_state(ends, span, filter, 64, CHANNELS, MODES, M, STATEFUL, SPLIT)
     for number in tl.range(0, tiles, num_stages=PREFETCH):
         t = number * TILE
         tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
@@ -1124,7 +1144,7 @@ def s4d_backward(
     states_ptr,  # [batch, tiles, CHANNELS, 64] float32: before every tile
     d_entry_ptr,  # [batch, CHANNELS, 64] float32: gradient of the state before the first step
     d_exit_ptr,  # the same after the last step
-    spans_ptr,  # [batch, spans - 1, CHANNELS, 64] float32: what all but the first add
+    sums_ptr,  # as states_ptr: what every tile adds to the state
     partials_ptr,  # [programs along batch and time, 129, CHANNELS] float32
     first, last, end, time_programs, tiles,
     CHANNELS: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
@@ -1158,6 +1178,8 @@ def s4d_backward(
     x_ptr, x_row = advance(x_ptr, x_batch, x_row, STEP, UNIT, origin)
     dy_ptr, dy_row = advance(dy_ptr, dy_batch, dy_row, STEP, 1, origin)
     d_x_ptr, d_x_row = advance(d_x_ptr, d_x_batch, d_x_row, STEP, D_UNIT, origin)
+    tiles_in_all = tl.cdiv(end, TILE)
+    tile_before = batch.to(tl.int64) * tiles_in_all
     whose = (batch * CHANNELS + row).to(tl.int64)
     ends = (
         d_entry_ptr + whose * 64,
@@ -1165,13 +1187,13 @@ def s4d_backward(
         log_poles_ptr + (row) * 32,
         frequencies_ptr + (row) * 32,
     )
-    spans_ptr += (batch.to(tl.int64) * (time_programs - 1) * CHANNELS + row) * 64
-    states_ptr += ((batch.to(tl.int64) * tl.cdiv(end, TILE) + tile_0) * CHANNELS + row) * 64
+    sums_ptr += (tile_before * CHANNELS + row) * 64
+    span = (sums_ptr, program, tile_0, tiles, tiles_in_all)
+    states_ptr += ((tile_before + tile_0) * CHANNELS + row) * 64
     first -= tile_0 * TILE
     last -= tile_0 * TILE
     end -= tile_0 * TILE
-    span = (spans_ptr, program, time_programs, tiles * TILE, end)
-    tiles = tl.minimum(tiles, tl.cdiv(end, TILE))
+    tiles = tl.minimum(tiles, tiles_in_all - tile_0)
     segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
     channel = 0
     inside = row < CHANNELS
@@ -1191,7 +1213,9 @@ def s4d_backward(
     skip = load_vector(skip_ptr, row, inside)
     d_skip = zero_taps(1, M // 2, N)
     d_filter = zero_modes(MODES, M, BLOCK_T, STATEFUL)
-    dy_state = enter_adjoint(ends, span, 64, CHANNELS, MODES, M, STATEFUL, SPLIT)
+    dy_state = enter_adjoint(
+        ends, span, filter, end, 64, CHANNELS, MODES, M, BLOCK_T, STATEFUL, SPLIT
+    )
     for back in tl.range(0, tiles, num_stages=PREFETCH):
         number = tiles - 1 - back
         t = number * TILE
@@ -1258,20 +1282,20 @@ def s4d_backward(
         "first", "last", "end", "time_programs", "tiles",
     ]
 )  # fmt: skip
-def s4d_forward_ends(
+def s4d_forward_sums(
     x_ptr, x_batch, x_row,
     log_poles_ptr,  # (1024, 32)
     frequencies_ptr,  # (1024, 32)
     residues_real_ptr,  # (1024, 32)
     residues_imag_ptr,  # (1024, 32)
-    spans_ptr,  # [batch, spans but one, CHANNELS, 64] float32: what each adds to the state
+    states_ptr,  # [batch, tiles, CHANNELS, 64] float32: what every tile adds
     first, last, end, time_programs, tiles,
     CHANNELS: tl.constexpr, UNIT: tl.constexpr,
     STEP: tl.constexpr, EVEN: tl.constexpr,
     STATEFUL: tl.constexpr,
     ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
-    """What each span of the sequence adds to the state at its end.
+    """What every tile adds to the state.
 
     A program walks forward in time along a span of one channel's sequence: `tiles` tiles, or what
     is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
@@ -1284,19 +1308,22 @@ def s4d_forward_ends(
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
     TILE: tl.constexpr = M * BLOCK_T
+    KEEP: tl.constexpr = True
     H: tl.constexpr = M
     MODES: tl.constexpr = 64  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
     batch, row, program = locate(tl.program_id(0), time_programs, 1, CHANNELS)
-    spans_ptr += ((batch * time_programs + program).to(tl.int64) * CHANNELS + row) * 64
     tile_0 = program * tiles
     origin = (batch, row, tile_0 * TILE)
     x_ptr, x_row = advance(x_ptr, x_batch, x_row, STEP, UNIT, origin)
+    tiles_in_all = tl.cdiv(end, TILE)
+    tile_before = batch.to(tl.int64) * tiles_in_all
+    states_ptr += ((tile_before + tile_0) * CHANNELS + row) * 64
     first -= tile_0 * TILE
     last -= tile_0 * TILE
     end -= tile_0 * TILE
-    tiles = tl.minimum(tiles, tl.cdiv(end, TILE))
+    tiles = tl.minimum(tiles, tiles_in_all - tile_0)
     segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
     channel = 0
     inside = row < CHANNELS
@@ -1313,14 +1340,14 @@ def s4d_forward_ends(
         OPERAND,
         PRECISION,
     )
-    x_state = zero_state(MODES, M)
     for number in tl.range(0, tiles, num_stages=PREFETCH):
         t = number * TILE
         tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
         x = load_rows(x_ptr, x_row, UNIT, tile, 0, ROWS, EVEN, ROWS, H, N)
+        x_state = zero_state(MODES, M)
         x_block = block_of((piece_of(x, H, N, OPERAND),), M, N, PRECISION)
         x_states, x_state = states_before(x_block, filter, x_state, MODES, M, OPERAND, PRECISION)
-    keep_state(spans_ptr, 0, x_state, 64, CHANNELS, MODES, M, True)
+        keep_state(states_ptr, number, x_state, 64, CHANNELS, MODES, M, KEEP)
 
 
 @triton.jit(
@@ -1329,20 +1356,20 @@ def s4d_forward_ends(
         "first", "last", "end", "time_programs", "tiles",
     ]
 )  # fmt: skip
-def s4d_backward_ends(
+def s4d_backward_sums(
     dy_ptr, dy_batch, dy_row,
     log_poles_ptr,  # (1024, 32)
     frequencies_ptr,  # (1024, 32)
     residues_real_ptr,  # (1024, 32)
     residues_imag_ptr,  # (1024, 32)
-    spans_ptr,  # [batch, spans but one, CHANNELS, 64] float32: what each adds to the state
+    states_ptr,  # [batch, tiles, CHANNELS, 64] float32: what every tile adds
     first, last, end, time_programs, tiles,
     CHANNELS: tl.constexpr, UNIT: tl.constexpr,
     STEP: tl.constexpr, EVEN: tl.constexpr,
     STATEFUL: tl.constexpr,
     ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
-    """What each span of the sequence adds to the adjoint state at its begin.
+    """What every tile adds to the adjoint state.
 
     A program walks backward in time along a span of one channel's sequence: `tiles` tiles, or what
     is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
@@ -1355,20 +1382,23 @@ def s4d_backward_ends(
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
     TILE: tl.constexpr = M * BLOCK_T
+    KEEP: tl.constexpr = True
     H: tl.constexpr = M
     MODES: tl.constexpr = 64  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if dy_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if dy_ptr.dtype.element_ty == tl.float16 else "ieee"
     batch, row, program = locate(tl.program_id(0), time_programs, 1, CHANNELS)
-    spans_ptr += ((batch * time_programs + program).to(tl.int64) * CHANNELS + row) * 64
     program += 1  # nothing is before the first span
     tile_0 = program * tiles
     origin = (batch, row, tile_0 * TILE)
     dy_ptr, dy_row = advance(dy_ptr, dy_batch, dy_row, STEP, 1, origin)
+    tiles_in_all = tl.cdiv(end, TILE)
+    tile_before = batch.to(tl.int64) * tiles_in_all
+    states_ptr += ((tile_before + tile_0) * CHANNELS + row) * 64
     first -= tile_0 * TILE
     last -= tile_0 * TILE
     end -= tile_0 * TILE
-    tiles = tl.minimum(tiles, tl.cdiv(end, TILE))
+    tiles = tl.minimum(tiles, tiles_in_all - tile_0)
     segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
     channel = 0
     inside = row < CHANNELS
@@ -1385,17 +1415,17 @@ def s4d_backward_ends(
         OPERAND,
         PRECISION,
     )
-    dy_state = zero_state(MODES, M)
     for back in tl.range(0, tiles, num_stages=PREFETCH):
         number = tiles - 1 - back
         t = number * TILE
         tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
         dy = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
+        dy_state = zero_state(MODES, M)
         dy_block = block_of((piece_of(dy, H, N, OPERAND),), M, N, PRECISION)
         dy_states, dy_state = states_after(
             dy_block, filter, dy_state, MODES, M, OPERAND, PRECISION
         )
-    keep_state(spans_ptr, 0, dy_state, 64, CHANNELS, MODES, M, True)
+        keep_state(states_ptr, number, dy_state, 64, CHANNELS, MODES, M, KEEP)
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -1501,8 +1531,8 @@ def even(bounds: tuple[int, int, int]) -> bool:
 def walk_programs(
     batch: int, steps: int, schedule: dict[str, int], wanted: int
 ) -> tuple[int, int, int]:
-    """As `programs` for programs that walk along all of time, or along a span of it where there
-    would be less than half of the programs wanted: spans, tiles of a span, programs in all.
+    """As `programs` for programs that walk along all of time, or along a span of it where those
+    would be half of the programs wanted or less: spans, tiles of a span, programs in all.
     """
     tiles_in_all = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
     spans = min(tiles_in_all, wanted // max(1, batch * CHANNELS))
@@ -1518,11 +1548,6 @@ def allocate_states(like: Tensor, steps: int, modes: int, keep: bool) -> Tensor:
     schedule = SCHEDULE["forward"]
     tiles = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"])) if keep else 0
     return like.new_empty((like.shape[0], tiles, CHANNELS, modes), dtype=torch.float32)
-
-
-def allocate_spans(like: Tensor, spans: int, modes: int) -> Tensor:
-    """Room for what all spans but one add to the state: [batch, spans - 1, CHANNELS, modes]."""
-    return like.new_empty((like.shape[0], spans - 1, CHANNELS, modes), dtype=torch.float32)
 
 
 def whole_state(
@@ -1623,29 +1648,30 @@ def launch_forward(
     states = allocate_states(x, steps, 64, keep)
     history, entry = whole_state(state, x, states, context, steps)
     leaving = torch.empty_like(entry) if state is not None else states
-    spans = allocate_spans(x, time_programs, 64)
+    split = time_programs > 1
+    tile_sums = allocate_states(x, steps, 64, split)
     outputs = [allocate(x, steps)]
     step = stride_step(schedule, (x, *outputs), tiles)
-    if spans.numel():
+    if grid and split:
         launch(
-            s4d_forward_ends,
+            s4d_forward_sums,
             grid // time_programs * (time_programs - 1),
             *operand(x, first, step),
             log_poles,
             frequencies,
             residues_real,
             residues_imag,
-            spans,
+            tile_sums,
             *bounds,
             time_programs - 1,
             tiles,
-            options=OPTIONS["forward_ends"],
+            options=OPTIONS["forward_sums"],
             CHANNELS=CHANNELS,
             UNIT=unit,
             STEP=step,
             EVEN=even(bounds),
             STATEFUL=state is not None,
-            **SCHEDULE["forward_ends"],
+            **SCHEDULE["forward_sums"],
         )
     if grid:
         launch(
@@ -1661,7 +1687,7 @@ def launch_forward(
             states,
             entry,
             leaving,
-            spans,
+            tile_sums,
             *bounds,
             time_programs,
             tiles,
@@ -1672,7 +1698,7 @@ def launch_forward(
             EVEN=even(bounds),
             KEEP=keep,
             STATEFUL=state is not None,
-            SPLIT=time_programs > 1,
+            SPLIT=split,
             **schedule,
         )
     return [*outputs, states] if state is None else [*outputs, states, leaving]
@@ -1716,30 +1742,31 @@ def launch_backward(
     if state is not None:
         assert d_leaving is not None
         d_entry, d_leaving_entry = torch.empty_like(entry), d_leaving.contiguous()
-    spans = allocate_spans(dy, time_programs, 64)
+    split = time_programs > 1
+    tile_sums = allocate_states(dy, steps, 64, split)
     step = stride_step(schedule, (x, dy, *d_inputs), tiles)
     splits = dy.shape[0] * time_programs
     partials = dy.new_empty((splits, 129, CHANNELS), dtype=torch.float32)
-    if spans.numel():
+    if grid and split:
         launch(
-            s4d_backward_ends,
+            s4d_backward_sums,
             grid // time_programs * (time_programs - 1),
             *operand(dy, begin, step),
             log_poles,
             frequencies,
             residues_real,
             residues_imag,
-            spans,
+            tile_sums,
             *bounds,
             time_programs - 1,
             tiles,
-            options=OPTIONS["backward_ends"],
+            options=OPTIONS["backward_sums"],
             CHANNELS=CHANNELS,
             UNIT=unit,
             STEP=step,
             EVEN=even(bounds),
             STATEFUL=state is not None,
-            **SCHEDULE["backward_ends"],
+            **SCHEDULE["backward_sums"],
         )
     if grid:
         launch(
@@ -1756,7 +1783,7 @@ def launch_backward(
             states,
             d_entry,
             d_leaving_entry,
-            spans,
+            tile_sums,
             partials,
             *bounds,
             time_programs,
@@ -1768,7 +1795,7 @@ def launch_backward(
             STEP=step,
             EVEN=even(bounds),
             STATEFUL=state is not None,
-            SPLIT=time_programs > 1,
+            SPLIT=split,
             **schedule,
         )
     gradients += reduce_partials(
@@ -2021,7 +2048,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_5b83a1c6"
+    name = unique = "s4d_e80d17a0"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -821,7 +821,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_e64fcc26"
+    name = unique = "short_conv_6995291a"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -25,7 +25,6 @@ from sh2gen.plan import (
     KeepState,
     KernelPlan,
     Layout,
-    LeaveSpan,
     LoadModes,
     LoadRows,
     LoadState,
@@ -49,6 +48,7 @@ from sh2gen.plan import (
     Toeplitz,
     ToeplitzGradient,
     ZeroModes,
+    ZeroState,
     ZeroTaps,
     ZeroToeplitz,
 )
@@ -188,7 +188,7 @@ def work(kernel: KernelPlan, layout: Layout, io: DType) -> Work:
                 pass  # once a tile, or a sequence
             case LoadTaps() | LoadVector() | LoadToeplitz() | ZeroTaps() | ZeroToeplitz():
                 pass  # once a program, not once a row
-            case LoadModes() | ZeroModes() | StoreModes() | LeaveSpan():
+            case LoadModes() | ZeroModes() | StoreModes() | ZeroState():
                 pass
             case StorePartial() | StoreToeplitz():
                 pass

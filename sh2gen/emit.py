@@ -46,7 +46,6 @@ from sh2gen.plan import (
     KeepState,
     KernelPlan,
     Layout,
-    LeaveSpan,
     LoadModes,
     LoadRows,
     LoadState,
@@ -72,6 +71,7 @@ from sh2gen.plan import (
     Toeplitz,
     ToeplitzGradient,
     ZeroModes,
+    ZeroState,
     ZeroTaps,
     ZeroToeplitz,
 )
@@ -143,7 +143,7 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
     saved = [*plan.saved, *(["states"] if plan.states else [])]
     enters = spec.state is not None and spec.state.initial
     leaves = spec.state is not None and spec.state.final
-    kernels = [_kernel(spec, plan, kernel) for kernel in (*plan.kernels, *plan.ends)]
+    kernels = [_kernel(spec, plan, kernel) for kernel in (*plan.kernels, *plan.sums)]
     twin = _twin(plan, schedule)
     if twin is not None:
         kernels.append(_phased_kernel(spec, plan, twin))
@@ -187,6 +187,7 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
         "modes_shape": f"{spec.filter.modes}{', 2' * spec.filter.pairs}",
         "pairs": spec.filter.pairs,
         "lag": featurizer_lag(spec),
+        "featurizer_last": bool(spec.featurizer and spec.featurizer.taps is TapOrder.LAG_LAST),
         "saved_activations": list(plan.saved),
         "keep_argument": ["keep: bool"] if plan.states else [],
         "call_op": lambda inputs: _call_op(spec, inputs, states=plan.states, saves=bool(saved)),
@@ -527,9 +528,8 @@ def _lines(
                     f"keep_state(states_ptr, number, {state}, {spec.filter.state_size}, CHANNELS, "
                     f"MODES, M, KEEP)"
                 )
-            case LeaveSpan(state=state):
-                count = spec.filter.state_size
-                return f"keep_state(spans_ptr, 0, {state}, {count}, CHANNELS, MODES, M, True)"
+            case ZeroState(out=out):
+                return f"{out} = zero_state(MODES, M)"
             case States(out=out, blocks=blocks, modes=modes, state=state):
                 return (
                     f"{out}, {state} = {statement.helper}({blocks}, {modes}, {state}, "
@@ -627,17 +627,19 @@ def _carried(
     zeros: list[str] = []
     loads: dict[str, list[str]] = {}
     early = {s.out for s in program.warmup if isinstance(s, LoadRows)}
-    stored = {s.out for s in program.body if isinstance(s, LoadState)}
-    enter = "enter_state" if program.time == +1 else "enter_adjoint"
-    ends = any(isinstance(s, LeaveSpan) for s in program.epilogue)
+    stored = {s.out for s in program.body if isinstance(s, LoadState | ZeroState)}
     for statement in program.body:
         match statement:
             case Remember(out=out):
                 zeros.append(f"{out}_kept = zero_blocks(HISTORY, {lanes}, BLOCK_T, OPERAND)")
-            case States(state=state) if state not in stored:
-                constants = f"{size}, CHANNELS, MODES, M, STATEFUL, SPLIT"
-                entered = f"{enter}(ends, span, {constants})"
-                zeros.append(f"{state} = {'zero_state(MODES, M)' if ends else entered}")
+            case States(state=state, modes=modes) if state not in stored:
+                constants = f"{size}, CHANNELS, MODES, M"
+                if program.time == +1:
+                    entered = f"enter_state(ends, span, {modes}, {constants}, STATEFUL, SPLIT)"
+                else:
+                    arguments = f"ends, span, {modes}, end, {constants}, BLOCK_T"
+                    entered = f"enter_adjoint({arguments}, STATEFUL, SPLIT)"
+                zeros.append(f"{state} = {entered}")
             case Extend(x=x, count=count):
                 zeros.append(f"{x.name}_after = zero_rows({count}, {lanes}, N)")
             case LoadRows(tensor=tensor, rows=rows, history=True):
@@ -662,9 +664,15 @@ def _edge(spec: OpSpec, edge: Edge, held: dict[str, Rows]) -> str:
     match edge.helper:
         case "history_gradient":
             return (
-                f"history_gradient(d_history_ptr, row, {values}, {edge.role}, CHANNELS, H, N, "
-                f"STATEFUL, SPLIT)"
+                f"history_gradient(d_history_ptr, row, {values}, program, {edge.role}, CHANNELS, "
+                f"H, N, STATEFUL)"
             )
+        case "first_rows":
+            return f"first_rows(edges_ptr, row, {values}, {edge.role}, CHANNELS, H, N, SPLIT)"
+        case "leave_rows":
+            here = "(back == 0) & (part == PARTS - 1)"
+            constants = f"{edge.role}, {edge.length}, CHANNELS, H, N, SPLIT"
+            return f"leave_rows(edges_ptr, row, {values}, {here}, {constants})"
         case "enter_gradient":
             constants = f"{spec.filter.state_size}, MODES, M, STATEFUL"
             return f"enter_gradient({values}, ends, span, {constants})"
@@ -707,8 +715,8 @@ def _helper_names(kernel: KernelPlan) -> set[str]:
                 names |= {"look_ahead" if ahead else "remember", "zero_blocks"}
             case Extend():
                 names |= {"extend", "zero_rows"}
-            case LeaveSpan():
-                names.add("keep_state")
+            case ZeroState():
+                names.add("zero_state")
             case LoadModes() | ZeroModes() | LoadState() | KeepState() | StoreModes():
                 names |= {_MODAL_HELPERS[type(statement)], "load_poles"}
             case Blocks():
@@ -720,7 +728,7 @@ def _helper_names(kernel: KernelPlan) -> set[str]:
                 if direction == kernel.program.time:
                     names |= {"enter_state" if direction == +1 else "enter_adjoint", "zero_state"}
             case Edge(helper=helper):
-                names.add(helper)
+                names |= {helper, "join_spans"} if helper == "leave_rows" else {helper}
             case ModalConv():
                 names.add(statement.helper)
             case LoadTaps():
@@ -774,9 +782,8 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
     doc = "Gradients of every input, and partial sums of those of parameters."
     if kernel is plan.forward:
         doc = _formula(spec).replace("\n", "; ")
-    if kernel in plan.ends:
-        what, where = ("state", "end") if program.time == +1 else ("adjoint state", "begin")
-        doc = f"What each span of the sequence adds to the {what} at its {where}."
+    if kernel in plan.sums:
+        doc = f"What every tile adds to the {'state' if program.time == +1 else 'adjoint state'}."
     return {
         "skeleton": f"{kernel.skeleton}.py.j2",
         "function": f"{spec.op}_{kernel.name}",
@@ -794,7 +801,7 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
             together(program.epilogue) if kernel.skeleton == "recurrence" else program.epilogue
         ),
         "backward": program.time == -1,
-        "ends": kernel in plan.ends,
+        "sums": kernel in plan.sums,
         "parts": any(isinstance(s, Parts) for s in program.body),
         "length": spec.filter.length,
         "modes": spec.filter.state_size,
@@ -855,13 +862,13 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
         "helpers": helpers + (_texts("reduce") if sums else []),
         "twin": twin is not None,
         "sums": {"partials": emit_reduce.summed(sums), "sections": sums},
-        "launch_helpers": _launch_helpers(plan, schedule, featurizer_lag(spec)),
+        "launch_helpers": _launch_helpers(plan, schedule),
         "forward_stores": [("y", *plan.saved).index(name) for name in forward.stores],
         "forward_parameters": list(forward.parameters),
         "backward_loads": list(backward.loads),
         "backward_stores": [inputs.index(name) for name in backward.stores],
         "backward_parameters": list(backward.parameters),
-        "ends": {kernel.direction: kernel.program for kernel in plan.ends},
+        "tile_sums": {kernel.direction: kernel.program for kernel in plan.sums},
         "programs": _literal(
             {d: dict(schedule.numbers(d)).get("PROGRAMS") for d in DIRECTIONS}, 0
         ),
@@ -875,13 +882,12 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
     }
 
 
-def _launch_helpers(plan: Plan, schedule: Schedule, lag: int) -> list[str]:
+def _launch_helpers(plan: Plan, schedule: Schedule) -> list[str]:
     """Those of the launchers, with one of the two ways to count programs."""
     assert plan.forward is not None
     counts = {"tile": "programs", "stream": "stream_programs", "recurrence": "walk_programs"}
     others = [name for how, name in counts.items() if how != plan.forward.skeleton]
-    others += [] if plan.states else ["allocate_states", "whole_state", "allocate_spans"]
-    others += [] if plan.states and lag else ["allocate_edges", "add_edges"]
+    others += [] if plan.states else ["allocate_states", "whole_state"]
     others += [] if _twin(plan, schedule) else ["suits_sm90"]
     others += [] if plan.reductions else ["reduce_partials"]
     return [f.text for f in _part("launch") if f.name not in others]
@@ -895,7 +901,7 @@ _PARTS_SM90 = ("sm90", "rows", "channels_first")
 def _numbers(plan: Plan, schedule: Schedule) -> list[tuple[str, str, str]]:
     """The numbers of each kernel as its constants and as the compiler's options."""
     found = []
-    for kernel in (*plan.kernels, *plan.ends):
+    for kernel in (*plan.kernels, *plan.sums):
         found.append((kernel.name, _kernel_numbers(plan, kernel, schedule)))
         if twin := schedule.twin(kernel.name):
             found.append((f"{kernel.name}_sm90", twin))
@@ -911,7 +917,7 @@ def _numbers(plan: Plan, schedule: Schedule) -> list[tuple[str, str, str]]:
 
 def _kernel_numbers(plan: Plan, kernel: KernelPlan, schedule: Schedule) -> dict[str, int]:
     """The numbers of a kernel, without those that only say when it is launched."""
-    others = {"TILES_SM90", "PROGRAMS"} | ({"PARTS"} if kernel in plan.ends else set())
+    others = {"TILES_SM90", "PROGRAMS"} | ({"PARTS"} if kernel in plan.sums else set())
     numbers = schedule.numbers(kernel.direction)
     return {name: number for name, number in numbers if name not in others}
 
@@ -920,9 +926,9 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
     """How a launch of each kernel looks to the compiler, for separate contiguous inputs."""
     io = "*" + _TRITON[spec.dtype.io]
     sources: list[KernelSource] = []
-    for kernel in (*plan.kernels, *plan.ends):
+    for kernel in (*plan.kernels, *plan.sums):
         program = kernel.program
-        backward, ends = kernel is plan.backward, kernel in plan.ends
+        backward, sums_only = kernel is plan.backward, kernel in plan.sums
         activations = (*program.loads, *program.stores)
         signature: list[tuple[str, str]] = []
         for name in activations:
@@ -930,10 +936,10 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
         kept = [f"{name}_ptr" for name in program.parameters]
         if plan.states:
             history = ["history_ptr"] if featurizer_lag(spec) else []
-            d_history = ["d_history_ptr"] if history and backward else []
+            edges = ["d_history_ptr", "edges_ptr"] if history and backward else []
             both = ["d_entry_ptr", "d_exit_ptr"] if backward else ["entry_ptr", "exit_ptr"]
-            kept += history if ends else ["states_ptr", *history, *d_history, *both]
-            kept += ["spans_ptr"]
+            kept += ["states_ptr", *history, *edges]
+            kept += [] if sums_only else [*both, "sums_ptr"]
         kept += ["partials_ptr"] if program.partial_rows else []
         kept += ["group_partials_ptr"] if _sums_groups(program) else []
         pointers = tuple(f"{name}_ptr" for name in activations)
@@ -947,9 +953,9 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
         constants: dict[str, int | bool | float | str] = {"CHANNELS": spec.channels, "UNIT": 1}
         constants |= {"D_UNIT": 1} if backward else {}
         constants |= {"STEP": 8, "EVEN": True}
-        constants |= {"KEEP": True} if plan.states and not backward and not ends else {}
+        constants |= {"KEEP": True} if plan.states and not backward and not sums_only else {}
         constants |= {"STATEFUL": spec.state is not None} if plan.states else {}
-        if plan.states and not ends:
+        if plan.states and not sums_only:
             few = min(w.batch for w in spec.workloads) * spec.channels
             programs = dict(schedule.numbers(kernel.direction))["PROGRAMS"]
             constants |= {"SPLIT": 2 * few <= programs}
@@ -982,6 +988,37 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
                     gluon=True,
                 )
             )
+    if plan.sums and featurizer_lag(spec):
+        sources.append(_join_source(spec))
     if sums := emit_reduce.sections(spec, plan, schedule, op_parameters(spec)):
         sources.append(emit_reduce.kernel_source(sums))
     return tuple(sources)
+
+
+def _join_source(spec: OpSpec) -> KernelSource:
+    """How a launch of the kernel looks to the compiler that joins the gradients of spans."""
+    assert spec.featurizer is not None
+    return KernelSource(
+        name="join_spans",
+        role=Role.BACKWARD,
+        signature=(
+            ("edges_ptr", "*fp32"),
+            ("featurizer_ptr", "*fp32"),
+            ("d_input_ptr", "*" + _TRITON[spec.dtype.io]),
+            *((name, "i32") for name in ("batch_stride", "row_stride", "spans", "steps")),
+        ),
+        constants=(
+            ("UNIT", 1),
+            ("CHANNELS", spec.channels),
+            ("ROLES", len(spec.inputs)),
+            ("ROLE", 0),
+            ("LENGTH", featurizer_lag(spec)),
+            ("INTERLEAVED", spec.layout.projection is Projection.INTERLEAVED),
+            ("LAG_LAST", spec.featurizer.taps is TapOrder.LAG_LAST),
+            ("BLOCK_D", 128),
+        ),
+        divisible=("edges_ptr", "featurizer_ptr", "d_input_ptr"),
+        unaligned_keeps=("edges_ptr", "featurizer_ptr"),
+        num_warps=emit_reduce.WARPS,
+        num_stages=3,
+    )

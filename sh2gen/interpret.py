@@ -43,7 +43,6 @@ from sh2gen.plan import (
     Extend,
     Fir,
     KeepState,
-    LeaveSpan,
     LoadModes,
     LoadRows,
     LoadState,
@@ -71,6 +70,7 @@ from sh2gen.plan import (
     Toeplitz,
     ToeplitzGradient,
     ZeroModes,
+    ZeroState,
     ZeroTaps,
     ZeroToeplitz,
 )
@@ -403,7 +403,7 @@ class _Launch:
                 self.partials[first : first + count] = sums.transpose(1, 2).flatten(0, 1)
             case ZeroModes() | LoadState() | KeepState() | States() | StateGradient() | Edge():
                 pass  # nothing is cut into tiles here
-            case Parts() | EndParts() | LeaveSpan():
+            case Parts() | EndParts() | ZeroState():
                 pass  # nothing is cut into tiles here
             case ZeroTaps(out=out, length=length):
                 batch, channels, steps = self.like.shape

@@ -352,7 +352,9 @@ class LoadState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeepState:
-    """Write the state before the tile, if backward will follow."""
+    """Write the state at the edge of the tile that it has come to: before it, if backward will
+    follow; or what the tile adds.
+    """
 
     state: str
 
@@ -361,13 +363,13 @@ class KeepState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeaveSpan:
-    """Write the state that a span of the sequence adds at its edge, for the spans that follow."""
+class ZeroState:
+    """A state of which only what a tile adds is asked for."""
 
-    state: str
+    out: str
 
     def __str__(self) -> str:
-        return f"keep_state(spans, {self.state})"
+        return f"{self.out} = zero_state()"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -462,18 +464,21 @@ class Edge:
     Attributes:
         helper: leave_state writes the last state; leave_gradient and leave_adjoint add what its
             gradient gives, to those of modes and to those of steps; enter_gradient writes that of
-            the first state, history_gradient that of the steps before the first of an input.
+            the first state, history_gradient that of an input's history; leave_rows and first_rows
+            write rows of which the gradients of inputs are made where two spans meet.
         outs: the values that it updates.
         values: these, states, modes and taps.
         x: rows of the tile.
-        role: of the input whose history it is.
+        role: of the input whose history or gradient it is.
+        length: of the rows that are written.
     """
 
     helper: str
     outs: tuple[str, ...] = ()
-    values: tuple[str, ...]
+    values: tuple[str, ...] = ()
     x: Operand | None = None
     role: int = 0
+    length: int = 0
 
     def __str__(self) -> str:
         arguments = ", ".join([*self.values, *([str(self.x)] if self.x else [])])
@@ -530,7 +535,7 @@ Statement = (
     | Blocks
     | LoadState
     | KeepState
-    | LeaveSpan
+    | ZeroState
     | States
     | ModalConv
     | StateGradient
@@ -677,7 +682,7 @@ class TileProgram:
                 assert statement.out not in held, f"{statement}: {statement.out} is defined twice"
                 held[statement.out] = statement.rows
         for statement in self.epilogue:
-            if isinstance(statement, Edge | LeaveSpan):
+            if isinstance(statement, Edge):
                 continue
             assert isinstance(statement, StorePartial | StoreToeplitz | StoreModes)
             assert statement.total in totals, f"{statement}: {statement.total} is not zeroed"
@@ -802,8 +807,8 @@ class Plan:
         backward_graph: its adjoint under the cut `saved`.
         forward: the kernel, or None if the plain-PyTorch path is the algorithm.
         backward: likewise.
-        ends: the kernels that find what each span of a sequence adds to the state at its end, and
-            to that of the adjoint at its begin, where several programs share one channel.
+        sums: the kernels that find what each tile adds to the state, and to that of the adjoint,
+            where several programs share one channel.
         reductions: parameter gradients summed from the backward kernel's partial sums.
         eager: how the plain-PyTorch path convolves.
     """
@@ -816,7 +821,7 @@ class Plan:
     backward_graph: Graph
     forward: KernelPlan | None = None
     backward: KernelPlan | None = None
-    ends: tuple[KernelPlan, ...] = ()
+    sums: tuple[KernelPlan, ...] = ()
     reductions: tuple[Reduction, ...] = ()
     eager: EagerConv = EagerConv.DIRECT
 
@@ -837,7 +842,7 @@ class Plan:
             blocks.append(f"{kernel.name} kernel ({kernel.skeleton}):\n{_indent(kernel.program)}")
             if kernel.phases is not None:
                 blocks.append(f"its tiles on sm_90, in phases:\n{_indent(kernel.phases)}")
-        for kernel in self.ends:
+        for kernel in self.sums:
             blocks.append(
                 f"{kernel.name} kernel ({kernel.skeleton}), if several programs share a channel:\n"
                 f"{_indent(kernel.program)}"

@@ -36,7 +36,6 @@ from sh2gen.plan import (
     KeepState,
     KernelPlan,
     Layout,
-    LeaveSpan,
     LoadModes,
     LoadRows,
     LoadState,
@@ -57,6 +56,7 @@ from sh2gen.plan import (
     StoreRows,
     TileProgram,
     ZeroModes,
+    ZeroState,
 )
 from sh2gen.spec import Activation, Activations, FilterKind, OpSpec
 
@@ -112,11 +112,11 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
             backward=KernelPlan(
                 name="backward", skeleton="recurrence", parts=parts, program=backward
             ),
-            ends=tuple(
-                KernelPlan(name=f"{name}_ends", skeleton="recurrence", parts=parts, program=ends)
-                for name, ends in (
-                    ("forward", _ends(graph, +1)),
-                    ("backward", _ends(backward_graph, -1)),
+            sums=tuple(
+                KernelPlan(name=f"{name}_sums", skeleton="recurrence", parts=parts, program=sums)
+                for name, sums in (
+                    ("forward", _sums(graph, +1)),
+                    ("backward", _sums(backward_graph, -1)),
                 )
             ),
             reductions=reductions,
@@ -172,15 +172,15 @@ def _forward(graph: Graph) -> TileProgram:
     return TileProgram(prologue=tuple(stream.prologue), body=_with_history(body))
 
 
-def _ends(graph: Graph, time: int) -> TileProgram:
-    """The part of a stream that its state depends on. It begins with zero, and writes what the
-    stream adds.
-    """
+def _sums(graph: Graph, time: int) -> TileProgram:
+    """What every tile of a stream adds to the state: all that the state depends on."""
     stream = _Stream(graph, time=time)
     conv = stream.conv(time)
     needed = stream.before([conv.x])
     rows = [s for node in graph.nodes if node.out in needed for s in stream.statements(node)]
-    body = [*rows, *_states(conv.x, conv.taps, time)]
+    state = f"{conv.x}_state"
+    states = _states(conv.x, conv.taps, time)
+    body = [*rows, ZeroState(out=state), *states, KeepState(state=state)]
     used = {conv.taps}
     for s in rows:
         match s:
@@ -194,7 +194,6 @@ def _ends(graph: Graph, time: int) -> TileProgram:
     return TileProgram(
         prologue=tuple(load for load in loads if load.out in used),
         body=_with_history(body),
-        epilogue=(LeaveSpan(state=f"{conv.x}_state"),),
         time=time,
     )
 
@@ -250,8 +249,9 @@ def _in_phases(body: list[Statement]) -> list[Statement]:
 def _with_edges(
     body: list[Statement], total: str, inputs: list[str]
 ) -> tuple[list[Statement], list[Edge]]:
-    """The body with what the gradient of the last state adds; and what writes those of the first
-    state and of the history, once the stream has come to the first step.
+    """The body with what the gradient of the last state adds, and what later steps take from its
+    rows; and what writes gradients of the first state and of the history, and rows for earlier
+    steps, once the stream has come to the first step.
 
     Args:
         total: the accumulators of modes.
@@ -275,10 +275,16 @@ def _with_edges(
             case Extend(out=out, x=extended):
                 (fir,) = [s for s in body if isinstance(s, Fir) and s.x.name == out]
                 (store,) = [s for s in body if isinstance(s, StoreRows) and s.x.name == fir.out]
-                values = (f"{extended.name}_after", fir.taps)
-                role = inputs.index(store.tensor.removeprefix("d_"))
+                rows, role = (
+                    f"{extended.name}_after",
+                    inputs.index(store.tensor.removeprefix("d_")),
+                )
+                length = fir.length - 1
+                values = (rows, fir.taps)
                 after.append(Edge(helper="history_gradient", values=values, role=role))
-                found.append(statement)
+                after.append(Edge(helper="first_rows", values=(rows,), role=role))
+                leave = Edge(helper="leave_rows", x=extended, role=role, length=length)
+                found += [statement, leave]
             case _:
                 found.append(statement)
     enter = Edge(helper="enter_gradient", values=(adjoint.state, adjoint.modes))

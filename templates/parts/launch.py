@@ -95,8 +95,8 @@ def stream_programs(
 def walk_programs(
     batch: int, steps: int, schedule: dict[str, int], wanted: int
 ) -> tuple[int, int, int]:
-    """As `programs` for programs that walk along all of time, or along a span of it where there
-    would be less than half of the programs wanted: spans, tiles of a span, programs in all.
+    """As `programs` for programs that walk along all of time, or along a span of it where those
+    would be half of the programs wanted or less: spans, tiles of a span, programs in all.
     """
     tiles_in_all = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
     spans = min(tiles_in_all, wanted // max(1, batch * CHANNELS))
@@ -112,25 +112,6 @@ def allocate_states(like: Tensor, steps: int, modes: int, keep: bool) -> Tensor:
     schedule = SCHEDULE["forward"]
     tiles = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"])) if keep else 0
     return like.new_empty((like.shape[0], tiles, CHANNELS, modes), dtype=torch.float32)
-
-
-def allocate_spans(like: Tensor, spans: int, modes: int) -> Tensor:
-    """Room for what all spans but one add to the state: [batch, spans - 1, CHANNELS, modes]."""
-    return like.new_empty((like.shape[0], spans - 1, CHANNELS, modes), dtype=torch.float32)
-
-
-def allocate_edges(like: Tensor, spans: int, lag: int) -> Tensor:
-    """Room for the gradients that spans give to the `lag` steps before them, of all inputs."""
-    shape = (like.shape[0], spans, len(INPUTS) * CHANNELS, lag)
-    return like.new_empty(shape, dtype=torch.float32)
-
-
-def add_edges(d_inputs: Sequence[Tensor], edges: Tensor, steps: int) -> None:
-    """Add to the last gradients of every span of so many steps what the next span gives them."""
-    between, lag = edges.shape[1] - 1, edges.shape[3]
-    for d_input, given in zip(d_inputs, edges[:, 1:].chunk(len(d_inputs), 2), strict=True):
-        within = d_input.narrow(TIME, steps - lag, (between - 1) * steps + lag)
-        within.unfold(TIME, lag, steps).add_(given.transpose(1, 2))
 
 
 def whole_state(

@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 
 from templates.parts.channels_first import load_rows, rows_vector, vector_rows
+from templates.parts.rows import fir_adjoint, load_taps
 from templates.parts.toeplitz import rounded
 
 
@@ -105,6 +106,22 @@ def expm1(x):
 
 
 @triton.jit
+def decay_by(a, steps):
+    """What `passed_on` takes for exp(a steps): exp(a steps) - 1, or itself where that is near 0,
+    which is the one with the smaller error. They differ in sign.
+    """
+    return tl.where(a * steps > -1.0, expm1(a * steps), tl.exp(a * steps))
+
+
+@triton.jit
+def passed_on(state, lost, sums):
+    """exp(a steps) state + sums, of `decay_by`. exp() itself, rounded to float32, would drift over
+    many tiles of a slow mode, and 1 + expm1() be nothing but rounding for a fast one.
+    """
+    return tl.where(lost > 0.0, 0.0, state) + (lost * state + sums)
+
+
+@triton.jit
 def load_poles(poles_ptr, residues_ptr, row, COUNT: tl.constexpr, MODES: tl.constexpr):
     """The COUNT <= MODES poles and residues of a channel, [MODES]; all others are silent."""
     mode = tl.arange(0, MODES)
@@ -150,8 +167,7 @@ def load_modes(
         doublings = doublings + (tl.exp(a * (8 * BLOCK_T * 2**i))[:, None],)
     entered = tl.exp(a[:, None] * (8 * BLOCK_T * group))
     left = tl.exp(a[:, None] * (8 * BLOCK_T * (GROUPS - 1 - group)))
-    whole = expm1(a * (M * BLOCK_T))[:, None]
-    scan_constants = (group, block, doublings, entered, left, whole)
+    scan_constants = (group, block, doublings, entered, left, decay_by(a, M * BLOCK_T)[:, None])
     return a, residue, within, to_end, from_before, to_start, from_after, scan_constants
 
 
@@ -165,11 +181,8 @@ def zero_state(MODES: tl.constexpr, M: tl.constexpr):
 def scan(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
     """States before all blocks of a tile, from the sums [M, MODES] that blocks add and the state
     before the tile; and the state after it.
-
-    The state after a tile is (1 + expm1(a M BLOCK_T)) times the one before it, plus what the
-    tile adds: exp() itself, rounded to float32, would drift over many tiles of a slow mode.
     """
-    group, block, doublings, entered, left, whole = constants
+    group, block, doublings, entered, left, lost = constants
     GROUPS: tl.constexpr = M // 8
     end = vector_rows(swapped(tl.trans(ends), M, True), MODES, GROUPS)
     total = end[0]
@@ -186,7 +199,7 @@ def scan(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
         now = now * block + end[p]
         states = states + (now,)
     added = tl.gather(total, group * 0 + (GROUPS - 1), 1)
-    return states, state + (whole * state + added)
+    return states, passed_on(state, lost, added)
 
 
 @triton.jit
@@ -194,7 +207,7 @@ def scan_adjoint(starts, constants, state, MODES: tl.constexpr, M: tl.constexpr)
     """`scan` backward in time: states after all blocks of a tile, from the state after the tile;
     and the state before it.
     """
-    group, block, doublings, entered, left, whole = constants
+    group, block, doublings, entered, left, lost = constants
     GROUPS: tl.constexpr = M // 8
     start = vector_rows(swapped(tl.trans(starts), M, True), MODES, GROUPS)
     total = start[7]
@@ -211,7 +224,7 @@ def scan_adjoint(starts, constants, state, MODES: tl.constexpr, M: tl.constexpr)
         now = now * block + start[7 - p]
         states = (now,) + states
     added = tl.gather(total, group * 0, 1)
-    return states, state + (whole * state + added)
+    return states, passed_on(state, lost, added)
 
 
 @triton.jit
@@ -536,68 +549,62 @@ def with_history(rows, history, tile, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def across_spans(
-    state, ago, ends, span, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+def walk(
+    state, span, begin, stop, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
     MODES: tl.constexpr, M: tl.constexpr, TIME: tl.constexpr,
 ):  # fmt: skip
-    """The state at the edge of a span, for every lane of the scan: what is left of the one at the
-    end of the sequence, `ago` steps away (if that is not negative), and what the spans between
-    have added. TIME is 1 before a span, -1 after it.
-
-    A lane sums every M / 8-th span, each decayed by the whole spans after it.
+    """The state after `begin` tiles, counted from an end of the sequence, to that after `stop`, by
+    the sums that the other launch has found. TIME is 1 from its first step on, -1 from its last.
     """
-    spans_ptr, program, spans, steps, left = span
-    mode = tl.arange(0, MODES)[:, None]
-    lane = tl.arange(0, M // 8)[None, :]
-    a = tl.load(ends[2] + mode, mask=mode < COUNT, other=-1.0)
-    begin = 0 if TIME == 1 else program
-    stop = program if TIME == 1 else spans - 1
-    added = tl.zeros((MODES, M // 8), tl.float32)
-    for some in range(begin, stop, M // 8):
-        number = some + lane
-        there = (mode < COUNT) & (number < stop)
-        between = tl.maximum(program - 1 - number if TIME == 1 else number - program, 0)
-        value = tl.load(spans_ptr + number * (CHANNELS * COUNT) + mode, mask=there, other=0.0)
-        added += value * tl.exp(a * (between * steps))
-    left_over = tl.where(ago >= 0, tl.exp(a * tl.maximum(ago, 0)) * state, 0.0)
-    return left_over + tl.sum(added, axis=1)[:, None]
-
-
-@triton.jit
-def enter_state(
-    ends, span, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
-):  # fmt: skip
-    """The state before the first step of a span, for every lane of the scan."""
-    state = zero_state(MODES, M)
-    if STATEFUL:
-        state = load_state(ends[0], 0, COUNT, 0, MODES, M)
-    if SPLIT:
-        ago = span[1] * span[3]
-        state = across_spans(state, ago, ends, span, COUNT, CHANNELS, MODES, M, 1)
+    sums_ptr, program, tile_0, tiles, tiles_in_all = span
+    AT_ONCE: tl.constexpr = 8  # their loads wait together
+    together = begin + (stop - begin) // AT_ONCE * AT_ONCE
+    for some in range(begin, together, AT_ONCE):
+        for i in tl.static_range(AT_ONCE):
+            number = some + i if TIME == 1 else tiles_in_all - 1 - some - i
+            sums = load_state(sums_ptr, number, COUNT, CHANNELS, MODES, M)
+            state = passed_on(state, modes[7][5], sums)
+    for some in range(together, stop):
+        number = some if TIME == 1 else tiles_in_all - 1 - some
+        sums = load_state(sums_ptr, number, COUNT, CHANNELS, MODES, M)
+        state = passed_on(state, modes[7][5], sums)
     return state
 
 
 @triton.jit
-def conjugate(state):
-    """A state as its gradient, or back: real numbers stay as they are."""
+def enter_state(
+    ends, span, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """The state before the first step of a span, for every lane of the scan: if SPLIT, bit by bit
+    what a walk along all tiles before it finds.
+    """
+    state = zero_state(MODES, M)
+    if STATEFUL:
+        state = load_state(ends[0], 0, COUNT, 0, MODES, M)
+    if SPLIT:
+        state = walk(state, span, 0, span[2], modes, COUNT, CHANNELS, MODES, M, 1)
     return state
 
 
 @triton.jit
 def enter_adjoint(
-    ends, span, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
+    ends, span, modes, end, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, BLOCK_T: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The adjoint state after the last step of a span, for every lane of the scan. The gradient
-    of the last state joins the last span where its sequence ends (`leave_adjoint`), others here.
+    """The adjoint state after the last step of a span, for every lane of the scan, as enter_state.
+    The gradient of the last state joins it in the last tile.
     """
     state = zero_state(MODES, M)
     if SPLIT:
+        sums_ptr, program, tile_0, tiles, tiles_in_all = span
+        after = tl.maximum(tiles_in_all - tile_0 - tiles, 0)
+        last = tl.minimum(after, 1)
+        state = walk(state, span, 0, last, modes, COUNT, CHANNELS, MODES, M, -1)
         if STATEFUL:
-            state = conjugate(load_state(ends[1], 0, COUNT, 0, MODES, M))
-        ago = span[4] - span[3] - 1  # from the step after the span to the last
-        state = across_spans(state, ago, ends, span, COUNT, CHANNELS, MODES, M, -1)
+            left = end - (tiles_in_all - 1 - tile_0) * (M * BLOCK_T)
+            state = join_adjoint(state, after > 0, left, ends, COUNT, MODES)
+        state = walk(state, span, last, after, modes, COUNT, CHANNELS, MODES, M, -1)
     return state
 
 
@@ -641,7 +648,7 @@ def leave_state(
                     total += tl.where(ahead >= r, decayed, 0.0)
                 before = of_mode(state, mode, MODES, M)
                 added = tl.sum(tl.reshape(total, (M * N,)), 0)
-                tl.store(ends[1] + mode, before + (expm1(a * left) * before + added))
+                tl.store(ends[1] + mode, passed_on(before, decay_by(a, left), added))
 
 
 @triton.jit
@@ -670,6 +677,16 @@ def leave_gradient(
 
 
 @triton.jit
+def join_adjoint(state, there, left, ends, COUNT: tl.constexpr, MODES: tl.constexpr):
+    """Add the gradient of the last state, if `there`, to the adjoint state `left` steps before."""
+    mode = tl.arange(0, MODES)[:, None]
+    there &= mode < COUNT
+    a = tl.load(ends[2] + mode, mask=there, other=0.0)
+    grad = tl.load(ends[1] + mode, mask=there, other=0.0)
+    return state + tl.where(there, grad * tl.exp(a * tl.maximum(left - 1, 0)), 0.0)
+
+
+@triton.jit
 def leave_adjoint(
     rows, state, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
@@ -679,7 +696,6 @@ def leave_adjoint(
     """
     if STATEFUL:
         closes, left, ahead = steps_left(tile, rows, M, N)
-        index = tl.arange(0, MODES)[:, None]
         for mode in range(tl.where(closes, COUNT, 0)):
             a = tl.load(ends[2] + mode)
             grad = tl.load(ends[1] + mode)
@@ -688,7 +704,7 @@ def leave_adjoint(
                 decayed = grad * tl.exp(a * tl.maximum(ahead - r, 0))
                 out = out + (rows[r] + tl.where(ahead >= r, decayed, 0.0),)
             rows = out
-            state += tl.where(index == mode, grad * tl.exp(a * (left - 1)), 0.0)
+        state = join_adjoint(state, closes, left, ends, COUNT, MODES)
     return rows, state
 
 
@@ -705,15 +721,45 @@ def enter_gradient(
 
 
 @triton.jit
-def history_gradient(
-    ptr, row, after, taps, ROLE: tl.constexpr, CHANNELS: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
+def leave_rows(
+    ptr, row, rows, here, ROLE: tl.constexpr, LENGTH: tl.constexpr, CHANNELS: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Write what a span gives to the gradient of one input's steps before it, from `after` of
-    `extend` and its featurizer's taps: the history, if STATEFUL, or the end of the span before it,
-    if SPLIT. The last lane of `after` holds the first rows of the span.
+    """Write the last LENGTH rows of a span, of a gradient before its featurizer's adjoint, for
+    `join_spans`, if SPLIT and `here`, in the tile that holds them.
     """
-    if STATEFUL or SPLIT:
+    if SPLIT:  # noqa: SIM102 (a constant, then a value)
+        if here:
+            lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
+            where = ptr + (ROLE * CHANNELS + row) * (2 * LENGTH) + LENGTH
+            for r in tl.static_range(LENGTH):
+                value = rows[len(rows) - LENGTH + r]
+                tl.store(where + r + lane * 0, value, mask=lane == M * N - 1)
+
+
+@triton.jit
+def first_rows(
+    ptr, row, after, ROLE: tl.constexpr, CHANNELS: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Write the first rows of a span likewise, if SPLIT: the last lane of `after` holds them."""
+    if SPLIT:
+        LENGTH: tl.constexpr = len(after)
+        lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
+        where = ptr + (ROLE * CHANNELS + row) * (2 * LENGTH)
+        for r in tl.static_range(LENGTH):
+            tl.store(where + r + lane * 0, after[r], mask=lane == M * N - 1)
+
+
+@triton.jit
+def history_gradient(
+    ptr, row, after, taps, program, ROLE: tl.constexpr, CHANNELS: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient of one input's history, from `after` of `extend` and its featurizer's
+    taps, if STATEFUL: the last lane of `after` holds the first rows of the sequence.
+    """
+    if STATEFUL:
         LENGTH: tl.constexpr = len(after)
         lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
         for back in tl.static_range(1, LENGTH + 1):
@@ -721,4 +767,38 @@ def history_gradient(
             for r in tl.static_range(1, LENGTH + 1 - back):
                 value += taps[back + r] * after[r]
             where = ptr + (ROLE * CHANNELS + row) * LENGTH + (LENGTH - back)
-            tl.store(where + lane * 0, value, mask=lane == M * N - 1)
+            tl.store(where + lane * 0, value, mask=(lane == M * N - 1) & (program == 0))
+
+
+@triton.jit(do_not_specialize=["batch_stride", "row_stride", "spans", "steps"])
+def join_spans(
+    edges_ptr,  # [batch, spans, ROLES, CHANNELS, 2, LENGTH] float32: first and last rows
+    featurizer_ptr,  # of one row a channel and role
+    d_input_ptr, batch_stride, row_stride,
+    spans, steps,
+    UNIT: tl.constexpr, CHANNELS: tl.constexpr, ROLES: tl.constexpr, ROLE: tl.constexpr,
+    LENGTH: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The gradient of one input in the last LENGTH steps of every span of so many steps but the
+    last: the featurizer's adjoint of that span's last rows and of the next one's first.
+    """
+    BLOCKS: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
+    outer = tl.program_id(0) // BLOCKS
+    batch, span = outer // (spans - 1), outer % (spans - 1)
+    row = tl.program_id(0) % BLOCKS * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = row < CHANNELS
+    of_role = row * ROLES + ROLE if INTERLEAVED else ROLE * CHANNELS + row
+    taps = load_taps(featurizer_ptr, of_role, inside, LENGTH + 1, LAG_LAST)
+    own = ((batch * spans + span).to(tl.int64) * ROLES + ROLE) * CHANNELS + row
+    own = edges_ptr + own * (2 * LENGTH) + LENGTH
+    later = own + (2 * ROLES * CHANNELS - 1) * LENGTH
+    rows, others = (), ()
+    for r in tl.static_range(LENGTH):
+        rows = rows + (tl.load(own + r, mask=inside, other=0.0),)
+        others = others + (tl.load(later + r, mask=inside, other=0.0),)
+    gradient = fir_adjoint(rows + others, taps)
+    end = (span + 1).to(tl.int64) * steps
+    where = d_input_ptr + batch.to(tl.int64) * batch_stride + row.to(tl.int64) * row_stride
+    for r in tl.static_range(LENGTH):
+        value = gradient[r].to(d_input_ptr.dtype.element_ty)
+        tl.store(where + (end - LENGTH + r) * UNIT, value, mask=inside)

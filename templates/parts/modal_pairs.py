@@ -86,6 +86,22 @@ def exponential_minus_1(a, steps):
 
 
 @triton.jit
+def decay_by(a, steps):
+    """`decay_by` of modal.py, of complex numbers, and whether it is exp(a steps) - 1."""
+    slow = a[0] * steps > -1.0
+    near, far = exponential_minus_1(a, steps), exponential(a, steps)
+    return tl.where(slow, near[0], far[0]), tl.where(slow, near[1], far[1]), slow
+
+
+@triton.jit
+def passed_on(state, lost, sums):
+    """`passed_on` of modal.py, of complex numbers."""
+    changed = plus(times((lost[0], lost[1]), state), sums)
+    kept = tl.where(lost[2], state[0], 0.0), tl.where(lost[2], state[1], 0.0)
+    return plus(kept, changed)
+
+
+@triton.jit
 def stacked(z, MODES: tl.constexpr, COLUMNS: tl.constexpr):
     """Complex numbers [MODES / 2, COLUMNS] as rows [MODES, COLUMNS]."""
     return tl.reshape(tl.permute(tl.join(z[0], z[1]), (0, 2, 1)), (MODES, COLUMNS))
@@ -155,8 +171,7 @@ def load_modes(
         doublings = doublings + (exponential(a, 8 * BLOCK_T * 2**i),)
     entered = exponential(a, 8 * BLOCK_T * group)
     left = exponential(a, 8 * BLOCK_T * (GROUPS - 1 - group))
-    whole = exponential_minus_1(a, M * BLOCK_T)
-    scan_constants = (group, block, doublings, entered, left, whole)
+    scan_constants = (group, block, doublings, entered, left, decay_by(a, M * BLOCK_T))
     return a, (real, imag), within, to_end, from_before, to_start, from_after, scan_constants
 
 
@@ -189,7 +204,7 @@ def from_lane(z, lane, there):
 @triton.jit
 def scan(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
     """`scan` of modal.py, of complex numbers."""
-    group, block, doublings, entered, left, whole = constants
+    group, block, doublings, entered, left, lost = constants
     GROUPS: tl.constexpr = M // 8
     end = scan_rows(ends, MODES, M)
     total = end[0]
@@ -206,13 +221,13 @@ def scan(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
         now = plus(times(now, block), end[p])
         states = states + (now,)
     added = from_lane(total, group * 0 + (GROUPS - 1), group >= 0)
-    return states, plus(state, plus(times(whole, state), added))
+    return states, passed_on(state, lost, added)
 
 
 @triton.jit
 def scan_adjoint(starts, constants, state, MODES: tl.constexpr, M: tl.constexpr):
     """`scan_adjoint` of modal.py, of complex numbers."""
-    group, block, doublings, entered, left, whole = constants
+    group, block, doublings, entered, left, lost = constants
     GROUPS: tl.constexpr = M // 8
     start = scan_rows(starts, MODES, M)
     total = start[7]
@@ -229,7 +244,7 @@ def scan_adjoint(starts, constants, state, MODES: tl.constexpr, M: tl.constexpr)
         now = plus(times(now, block), start[7 - p])
         states = (now,) + states
     added = from_lane(total, group * 0, group >= 0)
-    return states, plus(state, plus(times(whole, state), added))
+    return states, passed_on(state, lost, added)
 
 
 @triton.jit
@@ -389,11 +404,11 @@ def leave_state(
                     real += tl.where(ahead >= r, rows[r] * decayed[0], 0.0)
                     imag += tl.where(ahead >= r, rows[r] * decayed[1], 0.0)
                 begun = pair_of(state, mode, MODES, M)
-                lost = times(exponential_minus_1(a, left), begun)
                 real_sum = tl.sum(tl.reshape(real, (M * N,)), 0)
                 imag_sum = tl.sum(tl.reshape(imag, (M * N,)), 0)
-                tl.store(ends[1] + 2 * mode, begun[0] + (lost[0] + real_sum))
-                tl.store(ends[1] + 2 * mode + 1, begun[1] + (lost[1] + imag_sum))
+                after = passed_on(begun, decay_by(a, left), (real_sum, imag_sum))
+                tl.store(ends[1] + 2 * mode, after[0])
+                tl.store(ends[1] + 2 * mode + 1, after[1])
 
 
 @triton.jit
@@ -427,6 +442,19 @@ def leave_gradient(
 
 
 @triton.jit
+def join_adjoint(state, there, left, ends, COUNT: tl.constexpr, MODES: tl.constexpr):
+    """`join_adjoint` of modal.py, of COUNT / 2 complex numbers."""
+    mode = tl.arange(0, MODES // 2)[:, None]
+    there &= mode < COUNT // 2
+    turns = turns_of(tl.load(ends[3] + mode, mask=there, other=0.0))
+    a = (tl.load(ends[2] + mode, mask=there, other=0.0), turns)
+    real = tl.load(ends[1] + 2 * mode, mask=there, other=0.0)
+    imag = tl.load(ends[1] + 2 * mode + 1, mask=there, other=0.0)
+    joined = times((real, -imag), exponential(a, tl.maximum(left - 1, 0)))
+    return plus(state, (tl.where(there, joined[0], 0.0), tl.where(there, joined[1], 0.0)))
+
+
+@triton.jit
 def leave_adjoint(
     rows, state, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
@@ -434,7 +462,6 @@ def leave_adjoint(
     """`leave_adjoint` of modal.py, of COUNT / 2 complex numbers."""
     if STATEFUL:
         closes, left, ahead = steps_left(tile, rows, M, N)
-        index = tl.arange(0, MODES // 2)[:, None]
         for mode in range(tl.where(closes, COUNT // 2, 0)):
             a = log_pole(ends, mode)
             grad = last_gradient(ends, mode)
@@ -443,9 +470,7 @@ def leave_adjoint(
                 decayed = times(grad, exponential(a, tl.maximum(ahead - r, 0)))
                 out = out + (rows[r] + tl.where(ahead >= r, decayed[0], 0.0),)
             rows = out
-            joined = times(grad, exponential(a, left - 1))
-            real = state[0] + tl.where(index == mode, joined[0], 0.0)
-            state = (real, state[1] + tl.where(index == mode, joined[1], 0.0))
+        state = join_adjoint(state, closes, left, ends, COUNT, MODES)
     return rows, state
 
 
@@ -457,40 +482,5 @@ def enter_gradient(
     """`enter_gradient` of modal.py, of COUNT / 2 complex numbers."""
     if STATEFUL:  # noqa: SIM102 (a constant, then a value)
         if span[1] == 0:
-            gradient = conjugate(times(exponential(modes[0], 1), state))
-            keep_state(ends[0], 0, gradient, COUNT, 0, MODES, M, True)
-
-
-@triton.jit
-def conjugate(state):
-    """A state as its gradient, or back."""
-    return state[0], -state[1]
-
-
-@triton.jit
-def across_spans(
-    state, ago, ends, span, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
-    MODES: tl.constexpr, M: tl.constexpr, TIME: tl.constexpr,
-):  # fmt: skip
-    """`across_spans` of modal.py, of COUNT / 2 complex numbers."""
-    spans_ptr, program, spans, steps, left = span
-    mode = tl.arange(0, MODES // 2)[:, None]
-    lane = tl.arange(0, M // 8)[None, :]
-    decay = tl.load(ends[2] + mode, mask=mode < COUNT // 2, other=-1.0)
-    a = (decay, turns_of(tl.load(ends[3] + mode, mask=mode < COUNT // 2, other=0.0)))
-    begin = 0 if TIME == 1 else program
-    stop = program if TIME == 1 else spans - 1
-    added = zero_state(MODES, M)
-    for some in range(begin, stop, M // 8):
-        number = some + lane
-        there = (mode < COUNT // 2) & (number < stop)
-        between = tl.maximum(program - 1 - number if TIME == 1 else number - program, 0)
-        where = spans_ptr + number * (CHANNELS * COUNT) + 2 * mode
-        real = tl.load(where, mask=there, other=0.0)
-        imag = tl.load(where + 1, mask=there, other=0.0)
-        added = plus(added, times((real, imag), exponential(a, between * steps)))
-    real, imag = times(state, exponential(a, tl.maximum(ago, 0)))
-    return (
-        tl.where(ago >= 0, real, 0.0) + tl.sum(added[0], axis=1)[:, None],
-        tl.where(ago >= 0, imag, 0.0) + tl.sum(added[1], axis=1)[:, None],
-    )
+            gradient = times(exponential(modes[0], 1), state)
+            keep_state(ends[0], 0, (gradient[0], -gradient[1]), COUNT, 0, MODES, M, True)
