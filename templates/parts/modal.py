@@ -5,9 +5,9 @@ A tile is M blocks of BLOCK_T consecutive steps of one channel, a block a row: a
 steps from x[t] to the last step before the block; a block adds its own end, sums of its steps,
 and the states before all blocks of a tile follow from a scan over its rows.
 
-In products a tile of 64 blocks of 32 steps has its rows and columns in the order in which threads
-hold their sums (`to_products`): so a value goes from rows to products and back without leaving its
-thread. States are scanned in the order of time.
+In products a tile has its rows and columns in the order in which threads hold their sums, where
+there is a warp for 16 rows and blocks have 32 steps (`to_products`): so a value goes from rows to
+products and back without leaving its thread. States are scanned in the order of time.
 
 The scan holds a tile's states as eight tensors [MODES, M / 8]: lane (n, g) is mode n, the p-th
 tensor the p-th of eight consecutive blocks. So most of the scan stays within a thread.
@@ -56,7 +56,7 @@ def product(a, b, total, PRECISION: tl.constexpr):
 @triton.jit
 def step_of(column, M: tl.constexpr, BLOCK_T: tl.constexpr):
     """The step of a block that stands in a column of products, or the column of a step."""
-    if M == 64 and BLOCK_T == 32:
+    if M <= 64 and BLOCK_T == 32:
         return column // 2 % 4 * 8 + column // 8 * 2 + column % 2
     else:
         return column
@@ -68,8 +68,9 @@ def swapped(x, M: tl.constexpr, BACK: tl.constexpr):
     or BACK.
     """
     MODES: tl.constexpr = x.shape[0]
-    if M == 64:
-        y = tl.reshape(x, (MODES, 4, 2, 8)) if BACK else tl.reshape(x, (MODES, 2, 4, 8))
+    W: tl.constexpr = M // 16  # warps, each with 16 rows
+    if M <= 64:
+        y = tl.reshape(x, (MODES, W, 2, 8)) if BACK else tl.reshape(x, (MODES, 2, W, 8))
         return tl.reshape(tl.permute(y, (0, 2, 1, 3)), (MODES, M))
     else:
         return x
@@ -78,21 +79,27 @@ def swapped(x, M: tl.constexpr, BACK: tl.constexpr):
 @triton.jit
 def to_products(x, M: tl.constexpr, N: tl.constexpr):
     """A tile [M, 8 N], a block of time a row, in the order of products."""
-    if M == 64 and N == 4:
-        y = tl.permute(tl.reshape(x, (2, 4, 8, 4, 4, 2)), (1, 0, 2, 4, 3, 5))
+    W: tl.constexpr = M // 16
+    if M > 64:
+        return x
+    elif N == 4:
+        y = tl.permute(tl.reshape(x, (2, W, 8, 4, 4, 2)), (1, 0, 2, 4, 3, 5))
         return tl.reshape(y, (M, N * 8))
     else:
-        return x
+        return tl.reshape(tl.permute(tl.reshape(x, (2, W, 8, N * 8)), (1, 0, 2, 3)), (M, N * 8))
 
 
 @triton.jit
 def from_products(x, M: tl.constexpr, N: tl.constexpr):
     """The inverse of to_products."""
-    if M == 64 and N == 4:
-        y = tl.permute(tl.reshape(x, (4, 2, 8, 4, 4, 2)), (1, 0, 2, 4, 3, 5))
+    W: tl.constexpr = M // 16
+    if M > 64:
+        return x
+    elif N == 4:
+        y = tl.permute(tl.reshape(x, (W, 2, 8, 4, 4, 2)), (1, 0, 2, 4, 3, 5))
         return tl.reshape(y, (M, N * 8))
     else:
-        return x
+        return tl.reshape(tl.permute(tl.reshape(x, (W, 2, 8, N * 8)), (1, 0, 2, 3)), (M, N * 8))
 
 
 @triton.jit
