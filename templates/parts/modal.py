@@ -334,6 +334,30 @@ def state_gradient(total, grad_states, states):
 
 
 @triton.jit
+def lane_sum(x):
+    """Sums of rows: threads exchange all of x once and then add what is in their own registers,
+    where tl.sum would have threads exchange every row several times.
+    """
+    COUNT: tl.constexpr = x.shape[0]
+    phases = vector_rows(x, COUNT, x.shape[1] // 8)
+    total = phases[0]
+    for i in tl.static_range(1, 8):
+        total += phases[i]
+    return tl.sum(total, 1)
+
+
+@triton.jit
+def lag_sums(x, lag, M: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Sums of x[j, j + lag] over the steps j of a block, of a matrix in the order of products."""
+    SIZE: tl.constexpr = BLOCK_T * BLOCK_T
+    j = tl.arange(0, BLOCK_T)[:, None]
+    i = j + lag[None, :]
+    index = step_of(j, M, BLOCK_T) * BLOCK_T + step_of(i % BLOCK_T, M, BLOCK_T)
+    diagonal = tl.gather(tl.reshape(x, (SIZE,)), tl.reshape(index, (SIZE,)), 0)
+    return tl.sum(tl.where(i < BLOCK_T, tl.reshape(diagonal, (BLOCK_T, BLOCK_T)), 0.0), 0)
+
+
+@triton.jit
 def store_modes(
     ptr, first, total, poles, channel, inside, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
     MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr,
@@ -345,23 +369,23 @@ def store_modes(
     block, the blocks between, and the steps from there to y, and d exp(a d) is a sum of three.
     """
     a, residue = poles  # loaded once more: they would be in registers all the time
-    j = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[:, None]
-    turn = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[None, :]
-    turned = tl.gather(total[0], step_of((j + turn) % BLOCK_T, M, BLOCK_T), 1)
-    by_lag = tl.sum(tl.where(j + turn < BLOCK_T, turned, 0.0), axis=0)[None, :]
-    step = turn.to(tl.float32)
-    near = tl.exp(a[:, None] * step) * by_lag
-    before = tl.exp(a[:, None] * (step + 1.0)) * total[1]
+    column = tl.arange(0, BLOCK_T)
+    by_lag = lag_sums(total[0], step_of(column, M, BLOCK_T), M, BLOCK_T)[None, :]
+    step = step_of(column, M, BLOCK_T)[None, :].to(tl.float32)
+    decay = tl.exp(a[:, None] * step)
+    near = decay * by_lag
+    before = decay * (tl.exp(a)[:, None] * total[1])
     after = tl.exp(a[:, None] * (BLOCK_T - step)) * total[2]
     by_pole = residue[:, None] * (step * near + (step + 1.0) * before)
     by_pole += (BLOCK_T - 1.0 - step) * after  # which weighs with R already
-    both = BLOCK_T * tl.exp(a * (BLOCK_T + 1)) * tl.sum(total[3], axis=1)
-    if len(total) > 4:
-        both += total[4]
-    sums = tl.sum(tl.join(by_pole, near + before), axis=1)
-    which = tl.arange(0, 2)[None, :]
-    sums += tl.where(which == 0, both[:, None], 0.0)
-    mode = tl.arange(0, MODES)[:, None]
+    # Each number of `both` is added to several columns, in equal parts.
+    COLUMNS: tl.constexpr = BLOCK_T // (M // 8)
+    both = tl.reshape(tl.broadcast_to(total[3][:, :, None], (MODES, M // 8, COLUMNS)), (MODES, BLOCK_T))
+    by_pole += (BLOCK_T / COLUMNS) * tl.exp(a * (BLOCK_T + 1))[:, None] * both
+    sums = tl.permute(tl.join(by_pole, near + before), (0, 2, 1))
+    sums = lane_sum(tl.reshape(sums, (2 * MODES, BLOCK_T)))
+    row = tl.arange(0, 2 * MODES)
+    mode, which = row // 2, row % 2
     where = ptr + (first + which * COUNT + mode) * CHANNELS + channel
     tl.store(where, sums, mask=(mode < COUNT) & inside)
 
@@ -484,7 +508,7 @@ def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
         some = joined_halves(some)
     row = tl.arange(0, COUNT)
     where = ptr + (first + row) * CHANNELS + channel
-    sums = tl.sum(tl.reshape(some[0], (total[0].numel, COUNT)), 0)
+    sums = lane_sum(tl.trans(tl.reshape(some[0], (total[0].numel, COUNT))))
     tl.store(where, sums, mask=inside & (row < len(total)))
 
 
