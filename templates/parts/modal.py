@@ -43,6 +43,26 @@ def transposed(x):
 
 
 @triton.jit
+def settled(x):
+    """x itself, by sums of one number each, which cost nothing.
+
+    Triton 3.6 follows an operand of mma.sync back to its loads, and if it meets a `tl.join` there,
+    it takes twice as many numbers side by side as the instruction does. Operands in shared memory
+    are then read two bytes at a time instead of by ldmatrix. It does not look beyond a sum.
+    """
+    return tl.sum(tl.reshape(x, (x.shape[0], x.shape[1], 1)), 2)
+
+
+@triton.jit
+def settled_terms(x):
+    """Every term of x, settled."""
+    out = ()
+    for i in tl.static_range(len(x)):
+        out = out + (settled(x[i]),)
+    return out
+
+
+@triton.jit
 def product(a, b, total, PRECISION: tl.constexpr):
     """total + a b, of terms: all but the product of two low ones."""
     total = tl.dot(a[0], b[0], total, input_precision=PRECISION)
@@ -233,7 +253,7 @@ def block_of(pieces, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
     block = pieces[0]
     if len(pieces) == 2:
         block = tl.reshape(tl.permute(tl.join(pieces[0], pieces[1]), (2, 0, 1)), (M, N * 8))
-    return to_products(rounded(block, PRECISION), M, N)
+    return settled(to_products(rounded(block, PRECISION), M, N))
 
 
 @triton.jit
@@ -258,7 +278,7 @@ def operand_states(
 ):
     """Scanned states, as they are and as operands [MODES, M]."""
     matrix = swapped(rows_vector(states, 0, MODES, M // 8, tl.float32), M, False)
-    return states, terms(matrix, OPERAND, PRECISION)
+    return states, settled_terms(terms(matrix, OPERAND, PRECISION))
 
 
 @triton.jit

@@ -16,7 +16,17 @@ import triton
 import triton.language as tl
 
 from templates.parts.channels_first import rows_vector, vector_rows
-from templates.parts.modal import expm1, of_mode, step_of, steps_left, swapped, terms, transposed
+from templates.parts.modal import (
+    expm1,
+    lag_sums,
+    of_mode,
+    settled_terms,
+    step_of,
+    steps_left,
+    swapped,
+    terms,
+    transposed,
+)
 from templates.parts.toeplitz import rounded
 
 
@@ -244,7 +254,7 @@ def operand_states(
     real_matrix = rows_vector(real, 0, MODES // 2, M // 8, tl.float32)
     imag_matrix = rows_vector(imag, 0, MODES // 2, M // 8, tl.float32)
     matrix = swapped(stacked((real_matrix, imag_matrix), MODES, M), M, False)
-    return states, terms(matrix, OPERAND, PRECISION)
+    return states, settled_terms(terms(matrix, OPERAND, PRECISION))
 
 
 @triton.jit
