@@ -276,9 +276,9 @@ def recall(block, part: tl.constexpr, PARTS: tl.constexpr, M: tl.constexpr, N: t
 def operand_states(
     states, MODES: tl.constexpr, M: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """Scanned states, as they are and as operands [MODES, M]."""
+    """Scanned states, as they are and as operands [M, MODES]."""
     matrix = swapped(rows_vector(states, 0, MODES, M // 8, tl.float32), M, False)
-    return states, settled_terms(terms(matrix, OPERAND, PRECISION))
+    return states, settled_terms(transposed(terms(matrix, OPERAND, PRECISION)))
 
 
 @triton.jit
@@ -307,14 +307,14 @@ def states_after(
 def modal(block, found, modes, PRECISION: tl.constexpr):
     """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t - j]: of the block, and of its past."""
     y = tl.dot(block, modes[2], input_precision=PRECISION)
-    return product(transposed(found[1]), modes[4], y, PRECISION)
+    return product(found[1], modes[4], y, PRECISION)
 
 
 @triton.jit
 def modal_adjoint(block, found, modes, PRECISION: tl.constexpr):
     """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t + j]: of the block, and of its future."""
     y = tl.dot(block, tl.trans(modes[2]), input_precision=PRECISION)
-    return product(transposed(found[1]), modes[6], y, PRECISION)
+    return product(found[1], modes[6], y, PRECISION)
 
 
 @triton.jit
@@ -339,8 +339,8 @@ def modal_gradient(total, grad, grad_states, block, states, PRECISION: tl.conste
     within = tl.dot(tl.trans(block), grad, total[0], input_precision=PRECISION)
     before, after = total[1], total[2]
     for i in tl.static_range(len(states[1])):
-        before = tl.dot(states[1][i], grad, before, input_precision=PRECISION)
-        after = tl.dot(grad_states[1][i], block, after, input_precision=PRECISION)
+        before = tl.dot(tl.trans(states[1][i]), grad, before, input_precision=PRECISION)
+        after = tl.dot(tl.trans(grad_states[1][i]), block, after, input_precision=PRECISION)
     return (within, before, after) + total[3:]
 
 
