@@ -54,12 +54,33 @@ def settled(x):
 
 
 @triton.jit
-def settled_terms(x):
-    """Every term of x, settled."""
+def settled_states(x):
+    """Terms of states [MODES, M], settled: as [M, MODES] where gradients of modes are products by
+    mma.sync, which then read what other products have in shared memory anyway.
+    """
+    turned = transposed(x) if x[0].shape[0] < 64 else x
     out = ()
-    for i in tl.static_range(len(x)):
-        out = out + (settled(x[i]),)
+    for i in tl.static_range(len(turned)):
+        out = out + (settled(turned[i]),)
     return out
+
+
+@triton.jit
+def by_block(x, MODES: tl.constexpr):
+    """What settled_states returns as [M, MODES]."""
+    if MODES < 64:
+        return x
+    else:
+        return transposed(x)
+
+
+@triton.jit
+def by_mode(x, MODES: tl.constexpr):
+    """What settled_states returns as [MODES, M]."""
+    if MODES < 64:
+        return transposed(x)
+    else:
+        return x
 
 
 @triton.jit
@@ -276,9 +297,9 @@ def recall(block, part: tl.constexpr, PARTS: tl.constexpr, M: tl.constexpr, N: t
 def operand_states(
     states, MODES: tl.constexpr, M: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """Scanned states, as they are and as operands [M, MODES]."""
+    """Scanned states, as they are and as operands."""
     matrix = swapped(rows_vector(states, 0, MODES, M // 8, tl.float32), M, False)
-    return states, settled_terms(transposed(terms(matrix, OPERAND, PRECISION)))
+    return states, settled_states(terms(matrix, OPERAND, PRECISION))
 
 
 @triton.jit
@@ -307,14 +328,14 @@ def states_after(
 def modal(block, found, modes, PRECISION: tl.constexpr):
     """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t - j]: of the block, and of its past."""
     y = tl.dot(block, modes[2], input_precision=PRECISION)
-    return product(found[1], modes[4], y, PRECISION)
+    return product(by_block(found[1], modes[4][0].shape[0]), modes[4], y, PRECISION)
 
 
 @triton.jit
 def modal_adjoint(block, found, modes, PRECISION: tl.constexpr):
     """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t + j]: of the block, and of its future."""
     y = tl.dot(block, tl.trans(modes[2]), input_precision=PRECISION)
-    return product(found[1], modes[6], y, PRECISION)
+    return product(by_block(found[1], modes[6][0].shape[0]), modes[6], y, PRECISION)
 
 
 @triton.jit
@@ -338,9 +359,11 @@ def modal_gradient(total, grad, grad_states, block, states, PRECISION: tl.conste
     """
     within = tl.dot(tl.trans(block), grad, total[0], input_precision=PRECISION)
     before, after = total[1], total[2]
-    for i in tl.static_range(len(states[1])):
-        before = tl.dot(tl.trans(states[1][i]), grad, before, input_precision=PRECISION)
-        after = tl.dot(tl.trans(grad_states[1][i]), block, after, input_precision=PRECISION)
+    MODES: tl.constexpr = before.shape[0]
+    entering, leaving = by_mode(states[1], MODES), by_mode(grad_states[1], MODES)
+    for i in tl.static_range(len(entering)):
+        before = tl.dot(entering[i], grad, before, input_precision=PRECISION)
+        after = tl.dot(leaving[i], block, after, input_precision=PRECISION)
     return (within, before, after) + total[3:]
 
 
@@ -398,10 +421,14 @@ def store_modes(
     after = tl.exp(a[:, None] * (BLOCK_T - step)) * total[2]
     by_pole = residue[:, None] * (step * near + (step + 1.0) * before)
     by_pole += (BLOCK_T - 1.0 - step) * after  # which weighs with R already
-    # Each number of `both` is added to several columns, in equal parts.
+    # Numbers of a mode are added to several columns, in equal parts.
     COLUMNS: tl.constexpr = BLOCK_T // (M // 8)
-    both = tl.reshape(tl.broadcast_to(total[3][:, :, None], (MODES, M // 8, COLUMNS)), (MODES, BLOCK_T))
+    both = tl.reshape(
+        tl.broadcast_to(total[3][:, :, None], (MODES, M // 8, COLUMNS)), (MODES, BLOCK_T)
+    )
     by_pole += (BLOCK_T / COLUMNS) * tl.exp(a * (BLOCK_T + 1))[:, None] * both
+    if len(total) > 4:
+        by_pole += (total[4] * (1.0 / BLOCK_T))[:, None]
     sums = tl.permute(tl.join(by_pole, near + before), (0, 2, 1))
     sums = lane_sum(tl.reshape(sums, (2 * MODES, BLOCK_T)))
     row = tl.arange(0, 2 * MODES)
