@@ -122,7 +122,7 @@ def rounded(x, PRECISION: tl.constexpr):
 @triton.jit
 def step_of(column, M: tl.constexpr, BLOCK_T: tl.constexpr):
     """The step of a block that stands in a column of products, or the column of a step."""
-    if M == 64 and BLOCK_T == 32:
+    if M <= 64 and BLOCK_T == 32:
         return column // 2 % 4 * 8 + column // 8 * 2 + column % 2
     else:
         return column
@@ -222,13 +222,27 @@ def piece_of(rows, H: tl.constexpr, N: tl.constexpr, OPERAND: tl.constexpr):
 
 
 @triton.jit
+def settled(x):
+    """x itself, by sums of one number each, which cost nothing.
+
+    Triton 3.6 follows an operand of mma.sync back to its loads, and if it meets a `tl.join` there,
+    it takes twice as many numbers side by side as the instruction does. Operands in shared memory
+    are then read two bytes at a time instead of by ldmatrix. It does not look beyond a sum.
+    """
+    return tl.sum(tl.reshape(x, (x.shape[0], x.shape[1], 1)), 2)
+
+
+@triton.jit
 def to_products(x, M: tl.constexpr, N: tl.constexpr):
     """A tile [M, 8 N], a block of time a row, in the order of products."""
-    if M == 64 and N == 4:
-        y = tl.permute(tl.reshape(x, (2, 4, 8, 4, 4, 2)), (1, 0, 2, 4, 3, 5))
+    W: tl.constexpr = M // 16
+    if M > 64:
+        return x
+    elif N == 4:
+        y = tl.permute(tl.reshape(x, (2, W, 8, 4, 4, 2)), (1, 0, 2, 4, 3, 5))
         return tl.reshape(y, (M, N * 8))
     else:
-        return x
+        return tl.reshape(tl.permute(tl.reshape(x, (2, W, 8, N * 8)), (1, 0, 2, 3)), (M, N * 8))
 
 
 @triton.jit
@@ -237,17 +251,20 @@ def block_of(pieces, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
     block = pieces[0]
     if len(pieces) == 2:
         block = tl.reshape(tl.permute(tl.join(pieces[0], pieces[1]), (2, 0, 1)), (M, N * 8))
-    return to_products(rounded(block, PRECISION), M, N)
+    return settled(to_products(rounded(block, PRECISION), M, N))
 
 
 @triton.jit
 def from_products(x, M: tl.constexpr, N: tl.constexpr):
     """The inverse of to_products."""
-    if M == 64 and N == 4:
-        y = tl.permute(tl.reshape(x, (4, 2, 8, 4, 4, 2)), (1, 0, 2, 4, 3, 5))
+    W: tl.constexpr = M // 16
+    if M > 64:
+        return x
+    elif N == 4:
+        y = tl.permute(tl.reshape(x, (W, 2, 8, 4, 4, 2)), (1, 0, 2, 4, 3, 5))
         return tl.reshape(y, (M, N * 8))
     else:
-        return x
+        return tl.reshape(tl.permute(tl.reshape(x, (W, 2, 8, N * 8)), (1, 0, 2, 3)), (M, N * 8))
 
 
 @triton.jit
@@ -284,13 +301,26 @@ def recall(block, part: tl.constexpr, PARTS: tl.constexpr, M: tl.constexpr, N: t
 
 
 @triton.jit
+def settled_states(x):
+    """Terms of states [MODES, M], settled: as [M, MODES] where gradients of modes are products by
+    mma.sync, which then read what other products have in shared memory anyway.
+    """
+    turned = transposed(x) if x[0].shape[0] < 64 else x
+    out = ()
+    for i in tl.static_range(len(turned)):
+        out = out + (settled(turned[i]),)
+    return out
+
+
+@triton.jit
 def swapped(x, M: tl.constexpr, BACK: tl.constexpr):
     """Columns of [MODES, M], which are blocks, from the order of time to that of products' rows,
     or BACK.
     """
     MODES: tl.constexpr = x.shape[0]
-    if M == 64:
-        y = tl.reshape(x, (MODES, 4, 2, 8)) if BACK else tl.reshape(x, (MODES, 2, 4, 8))
+    W: tl.constexpr = M // 16  # warps, each with 16 rows
+    if M <= 64:
+        y = tl.reshape(x, (MODES, W, 2, 8)) if BACK else tl.reshape(x, (MODES, 2, W, 8))
         return tl.reshape(tl.permute(y, (0, 2, 1, 3)), (MODES, M))
     else:
         return x
@@ -300,9 +330,9 @@ def swapped(x, M: tl.constexpr, BACK: tl.constexpr):
 def operand_states(
     states, MODES: tl.constexpr, M: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """Scanned states, as they are and as operands [MODES, M]."""
+    """Scanned states, as they are and as operands."""
     matrix = swapped(rows_vector(states, 0, MODES, M // 8, tl.float32), M, False)
-    return states, terms(matrix, OPERAND, PRECISION)
+    return states, settled_states(terms(matrix, OPERAND, PRECISION))
 
 
 @triton.jit
@@ -397,17 +427,26 @@ def states_after(
 
 
 @triton.jit
+def by_block(x, MODES: tl.constexpr):
+    """What settled_states returns as [M, MODES]."""
+    if MODES < 64:
+        return x
+    else:
+        return transposed(x)
+
+
+@triton.jit
 def modal(block, found, modes, PRECISION: tl.constexpr):
     """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t - j]: of the block, and of its past."""
     y = tl.dot(block, modes[2], input_precision=PRECISION)
-    return product(transposed(found[1]), modes[4], y, PRECISION)
+    return product(by_block(found[1], modes[4][0].shape[0]), modes[4], y, PRECISION)
 
 
 @triton.jit
 def modal_adjoint(block, found, modes, PRECISION: tl.constexpr):
     """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t + j]: of the block, and of its future."""
     y = tl.dot(block, tl.trans(modes[2]), input_precision=PRECISION)
-    return product(transposed(found[1]), modes[6], y, PRECISION)
+    return product(by_block(found[1], modes[6][0].shape[0]), modes[6], y, PRECISION)
 
 
 @triton.jit
@@ -425,15 +464,26 @@ def zero_modes(
 
 
 @triton.jit
+def by_mode(x, MODES: tl.constexpr):
+    """What settled_states returns as [MODES, M]."""
+    if MODES < 64:
+        return transposed(x)
+    else:
+        return x
+
+
+@triton.jit
 def modal_gradient(total, grad, grad_states, block, states, PRECISION: tl.constexpr):
     """Sums over blocks from which `store_modes` makes gradients: products of steps of a block x
     with those of its gradient e; of states before it with e; of x with adjoint states after it.
     """
     within = tl.dot(tl.trans(block), grad, total[0], input_precision=PRECISION)
     before, after = total[1], total[2]
-    for i in tl.static_range(len(states[1])):
-        before = tl.dot(states[1][i], grad, before, input_precision=PRECISION)
-        after = tl.dot(grad_states[1][i], block, after, input_precision=PRECISION)
+    MODES: tl.constexpr = before.shape[0]
+    entering, leaving = by_mode(states[1], MODES), by_mode(grad_states[1], MODES)
+    for i in tl.static_range(len(entering)):
+        before = tl.dot(entering[i], grad, before, input_precision=PRECISION)
+        after = tl.dot(leaving[i], block, after, input_precision=PRECISION)
     return (within, before, after) + total[3:]
 
 
@@ -444,6 +494,30 @@ def state_gradient(total, grad_states, states):
     for p in tl.static_range(8):
         both += states[0][p] * grad_states[0][p]
     return total[:3] + (both,) + total[4:]
+
+
+@triton.jit
+def lag_sums(x, lag, M: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Sums of x[j, j + lag] over the steps j of a block, of a matrix in the order of products."""
+    SIZE: tl.constexpr = BLOCK_T * BLOCK_T
+    j = tl.arange(0, BLOCK_T)[:, None]
+    i = j + lag[None, :]
+    index = step_of(j, M, BLOCK_T) * BLOCK_T + step_of(i % BLOCK_T, M, BLOCK_T)
+    diagonal = tl.gather(tl.reshape(x, (SIZE,)), tl.reshape(index, (SIZE,)), 0)
+    return tl.sum(tl.where(i < BLOCK_T, tl.reshape(diagonal, (BLOCK_T, BLOCK_T)), 0.0), 0)
+
+
+@triton.jit
+def lane_sum(x):
+    """Sums of rows: threads exchange all of x once and then add what is in their own registers,
+    where tl.sum would have threads exchange every row several times.
+    """
+    COUNT: tl.constexpr = x.shape[0]
+    phases = vector_rows(x, COUNT, x.shape[1] // 8)
+    total = phases[0]
+    for i in tl.static_range(1, 8):
+        total += phases[i]
+    return tl.sum(total, 1)
 
 
 @triton.jit
@@ -458,23 +532,27 @@ def store_modes(
     block, the blocks between, and the steps from there to y, and d exp(a d) is a sum of three.
     """
     a, residue = poles  # loaded once more: they would be in registers all the time
-    j = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[:, None]
-    turn = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[None, :]
-    turned = tl.gather(total[0], step_of((j + turn) % BLOCK_T, M, BLOCK_T), 1)
-    by_lag = tl.sum(tl.where(j + turn < BLOCK_T, turned, 0.0), axis=0)[None, :]
-    step = turn.to(tl.float32)
-    near = tl.exp(a[:, None] * step) * by_lag
-    before = tl.exp(a[:, None] * (step + 1.0)) * total[1]
+    column = tl.arange(0, BLOCK_T)
+    by_lag = lag_sums(total[0], step_of(column, M, BLOCK_T), M, BLOCK_T)[None, :]
+    step = step_of(column, M, BLOCK_T)[None, :].to(tl.float32)
+    decay = tl.exp(a[:, None] * step)
+    near = decay * by_lag
+    before = decay * (tl.exp(a)[:, None] * total[1])
     after = tl.exp(a[:, None] * (BLOCK_T - step)) * total[2]
     by_pole = residue[:, None] * (step * near + (step + 1.0) * before)
     by_pole += (BLOCK_T - 1.0 - step) * after  # which weighs with R already
-    both = BLOCK_T * tl.exp(a * (BLOCK_T + 1)) * tl.sum(total[3], axis=1)
+    # Numbers of a mode are added to several columns, in equal parts.
+    COLUMNS: tl.constexpr = BLOCK_T // (M // 8)
+    both = tl.reshape(
+        tl.broadcast_to(total[3][:, :, None], (MODES, M // 8, COLUMNS)), (MODES, BLOCK_T)
+    )
+    by_pole += (BLOCK_T / COLUMNS) * tl.exp(a * (BLOCK_T + 1))[:, None] * both
     if len(total) > 4:
-        both += total[4]
-    sums = tl.sum(tl.join(by_pole, near + before), axis=1)
-    which = tl.arange(0, 2)[None, :]
-    sums += tl.where(which == 0, both[:, None], 0.0)
-    mode = tl.arange(0, MODES)[:, None]
+        by_pole += (total[4] * (1.0 / BLOCK_T))[:, None]
+    sums = tl.permute(tl.join(by_pole, near + before), (0, 2, 1))
+    sums = lane_sum(tl.reshape(sums, (2 * MODES, BLOCK_T)))
+    row = tl.arange(0, 2 * MODES)
+    mode, which = row // 2, row % 2
     where = ptr + (first + which * COUNT + mode) * CHANNELS + channel
     tl.store(where, sums, mask=(mode < COUNT) & inside)
 
@@ -525,7 +603,7 @@ def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
         some = joined_halves(some)
     row = tl.arange(0, COUNT)
     where = ptr + (first + row) * CHANNELS + channel
-    sums = tl.sum(tl.reshape(some[0], (total[0].numel, COUNT)), 0)
+    sums = lane_sum(tl.trans(tl.reshape(some[0], (total[0].numel, COUNT))))
     tl.store(where, sums, mask=inside & (row < len(total)))
 
 
@@ -1768,7 +1846,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_ad144a5e"
+    name = unique = "s4d_real_4ba0321b"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -16,7 +16,17 @@ import triton
 import triton.language as tl
 
 from templates.parts.channels_first import rows_vector, vector_rows
-from templates.parts.modal import expm1, of_mode, step_of, steps_left, swapped, terms, transposed
+from templates.parts.modal import (
+    by_mode,
+    expm1,
+    of_mode,
+    settled_states,
+    step_of,
+    steps_left,
+    swapped,
+    terms,
+    transposed,
+)
 from templates.parts.toeplitz import rounded
 
 
@@ -251,7 +261,7 @@ def scan_adjoint(starts, constants, state, MODES: tl.constexpr, M: tl.constexpr)
 def operand_states(
     states, MODES: tl.constexpr, M: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """Scanned states, as they are and as operands [MODES, M]."""
+    """Scanned states, as they are and as operands."""
     real, imag = (), ()
     for p in tl.static_range(8):
         real = real + (states[p][0],)
@@ -259,7 +269,7 @@ def operand_states(
     real_matrix = rows_vector(real, 0, MODES // 2, M // 8, tl.float32)
     imag_matrix = rows_vector(imag, 0, MODES // 2, M // 8, tl.float32)
     matrix = swapped(stacked((real_matrix, imag_matrix), MODES, M), M, False)
-    return states, terms(matrix, OPERAND, PRECISION)
+    return states, settled_states(terms(matrix, OPERAND, PRECISION))
 
 
 @triton.jit
@@ -282,9 +292,11 @@ def modal_gradient(total, grad, grad_states, block, states, PRECISION: tl.conste
     """`modal_gradient` of modal.py."""
     within = tl.dot(tl.trans(block), grad, total[0], input_precision=PRECISION)
     before, after = total[1], total[2]
-    for i in tl.static_range(len(states[1])):
-        before = tl.dot(states[1][i], grad, before, input_precision=PRECISION)
-        after = tl.dot(grad_states[1][i], block, after, input_precision=PRECISION)
+    MODES: tl.constexpr = before.shape[0]
+    entering, leaving = by_mode(states[1], MODES), by_mode(grad_states[1], MODES)
+    for i in tl.static_range(len(entering)):
+        before = tl.dot(entering[i], grad, before, input_precision=PRECISION)
+        after = tl.dot(leaving[i], block, after, input_precision=PRECISION)
     return (within, before, after) + total[3:]
 
 

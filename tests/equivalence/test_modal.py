@@ -62,7 +62,9 @@ def test_every_number_of_modes(modes: int, tmp_path: Path) -> None:
     "numbers",
     [
         {"SEGMENTS": 32},
-        {"BLOCK_T": 32},
+        {"SEGMENTS": 64, "BLOCK_T": 16},
+        {"SEGMENTS": 16, "BLOCK_T": 32},
+        {"SEGMENTS": 32, "BLOCK_T": 32},
         {"SEGMENTS": 64, "BLOCK_T": 32},
         {"SEGMENTS": 128, "BLOCK_T": 16},
         {"SEGMENTS": 16, "BLOCK_T": 64},
