@@ -118,6 +118,33 @@ def test_spans_of_every_structure(fields: dict[str, Any], tmp_path: Path) -> Non
         check(case, tmp_path, dtype)
 
 
+@pytest.mark.parametrize(
+    ("parametrisation", "dtype"), [("log_poles", torch.float16), ("complex", torch.float32)]
+)
+def test_spans_change_no_bit(parametrisation: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Outputs and gradients of inputs are those of one walk along the sequence, so that they do
+    not depend on the batch or the width beside them.
+    """
+    spec = make(
+        filter={"parametrisation": parametrisation},
+        featurizer={"length": 4},
+        gates=BOTH,
+        skip="channel",
+    )
+    length = 10 * TILE + 9  # more tiles than are summed at once
+    inputs, parameters, dy = random_tensors(spec, 1, length, dtype=dtype)
+    found: list[list[Tensor]] = []
+    for programs in (1, 64):
+        case = small_case(spec, length, PROGRAMS=programs)
+        folder = tmp_path / str(programs)
+        folder.mkdir()
+        runner = interpreted(spec, case.plan, case.schedule, folder)
+        y, gradients = gradients_of(spec, runner, inputs, parameters, dy)
+        found.append([y, *(gradients[name] for name in inputs)])
+    for others in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
+
+
 def test_few_channels_are_cut_into_spans_of_whole_tiles(tmp_path: Path) -> None:
     """As many programs as are wanted, or nearly; none of them without a tile; one where half of
     them are there anyway.
