@@ -928,7 +928,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_2333d02b"
+    name = unique = "conv_512_e2df5f7a"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

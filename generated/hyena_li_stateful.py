@@ -48,7 +48,7 @@ BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 HISTORY = 2  # steps before a sequence that its outputs read
 BLOCK = 64  # steps that plain PyTorch convolves by one product
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
-PROGRAMS = {"forward": 512, "backward": 512}  # half of them or less: a sequence is cut into spans
+PROGRAMS = {"forward": 512, "backward": 512}  # of a sequence; with half of them or less it is cut
 SCHEDULE = {
     "forward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
     "backward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1, "PARTS": 1},
@@ -114,9 +114,9 @@ def expm1(x):
 @triton.jit
 def decay_by(a, steps):
     """What `passed_on` takes for exp(a steps): exp(a steps) - 1, or itself where that is near 0,
-    which is the one with the smaller error. They differ in sign.
+    which is the one with the smaller error. They differ in sign, so the latter is never 0.
     """
-    return tl.where(a * steps > -1.0, expm1(a * steps), tl.exp(a * steps))
+    return tl.where(a * steps > -1.0, expm1(a * steps), tl.maximum(tl.exp(a * steps), 2.0**-126))
 
 
 @triton.jit
@@ -1813,11 +1813,12 @@ def walk_programs(
     batch: int, steps: int, schedule: dict[str, int], wanted: int
 ) -> tuple[int, int, int]:
     """As `programs` for programs that walk along all of time, or along a span of it where those
-    would be half of the programs wanted or less: spans, tiles of a span, programs in all.
+    of one sequence would be half of the programs wanted or less: spans, tiles of a span, programs
+    in all. The batch has no say, so that it changes no bit of a sequence.
     """
     tiles_in_all = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
-    spans = min(tiles_in_all, wanted // max(1, batch * CHANNELS))
-    tiles = -(-tiles_in_all // max(1, spans))
+    spans = max(1, min(tiles_in_all, wanted // CHANNELS))
+    tiles = -(-tiles_in_all // spans)
     time_programs = -(-tiles_in_all // tiles)
     return time_programs, tiles, batch * time_programs * CHANNELS
 
@@ -2452,7 +2453,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_b407f308"
+    name = unique = "hyena_li_stateful_506589be"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -869,9 +869,7 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
         "backward_stores": [inputs.index(name) for name in backward.stores],
         "backward_parameters": list(backward.parameters),
         "tile_sums": {kernel.direction: kernel.program for kernel in plan.sums},
-        "programs": _literal(
-            {d: dict(schedule.numbers(d)).get("PROGRAMS") for d in DIRECTIONS}, 0
-        ),
+        "programs": _literal({d: _programs(spec, schedule, d) for d in DIRECTIONS}, 0),
         "streams": plan.forward.skeleton == "stream",
         "recurrence": plan.forward.skeleton == "recurrence",
         "walks": plan.forward.skeleton != "tile",
@@ -915,6 +913,12 @@ def _numbers(plan: Plan, schedule: Schedule) -> list[tuple[str, str, str]]:
     return literals
 
 
+def _programs(spec: OpSpec, schedule: Schedule, direction: str) -> int:
+    """How many programs are wanted for a sequence, in the batches that the operator is for."""
+    wanted = dict(schedule.numbers(direction)).get("PROGRAMS", 1)
+    return max(1, wanted // min(workload.batch for workload in spec.workloads))
+
+
 def _kernel_numbers(plan: Plan, kernel: KernelPlan, schedule: Schedule) -> dict[str, int]:
     """The numbers of a kernel, without those that only say when it is launched."""
     others = {"TILES_SM90", "PROGRAMS"} | ({"PARTS"} if kernel in plan.sums else set())
@@ -956,9 +960,8 @@ def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kerne
         constants |= {"KEEP": True} if plan.states and not backward and not sums_only else {}
         constants |= {"STATEFUL": spec.state is not None} if plan.states else {}
         if plan.states and not sums_only:
-            few = min(w.batch for w in spec.workloads) * spec.channels
-            programs = dict(schedule.numbers(kernel.direction))["PROGRAMS"]
-            constants |= {"SPLIT": 2 * few <= programs}
+            programs = _programs(spec, schedule, kernel.direction)
+            constants |= {"SPLIT": 2 * spec.channels <= programs}
         sources.append(
             KernelSource(
                 name=f"{spec.op}_{kernel.name}",

@@ -156,9 +156,9 @@ def expm1(x):
 @triton.jit
 def decay_by(a, steps):
     """What `passed_on` takes for exp(a steps): exp(a steps) - 1, or itself where that is near 0,
-    which is the one with the smaller error. They differ in sign.
+    which is the one with the smaller error. They differ in sign, so the latter is never 0.
     """
-    return tl.where(a * steps > -1.0, expm1(a * steps), tl.exp(a * steps))
+    return tl.where(a * steps > -1.0, expm1(a * steps), tl.maximum(tl.exp(a * steps), 2.0**-126))
 
 
 @triton.jit
