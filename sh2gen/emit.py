@@ -31,6 +31,7 @@ from sh2gen.emit_eager import (
     op_parameters,
     targets,
 )
+from sh2gen.emit_kernels import kernel_numbers, kernel_sources, programs, sums_groups
 from sh2gen.emit_recurrence import in_parts, together
 from sh2gen.emit_sm90 import helper_names, phased_kernel, rows_of
 from sh2gen.errors import Sh2genError
@@ -77,10 +78,9 @@ from sh2gen.plan import (
 )
 from sh2gen.resources import folder
 from sh2gen.schedule import DIRECTIONS, Schedule
-from sh2gen.source import KernelSource, Role, Source
+from sh2gen.source import Source
 from sh2gen.spec import (
     Bias,
-    DType,
     FilterKind,
     OpSpec,
     Parametrisation,
@@ -95,7 +95,6 @@ _SUFFIXES = (
     "backward",
     "packed",
 )  # of the kernels and functions named after an operator
-_TRITON = {DType.BFLOAT16: "bf16", DType.FLOAT16: "fp16", DType.FLOAT32: "fp32"}
 
 
 def emit(spec: OpSpec, plan: Plan, schedule: Schedule) -> Source:
@@ -109,7 +108,7 @@ def emit(spec: OpSpec, plan: Plan, schedule: Schedule) -> Source:
     assert schedule.plan == plan.name
     refuse_clash(spec, plan, schedule)
     text = _render(spec, plan, schedule)
-    return Source(op=spec.op, text=text, kernels=_kernel_sources(spec, plan, schedule))
+    return Source(op=spec.op, text=text, kernels=kernel_sources(spec, plan, schedule))
 
 
 def refuse_clash(spec: OpSpec, plan: Plan, schedule: Schedule) -> None:
@@ -812,7 +811,7 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
         "exact": spec.precision is Precision.EXACT,
         "width": spec.group_width,
         "partial_rows": program.partial_rows,
-        "partial_groups": _sums_groups(program),
+        "partial_groups": sums_groups(program),
     }
 
 
@@ -841,11 +840,6 @@ def _phased_kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, An
     }
 
 
-def _sums_groups(program: TileProgram) -> bool:
-    """Whether a kernel writes partial sums of groups, beside those of channels."""
-    return any(isinstance(total, ZeroToeplitz) for total in program.totals)
-
-
 def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, Any]:
     assert plan.forward is not None and plan.backward is not None
     forward, backward = plan.forward.program, plan.backward.program
@@ -869,13 +863,13 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
         "backward_stores": [inputs.index(name) for name in backward.stores],
         "backward_parameters": list(backward.parameters),
         "tile_sums": {kernel.direction: kernel.program for kernel in plan.sums},
-        "programs": _literal({d: _programs(spec, schedule, d) for d in DIRECTIONS}, 0),
+        "programs": _literal({d: programs(spec, schedule, d) for d in DIRECTIONS}, 0),
         "streams": plan.forward.skeleton == "stream",
         "recurrence": plan.forward.skeleton == "recurrence",
         "walks": plan.forward.skeleton != "tile",
         "tiles": 'schedule["TILES"]' if plan.forward.skeleton == "tile" else "tiles",
         "partial_rows": backward.partial_rows,
-        "partial_groups": _sums_groups(backward),
+        "partial_groups": sums_groups(backward),
         "reduce_options": _literal({"num_warps": emit_reduce.WARPS, "enable_fp_fusion": True}, 4),
     }
 
@@ -900,7 +894,7 @@ def _numbers(plan: Plan, schedule: Schedule) -> list[tuple[str, str, str]]:
     """The numbers of each kernel as its constants and as the compiler's options."""
     found = []
     for kernel in (*plan.kernels, *plan.sums):
-        found.append((kernel.name, _kernel_numbers(plan, kernel, schedule)))
+        found.append((kernel.name, kernel_numbers(plan, kernel, schedule)))
         if twin := schedule.twin(kernel.name):
             found.append((f"{kernel.name}_sm90", twin))
     literals = []
@@ -911,117 +905,3 @@ def _numbers(plan: Plan, schedule: Schedule) -> list[tuple[str, str, str]]:
         constants = {k: v for k, v in numbers.items() if k not in _OPTIONS}
         literals.append((name, _literal(constants, 4), _literal(options, 4)))
     return literals
-
-
-def _programs(spec: OpSpec, schedule: Schedule, direction: str) -> int:
-    """How many programs are wanted for a sequence, in the batches that the operator is for."""
-    wanted = dict(schedule.numbers(direction)).get("PROGRAMS", 1)
-    return max(1, wanted // min(workload.batch for workload in spec.workloads))
-
-
-def _kernel_numbers(plan: Plan, kernel: KernelPlan, schedule: Schedule) -> dict[str, int]:
-    """The numbers of a kernel, without those that only say when it is launched."""
-    others = {"TILES_SM90", "PROGRAMS"} | ({"PARTS"} if kernel in plan.sums else set())
-    numbers = schedule.numbers(kernel.direction)
-    return {name: number for name, number in numbers if name not in others}
-
-
-def _kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[KernelSource, ...]:
-    """How a launch of each kernel looks to the compiler, for separate contiguous inputs."""
-    io = "*" + _TRITON[spec.dtype.io]
-    sources: list[KernelSource] = []
-    for kernel in (*plan.kernels, *plan.sums):
-        program = kernel.program
-        backward, sums_only = kernel is plan.backward, kernel in plan.sums
-        activations = (*program.loads, *program.stores)
-        signature: list[tuple[str, str]] = []
-        for name in activations:
-            signature += [(f"{name}_ptr", io), (f"{name}_batch", "i32"), (f"{name}_row", "i32")]
-        kept = [f"{name}_ptr" for name in program.parameters]
-        if plan.states:
-            history = ["history_ptr"] if featurizer_lag(spec) else []
-            edges = ["d_history_ptr", "edges_ptr"] if history and backward else []
-            both = ["d_entry_ptr", "d_exit_ptr"] if backward else ["entry_ptr", "exit_ptr"]
-            kept += ["states_ptr", *history, *edges]
-            kept += [] if sums_only else [*both, "sums_ptr"]
-        kept += ["partials_ptr"] if program.partial_rows else []
-        kept += ["group_partials_ptr"] if _sums_groups(program) else []
-        pointers = tuple(f"{name}_ptr" for name in activations)
-        signature += [(name, io if name == "history_ptr" else "*fp32") for name in kept]
-        scalars = ["first", "last", "end", "time_programs"]
-        scalars += ["tiles"] if kernel.skeleton != "tile" else []
-        signature += [(name, "i32") for name in scalars]
-        numbers = _kernel_numbers(plan, kernel, schedule)
-        warps, stages = numbers.pop("num_warps"), numbers.pop("num_stages", 3)
-        registers = numbers.pop("maxnreg", 0) or None
-        constants: dict[str, int | bool | float | str] = {"CHANNELS": spec.channels, "UNIT": 1}
-        constants |= {"D_UNIT": 1} if backward else {}
-        constants |= {"STEP": 8, "EVEN": True}
-        constants |= {"KEEP": True} if plan.states and not backward and not sums_only else {}
-        constants |= {"STATEFUL": spec.state is not None} if plan.states else {}
-        if plan.states and not sums_only:
-            programs = _programs(spec, schedule, kernel.direction)
-            constants |= {"SPLIT": 2 * spec.channels <= programs}
-        sources.append(
-            KernelSource(
-                name=f"{spec.op}_{kernel.name}",
-                role=Role.BACKWARD if kernel.direction == "backward" else Role.FORWARD,
-                signature=tuple(signature),
-                constants=tuple((constants | numbers).items()),
-                divisible=(*pointers, *kept),
-                unaligned_keeps=tuple(kept),
-                unaligned_constants=(("STEP", 1), ("EVEN", False)),
-                num_warps=warps,
-                num_stages=stages,
-                maxnreg=registers,
-            )
-        )
-        if numbers := schedule.twin(kernel.name):
-            warps = numbers.pop("num_warps")
-            sources.append(
-                KernelSource(
-                    name=f"{spec.op}_{kernel.name}_sm90",
-                    role=Role.BACKWARD,
-                    signature=tuple(signature),
-                    constants=tuple(({"CHANNELS": spec.channels} | numbers).items()),
-                    divisible=(*pointers, *kept),
-                    unaligned_keeps=(),
-                    num_warps=warps,
-                    num_stages=3,
-                    gluon=True,
-                )
-            )
-    if plan.sums and featurizer_lag(spec):
-        sources.append(_join_source(spec))
-    if sums := emit_reduce.sections(spec, plan, schedule, op_parameters(spec)):
-        sources.append(emit_reduce.kernel_source(sums))
-    return tuple(sources)
-
-
-def _join_source(spec: OpSpec) -> KernelSource:
-    """How a launch of the kernel looks to the compiler that joins the gradients of spans."""
-    assert spec.featurizer is not None
-    return KernelSource(
-        name="join_spans",
-        role=Role.BACKWARD,
-        signature=(
-            ("edges_ptr", "*fp32"),
-            ("featurizer_ptr", "*fp32"),
-            ("d_input_ptr", "*" + _TRITON[spec.dtype.io]),
-            *((name, "i32") for name in ("batch_stride", "row_stride", "spans", "steps")),
-        ),
-        constants=(
-            ("UNIT", 1),
-            ("CHANNELS", spec.channels),
-            ("ROLES", len(spec.inputs)),
-            ("ROLE", 0),
-            ("LENGTH", featurizer_lag(spec)),
-            ("INTERLEAVED", spec.layout.projection is Projection.INTERLEAVED),
-            ("LAG_LAST", spec.featurizer.taps is TapOrder.LAG_LAST),
-            ("BLOCK_D", 128),
-        ),
-        divisible=("edges_ptr", "featurizer_ptr", "d_input_ptr"),
-        unaligned_keeps=("edges_ptr", "featurizer_ptr"),
-        num_warps=emit_reduce.WARPS,
-        num_stages=3,
-    )

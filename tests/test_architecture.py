@@ -22,6 +22,7 @@ LAYERS = (
     (
         "emit",
         "emit_eager",
+        "emit_kernels",
         "emit_reduce",
         "emit_recurrence",
         "emit_sm90",
@@ -48,6 +49,9 @@ WITHIN = {
     ("emit", "emit_recurrence"): "another kernel's",
     ("emit_recurrence", "emit_sm90"): "both print rows",
     ("emit", "emit_reduce"): "another kernel's",
+    ("emit", "emit_kernels"): "how each kernel is launched",
+    ("emit_kernels", "emit_reduce"): "of the sums too",
+    ("emit_kernels", "emit_eager"): "both take a featurizer's lag",
     ("emit", "fit"): "what is written fits a page",
     ("operator", "emit"): "the name of the class that emit wrote",
     ("operator", "load_module"): "a callable is made from an imported file",

@@ -93,6 +93,22 @@ def test_modes(op: str) -> None:
             assert "wgmma.mma_async" in kernel.ptx
 
 
+@pytest.mark.parametrize("op", ["hyena_li", "hyena_li_stateful", "h3", "s4d_real"])
+def test_modes_of_few_channels(op: str) -> None:
+    """Kernels that take states from other spans."""
+    wide = load_spec(folder("ops") / f"{op}.yaml")
+    spec = replace(wide, channels=64, filter=replace(wide.filter, groups=64 // wide.group_width))
+    (plan,) = plans(spec, "modal")
+    gpu = target("H200")
+    source = emit(spec, plan, schedule(spec, plan))
+    split = [dict(k.constants)["SPLIT"] for k in source.kernels if "SPLIT" in dict(k.constants)]
+    assert split == [True, True]
+    built = build(source, gpu, variants=(Variant.ALIGNED,))
+    check_fits(built, gpu)
+    joins = "join_spans" in {kernel.kernel.name for kernel in built.kernels}
+    assert joins == (spec.featurizer is not None)
+
+
 @pytest.mark.parametrize("modes", [8, 16])
 @pytest.mark.parametrize("op", ["s4d", "h3"])
 def test_fewer_pairs(op: str, modes: int) -> None:

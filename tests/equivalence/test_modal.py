@@ -235,6 +235,27 @@ def test_modes_that_nearly_cancel(dtype: torch.dtype, tmp_path: Path) -> None:
         assert error < (2 * once if dtype == torch.float16 else 2e-4), error
 
 
+@pytest.mark.parametrize("parametrisation", ["log_poles", "complex"])
+@pytest.mark.parametrize("pole", [-1e-3, -3e-3, -5e-3, -0.02, -0.06, -3.0])
+def test_an_impulse_decays_as_its_mode(pole: float, parametrisation: str, tmp_path: Path) -> None:
+    """Relative to what is left, which may be 1e-30: after tiles that forget little, much and all."""
+    spec = make(1, groups=1, filter={"parametrisation": parametrisation})
+    case = small_case(spec, 4 * TILE)
+    runner = interpreted(spec, case.plan, case.schedule, tmp_path)
+    x = torch.zeros(1, 1, 4 * TILE)
+    x[..., 0] = 1
+    parameters = {"log_poles": torch.tensor([[pole]])}
+    if parametrisation == "complex":
+        parameters |= {"frequencies": torch.zeros(1, 1), "residues_real": torch.ones(1, 1) / 2}
+        parameters["residues_imag"] = torch.zeros(1, 1)
+    else:
+        parameters["residues"] = torch.ones(1, 1)
+    y = runner.forward({"x": x}, parameters).double()
+    decay = float(torch.tensor(pole))
+    exact = torch.exp(decay * torch.arange(4 * TILE, dtype=torch.float64))
+    assert ((y - exact).abs() <= 1e-5 * exact + 1e-35).all()
+
+
 @pytest.mark.parametrize("programs", [1, 64])
 def test_a_slow_mode_does_not_drift(programs: int, tmp_path: Path) -> None:
     """After 200 tiles, the response to an impulse at the start: exp(a t), to 1e-5."""

@@ -87,7 +87,7 @@ def test_the_blocks_of_the_readme_are_the_generated_ones(word: str, op: str) -> 
 def test_the_derivation_of_modes_computes_what_it_says() -> None:
     page = ROOT / "docs" / "modal.md"
     snippets = [text for language, text in blocks(page) if language == "python"]
-    assert len(snippets) == 4 and sum(text.count("assert") for text in snippets) >= 4
+    assert len(snippets) == 5 and sum(text.count("assert") for text in snippets) >= 4
     exec(compile("".join(snippets), "modal.md", "exec"), {})
 
 

@@ -205,7 +205,7 @@ def test_kernels_are_listed_as_the_text_defines_them(algorithm: str) -> None:
             assert sorted(arguments) == sorted(given_), kernel.name
             order = [a for a in arguments if a in dict(kernel.signature)]
             assert order == [name for name, _ in kernel.signature]
-            if kernel.role is Role.FORWARD and not kernel.name.endswith("_ends"):
+            if kernel.role is Role.FORWARD and not kernel.name.endswith("_sums"):
                 assert dict(kernel.signature)["q_ptr"] == "*bf16"
                 assert dict(kernel.signature)["skip_ptr"] == "*fp32"
 
