@@ -238,7 +238,7 @@ def test_modes_that_nearly_cancel(dtype: torch.dtype, tmp_path: Path) -> None:
 @pytest.mark.parametrize("parametrisation", ["log_poles", "complex"])
 @pytest.mark.parametrize("pole", [-1e-3, -3e-3, -5e-3, -0.02, -0.06, -3.0])
 def test_an_impulse_decays_as_its_mode(pole: float, parametrisation: str, tmp_path: Path) -> None:
-    """Relative to what is left, which may be 1e-30: after tiles that forget little, much and all."""
+    """Relative to what is left, if only 1e-30, after tiles that forget little, much and all."""
     spec = make(1, groups=1, filter={"parametrisation": parametrisation})
     case = small_case(spec, 4 * TILE)
     runner = interpreted(spec, case.plan, case.schedule, tmp_path)
