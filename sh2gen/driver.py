@@ -370,7 +370,8 @@ def quick_checks(
     )
     if plan.kernels:
         # A ragged length, and one of whole vectors: they take different masks.
-        yield _interpreted(spec, plan, folder, torch.float32, ((2, 11), (1, 24)), ("equality",))
+        shapes = ((2, 11), (1, _whole_vectors(plan)))
+        yield _interpreted(spec, plan, folder, torch.float32, shapes, ("equality",))
         # Tiles of one channel hold scalars where others hold columns: as scheduled, on a few.
         tiles = any(kernel.skeleton == "tile" for kernel in plan.kernels)
         if tiles and ("BLOCK_D", 1) in (*numbers.forward, *numbers.backward):
@@ -408,6 +409,14 @@ def full_checks(
     if plan.kernels:
         yield _interpreted(spec, plan, folder, torch.float32, small, None)
         yield _interpreted(spec, plan, folder, torch.float16, small[:2], ("equality",))
+        if (length := _whole_vectors(plan)) > max(lengths):
+            shapes = ((1, length),)
+            yield _interpreted(spec, plan, folder, torch.float32, shapes, ("equality",))
+
+
+def _whole_vectors(plan: Plan) -> int:
+    """A length of whole vectors; if a state is carried from tile to tile, of several tiles."""
+    return 520 if any(kernel.skeleton == "recurrence" for kernel in plan.kernels) else 24
 
 
 def _interpreted(
