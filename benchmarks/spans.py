@@ -3,8 +3,8 @@
     python benchmarks/spans.py --json spans.json
 
 Hyena-LI of few channels is verified as it is cut into spans (forward and every gradient against
-float64, in bfloat16, float16 and float32), then timed in bfloat16 at batch 1 for every number of
-programs that a launcher may be told to want: the least of these is the one program a channel.
+float64, in bfloat16, float16 and float32), then timed in bfloat16 at batch 1 for several numbers
+of programs that a launcher may be told to want: with the least of these it is one a channel.
 Times and bounds are those of benchmarks/gpu.py.
 """
 

@@ -39,7 +39,10 @@ TIME, CHANNEL = 2, 1  # axes of an activation
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 BLOCK = 64  # steps that plain PyTorch convolves by one product
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
-PROGRAMS = {"forward": 512, "backward": 512}  # of a sequence; with half of them or less it is cut
+PROGRAMS = {
+    "forward": 512,
+    "backward": 256,
+}  # wanted of a sequence; a quarter of them or less is cut
 SCHEDULE = {
     "forward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
     "backward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1, "PARTS": 1},
@@ -1381,12 +1384,13 @@ def walk_programs(
     batch: int, steps: int, schedule: dict[str, int], wanted: int
 ) -> tuple[int, int, int]:
     """As `programs` for programs that walk along all of time, or along a span of it where those
-    of one sequence would be half of the programs wanted or less: spans, tiles of a span, programs
-    in all. The batch has no say, so that it changes no bit of a sequence.
+    of one sequence would be a quarter of the programs wanted or less: fewer spans than four gain
+    too little. Spans, tiles of a span, programs in all. The batch has no say, so that it changes
+    no bit of a sequence.
     """
     tiles_in_all = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
-    spans = max(1, min(tiles_in_all, wanted // CHANNELS))
-    tiles = -(-tiles_in_all // spans)
+    spans = min(tiles_in_all, wanted // CHANNELS if 4 * CHANNELS <= wanted else 1)
+    tiles = -(-tiles_in_all // max(1, spans))
     time_programs = -(-tiles_in_all // tiles)
     return time_programs, tiles, batch * time_programs * CHANNELS
 
@@ -1847,7 +1851,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_1729aaa1"
+    name = unique = "s4d_real_cc2e06cb"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -78,7 +78,7 @@ _WINDOW = 26
 # less than others. Channels last, rows move in short accesses and through shared memory.
 _STREAM = {"forward": 1.1, "backward": 3.0}
 _STREAM_SM90 = 1.4
-_RECURRENCE = {"forward": 1.05, "backward": 1.9}  # a scan, which all others wait for
+_RECURRENCE = {"forward": 1.05, "backward": 1.6}  # a scan, which all others wait for
 _STREAM_BLD = 2.3
 # Likewise, products of fewer rows to a warp than so many wait for their operands, and reach this
 # share of the rate of large ones.

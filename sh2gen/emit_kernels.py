@@ -62,7 +62,7 @@ def kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kernel
         constants |= {"STATEFUL": spec.state is not None} if plan.states else {}
         if plan.states and not sums_only:
             wanted = programs(spec, schedule, kernel.direction)
-            constants |= {"SPLIT": 2 * spec.channels <= wanted}
+            constants |= {"SPLIT": 4 * spec.channels <= wanted}
         sources.append(
             KernelSource(
                 name=f"{spec.op}_{kernel.name}",

@@ -96,12 +96,13 @@ def walk_programs(
     batch: int, steps: int, schedule: dict[str, int], wanted: int
 ) -> tuple[int, int, int]:
     """As `programs` for programs that walk along all of time, or along a span of it where those
-    of one sequence would be half of the programs wanted or less: spans, tiles of a span, programs
-    in all. The batch has no say, so that it changes no bit of a sequence.
+    of one sequence would be a quarter of the programs wanted or less: fewer spans than four gain
+    too little. Spans, tiles of a span, programs in all. The batch has no say, so that it changes
+    no bit of a sequence.
     """
     tiles_in_all = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
-    spans = max(1, min(tiles_in_all, wanted // CHANNELS))
-    tiles = -(-tiles_in_all // spans)
+    spans = min(tiles_in_all, wanted // CHANNELS if 4 * CHANNELS <= wanted else 1)
+    tiles = -(-tiles_in_all // max(1, spans))
     time_programs = -(-tiles_in_all // tiles)
     return time_programs, tiles, batch * time_programs * CHANNELS
 

@@ -52,6 +52,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "interleaved": {"layout": {"projection": "interleaved"}},
     "stateful": CARRIED,
     "exact": {"precision": "exact"},
+    "few": {"channels": 48, "filter": MODES | {"groups": 48}},  # channels: sequences in spans
 }
 Case = tuple[str, str]  # a plan and a variant
 CASES = [
@@ -62,6 +63,7 @@ CASES = [
     ),
     *((plan, "stateful") for plan in ("direct/BDL/recompute", "toeplitz", "modal")),
     *((plan, "exact") for plan in ("toeplitz", "modal")),
+    ("modal", "few"),
 ]
 
 
