@@ -1824,7 +1824,7 @@ def walk_programs(
     no bit of a sequence.
     """
     tiles_in_all = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
-    spans = min(tiles_in_all, wanted // CHANNELS if 4 * CHANNELS <= wanted else 1)
+    spans = min(tiles_in_all, wanted // CHANNELS if wanted >= 4 * CHANNELS else 1)
     tiles = -(-tiles_in_all // max(1, spans))
     time_programs = -(-tiles_in_all // tiles)
     return time_programs, tiles, batch * time_programs * CHANNELS
