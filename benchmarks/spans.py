@@ -113,7 +113,8 @@ def main() -> int:
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}"
     )
     wanted = " | ".join(f"{n}" for n in WANTED)
-    print(f"| D | L | forward us, by programs wanted: {wanted} | bound | backward us | bound |")
+    print("us, by the number of programs wanted, forward and then backward:")
+    print(f"| D | L | {wanted} | bound | {wanted} | bound |")
     print("|---|---|" + "---|" * (2 * len(WANTED) + 2))
     with tempfile.TemporaryDirectory() as name:
         operators = [generate(options.op, channels, Path(name)) for channels in options.channels]
