@@ -275,13 +275,9 @@ def _with_edges(
             case Extend(out=out, x=extended):
                 (fir,) = [s for s in body if isinstance(s, Fir) and s.x.name == out]
                 (store,) = [s for s in body if isinstance(s, StoreRows) and s.x.name == fir.out]
-                rows, role = (
-                    f"{extended.name}_after",
-                    inputs.index(store.tensor.removeprefix("d_")),
-                )
-                length = fir.length - 1
-                values = (rows, fir.taps)
-                after.append(Edge(helper="history_gradient", values=values, role=role))
+                role = inputs.index(store.tensor.removeprefix("d_"))
+                rows, length = f"{extended.name}_after", fir.length - 1
+                after.append(Edge(helper="history_gradient", values=(rows, fir.taps), role=role))
                 after.append(Edge(helper="first_rows", values=(rows,), role=role))
                 leave = Edge(helper="leave_rows", x=extended, role=role, length=length)
                 found += [statement, leave]
