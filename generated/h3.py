@@ -413,6 +413,12 @@ def keep_state(
 
 
 @triton.jit
+def chosen(condition, a, b):
+    """a where the condition holds, else b, of complex numbers."""
+    return tl.where(condition, a[0], b[0]), tl.where(condition, a[1], b[1])
+
+
+@triton.jit
 def log_pole(ends, mode):
     """The log-pole of one mode."""
     return tl.load(ends[2] + mode), turns_of(tl.load(ends[3] + mode))
@@ -462,11 +468,12 @@ def leave_state(
         if closes:
             for mode in range(COUNT // 2):
                 a = log_pole(ends, mode)
-                real, imag = tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32)
+                step = exponential(a, 1)
+                value = (tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32))
                 for r in tl.static_range(len(rows)):
-                    decayed = exponential(a, tl.maximum(ahead - r, 0))
-                    real += tl.where(ahead >= r, rows[r] * decayed[0], 0.0)
-                    imag += tl.where(ahead >= r, rows[r] * decayed[1], 0.0)
+                    value = chosen(ahead >= r, plus(times(value, step), (rows[r], 0.0)), value)
+                later = tl.maximum(ahead - (len(rows) - 1), 0)
+                real, imag = times(value, exponential(a, later))
                 begun = pair_of(state, mode, MODES, M)
                 real_sum = tl.sum(tl.reshape(real, (M * N,)), 0)
                 imag_sum = tl.sum(tl.reshape(imag, (M * N,)), 0)
@@ -492,13 +499,15 @@ def leave_gradient(
         real_found, imag_found = total[5], total[6]
         for mode in range(tl.where(closes, COUNT // 2, 0)):
             a = log_pole(ends, mode)
-            real, imag = tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32)
-            for r in tl.static_range(len(rows)):
-                lag = tl.maximum(ahead - r, 0)  # the step d = 0 adds nothing
-                decayed = exponential(a, lag)
-                value = rows[r] * lag.to(tl.float32)
-                real += value * decayed[0]
-                imag += value * decayed[1]
+            step = exponential(a, 1)
+            value = (tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32))
+            weighted = value
+            for r in tl.static_range(len(rows)):  # a step later all d are one more
+                weighted = chosen(ahead >= r, times(plus(weighted, value), step), weighted)
+                value = chosen(ahead >= r, plus(times(value, step), (rows[r], 0.0)), value)
+            later = tl.maximum(ahead - (len(rows) - 1), 0)
+            value = plus(weighted, (later * value[0], later * value[1]))
+            real, imag = times(value, exponential(a, later))
             begun = times(exponential(a, left), pair_of(state, mode, MODES, M))
             real_sum = tl.sum(tl.reshape(real, (M * N,)), 0) + left * begun[0]
             imag_sum = tl.sum(tl.reshape(imag, (M * N,)), 0) + left * begun[1]
@@ -534,11 +543,13 @@ def leave_adjoint(
         closes, left, ahead = steps_left(tile, rows, M, N)
         for mode in range(tl.where(closes, COUNT // 2, 0)):
             a = log_pole(ends, mode)
-            grad = last_gradient(ends, mode)
+            step = exponential(a, 1)
+            later = tl.maximum(ahead - (len(rows) - 1), 0)
+            decayed = times(last_gradient(ends, mode), exponential(a, later))
             out = ()
-            for r in tl.static_range(len(rows)):
-                decayed = times(grad, exponential(a, tl.maximum(ahead - r, 0)))
-                out = out + (rows[r] + tl.where(ahead >= r, decayed[0], 0.0),)
+            for r in tl.static_range(len(rows) - 1, -1, -1):
+                out = (rows[r] + tl.where(ahead >= r, decayed[0], 0.0),) + out
+                decayed = chosen(ahead >= r, times(decayed, step), decayed)
             rows = out
         state = join_adjoint(state, closes, left, ends, COUNT, MODES)
     return rows, state
@@ -721,6 +732,13 @@ def from_lane(z, lane, there):
 
 
 @triton.jit
+def lane_of(z, lane: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr):
+    """`lane_of` of modal.py, of complex numbers."""
+    index = tl.full((MODES // 2, M // 8), lane, tl.int32)
+    return tl.gather(z[0], index, 1), tl.gather(z[1], index, 1)
+
+
+@triton.jit
 def scan_rows(sums, MODES: tl.constexpr, M: tl.constexpr):
     """What blocks add to states, [M, MODES], as the scan reads it: eight numbers a lane."""
     both = tl.split(tl.reshape(sums, (M, MODES // 2, 2)))
@@ -751,7 +769,7 @@ def scan(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
     for p in tl.static_range(7):
         now = plus(times(now, block), end[p])
         states = states + (now,)
-    added = from_lane(total, group * 0 + (GROUPS - 1), group >= 0)
+    added = lane_of(total, GROUPS - 1, MODES, M)
     return states, passed_on(state, lost, added)
 
 
@@ -785,7 +803,7 @@ def scan_adjoint(starts, constants, state, MODES: tl.constexpr, M: tl.constexpr)
     for p in tl.static_range(7):
         now = plus(times(now, block), start[7 - p])
         states = (now,) + states
-    added = from_lane(total, group * 0, group >= 0)
+    added = lane_of(total, 0, MODES, M)
     return states, passed_on(state, lost, added)
 
 
@@ -1024,17 +1042,14 @@ def walk(
     the sums that the other launch has found. TIME is 1 from its first step on, -1 from its last.
     """
     sums_ptr, program, tile_0, tiles, tiles_in_all = span
-    AT_ONCE: tl.constexpr = 8  # their loads wait together
-    together = begin + (stop - begin) // AT_ONCE * AT_ONCE
-    for some in range(begin, together, AT_ONCE):
-        for i in tl.static_range(AT_ONCE):
-            number = some + i if TIME == 1 else tiles_in_all - 1 - some - i
-            sums = load_state(sums_ptr, number, COUNT, CHANNELS, MODES, M)
-            state = passed_on(state, modes[7][5], sums)
-    for some in range(together, stop):
-        number = some if TIME == 1 else tiles_in_all - 1 - some
-        sums = load_state(sums_ptr, number, COUNT, CHANNELS, MODES, M)
-        state = passed_on(state, modes[7][5], sums)
+    LANES: tl.constexpr = M // 8
+    for some in range(begin, stop, LANES):
+        number = tl.minimum(some + tl.arange(0, LANES)[None, :], stop - 1)
+        tile = number if TIME == 1 else tiles_in_all - 1 - number
+        sums = load_state(sums_ptr, tile, COUNT, CHANNELS, MODES, M)  # a tile a lane
+        for i in tl.static_range(LANES):
+            later = passed_on(state, modes[7][5], lane_of(sums, i, MODES, M))
+            state = chosen(some + i < stop, later, state)
     return state
 
 
@@ -1066,12 +1081,12 @@ def enter_adjoint(
     if SPLIT:
         sums_ptr, program, tile_0, tiles, tiles_in_all = span
         after = tl.maximum(tiles_in_all - tile_0 - tiles, 0)
-        last = tl.minimum(after, 1)
-        state = walk(state, span, 0, last, modes, COUNT, CHANNELS, MODES, M, -1)
+        last = load_state(sums_ptr, tiles_in_all - 1, COUNT, CHANNELS, MODES, M)
         if STATEFUL:
             left = end - (tiles_in_all - 1 - tile_0) * (M * BLOCK_T)
-            state = join_adjoint(state, after > 0, left, ends, COUNT, MODES)
-        state = walk(state, span, last, after, modes, COUNT, CHANNELS, MODES, M, -1)
+            last = join_adjoint(last, after > 0, left, ends, COUNT, MODES)
+        state = chosen(after > 0, last, state)
+        state = walk(state, span, 1, after, modes, COUNT, CHANNELS, MODES, M, -1)
     return state
 
 
@@ -2022,14 +2037,18 @@ def even(bounds: tuple[int, int, int]) -> bool:
 def walk_programs(
     batch: int, steps: int, schedule: dict[str, int], wanted: int
 ) -> tuple[int, int, int]:
-    """As `programs` for programs that walk along all of time, or along a span of it where those
-    of one sequence would be a quarter of the programs wanted or less: fewer spans than four gain
-    too little. Spans, tiles of a span, programs in all. The batch has no say, so that it changes
-    no bit of a sequence.
+    """As `programs` for programs that walk along all of time, or along spans of it: spans, tiles
+    of a span, programs in all.
+
+    A sequence is cut where its channels are fewer programs than are wanted, into spans of two
+    tiles or more, and into four or more of these, since fewer gain too little. The batch has no
+    say, so that it changes no bit of a sequence.
     """
     tiles_in_all = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
-    spans = min(tiles_in_all, wanted // CHANNELS if wanted >= 4 * CHANNELS else 1)
-    tiles = -(-tiles_in_all // max(1, spans))
+    spans = min(tiles_in_all // 2, wanted // CHANNELS)
+    tiles = -(-tiles_in_all // spans) if spans >= 4 else tiles_in_all
+    if -(-tiles_in_all // tiles) < 4:
+        tiles = tiles_in_all
     time_programs = -(-tiles_in_all // tiles)
     return time_programs, tiles, batch * time_programs * CHANNELS
 
@@ -2040,6 +2059,8 @@ def allocate_states(like: Tensor, steps: int, modes: int, keep: bool) -> Tensor:
     """
     schedule = SCHEDULE["forward"]
     tiles = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"])) if keep else 0
+    if tiles * CHANNELS * modes >= 2**31:
+        raise ValueError(f"{OP}: {steps} steps have too many states; compute them in chunks")
     return like.new_empty((like.shape[0], tiles, CHANNELS, modes), dtype=torch.float32)
 
 
@@ -2047,12 +2068,15 @@ def whole_state(
     state: Sequence[Tensor] | None, x: Tensor, states: Tensor, context: int, steps: int
 ) -> tuple[Tensor, Tensor]:
     """The history and the modes' state before a sequence, as kernels read them; if there is none,
-    stand-ins that they do not read.
+    stand-ins that they do not read. Refuses ranges: what is before them would be forgotten.
     """
+    if context or steps != x.shape[TIME]:
+        raise ValueError(
+            f"{OP}: kernels with states compute whole sequences, not a range or what follows a "
+            "context; give the state before the first step instead"
+        )
     if state is None:
         return x, states
-    if context or steps != x.shape[TIME]:
-        raise ValueError(f"{OP}: a state is that before a whole sequence, not before a range")
     history, modes = state
     return history.contiguous(), modes.contiguous()
 
@@ -2400,7 +2424,7 @@ def modal_states(blocks: Tensor, poles: Tensor, state: Tensor | None = None) -> 
     the last one that is earlier than the block: complex (B, C, blocks, N). `state`, complex
     (B, C, N), is the first of them.
     """
-    dtype = blocks.dtype.to_complex()
+    dtype = torch.complex128 if blocks.dtype == torch.float64 else torch.complex64
     step = torch.arange(BLOCK, device=blocks.device)
     table = powers(poles, BLOCK - 1 - step).to(dtype)
     added = torch.einsum("bcmj,cnj->bcmn", blocks.to(dtype), table)
@@ -2647,7 +2671,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_9aaf36ec"
+    name = unique = "h3_333f862f"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

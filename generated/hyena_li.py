@@ -363,6 +363,12 @@ def product(a, b, total, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def lane_of(x, lane: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr):
+    """The numbers of one lane of the scan, for every lane."""
+    return tl.gather(x, tl.full((MODES, M // 8), lane, tl.int32), 1)
+
+
+@triton.jit
 def passed_on(state, lost, sums):
     """exp(a steps) state + sums, of `decay_by`. exp() itself, rounded to float32, would drift over
     many tiles of a slow mode, and 1 + expm1() be nothing but rounding for a fast one.
@@ -391,7 +397,7 @@ def scan(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
     for p in tl.static_range(7):
         now = now * block + end[p]
         states = states + (now,)
-    added = tl.gather(total, group * 0 + (GROUPS - 1), 1)
+    added = lane_of(total, GROUPS - 1, MODES, M)
     return states, passed_on(state, lost, added)
 
 
@@ -427,7 +433,7 @@ def scan_adjoint(starts, constants, state, MODES: tl.constexpr, M: tl.constexpr)
     for p in tl.static_range(7):
         now = now * block + start[7 - p]
         states = (now,) + states
-    added = tl.gather(total, group * 0, 1)
+    added = lane_of(total, 0, MODES, M)
     return states, passed_on(state, lost, added)
 
 
@@ -776,6 +782,12 @@ def with_history(rows, history, tile, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
+def chosen(condition, a, b):
+    """a where the condition holds, else b."""
+    return tl.where(condition, a, b)
+
+
+@triton.jit
 def walk(
     state, span, begin, stop, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
     MODES: tl.constexpr, M: tl.constexpr, TIME: tl.constexpr,
@@ -784,17 +796,14 @@ def walk(
     the sums that the other launch has found. TIME is 1 from its first step on, -1 from its last.
     """
     sums_ptr, program, tile_0, tiles, tiles_in_all = span
-    AT_ONCE: tl.constexpr = 8  # their loads wait together
-    together = begin + (stop - begin) // AT_ONCE * AT_ONCE
-    for some in range(begin, together, AT_ONCE):
-        for i in tl.static_range(AT_ONCE):
-            number = some + i if TIME == 1 else tiles_in_all - 1 - some - i
-            sums = load_state(sums_ptr, number, COUNT, CHANNELS, MODES, M)
-            state = passed_on(state, modes[7][5], sums)
-    for some in range(together, stop):
-        number = some if TIME == 1 else tiles_in_all - 1 - some
-        sums = load_state(sums_ptr, number, COUNT, CHANNELS, MODES, M)
-        state = passed_on(state, modes[7][5], sums)
+    LANES: tl.constexpr = M // 8
+    for some in range(begin, stop, LANES):
+        number = tl.minimum(some + tl.arange(0, LANES)[None, :], stop - 1)
+        tile = number if TIME == 1 else tiles_in_all - 1 - number
+        sums = load_state(sums_ptr, tile, COUNT, CHANNELS, MODES, M)  # a tile a lane
+        for i in tl.static_range(LANES):
+            later = passed_on(state, modes[7][5], lane_of(sums, i, MODES, M))
+            state = chosen(some + i < stop, later, state)
     return state
 
 
@@ -836,12 +845,12 @@ def enter_adjoint(
     if SPLIT:
         sums_ptr, program, tile_0, tiles, tiles_in_all = span
         after = tl.maximum(tiles_in_all - tile_0 - tiles, 0)
-        last = tl.minimum(after, 1)
-        state = walk(state, span, 0, last, modes, COUNT, CHANNELS, MODES, M, -1)
+        last = load_state(sums_ptr, tiles_in_all - 1, COUNT, CHANNELS, MODES, M)
         if STATEFUL:
             left = end - (tiles_in_all - 1 - tile_0) * (M * BLOCK_T)
-            state = join_adjoint(state, after > 0, left, ends, COUNT, MODES)
-        state = walk(state, span, last, after, modes, COUNT, CHANNELS, MODES, M, -1)
+            last = join_adjoint(last, after > 0, left, ends, COUNT, MODES)
+        state = chosen(after > 0, last, state)
+        state = walk(state, span, 1, after, modes, COUNT, CHANNELS, MODES, M, -1)
     return state
 
 
@@ -879,10 +888,11 @@ def leave_state(
         if closes:
             for mode in range(COUNT):
                 a = tl.load(ends[2] + mode)
+                step = tl.exp(a)
                 total = tl.zeros((M, N), tl.float32)
                 for r in tl.static_range(len(rows)):
-                    decayed = rows[r] * tl.exp(a * tl.maximum(ahead - r, 0))
-                    total += tl.where(ahead >= r, decayed, 0.0)
+                    total = tl.where(ahead >= r, total * step + rows[r], total)
+                total *= tl.exp(a * tl.maximum(ahead - (len(rows) - 1), 0))
                 before = of_mode(state, mode, MODES, M)
                 added = tl.sum(tl.reshape(total, (M * N,)), 0)
                 tl.store(ends[1] + mode, passed_on(before, decay_by(a, left), added))
@@ -901,10 +911,13 @@ def leave_gradient(
         found = total[4]
         for mode in range(tl.where(closes, COUNT, 0)):
             a = tl.load(ends[2] + mode)
-            value = tl.zeros((M, N), tl.float32)
-            for r in tl.static_range(len(rows)):
-                lag = tl.maximum(ahead - r, 0).to(tl.float32)  # the step d = 0 adds nothing
-                value += rows[r] * lag * tl.exp(a * lag)
+            step = tl.exp(a)
+            value, weighted = tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32)
+            for r in tl.static_range(len(rows)):  # a step later all d are one more
+                weighted = tl.where(ahead >= r, (weighted + value) * step, weighted)
+                value = tl.where(ahead >= r, value * step + rows[r], value)
+            later = tl.maximum(ahead - (len(rows) - 1), 0)
+            value = (weighted + later * value) * tl.exp(a * later)
             by_state = left * tl.exp(a * left) * of_mode(state, mode, MODES, M)
             by_pole = tl.sum(tl.reshape(value, (M * N,)), 0) + by_state
             found += tl.where(tl.arange(0, MODES) == mode, tl.load(ends[1] + mode) * by_pole, 0.0)
@@ -925,11 +938,12 @@ def leave_adjoint(
         closes, left, ahead = steps_left(tile, rows, M, N)
         for mode in range(tl.where(closes, COUNT, 0)):
             a = tl.load(ends[2] + mode)
-            grad = tl.load(ends[1] + mode)
+            step = tl.exp(a)
+            decayed = tl.load(ends[1] + mode) * tl.exp(a * tl.maximum(ahead - (len(rows) - 1), 0))
             out = ()
-            for r in tl.static_range(len(rows)):
-                decayed = grad * tl.exp(a * tl.maximum(ahead - r, 0))
-                out = out + (rows[r] + tl.where(ahead >= r, decayed, 0.0),)
+            for r in tl.static_range(len(rows) - 1, -1, -1):
+                out = (rows[r] + tl.where(ahead >= r, decayed, 0.0),) + out
+                decayed = tl.where(ahead >= r, decayed * step, decayed)
             rows = out
         state = join_adjoint(state, closes, left, ends, COUNT, MODES)
     return rows, state
@@ -1818,14 +1832,18 @@ def even(bounds: tuple[int, int, int]) -> bool:
 def walk_programs(
     batch: int, steps: int, schedule: dict[str, int], wanted: int
 ) -> tuple[int, int, int]:
-    """As `programs` for programs that walk along all of time, or along a span of it where those
-    of one sequence would be a quarter of the programs wanted or less: fewer spans than four gain
-    too little. Spans, tiles of a span, programs in all. The batch has no say, so that it changes
-    no bit of a sequence.
+    """As `programs` for programs that walk along all of time, or along spans of it: spans, tiles
+    of a span, programs in all.
+
+    A sequence is cut where its channels are fewer programs than are wanted, into spans of two
+    tiles or more, and into four or more of these, since fewer gain too little. The batch has no
+    say, so that it changes no bit of a sequence.
     """
     tiles_in_all = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
-    spans = min(tiles_in_all, wanted // CHANNELS if wanted >= 4 * CHANNELS else 1)
-    tiles = -(-tiles_in_all // max(1, spans))
+    spans = min(tiles_in_all // 2, wanted // CHANNELS)
+    tiles = -(-tiles_in_all // spans) if spans >= 4 else tiles_in_all
+    if -(-tiles_in_all // tiles) < 4:
+        tiles = tiles_in_all
     time_programs = -(-tiles_in_all // tiles)
     return time_programs, tiles, batch * time_programs * CHANNELS
 
@@ -1836,6 +1854,8 @@ def allocate_states(like: Tensor, steps: int, modes: int, keep: bool) -> Tensor:
     """
     schedule = SCHEDULE["forward"]
     tiles = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"])) if keep else 0
+    if tiles * CHANNELS * modes >= 2**31:
+        raise ValueError(f"{OP}: {steps} steps have too many states; compute them in chunks")
     return like.new_empty((like.shape[0], tiles, CHANNELS, modes), dtype=torch.float32)
 
 
@@ -1843,12 +1863,15 @@ def whole_state(
     state: Sequence[Tensor] | None, x: Tensor, states: Tensor, context: int, steps: int
 ) -> tuple[Tensor, Tensor]:
     """The history and the modes' state before a sequence, as kernels read them; if there is none,
-    stand-ins that they do not read.
+    stand-ins that they do not read. Refuses ranges: what is before them would be forgotten.
     """
+    if context or steps != x.shape[TIME]:
+        raise ValueError(
+            f"{OP}: kernels with states compute whole sequences, not a range or what follows a "
+            "context; give the state before the first step instead"
+        )
     if state is None:
         return x, states
-    if context or steps != x.shape[TIME]:
-        raise ValueError(f"{OP}: a state is that before a whole sequence, not before a range")
     history, modes = state
     return history.contiguous(), modes.contiguous()
 
@@ -2394,7 +2417,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_2a3d433c"
+    name = unique = "hyena_li_c2655916"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -865,7 +865,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_1b_b586e1ec"
+    name = unique = "hyena_se_1b_1e7e3025"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -188,6 +188,7 @@ def _facts(spec: OpSpec) -> dict[str, int]:
         "MODES": spec.filter.state_size,
         "PAIRS": int(spec.filter.pairs),
         "STATEFUL": int(spec.state is not None),
+        "INPUTS": len(spec.inputs),
         "F": spec.featurizer.length if spec.featurizer else 1,
         "TERMS": (spec.skip is not Skip.NONE) + (spec.bias is not Bias.NONE),
     }

@@ -27,7 +27,7 @@ def modal_states(blocks: Tensor, poles: Tensor, state: Tensor | None = None) -> 
     the last one that is earlier than the block: complex (B, C, blocks, N). `state`, complex
     (B, C, N), is the first of them.
     """
-    dtype = blocks.dtype.to_complex()
+    dtype = torch.complex128 if blocks.dtype == torch.float64 else torch.complex64
     step = torch.arange(BLOCK, device=blocks.device)
     table = powers(poles, BLOCK - 1 - step).to(dtype)
     added = torch.einsum("bcmj,cnj->bcmn", blocks.to(dtype), table)

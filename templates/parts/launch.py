@@ -95,14 +95,18 @@ def stream_programs(
 def walk_programs(
     batch: int, steps: int, schedule: dict[str, int], wanted: int
 ) -> tuple[int, int, int]:
-    """As `programs` for programs that walk along all of time, or along a span of it where those
-    of one sequence would be a quarter of the programs wanted or less: fewer spans than four gain
-    too little. Spans, tiles of a span, programs in all. The batch has no say, so that it changes
-    no bit of a sequence.
+    """As `programs` for programs that walk along all of time, or along spans of it: spans, tiles
+    of a span, programs in all.
+
+    A sequence is cut where its channels are fewer programs than are wanted, into spans of two
+    tiles or more, and into four or more of these, since fewer gain too little. The batch has no
+    say, so that it changes no bit of a sequence.
     """
     tiles_in_all = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
-    spans = min(tiles_in_all, wanted // CHANNELS if wanted >= 4 * CHANNELS else 1)
-    tiles = -(-tiles_in_all // max(1, spans))
+    spans = min(tiles_in_all // 2, wanted // CHANNELS)
+    tiles = -(-tiles_in_all // spans) if spans >= 4 else tiles_in_all
+    if -(-tiles_in_all // tiles) < 4:
+        tiles = tiles_in_all
     time_programs = -(-tiles_in_all // tiles)
     return time_programs, tiles, batch * time_programs * CHANNELS
 
@@ -113,6 +117,8 @@ def allocate_states(like: Tensor, steps: int, modes: int, keep: bool) -> Tensor:
     """
     schedule = SCHEDULE["forward"]
     tiles = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"])) if keep else 0
+    if tiles * CHANNELS * modes >= 2**31:
+        raise ValueError(f"{OP}: {steps} steps have too many states; compute them in chunks")
     return like.new_empty((like.shape[0], tiles, CHANNELS, modes), dtype=torch.float32)
 
 
@@ -120,12 +126,15 @@ def whole_state(
     state: Sequence[Tensor] | None, x: Tensor, states: Tensor, context: int, steps: int
 ) -> tuple[Tensor, Tensor]:
     """The history and the modes' state before a sequence, as kernels read them; if there is none,
-    stand-ins that they do not read.
+    stand-ins that they do not read. Refuses ranges: what is before them would be forgotten.
     """
+    if context or steps != x.shape[TIME]:
+        raise ValueError(
+            f"{OP}: kernels with states compute whole sequences, not a range or what follows a "
+            "context; give the state before the first step instead"
+        )
     if state is None:
         return x, states
-    if context or steps != x.shape[TIME]:
-        raise ValueError(f"{OP}: a state is that before a whole sequence, not before a range")
     history, modes = state
     return history.contiguous(), modes.contiguous()
 

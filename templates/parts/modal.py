@@ -226,6 +226,12 @@ def zero_state(MODES: tl.constexpr, M: tl.constexpr):
 
 
 @triton.jit
+def lane_of(x, lane: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr):
+    """The numbers of one lane of the scan, for every lane."""
+    return tl.gather(x, tl.full((MODES, M // 8), lane, tl.int32), 1)
+
+
+@triton.jit
 def scan(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
     """States before all blocks of a tile, from the sums [M, MODES] that blocks add and the state
     before the tile; and the state after it.
@@ -246,7 +252,7 @@ def scan(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
     for p in tl.static_range(7):
         now = now * block + end[p]
         states = states + (now,)
-    added = tl.gather(total, group * 0 + (GROUPS - 1), 1)
+    added = lane_of(total, GROUPS - 1, MODES, M)
     return states, passed_on(state, lost, added)
 
 
@@ -271,7 +277,7 @@ def scan_adjoint(starts, constants, state, MODES: tl.constexpr, M: tl.constexpr)
     for p in tl.static_range(7):
         now = now * block + start[7 - p]
         states = (now,) + states
-    added = tl.gather(total, group * 0, 1)
+    added = lane_of(total, 0, MODES, M)
     return states, passed_on(state, lost, added)
 
 
@@ -627,6 +633,12 @@ def with_history(rows, history, tile, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
+def chosen(condition, a, b):
+    """a where the condition holds, else b."""
+    return tl.where(condition, a, b)
+
+
+@triton.jit
 def walk(
     state, span, begin, stop, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
     MODES: tl.constexpr, M: tl.constexpr, TIME: tl.constexpr,
@@ -635,17 +647,14 @@ def walk(
     the sums that the other launch has found. TIME is 1 from its first step on, -1 from its last.
     """
     sums_ptr, program, tile_0, tiles, tiles_in_all = span
-    AT_ONCE: tl.constexpr = 8  # their loads wait together
-    together = begin + (stop - begin) // AT_ONCE * AT_ONCE
-    for some in range(begin, together, AT_ONCE):
-        for i in tl.static_range(AT_ONCE):
-            number = some + i if TIME == 1 else tiles_in_all - 1 - some - i
-            sums = load_state(sums_ptr, number, COUNT, CHANNELS, MODES, M)
-            state = passed_on(state, modes[7][5], sums)
-    for some in range(together, stop):
-        number = some if TIME == 1 else tiles_in_all - 1 - some
-        sums = load_state(sums_ptr, number, COUNT, CHANNELS, MODES, M)
-        state = passed_on(state, modes[7][5], sums)
+    LANES: tl.constexpr = M // 8
+    for some in range(begin, stop, LANES):
+        number = tl.minimum(some + tl.arange(0, LANES)[None, :], stop - 1)
+        tile = number if TIME == 1 else tiles_in_all - 1 - number
+        sums = load_state(sums_ptr, tile, COUNT, CHANNELS, MODES, M)  # a tile a lane
+        for i in tl.static_range(LANES):
+            later = passed_on(state, modes[7][5], lane_of(sums, i, MODES, M))
+            state = chosen(some + i < stop, later, state)
     return state
 
 
@@ -677,12 +686,12 @@ def enter_adjoint(
     if SPLIT:
         sums_ptr, program, tile_0, tiles, tiles_in_all = span
         after = tl.maximum(tiles_in_all - tile_0 - tiles, 0)
-        last = tl.minimum(after, 1)
-        state = walk(state, span, 0, last, modes, COUNT, CHANNELS, MODES, M, -1)
+        last = load_state(sums_ptr, tiles_in_all - 1, COUNT, CHANNELS, MODES, M)
         if STATEFUL:
             left = end - (tiles_in_all - 1 - tile_0) * (M * BLOCK_T)
-            state = join_adjoint(state, after > 0, left, ends, COUNT, MODES)
-        state = walk(state, span, last, after, modes, COUNT, CHANNELS, MODES, M, -1)
+            last = join_adjoint(last, after > 0, left, ends, COUNT, MODES)
+        state = chosen(after > 0, last, state)
+        state = walk(state, span, 1, after, modes, COUNT, CHANNELS, MODES, M, -1)
     return state
 
 
@@ -720,10 +729,11 @@ def leave_state(
         if closes:
             for mode in range(COUNT):
                 a = tl.load(ends[2] + mode)
+                step = tl.exp(a)
                 total = tl.zeros((M, N), tl.float32)
                 for r in tl.static_range(len(rows)):
-                    decayed = rows[r] * tl.exp(a * tl.maximum(ahead - r, 0))
-                    total += tl.where(ahead >= r, decayed, 0.0)
+                    total = tl.where(ahead >= r, total * step + rows[r], total)
+                total *= tl.exp(a * tl.maximum(ahead - (len(rows) - 1), 0))
                 before = of_mode(state, mode, MODES, M)
                 added = tl.sum(tl.reshape(total, (M * N,)), 0)
                 tl.store(ends[1] + mode, passed_on(before, decay_by(a, left), added))
@@ -742,10 +752,13 @@ def leave_gradient(
         found = total[4]
         for mode in range(tl.where(closes, COUNT, 0)):
             a = tl.load(ends[2] + mode)
-            value = tl.zeros((M, N), tl.float32)
-            for r in tl.static_range(len(rows)):
-                lag = tl.maximum(ahead - r, 0).to(tl.float32)  # the step d = 0 adds nothing
-                value += rows[r] * lag * tl.exp(a * lag)
+            step = tl.exp(a)
+            value, weighted = tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32)
+            for r in tl.static_range(len(rows)):  # a step later all d are one more
+                weighted = tl.where(ahead >= r, (weighted + value) * step, weighted)
+                value = tl.where(ahead >= r, value * step + rows[r], value)
+            later = tl.maximum(ahead - (len(rows) - 1), 0)
+            value = (weighted + later * value) * tl.exp(a * later)
             by_state = left * tl.exp(a * left) * of_mode(state, mode, MODES, M)
             by_pole = tl.sum(tl.reshape(value, (M * N,)), 0) + by_state
             found += tl.where(tl.arange(0, MODES) == mode, tl.load(ends[1] + mode) * by_pole, 0.0)
@@ -776,11 +789,12 @@ def leave_adjoint(
         closes, left, ahead = steps_left(tile, rows, M, N)
         for mode in range(tl.where(closes, COUNT, 0)):
             a = tl.load(ends[2] + mode)
-            grad = tl.load(ends[1] + mode)
+            step = tl.exp(a)
+            decayed = tl.load(ends[1] + mode) * tl.exp(a * tl.maximum(ahead - (len(rows) - 1), 0))
             out = ()
-            for r in tl.static_range(len(rows)):
-                decayed = grad * tl.exp(a * tl.maximum(ahead - r, 0))
-                out = out + (rows[r] + tl.where(ahead >= r, decayed, 0.0),)
+            for r in tl.static_range(len(rows) - 1, -1, -1):
+                out = (rows[r] + tl.where(ahead >= r, decayed, 0.0),) + out
+                decayed = tl.where(ahead >= r, decayed * step, decayed)
             rows = out
         state = join_adjoint(state, closes, left, ends, COUNT, MODES)
     return rows, state

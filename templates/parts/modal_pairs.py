@@ -43,6 +43,12 @@ def times(a, b):
 
 
 @triton.jit
+def chosen(condition, a, b):
+    """a where the condition holds, else b, of complex numbers."""
+    return tl.where(condition, a[0], b[0]), tl.where(condition, a[1], b[1])
+
+
+@triton.jit
 def turns_of(frequency):
     """Turns a step, from -1/2 to 1/2 in float64, of radians a step."""
     turns = frequency.to(tl.float64) * 0.15915494309189535
@@ -212,6 +218,13 @@ def from_lane(z, lane, there):
 
 
 @triton.jit
+def lane_of(z, lane: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr):
+    """`lane_of` of modal.py, of complex numbers."""
+    index = tl.full((MODES // 2, M // 8), lane, tl.int32)
+    return tl.gather(z[0], index, 1), tl.gather(z[1], index, 1)
+
+
+@triton.jit
 def scan(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
     """`scan` of modal.py, of complex numbers."""
     group, block, doublings, entered, left, lost = constants
@@ -230,7 +243,7 @@ def scan(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
     for p in tl.static_range(7):
         now = plus(times(now, block), end[p])
         states = states + (now,)
-    added = from_lane(total, group * 0 + (GROUPS - 1), group >= 0)
+    added = lane_of(total, GROUPS - 1, MODES, M)
     return states, passed_on(state, lost, added)
 
 
@@ -253,7 +266,7 @@ def scan_adjoint(starts, constants, state, MODES: tl.constexpr, M: tl.constexpr)
     for p in tl.static_range(7):
         now = plus(times(now, block), start[7 - p])
         states = (now,) + states
-    added = from_lane(total, group * 0, group >= 0)
+    added = lane_of(total, 0, MODES, M)
     return states, passed_on(state, lost, added)
 
 
@@ -410,11 +423,12 @@ def leave_state(
         if closes:
             for mode in range(COUNT // 2):
                 a = log_pole(ends, mode)
-                real, imag = tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32)
+                step = exponential(a, 1)
+                value = (tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32))
                 for r in tl.static_range(len(rows)):
-                    decayed = exponential(a, tl.maximum(ahead - r, 0))
-                    real += tl.where(ahead >= r, rows[r] * decayed[0], 0.0)
-                    imag += tl.where(ahead >= r, rows[r] * decayed[1], 0.0)
+                    value = chosen(ahead >= r, plus(times(value, step), (rows[r], 0.0)), value)
+                later = tl.maximum(ahead - (len(rows) - 1), 0)
+                real, imag = times(value, exponential(a, later))
                 begun = pair_of(state, mode, MODES, M)
                 real_sum = tl.sum(tl.reshape(real, (M * N,)), 0)
                 imag_sum = tl.sum(tl.reshape(imag, (M * N,)), 0)
@@ -434,13 +448,15 @@ def leave_gradient(
         real_found, imag_found = total[5], total[6]
         for mode in range(tl.where(closes, COUNT // 2, 0)):
             a = log_pole(ends, mode)
-            real, imag = tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32)
-            for r in tl.static_range(len(rows)):
-                lag = tl.maximum(ahead - r, 0)  # the step d = 0 adds nothing
-                decayed = exponential(a, lag)
-                value = rows[r] * lag.to(tl.float32)
-                real += value * decayed[0]
-                imag += value * decayed[1]
+            step = exponential(a, 1)
+            value = (tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32))
+            weighted = value
+            for r in tl.static_range(len(rows)):  # a step later all d are one more
+                weighted = chosen(ahead >= r, times(plus(weighted, value), step), weighted)
+                value = chosen(ahead >= r, plus(times(value, step), (rows[r], 0.0)), value)
+            later = tl.maximum(ahead - (len(rows) - 1), 0)
+            value = plus(weighted, (later * value[0], later * value[1]))
+            real, imag = times(value, exponential(a, later))
             begun = times(exponential(a, left), pair_of(state, mode, MODES, M))
             real_sum = tl.sum(tl.reshape(real, (M * N,)), 0) + left * begun[0]
             imag_sum = tl.sum(tl.reshape(imag, (M * N,)), 0) + left * begun[1]
@@ -476,11 +492,13 @@ def leave_adjoint(
         closes, left, ahead = steps_left(tile, rows, M, N)
         for mode in range(tl.where(closes, COUNT // 2, 0)):
             a = log_pole(ends, mode)
-            grad = last_gradient(ends, mode)
+            step = exponential(a, 1)
+            later = tl.maximum(ahead - (len(rows) - 1), 0)
+            decayed = times(last_gradient(ends, mode), exponential(a, later))
             out = ()
-            for r in tl.static_range(len(rows)):
-                decayed = times(grad, exponential(a, tl.maximum(ahead - r, 0)))
-                out = out + (rows[r] + tl.where(ahead >= r, decayed[0], 0.0),)
+            for r in tl.static_range(len(rows) - 1, -1, -1):
+                out = (rows[r] + tl.where(ahead >= r, decayed[0], 0.0),) + out
+                decayed = chosen(ahead >= r, times(decayed, step), decayed)
             rows = out
         state = join_adjoint(state, closes, left, ends, COUNT, MODES)
     return rows, state

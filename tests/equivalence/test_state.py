@@ -128,12 +128,12 @@ def test_modal_chunks(cuts: list[int], parametrisation: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)
-@pytest.mark.parametrize("cuts", [[0, 600], [0, 3, 771], [0, 512, 1100]], ids=str)
+@pytest.mark.parametrize("cuts", [[0, 2000], [0, 3, 2051], [0, 2048, 4100]], ids=str)
 def test_modal_chunks_in_spans(cuts: list[int], parametrisation: str, tmp_path: Path) -> None:
     """Chunks that several programs share: states enter, pass between and leave them."""
     inner = {"parametrisation": parametrisation}
     spec = make("modal", filter=inner, featurizer={"length": 3}, gates=BOTH, skip="channel")
-    check(spec, "modal", tmp_path, cuts, batch=2, programs=64)
+    check(spec, "modal", tmp_path, cuts, programs=64)
 
 
 @pytest.mark.parametrize("layout", ["BDL", "BLD"])
