@@ -106,8 +106,8 @@ def build(
                     "B001",
                     f"kernel {label} was still compiling for {target.sm} after "
                     f"{time_limit:g} s, the time limit",
-                    help="make BLOCK_D, BLOCK_T or ROWS smaller with --set, or take an algorithm "
-                    "without kernels: --plan fft",
+                    help="make its blocks smaller with --set (`sh2gen explain` lists the knobs), "
+                    "or leave the build out: --no-build",
                 )
             if "error" in answer:
                 raise CheckFailed(

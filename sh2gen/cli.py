@@ -154,6 +154,8 @@ def _print_compilation(c: Any) -> None:
     plan = c.chosen.plan
     rows: list[tuple[str, str]] = [("file", str(c.path))]
     rows.append(("algorithm", f"{plan.algorithm}: {c.verdicts[plan.algorithm]}"))
+    if not plan.kernels:
+        rows += [(f"not {n}", str(v)) for n, v in c.verdicts.items() if not v.applies]
     others = ", ".join(
         f"{other.plan.name} {other.score / c.chosen.score:.2f}x" for other in c.candidates[1:4]
     )
@@ -164,7 +166,8 @@ def _print_compilation(c: Any) -> None:
     rows.append(("schedule", f"{c.chosen.schedule}"))
     for workload, found in c.predictions:
         text = ", ".join(
-            f"{direction} {p.seconds * 1e6:.0f} us ({p.share:.2f} of the memory bound)"
+            f"{direction} {p.seconds * 1e6:.0f} us ({p.share:.2f} of the memory bound"
+            + (f", in {p.spans} spans)" if p.spans > 1 else ")")
             for direction, p in found.items()
         )
         rows.append(
@@ -370,6 +373,7 @@ def _print_explanation(
                         "share": p.share,
                         "bound_us": p.bound * 1e6,
                         "products_us": p.tensor * 1e6,
+                        "spans": p.spans,
                     }
                     for d, p in found.items()
                 }

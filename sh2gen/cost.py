@@ -8,6 +8,7 @@ so `explain` can print them. The prediction puts them beside a target's rates.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, assert_never
 
@@ -79,6 +80,9 @@ _WINDOW = 26
 _STREAM = {"forward": 1.1, "backward": 3.0}
 _STREAM_SM90 = 1.4
 _RECURRENCE = {"forward": 1.05, "backward": 1.6}  # a scan, which all others wait for
+# Seconds a step of a recurrence, of a program that has a multiprocessor to itself: where channels
+# are few nothing else counts (docs/performance.md, sequences in spans).
+_WALK = {"forward": 0.9e-9, "backward": 1.75e-9}
 _STREAM_BLD = 2.3
 # Likewise, products of fewer rows to a warp than so many wait for their operands, and reach this
 # share of the rate of large ones.
@@ -115,6 +119,7 @@ class Prediction:
         tensor: seconds that matrix products alone take at the rate of large ones.
         issue: seconds that the instructions alone take, and products at the rate that they reach.
         bound: seconds of an elementwise kernel that reads and writes what the operator must.
+        spans: of a sequence, each by a program of its own, if it is cut.
     """
 
     seconds: float
@@ -122,6 +127,7 @@ class Prediction:
     tensor: float
     issue: float
     bound: float
+    spans: int = 1
 
     @property
     def share(self) -> float:
@@ -282,11 +288,32 @@ def predict(
     seconds = math.hypot(memory * access, issue)
     if stream:
         seconds *= _STREAM_SM90 if twin else _STREAM[direction]
-    if kernel.skeleton == "recurrence":
-        seconds *= _RECURRENCE[direction]
     sums = direction == "backward" and bool(plan.reductions)  # of all parameters at once
-    seconds += LAUNCH * (1 + sums)
-    return Prediction(seconds=seconds, memory=memory, tensor=tensor, issue=issue, bound=bound)
+    launches, spans = 1 + sums, 1
+    if kernel.skeleton == "recurrence":
+        spans, steps = spans_of(spec, numbers, workload.length)
+        seconds *= _RECURRENCE[direction]
+        if spans > 1:  # half of the inputs are read before, for the sums of tiles
+            seconds, steps, launches = 1.4 * seconds, 3 * steps // 2, launches + 1
+        seconds = max(seconds, steps * _WALK[direction])
+    seconds += LAUNCH * launches
+    return Prediction(
+        seconds=seconds, memory=memory, tensor=tensor, issue=issue, bound=bound, spans=spans
+    )
+
+
+def spans_of(spec: OpSpec, numbers: Mapping[str, int], length: int) -> tuple[int, int]:
+    """Into how many spans a recurrence cuts a sequence of so many steps, and how long these are:
+    as `walk_programs` of templates/parts/launch.py, which launches them.
+    """
+    tile = numbers["SEGMENTS"] * numbers["BLOCK_T"]
+    wanted = numbers["PROGRAMS"] // min(workload.batch for workload in spec.workloads)
+    tiles_in_all = math.ceil(length / tile)
+    spans = min(tiles_in_all // 2, wanted // spec.channels)
+    tiles = math.ceil(tiles_in_all / spans) if spans >= 4 else tiles_in_all
+    if math.ceil(tiles_in_all / tiles) < 4:
+        tiles = tiles_in_all
+    return math.ceil(tiles_in_all / tiles), tiles * tile
 
 
 def _eager_bytes(graph: Graph, conv: EagerConv) -> int:

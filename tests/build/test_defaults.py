@@ -93,10 +93,21 @@ def test_modes(op: str) -> None:
             assert "wgmma.mma_async" in kernel.ptx
 
 
-@pytest.mark.parametrize("op", ["hyena_li", "hyena_li_stateful", "h3", "s4d_real"])
-def test_modes_of_few_channels(op: str) -> None:
-    """Kernels that take states from other spans."""
+@pytest.mark.parametrize(
+    ("op", "modes", "state"),
+    [
+        ("hyena_li", 16, False),
+        ("hyena_li", 64, True),
+        ("h3", 32, False),
+        ("h3", 5, True),
+        ("s4d_real", 64, False),
+    ],
+)
+def test_modes_of_few_channels(op: str, modes: int, state: bool) -> None:
+    """Kernels that take states from other spans, and may take one from an earlier chunk."""
     wide = load_spec(folder("ops") / f"{op}.yaml")
+    carried = load_spec(folder("ops") / "hyena_li_stateful.yaml").state if state else None
+    wide = replace(wide, state=carried, filter=replace(wide.filter, modes=modes))
     spec = replace(wide, channels=64, filter=replace(wide.filter, groups=64 // wide.group_width))
     (plan,) = plans(spec, "modal")
     gpu = target("H200")

@@ -11,8 +11,12 @@ import pytest
 
 from sh2gen import cost
 from sh2gen.driver import Candidate, candidates
+from sh2gen.emit import emit
+from sh2gen.load_module import load_module
+from sh2gen.lower import plans
 from sh2gen.plan import Layout
 from sh2gen.resources import folder
+from sh2gen.schedule import schedule
 from sh2gen.spec import OpSpec, Workload, load_spec, spec_from_dict
 from sh2gen.target import target
 
@@ -135,3 +139,22 @@ def test_products_cost_what_they_multiply() -> None:
         assert found.tensor == pytest.approx(elements * 2 * products / gpu.matmul)
         assert found.tensor < found.issue and found.memory < found.seconds
     assert GPU.matmul == 790e12
+
+
+@pytest.mark.parametrize("channels", [1, 8, 64, 128, 129, 4096])
+def test_spans_are_those_of_the_launcher(channels: int, tmp_path: Path) -> None:
+    """At lengths of one tile, just too few and just enough, and many."""
+    inner = {"kind": "modal", "modes": 16, "groups": channels, "parametrisation": "log_poles"}
+    spec = spec_from_dict({"op": "walked", "channels": channels, "filter": inner})
+    plan = plans(spec, "modal")[0]
+    made = schedule(spec, plan)
+    path = tmp_path / "walked.py"
+    path.write_text(emit(spec, plan, made).text)
+    module = load_module(path, interpret=False)
+    for direction in ("forward", "backward"):
+        numbers = dict(made.numbers(direction))
+        for length in (1, 2048, 14337, 16384, 131072, 10**6):
+            spans, tiles, _ = module.walk_programs(
+                1, length, module.SCHEDULE[direction], module.PROGRAMS[direction]
+            )
+            assert cost.spans_of(spec, numbers, length) == (spans, tiles * 2048)
