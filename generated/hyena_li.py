@@ -53,16 +53,11 @@ PROGRAMS = {
 SCHEDULE = {
     "forward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
     "backward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1, "PARTS": 1},
-    "forward_sums": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
-    "backward_sums": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
 }
 OPTIONS = {  # of the compiler
     "forward": {"num_warps": 4, "maxnreg": 96, "enable_fp_fusion": True},
     "backward": {"num_warps": 4, "maxnreg": 168, "enable_fp_fusion": True},
-    "forward_sums": {"num_warps": 4, "maxnreg": 96, "enable_fp_fusion": True},
-    "backward_sums": {"num_warps": 4, "maxnreg": 168, "enable_fp_fusion": True},
     "reduce": {"num_warps": 4, "enable_fp_fusion": True},
-    "join_spans": {"num_warps": 4, "enable_fp_fusion": True},
 }
 SPEC = {
     "op": "hyena_li",
@@ -1012,18 +1007,6 @@ def history_gradient(
 
 
 @triton.jit
-def fir_adjoint(x, taps):
-    """y[t] = sum_j taps[j] x[t + j]. The last row of x is len(taps) - 1 after the last of y."""
-    y = ()
-    for r in tl.static_range(len(x) - len(taps) + 1):
-        total = taps[0] * x[r]
-        for lag in tl.static_range(1, len(taps)):
-            total += taps[lag] * x[r + lag]
-        y = y + (total,)
-    return y
-
-
-@triton.jit
 def load_taps(ptr, row, inside, LENGTH: tl.constexpr, LAG_LAST: tl.constexpr):
     """The taps of each lane's filter as float32, lag 0 first: LENGTH x [BLOCK_D, 1]."""
     taps = ()
@@ -1032,40 +1015,6 @@ def load_taps(ptr, row, inside, LENGTH: tl.constexpr, LAG_LAST: tl.constexpr):
         value = tl.load(ptr + row * LENGTH + tap, mask=inside, other=0.0)
         taps = taps + (value.to(tl.float32),)
     return taps
-
-
-@triton.jit(do_not_specialize=["batch_stride", "row_stride", "spans", "steps"])
-def join_spans(
-    edges_ptr,  # [batch, spans, ROLES, CHANNELS, 2, LENGTH] float32: first and last rows
-    featurizer_ptr,  # of one row a channel and role
-    d_input_ptr, batch_stride, row_stride,
-    spans, steps,
-    UNIT: tl.constexpr, CHANNELS: tl.constexpr, ROLES: tl.constexpr, ROLE: tl.constexpr,
-    LENGTH: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """The gradient of one input in the last LENGTH steps of every span of so many steps but the
-    last: the featurizer's adjoint of that span's last rows and of the next one's first.
-    """
-    BLOCKS: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
-    outer = tl.program_id(0) // BLOCKS
-    batch, span = outer // (spans - 1), outer % (spans - 1)
-    row = tl.program_id(0) % BLOCKS * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = row < CHANNELS
-    of_role = row * ROLES + ROLE if INTERLEAVED else ROLE * CHANNELS + row
-    taps = load_taps(featurizer_ptr, of_role, inside, LENGTH + 1, LAG_LAST)
-    own = ((batch * spans + span).to(tl.int64) * ROLES + ROLE) * CHANNELS + row
-    own = edges_ptr + own * (2 * LENGTH) + LENGTH
-    later = own + (2 * ROLES * CHANNELS - 1) * LENGTH
-    rows, others = (), ()
-    for r in tl.static_range(LENGTH):
-        rows = rows + (tl.load(own + r, mask=inside, other=0.0),)
-        others = others + (tl.load(later + r, mask=inside, other=0.0),)
-    gradient = fir_adjoint(rows + others, taps)
-    end = (span + 1).to(tl.int64) * steps
-    where = d_input_ptr + batch.to(tl.int64) * batch_stride + row.to(tl.int64) * row_stride
-    for r in tl.static_range(LENGTH):
-        value = gradient[r].to(d_input_ptr.dtype.element_ty)
-        tl.store(where + (end - LENGTH + r) * UNIT, value, mask=inside)
 
 
 @triton.jit
@@ -1082,6 +1031,18 @@ def fir(x, taps):
         total = taps[0] * x[r]
         for lag in tl.static_range(1, len(taps)):
             total += taps[lag] * x[r - lag]
+        y = y + (total,)
+    return y
+
+
+@triton.jit
+def fir_adjoint(x, taps):
+    """y[t] = sum_j taps[j] x[t + j]. The last row of x is len(taps) - 1 after the last of y."""
+    y = ()
+    for r in tl.static_range(len(x) - len(taps) + 1):
+        total = taps[0] * x[r]
+        for lag in tl.static_range(1, len(taps)):
+            total += taps[lag] * x[r + lag]
         y = y + (total,)
     return y
 
@@ -1582,162 +1543,6 @@ def hyena_li_backward(
     first_rows(edges_ptr, row, d_k_hat_c_after, 1, CHANNELS, H, N, SPLIT)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "k_batch", "k_row",
-        "v_batch", "v_row",
-        "first", "last", "end", "time_programs", "tiles",
-    ]
-)  # fmt: skip
-def hyena_li_forward_sums(
-    k_ptr, k_batch, k_row,
-    v_ptr, v_batch, v_row,
-    featurizer_ptr,  # (12288, 3)
-    log_poles_ptr,  # (4096, 16)
-    residues_ptr,  # (4096, 16)
-    states_ptr,  # [batch, tiles, CHANNELS, 16] float32: what every tile adds
-    history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
-    first, last, end, time_programs, tiles,
-    CHANNELS: tl.constexpr, UNIT: tl.constexpr,
-    STEP: tl.constexpr, EVEN: tl.constexpr,
-    STATEFUL: tl.constexpr,
-    ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
-):  # fmt: skip
-    """What every tile adds to the state.
-
-    A program walks forward in time along a span of one channel's sequence: `tiles` tiles, or what
-    is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
-
-    Time counts from the first step written; activations are read in [first, last), are zero
-    elsewhere, and are written up to `end`. EVEN says that these three are multiples of 8; strides
-    count in units of STEP elements. STATEFUL says that there are states at the ends, and a
-    history.
-    """
-    N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
-    M: tl.constexpr = SEGMENTS  # rows of a product
-    TILE: tl.constexpr = M * BLOCK_T
-    KEEP: tl.constexpr = True
-    H: tl.constexpr = M
-    MODES: tl.constexpr = 16  # with those that only fill a product
-    OPERAND: tl.constexpr = tl.bfloat16 if k_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
-    PRECISION: tl.constexpr = "tf32" if k_ptr.dtype.element_ty == tl.float16 else "ieee"
-    batch, row, program = locate(tl.program_id(0), time_programs, 1, CHANNELS)
-    tile_0 = program * tiles
-    origin = (batch, row, tile_0 * TILE)
-    k_ptr, k_row = advance(k_ptr, k_batch, k_row, STEP, UNIT, origin)
-    v_ptr, v_row = advance(v_ptr, v_batch, v_row, STEP, UNIT, origin)
-    history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
-    tiles_in_all = tl.cdiv(end, TILE)
-    tile_before = batch.to(tl.int64) * tiles_in_all
-    states_ptr += ((tile_before + tile_0) * CHANNELS + row) * 16
-    first -= tile_0 * TILE
-    last -= tile_0 * TILE
-    end -= tile_0 * TILE
-    tiles = tl.minimum(tiles, tiles_in_all - tile_0)
-    segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
-    channel = 0
-    inside = row < CHANNELS
-    featurizer_k = load_taps(featurizer_ptr, CHANNELS + row, inside, 3, True)
-    featurizer_v = load_taps(featurizer_ptr, 2 * CHANNELS + row, inside, 3, True)
-    filter = load_modes(
-        log_poles_ptr, residues_ptr, row, 16, MODES, M, BLOCK_T, OPERAND, PRECISION
-    )
-    k_history = load_history(history_ptr, row, 1, 2, CHANNELS, STATEFUL)
-    v_history = load_history(history_ptr, row, 2, 2, CHANNELS, STATEFUL)
-    for number in tl.range(0, tiles, num_stages=PREFETCH):
-        t = number * TILE
-        tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
-        k = load_lagged(k_ptr, k_row, UNIT, tile, 2, EVEN, ROWS, H, N)
-        k = with_history(k, k_history, tile, H, N)
-        k_hat = fir(k, featurizer_k)
-        v = load_lagged(v_ptr, v_row, UNIT, tile, 2, EVEN, ROWS, H, N)
-        v = with_history(v, v_history, tile, H, N)
-        v_hat = fir(v, featurizer_v)
-        z = multiply(k_hat, v_hat)
-        z_state = zero_state(MODES, M)
-        z_block = block_of((piece_of(z, H, N, OPERAND),), M, N, PRECISION)
-        z_states, z_state = states_before(z_block, filter, z_state, MODES, M, OPERAND, PRECISION)
-        keep_state(states_ptr, number, z_state, 16, CHANNELS, MODES, M, KEEP)
-
-
-@triton.jit(
-    do_not_specialize=[
-        "q_batch", "q_row",
-        "dy_batch", "dy_row",
-        "first", "last", "end", "time_programs", "tiles",
-    ]
-)  # fmt: skip
-def hyena_li_backward_sums(
-    q_ptr, q_batch, q_row,
-    dy_ptr, dy_batch, dy_row,
-    featurizer_ptr,  # (12288, 3)
-    log_poles_ptr,  # (4096, 16)
-    residues_ptr,  # (4096, 16)
-    states_ptr,  # [batch, tiles, CHANNELS, 16] float32: what every tile adds
-    history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
-    first, last, end, time_programs, tiles,
-    CHANNELS: tl.constexpr, UNIT: tl.constexpr,
-    STEP: tl.constexpr, EVEN: tl.constexpr,
-    STATEFUL: tl.constexpr,
-    ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
-):  # fmt: skip
-    """What every tile adds to the adjoint state.
-
-    A program walks backward in time along a span of one channel's sequence: `tiles` tiles, or what
-    is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
-
-    Time counts from the first step written; activations are read in [first, last), are zero
-    elsewhere, and are written up to `end`. EVEN says that these three are multiples of 8; strides
-    count in units of STEP elements. STATEFUL says that there are states at the ends, and a
-    history.
-    """
-    N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
-    M: tl.constexpr = SEGMENTS  # rows of a product
-    TILE: tl.constexpr = M * BLOCK_T
-    KEEP: tl.constexpr = True
-    H: tl.constexpr = M
-    MODES: tl.constexpr = 16  # with those that only fill a product
-    OPERAND: tl.constexpr = tl.bfloat16 if q_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
-    PRECISION: tl.constexpr = "tf32" if q_ptr.dtype.element_ty == tl.float16 else "ieee"
-    batch, row, program = locate(tl.program_id(0), time_programs, 1, CHANNELS)
-    program += 1  # nothing is before the first span
-    tile_0 = program * tiles
-    origin = (batch, row, tile_0 * TILE)
-    q_ptr, q_row = advance(q_ptr, q_batch, q_row, STEP, UNIT, origin)
-    dy_ptr, dy_row = advance(dy_ptr, dy_batch, dy_row, STEP, 1, origin)
-    history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
-    tiles_in_all = tl.cdiv(end, TILE)
-    tile_before = batch.to(tl.int64) * tiles_in_all
-    states_ptr += ((tile_before + tile_0) * CHANNELS + row) * 16
-    first -= tile_0 * TILE
-    last -= tile_0 * TILE
-    end -= tile_0 * TILE
-    tiles = tl.minimum(tiles, tiles_in_all - tile_0)
-    segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
-    channel = 0
-    inside = row < CHANNELS
-    featurizer_q = load_taps(featurizer_ptr, row, inside, 3, True)
-    filter = load_modes(
-        log_poles_ptr, residues_ptr, row, 16, MODES, M, BLOCK_T, OPERAND, PRECISION
-    )
-    q_history = load_history(history_ptr, row, 0, 2, CHANNELS, STATEFUL)
-    for back in tl.range(0, tiles, num_stages=PREFETCH):
-        number = tiles - 1 - back
-        t = number * TILE
-        tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
-        q = load_lagged(q_ptr, q_row, UNIT, tile, 2, EVEN, ROWS, H, N)
-        q = with_history(q, q_history, tile, H, N)
-        q_hat = fir(q, featurizer_q)
-        dy = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
-        d_pre_skip = multiply(dy, q_hat)
-        d_pre_skip_state = zero_state(MODES, M)
-        d_pre_skip_block = block_of((piece_of(d_pre_skip, H, N, OPERAND),), M, N, PRECISION)
-        d_pre_skip_states, d_pre_skip_state = states_after(
-            d_pre_skip_block, filter, d_pre_skip_state, MODES, M, OPERAND, PRECISION
-        )
-        keep_state(states_ptr, number, d_pre_skip_state, 16, CHANNELS, MODES, M, KEEP)
-
-
 @triton.jit(do_not_specialize=["splits"])
 def sum_partials(
     partials_ptr,  # [splits, 42, 4096] float32
@@ -1962,28 +1767,6 @@ def launch_forward(
     tile_sums = allocate_states(q, steps, 16, split)
     outputs = [allocate(q, steps)]
     step = stride_step(schedule, (q, k, v, *outputs), tiles)
-    if grid and split:
-        launch(
-            hyena_li_forward_sums,
-            grid // time_programs * (time_programs - 1),
-            *operand(k, first, step),
-            *operand(v, first, step),
-            featurizer,
-            log_poles,
-            residues,
-            tile_sums,
-            history,
-            *bounds,
-            time_programs - 1,
-            tiles,
-            options=OPTIONS["forward_sums"],
-            CHANNELS=CHANNELS,
-            UNIT=unit,
-            STEP=step,
-            EVEN=even(bounds),
-            STATEFUL=state is not None,
-            **SCHEDULE["forward_sums"],
-        )
     if grid:
         launch(
             hyena_li_forward,
@@ -2063,28 +1846,6 @@ def launch_backward(
     step = stride_step(schedule, (q, k, v, dy, *d_inputs), tiles)
     splits = dy.shape[0] * time_programs
     partials = dy.new_empty((splits, 42, CHANNELS), dtype=torch.float32)
-    if grid and split:
-        launch(
-            hyena_li_backward_sums,
-            grid // time_programs * (time_programs - 1),
-            *operand(q, first, step),
-            *operand(dy, begin, step),
-            featurizer,
-            log_poles,
-            residues,
-            tile_sums,
-            history,
-            *bounds,
-            time_programs - 1,
-            tiles,
-            options=OPTIONS["backward_sums"],
-            CHANNELS=CHANNELS,
-            UNIT=unit,
-            STEP=step,
-            EVEN=even(bounds),
-            STATEFUL=state is not None,
-            **SCHEDULE["backward_sums"],
-        )
     if grid:
         launch(
             hyena_li_backward,
@@ -2121,27 +1882,6 @@ def launch_backward(
             SPLIT=split,
             **schedule,
         )
-    if grid and split:
-        blocks = -(-CHANNELS // 128)
-        for role, d_input in enumerate(d_inputs):
-            launch(
-                join_spans,
-                dy.shape[0] * (time_programs - 1) * blocks,
-                edges,
-                featurizer,
-                *operand(d_input, 0, 1),
-                time_programs,
-                tiles * tile,
-                options=OPTIONS["join_spans"],
-                UNIT=d_input.stride(2),
-                CHANNELS=CHANNELS,
-                ROLES=3,
-                ROLE=role,
-                LENGTH=2,
-                INTERLEAVED=False,
-                LAG_LAST=True,
-                BLOCK_D=128,
-            )
     gradients += reduce_partials(
         sum_partials, 1344, [partials], [log_poles, residues, featurizer, skip]
     )
@@ -2417,7 +2157,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_c2655916"
+    name = unique = "hyena_li_cf5d569b"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -215,7 +215,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "long_conv_db1c0e11"
+    name = unique = "long_conv_90fa5760"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

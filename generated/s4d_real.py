@@ -46,14 +46,10 @@ PROGRAMS = {
 SCHEDULE = {
     "forward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
     "backward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1, "PARTS": 1},
-    "forward_sums": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
-    "backward_sums": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
 }
 OPTIONS = {  # of the compiler
     "forward": {"num_warps": 4, "maxnreg": 128, "enable_fp_fusion": True},
     "backward": {"num_warps": 4, "maxnreg": 255, "enable_fp_fusion": True},
-    "forward_sums": {"num_warps": 4, "maxnreg": 128, "enable_fp_fusion": True},
-    "backward_sums": {"num_warps": 4, "maxnreg": 255, "enable_fp_fusion": True},
     "reduce": {"num_warps": 4, "enable_fp_fusion": True},
 }
 SPEC = {
@@ -1182,134 +1178,6 @@ def s4d_real_backward(
     enter_gradient(dy_state, filter, ends, span, 64, MODES, M, STATEFUL)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "x_batch", "x_row",
-        "first", "last", "end", "time_programs", "tiles",
-    ]
-)  # fmt: skip
-def s4d_real_forward_sums(
-    x_ptr, x_batch, x_row,
-    log_poles_ptr,  # (1024, 64)
-    residues_ptr,  # (1024, 64)
-    states_ptr,  # [batch, tiles, CHANNELS, 64] float32: what every tile adds
-    first, last, end, time_programs, tiles,
-    CHANNELS: tl.constexpr, UNIT: tl.constexpr,
-    STEP: tl.constexpr, EVEN: tl.constexpr,
-    STATEFUL: tl.constexpr,
-    ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
-):  # fmt: skip
-    """What every tile adds to the state.
-
-    A program walks forward in time along a span of one channel's sequence: `tiles` tiles, or what
-    is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
-
-    Time counts from the first step written; activations are read in [first, last), are zero
-    elsewhere, and are written up to `end`. EVEN says that these three are multiples of 8; strides
-    count in units of STEP elements. STATEFUL says that there are states at the ends, and a
-    history.
-    """
-    N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
-    M: tl.constexpr = SEGMENTS  # rows of a product
-    TILE: tl.constexpr = M * BLOCK_T
-    KEEP: tl.constexpr = True
-    H: tl.constexpr = M
-    MODES: tl.constexpr = 64  # with those that only fill a product
-    OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
-    PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
-    batch, row, program = locate(tl.program_id(0), time_programs, 1, CHANNELS)
-    tile_0 = program * tiles
-    origin = (batch, row, tile_0 * TILE)
-    x_ptr, x_row = advance(x_ptr, x_batch, x_row, STEP, UNIT, origin)
-    tiles_in_all = tl.cdiv(end, TILE)
-    tile_before = batch.to(tl.int64) * tiles_in_all
-    states_ptr += ((tile_before + tile_0) * CHANNELS + row) * 64
-    first -= tile_0 * TILE
-    last -= tile_0 * TILE
-    end -= tile_0 * TILE
-    tiles = tl.minimum(tiles, tiles_in_all - tile_0)
-    segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
-    channel = 0
-    inside = row < CHANNELS
-    filter = load_modes(
-        log_poles_ptr, residues_ptr, row, 64, MODES, M, BLOCK_T, OPERAND, PRECISION
-    )
-    for number in tl.range(0, tiles, num_stages=PREFETCH):
-        t = number * TILE
-        tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
-        x = load_rows(x_ptr, x_row, UNIT, tile, 0, ROWS, EVEN, ROWS, H, N)
-        x_state = zero_state(MODES, M)
-        x_block = block_of((piece_of(x, H, N, OPERAND),), M, N, PRECISION)
-        x_states, x_state = states_before(x_block, filter, x_state, MODES, M, OPERAND, PRECISION)
-        keep_state(states_ptr, number, x_state, 64, CHANNELS, MODES, M, KEEP)
-
-
-@triton.jit(
-    do_not_specialize=[
-        "dy_batch", "dy_row",
-        "first", "last", "end", "time_programs", "tiles",
-    ]
-)  # fmt: skip
-def s4d_real_backward_sums(
-    dy_ptr, dy_batch, dy_row,
-    log_poles_ptr,  # (1024, 64)
-    residues_ptr,  # (1024, 64)
-    states_ptr,  # [batch, tiles, CHANNELS, 64] float32: what every tile adds
-    first, last, end, time_programs, tiles,
-    CHANNELS: tl.constexpr, UNIT: tl.constexpr,
-    STEP: tl.constexpr, EVEN: tl.constexpr,
-    STATEFUL: tl.constexpr,
-    ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
-):  # fmt: skip
-    """What every tile adds to the adjoint state.
-
-    A program walks backward in time along a span of one channel's sequence: `tiles` tiles, or what
-    is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
-
-    Time counts from the first step written; activations are read in [first, last), are zero
-    elsewhere, and are written up to `end`. EVEN says that these three are multiples of 8; strides
-    count in units of STEP elements. STATEFUL says that there are states at the ends, and a
-    history.
-    """
-    N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
-    M: tl.constexpr = SEGMENTS  # rows of a product
-    TILE: tl.constexpr = M * BLOCK_T
-    KEEP: tl.constexpr = True
-    H: tl.constexpr = M
-    MODES: tl.constexpr = 64  # with those that only fill a product
-    OPERAND: tl.constexpr = tl.bfloat16 if dy_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
-    PRECISION: tl.constexpr = "tf32" if dy_ptr.dtype.element_ty == tl.float16 else "ieee"
-    batch, row, program = locate(tl.program_id(0), time_programs, 1, CHANNELS)
-    program += 1  # nothing is before the first span
-    tile_0 = program * tiles
-    origin = (batch, row, tile_0 * TILE)
-    dy_ptr, dy_row = advance(dy_ptr, dy_batch, dy_row, STEP, 1, origin)
-    tiles_in_all = tl.cdiv(end, TILE)
-    tile_before = batch.to(tl.int64) * tiles_in_all
-    states_ptr += ((tile_before + tile_0) * CHANNELS + row) * 64
-    first -= tile_0 * TILE
-    last -= tile_0 * TILE
-    end -= tile_0 * TILE
-    tiles = tl.minimum(tiles, tiles_in_all - tile_0)
-    segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
-    channel = 0
-    inside = row < CHANNELS
-    filter = load_modes(
-        log_poles_ptr, residues_ptr, row, 64, MODES, M, BLOCK_T, OPERAND, PRECISION
-    )
-    for back in tl.range(0, tiles, num_stages=PREFETCH):
-        number = tiles - 1 - back
-        t = number * TILE
-        tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
-        dy = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
-        dy_state = zero_state(MODES, M)
-        dy_block = block_of((piece_of(dy, H, N, OPERAND),), M, N, PRECISION)
-        dy_states, dy_state = states_after(
-            dy_block, filter, dy_state, MODES, M, OPERAND, PRECISION
-        )
-        keep_state(states_ptr, number, dy_state, 64, CHANNELS, MODES, M, KEEP)
-
-
 @triton.jit(do_not_specialize=["splits"])
 def sum_partials(
     partials_ptr,  # [splits, 129, 1024] float32
@@ -1527,25 +1395,6 @@ def launch_forward(
     tile_sums = allocate_states(x, steps, 64, split)
     outputs = [allocate(x, steps)]
     step = stride_step(schedule, (x, *outputs), tiles)
-    if grid and split:
-        launch(
-            s4d_real_forward_sums,
-            grid // time_programs * (time_programs - 1),
-            *operand(x, first, step),
-            log_poles,
-            residues,
-            tile_sums,
-            *bounds,
-            time_programs - 1,
-            tiles,
-            options=OPTIONS["forward_sums"],
-            CHANNELS=CHANNELS,
-            UNIT=unit,
-            STEP=step,
-            EVEN=even(bounds),
-            STATEFUL=state is not None,
-            **SCHEDULE["forward_sums"],
-        )
     if grid:
         launch(
             s4d_real_forward,
@@ -1615,25 +1464,6 @@ def launch_backward(
     step = stride_step(schedule, (x, dy, *d_inputs), tiles)
     splits = dy.shape[0] * time_programs
     partials = dy.new_empty((splits, 129, CHANNELS), dtype=torch.float32)
-    if grid and split:
-        launch(
-            s4d_real_backward_sums,
-            grid // time_programs * (time_programs - 1),
-            *operand(dy, begin, step),
-            log_poles,
-            residues,
-            tile_sums,
-            *bounds,
-            time_programs - 1,
-            tiles,
-            options=OPTIONS["backward_sums"],
-            CHANNELS=CHANNELS,
-            UNIT=unit,
-            STEP=step,
-            EVEN=even(bounds),
-            STATEFUL=state is not None,
-            **SCHEDULE["backward_sums"],
-        )
     if grid:
         launch(
             s4d_real_backward,
@@ -1874,7 +1704,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_5d84705b"
+    name = unique = "s4d_real_889b477c"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -31,7 +31,7 @@ from sh2gen.emit_eager import (
     op_parameters,
     targets,
 )
-from sh2gen.emit_kernels import kernel_numbers, kernel_sources, programs, sums_groups
+from sh2gen.emit_kernels import cuts, kernel_numbers, kernel_sources, programs, sums_groups
 from sh2gen.emit_recurrence import in_parts, together
 from sh2gen.emit_sm90 import helper_names, phased_kernel, rows_of
 from sh2gen.errors import Sh2genError
@@ -106,6 +106,8 @@ def emit(spec: OpSpec, plan: Plan, schedule: Schedule) -> Source:
         Sh2genError: S007 if the operator's name means something else in its file.
     """
     assert schedule.plan == plan.name
+    if not cuts(spec, schedule):
+        plan = dataclasses.replace(plan, sums=())
     refuse_clash(spec, plan, schedule)
     text = _render(spec, plan, schedule)
     return Source(op=spec.op, text=text, kernels=kernel_sources(spec, plan, schedule))
@@ -727,7 +729,7 @@ def _helper_names(kernel: KernelPlan) -> set[str]:
                 if direction == kernel.program.time:
                     names |= {"enter_state" if direction == +1 else "enter_adjoint", "zero_state"}
             case Edge(helper=helper):
-                names |= {helper, "join_spans"} if helper == "leave_rows" else {helper}
+                names.add(helper)
             case ModalConv():
                 names.add(statement.helper)
             case LoadTaps():
@@ -844,6 +846,8 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
     assert plan.forward is not None and plan.backward is not None
     forward, backward = plan.forward.program, plan.backward.program
     wanted = set().union(*(_helper_names(kernel) for kernel in plan.kernels))
+    joins = bool(plan.sums and featurizer_lag(spec))
+    wanted |= {"join_spans"} if joins else set()
     helpers = _closure(plan.forward.parts, wanted)
     twin = _twin(plan, schedule)
     if twin is not None:
@@ -862,6 +866,7 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
         "backward_loads": list(backward.loads),
         "backward_stores": [inputs.index(name) for name in backward.stores],
         "backward_parameters": list(backward.parameters),
+        "joins": joins,
         "tile_sums": {kernel.direction: kernel.program for kernel in plan.sums},
         "programs": _literal({d: programs(spec, schedule, d) for d in DIRECTIONS}, 0),
         "streams": plan.forward.skeleton == "stream",

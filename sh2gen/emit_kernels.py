@@ -7,7 +7,7 @@ from __future__ import annotations
 from sh2gen import emit_reduce
 from sh2gen.emit_eager import featurizer_lag, op_parameters
 from sh2gen.plan import KernelPlan, Plan, TileProgram, ZeroToeplitz
-from sh2gen.schedule import Schedule
+from sh2gen.schedule import DIRECTIONS, Schedule
 from sh2gen.source import KernelSource, Role
 from sh2gen.spec import DType, OpSpec, Projection, TapOrder
 
@@ -18,6 +18,11 @@ def programs(spec: OpSpec, schedule: Schedule, direction: str) -> int:
     """How many programs are wanted for a sequence, in the batches that the operator is for."""
     wanted = dict(schedule.numbers(direction)).get("PROGRAMS", 1)
     return max(1, wanted // min(workload.batch for workload in spec.workloads))
+
+
+def cuts(spec: OpSpec, schedule: Schedule) -> bool:
+    """Whether a launcher may cut a sequence into spans: four or more (`walk_programs`)."""
+    return any(4 * spec.channels <= programs(spec, schedule, d) for d in DIRECTIONS)
 
 
 def kernel_numbers(plan: Plan, kernel: KernelPlan, schedule: Schedule) -> dict[str, int]:

@@ -335,3 +335,13 @@ def test_names_with_a_meaning_in_the_file_are_refused(op: str) -> None:
     assert caught.value.code == "S007"
     assert caught.value.help == f"try `{op}_conv`"
     assert f"\ndef {op}_conv(" in emit_of(make(op=f"{op}_conv"))
+
+
+@pytest.mark.parametrize(("channels", "cut"), [(128, True), (129, False), (4096, False)])
+def test_kernels_for_spans_where_a_sequence_may_be_cut(channels: int, cut: bool) -> None:
+    """In forward, up to a quarter of 512 channels."""
+    spec = make(channels=channels, filter=filter_for("modal") | {"groups": channels})
+    plan = plans(spec, "modal")[0]
+    source = emit(spec, plan, schedule(spec, plan))
+    assert any(kernel.name.endswith("_sums") for kernel in source.kernels) == cut
+    assert ("_forward_sums" in source.text) == cut
