@@ -928,7 +928,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_7dc7f85c"
+    name = unique = "conv_512_77b8b1e8"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

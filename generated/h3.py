@@ -47,10 +47,6 @@ TIME, CHANNEL = 2, 1  # axes of an activation
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 BLOCK = 64  # steps that plain PyTorch convolves by one product
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
-PROGRAMS = {
-    "forward": 512,
-    "backward": 256,
-}  # wanted of a sequence; a quarter of them or less is cut
 SCHEDULE = {
     "forward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
     "backward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1, "PARTS": 1},
@@ -1053,8 +1049,8 @@ def enter_state(
     ends, span, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The state before the first step of a span, for every lane of the scan: if SPLIT, bit by bit
-    what a walk along all tiles before it finds.
+    """The state before the first step of a span, for every lane of the scan: if SPLIT, by the
+    arithmetic of a walk along all tiles before it.
     """
     state = zero_state(MODES, M)
     if STATEFUL:
@@ -1942,7 +1938,7 @@ def launch_forward(
         p.contiguous() for p in parameters
     )
     first, steps, bounds = segment(q, context, begin, end, schedule["BLOCK_T"])
-    time_programs, tiles, grid = walk_programs(q.shape[0], steps, schedule, PROGRAMS["forward"])
+    time_programs, tiles, grid = walk_programs(q.shape[0], steps, schedule, 1)
     states = allocate_states(q, steps, 64, keep)
     history, entry = whole_state(state, q, states, context, steps)
     leaving = torch.empty_like(entry) if state is not None else states
@@ -2017,7 +2013,7 @@ def launch_backward(
     first, steps, bounds = segment(q, context, begin, end, tile)
     gradients = [allocate(x, steps) for x in inputs]
     d_inputs = unpack(gradients)
-    time_programs, tiles, grid = walk_programs(dy.shape[0], steps, schedule, PROGRAMS["backward"])
+    time_programs, tiles, grid = walk_programs(dy.shape[0], steps, schedule, 1)
     history, entry = whole_state(state, q, states, context, steps)
     d_entry = d_leaving_entry = states
     if state is not None:
@@ -2383,7 +2379,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_a16092ed"
+    name = unique = "h3_16eaa406"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -48,10 +48,6 @@ BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 HISTORY = 2  # steps before a sequence that its outputs read
 BLOCK = 64  # steps that plain PyTorch convolves by one product
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
-PROGRAMS = {
-    "forward": 512,
-    "backward": 256,
-}  # wanted of a sequence; a quarter of them or less is cut
 SCHEDULE = {
     "forward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
     "backward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1, "PARTS": 1},
@@ -804,8 +800,8 @@ def enter_state(
     ends, span, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The state before the first step of a span, for every lane of the scan: if SPLIT, bit by bit
-    what a walk along all tiles before it finds.
+    """The state before the first step of a span, for every lane of the scan: if SPLIT, by the
+    arithmetic of a walk along all tiles before it.
     """
     state = zero_state(MODES, M)
     if STATEFUL:
@@ -1756,7 +1752,7 @@ def launch_forward(
     (q, k, v), unit = common_unit(unpack(inputs))
     log_poles, residues, featurizer, skip = (p.contiguous() for p in parameters)
     first, steps, bounds = segment(q, context, begin, end, schedule["BLOCK_T"])
-    time_programs, tiles, grid = walk_programs(q.shape[0], steps, schedule, PROGRAMS["forward"])
+    time_programs, tiles, grid = walk_programs(q.shape[0], steps, schedule, 1)
     states = allocate_states(q, steps, 16, keep)
     history, entry = whole_state(state, q, states, context, steps)
     leaving = torch.empty_like(entry) if state is not None else states
@@ -1826,7 +1822,7 @@ def launch_backward(
     first, steps, bounds = segment(q, context, begin, end, tile)
     gradients = [allocate(x, steps) for x in inputs]
     d_inputs = unpack(gradients)
-    time_programs, tiles, grid = walk_programs(dy.shape[0], steps, schedule, PROGRAMS["backward"])
+    time_programs, tiles, grid = walk_programs(dy.shape[0], steps, schedule, 1)
     history, entry = whole_state(state, q, states, context, steps)
     d_entry = d_leaving_entry = states
     if state is not None:
@@ -2220,7 +2216,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_083fc876"
+    name = unique = "hyena_li_stateful_e4c010a2"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -2046,7 +2046,7 @@ def decayed(taps: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_05502ec5"
+    name = unique = "hyena_mr_0fa05b41"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

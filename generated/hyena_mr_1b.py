@@ -2046,7 +2046,7 @@ def decayed(taps: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_1b_caf761d3"
+    name = unique = "hyena_mr_1b_0078552b"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

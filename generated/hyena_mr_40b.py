@@ -2046,7 +2046,7 @@ def decayed(taps: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_40b_301e6e9d"
+    name = unique = "hyena_mr_40b_fd2c7a80"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

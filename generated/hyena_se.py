@@ -865,7 +865,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_a14a4ef6"
+    name = unique = "hyena_se_926069b9"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -865,7 +865,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_1b_90f775b1"
+    name = unique = "hyena_se_1b_6b5357f6"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -821,7 +821,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_8d851914"
+    name = unique = "short_conv_caf5e6b3"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

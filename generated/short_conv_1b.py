@@ -821,7 +821,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_1b_353a5c20"
+    name = unique = "short_conv_1b_a7765849"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

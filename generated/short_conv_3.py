@@ -821,7 +821,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_3_e256d49f"
+    name = unique = "short_conv_3_b0cce565"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -821,7 +821,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_40b_276080eb"
+    name = unique = "short_conv_40b_499409e1"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

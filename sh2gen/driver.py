@@ -21,6 +21,7 @@ from sh2gen import target as targets
 from sh2gen.build import Built, build, check_fits
 from sh2gen.cost import Prediction, predictions, score
 from sh2gen.emit import emit, refuse_clash
+from sh2gen.emit_kernels import cuts
 from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.files import refuse_to_replace, write_whole
 from sh2gen.lower import plans, verdicts
@@ -370,7 +371,7 @@ def quick_checks(
     )
     if plan.kernels:
         # A ragged length, and one of whole vectors: they take different masks.
-        shapes = ((2, 11), (1, _whole_vectors(plan)))
+        shapes = ((2, 11), (1, _whole_vectors(plan, cut=cuts(spec, numbers))))
         yield _interpreted(spec, plan, folder, torch.float32, shapes, ("equality",))
         # Tiles of one channel hold scalars where others hold columns: as scheduled, on a few.
         tiles = any(kernel.skeleton == "tile" for kernel in plan.kernels)
@@ -409,14 +410,18 @@ def full_checks(
     if plan.kernels:
         yield _interpreted(spec, plan, folder, torch.float32, small, None)
         yield _interpreted(spec, plan, folder, torch.float16, small[:2], ("equality",))
-        if (length := _whole_vectors(plan)) > max(lengths):
+        if (length := _whole_vectors(plan, cut=True)) > max(lengths):
             shapes = ((1, length),)
             yield _interpreted(spec, plan, folder, torch.float32, shapes, ("equality",))
 
 
-def _whole_vectors(plan: Plan) -> int:
-    """A length of whole vectors; if a state is carried from tile to tile, of several tiles."""
-    return 520 if any(kernel.skeleton == "recurrence" for kernel in plan.kernels) else 24
+def _whole_vectors(plan: Plan, *, cut: bool) -> int:
+    """A length of whole vectors. If a state is carried from tile to tile, of several tiles; or of
+    so many that they are cut into spans.
+    """
+    if any(kernel.skeleton == "recurrence" for kernel in plan.kernels):
+        return 1800 if cut else 520
+    return 24
 
 
 def _interpreted(

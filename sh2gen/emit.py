@@ -190,6 +190,7 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
         "lag": featurizer_lag(spec),
         "featurizer_last": bool(spec.featurizer and spec.featurizer.taps is TapOrder.LAG_LAST),
         "saved_activations": list(plan.saved),
+        "tile_sums": {kernel.direction: kernel.program for kernel in plan.sums},
         "keep_argument": ["keep: bool"] if plan.states else [],
         "call_op": lambda inputs: _call_op(spec, inputs, states=plan.states, saves=bool(saved)),
         "op_arguments": [f"{spec.inputs[0]}: Tensor"]
@@ -867,7 +868,6 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
         "backward_stores": [inputs.index(name) for name in backward.stores],
         "backward_parameters": list(backward.parameters),
         "joins": joins,
-        "tile_sums": {kernel.direction: kernel.program for kernel in plan.sums},
         "programs": _literal({d: programs(spec, schedule, d) for d in DIRECTIONS}, 0),
         "streams": plan.forward.skeleton == "stream",
         "recurrence": plan.forward.skeleton == "recurrence",

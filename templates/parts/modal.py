@@ -663,8 +663,8 @@ def enter_state(
     ends, span, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The state before the first step of a span, for every lane of the scan: if SPLIT, bit by bit
-    what a walk along all tiles before it finds.
+    """The state before the first step of a span, for every lane of the scan: if SPLIT, by the
+    arithmetic of a walk along all tiles before it.
     """
     state = zero_state(MODES, M)
     if STATEFUL:

@@ -154,7 +154,6 @@ def test_spans_are_those_of_the_launcher(channels: int, tmp_path: Path) -> None:
     for direction in ("forward", "backward"):
         numbers = dict(made.numbers(direction))
         for length in (1, 2048, 14337, 16384, 131072, 10**6):
-            spans, tiles, _ = module.walk_programs(
-                1, length, module.SCHEDULE[direction], module.PROGRAMS[direction]
-            )
+            wanted = module.PROGRAMS[direction] if hasattr(module, "PROGRAMS") else 1
+            spans, tiles, _ = module.walk_programs(1, length, module.SCHEDULE[direction], wanted)
             assert cost.spans_of(spec, numbers, length) == (spans, tiles * 2048)
