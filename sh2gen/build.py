@@ -12,14 +12,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from sh2gen.errors import CheckFailed, Sh2genError
+from sh2gen.load_module import module_name
 from sh2gen.source import KernelSource, Role, Source, Variant
 from sh2gen.target import Target
 
@@ -38,6 +39,7 @@ class BuiltKernel:
     spills: int  # instructions that load from or store to the stack, in loops if it has any
     instructions: int  # all of them there; 0 where nothing spills
     shared: int  # bytes per block
+    code: str  # digest of its instructions: equal ones run the same, however they were asked for
     seconds: float  # to compile; close to 0 when Triton's cache had it
     triton: str  # version of the compiler
     ptx: str
@@ -93,34 +95,43 @@ def build(
         for variant in variants
         if kernel.runs(Variant(variant), target.capability)
     ]
-    jobs = {pair: _job(source, target, *pair) for pair in wanted}
+    jobs = {pair: kernel_job(source, target, *pair) for pair in wanted}
     distinct: dict[str, tuple[KernelSource, Variant]] = {}
     for pair, job in jobs.items():
         distinct.setdefault(job, pair)
+    # Backward kernels take longest: started last, one would run on alone.
+    order = sorted(distinct, key=lambda job: distinct[job][0].role != Role.BACKWARD)
     answers: dict[str, dict[str, Any]] = {}
-    with contextlib.closing(_compile_all(distinct, workers, time_limit)) as compiled:
-        for job, answer in compiled:
+    count = max(1, min(len(order), workers or os.cpu_count() or 1))
+    with contextlib.closing(Compilers(count, time_limit)) as compilers:
+        pending = [compilers.submit(job) for job in order]
+        # In the order of the jobs, so that the first error is the same every time.
+        for job, future in zip(order, pending, strict=True):
             label = _label(*distinct[job])
-            if "gave_up" in answer:
-                raise CheckFailed(
-                    "B001",
-                    f"kernel {label} was still compiling for {target.sm} after "
-                    f"{time_limit:g} s, the time limit",
-                    help="make its blocks smaller with --set (`sh2gen explain` lists the knobs), "
-                    "or leave the build out: --no-build",
-                )
-            if "error" in answer:
-                raise CheckFailed(
-                    "B001", f"kernel {label} does not compile for {target.sm}\n{answer['error']}"
-                )
-            answers[job] = answer
+            answers[job] = answer = future.result()
+            if problem := failure(answer, label, target, time_limit):
+                advice = "make its blocks smaller with --set (`sh2gen explain` lists the knobs), "
+                advice += "or leave the build out: --no-build"
+                raise CheckFailed("B001", problem, help=advice if "gave_up" in answer else None)
             if progress is not None:
                 progress(len(answers), len(distinct), label)
     return Built(
         source=source.digest,
         target=target,
-        kernels=tuple(_built(*pair, answers[job]) for pair, job in jobs.items()),
+        kernels=tuple(built_kernel(*pair, answers[job]) for pair, job in jobs.items()),
     )
+
+
+def failure(answer: dict[str, Any], label: str, target: Target, time_limit: float) -> str | None:
+    """Why there is no binary, or None if the answer holds one."""
+    if "gave_up" in answer:
+        return (
+            f"kernel {label} was still compiling for {target.sm} after {time_limit:g} s, "
+            "the time limit"
+        )
+    if "error" in answer:
+        return f"kernel {label} does not compile for {target.sm}\n{answer['error']}"
+    return None
 
 
 def check_fits(built: Built, target: Target) -> None:
@@ -177,8 +188,12 @@ def _label(kernel: KernelSource, variant: Variant) -> str:
     return f"{kernel.name} ({variant})"
 
 
-def _job(source: Source, target: Target, kernel: KernelSource, variant: Variant) -> str:
-    """The job for a worker as one line; equal lines mean equal binaries."""
+def kernel_job(source: Source, target: Target, kernel: KernelSource, variant: Variant) -> str:
+    """The job for a worker as one line; equal lines mean equal binaries.
+
+    The module is named as when the file is imported: then a launch finds in Triton's cache what
+    was compiled here.
+    """
     options = {
         "num_warps": kernel.num_warps,
         "num_stages": kernel.num_stages,
@@ -189,6 +204,7 @@ def _job(source: Source, target: Target, kernel: KernelSource, variant: Variant)
     return json.dumps(
         {
             "file": f"{source.op}.py",
+            "module": module_name(source.op, source.text),
             "text": source.text,
             "name": kernel.name,
             "gluon": kernel.gluon,
@@ -201,42 +217,46 @@ def _job(source: Source, target: Target, kernel: KernelSource, variant: Variant)
     )
 
 
-def _built(kernel: KernelSource, variant: Variant, answer: dict[str, Any]) -> BuiltKernel:
+def built_kernel(kernel: KernelSource, variant: Variant, answer: dict[str, Any]) -> BuiltKernel:
+    """The binary that an answer holds."""
     return BuiltKernel(
         kernel=kernel, variant=variant, **{**answer, "cubin": base64.b64decode(answer["cubin"])}
     )
 
 
-def _compile_all(
-    jobs: dict[str, tuple[KernelSource, Variant]], workers: int | None, time_limit: float
-) -> Generator[tuple[str, dict[str, Any]], None, None]:
-    """Each job with its answer."""
-    # Backward kernels take longest: started last, one would run on alone.
-    order = sorted(jobs, key=lambda job: jobs[job][0].role != Role.BACKWARD)
-    count = max(1, min(len(order), workers or os.cpu_count() or 1))
-    pool = [_Worker() for _ in range(count)]
-    idle: SimpleQueue[_Worker] = SimpleQueue()
-    for worker in pool:
-        idle.put(worker)
+class Compilers:
+    """Processes that compile kernels: jobs wait in line, the first in is the first out.
 
-    def run(job: str) -> dict[str, Any]:
-        worker = idle.get()
-        try:
-            return worker.run(job, time_limit)
-        finally:
-            idle.put(worker)
+    A job is a line that `kernel_job` made, an answer what build_worker.py says, with `gave_up` if
+    it took more than `time_limit` seconds. Processes start with their first jobs and die with
+    `close`, whatever they are at.
+    """
 
-    executor = ThreadPoolExecutor(count)
-    try:
-        # Answers come in the order of the jobs, so that the first error is the same every time.
-        yield from zip(order, executor.map(run, order), strict=True)
-    finally:  # after the last answer, the first error or Ctrl-C
-        executor.shutdown(wait=False, cancel_futures=True)
-        for worker in pool:
+    def __init__(self, workers: int, time_limit: float) -> None:
+        self._time_limit = time_limit
+        self._pool = [_Worker() for _ in range(workers)]
+        self._idle: SimpleQueue[_Worker] = SimpleQueue()
+        for worker in self._pool:
+            self._idle.put(worker)
+        self._executor = ThreadPoolExecutor(workers)
+
+    def submit(self, job: str) -> Future[dict[str, Any]]:
+        return self._executor.submit(self._run, job)
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        for worker in self._pool:
             worker.kill()
-        executor.shutdown()
-        for worker in pool:
+        self._executor.shutdown()
+        for worker in self._pool:
             worker.close()
+
+    def _run(self, job: str) -> dict[str, Any]:
+        worker = self._idle.get()
+        try:
+            return worker.run(job, self._time_limit)
+        finally:
+            self._idle.put(worker)
 
 
 class _Worker:

@@ -4,21 +4,23 @@
 0.3 s: neither the caller's `__main__` nor torch (2 s) is imported, and a crash or a hang of the
 compiler harms no one else.
 
-A job holds `file`, `text`, `name`, `gluon` (whether that is its language), `signature`,
+A job holds `file`, `module`, `text`, `name`, `gluon` (whether that is its language), `signature`,
 `constants`, `divisible`, `options` and `capability`; its answer holds `registers` (per thread),
 `stack` (bytes per thread), `spills` and `instructions` (of them, in loops if there are any),
-`shared` (bytes per block), `ptx`, `cubin` (base64), `triton` (its version) and `seconds`, or
-`error`: why the kernel does not compile.
+`code` (a digest of these), `shared` (bytes per block), `ptx`, `cubin` (base64), `triton` (its
+version) and `seconds`, or `error`: why the kernel does not compile.
 """
 
 from __future__ import annotations
 
 import ast
 import base64
+import hashlib
 import json
 import linecache
 import os
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -30,17 +32,18 @@ from typing import Any
 _INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+\s+)?(\w+)(.*)", re.MULTILINE)
 
 
-def triton_part(file: str, text: str) -> dict[str, Any]:
+def triton_part(file: str, text: str, module: str) -> dict[str, Any]:
     """The names that a generated file defines for Triton, by executing only that part of it.
 
     That part is: imports of triton (and from __future__), functions decorated with `@triton.jit`
     or by Gluon, and constants (`NAME = tl.constexpr(8)`), at the top level or under an `if` or
     `try`. Triton reads the source of a function through linecache, so `file` need not exist;
-    debug information and messages name it.
+    debug information and messages name it. `module` is what the functions say that they are from,
+    which Triton's cache takes for a part of what they are.
     """
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     chosen = [statement for statement in _flat(ast.parse(text).body) if _for_triton(statement)]
-    names: dict[str, Any] = {"__name__": file}
+    names: dict[str, Any] = {"__name__": module}
     exec(compile(ast.Module(chosen, type_ignores=[]), file, "exec", dont_inherit=True), names)
     return names
 
@@ -100,7 +103,7 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
     from triton.experimental.gluon._runtime import GluonASTSource
 
     language = GluonASTSource if job["gluon"] else ASTSource
-    function = triton_part(job["file"], job["text"])[job["name"]]
+    function = triton_part(job["file"], job["text"], job["module"])[job["name"]]
     names = function.arg_names
     given = {**job["signature"], **dict.fromkeys(job["constants"], "constexpr")}
     assert set(given) == set(names), (
@@ -111,7 +114,12 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
             function,
             signature={name: given[name] for name in names},
             constexprs=job["constants"],
-            attrs={(names.index(name),): [["tt.divisibility", 16]] for name in job["divisible"]},
+            # in the kernel's order, as of a launch: it is part of the key in Triton's cache
+            attrs={
+                (i,): [["tt.divisibility", 16]]
+                for i, name in enumerate(names)
+                if name in job["divisible"]
+            },
         ),
         target=GPUTarget("cuda", job["capability"], 32),
         options=job["options"],
@@ -126,9 +134,9 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def resources(cubin: bytes) -> dict[str, int]:
+def resources(cubin: bytes) -> dict[str, Any]:
     """Registers and stack bytes per thread of a one-kernel binary, and how many instructions it
-    has and how many of them spill registers.
+    has, how many of them spill registers, and a digest of them.
 
     Of a kernel with loops only those in loops count: others run once.
     """
@@ -156,7 +164,24 @@ def resources(cubin: bytes) -> dict[str, int]:
         "stack": stack,
         "spills": spills,
         "instructions": instructions,
+        "code": code_digest(cubin),
     }
+
+
+def code_digest(cubin: bytes) -> str:
+    """Digest of the instructions in a binary: of the sections of code in this 64-bit ELF file.
+
+    Two binaries may differ in what they say of how they were made and be the same code.
+    """
+    (table,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, names_at = struct.unpack_from("<3H", cubin, 0x3A)
+    headers = [struct.unpack_from("<2I4Q", cubin, table + i * size) for i in range(count)]
+    names = headers[names_at][4]
+    found = hashlib.sha256()
+    for name, _, _, _, offset, length in headers:
+        if cubin.startswith(b".text.", names + name):
+            found.update(cubin[offset : offset + length])
+    return found.hexdigest()[:16]
 
 
 def _spills(code: str) -> tuple[int, int]:

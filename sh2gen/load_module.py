@@ -30,11 +30,7 @@ def load_module(path: Path, *, interpret: bool) -> ModuleType:
             # Not by an import of the file: that trusts a .pyc of the same size and second, and
             # writes one beside it.
             text = path.read_text(encoding="utf-8")
-            # A name that the text alone decides, because it is part of the key under which Triton
-            # keeps compiled kernels on disk; and in sys.modules, where torch.compile and pickle
-            # look for the module of a function.
-            digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-            name = f"_sh2gen_{path.stem}_{digest}{'_interpreted' if interpret else ''}"
+            name = module_name(path.stem, text) + ("_interpreted" if interpret else "")
             module = ModuleType(name)
             module.__file__ = str(path)
             sys.modules[name] = module
@@ -50,6 +46,16 @@ def load_module(path: Path, *, interpret: bool) -> ModuleType:
                 "B005", f"cannot load the generated file {path}: {reason}"
             ) from error
     return module
+
+
+def module_name(stem: str, text: str) -> str:
+    """What a file of this text is called as a module.
+
+    The text alone decides it, because it is part of the key under which Triton keeps compiled
+    kernels on disk; and it is unique in sys.modules, where torch.compile and pickle look for the
+    module of a function.
+    """
+    return f"_sh2gen_{stem}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 @contextmanager

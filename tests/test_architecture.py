@@ -53,6 +53,7 @@ WITHIN = {
     ("emit_kernels", "emit_reduce"): "of the sums too",
     ("emit_kernels", "emit_eager"): "both take a featurizer's lag",
     ("emit", "fit"): "what is written fits a page",
+    ("build", "load_module"): "a launch looks for what was built under the name of its module",
     ("operator", "emit"): "the name of the class that emit wrote",
     ("operator", "load_module"): "a callable is made from an imported file",
 }

@@ -204,7 +204,7 @@ def test_a_slow_kernel_is_given_up() -> None:
     assert caught.value.code == "B001"
     assert "wide (aligned) was still compiling for sm_90 after 0.5 s" in caught.value.message
     assert "does not compile" not in caught.value.message
-    assert "--plan fft" in str(caught.value.help)
+    assert "--set" in str(caught.value.help) and "--no-build" in str(caught.value.help)
 
 
 def test_a_dead_compiler_is_an_error_and_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,3 +273,17 @@ def test_the_current_device_is_recognised_by_its_whole_name(
     monkeypatch.setattr("torch.cuda.is_available", lambda: device is not None)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: device)
     assert from_device() is found
+
+
+def test_equal_code_has_equal_digests_however_it_was_asked_for() -> None:
+    """A limit on registers that nothing meets changes the binary, not its instructions."""
+    kernels = [
+        SCALE,
+        dataclasses.replace(SCALE, maxnreg=128),
+        dataclasses.replace(SCALE, num_warps=8),
+    ]
+    plain, limited, wider = (
+        build(source(SCALE, one), H200, variants=("aligned",)).kernels[-1] for one in kernels
+    )
+    assert plain.code == limited.code
+    assert plain.code != wider.code

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+from sh2gen.build import build
+from sh2gen.emit import emit
+from sh2gen.load_module import load_module
+from sh2gen.lower import plans
+from sh2gen.resources import folder
+from sh2gen.schedule import schedule
+from sh2gen.spec import load_spec
+from sh2gen.target import H200
+from sh2gen.verify import twin
 
 if TYPE_CHECKING:
     from tests.generated.conftest import Case
@@ -83,3 +96,49 @@ def test_a_twin_is_launched_with_its_own_numbers(
     # The twin sums the two halves of its rows.
     assert len(partials) == 2 * along_time * (segments // 2 if twin else segments)
     assert by_group.shape == (2 * along_time, 20, 2)
+
+
+class Driver:
+    """Says that there is an H200, without one."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+
+@pytest.mark.parametrize("op", ["hyena_se", "hyena_li"])
+def test_a_launch_finds_what_was_built_ahead_of_time(
+    op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is compiled by launches on a GPU after `compile` on the same machine."""
+    spec = twin(load_spec(folder("ops") / f"{op}.yaml"))
+    (plan, *_) = plans(spec, {"hyena_se": "direct", "hyena_li": "modal"}[op])
+    source = emit(spec, plan, schedule(spec, plan))
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(cache))
+    build(source, H200, variants=("aligned",))
+    built = {path.name for path in cache.iterdir()}
+    (tmp_path / f"{op}.py").write_text(source.text)
+    module = load_module(tmp_path / f"{op}.py", interpret=False)
+    launched = []
+
+    def launch(kernel: Any, grid: int, *arguments: Any, options: Any, **constants: int) -> None:
+        kernel.warmup(*arguments, grid=(grid,), **constants, **options)
+        launched.append(kernel.__name__)
+
+    monkeypatch.setattr(module, "launch", launch)
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
+    inputs = [torch.zeros(1, spec.channels, 8192, dtype=torch.bfloat16) for _ in spec.inputs]
+    parameters = [torch.zeros(shape) for shape in module.PARAMETERS.values()]
+    if hasattr(module, "effective"):  # poles of what is trained
+        parameters = module.effective(*parameters)
+    y, *saved = module.launch_forward(inputs, parameters)
+    module.launch_backward(y, inputs, parameters, saved)
+    assert {f"{op}_forward", f"{op}_backward", "sum_partials"} <= set(launched)
+    assert {path.name for path in cache.iterdir()} == built
