@@ -19,7 +19,6 @@ from sh2gen.resources import folder
 from sh2gen.schedule import schedule
 from sh2gen.spec import load_spec
 from sh2gen.target import H200
-from sh2gen.verify import twin
 
 if TYPE_CHECKING:
     from tests.generated.conftest import Case
@@ -116,7 +115,7 @@ def test_a_launch_finds_what_was_built_ahead_of_time(
     op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is compiled by launches on a GPU after `compile` on the same machine."""
-    spec = twin(load_spec(folder("ops") / f"{op}.yaml"))
+    spec = load_spec(folder("ops") / f"{op}.yaml")
     (plan, *_) = plans(spec, {"hyena_se": "direct", "hyena_li": "modal"}[op])
     source = emit(spec, plan, schedule(spec, plan))
     cache = tmp_path / "cache"
@@ -134,7 +133,7 @@ def test_a_launch_finds_what_was_built_ahead_of_time(
 
     monkeypatch.setattr(module, "launch", launch)
     monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
-    inputs = [torch.zeros(1, spec.channels, 8192, dtype=torch.bfloat16) for _ in spec.inputs]
+    inputs = [torch.zeros(1, spec.channels, 2048, dtype=torch.bfloat16) for _ in spec.inputs]
     parameters = [torch.zeros(shape) for shape in module.PARAMETERS.values()]
     if hasattr(module, "effective"):  # poles of what is trained
         parameters = module.effective(*parameters)
