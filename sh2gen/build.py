@@ -7,11 +7,7 @@ import contextlib
 import importlib.util
 import json
 import os
-import signal
-import subprocess
 import sys
-import tempfile
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +17,7 @@ from typing import Any
 
 from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.load_module import module_name
+from sh2gen.process import Worker
 from sh2gen.source import KernelSource, Role, Source, Variant
 from sh2gen.target import Target
 
@@ -129,8 +126,8 @@ def failure(answer: dict[str, Any], label: str, target: Target, time_limit: floa
             f"kernel {label} was still compiling for {target.sm} after {time_limit:g} s, "
             "the time limit"
         )
-    if "error" in answer:
-        return f"kernel {label} does not compile for {target.sm}\n{answer['error']}"
+    if problem := answer.get("error") or answer.get("died"):
+        return f"kernel {label} does not compile for {target.sm}\n{problem}"
     return None
 
 
@@ -234,8 +231,10 @@ class Compilers:
 
     def __init__(self, workers: int, time_limit: float) -> None:
         self._time_limit = time_limit
-        self._pool = [_Worker() for _ in range(workers)]
-        self._idle: SimpleQueue[_Worker] = SimpleQueue()
+        # -P: this package's folder must not be on sys.path, a module there could hide another's.
+        command = (sys.executable, "-P", str(Path(__file__).with_name("build_worker.py")))
+        self._pool = [Worker(command, "the compiler") for _ in range(workers)]
+        self._idle: SimpleQueue[Worker] = SimpleQueue()
         for worker in self._pool:
             self._idle.put(worker)
         self._executor = ThreadPoolExecutor(workers)
@@ -257,69 +256,3 @@ class Compilers:
             return worker.run(job, self._time_limit)
         finally:
             self._idle.put(worker)
-
-
-class _Worker:
-    """A process that runs build_worker.py, started for its first job and again after it died."""
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[str] | None = None
-        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (see close)
-
-    def run(self, job: str, time_limit: float) -> dict[str, Any]:
-        """The answer to `job`: `error` when the process dies, `gave_up` after the limit (s)."""
-        process = self._process = self._process or self._start()
-        assert process.stdin is not None and process.stdout is not None
-        too_slow = threading.Event()
-
-        def give_up() -> None:
-            too_slow.set()
-            self.kill()
-
-        timer = threading.Timer(time_limit, give_up)
-        timer.start()
-        try:
-            process.stdin.write(job + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        finally:
-            timer.cancel()
-        if line.endswith("\n"):
-            answer: dict[str, Any] = json.loads(line)
-            return answer
-        self._reap()
-        if too_slow.is_set():
-            return {"gave_up": True}
-        self._errors.seek(0)
-        words = self._errors.read()[-2000:]
-        return {"error": f"the compiler died with status {process.returncode}\n{words}".rstrip()}
-
-    def kill(self) -> None:
-        """Make the process end, and the compilers that it started."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-
-    def close(self) -> None:
-        """End the process for good."""
-        self._reap()
-        self._errors.close()
-
-    def _reap(self) -> None:
-        self.kill()
-        if self._process is not None:
-            self._process.communicate()  # closes the pipes and waits
-            self._process = None
-
-    def _start(self) -> subprocess.Popen[str]:
-        # -P: this package's folder must not be on sys.path, `source` could hide another's module.
-        return subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__).with_name("build_worker.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            encoding="utf-8",
-            process_group=0,
-        )

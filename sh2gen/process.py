@@ -1,0 +1,88 @@
+"""Worker processes that can hang or crash without harm to anyone else (layer 0)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+
+class Worker:
+    """A process that answers jobs: a line of JSON in, a line of JSON out.
+
+    It is started for its first job, and again for the next one after it died.
+
+    Args:
+        command: what to run.
+        name: of the process in messages: "the compiler".
+    """
+
+    def __init__(self, command: Sequence[str], name: str) -> None:
+        self._command, self._name = tuple(command), name
+        self._process: subprocess.Popen[str] | None = None
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (see close)
+
+    def run(self, job: str, time_limit: float) -> dict[str, Any]:
+        """The answer to `job`, or `died`: why the process did; or `gave_up`: it was killed because
+        it took longer than the limit (s).
+        """
+        process = self._process = self._process or self._start()
+        assert process.stdin is not None and process.stdout is not None
+        too_slow = threading.Event()
+
+        def give_up() -> None:
+            too_slow.set()
+            self.kill()
+
+        timer = threading.Timer(time_limit, give_up)
+        timer.start()
+        try:
+            process.stdin.write(job + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            timer.cancel()
+        if line.endswith("\n"):
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+        self._reap()
+        if too_slow.is_set():
+            return {"gave_up": True}
+        self._errors.seek(0)
+        words = self._errors.read()[-2000:]
+        return {"died": f"{self._name} died with status {process.returncode}\n{words}".rstrip()}
+
+    def kill(self) -> None:
+        """Make the process end, and those that it started."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """End the process for good."""
+        self._reap()
+        self._errors.close()
+
+    def _reap(self) -> None:
+        self.kill()
+        if self._process is not None:
+            self._process.communicate()  # closes the pipes and waits
+            self._process = None
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            encoding="utf-8",
+            process_group=0,
+        )
