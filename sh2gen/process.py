@@ -53,7 +53,7 @@ class Worker:
         if line.endswith("\n"):
             answer: dict[str, Any] = json.loads(line)
             return answer
-        self._reap()
+        self.stop()
         if too_slow.is_set():
             return {"gave_up": True}
         self._errors.seek(0)
@@ -66,16 +66,17 @@ class Worker:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
-    def close(self) -> None:
-        """End the process for good."""
-        self._reap()
-        self._errors.close()
-
-    def _reap(self) -> None:
+    def stop(self) -> None:
+        """End the process; the next job starts another."""
         self.kill()
         if self._process is not None:
             self._process.communicate()  # closes the pipes and waits
             self._process = None
+
+    def close(self) -> None:
+        """End the process for good."""
+        self.stop()
+        self._errors.close()
 
     def _start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(

@@ -227,6 +227,7 @@ def verify(
     seed: int = 0,
     properties: Literal["all"] | Iterable[str] = "all",
     property_shapes: Sequence[Shape] | None = None,
+    compared: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Run `runner` on fresh random inputs and compare it with float64 and with itself.
@@ -240,6 +241,8 @@ def verify(
         properties: "all", or names of PROPERTIES. "equality" is one of them.
         property_shapes: (B, L) at which every other property is tried; by default the largest of
             `shapes` whose float64 reference fits whole.
+        compared: elements of the whole groups that are compared with float64; by default as many
+            as are affordable.
         progress: called before every step.
 
     Returns:
@@ -275,6 +278,7 @@ def verify(
             batch=batch,
             length=length,
             label=label,
+            compared=compared,
         )
         try:
             checks.extend(PROPERTIES[name](case))
@@ -310,6 +314,7 @@ class Case:
     batch: int
     length: int
     label: str  # "equality B=1 L=128"
+    compared: int | None = None  # elements that are compared with float64; None: what is affordable
 
     @property
     def value_input(self) -> str:
@@ -573,7 +578,7 @@ def _compared_groups(case: Case, rng: torch.Generator) -> tuple[int, ...]:
     """All groups if affordable, else the first, the last and random ones; at least one."""
     total = case.spec.filter.groups
     each = case.batch * case.length * case.spec.group_width
-    count = max(1, _budget(case.device) // each)
+    count = max(1, (case.compared or _budget(case.device)) // each)
     if count >= total:
         return tuple(range(total))
     drawn = torch.randperm(total, generator=rng, device=case.device).tolist()

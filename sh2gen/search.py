@@ -1,0 +1,376 @@
+"""Searching a space of schedules (layer 6): what to try next, when to stop, and who wins.
+
+A search sees numbers, what they are predicted to cost, and a `Lab` that builds, verifies and times
+them: a GPU (`tuner`), or the records of a sweep (`Replay`), so that strategies are compared and
+tested without one. What it minimises is the mean over workloads of time over the bound.
+
+A search goes in rounds that halve the field: everything that is tried is timed briefly, the best
+quarter for longer, the best few against the schedule of the start, one after another and several
+times. That schedule stays unless one wins by more than times spread.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Protocol
+
+from sh2gen.records import Status
+from sh2gen.schedule import Numbers, neighbours
+
+Quantiles = tuple[float, float, float]  # 20 %, median and 80 % of times, microseconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a candidate.
+
+    Attributes:
+        us: quantiles of its times, one a workload; empty unless `status` is OK.
+        detail: why it was dropped.
+        stage: how far it came: floor, build, verify, quick, longer, final.
+        built: registers, spills, bytes of shared memory.
+        seconds: by stage, that it took.
+    """
+
+    status: Status
+    us: tuple[Quantiles, ...] = ()
+    detail: str = ""
+    stage: str = ""
+    built: Mapping[str, int] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+Tried = Mapping[Numbers, Outcome]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One direction of one plan.
+
+    Attributes:
+        points: all candidates.
+        start: the schedule that stays if nothing beats it; one of the points.
+        predicted: cost of every point, in the unit of `score`.
+        floors: the least that a point can cost, in the same unit.
+    """
+
+    points: tuple[Numbers, ...]
+    start: Numbers
+    predicted: Mapping[Numbers, float]
+    floors: Mapping[Numbers, float] = field(default_factory=dict)
+
+
+class Lab(Protocol):
+    """Where candidates are tried.
+
+    Attributes:
+        bounds: microseconds of the bound, one a workload.
+    """
+
+    bounds: tuple[float, ...]
+
+    def now(self) -> float:
+        """Seconds on a clock that only goes forward."""
+        ...
+
+    def evaluate(
+        self, batch: Sequence[Numbers], deadline: float
+    ) -> Iterator[tuple[Numbers, Outcome]]:
+        """Build, verify and briefly time candidates, in any order; those that are not begun when
+        the deadline passes are left out.
+        """
+        ...
+
+    def race(
+        self, batch: Sequence[Numbers], rounds: int, stage: str, deadline: float
+    ) -> Mapping[Numbers, Outcome]:
+        """Time candidates that are right so many times, one after another in each round, at least
+        once; fewer when the deadline passes.
+        """
+        ...
+
+
+def score(outcome: Outcome, bounds: Sequence[float]) -> float:
+    """The mean over workloads of the median time over the bound; infinite for what was dropped."""
+    if outcome.status is not Status.OK:
+        return float("inf")
+    return fmean(us[1] / bound for us, bound in zip(outcome.us, bounds, strict=True))
+
+
+def beats(challenger: Outcome, start: Outcome, bounds: Sequence[float]) -> bool:
+    """Whether one is better than the other by more than half of what their times spread."""
+    if challenger.status is not Status.OK:
+        return False
+    if start.status is not Status.OK:
+        return True
+
+    def spread(outcome: Outcome) -> float:
+        pairs = zip(outcome.us, bounds, strict=True)
+        return fmean((high - low) / 2 / bound for (low, _, high), bound in pairs)
+
+    gain = score(start, bounds) - score(challenger, bounds)
+    return gain > max(spread(challenger), spread(start))
+
+
+# ---- strategies ---------------------------------------------------------------------------------
+
+# Yields what to try next, and is sent all outcomes so far.
+Strategy = Callable[[Problem, Sequence[float], int], Generator[Sequence[Numbers], Tried, None]]
+
+
+def ranked(
+    problem: Problem, bounds: Sequence[float], first: int
+) -> Generator[Sequence[Numbers], Tried, None]:
+    """All points, the best by prediction first."""
+    yield _best_first(problem, problem.points)
+
+
+def climb(
+    problem: Problem, bounds: Sequence[float], first: int
+) -> Generator[Sequence[Numbers], Tried, None]:
+    """The start, its neighbours and the best by prediction; then the neighbours of the best three
+    that were found, until these have been tried.
+    """
+    near = neighbours(problem.points, problem.start)
+    likely = _best_first(problem, problem.points)
+    batch = list(dict.fromkeys((problem.start, *near[: first // 2], *likely)))[:first]
+    while batch:
+        tried = yield batch
+        leaders = heapq.nsmallest(3, tried, key=lambda numbers: score(tried[numbers], bounds))
+        fresh = dict.fromkeys(
+            point
+            for leader in leaders
+            if tried[leader].status is Status.OK
+            for point in neighbours(problem.points, leader)
+            if point not in tried
+        )
+        batch = _best_first(problem, fresh)[:first]
+
+
+def shuffled(
+    problem: Problem, bounds: Sequence[float], first: int
+) -> Generator[Sequence[Numbers], Tried, None]:
+    """All points in an order that means nothing, which other strategies must beat."""
+    rest = [point for point in problem.points if point != problem.start]
+    random.Random(0).shuffle(rest)
+    yield [problem.start, *rest]
+
+
+def _best_first(problem: Problem, points: Iterable[Numbers]) -> list[Numbers]:
+    return sorted(points, key=lambda point: problem.predicted[point])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How hard to search.
+
+    Attributes:
+        first: candidates of a batch.
+        most: candidates in all; None for all there are.
+        budget: seconds; None for as long as it takes.
+    """
+
+    strategy: Strategy
+    first: int
+    most: int | None
+    budget: float | None
+
+
+EFFORTS: dict[str, Effort] = {
+    "measure": Effort(strategy=climb, first=24, most=96, budget=60.0),
+    "patient": Effort(strategy=climb, first=64, most=400, budget=300.0),
+    "exhaustive": Effort(strategy=ranked, first=0, most=None, budget=None),
+}
+_QUARTER = 4
+_FINALISTS = 6
+_ROUNDS = {"longer": 1, "final": 7}
+# Of the budget, what trying may take; the rest is for the rounds after it.
+_TRYING = 0.8
+
+
+# ---- the search ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a search found.
+
+    Attributes:
+        winner: the best candidate, or the start.
+        tried: the last outcome of every candidate that was tried or dropped.
+        final: the last round: the finalists and the start, timed one beside the other.
+        interrupted: whether it was told to stop before it was done.
+    """
+
+    winner: Numbers
+    tried: Tried
+    final: Tried
+    seconds: float
+    interrupted: bool
+
+
+def search(
+    problem: Problem,
+    lab: Lab,
+    effort: Effort,
+    *,
+    known: Tried | None = None,
+    dropped: Callable[[Numbers, Outcome], None] = lambda numbers, outcome: None,
+    watch: Callable[[Tried], None] = lambda tried: None,
+) -> Result:
+    """Search until the effort is spent, the space is, or a KeyboardInterrupt says so.
+
+    Args:
+        known: outcomes of an earlier search, which are not tried again.
+        dropped: told of candidates that cannot win, which no lab sees.
+        watch: told of every new outcome, with all so far.
+
+    Raises:
+        whatever the lab does, but for KeyboardInterrupt, after which the best so far stands.
+    """
+    begin = lab.now()
+    end = begin + (float("inf") if effort.budget is None else effort.budget)
+    until = begin + (end - begin) * _TRYING
+    tried: dict[Numbers, Outcome] = dict(known or {})
+    interrupted = False
+    try:
+        plan = effort.strategy(problem, lab.bounds, effort.first)
+        batch = next(plan, None)
+        while batch is not None:
+            for numbers, outcome in _tried(problem, lab, effort, batch, tried, until, dropped):
+                tried[numbers] = outcome
+                watch(tried)
+            if lab.now() >= until or (effort.most and len(tried) >= effort.most):
+                break
+            try:
+                batch = plan.send(tried)
+            except StopIteration:
+                break
+        right = [n for n, outcome in tried.items() if outcome.status is Status.OK]
+        final: Tried = {}
+        for stage, rounds in _ROUNDS.items():
+            right.sort(key=lambda numbers: score(tried[numbers], lab.bounds))
+            keep = max(_FINALISTS, len(right) // _QUARTER) if stage == "longer" else _FINALISTS
+            field = right[:keep]
+            if problem.start in right and problem.start not in field:
+                field.append(problem.start)
+            final = lab.race(field, rounds, stage, end)
+            tried |= final
+            right = [n for n, outcome in final.items() if outcome.status is Status.OK]
+            watch(tried)
+    except KeyboardInterrupt:
+        interrupted, final = True, {}
+    return Result(
+        winner=_winner(problem, final or tried, lab.bounds),
+        tried=tried,
+        final=final,
+        seconds=lab.now() - begin,
+        interrupted=interrupted,
+    )
+
+
+def _tried(
+    problem: Problem,
+    lab: Lab,
+    effort: Effort,
+    batch: Sequence[Numbers],
+    tried: Tried,
+    until: float,
+    dropped: Callable[[Numbers, Outcome], None],
+) -> Iterator[tuple[Numbers, Outcome]]:
+    """Outcomes of a batch, without what is known and what cannot win."""
+    best = min((score(outcome, lab.bounds) for outcome in tried.values()), default=float("inf"))
+    wanted = []
+    for numbers in batch:
+        if numbers in tried:
+            continue
+        floor = problem.floors.get(numbers, 0.0)
+        if floor >= best and numbers != problem.start:
+            detail = f"takes at least {floor:.2f} of the bound, the best takes {best:.2f}"
+            outcome = Outcome(status=Status.FLOOR, detail=detail, stage="floor")
+            dropped(numbers, outcome)
+            yield numbers, outcome
+        else:
+            wanted.append(numbers)
+    room = len(wanted) if effort.most is None else max(0, effort.most - len(tried))
+    yield from lab.evaluate(wanted[:room], until)
+
+
+def _winner(problem: Problem, field: Tried, bounds: Sequence[float]) -> Numbers:
+    """The best of the field if it beats the start, else the start."""
+    best = min(field, key=lambda n: score(field[n], bounds), default=problem.start)
+    start = field.get(problem.start, Outcome(status=Status.RUNTIME))
+    return best if beats(field.get(best, start), start, bounds) else problem.start
+
+
+# ---- replay -------------------------------------------------------------------------------------
+
+
+class Replay:
+    """A lab made of the records of a sweep: outcomes as they were, on a clock that builds, checks
+    and times advance as they did then.
+
+    Args:
+        outcomes: by candidate; those that are right with `seconds` for build, verify, quick.
+        bounds: as of `Lab`.
+        workers: processes that build side by side.
+        seed: of the noise of brief times, drawn within the quantiles that were recorded.
+    """
+
+    def __init__(
+        self, outcomes: Tried, bounds: Sequence[float], *, workers: int = 15, seed: int = 0
+    ) -> None:
+        self.bounds = tuple(bounds)
+        self._outcomes = outcomes
+        self._workers = workers
+        self._random = random.Random(seed)
+        self._clock = 0.0
+
+    def now(self) -> float:
+        return self._clock
+
+    def evaluate(
+        self, batch: Sequence[Numbers], deadline: float
+    ) -> Iterator[tuple[Numbers, Outcome]]:
+        # When each worker is free; builds are handed out in the order of the batch.
+        free = [self._clock] * self._workers
+        ready = []
+        for order, numbers in enumerate(batch):
+            done = heapq.heappop(free) + self._outcomes[numbers].seconds.get("build", 0.0)
+            heapq.heappush(free, done)
+            ready.append((done, order, numbers))
+        for done, _, numbers in sorted(ready):
+            outcome = self._outcomes[numbers]
+            if max(done, self._clock) >= deadline:
+                break
+            checks = outcome.seconds.get("verify", 0.0) + outcome.seconds.get("quick", 0.0)
+            self._clock = max(done, self._clock) + checks
+            yield numbers, self._noisy(outcome)
+        if len(ready) and self._clock < deadline and max(ready)[0] >= deadline:
+            self._clock = deadline
+
+    def race(
+        self, batch: Sequence[Numbers], rounds: int, stage: str, deadline: float
+    ) -> Mapping[Numbers, Outcome]:
+        for numbers in batch:
+            self._clock += rounds * self._outcomes[numbers].seconds.get("quick", 0.0)
+        return {numbers: self._outcomes[numbers] for numbers in batch}
+
+    def _noisy(self, outcome: Outcome) -> Outcome:
+        """As a brief timing might have seen it."""
+        drawn = tuple(
+            (low, min(high, max(low, self._random.gauss(median, (high - low) / 2))), high)
+            for low, median, high in outcome.us
+        )
+        return Outcome(
+            status=outcome.status,
+            us=drawn,
+            detail=outcome.detail,
+            stage=outcome.stage,
+            built=outcome.built,
+            seconds=outcome.seconds,
+        )

@@ -1,0 +1,159 @@
+"""Verify and time candidates on this GPU, in a process of its own (layer 6).
+
+A job is a line of JSON in, its answer a line of JSON out (`process.Worker`). Whoever asks replaces
+the process when it hangs, dies, or answers that it is `broken`: after a fault the CUDA context of
+a process is of no use any more.
+
+A job holds `do`, `file` (a generated file), `settings` (what stands for its SCHEDULE, OPTIONS and
+PROGRAMS), `direction` and `workloads` ([batch, length] each), and
+
+- `verify`: `seed`. Output and every gradient against float64, poisoned memory, both gates, and the
+  same bits in a second run. The answer holds `checks`.
+- `time`: `warmup_ms`, `repeat_ms`. The answer holds `us`: [low, median, high] a workload.
+- `bounds`: `us`, of elementwise kernels that move what the direction must.
+- `machine`: `gpu`, `driver`, and `versions`.
+
+An answer holds `status`, a word of `records.Status`; if that is not `ok`, `detail`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sh2gen.measure import Timing, calls, elementwise, time_call
+from sh2gen.operator import Operator, OperatorRunner
+from sh2gen.verify import verify
+
+# Elements that are compared with float64, in whole groups over all of time; all are looked at for
+# NaN. More would take longer than the kernels that are tried.
+COMPARED = 1 << 22
+# Steps of a short case of several tiles, with two sequences. Vectors are whole, as in what is timed,
+# so that the binary is the same: others are verified when the winner is compiled.
+SHORT = (2, 1032)
+
+
+class Bench:
+    """What jobs share: the imported files, by path."""
+
+    def __init__(self) -> None:
+        self._operators: dict[str, Operator] = {}
+
+    def answer(self, job: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one job, whatever happens."""
+        try:
+            return {"status": "ok", **getattr(self, "_" + job["do"])(job)}
+        except Exception as error:
+            return failed(error)
+
+    def _operator(self, job: dict[str, Any]) -> Operator:
+        path = job["file"]
+        if path not in self._operators:
+            self._operators[path] = Operator(Path(path))
+        operator = self._operators[path]
+        for name, values in job["settings"].items():
+            setattr(operator.namespace, name, values)
+        return operator
+
+    def _machine(self, job: dict[str, Any]) -> dict[str, Any]:
+        packages = ("torch", "triton", "sh2gen")
+        return {
+            "gpu": torch.cuda.get_device_name(),
+            "versions": {name: metadata.version(name) for name in packages}
+            | {"python": platform.python_version(), "cuda": str(torch.version.cuda)},
+        }
+
+    def _verify(self, job: dict[str, Any]) -> dict[str, Any]:
+        operator = self._operator(job)
+        spec = operator.spec
+        batch, length = max(job["workloads"], key=lambda w: w[0] * w[1])
+        report = verify(
+            spec,
+            Training(operator, "cuda"),
+            dtype=getattr(torch, spec.dtype.io.value),
+            shapes=[SHORT, (batch, length)],
+            device="cuda",
+            seed=job["seed"],
+            properties=("equality", "determinism"),
+            property_shapes=[SHORT],
+            compared=COMPARED,
+        )
+        if report.ok:
+            return {"checks": len(report.checks)}
+        first = report.failures[0]
+        detail = f"{first.name}: {first.measured:.3g}, allowed {first.bound:.3g}"
+        return {"status": "wrong", "detail": f"{detail} {first.detail}".rstrip()}
+
+    def _time(self, job: dict[str, Any]) -> dict[str, Any]:
+        operator = self._operator(job)
+        dtype = getattr(torch, operator.spec.dtype.io.value)
+        found = []
+        for batch, length in job["workloads"]:
+            call = getattr(calls(operator, batch, length, dtype), job["direction"])
+            found.append(quantiles(time_call(call, job["warmup_ms"], job["repeat_ms"])))
+        return {"us": found}
+
+    def _bounds(self, job: dict[str, Any]) -> dict[str, Any]:
+        spec = self._operator(job).spec
+        dtype, n = getattr(torch, spec.dtype.io.value), len(spec.inputs)
+        moved = (n, 1) if job["direction"] == "forward" else (n + 1, n)
+        sizes = [(batch * length * spec.channels,) for batch, length in job["workloads"]]
+        return {"us": [quantiles(elementwise(size, dtype, *moved)) for size in sizes]}
+
+
+class Training(OperatorRunner):
+    """Forward as training runs it, which is what is timed: it keeps what backward reads."""
+
+    def forward(self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Tensor:
+        leaves = [x.detach().requires_grad_() for x in inputs.values()]
+        return self._output(*leaves, **parameters).detach()
+
+
+def quantiles(timing: Timing) -> list[float]:
+    return [timing.low, timing.median, timing.high]
+
+
+def failed(error: Exception) -> dict[str, Any]:
+    """What an exception means, and whether the process can go on after it."""
+    kind = type(error).__name__
+    status = "runtime"
+    if isinstance(error, torch.OutOfMemoryError):
+        status = "memory"
+    elif kind == "OutOfResources":
+        status = "resources"
+    elif "Compilation" in kind or kind == "PTXASError":
+        status = "compile"
+    answer: dict[str, Any] = {"status": status, "detail": f"{kind}: {error}"[:2000]}
+    error.__traceback__ = None  # its frames hold tensors
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except Exception as broken:
+        answer |= {"broken": True}
+        if status == "memory":
+            answer |= {"status": "runtime", "detail": f"{answer['detail']}\n{broken}"[:2000]}
+    return answer
+
+
+def main() -> None:
+    """Answer jobs until stdin ends."""
+    # Only answers may go to stdout: compilers talk there.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    bench = Bench()
+    for line in sys.stdin:
+        answers.write(json.dumps(bench.answer(json.loads(line))) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
