@@ -57,6 +57,27 @@ OPTIONS = {  # of the compiler
     "backward": {"num_warps": 4, "maxnreg": 255, "enable_fp_fusion": True},
     "reduce": {"num_warps": 4, "enable_fp_fusion": True},
 }
+NUMBERS = {
+    "forward": {
+        "ROWS": 8,
+        "SEGMENTS": 64,
+        "BLOCK_T": 32,
+        "PREFETCH": 1,
+        "num_warps": 4,
+        "maxnreg": 128,
+        "PROGRAMS": 512,
+    },
+    "backward": {
+        "ROWS": 8,
+        "SEGMENTS": 64,
+        "BLOCK_T": 32,
+        "PREFETCH": 1,
+        "PARTS": 1,
+        "num_warps": 4,
+        "maxnreg": 255,
+        "PROGRAMS": 256,
+    },
+}  # the schedule
 SPEC = {
     "op": "hyena_li_stateful",
     "channels": 4096,
@@ -2216,7 +2237,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_e4c010a2"
+    name = unique = "hyena_li_stateful_8c9d0a41"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -215,7 +215,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "long_conv_cc57428d"
+    name = unique = "long_conv_fbff3300"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -54,6 +54,27 @@ OPTIONS = {  # of the compiler
     "backward": {"num_warps": 8, "maxnreg": 255, "enable_fp_fusion": True},
     "reduce": {"num_warps": 4, "enable_fp_fusion": True},
 }
+NUMBERS = {
+    "forward": {
+        "ROWS": 8,
+        "SEGMENTS": 64,
+        "BLOCK_T": 32,
+        "PREFETCH": 1,
+        "num_warps": 4,
+        "maxnreg": 128,
+        "PROGRAMS": 512,
+    },
+    "backward": {
+        "ROWS": 8,
+        "SEGMENTS": 64,
+        "BLOCK_T": 32,
+        "PREFETCH": 1,
+        "PARTS": 1,
+        "num_warps": 8,
+        "maxnreg": 255,
+        "PROGRAMS": 256,
+    },
+}  # the schedule
 SPEC = {
     "op": "s4d",
     "channels": 1024,
@@ -1938,7 +1959,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_f3ee2e6d"
+    name = unique = "s4d_f6573b52"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

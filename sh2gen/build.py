@@ -227,9 +227,13 @@ class Compilers:
     A job is a line that `kernel_job` made, an answer what build_worker.py says, with `gave_up` if
     it took more than `time_limit` seconds. Processes start with their first jobs and die with
     `close`, whatever they are at.
+
+    Attributes:
+        workers: how many processes there are.
     """
 
     def __init__(self, workers: int, time_limit: float) -> None:
+        self.workers = workers
         self._time_limit = time_limit
         # -P: this package's folder must not be on sys.path, a module there could hide another's.
         command = (sys.executable, "-P", str(Path(__file__).with_name("build_worker.py")))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,16 @@ Changes = Mapping[str, Mapping[str, int]]  # direction -> knob -> value
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A plan with its schedule and what it is predicted to cost, less is better."""
+    """A plan with its schedule and what it is predicted to cost, less is better.
+
+    Attributes:
+        origins: where the numbers of each direction come from.
+    """
 
     plan: Plan
     schedule: Schedule
     score: float
+    origins: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -532,15 +537,7 @@ def _plan_of(operator: Operator, device: str) -> Plan:
     if not found:
         raise Sh2genError("L003", f"{operator.path} has a plan unknown here: {operator.plan}")
     if device == "cpu" and found[0].kernels:
-        numbers = {
-            direction: {
-                name: value
-                for name, value in (space.SCHEDULE[direction] | space.OPTIONS[direction]).items()
-                if name != "enable_fp_fusion"
-            }
-            for direction in space.SCHEDULE
-        }
-        text = emit(spec, found[0], schedule(spec, found[0], numbers)).text
+        text = emit(spec, found[0], schedule(spec, found[0], space.NUMBERS)).text
         if operator.path.read_text(encoding="utf-8") != text:
             raise CheckFailed(
                 "V003",

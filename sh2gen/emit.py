@@ -78,6 +78,7 @@ from sh2gen.plan import (
 )
 from sh2gen.resources import folder
 from sh2gen.schedule import DIRECTIONS, Schedule
+from sh2gen.schedule import schedule as default_schedule
 from sh2gen.source import Source
 from sh2gen.spec import (
     Bias,
@@ -270,6 +271,24 @@ def _digest(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
     helpers = [f.text for kernel in plan.kernels for part in kernel.parts for f in _part(part)]
     texts = (spec.digest, plan.name, str(schedule), *skeletons, *helpers)
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:8]
+
+
+def kernel_digest(spec: OpSpec, plan: Plan) -> str:
+    """Of the kernels of a plan and of how they are launched, without comments, names of operators
+    and numbers: times of other text say little.
+    """
+    neutral = dataclasses.replace(spec, op="op")
+    tree = ast.parse(emit(neutral, plan, default_schedule(neutral, plan)).text)
+    ours = ("launch", "programs", "stream_programs", "walk_programs")
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            marks = [ast.unparse(mark) for mark in node.decorator_list]
+            if node.name.startswith(ours) or any("triton" in m or "gluon" in m for m in marks):
+                if ast.get_docstring(node) is not None:
+                    node.body = node.body[1:] or [ast.Pass()]
+                found.append(ast.unparse(node))
+    return hashlib.sha256("\n".join(found).encode()).hexdigest()[:16]
 
 
 @cache
@@ -858,6 +877,7 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
     sums = emit_reduce.sections(spec, plan, schedule, op_parameters(spec))
     return {
         "schedule": _numbers(plan, schedule),
+        "numbers": _literal({d: dict(schedule.numbers(d)) for d in DIRECTIONS}, 0),
         "helpers": helpers + (_texts("reduce") if sums else []),
         "twin": twin is not None,
         "sums": {"partials": emit_reduce.summed(sums), "sections": sums},

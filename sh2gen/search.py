@@ -219,15 +219,13 @@ def search(
     effort: Effort,
     *,
     known: Tried | None = None,
-    dropped: Callable[[Numbers, Outcome], None] = lambda numbers, outcome: None,
-    watch: Callable[[Tried], None] = lambda tried: None,
+    note: Callable[[Numbers, Outcome, Tried], None] = lambda numbers, outcome, tried: None,
 ) -> Result:
     """Search until the effort is spent, the space is, or a KeyboardInterrupt says so.
 
     Args:
         known: outcomes of an earlier search, which are not tried again.
-        dropped: told of candidates that cannot win, which no lab sees.
-        watch: told of every new outcome, with all so far.
+        note: told of every outcome, with all so far.
 
     Raises:
         whatever the lab does, but for KeyboardInterrupt, after which the best so far stands.
@@ -241,9 +239,9 @@ def search(
         plan = effort.strategy(problem, lab.bounds, effort.first)
         batch = next(plan, None)
         while batch is not None:
-            for numbers, outcome in _tried(problem, lab, effort, batch, tried, until, dropped):
+            for numbers, outcome in _tried(problem, lab, effort, batch, tried, until):
                 tried[numbers] = outcome
-                watch(tried)
+                note(numbers, outcome, tried)
             if lab.now() >= until or (effort.most and len(tried) >= effort.most):
                 break
             try:
@@ -260,8 +258,9 @@ def search(
                 field.append(problem.start)
             final = lab.race(field, rounds, stage, end)
             tried |= final
+            for numbers, outcome in final.items():
+                note(numbers, outcome, tried)
             right = [n for n, outcome in final.items() if outcome.status is Status.OK]
-            watch(tried)
     except KeyboardInterrupt:
         interrupted, final = True, {}
     return Result(
@@ -280,7 +279,6 @@ def _tried(
     batch: Sequence[Numbers],
     tried: Tried,
     until: float,
-    dropped: Callable[[Numbers, Outcome], None],
 ) -> Iterator[tuple[Numbers, Outcome]]:
     """Outcomes of a batch, without what is known and what cannot win."""
     best = min((score(outcome, lab.bounds) for outcome in tried.values()), default=float("inf"))
@@ -291,9 +289,7 @@ def _tried(
         floor = problem.floors.get(numbers, 0.0)
         if floor >= best and numbers != problem.start:
             detail = f"takes at least {floor:.2f} of the bound, the best takes {best:.2f}"
-            outcome = Outcome(status=Status.FLOOR, detail=detail, stage="floor")
-            dropped(numbers, outcome)
-            yield numbers, outcome
+            yield numbers, Outcome(status=Status.FLOOR, detail=detail, stage="floor")
         else:
             wanted.append(numbers)
     room = len(wanted) if effort.most is None else max(0, effort.most - len(tried))

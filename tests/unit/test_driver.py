@@ -18,6 +18,7 @@ from sh2gen.driver import (
     op_files,
     quick_checks,
     verify_operator,
+    _plan_of,
 )
 from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.spec import OpSpec, Sequences, spec_from_dict
@@ -143,3 +144,9 @@ def test_a_bad_name_is_refused_before_numbers_are_looked_at() -> None:
 def test_compile_imports_what_it_writes() -> None:
     with pytest.raises(TypeError, match="write=False"):
         compile(SPEC, write=False)
+
+
+@pytest.mark.parametrize("path", sorted((folder("ops").parent / "generated").glob("*.py")))
+def test_the_plan_of_a_generated_file_is_found(path: Path) -> None:
+    """On a CPU only if this version writes the file, from the numbers that stand in it."""
+    assert _plan_of(Operator(path), "cpu").name == Operator(path).plan

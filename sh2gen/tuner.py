@@ -1,0 +1,691 @@
+"""Tuning: searches whose lab is the GPU of this machine (layer 7).
+
+Candidates are built ahead of time in processes side by side, and verified and timed in one more,
+which is replaced when a candidate hangs or breaks it. Triton's cache carries the binaries from the
+former to the latter: files that differ in numbers alone are imported as one, with other settings,
+so that the kernels that they share are compiled once.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+from sh2gen.build import BuiltKernel, Compilers, built_kernel, failure, kernel_job, misfit
+from sh2gen.cost import predict
+from sh2gen.emit import emit, kernel_digest
+from sh2gen.errors import CheckFailed, Sh2genError
+from sh2gen.files import write_whole
+from sh2gen.plan import Plan
+from sh2gen.process import Worker
+from sh2gen.records import Key, Log, Measurement, Status, log_path, now, operator_digest
+from sh2gen.schedule import DIRECTIONS, Numbers, Schedule, coupling, partner, search_space
+from sh2gen.search import EFFORTS, Outcome, Problem, Quantiles, Result, Tried, score, search
+from sh2gen.source import KernelSource, Role, Source, Variant
+from sh2gen.spec import OpSpec, Workload
+from sh2gen.tables import Decision, fields_of
+from sh2gen.target import Target
+
+# Seconds. The first job of a process waits for imports and for the driver too.
+BUILD_LIMIT, VERIFY_LIMIT, TIME_LIMIT = 60.0, 120.0, 60.0
+QUICK_MS, LONG_MS = (3, 12), (10, 40)  # of warming up and of timing
+# Numbers that only the compiler sees: kernels of equal code that differ in these run the same.
+_COMPILED = ("maxnreg", "PREFETCH", "PARTS")
+# The blocks of a generated file that a schedule decides, and the name that a digest makes unique.
+_SETTINGS = re.compile(r"^(SCHEDULE|OPTIONS|PROGRAMS|NUMBERS) = (\{.*?\})(?:  #[^\n]*)?$", re.M | re.S)
+_UNIQUE = re.compile(r'(name = unique = "\w+_)[0-9a-f]{8}"')
+
+
+def ask(worker: Worker, job: Mapping[str, Any], limit: float) -> dict[str, Any]:
+    """The answer of tune_worker.py, which tells what happened if there is none."""
+    answer = worker.run(json.dumps(job), limit)
+    if "gave_up" in answer:
+        return {"status": "timeout", "detail": f"{job['do']} was at it after {limit:g} s"}
+    if "died" in answer:
+        return {"status": "runtime", "detail": answer["died"]}
+    if answer.get("broken"):
+        worker.stop()
+    return answer
+
+
+def measuring_worker() -> Worker:
+    """A process that verifies and times on this GPU."""
+    return Worker((sys.executable, "-m", "sh2gen.tune_worker"), "the process on the GPU")
+
+
+def settings(text: str) -> tuple[str, dict[str, Any]]:
+    """The text of a generated file without what a schedule decides, and that."""
+    found = {name: ast.literal_eval(block) for name, block in _SETTINGS.findall(text)}
+    return _UNIQUE.sub(r'\1"', _SETTINGS.sub(r"\1", text)), found
+
+
+def problem(
+    spec: OpSpec,
+    plan: Plan,
+    direction: str,
+    workloads: Sequence[Workload],
+    target: Target,
+    start: Numbers,
+    points: Sequence[Numbers] | None = None,
+) -> Problem:
+    """The candidates of one direction with what they are predicted to cost.
+
+    Args:
+        start: what is kept if nothing beats it.
+        points: all candidates; by default those of the plan's search space.
+    """
+    points = search_space(spec, plan, direction).points if points is None else points
+    points = tuple(dict.fromkeys((start, *points)))
+    predicted, floors = {}, {}
+    for numbers in points:
+        schedule = Schedule(plan=plan.name, **{direction: numbers})
+        found = [predict(spec, plan, schedule, direction, w, target) for w in workloads]
+        predicted[numbers] = sum(p.seconds / p.bound for p in found) / len(found)
+        floors[numbers] = sum(max(p.memory, p.tensor) / p.bound for p in found) / len(found)
+    # Bandwidth is never quite what the table says.
+    floors = {numbers: 0.9 * floor for numbers, floor in floors.items()}
+    return Problem(points=points, start=start, predicted=predicted, floors=floors)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A candidate on its way: which file it is, with which settings, and its kernels."""
+
+    numbers: Numbers
+    file: str
+    settings: dict[str, Any]
+    kernels: list[tuple[KernelSource, Future[dict[str, Any]]]]
+
+
+class Workbench:
+    """`search.Lab` on this machine's GPU.
+
+    Args:
+        plan, direction, workloads: what is searched for.
+        folder: for generated files; nothing in it is needed afterwards.
+        compilers, worker: processes, which the caller closes.
+        companion: numbers of the other direction, by those of a candidate.
+        seed: of all random inputs; every candidate gets others.
+
+    Attributes:
+        bounds: as of `Lab`, measured at the start.
+        checks: comparisons that the last candidate passed.
+
+    Raises:
+        CheckFailed: V003, the GPU cannot be used.
+    """
+
+    def __init__(
+        self,
+        spec: OpSpec,
+        plan: Plan,
+        direction: str,
+        workloads: Sequence[Workload],
+        target: Target,
+        *,
+        folder: Path,
+        compilers: Compilers,
+        worker: Worker,
+        companion: Callable[[Numbers], Numbers] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._spec, self._plan, self._direction, self._target = spec, plan, direction, target
+        self._sizes = [[w.batch, w.length] for w in workloads]
+        self._folder, self._compilers, self._worker = folder, compilers, worker
+        self._companion = companion or (
+            lambda numbers: partner(self._spec, self._plan, self._direction, numbers)
+        )
+        self._seed = seed
+        self._files: dict[str, tuple[str, str]] = {}  # bare text -> path, text
+        self._jobs: dict[str, Future[dict[str, Any]]] = {}
+        self._codes: dict[tuple[Any, ...], Numbers] = {}
+        self._verified: dict[Numbers, _Candidate] = {}
+        self.checks = 0
+        start = search_space(spec, plan, direction).points[0]
+        answer = self._ask("bounds", self._prepare(start), VERIFY_LIMIT)
+        if answer["status"] != "ok":
+            raise CheckFailed("V003", f"the GPU cannot be used: {answer['detail']}")
+        self.bounds = tuple(us[1] for us in answer["us"])
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def evaluate(
+        self, batch: Sequence[Numbers], deadline: float
+    ) -> Iterator[tuple[Numbers, Outcome]]:
+        waiting, under_way = list(batch), []
+        try:
+            while waiting or under_way:
+                # Not all at once: a search that ends early has built little for nothing.
+                while waiting and len(under_way) < 2 * self._compilers.workers:
+                    numbers = waiting.pop(0)
+                    try:
+                        under_way.append(self._prepare(numbers))
+                    except Sh2genError as error:
+                        yield numbers, _dropped(Status.CONSTRAINT, "constraint", error.message)
+                ready = next((c for c in under_way if _settled(c)), None)
+                if self.now() >= deadline:
+                    return
+                if ready is None:
+                    pending = [f for c in under_way for _, f in c.kernels if not f.done()]
+                    patience = min(1.0, max(0.0, deadline - self.now()))
+                    wait(pending, timeout=patience, return_when=FIRST_COMPLETED)
+                    continue
+                under_way.remove(ready)
+                yield ready.numbers, self._outcome(ready)
+        finally:  # the deadline, or a search that wants no more
+            for candidate in under_way:
+                for _, future in candidate.kernels:
+                    future.cancel()
+            self._jobs = {job: f for job, f in self._jobs.items() if not f.cancelled()}
+
+    def race(
+        self, batch: Sequence[Numbers], rounds: int, stage: str, deadline: float
+    ) -> Mapping[Numbers, Outcome]:
+        times: dict[Numbers, list[list[Quantiles]]] = {numbers: [] for numbers in batch}
+        failed = {numbers: bad for numbers in batch if (bad := self._unfit(numbers))}
+        for _ in range(rounds):
+            for numbers in batch:
+                if numbers in failed or (times[numbers] and self.now() >= deadline):
+                    continue
+                answer = self._time(self._verified[numbers], LONG_MS)
+                if answer["status"] == "ok":
+                    times[numbers].append([tuple(us) for us in answer["us"]])
+                else:
+                    failed[numbers] = _answered(answer, stage)
+        return failed | {
+            numbers: Outcome(status=Status.OK, us=_together(found), stage=stage)
+            for numbers, found in times.items()
+            if found and numbers not in failed
+        }
+
+    def _unfit(self, numbers: Numbers) -> Outcome | None:
+        """None for a candidate that was verified by this lab; others, which an earlier one tried,
+        are built and verified again.
+        """
+        if numbers in self._verified:
+            return None
+        candidate = self._prepare(numbers)
+        wait([future for _, future in candidate.kernels])
+        outcome = self._outcome(candidate)
+        return None if outcome.status is Status.OK else outcome
+
+    def _prepare(self, numbers: Numbers) -> _Candidate:
+        """Emit a candidate and have its kernels compiled, unless they are already."""
+        other = self._companion(numbers)
+        pair = dict(zip(DIRECTIONS, (numbers, other), strict=True))
+        if self._direction == "backward":
+            pair = dict(zip(DIRECTIONS, (other, numbers), strict=True))
+        source = emit(self._spec, self._plan, Schedule(plan=self._plan.name, **pair))
+        bare, decided = settings(source.text)
+        if bare not in self._files:
+            path = self._folder / str(len(self._files)) / f"{self._spec.op}.py"
+            write_whole(path, source.text)
+            self._files[bare] = str(path), source.text
+        file, text = self._files[bare]
+        shared = dataclasses.replace(source, text=text)
+        kernels = [
+            (kernel, self._submit(shared, kernel))
+            for kernel in source.kernels
+            if kernel.runs(Variant.ALIGNED, self._target.capability)
+        ]
+        return _Candidate(numbers, file, decided, kernels)
+
+    def _submit(self, source: Source, kernel: KernelSource) -> Future[dict[str, Any]]:
+        job = kernel_job(source, self._target, kernel, Variant.ALIGNED)
+        if job not in self._jobs:
+            self._jobs[job] = self._compilers.submit(job)
+        return self._jobs[job]
+
+    def _outcome(self, candidate: _Candidate) -> Outcome:
+        """Judge what was built, then verify and time it."""
+        role = Role.BACKWARD if self._direction == "backward" else Role.FORWARD
+        built: list[BuiltKernel] = []
+        spent = {"build": 0.0}
+        for kernel, future in candidate.kernels:
+            if not future.done():
+                continue  # another has failed
+            answer, label = future.result(), f"{kernel.name} (aligned)"
+            if problem := failure(answer, label, self._target, BUILD_LIMIT):
+                status = Status.TIMEOUT if "gave_up" in answer else Status.COMPILE
+                return _dropped(status, "build", problem, spent)
+            if kernel.role == role:
+                built.append(built_kernel(kernel, Variant.ALIGNED, answer))
+                spent["build"] += answer["seconds"]
+        resources = _resources(built)
+        for one in built:
+            if unfit := misfit(one, self._target):
+                problem = f"{one.kernel.name}: {unfit[0]}"
+                return _dropped(Status.RESOURCES, "build", problem, spent, resources)
+        seen = tuple(n for n in candidate.numbers if n[0] not in _COMPILED)
+        code = (seen, *((one.code, one.registers, one.shared) for one in built))
+        twin = self._codes.setdefault(code, candidate.numbers)
+        if twin != candidate.numbers:
+            text = " ".join(f"{name}={value}" for name, value in twin)
+            return _dropped(Status.SAME, "build", f"as {text}", spent, resources)
+        clock = self.now()
+        self._seed += 1
+        answer = self._ask("verify", candidate, VERIFY_LIMIT, seed=self._seed)
+        spent["verify"] = self.now() - clock
+        if answer["status"] != "ok":
+            return _answered(answer, "verify", spent, resources)
+        self.checks = answer["checks"]
+        clock = self.now()
+        answer = self._time(candidate, QUICK_MS)
+        spent["quick"] = self.now() - clock
+        if answer["status"] != "ok":
+            return _answered(answer, "quick", spent, resources)
+        self._verified[candidate.numbers] = candidate
+        times = tuple((us[0], us[1], us[2]) for us in answer["us"])
+        return Outcome(
+            status=Status.OK, us=times, stage="quick", built=resources, seconds=spent
+        )
+
+    def _time(self, candidate: _Candidate, milliseconds: tuple[int, int]) -> dict[str, Any]:
+        warmup, repeat = milliseconds
+        return self._ask("time", candidate, TIME_LIMIT, warmup_ms=warmup, repeat_ms=repeat)
+
+    def _ask(self, do: str, candidate: _Candidate, limit: float, **more: Any) -> dict[str, Any]:
+        job = {
+            "do": do,
+            "file": candidate.file,
+            "settings": candidate.settings,
+            "direction": self._direction,
+            "workloads": self._sizes,
+        }
+        return ask(self._worker, job | more, limit)
+
+
+def _settled(candidate: _Candidate) -> bool:
+    """Whether all kernels are compiled, or one has failed."""
+    done = [future for _, future in candidate.kernels if future.done()]
+    return len(done) == len(candidate.kernels) or any("cubin" not in f.result() for f in done)
+
+
+def _resources(built: Sequence[BuiltKernel]) -> dict[str, int]:
+    """The most of each resource that the kernels of a direction take."""
+    names = ("registers", "spills", "shared")
+    return {name: max((getattr(k, name) for k in built), default=0) for name in names}
+
+
+def _dropped(
+    status: Status,
+    stage: str,
+    detail: str,
+    seconds: Mapping[str, float] | None = None,
+    built: Mapping[str, int] | None = None,
+) -> Outcome:
+    return Outcome(
+        status=status, stage=stage, detail=detail, seconds=seconds or {}, built=built or {}
+    )
+
+
+def _answered(
+    answer: Mapping[str, Any],
+    stage: str,
+    seconds: Mapping[str, float] | None = None,
+    built: Mapping[str, int] | None = None,
+) -> Outcome:
+    """What the process on the GPU said of a candidate that failed there."""
+    return _dropped(Status(answer["status"]), stage, answer["detail"], seconds, built)
+
+
+def _together(rounds: Sequence[Sequence[Quantiles]]) -> tuple[Quantiles, ...]:
+    """Quantiles over rounds, of their medians, one a workload; those of the round if it is one."""
+    if len(rounds) == 1:
+        return tuple(rounds[0])
+    found = []
+    for times in zip(*rounds, strict=True):
+        fifths = quantiles([us[1] for us in times], n=10, method="inclusive")
+        found.append((fifths[1], fifths[4], fifths[7]))
+    return tuple(found)
+
+
+# ---- the whole ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What measurements are made on, as the process on the GPU sees it."""
+
+    gpu: str
+    versions: Mapping[str, str]
+
+    @property
+    def triton(self) -> str:
+        """The minor version, which decides what a kernel is compiled to."""
+        return ".".join(self.versions["triton"].split(".")[:2])
+
+
+def machine(worker: Worker) -> Machine:
+    """Raises CheckFailed, V003: the GPU cannot be used."""
+    answer = ask(worker, {"do": "machine"}, VERIFY_LIMIT)
+    if answer["status"] != "ok":
+        raise CheckFailed("V003", f"the GPU cannot be used: {answer['detail']}")
+    return Machine(gpu=answer["gpu"], versions=answer["versions"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What is tuned: one direction of a plan, for some workloads at once."""
+
+    spec: OpSpec
+    plan: Plan
+    direction: str
+    workloads: tuple[Workload, ...]
+
+    @property
+    def title(self) -> str:
+        sizes = ", ".join(f"B={w.batch} L={w.length}" for w in self.workloads)
+        return f"{self.spec.op} {self.direction} {sizes}"
+
+
+class Journal:
+    """What a search reports, written down as it happens: a line of a log a candidate and workload.
+
+    Args:
+        log: appended to; nothing is lost but what is in flight when the process is killed.
+        effort, seed: as the search has them.
+        say: told when a line could not be written. The search goes on.
+    """
+
+    def __init__(
+        self, task: Task, on: Machine, log: Log, effort: str, seed: int, say: Callable[[str], None]
+    ) -> None:
+        self._task, self.on, self._log = task, on, log
+        self._effort, self._seed, self._say = effort, seed, say
+        self.key = Key(
+            spec=operator_digest(task.spec),
+            plan=task.plan.name,
+            direction=task.direction,
+            gpu=on.gpu,
+            triton=on.triton,
+            templates=kernel_digest(task.spec, task.plan),
+        )
+
+    def write(self, numbers: Numbers, outcome: Outcome, count: int = 1) -> None:
+        """One candidate, or several that one reason drops."""
+        timed = outcome.status is Status.OK
+        workloads: Sequence[Workload | None] = self._task.workloads if timed else (None,)
+        lines = [
+            Measurement(
+                key=self.key,
+                op=self._task.spec.op,
+                numbers=numbers,
+                workload=workload,
+                status=outcome.status,
+                us=outcome.us[i] if timed else None,
+                stage=outcome.stage,
+                detail=outcome.detail,
+                count=count,
+                built={**outcome.built, "seconds": dict(outcome.seconds)},
+                seconds=sum(outcome.seconds.values()),
+                versions=self.on.versions,
+                date=now(),
+                seed=self._seed,
+                effort=self._effort,
+            )
+            for i, workload in enumerate(workloads)
+        ]
+        if problem := self._log.append(lines):
+            self._say(f"not recorded: {problem}")
+
+    def known(self) -> dict[Numbers, Outcome]:
+        """What earlier searches found out about candidates of this task, the last word counts."""
+        found: dict[Numbers, Outcome] = {}
+        times: dict[Numbers, dict[Workload, Quantiles]] = {}
+        measurements, damages = self._log.read()
+        for damage in damages:
+            self._say(f"skipped: {damage}")
+        for one in measurements:
+            if one.key != self.key or one.status is Status.CONSTRAINT:
+                continue
+            built = dict(one.built or {})
+            seconds = built.pop("seconds", {})
+            if one.workload is not None and one.us is not None:
+                times.setdefault(one.numbers, {})[one.workload] = one.us
+            here = times.get(one.numbers, {})
+            timed = all(workload in here for workload in self._task.workloads)
+            if one.status is Status.OK and not timed:
+                continue  # for other workloads
+            found[one.numbers] = Outcome(
+                status=one.status,
+                us=tuple(here[w] for w in self._task.workloads) if timed else (),
+                detail=one.detail,
+                stage=one.stage,
+                built=built,
+                seconds=seconds,
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned:
+    """What a search of one task came to.
+
+    Attributes:
+        decision: what tables keep; None if not even one candidate was right.
+    """
+
+    task: Task
+    problem: Problem
+    result: Result
+    bounds: tuple[float, ...]
+    decision: Decision | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for --json."""
+        counts = Counter(str(outcome.status) for outcome in self.result.tried.values())
+        return {
+            "op": self.task.spec.op,
+            "plan": self.task.plan.name,
+            "direction": self.task.direction,
+            "workloads": [{"batch": w.batch, "length": w.length} for w in self.task.workloads],
+            "points": len(self.problem.points),
+            "tried": dict(sorted(counts.items())),
+            "seconds": self.result.seconds,
+            "interrupted": self.result.interrupted,
+            "decision": json.loads(self.decision.to_line()) if self.decision else None,
+        }
+
+
+def tune(
+    spec: OpSpec,
+    plan: Plan,
+    sets: Sequence[tuple[Workload, ...]],
+    target: Target,
+    *,
+    directions: Sequence[str] = DIRECTIONS,
+    starts: Mapping[str, Numbers],
+    effort: str = "measure",
+    budget: float | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    workers: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[Tuned]:
+    """Search for the numbers of a plan on this machine's GPU.
+
+    Args:
+        sets: workloads that share their numbers; each set is a search of its own.
+        target: this machine's GPU.
+        starts: by direction, the numbers that stay if nothing beats them.
+        effort: a word of `search.EFFORTS`.
+        budget: seconds for a direction of a set; by default what the effort says.
+        resume: go on with what the log of an earlier search holds.
+        workers: processes that compile.
+
+    Yields:
+        a direction of a set, as soon as it is decided. The last ones have `interrupted` set after
+        a KeyboardInterrupt, and nothing follows.
+
+    Raises:
+        CheckFailed: V003, the GPU cannot be used.
+    """
+    effort_ = EFFORTS[effort]
+    if budget is not None:
+        effort_ = dataclasses.replace(effort_, budget=budget)
+    count = workers or max(1, (os.cpu_count() or 2) - 1)
+    with (
+        tempfile.TemporaryDirectory(prefix="sh2gen-") as name,
+        closing(Compilers(count, BUILD_LIMIT)) as compilers,
+        closing(measuring_worker()) as worker,
+    ):
+        on = machine(worker)
+        log = Log(log_path(on.gpu, spec.op, operator_digest(spec)))
+        for number, workloads in enumerate(sets):
+            found: dict[str, tuple[Task, Problem, Result, Workbench, Journal]] = {}
+            for direction in directions:
+                task = Task(spec=spec, plan=plan, direction=direction, workloads=workloads)
+                bench = Workbench(
+                    spec,
+                    plan,
+                    direction,
+                    workloads,
+                    target,
+                    folder=Path(name) / f"{number}-{direction}",
+                    compilers=compilers,
+                    worker=worker,
+                    seed=seed,
+                )
+                journal = Journal(task, on, log, effort, seed, say)
+                space = _space(task, target, directions, starts, journal)
+                result = search(
+                    space,
+                    bench,
+                    effort_,
+                    known=journal.known() if resume else None,
+                    note=_note(task, space, bench, journal, say),
+                )
+                found[direction] = task, space, result, bench, journal
+                if result.interrupted:
+                    break
+            chosen = _chosen(plan, {d: (r, b.bounds) for d, (_, _, r, b, _) in found.items()})
+            for direction, (task, space, result, bench, journal) in found.items():
+                decision = _decision(task, space, result, bench, journal, chosen[direction], effort)
+                yield Tuned(
+                    task=task,
+                    problem=space,
+                    result=result,
+                    bounds=bench.bounds,
+                    decision=decision,
+                )
+            if any(result.interrupted for _, _, result, _, _ in found.values()):
+                return
+
+
+def _space(
+    task: Task,
+    target: Target,
+    directions: Sequence[str],
+    starts: Mapping[str, Numbers],
+    journal: Journal,
+) -> Problem:
+    """The candidates of a task; what constraints drop is written down by the number."""
+    spec, plan, direction = task.spec, task.plan, task.direction
+    survey = search_space(spec, plan, direction)
+    for constraint, count in survey.dropped:
+        text = f"{constraint.that}: {constraint.because}"
+        journal.write((), _dropped(Status.CONSTRAINT, "constraint", text), count)
+    points = survey.points
+    (other,) = (d for d in DIRECTIONS if d != direction)
+    if other not in directions:  # its numbers stay as they are
+        points = tuple(
+            p for p in points if coupling(plan, p) == coupling(plan, starts[other])
+        )
+    return problem(spec, plan, direction, task.workloads, target, starts[direction], points)
+
+
+def _note(
+    task: Task,
+    space: Problem,
+    bench: Workbench,
+    journal: Journal,
+    say: Callable[[str], None],
+) -> Callable[[Numbers, Outcome, Tried], None]:
+    """What is done at every outcome: it is written down, and progress is shown."""
+
+    def note(numbers: Numbers, outcome: Outcome, tried: Tried) -> None:
+        journal.write(numbers, outcome)
+        best = min(tried.values(), key=lambda one: score(one, bench.bounds))
+        dropped = sum(one.status is not Status.OK for one in tried.values())
+        text = f"{task.title}: {len(tried)} of {len(space.points)}, {dropped} dropped"
+        if best.status is Status.OK:
+            times = ", ".join(f"{us[1]:.1f}" for us in best.us)
+            text += f"; best {times} us, {1 / score(best, bench.bounds):.2f} of the bound"
+        say(text)
+
+    return note
+
+
+def _chosen(
+    plan: Plan, results: Mapping[str, tuple[Result, tuple[float, ...]]]
+) -> dict[str, Numbers]:
+    """The winners, of both directions where these must agree: then the pair that is the fastest
+    together.
+    """
+    winners = {direction: result.winner for direction, (result, _) in results.items()}
+    if len({coupling(plan, numbers) for numbers in winners.values()}) == 1:
+        return winners
+    best: dict[int | None, dict[str, tuple[float, Numbers]]] = {}
+    for direction, (result, bounds) in results.items():
+        for numbers, outcome in result.tried.items():
+            if outcome.status is Status.OK:
+                here = best.setdefault(coupling(plan, numbers), {})
+                cost = score(outcome, bounds) * sum(bounds), numbers
+                here[direction] = min(here.get(direction, cost), cost)
+    both = [pair for pair in best.values() if len(pair) == len(results)]
+    if not both:
+        return winners
+    fastest = min(both, key=lambda pair: sum(cost for cost, _ in pair.values()))
+    return {direction: numbers for direction, (_, numbers) in fastest.items()}
+
+
+def _decision(
+    task: Task,
+    space: Problem,
+    result: Result,
+    bench: Workbench,
+    journal: Journal,
+    numbers: Numbers,
+    effort: str,
+) -> Decision | None:
+    """What tables keep of a search, if the numbers are right."""
+    seen = {**result.tried, **result.final}
+    outcome = seen.get(numbers)
+    if outcome is None or outcome.status is not Status.OK:
+        return None
+    start = seen.get(space.start, outcome)
+    beside = (space.start, start) if start.status is Status.OK else (numbers, outcome)
+    low, us, high = zip(*outcome.us, strict=True)
+    return Decision(
+        key=journal.key,
+        fields=fields_of(task.spec),
+        op=task.spec.op,
+        workloads=task.workloads,
+        numbers=numbers,
+        us=us,
+        low=low,
+        high=high,
+        bound_us=bench.bounds,
+        start_us=tuple(times[1] for times in beside[1].us),
+        start=beside[0],
+        checks=bench.checks,
+        effort=f"{effort}, interrupted" if result.interrupted else effort,
+        date=now(),
+        versions=journal.on.versions,
+    )
