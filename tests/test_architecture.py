@@ -32,7 +32,7 @@ LAYERS = (
         "load_module",
         "operator",
     ),
-    ("verify", "measure", "records"),
+    ("verify", "measure", "records", "lockfile"),
     ("driver",),
     ("cli", "__init__"),
     ("__main__",),
