@@ -32,7 +32,7 @@ LAYERS = (
         "load_module",
         "operator",
     ),
-    ("verify", "measure", "records", "lockfile"),
+    ("verify", "measure", "records", "tables", "lockfile"),
     ("driver",),
     ("cli", "__init__"),
     ("__main__",),
@@ -54,6 +54,8 @@ WITHIN = {
     ("emit_kernels", "emit_eager"): "both take a featurizer's lag",
     ("emit", "fit"): "what is written fits a page",
     ("operator", "emit"): "the name of the class that emit wrote",
+    ("tables", "records"): "a decision has the key of its measurements",
+    ("tables", "lockfile"): "whoever looks for a schedule looks in both",
     ("operator", "load_module"): "a callable is made from an imported file",
 }
 MAX_LINES = 1000
