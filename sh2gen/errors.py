@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 # Every code with one line of meaning: S spec, L lowering, K schedule, B build, V verification,
-# C call and command line.
+# R records, tuned tables and lock files, C call and command line.
 CODES: dict[str, str] = {
     "S001": "the operator file cannot be read",
     "S002": "unknown or duplicate key",
@@ -44,6 +44,9 @@ CODES: dict[str, str] = {
     "V001": "a result is wrong",
     "V002": "a property of the operator does not hold",
     "V003": "the verifier cannot run here",
+    "R001": "a lock file cannot be read",
+    "R002": "a lock file is malformed",
+    "R003": "a lock file does not pin the operator",
     "C001": "a tensor has the wrong shape",
     "C002": "a tensor has the wrong dtype",
     "C003": "a tensor is on the wrong device",

@@ -34,8 +34,13 @@ def refuse_to_replace(path: Path) -> None:
         )
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str, errors: str = "strict") -> None:
     """Write a file under a temporary name beside its place, then rename it into place.
+
+    Args:
+        path: its place.
+        text: its content.
+        errors: "surrogateescape" writes back bytes that are not UTF-8 and were so read.
 
     Raises:
         Sh2genError: C005 if the folder cannot be made or written; the old file is then untouched.
@@ -46,7 +51,7 @@ def write_whole(path: Path, text: str) -> None:
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder")
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", errors=errors) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

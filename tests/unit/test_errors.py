@@ -85,5 +85,5 @@ def test_every_code_of_the_package_is_in_the_table() -> None:
 
 
 def test_codes_are_well_formed() -> None:
-    assert all(re.fullmatch(r"[SLKBVC]\d{3}", code) for code in CODES)
-    assert list(CODES) == sorted(CODES, key=lambda code: ("SLKBVC".index(code[0]), code))
+    assert all(re.fullmatch(r"[SLKBVRC]\d{3}", code) for code in CODES)
+    assert list(CODES) == sorted(CODES, key=lambda code: ("SLKBVRC".index(code[0]), code))

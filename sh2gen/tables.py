@@ -1,0 +1,396 @@
+"""Tuned tables: the schedules that searches decided for, and which of them serves here (layer 6).
+
+A table is <folder>/<GPU>/<operator>.jsonl, a decision a line. `find` takes the decision for
+exactly what is wanted, else the nearest one whose numbers are legal here: of a GPU of the same
+compute capability, for another Triton, kernel text, workload, or number of channels of the same
+group width. What differs is always said. (A job that wants no look-up at all pins its schedules in
+a `lockfile`, whose functions are to be had here too.)
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sh2gen import jsonl
+from sh2gen.errors import Sh2genError
+from sh2gen.files import write_whole
+from sh2gen.jsonl import Damage
+from sh2gen.lockfile import LockEntry as LockEntry
+from sh2gen.lockfile import locked_schedule as locked_schedule
+from sh2gen.lockfile import read_lock as read_lock
+from sh2gen.lockfile import write_lock as write_lock
+from sh2gen.records import Key, check_times, check_workloads, home, slug
+from sh2gen.resources import folder as package_folder
+from sh2gen.schedule import Numbers
+from sh2gen.spec import OpSpec, Workload
+from sh2gen.target import TARGETS, Target
+
+VERSION = 1  # of the lines
+# Fields that may differ if the group width does not, and how that is said.
+_PHRASES = {"channels": "for {} channels, here {}", "filter.groups": "for {} groups, here {}"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """The numbers that a search decided for, for one direction of one plan on one GPU.
+
+    Attributes:
+        key: what it was decided for; with `workloads`, what it is found by.
+        fields: `fields_of` the operator, readable, so that a miss can name what differs.
+        op: name of the operator then.
+        workloads: what the numbers were chosen for, sorted, each once.
+        numbers: knob and value, in the order of the schedule file.
+        us, low, high: microseconds of a call for each workload: median, 20th, 80th percentile.
+        bound_us: of an elementwise kernel that moves the same bytes.
+        start_us: of `start`, timed together with `numbers`.
+        start: the schedule that the search started from.
+        checks: comparisons with float64 that passed before it was timed.
+        effort: how thorough the search was.
+        date: `records.now()` then.
+        versions: of torch, triton, sh2gen, python, the driver, ...
+
+    Raises:
+        ValueError: times that are not one a workload, workloads out of order, a name that is not
+            an operator's, fields without channels and groups.
+    """
+
+    key: Key
+    fields: Mapping[str, Any] = field(hash=False)
+    op: str
+    workloads: tuple[Workload, ...]
+    numbers: Numbers
+    us: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    bound_us: tuple[float, ...]
+    start_us: tuple[float, ...]
+    start: Numbers
+    checks: int
+    effort: str
+    date: str
+    versions: Mapping[str, str] = field(hash=False)
+
+    def __post_init__(self) -> None:
+        if re.fullmatch(r"[a-z][a-z0-9_]{0,63}", self.op) is None:  # it becomes a file's name
+            raise ValueError(f"op must be an operator's name, not {self.op!r}")
+        check_workloads(self.workloads)
+        if not self.workloads or self.workloads != in_order(self.workloads):
+            raise ValueError("workloads must be sorted, each once, and at least one")
+        for name in ("us", "low", "high", "bound_us", "start_us"):
+            times = getattr(self, name)
+            check_times(name, times)
+            if len(times) != len(self.workloads):
+                raise ValueError(f"{name} must have a time for each workload")
+        _width(self.fields)
+
+    @property
+    def identity(self) -> tuple[Key, tuple[Workload, ...]]:
+        """What a table holds one decision for."""
+        return self.key, self.workloads
+
+    def to_line(self) -> str:
+        """One line of JSON, without its newline. `from_line` undoes it."""
+        return jsonl.encode(self, VERSION)
+
+    @classmethod
+    def from_line(cls, line: str) -> Decision:
+        """Read a line. ValueError says which field is wrong, and how."""
+        found = jsonl.decode(line, cls, VERSION)
+        assert isinstance(found, Decision)
+        return found
+
+
+def fields_of(spec: OpSpec) -> dict[str, Any]:
+    """An operator in plain values, without its name and its workloads."""
+    return {k: v for k, v in spec.to_dict().items() if k not in ("op", "workloads")}
+
+
+def in_order(workloads: Sequence[Workload]) -> tuple[Workload, ...]:
+    """Workloads sorted by batch, then length, each once."""
+    return tuple(sorted(set(workloads), key=lambda w: (w.batch, w.length)))
+
+
+# ---- files --------------------------------------------------------------------------------------
+
+
+def table_folders(extra: Path | None = None) -> tuple[Path, ...]:
+    """Where tables are looked for: `extra`, the user's own, those of the package."""
+    own = (home() / "tuned", package_folder("schedules") / "tuned")
+    return own if extra is None else (extra, *own)
+
+
+def read_tables(folders: Sequence[Path]) -> tuple[tuple[Decision, ...], tuple[Damage, ...]]:
+    """The decisions of all tables below these folders, in order, and the lines that are none.
+
+    Folders need not exist.
+    """
+    decisions: list[Decision] = []
+    damages: list[Damage] = []
+    for folder in folders:
+        for path in sorted(folder.glob("*/*.jsonl")):
+            found, bad = jsonl.read_lines(path, Decision.from_line)
+            decisions += found
+            damages += bad
+    return tuple(decisions), tuple(damages)
+
+
+def write_decisions(folder: Path, decisions: Sequence[Decision]) -> Path:
+    """Put decisions, all of one operator and one GPU, into their table; returns its path.
+
+    Each takes the place of those with its key and workloads. Every other line of the table stays,
+    byte for byte, damaged ones and ones of another version too: `read_tables` names them, and
+    what becomes of them is for the user to say.
+
+    Raises:
+        Sh2genError: C005 if the table cannot be read or written; it is then untouched.
+        ValueError: none, or of several operators or GPUs.
+    """
+    ((gpu, op),) = {(d.key.gpu, d.op) for d in decisions}
+    path = folder / slug(gpu) / f"{op}.jsonl"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A file beside the tables, because every new table is another file.
+        lock = os.open(path.parent / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            with jsonl.locked(lock):
+                write_whole(path, _merged(path, decisions), errors="surrogateescape")
+        finally:
+            os.close(lock)
+    except OSError as error:
+        raise Sh2genError("C005", f"cannot write {path}: {error.strerror or error}") from error
+    return path
+
+
+def _merged(path: Path, decisions: Sequence[Decision]) -> str:
+    """The text of a table with these decisions in it."""
+    new = {d.identity: d.to_line() for d in decisions}
+    try:
+        old = path.read_bytes().decode("utf-8", errors="surrogateescape")
+    except FileNotFoundError:
+        old = ""
+    lines = []
+    put: set[Any] = set()
+    for line in old.removesuffix("\n").split("\n") if old else []:
+        try:
+            identity = Decision.from_line(line).identity
+        except ValueError:
+            lines.append(line)
+            continue
+        if identity not in new:
+            lines.append(line)
+        elif identity not in put:
+            lines.append(new[identity])
+            put.add(identity)
+    lines += [line for identity, line in new.items() if identity not in put]
+    return "".join(f"{line}\n" for line in lines)
+
+
+# ---- look-up ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a decision is looked for: as in `Decision`, and which numbers are legal here."""
+
+    key: Key
+    fields: Mapping[str, Any] = field(hash=False)
+    workloads: tuple[Workload, ...]
+    numbers_legal: Callable[[Numbers], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A decision that serves, and in what it differs from what was wanted: nothing if exact."""
+
+    decision: Decision
+    differences: tuple[str, ...]
+
+    @property
+    def exact(self) -> bool:
+        return not self.differences
+
+    @property
+    def label(self) -> str:
+        """Where the numbers come from, for the user."""
+        text = f"tuned on {_where(self.decision)}"
+        if self.exact:
+            return text
+        between = " " if self.differences[0].startswith(("for ", "with ")) else "; "
+        return f"nearest: {text}{between}{'; '.join(self.differences)}"
+
+    def us(self, target: Target) -> tuple[float, ...]:
+        """Microseconds for each workload of the decision on `target`.
+
+        Of another GPU than it was tuned on they are no measurement, but its times scaled by the
+        bandwidth that elementwise kernels reach on both.
+        """
+        there = _gpu(self.decision.key.gpu)
+        if there is None or there == target:
+            return self.decision.us
+        scale = there.elementwise_bandwidth / target.elementwise_bandwidth
+        return tuple(us * scale for us in self.decision.us)
+
+
+def find(decisions: Sequence[Decision], wanted: Wanted, target: Target) -> Found | None:
+    """The decision for exactly what is wanted, else the nearest that serves, if any does.
+
+    Nearest is first of the same GPU, then of the same kernel text, of the same Triton, of the
+    nearest number of channels, for the nearest workloads, and then the newest.
+
+    Args:
+        decisions: in any order.
+        wanted: an exact decision, too, serves only with numbers that are legal.
+        target: the GPU that it is wanted for, the one called `wanted.key.gpu`.
+    """
+    ranked = _nearest_first(decisions, wanted, target)
+    found = _compare(ranked[0], wanted, target) if ranked else []
+    if not ranked or any(d.excludes for d in found):  # those that serve come first
+        return None
+    return Found(ranked[0], tuple(d.phrase for d in found))
+
+
+def misses(
+    decisions: Sequence[Decision], wanted: Wanted, target: Target, limit: int = 20
+) -> tuple[str, ...]:
+    """How decisions differ from what is wanted, a line each, nearest first, `limit` at most.
+
+    Those that serve come first, as `find` orders them; then those in whose way least stands.
+    """
+    lines = []
+    for decision in _nearest_first(decisions, wanted, target)[:limit]:
+        found = [d.line for d in _compare(decision, wanted, target)] or ["nothing differs"]
+        lines.append(f"{decision.op} on {_where(decision)}: {'; '.join(found)}")
+    return tuple(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class _Difference:
+    """Between a decision and what is wanted. Without a phrase the decision does not serve."""
+
+    line: str  # such as "triton: 3.6 here, 3.5 there"
+    phrase: str = ""  # what follows "tuned on NVIDIA H200", such as "with Triton 3.5, here 3.6"
+
+    @property
+    def excludes(self) -> bool:
+        return not self.phrase
+
+
+def _compare(decision: Decision, wanted: Wanted, target: Target) -> list[_Difference]:
+    """Every difference, first those that a user most wants to know of."""
+    found: list[_Difference] = []
+
+    def differ(
+        name: str, here: Any, there: Any, phrase: str = "", word: Callable[[Any], str] = str
+    ) -> None:
+        if here != there:
+            found.append(_Difference(f"{name}: {word(here)} here, {word(there)} there", phrase))
+
+    a, b = wanted.key, decision.key
+    differ("plan", a.plan, b.plan)
+    differ("direction", a.direction, b.direction)
+    sizes = (in_order(wanted.workloads), decision.workloads)
+    differ("workloads", *sizes, f"for {_sizes(sizes[1])}, here {_sizes(sizes[0])}", _sizes)
+    same_width = _width(wanted.fields) == _width(decision.fields)
+    fields = list(_different(wanted.fields, decision.fields))
+    for path, here, there in fields:
+        free = same_width and path in _PHRASES
+        differ(path, here, there, _PHRASES[path].format(there, here) if free else "", _word)
+    if not fields:  # then what the digest is of has changed
+        differ("spec", a.spec, b.spec, "with another digest of the operator", _start)
+    differ("triton", a.triton, b.triton, f"with Triton {b.triton}, here {a.triton}")
+    differ("templates", a.templates, b.templates, "with other kernel text", _start)
+    gpu = _gpu(b.gpu)
+    related = gpu is not None and gpu.capability == target.capability
+    differ("gpu", a.gpu, b.gpu, f"not measured on {target.name}" if related else "")
+    # Numbers of another plan mean nothing here.
+    if not any(d.excludes for d in found) and not wanted.numbers_legal(decision.numbers):
+        found.append(_Difference("its numbers are not legal here"))
+    return found
+
+
+def _nearest_first(
+    decisions: Sequence[Decision], wanted: Wanted, target: Target
+) -> list[Decision]:
+    """Decisions by what stands in their way, then by distance, then by date; in the end by their
+    text, so that the order in which they are given does not matter.
+    """
+
+    def distance(decision: Decision) -> tuple[float, ...]:
+        found = _compare(decision, wanted, target)
+        a, b = wanted.key, decision.key
+        return (
+            sum(d.excludes for d in found),
+            len(found) > 0,
+            a.gpu != b.gpu,
+            a.templates != b.templates,
+            a.triton != b.triton,
+            _octaves(wanted.fields["channels"], decision.fields["channels"]),
+            _workload_distance(wanted.workloads, decision.workloads),
+        )
+
+    newest_first = sorted(decisions, key=lambda d: (d.date, d.to_line()), reverse=True)
+    return sorted(newest_first, key=distance)
+
+
+def _workload_distance(wanted: Sequence[Workload], others: Sequence[Workload]) -> float:
+    """The mean over wanted workloads of the octaves to the nearest of the others."""
+    nearest = (
+        min(_octaves(w.batch, o.batch) + _octaves(w.length, o.length) for o in others)
+        for w in in_order(wanted)
+    )
+    return statistics.fmean(nearest)
+
+
+def _octaves(a: int, b: int) -> float:
+    return abs(math.log2(a / b))
+
+
+def _different(here: Any, there: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Every value that differs, with its dotted path: ("filter.length", 128, 7)."""
+    if isinstance(here, Mapping) and isinstance(there, Mapping):
+        for name in (*here, *(name for name in there if name not in here)):
+            inside = f"{path}.{name}" if path else name
+            yield from _different(here.get(name, "absent"), there.get(name, "absent"), inside)
+    elif here != there:
+        yield path, here, there
+
+
+def _width(fields: Mapping[str, Any]) -> int:
+    """Channels in a group. ValueError if the fields of an operator do not say."""
+    inner = fields.get("filter")
+    channels = fields.get("channels")
+    groups = inner.get("groups") if isinstance(inner, Mapping) else None
+    if type(channels) is int and type(groups) is int and 1 <= groups <= channels:
+        return channels // groups
+    raise ValueError("fields must have whole numbers `channels` and `filter.groups`")
+
+
+def _sizes(workloads: Sequence[Workload]) -> str:
+    """B=1 L=8192, B=2 L=8192 and 3 more"""
+    shown = ", ".join(f"B={w.batch} L={w.length}" for w in workloads[:3])
+    return shown + (f" and {len(workloads) - 3} more" if len(workloads) > 3 else "")
+
+
+def _word(value: Any) -> str:
+    """A value as operator files have it."""
+    return jsonl.dumps(value).replace('"', "")
+
+
+def _start(digest: str) -> str:
+    return digest[:8]
+
+
+def _where(decision: Decision) -> str:
+    return f"{decision.key.gpu} ({decision.date.partition('T')[0]})"
+
+
+def _gpu(name: str) -> Target | None:
+    """The GPU that a driver calls `name`."""
+    return next((gpu for gpu in TARGETS if re.fullmatch(gpu.device_name, name)), None)

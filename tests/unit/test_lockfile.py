@@ -1,0 +1,161 @@
+"""Lock files: what is pinned is read back, and nothing else is believed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sh2gen.errors import Sh2genError
+from sh2gen.lockfile import LockEntry, locked_schedule, read_lock, write_lock
+from sh2gen.schedule import Schedule
+from tests.strategies import register_profiles
+
+register_profiles()
+
+MR = LockEntry(
+    op="hyena_mr",
+    digest="5d" * 32,
+    plan="toeplitz/BDL/recompute",
+    forward=(("ROWS", 32), ("num_warps", 4)),
+    backward=(("ROWS", 16), ("num_warps", 8)),
+)
+FFT = LockEntry(op="hyena", digest="e5" * 32, plan="fft/BDL", forward=(), backward=())
+WORDS = ("ROWS", "TILES", "num_warps")
+
+numbers = st.dictionaries(st.sampled_from(WORDS), st.integers(0, 9)).map(
+    lambda d: tuple(d.items())
+)
+entries = st.lists(
+    st.builds(
+        LockEntry,
+        op=st.sampled_from(("a", "b", "c")),
+        digest=st.sampled_from(("1e5", "00", "ff")),
+        plan=st.text(max_size=9),
+        forward=numbers,
+        backward=numbers,
+    ),
+    max_size=5,
+    unique_by=lambda e: (e.op, e.digest),
+)
+
+
+def code(path: Path) -> tuple[str, str]:
+    with pytest.raises(Sh2genError) as caught:
+        read_lock(path)
+    return caught.value.code, str(caught.value)
+
+
+@given(entries)
+def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, found: list) -> None:
+    path = tmp_path_factory.mktemp("lock") / "job.lock"
+    write_lock(path, found)
+    text = path.read_text()
+    assert read_lock(path) == tuple(sorted(found, key=lambda e: (e.op, e.digest)))
+    write_lock(path, found[::-1])
+    assert path.read_text() == text
+
+
+def test_a_lock_file_is_readable(tmp_path: Path) -> None:
+    path = tmp_path / "job.lock"
+    write_lock(path, [MR, FFT])
+    assert path.read_text() == (
+        '{"v": 1, "schedules": [\n'
+        f'  {{"op": "hyena", "digest": "{FFT.digest}", "plan": "fft/BDL", '
+        '"forward": {}, "backward": {}},\n'
+        f'  {{"op": "hyena_mr", "digest": "{MR.digest}", "plan": "toeplitz/BDL/recompute", '
+        '"forward": {"ROWS": 32, "num_warps": 4}, "backward": {"ROWS": 16, "num_warps": 8}}\n'
+        "]}\n"
+    )
+
+
+def test_the_schedule_of_an_operator_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "job.lock"
+    pinned = (FFT, MR)
+    expected = Schedule(plan=MR.plan, forward=MR.forward, backward=MR.backward)
+    assert locked_schedule(path, pinned, "hyena_mr", MR.digest) == expected
+    assert locked_schedule(path, pinned, "mine", MR.digest) == expected
+    twin = dataclasses.replace(MR, op="mine", forward=(("ROWS", 64),))
+    assert locked_schedule(path, (MR, twin), "mine", MR.digest).forward == twin.forward
+    assert locked_schedule(path, (MR, twin), "hyena_mr", MR.digest) == expected
+
+
+def test_an_operator_that_is_not_pinned_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "job.lock"
+    with pytest.raises(Sh2genError) as caught:
+        locked_schedule(path, (MR,), "hyena_se", "00" * 32)
+    assert caught.value.code == "R003"
+    assert caught.value.message == f"{path} does not pin `hyena_se`"
+    with pytest.raises(Sh2genError, match="it pins another operator of that name") as caught:
+        locked_schedule(path, (MR,), "hyena_mr", "00" * 32)
+    assert "has changed" in str(caught.value.help)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"v": 1', '"v": 2', "v must be 1, not 2"),
+        ('"schedules"', '"schedule"', 'unknown field "schedule"'),
+        ('"plan"', '"plans"', 'unknown field schedules[0]."plans"'),
+        ('"forward": {}, ', "", "schedules[0].forward is missing"),
+        ('"ROWS": 32', '"ROWS": "32"', "schedules[1].forward.ROWS must be a whole number"),
+        ('"ROWS": 32', '"ROWS": 32, "ROWS": 64', '"ROWS" is given twice'),
+        ('"op": "hyena",', '"op": "hyena", "op": "x",', '"op" is given twice'),
+        ("[", "{", "Expecting"),
+        ("]}", "", "Expecting"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_named(
+    old: str, new: str, words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "job.lock"
+    write_lock(path, [FFT, MR])
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    number, text = code(path)
+    assert number == "R002" and words in text and "job.lock" in text
+
+
+def test_a_slip_of_the_pen_is_pointed_at(tmp_path: Path) -> None:
+    path = tmp_path / "job.lock"
+    path.write_text('{"v": 1,\n "schedules": [}\n')
+    assert code(path)[1] == (
+        "error[R002]: not JSON: Expecting value\n"
+        f'  --> {path}:2:16\n   2 |  "schedules": [}}\n     |                ^'
+    )
+    for text in ("", "null", "[]", "[" * 100_000):
+        path.write_text(text)
+        assert code(path)[0] == "R002"
+
+
+def test_duplicates_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "job.lock"
+    with pytest.raises(Sh2genError, match=r"`hyena_mr` .* is given twice") as caught:
+        write_lock(path, [MR, MR])
+    assert caught.value.code == "R002" and not path.exists()
+    values = {"v": 1, "schedules": [json.loads(json.dumps(dataclasses.asdict(FFT)))] * 2}
+    for entry in values["schedules"]:
+        entry |= {"forward": {}, "backward": {}}
+    path.write_text(json.dumps(values))
+    assert code(path)[0] == "R002"
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    assert code(tmp_path / "none.lock")[0] == "R001"
+    assert "No such file" in code(tmp_path / "none.lock")[1]
+    assert code(tmp_path)[0] == "R001"
+    (tmp_path / "job.lock").write_bytes(b"\xff\xfe")
+    assert "it is not UTF-8 text" in code(tmp_path / "job.lock")[1]
+
+
+def test_a_file_of_the_users_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "op.yaml"
+    path.write_text("op: mine\n")
+    with pytest.raises(Sh2genError, match="is no lock file") as caught:
+        write_lock(path, [MR])
+    assert caught.value.code == "C005"
+    assert path.read_text() == "op: mine\n"

@@ -1,0 +1,406 @@
+"""Tuned tables: what is kept, which decision is found, and what is said of those that are not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sh2gen.errors import Sh2genError
+from sh2gen.records import Key, operator_digest
+from sh2gen.resources import folder
+from sh2gen.spec import OpSpec, Workload, spec_from_dict
+from sh2gen.tables import (
+    Decision,
+    Found,
+    Wanted,
+    fields_of,
+    find,
+    in_order,
+    misses,
+    read_tables,
+    table_folders,
+    write_decisions,
+)
+from sh2gen.target import A100, H100, H200, Target
+from tests.strategies import register_profiles, specs
+
+register_profiles()
+
+SHORT, LONG = Workload(batch=1, length=8192), Workload(batch=1, length=131072)
+
+
+def make(channels: int = 4096, groups: int = 256, length: int = 128, **fields: Any) -> OpSpec:
+    inner = {"kind": "explicit", "length": length, "groups": groups}
+    return spec_from_dict({"op": "hyena_mr", "channels": channels, "filter": inner} | fields)
+
+
+def key_of(spec: OpSpec, **fields: str) -> Key:
+    key = Key(
+        spec=operator_digest(spec),
+        plan="toeplitz/BDL/recompute",
+        direction="forward",
+        gpu="NVIDIA H200",
+        triton="3.6",
+        templates="7e" * 32,
+    )
+    return dataclasses.replace(key, **fields)
+
+
+def decide(
+    spec: OpSpec | None = None,
+    workloads: tuple[Workload, ...] = (SHORT,),
+    date: str = "2026-11-25T10:00:00Z",
+    rows: int = 32,
+    **key: str,
+) -> Decision:
+    spec = spec or make()
+    times = tuple(10.0 * w.length / SHORT.length for w in workloads)
+    return Decision(
+        key=key_of(spec, **key),
+        fields=fields_of(spec),
+        op=spec.op,
+        workloads=workloads,
+        numbers=(("ROWS", rows), ("BLOCK_T", 64)),
+        us=times,
+        low=times,
+        high=times,
+        bound_us=times,
+        start_us=times,
+        start=(("ROWS", 8), ("BLOCK_T", 64)),
+        checks=40,
+        effort="normal",
+        date=date,
+        versions={"torch": "2.11.0"},
+    )
+
+
+def want(
+    spec: OpSpec | None = None,
+    workloads: tuple[Workload, ...] = (SHORT,),
+    legal: Any = lambda numbers: True,
+    **key: str,
+) -> Wanted:
+    spec = spec or make()
+    return Wanted(
+        key=key_of(spec, **key),
+        fields=fields_of(spec),
+        workloads=workloads,
+        numbers_legal=legal,
+    )
+
+
+def found(decisions: list[Decision], wanted: Wanted, target: Target = H200) -> Found:
+    result = find(decisions, wanted, target)
+    assert result is not None
+    return result
+
+
+# ---- lines and files ----------------------------------------------------------------------------
+
+workload_sets = st.lists(
+    st.builds(Workload, batch=st.integers(1, 64), length=st.integers(1, 2**20)),
+    min_size=1,
+    max_size=4,
+).map(in_order)
+
+
+@given(specs(), workload_sets, st.integers(), st.text(max_size=20))
+def test_a_line_gives_back_what_was_written(
+    spec: OpSpec, workloads: tuple[Workload, ...], rows: int, gpu: str
+) -> None:
+    decision = decide(spec, workloads, rows=rows, gpu=gpu)
+    line = decision.to_line()
+    assert line.isascii() and "\n" not in line
+    assert Decision.from_line(line) == decision
+    assert hash(Decision.from_line(line)) == hash(decision)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"v": 1', '"v": 2', "v must be 1, not 2"),
+        ('"op": "hyena_mr"', '"op": "../evil"', "op must be an operator's name"),
+        ('"channels": 4096', '"channels": "many"', "`channels` and `filter.groups`"),
+        ('"groups": 256', '"groups": 0', "`channels` and `filter.groups`"),
+        ('"us": [10.0]', '"us": [10.0, 11.0]', "us must have a time for each workload"),
+        ('"bound_us": [10.0]', '"bound_us": [NaN]', "NaN is no number"),
+        ('"workloads": [{"batch": 1, "length": 8192}]', '"workloads": []', "at least one"),
+        ('"checks": 40', '"checks": "all"', "checks must be a whole number"),
+        ('"checks": 40, ', "", "checks is missing"),
+    ],
+)
+def test_what_is_wrong_with_a_line_is_named(old: str, new: str, words: str) -> None:
+    line = decide().to_line()
+    assert old in line
+    with pytest.raises(ValueError) as caught:
+        Decision.from_line(line.replace(old, new))
+    assert words in str(caught.value)
+
+
+def test_workloads_are_a_sorted_set() -> None:
+    with pytest.raises(ValueError, match="sorted"):
+        decide(workloads=(LONG, SHORT))
+    with pytest.raises(ValueError, match="each once"):
+        decide(workloads=(SHORT, SHORT))
+    assert in_order([LONG, SHORT, LONG]) == (SHORT, LONG)
+
+
+def test_tables_are_written_and_read(tmp_path: Path) -> None:
+    first, second = decide(), decide(direction="backward")
+    path = write_decisions(tmp_path / "tuned", [first, second])
+    assert path == tmp_path / "tuned" / "nvidia-h200" / "hyena_mr.jsonl"
+    assert read_tables([tmp_path / "none", tmp_path / "tuned"]) == ((first, second), ())
+    assert [json.loads(line)["v"] for line in path.read_text().splitlines()] == [1, 1]
+
+
+def test_a_decision_replaces_its_own_kind_and_nothing_else(tmp_path: Path) -> None:
+    old = [decide(), decide(direction="backward"), decide(workloads=(SHORT, LONG))]
+    path = write_decisions(tmp_path, old)
+    new = [decide(rows=64), decide(triton="3.7")]
+    write_decisions(tmp_path, new)
+    assert read_tables([tmp_path]) == ((new[0], old[1], old[2], new[1]), ())
+    before = path.read_bytes()
+    write_decisions(tmp_path, new)  # again: nothing changes
+    assert path.read_bytes() == before
+
+
+def test_lines_that_are_no_decisions_stay_as_they_are(tmp_path: Path) -> None:
+    path = write_decisions(tmp_path, [decide()])
+    newer = decide().to_line().replace('"v": 1', '"v": 9').encode()
+    torn = b"\xff\xfe\n\n# a note\r\n" + newer + b'\n{"v": 1, "key'
+    path.write_bytes(path.read_bytes() + torn)
+    write_decisions(tmp_path, [decide(rows=64), decide(triton="3.7")])
+    lines = path.read_bytes().split(b"\n")
+    assert lines[0] == decide(rows=64).to_line().encode()
+    assert b"\n".join(lines[1:6]) == torn
+    assert lines[6:] == [decide(triton="3.7").to_line().encode(), b""]
+    decisions, damages = read_tables([tmp_path])
+    assert len(decisions) == 2
+    assert [d.line for d in damages] == [2, 4, 5, 6]
+
+
+def test_one_table_at_a_time(tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        write_decisions(tmp_path, [decide(), decide(gpu="NVIDIA B200")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_table_that_cannot_be_written_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "nvidia-h200").write_text("in the way")
+    with pytest.raises(Sh2genError, match="cannot write") as caught:
+        write_decisions(tmp_path, [decide()])
+    assert caught.value.code == "C005"
+    (tmp_path / "nvidia-h200").unlink()
+    (tmp_path / "nvidia-h200" / "hyena_mr.jsonl").mkdir(parents=True)
+    with pytest.raises(Sh2genError, match="cannot write") as caught:
+        write_decisions(tmp_path, [decide()])
+    assert caught.value.code == "C005"
+
+
+def write_many(place: Path, triton: str) -> None:
+    for i in range(20):
+        write_decisions(place, [decide(triton=f"{triton}.{i}")])
+
+
+def test_two_processes_write_one_table(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=write_many, args=(tmp_path, n)) for n in ("3", "4")]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    decisions, damages = read_tables([tmp_path])
+    assert len(decisions) == 40 and not damages
+
+
+def test_the_users_own_tables_come_before_those_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SH2GEN_HOME", str(tmp_path))
+    own, packaged = table_folders()
+    assert (own, packaged) == (tmp_path / "tuned", folder("schedules") / "tuned")
+    assert table_folders(tmp_path / "extra") == (tmp_path / "extra", own, packaged)
+
+
+# ---- look-up ------------------------------------------------------------------------------------
+
+
+def test_an_exact_decision() -> None:
+    result = found([decide(triton="3.5"), decide(), decide(workloads=(LONG,))], want())
+    assert result == Found(decide(), ())
+    assert result.exact
+    assert result.label == "tuned on NVIDIA H200 (2026-11-25)"
+    assert result.us(H200) == (10.0,)
+    both = found([decide(workloads=(SHORT, LONG))], want(workloads=(LONG, SHORT)))
+    assert both.exact  # a set
+
+
+def test_an_operator_of_another_name_is_the_same() -> None:
+    other = dataclasses.replace(make(), op="mine", workloads=(LONG,))
+    assert found([decide()], want(other)).exact
+
+
+@pytest.mark.parametrize(
+    ("decision", "wanted", "label"),
+    [
+        (
+            decide(templates="00" * 32),
+            want(workloads=(LONG,)),
+            " for B=1 L=8192, here B=1 L=131072; with other kernel text",
+        ),
+        (decide(triton="3.5"), want(), " with Triton 3.5, here 3.6"),
+        (
+            decide(make(channels=256, groups=16)),
+            want(),
+            " for 256 channels, here 4096; for 16 groups, here 256",
+        ),
+        (
+            decide(),
+            want(workloads=tuple(Workload(batch=b, length=64) for b in (1, 2, 3, 4, 5))),
+            " for B=1 L=8192, here B=1 L=64, B=2 L=64, B=3 L=64 and 2 more",
+        ),
+    ],
+)
+def test_the_nearest_says_what_differs(decision: Decision, wanted: Wanted, label: str) -> None:
+    result = found([decision], wanted)
+    assert not result.exact and result.decision == decision
+    assert result.label == "nearest: tuned on NVIDIA H200 (2026-11-25)" + label
+
+
+def test_workloads_that_are_not_shown_differ_too() -> None:
+    four = tuple(Workload(batch=b, length=64) for b in (1, 2, 3, 4))
+    five = (*four[:3], Workload(batch=5, length=64))
+    assert not found([decide(workloads=four)], want(workloads=five)).exact
+
+
+def test_a_digest_that_has_another_meaning_by_now_is_said() -> None:
+    """As after a change of how digests are made: the fields are the same."""
+    old = decide()
+    old = dataclasses.replace(old, key=dataclasses.replace(old.key, spec="00" * 32))
+    assert found([old], want()).differences == ("with another digest of the operator",)
+
+
+def test_another_gpu_of_the_same_capability_is_no_measurement() -> None:
+    wanted = want(gpu=H100.device_name)
+    result = found([decide()], wanted, H100)
+    assert result.label == "nearest: tuned on NVIDIA H200 (2026-11-25); not measured on H100"
+    (us,) = result.us(H100)
+    assert us == pytest.approx(10.0 * H200.dram_bandwidth / H100.dram_bandwidth)
+    assert result.us(H200) == (10.0,)
+    own = decide(gpu=H100.device_name, triton="3.5", templates="00" * 32)
+    assert found([decide(), own], wanted, H100).decision == own
+    assert found([own], wanted, H100).us(H100) == (10.0,)
+
+
+def test_gpus_of_another_capability_and_unknown_ones_do_not_serve() -> None:
+    assert find([decide()], want(gpu=A100.device_name), A100) is None
+    assert find([decide(gpu="NVIDIA Mystery")], want(), H200) is None
+    unknown = found([decide(gpu="NVIDIA Mystery")], want(gpu="NVIDIA Mystery"))
+    assert unknown.exact and unknown.us(H200) == (10.0,)
+
+
+@pytest.mark.parametrize(
+    ("decision", "line"),
+    [
+        (decide(make(length=7)), "filter.length: 128 here, 7 there"),
+        (decide(make(gates={"pre": True})), "gates.pre: false here, true there"),
+        (
+            decide(make(state={"final": True})),
+            "state: none here, {initial: false, final: true, width: K-1, dtype: float32} there",
+        ),
+        (decide(make(groups=128)), "filter.groups: 256 here, 128 there"),
+        (decide(make(channels=8192)), "channels: 4096 here, 8192 there"),
+        (decide(plan="direct/BDL"), "plan: toeplitz/BDL/recompute here, direct/BDL there"),
+        (decide(direction="backward"), "direction: forward here, backward there"),
+        (decide(gpu="NVIDIA B200"), "gpu: NVIDIA H200 here, NVIDIA B200 there"),
+    ],
+)
+def test_a_miss_names_what_differs(decision: Decision, line: str) -> None:
+    assert find([decision], want(), H200) is None
+    (text,) = misses([decision], want(), H200)
+    assert text.startswith(f"hyena_mr on {decision.key.gpu} (2026-11-25): ")
+    assert line in text.partition(": ")[2].split("; ")
+
+
+def test_misses_are_nearest_first_and_not_too_many() -> None:
+    decisions = [
+        decide(make(length=7), direction="backward"),
+        decide(make(length=7)),
+        decide(triton="3.5"),
+        decide(),
+    ]
+    lines = misses(decisions, want(), H200)
+    assert [line.partition("): ")[2] for line in lines] == [
+        "nothing differs",
+        "triton: 3.6 here, 3.5 there",
+        "filter.length: 128 here, 7 there",
+        "direction: forward here, backward there; filter.length: 128 here, 7 there",
+    ]
+    many = [decide(triton=str(i)) for i in range(50)]
+    assert len(misses(many, want(), H200)) == 20
+    assert misses([], want(), H200) == () and find([], want(), H200) is None
+
+
+def test_numbers_that_are_not_legal_here_do_not_serve() -> None:
+    def legal(numbers: Any) -> bool:
+        return dict(numbers)["ROWS"] <= 32
+
+    near, far = decide(rows=64), decide(triton="3.5")
+    assert found([near, far], want(legal=legal)).decision == far
+    assert find([near], want(legal=legal), H200) is None
+    assert misses([near], want(legal=legal), H200)[0].endswith("its numbers are not legal here")
+
+    def never(numbers: Any) -> bool:
+        raise AssertionError("numbers of another plan mean nothing here")
+
+    assert find([decide(plan="direct/BDL")], want(legal=never), H200) is None
+
+
+RANKED = [  # nearest first
+    decide(),
+    decide(workloads=(SHORT, LONG)),  # all that is wanted, and more
+    decide(workloads=(Workload(batch=2, length=8192),), date="2026-11-26"),
+    decide(workloads=(Workload(batch=2, length=8192),), date="2026-11-24"),
+    decide(workloads=(Workload(batch=2, length=16384),)),
+    decide(workloads=(LONG,)),
+    decide(make(channels=2048, groups=128)),
+    decide(make(channels=256, groups=16)),
+    decide(triton="3.5"),
+    decide(triton="3.5", workloads=(LONG,)),
+    decide(templates="00" * 32),
+    decide(templates="00" * 32, triton="3.5"),
+    decide(gpu=H100.device_name),
+    decide(gpu=H100.device_name, templates="00" * 32),
+]
+
+
+@given(st.randoms(use_true_random=False))
+def test_the_nearest_whatever_the_order(chance: random.Random) -> None:
+    left = list(RANKED)
+    chance.shuffle(left)
+    for expected in RANKED:
+        assert found(left, want()).decision == expected
+        left.remove(expected)
+
+
+def test_of_equals_one_is_always_the_same() -> None:
+    a, b = decide(rows=16, triton="3.5"), decide(rows=64, triton="3.5")
+    assert found([a, b], want()) == found([b, a], want())
+
+
+def test_the_distance_of_workloads_is_a_mean_of_the_nearest() -> None:
+    wanted = want(workloads=(SHORT, LONG))
+    one = decide(workloads=(SHORT,))  # 0 and 4 octaves
+    middle = decide(workloads=(Workload(batch=1, length=32768),))  # 2 and 2: as far
+    two = decide(workloads=(SHORT, Workload(batch=1, length=65536)))  # 0 and 1
+    assert found([one, middle, two], wanted).decision == two
+    assert found([one, dataclasses.replace(middle, date="2027")], wanted).decision != one
