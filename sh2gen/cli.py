@@ -103,6 +103,8 @@ def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
 )
 @click.option("--no-build", is_flag=True, help="Do not compile the kernels ahead of time.")
 @click.option("--check", is_flag=True, help="Write nothing; fail if a file in --out is stale.")
+@click.option("--locked", metavar="FILE", help="Take plans and numbers from this lock file alone.")
+@click.option("--lock", metavar="FILE", help="Write such a file of what was taken.")
 @_json
 def compile_command(
     ops: tuple[str, ...],
@@ -113,6 +115,8 @@ def compile_command(
     no_verify: bool,
     no_build: bool,
     check: bool,
+    locked: str | None,
+    lock: str | None,
     as_json: bool,
 ) -> None:
     """Write the generated file of each op.yaml (or of all in a folder), built and verified.
@@ -134,6 +138,8 @@ def compile_command(
             verified=not (no_verify or check),
             built=not (no_build or check),
             write=not check,
+            locked=locked,
+            lock=lock,
             progress=say,
         )
     outdated = [str(c.path) for c in compilations if driver.stale(c)] if check else []
@@ -164,6 +170,9 @@ def _print_compilation(c: Any) -> None:
         ("call with", f"activations {'(B, D, L)' if plan.layout == 'BDL' else '(B, L, D)'}")
     )
     rows.append(("schedule", f"{c.chosen.schedule}"))
+    for origin in dict.fromkeys(c.chosen.origins.values()):
+        whose = [d for d, text in c.chosen.origins.items() if text == origin]
+        rows.append(("numbers", origin if len(whose) > 1 else f"{whose[0]}: {origin}"))
     for workload, found in c.predictions:
         text = ", ".join(
             f"{direction} {p.seconds * 1e6:.0f} us ({p.share:.2f} of the memory bound"
@@ -255,6 +264,154 @@ def verify(
         raise click.exceptions.Exit(1)
 
 
+@main.command()
+@click.argument("op")
+@click.option(
+    "--length",
+    "lengths",
+    multiple=True,
+    type=click.IntRange(1),
+    help="Tune for this length alone; may be given several times.",
+)
+@click.option(
+    "--batch", default=1, show_default=True, type=click.IntRange(1), help="With --length."
+)
+@click.option("--direction", type=click.Choice(["forward", "backward"]), help="Default: both.")
+@click.option(
+    "--effort",
+    type=click.Choice(["estimate", "measure", "patient", "exhaustive"]),
+    default="measure",
+    show_default=True,
+    help="estimate ranks by prediction and needs no GPU; exhaustive tries all there is.",
+)
+@click.option("--budget", type=click.FloatRange(1), help="Seconds for a direction and length.")
+@click.option("--resume", is_flag=True, help="Go on with what an earlier search recorded.")
+@click.option("--out", help="Folder of tuned tables; default: your own, where compile looks.")
+@click.option("--workers", type=click.IntRange(1), help="Processes that compile.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@_plan
+@_set
+@_target
+@_json
+def tune(
+    op: str,
+    lengths: tuple[int, ...],
+    batch: int,
+    direction: str | None,
+    effort: str,
+    budget: float | None,
+    resume: bool,
+    out: str | None,
+    workers: int | None,
+    seed: int,
+    plan: str | None,
+    settings: tuple[str, ...],
+    target: str | None,
+    as_json: bool,
+) -> None:
+    """Search for the fastest numbers of an op.yaml on this GPU; compile takes them from then on.
+
+    Every candidate is built ahead of time, compared with float64 and only then timed, in a process
+    that may crash or hang. What happened to each is appended to a log as it happens; Ctrl-C keeps
+    the best so far, and --resume goes on.
+
+    Without --length the workloads of the file are tuned for at once. --set says where to start.
+    """
+    from sh2gen import driver
+    from sh2gen.spec import Workload
+
+    workloads = [Workload(batch=batch, length=length) for length in lengths]
+    if effort == "estimate":
+        _print_estimate(
+            driver.estimate_operator(op, workloads=workloads, plan=plan, target=target), as_json
+        )
+        return
+    if target is not None:
+        raise Sh2genError("C006", "--target is for --effort estimate: tuning measures on this GPU")
+    found: list[dict[str, Any]] = []
+    with _progress(as_json) as say:
+        for tuned, path in driver.tune_operator(
+            op,
+            sets=[(workload,) for workload in workloads],
+            plan=plan,
+            changes=_changes(settings),
+            directions=(direction,) if direction else ("forward", "backward"),
+            effort=effort,
+            budget=budget,
+            seed=seed,
+            resume=resume,
+            workers=workers,
+            out=out,
+            progress=say,
+        ):
+            found.append(tuned.to_dict() | {"table": str(path) if path else None})
+            if not as_json:
+                _print_tuned(tuned, path)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    if any(one["interrupted"] for one in found):
+        raise click.exceptions.Exit(130)
+    if not all(one["decision"] for one in found):
+        raise click.exceptions.Exit(1)
+
+
+def _print_estimate(problems: Any, as_json: bool) -> None:
+    """The ten best by prediction, of each direction."""
+    ranked = {
+        direction: sorted(space.points, key=lambda point: space.predicted[point])[:10]
+        for direction, space in problems.items()
+    }
+    if as_json:
+        result = {
+            direction: [
+                {"numbers": dict(point), "share": 1 / problems[direction].predicted[point]}
+                for point in points
+            ]
+            for direction, points in ranked.items()
+        }
+        click.echo(json.dumps(result, indent=2))
+        return
+    for direction, points in ranked.items():
+        space = problems[direction]
+        click.echo(f"{direction}: the best of {len(space.points)} by prediction")
+        for point in points:
+            text = " ".join(f"{name}={value}" for name, value in point if value)
+            mark = "  (start)" if point == space.start else ""
+            click.echo(f"  {1 / space.predicted[point]:.2f} of the bound  {text}{mark}")
+
+
+def _print_tuned(tuned: Any, path: Any) -> None:
+    """What a search came to, for a person."""
+    result, decision = tuned.result, tuned.decision
+    counts = ", ".join(f"{n} {status}" for status, n in tuned.to_dict()["tried"].items())
+    rows = [
+        (
+            "tried",
+            f"{len(result.tried)} of {len(tuned.problem.points)} candidates in "
+            f"{result.seconds:.0f} s: {counts}" + ("; interrupted" * result.interrupted),
+        )
+    ]
+    if decision is None:
+        rows.append(("decided", "nothing: no candidate was right"))
+    else:
+        numbers = " ".join(f"{name}={value}" for name, value in decision.numbers if value)
+        rows.append(("numbers", numbers + " (as before)" * (decision.numbers == decision.start)))
+        for i, workload in enumerate(decision.workloads):
+            us, bound = decision.us[i], decision.bound_us[i]
+            rows.append(
+                (
+                    f"B={workload.batch} L={workload.length}",
+                    f"{us:.1f} us ({decision.low[i]:.1f} to {decision.high[i]:.1f}), "
+                    f"{bound / us:.2f} of the bound; before {decision.start_us[i]:.1f} us",
+                )
+            )
+        rows.append(("kept in", str(path)))
+    width = max(len(name) for name, _ in rows)
+    click.echo(tuned.task.title)
+    for name, text in rows:
+        click.echo(f"  {name.ljust(width)}  {text}")
+
+
 _STAGES = ["spec", "graph", "plan", "source", "ptx"]
 
 
@@ -263,6 +420,9 @@ _STAGES = ["spec", "graph", "plan", "source", "ptx"]
 @click.option(
     "--stage", type=click.Choice(_STAGES), help="Print one stage instead of the summary."
 )
+@click.option(
+    "--miss", is_flag=True, help="Say in what each tuned schedule differs from what is wanted."
+)
 @_plan
 @_set
 @_target
@@ -270,6 +430,7 @@ _STAGES = ["spec", "graph", "plan", "source", "ptx"]
 def explain(
     op: str,
     stage: str | None,
+    miss: bool,
     plan: str | None,
     settings: tuple[str, ...],
     target: str | None,
@@ -278,6 +439,7 @@ def explain(
     """Show how an op.yaml is lowered: verdicts, plans and predicted cost, or any one stage."""
     from sh2gen import cost, driver
     from sh2gen.build import build
+    from sh2gen.choose import explain_misses, tables
     from sh2gen.emit import emit
     from sh2gen.ir import operator_graph
     from sh2gen.lower import verdicts
@@ -288,13 +450,16 @@ def explain(
     gpu = driver.resolve_target(target)
     answers = verdicts(spec)
     applies = any(answer.applies for answer in answers.values())
+    known = tables()
     ranked: tuple[driver.Candidate, ...] = ()
-    if applies or plan is not None or settings or stage in ("plan", "source", "ptx"):
-        ranked = driver.candidates(spec, gpu, plan, _changes(settings))
+    if applies or plan is not None or settings or miss or stage in ("plan", "source", "ptx"):
+        ranked = driver.candidates(spec, gpu, plan, _changes(settings), known)
     elif stage is not None:  # spec and graph need no plan; here is why there is none
         for name, answer in answers.items():
             talk.print(f"{name}: no, {answer}", markup=False)
-    if stage is None:
+    if miss:
+        _print_misses(ranked[0], explain_misses(spec, gpu, ranked[0].plan, known), as_json)
+    elif stage is None:
         _print_explanation(spec, gpu, answers, ranked, cost, as_json)
     elif stage == "spec":
         _show(as_json, stage, json.dumps(spec.to_dict(), indent=2) if as_json else spec.to_yaml())
@@ -316,6 +481,21 @@ def explain(
             say(f"compiling for {gpu.sm}")
             built = build(source, gpu, variants=("aligned",))
         _show(as_json, stage, "\n".join(k.ptx for k in built.kernels))
+
+
+def _print_misses(chosen: Any, found: Any, as_json: bool) -> None:
+    """Where numbers come from, and in what each tuned decision differs."""
+    if as_json:
+        result = {
+            d: {"origin": chosen.origins.get(d, "default"), "tuned": list(lines)}
+            for d, lines in found.items()
+        }
+        click.echo(json.dumps({"plan": chosen.plan.name, "directions": result}, indent=2))
+        return
+    for direction, lines in found.items():
+        click.echo(f"{chosen.plan.name} {direction}: {chosen.origins.get(direction, 'default')}")
+        for line in lines or ("nothing was tuned for this direction",):
+            click.echo(f"  {line}")
 
 
 def _show(as_json: bool, stage: str, text: str, language: str | None = None) -> None:
@@ -352,6 +532,7 @@ def _print_explanation(
             "plan": candidate.plan.name,
             "score": candidate.score,
             "schedule": str(candidate.schedule),
+            "origins": dict(candidate.origins),
             "predictions": [],
         }
         for kernel in candidate.plan.kernels:

@@ -7,10 +7,10 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ import torch
 
 from sh2gen import target as targets
 from sh2gen.build import Built, build, check_fits
-from sh2gen.cost import Prediction, predictions, score
-from sh2gen.emit import emit, refuse_clash
+from sh2gen.choose import Candidate, Changes, Tables, candidates, tables
+from sh2gen.cost import Prediction, predictions
+from sh2gen.emit import emit
 from sh2gen.emit_kernels import cuts
 from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.files import refuse_to_replace, write_whole
@@ -28,28 +29,17 @@ from sh2gen.lower import plans, verdicts
 from sh2gen.lower.verdict import Verdict
 from sh2gen.operator import InterpreterRunner, Operator, OperatorRunner
 from sh2gen.plan import Plan
-from sh2gen.schedule import Schedule, interpreter_schedule, schedule
+from sh2gen.records import home, operator_digest
+from sh2gen.schedule import DIRECTIONS, Schedule, interpreter_schedule, schedule
+from sh2gen.search import Problem
 from sh2gen.source import Source
 from sh2gen.spec import OpSpec, Workload, load_spec
+from sh2gen.tables import LockEntry, in_order, write_decisions, write_lock
 from sh2gen.target import Target
+from sh2gen.tuner import Tuned, problem, tune
 from sh2gen.verify import Report, Runner, twin, verify
 
 Progress = Callable[[str], None]  # what happens next, or has happened
-Changes = Mapping[str, Mapping[str, int]]  # direction -> knob -> value
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A plan with its schedule and what it is predicted to cost, less is better.
-
-    Attributes:
-        origins: where the numbers of each direction come from.
-    """
-
-    plan: Plan
-    schedule: Schedule
-    score: float
-    origins: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +88,7 @@ class Compilation:
                 "forward": dict(self.chosen.schedule.forward),
                 "backward": dict(self.chosen.schedule.backward),
             },
+            "origins": dict(self.chosen.origins),
             "verdicts": {
                 name: {"applies": v.applies, "reasons": list(v.reasons)}
                 for name, v in self.verdicts.items()
@@ -140,38 +131,6 @@ class Compilation:
         }
 
 
-def candidates(
-    spec: OpSpec, target: Target, plan: str | None = None, changes: Changes | None = None
-) -> tuple[Candidate, ...]:
-    """Plans that compute the operator, the cheapest by prediction first, under default numbers.
-
-    Args:
-        plan: a prefix of the plan's name: "direct", "direct/BLD", "direct/BLD/recompute".
-        changes: numbers other than the default, of the plan that is the cheapest by default: those
-            of other plans mean something else.
-
-    Raises:
-        Sh2genError: L codes if nothing applies; S007 for a name that means something else in the
-            file, before K codes if the numbers are not legal.
-    """
-    found = plans(spec, plan.split("/")[0] if plan else None)
-    if plan is not None:
-        names = [p.name for p in found]
-        found = tuple(p for p in found if (p.name + "/").startswith(plan.rstrip("/") + "/"))
-        if not found:
-            raise Sh2genError("L003", f"{spec.op} has no plan `{plan}`", help="; ".join(names))
-
-    def candidate(p: Plan, changes: Changes | None = None) -> Candidate:
-        numbers = schedule(spec, p, changes)
-        return Candidate(plan=p, schedule=numbers, score=score(spec, p, numbers, target))
-
-    first, *others = sorted(map(candidate, found), key=lambda c: c.score)
-    if changes:
-        refuse_clash(spec, first.plan, first.schedule)  # whatever the numbers
-        first = candidate(first.plan, changes)
-    return (first, *others)
-
-
 def compile_operators(
     ops: Iterable[OpSpec | str | PathLike[str]],
     *,
@@ -182,6 +141,8 @@ def compile_operators(
     verified: bool = True,
     built: bool = True,
     write: bool = True,
+    locked: str | PathLike[str] | None = None,
+    lock: str | PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Compilation, ...]:
     """Compile operators into `out`/<op>.py. Nothing is written unless every step of all succeeds.
@@ -190,16 +151,18 @@ def compile_operators(
         ops: specs, or paths of op.yaml files.
         out: folder of the generated files.
         plan: a plan's name or a prefix of it, instead of the cheapest by prediction.
-        changes: numbers other than the default: {"forward": {"BLOCK_T": 512}}.
+        changes: numbers other than those that are known to be good: {"forward": {"BLOCK_T": 512}}.
         target: a GPU's name; the GPU of this machine if it has one that is known, else the H200.
         verified: compare the files with float64 before they are written: kernels on this machine's
             GPU if there is one, else under Triton's interpreter on twins with few channels.
         built: compile the kernels ahead of time for the target and refuse what does not fit it.
         write: False leaves the folder alone.
+        locked: a lock file that says plans and numbers, so that all who compile agree.
+        lock: where to write such a file of what was taken.
 
     Raises:
-        Sh2genError: what is wrong with a spec, plan, schedule or folder; CheckFailed if a kernel
-            does not fit or a result is wrong.
+        Sh2genError: what is wrong with a spec, plan, schedule, lock file or folder; CheckFailed if
+            a kernel does not fit or a result is wrong.
     """
     say = progress or (lambda _: None)
     gpu = target if isinstance(target, Target) else resolve_target(target)
@@ -217,7 +180,8 @@ def compile_operators(
                 + ", ".join(several),
                 help="give each a name of its own, and every file once",
             )
-    chosen = [_choose(spec, gpu, plan, changes, Path(out), say) for spec in specs]
+    known = tables(locked=Path(locked) if locked is not None else None)
+    chosen = [_choose(spec, gpu, plan, changes, known, Path(out), say) for spec in specs]
     if write:
         for compilation in chosen:
             refuse_to_replace(compilation.path)
@@ -225,7 +189,20 @@ def compile_operators(
     if write:
         for compilation in tested:
             write_whole(compilation.path, compilation.source.text)
+    if lock is not None:
+        write_lock(Path(lock), [_lock_entry(compilation) for compilation in tested])
     return tested
+
+
+def _lock_entry(compilation: Compilation) -> LockEntry:
+    chosen = compilation.chosen
+    return LockEntry(
+        op=compilation.spec.op,
+        digest=operator_digest(compilation.spec),
+        plan=chosen.plan.name,
+        forward=chosen.schedule.forward,
+        backward=chosen.schedule.backward,
+    )
 
 
 def compile_operator(op: OpSpec | str | PathLike[str], **options: Any) -> Compilation:
@@ -239,13 +216,14 @@ def _choose(
     gpu: Target,
     plan: str | None,
     changes: Changes | None,
+    known: Tables,
     out: Path,
     say: Progress,
 ) -> Compilation:
     """The generated text, neither built nor verified nor written."""
     begin = time.perf_counter()
     say(f"{spec.op}: choosing a plan")
-    ranked = candidates(spec, gpu, plan, changes)
+    ranked = candidates(spec, gpu, plan, changes, known)
     chosen = ranked[0]
     return Compilation(
         spec=spec,
@@ -547,6 +525,105 @@ def _plan_of(operator: Operator, device: str) -> Plan:
     return found[0]
 
 
+def tune_operator(
+    op: OpSpec | str | PathLike[str],
+    *,
+    sets: Sequence[Sequence[Workload]] = (),
+    plan: str | None = None,
+    changes: Changes | None = None,
+    directions: Sequence[str] = DIRECTIONS,
+    effort: str = "measure",
+    budget: float | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    workers: int | None = None,
+    out: str | PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Iterator[tuple[Tuned, Path | None]]:
+    """Search for the numbers of an operator on this machine's GPU, and keep what was found.
+
+    Args:
+        sets: workloads that share their numbers, a search each; by default the spec's own, as one.
+        plan: a plan's name or a prefix of it, instead of the cheapest by prediction.
+        changes: numbers of the schedule to start from, instead of the best known.
+        directions: which are searched; the other keeps the best numbers known.
+        effort: "measure", "patient" or "exhaustive" (`search.EFFORTS`).
+        budget: seconds for a direction of a set, instead of the effort's.
+        seed: of the inputs that candidates are verified with.
+        resume: go on with what an earlier search of this recorded.
+        workers: processes that compile; by default one less than there are cores.
+        out: folder of tuned tables; by default the user's own, where `compile` looks.
+
+    Yields:
+        what a search came to, and the table that keeps it; None if not one candidate was right.
+
+    Raises:
+        Sh2genError: V003 without a GPU that is known, L003 if there is nothing to tune, and those
+            of `candidates`.
+    """
+    spec = op if isinstance(op, OpSpec) else load_spec(op)
+    gpu = targets.from_device()
+    if gpu is None:
+        known = ", ".join(target.name for target in targets.TARGETS)
+        raise Sh2genError(
+            "V003",
+            f"tuning needs one of these GPUs: {known}",
+            help="`sh2gen tune --effort estimate` ranks schedules by prediction, without a GPU",
+        )
+    folder = Path(out) if out is not None else home() / "tuned"
+    for workloads in map(in_order, sets or (spec.workloads,)):
+        sized = dataclasses.replace(spec, workloads=workloads)
+        chosen = candidates(sized, gpu, plan, changes, tables(folder))[0]
+        _require_kernels(spec, chosen.plan)
+        for tuned in tune(
+            sized,
+            chosen.plan,
+            gpu,
+            directions=directions,
+            starts={d: chosen.schedule.numbers(d) for d in DIRECTIONS},
+            effort=effort,
+            budget=budget,
+            seed=seed,
+            resume=resume,
+            workers=workers,
+            say=progress or (lambda _: None),
+        ):
+            kept = write_decisions(folder, [tuned.decision]) if tuned.decision else None
+            yield tuned, kept
+            if tuned.result.interrupted:
+                return
+
+
+def estimate_operator(
+    op: OpSpec | str | PathLike[str],
+    *,
+    workloads: Sequence[Workload] = (),
+    plan: str | None = None,
+    target: str | None = None,
+) -> dict[str, Problem]:
+    """By direction, what a search would try and what each is predicted to cost; needs no GPU.
+
+    Raises:
+        Sh2genError: as `tune_operator`, but for the GPU.
+    """
+    spec = op if isinstance(op, OpSpec) else load_spec(op)
+    spec = dataclasses.replace(spec, workloads=in_order(workloads or spec.workloads))
+    gpu = resolve_target(target)
+    chosen = candidates(spec, gpu, plan, None, tables())[0]
+    _require_kernels(spec, chosen.plan)
+    return {
+        d: problem(spec, chosen.plan, d, spec.workloads, gpu, chosen.schedule.numbers(d))
+        for d in DIRECTIONS
+    }
+
+
+def _require_kernels(spec: OpSpec, plan: Plan) -> None:
+    if not plan.kernels:
+        raise Sh2genError(
+            "L003", f"{spec.op} is computed by {plan.name}, which has no kernels to tune"
+        )
+
+
 def stale(compilation: Compilation) -> bool:
     """Whether the file on disk differs from what was just compiled."""
     try:
@@ -593,8 +670,10 @@ __all__ = [
     "compile",
     "compile_operator",
     "compile_operators",
+    "estimate_operator",
     "load",
     "op_files",
     "stale",
+    "tune_operator",
     "verify_operator",
 ]

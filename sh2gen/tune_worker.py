@@ -37,15 +37,20 @@ from sh2gen.verify import verify
 # Elements that are compared with float64, in whole groups over all of time; all are looked at for
 # NaN. More would take longer than the kernels that are tried.
 COMPARED = 1 << 22
-# Steps of a short case of several tiles, with two sequences. Vectors are whole, as in what is timed,
-# so that the binary is the same: others are verified when the winner is compiled.
+# A short case of several tiles, with two sequences. Vectors are whole, as in what is timed, so
+# that the binary is the same: others are verified when the winner is compiled.
 SHORT = (2, 1032)
 
 
 class Bench:
-    """What jobs share: the imported files, by path."""
+    """What jobs share: the imported files, by path.
 
-    def __init__(self) -> None:
+    Args:
+        device: "cuda"; "cpu" verifies plain PyTorch, which tests do.
+    """
+
+    def __init__(self, device: str = "cuda") -> None:
+        self._device = device
         self._operators: dict[str, Operator] = {}
 
     def answer(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -78,10 +83,10 @@ class Bench:
         batch, length = max(job["workloads"], key=lambda w: w[0] * w[1])
         report = verify(
             spec,
-            Training(operator, "cuda"),
+            Training(operator, self._device),
             dtype=getattr(torch, spec.dtype.io.value),
             shapes=[SHORT, (batch, length)],
-            device="cuda",
+            device=self._device,
             seed=job["seed"],
             properties=("equality", "determinism"),
             property_shapes=[SHORT],
@@ -135,8 +140,9 @@ def failed(error: Exception) -> dict[str, Any]:
     answer: dict[str, Any] = {"status": status, "detail": f"{kind}: {error}"[:2000]}
     error.__traceback__ = None  # its frames hold tensors
     try:
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
     except Exception as broken:
         answer |= {"broken": True}
         if status == "memory":

@@ -46,7 +46,9 @@ QUICK_MS, LONG_MS = (3, 12), (10, 40)  # of warming up and of timing
 # Numbers that only the compiler sees: kernels of equal code that differ in these run the same.
 _COMPILED = ("maxnreg", "PREFETCH", "PARTS")
 # The blocks of a generated file that a schedule decides, and the name that a digest makes unique.
-_SETTINGS = re.compile(r"^(SCHEDULE|OPTIONS|PROGRAMS|NUMBERS) = (\{.*?\})(?:  #[^\n]*)?$", re.M | re.S)
+_SETTINGS = re.compile(
+    r"^(SCHEDULE|OPTIONS|PROGRAMS|NUMBERS) = (\{.*?\})(?:  #[^\n]*)?$", re.M | re.S
+)
 _UNIQUE = re.compile(r'(name = unique = "\w+_)[0-9a-f]{8}"')
 
 
@@ -101,6 +103,24 @@ def problem(
     return Problem(points=points, start=start, predicted=predicted, floors=floors)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What is tuned: one direction of a plan, for all workloads of an operator at once."""
+
+    spec: OpSpec
+    plan: Plan
+    direction: str
+
+    @property
+    def workloads(self) -> tuple[Workload, ...]:
+        return self.spec.workloads
+
+    @property
+    def title(self) -> str:
+        sizes = ", ".join(f"B={w.batch} L={w.length}" for w in self.workloads)
+        return f"{self.spec.op} {self.direction} {sizes}"
+
+
 @dataclass(frozen=True, slots=True)
 class _Candidate:
     """A candidate on its way: which file it is, with which settings, and its kernels."""
@@ -115,10 +135,9 @@ class Workbench:
     """`search.Lab` on this machine's GPU.
 
     Args:
-        plan, direction, workloads: what is searched for.
+        task: what is searched for.
         folder: for generated files; nothing in it is needed afterwards.
         compilers, worker: processes, which the caller closes.
-        companion: numbers of the other direction, by those of a candidate.
         seed: of all random inputs; every candidate gets others.
 
     Attributes:
@@ -131,31 +150,24 @@ class Workbench:
 
     def __init__(
         self,
-        spec: OpSpec,
-        plan: Plan,
-        direction: str,
-        workloads: Sequence[Workload],
+        task: Task,
         target: Target,
         *,
         folder: Path,
         compilers: Compilers,
         worker: Worker,
-        companion: Callable[[Numbers], Numbers] | None = None,
         seed: int = 0,
     ) -> None:
-        self._spec, self._plan, self._direction, self._target = spec, plan, direction, target
-        self._sizes = [[w.batch, w.length] for w in workloads]
-        self._folder, self._compilers, self._worker = folder, compilers, worker
-        self._companion = companion or (
-            lambda numbers: partner(self._spec, self._plan, self._direction, numbers)
-        )
-        self._seed = seed
+        self._spec, self._plan, self._direction = task.spec, task.plan, task.direction
+        self._sizes = [[w.batch, w.length] for w in task.workloads]
+        self._target, self._folder, self._seed = target, folder, seed
+        self._compilers, self._worker = compilers, worker
         self._files: dict[str, tuple[str, str]] = {}  # bare text -> path, text
         self._jobs: dict[str, Future[dict[str, Any]]] = {}
         self._codes: dict[tuple[Any, ...], Numbers] = {}
         self._verified: dict[Numbers, _Candidate] = {}
         self.checks = 0
-        start = search_space(spec, plan, direction).points[0]
+        start = search_space(task.spec, task.plan, task.direction).points[0]
         answer = self._ask("bounds", self._prepare(start), VERIFY_LIMIT)
         if answer["status"] != "ok":
             raise CheckFailed("V003", f"the GPU cannot be used: {answer['detail']}")
@@ -167,7 +179,8 @@ class Workbench:
     def evaluate(
         self, batch: Sequence[Numbers], deadline: float
     ) -> Iterator[tuple[Numbers, Outcome]]:
-        waiting, under_way = list(batch), []
+        waiting = list(batch)
+        under_way: list[_Candidate] = []
         try:
             while waiting or under_way:
                 # Not all at once: a search that ends early has built little for nothing.
@@ -226,7 +239,7 @@ class Workbench:
 
     def _prepare(self, numbers: Numbers) -> _Candidate:
         """Emit a candidate and have its kernels compiled, unless they are already."""
-        other = self._companion(numbers)
+        other = partner(self._spec, self._plan, self._direction, numbers)
         pair = dict(zip(DIRECTIONS, (numbers, other), strict=True))
         if self._direction == "backward":
             pair = dict(zip(DIRECTIONS, (other, numbers), strict=True))
@@ -291,9 +304,7 @@ class Workbench:
             return _answered(answer, "quick", spent, resources)
         self._verified[candidate.numbers] = candidate
         times = tuple((us[0], us[1], us[2]) for us in answer["us"])
-        return Outcome(
-            status=Status.OK, us=times, stage="quick", built=resources, seconds=spent
-        )
+        return Outcome(status=Status.OK, us=times, stage="quick", built=resources, seconds=spent)
 
     def _time(self, candidate: _Candidate, milliseconds: tuple[int, int]) -> dict[str, Any]:
         warmup, repeat = milliseconds
@@ -379,21 +390,6 @@ def machine(worker: Worker) -> Machine:
     return Machine(gpu=answer["gpu"], versions=answer["versions"])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """What is tuned: one direction of a plan, for some workloads at once."""
-
-    spec: OpSpec
-    plan: Plan
-    direction: str
-    workloads: tuple[Workload, ...]
-
-    @property
-    def title(self) -> str:
-        sizes = ", ".join(f"B={w.batch} L={w.length}" for w in self.workloads)
-        return f"{self.spec.op} {self.direction} {sizes}"
-
-
 class Journal:
     """What a search reports, written down as it happens: a line of a log a candidate and workload.
 
@@ -406,8 +402,8 @@ class Journal:
     def __init__(
         self, task: Task, on: Machine, log: Log, effort: str, seed: int, say: Callable[[str], None]
     ) -> None:
-        self._task, self.on, self._log = task, on, log
-        self._effort, self._seed, self._say = effort, seed, say
+        self.task, self.on, self.effort = task, on, effort
+        self._log, self._seed, self._say = log, seed, say
         self.key = Key(
             spec=operator_digest(task.spec),
             plan=task.plan.name,
@@ -420,11 +416,11 @@ class Journal:
     def write(self, numbers: Numbers, outcome: Outcome, count: int = 1) -> None:
         """One candidate, or several that one reason drops."""
         timed = outcome.status is Status.OK
-        workloads: Sequence[Workload | None] = self._task.workloads if timed else (None,)
+        workloads: Sequence[Workload | None] = self.task.workloads if timed else (None,)
         lines = [
             Measurement(
                 key=self.key,
-                op=self._task.spec.op,
+                op=self.task.spec.op,
                 numbers=numbers,
                 workload=workload,
                 status=outcome.status,
@@ -437,7 +433,7 @@ class Journal:
                 versions=self.on.versions,
                 date=now(),
                 seed=self._seed,
-                effort=self._effort,
+                effort=self.effort,
             )
             for i, workload in enumerate(workloads)
         ]
@@ -459,12 +455,12 @@ class Journal:
             if one.workload is not None and one.us is not None:
                 times.setdefault(one.numbers, {})[one.workload] = one.us
             here = times.get(one.numbers, {})
-            timed = all(workload in here for workload in self._task.workloads)
+            timed = all(workload in here for workload in self.task.workloads)
             if one.status is Status.OK and not timed:
                 continue  # for other workloads
             found[one.numbers] = Outcome(
                 status=one.status,
-                us=tuple(here[w] for w in self._task.workloads) if timed else (),
+                us=tuple(here[w] for w in self.task.workloads) if timed else (),
                 detail=one.detail,
                 stage=one.stage,
                 built=built,
@@ -484,7 +480,6 @@ class Tuned:
     task: Task
     problem: Problem
     result: Result
-    bounds: tuple[float, ...]
     decision: Decision | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -506,7 +501,6 @@ class Tuned:
 def tune(
     spec: OpSpec,
     plan: Plan,
-    sets: Sequence[tuple[Workload, ...]],
     target: Target,
     *,
     directions: Sequence[str] = DIRECTIONS,
@@ -517,29 +511,29 @@ def tune(
     resume: bool = False,
     workers: int | None = None,
     say: Callable[[str], None] = lambda text: None,
-) -> Iterator[Tuned]:
-    """Search for the numbers of a plan on this machine's GPU.
+) -> tuple[Tuned, ...]:
+    """Search for the numbers of a plan on this machine's GPU, for all workloads of the spec.
 
     Args:
-        sets: workloads that share their numbers; each set is a search of its own.
         target: this machine's GPU.
         starts: by direction, the numbers that stay if nothing beats them.
         effort: a word of `search.EFFORTS`.
-        budget: seconds for a direction of a set; by default what the effort says.
+        budget: seconds for a direction; by default what the effort says.
         resume: go on with what the log of an earlier search holds.
         workers: processes that compile.
 
-    Yields:
-        a direction of a set, as soon as it is decided. The last ones have `interrupted` set after
-        a KeyboardInterrupt, and nothing follows.
+    Returns:
+        one a direction. After a KeyboardInterrupt `interrupted` is set, and a direction that was
+        not begun is missing.
 
     Raises:
         CheckFailed: V003, the GPU cannot be used.
     """
-    effort_ = EFFORTS[effort]
+    hard = EFFORTS[effort]
     if budget is not None:
-        effort_ = dataclasses.replace(effort_, budget=budget)
+        hard = dataclasses.replace(hard, budget=budget)
     count = workers or max(1, (os.cpu_count() or 2) - 1)
+    found: list[tuple[Journal, Workbench, Problem, Result]] = []
     with (
         tempfile.TemporaryDirectory(prefix="sh2gen-") as name,
         closing(Compilers(count, BUILD_LIMIT)) as compilers,
@@ -547,45 +541,34 @@ def tune(
     ):
         on = machine(worker)
         log = Log(log_path(on.gpu, spec.op, operator_digest(spec)))
-        for number, workloads in enumerate(sets):
-            found: dict[str, tuple[Task, Problem, Result, Workbench, Journal]] = {}
-            for direction in directions:
-                task = Task(spec=spec, plan=plan, direction=direction, workloads=workloads)
-                bench = Workbench(
-                    spec,
-                    plan,
-                    direction,
-                    workloads,
-                    target,
-                    folder=Path(name) / f"{number}-{direction}",
-                    compilers=compilers,
-                    worker=worker,
-                    seed=seed,
-                )
-                journal = Journal(task, on, log, effort, seed, say)
-                space = _space(task, target, directions, starts, journal)
-                result = search(
-                    space,
-                    bench,
-                    effort_,
-                    known=journal.known() if resume else None,
-                    note=_note(task, space, bench, journal, say),
-                )
-                found[direction] = task, space, result, bench, journal
-                if result.interrupted:
-                    break
-            chosen = _chosen(plan, {d: (r, b.bounds) for d, (_, _, r, b, _) in found.items()})
-            for direction, (task, space, result, bench, journal) in found.items():
-                decision = _decision(task, space, result, bench, journal, chosen[direction], effort)
-                yield Tuned(
-                    task=task,
-                    problem=space,
-                    result=result,
-                    bounds=bench.bounds,
-                    decision=decision,
-                )
-            if any(result.interrupted for _, _, result, _, _ in found.values()):
-                return
+        for direction in directions:
+            task = Task(spec=spec, plan=plan, direction=direction)
+            journal = Journal(task, on, log, effort, seed, say)
+            bench = Workbench(
+                task,
+                target,
+                folder=Path(name) / direction,
+                compilers=compilers,
+                worker=worker,
+                seed=seed,
+            )
+            space = _space(task, target, directions, starts, journal)
+            known = journal.known() if resume else None
+            note = _note(space, bench, journal, say)
+            result = search(space, bench, hard, known=known, note=note)
+            found.append((journal, bench, space, result))
+            if result.interrupted:
+                break
+    chosen = _chosen(plan, [(b.bounds, result) for _, b, _, result in found])
+    return tuple(
+        Tuned(
+            task=journal.task,
+            problem=space,
+            result=result,
+            decision=_decision(journal, bench, space, result, numbers),
+        )
+        for (journal, bench, space, result), numbers in zip(found, chosen, strict=True)
+    )
 
 
 def _space(
@@ -604,18 +587,12 @@ def _space(
     points = survey.points
     (other,) = (d for d in DIRECTIONS if d != direction)
     if other not in directions:  # its numbers stay as they are
-        points = tuple(
-            p for p in points if coupling(plan, p) == coupling(plan, starts[other])
-        )
+        points = tuple(p for p in points if coupling(plan, p) == coupling(plan, starts[other]))
     return problem(spec, plan, direction, task.workloads, target, starts[direction], points)
 
 
 def _note(
-    task: Task,
-    space: Problem,
-    bench: Workbench,
-    journal: Journal,
-    say: Callable[[str], None],
+    space: Problem, bench: Workbench, journal: Journal, say: Callable[[str], None]
 ) -> Callable[[Numbers, Outcome, Tried], None]:
     """What is done at every outcome: it is written down, and progress is shown."""
 
@@ -623,7 +600,7 @@ def _note(
         journal.write(numbers, outcome)
         best = min(tried.values(), key=lambda one: score(one, bench.bounds))
         dropped = sum(one.status is not Status.OK for one in tried.values())
-        text = f"{task.title}: {len(tried)} of {len(space.points)}, {dropped} dropped"
+        text = f"{journal.task.title}: {len(tried)} of {len(space.points)}, {dropped} dropped"
         if best.status is Status.OK:
             times = ", ".join(f"{us[1]:.1f}" for us in best.us)
             text += f"; best {times} us, {1 / score(best, bench.bounds):.2f} of the bound"
@@ -632,17 +609,18 @@ def _note(
     return note
 
 
-def _chosen(
-    plan: Plan, results: Mapping[str, tuple[Result, tuple[float, ...]]]
-) -> dict[str, Numbers]:
+def _chosen(plan: Plan, results: Sequence[tuple[tuple[float, ...], Result]]) -> list[Numbers]:
     """The winners, of both directions where these must agree: then the pair that is the fastest
     together.
+
+    Args:
+        results: bounds and what was found, by direction.
     """
-    winners = {direction: result.winner for direction, (result, _) in results.items()}
-    if len({coupling(plan, numbers) for numbers in winners.values()}) == 1:
+    winners = [result.winner for _, result in results]
+    if len({coupling(plan, numbers) for numbers in winners}) == 1:
         return winners
-    best: dict[int | None, dict[str, tuple[float, Numbers]]] = {}
-    for direction, (result, bounds) in results.items():
+    best: dict[int | None, dict[int, tuple[float, Numbers]]] = {}
+    for direction, (bounds, result) in enumerate(results):
         for numbers, outcome in result.tried.items():
             if outcome.status is Status.OK:
                 here = best.setdefault(coupling(plan, numbers), {})
@@ -652,17 +630,11 @@ def _chosen(
     if not both:
         return winners
     fastest = min(both, key=lambda pair: sum(cost for cost, _ in pair.values()))
-    return {direction: numbers for direction, (_, numbers) in fastest.items()}
+    return [fastest[direction][1] for direction in range(len(results))]
 
 
 def _decision(
-    task: Task,
-    space: Problem,
-    result: Result,
-    bench: Workbench,
-    journal: Journal,
-    numbers: Numbers,
-    effort: str,
+    journal: Journal, bench: Workbench, space: Problem, result: Result, numbers: Numbers
 ) -> Decision | None:
     """What tables keep of a search, if the numbers are right."""
     seen = {**result.tried, **result.final}
@@ -672,6 +644,7 @@ def _decision(
     start = seen.get(space.start, outcome)
     beside = (space.start, start) if start.status is Status.OK else (numbers, outcome)
     low, us, high = zip(*outcome.us, strict=True)
+    task = journal.task
     return Decision(
         key=journal.key,
         fields=fields_of(task.spec),
@@ -685,7 +658,7 @@ def _decision(
         start_us=tuple(times[1] for times in beside[1].us),
         start=beside[0],
         checks=bench.checks,
-        effort=f"{effort}, interrupted" if result.interrupted else effort,
+        effort=f"{journal.effort}, interrupted" if result.interrupted else journal.effort,
         date=now(),
         versions=journal.on.versions,
     )

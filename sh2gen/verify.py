@@ -314,7 +314,9 @@ class Case:
     batch: int
     length: int
     label: str  # "equality B=1 L=128"
-    compared: int | None = None  # elements that are compared with float64; None: what is affordable
+    compared: int | None = (
+        None  # elements that are compared with float64; None: what is affordable
+    )
 
     @property
     def value_input(self) -> str:

@@ -33,7 +33,7 @@ LAYERS = (
         "operator",
     ),
     ("verify", "measure", "search", "records", "tables", "lockfile"),
-    ("tuner",),
+    ("tuner", "tune_worker", "choose"),
     ("driver",),
     ("cli", "__init__"),
     ("__main__",),
@@ -57,6 +57,7 @@ WITHIN = {
     ("build", "load_module"): "a launch looks for what was built under the name of its module",
     ("operator", "emit"): "the name of the class that emit wrote",
     ("tables", "records"): "a decision has the key of its measurements",
+    ("search", "records"): "what became of a candidate is what a record says",
     ("tables", "lockfile"): "whoever looks for a schedule looks in both",
     ("operator", "load_module"): "a callable is made from an imported file",
 }

@@ -11,6 +11,7 @@ import pytest
 
 from sh2gen.driver import (
     VerificationStep,
+    _plan_of,
     candidates,
     compile,
     compile_operator,
@@ -18,9 +19,10 @@ from sh2gen.driver import (
     op_files,
     quick_checks,
     verify_operator,
-    _plan_of,
 )
 from sh2gen.errors import CheckFailed, Sh2genError
+from sh2gen.operator import Operator
+from sh2gen.resources import folder
 from sh2gen.spec import OpSpec, Sequences, spec_from_dict
 from sh2gen.target import target
 
