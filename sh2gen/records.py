@@ -19,8 +19,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from sh2gen import jsonl
 from sh2gen.jsonl import Damage
 from sh2gen.schedule import DIRECTIONS, Numbers

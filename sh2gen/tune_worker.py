@@ -70,10 +70,9 @@ class Bench:
         return operator
 
     def _machine(self, job: dict[str, Any]) -> dict[str, Any]:
-        packages = ("torch", "triton", "sh2gen")
         return {
             "gpu": torch.cuda.get_device_name(),
-            "versions": {name: metadata.version(name) for name in packages}
+            "versions": {name: version(name) for name in ("torch", "triton", "sh2gen")}
             | {"python": platform.python_version(), "cuda": str(torch.version.cuda)},
         }
 
@@ -121,6 +120,14 @@ class Training(OperatorRunner):
     def forward(self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Tensor:
         leaves = [x.detach().requires_grad_() for x in inputs.values()]
         return self._output(*leaves, **parameters).detach()
+
+
+def version(package: str) -> str:
+    """Of an installed package; sh2gen may also run from its sources."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def quantiles(timing: Timing) -> list[float]:
