@@ -184,8 +184,11 @@ class Log:
 
 def home() -> Path:
     """Where this user's records and tuned tables are: $SH2GEN_HOME, else the user's cache."""
-    place = os.environ.get("SH2GEN_HOME")
-    return Path(place) if place else platformdirs.user_cache_path("sh2gen", appauthor=False)
+    if place := os.environ.get("SH2GEN_HOME"):
+        return Path(place)
+    import platformdirs  # a machine that only measures for others may lack it
+
+    return platformdirs.user_cache_path("sh2gen", appauthor=False)
 
 
 def log_path(gpu: str, op: str, digest: str) -> Path:

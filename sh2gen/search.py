@@ -181,8 +181,8 @@ class Effort:
 
 
 EFFORTS: dict[str, Effort] = {
-    "measure": Effort(strategy=climb, first=24, most=96, budget=60.0),
-    "patient": Effort(strategy=climb, first=64, most=400, budget=300.0),
+    "measure": Effort(strategy=climb, first=30, most=120, budget=60.0),
+    "patient": Effort(strategy=climb, first=60, most=400, budget=300.0),
     "exhaustive": Effort(strategy=ranked, first=0, most=None, budget=None),
 }
 _QUARTER = 4
@@ -201,12 +201,14 @@ class Result:
 
     Attributes:
         winner: the best candidate, or the start.
-        tried: the last outcome of every candidate that was tried or dropped.
+        first: the first outcome of every candidate that was tried or dropped.
+        tried: the last one.
         final: the last round: the finalists and the start, timed one beside the other.
         interrupted: whether it was told to stop before it was done.
     """
 
     winner: Numbers
+    first: Tried
     tried: Tried
     final: Tried
     seconds: float
@@ -234,13 +236,14 @@ def search(
     end = begin + (float("inf") if effort.budget is None else effort.budget)
     until = begin + (end - begin) * _TRYING
     tried: dict[Numbers, Outcome] = dict(known or {})
+    first: dict[Numbers, Outcome] = dict(tried)
     interrupted = False
     try:
         plan = effort.strategy(problem, lab.bounds, effort.first)
         batch = next(plan, None)
         while batch is not None:
             for numbers, outcome in _tried(problem, lab, effort, batch, tried, until):
-                tried[numbers] = outcome
+                tried[numbers] = first[numbers] = outcome
                 note(numbers, outcome, tried)
             if lab.now() >= until or (effort.most and len(tried) >= effort.most):
                 break
@@ -265,6 +268,7 @@ def search(
         interrupted, final = True, {}
     return Result(
         winner=_winner(problem, final or tried, lab.bounds),
+        first=first,
         tried=tried,
         final=final,
         seconds=lab.now() - begin,

@@ -147,7 +147,7 @@ def failed(error: Exception) -> dict[str, Any]:
     answer: dict[str, Any] = {"status": status, "detail": f"{kind}: {error}"[:2000]}
     error.__traceback__ = None  # its frames hold tensors
     try:
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_available():
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
     except Exception as broken:

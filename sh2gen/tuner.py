@@ -37,6 +37,7 @@ from sh2gen.schedule import DIRECTIONS, Numbers, Schedule, coupling, partner, se
 from sh2gen.search import EFFORTS, Outcome, Problem, Quantiles, Result, Tried, score, search
 from sh2gen.source import KernelSource, Role, Source, Variant
 from sh2gen.spec import OpSpec, Workload
+from sh2gen.sweeps import Header, Sweep
 from sh2gen.tables import Decision, fields_of
 from sh2gen.target import Target
 
@@ -474,12 +475,14 @@ class Tuned:
     """What a search of one task came to.
 
     Attributes:
+        sweep: what became of every candidate.
         decision: what tables keep; None if not even one candidate was right.
     """
 
     task: Task
     problem: Problem
     result: Result
+    sweep: Sweep
     decision: Decision | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -565,6 +568,7 @@ def tune(
             task=journal.task,
             problem=space,
             result=result,
+            sweep=_sweep(journal, bench, space, result),
             decision=_decision(journal, bench, space, result, numbers),
         )
         for (journal, bench, space, result), numbers in zip(found, chosen, strict=True)
@@ -631,6 +635,20 @@ def _chosen(plan: Plan, results: Sequence[tuple[tuple[float, ...], Result]]) -> 
         return winners
     fastest = min(both, key=lambda pair: sum(cost for cost, _ in pair.values()))
     return [fastest[direction][1] for direction in range(len(results))]
+
+
+def _sweep(journal: Journal, bench: Workbench, space: Problem, result: Result) -> Sweep:
+    """All outcomes, those of the first round: later ones are of a few, and longer."""
+    header = Header(
+        key=journal.key,
+        op=journal.task.spec.op,
+        workloads=journal.task.workloads,
+        bounds=bench.bounds,
+        start=space.start,
+        date=now(),
+        versions=journal.on.versions,
+    )
+    return Sweep(header=header, outcomes=result.first)
 
 
 def _decision(

@@ -32,7 +32,7 @@ LAYERS = (
         "load_module",
         "operator",
     ),
-    ("verify", "measure", "search", "records", "tables", "lockfile"),
+    ("verify", "measure", "search", "sweeps", "records", "tables", "lockfile"),
     ("tuner", "tune_worker", "choose"),
     ("driver",),
     ("cli", "__init__"),
@@ -58,6 +58,8 @@ WITHIN = {
     ("operator", "emit"): "the name of the class that emit wrote",
     ("tables", "records"): "a decision has the key of its measurements",
     ("search", "records"): "what became of a candidate is what a record says",
+    ("sweeps", "records"): "it keeps outcomes",
+    ("sweeps", "search"): "of searches",
     ("tables", "lockfile"): "whoever looks for a schedule looks in both",
     ("operator", "load_module"): "a callable is made from an imported file",
 }
