@@ -15,11 +15,12 @@ import sys
 import time
 from pathlib import Path
 
-from sh2gen.cli import _print_tuned
+from sh2gen.cli import print_tuned
 from sh2gen.driver import tune_operator
 from sh2gen.resources import folder
-from sh2gen.spec import Workload
+from sh2gen.spec import Workload, load_spec
 from sh2gen.sweeps import write_sweep
+from sh2gen.tuner import Session
 
 OPS = ("hyena_se", "hyena_mr", "hyena_li", "short_conv")
 LENGTHS = (2048, 8192, 32768, 131072)
@@ -36,29 +37,40 @@ def main() -> int:
     parser.add_argument("--tables", type=Path, help="folder of tuned tables; by default none")
     options = parser.parse_args()
     workloads = [Workload(batch=1, length=length) for length in options.lengths]
-    for op in options.ops:
-        path = folder("ops") / f"{op}.yaml" if "." not in op else Path(op)
-        sets = [tuple(workloads)]
-        if options.tables:
-            sets += [(workload,) for workload in workloads]
-        begin = time.monotonic()
-        found = tune_operator(
-            path,
-            sets=sets,
-            directions=options.directions,
-            effort="exhaustive",
-            resume=True,
-            out=options.tables or options.out / "decided",
-        )
-        for tuned, table in found:
-            _print_tuned(tuned, table)
-            sys.stdout.flush()
-            if tuned.task.workloads == tuple(workloads):
-                name = f"{tuned.task.spec.op}-{tuned.task.direction}.jsonl"
-                write_sweep(options.out / name, tuned.sweep)
-            if tuned.result.interrupted:
+    with Session() as session:
+        for op in options.ops:
+            path = folder("ops") / f"{op}.yaml" if "." not in op else Path(op)
+            begin = time.monotonic()
+
+            def tuned(sets: list[tuple[Workload, ...]], sweep: bool, path: Path = path) -> bool:
+                """Print and keep what was found; whether to go on."""
+                for found, table in tune_operator(
+                    path,
+                    sets=sets,
+                    directions=options.directions,
+                    effort="exhaustive",
+                    resume=True,
+                    out=options.tables or options.out,
+                    sweep=sweep,
+                    session=session,
+                ):
+                    if sweep:
+                        name = f"{found.task.spec.op}-{found.task.direction}.jsonl"
+                        write_sweep(options.out / name, found.sweep)
+                    else:
+                        print_tuned(found, table)
+                    if found.result.interrupted:
+                        return False
+                return True
+
+            if not tuned([tuple(workloads)], True):
                 return 130
-        print(f"{op}: {time.monotonic() - begin:.0f} s", flush=True)
+            print(f"{op} swept: {time.monotonic() - begin:.0f} s", flush=True)
+            if options.tables:
+                own = load_spec(path).workloads
+                if not tuned([*((workload,) for workload in workloads), own], False):
+                    return 130
+                print(f"{op} decided: {time.monotonic() - begin:.0f} s", flush=True)
     return 0
 
 

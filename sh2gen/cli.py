@@ -9,6 +9,7 @@ import gc
 import json
 import platform
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -81,15 +82,27 @@ def _changes(settings: tuple[str, ...]) -> dict[str, dict[str, int]]:
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A status line on a terminal, a line a message in a pipe, nothing for JSON."""
+def _progress(quiet: bool, every: float = 0.0) -> Iterator[Callable[[str], None]]:
+    """A status line on a terminal, a line a message in a pipe, nothing for JSON.
+
+    Args:
+        every: seconds between lines in a pipe; messages between them are left out.
+    """
     if quiet:
         yield lambda _: None
     elif talk.is_terminal:
         with talk.status("") as status:
             yield status.update
     else:
-        yield lambda text: talk.print(text, markup=False)
+        said = float("-inf")
+
+        def say(text: str) -> None:
+            nonlocal said
+            if time.monotonic() - said >= every:
+                said = time.monotonic()
+                talk.print(text, markup=False)
+
+        yield say
 
 
 @main.command("compile")
@@ -329,7 +342,7 @@ def tune(
     if target is not None:
         raise Sh2genError("C006", "--target is for --effort estimate: tuning measures on this GPU")
     found: list[dict[str, Any]] = []
-    with _progress(as_json) as say:
+    with _progress(as_json, every=5.0) as say:
         for tuned, path in driver.tune_operator(
             op,
             sets=[(workload,) for workload in workloads],
@@ -343,10 +356,11 @@ def tune(
             workers=workers,
             out=out,
             progress=say,
+            warn=lambda text: talk.print(text, markup=False),
         ):
             found.append(tuned.to_dict() | {"table": str(path) if path else None})
             if not as_json:
-                _print_tuned(tuned, path)
+                print_tuned(tuned, path)
     if as_json:
         click.echo(json.dumps(found, indent=2))
     if any(one["interrupted"] for one in found):
@@ -380,7 +394,7 @@ def _print_estimate(problems: Any, as_json: bool) -> None:
             click.echo(f"  {1 / space.predicted[point]:.2f} of the bound  {text}{mark}")
 
 
-def _print_tuned(tuned: Any, path: Any) -> None:
+def print_tuned(tuned: Any, path: Any) -> None:
     """What a search came to, for a person."""
     result, decision = tuned.result, tuned.decision
     counts = ", ".join(f"{n} {status}" for status, n in tuned.to_dict()["tried"].items())

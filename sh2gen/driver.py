@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -36,7 +36,7 @@ from sh2gen.source import Source
 from sh2gen.spec import OpSpec, Workload, load_spec
 from sh2gen.tables import LockEntry, in_order, write_decisions, write_lock
 from sh2gen.target import Target
-from sh2gen.tuner import Tuned, problem, tune
+from sh2gen.tuner import Session, Tuned, problem
 from sh2gen.verify import Report, Runner, twin, verify
 
 Progress = Callable[[str], None]  # what happens next, or has happened
@@ -538,7 +538,10 @@ def tune_operator(
     resume: bool = False,
     workers: int | None = None,
     out: str | PathLike[str] | None = None,
+    sweep: bool = False,
+    session: Session | None = None,
     progress: Progress | None = None,
+    warn: Progress | None = None,
 ) -> Iterator[tuple[Tuned, Path | None]]:
     """Search for the numbers of an operator on this machine's GPU, and keep what was found.
 
@@ -553,6 +556,9 @@ def tune_operator(
         resume: go on with what an earlier search of this recorded.
         workers: processes that compile; by default one less than there are cores.
         out: folder of tuned tables; by default the user's own, where `compile` looks.
+        sweep: try every candidate and decide nothing.
+        session: processes of other searches, which stay; by default there are some for this one.
+        progress, warn: told of progress, and of records that cannot be read or written.
 
     Yields:
         what a search came to, and the table that keeps it; None if not one candidate was right.
@@ -571,26 +577,31 @@ def tune_operator(
             help="`sh2gen tune --effort estimate` ranks schedules by prediction, without a GPU",
         )
     folder = Path(out) if out is not None else home() / "tuned"
-    for workloads in map(in_order, sets or (spec.workloads,)):
-        sized = dataclasses.replace(spec, workloads=workloads)
-        chosen = candidates(sized, gpu, plan, changes, tables(folder))[0]
-        _require_kernels(spec, chosen.plan)
-        for tuned in tune(
-            sized,
-            chosen.plan,
-            gpu,
-            directions=directions,
-            starts={d: chosen.schedule.numbers(d) for d in DIRECTIONS},
-            effort=effort,
-            budget=budget,
-            seed=seed,
-            resume=resume,
-            workers=workers,
-            say=progress or (lambda _: None),
-        ):
-            kept = write_decisions(folder, [tuned.decision]) if tuned.decision else None
-            yield tuned, kept
-            if tuned.result.interrupted:
+    sizes = [dataclasses.replace(spec, workloads=in_order(s)) for s in sets or (spec.workloads,)]
+    for sized in sizes:  # before any work
+        _require_kernels(spec, candidates(sized, gpu, plan, changes)[0].plan)
+    with ExitStack() as stack:
+        session = session or stack.enter_context(Session(workers))
+        for sized in sizes:
+            chosen = candidates(sized, gpu, plan, changes, tables(folder))[0]
+            for tuned in session.tune(
+                sized,
+                chosen.plan,
+                gpu,
+                directions=directions,
+                starts={d: chosen.schedule.numbers(d) for d in DIRECTIONS},
+                effort="exhaustive" if sweep else effort,
+                budget=budget,
+                decide=not sweep,
+                seed=seed,
+                resume=resume,
+                say=progress or (lambda _: None),
+                warn=warn or progress or (lambda _: None),
+            ):
+                kept = write_decisions(folder, [tuned.decision]) if tuned.decision else None
+                yield tuned, kept
+                interrupted = tuned.result.interrupted
+            if interrupted:
                 return
 
 

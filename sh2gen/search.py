@@ -185,7 +185,7 @@ EFFORTS: dict[str, Effort] = {
     "patient": Effort(strategy=climb, first=60, most=400, budget=300.0),
     "exhaustive": Effort(strategy=ranked, first=0, most=None, budget=None),
 }
-_QUARTER = 4
+_QUARTER, _LONGER = 4, 24
 _FINALISTS = 6
 _ROUNDS = {"longer": 1, "final": 7}
 # Of the budget, what trying may take; the rest is for the rounds after it.
@@ -222,12 +222,14 @@ def search(
     *,
     known: Tried | None = None,
     note: Callable[[Numbers, Outcome, Tried], None] = lambda numbers, outcome, tried: None,
+    last_rounds: bool = True,
 ) -> Result:
     """Search until the effort is spent, the space is, or a KeyboardInterrupt says so.
 
     Args:
         known: outcomes of an earlier search, which are not tried again.
         note: told of every outcome, with all so far.
+        last_rounds: False ends with the first round, in which everything is timed briefly.
 
     Raises:
         whatever the lab does, but for KeyboardInterrupt, after which the best so far stands.
@@ -253,9 +255,10 @@ def search(
                 break
         right = [n for n, outcome in tried.items() if outcome.status is Status.OK]
         final: Tried = {}
-        for stage, rounds in _ROUNDS.items():
+        for stage, rounds in _ROUNDS.items() if last_rounds else ():
             right.sort(key=lambda numbers: score(tried[numbers], lab.bounds))
-            keep = max(_FINALISTS, len(right) // _QUARTER) if stage == "longer" else _FINALISTS
+            keep = min(_LONGER, len(right) // _QUARTER) if stage == "longer" else 0
+            keep = max(_FINALISTS, keep)
             field = right[:keep]
             if problem.start in right and problem.start not in field:
                 field.append(problem.start)

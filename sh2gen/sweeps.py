@@ -136,10 +136,12 @@ def read_sweep(path: Path) -> Sweep:
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise Sh2genError("R001", f"cannot read the sweep {path}: {error}") from error
     outcomes: dict[Numbers, Outcome] = {}
+    at = 1
     try:
         header: Header = jsonl.decode(first, Header, VERSION)
         names = [name for name, _ in header.start]
         for text in rest:
+            at += 1
             line: _Line = jsonl.decode(text, _Line, VERSION)
             outcomes[tuple(zip(names, line.numbers, strict=True))] = Outcome(
                 status=line.status,
@@ -150,5 +152,5 @@ def read_sweep(path: Path) -> Sweep:
                 seconds=line.seconds,
             )
     except ValueError as error:
-        raise Sh2genError("R002", f"{path}:{len(outcomes) + 2}: {error}") from error
+        raise Sh2genError("R002", f"{path}:{at}: {error}") from error
     return Sweep(header=header, outcomes=outcomes)

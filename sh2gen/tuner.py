@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
@@ -397,14 +397,21 @@ class Journal:
     Args:
         log: appended to; nothing is lost but what is in flight when the process is killed.
         effort, seed: as the search has them.
-        say: told when a line could not be written. The search goes on.
+        warn: told when lines cannot be read or written. The search goes on.
     """
 
     def __init__(
-        self, task: Task, on: Machine, log: Log, effort: str, seed: int, say: Callable[[str], None]
+        self,
+        task: Task,
+        on: Machine,
+        log: Log,
+        effort: str,
+        seed: int,
+        warn: Callable[[str], None],
     ) -> None:
         self.task, self.on, self.effort = task, on, effort
-        self._log, self._seed, self._say = log, seed, say
+        self._log, self._seed, self._warn = log, seed, warn
+        self._silent = False
         self.key = Key(
             spec=operator_digest(task.spec),
             plan=task.plan.name,
@@ -438,8 +445,10 @@ class Journal:
             )
             for i, workload in enumerate(workloads)
         ]
-        if problem := self._log.append(lines):
-            self._say(f"not recorded: {problem}")
+        problem = self._log.append(lines)
+        if problem and not self._silent:
+            self._warn(f"cannot be recorded, tuning goes on: {problem}")
+        self._silent = problem is not None
 
     def known(self) -> dict[Numbers, Outcome]:
         """What earlier searches found out about candidates of this task, the last word counts."""
@@ -447,7 +456,7 @@ class Journal:
         times: dict[Numbers, dict[Workload, Quantiles]] = {}
         measurements, damages = self._log.read()
         for damage in damages:
-            self._say(f"skipped: {damage}")
+            self._warn(f"skipped: {damage}")
         for one in measurements:
             if one.key != self.key or one.status is Status.CONSTRAINT:
                 continue
@@ -476,7 +485,8 @@ class Tuned:
 
     Attributes:
         sweep: what became of every candidate.
-        decision: what tables keep; None if not even one candidate was right.
+        decision: what tables keep; None if not even one candidate was right, or none was asked
+            for.
     """
 
     task: Task
@@ -501,78 +511,105 @@ class Tuned:
         }
 
 
-def tune(
-    spec: OpSpec,
-    plan: Plan,
-    target: Target,
-    *,
-    directions: Sequence[str] = DIRECTIONS,
-    starts: Mapping[str, Numbers],
-    effort: str = "measure",
-    budget: float | None = None,
-    seed: int = 0,
-    resume: bool = False,
-    workers: int | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> tuple[Tuned, ...]:
-    """Search for the numbers of a plan on this machine's GPU, for all workloads of the spec.
+class Session:
+    """The processes that tuning needs, for one operator after another.
+
+        with Session() as session:
+            session.tune(spec, plan, target, starts=...)
 
     Args:
-        target: this machine's GPU.
-        starts: by direction, the numbers that stay if nothing beats them.
-        effort: a word of `search.EFFORTS`.
-        budget: seconds for a direction; by default what the effort says.
-        resume: go on with what the log of an earlier search holds.
-        workers: processes that compile.
+        workers: processes that compile; by default one less than there are cores.
 
-    Returns:
-        one a direction. After a KeyboardInterrupt `interrupted` is set, and a direction that was
-        not begun is missing.
+    Attributes:
+        on: this machine, as the process on the GPU sees it.
 
     Raises:
         CheckFailed: V003, the GPU cannot be used.
     """
-    hard = EFFORTS[effort]
-    if budget is not None:
-        hard = dataclasses.replace(hard, budget=budget)
-    count = workers or max(1, (os.cpu_count() or 2) - 1)
-    found: list[tuple[Journal, Workbench, Problem, Result]] = []
-    with (
-        tempfile.TemporaryDirectory(prefix="sh2gen-") as name,
-        closing(Compilers(count, BUILD_LIMIT)) as compilers,
-        closing(measuring_worker()) as worker,
-    ):
-        on = machine(worker)
-        log = Log(log_path(on.gpu, spec.op, operator_digest(spec)))
+
+    def __init__(self, workers: int | None = None) -> None:
+        with ExitStack() as stack:
+            count = workers or max(1, (os.cpu_count() or 2) - 1)
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sh2gen-"))
+            self._folder = Path(folder)
+            self._compilers = stack.enter_context(closing(Compilers(count, BUILD_LIMIT)))
+            self._worker = stack.enter_context(closing(measuring_worker()))
+            self.on = machine(self._worker)
+            self._stack = stack.pop_all()
+        self._searches = 0
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def tune(
+        self,
+        spec: OpSpec,
+        plan: Plan,
+        target: Target,
+        *,
+        directions: Sequence[str] = DIRECTIONS,
+        starts: Mapping[str, Numbers],
+        effort: str = "measure",
+        budget: float | None = None,
+        decide: bool = True,
+        seed: int = 0,
+        resume: bool = False,
+        say: Callable[[str], None] = lambda text: None,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> tuple[Tuned, ...]:
+        """Search for the numbers of a plan, for all workloads of the spec at once.
+
+        Args:
+            target: this machine's GPU.
+            starts: by direction, the numbers that stay if nothing beats them.
+            effort: a word of `search.EFFORTS`.
+            budget: seconds for a direction; by default what the effort says.
+            decide: False leaves out the last rounds and the decision: a sweep.
+            resume: go on with what the log of an earlier search holds.
+            say, warn: told of progress, and of what cannot be read or written.
+
+        Returns:
+            one a direction. After a KeyboardInterrupt `interrupted` is set, and a direction that
+            was not begun is missing.
+        """
+        hard = EFFORTS[effort]
+        if budget is not None:
+            hard = dataclasses.replace(hard, budget=budget)
+        log = Log(log_path(self.on.gpu, spec.op, operator_digest(spec)))
+        found: list[tuple[Journal, Workbench, Problem, Result]] = []
         for direction in directions:
             task = Task(spec=spec, plan=plan, direction=direction)
-            journal = Journal(task, on, log, effort, seed, say)
+            journal = Journal(task, self.on, log, effort, seed, warn)
+            self._searches += 1
             bench = Workbench(
                 task,
                 target,
-                folder=Path(name) / direction,
-                compilers=compilers,
-                worker=worker,
+                folder=self._folder / str(self._searches),
+                compilers=self._compilers,
+                worker=self._worker,
                 seed=seed,
             )
             space = _space(task, target, directions, starts, journal)
             known = journal.known() if resume else None
             note = _note(space, bench, journal, say)
-            result = search(space, bench, hard, known=known, note=note)
+            result = search(space, bench, hard, known=known, note=note, last_rounds=decide)
             found.append((journal, bench, space, result))
             if result.interrupted:
                 break
-    chosen = _chosen(plan, [(b.bounds, result) for _, b, _, result in found])
-    return tuple(
-        Tuned(
-            task=journal.task,
-            problem=space,
-            result=result,
-            sweep=_sweep(journal, bench, space, result),
-            decision=_decision(journal, bench, space, result, numbers),
+        chosen = _chosen(plan, [(b.bounds, result) for _, b, _, result in found])
+        return tuple(
+            Tuned(
+                task=journal.task,
+                problem=space,
+                result=result,
+                sweep=_sweep(journal, bench, space, result),
+                decision=_decision(journal, bench, space, result, numbers) if decide else None,
+            )
+            for (journal, bench, space, result), numbers in zip(found, chosen, strict=True)
         )
-        for (journal, bench, space, result), numbers in zip(found, chosen, strict=True)
-    )
 
 
 def _space(
