@@ -7,8 +7,8 @@ a process is of no use any more.
 A job holds `do`, `file` (a generated file), `settings` (what stands for its SCHEDULE, OPTIONS and
 PROGRAMS), `direction` and `workloads` ([batch, length] each), and
 
-- `verify`: `seed`. Output and every gradient against float64, poisoned memory, both gates, and the
-  same bits in a second run. The answer holds `checks`.
+- `verify`: `seed`. Output and every gradient against float64, poisoned memory, both gates, the
+  same bits in a second run, and nothing written beyond tensors. The answer holds `checks`.
 - `time`: `warmup_ms`, `repeat_ms`. The answer holds `us`: [low, median, high] a workload.
 - `bounds`: `us`, of elementwise kernels that move what the direction must.
 - `machine`: `gpu`, `driver`, and `versions`.
@@ -30,7 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sh2gen.measure import Timing, calls, elementwise, time_call
+from sh2gen.fences import written_beyond
+from sh2gen.measure import Timing, arguments, calls, elementwise, time_call
 from sh2gen.operator import Operator, OperatorRunner
 from sh2gen.verify import verify
 
@@ -92,10 +93,26 @@ class Bench:
             compared=COMPARED,
         )
         if report.ok:
-            return {"checks": len(report.checks)}
+            if beyond := self._beyond(operator, *SHORT):
+                return {"status": "wrong", "detail": f"wrote {beyond} bytes beyond tensors"}
+            return {"checks": len(report.checks) + 1}
         first = report.failures[0]
         detail = f"{first.name}: {first.measured:.3g}, allowed {first.bound:.3g}"
         return {"status": "wrong", "detail": f"{detail} {first.detail}".rstrip()}
+
+    def _beyond(self, operator: Operator, batch: int, length: int) -> int:
+        """Bytes beyond tensors that forward and backward write to."""
+        dtype = getattr(torch, operator.spec.dtype.io.value)
+        inputs, parameters, dy = arguments(operator, batch, length, dtype, self._device)
+        namespace = operator.namespace
+        if hasattr(namespace, "effective"):
+            parameters = namespace.effective(*parameters)
+
+        def run() -> None:
+            _, *saved = namespace.launch_forward(inputs, parameters)
+            namespace.launch_backward(dy, inputs, parameters, saved)
+
+        return written_beyond(run) if self._device == "cuda" else 0
 
     def _time(self, job: dict[str, Any]) -> dict[str, Any]:
         operator = self._operator(job)

@@ -32,7 +32,7 @@ LAYERS = (
         "load_module",
         "operator",
     ),
-    ("verify", "measure", "search", "sweeps", "records", "tables", "lockfile"),
+    ("verify", "measure", "search", "sweeps", "fences", "records", "tables", "lockfile"),
     ("tuner", "tune_worker", "choose"),
     ("driver",),
     ("cli", "__init__"),
