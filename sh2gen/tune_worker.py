@@ -1,4 +1,4 @@
-"""Verify and time candidates on this GPU, in a process of its own (layer 6).
+"""Verify and time candidates on this GPU, in a process of its own (layer 7).
 
 A job is a line of JSON in, its answer a line of JSON out (`process.Worker`). Whoever asks replaces
 the process when it hangs, dies, or answers that it is `broken`: after a fault the CUDA context of

@@ -33,8 +33,7 @@ LAYERS = (
         "operator",
     ),
     ("verify", "measure", "search", "sweeps", "fences", "records", "tables", "lockfile"),
-    ("tuner", "tune_worker", "choose"),
-    ("driver",),
+    ("driver", "tuner", "tune_worker", "choose"),
     ("cli", "__init__"),
     ("__main__",),
 )
@@ -60,6 +59,8 @@ WITHIN = {
     ("search", "records"): "what became of a candidate is what a record says",
     ("sweeps", "records"): "it keeps outcomes",
     ("sweeps", "search"): "of searches",
+    ("driver", "tuner"): "the chain of a search",
+    ("driver", "choose"): "the first of its steps",
     ("tables", "lockfile"): "whoever looks for a schedule looks in both",
     ("operator", "load_module"): "a callable is made from an imported file",
 }
