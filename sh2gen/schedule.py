@@ -1,18 +1,20 @@
 """Schedules: numbers for the symbols of a plan, and the spaces they are taken from (layer 3).
 
 A space is read from `schedules/<algorithm>.yaml`: knobs, constraints written once with the reason
-for each, and defaults. The same constraints refuse a user's schedule, prune a search and filter
-the schedules that tests draw.
+for each, defaults, and which of the legal numbers a search tries. The same constraints refuse a
+user's schedule, prune a search and filter the schedules that tests draw.
 """
 
 from __future__ import annotations
 
 import ast
 import difflib
-import itertools
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import sympy
@@ -24,7 +26,24 @@ from sh2gen.resources import folder
 from sh2gen.spec import Bias, DType, OpSpec, Precision, Skip
 
 Numbers = tuple[tuple[str, int], ...]
+Knobs = tuple[tuple[str, tuple[int, ...]], ...]
 DIRECTIONS = ("forward", "backward")
+_BESIDE = ("only", "means")  # what a knob says beside its values: where there is one, and for what
+# What constraints, defaults and searches may refer to, beside knobs.
+FACTS = {
+    "CHANNELS": "channels of the operator",
+    "WIDTH": "channels that share a filter",
+    "WIDTH2": "WIDTH, rounded up to a power of two",
+    "OPERAND": "bytes that products read for an element: 2 for bfloat16, else 4",
+    "K": "taps of the filter; 0 for a modal one",
+    "MODES": "numbers of a channel's state, two for a pair of complex modes; 0 without modes",
+    "PAIRS": "1 if modes are pairs of complex ones",
+    "STATEFUL": "1 if kernels take and give a state, for which they need more registers",
+    "INPUTS": "activations that forward reads, 1 to 3",
+    "F": "taps of the featurizer, 1 without one",
+    "TERMS": "how many of skip and bias there are",
+    "BATCH": "the least batch of the operator's workloads",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +105,7 @@ class Constraint:
 class Space:
     """The legal numbers of one direction of one plan of one operator."""
 
-    knobs: tuple[tuple[str, tuple[int, ...]], ...]
+    knobs: Knobs
     constraints: tuple[Constraint, ...]
     facts: tuple[tuple[str, int], ...]
     default: Numbers
@@ -97,11 +116,8 @@ class Space:
         return tuple(c for c in self.constraints if not c.holds(known))
 
     def points(self) -> Iterator[Numbers]:
-        """Every legal choice of numbers."""
-        names = [name for name, _ in self.knobs]
-        for choice in itertools.product(*(values for _, values in self.knobs)):
-            if not self.violations(dict(zip(names, choice, strict=True))):
-                yield tuple(zip(names, choice, strict=True))
+        """Every legal choice of numbers, the last knob's changing fastest."""
+        return _choices(self.knobs, self.constraints, self.facts, Counter())
 
     def repairs(self, values: Mapping[str, int], kept: Iterable[str]) -> Numbers:
         """Knobs beside the kept ones that alone make these values legal, and the nearest number
@@ -156,28 +172,186 @@ class Space:
         return tuple(values.items())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What a search tries of one direction of one plan of one operator.
+
+    The sizes of the products that the schedule file lists add up to the points but the default,
+    what was dropped, and what was repeated.
+
+    Attributes:
+        points: legal numbers without duplicates: the default, then in the order of the file.
+        dropped: constraints that listed numbers violate, and how many candidates each dropped;
+            a candidate counts for the first of them that its knobs decide.
+        repeated: candidates that were points already.
+    """
+
+    points: tuple[Numbers, ...]
+    dropped: tuple[tuple[Constraint, int], ...]
+    repeated: int
+
+
 def space(spec: OpSpec, plan: Plan, direction: str) -> Space:
     """The space of one direction of a plan; empty if it has no kernel there."""
     text = _read(plan.algorithm)
     facts = _facts(spec)
     here = {direction, plan.layout.value}
     rules = [rule for rule in text["require"] if here.issuperset(rule.get("only", ()))]
-    knobs = {
-        name: {how: values for how, values in kind.items() if how != "only"}
-        for name, kind in text["knobs"].items()
-        if here.issuperset(kind.get("only", ()))
-    }
+    knobs = _knobs(text, plan.layout.value, direction)
     default = _first(text["default"].get(plan.layout.value, {}).get(direction, {}), facts)
     return Space(
-        knobs=tuple((name, _values(kind)) for name, kind in knobs.items()),
+        knobs=tuple(knobs.items()),
         constraints=tuple(Constraint(rule["that"], rule["because"]) for rule in rules),
         facts=tuple(facts.items()),
         default=tuple((name, default[name]) for name in knobs) if default else (),
     )
 
 
+def search_space(spec: OpSpec, plan: Plan, direction: str) -> Survey:
+    """The numbers of one direction of a plan that are worth trying, the default first.
+
+    Without kernels, or if the schedule file lists nothing for the layout and direction, that is
+    the default alone.
+
+    Raises:
+        Sh2genError: K004 if an expression of the schedule file gives an illegal number here.
+    """
+    where = space(spec, plan, direction)
+    facts, default = dict(where.facts), dict(where.default)
+    points = {where.default: None}
+    dropped: Counter[Constraint] = Counter()
+    repeated = 0
+    for knobs in _blocks(plan, direction, facts):
+        tried = tuple((name, knobs.get(name, (default[name],))) for name, _ in where.knobs)
+        for (name, legal), (_, values) in zip(where.knobs, tried, strict=True):
+            if strange := set(values) - set(legal):
+                place = f"search of {plan.layout.value} {direction}: {name}"
+                raise _malformed(plan.algorithm, _not_legal(place, strange.pop(), legal))
+        for point in _choices(tried, where.constraints, where.facts, dropped):
+            repeated += point in points
+            points[point] = None
+    return Survey(
+        points=tuple(points),
+        dropped=tuple((c, dropped[c]) for c in where.constraints if dropped[c]),
+        repeated=repeated,
+    )
+
+
+def _blocks(
+    plan: Plan, direction: str, facts: Mapping[str, int]
+) -> Iterator[dict[str, tuple[int, ...]]]:
+    """The values of the knobs that each block names, of blocks whose `when` holds."""
+    search = _read(plan.algorithm).get("search", {})
+    for block in search.get(plan.layout.value, {}).get(direction, []):
+        if all(_holds(relation, facts) for relation in block.get("when", ())):
+            yield {
+                name: tuple(dict.fromkeys(_number(value, facts) for value in values))
+                for name, values in block.items()
+                if name != "when"
+            }
+
+
+def neighbours(points: Iterable[Numbers], numbers: Numbers) -> tuple[Numbers, ...]:
+    """Of some points those that differ from `numbers` in one knob, by the next smaller or larger
+    value that there is with all others equal; knob by knob, smaller first.
+
+    `numbers` need not be one of the points.
+    """
+    beside: dict[str, dict[int, Numbers]] = {name: {} for name, _ in numbers}
+    for point in points:
+        differing = [b for a, b in zip(numbers, point, strict=True) if a != b]
+        if len(differing) == 1:
+            ((name, value),) = differing
+            beside[name][value] = point
+    found = []
+    for name, at in numbers:
+        smaller = max((v for v in beside[name] if v < at), default=None)
+        larger = min((v for v in beside[name] if v > at), default=None)
+        found += [beside[name][v] for v in (smaller, larger) if v is not None]
+    return tuple(found)
+
+
+def coupling(plan: Plan, numbers: Numbers) -> int | None:
+    """What both directions of a plan must agree on: the steps of a tile where forward keeps
+    states for backward, None otherwise.
+    """
+    if not plan.states:
+        return None
+    values = dict(numbers)
+    return values["SEGMENTS"] * values["BLOCK_T"]
+
+
+def partner(spec: OpSpec, plan: Plan, direction: str, numbers: Numbers) -> Numbers:
+    """Numbers of the other direction that `numbers` of this one may be scheduled with.
+
+    The other direction's default if that agrees (`coupling`), else the point of its search space
+    that agrees and is nearest to the default: with the fewest knobs changed, by the fewest steps.
+
+    Raises:
+        Sh2genError: K003 if no such point agrees.
+    """
+    (other,) = set(DIRECTIONS) - {direction}
+    where = space(spec, plan, other)
+    wanted = coupling(plan, numbers)
+    default = dict(where.default)
+    if coupling(plan, where.default) == wanted:
+        return where.default
+    indices = {name: values.index for name, values in where.knobs}
+
+    def distance(point: Numbers) -> tuple[int, int]:
+        steps = [abs(indices[name](v) - indices[name](default[name])) for name, v in point]
+        return sum(map(bool, steps)), sum(steps)
+
+    points = search_space(spec, plan, other).points
+    agreeing = [point for point in points if coupling(plan, point) == wanted]
+    if not agreeing:
+        raise Sh2genError(
+            "K003",
+            f"{direction} has tiles of {wanted} steps, as no {other} numbers that are searched: "
+            "backward starts from the states that forward keeps before its tiles",
+            help="give numbers for both directions",
+        )
+    return min(agreeing, key=distance)
+
+
+def _choices(
+    knobs: Knobs,
+    constraints: Sequence[Constraint],
+    facts: Numbers,
+    dropped: Counter[Constraint],
+) -> Iterator[Numbers]:
+    """Every choice of a value for each knob that keeps the constraints.
+
+    A constraint is checked as soon as its knobs have values, and what it rules out is never
+    enumerated, only counted in `dropped`.
+    """
+    place = {name: at for at, (name, _) in enumerate(knobs, start=1)}
+    due: list[list[tuple[Constraint, tuple[str, ...], Any]]] = [[] for _ in range(len(knobs) + 1)]
+    for constraint in constraints:
+        needed, holds = _compiled(constraint.that)
+        due[max((place.get(name, 0) for name in needed), default=0)].append(
+            (constraint, needed, holds)
+        )
+    values = dict(facts)
+
+    def choose(at: int) -> Iterator[Numbers]:
+        for constraint, needed, holds in due[at]:
+            if not holds(*(values[name] for name in needed)):
+                dropped[constraint] += math.prod(len(numbers) for _, numbers in knobs[at:])
+                return
+        if at == len(knobs):
+            yield tuple((name, values[name]) for name, _ in knobs)
+            return
+        name, numbers = knobs[at]
+        for number in numbers:
+            values[name] = number
+            yield from choose(at + 1)
+
+    return choose(0)
+
+
 def _facts(spec: OpSpec) -> dict[str, int]:
-    """What constraints and defaults may refer to, beside knobs."""
+    """The FACTS of an operator."""
     narrow = spec.dtype.io is DType.BFLOAT16
     return {
         "CHANNELS": spec.channels,
@@ -191,6 +365,7 @@ def _facts(spec: OpSpec) -> dict[str, int]:
         "INPUTS": len(spec.inputs),
         "F": spec.featurizer.length if spec.featurizer else 1,
         "TERMS": (spec.skip is not Skip.NONE) + (spec.bias is not Bias.NONE),
+        "BATCH": min(workload.batch for workload in spec.workloads),
     }
 
 
@@ -219,19 +394,15 @@ def schedule(
         direction: space(spec, plan, direction).check(direction, changes.get(direction, {}))
         for direction in DIRECTIONS
     }
-    if plan.states:
-        tiles = {
-            direction: values["SEGMENTS"] * values["BLOCK_T"]
-            for direction, values in ((name, dict(found)) for name, found in numbers.items())
-        }
-        if len(set(tiles.values())) > 1:
-            raise Sh2genError(
-                "K003",
-                "forward and backward have tiles of different length, "
-                f"{tiles['forward']} and {tiles['backward']} steps: backward starts from the "
-                "states that forward keeps before its tiles",
-                help="make SEGMENTS * BLOCK_T the same in both directions",
-            )
+    tiles = {direction: coupling(plan, found) for direction, found in numbers.items()}
+    if tiles["forward"] != tiles["backward"]:
+        raise Sh2genError(
+            "K003",
+            "forward and backward have tiles of different length, "
+            f"{tiles['forward']} and {tiles['backward']} steps: backward starts from the "
+            "states that forward keeps before its tiles",
+            help="make SEGMENTS * BLOCK_T the same in both directions",
+        )
     return Schedule(plan=plan.name, **numbers)
 
 
@@ -244,29 +415,91 @@ def _first(cases: Any, facts: Mapping[str, int]) -> dict[str, int]:
 
 
 def _number(value: int | str, facts: Mapping[str, int]) -> int:
-    """A default: a number, or an expression in facts of the operator."""
+    """A number, or the value of an expression in facts of the operator."""
     if isinstance(value, int):
         return value
-    expression = _expression(ast.parse(value, mode="eval").body)
-    return int(expression.subs(facts))
+    names, function = _compiled_number(value)
+    return int(function(*(facts[name] for name in names)))
 
 
 @cache
 def _read(algorithm: str) -> dict[str, Any]:
-    path = folder("schedules") / f"{algorithm}.yaml"
     try:
-        text = yaml.safe_load(path.read_text())
+        text = yaml.safe_load(_path(algorithm).read_text())
         assert text["algorithm"] == algorithm
         for rule in text["require"]:
             _relation(rule["that"])
+        _check_search(text)
     except (OSError, yaml.YAMLError, KeyError, TypeError, AssertionError, SyntaxError) as error:
-        raise Sh2genError("K004", f"{path} is malformed: {error!r}") from error
+        raise _malformed(algorithm, repr(error)) from error
+    except ValueError as error:
+        raise _malformed(algorithm, str(error)) from error
     return dict(text)
+
+
+def _path(algorithm: str) -> Path:
+    return folder("schedules") / f"{algorithm}.yaml"
+
+
+def _malformed(algorithm: str, why: str) -> Sh2genError:
+    return Sh2genError("K004", f"{_path(algorithm)} is malformed: {why}")
+
+
+def _not_legal(place: str, value: Any, legal: Iterable[int]) -> str:
+    return f"{place} = {value} is not one of {', '.join(map(str, legal))}"
+
+
+def _check_search(text: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming layout, direction and knob, if `search` is not of legal values."""
+    search = text.get("search", {})
+    if not isinstance(search, dict) or not all(isinstance(v, dict) for v in search.values()):
+        raise ValueError("search: not lists of blocks by layout and direction")
+    for layout, directions in search.items():
+        for direction, blocks in directions.items():
+            where = f"search of {layout} {direction}"
+            if direction not in text["default"].get(layout, {}):
+                raise ValueError(f"{where}: there is no such layout or direction")
+            if not isinstance(blocks, list):
+                raise ValueError(f"{where}: not a list of blocks")
+            for block in blocks:
+                _check_block(where, block, _knobs(text, layout, direction))
+
+
+def _check_block(where: str, block: Any, knobs: Mapping[str, tuple[int, ...]]) -> None:
+    if not isinstance(block, dict):
+        raise ValueError(f"{where}: not a block but {block!r}")
+    for name, values in block.items():
+        place = f"{where}: {name}"
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"{place}: not a list of values but {values!r}")
+        if name != "when" and name not in knobs:
+            raise ValueError(f"{place}: no such knob; one of {', '.join(knobs)}")
+        for value in values:
+            if isinstance(value, str):
+                try:
+                    names, _ = (_compiled if name == "when" else _compiled_number)(value)
+                except SyntaxError as error:
+                    raise ValueError(f"{place}: {error.msg}") from error
+                if strange := set(names) - set(FACTS):
+                    raise ValueError(f"{place}: `{strange.pop()}` in `{value}` is no fact")
+            elif name == "when":
+                raise ValueError(f"{place}: {value!r} is not a relation")
+            elif type(value) is not int or value not in knobs[name]:
+                raise ValueError(_not_legal(place, value, knobs[name]))
+
+
+def _knobs(text: Mapping[str, Any], layout: str, direction: str) -> dict[str, tuple[int, ...]]:
+    """The knobs that one layout and direction has, with their legal values."""
+    return {
+        name: _values(kind)
+        for name, kind in text["knobs"].items()
+        if {direction, layout}.issuperset(kind.get("only", ()))
+    }
 
 
 def _values(kind: Mapping[str, list[int]]) -> tuple[int, ...]:
     """The values of a knob: {one_of: [...]}, {pow2: [low, high]} or {range: [low, high]}."""
-    ((name, numbers),) = kind.items()
+    ((name, numbers),) = ((how, given) for how, given in kind.items() if how not in _BESIDE)
     if name == "one_of":
         return tuple(numbers)
     low, high = numbers
@@ -289,6 +522,14 @@ def _compiled(text: str) -> tuple[tuple[str, ...], Any]:
     """
     symbols = sorted(_relation(text).free_symbols, key=str)
     return tuple(map(str, symbols)), sympy.lambdify(symbols, _relation(text), "math")
+
+
+@cache
+def _compiled_number(text: str) -> tuple[tuple[str, ...], Any]:
+    """An expression as a function of plain integers."""
+    expression = _expression(ast.parse(text, mode="eval").body)
+    symbols = sorted(expression.free_symbols, key=str)
+    return tuple(map(str, symbols)), sympy.lambdify(symbols, expression, "math")
 
 
 _RELATIONS = {
