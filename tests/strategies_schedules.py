@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -17,7 +16,7 @@ from sh2gen.lower import plans
 from sh2gen.operator import InterpreterRunner
 from sh2gen.plan import Plan
 from sh2gen.reference import reference_gradients
-from sh2gen.schedule import DIRECTIONS, Constraint, Numbers, Schedule, space
+from sh2gen.schedule import DIRECTIONS, Constraint, Knobs, Numbers, Schedule, Space, space
 from sh2gen.spec import OpSpec
 from tests.strategies import specs
 
@@ -62,13 +61,12 @@ def _small_points(
 
 @cache
 def _legal(
-    knobs: tuple[tuple[str, tuple[int, ...]], ...],
+    knobs: Knobs,
     constraints: tuple[Constraint, ...],
     facts: tuple[tuple[str, int], ...],
 ) -> tuple[Numbers, ...]:
-    names = [name for name, _ in knobs]
-    points = (tuple(zip(names, p, strict=True)) for p in itertools.product(*(v for _, v in knobs)))
-    return tuple(p for p in points if all(c.holds(dict(facts) | dict(p)) for c in constraints))
+    small = Space(knobs=knobs, constraints=constraints, facts=facts, default=())
+    return tuple(small.points())
 
 
 @dataclass(frozen=True, slots=True)

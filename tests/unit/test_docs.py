@@ -1,6 +1,6 @@
 """What documents say is true: their code runs, links lead somewhere, options exist.
 
-Run as a script it rewrites docs/errors.md.
+Run as a script it rewrites docs/errors.md and docs/schedules/.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import textwrap
 import typing
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from sh2gen import cli
 from sh2gen.driver import candidates, compile_operator
 from sh2gen.emit import emit
 from sh2gen.errors import CODES
+from sh2gen.lower import ALGORITHMS, plans
+from sh2gen.schedule import DIRECTIONS, FACTS, _read, _values, search_space
 from sh2gen.spec import OpSpec, load_spec
 from sh2gen.target import target
 
@@ -247,6 +250,100 @@ def test_the_page_of_errors_is_up_to_date() -> None:
     )
 
 
+def table(*rows: Iterable[str]) -> list[str]:
+    """Lines of a table, the first row its head."""
+    head, *others = ["| " + " | ".join(row) + " |" for row in rows]
+    return ["", head, "|" + "---|" * (head.count(" | ") + 1), *others]
+
+
+def code(words: Iterable[object]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
+
+
+def listed(values: Iterable[object]) -> str:
+    return ", ".join(f"`{value}`" if isinstance(value, str) else str(value) for value in values)
+
+
+def schedule_page(algorithm: str) -> str:
+    """docs/schedules/<algorithm>.md, from schedules/<algorithm>.yaml."""
+    text = _read(algorithm)
+    lines = [
+        f"# Numbers of `{algorithm}`",
+        "",
+        f"This page is made from [its file](../../schedules/{algorithm}.yaml) by",
+        "`python tests/unit/test_docs.py`.",
+        "",
+    ]
+    if not text["knobs"]:
+        return "\n".join([*lines, "It has no kernels of its own and so no numbers."]) + "\n"
+    lines += [
+        "Numbers are set by direction, `--set forward.KNOB=VALUE`. A relation or an expression is",
+        "made of knobs and of these facts of the operator:",
+    ]
+    source = repr(text)
+    used = [(f"`{name}`", FACTS[name]) for name in FACTS if re.search(rf"\b{name}\b", source)]
+    lines += table(("fact", "means"), *used)
+
+    def only(thing: dict[str, Any]) -> str:
+        return " ".join(thing.get("only", ()))
+
+    rows = [
+        (f"`{name}`", kind["means"], listed(_values(kind)), only(kind))
+        for name, kind in text["knobs"].items()
+    ]
+    lines += ["", "## Knobs", *table(("knob", "means", "legal values", "only"), *rows)]
+    rules = [(f"`{rule['that']}`", rule["because"], only(rule)) for rule in text["require"]]
+    lines += ["", "## Constraints", *table(("must hold", "because", "only"), *rules)]
+    lines += ["", "## Defaults", "", "The first row whose `when` holds for the operator."]
+    for layout, directions in text["default"].items():
+        for direction, cases in directions.items():
+            cases = cases if isinstance(cases, list) else [cases]
+            names = [name for name in text["knobs"] if name in cases[0]]
+            rows = [
+                (code(case.get("when", ())), *(listed([case[name]]) for name in names))
+                for case in cases
+            ]
+            lines += ["", f"### {layout} {direction}", *table(("when", *names), *rows)]
+    lines += [
+        "",
+        "## What a search tries",
+        "",
+        "The default, and of every row whose `when` holds for the operator all combinations that",
+        "keep the constraints; knobs that a row does not name stay at the default.",
+    ]
+    for layout, directions in text.get("search", {}).items():
+        for direction, blocks in directions.items():
+            names = [name for name in text["knobs"] if any(name in block for block in blocks)]
+            rows = [
+                (code(block.get("when", ())), *(listed(block.get(name, ())) for name in names))
+                for block in blocks
+            ]
+            lines += ["", f"### Tried: {layout} {direction}", *table(("when", *names), *rows)]
+    lines += ["", "### Points", "", "So many numbers are tried for the shipped operators."]
+    return "\n".join([*lines, *table(("op", "plan", *DIRECTIONS), *points_of(algorithm))]) + "\n"
+
+
+def points_of(algorithm: str) -> Iterator[tuple[str, ...]]:
+    """Operator, plan, and the sizes of its search spaces, for the shipped operators."""
+    for path in sorted((ROOT / "ops").glob("*.yaml")):
+        spec = load_spec(path)
+        for plan in plans(spec) if ALGORITHMS[algorithm].applies(spec).applies else ():
+            if plan.algorithm == algorithm:
+                counts = (len(search_space(spec, plan, d).points) for d in DIRECTIONS)
+                yield (spec.op, f"`{plan.name}`", *map(str, counts))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_pages_of_schedules_are_up_to_date(algorithm: str) -> None:
+    page = ROOT / "docs" / "schedules" / f"{algorithm}.md"
+    assert page.read_text() == schedule_page(algorithm), "run: python tests/unit/test_docs.py"
+
+
+def test_no_page_of_schedules_is_left_over() -> None:
+    pages = {path.stem for path in (ROOT / "docs" / "schedules").iterdir()}
+    assert pages == set(ALGORITHMS)
+
+
 def test_every_code_that_is_raised_is_listed() -> None:
     for path in (ROOT / "sh2gen").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -316,3 +413,5 @@ def test_examples_run(path: Path, tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     (ROOT / "docs" / "errors.md").write_text(errors_page())
+    for name in ALGORITHMS:
+        (ROOT / "docs" / "schedules" / f"{name}.md").write_text(schedule_page(name))
