@@ -1,0 +1,116 @@
+"""Tuning on a GPU, and candidates that are broken in every way. Run by hand, with tests/gpu."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from sh2gen.driver import compile_operator, tune_operator
+from sh2gen.emit import emit
+from sh2gen.lower import plans
+from sh2gen.process import Worker
+from sh2gen.schedule import schedule
+from sh2gen.spec import OpSpec, Workload, spec_from_dict
+from sh2gen.tuner import ask, measuring_worker, settings
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+SPEC: OpSpec = spec_from_dict(
+    {
+        "op": "gpu_tuned",
+        "channels": 256,
+        "filter": {"kind": "explicit", "length": 4, "groups": 256},
+        "workloads": [{"batch": 1, "length": 8192}],
+    }
+)
+STORE = "        store_rows(y_ptr, y_row, 1, tile, y, EVEN, BLOCK_D, N)\n"
+NAN = '        y = (y[0] * float("nan"),) + y[1:]\n'
+BEYOND = "        if tl.program_id(0) == 0:\n            tl.store(y_ptr - 64, 1.0)\n"
+FAULT = "        tl.store(y_ptr + tl.full((), 1 << 40, tl.int64), 1.0)\n"
+HANG = (
+    "        spin = tl.load(x_ptr, volatile=True).to(tl.float32)\n"
+    "        while spin == spin:\n"
+    "            spin = tl.load(x_ptr, volatile=True).to(tl.float32)\n"
+)
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    one = measuring_worker()
+    yield one
+    one.close()
+
+
+def job(folder: Path, do: str, before: str = "", length: int = 8192) -> dict[str, object]:
+    """A job on the default schedule, with something before forward's store."""
+    plan = plans(SPEC, "direct")[0]
+    text = emit(SPEC, plan, schedule(SPEC, plan)).text
+    assert text.count(STORE) == 1
+    path = folder / "gpu_tuned.py"
+    path.write_text(text.replace(STORE, before + STORE))
+    return {
+        "do": do,
+        "file": str(path),
+        "settings": settings(text)[1],
+        "direction": "forward",
+        "workloads": [[1, length]],
+        "seed": 1,
+        "warmup_ms": 2,
+        "repeat_ms": 10,
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "length", "status", "words"),
+    [
+        (NAN, 8192, "wrong", ""),
+        (BEYOND, 8192, "wrong", "beyond tensors"),
+        ("        y = no_such_thing\n", 8192, "compile", "no_such_thing"),
+        (FAULT, 8192, "runtime", "illegal memory access"),
+        (HANG, 8192, "timeout", "after 20 s"),
+        ("", 1 << 36, "memory", "out of memory"),
+    ],
+    ids=["nan", "beyond", "compile", "fault", "hang", "memory"],
+)
+def test_a_broken_candidate_is_named_and_the_next_is_timed(
+    before: str, length: int, status: str, words: str, worker: Worker, tmp_path: Path
+) -> None:
+    (tmp_path / "broken").mkdir()
+    broken = job(tmp_path / "broken", "verify", before, length)
+    assert ask(worker, job(tmp_path, "verify"), 120)["status"] == "ok"
+    answer = ask(worker, broken, 20)
+    assert answer["status"] == status, answer
+    assert words in answer["detail"].lower()
+    for do in ("verify", "time"):
+        answer = ask(worker, job(tmp_path, do), 120)
+        assert answer["status"] == "ok", answer
+    ((low, median, high),) = answer["us"]
+    assert 0 < low <= median <= high < 1000
+
+
+def test_tuned_numbers_are_taken_by_compile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SH2GEN_HOME", str(tmp_path))
+    found = [tuned for tuned, _ in tune_operator(SPEC, effort="measure", budget=20)]
+    assert [tuned.task.direction for tuned in found] == ["forward", "backward"]
+    decisions = [tuned.decision for tuned in found]
+    assert all(d is not None and 0 < d.us[0] <= 1.02 * d.start_us[0] for d in decisions)
+    compilation = compile_operator(SPEC, out=tmp_path / "out")
+    assert all("tuned on" in text for text in compilation.chosen.origins.values())
+    assert [d.numbers for d in decisions if d] == [
+        compilation.chosen.schedule.forward,
+        compilation.chosen.schedule.backward,
+    ]
+    other = dataclasses.replace(SPEC, workloads=(Workload(batch=1, length=65536),))
+    near = compile_operator(other, out=tmp_path / "near", verified=False, built=False)
+    assert all("nearest" in text for text in near.chosen.origins.values())
+    # going on where it ended tries nothing again
+    again = [tuned for tuned, _ in tune_operator(SPEC, budget=20, resume=True)]
+    assert [len(t.result.tried) for t in again] >= [len(t.result.tried) for t in found]
