@@ -29,8 +29,8 @@ SPEC: OpSpec = spec_from_dict(
         "workloads": [{"batch": 1, "length": 8192}],
     }
 )
-STORE = "        store_rows(y_ptr, y_row, 1, tile, y, EVEN, BLOCK_D, N)\n"
-NAN = '        y = (y[0] * float("nan"),) + y[1:]\n'
+STORE = "        store_rows(y_ptr, y_row, 1, tile, conv, EVEN, BLOCK_D, N)\n"
+NAN = '        conv = (conv[0] * float("nan"),) + conv[1:]\n'
 BEYOND = "        if tl.program_id(0) == 0:\n            tl.store(y_ptr - 64, 1.0)\n"
 FAULT = "        tl.store(y_ptr + tl.full((), 1 << 40, tl.int64), 1.0)\n"
 HANG = (
@@ -71,7 +71,7 @@ def job(folder: Path, do: str, before: str = "", length: int = 8192) -> dict[str
     [
         (NAN, 8192, "wrong", ""),
         (BEYOND, 8192, "wrong", "beyond tensors"),
-        ("        y = no_such_thing\n", 8192, "compile", "no_such_thing"),
+        ("        conv = no_such_thing\n", 8192, "compile", "no_such_thing"),
         (FAULT, 8192, "runtime", "illegal memory access"),
         (HANG, 8192, "timeout", "after 20 s"),
         ("", 1 << 36, "memory", "out of memory"),
