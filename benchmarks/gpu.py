@@ -31,7 +31,7 @@ import triton
 from sh2gen.driver import candidates, op_files, resolve_target
 from sh2gen.emit import emit
 from sh2gen.files import write_whole
-from sh2gen.measure import copy, elementwise, host_time, time_call
+from sh2gen.measure import calls, copy, elementwise, host_time, time_call
 from sh2gen.operator import Operator, OperatorRunner
 from sh2gen.resources import folder
 from sh2gen.spec import OpSpec, load_spec
@@ -49,27 +49,6 @@ def generate(op: Path, where: Path, plan: str | None) -> Operator:
     path = where / f"{spec.op}.py"
     write_whole(path, emit(spec, chosen.plan, chosen.schedule).text)
     return Operator(path)
-
-
-def activation(operator: Operator, batch: int, length: int, dtype: torch.dtype) -> torch.Tensor:
-    like = torch.empty((batch, operator.spec.channels, 1), device="cuda", dtype=dtype)
-    if operator.layout == "BLD":
-        like = like.transpose(1, 2)
-    made: torch.Tensor = operator.namespace.allocate(like, length)
-    return made.normal_()
-
-
-def arguments(
-    operator: Operator, batch: int, length: int, dtype: torch.dtype
-) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
-    """Inputs, parameters and an upstream gradient."""
-    spec = operator.spec
-    inputs = [activation(operator, batch, length, dtype) for _ in spec.inputs]
-    parameters = [torch.randn(p.shape, device="cuda") * 0.3 for p in spec.parameters]
-    for p, tensor in zip(spec.parameters, parameters, strict=True):
-        if p.name == "log_poles":
-            tensor.abs_().neg_()
-    return inputs, parameters, activation(operator, batch, length, dtype)
 
 
 def warm(job: tuple[Path, torch.dtype, str]) -> None:
@@ -132,26 +111,8 @@ def measured(operator: Operator, lengths: tuple[int, ...]) -> list[dict[str, Any
 
 def measured_at(operator: Operator, length: int) -> dict[str, Any]:
     """One row of the table."""
-    spec, dtype, namespace = operator.spec, torch.bfloat16, operator.namespace
-    inputs, parameters, dy = arguments(operator, 1, length, dtype)
-    if hasattr(namespace, "effective"):  # poles of what is trained, taps with their decay
-        parameters = namespace.effective(*parameters)
-
-    # of a plan that saves states, forward is timed as training runs it: it keeps them
-    keep = [True] if operator.plan.endswith("/save-states") else []
-
-    def forward() -> Any:
-        return namespace.forward_op(*inputs, *parameters, *keep)
-
-    saved = list(forward())[1:] if "/save-" in operator.plan else []
-
-    def backward() -> Any:
-        return namespace.backward_op(dy, *inputs, *parameters, *saved)
-
-    def both() -> Any:
-        forward()
-        return backward()
-
+    spec, dtype = operator.spec, torch.bfloat16
+    made = calls(operator, 1, length, dtype)
     n, shape = len(spec.inputs), (length * spec.channels,)
     bounds = {
         "forward": elementwise(shape, dtype, n, 1).median,
@@ -160,15 +121,15 @@ def measured_at(operator: Operator, length: int) -> dict[str, Any]:
     # PyTorch's copy_ is far slower than an elementwise kernel at some sizes; a copy is the faster
     copies = (copy(shape, dtype).median, elementwise(shape, dtype, 1, 1).median)
     row: dict[str, Any] = {"length": length, "copy_us": min(copies)}
-    for name, call in (("forward", forward), ("backward", backward), ("both", both)):
-        timing = time_call(call)
+    for name in ("forward", "backward", "both"):
+        timing = time_call(getattr(made, name))
         bound = bounds.get(name, sum(bounds.values()))
         row[f"{name}_us"] = timing.median
         row[f"{name}_spread"] = [timing.low, timing.high]
         row[f"{name}_bound_us"] = bound
         row[f"{name}_share"] = bound / timing.median
-    row["forward_host_us"] = host_time(forward)
-    row["backward_host_us"] = host_time(backward)
+    row["forward_host_us"] = host_time(made.forward)
+    row["backward_host_us"] = host_time(made.backward)
     return row
 
 

@@ -28,12 +28,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu import arguments, generate
+from gpu import generate
 from torch import Tensor
 from torch.nn import functional
 
 from sh2gen.files import write_whole
-from sh2gen.measure import time_call
+from sh2gen.measure import arguments, time_call
 from sh2gen.operator import Operator, OperatorRunner
 from sh2gen.reference import reference_gradients
 from sh2gen.resources import folder

@@ -19,8 +19,9 @@ import tempfile
 from pathlib import Path
 
 import torch
-from gpu import activation, arguments, generate
+from gpu import generate
 
+from sh2gen.measure import activation, arguments
 from sh2gen.operator import Operator
 from sh2gen.resources import folder
 

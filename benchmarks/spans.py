@@ -23,12 +23,12 @@ from typing import Any
 
 import torch
 import triton
-from gpu import DTYPES, arguments
+from gpu import DTYPES
 
 from sh2gen.driver import candidates, resolve_target
 from sh2gen.emit import emit
 from sh2gen.files import write_whole
-from sh2gen.measure import elementwise, time_call
+from sh2gen.measure import arguments, elementwise, time_call
 from sh2gen.operator import Operator, OperatorRunner
 from sh2gen.resources import folder
 from sh2gen.spec import load_spec

@@ -17,7 +17,13 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton.testing import do_bench
+
+from sh2gen.operator import Operator
+from sh2gen.spec import OpSpec
+
+Device = torch.device | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +35,91 @@ class Timing:
     high: float
 
 
-def time_call(call: Callable[[], Any], warmup_ms: int = 20, repeat_ms: int = 80) -> Timing:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calls:
+    """One way of computing an operator at one size, ready to be timed.
+
+    Attributes:
+        forward: computes y, as for training.
+        backward: computes every gradient from a forward that has been.
+        both: a forward, and the backward of it.
+        tensors: everything that a forward takes.
+        dy: the gradient that arrives from above.
+    """
+
+    forward: Callable[[], Any]
+    backward: Callable[[], Any]
+    both: Callable[[], Any]
+    tensors: tuple[Tensor, ...]
+    dy: Tensor
+
+
+def activation(
+    operator: Operator, batch: int, length: int, dtype: torch.dtype, device: Device = "cuda"
+) -> Tensor:
+    """N(0, 1) in the layout of an operator, as its own outputs lie in memory."""
+    like = torch.empty((batch, operator.spec.channels, 1), device=device, dtype=dtype)
+    if operator.layout == "BLD":
+        like = like.transpose(1, 2)
+    made: Tensor = operator.namespace.allocate(like, length)
+    return made.normal_()
+
+
+def parameters(spec: OpSpec, device: Device = "cuda") -> dict[str, Tensor]:
+    """Random float32 parameters by name; log-poles are negative."""
+    drawn = {p.name: torch.randn(p.shape, device=device) * 0.3 for p in spec.parameters}
+    if "log_poles" in drawn:
+        drawn["log_poles"].abs_().neg_()
+    return drawn
+
+
+def arguments(
+    operator: Operator, batch: int, length: int, dtype: torch.dtype, device: Device = "cuda"
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Random inputs, parameters and an upstream gradient of one call of an operator."""
+    inputs = [activation(operator, batch, length, dtype, device) for _ in operator.spec.inputs]
+    drawn = list(parameters(operator.spec, device).values())
+    return inputs, drawn, activation(operator, batch, length, dtype, device)
+
+
+def calls(
+    operator: Operator, batch: int, length: int, dtype: torch.dtype, device: Device = "cuda"
+) -> Calls:
+    """The library ops of a generated file on random tensors: what autograd would call.
+
+    What is made of parameters before a kernel takes them (a decay applied to its taps, the poles
+    of what is trained) is made once, outside of the calls.
+    """
+    inputs, weights, dy = arguments(operator, batch, length, dtype, device)
+    namespace = operator.namespace
+    if hasattr(namespace, "effective"):
+        weights = namespace.effective(*weights)
+    # Of a plan that saves states, forward is that of training: it keeps them.
+    keep = [True] if operator.plan.endswith("/save-states") else []
+
+    def forward() -> Any:
+        return namespace.forward_op(*inputs, *weights, *keep)
+
+    saved = list(forward())[1:] if "/save-" in operator.plan else []
+
+    def backward() -> Any:
+        return namespace.backward_op(dy, *inputs, *weights, *saved)
+
+    def both() -> Any:
+        forward()
+        return backward()
+
+    return Calls(forward=forward, backward=backward, both=both, tensors=(*inputs, *weights), dy=dy)
+
+
+def time_call(
+    call: Callable[[], Any],
+    warmup_ms: int = 20,
+    repeat_ms: int = 80,
+    *,
+    stream: torch.cuda.Stream | None = None,
+    graph: bool = True,
+) -> Timing:
     """Time the GPU work of a call: it is captured in a CUDA graph, and replays of that are timed.
 
     So the time of the host, which runs ahead of the GPU in any real program, is not in it.
@@ -37,18 +127,26 @@ def time_call(call: Callable[[], Any], warmup_ms: int = 20, repeat_ms: int = 80)
     Args:
         call: launches work on the current stream, the same each time.
         warmup_ms, repeat_ms: do_bench's budgets.
+        stream: where the call runs and is captured, by default streams of its own. Autograd runs
+            a backward on the stream of its forward: a capture has to be on that one.
+        graph: False times the calls themselves, for what cannot be captured. A short one is then
+            bound by the host.
     """
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    side = torch.cuda.Stream() if stream is None else stream  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
         call()  # compiles, and fills caches that a capture may not
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    low, median, high = do_bench(
-        graph.replay, warmup=warmup_ms, rep=repeat_ms, quantiles=[0.2, 0.5, 0.8]
-    )
+    torch.cuda.current_stream().wait_stream(side)
+    quantiles = [0.2, 0.5, 0.8]
+    if graph:
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured, stream=stream):
+            call()
+        found = do_bench(captured.replay, warmup=warmup_ms, rep=repeat_ms, quantiles=quantiles)
+    else:
+        with torch.cuda.stream(side):
+            found = do_bench(call, warmup=warmup_ms, rep=repeat_ms, quantiles=quantiles)
+    low, median, high = found
     return Timing(median=1e3 * median, low=1e3 * low, high=1e3 * high)
 
 
