@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,7 +34,7 @@ from torch import Tensor
 
 from sh2gen.contenders import CONTENDERS, Contender, Implementation, Part
 from sh2gen.cost import BLOCK_T, ROWS, numbers_on, predictions, work
-from sh2gen.errors import CheckFailed, Sh2genError
+from sh2gen.errors import CheckFailed
 from sh2gen.measure import Calls, Timing, activation, calls, elementwise, parameters, time_call
 from sh2gen.operator import Operator, OperatorRunner
 from sh2gen.plan import Plan
@@ -155,8 +156,10 @@ class Results:
 
     def own(self, size: tuple[int, int], direction: str) -> float | None:
         """Microseconds of sh2gen."""
-        found = [o.times[direction] for o in self.at(size) if direction in _own_times(o)]
-        return found[0].median if found else None
+        for outcome in self.at(size):
+            if outcome.contender == OWN and direction in outcome.times:
+                return outcome.times[direction].median
+        return None
 
     def ratio(self, outcome: Outcome, direction: str) -> float | None:
         """How many times as long as sh2gen a contender takes; None where either has no time."""
@@ -175,10 +178,6 @@ class Results:
         return plain
 
 
-def _own_times(outcome: Outcome) -> Mapping[str, Timing]:
-    return outcome.times if outcome.contender == OWN else {}
-
-
 def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _finite(x) for key, x in value.items()}
@@ -188,25 +187,6 @@ def _finite(value: Any) -> Any:
 
 
 # ---- running ------------------------------------------------------------------------------------
-
-
-def chosen(peers: str | None) -> tuple[Contender, ...]:
-    """The contenders of a list of names, all by default; a package stands for all of its own.
-
-    Raises:
-        Sh2genError: C006, a name that none has.
-    """
-    if peers is None:
-        return tuple(CONTENDERS.values())
-    found: list[Contender] = []
-    for name in filter(None, (word.strip() for word in peers.split(","))):
-        known = [c for c in CONTENDERS.values() if name in (c.name, c.package)]
-        if not known:
-            raise Sh2genError(
-                "C006", f"unknown peer `{name}`", help=f"one of {', '.join(CONTENDERS)}"
-            )
-        found += [c for c in known if c not in found]
-    return tuple(found)
 
 
 def run(
@@ -236,7 +216,8 @@ def run(
         CheckFailed: V001, a kernel of sh2gen is wrong or does not run; nothing was timed.
     """
     say = progress or (lambda _: None)
-    spec = Operator(path).spec
+    operator = Operator(path)
+    spec = operator.spec
     session = _Session(
         path=path, spec=spec, device=device, checked=checked, limit=time_limit, say=say
     )
@@ -247,7 +228,7 @@ def run(
             (w.batch, w.length): session.bounds(child, len(spec.inputs), w) for w in workloads
         }
         whole = Part(spec=spec)
-        outcomes += session.measured(child, None, whole, bounds, workloads)
+        outcomes += session.measured(child, _own(operator), whole, bounds, workloads)
     for contender in contenders:
         outcomes += session.outcomes(contender, bounds, workloads)
     on_gpu = device == "cuda"
@@ -260,7 +241,7 @@ def run(
         dtype=spec.dtype.io.value,
         gpu=torch.cuda.get_device_name() if on_gpu else "CPU",
         target=target.name,
-        versions=_versions(),
+        versions=_versions(contenders),
         date=time.strftime("%Y-%m-%d"),
         checks=checks,
         sizes=tuple(_size(spec, plan, schedule, target, w, bounds) for w in workloads),
@@ -269,13 +250,20 @@ def run(
     )
 
 
-def _versions() -> dict[str, str]:
-    import triton
+def _there(package: str) -> bool:
+    """Whether a module can be found; if that is not clear, importing it will tell."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        return True
 
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
+
+def _versions(contenders: Iterable[Contender]) -> dict[str, str]:
+    """Of Python, torch, triton and the packages of contenders that are installed."""
+    owners = metadata.packages_distributions()
+    modules = dict.fromkeys(["torch", "triton", *(c.package for c in contenders if c.package)])
+    return {"python": platform.python_version()} | {
+        module: metadata.version(owners[module][0]) for module in modules if module in owners
     }
 
 
@@ -386,7 +374,7 @@ class _Session:
         found = contender.computes(self.spec)
         if isinstance(found, str):
             return none(f"does not apply: {found}")
-        if contender.package is not None and importlib.util.find_spec(contender.package) is None:
+        if contender.package is not None and not _there(contender.package):
             return none(f"not installed: there is no module {contender.package}")
         with self.child() as child:
             own = bounds
@@ -400,14 +388,13 @@ class _Session:
     def measured(
         self,
         child: _Child,
-        contender: Contender | None,
+        contender: Contender,
         part: Part,
         bounds: Mapping[tuple[int, int], Mapping[str, float]],
         workloads: Sequence[Workload],
     ) -> list[Outcome]:
-        """Outcomes of a contender, or of sh2gen (None), that is there and applies."""
-        name = OWN if contender is None else contender.name
-        differentiable = contender is None or contender.differentiable
+        """Outcomes of a contender that is there and applies."""
+        name, differentiable = contender.name, contender.differentiable
         self.say(f"{name}: comparing with float64 at {_named(self.checked)}")
         job = self.job("check", part.spec, name, self.checked, gradients=differentiable)
         answer = child.ask(job, self.limit)
@@ -422,16 +409,15 @@ class _Session:
     def at(
         self,
         child: _Child,
-        contender: Contender | None,
+        contender: Contender,
         part: Part,
         bounds: Mapping[str, float],
         workload: Workload,
         gradient_error: float | None,
     ) -> Outcome:
         """One contender at one size."""
-        name = OWN if contender is None else contender.name
-        fits = None if contender is None else contender.fits(part.spec, workload.length)
-        if fits is not None:
+        name = contender.name
+        if (fits := contender.fits(part.spec, workload.length)) is not None:
             reason = f"does not apply: {fits}"
             return _outcome(contender, part.without, workload, reason=reason)
         self.say(f"{name}: timing at {_named(workload)}")
@@ -441,7 +427,7 @@ class _Session:
             return _outcome(contender, part.without, workload, reason=reason)
         times, reasons, memory, captured = {}, {}, {}, True
         for direction in TIMED:
-            if direction != "forward" and contender is not None and not contender.differentiable:
+            if direction != "forward" and not contender.differentiable:
                 reasons[direction] = "it has no backward"
                 continue
             job = self.job("time", part.spec, name, workload, direction=direction, graph=True)
@@ -471,16 +457,15 @@ class _Session:
 
 
 def _outcome(
-    contender: Contender | None,
+    contender: Contender,
     without: tuple[str, ...],
     workload: Workload | None,
     **found: Any,
 ) -> Outcome:
-    layout = "as it is compiled" if contender is None else contender.layout
     return Outcome(
-        contender=OWN if contender is None else contender.name,
-        does="the kernels of this operator" if contender is None else contender.does,
-        layout=layout,
+        contender=contender.name,
+        does=contender.does,
+        layout=contender.layout,
         without=without,
         batch=None if workload is None else workload.batch,
         length=None if workload is None else workload.length,
@@ -584,6 +569,8 @@ def serve(pipe: Connection, log: str) -> None:
             job: Job = json.loads(pipe.recv_bytes())
         except EOFError:
             return
+        if job["device"] == "cpu":
+            torch.set_num_threads(1)  # tests run side by side
         pipe.send_bytes(json.dumps(answer(job)).encode())
 
 
@@ -759,29 +746,40 @@ def _drawn(
     return inputs, weights, torch.randn(shape, device=device).to(dtype)
 
 
-def _implementation(job: Job) -> Implementation:
-    spec, batch, length, dtype = _sizes(job)
-    if job["contender"] != OWN:
-        return CONTENDERS[job["contender"]].prepare(spec, length, dtype)
-    operator = Operator(Path(job["path"]))
+def _own(operator: Operator) -> Contender:
+    """sh2gen's kernels as a contender like others."""
     last = operator.layout == "BLD"
 
     def convert(inputs: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
         made = dict(weights)
         for name, x in inputs.items():
-            like = activation(operator, batch, length, dtype, job["device"])
+            like = activation(operator, x.shape[0], x.shape[2], x.dtype, x.device)
             made[name] = like.copy_(x.transpose(1, 2) if last else x)
         return made
 
     def call(tensors: dict[str, Tensor]) -> Tensor:
-        weights = {p.name: tensors[p.name] for p in spec.parameters}
-        found = operator(*(tensors[name] for name in spec.inputs), **weights)
+        weights = {p.name: tensors[p.name] for p in operator.spec.parameters}
+        found = operator(*(tensors[name] for name in operator.spec.inputs), **weights)
         y: Tensor = found if isinstance(found, Tensor) else found[0]  # beside a state
         return y
 
-    return Implementation(
+    way = Implementation(
         convert=convert, call=call, canonical=lambda y: y.transpose(1, 2) if last else y
     )
+    return Contender(
+        name=OWN,
+        does="the kernels of this operator",
+        layout=operator.layout,
+        computes=lambda spec: Part(spec=spec),
+        prepare=lambda spec, length, dtype: way,
+    )
+
+
+def _implementation(job: Job) -> Implementation:
+    spec, _, length, dtype = _sizes(job)
+    own = job["contender"] == OWN
+    contender = _own(Operator(Path(job["path"]))) if own else CONTENDERS[job["contender"]]
+    return contender.prepare(spec, length, dtype)
 
 
 def _calls(job: Job) -> Calls:
@@ -854,37 +852,32 @@ def table(results: Results) -> str:
         f"{versions}, {results.date}; {results.checks} checks against float64 passed",
     ]
     for size in results.sizes:
-        bounds = ", ".join(f"{_title(d)} {size.bounds[d]:.1f}" for d in TIMED)
-        lines += ["", f"B = {size.batch}, L = {size.length}; bounds in us: {bounds}"]
+        bounds = ", ".join(f"{d} {size.bounds[d]:.1f}" for d in TIMED)
+        said = ", ".join(f"{d} {us:.1f}" for d, us in size.predicted.items())
+        lines += [
+            "",
+            f"B = {size.batch}, L = {size.length}; elementwise bounds in us: {bounds}; "
+            f"predicted for {results.target}: {said}",
+        ]
         rows = [_cells(results, o) for o in results.at(size.size) if o.times]
         lines += _aligned([_HEAD, *rows])
-    notes = _notes(results)
-    if notes:
-        lines += ["", "Without a time:", *notes]
-    parts = {
-        f"  {o.contender} is a part of the operator: without {', '.join(o.without)}"
-        for o in results.outcomes
-        if o.without and o.times
-    }
-    if parts:
-        lines += ["", *sorted(parts)]
+    lines += ["", "  +- half of what lies between the 20th and the 80th percentile"]
+    lines += ["  x  times as long as sh2gen; memory: peak over what a call takes and gives"]
     if any(not o.captured for o in results.outcomes):
-        lines += ["", "* timed without a CUDA graph: the host's time may be in it"]
-    return "\n".join(lines)
+        lines += ["  *  timed without a CUDA graph: the host's time may be in it"]
+    lines += ["", *_meanings(results)]
+    notes = _notes(results)
+    return "\n".join([*lines, *(["", "Without a time:", *notes] if notes else [])])
 
 
 _HEAD = [
     "",
     "layout",
-    *(word for d in TIMED for word in (f"{d if d != 'both' else 'fwd+bwd'} us", "share", "x")),
+    *(word for d in TIMED for word in (f"{d} us", "share", "x")),
     "error y",
     "gradients",
     "memory",
 ]
-
-
-def _title(direction: str) -> str:
-    return "forward+backward" if direction == "both" else direction
 
 
 def _cells(results: Results, outcome: Outcome) -> list[str]:
@@ -897,8 +890,9 @@ def _cells(results: Results, outcome: Outcome) -> list[str]:
             cells += ["-", "", ""]
             continue
         ratio = results.ratio(outcome, direction)
+        spread = (timing.high - timing.low) / 2 / timing.median
         cells += [
-            f"{timing.median:.1f} ({timing.low:.1f}-{timing.high:.1f})",
+            f"{timing.median:.1f} +-{100 * spread:.0f}%",
             f"{outcome.shares[direction]:.2f}",
             "" if ratio is None else f"{ratio:.2f}",
         ]
@@ -909,24 +903,43 @@ def _cells(results: Results, outcome: Outcome) -> list[str]:
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = 2  # columns of words
     return [
         "  "
         + "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
+            cell.ljust(width) if i < left else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]
 
 
-def _notes(results: Results) -> list[str]:
-    """Of contenders, sizes and directions that were not timed."""
-    notes = []
+def _meanings(results: Results) -> list[str]:
+    """What every contender that was timed is, and which part it computes."""
+    lines = {}
     for o in results.outcomes:
-        where = "" if o.batch is None else f" at B={o.batch} L={o.length}"
+        if o.times:
+            part_ = f"; a part: without {', '.join(o.without)}" if o.without else ""
+            lines[o.contender] = f"  {o.contender}: {o.does}{part_}"
+    return list(lines.values())
+
+
+def _notes(results: Results) -> list[str]:
+    """Of contenders, sizes and directions that were not timed, equal ones together."""
+    found: dict[tuple[str, str], list[Outcome]] = {}
+    for o in results.outcomes:
         if o.reason:
-            notes.append(f"  {o.contender}{where}: {o.reason}")
-        elif o.reasons:
-            several = ", ".join(f"{_title(d)}: {r}" for d, r in o.reasons.items())
-            notes.append(f"  {o.contender}{where}, {several}")
+            found.setdefault((o.contender, o.reason), []).append(o)
+            continue
+        reasons = dict(o.reasons)
+        if reasons.get("both") == reasons.get("backward"):
+            reasons.pop("both", None)
+        for direction, reason in reasons.items():
+            text = f"{direction}: {reason}"
+            found.setdefault((o.contender, text), []).append(o)
+    notes = []
+    for (name, text), several in found.items():
+        sizes = [f"B={o.batch} L={o.length}" for o in several if o.batch is not None]
+        some = sizes and len(sizes) < len(results.sizes)
+        notes.append(f"  {name}{' at ' + ', '.join(sizes) if some else ''}: {text}")
     return notes

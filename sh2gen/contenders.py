@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sh2gen.errors import Sh2genError
 from sh2gen.reference import filter_taps
 from sh2gen.spec import (
     Activation,
@@ -768,3 +769,22 @@ CONTENDERS: dict[str, Contender] = {
         ),
     )
 }
+
+
+def chosen(peers: str | None) -> tuple[Contender, ...]:
+    """The contenders of a list of names, all by default; a package stands for all of its own.
+
+    Raises:
+        Sh2genError: C006, a name that none has.
+    """
+    if peers is None:
+        return tuple(CONTENDERS.values())
+    found: list[Contender] = []
+    for name in filter(None, (word.strip() for word in peers.split(","))):
+        known = [c for c in CONTENDERS.values() if name in (c.name, c.package)]
+        if not known:
+            raise Sh2genError(
+                "C006", f"unknown peer `{name}`", help=f"one of {', '.join(CONTENDERS)}"
+            )
+        found += [c for c in known if c not in found]
+    return tuple(found)

@@ -43,7 +43,7 @@ CODES: dict[str, str] = {
     "B005": "a generated file cannot be loaded",
     "V001": "a result is wrong",
     "V002": "a property of the operator does not hold",
-    "V003": "the verifier cannot run here",
+    "V003": "the verifier or bench cannot run here",
     "C001": "a tensor has the wrong shape",
     "C002": "a tensor has the wrong dtype",
     "C003": "a tensor is on the wrong device",

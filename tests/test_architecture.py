@@ -17,7 +17,7 @@ LAYERS = (
     ("errors", "target", "resources", "files"),
     ("spec",),
     ("ir", "reference"),
-    ("plan", "passes", "schedule", "source"),
+    ("plan", "passes", "schedule", "source", "contenders"),
     ("lower", "interpret", "cost"),
     (
         "emit",
@@ -32,8 +32,8 @@ LAYERS = (
         "load_module",
         "operator",
     ),
-    ("verify", "measure"),
-    ("driver",),
+    ("verify", "measure", "bench"),
+    ("driver", "plots"),
     ("cli", "__init__"),
     ("__main__",),
 )
@@ -55,6 +55,8 @@ WITHIN = {
     ("emit", "fit"): "what is written fits a page",
     ("operator", "emit"): "the name of the class that emit wrote",
     ("operator", "load_module"): "a callable is made from an imported file",
+    ("bench", "verify"): "what is wrong is not timed",
+    ("bench", "measure"): "times and bounds",
 }
 MAX_LINES = 1000
 
