@@ -470,7 +470,7 @@ def bench(
             peers=peers,
             progress=say,
         )
-    from sh2gen.bench import table
+    from sh2gen.bench_table import table
 
     written: tuple[Path, ...] = ()
     if folder is not None:

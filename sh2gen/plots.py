@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sh2gen.bench import OWN, Outcome, Results, Size
+from sh2gen.bench import Outcome, Results, Size
+from sh2gen.bench_worker import OWN
 from sh2gen.contenders import CONTENDERS
 from sh2gen.target import Target, target
 

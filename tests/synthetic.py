@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sh2gen.bench import OWN, Effort, Outcome, Results, Size
+from sh2gen.bench import Effort, Outcome, Results, Size
+from sh2gen.bench_worker import OWN
 from sh2gen.contenders import CONTENDERS
 from sh2gen.measure import Timing
 

@@ -32,8 +32,8 @@ LAYERS = (
         "load_module",
         "operator",
     ),
-    ("verify", "measure", "bench"),
-    ("driver", "plots"),
+    ("verify", "measure", "bench", "bench_worker"),
+    ("driver", "bench_table", "plots"),
     ("cli", "__init__"),
     ("__main__",),
 )
@@ -55,8 +55,10 @@ WITHIN = {
     ("emit", "fit"): "what is written fits a page",
     ("operator", "emit"): "the name of the class that emit wrote",
     ("operator", "load_module"): "a callable is made from an imported file",
-    ("bench", "verify"): "what is wrong is not timed",
-    ("bench", "measure"): "times and bounds",
+    ("bench", "measure"): "times",
+    ("bench", "bench_worker"): "what its child processes run",
+    ("bench_worker", "measure"): "times and bounds",
+    ("bench_worker", "verify"): "what is wrong is not timed",
 }
 MAX_LINES = 1000
 

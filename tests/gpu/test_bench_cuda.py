@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sh2gen.bench import OWN, TIMED, table
+from sh2gen.bench import TIMED
+from sh2gen.bench_table import table
+from sh2gen.bench_worker import OWN
 from sh2gen.driver import bench_operator
 from sh2gen.resources import folder
 

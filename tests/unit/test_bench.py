@@ -16,8 +16,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from sh2gen import bench, driver
-from sh2gen.bench import OWN, TIMED, Outcome, calls_of, run, table
+from sh2gen import bench, bench_worker, driver
+from sh2gen.bench import TIMED, Outcome, run
+from sh2gen.bench_table import table
+from sh2gen.bench_worker import OWN, answer, calls_of, one_line
 from sh2gen.cli import main
 from sh2gen.contenders import CONTENDERS, Implementation, chosen
 from sh2gen.driver import candidates
@@ -181,18 +183,16 @@ def test_a_child_that_does_not_answer_is_replaced(tmp_path: Path) -> None:
 
 def test_answers_in_one_line() -> None:
     job = {"do": "check", "spec": SPEC.to_dict(), "batch": 1, "length": 4, "device": "cpu"}
-    assert bench.answer(job | {"contender": "nobody", "path": ""}) == {
-        "failed": "KeyError: 'nobody'"
-    }
-    assert len(bench._short("word " * 1000)) == 240
+    assert answer(job | {"contender": "nobody", "path": ""}) == {"failed": "KeyError: 'nobody'"}
+    assert len(one_line("word " * 1000)) == 240
 
 
 def test_too_much_memory_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(job: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
 
-    monkeypatch.setitem(bench._JOBS, "check", full)
-    assert bench.answer({"do": "check"}) == {"failed": "out of memory"}
+    monkeypatch.setitem(bench_worker._JOBS, "check", full)
+    assert answer({"do": "check"}) == {"failed": "out of memory"}
 
 
 @pytest.mark.parametrize(

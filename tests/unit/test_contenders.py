@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sh2gen.bench import answer
+from sh2gen.bench_worker import answer
 from sh2gen.contenders import CONTENDERS, Part, chosen, part, synthesised
 from sh2gen.errors import Sh2genError
 from sh2gen.reference import filter_taps
