@@ -207,7 +207,8 @@ def run(
         time_limit: seconds after which a child that has not answered is killed.
 
     Raises:
-        CheckFailed: V001, a kernel of sh2gen is wrong or does not run; nothing was timed.
+        CheckFailed: V001, a kernel of sh2gen is wrong or does not run; V003, a bound cannot be
+            measured. Nothing was timed.
     """
     say = progress or (lambda _: None)
     operator = Operator(path)
@@ -362,8 +363,8 @@ class _Session:
     ) -> list[Outcome]:
         """Of one contender, in a child of its own."""
 
-        def none(reason: str, without: tuple[str, ...] = ()) -> list[Outcome]:
-            return [_outcome(contender, without, None, reason=reason)]
+        def none(reason: str) -> list[Outcome]:
+            return [_outcome(contender, (), None, reason=reason)]
 
         found = contender.computes(self.spec)
         if isinstance(found, str):
@@ -433,8 +434,11 @@ class _Session:
                 continue
             low, median, high = found["us"]
             times[direction] = Timing(median=median, low=low, high=high)
-            if found["memory"] is not None:
-                memory[direction] = found["memory"]
+        for direction in ("forward", "both"):
+            if direction in times:
+                job = self.job("memory", part.spec, name, workload, direction=direction)
+                if (peak := child.ask(job, self.limit).get("peak")) is not None:
+                    memory[direction] = peak
         return _outcome(
             contender,
             part.without,

@@ -160,15 +160,10 @@ def _groups(spec: OpSpec, batch: int, length: int, device: torch.device) -> tupl
 
 
 def _time(job: Job) -> Answer:
-    """Microseconds of one direction, and its memory; `retry` if it cannot be captured."""
-    made, direction = _calls(job), job["direction"]
-    call = getattr(made, direction)
+    """Microseconds of one direction; `retry` if it cannot be captured."""
+    call = getattr(_calls(job), job["direction"])
     if job["device"] == "cpu":
-        return {"us": _numbers(_by_clock(call)), "memory": None}
-    memory = None
-    if direction != "backward":  # which belongs to the stream of its first call
-        call()  # compiles, tunes, and fills caches
-        memory = _memory(made, call, direction)
+        return {"us": _numbers(_by_clock(call))}
     try:
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         timing = time_call(call, stream=stream, graph=job["graph"])
@@ -178,7 +173,7 @@ def _time(job: Job) -> Answer:
         if not job["graph"]:
             raise
         return {"retry": one_line(str(error))}
-    return {"us": _numbers(timing), "memory": memory}
+    return {"us": _numbers(timing)}
 
 
 def _numbers(timing: Timing) -> list[float]:
@@ -197,16 +192,24 @@ def _by_clock(call: Callable[[], Any], repeats: int = 3) -> Timing:
     return Timing(median=median, low=low, high=high)
 
 
-def _memory(made: Calls, call: Callable[[], Any], direction: str) -> float:
-    """Peak memory of a call over the bytes that it takes and gives."""
+def _memory(job: Job) -> Answer:
+    """Peak memory of a call over the bytes that it takes and gives: of both, y is one of these.
+
+    Of sh2gen too by autograd, which keeps what backward needs.
+    """
+    if job["device"] == "cpu":
+        return {"peak": None}
+    made, forward = _by_autograd(job), job["direction"] == "forward"
+    call = made.forward if forward else made.both
+    call()  # compiles, tunes, and fills caches
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    given = _bytes(call())
+    given = _bytes(call()) + (0 if forward else _bytes(made.dy))  # y is as large as dy
     torch.cuda.synchronize()
     grown = torch.cuda.max_memory_allocated() - before
-    taken = _bytes(made.tensors) + (0 if direction == "forward" else _bytes(made.dy))
-    return (taken + grown) / (taken + given)
+    taken = _bytes(made.tensors) + (0 if forward else _bytes(made.dy))
+    return {"peak": (taken + grown) / (taken + given)}
 
 
 def _bytes(tensors: Tensor | Iterable[Tensor | None]) -> int:
@@ -263,9 +266,14 @@ def _implementation(job: Job) -> Implementation:
 
 def _calls(job: Job) -> Calls:
     """What is timed of sh2gen or of a contender."""
-    spec, batch, length, dtype = _sizes(job)
+    _, batch, length, dtype = _sizes(job)
     if job["contender"] == OWN:
         return calls(Operator(Path(job["path"])), batch, length, dtype, job["device"])
+    return _by_autograd(job)
+
+
+def _by_autograd(job: Job) -> Calls:
+    spec, batch, length, dtype = _sizes(job)
     inputs, weights, _ = _drawn(spec, batch, length, dtype, torch.device(job["device"]))
     wants = job["direction"] != "forward"
     return calls_of(_implementation(job), inputs, weights, gradients=wants)
@@ -316,4 +324,5 @@ _JOBS: dict[str, Callable[[Job], Answer]] = {
     "bound": _bound,
     "check": _check,
     "time": _time,
+    "memory": _memory,
 }

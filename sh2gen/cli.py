@@ -431,8 +431,10 @@ def _print_explanation(
     type=click.IntRange(1),
     help="Time at this length; may be repeated. Default: the lengths of the workloads.",
 )
-@click.option("--batch", type=click.IntRange(1), help="Default: that of the workloads, or 1.")
-@click.option("--peers", help="Compare with these only, with commas between their names.")
+@click.option(
+    "--batch", type=click.IntRange(1), help="Default: that of the workloads; 1 with --length."
+)
+@click.option("--peers", help="Compare with these only: names with commas between, or nothing.")
 @click.option("--plots", metavar="DIR", help="Write figures into this folder; needs matplotlib.")
 @_plan
 @_set

@@ -209,6 +209,78 @@ def test_what_is_wrong(errors: dict[str, Any], reason: str) -> None:
     assert bench._problem(errors) == reason
 
 
+class Scripted:
+    """A child whose answers are known beforehand, by what is to be done."""
+
+    def __init__(self, answers: dict[tuple[Any, ...], dict[str, Any]]) -> None:
+        self.answers = answers
+        self.asked: list[tuple[Any, ...]] = []
+
+    def ask(self, job: dict[str, Any], limit: float) -> dict[str, Any]:
+        key = (job["do"], *(job[k] for k in ("direction", "graph") if k in job))
+        self.asked.append(key)
+        return self.answers[key]
+
+
+def test_directions_fail_one_by_one(tmp_path: Path) -> None:
+    """What cannot be captured is timed without a graph; what fails leaves the rest as it is."""
+    child = Scripted(
+        {
+            ("check",): {"y": 0.002, "gradients": {}},
+            ("time", "forward", True): {"us": [9.0, 10.0, 12.0]},
+            ("memory", "forward"): {"peak": 1.5},
+            ("time", "backward", True): {"retry": "operation not permitted when capturing"},
+            ("time", "backward", False): {"us": [19.0, 20.0, 21.0]},
+            ("time", "both", True): {"failed": "out of memory"},
+        }
+    )
+    session = bench._Session(
+        path=tmp_path, spec=SPEC, device="cuda", checked=SMALL, limit=1.0, say=lambda _: None
+    )
+    contender, bounds = CONTENDERS["fft"], {"forward": 5.0, "backward": 8.0, "both": 13.0}
+    part = contender.computes(SPEC)
+    assert not isinstance(part, str)
+    outcome = session.at(child, contender, part, bounds, SIZES[0], 0.003)  # type: ignore[arg-type]
+    assert {d: t.median for d, t in outcome.times.items()} == {"forward": 10.0, "backward": 20.0}
+    assert outcome.shares == {"forward": 0.5, "backward": 0.4}
+    assert outcome.reasons == {"both": "out of memory"} and outcome.memory == {"forward": 1.5}
+    assert not outcome.captured and outcome.reason == ""
+    assert (outcome.error, outcome.gradient_error) == (0.002, 0.003)
+
+    child.answers |= dict.fromkeys(
+        [("time", d, True) for d in TIMED], {"failed": "its process died (SIGSEGV)"}
+    )
+    outcome = session.at(child, contender, part, bounds, SIZES[0], None)  # type: ignore[arg-type]
+    assert outcome.reason == "its process died (SIGSEGV)" and not outcome.times
+
+    child.answers["check",] = {"y": math.nan, "gradients": {}}
+    outcome = session.at(child, contender, part, bounds, SIZES[0], None)  # type: ignore[arg-type]
+    assert outcome.reason == "wrong: error nan in y" and child.asked[-1] == ("check",)
+
+
+@pytest.mark.parametrize(
+    ("raised", "graph", "answered"),
+    [
+        (RuntimeError("not\npermitted"), True, {"retry": "not permitted"}),
+        (RuntimeError("illegal access"), False, {"failed": "RuntimeError: illegal access"}),
+        (torch.OutOfMemoryError("..."), True, {"failed": "out of memory"}),
+    ],
+)
+def test_calls_that_cannot_be_captured(
+    raised: Exception, graph: bool, answered: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(call: Any, **options: Any) -> Any:
+        assert options == {"stream": "a stream", "graph": graph}
+        raise raised
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: "a stream")
+    monkeypatch.setattr(bench_worker, "time_call", refuse)
+    monkeypatch.setattr(bench_worker, "_calls", lambda job: bench)
+    monkeypatch.setattr(bench, "backward", None, raising=False)
+    job = {"do": "time", "device": "cuda", "direction": "backward", "graph": graph}
+    assert answer(job) == answered
+
+
 # ---- what is timed ------------------------------------------------------------------------------
 
 
