@@ -10,6 +10,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -247,9 +248,8 @@ def test_directions_fail_one_by_one(tmp_path: Path) -> None:
     assert not outcome.captured and outcome.reason == ""
     assert (outcome.error, outcome.gradient_error) == (0.002, 0.003)
 
-    child.answers |= dict.fromkeys(
-        [("time", d, True) for d in TIMED], {"failed": "its process died (SIGSEGV)"}
-    )
+    died = {"failed": "its process died (SIGSEGV)"}
+    child.answers |= {("time", d, True): died for d in TIMED}
     outcome = session.at(child, contender, part, bounds, SIZES[0], None)  # type: ignore[arg-type]
     assert outcome.reason == "its process died (SIGSEGV)" and not outcome.times
 
@@ -275,8 +275,7 @@ def test_calls_that_cannot_be_captured(
 
     monkeypatch.setattr(torch.cuda, "Stream", lambda: "a stream")
     monkeypatch.setattr(bench_worker, "time_call", refuse)
-    monkeypatch.setattr(bench_worker, "_calls", lambda job: bench)
-    monkeypatch.setattr(bench, "backward", None, raising=False)
+    monkeypatch.setattr(bench_worker, "_calls", lambda job: SimpleNamespace(backward=None))
     job = {"do": "time", "device": "cuda", "direction": "backward", "graph": graph}
     assert answer(job) == answered
 
