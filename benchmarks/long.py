@@ -30,8 +30,8 @@ from typing import Any
 import torch
 from gpu import generate
 from torch import Tensor
-from torch.nn import functional
 
+from sh2gen.contenders import CONTENDERS
 from sh2gen.files import write_whole
 from sh2gen.measure import arguments, time_call
 from sh2gen.operator import Operator, OperatorRunner
@@ -43,65 +43,37 @@ from sh2gen.verify import verify
 MILLION = 2**20
 
 
-def convolved(z: Tensor, taps: Tensor) -> Tensor:
-    """The convolution by FFT in float32, as long filters are computed elsewhere."""
-    size = 2 * z.shape[2]
-    spectrum = torch.fft.rfft(taps, size)
-    return torch.fft.irfft(torch.fft.rfft(z.float(), size) * spectrum, size)[..., : z.shape[2]]
-
-
-def synthesised(log_poles: Tensor, residues: Tensor, length: int) -> Tensor:
-    """The filter of so many taps (D, L), mode by mode, as all at once would not fit."""
-    step = torch.arange(length, device=log_poles.device)
-    taps = torch.zeros(len(log_poles), length, device=log_poles.device)
-    for mode in range(log_poles.shape[1]):
-        taps += residues[:, mode, None] * torch.exp(log_poles[:, mode, None] * step)
-    return taps
-
-
-def by_fft(inputs: list[Tensor], taps: Tensor, featurizer: Tensor, skip: Tensor) -> Tensor:
-    """The operator in PyTorch, the featurizer as a depthwise convolution."""
-    hats = []
-    for x, rows in zip(inputs, featurizer.to(inputs[0].dtype).chunk(3), strict=True):
-        padded = functional.pad(x, (rows.shape[1] - 1, 0))
-        hats.append(functional.conv1d(padded, rows[:, None], groups=len(rows)))
-    q, k, v = hats
-    z = k * v
-    pre = convolved(z, taps) + skip[:, None] * z
-    return (q * pre).to(q.dtype)
-
-
 def beside_fft(operator: Operator, length: int, backward: bool) -> dict[str, Any]:
     """One row: microseconds of each way."""
+    spec = operator.spec
     inputs, parameters, dy = arguments(operator, 1, length, torch.bfloat16)
-    named = dict(zip([p.name for p in operator.spec.parameters], parameters, strict=True))
+    named = dict(zip([p.name for p in spec.parameters], parameters, strict=True))
     named["p"], named["gamma"] = torch.full_like(named["p"], -1.0), named["gamma"] / 4 - 3
     names = operator.namespace
-    log_poles, residues, featurizer, skip = names.effective(**named)
-    tensors = [log_poles, residues, featurizer, skip]
+    tensors = names.effective(**named)
     row: dict[str, Any] = {"length": length}
     row["forward_us"] = time_call(lambda: names.forward_op(*inputs, *tensors, False)).median
-    taps = synthesised(log_poles, residues, length)
+    acts = dict(zip(spec.inputs, inputs, strict=True))
+    given, whole = (
+        CONTENDERS[name].prepare(spec, length, torch.bfloat16) for name in ("fft_given", "fft")
+    )
+    with_taps, with_modes = given.convert(acts, named), whole.convert(acts, named)
     y = names.forward_op(*inputs, *tensors, False)[0]
-    other = by_fft(inputs, taps, featurizer, skip)
+    other = given.call(with_taps)
     row["difference"] = ((y - other).float().norm() / other.float().norm()).item()
     if row["difference"] > 0.02:
         raise SystemExit(f"by FFT something else comes out: {row['difference']:.3g}")
     del other
-    row["fft_us"] = time_call(lambda: by_fft(inputs, taps, featurizer, skip)).median
-
-    def whole() -> Tensor:
-        return by_fft(inputs, synthesised(log_poles, residues, length), featurizer, skip)
-
-    row["fft_and_synthesis_us"] = time_call(whole).median
+    row["fft_us"] = time_call(lambda: given.call(with_taps)).median
+    row["fft_and_synthesis_us"] = time_call(lambda: whole.call(with_modes)).median
     saved = names.forward_op(*inputs, *tensors, True)[1]
     row["backward_us"] = time_call(lambda: names.backward_op(dy, *inputs, *tensors, saved)).median
     if backward:  # through autograd, which keeps what it needs
-        leaves = [x.detach().requires_grad_() for x in (*inputs, *tensors)]
-        made = by_fft(leaves[:3], synthesised(*leaves[3:5], length), *leaves[5:])
+        leaves = {name: x.detach().requires_grad_() for name, x in with_modes.items()}
+        made = whole.call(leaves)
 
         def differentiate() -> Any:
-            return torch.autograd.grad(made, leaves, dy, retain_graph=True)
+            return torch.autograd.grad(made, list(leaves.values()), dy, retain_graph=True)
 
         differentiate()
         begin, end = torch.cuda.Event(True), torch.cuda.Event(True)

@@ -6,6 +6,7 @@ Exit codes: 0 good, 1 a check failed, 2 the input is wrong, 3 a bug in sh2gen.
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import platform
 import sys
@@ -14,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import click
@@ -22,6 +24,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from sh2gen.errors import Sh2genError
+from sh2gen.files import made_folder
 
 talk = Console(stderr=True, highlight=False, soft_wrap=True)
 data = Console(highlight=False, soft_wrap=True)
@@ -615,6 +618,72 @@ def _print_explanation(
 
 
 @main.command()
+@click.argument("op")
+@click.option(
+    "--length",
+    "lengths",
+    multiple=True,
+    type=click.IntRange(1),
+    help="Time at this length; may be repeated. Default: the lengths of the workloads.",
+)
+@click.option(
+    "--batch", type=click.IntRange(1), help="Default: that of the workloads; 1 with --length."
+)
+@click.option("--peers", help="Compare with these only: names with commas between, or nothing.")
+@click.option("--plots", metavar="DIR", help="Write figures into this folder; needs matplotlib.")
+@_plan
+@_set
+@_json
+def bench(
+    op: str,
+    lengths: tuple[int, ...],
+    batch: int | None,
+    peers: str | None,
+    plots: str | None,
+    plan: str | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Time an op.yaml on this GPU against its bounds, PyTorch, FFTs and installed packages.
+
+    Its kernels are verified first; if they are wrong nothing is timed. Every contender is compared
+    with float64 before it is timed, and runs in a process of its own.
+    """
+    from sh2gen import driver
+
+    folder: Path | None = None
+    if plots is not None:
+        if importlib.util.find_spec("matplotlib") is None:
+            talk.print("no figures: matplotlib is not installed (the extra `plot` has it)")
+        else:
+            folder = made_folder(Path(plots))
+    with _progress(as_json) as say:
+        results = driver.bench_operator(
+            op,
+            lengths=lengths,
+            batch=batch,
+            plan=plan,
+            changes=_changes(settings),
+            peers=peers,
+            progress=say,
+        )
+    from sh2gen.bench_table import table
+
+    written: tuple[Path, ...] = ()
+    if folder is not None:
+        from sh2gen.plots import figures
+
+        written = figures(results, folder)
+    if as_json:
+        found = results.to_dict() | {"figures": [str(path) for path in written]}
+        click.echo(json.dumps(found, indent=2))
+    else:
+        click.echo(table(results))
+        for path in written:
+            talk.print(f"wrote {path}", markup=False)
+
+
+@main.command()
 @_json
 def doctor(as_json: bool) -> None:
     """Versions, GPU, and what would work here."""
@@ -629,7 +698,8 @@ def doctor(as_json: bool) -> None:
         except metadata.PackageNotFoundError:
             return None
 
-    packages = ("sh2gen", "torch", "triton", "numpy", "jinja2", "sympy", "networkx", "hypothesis")
+    packages: tuple[str, ...] = ("sh2gen", "torch", "triton", "numpy", "jinja2", "sympy")
+    packages += ("networkx", "hypothesis", "matplotlib")
     found = {name: version(name) for name in packages}
     cuda = torch.cuda.is_available()
     known = targets.from_device()
@@ -653,6 +723,8 @@ def doctor(as_json: bool) -> None:
         "build kernels ahead of time": "yes" if triton else "no: needs triton",
         "verify kernels under the interpreter": interpreter,
         "run kernels": "yes" if cuda and triton else "no: needs a CUDA device and triton",
+        "time kernels (bench)": "yes" if cuda and triton else "no: needs a CUDA device and triton",
+        "draw figures (bench --plots)": "yes" if found["matplotlib"] else "no: needs matplotlib",
         "run plain PyTorch on the CPU": "yes",
     }
     report = {

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,13 +14,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sh2gen import target as targets
 from sh2gen.build import Built, build, check_fits
 from sh2gen.choose import Candidate, Changes, Tables, candidates, tables
+from sh2gen.contenders import chosen
 from sh2gen.cost import Prediction, predictions
 from sh2gen.emit import emit
 from sh2gen.emit_kernels import cuts
@@ -38,6 +40,9 @@ from sh2gen.tables import LockEntry, in_order, write_decisions, write_lock
 from sh2gen.target import Target
 from sh2gen.tuner import Session, Tuned, problem
 from sh2gen.verify import Report, Runner, twin, verify
+
+if TYPE_CHECKING:  # it needs Triton, which this module does without
+    from sh2gen.bench import Results
 
 Progress = Callable[[str], None]  # what happens next, or has happened
 
@@ -504,6 +509,63 @@ def verify_operator(
     return tuple(reports)
 
 
+def bench_operator(
+    op: OpSpec | str | PathLike[str],
+    *,
+    lengths: Sequence[int] = (),
+    batch: int | None = None,
+    plan: str | None = None,
+    changes: Changes | None = None,
+    peers: str | None = None,
+    progress: Progress | None = None,
+) -> Results:
+    """Verify and time an operator on this GPU, beside its bounds and other ways of computing it.
+
+    Args:
+        op: an op.yaml, or a spec.
+        lengths: to time at, by default those of the operator's workloads.
+        batch: sequences of a batch, by default those of the workloads, or 1 with `lengths`.
+        plan, changes: as for compile_operators.
+        peers: names of contenders with commas between them, by default all.
+        progress: told what is measured next.
+
+    Raises:
+        Sh2genError: V003 without a CUDA device, B004 without Triton, C006 for an unknown peer;
+            CheckFailed if a kernel is wrong. Then nothing is timed.
+    """
+    spec = op if isinstance(op, OpSpec) else load_spec(op)
+    contenders = chosen(peers)
+    gpu = resolve_target(None)
+    if lengths:
+        workloads = [Workload(batch=batch or 1, length=n) for n in lengths]
+    else:
+        workloads = [Workload(batch=batch or w.batch, length=w.length) for w in spec.workloads]
+    spec = dataclasses.replace(spec, workloads=in_order(workloads))
+    best = candidates(spec, gpu, plan, changes, tables())[0]
+    if not torch.cuda.is_available():
+        raise Sh2genError(
+            "V003",
+            "there is no CUDA device here, and bench times kernels on one",
+            help="`sh2gen explain` predicts times without one",
+        )
+    if importlib.util.find_spec("triton") is None:
+        raise Sh2genError("B004", "Triton is not installed: kernels cannot run")
+    from sh2gen import bench
+
+    with tempfile.TemporaryDirectory(prefix="sh2gen-") as folder:
+        path = Path(folder) / f"{spec.op}.py"
+        write_whole(path, emit(spec, best.plan, best.schedule).text)
+        return bench.run(
+            path,
+            best.plan,
+            best.schedule,
+            gpu,
+            contenders=contenders,
+            workloads=spec.workloads,
+            progress=progress,
+        )
+
+
 def _plan_of(operator: Operator, device: str) -> Plan:
     """The plan of a generated file.
 
@@ -677,6 +739,7 @@ def op_files(paths: Iterable[str | PathLike[str]]) -> tuple[Path, ...]:
 __all__ = [
     "Candidate",
     "Compilation",
+    "bench_operator",
     "candidates",
     "compile",
     "compile_operator",

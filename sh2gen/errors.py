@@ -43,7 +43,7 @@ CODES: dict[str, str] = {
     "B005": "a generated file cannot be loaded",
     "V001": "a result is wrong",
     "V002": "a property of the operator does not hold",
-    "V003": "the verifier cannot run here",
+    "V003": "the verifier, bench or tune cannot run here",
     "R001": "a lock file cannot be read",
     "R002": "a lock file is malformed",
     "R003": "a lock file does not pin the operator",

@@ -34,6 +34,23 @@ def refuse_to_replace(path: Path) -> None:
         )
 
 
+def made_folder(path: Path) -> Path:
+    """The folder, made if it is not there.
+
+    Raises:
+        Sh2genError: C005 if it cannot be made or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Sh2genError(
+            "C005", f"cannot make the folder {path}: {error.strerror or error}"
+        ) from error
+    if not os.access(path, os.W_OK):
+        raise Sh2genError("C005", f"cannot write into {path}")
+    return path
+
+
 def write_whole(path: Path, text: str, errors: str = "strict") -> None:
     """Write a file under a temporary name beside its place, then rename it into place.
 

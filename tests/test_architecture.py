@@ -17,7 +17,7 @@ LAYERS = (
     ("errors", "target", "resources", "files", "process", "jsonl"),
     ("spec",),
     ("ir", "reference"),
-    ("plan", "passes", "schedule", "source"),
+    ("plan", "passes", "schedule", "source", "contenders"),
     ("lower", "interpret", "cost"),
     (
         "emit",
@@ -32,8 +32,19 @@ LAYERS = (
         "load_module",
         "operator",
     ),
-    ("verify", "measure", "search", "sweeps", "fences", "records", "tables", "lockfile"),
-    ("driver", "tuner", "tune_worker", "choose"),
+    (
+        "verify",
+        "measure",
+        "fences",
+        "bench",
+        "bench_worker",
+        "records",
+        "tables",
+        "lockfile",
+        "search",
+        "sweeps",
+    ),
+    ("driver", "tuner", "tune_worker", "choose", "bench_table", "plots"),
     ("cli", "__init__"),
     ("__main__",),
 )
@@ -63,6 +74,10 @@ WITHIN = {
     ("driver", "choose"): "the first of its steps",
     ("tables", "lockfile"): "whoever looks for a schedule looks in both",
     ("operator", "load_module"): "a callable is made from an imported file",
+    ("bench", "measure"): "times",
+    ("bench", "bench_worker"): "what its child processes run",
+    ("bench_worker", "measure"): "times and bounds",
+    ("bench_worker", "verify"): "what is wrong is not timed",
 }
 MAX_LINES = 1000
 

@@ -231,9 +231,9 @@ def errors_page() -> str:
         "",
         "A message names a code, the place in the file if there is one, and what to do if that",
         "is known. Codes that begin with V, B001 and B002 mean that the input was fine and the",
-        "result is not: `CheckFailed`, exit code 1. (V003 also says that a verification cannot",
-        "run here, with exit code 2.) All others are `Sh2genError`, exit code 2. Calls of an",
-        "operator raise `TypeError` and `ValueError` instead, as PyTorch does.",
+        "result is not: `CheckFailed`, exit code 1. (V003 also says that `verify` or `bench`",
+        "cannot run here, with exit code 2.) All others are `Sh2genError`, exit code 2. Calls of",
+        "an operator raise `TypeError` and `ValueError` instead, as PyTorch does.",
         "",
         "This page is made from `sh2gen/errors.py` by `python tests/unit/test_docs.py`.",
     ]

@@ -1,0 +1,548 @@
+"""One operator on one GPU beside other ways of computing it (layer 6).
+
+`run` compares every contender with float64 and then times it, each in a child process of its own:
+a kernel that faults takes its process with it, and what one package leaves in memory or changes in
+torch reaches no other. Jobs and answers are JSON over a pipe. What cannot run is a line with the
+reason; only a wrong kernel of sh2gen itself is an error, and then nothing is timed.
+
+A share is the time of an elementwise kernel of this run that reads and writes the same activations
+over the contender's time. Times are medians with the 20th and 80th percentiles, of the GPU alone
+where a call can be captured in a CUDA graph (sh2gen.measure).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import math
+import platform
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sh2gen.bench_worker import OWN, Answer, Job, one_line, own_contender, serve
+from sh2gen.contenders import Contender, Part
+from sh2gen.cost import BLOCK_T, ROWS, numbers_on, predictions, work
+from sh2gen.errors import CheckFailed
+from sh2gen.measure import Timing
+from sh2gen.operator import Operator
+from sh2gen.plan import Plan
+from sh2gen.schedule import Schedule
+from sh2gen.spec import OpSpec, Workload
+from sh2gen.target import Target
+
+Progress = Callable[[str], None]  # what happens next
+
+TIMED = ("forward", "backward", "both")
+CHECKED = Workload(batch=2, length=1024)  # where output and all gradients are compared
+WRONG = 0.02  # relative error in the 2-norm; rounding once to bfloat16 costs 0.0017
+TIME_LIMIT = 600.0  # seconds an answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What was found of one contender, at one size or (batch and length None) at all of them.
+
+    Attributes:
+        contender, does, layout: as in the table of contenders.
+        without: steps of the operator that it leaves out; none: it computes the whole.
+        reason: why it was not timed; empty if it was.
+        times: microseconds, by direction.
+        shares: of the bound of what it computes, by direction.
+        reasons: why a direction has no time.
+        error: of y at this size, relative to float64 in the 2-norm.
+        gradient_error: the largest of any gradient, at the size CHECKED.
+        memory: peak over what a call takes and gives, by direction (forward, both).
+        captured: whether every time is of a CUDA graph; otherwise the host may count.
+    """
+
+    contender: str
+    does: str
+    layout: str
+    without: tuple[str, ...] = ()
+    batch: int | None = None
+    length: int | None = None
+    reason: str = ""
+    times: Mapping[str, Timing] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    error: float | None = None
+    gradient_error: float | None = None
+    memory: Mapping[str, float] = field(default_factory=dict)
+    captured: bool = True
+
+    @property
+    def size(self) -> tuple[int | None, int | None]:
+        return self.batch, self.length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """Bounds and predictions of the whole operator at one size, in microseconds by direction."""
+
+    batch: int
+    length: int
+    bounds: Mapping[str, float]
+    predicted: Mapping[str, float]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.batch, self.length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """Work of one kernel of sh2gen per token and channel, for the roofline."""
+
+    bytes: float
+    flops: float  # outside of matrix products
+    product_flops: float
+
+    @property
+    def intensity(self) -> float:
+        """FLOP per byte."""
+        return (self.flops + self.product_flops) / self.bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """Everything that `run` found.
+
+    Attributes:
+        op, digest, channels, plan, schedule, dtype: what was measured.
+        gpu, target: the device's name, and the target whose rates predictions take.
+        versions: of Python and packages.
+        date: of the run.
+        checks: comparisons that sh2gen's kernels passed before they were timed.
+        sizes: in the order in which they were measured.
+        efforts: of sh2gen's kernels by direction; none if it runs without kernels.
+        outcomes: of all contenders, sh2gen first.
+    """
+
+    op: str
+    digest: str
+    channels: int
+    plan: str
+    schedule: str
+    dtype: str
+    gpu: str
+    target: str
+    versions: Mapping[str, str]
+    date: str
+    checks: int
+    sizes: tuple[Size, ...]
+    efforts: Mapping[str, Effort]
+    outcomes: tuple[Outcome, ...]
+
+    def at(self, size: tuple[int, int]) -> tuple[Outcome, ...]:
+        """What was found at one size."""
+        return tuple(o for o in self.outcomes if o.size == size)
+
+    def own(self, size: tuple[int, int], direction: str) -> float | None:
+        """Microseconds of sh2gen."""
+        for outcome in self.at(size):
+            if outcome.contender == OWN and direction in outcome.times:
+                return outcome.times[direction].median
+        return None
+
+    def ratio(self, outcome: Outcome, direction: str) -> float | None:
+        """How many times as long as sh2gen a contender takes; None where either has no time."""
+        if outcome.batch is None or outcome.length is None or direction not in outcome.times:
+            return None
+        own = self.own((outcome.batch, outcome.length), direction)
+        return None if own is None else outcome.times[direction].median / own
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, which knows no infinity: None stands for what is not finite."""
+        plain: dict[str, Any] = _finite(asdict(self))
+        for outcome, entry in zip(self.outcomes, plain["outcomes"], strict=True):
+            entry["whole"] = not outcome.without
+            ratios = {d: self.ratio(outcome, d) for d in outcome.times}
+            entry["over_sh2gen"] = _finite(ratios)
+        return plain
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# ---- running ------------------------------------------------------------------------------------
+
+
+def run(
+    path: Path,
+    plan: Plan,
+    schedule: Schedule,
+    target: Target,
+    *,
+    contenders: Sequence[Contender],
+    workloads: Sequence[Workload],
+    device: str = "cuda",
+    checked: Workload = CHECKED,
+    time_limit: float = TIME_LIMIT,
+    progress: Progress | None = None,
+) -> Results:
+    """Verify and time the operator of a generated file, then contenders beside it.
+
+    Args:
+        path: the generated file, of this plan and schedule.
+        target: whose rates predictions take.
+        workloads: the sizes to time at.
+        device: "cuda"; "cpu" is for tests, and times what a CPU does.
+        checked: the size at which contenders are compared with float64, gradients included.
+        time_limit: seconds after which a child that has not answered is killed.
+
+    Raises:
+        CheckFailed: V001, a kernel of sh2gen is wrong or does not run; V003, a bound cannot be
+            measured. Nothing was timed.
+    """
+    say = progress or (lambda _: None)
+    operator = Operator(path)
+    spec = operator.spec
+    session = _Session(
+        path=path, spec=spec, device=device, checked=checked, limit=time_limit, say=say
+    )
+    outcomes: list[Outcome] = []
+    with session.child() as child:
+        checks = session.verified(child, workloads)
+        bounds = {
+            (w.batch, w.length): session.bounds(child, len(spec.inputs), w) for w in workloads
+        }
+        whole = Part(spec=spec)
+        outcomes += session.measured(child, own_contender(operator), whole, bounds, workloads)
+    for contender in contenders:
+        outcomes += session.outcomes(contender, bounds, workloads)
+    on_gpu = device == "cuda"
+    return Results(
+        op=spec.op,
+        digest=spec.digest,
+        channels=spec.channels,
+        plan=plan.name,
+        schedule=str(schedule),
+        dtype=spec.dtype.io.value,
+        gpu=torch.cuda.get_device_name() if on_gpu else "CPU",
+        target=target.name,
+        versions=_versions(contenders),
+        date=time.strftime("%Y-%m-%d"),
+        checks=checks,
+        sizes=tuple(_size(spec, plan, schedule, target, w, bounds) for w in workloads),
+        efforts=_efforts(spec, plan, schedule, target),
+        outcomes=tuple(outcomes),
+    )
+
+
+def _there(package: str) -> bool:
+    """Whether a module can be found; if that is not clear, importing it will tell."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        return True
+
+
+def _versions(contenders: Iterable[Contender]) -> dict[str, str]:
+    """Of Python, torch, triton and the packages of contenders that are installed."""
+    owners = metadata.packages_distributions()
+    modules = dict.fromkeys(["torch", "triton", *(c.package for c in contenders if c.package)])
+    return {"python": platform.python_version()} | {
+        module: metadata.version(owners[module][0]) for module in modules if module in owners
+    }
+
+
+def _size(
+    spec: OpSpec,
+    plan: Plan,
+    schedule: Schedule,
+    target: Target,
+    workload: Workload,
+    bounds: Mapping[tuple[int, int], Mapping[str, float]],
+) -> Size:
+    predicted = {
+        direction: prediction.seconds * 1e6
+        for direction, prediction in predictions(spec, plan, schedule, workload, target).items()
+    }
+    return Size(
+        batch=workload.batch,
+        length=workload.length,
+        bounds=bounds[workload.batch, workload.length],
+        predicted=predicted,
+    )
+
+
+def _efforts(spec: OpSpec, plan: Plan, schedule: Schedule, target: Target) -> dict[str, Effort]:
+    found = {}
+    for kernel in plan.kernels:
+        effort = work(kernel, plan.layout, spec.dtype.io)
+        numbers = numbers_on(target, schedule, kernel.name)
+        sizes = {ROWS: numbers.get("ROWS", 8), BLOCK_T: numbers.get("BLOCK_T", 64)}
+        found[kernel.name] = Effort(
+            bytes=float(effort.bytes),
+            flops=float(effort.flops.subs(sizes)),
+            product_flops=float(effort.tensor_flops.subs(sizes)),
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Session:
+    """What all jobs of one run have in common."""
+
+    path: Path
+    spec: OpSpec
+    device: str
+    checked: Workload
+    limit: float
+    say: Progress
+
+    @contextlib.contextmanager
+    def child(self) -> Iterator[_Child]:
+        child = _Child()
+        try:
+            yield child
+        finally:
+            child.close()
+
+    def job(self, do: str, spec: OpSpec, contender: str, workload: Workload, **more: Any) -> Job:
+        return {
+            "do": do,
+            "path": str(self.path),
+            "spec": spec.to_dict(),
+            "contender": contender,
+            "batch": workload.batch,
+            "length": workload.length,
+            "device": self.device,
+        } | more
+
+    def verified(self, child: _Child, workloads: Sequence[Workload]) -> int:
+        """How many comparisons of sh2gen's own kernels were made, all of which passed."""
+        self.say(f"{self.spec.op}: verifying its kernels at every size")
+        sizes = (Workload(batch=2, length=37), self.checked, *workloads)
+        shapes = list(dict.fromkeys((w.batch, w.length) for w in sizes))
+        job = self.job("verify", self.spec, OWN, self.checked, shapes=shapes)
+        answer = child.ask(job, self.limit * len(shapes))
+        if "failed" in answer:
+            raise CheckFailed(
+                "V001", f"{self.spec.op}: its kernels do not run: {answer['failed']}"
+            )
+        if not answer["ok"]:
+            raise CheckFailed(answer["code"], answer["message"], help=answer["help"])
+        return int(answer["checks"])
+
+    def bounds(self, child: _Child, inputs: int, workload: Workload) -> dict[str, float]:
+        """Microseconds of elementwise kernels that move the activations of so many inputs."""
+        found = {}
+        for direction, reads, writes in (
+            ("forward", inputs, 1),
+            ("backward", inputs + 1, inputs),
+        ):
+            job = self.job("bound", self.spec, OWN, workload, reads=reads, writes=writes)
+            answer = child.ask(job, self.limit)
+            if "failed" in answer:
+                raise CheckFailed("V003", f"no bound at {_named(workload)}: {answer['failed']}")
+            found[direction] = answer["us"][1]
+        return found | {"both": sum(found.values())}
+
+    def outcomes(
+        self,
+        contender: Contender,
+        bounds: Mapping[tuple[int, int], Mapping[str, float]],
+        workloads: Sequence[Workload],
+    ) -> list[Outcome]:
+        """Of one contender, in a child of its own."""
+
+        def none(reason: str) -> list[Outcome]:
+            return [_outcome(contender, (), None, reason=reason)]
+
+        found = contender.computes(self.spec)
+        if isinstance(found, str):
+            return none(f"does not apply: {found}")
+        if contender.package is not None and not _there(contender.package):
+            return none(f"not installed: there is no module {contender.package}")
+        with self.child() as child:
+            own = bounds
+            if len(found.spec.inputs) != len(self.spec.inputs):  # a part has bounds of its own
+                own = {
+                    (w.batch, w.length): self.bounds(child, len(found.spec.inputs), w)
+                    for w in workloads
+                }
+            return self.measured(child, contender, found, own, workloads)
+
+    def measured(
+        self,
+        child: _Child,
+        contender: Contender,
+        part: Part,
+        bounds: Mapping[tuple[int, int], Mapping[str, float]],
+        workloads: Sequence[Workload],
+    ) -> list[Outcome]:
+        """Outcomes of a contender that is there and applies."""
+        name, differentiable = contender.name, contender.differentiable
+        self.say(f"{name}: comparing with float64 at {_named(self.checked)}")
+        job = self.job("check", part.spec, name, self.checked, gradients=differentiable)
+        answer = child.ask(job, self.limit)
+        if reason := _problem(answer):
+            return [_outcome(contender, part.without, None, reason=reason)]
+        gradient_error = max(answer["gradients"].values(), default=None)
+        return [
+            self.at(child, contender, part, bounds[w.batch, w.length], w, gradient_error)
+            for w in workloads
+        ]
+
+    def at(
+        self,
+        child: _Child,
+        contender: Contender,
+        part: Part,
+        bounds: Mapping[str, float],
+        workload: Workload,
+        gradient_error: float | None,
+    ) -> Outcome:
+        """One contender at one size."""
+        name = contender.name
+        if (fits := contender.fits(part.spec, workload.length)) is not None:
+            reason = f"does not apply: {fits}"
+            return _outcome(contender, part.without, workload, reason=reason)
+        self.say(f"{name}: timing at {_named(workload)}")
+        check = self.job("check", part.spec, name, workload, gradients=False)
+        answer = child.ask(check, self.limit)
+        if reason := _problem(answer):
+            return _outcome(contender, part.without, workload, reason=reason)
+        times, reasons, memory, captured = {}, {}, {}, True
+        for direction in TIMED:
+            if direction != "forward" and not contender.differentiable:
+                reasons[direction] = "it has no backward"
+                continue
+            job = self.job("time", part.spec, name, workload, direction=direction, graph=True)
+            found = child.ask(job, self.limit)
+            if found.get("retry"):  # it cannot be captured
+                found, captured = child.ask(job | {"graph": False}, self.limit), False
+            if "failed" in found:
+                reasons[direction] = found["failed"]
+                continue
+            low, median, high = found["us"]
+            times[direction] = Timing(median=median, low=low, high=high)
+        for direction in ("forward", "both"):
+            if direction in times:
+                job = self.job("memory", part.spec, name, workload, direction=direction)
+                if (peak := child.ask(job, self.limit).get("peak")) is not None:
+                    memory[direction] = peak
+        return _outcome(
+            contender,
+            part.without,
+            workload,
+            reason="" if times else reasons["forward"],
+            times=times,
+            shares={d: bounds[d] / t.median for d, t in times.items()},
+            reasons=reasons,
+            error=answer["y"],
+            gradient_error=gradient_error,
+            memory=memory,
+            captured=captured,
+        )
+
+
+def _outcome(
+    contender: Contender,
+    without: tuple[str, ...],
+    workload: Workload | None,
+    **found: Any,
+) -> Outcome:
+    return Outcome(
+        contender=contender.name,
+        does=contender.does,
+        layout=contender.layout,
+        without=without,
+        batch=None if workload is None else workload.batch,
+        length=None if workload is None else workload.length,
+        **found,
+    )
+
+
+def _named(workload: Workload) -> str:
+    return f"B={workload.batch} L={workload.length}"
+
+
+def _problem(answer: Answer) -> str:
+    """Why a contender is not timed after this comparison, or nothing."""
+    if "failed" in answer:
+        return str(answer["failed"])
+    errors = {"y": answer["y"]}
+    errors |= {f"the gradient of {n}": e for n, e in answer["gradients"].items()}
+    wrong = {name: e for name, e in errors.items() if not e <= WRONG}  # NaN too
+    if not wrong:
+        return ""
+    name = max(wrong, key=lambda n: wrong[n] if math.isfinite(wrong[n]) else math.inf)
+    others = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    return f"wrong: error {wrong[name]:.2g} in {name}{others}"
+
+
+class _Child:
+    """A process that answers jobs: started for the first, and anew after one that failed."""
+
+    def __init__(self) -> None:
+        self._process: Any = None
+        self._pipe: Connection | None = None
+        self._log = tempfile.NamedTemporaryFile(prefix="sh2gen-", suffix=".log")  # noqa: SIM115
+
+    def ask(self, job: Job, limit: float) -> Answer:
+        """The answer to a job, in which `failed` says why there is none."""
+        if self._process is None:
+            self._start()
+        assert self._pipe is not None
+        try:
+            self._pipe.send_bytes(json.dumps(job).encode())
+            if not self._pipe.poll(limit):
+                self._end()
+                return {"failed": f"no answer in {limit:g} s"}
+            answer: Answer = json.loads(self._pipe.recv_bytes())
+        except (EOFError, OSError):
+            return {"failed": self._last_words()}
+        if "failed" in answer or "retry" in answer:
+            self._end()  # after a CUDA error nothing works; after too much memory, most is taken
+        return answer
+
+    def close(self) -> None:
+        """End the process for good."""
+        self._end()
+        self._log.close()
+
+    def _start(self) -> None:
+        context = get_context("spawn")  # CUDA does not survive a fork
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs, self._log.name))
+        self._process.start()
+        theirs.close()  # so that the pipe ends with the process
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._process.close()
+            self._process = None
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+
+    def _last_words(self) -> str:
+        self._process.join(10)
+        code = self._process.exitcode
+        self._end()
+        how = f"status {code}"
+        if code is not None and code < 0:
+            how = signal.Signals(-code).name
+        text = Path(self._log.name).read_text(encoding="utf-8", errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return one_line(f"its process died ({how})" + (f": {lines[-1]}" if lines else ""))

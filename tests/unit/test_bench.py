@@ -1,0 +1,491 @@
+"""`bench` without a GPU: the protocol of child processes, results, tables, figures, refusals.
+
+Children run on the CPU here, where times mean nothing. Packages are fakes in a folder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from sh2gen import bench, bench_worker, driver
+from sh2gen.bench import TIMED, Outcome, run
+from sh2gen.bench_table import table
+from sh2gen.bench_worker import OWN, answer, calls_of, one_line
+from sh2gen.cli import main
+from sh2gen.contenders import CONTENDERS, Implementation, chosen
+from sh2gen.driver import candidates
+from sh2gen.emit import emit
+from sh2gen.errors import CheckFailed
+from sh2gen.measure import calls
+from sh2gen.operator import Operator
+from sh2gen.resources import folder
+from sh2gen.spec import OpSpec, Workload, load_spec, spec_from_dict
+from sh2gen.target import target
+from tests.synthetic import LENGTHS, bench_results
+
+SPEC: OpSpec = spec_from_dict(
+    {
+        "op": "small_conv",
+        "channels": 8,
+        "filter": {"kind": "explicit", "length": 4, "groups": 8, "taps": "lag_last"},
+    }
+)
+SIZES = (Workload(batch=1, length=24), Workload(batch=2, length=16))
+SMALL = Workload(batch=2, length=20)
+
+RIGHT = """
+import torch
+from torch.nn import functional
+
+def causal_conv1d_fn(x, weight, bias=None, activation=None):
+    print("packages print what they like")
+    if x.stride(1) == 1:
+        raise RuntimeError("channels last\\nis not for this fake")
+    padded = functional.pad(x.float(), (weight.shape[1] - 1, 0))
+    return functional.conv1d(padded, weight[:, None], bias, groups=len(weight)).to(x.dtype)
+"""
+DEADLY = """
+import os, sys
+
+def causal_conv1d(x, weight, bias=None, activation=None):
+    print("last words", file=sys.stderr, flush=True)
+    os.abort()
+"""
+WRONG = """
+import torch
+
+class FlashFFTConv(torch.nn.Module):
+    def __init__(self, seqlen, dtype):
+        super().__init__()
+
+    def forward(self, u, k):
+        return u * k.sum(1)[:, None].to(u.dtype)
+"""
+
+
+def written(path: Path, spec: OpSpec = SPEC) -> tuple[Path, Any, Any]:
+    """The generated file of an operator, its plan and its schedule."""
+    best = candidates(spec, target("H200"))[0]
+    path = path / f"{spec.op}.py"
+    path.write_text(emit(spec, best.plan, best.schedule).text)
+    return path, best.plan, best.schedule
+
+
+def measured(path: Path, peers: str, **options: Any) -> Any:
+    arguments = {"workloads": SIZES, "device": "cpu", "checked": SMALL} | options
+    return run(*written(path), target("H200"), contenders=chosen(peers), **arguments)
+
+
+def of(results: Any, name: str) -> list[Outcome]:
+    return [o for o in results.outcomes if o.contender == name]
+
+
+# ---- children -----------------------------------------------------------------------------------
+
+
+def test_contenders_in_processes_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One that is right, one that raises, one that kills its process, one that is wrong."""
+    for name, text in (
+        ("causal_conv1d.py", RIGHT),
+        ("fla/modules/conv.py", DEADLY),
+        ("flashfftconv.py", WRONG),
+    ):
+        path = tmp_path / "packages" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    said: list[str] = []
+    results = measured(
+        tmp_path, "causal_conv1d,fla,flashfftconv,savanna,vortex", progress=said.append
+    )
+
+    own = of(results, OWN)
+    assert [o.size for o in own] == [(1, 24), (2, 16)] == [s.size for s in results.sizes]
+    for outcome in own + of(results, "causal_conv1d"):
+        assert set(outcome.times) == set(TIMED) == set(outcome.shares) and not outcome.reasons
+        assert outcome.error is not None and 0 < outcome.error < 0.005
+        assert outcome.gradient_error is not None and 0 < outcome.gradient_error < 0.005
+        ratio = results.ratio(outcome, "forward")
+        assert ratio == 1.0 if outcome.contender == OWN else ratio > 0
+    reasons = {o.contender: o.reason for o in results.outcomes if o.reason}
+    (raised,) = of(results, "causal_conv1d_last")
+    assert raised.reason == "RuntimeError: channels last is not for this fake"
+    assert reasons["fla"] == "its process died (SIGABRT): last words"
+    assert reasons["flashfftconv"].startswith("wrong: error ")
+    assert reasons["savanna"] == "does not apply: its kernels have both gates"
+    assert results.checks > 0 and results.efforts["forward"].bytes == 4
+    assert any(line == "causal_conv1d: timing at B=2 L=16" for line in said)
+    assert "packages print" not in "".join(capfd.readouterr())
+    text = table(results)
+    for name, reason in reasons.items():
+        assert f"  {name}: {reason}" in text.splitlines()
+    json.dumps(results.to_dict(), allow_nan=False)
+
+
+def test_nothing_is_timed_where_the_kernels_are_wrong(tmp_path: Path) -> None:
+    path, plan, numbers = written(tmp_path)
+    text = path.read_text()
+    changed = text.replace("return functional.conv1d(x,", "return 1.1 * functional.conv1d(x,")
+    assert changed != text
+    path.write_text(changed)
+    said: list[str] = []
+    with pytest.raises(CheckFailed) as caught:
+        run(
+            path,
+            plan,
+            numbers,
+            target("H200"),
+            contenders=chosen("fft"),
+            workloads=SIZES,
+            device="cpu",
+            checked=SMALL,
+            progress=said.append,
+        )
+    assert caught.value.code == "V001" and caught.value.exit_code == 1
+    assert "equality" in str(caught.value)
+    assert not any("timing" in line for line in said)
+
+
+def test_a_child_that_does_not_answer_is_replaced(tmp_path: Path) -> None:
+    path, *_ = written(tmp_path)
+    child = bench._Child()
+    job = {
+        "do": "check",
+        "path": str(path),
+        "spec": SPEC.to_dict(),
+        "contender": OWN,
+        "batch": 1,
+        "length": 8,
+        "device": "cpu",
+        "gradients": False,
+    }
+    try:
+        assert child.ask(job, 0.01) == {"failed": "no answer in 0.01 s"}
+        assert child.ask(job, 60)["y"] < 0.005
+        unknown = child.ask(job | {"do": "check", "contender": "nobody"}, 60)
+        assert unknown == {"failed": "KeyError: 'nobody'"}
+        assert child.ask(job, 60)["y"] < 0.005
+    finally:
+        child.close()
+    child.close()  # twice does no harm
+
+
+def test_answers_in_one_line() -> None:
+    job = {"do": "check", "spec": SPEC.to_dict(), "batch": 1, "length": 4, "device": "cpu"}
+    assert answer(job | {"contender": "nobody", "path": ""}) == {"failed": "KeyError: 'nobody'"}
+    assert len(one_line("word " * 1000)) == 240
+
+
+def test_too_much_memory_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(job: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
+
+    monkeypatch.setitem(bench_worker._JOBS, "check", full)
+    assert answer({"do": "check"}) == {"failed": "out of memory"}
+
+
+@pytest.mark.parametrize(
+    ("errors", "reason"),
+    [
+        ({"y": 0.002, "gradients": {"x": 0.003}}, ""),
+        ({"y": 0.03, "gradients": {}}, "wrong: error 0.03 in y"),
+        ({"y": 0.001, "gradients": {"x": math.nan}}, "wrong: error nan in the gradient of x"),
+        ({"y": 1.0, "gradients": {"x": 2.0}}, "wrong: error 2 in the gradient of x, and 1 more"),
+        ({"failed": "out of memory"}, "out of memory"),
+    ],
+)
+def test_what_is_wrong(errors: dict[str, Any], reason: str) -> None:
+    assert bench._problem(errors) == reason
+
+
+class Scripted:
+    """A child whose answers are known beforehand, by what is to be done."""
+
+    def __init__(self, answers: dict[tuple[Any, ...], dict[str, Any]]) -> None:
+        self.answers = answers
+        self.asked: list[tuple[Any, ...]] = []
+
+    def ask(self, job: dict[str, Any], limit: float) -> dict[str, Any]:
+        key = (job["do"], *(job[k] for k in ("direction", "graph") if k in job))
+        self.asked.append(key)
+        return self.answers[key]
+
+
+def test_directions_fail_one_by_one(tmp_path: Path) -> None:
+    """What cannot be captured is timed without a graph; what fails leaves the rest as it is."""
+    child = Scripted(
+        {
+            ("check",): {"y": 0.002, "gradients": {}},
+            ("time", "forward", True): {"us": [9.0, 10.0, 12.0]},
+            ("memory", "forward"): {"peak": 1.5},
+            ("time", "backward", True): {"retry": "operation not permitted when capturing"},
+            ("time", "backward", False): {"us": [19.0, 20.0, 21.0]},
+            ("time", "both", True): {"failed": "out of memory"},
+        }
+    )
+    session = bench._Session(
+        path=tmp_path, spec=SPEC, device="cuda", checked=SMALL, limit=1.0, say=lambda _: None
+    )
+    contender, bounds = CONTENDERS["fft"], {"forward": 5.0, "backward": 8.0, "both": 13.0}
+    part = contender.computes(SPEC)
+    assert not isinstance(part, str)
+    outcome = session.at(child, contender, part, bounds, SIZES[0], 0.003)  # type: ignore[arg-type]
+    assert {d: t.median for d, t in outcome.times.items()} == {"forward": 10.0, "backward": 20.0}
+    assert outcome.shares == {"forward": 0.5, "backward": 0.4}
+    assert outcome.reasons == {"both": "out of memory"} and outcome.memory == {"forward": 1.5}
+    assert not outcome.captured and outcome.reason == ""
+    assert (outcome.error, outcome.gradient_error) == (0.002, 0.003)
+
+    died = {"failed": "its process died (SIGSEGV)"}
+    child.answers |= {("time", d, True): died for d in TIMED}
+    outcome = session.at(child, contender, part, bounds, SIZES[0], None)  # type: ignore[arg-type]
+    assert outcome.reason == "its process died (SIGSEGV)" and not outcome.times
+
+    child.answers["check",] = {"y": math.nan, "gradients": {}}
+    outcome = session.at(child, contender, part, bounds, SIZES[0], None)  # type: ignore[arg-type]
+    assert outcome.reason == "wrong: error nan in y" and child.asked[-1] == ("check",)
+
+
+@pytest.mark.parametrize(
+    ("raised", "graph", "answered"),
+    [
+        (RuntimeError("not\npermitted"), True, {"retry": "not permitted"}),
+        (RuntimeError("illegal access"), False, {"failed": "RuntimeError: illegal access"}),
+        (torch.OutOfMemoryError("..."), True, {"failed": "out of memory"}),
+    ],
+)
+def test_calls_that_cannot_be_captured(
+    raised: Exception, graph: bool, answered: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(call: Any, **options: Any) -> Any:
+        assert options == {"stream": "a stream", "graph": graph}
+        raise raised
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: "a stream")
+    monkeypatch.setattr(bench_worker, "time_call", refuse)
+    monkeypatch.setattr(bench_worker, "_calls", lambda job: SimpleNamespace(backward=None))
+    job = {"do": "time", "device": "cuda", "direction": "backward", "graph": graph}
+    assert answer(job) == answered
+
+
+# ---- what is timed ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", ["short_conv_3", "hyena_li_1b"])
+def test_calls_compute_the_operator(op: str, tmp_path: Path) -> None:
+    spec = load_spec(folder("ops") / f"{op}.yaml")
+    inner = replace(spec.filter, groups=4)
+    path, *_ = written(tmp_path, replace(spec, channels=4, filter=inner))
+    operator = Operator(path)
+    made = calls(operator, 2, 12, torch.float32, "cpu")
+    y = made.forward()
+    y = y if isinstance(y, torch.Tensor) else y[0]
+    assert y.shape == made.dy.shape and torch.isfinite(y).all()
+    gradients = made.backward()
+    assert len(gradients) == len(made.tensors)
+    for found, again, tensor in zip(gradients, made.both(), made.tensors, strict=True):
+        assert found.shape == tensor.shape
+        torch.testing.assert_close(found, again)
+
+
+def test_backward_of_a_contender_is_by_autograd() -> None:
+    """Constants have no gradient, and the graph of the first call is kept."""
+    count = 0
+
+    def call(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        return tensors["x"] * tensors["w"] * tensors["one"]
+
+    way = Implementation(
+        convert=lambda inputs, weights: (
+            {"x": 2 * inputs["x"], "one": torch.ones(3)} | {"w": weights["w"]}
+        ),
+        call=call,
+    )
+    x, w = torch.randn(3), torch.randn(3)
+    made = calls_of(way, {"x": x}, {"w": w})
+    y = made.forward()
+    assert not y.requires_grad
+    torch.testing.assert_close(y, 2 * x.detach() * w.detach())
+    before = count
+    for _ in range(3):
+        d_x, d_w = made.backward()
+    assert count == before + 1
+    torch.testing.assert_close(d_x, made.dy * w.detach())
+    torch.testing.assert_close(made.both()[1], d_w)
+
+
+# ---- tables and figures -------------------------------------------------------------------------
+
+
+def test_the_table() -> None:
+    text = table(bench_results())
+    lines = text.splitlines()
+    assert "B = 1, L = 8192; elementwise bounds in us: forward 70.5, backward 118.8" in text
+    (own,) = (line for line in lines if line.startswith("  sh2gen ") and " 91.7 " in line)
+    assert own.split()[1:6] == ["BDL", "91.7", "+-3%", "0.77", "1.00"]
+    assert "  savanna: two_pass_chunked_gate_conv_gate of savanna; a part: without featurizer" in (
+        line.removesuffix(", skip") for line in lines
+    )
+    assert "  fft at B=1 L=131072: backward: out of memory" in lines
+    assert "  vortex: backward: it has no backward" in lines
+    assert "  fla: wrong: error 0.31 in y" in lines
+    assert sum("compile*" in line for line in lines) == len(LENGTHS)
+    assert "without a CUDA graph" in text
+    captured = [replace(o, captured=True) for o in bench_results().outcomes]
+    assert "CUDA graph" not in table(replace(bench_results(), outcomes=tuple(captured)))
+
+
+def test_results_as_json() -> None:
+    broken = replace(bench_results().outcomes[0], error=math.nan)
+    results = replace(bench_results(), outcomes=(broken, *bench_results().outcomes[1:]))
+    data = json.loads(json.dumps(results.to_dict(), allow_nan=False))
+    first, eager = data["outcomes"][0], data["outcomes"][len(LENGTHS)]
+    assert first["error"] is None and first["whole"] is True
+    assert first["over_sh2gen"] == {"forward": 1.0, "backward": 1.0, "both": 1.0}
+    assert eager["contender"] == "eager"
+    assert eager["over_sh2gen"]["forward"] == pytest.approx(16 / 1.3)
+    assert eager["times"]["forward"]["low"] < eager["times"]["forward"]["median"]
+    assert data["sizes"][1]["bounds"]["both"] == pytest.approx(
+        data["sizes"][1]["bounds"]["forward"] + data["sizes"][1]["bounds"]["backward"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("lengths", "kernels"), [(LENGTHS, True), ((8191,), True), ((2048, 8192), False)]
+)
+def test_figures(tmp_path: Path, lengths: tuple[int, ...], kernels: bool) -> None:
+    pytest.importorskip("matplotlib")
+    from sh2gen.plots import figures
+
+    results = bench_results(lengths, kernels=kernels)
+    paths = figures(results, tmp_path)
+    names = {"time", "share", "predicted"} | ({"roofline"} if kernels else set())
+    assert {path.name for path in paths} == {f"invented_{name}.png" for name in names}
+    first = [path.read_bytes() for path in paths]
+    assert all(data.startswith(b"\x89PNG") and len(data) > 10_000 for data in first)
+    assert [path.read_bytes() for path in figures(results, tmp_path)] == first
+
+
+def test_figures_of_several_batches_and_of_no_times(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from sh2gen.plots import figures
+
+    results = bench_results()
+    moved = {n: 1 + i % 2 for i, n in enumerate(LENGTHS)}
+    sizes = tuple(replace(s, batch=moved[s.length]) for s in results.sizes)
+    outcomes = tuple(
+        o if o.length is None else replace(o, batch=moved[o.length]) for o in results.outcomes
+    )
+    assert figures(replace(results, sizes=sizes, outcomes=outcomes), tmp_path)
+    assert figures(replace(results, outcomes=()), tmp_path)
+
+
+# ---- the command --------------------------------------------------------------------------------
+
+
+def command(*arguments: str) -> Any:
+    return CliRunner().invoke(main, ("bench", *arguments))
+
+
+@pytest.fixture
+def op(tmp_path: Path) -> str:
+    path = tmp_path / "small_conv.yaml"
+    path.write_text(SPEC.to_yaml())
+    return str(path)
+
+
+def test_without_a_gpu(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = command(op)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert "error[V003]: there is no CUDA device here" in result.stderr
+    for arguments, code in (
+        (("--peers=nobody",), "C006"),
+        (("--plan=nonsense",), "L003"),
+        (("--set=forward.ROWS=7",), "K002"),
+    ):
+        result = command(op, *arguments)
+        assert result.exit_code == 2 and f"error[{code}]" in result.stderr
+    assert command(op, "--length=0").exit_code == 2
+
+
+def test_the_command(op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def stub(op: str, **options: Any) -> Any:
+        asked.update(options)
+        return bench_results()
+
+    monkeypatch.setattr(driver, "bench_operator", stub)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "matplotlib" else found(name, *rest),
+    )
+    result = command(
+        op, "--length=64", "--length=128", "--batch=2", "--peers=fft", f"--plots={tmp_path}/new"
+    )
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        "no figures: matplotlib is not installed (the extra `plot` has it)"
+    ]
+    assert not (tmp_path / "new").exists()
+    assert result.stdout == table(bench_results()) + "\n"
+    assert asked["lengths"] == (64, 128) and asked["batch"] == 2 and asked["peers"] == "fft"
+    data = json.loads(command(op, "--json").stdout)
+    assert data["op"] == "invented" and data["figures"] == []
+
+
+def test_the_command_writes_figures(
+    op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(driver, "bench_operator", lambda op, **_: bench_results())
+    result = command(op, "--json", f"--plots={tmp_path}/a/b")
+    assert result.exit_code == 0
+    assert all(Path(path).is_file() for path in json.loads(result.stdout)["figures"])
+    (tmp_path / "file").write_text("")
+    result = command(op, f"--plots={tmp_path}/file")
+    assert result.exit_code == 2 and "error[C005]" in result.stderr
+
+
+def test_sizes_that_are_measured(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the workloads, or those asked for."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(driver, "resolve_target", lambda _: target("H200"))
+    taken: list[Any] = []
+
+    def stub(*_: Any, **options: Any) -> Any:
+        taken.append([(w.batch, w.length) for w in options["workloads"]])
+        return bench_results()
+
+    monkeypatch.setattr(bench, "run", stub)
+    mr = folder("ops") / "hyena_mr.yaml"
+    for options in ({}, {"batch": 2}, {"lengths": (8, 16, 8)}, {"lengths": (8,), "batch": 4}):
+        driver.bench_operator(mr, **options)
+    assert taken == [
+        [(1, 2048), (1, 8192), (1, 32768), (1, 131072)],
+        [(2, 2048), (2, 8192), (2, 32768), (2, 131072)],
+        [(1, 8), (1, 16)],
+        [(4, 8)],
+    ]
+
+
+def test_names_of_contenders_are_theirs() -> None:
+    assert all(name == contender.name for name, contender in CONTENDERS.items())
+    assert OWN not in CONTENDERS
