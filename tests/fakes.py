@@ -22,7 +22,7 @@ from sh2gen.lower import plans
 from sh2gen.plan import Plan
 from sh2gen.process import Worker
 from sh2gen.records import Log, Measurement, log_path, operator_digest
-from sh2gen.schedule import Constraint, Numbers, Survey, schedule
+from sh2gen.schedule import DIRECTIONS, Constraint, Numbers, Survey, schedule
 from sh2gen.search import Effort, ranked
 from sh2gen.spec import OpSpec, spec_from_dict
 from sh2gen.target import H200
@@ -44,10 +44,9 @@ def named(numbers: Numbers) -> str:
     return " ".join(f"{knob}={value}" for knob, value in numbers)
 
 
-def compiled(job: str) -> dict[str, Any]:
+def compiled(job: Mapping[str, Any], **other: Any) -> dict[str, Any]:
     """What a compiler might answer: other constants and options give other instructions."""
-    wanted = json.loads(job)
-    chosen = json.dumps([wanted["name"], wanted["constants"], wanted["options"]])
+    chosen = json.dumps([job["name"], job["constants"], job["options"]])
     return {
         "registers": 64,
         "stack": 0,
@@ -59,7 +58,7 @@ def compiled(job: str) -> dict[str, Any]:
         "triton": "3.6.0",
         "ptx": "",
         "cubin": base64.b64encode(b"binary").decode(),
-    }
+    } | other
 
 
 @dataclass
@@ -69,14 +68,16 @@ class Fakes:
     Attributes:
         points: by direction, what a search tries; the first is the start.
         rules: as fake_gpu.py has them, by direction and numbers.
-        compile: the answer to a job of a compiler, or None for that of `compiled`.
+        compile: the answer of a compiler to a job.
+        effort: what "exhaustive" stands for.
     """
 
     folder: Path
     points: dict[str, list[Numbers]]
     spec: OpSpec = SPEC
     rules: dict[str, Any] = field(default_factory=dict)
-    compile: Callable[[dict[str, Any]], dict[str, Any] | None] = lambda job: None
+    compile: Callable[[dict[str, Any]], dict[str, Any]] = compiled
+    effort: Effort = ALL
     said: list[str] = field(default_factory=list)
 
     @property
@@ -87,7 +88,8 @@ class Fakes:
         self.rules.setdefault(direction, {}).setdefault(named(numbers), {}).update(what)
 
     def tune(self, **options: Any) -> tuple[Tuned, ...]:
-        starts = {d: self.points[d][0] for d in self.points}
+        default = schedule(self.spec, self.plan)
+        starts = {d: self.points.get(d, [default.numbers(d)])[0] for d in DIRECTIONS}
         options = {
             "directions": list(self.points),
             "starts": starts,
@@ -110,7 +112,7 @@ class Fakes:
 
             def submit(self, job: str) -> Future[dict[str, Any]]:
                 future: Future[dict[str, Any]] = Future()
-                future.set_result(fakes.compile(json.loads(job)) or compiled(job))
+                future.set_result(fakes.compile(json.loads(job)))
                 return future
 
             def close(self) -> None:
@@ -125,7 +127,7 @@ class Fakes:
             mock.patch.object(tuner, "Compilers", Compilers),
             mock.patch.object(tuner, "measuring_worker", lambda: Worker(command, "the process")),
             mock.patch.object(tuner, "search_space", space),
-            mock.patch.dict(tuner.EFFORTS, exhaustive=ALL),
+            mock.patch.dict(tuner.EFFORTS, exhaustive=self.effort),
         ):
             yield
 
@@ -159,9 +161,7 @@ def forward_points(*changes: Mapping[str, int]) -> list[Numbers]:
 def save(fakes: Fakes, folder: Path) -> None:
     """What the script needs to do the same in another process."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tuning.json").write_text(
-        json.dumps({"points": fakes.points, "rules": fakes.rules})
-    )
+    (folder / "tuning.json").write_text(json.dumps({"points": fakes.points, "rules": fakes.rules}))
 
 
 def main(arguments: Sequence[str]) -> None:
