@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import json
 import sys
@@ -37,6 +38,7 @@ SPEC: OpSpec = spec_from_dict(
     }
 )
 FEW = Constraint("ROWS <= 8", "few rows are enough")
+EMIT = functools.cache(tuner.emit)  # the same candidates in many tests
 ALL = Effort(strategy=ranked, first=0, most=None, budget=None)
 
 
@@ -127,6 +129,7 @@ class Fakes:
             mock.patch.object(tuner, "Compilers", Compilers),
             mock.patch.object(tuner, "measuring_worker", lambda: Worker(command, "the process")),
             mock.patch.object(tuner, "search_space", space),
+            mock.patch.object(tuner, "emit", EMIT),
             mock.patch.dict(tuner.EFFORTS, exhaustive=self.effort),
         ):
             yield

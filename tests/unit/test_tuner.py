@@ -429,13 +429,22 @@ def test_a_search_that_is_killed_is_resumed(tmp_path: Path) -> None:
 
 
 def test_two_searches_write_one_log(tmp_path: Path) -> None:
-    both = [many(tmp_path / name) for name in ("one", "two")]
-    for fakes in both:
-        save(fakes, fakes.folder)
-    processes = [start_tuning(fakes.folder, records.home()) for fakes in both]
-    assert [process.wait() for process in processes] == [0, 0]
-    lines = both[0].lines()  # none of them damaged
-    for numbers in both[0].points["forward"]:
+    one, other = (many(tmp_path / name) for name in ("one", "other"))
+    one.rules["pause"] = other.rules["pause"] = 0.02
+    save(other, other.folder)
+    process = start_tuning(other.folder, records.home())
+    try:
+        deadline = time.monotonic() + 120
+        while not other.log.read()[0]:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        one.tune()
+        assert process.wait(120) == 0
+    finally:
+        process.kill()
+        process.wait()
+    lines = one.lines()  # none of them damaged
+    for numbers in one.points["forward"]:
         assert [line.stage for line in of(lines, numbers)].count("quick") == 2
     assert [line.stage for line in lines].count("final") == 2 * 7
 
