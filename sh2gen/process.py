@@ -29,8 +29,8 @@ class Worker:
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (see close)
 
     def run(self, job: str, time_limit: float) -> dict[str, Any]:
-        """The answer to `job`, or `died`: why the process did; or `gave_up`: it was killed because
-        it took longer than the limit (s).
+        """The answer to `job`, or `died`: why the process did, or that what it said is no answer;
+        or `gave_up`: it was killed because it took longer than the limit (s).
         """
         process = self._process = self._process or self._start()
         assert process.stdin is not None and process.stdout is not None
@@ -48,17 +48,33 @@ class Worker:
             line = process.stdout.readline()
         except BrokenPipeError:
             line = ""
+        except BaseException:
+            self.stop()  # else the next job would be given the answer to this one
+            raise
         finally:
             timer.cancel()
+            timer.join()  # it may be at the kill, which must not meet the next process
         if line.endswith("\n"):
-            answer: dict[str, Any] = json.loads(line)
-            return answer
+            with contextlib.suppress(ValueError):
+                if isinstance(answer := json.loads(line), dict):
+                    if too_slow.is_set():
+                        self.stop()  # in time, just before it was killed
+                    return answer
+            problem = f"said what is no answer: {line[:200].rstrip()}"
         self.stop()
         if too_slow.is_set():
             return {"gave_up": True}
+        if not line.endswith("\n"):
+            problem = f"died with status {process.returncode}"
+        return {"died": f"{self._name} {problem}\n{self._words()}".rstrip()}
+
+    def _words(self) -> str:
+        """The last of what a process that has ended wrote to stderr; the next one's come alone."""
         self._errors.seek(0)
         words = self._errors.read()[-2000:]
-        return {"died": f"{self._name} died with status {process.returncode}\n{words}".rstrip()}
+        self._errors.seek(0)
+        self._errors.truncate()
+        return words
 
     def kill(self) -> None:
         """Make the process end, and those that it started."""
@@ -85,5 +101,6 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             encoding="utf-8",
+            errors="replace",
             process_group=0,
         )

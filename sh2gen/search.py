@@ -125,15 +125,15 @@ Strategy = Callable[[Problem, Sequence[float], int], Generator[Sequence[Numbers]
 def ranked(
     problem: Problem, bounds: Sequence[float], first: int
 ) -> Generator[Sequence[Numbers], Tried, None]:
-    """All points, the best by prediction first."""
-    yield _best_first(problem, problem.points)
+    """The start, then all points, the best by prediction first."""
+    yield list(dict.fromkeys((problem.start, *_best_first(problem, problem.points))))
 
 
 def climb(
     problem: Problem, bounds: Sequence[float], first: int
 ) -> Generator[Sequence[Numbers], Tried, None]:
     """The start, its neighbours and the best by prediction; then the neighbours of the best three
-    that were found, until these have been tried.
+    that were found, until these have been tried. While none is right, the next by prediction.
     """
     near = neighbours(problem.points, problem.start)
     likely = _best_first(problem, problem.points)
@@ -141,13 +141,9 @@ def climb(
     while batch:
         tried = yield batch
         leaders = heapq.nsmallest(3, tried, key=lambda numbers: score(tried[numbers], bounds))
-        fresh = dict.fromkeys(
-            point
-            for leader in leaders
-            if tried[leader].status is Status.OK
-            for point in neighbours(problem.points, leader)
-            if point not in tried
-        )
+        leaders = [leader for leader in leaders if tried[leader].status is Status.OK]
+        near = tuple(p for leader in leaders for p in neighbours(problem.points, leader))
+        fresh = dict.fromkeys(p for p in (near if leaders else problem.points) if p not in tried)
         batch = _best_first(problem, fresh)[:first]
 
 
@@ -239,6 +235,8 @@ def search(
     until = begin + (end - begin) * _TRYING
     tried: dict[Numbers, Outcome] = dict(known or {})
     first: dict[Numbers, Outcome] = dict(tried)
+    final: Tried = {}
+    right: list[Numbers] = []
     interrupted = False
     try:
         plan = effort.strategy(problem, lab.bounds, effort.first)
@@ -254,13 +252,15 @@ def search(
             except StopIteration:
                 break
         right = [n for n, outcome in tried.items() if outcome.status is Status.OK]
-        final: Tried = {}
         for stage, rounds in _ROUNDS.items() if last_rounds else ():
             right.sort(key=lambda numbers: score(tried[numbers], lab.bounds))
             keep = min(_LONGER, len(right) // _QUARTER) if stage == "longer" else 0
             keep = max(_FINALISTS, keep)
             field = right[:keep]
-            if problem.start in right and problem.start not in field:
+            # One that there was no time for, too: it stays unless it is beaten.
+            if problem.start not in field and (
+                problem.start in right or problem.start not in tried
+            ):
                 field.append(problem.start)
             final = lab.race(field, rounds, stage, end)
             tried |= final
@@ -268,9 +268,9 @@ def search(
                 note(numbers, outcome, tried)
             right = [n for n, outcome in final.items() if outcome.status is Status.OK]
     except KeyboardInterrupt:
-        interrupted, final = True, {}
+        interrupted, final, right = True, {}, []
     return Result(
-        winner=_winner(problem, final or tried, lab.bounds),
+        winner=_winner(problem, final if right else tried, lab.bounds),
         first=first,
         tried=tried,
         final=final,
@@ -332,6 +332,7 @@ class Replay:
         self._workers = workers
         self._random = random.Random(seed)
         self._clock = 0.0
+        self._built: set[Numbers] = set()
 
     def now(self) -> float:
         return self._clock
@@ -352,6 +353,7 @@ class Replay:
                 break
             checks = outcome.seconds.get("verify", 0.0) + outcome.seconds.get("quick", 0.0)
             self._clock = max(done, self._clock) + checks
+            self._built.add(numbers)
             yield numbers, self._noisy(outcome)
         if len(ready) and self._clock < deadline and max(ready)[0] >= deadline:
             self._clock = deadline
@@ -360,7 +362,14 @@ class Replay:
         self, batch: Sequence[Numbers], rounds: int, stage: str, deadline: float
     ) -> Mapping[Numbers, Outcome]:
         for numbers in batch:
-            self._clock += rounds * self._outcomes[numbers].seconds.get("quick", 0.0)
+            if numbers not in self._built:  # an earlier search tried it, or there was no time
+                seconds = self._outcomes[numbers].seconds
+                self._clock += seconds.get("build", 0.0) + seconds.get("verify", 0.0)
+                self._built.add(numbers)
+        for i in range(rounds):
+            for numbers in batch:
+                if i == 0 or self._clock < deadline:
+                    self._clock += self._outcomes[numbers].seconds.get("quick", 0.0)
         return {numbers: self._outcomes[numbers] for numbers in batch}
 
     def _noisy(self, outcome: Outcome) -> Outcome:

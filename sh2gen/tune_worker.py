@@ -153,18 +153,21 @@ def quantiles(timing: Timing) -> list[float]:
 
 def failed(error: Exception) -> dict[str, Any]:
     """What an exception means, and whether the process can go on after it."""
-    kind = type(error).__name__
+    kinds = {kind.__name__ for kind in type(error).__mro__}
     status = "runtime"
-    if isinstance(error, torch.OutOfMemoryError):
-        status = "memory"
-    elif kind == "OutOfResources":
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+        status = "memory"  # the latter from Triton
+    elif "OutOfResources" in kinds:
         status = "resources"
-    elif "Compilation" in kind or kind == "PTXASError":
+    elif kinds & {"CompilationError", "PTXASError"}:
         status = "compile"
-    answer: dict[str, Any] = {"status": status, "detail": f"{kind}: {error}"[:2000]}
+    answer: dict[str, Any] = {
+        "status": status,
+        "detail": f"{type(error).__name__}: {error}"[:2000],
+    }
     error.__traceback__ = None  # its frames hold tensors
     try:
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
     except Exception as broken:

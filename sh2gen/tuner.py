@@ -38,7 +38,7 @@ from sh2gen.search import EFFORTS, Outcome, Problem, Quantiles, Result, Tried, s
 from sh2gen.source import KernelSource, Role, Source, Variant
 from sh2gen.spec import OpSpec, Workload
 from sh2gen.sweeps import Header, Sweep
-from sh2gen.tables import Decision, fields_of
+from sh2gen.tables import Decision, fields_of, in_order
 from sh2gen.target import Target
 
 # Seconds. The first job of a process waits for imports and for the driver too.
@@ -62,6 +62,9 @@ def ask(worker: Worker, job: Mapping[str, Any], limit: float) -> dict[str, Any]:
         return {"status": "runtime", "detail": answer["died"]}
     if answer.get("broken"):
         worker.stop()
+    if "status" not in answer:  # then whoever said it is not at this job
+        worker.stop()
+        return {"status": "runtime", "detail": f"no answer to {job['do']}: {answer}"}
     return answer
 
 
@@ -114,7 +117,7 @@ class Task:
 
     @property
     def workloads(self) -> tuple[Workload, ...]:
-        return self.spec.workloads
+        return in_order(self.spec.workloads)
 
     @property
     def title(self) -> str:
@@ -137,6 +140,7 @@ class Workbench:
 
     Args:
         task: what is searched for.
+        start: numbers that are timed even if others are the same binary: these are dropped.
         folder: for generated files; nothing in it is needed afterwards.
         compilers, worker: processes, which the caller closes.
         seed: of all random inputs; every candidate gets others.
@@ -154,6 +158,7 @@ class Workbench:
         task: Task,
         target: Target,
         *,
+        start: Numbers,
         folder: Path,
         compilers: Compilers,
         worker: Worker,
@@ -162,14 +167,15 @@ class Workbench:
         self._spec, self._plan, self._direction = task.spec, task.plan, task.direction
         self._sizes = [[w.batch, w.length] for w in task.workloads]
         self._target, self._folder, self._seed = target, folder, seed
+        self._start = start
         self._compilers, self._worker = compilers, worker
         self._files: dict[str, tuple[str, str]] = {}  # bare text -> path, text
         self._jobs: dict[str, Future[dict[str, Any]]] = {}
         self._codes: dict[tuple[Any, ...], Numbers] = {}
         self._verified: dict[Numbers, _Candidate] = {}
         self.checks = 0
-        start = search_space(task.spec, task.plan, task.direction).points[0]
-        answer = self._ask("bounds", self._prepare(start), VERIFY_LIMIT)
+        default = search_space(task.spec, task.plan, task.direction).points[0]
+        answer = self._ask("bounds", self._prepare(default), VERIFY_LIMIT)
         if answer["status"] != "ok":
             raise CheckFailed("V003", f"the GPU cannot be used: {answer['detail']}")
         self.bounds = tuple(us[1] for us in answer["us"])
@@ -211,6 +217,9 @@ class Workbench:
         self, batch: Sequence[Numbers], rounds: int, stage: str, deadline: float
     ) -> Mapping[Numbers, Outcome]:
         times: dict[Numbers, list[list[Quantiles]]] = {numbers: [] for numbers in batch}
+        for numbers in batch:  # all are built at once
+            if numbers not in self._verified:
+                self._prepare(numbers)
         failed = {numbers: bad for numbers in batch if (bad := self._unfit(numbers))}
         for _ in range(rounds):
             for numbers in batch:
@@ -288,7 +297,7 @@ class Workbench:
         seen = tuple(n for n in candidate.numbers if n[0] not in _COMPILED)
         code = (seen, *((one.code, one.registers, one.shared) for one in built))
         twin = self._codes.setdefault(code, candidate.numbers)
-        if twin != candidate.numbers:
+        if twin != candidate.numbers and candidate.numbers != self._start:
             text = " ".join(f"{name}={value}" for name, value in twin)
             return _dropped(Status.SAME, "build", f"as {text}", spent, resources)
         clock = self.now()
@@ -411,7 +420,6 @@ class Journal:
     ) -> None:
         self.task, self.on, self.effort = task, on, effort
         self._log, self._seed, self._warn = log, seed, warn
-        self._silent = False
         self.key = Key(
             spec=operator_digest(task.spec),
             plan=task.plan.name,
@@ -445,10 +453,8 @@ class Journal:
             )
             for i, workload in enumerate(workloads)
         ]
-        problem = self._log.append(lines)
-        if problem and not self._silent:
+        if problem := self._log.append(lines):
             self._warn(f"cannot be recorded, tuning goes on: {problem}")
-        self._silent = problem is not None
 
     def known(self) -> dict[Numbers, Outcome]:
         """What earlier searches found out about candidates of this task, the last word counts."""
@@ -468,6 +474,9 @@ class Journal:
             timed = all(workload in here for workload in self.task.workloads)
             if one.status is Status.OK and not timed:
                 continue  # for other workloads
+            if not built and one.numbers in found:  # later rounds do not build again
+                built = dict(found[one.numbers].built)
+                seconds = found[one.numbers].seconds
             found[one.numbers] = Outcome(
                 status=one.status,
                 us=tuple(here[w] for w in self.task.workloads) if timed else (),
@@ -580,24 +589,43 @@ class Session:
             hard = dataclasses.replace(hard, budget=budget)
         log = Log(log_path(self.on.gpu, spec.op, operator_digest(spec)))
         found: list[tuple[Journal, Workbench, Problem, Result]] = []
-        for direction in directions:
+        said: set[str] = set()
+
+        def once(text: str) -> None:  # a full disk is full for every line
+            if text not in said:
+                said.add(text)
+                warn(text)
+
+        def searched(direction: str) -> tuple[Journal, Workbench, Problem, Result]:
             task = Task(spec=spec, plan=plan, direction=direction)
-            journal = Journal(task, self.on, log, effort, seed, warn)
+            journal = Journal(task, self.on, log, effort, seed, once)
             self._searches += 1
             bench = Workbench(
                 task,
                 target,
+                start=starts[direction],
                 folder=self._folder / str(self._searches),
                 compilers=self._compilers,
                 worker=self._worker,
                 seed=seed,
             )
             space = _space(task, target, directions, starts, journal)
-            known = journal.known() if resume else None
+            here = set(space.points)  # a log may hold others: tiles of another length, say
+            known = {n: one for n, one in journal.known().items() if n in here} if resume else None
             note = _note(space, bench, journal, say)
             result = search(space, bench, hard, known=known, note=note, last_rounds=decide)
-            found.append((journal, bench, space, result))
-            if result.interrupted:
+            return journal, bench, space, result
+
+        for direction in directions:
+            try:
+                found.append(searched(direction))
+            except KeyboardInterrupt:  # before its search began
+                if not found:
+                    raise
+                journal, bench, space, result = found[-1]
+                result = dataclasses.replace(result, interrupted=True)
+                found[-1] = journal, bench, space, result
+            if found[-1][3].interrupted:
                 break
         chosen = _chosen(plan, [(b.bounds, result) for _, b, _, result in found])
         return tuple(

@@ -1,11 +1,15 @@
-"""For every test: the repository on the path, a hypothesis profile, one thread a worker."""
+"""For every test: the repository on the path, a hypothesis profile, one thread a worker, and no
+records or tuned tables of whoever runs them.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -15,3 +19,9 @@ from tests.strategies import register_profiles
 register_profiles()
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
     torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    home = tempfile.TemporaryDirectory(prefix="sh2gen-home-")
+    config.add_cleanup(home.cleanup)
+    os.environ["SH2GEN_HOME"] = home.name

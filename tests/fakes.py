@@ -1,0 +1,181 @@
+"""What stands for a GPU and for compilers where tuning is tested without them.
+
+As a script (`python -m tests.fakes FOLDER`) it tunes with these, as `tuning.json` there says.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from sh2gen import tuner
+from sh2gen.lower import plans
+from sh2gen.plan import Plan
+from sh2gen.process import Worker
+from sh2gen.records import Log, Measurement, log_path, operator_digest
+from sh2gen.schedule import DIRECTIONS, Constraint, Numbers, Survey, schedule
+from sh2gen.search import Effort, ranked
+from sh2gen.spec import OpSpec, spec_from_dict
+from sh2gen.target import H200
+from sh2gen.tuner import Tuned
+
+GPU = "NVIDIA H200"
+SPEC: OpSpec = spec_from_dict(
+    {
+        "op": "small_conv",
+        "channels": 4,
+        "filter": {"kind": "explicit", "length": 3, "groups": 4},
+    }
+)
+FEW = Constraint("ROWS <= 8", "few rows are enough")
+EMIT = functools.cache(tuner.emit)  # the same candidates in many tests
+ALL = Effort(strategy=ranked, first=0, most=None, budget=None)
+
+
+def named(numbers: Numbers) -> str:
+    return " ".join(f"{knob}={value}" for knob, value in numbers)
+
+
+def compiled(job: Mapping[str, Any], **other: Any) -> dict[str, Any]:
+    """What a compiler might answer: other constants and options give other instructions."""
+    chosen = json.dumps([job["name"], job["constants"], job["options"]])
+    return {
+        "registers": 64,
+        "stack": 0,
+        "spills": 0,
+        "instructions": 0,
+        "shared": 1024,
+        "code": hashlib.sha256(chosen.encode()).hexdigest(),
+        "seconds": 2.0,
+        "triton": "3.6.0",
+        "ptx": "",
+        "cubin": base64.b64encode(b"binary").decode(),
+    } | other
+
+
+@dataclass
+class Fakes:
+    """One set of candidates, and what becomes of each.
+
+    Attributes:
+        points: by direction, what a search tries; the first is the start.
+        rules: as fake_gpu.py has them, by direction and numbers.
+        compile: the answer of a compiler to a job.
+        effort: what "exhaustive" stands for.
+    """
+
+    folder: Path
+    points: dict[str, list[Numbers]]
+    spec: OpSpec = SPEC
+    rules: dict[str, Any] = field(default_factory=dict)
+    compile: Callable[[dict[str, Any]], dict[str, Any]] = compiled
+    effort: Effort = ALL
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def plan(self) -> Plan:
+        return plans(self.spec)[0]
+
+    def rule(self, direction: str, numbers: Numbers, **what: Any) -> None:
+        self.rules.setdefault(direction, {}).setdefault(named(numbers), {}).update(what)
+
+    def tune(self, **options: Any) -> tuple[Tuned, ...]:
+        default = schedule(self.spec, self.plan)
+        starts = {d: self.points.get(d, [default.numbers(d)])[0] for d in DIRECTIONS}
+        options = {
+            "directions": list(self.points),
+            "starts": starts,
+            "effort": "exhaustive",
+            "workers": 4,
+            "say": self.said.append,
+        } | options
+        with self.installed():
+            return tuner.tune(self.spec, self.plan, H200, **options)
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "rules.json").write_text(json.dumps(self.rules))
+        fakes = self
+
+        class Compilers:
+            def __init__(self, workers: int, time_limit: float) -> None:
+                self.workers = workers
+
+            def submit(self, job: str) -> Future[dict[str, Any]]:
+                future: Future[dict[str, Any]] = Future()
+                future.set_result(fakes.compile(json.loads(job)))
+                return future
+
+            def close(self) -> None:
+                pass
+
+        def space(spec: OpSpec, plan: Plan, direction: str) -> Survey:
+            return Survey(points=tuple(self.points[direction]), dropped=((FEW, 7),), repeated=0)
+
+        script = str(Path(__file__).with_name("fake_gpu.py"))
+        command = (sys.executable, "-S", "-E", script, str(self.folder))
+        with (
+            mock.patch.object(tuner, "Compilers", Compilers),
+            mock.patch.object(tuner, "measuring_worker", lambda: Worker(command, "the process")),
+            mock.patch.object(tuner, "search_space", space),
+            mock.patch.object(tuner, "emit", EMIT),
+            mock.patch.dict(tuner.EFFORTS, exhaustive=self.effort),
+        ):
+            yield
+
+    @property
+    def log(self) -> Log:
+        return Log(log_path(GPU, self.spec.op, operator_digest(self.spec)))
+
+    def lines(self, direction: str = "forward") -> list[Measurement]:
+        measurements, damages = self.log.read()
+        assert not damages
+        return [m for m in measurements if m.key.direction == direction]
+
+    def jobs(self, do: str | None = None) -> list[dict[str, Any]]:
+        """The jobs that the process on the GPU was given, since the last call of `forget`."""
+        path = self.folder / "jobs.jsonl"
+        found = [json.loads(line) for line in path.read_text().splitlines()]
+        return [job for job in found if do in (None, job["do"])]
+
+    def forget(self) -> None:
+        (self.folder / "jobs.jsonl").unlink()
+
+
+def forward_points(*changes: Mapping[str, int]) -> list[Numbers]:
+    """Numbers of the forward kernel of SPEC: the default, then with these changes."""
+    plan = plans(SPEC)[0]
+    found = [schedule(SPEC, plan, {"forward": change}).forward for change in ({}, *changes)]
+    assert len(set(found)) == len(found)
+    return found
+
+
+def save(fakes: Fakes, folder: Path) -> None:
+    """What the script needs to do the same in another process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tuning.json").write_text(json.dumps({"points": fakes.points, "rules": fakes.rules}))
+
+
+def main(arguments: Sequence[str]) -> None:
+    folder = Path(arguments[0])
+    given = json.loads((folder / "tuning.json").read_text())
+    points = {
+        direction: [tuple((name, value) for name, value in one) for one in found]
+        for direction, found in given["points"].items()
+    }
+    Fakes(folder, points, rules=given["rules"]).tune()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,107 @@
+"""Workers: every job is answered, whatever the process does, and by no other job's answer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from sh2gen.process import Worker
+
+SCRIPT = """
+import json, os, signal, sys, time
+for line in sys.stdin:
+    job = json.loads(line)
+    if job == "hang":
+        time.sleep(600)
+    elif job == "die":
+        sys.stderr.write("last words")
+        sys.stderr.flush()
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif job == "quietly":
+        os._exit(3)
+    elif job == "half":
+        sys.stdout.write('{"half": ')
+        sys.stdout.flush()
+        os._exit(0)
+    elif job == "bytes":
+        sys.stdout.buffer.write(b"\\xff\\xfe\\n")
+    elif job == "number":
+        print(7)
+    elif job == "twice":
+        print("noise")
+    print(json.dumps({"job": job, "pid": os.getpid()}), flush=True)
+"""
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    with closing(Worker((sys.executable, "-S", "-E", "-c", SCRIPT), "the helper")) as worker:
+        yield worker
+
+
+def pid(worker: Worker) -> int:
+    """Of a process that answers."""
+    answer = worker.run('"hello"', 60)
+    assert answer["job"] == "hello"
+    return int(answer["pid"])
+
+
+def test_one_process_answers_job_after_job(worker: Worker) -> None:
+    assert pid(worker) == pid(worker)
+
+
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        ("die", "the helper died with status -11\nlast words"),
+        ("quietly", "the helper died with status 3"),
+        ("half", "the helper died with status 0"),
+        ("bytes", "the helper said what is no answer: \ufffd\ufffd"),
+        ("number", "the helper said what is no answer: 7"),
+        ("twice", "the helper said what is no answer: noise"),
+    ],
+)
+def test_another_process_answers_after_one_that_failed(
+    worker: Worker, job: str, words: str
+) -> None:
+    before = pid(worker)
+    assert worker.run(f'"{job}"', 60) == {"died": words}
+    assert pid(worker) != before
+
+
+def test_a_process_that_hangs_is_replaced(worker: Worker) -> None:
+    before = pid(worker)
+    assert worker.run('"hang"', 0.2) == {"gave_up": True}
+    assert pid(worker) != before
+
+
+def test_words_are_of_the_process_that_died(worker: Worker) -> None:
+    assert "last words" in worker.run('"die"', 60)["died"]
+    assert "last words" not in worker.run('"quietly"', 60)["died"]
+
+
+def test_after_an_interrupt_no_answer_is_taken_for_another_jobs(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = pid(worker)
+
+    class Interrupting:
+        def __init__(self, pipe: object) -> None:
+            self.pipe = pipe
+
+        def readline(self) -> str:
+            raise KeyboardInterrupt
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.pipe, name)
+
+    process = worker._process
+    assert process is not None
+    monkeypatch.setattr(process, "stdout", Interrupting(process.stdout))
+    with pytest.raises(KeyboardInterrupt):
+        worker.run('"lost"', 60)
+    monkeypatch.undo()
+    assert pid(worker) != before

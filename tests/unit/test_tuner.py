@@ -1,0 +1,549 @@
+"""Tuning from end to end, with processes that stand for the GPU and answers that stand for
+compilers (tests/fakes.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sh2gen import records, tuner
+from sh2gen.errors import CheckFailed
+from sh2gen.lower import plans
+from sh2gen.records import Measurement, Status
+from sh2gen.schedule import DIRECTIONS, Numbers, coupling, schedule, search_space
+from sh2gen.search import Problem
+from sh2gen.spec import Workload, spec_from_dict
+from sh2gen.tuner import Workbench
+from tests.fakes import ALL, FEW, GPU, SPEC, Fakes, compiled, forward_points, named, save
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SH2GEN_HOME", str(tmp_path / "home"))
+
+
+MANY = [
+    {"BLOCK_T": block, "TILES": tiles}
+    for block, tiles in itertools.product((512, 1024, 2048), (1, 2, 4, 8))
+    if (block, tiles) != (1024, 1)
+]
+
+
+def many(folder: Path) -> Fakes:
+    """Twelve candidates that are right: 100 us, 88 us, 86 us, ..., of which the last is best."""
+    points = forward_points(*MANY)
+    fakes = Fakes(folder, {"forward": points})
+    for i, numbers in enumerate(points):
+        fakes.rule("forward", numbers, us=[100.0 if i == 0 else 90.0 - 2 * i])
+    return fakes
+
+
+def of(lines: list[Measurement], numbers: Numbers) -> list[Measurement]:
+    return [line for line in lines if line.numbers == numbers]
+
+
+# ---- what becomes of candidates -----------------------------------------------------------------
+
+# Knobs, what becomes of the candidate, and what its line says: status, stage, a part of the text.
+FATES: list[tuple[dict[str, int], dict[str, Any], tuple[Status, str, str]]] = [
+    ({"TILES": 2}, {"us": [90.0]}, (Status.OK, "final", "")),
+    ({"TILES": 4}, {"us": [80.0]}, (Status.OK, "final", "")),
+    ({"TILES": 8}, {"verify": "hang"}, (Status.TIMEOUT, "verify", "verify was at it after 1.5 s")),
+    ({"TILES": 16}, {"time": "hang"}, (Status.TIMEOUT, "quick", "time was at it after 1.5 s")),
+    (
+        {"TILES": 32},
+        {"verify": "die"},
+        (Status.RUNTIME, "verify", f"the process died with status -{signal.SIGSEGV.value}"),
+    ),
+    (
+        {"TILES": 64},
+        {"us": [1.0], "verify": {"status": "wrong", "detail": "y: relative error 3, allowed 0.1"}},
+        (Status.WRONG, "verify", "y: relative error 3, allowed 0.1"),
+    ),
+    (
+        {"TILES": 128},
+        {"us": [1.0], "verify": {"status": "wrong", "detail": "y: nan, allowed 0.1 NaN at 7"}},
+        (Status.WRONG, "verify", "NaN at 7"),
+    ),
+    (
+        {"BLOCK_T": 512, "TILES": 2},
+        {"us": [1.0], "time": {"status": "memory", "detail": "OutOfMemoryError: 80 GiB"}},
+        (Status.MEMORY, "quick", "OutOfMemoryError: 80 GiB"),
+    ),
+    (
+        {"BLOCK_T": 512, "TILES": 4},
+        {"verify": {"status": "resources", "detail": "OutOfResources: shared memory"}},
+        (Status.RESOURCES, "verify", "OutOfResources: shared memory"),
+    ),
+    (
+        {"BLOCK_T": 512, "TILES": 8},
+        {"verify": {"status": "runtime", "detail": "illegal address", "broken": True}},
+        (Status.RUNTIME, "verify", "illegal address"),
+    ),
+    (
+        {"BLOCK_T": 512, "TILES": 16},
+        {"verify": "garbage"},
+        (Status.RUNTIME, "verify", "said what is no answer: a line that a compiler printed"),
+    ),
+    (
+        {"BLOCK_T": 512, "TILES": 32},
+        {"verify": {"progress": 0.5}},
+        (Status.RUNTIME, "verify", "no answer to verify: {'progress': 0.5}"),
+    ),
+]
+# Likewise of what compilers say; the candidates would all be the fastest.
+BUILDS: list[tuple[dict[str, int], dict[str, Any], tuple[Status, str, str]]] = [
+    (
+        {"BLOCK_T": 2048, "TILES": 1},
+        {"error": "CompilationError: at 7:3"},
+        (Status.COMPILE, "build", "does not compile for sm_90\nCompilationError: at 7:3"),
+    ),
+    (
+        {"BLOCK_T": 2048, "TILES": 2},
+        {"gave_up": True},
+        (Status.TIMEOUT, "build", "was still compiling for sm_90 after 60 s"),
+    ),
+    (
+        {"BLOCK_T": 2048, "TILES": 4},
+        {"died": "the compiler died with status -9"},
+        (Status.COMPILE, "build", "the compiler died with status -9"),
+    ),
+    (
+        {"BLOCK_T": 2048, "TILES": 8},
+        {"registers": 255, "spills": 90, "instructions": 900, "stack": 64},
+        (Status.RESOURCES, "build", "small_conv_forward: it spills registers"),
+    ),
+    (
+        {"BLOCK_T": 2048, "TILES": 16},
+        {"shared": 10**6},
+        (Status.RESOURCES, "build", "1,000,000 bytes of shared memory"),
+    ),
+]
+
+
+def fates(folder: Path) -> tuple[Fakes, dict[Numbers, tuple[Status, str, str]]]:
+    points = forward_points(*(knobs for knobs, _, _ in (*FATES, *BUILDS)))
+    fakes = Fakes(folder, {"forward": points})
+    expected = {}
+    for numbers, (_, rule, fate) in zip(points[1:], FATES, strict=False):
+        fakes.rule("forward", numbers, **rule)
+        expected[numbers] = fate
+    for numbers, (_, _, fate) in zip(points[1 + len(FATES) :], BUILDS, strict=True):
+        fakes.rule("forward", numbers, us=[1.0])
+        expected[numbers] = fate
+
+    def build(job: dict[str, Any]) -> dict[str, Any]:
+        if job["name"].endswith("_forward"):
+            for knobs, answer, _ in BUILDS:
+                if all(job["constants"][name] == value for name, value in knobs.items()):
+                    return (
+                        compiled(job, **answer) if {"spills", "shared"} & set(answer) else answer
+                    )
+        return compiled(job)
+
+    fakes.compile = build
+    return fakes, expected
+
+
+def test_whatever_becomes_of_candidates_the_best_right_one_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in ("VERIFY_LIMIT", "TIME_LIMIT"):
+        monkeypatch.setattr(tuner, limit, 1.5)
+    fakes, expected = fates(tmp_path)
+    (tuned,) = fakes.tune()
+    best = next(n for n, (status, _, _) in expected.items() if status is Status.OK)
+    start, second, best, *_ = fakes.points["forward"]
+    assert tuned.decision is not None and tuned.decision.numbers == best
+    assert tuned.result.winner == best and not tuned.result.interrupted
+    lines = fakes.lines()
+    for numbers, (status, stage, text) in expected.items():
+        last = of(lines, numbers)[-1]
+        assert (last.status, last.stage) == (status, stage), named(numbers)
+        assert text in last.detail
+        assert (last.us is None) == (status is not Status.OK)
+        assert last.workload == (SPEC.workloads[0] if last.us else None)
+    for numbers in (start, second, best):  # a line a stage
+        assert [line.stage for line in of(lines, numbers)] == ["quick", "longer", "final"]
+    (constraint,) = of(lines, ())
+    assert (constraint.status, constraint.count) == (Status.CONSTRAINT, 7)
+    assert constraint.detail == f"{FEW.that}: {FEW.because}"
+    assert set(tuned.to_dict()["tried"].items()) == {
+        ("ok", 3),
+        ("timeout", 3),
+        ("runtime", 4),
+        ("wrong", 2),
+        ("memory", 1),
+        ("resources", 3),
+        ("compile", 2),
+    }
+    # What was not right was never timed, and a process that failed or broke had no other job.
+    jobs = fakes.jobs()
+    timed = {job["numbers"] for job in jobs if job["do"] == "time"}
+    wrong = [n for n, (status, stage, _) in expected.items() if stage in ("verify", "build")]
+    assert not timed & set(map(named, wrong))
+    built = {job["numbers"] for job in jobs if job["do"] == "verify"}
+    assert not built & {named(n) for n, (_, stage, _) in expected.items() if stage == "build"}
+    for numbers, rule in fakes.rules["forward"].items():
+        fatal = [rule.get("verify"), rule.get("time")]
+        if any(f in ("hang", "die", "garbage") or "broken" in (f or ()) for f in fatal):
+            at = max(i for i, job in enumerate(jobs) if job["numbers"] == numbers)
+            assert jobs[at]["pid"] not in {job["pid"] for job in jobs[at + 1 :]}, rule
+    assert len({job["pid"] for job in jobs}) == 1 + 6
+
+
+def test_of_equal_binaries_one_is_timed_and_the_start_always(tmp_path: Path) -> None:
+    """Equal in all but what only compilers see, and tried before the start."""
+    plan = plans(SPEC)[0]
+    base = {"ROWS": 8, "BLOCK_T": 256, "TILES": 4, "num_warps": 1}
+    changes = ({"maxnreg": 192}, {"maxnreg": 0}, {"maxnreg": 128}, {"TILES": 8})
+    points = [schedule(SPEC, plan, {"backward": base | change}).backward for change in changes]
+
+    def last_first(problem: Problem, bounds: Sequence[float], first: int) -> Any:
+        yield problem.points[::-1]
+
+    fakes = Fakes(tmp_path, {"backward": points})
+    fakes.compile = lambda job: compiled(job, code="all the same")
+    fakes.effort = dataclasses.replace(ALL, strategy=last_first)
+    starts = {"forward": schedule(SPEC, plan).forward, "backward": points[0]}
+    (tuned,) = fakes.tune(starts=starts)
+    assert [tuned.result.tried[point].status for point in points] == ["ok", "same", "ok", "ok"]
+    (same,) = of(fakes.lines("backward"), points[1])
+    assert same.stage == "build" and same.detail == f"as {named(points[2])}"
+    assert named(points[1]) not in {job["numbers"] for job in fakes.jobs("verify")}
+    assert tuned.decision is not None and tuned.decision.start_us == (100.0,)
+
+
+def test_a_gpu_that_cannot_be_used_is_said_at_once(tmp_path: Path) -> None:
+    fakes = many(tmp_path)
+    fakes.rules["machine"] = {"machine": {"status": "runtime", "detail": "no CUDA"}}
+    with pytest.raises(CheckFailed, match="the GPU cannot be used: no CUDA") as caught:
+        fakes.tune()
+    assert caught.value.code == "V003" and not fakes.log.path.exists()
+    del fakes.rules["machine"]
+    fakes.rule("forward", fakes.points["forward"][0], bounds={"status": "memory", "detail": "!"})
+    with pytest.raises(CheckFailed, match="the GPU cannot be used: !"):
+        fakes.tune()
+
+
+# ---- what is kept -------------------------------------------------------------------------------
+
+
+def test_a_decision_says_what_it_was_decided_by(tmp_path: Path) -> None:
+    fakes = many(tmp_path)
+    points = fakes.points["forward"]
+    (tuned,) = fakes.tune()
+    decision = tuned.decision
+    assert decision is not None
+    assert decision.numbers == points[-1] and decision.start == points[0]
+    assert decision.us == pytest.approx((68.0,)) and decision.start_us == pytest.approx((100.0,))
+    assert decision.bound_us == (50.0,)
+    assert decision.low[0] <= decision.us[0] <= decision.high[0]
+    assert decision.checks == 21 and decision.effort == "exhaustive"
+    assert (decision.key.gpu, decision.key.triton) == (GPU, "3.6")
+    assert (decision.op, decision.workloads) == ("small_conv", SPEC.workloads)
+    assert decision.versions["torch"] == "2.11.0"
+    assert "; best 68.0 us, 0.74 of the bound" in fakes.said[-1]
+    assert fakes.said[-1].startswith("small_conv forward B=1 L=8192: 12 of 12, 0 dropped")
+
+
+def test_the_start_is_decided_for_if_it_is_as_good(tmp_path: Path) -> None:
+    points = forward_points({"TILES": 2}, {"TILES": 4})
+    fakes = Fakes(tmp_path, {"forward": points})
+    fakes.rule("forward", points[1], us=[101.0])
+    (tuned,) = fakes.tune()
+    assert tuned.decision is not None
+    assert tuned.decision.numbers == tuned.decision.start == points[0]
+
+
+def test_nothing_is_decided_if_nothing_is_right(tmp_path: Path) -> None:
+    points = forward_points({"TILES": 2}, {"TILES": 4})
+    fakes = Fakes(tmp_path, {"forward": points})
+    for numbers in points:
+        fakes.rule("forward", numbers, verify={"status": "wrong", "detail": "y"})
+    (tuned,) = fakes.tune()
+    assert tuned.decision is None and tuned.result.winner == points[0]
+    assert tuned.to_dict()["tried"] == {"wrong": 3} and tuned.to_dict()["decision"] is None
+
+
+def test_workloads_share_their_numbers_and_have_a_line_each(tmp_path: Path) -> None:
+    long, short = Workload(batch=1, length=131072), Workload(batch=2, length=1024)
+    spec = dataclasses.replace(SPEC, workloads=(short, long))  # in no order
+    points = forward_points({"TILES": 2}, {"TILES": 4})
+    fakes = Fakes(tmp_path, {"forward": points}, spec)
+    for numbers, us in zip(points, ([100.0, 100.0], [10.0, 150.0], [90.0, 90.0]), strict=True):
+        fakes.rule("forward", numbers, us=us)
+    (tuned,) = fakes.tune()
+    assert tuned.decision is not None
+    assert tuned.decision.workloads == (long, short)
+    assert tuned.decision.numbers == points[1]  # 160 together, of bounds that are equal
+    assert tuned.decision.us == (10.0, 150.0)
+    for numbers in points:
+        lines = of(fakes.lines(), numbers)
+        assert [line.workload for line in lines] == [long, short] * 3
+    del fakes.points["forward"][1]
+    fakes.forget()
+    (tuned,) = fakes.tune(resume=True)
+    assert tuned.decision is not None and tuned.decision.us == (90.0, 90.0)
+
+
+def test_a_full_disk_is_said_once_and_tuning_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: int, line: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(records, "_write", full)
+    fakes = many(tmp_path)
+    fakes.points["backward"] = [schedule(SPEC, plans(SPEC)[0]).backward]
+    forward, _ = fakes.tune()
+    assert forward.decision is not None
+    assert forward.decision.numbers == fakes.points["forward"][-1]
+    problems = [text for text in fakes.said if text.startswith("not recorded: ")]
+    assert problems == [f"not recorded: cannot write {fakes.log.path}: No space left on device"]
+    assert fakes.lines() == []
+
+
+def test_the_time_of_day_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jumps = itertools.cycle((4e9, 0.0, -1e9, 1.7e9))
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    fakes = many(tmp_path)
+    begin = time.monotonic()
+    (tuned,) = fakes.tune(budget=300.0)
+    assert tuned.decision is not None
+    assert tuned.decision.numbers == fakes.points["forward"][-1]
+    assert len(tuned.result.tried) == 12
+    assert 0 < tuned.result.seconds <= time.monotonic() - begin
+    assert all(0 <= line.seconds < 300 for line in fakes.lines())
+
+
+def test_a_budget_ends_the_search(tmp_path: Path) -> None:
+    fakes = many(tmp_path)
+    fakes.rules["pause"] = 0.2
+    (tuned,) = fakes.tune(budget=1.0)
+    assert 0 < len(tuned.result.tried) < 12
+    assert tuned.result.seconds < 1.0 + 8 * 0.4 + 1.0  # one more, and every finalist once
+    assert tuned.decision is not None and not tuned.result.interrupted
+
+
+# ---- resuming -----------------------------------------------------------------------------------
+
+
+def test_what_is_known_is_not_asked_for_again_but_finalists_are_verified(tmp_path: Path) -> None:
+    fakes = many(tmp_path)
+    points = fakes.points["forward"]
+    fakes.rule("forward", points[5], verify={"status": "wrong", "detail": "y"})
+    (first,) = fakes.tune()
+    assert len(fakes.jobs("verify")) == 12
+    known, before = first.result.tried, len(fakes.lines())
+    fakes.forget()
+    (again,) = fakes.tune(resume=True)
+    assert again.decision is not None and again.decision.numbers == points[-1]
+    finalists = {named(n) for n in again.result.final}
+    verified = [job["numbers"] for job in fakes.jobs("verify")]
+    assert sorted(verified) == sorted(finalists) and len(finalists) == 7
+    assert set(again.result.tried) == set(known)
+    assert again.result.tried[points[5]].status is Status.WRONG
+    late = [line for line in fakes.lines()[before:] if line.status is not Status.CONSTRAINT]
+    assert {line.stage for line in late} == {"longer", "final"}
+    assert again.result.tried[points[2]].built["registers"] == 64
+    fakes.forget()
+    (whole,) = fakes.tune()
+    assert len(fakes.jobs("verify")) == 12 and whole.decision is not None
+
+
+def test_a_finalist_that_is_wrong_by_now_does_not_win(tmp_path: Path) -> None:
+    fakes = many(tmp_path)
+    points = fakes.points["forward"]
+    fakes.tune()
+    fakes.rule("forward", points[-1], verify={"status": "wrong", "detail": "y"})
+    (again,) = fakes.tune(resume=True)
+    assert again.decision is not None and again.decision.numbers == points[-2]
+    assert of(fakes.lines(), points[-1])[-1].status is Status.WRONG
+
+
+@pytest.mark.parametrize("change", ["triton", "damaged"])
+def test_lines_that_say_nothing_of_this_are_not_taken(tmp_path: Path, change: str) -> None:
+    fakes = many(tmp_path)
+    fakes.tune()
+    text = fakes.log.path.read_text()
+    if change == "triton":
+        text = text.replace('"triton": "3.6"', '"triton": "3.5"')
+    else:
+        text = text.replace('{"v"', '{"w"')
+    fakes.log.path.write_text(text)
+    fakes.forget()
+    fakes.points["backward"] = [schedule(SPEC, plans(SPEC)[0]).backward]
+    fakes.tune(resume=True)
+    assert len(fakes.jobs("verify")) == 12 + 1
+    said = [text for text in fakes.said if text.startswith("skipped: ")]
+    assert len(said) == len(set(said)) == (0 if change == "triton" else text.count("\n"))
+
+
+def start_tuning(folder: Path, home: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tests.fakes", str(folder)]
+    environment = os.environ | {"SH2GEN_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=ROOT, env=environment)
+
+
+def test_a_search_that_is_killed_is_resumed(tmp_path: Path) -> None:
+    fakes = many(tmp_path / "fakes")
+    fakes.rules["pause"] = 0.05
+    save(fakes, fakes.folder)
+    process = start_tuning(fakes.folder, records.home())
+    try:
+        deadline = time.monotonic() + 120
+        while len(fakes.log.read()[0]) < 6:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+    assert fakes.log.path.read_bytes().endswith(b"\n")
+    found = {line.numbers for line in fakes.lines() if line.status is Status.OK}
+    judged = {job["numbers"] for job in fakes.jobs("time")}
+    assert 5 <= len(found) < 12 and len(judged - set(map(named, found))) <= 1
+    fakes.forget()
+    del fakes.rules["pause"]
+    (tuned,) = fakes.tune(resume=True)
+    assert tuned.decision is not None
+    assert tuned.decision.numbers == fakes.points["forward"][-1]
+    assert set(tuned.result.tried) == set(fakes.points["forward"])
+    verified = {job["numbers"] for job in fakes.jobs("verify")}
+    again = verified & {named(n) for n in found}
+    assert again <= {named(n) for n in tuned.result.final}
+
+
+def test_two_searches_write_one_log(tmp_path: Path) -> None:
+    one, other = (many(tmp_path / name) for name in ("one", "other"))
+    one.rules["pause"] = other.rules["pause"] = 0.02
+    save(other, other.folder)
+    process = start_tuning(other.folder, records.home())
+    try:
+        deadline = time.monotonic() + 120
+        while not other.log.read()[0]:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        one.tune()
+        assert process.wait(120) == 0
+    finally:
+        process.kill()
+        process.wait()
+    lines = one.lines()  # none of them damaged
+    for numbers in one.points["forward"]:
+        assert [line.stage for line in of(lines, numbers)].count("quick") == 2
+    assert [line.stage for line in lines].count("final") == 2 * 7
+
+
+# ---- interrupts ---------------------------------------------------------------------------------
+
+
+def test_an_interrupt_keeps_the_best_so_far(tmp_path: Path) -> None:
+    fakes = many(tmp_path)
+    fakes.points["backward"] = [schedule(SPEC, plans(SPEC)[0]).backward]
+
+    def say(text: str) -> None:
+        if ": 7 of 12" in text:
+            raise KeyboardInterrupt
+
+    (tuned,) = fakes.tune(say=say)
+    assert tuned.result.interrupted and len(tuned.result.tried) == 7
+    assert tuned.decision is not None and tuned.decision.effort == "exhaustive, interrupted"
+    assert tuned.decision.us[0] == min(one.us[0][1] for one in tuned.result.tried.values())
+    assert tuned.decision.start_us == (100.0,)
+    assert len([line for line in fakes.lines() if line.us]) == 7
+
+
+def test_an_interrupt_between_two_directions_keeps_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fakes = many(tmp_path)
+    fakes.points["backward"] = [schedule(SPEC, plans(SPEC)[0]).backward]
+    made: list[str] = []
+
+    class Interrupting(Workbench):
+        def __init__(self, task: Any, *arguments: Any, **options: Any) -> None:
+            made.append(task.direction)
+            if task.direction == stop:
+                raise KeyboardInterrupt
+            super().__init__(task, *arguments, **options)
+
+    monkeypatch.setattr(tuner, "Workbench", Interrupting)
+    stop = "backward"
+    (tuned,) = fakes.tune()
+    assert made == ["forward", "backward"] and tuned.result.interrupted
+    assert tuned.decision is not None
+    assert tuned.decision.numbers == fakes.points["forward"][-1]
+    stop = "forward"
+    with pytest.raises(KeyboardInterrupt):
+        fakes.tune()
+
+
+# ---- directions that must agree -----------------------------------------------------------------
+
+MODAL = spec_from_dict(
+    {
+        "op": "small_modal",
+        "channels": 16,
+        "filter": {"kind": "modal", "modes": 2, "groups": 16, "parametrisation": "complex"},
+    }
+)
+
+
+def modal(folder: Path) -> tuple[Fakes, dict[str, dict[int, Numbers]]]:
+    """Forward is best alone with tiles of 512 steps, backward with 1024; together these are."""
+    plan = plans(MODAL)[0]
+    tiles: dict[str, dict[int, Numbers]] = {}
+    for direction in DIRECTIONS:
+        points = search_space(MODAL, plan, direction).points
+        firsts = {coupling(plan, point): point for point in reversed(points)}
+        tiles[direction] = {steps: firsts[steps] for steps in (2048, 512, 1024)}
+    assert coupling(plan, search_space(MODAL, plan, "forward").points[0]) == 2048
+    fakes = Fakes(folder, {d: list(found.values()) for d, found in tiles.items()}, MODAL)
+    for steps, forward, backward in (
+        (2048, 120.0, 300.0),
+        (512, 80.0, 250.0),
+        (1024, 85.0, 150.0),
+    ):
+        fakes.rule("forward", tiles["forward"][steps], us=[forward])
+        fakes.rule("backward", tiles["backward"][steps], us=[backward])
+    return fakes, tiles
+
+
+def test_winners_agree_in_their_tiles_also_if_the_best_alone_do_not(tmp_path: Path) -> None:
+    fakes, tiles = modal(tmp_path)
+    forward, backward = fakes.tune()
+    assert forward.decision is not None and backward.decision is not None
+    assert forward.result.winner == tiles["forward"][512]
+    assert forward.decision.numbers == tiles["forward"][1024]
+    assert backward.decision.numbers == tiles["backward"][1024]
+    numbers = {"forward": forward.decision.numbers, "backward": backward.decision.numbers}
+    schedule(MODAL, fakes.plan, {d: dict(found) for d, found in numbers.items()})  # is legal
+    assert forward.decision.us == pytest.approx((85.0,))
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_one_direction_alone_keeps_the_tiles_of_the_other(tmp_path: Path, resume: bool) -> None:
+    fakes, tiles = modal(tmp_path)
+    if resume:
+        fakes.tune()  # knows of tiles of all lengths
+        fakes.forget()
+    starts = {direction: found[2048] for direction, found in tiles.items()}
+    (forward,) = fakes.tune(directions=["forward"], starts=starts, resume=resume)
+    assert forward.decision is not None
+    assert forward.decision.numbers == tiles["forward"][2048]
+    assert set(forward.result.tried) == {tiles["forward"][2048]}
