@@ -96,11 +96,11 @@ class Fakes:
             "directions": list(self.points),
             "starts": starts,
             "effort": "exhaustive",
-            "workers": 4,
             "say": self.said.append,
+            "warn": self.said.append,
         } | options
-        with self.installed():
-            return tuner.tune(self.spec, self.plan, H200, **options)
+        with self.installed(), tuner.Session(workers=4) as session:
+            return session.tune(self.spec, self.plan, H200, **options)
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:

@@ -313,8 +313,11 @@ def test_a_full_disk_is_said_once_and_tuning_goes_on(
     forward, _ = fakes.tune()
     assert forward.decision is not None
     assert forward.decision.numbers == fakes.points["forward"][-1]
-    problems = [text for text in fakes.said if text.startswith("not recorded: ")]
-    assert problems == [f"not recorded: cannot write {fakes.log.path}: No space left on device"]
+    problems = [text for text in fakes.said if text.startswith("cannot be recorded")]
+    assert problems == [
+        f"cannot be recorded, tuning goes on: cannot write {fakes.log.path}: "
+        "No space left on device"
+    ]
     assert fakes.lines() == []
 
 
