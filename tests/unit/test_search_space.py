@@ -79,9 +79,9 @@ def test_what_is_tried_of_shipped_operators(path: Path) -> None:
     spec = load_spec(path)
     for plan in plans(spec):
         for direction in DIRECTIONS:
-            start = time.perf_counter()
+            start = time.process_time()  # of this process, however busy the machine is
             survey = search_space(spec, plan, direction)
-            assert time.perf_counter() - start < 0.5
+            assert time.process_time() - start < 0.5
             assert check(spec, plan, direction) == survey
             if plan.kernels:
                 least = 60 if spec.op in MAIN else 16
