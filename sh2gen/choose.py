@@ -19,6 +19,7 @@ from sh2gen import target as targets
 from sh2gen.cost import score
 from sh2gen.emit import kernel_digest, refuse_clash
 from sh2gen.errors import Sh2genError
+from sh2gen.jsonl import Damage
 from sh2gen.lower import plans
 from sh2gen.plan import Plan
 from sh2gen.records import Key, operator_digest
@@ -58,9 +59,14 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tables:
-    """Where numbers are looked up: what was tuned, or what a lock file pins."""
+    """Where numbers are looked up: what was tuned, or what a lock file pins.
+
+    Attributes:
+        damages: lines of tables that were skipped.
+    """
 
     decisions: tuple[Decision, ...] = ()
+    damages: tuple[Damage, ...] = ()
     lock: Path | None = None
     entries: tuple[LockEntry, ...] = ()
 
@@ -73,8 +79,8 @@ def tables(extra: Path | None = None, locked: Path | None = None) -> Tables:
     """
     if locked is not None:
         return Tables(lock=locked, entries=read_lock(locked))
-    decisions, _ = read_tables(table_folders(extra))
-    return Tables(decisions=decisions)
+    decisions, damages = read_tables(table_folders(extra))
+    return Tables(decisions=decisions, damages=damages)
 
 
 def candidates(

@@ -594,6 +594,8 @@ def _print_explanation(
     click.echo("per token and channel (bytes of memory traffic, flops, instructions of a thread):")
     for entry in plans:
         click.echo(f"  {entry['plan']}  {entry['schedule']}")
+        for direction, origin in entry["origins"].items():
+            click.echo(f"    {direction} numbers: {origin}")
         for direction in ("forward", "backward"):
             if direction in entry:
                 e = entry[direction]

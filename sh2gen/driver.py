@@ -186,6 +186,8 @@ def compile_operators(
                 help="give each a name of its own, and every file once",
             )
     known = tables(locked=Path(locked) if locked is not None else None)
+    for damage in known.damages:
+        say(f"skipped: {damage}")
     chosen = [_choose(spec, gpu, plan, changes, known, Path(out), say) for spec in specs]
     if write:
         for compilation in chosen:
@@ -667,6 +669,15 @@ def tune_operator(
                 return
 
 
+def tune(op: OpSpec | str | PathLike[str], **options: Any) -> tuple[Tuned, ...]:
+    """Tune an operator on this machine's GPU; takes the options of `tune_operator`.
+
+    sh2gen.tune("ops/hyena_se.yaml", budget=30)
+    operator = sh2gen.compile("ops/hyena_se.yaml")  # takes what was found
+    """
+    return tuple(tuned for tuned, _ in tune_operator(op, **options))
+
+
 def estimate_operator(
     op: OpSpec | str | PathLike[str],
     *,
@@ -748,6 +759,7 @@ __all__ = [
     "load",
     "op_files",
     "stale",
+    "tune",
     "tune_operator",
     "verify_operator",
 ]
