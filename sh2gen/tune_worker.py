@@ -96,7 +96,8 @@ class Bench:
             return {"checks": len(report.checks)}
         first = report.failures[0]
         detail = f"{first.name}: {first.measured:.3g}, allowed {first.bound:.3g}"
-        return {"status": "wrong", "detail": f"{detail} {first.detail}".rstrip()}
+        more = f"; {first.detail}" if first.detail else ""
+        return {"status": "wrong", "detail": detail + more}
 
     def _time(self, job: dict[str, Any]) -> dict[str, Any]:
         operator = self._operator(job)
