@@ -98,7 +98,8 @@ class Bench:
             return {"checks": len(report.checks) + 1}
         first = report.failures[0]
         detail = f"{first.name}: {first.measured:.3g}, allowed {first.bound:.3g}"
-        return {"status": "wrong", "detail": f"{detail} {first.detail}".rstrip()}
+        more = f"; {first.detail}" if first.detail else ""
+        return {"status": "wrong", "detail": detail + more}
 
     def _beyond(self, operator: Operator, batch: int, length: int) -> int:
         """Bytes beyond tensors that forward and backward write to."""

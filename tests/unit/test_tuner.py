@@ -379,6 +379,22 @@ def test_a_finalist_that_is_wrong_by_now_does_not_win(tmp_path: Path) -> None:
     assert of(fakes.lines(), points[-1])[-1].status is Status.WRONG
 
 
+def test_finalists_of_an_earlier_search_are_built_side_by_side(tmp_path: Path) -> None:
+    fakes = many(tmp_path)
+    fakes.tune()
+    fakes.forget()
+    verified: list[int] = []  # how many were, whenever a compiler had a job
+
+    def build(job: dict[str, Any]) -> dict[str, Any]:
+        noted = (fakes.folder / "jobs.jsonl").exists()
+        verified.append(len(fakes.jobs("verify")) if noted else 0)
+        return compiled(job)
+
+    fakes.compile = build
+    fakes.tune(resume=True)
+    assert len(verified) > 7 and set(verified) == {0}
+
+
 @pytest.mark.parametrize("change", ["triton", "damaged"])
 def test_lines_that_say_nothing_of_this_are_not_taken(tmp_path: Path, change: str) -> None:
     fakes = many(tmp_path)
