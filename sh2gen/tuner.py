@@ -34,7 +34,7 @@ from sh2gen.plan import Plan
 from sh2gen.process import Worker
 from sh2gen.records import Key, Log, Measurement, Status, log_path, now, operator_digest
 from sh2gen.schedule import DIRECTIONS, Numbers, Schedule, coupling, partner, search_space
-from sh2gen.search import EFFORTS, Outcome, Problem, Quantiles, Result, Tried, score, search
+from sh2gen.search import AHEAD, EFFORTS, Outcome, Problem, Quantiles, Result, Tried, score, search
 from sh2gen.source import KernelSource, Role, Source, Variant
 from sh2gen.spec import OpSpec, Workload
 from sh2gen.sweeps import Header, Sweep
@@ -184,19 +184,21 @@ class Workbench:
         return time.monotonic()
 
     def evaluate(
-        self, batch: Sequence[Numbers], deadline: float
+        self, source: Iterator[Numbers], deadline: float
     ) -> Iterator[tuple[Numbers, Outcome]]:
-        waiting = list(batch)
         under_way: list[_Candidate] = []
         try:
-            while waiting or under_way:
-                # Not all at once: a search that ends early has built little for nothing.
-                while waiting and len(under_way) < 2 * self._compilers.workers:
-                    numbers = waiting.pop(0)
+            while True:
+                while len(under_way) < self._compilers.workers + AHEAD:
+                    numbers = next(source, None)
+                    if numbers is None:
+                        break
                     try:
                         under_way.append(self._prepare(numbers))
                     except Sh2genError as error:
                         yield numbers, _dropped(Status.CONSTRAINT, "constraint", error.message)
+                if not under_way:
+                    return
                 ready = next((c for c in under_way if _settled(c)), None)
                 if self.now() >= deadline:
                     return

@@ -213,8 +213,8 @@ def test_of_equal_binaries_one_is_timed_and_the_start_always(tmp_path: Path) -> 
     changes = ({"maxnreg": 192}, {"maxnreg": 0}, {"maxnreg": 128}, {"TILES": 8})
     points = [schedule(SPEC, plan, {"backward": base | change}).backward for change in changes]
 
-    def last_first(problem: Problem, bounds: Sequence[float], first: int) -> Any:
-        yield problem.points[::-1]
+    def last_first(problem: Problem, bounds: Sequence[float], tried: Any, first: int) -> Any:
+        yield from problem.points[::-1]
 
     fakes = Fakes(tmp_path, {"backward": points})
     fakes.compile = lambda job: compiled(job, code="all the same")
