@@ -683,6 +683,8 @@ def estimate_operator(
     *,
     workloads: Sequence[Workload] = (),
     plan: str | None = None,
+    changes: Changes | None = None,
+    directions: Sequence[str] = DIRECTIONS,
     target: str | None = None,
 ) -> dict[str, Problem]:
     """By direction, what a search would try and what each is predicted to cost; needs no GPU.
@@ -693,11 +695,11 @@ def estimate_operator(
     spec = op if isinstance(op, OpSpec) else load_spec(op)
     spec = dataclasses.replace(spec, workloads=in_order(workloads or spec.workloads))
     gpu = resolve_target(target)
-    chosen = candidates(spec, gpu, plan, None, tables())[0]
+    chosen = candidates(spec, gpu, plan, changes, tables())[0]
     _require_kernels(spec, chosen.plan)
     return {
         d: problem(spec, chosen.plan, d, spec.workloads, gpu, chosen.schedule.numbers(d))
-        for d in DIRECTIONS
+        for d in directions
     }
 
 

@@ -21,7 +21,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -178,8 +181,16 @@ def failed(error: Exception) -> dict[str, Any]:
     return answer
 
 
+def end_with(parent: int) -> None:
+    """End this process when its parent has ended, even while it waits for the GPU."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def main() -> None:
-    """Answer jobs until stdin ends."""
+    """Answer jobs until stdin ends, or the process that asks."""
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     # Only answers may go to stdout: compilers talk there.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

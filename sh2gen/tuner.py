@@ -44,6 +44,9 @@ from sh2gen.target import Target
 # Seconds. The first job of a process waits for imports and for the driver too.
 BUILD_LIMIT, VERIFY_LIMIT, TIME_LIMIT = 60.0, 120.0, 60.0
 QUICK_MS, LONG_MS = (3, 12), (10, 40)  # of warming up and of timing
+# By how much of the time other tiles must be faster, forward and backward together: the two were
+# not timed one beside the other.
+_GAIN = 0.01
 # Numbers that only the compiler sees: kernels of equal code that differ in these run the same.
 _COMPILED = ("maxnreg", "PREFETCH", "PARTS")
 # The blocks of a generated file that a schedule decides, and the name that a digest makes unique.
@@ -447,7 +450,7 @@ class Journal:
                 detail=outcome.detail,
                 count=count,
                 built={**outcome.built, "seconds": dict(outcome.seconds)},
-                seconds=sum(outcome.seconds.values()),
+                seconds=sum(outcome.seconds.values()) / len(workloads),
                 versions=self.on.versions,
                 date=now(),
                 seed=self._seed,
@@ -629,7 +632,11 @@ class Session:
                 found[-1] = journal, bench, space, result
             if found[-1][3].interrupted:
                 break
-        chosen = _chosen(plan, [(b.bounds, result) for _, b, _, result in found])
+        chosen = _chosen(
+            plan,
+            [(bench.bounds, result) for _, bench, _, result in found],
+            [space.start for _, _, space, _ in found],
+        )
         return tuple(
             Tuned(
                 task=journal.task,
@@ -680,12 +687,17 @@ def _note(
     return note
 
 
-def _chosen(plan: Plan, results: Sequence[tuple[tuple[float, ...], Result]]) -> list[Numbers]:
+def _chosen(
+    plan: Plan,
+    results: Sequence[tuple[tuple[float, ...], Result]],
+    starts: Sequence[Numbers],
+) -> list[Numbers]:
     """The winners, of both directions where these must agree: then the pair that is the fastest
-    together.
+    together. Tiles stay as those of the start unless others gain more than `_GAIN`.
 
     Args:
         results: bounds and what was found, by direction.
+        starts: what each search began with.
     """
     winners = [result.winner for _, result in results]
     if len({coupling(plan, numbers) for numbers in winners}) == 1:
@@ -697,10 +709,15 @@ def _chosen(plan: Plan, results: Sequence[tuple[tuple[float, ...], Result]]) -> 
                 here = best.setdefault(coupling(plan, numbers), {})
                 cost = score(outcome, bounds) * sum(bounds), numbers
                 here[direction] = min(here.get(direction, cost), cost)
-    both = [pair for pair in best.values() if len(pair) == len(results)]
-    if not both:
+    kept = coupling(plan, starts[0])
+    totals = {
+        tiles: sum(cost for cost, _ in pair.values()) * (1 - _GAIN if tiles == kept else 1)
+        for tiles, pair in best.items()
+        if len(pair) == len(results)
+    }
+    if not totals:
         return winners
-    fastest = min(both, key=lambda pair: sum(cost for cost, _ in pair.values()))
+    fastest = best[min(totals, key=lambda tiles: totals[tiles])]
     return [fastest[direction][1] for direction in range(len(results))]
 
 

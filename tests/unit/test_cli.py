@@ -22,6 +22,7 @@ from sh2gen.resources import folder
 from sh2gen.search import Outcome, Problem
 from sh2gen.search import Result as Found
 from sh2gen.spec import Workload
+from sh2gen.sweeps import Header, Sweep
 from sh2gen.tables import Decision, fields_of
 from sh2gen.tuner import Task, Tuned
 from tests.fakes import SPEC, forward_points
@@ -252,10 +253,23 @@ def tuned(right: bool = True, interrupted: bool = False) -> Tuned:
         problem=Problem(points=(start, best), start=start, predicted=dict.fromkeys(tried, 1.0)),
         result=Found(
             winner=best if right else start,
+            first=tried,
             tried=tried,
             final=tried,
             seconds=12.3,
             interrupted=interrupted,
+        ),
+        sweep=Sweep(
+            header=Header(
+                key=key,
+                op=SPEC.op,
+                workloads=SPEC.workloads,
+                bounds=(60.0,),
+                start=start,
+                date="2026-11-25T10:00:00Z",
+                versions={},
+            ),
+            outcomes=tried,
         ),
         decision=decision if right else None,
     )
@@ -301,7 +315,7 @@ def test_options_of_tune_reach_the_search(op: str, tuning: Any) -> None:
         "--set=forward.TILES=4", "--plan=direct",
     )  # fmt: skip
     (options,) = called
-    del options["progress"]
+    del options["progress"], options["warn"]
     assert options == {
         "sets": [(Workload(batch=2, length=1024),), (Workload(batch=2, length=64),)],
         "plan": "direct",
@@ -341,3 +355,11 @@ def test_exit_codes_of_tune(
     ]
     assert data[0]["points"] == 2 and data[0]["direction"] == "forward"
     assert data[-1]["tried"] == ({"ok": 2} if found[-1][0] else {"wrong": 2})
+
+
+def test_what_an_estimate_does_not_take_is_refused(op: str) -> None:
+    for options in (("--resume",), ("--budget=3",), ("--out=x",), ("--workers=2",)):
+        result = run("tune", op, "--effort=estimate", *options)
+        assert result.exit_code == 2 and "for a search" in result.stderr
+    result = run("tune", op, "--batch=2")
+    assert result.exit_code == 2 and "--batch goes with --length" in result.stderr
