@@ -27,6 +27,7 @@ from sh2gen.schedule import DIRECTIONS, Numbers, Schedule, coupling, partner, sc
 from sh2gen.spec import OpSpec
 from sh2gen.tables import (
     Decision,
+    Found,
     LockEntry,
     Wanted,
     fields_of,
@@ -174,7 +175,7 @@ def _tuned(
     for direction in DIRECTIONS:
         here = [decision for decision in relevant if decision.key.direction == direction]
         if here and (one := find(here, wanted(spec, target, plan, direction), target)):
-            found[direction] = one.decision.numbers, one.label
+            found[direction] = one.decision.numbers, f"{one.label}; {_times(one, target)}"
     agreed = {coupling(plan, numbers) for numbers, _ in found.values()}
     if (len(agreed) == 1 and len(found) == len(DIRECTIONS)) or not plan.states:
         return found
@@ -189,6 +190,15 @@ def _tuned(
             label = f"goes with the tiles of {direction}"
             return {direction: found[direction], other: (matching, label)}
     return {}
+
+
+def _times(found: Found, target: Target) -> str:
+    """What the numbers took where they were tuned, or what that means for another GPU."""
+    times = ", ".join(
+        f"{us:.1f} us at B={workload.batch} L={workload.length}"
+        for us, workload in zip(found.us(target), found.decision.workloads, strict=True)
+    )
+    return times if found.us(target) == found.decision.us else f"by its bandwidth {times}"
 
 
 def wanted(spec: OpSpec, target: Target, plan: Plan, direction: str) -> Wanted:

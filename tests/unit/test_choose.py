@@ -32,6 +32,9 @@ MODAL = spec_from_dict(
 )
 DATE = "2026-11-25T10:00:00Z"
 
+ON = "tuned on NVIDIA H200 (2026-11-25)"
+TIME = "10.0 us at B=1 L=8192"
+
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -120,7 +123,7 @@ def test_what_was_tuned_for_exactly_this_is_taken(home: Path) -> None:
     )
     numbers, origins = chosen()
     assert numbers == DEFAULT | {"forward": exact}
-    assert origins == {"forward": "tuned on NVIDIA H200 (2026-11-25)", "backward": "default"}
+    assert origins == {"forward": f"{ON}; {TIME}", "backward": "default"}
 
 
 def test_else_the_nearest_and_what_differs_is_said(home: Path) -> None:
@@ -133,7 +136,9 @@ def test_else_the_nearest_and_what_differs_is_said(home: Path) -> None:
         "backward": changed("backward", TILES=8),
     }
     where = "nearest: tuned on NVIDIA H200 (2026-11-25)"
-    assert origins["forward"] == f"{where} for B=1 L=1024, here B=1 L=8192"
+    assert origins["forward"] == (
+        f"{where} for B=1 L=1024, here B=1 L=8192; 10.0 us at B=1 L=1024"
+    )
     assert origins["backward"].startswith(f"{where} with Triton 2.0, here ")
 
 
@@ -141,12 +146,14 @@ def test_a_gpu_of_the_same_kind_lends_its_numbers(home: Path) -> None:
     keep(home, decide(SPEC, "forward", changed(TILES=4)))
     numbers, origins = chosen(target=H100)
     assert numbers["forward"] == changed(TILES=4)
-    assert origins["forward"].endswith("; not measured on H100")
+    assert origins["forward"].endswith(
+        "; not measured on H100; by its bandwidth 14.3 us at B=1 L=8192"
+    )
     own = decide(SPEC, "forward", changed(TILES=8), H100)
     keep(home, own)
     numbers, origins = chosen(target=H100)
     assert numbers["forward"] == changed(TILES=8)
-    assert origins["forward"] == f"tuned on {H100.device_name} (2026-11-25)"
+    assert origins["forward"] == f"tuned on {H100.device_name} (2026-11-25); {TIME}"
 
 
 @pytest.mark.parametrize(
@@ -179,7 +186,7 @@ def test_numbers_given_count_more_than_tuned_ones(home: Path) -> None:
     keep(home, decide(SPEC, "forward", changed(TILES=4, BLOCK_T=2048)))
     numbers, origins = chosen(changes={"forward": {"TILES": 8}})
     assert numbers == DEFAULT | {"forward": changed(TILES=8, BLOCK_T=2048)}
-    assert origins["forward"] == "tuned on NVIDIA H200 (2026-11-25), with TILES=8 as given"
+    assert origins["forward"] == f"{ON}; {TIME}, with TILES=8 as given"
     assert origins["backward"] == "default"
     with pytest.raises(Sh2genError) as caught:
         chosen(changes={"forward": {"BLOCK_T": 8}})
@@ -209,7 +216,7 @@ def test_pairs_that_were_tuned_together_are_taken_as_they_are(home: Path) -> Non
     pair = {d: tiles(d, 1024) for d in DIRECTIONS}
     keep(home, *(decide(MODAL, d, numbers) for d, numbers in pair.items()))
     numbers, origins = chosen(MODAL)
-    assert numbers == pair and set(origins.values()) == {"tuned on NVIDIA H200 (2026-11-25)"}
+    assert numbers == pair and set(origins.values()) == {f"{ON}; {TIME}"}
 
 
 def test_numbers_that_do_not_go_together_are_made_to(home: Path) -> None:
@@ -218,7 +225,7 @@ def test_numbers_that_do_not_go_together_are_made_to(home: Path) -> None:
     keep(home, decide(MODAL, "backward", tiles("backward", 1024)))
     numbers, origins = chosen(MODAL)
     assert numbers["backward"] == tiles("backward", 1024) and agreed(numbers) == 1024
-    assert origins["backward"] == "tuned on NVIDIA H200 (2026-11-25)"
+    assert origins["backward"] == f"{ON}; {TIME}"
     assert origins["forward"] == "goes with the tiles of backward"
 
 
@@ -259,7 +266,7 @@ def test_compile_writes_tuned_numbers_and_says_where_they_are_from(
     result = compiled(op, out)
     assert result.exit_code == 0, result.output
     rows = [" ".join(line.split()) for line in result.stdout.splitlines()]
-    assert "numbers forward: tuned on NVIDIA H200 (2026-11-25)" in rows
+    assert f"numbers forward: {ON}; {TIME}" in rows
     assert "numbers backward: default" in rows
     space: dict[str, Any] = {}
     text = (out / "small_conv.py").read_text()
