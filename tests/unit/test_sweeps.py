@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,9 @@ from sh2gen.records import Key, Status
 from sh2gen.search import Outcome
 from sh2gen.spec import Workload
 from sh2gen.sweeps import Header, Sweep, read_sweep, write_sweep
+from sh2gen.tables import read_tables
+from sh2gen.target import H200
+from tests.fakes import SPEC, Fakes, forward_points, named
 
 SHORT, LONG = Workload(batch=1, length=2048), Workload(batch=1, length=8192)
 KEY = Key(
@@ -92,3 +97,45 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(Sh2genError) as caught:
         read_sweep(tmp_path / "none.jsonl")
     assert caught.value.code == "R001"
+
+
+def test_the_script_sweeps_and_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of six candidates all are swept at both lengths at once, and each length is decided by its
+    own best; a second run has nothing left to build.
+    """
+    path = Path(__file__).parents[2] / "benchmarks" / "sweeps.py"
+    loaded = importlib.util.spec_from_file_location("sweeps_script", path)
+    assert loaded is not None and loaded.loader is not None
+    script = importlib.util.module_from_spec(loaded)
+    loaded.loader.exec_module(script)
+    monkeypatch.setenv("SH2GEN_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("sh2gen.target.from_device", lambda: H200)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H200")
+    points = forward_points(*({"TILES": tiles} for tiles in (2, 4, 8, 16, 32)))
+    fakes = Fakes(tmp_path / "gpu", {"forward": points})
+    fakes.rule("forward", points[1], us={"64": 80.0, "512": 300.0})
+    fakes.rule("forward", points[2], us={"64": 200.0, "512": 90.0})
+    (tmp_path / "small_conv.yaml").write_text(SPEC.to_yaml())
+    arguments = ["sweeps.py", "--ops", str(tmp_path / "small_conv.yaml"), "--lengths", "64", "512"]
+    arguments += ["--directions", "forward", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--tables", str(tmp_path / "tables")])
+    with fakes.installed():
+        assert script.main() == 0
+    sweep = read_sweep(tmp_path / "out" / "small_conv-forward.jsonl")
+    assert set(sweep.outcomes) == set(points)
+    assert [w.length for w in sweep.header.workloads] == [64, 512]
+    assert sweep.outcomes[points[1]].us[0][1] == 80.0 and sweep.header.bounds == (50.0, 50.0)
+    decisions, damages = read_tables([tmp_path / "tables"])
+    assert not damages
+    found = {tuple(w.length for w in d.workloads): d.numbers for d in decisions}
+    assert set(found) == {(64,), (512,), tuple(w.length for w in SPEC.workloads)}
+    assert found[(64,)] == points[1] and found[(512,)] == points[2]
+    fakes.forget()
+    with fakes.installed():
+        assert script.main() == 0
+    finalists = {job["numbers"] for job in fakes.jobs("verify")}
+    assert finalists <= {named(p) for p in points}
+    again = read_sweep(tmp_path / "out" / "small_conv-forward.jsonl")
+    assert {n: one.us for n, one in again.outcomes.items()} == {
+        n: one.us for n, one in sweep.outcomes.items()
+    }
