@@ -136,6 +136,6 @@ def test_the_script_sweeps_and_decides(tmp_path: Path, monkeypatch: pytest.Monke
     finalists = {job["numbers"] for job in fakes.jobs("verify")}
     assert finalists <= {named(p) for p in points}
     again = read_sweep(tmp_path / "out" / "small_conv-forward.jsonl")
-    assert {n: one.us for n, one in again.outcomes.items()} == {
-        n: one.us for n, one in sweep.outcomes.items()
-    }
+    for numbers, outcome in sweep.outcomes.items():  # the last word counts: it may be of a final
+        medians = [us[1] for us in again.outcomes[numbers].us]
+        assert medians == [us[1] for us in outcome.us]
