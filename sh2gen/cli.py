@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -575,6 +576,9 @@ def _print_explanation(
             }
         for workload in spec.workloads:
             found = cost.predictions(spec, candidate.plan, candidate.schedule, workload, gpu)
+            for direction, p in found.items():
+                if p.running is not None:
+                    entry[direction]["running"] = asdict(p.running)
             entry["predictions"].append(
                 {"batch": workload.batch, "length": workload.length}
                 | {
@@ -616,6 +620,13 @@ def _print_explanation(
                     + f" and {e['product_flops']} of matrix products" * (e["product_flops"] > 0)
                     + f"; {e['instructions']} instructions"
                 )
+                if r := e.get("running"):
+                    click.echo(
+                        f"      {r['programs']} programs, {r['warps']} warps on a multiprocessor, "
+                        f"with {r['registers']} registers a thread"
+                        + f" and {r['spilled']} spilled" * (r["spilled"] > 0)
+                        + ", by estimate"
+                    )
         for p in entry["predictions"]:
             times = ", ".join(
                 f"{d} {p[d]['us']:.0f} us = {p[d]['share']:.2f} of the bound"

@@ -79,7 +79,11 @@ _WINDOW = 26
 # less than others. Channels last, rows move in short accesses and through shared memory.
 _STREAM = {"forward": 1.1, "backward": 3.0}
 _STREAM_SM90 = 1.4
-_RECURRENCE = {"forward": 1.05, "backward": 1.6}  # a scan, which all others wait for
+_RECURRENCE = {"forward": 1.08, "backward": 1.04}  # a scan, which all others wait for
+# Instructions that a thread of a recurrence issues once a tile: exchanges between blocks, tables.
+_ONCE_A_TILE = {"forward": 250, "backward": 2000}
+# By which factor it takes longer where warps have too few rows of products (`_FEW_ROWS`).
+_FEW_ROWS_OF_STATES = {"forward": 1.4, "backward": 1.2}
 # Seconds a step of a recurrence, of a program that has a multiprocessor to itself: where channels
 # are few nothing else counts (docs/performance.md, sequences in spans).
 _WALK = {"forward": 0.9e-9, "backward": 1.75e-9}
@@ -87,6 +91,29 @@ _STREAM_BLD = 2.3
 # Likewise, products of fewer rows to a warp than so many wait for their operands, and reach this
 # share of the rate of large ones.
 _FEW_ROWS = {"forward": (16, 0.25), "backward": (8, 0.11)}
+# Registers that a thread needs, for a value of its tile and beside: estimates, from builds for
+# sm_90. What a schedule does not grant is spilled, which costs this share of the time a register.
+_REGISTERS = {
+    ("stream", "forward"): (5.0, 85),
+    ("stream", "backward"): (0.0, 255),
+    ("recurrence", "forward"): (1.5, 85),
+    ("recurrence", "backward"): (0.5, 205),
+}
+_SPILL = 0.0012
+# Shared memory of a stream, in tiles of all its inputs: for each tile in flight, and beside.
+_TILES_IN_FLIGHT = {"forward": (1.0, 1.2), "backward": (2.75, 0.5)}
+# How long what runs at once waits, as a share of the time: over the warps of a multiprocessor, and
+# over its programs for each warp of one, which wait for each other at barriers. Other factors were
+# fitted where these waits are what they are under default numbers, `_WAIT_THEN`.
+_WAIT = {"tile": (2.0, 0.0), "stream": (0.0, 0.03), "recurrence": (0.0, 0.1)}
+_WAIT_THEN = {
+    ("tile", "forward"): 1.05,
+    ("tile", "backward"): 1.15,
+    ("stream", "forward"): 1.06,
+    ("stream", "backward"): 1.2,
+    ("recurrence", "forward"): 1.08,
+    ("recurrence", "backward"): 1.13,
+}
 LAUNCH = 2.5e-6  # seconds from one kernel's end to the next one's first instruction
 
 
@@ -110,6 +137,25 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """What of a kernel a multiprocessor runs at once, by estimate.
+
+    Attributes:
+        registers: that a thread has.
+        spilled: that it needs beside these.
+        shared: bytes of shared memory of a program.
+        programs: on one multiprocessor.
+        warps: of all of these.
+    """
+
+    registers: int
+    spilled: int
+    shared: int
+    programs: int
+    warps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """Predicted seconds of one direction of a plan at one workload, and the bounds behind it.
 
@@ -120,6 +166,7 @@ class Prediction:
         issue: seconds that the instructions alone take, and products at the rate that they reach.
         bound: seconds of an elementwise kernel that reads and writes what the operator must.
         spans: of a sequence, each by a program of its own, if it is cut.
+        running: what runs at once on a multiprocessor; None without kernels.
     """
 
     seconds: float
@@ -128,6 +175,7 @@ class Prediction:
     issue: float
     bound: float
     spans: int = 1
+    running: Running | None = None
 
     @property
     def share(self) -> float:
@@ -270,6 +318,9 @@ def predict(
     rows, reach = numbers.get("ROWS", 8), kernel.program.reach
     sizes = {ROWS: rows, BLOCK_T: numbers.get("BLOCK_T", 64)}
     per_element = float(effort.instructions.subs(sizes))
+    if kernel.skeleton == "recurrence":
+        values = numbers["SEGMENTS"] * numbers["BLOCK_T"] / (32 * numbers["num_warps"])
+        per_element += _ONCE_A_TILE[direction] / values
     issue = elements * per_element / (target.sms * 128 * target.clock)
     issue *= max(1.0, (rows + reach.hi - reach.lo) / _WINDOW)
     stream = kernel.skeleton == "stream"
@@ -279,26 +330,35 @@ def predict(
     bfloat16 = spec.dtype.io is DType.BFLOAT16
     tensor = elements * products / (target.matmul if bfloat16 else target.fp32)
     few, share = _FEW_ROWS[direction]
-    slow = bfloat16 and stream and not twin
-    slow = slow and numbers["BLOCK_D"] * numbers["SEGMENTS"] < few * numbers["num_warps"]
-    issue += tensor / (share if slow else 1.0)
+    rows_each = numbers.get("BLOCK_D", 1) * numbers.get("SEGMENTS", 1) / numbers["num_warps"]
+    slow = bfloat16 and kernel.skeleton != "tile" and not twin and rows_each < few
+    issue += tensor / (share if slow and stream else 1.0)
     # Loads wait while arithmetic issues and the other way round, but programs on one SM overlap:
     # the root of the squares lies between the larger of the two and their sum, and matches what
     # was measured (docs/performance.md).
     seconds = math.hypot(memory * access, issue)
+    at_once = None if twin else running(kernel, numbers, len(spec.inputs), target)
+    if at_once is not None:
+        seconds *= _waiting(kernel, at_once)
     if stream:
         seconds *= _STREAM_SM90 if twin else _STREAM[direction]
     sums = direction == "backward" and bool(plan.reductions)  # of all parameters at once
     launches, spans = 1 + sums, 1
     if kernel.skeleton == "recurrence":
         spans, steps = spans_of(spec, numbers, workload.length)
-        seconds *= _RECURRENCE[direction]
+        seconds *= _RECURRENCE[direction] * (_FEW_ROWS_OF_STATES[direction] if slow else 1.0)
         if spans > 1:  # half of the inputs are read before, for the sums of tiles
             seconds, steps, launches = 1.4 * seconds, 3 * steps // 2, launches + 1
         seconds = max(seconds, steps * _WALK[direction])
     seconds += LAUNCH * launches
     return Prediction(
-        seconds=seconds, memory=memory, tensor=tensor, issue=issue, bound=bound, spans=spans
+        seconds=seconds,
+        memory=memory,
+        tensor=tensor,
+        issue=issue,
+        bound=bound,
+        spans=spans,
+        running=at_once,
     )
 
 
@@ -314,6 +374,51 @@ def spans_of(spec: OpSpec, numbers: Mapping[str, int], length: int) -> tuple[int
     if math.ceil(tiles_in_all / tiles) < 4:
         tiles = tiles_in_all
     return math.ceil(tiles_in_all / tiles), tiles * tile
+
+
+def running(
+    kernel: KernelPlan, numbers: Mapping[str, int], inputs: int, target: Target
+) -> Running:
+    """Estimate what a multiprocessor runs at once of a kernel in Triton under some numbers."""
+    direction = kernel.direction
+    warps = numbers["num_warps"]
+    shared = 0
+    if kernel.skeleton == "tile":
+        lanes = numbers["BLOCK_D"] * numbers["BLOCK_T"] / (numbers["ROWS"] * 32 * warps)
+        loads = [s.rows for s in kernel.program.body if isinstance(s, LoadRows)]
+        live = sum(numbers["ROWS"] + rows.hi - rows.lo for rows in loads)
+        needed = 20 + 0.55 * live * max(1.0, lanes) ** 0.7
+    else:
+        rows = numbers.get("BLOCK_D", 1) * numbers["SEGMENTS"]
+        slope, beside = _REGISTERS[kernel.skeleton, direction]
+        needed = beside + slope * rows * numbers["BLOCK_T"] / (32 * warps)
+        tile = 2 * rows * numbers["BLOCK_T"] * (inputs + (direction == "backward"))
+        each, fixed = _TILES_IN_FLIGHT[direction]
+        in_flight = numbers["PREFETCH"] - (kernel.skeleton == "recurrence")
+        shared = int(tile * (each * in_flight + fixed))
+    granted = min(numbers.get("maxnreg") or target.registers_per_thread, 255)
+    registers = max(32, min(granted, math.ceil(needed / 8) * 8))
+    programs = min(
+        target.blocks_per_sm,
+        target.threads_per_sm // (32 * warps),
+        target.registers_per_sm // (registers * 32 * warps),
+        target.shared_per_sm // (shared + 1024),
+    )
+    return Running(
+        registers=registers,
+        spilled=max(0, round(needed) - granted),
+        shared=shared,
+        programs=max(1, programs),
+        warps=max(1, programs) * warps,
+    )
+
+
+def _waiting(kernel: KernelPlan, found: Running) -> float:
+    """By which factor a kernel takes longer than with as much running as under default numbers."""
+    over_warps, over_programs = _WAIT[kernel.skeleton]
+    warps_each = found.warps / found.programs
+    waits = 1 + over_warps / found.warps + over_programs * warps_each / found.programs
+    return waits / _WAIT_THEN[kernel.skeleton, kernel.direction] * (1 + _SPILL * found.spilled)
 
 
 def _eager_bytes(graph: Graph, conv: EagerConv) -> int:
