@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
 import sympy
@@ -77,20 +77,26 @@ _WINDOW = 26
 # Factors between what was measured (docs/performance.md) and what this model says without them.
 # Programs that stream wait for loads and products that nothing overlaps with, the twin for sm_90
 # less than others. Channels last, rows move in short accesses and through shared memory.
-_STREAM = {"forward": 1.1, "backward": 3.0}
-_STREAM_SM90 = 1.4
-_RECURRENCE = {"forward": 1.08, "backward": 1.04}  # a scan, which all others wait for
+_STREAM = {"forward": 1.0, "backward": 2.5}
+_STREAM_SM90 = 1.3
+_RECURRENCE = {"forward": 0.92, "backward": 0.88}  # a scan, which all others wait for
 # Instructions that a thread of a recurrence issues once a tile: exchanges between blocks, tables.
 _ONCE_A_TILE = {"forward": 250, "backward": 2000}
+# Seconds that kernels of independent tiles take whatever they do: they begin all at once and end
+# one by one, and the partial sums of many programs are summed after backward.
+_ONCE = {"forward": 1.5e-6, "backward": 6e-6}
+# Seconds that a program of one takes before its first tile and after its last, for all that run at
+# once: of tables, states and sums.
+_ONCE_A_PROGRAM = {"forward": 1.6e-6, "backward": 2.4e-6}
 # By which factor it takes longer where warps have too few rows of products (`_FEW_ROWS`).
 _FEW_ROWS_OF_STATES = {"forward": 1.4, "backward": 1.2}
 # Seconds a step of a recurrence, of a program that has a multiprocessor to itself: where channels
 # are few nothing else counts (docs/performance.md, sequences in spans).
 _WALK = {"forward": 0.9e-9, "backward": 1.75e-9}
-_STREAM_BLD = 2.3
+_STREAM_BLD = 2.6
 # Likewise, products of fewer rows to a warp than so many wait for their operands, and reach this
 # share of the rate of large ones.
-_FEW_ROWS = {"forward": (16, 0.25), "backward": (8, 0.11)}
+_FEW_ROWS = {"forward": (16, 0.25), "backward": (8, 0.22)}
 # Registers that a thread needs, for a value of its tile and beside: estimates, from builds for
 # sm_90. What a schedule does not grant is spilled, which costs this share of the time a register.
 _REGISTERS = {
@@ -105,12 +111,12 @@ _TILES_IN_FLIGHT = {"forward": (1.0, 1.2), "backward": (2.75, 0.5)}
 # How long what runs at once waits, as a share of the time: over the warps of a multiprocessor, and
 # over its programs for each warp of one, which wait for each other at barriers. Other factors were
 # fitted where these waits are what they are under default numbers, `_WAIT_THEN`.
-_WAIT = {"tile": (2.0, 0.0), "stream": (0.0, 0.03), "recurrence": (0.0, 0.1)}
+_WAIT = {"tile": (2.0, 0.0), "stream": (0.0, 0.2), "recurrence": (0.0, 0.1)}
 _WAIT_THEN = {
-    ("tile", "forward"): 1.05,
-    ("tile", "backward"): 1.15,
-    ("stream", "forward"): 1.06,
-    ("stream", "backward"): 1.2,
+    ("tile", "forward"): 1.15,
+    ("tile", "backward"): 1.04,
+    ("stream", "forward"): 1.4,
+    ("stream", "backward"): 1.4,
     ("recurrence", "forward"): 1.08,
     ("recurrence", "backward"): 1.13,
 }
@@ -153,6 +159,11 @@ class Running:
     shared: int
     programs: int
     warps: int
+
+    def of(self, programs: int, target: Target) -> Running:
+        """The same where there are only so many programs for the whole GPU."""
+        most = min(self.programs, max(1, math.ceil(programs / target.sms)))
+        return replace(self, programs=most, warps=self.warps // self.programs * most)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -338,17 +349,29 @@ def predict(
     # was measured (docs/performance.md).
     seconds = math.hypot(memory * access, issue)
     at_once = None if twin else running(kernel, numbers, len(spec.inputs), target)
+    along_time, again = 1, 1.0
+    if stream:
+        along_time, again = segments_of(numbers, workload.length, spec.filter.length or 1)
+        seconds *= again
     if at_once is not None:
+        if stream:
+            programs = workload.batch * along_time * stream_width(spec, numbers)
+            at_once = at_once.of(programs, target)
         seconds *= _waiting(kernel, at_once)
     if stream:
         seconds *= _STREAM_SM90 if twin else _STREAM[direction]
     sums = direction == "backward" and bool(plan.reductions)  # of all parameters at once
     launches, spans = 1 + sums, 1
+    if kernel.skeleton == "tile":
+        seconds += _ONCE[direction]
     if kernel.skeleton == "recurrence":
         spans, steps = spans_of(spec, numbers, workload.length)
         seconds *= _RECURRENCE[direction] * (_FEW_ROWS_OF_STATES[direction] if slow else 1.0)
         if spans > 1:  # half of the inputs are read before, for the sums of tiles
             seconds, steps, launches = 1.4 * seconds, 3 * steps // 2, launches + 1
+        if at_once is not None:
+            rounds = workload.batch * spec.channels * spans / (target.sms * at_once.programs)
+            seconds += rounds * _ONCE_A_PROGRAM[direction]
         seconds = max(seconds, steps * _WALK[direction])
     seconds += LAUNCH * launches
     return Prediction(
@@ -411,6 +434,24 @@ def running(
         programs=max(1, programs),
         warps=max(1, programs) * warps,
     )
+
+
+def segments_of(numbers: Mapping[str, int], length: int, taps: int) -> tuple[int, float]:
+    """How many programs of a stream lie along a sequence of so many steps, as `stream_programs` of
+    templates/parts/launch.py has it, and how many tiles they compute for each of the sequence:
+    those of warm-up, and those beyond its end.
+    """
+    steps = numbers["BLOCK_T"] * numbers["SEGMENTS"]
+    in_all = math.ceil(length / steps)
+    tiles = max(1, min(numbers["TILES"], in_all), math.ceil(in_all / 32))
+    along_time = math.ceil(in_all / tiles)
+    warm_up = math.ceil((taps - 1) / numbers["BLOCK_T"]) + 1
+    return along_time, along_time * (tiles + warm_up) / in_all
+
+
+def stream_width(spec: OpSpec, numbers: Mapping[str, int]) -> int:
+    """How many programs of a stream lie across the channels."""
+    return spec.filter.groups * math.ceil(spec.group_width / numbers["BLOCK_D"])
 
 
 def _waiting(kernel: KernelPlan, found: Running) -> float:
