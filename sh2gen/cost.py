@@ -73,7 +73,7 @@ _INSTRUCTIONS = {  # a row of a rowwise function, in instructions of one thread
 _SCAN = 8
 # Rows of a lane's window with which an SM holds 16 warps, at about five registers a row. With more
 # it holds fewer, and issues less in proportion.
-_WINDOW = 26
+_WINDOW = {"forward": 20, "backward": 26}
 # Factors between what was measured (docs/performance.md) and what this model says without them.
 # Programs that stream wait for loads and products that nothing overlaps with, the twin for sm_90
 # less than others. Channels last, rows move in short accesses and through shared memory.
@@ -82,9 +82,9 @@ _STREAM_SM90 = 1.3
 _RECURRENCE = {"forward": 0.92, "backward": 0.88}  # a scan, which all others wait for
 # Instructions that a thread of a recurrence issues once a tile: exchanges between blocks, tables.
 _ONCE_A_TILE = {"forward": 250, "backward": 2000}
-# Seconds that kernels of independent tiles take whatever they do: they begin all at once and end
-# one by one, and the partial sums of many programs are summed after backward.
-_ONCE = {"forward": 1.5e-6, "backward": 6e-6}
+# Seconds that tiles and streams take whatever they do: programs begin all at once and end one by
+# one, and the partial sums of many are summed after backward.
+_ONCE = {"forward": 6e-6, "backward": 8e-6}
 # Seconds that a program of one takes before its first tile and after its last, for all that run at
 # once: of tables, states and sums.
 _ONCE_A_PROGRAM = {"forward": 1.6e-6, "backward": 2.4e-6}
@@ -93,7 +93,8 @@ _FEW_ROWS_OF_STATES = {"forward": 1.4, "backward": 1.2}
 # Seconds a step of a recurrence, of a program that has a multiprocessor to itself: where channels
 # are few nothing else counts (docs/performance.md, sequences in spans).
 _WALK = {"forward": 0.9e-9, "backward": 1.75e-9}
-_STREAM_BLD = 2.6
+_STREAM_BLD = 2.5
+_STREAM_BLD_ODD = 3.6  # groups that begin at odd places: one by one
 # Likewise, products of fewer rows to a warp than so many wait for their operands, and reach this
 # share of the rate of large ones.
 _FEW_ROWS = {"forward": (16, 0.25), "backward": (8, 0.22)}
@@ -113,8 +114,8 @@ _TILES_IN_FLIGHT = {"forward": (1.0, 1.2), "backward": (2.75, 0.5)}
 # fitted where these waits are what they are under default numbers, `_WAIT_THEN`.
 _WAIT = {"tile": (2.0, 0.0), "stream": (0.0, 0.2), "recurrence": (0.0, 0.1)}
 _WAIT_THEN = {
-    ("tile", "forward"): 1.15,
-    ("tile", "backward"): 1.04,
+    ("tile", "forward"): 1.2,
+    ("tile", "backward"): 1.05,
     ("stream", "forward"): 1.4,
     ("stream", "backward"): 1.4,
     ("recurrence", "forward"): 1.08,
@@ -310,7 +311,8 @@ def predict(
     kernel = plan.forward if direction == "forward" else plan.backward
     if kernel is None:
         graph = plan.graph if direction == "forward" else plan.backward_graph
-        memory = elements * _eager_bytes(graph, plan.eager) / target.elementwise_bandwidth
+        traffic = _eager_bytes(graph, plan.eager, workload.length)
+        memory = elements * traffic / target.elementwise_bandwidth
         launches = 2 * len(graph.nodes)
         return Prediction(
             seconds=memory + launches * LAUNCH, memory=memory, tensor=0.0, issue=0.0, bound=bound
@@ -333,9 +335,11 @@ def predict(
         values = numbers["SEGMENTS"] * numbers["BLOCK_T"] / (32 * numbers["num_warps"])
         per_element += _ONCE_A_TILE[direction] / values
     issue = elements * per_element / (target.sms * 128 * target.clock)
-    issue *= max(1.0, (rows + reach.hi - reach.lo) / _WINDOW)
+    issue *= max(1.0, (rows + reach.hi - reach.lo) / _WINDOW[direction])
     stream = kernel.skeleton == "stream"
-    access = _STREAM_BLD if stream and plan.layout is Layout.BLD else 1.0
+    access = 1.0
+    if stream and plan.layout is Layout.BLD:
+        access = _STREAM_BLD if spec.group_width % 8 == 0 else _STREAM_BLD_ODD
     issue *= access
     products = float(effort.tensor_flops.subs(sizes))
     bfloat16 = spec.dtype.io is DType.BFLOAT16
@@ -362,7 +366,7 @@ def predict(
         seconds *= _STREAM_SM90 if twin else _STREAM[direction]
     sums = direction == "backward" and bool(plan.reductions)  # of all parameters at once
     launches, spans = 1 + sums, 1
-    if kernel.skeleton == "tile":
+    if kernel.skeleton != "recurrence":
         seconds += _ONCE[direction]
     if kernel.skeleton == "recurrence":
         spans, steps = spans_of(spec, numbers, workload.length)
@@ -462,15 +466,16 @@ def _waiting(kernel: KernelPlan, found: Running) -> float:
     return waits / _WAIT_THEN[kernel.skeleton, kernel.direction] * (1 + _SPILL * found.spilled)
 
 
-def _eager_bytes(graph: Graph, conv: EagerConv) -> int:
+def _eager_bytes(graph: Graph, conv: EagerConv, length: int) -> float:
     """Bytes per token and channel of plain PyTorch: every node reads and writes float32."""
-    total = 0
+    total = 0.0
+    passes = 2.5 if length <= 2**14 else 4.0  # of a transform: longer ones do not fit on chip
     for node in graph.nodes:
         if isinstance(node, Parameter | Modes):
             continue
         total += 4 * (len(activations(node)) + 1)
         if isinstance(node, Conv | TapGradient | ModeGradient) and conv is EagerConv.FFT:
-            total += 3 * 2 * 3 * 8  # three transforms of twice the length, three passes each
+            total += 3 * 2 * passes * 8  # three transforms of twice the length
     return total
 
 

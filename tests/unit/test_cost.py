@@ -71,13 +71,15 @@ def predicted(spec: OpSpec, chosen: Candidate, direction: str, length: int) -> f
 
 @pytest.mark.parametrize("taps", [4, 8, 16, 32, 64, 128])
 def test_the_choice_is_what_was_fastest(taps: int) -> None:
-    """At every length, and over all of them. Where one algorithm was timed no other is fused."""
+    """At every length, or within 5 % of that, and over all of them. Where one algorithm was timed
+    no other is fused.
+    """
     times = MEASURED[taps]
     workloads = tuple(Workload(batch=1, length=length) for length in LENGTHS)
     for i, workload in enumerate(workloads):
-        fastest = min(times, key=lambda a: sum(times[a][d][i] for d in DIRECTIONS))
+        us = {a: sum(found[d][i] for d in DIRECTIONS) for a, found in times.items()}
         spec = replace(of_taps(taps), workloads=(workload,))
-        assert candidates(spec, GPU)[0].plan.algorithm == fastest
+        assert us[candidates(spec, GPU)[0].plan.algorithm] < 1.05 * min(us.values())
     spec = replace(of_taps(taps), workloads=workloads)
     assert candidates(spec, GPU)[0].plan.algorithm == ("direct" if taps <= 8 else "toeplitz")
 
@@ -93,21 +95,38 @@ def rows() -> Iterator[tuple[int, str, str]]:
 
 @pytest.mark.parametrize(("taps", "algorithm", "direction"), list(rows()))
 def test_predictions_are_near_what_was_measured(taps: int, algorithm: str, direction: str) -> None:
-    """From 8K on: launches and warm-up of shorter sequences are not in the model."""
     spec = of_taps(taps)
     chosen = best(spec, algorithm)
-    for length, us in zip(LENGTHS[1:], MEASURED[taps][algorithm][direction][1:], strict=True):
+    for length, us in zip(LENGTHS, MEASURED[taps][algorithm][direction], strict=True):
         ratio = predicted(spec, chosen, direction, length) / us
-        assert 0.65 < ratio < 1.5, f"L={length}: {ratio:.2f} of what was measured"
+        assert 0.74 < ratio < 1.35, f"L={length}: {ratio:.2f} of what was measured"
+
+
+# States of more numbers than hyena_li's, and products in many blocks without gates: the model was
+# not fitted to these.
+LOOSE = {"s4d_real": (0.5, 1.3), "s4d": (0.4, 1.3), "h3": (0.4, 1.3), "conv_512": (0.75, 1.7)}
+
+
+def test_predictions_of_shipped_operators() -> None:
+    """Under the numbers that the page was measured with, which are the defaults."""
+    row = r"^\| (\w+) \| (\d+) \| (\d+) \| ([\d.]+) \| [\d.]+ \| [\d.]+ \| ([\d.]+) \|"
+    text = PAGE.read_text().split("Channels last, `--plan direct/BLD")
+    rest = text[1].split("### Long filters")[1].split("### Few channels")[0]
+    found = re.findall(row, text[0] + rest, re.MULTILINE)
+    assert len({op for op, *_ in found}) >= 14
+    for op, channels, length, *times in found:
+        spec = load_spec(folder("ops") / f"{op}.yaml")
+        assert spec.channels == int(channels)
+        (chosen, *_) = candidates(spec, GPU)
+        for direction, us in zip(DIRECTIONS, times, strict=True):
+            ratio = predicted(spec, chosen, direction, int(length)) / float(us)
+            least, most = LOOSE.get(op, (0.75, 1.25))
+            assert least < ratio < most, f"{op} {direction} L={length}: {ratio:.2f}"
 
 
 @pytest.mark.parametrize(
     ("op", "layout", "forward", "backward"),
     [
-        ("hyena_mr", Layout.BDL, 89.2, 249.6),
-        ("hyena_mr_1b", Layout.BDL, 60.2, 132.8),
-        ("hyena_mr_40b", Layout.BDL, 171.8, 480.4),
-        ("conv_512", Layout.BDL, 214.0, 1772.6),
         ("hyena_mr", Layout.BLD, 202.5, 1061.0),
         ("hyena_mr_1b", Layout.BLD, 148.5, 1064.0),
     ],
@@ -121,7 +140,7 @@ def test_predictions_of_shipped_streams(
     chosen = best(spec, f"toeplitz/{layout.value}")
     for direction, us in (("forward", forward), ("backward", backward)):
         assert f"{us:g}" in text
-        assert 0.65 < predicted(spec, chosen, direction, 8192) / us < 1.5, direction
+        assert 0.75 < predicted(spec, chosen, direction, 8192) / us < 1.25, direction
 
 
 def test_products_cost_what_they_multiply() -> None:
