@@ -1,17 +1,16 @@
-"""What `bench` does in child processes (layer 6): JSON jobs over a pipe, JSON answers.
+"""What `bench` does in processes of their own (layer 6), which `process.Worker` starts.
 
-A job says what to `do` (verify, bound, check, time) with which `contender` and `spec`, at which
-`batch` and `length`, on which `device`; `path` is the generated file. An answer holds `failed`,
-why there is no other, whatever a contender raises; or `retry`, if a call cannot be captured.
+A job says what to `do` (verify, bound, check, time, memory) with which `contender` and `spec`, at
+which `batch` and `length`, on which `device`; `path` is the generated file. An answer holds
+`failed`, why there is no other, whatever a contender raises; or `retry`, if a call cannot be
+captured. Then the process is `broken`: after a CUDA error nothing works in it, and after too much
+memory most of it is taken.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Iterable
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from sh2gen.contenders import CONTENDERS, Contender, Implementation, Part
 from sh2gen.errors import CheckFailed
 from sh2gen.measure import Calls, Timing, activation, calls, elementwise, parameters, time_call
 from sh2gen.operator import Operator, OperatorRunner
+from sh2gen.process import serve
 from sh2gen.reference import reference, reference_gradients, sample_groups
 from sh2gen.spec import OpSpec, spec_from_dict
 from sh2gen.verify import verify
@@ -32,31 +32,20 @@ Answer = dict[str, Any]  # plain values
 OWN = "sh2gen"
 
 
-def serve(pipe: Connection, log: str) -> None:
-    """Answer jobs until the pipe closes. What packages print goes to the file `log`."""
-    with open(log, "wb", buffering=0) as file:
-        for descriptor in (1, 2):
-            os.dup2(file.fileno(), descriptor)
-    while True:
-        try:
-            job: Job = json.loads(pipe.recv_bytes())
-        except EOFError:
-            return
-        if job["device"] == "cpu":
-            torch.set_num_threads(1)  # tests run side by side
-        pipe.send_bytes(json.dumps(answer(job)).encode())
-
-
 def answer(job: Job) -> Answer:
     """The answer to one job; never raises what a contender raises."""
     try:
         return _JOBS[job["do"]](job)
     except torch.OutOfMemoryError:
-        return {"failed": "out of memory"}
+        return _failed("out of memory")
     except ImportError as error:
-        return {"failed": one_line(f"cannot be imported: {error}")}
+        return _failed(f"cannot be imported: {error}")
     except Exception as error:
-        return {"failed": one_line(f"{type(error).__name__}: {error}")}
+        return _failed(f"{type(error).__name__}: {error}")
+
+
+def _failed(why: str) -> Answer:
+    return {"failed": one_line(why), "broken": True}
 
 
 def one_line(text: str, most: int = 240) -> str:
@@ -172,7 +161,7 @@ def _time(job: Job) -> Answer:
     except RuntimeError as error:
         if not job["graph"]:
             raise
-        return {"retry": one_line(str(error))}
+        return {"retry": one_line(str(error)), "broken": True}
     return {"us": _numbers(timing)}
 
 
@@ -326,3 +315,12 @@ _JOBS: dict[str, Callable[[Job], Answer]] = {
     "time": _time,
     "memory": _memory,
 }
+
+
+def main() -> None:
+    """Answer jobs until stdin ends."""
+    serve(answer)
+
+
+if __name__ == "__main__":
+    main()

@@ -18,10 +18,7 @@ An answer holds `status`, a word of `records.Status`; if that is not `ok`, `deta
 
 from __future__ import annotations
 
-import json
-import os
 import platform
-import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -33,6 +30,7 @@ from torch import Tensor
 from sh2gen.fences import written_beyond
 from sh2gen.measure import Timing, arguments, calls, elementwise, time_call
 from sh2gen.operator import Operator, OperatorRunner
+from sh2gen.process import serve
 from sh2gen.verify import verify
 
 # Elements that are compared with float64, in whole groups over all of time; all are looked at for
@@ -179,13 +177,7 @@ def failed(error: Exception) -> dict[str, Any]:
 
 def main() -> None:
     """Answer jobs until stdin ends."""
-    # Only answers may go to stdout: compilers talk there.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    bench = Bench()
-    for line in sys.stdin:
-        answers.write(json.dumps(bench.answer(json.loads(line))) + "\n")
-        answers.flush()
+    serve(Bench().answer)
 
 
 if __name__ == "__main__":

@@ -60,8 +60,6 @@ def ask(worker: Worker, job: Mapping[str, Any], limit: float) -> dict[str, Any]:
         return {"status": "timeout", "detail": f"{job['do']} was at it after {limit:g} s"}
     if "died" in answer:
         return {"status": "runtime", "detail": answer["died"]}
-    if answer.get("broken"):
-        worker.stop()
     if "status" not in answer:  # then whoever said it is not at this job
         worker.stop()
         return {"status": "runtime", "detail": f"no answer to {job['do']}: {answer}"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -20,6 +21,8 @@ for line in sys.stdin:
         sys.stderr.write("last words")
         sys.stderr.flush()
         os.kill(os.getpid(), signal.SIGSEGV)
+    elif job == "mutter":
+        print("mutter", file=sys.stderr, flush=True)
     elif job == "quietly":
         os._exit(3)
     elif job == "half":
@@ -32,6 +35,11 @@ for line in sys.stdin:
         print(7)
     elif job == "twice":
         print("noise")
+    elif job == "signal":
+        os.kill(os.getpid(), 40)
+    elif job == "broken":
+        print(json.dumps({"broken": True}), flush=True)
+        continue
     print(json.dumps({"job": job, "pid": os.getpid()}), flush=True)
 """
 
@@ -56,9 +64,10 @@ def test_one_process_answers_job_after_job(worker: Worker) -> None:
 @pytest.mark.parametrize(
     ("job", "words"),
     [
-        ("die", "the helper died with status -11\nlast words"),
+        ("die", "the helper died of SIGSEGV\nlast words"),
         ("quietly", "the helper died with status 3"),
         ("half", "the helper died with status 0"),
+        ("signal", "the helper died with status -40"),
         ("bytes", "the helper said what is no answer: \ufffd\ufffd"),
         ("number", "the helper said what is no answer: 7"),
         ("twice", "the helper said what is no answer: noise"),
@@ -78,9 +87,18 @@ def test_a_process_that_hangs_is_replaced(worker: Worker) -> None:
     assert pid(worker) != before
 
 
+def test_a_process_that_says_that_it_is_broken_is_replaced(worker: Worker) -> None:
+    before = pid(worker)
+    assert worker.run('"broken"', 60) == {"broken": True}
+    assert pid(worker) != before
+
+
 def test_words_are_of_the_process_that_died(worker: Worker) -> None:
     assert "last words" in worker.run('"die"', 60)["died"]
     assert "last words" not in worker.run('"quietly"', 60)["died"]
+    worker.run('"mutter"', 60)
+    worker.stop()
+    assert "mutter" not in worker.run('"quietly"', 60)["died"]
 
 
 def test_after_an_interrupt_no_answer_is_taken_for_another_jobs(
@@ -105,3 +123,22 @@ def test_after_an_interrupt_no_answer_is_taken_for_another_jobs(
         worker.run('"lost"', 60)
     monkeypatch.undo()
     assert pid(worker) != before
+
+
+SERVING = """
+import os, sys
+from sh2gen.process import serve
+
+def answer(job):
+    print("this is no answer", flush=True)
+    os.system("echo nor is this")
+    return {"job": job, "heard": os.read(0, 100).decode()}
+
+serve(answer)
+"""
+
+
+def test_jobs_and_answers_are_not_mixed_up_with_what_else_is_read_and_written() -> None:
+    with closing(Worker((sys.executable, "-c", SERVING), "the helper")) as worker:
+        for job in ("1", '"\u00e9"'):
+            assert worker.run(job, 60) == {"job": json.loads(job), "heard": ""}
