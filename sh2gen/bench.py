@@ -15,7 +15,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,15 +30,16 @@ from sh2gen.bench_worker import OWN, Answer, Job, one_line, own_contender
 from sh2gen.contenders import Contender, Part
 from sh2gen.cost import BLOCK_T, ROWS, numbers_on, predictions, work
 from sh2gen.errors import CheckFailed
-from sh2gen.measure import Timing
+from sh2gen.measure import Timing, versions
 from sh2gen.operator import Operator
 from sh2gen.plan import Plan
 from sh2gen.process import Worker
-from sh2gen.schedule import Schedule
+from sh2gen.schedule import DIRECTIONS, Schedule
 from sh2gen.spec import OpSpec, Workload
 from sh2gen.target import Target
 
 Progress = Callable[[str], None]  # what happens next
+Bounds = Mapping[Workload, Mapping[str, float]]  # microseconds by direction
 
 TIMED = ("forward", "backward", "both")
 CHECKED = Workload(batch=2, length=1024)  # where output and all gradients are compared
@@ -119,7 +119,7 @@ class Results:
     Attributes:
         op, digest, channels, plan, schedule, dtype: what was measured.
         gpu, target: the device's name, and the target whose rates predictions take.
-        versions: of Python and packages.
+        versions: of Python, CUDA and packages.
         date: of the run.
         checks: comparisons that sh2gen's kernels passed before they were timed.
         sizes: in the order in which they were measured.
@@ -217,13 +217,10 @@ def run(
     outcomes: list[Outcome] = []
     with closing(_process()) as worker:
         checks = session.verified(worker, workloads)
-        bounds = {
-            (w.batch, w.length): session.bounds(worker, len(spec.inputs), w) for w in workloads
-        }
-        whole = Part(spec=spec)
-        outcomes += session.measured(worker, own_contender(operator), whole, bounds, workloads)
+        bounds = session.bounds(worker, spec, workloads)
+        outcomes += session.measured(worker, own_contender(operator), Part(spec=spec), bounds)
     for contender in contenders:
-        outcomes += session.outcomes(contender, bounds, workloads)
+        outcomes += session.outcomes(contender, bounds)
     on_gpu = device == "cuda"
     return Results(
         op=spec.op,
@@ -237,7 +234,15 @@ def run(
         versions=_versions(contenders),
         date=time.strftime("%Y-%m-%d"),
         checks=checks,
-        sizes=tuple(_size(spec, plan, schedule, target, w, bounds) for w in workloads),
+        sizes=tuple(
+            Size(
+                batch=w.batch,
+                length=w.length,
+                bounds=us,
+                predicted=_predicted(spec, plan, schedule, target, w),
+            )
+            for w, us in bounds.items()
+        ),
         efforts=_efforts(spec, plan, schedule, target),
         outcomes=tuple(outcomes),
     )
@@ -252,32 +257,18 @@ def _there(package: str) -> bool:
 
 
 def _versions(contenders: Iterable[Contender]) -> dict[str, str]:
-    """Of Python, torch, triton and the packages of contenders that are installed."""
+    """Of what times depend on, and of the packages of contenders that are installed."""
     owners = metadata.packages_distributions()
-    modules = dict.fromkeys(["torch", "triton", *(c.package for c in contenders if c.package)])
-    return {"python": platform.python_version()} | {
-        module: metadata.version(owners[module][0]) for module in modules if module in owners
-    }
+    packages = dict.fromkeys(c.package for c in contenders if c.package)
+    return versions() | {p: metadata.version(owners[p][0]) for p in packages if p in owners}
 
 
-def _size(
-    spec: OpSpec,
-    plan: Plan,
-    schedule: Schedule,
-    target: Target,
-    workload: Workload,
-    bounds: Mapping[tuple[int, int], Mapping[str, float]],
-) -> Size:
-    predicted = {
-        direction: prediction.seconds * 1e6
-        for direction, prediction in predictions(spec, plan, schedule, workload, target).items()
-    }
-    return Size(
-        batch=workload.batch,
-        length=workload.length,
-        bounds=bounds[workload.batch, workload.length],
-        predicted=predicted,
-    )
+def _predicted(
+    spec: OpSpec, plan: Plan, schedule: Schedule, target: Target, workload: Workload
+) -> dict[str, float]:
+    """Microseconds by direction."""
+    found = predictions(spec, plan, schedule, workload, target)
+    return {direction: 1e6 * one.seconds for direction, one in found.items()}
 
 
 def _efforts(spec: OpSpec, plan: Plan, schedule: Schedule, target: Target) -> dict[str, Effort]:
@@ -331,27 +322,27 @@ class _Session:
             raise CheckFailed(answer["code"], answer["message"], help=answer["help"])
         return int(answer["checks"])
 
-    def bounds(self, worker: Worker, inputs: int, workload: Workload) -> dict[str, float]:
-        """Microseconds of elementwise kernels that move the activations of so many inputs."""
+    def bounds(self, worker: Worker, spec: OpSpec, workloads: Iterable[Workload]) -> Bounds:
+        """Of elementwise kernels that move the activations of the whole or of a part."""
         found = {}
-        for direction, reads, writes in (
-            ("forward", inputs, 1),
-            ("backward", inputs + 1, inputs),
-        ):
-            job = self.job("bound", self.spec, OWN, workload, reads=reads, writes=writes)
-            answer = ask(worker, job, self.limit)
-            if "failed" in answer:
-                raise CheckFailed("V003", f"no bound at {_named(workload)}: {answer['failed']}")
-            found[direction] = answer["us"][1]
-        return found | {"both": sum(found.values())}
+        for workload in workloads:
+            us = {}
+            for direction in DIRECTIONS:
+                job = self.job("bound", spec, OWN, workload, direction=direction)
+                answer = ask(worker, job, self.limit)
+                if "failed" in answer:
+                    problem = f"no bound at {_named(workload)}: {answer['failed']}"
+                    raise CheckFailed("V003", problem)
+                us[direction] = answer["us"][1]
+            found[workload] = us | {"both": sum(us.values())}
+        return found
 
-    def outcomes(
-        self,
-        contender: Contender,
-        bounds: Mapping[tuple[int, int], Mapping[str, float]],
-        workloads: Sequence[Workload],
-    ) -> list[Outcome]:
-        """Of one contender, in a process of its own."""
+    def outcomes(self, contender: Contender, bounds: Bounds) -> list[Outcome]:
+        """Of one contender, in a process of its own.
+
+        Args:
+            bounds: of the whole, at every size that is measured.
+        """
 
         def none(reason: str) -> list[Outcome]:
             return [_outcome(contender, (), None, reason=reason)]
@@ -362,21 +353,12 @@ class _Session:
         if contender.package is not None and not _there(contender.package):
             return none(f"not installed: there is no module {contender.package}")
         with closing(_process()) as worker:
-            own = bounds
-            if len(found.spec.inputs) != len(self.spec.inputs):  # a part has bounds of its own
-                own = {
-                    (w.batch, w.length): self.bounds(worker, len(found.spec.inputs), w)
-                    for w in workloads
-                }
-            return self.measured(worker, contender, found, own, workloads)
+            if found.spec.inputs != self.spec.inputs:
+                bounds = self.bounds(worker, found.spec, bounds)  # a part has bounds of its own
+            return self.measured(worker, contender, found, bounds)
 
     def measured(
-        self,
-        worker: Worker,
-        contender: Contender,
-        part: Part,
-        bounds: Mapping[tuple[int, int], Mapping[str, float]],
-        workloads: Sequence[Workload],
+        self, worker: Worker, contender: Contender, part: Part, bounds: Bounds
     ) -> list[Outcome]:
         """Outcomes of a contender that is there and applies."""
         name, differentiable = contender.name, contender.differentiable
@@ -387,8 +369,8 @@ class _Session:
             return [_outcome(contender, part.without, None, reason=reason)]
         gradient_error = max(answer["gradients"].values(), default=None)
         return [
-            self.at(worker, contender, part, bounds[w.batch, w.length], w, gradient_error)
-            for w in workloads
+            self.at(worker, contender, part, us, workload, gradient_error)
+            for workload, us in bounds.items()
         ]
 
     def at(
@@ -422,8 +404,7 @@ class _Session:
             if "failed" in found:
                 reasons[direction] = found["failed"]
                 continue
-            low, median, high = found["us"]
-            times[direction] = Timing(median=median, low=low, high=high)
+            times[direction] = Timing(*found["us"])
         for direction in ("forward", "both"):
             if direction in times:
                 job = self.job("memory", part.spec, name, workload, direction=direction)
