@@ -15,7 +15,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -33,7 +32,7 @@ from sh2gen.errors import CheckFailed
 from sh2gen.measure import Timing, versions
 from sh2gen.operator import Operator
 from sh2gen.plan import Plan
-from sh2gen.process import Worker
+from sh2gen.process import Worker, python_worker
 from sh2gen.schedule import DIRECTIONS, Schedule
 from sh2gen.spec import OpSpec, Workload
 from sh2gen.target import Target
@@ -472,4 +471,4 @@ def ask(worker: Worker, job: Job, limit: float) -> Answer:
 
 
 def _process() -> Worker:
-    return Worker((sys.executable, "-m", "sh2gen.bench_worker"), "its process")
+    return python_worker("sh2gen.bench_worker", "its process")

@@ -314,7 +314,3 @@ _JOBS: dict[str, Callable[[Job], Answer]] = {
 def main() -> None:
     """Answer jobs until stdin ends."""
     serve(answer)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -111,6 +112,17 @@ def _ending(status: int) -> str:
     with contextlib.suppress(ValueError):
         return f"of {signal.Signals(-status).name}"
     return f"with status {status}"
+
+
+def python_worker(module: str, name: str) -> Worker:
+    """A process of `main` in a module, which imports from where this process does.
+
+    Args:
+        name: as of `Worker`.
+    """
+    paths = [str(path) for path in sys.path]  # not the working folder's, as with `python -m`
+    start = f"import sys; sys.path[:] = {paths!r}; from {module} import main; main()"
+    return Worker((sys.executable, "-P", "-c", start), name)
 
 
 def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:

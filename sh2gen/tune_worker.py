@@ -170,7 +170,3 @@ def failed(error: Exception) -> dict[str, Any]:
 def main() -> None:
     """Answer jobs until stdin ends."""
     serve(Bench().answer)
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -113,9 +112,7 @@ def test_contenders_in_processes_of_their_own(
         path = tmp_path / "packages" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    packages = tmp_path / "packages"
-    monkeypatch.syspath_prepend(packages)
-    monkeypatch.setenv("PYTHONPATH", str(packages), prepend=os.pathsep)
+    monkeypatch.syspath_prepend(tmp_path / "packages")
     said: list[str] = []
     results = measured(
         tmp_path, "causal_conv1d,fla,flashfftconv,savanna,vortex", progress=said.append

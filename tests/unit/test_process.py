@@ -6,10 +6,11 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
-from sh2gen.process import Worker
+from sh2gen.process import Worker, python_worker
 
 SCRIPT = """
 import json, os, signal, sys, time
@@ -126,7 +127,7 @@ def test_after_an_interrupt_no_answer_is_taken_for_another_jobs(
 
 
 SERVING = """
-import os, sys
+import os
 from sh2gen.process import serve
 
 def answer(job):
@@ -134,11 +135,21 @@ def answer(job):
     os.system("echo nor is this")
     return {"job": job, "heard": os.read(0, 100).decode()}
 
-serve(answer)
+def main():
+    serve(answer)
 """
 
 
-def test_jobs_and_answers_are_not_mixed_up_with_what_else_is_read_and_written() -> None:
-    with closing(Worker((sys.executable, "-c", SERVING), "the helper")) as worker:
+def test_a_module_that_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found where this process finds it, nothing is found in the working folder, and jobs
+    and answers are not mixed up with what else is read and written.
+    """
+    for folder, text in (("packages", SERVING), ("here", "raise SystemExit")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "serving.py").write_text(text)
+    (tmp_path / "here" / "json.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    with closing(python_worker("serving", "the helper")) as worker:
         for job in ("1", '"\u00e9"'):
             assert worker.run(job, 60) == {"job": json.loads(job), "heard": ""}
