@@ -3,13 +3,14 @@
 import sh2gen
 
 operator = sh2gen.compile("ops/hyena_se.yaml")  # writes generated/hyena_se.py and imports it
+sh2gen.tune("ops/hyena_se.yaml")  # on a GPU: compile takes what it finds from then on
 operator = sh2gen.load("generated/hyena_se.py")  # imports it again, without compiling
 y = operator(q, k, v, filter=h, featurizer=w)  # differentiable; CPU, or CUDA through Triton
 layer = operator.module()  # an nn.Module with its own parameters
 exact = operator.reference(q, k, v, filter=h, featurizer=w)  # float64, by FFT
 """
 
-from sh2gen.driver import compile, load
+from sh2gen.driver import compile, load, tune
 from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.operator import Operator
 from sh2gen.spec import OpSpec, load_spec, parse_spec
@@ -23,5 +24,6 @@ __all__ = [
     "load",
     "load_spec",
     "parse_spec",
+    "tune",
 ]
 __version__ = "0.1.0"

@@ -312,5 +312,5 @@ _JOBS: dict[str, Callable[[Job], Answer]] = {
 
 
 def main() -> None:
-    """Answer jobs until stdin ends."""
+    """Answer jobs, as `process.serve` does."""
     serve(answer)

@@ -19,6 +19,7 @@ from sh2gen import target as targets
 from sh2gen.cost import score
 from sh2gen.emit import kernel_digest, refuse_clash
 from sh2gen.errors import Sh2genError
+from sh2gen.jsonl import Damage
 from sh2gen.lower import plans
 from sh2gen.plan import Plan
 from sh2gen.records import Key, operator_digest
@@ -26,6 +27,7 @@ from sh2gen.schedule import DIRECTIONS, Numbers, Schedule, coupling, partner, sc
 from sh2gen.spec import OpSpec
 from sh2gen.tables import (
     Decision,
+    Found,
     LockEntry,
     Wanted,
     fields_of,
@@ -58,9 +60,14 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tables:
-    """Where numbers are looked up: what was tuned, or what a lock file pins."""
+    """Where numbers are looked up: what was tuned, or what a lock file pins.
+
+    Attributes:
+        damages: lines of tables that were skipped.
+    """
 
     decisions: tuple[Decision, ...] = ()
+    damages: tuple[Damage, ...] = ()
     lock: Path | None = None
     entries: tuple[LockEntry, ...] = ()
 
@@ -73,8 +80,8 @@ def tables(extra: Path | None = None, locked: Path | None = None) -> Tables:
     """
     if locked is not None:
         return Tables(lock=locked, entries=read_lock(locked))
-    decisions, _ = read_tables(table_folders(extra))
-    return Tables(decisions=decisions)
+    decisions, damages = read_tables(table_folders(extra))
+    return Tables(decisions=decisions, damages=damages)
 
 
 def candidates(
@@ -168,7 +175,7 @@ def _tuned(
     for direction in DIRECTIONS:
         here = [decision for decision in relevant if decision.key.direction == direction]
         if here and (one := find(here, wanted(spec, target, plan, direction), target)):
-            found[direction] = one.decision.numbers, one.label
+            found[direction] = one.decision.numbers, f"{one.label}; {_times(one, target)}"
     agreed = {coupling(plan, numbers) for numbers, _ in found.values()}
     if (len(agreed) == 1 and len(found) == len(DIRECTIONS)) or not plan.states:
         return found
@@ -183,6 +190,15 @@ def _tuned(
             label = f"goes with the tiles of {direction}"
             return {direction: found[direction], other: (matching, label)}
     return {}
+
+
+def _times(found: Found, target: Target) -> str:
+    """What the numbers took where they were tuned, or what that means for another GPU."""
+    times = ", ".join(
+        f"{us:.1f} us at B={workload.batch} L={workload.length}"
+        for us, workload in zip(found.us(target), found.decision.workloads, strict=True)
+    )
+    return times if found.us(target) == found.decision.us else f"by its bandwidth {times}"
 
 
 def wanted(spec: OpSpec, target: Target, plan: Plan, direction: str) -> Wanted:

@@ -1,6 +1,7 @@
 """The command line (layer 8): flags -> driver -> text. stdout is data, stderr is talk.
 
-Exit codes: 0 good, 1 a check failed, 2 the input is wrong, 3 a bug in sh2gen.
+Exit codes: 0 good, 1 a check failed, 2 the input is wrong, 3 a bug in sh2gen, 130 interrupted
+(tune keeps what it found).
 """
 
 from __future__ import annotations
@@ -289,9 +290,7 @@ def verify(
     type=click.IntRange(1),
     help="Tune for this length alone; may be given several times.",
 )
-@click.option(
-    "--batch", default=1, show_default=True, type=click.IntRange(1), help="With --length."
-)
+@click.option("--batch", type=click.IntRange(1), help="With --length; default: 1.")
 @click.option("--direction", type=click.Choice(["forward", "backward"]), help="Default: both.")
 @click.option(
     "--effort",
@@ -312,7 +311,7 @@ def verify(
 def tune(
     op: str,
     lengths: tuple[int, ...],
-    batch: int,
+    batch: int | None,
     direction: str | None,
     effort: str,
     budget: float | None,
@@ -336,11 +335,24 @@ def tune(
     from sh2gen import driver
     from sh2gen.spec import Workload
 
-    workloads = [Workload(batch=batch, length=length) for length in lengths]
+    if batch is not None and not lengths:
+        raise Sh2genError("C006", "--batch goes with --length", help="give a length too")
+    workloads = [Workload(batch=batch or 1, length=length) for length in lengths]
+    directions = (direction,) if direction else ("forward", "backward")
     if effort == "estimate":
-        _print_estimate(
-            driver.estimate_operator(op, workloads=workloads, plan=plan, target=target), as_json
+        if resume or budget or out or workers:
+            raise Sh2genError(
+                "C006", "--resume, --budget, --out and --workers are for a search, not an estimate"
+            )
+        problems = driver.estimate_operator(
+            op,
+            workloads=workloads,
+            plan=plan,
+            changes=_changes(settings),
+            directions=directions,
+            target=target,
         )
+        _print_estimate(problems, as_json)
         return
     if target is not None:
         raise Sh2genError("C006", "--target is for --effort estimate: tuning measures on this GPU")
@@ -351,7 +363,7 @@ def tune(
             sets=[(workload,) for workload in workloads],
             plan=plan,
             changes=_changes(settings),
-            directions=(direction,) if direction else ("forward", "backward"),
+            directions=directions,
             effort=effort,
             budget=budget,
             seed=seed,
@@ -594,6 +606,8 @@ def _print_explanation(
     click.echo("per token and channel (bytes of memory traffic, flops, instructions of a thread):")
     for entry in plans:
         click.echo(f"  {entry['plan']}  {entry['schedule']}")
+        for direction, origin in entry["origins"].items():
+            click.echo(f"    {direction} numbers: {origin}")
         for direction in ("forward", "backward"):
             if direction in entry:
                 e = entry[direction]

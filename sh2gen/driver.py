@@ -186,6 +186,8 @@ def compile_operators(
                 help="give each a name of its own, and every file once",
             )
     known = tables(locked=Path(locked) if locked is not None else None)
+    for damage in known.damages:
+        say(f"skipped: {damage}")
     chosen = [_choose(spec, gpu, plan, changes, known, Path(out), say) for spec in specs]
     if write:
         for compilation in chosen:
@@ -667,11 +669,22 @@ def tune_operator(
                 return
 
 
+def tune(op: OpSpec | str | PathLike[str], **options: Any) -> tuple[Tuned, ...]:
+    """Tune an operator on this machine's GPU; takes the options of `tune_operator`.
+
+    sh2gen.tune("ops/hyena_se.yaml", budget=30)
+    operator = sh2gen.compile("ops/hyena_se.yaml")  # takes what was found
+    """
+    return tuple(tuned for tuned, _ in tune_operator(op, **options))
+
+
 def estimate_operator(
     op: OpSpec | str | PathLike[str],
     *,
     workloads: Sequence[Workload] = (),
     plan: str | None = None,
+    changes: Changes | None = None,
+    directions: Sequence[str] = DIRECTIONS,
     target: str | None = None,
 ) -> dict[str, Problem]:
     """By direction, what a search would try and what each is predicted to cost; needs no GPU.
@@ -682,11 +695,11 @@ def estimate_operator(
     spec = op if isinstance(op, OpSpec) else load_spec(op)
     spec = dataclasses.replace(spec, workloads=in_order(workloads or spec.workloads))
     gpu = resolve_target(target)
-    chosen = candidates(spec, gpu, plan, None, tables())[0]
+    chosen = candidates(spec, gpu, plan, changes, tables())[0]
     _require_kernels(spec, chosen.plan)
     return {
         d: problem(spec, chosen.plan, d, spec.workloads, gpu, chosen.schedule.numbers(d))
-        for d in DIRECTIONS
+        for d in directions
     }
 
 
@@ -748,6 +761,7 @@ __all__ = [
     "load",
     "op_files",
     "stale",
+    "tune",
     "tune_operator",
     "verify_operator",
 ]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -126,10 +127,11 @@ def python_worker(module: str, name: str) -> Worker:
 
 
 def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Answer the jobs of a `Worker` in this process, until stdin ends.
+    """Answer the jobs of a `Worker` in this process, until stdin or the process that asks ends.
 
     Nothing else reads them, and what else is written to stdout, also from C++, goes to stderr.
     """
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     jobs = os.fdopen(os.dup(0), encoding="utf-8")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -137,3 +139,10 @@ def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     for line in jobs:
         answers.write(json.dumps(answer(json.loads(line))) + "\n")
         answers.flush()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has ended, even while it waits for the GPU."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -12,8 +12,9 @@ times. That schedule stays unless one wins by more than times spread.
 from __future__ import annotations
 
 import heapq
+import itertools
 import random
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Protocol
@@ -78,10 +79,10 @@ class Lab(Protocol):
         ...
 
     def evaluate(
-        self, batch: Sequence[Numbers], deadline: float
+        self, source: Iterator[Numbers], deadline: float
     ) -> Iterator[tuple[Numbers, Outcome]]:
-        """Build, verify and briefly time candidates, in any order; those that are not begun when
-        the deadline passes are left out.
+        """Build, verify and briefly time candidates, in any order; those that are not done when
+        the deadline passes are left out. `source` is asked for the next as late as builds allow.
         """
         ...
 
@@ -118,42 +119,44 @@ def beats(challenger: Outcome, start: Outcome, bounds: Sequence[float]) -> bool:
 
 # ---- strategies ---------------------------------------------------------------------------------
 
-# Yields what to try next, and is sent all outcomes so far.
-Strategy = Callable[[Problem, Sequence[float], int], Generator[Sequence[Numbers], Tried, None]]
+# Yields what to try next, one after another: asked for more, it sees all outcomes so far.
+Strategy = Callable[[Problem, Sequence[float], Tried, int], Iterator[Numbers]]
 
 
 def ranked(
-    problem: Problem, bounds: Sequence[float], first: int
-) -> Generator[Sequence[Numbers], Tried, None]:
+    problem: Problem, bounds: Sequence[float], tried: Tried, first: int
+) -> Iterator[Numbers]:
     """The start, then all points, the best by prediction first."""
-    yield list(dict.fromkeys((problem.start, *_best_first(problem, problem.points))))
+    yield from dict.fromkeys((problem.start, *_best_first(problem, problem.points)))
 
 
 def climb(
-    problem: Problem, bounds: Sequence[float], first: int
-) -> Generator[Sequence[Numbers], Tried, None]:
+    problem: Problem, bounds: Sequence[float], tried: Tried, first: int
+) -> Iterator[Numbers]:
     """The start, its neighbours and the best by prediction; then the neighbours of the best three
-    that were found, until these have been tried. While none is right, the next by prediction.
+    that were found, and when these are known the next by prediction.
     """
     near = neighbours(problem.points, problem.start)
     likely = _best_first(problem, problem.points)
-    batch = list(dict.fromkeys((problem.start, *near[: first // 2], *likely)))[:first]
-    while batch:
-        tried = yield batch
-        leaders = heapq.nsmallest(3, tried, key=lambda numbers: score(tried[numbers], bounds))
-        leaders = [leader for leader in leaders if tried[leader].status is Status.OK]
-        near = tuple(p for leader in leaders for p in neighbours(problem.points, leader))
-        fresh = dict.fromkeys(p for p in (near if leaders else problem.points) if p not in tried)
-        batch = _best_first(problem, fresh)[:first]
+    opening = list(dict.fromkeys((problem.start, *near[: first // 2], *likely)))[:first]
+    yield from opening
+    given = {*opening, *tried}
+    while len(given) < len(problem.points):
+        right = [numbers for numbers, outcome in tried.items() if outcome.status is Status.OK]
+        leaders = heapq.nsmallest(3, right, key=lambda numbers: score(tried[numbers], bounds))
+        beside = {p for leader in leaders for p in neighbours(problem.points, leader)} - given
+        following = next(p for p in likely if p in beside or (not beside and p not in given))
+        given.add(following)
+        yield following
 
 
 def shuffled(
-    problem: Problem, bounds: Sequence[float], first: int
-) -> Generator[Sequence[Numbers], Tried, None]:
+    problem: Problem, bounds: Sequence[float], tried: Tried, first: int
+) -> Iterator[Numbers]:
     """All points in an order that means nothing, which other strategies must beat."""
     rest = [point for point in problem.points if point != problem.start]
     random.Random(0).shuffle(rest)
-    yield [problem.start, *rest]
+    yield from (problem.start, *rest)
 
 
 def _best_first(problem: Problem, points: Iterable[Numbers]) -> list[Numbers]:
@@ -165,8 +168,8 @@ class Effort:
     """How hard to search.
 
     Attributes:
-        first: candidates of a batch.
-        most: candidates in all; None for all there are.
+        first: candidates that a strategy begins with.
+        most: candidates that are built; None for all there are.
         budget: seconds; None for as long as it takes.
     """
 
@@ -181,6 +184,8 @@ EFFORTS: dict[str, Effort] = {
     "patient": Effort(strategy=climb, first=60, most=400, budget=300.0),
     "exhaustive": Effort(strategy=ranked, first=0, most=None, budget=None),
 }
+# Candidates that wait for a process that compiles: a strategy that knows more chooses better.
+AHEAD = 4
 _QUARTER, _LONGER = 4, 24
 _FINALISTS = 6
 _ROUNDS = {"longer": 1, "final": 7}
@@ -238,19 +243,15 @@ def search(
     final: Tried = {}
     right: list[Numbers] = []
     interrupted = False
+
+    def took(numbers: Numbers, outcome: Outcome) -> None:
+        tried[numbers] = first[numbers] = outcome
+        note(numbers, outcome, tried)
+
     try:
-        plan = effort.strategy(problem, lab.bounds, effort.first)
-        batch = next(plan, None)
-        while batch is not None:
-            for numbers, outcome in _tried(problem, lab, effort, batch, tried, until):
-                tried[numbers] = first[numbers] = outcome
-                note(numbers, outcome, tried)
-            if lab.now() >= until or (effort.most and len(tried) >= effort.most):
-                break
-            try:
-                batch = plan.send(tried)
-            except StopIteration:
-                break
+        source = _wanted(problem, effort, lab.bounds, tried, took)
+        for numbers, outcome in lab.evaluate(source, until):
+            took(numbers, outcome)
         right = [n for n, outcome in tried.items() if outcome.status is Status.OK]
         for stage, rounds in _ROUNDS.items() if last_rounds else ():
             right.sort(key=lambda numbers: score(tried[numbers], lab.bounds))
@@ -279,28 +280,28 @@ def search(
     )
 
 
-def _tried(
+def _wanted(
     problem: Problem,
-    lab: Lab,
     effort: Effort,
-    batch: Sequence[Numbers],
+    bounds: Sequence[float],
     tried: Tried,
-    until: float,
-) -> Iterator[tuple[Numbers, Outcome]]:
-    """Outcomes of a batch, without what is known and what cannot win."""
-    best = min((score(outcome, lab.bounds) for outcome in tried.values()), default=float("inf"))
-    wanted = []
-    for numbers in batch:
+    took: Callable[[Numbers, Outcome], None],
+) -> Iterator[Numbers]:
+    """What a strategy wants to try, without what is known and what cannot win."""
+    given = 0
+    for numbers in effort.strategy(problem, bounds, tried, effort.first):
         if numbers in tried:
             continue
         floor = problem.floors.get(numbers, 0.0)
+        best = min((score(outcome, bounds) for outcome in tried.values()), default=float("inf"))
         if floor >= best and numbers != problem.start:
             detail = f"takes at least {floor:.2f} of the bound, the best takes {best:.2f}"
-            yield numbers, Outcome(status=Status.FLOOR, detail=detail, stage="floor")
-        else:
-            wanted.append(numbers)
-    room = len(wanted) if effort.most is None else max(0, effort.most - len(tried))
-    yield from lab.evaluate(wanted[:room], until)
+            took(numbers, Outcome(status=Status.FLOOR, detail=detail, stage="floor"))
+            continue
+        if effort.most is not None and given >= effort.most:
+            return
+        given += 1
+        yield numbers
 
 
 def _winner(problem: Problem, field: Tried, bounds: Sequence[float]) -> Numbers:
@@ -338,25 +339,28 @@ class Replay:
         return self._clock
 
     def evaluate(
-        self, batch: Sequence[Numbers], deadline: float
+        self, source: Iterator[Numbers], deadline: float
     ) -> Iterator[tuple[Numbers, Outcome]]:
-        # When each worker is free; builds are handed out in the order of the batch.
-        free = [self._clock] * self._workers
-        ready = []
-        for order, numbers in enumerate(batch):
-            done = heapq.heappop(free) + self._outcomes[numbers].seconds.get("build", 0.0)
-            heapq.heappush(free, done)
-            ready.append((done, order, numbers))
-        for done, _, numbers in sorted(ready):
+        free = [self._clock] * self._workers  # when each has no more to build
+        under_way: list[tuple[float, int, Numbers]] = []  # by when they are built
+        taken = 0
+        while True:
+            for numbers in itertools.islice(source, self._workers + AHEAD - len(under_way)):
+                begin = max(heapq.heappop(free), self._clock)
+                done = begin + self._outcomes[numbers].seconds.get("build", 0.0)
+                heapq.heappush(free, done)
+                heapq.heappush(under_way, (done, taken, numbers))
+                taken += 1
+            if not under_way:
+                return
+            done, _, numbers = heapq.heappop(under_way)
+            self._clock = max(self._clock, min(done, deadline))
+            if self._clock >= deadline:
+                return
             outcome = self._outcomes[numbers]
-            if max(done, self._clock) >= deadline:
-                break
-            checks = outcome.seconds.get("verify", 0.0) + outcome.seconds.get("quick", 0.0)
-            self._clock = max(done, self._clock) + checks
+            self._clock += outcome.seconds.get("verify", 0.0) + outcome.seconds.get("quick", 0.0)
             self._built.add(numbers)
             yield numbers, self._noisy(outcome)
-        if len(ready) and self._clock < deadline and max(ready)[0] >= deadline:
-            self._clock = deadline
 
     def race(
         self, batch: Sequence[Numbers], rounds: int, stage: str, deadline: float

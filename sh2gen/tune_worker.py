@@ -27,15 +27,7 @@ import torch
 from torch import Tensor
 
 from sh2gen.fences import written_beyond
-from sh2gen.measure import (
-    arguments,
-    bound,
-    calls,
-    io_dtype,
-    machine,
-    out_of_memory,
-    time_call,
-)
+from sh2gen.measure import arguments, bound, calls, io_dtype, machine, out_of_memory, time_call
 from sh2gen.operator import Operator, OperatorRunner
 from sh2gen.process import serve
 from sh2gen.verify import verify
@@ -99,7 +91,8 @@ class Bench:
             return {"checks": len(report.checks) + 1}
         first = report.failures[0]
         detail = f"{first.name}: {first.measured:.3g}, allowed {first.bound:.3g}"
-        return {"status": "wrong", "detail": f"{detail} {first.detail}".rstrip()}
+        more = f"; {first.detail}" if first.detail else ""
+        return {"status": "wrong", "detail": detail + more}
 
     def _beyond(self, operator: Operator, batch: int, length: int) -> int:
         """Bytes beyond tensors that forward and backward write to."""
@@ -168,5 +161,5 @@ def failed(error: Exception) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answer jobs until stdin ends."""
+    """Answer jobs, as `process.serve` does."""
     serve(Bench().answer)

@@ -33,7 +33,7 @@ from sh2gen.plan import Plan
 from sh2gen.process import Worker, python_worker
 from sh2gen.records import Key, Log, Measurement, Status, log_path, now, operator_digest
 from sh2gen.schedule import DIRECTIONS, Numbers, Schedule, coupling, partner, search_space
-from sh2gen.search import EFFORTS, Outcome, Problem, Quantiles, Result, Tried, score, search
+from sh2gen.search import AHEAD, EFFORTS, Outcome, Problem, Quantiles, Result, Tried, score, search
 from sh2gen.source import KernelSource, Role, Source, Variant
 from sh2gen.spec import OpSpec, Workload
 from sh2gen.sweeps import Header, Sweep
@@ -43,6 +43,9 @@ from sh2gen.target import Target
 # Seconds. The first job of a process waits for imports and for the driver too.
 BUILD_LIMIT, VERIFY_LIMIT, TIME_LIMIT = 60.0, 120.0, 60.0
 QUICK_MS, LONG_MS = (3, 12), (10, 40)  # of warming up and of timing
+# By how much of the time other tiles must be faster, forward and backward together: the two were
+# not timed one beside the other.
+_GAIN = 0.01
 # Numbers that only the compiler sees: kernels of equal code that differ in these run the same.
 _COMPILED = ("maxnreg", "PREFETCH", "PARTS")
 # The blocks of a generated file that a schedule decides, and the name that a digest makes unique.
@@ -181,19 +184,21 @@ class Workbench:
         return time.monotonic()
 
     def evaluate(
-        self, batch: Sequence[Numbers], deadline: float
+        self, source: Iterator[Numbers], deadline: float
     ) -> Iterator[tuple[Numbers, Outcome]]:
-        waiting = list(batch)
         under_way: list[_Candidate] = []
         try:
-            while waiting or under_way:
-                # Not all at once: a search that ends early has built little for nothing.
-                while waiting and len(under_way) < 2 * self._compilers.workers:
-                    numbers = waiting.pop(0)
+            while True:
+                while len(under_way) < self._compilers.workers + AHEAD:
+                    numbers = next(source, None)
+                    if numbers is None:
+                        break
                     try:
                         under_way.append(self._prepare(numbers))
                     except Sh2genError as error:
                         yield numbers, _dropped(Status.CONSTRAINT, "constraint", error.message)
+                if not under_way:
+                    return
                 ready = next((c for c in under_way if _settled(c)), None)
                 if self.now() >= deadline:
                     return
@@ -442,7 +447,7 @@ class Journal:
                 detail=outcome.detail,
                 count=count,
                 built={**outcome.built, "seconds": dict(outcome.seconds)},
-                seconds=sum(outcome.seconds.values()),
+                seconds=sum(outcome.seconds.values()) / len(workloads),
                 versions=self.on.versions,
                 date=now(),
                 seed=self._seed,
@@ -624,7 +629,11 @@ class Session:
                 found[-1] = journal, bench, space, result
             if found[-1][3].interrupted:
                 break
-        chosen = _chosen(plan, [(b.bounds, result) for _, b, _, result in found])
+        chosen = _chosen(
+            plan,
+            [(bench.bounds, result) for _, bench, _, result in found],
+            [space.start for _, _, space, _ in found],
+        )
         return tuple(
             Tuned(
                 task=journal.task,
@@ -675,12 +684,17 @@ def _note(
     return note
 
 
-def _chosen(plan: Plan, results: Sequence[tuple[tuple[float, ...], Result]]) -> list[Numbers]:
+def _chosen(
+    plan: Plan,
+    results: Sequence[tuple[tuple[float, ...], Result]],
+    starts: Sequence[Numbers],
+) -> list[Numbers]:
     """The winners, of both directions where these must agree: then the pair that is the fastest
-    together.
+    together. Tiles stay as those of the start unless others gain more than `_GAIN`.
 
     Args:
         results: bounds and what was found, by direction.
+        starts: what each search began with.
     """
     winners = [result.winner for _, result in results]
     if len({coupling(plan, numbers) for numbers in winners}) == 1:
@@ -692,10 +706,15 @@ def _chosen(plan: Plan, results: Sequence[tuple[tuple[float, ...], Result]]) -> 
                 here = best.setdefault(coupling(plan, numbers), {})
                 cost = score(outcome, bounds) * sum(bounds), numbers
                 here[direction] = min(here.get(direction, cost), cost)
-    both = [pair for pair in best.values() if len(pair) == len(results)]
-    if not both:
+    kept = coupling(plan, starts[0])
+    totals = {
+        tiles: sum(cost for cost, _ in pair.values()) * (1 - _GAIN if tiles == kept else 1)
+        for tiles, pair in best.items()
+        if len(pair) == len(results)
+    }
+    if not totals:
         return winners
-    fastest = min(both, key=lambda pair: sum(cost for cost, _ in pair.values()))
+    fastest = best[min(totals, key=lambda tiles: totals[tiles])]
     return [fastest[direction][1] for direction in range(len(results))]
 
 

@@ -2,8 +2,8 @@
 
 Run with that folder as its argument. Imports nothing of sh2gen, so that it starts at once. Rules
 are, by direction and then by numbers ("BLOCK_T=512 TILES=1"), what a candidate does: `us`, its
-times by workload; and by the job that it is given ("verify", "time") `hang`, `die`, `garbage`, or
-an answer. Every job is noted in `jobs.jsonl`, with the process that had it.
+times by workload or by length; and by the job that it is given ("verify", "time") `hang`, `die`,
+`garbage`, or an answer. Every job is noted in `jobs.jsonl`, with the process that had it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ def answer(job: dict[str, Any], rule: dict[str, Any]) -> dict[str, Any] | str:
         return what
     sizes = job.get("workloads", [])
     times = rule.get("us", [100.0] * len(sizes))
+    if isinstance(times, dict):
+        times = [times.get(str(length), 100.0) for _, length in sizes]
     return {
         "machine": {
             "status": "ok",

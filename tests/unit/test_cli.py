@@ -6,14 +6,26 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
+from sh2gen import driver
 from sh2gen.cli import main
-from sh2gen.lower import ALGORITHMS
+from sh2gen.lower import ALGORITHMS, plans
+from sh2gen.records import Key, Status
 from sh2gen.resources import folder
+from sh2gen.search import Outcome, Problem
+from sh2gen.search import Result as Found
+from sh2gen.spec import Workload
+from sh2gen.sweeps import Header, Sweep
+from sh2gen.tables import Decision, fields_of
+from sh2gen.tuner import Task, Tuned
+from tests.fakes import SPEC, forward_points
 
 ROOT = Path(__file__).parent.parent.parent
 FILTER = "filter: {kind: explicit, length: 3, groups: 4}"
@@ -152,3 +164,202 @@ def test_options_are_checked_whatever_the_stage(
 ) -> None:
     result = run("explain", op, "--stage", stage, *arguments)
     assert result.exit_code == 2 and f"error[{code}]" in result.stderr
+
+
+# ---- tune ---------------------------------------------------------------------------------------
+
+
+def test_estimates_need_no_gpu(op: str) -> None:
+    arguments = ("tune", op, "--effort=estimate", "--target=H200")
+    result = run(*arguments)
+    assert result.exit_code == 0
+    blocks = re.split(r"^(?=\w)", result.stdout, flags=re.M)[1:]
+    assert [block.partition(":")[0] for block in blocks] == ["forward", "backward"]
+    data = json.loads(run(*arguments, "--json").stdout)
+    for block, (direction, entries) in zip(blocks, data.items(), strict=True):
+        first, *lines = block.splitlines()
+        assert re.fullmatch(rf"{direction}: the best of \d+ by prediction", first)
+        assert len(lines) == len(entries) == 10
+        assert sum(line.endswith("  (start)") for line in lines) <= 1
+        shares = [entry["share"] for entry in entries]
+        assert shares == sorted(shares, reverse=True)
+        for line, entry in zip(lines, entries, strict=True):
+            assert line.startswith(f"  {entry['share']:.2f} of the bound  ROWS=")
+            numbers = line.split("  ")[2].split(" ")
+            assert numbers == [f"{n}={v}" for n, v in entry["numbers"].items() if v]
+
+
+def test_estimates_are_for_the_lengths_given(op: str) -> None:
+    def shares(*arguments: str) -> list[float]:
+        text = run("tune", op, "--effort=estimate", "--target=H200", "--json", *arguments).stdout
+        return [entry["share"] for entry in json.loads(text)["forward"]]
+
+    short, long = shares("--length=1024"), shares("--length=1000000", "--batch=4")
+    assert max(short) < min(long)
+
+
+def test_tuning_needs_a_gpu(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = run("tune", op)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert "error[V003]: tuning needs one of these GPUs: H200, " in result.stderr
+    assert "--effort estimate" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_tuning_is_on_this_gpu(op: str) -> None:
+    result = run("tune", op, "--target=H200")
+    assert result.exit_code == 2 and "error[C006]" in result.stderr
+
+
+def tuned(right: bool = True, interrupted: bool = False) -> Tuned:
+    """What a search of SPEC came to: two candidates, the second is the faster."""
+    plan = plans(SPEC)[0]
+    task = Task(spec=SPEC, plan=plan, direction="forward")
+    start, best = forward_points({"TILES": 4})
+    slow, fast = (
+        Outcome(status=Status.OK, us=((0.9 * us, us, 1.1 * us),)) for us in (100.0, 80.0)
+    )
+    tried = {start: slow, best: fast}
+    if not right:
+        tried = dict.fromkeys(tried, Outcome(status=Status.WRONG, detail="y"))
+    key = Key(
+        spec="5d" * 32,
+        plan=plan.name,
+        direction="forward",
+        gpu="NVIDIA H200",
+        triton="3.6",
+        templates="7e" * 32,
+    )
+    decision = Decision(
+        key=key,
+        fields=fields_of(SPEC),
+        op=SPEC.op,
+        workloads=SPEC.workloads,
+        numbers=best,
+        us=(80.0,),
+        low=(72.0,),
+        high=(88.0,),
+        bound_us=(60.0,),
+        start_us=(100.0,),
+        start=start,
+        checks=21,
+        effort="measure",
+        date="2026-11-25T10:00:00Z",
+        versions={},
+    )
+    return Tuned(
+        task=task,
+        problem=Problem(points=(start, best), start=start, predicted=dict.fromkeys(tried, 1.0)),
+        result=Found(
+            winner=best if right else start,
+            first=tried,
+            tried=tried,
+            final=tried,
+            seconds=12.3,
+            interrupted=interrupted,
+        ),
+        sweep=Sweep(
+            header=Header(
+                key=key,
+                op=SPEC.op,
+                workloads=SPEC.workloads,
+                bounds=(60.0,),
+                start=start,
+                date="2026-11-25T10:00:00Z",
+                versions={},
+            ),
+            outcomes=tried,
+        ),
+        decision=decision if right else None,
+    )
+
+
+@pytest.fixture
+def tuning(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
+    """Lets `driver.tune_operator` come to what is given; the list gets the options of a call."""
+
+    def comes_to(*found: Tuned) -> list[dict[str, Any]]:
+        called: list[dict[str, Any]] = []
+
+        def fake(op: str, **options: Any) -> Iterator[tuple[Tuned, Path | None]]:
+            called.append(options)
+            options["progress"]("a candidate")
+            for one in found:
+                yield one, Path("tuned/table.jsonl") if one.decision else None
+
+        monkeypatch.setattr(driver, "tune_operator", fake)
+        return called
+
+    return comes_to
+
+
+def test_what_tuning_came_to_is_printed(op: str, tuning: Any) -> None:
+    tuning(tuned())
+    result = run("tune", op)
+    assert result.exit_code == 0 and "a candidate" in result.stderr
+    assert result.stdout.splitlines() == [
+        "small_conv forward B=1 L=8192",
+        "  tried       2 of 2 candidates in 12 s: 2 ok",
+        "  numbers     ROWS=8 BLOCK_D=1 BLOCK_T=1024 TILES=4 num_warps=2",
+        "  B=1 L=8192  80.0 us (72.0 to 88.0), 0.75 of the bound; before 100.0 us",
+        "  kept in     tuned/table.jsonl",
+    ]
+
+
+def test_options_of_tune_reach_the_search(op: str, tuning: Any) -> None:
+    called = tuning(tuned())
+    run(
+        "tune", op, "--length=1024", "--length=64", "--batch=2", "--direction=backward",
+        "--effort=patient", "--budget=7", "--resume", "--out=tables", "--workers=3", "--seed=5",
+        "--set=forward.TILES=4", "--plan=direct",
+    )  # fmt: skip
+    (options,) = called
+    del options["progress"], options["warn"]
+    assert options == {
+        "sets": [(Workload(batch=2, length=1024),), (Workload(batch=2, length=64),)],
+        "plan": "direct",
+        "changes": {"forward": {"TILES": 4}},
+        "directions": ("backward",),
+        "effort": "patient",
+        "budget": 7.0,
+        "seed": 5,
+        "resume": True,
+        "workers": 3,
+        "out": "tables",
+    }
+
+
+@pytest.mark.parametrize(
+    ("found", "code", "words"),
+    [
+        ([(True, False)], 0, "numbers"),
+        ([(True, False), (False, False)], 1, "nothing: no candidate was right"),
+        ([(False, False)], 1, "nothing: no candidate was right"),
+        ([(True, True)], 130, "2 ok; interrupted"),
+        ([(True, False), (False, True)], 130, "2 wrong; interrupted"),
+    ],
+)
+def test_exit_codes_of_tune(
+    op: str, tuning: Any, found: list[tuple[bool, bool]], code: int, words: str
+) -> None:
+    tuning(*(tuned(*one) for one in found))
+    result = run("tune", op)
+    assert result.exit_code == code and words in result.stdout
+    result = run("tune", op, "--json")
+    assert result.exit_code == code and result.stderr == ""
+    data = json.loads(result.stdout)
+    assert [(bool(one["decision"]), one["interrupted"]) for one in data] == found
+    assert [one["table"] for one in data] == [
+        "tuned/table.jsonl" if right else None for right, _ in found
+    ]
+    assert data[0]["points"] == 2 and data[0]["direction"] == "forward"
+    assert data[-1]["tried"] == ({"ok": 2} if found[-1][0] else {"wrong": 2})
+
+
+def test_what_an_estimate_does_not_take_is_refused(op: str) -> None:
+    for options in (("--resume",), ("--budget=3",), ("--out=x",), ("--workers=2",)):
+        result = run("tune", op, "--effort=estimate", *options)
+        assert result.exit_code == 2 and "for a search" in result.stderr
+    result = run("tune", op, "--batch=2")
+    assert result.exit_code == 2 and "--batch goes with --length" in result.stderr

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -153,3 +158,49 @@ def test_a_module_that_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with closing(python_worker("serving", "the helper")) as worker:
         for job in ("1", '"\u00e9"'):
             assert worker.run(job, 60) == {"job": json.loads(job), "heard": ""}
+
+
+HANGING = """
+import fcntl, time
+from sh2gen.process import python_worker, serve
+
+def answer(job):
+    with open("lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # until this process ends
+        open("locked", "w").close()
+        time.sleep(600)
+
+def main():
+    serve(answer)
+
+if __name__ == "__main__":
+    python_worker("hanging", "the helper").run("1", 600)
+"""
+
+
+def test_a_process_that_hangs_ends_with_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "hanging.py").write_text(HANGING)
+    paths = os.pathsep.join(map(str, (*sys.path, tmp_path)))
+    parent = subprocess.Popen(
+        [sys.executable, "hanging.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}
+    )
+    try:
+        until(lambda: (tmp_path / "locked").exists())
+    finally:
+        parent.kill()
+        parent.wait()
+
+    def free() -> bool:
+        with (tmp_path / "lock").open("w") as file, contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        return False
+
+    until(free)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)

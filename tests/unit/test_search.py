@@ -255,10 +255,14 @@ class Watched:
         return self.replay.now()
 
     def evaluate(
-        self, batch: Sequence[Numbers], deadline: float
+        self, source: Iterator[Numbers], deadline: float
     ) -> Iterator[tuple[Numbers, Outcome]]:
-        self.asked += batch
-        return self.replay.evaluate(batch, deadline)
+        def watched() -> Iterator[Numbers]:
+            for numbers in source:
+                self.asked.append(numbers)
+                yield numbers
+
+        return self.replay.evaluate(watched(), deadline)
 
     def race(
         self, batch: Sequence[Numbers], rounds: int, stage: str, deadline: float
@@ -267,15 +271,19 @@ class Watched:
         return self.replay.race(batch, rounds, stage, deadline)
 
 
-def test_what_cannot_win_is_not_tried_and_the_start_always_is() -> None:
+def test_what_cannot_win_is_not_tried_and_the_start_always_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sh2gen.search.AHEAD", 0)
     here = line(100.0, 300.0, right(90.0, 0.0), 250.0, start=1, floors=[0.5, 9.0, 0.5, 2.0])
 
-    def two(problem: Problem, bounds: Sequence[float], first: int) -> Any:
-        yield problem.points[::2]
-        yield problem.points
+    def even_first(problem: Problem, bounds: Sequence[float], tried: Any, first: int) -> Any:
+        yield from problem.points[::2]
+        yield from problem.points
 
     lab = Watched(here)
-    result = search(here.problem, lab, effort(two))
+    lab.replay = Replay(here.outcomes, BOUND, workers=1)
+    result = search(here.problem, lab, effort(even_first))
     assert lab.asked == [here.problem.points[i] for i in (0, 2, 1)]
     dropped = result.tried[here.problem.points[3]]
     assert dropped.status is Status.FLOOR and dropped.stage == "floor"
@@ -293,7 +301,7 @@ def test_what_is_known_is_not_tried_again() -> None:
     assert not set(lab.asked) & set(first.tried)
     assert again.winner == first.winner
     finalists = {point for _, _, batch in lab.raced for point in batch}
-    assert set(noted) == finalists | set(lab.asked)
+    assert finalists <= set(noted) <= finalists | set(lab.asked)  # not all are done in time
     assert len(finalists) < len(first.tried)
 
 
@@ -355,9 +363,9 @@ def test_an_interrupt_of_the_lab_keeps_what_was_found_before(stage: str) -> None
 
     class Interrupting(Watched):
         def evaluate(
-            self, batch: Sequence[Numbers], deadline: float
+            self, source: Iterator[Numbers], deadline: float
         ) -> Iterator[tuple[Numbers, Outcome]]:
-            for i, one in enumerate(super().evaluate(batch, deadline)):
+            for i, one in enumerate(super().evaluate(source, deadline)):
                 if stage == "evaluate" and i == 2:
                     raise KeyboardInterrupt
                 yield one
@@ -395,7 +403,7 @@ def test_other_errors_are_not_hidden() -> None:
 
     class Broken(Watched):
         def evaluate(
-            self, batch: Sequence[Numbers], deadline: float
+            self, source: Iterator[Numbers], deadline: float
         ) -> Iterator[tuple[Numbers, Outcome]]:
             raise OSError("no")
 

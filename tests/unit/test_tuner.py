@@ -212,8 +212,8 @@ def test_of_equal_binaries_one_is_timed_and_the_start_always(tmp_path: Path) -> 
     changes = ({"maxnreg": 192}, {"maxnreg": 0}, {"maxnreg": 128}, {"TILES": 8})
     points = [schedule(SPEC, plan, {"backward": base | change}).backward for change in changes]
 
-    def last_first(problem: Problem, bounds: Sequence[float], first: int) -> Any:
-        yield problem.points[::-1]
+    def last_first(problem: Problem, bounds: Sequence[float], tried: Any, first: int) -> Any:
+        yield from problem.points[::-1]
 
     fakes = Fakes(tmp_path, {"backward": points})
     fakes.compile = lambda job: compiled(job, code="all the same")
@@ -376,6 +376,22 @@ def test_a_finalist_that_is_wrong_by_now_does_not_win(tmp_path: Path) -> None:
     (again,) = fakes.tune(resume=True)
     assert again.decision is not None and again.decision.numbers == points[-2]
     assert of(fakes.lines(), points[-1])[-1].status is Status.WRONG
+
+
+def test_finalists_of_an_earlier_search_are_built_side_by_side(tmp_path: Path) -> None:
+    fakes = many(tmp_path)
+    fakes.tune()
+    fakes.forget()
+    verified: list[int] = []  # how many were, whenever a compiler had a job
+
+    def build(job: dict[str, Any]) -> dict[str, Any]:
+        noted = (fakes.folder / "jobs.jsonl").exists()
+        verified.append(len(fakes.jobs("verify")) if noted else 0)
+        return compiled(job)
+
+    fakes.compile = build
+    fakes.tune(resume=True)
+    assert len(verified) > 7 and set(verified) == {0}
 
 
 @pytest.mark.parametrize("change", ["triton", "damaged"])

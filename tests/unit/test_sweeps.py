@@ -1,0 +1,141 @@
+"""Sweeps: what is written is what is read, and damage is named."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from sh2gen.errors import Sh2genError
+from sh2gen.records import Key, Status
+from sh2gen.search import Outcome
+from sh2gen.spec import Workload
+from sh2gen.sweeps import Header, Sweep, read_sweep, write_sweep
+from sh2gen.tables import read_tables
+from sh2gen.target import H200
+from tests.fakes import SPEC, Fakes, forward_points, named
+
+SHORT, LONG = Workload(batch=1, length=2048), Workload(batch=1, length=8192)
+KEY = Key(
+    spec="5d" * 32,
+    plan="direct/BDL/recompute",
+    direction="forward",
+    gpu="NVIDIA H200",
+    triton="3.6",
+    templates="7e" * 8,
+)
+
+
+def numbers(block: int) -> tuple[tuple[str, int], ...]:
+    return (("BLOCK_T", block), ("num_warps", 4))
+
+
+SWEEP = Sweep(
+    header=Header(
+        key=KEY,
+        op="my_conv",
+        workloads=(SHORT, LONG),
+        bounds=(20.0, 70.0),
+        start=numbers(256),
+        date="2026-11-25T10:00:00Z",
+        versions={"triton": "3.6.0"},
+    ),
+    outcomes={
+        numbers(256): Outcome(
+            status=Status.OK,
+            us=((20.5, 21.0, 21.5), (74.0, 75.0, 76.0)),
+            stage="quick",
+            built={"registers": 64},
+            seconds={"build": 2.0, "verify": 0.5, "quick": 0.25},
+        ),
+        numbers(512): Outcome(
+            status=Status.RESOURCES, stage="build", detail="it spills", seconds={"build": 3.0}
+        ),
+    },
+)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "sweep.jsonl", SWEEP)
+    assert read_sweep(tmp_path / "sweep.jsonl") == SWEEP
+
+
+def test_a_sweep_at_one_of_its_workloads() -> None:
+    at = SWEEP.of(LONG)
+    assert at.header.workloads == (LONG,) and at.header.bounds == (70.0,)
+    assert at.outcomes[numbers(256)].us == ((74.0, 75.0, 76.0),)
+    assert at.outcomes[numbers(256)].seconds == {"build": 2.0, "verify": 0.5, "quick": 0.125}
+    assert at.outcomes[numbers(512)].us == ()
+    with pytest.raises(ValueError, match="not in"):
+        SWEEP.of(Workload(batch=2, length=2048))
+
+
+@pytest.mark.parametrize(("at", "where"), [(0, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize("damage", ["cut", "field", "number"])
+def test_damage_is_named_with_its_line(at: int, where: int, damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "sweep.jsonl"
+    write_sweep(path, SWEEP)
+    lines = path.read_text().splitlines()
+    values = json.loads(lines[at])
+    if damage == "cut":
+        lines[at] = lines[at][:-9]
+    elif damage == "field":
+        lines[at] = json.dumps(values | {"more": 1})
+    else:
+        name = "bounds" if at == 0 else "numbers"
+        lines[at] = json.dumps(values | {name: "many"})
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(Sh2genError) as caught:
+        read_sweep(path)
+    assert caught.value.code == "R002" and f"{path}:{where}:" in caught.value.message
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(Sh2genError) as caught:
+        read_sweep(tmp_path / "none.jsonl")
+    assert caught.value.code == "R001"
+
+
+def test_the_script_sweeps_and_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of six candidates all are swept at both lengths at once, and each length is decided by its
+    own best; a second run has nothing left to build.
+    """
+    path = Path(__file__).parents[2] / "benchmarks" / "sweeps.py"
+    loaded = importlib.util.spec_from_file_location("sweeps_script", path)
+    assert loaded is not None and loaded.loader is not None
+    script = importlib.util.module_from_spec(loaded)
+    loaded.loader.exec_module(script)
+    monkeypatch.setenv("SH2GEN_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("sh2gen.target.from_device", lambda: H200)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H200")
+    points = forward_points(*({"TILES": tiles} for tiles in (2, 4, 8, 16, 32)))
+    fakes = Fakes(tmp_path / "gpu", {"forward": points})
+    fakes.rule("forward", points[1], us={"64": 80.0, "512": 300.0})
+    fakes.rule("forward", points[2], us={"64": 200.0, "512": 90.0})
+    (tmp_path / "small_conv.yaml").write_text(SPEC.to_yaml())
+    arguments = ["sweeps.py", "--ops", str(tmp_path / "small_conv.yaml"), "--lengths", "64", "512"]
+    arguments += ["--directions", "forward", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--tables", str(tmp_path / "tables")])
+    with fakes.installed():
+        assert script.main() == 0
+    sweep = read_sweep(tmp_path / "out" / "small_conv-forward.jsonl")
+    assert set(sweep.outcomes) == set(points)
+    assert [w.length for w in sweep.header.workloads] == [64, 512]
+    assert sweep.outcomes[points[1]].us[0][1] == 80.0 and sweep.header.bounds == (50.0, 50.0)
+    decisions, damages = read_tables([tmp_path / "tables"])
+    assert not damages
+    found = {tuple(w.length for w in d.workloads): d.numbers for d in decisions}
+    assert set(found) == {(64,), (512,), tuple(w.length for w in SPEC.workloads)}
+    assert found[(64,)] == points[1] and found[(512,)] == points[2]
+    fakes.forget()
+    with fakes.installed():
+        assert script.main() == 0
+    finalists = {job["numbers"] for job in fakes.jobs("verify")}
+    assert finalists <= {named(p) for p in points}
+    again = read_sweep(tmp_path / "out" / "small_conv-forward.jsonl")
+    for numbers, outcome in sweep.outcomes.items():  # the last word counts: it may be of a final
+        medians = [us[1] for us in again.outcomes[numbers].us]
+        assert medians == [us[1] for us in outcome.us]

@@ -1,0 +1,135 @@
+"""The process that verifies and times, on a CPU: plain PyTorch stands for kernels."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from triton.compiler.errors import CompilationError, CompileTimeAssertionFailure
+from triton.runtime.errors import OutOfResources, PTXASError
+
+from sh2gen.driver import compile_operator
+from sh2gen.files import MARK
+from sh2gen.tune_worker import Bench, failed
+from tests.fakes import SPEC
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def job(path: Path, **fields: Any) -> dict[str, Any]:
+    return {
+        "do": "verify",
+        "file": str(path),
+        "settings": {},
+        "direction": "forward",
+        "workloads": [[1, 64], [2, 40]],
+        "seed": 3,
+    } | fields
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("generated")
+    return compile_operator(SPEC, out=out, verified=False, built=False).path
+
+
+def test_a_right_file_passes(written: Path) -> None:
+    answer = Bench("cpu").answer(job(written))
+    assert set(answer) == {"status", "checks"}
+    assert answer["status"] == "ok" and answer["checks"] >= 10
+
+
+@pytest.mark.parametrize(
+    ("factor", "detail"),
+    [
+        ("-1", "equality B=2 L=1032: y, norm: 2, allowed 0.00"),
+        ("float('nan')", "equality B=2 L=1032: y, finite: 8.26e+03, allowed 0; 8256 of 8256"),
+    ],
+)
+def test_a_changed_filter_is_wrong_and_the_answer_says_in_what(
+    written: Path, tmp_path: Path, factor: str, detail: str
+) -> None:
+    text, taps = written.read_text(), "functional.pad(x, (reach, 0)), taps.flip(1)"
+    assert text.count(taps) == 1
+    doctored = tmp_path / written.name
+    doctored.write_text(text.replace(taps, f"{taps} * {factor}"))
+    answer = Bench("cpu").answer(job(doctored))
+    assert answer["status"] == "wrong"
+    assert answer["detail"].startswith(detail)
+    assert json.loads(json.dumps(answer)) == answer
+
+
+def test_settings_stand_for_those_of_the_file(written: Path) -> None:
+    bench = Bench("cpu")
+    other = {"forward": {"BLOCK_T": 8}}
+    assert bench.answer(job(written, settings={"NUMBERS": other}))["status"] == "ok"
+    assert other == bench._operators[str(written)].namespace.NUMBERS
+
+
+def test_a_job_that_makes_no_sense_is_answered() -> None:
+    answer = Bench("cpu").answer({"do": "dance"})
+    assert answer["status"] == "runtime" and "dance" in answer["detail"]
+    answer = Bench("cpu").answer(job(Path("nowhere.py")))
+    assert answer["status"] == "runtime" and "nowhere.py" in answer["detail"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "memory"),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), "memory"),
+        (CompilationError("x = 1", None, "why"), "compile"),
+        (CompileTimeAssertionFailure("x = 1", None, "why"), "compile"),
+        (PTXASError("ptxas"), "compile"),
+        (OutOfResources(300_000, 232_448, "shared memory"), "resources"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), "runtime"),
+        (ValueError("a shape"), "runtime"),
+    ],
+)
+def test_what_an_exception_means(error: Exception, status: str) -> None:
+    answer = failed(error)
+    assert answer["status"] == status and "broken" not in answer
+    assert answer["detail"].startswith(f"{type(error).__name__}: ")
+    assert str(error)[:30] in answer["detail"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (torch.OutOfMemoryError("CUDA"), "runtime"),
+        (OutOfResources(2, 1, "registers"), "resources"),
+    ],
+)
+def test_a_context_that_is_of_no_use_any_more_is_said(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, status: str
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    answer = failed(error)
+    assert answer["broken"] is True and answer["status"] == status
+
+
+def test_every_job_has_a_line_whatever_is_printed(tmp_path: Path) -> None:
+    noisy = tmp_path / "noisy.py"
+    noisy.write_text(f'"""A file.{MARK}"""\nprint("noise")\nraise RuntimeError("on purpose")\n')
+    jobs = [job(noisy), {"do": "dance"}, job(noisy, do="time", warmup_ms=1, repeat_ms=1)]
+    done = subprocess.run(
+        [sys.executable, "-c", "from sh2gen.tune_worker import main; main()"],
+        cwd=ROOT,
+        input="".join(json.dumps(one) + "\n" for one in jobs),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["status"] for answer in answers] == ["runtime"] * 3
+    assert "on purpose" in answers[0]["detail"] and "dance" in answers[1]["detail"]
+    assert done.stderr.count("noise") == 2
