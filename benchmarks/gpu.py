@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import tempfile
 import time
@@ -26,14 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 
 from sh2gen.driver import candidates, op_files, resolve_target
 from sh2gen.emit import emit
 from sh2gen.files import write_whole
-from sh2gen.measure import calls, copy, elementwise, host_time, time_call
+from sh2gen.measure import bound, calls, copy, elementwise, host_time, machine, time_call
 from sh2gen.operator import Operator, OperatorRunner
 from sh2gen.resources import folder
+from sh2gen.schedule import DIRECTIONS
 from sh2gen.spec import OpSpec, load_spec
 from sh2gen.verify import Report, verify
 
@@ -42,9 +41,13 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TIMED = (2048, 8192, 8191, 32768, 131072)
 
 
-def generate(op: Path, where: Path, plan: str | None) -> Operator:
+def named(op: str) -> OpSpec:
+    """A shipped operator, or that of an op.yaml."""
+    return load_spec(Path(op) if "." in op else folder("ops") / f"{op}.yaml")
+
+
+def generate(spec: OpSpec, where: Path, plan: str | None = None) -> Operator:
     """The operator as `sh2gen compile` would write it, in `where`."""
-    spec = load_spec(op)
     chosen = candidates(spec, resolve_target(None), plan)[0]
     path = where / f"{spec.op}.py"
     write_whole(path, emit(spec, chosen.plan, chosen.schedule).text)
@@ -113,24 +116,27 @@ def measured_at(operator: Operator, length: int) -> dict[str, Any]:
     """One row of the table."""
     spec, dtype = operator.spec, torch.bfloat16
     made = calls(operator, 1, length, dtype)
-    n, shape = len(spec.inputs), (length * spec.channels,)
-    bounds = {
-        "forward": elementwise(shape, dtype, n, 1).median,
-        "backward": elementwise(shape, dtype, n + 1, n).median,
-    }
+    bounds = {d: bound(spec, 1, length, dtype, d).median for d in DIRECTIONS}
     # PyTorch's copy_ is far slower than an elementwise kernel at some sizes; a copy is the faster
+    shape = (length * spec.channels,)
     copies = (copy(shape, dtype).median, elementwise(shape, dtype, 1, 1).median)
     row: dict[str, Any] = {"length": length, "copy_us": min(copies)}
     for name in ("forward", "backward", "both"):
         timing = time_call(getattr(made, name))
-        bound = bounds.get(name, sum(bounds.values()))
+        least = bounds.get(name, sum(bounds.values()))
         row[f"{name}_us"] = timing.median
         row[f"{name}_spread"] = [timing.low, timing.high]
-        row[f"{name}_bound_us"] = bound
-        row[f"{name}_share"] = bound / timing.median
+        row[f"{name}_bound_us"] = least
+        row[f"{name}_share"] = least / timing.median
     row["forward_host_us"] = host_time(made.forward)
     row["backward_host_us"] = host_time(made.backward)
     return row
+
+
+def title(results: dict[str, Any]) -> str:
+    """On what, with which versions, and when."""
+    versions = (f"{name} {results['versions'][name]}" for name in ("torch", "triton"))
+    return ", ".join([results["gpu"], *versions, results["date"]])
 
 
 def table(results: dict[str, Any]) -> str:
@@ -173,20 +179,15 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("this script needs a CUDA device", file=sys.stderr)
         return 2
-    files = [folder("ops") / f"{op}.yaml" if "." not in op else Path(op) for op in options.ops]
+    specs = [named(op) for op in options.ops or [str(p) for p in op_files([folder("ops")])]]
     results: dict[str, Any] = {
-        "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "python": platform.python_version(),
+        **machine(),
         "date": time.strftime("%Y-%m-%d"),
         "ops": {},
     }
     failed = False
     with tempfile.TemporaryDirectory() as name:
-        made = [
-            generate(op, Path(name), options.plan) for op in files or op_files([folder("ops")])
-        ]
+        made = [generate(spec, Path(name), options.plan) for spec in specs]
         begin = time.perf_counter()
         with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
             cases = ("equality", "strides", "causality")  # ragged, unaligned, whole vectors
@@ -220,7 +221,7 @@ def main() -> int:
                 begin = time.perf_counter()
             if options.json:
                 write_whole(options.json, json.dumps(results, indent=1))
-    print(", ".join(str(results[key]) for key in ("gpu", "torch", "triton", "date")))
+    print(title(results))
     if options.only != "verify":
         print(table(results))
     return 1 if failed else 0

@@ -28,16 +28,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu import generate
+from gpu import generate, named
 from torch import Tensor
 
 from sh2gen.contenders import CONTENDERS
 from sh2gen.files import write_whole
-from sh2gen.measure import arguments, time_call
+from sh2gen.measure import arguments, machine, time_call
 from sh2gen.operator import Operator, OperatorRunner
 from sh2gen.reference import reference_gradients
-from sh2gen.resources import folder
-from sh2gen.spec import FilterSpec, OpSpec, Parametrisation, Precision, load_spec
+from sh2gen.spec import FilterSpec, OpSpec, Parametrisation, Precision
 from sh2gen.verify import verify
 
 MILLION = 2**20
@@ -144,9 +143,9 @@ def over_one_rounding(
     return errors
 
 
-def poles(folder_: Path) -> dict[str, Any]:
+def poles(where: Path) -> dict[str, Any]:
     """The extremes, at each precision; few channels, so that float64 of all is affordable."""
-    base = load_spec(folder("ops") / "hyena_li.yaml")
+    base = named("hyena_li")
     wide = FilterSpec(
         kind=base.filter.kind, groups=16, modes=16, parametrisation=Parametrisation.LOG_POLES
     )
@@ -162,9 +161,7 @@ def poles(folder_: Path) -> dict[str, Any]:
         spec: OpSpec = replace(
             base, op=f"poles_{precision}", channels=16, filter=wide, precision=precision
         )
-        path = folder_ / f"{spec.op}.yaml"
-        path.write_text(json.dumps(spec.to_dict()))
-        operator = generate(path, folder_, None)
+        operator = generate(spec, where)
         for name, (log_poles, residues) in cases.items():
             made = log_poles.float().cuda().expand(16, 16).contiguous()
             weights = residues.float().cuda().expand(16, 16).contiguous()
@@ -181,14 +178,14 @@ def main() -> int:
     parser.add_argument("--only", choices=("fft", "million", "poles"), action="append")
     options = parser.parse_args()
     parts = options.only or ["fft", "million", "poles"]
-    results: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+    results: dict[str, Any] = machine()
 
     def keep() -> None:
         if options.json is not None:
             write_whole(options.json, json.dumps(results, indent=1))
 
     with tempfile.TemporaryDirectory() as where:
-        operator = generate(folder("ops") / "hyena_li.yaml", Path(where), None)
+        operator = generate(named("hyena_li"), Path(where))
         if "poles" in parts:
             results["poles"] = poles(Path(where))
             keep()

@@ -19,11 +19,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from gpu import generate
+from gpu import generate, named
 
 from sh2gen.measure import activation, arguments
 from sh2gen.operator import Operator
-from sh2gen.resources import folder
 
 OPS = ("hyena_se", "short_conv", "hyena_mr")
 # Steps of a segment, steps of context before it, and the first step written.
@@ -55,8 +54,7 @@ def finite(operator: Operator, length: int, context: int, begin: int) -> bool:
 def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         for op in sys.argv[1:] or OPS:
-            path = Path(op) if "." in op else folder("ops") / f"{op}.yaml"
-            operator = generate(path, Path(name), None)
+            operator = generate(named(op), Path(name))
             title = f"{operator.spec.op} {operator.plan}"
             whole = operator.plan.endswith("save-states")  # these kernels take no ranges
             for length, context, begin in CASES if not whole else ((n, 0, 0) for n in WHOLE):

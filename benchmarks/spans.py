@@ -23,15 +23,13 @@ from typing import Any
 
 import torch
 import triton
-from gpu import DTYPES
+from gpu import DTYPES, generate, named
 
-from sh2gen.driver import candidates, resolve_target
-from sh2gen.emit import emit
 from sh2gen.files import write_whole
-from sh2gen.measure import arguments, elementwise, time_call
+from sh2gen.measure import arguments, bound, time_call
 from sh2gen.operator import Operator, OperatorRunner
-from sh2gen.resources import folder
-from sh2gen.spec import load_spec
+from sh2gen.schedule import DIRECTIONS
+from sh2gen.spec import OpSpec
 from sh2gen.verify import verify
 
 CHANNELS = (16, 64, 128)  # forward of more is never cut
@@ -40,16 +38,12 @@ VERIFIED = (1, 8192, 14337, 16383, 16384, 131072)  # uncut, then of eight tiles 
 WANTED = (1, 256, 512, 1024, 2048)
 
 
-def generate(op: str, channels: int, where: Path) -> Operator:
+def narrowed(op: str, channels: int) -> OpSpec:
     """A shipped operator, of fewer channels."""
-    spec = load_spec(folder("ops") / f"{op}.yaml")
+    spec = named(op)
     width = spec.channels // spec.filter.groups
     inner = dataclasses.replace(spec.filter, groups=channels // width)
-    spec = dataclasses.replace(spec, op=f"{op}_{channels}", channels=channels, filter=inner)
-    chosen = candidates(spec, resolve_target(None), "modal")[0]
-    path = where / f"{spec.op}.py"
-    write_whole(path, emit(spec, chosen.plan, chosen.schedule).text)
-    return Operator(path)
+    return dataclasses.replace(spec, op=f"{op}_{channels}", channels=channels, filter=inner)
 
 
 def checked(
@@ -81,13 +75,12 @@ def warm(job: tuple[Path, torch.dtype]) -> None:
 
 def measured(operator: Operator, length: int) -> dict[str, Any]:
     """Microseconds of forward, as for training, and backward, by programs wanted."""
-    n, dtype, count = operator.namespace, torch.bfloat16, len(operator.spec.inputs)
+    n, dtype = operator.namespace, torch.bfloat16
     inputs, parameters, dy = arguments(operator, 1, length, dtype)
     parameters = n.effective(*parameters) if hasattr(n, "effective") else parameters
-    shape = (length * operator.spec.channels,)
     row: dict[str, Any] = {"channels": operator.spec.channels, "length": length, "us": {}}
-    row["forward_bound"] = elementwise(shape, dtype, count, 1).median
-    row["backward_bound"] = elementwise(shape, dtype, count + 1, count).median
+    for direction in DIRECTIONS:
+        row[f"{direction}_bound"] = bound(operator.spec, 1, length, dtype, direction).median
     row["default"] = dict(n.PROGRAMS)
     for wanted in WANTED:
         n.PROGRAMS |= {"forward": wanted, "backward": wanted}
@@ -120,7 +113,8 @@ def main() -> int:
     print(f"| D | L | {wanted} | bound | {wanted} | bound |")
     print("|---|---|" + "---|" * (2 * len(WANTED) + 2))
     with tempfile.TemporaryDirectory() as name:
-        operators = [generate(options.op, channels, Path(name)) for channels in options.channels]
+        specs = [narrowed(options.op, channels) for channels in options.channels]
+        operators = [generate(spec, Path(name), "modal") for spec in specs]
         jobs = [(operator.path, dtype) for operator in operators for dtype in DTYPES]
         with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
             list(pool.map(warm, jobs))
@@ -140,7 +134,7 @@ def main() -> int:
                 cells = [
                     " | ".join(f"{row['us'][n][i]:.1f}" for n in WANTED)
                     + f" | {row[f'{which}_bound']:.1f}"
-                    for i, which in enumerate(("forward", "backward"))
+                    for i, which in enumerate(DIRECTIONS)
                 ]
                 print(f"| {operator.spec.channels} | {length} | {' | '.join(cells)} |", flush=True)
                 if options.json:

@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import triton
-from gpu import generate, measured, warm, worst_errors
+from gpu import generate, measured, title, warm, worst_errors
 
 from sh2gen.errors import Sh2genError
 from sh2gen.files import write_whole
 from sh2gen.lower import plans
+from sh2gen.measure import machine
 from sh2gen.operator import OperatorRunner
-from sh2gen.spec import load_spec
+from sh2gen.spec import parse_spec
 from sh2gen.verify import verify
 
 SHAPES = [(batch, length) for length in (1, 7, 127, 1000) for batch in (1, 2)]
@@ -81,9 +81,7 @@ def main() -> int:
         print("this script needs a CUDA device", file=sys.stderr)
         return 2
     results: dict[str, Any] = {
-        "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
+        **machine(),
         "date": time.strftime("%Y-%m-%d"),
         "ops": [],
     }
@@ -92,14 +90,13 @@ def main() -> int:
         made = []
         for taps in options.taps:
             for algorithm in options.algorithms:
-                path = Path(name) / f"taps_{taps}_{algorithm}.yaml"
-                write_whole(path, TEXT.format(taps=taps, algorithm=algorithm))
                 try:
-                    plans(load_spec(path), algorithm)
+                    spec = parse_spec(TEXT.format(taps=taps, algorithm=algorithm))
+                    plans(spec, algorithm)
                 except Sh2genError as reason:
                     print(reason, file=sys.stderr)
                     continue
-                made.append((taps, algorithm, generate(path, Path(name), algorithm)))
+                made.append((taps, algorithm, generate(spec, Path(name), algorithm)))
         jobs = [
             (operator.path, torch.bfloat16, case)
             for _, algorithm, operator in made
@@ -140,7 +137,7 @@ def main() -> int:
             )
             if options.json:
                 write_whole(options.json, json.dumps(results, indent=1))
-    print(", ".join(str(results[key]) for key in ("gpu", "torch", "triton", "date")))
+    print(title(results))
     print(table(results, options.lengths))
     return 1 if failed else 0
 

@@ -1,9 +1,9 @@
 """One operator on one GPU beside other ways of computing it (layer 6).
 
-`run` compares every contender with float64 and then times it, each in a child process of its own:
-a kernel that faults takes its process with it, and what one package leaves in memory or changes in
-torch reaches no other. Jobs and answers are JSON over a pipe. What cannot run is a line with the
-reason; only a wrong kernel of sh2gen itself is an error, and then nothing is timed.
+`run` compares every contender with float64 and then times it, each in a process of its own: a
+kernel that faults takes its process with it, and what one package leaves in memory or changes in
+torch reaches no other. What cannot run is a line with the reason; only a wrong kernel of sh2gen
+itself is an error, and then nothing is timed.
 
 A share is the time of an elementwise kernel of this run that reads and writes the same activations
 over the contender's time. Times are medians with the 20th and 80th percentiles, of the GPU alone
@@ -12,36 +12,33 @@ where a call can be captured in a CUDA graph (sh2gen.measure).
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import math
-import platform
-import signal
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sh2gen.bench_worker import OWN, Answer, Job, one_line, own_contender, serve
+from sh2gen.bench_worker import OWN, Answer, Job, one_line, own_contender
 from sh2gen.contenders import Contender, Part
 from sh2gen.cost import BLOCK_T, ROWS, numbers_on, predictions, work
 from sh2gen.errors import CheckFailed
-from sh2gen.measure import Timing
+from sh2gen.measure import Timing, versions
 from sh2gen.operator import Operator
 from sh2gen.plan import Plan
-from sh2gen.schedule import Schedule
+from sh2gen.process import Worker, python_worker
+from sh2gen.schedule import DIRECTIONS, Schedule
 from sh2gen.spec import OpSpec, Workload
 from sh2gen.target import Target
 
 Progress = Callable[[str], None]  # what happens next
+Bounds = Mapping[Workload, Mapping[str, float]]  # microseconds by direction
 
 TIMED = ("forward", "backward", "both")
 CHECKED = Workload(batch=2, length=1024)  # where output and all gradients are compared
@@ -121,7 +118,7 @@ class Results:
     Attributes:
         op, digest, channels, plan, schedule, dtype: what was measured.
         gpu, target: the device's name, and the target whose rates predictions take.
-        versions: of Python and packages.
+        versions: of Python, CUDA and packages.
         date: of the run.
         checks: comparisons that sh2gen's kernels passed before they were timed.
         sizes: in the order in which they were measured.
@@ -204,7 +201,7 @@ def run(
         workloads: the sizes to time at.
         device: "cuda"; "cpu" is for tests, and times what a CPU does.
         checked: the size at which contenders are compared with float64, gradients included.
-        time_limit: seconds after which a child that has not answered is killed.
+        time_limit: seconds after which a process that has not answered is killed.
 
     Raises:
         CheckFailed: V001, a kernel of sh2gen is wrong or does not run; V003, a bound cannot be
@@ -217,15 +214,12 @@ def run(
         path=path, spec=spec, device=device, checked=checked, limit=time_limit, say=say
     )
     outcomes: list[Outcome] = []
-    with session.child() as child:
-        checks = session.verified(child, workloads)
-        bounds = {
-            (w.batch, w.length): session.bounds(child, len(spec.inputs), w) for w in workloads
-        }
-        whole = Part(spec=spec)
-        outcomes += session.measured(child, own_contender(operator), whole, bounds, workloads)
+    with closing(_process()) as worker:
+        checks = session.verified(worker, workloads)
+        bounds = session.bounds(worker, spec, workloads)
+        outcomes += session.measured(worker, own_contender(operator), Part(spec=spec), bounds)
     for contender in contenders:
-        outcomes += session.outcomes(contender, bounds, workloads)
+        outcomes += session.outcomes(contender, bounds)
     on_gpu = device == "cuda"
     return Results(
         op=spec.op,
@@ -239,7 +233,15 @@ def run(
         versions=_versions(contenders),
         date=time.strftime("%Y-%m-%d"),
         checks=checks,
-        sizes=tuple(_size(spec, plan, schedule, target, w, bounds) for w in workloads),
+        sizes=tuple(
+            Size(
+                batch=w.batch,
+                length=w.length,
+                bounds=us,
+                predicted=_predicted(spec, plan, schedule, target, w),
+            )
+            for w, us in bounds.items()
+        ),
         efforts=_efforts(spec, plan, schedule, target),
         outcomes=tuple(outcomes),
     )
@@ -254,32 +256,18 @@ def _there(package: str) -> bool:
 
 
 def _versions(contenders: Iterable[Contender]) -> dict[str, str]:
-    """Of Python, torch, triton and the packages of contenders that are installed."""
+    """Of what times depend on, and of the packages of contenders that are installed."""
     owners = metadata.packages_distributions()
-    modules = dict.fromkeys(["torch", "triton", *(c.package for c in contenders if c.package)])
-    return {"python": platform.python_version()} | {
-        module: metadata.version(owners[module][0]) for module in modules if module in owners
-    }
+    packages = dict.fromkeys(c.package for c in contenders if c.package)
+    return versions() | {p: metadata.version(owners[p][0]) for p in packages if p in owners}
 
 
-def _size(
-    spec: OpSpec,
-    plan: Plan,
-    schedule: Schedule,
-    target: Target,
-    workload: Workload,
-    bounds: Mapping[tuple[int, int], Mapping[str, float]],
-) -> Size:
-    predicted = {
-        direction: prediction.seconds * 1e6
-        for direction, prediction in predictions(spec, plan, schedule, workload, target).items()
-    }
-    return Size(
-        batch=workload.batch,
-        length=workload.length,
-        bounds=bounds[workload.batch, workload.length],
-        predicted=predicted,
-    )
+def _predicted(
+    spec: OpSpec, plan: Plan, schedule: Schedule, target: Target, workload: Workload
+) -> dict[str, float]:
+    """Microseconds by direction."""
+    found = predictions(spec, plan, schedule, workload, target)
+    return {direction: 1e6 * one.seconds for direction, one in found.items()}
 
 
 def _efforts(spec: OpSpec, plan: Plan, schedule: Schedule, target: Target) -> dict[str, Effort]:
@@ -307,14 +295,6 @@ class _Session:
     limit: float
     say: Progress
 
-    @contextlib.contextmanager
-    def child(self) -> Iterator[_Child]:
-        child = _Child()
-        try:
-            yield child
-        finally:
-            child.close()
-
     def job(self, do: str, spec: OpSpec, contender: str, workload: Workload, **more: Any) -> Job:
         return {
             "do": do,
@@ -326,13 +306,13 @@ class _Session:
             "device": self.device,
         } | more
 
-    def verified(self, child: _Child, workloads: Sequence[Workload]) -> int:
+    def verified(self, worker: Worker, workloads: Sequence[Workload]) -> int:
         """How many comparisons of sh2gen's own kernels were made, all of which passed."""
         self.say(f"{self.spec.op}: verifying its kernels at every size")
         sizes = (Workload(batch=2, length=37), self.checked, *workloads)
         shapes = list(dict.fromkeys((w.batch, w.length) for w in sizes))
         job = self.job("verify", self.spec, OWN, self.checked, shapes=shapes)
-        answer = child.ask(job, self.limit * len(shapes))
+        answer = ask(worker, job, self.limit * len(shapes))
         if "failed" in answer:
             raise CheckFailed(
                 "V001", f"{self.spec.op}: its kernels do not run: {answer['failed']}"
@@ -341,27 +321,27 @@ class _Session:
             raise CheckFailed(answer["code"], answer["message"], help=answer["help"])
         return int(answer["checks"])
 
-    def bounds(self, child: _Child, inputs: int, workload: Workload) -> dict[str, float]:
-        """Microseconds of elementwise kernels that move the activations of so many inputs."""
+    def bounds(self, worker: Worker, spec: OpSpec, workloads: Iterable[Workload]) -> Bounds:
+        """Of elementwise kernels that move the activations of the whole or of a part."""
         found = {}
-        for direction, reads, writes in (
-            ("forward", inputs, 1),
-            ("backward", inputs + 1, inputs),
-        ):
-            job = self.job("bound", self.spec, OWN, workload, reads=reads, writes=writes)
-            answer = child.ask(job, self.limit)
-            if "failed" in answer:
-                raise CheckFailed("V003", f"no bound at {_named(workload)}: {answer['failed']}")
-            found[direction] = answer["us"][1]
-        return found | {"both": sum(found.values())}
+        for workload in workloads:
+            us = {}
+            for direction in DIRECTIONS:
+                job = self.job("bound", spec, OWN, workload, direction=direction)
+                answer = ask(worker, job, self.limit)
+                if "failed" in answer:
+                    problem = f"no bound at {_named(workload)}: {answer['failed']}"
+                    raise CheckFailed("V003", problem)
+                us[direction] = answer["us"][1]
+            found[workload] = us | {"both": sum(us.values())}
+        return found
 
-    def outcomes(
-        self,
-        contender: Contender,
-        bounds: Mapping[tuple[int, int], Mapping[str, float]],
-        workloads: Sequence[Workload],
-    ) -> list[Outcome]:
-        """Of one contender, in a child of its own."""
+    def outcomes(self, contender: Contender, bounds: Bounds) -> list[Outcome]:
+        """Of one contender, in a process of its own.
+
+        Args:
+            bounds: of the whole, at every size that is measured.
+        """
 
         def none(reason: str) -> list[Outcome]:
             return [_outcome(contender, (), None, reason=reason)]
@@ -371,39 +351,30 @@ class _Session:
             return none(f"does not apply: {found}")
         if contender.package is not None and not _there(contender.package):
             return none(f"not installed: there is no module {contender.package}")
-        with self.child() as child:
-            own = bounds
-            if len(found.spec.inputs) != len(self.spec.inputs):  # a part has bounds of its own
-                own = {
-                    (w.batch, w.length): self.bounds(child, len(found.spec.inputs), w)
-                    for w in workloads
-                }
-            return self.measured(child, contender, found, own, workloads)
+        with closing(_process()) as worker:
+            if found.spec.inputs != self.spec.inputs:
+                bounds = self.bounds(worker, found.spec, bounds)  # a part has bounds of its own
+            return self.measured(worker, contender, found, bounds)
 
     def measured(
-        self,
-        child: _Child,
-        contender: Contender,
-        part: Part,
-        bounds: Mapping[tuple[int, int], Mapping[str, float]],
-        workloads: Sequence[Workload],
+        self, worker: Worker, contender: Contender, part: Part, bounds: Bounds
     ) -> list[Outcome]:
         """Outcomes of a contender that is there and applies."""
         name, differentiable = contender.name, contender.differentiable
         self.say(f"{name}: comparing with float64 at {_named(self.checked)}")
         job = self.job("check", part.spec, name, self.checked, gradients=differentiable)
-        answer = child.ask(job, self.limit)
+        answer = ask(worker, job, self.limit)
         if reason := _problem(answer):
             return [_outcome(contender, part.without, None, reason=reason)]
         gradient_error = max(answer["gradients"].values(), default=None)
         return [
-            self.at(child, contender, part, bounds[w.batch, w.length], w, gradient_error)
-            for w in workloads
+            self.at(worker, contender, part, us, workload, gradient_error)
+            for workload, us in bounds.items()
         ]
 
     def at(
         self,
-        child: _Child,
+        worker: Worker,
         contender: Contender,
         part: Part,
         bounds: Mapping[str, float],
@@ -417,7 +388,7 @@ class _Session:
             return _outcome(contender, part.without, workload, reason=reason)
         self.say(f"{name}: timing at {_named(workload)}")
         check = self.job("check", part.spec, name, workload, gradients=False)
-        answer = child.ask(check, self.limit)
+        answer = ask(worker, check, self.limit)
         if reason := _problem(answer):
             return _outcome(contender, part.without, workload, reason=reason)
         times, reasons, memory, captured = {}, {}, {}, True
@@ -426,18 +397,17 @@ class _Session:
                 reasons[direction] = "it has no backward"
                 continue
             job = self.job("time", part.spec, name, workload, direction=direction, graph=True)
-            found = child.ask(job, self.limit)
-            if found.get("retry"):  # it cannot be captured
-                found, captured = child.ask(job | {"graph": False}, self.limit), False
+            found = ask(worker, job, self.limit)
+            if "retry" in found:  # it cannot be captured
+                found, captured = ask(worker, job | {"graph": False}, self.limit), False
             if "failed" in found:
                 reasons[direction] = found["failed"]
                 continue
-            low, median, high = found["us"]
-            times[direction] = Timing(median=median, low=low, high=high)
+            times[direction] = Timing(*found["us"])
         for direction in ("forward", "both"):
             if direction in times:
                 job = self.job("memory", part.spec, name, workload, direction=direction)
-                if (peak := child.ask(job, self.limit).get("peak")) is not None:
+                if (peak := ask(worker, job, self.limit).get("peak")) is not None:
                     memory[direction] = peak
         return _outcome(
             contender,
@@ -489,60 +459,16 @@ def _problem(answer: Answer) -> str:
     return f"wrong: error {wrong[name]:.2g} in {name}{others}"
 
 
-class _Child:
-    """A process that answers jobs: started for the first, and anew after one that failed."""
+def ask(worker: Worker, job: Job, limit: float) -> Answer:
+    """The answer of bench_worker.py, in which `failed` says in a line why there is none."""
+    answer = worker.run(json.dumps(job), limit)
+    if "gave_up" in answer:
+        return {"failed": f"no answer in {limit:g} s"}
+    if "died" in answer:
+        how, *words = filter(str.strip, answer["died"].splitlines())
+        return {"failed": one_line(": ".join([how, *words[-1:]]))}
+    return answer
 
-    def __init__(self) -> None:
-        self._process: Any = None
-        self._pipe: Connection | None = None
-        self._log = tempfile.NamedTemporaryFile(prefix="sh2gen-", suffix=".log")  # noqa: SIM115
 
-    def ask(self, job: Job, limit: float) -> Answer:
-        """The answer to a job, in which `failed` says why there is none."""
-        if self._process is None:
-            self._start()
-        assert self._pipe is not None
-        try:
-            self._pipe.send_bytes(json.dumps(job).encode())
-            if not self._pipe.poll(limit):
-                self._end()
-                return {"failed": f"no answer in {limit:g} s"}
-            answer: Answer = json.loads(self._pipe.recv_bytes())
-        except (EOFError, OSError):
-            return {"failed": self._last_words()}
-        if "failed" in answer or "retry" in answer:
-            self._end()  # after a CUDA error nothing works; after too much memory, most is taken
-        return answer
-
-    def close(self) -> None:
-        """End the process for good."""
-        self._end()
-        self._log.close()
-
-    def _start(self) -> None:
-        context = get_context("spawn")  # CUDA does not survive a fork
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, self._log.name))
-        self._process.start()
-        theirs.close()  # so that the pipe ends with the process
-
-    def _end(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-            self._process.close()
-            self._process = None
-        if self._pipe is not None:
-            self._pipe.close()
-            self._pipe = None
-
-    def _last_words(self) -> str:
-        self._process.join(10)
-        code = self._process.exitcode
-        self._end()
-        how = f"status {code}"
-        if code is not None and code < 0:
-            how = signal.Signals(-code).name
-        text = Path(self._log.name).read_text(encoding="utf-8", errors="replace")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        return one_line(f"its process died ({how})" + (f": {lines[-1]}" if lines else ""))
+def _process() -> Worker:
+    return python_worker("sh2gen.bench_worker", "its process")

@@ -1,17 +1,17 @@
-"""What `bench` does in child processes (layer 6): JSON jobs over a pipe, JSON answers.
+"""What `bench` does in processes of their own (layer 6), which `process.Worker` starts.
 
-A job says what to `do` (verify, bound, check, time) with which `contender` and `spec`, at which
-`batch` and `length`, on which `device`; `path` is the generated file. An answer holds `failed`,
-why there is no other, whatever a contender raises; or `retry`, if a call cannot be captured.
+A job says what to `do` (verify, bound, check, time, memory) with which `contender` and `spec`, at
+which `batch` and `length`, on which `device`; `path` is the generated file. An answer holds
+`failed`, why there is no other, whatever a contender raises; or `retry`, if a call cannot be
+captured. Then the process is `broken`: after a CUDA error nothing works in it, and after too much
+memory most of it is taken.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Iterable
-from multiprocessing.connection import Connection
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,19 @@ from torch import Tensor
 
 from sh2gen.contenders import CONTENDERS, Contender, Implementation, Part
 from sh2gen.errors import CheckFailed
-from sh2gen.measure import Calls, Timing, activation, calls, elementwise, parameters, time_call
+from sh2gen.measure import (
+    Calls,
+    Timing,
+    activation,
+    bound,
+    calls,
+    io_dtype,
+    out_of_memory,
+    parameters,
+    time_call,
+)
 from sh2gen.operator import Operator, OperatorRunner
+from sh2gen.process import serve
 from sh2gen.reference import reference, reference_gradients, sample_groups
 from sh2gen.spec import OpSpec, spec_from_dict
 from sh2gen.verify import verify
@@ -32,31 +43,20 @@ Answer = dict[str, Any]  # plain values
 OWN = "sh2gen"
 
 
-def serve(pipe: Connection, log: str) -> None:
-    """Answer jobs until the pipe closes. What packages print goes to the file `log`."""
-    with open(log, "wb", buffering=0) as file:
-        for descriptor in (1, 2):
-            os.dup2(file.fileno(), descriptor)
-    while True:
-        try:
-            job: Job = json.loads(pipe.recv_bytes())
-        except EOFError:
-            return
-        if job["device"] == "cpu":
-            torch.set_num_threads(1)  # tests run side by side
-        pipe.send_bytes(json.dumps(answer(job)).encode())
-
-
 def answer(job: Job) -> Answer:
     """The answer to one job; never raises what a contender raises."""
     try:
         return _JOBS[job["do"]](job)
-    except torch.OutOfMemoryError:
-        return {"failed": "out of memory"}
     except ImportError as error:
-        return {"failed": one_line(f"cannot be imported: {error}")}
+        return _failed(f"cannot be imported: {error}")
     except Exception as error:
-        return {"failed": one_line(f"{type(error).__name__}: {error}")}
+        if out_of_memory(error):
+            return _failed("out of memory")
+        return _failed(f"{type(error).__name__}: {error}")
+
+
+def _failed(why: str) -> Answer:
+    return {"failed": one_line(why), "broken": True}
 
 
 def one_line(text: str, most: int = 240) -> str:
@@ -67,17 +67,16 @@ def one_line(text: str, most: int = 240) -> str:
 
 def _sizes(job: Job) -> tuple[OpSpec, int, int, torch.dtype]:
     spec = spec_from_dict(job["spec"])
-    return spec, job["batch"], job["length"], getattr(torch, spec.dtype.io.value)
+    return spec, job["batch"], job["length"], io_dtype(spec)
 
 
 def _verify(job: Job) -> Answer:
     """Equality of sh2gen's kernels with float64 at every shape."""
     operator = Operator(Path(job["path"]))
-    dtype = getattr(torch, operator.spec.dtype.io.value)
     report = verify(
         operator.spec,
         OperatorRunner(operator, job["device"]),
-        dtype=dtype,
+        dtype=io_dtype(operator.spec),
         shapes=[(batch, length) for batch, length in job["shapes"]],
         device=job["device"],
         properties=["equality"],
@@ -93,18 +92,9 @@ def _verify(job: Job) -> Answer:
 
 def _bound(job: Job) -> Answer:
     spec, batch, length, dtype = _sizes(job)
-    elements, reads, writes = batch * length * spec.channels, job["reads"], job["writes"]
-    if job["device"] == "cuda":
-        return {"us": _numbers(elementwise((elements,), dtype, reads, writes))}
-    inputs = [torch.randn(elements).to(dtype) for _ in range(reads)]
-
-    def product() -> list[Tensor]:
-        value = inputs[0].clone()
-        for x in inputs[1:]:
-            value *= x
-        return [value.clone() for _ in range(writes)]
-
-    return {"us": _numbers(_by_clock(product))}
+    if job["device"] == "cpu":
+        return {"us": astuple(_by_clock(torch.randn(batch, spec.channels, length).clone))}
+    return {"us": astuple(bound(spec, batch, length, dtype, job["direction"]))}
 
 
 def _check(job: Job) -> Answer:
@@ -163,33 +153,26 @@ def _time(job: Job) -> Answer:
     """Microseconds of one direction; `retry` if it cannot be captured."""
     call = getattr(_calls(job), job["direction"])
     if job["device"] == "cpu":
-        return {"us": _numbers(_by_clock(call))}
+        return {"us": astuple(_by_clock(call))}
     try:
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         timing = time_call(call, stream=stream, graph=job["graph"])
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
-        if not job["graph"]:
+        if out_of_memory(error) or not job["graph"]:
             raise
-        return {"retry": one_line(str(error))}
-    return {"us": _numbers(timing)}
+        return {"retry": one_line(str(error)), "broken": True}
+    return {"us": astuple(timing)}
 
 
-def _numbers(timing: Timing) -> list[float]:
-    return [timing.low, timing.median, timing.high]
-
-
-def _by_clock(call: Callable[[], Any], repeats: int = 3) -> Timing:
+def _by_clock(call: Callable[[], Any]) -> Timing:
     """Of a CPU, for tests."""
     call()
     times = []
-    for _ in range(repeats):
+    for _ in range(3):
         begin = time.perf_counter()
         call()
         times.append(1e6 * (time.perf_counter() - begin))
-    low, median, high = sorted(times)
-    return Timing(median=median, low=low, high=high)
+    return Timing(*sorted(times))
 
 
 def _memory(job: Job) -> Answer:
@@ -326,3 +309,8 @@ _JOBS: dict[str, Callable[[Job], Answer]] = {
     "time": _time,
     "memory": _memory,
 }
+
+
+def main() -> None:
+    """Answer jobs, as `process.serve` does."""
+    serve(answer)

@@ -110,7 +110,7 @@ def part(spec: OpSpec, *, featurizer: bool = True, gates: bool = True, modes: bo
     if (spec.gates.pre or spec.gates.post) and not gates:
         spec = dataclasses.replace(spec, gates=GateSpec())
         without.append("gates")
-    if spec.filter.kind is FilterKind.MODAL and not modes:
+    if _modal(spec) and not modes:
         without.append("making the filter from its modes")
     if spec.state is not None:
         spec = dataclasses.replace(spec, state=None)
@@ -120,7 +120,7 @@ def part(spec: OpSpec, *, featurizer: bool = True, gates: bool = True, modes: bo
 
 def taps_of(spec: OpSpec) -> int | None:
     """K, or None for a modal filter, which is as long as the sequence."""
-    return None if spec.filter.kind is FilterKind.MODAL else spec.filter.length
+    return spec.filter.length
 
 
 def _modal(spec: OpSpec) -> bool:

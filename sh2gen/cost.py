@@ -290,11 +290,17 @@ def numbers_on(target: Target, schedule: Schedule, direction: str) -> dict[str, 
     return twin or dict(schedule.numbers(direction))
 
 
-def bound_bytes(spec: OpSpec, direction: str) -> int:
-    """Bytes per token and channel of the elementwise bound: forward reads every input and writes
-    y; backward reads dy and every input and writes every input's gradient."""
+def moved(spec: OpSpec, direction: str) -> tuple[int, int]:
+    """How many activations the elementwise bound reads and writes: forward every input and y;
+    backward dy and every input, and every input's gradient.
+    """
     n = len(spec.inputs)
-    return (n + 1 if direction == "forward" else 2 * n + 1) * _BYTES[spec.dtype.io]
+    return (n, 1) if direction == "forward" else (n + 1, n)
+
+
+def bound_bytes(spec: OpSpec, direction: str) -> int:
+    """Bytes per token and channel of the elementwise bound."""
+    return sum(moved(spec, direction)) * _BYTES[spec.dtype.io]
 
 
 def predict(

@@ -8,10 +8,12 @@ nothing worth mentioning: no fused operator can be faster than it by more than n
 
 from __future__ import annotations
 
+import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.testing import do_bench
 
+from sh2gen.cost import moved
 from sh2gen.operator import Operator
 from sh2gen.spec import OpSpec
 
@@ -28,10 +31,10 @@ Device = torch.device | str
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Microseconds of one call: median, and the 20th and 80th percentiles."""
+    """Microseconds of one call: the 20th percentile, the median, and the 80th percentile."""
 
-    median: float
     low: float
+    median: float
     high: float
 
 
@@ -52,6 +55,12 @@ class Calls:
     both: Callable[[], Any]
     tensors: tuple[Tensor, ...]
     dy: Tensor
+
+
+def io_dtype(spec: OpSpec) -> torch.dtype:
+    """Of activations."""
+    found: torch.dtype = getattr(torch, spec.dtype.io.value)
+    return found
 
 
 def activation(
@@ -146,8 +155,7 @@ def time_call(
     else:
         with torch.cuda.stream(side):
             found = do_bench(call, warmup=warmup_ms, rep=repeat_ms, quantiles=quantiles)
-    low, median, high = found
-    return Timing(median=1e3 * median, low=1e3 * low, high=1e3 * high)
+    return Timing(*(1e3 * milliseconds for milliseconds in found))
 
 
 def host_time(call: Callable[[], Any], repeats: int = 50) -> float:
@@ -176,9 +184,7 @@ def _product(reads, writes, size, BLOCK: tl.constexpr):  # type: ignore[no-untyp
 
 
 def elementwise(shape: tuple[int, ...], dtype: torch.dtype, reads: int, writes: int) -> Timing:
-    """The elementwise bound: the fastest of a few block sizes that reads and writes so many
-    tensors.
-    """
+    """The fastest of a few block sizes of a kernel that reads and writes so many tensors."""
     inputs = tuple(torch.randn(shape, device="cuda").to(dtype) for _ in range(reads))
     outputs = tuple(torch.empty(shape, device="cuda", dtype=dtype) for _ in range(writes))
     size = inputs[0].numel()
@@ -193,8 +199,38 @@ def elementwise(shape: tuple[int, ...], dtype: torch.dtype, reads: int, writes: 
     return min(timings, key=lambda timing: timing.median)
 
 
+def bound(spec: OpSpec, batch: int, length: int, dtype: torch.dtype, direction: str) -> Timing:
+    """The elementwise bound of a direction: it moves the activations that an operator must."""
+    return elementwise((batch * length * spec.channels,), dtype, *moved(spec, direction))
+
+
 def copy(shape: tuple[int, ...], dtype: torch.dtype) -> Timing:
     """A device-to-device copy of one tensor through PyTorch."""
     source = torch.randn(shape, device="cuda").to(dtype)
     target = torch.empty_like(source)
     return time_call(lambda: target.copy_(source))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this is why a call failed, as torch or as Triton says it."""
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
+
+
+def machine() -> dict[str, Any]:
+    """What times are of, as plain values: `gpu`, its name, and `versions`."""
+    return {"gpu": torch.cuda.get_device_name(), "versions": versions()}
+
+
+def versions() -> dict[str, str]:
+    """Of Python, of the packages that times depend on, and of the CUDA that torch was made for."""
+    found = {"python": platform.python_version()}
+    found |= {name: _version(name) for name in ("torch", "triton", "sh2gen")}
+    return found | {"cuda": str(torch.version.cuda)}
+
+
+def _version(package: str) -> str:
+    """Of an installed package; sh2gen may also run from its sources."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

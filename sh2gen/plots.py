@@ -5,7 +5,7 @@ Every figure is a pure function of the results: the same results give the same p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ _COLOURS = (
     *("#5fb49c", "#8d6a9f", "#e377c2", "#6c757d", "#111111", "#a3a500"),
 )
 _MARKERS = "sD^v<>P*Xphd8"
+_BOUND: dict[str, Any] = {"color": _INK, "linestyle": ":", "linewidth": 1.6}
+# Of sh2gen's own, where nothing else is drawn.
+_KERNELS = (("forward", "o", _OWN_COLOUR), ("backward", "s", _COLOURS[0]))
 
 
 def figures(results: Results, folder: Path) -> tuple[Path, ...]:
@@ -128,7 +131,7 @@ def _by_contender(results: Results, direction: str) -> dict[str, list[Outcome]]:
     }
 
 
-def _legend(figure: Any, axes: Sequence[Any]) -> None:
+def _legend(figure: Any, axes: Iterable[Any]) -> None:
     """One for all panels, outside of them."""
     handles: dict[str, Any] = {}
     for ax in axes:
@@ -137,10 +140,6 @@ def _legend(figure: Any, axes: Sequence[Any]) -> None:
     figure.legend(
         handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=9
     )
-
-
-def _label(name: str, several: Sequence[Outcome]) -> str:
-    return f"{name} (part)" if any(o.without for o in several) else name
 
 
 # ---- figures ------------------------------------------------------------------------------------
@@ -152,62 +151,59 @@ def _directions(results: Results) -> list[str]:
     return found or ["forward"]
 
 
-def _times(results: Results) -> Any:
-    """Microseconds against length, both logarithmic."""
+def _curves(
+    results: Results, title: str, label: str, value: Callable[[Outcome, str], float]
+) -> tuple[Any, dict[str, Any], dict[tuple[int, int], int]]:
+    """A figure with values of every contender against length, its panels by direction, and where
+    each size lies.
+    """
     directions = _directions(results)
-    figure, axes = _panels(len(directions), f"{results.op}: time of a call", results, width=4.4)
-    label, places = _steps(results)
+    figure, axes = _panels(len(directions), f"{results.op}: {title}", results, width=4.4)
+    steps, places = _steps(results)
     for ax, direction in zip(axes, directions, strict=True):
         for name, several in _by_contender(results, direction).items():
-            x = [places[_size(o)] for o in several]
-            timings = [o.times[direction] for o in several]
-            style = _style(name, bool(several[0].without))
-            y = [t.median for t in timings]
-            ax.plot(x, y, label=_label(name, several), **style)
-            low, high = [t.low for t in timings], [t.high for t in timings]
-            ax.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
-        sizes = sorted(results.sizes, key=lambda s: places[s.size])
-        ax.plot(
-            [places[s.size] for s in sizes],
-            [s.bounds[direction] for s in sizes],
-            color=_INK,
-            linestyle=":",
-            linewidth=1.6,
-            label="elementwise bound",
-            zorder=4,
-        )
-        ax.set_yscale("log")
-        _size_axis(ax, label, places)
+            x, y = _places(several, places), [value(o, direction) for o in several]
+            part = any(o.without for o in several)
+            ax.plot(x, y, label=f"{name} (part)" if part else name, **_style(name, part))
+        _size_axis(ax, steps, places)
         ax.set_title(_TITLES[direction], fontsize=10, color=_INK)
-    axes[0].set_ylabel("microseconds, median", fontsize=10, color=_INK)
-    _legend(figure, axes)
+    axes[0].set_ylabel(label, fontsize=10, color=_INK)
+    return figure, dict(zip(directions, axes, strict=True)), places
+
+
+def _places(sizes: Iterable[Outcome | Size], places: Mapping[Any, int]) -> list[int]:
+    return [places[one.size] for one in sizes]
+
+
+def _times(results: Results) -> Any:
+    """Microseconds against length, both logarithmic."""
+    figure, panels, places = _curves(
+        results, "time of a call", "microseconds, median", lambda o, d: o.times[d].median
+    )
+    sizes = sorted(results.sizes, key=lambda s: places[s.size])
+    for direction, ax in panels.items():
+        for name, several in _by_contender(results, direction).items():
+            x, timings = _places(several, places), [o.times[direction] for o in several]
+            low, high = [t.low for t in timings], [t.high for t in timings]
+            colour = _style(name, False)["color"]
+            ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        y = [s.bounds[direction] for s in sizes]
+        ax.plot(_places(sizes, places), y, label="elementwise bound", zorder=4, **_BOUND)
+        ax.set_yscale("log")
+    _legend(figure, panels.values())
     return figure
-
-
-def _size(outcome: Outcome) -> tuple[int, int]:
-    assert outcome.batch is not None and outcome.length is not None
-    return outcome.batch, outcome.length
 
 
 def _shares(results: Results) -> Any:
     """Share of the bound of what each computes against length."""
-    directions = _directions(results)
-    title = f"{results.op}: share of the elementwise bound"
-    figure, axes = _panels(len(directions), title, results, width=4.4)
-    label, places = _steps(results)
-    for ax, direction in zip(axes, directions, strict=True):
-        top = 1.0
-        for name, several in _by_contender(results, direction).items():
-            x = [places[_size(o)] for o in several]
-            y = [o.shares[direction] for o in several]
-            top = max(top, *y)
-            ax.plot(x, y, label=_label(name, several), **_style(name, bool(several[0].without)))
-        ax.axhline(1.0, color=_INK, linestyle=":", linewidth=1.6, label="elementwise bound")
-        ax.set_ylim(0, top * 1.05)
-        _size_axis(ax, label, places)
-        ax.set_title(_TITLES[direction], fontsize=10, color=_INK)
-    axes[0].set_ylabel("bound / time", fontsize=10, color=_INK)
-    _legend(figure, axes)
+    figure, panels, _ = _curves(
+        results, "share of the elementwise bound", "bound / time", lambda o, d: o.shares[d]
+    )
+    for direction, ax in panels.items():
+        ax.axhline(1.0, label="elementwise bound", **_BOUND)
+        shares = [o.shares[direction] for o in results.outcomes if direction in o.shares]
+        ax.set_ylim(0, 1.05 * max([1.0, *shares]))
+    _legend(figure, panels.values())
     return figure
 
 
@@ -262,10 +258,7 @@ def _roofline(results: Results, gpu: Target) -> Any:
         )
     ordered = sorted({places[s.size] for *_, s in points})
     most = max(1, len(ordered) - 1)
-    for direction, marker, colour in (
-        ("forward", "o", _OWN_COLOUR),
-        ("backward", "s", _COLOURS[0]),
-    ):
+    for direction, marker, colour in _KERNELS:
         mine = [p for p in points if p[2] == direction]
         if not mine:
             continue
@@ -296,10 +289,7 @@ def _predicted(results: Results) -> Any:
     figure, (ax,) = _panels(1, f"{results.op}: predicted and measured", results, width=5.2)
     _, places = _steps(results)
     everything: list[float] = []
-    for direction, marker, colour in (
-        ("forward", "o", _OWN_COLOUR),
-        ("backward", "s", _COLOURS[0]),
-    ):
+    for direction, marker, colour in _KERNELS:
         pairs = [
             (own, size.predicted[direction], places[size.size])
             for size in results.sizes

@@ -7,16 +7,19 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
 class Worker:
     """A process that answers jobs: a line of JSON in, a line of JSON out.
 
-    It is started for its first job, and again for the next one after it died.
+    It is started for its first job, and again for the next one after it died or answered that it
+    is `broken`.
 
     Args:
         command: what to run.
@@ -57,24 +60,21 @@ class Worker:
         if line.endswith("\n"):
             with contextlib.suppress(ValueError):
                 if isinstance(answer := json.loads(line), dict):
-                    if too_slow.is_set():
-                        self.stop()  # in time, just before it was killed
+                    if too_slow.is_set() or answer.get("broken"):
+                        self.stop()  # the former: in time, just before it was killed
                     return answer
             problem = f"said what is no answer: {line[:200].rstrip()}"
         self.stop()
         if too_slow.is_set():
             return {"gave_up": True}
         if not line.endswith("\n"):
-            problem = f"died with status {process.returncode}"
+            problem = f"died {_ending(process.returncode)}"
         return {"died": f"{self._name} {problem}\n{self._words()}".rstrip()}
 
     def _words(self) -> str:
-        """The last of what a process that has ended wrote to stderr; the next one's come alone."""
+        """The last of what a process that has ended wrote to stderr."""
         self._errors.seek(0)
-        words = self._errors.read()[-2000:]
-        self._errors.seek(0)
-        self._errors.truncate()
-        return words
+        return self._errors.read()[-2000:]
 
     def kill(self) -> None:
         """Make the process end, and those that it started."""
@@ -95,6 +95,8 @@ class Worker:
         self._errors.close()
 
     def _start(self) -> subprocess.Popen[str]:
+        self._errors.seek(0)
+        self._errors.truncate()  # of words of the one before
         return subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
@@ -104,3 +106,43 @@ class Worker:
             errors="replace",
             process_group=0,
         )
+
+
+def _ending(status: int) -> str:
+    """How a process ended: the name of the signal that killed it, or its exit status."""
+    with contextlib.suppress(ValueError):
+        return f"of {signal.Signals(-status).name}"
+    return f"with status {status}"
+
+
+def python_worker(module: str, name: str) -> Worker:
+    """A process of `main` in a module, which imports from where this process does.
+
+    Args:
+        name: as of `Worker`.
+    """
+    paths = [str(path) for path in sys.path]  # not the working folder's, as with `python -m`
+    start = f"import sys; sys.path[:] = {paths!r}; from {module} import main; main()"
+    return Worker((sys.executable, "-P", "-c", start), name)
+
+
+def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Answer the jobs of a `Worker` in this process, until stdin or the process that asks ends.
+
+    Nothing else reads them, and what else is written to stdout, also from C++, goes to stderr.
+    """
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    jobs = os.fdopen(os.dup(0), encoding="utf-8")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    for line in jobs:
+        answers.write(json.dumps(answer(json.loads(line))) + "\n")
+        answers.flush()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has ended, even while it waits for the GPU."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -11,22 +11,15 @@ PROGRAMS), `direction` and `workloads` ([batch, length] each), and
   same bits in a second run, and nothing written beyond tensors. The answer holds `checks`.
 - `time`: `warmup_ms`, `repeat_ms`. The answer holds `us`: [low, median, high] a workload.
 - `bounds`: `us`, of elementwise kernels that move what the direction must.
-- `machine`: `gpu`, `driver`, and `versions`.
+- `machine`: `gpu` and `versions`.
 
 An answer holds `status`, a word of `records.Status`; if that is not `ok`, `detail`.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import signal
-import sys
-import threading
-import time
 from collections.abc import Mapping
-from importlib import metadata
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +27,9 @@ import torch
 from torch import Tensor
 
 from sh2gen.fences import written_beyond
-from sh2gen.measure import Timing, arguments, calls, elementwise, time_call
+from sh2gen.measure import arguments, bound, calls, io_dtype, machine, out_of_memory, time_call
 from sh2gen.operator import Operator, OperatorRunner
+from sh2gen.process import serve
 from sh2gen.verify import verify
 
 # Elements that are compared with float64, in whole groups over all of time; all are looked at for
@@ -74,11 +68,7 @@ class Bench:
         return operator
 
     def _machine(self, job: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "gpu": torch.cuda.get_device_name(),
-            "versions": {name: version(name) for name in ("torch", "triton", "sh2gen")}
-            | {"python": platform.python_version(), "cuda": str(torch.version.cuda)},
-        }
+        return machine()
 
     def _verify(self, job: dict[str, Any]) -> dict[str, Any]:
         operator = self._operator(job)
@@ -87,7 +77,7 @@ class Bench:
         report = verify(
             spec,
             Training(operator, self._device),
-            dtype=getattr(torch, spec.dtype.io.value),
+            dtype=io_dtype(spec),
             shapes=[SHORT, (batch, length)],
             device=self._device,
             seed=job["seed"],
@@ -106,7 +96,7 @@ class Bench:
 
     def _beyond(self, operator: Operator, batch: int, length: int) -> int:
         """Bytes beyond tensors that forward and backward write to."""
-        dtype = getattr(torch, operator.spec.dtype.io.value)
+        dtype = io_dtype(operator.spec)
         inputs, parameters, dy = arguments(operator, batch, length, dtype, self._device)
         namespace = operator.namespace
         if hasattr(namespace, "effective"):
@@ -120,19 +110,20 @@ class Bench:
 
     def _time(self, job: dict[str, Any]) -> dict[str, Any]:
         operator = self._operator(job)
-        dtype = getattr(torch, operator.spec.dtype.io.value)
+        dtype = io_dtype(operator.spec)
         found = []
         for batch, length in job["workloads"]:
             call = getattr(calls(operator, batch, length, dtype), job["direction"])
-            found.append(quantiles(time_call(call, job["warmup_ms"], job["repeat_ms"])))
+            found.append(astuple(time_call(call, job["warmup_ms"], job["repeat_ms"])))
         return {"us": found}
 
     def _bounds(self, job: dict[str, Any]) -> dict[str, Any]:
         spec = self._operator(job).spec
-        dtype, n = getattr(torch, spec.dtype.io.value), len(spec.inputs)
-        moved = (n, 1) if job["direction"] == "forward" else (n + 1, n)
-        sizes = [(batch * length * spec.channels,) for batch, length in job["workloads"]]
-        return {"us": [quantiles(elementwise(size, dtype, *moved)) for size in sizes]}
+        dtype, direction = io_dtype(spec), job["direction"]
+        found = [
+            bound(spec, batch, length, dtype, direction) for batch, length in job["workloads"]
+        ]
+        return {"us": [astuple(timing) for timing in found]}
 
 
 class Training(OperatorRunner):
@@ -143,24 +134,12 @@ class Training(OperatorRunner):
         return self._output(*leaves, **parameters).detach()
 
 
-def version(package: str) -> str:
-    """Of an installed package; sh2gen may also run from its sources."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def quantiles(timing: Timing) -> list[float]:
-    return [timing.low, timing.median, timing.high]
-
-
 def failed(error: Exception) -> dict[str, Any]:
     """What an exception means, and whether the process can go on after it."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     status = "runtime"
-    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
-        status = "memory"  # the latter from Triton
+    if out_of_memory(error):
+        status = "memory"
     elif "OutOfResources" in kinds:
         status = "resources"
     elif kinds & {"CompilationError", "PTXASError"}:
@@ -181,24 +160,6 @@ def failed(error: Exception) -> dict[str, Any]:
     return answer
 
 
-def end_with(parent: int) -> None:
-    """End this process when its parent has ended, even while it waits for the GPU."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def main() -> None:
-    """Answer jobs until stdin ends, or the process that asks."""
-    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
-    # Only answers may go to stdout: compilers talk there.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    bench = Bench()
-    for line in sys.stdin:
-        answers.write(json.dumps(bench.answer(json.loads(line))) + "\n")
-        answers.flush()
-
-
-if __name__ == "__main__":
-    main()
+    """Answer jobs, as `process.serve` does."""
+    serve(Bench().answer)

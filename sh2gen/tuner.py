@@ -13,7 +13,6 @@ import dataclasses
 import json
 import os
 import re
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -31,7 +30,7 @@ from sh2gen.emit import emit, kernel_digest
 from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.files import write_whole
 from sh2gen.plan import Plan
-from sh2gen.process import Worker
+from sh2gen.process import Worker, python_worker
 from sh2gen.records import Key, Log, Measurement, Status, log_path, now, operator_digest
 from sh2gen.schedule import DIRECTIONS, Numbers, Schedule, coupling, partner, search_space
 from sh2gen.search import AHEAD, EFFORTS, Outcome, Problem, Quantiles, Result, Tried, score, search
@@ -63,8 +62,6 @@ def ask(worker: Worker, job: Mapping[str, Any], limit: float) -> dict[str, Any]:
         return {"status": "timeout", "detail": f"{job['do']} was at it after {limit:g} s"}
     if "died" in answer:
         return {"status": "runtime", "detail": answer["died"]}
-    if answer.get("broken"):
-        worker.stop()
     if "status" not in answer:  # then whoever said it is not at this job
         worker.stop()
         return {"status": "runtime", "detail": f"no answer to {job['do']}: {answer}"}
@@ -73,7 +70,7 @@ def ask(worker: Worker, job: Mapping[str, Any], limit: float) -> dict[str, Any]:
 
 def measuring_worker() -> Worker:
     """A process that verifies and times on this GPU."""
-    return Worker((sys.executable, "-m", "sh2gen.tune_worker"), "the process on the GPU")
+    return python_worker("sh2gen.tune_worker", "the process on the GPU")
 
 
 def settings(text: str) -> tuple[str, dict[str, Any]]:

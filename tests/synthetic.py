@@ -27,7 +27,7 @@ WITHOUT = {
 
 
 def _timing(us: float) -> Timing:
-    return Timing(median=us, low=0.98 * us, high=1.03 * us)
+    return Timing(low=0.98 * us, median=us, high=1.03 * us)
 
 
 def _bounds(length: int) -> dict[str, float]:

@@ -1,6 +1,6 @@
-"""`bench` without a GPU: the protocol of child processes, results, tables, figures, refusals.
+"""`bench` without a GPU: what its processes answer, results, tables, figures, refusals.
 
-Children run on the CPU here, where times mean nothing. Packages are fakes in a folder.
+Processes run on the CPU here, where times mean nothing. Packages are fakes in a folder.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +18,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from sh2gen import bench, bench_worker, driver
-from sh2gen.bench import TIMED, Outcome, run
+from sh2gen import bench, bench_worker, driver, measure
+from sh2gen.bench import TIMED, Outcome, ask, run
 from sh2gen.bench_table import table
 from sh2gen.bench_worker import OWN, answer, calls_of, one_line
 from sh2gen.cli import main
@@ -90,7 +91,13 @@ def of(results: Any, name: str) -> list[Outcome]:
     return [o for o in results.outcomes if o.contender == name]
 
 
-# ---- children -----------------------------------------------------------------------------------
+# ---- processes ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For every process: tests run side by side."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 def test_contenders_in_processes_of_their_own(
@@ -122,7 +129,7 @@ def test_contenders_in_processes_of_their_own(
     reasons = {o.contender: o.reason for o in results.outcomes if o.reason}
     (raised,) = of(results, "causal_conv1d_last")
     assert raised.reason == "RuntimeError: channels last is not for this fake"
-    assert reasons["fla"] == "its process died (SIGABRT): last words"
+    assert reasons["fla"] == "its process died of SIGABRT: last words"
     assert reasons["flashfftconv"].startswith("wrong: error ")
     assert reasons["savanna"] == "does not apply: its kernels have both gates"
     assert results.checks > 0 and results.efforts["forward"].bytes == 4
@@ -158,9 +165,8 @@ def test_nothing_is_timed_where_the_kernels_are_wrong(tmp_path: Path) -> None:
     assert not any("timing" in line for line in said)
 
 
-def test_a_child_that_does_not_answer_is_replaced(tmp_path: Path) -> None:
+def test_a_process_that_does_not_answer_is_replaced(tmp_path: Path) -> None:
     path, *_ = written(tmp_path)
-    child = bench._Child()
     job = {
         "do": "check",
         "path": str(path),
@@ -171,29 +177,34 @@ def test_a_child_that_does_not_answer_is_replaced(tmp_path: Path) -> None:
         "device": "cpu",
         "gradients": False,
     }
-    try:
-        assert child.ask(job, 0.01) == {"failed": "no answer in 0.01 s"}
-        assert child.ask(job, 60)["y"] < 0.005
-        unknown = child.ask(job | {"do": "check", "contender": "nobody"}, 60)
-        assert unknown == {"failed": "KeyError: 'nobody'"}
-        assert child.ask(job, 60)["y"] < 0.005
-    finally:
-        child.close()
-    child.close()  # twice does no harm
+    with closing(bench._process()) as worker:
+        assert ask(worker, job, 0.01) == {"failed": "no answer in 0.01 s"}
+        assert ask(worker, job, 60)["y"] < 0.005
+        unknown = ask(worker, job | {"contender": "nobody"}, 60)
+        assert unknown["failed"] == "KeyError: 'nobody'"
+        assert ask(worker, job, 60)["y"] < 0.005
 
 
 def test_answers_in_one_line() -> None:
     job = {"do": "check", "spec": SPEC.to_dict(), "batch": 1, "length": 4, "device": "cpu"}
-    assert answer(job | {"contender": "nobody", "path": ""}) == {"failed": "KeyError: 'nobody'"}
+    found = answer(job | {"contender": "nobody", "path": ""})
+    assert found == {"failed": "KeyError: 'nobody'", "broken": True}
     assert len(one_line("word " * 1000)) == 240
 
 
-def test_too_much_memory_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ..."),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+    ],
+)
+def test_too_much_memory_is_a_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(job: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
+        raise error
 
     monkeypatch.setitem(bench_worker._JOBS, "check", full)
-    assert answer({"do": "check"}) == {"failed": "out of memory"}
+    assert answer({"do": "check"}) == {"failed": "out of memory", "broken": True}
 
 
 @pytest.mark.parametrize(
@@ -211,13 +222,14 @@ def test_what_is_wrong(errors: dict[str, Any], reason: str) -> None:
 
 
 class Scripted:
-    """A child whose answers are known beforehand, by what is to be done."""
+    """A worker whose answers are known beforehand, by what is to be done."""
 
     def __init__(self, answers: dict[tuple[Any, ...], dict[str, Any]]) -> None:
         self.answers = answers
         self.asked: list[tuple[Any, ...]] = []
 
-    def ask(self, job: dict[str, Any], limit: float) -> dict[str, Any]:
+    def run(self, line: str, time_limit: float) -> dict[str, Any]:
+        job = json.loads(line)
         key = (job["do"], *(job[k] for k in ("direction", "graph") if k in job))
         self.asked.append(key)
         return self.answers[key]
@@ -225,12 +237,12 @@ class Scripted:
 
 def test_directions_fail_one_by_one(tmp_path: Path) -> None:
     """What cannot be captured is timed without a graph; what fails leaves the rest as it is."""
-    child = Scripted(
+    worker = Scripted(
         {
             ("check",): {"y": 0.002, "gradients": {}},
             ("time", "forward", True): {"us": [9.0, 10.0, 12.0]},
             ("memory", "forward"): {"peak": 1.5},
-            ("time", "backward", True): {"retry": "operation not permitted when capturing"},
+            ("time", "backward", True): {"retry": ""},  # an error without words
             ("time", "backward", False): {"us": [19.0, 20.0, 21.0]},
             ("time", "both", True): {"failed": "out of memory"},
         }
@@ -241,21 +253,21 @@ def test_directions_fail_one_by_one(tmp_path: Path) -> None:
     contender, bounds = CONTENDERS["fft"], {"forward": 5.0, "backward": 8.0, "both": 13.0}
     part = contender.computes(SPEC)
     assert not isinstance(part, str)
-    outcome = session.at(child, contender, part, bounds, SIZES[0], 0.003)  # type: ignore[arg-type]
+    outcome = session.at(worker, contender, part, bounds, SIZES[0], 0.003)  # type: ignore[arg-type]
     assert {d: t.median for d, t in outcome.times.items()} == {"forward": 10.0, "backward": 20.0}
     assert outcome.shares == {"forward": 0.5, "backward": 0.4}
     assert outcome.reasons == {"both": "out of memory"} and outcome.memory == {"forward": 1.5}
     assert not outcome.captured and outcome.reason == ""
     assert (outcome.error, outcome.gradient_error) == (0.002, 0.003)
 
-    died = {"failed": "its process died (SIGSEGV)"}
-    child.answers |= {("time", d, True): died for d in TIMED}
-    outcome = session.at(child, contender, part, bounds, SIZES[0], None)  # type: ignore[arg-type]
-    assert outcome.reason == "its process died (SIGSEGV)" and not outcome.times
+    died = {"died": "its process died of SIGSEGV\n"}
+    worker.answers |= {("time", d, True): died for d in TIMED}
+    outcome = session.at(worker, contender, part, bounds, SIZES[0], None)  # type: ignore[arg-type]
+    assert outcome.reason == "its process died of SIGSEGV" and not outcome.times
 
-    child.answers["check",] = {"y": math.nan, "gradients": {}}
-    outcome = session.at(child, contender, part, bounds, SIZES[0], None)  # type: ignore[arg-type]
-    assert outcome.reason == "wrong: error nan in y" and child.asked[-1] == ("check",)
+    worker.answers["check",] = {"y": math.nan, "gradients": {}}
+    outcome = session.at(worker, contender, part, bounds, SIZES[0], None)  # type: ignore[arg-type]
+    assert outcome.reason == "wrong: error nan in y" and worker.asked[-1] == ("check",)
 
 
 @pytest.mark.parametrize(
@@ -264,6 +276,7 @@ def test_directions_fail_one_by_one(tmp_path: Path) -> None:
         (RuntimeError("not\npermitted"), True, {"retry": "not permitted"}),
         (RuntimeError("illegal access"), False, {"failed": "RuntimeError: illegal access"}),
         (torch.OutOfMemoryError("..."), True, {"failed": "out of memory"}),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True, {"failed": "out of memory"}),
     ],
 )
 def test_calls_that_cannot_be_captured(
@@ -277,10 +290,32 @@ def test_calls_that_cannot_be_captured(
     monkeypatch.setattr(bench_worker, "time_call", refuse)
     monkeypatch.setattr(bench_worker, "_calls", lambda job: SimpleNamespace(backward=None))
     job = {"do": "time", "device": "cuda", "direction": "backward", "graph": graph}
-    assert answer(job) == answered
+    assert answer(job) == answered | {"broken": True}
 
 
 # ---- what is timed ------------------------------------------------------------------------------
+
+
+def test_bounds_move_what_the_operator_must(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "elementwise", lambda *asked: asked)
+    dtype = torch.float16
+    gated = load_spec(folder("ops") / "hyena_se.yaml")
+    for spec, direction, reads, writes in (
+        (SPEC, "forward", 1, 1),
+        (SPEC, "backward", 2, 1),
+        (gated, "forward", 3, 1),
+        (gated, "backward", 4, 3),
+    ):
+        shape = (2 * 16 * spec.channels,)
+        found: Any = measure.bound(spec, 2, 16, dtype, direction)
+        assert found == (shape, dtype, reads, writes)
+
+
+def test_versions() -> None:
+    found = measure.versions()
+    assert set(found) == {"python", "torch", "triton", "sh2gen", "cuda"}
+    assert found["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert measure._version("no such package") == "not installed"
 
 
 @pytest.mark.parametrize("op", ["short_conv_3", "hyena_li_1b"])

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import json
+import os
+import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
-from sh2gen.process import Worker
+from sh2gen.process import Worker, python_worker
 
 SCRIPT = """
 import json, os, signal, sys, time
@@ -20,6 +27,8 @@ for line in sys.stdin:
         sys.stderr.write("last words")
         sys.stderr.flush()
         os.kill(os.getpid(), signal.SIGSEGV)
+    elif job == "mutter":
+        print("mutter", file=sys.stderr, flush=True)
     elif job == "quietly":
         os._exit(3)
     elif job == "half":
@@ -32,6 +41,11 @@ for line in sys.stdin:
         print(7)
     elif job == "twice":
         print("noise")
+    elif job == "signal":
+        os.kill(os.getpid(), 40)
+    elif job == "broken":
+        print(json.dumps({"broken": True}), flush=True)
+        continue
     print(json.dumps({"job": job, "pid": os.getpid()}), flush=True)
 """
 
@@ -56,9 +70,10 @@ def test_one_process_answers_job_after_job(worker: Worker) -> None:
 @pytest.mark.parametrize(
     ("job", "words"),
     [
-        ("die", "the helper died with status -11\nlast words"),
+        ("die", "the helper died of SIGSEGV\nlast words"),
         ("quietly", "the helper died with status 3"),
         ("half", "the helper died with status 0"),
+        ("signal", "the helper died with status -40"),
         ("bytes", "the helper said what is no answer: \ufffd\ufffd"),
         ("number", "the helper said what is no answer: 7"),
         ("twice", "the helper said what is no answer: noise"),
@@ -78,9 +93,18 @@ def test_a_process_that_hangs_is_replaced(worker: Worker) -> None:
     assert pid(worker) != before
 
 
+def test_a_process_that_says_that_it_is_broken_is_replaced(worker: Worker) -> None:
+    before = pid(worker)
+    assert worker.run('"broken"', 60) == {"broken": True}
+    assert pid(worker) != before
+
+
 def test_words_are_of_the_process_that_died(worker: Worker) -> None:
     assert "last words" in worker.run('"die"', 60)["died"]
     assert "last words" not in worker.run('"quietly"', 60)["died"]
+    worker.run('"mutter"', 60)
+    worker.stop()
+    assert "mutter" not in worker.run('"quietly"', 60)["died"]
 
 
 def test_after_an_interrupt_no_answer_is_taken_for_another_jobs(
@@ -105,3 +129,78 @@ def test_after_an_interrupt_no_answer_is_taken_for_another_jobs(
         worker.run('"lost"', 60)
     monkeypatch.undo()
     assert pid(worker) != before
+
+
+SERVING = """
+import os
+from sh2gen.process import serve
+
+def answer(job):
+    print("this is no answer", flush=True)
+    os.system("echo nor is this")
+    return {"job": job, "heard": os.read(0, 100).decode()}
+
+def main():
+    serve(answer)
+"""
+
+
+def test_a_module_that_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found where this process finds it, nothing is found in the working folder, and jobs
+    and answers are not mixed up with what else is read and written.
+    """
+    for folder, text in (("packages", SERVING), ("here", "raise SystemExit")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "serving.py").write_text(text)
+    (tmp_path / "here" / "json.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    with closing(python_worker("serving", "the helper")) as worker:
+        for job in ("1", '"\u00e9"'):
+            assert worker.run(job, 60) == {"job": json.loads(job), "heard": ""}
+
+
+HANGING = """
+import fcntl, time
+from sh2gen.process import python_worker, serve
+
+def answer(job):
+    with open("lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # until this process ends
+        open("locked", "w").close()
+        time.sleep(600)
+
+def main():
+    serve(answer)
+
+if __name__ == "__main__":
+    python_worker("hanging", "the helper").run("1", 600)
+"""
+
+
+def test_a_process_that_hangs_ends_with_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "hanging.py").write_text(HANGING)
+    paths = os.pathsep.join(map(str, (*sys.path, tmp_path)))
+    parent = subprocess.Popen(
+        [sys.executable, "hanging.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}
+    )
+    try:
+        until(lambda: (tmp_path / "locked").exists())
+    finally:
+        parent.kill()
+        parent.wait()
+
+    def free() -> bool:
+        with (tmp_path / "lock").open("w") as file, contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        return False
+
+    until(free)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -122,7 +122,7 @@ def test_every_job_has_a_line_whatever_is_printed(tmp_path: Path) -> None:
     noisy.write_text(f'"""A file.{MARK}"""\nprint("noise")\nraise RuntimeError("on purpose")\n')
     jobs = [job(noisy), {"do": "dance"}, job(noisy, do="time", warmup_ms=1, repeat_ms=1)]
     done = subprocess.run(
-        [sys.executable, "-m", "sh2gen.tune_worker"],
+        [sys.executable, "-c", "from sh2gen.tune_worker import main; main()"],
         cwd=ROOT,
         input="".join(json.dumps(one) + "\n" for one in jobs),
         capture_output=True,

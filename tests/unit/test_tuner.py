@@ -8,7 +8,6 @@ import dataclasses
 import errno
 import itertools
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -67,7 +66,7 @@ FATES: list[tuple[dict[str, int], dict[str, Any], tuple[Status, str, str]]] = [
     (
         {"TILES": 32},
         {"verify": "die"},
-        (Status.RUNTIME, "verify", f"the process died with status -{signal.SIGSEGV.value}"),
+        (Status.RUNTIME, "verify", "the process died of SIGSEGV"),
     ),
     (
         {"TILES": 64},
