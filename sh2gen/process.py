@@ -18,8 +18,8 @@ from typing import Any
 class Worker:
     """A process that answers jobs: a line of JSON in, a line of JSON out.
 
-    It is started for its first job, and again for the next one after it died or answered that it
-    is `broken`.
+    It is started for its first job, and again for the next one after it died, with a job or idle,
+    or answered that it is `broken`.
 
     Args:
         command: what to run.
@@ -34,9 +34,20 @@ class Worker:
     def run(self, job: str, time_limit: float) -> dict[str, Any]:
         """The answer to `job`, or `died`: why the process did, or that what it said is no answer;
         or `gave_up`: it was killed because it took longer than the limit (s).
+
+        A process that ended before it got the job is replaced, and the next one gets the job: what
+        ended the former was not this job.
         """
-        process = self._process = self._process or self._start()
+        fresh = self._process is None
+        if self._process is not None and self._process.poll() is not None:
+            self.stop()
+            fresh = True
+        try:
+            process = self._process = self._process or self._start()
+        except OSError as error:
+            return {"died": f"{self._name} cannot be started: {error}"}
         assert process.stdin is not None and process.stdout is not None
+        unheard = False
         too_slow = threading.Event()
 
         def give_up() -> None:
@@ -50,7 +61,7 @@ class Worker:
             process.stdin.flush()
             line = process.stdout.readline()
         except BrokenPipeError:
-            line = ""
+            line, unheard = "", True
         except BaseException:
             self.stop()  # else the next job would be given the answer to this one
             raise
@@ -67,6 +78,8 @@ class Worker:
         self.stop()
         if too_slow.is_set():
             return {"gave_up": True}
+        if unheard and not fresh:
+            return self.run(job, time_limit)
         if not line.endswith("\n"):
             problem = f"died {_ending(process.returncode)}"
         return {"died": f"{self._name} {problem}\n{self._words()}".rstrip()}

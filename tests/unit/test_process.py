@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -43,6 +45,10 @@ for line in sys.stdin:
         print("noise")
     elif job == "signal":
         os.kill(os.getpid(), 40)
+    elif job == "deaf":
+        print(json.dumps({"job": job}), flush=True)
+        os.close(0)
+        time.sleep(600)
     elif job == "broken":
         print(json.dumps({"broken": True}), flush=True)
         continue
@@ -96,6 +102,64 @@ def test_a_process_that_hangs_is_replaced(worker: Worker) -> None:
 def test_a_process_that_says_that_it_is_broken_is_replaced(worker: Worker) -> None:
     before = pid(worker)
     assert worker.run('"broken"', 60) == {"broken": True}
+    assert pid(worker) != before
+
+
+@pytest.mark.parametrize("job", ["hello", "die"])
+def test_a_job_is_not_charged_with_the_death_of_an_idle_process(worker: Worker, job: str) -> None:
+    before = pid(worker)
+    os.kill(before, signal.SIGKILL)
+    os.waitid(os.P_PID, before, os.WEXITED | os.WNOWAIT)
+    answer = worker.run(f'"{job}"', 60)
+    if job == "hello":
+        assert answer["job"] == "hello" and answer["pid"] != before
+    else:
+        assert answer == {"died": "the helper died of SIGSEGV\nlast words"}
+
+
+def test_a_job_that_could_not_be_written_is_given_to_another_process(worker: Worker) -> None:
+    assert worker.run('"deaf"', 60) == {"job": "deaf"}
+    process = worker._process
+    assert process is not None
+
+    def deaf() -> bool:
+        return not Path(f"/proc/{process.pid}/fd/0").is_symlink()
+
+    until(deaf)
+    assert pid(worker) != process.pid
+
+
+def test_a_job_is_given_to_one_fresh_process_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = []
+    start = Worker._start
+
+    def counted(worker: Worker) -> subprocess.Popen[str]:
+        process = start(worker)
+        starts.append(process.wait())  # before it is given anything
+        return process
+
+    monkeypatch.setattr(Worker, "_start", counted)
+    with closing(Worker(("false",), "the helper")) as worker:
+        for _ in range(2):
+            assert worker.run("1", 60) == {"died": "the helper died with status 1"}
+    assert starts == [1, 1]
+
+
+def test_a_process_that_cannot_be_started_is_an_answer(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*command: object, **options: object) -> None:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    before = pid(worker)
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "Popen", full)
+        assert pid(worker) == before  # it needs no other
+        worker.stop()
+        answer = worker.run('"hello"', 60)
+    assert set(answer) == {"died"}
+    assert answer["died"].startswith("the helper cannot be started: ")
+    assert os.strerror(errno.EAGAIN) in answer["died"]
     assert pid(worker) != before
 
 
