@@ -8,8 +8,10 @@ An operator that fails is never timed. Verification is forward and every gradien
 at full width, in bfloat16, float16 and float32, at lengths 1, 7, 127, 1000, 8191, 8192, 131072 and
 batches 1 and 2, and every property at one length. Times are medians over replays of a CUDA graph
 with the L2 cache flushed (sh2gen.measure); a share is the time of an elementwise kernel that moves
-the same tensors, timed in this run, over the operator's time. Errors are the largest relative
-2-norms over all verified sizes in bfloat16: of the output, and of the worst gradient.
+the same tensors, timed in this run, over the operator's time. Of modes with a state, what is timed
+takes a zero state and gives the one after the sequence, as every call of the operator does. Errors
+are the largest relative 2-norms over all verified sizes in bfloat16: of the output, and of the
+worst gradient.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -96,6 +97,10 @@ def calls(
 ) -> Calls:
     """The library ops of a generated file on random tensors: what autograd would call.
 
+    Of modes with a state these are the ops that take it, as a call of the operator does: it is
+    zero here, and so is the gradient of the state after the sequence. `tensors` end with it. There
+    are no such ops for a CPU.
+
     What is made of parameters before a kernel takes them (a decay applied to its taps, the poles
     of what is trained) is made once, outside of the calls.
     """
@@ -103,6 +108,8 @@ def calls(
     namespace = operator.namespace
     if hasattr(namespace, "effective"):
         weights = namespace.effective(*weights)
+    if hasattr(namespace, "stateful_op"):
+        return _stateful_calls(namespace, inputs, weights, dy)
     # Of a plan that saves states, forward is that of training: it keeps them.
     keep = [True] if operator.plan.endswith("/save-states") else []
 
@@ -119,6 +126,30 @@ def calls(
         return backward()
 
     return Calls(forward=forward, backward=backward, both=both, tensors=(*inputs, *weights), dy=dy)
+
+
+def _stateful_calls(
+    namespace: ModuleType, inputs: list[Tensor], weights: list[Tensor], dy: Tensor
+) -> Calls:
+    """The same of an operator whose kernels take the state before a sequence and give the one
+    after it.
+    """
+    tensors = (*inputs, *weights, *namespace.zero_state_like(inputs[0]))
+
+    def forward() -> Any:
+        return namespace.stateful_op(*tensors, True)  # keeps what backward reads
+
+    _, leaving, saved = forward()
+    d_leaving = torch.zeros_like(leaving)
+
+    def backward() -> Any:
+        return namespace.stateful_backward_op(dy, d_leaving, *tensors, saved)
+
+    def both() -> Any:
+        forward()
+        return backward()
+
+    return Calls(forward=forward, backward=backward, both=both, tensors=tensors, dy=dy)
 
 
 def time_call(
@@ -217,8 +248,18 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def machine() -> dict[str, Any]:
-    """What times are of, as plain values: `gpu`, its name, and `versions`."""
-    return {"gpu": torch.cuda.get_device_name(), "versions": versions()}
+    """What times are of, as plain values: `gpu`, its name, and `versions`.
+
+    Beside `versions()` these hold `driver_cuda`, the newest CUDA that the driver supports.
+    """
+    core: Any = torch._C
+    found = {**versions(), "driver_cuda": cuda_version(core._cuda_getDriverVersion())}
+    return {"gpu": torch.cuda.get_device_name(), "versions": found}
+
+
+def cuda_version(number: int) -> str:
+    """How CUDA writes a version that it gives as a number: 12080 is 12.8."""
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def versions() -> dict[str, str]:

@@ -96,7 +96,8 @@ class Measurement:
         count: candidates that this line stands for.
         built: registers, spills, shared memory, seconds; None if it was not built.
         seconds: time spent on it.
-        versions: of torch, triton, sh2gen, python, the driver, ...
+        versions: of torch, triton, sh2gen, python, CUDA, and `driver_cuda`, the newest CUDA
+            that the driver supports.
         date: `now()` when it was made. A label: the order of events is the order of lines.
         seed: of the inputs.
         effort: how thorough the search was.

@@ -54,7 +54,8 @@ class Decision:
         checks: comparisons with float64 that passed before it was timed.
         effort: how thorough the search was.
         date: `records.now()` then.
-        versions: of torch, triton, sh2gen, python, the driver, ...
+        versions: of torch, triton, sh2gen, python, CUDA, and `driver_cuda`, the newest CUDA
+            that the driver supports.
 
     Raises:
         ValueError: times that are not one a workload, workloads out of order, a name that is not

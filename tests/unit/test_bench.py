@@ -335,6 +335,51 @@ def test_calls_compute_the_operator(op: str, tmp_path: Path) -> None:
         torch.testing.assert_close(found, again)
 
 
+def test_calls_of_modes_with_a_state_are_of_the_ops_that_take_it(tmp_path: Path) -> None:
+    """On plain PyTorch in place of kernels: y is that of a call without a state, the state after
+    the sequence is computed too, and the values for backward are kept and handed on.
+    """
+    spec = load_spec(folder("ops") / "hyena_li_stateful.yaml")
+    path, *_ = written(tmp_path, replace(spec, channels=4, filter=replace(spec.filter, groups=4)))
+    operator = Operator(path)
+    namespace, roles = operator.namespace, len(spec.inputs)
+    asked: list[str] = []
+
+    @namespace.stateful_op.register_kernel("cpu")
+    def _(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        asked.append("forward")
+        *given, history, state, keep = arguments
+        y, leaving = namespace.eager_stateful(given[:roles], given[roles:], history, state)
+        return y, leaving, namespace.allocate_states(y, y.shape[namespace.TIME], 16, keep)
+
+    @namespace.stateful_backward_op.register_kernel("cpu")
+    def _(dy: torch.Tensor, d_leaving: torch.Tensor, *arguments: Any) -> list[torch.Tensor]:
+        asked.append("backward")
+        *given, history, state, states = arguments
+        assert not d_leaving.any() and not state.any()
+        found: list[torch.Tensor] = namespace.backward_op(dy, *given, states)
+        return [*found, torch.zeros_like(history), torch.zeros_like(state)]
+
+    made = calls(operator, 2, 100, torch.float32, "cpu")
+    y, leaving, states = made.forward()
+    *given, history, state = made.tensors
+    assert not history.any() and not state.any() and leaving.any()
+    assert states.shape[1] > 0  # they are kept, as in training
+    expected = namespace.forward_op(*given, True)
+    torch.testing.assert_close(y, expected[0])
+    gradients = made.backward()
+    assert [x.shape for x in gradients] == [x.shape for x in made.tensors]
+    stateless = namespace.backward_op(made.dy, *given, *expected[1:])
+    for found, again, wanted in zip(gradients, made.both(), stateless, strict=False):
+        torch.testing.assert_close(found, wanted)
+        torch.testing.assert_close(found, again)
+    assert asked == ["forward", "forward", "backward", "forward", "backward"]
+
+
+def test_a_version_of_cuda_is_written_as_cuda_writes_it() -> None:
+    assert [measure.cuda_version(n) for n in (12080, 13000, 11_040)] == ["12.8", "13.0", "11.4"]
+
+
 def test_backward_of_a_contender_is_by_autograd() -> None:
     """Constants have no gradient, and the graph of the first call is kept."""
     count = 0
