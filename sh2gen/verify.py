@@ -59,6 +59,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sh2gen.errors import CheckFailed, Sh2genError
+from sh2gen.gates import ROUNDINGS, Tolerance, carriers, norm, round_once
 from sh2gen.reference import (
     POLES,
     SILU_SLOPE,
@@ -72,7 +73,6 @@ from sh2gen.spec import (
     Activation,
     Activations,
     OpSpec,
-    Precision,
     Projection,
     TapOrder,
 )
@@ -236,13 +236,14 @@ def verify(
         spec: the operator that `runner` computes.
         dtype: of activations. Parameters are float32 (float64 for float64).
         shapes: (B, L) at which output and all gradients are compared with float64. At sizes where
-            that does not fit, some whole groups are compared, over all of time.
+            that does not fit, some whole groups are compared, over all of time; where not even one
+            group fits, parts of time: see `equality`.
         seed: of all random numbers. The same call draws the same ones.
         properties: "all", or names of PROPERTIES. "equality" is one of them.
         property_shapes: (B, L) at which every other property is tried; by default the largest of
             `shapes` whose float64 reference fits whole.
-        compared: elements of the whole groups that are compared with float64; by default as many
-            as are affordable.
+        compared: elements of the groups that are compared with float64; by default as many as are
+            affordable.
         progress: called before every step.
 
     Returns:
@@ -346,7 +347,7 @@ class Case:
     def tolerance(self) -> Tolerance:
         info = torch.finfo(self.dtype)
         return Tolerance(
-            roundings=_ROUNDINGS[self.spec.precision],
+            roundings=ROUNDINGS[self.spec.precision],
             unit=info.eps / 2,
             arithmetic=min(2.0**-24, info.eps / 2),
             underflow=info.smallest_normal * info.eps / 2,
@@ -446,59 +447,8 @@ def poisoned() -> Iterator[None]:
 
 # ---- gates --------------------------------------------------------------------------------------
 
-_ROUNDINGS = {Precision.EXACT: 1, Precision.BALANCED: 4, Precision.FAST: 16}
-_NORM_FLOOR = 8.0
-_ELEMENT_FLOOR = 32.0
+_MOST = 1 << 26  # elements (B, D, L) whose float64 reference may fit in memory: 16 GB
 _GUARD = 1 << 16  # elements of NaN on each side of an activation; keeps its alignment
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tolerance:
-    """The gates of the module's docstring."""
-
-    roundings: int  # c
-    unit: float  # u
-    arithmetic: float  # e
-    underflow: float  # half the smallest subnormal of the io dtype
-    rowwise: bool  # float32 errors are relative to the largest value of a row
-    oracle: float  # error of the reference relative to the largest value of a row
-
-    def elements(self, absolute: Tensor) -> Tensor:
-        """How far each element may be off."""
-        row = absolute.amax(-1, keepdim=True) if absolute.ndim > 1 else absolute
-        floor = _ELEMENT_FLOOR * self.arithmetic * (row if self.rowwise else absolute)
-        rounding = self.roundings * self.unit * absolute
-        return rounding + floor + self.oracle * row + self._tiny(absolute)
-
-    def norm(self, value: Tensor, absolute: Tensor, squares: Tensor, taps: float) -> float:
-        """How far the whole tensor may be off, in the 2-norm; `taps` carry the filter."""
-        rounding = _norm(_round_once(value, self.unit) - value)
-        luck = 0.0
-        if self.roundings > 1:
-            independent = max(1.0, min(taps, _carriers(squares)))
-            luck = self.unit * math.sqrt(squares.sum().item() / independent)
-        floor = (_NORM_FLOOR * self.arithmetic + self.oracle) * _norm(absolute)
-        tiny = self._tiny(absolute) * math.sqrt(value.numel())
-        return math.sqrt(self.roundings) * (rounding + luck) + floor + tiny
-
-    def _tiny(self, absolute: Tensor) -> float:
-        return self.roundings * self.underflow * max(1.0, absolute.max().item())
-
-
-def _round_once(value: Tensor, unit: float) -> Tensor:
-    """float64 `value` to the precision of unit roundoff `unit`, ties to even, of any exponent."""
-    mantissa, exponent = torch.frexp(value)  # 0.5 <= |mantissa| < 1
-    return torch.ldexp(torch.round(mantissa / unit) * unit, exponent)
-
-
-def _carriers(squares: Tensor) -> float:
-    """How many elements of a tensor carry its norm: N if all are of a size, 1 if one dominates."""
-    total = squares.sum().item()
-    return total * total / squares.square().sum().item() if total else 1.0
-
-
-def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor).item())
 
 
 def _compare(
@@ -512,10 +462,10 @@ def _compare(
 ) -> Iterator[Check]:
     """Both gates for one tensor against its float64 value."""
     tolerance = case.tolerance
-    scale = _norm(value) or 1.0
-    error = _norm(result.to(torch.float64) - value)
+    scale = norm(value) or 1.0
+    error = norm(result.to(torch.float64) - value)
     bound = tolerance.norm(value, absolute, squares, taps)
-    once = _norm(_round_once(value, tolerance.unit) - value)
+    once = norm(round_once(value, tolerance.unit) - value)
     yield Check(
         name=f"{case.label}: {name}, norm",
         measured=error / scale,
@@ -576,6 +526,14 @@ def _budget(device: torch.device) -> int:
     return 1 << (20 if device.type == "cpu" else 26)
 
 
+def _affordable_steps(case: Case) -> int:
+    """How many steps of one group can be compared; at least one. More than what is affordable, if
+    nothing else is asked for: a group is left whole as long as there may be memory for it.
+    """
+    each = case.batch * case.spec.group_width
+    return max(1, min(case.length, (case.compared or _MOST) // each))
+
+
 def _compared_groups(case: Case, rng: torch.Generator) -> tuple[int, ...]:
     """All groups if affordable, else the first, the last and random ones; at least one."""
     total = case.spec.filter.groups
@@ -599,11 +557,60 @@ def _property_shape(spec: OpSpec, shapes: Sequence[Shape], device: torch.device)
 
 
 def equality(case: Case) -> Iterator[Check]:
-    """Output and every gradient equal float64, by both gates, and are finite everywhere."""
+    """Output and every gradient equal float64, by both gates, and are finite everywhere.
+
+    Where a single group is more than can be compared, everything must be finite, and the whole
+    length is run again with inputs and dy that are zero but for some steps: the first ones, some
+    in the middle, the last ones. An operator is causal and begins with zeros, so within these
+    steps the output and the gradients are those of a sequence of these steps alone, and so are the
+    gradients of parameters, to which the rest adds nothing. The checks name the steps.
+    """
     rng = case.generator()
     inputs, parameters, dy = case.inputs(rng), case.parameters(rng), case.activation(rng)
     y, grads = case.forward(inputs, parameters), case.gradients(inputs, parameters, dy)
-    yield from _against_float64(case, rng, (inputs, parameters, dy), y, grads)
+    if (steps := _affordable_steps(case)) >= case.length:
+        yield from _against_float64(case, rng, (inputs, parameters, dy), y, grads)
+        return
+    yield from _all_finite(case, y, grads)
+    middle = int(torch.randint(case.length - steps + 1, (), generator=rng, device=case.device))
+    del y, grads
+    for begin in sorted({0, middle, case.length - steps}):
+        yield from _equality_within(case, rng, (inputs, parameters, dy), begin, steps)
+
+
+def _equality_within(
+    case: Case,
+    rng: torch.Generator,
+    drawn: tuple[Tensors, Tensors, Tensor],
+    begin: int,
+    steps: int,
+) -> Iterator[Check]:
+    """Some steps of a run in which all other steps of the inputs and of dy are zero."""
+    inputs, parameters, dy = drawn
+
+    def alone(x: Tensor) -> Tensor:
+        made = case.place(torch.zeros_like(x))
+        made.narrow(case.time_dim, begin, steps).copy_(x.narrow(case.time_dim, begin, steps))
+        return made
+
+    def part(x: Tensor) -> Tensor:
+        return x.narrow(case.time_dim, begin, steps)
+
+    few = {name: alone(x) for name, x in inputs.items()}
+    above = alone(dy)
+    y, grads = case.forward(few, parameters), case.gradients(few, parameters, above)
+    grads = {n: g[..., begin : begin + steps] if n in inputs else g for n, g in grads.items()}
+    label = f"{case.label}, steps {begin} .. {begin + steps - 1}"
+    within = dataclasses.replace(case, length=steps, label=label)
+    few = {name: part(x) for name, x in few.items()}
+    y = y[..., begin : begin + steps]
+    yield from _against_float64(within, rng, (few, parameters, part(above)), y, grads)
+
+
+def _all_finite(case: Case, y: Tensor, grads: Tensors) -> Iterator[Check]:
+    yield _finite(case, "y", y)
+    for name, grad in grads.items():
+        yield _finite(case, f"gradient of {name}", grad)
 
 
 def _against_float64(
@@ -617,10 +624,7 @@ def _against_float64(
     spec = case.spec
     inputs, parameters, dy = drawn
     results = {"y": y}
-    yield _finite(case, "y", y)
-    for name, grad in grads.items():
-        yield _finite(case, f"gradient of {name}", grad)
-
+    yield from _all_finite(case, y, grads)
     groups = _compared_groups(case, rng)
     acts = {name: case.canonical(x) for name, x in inputs.items()}
     acts = _doubles(sample_groups(spec, acts, groups))
@@ -636,7 +640,7 @@ def _against_float64(
 
     value = float64(acts, params, above, absolute=False)
     absolute = float64(acts, params, above, absolute=True)
-    taps = _carriers(filter_taps(spec, params, case.length, groups=groups).square())
+    taps = carriers(filter_taps(spec, params, case.length, groups=groups).square())
     acts = {name: x.square() for name, x in acts.items()}
     params = {n: p if n in POLES else p.square() for n, p in params.items()}
     squares = float64(acts, params, above.square(), absolute=True)
@@ -826,7 +830,7 @@ def adjoint(case: Case) -> Iterator[Check]:
             continue
         before = without.to(torch.float64)
         left = ((value - before) * w).sum().item()
-        sizes = (_norm(value) + _norm(before)) * _norm(w)
+        sizes = (norm(value) + norm(before)) * norm(w)
         right, size = products[name]
         yield _balance(case, name, left, right, share * (sizes + size))
     if "featurizer" in leaves:
@@ -960,7 +964,7 @@ def _after(case: Case, cut: int, before: Tensor, after: Tensor) -> Tensor:
 def _pairing(a: Tensor, b: Tensor) -> tuple[float, float]:
     """<a, b> and |a| |b|, in float64."""
     a, b = a.to(torch.float64), b.to(torch.float64)
-    return (a * b).sum().item(), _norm(a) * _norm(b)
+    return (a * b).sum().item(), norm(a) * norm(b)
 
 
 def _balance(case: Case, name: str, left: float, right: float, allowed: float) -> Check:

@@ -580,6 +580,40 @@ def test_nan_is_caught_outside_of_the_compared_groups(monkeypatch: pytest.Monkey
         assert run(spec, runner, **options).ok == ok
 
 
+# One group that is too wide: 8 of its 60 steps are compared at a time.
+WIDE = replace(HYENA, filter=replace(HYENA.filter, groups=1, length=17))
+PARTS = {"shapes": [(2, 60)], "properties": ["equality"], "compared": 2 * 6 * 8}
+
+
+@pytest.mark.parametrize("dtype", IO)
+@pytest.mark.parametrize("layout", ["BLD", "BDL"])
+def test_of_a_group_that_is_too_large_parts_of_time_are_compared(layout: str, dtype: str) -> None:
+    report = run(WIDE, TorchRunner(WIDE, layout), dtype, **PARTS)
+    report.require()
+    parts = {check.name.split(":")[0] for check in report.checks}
+    assert {f"equality B=2 L=60, steps {part}" for part in ("0 .. 7", "52 .. 59")} < parts
+    assert "equality B=2 L=60" in parts and len(parts) in (3, 4)
+    assert any("of 96 outside" in check.detail for check in report.checks)
+    report = run(WIDE, FftRunner(WIDE, layout), dtype, **PARTS)
+    report.require()
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v", "filter", "featurizer", "skip", "bias"])
+def test_a_scaled_gradient_is_caught_in_parts_of_time(name: str) -> None:
+    report = run(WIDE, Scaled(WIDE, name), **PARTS)
+    assert all(f"gradient of {name}" in check.name for check in report.failures)
+    failed_parts = {check.name.split(":")[0] for check in report.failures}
+    assert {f"equality B=2 L=60, steps {part}" for part in ("0 .. 7", "52 .. 59")} <= failed_parts
+
+
+@pytest.mark.parametrize(("step", "value"), [(0, 9.0), (59, 9.0), (30, math.nan)])
+def test_what_is_wrong_in_a_group_that_is_too_large_is_caught(step: int, value: float) -> None:
+    """In the first and the last steps; NaN is caught anywhere."""
+    spoil = torch.tensor([step])
+    runner = Tweaked(WIDE, lambda y: y.index_fill(1, spoil, value), False)
+    assert not run(WIDE, runner, **PARTS).ok
+
+
 def test_wrong_decay_is_caught() -> None:
     """The decay of another cache_length: too weak, by a factor near one at every tap."""
     decay = {"preset": "weak", "cache_length": 128}
