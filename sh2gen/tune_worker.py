@@ -4,20 +4,22 @@ A job is a line of JSON in, its answer a line of JSON out (`process.Worker`). Wh
 the process when it hangs, dies, or answers that it is `broken`: after a fault the CUDA context of
 a process is of no use any more.
 
-A job holds `do`, `file` (a generated file), `settings` (what stands for its SCHEDULE, OPTIONS and
-PROGRAMS), `direction` and `workloads` ([batch, length] each), and
+A job holds `do`, `file` (a generated file), `settings` (what stands for its SCHEDULE, OPTIONS,
+PROGRAMS and NUMBERS), `direction` and `workloads` ([batch, length] each), and
 
-- `verify`: `seed`. Output and every gradient against float64, poisoned memory, both gates, the
-  same bits in a second run, and nothing written beyond tensors. The answer holds `checks`.
+- `verify`: `seed`, and `short`, [batch, length]. At this size and at every workload: output and
+  every gradient against float64, by both gates, with poisoned memory. At `short` also: the same
+  bits in a second run, and nothing written beyond tensors. The answer holds `checks`.
 - `time`: `warmup_ms`, `repeat_ms`. The answer holds `us`: [low, median, high] a workload.
 - `bounds`: `us`, of elementwise kernels that move what the direction must.
-- `machine`: `gpu` and `versions`.
+- `machine`: `gpu`, its name, and `versions`, as of `measure.machine`.
 
 An answer holds `status`, a word of `records.Status`; if that is not `ok`, `detail`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import astuple
 from pathlib import Path
@@ -32,12 +34,11 @@ from sh2gen.operator import Operator, OperatorRunner
 from sh2gen.process import serve
 from sh2gen.verify import verify
 
-# Elements that are compared with float64, in whole groups over all of time; all are looked at for
-# NaN. More would take longer than the kernels that are tried.
+# Elements that are compared with float64, in whole groups over all of time, or in parts of time of
+# groups that are larger; all are looked at for NaN. More would take longer than the kernels that
+# are tried.
 COMPARED = 1 << 22
-# A short case of several tiles, with two sequences. Vectors are whole, as in what is timed, so
-# that the binary is the same: others are verified when the winner is compiled.
-SHORT = (2, 1032)
+GUARD = 1 << 16  # elements of NaN on each side of an activation; keeps its alignment
 
 
 class Bench:
@@ -73,20 +74,21 @@ class Bench:
     def _verify(self, job: dict[str, Any]) -> dict[str, Any]:
         operator = self._operator(job)
         spec = operator.spec
-        batch, length = max(job["workloads"], key=lambda w: w[0] * w[1])
+        short = tuple(job["short"])
+        shapes = dict.fromkeys((short, *map(tuple, job["workloads"])))
         report = verify(
             spec,
             Training(operator, self._device),
             dtype=io_dtype(spec),
-            shapes=[SHORT, (batch, length)],
+            shapes=list(shapes),
             device=self._device,
             seed=job["seed"],
             properties=("equality", "determinism"),
-            property_shapes=[SHORT],
+            property_shapes=[short],
             compared=COMPARED,
         )
         if report.ok:
-            if beyond := self._beyond(operator, *SHORT):
+            if beyond := self._beyond(operator, *short):
                 return {"status": "wrong", "detail": f"wrote {beyond} bytes beyond tensors"}
             return {"checks": len(report.checks) + 1}
         first = report.failures[0]
@@ -95,7 +97,9 @@ class Bench:
         return {"status": "wrong", "detail": detail + more}
 
     def _beyond(self, operator: Operator, batch: int, length: int) -> int:
-        """Bytes beyond tensors that forward and backward write to."""
+        """Bytes beyond tensors that forward and backward write to: as `measure.calls` times them,
+        but launched directly.
+        """
         dtype = io_dtype(operator.spec)
         inputs, parameters, dy = arguments(operator, batch, length, dtype, self._device)
         namespace = operator.namespace
@@ -103,8 +107,14 @@ class Bench:
             parameters = namespace.effective(*parameters)
 
         def run() -> None:
-            _, *saved = namespace.launch_forward(inputs, parameters)
-            namespace.launch_backward(dy, inputs, parameters, saved)
+            before: dict[str, Any] = {}
+            after: dict[str, Any] = {}
+            if hasattr(namespace, "stateful_op"):
+                before = {"state": namespace.zero_state_like(inputs[0])}
+            _, *saved = namespace.launch_forward(inputs, parameters, **before)
+            if before:
+                after = {"d_leaving": torch.zeros_like(saved.pop())}
+            namespace.launch_backward(dy, inputs, parameters, saved, **before, **after)
 
         return written_beyond(run) if self._device == "cuda" else 0
 
@@ -127,11 +137,45 @@ class Bench:
 
 
 class Training(OperatorRunner):
-    """Forward as training runs it, which is what is timed: it keeps what backward reads."""
+    """Runs what is timed, on tensors that lie in memory as what is timed has them.
+
+    Forward is that of training, which keeps what backward reads. Rows are padded to whole vectors,
+    with NaN, and the whole lies between NaNs.
+    """
 
     def forward(self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Tensor:
-        leaves = [x.detach().requires_grad_() for x in inputs.values()]
+        leaves = [self._laid_out(x).detach().requires_grad_() for x in inputs.values()]
         return self._output(*leaves, **parameters).detach()
+
+    def gradients(
+        self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor], dy: Tensor
+    ) -> dict[str, Tensor]:
+        laid_out = {name: self._laid_out(x) for name, x in inputs.items()}
+        return super().gradients(laid_out, parameters, self._laid_out(dy))
+
+    def _output(self, *inputs: Tensor, **parameters: Tensor) -> Tensor:
+        """Of an operator whose only state is the history of its inputs, y where none is given: a
+        call would put that before the inputs, which makes them longer than what is timed.
+        """
+        namespace, spec = self.operator.namespace, self.operator.spec
+        if spec.state is None or hasattr(namespace, "stateful_op"):
+            return super()._output(*inputs, **parameters)
+        weights = [parameters[p.name] for p in spec.parameters]
+        if hasattr(namespace, "effective"):
+            weights = namespace.effective(*weights)
+        found = namespace.forward_op(*inputs, *weights)
+        y: Tensor = found if isinstance(found, Tensor) else found[0]
+        return y
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        """x in the strides of the operator's own outputs."""
+        namespace = self.operator.namespace
+        like = namespace.allocate(x.new_empty(x.shape, device="meta"), x.shape[namespace.TIME])
+        if like.stride() == x.stride():
+            return x
+        reach = sum((n - 1) * step for n, step in zip(x.shape, like.stride(), strict=True)) + 1
+        memory = x.new_full((reach + 2 * GUARD,), math.nan)
+        return memory.as_strided(x.shape, like.stride(), GUARD).copy_(x)
 
 
 def failed(error: Exception) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from sh2gen.cost import predict
 from sh2gen.emit import emit, kernel_digest
 from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.files import write_whole
+from sh2gen.launches import launched, short_shape, variant_of
 from sh2gen.plan import Plan
 from sh2gen.process import Worker, python_worker
 from sh2gen.records import Key, Log, Measurement, Status, log_path, now, operator_digest
@@ -132,6 +133,7 @@ class _Candidate:
     numbers: Numbers
     file: str
     settings: dict[str, Any]
+    short: tuple[int, int]  # batch and length at which it is verified beside the workloads
     kernels: list[tuple[KernelSource, Future[dict[str, Any]]]]
 
 
@@ -250,12 +252,13 @@ class Workbench:
         return None if outcome.status is Status.OK else outcome
 
     def _prepare(self, numbers: Numbers) -> _Candidate:
-        """Emit a candidate and have its kernels compiled, unless they are already."""
+        """Emit a candidate and have compiled what its calls will launch, unless it is already."""
         other = partner(self._spec, self._plan, self._direction, numbers)
         pair = dict(zip(DIRECTIONS, (numbers, other), strict=True))
         if self._direction == "backward":
             pair = dict(zip(DIRECTIONS, (other, numbers), strict=True))
-        source = emit(self._spec, self._plan, Schedule(plan=self._plan.name, **pair))
+        whole = Schedule(plan=self._plan.name, **pair)
+        source = emit(self._spec, self._plan, whole)
         bare, decided = settings(source.text)
         if bare not in self._files:
             path = self._folder / str(len(self._files)) / f"{self._spec.op}.py"
@@ -263,12 +266,14 @@ class Workbench:
             self._files[bare] = str(path), source.text
         file, text = self._files[bare]
         shared = dataclasses.replace(source, text=text)
+        of, capability = (self._spec, self._plan, whole, source.kernels), self._target.capability
+        sizes = [(batch, length) for batch, length in self._sizes]
+        short = short_shape(*of, sizes, capability)
         kernels = [
             (kernel, self._submit(shared, kernel))
-            for kernel in source.kernels
-            if kernel.runs(Variant.ALIGNED, self._target.capability)
+            for kernel in launched(*of, (short, *sizes), capability)
         ]
-        return _Candidate(numbers, file, decided, kernels)
+        return _Candidate(numbers, file, decided, short, kernels)
 
     def _submit(self, source: Source, kernel: KernelSource) -> Future[dict[str, Any]]:
         job = kernel_job(source, self._target, kernel, Variant.ALIGNED)
@@ -284,12 +289,13 @@ class Workbench:
         for kernel, future in candidate.kernels:
             if not future.done():
                 continue  # another has failed
-            answer, label = future.result(), f"{kernel.name} (aligned)"
+            variant = variant_of(kernel)
+            answer, label = future.result(), f"{kernel.name} ({variant})"
             if problem := failure(answer, label, self._target, BUILD_LIMIT):
                 status = Status.TIMEOUT if "gave_up" in answer else Status.COMPILE
                 return _dropped(status, "build", problem, spent)
             if kernel.role == role:
-                built.append(built_kernel(kernel, Variant.ALIGNED, answer))
+                built.append(built_kernel(kernel, variant, answer))
                 spent["build"] += answer["seconds"]
         resources = _resources(built)
         for one in built:
@@ -304,7 +310,8 @@ class Workbench:
             return _dropped(Status.SAME, "build", f"as {text}", spent, resources)
         clock = self.now()
         self._seed += 1
-        answer = self._ask("verify", candidate, VERIFY_LIMIT, seed=self._seed)
+        short = candidate.short
+        answer = self._ask("verify", candidate, VERIFY_LIMIT, seed=self._seed, short=short)
         spent["verify"] = self.now() - clock
         if answer["status"] != "ok":
             return _answered(answer, "verify", spent, resources)

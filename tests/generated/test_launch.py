@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +15,18 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from sh2gen.build import build
+from sh2gen.build import Compilers, build
 from sh2gen.emit import emit
 from sh2gen.load_module import load_module
 from sh2gen.lower import plans
+from sh2gen.measure import activation
+from sh2gen.operator import Operator
+from sh2gen.process import Worker
 from sh2gen.resources import folder
 from sh2gen.schedule import schedule
-from sh2gen.spec import load_spec
+from sh2gen.spec import Workload, load_spec
 from sh2gen.target import H200
+from sh2gen.tuner import Task, Workbench
 
 if TYPE_CHECKING:
     from tests.generated.conftest import Case
@@ -141,3 +149,114 @@ def test_a_launch_finds_what_was_built_ahead_of_time(
     module.launch_backward(y, inputs, parameters, saved)
     assert {f"{op}_forward", f"{op}_backward", "sum_partials"} <= set(launched)
     assert {path.name for path in cache.iterdir()} == built
+
+
+class Answers(Worker):
+    """Stands for the process on the GPU where only builds matter."""
+
+    def run(self, job: str, time_limit: float) -> dict[str, Any]:
+        return {"status": "ok", "us": [[1.0, 1.0, 1.0]] * len(json.loads(job)["workloads"])}
+
+
+def without_device(module: Any) -> Callable[..., bool]:
+    """`suits_sm90` of a generated file, as if all tensors were on an H200."""
+    text = inspect.getsource(module.suits_sm90)
+    for line in (
+        '        and x.device.type == "cuda"\n',
+        "        and torch.cuda.get_device_capability(x.device) == (9, 0)\n",
+    ):
+        assert text.count(line) == 1
+        text = text.replace(line, "")
+    names = dict(vars(module))
+    exec(text, names)
+    found: Callable[..., bool] = names["suits_sm90"]
+    return found
+
+
+# An operator, its channels, workloads, and the kernels that must be among those that are launched,
+# and that must not.
+TUNED: list[tuple[str, int, list[tuple[int, int]], set[str], set[str]]] = [
+    ("hyena_se", 64, [(1, 2048)], set(), set()),
+    ("hyena_se", 64, [(1, 1001), (1, 2048)], set(), set()),
+    ("hyena_mr", 256, [(1, 4096)], {"backward_sm90"}, {"backward"}),
+    ("hyena_mr", 256, [(1, 4096), (2, 520)], {"backward_sm90", "backward"}, set()),
+    ("hyena_li", 32, [(1, 16384)], {"forward_sums", "backward_sums", "join_spans"}, set()),
+    ("hyena_li", 32, [(1, 512)], set(), {"forward_sums", "backward_sums", "join_spans"}),
+    ("hyena_li", 32, [(1, 16381), (1, 512)], {"forward_sums", "join_spans"}, set()),
+    ("hyena_li_stateful", 4096, [(1, 2048)], set(), {"forward_sums"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("op", "channels", "sizes", "among", "missing"),
+    TUNED,
+    ids=[f"{op}-{'-'.join(str(length) for _, length in sizes)}" for op, _, sizes, *_ in TUNED],
+)
+def test_launches_of_a_candidate_find_what_was_built_and_all_that_was_built_is_launched(
+    op: str,
+    channels: int,
+    sizes: list[tuple[int, int]],
+    among: set[str],
+    missing: set[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At the workloads and at the short case: nothing is compiled in the process on the GPU."""
+    spec = load_spec(folder("ops") / f"{op}.yaml")
+    groups = spec.filter.groups * channels // spec.channels
+    spec = dataclasses.replace(
+        spec,
+        channels=channels,
+        filter=dataclasses.replace(spec.filter, groups=groups),
+        workloads=tuple(Workload(batch=batch, length=length) for batch, length in sizes),
+    )
+    plan = plans(spec)[0]
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(cache))
+    chosen = schedule(spec, plan).forward
+    task = Task(spec=spec, plan=plan, direction="forward")
+    with closing(Compilers(2, 120)) as compilers, closing(Answers((), "")) as worker:
+        bench = Workbench(
+            task, H200, start=chosen, folder=tmp_path, compilers=compilers, worker=worker
+        )
+        candidate = bench._prepare(chosen)
+        for kernel, future in candidate.kernels:
+            assert "cubin" in future.result(), (kernel.name, future.result())
+    # `Workbench` has built the same for its bounds.
+    built = {path.name for path in cache.iterdir()}
+    operator = Operator(Path(candidate.file))
+    module = operator.namespace
+    for name, values in candidate.settings.items():
+        setattr(module, name, values)
+    binaries: set[tuple[Any, ...]] = set()
+
+    def launch(kernel: Any, grid: int, *arguments: Any, options: Any, **constants: int) -> None:
+        kernel.warmup(*arguments, grid=(grid,), **constants, **options)
+        binaries.add((kernel.__name__, *constants.items()))
+
+    monkeypatch.setattr(module, "launch", launch)
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
+    if hasattr(module, "suits_sm90"):
+        monkeypatch.setattr(module, "suits_sm90", without_device(module))
+    for batch, length in (candidate.short, *sizes):
+        launch_once(operator, batch, length)
+    assert {path.name for path in cache.iterdir()} == built
+    assert len(binaries) == len(candidate.kernels)
+    names = {name.removeprefix(f"{op}_") for name, *_ in binaries}
+    assert among <= names and not missing & names
+
+
+def launch_once(operator: Operator, batch: int, length: int) -> None:
+    """Forward and backward of a file as they are timed, on a stand-in for its kernels."""
+    module = operator.namespace
+    inputs = [activation(operator, batch, length, torch.bfloat16, "cpu") for _ in module.INPUTS]
+    parameters = [torch.zeros(shape) for shape in module.PARAMETERS.values()]
+    if hasattr(module, "effective"):
+        parameters = module.effective(*parameters)
+    state = {}
+    if hasattr(module, "stateful_op"):
+        state = {"state": module.zero_state_like(inputs[0])}
+    y, *saved = module.launch_forward(inputs, parameters, **state)
+    more = {"d_leaving": saved.pop()} if state else {}
+    module.launch_backward(y, inputs, parameters, saved, **state, **more)

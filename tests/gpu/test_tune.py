@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from sh2gen.driver import compile_operator, tune_operator
 from sh2gen.emit import emit
+from sh2gen.launches import SHORT
 from sh2gen.lower import plans
 from sh2gen.process import Worker
+from sh2gen.resources import folder
 from sh2gen.schedule import schedule
-from sh2gen.spec import OpSpec, Workload, spec_from_dict
+from sh2gen.spec import OpSpec, Workload, load_spec, spec_from_dict
+from sh2gen.tune_worker import Bench
 from sh2gen.tuner import ask, measuring_worker, settings
 
 pytestmark = [
@@ -61,6 +65,7 @@ def job(folder: Path, do: str, before: str = "", length: int = 8192) -> dict[str
         "direction": "forward",
         "workloads": [[1, length]],
         "seed": 1,
+        "short": list(SHORT),
         "warmup_ms": 2,
         "repeat_ms": 10,
     }
@@ -92,6 +97,56 @@ def test_a_broken_candidate_is_named_and_the_next_is_timed(
         assert answer["status"] == "ok", answer
     ((low, median, high),) = answer["us"]
     assert 0 < low <= median <= high < 1000
+
+
+# Few channels: long sequences are cut into spans.
+LI = load_spec(folder("ops") / "hyena_li_stateful.yaml")
+STATEFUL = dataclasses.replace(LI, channels=64, filter=dataclasses.replace(LI.filter, groups=64))
+LEAVE = "                tl.store(ends[1] + mode, passed_on(before, decay_by(a, left), added))\n"
+
+
+def stateful_job(where: Path, sizes: list[list[int]], after: str = "") -> dict[str, Any]:
+    """A job on the default schedule, with something after forward has stored the state."""
+    plan = plans(STATEFUL, "modal")[0]
+    text = emit(STATEFUL, plan, schedule(STATEFUL, plan)).text
+    assert text.count(LEAVE) == 1
+    path = where / f"{STATEFUL.op}.py"
+    path.write_text(text.replace(LEAVE, LEAVE + after))
+    return {
+        "file": str(path),
+        "settings": settings(text)[1],
+        "direction": "forward",
+        "workloads": sizes,
+        "seed": 1,
+        "short": [2, 8200],
+        "warmup_ms": 2,
+        "repeat_ms": 10,
+    }
+
+
+@pytest.mark.parametrize("sizes", [[[1, 8192]], [[1, 8192], [2, 1001]], [[1, 100_000]]])
+def test_modes_with_a_state_are_verified_and_timed_with_it(
+    sizes: list[list[int]], worker: Worker, tmp_path: Path
+) -> None:
+    made = stateful_job(tmp_path, sizes)
+    answer = ask(worker, made | {"do": "verify"}, 120)
+    assert answer["status"] == "ok", answer
+    for direction in ("forward", "backward"):
+        answer = ask(worker, made | {"do": "time", "direction": direction}, 120)
+        assert answer["status"] == "ok", answer
+        assert len(answer["us"]) == len(sizes)
+
+
+def test_the_state_after_a_sequence_lies_between_fences(tmp_path: Path) -> None:
+    """It has 2048 elements, and a fence 16384 of them."""
+    beyond = "                tl.store(ends[1] + mode - 4096, 1.0)\n"
+    found = []
+    for name, after in (("right", ""), ("wrong", beyond)):
+        (tmp_path / name).mkdir()
+        bench = Bench()
+        operator = bench._operator(stateful_job(tmp_path / name, [[1, 8192]], after))
+        found.append(bench._beyond(operator, 2, 1032))
+    assert found[0] == 0 < found[1]
 
 
 def test_tuned_numbers_are_taken_by_compile(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,15 @@ import torch
 from triton.compiler.errors import CompilationError, CompileTimeAssertionFailure
 from triton.runtime.errors import OutOfResources, PTXASError
 
+from sh2gen import tune_worker
 from sh2gen.driver import compile_operator
 from sh2gen.files import MARK
-from sh2gen.tune_worker import Bench, failed
+from sh2gen.measure import activation
+from sh2gen.operator import Operator
+from sh2gen.resources import folder
+from sh2gen.spec import StateSpec, load_spec
+from sh2gen.tune_worker import GUARD, Bench, Training, failed
+from sh2gen.verify import verify
 from tests.fakes import SPEC
 
 ROOT = Path(__file__).parent.parent.parent
@@ -29,6 +36,7 @@ def job(path: Path, **fields: Any) -> dict[str, Any]:
         "direction": "forward",
         "workloads": [[1, 64], [2, 40]],
         "seed": 3,
+        "short": [2, 1032],
     } | fields
 
 
@@ -62,6 +70,70 @@ def test_a_changed_filter_is_wrong_and_the_answer_says_in_what(
     assert answer["status"] == "wrong"
     assert answer["detail"].startswith(detail)
     assert json.loads(json.dumps(answer)) == answer
+
+
+def test_every_workload_is_verified_and_the_short_case_is(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against float64 at all, fences and determinism at the short one."""
+    reports = []
+
+    def noted(*args: Any, **options: Any) -> Any:
+        reports.append(verify(*args, **options))
+        return reports[-1]
+
+    monkeypatch.setattr(tune_worker, "verify", noted)
+    assert Bench("cpu").answer(job(written, short=[2, 41]))["status"] == "ok"
+    (report,) = reports
+    names = {check.name.split(":")[0] for check in report.checks}
+    assert names == {f"equality {at}" for at in ("B=2 L=41", "B=1 L=64", "B=2 L=40")} | {
+        "determinism B=2 L=41"
+    }
+
+
+@pytest.mark.parametrize("op", ["short_conv", "hyena_se", "hyena_li_stateful"])
+@pytest.mark.parametrize("length", [16, 13])
+def test_what_is_verified_lies_in_memory_as_what_is_timed(
+    op: str, length: int, tmp_path: Path
+) -> None:
+    spec = load_spec(folder("ops") / f"{op}.yaml")
+    groups = 8 * spec.filter.groups // spec.channels or 1
+    spec = replace(spec, channels=8, filter=replace(spec.filter, groups=groups))
+    operator = Operator(compile_operator(spec, out=tmp_path, verified=False, built=False).path)
+    training = Training(operator, "cpu")
+    timed = activation(operator, 2, length, torch.bfloat16, "cpu")
+    given = timed.contiguous()
+    found = training._laid_out(given)
+    assert found.stride() == timed.stride() and torch.equal(found, given)
+    if length == 16:
+        assert found is given
+    elif operator.layout == "BDL":  # between NaNs, and rows too
+        around = found.as_strided((16,), (1,), found.storage_offset())
+        assert around[13:].isnan().all() and found.storage_offset() == GUARD
+        assert found.data_ptr() % 16 == 0
+
+
+def test_an_operator_with_a_history_alone_is_verified_as_it_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call would join the history and the inputs, and launch on more steps."""
+    spec = load_spec(folder("ops") / "hyena_se.yaml")
+    inner = replace(spec.filter, groups=4)
+    spec = replace(spec, channels=8, filter=inner, state=StateSpec(initial=True, final=True))
+    path = compile_operator(spec, out=tmp_path, verified=False, built=False).path
+    bench = Bench("cpu")
+    namespace = bench._operator(job(path)).namespace
+    assert not hasattr(namespace, "stateful_op")
+    lengths = []
+    eager = namespace.eager_forward
+
+    def noted(inputs: Any, parameters: Any) -> Any:
+        lengths.append(inputs[0].shape[namespace.TIME])
+        return eager(inputs, parameters)
+
+    monkeypatch.setattr(namespace, "eager_forward", noted)
+    assert bench.answer(job(path))["status"] == "ok"
+    assert set(lengths) == {1032, 64, 40}
 
 
 def test_settings_stand_for_those_of_the_file(written: Path) -> None:

@@ -1,0 +1,142 @@
+"""Which binaries a call of a size launches: of which kernels, with which constants (layer 5).
+
+Decided from sizes alone, as the launchers of a generated file decide it
+(templates/parts/launch.py): for training on whole sequences, on tensors that lie in memory as the
+operator's own outputs do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from sh2gen.cost import spans_of
+from sh2gen.emit_kernels import cuts
+from sh2gen.plan import Layout, Plan
+from sh2gen.schedule import DIRECTIONS, Schedule
+from sh2gen.source import KernelSource, Role, Variant
+from sh2gen.spec import DType, OpSpec
+
+Shape = tuple[int, int]  # (B, L)
+
+# Two sequences, of several tiles of most schedules.
+SHORT: Shape = (2, 1032)
+
+
+def launched(
+    spec: OpSpec,
+    plan: Plan,
+    schedule: Schedule,
+    kernels: Sequence[KernelSource],
+    shapes: Sequence[Shape],
+    capability: int,
+) -> tuple[KernelSource, ...]:
+    """Distinct kernels, with the constants that forward and backward launch them with.
+
+    Args:
+        kernels: of the generated file.
+        shapes: (B, L) of calls.
+        capability: of the GPU, 90 for sm_90.
+
+    Returns:
+        in the order of `kernels`; those that none of the calls launches are missing.
+    """
+    return tuple(
+        dict.fromkeys(
+            one
+            for kernel in kernels
+            for _, length in shapes
+            for one in _launches(spec, plan, schedule, kernel, length, capability)
+        )
+    )
+
+
+def short_shape(
+    spec: OpSpec,
+    plan: Plan,
+    schedule: Schedule,
+    kernels: Sequence[KernelSource],
+    workloads: Sequence[Shape],
+    capability: int,
+) -> Shape:
+    """The shortest of some sizes that launches all that the largest workload launches, so that
+    what is cut into spans there is cut here too; `SHORT` if no shorter one than it does.
+    """
+    _, longest = max(workloads, key=lambda shape: shape[0] * shape[1])
+    wanted = set(launched(spec, plan, schedule, kernels, [(1, longest)], capability))
+    batch, least = SHORT
+    steps = least
+    while steps <= max(least, longest):
+        length = steps + longest % 8
+        if wanted <= set(launched(spec, plan, schedule, kernels, [(batch, length)], capability)):
+            return batch, length
+        steps += max(8, steps // 64 * 8)
+    return batch, least + longest % 8
+
+
+def variant_of(kernel: KernelSource) -> Variant:
+    """Whether its accesses are whole vectors of 16 bytes."""
+    constants = dict(kernel.constants)
+    whole = constants.get("EVEN", True) and constants.get("STEP", 8) == 8
+    return Variant.ALIGNED if whole else Variant.UNALIGNED
+
+
+def _launches(
+    spec: OpSpec,
+    plan: Plan,
+    schedule: Schedule,
+    kernel: KernelSource,
+    length: int,
+    capability: int,
+) -> Iterator[KernelSource]:
+    """A kernel with the constants of its launches for sequences of so many steps."""
+    cut = {d: _is_cut(spec, plan, schedule, d, length) for d in DIRECTIONS}
+    sums = {f"{spec.op}_{one.name}": one.direction for one in plan.sums}
+    by_twin = _suits_sm90(spec, plan, schedule, length, capability)
+    constants: dict[str, int | bool] = {}
+    names = {name for name, _ in kernel.constants}
+    if kernel.gluon:
+        wanted = by_twin
+    elif kernel.name in sums:
+        wanted = cut[sums[kernel.name]]
+    elif kernel.name == "join_spans":
+        wanted = cut["backward"]
+    else:
+        wanted = not (by_twin and kernel.name == f"{spec.op}_backward")
+    if not wanted:
+        return
+    if "EVEN" in names:
+        constants |= {"EVEN": length % 8 == 0, "STEP": _step(spec, plan)}
+    if "SPLIT" in names:
+        constants["SPLIT"] = cut["backward" if kernel.role == Role.BACKWARD else "forward"]
+    for role in range(len(spec.inputs)) if "ROLE" in names else (None,):
+        own = constants if role is None else constants | {"ROLE": role}
+        yield dataclasses.replace(kernel, constants=tuple((dict(kernel.constants) | own).items()))
+
+
+def _step(spec: OpSpec, plan: Plan) -> int:
+    """As `stride_step`: rows of channels-first activations are padded to whole vectors."""
+    return 8 if plan.layout is Layout.BDL or spec.channels % 8 == 0 else 1
+
+
+def _is_cut(spec: OpSpec, plan: Plan, schedule: Schedule, direction: str, length: int) -> bool:
+    """Whether a launcher cuts a sequence into spans, as `walk_programs`."""
+    if not plan.sums or not cuts(spec, schedule):
+        return False
+    return spans_of(spec, dict(schedule.numbers(direction)), length)[0] > 1
+
+
+def _suits_sm90(
+    spec: OpSpec, plan: Plan, schedule: Schedule, length: int, capability: int
+) -> bool:
+    """Whether the kernel for sm_90 runs in place of backward, as `suits_sm90`."""
+    numbers = schedule.twin("backward")
+    return (
+        bool(numbers)
+        and capability == 90
+        and spec.dtype.io is DType.BFLOAT16
+        and _step(spec, plan) == 8
+        and length % 8 == 0
+        and 4 * length > 7 * numbers["BLOCK_T"] * numbers["SEGMENTS"]
+        and length < 2**29
+    )

@@ -1,0 +1,64 @@
+"""The short case of a candidate: what a large one launches is verified at little cost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from sh2gen.emit import emit
+from sh2gen.launches import SHORT, launched, short_shape
+from sh2gen.lower import plans
+from sh2gen.resources import folder
+from sh2gen.schedule import Schedule, schedule
+from sh2gen.source import KernelSource
+from sh2gen.spec import OpSpec, Workload, load_spec
+
+
+def made(op: str, channels: int, sizes: list[tuple[int, int]]) -> tuple[OpSpec, Schedule]:
+    spec = load_spec(folder("ops") / f"{op}.yaml")
+    inner = replace(spec.filter, groups=spec.filter.groups * channels // spec.channels)
+    workloads = tuple(Workload(batch=batch, length=length) for batch, length in sizes)
+    spec = replace(spec, channels=channels, filter=inner, workloads=workloads)
+    return spec, schedule(spec, plans(spec)[0])
+
+
+@pytest.mark.parametrize(
+    ("op", "channels", "sizes", "short"),
+    [
+        ("hyena_se", 4096, [(1, 8192)], SHORT),
+        ("hyena_se", 4096, [(1, 8191)], (2, 1032 + 7)),
+        ("hyena_se", 4096, [(1, 512)], SHORT),
+        ("hyena_li", 4096, [(1, 131072)], SHORT),
+        ("hyena_li", 32, [(1, 512)], SHORT),
+        ("hyena_li", 32, [(1, 131072)], None),
+        ("hyena_mr", 4096, [(1, 131072)], None),
+        ("hyena_mr", 4096, [(1, 131072), (8, 1001)], None),
+    ],
+)
+def test_the_short_case_launches_what_the_largest_workload_launches(
+    op: str, channels: int, sizes: list[tuple[int, int]], short: tuple[int, int] | None
+) -> None:
+    spec, numbers = made(op, channels, sizes)
+    plan = plans(spec)[0]
+    kernels = emit(spec, plan, numbers).kernels
+    found = short_shape(spec, plan, numbers, kernels, sizes, 90)
+    assert short in (None, found)
+    assert found[0] == 2 and 1032 <= found[1] <= 16384
+
+    def at(shape: tuple[int, int]) -> set[KernelSource]:
+        return set(launched(spec, plan, numbers, kernels, [shape], 90))
+
+    if sizes[0][1] > 1032:
+        assert at(sizes[0]) <= at(found)
+
+
+def test_a_kernel_for_sm_90_is_launched_there_and_not_elsewhere() -> None:
+    spec, numbers = made("hyena_mr", 4096, [(1, 131072)])
+    plan = plans(spec)[0]
+    kernels = emit(spec, plan, numbers).kernels
+    for capability, suffix in ((90, "backward_sm90"), (100, "backward"), (80, "backward")):
+        names = [
+            one.name for one in launched(spec, plan, numbers, kernels, [(1, 8192)], capability)
+        ]
+        assert names == ["hyena_mr_forward", f"hyena_mr_{suffix}", "sum_partials"]
