@@ -26,7 +26,7 @@ from sh2gen.cost import Prediction, predictions
 from sh2gen.emit import emit
 from sh2gen.emit_kernels import cuts
 from sh2gen.errors import CheckFailed, Sh2genError
-from sh2gen.files import refuse_to_replace, write_whole
+from sh2gen.files import made_folder, refuse_to_replace, write_whole
 from sh2gen.lower import plans, verdicts
 from sh2gen.lower.verdict import Verdict
 from sh2gen.operator import InterpreterRunner, Operator, OperatorRunner
@@ -36,7 +36,7 @@ from sh2gen.schedule import DIRECTIONS, Schedule, interpreter_schedule, schedule
 from sh2gen.search import Problem
 from sh2gen.source import Source
 from sh2gen.spec import OpSpec, Workload, load_spec
-from sh2gen.tables import LockEntry, in_order, write_decisions, write_lock
+from sh2gen.tables import LockEntry, in_order, read_tables, write_decisions, write_lock
 from sh2gen.target import Target
 from sh2gen.tuner import Session, Tuned, problem
 from sh2gen.verify import Report, Runner, twin, verify
@@ -612,7 +612,7 @@ def tune_operator(
     Args:
         sets: workloads that share their numbers, a search each; by default the spec's own, as one.
         plan: a plan's name or a prefix of it, instead of the cheapest by prediction.
-        changes: numbers of the schedule to start from, instead of the best known.
+        changes: numbers to try first, beside the best known.
         directions: which are searched; the other keeps the best numbers known.
         effort: "measure", "patient" or "exhaustive" (`search.EFFORTS`).
         budget: seconds for a direction of a set, instead of the effort's.
@@ -634,39 +634,62 @@ def tune_operator(
     spec = op if isinstance(op, OpSpec) else load_spec(op)
     gpu = targets.from_device()
     if gpu is None:
-        known = ", ".join(target.name for target in targets.TARGETS)
+        names = ", ".join(target.name for target in targets.TARGETS)
         raise Sh2genError(
             "V003",
-            f"tuning needs one of these GPUs: {known}",
+            f"tuning needs one of these GPUs: {names}",
             help="`sh2gen tune --effort estimate` ranks schedules by prediction, without a GPU",
         )
-    folder = Path(out) if out is not None else home() / "tuned"
+    folder = made_folder(Path(out) if out is not None else home() / "tuned")
+    say, complain = progress or (lambda _: None), warn or progress or (lambda _: None)
     sizes = [dataclasses.replace(spec, workloads=in_order(s)) for s in sets or (spec.workloads,)]
     for sized in sizes:  # before any work
         _require_kernels(spec, candidates(sized, gpu, plan, changes)[0].plan)
     with ExitStack() as stack:
         session = session or stack.enter_context(Session(workers))
         for sized in sizes:
-            chosen = candidates(sized, gpu, plan, changes, tables(folder))[0]
+            # What is known to be good stays unless it is beaten, by what is asked for too.
+            known = tables(folder)
+            best = candidates(sized, gpu, plan, None, known)[0]
+            asked = candidates(sized, gpu, plan, changes, known)[0]
             for tuned in session.tune(
                 sized,
-                chosen.plan,
+                best.plan,
                 gpu,
                 directions=directions,
-                starts={d: chosen.schedule.numbers(d) for d in DIRECTIONS},
+                starts={d: best.schedule.numbers(d) for d in DIRECTIONS},
+                also={d: asked.schedule.numbers(d) for d in changes or ()},
                 effort="exhaustive" if sweep else effort,
                 budget=budget,
                 decide=not sweep,
                 seed=seed,
                 resume=resume,
-                say=progress or (lambda _: None),
-                warn=warn or progress or (lambda _: None),
+                say=say,
+                warn=complain,
             ):
-                kept = write_decisions(folder, [tuned.decision]) if tuned.decision else None
-                yield tuned, kept
+                yield tuned, _kept(folder, tuned, complain)
                 interrupted = tuned.result.interrupted
             if interrupted:
                 return
+
+
+def _kept(folder: Path, tuned: Tuned, warn: Progress) -> Path | None:
+    """The table that holds a decision; None if there is none or it cannot be written.
+
+    An interrupted search that confirms what a table says leaves it alone: that was more thorough.
+    """
+    decision = tuned.decision
+    if decision is None:
+        return None
+    before, _ = read_tables([folder]) if tuned.result.interrupted else ((), ())
+    same = [one for one in before if one.identity == decision.identity]
+    if any(one.numbers == decision.numbers for one in same):
+        return folder
+    try:
+        return write_decisions(folder, [decision])
+    except Sh2genError as error:  # an hour of search is not lost for that: it is told
+        warn(error.render())
+        return None
 
 
 def tune(op: OpSpec | str | PathLike[str], **options: Any) -> tuple[Tuned, ...]:
