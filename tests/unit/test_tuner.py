@@ -611,3 +611,34 @@ def test_one_direction_alone_keeps_the_tiles_of_the_other(tmp_path: Path, resume
     assert forward.decision is not None
     assert forward.decision.numbers == tiles["forward"][2048]
     assert set(forward.result.tried) == {tiles["forward"][2048]}
+
+
+def test_an_interrupt_before_backward_keeps_the_tiles_that_backward_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next file would have to leave the numbers of one direction out."""
+    fakes, tiles = modal(tmp_path)
+
+    class Interrupting(Workbench):
+        def __init__(self, task: Any, *arguments: Any, **options: Any) -> None:
+            if task.direction == "backward":
+                raise KeyboardInterrupt
+            super().__init__(task, *arguments, **options)
+
+    monkeypatch.setattr(tuner, "Workbench", Interrupting)
+    (forward,) = fakes.tune()
+    assert forward.result.interrupted and forward.result.winner == tiles["forward"][512]
+    assert forward.decision is not None
+    assert forward.decision.numbers == tiles["forward"][2048]
+
+
+def test_a_start_beyond_the_search_space_is_timed_with_its_own_other_direction(
+    tmp_path: Path,
+) -> None:
+    """16 blocks of 16 steps, which no list names, but legal together."""
+    fakes, _ = modal(tmp_path)
+    small = {"SEGMENTS": 16, "BLOCK_T": 16}
+    odd = schedule(MODAL, fakes.plan, dict.fromkeys(DIRECTIONS, small))
+    starts = {direction: odd.numbers(direction) for direction in DIRECTIONS}
+    forward, _ = fakes.tune(starts=starts)
+    assert forward.result.tried[odd.forward].status is Status.OK
