@@ -1,13 +1,13 @@
 """Which plan computes an operator, and with which numbers (layer 7).
 
-A lock file decides if there is one. Else the plan is the cheapest by prediction, and its numbers
-are those that were tuned for exactly this, else the nearest that were tuned, else the defaults.
-Nothing is ever measured here.
+A lock file decides if there is one. Else the plan is the cheapest by prediction, or one whose
+numbers were tuned for exactly this and took less time. Its numbers are those that were tuned for
+exactly this, else the nearest that were tuned, else the defaults. Nothing is ever measured here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from sh2gen import target as targets
-from sh2gen.cost import score
+from sh2gen.cost import predict, score
 from sh2gen.emit import kernel_digest, refuse_clash
 from sh2gen.errors import Sh2genError
 from sh2gen.jsonl import Damage
@@ -33,29 +33,42 @@ from sh2gen.tables import (
     fields_of,
     find,
     in_order,
-    locked_schedule,
+    lock_error,
+    locked_entry,
     misses,
     read_lock,
     read_tables,
     table_folders,
 )
-from sh2gen.target import Target
+from sh2gen.target import TARGETS, Target
 
 Changes = Mapping[str, Mapping[str, int]]  # direction -> knob -> value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A plan with its schedule and what it is predicted to cost, less is better.
+    """A plan with its schedule and what it costs, less is better.
 
     Attributes:
+        score: time over its bound, summed over directions and workloads; predicted or measured.
+        measured: whether the score is of times that numbers tuned for exactly this took.
+        tuned: whether tables have numbers of this plan for this operator and GPU.
         origins: by direction, where the numbers come from, in words.
+        warnings: what the user must be told of them.
     """
 
     plan: Plan
     schedule: Schedule
     score: float
+    measured: bool = False
+    tuned: bool = False
     origins: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def basis(self) -> str:
+        """What the score is, in a word."""
+        return "measured" if self.measured else "predicted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,27 +104,26 @@ def candidates(
     changes: Changes | None = None,
     known: Tables | None = None,
 ) -> tuple[Candidate, ...]:
-    """Plans that compute the operator, the cheapest by prediction first, under default numbers;
-    the first of them under the best numbers known.
+    """Plans that compute the operator, the one that is taken first, under the best numbers known;
+    the others cheapest first, under default numbers.
+
+    Taken is the cheapest by prediction, unless a plan whose numbers were tuned for exactly this
+    took less time: less than the former's did if these were tuned too, else than is predicted of
+    it. So whoever tunes a plan never gets one that nobody tuned instead of it.
 
     Args:
         plan: a prefix of the plan's name: "direct", "direct/BLD", "direct/BLD/recompute".
-        changes: other numbers, of the plan that is the cheapest: those of other plans mean
-            something else.
+        changes: other numbers, of the plan that is taken: those of other plans mean something
+            else.
         known: where to look numbers up; None for the defaults.
 
     Raises:
-        Sh2genError: L codes if nothing applies; R003 if a lock file does not say; S007 for a name
-            that means something else in the file, before K codes if the numbers are not legal.
+        Sh2genError: L codes if nothing applies; R003 if a lock file does not say, R002 if it does
+            not say all, C006 for changes of what it says; S007 for a name that means something
+            else in the file, before K codes if the numbers are not legal.
     """
-    pinned: Schedule | None = None
     if known is not None and known.lock is not None:
-        pinned = locked_schedule(known.lock, known.entries, spec.op, operator_digest(spec))
-        if plan is not None and not (pinned.plan + "/").startswith(plan.rstrip("/") + "/"):
-            raise Sh2genError(
-                "R003", f"{known.lock} pins {spec.op} to {pinned.plan}, which is not `{plan}`"
-            )
-        plan = pinned.plan
+        return (_pinned(spec, target, plan, changes, known.lock, known.entries),)
     found = plans(spec, plan.split("/")[0] if plan else None)
     if plan is not None:
         names = [p.name for p in found]
@@ -123,13 +135,118 @@ def candidates(
         numbers = schedule(spec, p)
         return Candidate(plan=p, schedule=numbers, score=score(spec, p, numbers, target))
 
-    first, *others = sorted(map(candidate, found), key=lambda c: c.score)
+    ranked = sorted(map(candidate, found), key=lambda c: c.score)
+    if known is not None:
+        ranked = [_measured(spec, target, c, known.decisions) for c in ranked]
+    first = min([ranked[0], *(c for c in ranked if c.measured)], key=lambda c: c.score)
+    others = sorted((c for c in ranked if c is not first), key=lambda c: c.score)
     if first.plan.kernels and (changes or known is not None):
         refuse_clash(spec, first.plan, first.schedule)  # whatever the numbers
-        first = _with_numbers(spec, target, first, changes or {}, known, pinned)
+        first = _with_numbers(spec, target, first, changes or {}, known)
     elif changes:
         schedule(spec, first.plan, changes)  # says that there is nothing to change
     return (first, *others)
+
+
+def passed_over(ranked: Sequence[Candidate]) -> tuple[str, ...]:
+    """A line for each of `candidates` with tuned numbers that are not taken: why not, and how to
+    take them.
+    """
+    return tuple(
+        f"tuned numbers of {c.plan.name}: {c.score / ranked[0].score:.2f}x the cost, "
+        f"{c.basis} (of {ranked[0].plan.name}: {ranked[0].basis}); --plan {c.plan.name} takes them"
+        for c in ranked[1:]
+        if c.tuned
+    )
+
+
+def _measured(
+    spec: OpSpec, target: Target, candidate: Candidate, decisions: Sequence[Decision]
+) -> Candidate:
+    """A candidate by the times that its numbers took if these were tuned for exactly this."""
+    plan, digest, gpu = candidate.plan, operator_digest(spec), gpu_name(target)
+    own = [d for d in decisions if (d.key.plan, d.key.spec, d.key.gpu) == (plan.name, digest, gpu)]
+    found: dict[str, Found] = {}
+    for direction in DIRECTIONS:
+        here = [d for d in own if d.key.direction == direction]
+        if here and (one := find(here, wanted(spec, target, plan, direction), target)):
+            found[direction] = one
+    exact = {d: one.decision for d, one in found.items() if one.exact}
+    if (
+        len(exact) < len(DIRECTIONS)
+        or len({coupling(plan, d.numbers) for d in exact.values()}) > 1
+    ):
+        return replace(candidate, tuned=bool(found))
+    total = 0.0
+    for direction, decision in exact.items():
+        us = dict(zip(decision.workloads, decision.us, strict=True))
+        for workload in spec.workloads:
+            p = predict(spec, plan, candidate.schedule, direction, workload, target)
+            total += us[workload] * 1e-6 / p.bound
+    return replace(candidate, tuned=True, measured=True, score=total)
+
+
+def _pinned(
+    spec: OpSpec,
+    target: Target,
+    name: str | None,
+    changes: Changes | None,
+    lock: Path,
+    entries: Sequence[LockEntry],
+) -> Candidate:
+    """What a lock file says of the operator, and nothing else."""
+    entry = locked_entry(lock, entries, spec.op, operator_digest(spec))
+    if changes:
+        raise Sh2genError(
+            "C006",
+            f"{lock} pins the numbers of {spec.op}: none can be given beside them",
+            help="leave out the lock file, or the numbers",
+        )
+    if name is not None and not (entry.plan + "/").startswith(name.rstrip("/") + "/"):
+        raise Sh2genError("R003", f"{lock} pins {spec.op} to {entry.plan}, which is not `{name}`")
+    try:
+        found = plans(spec, entry.plan.split("/")[0])
+        named = [p for p in found if p.name == entry.plan]
+        if not named:
+            names = "; ".join(p.name for p in found)
+            raise Sh2genError("L003", f"{spec.op} has no plan `{entry.plan}`", help=names)
+    except Sh2genError as error:
+        raise lock_error(lock, entry, error) from None
+    (plan,) = named
+    if plan.kernels:
+        refuse_clash(spec, plan, schedule(spec, plan))  # whatever the numbers
+    numbers = {d: dict(entry.numbers(d)) for d in DIRECTIONS}
+    for direction in DIRECTIONS:
+        legal = [knob for knob, _ in space(spec, plan, direction).knobs]
+        lacks = [knob for knob in legal if knob not in numbers[direction]]
+        strange = [knob for knob in numbers[direction] if knob not in legal]
+        if lacks or strange:
+            what = f"lacks `{lacks[0]}`, a" if lacks else f"has `{strange[0]}`, which is no"
+            wrong = Sh2genError(
+                "R002",
+                f"{direction} of {spec.op} {what} knob of {plan.name}",
+                help="the kernels have changed since: write the lock file again",
+            )
+            raise lock_error(lock, entry, wrong, direction)
+    try:
+        chosen = schedule(spec, plan, numbers)
+    except Sh2genError as error:
+        raise lock_error(lock, entry, error) from None
+    origin = f"pinned by {lock}"
+    warnings: tuple[str, ...] = ()
+    if entry.kernels != kernels_of(spec, plan):
+        origin += ", for kernels of other text"
+        warnings = (
+            f"{lock} was written for kernels of {spec.op} of other text: numbers are as pinned, "
+            "the kernels are not what they were then",
+        )
+    return Candidate(
+        plan=plan,
+        schedule=chosen,
+        score=score(spec, plan, chosen, target),
+        origins=dict.fromkeys(DIRECTIONS, origin),
+        warnings=warnings,
+    )
 
 
 def _with_numbers(
@@ -138,15 +255,11 @@ def _with_numbers(
     first: Candidate,
     changes: Changes,
     known: Tables | None,
-    pinned: Schedule | None,
 ) -> Candidate:
     """A candidate under the best numbers known, some of them changed."""
     numbers = {d: first.schedule.numbers(d) for d in DIRECTIONS}
     origins = dict.fromkeys(DIRECTIONS, "default")
-    if pinned is not None and known is not None:
-        numbers = {d: pinned.numbers(d) for d in DIRECTIONS}
-        origins = dict.fromkeys(DIRECTIONS, f"pinned by {known.lock}")
-    elif known is not None:
+    if known is not None:
         tuned = _tuned(spec, target, first.plan, known.decisions)
         numbers |= {d: found for d, (found, _) in tuned.items()}
         origins |= {d: label for d, (_, label) in tuned.items()}
@@ -158,12 +271,10 @@ def _with_numbers(
         if changes.get(direction):
             names = " ".join(f"{name}={value}" for name, value in changes[direction].items())
             origins[direction] += f", with {names} as given"
-    return replace(
-        first,
-        schedule=chosen,
-        score=score(spec, first.plan, chosen, target),
-        origins=origins,
-    )
+    first = replace(first, schedule=chosen, origins=origins)
+    if first.measured and not changes:
+        return first
+    return replace(first, score=score(spec, first.plan, chosen, target), measured=False)
 
 
 def _tuned(
@@ -193,12 +304,21 @@ def _tuned(
 
 
 def _times(found: Found, target: Target) -> str:
-    """What the numbers took where they were tuned, or what that means for another GPU."""
-    times = ", ".join(
-        f"{us:.1f} us at B={workload.batch} L={workload.length}"
-        for us, workload in zip(found.us(target), found.decision.workloads, strict=True)
-    )
-    return times if found.us(target) == found.decision.us else f"by its bandwidth {times}"
+    """What the numbers took where they were tuned; if only the GPU is another, what that means for
+    this one.
+    """
+
+    def at(times: Sequence[float]) -> str:
+        return ", ".join(
+            f"{us:.1f} us at B={workload.batch} L={workload.length}"
+            for us, workload in zip(times, found.decision.workloads, strict=True)
+        )
+
+    if found.exact:
+        return at(found.decision.us)
+    if found.other_gpu and len(found.differences) == 1 and target in TARGETS:
+        return f"about {at(found.us(target))} here by bandwidth"
+    return f"there {at(found.decision.us)}"
 
 
 def wanted(spec: OpSpec, target: Target, plan: Plan, direction: str) -> Wanted:
@@ -217,7 +337,7 @@ def wanted(spec: OpSpec, target: Target, plan: Plan, direction: str) -> Wanted:
         direction=direction,
         gpu=gpu_name(target),
         triton=triton_version(),
-        templates=_kernel_digest(spec, plan),
+        templates=kernels_of(spec, plan),
     )
     return Wanted(
         key=key,
@@ -228,17 +348,29 @@ def wanted(spec: OpSpec, target: Target, plan: Plan, direction: str) -> Wanted:
 
 
 @cache
-def _kernel_digest(spec: OpSpec, plan: Plan) -> str:
+def kernels_of(spec: OpSpec, plan: Plan) -> str:
+    """`emit.kernel_digest`, made once."""
     return kernel_digest(spec, plan)
 
 
 def gpu_name(target: Target) -> str:
     """What the driver calls this machine's GPU if that is the target, else what it is called
-    elsewhere.
+    elsewhere. (One that is no target is served as the default under its own name: `here`.)
     """
     if targets.from_device() == target:
         return torch.cuda.get_device_name()
     return target.device_name
+
+
+def here() -> Target:
+    """This machine's GPU. Without one the default; for one that is not known the default too, but
+    called as the driver calls it: what was tuned on the default was not measured on it.
+    """
+    if (found := targets.from_device()) is not None:
+        return found
+    if torch.cuda.is_available():
+        return replace(targets.DEFAULT, device_name=torch.cuda.get_device_name())
+    return targets.DEFAULT
 
 
 def triton_version() -> str:

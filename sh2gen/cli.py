@@ -1,7 +1,7 @@
 """The command line (layer 8): flags -> driver -> text. stdout is data, stderr is talk.
 
 Exit codes: 0 good, 1 a check failed, 2 the input is wrong, 3 a bug in sh2gen, 130 interrupted
-(tune keeps what it found).
+(tune keeps what it found; for it signals that end a process count as Ctrl-C).
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import gc
 import importlib.util
 import json
 import platform
+import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
@@ -41,7 +42,10 @@ class _Group(click.Group):
         except Sh2genError as error:
             talk.print(error.render(), markup=False)
             ctx.exit(error.exit_code)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, KeyboardInterrupt):
+        except KeyboardInterrupt:
+            talk.print("interrupted")
+            ctx.exit(130)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except BrokenPipeError:
             ctx.exit(0)
@@ -68,6 +72,36 @@ _set = click.option(
     help="A number of the plan that is taken: --set forward.BLOCK_T=512.",
 )
 _target = click.option("--target", help="H200, H100, A100 or B200; default: this GPU, or H200.")
+_tables = click.option(
+    "--tables", metavar="FOLDER", help="Tuned tables to take numbers from, as `tune --out` wrote."
+)
+
+
+def _warn(text: str) -> None:
+    """A line of talk that stays, with --json too."""
+    talk.print(text, markup=False)
+
+
+def _name_damages(damages: Iterable[object]) -> None:
+    for damage in damages:
+        _warn(f"skipped: {damage}")
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Signals that end a process raise KeyboardInterrupt: batch systems send them. One that is
+    ignored, as by nohup, stays so.
+    """
+    before = {}
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            before[number] = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _changes(settings: tuple[str, ...]) -> dict[str, dict[str, int]]:
@@ -123,6 +157,7 @@ def _progress(quiet: bool, every: float = 0.0) -> Iterator[Callable[[str], None]
 @click.option("--check", is_flag=True, help="Write nothing; fail if a file in --out is stale.")
 @click.option("--locked", metavar="FILE", help="Take plans and numbers from this lock file alone.")
 @click.option("--lock", metavar="FILE", help="Write such a file of what was taken.")
+@_tables
 @_json
 def compile_command(
     ops: tuple[str, ...],
@@ -135,6 +170,7 @@ def compile_command(
     check: bool,
     locked: str | None,
     lock: str | None,
+    tables: str | None,
     as_json: bool,
 ) -> None:
     """Write the generated file of each op.yaml (or of all in a folder), built and verified.
@@ -158,7 +194,9 @@ def compile_command(
             write=not check,
             locked=locked,
             lock=lock,
+            tables=tables,
             progress=say,
+            warn=_warn,
         )
     outdated = [str(c.path) for c in compilations if driver.stale(c)] if check else []
     if as_json:
@@ -175,15 +213,23 @@ def compile_command(
 
 def _print_compilation(c: Any) -> None:
     """What was chosen and why, for a person."""
+    from sh2gen.choose import passed_over
+
     plan = c.chosen.plan
     rows: list[tuple[str, str]] = [("file", str(c.path))]
     rows.append(("algorithm", f"{plan.algorithm}: {c.verdicts[plan.algorithm]}"))
     if not plan.kernels:
         rows += [(f"not {n}", str(v)) for n, v in c.verdicts.items() if not v.applies]
+    shown = c.candidates[1:4]
+    mixed = any(candidate.measured for candidate in (c.chosen, *shown))
+    basis = "" if mixed else "predicted "
     others = ", ".join(
-        f"{other.plan.name} {other.score / c.chosen.score:.2f}x" for other in c.candidates[1:4]
+        f"{other.plan.name} {other.score / c.chosen.score:.2f}x" + f" {other.basis}" * mixed
+        for other in shown
     )
-    rows.append(("plan", plan.name + (f" (predicted cost of others: {others})" if others else "")))
+    own = f"{c.chosen.basis}; " * mixed
+    rows.append(("plan", plan.name + (f" ({own}{basis}cost of others: {others})" * bool(others))))
+    rows += [("not taken", text) for text in passed_over(c.candidates)]
     rows.append(
         ("call with", f"activations {'(B, D, L)' if plan.layout == 'BDL' else '(B, L, D)'}")
     )
@@ -331,21 +377,30 @@ def tune(
     that may crash or hang. What happened to each is appended to a log as it happens; Ctrl-C keeps
     the best so far, and --resume goes on.
 
-    Without --length the workloads of the file are tuned for at once. --set says where to start.
+    Without --length the workloads of the file are tuned for at once. --set gives numbers to try first.
     """
     from sh2gen import driver
+    from sh2gen.choose import tables
     from sh2gen.spec import Workload
 
+    if Path(op).is_dir():
+        inside = ", ".join(path.name for path in sorted(Path(op).glob("*.yaml")))
+        raise Sh2genError(
+            "C006",
+            f"tune takes one operator, and {op} is a folder",
+            help=f"one of {inside}" if inside else None,
+        )
     if batch is not None and not lengths:
         raise Sh2genError("C006", "--batch goes with --length", help="give a length too")
-    workloads = [Workload(batch=batch or 1, length=length) for length in lengths]
+    workloads = [Workload(batch=batch or 1, length=length) for length in dict.fromkeys(lengths)]
     directions = (direction,) if direction else ("forward", "backward")
     if effort == "estimate":
         if resume or budget or out or workers:
             raise Sh2genError(
                 "C006", "--resume, --budget, --out and --workers are for a search, not an estimate"
             )
-        problems = driver.estimate_operator(
+        _name_damages(tables().damages)
+        estimates = driver.estimate_operator(
             op,
             workloads=workloads,
             plan=plan,
@@ -353,65 +408,110 @@ def tune(
             directions=directions,
             target=target,
         )
-        _print_estimate(problems, as_json)
+        _print_estimate(estimates, as_json)
         return
     if target is not None:
         raise Sh2genError("C006", "--target is for --effort estimate: tuning measures on this GPU")
+    _name_damages(tables(Path(out) if out else None).damages)
     found: list[dict[str, Any]] = []
-    with _progress(as_json, every=5.0) as say:
-        for tuned, path in driver.tune_operator(
-            op,
-            sets=[(workload,) for workload in workloads],
-            plan=plan,
-            changes=_changes(settings),
-            directions=directions,
-            effort=effort,
-            budget=budget,
-            seed=seed,
-            resume=resume,
-            workers=workers,
-            out=out,
-            progress=say,
-            warn=lambda text: talk.print(text, markup=False),
-        ):
-            found.append(tuned.to_dict() | {"table": str(path) if path else None})
-            if not as_json:
-                print_tuned(tuned, path)
+    interrupted = False
+    with _signals_interrupt(), _progress(False, every=5.0) as say:
+        try:
+            for tuned, path in driver.tune_operator(
+                op,
+                sets=[(workload,) for workload in workloads],
+                plan=plan,
+                changes=_changes(settings),
+                directions=directions,
+                effort=effort,
+                budget=budget,
+                seed=seed,
+                resume=resume,
+                workers=workers,
+                out=out,
+                progress=say,
+                warn=_warn,
+            ):
+                found.append(tuned.to_dict() | {"table": str(path) if path else None})
+                if not as_json:
+                    print_tuned(tuned, path, out)
+        except KeyboardInterrupt:  # before the first search, or between two
+            interrupted = True
+            _warn(
+                "interrupted before a search began: nothing was tuned"
+                if not found
+                else "interrupted before the next search began"
+            )
     if as_json:
         click.echo(json.dumps(found, indent=2))
-    if any(one["interrupted"] for one in found):
+    if interrupted or any(one["interrupted"] for one in found):
         raise click.exceptions.Exit(130)
     if not all(one["decision"] for one in found):
         raise click.exceptions.Exit(1)
 
 
-def _print_estimate(problems: Any, as_json: bool) -> None:
-    """The ten best by prediction, of each direction."""
-    ranked = {
-        direction: sorted(space.points, key=lambda point: space.predicted[point])[:10]
-        for direction, space in problems.items()
-    }
-    if as_json:
-        result = {
-            direction: [
-                {"numbers": dict(point), "share": 1 / problems[direction].predicted[point]}
-                for point in points
-            ]
-            for direction, points in ranked.items()
+def _print_estimate(estimates: Any, as_json: bool) -> None:
+    """The ten best predictions of each direction, each with one schedule of those that share it;
+    and where the start is.
+    """
+    result: dict[str, Any] = {}
+    for direction, estimate in estimates.items():
+        space = estimate.problem
+        groups: dict[str, list[Any]] = {}
+        for point in sorted(space.points, key=lambda point: space.predicted[point]):
+            groups.setdefault(f"{space.predicted[point]:.9g}", []).append(point)
+        entries, rank = [], 1
+        for points in groups.values():
+            first = space.start if space.start in points else points[0]
+            entry = {
+                "numbers": dict(first),
+                "share": 1 / space.predicted[first],
+                "rank": rank,
+                "tied": len(points) - 1,
+                "free": [  # numbers that the prediction does not depend on
+                    name for i, (name, _) in enumerate(first) if len({p[i] for p in points}) > 1
+                ],
+            }
+            rank += len(points)
+            entries.append(entry)
+            if first == space.start:
+                start = entry
+        result[direction] = {
+            "points": len(space.points),
+            "dropped": dict(estimate.dropped),
+            "start": start,
+            "best": entries[:10],
         }
+    if as_json:
         click.echo(json.dumps(result, indent=2))
         return
-    for direction, points in ranked.items():
-        space = problems[direction]
-        click.echo(f"{direction}: the best of {len(space.points)} by prediction")
-        for point in points:
-            text = " ".join(f"{name}={value}" for name, value in point if value)
-            mark = "  (start)" if point == space.start else ""
-            click.echo(f"  {1 / space.predicted[point]:.2f} of the bound  {text}{mark}")
+    for direction, found in result.items():
+        dropped = sum(found["dropped"].values())
+        click.echo(
+            f"{direction}: the best of {found['points']} by prediction"
+            + f"; constraints dropped {dropped}" * (dropped > 0)
+        )
+        start = found["start"]
+        for entry in found["best"]:
+            text = " ".join(f"{name}={value}" for name, value in entry["numbers"].items() if value)
+            tied = f"  (and {entry['tied']} with other {', '.join(entry['free'])})"
+            mark = "  (start)" * (entry is start)
+            click.echo(
+                f"  {entry['share']:.2f} of the bound  {text}" + tied * bool(entry["tied"]) + mark
+            )
+        place = f"{start['rank']} of {found['points']}" + f", {start['tied'] + 1} alike" * bool(
+            start["tied"]
+        )
+        click.echo(f"  the start: {start['share']:.2f} of the bound, rank {place}")
 
 
-def print_tuned(tuned: Any, path: Any) -> None:
-    """What a search came to, for a person."""
+def print_tuned(tuned: Any, path: Any, out: str | None = None) -> None:
+    """What a search came to, for a person.
+
+    Args:
+        path: the table that keeps it.
+        out: the folder of tables that was asked for.
+    """
     result, decision = tuned.result, tuned.decision
     counts = ", ".join(f"{n} {status}" for status, n in tuned.to_dict()["tried"].items())
     rows = [
@@ -435,11 +535,19 @@ def print_tuned(tuned: Any, path: Any) -> None:
                     f"{bound / us:.2f} of the bound; before {decision.start_us[i]:.1f} us",
                 )
             )
-        rows.append(("kept in", str(path)))
+        how = "" if _is_home(out) else f"; compile and explain take it with --tables {out}"
+        rows.append(("kept in", f"{path}{how}"))
     width = max(len(name) for name, _ in rows)
     click.echo(tuned.task.title)
     for name, text in rows:
         click.echo(f"  {name.ljust(width)}  {text}")
+
+
+def _is_home(out: str | None) -> bool:
+    """Whether compile looks into this folder of tables by itself."""
+    from sh2gen.records import home
+
+    return out is None or Path(out).resolve() == (home() / "tuned").resolve()
 
 
 _STAGES = ["spec", "graph", "plan", "source", "ptx"]
@@ -456,6 +564,7 @@ _STAGES = ["spec", "graph", "plan", "source", "ptx"]
 @_plan
 @_set
 @_target
+@_tables
 @_json
 def explain(
     op: str,
@@ -464,12 +573,13 @@ def explain(
     plan: str | None,
     settings: tuple[str, ...],
     target: str | None,
+    tables: str | None,
     as_json: bool,
 ) -> None:
     """Show how an op.yaml is lowered: verdicts, plans and predicted cost, or any one stage."""
     from sh2gen import cost, driver
     from sh2gen.build import build
-    from sh2gen.choose import explain_misses, tables
+    from sh2gen.choose import explain_misses
     from sh2gen.emit import emit
     from sh2gen.ir import operator_graph
     from sh2gen.lower import verdicts
@@ -480,7 +590,8 @@ def explain(
     gpu = driver.resolve_target(target)
     answers = verdicts(spec)
     applies = any(answer.applies for answer in answers.values())
-    known = tables()
+    known = driver.known_numbers(tables)
+    _name_damages(known.damages)
     ranked: tuple[driver.Candidate, ...] = ()
     if applies or plan is not None or settings or miss or stage in ("plan", "source", "ptx"):
         ranked = driver.candidates(spec, gpu, plan, _changes(settings), known)
@@ -556,11 +667,15 @@ def _plan_text(candidate: Any) -> str:
 def _print_explanation(
     spec: Any, gpu: Any, answers: Any, ranked: Any, cost: Any, as_json: bool
 ) -> None:
+    from sh2gen.choose import passed_over
+
     plans = []
+    not_taken = passed_over(ranked)
     for candidate in ranked:
         entry: dict[str, Any] = {
             "plan": candidate.plan.name,
             "score": candidate.score,
+            "basis": candidate.basis,
             "schedule": str(candidate.schedule),
             "origins": dict(candidate.origins),
             "predictions": [],
@@ -597,7 +712,14 @@ def _print_explanation(
     if as_json:
         click.echo(
             json.dumps(
-                {"op": spec.op, "target": gpu.name, "verdicts": verdicts, "plans": plans}, indent=2
+                {
+                    "op": spec.op,
+                    "target": gpu.name,
+                    "verdicts": verdicts,
+                    "plans": plans,
+                    "not_taken": list(not_taken),
+                },
+                indent=2,
             )
         )
         return
@@ -607,6 +729,8 @@ def _print_explanation(
     if not plans:
         click.echo("no plan; --stage spec and --stage graph show what it is")
         return
+    for text in not_taken:
+        click.echo(f"not taken: {text}")
     click.echo("per token and channel (bytes of memory traffic, flops, instructions of a thread):")
     for entry in plans:
         click.echo(f"  {entry['plan']}  {entry['schedule']}")

@@ -20,23 +20,32 @@ import torch
 
 from sh2gen import target as targets
 from sh2gen.build import Built, build, check_fits
-from sh2gen.choose import Candidate, Changes, Tables, candidates, tables
+from sh2gen.choose import (
+    Candidate,
+    Changes,
+    Tables,
+    candidates,
+    here,
+    kernels_of,
+    passed_over,
+    tables,
+)
 from sh2gen.contenders import chosen
 from sh2gen.cost import Prediction, predictions
 from sh2gen.emit import emit
 from sh2gen.emit_kernels import cuts
 from sh2gen.errors import CheckFailed, Sh2genError
-from sh2gen.files import refuse_to_replace, write_whole
+from sh2gen.files import made_folder, refuse_to_replace, write_whole
 from sh2gen.lower import plans, verdicts
 from sh2gen.lower.verdict import Verdict
 from sh2gen.operator import InterpreterRunner, Operator, OperatorRunner
 from sh2gen.plan import Plan
 from sh2gen.records import home, operator_digest
-from sh2gen.schedule import DIRECTIONS, Schedule, interpreter_schedule, schedule
+from sh2gen.schedule import DIRECTIONS, Schedule, interpreter_schedule, schedule, search_space
 from sh2gen.search import Problem
 from sh2gen.source import Source
 from sh2gen.spec import OpSpec, Workload, load_spec
-from sh2gen.tables import LockEntry, in_order, write_decisions, write_lock
+from sh2gen.tables import LockEntry, in_order, read_tables, write_decisions, write_lock
 from sh2gen.target import Target
 from sh2gen.tuner import Session, Tuned, problem
 from sh2gen.verify import Report, Runner, twin, verify
@@ -54,7 +63,7 @@ class Compilation:
     Attributes:
         spec: the operator.
         verdicts: every algorithm's answer.
-        candidates: every plan, best by default numbers first; the first is the one that was taken.
+        candidates: every plan; the first is the one that was taken, the others cheapest first.
         predictions: by workload and direction.
         source: the generated text.
         built: resources of every kernel, or None if it was not built.
@@ -98,7 +107,10 @@ class Compilation:
                 name: {"applies": v.applies, "reasons": list(v.reasons)}
                 for name, v in self.verdicts.items()
             },
-            "candidates": [{"plan": c.plan.name, "score": c.score} for c in self.candidates],
+            "candidates": [
+                {"plan": c.plan.name, "score": c.score, "basis": c.basis} for c in self.candidates
+            ],
+            "not_taken": list(passed_over(self.candidates)),
             "predictions": [
                 {
                     "batch": workload.batch,
@@ -148,14 +160,16 @@ def compile_operators(
     write: bool = True,
     locked: str | PathLike[str] | None = None,
     lock: str | PathLike[str] | None = None,
+    tables: str | PathLike[str] | None = None,
     progress: Progress | None = None,
+    warn: Progress | None = None,
 ) -> tuple[Compilation, ...]:
     """Compile operators into `out`/<op>.py. Nothing is written unless every step of all succeeds.
 
     Args:
         ops: specs, or paths of op.yaml files.
         out: folder of the generated files.
-        plan: a plan's name or a prefix of it, instead of the cheapest by prediction.
+        plan: a plan's name or a prefix of it, instead of the cheapest.
         changes: numbers other than those that are known to be good: {"forward": {"BLOCK_T": 512}}.
         target: a GPU's name; the GPU of this machine if it has one that is known, else the H200.
         verified: compare the files with float64 before they are written: kernels on this machine's
@@ -164,6 +178,8 @@ def compile_operators(
         write: False leaves the folder alone.
         locked: a lock file that says plans and numbers, so that all who compile agree.
         lock: where to write such a file of what was taken.
+        tables: a folder of tuned tables, as `tune` writes with `out`, looked at beside the user's.
+        progress, warn: told of progress, and of tables and lock files that are not what they were.
 
     Raises:
         Sh2genError: what is wrong with a spec, plan, schedule, lock file or folder; CheckFailed if
@@ -185,10 +201,14 @@ def compile_operators(
                 + ", ".join(several),
                 help="give each a name of its own, and every file once",
             )
-    known = tables(locked=Path(locked) if locked is not None else None)
+    known = known_numbers(tables, locked)
+    warn = warn or say
     for damage in known.damages:
-        say(f"skipped: {damage}")
+        warn(f"skipped: {damage}")
     chosen = [_choose(spec, gpu, plan, changes, known, Path(out), say) for spec in specs]
+    for compilation in chosen:
+        for text in compilation.chosen.warnings:
+            warn(text)
     if write:
         for compilation in chosen:
             refuse_to_replace(compilation.path)
@@ -201,11 +221,30 @@ def compile_operators(
     return tested
 
 
+def known_numbers(
+    folder: str | PathLike[str] | None = None, locked: str | PathLike[str] | None = None
+) -> Tables:
+    """The tables of a folder beside the user's and the package's; or a lock file alone.
+
+    Raises:
+        Sh2genError: C006 for both, or if there is no such folder; R001, R002 if the lock file
+            cannot be read.
+    """
+    if folder is not None and locked is not None:
+        raise Sh2genError("C006", f"{locked} pins all numbers: no tables are looked at beside it")
+    if folder is not None and not Path(folder).is_dir():
+        raise Sh2genError("C006", f"there is no folder {folder} of tuned tables")
+    if locked is not None:
+        return tables(locked=Path(locked))
+    return tables(Path(folder) if folder is not None else None)
+
+
 def _lock_entry(compilation: Compilation) -> LockEntry:
     chosen = compilation.chosen
     return LockEntry(
         op=compilation.spec.op,
         digest=operator_digest(compilation.spec),
+        kernels=kernels_of(compilation.spec, chosen.plan),
         plan=chosen.plan.name,
         forward=chosen.schedule.forward,
         backward=chosen.schedule.backward,
@@ -303,10 +342,8 @@ def _one_thread() -> Iterator[None]:
 
 
 def resolve_target(name: str | None) -> Target:
-    """The target of that name; without one this machine's GPU if it is known, else the H200."""
-    if name is not None:
-        return targets.target(name)
-    return targets.from_device() or targets.target("H200")
+    """The target of that name; without one this machine's GPU, as the H200 if it is not known."""
+    return here() if name is None else targets.target(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -612,7 +649,7 @@ def tune_operator(
     Args:
         sets: workloads that share their numbers, a search each; by default the spec's own, as one.
         plan: a plan's name or a prefix of it, instead of the cheapest by prediction.
-        changes: numbers of the schedule to start from, instead of the best known.
+        changes: numbers to try first, beside the best known.
         directions: which are searched; the other keeps the best numbers known.
         effort: "measure", "patient" or "exhaustive" (`search.EFFORTS`).
         budget: seconds for a direction of a set, instead of the effort's.
@@ -634,39 +671,62 @@ def tune_operator(
     spec = op if isinstance(op, OpSpec) else load_spec(op)
     gpu = targets.from_device()
     if gpu is None:
-        known = ", ".join(target.name for target in targets.TARGETS)
+        names = ", ".join(target.name for target in targets.TARGETS)
         raise Sh2genError(
             "V003",
-            f"tuning needs one of these GPUs: {known}",
+            f"tuning needs one of these GPUs: {names}",
             help="`sh2gen tune --effort estimate` ranks schedules by prediction, without a GPU",
         )
-    folder = Path(out) if out is not None else home() / "tuned"
+    folder = made_folder(Path(out) if out is not None else home() / "tuned")
+    say, complain = progress or (lambda _: None), warn or progress or (lambda _: None)
     sizes = [dataclasses.replace(spec, workloads=in_order(s)) for s in sets or (spec.workloads,)]
     for sized in sizes:  # before any work
         _require_kernels(spec, candidates(sized, gpu, plan, changes)[0].plan)
     with ExitStack() as stack:
         session = session or stack.enter_context(Session(workers))
         for sized in sizes:
-            chosen = candidates(sized, gpu, plan, changes, tables(folder))[0]
+            # What is known to be good stays unless it is beaten, by what is asked for too.
+            known = tables(folder)
+            best = candidates(sized, gpu, plan, None, known)[0]
+            asked = candidates(sized, gpu, plan, changes, known)[0]
             for tuned in session.tune(
                 sized,
-                chosen.plan,
+                best.plan,
                 gpu,
                 directions=directions,
-                starts={d: chosen.schedule.numbers(d) for d in DIRECTIONS},
+                starts={d: best.schedule.numbers(d) for d in DIRECTIONS},
+                also={d: asked.schedule.numbers(d) for d in changes or ()},
                 effort="exhaustive" if sweep else effort,
                 budget=budget,
                 decide=not sweep,
                 seed=seed,
                 resume=resume,
-                say=progress or (lambda _: None),
-                warn=warn or progress or (lambda _: None),
+                say=say,
+                warn=complain,
             ):
-                kept = write_decisions(folder, [tuned.decision]) if tuned.decision else None
-                yield tuned, kept
+                yield tuned, _kept(folder, tuned, complain)
                 interrupted = tuned.result.interrupted
             if interrupted:
                 return
+
+
+def _kept(folder: Path, tuned: Tuned, warn: Progress) -> Path | None:
+    """The table that holds a decision; None if there is none or it cannot be written.
+
+    An interrupted search that confirms what a table says leaves it alone: that was more thorough.
+    """
+    decision = tuned.decision
+    if decision is None:
+        return None
+    before, _ = read_tables([folder]) if tuned.result.interrupted else ((), ())
+    same = [one for one in before if one.identity == decision.identity]
+    if any(one.numbers == decision.numbers for one in same):
+        return folder
+    try:
+        return write_decisions(folder, [decision])
+    except Sh2genError as error:  # an hour of search is not lost for that: it is told
+        warn(error.render())
+        return None
 
 
 def tune(op: OpSpec | str | PathLike[str], **options: Any) -> tuple[Tuned, ...]:
@@ -678,6 +738,18 @@ def tune(op: OpSpec | str | PathLike[str], **options: Any) -> tuple[Tuned, ...]:
     return tuple(tuned for tuned, _ in tune_operator(op, **options))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a search of one direction would try.
+
+    Attributes:
+        dropped: constraints and how many candidates each drops.
+    """
+
+    problem: Problem
+    dropped: tuple[tuple[str, int], ...]
+
+
 def estimate_operator(
     op: OpSpec | str | PathLike[str],
     *,
@@ -686,7 +758,7 @@ def estimate_operator(
     changes: Changes | None = None,
     directions: Sequence[str] = DIRECTIONS,
     target: str | None = None,
-) -> dict[str, Problem]:
+) -> dict[str, Estimate]:
     """By direction, what a search would try and what each is predicted to cost; needs no GPU.
 
     Raises:
@@ -697,10 +769,14 @@ def estimate_operator(
     gpu = resolve_target(target)
     chosen = candidates(spec, gpu, plan, changes, tables())[0]
     _require_kernels(spec, chosen.plan)
-    return {
-        d: problem(spec, chosen.plan, d, spec.workloads, gpu, chosen.schedule.numbers(d))
-        for d in directions
-    }
+    found = {}
+    for d in directions:
+        survey, start = search_space(spec, chosen.plan, d), chosen.schedule.numbers(d)
+        found[d] = Estimate(
+            problem=problem(spec, chosen.plan, d, spec.workloads, gpu, start, survey.points),
+            dropped=tuple((constraint.that, count) for constraint, count in survey.dropped),
+        )
+    return found
 
 
 def _require_kernels(spec: OpSpec, plan: Plan) -> None:
@@ -752,6 +828,7 @@ def op_files(paths: Iterable[str | PathLike[str]]) -> tuple[Path, ...]:
 __all__ = [
     "Candidate",
     "Compilation",
+    "Estimate",
     "bench_operator",
     "candidates",
     "compile",

@@ -8,10 +8,12 @@ damaged. Lines are ASCII, so that no text in them can break them.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import types
 import typing
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -21,6 +23,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
+# What systems say that have no locks for a file: some networks, some containers.
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 NUMBERS = tuple[tuple[str, int], ...]  # the annotation of names with a number for each
 
 
@@ -201,12 +205,9 @@ def read_lines(path: Path, read: Callable[[str], _T]) -> tuple[tuple[_T, ...], t
     found: list[_T] = []
     damages: list[Damage] = []
     try:
-        with path.open("rb") as file:
-            try:
-                with locked(file.fileno(), shared=True):  # no line is half-written
-                    data = file.read()
-            except (OSError, ImportError):  # no locks here
-                data = file.read()
+        # Under a lock no line is half-written.
+        with path.open("rb") as file, locked(file.fileno(), shared=True):
+            data = file.read()
     except FileNotFoundError:
         return (), ()
     except OSError as error:
@@ -231,13 +232,27 @@ def read_lines(path: Path, read: Callable[[str], _T]) -> tuple[tuple[_T, ...], t
 def locked(descriptor: int, *, shared: bool = False) -> Iterator[None]:
     """Hold the lock of an open file; wait for it while another process has it.
 
-    The operating system frees it when a process dies, however it dies. OSError where a file
-    system has no locks.
+    The operating system frees it when a process dies, however it dies. Where there are no locks
+    this goes on without one, and whoever writes is warned, once. OSError if the lock of a writer
+    fails otherwise.
     """
-    import fcntl  # here, because Windows lacks it, and compiling needs no locks
+    held = True
+    try:
+        import fcntl  # here, because Windows lacks it
 
-    fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    except (OSError, ImportError) as error:
+        held = False
+        if not shared:
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise
+            warnings.warn(
+                "this file system has no locks: let one process at a time tune into a folder",
+                RuntimeWarning,
+                stacklevel=1,
+            )
     try:
         yield
     finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing would not do: a forked child has it too
+        if held:  # closing would not do: a forked child has it too
+            fcntl.flock(descriptor, fcntl.LOCK_UN)

@@ -1,10 +1,11 @@
 """Lock files: the schedules of a whole job, pinned in one readable file (layer 6).
 
     {"v": 1, "schedules": [
-      {"op": "hyena_mr", "digest": "...", "plan": "...", "forward": {...}, "backward": {...}}
+      {"op": "hyena_mr", "digest": "...", "kernels": "...", "plan": "...", "forward": {...}, ...}
     ]}
 
-Whoever trains with it runs the same kernels tomorrow, whatever tables say by then.
+Whoever compiles with it gets the same plans and numbers tomorrow, whatever tables say by then; and
+is told if the text of the kernels has changed since, as after an update of sh2gen.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from sh2gen import jsonl
 from sh2gen.errors import Location, Sh2genError
 from sh2gen.files import write_whole
-from sh2gen.schedule import Numbers, Schedule
+from sh2gen.schedule import Numbers
 
 VERSION = 1  # of the file
 
@@ -30,14 +31,20 @@ class LockEntry:
     Attributes:
         op: its name.
         digest: its `operator_digest`.
-        plan, forward, backward: as in `Schedule`.
+        kernels: `kernel_digest` of the plan, the text that the numbers were taken for.
+        plan, forward, backward: as in `Schedule`, with every knob there is.
     """
 
     op: str
     digest: str
+    kernels: str
     plan: str
     forward: Numbers
     backward: Numbers
+
+    def numbers(self, direction: str) -> Numbers:
+        """Of "forward" or "backward"."""
+        return self.forward if direction == "forward" else self.backward
 
 
 def write_lock(path: Path, entries: Sequence[LockEntry]) -> None:
@@ -88,8 +95,8 @@ def read_lock(path: Path) -> tuple[LockEntry, ...]:
     return entries
 
 
-def locked_schedule(path: Path, entries: Sequence[LockEntry], op: str, digest: str) -> Schedule:
-    """The schedule that `entries`, read from `path`, pin for an operator.
+def locked_entry(path: Path, entries: Sequence[LockEntry], op: str, digest: str) -> LockEntry:
+    """What `entries`, read from `path`, pin for an operator.
 
     The digest decides; the name only between operators that differ in nothing but their names.
 
@@ -98,8 +105,7 @@ def locked_schedule(path: Path, entries: Sequence[LockEntry], op: str, digest: s
     """
     same = [entry for entry in entries if entry.digest == digest]
     if same:
-        entry = min(same, key=lambda e: e.op != op)
-        return Schedule(plan=entry.plan, forward=entry.forward, backward=entry.backward)
+        return min(same, key=lambda e: e.op != op)
     named = any(entry.op == op for entry in entries)
     raise Sh2genError(
         "R003",
@@ -107,6 +113,26 @@ def locked_schedule(path: Path, entries: Sequence[LockEntry], op: str, digest: s
         + (": it pins another operator of that name" if named else ""),
         help="the operator has changed since: write the lock file again" if named else None,
     )
+
+
+def lock_error(
+    path: Path, entry: LockEntry, error: Sh2genError, word: str = "plan"
+) -> Sh2genError:
+    """The same error of what a lock file says: with the file's name, and the place of a word of
+    the entry if there is a line for it.
+    """
+    place: Location | None = None
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    wanted = (f'"op": {jsonl.dumps(entry.op)}', jsonl.dumps(entry.digest), f'"{word}":')
+    for number, line in enumerate(lines, start=1):
+        if all(text in line for text in wanted):
+            column = line.index(wanted[-1]) + 1
+            place = Location(file=str(path), line=number, column=column, text=line)
+            break
+    return Sh2genError(error.code, f"{path}: {error.message}", location=place, help=error.help)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

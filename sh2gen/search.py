@@ -55,6 +55,7 @@ class Problem:
     Attributes:
         points: all candidates.
         start: the schedule that stays if nothing beats it; one of the points.
+        also: others that are tried right after it.
         predicted: cost of every point, in the unit of `score`.
         floors: the least that a point can cost, in the same unit.
     """
@@ -63,6 +64,7 @@ class Problem:
     start: Numbers
     predicted: Mapping[Numbers, float]
     floors: Mapping[Numbers, float] = field(default_factory=dict)
+    also: tuple[Numbers, ...] = ()
 
 
 class Lab(Protocol):
@@ -88,9 +90,9 @@ class Lab(Protocol):
 
     def race(
         self, batch: Sequence[Numbers], rounds: int, stage: str, deadline: float
-    ) -> Mapping[Numbers, Outcome]:
-        """Time candidates that are right so many times, one after another in each round, at least
-        once; fewer when the deadline passes.
+    ) -> Iterator[Mapping[Numbers, Outcome]]:
+        """Time candidates that are right so many times, one after another in each round: after
+        each what is known of all. At least one round; no other begins when the deadline passes.
         """
         ...
 
@@ -127,7 +129,8 @@ def ranked(
     problem: Problem, bounds: Sequence[float], tried: Tried, first: int
 ) -> Iterator[Numbers]:
     """The start, then all points, the best by prediction first."""
-    yield from dict.fromkeys((problem.start, *_best_first(problem, problem.points)))
+    likely = _best_first(problem, problem.points)
+    yield from dict.fromkeys((problem.start, *problem.also, *likely))
 
 
 def climb(
@@ -138,7 +141,8 @@ def climb(
     """
     near = neighbours(problem.points, problem.start)
     likely = _best_first(problem, problem.points)
-    opening = list(dict.fromkeys((problem.start, *near[: first // 2], *likely)))[:first]
+    known_good = (problem.start, *problem.also)
+    opening = list(dict.fromkeys((*known_good, *near[: first // 2], *likely)))[:first]
     yield from opening
     given = {*opening, *tried}
     while len(given) < len(problem.points):
@@ -242,6 +246,7 @@ def search(
     first: dict[Numbers, Outcome] = dict(tried)
     final: Tried = {}
     right: list[Numbers] = []
+    latest: Tried = {}  # of a round that is under way
     interrupted = False
 
     def took(numbers: Numbers, outcome: Outcome) -> None:
@@ -263,15 +268,19 @@ def search(
                 problem.start in right or problem.start not in tried
             ):
                 field.append(problem.start)
-            final = lab.race(field, rounds, stage, end)
+            for so_far in lab.race(field, rounds, stage, end):
+                latest = so_far
+            final, latest = latest, {}
             tried |= final
             for numbers, outcome in final.items():
                 note(numbers, outcome, tried)
             right = [n for n, outcome in final.items() if outcome.status is Status.OK]
     except KeyboardInterrupt:
-        interrupted, final, right = True, {}, []
+        interrupted, final = True, latest or final  # as far as it came, one beside the other
+        tried |= final
+        right = [n for n, outcome in final.items() if outcome.status is Status.OK]
     return Result(
-        winner=_winner(problem, final if right else tried, lab.bounds),
+        winner=_winner(problem, final if right else tried, tried, lab.bounds),
         first=first,
         tried=tried,
         final=final,
@@ -304,11 +313,16 @@ def _wanted(
         yield numbers
 
 
-def _winner(problem: Problem, field: Tried, bounds: Sequence[float]) -> Numbers:
-    """The best of the field if it beats the start, else the start."""
-    best = min(field, key=lambda n: score(field[n], bounds), default=problem.start)
-    start = field.get(problem.start, Outcome(status=Status.RUNTIME))
-    return best if beats(field.get(best, start), start, bounds) else problem.start
+def _winner(problem: Problem, field: Tried, tried: Tried, bounds: Sequence[float]) -> Numbers:
+    """The best of those that beat the start. The start, if none does or it was not timed: what is
+    known to be good does not give way to what was compared with nothing.
+    """
+    start = field.get(problem.start, tried.get(problem.start))
+    if start is None:
+        return problem.start
+    ranked = sorted(field, key=lambda numbers: score(field[numbers], bounds))
+    better = (numbers for numbers in ranked if beats(field[numbers], start, bounds))
+    return next(better, problem.start)
 
 
 # ---- replay -------------------------------------------------------------------------------------
@@ -364,17 +378,18 @@ class Replay:
 
     def race(
         self, batch: Sequence[Numbers], rounds: int, stage: str, deadline: float
-    ) -> Mapping[Numbers, Outcome]:
+    ) -> Iterator[Mapping[Numbers, Outcome]]:
         for numbers in batch:
             if numbers not in self._built:  # an earlier search tried it, or there was no time
                 seconds = self._outcomes[numbers].seconds
                 self._clock += seconds.get("build", 0.0) + seconds.get("verify", 0.0)
                 self._built.add(numbers)
         for i in range(rounds):
+            if i and self._clock >= deadline:
+                return
             for numbers in batch:
-                if i == 0 or self._clock < deadline:
-                    self._clock += self._outcomes[numbers].seconds.get("quick", 0.0)
-        return {numbers: self._outcomes[numbers] for numbers in batch}
+                self._clock += self._outcomes[numbers].seconds.get("quick", 0.0)
+            yield {numbers: self._outcomes[numbers] for numbers in batch}
 
     def _noisy(self, outcome: Outcome) -> Outcome:
         """As a brief timing might have seen it."""

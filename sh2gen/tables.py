@@ -23,7 +23,8 @@ from sh2gen.errors import Sh2genError
 from sh2gen.files import write_whole
 from sh2gen.jsonl import Damage
 from sh2gen.lockfile import LockEntry as LockEntry
-from sh2gen.lockfile import locked_schedule as locked_schedule
+from sh2gen.lockfile import lock_error as lock_error
+from sh2gen.lockfile import locked_entry as locked_entry
 from sh2gen.lockfile import read_lock as read_lock
 from sh2gen.lockfile import write_lock as write_lock
 from sh2gen.records import Key, check_times, check_workloads, home, slug
@@ -208,10 +209,15 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A decision that serves, and in what it differs from what was wanted: nothing if exact."""
+    """A decision that serves, and in what it differs from what was wanted: nothing if exact.
+
+    Attributes:
+        other_gpu: whether the GPU is one of the differences.
+    """
 
     decision: Decision
     differences: tuple[str, ...]
+    other_gpu: bool = False
 
     @property
     def exact(self) -> bool:
@@ -254,7 +260,8 @@ def find(decisions: Sequence[Decision], wanted: Wanted, target: Target) -> Found
     found = _compare(ranked[0], wanted, target) if ranked else []
     if not ranked or any(d.excludes for d in found):  # those that serve come first
         return None
-    return Found(ranked[0], tuple(d.phrase for d in found))
+    other_gpu = ranked[0].key.gpu != wanted.key.gpu
+    return Found(ranked[0], tuple(d.phrase for d in found), other_gpu)
 
 
 def misses(
@@ -309,7 +316,8 @@ def _compare(decision: Decision, wanted: Wanted, target: Target) -> list[_Differ
     differ("templates", a.templates, b.templates, "with other kernel text", _start)
     gpu = _gpu(b.gpu)
     related = gpu is not None and gpu.capability == target.capability
-    differ("gpu", a.gpu, b.gpu, f"not measured on {target.name}" if related else "")
+    name = target.name if _gpu(a.gpu) == target else a.gpu  # one that is no target, by its own
+    differ("gpu", a.gpu, b.gpu, f"not measured on {name}" if related else "")
     # Numbers of another plan mean nothing here.
     if not any(d.excludes for d in found) and not wanted.numbers_legal(decision.numbers):
         found.append(_Difference("its numbers are not legal here"))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import math
 import os
 import re
 import tempfile
@@ -42,7 +43,7 @@ from sh2gen.tables import Decision, fields_of, in_order
 from sh2gen.target import Target
 
 # Seconds. The first job of a process waits for imports and for the driver too.
-BUILD_LIMIT, VERIFY_LIMIT, TIME_LIMIT = 60.0, 120.0, 60.0
+BUILD_LIMIT, VERIFY_LIMIT, TIME_LIMIT, LEAST_LIMIT = 60.0, 120.0, 60.0, 30.0
 QUICK_MS, LONG_MS = (3, 12), (10, 40)  # of warming up and of timing
 # By how much of the time other tiles must be faster, forward and backward together: the two were
 # not timed one beside the other.
@@ -88,15 +89,17 @@ def problem(
     target: Target,
     start: Numbers,
     points: Sequence[Numbers] | None = None,
+    also: tuple[Numbers, ...] = (),
 ) -> Problem:
     """The candidates of one direction with what they are predicted to cost.
 
     Args:
         start: what is kept if nothing beats it.
         points: all candidates; by default those of the plan's search space.
+        also: others, to be tried first.
     """
     points = search_space(spec, plan, direction).points if points is None else points
-    points = tuple(dict.fromkeys((start, *points)))
+    points = tuple(dict.fromkeys((start, *also, *points)))
     predicted, floors = {}, {}
     for numbers in points:
         schedule = Schedule(plan=plan.name, **{direction: numbers})
@@ -105,7 +108,7 @@ def problem(
         floors[numbers] = sum(max(p.memory, p.tensor) / p.bound for p in found) / len(found)
     # Bandwidth is never quite what the table says.
     floors = {numbers: 0.9 * floor for numbers, floor in floors.items()}
-    return Problem(points=points, start=start, predicted=predicted, floors=floors)
+    return Problem(points=points, start=start, predicted=predicted, floors=floors, also=also)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +164,7 @@ class Workbench:
         target: Target,
         *,
         start: Numbers,
+        other: Numbers,
         folder: Path,
         compilers: Compilers,
         worker: Worker,
@@ -169,7 +173,8 @@ class Workbench:
         self._spec, self._plan, self._direction = task.spec, task.plan, task.direction
         self._sizes = [[w.batch, w.length] for w in task.workloads]
         self._target, self._folder, self._seed = target, folder, seed
-        self._start = start
+        self._start, self._other = start, other
+        self._until = math.inf
         self._compilers, self._worker = compilers, worker
         self._files: dict[str, tuple[str, str]] = {}  # bare text -> path, text
         self._jobs: dict[str, Future[dict[str, Any]]] = {}
@@ -177,8 +182,12 @@ class Workbench:
         self._verified: dict[Numbers, _Candidate] = {}
         self.checks = 0
         default = search_space(task.spec, task.plan, task.direction).points[0]
-        answer = self._ask("bounds", self._prepare(default), VERIFY_LIMIT)
-        if answer["status"] != "ok":
+        for _ in range(2):  # the process may have been broken by what came before
+            answer = self._ask("bounds", self._prepare(default), VERIFY_LIMIT)
+            if answer["status"] == "ok":
+                break
+            worker.stop()
+        else:
             raise CheckFailed("V003", f"the GPU cannot be used: {answer['detail']}")
         self.bounds = tuple(us[1] for us in answer["us"])
 
@@ -188,6 +197,7 @@ class Workbench:
     def evaluate(
         self, source: Iterator[Numbers], deadline: float
     ) -> Iterator[tuple[Numbers, Outcome]]:
+        self._until = deadline
         under_way: list[_Candidate] = []
         try:
             while True:
@@ -198,7 +208,10 @@ class Workbench:
                     try:
                         under_way.append(self._prepare(numbers))
                     except Sh2genError as error:
-                        yield numbers, _dropped(Status.CONSTRAINT, "constraint", error.message)
+                        illegal = error.code.startswith("K")  # else it could not be written, say
+                        status = Status.CONSTRAINT if illegal else Status.RUNTIME
+                        stage = "constraint" if illegal else "build"
+                        yield numbers, _dropped(status, stage, error.message)
                 if not under_way:
                     return
                 ready = next((c for c in under_way if _settled(c)), None)
@@ -219,26 +232,35 @@ class Workbench:
 
     def race(
         self, batch: Sequence[Numbers], rounds: int, stage: str, deadline: float
-    ) -> Mapping[Numbers, Outcome]:
-        times: dict[Numbers, list[list[Quantiles]]] = {numbers: [] for numbers in batch}
+    ) -> Iterator[Mapping[Numbers, Outcome]]:
+        self._until = deadline
+        # The start first, which others are compared with; what there is no time for is left out.
+        batch = sorted(batch, key=lambda numbers: numbers != self._start)
         for numbers in batch:  # all are built at once
             if numbers not in self._verified:
                 self._prepare(numbers)
-        failed = {numbers: bad for numbers in batch if (bad := self._unfit(numbers))}
-        for _ in range(rounds):
-            for numbers in batch:
-                if numbers in failed or (times[numbers] and self.now() >= deadline):
-                    continue
-                answer = self._time(self._verified[numbers], LONG_MS)
-                if answer["status"] == "ok":
-                    times[numbers].append([tuple(us) for us in answer["us"]])
-                else:
-                    failed[numbers] = _answered(answer, stage)
-        return failed | {
-            numbers: Outcome(status=Status.OK, us=_together(found), stage=stage)
-            for numbers, found in times.items()
-            if found and numbers not in failed
-        }
+        times: dict[Numbers, list[tuple[Quantiles, ...]]] = {}
+        failed: dict[Numbers, Outcome] = {}
+        for numbers in batch:
+            if numbers in self._verified or not times or self.now() < deadline:
+                times[numbers] = []
+                if bad := self._unfit(numbers):
+                    failed[numbers] = bad
+        for i in range(rounds):
+            if i and self.now() >= deadline:
+                return
+            for numbers in times:
+                if numbers not in failed:
+                    found = self._time(self._verified[numbers], LONG_MS, stage)
+                    if isinstance(found, Outcome):
+                        failed[numbers] = found
+                    else:
+                        times[numbers].append(found)
+            yield failed | {
+                numbers: Outcome(status=Status.OK, us=_together(found), stage=stage)
+                for numbers, found in times.items()
+                if numbers not in failed
+            }
 
     def _unfit(self, numbers: Numbers) -> Outcome | None:
         """None for a candidate that was verified by this lab; others, which an earlier one tried,
@@ -253,7 +275,9 @@ class Workbench:
 
     def _prepare(self, numbers: Numbers) -> _Candidate:
         """Emit a candidate and have compiled what its calls will launch, unless it is already."""
-        other = partner(self._spec, self._plan, self._direction, numbers)
+        other = self._other
+        if coupling(self._plan, other) != coupling(self._plan, numbers):
+            other = partner(self._spec, self._plan, self._direction, numbers)
         pair = dict(zip(DIRECTIONS, (numbers, other), strict=True))
         if self._direction == "backward":
             pair = dict(zip(DIRECTIONS, (other, numbers), strict=True))
@@ -317,17 +341,31 @@ class Workbench:
             return _answered(answer, "verify", spent, resources)
         self.checks = answer["checks"]
         clock = self.now()
-        answer = self._time(candidate, QUICK_MS)
+        times = self._time(candidate, QUICK_MS, "quick")
         spent["quick"] = self.now() - clock
-        if answer["status"] != "ok":
-            return _answered(answer, "quick", spent, resources)
+        if isinstance(times, Outcome):
+            return dataclasses.replace(times, built=resources, seconds=spent)
         self._verified[candidate.numbers] = candidate
-        times = tuple((us[0], us[1], us[2]) for us in answer["us"])
         return Outcome(status=Status.OK, us=times, stage="quick", built=resources, seconds=spent)
 
-    def _time(self, candidate: _Candidate, milliseconds: tuple[int, int]) -> dict[str, Any]:
+    def _time(
+        self, candidate: _Candidate, milliseconds: tuple[int, int], stage: str
+    ) -> tuple[Quantiles, ...] | Outcome:
+        """Quantiles for each workload, or why there are none."""
         warmup, repeat = milliseconds
-        return self._ask("time", candidate, TIME_LIMIT, warmup_ms=warmup, repeat_ms=repeat)
+        limits = {"warmup_ms": warmup, "repeat_ms": repeat}
+        answer = self._ask("time", candidate, TIME_LIMIT, **limits)
+        if answer["status"] != "ok":
+            return _answered(answer, stage)
+        times = answer.get("us") or ()
+        try:
+            found = tuple((float(low), float(us), float(high)) for low, us, high in times)
+            good = all(0 < us < math.inf for one in found for us in one)
+        except (TypeError, ValueError):
+            found, good = (), False
+        if not good or len(found) != len(self._sizes):
+            return _dropped(Status.RUNTIME, stage, f"these are no times: {times}")
+        return found
 
     def _ask(self, do: str, candidate: _Candidate, limit: float, **more: Any) -> dict[str, Any]:
         job = {
@@ -337,7 +375,9 @@ class Workbench:
             "direction": self._direction,
             "workloads": self._sizes,
         }
-        return ask(self._worker, job | more, limit)
+        # What hangs may not cost more than there is left, but for the start of a process.
+        left = max(LEAST_LIMIT, self._until - self.now())
+        return ask(self._worker, job | more, min(limit, left))
 
 
 def _settled(candidate: _Candidate) -> bool:
@@ -380,8 +420,8 @@ def _together(rounds: Sequence[Sequence[Quantiles]]) -> tuple[Quantiles, ...]:
         return tuple(rounds[0])
     found = []
     for times in zip(*rounds, strict=True):
-        fifths = quantiles([us[1] for us in times], n=10, method="inclusive")
-        found.append((fifths[1], fifths[4], fifths[7]))
+        tenths = quantiles([us[1] for us in times], n=10, method="inclusive")
+        found.append((tenths[1], tenths[4], tenths[7]))
     return tuple(found)
 
 
@@ -466,7 +506,10 @@ class Journal:
             self._warn(f"cannot be recorded, tuning goes on: {problem}")
 
     def known(self) -> dict[Numbers, Outcome]:
-        """What earlier searches found out about candidates of this task, the last word counts."""
+        """What earlier searches found out about candidates that will not change: times of the
+        first round at all workloads, and what a compiler says. Whatever failed on the GPU, or
+        because a process died, is tried again.
+        """
         found: dict[Numbers, Outcome] = {}
         times: dict[Numbers, dict[Workload, Quantiles]] = {}
         measurements, damages = self._log.read()
@@ -475,20 +518,23 @@ class Journal:
         for one in measurements:
             if one.key != self.key or one.status is Status.CONSTRAINT:
                 continue
+            if one.status is Status.OK:
+                if one.stage != "quick" or one.workload is None or one.us is None:
+                    continue
+                here = times.setdefault(one.numbers, {})
+                here[one.workload] = one.us
+                if not all(workload in here for workload in self.task.workloads):
+                    continue  # for other workloads
+            elif one.stage != "build" or " died " in one.detail:
+                found.pop(one.numbers, None)
+                times.pop(one.numbers, None)
+                continue
             built = dict(one.built or {})
             seconds = built.pop("seconds", {})
-            if one.workload is not None and one.us is not None:
-                times.setdefault(one.numbers, {})[one.workload] = one.us
-            here = times.get(one.numbers, {})
-            timed = all(workload in here for workload in self.task.workloads)
-            if one.status is Status.OK and not timed:
-                continue  # for other workloads
-            if not built and one.numbers in found:  # later rounds do not build again
-                built = dict(found[one.numbers].built)
-                seconds = found[one.numbers].seconds
+            right = one.status is Status.OK
             found[one.numbers] = Outcome(
                 status=one.status,
-                us=tuple(here[w] for w in self.task.workloads) if timed else (),
+                us=tuple(here[w] for w in self.task.workloads) if right else (),
                 detail=one.detail,
                 stage=one.stage,
                 built=built,
@@ -547,7 +593,7 @@ class Session:
 
     def __init__(self, workers: int | None = None) -> None:
         with ExitStack() as stack:
-            count = workers or max(1, (os.cpu_count() or 2) - 1)
+            count = workers or max(1, len(os.sched_getaffinity(0)) - 1)
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sh2gen-"))
             self._folder = Path(folder)
             self._compilers = stack.enter_context(closing(Compilers(count, BUILD_LIMIT)))
@@ -570,6 +616,7 @@ class Session:
         *,
         directions: Sequence[str] = DIRECTIONS,
         starts: Mapping[str, Numbers],
+        also: Mapping[str, Numbers] | None = None,
         effort: str = "measure",
         budget: float | None = None,
         decide: bool = True,
@@ -577,27 +624,27 @@ class Session:
         resume: bool = False,
         say: Callable[[str], None] = lambda text: None,
         warn: Callable[[str], None] = lambda text: None,
-    ) -> tuple[Tuned, ...]:
+    ) -> Iterator[Tuned]:
         """Search for the numbers of a plan, for all workloads of the spec at once.
 
         Args:
             target: this machine's GPU.
             starts: by direction, the numbers that stay if nothing beats them.
+            also: by direction, others to try first.
             effort: a word of `search.EFFORTS`.
             budget: seconds for a direction; by default what the effort says.
             decide: False leaves out the last rounds and the decision: a sweep.
             resume: go on with what the log of an earlier search holds.
             say, warn: told of progress, and of what cannot be read or written.
 
-        Returns:
-            one a direction. After a KeyboardInterrupt `interrupted` is set, and a direction that
-            was not begun is missing.
+        Yields:
+            one a direction, as soon as it is decided. After a KeyboardInterrupt, or if the GPU
+            cannot be used any more, a direction that was not begun is missing.
         """
         hard = EFFORTS[effort]
         if budget is not None:
             hard = dataclasses.replace(hard, budget=budget)
         log = Log(log_path(self.on.gpu, spec.op, operator_digest(spec)))
-        found: list[tuple[Journal, Workbench, Problem, Result]] = []
         said: set[str] = set()
 
         def once(text: str) -> None:  # a full disk is full for every line
@@ -605,52 +652,76 @@ class Session:
                 said.add(text)
                 warn(text)
 
-        def searched(direction: str) -> tuple[Journal, Workbench, Problem, Result]:
+        def searched(direction: str) -> _Search:
             task = Task(spec=spec, plan=plan, direction=direction)
             journal = Journal(task, self.on, log, effort, seed, once)
             self._searches += 1
+            (other,) = (d for d in DIRECTIONS if d != direction)
             bench = Workbench(
                 task,
                 target,
                 start=starts[direction],
+                other=starts[other],
                 folder=self._folder / str(self._searches),
                 compilers=self._compilers,
                 worker=self._worker,
                 seed=seed,
             )
-            space = _space(task, target, directions, starts, journal)
-            here = set(space.points)  # a log may hold others: tiles of another length, say
-            known = {n: one for n, one in journal.known().items() if n in here} if resume else None
+            known = journal.known() if resume else {}
+            extra = (also or {}).get(direction)
+            space = _space(task, target, directions, starts, journal, extra, not known)
+            # A log may hold others: tiles of another length, say. The start has to be timed.
+            here = {n: one for n, one in known.items() if n in set(space.points)}
+            if here.get(space.start, Outcome(status=Status.OK)).status is not Status.OK:
+                del here[space.start]
             note = _note(space, bench, journal, say)
-            result = search(space, bench, hard, known=known, note=note, last_rounds=decide)
-            return journal, bench, space, result
+            result = search(space, bench, hard, known=here, note=note, last_rounds=decide)
+            return _Search(journal, bench, space, result)
 
+        found: list[_Search] = []
         for direction in directions:
             try:
                 found.append(searched(direction))
             except KeyboardInterrupt:  # before its search began
+                if not found or not plan.states:  # those before are decided and told
+                    raise
+                found[-1] = found[-1].stopped()
+            except CheckFailed as error:  # what is found already counts
                 if not found:
                     raise
-                journal, bench, space, result = found[-1]
-                result = dataclasses.replace(result, interrupted=True)
-                found[-1] = journal, bench, space, result
-            if found[-1][3].interrupted:
+                warn(error.render())
                 break
-        chosen = _chosen(
-            plan,
-            [(bench.bounds, result) for _, bench, _, result in found],
-            [space.start for _, _, space, _ in found],
-        )
-        return tuple(
-            Tuned(
-                task=journal.task,
-                problem=space,
-                result=result,
-                sweep=_sweep(journal, bench, space, result),
-                decision=_decision(journal, bench, space, result, numbers) if decide else None,
-            )
-            for (journal, bench, space, result), numbers in zip(found, chosen, strict=True)
-        )
+            if not plan.states:  # nothing that follows changes what was decided
+                yield _tuned(found[-1], found[-1].result.winner, decide)
+            if found[-1].result.interrupted:
+                break
+        if plan.states:
+            for one, numbers in zip(found, _chosen(plan, found, starts), strict=True):
+                yield _tuned(one, numbers, decide)
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """A search that has ended, and what it was made with."""
+
+    journal: Journal
+    bench: Workbench
+    space: Problem
+    result: Result
+
+    def stopped(self) -> _Search:
+        """The same, after which no other is to begin."""
+        return dataclasses.replace(self, result=dataclasses.replace(self.result, interrupted=True))
+
+
+def _tuned(one: _Search, numbers: Numbers, decide: bool) -> Tuned:
+    return Tuned(
+        task=one.journal.task,
+        problem=one.space,
+        result=one.result,
+        sweep=_sweep(one),
+        decision=_decision(one, numbers) if decide else None,
+    )
 
 
 def _space(
@@ -659,18 +730,24 @@ def _space(
     directions: Sequence[str],
     starts: Mapping[str, Numbers],
     journal: Journal,
+    extra: Numbers | None,
+    anew: bool,
 ) -> Problem:
-    """The candidates of a task; what constraints drop is written down by the number."""
+    """The candidates of a task, one more that is tried early; what constraints drop is written
+    down by the number, if this is not the rest of a search that did.
+    """
     spec, plan, direction = task.spec, task.plan, task.direction
     survey = search_space(spec, plan, direction)
-    for constraint, count in survey.dropped:
+    for constraint, count in survey.dropped if anew else ():
         text = f"{constraint.that}: {constraint.because}"
         journal.write((), _dropped(Status.CONSTRAINT, "constraint", text), count)
     points = survey.points
     (other,) = (d for d in DIRECTIONS if d != direction)
     if other not in directions:  # its numbers stay as they are
         points = tuple(p for p in points if coupling(plan, p) == coupling(plan, starts[other]))
-    return problem(spec, plan, direction, task.workloads, target, starts[direction], points)
+    also = () if extra is None else (extra,)
+    start = starts[direction]
+    return problem(spec, plan, direction, task.workloads, target, start, points, also)
 
 
 def _note(
@@ -691,68 +768,60 @@ def _note(
     return note
 
 
-def _chosen(
-    plan: Plan,
-    results: Sequence[tuple[tuple[float, ...], Result]],
-    starts: Sequence[Numbers],
-) -> list[Numbers]:
-    """The winners, of both directions where these must agree: then the pair that is the fastest
-    together. Tiles stay as those of the start unless others gain more than `_GAIN`.
-
-    Args:
-        results: bounds and what was found, by direction.
-        starts: what each search began with.
+def _chosen(plan: Plan, found: Sequence[_Search], starts: Mapping[str, Numbers]) -> list[Numbers]:
+    """The winners, where both directions must agree: if they do not, the pair that is the fastest
+    together. Tiles stay as those of the start unless others gain more than `_GAIN`, and if only
+    one direction was searched.
     """
-    winners = [result.winner for _, result in results]
-    if len({coupling(plan, numbers) for numbers in winners}) == 1:
+    kept = coupling(plan, starts[DIRECTIONS[0]])
+    winners = [one.result.winner for one in found]
+    tiles = {coupling(plan, numbers) for numbers in winners}
+    if len(tiles) == 1 and (len(found) == len(DIRECTIONS) or tiles == {kept}):
         return winners
     best: dict[int | None, dict[int, tuple[float, Numbers]]] = {}
-    for direction, (bounds, result) in enumerate(results):
-        for numbers, outcome in result.tried.items():
+    for direction, one in enumerate(found):
+        for numbers, outcome in one.result.tried.items():
             if outcome.status is Status.OK:
                 here = best.setdefault(coupling(plan, numbers), {})
-                cost = score(outcome, bounds) * sum(bounds), numbers
+                cost = sum(us[1] for us in outcome.us), numbers
                 here[direction] = min(here.get(direction, cost), cost)
-    kept = coupling(plan, starts[0])
     totals = {
         tiles: sum(cost for cost, _ in pair.values()) * (1 - _GAIN if tiles == kept else 1)
         for tiles, pair in best.items()
-        if len(pair) == len(results)
+        if len(pair) == len(found) and (len(found) == len(DIRECTIONS) or tiles == kept)
     }
     if not totals:
-        return winners
+        return [one.space.start for one in found]
     fastest = best[min(totals, key=lambda tiles: totals[tiles])]
-    return [fastest[direction][1] for direction in range(len(results))]
+    return [fastest[direction][1] for direction in range(len(found))]
 
 
-def _sweep(journal: Journal, bench: Workbench, space: Problem, result: Result) -> Sweep:
-    """All outcomes, those of the first round: later ones are of a few, and longer."""
+def _sweep(one: _Search) -> Sweep:
+    """All outcomes of the first round: later ones are of a few, and longer."""
     header = Header(
-        key=journal.key,
-        op=journal.task.spec.op,
-        workloads=journal.task.workloads,
-        bounds=bench.bounds,
-        start=space.start,
+        key=one.journal.key,
+        op=one.journal.task.spec.op,
+        workloads=one.journal.task.workloads,
+        bounds=one.bench.bounds,
+        start=one.space.start,
         date=now(),
-        versions=journal.on.versions,
+        versions=one.journal.on.versions,
     )
-    return Sweep(header=header, outcomes=result.first)
+    return Sweep(header=header, outcomes=one.result.first)
 
 
-def _decision(
-    journal: Journal, bench: Workbench, space: Problem, result: Result, numbers: Numbers
-) -> Decision | None:
-    """What tables keep of a search, if the numbers are right."""
-    seen = {**result.tried, **result.final}
-    outcome = seen.get(numbers)
-    if outcome is None or outcome.status is not Status.OK:
+def _decision(one: _Search, numbers: Numbers) -> Decision | None:
+    """What tables keep of a search, if the numbers are right and were compared with the start."""
+    seen = {**one.result.tried, **one.result.final}
+    outcome, start = seen.get(numbers), seen.get(one.space.start)
+    if outcome is None or outcome.status is not Status.OK or start is None:
         return None
-    start = seen.get(space.start, outcome)
-    beside = (space.start, start) if start.status is Status.OK else (numbers, outcome)
+    # A start that does not run here has no time to stand beside.
+    beside = (one.space.start, start) if start.status is Status.OK else (numbers, outcome)
     low, us, high = zip(*outcome.us, strict=True)
-    task = journal.task
+    task, effort = one.journal.task, one.journal.effort
     return Decision(
-        key=journal.key,
+        key=one.journal.key,
         fields=fields_of(task.spec),
         op=task.spec.op,
         workloads=task.workloads,
@@ -760,11 +829,11 @@ def _decision(
         us=us,
         low=low,
         high=high,
-        bound_us=bench.bounds,
+        bound_us=one.bench.bounds,
         start_us=tuple(times[1] for times in beside[1].us),
         start=beside[0],
-        checks=bench.checks,
-        effort=f"{journal.effort}, interrupted" if result.interrupted else journal.effort,
+        checks=one.bench.checks,
+        effort=f"{effort}, interrupted" if one.result.interrupted else effort,
         date=now(),
-        versions=journal.on.versions,
+        versions=one.journal.on.versions,
     )

@@ -214,11 +214,18 @@ def test_launches_of_a_candidate_find_what_was_built_and_all_that_was_built_is_l
     cache = tmp_path / "cache"
     monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
     monkeypatch.setattr(triton.knobs.cache, "dir", str(cache))
-    chosen = schedule(spec, plan).forward
+    numbers = schedule(spec, plan)
+    chosen = numbers.forward
     task = Task(spec=spec, plan=plan, direction="forward")
     with closing(Compilers(2, 120)) as compilers, closing(Answers((), "")) as worker:
         bench = Workbench(
-            task, H200, start=chosen, folder=tmp_path, compilers=compilers, worker=worker
+            task,
+            H200,
+            start=chosen,
+            other=numbers.backward,
+            folder=tmp_path,
+            compilers=compilers,
+            worker=worker,
         )
         candidate = bench._prepare(chosen)
         for kernel, future in candidate.kernels:

@@ -12,8 +12,11 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from sh2gen.choose import candidates, explain_misses, tables, wanted
+from sh2gen import driver
+from sh2gen import target as targets
+from sh2gen.choose import candidates, explain_misses, here, passed_over, tables, wanted
 from sh2gen.cli import main
+from sh2gen.cost import predict
 from sh2gen.errors import Sh2genError
 from sh2gen.lower import plans
 from sh2gen.plan import Plan
@@ -60,11 +63,13 @@ def decide(
     numbers: Numbers,
     target: Target = H200,
     date: str = DATE,
+    plan: Plan | None = None,
+    us: float = 10.0,
     **key: str,
 ) -> Decision:
     """As a search on this machine would have decided, but for the parts of the key given."""
-    want = wanted(spec, target, plan_of(spec), direction)
-    times = tuple(10.0 for _ in want.workloads)
+    want = wanted(spec, target, plan or plan_of(spec), direction)
+    times = tuple(us for _ in want.workloads)
     return Decision(
         key=dataclasses.replace(want.key, **key),
         fields=fields_of(spec),
@@ -88,6 +93,7 @@ def changed(direction: str = "forward", **knobs: int) -> Numbers:
     return schedule(SPEC, plan_of(SPEC), {direction: knobs}).numbers(direction)
 
 
+TILES = dict(schedule(SPEC, plans(SPEC)[0]).forward)["TILES"]
 DEFAULT = {d: schedule(SPEC, plans(SPEC)[0]).numbers(d) for d in DIRECTIONS}
 
 
@@ -137,7 +143,7 @@ def test_else_the_nearest_and_what_differs_is_said(home: Path) -> None:
     }
     where = "nearest: tuned on NVIDIA H200 (2026-11-25)"
     assert origins["forward"] == (
-        f"{where} for B=1 L=1024, here B=1 L=8192; 10.0 us at B=1 L=1024"
+        f"{where} for B=1 L=1024, here B=1 L=8192; there 10.0 us at B=1 L=1024"
     )
     assert origins["backward"].startswith(f"{where} with Triton 2.0, here ")
 
@@ -147,7 +153,7 @@ def test_a_gpu_of_the_same_kind_lends_its_numbers(home: Path) -> None:
     numbers, origins = chosen(target=H100)
     assert numbers["forward"] == changed(TILES=4)
     assert origins["forward"].endswith(
-        "; not measured on H100; by its bandwidth 14.3 us at B=1 L=8192"
+        "; not measured on H100; about 14.3 us at B=1 L=8192 here by bandwidth"
     )
     own = decide(SPEC, "forward", changed(TILES=8), H100)
     keep(home, own)
@@ -194,6 +200,129 @@ def test_numbers_given_count_more_than_tuned_ones(home: Path) -> None:
     with pytest.raises(Sh2genError) as caught:
         chosen(changes={"sideways": {"BLOCK_T": 8}})
     assert caught.value.code == "K001"
+
+
+def test_times_of_other_channels_are_not_said_to_be_from_here(home: Path) -> None:
+    filter_ = {"kind": "explicit", "length": 3, "groups": 8}
+    other = spec_from_dict(SPEC.to_dict() | {"channels": 8, "filter": filter_})
+    keep(home, decide(other, "forward", changed(TILES=4)))
+    assert chosen()[1]["forward"].endswith(f"; with other kernel text; there {TIME}")
+    # Scaled by bandwidth it would still be of other channels.
+    assert chosen(target=H100)[1]["forward"].endswith(f"not measured on H100; there {TIME}")
+
+
+# ---- a GPU that is no target --------------------------------------------------------------------
+
+
+def test_numbers_for_a_gpu_that_is_no_target_are_not_called_exact(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(home, *(decide(SPEC, d, DEFAULT[d]) for d in DIRECTIONS))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 PCIe")
+    first = candidates(SPEC, driver.resolve_target(None), known=tables())[0]
+    assert set(first.origins.values()) == {
+        f"nearest: {ON}; not measured on NVIDIA H100 PCIe; there {TIME}"
+    }
+    assert not first.measured
+    # Who names a target compiles for that one.
+    first = candidates(SPEC, driver.resolve_target("H200"), known=tables())[0]
+    assert set(first.origins.values()) == {f"{ON}; {TIME}"}
+
+
+def test_the_gpu_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert here() == targets.DEFAULT
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name, expected in (
+        (H100.device_name, H100),
+        ("GH200 480GB", dataclasses.replace(targets.DEFAULT, device_name="GH200 480GB")),
+    ):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: name)
+        assert here() == expected
+
+
+# ---- which plan ---------------------------------------------------------------------------------
+
+RANKED = candidates(SPEC, H200)
+CHEAPEST, SECOND = RANKED[0].plan, RANKED[1].plan
+NAMES = [c.plan.name for c in RANKED]
+
+
+def us_of(direction: str) -> float:
+    """Microseconds that are predicted of the cheapest plan."""
+    (workload,) = SPEC.workloads
+    found = predict(SPEC, CHEAPEST, RANKED[0].schedule, direction, workload, H200)
+    return found.seconds * 1e6
+
+
+def tune(home: Path, plan: Plan, share: float, **options: Any) -> None:
+    """Keep numbers of both directions that took this share of what is predicted of the cheapest
+    plan.
+    """
+    for d in DIRECTIONS:
+        numbers = schedule(SPEC, plan).numbers(d)
+        keep(home, decide(SPEC, d, numbers, plan=plan, us=share * us_of(d), **options))
+
+
+def ranked() -> list[tuple[str, str]]:
+    return [(c.plan.name, c.basis) for c in candidates(SPEC, H200, known=tables())]
+
+
+def test_a_plan_that_was_tuned_and_is_faster_is_taken(home: Path) -> None:
+    tune(home, SECOND, 0.9)
+    assert ranked()[:2] == [(NAMES[1], "measured"), (NAMES[0], "predicted")]
+    first, second, *_ = found = candidates(SPEC, H200, known=tables())
+    assert first.score == pytest.approx(0.9 * second.score)
+    assert all(text.startswith(ON) for text in first.origins.values())
+    assert passed_over(found) == ()
+
+
+def test_a_plan_that_was_tuned_and_is_slower_is_named_with_what_takes_it(home: Path) -> None:
+    tune(home, SECOND, 1.5)
+    found = candidates(SPEC, H200, known=tables())
+    assert found[0].plan == CHEAPEST and not found[0].measured
+    assert passed_over(found) == (
+        f"tuned numbers of {NAMES[1]}: 1.50x the cost, measured (of {NAMES[0]}: predicted); "
+        f"--plan {NAMES[1]} takes them",
+    )
+    taken = candidates(SPEC, H200, NAMES[1], known=tables())
+    assert taken[0].plan == SECOND and passed_over(taken) == ()
+
+
+def test_who_tunes_the_cheapest_plan_keeps_it(home: Path) -> None:
+    """However slow it was: what is predicted of others is no better founded."""
+    tune(home, CHEAPEST, 1.5)
+    assert ranked()[0] == (NAMES[0], "measured")
+    assert [name for name, _ in ranked()] == NAMES
+    tune(home, RANKED[2].plan, 1.7)
+    assert ranked()[0] == (NAMES[0], "measured")
+    tune(home, SECOND, 1.2)  # what was measured is
+    assert ranked()[0] == (NAMES[1], "measured")
+
+
+def test_only_what_was_measured_for_exactly_this_counts(home: Path) -> None:
+    tune(home, SECOND, 0.5, triton="2.0")
+    assert ranked()[0] == (NAMES[0], "predicted")
+    (line,) = passed_over(candidates(SPEC, H200, known=tables()))
+    assert line.startswith(f"tuned numbers of {NAMES[1]}: 1.00x the cost, predicted ")
+    numbers = schedule(SPEC, SECOND).forward
+    keep(home, decide(SPEC, "forward", numbers, plan=SECOND, us=0.1))  # of one direction
+    assert ranked()[0] == (NAMES[0], "predicted")
+
+
+def test_plans_that_were_tuned_for_others_are_not_named(home: Path) -> None:
+    filter_ = {"kind": "explicit", "length": 3, "groups": 8}
+    other = spec_from_dict(SPEC.to_dict() | {"channels": 8, "filter": filter_})
+    for d in DIRECTIONS:
+        keep(home, decide(other, d, schedule(other, SECOND).numbers(d), plan=SECOND))
+        keep(home, decide(SPEC, d, schedule(SPEC, SECOND).numbers(d), H100, plan=SECOND))
+    assert passed_over(candidates(SPEC, H200, known=tables())) == ()
+
+
+def test_numbers_given_are_predicted(home: Path) -> None:
+    tune(home, CHEAPEST, 0.5)
+    first = candidates(SPEC, H200, changes={"forward": {"TILES": 4}}, known=tables())[0]
+    assert first.plan == CHEAPEST and not first.measured
 
 
 # ---- directions that must agree -----------------------------------------------------------------
@@ -279,6 +408,58 @@ def test_compile_writes_tuned_numbers_and_says_where_they_are_from(
     assert data["schedule"]["forward"] == dict(changed(TILES=4))
 
 
+def test_compile_and_explain_say_what_was_tuned_and_is_not_taken(
+    home: Path, op: str, tmp_path: Path
+) -> None:
+    tune(home, SECOND, 1.5)
+    words = f"1.50x the cost, measured (of {NAMES[0]}: predicted); --plan {NAMES[1]} takes them"
+    result = compiled(op, tmp_path / "out")
+    rows = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert f"not taken tuned numbers of {NAMES[1]}: {words}" in rows
+    assert f"not taken: tuned numbers of {NAMES[1]}: {words}" in run("explain", op).stdout
+    (data,) = json.loads(compiled(op, tmp_path / "out", "--json").stdout)
+    assert data["not_taken"] == [f"tuned numbers of {NAMES[1]}: {words}"]
+    assert {c["plan"]: c["basis"] for c in data["candidates"]}[NAMES[1]] == "measured"
+    result = compiled(op, tmp_path / "out", "--plan", NAMES[1])
+    assert f"{ON}; " in result.stdout and "not taken" not in result.stdout
+    tune(home, SECOND, 0.5)
+    (row,) = (r for r in compiled(op, tmp_path / "out").stdout.splitlines() if " plan " in r)
+    assert f"{NAMES[1]} (measured; cost of others: {NAMES[0]} 2.00x predicted, " in row
+
+
+def test_tables_in_a_folder_of_their_own_are_read(op: str, tmp_path: Path) -> None:
+    folder = tmp_path / "tables"
+    write_decisions(folder, [decide(SPEC, "forward", changed(TILES=4))])
+    assert "default" in compiled(op, tmp_path / "out").stdout
+    result = compiled(op, tmp_path / "out", "--tables", str(folder))
+    assert f"forward: {ON}; {TIME}" in result.stdout
+    assert f"forward numbers: {ON}" in run("explain", op, "--tables", str(folder)).stdout
+    assert f"{ON}" in run("explain", op, "--miss", "--tables", str(folder)).stdout
+    for verb in ("compile", "explain"):
+        result = run(verb, op, "--tables", str(tmp_path / "none"))
+        assert result.exit_code == 2 and "error[C006]: there is no folder " in result.stderr
+    lock = str(tmp_path / "job.lock")
+    assert compiled(op, tmp_path / "out", "--lock", lock).exit_code == 0
+    result = compiled(op, tmp_path / "out", "--locked", lock, "--tables", str(folder))
+    assert result.exit_code == 2 and "error[C006]" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("--miss",), ("--stage=plan",), ("--json",)])
+def test_damaged_lines_of_tables_are_named(
+    home: Path, op: str, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    keep(home, decide(SPEC, "forward", changed(TILES=4)))
+    (path,) = (home / "tuned").glob("*/*.jsonl")
+    path.write_text(path.read_text() + "{\n")
+    for result in (
+        run("explain", op, *arguments),
+        compiled(op, tmp_path / "out", "--json"),
+        run("tune", op, "--effort=estimate"),
+        run("tune", op),  # and then that there is no GPU
+    ):
+        assert result.stderr.startswith(f"skipped: {path}:2: not JSON")
+
+
 def test_a_lock_file_keeps_files_as_they_are_whatever_was_tuned_since(
     home: Path, op: str, tmp_path: Path
 ) -> None:
@@ -325,6 +506,65 @@ def test_a_lock_file_pins_an_operator_whatever_it_is_called(op: str, tmp_path: P
     assert data["schedule"]["forward"] == dict(changed(TILES=4))
     result = compiled(op, out, "--locked", lock, "--plan=fft")
     assert result.exit_code == 2 and "error[R003]" in result.stderr
+
+
+@pytest.fixture
+def locked(op: str, tmp_path: Path) -> Path:
+    path = tmp_path / "job.lock"
+    assert compiled(op, tmp_path / "out", "--lock", str(path)).exit_code == 0
+    return path
+
+
+def test_no_numbers_are_given_beside_a_lock_file(op: str, tmp_path: Path, locked: Path) -> None:
+    result = compiled(op, tmp_path / "none", "--locked", str(locked), "--set=forward.TILES=4")
+    assert result.exit_code == 2 and f"error[C006]: {locked} pins the numbers" in result.stderr
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            f'"TILES": {TILES}, ',
+            "",
+            "R002: forward of small_conv lacks `TILES`, a knob of direct/",
+        ),
+        ('"TILES"', '"TILE": 4, "TILES"', "R002: forward of small_conv has `TILE`, which is no"),
+        (f'"TILES": {TILES}', '"TILES": 17', "K002: forward TILES = 17 is not allowed"),
+        ('"BLOCK_T": 1024', '"BLOCK_T": 8', "K003: forward schedule violates "),
+        ("direct/BDL/recompute", "direct/BDL", "L003: small_conv has no plan `direct/BDL`"),
+        ("direct/BDL/recompute", "magic/BDL", "L003: unknown algorithm `magic`"),
+        ("direct/BDL/recompute", "modal/BDL", "L001: `modal` cannot compute small_conv"),
+    ],
+)
+def test_a_lock_file_must_say_all_and_is_named_if_it_is_wrong(
+    op: str, tmp_path: Path, locked: Path, old: str, new: str, words: str
+) -> None:
+    text = locked.read_text()
+    assert old in text
+    locked.write_text(text.replace(old, new, 1))
+    result = compiled(op, tmp_path / "none", "--locked", str(locked))
+    code, _, message = words.partition(": ")
+    assert result.exit_code == 2 and not (tmp_path / "none").exists()
+    assert f"error[{code}]: {locked}: {message}" in result.stderr
+    assert f"  --> {locked}:2:" in result.stderr
+
+
+def test_kernels_of_other_text_than_was_pinned_are_said(
+    op: str, tmp_path: Path, locked: Path
+) -> None:
+    result = compiled(op, tmp_path / "out", "--locked", str(locked))
+    assert "other text" not in result.stdout + result.stderr
+    digest = json.loads(locked.read_text())["schedules"][0]["kernels"]
+    locked.write_text(locked.read_text().replace(digest, "00" * 8))
+    for arguments in ((), ("--json",)):
+        result = compiled(op, tmp_path / "out", "--locked", str(locked), *arguments)
+        assert result.exit_code == 0
+        assert f"pinned by {locked}, for kernels of other text" in result.stdout
+        assert f"{locked} was written for kernels of small_conv of other text" in result.stderr
+    again = tmp_path / "again.lock"
+    assert compiled(op, tmp_path / "out", "--locked", str(locked), "--lock", str(again))
+    assert json.loads(again.read_text())["schedules"][0]["kernels"] == digest
 
 
 def test_explain_names_what_differs(home: Path, op: str) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -19,6 +22,7 @@ from sh2gen.cli import main
 from sh2gen.lower import ALGORITHMS, plans
 from sh2gen.records import Key, Status
 from sh2gen.resources import folder
+from sh2gen.schedule import Constraint, Survey, search_space
 from sh2gen.search import Outcome, Problem
 from sh2gen.search import Result as Found
 from sh2gen.spec import Workload
@@ -176,23 +180,62 @@ def test_estimates_need_no_gpu(op: str) -> None:
     blocks = re.split(r"^(?=\w)", result.stdout, flags=re.M)[1:]
     assert [block.partition(":")[0] for block in blocks] == ["forward", "backward"]
     data = json.loads(run(*arguments, "--json").stdout)
-    for block, (direction, entries) in zip(blocks, data.items(), strict=True):
-        first, *lines = block.splitlines()
-        assert re.fullmatch(rf"{direction}: the best of \d+ by prediction", first)
-        assert len(lines) == len(entries) == 10
-        assert sum(line.endswith("  (start)") for line in lines) <= 1
+    for block, (direction, found) in zip(blocks, data.items(), strict=True):
+        first, *lines, last = block.splitlines()
+        dropped = sum(found["dropped"].values())
+        assert first == (
+            f"{direction}: the best of {found['points']} by prediction"
+            + f"; constraints dropped {dropped}" * (dropped > 0)
+        )
+        entries = found["best"]
+        assert 1 < len(lines) == len(entries) <= 10
         shares = [entry["share"] for entry in entries]
-        assert shares == sorted(shares, reverse=True)
+        assert shares == sorted(set(shares), reverse=True)
         for line, entry in zip(lines, entries, strict=True):
             assert line.startswith(f"  {entry['share']:.2f} of the bound  ROWS=")
             numbers = line.split("  ")[2].split(" ")
             assert numbers == [f"{n}={v}" for n, v in entry["numbers"].items() if v]
+            assert line.endswith("  (start)") == (entry == found["start"])
+        assert last.startswith(f"  the start: {found['start']['share']:.2f} of the bound, rank ")
+
+
+def test_an_estimate_says_where_the_start_is_and_what_is_alike(op: str) -> None:
+    """Numbers that a prediction does not depend on share a line."""
+    data = json.loads(run("tune", op, "--effort=estimate", "--target=H200", "--json").stdout)
+    for direction, found in data.items():
+        (problem,) = driver.estimate_operator(op, directions=(direction,), target="H200").values()
+        predicted = problem.problem.predicted
+        start = predicted[problem.problem.start]
+        assert found["start"]["numbers"] == dict(problem.problem.start)
+        assert found["start"]["share"] == pytest.approx(1 / start)
+        assert found["start"]["rank"] == 1 + sum(
+            p < start * (1 - 1e-9) for p in predicted.values()
+        )
+        for before, after in pairwise(found["best"]):
+            assert after["rank"] == before["rank"] + before["tied"] + 1
+            assert bool(before["tied"]) == bool(before["free"])
+    text = run("tune", op, "--effort=estimate", "--target=H200").stdout
+    assert re.search(r"\(and \d+ with other \w+", text)
+
+
+def test_an_estimate_counts_what_constraints_drop() -> None:
+    path = str(folder("ops") / "hyena_li.yaml")
+    with mock.patch.object(driver, "search_space", few):
+        text = run("tune", path, "--effort=estimate", "--target=H200").stdout
+        data = json.loads(run("tune", path, "--effort=estimate", "--target=H200", "--json").stdout)
+    assert "forward: the best of 2 by prediction; constraints dropped 7\n" in text
+    assert data["forward"]["dropped"] == {"A <= B": 7}
+
+
+def few(spec: Any, plan: Any, direction: str) -> Survey:
+    points = search_space(spec, plan, direction).points[:2]
+    return Survey(points=points, dropped=((Constraint("A <= B", "so"), 7),), repeated=0)
 
 
 def test_estimates_are_for_the_lengths_given(op: str) -> None:
     def shares(*arguments: str) -> list[float]:
         text = run("tune", op, "--effort=estimate", "--target=H200", "--json", *arguments).stdout
-        return [entry["share"] for entry in json.loads(text)["forward"]]
+        return [entry["share"] for entry in json.loads(text)["forward"]["best"]]
 
     short, long = shares("--length=1024"), shares("--length=1000000", "--batch=4")
     assert max(short) < min(long)
@@ -347,7 +390,7 @@ def test_exit_codes_of_tune(
     result = run("tune", op)
     assert result.exit_code == code and words in result.stdout
     result = run("tune", op, "--json")
-    assert result.exit_code == code and result.stderr == ""
+    assert result.exit_code == code and result.stderr == "a candidate\n"
     data = json.loads(result.stdout)
     assert [(bool(one["decision"]), one["interrupted"]) for one in data] == found
     assert [one["table"] for one in data] == [
@@ -355,6 +398,89 @@ def test_exit_codes_of_tune(
     ]
     assert data[0]["points"] == 2 and data[0]["direction"] == "forward"
     assert data[-1]["tried"] == ({"ok": 2} if found[-1][0] else {"wrong": 2})
+
+
+def test_a_folder_of_tables_that_compile_does_not_know_is_named_with_its_option(
+    op: str, tuning: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SH2GEN_HOME", str(tmp_path))
+    tuning(tuned())
+    kept = "  kept in     tuned/table.jsonl"
+    assert f"{kept}\n" in run("tune", op).stdout
+    assert f"{kept}\n" in run("tune", op, f"--out={tmp_path}/tuned").stdout
+    text = run("tune", op, "--out=mine").stdout
+    assert f"{kept}; compile and explain take it with --tables mine\n" in text
+
+
+def test_a_length_given_twice_is_searched_once(op: str, tuning: Any) -> None:
+    called = tuning(tuned())
+    run("tune", op, "--length=64", "--length=32", "--length=64")
+    assert [w.length for (w,) in called[0]["sets"]] == [64, 32]
+
+
+def test_tune_takes_one_operator(op: str, tmp_path: Path) -> None:
+    result = run("tune", str(tmp_path))
+    assert result.exit_code == 2 and "error[C006]: tune takes one operator" in result.stderr
+    assert "help: one of small_conv.yaml" in result.stderr
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_an_interrupt_outside_of_a_search_is_one_line_and_exit_code_130(
+    op: str, before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fake(*_: Any, **__: Any) -> Iterator[tuple[Tuned, Path | None]]:
+        for _ in range(before):
+            yield tuned(), Path("table.jsonl")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(driver, "tune_operator", fake)
+    result = run("tune", op)
+    assert result.exit_code == 130
+    assert result.stderr.count("\n") == 1 and result.stderr.startswith("interrupted before ")
+    result = run("tune", op, "--json")
+    assert result.exit_code == 130 and len(json.loads(result.stdout)) == before
+
+
+def test_an_interrupt_of_any_command_is_one_line_and_exit_code_130(
+    op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(driver, "compile_operators", interrupted)
+    result = run("compile", op)
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_that_end_a_process_interrupt_tune_and_only_it(
+    op: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fake(*_: Any, **__: Any) -> Iterator[tuple[Tuned, Path | None]]:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            yield tuned(interrupted=True), Path("table.jsonl")
+
+    monkeypatch.setattr(driver, "tune_operator", fake)
+    before = signal.getsignal(number)
+    assert run("tune", op).exit_code == 130
+    assert signal.getsignal(number) == before
+
+
+def test_a_signal_that_is_ignored_stays_so(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under nohup."""
+
+    def fake(*_: Any, **__: Any) -> Iterator[tuple[Tuned, Path | None]]:
+        signal.raise_signal(signal.SIGHUP)
+        yield tuned(), Path("table.jsonl")
+
+    monkeypatch.setattr(driver, "tune_operator", fake)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run("tune", op).exit_code == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_what_an_estimate_does_not_take_is_refused(op: str) -> None:

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sh2gen.errors import Sh2genError
-from sh2gen.lockfile import LockEntry, locked_schedule, read_lock, write_lock
-from sh2gen.schedule import Schedule
+from sh2gen.lockfile import LockEntry, lock_error, locked_entry, read_lock, write_lock
 from tests.strategies import register_profiles
 
 register_profiles()
@@ -20,11 +19,14 @@ register_profiles()
 MR = LockEntry(
     op="hyena_mr",
     digest="5d" * 32,
+    kernels="7e" * 8,
     plan="toeplitz/BDL/recompute",
     forward=(("ROWS", 32), ("num_warps", 4)),
     backward=(("ROWS", 16), ("num_warps", 8)),
 )
-FFT = LockEntry(op="hyena", digest="e5" * 32, plan="fft/BDL", forward=(), backward=())
+FFT = LockEntry(
+    op="hyena", digest="e5" * 32, kernels="00" * 8, plan="fft/BDL", forward=(), backward=()
+)
 WORDS = ("ROWS", "TILES", "num_warps")
 
 numbers = st.dictionaries(st.sampled_from(WORDS), st.integers(0, 9)).map(
@@ -35,6 +37,7 @@ entries = st.lists(
         LockEntry,
         op=st.sampled_from(("a", "b", "c")),
         digest=st.sampled_from(("1e5", "00", "ff")),
+        kernels=st.sampled_from(("1e5", "00")),
         plan=st.text(max_size=9),
         forward=numbers,
         backward=numbers,
@@ -65,34 +68,48 @@ def test_a_lock_file_is_readable(tmp_path: Path) -> None:
     write_lock(path, [MR, FFT])
     assert path.read_text() == (
         '{"v": 1, "schedules": [\n'
-        f'  {{"op": "hyena", "digest": "{FFT.digest}", "plan": "fft/BDL", '
+        f'  {{"op": "hyena", "digest": "{FFT.digest}", "kernels": "{FFT.kernels}", '
+        '"plan": "fft/BDL", '
         '"forward": {}, "backward": {}},\n'
-        f'  {{"op": "hyena_mr", "digest": "{MR.digest}", "plan": "toeplitz/BDL/recompute", '
+        f'  {{"op": "hyena_mr", "digest": "{MR.digest}", "kernels": "{MR.kernels}", '
+        '"plan": "toeplitz/BDL/recompute", '
         '"forward": {"ROWS": 32, "num_warps": 4}, "backward": {"ROWS": 16, "num_warps": 8}}\n'
         "]}\n"
     )
 
 
-def test_the_schedule_of_an_operator_is_found(tmp_path: Path) -> None:
+def test_the_entry_of_an_operator_is_found(tmp_path: Path) -> None:
     path = tmp_path / "job.lock"
     pinned = (FFT, MR)
-    expected = Schedule(plan=MR.plan, forward=MR.forward, backward=MR.backward)
-    assert locked_schedule(path, pinned, "hyena_mr", MR.digest) == expected
-    assert locked_schedule(path, pinned, "mine", MR.digest) == expected
+    assert locked_entry(path, pinned, "hyena_mr", MR.digest) == MR
+    assert locked_entry(path, pinned, "mine", MR.digest) == MR
     twin = dataclasses.replace(MR, op="mine", forward=(("ROWS", 64),))
-    assert locked_schedule(path, (MR, twin), "mine", MR.digest).forward == twin.forward
-    assert locked_schedule(path, (MR, twin), "hyena_mr", MR.digest) == expected
+    assert locked_entry(path, (MR, twin), "mine", MR.digest) == twin
+    assert locked_entry(path, (MR, twin), "hyena_mr", MR.digest) == MR
+    assert MR.numbers("forward") == MR.forward and MR.numbers("backward") == MR.backward
 
 
 def test_an_operator_that_is_not_pinned_is_named(tmp_path: Path) -> None:
     path = tmp_path / "job.lock"
     with pytest.raises(Sh2genError) as caught:
-        locked_schedule(path, (MR,), "hyena_se", "00" * 32)
+        locked_entry(path, (MR,), "hyena_se", "00" * 32)
     assert caught.value.code == "R003"
     assert caught.value.message == f"{path} does not pin `hyena_se`"
     with pytest.raises(Sh2genError, match="it pins another operator of that name") as caught:
-        locked_schedule(path, (MR,), "hyena_mr", "00" * 32)
+        locked_entry(path, (MR,), "hyena_mr", "00" * 32)
     assert "has changed" in str(caught.value.help)
+
+
+def test_an_error_of_an_entry_names_the_file_and_points_at_the_entry(tmp_path: Path) -> None:
+    path = tmp_path / "job.lock"
+    write_lock(path, [MR, FFT])
+    error = lock_error(path, MR, Sh2genError("K002", "ROWS = 7", help="8"), "forward")
+    assert (error.code, error.message, error.help) == ("K002", f"{path}: ROWS = 7", "8")
+    assert error.location is not None and error.location.line == 3
+    assert error.location.text[error.location.column - 1 :].startswith('"forward": {"ROWS"')
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=1))  # no line has it all
+    error = lock_error(path, MR, Sh2genError("K002", "ROWS = 7"))
+    assert error.location is None and str(path) in error.message
 
 
 @pytest.mark.parametrize(
@@ -101,6 +118,7 @@ def test_an_operator_that_is_not_pinned_is_named(tmp_path: Path) -> None:
         ('"v": 1', '"v": 2', "v must be 1, not 2"),
         ('"schedules"', '"schedule"', 'unknown field "schedule"'),
         ('"plan"', '"plans"', 'unknown field schedules[0]."plans"'),
+        (f'"kernels": "{FFT.kernels}", ', "", "schedules[0].kernels is missing"),
         ('"forward": {}, ', "", "schedules[0].forward is missing"),
         ('"ROWS": 32', '"ROWS": "32"', "schedules[1].forward.ROWS must be a whole number"),
         ('"ROWS": 32', '"ROWS": 32, "ROWS": 64', '"ROWS" is given twice'),

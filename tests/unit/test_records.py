@@ -8,6 +8,7 @@ import errno
 import json
 import multiprocessing
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +293,35 @@ def test_a_line_that_is_taken_in_parts_is_whole(
         patch.setattr("sh2gen.records.os.write", lambda file, data: 0)
         assert "No space left" in str(log.append([ONE]))
     assert log.read() == ((ONE, ONE), ())
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_where_there_are_no_locks_lines_are_kept_and_a_warning_says_so(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    log = Log(tmp_path / "log.jsonl")
+    with pytest.warns(RuntimeWarning, match="no locks"):
+        assert log.append([ONE]) is None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for seed in (8, 9):
+            assert log.append([change(seed=seed)]) is None
+        assert seeds(log) == [7, 8, 9]
+    assert len(caught) == 1
+
+
+def test_a_lock_that_fails_otherwise_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    assert "Input/output error" in str(Log(tmp_path / "log.jsonl").append([ONE]))
 
 
 def test_a_log_that_cannot_be_used_stops_nothing(tmp_path: Path) -> None:

@@ -266,7 +266,7 @@ class Watched:
 
     def race(
         self, batch: Sequence[Numbers], rounds: int, stage: str, deadline: float
-    ) -> Mapping[Numbers, Outcome]:
+    ) -> Iterator[Mapping[Numbers, Outcome]]:
         self.raced.append((stage, rounds, tuple(batch)))
         return self.replay.race(batch, rounds, stage, deadline)
 
@@ -353,7 +353,7 @@ def test_an_interrupt_keeps_the_best_so_far(count: int) -> None:
     assert result.interrupted and len(result.tried) == count and result.final == {}
     best = min(result.tried, key=lambda point: score(result.tried[point], BOUND))
     start = result.tried.get(here.problem.start)
-    kept = start is not None and not beats(result.tried[best], start, BOUND)
+    kept = start is None or not beats(result.tried[best], start, BOUND)
     assert result.winner == (here.problem.start if kept else best)
 
 
@@ -372,10 +372,10 @@ def test_an_interrupt_of_the_lab_keeps_what_was_found_before(stage: str) -> None
 
         def race(
             self, batch: Sequence[Numbers], rounds: int, name: str, deadline: float
-        ) -> Mapping[Numbers, Outcome]:
+        ) -> Iterator[Mapping[Numbers, Outcome]]:
             if name == stage:
                 raise KeyboardInterrupt
-            return super().race(batch, rounds, name, deadline)
+            yield from super().race(batch, rounds, name, deadline)
 
     result = search(here.problem, Interrupting(here), ALL)
     assert result.interrupted and len(result.tried) == (2 if stage == "evaluate" else 3)
@@ -389,8 +389,8 @@ def test_finalists_that_fail_leave_the_rest() -> None:
     class Breaking(Watched):
         def race(
             self, batch: Sequence[Numbers], rounds: int, stage: str, deadline: float
-        ) -> Mapping[Numbers, Outcome]:
-            return {numbers: bad(Status.RUNTIME) for numbers in batch}
+        ) -> Iterator[Mapping[Numbers, Outcome]]:
+            yield {numbers: bad(Status.RUNTIME) for numbers in batch}
 
     result = search(here.problem, Breaking(here), ALL)
     assert result.winner == min(result.tried, key=lambda n: score(result.tried[n], BOUND))
@@ -409,3 +409,43 @@ def test_other_errors_are_not_hidden() -> None:
 
     with pytest.raises(OSError, match="no"):
         search(here.problem, Broken(here), ALL)
+
+
+def test_an_interrupt_in_the_last_round_keeps_what_was_timed_side_by_side() -> None:
+    here = line(100.0, 90.0, 91.0)
+
+    class Interrupting(Watched):
+        def race(
+            self, batch: Sequence[Numbers], rounds: int, name: str, deadline: float
+        ) -> Iterator[Mapping[Numbers, Outcome]]:
+            for i, one in enumerate(super().race(batch, rounds, name, deadline)):
+                if name == "final" and i == 3:
+                    raise KeyboardInterrupt
+                yield one
+
+    result = search(here.problem, Interrupting(here), ALL)
+    assert result.interrupted and set(result.final) == set(here.problem.points)
+
+
+def test_a_start_that_was_not_timed_stays() -> None:
+    """However good another looks: it was compared with nothing."""
+    here = line(100.0, 50.0, 60.0)
+
+    class Interrupting(Watched):
+        def evaluate(
+            self, source: Iterator[Numbers], deadline: float
+        ) -> Iterator[tuple[Numbers, Outcome]]:
+            for numbers, outcome in super().evaluate(source, deadline):
+                if numbers != here.problem.start:
+                    yield numbers, outcome
+            raise KeyboardInterrupt
+
+    result = search(here.problem, Interrupting(here), ALL)
+    assert result.interrupted and len(result.tried) == 2
+    assert result.winner == here.problem.start
+
+
+def test_the_best_of_those_that_beat_the_start_wins() -> None:
+    """Not the best of all, whose times spread too much to say so."""
+    here = line(right(100.0, 0.001), right(90.0, 0.2), right(91.0, 0.001))
+    assert search(here.problem, here.replay(), ALL).winner == here.problem.points[2]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import multiprocessing
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -222,6 +224,20 @@ def test_two_processes_write_one_table(tmp_path: Path) -> None:
     assert len(decisions) == 40 and not damages
 
 
+def test_tables_are_written_where_there_are_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.warns(RuntimeWarning, match="no locks"):
+        write_decisions(tmp_path, [decide()])
+    with pytest.warns(RuntimeWarning, match="no locks"):
+        write_decisions(tmp_path, [decide(triton="3.7")])
+    assert read_tables([tmp_path]) == ((decide(), decide(triton="3.7")), ())
+
+
 def test_the_users_own_tables_come_before_those_of_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,6 +309,7 @@ def test_another_gpu_of_the_same_capability_is_no_measurement() -> None:
     wanted = want(gpu=H100.device_name)
     result = found([decide()], wanted, H100)
     assert result.label == "nearest: tuned on NVIDIA H200 (2026-11-25); not measured on H100"
+    assert result.other_gpu and not found([decide(triton="3.5")], want()).other_gpu
     (us,) = result.us(H100)
     assert us == pytest.approx(10.0 * H200.dram_bandwidth / H100.dram_bandwidth)
     assert result.us(H200) == (10.0,)
@@ -306,6 +323,12 @@ def test_gpus_of_another_capability_and_unknown_ones_do_not_serve() -> None:
     assert find([decide(gpu="NVIDIA Mystery")], want(), H200) is None
     unknown = found([decide(gpu="NVIDIA Mystery")], want(gpu="NVIDIA Mystery"))
     assert unknown.exact and unknown.us(H200) == (10.0,)
+
+
+def test_a_gpu_that_is_no_target_has_its_own_name() -> None:
+    unknown = dataclasses.replace(H200, device_name="GH200 480GB")
+    result = found([decide()], want(gpu="GH200 480GB"), unknown)
+    assert result.differences == ("not measured on GH200 480GB",)
 
 
 @pytest.mark.parametrize(

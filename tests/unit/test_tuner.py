@@ -24,7 +24,7 @@ from sh2gen.records import Measurement, Status
 from sh2gen.schedule import DIRECTIONS, Numbers, coupling, schedule, search_space
 from sh2gen.search import Problem
 from sh2gen.spec import Workload, spec_from_dict
-from sh2gen.tuner import Workbench
+from sh2gen.tuner import Tuned, Workbench
 from tests.fakes import ALL, FEW, GPU, SPEC, Fakes, compiled, forward_points, named, save
 
 ROOT = Path(__file__).parent.parent.parent
@@ -357,11 +357,12 @@ def test_what_is_known_is_not_asked_for_again_but_finalists_are_verified(tmp_pat
     assert again.decision is not None and again.decision.numbers == points[-1]
     finalists = {named(n) for n in again.result.final}
     verified = [job["numbers"] for job in fakes.jobs("verify")]
-    assert sorted(verified) == sorted(finalists) and len(finalists) == 7
+    # What failed on the GPU is tried again: it may have been the GPU.
+    assert sorted(verified) == sorted({*finalists, named(points[5])}) and len(finalists) == 7
     assert set(again.result.tried) == set(known)
     assert again.result.tried[points[5]].status is Status.WRONG
     late = [line for line in fakes.lines()[before:] if line.status is not Status.CONSTRAINT]
-    assert {line.stage for line in late} == {"longer", "final"}
+    assert {line.stage for line in late} == {"verify", "longer", "final"}
     assert again.result.tried[points[2]].built["registers"] == 64
     fakes.forget()
     (whole,) = fakes.tune()
@@ -502,13 +503,58 @@ def test_an_interrupt_between_two_directions_keeps_the_first(
 
     monkeypatch.setattr(tuner, "Workbench", Interrupting)
     stop = "backward"
-    (tuned,) = fakes.tune()
-    assert made == ["forward", "backward"] and tuned.result.interrupted
-    assert tuned.decision is not None
-    assert tuned.decision.numbers == fakes.points["forward"][-1]
+    found: list[Tuned] = []
+    with pytest.raises(KeyboardInterrupt):
+        fakes.tune(found)
+    assert made == ["forward", "backward"] and len(found) == 1
+    assert found[0].decision is not None
+    assert found[0].decision.numbers == fakes.points["forward"][-1]
     stop = "forward"
     with pytest.raises(KeyboardInterrupt):
-        fakes.tune()
+        fakes.tune(found)
+    assert len(found) == 1
+
+
+def test_a_gpu_that_is_gone_for_the_second_direction_leaves_the_first(tmp_path: Path) -> None:
+    fakes = many(tmp_path)
+    fakes.points["backward"] = [schedule(SPEC, plans(SPEC)[0]).backward]
+    fault = {"status": "runtime", "detail": "no device"}
+    fakes.rule("backward", fakes.points["backward"][0], bounds=fault)
+    (tuned,) = fakes.tune()
+    assert tuned.decision is not None and tuned.task.direction == "forward"
+    assert any("no device" in text for text in fakes.said)
+
+
+@pytest.mark.parametrize("us", [[float("nan")], [-3.0], [0.0], [], [1.0, 2.0]])
+def test_what_are_no_times_is_a_failure_of_the_candidate(us: list[float], tmp_path: Path) -> None:
+    fakes = many(tmp_path)
+    strange = fakes.points["forward"][3]
+    fakes.rule("forward", strange, us=us)
+    (tuned,) = fakes.tune()
+    assert tuned.result.tried[strange].status is Status.RUNTIME
+    assert "no times" in tuned.result.tried[strange].detail
+    assert tuned.decision is not None and tuned.decision.numbers == fakes.points["forward"][-1]
+
+
+def test_numbers_that_are_asked_for_do_not_replace_better_ones_unbeaten(tmp_path: Path) -> None:
+    fakes = many(tmp_path)
+    points = fakes.points["forward"]
+    (tuned,) = fakes.tune(
+        starts=dict.fromkeys(DIRECTIONS, points[-1]), also={"forward": points[2]}
+    )
+    assert list(tuned.result.tried)[:2] == [points[-1], points[2]]
+    assert tuned.decision is not None and tuned.decision.numbers == points[-1]
+
+
+def test_failures_at_other_workloads_are_tried_again(tmp_path: Path) -> None:
+    fakes = many(tmp_path)
+    best = fakes.points["forward"][-1]
+    fakes.rule("forward", best, verify={"status": "memory", "detail": "out of memory"})
+    (first,) = fakes.tune()
+    assert first.result.tried[best].status is Status.MEMORY
+    fakes.rules["forward"][named(best)].pop("verify")
+    (again,) = fakes.tune(resume=True)
+    assert again.decision is not None and again.decision.numbers == best
 
 
 # ---- directions that must agree -----------------------------------------------------------------
@@ -565,3 +611,34 @@ def test_one_direction_alone_keeps_the_tiles_of_the_other(tmp_path: Path, resume
     assert forward.decision is not None
     assert forward.decision.numbers == tiles["forward"][2048]
     assert set(forward.result.tried) == {tiles["forward"][2048]}
+
+
+def test_an_interrupt_before_backward_keeps_the_tiles_that_backward_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next file would have to leave the numbers of one direction out."""
+    fakes, tiles = modal(tmp_path)
+
+    class Interrupting(Workbench):
+        def __init__(self, task: Any, *arguments: Any, **options: Any) -> None:
+            if task.direction == "backward":
+                raise KeyboardInterrupt
+            super().__init__(task, *arguments, **options)
+
+    monkeypatch.setattr(tuner, "Workbench", Interrupting)
+    (forward,) = fakes.tune()
+    assert forward.result.interrupted and forward.result.winner == tiles["forward"][512]
+    assert forward.decision is not None
+    assert forward.decision.numbers == tiles["forward"][2048]
+
+
+def test_a_start_beyond_the_search_space_is_timed_with_its_own_other_direction(
+    tmp_path: Path,
+) -> None:
+    """16 blocks of 16 steps, which no list names, but legal together."""
+    fakes, _ = modal(tmp_path)
+    small = {"SEGMENTS": 16, "BLOCK_T": 16}
+    odd = schedule(MODAL, fakes.plan, dict.fromkeys(DIRECTIONS, small))
+    starts = {direction: odd.numbers(direction) for direction in DIRECTIONS}
+    forward, _ = fakes.tune(starts=starts)
+    assert forward.result.tried[odd.forward].status is Status.OK
