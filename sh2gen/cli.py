@@ -377,7 +377,8 @@ def tune(
     that may crash or hang. What happened to each is appended to a log as it happens; Ctrl-C keeps
     the best so far, and --resume goes on.
 
-    Without --length the workloads of the file are tuned for at once. --set gives numbers to try first.
+    Without --length the workloads of the file are tuned for at once. --set gives numbers to try
+    first.
     """
     from sh2gen import driver
     from sh2gen.choose import tables
