@@ -164,8 +164,11 @@ def _measured(
     spec: OpSpec, target: Target, candidate: Candidate, decisions: Sequence[Decision]
 ) -> Candidate:
     """A candidate by the times that its numbers took if these were tuned for exactly this."""
-    plan, digest, gpu = candidate.plan, operator_digest(spec), gpu_name(target)
-    own = [d for d in decisions if (d.key.plan, d.key.spec, d.key.gpu) == (plan.name, digest, gpu)]
+    plan, digest = candidate.plan, operator_digest(spec)
+    own = [d for d in decisions if (d.key.plan, d.key.spec) == (plan.name, digest)]
+    if own:  # else nobody needs to ask the driver
+        gpu = gpu_name(target)
+        own = [d for d in own if d.key.gpu == gpu]
     found: dict[str, Found] = {}
     for direction in DIRECTIONS:
         here = [d for d in own if d.key.direction == direction]
