@@ -146,6 +146,7 @@ class Workbench:
     Args:
         task: what is searched for.
         start: numbers that are timed even if others are the same binary: these are dropped.
+        other: numbers of the other direction, where candidates can go with them.
         folder: for generated files; nothing in it is needed afterwards.
         compilers, worker: processes, which the caller closes.
         seed: of all random inputs; every candidate gets others.
