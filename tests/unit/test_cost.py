@@ -121,6 +121,8 @@ def test_predictions_of_shipped_operators() -> None:
         for direction, us in zip(DIRECTIONS, times, strict=True):
             ratio = predicted(spec, chosen, direction, int(length)) / float(us)
             least, most = LOOSE.get(op, (0.75, 1.25))
+            if int(length) >= 8192:  # launches and warm-up weigh less
+                most = min(most, 1.5)
             assert least < ratio < most, f"{op} {direction} L={length}: {ratio:.2f}"
 
 
