@@ -8,6 +8,7 @@ nothing worth mentioning: no fused operator can be faster than it by more than n
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import statistics
 import time
@@ -252,9 +253,20 @@ def machine() -> dict[str, Any]:
 
     Beside `versions()` these hold `driver_cuda`, the newest CUDA that the driver supports.
     """
-    core: Any = torch._C
-    found = {**versions(), "driver_cuda": cuda_version(core._cuda_getDriverVersion())}
+    found = {**versions(), "driver_cuda": driver_cuda()}
     return {"gpu": torch.cuda.get_device_name(), "versions": found}
+
+
+def driver_cuda() -> str:
+    """The newest CUDA that this machine's driver supports; torch has no public name for it.
+
+    Raises:
+        OSError: this machine has no NVIDIA driver.
+    """
+    number = ctypes.c_int()
+    if status := ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number)):
+        raise OSError(f"the NVIDIA driver does not tell its version: error {status}")
+    return cuda_version(number.value)
 
 
 def cuda_version(number: int) -> str:

@@ -76,6 +76,9 @@ class Bench:
         spec = operator.spec
         short = tuple(job["short"])
         shapes = dict.fromkeys((short, *map(tuple, job["workloads"])))
+        # First, because between fences such a write breaks nothing; elsewhere it may be a fault.
+        if beyond := self._beyond(operator, *short):
+            return {"status": "wrong", "detail": f"wrote {beyond} bytes beyond tensors"}
         report = verify(
             spec,
             Training(operator, self._device),
@@ -88,8 +91,6 @@ class Bench:
             compared=COMPARED,
         )
         if report.ok:
-            if beyond := self._beyond(operator, *short):
-                return {"status": "wrong", "detail": f"wrote {beyond} bytes beyond tensors"}
             return {"checks": len(report.checks) + 1}
         first = report.failures[0]
         detail = f"{first.name}: {first.measured:.3g}, allowed {first.bound:.3g}"

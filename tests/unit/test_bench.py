@@ -569,3 +569,25 @@ def test_sizes_that_are_measured(op: str, monkeypatch: pytest.MonkeyPatch) -> No
 def test_names_of_contenders_are_theirs() -> None:
     assert all(name == contender.name for name, contender in CONTENDERS.items())
     assert OWN not in CONTENDERS
+
+
+@pytest.mark.parametrize(("status", "number"), [(0, 12080), (3, 0)])
+def test_the_driver_is_asked_for_its_version(
+    status: int, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own call: torch has no name for it in all versions."""
+
+    class Driver:
+        def __init__(self, name: str) -> None:
+            assert name == "libcuda.so.1"
+
+        def cuDriverGetVersion(self, where: Any) -> int:
+            where._obj.value = number
+            return status
+
+    monkeypatch.setattr("ctypes.CDLL", Driver)
+    if status:
+        with pytest.raises(OSError, match="error 3"):
+            measure.driver_cuda()
+    else:
+        assert measure.driver_cuda() == "12.8"
