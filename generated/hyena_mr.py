@@ -57,7 +57,7 @@ SCHEDULE = {
         "BLOCK_D": 16,
         "SEGMENTS": 4,
         "BLOCK_T": 64,
-        "TILES": 32,
+        "TILES": 64,
         "PREFETCH": 3,
     },
     "backward": {
@@ -68,7 +68,7 @@ SCHEDULE = {
         "TILES": 64,
         "PREFETCH": 3,
     },
-    "backward_sm90": {"BLOCK_D": 16, "SEGMENTS": 8, "BLOCK_T": 64, "TILES": 128},
+    "backward_sm90": {"BLOCK_D": 16, "SEGMENTS": 8, "BLOCK_T": 64, "TILES": 256},
 }
 OPTIONS = {  # of the compiler
     "forward": {"num_warps": 4, "enable_fp_fusion": True},
@@ -82,7 +82,7 @@ NUMBERS = {
         "BLOCK_D": 16,
         "SEGMENTS": 4,
         "BLOCK_T": 64,
-        "TILES": 32,
+        "TILES": 64,
         "PREFETCH": 3,
         "num_warps": 4,
         "maxnreg": 0,
@@ -94,7 +94,7 @@ NUMBERS = {
         "BLOCK_T": 32,
         "TILES": 64,
         "PREFETCH": 3,
-        "TILES_SM90": 128,
+        "TILES_SM90": 256,
         "num_warps": 4,
         "maxnreg": 0,
     },
@@ -2069,7 +2069,7 @@ def decayed(taps: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_6ecb0403"
+    name = unique = "hyena_mr_87ff70f6"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

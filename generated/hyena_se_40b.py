@@ -40,28 +40,28 @@ TIME, CHANNEL = 2, 1  # axes of an activation
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
 SCHEDULE = {
-    "forward": {"ROWS": 8, "BLOCK_D": 1, "BLOCK_T": 1024, "TILES": 1},
-    "backward": {"ROWS": 16, "BLOCK_D": 1, "BLOCK_T": 512, "TILES": 4},
+    "forward": {"ROWS": 16, "BLOCK_D": 1, "BLOCK_T": 2048, "TILES": 1},
+    "backward": {"ROWS": 16, "BLOCK_D": 1, "BLOCK_T": 512, "TILES": 8},
 }
 OPTIONS = {  # of the compiler
-    "forward": {"num_warps": 2, "enable_fp_fusion": True},
+    "forward": {"num_warps": 4, "enable_fp_fusion": True},
     "backward": {"num_warps": 1, "enable_fp_fusion": True},
     "reduce": {"num_warps": 4, "enable_fp_fusion": True},
 }
 NUMBERS = {
     "forward": {
-        "ROWS": 8,
+        "ROWS": 16,
         "BLOCK_D": 1,
-        "BLOCK_T": 1024,
+        "BLOCK_T": 2048,
         "TILES": 1,
-        "num_warps": 2,
+        "num_warps": 4,
         "maxnreg": 0,
     },
     "backward": {
         "ROWS": 16,
         "BLOCK_D": 1,
         "BLOCK_T": 512,
-        "TILES": 4,
+        "TILES": 8,
         "num_warps": 1,
         "maxnreg": 0,
     },
@@ -883,7 +883,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_40b_23d32ec1"
+    name = unique = "hyena_se_40b_5dbb39ab"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

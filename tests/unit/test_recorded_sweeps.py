@@ -1,0 +1,158 @@
+"""Strategies and the cost model on sweeps that a GPU recorded (tests/data/sweeps)."""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, median
+
+import pytest
+
+from sh2gen.lower import plans
+from sh2gen.records import Status
+from sh2gen.resources import folder
+from sh2gen.schedule import schedule
+from sh2gen.search import EFFORTS, Problem, Replay, score, search, shuffled
+from sh2gen.spec import Workload, load_spec
+from sh2gen.sweeps import Sweep, read_sweep
+from sh2gen.target import target
+from sh2gen.tuner import problem
+
+DATA = Path(__file__).parents[1] / "data" / "sweeps" / "nvidia-h200"
+PAGE = Path(__file__).parents[2] / "docs" / "tuning.md"
+NAMES = sorted(path.stem for path in DATA.glob("*.jsonl"))
+SHOWN = (2048, 8192, 32768, 131072)
+# What the cost model is to reach on what it was not fitted to.
+RANKS, FIRST = 0.7, 1.5
+
+
+def test_every_operator_and_direction_is_there() -> None:
+    ops = ("hyena_li", "hyena_mr", "hyena_se", "short_conv")
+    assert [f"{op}-{d}" for op in ops for d in ("backward", "forward")] == NAMES
+
+
+@functools.cache
+def recorded(name: str) -> Sweep:
+    return read_sweep(DATA / f"{name}.jsonl")
+
+
+@functools.cache
+def at(name: str, length: int) -> tuple[Problem, Sweep]:
+    """A sweep at one length, and what the model says of its candidates."""
+    workload = Workload(batch=1, length=length)
+    sweep = recorded(name).of(workload)
+    key = sweep.header.key
+    spec = load_spec(folder("ops") / f"{sweep.header.op}.yaml")
+    spec = replace(spec, workloads=(workload,))
+    (plan,) = (plan for plan in plans(spec) if plan.name == key.plan)
+    start = schedule(spec, plan).numbers(key.direction)  # nobody has tuned yet
+    assert start in sweep.outcomes
+    points = tuple(sweep.outcomes)
+    return problem(spec, plan, key.direction, (workload,), target("H200"), start, points), sweep
+
+
+def times(name: str, length: int) -> tuple[list[float], list[float]]:
+    """Of the candidates that are right: predicted and measured, over the bound."""
+    found, sweep = at(name, length)
+    right = [n for n, outcome in sweep.outcomes.items() if outcome.status is Status.OK]
+    measured = [score(sweep.outcomes[n], sweep.header.bounds) for n in right]
+    return [found.predicted[n] for n in right], measured
+
+
+def ranks(values: list[float]) -> list[float]:
+    """From 0; equal values share the mean of theirs."""
+    order = sorted(values)
+    return [order.index(v) + (order.count(v) - 1) / 2 for v in values]
+
+
+def spearman(one: list[float], other: list[float]) -> float:
+    """The correlation of ranks."""
+    a, b = ranks(one), ranks(other)
+    mean = (len(a) - 1) / 2
+    both = sum((x - mean) * (y - mean) for x, y in zip(a, b, strict=True))
+    own = sum((x - mean) ** 2 for x in a) * sum((y - mean) ** 2 for y in b)
+    return float(both / own**0.5)
+
+
+def test_ranks_that_agree_disagree_and_tie() -> None:
+    assert spearman([1, 2, 3], [10, 30, 70]) == 1.0
+    assert spearman([1, 2, 3], [3, 2, 1]) == -1.0
+    assert spearman([1, 1, 3, 4], [1, 2, 3, 4]) == pytest.approx(0.9487, abs=1e-4)
+
+
+def judged(name: str) -> tuple[list[float], list[float]]:
+    """At each length: the correlation, and the model's first choice over the best."""
+    correlations, firsts = [], []
+    for length in SHOWN:
+        predicted, measured = times(name, length)
+        correlations.append(spearman(predicted, measured))
+        first = predicted.index(min(predicted))
+        firsts.append(measured[first] / min(measured))
+    return correlations, firsts
+
+
+def row(name: str) -> str:
+    """Of the page's table."""
+    correlations, firsts = judged(name)
+    candidates = len(times(name, SHOWN[0])[0])
+    op, direction = name.split("-")
+    cells = [f"{value:.2f}" for value in (*correlations, *firsts)]
+    return f"| {op} {direction} | {candidates} | {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_says_how_good_the_model_is(name: str) -> None:
+    """And where it is not what it is to be, it says so: neither is better or worse by accident."""
+    assert row(name) in PAGE.read_text()
+    correlations, firsts = judged(name)
+    assert (fmean(correlations) >= RANKS) == name.startswith("hyena_li")
+    assert (max(firsts) <= FIRST) == (name != "hyena_mr-forward")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("short")])
+def test_measure_finds_what_a_sweep_finds(name: str) -> None:
+    """At 8192 steps, within 3 % of the best and 60 seconds of the machine that was recorded: in
+    most replays, since brief times of one candidate spread by more than that.
+    """
+    found, sweep = at(name, 8192)
+    bounds = sweep.header.bounds
+    best = min(score(outcome, bounds) for outcome in sweep.outcomes.values())
+    ratios = []
+    for seed in range(5):
+        lab = Replay(sweep.outcomes, bounds, seed=seed)
+        result = search(found, lab, EFFORTS["measure"])
+        ratios.append(score(sweep.outcomes[result.winner], bounds) / best)
+        assert result.seconds <= 60
+    assert median(ratios) <= 1.03 and max(ratios) <= 1.06
+
+
+def tries_until_within(name: str, share: float, strategy: str) -> int:
+    """How many candidates a strategy tries before one is within a share of the best."""
+    found, sweep = at(name, 8192)
+    bounds = sweep.header.bounds
+    best = min(score(outcome, bounds) for outcome in sweep.outcomes.values())
+    effort = EFFORTS["measure"]
+    if strategy == "shuffled":
+        effort = replace(effort, strategy=shuffled)
+    lab = Replay(sweep.outcomes, bounds, workers=1)
+    tried = list(search(found, lab, replace(effort, budget=None)).first)
+    scores = [score(sweep.outcomes[n], bounds) for n in tried]
+    return next(i for i, value in enumerate(scores, 1) if value <= (1 + share) * best)
+
+
+def test_climbing_is_sooner_than_chance() -> None:
+    """Over all sweeps, to within 3 % of the best."""
+    climbed = sum(tries_until_within(name, 0.03, "climb") for name in NAMES)
+    chance = sum(tries_until_within(name, 0.03, "shuffled") for name in NAMES)
+    assert climbed < chance
+
+
+def test_the_page_has_no_other_rows() -> None:
+    section = PAGE.read_text().split("## How good the cost model is")[1].split("\n## ")[0]
+    assert len(re.findall(r"^\| \w+ (?:for|back)ward \|", section, re.MULTILINE)) == len(NAMES)
+
+
+if __name__ == "__main__":
+    print("\n".join(map(row, NAMES)))
