@@ -547,6 +547,7 @@ def test_the_command_writes_figures(
 def test_sizes_that_are_measured(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of the workloads, or those asked for."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     monkeypatch.setattr(driver, "resolve_target", lambda _: target("H200"))
     taken: list[Any] = []
 
@@ -581,7 +582,7 @@ def test_the_driver_is_asked_for_its_version(
         def __init__(self, name: str) -> None:
             assert name == "libcuda.so.1"
 
-        def cuDriverGetVersion(self, where: Any) -> int:
+        def cuDriverGetVersion(self, where: Any) -> int:  # noqa: N802, the driver's name
             where._obj.value = number
             return status
 
