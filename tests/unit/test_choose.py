@@ -41,8 +41,11 @@ TIME = "10.0 us at B=1 L=8192"
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's own folder; and a machine whose GPU, if it has one, nobody may touch."""
+    """The user's own folder, and a package that has no tables; and a machine whose GPU, if it has
+    one, nobody may touch.
+    """
     monkeypatch.setenv("SH2GEN_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("sh2gen.tables.package_folder", lambda name: tmp_path / "package" / name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     def never(*_: Any, **__: Any) -> Any:
