@@ -28,7 +28,8 @@ from typing import Any
 
 import torch
 
-from sh2gen.driver import candidates, op_files, resolve_target
+from sh2gen.choose import candidates, tables
+from sh2gen.driver import op_files, resolve_target
 from sh2gen.emit import emit
 from sh2gen.files import write_whole
 from sh2gen.measure import bound, calls, copy, elementwise, host_time, machine, time_call
@@ -50,7 +51,7 @@ def named(op: str) -> OpSpec:
 
 def generate(spec: OpSpec, where: Path, plan: str | None = None) -> Operator:
     """The operator as `sh2gen compile` would write it, in `where`."""
-    chosen = candidates(spec, resolve_target(None), plan)[0]
+    chosen = candidates(spec, resolve_target(None), plan, known=tables())[0]
     path = where / f"{spec.op}.py"
     write_whole(path, emit(spec, chosen.plan, chosen.schedule).text)
     return Operator(path)

@@ -520,7 +520,7 @@ def verify_operator(
         folder = Path(name)
         if isinstance(op, OpSpec) or Path(op).suffix != ".py":
             spec = op if isinstance(op, OpSpec) else load_spec(op)
-            chosen = candidates(spec, resolve_target(None), plan)[0]
+            chosen = candidates(spec, resolve_target(None), plan, known=tables())[0]
             path = folder / f"{spec.op}.py"
             write_whole(path, emit(spec, chosen.plan, chosen.schedule).text)
             operator, structure = Operator(path), chosen.plan

@@ -609,6 +609,23 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def bench(
+        self, task: Task, target: Target, starts: Mapping[str, Numbers], seed: int = 0
+    ) -> Workbench:
+        """Where candidates of a task are built, verified and timed; arguments as of `tune`."""
+        self._searches += 1
+        (other,) = (d for d in DIRECTIONS if d != task.direction)
+        return Workbench(
+            task,
+            target,
+            start=starts[task.direction],
+            other=starts[other],
+            folder=self._folder / str(self._searches),
+            compilers=self._compilers,
+            worker=self._worker,
+            seed=seed,
+        )
+
     def tune(
         self,
         spec: OpSpec,
@@ -656,18 +673,7 @@ class Session:
         def searched(direction: str) -> _Search:
             task = Task(spec=spec, plan=plan, direction=direction)
             journal = Journal(task, self.on, log, effort, seed, once)
-            self._searches += 1
-            (other,) = (d for d in DIRECTIONS if d != direction)
-            bench = Workbench(
-                task,
-                target,
-                start=starts[direction],
-                other=starts[other],
-                folder=self._folder / str(self._searches),
-                compilers=self._compilers,
-                worker=self._worker,
-                seed=seed,
-            )
+            bench = self.bench(task, target, starts, seed)
             known = journal.known() if resume else {}
             extra = (also or {}).get(direction)
             space = _space(task, target, directions, starts, journal, extra, not known)
