@@ -325,10 +325,14 @@ def _compiled(spec: OpSpec, length: int, dtype: torch.dtype) -> Implementation:
     direct = isinstance(_eager_computes(spec), Part)
     plain = (_eager if direct else _fft)(spec, length, dtype)
     # A process that may be killed compiles by itself, and a backward that is timed runs again on
-    # what forward has saved.
+    # what forward has saved. Every length is compiled anew; after some, PyTorch would go on with
+    # the plain function and only warn.
     for name, option, value in (
         ("torch._inductor.config", "compile_threads", 1),
         ("torch._functorch.config", "donated_buffer", False),
+        ("torch._dynamo.config", "recompile_limit", 1 << 16),
+        ("torch._dynamo.config", "accumulated_recompile_limit", 1 << 16),
+        ("torch._dynamo.config", "fail_on_recompile_limit_hit", True),
     ):
         config = importlib.import_module(name)
         if hasattr(config, option):
