@@ -1,7 +1,8 @@
 """The command line (layer 8): flags -> driver -> text. stdout is data, stderr is talk.
 
 Exit codes: 0 good, 1 a check failed, 2 the input is wrong, 3 a bug in sh2gen, 130 interrupted
-(tune keeps what it found; for it signals that end a process count as Ctrl-C).
+(tune keeps what it found and bench prints it; for both, signals that end a process count as
+Ctrl-C).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
+import os
 import platform
 import signal
 import sys
@@ -768,7 +770,7 @@ def _print_explanation(
 
 
 @main.command()
-@click.argument("op")
+@click.argument("op", required=False)
 @click.option(
     "--length",
     "lengths",
@@ -781,56 +783,125 @@ def _print_explanation(
 )
 @click.option("--peers", help="Compare with these only: names with commas between, or nothing.")
 @click.option("--plots", metavar="DIR", help="Write figures into this folder; needs matplotlib.")
+@click.option(
+    "--from",
+    "saved",
+    multiple=True,
+    metavar="FILE",
+    help="Show what --json printed into this file, and measure nothing; may be repeated.",
+)
 @_plan
 @_set
+@_tables
 @_json
 def bench(
-    op: str,
+    op: str | None,
     lengths: tuple[int, ...],
     batch: int | None,
     peers: str | None,
     plots: str | None,
+    saved: tuple[str, ...],
     plan: str | None,
     settings: tuple[str, ...],
+    tables: str | None,
     as_json: bool,
 ) -> None:
     """Time an op.yaml on this GPU against its bounds, PyTorch, FFTs and installed packages.
 
     Its kernels are verified first; if they are wrong nothing is timed. Every contender is compared
-    with float64 before it is timed, and runs in a process of its own.
+    with float64 before it is timed, and runs in a process of its own. Ctrl-C ends it with what was
+    measured until then.
     """
-    from sh2gen import driver
+    if saved and (op or lengths or batch or peers is not None or plan or settings or tables):
+        raise Sh2genError("C006", "--from measures nothing: only --plots and --json go with it")
+    if not saved and op is None:
+        raise Sh2genError("C006", "bench takes an op.yaml, or --from with a file of results")
+    folder = None if plots is None else _figure_folder(Path(plots))
+    if op is None:
+        found = _read_results(saved, folder is not None)
+    else:
+        from sh2gen import driver
 
-    folder: Path | None = None
-    if plots is not None:
-        if importlib.util.find_spec("matplotlib") is None:
-            talk.print("no figures: matplotlib is not installed (the extra `plot` has it)")
-        else:
-            folder = made_folder(Path(plots))
-    with _progress(as_json) as say:
-        results = driver.bench_operator(
-            op,
-            lengths=lengths,
-            batch=batch,
-            plan=plan,
-            changes=_changes(settings),
-            peers=peers,
-            progress=say,
-        )
+        with _signals_interrupt(), _progress(as_json) as say:
+            results = driver.bench_operator(
+                op,
+                lengths=lengths,
+                batch=batch,
+                plan=plan,
+                changes=_changes(settings),
+                peers=peers,
+                tables=tables,
+                progress=say,
+                warn=_warn,
+            )
+        found = [results]
     from sh2gen.bench_table import table
 
-    written: tuple[Path, ...] = ()
+    # Before figures, which may fail.
+    if as_json:
+        plain = [results.to_dict() for results in found]
+        click.echo(json.dumps(plain if len(saved) > 1 else plain[0], indent=2))
+    else:
+        click.echo("\n\n".join(table(results) for results in found))
+    interrupted = op is not None and found[0].interrupted
+    if interrupted:
+        _warn("interrupted: the results are what was measured until then")
     if folder is not None:
+        _draw(found, folder)
+    if interrupted:
+        raise click.exceptions.Exit(130)
+
+
+def _read_results(files: Iterable[str], drawn: bool) -> list[Any]:
+    """What earlier runs found."""
+    if importlib.util.find_spec("triton") is None:
+        raise Sh2genError("B004", "Triton is not installed: results cannot be read")
+    from sh2gen.bench import read_results
+
+    by_op: dict[str, list[str]] = {}
+    found = []
+    for file in files:
+        found.append(read_results(Path(file)))
+        by_op.setdefault(found[-1].op, []).append(file)
+    for op, several in by_op.items():
+        if drawn and len(several) > 1:
+            raise Sh2genError(
+                "C006",
+                f"{' and '.join(several)} are both of {op}, and so is the name of their figures",
+                help="draw one at a time, each into a folder of its own",
+            )
+    return found
+
+
+def _figure_folder(folder: Path) -> Path | None:
+    """The folder, which is not made yet; None if there cannot be figures.
+
+    Raises:
+        Sh2genError: C005 if it cannot be made or written: better now than after measuring.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        talk.print("no figures: matplotlib is not installed (the extra `plot` has it)")
+        return None
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise Sh2genError(
+            "C005",
+            f"cannot write figures into {folder}: {there} is not a folder that can be written",
+            help="choose another folder with --plots",
+        )
+    return folder
+
+
+def _draw(found: Iterable[Any], folder: Path) -> None:
+    """Figures of results that are printed already."""
+    try:
         from sh2gen.plots import figures
 
-        written = figures(results, folder)
-    if as_json:
-        found = results.to_dict() | {"figures": [str(path) for path in written]}
-        click.echo(json.dumps(found, indent=2))
-    else:
-        click.echo(table(results))
-        for path in written:
-            talk.print(f"wrote {path}", markup=False)
+        for results in found:
+            for path in figures(results, made_folder(folder)):
+                talk.print(f"wrote {path}", markup=False)
+    except ImportError as error:
+        _warn(f"no figures: matplotlib cannot be imported: {error}")
 
 
 @main.command()

@@ -676,7 +676,7 @@ CONTENDERS: dict[str, Contender] = {
         ),
         Contender(
             name="compile",
-            does="the same (or fft, where taps are too many) by torch.compile",
+            does="eager, or fft where taps are too many, by torch.compile",
             layout="BDL",
             computes=part,
             prepare=_compiled,
@@ -690,7 +690,7 @@ CONTENDERS: dict[str, Contender] = {
         ),
         Contender(
             name="fft_given",
-            does="the same, with the taps of a modal filter given",
+            does="fft, with the taps of a modal filter given",
             layout="BDL",
             computes=_fft_given_computes,
             prepare=_fft_given,
@@ -705,7 +705,7 @@ CONTENDERS: dict[str, Contender] = {
         ),
         Contender(
             name="causal_conv1d_last",
-            does="the same, channels last",
+            does="causal_conv1d_fn of causal-conv1d, channels last",
             layout="BLD",
             computes=_causal_conv1d_computes,
             prepare=_causal_conv1d(channels_last=True),

@@ -556,7 +556,9 @@ def bench_operator(
     plan: str | None = None,
     changes: Changes | None = None,
     peers: str | None = None,
+    tables: str | PathLike[str] | None = None,
     progress: Progress | None = None,
+    warn: Progress | None = None,
 ) -> Results:
     """Verify and time an operator on this GPU, beside its bounds and other ways of computing it.
 
@@ -566,11 +568,15 @@ def bench_operator(
         batch: sequences of a batch, by default those of the workloads, or 1 with `lengths`.
         plan, changes: as for compile_operators.
         peers: names of contenders with commas between them, by default all.
-        progress: told what is measured next.
+        tables: as for compile_operators.
+        progress, warn: told what is measured next, and of lines of tables that cannot be read.
+
+    After a KeyboardInterrupt, once timing has begun, the results are what was measured so far.
 
     Raises:
-        Sh2genError: V003 without a CUDA device, B004 without Triton, C006 for an unknown peer;
-            CheckFailed if a kernel is wrong. Then nothing is timed.
+        Sh2genError: V003 without a CUDA device, B004 without Triton, C006 for an unknown peer or
+            without such a folder of tables; CheckFailed if a kernel is wrong. Then nothing is
+            timed.
     """
     spec = op if isinstance(op, OpSpec) else load_spec(op)
     contenders = chosen(peers)
@@ -580,7 +586,11 @@ def bench_operator(
     else:
         workloads = [Workload(batch=batch or w.batch, length=w.length) for w in spec.workloads]
     spec = dataclasses.replace(spec, workloads=in_order(workloads))
-    best = candidates(spec, gpu, plan, changes, tables())[0]
+    known = known_numbers(tables)
+    for damage in known.damages:
+        (warn or progress or (lambda _: None))(f"skipped: {damage}")
+    ranked = candidates(spec, gpu, plan, changes, known)
+    best = ranked[0]
     if not torch.cuda.is_available():
         raise Sh2genError(
             "V003",
@@ -601,6 +611,8 @@ def bench_operator(
             gpu,
             contenders=contenders,
             workloads=spec.workloads,
+            origins=best.origins,
+            not_taken=passed_over(ranked),
             progress=progress,
         )
 
