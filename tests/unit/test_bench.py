@@ -619,7 +619,8 @@ def test_figures(tmp_path: Path, lengths: tuple[int, ...], kernels: bool) -> Non
     names = {"time", "share", "predicted"} | ({"roofline"} if kernels else set())
     assert {path.name for path in paths} == {f"invented_{name}.png" for name in names}
     first = [path.read_bytes() for path in paths]
-    assert all(data.startswith(b"\x89PNG") and len(data) > 10_000 for data in first)
+    # Small enough for a repository.
+    assert all(data.startswith(b"\x89PNG") and 10_000 < len(data) < 80_000 for data in first)
     assert [path.read_bytes() for path in figures(results, tmp_path)] == first
 
 
@@ -635,6 +636,40 @@ def test_figures_of_several_batches_and_of_no_times(tmp_path: Path) -> None:
     )
     assert figures(replace(results, sizes=sizes, outcomes=outcomes), tmp_path)
     assert figures(replace(results, outcomes=()), tmp_path)
+
+
+def test_the_roof_of_memory_is_what_this_run_reached() -> None:
+    from sh2gen.plots import _bandwidth
+
+    bounds = bench_results().sizes[-1].bounds["backward"]
+    assert _bandwidth(bench_results()) == pytest.approx(14 * 4096 * 131072 / (bounds * 1e-6))
+
+
+def test_nothing_in_a_figure_lies_outside_of_it() -> None:
+    """Legends of many and of few, and words beside points; one tick at least has a label."""
+    pytest.importorskip("matplotlib")
+    from sh2gen import plots
+
+    results = bench_results()
+    few = replace(results, outcomes=results.outcomes[: 2 * len(LENGTHS)])
+    for found in (results, few, bench_results((8191,))):
+        for figure in (
+            plots._times(found),
+            plots._shares(found),
+            plots._predicted(found),
+            plots._roofline(found, target("H200")),
+        ):
+            figure.canvas.draw()
+            page = figure.bbox
+            (legend,) = figure.legends
+            for ax in figure.axes:
+                labels = [t for t in ax.get_yticklabels() if t.get_text() and t.get_visible()]
+                assert ax is not figure.axes[0] or len(labels) >= 2
+                for thing in (ax, legend, *ax.texts):
+                    box = thing.get_window_extent()
+                    assert box.width <= page.width and box.x0 >= 0 and box.x1 <= page.width + 1
+                    assert box.y0 >= 0 and box.y1 <= page.height
+                assert not ax.get_window_extent().overlaps(legend.get_window_extent())
 
 
 # ---- the command --------------------------------------------------------------------------------
@@ -704,6 +739,23 @@ def test_the_command_writes_figures(
     assert result.exit_code == 0 and json.loads(result.stdout)["op"] == "invented"
     paths = [line.removeprefix("wrote ") for line in result.stderr.splitlines()]
     assert len(paths) == 4 and all(Path(path).is_file() for path in paths)
+
+
+def test_figures_that_cannot_be_written_come_after_results(
+    op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And leave no file, neither empty nor of another name."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(driver, "bench_operator", lambda op, **_: bench_results())
+    (tmp_path / "figures" / "invented_share.png").mkdir(parents=True)
+    for arguments in ((), ("--json",)):
+        result = command(op, f"--plots={tmp_path}/figures", *arguments)
+        assert result.exit_code == 2
+        assert f"error[C005]: cannot write {tmp_path}/figures/invented_share.png" in result.stderr
+        whole = json.dumps(bench_results().to_dict(), indent=2) if arguments else None
+        assert result.stdout == (whole or table(bench_results())) + "\n"
+        there = sorted(path.name for path in (tmp_path / "figures").iterdir())
+        assert there == ["invented_share.png", "invented_time.png"]
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_measuring(
