@@ -209,7 +209,9 @@ def test_times_of_other_channels_are_not_said_to_be_from_here(home: Path) -> Non
     filter_ = {"kind": "explicit", "length": 3, "groups": 8}
     other = spec_from_dict(SPEC.to_dict() | {"channels": 8, "filter": filter_})
     keep(home, decide(other, "forward", changed(TILES=4)))
-    assert chosen()[1]["forward"].endswith(f"; with other kernel text; there {TIME}")
+    assert chosen()[1]["forward"].endswith(
+        f" for 8 channels, here 4; for 8 groups, here 4; there {TIME}"
+    )
     # Scaled by bandwidth it would still be of other channels.
     assert chosen(target=H100)[1]["forward"].endswith(f"not measured on H100; there {TIME}")
 
