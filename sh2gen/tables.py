@@ -129,17 +129,20 @@ def table_folders(extra: Path | None = None) -> tuple[Path, ...]:
 
 
 def read_tables(folders: Sequence[Path]) -> tuple[tuple[Decision, ...], tuple[Damage, ...]]:
-    """The decisions of all tables below these folders, in order, and the lines that are none.
+    """The decisions of all tables below these folders, and the lines that are none.
 
-    Folders need not exist.
+    Those that come first count more among equals: a folder's before the next one's, and of a
+    folder the newest. Folders need not exist.
     """
     decisions: list[Decision] = []
     damages: list[Damage] = []
     for folder in folders:
+        inside: list[Decision] = []
         for path in sorted(folder.glob("*/*.jsonl")):
             found, bad = jsonl.read_lines(path, Decision.from_line)
-            decisions += found
+            inside += found
             damages += bad
+        decisions += sorted(inside, key=lambda d: d.date, reverse=True)
     return tuple(decisions), tuple(damages)
 
 
@@ -249,10 +252,10 @@ def find(decisions: Sequence[Decision], wanted: Wanted, target: Target) -> Found
     """The decision for exactly what is wanted, else the nearest that serves, if any does.
 
     Nearest is first of the same GPU, then of the same kernel text, of the same Triton, of the
-    nearest number of channels, for the nearest workloads, and then the newest.
+    nearest number of channels, for the nearest workloads.
 
     Args:
-        decisions: in any order.
+        decisions: of equally near ones the first serves (`read_tables`).
         wanted: an exact decision, too, serves only with numbers that are legal.
         target: the GPU that it is wanted for, the one called `wanted.key.gpu`.
     """
@@ -327,9 +330,7 @@ def _compare(decision: Decision, wanted: Wanted, target: Target) -> list[_Differ
 def _nearest_first(
     decisions: Sequence[Decision], wanted: Wanted, target: Target
 ) -> list[Decision]:
-    """Decisions by what stands in their way, then by distance, then by date; in the end by their
-    text, so that the order in which they are given does not matter.
-    """
+    """Decisions by what stands in their way, then by distance; equals stay in their order."""
 
     def distance(decision: Decision) -> tuple[float, ...]:
         found = _compare(decision, wanted, target)
@@ -344,8 +345,7 @@ def _nearest_first(
             _workload_distance(wanted.workloads, decision.workloads),
         )
 
-    newest_first = sorted(decisions, key=lambda d: (d.date, d.to_line()), reverse=True)
-    return sorted(newest_first, key=distance)
+    return sorted(decisions, key=distance)
 
 
 def _workload_distance(wanted: Sequence[Workload], others: Sequence[Workload]) -> float:

@@ -165,6 +165,21 @@ def test_a_gpu_of_the_same_kind_lends_its_numbers(home: Path) -> None:
     assert origins["forward"] == f"tuned on {H100.device_name} (2026-11-25); {TIME}"
 
 
+def test_a_folder_that_is_given_goes_before_ones_own_and_this_before_the_package(
+    home: Path, tmp_path: Path
+) -> None:
+    """However new the others are: an update of the package takes no tuning back."""
+    package, given = tmp_path / "package" / "schedules" / "tuned", tmp_path / "given"
+    write_decisions(package, [decide(SPEC, "forward", changed(TILES=8), date="2028-01-01")])
+    assert chosen()[0]["forward"] == changed(TILES=8)
+    keep(home, decide(SPEC, "forward", changed(TILES=4), date="2027-01-01"))
+    assert chosen()[0]["forward"] == changed(TILES=4)
+    write_decisions(given, [decide(SPEC, "forward", changed(TILES=2), date="2026-01-01")])
+    assert chosen()[0]["forward"] == changed(TILES=4)
+    first = candidates(SPEC, H200, known=tables(given))[0]  # as tune starts, with --out
+    assert first.schedule.forward == changed(TILES=2)
+
+
 @pytest.mark.parametrize(
     "numbers",
     [

@@ -391,8 +391,7 @@ def test_numbers_that_are_not_legal_here_do_not_serve() -> None:
 RANKED = [  # nearest first
     decide(),
     decide(workloads=(SHORT, LONG)),  # all that is wanted, and more
-    decide(workloads=(Workload(batch=2, length=8192),), date="2026-11-26"),
-    decide(workloads=(Workload(batch=2, length=8192),), date="2026-11-24"),
+    decide(workloads=(Workload(batch=2, length=8192),)),
     decide(workloads=(Workload(batch=2, length=16384),)),
     decide(workloads=(LONG,)),
     decide(make(channels=2048, groups=128)),
@@ -415,9 +414,26 @@ def test_the_nearest_whatever_the_order(chance: random.Random) -> None:
         left.remove(expected)
 
 
-def test_of_equals_one_is_always_the_same() -> None:
-    a, b = decide(rows=16, triton="3.5"), decide(rows=64, triton="3.5")
-    assert found([a, b], want()) == found([b, a], want())
+@pytest.mark.parametrize("triton", ["3.6", "3.5"])  # exact, and near
+def test_of_equals_that_of_the_first_folder_serves_and_of_these_the_newest(
+    tmp_path: Path, triton: str
+) -> None:
+    """Whatever the clocks said: those of others do not go before one's own for being newer."""
+    half, twice = (Workload(batch=1, length=n) for n in (4096, 16384))  # as far from 8192
+    places = [tmp_path / name for name in ("given", "own", "package")]
+    if triton == "3.6":
+        kept = [decide(rows=rows, date=f"20{rows}-11-25T10:00:00Z") for rows in (16, 32, 64)]
+    else:
+        kept = [
+            decide(workloads=(w,), rows=rows, date=f"20{rows}-11-25T10:00:00Z", triton=triton)
+            for w, rows in ((half, 16), (twice, 32), (half, 64))
+        ]
+        write_decisions(places[0], [dataclasses.replace(kept[1], date="2015-01-01T10:00:00Z")])
+    for place, decision in zip(places, kept, strict=True):
+        write_decisions(place, [decision])
+    for i in range(len(places)):
+        decisions, damages = read_tables(places[i:])
+        assert not damages and found(list(decisions), want()).decision == kept[i]
 
 
 def test_the_distance_of_workloads_is_a_mean_of_the_nearest() -> None:
@@ -426,4 +442,5 @@ def test_the_distance_of_workloads_is_a_mean_of_the_nearest() -> None:
     middle = decide(workloads=(Workload(batch=1, length=32768),))  # 2 and 2: as far
     two = decide(workloads=(SHORT, Workload(batch=1, length=65536)))  # 0 and 1
     assert found([one, middle, two], wanted).decision == two
-    assert found([one, dataclasses.replace(middle, date="2027")], wanted).decision != one
+    for first, second in ((one, middle), (middle, one)):
+        assert found([first, second], wanted).decision == first
