@@ -45,7 +45,14 @@ from sh2gen.schedule import DIRECTIONS, Schedule, interpreter_schedule, schedule
 from sh2gen.search import Problem
 from sh2gen.source import Source
 from sh2gen.spec import OpSpec, Workload, load_spec
-from sh2gen.tables import LockEntry, in_order, read_tables, write_decisions, write_lock
+from sh2gen.tables import (
+    LockEntry,
+    in_order,
+    read_tables,
+    refuse_to_write,
+    write_decisions,
+    write_lock,
+)
 from sh2gen.target import Target
 from sh2gen.tuner import Session, Tuned, problem
 from sh2gen.verify import Report, Runner, twin, verify
@@ -175,7 +182,7 @@ def compile_operators(
         verified: compare the files with float64 before they are written: kernels on this machine's
             GPU if there is one, else under Triton's interpreter on twins with few channels.
         built: compile the kernels ahead of time for the target and refuse what does not fit it.
-        write: False leaves the folder alone.
+        write: False leaves the folder alone; then no lock file is written either.
         locked: a lock file that says plans and numbers, so that all who compile agree.
         lock: where to write such a file of what was taken.
         tables: a folder of tuned tables, as `tune` writes with `out`, looked at beside the user's.
@@ -186,6 +193,14 @@ def compile_operators(
             a kernel does not fit or a result is wrong.
     """
     say = progress or (lambda _: None)
+    if lock is not None:
+        if not write:
+            raise Sh2genError(
+                "C006",
+                f"nothing is written with --check, so no lock file {lock} either",
+                help="leave out --check, or --lock",
+            )
+        refuse_to_write(Path(lock))
     gpu = target if isinstance(target, Target) else resolve_target(target)
     specs: list[OpSpec] = []
     origins: dict[str, list[str]] = {}

@@ -26,6 +26,7 @@ from sh2gen.lockfile import LockEntry as LockEntry
 from sh2gen.lockfile import lock_error as lock_error
 from sh2gen.lockfile import locked_entry as locked_entry
 from sh2gen.lockfile import read_lock as read_lock
+from sh2gen.lockfile import refuse_to_write as refuse_to_write
 from sh2gen.lockfile import write_lock as write_lock
 from sh2gen.records import Key, check_times, check_workloads, home, slug
 from sh2gen.resources import folder as package_folder

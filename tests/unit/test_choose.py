@@ -528,6 +528,27 @@ def test_a_lock_file_pins_an_operator_whatever_it_is_called(op: str, tmp_path: P
     assert result.exit_code == 2 and "error[R003]" in result.stderr
 
 
+def test_a_check_writes_no_lock_file(op: str, tmp_path: Path) -> None:
+    assert compiled(op, tmp_path / "out").exit_code == 0
+    lock = tmp_path / "job.lock"
+    result = compiled(op, tmp_path / "out", "--check", "--lock", str(lock))
+    assert result.exit_code == 2 and not lock.exists()
+    assert "error[C006]: nothing is written with --check" in result.stderr
+    assert "help: leave out --check, or --lock" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["op.yaml", "op.yaml/job.lock"])
+def test_a_lock_file_that_cannot_be_written_is_said_before_any_work(
+    op: str, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "op.yaml").write_text("op: mine\n")
+    result = compiled(op, tmp_path / "out", "--lock", str(tmp_path / name))
+    assert result.exit_code == 2 and "error[C005]" in result.stderr
+    assert "choosing a plan" not in result.stderr and not (tmp_path / "out").exists()
+    assert "lock file" in result.stderr and "--out" not in result.stderr
+    assert (tmp_path / "op.yaml").read_text() == "op: mine\n"
+
+
 @pytest.fixture
 def locked(op: str, tmp_path: Path) -> Path:
     path = tmp_path / "job.lock"
