@@ -480,6 +480,19 @@ def test_damaged_lines_of_tables_are_named(
         assert result.stderr.startswith(f"skipped: {path}:2: not JSON")
 
 
+@pytest.mark.parametrize("digits", [30, 400, 5000])
+def test_a_line_of_sizes_beyond_all_bounds_is_skipped_by_name(
+    home: Path, op: str, tmp_path: Path, digits: int
+) -> None:
+    keep(home, decide(SPEC, "forward", changed(TILES=4)))
+    (path,) = (home / "tuned").glob("*/*.jsonl")
+    line = path.read_text()
+    path.write_text(line.replace('"length": 8192', f'"length": 1{digits * "0"}') + line)
+    for result in (compiled(op, tmp_path / "out"), run("explain", op)):
+        assert result.exit_code == 0 and f"skipped: {path}:1: " in result.stderr
+        assert f"{ON}; {TIME}" in result.stdout
+
+
 def test_a_lock_file_keeps_files_as_they_are_whatever_was_tuned_since(
     home: Path, op: str, tmp_path: Path
 ) -> None:

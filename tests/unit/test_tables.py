@@ -114,7 +114,7 @@ workload_sets = st.lists(
 ).map(in_order)
 
 
-@given(specs(), workload_sets, st.integers(), st.text(max_size=20))
+@given(specs(), workload_sets, st.integers(1 - 2**64, 2**64 - 1), st.text(max_size=20))
 def test_a_line_gives_back_what_was_written(
     spec: OpSpec, workloads: tuple[Workload, ...], rows: int, gpu: str
 ) -> None:
@@ -136,6 +136,9 @@ def test_a_line_gives_back_what_was_written(
         ('"bound_us": [10.0]', '"bound_us": [NaN]', "NaN is no number"),
         ('"workloads": [{"batch": 1, "length": 8192}]', '"workloads": []', "at least one"),
         ('"checks": 40', '"checks": "all"', "checks must be a whole number"),
+        ('"length": 8192', '"length": 1' + 400 * "0", "workloads[0].length must be less than"),
+        ('"channels": 4096', '"channels": 1' + 400 * "0", "fields.channels must be less than"),
+        ('"BLOCK_T": 64', '"BLOCK_T": 18446744073709551616', ".BLOCK_T must be less than 2**64"),
         ('"checks": 40, ', "", "checks is missing"),
     ],
 )
