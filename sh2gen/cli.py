@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
+import math
 import platform
 import signal
 import sys
@@ -75,6 +76,13 @@ _target = click.option("--target", help="H200, H100, A100 or B200; default: this
 _tables = click.option(
     "--tables", metavar="FOLDER", help="Tuned tables to take numbers from, as `tune --out` wrote."
 )
+
+
+def _finite(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    """The value, unless it is one that a range lets through although it is no number."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no number of seconds", context, option)
+    return value
 
 
 def _warn(text: str) -> None:
@@ -346,7 +354,12 @@ def verify(
     show_default=True,
     help="estimate ranks by prediction and needs no GPU; exhaustive tries all there is.",
 )
-@click.option("--budget", type=click.FloatRange(1), help="Seconds for a direction and length.")
+@click.option(
+    "--budget",
+    type=click.FloatRange(1),
+    callback=_finite,
+    help="Seconds for a direction and length.",
+)
 @click.option("--resume", is_flag=True, help="Go on with what an earlier search recorded.")
 @click.option("--out", help="Folder of tuned tables; default: your own, where compile looks.")
 @click.option("--workers", type=click.IntRange(1), help="Processes that compile.")

@@ -687,10 +687,15 @@ def tune_operator(
     gpu = targets.from_device()
     if gpu is None:
         names = ", ".join(target.name for target in targets.TARGETS)
+        found, ways = "there is none here", "without a GPU"
+        if torch.cuda.is_available():
+            found = f"this one is an {torch.cuda.get_device_name()}"
+            ways = "and compile takes what was tuned on the H200; or describe this GPU in TARGETS "
+            ways += "of sh2gen/target.py, and tune on it"
         raise Sh2genError(
             "V003",
-            f"tuning needs one of these GPUs: {names}",
-            help="`sh2gen tune --effort estimate` ranks schedules by prediction, without a GPU",
+            f"tuning needs one of these GPUs: {names}; {found}",
+            help=f"`sh2gen tune --effort estimate` ranks schedules by prediction, {ways}",
         )
     folder = made_folder(Path(out) if out is not None else home() / "tuned")
     say, complain = progress or (lambda _: None), warn or progress or (lambda _: None)
