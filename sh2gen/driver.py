@@ -689,7 +689,7 @@ def tune_operator(
         names = ", ".join(target.name for target in targets.TARGETS)
         found, ways = "there is none here", "without a GPU"
         if torch.cuda.is_available():
-            found = f"this one is an {torch.cuda.get_device_name()}"
+            found = f"this one is {torch.cuda.get_device_name()}"
             ways = "and compile takes what was tuned on the H200; or describe this GPU in TARGETS "
             ways += "of sh2gen/target.py, and tune on it"
         raise Sh2genError(

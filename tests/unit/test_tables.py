@@ -284,8 +284,13 @@ def test_an_operator_of_another_name_is_the_same() -> None:
         ),
         (
             decide(),
-            want(workloads=tuple(Workload(batch=b, length=64) for b in (1, 2, 3, 4, 5))),
-            " for B=1 L=8192, here B=1 L=64, B=2 L=64, B=3 L=64 and 2 more",
+            want(
+                workloads=tuple(
+                    Workload(batch=b, length=n)
+                    for b, n in ((2, 256), (1, 64), (1, 128), (2, 64), (2, 128))
+                )
+            ),
+            " for B=1 L=8192, here B=1 L=64, 128, B=2 L=64, 128, 256",
         ),
     ],
 )
@@ -295,10 +300,21 @@ def test_the_nearest_says_what_differs(decision: Decision, wanted: Wanted, label
     assert result.label == "nearest: tuned on NVIDIA H200 (2026-11-25)" + label
 
 
-def test_workloads_that_are_not_shown_differ_too() -> None:
+def test_of_many_workloads_a_miss_names_those_that_differ() -> None:
     four = tuple(Workload(batch=b, length=64) for b in (1, 2, 3, 4))
-    five = (*four[:3], Workload(batch=5, length=64))
+    five = (*four[:3], Workload(batch=5, length=64), Workload(batch=5, length=99))
     assert not found([decide(workloads=four)], want(workloads=five)).exact
+
+    def line(there: tuple[Workload, ...], here: tuple[Workload, ...]) -> str:
+        (text,) = misses([decide(workloads=there)], want(workloads=here), H200)
+        return text.partition("): ")[2]
+
+    assert line(four, five) == "workloads: B=5 L=64, 99 only here, B=4 L=64 only there"
+    assert line(four[:1], four) == "workloads: B=2 L=64, B=3 L=64, B=4 L=64 only here"
+    assert line(four, four[:3]) == "workloads: B=4 L=64 only there"
+    assert line(four[:2], four[2:]) == (
+        "workloads: B=3 L=64, B=4 L=64 here, B=1 L=64, B=2 L=64 there"
+    )
 
 
 def test_a_digest_that_has_another_meaning_by_now_is_said() -> None:
@@ -364,16 +380,45 @@ def test_misses_are_nearest_first_and_not_too_many() -> None:
         decide(triton="3.5"),
         decide(),
     ]
-    lines = misses(decisions, want(), H200)
+    *lines, last = misses(decisions, want(), H200)
     assert [line.partition("): ")[2] for line in lines] == [
         "nothing differs",
         "triton: 3.6 here, 3.5 there",
+    ]
+    assert last == "and 2 of other operators"
+    assert [line.partition("): ")[2] for line in misses(decisions[:2], want(), H200)] == [
         "filter.length: 128 here, 7 there",
         "direction: forward here, backward there; filter.length: 128 here, 7 there",
     ]
     many = [decide(triton=str(i)) for i in range(50)]
-    assert len(misses(many, want(), H200)) == 20
+    assert len(misses(many, want(), H200)) == 11
+    assert misses(many, want(), H200)[-1] == "and 40 more"
     assert misses([], want(), H200) == () and find([], want(), H200) is None
+
+
+def test_of_other_operators_there_are_lines_only_if_of_this_one_there_is_nothing() -> None:
+    """Another plan, GPU or number of channels makes no other operator."""
+    others = [decide(make(length=n)) for n in range(2, 30)]
+    own = [
+        decide(make(channels=8192)),
+        decide(gpu="NVIDIA B200"),
+        decide(plan="direct/BLD", triton="3.5", templates="00" * 32, direction="backward"),
+    ]
+    *lines, last = misses(others + own, want(), H200)
+    assert last == "and 28 of other operators"
+    assert [line.partition("): ")[2] for line in lines] == [
+        "channels: 4096 here, 8192 there",
+        "gpu: NVIDIA H200 here, NVIDIA B200 there",
+        "plan: toeplitz/BDL/recompute here, direct/BLD there; "
+        "direction: forward here, backward there; triton: 3.6 here, 3.5 there; "
+        "templates: 7e7e7e7e here, 00000000 there",
+    ]
+    assert misses(others + own, want(), H200, limit=1)[-1] == "and 30 more, 28 of other operators"
+    lines = list(misses(others, want(), H200))
+    assert len(lines) == 4 and lines[-1] == "and 25 of other operators"
+    strange = decide(make(length=7, gates={"pre": True, "post": True}, skip="group"), gpu="B200")
+    (line,) = misses([strange], want(), H200)
+    assert line.endswith("; 2 more") and line.count(";") == 3
 
 
 def test_numbers_that_are_not_legal_here_do_not_serve() -> None:
