@@ -28,6 +28,7 @@ from sh2gen.choose import (
     here,
     kernels_of,
     passed_over,
+    resized,
     tables,
 )
 from sh2gen.contenders import chosen
@@ -168,6 +169,8 @@ def compile_operators(
     locked: str | PathLike[str] | None = None,
     lock: str | PathLike[str] | None = None,
     tables: str | PathLike[str] | None = None,
+    lengths: Sequence[int] = (),
+    batch: int | None = None,
     progress: Progress | None = None,
     warn: Progress | None = None,
 ) -> tuple[Compilation, ...]:
@@ -186,6 +189,7 @@ def compile_operators(
         locked: a lock file that says plans and numbers, so that all who compile agree.
         lock: where to write such a file of what was taken.
         tables: a folder of tuned tables, as `tune` writes with `out`, looked at beside the user's.
+        lengths, batch: workloads instead of those of the specs (`resized`).
         progress, warn: told of progress, and of tables and lock files that are not what they were.
 
     Raises:
@@ -205,9 +209,9 @@ def compile_operators(
     specs: list[OpSpec] = []
     origins: dict[str, list[str]] = {}
     for op in ops:
-        spec = op if isinstance(op, OpSpec) else load_spec(op)
+        spec = resized(op if isinstance(op, OpSpec) else load_spec(op), lengths, batch)
         specs.append(spec)
-        origins.setdefault(spec.op, []).append("a spec" if op is spec else str(op))
+        origins.setdefault(spec.op, []).append("a spec" if isinstance(op, OpSpec) else str(op))
     for name, several in origins.items():
         if len(several) > 1:
             raise Sh2genError(
@@ -514,6 +518,8 @@ def verify_operator(
     examples: int = 6,
     seed: int = 0,
     plan: str | None = None,
+    lengths: Sequence[int] = (),
+    batch: int | None = None,
     progress: Progress | None = None,
     detail: Progress | None = None,
 ) -> tuple[Report, ...]:
@@ -524,7 +530,7 @@ def verify_operator(
         device: "cpu" or "cuda"; by default cuda if there is a GPU.
         examples: how many lengths to try.
         seed: of all random numbers.
-        plan: as for compile_operators; a generated file has its own.
+        plan, lengths, batch: as for compile_operators; a generated file has its own.
         progress: told before and after each way of running the operator.
         detail: told before every step of it.
     """
@@ -534,14 +540,18 @@ def verify_operator(
     with tempfile.TemporaryDirectory(prefix="sh2gen-") as name:
         folder = Path(name)
         if isinstance(op, OpSpec) or Path(op).suffix != ".py":
-            spec = op if isinstance(op, OpSpec) else load_spec(op)
+            spec = resized(op if isinstance(op, OpSpec) else load_spec(op), lengths, batch)
             chosen = candidates(spec, resolve_target(None), plan, known=tables())[0]
             path = folder / f"{spec.op}.py"
             write_whole(path, emit(spec, chosen.plan, chosen.schedule).text)
             operator, structure = Operator(path), chosen.plan
         else:
-            if plan is not None:
-                raise Sh2genError("C006", "a generated file has its own plan; leave --plan out")
+            if plan is not None or lengths or batch is not None:
+                raise Sh2genError(
+                    "C006",
+                    "a generated file has its own plan and numbers",
+                    help="leave out --plan, --length and --batch, or give the op.yaml",
+                )
             operator = Operator(Path(op))
             spec = operator.spec
             structure = _plan_of(operator, device)
