@@ -25,7 +25,6 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.syntax import Syntax
-from rich.table import Table
 
 from sh2gen.errors import Sh2genError
 from sh2gen.files import made_folder
@@ -895,11 +894,13 @@ def bench(
 @main.command()
 @_json
 def doctor(as_json: bool) -> None:
-    """Versions, GPU, and what would work here."""
+    """Versions, GPU, folders, and what would work here."""
     import torch
 
     from sh2gen import target as targets
+    from sh2gen.records import home
     from sh2gen.resources import folder
+    from sh2gen.tables import table_folders
 
     def version(package: str) -> str | None:
         try:
@@ -943,23 +944,26 @@ def doctor(as_json: bool) -> None:
         "gpu": torch.cuda.get_device_name() if cuda else None,
         "target": known.name if known else None,
         "ops": str(folder("ops")),
+        "records": str(home() / "records"),
+        "tables": [str(place) for place in table_folders()],
         "works": works,
     }
     if as_json:
         click.echo(json.dumps(report, indent=2))
         return
-    table = Table(show_header=False, box=None)
-    table.add_row("python", platform.python_version())
-    for name, number in found.items():
-        table.add_row(name, number or "not installed")
-    table.add_row("gpu", str(report["gpu"] or "none"))
-    table.add_row(
-        "target", str(report["target"] or "H200 (default: this GPU is none that is known)")
+    rows = [("python", platform.python_version())]
+    rows += [(name, number or "not installed") for name, number in found.items()]
+    rows.append(("gpu", str(report["gpu"] or "none")))
+    rows.append(
+        ("target", str(report["target"] or "H200 (default: this GPU is none that is known)"))
     )
-    table.add_row("shipped ops", str(report["ops"]))
-    for what, answer in works.items():
-        table.add_row(what, answer)
-    data.print(table)
+    rows += [("shipped ops", str(report["ops"])), ("records", str(report["records"]))]
+    for whose, place in zip(("your", "shipped"), table_folders(), strict=True):
+        rows.append((f"{whose} tuned tables", f"{place}{' (none yet)' * (not place.exists())}"))
+    rows += works.items()
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        click.echo(f"{name.ljust(width)}  {text}")
 
 
 if __name__ == "__main__":

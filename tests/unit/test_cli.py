@@ -65,6 +65,21 @@ def test_the_package_runs_as_a_module() -> None:
     assert result.stdout.startswith("python -m sh2gen, version ")
 
 
+def test_doctor_says_where_records_and_tables_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SH2GEN_HOME", str(tmp_path))
+    data = json.loads(run("doctor", "--json").stdout)
+    assert data["records"] == str(tmp_path / "records")
+    shipped = str(folder("schedules") / "tuned")
+    assert data["tables"] == [str(tmp_path / "tuned"), shipped]
+    lines = [line.partition("  ") for line in run("doctor").stdout.splitlines()]
+    rows = {name: text.strip() for name, _, text in lines}
+    assert rows["records"] == f"{tmp_path}/records"
+    assert rows["your tuned tables"] == f"{tmp_path}/tuned (none yet)"
+    assert rows["shipped tuned tables"] == shipped
+
+
 # ---- explain ------------------------------------------------------------------------------------
 
 
