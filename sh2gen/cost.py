@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, assert_never
 
 import sympy
@@ -71,33 +71,137 @@ _INSTRUCTIONS = {  # a row of a rowwise function, in instructions of one thread
 # Instructions for each number of a block's states: two products, powers, halving and rounding.
 # Those of pairs take twice as many.
 _SCAN = 8
-# Rows of a lane's window with which an SM holds 16 warps, at about five registers a row. With more
-# it holds fewer, and issues less in proportion.
-_WINDOW = {"forward": 20, "backward": 26}
+# Seconds that an elementwise kernel takes whatever its size, and that others do too: programs
+# begin all at once and end one by one.
+_ONCE = 5e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiles:
+    """Constants of kernels of tiles, by direction (`benchmarks/calibrate.py`).
+
+    A program waits for its tiles one after another, and as many run at once as registers allow: in
+    waves. Traffic, instructions and waves overlap.
+
+    Attributes:
+        overlap: exponent of the norm that joins the three: 1 adds them, infinity takes the
+            largest.
+        issued: instructions for each that the fold counts.
+        once: instructions of a thread before and after its tiles; `once_wide` times as many more
+            where a program has several channels, whose taps are private to lanes; `once_partial`
+            more for each partial sum.
+        start: seconds of a program before and after its tiles; `start_partial` more for each
+            partial sum, and `barrier` more for each where warps exchange them.
+        tile: seconds of a tile; `value` more for each value of it that a thread has, times the
+            root of how many tensors are loaded; `crowd` more for each value above 16; `wide` more
+            for each block of rows of a thread where a program has several channels.
+    """
+
+    overlap: float
+    issued: float
+    once: float
+    once_wide: float = 0.0
+    once_partial: float = 0.0
+    start: float
+    start_partial: float = 0.0
+    barrier: float = 0.0
+    tile: float
+    value: float
+    crowd: float
+    wide: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Streams:
+    """Constants of kernels that stream along segments, by direction, but for the twin for sm_90.
+
+    Attributes:
+        overlap: as of `Tiles`; here of traffic and waves.
+        tile: seconds of a tile; `unhidden` more where fewer than three tiles are in flight, and
+            `alone` more where there is one.
+        product: seconds of a tile for each 100 operations of an element in products, and for each
+            convolution among these, which wait for each other whatever the rows; `few` times as
+            much more where a thread has fewer than 8 values of a tile. Both from many taps
+            (docs/performance.md), not from sweeps.
+        warm_up: what a tile of warm-up takes, of a tile.
+        spill: share of the time for each register that a schedule does not grant.
+    """
+
+    overlap: float
+    tile: float
+    unhidden: float
+    alone: float
+    product: float
+    few: float = 0.0
+    warm_up: float
+    spill: float
+
+
+TILES = {
+    "forward": Tiles(
+        overlap=2.8,
+        issued=1.42,
+        once=43.1,
+        once_wide=0.748,
+        start=2.1e-07,
+        tile=6.63e-07,
+        value=9.9e-09,
+        crowd=6.45e-08,
+        wide=1.47e-07,
+    ),
+    "backward": Tiles(
+        overlap=2.91,
+        issued=1.33,
+        once=103.0,
+        once_partial=13.2,
+        start=9.06e-08,
+        start_partial=5.63e-08,
+        barrier=1.14e-07,
+        tile=6.8e-07,
+        value=5.3e-08,
+        crowd=1.77e-08,
+        wide=2.82e-07,
+    ),
+}
+STREAMS = {
+    "forward": Streams(
+        overlap=1.31,
+        tile=3.46e-07,
+        unhidden=6.47e-07,
+        alone=1.38e-07,
+        product=2.7e-07,
+        warm_up=1.0,
+        spill=0.00148,
+    ),
+    "backward": Streams(
+        overlap=1.65,
+        tile=1.26e-07,
+        unhidden=2.09e-07,
+        alone=7.31e-07,
+        product=1.6e-07,
+        few=0.4,
+        warm_up=0.82,
+        spill=0.0017,
+    ),
+}
 # Factors between what was measured (docs/performance.md) and what this model says without them.
-# Programs that stream wait for loads and products that nothing overlaps with, the twin for sm_90
-# less than others. Channels last, rows move in short accesses and through shared memory.
-_STREAM = {"forward": 1.0, "backward": 2.5}
+# The twin for sm_90 waits for loads and products that nothing overlaps with.
 _STREAM_SM90 = 1.3
+# Seconds of a tile of a stream for each value that a thread has: channels last, rows move in short
+# accesses and through shared memory.
+_BY_ROWS = {"forward": 1e-7, "backward": 4.5e-7}
 _RECURRENCE = {"forward": 0.92, "backward": 0.88}  # a scan, which all others wait for
 # Instructions that a thread of a recurrence issues once a tile: exchanges between blocks, tables.
 _ONCE_A_TILE = {"forward": 250, "backward": 2000}
-# Seconds that tiles and streams take whatever they do: programs begin all at once and end one by
-# one, and the partial sums of many are summed after backward.
-_ONCE = {"forward": 6e-6, "backward": 8e-6}
 # Seconds that a program of one takes before its first tile and after its last, for all that run at
 # once: of tables, states and sums.
 _ONCE_A_PROGRAM = {"forward": 1.6e-6, "backward": 2.4e-6}
 # By which factor it takes longer where warps have too few rows of products (`_FEW_ROWS`).
 _FEW_ROWS_OF_STATES = {"forward": 1.4, "backward": 1.2}
+_FEW_ROWS = {"forward": 16, "backward": 8}
 # Seconds a step of a recurrence, of a program that has a multiprocessor to itself: where channels
 # are few nothing else counts (docs/performance.md, sequences in spans).
 _WALK = {"forward": 0.9e-9, "backward": 1.75e-9}
-_STREAM_BLD = 2.5
-_STREAM_BLD_ODD = 3.6  # groups that begin at odd places: one by one
-# Likewise, products of fewer rows to a warp than so many wait for their operands, and reach this
-# share of the rate of large ones.
-_FEW_ROWS = {"forward": (16, 0.25), "backward": (8, 0.22)}
 # Registers that a thread needs, for a value of its tile and beside: estimates, from builds for
 # sm_90. What a schedule does not grant is spilled, which costs this share of the time a register.
 _REGISTERS = {
@@ -107,20 +211,17 @@ _REGISTERS = {
     ("recurrence", "backward"): (0.5, 205),
 }
 _SPILL = 0.0012
-# Shared memory of a stream, in tiles of all its inputs: for each tile in flight, and beside.
-_TILES_IN_FLIGHT = {"forward": (1.0, 1.2), "backward": (2.75, 0.5)}
-# How long what runs at once waits, as a share of the time: over the warps of a multiprocessor, and
-# over its programs for each warp of one, which wait for each other at barriers. Other factors were
-# fitted where these waits are what they are under default numbers, `_WAIT_THEN`.
-_WAIT = {"tile": (2.0, 0.0), "stream": (0.0, 0.2), "recurrence": (0.0, 0.1)}
-_WAIT_THEN = {
-    ("tile", "forward"): 1.2,
-    ("tile", "backward"): 1.05,
-    ("stream", "forward"): 1.4,
-    ("stream", "backward"): 1.4,
-    ("recurrence", "forward"): 1.08,
-    ("recurrence", "backward"): 1.13,
+# Shared memory, in tiles of all its inputs: for each tile in flight, and beside.
+_TILES_IN_FLIGHT = {
+    ("stream", "forward"): (1.0, 1.0),
+    ("stream", "backward"): (2.75, 0.5),
+    ("recurrence", "forward"): (1.0, 1.2),
+    ("recurrence", "backward"): (2.75, 0.5),
 }
+# How long programs of a recurrence that run at once wait for each other at barriers, as a share of
+# the time for each warp of one; other factors were fitted where it is `_WAIT_THEN`.
+_WAIT = 0.1
+_WAIT_THEN = {"forward": 1.08, "backward": 1.13}
 LAUNCH = 2.5e-6  # seconds from one kernel's end to the next one's first instruction
 
 
@@ -153,6 +254,8 @@ class Running:
         shared: bytes of shared memory of a program.
         programs: on one multiprocessor.
         warps: of all of these.
+        at_once: programs, as they would be if a part of one could run: of tiles, whose registers
+            are estimated, a step in what is predicted would lie at the wrong place.
     """
 
     registers: int
@@ -160,11 +263,7 @@ class Running:
     shared: int
     programs: int
     warps: int
-
-    def of(self, programs: int, target: Target) -> Running:
-        """The same where there are only so many programs for the whole GPU."""
-        most = min(self.programs, max(1, math.ceil(programs / target.sms)))
-        return replace(self, programs=most, warps=self.warps // self.programs * most)
+    at_once: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +274,9 @@ class Prediction:
         seconds: predicted time, launches included.
         memory: seconds that the traffic alone takes at the elementwise rate.
         tensor: seconds that matrix products alone take at the rate of large ones.
-        issue: seconds that the instructions alone take, and products at the rate that they reach.
+        issue: seconds that the instructions alone take.
+        waves: seconds that programs take one wave after another, each of as many as run at once;
+            0 where that was not modelled.
         bound: seconds of an elementwise kernel that reads and writes what the operator must.
         spans: of a sequence, each by a program of its own, if it is cut.
         running: what runs at once on a multiprocessor; None without kernels.
@@ -185,6 +286,7 @@ class Prediction:
     memory: float
     tensor: float
     issue: float
+    waves: float = 0.0
     bound: float
     spans: int = 1
     running: Running | None = None
@@ -313,7 +415,7 @@ def predict(
 ) -> Prediction:
     """Predicted time of one direction on a target that runs nothing else."""
     elements = workload.batch * workload.length * spec.channels
-    bound = elements * bound_bytes(spec, direction) / target.elementwise_bandwidth
+    bound = elements * bound_bytes(spec, direction) / target.elementwise_bandwidth + _ONCE
     kernel = plan.forward if direction == "forward" else plan.backward
     if kernel is None:
         graph = plan.graph if direction == "forward" else plan.backward_graph
@@ -323,76 +425,187 @@ def predict(
         return Prediction(
             seconds=memory + launches * LAUNCH, memory=memory, tensor=0.0, issue=0.0, bound=bound
         )
+    at = at_work(spec, plan, kernel, schedule, workload, target)
+    sums = direction == "backward" and bool(plan.reductions)  # of all parameters at once
+    launches, spans, waves = 1 + sums, 1, 0.0
+    if at.running is None:
+        seconds = _twin_seconds(at)
+    elif kernel.skeleton == "tile":
+        seconds, waves = tile_seconds(at)
+    elif kernel.skeleton == "stream":
+        seconds, waves = stream_seconds(at)
+    else:
+        seconds, spans = _recurrence_seconds(at)
+        launches += spans > 1
+    return Prediction(
+        seconds=seconds + LAUNCH * launches,
+        memory=at.memory,
+        tensor=at.tensor,
+        issue=at.issue,
+        waves=waves,
+        bound=bound,
+        spans=spans,
+        running=at.running,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AtWork:
+    """A kernel under some numbers at one workload: what `predict` puts a time on.
+
+    Attributes:
+        memory, issue, tensor: as of `Prediction`.
+        products: floating-point operations of an element in matrix products.
+        by_rows: seconds of a tile of a stream for each value that a thread has, channels last.
+        running: None for the twin.
+    """
+
+    spec: OpSpec
+    kernel: KernelPlan
+    numbers: Mapping[str, int]
+    workload: Workload
+    target: Target
+    memory: float
+    issue: float
+    tensor: float
+    products: float
+    by_rows: float
+    running: Running | None
+
+
+def at_work(
+    spec: OpSpec,
+    plan: Plan,
+    kernel: KernelPlan,
+    schedule: Schedule,
+    workload: Workload,
+    target: Target,
+) -> AtWork:
+    """What `predict` puts a time on, of one kernel of a plan."""
+    elements = workload.batch * workload.length * spec.channels
     effort = work(kernel, plan.layout, spec.dtype.io)
-    numbers = numbers_on(target, schedule, direction)
-    twin = numbers == schedule.twin(direction)
+    numbers = numbers_on(target, schedule, kernel.direction)
+    twin = numbers == schedule.twin(kernel.direction)
     memory = elements * effort.bytes / target.elementwise_bandwidth
-    if direction == "backward":
+    if kernel.direction == "backward":
         tokens_a_program = numbers.get("BLOCK_T", 1) * numbers.get("TILES", 1)
         splits = workload.batch
         if kernel.skeleton != "recurrence":  # of which a program walks along all of time
             splits *= math.ceil(workload.length / tokens_a_program)
         partials = splits * kernel.program.partial_rows * spec.channels * 4
         memory += 2 * partials / target.elementwise_bandwidth  # written, and read to be summed
-    rows, reach = numbers.get("ROWS", 8), kernel.program.reach
-    sizes = {ROWS: rows, BLOCK_T: numbers.get("BLOCK_T", 64)}
+    sizes = {ROWS: numbers.get("ROWS", 8), BLOCK_T: numbers.get("BLOCK_T", 64)}
     per_element = float(effort.instructions.subs(sizes))
-    if kernel.skeleton == "recurrence":
-        values = numbers["SEGMENTS"] * numbers["BLOCK_T"] / (32 * numbers["num_warps"])
-        per_element += _ONCE_A_TILE[direction] / values
-    issue = elements * per_element / (target.sms * 128 * target.clock)
-    issue *= max(1.0, (rows + reach.hi - reach.lo) / _WINDOW[direction])
-    stream = kernel.skeleton == "stream"
-    access = 1.0
-    if stream and plan.layout is Layout.BLD:
-        access = _STREAM_BLD if spec.group_width % 8 == 0 else _STREAM_BLD_ODD
-    issue *= access
     products = float(effort.tensor_flops.subs(sizes))
     bfloat16 = spec.dtype.io is DType.BFLOAT16
-    tensor = elements * products / (target.matmul if bfloat16 else target.fp32)
-    few, share = _FEW_ROWS[direction]
-    rows_each = numbers.get("BLOCK_D", 1) * numbers.get("SEGMENTS", 1) / numbers["num_warps"]
-    slow = bfloat16 and kernel.skeleton != "tile" and not twin and rows_each < few
-    issue += tensor / (share if slow and stream else 1.0)
-    # Loads wait while arithmetic issues and the other way round, but programs on one SM overlap:
-    # the root of the squares lies between the larger of the two and their sum, and matches what
-    # was measured (docs/performance.md).
-    seconds = math.hypot(memory * access, issue)
-    at_once = None if twin else running(kernel, numbers, len(spec.inputs), target)
-    along_time, again = 1, 1.0
-    if stream:
-        along_time, again = segments_of(numbers, workload.length, spec.filter.length or 1)
-        seconds *= again
-    if at_once is not None:
-        if stream:
-            programs = workload.batch * along_time * stream_width(spec, numbers)
-            at_once = at_once.of(programs, target)
-        seconds *= _waiting(kernel, at_once)
-    if stream:
-        seconds *= _STREAM_SM90 if twin else _STREAM[direction]
-    sums = direction == "backward" and bool(plan.reductions)  # of all parameters at once
-    launches, spans = 1 + sums, 1
-    if kernel.skeleton != "recurrence":
-        seconds += _ONCE[direction]
-    if kernel.skeleton == "recurrence":
-        spans, steps = spans_of(spec, numbers, workload.length)
-        seconds *= _RECURRENCE[direction] * (_FEW_ROWS_OF_STATES[direction] if slow else 1.0)
-        if spans > 1:  # half of the inputs are read before, for the sums of tiles
-            seconds, steps, launches = 1.4 * seconds, 3 * steps // 2, launches + 1
-        if at_once is not None:
-            rounds = workload.batch * spec.channels * spans / (target.sms * at_once.programs)
-            seconds += rounds * _ONCE_A_PROGRAM[direction]
-        seconds = max(seconds, steps * _WALK[direction])
-    seconds += LAUNCH * launches
-    return Prediction(
-        seconds=seconds,
+    return AtWork(
+        spec=spec,
+        kernel=kernel,
+        numbers=numbers,
+        workload=workload,
+        target=target,
         memory=memory,
-        tensor=tensor,
-        issue=issue,
-        bound=bound,
-        spans=spans,
-        running=at_once,
+        products=products,
+        issue=elements * per_element / (target.sms * 128 * target.clock),
+        tensor=elements * products / (target.matmul if bfloat16 else target.fp32),
+        by_rows=_BY_ROWS[kernel.direction] if plan.layout is Layout.BLD else 0.0,
+        running=None if twin else running(kernel, numbers, len(spec.inputs), target),
     )
+
+
+def _norm(power: float, *parts: float) -> float:
+    """What parts take together that overlap: between their sum and the largest."""
+    return float(sum(part**power for part in parts) ** (1 / power))
+
+
+def tile_seconds(at: AtWork, constants: Tiles | None = None) -> tuple[float, float]:
+    """Of a kernel of tiles: in all, and of its waves alone."""
+    n, spec, length = at.numbers, at.spec, at.workload.length
+    constants = constants or TILES[at.kernel.direction]
+    rows, warps = n["ROWS"], n["num_warps"]
+    tiles = min(n["TILES"], math.ceil(length / n["BLOCK_T"]))
+    programs = at.workload.batch * math.ceil(length / (n["BLOCK_T"] * n["TILES"]))
+    programs *= math.ceil(spec.channels / n["BLOCK_D"])
+    partial = at.kernel.program.partial_rows if at.kernel.direction == "backward" else 0
+    wide = n["BLOCK_D"] > 1
+    once = constants.once * (1 + constants.once_wide * wide) + constants.once_partial * partial
+    beyond = math.ceil(length / n["BLOCK_T"]) * n["BLOCK_T"] / length  # steps after the last
+    threads = 32 * warps * programs
+    issue = at.issue * constants.issued * beyond
+    issue += threads * once / (at.target.sms * 128 * at.target.clock)
+    values = max(rows, n["BLOCK_D"] * n["BLOCK_T"] / (32 * warps))  # of a thread
+    loads = sum(isinstance(s, LoadRows) for s in at.kernel.program.body)
+    tile = constants.tile + constants.value * values * math.sqrt(loads)
+    tile += constants.crowd * max(0.0, values - 16) + constants.wide * wide * values / rows
+    start = constants.start
+    start += partial * (constants.start_partial + constants.barrier * (warps > 1))
+    waves = _waves(programs, at) * (start + tiles * tile)
+    return _norm(constants.overlap, at.memory, issue, waves) + _ONCE, waves
+
+
+def _waves(programs: int, at: AtWork) -> int:
+    """One after another, each of as many programs as all multiprocessors run at once."""
+    assert at.running is not None
+    return math.ceil(programs / (at.target.sms * at.running.at_once))
+
+
+def stream_seconds(at: AtWork, constants: Streams | None = None) -> tuple[float, float]:
+    """Of a kernel that streams: in all, and of its waves alone."""
+    n, spec = at.numbers, at.spec
+    constants = constants or STREAMS[at.kernel.direction]
+    assert at.running is not None
+    along_time, tiles, warm_up = segments_of(n, at.workload.length, spec.filter.length or 1)
+    programs = at.workload.batch * along_time * stream_width(spec, n)
+    chain = sum(isinstance(s, Toeplitz) for s in at.kernel.program.body)
+    product = constants.product * chain * at.products / 100
+    if spec.dtype.io is not DType.BFLOAT16:
+        product *= at.target.matmul / at.target.fp32
+    elif n["BLOCK_D"] * n["SEGMENTS"] * n["BLOCK_T"] / (32 * n["num_warps"]) < 8:
+        product *= 1 + constants.few
+    tile = constants.tile + product
+    tile += constants.unhidden * (n["PREFETCH"] < 3) + constants.alone * (n["PREFETCH"] < 2)
+    tile *= 1 + constants.spill * at.running.spilled
+    tile += at.by_rows * n["BLOCK_D"] * n["SEGMENTS"] * n["BLOCK_T"] / (32 * n["num_warps"])
+    waves = _waves(programs, at) * (tiles + constants.warm_up * warm_up) * tile
+    return _norm(constants.overlap, at.memory, waves) + _ONCE, waves
+
+
+def _twin_seconds(at: AtWork) -> float:
+    """Of the twin for sm_90 of a kernel that streams."""
+    along_time, tiles, warm_up = segments_of(
+        at.numbers, at.workload.length, at.spec.filter.length or 1
+    )
+    steps = at.numbers["BLOCK_T"] * at.numbers["SEGMENTS"]
+    again = along_time * (tiles + warm_up) / math.ceil(at.workload.length / steps)
+    seconds = math.hypot(at.memory, at.issue + at.tensor) * again
+    return seconds * _STREAM_SM90 + _ONCE
+
+
+def _recurrence_seconds(at: AtWork) -> tuple[float, int]:
+    """Of a recurrence: in all, and into how many spans sequences are cut."""
+    n, spec, direction = at.numbers, at.spec, at.kernel.direction
+    assert at.running is not None
+    values = n["SEGMENTS"] * n["BLOCK_T"] / (32 * n["num_warps"])
+    elements = at.workload.batch * at.workload.length * spec.channels
+    issue = at.issue + elements * _ONCE_A_TILE[direction] / values / (
+        at.target.sms * 128 * at.target.clock
+    )
+    # Loads wait while arithmetic issues and the other way round, but programs on one SM overlap:
+    # the root of the squares lies between the larger of the two and their sum.
+    seconds = math.hypot(at.memory, issue + at.tensor)
+    warps_each = at.running.warps / at.running.programs
+    waits = (1 + _WAIT * warps_each / at.running.programs) / _WAIT_THEN[direction]
+    seconds *= waits * (1 + _SPILL * at.running.spilled) * _RECURRENCE[direction]
+    rows_each = n["SEGMENTS"] / n["num_warps"]
+    if spec.dtype.io is DType.BFLOAT16 and rows_each < _FEW_ROWS[direction]:
+        seconds *= _FEW_ROWS_OF_STATES[direction]
+    spans, steps = spans_of(spec, n, at.workload.length)
+    if spans > 1:  # half of the inputs are read before, for the sums of tiles
+        seconds, steps = 1.4 * seconds, 3 * steps // 2
+    programs = at.workload.batch * spec.channels * spans
+    rounds = programs / (at.target.sms * at.running.programs)
+    seconds += rounds * _ONCE_A_PROGRAM[direction]
+    return max(seconds, steps * _WALK[direction]), spans
 
 
 def spans_of(spec: OpSpec, numbers: Mapping[str, int], length: int) -> tuple[int, int]:
@@ -416,60 +629,62 @@ def running(
     direction = kernel.direction
     warps = numbers["num_warps"]
     shared = 0
-    if kernel.skeleton == "tile":
-        lanes = numbers["BLOCK_D"] * numbers["BLOCK_T"] / (numbers["ROWS"] * 32 * warps)
+    needed: float
+    is_tile = kernel.skeleton == "tile"
+    if is_tile:
+        values = max(
+            float(numbers["ROWS"]), numbers["BLOCK_D"] * numbers["BLOCK_T"] / (32 * warps)
+        )
         loads = [s.rows for s in kernel.program.body if isinstance(s, LoadRows)]
-        live = sum(numbers["ROWS"] + rows.hi - rows.lo for rows in loads)
-        needed = 20 + 0.55 * live * max(1.0, lanes) ** 0.7
+        if direction == "forward":
+            needed = 18 + len(loads) * values**0.93 * (1.3 if numbers["TILES"] > 1 else 1.0)
+        else:
+            context = sum(rows.hi - rows.lo for rows in loads)
+            needed = 18 + 1.35 * len(loads) * values + 1.15 * context
+            needed += 0.8 * kernel.program.partial_rows
     else:
         rows = numbers.get("BLOCK_D", 1) * numbers["SEGMENTS"]
         slope, beside = _REGISTERS[kernel.skeleton, direction]
         needed = beside + slope * rows * numbers["BLOCK_T"] / (32 * warps)
-        tile = 2 * rows * numbers["BLOCK_T"] * (inputs + (direction == "backward"))
-        each, fixed = _TILES_IN_FLIGHT[direction]
+        of_inputs = 2 * rows * numbers["BLOCK_T"] * (inputs + (direction == "backward"))
+        each, fixed = _TILES_IN_FLIGHT[kernel.skeleton, direction]
         in_flight = numbers["PREFETCH"] - (kernel.skeleton == "recurrence")
-        shared = int(tile * (each * in_flight + fixed))
+        shared = int(of_inputs * (each * in_flight + fixed))
     granted = min(numbers.get("maxnreg") or target.registers_per_thread, 255)
     registers = max(32, min(granted, math.ceil(needed / 8) * 8))
-    programs = min(
-        target.blocks_per_sm,
-        target.threads_per_sm // (32 * warps),
-        target.registers_per_sm // (registers * 32 * warps),
-        target.shared_per_sm // (shared + 1024),
+    at_once = max(
+        1.0,
+        min(
+            target.blocks_per_sm,
+            target.threads_per_sm / (32 * warps),
+            target.registers_per_sm / ((needed if is_tile else registers) * 32 * warps),
+            target.shared_per_sm / (shared + 1024),
+        ),
     )
+    programs = math.floor(at_once)
     return Running(
         registers=registers,
         spilled=max(0, round(needed) - granted),
         shared=shared,
-        programs=max(1, programs),
-        warps=max(1, programs) * warps,
+        programs=programs,
+        warps=programs * warps,
+        at_once=at_once if is_tile else programs,
     )
 
 
-def segments_of(numbers: Mapping[str, int], length: int, taps: int) -> tuple[int, float]:
-    """How many programs of a stream lie along a sequence of so many steps, as `stream_programs` of
-    templates/parts/launch.py has it, and how many tiles they compute for each of the sequence:
-    those of warm-up, and those beyond its end.
+def segments_of(numbers: Mapping[str, int], length: int, taps: int) -> tuple[int, int, int]:
+    """Of a sequence of so many steps in a stream: how many programs lie along it, as
+    `stream_programs` of templates/parts/launch.py has it, of how many tiles, and of how many more
+    of warm-up.
     """
-    steps = numbers["BLOCK_T"] * numbers["SEGMENTS"]
-    in_all = math.ceil(length / steps)
+    in_all = math.ceil(length / (numbers["BLOCK_T"] * numbers["SEGMENTS"]))
     tiles = max(1, min(numbers["TILES"], in_all), math.ceil(in_all / 32))
-    along_time = math.ceil(in_all / tiles)
-    warm_up = math.ceil((taps - 1) / numbers["BLOCK_T"]) + 1
-    return along_time, along_time * (tiles + warm_up) / in_all
+    return math.ceil(in_all / tiles), tiles, math.ceil((taps - 1) / numbers["BLOCK_T"]) + 1
 
 
 def stream_width(spec: OpSpec, numbers: Mapping[str, int]) -> int:
     """How many programs of a stream lie across the channels."""
     return spec.filter.groups * math.ceil(spec.group_width / numbers["BLOCK_D"])
-
-
-def _waiting(kernel: KernelPlan, found: Running) -> float:
-    """By which factor a kernel takes longer than with as much running as under default numbers."""
-    over_warps, over_programs = _WAIT[kernel.skeleton]
-    warps_each = found.warps / found.programs
-    waits = 1 + over_warps / found.warps + over_programs * warps_each / found.programs
-    return waits / _WAIT_THEN[kernel.skeleton, kernel.direction] * (1 + _SPILL * found.spilled)
 
 
 def _eager_bytes(graph: Graph, conv: EagerConv, length: int) -> float:

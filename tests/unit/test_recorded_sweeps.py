@@ -11,6 +11,7 @@ from statistics import fmean, median
 import pytest
 
 from sh2gen.lower import plans
+from sh2gen.ranks import spearman
 from sh2gen.records import Status
 from sh2gen.resources import folder
 from sh2gen.schedule import schedule
@@ -24,8 +25,11 @@ DATA = Path(__file__).parents[1] / "data" / "sweeps" / "nvidia-h200"
 PAGE = Path(__file__).parents[2] / "docs" / "tuning.md"
 NAMES = sorted(path.stem for path in DATA.glob("*.jsonl"))
 SHOWN = (2048, 8192, 32768, 131072)
-# What the cost model is to reach on what it was not fitted to.
+# Lengths that no constant was fitted to (benchmarks/calibrate.py), what the cost model is to reach
+# on these, and where it does not rank as well.
+HELD_OUT = (2048, 32768)
 RANKS, FIRST = 0.7, 1.5
+BELOW = ("short_conv-backward", "short_conv-forward")
 
 
 def test_every_operator_and_direction_is_there() -> None:
@@ -61,21 +65,6 @@ def times(name: str, length: int) -> tuple[list[float], list[float]]:
     return [found.predicted[n] for n in right], measured
 
 
-def ranks(values: list[float]) -> list[float]:
-    """From 0; equal values share the mean of theirs."""
-    order = sorted(values)
-    return [order.index(v) + (order.count(v) - 1) / 2 for v in values]
-
-
-def spearman(one: list[float], other: list[float]) -> float:
-    """The correlation of ranks."""
-    a, b = ranks(one), ranks(other)
-    mean = (len(a) - 1) / 2
-    both = sum((x - mean) * (y - mean) for x, y in zip(a, b, strict=True))
-    own = sum((x - mean) ** 2 for x in a) * sum((y - mean) ** 2 for y in b)
-    return float(both / own**0.5)
-
-
 def test_ranks_that_agree_disagree_and_tie() -> None:
     assert spearman([1, 2, 3], [10, 30, 70]) == 1.0
     assert spearman([1, 2, 3], [3, 2, 1]) == -1.0
@@ -104,11 +93,12 @@ def row(name: str) -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_page_says_how_good_the_model_is(name: str) -> None:
-    """And where it is not what it is to be, it says so: neither is better or worse by accident."""
+    """What it is to reach, too; where it does not, it says so."""
     assert row(name) in PAGE.read_text()
     correlations, firsts = judged(name)
-    assert (fmean(correlations) >= RANKS) == name.startswith("hyena_li")
-    assert (max(firsts) <= FIRST) == (name != "hyena_mr-forward")
+    held_out = [c for c, length in zip(correlations, SHOWN, strict=True) if length in HELD_OUT]
+    assert (fmean(held_out) >= RANKS) == (name not in BELOW)
+    assert max(firsts) <= FIRST
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("short")])
