@@ -155,7 +155,11 @@ def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when its parent has ended, even while it waits for the GPU."""
+    """End this process when its parent has ended, even while it waits for the GPU, and what it
+    started: a `Worker` leads a group of its own.
+    """
     while os.getppid() == parent:
         time.sleep(1)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(os.getpid(), signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)

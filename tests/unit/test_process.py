@@ -225,42 +225,61 @@ def test_a_module_that_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 HANGING = """
-import fcntl, time
-from sh2gen.process import python_worker, serve
+import json, sys, threading
+from pathlib import Path
+
+TEXT = '''
+import triton
+import triton.language as tl
+HANG = tl.constexpr(__import__("hanging").answer(["compiler"]))
+'''
 
 def answer(job):
-    with open("lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # until this process ends
-        open("locked", "w").close()
-        time.sleep(600)
+    import fcntl, os, subprocess, time
+
+    file = open("lock of the " + job[0], "w")
+    fcntl.flock(file, fcntl.LOCK_EX)  # until this process ends and the one that it starts
+    child = subprocess.Popen(["sleep", "600"], pass_fds=[file.fileno()])
+    open("locked by the " + job[0], "w").close()
+    child.wait()
 
 def main():
+    from sh2gen.process import serve
+
     serve(answer)
 
 if __name__ == "__main__":
-    python_worker("hanging", "the helper").run("1", 600)
+    from sh2gen import build_worker
+    from sh2gen.process import Worker, python_worker
+
+    job = json.dumps({"file": "op.py", "text": TEXT, "module": "op", "name": "op", "gluon": False})
+    compiler = Worker((sys.executable, "-P", build_worker.__file__), "the compiler")
+    threading.Thread(target=compiler.run, args=(job, 600)).start()
+    python_worker("hanging", "the helper").run('["helper"]', 600)
 """
 
 
-def test_a_process_that_hangs_ends_with_its_parent(tmp_path: Path) -> None:
+def test_processes_that_hang_end_with_their_parent_and_so_do_their_own(tmp_path: Path) -> None:
     (tmp_path / "hanging.py").write_text(HANGING)
     paths = os.pathsep.join(map(str, (*sys.path, tmp_path)))
     parent = subprocess.Popen(
         [sys.executable, "hanging.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}
     )
+    names = ("helper", "compiler")
     try:
-        until(lambda: (tmp_path / "locked").exists())
+        until(lambda: all((tmp_path / f"locked by the {name}").exists() for name in names))
     finally:
         parent.kill()
         parent.wait()
 
-    def free() -> bool:
-        with (tmp_path / "lock").open("w") as file, contextlib.suppress(BlockingIOError):
+    def free(name: str) -> bool:
+        path = tmp_path / f"lock of the {name}"
+        with path.open("w") as file, contextlib.suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         return False
 
-    until(free)
+    until(lambda: all(map(free, names)))
 
 
 def until(condition: Callable[[], bool]) -> None:
