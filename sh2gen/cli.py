@@ -396,11 +396,11 @@ def tune(
     workloads = [Workload(batch=batch or 1, length=length) for length in dict.fromkeys(lengths)]
     directions = (direction,) if direction else ("forward", "backward")
     if effort == "estimate":
-        if resume or budget or out or workers:
+        if resume or budget or workers:
             raise Sh2genError(
-                "C006", "--resume, --budget, --out and --workers are for a search, not an estimate"
+                "C006", "--resume, --budget and --workers are for a search, not an estimate"
             )
-        _name_damages(tables().damages)
+        _name_damages(tables(Path(out) if out else None).damages)
         estimates = driver.estimate_operator(
             op,
             workloads=workloads,
@@ -408,6 +408,7 @@ def tune(
             changes=_changes(settings),
             directions=directions,
             target=target,
+            out=out,
         )
         _print_estimate(estimates, as_json)
         return
@@ -522,26 +523,54 @@ def print_tuned(tuned: Any, path: Any, out: str | None = None) -> None:
             f"{result.seconds:.0f} s: {counts}" + ("; interrupted" * result.interrupted),
         )
     ]
+    start = result.tried.get(tuned.problem.start)
+    failed = start is not None and start.status != "ok"
     if decision is None:
-        rows.append(("decided", "nothing: no candidate was right"))
+        rows.append(("decided", f"nothing: {_why_nothing(tuned)}"))
     else:
-        numbers = " ".join(f"{name}={value}" for name, value in decision.numbers if value)
+        numbers = _numbers_text(decision.numbers)
         rows.append(("numbers", numbers + " (as before)" * (decision.numbers == decision.start)))
+    if failed:
+        what = start.detail.splitlines()[0] if start.detail else start.stage
+        rows.append(
+            (
+                "before",
+                f"{_numbers_text(tuned.problem.start)}, which compile takes now, "
+                f"failed ({start.status}): {what}",
+            )
+        )
+    if decision is not None:
         for i, workload in enumerate(decision.workloads):
             us, bound = decision.us[i], decision.bound_us[i]
+            before = "" if failed else f"; before {decision.start_us[i]:.1f} us"
             rows.append(
                 (
                     f"B={workload.batch} L={workload.length}",
                     f"{us:.1f} us ({decision.low[i]:.1f} to {decision.high[i]:.1f}), "
-                    f"{bound / us:.2f} of the bound; before {decision.start_us[i]:.1f} us",
+                    f"{bound / us:.2f} of the bound{before}",
                 )
             )
         how = "" if _is_home(out) else f"; compile and explain take it with --tables {out}"
-        rows.append(("kept in", f"{path}{how}"))
+        rows.append(("kept in", f"{path}{how}" if path else "no table: stderr says why"))
     width = max(len(name) for name, _ in rows)
     click.echo(tuned.task.title)
     for name, text in rows:
         click.echo(f"  {name.ljust(width)}  {text}")
+
+
+def _numbers_text(numbers: Any) -> str:
+    return " ".join(f"{name}={value}" for name, value in numbers if value)
+
+
+def _why_nothing(tuned: Any) -> str:
+    """Why a search decided nothing."""
+    found = tuned.result.tried
+    start = found.get(tuned.problem.start)
+    if not any(outcome.status == "ok" for outcome in found.values()):
+        return "no candidate was right"
+    if start is not None and start.no_verdict:
+        return "what compile takes now could not be built on this machine"
+    return "nothing was compared with what compile takes now before the search ended"
 
 
 def _is_home(out: str | None) -> bool:

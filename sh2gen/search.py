@@ -218,9 +218,10 @@ EFFORTS: dict[str, Effort] = {
 AHEAD = 4
 _QUARTER, _LONGER = 4, 24
 _FINALISTS = 6
-_ROUNDS = {"longer": 1, "final": 7}
+LAST_ROUNDS = 7
+_ROUNDS = {"longer": 1, "final": LAST_ROUNDS}
 # Last rounds that say how much times spread.
-_ENOUGH = 3
+ENOUGH = 3
 # Of the time of a start that others were not raced with. Brief times of one candidate differ by up
 # to 6 % on the sweeps in tests/data.
 _CLEAR = 0.1
@@ -328,7 +329,7 @@ def search(
         interrupted, final = True, latest or final  # as far as it came, one beside the other
         tried |= final
         measured |= final
-    raced = rounds_done >= _ENOUGH and any(o.status is Status.OK for o in final.values())
+    raced = rounds_done >= ENOUGH and any(o.status is Status.OK for o in final.values())
     field = {
         n: one for n, one in measured.items() if not raced or n in final or n == problem.start
     }
@@ -352,7 +353,7 @@ def _affordable(tried: Tried, seconds: float) -> int:
     if not took or seconds == float("inf"):
         return _LONGER
     each = median(quick + _MORE * workloads for quick, workloads in took)
-    return int(seconds / max(each, 1e-9)) - _ROUNDS["final"] * (_FINALISTS + 1)
+    return int(seconds / max(each, 1e-9)) - LAST_ROUNDS * (_FINALISTS + 1)
 
 
 def _wanted(

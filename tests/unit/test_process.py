@@ -94,8 +94,11 @@ def test_another_process_answers_after_one_that_failed(
 
 
 def test_a_process_that_hangs_is_replaced(worker: Worker) -> None:
+    assert not worker.running
     before = pid(worker)
+    assert worker.running
     assert worker.run('"hang"', 0.2) == {"gave_up": True}
+    assert not worker.running
     assert pid(worker) != before
 
 
@@ -157,7 +160,7 @@ def test_a_process_that_cannot_be_started_is_an_answer(
         assert pid(worker) == before  # it needs no other
         worker.stop()
         answer = worker.run('"hello"', 60)
-    assert set(answer) == {"died"}
+    assert set(answer) == {"died", "help"} and "memory" in answer["help"]
     assert answer["died"].startswith("the helper cannot be started: ")
     assert os.strerror(errno.EAGAIN) in answer["died"]
     assert pid(worker) != before
