@@ -225,13 +225,11 @@ class Workbench:
                     numbers = next(source, None)
                     if numbers is None:
                         break
-                    try:
-                        under_way.append(self._prepare(numbers))
-                    except Sh2genError as error:
-                        illegal = error.code.startswith("K")  # else it could not be written, say
-                        status = Status.CONSTRAINT if illegal else Status.RUNTIME
-                        stage = "constraint" if illegal else "build"
-                        yield numbers, _dropped(status, stage, error.message)
+                    begun = self._begin(numbers)
+                    if isinstance(begun, Outcome):
+                        yield numbers, begun
+                    else:
+                        under_way.append(begun)
                 if not under_way:
                     return
                 ready = next((c for c in under_way if _settled(c)), None)
@@ -258,7 +256,7 @@ class Workbench:
         batch = sorted(batch, key=lambda numbers: numbers != self._start)
         for numbers in batch:  # all are built at once
             if numbers not in self._verified:
-                self._prepare(numbers)
+                self._begin(numbers)
         times: dict[Numbers, list[tuple[Quantiles, ...]]] = {}
         failed: dict[Numbers, Outcome] = {}
         for numbers in batch:
@@ -288,10 +286,21 @@ class Workbench:
         """
         if numbers in self._verified:
             return None
-        candidate = self._prepare(numbers)
+        candidate = self._begin(numbers)
+        if isinstance(candidate, Outcome):
+            return candidate
         wait([future for _, future in candidate.kernels])
         outcome = self._outcome(candidate)
         return None if outcome.status is Status.OK else outcome
+
+    def _begin(self, numbers: Numbers) -> _Candidate | Outcome:
+        """A candidate that is being built, or why it cannot be."""
+        try:
+            return self._prepare(numbers)
+        except Sh2genError as error:
+            illegal = error.code.startswith("K")  # else it could not be written, say
+            status = Status.CONSTRAINT if illegal else Status.RUNTIME
+            return _dropped(status, "constraint" if illegal else "build", error.message)
 
     def _prepare(self, numbers: Numbers) -> _Candidate:
         """Emit a candidate and have compiled what its calls will launch, unless it is already."""

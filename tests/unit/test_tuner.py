@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 
 from sh2gen import driver, records, tuner
-from sh2gen.errors import CheckFailed
+from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.lower import plans
 from sh2gen.records import Measurement, Status
 from sh2gen.schedule import DIRECTIONS, Numbers, coupling, schedule, search_space
 from sh2gen.search import Problem, Result
 from sh2gen.spec import OpSpec, Workload, spec_from_dict
 from sh2gen.tables import Decision, read_tables
-from sh2gen.tuner import Tuned, Workbench
+from sh2gen.tuner import Tuned, Workbench, settings
 from tests.fakes import ALL, FEW, GPU, SPEC, Fakes, compiled, forward_points, named, save
 
 ROOT = Path(__file__).parent.parent.parent
@@ -383,6 +383,26 @@ def test_what_the_machine_fails_at_is_said_once_and_tried_again(tmp_path: Path) 
     (again,) = fakes.tune(resume=True)
     assert again.to_dict()["tried"] == {"ok": 12}
     assert again.decision is not None and again.decision.numbers == points[-1]
+
+
+def test_finalists_of_an_earlier_search_that_cannot_be_written_end_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fakes = many(tmp_path)
+    fakes.tune()
+    write, written = tuner.write_whole, iter([True])
+
+    def full(path: Path, text: str) -> None:
+        if not next(written, False):  # the first is needed to measure bounds
+            raise Sh2genError("C005", "cannot write: No space left on device")
+        write(path, text)
+
+    monkeypatch.setattr(tuner, "write_whole", full)
+    monkeypatch.setattr(tuner, "settings", lambda text: (text, settings(text)[1]))  # a file each
+    (tuned,) = fakes.tune(resume=True)
+    assert all(one.no_verdict for n, one in tuned.result.final.items() if n != tuned.problem.start)
+    assert len(tuned.result.final) == 7 and tuned.decision is not None
+    assert tuned.decision.numbers == tuned.problem.start
 
 
 def test_a_kernel_that_the_machine_failed_to_build_is_built_for_the_next(tmp_path: Path) -> None:
