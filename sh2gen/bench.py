@@ -3,7 +3,8 @@
 `run` compares every contender with float64 and then times it, each in a process of its own: a
 kernel that faults takes its process with it, and what one package leaves in memory or changes in
 torch reaches no other. What cannot run is a line with the reason; only a wrong kernel of sh2gen
-itself is an error, and then nothing is timed.
+itself is an error, and then nothing is timed. One that does not answer is asked no more at that
+size and at larger ones. An interrupt ends a run with what was measured until then.
 
 A share is the time of an elementwise kernel of this run that reads and writes the same activations
 over the contender's time. Times are medians with the 20th and 80th percentiles, of the GPU alone
@@ -17,8 +18,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ import torch
 
 from sh2gen.bench_worker import OWN, Answer, Job, one_line, own_contender
 from sh2gen.contenders import Contender, Part
-from sh2gen.cost import BLOCK_T, ROWS, numbers_on, predictions, work
-from sh2gen.errors import CheckFailed
+from sh2gen.cost import BLOCK_T, ROWS, bound_bytes, numbers_on, predictions, work
+from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.measure import Timing, versions
 from sh2gen.operator import Operator
 from sh2gen.plan import Plan
@@ -43,7 +44,10 @@ Bounds = Mapping[Workload, Mapping[str, float]]  # microseconds by direction
 TIMED = ("forward", "backward", "both")
 CHECKED = Workload(batch=2, length=1024)  # where output and all gradients are compared
 WRONG = 0.02  # relative error in the 2-norm; rounding once to bfloat16 costs 0.0017
-TIME_LIMIT = 600.0  # seconds an answer
+# Seconds until the first answer of a process, which imports a package and compiles. torch.compile
+# of FFTs takes a minute.
+TIME_LIMIT = 600.0
+INTERRUPTED = "interrupted"  # as a reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,10 +121,14 @@ class Results:
 
     Attributes:
         op, digest, channels, plan, schedule, dtype: what was measured.
+        origins: by direction, where the numbers of the schedule come from, in words.
+        not_taken: a line for each other plan of which numbers were tuned.
         gpu, target: the device's name, and the target whose rates predictions take.
         versions: of Python, CUDA and packages.
         date: of the run.
         checks: comparisons that sh2gen's kernels passed before they were timed.
+        interrupted: whether the run ended before everything was measured.
+        bound_bytes: per token and channel, what the elementwise bound moves, by direction.
         sizes: in the order in which they were measured.
         efforts: of sh2gen's kernels by direction; none if it runs without kernels.
         outcomes: of all contenders, sh2gen first.
@@ -131,12 +139,16 @@ class Results:
     channels: int
     plan: str
     schedule: str
+    origins: Mapping[str, str]
+    not_taken: tuple[str, ...]
     dtype: str
     gpu: str
     target: str
     versions: Mapping[str, str]
     date: str
     checks: int
+    interrupted: bool
+    bound_bytes: Mapping[str, float]
     sizes: tuple[Size, ...]
     efforts: Mapping[str, Effort]
     outcomes: tuple[Outcome, ...]
@@ -168,6 +180,52 @@ class Results:
             entry["over_sh2gen"] = _finite(ratios)
         return plain
 
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Results:
+        """What `to_dict` was of, but for values that are not finite, and stay None.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is of nothing.
+        """
+        values = {one.name: plain[one.name] for one in fields(cls)}
+        return cls(
+            **values
+            | {
+                "not_taken": tuple(values["not_taken"]),
+                "sizes": tuple(Size(**size) for size in values["sizes"]),
+                "efforts": {d: Effort(**effort) for d, effort in values["efforts"].items()},
+                "outcomes": tuple(map(_outcome_from, values["outcomes"])),
+            }
+        )
+
+
+def _outcome_from(plain: Mapping[str, Any]) -> Outcome:
+    values = {one.name: plain[one.name] for one in fields(Outcome)}
+    times = {
+        d: Timing(*(float(us[name]) for name in ("low", "median", "high")))
+        for d, us in values["times"].items()
+    }
+    return Outcome(**values | {"without": tuple(values["without"]), "times": times})
+
+
+def read_results(path: Path) -> Results:
+    """Results from a file of what `bench --json` printed.
+
+    Raises:
+        Sh2genError: C006 if it cannot be read or is something else.
+    """
+    try:
+        return Results.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise Sh2genError("C006", f"cannot read {path}: {error.strerror or error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise Sh2genError(
+            "C006",
+            f"{path} is not what `bench --json` prints: {one_line(why)}",
+            help="`sh2gen bench OP --json > FILE`, by the same version, writes such a file",
+        ) from error
+
 
 def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
@@ -188,6 +246,8 @@ def run(
     *,
     contenders: Sequence[Contender],
     workloads: Sequence[Workload],
+    origins: Mapping[str, str] | None = None,
+    not_taken: Sequence[str] = (),
     device: str = "cuda",
     checked: Workload = CHECKED,
     time_limit: float = TIME_LIMIT,
@@ -199,9 +259,13 @@ def run(
         path: the generated file, of this plan and schedule.
         target: whose rates predictions take.
         workloads: the sizes to time at.
+        origins, not_taken: as of `Results`.
         device: "cuda"; "cpu" is for tests, and times what a CPU does.
         checked: the size at which contenders are compared with float64, gradients included.
-        time_limit: seconds after which a process that has not answered is killed.
+        time_limit: seconds after which a process that has not given its first answer is killed;
+            of further ones see `_Asked`.
+
+    After a KeyboardInterrupt, once timing has begun, the results are what was measured so far.
 
     Raises:
         CheckFailed: V001, a kernel of sh2gen is wrong or does not run; V003, a bound cannot be
@@ -213,13 +277,19 @@ def run(
     session = _Session(
         path=path, spec=spec, device=device, checked=checked, limit=time_limit, say=say
     )
-    outcomes: list[Outcome] = []
-    with closing(_process()) as worker:
-        checks = session.verified(worker, workloads)
-        bounds = session.bounds(worker, spec, workloads)
-        outcomes += session.measured(worker, own_contender(operator), Part(spec=spec), bounds)
-    for contender in contenders:
-        outcomes += session.outcomes(contender, bounds)
+    own, finished = own_contender(operator), False
+    with closing(session.process()) as asked:
+        checks = session.verified(asked, workloads)
+        bounds = session.bounds(asked, spec, workloads)
+        with suppress(KeyboardInterrupt):
+            session.measured(asked, own, Part(spec=spec), bounds)
+            asked.close()  # what it has of the GPU's memory is for others
+            for contender in contenders:
+                session.contend(contender, bounds)
+            finished = True
+    outcomes = session.found
+    if not finished:
+        outcomes += _unreached((own, *contenders), workloads, outcomes)
     on_gpu = device == "cuda"
     return Results(
         op=spec.op,
@@ -227,12 +297,16 @@ def run(
         channels=spec.channels,
         plan=plan.name,
         schedule=str(schedule),
+        origins=dict(origins or {}),
+        not_taken=tuple(not_taken),
         dtype=spec.dtype.io.value,
         gpu=torch.cuda.get_device_name() if on_gpu else "CPU",
         target=target.name,
         versions=_versions(contenders),
         date=time.strftime("%Y-%m-%d"),
         checks=checks,
+        interrupted=not finished,
+        bound_bytes={d: float(bound_bytes(spec, d)) for d in DIRECTIONS},
         sizes=tuple(
             Size(
                 batch=w.batch,
@@ -284,9 +358,50 @@ def _efforts(spec: OpSpec, plan: Plan, schedule: Schedule, target: Target) -> di
     return found
 
 
+@dataclass(slots=True, kw_only=True)
+class _Asked:
+    """A process, and how long it may take.
+
+    The first answer may take `limit` seconds, and so may the first of a process that replaces
+    another. Further ones may take half of that, or twice the longest so far if that is more. One
+    that took longer is not asked again at this size or at larger ones: whatever hangs in one
+    direction hangs in others, and each would cost as much.
+    """
+
+    worker: Worker
+    limit: float
+    started: bool = False
+    longest: float = 0.0
+    gave_up: Workload | None = None
+    why: str = ""
+
+    def ask(self, job: Job) -> Answer:
+        size = Workload(batch=job["batch"], length=job["length"])
+        if self.gave_up is not None and _steps(size) >= _steps(self.gave_up):
+            return {"failed": f"skipped: {self.why} at {_named(self.gave_up)}"}
+        limit = self.limit
+        if self.started:
+            limit = min(limit, max(limit / 2, 2 * self.longest))
+        begin = time.monotonic()
+        answer = ask(self.worker, job, limit)
+        if answer.get("gave_up"):
+            self.gave_up, self.why = size, answer["failed"]
+        else:
+            self.longest = max(self.longest, time.monotonic() - begin)
+        self.started = not ("failed" in answer or "retry" in answer)  # else it is replaced
+        return answer
+
+    def close(self) -> None:
+        self.worker.close()
+
+
+def _steps(workload: Workload) -> int:
+    return workload.batch * workload.length
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Session:
-    """What all jobs of one run have in common."""
+    """What all jobs of one run have in common, and what they found."""
 
     path: Path
     spec: OpSpec
@@ -294,6 +409,12 @@ class _Session:
     checked: Workload
     limit: float
     say: Progress
+    found: list[Outcome] = field(default_factory=list)
+
+    def process(self) -> _Asked:
+        """A process that is not started yet."""
+        worker = python_worker("sh2gen.bench_worker", "its process")
+        return _Asked(worker=worker, limit=self.limit)
 
     def job(self, do: str, spec: OpSpec, contender: str, workload: Workload, **more: Any) -> Job:
         return {
@@ -306,29 +427,27 @@ class _Session:
             "device": self.device,
         } | more
 
-    def verified(self, worker: Worker, workloads: Sequence[Workload]) -> int:
+    def verified(self, asked: _Asked, workloads: Sequence[Workload]) -> int:
         """How many comparisons of sh2gen's own kernels were made, all of which passed."""
-        self.say(f"{self.spec.op}: verifying its kernels at every size")
-        sizes = (Workload(batch=2, length=37), self.checked, *workloads)
-        shapes = list(dict.fromkeys((w.batch, w.length) for w in sizes))
-        job = self.job("verify", self.spec, OWN, self.checked, shapes=shapes)
-        answer = ask(worker, job, self.limit * len(shapes))
-        if "failed" in answer:
-            raise CheckFailed(
-                "V001", f"{self.spec.op}: its kernels do not run: {answer['failed']}"
-            )
-        if not answer["ok"]:
-            raise CheckFailed(answer["code"], answer["message"], help=answer["help"])
-        return int(answer["checks"])
+        checks = 0
+        for size in dict.fromkeys((Workload(batch=2, length=37), self.checked, *workloads)):
+            self.say(f"{self.spec.op}: verifying its kernels at {_named(size)}")
+            answer = asked.ask(self.job("verify", self.spec, OWN, size))
+            if "failed" in answer:
+                problem = f"its kernels do not run at {_named(size)}: {answer['failed']}"
+                raise CheckFailed("V001", f"{self.spec.op}: {problem}")
+            if not answer["ok"]:
+                raise CheckFailed(answer["code"], answer["message"], help=answer["help"])
+            checks += int(answer["checks"])
+        return checks
 
-    def bounds(self, worker: Worker, spec: OpSpec, workloads: Iterable[Workload]) -> Bounds:
+    def bounds(self, asked: _Asked, spec: OpSpec, workloads: Iterable[Workload]) -> Bounds:
         """Of elementwise kernels that move the activations of the whole or of a part."""
         found = {}
         for workload in workloads:
             us = {}
             for direction in DIRECTIONS:
-                job = self.job("bound", spec, OWN, workload, direction=direction)
-                answer = ask(worker, job, self.limit)
+                answer = asked.ask(self.job("bound", spec, OWN, workload, direction=direction))
                 if "failed" in answer:
                     problem = f"no bound at {_named(workload)}: {answer['failed']}"
                     raise CheckFailed("V003", problem)
@@ -336,92 +455,116 @@ class _Session:
             found[workload] = us | {"both": sum(us.values())}
         return found
 
-    def outcomes(self, contender: Contender, bounds: Bounds) -> list[Outcome]:
-        """Of one contender, in a process of its own.
+    def contend(self, contender: Contender, bounds: Bounds) -> None:
+        """Find outcomes of one contender, in a process of its own.
 
         Args:
             bounds: of the whole, at every size that is measured.
         """
 
-        def none(reason: str) -> list[Outcome]:
-            return [_outcome(contender, (), None, reason=reason)]
+        def none(reason: str) -> None:
+            self.found.append(_outcome(contender, (), None, reason=reason))
 
         found = contender.computes(self.spec)
         if isinstance(found, str):
             return none(f"does not apply: {found}")
         if contender.package is not None and not _there(contender.package):
             return none(f"not installed: there is no module {contender.package}")
-        with closing(_process()) as worker:
-            if found.spec.inputs != self.spec.inputs:
-                bounds = self.bounds(worker, found.spec, bounds)  # a part has bounds of its own
-            return self.measured(worker, contender, found, bounds)
+        with closing(self.process()) as asked:
+            if found.spec.inputs != self.spec.inputs:  # a part has bounds of its own
+                try:
+                    bounds = self.bounds(asked, found.spec, bounds)
+                except CheckFailed as error:  # what was measured of others is not lost for that
+                    return none(error.message)
+            self.measured(asked, contender, found, bounds)
 
-    def measured(
-        self, worker: Worker, contender: Contender, part: Part, bounds: Bounds
-    ) -> list[Outcome]:
-        """Outcomes of a contender that is there and applies."""
+    def measured(self, asked: _Asked, contender: Contender, part: Part, bounds: Bounds) -> None:
+        """Find outcomes of a contender that is there and applies."""
         name, differentiable = contender.name, contender.differentiable
         self.say(f"{name}: comparing with float64 at {_named(self.checked)}")
         job = self.job("check", part.spec, name, self.checked, gradients=differentiable)
-        answer = ask(worker, job, self.limit)
+        answer = asked.ask(job)
         if reason := _problem(answer):
-            return [_outcome(contender, part.without, None, reason=reason)]
+            self.found.append(_outcome(contender, part.without, None, reason=reason))
+            return
         gradient_error = max(answer["gradients"].values(), default=None)
-        return [
-            self.at(worker, contender, part, us, workload, gradient_error)
-            for workload, us in bounds.items()
-        ]
+        for workload, us in bounds.items():
+            self.at(asked, contender, part, us, workload, gradient_error)
 
     def at(
         self,
-        worker: Worker,
+        asked: _Asked,
         contender: Contender,
         part: Part,
         bounds: Mapping[str, float],
         workload: Workload,
         gradient_error: float | None,
-    ) -> Outcome:
-        """One contender at one size."""
+    ) -> None:
+        """Find the outcome of one contender at one size; of an interrupted one, what there is."""
         name = contender.name
+
+        def found(**values: Any) -> None:
+            self.found.append(_outcome(contender, part.without, workload, **values))
+
         if (fits := contender.fits(part.spec, workload.length)) is not None:
-            reason = f"does not apply: {fits}"
-            return _outcome(contender, part.without, workload, reason=reason)
+            return found(reason=f"does not apply: {fits}")
         self.say(f"{name}: timing at {_named(workload)}")
-        check = self.job("check", part.spec, name, workload, gradients=False)
-        answer = ask(worker, check, self.limit)
+        answer = asked.ask(self.job("check", part.spec, name, workload, gradients=False))
         if reason := _problem(answer):
-            return _outcome(contender, part.without, workload, reason=reason)
-        times, reasons, memory, captured = {}, {}, {}, True
-        for direction in TIMED:
-            if direction != "forward" and not contender.differentiable:
-                reasons[direction] = "it has no backward"
-                continue
-            job = self.job("time", part.spec, name, workload, direction=direction, graph=True)
-            found = ask(worker, job, self.limit)
-            if "retry" in found:  # it cannot be captured
-                found, captured = ask(worker, job | {"graph": False}, self.limit), False
-            if "failed" in found:
-                reasons[direction] = found["failed"]
-                continue
-            times[direction] = Timing(*found["us"])
-        for direction in ("forward", "both"):
-            if direction in times:
-                job = self.job("memory", part.spec, name, workload, direction=direction)
-                if (peak := ask(worker, job, self.limit).get("peak")) is not None:
-                    memory[direction] = peak
-        return _outcome(
-            contender,
-            part.without,
-            workload,
-            reason="" if times else reasons["forward"],
-            times=times,
-            shares={d: bounds[d] / t.median for d, t in times.items()},
-            reasons=reasons,
-            error=answer["y"],
-            gradient_error=gradient_error,
-            memory=memory,
-            captured=captured,
-        )
+            return found(reason=reason)
+        times: dict[str, Timing] = {}
+        reasons: dict[str, str] = {}
+        memory: dict[str, float] = {}
+        captured = True
+        try:
+            for direction in TIMED:
+                if direction != "forward" and not contender.differentiable:
+                    reasons[direction] = "it has no backward"
+                    continue
+                job = self.job("time", part.spec, name, workload, direction=direction, graph=True)
+                timed = asked.ask(job)
+                if "retry" in timed:  # it cannot be captured
+                    timed, captured = asked.ask(job | {"graph": False}), False
+                if "failed" in timed:
+                    reasons[direction] = timed["failed"]
+                    continue
+                times[direction] = Timing(*timed["us"])
+            for direction in ("forward", "both"):
+                if direction in times:
+                    job = self.job("memory", part.spec, name, workload, direction=direction)
+                    if (peak := asked.ask(job).get("peak")) is not None:
+                        memory[direction] = peak
+        finally:
+            reasons |= {d: INTERRUPTED for d in TIMED if d not in times and d not in reasons}
+            found(
+                reason="" if times else reasons["forward"],
+                times=times,
+                shares={d: bounds[d] / t.median for d, t in times.items()},
+                reasons=reasons,
+                error=answer["y"],
+                gradient_error=gradient_error,
+                memory=memory,
+                captured=captured,
+            )
+
+
+def _unreached(
+    contenders: Iterable[Contender], workloads: Iterable[Workload], found: Sequence[Outcome]
+) -> list[Outcome]:
+    """Of what an interrupted run did not come to: contenders, and sizes of the last one."""
+    lines = []
+    for contender in contenders:
+        mine = {o.size: o for o in found if o.contender == contender.name}
+        if not mine:
+            lines.append(_outcome(contender, (), None, reason=INTERRUPTED))
+        elif (None, None) not in mine:
+            without = next(iter(mine.values())).without
+            lines += [
+                _outcome(contender, without, w, reason=INTERRUPTED)
+                for w in workloads
+                if (w.batch, w.length) not in mine
+            ]
+    return lines
 
 
 def _outcome(
@@ -460,15 +603,13 @@ def _problem(answer: Answer) -> str:
 
 
 def ask(worker: Worker, job: Job, limit: float) -> Answer:
-    """The answer of bench_worker.py, in which `failed` says in a line why there is none."""
+    """The answer of bench_worker.py, in which `failed` says in a line why there is none, and
+    `gave_up` that it took too long.
+    """
     answer = worker.run(json.dumps(job), limit)
     if "gave_up" in answer:
-        return {"failed": f"no answer in {limit:g} s"}
+        return {"failed": f"no answer in {limit:.0f} s", "gave_up": True}
     if "died" in answer:
         how, *words = filter(str.strip, answer["died"].splitlines())
         return {"failed": one_line(": ".join([how, *words[-1:]]))}
     return answer
-
-
-def _process() -> Worker:
-    return python_worker("sh2gen.bench_worker", "its process")

@@ -13,8 +13,11 @@ def table(results: Results) -> str:
     lines = [
         f"{results.op}: D = {results.channels}, {results.dtype}, {results.plan}, on {results.gpu}",
         f"{results.schedule}",
+        *_origins(results),
         f"{versions}, {results.date}; {results.checks} checks against float64 passed",
     ]
+    if results.interrupted:
+        lines.append("interrupted: here is what was measured until then")
     for size in results.sizes:
         bounds = ", ".join(f"{d} {size.bounds[d]:.1f}" for d in TIMED)
         said = ", ".join(f"{d} {us:.1f}" for d, us in size.predicted.items())
@@ -32,6 +35,16 @@ def table(results: Results) -> str:
     lines += ["", *_meanings(results)]
     notes = _notes(results)
     return "\n".join([*lines, *(["", "Without a time:", *notes] if notes else [])])
+
+
+def _origins(results: Results) -> list[str]:
+    """Where the numbers of the schedule come from, as `compile` says it."""
+    lines = []
+    for origin in dict.fromkeys(results.origins.values()):
+        whose = [d for d, text in results.origins.items() if text == origin]
+        of = f" of {whose[0]}" if len(whose) < len(results.origins) else ""
+        lines.append(f"numbers{of}: {origin}")
+    return lines + [f"not taken: {text}" for text in results.not_taken]
 
 
 _HEAD = [

@@ -24,7 +24,7 @@ from sh2gen.lower import plans
 from sh2gen.plan import Plan
 from sh2gen.records import Key, operator_digest
 from sh2gen.schedule import DIRECTIONS, Numbers, Schedule, coupling, partner, schedule, space
-from sh2gen.spec import OpSpec
+from sh2gen.spec import OpSpec, Workload
 from sh2gen.tables import (
     Decision,
     Found,
@@ -55,6 +55,7 @@ class Candidate:
         tuned: whether tables have numbers of this plan for this operator and GPU.
         origins: by direction, where the numbers come from, in words.
         warnings: what the user must be told of them.
+        untaken: of the user's own numbers that are not, why not, and how to take them.
     """
 
     plan: Plan
@@ -64,6 +65,7 @@ class Candidate:
     tuned: bool = False
     origins: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    untaken: tuple[str, ...] = ()
 
     @property
     def basis(self) -> str:
@@ -76,10 +78,13 @@ class Tables:
     """Where numbers are looked up: what was tuned, or what a lock file pins.
 
     Attributes:
+        decisions: as `read_tables` orders them.
+        own: how many of these, the first, are not the package's.
         damages: lines of tables that were skipped.
     """
 
     decisions: tuple[Decision, ...] = ()
+    own: int = 0
     damages: tuple[Damage, ...] = ()
     lock: Path | None = None
     entries: tuple[LockEntry, ...] = ()
@@ -93,8 +98,9 @@ def tables(extra: Path | None = None, locked: Path | None = None) -> Tables:
     """
     if locked is not None:
         return Tables(lock=locked, entries=read_lock(locked))
-    decisions, damages = read_tables(table_folders(extra))
-    return Tables(decisions=decisions, damages=damages)
+    *folders, package = table_folders(extra)
+    (own, damages), (shipped, more) = read_tables(folders), read_tables([package])
+    return Tables(decisions=own + shipped, own=len(own), damages=damages + more)
 
 
 def candidates(
@@ -148,11 +154,32 @@ def candidates(
     return (first, *others)
 
 
-def passed_over(ranked: Sequence[Candidate]) -> tuple[str, ...]:
-    """A line for each of `candidates` with tuned numbers that are not taken: why not, and how to
-    take them.
+def resized(spec: OpSpec, lengths: Sequence[int] = (), batch: int | None = None) -> OpSpec:
+    """The operator for other workloads: these lengths, by default its own, in batches of `batch`,
+    by default its own, or 1 with `lengths`.
     """
-    return tuple(
+    if not lengths and batch is None:
+        return spec
+    own = [(w.batch, w.length) for w in spec.workloads]
+    sizes = [(1, length) for length in lengths] or own
+    workloads = [Workload(batch=batch or b, length=length) for b, length in sizes]
+    return replace(spec, workloads=in_order(workloads))
+
+
+def size_options(workloads: Sequence[Workload]) -> str:
+    """The options of `compile` that stand for these workloads; empty if none do."""
+    batches = {w.batch for w in workloads}
+    if len(batches) > 1:
+        return ""
+    lengths = " ".join(f"--length {w.length}" for w in workloads)
+    return lengths + "".join(f" --batch {b}" for b in batches if b > 1)
+
+
+def passed_over(ranked: Sequence[Candidate]) -> tuple[str, ...]:
+    """A line for each of `candidates` with tuned numbers that are not taken, and for those of the
+    user's own of the one that is: why not, and how to take them.
+    """
+    return (ranked[0].untaken if ranked else ()) + tuple(
         f"tuned numbers of {c.plan.name}: {c.score / ranked[0].score:.2f}x the cost, "
         f"{c.basis} (of {ranked[0].plan.name}: {ranked[0].basis}); --plan {c.plan.name} takes them"
         for c in ranked[1:]
@@ -274,7 +301,8 @@ def _with_numbers(
         if changes.get(direction):
             names = " ".join(f"{name}={value}" for name, value in changes[direction].items())
             origins[direction] += f", with {names} as given"
-    first = replace(first, schedule=chosen, origins=origins)
+    untaken = _untaken(spec, target, first.plan, known) if known is not None else ()
+    first = replace(first, schedule=chosen, origins=origins, untaken=untaken)
     if first.measured and not changes:
         return first
     return replace(first, score=score(spec, first.plan, chosen, target), measured=False)
@@ -304,6 +332,44 @@ def _tuned(
             label = f"goes with the tiles of {direction}"
             return {direction: found[direction], other: (matching, label)}
     return {}
+
+
+def _untaken(spec: OpSpec, target: Target, plan: Plan, known: Tables) -> tuple[str, ...]:
+    """A line for each direction of which the package's numbers are taken although the user has
+    tuned this operator for some of these workloads: the nearest of the user's own.
+    """
+    lines = []
+    digest, workloads = operator_digest(spec), set(spec.workloads)
+    mine = known.decisions[: known.own]
+    for direction in DIRECTIONS:
+        here = (plan.name, direction)
+        own = [
+            d
+            for d in mine
+            if (d.key.plan, d.key.direction) == here
+            and d.key.spec == digest
+            and workloads & set(d.workloads)
+        ]
+        if not own:  # else nobody needs to ask the driver
+            continue
+        want = wanted(spec, target, plan, direction)
+        every = [d for d in known.decisions if (d.key.plan, d.key.direction) == here]
+        taken, nearest = find(every, want, target), find(own, want, target)
+        if (
+            taken is None
+            or taken.decision in mine
+            or nearest is None
+            or nearest.decision.key.gpu != want.key.gpu
+            or nearest.decision.numbers == taken.decision.numbers
+        ):
+            continue
+        options = size_options(nearest.decision.workloads)
+        how = f"; {options} takes them" if options else ""
+        if len(nearest.differences) > 1 or nearest.decision.workloads == want.workloads:
+            how = "; tune again to take such"  # not only the sizes are others
+        label = nearest.label.removeprefix("nearest: ")
+        lines.append(f"{direction} numbers of your own, {label}{how}")
+    return tuple(lines)
 
 
 def _times(found: Found, target: Target) -> str:

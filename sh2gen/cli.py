@@ -1,7 +1,8 @@
 """The command line (layer 8): flags -> driver -> text. stdout is data, stderr is talk.
 
 Exit codes: 0 good, 1 a check failed, 2 the input is wrong, 3 a bug in sh2gen, 130 interrupted
-(tune keeps what it found; for it signals that end a process count as Ctrl-C).
+(tune keeps what it found and bench prints it; for both, signals that end a process count as
+Ctrl-C).
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
+import math
+import os
 import platform
 import signal
 import sys
@@ -24,7 +27,6 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.syntax import Syntax
-from rich.table import Table
 
 from sh2gen.errors import Sh2genError
 from sh2gen.files import made_folder
@@ -71,10 +73,30 @@ _set = click.option(
     multiple=True,
     help="A number of the plan that is taken: --set forward.BLOCK_T=512.",
 )
+_length = click.option(
+    "--length",
+    "lengths",
+    multiple=True,
+    type=click.IntRange(1),
+    help="Choose for this length, not for the workloads of the file; may be given several times.",
+)
+_batch = click.option(
+    "--batch", type=click.IntRange(1), help="Default: that of the workloads; 1 with --length."
+)
+_locked = click.option(
+    "--locked", metavar="FILE", help="Take plans and numbers from this lock file alone."
+)
 _target = click.option("--target", help="H200, H100, A100 or B200; default: this GPU, or H200.")
 _tables = click.option(
     "--tables", metavar="FOLDER", help="Tuned tables to take numbers from, as `tune --out` wrote."
 )
+
+
+def _finite(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    """The value, unless it is one that a range lets through although it is no number."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no number of seconds", context, option)
+    return value
 
 
 def _warn(text: str) -> None:
@@ -155,9 +177,11 @@ def _progress(quiet: bool, every: float = 0.0) -> Iterator[Callable[[str], None]
 )
 @click.option("--no-build", is_flag=True, help="Do not compile the kernels ahead of time.")
 @click.option("--check", is_flag=True, help="Write nothing; fail if a file in --out is stale.")
-@click.option("--locked", metavar="FILE", help="Take plans and numbers from this lock file alone.")
+@_locked
 @click.option("--lock", metavar="FILE", help="Write such a file of what was taken.")
 @_tables
+@_length
+@_batch
 @_json
 def compile_command(
     ops: tuple[str, ...],
@@ -171,6 +195,8 @@ def compile_command(
     locked: str | None,
     lock: str | None,
     tables: str | None,
+    lengths: tuple[int, ...],
+    batch: int | None,
     as_json: bool,
 ) -> None:
     """Write the generated file of each op.yaml (or of all in a folder), built and verified.
@@ -195,6 +221,8 @@ def compile_command(
             locked=locked,
             lock=lock,
             tables=tables,
+            lengths=lengths,
+            batch=batch,
             progress=say,
             warn=_warn,
         )
@@ -283,6 +311,8 @@ def _print_compilation(c: Any) -> None:
 @click.option("--ranks", default=1, show_default=True, type=click.IntRange(1, 4096))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @_plan
+@_length
+@_batch
 @_json
 def verify(
     op: str,
@@ -291,6 +321,8 @@ def verify(
     ranks: int,
     seed: int,
     plan: str | None,
+    lengths: tuple[int, ...],
+    batch: int | None,
     as_json: bool,
 ) -> None:
     """Run the property suite of an op.yaml or of a generated file on this machine."""
@@ -307,6 +339,8 @@ def verify(
             examples=examples,
             seed=seed,
             plan=plan,
+            lengths=lengths,
+            batch=batch,
             progress=say,
             detail=say if talk.is_terminal else None,  # hundreds of messages
         )
@@ -346,7 +380,12 @@ def verify(
     show_default=True,
     help="estimate ranks by prediction and needs no GPU; exhaustive tries all there is.",
 )
-@click.option("--budget", type=click.FloatRange(1), help="Seconds for a direction and length.")
+@click.option(
+    "--budget",
+    type=click.FloatRange(1),
+    callback=_finite,
+    help="Seconds for a direction and length.",
+)
 @click.option("--resume", is_flag=True, help="Go on with what an earlier search recorded.")
 @click.option("--out", help="Folder of tuned tables; default: your own, where compile looks.")
 @click.option("--workers", type=click.IntRange(1), help="Processes that compile.")
@@ -382,7 +421,7 @@ def tune(
     """
     from sh2gen import driver
     from sh2gen.choose import tables
-    from sh2gen.spec import Workload
+    from sh2gen.spec import Workload, load_spec
 
     if Path(op).is_dir():
         inside = ", ".join(path.name for path in sorted(Path(op).glob("*.yaml")))
@@ -415,6 +454,7 @@ def tune(
     if target is not None:
         raise Sh2genError("C006", "--target is for --effort estimate: tuning measures on this GPU")
     _name_damages(tables(Path(out) if out else None).damages)
+    own = load_spec(op).workloads
     found: list[dict[str, Any]] = []
     interrupted = False
     with _signals_interrupt(), _progress(False, every=5.0) as say:
@@ -436,7 +476,7 @@ def tune(
             ):
                 found.append(tuned.to_dict() | {"table": str(path) if path else None})
                 if not as_json:
-                    print_tuned(tuned, path, out)
+                    print_tuned(tuned, path, out, own)
         except KeyboardInterrupt:  # before the first search, or between two
             interrupted = True
             _warn(
@@ -507,13 +547,16 @@ def _print_estimate(estimates: Any, as_json: bool) -> None:
         click.echo(f"  the start: {start['share']:.2f} of the bound, rank {place}")
 
 
-def print_tuned(tuned: Any, path: Any, out: str | None = None) -> None:
+def print_tuned(tuned: Any, path: Any, out: str | None = None, own: Iterable[Any] = ()) -> None:
     """What a search came to, for a person.
 
     Args:
         path: the table that keeps it.
         out: the folder of tables that was asked for.
+        own: the workloads of the operator's file, if not only these can have been tuned for.
     """
+    from sh2gen.choose import size_options
+
     result, decision = tuned.result, tuned.decision
     counts = ", ".join(f"{n} {status}" for status, n in tuned.to_dict()["tried"].items())
     rows = [
@@ -550,7 +593,10 @@ def print_tuned(tuned: Any, path: Any, out: str | None = None) -> None:
                     f"{bound / us:.2f} of the bound{before}",
                 )
             )
-        how = "" if _is_home(out) else f"; compile and explain take it with --tables {out}"
+        other = own and set(own) != set(decision.workloads)
+        options = [size_options(decision.workloads)] if other else []
+        options += [] if _is_home(out) else [f"--tables {out}"]
+        how = f"; compile and explain take it with {' '.join(options)}" if options else ""
         rows.append(("kept in", f"{path}{how}" if path else "no table: stderr says why"))
     width = max(len(name) for name, _ in rows)
     click.echo(tuned.task.title)
@@ -595,6 +641,9 @@ _STAGES = ["spec", "graph", "plan", "source", "ptx"]
 @_set
 @_target
 @_tables
+@_locked
+@_length
+@_batch
 @_json
 def explain(
     op: str,
@@ -604,27 +653,38 @@ def explain(
     settings: tuple[str, ...],
     target: str | None,
     tables: str | None,
+    locked: str | None,
+    lengths: tuple[int, ...],
+    batch: int | None,
     as_json: bool,
 ) -> None:
     """Show how an op.yaml is lowered: verdicts, plans and predicted cost, or any one stage."""
     from sh2gen import cost, driver
     from sh2gen.build import build
-    from sh2gen.choose import explain_misses
+    from sh2gen.choose import explain_misses, resized
     from sh2gen.emit import emit
     from sh2gen.ir import operator_graph
     from sh2gen.lower import verdicts
     from sh2gen.passes import adjoint
     from sh2gen.spec import load_spec
 
-    spec = load_spec(op)
+    if miss and locked:
+        raise Sh2genError(
+            "C006",
+            "--miss is of tables, and with --locked none are looked at",
+            help="leave out one",
+        )
+    spec = resized(load_spec(op), lengths, batch)
     gpu = driver.resolve_target(target)
     answers = verdicts(spec)
     applies = any(answer.applies for answer in answers.values())
-    known = driver.known_numbers(tables)
+    known = driver.known_numbers(tables, locked)
     _name_damages(known.damages)
     ranked: tuple[driver.Candidate, ...] = ()
     if applies or plan is not None or settings or miss or stage in ("plan", "source", "ptx"):
         ranked = driver.candidates(spec, gpu, plan, _changes(settings), known)
+        for warning in ranked[0].warnings:
+            _warn(warning)
     elif stage is not None:  # spec and graph need no plan; here is why there is none
         for name, answer in answers.items():
             talk.print(f"{name}: no, {answer}", markup=False)
@@ -797,7 +857,7 @@ def _print_explanation(
 
 
 @main.command()
-@click.argument("op")
+@click.argument("op", required=False)
 @click.option(
     "--length",
     "lengths",
@@ -810,66 +870,137 @@ def _print_explanation(
 )
 @click.option("--peers", help="Compare with these only: names with commas between, or nothing.")
 @click.option("--plots", metavar="DIR", help="Write figures into this folder; needs matplotlib.")
+@click.option(
+    "--from",
+    "saved",
+    multiple=True,
+    metavar="FILE",
+    help="Show what --json printed into this file, and measure nothing; may be repeated.",
+)
 @_plan
 @_set
+@_tables
 @_json
 def bench(
-    op: str,
+    op: str | None,
     lengths: tuple[int, ...],
     batch: int | None,
     peers: str | None,
     plots: str | None,
+    saved: tuple[str, ...],
     plan: str | None,
     settings: tuple[str, ...],
+    tables: str | None,
     as_json: bool,
 ) -> None:
     """Time an op.yaml on this GPU against its bounds, PyTorch, FFTs and installed packages.
 
     Its kernels are verified first; if they are wrong nothing is timed. Every contender is compared
-    with float64 before it is timed, and runs in a process of its own.
+    with float64 before it is timed, and runs in a process of its own. Ctrl-C ends it with what was
+    measured until then.
     """
-    from sh2gen import driver
+    if saved and (op or lengths or batch or peers is not None or plan or settings or tables):
+        raise Sh2genError("C006", "--from measures nothing: only --plots and --json go with it")
+    if not saved and op is None:
+        raise Sh2genError("C006", "bench takes an op.yaml, or --from with a file of results")
+    folder = None if plots is None else _figure_folder(Path(plots))
+    if op is None:
+        found = _read_results(saved, folder is not None)
+    else:
+        from sh2gen import driver
 
-    folder: Path | None = None
-    if plots is not None:
-        if importlib.util.find_spec("matplotlib") is None:
-            talk.print("no figures: matplotlib is not installed (the extra `plot` has it)")
-        else:
-            folder = made_folder(Path(plots))
-    with _progress(as_json) as say:
-        results = driver.bench_operator(
-            op,
-            lengths=lengths,
-            batch=batch,
-            plan=plan,
-            changes=_changes(settings),
-            peers=peers,
-            progress=say,
-        )
+        with _signals_interrupt(), _progress(as_json) as say:
+            results = driver.bench_operator(
+                op,
+                lengths=lengths,
+                batch=batch,
+                plan=plan,
+                changes=_changes(settings),
+                peers=peers,
+                tables=tables,
+                progress=say,
+                warn=_warn,
+            )
+        found = [results]
     from sh2gen.bench_table import table
 
-    written: tuple[Path, ...] = ()
+    # Before figures, which may fail.
+    if as_json:
+        plain = [results.to_dict() for results in found]
+        click.echo(json.dumps(plain if len(saved) > 1 else plain[0], indent=2))
+    else:
+        click.echo("\n\n".join(table(results) for results in found))
+    interrupted = op is not None and found[0].interrupted
+    if interrupted:
+        _warn("interrupted: the results are what was measured until then")
     if folder is not None:
+        _draw(found, folder)
+    if interrupted:
+        raise click.exceptions.Exit(130)
+
+
+def _read_results(files: Iterable[str], drawn: bool) -> list[Any]:
+    """What earlier runs found."""
+    if importlib.util.find_spec("triton") is None:
+        raise Sh2genError("B004", "Triton is not installed: results cannot be read")
+    from sh2gen.bench import read_results
+
+    by_op: dict[str, list[str]] = {}
+    found = []
+    for file in files:
+        found.append(read_results(Path(file)))
+        by_op.setdefault(found[-1].op, []).append(file)
+    for op, several in by_op.items():
+        if drawn and len(several) > 1:
+            raise Sh2genError(
+                "C006",
+                f"{' and '.join(several)} are both of {op}, and so is the name of their figures",
+                help="draw one at a time, each into a folder of its own",
+            )
+    return found
+
+
+def _figure_folder(folder: Path) -> Path | None:
+    """The folder, which is not made yet; None if there cannot be figures.
+
+    Raises:
+        Sh2genError: C005 if it cannot be made or written: better now than after measuring.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        talk.print("no figures: matplotlib is not installed (the extra `plot` has it)")
+        return None
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise Sh2genError(
+            "C005",
+            f"cannot write figures into {folder}: {there} is not a folder that can be written",
+            help="choose another folder with --plots",
+        )
+    return folder
+
+
+def _draw(found: Iterable[Any], folder: Path) -> None:
+    """Figures of results that are printed already."""
+    try:
         from sh2gen.plots import figures
 
-        written = figures(results, folder)
-    if as_json:
-        found = results.to_dict() | {"figures": [str(path) for path in written]}
-        click.echo(json.dumps(found, indent=2))
-    else:
-        click.echo(table(results))
-        for path in written:
-            talk.print(f"wrote {path}", markup=False)
+        for results in found:
+            for path in figures(results, made_folder(folder)):
+                talk.print(f"wrote {path}", markup=False)
+    except ImportError as error:
+        _warn(f"no figures: matplotlib cannot be imported: {error}")
 
 
 @main.command()
 @_json
 def doctor(as_json: bool) -> None:
-    """Versions, GPU, and what would work here."""
+    """Versions, GPU, folders, and what would work here."""
     import torch
 
     from sh2gen import target as targets
+    from sh2gen.records import home
     from sh2gen.resources import folder
+    from sh2gen.tables import table_folders
 
     def version(package: str) -> str | None:
         try:
@@ -913,23 +1044,26 @@ def doctor(as_json: bool) -> None:
         "gpu": torch.cuda.get_device_name() if cuda else None,
         "target": known.name if known else None,
         "ops": str(folder("ops")),
+        "records": str(home() / "records"),
+        "tables": [str(place) for place in table_folders()],
         "works": works,
     }
     if as_json:
         click.echo(json.dumps(report, indent=2))
         return
-    table = Table(show_header=False, box=None)
-    table.add_row("python", platform.python_version())
-    for name, number in found.items():
-        table.add_row(name, number or "not installed")
-    table.add_row("gpu", str(report["gpu"] or "none"))
-    table.add_row(
-        "target", str(report["target"] or "H200 (default: this GPU is none that is known)")
+    rows = [("python", platform.python_version())]
+    rows += [(name, number or "not installed") for name, number in found.items()]
+    rows.append(("gpu", str(report["gpu"] or "none")))
+    rows.append(
+        ("target", str(report["target"] or "H200 (default: this GPU is none that is known)"))
     )
-    table.add_row("shipped ops", str(report["ops"]))
-    for what, answer in works.items():
-        table.add_row(what, answer)
-    data.print(table)
+    rows += [("shipped ops", str(report["ops"])), ("records", str(report["records"]))]
+    for whose, place in zip(("your", "shipped"), table_folders(), strict=True):
+        rows.append((f"{whose} tuned tables", f"{place}{' (none yet)' * (not place.exists())}"))
+    rows += works.items()
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        click.echo(f"{name.ljust(width)}  {text}")
 
 
 if __name__ == "__main__":

@@ -325,10 +325,14 @@ def _compiled(spec: OpSpec, length: int, dtype: torch.dtype) -> Implementation:
     direct = isinstance(_eager_computes(spec), Part)
     plain = (_eager if direct else _fft)(spec, length, dtype)
     # A process that may be killed compiles by itself, and a backward that is timed runs again on
-    # what forward has saved.
+    # what forward has saved. Every length is compiled anew; after some, PyTorch would go on with
+    # the plain function and only warn.
     for name, option, value in (
         ("torch._inductor.config", "compile_threads", 1),
         ("torch._functorch.config", "donated_buffer", False),
+        ("torch._dynamo.config", "recompile_limit", 1 << 16),
+        ("torch._dynamo.config", "accumulated_recompile_limit", 1 << 16),
+        ("torch._dynamo.config", "fail_on_recompile_limit_hit", True),
     ):
         config = importlib.import_module(name)
         if hasattr(config, option):
@@ -672,7 +676,7 @@ CONTENDERS: dict[str, Contender] = {
         ),
         Contender(
             name="compile",
-            does="the same (or fft, where taps are too many) by torch.compile",
+            does="eager, or fft where taps are too many, by torch.compile",
             layout="BDL",
             computes=part,
             prepare=_compiled,
@@ -686,7 +690,7 @@ CONTENDERS: dict[str, Contender] = {
         ),
         Contender(
             name="fft_given",
-            does="the same, with the taps of a modal filter given",
+            does="fft, with the taps of a modal filter given",
             layout="BDL",
             computes=_fft_given_computes,
             prepare=_fft_given,
@@ -701,7 +705,7 @@ CONTENDERS: dict[str, Contender] = {
         ),
         Contender(
             name="causal_conv1d_last",
-            does="the same, channels last",
+            does="causal_conv1d_fn of causal-conv1d, channels last",
             layout="BLD",
             computes=_causal_conv1d_computes,
             prepare=_causal_conv1d(channels_last=True),

@@ -28,6 +28,7 @@ from sh2gen.choose import (
     here,
     kernels_of,
     passed_over,
+    resized,
     tables,
 )
 from sh2gen.contenders import chosen
@@ -45,7 +46,15 @@ from sh2gen.schedule import DIRECTIONS, Schedule, interpreter_schedule, schedule
 from sh2gen.search import Problem
 from sh2gen.source import Source
 from sh2gen.spec import OpSpec, Workload, load_spec
-from sh2gen.tables import LockEntry, in_order, read_tables, table_path, write_decisions, write_lock
+from sh2gen.tables import (
+    LockEntry,
+    in_order,
+    read_tables,
+    refuse_to_write,
+    table_path,
+    write_decisions,
+    write_lock,
+)
 from sh2gen.target import Target
 from sh2gen.tuner import Session, Tuned, problem
 from sh2gen.verify import Report, Runner, twin, verify
@@ -161,6 +170,8 @@ def compile_operators(
     locked: str | PathLike[str] | None = None,
     lock: str | PathLike[str] | None = None,
     tables: str | PathLike[str] | None = None,
+    lengths: Sequence[int] = (),
+    batch: int | None = None,
     progress: Progress | None = None,
     warn: Progress | None = None,
 ) -> tuple[Compilation, ...]:
@@ -175,10 +186,11 @@ def compile_operators(
         verified: compare the files with float64 before they are written: kernels on this machine's
             GPU if there is one, else under Triton's interpreter on twins with few channels.
         built: compile the kernels ahead of time for the target and refuse what does not fit it.
-        write: False leaves the folder alone.
+        write: False leaves the folder alone; then no lock file is written either.
         locked: a lock file that says plans and numbers, so that all who compile agree.
         lock: where to write such a file of what was taken.
         tables: a folder of tuned tables, as `tune` writes with `out`, looked at beside the user's.
+        lengths, batch: workloads instead of those of the specs (`resized`).
         progress, warn: told of progress, and of tables and lock files that are not what they were.
 
     Raises:
@@ -186,13 +198,21 @@ def compile_operators(
             a kernel does not fit or a result is wrong.
     """
     say = progress or (lambda _: None)
+    if lock is not None:
+        if not write:
+            raise Sh2genError(
+                "C006",
+                f"nothing is written with --check, so no lock file {lock} either",
+                help="leave out --check, or --lock",
+            )
+        refuse_to_write(Path(lock))
     gpu = target if isinstance(target, Target) else resolve_target(target)
     specs: list[OpSpec] = []
     origins: dict[str, list[str]] = {}
     for op in ops:
-        spec = op if isinstance(op, OpSpec) else load_spec(op)
+        spec = resized(op if isinstance(op, OpSpec) else load_spec(op), lengths, batch)
         specs.append(spec)
-        origins.setdefault(spec.op, []).append("a spec" if op is spec else str(op))
+        origins.setdefault(spec.op, []).append("a spec" if isinstance(op, OpSpec) else str(op))
     for name, several in origins.items():
         if len(several) > 1:
             raise Sh2genError(
@@ -499,6 +519,8 @@ def verify_operator(
     examples: int = 6,
     seed: int = 0,
     plan: str | None = None,
+    lengths: Sequence[int] = (),
+    batch: int | None = None,
     progress: Progress | None = None,
     detail: Progress | None = None,
 ) -> tuple[Report, ...]:
@@ -509,7 +531,7 @@ def verify_operator(
         device: "cpu" or "cuda"; by default cuda if there is a GPU.
         examples: how many lengths to try.
         seed: of all random numbers.
-        plan: as for compile_operators; a generated file has its own.
+        plan, lengths, batch: as for compile_operators; a generated file has its own.
         progress: told before and after each way of running the operator.
         detail: told before every step of it.
     """
@@ -519,14 +541,18 @@ def verify_operator(
     with tempfile.TemporaryDirectory(prefix="sh2gen-") as name:
         folder = Path(name)
         if isinstance(op, OpSpec) or Path(op).suffix != ".py":
-            spec = op if isinstance(op, OpSpec) else load_spec(op)
+            spec = resized(op if isinstance(op, OpSpec) else load_spec(op), lengths, batch)
             chosen = candidates(spec, resolve_target(None), plan, known=tables())[0]
             path = folder / f"{spec.op}.py"
             write_whole(path, emit(spec, chosen.plan, chosen.schedule).text)
             operator, structure = Operator(path), chosen.plan
         else:
-            if plan is not None:
-                raise Sh2genError("C006", "a generated file has its own plan; leave --plan out")
+            if plan is not None or lengths or batch is not None:
+                raise Sh2genError(
+                    "C006",
+                    "a generated file has its own plan and numbers",
+                    help="leave out --plan, --length and --batch, or give the op.yaml",
+                )
             operator = Operator(Path(op))
             spec = operator.spec
             structure = _plan_of(operator, device)
@@ -556,7 +582,9 @@ def bench_operator(
     plan: str | None = None,
     changes: Changes | None = None,
     peers: str | None = None,
+    tables: str | PathLike[str] | None = None,
     progress: Progress | None = None,
+    warn: Progress | None = None,
 ) -> Results:
     """Verify and time an operator on this GPU, beside its bounds and other ways of computing it.
 
@@ -566,11 +594,15 @@ def bench_operator(
         batch: sequences of a batch, by default those of the workloads, or 1 with `lengths`.
         plan, changes: as for compile_operators.
         peers: names of contenders with commas between them, by default all.
-        progress: told what is measured next.
+        tables: as for compile_operators.
+        progress, warn: told what is measured next, and of lines of tables that cannot be read.
+
+    After a KeyboardInterrupt, once timing has begun, the results are what was measured so far.
 
     Raises:
-        Sh2genError: V003 without a CUDA device, B004 without Triton, C006 for an unknown peer;
-            CheckFailed if a kernel is wrong. Then nothing is timed.
+        Sh2genError: V003 without a CUDA device, B004 without Triton, C006 for an unknown peer or
+            without such a folder of tables; CheckFailed if a kernel is wrong. Then nothing is
+            timed.
     """
     spec = op if isinstance(op, OpSpec) else load_spec(op)
     contenders = chosen(peers)
@@ -580,7 +612,11 @@ def bench_operator(
     else:
         workloads = [Workload(batch=batch or w.batch, length=w.length) for w in spec.workloads]
     spec = dataclasses.replace(spec, workloads=in_order(workloads))
-    best = candidates(spec, gpu, plan, changes, tables())[0]
+    known = known_numbers(tables)
+    for damage in known.damages:
+        (warn or progress or (lambda _: None))(f"skipped: {damage}")
+    ranked = candidates(spec, gpu, plan, changes, known)
+    best = ranked[0]
     if not torch.cuda.is_available():
         raise Sh2genError(
             "V003",
@@ -601,6 +637,8 @@ def bench_operator(
             gpu,
             contenders=contenders,
             workloads=spec.workloads,
+            origins=best.origins,
+            not_taken=passed_over(ranked),
             progress=progress,
         )
 
@@ -672,10 +710,15 @@ def tune_operator(
     gpu = targets.from_device()
     if gpu is None:
         names = ", ".join(target.name for target in targets.TARGETS)
+        found, ways = "there is none here", "without a GPU"
+        if torch.cuda.is_available():
+            found = f"this one is {torch.cuda.get_device_name()}"
+            ways = "and compile takes what was tuned on the H200; or describe this GPU in TARGETS "
+            ways += "of sh2gen/target.py, and tune on it"
         raise Sh2genError(
             "V003",
-            f"tuning needs one of these GPUs: {names}",
-            help="`sh2gen tune --effort estimate` ranks schedules by prediction, without a GPU",
+            f"tuning needs one of these GPUs: {names}; {found}",
+            help=f"`sh2gen tune --effort estimate` ranks schedules by prediction, {ways}",
         )
     folder = made_folder(Path(out) if out is not None else home() / "tuned")
     say, complain = progress or (lambda _: None), warn or progress or (lambda _: None)

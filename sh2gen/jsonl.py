@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 _T = TypeVar("_T")
 # What systems say that have no locks for a file: some networks, some containers.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+_LIMIT = 2**64  # of whole numbers: seeds may have 64 bits
 NUMBERS = tuple[tuple[str, int], ...]  # the annotation of names with a number for each
 
 
@@ -132,7 +133,7 @@ def value_of(value: Any, kind: Any, path: str) -> Any:
     elif kind is float and type(value) in (int, float):
         return float(_finite(value, path))
     elif kind in (str, int, bool) and type(value) is kind:
-        return value
+        return _finite(value, path) if kind is int else value
     elif isinstance(kind, type) and issubclass(kind, StrEnum) and isinstance(value, str):
         if value in list(kind):
             return kind(value)
@@ -159,16 +160,17 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def _finite(value: Any, path: str) -> Any:
-    """`value`, in which no number is too large for a float. (JSON reads 1e999 as infinity.)"""
+    """`value`, in which no number is too large to calculate with. (JSON reads 1e999 as infinity,
+    and whole numbers of any length.)
+    """
     if isinstance(value, dict):
         return {name: _finite(item, f"{path}.{name}") for name, item in value.items()}
     if isinstance(value, list):
         return [_finite(item, f"{path}[{i}]") for i, item in enumerate(value)]
-    try:
-        if isinstance(value, int | float) and not math.isfinite(value):
-            raise OverflowError
-    except OverflowError:
-        raise ValueError(f"{path} must be finite, not {_show(value)}") from None
+    if isinstance(value, int) and abs(value) >= _LIMIT:
+        raise ValueError(f"{path} must be less than 2**64, not {_show(value)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{path} must be finite, not {_show(value)}")
     return value
 
 

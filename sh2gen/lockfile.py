@@ -11,6 +11,7 @@ is told if the text of the kernels has changed since, as after an update of sh2g
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,13 +48,19 @@ class LockEntry:
         return self.forward if direction == "forward" else self.backward
 
 
-def write_lock(path: Path, entries: Sequence[LockEntry]) -> None:
-    """Write the schedules of a whole job into one file, sorted by operator, one a line.
+def refuse_to_write(path: Path) -> None:
+    """Refuse a lock file that could not be written, before any work is done for it.
 
     Raises:
-        Sh2genError: C005 if the file cannot be written, or is there and is no lock file; R002 if
-            an operator is given twice.
+        Sh2genError: C005 if its folder cannot be written, or something else is there.
     """
+    folder = next(p for p in path.absolute().parents if p.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise Sh2genError(
+            "C005",
+            f"cannot write the lock file {path}: {folder} is not a folder that can be written",
+            help="give --lock another place",
+        )
     if path.exists():
         try:
             read_lock(path)
@@ -61,12 +68,26 @@ def write_lock(path: Path, entries: Sequence[LockEntry]) -> None:
             raise Sh2genError(
                 "C005",
                 f"{path} is there already and is no lock file: {error.message}",
-                help="move it, or choose another name",
+                help="move it, or give --lock another name",
             ) from None
+
+
+def write_lock(path: Path, entries: Sequence[LockEntry]) -> None:
+    """Write the schedules of a whole job into one file, sorted by operator, one a line.
+
+    Raises:
+        Sh2genError: C005 if the file cannot be written, or is there and is no lock file; R002 if
+            an operator is given twice.
+    """
+    refuse_to_write(path)
     _refuse_duplicates(path, entries)
     ordered = sorted(entries, key=lambda e: (e.op, e.digest))
     lines = ",\n".join(f"  {jsonl.dumps(jsonl.plain(e))}" for e in ordered)
-    write_whole(path, f'{{"v": {VERSION}, "schedules": [\n{lines}\n]}}\n')
+    try:
+        write_whole(path, f'{{"v": {VERSION}, "schedules": [\n{lines}\n]}}\n')
+    except Sh2genError as error:  # which speaks of generated files
+        message = f"the lock file is not written: {error.message}"
+        raise Sh2genError(error.code, message, help="give --lock another place") from error
 
 
 def read_lock(path: Path) -> tuple[LockEntry, ...]:

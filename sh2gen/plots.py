@@ -5,17 +5,23 @@ Every figure is a pure function of the results: the same results give the same p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import io
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sh2gen.bench import Outcome, Results, Size
 from sh2gen.bench_worker import OWN
 from sh2gen.contenders import CONTENDERS
+from sh2gen.errors import Sh2genError
 from sh2gen.target import Target, target
 
-_TITLES = {"forward": "Forward", "backward": "Backward", "both": "Forward and backward"}
+_TITLES = {"forward": "forward", "backward": "backward", "both": "forward and backward"}
 _DPI = 150
+_LABEL, _TICK = 10, 9  # points
 _INK, _MUTED, _GRID = "#222222", "#777777", "#dddddd"
 _OWN_COLOUR = "#d1495b"
 # Of the others, in the order of the table, each with a marker of its own.
@@ -27,15 +33,27 @@ _MARKERS = "sD^v<>P*Xphd8"
 _BOUND: dict[str, Any] = {"color": _INK, "linestyle": ":", "linewidth": 1.6}
 # Of sh2gen's own, where nothing else is drawn.
 _KERNELS = (("forward", "o", _OWN_COLOUR), ("backward", "s", _COLOURS[0]))
+# What a contender is, where its name does not say it.
+_MEANINGS = {
+    "eager": "PyTorch, conv1d",
+    "compile": "torch.compile",
+    "fft": "PyTorch, float32 FFTs",
+    "fft_given": "float32 FFTs, taps given",
+    "causal_conv1d_last": "channels last",
+    "mamba_ssm": "selective scan",
+}
 
 
 def figures(results: Results, folder: Path) -> tuple[Path, ...]:
     """Write every figure that the results have data for, and give their paths.
 
-    - time.png: microseconds against length, with the elementwise bound.
+    - time.png: time against length, with the elementwise bound.
     - share.png: share of that bound against length.
     - roofline.png: FLOP per byte against FLOP per second of sh2gen's kernels, if it has some.
-    - predicted.png: what the cost model says against what was measured.
+    - predicted.png: how far the cost model is off, against length.
+
+    Raises:
+        Sh2genError: C005 if one cannot be written; those before it are.
     """
     drawn = {
         "time": _times(results),
@@ -47,28 +65,63 @@ def figures(results: Results, folder: Path) -> tuple[Path, ...]:
     paths = []
     for name, figure in drawn.items():
         path = folder / f"{results.op}_{name}.png"
-        figure.savefig(path, dpi=_DPI, bbox_inches="tight", metadata={"Software": None})
+        _write(path, _png(figure))
         paths.append(path)
     return tuple(paths)
+
+
+def _png(figure: Any) -> bytes:
+    """With a palette, which is enough for lines and a third of the bytes."""
+    from PIL import Image
+
+    figure.canvas.draw()
+    size, pixels = figure.canvas.get_width_height(), figure.canvas.buffer_rgba()
+    image = Image.frombuffer("RGBA", size, pixels, "raw", "RGBA", 0, 1).convert("RGB")
+    found = io.BytesIO()
+    image.quantize(128, dither=Image.Dither.NONE).save(found, "PNG", optimize=True)
+    return found.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all: under a temporary name, then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise Sh2genError(
+            "C005",
+            f"cannot write {path}: {error.strerror or error}",
+            help="choose another folder with --plots",
+        ) from error
 
 
 # ---- parts of figures ---------------------------------------------------------------------------
 
 
-def _panels(count: int, title: str, results: Results, *, width: float = 5.2) -> tuple[Any, Any]:
-    """A figure with panels side by side, without the global state of pyplot."""
+def _panels(
+    count: int, title: str, results: Results, *, width: float, height: float
+) -> tuple[Any, Any]:
+    """A figure with panels side by side, which share their vertical axis, without the global state
+    of pyplot.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * count, 4.4), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, count, squeeze=False)[0]
-    where = f"D = {results.channels}, {results.dtype}, {results.gpu}"
-    figure.suptitle(f"{title}\n{where}", fontsize=11, color=_INK)
+    axes = figure.subplots(1, count, squeeze=False, sharey=True)[0]
+    where = [f"D = {results.channels}", results.dtype, results.gpu]
+    batches = {size.batch for size in results.sizes}
+    if len(batches) == 1:
+        where.insert(0, f"B = {batches.pop()}")
+    figure.suptitle(f"{results.op}: {title}\n{', '.join(where)}", fontsize=11, color=_INK)
     for ax in axes:
         ax.grid(True, which="major", color=_GRID, linewidth=0.7)
         ax.set_axisbelow(True)
-        ax.tick_params(labelsize=9, colors=_INK, which="both")
+        ax.tick_params(labelsize=_TICK, colors=_INK, which="both")
         for side in ("top", "right"):
             ax.spines[side].set_visible(False)
     return figure, axes
@@ -92,11 +145,8 @@ def _style(name: str, part: bool) -> dict[str, Any]:
 
 def _steps(results: Results) -> tuple[str, dict[tuple[int, int], int]]:
     """The label of the axis of sizes, and where each size lies on it."""
-    batches = {size.batch for size in results.sizes}
-    if len(batches) == 1:
-        return f"L, steps of a sequence (B = {batches.pop()})", {
-            s.size: s.length for s in results.sizes
-        }
+    if len({size.batch for size in results.sizes}) == 1:
+        return "sequence length L, steps", {s.size: s.length for s in results.sizes}
     return "B L, steps of all sequences", {s.size: s.batch * s.length for s in results.sizes}
 
 
@@ -108,8 +158,9 @@ def _size_axis(ax: Any, label: str, places: Mapping[tuple[int, int], int]) -> No
     ax.set_xscale("log", base=2)
     ax.set_xticks(ticks, [_steps_text(n) for n in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
-    ax.set_xlabel(label, fontsize=10, color=_INK)
+    ax.set_xlim(ticks[0] / 1.4, ticks[-1] * 1.4)
+    short = any(_steps_text(n).endswith("K") for n in ticks)
+    ax.set_xlabel(label + " (K = 1024)" * short, fontsize=_LABEL, color=_INK)
 
 
 def _steps_text(n: int) -> str:
@@ -117,6 +168,29 @@ def _steps_text(n: int) -> str:
         if n >= unit and n % unit == 0:
             return f"{n // unit}{name}"
     return str(n)
+
+
+def _log_axis(axis: Any, low: float, high: float, text: Callable[[float], str]) -> None:
+    """Ticks of a logarithmic axis in plain numbers: decades, or 1, 2, 5 if these are few."""
+    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
+
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    decades = [10.0**e for e in exponents]
+    inside = [x for x in decades if low <= x <= high]
+    between = [k * x for x in decades for k in range(2, 10) if low <= k * x <= high]
+    if len(inside) < 3:
+        inside = [k * x for x in decades for k in (1, 2, 5) if low <= k * x <= high]
+    axis.set_major_locator(FixedLocator(inside))
+    axis.set_major_formatter(lambda x, _: text(x))
+    axis.set_minor_locator(FixedLocator(between) if len(decades) < 8 else NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _time_text(us: float) -> str:
+    for unit, name in ((1e6, "s"), (1e3, "ms")):
+        if us >= unit:
+            return f"{us / unit:g} {name}"
+    return f"{us:g} \u00b5s"
 
 
 def _by_contender(results: Results, direction: str) -> dict[str, list[Outcome]]:
@@ -132,14 +206,24 @@ def _by_contender(results: Results, direction: str) -> dict[str, list[Outcome]]:
 
 
 def _legend(figure: Any, axes: Iterable[Any]) -> None:
-    """One for all panels, outside of them."""
+    """One for all panels, below them, in as few rows as fit."""
     handles: dict[str, Any] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=9
-    )
+    for rows in range(1, len(handles) + 1):
+        legend = figure.legend(
+            handles.values(),
+            handles.keys(),
+            loc="outside lower center",
+            ncols=math.ceil(len(handles) / rows),
+            frameon=False,
+            fontsize=_TICK,
+            borderaxespad=0.2,
+        )
+        if legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 # ---- figures ------------------------------------------------------------------------------------
@@ -158,17 +242,25 @@ def _curves(
     each size lies.
     """
     directions = _directions(results)
-    figure, axes = _panels(len(directions), f"{results.op}: {title}", results, width=4.4)
+    width = 9.9 if len(directions) > 1 else 5.2
+    figure, axes = _panels(len(directions), title, results, width=width, height=4.3)
     steps, places = _steps(results)
     for ax, direction in zip(axes, directions, strict=True):
         for name, several in _by_contender(results, direction).items():
             x, y = _places(several, places), [value(o, direction) for o in several]
             part = any(o.without for o in several)
-            ax.plot(x, y, label=f"{name} (part)" if part else name, **_style(name, part))
+            ax.plot(x, y, label=_entry(name, part), **_style(name, part))
         _size_axis(ax, steps, places)
-        ax.set_title(_TITLES[direction], fontsize=10, color=_INK)
-    axes[0].set_ylabel(label, fontsize=10, color=_INK)
+        ax.set_title(_TITLES[direction], fontsize=_LABEL, color=_INK)
+    axes[0].set_ylabel(label, fontsize=_LABEL, color=_INK)
     return figure, dict(zip(directions, axes, strict=True)), places
+
+
+def _entry(name: str, part: bool) -> str:
+    """Of the legend."""
+    words = [_MEANINGS[name]] if name in _MEANINGS else []
+    words += ["a part"] if part else []
+    return f"{name} ({'; '.join(words)})" if words else name
 
 
 def _places(sizes: Iterable[Outcome | Size], places: Mapping[Any, int]) -> list[int]:
@@ -176,42 +268,66 @@ def _places(sizes: Iterable[Outcome | Size], places: Mapping[Any, int]) -> list[
 
 
 def _times(results: Results) -> Any:
-    """Microseconds against length, both logarithmic."""
+    """Time against length, both logarithmic."""
     figure, panels, places = _curves(
-        results, "time of a call", "microseconds, median", lambda o, d: o.times[d].median
+        results, "time of a call", "median time", lambda o, d: o.times[d].median
     )
     sizes = sorted(results.sizes, key=lambda s: places[s.size])
+    values = [t.median for o in results.outcomes for t in o.times.values()]
     for direction, ax in panels.items():
-        for name, several in _by_contender(results, direction).items():
-            x, timings = _places(several, places), [o.times[direction] for o in several]
-            low, high = [t.low for t in timings], [t.high for t in timings]
-            colour = _style(name, False)["color"]
-            ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         y = [s.bounds[direction] for s in sizes]
-        ax.plot(_places(sizes, places), y, label="elementwise bound", zorder=4, **_BOUND)
+        values += y
+        ax.plot(
+            _places(sizes, places), y, label="elementwise bound", marker="_", zorder=4, **_BOUND
+        )
+    for ax in panels.values():
         ax.set_yscale("log")
+        ax.set_ylim(min(values) / 1.5, max(values) * 1.5)
+        _log_axis(ax.yaxis, min(values) / 1.5, max(values) * 1.5, _time_text)
     _legend(figure, panels.values())
     return figure
 
 
 def _shares(results: Results) -> Any:
-    """Share of the bound of what each computes against length."""
-    figure, panels, _ = _curves(
+    """Share of the bound of what each computes against length; sh2gen's in figures too."""
+    figure, panels, places = _curves(
         results, "share of the elementwise bound", "bound / time", lambda o, d: o.shares[d]
     )
+    shares = [share for o in results.outcomes for share in o.shares.values()]
     for direction, ax in panels.items():
         ax.axhline(1.0, label="elementwise bound", **_BOUND)
-        shares = [o.shares[direction] for o in results.outcomes if direction in o.shares]
-        ax.set_ylim(0, 1.05 * max([1.0, *shares]))
+        ax.set_ylim(0, 1.08 * max([1.0, *shares]))
+        for outcome in _by_contender(results, direction).get(OWN, ()):
+            share = outcome.shares[direction]
+            ax.annotate(
+                f"{share:.2f}",
+                (*_places([outcome], places), share),
+                textcoords="offset points",
+                xytext=(0, -14),
+                ha="center",
+                fontsize=_TICK,
+                color=_OWN_COLOUR,
+            )
     _legend(figure, panels.values())
     return figure
 
 
-def _roofline(results: Results, gpu: Target) -> Any:
-    """FLOP per second that sh2gen's kernels reach against FLOP per byte, under the roofs."""
-    figure, (ax,) = _panels(
-        1, f"{results.op}: sh2gen's kernels under the roofs of {gpu.name}", results, width=7.0
+def _bandwidth(results: Results) -> float:
+    """Bytes per second, the most that an elementwise kernel of this run reached."""
+    return max(
+        moved * results.channels * size.batch * size.length / (size.bounds[direction] * 1e-6)
+        for size in results.sizes
+        for direction, moved in results.bound_bytes.items()
     )
+
+
+def _roofline(results: Results, gpu: Target) -> Any:
+    """FLOP per second that sh2gen's kernels reach against FLOP per byte, under the roofs.
+
+    The one of memory is of this run, in which a constant of the target may have been beaten.
+    """
+    title = f"sh2gen's kernels under the roofs of {gpu.name}"
+    figure, (ax,) = _panels(1, title, results, width=6.4, height=5.0)
     _, places = _steps(results)
     points: list[tuple[float, float, str, Size]] = []
     for direction, effort in results.efforts.items():
@@ -220,44 +336,39 @@ def _roofline(results: Results, gpu: Target) -> Any:
             if own is not None:
                 flops = (effort.flops + effort.product_flops) * results.channels
                 rate = flops * size.batch * size.length / (own * 1e-6)
-                points.append((effort.intensity, rate, direction, size))
+                points.append((effort.intensity, rate / 1e12, direction, size))
     xs = [x for x, *_ in points] or [1.0]
     tensor = results.dtype != "float32" and any(
         e.product_flops > 0 for e in results.efforts.values()
     )
-    roofs = [("float32 arithmetic", gpu.fp32)]
+    roofs = [("float32 arithmetic", gpu.fp32 / 1e12, "-.")]
     if tensor:
-        roofs.append(("tensor cores, large products", gpu.matmul))
-    peak, ridge = max(rate for _, rate in roofs), max(r for _, r in roofs)
-    left = min(*xs, 1.0) / 2
-    right = max(*xs, ridge / gpu.elementwise_bandwidth) * 3
-    measured = "measured" if gpu.bandwidth_measured else "scaled from an H200's"
-    ax.plot(
-        [left, peak / gpu.elementwise_bandwidth],
-        [left * gpu.elementwise_bandwidth, peak],
-        color=_INK,
-        linewidth=1.6,
-        label=f"memory, elementwise: {gpu.elementwise_bandwidth / 1e12:.2f} TB/s ({measured})",
-    )
-    ax.plot(
-        [left, peak / gpu.dram_bandwidth],
-        [left * gpu.dram_bandwidth, peak],
-        color=_MUTED,
-        linewidth=1.0,
-        linestyle="--",
-        label=f"memory, datasheet: {gpu.dram_bandwidth / 1e12:.2f} TB/s",
-    )
-    for (name, rate), line in zip(roofs, ("-.", "-"), strict=False):
+        roofs.append(("large matrix products", gpu.matmul / 1e12, "-"))
+    peak = max(rate for _, rate, _ in roofs)
+    memory = [
+        ("memory, elementwise kernels: {:.2f} TB/s", _bandwidth(results) / 1e12, "-"),
+        ("memory, datasheet: {:.2f} TB/s", gpu.dram_bandwidth / 1e12, "--"),
+    ]
+    left, right = min(xs) / 3, max(*xs, peak / memory[0][1]) * 2
+    for label, rate, line in memory:
         ax.plot(
-            [rate / gpu.dram_bandwidth, right],
+            [left, peak / rate],
+            [left * rate, peak],
+            color=_INK if line == "-" else _MUTED,
+            linestyle=line,
+            linewidth=1.6 if line == "-" else 1.0,
+            label=label.format(rate),
+        )
+    for name, rate, line in roofs:
+        ax.plot(
+            [max(left, rate / memory[1][1]), right],
             [rate, rate],
             color=_INK if line == "-" else _MUTED,
             linestyle=line,
             linewidth=1.6 if line == "-" else 1.2,
-            label=f"{name}: {rate / 1e12:.0f} TFLOP/s",
+            label=f"{name}: {rate:.0f} TFLOP/s",
         )
     ordered = sorted({places[s.size] for *_, s in points})
-    most = max(1, len(ordered) - 1)
     for direction, marker, colour in _KERNELS:
         mine = [p for p in points if p[2] == direction]
         if not mine:
@@ -265,78 +376,86 @@ def _roofline(results: Results, gpu: Target) -> Any:
         ax.scatter(
             [x for x, *_ in mine],
             [y for _, y, *_ in mine],
-            s=[30 + 60 * ordered.index(places[p[3].size]) / most for p in mine],
+            s=40,
             marker=marker,
             facecolor="none",
             edgecolor=colour,
-            linewidth=1.8,
+            linewidth=1.6,
             zorder=5,
-            label=f"{direction}, larger for longer sequences",
+            label=direction,
         )
+        for x, y, _, size in mine:
+            if places[size.size] in (ordered[0], ordered[-1]):
+                _beside(ax, _steps_text(places[size.size]), (x, y), colour)
+    lowest = min([y for _, y, *_ in points] + [left * memory[0][1]]) / 1.5
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlim(left, right)
-    lowest = min([y for _, y, *_ in points], default=left * gpu.elementwise_bandwidth)
-    ax.set_ylim(min(lowest, left * gpu.elementwise_bandwidth) / 1.5, peak * 2)
-    ax.set_xlabel("arithmetic intensity, FLOP / byte", fontsize=10, color=_INK)
-    ax.set_ylabel("FLOP / s", fontsize=10, color=_INK)
-    ax.legend(loc="lower right", fontsize=8, framealpha=0.95, edgecolor=_GRID)
+    ax.set_ylim(lowest, peak * 1.6)
+    _log_axis(ax.xaxis, left, right, "{:g}".format)
+    _log_axis(ax.yaxis, lowest, peak * 1.6, "{:g}".format)
+    ax.set_xlabel("arithmetic intensity, FLOP / byte", fontsize=_LABEL, color=_INK)
+    ax.set_ylabel("TFLOP / s", fontsize=_LABEL, color=_INK)
+    _legend(figure, [ax])
     return figure
+
+
+def _beside(ax: Any, text: str, place: tuple[float, float], colour: str) -> None:
+    """A word to the right of a marker."""
+    ax.annotate(
+        text,
+        place,
+        textcoords="offset points",
+        xytext=(8, 0),
+        va="center",
+        fontsize=_TICK,
+        color=colour,
+    )
 
 
 def _predicted(results: Results) -> Any:
-    """Predicted against measured microseconds of sh2gen, with lines at 1, 1.5 and 1 / 1.5."""
-    figure, (ax,) = _panels(1, f"{results.op}: predicted and measured", results, width=5.2)
-    _, places = _steps(results)
-    everything: list[float] = []
+    """Predicted over measured time of sh2gen against length."""
+    title = f"time predicted for {results.target} over measured time"
+    figure, (ax,) = _panels(1, title, results, width=5.2, height=4.3)
+    steps, places = _steps(results)
+    off = 1.5
+    values: list[float] = [1 / off, off]
+    ax.axhspan(1 / off, off, color=_GRID, alpha=0.5, linewidth=0, label=f"within {off} times")
+    ax.axhline(1.0, color=_INK, linewidth=1.4)
     for direction, marker, colour in _KERNELS:
-        pairs = [
-            (own, size.predicted[direction], places[size.size])
+        found = sorted(
+            (places[size.size], size.predicted[direction] / own)
             for size in results.sizes
             if (own := results.own(size.size, direction)) is not None
             and direction in size.predicted
-        ]
-        if not pairs:
-            continue
-        everything += [value for own, said, _ in pairs for value in (own, said)]
-        ax.scatter(
-            [own for own, *_ in pairs],
-            [said for _, said, _ in pairs],
-            marker=marker,
-            s=46,
-            facecolor="none",
-            edgecolor=colour,
-            linewidth=1.8,
-            zorder=4,
-            label=direction,
         )
-        for own, said, n in pairs:
-            ax.annotate(
-                _steps_text(n),
-                (own, said),
-                textcoords="offset points",
-                xytext=(7, -10) if direction == "forward" else (-7, 7),
-                ha="left" if direction == "forward" else "right",
-                fontsize=8,
-                color=_MUTED,
+        if found:
+            values += [ratio for _, ratio in found]
+            ax.plot(
+                [x for x, _ in found],
+                [ratio for _, ratio in found],
+                marker=marker,
+                markersize=6,
+                linewidth=1.6,
+                color=colour,
+                label=direction,
+                zorder=4,
             )
-    ends = [min(everything, default=1.0) / 2, max(everything, default=10.0) * 2]
-    ax.plot(ends, ends, color=_INK, linewidth=1.4, label="equal")
-    for i, factor in enumerate((1.5, 1 / 1.5)):
-        ax.plot(
-            ends,
-            [factor * e for e in ends],
-            color=_MUTED,
-            linestyle="--",
-            linewidth=1.0,
-            label="off by 1.5 times" if i == 0 else None,
-        )
-    ax.set_xscale("log")
+    low, high = min(values) / 1.25, max(values) * 1.25
     ax.set_yscale("log")
-    ax.set_xlim(ends)
-    ax.set_ylim(ends)
-    ax.set_aspect("equal")
-    ax.set_xlabel("measured, microseconds", fontsize=10, color=_INK)
-    ax.set_ylabel(f"predicted for {results.target}, microseconds", fontsize=10, color=_INK)
-    ax.legend(loc="upper left", frameon=False, fontsize=9)
+    ax.set_ylim(low, high)
+    _ratio_axis(ax.yaxis, low, high)
+    _size_axis(ax, steps, places)
+    ax.set_ylabel("predicted / measured", fontsize=_LABEL, color=_INK)
+    _legend(figure, [ax])
     return figure
+
+
+def _ratio_axis(axis: Any, low: float, high: float) -> None:
+    """Ticks of a logarithmic axis of ratios around one."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    ticks: Sequence[float] = (0.1, 0.2, 0.5, 0.67, 0.8, 1, 1.25, 1.5, 2, 3, 5, 10)
+    axis.set_major_locator(FixedLocator([x for x in ticks if low <= x <= high]))
+    axis.set_major_formatter(lambda x, _: f"{x:g}")
+    axis.set_minor_locator(NullLocator())

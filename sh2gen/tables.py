@@ -26,6 +26,7 @@ from sh2gen.lockfile import LockEntry as LockEntry
 from sh2gen.lockfile import lock_error as lock_error
 from sh2gen.lockfile import locked_entry as locked_entry
 from sh2gen.lockfile import read_lock as read_lock
+from sh2gen.lockfile import refuse_to_write as refuse_to_write
 from sh2gen.lockfile import write_lock as write_lock
 from sh2gen.records import Key, check_times, check_workloads, home, slug
 from sh2gen.resources import folder as package_folder
@@ -129,17 +130,20 @@ def table_folders(extra: Path | None = None) -> tuple[Path, ...]:
 
 
 def read_tables(folders: Sequence[Path]) -> tuple[tuple[Decision, ...], tuple[Damage, ...]]:
-    """The decisions of all tables below these folders, in order, and the lines that are none.
+    """The decisions of all tables below these folders, and the lines that are none.
 
-    Folders need not exist.
+    Those that come first count more among equals: a folder's before the next one's, and of a
+    folder the newest. Folders need not exist.
     """
     decisions: list[Decision] = []
     damages: list[Damage] = []
     for folder in folders:
+        inside: list[Decision] = []
         for path in sorted(folder.glob("*/*.jsonl")):
             found, bad = jsonl.read_lines(path, Decision.from_line)
-            decisions += found
+            inside += found
             damages += bad
+        decisions += sorted(inside, key=lambda d: d.date, reverse=True)
     return tuple(decisions), tuple(damages)
 
 
@@ -253,10 +257,10 @@ def find(decisions: Sequence[Decision], wanted: Wanted, target: Target) -> Found
     """The decision for exactly what is wanted, else the nearest that serves, if any does.
 
     Nearest is first of the same GPU, then of the same kernel text, of the same Triton, of the
-    nearest number of channels, for the nearest workloads, and then the newest.
+    nearest number of channels, for the nearest workloads.
 
     Args:
-        decisions: in any order.
+        decisions: of equally near ones the first serves (`read_tables`).
         wanted: an exact decision, too, serves only with numbers that are legal.
         target: the GPU that it is wanted for, the one called `wanted.key.gpu`.
     """
@@ -269,17 +273,33 @@ def find(decisions: Sequence[Decision], wanted: Wanted, target: Target) -> Found
 
 
 def misses(
-    decisions: Sequence[Decision], wanted: Wanted, target: Target, limit: int = 20
+    decisions: Sequence[Decision], wanted: Wanted, target: Target, limit: int = 10
 ) -> tuple[str, ...]:
-    """How decisions differ from what is wanted, a line each, nearest first, `limit` at most.
+    """How decisions differ from what is wanted, a line each, nearest first, `limit` at most; a
+    last line counts those that have none.
 
-    Those that serve come first, as `find` orders them; then those in whose way least stands.
+    Those that serve come first, as `find` orders them; then those in whose way least stands. Of
+    other operators, but for the number of channels, there is a line only if of this one nothing
+    was decided: three.
     """
+    ranked = _nearest_first(decisions, wanted, target)
+    related = [d for d in ranked if _related(d, wanted)]
+    shown = related[:limit] or ranked[:3]
     lines = []
-    for decision in _nearest_first(decisions, wanted, target)[:limit]:
+    for decision in shown:
         found = [d.line for d in _compare(decision, wanted, target)] or ["nothing differs"]
+        found[3:] = [f"{len(found) - 3} more"] if len(found) > 4 else found[3:]
         lines.append(f"{decision.op} on {_where(decision)}: {'; '.join(found)}")
+    if left := len(ranked) - len(shown):
+        others = len(ranked) - len(related) if related else left
+        what = f"{left} more, {others}" if 0 < others < left else f"{left}"
+        lines.append(f"and {what} " + ("of other operators" if others else "more"))
     return tuple(lines)
+
+
+def _related(decision: Decision, wanted: Wanted) -> bool:
+    """Whether it is of the same operator, with any number of channels and of groups."""
+    return all(path in _PHRASES for path, *_ in _different(wanted.fields, decision.fields))
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,13 +327,19 @@ def _compare(decision: Decision, wanted: Wanted, target: Target) -> list[_Differ
     a, b = wanted.key, decision.key
     differ("plan", a.plan, b.plan)
     differ("direction", a.direction, b.direction)
-    sizes = (in_order(wanted.workloads), decision.workloads)
-    differ("workloads", *sizes, f"for {_sizes(sizes[1])}, here {_sizes(sizes[0])}", _sizes)
+    here, there = in_order(wanted.workloads), decision.workloads
+    if here != there:
+        line = f"workloads: {_sizes(here)} here, {_sizes(there)} there"
+        if shared := set(here) & set(there):  # then those that differ are few among many
+            sides = (("here", set(here) - shared), ("there", set(there) - shared))
+            only = [f"{_sizes(in_order(list(w)))} only {where}" for where, w in sides if w]
+            line = f"workloads: {', '.join(only)}"
+        found.append(_Difference(line, f"for {_sizes(there)}, here {_sizes(here)}"))
     same_width = _width(wanted.fields) == _width(decision.fields)
     fields = list(_different(wanted.fields, decision.fields))
-    for path, here, there in fields:
+    for path, one, other in fields:
         free = same_width and path in _PHRASES
-        differ(path, here, there, _PHRASES[path].format(there, here) if free else "", _word)
+        differ(path, one, other, _PHRASES[path].format(other, one) if free else "", _word)
     if not fields:  # then what the digest is of has changed
         differ("spec", a.spec, b.spec, "with another digest of the operator", _start)
     differ("triton", a.triton, b.triton, f"with Triton {b.triton}, here {a.triton}")
@@ -331,9 +357,7 @@ def _compare(decision: Decision, wanted: Wanted, target: Target) -> list[_Differ
 def _nearest_first(
     decisions: Sequence[Decision], wanted: Wanted, target: Target
 ) -> list[Decision]:
-    """Decisions by what stands in their way, then by distance, then by date; in the end by their
-    text, so that the order in which they are given does not matter.
-    """
+    """Decisions by what stands in their way, then by distance; equals stay in their order."""
 
     def distance(decision: Decision) -> tuple[float, ...]:
         found = _compare(decision, wanted, target)
@@ -348,8 +372,7 @@ def _nearest_first(
             _workload_distance(wanted.workloads, decision.workloads),
         )
 
-    newest_first = sorted(decisions, key=lambda d: (d.date, d.to_line()), reverse=True)
-    return sorted(newest_first, key=distance)
+    return sorted(decisions, key=distance)
 
 
 def _workload_distance(wanted: Sequence[Workload], others: Sequence[Workload]) -> float:
@@ -386,9 +409,12 @@ def _width(fields: Mapping[str, Any]) -> int:
 
 
 def _sizes(workloads: Sequence[Workload]) -> str:
-    """B=1 L=8192, B=2 L=8192 and 3 more"""
-    shown = ", ".join(f"B={w.batch} L={w.length}" for w in workloads[:3])
-    return shown + (f" and {len(workloads) - 3} more" if len(workloads) > 3 else "")
+    """B=1 L=2048, 8192, B=2 L=8192"""
+    before = (0, *(w.batch for w in workloads))
+    return ", ".join(
+        f"{w.length}" if w.batch == batch else f"B={w.batch} L={w.length}"
+        for w, batch in zip(workloads, before, strict=False)
+    )
 
 
 def _word(value: Any) -> str:

@@ -86,12 +86,19 @@ def bench_results(lengths: tuple[int, ...] = LENGTHS, *, kernels: bool = True) -
         channels=4096,
         plan="toeplitz/BDL/recompute",
         schedule="forward: ROWS=8 BLOCK_D=1",
+        origins={
+            "forward": "tuned on NVIDIA H200 (2026-11-25); 71.5 us at B=1 L=8192",
+            "backward": "default",
+        },
+        not_taken=("tuned numbers of direct/BLD/recompute",),
         dtype="bfloat16",
         gpu="no GPU",
         target="H200",
         versions={"python": "3.11.0", "torch": "2.11.0", "triton": "3.6.0"},
         date="2026-01-01",
         checks=63,
+        interrupted=False,
+        bound_bytes={"forward": 8.0, "backward": 14.0},
         sizes=tuple(
             Size(
                 batch=1,

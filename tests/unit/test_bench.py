@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import signal
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -19,18 +20,22 @@ import torch
 from click.testing import CliRunner
 
 from sh2gen import bench, bench_worker, driver, measure
-from sh2gen.bench import TIMED, Outcome, ask, run
+from sh2gen.bench import INTERRUPTED, TIMED, Outcome, Results, ask, read_results, run
 from sh2gen.bench_table import table
 from sh2gen.bench_worker import OWN, answer, calls_of, one_line
+from sh2gen.choose import wanted
 from sh2gen.cli import main
 from sh2gen.contenders import CONTENDERS, Implementation, chosen
 from sh2gen.driver import candidates
 from sh2gen.emit import emit
-from sh2gen.errors import CheckFailed
+from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.measure import calls
 from sh2gen.operator import Operator
+from sh2gen.process import python_worker
 from sh2gen.resources import folder
+from sh2gen.schedule import schedule
 from sh2gen.spec import OpSpec, Workload, load_spec, spec_from_dict
+from sh2gen.tables import Decision, fields_of, write_decisions
 from sh2gen.target import target
 from tests.synthetic import LENGTHS, bench_results
 
@@ -177,8 +182,8 @@ def test_a_process_that_does_not_answer_is_replaced(tmp_path: Path) -> None:
         "device": "cpu",
         "gradients": False,
     }
-    with closing(bench._process()) as worker:
-        assert ask(worker, job, 0.01) == {"failed": "no answer in 0.01 s"}
+    with closing(python_worker("sh2gen.bench_worker", "its process")) as worker:
+        assert ask(worker, job, 0.01) == {"failed": "no answer in 0 s", "gave_up": True}
         assert ask(worker, job, 60)["y"] < 0.005
         unknown = ask(worker, job | {"contender": "nobody"}, 60)
         assert unknown["failed"] == "KeyError: 'nobody'"
@@ -222,38 +227,60 @@ def test_what_is_wrong(errors: dict[str, Any], reason: str) -> None:
 
 
 class Scripted:
-    """A worker whose answers are known beforehand, by what is to be done."""
+    """A worker whose answers are known beforehand, by what is to be done: an answer, several for
+    one after the other, or what is raised.
+    """
 
-    def __init__(self, answers: dict[tuple[Any, ...], dict[str, Any]]) -> None:
+    def __init__(self, answers: dict[tuple[Any, ...], Any]) -> None:
         self.answers = answers
         self.asked: list[tuple[Any, ...]] = []
+        self.limits: list[float] = []
 
     def run(self, line: str, time_limit: float) -> dict[str, Any]:
         job = json.loads(line)
         key = (job["do"], *(job[k] for k in ("direction", "graph") if k in job))
         self.asked.append(key)
-        return self.answers[key]
+        self.limits.append(time_limit)
+        found = self.answers[key]
+        if isinstance(found, BaseException):
+            raise found
+        given: dict[str, Any] = found.pop(0) if isinstance(found, list) else found
+        return given
 
 
-def test_directions_fail_one_by_one(tmp_path: Path) -> None:
+ANSWERS: dict[tuple[Any, ...], Any] = {
+    ("check",): {"y": 0.002, "gradients": {}},
+    ("time", "forward", True): {"us": [9.0, 10.0, 12.0]},
+    ("time", "backward", True): {"us": [19.0, 20.0, 21.0]},
+    ("time", "both", True): {"us": [29.0, 30.0, 31.0]},
+    ("memory", "forward"): {"peak": 1.5},
+    ("memory", "both"): {"peak": 1.5},
+}
+BOUNDS = {"forward": 5.0, "backward": 8.0, "both": 13.0}
+PART = CONTENDERS["fft"].computes(SPEC)
+
+
+def scripted(worker: Scripted, limit: float = 600.0) -> tuple[Any, Any]:
+    """A session, and the process that it asks."""
+    session = bench._Session(
+        path=Path(), spec=SPEC, device="cuda", checked=SMALL, limit=limit, say=lambda _: None
+    )
+    return session, bench._Asked(worker=worker, limit=limit)  # type: ignore[arg-type]
+
+
+def test_directions_fail_one_by_one() -> None:
     """What cannot be captured is timed without a graph; what fails leaves the rest as it is."""
     worker = Scripted(
-        {
-            ("check",): {"y": 0.002, "gradients": {}},
-            ("time", "forward", True): {"us": [9.0, 10.0, 12.0]},
-            ("memory", "forward"): {"peak": 1.5},
+        ANSWERS
+        | {
             ("time", "backward", True): {"retry": ""},  # an error without words
             ("time", "backward", False): {"us": [19.0, 20.0, 21.0]},
             ("time", "both", True): {"failed": "out of memory"},
         }
     )
-    session = bench._Session(
-        path=tmp_path, spec=SPEC, device="cuda", checked=SMALL, limit=1.0, say=lambda _: None
-    )
-    contender, bounds = CONTENDERS["fft"], {"forward": 5.0, "backward": 8.0, "both": 13.0}
-    part = contender.computes(SPEC)
-    assert not isinstance(part, str)
-    outcome = session.at(worker, contender, part, bounds, SIZES[0], 0.003)  # type: ignore[arg-type]
+    session, asked = scripted(worker)
+    session.at(asked, CONTENDERS["fft"], PART, BOUNDS, SIZES[0], 0.003)
+    outcome = session.found[-1]
     assert {d: t.median for d, t in outcome.times.items()} == {"forward": 10.0, "backward": 20.0}
     assert outcome.shares == {"forward": 0.5, "backward": 0.4}
     assert outcome.reasons == {"both": "out of memory"} and outcome.memory == {"forward": 1.5}
@@ -262,12 +289,111 @@ def test_directions_fail_one_by_one(tmp_path: Path) -> None:
 
     died = {"died": "its process died of SIGSEGV\n"}
     worker.answers |= {("time", d, True): died for d in TIMED}
-    outcome = session.at(worker, contender, part, bounds, SIZES[0], None)  # type: ignore[arg-type]
+    session.at(asked, CONTENDERS["fft"], PART, BOUNDS, SIZES[0], None)
+    outcome = session.found[-1]
     assert outcome.reason == "its process died of SIGSEGV" and not outcome.times
 
     worker.answers["check",] = {"y": math.nan, "gradients": {}}
-    outcome = session.at(worker, contender, part, bounds, SIZES[0], None)  # type: ignore[arg-type]
-    assert outcome.reason == "wrong: error nan in y" and worker.asked[-1] == ("check",)
+    session.at(asked, CONTENDERS["fft"], PART, BOUNDS, SIZES[0], None)
+    assert session.found[-1].reason == "wrong: error nan in y" and worker.asked[-1] == ("check",)
+
+
+def test_what_hangs_is_waited_for_once() -> None:
+    """At a size it is not asked for the rest, and at larger ones for nothing; at smaller ones it
+    is asked as before.
+    """
+    right = ANSWERS["time", "backward", True]
+    worker = Scripted(ANSWERS | {("time", "backward", True): [right, {"gave_up": True}, right]})
+    session, asked = scripted(worker)
+    sizes = [Workload(batch=b, length=n) for b, n in ((1, 64), (1, 128), (1, 256), (4, 16))]
+    session.measured(asked, CONTENDERS["fft"], PART, dict.fromkeys(sizes, BOUNDS))
+    small, hung, large, small_too = session.found
+    assert set(small.times) == set(small_too.times) == set(TIMED)
+    assert set(hung.times) == {"forward"} and hung.reason == ""
+    skipped = "skipped: no answer in 300 s at B=1 L=128"
+    assert hung.reasons == {"backward": "no answer in 300 s", "both": skipped}
+    assert large.reason == skipped and not large.times
+    checks = 1 + 3  # of each size but the large one, and before them
+    assert worker.asked.count(("check",)) == checks
+    assert worker.asked.count(("time", "backward", True)) == 3
+
+    worker = Scripted(ANSWERS | {("time", "forward", True): {"gave_up": True}})
+    session, asked = scripted(worker)
+    session.measured(asked, CONTENDERS["fft"], PART, dict.fromkeys(sizes[:3], BOUNDS))
+    assert worker.asked == [("check",), ("check",), ("time", "forward", True)]
+    reasons = ["no answer in 300 s", *2 * ["skipped: no answer in 300 s at B=1 L=64"]]
+    assert [o.reason for o in session.found] == reasons
+
+
+def test_the_first_answer_of_a_process_may_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It imports and compiles. What is slow all along gets twice the time that it took."""
+    now = [0.0]
+    monkeypatch.setattr("sh2gen.bench.time.monotonic", lambda: now[0])
+    seconds = iter([3.0, 200.0, 400.0, 10.0, 1.0, 1.0])
+
+    class Slow(Scripted):
+        def run(self, line: str, time_limit: float) -> dict[str, Any]:
+            now[0] += next(seconds)
+            return super().run(line, time_limit)
+
+    died = {"died": "its process died of SIGSEGV\n"}
+    worker = Slow({("check",): [{"y": 0}, {"y": 0}, {"y": 0}, died, {"y": 0}, {"y": 0}]})
+    _, asked = scripted(worker)
+    for _ in range(6):
+        asked.ask({"do": "check", "batch": 1, "length": 8})
+    assert worker.limits == [600, 300, 400, 600, 600, 600]
+
+
+def test_an_interrupted_direction_leaves_those_before_it() -> None:
+    worker = Scripted(ANSWERS | {("time", "backward", True): KeyboardInterrupt()})
+    session, asked = scripted(worker)
+    with pytest.raises(KeyboardInterrupt):
+        session.at(asked, CONTENDERS["fft"], PART, BOUNDS, SIZES[0], 0.003)
+    (outcome,) = session.found
+    assert set(outcome.times) == {"forward"} and outcome.reason == ""
+    assert outcome.reasons == dict.fromkeys(("backward", "both"), INTERRUPTED)
+
+
+def test_an_interrupt_leaves_what_was_measured(tmp_path: Path) -> None:
+    """Sizes and contenders that were not reached are lines."""
+
+    def interrupted(text: str) -> None:
+        if text == "eager: timing at B=2 L=16":
+            raise KeyboardInterrupt
+
+    results = measured(tmp_path, "eager,fft,savanna", progress=interrupted)
+    assert results.interrupted
+    own, (first, second), (fft,) = (of(results, name) for name in (OWN, "eager", "fft"))
+    assert all(set(o.times) == set(TIMED) for o in (*own, first)) and len(own) == 2
+    assert second.size == (2, 16) and second.reason == fft.reason == INTERRUPTED
+    lines = table(results).splitlines()
+    assert "interrupted: here is what was measured until then" in lines
+    assert "  eager at B=2 L=16: interrupted" in lines and "  savanna: interrupted" in lines
+
+
+def test_a_part_without_a_bound_is_a_line(tmp_path: Path) -> None:
+    """What was measured of others stays."""
+    gated = load_spec(folder("ops") / "hyena_mr.yaml")
+    session, _ = scripted(Scripted({}))
+    session = replace(session, spec=gated, found=[])
+    died = Scripted({("bound", "forward"): {"died": "its process died of SIGKILL\n"}})
+    died.close = lambda: None  # type: ignore[attr-defined]
+    asked = bench._Asked(worker=died, limit=1.0)  # type: ignore[arg-type]
+    part = replace(PART, spec=SPEC, without=("gates",))  # type: ignore[type-var]
+    contender = replace(CONTENDERS["fft"], computes=lambda spec: part)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(bench._Session, "process", lambda _: asked)
+        session.contend(contender, dict.fromkeys(SIZES, BOUNDS))
+    (outcome,) = session.found
+    assert outcome.reason == "no bound at B=1 L=24: its process died of SIGKILL"
+
+
+def test_before_anything_is_timed_an_interrupt_is_one(tmp_path: Path) -> None:
+    def interrupted(text: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measured(tmp_path, "eager", progress=interrupted)
 
 
 @pytest.mark.parametrize(
@@ -370,8 +496,8 @@ def test_calls_of_modes_with_a_state_are_of_the_ops_that_take_it(tmp_path: Path)
     gradients = made.backward()
     assert [x.shape for x in gradients] == [x.shape for x in made.tensors]
     stateless = namespace.backward_op(made.dy, *given, *expected[1:])
-    for found, again, wanted in zip(gradients, made.both(), stateless, strict=False):
-        torch.testing.assert_close(found, wanted)
+    for found, again, expect in zip(gradients, made.both(), stateless, strict=False):
+        torch.testing.assert_close(found, expect)
         torch.testing.assert_close(found, again)
     assert asked == ["forward", "forward", "backward", "forward", "backward"]
 
@@ -425,6 +551,12 @@ def test_the_table() -> None:
     assert "  fla: wrong: error 0.31 in y" in lines
     assert sum("compile*" in line for line in lines) == len(LENGTHS)
     assert "without a CUDA graph" in text
+    assert "numbers of forward: tuned on NVIDIA H200 (2026-11-25); 71.5 us at B=1 L=8192" in lines
+    assert "numbers of backward: default" in lines
+    assert "not taken: tuned numbers of direct/BLD/recompute" in lines
+    default = replace(bench_results(), origins=dict.fromkeys(("forward", "backward"), "default"))
+    assert "numbers: default" in table(default).splitlines()
+    assert "interrupted" not in text
     captured = [replace(o, captured=True) for o in bench_results().outcomes]
     assert "CUDA graph" not in table(replace(bench_results(), outcomes=tuple(captured)))
 
@@ -444,6 +576,37 @@ def test_results_as_json() -> None:
     )
 
 
+def test_results_are_read_back_from_json(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    for results in (bench_results(), replace(bench_results(kernels=False), interrupted=True)):
+        path.write_text(json.dumps(results.to_dict()))
+        found = read_results(path)
+        assert found == results and isinstance(found, Results)
+        assert table(found) == table(results)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{}", "it lacks 'op'"),
+        ("[1]", "indices must be"),
+        ("no JSON", "Expecting value"),
+        (json.dumps(bench_results().to_dict() | {"sizes": [{"batch": 1}]}), "missing"),
+        (json.dumps(bench_results().to_dict() | {"outcomes": [3]}), "not subscriptable"),
+    ],
+)
+def test_other_files_are_no_results(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(
+        Sh2genError, match=f"is not what `bench --json` prints: .*{words}"
+    ) as found:
+        read_results(path)
+    assert found.value.code == "C006"
+    with pytest.raises(Sh2genError, match="cannot read"):
+        read_results(tmp_path / "none.json")
+
+
 @pytest.mark.parametrize(
     ("lengths", "kernels"), [(LENGTHS, True), ((8191,), True), ((2048, 8192), False)]
 )
@@ -456,7 +619,8 @@ def test_figures(tmp_path: Path, lengths: tuple[int, ...], kernels: bool) -> Non
     names = {"time", "share", "predicted"} | ({"roofline"} if kernels else set())
     assert {path.name for path in paths} == {f"invented_{name}.png" for name in names}
     first = [path.read_bytes() for path in paths]
-    assert all(data.startswith(b"\x89PNG") and len(data) > 10_000 for data in first)
+    # Small enough for a repository.
+    assert all(data.startswith(b"\x89PNG") and 10_000 < len(data) < 80_000 for data in first)
     assert [path.read_bytes() for path in figures(results, tmp_path)] == first
 
 
@@ -472,6 +636,40 @@ def test_figures_of_several_batches_and_of_no_times(tmp_path: Path) -> None:
     )
     assert figures(replace(results, sizes=sizes, outcomes=outcomes), tmp_path)
     assert figures(replace(results, outcomes=()), tmp_path)
+
+
+def test_the_roof_of_memory_is_what_this_run_reached() -> None:
+    from sh2gen.plots import _bandwidth
+
+    bounds = bench_results().sizes[-1].bounds["backward"]
+    assert _bandwidth(bench_results()) == pytest.approx(14 * 4096 * 131072 / (bounds * 1e-6))
+
+
+def test_nothing_in_a_figure_lies_outside_of_it() -> None:
+    """Legends of many and of few, and words beside points; one tick at least has a label."""
+    pytest.importorskip("matplotlib")
+    from sh2gen import plots
+
+    results = bench_results()
+    few = replace(results, outcomes=results.outcomes[: 2 * len(LENGTHS)])
+    for found in (results, few, bench_results((8191,))):
+        for figure in (
+            plots._times(found),
+            plots._shares(found),
+            plots._predicted(found),
+            plots._roofline(found, target("H200")),
+        ):
+            figure.canvas.draw()
+            page = figure.bbox
+            (legend,) = figure.legends
+            for ax in figure.axes:
+                labels = [t for t in ax.get_yticklabels() if t.get_text() and t.get_visible()]
+                assert ax is not figure.axes[0] or len(labels) >= 2
+                for thing in (ax, legend, *ax.texts):
+                    box = thing.get_window_extent()
+                    assert box.width <= page.width and box.x0 >= 0 and box.x1 <= page.width + 1
+                    assert box.y0 >= 0 and box.y1 <= page.height
+                assert not ax.get_window_extent().overlaps(legend.get_window_extent())
 
 
 # ---- the command --------------------------------------------------------------------------------
@@ -527,8 +725,9 @@ def test_the_command(op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not (tmp_path / "new").exists()
     assert result.stdout == table(bench_results()) + "\n"
     assert asked["lengths"] == (64, 128) and asked["batch"] == 2 and asked["peers"] == "fft"
-    data = json.loads(command(op, "--json").stdout)
-    assert data["op"] == "invented" and data["figures"] == []
+    data = json.loads(command(op, "--json", "--tables=mine").stdout)
+    assert data == json.loads(json.dumps(bench_results().to_dict()))
+    assert data["origins"]["backward"] == "default" and asked["tables"] == "mine"
 
 
 def test_the_command_writes_figures(
@@ -537,11 +736,143 @@ def test_the_command_writes_figures(
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(driver, "bench_operator", lambda op, **_: bench_results())
     result = command(op, "--json", f"--plots={tmp_path}/a/b")
+    assert result.exit_code == 0 and json.loads(result.stdout)["op"] == "invented"
+    paths = [line.removeprefix("wrote ") for line in result.stderr.splitlines()]
+    assert len(paths) == 4 and all(Path(path).is_file() for path in paths)
+
+
+def test_figures_that_cannot_be_written_come_after_results(
+    op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And leave no file, neither empty nor of another name."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(driver, "bench_operator", lambda op, **_: bench_results())
+    (tmp_path / "figures" / "invented_share.png").mkdir(parents=True)
+    for arguments in ((), ("--json",)):
+        result = command(op, f"--plots={tmp_path}/figures", *arguments)
+        assert result.exit_code == 2
+        assert f"error[C005]: cannot write {tmp_path}/figures/invented_share.png" in result.stderr
+        whole = json.dumps(bench_results().to_dict(), indent=2) if arguments else None
+        assert result.stdout == (whole or table(bench_results())) + "\n"
+        there = sorted(path.name for path in (tmp_path / "figures").iterdir())
+        assert there == ["invented_share.png", "invented_time.png"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_measuring(
+    op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("it is too early to measure")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(driver, "bench_operator", never)
+        (tmp_path / "file").write_text("")
+        for place in ("file", "file/figures"):
+            result = command(op, f"--plots={tmp_path}/{place}")
+            assert result.exit_code == 2 and "error[C005]" in result.stderr
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "error[V003]" in command(op, f"--plots={tmp_path}/new").stderr
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_command_prints_what_there_is(
+    op: str, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+
+    def stub(*_: Any, **__: Any) -> Any:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            return replace(bench_results(), interrupted=True)
+
+    monkeypatch.setattr(driver, "bench_operator", stub)
+    before = signal.getsignal(number)
+    result = command(op, f"--plots={tmp_path}")
+    assert result.exit_code == 130 and "interrupted: here is what was" in result.stdout
+    assert result.stderr.startswith("interrupted: the results are what was measured until then\n")
+    assert (tmp_path / "invented_time.png").is_file()
+    assert json.loads(command(op, "--json").stdout)["interrupted"] is True
+    assert signal.getsignal(number) == before
+
+
+def test_results_of_earlier_runs_are_shown(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    other = replace(bench_results((8191,)), op="other", interrupted=True)
+    one.write_text(json.dumps(bench_results().to_dict()))
+    two.write_text(json.dumps(other.to_dict()))
+    result = command(f"--from={one}", f"--from={two}", f"--plots={tmp_path}/figures")
     assert result.exit_code == 0
-    assert all(Path(path).is_file() for path in json.loads(result.stdout)["figures"])
-    (tmp_path / "file").write_text("")
-    result = command(op, f"--plots={tmp_path}/file")
-    assert result.exit_code == 2 and "error[C005]" in result.stderr
+    assert result.stdout == f"{table(bench_results())}\n\n{table(other)}\n"
+    assert len(list((tmp_path / "figures").glob("*.png"))) == 8
+    assert json.loads(command(f"--from={one}", "--json").stdout)["op"] == "invented"
+    both = json.loads(command(f"--from={one}", f"--from={two}", "--json").stdout)
+    assert [found["op"] for found in both] == ["invented", "other"]
+    result = command(f"--from={one}", f"--from={one}", f"--plots={tmp_path}/more")
+    assert result.exit_code == 2 and "error[C006]" in result.stderr
+    assert "are both of invented" in result.stderr
+
+
+def test_what_does_not_go_with_results_of_earlier_runs(op: str) -> None:
+    result = command()
+    assert result.exit_code == 2 and "bench takes an op.yaml, or --from" in result.stderr
+    for arguments in ((op,), ("--length=8",), ("--peers=",), ("--tables=mine",)):
+        result = command("--from=results.json", *arguments)
+        assert result.exit_code == 2 and "--from measures nothing" in result.stderr
+
+
+def test_numbers_of_a_folder_of_tables_are_measured_and_named(
+    op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `compile` takes and names them, for the sizes that are measured."""
+    monkeypatch.setenv("SH2GEN_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(driver, "resolve_target", lambda _: target("H200"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    spec = replace(SPEC, workloads=(Workload(batch=1, length=64),))
+    plan = candidates(spec, target("H200"))[0].plan
+    numbers = schedule(spec, plan, {"forward": {"TILES": 4}}).numbers("forward")
+    us = (7.5,)
+    decision = Decision(
+        key=wanted(spec, target("H200"), plan, "forward").key,
+        fields=fields_of(spec),
+        op=spec.op,
+        workloads=spec.workloads,
+        numbers=numbers,
+        us=us,
+        low=us,
+        high=us,
+        bound_us=us,
+        start_us=us,
+        start=numbers,
+        checks=1,
+        effort="measure",
+        date="2026-11-25T10:00:00Z",
+        versions={},
+    )
+    table_ = write_decisions(tmp_path / "mine", [decision])
+    with table_.open("a") as file:
+        file.write("a line that was cut off")
+    taken: list[Any] = []
+
+    def stub(path: Path, plan: Any, schedule: Any, *_: Any, **options: Any) -> Any:
+        taken.append((dict(schedule.forward)["TILES"], options["origins"]))
+        return bench_results()
+
+    monkeypatch.setattr(bench, "run", stub)
+    result = command(op, "--length=64", f"--tables={tmp_path}/mine")
+    assert result.exit_code == 0, result.stderr
+    ((tiles, origins),) = taken
+    assert tiles == 4
+    assert origins["forward"] == "tuned on NVIDIA H200 (2026-11-25); 7.5 us at B=1 L=64"
+    assert "skipped: " in result.stderr
+    result = command(op, f"--tables={tmp_path}/none")
+    assert result.exit_code == 2 and "error[C006]: there is no folder" in result.stderr
 
 
 def test_sizes_that_are_measured(op: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -19,12 +22,14 @@ from sh2gen.cli import main
 from sh2gen.cost import predict
 from sh2gen.errors import Sh2genError
 from sh2gen.lower import plans
+from sh2gen.operator import Operator
 from sh2gen.plan import Plan
+from sh2gen.resources import folder
 from sh2gen.schedule import DIRECTIONS, Numbers, coupling, schedule, search_space
-from sh2gen.spec import OpSpec, Workload, spec_from_dict
+from sh2gen.spec import OpSpec, Workload, load_spec, spec_from_dict
 from sh2gen.tables import Decision, fields_of, in_order, write_decisions
 from sh2gen.target import H100, H200, Target
-from tests.fakes import SPEC
+from tests.fakes import SPEC, Fakes
 
 MODAL = spec_from_dict(
     {
@@ -165,6 +170,21 @@ def test_a_gpu_of_the_same_kind_lends_its_numbers(home: Path) -> None:
     assert origins["forward"] == f"tuned on {H100.device_name} (2026-11-25); {TIME}"
 
 
+def test_a_folder_that_is_given_goes_before_ones_own_and_this_before_the_package(
+    home: Path, tmp_path: Path
+) -> None:
+    """However new the others are: an update of the package takes no tuning back."""
+    package, given = tmp_path / "package" / "schedules" / "tuned", tmp_path / "given"
+    write_decisions(package, [decide(SPEC, "forward", changed(TILES=8), date="2028-01-01")])
+    assert chosen()[0]["forward"] == changed(TILES=8)
+    keep(home, decide(SPEC, "forward", changed(TILES=4), date="2027-01-01"))
+    assert chosen()[0]["forward"] == changed(TILES=4)
+    write_decisions(given, [decide(SPEC, "forward", changed(TILES=2), date="2026-01-01")])
+    assert chosen()[0]["forward"] == changed(TILES=4)
+    first = candidates(SPEC, H200, known=tables(given))[0]  # as tune starts, with --out
+    assert first.schedule.forward == changed(TILES=2)
+
+
 @pytest.mark.parametrize(
     "numbers",
     [
@@ -209,7 +229,9 @@ def test_times_of_other_channels_are_not_said_to_be_from_here(home: Path) -> Non
     filter_ = {"kind": "explicit", "length": 3, "groups": 8}
     other = spec_from_dict(SPEC.to_dict() | {"channels": 8, "filter": filter_})
     keep(home, decide(other, "forward", changed(TILES=4)))
-    assert chosen()[1]["forward"].endswith(f"; with other kernel text; there {TIME}")
+    assert chosen()[1]["forward"].endswith(
+        f" for 8 channels, here 4; for 8 groups, here 4; there {TIME}"
+    )
     # Scaled by bandwidth it would still be of other channels.
     assert chosen(target=H100)[1]["forward"].endswith(f"not measured on H100; there {TIME}")
 
@@ -463,6 +485,169 @@ def test_damaged_lines_of_tables_are_named(
         assert result.stderr.startswith(f"skipped: {path}:2: not JSON")
 
 
+# ---- sizes that are not those of the file ------------------------------------------------------
+
+FOUR = tuple(Workload(batch=1, length=n) for n in (2048, 8192, 32768, 131072))
+SIZED = dataclasses.replace(SPEC, workloads=FOUR)
+ALONE = dataclasses.replace(SPEC, workloads=FOUR[1:2])
+ELSEWHERE = dataclasses.replace(SPEC, workloads=(Workload(batch=1, length=64),))
+
+
+@pytest.fixture
+def four(tmp_path: Path) -> str:
+    """A file of four workloads, for which together the package has numbers."""
+    path = tmp_path / "small_conv.yaml"
+    path.write_text(SIZED.to_yaml())
+    package = tmp_path / "package" / "schedules" / "tuned"
+    write_decisions(package, [decide(SIZED, "forward", changed(TILES=8), date="2028-01-01")])
+    return str(path)
+
+
+def test_numbers_of_ones_own_that_are_not_taken_are_named_with_what_takes_them(
+    home: Path, four: str, tmp_path: Path
+) -> None:
+    words = (
+        f"forward numbers of your own, {ON} for B=1 L=8192, here B=1 L=2048, 8192, 32768, 131072; "
+        "--length 8192 takes them"
+    )
+    assert "of your own" not in compiled(four, tmp_path / "out").stdout
+    keep(home, decide(ALONE, "forward", changed(TILES=4)))
+    result = compiled(four, tmp_path / "out")
+    rows = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert f"not taken {words}" in rows and "TILES=8" in result.stdout
+    assert f"not taken: {words}" in run("explain", four, "--target=H200").stdout
+    (data,) = json.loads(compiled(four, tmp_path / "out", "--json").stdout)
+    assert data["not_taken"] == [words]
+    result = compiled(four, tmp_path / "out", "--length=8192")
+    assert f"forward: {ON}; {TIME}" in result.stdout and "of your own" not in result.stdout
+    assert "'length': 8192}" in str(Operator(tmp_path / "out" / "small_conv.py").spec.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        (decide(ELSEWHERE, "forward", changed(TILES=4)), ""),  # of no size that is wanted
+        (decide(ALONE, "forward", changed(TILES=8)), ""),  # the same numbers
+        (decide(ALONE, "forward", changed(TILES=4), H100), ""),
+        (
+            decide(SIZED, "forward", changed(TILES=4), triton="2.0"),
+            "; tune again to take such",
+        ),
+        (
+            decide(ALONE, "forward", changed(TILES=4), templates="00" * 8),
+            "; with other kernel text; tune again to take such",
+        ),
+        (
+            decide(
+                dataclasses.replace(SPEC, workloads=(*FOUR[:2], Workload(batch=4, length=2048))),
+                "forward",
+                changed(TILES=4),
+            ),
+            " for B=1 L=2048, 8192, B=4 L=2048, here B=1 L=2048, 8192, 32768, 131072",
+        ),
+    ],
+    ids=["elsewhere", "same", "gpu", "triton", "text", "batches"],
+)
+def test_which_numbers_of_ones_own_are_named(
+    home: Path, four: str, own: Decision, words: str
+) -> None:
+    keep(home, own)
+    (*lines,) = passed_over(candidates(SIZED, H200, known=tables()))
+    assert [line.endswith(words) for line in lines] == [True] * bool(words)
+
+
+def test_numbers_of_ones_own_for_all_workloads_leave_nothing_to_say(home: Path, four: str) -> None:
+    keep(home, decide(ALONE, "forward", changed(TILES=4)))
+    keep(home, decide(SIZED, "forward", changed(TILES=2)))
+    first, *_ = found = candidates(SIZED, H200, known=tables())
+    assert first.schedule.forward == changed(TILES=2) and passed_over(found) == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), [(1, 2048), (1, 8192), (1, 32768), (1, 131072)]),
+        (("--length=64",), [(1, 64)]),
+        (("--length=64", "--length=8", "--length=64", "--batch=3"), [(3, 8), (3, 64)]),
+        (("--batch=2",), [(2, 2048), (2, 8192), (2, 32768), (2, 131072)]),
+    ],
+)
+def test_sizes_given_replace_those_of_the_file(
+    four: str, tmp_path: Path, options: tuple[str, ...], expected: list[tuple[int, int]]
+) -> None:
+    def sizes(result: Result) -> list[tuple[int, int]]:
+        data = json.loads(result.stdout)
+        found = (data if isinstance(data, list) else data["plans"])[0]["predictions"]
+        return [(one["batch"], one["length"]) for one in found]
+
+    assert sizes(compiled(four, tmp_path / "out", "--json", *options)) == expected
+    assert sizes(run("explain", four, "--target=H200", "--json", *options)) == expected
+    with mock.patch.object(driver, "candidates", wraps=driver.candidates) as choice:
+        run("verify", four, "--plan=fft", "--device=cpu", "--examples=1", *options)
+    (spec,) = (call.args[0] for call in choice.call_args_list)
+    assert [(w.batch, w.length) for w in spec.workloads] == expected
+
+
+def test_sizes_beyond_all_bounds_are_an_error_of_the_input(op: str, tmp_path: Path) -> None:
+    for verb in ("compile", "explain", "verify"):
+        result = run(verb, op, f"--length=1{400 * '0'}")
+        assert result.exit_code == 2 and "error[S00" in result.stderr
+
+
+def test_a_generated_file_has_its_own_sizes(op: str, tmp_path: Path) -> None:
+    assert compiled(op, tmp_path / "out").exit_code == 0
+    result = run("verify", str(tmp_path / "out" / "small_conv.py"), "--length=64")
+    assert result.exit_code == 2 and "error[C006]: a generated file has its own" in result.stderr
+
+
+def test_what_the_readme_tunes_is_what_it_compiles(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its two commands, where the package has numbers for the workloads of the file together."""
+    shutil.copytree(folder("schedules") / "tuned", tmp_path / "package" / "schedules" / "tuned")
+    text = (folder("ops").parent / "README.md").read_text()
+    tuning, compiling = re.findall(r"^sh2gen ((?:tune|compile) ops/hyena_se.*)$", text, re.M)
+    spec = load_spec(folder("ops") / "hyena_se.yaml")
+    monkeypatch.chdir(folder("ops").parent)
+    monkeypatch.setattr("sh2gen.target.from_device", lambda: H200)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr("sh2gen.choose.triton_version", lambda: "3.6")
+    plan = candidates(spec, H200)[0].plan
+    points = {
+        d: [schedule(spec, plan, {d: {"TILES": n}}).numbers(d) for n in (2, 64)]
+        for d in DIRECTIONS
+    }
+    fakes = Fakes(tmp_path / "fakes", points, spec=spec)
+    for direction, (_, best) in points.items():
+        fakes.rule(direction, best, us=[50.0])
+    with fakes.installed():
+        result = run(*tuning.split(), "--effort=exhaustive")
+    assert result.exit_code == 0, result.output
+    assert "jsonl; compile and explain take it with --length 8192\n" in result.stdout
+    out = ("--out", str(tmp_path / "out"), "--no-verify", "--no-build", "--json")
+    (data,) = json.loads(run(*compiling.split(), *out).stdout)
+    assert data["schedule"] == {d: dict(best) for d, (_, best) in points.items()}
+    assert all("50.0 us at B=1 L=8192" in text for text in data["origins"].values())
+    assert data["not_taken"] == []
+    (data,) = json.loads(run("compile", "ops/hyena_se.yaml", *out).stdout)
+    assert [text.endswith("; --length 8192 takes them") for text in data["not_taken"]] == [
+        True
+    ] * 2
+
+
+@pytest.mark.parametrize("digits", [30, 400, 5000])
+def test_a_line_of_sizes_beyond_all_bounds_is_skipped_by_name(
+    home: Path, op: str, tmp_path: Path, digits: int
+) -> None:
+    keep(home, decide(SPEC, "forward", changed(TILES=4)))
+    (path,) = (home / "tuned").glob("*/*.jsonl")
+    line = path.read_text()
+    path.write_text(line.replace('"length": 8192', f'"length": 1{digits * "0"}') + line)
+    for result in (compiled(op, tmp_path / "out"), run("explain", op)):
+        assert result.exit_code == 0 and f"skipped: {path}:1: " in result.stderr
+        assert f"{ON}; {TIME}" in result.stdout
+
+
 def test_a_lock_file_keeps_files_as_they_are_whatever_was_tuned_since(
     home: Path, op: str, tmp_path: Path
 ) -> None:
@@ -509,6 +694,27 @@ def test_a_lock_file_pins_an_operator_whatever_it_is_called(op: str, tmp_path: P
     assert data["schedule"]["forward"] == dict(changed(TILES=4))
     result = compiled(op, out, "--locked", lock, "--plan=fft")
     assert result.exit_code == 2 and "error[R003]" in result.stderr
+
+
+def test_a_check_writes_no_lock_file(op: str, tmp_path: Path) -> None:
+    assert compiled(op, tmp_path / "out").exit_code == 0
+    lock = tmp_path / "job.lock"
+    result = compiled(op, tmp_path / "out", "--check", "--lock", str(lock))
+    assert result.exit_code == 2 and not lock.exists()
+    assert "error[C006]: nothing is written with --check" in result.stderr
+    assert "help: leave out --check, or --lock" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["op.yaml", "op.yaml/job.lock"])
+def test_a_lock_file_that_cannot_be_written_is_said_before_any_work(
+    op: str, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "op.yaml").write_text("op: mine\n")
+    result = compiled(op, tmp_path / "out", "--lock", str(tmp_path / name))
+    assert result.exit_code == 2 and "error[C005]" in result.stderr
+    assert "choosing a plan" not in result.stderr and not (tmp_path / "out").exists()
+    assert "lock file" in result.stderr and "--out" not in result.stderr
+    assert (tmp_path / "op.yaml").read_text() == "op: mine\n"
 
 
 @pytest.fixture
@@ -568,6 +774,21 @@ def test_kernels_of_other_text_than_was_pinned_are_said(
     again = tmp_path / "again.lock"
     assert compiled(op, tmp_path / "out", "--locked", str(locked), "--lock", str(again))
     assert json.loads(again.read_text())["schedules"][0]["kernels"] == digest
+
+
+def test_explain_of_a_job_that_is_pinned(home: Path, op: str, tmp_path: Path) -> None:
+    lock = str(tmp_path / "job.lock")
+    assert compiled(op, tmp_path / "out", "--lock", lock, "--set=forward.TILES=4").exit_code == 0
+    keep(home, decide(SPEC, "forward", changed(TILES=16)))
+    result = run("explain", op, "--locked", lock)
+    assert result.exit_code == 0 and result.stderr == ""
+    assert f"forward numbers: pinned by {lock}" in result.stdout and "TILES=4" in result.stdout
+    digest = json.loads(Path(lock).read_text())["schedules"][0]["kernels"]
+    Path(lock).write_text(Path(lock).read_text().replace(digest, "00" * 8))
+    assert "of other text: numbers are as pinned" in run("explain", op, "--locked", lock).stderr
+    for other in ("--miss", "--set=forward.TILES=8", f"--tables={tmp_path}"):
+        result = run("explain", op, "--locked", lock, other)
+        assert result.exit_code == 2 and "error[C006]" in result.stderr
 
 
 def test_explain_names_what_differs(home: Path, op: str) -> None:

@@ -66,6 +66,21 @@ def test_the_package_runs_as_a_module() -> None:
     assert result.stdout.startswith("python -m sh2gen, version ")
 
 
+def test_doctor_says_where_records_and_tables_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SH2GEN_HOME", str(tmp_path))
+    data = json.loads(run("doctor", "--json").stdout)
+    assert data["records"] == str(tmp_path / "records")
+    shipped = str(folder("schedules") / "tuned")
+    assert data["tables"] == [str(tmp_path / "tuned"), shipped]
+    lines = [line.partition("  ") for line in run("doctor").stdout.splitlines()]
+    rows = {name: text.strip() for name, _, text in lines}
+    assert rows["records"] == f"{tmp_path}/records"
+    assert rows["your tuned tables"] == f"{tmp_path}/tuned (none yet)"
+    assert rows["shipped tuned tables"] == shipped
+
+
 # ---- explain ------------------------------------------------------------------------------------
 
 
@@ -259,8 +274,31 @@ def test_tuning_needs_a_gpu(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("tune", op)
     assert result.exit_code == 2 and result.stdout == ""
     assert "error[V003]: tuning needs one of these GPUs: H200, " in result.stderr
-    assert "--effort estimate" in result.stderr
+    assert "; there is none here\n" in result.stderr
+    assert "--effort estimate` ranks schedules by prediction, without a GPU" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_gpu_that_tuning_does_not_know_is_named(
+    op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 PCIe")
+    result = run("tune", op)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert "; this one is NVIDIA H100 PCIe\n" in result.stderr
+    assert "compile takes what was tuned on the H200" in result.stderr
+    assert "TARGETS of sh2gen/target.py" in result.stderr
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-inf", "0"])
+def test_a_budget_is_a_number_of_seconds(op: str, tuning: Any, seconds: str) -> None:
+    called = tuning(tuned())
+    result = run("tune", op, f"--budget={seconds}")
+    assert result.exit_code == 2 and not called
+    assert "Invalid value for '--budget'" in result.stderr
+    assert run("tune", op, "--budget=2.5").exit_code == 0
+    assert called[0]["budget"] == 2.5
 
 
 def test_tuning_is_on_this_gpu(op: str) -> None:

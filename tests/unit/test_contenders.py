@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -114,6 +115,24 @@ def test_filters_longer_than_the_sequence() -> None:
 
 def test_torch_compile() -> None:
     assert_right(compared("compile", operator(OPERATORS["se"])))
+
+
+def test_torch_compile_compiles_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default PyTorch gives up after some, and calls the plain function from then on."""
+    compiled: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        compiled.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    spec, lengths = operator(taps(3)), range(20, 32)
+    for length in lengths:
+        way = CONTENDERS["compile"].prepare(spec, length, torch.float32)
+        inputs = {name: torch.randn(1, 32, length) for name in spec.inputs}
+        weights = {p.name: torch.randn(p.shape) for p in spec.parameters}
+        way.call(way.convert(inputs, weights))
+    assert len(compiled) == len(lengths)
 
 
 @pytest.mark.parametrize("kind", ["log_poles", "complex"])

@@ -16,12 +16,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sh2gen.emit import _File, _names, class_name, emit
+from sh2gen import emit as module
+from sh2gen.emit import _File, _names, class_name, emit, kernel_digest
 from sh2gen.errors import Sh2genError
 from sh2gen.fit import fitted
 from sh2gen.lower import ALGORITHMS, plans
 from sh2gen.resources import folder
-from sh2gen.schedule import DIRECTIONS, Schedule, partner, schedule, search_space
+from sh2gen.schedule import DIRECTIONS, Schedule, partner, schedule, search_space, space
 from sh2gen.source import Role, Source
 from sh2gen.spec import OpSpec, load_spec, spec_from_dict
 from tests.strategies import filter_for, register_profiles, specs
@@ -186,6 +187,42 @@ def test_numbers_of_the_schedule_and_nothing_else_change_the_text() -> None:
     assert len(changed) == 3
     assert all('"TILES": 2' in line for line in changed[:2])
     assert 'name = unique = "probe_' in changed[2]
+
+
+@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name != "fft"])
+def test_the_digest_of_kernels_is_of_their_text(
+    algorithm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of an operator's name, its channels, its workloads or the numbers that are the default;
+    but of how many channels share a filter, and of what is computed.
+    """
+    inner = filter_for(algorithm)
+    gates = {"gates": {"pre": True, "post": True}, "featurizer": {"length": 3}}
+
+    def digests(channels: int = 6, groups: int = 2, **fields: Any) -> list[str]:
+        fields = gates | {"skip": "channel"} | fields
+        spec = make(channels=channels, filter=inner | {"groups": groups}, **fields)
+        return [kernel_digest(spec, plan) for plan in plans(spec, algorithm)]
+
+    found = digests()
+    assert len(set(found)) == len(found)
+    workloads = [{"batch": 512, "length": 64}]
+    assert digests(channels=3 * 4096, groups=4096, op="other", workloads=workloads) == found
+    for other in (
+        digests(channels=8),
+        digests(skip="none"),
+        digests(gates={"pre": True}),
+        digests(featurizer={"length": 2}),
+    ):
+        assert not set(other) & set(found)
+
+    def others(spec: OpSpec, plan: Any) -> Any:
+        knobs = [knob for knob, _ in space(spec, plan, "backward").knobs]
+        numbers = {"TILES": 2} | ({"BLOCK_D": 1, "SEGMENTS": 64} if "SEGMENTS" in knobs else {})
+        return schedule(spec, plan, {"backward": {k: v for k, v in numbers.items() if k in knobs}})
+
+    monkeypatch.setattr(module, "default_schedule", others)
+    assert digests() == found
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sh2gen.errors import Sh2genError
-from sh2gen.lockfile import LockEntry, lock_error, locked_entry, read_lock, write_lock
+from sh2gen.lockfile import (
+    LockEntry,
+    lock_error,
+    locked_entry,
+    read_lock,
+    refuse_to_write,
+    write_lock,
+)
 from tests.strategies import register_profiles
 
 register_profiles()
@@ -168,6 +177,29 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert code(tmp_path)[0] == "R001"
     (tmp_path / "job.lock").write_bytes(b"\xff\xfe")
     assert "it is not UTF-8 text" in code(tmp_path / "job.lock")[1]
+
+
+def test_a_lock_file_that_cannot_be_written_is_named_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "job.lock", tmp_path / "file" / "deep" / "job.lock"):
+        for write in (refuse_to_write, lambda path: write_lock(path, [MR])):
+            with pytest.raises(Sh2genError, match="cannot write the lock file") as caught:
+                write(path)
+            assert caught.value.code == "C005"
+            assert caught.value.help == "give --lock another place"
+    refuse_to_write(tmp_path / "new" / "job.lock")
+    assert not (tmp_path / "new").exists()  # only looked at
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(Sh2genError, match=r"lock file is not written.*No space") as caught:
+        write_lock(tmp_path / "job.lock", [MR])
+    assert caught.value.code == "C005" and "--lock" in str(caught.value.help)
+    assert "--out" not in str(caught.value)
 
 
 def test_a_file_of_the_users_is_not_replaced(tmp_path: Path) -> None:

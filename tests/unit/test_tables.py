@@ -114,7 +114,7 @@ workload_sets = st.lists(
 ).map(in_order)
 
 
-@given(specs(), workload_sets, st.integers(), st.text(max_size=20))
+@given(specs(), workload_sets, st.integers(1 - 2**64, 2**64 - 1), st.text(max_size=20))
 def test_a_line_gives_back_what_was_written(
     spec: OpSpec, workloads: tuple[Workload, ...], rows: int, gpu: str
 ) -> None:
@@ -136,6 +136,9 @@ def test_a_line_gives_back_what_was_written(
         ('"bound_us": [10.0]', '"bound_us": [NaN]', "NaN is no number"),
         ('"workloads": [{"batch": 1, "length": 8192}]', '"workloads": []', "at least one"),
         ('"checks": 40', '"checks": "all"', "checks must be a whole number"),
+        ('"length": 8192', '"length": 1' + 400 * "0", "workloads[0].length must be less than"),
+        ('"channels": 4096', '"channels": 1' + 400 * "0", "fields.channels must be less than"),
+        ('"BLOCK_T": 64', '"BLOCK_T": 18446744073709551616', ".BLOCK_T must be less than 2**64"),
         ('"checks": 40, ', "", "checks is missing"),
     ],
 )
@@ -281,8 +284,13 @@ def test_an_operator_of_another_name_is_the_same() -> None:
         ),
         (
             decide(),
-            want(workloads=tuple(Workload(batch=b, length=64) for b in (1, 2, 3, 4, 5))),
-            " for B=1 L=8192, here B=1 L=64, B=2 L=64, B=3 L=64 and 2 more",
+            want(
+                workloads=tuple(
+                    Workload(batch=b, length=n)
+                    for b, n in ((2, 256), (1, 64), (1, 128), (2, 64), (2, 128))
+                )
+            ),
+            " for B=1 L=8192, here B=1 L=64, 128, B=2 L=64, 128, 256",
         ),
     ],
 )
@@ -292,10 +300,21 @@ def test_the_nearest_says_what_differs(decision: Decision, wanted: Wanted, label
     assert result.label == "nearest: tuned on NVIDIA H200 (2026-11-25)" + label
 
 
-def test_workloads_that_are_not_shown_differ_too() -> None:
+def test_of_many_workloads_a_miss_names_those_that_differ() -> None:
     four = tuple(Workload(batch=b, length=64) for b in (1, 2, 3, 4))
-    five = (*four[:3], Workload(batch=5, length=64))
+    five = (*four[:3], Workload(batch=5, length=64), Workload(batch=5, length=99))
     assert not found([decide(workloads=four)], want(workloads=five)).exact
+
+    def line(there: tuple[Workload, ...], here: tuple[Workload, ...]) -> str:
+        (text,) = misses([decide(workloads=there)], want(workloads=here), H200)
+        return text.partition("): ")[2]
+
+    assert line(four, five) == "workloads: B=5 L=64, 99 only here, B=4 L=64 only there"
+    assert line(four[:1], four) == "workloads: B=2 L=64, B=3 L=64, B=4 L=64 only here"
+    assert line(four, four[:3]) == "workloads: B=4 L=64 only there"
+    assert line(four[:2], four[2:]) == (
+        "workloads: B=3 L=64, B=4 L=64 here, B=1 L=64, B=2 L=64 there"
+    )
 
 
 def test_a_digest_that_has_another_meaning_by_now_is_said() -> None:
@@ -361,16 +380,45 @@ def test_misses_are_nearest_first_and_not_too_many() -> None:
         decide(triton="3.5"),
         decide(),
     ]
-    lines = misses(decisions, want(), H200)
+    *lines, last = misses(decisions, want(), H200)
     assert [line.partition("): ")[2] for line in lines] == [
         "nothing differs",
         "triton: 3.6 here, 3.5 there",
+    ]
+    assert last == "and 2 of other operators"
+    assert [line.partition("): ")[2] for line in misses(decisions[:2], want(), H200)] == [
         "filter.length: 128 here, 7 there",
         "direction: forward here, backward there; filter.length: 128 here, 7 there",
     ]
     many = [decide(triton=str(i)) for i in range(50)]
-    assert len(misses(many, want(), H200)) == 20
+    assert len(misses(many, want(), H200)) == 11
+    assert misses(many, want(), H200)[-1] == "and 40 more"
     assert misses([], want(), H200) == () and find([], want(), H200) is None
+
+
+def test_of_other_operators_there_are_lines_only_if_of_this_one_there_is_nothing() -> None:
+    """Another plan, GPU or number of channels makes no other operator."""
+    others = [decide(make(length=n)) for n in range(2, 30)]
+    own = [
+        decide(make(channels=8192)),
+        decide(gpu="NVIDIA B200"),
+        decide(plan="direct/BLD", triton="3.5", templates="00" * 32, direction="backward"),
+    ]
+    *lines, last = misses(others + own, want(), H200)
+    assert last == "and 28 of other operators"
+    assert [line.partition("): ")[2] for line in lines] == [
+        "channels: 4096 here, 8192 there",
+        "gpu: NVIDIA H200 here, NVIDIA B200 there",
+        "plan: toeplitz/BDL/recompute here, direct/BLD there; "
+        "direction: forward here, backward there; triton: 3.6 here, 3.5 there; "
+        "templates: 7e7e7e7e here, 00000000 there",
+    ]
+    assert misses(others + own, want(), H200, limit=1)[-1] == "and 30 more, 28 of other operators"
+    lines = list(misses(others, want(), H200))
+    assert len(lines) == 4 and lines[-1] == "and 25 of other operators"
+    strange = decide(make(length=7, gates={"pre": True, "post": True}, skip="group"), gpu="B200")
+    (line,) = misses([strange], want(), H200)
+    assert line.endswith("; 2 more") and line.count(";") == 3
 
 
 def test_numbers_that_are_not_legal_here_do_not_serve() -> None:
@@ -391,8 +439,7 @@ def test_numbers_that_are_not_legal_here_do_not_serve() -> None:
 RANKED = [  # nearest first
     decide(),
     decide(workloads=(SHORT, LONG)),  # all that is wanted, and more
-    decide(workloads=(Workload(batch=2, length=8192),), date="2026-11-26"),
-    decide(workloads=(Workload(batch=2, length=8192),), date="2026-11-24"),
+    decide(workloads=(Workload(batch=2, length=8192),)),
     decide(workloads=(Workload(batch=2, length=16384),)),
     decide(workloads=(LONG,)),
     decide(make(channels=2048, groups=128)),
@@ -415,9 +462,26 @@ def test_the_nearest_whatever_the_order(chance: random.Random) -> None:
         left.remove(expected)
 
 
-def test_of_equals_one_is_always_the_same() -> None:
-    a, b = decide(rows=16, triton="3.5"), decide(rows=64, triton="3.5")
-    assert found([a, b], want()) == found([b, a], want())
+@pytest.mark.parametrize("triton", ["3.6", "3.5"])  # exact, and near
+def test_of_equals_that_of_the_first_folder_serves_and_of_these_the_newest(
+    tmp_path: Path, triton: str
+) -> None:
+    """Whatever the clocks said: those of others do not go before one's own for being newer."""
+    half, twice = (Workload(batch=1, length=n) for n in (4096, 16384))  # as far from 8192
+    places = [tmp_path / name for name in ("given", "own", "package")]
+    if triton == "3.6":
+        kept = [decide(rows=rows, date=f"20{rows}-11-25T10:00:00Z") for rows in (16, 32, 64)]
+    else:
+        kept = [
+            decide(workloads=(w,), rows=rows, date=f"20{rows}-11-25T10:00:00Z", triton=triton)
+            for w, rows in ((half, 16), (twice, 32), (half, 64))
+        ]
+        write_decisions(places[0], [dataclasses.replace(kept[1], date="2015-01-01T10:00:00Z")])
+    for place, decision in zip(places, kept, strict=True):
+        write_decisions(place, [decision])
+    for i in range(len(places)):
+        decisions, damages = read_tables(places[i:])
+        assert not damages and found(list(decisions), want()).decision == kept[i]
 
 
 def test_the_distance_of_workloads_is_a_mean_of_the_nearest() -> None:
@@ -426,4 +490,5 @@ def test_the_distance_of_workloads_is_a_mean_of_the_nearest() -> None:
     middle = decide(workloads=(Workload(batch=1, length=32768),))  # 2 and 2: as far
     two = decide(workloads=(SHORT, Workload(batch=1, length=65536)))  # 0 and 1
     assert found([one, middle, two], wanted).decision == two
-    assert found([one, dataclasses.replace(middle, date="2027")], wanted).decision != one
+    for first, second in ((one, middle), (middle, one)):
+        assert found([first, second], wanted).decision == first
