@@ -107,9 +107,13 @@ def build(
             label = _label(*distinct[job])
             answers[job] = answer = future.result()
             if problem := failure(answer, label, target, time_limit):
-                advice = "make its blocks smaller with --set (`sh2gen explain` lists the knobs), "
-                advice += "or leave the build out: --no-build"
-                raise CheckFailed("B001", problem, help=advice if "gave_up" in answer else None)
+                advice = answer.get("help")
+                if "gave_up" in answer:
+                    advice = (
+                        "make its blocks smaller with --set (`sh2gen explain` lists the knobs), "
+                        "or leave the build out: --no-build"
+                    )
+                raise CheckFailed("B001", problem, help=advice)
             if progress is not None:
                 progress(len(answers), len(distinct), label)
     return Built(
@@ -126,7 +130,10 @@ def failure(answer: dict[str, Any], label: str, target: Target, time_limit: floa
             f"kernel {label} was still compiling for {target.sm} after {time_limit:g} s, "
             "the time limit"
         )
-    if problem := answer.get("error") or answer.get("died"):
+    problem = answer.get("error") or answer.get("died")
+    if "help" in answer:
+        return f"kernel {label} could not be compiled on this machine\n{problem}"
+    if problem:
         return f"kernel {label} does not compile for {target.sm}\n{problem}"
     return None
 

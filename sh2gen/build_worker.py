@@ -1,31 +1,33 @@
 """Compile kernels in a process of its own: a JSON job per line in, a JSON answer per line out.
 
-`build` runs this file as a script and it imports nothing of sh2gen, so that a worker starts in
-0.3 s: neither the caller's `__main__` nor torch (2 s) is imported, and a crash or a hang of the
-compiler harms no one else.
+`build` runs this file as a script and it imports nothing of sh2gen but the file beside it, so that
+a worker starts in 0.3 s: neither the caller's `__main__` nor torch (2 s) is imported, and a crash
+or a hang of the compiler harms no one else.
 
 A job holds `file`, `module`, `text`, `name`, `gluon` (whether that is its language), `signature`,
 `constants`, `divisible`, `options` and `capability`; its answer holds `registers` (per thread),
 `stack` (bytes per thread), `spills` and `instructions` (of them, in loops if there are any),
 `code` (a digest of these), `shared` (bytes per block), `ptx`, `cubin` (base64), `triton` (its
-version) and `seconds`, or `error`: why the kernel does not compile.
+version) and `seconds`, or `error`: why the kernel does not compile; then `help`, if it is not the
+kernel's fault but this machine's, says what may be done.
 """
 
 from __future__ import annotations
 
 import ast
 import base64
+import errno
 import hashlib
-import json
+import importlib.util
 import linecache
 import os
 import re
 import struct
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 # In disassembled code: an instruction and its address, perhaps behind a predicate.
@@ -77,8 +79,30 @@ def compile_kernel(job: dict[str, Any]) -> dict[str, Any]:
     try:
         answer = _compile(job)
     except Exception as error:
-        return {"error": _explain(error)}
+        found = {"error": _explain(error)}
+        return found | ({"help": advice} if (advice := _of_machine(error)) else {})
     return {**answer, "seconds": time.perf_counter() - start}
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error, what it was raised from, and so on."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    return chain
+
+
+def _of_machine(error: BaseException) -> str:
+    """What to do about an error that says nothing of the kernel; nothing for one that does."""
+    for one in _chain(error):
+        if isinstance(one, MemoryError) or getattr(one, "errno", None) == errno.ENOMEM:
+            return "free memory; `sh2gen tune --workers` compiles in fewer processes"
+        if isinstance(one, OSError) and one.errno is not None:  # Triton raises some without
+            return (
+                "make room and a right to write, in the folder for temporary files "
+                f"({tempfile.gettempdir()}) and in Triton's cache, which TRITON_CACHE_DIR moves"
+            )
+    return ""
 
 
 def _explain(error: BaseException) -> str:
@@ -89,9 +113,7 @@ def _explain(error: BaseException) -> str:
     """
     from triton.compiler.errors import CompilationError
 
-    chain = [error]
-    while (cause := chain[-1].__cause__) is not None:
-        chain.append(cause)
+    chain = _chain(error)
     best = next((one for one in reversed(chain) if isinstance(one, CompilationError)), chain[-1])
     return f"{type(best).__name__}: {best}"
 
@@ -200,15 +222,17 @@ def _spills(code: str) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Answer jobs until stdin ends."""
+    """Answer jobs, as `process.serve` does."""
     # Compile, whatever the user's shell says; Triton's own library is interpreted or not from its
     # import on.
     os.environ.pop("TRITON_INTERPRET", None)
-    # Triton prints to stdout when ptxas fails, also from C++: only answers may go there.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    for line in sys.stdin:
-        print(json.dumps(compile_kernel(json.loads(line))), file=answers, flush=True)
+    beside = importlib.util.spec_from_file_location(
+        "process", Path(__file__).parent / "process.py"
+    )
+    assert beside is not None and beside.loader is not None
+    process = importlib.util.module_from_spec(beside)
+    beside.loader.exec_module(process)
+    process.serve(compile_kernel)
 
 
 if __name__ == "__main__":

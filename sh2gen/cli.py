@@ -30,6 +30,7 @@ from rich.syntax import Syntax
 
 from sh2gen.errors import Sh2genError
 from sh2gen.files import made_folder
+from sh2gen.tune_report import print_estimate, print_tuned
 
 talk = Console(stderr=True, highlight=False, soft_wrap=True)
 data = Console(highlight=False, soft_wrap=True)
@@ -435,11 +436,11 @@ def tune(
     workloads = [Workload(batch=batch or 1, length=length) for length in dict.fromkeys(lengths)]
     directions = (direction,) if direction else ("forward", "backward")
     if effort == "estimate":
-        if resume or budget or out or workers:
+        if resume or budget or workers:
             raise Sh2genError(
-                "C006", "--resume, --budget, --out and --workers are for a search, not an estimate"
+                "C006", "--resume, --budget and --workers are for a search, not an estimate"
             )
-        _name_damages(tables().damages)
+        _name_damages(tables(Path(out) if out else None).damages)
         estimates = driver.estimate_operator(
             op,
             workloads=workloads,
@@ -447,8 +448,9 @@ def tune(
             changes=_changes(settings),
             directions=directions,
             target=target,
+            out=out,
         )
-        _print_estimate(estimates, as_json)
+        print_estimate(estimates, as_json)
         return
     if target is not None:
         raise Sh2genError("C006", "--target is for --effort estimate: tuning measures on this GPU")
@@ -489,112 +491,6 @@ def tune(
         raise click.exceptions.Exit(130)
     if not all(one["decision"] for one in found):
         raise click.exceptions.Exit(1)
-
-
-def _print_estimate(estimates: Any, as_json: bool) -> None:
-    """The ten best predictions of each direction, each with one schedule of those that share it;
-    and where the start is.
-    """
-    result: dict[str, Any] = {}
-    for direction, estimate in estimates.items():
-        space = estimate.problem
-        groups: dict[str, list[Any]] = {}
-        for point in sorted(space.points, key=lambda point: space.predicted[point]):
-            groups.setdefault(f"{space.predicted[point]:.9g}", []).append(point)
-        entries, rank = [], 1
-        for points in groups.values():
-            first = space.start if space.start in points else points[0]
-            entry = {
-                "numbers": dict(first),
-                "share": 1 / space.predicted[first],
-                "rank": rank,
-                "tied": len(points) - 1,
-                "free": [  # numbers that the prediction does not depend on
-                    name for i, (name, _) in enumerate(first) if len({p[i] for p in points}) > 1
-                ],
-            }
-            rank += len(points)
-            entries.append(entry)
-            if first == space.start:
-                start = entry
-        result[direction] = {
-            "points": len(space.points),
-            "dropped": dict(estimate.dropped),
-            "start": start,
-            "best": entries[:10],
-        }
-    if as_json:
-        click.echo(json.dumps(result, indent=2))
-        return
-    for direction, found in result.items():
-        dropped = sum(found["dropped"].values())
-        click.echo(
-            f"{direction}: the best of {found['points']} by prediction"
-            + f"; constraints dropped {dropped}" * (dropped > 0)
-        )
-        start = found["start"]
-        for entry in found["best"]:
-            text = " ".join(f"{name}={value}" for name, value in entry["numbers"].items() if value)
-            tied = f"  (and {entry['tied']} with other {', '.join(entry['free'])})"
-            mark = "  (start)" * (entry is start)
-            click.echo(
-                f"  {entry['share']:.2f} of the bound  {text}" + tied * bool(entry["tied"]) + mark
-            )
-        place = f"{start['rank']} of {found['points']}" + f", {start['tied'] + 1} alike" * bool(
-            start["tied"]
-        )
-        click.echo(f"  the start: {start['share']:.2f} of the bound, rank {place}")
-
-
-def print_tuned(tuned: Any, path: Any, out: str | None = None, own: Iterable[Any] = ()) -> None:
-    """What a search came to, for a person.
-
-    Args:
-        path: the table that keeps it.
-        out: the folder of tables that was asked for.
-        own: the workloads of the operator's file, if not only these can have been tuned for.
-    """
-    from sh2gen.choose import size_options
-
-    result, decision = tuned.result, tuned.decision
-    counts = ", ".join(f"{n} {status}" for status, n in tuned.to_dict()["tried"].items())
-    rows = [
-        (
-            "tried",
-            f"{len(result.tried)} of {len(tuned.problem.points)} candidates in "
-            f"{result.seconds:.0f} s: {counts}" + ("; interrupted" * result.interrupted),
-        )
-    ]
-    if decision is None:
-        rows.append(("decided", "nothing: no candidate was right"))
-    else:
-        numbers = " ".join(f"{name}={value}" for name, value in decision.numbers if value)
-        rows.append(("numbers", numbers + " (as before)" * (decision.numbers == decision.start)))
-        for i, workload in enumerate(decision.workloads):
-            us, bound = decision.us[i], decision.bound_us[i]
-            rows.append(
-                (
-                    f"B={workload.batch} L={workload.length}",
-                    f"{us:.1f} us ({decision.low[i]:.1f} to {decision.high[i]:.1f}), "
-                    f"{bound / us:.2f} of the bound; before {decision.start_us[i]:.1f} us",
-                )
-            )
-        other = own and set(own) != set(decision.workloads)
-        options = [size_options(decision.workloads)] if other else []
-        options += [] if _is_home(out) else [f"--tables {out}"]
-        how = f"; compile and explain take it with {' '.join(options)}" if options else ""
-        rows.append(("kept in", f"{path}{how}"))
-    width = max(len(name) for name, _ in rows)
-    click.echo(tuned.task.title)
-    for name, text in rows:
-        click.echo(f"  {name.ljust(width)}  {text}")
-
-
-def _is_home(out: str | None) -> bool:
-    """Whether compile looks into this folder of tables by itself."""
-    from sh2gen.records import home
-
-    return out is None or Path(out).resolve() == (home() / "tuned").resolve()
 
 
 _STAGES = ["spec", "graph", "plan", "source", "ptx"]

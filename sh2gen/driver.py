@@ -51,6 +51,7 @@ from sh2gen.tables import (
     in_order,
     read_tables,
     refuse_to_write,
+    table_path,
     write_decisions,
     write_lock,
 )
@@ -755,15 +756,21 @@ def tune_operator(
 def _kept(folder: Path, tuned: Tuned, warn: Progress) -> Path | None:
     """The table that holds a decision; None if there is none or it cannot be written.
 
-    An interrupted search that confirms what a table says leaves it alone: that was more thorough.
+    An interrupted search leaves alone what a table says, which was more thorough, unless it came
+    so far that it raced its winner with it.
     """
-    decision = tuned.decision
+    decision, result = tuned.decision, tuned.result
     if decision is None:
         return None
-    before, _ = read_tables([folder]) if tuned.result.interrupted else ((), ())
-    same = [one for one in before if one.identity == decision.identity]
-    if any(one.numbers == decision.numbers for one in same):
-        return folder
+    before, _ = read_tables([folder]) if result.interrupted else ((), ())
+    for one in before:
+        if one.identity != decision.identity:
+            continue
+        if one.numbers == decision.numbers:
+            return table_path(folder, one)
+        if not result.raced and not one.effort.endswith("interrupted"):
+            warn(f"the decision of {one.date[:10]} stays: this search was interrupted too early")
+            return None
     try:
         return write_decisions(folder, [decision])
     except Sh2genError as error:  # an hour of search is not lost for that: it is told
@@ -800,8 +807,13 @@ def estimate_operator(
     changes: Changes | None = None,
     directions: Sequence[str] = DIRECTIONS,
     target: str | None = None,
+    out: str | PathLike[str] | None = None,
 ) -> dict[str, Estimate]:
     """By direction, what a search would try and what each is predicted to cost; needs no GPU.
+
+    Args:
+        target: a GPU's name; by default the one that is here.
+        out: folder of tuned tables, of which a search would start from the best.
 
     Raises:
         Sh2genError: as `tune_operator`, but for the GPU.
@@ -809,7 +821,8 @@ def estimate_operator(
     spec = op if isinstance(op, OpSpec) else load_spec(op)
     spec = dataclasses.replace(spec, workloads=in_order(workloads or spec.workloads))
     gpu = resolve_target(target)
-    chosen = candidates(spec, gpu, plan, changes, tables())[0]
+    known = tables(Path(out) if out is not None else None)
+    chosen = candidates(spec, gpu, plan, changes, known)[0]
     _require_kernels(spec, chosen.plan)
     found = {}
     for d in directions:

@@ -14,8 +14,8 @@ import keyword
 import re
 import textwrap
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from typing import Any, assert_never
 
 import jinja2
@@ -114,19 +114,38 @@ def emit(spec: OpSpec, plan: Plan, schedule: Schedule) -> Source:
     return Source(op=spec.op, text=text, kernels=kernel_sources(spec, plan, schedule))
 
 
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A generated file, as far as its names go: numbers decide only whether it has a twin for
+    sm_90.
+    """
+
+    spec: OpSpec
+    plan: Plan
+    twin: bool
+    schedule: Schedule = field(compare=False)
+
+
+@lru_cache(maxsize=64)  # a search writes hundreds of files of one kind
+def _names(file: _File) -> frozenset[str]:
+    """Every name that means something in a file."""
+    taken = set(keyword.kwlist)
+    for node in ast.walk(ast.parse(_render(file.spec, file.plan, file.schedule))):
+        match node:
+            case ast.Name(id=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                taken.add(name)
+            case ast.arg(arg=name) | ast.alias(name=name):
+                taken.add(name.split(".")[0])
+    return frozenset(taken)
+
+
 def refuse_clash(spec: OpSpec, plan: Plan, schedule: Schedule) -> None:
     """The names that a file takes from its operator must not stand for anything else in it: S007.
 
     Numbers decide only whether the file has a twin for sm_90.
     """
     neutral = dataclasses.replace(spec, op="operator_by_no_other_name")
-    taken = set(keyword.kwlist)
-    for node in ast.walk(ast.parse(_render(neutral, plan, schedule))):
-        match node:
-            case ast.Name(id=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
-                taken.add(name)
-            case ast.arg(arg=name) | ast.alias(name=name):
-                taken.add(name.split(".")[0])
+    taken = _names(_File(neutral, plan, _twin(plan, schedule) is not None, schedule))
     own = (spec.op, class_name(spec.op), *(f"{spec.op}_{n}" for n in _SUFFIXES))
     for name in own:
         if name in taken:

@@ -31,9 +31,15 @@ class Worker:
         self._process: subprocess.Popen[str] | None = None
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (see close)
 
+    @property
+    def running(self) -> bool:
+        """Whether there is a process that has answered a job, and waits for the next."""
+        return self._process is not None and self._process.poll() is None
+
     def run(self, job: str, time_limit: float) -> dict[str, Any]:
         """The answer to `job`, or `died`: why the process did, or that what it said is no answer;
-        or `gave_up`: it was killed because it took longer than the limit (s).
+        or `gave_up`: it was killed because it took longer than the limit (s). With `help` where
+        the job was not to blame: what may be done.
 
         A process that ended before it got the job is replaced, and the next one gets the job: what
         ended the former was not this job.
@@ -45,7 +51,8 @@ class Worker:
         try:
             process = self._process = self._process or self._start()
         except OSError as error:
-            return {"died": f"{self._name} cannot be started: {error}"}
+            help = "free memory, or end other processes"
+            return {"died": f"{self._name} cannot be started: {error}", "help": help}
         assert process.stdin is not None and process.stdout is not None
         unheard = False
         too_slow = threading.Event()
@@ -155,7 +162,11 @@ def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when its parent has ended, even while it waits for the GPU."""
+    """End this process when its parent has ended, even while it waits for the GPU, and what it
+    started: a `Worker` leads a group of its own.
+    """
     while os.getppid() == parent:
         time.sleep(1)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(os.getpid(), signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)

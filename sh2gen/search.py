@@ -6,7 +6,8 @@ tested without one. What it minimises is the mean over workloads of time over th
 
 A search goes in rounds that halve the field: everything that is tried is timed briefly, the best
 quarter for longer, the best few against the schedule of the start, one after another and several
-times. That schedule stays unless one wins by more than times spread.
+times. That schedule stays unless one wins by more than times spread; where a search ends before
+that was found out, unless one is so much faster that no spread explains it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from statistics import fmean
+from dataclasses import dataclass, field, replace
+from statistics import fmean, median, quantiles
 from typing import Protocol
 
 from sh2gen.records import Status
@@ -43,6 +44,11 @@ class Outcome:
     stage: str = ""
     built: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def no_verdict(self) -> bool:
+        """Whether it could not be built, by no fault of its own: the disk is full, say."""
+        return self.status is Status.RUNTIME and self.stage == "build"
 
 
 Tried = Mapping[Numbers, Outcome]
@@ -119,6 +125,26 @@ def beats(challenger: Outcome, start: Outcome, bounds: Sequence[float]) -> bool:
     return gain > max(spread(challenger), spread(start))
 
 
+def clearly_beats(challenger: Outcome, start: Outcome, bounds: Sequence[float]) -> bool:
+    """The same where the two were not timed one beside the other, and by more than what times of
+    one candidate differ by then.
+    """
+    return beats(challenger, start, bounds) and (
+        score(challenger, bounds) < (1 - _CLEAR) * score(start, bounds)
+    )
+
+
+def together(rounds: Sequence[Sequence[Quantiles]]) -> tuple[Quantiles, ...]:
+    """Quantiles over rounds, of their medians, one a workload; those of the round if it is one."""
+    if len(rounds) == 1:
+        return tuple(rounds[0])
+    found = []
+    for times in zip(*rounds, strict=True):
+        tenths = quantiles([us[1] for us in times], n=10, method="inclusive")
+        found.append((tenths[1], tenths[4], tenths[7]))
+    return tuple(found)
+
+
 # ---- strategies ---------------------------------------------------------------------------------
 
 # Yields what to try next, one after another: asked for more, it sees all outcomes so far.
@@ -192,7 +218,17 @@ EFFORTS: dict[str, Effort] = {
 AHEAD = 4
 _QUARTER, _LONGER = 4, 24
 _FINALISTS = 6
-_ROUNDS = {"longer": 1, "final": 7}
+LAST_ROUNDS = 7
+_ROUNDS = {"longer": 1, "final": LAST_ROUNDS}
+# Last rounds that say how much times spread.
+ENOUGH = 3
+# Of the time of a start that others were not raced with. Brief times of one candidate differ by up
+# to 6 % on the sweeps in tests/data.
+_CLEAR = 0.1
+# Milliseconds of warming up and of timing: at first, and in the rounds after that; and by how many
+# seconds these take longer.
+QUICK_MS, LONG_MS = (3, 12), (10, 40)
+_MORE = (sum(LONG_MS) - sum(QUICK_MS)) / 1000
 # Of the budget, what trying may take; the rest is for the rounds after it.
 _TRYING = 0.8
 
@@ -209,6 +245,9 @@ class Result:
         first: the first outcome of every candidate that was tried or dropped.
         tried: the last one.
         final: the last round: the finalists and the start, timed one beside the other.
+        raced: whether there were enough rounds for that to decide.
+        field: what the winner was chosen from: these, or if they were not raced what this search
+            found, without what an earlier one did.
         interrupted: whether it was told to stop before it was done.
     """
 
@@ -216,6 +255,8 @@ class Result:
     first: Tried
     tried: Tried
     final: Tried
+    raced: bool
+    field: Tried
     seconds: float
     interrupted: bool
 
@@ -244,13 +285,14 @@ def search(
     until = begin + (end - begin) * _TRYING
     tried: dict[Numbers, Outcome] = dict(known or {})
     first: dict[Numbers, Outcome] = dict(tried)
+    measured: dict[Numbers, Outcome] = {}
     final: Tried = {}
-    right: list[Numbers] = []
     latest: Tried = {}  # of a round that is under way
+    rounds_done = 0  # of the last stage
     interrupted = False
 
     def took(numbers: Numbers, outcome: Outcome) -> None:
-        tried[numbers] = first[numbers] = outcome
+        tried[numbers] = first[numbers] = measured[numbers] = outcome
         note(numbers, outcome, tried)
 
     try:
@@ -260,33 +302,58 @@ def search(
         right = [n for n, outcome in tried.items() if outcome.status is Status.OK]
         for stage, rounds in _ROUNDS.items() if last_rounds else ():
             right.sort(key=lambda numbers: score(tried[numbers], lab.bounds))
-            keep = min(_LONGER, len(right) // _QUARTER) if stage == "longer" else 0
-            keep = max(_FINALISTS, keep)
-            field = right[:keep]
+            keep = _FINALISTS
+            if stage == "longer":
+                keep = min(_LONGER, len(right) // _QUARTER, _affordable(tried, end - lab.now()))
+                if keep <= _FINALISTS:
+                    continue
+            batch = right[:keep]
             # One that there was no time for, too: it stays unless it is beaten.
-            if problem.start not in field and (
-                problem.start in right or problem.start not in tried
+            if problem.start not in batch and (
+                problem.start in right
+                or problem.start not in tried
+                or tried[problem.start].no_verdict
             ):
-                field.append(problem.start)
-            for so_far in lab.race(field, rounds, stage, end):
+                batch.append(problem.start)
+            rounds_done = 0
+            for so_far in lab.race(batch, rounds, stage, end):
                 latest = so_far
+                rounds_done += stage == "final"
             final, latest = latest, {}
             tried |= final
+            measured |= final
             for numbers, outcome in final.items():
                 note(numbers, outcome, tried)
             right = [n for n, outcome in final.items() if outcome.status is Status.OK]
     except KeyboardInterrupt:
         interrupted, final = True, latest or final  # as far as it came, one beside the other
         tried |= final
-        right = [n for n, outcome in final.items() if outcome.status is Status.OK]
+        measured |= final
+    raced = rounds_done >= ENOUGH and any(o.status is Status.OK for o in final.values())
+    field = {
+        n: one for n, one in measured.items() if not raced or n in final or n == problem.start
+    }
     return Result(
-        winner=_winner(problem, final if right else tried, tried, lab.bounds),
+        winner=choose(problem, field, raced, lab.bounds),
         first=first,
         tried=tried,
         final=final,
+        raced=raced,
+        field=field,
         seconds=lab.now() - begin,
         interrupted=interrupted,
     )
+
+
+def _affordable(tried: Tried, seconds: float) -> int:
+    """How many can be timed for longer in so many seconds, if last rounds are to come after it."""
+    took = [
+        (one.seconds["quick"], len(one.us)) for one in tried.values() if "quick" in one.seconds
+    ]
+    if not took or seconds == float("inf"):
+        return _LONGER
+    each = median(quick + _MORE * workloads for quick, workloads in took)
+    return int(seconds / max(each, 1e-9)) - LAST_ROUNDS * (_FINALISTS + 1)
 
 
 def _wanted(
@@ -313,15 +380,19 @@ def _wanted(
         yield numbers
 
 
-def _winner(problem: Problem, field: Tried, tried: Tried, bounds: Sequence[float]) -> Numbers:
+def choose(problem: Problem, field: Tried, raced: bool, bounds: Sequence[float]) -> Numbers:
     """The best of those that beat the start. The start, if none does or it was not timed: what is
     known to be good does not give way to what was compared with nothing.
+
+    Args:
+        raced: whether they were timed one beside the other.
     """
-    start = field.get(problem.start, tried.get(problem.start))
-    if start is None:
+    start = field.get(problem.start)
+    if start is None or start.no_verdict:
         return problem.start
+    enough = beats if raced else clearly_beats
     ranked = sorted(field, key=lambda numbers: score(field[numbers], bounds))
-    better = (numbers for numbers in ranked if beats(field[numbers], start, bounds))
+    better = (numbers for numbers in ranked if enough(field[numbers], start, bounds))
     return next(better, problem.start)
 
 
@@ -336,7 +407,7 @@ class Replay:
         outcomes: by candidate; those that are right with `seconds` for build, verify, quick.
         bounds: as of `Lab`.
         workers: processes that build side by side.
-        seed: of the noise of brief times, drawn within the quantiles that were recorded.
+        seed: of the noise of times, drawn within the quantiles that were recorded.
     """
 
     def __init__(
@@ -374,7 +445,7 @@ class Replay:
             outcome = self._outcomes[numbers]
             self._clock += outcome.seconds.get("verify", 0.0) + outcome.seconds.get("quick", 0.0)
             self._built.add(numbers)
-            yield numbers, self._noisy(outcome)
+            yield numbers, replace(outcome, us=self._seen(outcome, QUICK_MS))
 
     def race(
         self, batch: Sequence[Numbers], rounds: int, stage: str, deadline: float
@@ -384,24 +455,27 @@ class Replay:
                 seconds = self._outcomes[numbers].seconds
                 self._clock += seconds.get("build", 0.0) + seconds.get("verify", 0.0)
                 self._built.add(numbers)
+        found: dict[Numbers, list[tuple[Quantiles, ...]]] = {numbers: [] for numbers in batch}
         for i in range(rounds):
             if i and self._clock >= deadline:
                 return
             for numbers in batch:
-                self._clock += self._outcomes[numbers].seconds.get("quick", 0.0)
-            yield {numbers: self._outcomes[numbers] for numbers in batch}
+                outcome = self._outcomes[numbers]
+                self._clock += outcome.seconds.get("quick", 0.0) + _MORE * len(outcome.us)
+                found[numbers].append(self._seen(outcome, LONG_MS))
+            yield {
+                numbers: replace(self._outcomes[numbers], us=together(times), stage=stage)
+                if times[0]
+                else self._outcomes[numbers]
+                for numbers, times in found.items()
+            }
 
-    def _noisy(self, outcome: Outcome) -> Outcome:
-        """As a brief timing might have seen it."""
-        drawn = tuple(
-            (low, min(high, max(low, self._random.gauss(median, (high - low) / 2))), high)
-            for low, median, high in outcome.us
-        )
-        return Outcome(
-            status=outcome.status,
-            us=drawn,
-            detail=outcome.detail,
-            stage=outcome.stage,
-            built=outcome.built,
-            seconds=outcome.seconds,
-        )
+    def _seen(self, outcome: Outcome, milliseconds: tuple[int, int]) -> tuple[Quantiles, ...]:
+        """Quantiles as timing for so long might have seen them: noise averages out."""
+        share = (QUICK_MS[1] / milliseconds[1]) ** 0.5
+        found = []
+        for low, us, high in outcome.us:
+            drawn = us + share * self._random.gauss(0, (high - low) / 2)
+            drawn = min(high, max(low, drawn))
+            found.append((low, drawn, high))
+        return tuple(found)

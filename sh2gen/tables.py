@@ -51,7 +51,7 @@ class Decision:
         numbers: knob and value, in the order of the schedule file.
         us, low, high: microseconds of a call for each workload: median, 20th, 80th percentile.
         bound_us: of an elementwise kernel that moves the same bytes.
-        start_us: of `start`, timed together with `numbers`.
+        start_us: of `start`, timed together with `numbers`; empty if it failed.
         start: the schedule that the search started from.
         checks: comparisons with float64 that passed before it was timed.
         effort: how thorough the search was.
@@ -89,7 +89,7 @@ class Decision:
         for name in ("us", "low", "high", "bound_us", "start_us"):
             times = getattr(self, name)
             check_times(name, times)
-            if len(times) != len(self.workloads):
+            if len(times) != len(self.workloads) and (times or name != "start_us"):
                 raise ValueError(f"{name} must have a time for each workload")
         _width(self.fields)
 
@@ -147,6 +147,11 @@ def read_tables(folders: Sequence[Path]) -> tuple[tuple[Decision, ...], tuple[Da
     return tuple(decisions), tuple(damages)
 
 
+def table_path(folder: Path, decision: Decision) -> Path:
+    """The table in a folder that holds what is decided for this operator and GPU."""
+    return folder / slug(decision.key.gpu) / f"{decision.op}.jsonl"
+
+
 def write_decisions(folder: Path, decisions: Sequence[Decision]) -> Path:
     """Put decisions, all of one operator and one GPU, into their table; returns its path.
 
@@ -158,8 +163,7 @@ def write_decisions(folder: Path, decisions: Sequence[Decision]) -> Path:
         Sh2genError: C005 if the table cannot be read or written; it is then untouched.
         ValueError: none, or of several operators or GPUs.
     """
-    ((gpu, op),) = {(d.key.gpu, d.op) for d in decisions}
-    path = folder / slug(gpu) / f"{op}.jsonl"
+    (path,) = {table_path(folder, decision) for decision in decisions}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A file beside the tables, because every new table is another file.

@@ -22,7 +22,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import quantiles
+from statistics import median
 from typing import Any
 
 from sh2gen.build import BuiltKernel, Compilers, built_kernel, failure, kernel_job, misfit
@@ -35,19 +35,37 @@ from sh2gen.plan import Plan
 from sh2gen.process import Worker, python_worker
 from sh2gen.records import Key, Log, Measurement, Status, log_path, now, operator_digest
 from sh2gen.schedule import DIRECTIONS, Numbers, Schedule, coupling, partner, search_space
-from sh2gen.search import AHEAD, EFFORTS, Outcome, Problem, Quantiles, Result, Tried, score, search
+from sh2gen.search import (
+    AHEAD,
+    EFFORTS,
+    ENOUGH,
+    LAST_ROUNDS,
+    LONG_MS,
+    QUICK_MS,
+    Outcome,
+    Problem,
+    Quantiles,
+    Result,
+    Tried,
+    beats,
+    choose,
+    clearly_beats,
+    score,
+    search,
+    together,
+)
 from sh2gen.source import KernelSource, Role, Source, Variant
 from sh2gen.spec import OpSpec, Workload
 from sh2gen.sweeps import Header, Sweep
 from sh2gen.tables import Decision, fields_of, in_order
 from sh2gen.target import Target
 
-# Seconds. The first job of a process waits for imports and for the driver too.
-BUILD_LIMIT, VERIFY_LIMIT, TIME_LIMIT, LEAST_LIMIT = 60.0, 120.0, 60.0, 30.0
-QUICK_MS, LONG_MS = (3, 12), (10, 40)  # of warming up and of timing
-# By how much of the time other tiles must be faster, forward and backward together: the two were
-# not timed one beside the other.
-_GAIN = 0.01
+# Seconds; what starts a process waits for imports and for the driver.
+BUILD_LIMIT, VERIFY_LIMIT, TIME_LIMIT = 60.0, 120.0, 60.0
+# What hangs is given up after so many times what a job takes, but not before so many seconds: the
+# first of a process loads libraries, which takes a few. Before any has been done it is not known.
+_PATIENCE, LEAST_LIMIT, FIRST_LIMIT = 10, 10.0, 30.0
+_PAIRS = 3  # of directions that must agree: how many are raced with the one that stays
 # Numbers that only the compiler sees: kernels of equal code that differ in these run the same.
 _COMPILED = ("maxnreg", "PREFETCH", "PARTS")
 # The blocks of a generated file that a schedule decides, and the name that a digest makes unique.
@@ -61,7 +79,7 @@ def ask(worker: Worker, job: Mapping[str, Any], limit: float) -> dict[str, Any]:
     """The answer of tune_worker.py, which tells what happened if there is none."""
     answer = worker.run(json.dumps(job), limit)
     if "gave_up" in answer:
-        return {"status": "timeout", "detail": f"{job['do']} was at it after {limit:g} s"}
+        return {"status": "timeout", "detail": f"{job['do']} was at it after {limit:.3g} s"}
     if "died" in answer:
         return {"status": "runtime", "detail": answer["died"]}
     if "status" not in answer:  # then whoever said it is not at this job
@@ -153,7 +171,7 @@ class Workbench:
 
     Attributes:
         bounds: as of `Lab`, measured at the start.
-        checks: comparisons that the last candidate passed.
+        checks: comparisons that candidates passed, of those that were verified.
 
     Raises:
         CheckFailed: V003, the GPU cannot be used.
@@ -181,7 +199,8 @@ class Workbench:
         self._jobs: dict[str, Future[dict[str, Any]]] = {}
         self._codes: dict[tuple[Any, ...], Numbers] = {}
         self._verified: dict[Numbers, _Candidate] = {}
-        self.checks = 0
+        self._took: dict[str, list[float]] = {}  # seconds, by job
+        self.checks: dict[Numbers, int] = {}
         default = search_space(task.spec, task.plan, task.direction).points[0]
         for _ in range(2):  # the process may have been broken by what came before
             answer = self._ask("bounds", self._prepare(default), VERIFY_LIMIT)
@@ -206,13 +225,11 @@ class Workbench:
                     numbers = next(source, None)
                     if numbers is None:
                         break
-                    try:
-                        under_way.append(self._prepare(numbers))
-                    except Sh2genError as error:
-                        illegal = error.code.startswith("K")  # else it could not be written, say
-                        status = Status.CONSTRAINT if illegal else Status.RUNTIME
-                        stage = "constraint" if illegal else "build"
-                        yield numbers, _dropped(status, stage, error.message)
+                    begun = self._begin(numbers)
+                    if isinstance(begun, Outcome):
+                        yield numbers, begun
+                    else:
+                        under_way.append(begun)
                 if not under_way:
                     return
                 ready = next((c for c in under_way if _settled(c)), None)
@@ -239,7 +256,7 @@ class Workbench:
         batch = sorted(batch, key=lambda numbers: numbers != self._start)
         for numbers in batch:  # all are built at once
             if numbers not in self._verified:
-                self._prepare(numbers)
+                self._begin(numbers)
         times: dict[Numbers, list[tuple[Quantiles, ...]]] = {}
         failed: dict[Numbers, Outcome] = {}
         for numbers in batch:
@@ -258,7 +275,7 @@ class Workbench:
                     else:
                         times[numbers].append(found)
             yield failed | {
-                numbers: Outcome(status=Status.OK, us=_together(found), stage=stage)
+                numbers: Outcome(status=Status.OK, us=together(found), stage=stage)
                 for numbers, found in times.items()
                 if numbers not in failed
             }
@@ -269,10 +286,21 @@ class Workbench:
         """
         if numbers in self._verified:
             return None
-        candidate = self._prepare(numbers)
+        candidate = self._begin(numbers)
+        if isinstance(candidate, Outcome):
+            return candidate
         wait([future for _, future in candidate.kernels])
         outcome = self._outcome(candidate)
         return None if outcome.status is Status.OK else outcome
+
+    def _begin(self, numbers: Numbers) -> _Candidate | Outcome:
+        """A candidate that is being built, or why it cannot be."""
+        try:
+            return self._prepare(numbers)
+        except Sh2genError as error:
+            illegal = error.code.startswith("K")  # else it could not be written, say
+            status = Status.CONSTRAINT if illegal else Status.RUNTIME
+            return _dropped(status, "constraint" if illegal else "build", error.message)
 
     def _prepare(self, numbers: Numbers) -> _Candidate:
         """Emit a candidate and have compiled what its calls will launch, unless it is already."""
@@ -302,7 +330,8 @@ class Workbench:
 
     def _submit(self, source: Source, kernel: KernelSource) -> Future[dict[str, Any]]:
         job = kernel_job(source, self._target, kernel, Variant.ALIGNED)
-        if job not in self._jobs:
+        known = self._jobs.get(job)
+        if known is None or (known.done() and "help" in known.result()):  # it may work by now
             self._jobs[job] = self._compilers.submit(job)
         return self._jobs[job]
 
@@ -318,6 +347,9 @@ class Workbench:
             answer, label = future.result(), f"{kernel.name} ({variant})"
             if problem := failure(answer, label, self._target, BUILD_LIMIT):
                 status = Status.TIMEOUT if "gave_up" in answer else Status.COMPILE
+                if "help" in answer:
+                    status = Status.RUNTIME
+                    problem += f"\n{answer['help']}; --resume tries it again"
                 return _dropped(status, "build", problem, spent)
             if kernel.role == role:
                 built.append(built_kernel(kernel, variant, answer))
@@ -340,7 +372,7 @@ class Workbench:
         spent["verify"] = self.now() - clock
         if answer["status"] != "ok":
             return _answered(answer, "verify", spent, resources)
-        self.checks = answer["checks"]
+        self.checks[candidate.numbers] = answer["checks"]
         clock = self.now()
         times = self._time(candidate, QUICK_MS, "quick")
         spent["quick"] = self.now() - clock
@@ -376,9 +408,22 @@ class Workbench:
             "direction": self._direction,
             "workloads": self._sizes,
         }
-        # What hangs may not cost more than there is left, but for the start of a process.
-        left = max(LEAST_LIMIT, self._until - self.now())
-        return ask(self._worker, job | more, min(limit, left))
+        if not self._worker.running:  # its start is not counted as a candidate's
+            ask(self._worker, {"do": "machine"}, VERIFY_LIMIT)
+        begin = self.now()
+        answer = ask(self._worker, job | more, self._patience(do, limit))
+        if answer["status"] == "ok":
+            self._took.setdefault(do, []).append(self.now() - begin)
+        return answer
+
+    def _patience(self, do: str, most: float) -> float:
+        """After how many seconds a job hangs, to judge by others: it may cost neither `most`, nor
+        all that is left of the budget.
+        """
+        left = self._until - self.now()
+        if took := self._took.get(do):
+            return min(most, max(LEAST_LIMIT, min(_PATIENCE * median(took), left)))
+        return min(most, max(FIRST_LIMIT, left / 2))
 
 
 def _settled(candidate: _Candidate) -> bool:
@@ -413,17 +458,6 @@ def _answered(
 ) -> Outcome:
     """What the process on the GPU said of a candidate that failed there."""
     return _dropped(Status(answer["status"]), stage, answer["detail"], seconds, built)
-
-
-def _together(rounds: Sequence[Sequence[Quantiles]]) -> tuple[Quantiles, ...]:
-    """Quantiles over rounds, of their medians, one a workload; those of the round if it is one."""
-    if len(rounds) == 1:
-        return tuple(rounds[0])
-    found = []
-    for times in zip(*rounds, strict=True):
-        tenths = quantiles([us[1] for us in times], n=10, method="inclusive")
-        found.append((tenths[1], tenths[4], tenths[7]))
-    return tuple(found)
 
 
 # ---- the whole ----------------------------------------------------------------------------------
@@ -526,7 +560,7 @@ class Journal:
                 here[one.workload] = one.us
                 if not all(workload in here for workload in self.task.workloads):
                     continue  # for other workloads
-            elif one.stage != "build" or " died " in one.detail:
+            elif one.stage != "build" or one.status is Status.RUNTIME or " died " in one.detail:
                 found.pop(one.numbers, None)
                 times.pop(one.numbers, None)
                 continue
@@ -563,6 +597,7 @@ class Tuned:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for --json."""
         counts = Counter(str(outcome.status) for outcome in self.result.tried.values())
+        start = self.result.tried.get(self.problem.start)
         return {
             "op": self.task.spec.op,
             "plan": self.task.plan.name,
@@ -572,6 +607,7 @@ class Tuned:
             "tried": dict(sorted(counts.items())),
             "seconds": self.result.seconds,
             "interrupted": self.result.interrupted,
+            "start": {"status": start.status, "detail": start.detail} if start else None,
             "decision": json.loads(self.decision.to_line()) if self.decision else None,
         }
 
@@ -681,7 +717,7 @@ class Session:
             here = {n: one for n, one in known.items() if n in set(space.points)}
             if here.get(space.start, Outcome(status=Status.OK)).status is not Status.OK:
                 del here[space.start]
-            note = _note(space, bench, journal, say)
+            note = _note(space, bench, journal, say, once)
             result = search(space, bench, hard, known=here, note=note, last_rounds=decide)
             return _Search(journal, bench, space, result)
 
@@ -703,7 +739,15 @@ class Session:
             if found[-1].result.interrupted:
                 break
         if plan.states:
-            for one, numbers in zip(found, _chosen(plan, found, starts), strict=True):
+            left = math.inf
+            if hard.budget is not None:
+                left = sum(max(0.0, hard.budget - one.result.seconds) for one in found)
+            agreed = (
+                _agreed(plan, found, starts, left)
+                if decide
+                else [(one, one.result.winner) for one in found]
+            )
+            for one, numbers in agreed:
                 yield _tuned(one, numbers, decide)
 
 
@@ -758,12 +802,19 @@ def _space(
 
 
 def _note(
-    space: Problem, bench: Workbench, journal: Journal, say: Callable[[str], None]
+    space: Problem,
+    bench: Workbench,
+    journal: Journal,
+    say: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> Callable[[Numbers, Outcome, Tried], None]:
     """What is done at every outcome: it is written down, and progress is shown."""
 
     def note(numbers: Numbers, outcome: Outcome, tried: Tried) -> None:
         journal.write(numbers, outcome)
+        if outcome.no_verdict:
+            advice = outcome.detail.splitlines()[-1]
+            warn(f"candidates cannot be built on this machine: {advice}")
         best = min(tried.values(), key=lambda one: score(one, bench.bounds))
         dropped = sum(one.status is not Status.OK for one in tried.values())
         text = f"{journal.task.title}: {len(tried)} of {len(space.points)}, {dropped} dropped"
@@ -775,32 +826,97 @@ def _note(
     return note
 
 
-def _chosen(plan: Plan, found: Sequence[_Search], starts: Mapping[str, Numbers]) -> list[Numbers]:
-    """The winners, where both directions must agree: if they do not, the pair that is the fastest
-    together. Tiles stay as those of the start unless others gain more than `_GAIN`, and if only
-    one direction was searched.
+def _agreed(
+    plan: Plan, found: list[_Search], starts: Mapping[str, Numbers], seconds: float
+) -> list[tuple[_Search, Numbers]]:
+    """The winners, where both directions must agree in their tiles. If these do not, the best
+    pairs of other tiles are raced with the best of the start's, which stays unless one beats it,
+    forward and backward together. It stays too if only one direction was searched.
+
+    Args:
+        seconds: that are left for the race.
     """
     kept = coupling(plan, starts[DIRECTIONS[0]])
     winners = [one.result.winner for one in found]
     tiles = {coupling(plan, numbers) for numbers in winners}
-    if len(tiles) == 1 and (len(found) == len(DIRECTIONS) or tiles == {kept}):
-        return winners
-    best: dict[int | None, dict[int, tuple[float, Numbers]]] = {}
-    for direction, one in enumerate(found):
-        for numbers, outcome in one.result.tried.items():
-            if outcome.status is Status.OK:
-                here = best.setdefault(coupling(plan, numbers), {})
-                cost = sum(us[1] for us in outcome.us), numbers
-                here[direction] = min(here.get(direction, cost), cost)
-    totals = {
-        tiles: sum(cost for cost, _ in pair.values()) * (1 - _GAIN if tiles == kept else 1)
-        for tiles, pair in best.items()
-        if len(pair) == len(found) and (len(found) == len(DIRECTIONS) or tiles == kept)
-    }
-    if not totals:
-        return [one.space.start for one in found]
-    fastest = best[min(totals, key=lambda tiles: totals[tiles])]
-    return [fastest[direction][1] for direction in range(len(found))]
+    both = len(found) == len(DIRECTIONS)
+    if len(tiles) == 1 and (both or tiles == {kept}):
+        return list(zip(found, winners, strict=True))
+    stay = []
+    for one in found:
+        field = {n: o for n, o in one.result.field.items() if coupling(plan, n) == kept}
+        stay.append(choose(one.space, field, one.result.raced, one.bench.bounds))
+    if not both or any(n not in one.result.tried for n, one in zip(stay, found, strict=True)):
+        return list(zip(found, stay, strict=True))
+    forward, backward = (_best_of_tiles(plan, one) for one in found)
+    bounds = [sum(two) for two in zip(*(one.bench.bounds for one in found), strict=True)]
+
+    def both_of(pair: Sequence[Numbers]) -> Outcome:
+        return _sum([one.result.tried[n] for one, n in zip(found, pair, strict=True)])
+
+    def cost(pair: Sequence[Numbers]) -> float:
+        return score(both_of(pair), bounds)
+
+    pairs = [[forward[t], backward[t]] for t in forward if t in backward and t != kept]
+    pairs = sorted(pairs, key=cost)[:_PAIRS]
+    raced = False
+    if pairs and not any(one.result.interrupted for one in found):
+        found, raced = _raced(found, [stay, *pairs], seconds)
+    now, enough = both_of(stay), beats if raced else clearly_beats
+    better = (pair for pair in sorted(pairs, key=cost) if enough(both_of(pair), now, bounds))
+    return list(zip(found, stay if now.no_verdict else next(better, stay), strict=True))
+
+
+def _best_of_tiles(plan: Plan, one: _Search) -> dict[int | None, Numbers]:
+    """By tiles, the best that was verified by this search: if there is one, of its last rounds."""
+    right = [
+        numbers
+        for numbers, outcome in one.result.tried.items()
+        if numbers in one.bench.checks and outcome.status is Status.OK
+    ]
+
+    def rank(numbers: Numbers) -> tuple[bool, float]:
+        final = numbers in one.result.final
+        return not final, score(one.result.tried[numbers], one.bench.bounds)
+
+    return {coupling(plan, n): n for n in sorted(right, key=rank, reverse=True)}
+
+
+def _sum(outcomes: Sequence[Outcome]) -> Outcome:
+    """One after the other: what their times add up to, or what failed."""
+    failed = [outcome for outcome in outcomes if outcome.status is not Status.OK]
+    if failed:
+        return failed[0]
+    us = []
+    for times in zip(*(outcome.us for outcome in outcomes), strict=True):  # of one workload
+        low, middle, high = (sum(quantile) for quantile in zip(*times, strict=True))
+        us.append((low, middle, high))
+    return Outcome(status=Status.OK, us=tuple(us))
+
+
+def _raced(
+    found: list[_Search], pairs: Sequence[Sequence[Numbers]], seconds: float
+) -> tuple[list[_Search], bool]:
+    """The searches after last rounds of these pairs and the start; whether there were enough."""
+    after = []
+    end = found[0].bench.now()
+    try:
+        for i, one in enumerate(found):
+            batch = dict.fromkeys((one.space.start, *(pair[i] for pair in pairs)))
+            right = [n for n in batch if one.result.tried[n].status is Status.OK]
+            end += seconds / len(found)
+            rounds: list[Tried] = list(one.bench.race(right, LAST_ROUNDS, "final", end))
+            final = rounds[-1]
+            if len(rounds) < ENOUGH or all(o.status is not Status.OK for o in final.values()):
+                return found, False
+            for numbers, outcome in final.items():
+                one.journal.write(numbers, outcome)
+            tried = {**one.result.tried, **final}
+            result = dataclasses.replace(one.result, tried=tried, final=final, raced=True)
+            after.append(dataclasses.replace(one, result=result))
+    except KeyboardInterrupt:
+        return [one.stopped() for one in found], False
+    return after, True
 
 
 def _sweep(one: _Search) -> Sweep:
@@ -818,13 +934,16 @@ def _sweep(one: _Search) -> Sweep:
 
 
 def _decision(one: _Search, numbers: Numbers) -> Decision | None:
-    """What tables keep of a search, if the numbers are right and were compared with the start."""
+    """What tables keep of a search, if it found the numbers right and compared them with the
+    start. What is known of an earlier one does not count.
+    """
     seen = {**one.result.tried, **one.result.final}
     outcome, start = seen.get(numbers), seen.get(one.space.start)
     if outcome is None or outcome.status is not Status.OK or start is None:
         return None
-    # A start that does not run here has no time to stand beside.
-    beside = (one.space.start, start) if start.status is Status.OK else (numbers, outcome)
+    checks = one.bench.checks.get(numbers)
+    if checks is None:
+        return None
     low, us, high = zip(*outcome.us, strict=True)
     task, effort = one.journal.task, one.journal.effort
     return Decision(
@@ -837,9 +956,9 @@ def _decision(one: _Search, numbers: Numbers) -> Decision | None:
         low=low,
         high=high,
         bound_us=one.bench.bounds,
-        start_us=tuple(times[1] for times in beside[1].us),
-        start=beside[0],
-        checks=one.bench.checks,
+        start_us=tuple(times[1] for times in start.us),  # none if it does not run here
+        start=one.space.start,
+        checks=checks,
         effort=f"{effort}, interrupted" if one.result.interrupted else effort,
         date=now(),
         versions=one.journal.on.versions,

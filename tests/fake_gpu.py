@@ -3,7 +3,8 @@
 Run with that folder as its argument. Imports nothing of sh2gen, so that it starts at once. Rules
 are, by direction and then by numbers ("BLOCK_T=512 TILES=1"), what a candidate does: `us`, its
 times by workload or by length; and by the job that it is given ("verify", "time") `hang`, `die`,
-`garbage`, or an answer. Every job is noted in `jobs.jsonl`, with the process that had it.
+`garbage`, or an answer; and of the whole, how many seconds `start` and `pause`, before each job,
+take. Every job is noted in `jobs.jsonl`, with the process that had it.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def answer(job: dict[str, Any], rule: dict[str, Any]) -> dict[str, Any] | str:
 def main() -> None:
     folder = Path(sys.argv[1])
     rules = json.loads((folder / "rules.json").read_text())
+    time.sleep(rules.get("start", 0))
     for line in sys.stdin:
         job = json.loads(line)
         numbers = job.get("settings", {}).get("NUMBERS", {}).get(job.get("direction"), {})

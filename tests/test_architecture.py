@@ -47,7 +47,7 @@ LAYERS = (
         "sweeps",
     ),
     ("driver", "tuner", "tune_worker", "choose", "bench_table", "plots"),
-    ("cli", "__init__"),
+    ("cli", "tune_report", "__init__"),
     ("__main__",),
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
@@ -73,6 +73,7 @@ WITHIN = {
     ("search", "records"): "what became of a candidate is what a record says",
     ("sweeps", "records"): "it keeps outcomes",
     ("sweeps", "search"): "of searches",
+    ("cli", "tune_report"): "what a search came to as text",
     ("driver", "tuner"): "the chain of a search",
     ("driver", "choose"): "the first of its steps",
     ("tables", "lockfile"): "whoever looks for a schedule looks in both",

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sh2gen import build_worker
 from sh2gen.build import Built, build, check_fits
 from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.source import KernelSource, Role, Source, Variant
@@ -211,6 +214,42 @@ def test_a_dead_compiler_is_an_error_and_not_a_crash(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(CheckFailed, match="the compiler died with status 1"):
         build(source(SCALE), H200)
+
+
+def test_a_cache_that_cannot_be_written_is_not_the_kernels_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    with pytest.raises(CheckFailed) as caught:
+        build(source(SCALE), H200)
+    message = caught.value.message
+    assert message.startswith("kernel scale (aligned) could not be compiled on this machine\n")
+    assert "NotADirectoryError" in message and "does not compile" not in message
+    assert "TRITON_CACHE_DIR" in str(caught.value.help)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "make room"),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "free memory"),
+        (MemoryError(), "free memory"),
+        (OSError("could not get source code"), None),
+        (ValueError("arange's arguments must be constants"), None),
+    ],
+)
+def test_errors_of_the_machine_come_with_what_to_do(
+    error: Exception, words: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(job: dict[str, Any]) -> dict[str, Any]:
+        raise RuntimeError("as a wrapper says it") from error
+
+    monkeypatch.setattr(build_worker, "_compile", failing)
+    answer = build_worker.compile_kernel({})
+    assert str(error) in answer["error"] and type(error).__name__ in answer["error"]
+    assert ("help" in answer) == (words is not None)
+    assert (words or "") in answer.get("help", "")
 
 
 def test_a_file_without_kernels_builds_to_nothing() -> None:

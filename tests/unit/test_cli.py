@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from sh2gen.search import Outcome, Problem
 from sh2gen.search import Result as Found
 from sh2gen.spec import Workload
 from sh2gen.sweeps import Header, Sweep
-from sh2gen.tables import Decision, fields_of
+from sh2gen.tables import Decision, fields_of, write_decisions
 from sh2gen.tuner import Task, Tuned
 from tests.fakes import SPEC, forward_points
 
@@ -235,6 +236,18 @@ def test_an_estimate_says_where_the_start_is_and_what_is_alike(op: str) -> None:
     assert re.search(r"\(and \d+ with other \w+", text)
 
 
+def test_an_estimate_starts_where_a_search_into_that_folder_would(op: str, tmp_path: Path) -> None:
+    decision = tuned().decision
+    assert decision is not None
+    write_decisions(tmp_path / "tables", [decision])
+    arguments = ("tune", op, "--effort=estimate", "--target=H200", "--json")
+    starts = [
+        json.loads(run(*arguments, *more).stdout)["forward"]["start"]["numbers"]["TILES"]
+        for more in ((), (f"--out={tmp_path}/tables",))
+    ]
+    assert starts == [1, 4]
+
+
 def test_an_estimate_counts_what_constraints_drop() -> None:
     path = str(folder("ops") / "hyena_li.yaml")
     with mock.patch.object(driver, "search_space", few):
@@ -339,6 +352,8 @@ def tuned(right: bool = True, interrupted: bool = False) -> Tuned:
             first=tried,
             tried=tried,
             final=tried,
+            raced=True,
+            field=tried,
             seconds=12.3,
             interrupted=interrupted,
         ),
@@ -388,6 +403,45 @@ def test_what_tuning_came_to_is_printed(op: str, tuning: Any) -> None:
         "  B=1 L=8192  80.0 us (72.0 to 88.0), 0.75 of the bound; before 100.0 us",
         "  kept in     tuned/table.jsonl",
     ]
+
+
+def test_a_schedule_that_failed_is_said_to(op: str, tuning: Any) -> None:
+    """It is what compile has taken so far."""
+    found = tuned()
+    assert found.decision is not None
+    failed = Outcome(status=Status.WRONG, detail="y: too far off\nmore", stage="verify")
+    found = replace(
+        found,
+        result=replace(found.result, tried={**found.result.tried, found.problem.start: failed}),
+        decision=replace(found.decision, start_us=()),
+    )
+    tuning(found)
+    assert run("tune", op).stdout.splitlines()[2:5] == [
+        "  numbers     ROWS=8 BLOCK_D=1 BLOCK_T=1024 TILES=4 num_warps=2",
+        "  before      ROWS=8 BLOCK_D=1 BLOCK_T=1024 TILES=1 num_warps=2, "
+        "which compile takes now, failed (wrong): y: too far off",
+        "  B=1 L=8192  80.0 us (72.0 to 88.0), 0.75 of the bound",
+    ]
+    assert json.loads(run("tune", op, "--json").stdout)[0]["start"]["detail"] == failed.detail
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (None, "nothing was compared with what compile takes now before the search ended"),
+        (
+            Outcome(status=Status.RUNTIME, stage="build", detail="full"),
+            "what compile takes now could not be built on this machine",
+        ),
+    ],
+)
+def test_why_nothing_was_decided(op: str, tuning: Any, start: Outcome | None, words: str) -> None:
+    found = replace(tuned(), decision=None)
+    tried = {n: one for n, one in found.result.tried.items() if n != found.problem.start}
+    tried |= {found.problem.start: start} if start else {}
+    tuning(replace(found, result=replace(found.result, tried=tried)))
+    result = run("tune", op)
+    assert result.exit_code == 1 and f"nothing: {words}\n" in result.stdout
 
 
 def test_options_of_tune_reach_the_search(op: str, tuning: Any) -> None:
@@ -524,7 +578,7 @@ def test_a_signal_that_is_ignored_stays_so(op: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_an_estimate_does_not_take_is_refused(op: str) -> None:
-    for options in (("--resume",), ("--budget=3",), ("--out=x",), ("--workers=2",)):
+    for options in (("--resume",), ("--budget=3",), ("--workers=2",)):
         result = run("tune", op, "--effort=estimate", *options)
         assert result.exit_code == 2 and "for a search" in result.stderr
     result = run("tune", op, "--batch=2")

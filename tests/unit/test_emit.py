@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sh2gen import emit as module
-from sh2gen.emit import class_name, emit, kernel_digest
+from sh2gen.emit import _File, _names, class_name, emit, kernel_digest
 from sh2gen.errors import Sh2genError
 from sh2gen.fit import fitted
 from sh2gen.lower import ALGORITHMS, plans
 from sh2gen.resources import folder
-from sh2gen.schedule import DIRECTIONS, schedule, space
+from sh2gen.schedule import DIRECTIONS, Schedule, partner, schedule, search_space, space
 from sh2gen.source import Role, Source
 from sh2gen.spec import OpSpec, load_spec, spec_from_dict
 from tests.strategies import filter_for, register_profiles, specs
@@ -363,6 +364,41 @@ def test_words_of_a_docstring_are_broken_between_them() -> None:
     assert max(map(len, found.splitlines())) <= 99
     assert found.split() == text.split()
     assert "\n            word" in found, "a description hangs"
+
+
+def test_code_is_not_taken_for_a_docstring_whatever_holds_quotes() -> None:
+    """Nor the other way round: words of a docstring are broken, not brackets."""
+    call = f"function({', '.join([LONG] * 5)})"
+    quotes = ['a = 1  # no """ here', 'b = "#" + "\\""', 'c = \'"""\'']
+    inside, after = f'e = """\n{call}\n"""', f"f = {call}"
+    found = fitted("\n".join([*quotes, after, inside, after]))
+    code = fitted(after)
+    assert code.endswith(f"\n    {LONG},\n)")
+    words = textwrap.fill(call, 99)
+    assert found == "\n".join([*quotes, code, f'e = """\n{words}\n"""', code])
+
+
+def test_names_are_looked_for_once_whatever_the_numbers() -> None:
+    """Which they do not depend on, but for a twin for sm_90: a search writes hundreds of files."""
+    names = _names
+    for op in ("hyena_se", "hyena_mr", "hyena_li"):
+        spec = load_spec(folder("ops") / f"{op}.yaml")
+        plan = plans(spec)[0]
+        seen: dict[bool, set[frozenset[str]]] = {}
+        points = search_space(spec, plan, "backward").points
+        for numbers in points[:: len(points) // 4]:
+            forward = partner(spec, plan, "backward", numbers)
+            pair = Schedule(plan=plan.name, forward=forward, backward=numbers)
+            twin = bool(pair.twin("backward"))
+            file = _File(spec, plan, twin, pair)
+            seen.setdefault(twin, set()).add(names.__wrapped__(file))
+        assert seen and all(len(found) == 1 for found in seen.values())
+    names.cache_clear()
+    spec = make()
+    for warps in (1, 2):
+        plan = plans(spec)[0]
+        emit(spec, plan, schedule(spec, plan, {"forward": {"num_warps": warps}}))
+    assert names.cache_info().misses == 1
 
 
 @pytest.mark.parametrize(

@@ -94,8 +94,11 @@ def test_another_process_answers_after_one_that_failed(
 
 
 def test_a_process_that_hangs_is_replaced(worker: Worker) -> None:
+    assert not worker.running
     before = pid(worker)
+    assert worker.running
     assert worker.run('"hang"', 0.2) == {"gave_up": True}
+    assert not worker.running
     assert pid(worker) != before
 
 
@@ -157,7 +160,7 @@ def test_a_process_that_cannot_be_started_is_an_answer(
         assert pid(worker) == before  # it needs no other
         worker.stop()
         answer = worker.run('"hello"', 60)
-    assert set(answer) == {"died"}
+    assert set(answer) == {"died", "help"} and "memory" in answer["help"]
     assert answer["died"].startswith("the helper cannot be started: ")
     assert os.strerror(errno.EAGAIN) in answer["died"]
     assert pid(worker) != before
@@ -225,42 +228,61 @@ def test_a_module_that_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 HANGING = """
-import fcntl, time
-from sh2gen.process import python_worker, serve
+import json, sys, threading
+from pathlib import Path
+
+TEXT = '''
+import triton
+import triton.language as tl
+HANG = tl.constexpr(__import__("hanging").answer(["compiler"]))
+'''
 
 def answer(job):
-    with open("lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # until this process ends
-        open("locked", "w").close()
-        time.sleep(600)
+    import fcntl, os, subprocess, time
+
+    file = open("lock of the " + job[0], "w")
+    fcntl.flock(file, fcntl.LOCK_EX)  # until this process ends and the one that it starts
+    child = subprocess.Popen(["sleep", "600"], pass_fds=[file.fileno()])
+    open("locked by the " + job[0], "w").close()
+    child.wait()
 
 def main():
+    from sh2gen.process import serve
+
     serve(answer)
 
 if __name__ == "__main__":
-    python_worker("hanging", "the helper").run("1", 600)
+    from sh2gen import build_worker
+    from sh2gen.process import Worker, python_worker
+
+    job = json.dumps({"file": "op.py", "text": TEXT, "module": "op", "name": "op", "gluon": False})
+    compiler = Worker((sys.executable, "-P", build_worker.__file__), "the compiler")
+    threading.Thread(target=compiler.run, args=(job, 600)).start()
+    python_worker("hanging", "the helper").run('["helper"]', 600)
 """
 
 
-def test_a_process_that_hangs_ends_with_its_parent(tmp_path: Path) -> None:
+def test_processes_that_hang_end_with_their_parent_and_so_do_their_own(tmp_path: Path) -> None:
     (tmp_path / "hanging.py").write_text(HANGING)
     paths = os.pathsep.join(map(str, (*sys.path, tmp_path)))
     parent = subprocess.Popen(
         [sys.executable, "hanging.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}
     )
+    names = ("helper", "compiler")
     try:
-        until(lambda: (tmp_path / "locked").exists())
+        until(lambda: all((tmp_path / f"locked by the {name}").exists() for name in names))
     finally:
         parent.kill()
         parent.wait()
 
-    def free() -> bool:
-        with (tmp_path / "lock").open("w") as file, contextlib.suppress(BlockingIOError):
+    def free(name: str) -> bool:
+        path = tmp_path / f"lock of the {name}"
+        with path.open("w") as file, contextlib.suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         return False
 
-    until(free)
+    until(lambda: all(map(free, names)))
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
+from typing import Any
 
 import pytest
 
@@ -14,7 +17,7 @@ from sh2gen.lower import plans
 from sh2gen.ranks import spearman
 from sh2gen.records import Status
 from sh2gen.resources import folder
-from sh2gen.schedule import schedule
+from sh2gen.schedule import Numbers, schedule
 from sh2gen.search import EFFORTS, Problem, Replay, score, search, shuffled
 from sh2gen.spec import Workload, load_spec
 from sh2gen.sweeps import Sweep, read_sweep
@@ -103,7 +106,7 @@ def test_the_page_says_how_good_the_model_is(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("short")])
 def test_measure_finds_what_a_sweep_finds(name: str) -> None:
-    """At 8192 steps, within 3 % of the best and 60 seconds of the machine that was recorded: in
+    """At 8192 steps, within 1 % of the best and 60 seconds of the machine that was recorded: in
     most replays, since brief times of one candidate spread by more than that.
     """
     found, sweep = at(name, 8192)
@@ -115,7 +118,43 @@ def test_measure_finds_what_a_sweep_finds(name: str) -> None:
         result = search(found, lab, EFFORTS["measure"])
         ratios.append(score(sweep.outcomes[result.winner], bounds) / best)
         assert result.seconds <= 60
-    assert median(ratios) <= 1.03 and max(ratios) <= 1.06
+    assert median(ratios) <= 1.01 and max(ratios) <= 1.04
+
+
+class Interrupted(Replay):
+    """Ends after so many outcomes and rounds."""
+
+    left = 0
+
+    def evaluate(self, source: Iterator[Numbers], deadline: float) -> Iterator[Any]:
+        return self.some(super().evaluate(source, deadline))
+
+    def race(
+        self, batch: Sequence[Numbers], rounds: int, stage: str, deadline: float
+    ) -> Iterator[Any]:
+        return self.some(super().race(batch, rounds, stage, deadline))
+
+    def some(self, found: Iterator[Any]) -> Iterator[Any]:
+        for one in found:
+            yield one
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_interrupted_search_does_not_replace_a_schedule_by_a_slower_one(name: str) -> None:
+    """By brief times alone it would, by one that takes 6 % longer."""
+    found, sweep = at(name, 8192)
+    bounds = sweep.header.bounds
+    best = min(sweep.outcomes, key=lambda numbers: score(sweep.outcomes[numbers], bounds))
+    for seed, start in itertools.product(range(20), (found.start, best)):
+        lab = Interrupted(sweep.outcomes, bounds, seed=seed)
+        lab.left = (3, 10, 20, 40, 60)[seed % 5]
+        result = search(replace(found, start=start), lab, EFFORTS["measure"])
+        assert result.interrupted
+        before = score(sweep.outcomes[start], bounds)
+        assert score(sweep.outcomes[result.winner], bounds) <= 1.01 * before
 
 
 def tries_until_within(name: str, share: float, strategy: str) -> int:

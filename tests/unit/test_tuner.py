@@ -17,14 +17,15 @@ from typing import Any
 
 import pytest
 
-from sh2gen import records, tuner
-from sh2gen.errors import CheckFailed
+from sh2gen import driver, records, tuner
+from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.lower import plans
 from sh2gen.records import Measurement, Status
 from sh2gen.schedule import DIRECTIONS, Numbers, coupling, schedule, search_space
-from sh2gen.search import Problem
-from sh2gen.spec import Workload, spec_from_dict
-from sh2gen.tuner import Tuned, Workbench
+from sh2gen.search import Problem, Result
+from sh2gen.spec import OpSpec, Workload, spec_from_dict
+from sh2gen.tables import Decision, read_tables
+from sh2gen.tuner import Tuned, Workbench, settings
 from tests.fakes import ALL, FEW, GPU, SPEC, Fakes, compiled, forward_points, named, save
 
 ROOT = Path(__file__).parent.parent.parent
@@ -177,7 +178,7 @@ def test_whatever_becomes_of_candidates_the_best_right_one_wins(
         assert (last.us is None) == (status is not Status.OK)
         assert last.workload == (SPEC.workloads[0] if last.us else None)
     for numbers in (start, second, best):  # a line a stage
-        assert [line.stage for line in of(lines, numbers)] == ["quick", "longer", "final"]
+        assert [line.stage for line in of(lines, numbers)] == ["quick", "final"]
     (constraint,) = of(lines, ())
     assert (constraint.status, constraint.count) == (Status.CONSTRAINT, 7)
     assert constraint.detail == f"{FEW.that}: {FEW.because}"
@@ -269,6 +270,43 @@ def test_the_start_is_decided_for_if_it_is_as_good(tmp_path: Path) -> None:
     assert tuned.decision.numbers == tuned.decision.start == points[0]
 
 
+def test_a_start_that_fails_is_named_and_has_no_time(tmp_path: Path) -> None:
+    fakes = many(tmp_path)
+    start, *_, best = fakes.points["forward"]
+    fakes.rule("forward", start, verify={"status": "wrong", "detail": "y: too far off"})
+    (tuned,) = fakes.tune()
+    decision = tuned.decision
+    assert decision is not None and decision.numbers == best
+    assert decision.start == start and decision.start_us == ()
+    assert Decision.from_line(decision.to_line()) == decision
+    assert tuned.to_dict()["start"] == {"status": "wrong", "detail": "y: too far off"}
+
+
+def test_checks_are_those_of_the_winner(tmp_path: Path) -> None:
+    """Not of the last that was verified, as finalists of an earlier search are in the end."""
+    fakes = many(tmp_path)
+    best = fakes.points["forward"][-1]
+    fakes.rule("forward", best, verify={"status": "ok", "checks": 7})
+    for resume in (False, True):
+        (tuned,) = fakes.tune(resume=resume)
+        assert tuned.decision is not None and tuned.decision.numbers == best
+        assert tuned.decision.checks == 7
+
+
+def test_nothing_is_decided_by_what_only_an_earlier_search_saw(tmp_path: Path) -> None:
+    fakes = many(tmp_path)
+    fakes.tune()
+    fakes.points["forward"].append(forward_points({"TILES": 16})[1])
+
+    def stop(text: str) -> None:
+        raise KeyboardInterrupt
+
+    fakes.forget()
+    (tuned,) = fakes.tune(resume=True, say=stop)
+    assert tuned.result.interrupted and len(fakes.jobs("verify")) == 1
+    assert tuned.decision is None
+
+
 def test_nothing_is_decided_if_nothing_is_right(tmp_path: Path) -> None:
     points = forward_points({"TILES": 2}, {"TILES": 4})
     fakes = Fakes(tmp_path, {"forward": points})
@@ -293,7 +331,7 @@ def test_workloads_share_their_numbers_and_have_a_line_each(tmp_path: Path) -> N
     assert tuned.decision.us == (10.0, 150.0)
     for numbers in points:
         lines = of(fakes.lines(), numbers)
-        assert [line.workload for line in lines] == [long, short] * 3
+        assert [line.workload for line in lines] == [long, short] * 2
     del fakes.points["forward"][1]
     fakes.forget()
     (tuned,) = fakes.tune(resume=True)
@@ -318,6 +356,101 @@ def test_a_full_disk_is_said_once_and_tuning_goes_on(
         "No space left on device"
     ]
     assert fakes.lines() == []
+
+
+def test_what_the_machine_fails_at_is_said_once_and_tried_again(tmp_path: Path) -> None:
+    """A full disk, say: also where kernels are shared, of which one failed."""
+    fakes = many(tmp_path)
+    points = fakes.points["forward"]
+    fault = {"error": "OSError: [Errno 28] No space left on device", "help": "make room"}
+    full = True
+
+    def build(job: dict[str, Any]) -> dict[str, Any]:
+        last = job["name"].endswith("_forward") and job["constants"]["TILES"] == 8
+        return fault if full and last else compiled(job)
+
+    fakes.compile = build
+    (tuned,) = fakes.tune()
+    assert tuned.to_dict()["tried"] == {"ok": 9, "runtime": 3}
+    (line,) = of(fakes.lines(), points[-1])
+    assert (line.status, line.stage) == (Status.RUNTIME, "build")
+    assert "could not be compiled on this machine\nOSError: [Errno 28]" in line.detail
+    said = [text for text in fakes.said if "make room" in text]
+    assert said == [
+        "candidates cannot be built on this machine: make room; --resume tries it again"
+    ]
+    full = False
+    (again,) = fakes.tune(resume=True)
+    assert again.to_dict()["tried"] == {"ok": 12}
+    assert again.decision is not None and again.decision.numbers == points[-1]
+
+
+def test_finalists_of_an_earlier_search_that_cannot_be_written_end_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fakes = many(tmp_path)
+    fakes.tune()
+    write, written = tuner.write_whole, iter([True])
+
+    def full(path: Path, text: str) -> None:
+        if not next(written, False):  # the first is needed to measure bounds
+            raise Sh2genError("C005", "cannot write: No space left on device")
+        write(path, text)
+
+    monkeypatch.setattr(tuner, "write_whole", full)
+    monkeypatch.setattr(tuner, "settings", lambda text: (text, settings(text)[1]))  # a file each
+    (tuned,) = fakes.tune(resume=True)
+    assert all(one.no_verdict for n, one in tuned.result.final.items() if n != tuned.problem.start)
+    assert len(tuned.result.final) == 7 and tuned.decision is not None
+    assert tuned.decision.numbers == tuned.problem.start
+
+
+def test_a_kernel_that_the_machine_failed_to_build_is_built_for_the_next(tmp_path: Path) -> None:
+    fakes = many(tmp_path)
+    failing = iter([True])
+
+    def build(job: dict[str, Any]) -> dict[str, Any]:
+        shared = job["name"].endswith("_backward")
+        return {"error": "!", "help": "?"} if shared and next(failing, False) else compiled(job)
+
+    fakes.compile = build
+    (tuned,) = fakes.tune()
+    assert tuned.to_dict()["tried"] == {"ok": 12}  # the start in the end, too
+    assert tuned.decision is not None and tuned.decision.start_us == (100.0,)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_what_hangs_costs_little_of_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    """Ten times what verification took so far, however long it may take at most."""
+    monkeypatch.setattr(tuner, "LEAST_LIMIT", 0.3)
+    monkeypatch.setattr(tuner, "FIRST_LIMIT", 0.4)
+    fakes = many(tmp_path)
+    points = fakes.points["forward"]
+    hanging = points[:1] if first else points[3:6]
+    for numbers in hanging:
+        fakes.rule("forward", numbers, verify="hang")
+    begin = time.monotonic()
+    (tuned,) = fakes.tune(budget=1.0 if first else 60.0)
+    assert time.monotonic() - begin < 10
+    limit = "0.4" if first else "0.3"
+    for numbers in hanging:
+        outcome = tuned.result.tried[numbers]
+        assert outcome.status is Status.TIMEOUT
+        assert outcome.detail == f"verify was at it after {limit} s"
+    assert tuned.decision is not None and tuned.decision.numbers == points[-1]
+
+
+def test_the_start_of_a_process_is_not_counted_as_a_candidates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuner, "LEAST_LIMIT", 0.3)
+    fakes = many(tmp_path)
+    fakes.rules["start"] = 0.6
+    fakes.rule("forward", fakes.points["forward"][3], verify="die")
+    (tuned,) = fakes.tune()
+    assert tuned.to_dict()["tried"] == {"ok": 11, "runtime": 1}
 
 
 def test_the_time_of_day_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,7 +495,7 @@ def test_what_is_known_is_not_asked_for_again_but_finalists_are_verified(tmp_pat
     assert set(again.result.tried) == set(known)
     assert again.result.tried[points[5]].status is Status.WRONG
     late = [line for line in fakes.lines()[before:] if line.status is not Status.CONSTRAINT]
-    assert {line.stage for line in late} == {"verify", "longer", "final"}
+    assert {line.stage for line in late} == {"verify", "final"}
     assert again.result.tried[points[2]].built["registers"] == 64
     fakes.forget()
     (whole,) = fakes.tune()
@@ -557,6 +690,35 @@ def test_failures_at_other_workloads_are_tried_again(tmp_path: Path) -> None:
     assert again.decision is not None and again.decision.numbers == best
 
 
+def test_an_interrupted_search_replaces_a_finished_one_only_if_it_raced_with_it(
+    tmp_path: Path,
+) -> None:
+    fakes = many(tmp_path / "fakes")
+    (tuned,) = fakes.tune()
+    assert tuned.decision is not None and tuned.result.raced
+    other = dataclasses.replace(tuned.decision, numbers=fakes.points["forward"][3])
+    cut = dataclasses.replace(tuned.result, interrupted=True, raced=False)
+    said: list[str] = []
+    table = tmp_path / "nvidia-h200" / "small_conv.jsonl"
+
+    def kept(result: Result, decision: Decision) -> Path | None:
+        found = dataclasses.replace(tuned, result=result, decision=decision)
+        return driver._kept(tmp_path, found, said.append)
+
+    def held() -> list[Numbers]:
+        return [one.numbers for one in read_tables([tmp_path])[0]]
+
+    assert kept(tuned.result, tuned.decision) == table
+    assert kept(cut, tuned.decision) == table and not said  # which says the same
+    assert kept(cut, other) is None and len(said) == 1 and "stays" in said[0]
+    assert held() == [tuned.decision.numbers]
+    assert kept(dataclasses.replace(cut, raced=True), other) == table
+    assert held() == [other.numbers]
+    brief = dataclasses.replace(tuned.decision, effort="measure, interrupted")
+    assert kept(tuned.result, brief) == table and kept(cut, other) == table
+    assert held() == [other.numbers]
+
+
 # ---- directions that must agree -----------------------------------------------------------------
 
 MODAL = spec_from_dict(
@@ -568,7 +730,7 @@ MODAL = spec_from_dict(
 )
 
 
-def modal(folder: Path) -> tuple[Fakes, dict[str, dict[int, Numbers]]]:
+def modal(folder: Path, spec: OpSpec = MODAL) -> tuple[Fakes, dict[str, dict[int, Numbers]]]:
     """Forward is best alone with tiles of 512 steps, backward with 1024; together these are."""
     plan = plans(MODAL)[0]
     tiles: dict[str, dict[int, Numbers]] = {}
@@ -577,7 +739,7 @@ def modal(folder: Path) -> tuple[Fakes, dict[str, dict[int, Numbers]]]:
         firsts = {coupling(plan, point): point for point in reversed(points)}
         tiles[direction] = {steps: firsts[steps] for steps in (2048, 512, 1024)}
     assert coupling(plan, search_space(MODAL, plan, "forward").points[0]) == 2048
-    fakes = Fakes(folder, {d: list(found.values()) for d, found in tiles.items()}, MODAL)
+    fakes = Fakes(folder, {d: list(found.values()) for d, found in tiles.items()}, spec)
     for steps, forward, backward in (
         (2048, 120.0, 300.0),
         (512, 80.0, 250.0),
@@ -598,6 +760,62 @@ def test_winners_agree_in_their_tiles_also_if_the_best_alone_do_not(tmp_path: Pa
     numbers = {"forward": forward.decision.numbers, "backward": backward.decision.numbers}
     schedule(MODAL, fakes.plan, {d: dict(found) for d, found in numbers.items()})  # is legal
     assert forward.decision.us == pytest.approx((85.0,))
+
+
+def test_pairs_are_judged_as_searches_judge_and_raced(tmp_path: Path) -> None:
+    """By the mean of what each workload takes over its bound: in microseconds alone the longest
+    decides. The pairs that could win are timed one beside the other, with the start.
+    """
+    sizes = (Workload(batch=1, length=1024), Workload(batch=1, length=65536))
+    fakes, tiles = modal(tmp_path, dataclasses.replace(MODAL, workloads=sizes))
+    default = {d: search_space(MODAL, fakes.plan, d).points[0] for d in DIRECTIONS}
+    for direction in DIRECTIONS:
+        bounds = {"status": "ok", "us": [[5.0, 5.0, 5.0], [500.0, 500.0, 500.0]]}
+        fakes.rule(direction, default[direction], bounds=bounds)
+        for steps, us in {
+            2048: ([20.0, 900.0], [20.0, 900.0]),
+            512: ([10.0, 800.0], [12.0, 850.0]),  # in all 1672 us, and 1.93 of the bound
+            1024: ([12.0, 780.0], [12.0, 790.0]),  # in all 1594 us, and 1.99 of the bound
+        }.items():
+            found = us[direction == "backward"]
+            fakes.rule(direction, tiles[direction][steps], us=found)
+    forward, backward = fakes.tune()
+    assert forward.result.winner == tiles["forward"][512]
+    assert backward.result.winner == tiles["backward"][1024]
+    for tuned in (forward, backward):
+        assert tuned.decision is not None
+        direction = tuned.task.direction
+        assert tuned.decision.numbers == tiles[direction][512]
+        assert tuned.decision.start_us == (20.0, 900.0)
+        raced = [job["numbers"] for job in fakes.jobs("time")][-42:]
+        assert {named(n) for n in tiles[direction].values()} <= set(raced)
+
+
+def test_an_interrupt_while_pairs_are_raced_keeps_the_tiles_of_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless others are much faster."""
+    fakes, tiles = modal(tmp_path)
+    raced: list[int] = []
+
+    class Interrupting(Workbench):
+        def race(self, batch: Sequence[Numbers], *arguments: Any) -> Any:
+            raced.append(len(batch))
+            if len(raced) == 3:
+                raise KeyboardInterrupt
+            return super().race(batch, *arguments)
+
+    monkeypatch.setattr(tuner, "Workbench", Interrupting)
+    for steps, taken in ((2048, 1024), (1024, 2048)):
+        raced.clear()
+        if steps == 1024:  # 245 us, as against 250
+            for direction, us in (("forward", 100.0), ("backward", 150.0)):
+                fakes.rule(direction, tiles[direction][2048], us=[us])
+        found = fakes.tune()
+        assert [one.result.interrupted for one in found] == [True, True]
+        for one in found:
+            assert one.decision is not None and one.decision.effort.endswith("interrupted")
+            assert one.decision.numbers == tiles[one.task.direction][taken]
 
 
 @pytest.mark.parametrize("resume", [False, True])
