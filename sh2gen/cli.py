@@ -658,6 +658,9 @@ def _print_explanation(
                         "us": p.seconds * 1e6,
                         "share": p.share,
                         "bound_us": p.bound * 1e6,
+                        "traffic_us": p.memory * 1e6,
+                        "instructions_us": p.issue * 1e6,
+                        "waves_us": p.waves * 1e6,
                         "products_us": p.tensor * 1e6,
                         "spans": p.spans,
                     }
@@ -714,6 +717,16 @@ def _print_explanation(
                 for d in ("forward", "backward")
             )
             click.echo(f"    predicted B={p['batch']} L={p['length']}: {times}")
+            parts = "; ".join(
+                f"{d} {p[d]['traffic_us']:.0f} us of traffic"
+                + f", {p[d]['instructions_us']:.0f} of instructions"
+                * (p[d]["instructions_us"] > 0)
+                + f", {p[d]['waves_us']:.0f} of waves"
+                for d in ("forward", "backward")
+                if p[d]["waves_us"]
+            )
+            if parts:
+                click.echo(f"      made of {parts}")
             if any(p[d]["products_us"] for d in ("forward", "backward")):
                 floors = ", ".join(
                     f"{d} {p[d]['bound_us']:.0f} us of memory and {p[d]['products_us']:.0f} us "

@@ -187,6 +187,7 @@ STREAMS = {
 # Factors between what was measured (docs/performance.md) and what this model says without them.
 # The twin for sm_90 waits for loads and products that nothing overlaps with.
 _STREAM_SM90 = 1.3
+_TILE_SM90 = 5e-6  # seconds of its tiles, where channels are few
 # Seconds of a tile of a stream for each value that a thread has: channels last, rows move in short
 # accesses and through shared memory.
 _BY_ROWS = {"forward": 1e-7, "backward": 4.5e-7}
@@ -274,7 +275,8 @@ class Prediction:
         seconds: predicted time, launches included.
         memory: seconds that the traffic alone takes at the elementwise rate.
         tensor: seconds that matrix products alone take at the rate of large ones.
-        issue: seconds that the instructions alone take.
+        issue: seconds that the instructions alone take; 0 for streams, where they are part of
+            what a tile takes.
         waves: seconds that programs take one wave after another, each of as many as run at once;
             0 where that was not modelled.
         bound: seconds of an elementwise kernel that reads and writes what the operator must.
@@ -427,13 +429,13 @@ def predict(
         )
     at = at_work(spec, plan, kernel, schedule, workload, target)
     sums = direction == "backward" and bool(plan.reductions)  # of all parameters at once
-    launches, spans, waves = 1 + sums, 1, 0.0
+    launches, spans, issue, waves = 1 + sums, 1, at.issue, 0.0
     if at.running is None:
         seconds = _twin_seconds(at)
     elif kernel.skeleton == "tile":
-        seconds, waves = tile_seconds(at)
+        seconds, issue, waves = tile_seconds(at)
     elif kernel.skeleton == "stream":
-        seconds, waves = stream_seconds(at)
+        (seconds, waves), issue = stream_seconds(at), 0.0
     else:
         seconds, spans = _recurrence_seconds(at)
         launches += spans > 1
@@ -441,7 +443,7 @@ def predict(
         seconds=seconds + LAUNCH * launches,
         memory=at.memory,
         tensor=at.tensor,
-        issue=at.issue,
+        issue=issue,
         waves=waves,
         bound=bound,
         spans=spans,
@@ -518,8 +520,8 @@ def _norm(power: float, *parts: float) -> float:
     return float(sum(part**power for part in parts) ** (1 / power))
 
 
-def tile_seconds(at: AtWork, constants: Tiles | None = None) -> tuple[float, float]:
-    """Of a kernel of tiles: in all, and of its waves alone."""
+def tile_seconds(at: AtWork, constants: Tiles | None = None) -> tuple[float, float, float]:
+    """Of a kernel of tiles: in all, of its instructions alone, and of its waves alone."""
     n, spec, length = at.numbers, at.spec, at.workload.length
     constants = constants or TILES[at.kernel.direction]
     rows, warps = n["ROWS"], n["num_warps"]
@@ -540,7 +542,7 @@ def tile_seconds(at: AtWork, constants: Tiles | None = None) -> tuple[float, flo
     start = constants.start
     start += partial * (constants.start_partial + constants.barrier * (warps > 1))
     waves = _waves(programs, at) * (start + tiles * tile)
-    return _norm(constants.overlap, at.memory, issue, waves) + _ONCE, waves
+    return _norm(constants.overlap, at.memory, issue, waves) + _ONCE, issue, waves
 
 
 def _waves(programs: int, at: AtWork) -> int:
@@ -577,8 +579,8 @@ def _twin_seconds(at: AtWork) -> float:
     )
     steps = at.numbers["BLOCK_T"] * at.numbers["SEGMENTS"]
     again = along_time * (tiles + warm_up) / math.ceil(at.workload.length / steps)
-    seconds = math.hypot(at.memory, at.issue + at.tensor) * again
-    return seconds * _STREAM_SM90 + _ONCE
+    seconds = math.hypot(at.memory, at.issue + at.tensor) * again * _STREAM_SM90
+    return max(seconds, (tiles + warm_up) * _TILE_SM90) + _ONCE  # one wave at least
 
 
 def _recurrence_seconds(at: AtWork) -> tuple[float, int]:

@@ -153,6 +153,9 @@ def test_explain_counts_products_of_matrices() -> None:
     memory = at_8k["forward"]["bound_us"]
     expected = f"forward {memory:.0f} us of memory and {floor:.0f} us of products, backward"
     assert f"at least {expected}" in text
+    traffic, waves = at_8k["forward"]["traffic_us"], at_8k["forward"]["waves_us"]
+    assert traffic < waves < at_8k["forward"]["us"] < traffic + waves + 8
+    assert f"made of forward {traffic:.0f} us of traffic, {waves:.0f} of waves; backward " in text
     (fft, *_) = (p for p in plans if p["plan"].startswith("fft"))
     assert fft["predictions"][0]["forward"]["products_us"] == 0.0
 

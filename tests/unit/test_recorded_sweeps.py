@@ -28,16 +28,16 @@ DATA = Path(__file__).parents[1] / "data" / "sweeps" / "nvidia-h200"
 PAGE = Path(__file__).parents[2] / "docs" / "tuning.md"
 NAMES = sorted(path.stem for path in DATA.glob("*.jsonl"))
 SHOWN = (2048, 8192, 32768, 131072)
-# Lengths that no constant was fitted to (benchmarks/calibrate.py), what the cost model is to reach
-# on these, and where it does not rank as well.
-HELD_OUT = (2048, 32768)
+# What constants of the cost model were fitted to (benchmarks/calibrate.py, and hyena_li before),
+# at which lengths; the rest judges. What it is to reach there, and where it does not rank as well.
+FITTED = {"hyena_li": SHOWN[1::2], "hyena_mr": SHOWN[1::2], "hyena_se": SHOWN[1::2]}
+FITTED["short_conv"] = SHOWN[1::2]
 RANKS, FIRST = 0.7, 1.5
-BELOW = ("short_conv-backward", "short_conv-forward")
+BELOW = ("hyena_se_1b-forward", "short_conv-backward", "short_conv-forward")
 
 
 def test_every_operator_and_direction_is_there() -> None:
-    ops = ("hyena_li", "hyena_mr", "hyena_se", "short_conv")
-    assert [f"{op}-{d}" for op in ops for d in ("backward", "forward")] == NAMES
+    assert {f"{op}-{d}" for op in FITTED for d in ("backward", "forward")} < set(NAMES)
 
 
 @functools.cache
@@ -74,23 +74,22 @@ def test_ranks_that_agree_disagree_and_tie() -> None:
     assert spearman([1, 1, 3, 4], [1, 2, 3, 4]) == pytest.approx(0.9487, abs=1e-4)
 
 
-def judged(name: str) -> tuple[list[float], list[float]]:
-    """At each length: the correlation, and the model's first choice over the best."""
-    correlations, firsts = [], []
-    for length in SHOWN:
+def judged(name: str) -> dict[int, tuple[float, float]]:
+    """At each length of a sweep: the correlation, and the model's first choice over the best."""
+    found = {}
+    for length in (workload.length for workload in recorded(name).header.workloads):
         predicted, measured = times(name, length)
-        correlations.append(spearman(predicted, measured))
         first = predicted.index(min(predicted))
-        firsts.append(measured[first] / min(measured))
-    return correlations, firsts
+        found[length] = spearman(predicted, measured), measured[first] / min(measured)
+    return found
 
 
 def row(name: str) -> str:
     """Of the page's table."""
-    correlations, firsts = judged(name)
-    candidates = len(times(name, SHOWN[0])[0])
+    found = judged(name)
+    candidates = len(times(name, 8192)[0])
     op, direction = name.split("-")
-    cells = [f"{value:.2f}" for value in (*correlations, *firsts)]
+    cells = [f"{found[n][i]:.2f}" if n in found else "" for i in (0, 1) for n in SHOWN]
     return f"| {op} {direction} | {candidates} | {' | '.join(cells)} |"
 
 
@@ -98,10 +97,11 @@ def row(name: str) -> str:
 def test_the_page_says_how_good_the_model_is(name: str) -> None:
     """What it is to reach, too; where it does not, it says so."""
     assert row(name) in PAGE.read_text()
-    correlations, firsts = judged(name)
-    held_out = [c for c, length in zip(correlations, SHOWN, strict=True) if length in HELD_OUT]
+    found = judged(name)
+    fitted = FITTED.get(name.split("-")[0], ())
+    held_out = [correlation for n, (correlation, _) in found.items() if n not in fitted]
     assert (fmean(held_out) >= RANKS) == (name not in BELOW)
-    assert max(firsts) <= FIRST
+    assert max(first for _, first in found.values()) <= FIRST
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("short")])
