@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -22,30 +24,39 @@ LENGTHS = (2048, 8192, 32768, 131072)
 DIRECTIONS = ("forward", "backward")
 
 
-def decided() -> dict[tuple[str, int, str], Decision]:
-    """Those of one length each, by operator, length and direction."""
+def decided() -> dict[tuple[str, str, tuple[int, ...]], Decision]:
+    """By operator, direction and lengths."""
     decisions, damages = read_tables([folder("schedules") / "tuned"])
     assert not damages
-    return {
-        (d.op, d.workloads[0].length, d.key.direction): d
-        for d in decisions
-        if len(d.workloads) == 1
-    }
+    lengths = {d: tuple(workload.length for workload in d.workloads) for d in decisions}
+    return {(d.op, d.key.direction, lengths[d]): d for d in decisions}
 
 
 DECIDED = decided()
 
 
 def rows() -> list[str]:
-    """Of the page's table."""
+    """Of the page's table of single lengths."""
     found = []
     for op in OPS:
         for length in LENGTHS:
             cells = [op, str(length)]
             for direction in DIRECTIONS:
-                d = DECIDED[op, length, direction]
+                d = DECIDED[op, direction, (length,)]
                 share = d.bound_us[0] / d.us[0]
                 cells += [f"{d.us[0]:.1f}", f"{d.bound_us[0]:.1f}", f"{share:.2f}"]
+            found.append(f"| {' | '.join(cells)} |")
+    return found
+
+
+def rows_together() -> list[str]:
+    """Of the page's table of all lengths at once."""
+    found = []
+    for op in OPS:
+        for direction in DIRECTIONS:
+            d = DECIDED[op, direction, LENGTHS]
+            pairs = zip(d.us, d.bound_us, strict=True)
+            cells = [op, direction, *(f"{us:.1f} ({bound / us:.2f})" for us, bound in pairs)]
             found.append(f"| {' | '.join(cells)} |")
     return found
 
@@ -53,19 +64,23 @@ def rows() -> list[str]:
 def test_the_page_shows_the_tables() -> None:
     section = PAGE.read_text().split("## Tuned tables")[1].split("\n## ")[0]
     assert re.findall(r"^\| \w+ \| \d.*\|$", section, re.MULTILINE) == rows()
+    together = re.findall(r"^\| \w+ \| (?:for|back)ward \|.*\|$", section, re.MULTILINE)
+    assert together == rows_together()
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_what_was_tuned_is_legal_and_taken(op: str) -> None:
-    """On the GPU that it was tuned on, for the length that it was tuned for."""
+    """On the GPU that it was tuned on, for the lengths that it was tuned for."""
     spec = load_spec(folder("ops") / f"{op}.yaml")
     known = tables()
-    for length in LENGTHS:
+    for lengths in (*((length,) for length in LENGTHS), LENGTHS):
         for direction in DIRECTIONS:
-            d = DECIDED[op, length, direction]
-            assert d.workloads == (Workload(batch=1, length=length),)
-            assert d.checks > 0 and 0 < d.low[0] <= d.us[0] <= d.high[0]
-            assert d.us[0] <= d.start_us[0]
+            d = DECIDED[op, direction, lengths]
+            assert d.workloads == tuple(Workload(batch=1, length=length) for length in lengths)
+            assert d.checks > 0
+            for low, us, high in zip(d.low, d.us, d.high, strict=True):
+                assert 0 < low <= us <= high
+            assert cost(d.us, d) <= cost(d.start_us, d)
             (plan,) = (plan for plan in plans(spec) if plan.name == d.key.plan)
             assert d.numbers in search_space(spec, plan, direction).points
             one = replace(spec, workloads=d.workloads)
@@ -74,5 +89,10 @@ def test_what_was_tuned_is_legal_and_taken(op: str) -> None:
             assert chosen.origins[direction].startswith("tuned on NVIDIA H200")  # exactly
 
 
+def cost(times: Sequence[float], decision: Decision) -> float:
+    """What the search made small: the mean of times over bounds."""
+    return fmean(us / bound for us, bound in zip(times, decision.bound_us, strict=True))
+
+
 if __name__ == "__main__":
-    print("\n".join(rows()))
+    print("\n".join([*rows(), "", *rows_together()]))
