@@ -62,7 +62,7 @@ def rows_together() -> list[str]:
 
 
 def test_the_page_shows_the_tables() -> None:
-    section = PAGE.read_text().split("## Tuned tables")[1].split("\n## ")[0]
+    section = PAGE.read_text().split("## Tuned tables")[1].split("\n#")[0]
     assert re.findall(r"^\| \w+ \| \d.*\|$", section, re.MULTILINE) == rows()
     together = re.findall(r"^\| \w+ \| (?:for|back)ward \|.*\|$", section, re.MULTILINE)
     assert together == rows_together()
