@@ -160,7 +160,7 @@ def _size_axis(ax: Any, label: str, places: Mapping[tuple[int, int], int]) -> No
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlim(ticks[0] / 1.4, ticks[-1] * 1.4)
     short = any(_steps_text(n).endswith("K") for n in ticks)
-    ax.set_xlabel(label + " (K = 1024)" * short, fontsize=_LABEL, color=_INK)
+    ax.set_xlabel(label + " (1K = 1024)" * short, fontsize=_LABEL, color=_INK)
 
 
 def _steps_text(n: int) -> str:
