@@ -40,7 +40,7 @@ TIME, CHANNEL = 2, 1  # axes of an activation
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
 SCHEDULE = {
-    "forward": {"ROWS": 8, "BLOCK_D": 1, "BLOCK_T": 1024, "TILES": 1},
+    "forward": {"ROWS": 8, "BLOCK_D": 1, "BLOCK_T": 1024, "TILES": 1, "EVICT_LAST": 0},
     "backward": {"ROWS": 16, "BLOCK_D": 1, "BLOCK_T": 512, "TILES": 4},
 }
 OPTIONS = {  # of the compiler
@@ -54,6 +54,7 @@ NUMBERS = {
         "BLOCK_D": 1,
         "BLOCK_T": 1024,
         "TILES": 1,
+        "EVICT_LAST": 0,
         "num_warps": 2,
         "maxnreg": 0,
     },
@@ -176,25 +177,6 @@ def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def locate(program, time_programs, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
-    """(batch, first channel, time program) of one program; neighbours in time run together."""
-    channel_programs: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
-    outer = program // time_programs
-    return outer // channel_programs, outer % channel_programs * BLOCK_D, program % time_programs
-
-
-@triton.jit
-def advance(ptr, batch_stride, row, STEP: tl.constexpr, unit, origin):
-    """The pointer to origin = (batch, channel, time), in 64-bit arithmetic, and the row stride.
-
-    Strides come in units of STEP elements, which tells the compiler how rows are aligned.
-    """
-    batch, channel, time = origin
-    offset = batch.to(tl.int64) * batch_stride * STEP + channel.to(tl.int64) * row * STEP
-    return ptr + offset + time.to(tl.int64) * unit, row * STEP
-
-
-@triton.jit
 def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
     """[BLOCK_D, N * 8] -> its eight phases, each a float32 row [BLOCK_D, N]."""
     even, odd = tl.split(tl.reshape(x, (BLOCK_D, N * 4, 2)))
@@ -216,14 +198,16 @@ def load_rows(
     ptr, row, unit, tile,
     LO: tl.constexpr, HI: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
+    EVICT_LAST: tl.constexpr = 0,
 ):  # fmt: skip
     """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
 
     EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside
-    as a whole. Otherwise only tiles at an edge pay for a mask on every element. Lanes may begin at
-    different times t, from `earliest` to `latest`.
+    as a whole. Otherwise only tiles at an edge pay for a mask on every element. EVICT_LAST asks
+    the caches to evict last what is read.
     """
-    channel, inside, t, earliest, latest, first, last, end = tile
+    EVICT: tl.constexpr = "evict_last" if EVICT_LAST else ""
+    channel, inside, t, _, _, first, last, end = tile
     rows = ()
     for vector in tl.static_range(LO // 8, (HI + 7) // 8):
         index = tl.arange(0, N * 8)[None, :]
@@ -231,13 +215,34 @@ def load_rows(
         time = begin + index % 8
         where = ptr + channel * row + time * unit
         if EVEN:
-            x = tl.load(where, mask=inside & (begin >= first) & (begin < last), other=0.0)
-        elif (earliest + vector * 8 >= first) & (latest + vector * 8 + N * ROWS <= last):
-            x = tl.load(where, mask=inside, other=0.0)
+            mask = inside & (begin >= first) & (begin < last)
+            x = tl.load(where, mask=mask, other=0.0, eviction_policy=EVICT)
+        elif (t + vector * 8 >= first) & (t + vector * 8 + N * ROWS <= last):
+            x = tl.load(where, mask=inside, other=0.0, eviction_policy=EVICT)
         else:
-            x = tl.load(where, mask=inside & (time >= first) & (time < last), other=0.0)
+            mask = inside & (time >= first) & (time < last)
+            x = tl.load(where, mask=mask, other=0.0, eviction_policy=EVICT)
         rows = rows + vector_rows(x, BLOCK_D, N)
     return rows[LO - LO // 8 * 8 : LO - LO // 8 * 8 + HI - LO]
+
+
+@triton.jit
+def locate(program, time_programs, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
+    """(batch, first channel, time program) of one program; neighbours in time run together."""
+    channel_programs: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
+    outer = program // time_programs
+    return outer // channel_programs, outer % channel_programs * BLOCK_D, program % time_programs
+
+
+@triton.jit
+def advance(ptr, batch_stride, row, STEP: tl.constexpr, unit, origin):
+    """The pointer to origin = (batch, channel, time), in 64-bit arithmetic, and the row stride.
+
+    Strides come in units of STEP elements, which tells the compiler how rows are aligned.
+    """
+    batch, channel, time = origin
+    offset = batch.to(tl.int64) * batch_stride * STEP + channel.to(tl.int64) * row * STEP
+    return ptr + offset + time.to(tl.int64) * unit, row * STEP
 
 
 @triton.jit
@@ -340,7 +345,7 @@ def hyena_se_1b_forward(
     first, last, end, time_programs,
     CHANNELS: tl.constexpr, UNIT: tl.constexpr,
     STEP: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, TILES: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, TILES: tl.constexpr, EVICT_LAST: tl.constexpr,
 ):  # fmt: skip
     """z = (featurizer * k) . (featurizer * v); y = (featurizer * q) . (filter * z)
 
@@ -368,11 +373,11 @@ def hyena_se_1b_forward(
     filter = load_taps(filter_ptr, row // 15, inside, 7, True)
     for t in range(0, tl.minimum(TILES * BLOCK_T, end), BLOCK_T):
         tile = (channel, inside, t, t, t, first, last, end)
-        q = load_rows(q_ptr, q_row, UNIT, tile, -2, ROWS, EVEN, ROWS, BLOCK_D, N)
+        q = load_rows(q_ptr, q_row, UNIT, tile, -2, ROWS, EVEN, ROWS, BLOCK_D, N, EVICT_LAST)
         q_hat = fir(q, featurizer_q)
-        k = load_rows(k_ptr, k_row, UNIT, tile, -8, ROWS, EVEN, ROWS, BLOCK_D, N)
+        k = load_rows(k_ptr, k_row, UNIT, tile, -8, ROWS, EVEN, ROWS, BLOCK_D, N, EVICT_LAST)
         k_hat = fir(k, featurizer_k)
-        v = load_rows(v_ptr, v_row, UNIT, tile, -8, ROWS, EVEN, ROWS, BLOCK_D, N)
+        v = load_rows(v_ptr, v_row, UNIT, tile, -8, ROWS, EVEN, ROWS, BLOCK_D, N, EVICT_LAST)
         v_hat = fir(v, featurizer_v)
         z = multiply(k_hat, v_hat)
         conv = fir(z, filter)
@@ -883,7 +888,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_1b_2c9d5c2f"
+    name = unique = "hyena_se_1b_adc2794f"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -23,7 +23,16 @@ from sh2gen.jsonl import Damage
 from sh2gen.lower import plans
 from sh2gen.plan import Plan
 from sh2gen.records import Key, operator_digest
-from sh2gen.schedule import DIRECTIONS, Numbers, Schedule, coupling, partner, schedule, space
+from sh2gen.schedule import (
+    DIRECTIONS,
+    Numbers,
+    Schedule,
+    completed,
+    coupling,
+    partner,
+    schedule,
+    space,
+)
 from sh2gen.spec import OpSpec, Workload
 from sh2gen.tables import (
     Decision,
@@ -245,7 +254,7 @@ def _pinned(
     (plan,) = named
     if plan.kernels:
         refuse_clash(spec, plan, schedule(spec, plan))  # whatever the numbers
-    numbers = {d: dict(entry.numbers(d)) for d in DIRECTIONS}
+    numbers = {d: dict(completed(plan.name, d, entry.numbers(d))) for d in DIRECTIONS}
     for direction in DIRECTIONS:
         legal = [knob for knob, _ in space(spec, plan, direction).knobs]
         lacks = [knob for knob in legal if knob not in numbers[direction]]

@@ -540,6 +540,7 @@ def _lines(
     strides: dict[str, str],
     held: dict[str, Rows],
     lanes: str,
+    hint: str = "",
 ) -> list[str]:
     """Each statement as a line of kernel text; one that carries something may take two.
 
@@ -547,6 +548,7 @@ def _lines(
         strides: of every activation, from row to row and from step to step.
         held: the rows of every value so far, which statements add to.
         lanes: the constexpr that says how many lanes a row has beside N.
+        hint: what loads of activations take beside it, if they take any.
     """
 
     def line(statement: Statement) -> str:
@@ -620,7 +622,7 @@ def _lines(
                 text = (
                     f"{out} = load_rows({tensor}_ptr, {strides[tensor]}, "
                     f"{'ahead' if ahead else 'tile'}, {0 if carried else rows.lo}, {stop}, "
-                    f"EVEN, ROWS, {lanes}, N)"
+                    f"EVEN, ROWS, {lanes}, N{hint})"
                 )
                 if carried:
                     text += f"\n{out}, {out}_before = prepend({out}, {out}_before, {lanes}, N)"
@@ -833,7 +835,7 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
     zeros, carried = _carried(program, strides, lanes, list(spec.inputs), spec.filter.state_size)
 
     def lines(statements: Iterable[Statement]) -> list[str]:
-        return _lines(spec, statements, strides, {}, lanes)
+        return _lines(spec, statements, strides, {}, lanes, ", EVICT_LAST" * kernel.hinted)
 
     doc = "Gradients of every input, and partial sums of those of parameters."
     if kernel is plan.forward:
@@ -869,6 +871,7 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
         "width": spec.group_width,
         "partial_rows": program.partial_rows,
         "partial_groups": sums_groups(program),
+        "hinted": kernel.hinted,
     }
 
 

@@ -739,6 +739,7 @@ class KernelPlan:
             wins, so that an algorithm can put a helper of its own before a shared one.
         program: its tile program.
         phases: the same for the twin that a schedule may ask for, or None where there is none.
+        hinted: whether its loads take the hint of the knob EVICT_LAST.
     """
 
     name: str
@@ -746,6 +747,7 @@ class KernelPlan:
     parts: tuple[str, ...]
     program: TileProgram
     phases: Phases | None = None
+    hinted: bool = False
 
     def __post_init__(self) -> None:
         self.program.validate()

@@ -28,7 +28,9 @@ from sh2gen.spec import Bias, DType, OpSpec, Precision, Skip
 Numbers = tuple[tuple[str, int], ...]
 Knobs = tuple[tuple[str, tuple[int, ...]], ...]
 DIRECTIONS = ("forward", "backward")
-_BESIDE = ("only", "means")  # what a knob says beside its values: where there is one, and for what
+# What a knob says beside its values: where there is one, for what, and what numbers mean that lack
+# it because they are older.
+_BESIDE = ("only", "means", "absent")
 # What constraints, defaults and searches may refer to, beside knobs.
 FACTS = {
     "CHANNELS": "channels of the operator",
@@ -404,6 +406,28 @@ def schedule(
             help="make SEGMENTS * BLOCK_T the same in both directions",
         )
     return Schedule(plan=plan.name, **numbers)
+
+
+def completed(plan: str, direction: str, numbers: Numbers) -> Numbers:
+    """Numbers that were written down for a plan, with the knobs that have come since then at the
+    values under which kernels are what they were (`absent` in the schedule file).
+
+    What else they lack, or have too much, stays so: it is for others to refuse.
+    """
+    algorithm, _, rest = plan.partition("/")
+    if not numbers or algorithm not in {path.stem for path in folder("schedules").glob("*.yaml")}:
+        return numbers
+    text, given = _read(algorithm), dict(numbers)
+    names = list(_knobs(text, rest.partition("/")[0], direction))
+    since = {
+        name: text["knobs"][name]["absent"]
+        for name in names
+        if name not in given and "absent" in text["knobs"][name]
+    }
+    if not since:
+        return numbers
+    whole = given | since
+    return tuple((name, whole.pop(name)) for name in names if name in whole) + tuple(whole.items())
 
 
 def _first(cases: Any, facts: Mapping[str, int]) -> dict[str, int]:

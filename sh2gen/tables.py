@@ -9,6 +9,7 @@ a `lockfile`, whose functions are to be had here too.)
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import re
@@ -30,7 +31,7 @@ from sh2gen.lockfile import refuse_to_write as refuse_to_write
 from sh2gen.lockfile import write_lock as write_lock
 from sh2gen.records import Key, check_times, check_workloads, home, slug
 from sh2gen.resources import folder as package_folder
-from sh2gen.schedule import Numbers
+from sh2gen.schedule import Numbers, completed
 from sh2gen.spec import OpSpec, Workload
 from sh2gen.target import TARGETS, Target
 
@@ -133,7 +134,8 @@ def read_tables(folders: Sequence[Path]) -> tuple[tuple[Decision, ...], tuple[Da
     """The decisions of all tables below these folders, and the lines that are none.
 
     Those that come first count more among equals: a folder's before the next one's, and of a
-    folder the newest. Folders need not exist.
+    folder the newest. Folders need not exist. Numbers have the knobs that are newer than they are
+    (`schedule.completed`).
     """
     decisions: list[Decision] = []
     damages: list[Damage] = []
@@ -141,10 +143,19 @@ def read_tables(folders: Sequence[Path]) -> tuple[tuple[Decision, ...], tuple[Da
         inside: list[Decision] = []
         for path in sorted(folder.glob("*/*.jsonl")):
             found, bad = jsonl.read_lines(path, Decision.from_line)
-            inside += found
+            inside += map(_completed, found)
             damages += bad
         decisions += sorted(inside, key=lambda d: d.date, reverse=True)
     return tuple(decisions), tuple(damages)
+
+
+def _completed(decision: Decision) -> Decision:
+    plan, direction = decision.key.plan, decision.key.direction
+    numbers = completed(plan, direction, decision.numbers)
+    if numbers == decision.numbers:
+        return decision
+    start = completed(plan, direction, decision.start)
+    return dataclasses.replace(decision, numbers=numbers, start=start)
 
 
 def table_path(folder: Path, decision: Decision) -> Path:

@@ -52,7 +52,7 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
 def _plan(spec: OpSpec, layout: Layout, saved: tuple[str, ...]) -> Plan:
     graph = operator_graph(spec)
     backward_graph = adjoint(graph, saved)
-    parts: tuple[str, ...] = ("rows", "channels_first")
+    parts: tuple[str, ...] = ("rows", "tiles_first", "channels_first")
     if layout is Layout.BLD:
         parts = ("rows", "channels_last", "axes_last")
     forward, _ = tile_program(graph, {"y": graph.outputs[0], **{name: name for name in saved}})
@@ -66,7 +66,13 @@ def _plan(spec: OpSpec, layout: Layout, saved: tuple[str, ...]) -> Plan:
         saved=saved,
         graph=graph,
         backward_graph=backward_graph,
-        forward=KernelPlan(name="forward", skeleton="tile", parts=parts, program=forward),
+        forward=KernelPlan(
+            name="forward",
+            skeleton="tile",
+            parts=parts,
+            program=forward,
+            hinted=layout is Layout.BDL,
+        ),
         backward=KernelPlan(name="backward", skeleton="tile", parts=parts, program=backward),
         reductions=reductions,
         eager=EagerConv.DIRECT,

@@ -47,6 +47,17 @@ def test_what_saves_the_convolution(layout: str) -> None:
     check(HYENA, f"direct/{layout}/save-conv")
 
 
+@pytest.mark.parametrize("hint", [0, 1])
+def test_a_hint_is_on_every_load_of_activations_and_nowhere_else(hint: int) -> None:
+    (plan,) = (p for p in plans(HYENA, "direct") if p.name == "direct/BDL/recompute")
+    source = emit(HYENA, plan, schedule(HYENA, plan, {"forward": {"EVICT_LAST": hint}}))
+    for kernel in build(source, target("sm_90"), variants=[Variant.ALIGNED]).kernels:
+        wide = re.findall(r"ld\.global\S*\.v4\S*", kernel.ptx)
+        hinted = [load for load in re.findall(r"ld\.global\S*", kernel.ptx) if "evict" in load]
+        assert hinted == (wide if hint and kernel.kernel.role == "forward" else [])
+        assert wide or kernel.kernel.role == "reduce"
+
+
 @pytest.mark.parametrize("taps", [6, 7, 16])
 def test_longer_filters(taps: int) -> None:
     """On either side of where the default changes, and the longest windows that `direct` takes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,23 @@ def test_kernels_equal_the_reference(tmp_path: Path, case: Case, dtype: torch.dt
 def test_every_length(layout: str, length: int, tmp_path: Path) -> None:
     spec = make(channels=2, gates={"pre": False, "post": True}, bias="ungated")
     check(small_case(spec, layout, length), tmp_path, torch.float32)
+
+
+@pytest.mark.parametrize("length", [7, 32, 72])
+def test_a_hint_changes_no_bit(length: int, tmp_path: Path) -> None:
+    spec = make(channels=2)
+    case = small_case(spec, "BDL", length)
+    tensors = random_tensors(spec, 1, length, dtype=torch.float32)
+    seen = []
+    for value in (0, 1):
+        forward = dict(case.schedule.forward) | {"EVICT_LAST": value}
+        hinted = dataclasses.replace(case.schedule, forward=tuple(forward.items()))
+        runner = interpreted(spec, case.plan, hinted, tmp_path)
+        seen.append(results(runner, *tensors, "BDL"))
+    (y, gradients), (hinted_y, hinted_gradients) = seen
+    assert_close(spec, *tensors, hinted_y, hinted_gradients, unit=FLOAT32)
+    assert torch.equal(y, hinted_y)
+    assert all(torch.equal(g, hinted_gradients[name]) for name, g in gradients.items())
 
 
 @pytest.mark.parametrize("saved", [False, True])

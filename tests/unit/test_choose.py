@@ -205,6 +205,18 @@ def test_numbers_of_an_older_space_are_not_taken(home: Path, numbers: Numbers) -
     assert any("its numbers are not legal here" in line for line in lines)
 
 
+def older(numbers: Numbers) -> Numbers:
+    """Without a knob that came later and says what kernels were before."""
+    return tuple(pair for pair in numbers if pair[0] != "EVICT_LAST")
+
+
+def test_numbers_older_than_a_knob_that_says_what_was_before_are_taken(home: Path) -> None:
+    keep(home, decide(SPEC, "forward", older(changed(TILES=2)), templates="00" * 32))
+    numbers, origins = chosen()
+    assert numbers == DEFAULT | {"forward": changed(TILES=2)}
+    assert origins["forward"].startswith(f"nearest: {ON} with other kernel text; ")
+
+
 def test_a_table_that_is_damaged_is_no_table(home: Path) -> None:
     keep(home, decide(SPEC, "forward", changed(TILES=4)))
     (path,) = (home / "tuned").glob("*/*.jsonl")
@@ -758,6 +770,18 @@ def test_a_lock_file_must_say_all_and_is_named_if_it_is_wrong(
     assert result.exit_code == 2 and not (tmp_path / "none").exists()
     assert f"error[{code}]: {locked}: {message}" in result.stderr
     assert f"  --> {locked}:2:" in result.stderr
+
+
+def test_a_lock_file_older_than_a_knob_that_says_what_was_before_is_taken(
+    op: str, tmp_path: Path, locked: Path
+) -> None:
+    assert compiled(op, tmp_path / "out", "--locked", str(locked)).exit_code == 0
+    before = (tmp_path / "out" / "small_conv.py").read_bytes()
+    text = locked.read_text()
+    assert '"EVICT_LAST": 0, ' in text
+    locked.write_text(text.replace('"EVICT_LAST": 0, ', ""))
+    assert compiled(op, tmp_path / "out", "--locked", str(locked)).exit_code == 0
+    assert (tmp_path / "out" / "small_conv.py").read_bytes() == before
 
 
 def test_kernels_of_other_text_than_was_pinned_are_said(

@@ -21,6 +21,7 @@ from sh2gen.schedule import (
     _read,
     _relation,
     _values,
+    completed,
     schedule,
     space,
 )
@@ -82,7 +83,7 @@ def test_numbers_are_changed_by_direction_and_printed() -> None:
     ("changes", "code", "words"),
     [
         ({"BLOCK_L": 64}, "K001", ["unknown knob `BLOCK_L` (forward)", "did you mean `BLOCK_"]),
-        ({"zebra": 64}, "K001", ["`zebra`", "one of ROWS, BLOCK_D, BLOCK_T, TILES, num_warps"]),
+        ({"zebra": 64}, "K001", ["`zebra`", "one of ROWS, BLOCK_D, BLOCK_T, TILES, EVICT_LAST"]),
         ({"BLOCK_T": 100}, "K002", ["forward BLOCK_T = 100", "one of 8, 16, 32", "4096"]),
         ({"ROWS": 4}, "K002", ["forward ROWS = 4", "one of 8, 16"]),
         ({"ROWS": -8}, "K002", ["ROWS = -8"]),
@@ -140,6 +141,28 @@ def test_an_algorithm_without_kernels_has_no_knobs() -> None:
     assert caught.value.code == "K001"
     assert "no kernels to tune" in caught.value.message
     assert "explain" in str(caught.value.help)
+
+
+def test_numbers_that_are_older_than_a_knob_are_completed() -> None:
+    spec, plan = first()
+    whole = schedule(spec, plan).forward
+    older = tuple(pair for pair in whole if pair[0] != "EVICT_LAST")
+    assert completed(plan.name, "forward", older) == whole
+    given = tuple((n, 1 if n == "EVICT_LAST" else v) for n, v in whole)
+    assert completed(plan.name, "forward", given) == given
+    for numbers in (schedule(spec, plan).backward, (), (("ROWS", 8), ("EVICT_LAST", 1))):
+        assert completed(plan.name, "backward", numbers) == numbers
+    bld = first("BLD")[1].name  # has no such knob
+    for name in (bld, "no_algorithm/BDL/recompute", "../direct/BDL/recompute", ""):
+        assert completed(name, "forward", older) == older
+    strange = (("BLOCK_X", 1), *older[1:])  # for others to refuse
+    assert dict(completed(plan.name, "forward", strange)) == dict(strange) | {"EVICT_LAST": 0}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_what_stands_for_an_absent_knob_is_legal(algorithm: str) -> None:
+    for kind in _read(algorithm)["knobs"].values():
+        assert kind.get("absent", _values(kind)[0]) in _values(kind)
 
 
 def test_points_are_all_that_keeps_the_constraints() -> None:

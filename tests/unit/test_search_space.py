@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from pathlib import Path
@@ -30,7 +31,10 @@ from sh2gen.schedule import (
     search_space,
     space,
 )
-from sh2gen.spec import OpSpec, load_spec, spec_from_dict
+from sh2gen.search import climb
+from sh2gen.spec import OpSpec, Workload, load_spec, spec_from_dict
+from sh2gen.target import target
+from sh2gen.tuner import problem
 from tests.strategies import MODES, PAIRS, TAPS, register_profiles, specs
 
 register_profiles()
@@ -211,6 +215,24 @@ def test_neighbours_are_points_and_see_each_other(name: str) -> None:
             for other in neighbours(points, point):
                 assert other in points and other != point
                 assert point in neighbours(points, other)
+
+
+@pytest.mark.parametrize("name", ["hyena_se", "short_conv"])
+def test_the_hint_is_tried_beside_the_same_numbers_without_it(name: str) -> None:
+    """A prediction knows no difference: the step from one to the other is what finds it."""
+    spec = op(name)
+    plan = plans(spec, "direct")[0]
+    points = search_space(spec, plan, "forward").points
+    with_hint = [point for point in points if dict(point)["EVICT_LAST"]]
+    assert len(points) / 5 < len(with_hint) < len(points) / 3
+    for point in with_hint:
+        without = tuple((n, 0 if n == "EVICT_LAST" else v) for n, v in point)
+        assert point in neighbours(points, without) and without in neighbours(points, point)
+    where = Workload(batch=1, length=8192)
+    start = points[0]
+    likely = problem(spec, plan, "forward", (where,), target("H200"), start, points)
+    opening = itertools.islice(climb(likely, (1.0,), {}, 30), 30)
+    assert sum(dict(point)["EVICT_LAST"] for point in opening) >= 5
 
 
 # ---- files --------------------------------------------------------------------------------------
