@@ -275,8 +275,8 @@ class Prediction:
         seconds: predicted time, launches included.
         memory: seconds that the traffic alone takes at the elementwise rate.
         tensor: seconds that matrix products alone take at the rate of large ones.
-        issue: seconds that the instructions alone take; 0 for streams, where they are part of
-            what a tile takes.
+        issue: seconds that the instructions alone take, products included; 0 for streams, where
+            they are part of what a tile takes.
         waves: seconds that programs take one wave after another, each of as many as run at once;
             0 where that was not modelled.
         bound: seconds of an elementwise kernel that reads and writes what the operator must.
@@ -429,7 +429,7 @@ def predict(
         )
     at = at_work(spec, plan, kernel, schedule, workload, target)
     sums = direction == "backward" and bool(plan.reductions)  # of all parameters at once
-    launches, spans, issue, waves = 1 + sums, 1, at.issue, 0.0
+    launches, spans, issue, waves = 1 + sums, 1, at.issue + at.tensor, 0.0
     if at.running is None:
         seconds = _twin_seconds(at)
     elif kernel.skeleton == "tile":
@@ -515,6 +515,12 @@ def at_work(
     )
 
 
+def _values(numbers: Mapping[str, int]) -> float:
+    """Values of a tile that a thread has."""
+    rows = numbers.get("BLOCK_D", 1) * numbers.get("SEGMENTS", 1)
+    return rows * numbers["BLOCK_T"] / (32 * numbers["num_warps"])
+
+
 def _norm(power: float, *parts: float) -> float:
     """What parts take together that overlap: between their sum and the largest."""
     return float(sum(part**power for part in parts) ** (1 / power))
@@ -535,7 +541,7 @@ def tile_seconds(at: AtWork, constants: Tiles | None = None) -> tuple[float, flo
     threads = 32 * warps * programs
     issue = at.issue * constants.issued * beyond
     issue += threads * once / (at.target.sms * 128 * at.target.clock)
-    values = max(rows, n["BLOCK_D"] * n["BLOCK_T"] / (32 * warps))  # of a thread
+    values = max(rows, _values(n))
     loads = sum(isinstance(s, LoadRows) for s in at.kernel.program.body)
     tile = constants.tile + constants.value * values * math.sqrt(loads)
     tile += constants.crowd * max(0.0, values - 16) + constants.wide * wide * values / rows
@@ -562,12 +568,12 @@ def stream_seconds(at: AtWork, constants: Streams | None = None) -> tuple[float,
     product = constants.product * chain * at.products / 100
     if spec.dtype.io is not DType.BFLOAT16:
         product *= at.target.matmul / at.target.fp32
-    elif n["BLOCK_D"] * n["SEGMENTS"] * n["BLOCK_T"] / (32 * n["num_warps"]) < 8:
+    elif _values(n) < 8:
         product *= 1 + constants.few
     tile = constants.tile + product
     tile += constants.unhidden * (n["PREFETCH"] < 3) + constants.alone * (n["PREFETCH"] < 2)
     tile *= 1 + constants.spill * at.running.spilled
-    tile += at.by_rows * n["BLOCK_D"] * n["SEGMENTS"] * n["BLOCK_T"] / (32 * n["num_warps"])
+    tile += at.by_rows * _values(n)
     waves = _waves(programs, at) * (tiles + constants.warm_up * warm_up) * tile
     return _norm(constants.overlap, at.memory, waves) + _ONCE, waves
 
@@ -587,9 +593,8 @@ def _recurrence_seconds(at: AtWork) -> tuple[float, int]:
     """Of a recurrence: in all, and into how many spans sequences are cut."""
     n, spec, direction = at.numbers, at.spec, at.kernel.direction
     assert at.running is not None
-    values = n["SEGMENTS"] * n["BLOCK_T"] / (32 * n["num_warps"])
     elements = at.workload.batch * at.workload.length * spec.channels
-    issue = at.issue + elements * _ONCE_A_TILE[direction] / values / (
+    issue = at.issue + elements * _ONCE_A_TILE[direction] / _values(n) / (
         at.target.sms * 128 * at.target.clock
     )
     # Loads wait while arithmetic issues and the other way round, but programs on one SM overlap:
@@ -634,9 +639,7 @@ def running(
     needed: float
     is_tile = kernel.skeleton == "tile"
     if is_tile:
-        values = max(
-            float(numbers["ROWS"]), numbers["BLOCK_D"] * numbers["BLOCK_T"] / (32 * warps)
-        )
+        values = max(float(numbers["ROWS"]), _values(numbers))
         loads = [s.rows for s in kernel.program.body if isinstance(s, LoadRows)]
         if direction == "forward":
             needed = 18 + len(loads) * values**0.93 * (1.3 if numbers["TILES"] > 1 else 1.0)
@@ -647,7 +650,7 @@ def running(
     else:
         rows = numbers.get("BLOCK_D", 1) * numbers["SEGMENTS"]
         slope, beside = _REGISTERS[kernel.skeleton, direction]
-        needed = beside + slope * rows * numbers["BLOCK_T"] / (32 * warps)
+        needed = beside + slope * _values(numbers)
         of_inputs = 2 * rows * numbers["BLOCK_T"] * (inputs + (direction == "backward"))
         each, fixed = _TILES_IN_FLIGHT[kernel.skeleton, direction]
         in_flight = numbers["PREFETCH"] - (kernel.skeleton == "recurrence")

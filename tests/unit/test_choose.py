@@ -342,7 +342,9 @@ def test_only_what_was_measured_for_exactly_this_counts(home: Path) -> None:
     tune(home, SECOND, 0.5, triton="2.0")
     assert ranked()[0] == (NAMES[0], "predicted")
     (line,) = passed_over(candidates(SPEC, H200, known=tables()))
-    assert re.match(rf"tuned numbers of {NAMES[1]}: [\d.]+x the cost, predicted ", line)
+    said = re.match(rf"tuned numbers of {NAMES[1]}: ([\d.]+)x the cost, predicted ", line)
+    first, second, *_ = RANKED
+    assert said is not None and said[1] == f"{second.score / first.score:.2f}"
     numbers = schedule(SPEC, SECOND).forward
     keep(home, decide(SPEC, "forward", numbers, plan=SECOND, us=0.1))  # of one direction
     assert ranked()[0] == (NAMES[0], "predicted")

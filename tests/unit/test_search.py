@@ -409,15 +409,23 @@ def test_there_is_time_for_last_rounds_however_long_a_timing_takes() -> None:
     assert [(stage, len(batch)) for stage, _, batch in lab.raced] == [("final", 7)]
 
 
-@pytest.mark.parametrize("stage", ["evaluate", "final"])
+@pytest.mark.parametrize("stage", ["evaluate", "longer", "final"])
 def test_an_interrupt_of_the_lab_keeps_what_was_found_before(stage: str) -> None:
-    here = line(150.0, 100.0, 120.0)
+    # Of few candidates none is timed for longer before the last rounds.
+    here = line(150.0, 100.0, 120.0, *([160.0] * 27 if stage == "longer" else []))
 
     result = search(
         here.problem, Watched(here, stop=(stage, 2 if stage == "evaluate" else 0)), ALL
     )
-    assert result.interrupted and len(result.tried) == (2 if stage == "evaluate" else 3)
+    found = 2 if stage == "evaluate" else len(here.problem.points)
+    assert result.interrupted and len(result.tried) == found
     assert result.winner == here.problem.points[1]
+
+
+def test_an_interrupt_in_the_last_round_keeps_what_was_timed_side_by_side() -> None:
+    here = line(100.0, 90.0, 91.0)
+    result = search(here.problem, Watched(here, stop=("final", 3)), ALL)
+    assert result.interrupted and set(result.final) == set(here.problem.points)
 
 
 def test_finalists_that_fail_leave_the_rest() -> None:
