@@ -607,11 +607,8 @@ def bench_operator(
     spec = op if isinstance(op, OpSpec) else load_spec(op)
     contenders = chosen(peers)
     gpu = resolve_target(None)
-    if lengths:
-        workloads = [Workload(batch=batch or 1, length=n) for n in lengths]
-    else:
-        workloads = [Workload(batch=batch or w.batch, length=w.length) for w in spec.workloads]
-    spec = dataclasses.replace(spec, workloads=in_order(workloads))
+    spec = resized(spec, lengths, batch)
+    spec = dataclasses.replace(spec, workloads=in_order(spec.workloads))
     known = known_numbers(tables)
     for damage in known.damages:
         (warn or progress or (lambda _: None))(f"skipped: {damage}")
