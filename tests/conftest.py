@@ -5,8 +5,10 @@ records or tuned tables of whoever runs them.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,3 +27,19 @@ def pytest_configure(config: pytest.Config) -> None:
     home = tempfile.TemporaryDirectory(prefix="sh2gen-home-")
     config.add_cleanup(home.cleanup)
     os.environ["SH2GEN_HOME"] = home.name
+
+
+@pytest.fixture
+def foreground() -> Iterator[None]:
+    """Signals as a shell hands them to what it runs in the foreground: nohup and `&` have some
+    ignored, which stays so in all processes below.
+    """
+    usual = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGHUP: signal.SIG_DFL,
+        signal.SIGTERM: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

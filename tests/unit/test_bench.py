@@ -777,6 +777,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_measuring(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.usefixtures("foreground")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_command_prints_what_there_is(
     op: str, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

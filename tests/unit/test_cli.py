@@ -549,6 +549,7 @@ def test_an_interrupt_of_any_command_is_one_line_and_exit_code_130(
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "interrupted\n")
 
 
+@pytest.mark.usefixtures("foreground")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_that_end_a_process_interrupt_tune_and_only_it(
     op: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
