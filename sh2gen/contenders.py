@@ -571,7 +571,8 @@ def _vortex(spec: OpSpec, length: int, dtype: torch.dtype) -> Implementation:
     long = _imported(["vortex.ops.hcl_interface"], "hcl_fft_conv")
 
     def call_long(t: Tensors) -> Tensor:
-        y: Tensor = long(t["taps"], t["k"] * t["v"], t["q"], t["skip"], length, 2 * length)
+        z = t["k"] * t["v"]
+        y: Tensor = long(t["taps"][None], z, t["q"], t["skip"], length, 2 * length)
         return y
 
     return Implementation(convert=convert, call=call_long)
