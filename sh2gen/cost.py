@@ -81,10 +81,10 @@ class Tiles:
     """Constants of kernels of tiles, by direction (`benchmarks/calibrate.py`).
 
     A program waits for its tiles one after another, and as many run at once as registers allow: in
-    waves. Traffic, instructions and waves overlap.
+    waves. Traffic, instructions, waves and the dispatch of programs overlap.
 
     Attributes:
-        overlap: exponent of the norm that joins the three: 1 adds them, infinity takes the
+        overlap: exponent of the norm that joins the four: 1 adds them, infinity takes the
             largest.
         issued: instructions for each that the fold counts.
         once: instructions of a thread before and after its tiles; `once_wide` times as many more
@@ -93,8 +93,12 @@ class Tiles:
         start: seconds of a program before and after its tiles; `start_partial` more for each
             partial sum, and `barrier` more for each where warps exchange them.
         tile: seconds of a tile; `value` more for each value of it that a thread has, times the
-            root of how many tensors are loaded; `crowd` more for each value above 16; `wide` more
-            for each block of rows of a thread where a program has several channels.
+            root of how many tensors are loaded; `crowd` more for each value above 16, less the
+            more tensors there are, by the square; `wide` more for each block of rows of a thread
+            where a program has several channels.
+        dispatch: seconds of the GPU for each program that it starts.
+        again: of the traffic, what is read twice where a program has several tiles of 8 rows a
+            thread and asks for no hint (`EVICT_LAST`): the context, which the caches had lost.
     """
 
     overlap: float
@@ -109,6 +113,8 @@ class Tiles:
     value: float
     crowd: float
     wide: float
+    dispatch: float
+    again: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,28 +145,31 @@ class Streams:
 
 TILES = {
     "forward": Tiles(
-        overlap=2.8,
-        issued=1.42,
-        once=43.1,
-        once_wide=0.748,
-        start=2.1e-07,
-        tile=6.63e-07,
-        value=9.9e-09,
-        crowd=6.45e-08,
-        wide=1.47e-07,
+        overlap=3.35,
+        issued=1.07,
+        once=127.0,
+        once_wide=0.492,
+        start=1.59e-07,
+        tile=6.8e-07,
+        value=3.22e-08,
+        crowd=1.13e-07,
+        wide=3.49e-08,
+        dispatch=4.19e-10,
+        again=0.0409,
     ),
     "backward": Tiles(
-        overlap=2.91,
-        issued=1.33,
-        once=103.0,
-        once_partial=13.2,
-        start=9.06e-08,
-        start_partial=5.63e-08,
-        barrier=1.14e-07,
-        tile=6.8e-07,
-        value=5.3e-08,
-        crowd=1.77e-08,
-        wide=2.82e-07,
+        overlap=3.66,
+        issued=1.57,
+        once=57.1,
+        once_partial=13.3,
+        start=5.37e-08,
+        start_partial=5.29e-08,
+        barrier=1.33e-07,
+        tile=5.91e-07,
+        value=5.74e-08,
+        crowd=1.07e-07,
+        wide=3.87e-07,
+        dispatch=4.7e-10,
     ),
 }
 STREAMS = {
@@ -212,6 +221,8 @@ _REGISTERS = {
     ("recurrence", "backward"): (0.5, 205),
 }
 _SPILL = 0.0012
+# How many times as many registers the compiler uses where `maxnreg` lets it, of tiles.
+_GRANTED = 1.5
 # Shared memory, in tiles of all its inputs: for each tile in flight, and beside.
 _TILES_IN_FLIGHT = {
     ("stream", "forward"): (1.0, 1.0),
@@ -544,11 +555,16 @@ def tile_seconds(at: AtWork, constants: Tiles | None = None) -> tuple[float, flo
     values = max(rows, _values(n))
     loads = sum(isinstance(s, LoadRows) for s in at.kernel.program.body)
     tile = constants.tile + constants.value * values * math.sqrt(loads)
-    tile += constants.crowd * max(0.0, values - 16) + constants.wide * wide * values / rows
+    tile += constants.crowd * max(0.0, values - 16) / loads**2
+    tile += constants.wide * wide * values / rows
     start = constants.start
     start += partial * (constants.start_partial + constants.barrier * (warps > 1))
     waves = _waves(programs, at) * (start + tiles * tile)
-    return _norm(constants.overlap, at.memory, issue, waves) + _ONCE, issue, waves
+    memory = at.memory
+    if at.kernel.hinted and n["TILES"] > 1 and not n["EVICT_LAST"]:
+        memory *= 1 + constants.again * 8 / rows
+    dispatch = programs * constants.dispatch
+    return _norm(constants.overlap, memory, issue, waves, dispatch) + _ONCE, issue, waves
 
 
 def _waves(programs: int, at: AtWork) -> int:
@@ -635,18 +651,11 @@ def running(
     """Estimate what a multiprocessor runs at once of a kernel in Triton under some numbers."""
     direction = kernel.direction
     warps = numbers["num_warps"]
+    granted = min(numbers.get("maxnreg") or target.registers_per_thread, 255)
     shared = 0
-    needed: float
     is_tile = kernel.skeleton == "tile"
     if is_tile:
-        values = max(float(numbers["ROWS"]), _values(numbers))
-        loads = [s.rows for s in kernel.program.body if isinstance(s, LoadRows)]
-        if direction == "forward":
-            needed = 18 + len(loads) * values**0.93 * (1.3 if numbers["TILES"] > 1 else 1.0)
-        else:
-            context = sum(rows.hi - rows.lo for rows in loads)
-            needed = 18 + 1.35 * len(loads) * values + 1.15 * context
-            needed += 0.8 * kernel.program.partial_rows
+        needed = _registers_of_tiles(kernel, numbers)
     else:
         rows = numbers.get("BLOCK_D", 1) * numbers["SEGMENTS"]
         slope, beside = _REGISTERS[kernel.skeleton, direction]
@@ -655,14 +664,20 @@ def running(
         each, fixed = _TILES_IN_FLIGHT[kernel.skeleton, direction]
         in_flight = numbers["PREFETCH"] - (kernel.skeleton == "recurrence")
         shared = int(of_inputs * (each * in_flight + fixed))
-    granted = min(numbers.get("maxnreg") or target.registers_per_thread, 255)
     registers = max(32, min(granted, math.ceil(needed / 8) * 8))
+    occupied: float = registers
+    # The estimate is too rough to count whole programs of tiles backward.
+    rough = is_tile and direction == "backward"
+    if rough:
+        occupied = needed
+        if numbers.get("maxnreg"):  # what may use more than the compiler would choose does so
+            occupied = max(needed, min(granted, _GRANTED * needed))
     at_once = max(
         1.0,
         min(
             target.blocks_per_sm,
             target.threads_per_sm / (32 * warps),
-            target.registers_per_sm / ((needed if is_tile else registers) * 32 * warps),
+            target.registers_per_sm / (occupied * 32 * warps),
             target.shared_per_sm / (shared + 1024),
         ),
     )
@@ -673,8 +688,25 @@ def running(
         shared=shared,
         programs=programs,
         warps=programs * warps,
-        at_once=at_once if is_tile else programs,
+        at_once=at_once if rough else programs,
     )
+
+
+def _registers_of_tiles(kernel: KernelPlan, numbers: Mapping[str, int]) -> float:
+    """What a thread of a kernel of tiles needs: an estimate, from builds for sm_90."""
+    values = max(float(numbers["ROWS"]), _values(numbers))
+    loads = [step.rows for step in kernel.program.body if isinstance(step, LoadRows)]
+    if kernel.direction == "forward":
+        each = float(values**0.93)
+        if numbers["TILES"] > 1:  # addresses and masks of the next tile, beside those of this one
+            each *= 1 + 3.6 / numbers["ROWS"]
+            each *= 1.1 if numbers.get("EVICT_LAST") else 1.0
+        if numbers["BLOCK_D"] > 1:  # taps are private to lanes
+            each *= 1.2
+        return 18 + len(loads) * each
+    context = sum(rows.hi - rows.lo for rows in loads)
+    of_rows = 1.35 * len(loads) * values + 1.15 * context
+    return 18 + of_rows + 0.8 * kernel.program.partial_rows
 
 
 def segments_of(numbers: Mapping[str, int], length: int, taps: int) -> tuple[int, int, int]:
