@@ -29,11 +29,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "tuning.md"
 NAMES = sorted(path.stem for path in DATA.glob("*.jsonl"))
 SHOWN = (2048, 8192, 32768, 131072)
 # What constants of the cost model were fitted to (benchmarks/calibrate.py, and hyena_li before),
-# at which lengths; the rest judges. What it is to reach there, and where it does not rank as well.
+# at which lengths; the rest judges. What it is to reach there.
 FITTED = {"hyena_li": SHOWN[1::2], "hyena_mr": SHOWN[1::2], "hyena_se": SHOWN[1::2]}
 FITTED["short_conv"] = SHOWN[1::2]
 RANKS, FIRST = 0.7, 1.5
-BELOW = ("hyena_se_1b-forward",)
 
 
 def test_every_operator_and_direction_is_there() -> None:
@@ -95,12 +94,12 @@ def row(name: str) -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_page_says_how_good_the_model_is(name: str) -> None:
-    """What it is to reach, too; where it does not, it says so."""
+    """And it is good enough, on what nothing was fitted to."""
     assert row(name) in PAGE.read_text()
     found = judged(name)
     fitted = FITTED.get(name.split("-")[0], ())
     held_out = [correlation for n, (correlation, _) in found.items() if n not in fitted]
-    assert (fmean(held_out) >= RANKS) == (name not in BELOW)
+    assert fmean(held_out) >= RANKS
     assert max(first for _, first in found.values()) <= FIRST
 
 
