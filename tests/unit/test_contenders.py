@@ -230,7 +230,7 @@ def hcm_fft_conv(
 
 
 def hcl_fft_conv(h: Tensor, x1v: Tensor, x2: Tensor, D: Tensor, L: int, fft_size: int) -> Tensor:
-    assert h.shape[0] == 1 and L == x1v.shape[2] and fft_size == 2 * L
+    assert h.shape[0] == 1 and x1v.shape[2] == L and fft_size == 2 * L
     return x2 * (by_fft(x1v, h[0]) + D[:, None] * x1v)
 
 
