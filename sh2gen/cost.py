@@ -53,8 +53,8 @@ from sh2gen.plan import (
     ZeroTaps,
     ZeroToeplitz,
 )
-from sh2gen.schedule import DIRECTIONS, Schedule
-from sh2gen.spec import DType, OpSpec, Workload
+from sh2gen.schedule import DIRECTIONS, Schedule, operand_bytes
+from sh2gen.spec import DType, OpSpec, Precision, Workload
 from sh2gen.target import Target
 
 ROWS = sympy.Symbol("ROWS", positive=True)
@@ -128,7 +128,7 @@ class Streams:
         product: seconds of a tile for each 100 operations of an element in products, and for each
             convolution among these, which wait for each other whatever the rows; `few` times as
             much more where a thread has fewer than 8 values of a tile. Both from many taps
-            (docs/performance.md), not from sweeps.
+            (docs/performance.md), not from sweeps, and in bfloat16: others take more by their rate.
         warm_up: what a tile of warm-up takes, of a tile.
         spill: share of the time for each register that a schedule does not grant.
     """
@@ -266,8 +266,9 @@ class Running:
         shared: bytes of shared memory of a program.
         programs: on one multiprocessor.
         warps: of all of these.
-        at_once: programs, as they would be if a part of one could run: of tiles, whose registers
-            are estimated, a step in what is predicted would lie at the wrong place.
+        at_once: programs; backward of tiles, as they would be if a part of one could run: by an
+            estimate of registers so rough a step would lie at the wrong place. What is not granted
+            counts as if it were held: spilling is as bad.
     """
 
     registers: int
@@ -405,6 +406,17 @@ def numbers_on(target: Target, schedule: Schedule, direction: str) -> dict[str, 
     return twin or dict(schedule.numbers(direction))
 
 
+def product_rate(spec: OpSpec, target: Target) -> float:
+    """Floating-point operations a second of matrix products: in bfloat16 on the tensor cores; of
+    float16 as tf32, which is half as fast; of float32, and for exact results, on other cores.
+    """
+    if operand_bytes(spec) == 2:
+        return target.matmul
+    if spec.dtype.io is DType.FLOAT16 and spec.precision is not Precision.EXACT:
+        return target.matmul / 2
+    return target.fp32
+
+
 def moved(spec: OpSpec, direction: str) -> tuple[int, int]:
     """How many activations the elementwise bound reads and writes: forward every input and y;
     backward dy and every input, and every input's gradient.
@@ -451,7 +463,7 @@ def predict(
         seconds, spans = _recurrence_seconds(at)
         launches += spans > 1
     return Prediction(
-        seconds=seconds + LAUNCH * launches,
+        seconds=max(seconds, at.memory, at.tensor) + LAUNCH * launches,
         memory=at.memory,
         tensor=at.tensor,
         issue=issue,
@@ -497,20 +509,22 @@ def at_work(
     """What `predict` puts a time on, of one kernel of a plan."""
     elements = workload.batch * workload.length * spec.channels
     effort = work(kernel, plan.layout, spec.dtype.io)
-    numbers = numbers_on(target, schedule, kernel.direction)
-    twin = numbers == schedule.twin(kernel.direction)
+    twin = kernel.direction == "backward" and suits_sm90(
+        spec, plan, schedule, workload.length, target.capability
+    )
+    numbers = schedule.twin("backward") if twin else dict(schedule.numbers(kernel.direction))
     memory = elements * effort.bytes / target.elementwise_bandwidth
     if kernel.direction == "backward":
-        tokens_a_program = numbers.get("BLOCK_T", 1) * numbers.get("TILES", 1)
         splits = workload.batch
-        if kernel.skeleton != "recurrence":  # of which a program walks along all of time
-            splits *= math.ceil(workload.length / tokens_a_program)
+        if kernel.skeleton == "tile":
+            splits *= math.ceil(workload.length / (numbers["BLOCK_T"] * numbers["TILES"]))
+        elif kernel.skeleton == "stream":  # programs of a recurrence walk along all of time
+            splits *= segments_of(numbers, workload.length, spec.filter.length or 1)[0]
         partials = splits * kernel.program.partial_rows * spec.channels * 4
         memory += 2 * partials / target.elementwise_bandwidth  # written, and read to be summed
     sizes = {ROWS: numbers.get("ROWS", 8), BLOCK_T: numbers.get("BLOCK_T", 64)}
     per_element = float(effort.instructions.subs(sizes))
     products = float(effort.tensor_flops.subs(sizes))
-    bfloat16 = spec.dtype.io is DType.BFLOAT16
     return AtWork(
         spec=spec,
         kernel=kernel,
@@ -520,9 +534,9 @@ def at_work(
         memory=memory,
         products=products,
         issue=elements * per_element / (target.sms * 128 * target.clock),
-        tensor=elements * products / (target.matmul if bfloat16 else target.fp32),
+        tensor=elements * products / product_rate(spec, target),
         by_rows=_BY_ROWS[kernel.direction] if plan.layout is Layout.BLD else 0.0,
-        running=None if twin else running(kernel, numbers, len(spec.inputs), target),
+        running=None if twin else running(kernel, numbers, spec, target),
     )
 
 
@@ -582,10 +596,14 @@ def stream_seconds(at: AtWork, constants: Streams | None = None) -> tuple[float,
     programs = at.workload.batch * along_time * stream_width(spec, n)
     chain = sum(isinstance(s, Toeplitz) for s in at.kernel.program.body)
     product = constants.product * chain * at.products / 100
-    if spec.dtype.io is not DType.BFLOAT16:
-        product *= at.target.matmul / at.target.fp32
-    elif _values(n) < 8:
+    if _values(n) < 8:
         product *= 1 + constants.few
+    # What products take more than in bfloat16, of the multiprocessor's rate, which programs that
+    # run at once share.
+    slower = 1 / product_rate(spec, at.target) - 1 / at.target.matmul
+    steps = n["BLOCK_D"] * n["SEGMENTS"] * n["BLOCK_T"]
+    beside = min(at.running.at_once, math.ceil(programs / at.target.sms))
+    product += steps * at.products * beside * slower * at.target.sms
     tile = constants.tile + product
     tile += constants.unhidden * (n["PREFETCH"] < 3) + constants.alone * (n["PREFETCH"] < 2)
     tile *= 1 + constants.spill * at.running.spilled
@@ -600,7 +618,7 @@ def _twin_seconds(at: AtWork) -> float:
         at.numbers, at.workload.length, at.spec.filter.length or 1
     )
     steps = at.numbers["BLOCK_T"] * at.numbers["SEGMENTS"]
-    again = along_time * (tiles + warm_up) / math.ceil(at.workload.length / steps)
+    again = along_time * (tiles + warm_up) * steps / at.workload.length
     seconds = math.hypot(at.memory, at.issue + at.tensor) * again * _STREAM_SM90
     return max(seconds, (tiles + warm_up) * _TILE_SM90) + _ONCE  # one wave at least
 
@@ -610,9 +628,10 @@ def _recurrence_seconds(at: AtWork) -> tuple[float, int]:
     n, spec, direction = at.numbers, at.spec, at.kernel.direction
     assert at.running is not None
     elements = at.workload.batch * at.workload.length * spec.channels
-    issue = at.issue + elements * _ONCE_A_TILE[direction] / _values(n) / (
-        at.target.sms * 128 * at.target.clock
-    )
+    beside = _ONCE_A_TILE[direction] / _values(n)
+    if n["PREFETCH"] > 1:  # loads go through shared memory, from where vectors of 8 are read
+        beside += sum(isinstance(s, LoadRows) for s in at.kernel.program.body) / 8
+    issue = at.issue + elements * beside / (at.target.sms * 128 * at.target.clock)
     # Loads wait while arithmetic issues and the other way round, but programs on one SM overlap:
     # the root of the squares lies between the larger of the two and their sum.
     seconds = math.hypot(at.memory, issue + at.tensor)
@@ -620,7 +639,7 @@ def _recurrence_seconds(at: AtWork) -> tuple[float, int]:
     waits = (1 + _WAIT * warps_each / at.running.programs) / _WAIT_THEN[direction]
     seconds *= waits * (1 + _SPILL * at.running.spilled) * _RECURRENCE[direction]
     rows_each = n["SEGMENTS"] / n["num_warps"]
-    if spec.dtype.io is DType.BFLOAT16 and rows_each < _FEW_ROWS[direction]:
+    if operand_bytes(spec) == 2 and rows_each < _FEW_ROWS[direction]:
         seconds *= _FEW_ROWS_OF_STATES[direction]
     spans, steps = spans_of(spec, n, at.workload.length)
     if spans > 1:  # half of the inputs are read before, for the sums of tiles
@@ -645,8 +664,29 @@ def spans_of(spec: OpSpec, numbers: Mapping[str, int], length: int) -> tuple[int
     return math.ceil(tiles_in_all / tiles), tiles * tile
 
 
+def stride_step(spec: OpSpec, plan: Plan) -> int:
+    """As that of templates/parts/launch.py: rows of channels-first activations are padded to whole
+    vectors.
+    """
+    return 8 if plan.layout is Layout.BDL or spec.channels % 8 == 0 else 1
+
+
+def suits_sm90(spec: OpSpec, plan: Plan, schedule: Schedule, length: int, capability: int) -> bool:
+    """Whether the kernel for sm_90 runs in place of backward, as that of a generated file says."""
+    numbers = schedule.twin("backward")
+    return (
+        bool(numbers)
+        and capability == 90
+        and spec.dtype.io is DType.BFLOAT16
+        and stride_step(spec, plan) == 8
+        and length % 8 == 0
+        and 4 * length > 7 * numbers["BLOCK_T"] * numbers["SEGMENTS"]
+        and length < 2**29
+    )
+
+
 def running(
-    kernel: KernelPlan, numbers: Mapping[str, int], inputs: int, target: Target
+    kernel: KernelPlan, numbers: Mapping[str, int], spec: OpSpec, target: Target
 ) -> Running:
     """Estimate what a multiprocessor runs at once of a kernel in Triton under some numbers."""
     direction = kernel.direction
@@ -660,14 +700,14 @@ def running(
         rows = numbers.get("BLOCK_D", 1) * numbers["SEGMENTS"]
         slope, beside = _REGISTERS[kernel.skeleton, direction]
         needed = beside + slope * _values(numbers)
-        of_inputs = 2 * rows * numbers["BLOCK_T"] * (inputs + (direction == "backward"))
+        of_inputs = _BYTES[spec.dtype.io] * rows * numbers["BLOCK_T"]
+        of_inputs *= len(spec.inputs) + (direction == "backward")
         each, fixed = _TILES_IN_FLIGHT[kernel.skeleton, direction]
         in_flight = numbers["PREFETCH"] - (kernel.skeleton == "recurrence")
         shared = int(of_inputs * (each * in_flight + fixed))
     registers = max(32, min(granted, math.ceil(needed / 8) * 8))
     occupied: float = registers
-    # The estimate is too rough to count whole programs of tiles backward.
-    rough = is_tile and direction == "backward"
+    rough = is_tile and direction == "backward"  # as the attribute says
     if rough:
         occupied = needed
         if numbers.get("maxnreg"):  # what may use more than the compiler would choose does so

@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from sh2gen.cost import spans_of
+from sh2gen.cost import spans_of, stride_step, suits_sm90
 from sh2gen.emit_kernels import cuts
-from sh2gen.plan import Layout, Plan
+from sh2gen.plan import Plan
 from sh2gen.schedule import DIRECTIONS, Schedule
 from sh2gen.source import KernelSource, Role, Variant
-from sh2gen.spec import DType, OpSpec
+from sh2gen.spec import OpSpec
 
 Shape = tuple[int, int]  # (B, L)
 
@@ -92,7 +92,7 @@ def _launches(
     """A kernel with the constants of its launches for sequences of so many steps."""
     cut = {d: _is_cut(spec, plan, schedule, d, length) for d in DIRECTIONS}
     sums = {f"{spec.op}_{one.name}": one.direction for one in plan.sums}
-    by_twin = _suits_sm90(spec, plan, schedule, length, capability)
+    by_twin = suits_sm90(spec, plan, schedule, length, capability)
     constants: dict[str, int | bool] = {}
     names = {name for name, _ in kernel.constants}
     if kernel.gluon:
@@ -106,7 +106,7 @@ def _launches(
     if not wanted:
         return
     if "EVEN" in names:
-        constants |= {"EVEN": length % 8 == 0, "STEP": _step(spec, plan)}
+        constants |= {"EVEN": length % 8 == 0, "STEP": stride_step(spec, plan)}
     if "SPLIT" in names:
         constants["SPLIT"] = cut["backward" if kernel.role == Role.BACKWARD else "forward"]
     for role in range(len(spec.inputs)) if "ROLE" in names else (None,):
@@ -114,29 +114,8 @@ def _launches(
         yield dataclasses.replace(kernel, constants=tuple((dict(kernel.constants) | own).items()))
 
 
-def _step(spec: OpSpec, plan: Plan) -> int:
-    """As `stride_step`: rows of channels-first activations are padded to whole vectors."""
-    return 8 if plan.layout is Layout.BDL or spec.channels % 8 == 0 else 1
-
-
 def _is_cut(spec: OpSpec, plan: Plan, schedule: Schedule, direction: str, length: int) -> bool:
     """Whether a launcher cuts a sequence into spans, as `walk_programs`."""
     if not plan.sums or not cuts(spec, schedule):
         return False
     return spans_of(spec, dict(schedule.numbers(direction)), length)[0] > 1
-
-
-def _suits_sm90(
-    spec: OpSpec, plan: Plan, schedule: Schedule, length: int, capability: int
-) -> bool:
-    """Whether the kernel for sm_90 runs in place of backward, as `suits_sm90`."""
-    numbers = schedule.twin("backward")
-    return (
-        bool(numbers)
-        and capability == 90
-        and spec.dtype.io is DType.BFLOAT16
-        and _step(spec, plan) == 8
-        and length % 8 == 0
-        and 4 * length > 7 * numbers["BLOCK_T"] * numbers["SEGMENTS"]
-        and length < 2**29
-    )

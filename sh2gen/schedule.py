@@ -352,14 +352,19 @@ def _choices(
     return choose(0)
 
 
+def operand_bytes(spec: OpSpec) -> int:
+    """Bytes of an element as matrix products read it: 2 for bfloat16 that need not be exact."""
+    narrow = spec.dtype.io is DType.BFLOAT16
+    return 2 if narrow and spec.precision is not Precision.EXACT else 4
+
+
 def _facts(spec: OpSpec) -> dict[str, int]:
     """The FACTS of an operator."""
-    narrow = spec.dtype.io is DType.BFLOAT16
     return {
         "CHANNELS": spec.channels,
         "WIDTH": spec.group_width,
         "WIDTH2": 1 << (spec.group_width - 1).bit_length(),
-        "OPERAND": 2 if narrow and spec.precision is not Precision.EXACT else 4,
+        "OPERAND": operand_bytes(spec),
         "K": spec.filter.length or 0,
         "MODES": spec.filter.state_size,
         "PAIRS": int(spec.filter.pairs),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,8 +18,8 @@ from sh2gen.load_module import load_module
 from sh2gen.lower import plans
 from sh2gen.plan import Layout
 from sh2gen.resources import folder
-from sh2gen.schedule import schedule
-from sh2gen.spec import OpSpec, Workload, load_spec, spec_from_dict
+from sh2gen.schedule import schedule, search_space
+from sh2gen.spec import DType, OpSpec, Precision, Workload, load_spec, spec_from_dict
 from sh2gen.target import target
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "performance.md"
@@ -179,3 +181,76 @@ def test_spans_are_those_of_the_launcher(channels: int, tmp_path: Path) -> None:
             wanted = module.PROGRAMS[direction] if hasattr(module, "PROGRAMS") else 1
             spans, tiles, _ = module.walk_programs(1, length, module.SCHEDULE[direction], wanted)
             assert cost.spans_of(spec, numbers, length) == (spans, tiles * 2048)
+
+
+HYENA_MR = load_spec(folder("ops") / "hyena_mr.yaml")
+OPERANDS = {  # of products: as they are by default, as tf32, and not on the tensor cores
+    "bfloat16": HYENA_MR,
+    "float16": replace(HYENA_MR, dtype=replace(HYENA_MR.dtype, io=DType.FLOAT16)),
+    "float32": replace(HYENA_MR, dtype=replace(HYENA_MR.dtype, io=DType.FLOAT32)),
+    "exact": replace(HYENA_MR, precision=Precision.EXACT),
+}
+
+
+@pytest.mark.parametrize("name", ["H100", "H200", "A100", "B200"])
+@pytest.mark.parametrize("operand", OPERANDS)
+def test_kernels_are_taken_whatever_products_read(operand: str, name: str) -> None:
+    """128 taps in float32 are dearer than in bfloat16, and far cheaper than by plain PyTorch."""
+    spec = OPERANDS[operand]
+    assert candidates(spec, target(name))[0].plan.algorithm == "toeplitz"
+
+
+def test_products_are_priced_by_what_they_read() -> None:
+    """The same numbers forward, for each of the rates of products; and a GPU that is faster in
+    everything is not predicted to be slower.
+    """
+    (plan,) = (p for p in plans(HYENA_MR) if p.name == "toeplitz/BDL/recompute")
+    numbers = schedule(OPERANDS["float32"], plan)
+
+    def forward(operand: str, name: str) -> float:
+        spec, workload = OPERANDS[operand], Workload(batch=1, length=8192)
+        return cost.predict(spec, plan, numbers, "forward", workload, target(name)).seconds
+
+    for name in ("H200", "A100", "B200"):
+        assert forward("bfloat16", name) < forward("float16", name) < forward("exact", name)
+        assert forward("float16", name) < forward("float32", name)
+    for operand in OPERANDS:
+        assert forward(operand, "B200") < forward(operand, "H200") < forward(operand, "A100")
+
+
+def test_the_twin_is_predicted_where_it_runs() -> None:
+    """It takes aligned rows, and so many steps that most of its tile is full."""
+    chosen = candidates(HYENA_MR, GPU)[0]
+
+    def backward(length: int) -> cost.Prediction:
+        workload = Workload(batch=1, length=length)
+        return cost.predict(HYENA_MR, chosen.plan, chosen.schedule, "backward", workload, GPU)
+
+    assert backward(8192).running is None
+    assert backward(8191).running is not None
+    assert backward(8191).seconds > 1.5 * backward(8192).seconds
+    assert backward(256).running is not None
+    ragged = [backward(length).seconds for length in range(1024, 2049, 8)]
+    assert all(after > 0.99 * before for before, after in itertools.pairwise(ragged))
+
+
+@pytest.mark.parametrize("name", ["H200", "A100", "B200"])
+@pytest.mark.parametrize("op", ["hyena_se", "hyena_mr", "hyena_li", "short_conv", "h3"])
+def test_no_prediction_is_below_its_bounds(op: str, name: str) -> None:
+    """Of every fifth candidate of every plan, and sizes far from what constants were fitted to."""
+    spec = load_spec(folder("ops") / f"{op}.yaml")
+    sizes = ((1, 1), (64, 1), (1, 1000), (3, 131075), (64, 1 << 20))
+    gpu = target(name)
+    tried = 0
+    for plan in plans(spec):
+        start = schedule(spec, plan)
+        for direction in DIRECTIONS:
+            for numbers in search_space(spec, plan, direction).points[::5]:
+                under = replace(start, **{direction: numbers})
+                for batch, length in sizes:
+                    workload = Workload(batch=batch, length=length)
+                    found = cost.predict(spec, plan, under, direction, workload, gpu)
+                    assert math.isfinite(found.seconds)
+                    assert found.seconds > max(found.memory, found.tensor)
+                    tried += 1
+    assert tried > 50
