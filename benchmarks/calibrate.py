@@ -34,9 +34,9 @@ from sh2gen.target import target
 LENGTHS = (8192, 131072)
 SPREADS, TRIES = (0.5, 0.2, 0.08, 0.03), 800
 TIED = 0.002  # what a constant pays for going away from where it was, squared logarithm
-# Not fitted: what products take, which is from a table of many taps, where a sweep of 128 taps would
-# fit one number of taps alone; and what one tile takes, which decides where programs are few, as in
-# no sweep.
+# Not fitted: what products take, which is from a table of many taps, where a sweep of 128 taps
+# would fit one number of taps alone; and what one tile takes, which decides where programs are
+# few, as in no sweep.
 KEPT = ("product", "few", "tile")
 C = TypeVar("C", cost.Tiles, cost.Streams)
 Case = list[tuple[AtWork, float]]  # candidates of an operator at a length, and what they took

@@ -128,7 +128,8 @@ class Streams:
         product: seconds of a tile for each 100 operations of an element in products, and for each
             convolution among these, which wait for each other whatever the rows; `few` times as
             much more where a thread has fewer than 8 values of a tile. Both from many taps
-            (docs/performance.md), not from sweeps, and in bfloat16: others take more by their rate.
+            (docs/performance.md), not from sweeps, and in bfloat16: other types take more by their
+            rates.
         warm_up: what a tile of warm-up takes, of a tile.
         spill: share of the time for each register that a schedule does not grant.
     """
