@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from sh2gen.errors import Sh2genError
+from sh2gen.lower import plans
 from sh2gen.records import Key, Status
+from sh2gen.schedule import schedule
 from sh2gen.search import Outcome
 from sh2gen.spec import Workload
 from sh2gen.sweeps import Header, Sweep, read_sweep, write_sweep
@@ -99,18 +103,29 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert caught.value.code == "R001"
 
 
+def loaded(name: str) -> ModuleType:
+    """A script of benchmarks/."""
+    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
+    found = importlib.util.spec_from_file_location(f"{name}_script", path)
+    assert found is not None and found.loader is not None
+    script = importlib.util.module_from_spec(found)
+    found.loader.exec_module(script)
+    return script
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """What a machine with a GPU says."""
+    monkeypatch.setenv("SH2GEN_HOME", str(home / "home"))
+    monkeypatch.setattr("sh2gen.target.from_device", lambda: H200)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H200")
+
+
 def test_the_script_sweeps_and_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of six candidates all are swept at both lengths at once, and each length is decided by its
     own best; a second run has nothing left to build.
     """
-    path = Path(__file__).parents[2] / "benchmarks" / "sweeps.py"
-    loaded = importlib.util.spec_from_file_location("sweeps_script", path)
-    assert loaded is not None and loaded.loader is not None
-    script = importlib.util.module_from_spec(loaded)
-    loaded.loader.exec_module(script)
-    monkeypatch.setenv("SH2GEN_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("sh2gen.target.from_device", lambda: H200)
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H200")
+    script = loaded("sweeps")
+    stand_in(monkeypatch, tmp_path)
     points = forward_points(*({"TILES": tiles} for tiles in (2, 4, 8, 16, 32)))
     fakes = Fakes(tmp_path / "gpu", {"forward": points})
     fakes.rule("forward", points[1], us={"64": 80.0, "512": 300.0})
@@ -139,3 +154,41 @@ def test_the_script_sweeps_and_decides(tmp_path: Path, monkeypatch: pytest.Monke
     for numbers, outcome in sweep.outcomes.items():  # the last word counts: it may be of a final
         medians = [us[1] for us in again.outcomes[numbers].us]
         assert medians == [us[1] for us in outcome.us]
+
+
+@pytest.mark.parametrize(("start", "at"), [("default", 0), ("median", 1), ("worst", 2)])
+def test_the_script_races_from_the_start_that_it_is_told(
+    start: str,
+    at: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script = loaded("race")
+    stand_in(monkeypatch, tmp_path)
+    monkeypatch.setattr(script, "folder", lambda name: tmp_path)
+    (tmp_path / "small_conv.yaml").write_text(SPEC.to_yaml())
+    points = {
+        "forward": forward_points({"TILES": 2}, {"TILES": 4}),
+        "backward": [schedule(SPEC, plans(SPEC)[0]).backward],
+    }
+    for direction, candidates in points.items():
+        swept = {
+            numbers: Outcome(status=Status.OK, us=((us, us, us), (us, us, us)))
+            for numbers, us in zip(candidates, (100.0, 110.0, 120.0), strict=False)
+        }
+        sweep = Sweep(header=replace(SWEEP.header, start=candidates[0]), outcomes=swept)
+        write_sweep(tmp_path / f"small_conv-{direction}.jsonl", sweep)
+    fakes = Fakes(tmp_path / "gpu", points)
+    now = (120.0, 80.0, 100.0)
+    for numbers, us in zip(points["forward"], now, strict=True):
+        fakes.rule("forward", numbers, us={"8192": us})
+    arguments = ["--ops", "small_conv", "--effort", "exhaustive", "--start", start]
+    arguments += ["--sweeps", str(tmp_path), "--tables", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["race.py", *arguments])
+    with fakes.installed():
+        assert script.main() == 0
+    assert fakes.jobs("verify")[0]["numbers"] == named(points["forward"][at])
+    row = next(line for line in capsys.readouterr().out.splitlines() if "| forward |" in line)
+    assert row.split(" | ")[2] == str(now[at])
+    assert row.endswith("| 3 of 3 | 80.0 | 80.0 | 1.000 |")
