@@ -83,12 +83,15 @@ def test_ranks_that_agree_disagree_and_tie() -> None:
 
 
 def judged(name: str) -> dict[int, tuple[float, float]]:
-    """At each length of a sweep: the correlation, and the model's first choice over the best."""
+    """At each length of a sweep: the correlation, and the model's first choice over the best: the
+    slowest of those that tie for it.
+    """
     found = {}
     for length in (workload.length for workload in recorded(name).header.workloads):
         predicted, measured = times(name, length)
-        first = predicted.index(min(predicted))
-        found[length] = spearman(predicted, measured), measured[first] / min(measured)
+        least = min(predicted)
+        first = max(m for p, m in zip(predicted, measured, strict=True) if p == least)
+        found[length] = spearman(predicted, measured), first / min(measured)
     return found
 
 
