@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sh2gen.choose import here
+from sh2gen.journal import Task
 from sh2gen.lower import plans
 from sh2gen.records import Status
 from sh2gen.resources import folder
@@ -24,7 +25,7 @@ from sh2gen.search import score
 from sh2gen.spec import Workload, load_spec
 from sh2gen.sweeps import Sweep, read_sweep
 from sh2gen.tables import read_tables
-from sh2gen.tuner import Session, Task
+from sh2gen.tuner import Session
 
 BESIDE = 4  # of a sweep, whose brief times cannot tell the best few apart
 

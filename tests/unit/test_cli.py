@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 
 from sh2gen import driver
 from sh2gen.cli import main
+from sh2gen.journal import Task
 from sh2gen.lower import ALGORITHMS, plans
 from sh2gen.records import Key, Status
 from sh2gen.resources import folder
@@ -29,7 +30,7 @@ from sh2gen.search import Result as Found
 from sh2gen.spec import Workload
 from sh2gen.sweeps import Header, Sweep
 from sh2gen.tables import Decision, fields_of, write_decisions
-from sh2gen.tuner import Task, Tuned
+from sh2gen.tuner import Tuned
 from tests.fakes import SPEC, forward_points
 
 ROOT = Path(__file__).parent.parent.parent
