@@ -84,6 +84,7 @@ class Journal:
                 op=self.task.spec.op,
                 numbers=numbers,
                 workload=workload,
+                workloads=self.task.workloads,
                 status=outcome.status,
                 us=outcome.us[i] if timed else None,
                 stage=outcome.stage,
@@ -105,7 +106,14 @@ class Journal:
         """What earlier searches found out about candidates that will not change: times of the
         first round at all workloads, and what a compiler says. Whatever failed on the GPU, or
         because a process died, is tried again.
+
+        Only what was found out of the launches that this search would make counts. Where a
+        sequence is cut into spans, into how many depends on the least batch of all workloads that
+        a file is for (`emit_kernels.programs`): times were measured of this file if that is the
+        same. Which kernels are built, and so what a compiler says and which candidates are the
+        same, depends on all of them. Lines that do not say which these were say nothing here.
         """
+        least = self.task.workloads[0].batch  # they are in order
         found: dict[Numbers, Outcome] = {}
         times: dict[Numbers, dict[Workload, Quantiles]] = {}
         measurements, damages = self._log.read()
@@ -117,6 +125,8 @@ class Journal:
             if one.status is Status.OK:
                 if one.stage != "quick" or one.workload is None or one.us is None:
                     continue
+                if min((w.batch for w in one.workloads), default=None) != least:
+                    continue
                 here = times.setdefault(one.numbers, {})
                 here[one.workload] = one.us
                 if not all(workload in here for workload in self.task.workloads):
@@ -124,6 +134,8 @@ class Journal:
             elif one.stage != "build" or one.status is Status.RUNTIME or " died " in one.detail:
                 found.pop(one.numbers, None)
                 times.pop(one.numbers, None)
+                continue
+            elif one.workloads != self.task.workloads:
                 continue
             built = dict(one.built or {})
             seconds = built.pop("seconds", {})

@@ -528,6 +528,74 @@ def test_finalists_of_an_earlier_search_are_built_side_by_side(tmp_path: Path) -
     assert len(verified) > 7 and set(verified) == {0}
 
 
+def few_channels(folder: Path) -> Fakes:
+    """Three candidates of an operator whose launchers cut sequences into spans."""
+    few = dataclasses.replace(
+        MODAL, channels=64, filter=dataclasses.replace(MODAL.filter, groups=64)
+    )
+    plan = plans(few)[0]
+    points = [schedule(few, plan, {"forward": {"num_warps": n}}).forward for n in (1, 2, 4)]
+    return Fakes(folder, {"forward": points}, few)
+
+
+def resumed(fakes: Fakes, *workloads: Workload) -> tuple[set[str], Tuned]:
+    """What is verified of a set of workloads after searches of others, and the search."""
+    fakes.spec = dataclasses.replace(fakes.spec, workloads=workloads)
+    (tuned,) = fakes.tune(resume=True, decide=False)
+    verified = {job["numbers"] for job in fakes.jobs("verify")}
+    fakes.forget()
+    return verified, tuned
+
+
+SMALL, LARGE = Workload(batch=1, length=2048), Workload(batch=8, length=65536)
+
+
+def test_times_of_a_file_for_other_batches_are_not_known(tmp_path: Path) -> None:
+    """Into how many spans a sequence is cut is decided by the least batch that a file is for, so
+    the same numbers launch something else at the same workload.
+    """
+    fakes = few_channels(tmp_path)
+    numbers = schedule(fakes.spec, fakes.plan)
+    files = {
+        tuner.emit(dataclasses.replace(fakes.spec, workloads=sizes), fakes.plan, numbers).text
+        for sizes in ((SMALL, LARGE), (LARGE,))
+    }
+    assert len(files) == 2
+    all_of_them = set(map(named, fakes.points["forward"]))
+    assert resumed(fakes, SMALL, LARGE)[0] == all_of_them
+    assert resumed(fakes, LARGE)[0] == all_of_them
+    assert resumed(fakes, LARGE)[0] == set()
+    assert resumed(fakes, SMALL)[0] == set()  # timed beside the large one, of the same file
+
+
+def test_what_a_compiler_said_of_other_launches_is_not_known(tmp_path: Path) -> None:
+    fakes = few_channels(tmp_path)
+    bad = fakes.points["forward"][2]
+
+    def build(job: dict[str, Any]) -> dict[str, Any]:
+        fails = job["name"].endswith("_forward") and job["options"]["num_warps"] == 4
+        return {"error": "CompilationError"} if fails else compiled(job)
+
+    fakes.compile = build
+    assert resumed(fakes, SMALL, LARGE)[1].result.tried[bad].status is Status.COMPILE
+    fakes.compile = compiled
+    assert resumed(fakes, SMALL, LARGE)[1].result.tried[bad].status is Status.COMPILE
+    verified, tuned = resumed(fakes, SMALL)
+    assert verified == {named(bad)} and tuned.result.tried[bad].status is Status.OK
+
+
+def test_lines_that_do_not_say_what_was_tuned_together_are_not_known(tmp_path: Path) -> None:
+    """As those of earlier versions."""
+    fakes = many(tmp_path)
+    fakes.tune()
+    lines = [dataclasses.replace(line, workloads=()) for line in fakes.lines()]
+    fakes.log.path.unlink()
+    fakes.log.append(lines)
+    fakes.forget()
+    fakes.tune(resume=True)
+    assert len(fakes.jobs("verify")) == 12
+
+
 @pytest.mark.parametrize("change", ["triton", "damaged"])
 def test_lines_that_say_nothing_of_this_are_not_taken(tmp_path: Path, change: str) -> None:
     fakes = many(tmp_path)
