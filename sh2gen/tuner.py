@@ -64,7 +64,9 @@ from sh2gen.target import Target
 # Seconds; what starts a process waits for imports and for the driver.
 BUILD_LIMIT, VERIFY_LIMIT, TIME_LIMIT = 60.0, 120.0, 60.0
 # What hangs is given up after so many times what a job takes, but not before so many seconds: the
-# first of a process loads libraries, which takes a few. Before any has been done it is not known.
+# first of a process loads libraries, which takes a few. Before any has been done it is not known:
+# half of what is left is spent on finding out, since a start that is given up is compared with
+# nothing.
 _PATIENCE, LEAST_LIMIT, FIRST_LIMIT = 10, 10.0, 30.0
 _PAIRS = 3  # of directions that must agree: how many are raced with the one that stays
 # Numbers that only the compiler sees: kernels of equal code that differ in these run the same.
@@ -226,10 +228,7 @@ class Workbench:
                 under_way.remove(ready)
                 yield ready.numbers, self._outcome(ready)
         finally:  # the deadline, or a search that wants no more
-            for candidate in under_way:
-                for _, future in candidate.kernels:
-                    future.cancel()
-            self._jobs = {job: f for job, f in self._jobs.items() if not f.cancelled()}
+            self._cancel()
 
     def race(
         self, batch: Sequence[Numbers], rounds: int, stage: str, deadline: float
@@ -237,16 +236,20 @@ class Workbench:
         self._until = deadline
         # The start first, which others are compared with; what there is no time for is left out.
         batch = sorted(batch, key=lambda numbers: numbers != self._start)
-        for numbers in batch:  # all are built at once
-            if numbers not in self._verified:
-                self._begin(numbers)
-        times: dict[Numbers, list[tuple[Quantiles, ...]]] = {}
+        times: dict[Numbers, list[tuple[Quantiles, ...]]] = {n: [] for n in batch}
         failed: dict[Numbers, Outcome] = {}
-        for numbers in batch:
-            if numbers in self._verified or not times or self.now() < deadline:
-                times[numbers] = []
-                if bad := self._unfit(numbers):
-                    failed[numbers] = bad
+        late = [numbers for numbers in batch if numbers not in self._verified]
+        for numbers in late:  # all are built at once
+            self._begin(numbers)
+        try:
+            for numbers in late:
+                outcome = self._late(numbers, deadline, first=numbers == batch[0])
+                if outcome is None:
+                    del times[numbers]
+                elif outcome.status is not Status.OK:
+                    failed[numbers] = outcome
+        finally:
+            self._cancel()
         for i in range(rounds):
             if i and self.now() >= deadline:
                 return
@@ -263,18 +266,28 @@ class Workbench:
                 if numbers not in failed
             }
 
-    def _unfit(self, numbers: Numbers) -> Outcome | None:
-        """None for a candidate that was verified by this lab; others, which an earlier one tried,
-        are built and verified again.
+    def _late(self, numbers: Numbers, deadline: float, first: bool) -> Outcome | None:
+        """Build, verify and time a candidate that an earlier search tried, or that there was no
+        time for; None if there is none now. The first, which others are compared with, has some:
+        compilers may still be at others.
         """
-        if numbers in self._verified:
+        left = deadline - self.now()
+        if left <= 0 and not first:
             return None
         candidate = self._begin(numbers)
         if isinstance(candidate, Outcome):
             return candidate
-        wait([future for _, future in candidate.kernels])
-        outcome = self._outcome(candidate)
-        return None if outcome.status is Status.OK else outcome
+        end = self.now() + max(left, FIRST_LIMIT * first)
+        while not _settled(candidate):
+            if self.now() >= end:
+                return None
+            pending = [future for _, future in candidate.kernels if not future.done()]
+            wait(pending, max(0.0, end - self.now()), FIRST_COMPLETED)
+        return self._outcome(candidate)
+
+    def _cancel(self) -> None:
+        """Leave out what compilers have not begun; what they are at goes on."""
+        self._jobs = {job: future for job, future in self._jobs.items() if not future.cancel()}
 
     def _begin(self, numbers: Numbers) -> _Candidate | Outcome:
         """A candidate that is being built, or why it cannot be."""
@@ -401,7 +414,7 @@ class Workbench:
 
     def _patience(self, do: str, most: float) -> float:
         """After how many seconds a job hangs, to judge by others: it may cost neither `most`, nor
-        all that is left of the budget.
+        (but for the least limits) all that is left of the budget.
         """
         left = self._until - self.now()
         if took := self._took.get(do):

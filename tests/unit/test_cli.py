@@ -448,6 +448,14 @@ def test_why_nothing_was_decided(op: str, tuning: Any, start: Outcome | None, wo
     assert result.exit_code == 1 and f"nothing: {words}\n" in result.stdout
 
 
+def test_a_search_that_built_nothing_does_not_say_that_candidates_were_wrong(
+    op: str, tuning: Any
+) -> None:
+    found = replace(tuned(), decision=None)
+    tuning(replace(found, result=replace(found.result, tried={})))
+    assert "nothing: nothing was compared with what compile takes now" in run("tune", op).stdout
+
+
 def test_options_of_tune_reach_the_search(op: str, tuning: Any) -> None:
     called = tuning(tuned())
     run(

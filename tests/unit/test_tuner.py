@@ -442,6 +442,33 @@ def test_what_hangs_costs_little_of_the_budget(
     assert tuned.decision is not None and tuned.decision.numbers == points[-1]
 
 
+@pytest.mark.parametrize(
+    ("budget", "limit"), [(None, 120.0), (300.0, 120.0), (200.0, 80.0), (60.0, 30.0), (1.0, 30.0)]
+)
+def test_the_first_candidate_has_half_of_what_is_left_to_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: float | None, limit: float
+) -> None:
+    """Of the part of the budget that trying may take; how long others take is not known yet."""
+    limits: list[float] = []
+    ask = tuner.ask
+
+    def noted(worker: Any, job: Any, seconds: float) -> dict[str, Any]:
+        if job["do"] == "verify":
+            limits.append(seconds)
+        return ask(worker, job, seconds)
+
+    monkeypatch.setattr(tuner, "ask", noted)
+    many(tmp_path).tune(budget=budget)
+    assert limits[0] == pytest.approx(limit, abs=1.0)
+    assert set(limits[1:]) == {10.0}
+    text = " ".join((ROOT / "docs" / "tuning.md").read_text().split())
+    assert (
+        f"and {tuner.LEAST_LIMIT:.0f} s at least; the first for half of what is left of the "
+        f"budget, {tuner.FIRST_LIMIT:.0f} s at least; never for more than "
+        f"{tuner.VERIFY_LIMIT:.0f} s, or {tuner.TIME_LIMIT:.0f} s of timing)"
+    ) in text
+
+
 def test_the_start_of_a_process_is_not_counted_as_a_candidates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -473,6 +500,50 @@ def test_a_budget_ends_the_search(tmp_path: Path) -> None:
     assert 0 < len(tuned.result.tried) < 12
     assert tuned.result.seconds < 1.0 + 8 * 0.4 + 1.0  # one more, and every finalist once
     assert tuned.decision is not None and not tuned.result.interrupted
+
+
+def test_a_start_that_compilers_do_not_come_to_is_not_waited_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuner, "FIRST_LIMIT", 0.4)
+    fakes = many(tmp_path)
+    fakes.side_by_side = True
+
+    def build(job: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(4.0)
+        return compiled(job)
+
+    fakes.compile = build
+    (tuned,) = fakes.tune(budget=1.0)
+    assert 1.0 < tuned.result.seconds < 3.0
+    assert tuned.decision is None and tuned.result.winner == fakes.points["forward"][0]
+    assert not any(line.stage == "build" for line in fakes.lines())  # no verdict
+
+
+def test_finalists_that_are_not_built_in_time_are_left_out(tmp_path: Path) -> None:
+    """And take no compiler from the search that follows, but those that are at them."""
+    fakes = many(tmp_path)
+    start, *others = fakes.points["forward"]
+    fakes.tune()
+    fakes.side_by_side = True
+    fakes.points["backward"] = [schedule(SPEC, plans(SPEC)[0]).backward]
+    begun: list[int] = []
+
+    def build(job: dict[str, Any]) -> dict[str, Any]:
+        chosen = job["constants"]
+        if job["name"].endswith("_forward") and any(
+            chosen[name] != value for name, value in start if name in chosen
+        ):
+            begun.append(len(begun))
+            time.sleep(4.0)
+        return compiled(job)
+
+    fakes.compile = build
+    forward, backward = fakes.tune(budget=1.0, resume=True)
+    assert forward.result.seconds < 3.0
+    assert set(forward.result.final) == {start} and forward.decision is not None
+    assert forward.decision.numbers == start and set(forward.result.tried) == {start, *others}
+    assert len(begun) == 4 and backward.decision is not None
 
 
 # ---- resuming -----------------------------------------------------------------------------------
