@@ -702,7 +702,12 @@ def tune_operator(
     Raises:
         Sh2genError: V003 without a GPU that is known, L003 if there is nothing to tune, and those
             of `candidates`.
+        ValueError: no direction is searched, or one that there is not.
     """
+    if not directions or set(directions) - set(DIRECTIONS):
+        raise ValueError(
+            f"directions must be of {', '.join(DIRECTIONS)}, at least one, not {directions!r}"
+        )
     spec = op if isinstance(op, OpSpec) else load_spec(op)
     gpu = targets.from_device()
     if gpu is None:
