@@ -50,7 +50,7 @@ def main() -> int:
     decisions, _ = read_tables([options.tables])
     print("| operator | direction | seconds | tried | found, us | best beside it, us | ratio |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    with Session() as session:
+    with Session(say=print) as session:
         for op in options.ops:
             spec = replace(load_spec(folder("ops") / f"{op}.yaml"), workloads=(workload,))
             sweeps = {d: read_sweep(options.sweeps / f"{op}-{d}.jsonl") for d in DIRECTIONS}

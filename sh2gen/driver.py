@@ -728,7 +728,7 @@ def tune_operator(
     for sized in sizes:  # before any work
         _require_kernels(spec, candidates(sized, gpu, plan, changes)[0].plan)
     with ExitStack() as stack:
-        session = session or stack.enter_context(Session(workers))
+        session = session or stack.enter_context(Session(workers, progress))
         for sized in sizes:
             # What is known to be good stays unless it is beaten, by what is asked for too.
             known = tables(folder)

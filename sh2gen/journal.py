@@ -34,9 +34,15 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What measurements are made on, as the process on the GPU sees it."""
+    """What measurements are made on, as the process on the GPU sees it.
+
+    Attributes:
+        gpu: as the driver calls all of its kind.
+        uuid: which of these it is.
+    """
 
     gpu: str
+    uuid: str
     versions: Mapping[str, str]
 
     @property

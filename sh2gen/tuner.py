@@ -16,6 +16,7 @@ import os
 import re
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -25,6 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from sh2gen import jsonl
 from sh2gen.build import BuiltKernel, Compilers, built_kernel, failure, kernel_job, misfit
 from sh2gen.cost import predict
 from sh2gen.emit import emit
@@ -34,7 +36,7 @@ from sh2gen.journal import Journal, Machine, Task
 from sh2gen.launches import launched, short_shape, variant_of
 from sh2gen.plan import Plan
 from sh2gen.process import Worker, python_worker
-from sh2gen.records import Log, Status, log_path, now, operator_digest
+from sh2gen.records import Log, Status, home, log_path, now, operator_digest, slug
 from sh2gen.schedule import DIRECTIONS, Numbers, Schedule, coupling, partner, search_space
 from sh2gen.search import (
     AHEAD,
@@ -464,7 +466,26 @@ def machine(worker: Worker) -> Machine:
     answer = ask(worker, {"do": "machine"}, VERIFY_LIMIT)
     if answer["status"] != "ok":
         raise CheckFailed("V003", f"the GPU cannot be used: {answer['detail']}")
-    return Machine(gpu=answer["gpu"], versions=answer["versions"])
+    return Machine(gpu=answer["gpu"], uuid=answer["uuid"], versions=answer["versions"])
+
+
+def _alone(stack: ExitStack, uuid: str, say: Callable[[str], None]) -> None:
+    """Have the GPU to this search until the stack is closed, or the process dies: two would
+    disturb each other's times. It waits for as long as another has it.
+    """
+
+    def busy() -> None:
+        say("another `sh2gen tune` is running on this GPU: waiting until it ends")
+
+    path = home() / "gpus" / f"{slug(uuid)}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        stack.callback(os.close, file)
+        stack.enter_context(jsonl.locked(file, busy=busy))
+    except OSError as error:  # what is found is worth having without it
+        reason = error.strerror or error
+        say(f"cannot lock {path}: {reason}; run no other `sh2gen tune` on this GPU meanwhile")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -502,13 +523,15 @@ class Tuned:
 
 
 class Session:
-    """The processes that tuning needs, for one operator after another.
+    """The processes that tuning needs, and this GPU alone, for one operator after another.
 
         with Session() as session:
             session.tune(spec, plan, target, starts=...)
 
     Args:
         workers: processes that compile; by default one less than there are cores.
+        say: told that another session has the GPU, of this process or of another: this one waits
+            until that is closed. By default it is a warning, since it may take hours.
 
     Attributes:
         on: this machine, as the process on the GPU sees it.
@@ -517,7 +540,9 @@ class Session:
         CheckFailed: V003, the GPU cannot be used.
     """
 
-    def __init__(self, workers: int | None = None) -> None:
+    def __init__(
+        self, workers: int | None = None, say: Callable[[str], None] | None = None
+    ) -> None:
         with ExitStack() as stack:
             count = workers or max(1, len(os.sched_getaffinity(0)) - 1)
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sh2gen-"))
@@ -525,6 +550,7 @@ class Session:
             self._compilers = stack.enter_context(closing(Compilers(count, BUILD_LIMIT)))
             self._worker = stack.enter_context(closing(measuring_worker()))
             self.on = machine(self._worker)
+            _alone(stack, self.on.uuid, say or warnings.warn)
             self._stack = stack.pop_all()
         self._searches = 0
 

@@ -8,8 +8,10 @@ import dataclasses
 import errno
 import itertools
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -720,7 +722,9 @@ def test_a_search_that_is_killed_is_resumed(tmp_path: Path) -> None:
 
 
 def test_two_searches_write_one_log(tmp_path: Path) -> None:
+    """On two GPUs of one kind, so that neither waits for the other."""
     one, other = (many(tmp_path / name) for name in ("one", "other"))
+    other.rules["machine"] = {"uuid": "77f1"}
     one.rules["pause"] = other.rules["pause"] = 0.02
     save(other, other.folder)
     process = start_tuning(other.folder, records.home())
@@ -731,6 +735,7 @@ def test_two_searches_write_one_log(tmp_path: Path) -> None:
             time.sleep(0.02)
         one.tune()
         assert process.wait(120) == 0
+        assert not any("another" in text for text in one.said)
     finally:
         process.kill()
         process.wait()
@@ -738,6 +743,88 @@ def test_two_searches_write_one_log(tmp_path: Path) -> None:
     for numbers in one.points["forward"]:
         assert [line.stage for line in of(lines, numbers)].count("quick") == 2
     assert [line.stage for line in lines].count("final") == 2 * 7
+
+
+# ---- two searches on one GPU --------------------------------------------------------------------
+
+
+def test_a_search_waits_for_another_on_its_gpu_or_for_the_death_of_that(tmp_path: Path) -> None:
+    one, other = (many(tmp_path / name) for name in ("one", "other"))
+    other.rules["pause"] = 0.2
+    save(other, other.folder)
+    process = start_tuning(other.folder, records.home())
+    waited: list[list[str]] = []
+
+    class Said(list[str]):
+        def append(self, text: str) -> None:
+            super().append(text)
+            if "another `sh2gen tune` is running on this GPU" in text:
+                waited.append([job["do"] for job in one.jobs()])
+                threading.Timer(2.0, process.kill).start()
+
+    one.said = Said()
+    try:
+        deadline = time.monotonic() + 120
+        while not other.log.read()[0]:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        begin = time.monotonic()
+        (tuned,) = one.tune(budget=30.0)
+        assert time.monotonic() - begin > 2.0 and process.poll() is not None
+    finally:
+        process.kill()
+        process.wait()
+    assert waited == [["machine"]] and "waiting until it ends" in one.said[0]
+    assert tuned.decision is not None and tuned.result.seconds < 2.0  # without the wait
+    assert tuned.decision.numbers == one.points["forward"][-1]
+
+
+def test_a_search_that_waits_can_be_interrupted(tmp_path: Path, foreground: None) -> None:
+    one, other = (many(tmp_path / name) for name in ("one", "other"))
+    save(other, other.folder)
+    with one.installed(), tuner.Session(1):
+        process = start_tuning(other.folder, records.home())
+        try:
+            deadline = time.monotonic() + 120
+            while not (other.folder / "jobs.jsonl").exists():
+                assert time.monotonic() < deadline and process.poll() is None
+                time.sleep(0.02)
+            time.sleep(1.0)
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) != 0
+        finally:
+            process.kill()
+            process.wait()
+    assert [job["do"] for job in other.jobs()] == ["machine"] and not other.log.path.exists()
+
+
+def test_a_gpu_that_cannot_be_locked_is_said_and_tuned_on(tmp_path: Path) -> None:
+    records.home().mkdir()
+    (records.home() / "gpus").write_text("")
+    fakes = many(tmp_path)
+    (tuned,) = fakes.tune()
+    assert tuned.decision is not None
+    place = records.home() / "gpus" / "4d8b.lock"
+    assert fakes.said[0] == (
+        f"cannot lock {place}: File exists; run no other `sh2gen tune` on this GPU meanwhile"
+    )
+
+
+def test_whoever_is_not_told_of_a_wait_is_warned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour of silence is worse."""
+    taken = iter([True])
+
+    def flock(file: int, kind: int) -> None:
+        if next(taken, False):
+            raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
+
+    with many(tmp_path).installed():
+        monkeypatch.setattr("fcntl.flock", flock)
+        with pytest.warns(UserWarning, match="another `sh2gen tune` is running"), tuner.Session(1):
+            assert list(taken) == []
 
 
 # ---- interrupts ---------------------------------------------------------------------------------
