@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sh2gen.choose import here
+from sh2gen.journal import Task
 from sh2gen.lower import plans
 from sh2gen.plan import Plan
 from sh2gen.records import Status
@@ -28,7 +29,7 @@ from sh2gen.search import score
 from sh2gen.spec import OpSpec, Workload, load_spec
 from sh2gen.sweeps import Sweep, read_sweep
 from sh2gen.tables import read_tables
-from sh2gen.tuner import Session, Task
+from sh2gen.tuner import Session
 
 BESIDE = 4  # of a sweep, whose brief times cannot tell the best few apart
 
@@ -74,7 +75,7 @@ def main() -> int:
     columns += ("best beside it, us", "ratio")
     print(f"| {' | '.join(columns)} |")
     print("|---" * len(columns) + "|", flush=True)
-    with Session() as session:
+    with Session(say=print) as session:
         for op in options.ops:
             spec = replace(load_spec(folder("ops") / f"{op}.yaml"), workloads=(workload,))
             paths = {d: options.sweeps / f"{op}-{d}.jsonl" for d in DIRECTIONS}

@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--tables", type=Path, help="folder of tuned tables; by default none")
     options = parser.parse_args()
     workloads = [Workload(batch=1, length=length) for length in options.lengths]
-    with Session() as session:
+    with Session(say=print) as session:
         for op in options.ops:
             path = folder("ops") / f"{op}.yaml" if "." not in op else Path(op)
             begin = time.monotonic()

@@ -702,7 +702,12 @@ def tune_operator(
     Raises:
         Sh2genError: V003 without a GPU that is known, L003 if there is nothing to tune, and those
             of `candidates`.
+        ValueError: no direction is searched, or one that there is not.
     """
+    if not directions or set(directions) - set(DIRECTIONS):
+        raise ValueError(
+            f"directions must be of {', '.join(DIRECTIONS)}, at least one, not {directions!r}"
+        )
     spec = op if isinstance(op, OpSpec) else load_spec(op)
     gpu = targets.from_device()
     if gpu is None:
@@ -723,7 +728,7 @@ def tune_operator(
     for sized in sizes:  # before any work
         _require_kernels(spec, candidates(sized, gpu, plan, changes)[0].plan)
     with ExitStack() as stack:
-        session = session or stack.enter_context(Session(workers))
+        session = session or stack.enter_context(Session(workers, progress))
         for sized in sizes:
             # What is known to be good stays unless it is beaten, by what is asked for too.
             known = tables(folder)

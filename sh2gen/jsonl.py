@@ -231,8 +231,10 @@ def read_lines(path: Path, read: Callable[[str], _T]) -> tuple[tuple[_T, ...], t
 
 
 @contextmanager
-def locked(descriptor: int, *, shared: bool = False) -> Iterator[None]:
-    """Hold the lock of an open file; wait for it while another process has it.
+def locked(
+    descriptor: int, *, shared: bool = False, busy: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Hold the lock of an open file; wait for it while another process has it, after `busy`.
 
     The operating system frees it when a process dies, however it dies. Where there are no locks
     this goes on without one, and whoever writes is warned, once. OSError if the lock of a writer
@@ -242,7 +244,12 @@ def locked(descriptor: int, *, shared: bool = False) -> Iterator[None]:
     try:
         import fcntl  # here, because Windows lacks it
 
-        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            busy()
+            fcntl.flock(descriptor, kind)
     except (OSError, ImportError) as error:
         held = False
         if not shared:

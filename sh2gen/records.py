@@ -89,6 +89,8 @@ class Measurement:
         op: name of the operator, for people.
         numbers: the candidate; empty where a line stands for many.
         workload: None if no workload matters, as when a constraint does not hold.
+        workloads: all that the candidate was tried for together, which decide what is launched;
+            none in lines that are older than this.
         status: what became of it.
         us: microseconds of a call, (low, median, high); None if it was not timed.
         stage: how far it went: constraint, floor, build, verify, quick, final, ...
@@ -110,6 +112,7 @@ class Measurement:
     op: str
     numbers: Numbers
     workload: Workload | None
+    workloads: tuple[Workload, ...] = ()
     status: Status
     us: tuple[float, float, float] | None
     stage: str
@@ -125,7 +128,7 @@ class Measurement:
     def __post_init__(self) -> None:
         check_times("us", self.us or ())
         check_times("seconds", (self.seconds,))
-        check_workloads((self.workload,) if self.workload else ())
+        check_workloads((*self.workloads, *((self.workload,) if self.workload else ())))
         if self.count < 1:
             raise ValueError(f"count must be at least 1, not {self.count}")
         if len(self.detail) > _DETAIL:  # compilers say what happened at the start or at the end

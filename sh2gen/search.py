@@ -36,6 +36,7 @@ class Outcome:
         stage: how far it came: floor, build, verify, quick, longer, final.
         built: registers, spills, bytes of shared memory.
         seconds: by stage, that it took.
+        seed: of the inputs that it was compared on, if it came so far.
     """
 
     status: Status
@@ -44,6 +45,7 @@ class Outcome:
     stage: str = ""
     built: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    seed: int | None = None
 
     @property
     def no_verdict(self) -> bool:

@@ -130,7 +130,7 @@ def _why_nothing(tuned: Any) -> str:
     """Why a search decided nothing."""
     found = tuned.result.tried
     start = found.get(tuned.problem.start)
-    if not any(outcome.status == "ok" for outcome in found.values()):
+    if start is not None and not any(outcome.status == "ok" for outcome in found.values()):
         return "no candidate was right"
     if start is not None and start.no_verdict:
         return "what compile takes now could not be built on this machine"

@@ -12,7 +12,8 @@ PROGRAMS and NUMBERS), `direction` and `workloads` ([batch, length] each), and
   bits in a second run, and nothing written beyond tensors. The answer holds `checks`.
 - `time`: `warmup_ms`, `repeat_ms`. The answer holds `us`: [low, median, high] a workload.
 - `bounds`: `us`, of elementwise kernels that move what the direction must.
-- `machine`: `gpu`, its name, and `versions`, as of `measure.machine`.
+- `machine`: `gpu`, its name, `uuid`, that of no other GPU, and `versions`, as of
+  `measure.machine`.
 
 An answer holds `status`, a word of `records.Status`; if that is not `ok`, `detail`.
 """
@@ -69,7 +70,8 @@ class Bench:
         return operator
 
     def _machine(self, job: dict[str, Any]) -> dict[str, Any]:
-        return machine()
+        here = torch.cuda.get_device_properties(torch.cuda.current_device())
+        return machine() | {"uuid": str(here.uuid)}
 
     def _verify(self, job: dict[str, Any]) -> dict[str, Any]:
         operator = self._operator(job)

@@ -16,6 +16,7 @@ import os
 import re
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -25,15 +26,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from sh2gen import jsonl
 from sh2gen.build import BuiltKernel, Compilers, built_kernel, failure, kernel_job, misfit
 from sh2gen.cost import predict
-from sh2gen.emit import emit, kernel_digest
+from sh2gen.emit import emit
 from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.files import write_whole
+from sh2gen.journal import Journal, Machine, Task
 from sh2gen.launches import launched, short_shape, variant_of
 from sh2gen.plan import Plan
 from sh2gen.process import Worker, python_worker
-from sh2gen.records import Key, Log, Measurement, Status, log_path, now, operator_digest
+from sh2gen.records import Log, Status, home, log_path, now, operator_digest, slug
 from sh2gen.schedule import DIRECTIONS, Numbers, Schedule, coupling, partner, search_space
 from sh2gen.search import (
     AHEAD,
@@ -57,13 +60,15 @@ from sh2gen.search import (
 from sh2gen.source import KernelSource, Role, Source, Variant
 from sh2gen.spec import OpSpec, Workload
 from sh2gen.sweeps import Header, Sweep
-from sh2gen.tables import Decision, fields_of, in_order
+from sh2gen.tables import Decision, fields_of
 from sh2gen.target import Target
 
 # Seconds; what starts a process waits for imports and for the driver.
 BUILD_LIMIT, VERIFY_LIMIT, TIME_LIMIT = 60.0, 120.0, 60.0
 # What hangs is given up after so many times what a job takes, but not before so many seconds: the
-# first of a process loads libraries, which takes a few. Before any has been done it is not known.
+# first of a process loads libraries, which takes a few. Before any has been done it is not known:
+# half of what is left is spent on finding out, since a start that is given up is compared with
+# nothing.
 _PATIENCE, LEAST_LIMIT, FIRST_LIMIT = 10, 10.0, 30.0
 _PAIRS = 3  # of directions that must agree: how many are raced with the one that stays
 # Numbers that only the compiler sees: kernels of equal code that differ in these run the same.
@@ -129,24 +134,6 @@ def problem(
     return Problem(points=points, start=start, predicted=predicted, floors=floors, also=also)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """What is tuned: one direction of a plan, for all workloads of an operator at once."""
-
-    spec: OpSpec
-    plan: Plan
-    direction: str
-
-    @property
-    def workloads(self) -> tuple[Workload, ...]:
-        return in_order(self.spec.workloads)
-
-    @property
-    def title(self) -> str:
-        sizes = ", ".join(f"B={w.batch} L={w.length}" for w in self.workloads)
-        return f"{self.spec.op} {self.direction} {sizes}"
-
-
 @dataclass(frozen=True, slots=True)
 class _Candidate:
     """A candidate on its way: which file it is, with which settings, and its kernels."""
@@ -201,6 +188,7 @@ class Workbench:
         self._verified: dict[Numbers, _Candidate] = {}
         self._took: dict[str, list[float]] = {}  # seconds, by job
         self.checks: dict[Numbers, int] = {}
+        self._inputs: dict[Numbers, int] = {}  # seeds of what each was compared on
         default = search_space(task.spec, task.plan, task.direction).points[0]
         for _ in range(2):  # the process may have been broken by what came before
             answer = self._ask("bounds", self._prepare(default), VERIFY_LIMIT)
@@ -243,10 +231,7 @@ class Workbench:
                 under_way.remove(ready)
                 yield ready.numbers, self._outcome(ready)
         finally:  # the deadline, or a search that wants no more
-            for candidate in under_way:
-                for _, future in candidate.kernels:
-                    future.cancel()
-            self._jobs = {job: f for job, f in self._jobs.items() if not f.cancelled()}
+            self._cancel()
 
     def race(
         self, batch: Sequence[Numbers], rounds: int, stage: str, deadline: float
@@ -254,16 +239,20 @@ class Workbench:
         self._until = deadline
         # The start first, which others are compared with; what there is no time for is left out.
         batch = sorted(batch, key=lambda numbers: numbers != self._start)
-        for numbers in batch:  # all are built at once
-            if numbers not in self._verified:
-                self._begin(numbers)
-        times: dict[Numbers, list[tuple[Quantiles, ...]]] = {}
+        times: dict[Numbers, list[tuple[Quantiles, ...]]] = {n: [] for n in batch}
         failed: dict[Numbers, Outcome] = {}
-        for numbers in batch:
-            if numbers in self._verified or not times or self.now() < deadline:
-                times[numbers] = []
-                if bad := self._unfit(numbers):
-                    failed[numbers] = bad
+        late = [numbers for numbers in batch if numbers not in self._verified]
+        for numbers in late:  # all are built at once
+            self._begin(numbers)
+        try:
+            for numbers in late:
+                outcome = self._late(numbers, deadline, first=numbers == batch[0])
+                if outcome is None:
+                    del times[numbers]
+                elif outcome.status is not Status.OK:
+                    failed[numbers] = outcome
+        finally:
+            self._cancel()
         for i in range(rounds):
             if i and self.now() >= deadline:
                 return
@@ -271,27 +260,42 @@ class Workbench:
                 if numbers not in failed:
                     found = self._time(self._verified[numbers], LONG_MS, stage)
                     if isinstance(found, Outcome):
-                        failed[numbers] = found
+                        failed[numbers] = dataclasses.replace(found, seed=self._inputs[numbers])
                     else:
                         times[numbers].append(found)
             yield failed | {
-                numbers: Outcome(status=Status.OK, us=together(found), stage=stage)
+                numbers: Outcome(
+                    status=Status.OK,
+                    us=together(found),
+                    stage=stage,
+                    seed=self._inputs[numbers],
+                )
                 for numbers, found in times.items()
                 if numbers not in failed
             }
 
-    def _unfit(self, numbers: Numbers) -> Outcome | None:
-        """None for a candidate that was verified by this lab; others, which an earlier one tried,
-        are built and verified again.
+    def _late(self, numbers: Numbers, deadline: float, first: bool) -> Outcome | None:
+        """Build, verify and time a candidate that an earlier search tried, or that there was no
+        time for; None if there is none now. The first, which others are compared with, has some:
+        compilers may still be at others.
         """
-        if numbers in self._verified:
+        left = deadline - self.now()
+        if left <= 0 and not first:
             return None
         candidate = self._begin(numbers)
         if isinstance(candidate, Outcome):
             return candidate
-        wait([future for _, future in candidate.kernels])
-        outcome = self._outcome(candidate)
-        return None if outcome.status is Status.OK else outcome
+        end = self.now() + max(left, FIRST_LIMIT * first)
+        while not _settled(candidate):
+            if self.now() >= end:
+                return None
+            pending = [future for _, future in candidate.kernels if not future.done()]
+            wait(pending, max(0.0, end - self.now()), FIRST_COMPLETED)
+        return self._outcome(candidate)
+
+    def _cancel(self) -> None:
+        """Leave out what compilers have not begun; what they are at goes on."""
+        self._jobs = {job: future for job, future in self._jobs.items() if not future.cancel()}
 
     def _begin(self, numbers: Numbers) -> _Candidate | Outcome:
         """A candidate that is being built, or why it cannot be."""
@@ -367,19 +371,28 @@ class Workbench:
             return _dropped(Status.SAME, "build", f"as {text}", spent, resources)
         clock = self.now()
         self._seed += 1
+        self._inputs[candidate.numbers] = self._seed
         short = candidate.short
         answer = self._ask("verify", candidate, VERIFY_LIMIT, seed=self._seed, short=short)
         spent["verify"] = self.now() - clock
         if answer["status"] != "ok":
-            return _answered(answer, "verify", spent, resources)
+            failed = _answered(answer, "verify", spent, resources)
+            return dataclasses.replace(failed, seed=self._seed)
         self.checks[candidate.numbers] = answer["checks"]
         clock = self.now()
         times = self._time(candidate, QUICK_MS, "quick")
         spent["quick"] = self.now() - clock
         if isinstance(times, Outcome):
-            return dataclasses.replace(times, built=resources, seconds=spent)
+            return dataclasses.replace(times, built=resources, seconds=spent, seed=self._seed)
         self._verified[candidate.numbers] = candidate
-        return Outcome(status=Status.OK, us=times, stage="quick", built=resources, seconds=spent)
+        return Outcome(
+            status=Status.OK,
+            us=times,
+            stage="quick",
+            built=resources,
+            seconds=spent,
+            seed=self._seed,
+        )
 
     def _time(
         self, candidate: _Candidate, milliseconds: tuple[int, int], stage: str
@@ -418,7 +431,7 @@ class Workbench:
 
     def _patience(self, do: str, most: float) -> float:
         """After how many seconds a job hangs, to judge by others: it may cost neither `most`, nor
-        all that is left of the budget.
+        (but for the least limits) all that is left of the budget.
         """
         left = self._until - self.now()
         if took := self._took.get(do):
@@ -463,119 +476,31 @@ def _answered(
 # ---- the whole ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """What measurements are made on, as the process on the GPU sees it."""
-
-    gpu: str
-    versions: Mapping[str, str]
-
-    @property
-    def triton(self) -> str:
-        """The minor version, which decides what a kernel is compiled to."""
-        return ".".join(self.versions["triton"].split(".")[:2])
-
-
 def machine(worker: Worker) -> Machine:
     """Raises CheckFailed, V003: the GPU cannot be used."""
     answer = ask(worker, {"do": "machine"}, VERIFY_LIMIT)
     if answer["status"] != "ok":
         raise CheckFailed("V003", f"the GPU cannot be used: {answer['detail']}")
-    return Machine(gpu=answer["gpu"], versions=answer["versions"])
+    return Machine(gpu=answer["gpu"], uuid=answer["uuid"], versions=answer["versions"])
 
 
-class Journal:
-    """What a search reports, written down as it happens: a line of a log a candidate and workload.
-
-    Args:
-        log: appended to; nothing is lost but what is in flight when the process is killed.
-        effort, seed: as the search has them.
-        warn: told when lines cannot be read or written. The search goes on.
+def _alone(stack: ExitStack, uuid: str, say: Callable[[str], None]) -> None:
+    """Have the GPU to this search until the stack is closed, or the process dies: two would
+    disturb each other's times. It waits for as long as another has it.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        on: Machine,
-        log: Log,
-        effort: str,
-        seed: int,
-        warn: Callable[[str], None],
-    ) -> None:
-        self.task, self.on, self.effort = task, on, effort
-        self._log, self._seed, self._warn = log, seed, warn
-        self.key = Key(
-            spec=operator_digest(task.spec),
-            plan=task.plan.name,
-            direction=task.direction,
-            gpu=on.gpu,
-            triton=on.triton,
-            templates=kernel_digest(task.spec, task.plan),
-        )
+    def busy() -> None:
+        say("another `sh2gen tune` is running on this GPU: waiting until it ends")
 
-    def write(self, numbers: Numbers, outcome: Outcome, count: int = 1) -> None:
-        """One candidate, or several that one reason drops."""
-        timed = outcome.status is Status.OK
-        workloads: Sequence[Workload | None] = self.task.workloads if timed else (None,)
-        lines = [
-            Measurement(
-                key=self.key,
-                op=self.task.spec.op,
-                numbers=numbers,
-                workload=workload,
-                status=outcome.status,
-                us=outcome.us[i] if timed else None,
-                stage=outcome.stage,
-                detail=outcome.detail,
-                count=count,
-                built={**outcome.built, "seconds": dict(outcome.seconds)},
-                seconds=sum(outcome.seconds.values()) / len(workloads),
-                versions=self.on.versions,
-                date=now(),
-                seed=self._seed,
-                effort=self.effort,
-            )
-            for i, workload in enumerate(workloads)
-        ]
-        if problem := self._log.append(lines):
-            self._warn(f"cannot be recorded, tuning goes on: {problem}")
-
-    def known(self) -> dict[Numbers, Outcome]:
-        """What earlier searches found out about candidates that will not change: times of the
-        first round at all workloads, and what a compiler says. Whatever failed on the GPU, or
-        because a process died, is tried again.
-        """
-        found: dict[Numbers, Outcome] = {}
-        times: dict[Numbers, dict[Workload, Quantiles]] = {}
-        measurements, damages = self._log.read()
-        for damage in damages:
-            self._warn(f"skipped: {damage}")
-        for one in measurements:
-            if one.key != self.key or one.status is Status.CONSTRAINT:
-                continue
-            if one.status is Status.OK:
-                if one.stage != "quick" or one.workload is None or one.us is None:
-                    continue
-                here = times.setdefault(one.numbers, {})
-                here[one.workload] = one.us
-                if not all(workload in here for workload in self.task.workloads):
-                    continue  # for other workloads
-            elif one.stage != "build" or one.status is Status.RUNTIME or " died " in one.detail:
-                found.pop(one.numbers, None)
-                times.pop(one.numbers, None)
-                continue
-            built = dict(one.built or {})
-            seconds = built.pop("seconds", {})
-            right = one.status is Status.OK
-            found[one.numbers] = Outcome(
-                status=one.status,
-                us=tuple(here[w] for w in self.task.workloads) if right else (),
-                detail=one.detail,
-                stage=one.stage,
-                built=built,
-                seconds=seconds,
-            )
-        return found
+    path = home() / "gpus" / f"{slug(uuid)}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        stack.callback(os.close, file)
+        stack.enter_context(jsonl.locked(file, busy=busy))
+    except OSError as error:  # what is found is worth having without it
+        reason = error.strerror or error
+        say(f"cannot lock {path}: {reason}; run no other `sh2gen tune` on this GPU meanwhile")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -613,13 +538,15 @@ class Tuned:
 
 
 class Session:
-    """The processes that tuning needs, for one operator after another.
+    """The processes that tuning needs, and this GPU alone, for one operator after another.
 
         with Session() as session:
             session.tune(spec, plan, target, starts=...)
 
     Args:
         workers: processes that compile; by default one less than there are cores.
+        say: told that another session has the GPU, of this process or of another: this one waits
+            until that is closed. By default it is a warning, since it may take hours.
 
     Attributes:
         on: this machine, as the process on the GPU sees it.
@@ -628,7 +555,9 @@ class Session:
         CheckFailed: V003, the GPU cannot be used.
     """
 
-    def __init__(self, workers: int | None = None) -> None:
+    def __init__(
+        self, workers: int | None = None, say: Callable[[str], None] | None = None
+    ) -> None:
         with ExitStack() as stack:
             count = workers or max(1, len(os.sched_getaffinity(0)) - 1)
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sh2gen-"))
@@ -636,6 +565,7 @@ class Session:
             self._compilers = stack.enter_context(closing(Compilers(count, BUILD_LIMIT)))
             self._worker = stack.enter_context(closing(measuring_worker()))
             self.on = machine(self._worker)
+            _alone(stack, self.on.uuid, say or warnings.warn)
             self._stack = stack.pop_all()
         self._searches = 0
 

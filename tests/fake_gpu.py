@@ -4,7 +4,8 @@ Run with that folder as its argument. Imports nothing of sh2gen, so that it star
 are, by direction and then by numbers ("BLOCK_T=512 TILES=1"), what a candidate does: `us`, its
 times by workload or by length; and by the job that it is given ("verify", "time") `hang`, `die`,
 `garbage`, or an answer; and of the whole, how many seconds `start` and `pause`, before each job,
-take. Every job is noted in `jobs.jsonl`, with the process that had it.
+take, and which `uuid` the `machine` has. Every job is noted in `jobs.jsonl`, with the process that
+had it.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def answer(job: dict[str, Any], rule: dict[str, Any]) -> dict[str, Any] | str:
         "machine": {
             "status": "ok",
             "gpu": "NVIDIA H200",
+            "uuid": rule.get("uuid", "4d8b"),
             "versions": {"torch": "2.11.0", "triton": "3.6.0"},
         },
         "bounds": {"status": "ok", "us": [[49.0, 50.0, 51.0]] * len(sizes)},
@@ -52,13 +54,14 @@ def main() -> None:
         job = json.loads(line)
         numbers = job.get("settings", {}).get("NUMBERS", {}).get(job.get("direction"), {})
         name = " ".join(f"{knob}={value}" for knob, value in numbers.items())
-        note = {"pid": os.getpid(), "do": job["do"], "numbers": name}
+        note = {"pid": os.getpid(), "do": job["do"], "numbers": name, "seed": job.get("seed")}
         with (folder / "jobs.jsonl").open("a") as file:
             file.write(json.dumps(note) + "\n")
         rule = rules.get(job.get("direction"), {}).get(name, {})
         if pause := rules.get("pause"):
             time.sleep(pause)
-        said = answer(job, rules["machine"] if job["do"] in rules.get("machine", {}) else rule)
+        rule = rules.get("machine", {}) if job["do"] == "machine" else rule
+        said = answer(job, rule)
         sys.stdout.write((said if isinstance(said, str) else json.dumps(said)) + "\n")
         sys.stdout.flush()
 

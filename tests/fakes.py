@@ -12,7 +12,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ class Fakes:
         points: by direction, what a search tries; the first is the start.
         rules: as fake_gpu.py has them, by direction and numbers.
         compile: the answer of a compiler to a job.
+        side_by_side: whether compilers may take a while, as many at once as there are workers.
         effort: what "exhaustive" stands for.
     """
 
@@ -79,6 +80,7 @@ class Fakes:
     spec: OpSpec = SPEC
     rules: dict[str, Any] = field(default_factory=dict)
     compile: Callable[[dict[str, Any]], dict[str, Any]] = compiled
+    side_by_side: bool = False
     effort: Effort = ALL
     said: list[str] = field(default_factory=list)
 
@@ -101,7 +103,7 @@ class Fakes:
             "say": self.said.append,
             "warn": self.said.append,
         } | options
-        with self.installed(), tuner.Session(workers=4) as session:
+        with self.installed(), tuner.Session(4, self.said.append) as session:
             found.extend(session.tune(self.spec, self.plan, H200, **options))
         return tuple(found)
 
@@ -114,14 +116,18 @@ class Fakes:
         class Compilers:
             def __init__(self, workers: int, time_limit: float) -> None:
                 self.workers = workers
+                self._pool = ThreadPoolExecutor(workers) if fakes.side_by_side else None
 
             def submit(self, job: str) -> Future[dict[str, Any]]:
+                if self._pool:
+                    return self._pool.submit(lambda: fakes.compile(json.loads(job)))
                 future: Future[dict[str, Any]] = Future()
                 future.set_result(fakes.compile(json.loads(job)))
                 return future
 
             def close(self) -> None:
-                pass
+                if self._pool:
+                    self._pool.shutdown(cancel_futures=True)
 
         def space(spec: OpSpec, plan: Plan, direction: str) -> Survey:
             return Survey(points=tuple(self.points[direction]), dropped=((FEW, 7),), repeated=0)

@@ -46,7 +46,7 @@ LAYERS = (
         "search",
         "sweeps",
     ),
-    ("driver", "tuner", "tune_worker", "choose", "bench_table", "plots"),
+    ("driver", "tuner", "journal", "tune_worker", "choose", "bench_table", "plots"),
     ("cli", "tune_report", "__init__"),
     ("__main__",),
 )
@@ -75,6 +75,7 @@ WITHIN = {
     ("sweeps", "search"): "of searches",
     ("cli", "tune_report"): "what a search came to as text",
     ("driver", "tuner"): "the chain of a search",
+    ("tuner", "journal"): "what a search reports is written down",
     ("driver", "choose"): "the first of its steps",
     ("tables", "lockfile"): "whoever looks for a schedule looks in both",
     ("operator", "load_module"): "a callable is made from an imported file",

@@ -17,6 +17,7 @@ from triton.backends.compiler import GPUTarget
 
 from sh2gen.build import Compilers, build
 from sh2gen.emit import emit
+from sh2gen.journal import Task
 from sh2gen.load_module import load_module
 from sh2gen.lower import plans
 from sh2gen.measure import activation
@@ -26,7 +27,7 @@ from sh2gen.resources import folder
 from sh2gen.schedule import schedule
 from sh2gen.spec import Workload, load_spec
 from sh2gen.target import H200
-from sh2gen.tuner import Task, Workbench
+from sh2gen.tuner import Workbench
 
 if TYPE_CHECKING:
     from tests.generated.conftest import Case

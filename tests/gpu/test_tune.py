@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,12 @@ def worker() -> Iterator[Worker]:
     one = measuring_worker()
     yield one
     one.close()
+
+
+def test_the_process_tells_its_gpu_from_others_of_its_kind(worker: Worker) -> None:
+    answer = ask(worker, {"do": "machine"}, 120)
+    assert answer["gpu"] == torch.cuda.get_device_name()
+    assert uuid.UUID(answer["uuid"]).int
 
 
 def job(folder: Path, do: str, before: str = "", length: int = 8192) -> dict[str, object]:

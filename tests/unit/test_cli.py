@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 
 from sh2gen import driver
 from sh2gen.cli import main
+from sh2gen.journal import Task
 from sh2gen.lower import ALGORITHMS, plans
 from sh2gen.records import Key, Status
 from sh2gen.resources import folder
@@ -29,7 +30,7 @@ from sh2gen.search import Result as Found
 from sh2gen.spec import Workload
 from sh2gen.sweeps import Header, Sweep
 from sh2gen.tables import Decision, fields_of, write_decisions
-from sh2gen.tuner import Task, Tuned
+from sh2gen.tuner import Tuned
 from tests.fakes import SPEC, forward_points
 
 ROOT = Path(__file__).parent.parent.parent
@@ -445,6 +446,14 @@ def test_why_nothing_was_decided(op: str, tuning: Any, start: Outcome | None, wo
     tuning(replace(found, result=replace(found.result, tried=tried)))
     result = run("tune", op)
     assert result.exit_code == 1 and f"nothing: {words}\n" in result.stdout
+
+
+def test_a_search_that_built_nothing_does_not_say_that_candidates_were_wrong(
+    op: str, tuning: Any
+) -> None:
+    found = replace(tuned(), decision=None)
+    tuning(replace(found, result=replace(found.result, tried={})))
+    assert "nothing: nothing was compared with what compile takes now" in run("tune", op).stdout
 
 
 def test_options_of_tune_reach_the_search(op: str, tuning: Any) -> None:

@@ -18,6 +18,7 @@ from sh2gen.driver import (
     compile_operators,
     op_files,
     quick_checks,
+    tune_operator,
     verify_operator,
 )
 from sh2gen.errors import CheckFailed, Sh2genError
@@ -37,6 +38,12 @@ SPEC: OpSpec = spec_from_dict(
 
 def written(folder: Path) -> Path:
     return compile_operator(SPEC, out=folder, verified=False, built=False).path
+
+
+@pytest.mark.parametrize("directions", [(), ("sideways",), "forward"])
+def test_tuning_needs_a_direction(directions: Any) -> None:
+    with pytest.raises(ValueError, match="directions must be of forward, backward, at least one"):
+        next(tune_operator(SPEC, directions=directions))
 
 
 def test_a_file_of_the_users_is_not_replaced(tmp_path: Path) -> None:

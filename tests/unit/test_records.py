@@ -46,6 +46,7 @@ ONE = Measurement(
     op="hyena_mr",
     numbers=(("ROWS", 32), ("BLOCK_T", 64), ("num_warps", 4)),
     workload=Workload(batch=1, length=8192),
+    workloads=(Workload(batch=1, length=8192), Workload(batch=2, length=65536)),
     status=Status.OK,
     us=(10.0, 10.5, 11.25),
     stage="quick",
@@ -68,6 +69,7 @@ def change(**fields: Any) -> Measurement:
 finite = st.floats(0, 1e12)
 whole = st.integers(1 - 2**64, 2**64 - 1)
 texts = st.text(max_size=20)
+workloads = st.builds(Workload, batch=st.integers(1, 99), length=st.integers(1, 2**31))
 measurements = st.builds(
     Measurement,
     key=st.builds(
@@ -81,8 +83,8 @@ measurements = st.builds(
     ),
     op=texts,
     numbers=st.dictionaries(texts, whole).map(lambda d: tuple(d.items())),
-    workload=st.none()
-    | st.builds(Workload, batch=st.integers(1, 99), length=st.integers(1, 2**31)),
+    workload=st.none() | workloads,
+    workloads=st.lists(workloads, max_size=3).map(tuple),
     status=st.sampled_from(Status),
     us=st.none() | st.tuples(finite, finite, finite),
     stage=texts,
@@ -115,9 +117,9 @@ def test_a_line_is_readable() -> None:
 
 def test_a_field_with_a_default_may_be_absent() -> None:
     values = json.loads(ONE.to_line())
-    del values["count"], values["built"]
+    del values["count"], values["built"], values["workloads"]
     found = Measurement.from_line(json.dumps(values))
-    assert found == change(built=None) and found.count == 1
+    assert found == change(built=None, workloads=()) and found.count == 1
 
 
 @pytest.mark.parametrize(

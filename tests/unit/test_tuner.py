@@ -8,8 +8,10 @@ import dataclasses
 import errno
 import itertools
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -282,6 +284,17 @@ def test_a_start_that_fails_is_named_and_has_no_time(tmp_path: Path) -> None:
     assert tuned.to_dict()["start"] == {"status": "wrong", "detail": "y: too far off"}
 
 
+def test_what_was_wrong_can_be_asked_for_again(tmp_path: Path) -> None:
+    """Records say of which inputs a candidate was compared."""
+    fakes = many(tmp_path)
+    fakes.rule("forward", fakes.points["forward"][5], verify={"status": "wrong", "detail": "!"})
+    fakes.tune()
+    of_inputs = {job["numbers"]: job["seed"] for job in fakes.jobs("verify")}
+    assert len(set(of_inputs.values())) == len(fakes.points["forward"])
+    lines = [line for line in fakes.lines() if line.status in ("ok", "wrong")]
+    assert {named(line.numbers): line.seed for line in lines} == of_inputs
+
+
 def test_checks_are_those_of_the_winner(tmp_path: Path) -> None:
     """Not of the last that was verified, as finalists of an earlier search are in the end."""
     fakes = many(tmp_path)
@@ -442,6 +455,33 @@ def test_what_hangs_costs_little_of_the_budget(
     assert tuned.decision is not None and tuned.decision.numbers == points[-1]
 
 
+@pytest.mark.parametrize(
+    ("budget", "limit"), [(None, 120.0), (300.0, 120.0), (200.0, 80.0), (60.0, 30.0), (1.0, 30.0)]
+)
+def test_the_first_candidate_has_half_of_what_is_left_to_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: float | None, limit: float
+) -> None:
+    """Of the part of the budget that trying may take; how long others take is not known yet."""
+    limits: list[float] = []
+    ask = tuner.ask
+
+    def noted(worker: Any, job: Any, seconds: float) -> dict[str, Any]:
+        if job["do"] == "verify":
+            limits.append(seconds)
+        return ask(worker, job, seconds)
+
+    monkeypatch.setattr(tuner, "ask", noted)
+    many(tmp_path).tune(budget=budget)
+    assert limits[0] == pytest.approx(limit, abs=5.0)
+    assert set(limits[1:]) == {10.0}
+    text = " ".join((ROOT / "docs" / "tuning.md").read_text().split())
+    assert (
+        f"and {tuner.LEAST_LIMIT:.0f} s at least; the first for half of what is left of the "
+        f"budget, {tuner.FIRST_LIMIT:.0f} s at least; never for more than "
+        f"{tuner.VERIFY_LIMIT:.0f} s, or {tuner.TIME_LIMIT:.0f} s of timing)"
+    ) in text
+
+
 def test_the_start_of_a_process_is_not_counted_as_a_candidates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -473,6 +513,50 @@ def test_a_budget_ends_the_search(tmp_path: Path) -> None:
     assert 0 < len(tuned.result.tried) < 12
     assert tuned.result.seconds < 1.0 + 8 * 0.4 + 1.0  # one more, and every finalist once
     assert tuned.decision is not None and not tuned.result.interrupted
+
+
+def test_a_start_that_compilers_do_not_come_to_is_not_waited_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuner, "FIRST_LIMIT", 0.4)
+    fakes = many(tmp_path)
+    fakes.side_by_side = True
+
+    def build(job: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(4.0)
+        return compiled(job)
+
+    fakes.compile = build
+    (tuned,) = fakes.tune(budget=1.0)
+    assert 1.0 < tuned.result.seconds < 3.0
+    assert tuned.decision is None and tuned.result.winner == fakes.points["forward"][0]
+    assert not any(line.stage == "build" for line in fakes.lines())  # no verdict
+
+
+def test_finalists_that_are_not_built_in_time_are_left_out(tmp_path: Path) -> None:
+    """And take no compiler from the search that follows, but those that are at them."""
+    fakes = many(tmp_path)
+    start, *others = fakes.points["forward"]
+    fakes.tune()
+    fakes.side_by_side = True
+    fakes.points["backward"] = [schedule(SPEC, plans(SPEC)[0]).backward]
+    begun: list[int] = []
+
+    def build(job: dict[str, Any]) -> dict[str, Any]:
+        chosen = job["constants"]
+        if job["name"].endswith("_forward") and any(
+            chosen[name] != value for name, value in start if name in chosen
+        ):
+            begun.append(len(begun))
+            time.sleep(4.0)
+        return compiled(job)
+
+    fakes.compile = build
+    forward, backward = fakes.tune(budget=1.0, resume=True)
+    assert forward.result.seconds < 3.0
+    assert set(forward.result.final) == {start} and forward.decision is not None
+    assert forward.decision.numbers == start and set(forward.result.tried) == {start, *others}
+    assert len(begun) == 4 and backward.decision is not None
 
 
 # ---- resuming -----------------------------------------------------------------------------------
@@ -528,6 +612,74 @@ def test_finalists_of_an_earlier_search_are_built_side_by_side(tmp_path: Path) -
     assert len(verified) > 7 and set(verified) == {0}
 
 
+def few_channels(folder: Path) -> Fakes:
+    """Three candidates of an operator whose launchers cut sequences into spans."""
+    few = dataclasses.replace(
+        MODAL, channels=64, filter=dataclasses.replace(MODAL.filter, groups=64)
+    )
+    plan = plans(few)[0]
+    points = [schedule(few, plan, {"forward": {"num_warps": n}}).forward for n in (1, 2, 4)]
+    return Fakes(folder, {"forward": points}, few)
+
+
+def resumed(fakes: Fakes, *workloads: Workload) -> tuple[set[str], Tuned]:
+    """What is verified of a set of workloads after searches of others, and the search."""
+    fakes.spec = dataclasses.replace(fakes.spec, workloads=workloads)
+    (tuned,) = fakes.tune(resume=True, decide=False)
+    verified = {job["numbers"] for job in fakes.jobs("verify")}
+    fakes.forget()
+    return verified, tuned
+
+
+SMALL, LARGE = Workload(batch=1, length=2048), Workload(batch=8, length=65536)
+
+
+def test_times_of_a_file_for_other_batches_are_not_known(tmp_path: Path) -> None:
+    """Into how many spans a sequence is cut is decided by the least batch that a file is for, so
+    the same numbers launch something else at the same workload.
+    """
+    fakes = few_channels(tmp_path)
+    numbers = schedule(fakes.spec, fakes.plan)
+    files = {
+        tuner.emit(dataclasses.replace(fakes.spec, workloads=sizes), fakes.plan, numbers).text
+        for sizes in ((SMALL, LARGE), (LARGE,))
+    }
+    assert len(files) == 2
+    all_of_them = set(map(named, fakes.points["forward"]))
+    assert resumed(fakes, SMALL, LARGE)[0] == all_of_them
+    assert resumed(fakes, LARGE)[0] == all_of_them
+    assert resumed(fakes, LARGE)[0] == set()
+    assert resumed(fakes, SMALL)[0] == set()  # timed beside the large one, of the same file
+
+
+def test_what_a_compiler_said_of_other_launches_is_not_known(tmp_path: Path) -> None:
+    fakes = few_channels(tmp_path)
+    bad = fakes.points["forward"][2]
+
+    def build(job: dict[str, Any]) -> dict[str, Any]:
+        fails = job["name"].endswith("_forward") and job["options"]["num_warps"] == 4
+        return {"error": "CompilationError"} if fails else compiled(job)
+
+    fakes.compile = build
+    assert resumed(fakes, SMALL, LARGE)[1].result.tried[bad].status is Status.COMPILE
+    fakes.compile = compiled
+    assert resumed(fakes, SMALL, LARGE)[1].result.tried[bad].status is Status.COMPILE
+    verified, tuned = resumed(fakes, SMALL)
+    assert verified == {named(bad)} and tuned.result.tried[bad].status is Status.OK
+
+
+def test_lines_that_do_not_say_what_was_tuned_together_are_not_known(tmp_path: Path) -> None:
+    """As those of earlier versions."""
+    fakes = many(tmp_path)
+    fakes.tune()
+    lines = [dataclasses.replace(line, workloads=()) for line in fakes.lines()]
+    fakes.log.path.unlink()
+    fakes.log.append(lines)
+    fakes.forget()
+    fakes.tune(resume=True)
+    assert len(fakes.jobs("verify")) == 12
+
+
 @pytest.mark.parametrize("change", ["triton", "damaged"])
 def test_lines_that_say_nothing_of_this_are_not_taken(tmp_path: Path, change: str) -> None:
     fakes = many(tmp_path)
@@ -581,7 +733,9 @@ def test_a_search_that_is_killed_is_resumed(tmp_path: Path) -> None:
 
 
 def test_two_searches_write_one_log(tmp_path: Path) -> None:
+    """On two GPUs of one kind, so that neither waits for the other."""
     one, other = (many(tmp_path / name) for name in ("one", "other"))
+    other.rules["machine"] = {"uuid": "77f1"}
     one.rules["pause"] = other.rules["pause"] = 0.02
     save(other, other.folder)
     process = start_tuning(other.folder, records.home())
@@ -592,6 +746,7 @@ def test_two_searches_write_one_log(tmp_path: Path) -> None:
             time.sleep(0.02)
         one.tune()
         assert process.wait(120) == 0
+        assert not any("another" in text for text in one.said)
     finally:
         process.kill()
         process.wait()
@@ -599,6 +754,89 @@ def test_two_searches_write_one_log(tmp_path: Path) -> None:
     for numbers in one.points["forward"]:
         assert [line.stage for line in of(lines, numbers)].count("quick") == 2
     assert [line.stage for line in lines].count("final") == 2 * 7
+
+
+# ---- two searches on one GPU --------------------------------------------------------------------
+
+
+def test_a_search_waits_for_another_on_its_gpu_or_for_the_death_of_that(tmp_path: Path) -> None:
+    one, other = (many(tmp_path / name) for name in ("one", "other"))
+    other.rules["pause"] = 0.2
+    save(other, other.folder)
+    process = start_tuning(other.folder, records.home())
+    waited: list[list[str]] = []
+
+    class Said(list[str]):
+        def append(self, text: str) -> None:
+            super().append(text)
+            if "another `sh2gen tune` is running on this GPU" in text:
+                waited.append([job["do"] for job in one.jobs()])
+                threading.Timer(2.0, process.kill).start()
+
+    one.said = Said()
+    try:
+        deadline = time.monotonic() + 120
+        while not other.log.read()[0]:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        begin = time.monotonic()
+        (tuned,) = one.tune(budget=30.0)
+        took = time.monotonic() - begin
+        assert process.poll() is not None
+    finally:
+        process.kill()
+        process.wait()
+    assert waited == [["machine"]] and "waiting until it ends" in one.said[0]
+    assert tuned.decision is not None and tuned.result.seconds < took - 2.0  # without the wait
+    assert tuned.decision.numbers == one.points["forward"][-1]
+
+
+def test_a_search_that_waits_can_be_interrupted(tmp_path: Path, foreground: None) -> None:
+    one, other = (many(tmp_path / name) for name in ("one", "other"))
+    save(other, other.folder)
+    with one.installed(), tuner.Session(1):
+        process = start_tuning(other.folder, records.home())
+        try:
+            deadline = time.monotonic() + 120
+            while not (other.folder / "jobs.jsonl").exists():
+                assert time.monotonic() < deadline and process.poll() is None
+                time.sleep(0.02)
+            time.sleep(1.0)
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) != 0
+        finally:
+            process.kill()
+            process.wait()
+    assert [job["do"] for job in other.jobs()] == ["machine"] and not other.log.path.exists()
+
+
+def test_a_gpu_that_cannot_be_locked_is_said_and_tuned_on(tmp_path: Path) -> None:
+    records.home().mkdir()
+    (records.home() / "gpus").write_text("")
+    fakes = many(tmp_path)
+    (tuned,) = fakes.tune()
+    assert tuned.decision is not None
+    place = records.home() / "gpus" / "4d8b.lock"
+    assert fakes.said[0] == (
+        f"cannot lock {place}: File exists; run no other `sh2gen tune` on this GPU meanwhile"
+    )
+
+
+def test_whoever_is_not_told_of_a_wait_is_warned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour of silence is worse."""
+    taken = iter([True])
+
+    def flock(file: int, kind: int) -> None:
+        if next(taken, False):
+            raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
+
+    with many(tmp_path).installed():
+        monkeypatch.setattr("fcntl.flock", flock)
+        with pytest.warns(UserWarning, match="another `sh2gen tune` is running"), tuner.Session(1):
+            assert list(taken) == []
 
 
 # ---- interrupts ---------------------------------------------------------------------------------
