@@ -1,8 +1,8 @@
 """The command line (layer 8): flags -> driver -> text. stdout is data, stderr is talk.
 
-Exit codes: 0 good, 1 a check failed, 2 the input is wrong, 3 a bug in sh2gen, 130 interrupted
-(tune keeps what it found and bench prints it; for both, signals that end a process count as
-Ctrl-C).
+Exit codes: 0 good, 1 a check failed (or tune did not tune and keep all), 2 the input is wrong, 3 a
+bug in sh2gen, 130 interrupted (tune keeps what it found and bench prints it; for both, signals
+that end a process count as Ctrl-C).
 """
 
 from __future__ import annotations
@@ -458,6 +458,7 @@ def tune(
     own = load_spec(op).workloads
     found: list[dict[str, Any]] = []
     interrupted = False
+    failed: Sh2genError | None = None
     with _signals_interrupt(), _progress(False, every=5.0) as say:
         try:
             for tuned, path in driver.tune_operator(
@@ -485,11 +486,15 @@ def tune(
                 if not found
                 else "interrupted before the next search began"
             )
-    if as_json:
+        except Sh2genError as error:  # not before what was found until then is printed
+            failed = error
+    if as_json and (found or failed is None):
         click.echo(json.dumps(found, indent=2))
+    if failed is not None:
+        raise failed
     if interrupted or any(one["interrupted"] for one in found):
         raise click.exceptions.Exit(130)
-    if not all(one["decision"] for one in found):
+    if not all(one["table"] for one in found):  # not decided, or not written
         raise click.exceptions.Exit(1)
 
 

@@ -56,7 +56,7 @@ from sh2gen.tables import (
     write_lock,
 )
 from sh2gen.target import Target
-from sh2gen.tuner import Session, Tuned, problem
+from sh2gen.tuner import Session, Task, Tuned, problem
 from sh2gen.verify import Report, Runner, twin, verify
 
 if TYPE_CHECKING:  # it needs Triton, which this module does without
@@ -702,6 +702,8 @@ def tune_operator(
     Raises:
         Sh2genError: V003 without a GPU that is known, L003 if there is nothing to tune, and those
             of `candidates`.
+        CheckFailed: V003, the GPU cannot be used, or not any more: some of what was asked for was
+            not tuned. What was tuned before has been yielded and kept.
     """
     spec = op if isinstance(op, OpSpec) else load_spec(op)
     gpu = targets.from_device()
@@ -724,11 +726,12 @@ def tune_operator(
         _require_kernels(spec, candidates(sized, gpu, plan, changes)[0].plan)
     with ExitStack() as stack:
         session = session or stack.enter_context(Session(workers))
-        for sized in sizes:
+        for i, sized in enumerate(sizes):
             # What is known to be good stays unless it is beaten, by what is asked for too.
             known = tables(folder)
             best = candidates(sized, gpu, plan, None, known)[0]
             asked = candidates(sized, gpu, plan, changes, known)[0]
+            left = list(directions)
             for tuned in session.tune(
                 sized,
                 best.plan,
@@ -745,9 +748,19 @@ def tune_operator(
                 warn=complain,
             ):
                 yield tuned, _kept(folder, tuned, complain)
+                left.remove(tuned.task.direction)
                 interrupted = tuned.result.interrupted
             if interrupted:
                 return
+            if left:  # the GPU has gone, and why is told already
+                missing = [(sized, d) for d in left]
+                missing += [(later, d) for later in sizes[i + 1 :] for d in directions]
+                titles = [Task(spec=s, plan=best.plan, direction=d).title for s, d in missing]
+                raise CheckFailed(
+                    "V003",
+                    f"not tuned, because the GPU could not be used: {'; '.join(titles)}",
+                    help="tune again once it can; --resume goes on from what was recorded",
+                )
 
 
 def _kept(folder: Path, tuned: Tuned, warn: Progress) -> Path | None:

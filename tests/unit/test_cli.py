@@ -20,17 +20,19 @@ from click.testing import CliRunner, Result
 
 from sh2gen import driver
 from sh2gen.cli import main
+from sh2gen.errors import Sh2genError
 from sh2gen.lower import ALGORITHMS, plans
 from sh2gen.records import Key, Status
 from sh2gen.resources import folder
-from sh2gen.schedule import Constraint, Survey, search_space
+from sh2gen.schedule import Constraint, Survey, schedule, search_space
 from sh2gen.search import Outcome, Problem
 from sh2gen.search import Result as Found
 from sh2gen.spec import Workload
 from sh2gen.sweeps import Header, Sweep
 from sh2gen.tables import Decision, fields_of, write_decisions
+from sh2gen.target import H200
 from sh2gen.tuner import Task, Tuned
-from tests.fakes import SPEC, forward_points
+from tests.fakes import SPEC, Fakes, forward_points
 
 ROOT = Path(__file__).parent.parent.parent
 FILTER = "filter: {kind: explicit, length: 3, groups: 4}"
@@ -587,3 +589,68 @@ def test_what_an_estimate_does_not_take_is_refused(op: str) -> None:
         assert result.exit_code == 2 and "for a search" in result.stderr
     result = run("tune", op, "--batch=2")
     assert result.exit_code == 2 and "--batch goes with --length" in result.stderr
+
+
+# ---- what was asked for and did not come to be --------------------------------------------------
+
+
+@pytest.fixture
+def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
+    """A GPU and compilers for SPEC, two candidates forward and one backward."""
+    monkeypatch.setenv("SH2GEN_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("sh2gen.target.from_device", lambda: H200)
+    monkeypatch.setattr("sh2gen.choose.gpu_name", lambda target: "NVIDIA H200")
+    backward = [schedule(SPEC, plans(SPEC)[0]).backward]
+    return Fakes(
+        tmp_path / "fakes", {"forward": forward_points({"TILES": 4}), "backward": backward}
+    )
+
+
+@pytest.mark.parametrize("lengths", [(), (64, 32)])
+def test_a_gpu_that_goes_between_directions_is_exit_code_1(
+    op: str, fakes: Fakes, lengths: tuple[int, ...]
+) -> None:
+    """What was tuned before is printed and kept, and what was not is named."""
+    gone = {"status": "runtime", "detail": "CUDA error: device lost", "broken": True}
+    fakes.rule("backward", fakes.points["backward"][0], bounds=gone)
+    options = ("--effort=exhaustive", *(f"--length={length}" for length in lengths))
+    with fakes.installed():
+        result = run("tune", op, *options)
+        plain = run("tune", op, *options, "--json")
+    first = lengths[0] if lengths else 8192
+    assert result.exit_code == plain.exit_code == 1
+    assert result.stdout.startswith(f"small_conv forward B=1 L={first}\n")
+    (found,) = json.loads(plain.stdout)
+    assert found["direction"] == "forward" and Path(found["table"]).is_file()
+    named = "; ".join(
+        [f"small_conv backward B=1 L={first}"]
+        + [f"small_conv {d} B=1 L={n}" for n in lengths[1:] for d in ("forward", "backward")]
+    )
+    for text in (result.stderr, plain.stderr):
+        assert "device lost" in text and "--resume goes on" in text
+        assert f"error[V003]: not tuned, because the GPU could not be used: {named}\n" in text
+
+
+def test_a_gpu_that_cannot_be_used_at_all_leaves_nothing_to_print(op: str, fakes: Fakes) -> None:
+    gone = {"status": "runtime", "detail": "CUDA error: device lost", "broken": True}
+    fakes.rule("forward", fakes.points["forward"][0], bounds=gone)
+    with fakes.installed():
+        result = run("tune", op, "--effort=exhaustive", "--json")
+    assert (result.exit_code, result.stdout) == (1, "") and "device lost" in result.stderr
+
+
+def test_a_decision_that_cannot_be_kept_is_exit_code_1(
+    op: str, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Path:
+        raise Sh2genError("C005", "cannot write the table: No space left on device")
+
+    monkeypatch.setattr(driver, "write_decisions", full)
+    with fakes.installed():
+        result = run("tune", op, "--effort=exhaustive")
+        plain = run("tune", op, "--effort=exhaustive", "--json")
+    assert result.exit_code == plain.exit_code == 1
+    assert "No space left" in result.stderr and "No space left" in plain.stderr
+    assert result.stdout.count("no table: stderr says why") == 2
+    found = json.loads(plain.stdout)
+    assert [(bool(one["decision"]), one["table"]) for one in found] == [(True, None)] * 2
