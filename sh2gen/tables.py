@@ -29,7 +29,7 @@ from sh2gen.lockfile import locked_entry as locked_entry
 from sh2gen.lockfile import read_lock as read_lock
 from sh2gen.lockfile import refuse_to_write as refuse_to_write
 from sh2gen.lockfile import write_lock as write_lock
-from sh2gen.records import Key, check_times, check_workloads, home, slug
+from sh2gen.records import Key, check_date, check_times, check_workloads, home, slug
 from sh2gen.resources import folder as package_folder
 from sh2gen.schedule import Numbers, completed
 from sh2gen.spec import OpSpec, Workload
@@ -61,8 +61,9 @@ class Decision:
             that the driver supports.
 
     Raises:
-        ValueError: times that are not one a workload, workloads out of order, a name that is not
-            an operator's, fields without channels and groups.
+        ValueError: times that are not one a workload or that a call cannot take, workloads out of
+            order, a date of another form, a name that is not an operator's, fields without
+            channels and groups.
     """
 
     key: Key
@@ -92,6 +93,7 @@ class Decision:
             check_times(name, times)
             if len(times) != len(self.workloads) and (times or name != "start_us"):
                 raise ValueError(f"{name} must have a time for each workload")
+        check_date(self.date)
         _width(self.fields)
 
     @property

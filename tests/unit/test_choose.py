@@ -176,11 +176,11 @@ def test_a_folder_that_is_given_goes_before_ones_own_and_this_before_the_package
 ) -> None:
     """However new the others are: an update of the package takes no tuning back."""
     package, given = tmp_path / "package" / "schedules" / "tuned", tmp_path / "given"
-    write_decisions(package, [decide(SPEC, "forward", changed(TILES=8), date="2028-01-01")])
+    write_decisions(package, [decide(SPEC, "forward", changed(TILES=8), date="2028-01-01T00:00:00Z")])
     assert chosen()[0]["forward"] == changed(TILES=8)
-    keep(home, decide(SPEC, "forward", changed(TILES=4), date="2027-01-01"))
+    keep(home, decide(SPEC, "forward", changed(TILES=4), date="2027-01-01T00:00:00Z"))
     assert chosen()[0]["forward"] == changed(TILES=4)
-    write_decisions(given, [decide(SPEC, "forward", changed(TILES=2), date="2026-01-01")])
+    write_decisions(given, [decide(SPEC, "forward", changed(TILES=2), date="2026-01-01T00:00:00Z")])
     assert chosen()[0]["forward"] == changed(TILES=4)
     first = candidates(SPEC, H200, known=tables(given))[0]  # as tune starts, with --out
     assert first.schedule.forward == changed(TILES=2)
@@ -500,6 +500,22 @@ def test_damaged_lines_of_tables_are_named(
         assert result.stderr.startswith(f"skipped: {path}:2: not JSON")
 
 
+@pytest.mark.parametrize("name", ["us", "bound_us", "start_us", "date"])
+def test_a_decision_whose_times_mean_nothing_is_skipped_by_name(
+    home: Path, op: str, tmp_path: Path, name: str
+) -> None:
+    """Shares of the bound are divided by them; a date that is none would go before all others."""
+    keep(home, *(decide(SPEC, d, DEFAULT[d]) for d in DIRECTIONS))
+    (path,) = (home / "tuned").glob("*/*.jsonl")
+    first, second = (json.loads(line) for line in path.read_text().splitlines())
+    first[name] = "9999" if name == "date" else [0.0]
+    path.write_text(f"{json.dumps(first)}\n{json.dumps(second)}\n")
+    for result in (compiled(op, tmp_path / "out"), run("explain", op, "--target=H200")):
+        assert result.exit_code == 0, result.output
+        assert f"skipped: {path}:1: {name} must be " in result.stderr
+        assert result.stdout.count(f"{ON}; {TIME}") == 1
+
+
 # ---- sizes that are not those of the file ------------------------------------------------------
 
 FOUR = tuple(Workload(batch=1, length=n) for n in (2048, 8192, 32768, 131072))
@@ -514,7 +530,7 @@ def four(tmp_path: Path) -> str:
     path = tmp_path / "small_conv.yaml"
     path.write_text(SIZED.to_yaml())
     package = tmp_path / "package" / "schedules" / "tuned"
-    write_decisions(package, [decide(SIZED, "forward", changed(TILES=8), date="2028-01-01")])
+    write_decisions(package, [decide(SIZED, "forward", changed(TILES=8), date="2028-01-01T00:00:00Z")])
     return str(path)
 
 
