@@ -48,6 +48,7 @@ from sh2gen.source import Source
 from sh2gen.spec import OpSpec, Workload, load_spec
 from sh2gen.tables import (
     LockEntry,
+    holds_tables,
     in_order,
     read_tables,
     refuse_to_write,
@@ -247,13 +248,21 @@ def known_numbers(
     """The tables of a folder beside the user's and the package's; or a lock file alone.
 
     Raises:
-        Sh2genError: C006 for both, or if there is no such folder; R001, R002 if the lock file
-            cannot be read.
+        Sh2genError: C006 for both, or if there is no such folder or no table in it; R001, R002 if
+            the lock file cannot be read.
     """
     if folder is not None and locked is not None:
         raise Sh2genError("C006", f"{locked} pins all numbers: no tables are looked at beside it")
     if folder is not None and not Path(folder).is_dir():
         raise Sh2genError("C006", f"there is no folder {folder} of tuned tables")
+    if folder is not None and not holds_tables(Path(folder)):
+        above = any(Path(folder).glob("*.jsonl"))  # this one is of a GPU
+        raise Sh2genError(
+            "C006",
+            f"{folder} holds no tuned table",
+            help="a folder of tables is what `tune --out` wrote: it has <gpu>/<op>.jsonl in it, such "
+            "as nvidia-h200/hyena_se.jsonl" + "; give the folder above" * above,
+        )
     if locked is not None:
         return tables(locked=Path(locked))
     return tables(Path(folder) if folder is not None else None)

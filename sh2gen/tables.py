@@ -36,6 +36,7 @@ from sh2gen.spec import OpSpec, Workload
 from sh2gen.target import TARGETS, Target
 
 VERSION = 1  # of the lines
+_TABLES = "*/*.jsonl"  # in a folder of tables
 # Fields that may differ if the group width does not, and how that is said.
 _PHRASES = {"channels": "for {} channels, here {}", "filter.groups": "for {} groups, here {}"}
 
@@ -132,6 +133,11 @@ def table_folders(extra: Path | None = None) -> tuple[Path, ...]:
     return own if extra is None else (extra, *own)
 
 
+def holds_tables(folder: Path) -> bool:
+    """Whether there is a table below this folder, of whatever operator."""
+    return any(folder.glob(_TABLES))
+
+
 def read_tables(folders: Sequence[Path]) -> tuple[tuple[Decision, ...], tuple[Damage, ...]]:
     """The decisions of all tables below these folders, and the lines that are none.
 
@@ -143,7 +149,7 @@ def read_tables(folders: Sequence[Path]) -> tuple[tuple[Decision, ...], tuple[Da
     damages: list[Damage] = []
     for folder in folders:
         inside: list[Decision] = []
-        for path in sorted(folder.glob("*/*.jsonl")):
+        for path in sorted(folder.glob(_TABLES)):
             found, bad = jsonl.read_lines(path, Decision.from_line)
             inside += map(_completed, found)
             damages += bad
@@ -270,7 +276,8 @@ def find(decisions: Sequence[Decision], wanted: Wanted, target: Target) -> Found
     """The decision for exactly what is wanted, else the nearest that serves, if any does.
 
     Nearest is first of the same GPU, then of the same kernel text, of the same Triton, of the
-    nearest number of channels, for the nearest workloads.
+    nearest number of channels, for the nearest workloads: by how far each that is wanted is from
+    those of the decision; of such as near, by how far each of the decision's is from those wanted.
 
     Args:
         decisions: of equally near ones the first serves (`read_tables`).
@@ -383,6 +390,8 @@ def _nearest_first(
             a.triton != b.triton,
             _octaves(wanted.fields["channels"], decision.fields["channels"]),
             _workload_distance(wanted.workloads, decision.workloads),
+            # Of such as near, what had to be good for the least that is far from here.
+            _workload_distance(decision.workloads, wanted.workloads),
         )
 
     return sorted(decisions, key=distance)

@@ -484,6 +484,26 @@ def test_tables_in_a_folder_of_their_own_are_read(op: str, tmp_path: Path) -> No
     assert result.exit_code == 2 and "error[C006]" in result.stderr
 
 
+def test_a_folder_without_any_table_is_refused(op: str, tmp_path: Path) -> None:
+    """Also the folder of a GPU, which is one too deep; one without a table of this operator is
+    not.
+    """
+    given, empty = tmp_path / "tables", tmp_path / "empty"
+    empty.mkdir()
+    other = spec_from_dict(SPEC.to_dict() | {"op": "other_conv", "activation": "silu"})
+    path = write_decisions(given, [decide(other, "forward", changed(TILES=4))])
+    for verb in (("compile", "--no-verify", "--no-build", f"--out={tmp_path}/out"), ("explain",)):
+        for place, deep in ((empty, False), (path.parent, True)):
+            result = run(verb[0], op, *verb[1:], "--tables", str(place))
+            assert result.exit_code == 2 and result.stdout == ""
+            assert f"error[C006]: {place} holds no tuned table\n" in result.stderr
+            assert "it has <gpu>/<op>.jsonl in it, such as nvidia-h200/" in result.stderr
+            assert ("give the folder above" in result.stderr) == deep
+        result = run(verb[0], op, *verb[1:], "--tables", str(given))
+        assert result.exit_code == 0, result.output
+        assert "default" in result.stdout
+
+
 @pytest.mark.parametrize("arguments", [(), ("--miss",), ("--stage=plan",), ("--json",)])
 def test_damaged_lines_of_tables_are_named(
     home: Path, op: str, tmp_path: Path, arguments: tuple[str, ...]

@@ -496,8 +496,21 @@ def test_of_equals_that_of_the_first_folder_serves_and_of_these_the_newest(
 def test_the_distance_of_workloads_is_a_mean_of_the_nearest() -> None:
     wanted = want(workloads=(SHORT, LONG))
     one = decide(workloads=(SHORT,))  # 0 and 4 octaves
-    middle = decide(workloads=(Workload(batch=1, length=32768),))  # 2 and 2: as far
+    other = decide(workloads=(LONG,))  # 4 and 0: as far
     two = decide(workloads=(SHORT, Workload(batch=1, length=65536)))  # 0 and 1
-    assert found([one, middle, two], wanted).decision == two
-    for first, second in ((one, middle), (middle, one)):
+    assert found([one, other, two], wanted).decision == two
+    for first, second in ((one, other), (other, one)):
         assert found([first, second], wanted).decision == first
+
+
+def test_numbers_for_the_nearest_size_alone_go_before_those_for_more_sizes() -> None:
+    """However new the latter are: they had to be good for sizes that are far from here too."""
+    sizes = [Workload(batch=1, length=n) for n in (2048, 8192, 32768, 131072)]
+    alone = decide(workloads=(sizes[3],))
+    two = decide(workloads=(sizes[2], sizes[3]), date="2027-11-25T10:00:00Z")
+    four = decide(workloads=tuple(sizes), date="2028-11-25T10:00:00Z")
+    for n in (100_000, 131_073, 2**20):
+        wanted = want(workloads=(Workload(batch=1, length=n),))
+        for order in ([four, two, alone], [two, alone, four], [alone, four, two]):
+            assert found(order, wanted).decision == alone
+            assert found([d for d in order if d != alone], wanted).decision == two
