@@ -417,7 +417,8 @@ def tune(
     that may crash or hang. What happened to each is appended to a log as it happens; Ctrl-C keeps
     the best so far, and --resume goes on.
 
-    Without --length the workloads of the file are tuned for at once. --set gives numbers to try
+    Without --length the workloads of the file are tuned for at once. With it each length is tuned
+    for by itself, one after another; --effort estimate does the same. --set gives numbers to try
     first.
     """
     from sh2gen import driver
@@ -433,7 +434,7 @@ def tune(
         )
     if batch is not None and not lengths:
         raise Sh2genError("C006", "--batch goes with --length", help="give a length too")
-    workloads = [Workload(batch=batch or 1, length=length) for length in dict.fromkeys(lengths)]
+    sets = [(Workload(batch=batch or 1, length=length),) for length in dict.fromkeys(lengths)]
     directions = (direction,) if direction else ("forward", "backward")
     if effort == "estimate":
         if resume or budget or workers:
@@ -443,7 +444,7 @@ def tune(
         _name_damages(tables(Path(out) if out else None).damages)
         estimates = driver.estimate_operator(
             op,
-            workloads=workloads,
+            sets=sets,
             plan=plan,
             changes=_changes(settings),
             directions=directions,
@@ -463,7 +464,7 @@ def tune(
         try:
             for tuned, path in driver.tune_operator(
                 op,
-                sets=[(workload,) for workload in workloads],
+                sets=sets,
                 plan=plan,
                 changes=_changes(settings),
                 directions=directions,

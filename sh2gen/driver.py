@@ -715,7 +715,10 @@ def tune_operator(
             not tuned. What was tuned before has been yielded and kept.
     """
     spec = op if isinstance(op, OpSpec) else load_spec(op)
+    sizes = _sized(spec, sets)
     gpu = targets.from_device()
+    for sized in sizes:  # what cannot be tuned needs no GPU to say so
+        _require_kernels(spec, candidates(sized, gpu or here(), plan, changes)[0].plan)
     if gpu is None:
         names = ", ".join(target.name for target in targets.TARGETS)
         found, ways = "there is none here", "without a GPU"
@@ -730,9 +733,6 @@ def tune_operator(
         )
     folder = made_folder(Path(out) if out is not None else home() / "tuned")
     say, complain = progress or (lambda _: None), warn or progress or (lambda _: None)
-    sizes = [dataclasses.replace(spec, workloads=in_order(s)) for s in sets or (spec.workloads,)]
-    for sized in sizes:  # before any work
-        _require_kernels(spec, candidates(sized, gpu, plan, changes)[0].plan)
     with ExitStack() as stack:
         session = session or stack.enter_context(Session(workers))
         for i, sized in enumerate(sizes):
@@ -808,12 +808,13 @@ def tune(op: OpSpec | str | PathLike[str], **options: Any) -> tuple[Tuned, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What a search of one direction would try.
+    """What a search of one direction of one set of workloads would try.
 
     Attributes:
         dropped: constraints and how many candidates each drops.
     """
 
+    task: Task
     problem: Problem
     dropped: tuple[tuple[str, int], ...]
 
@@ -821,16 +822,18 @@ class Estimate:
 def estimate_operator(
     op: OpSpec | str | PathLike[str],
     *,
-    workloads: Sequence[Workload] = (),
+    sets: Sequence[Sequence[Workload]] = (),
     plan: str | None = None,
     changes: Changes | None = None,
     directions: Sequence[str] = DIRECTIONS,
     target: str | None = None,
     out: str | PathLike[str] | None = None,
-) -> dict[str, Estimate]:
-    """By direction, what a search would try and what each is predicted to cost; needs no GPU.
+) -> tuple[Estimate, ...]:
+    """For each search of `tune_operator`, what it would try and what each candidate is predicted
+    to cost; needs no GPU.
 
     Args:
+        sets: workloads that share their numbers, by default the spec's own, as one.
         target: a GPU's name; by default the one that is here.
         out: folder of tuned tables, of which a search would start from the best.
 
@@ -838,26 +841,44 @@ def estimate_operator(
         Sh2genError: as `tune_operator`, but for the GPU.
     """
     spec = op if isinstance(op, OpSpec) else load_spec(op)
-    spec = dataclasses.replace(spec, workloads=in_order(workloads or spec.workloads))
     gpu = resolve_target(target)
     known = tables(Path(out) if out is not None else None)
-    chosen = candidates(spec, gpu, plan, changes, known)[0]
-    _require_kernels(spec, chosen.plan)
-    found = {}
-    for d in directions:
-        survey, start = search_space(spec, chosen.plan, d), chosen.schedule.numbers(d)
-        found[d] = Estimate(
-            problem=problem(spec, chosen.plan, d, spec.workloads, gpu, start, survey.points),
-            dropped=tuple((constraint.that, count) for constraint, count in survey.dropped),
-        )
-    return found
+    found = []
+    for sized in _sized(spec, sets):
+        chosen = candidates(sized, gpu, plan, changes, known)[0]
+        _require_kernels(sized, chosen.plan)
+        for d in directions:
+            survey, start = search_space(sized, chosen.plan, d), chosen.schedule.numbers(d)
+            points = survey.points
+            found.append(
+                Estimate(
+                    task=Task(spec=sized, plan=chosen.plan, direction=d),
+                    problem=problem(sized, chosen.plan, d, sized.workloads, gpu, start, points),
+                    dropped=tuple((constraint.that, n) for constraint, n in survey.dropped),
+                )
+            )
+    return tuple(found)
+
+
+def _sized(spec: OpSpec, sets: Sequence[Sequence[Workload]]) -> list[OpSpec]:
+    """The operator for each set of workloads, by default for its own."""
+    return [
+        dataclasses.replace(spec, workloads=in_order(workloads))
+        for workloads in sets or (spec.workloads,)
+    ]
 
 
 def _require_kernels(spec: OpSpec, plan: Plan) -> None:
-    if not plan.kernels:
-        raise Sh2genError(
-            "L003", f"{spec.op} is computed by {plan.name}, which has no kernels to tune"
-        )
+    if plan.kernels:
+        return
+    others = [other.name for other in plans(spec) if other.kernels]
+    raise Sh2genError(
+        "L003",
+        f"{spec.op} is computed by {plan.name}, which has no kernels to tune",
+        help=f"--plan {others[0]} has some"
+        if others
+        else "compile writes it as it is: plain PyTorch has no numbers",
+    )
 
 
 def stale(compilation: Compilation) -> bool:

@@ -201,13 +201,13 @@ def test_estimates_need_no_gpu(op: str) -> None:
     result = run(*arguments)
     assert result.exit_code == 0
     blocks = re.split(r"^(?=\w)", result.stdout, flags=re.M)[1:]
-    assert [block.partition(":")[0] for block in blocks] == ["forward", "backward"]
     data = json.loads(run(*arguments, "--json").stdout)
-    for block, (direction, found) in zip(blocks, data.items(), strict=True):
+    assert [found["direction"] for found in data] == ["forward", "backward"]
+    for block, found in zip(blocks, data, strict=True):
         first, *lines, last = block.splitlines()
         dropped = sum(found["dropped"].values())
         assert first == (
-            f"{direction}: the best of {found['points']} by prediction"
+            f"small_conv {found['direction']} B=1 L=8192: the best of {found['points']} by prediction"
             + f"; constraints dropped {dropped}" * (dropped > 0)
         )
         entries = found["best"]
@@ -225,8 +225,8 @@ def test_estimates_need_no_gpu(op: str) -> None:
 def test_an_estimate_says_where_the_start_is_and_what_is_alike(op: str) -> None:
     """Numbers that a prediction does not depend on share a line."""
     data = json.loads(run("tune", op, "--effort=estimate", "--target=H200", "--json").stdout)
-    for direction, found in data.items():
-        (problem,) = driver.estimate_operator(op, directions=(direction,), target="H200").values()
+    estimates = driver.estimate_operator(op, target="H200")
+    for problem, found in zip(estimates, data, strict=True):
         predicted = problem.problem.predicted
         start = predicted[problem.problem.start]
         assert found["start"]["numbers"] == dict(problem.problem.start)
@@ -247,7 +247,7 @@ def test_an_estimate_starts_where_a_search_into_that_folder_would(op: str, tmp_p
     write_decisions(tmp_path / "tables", [decision])
     arguments = ("tune", op, "--effort=estimate", "--target=H200", "--json")
     starts = [
-        json.loads(run(*arguments, *more).stdout)["forward"]["start"]["numbers"]["TILES"]
+        json.loads(run(*arguments, *more).stdout)[0]["start"]["numbers"]["TILES"]
         for more in ((), (f"--out={tmp_path}/tables",))
     ]
     assert starts == [1, 4]
@@ -258,8 +258,8 @@ def test_an_estimate_counts_what_constraints_drop() -> None:
     with mock.patch.object(driver, "search_space", few):
         text = run("tune", path, "--effort=estimate", "--target=H200").stdout
         data = json.loads(run("tune", path, "--effort=estimate", "--target=H200", "--json").stdout)
-    assert "forward: the best of 2 by prediction; constraints dropped 7\n" in text
-    assert data["forward"]["dropped"] == {"A <= B": 7}
+    assert "131072: the best of 2 by prediction; constraints dropped 7\n" in text
+    assert data[0]["dropped"] == {"A <= B": 7}
 
 
 def few(spec: Any, plan: Any, direction: str) -> Survey:
@@ -267,13 +267,31 @@ def few(spec: Any, plan: Any, direction: str) -> Survey:
     return Survey(points=points, dropped=((Constraint("A <= B", "so"), 7),), repeated=0)
 
 
-def test_estimates_are_for_the_lengths_given(op: str) -> None:
-    def shares(*arguments: str) -> list[float]:
-        text = run("tune", op, "--effort=estimate", "--target=H200", "--json", *arguments).stdout
-        return [entry["share"] for entry in json.loads(text)["forward"]["best"]]
+def test_estimates_are_for_each_length_alone_as_searches_are(op: str) -> None:
+    def found(*arguments: str) -> list[dict[str, Any]]:
+        return list(
+            json.loads(run("tune", op, "--effort=estimate", "--target=H200", *arguments).stdout)
+        )
 
-    short, long = shares("--length=1024"), shares("--length=1000000", "--batch=4")
-    assert max(short) < min(long)
+    lengths = ("--length=1024", "--length=1000000", "--length=1024")
+    both = found("--json", "--batch=4", *lengths)
+    assert both == [
+        *found("--json", "--batch=4", "--length=1024"),
+        *found("--json", "--batch=4", "--length=1000000"),
+    ]
+    assert [(one["direction"], one["workloads"]) for one in both] == [
+        (direction, [{"batch": 4, "length": length}])
+        for length in (1024, 1000000)
+        for direction in ("forward", "backward")
+    ]
+    short, long = (max(entry["share"] for entry in both[i]["best"]) for i in (0, 2))
+    assert short < long
+    text = run("tune", op, "--effort=estimate", "--target=H200", "--batch=4", *lengths).stdout
+    assert re.findall(r"^small_conv (.*): the best", text, re.M) == [
+        f"{direction} B=4 L={length}"
+        for length in (1024, 1000000)
+        for direction in ("forward", "backward")
+    ]
 
 
 def test_tuning_needs_a_gpu(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,6 +302,22 @@ def test_tuning_needs_a_gpu(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "; there is none here\n" in result.stderr
     assert "--effort estimate` ranks schedules by prediction, without a GPU" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_an_operator_without_kernels_is_refused_before_the_lack_of_a_gpu(
+    op: str, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which is no reason to try an estimate: that would be refused too."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    path = str(folder("ops") / "hyena.yaml")
+    results = [run("tune", path, *more) for more in ((), ("--effort=estimate",))]
+    for result in results:
+        assert result.exit_code == 2 and "V003" not in result.stderr
+        assert result.stderr.startswith("error[L003]: hyena is computed by fft/")
+        assert "which has no kernels to tune" in result.stderr
+    assert results[0].stderr == results[1].stderr
+    assert "help: compile writes it as it is" in results[0].stderr
+    assert "help: --plan direct/BDL/recompute has some" in run("tune", op, "--plan=fft").stderr
 
 
 def test_a_gpu_that_tuning_does_not_know_is_named(
