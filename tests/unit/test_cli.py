@@ -305,7 +305,8 @@ def test_tuning_needs_a_gpu(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_operator_without_kernels_is_refused_before_the_lack_of_a_gpu(
-    op: str, monkeypatch: pytest.MonkeyPatch,
+    op: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Which is no reason to try an estimate: that would be refused too."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -316,7 +316,9 @@ def test_of_many_workloads_a_miss_names_those_that_differ() -> None:
 
     def line(there: tuple[Workload, ...], here: tuple[Workload, ...]) -> str:
         (text,) = misses([decide(workloads=there)], want(workloads=here), H200)
-        return text.partition("): ")[2]
+        verdict, _, rest = text.partition("): ")[2].partition("differs in ")
+        assert verdict == "nearest: "
+        return rest
 
     assert line(four, five) == "workloads: B=5 L=64, 99 only here, B=4 L=64 only there"
     assert line(four[:1], four) == "workloads: B=2 L=64, B=3 L=64, B=4 L=64 only here"
@@ -368,8 +370,12 @@ def test_a_gpu_that_is_no_target_has_its_own_name() -> None:
             decide(make(state={"final": True})),
             "state: none here, {initial: false, final: true, width: K-1, dtype: float32} there",
         ),
-        (decide(make(groups=128)), "filter.groups: 256 here, 128 there"),
-        (decide(make(channels=8192)), "channels: 4096 here, 8192 there"),
+        (decide(make(groups=128)), "group width: 16 here, 32 there"),
+        (decide(make(channels=8192)), "group width: 16 here, 32 there"),
+        (
+            decide(make(channels=8192, groups=512), plan="direct/BDL"),
+            "plan: toeplitz/BDL/recompute here, direct/BDL there",
+        ),
         (decide(plan="direct/BDL"), "plan: toeplitz/BDL/recompute here, direct/BDL there"),
         (decide(direction="backward"), "direction: forward here, backward there"),
         (decide(gpu="NVIDIA B200"), "gpu: NVIDIA H200 here, NVIDIA B200 there"),
@@ -379,7 +385,33 @@ def test_a_miss_names_what_differs(decision: Decision, line: str) -> None:
     assert find([decision], want(), H200) is None
     (text,) = misses([decision], want(), H200)
     assert text.startswith(f"hyena_mr on {decision.key.gpu} (2026-11-25): ")
-    assert line in text.partition(": ")[2].split("; ")
+    excluding, _, others = text.partition(": ")[2].partition("; differs in ")
+    assert excluding == f"excluded by {line}"
+    assert all(part.split(":")[0] in FREE for part in others.split("; ") if part)
+
+
+# What may differ, here also with the width: it is the width that stands in the way.
+FREE = ("channels", "filter.groups")
+
+
+def test_a_miss_says_what_excludes_and_what_would_serve() -> None:
+    """Groups of 15 channels and of 16: neither the channels nor the groups stand in the way."""
+    here = want(make(channels=1920, groups=128))
+    near = decide(make(channels=1905, groups=127), templates="00" * 32)
+    far = decide(make(channels=4096, groups=256), triton="3.5")
+    assert found([far, near], here).decision == near
+    assert [line.partition("): ")[2] for line in misses([far, near], here, H200)] == [
+        "nearest: differs in channels: 1920 here, 1905 there; "
+        "filter.groups: 128 here, 127 there; templates: 7e7e7e7e here, 00000000 there",
+        "excluded by group width: 15 here, 16 there; differs in channels: 1920 here, 4096 there; "
+        "filter.groups: 128 here, 256 there; triton: 3.6 here, 3.5 there",
+    ]
+    # What excludes comes first, also where not all is said.
+    (line,) = misses([decide(workloads=(LONG,), triton="3.5", templates="0", gpu="X")], here, H200)
+    assert line.partition("): ")[2] == (
+        "excluded by group width: 15 here, 16 there; gpu: NVIDIA H200 here, X there; "
+        "differs in workloads: B=1 L=8192 here, B=1 L=131072 there; 4 more"
+    )
 
 
 def test_misses_are_nearest_first_and_not_too_many() -> None:
@@ -392,12 +424,12 @@ def test_misses_are_nearest_first_and_not_too_many() -> None:
     *lines, last = misses(decisions, want(), H200)
     assert [line.partition("): ")[2] for line in lines] == [
         "nothing differs",
-        "triton: 3.6 here, 3.5 there",
+        "nearest: differs in triton: 3.6 here, 3.5 there",
     ]
     assert last == "and 2 of other operators"
     assert [line.partition("): ")[2] for line in misses(decisions[:2], want(), H200)] == [
-        "filter.length: 128 here, 7 there",
-        "direction: forward here, backward there; filter.length: 128 here, 7 there",
+        "excluded by filter.length: 128 here, 7 there",
+        "excluded by direction: forward here, backward there; filter.length: 128 here, 7 there",
     ]
     many = [decide(triton=str(i)) for i in range(50)]
     assert len(misses(many, want(), H200)) == 11
@@ -416,10 +448,10 @@ def test_of_other_operators_there_are_lines_only_if_of_this_one_there_is_nothing
     *lines, last = misses(others + own, want(), H200)
     assert last == "and 28 of other operators"
     assert [line.partition("): ")[2] for line in lines] == [
-        "channels: 4096 here, 8192 there",
-        "gpu: NVIDIA H200 here, NVIDIA B200 there",
-        "plan: toeplitz/BDL/recompute here, direct/BLD there; "
-        "direction: forward here, backward there; triton: 3.6 here, 3.5 there; "
+        "excluded by group width: 16 here, 32 there; differs in channels: 4096 here, 8192 there",
+        "excluded by gpu: NVIDIA H200 here, NVIDIA B200 there",
+        "excluded by plan: toeplitz/BDL/recompute here, direct/BLD there; "
+        "direction: forward here, backward there; differs in triton: 3.6 here, 3.5 there; "
         "templates: 7e7e7e7e here, 00000000 there",
     ]
     assert misses(others + own, want(), H200, limit=1)[-1] == "and 30 more, 28 of other operators"
@@ -437,7 +469,9 @@ def test_numbers_that_are_not_legal_here_do_not_serve() -> None:
     near, far = decide(rows=64), decide(triton="3.5")
     assert found([near, far], want(legal=legal)).decision == far
     assert find([near], want(legal=legal), H200) is None
-    assert misses([near], want(legal=legal), H200)[0].endswith("its numbers are not legal here")
+    assert misses([near], want(legal=legal), H200)[0].endswith(
+        "excluded by numbers that are not legal here"
+    )
 
     def never(numbers: Any) -> bool:
         raise AssertionError("numbers of another plan mean nothing here")
