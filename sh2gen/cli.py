@@ -920,6 +920,10 @@ def doctor(as_json: bool) -> None:
         "verify kernels under the interpreter": interpreter,
         "run kernels": "yes" if cuda and triton else "no: needs a CUDA device and triton",
         "time kernels (bench)": "yes" if cuda and triton else "no: needs a CUDA device and triton",
+        "tune for this GPU (tune)": "yes"
+        if known and triton
+        else f"no: needs triton and one of {', '.join(gpu.name for gpu in targets.TARGETS)}",
+        "rank schedules by prediction (tune --effort estimate)": "yes",
         "draw figures (bench --plots)": "yes" if found["matplotlib"] else "no: needs matplotlib",
         "run plain PyTorch on the CPU": "yes",
     }

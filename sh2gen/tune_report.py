@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -120,7 +121,7 @@ def print_tuned(tuned: Any, path: Any, out: str | None = None, own: Iterable[Any
             )
         other = own and set(own) != set(decision.workloads)
         options = [size_options(decision.workloads)] if other else []
-        options += [] if _is_home(out) else [f"--tables {out}"]
+        options += [] if _is_home(out) else [f"--tables {quote(str(out))}"]
         how = f"; compile and explain take it with {' '.join(options)}" if options else ""
         rows.append(("kept in", f"{path}{how}" if path else "no table: stderr says why"))
     width = max(len(name) for name, _ in rows)

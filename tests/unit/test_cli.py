@@ -30,7 +30,7 @@ from sh2gen.search import Result as Found
 from sh2gen.spec import Workload
 from sh2gen.sweeps import Header, Sweep
 from sh2gen.tables import Decision, fields_of, write_decisions
-from sh2gen.target import H200
+from sh2gen.target import H200, Target
 from sh2gen.tuner import Task, Tuned
 from tests.fakes import SPEC, Fakes, forward_points
 
@@ -81,6 +81,19 @@ def test_doctor_says_where_records_and_tables_are(
     assert rows["records"] == f"{tmp_path}/records"
     assert rows["your tuned tables"] == f"{tmp_path}/tuned (none yet)"
     assert rows["shipped tuned tables"] == shipped
+
+
+@pytest.mark.parametrize(
+    ("gpu", "answer"),
+    [(H200, "yes"), (None, "no: needs triton and one of H200, H100, A100, B200")],
+)
+def test_doctor_says_whether_tune_would_work(
+    gpu: Target | None, answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sh2gen.target.from_device", lambda: gpu)
+    works = json.loads(run("doctor", "--json").stdout)["works"]
+    assert works["tune for this GPU (tune)"] == answer
+    assert works["rank schedules by prediction (tune --effort estimate)"] == "yes"
 
 
 # ---- explain ------------------------------------------------------------------------------------
@@ -544,6 +557,8 @@ def test_a_folder_of_tables_that_compile_does_not_know_is_named_with_its_option(
     assert f"{kept}\n" in run("tune", op, f"--out={tmp_path}/tuned").stdout
     text = run("tune", op, "--out=mine").stdout
     assert f"{kept}; compile and explain take it with --tables mine\n" in text
+    text = run("tune", op, "--out=my tables").stdout
+    assert f"{kept}; compile and explain take it with --tables 'my tables'\n" in text
 
 
 def test_a_length_given_twice_is_searched_once(op: str, tuning: Any) -> None:
