@@ -260,8 +260,8 @@ def known_numbers(
         raise Sh2genError(
             "C006",
             f"{folder} holds no tuned table",
-            help="a folder of tables is what `tune --out` wrote: it has <gpu>/<op>.jsonl in it, such "
-            "as nvidia-h200/hyena_se.jsonl" + "; give the folder above" * above,
+            help="a folder of tables is what `tune --out` wrote: it has <gpu>/<op>.jsonl in it, "
+            "such as nvidia-h200/hyena_se.jsonl" + "; give the folder above" * above,
         )
     if locked is not None:
         return tables(locked=Path(locked))

@@ -220,7 +220,8 @@ def test_estimates_need_no_gpu(op: str) -> None:
         first, *lines, last = block.splitlines()
         dropped = sum(found["dropped"].values())
         assert first == (
-            f"small_conv {found['direction']} B=1 L=8192: the best of {found['points']} by prediction"
+            f"small_conv {found['direction']} B=1 L=8192: "
+            f"the best of {found['points']} by prediction"
             + f"; constraints dropped {dropped}" * (dropped > 0)
         )
         entries = found["best"]
