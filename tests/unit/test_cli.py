@@ -222,7 +222,8 @@ def test_estimates_need_no_gpu(op: str) -> None:
         assert first == (
             f"small_conv {found['direction']} B=1 L=8192: "
             f"the best of {found['points']} by prediction"
-            + f"; constraints dropped {dropped}" * (dropped > 0)
+            + f"; constraints dropped {dropped}"
+            * (dropped > 0)
         )
         entries = found["best"]
         assert 1 < len(lines) == len(entries) <= 10
