@@ -1,8 +1,8 @@
 """The command line (layer 8): flags -> driver -> text. stdout is data, stderr is talk.
 
-Exit codes: 0 good, 1 a check failed, 2 the input is wrong, 3 a bug in sh2gen, 130 interrupted
-(tune keeps what it found and bench prints it; for both, signals that end a process count as
-Ctrl-C).
+Exit codes: 0 good, 1 a check failed (or tune did not tune and keep all), 2 the input is wrong, 3 a
+bug in sh2gen, 130 interrupted (tune keeps what it found and bench prints it; for both, signals
+that end a process count as Ctrl-C).
 """
 
 from __future__ import annotations
@@ -417,7 +417,8 @@ def tune(
     that may crash or hang. What happened to each is appended to a log as it happens; Ctrl-C keeps
     the best so far, and --resume goes on.
 
-    Without --length the workloads of the file are tuned for at once. --set gives numbers to try
+    Without --length the workloads of the file are tuned for at once. With it each length is tuned
+    for by itself, one after another; --effort estimate does the same. --set gives numbers to try
     first.
     """
     from sh2gen import driver
@@ -433,7 +434,7 @@ def tune(
         )
     if batch is not None and not lengths:
         raise Sh2genError("C006", "--batch goes with --length", help="give a length too")
-    workloads = [Workload(batch=batch or 1, length=length) for length in dict.fromkeys(lengths)]
+    sets = [(Workload(batch=batch or 1, length=length),) for length in dict.fromkeys(lengths)]
     directions = (direction,) if direction else ("forward", "backward")
     if effort == "estimate":
         if resume or budget or workers:
@@ -443,7 +444,7 @@ def tune(
         _name_damages(tables(Path(out) if out else None).damages)
         estimates = driver.estimate_operator(
             op,
-            workloads=workloads,
+            sets=sets,
             plan=plan,
             changes=_changes(settings),
             directions=directions,
@@ -458,11 +459,12 @@ def tune(
     own = load_spec(op).workloads
     found: list[dict[str, Any]] = []
     interrupted = False
+    failed: Sh2genError | None = None
     with _signals_interrupt(), _progress(False, every=5.0) as say:
         try:
             for tuned, path in driver.tune_operator(
                 op,
-                sets=[(workload,) for workload in workloads],
+                sets=sets,
                 plan=plan,
                 changes=_changes(settings),
                 directions=directions,
@@ -485,11 +487,15 @@ def tune(
                 if not found
                 else "interrupted before the next search began"
             )
-    if as_json:
+        except Sh2genError as error:  # not before what was found until then is printed
+            failed = error
+    if as_json and (found or failed is None):
         click.echo(json.dumps(found, indent=2))
+    if failed is not None:
+        raise failed
     if interrupted or any(one["interrupted"] for one in found):
         raise click.exceptions.Exit(130)
-    if not all(one["decision"] for one in found):
+    if not all(one["table"] for one in found):  # not decided, or not written
         raise click.exceptions.Exit(1)
 
 
@@ -914,6 +920,10 @@ def doctor(as_json: bool) -> None:
         "verify kernels under the interpreter": interpreter,
         "run kernels": "yes" if cuda and triton else "no: needs a CUDA device and triton",
         "time kernels (bench)": "yes" if cuda and triton else "no: needs a CUDA device and triton",
+        "tune for this GPU (tune)": "yes"
+        if known and triton
+        else f"no: needs triton and one of {', '.join(gpu.name for gpu in targets.TARGETS)}",
+        "rank schedules by prediction (tune --effort estimate)": "yes",
         "draw figures (bench --plots)": "yes" if found["matplotlib"] else "no: needs matplotlib",
         "run plain PyTorch on the CPU": "yes",
     }

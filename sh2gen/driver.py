@@ -48,6 +48,7 @@ from sh2gen.source import Source
 from sh2gen.spec import OpSpec, Workload, load_spec
 from sh2gen.tables import (
     LockEntry,
+    holds_tables,
     in_order,
     read_tables,
     refuse_to_write,
@@ -56,7 +57,7 @@ from sh2gen.tables import (
     write_lock,
 )
 from sh2gen.target import Target
-from sh2gen.tuner import Session, Tuned, problem
+from sh2gen.tuner import Session, Task, Tuned, problem
 from sh2gen.verify import Report, Runner, twin, verify
 
 if TYPE_CHECKING:  # it needs Triton, which this module does without
@@ -247,13 +248,21 @@ def known_numbers(
     """The tables of a folder beside the user's and the package's; or a lock file alone.
 
     Raises:
-        Sh2genError: C006 for both, or if there is no such folder; R001, R002 if the lock file
-            cannot be read.
+        Sh2genError: C006 for both, or if there is no such folder or no table in it; R001, R002 if
+            the lock file cannot be read.
     """
     if folder is not None and locked is not None:
         raise Sh2genError("C006", f"{locked} pins all numbers: no tables are looked at beside it")
     if folder is not None and not Path(folder).is_dir():
         raise Sh2genError("C006", f"there is no folder {folder} of tuned tables")
+    if folder is not None and not holds_tables(Path(folder)):
+        above = any(Path(folder).glob("*.jsonl"))  # this one is of a GPU
+        raise Sh2genError(
+            "C006",
+            f"{folder} holds no tuned table",
+            help="a folder of tables is what `tune --out` wrote: it has <gpu>/<op>.jsonl in it, "
+            "such as nvidia-h200/hyena_se.jsonl" + "; give the folder above" * above,
+        )
     if locked is not None:
         return tables(locked=Path(locked))
     return tables(Path(folder) if folder is not None else None)
@@ -702,6 +711,8 @@ def tune_operator(
     Raises:
         Sh2genError: V003 without a GPU that is known, L003 if there is nothing to tune, and those
             of `candidates`.
+        CheckFailed: V003, the GPU cannot be used, or not any more: some of what was asked for was
+            not tuned. What was tuned before has been yielded and kept.
         ValueError: no direction is searched, or one that there is not.
     """
     if not directions or set(directions) - set(DIRECTIONS):
@@ -709,7 +720,10 @@ def tune_operator(
             f"directions must be of {', '.join(DIRECTIONS)}, at least one, not {directions!r}"
         )
     spec = op if isinstance(op, OpSpec) else load_spec(op)
+    sizes = _sized(spec, sets)
     gpu = targets.from_device()
+    for sized in sizes:  # what cannot be tuned needs no GPU to say so
+        _require_kernels(spec, candidates(sized, gpu or here(), plan, changes)[0].plan)
     if gpu is None:
         names = ", ".join(target.name for target in targets.TARGETS)
         found, ways = "there is none here", "without a GPU"
@@ -724,16 +738,14 @@ def tune_operator(
         )
     folder = made_folder(Path(out) if out is not None else home() / "tuned")
     say, complain = progress or (lambda _: None), warn or progress or (lambda _: None)
-    sizes = [dataclasses.replace(spec, workloads=in_order(s)) for s in sets or (spec.workloads,)]
-    for sized in sizes:  # before any work
-        _require_kernels(spec, candidates(sized, gpu, plan, changes)[0].plan)
     with ExitStack() as stack:
         session = session or stack.enter_context(Session(workers, progress))
-        for sized in sizes:
+        for i, sized in enumerate(sizes):
             # What is known to be good stays unless it is beaten, by what is asked for too.
             known = tables(folder)
             best = candidates(sized, gpu, plan, None, known)[0]
             asked = candidates(sized, gpu, plan, changes, known)[0]
+            left = list(directions)
             for tuned in session.tune(
                 sized,
                 best.plan,
@@ -750,9 +762,19 @@ def tune_operator(
                 warn=complain,
             ):
                 yield tuned, _kept(folder, tuned, complain)
+                left.remove(tuned.task.direction)
                 interrupted = tuned.result.interrupted
             if interrupted:
                 return
+            if left:  # the GPU has gone, and why is told already
+                missing = [(sized, d) for d in left]
+                missing += [(later, d) for later in sizes[i + 1 :] for d in directions]
+                titles = [Task(spec=s, plan=best.plan, direction=d).title for s, d in missing]
+                raise CheckFailed(
+                    "V003",
+                    f"not tuned, because the GPU could not be used: {'; '.join(titles)}",
+                    help="tune again once it can; --resume goes on from what was recorded",
+                )
 
 
 def _kept(folder: Path, tuned: Tuned, warn: Progress) -> Path | None:
@@ -791,12 +813,13 @@ def tune(op: OpSpec | str | PathLike[str], **options: Any) -> tuple[Tuned, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What a search of one direction would try.
+    """What a search of one direction of one set of workloads would try.
 
     Attributes:
         dropped: constraints and how many candidates each drops.
     """
 
+    task: Task
     problem: Problem
     dropped: tuple[tuple[str, int], ...]
 
@@ -804,16 +827,18 @@ class Estimate:
 def estimate_operator(
     op: OpSpec | str | PathLike[str],
     *,
-    workloads: Sequence[Workload] = (),
+    sets: Sequence[Sequence[Workload]] = (),
     plan: str | None = None,
     changes: Changes | None = None,
     directions: Sequence[str] = DIRECTIONS,
     target: str | None = None,
     out: str | PathLike[str] | None = None,
-) -> dict[str, Estimate]:
-    """By direction, what a search would try and what each is predicted to cost; needs no GPU.
+) -> tuple[Estimate, ...]:
+    """For each search of `tune_operator`, what it would try and what each candidate is predicted
+    to cost; needs no GPU.
 
     Args:
+        sets: workloads that share their numbers, by default the spec's own, as one.
         target: a GPU's name; by default the one that is here.
         out: folder of tuned tables, of which a search would start from the best.
 
@@ -821,26 +846,44 @@ def estimate_operator(
         Sh2genError: as `tune_operator`, but for the GPU.
     """
     spec = op if isinstance(op, OpSpec) else load_spec(op)
-    spec = dataclasses.replace(spec, workloads=in_order(workloads or spec.workloads))
     gpu = resolve_target(target)
     known = tables(Path(out) if out is not None else None)
-    chosen = candidates(spec, gpu, plan, changes, known)[0]
-    _require_kernels(spec, chosen.plan)
-    found = {}
-    for d in directions:
-        survey, start = search_space(spec, chosen.plan, d), chosen.schedule.numbers(d)
-        found[d] = Estimate(
-            problem=problem(spec, chosen.plan, d, spec.workloads, gpu, start, survey.points),
-            dropped=tuple((constraint.that, count) for constraint, count in survey.dropped),
-        )
-    return found
+    found = []
+    for sized in _sized(spec, sets):
+        chosen = candidates(sized, gpu, plan, changes, known)[0]
+        _require_kernels(sized, chosen.plan)
+        for d in directions:
+            survey, start = search_space(sized, chosen.plan, d), chosen.schedule.numbers(d)
+            points = survey.points
+            found.append(
+                Estimate(
+                    task=Task(spec=sized, plan=chosen.plan, direction=d),
+                    problem=problem(sized, chosen.plan, d, sized.workloads, gpu, start, points),
+                    dropped=tuple((constraint.that, n) for constraint, n in survey.dropped),
+                )
+            )
+    return tuple(found)
+
+
+def _sized(spec: OpSpec, sets: Sequence[Sequence[Workload]]) -> list[OpSpec]:
+    """The operator for each set of workloads, by default for its own."""
+    return [
+        dataclasses.replace(spec, workloads=in_order(workloads))
+        for workloads in sets or (spec.workloads,)
+    ]
 
 
 def _require_kernels(spec: OpSpec, plan: Plan) -> None:
-    if not plan.kernels:
-        raise Sh2genError(
-            "L003", f"{spec.op} is computed by {plan.name}, which has no kernels to tune"
-        )
+    if plan.kernels:
+        return
+    others = [other.name for other in plans(spec) if other.kernels]
+    raise Sh2genError(
+        "L003",
+        f"{spec.op} is computed by {plan.name}, which has no kernels to tune",
+        help=f"--plan {others[0]} has some"
+        if others
+        else "compile writes it as it is: plain PyTorch has no numbers",
+    )
 
 
 def stale(compilation: Compilation) -> bool:

@@ -26,6 +26,8 @@ from sh2gen.spec import OpSpec, Workload
 
 VERSION = 1  # of the lines
 _DETAIL = 2000  # characters of an error that are kept
+_DATE = "%Y-%m-%dT%H:%M:%SZ"
+_SHORTEST, _LONGEST = 1e-3, 1e12  # microseconds of a call: a nanosecond, eleven days
 
 
 class Status(StrEnum):
@@ -105,7 +107,8 @@ class Measurement:
         effort: how thorough the search was.
 
     Raises:
-        ValueError: a time that is negative or not finite, a count or a size below 1.
+        ValueError: a time that a call cannot take, seconds that are negative or not finite, a
+            count or a size below 1.
     """
 
     key: Key
@@ -127,7 +130,8 @@ class Measurement:
 
     def __post_init__(self) -> None:
         check_times("us", self.us or ())
-        check_times("seconds", (self.seconds,))
+        if not (math.isfinite(self.seconds) and self.seconds >= 0):
+            raise ValueError(f"seconds must be finite and not negative, not {self.seconds}")
         check_workloads((*self.workloads, *((self.workload,) if self.workload else ())))
         if self.count < 1:
             raise ValueError(f"count must be at least 1, not {self.count}")
@@ -212,13 +216,24 @@ def operator_digest(spec: OpSpec) -> str:
 
 def now() -> str:
     """The time of day in UTC, as records give it: 2026-11-25T10:00:00Z."""
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.datetime.now(datetime.UTC).strftime(_DATE)
 
 
-def check_times(name: str, times: tuple[float, ...]) -> None:
-    """ValueError unless all are finite and not negative."""
-    if bad := [t for t in times if not (math.isfinite(t) and t >= 0)]:
-        raise ValueError(f"{name} must be finite and not negative, not {bad[0]}")
+def check_date(date: str) -> None:
+    """ValueError unless it is of the form of `now()`, by which dates sort as text."""
+    try:
+        right = datetime.datetime.strptime(date, _DATE).strftime(_DATE) == date
+    except ValueError:
+        right = False
+    if not right:
+        raise ValueError(f"date must be like 2026-11-25T10:00:00Z, not {date!r}")
+
+
+def check_times(name: str, us: tuple[float, ...]) -> None:
+    """ValueError unless all are times that a call can take: others are divided by them."""
+    if bad := [t for t in us if not _SHORTEST <= t <= _LONGEST]:  # so NaN is bad
+        limits = f"from {_SHORTEST} to {_LONGEST:g} microseconds"
+        raise ValueError(f"{name} must be {limits}, not {bad[0]}")
 
 
 def check_workloads(workloads: tuple[Workload, ...]) -> None:

@@ -29,14 +29,16 @@ from sh2gen.lockfile import locked_entry as locked_entry
 from sh2gen.lockfile import read_lock as read_lock
 from sh2gen.lockfile import refuse_to_write as refuse_to_write
 from sh2gen.lockfile import write_lock as write_lock
-from sh2gen.records import Key, check_times, check_workloads, home, slug
+from sh2gen.records import Key, check_date, check_times, check_workloads, home, slug
 from sh2gen.resources import folder as package_folder
 from sh2gen.schedule import Numbers, completed
 from sh2gen.spec import OpSpec, Workload
 from sh2gen.target import TARGETS, Target
 
 VERSION = 1  # of the lines
-# Fields that may differ if the group width does not, and how that is said.
+_TABLES = "*/*.jsonl"  # in a folder of tables
+# Fields that may differ if the group width, how many channels share a filter, does not; and how
+# that is said.
 _PHRASES = {"channels": "for {} channels, here {}", "filter.groups": "for {} groups, here {}"}
 
 
@@ -61,8 +63,9 @@ class Decision:
             that the driver supports.
 
     Raises:
-        ValueError: times that are not one a workload, workloads out of order, a name that is not
-            an operator's, fields without channels and groups.
+        ValueError: times that are not one a workload or that a call cannot take, workloads out of
+            order, a date of another form, a name that is not an operator's, fields without
+            channels and groups.
     """
 
     key: Key
@@ -92,6 +95,7 @@ class Decision:
             check_times(name, times)
             if len(times) != len(self.workloads) and (times or name != "start_us"):
                 raise ValueError(f"{name} must have a time for each workload")
+        check_date(self.date)
         _width(self.fields)
 
     @property
@@ -130,6 +134,11 @@ def table_folders(extra: Path | None = None) -> tuple[Path, ...]:
     return own if extra is None else (extra, *own)
 
 
+def holds_tables(folder: Path) -> bool:
+    """Whether there is a table below this folder, of whatever operator."""
+    return any(folder.glob(_TABLES))
+
+
 def read_tables(folders: Sequence[Path]) -> tuple[tuple[Decision, ...], tuple[Damage, ...]]:
     """The decisions of all tables below these folders, and the lines that are none.
 
@@ -141,7 +150,7 @@ def read_tables(folders: Sequence[Path]) -> tuple[tuple[Decision, ...], tuple[Da
     damages: list[Damage] = []
     for folder in folders:
         inside: list[Decision] = []
-        for path in sorted(folder.glob("*/*.jsonl")):
+        for path in sorted(folder.glob(_TABLES)):
             found, bad = jsonl.read_lines(path, Decision.from_line)
             inside += map(_completed, found)
             damages += bad
@@ -268,7 +277,8 @@ def find(decisions: Sequence[Decision], wanted: Wanted, target: Target) -> Found
     """The decision for exactly what is wanted, else the nearest that serves, if any does.
 
     Nearest is first of the same GPU, then of the same kernel text, of the same Triton, of the
-    nearest number of channels, for the nearest workloads.
+    nearest number of channels, for the nearest workloads: by how far each that is wanted is from
+    those of the decision; of such as near, by how far each of the decision's is from those wanted.
 
     Args:
         decisions: of equally near ones the first serves (`read_tables`).
@@ -287,7 +297,8 @@ def misses(
     decisions: Sequence[Decision], wanted: Wanted, target: Target, limit: int = 10
 ) -> tuple[str, ...]:
     """How decisions differ from what is wanted, a line each, nearest first, `limit` at most; a
-    last line counts those that have none.
+    last line counts those that have none. A line says whether the decision is `nearest`, which
+    serves if none is nearer, or by what it is excluded.
 
     Those that serve come first, as `find` orders them; then those in whose way least stands. Of
     other operators, but for the number of channels, there is a line only if of this one nothing
@@ -298,14 +309,25 @@ def misses(
     shown = related[:limit] or ranked[:3]
     lines = []
     for decision in shown:
-        found = [d.line for d in _compare(decision, wanted, target)] or ["nothing differs"]
-        found[3:] = [f"{len(found) - 3} more"] if len(found) > 4 else found[3:]
-        lines.append(f"{decision.op} on {_where(decision)}: {'; '.join(found)}")
+        found = _verdict(_compare(decision, wanted, target))
+        lines.append(f"{decision.op} on {_where(decision)}: {found}")
     if left := len(ranked) - len(shown):
         others = len(ranked) - len(related) if related else left
         what = f"{left} more, {others}" if 0 < others < left else f"{left}"
         lines.append(f"and {what} " + ("of other operators" if others else "more"))
     return tuple(lines)
+
+
+def _verdict(found: Sequence[_Difference]) -> str:
+    """What differences come to: first those that exclude, and not too many."""
+    ordered = sorted(found, key=lambda d: not d.excludes)
+    shown = ordered[:3] if len(ordered) > 4 else ordered
+    excluding = [d.line for d in shown if d.excludes]
+    others = [d.line for d in shown if not d.excludes]
+    parts = [f"excluded by {'; '.join(excluding)}"] * bool(excluding)
+    parts += [f"{'' if excluding else 'nearest: '}differs in {'; '.join(others)}"] * bool(others)
+    parts += [f"{len(ordered) - len(shown)} more"] * (len(shown) < len(ordered))
+    return "; ".join(parts) or "nothing differs"
 
 
 def _related(decision: Decision, wanted: Wanted) -> bool:
@@ -346,11 +368,11 @@ def _compare(decision: Decision, wanted: Wanted, target: Target) -> list[_Differ
             only = [f"{_sizes(in_order(list(w)))} only {where}" for where, w in sides if w]
             line = f"workloads: {', '.join(only)}"
         found.append(_Difference(line, f"for {_sizes(there)}, here {_sizes(here)}"))
-    same_width = _width(wanted.fields) == _width(decision.fields)
+    differ("group width", _width(wanted.fields), _width(decision.fields))
     fields = list(_different(wanted.fields, decision.fields))
     for path, one, other in fields:
-        free = same_width and path in _PHRASES
-        differ(path, one, other, _PHRASES[path].format(other, one) if free else "", _word)
+        phrase = _PHRASES.get(path, "").format(other, one)  # of these the width says all
+        differ(path, one, other, phrase, _word)
     if not fields:  # then what the digest is of has changed
         differ("spec", a.spec, b.spec, "with another digest of the operator", _start)
     differ("triton", a.triton, b.triton, f"with Triton {b.triton}, here {a.triton}")
@@ -361,7 +383,7 @@ def _compare(decision: Decision, wanted: Wanted, target: Target) -> list[_Differ
     differ("gpu", a.gpu, b.gpu, f"not measured on {name}" if related else "")
     # Numbers of another plan mean nothing here.
     if not any(d.excludes for d in found) and not wanted.numbers_legal(decision.numbers):
-        found.append(_Difference("its numbers are not legal here"))
+        found.append(_Difference("numbers that are not legal here"))
     return found
 
 
@@ -381,6 +403,8 @@ def _nearest_first(
             a.triton != b.triton,
             _octaves(wanted.fields["channels"], decision.fields["channels"]),
             _workload_distance(wanted.workloads, decision.workloads),
+            # Of such as near, what had to be good for the least that is far from here.
+            _workload_distance(decision.workloads, wanted.workloads),
         )
 
     return sorted(decisions, key=distance)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
 
 
 def print_estimate(estimates: Any, as_json: bool) -> None:
-    """The ten best predictions of each direction, each with one schedule of those that share it;
-    and where the start is.
+    """The ten best predictions of each search, each with one schedule of those that share it; and
+    where the start is.
     """
-    result: dict[str, Any] = {}
-    for direction, estimate in estimates.items():
+    result: list[dict[str, Any]] = []
+    for estimate in estimates:
         space = estimate.problem
         groups: dict[str, list[Any]] = {}
         for point in sorted(space.points, key=lambda point: space.predicted[point]):
@@ -36,19 +37,26 @@ def print_estimate(estimates: Any, as_json: bool) -> None:
             entries.append(entry)
             if first == space.start:
                 start = entry
-        result[direction] = {
-            "points": len(space.points),
-            "dropped": dict(estimate.dropped),
-            "start": start,
-            "best": entries[:10],
-        }
+        task = estimate.task
+        result.append(
+            {
+                "op": task.spec.op,
+                "plan": task.plan.name,
+                "direction": task.direction,
+                "workloads": [{"batch": w.batch, "length": w.length} for w in task.workloads],
+                "points": len(space.points),
+                "dropped": dict(estimate.dropped),
+                "start": start,
+                "best": entries[:10],
+            }
+        )
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return
-    for direction, found in result.items():
+    for estimate, found in zip(estimates, result, strict=True):
         dropped = sum(found["dropped"].values())
         click.echo(
-            f"{direction}: the best of {found['points']} by prediction"
+            f"{estimate.task.title}: the best of {found['points']} by prediction"
             + f"; constraints dropped {dropped}" * (dropped > 0)
         )
         start = found["start"]
@@ -113,7 +121,7 @@ def print_tuned(tuned: Any, path: Any, out: str | None = None, own: Iterable[Any
             )
         other = own and set(own) != set(decision.workloads)
         options = [size_options(decision.workloads)] if other else []
-        options += [] if _is_home(out) else [f"--tables {out}"]
+        options += [] if _is_home(out) else [f"--tables {quote(str(out))}"]
         how = f"; compile and explain take it with {' '.join(options)}" if options else ""
         rows.append(("kept in", f"{path}{how}" if path else "no table: stderr says why"))
     width = max(len(name) for name, _ in rows)

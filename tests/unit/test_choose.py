@@ -176,11 +176,15 @@ def test_a_folder_that_is_given_goes_before_ones_own_and_this_before_the_package
 ) -> None:
     """However new the others are: an update of the package takes no tuning back."""
     package, given = tmp_path / "package" / "schedules" / "tuned", tmp_path / "given"
-    write_decisions(package, [decide(SPEC, "forward", changed(TILES=8), date="2028-01-01")])
+    write_decisions(
+        package, [decide(SPEC, "forward", changed(TILES=8), date="2028-01-01T00:00:00Z")]
+    )
     assert chosen()[0]["forward"] == changed(TILES=8)
-    keep(home, decide(SPEC, "forward", changed(TILES=4), date="2027-01-01"))
+    keep(home, decide(SPEC, "forward", changed(TILES=4), date="2027-01-01T00:00:00Z"))
     assert chosen()[0]["forward"] == changed(TILES=4)
-    write_decisions(given, [decide(SPEC, "forward", changed(TILES=2), date="2026-01-01")])
+    write_decisions(
+        given, [decide(SPEC, "forward", changed(TILES=2), date="2026-01-01T00:00:00Z")]
+    )
     assert chosen()[0]["forward"] == changed(TILES=4)
     first = candidates(SPEC, H200, known=tables(given))[0]  # as tune starts, with --out
     assert first.schedule.forward == changed(TILES=2)
@@ -202,7 +206,7 @@ def test_numbers_of_an_older_space_are_not_taken(home: Path, numbers: Numbers) -
     assert chosen()[0]["forward"] == changed(TILES=2)
     want = plan_of(SPEC)
     lines = explain_misses(SPEC, H200, want, tables())["forward"]
-    assert any("its numbers are not legal here" in line for line in lines)
+    assert any("excluded by numbers that are not legal here" in line for line in lines)
 
 
 def older(numbers: Numbers) -> Numbers:
@@ -484,6 +488,26 @@ def test_tables_in_a_folder_of_their_own_are_read(op: str, tmp_path: Path) -> No
     assert result.exit_code == 2 and "error[C006]" in result.stderr
 
 
+def test_a_folder_without_any_table_is_refused(op: str, tmp_path: Path) -> None:
+    """Also the folder of a GPU, which is one too deep; one without a table of this operator is
+    not.
+    """
+    given, empty = tmp_path / "tables", tmp_path / "empty"
+    empty.mkdir()
+    other = spec_from_dict(SPEC.to_dict() | {"op": "other_conv", "activation": "silu"})
+    path = write_decisions(given, [decide(other, "forward", changed(TILES=4))])
+    for verb in (("compile", "--no-verify", "--no-build", f"--out={tmp_path}/out"), ("explain",)):
+        for place, deep in ((empty, False), (path.parent, True)):
+            result = run(verb[0], op, *verb[1:], "--tables", str(place))
+            assert result.exit_code == 2 and result.stdout == ""
+            assert f"error[C006]: {place} holds no tuned table\n" in result.stderr
+            assert "it has <gpu>/<op>.jsonl in it, such as nvidia-h200/" in result.stderr
+            assert ("give the folder above" in result.stderr) == deep
+        result = run(verb[0], op, *verb[1:], "--tables", str(given))
+        assert result.exit_code == 0, result.output
+        assert "default" in result.stdout
+
+
 @pytest.mark.parametrize("arguments", [(), ("--miss",), ("--stage=plan",), ("--json",)])
 def test_damaged_lines_of_tables_are_named(
     home: Path, op: str, tmp_path: Path, arguments: tuple[str, ...]
@@ -500,6 +524,22 @@ def test_damaged_lines_of_tables_are_named(
         assert result.stderr.startswith(f"skipped: {path}:2: not JSON")
 
 
+@pytest.mark.parametrize("name", ["us", "bound_us", "start_us", "date"])
+def test_a_decision_whose_times_mean_nothing_is_skipped_by_name(
+    home: Path, op: str, tmp_path: Path, name: str
+) -> None:
+    """Shares of the bound are divided by them; a date that is none would go before all others."""
+    keep(home, *(decide(SPEC, d, DEFAULT[d]) for d in DIRECTIONS))
+    (path,) = (home / "tuned").glob("*/*.jsonl")
+    first, second = (json.loads(line) for line in path.read_text().splitlines())
+    first[name] = "9999" if name == "date" else [0.0]
+    path.write_text(f"{json.dumps(first)}\n{json.dumps(second)}\n")
+    for result in (compiled(op, tmp_path / "out"), run("explain", op, "--target=H200")):
+        assert result.exit_code == 0, result.output
+        assert f"skipped: {path}:1: {name} must be " in result.stderr
+        assert result.stdout.count(f"{ON}; {TIME}") == 1
+
+
 # ---- sizes that are not those of the file ------------------------------------------------------
 
 FOUR = tuple(Workload(batch=1, length=n) for n in (2048, 8192, 32768, 131072))
@@ -514,7 +554,9 @@ def four(tmp_path: Path) -> str:
     path = tmp_path / "small_conv.yaml"
     path.write_text(SIZED.to_yaml())
     package = tmp_path / "package" / "schedules" / "tuned"
-    write_decisions(package, [decide(SIZED, "forward", changed(TILES=8), date="2028-01-01")])
+    write_decisions(
+        package, [decide(SIZED, "forward", changed(TILES=8), date="2028-01-01T00:00:00Z")]
+    )
     return str(path)
 
 
@@ -827,7 +869,8 @@ def test_explain_names_what_differs(home: Path, op: str) -> None:
     first, nearest, next_, last, nothing = result.stdout.splitlines()
     assert first.startswith("direct/BDL/recompute forward: nearest: tuned on NVIDIA H200")
     assert nearest == (
-        "  other on NVIDIA H200 (2026-11-25): workloads: B=1 L=8192 here, B=4 L=99 there"
+        "  other on NVIDIA H200 (2026-11-25): "
+        "nearest: differs in workloads: B=1 L=8192 here, B=4 L=99 there"
     )
     assert "triton: " in next_ and "2.0 there" in next_ and "templates: " in next_
     assert last == "direct/BDL/recompute backward: default"

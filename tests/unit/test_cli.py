@@ -20,18 +20,20 @@ from click.testing import CliRunner, Result
 
 from sh2gen import driver
 from sh2gen.cli import main
+from sh2gen.errors import Sh2genError
 from sh2gen.journal import Task
 from sh2gen.lower import ALGORITHMS, plans
 from sh2gen.records import Key, Status
 from sh2gen.resources import folder
-from sh2gen.schedule import Constraint, Survey, search_space
+from sh2gen.schedule import Constraint, Survey, schedule, search_space
 from sh2gen.search import Outcome, Problem
 from sh2gen.search import Result as Found
 from sh2gen.spec import Workload
 from sh2gen.sweeps import Header, Sweep
 from sh2gen.tables import Decision, fields_of, write_decisions
+from sh2gen.target import H200, Target
 from sh2gen.tuner import Tuned
-from tests.fakes import SPEC, forward_points
+from tests.fakes import SPEC, Fakes, forward_points
 
 ROOT = Path(__file__).parent.parent.parent
 FILTER = "filter: {kind: explicit, length: 3, groups: 4}"
@@ -80,6 +82,19 @@ def test_doctor_says_where_records_and_tables_are(
     assert rows["records"] == f"{tmp_path}/records"
     assert rows["your tuned tables"] == f"{tmp_path}/tuned (none yet)"
     assert rows["shipped tuned tables"] == shipped
+
+
+@pytest.mark.parametrize(
+    ("gpu", "answer"),
+    [(H200, "yes"), (None, "no: needs triton and one of H200, H100, A100, B200")],
+)
+def test_doctor_says_whether_tune_would_work(
+    gpu: Target | None, answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sh2gen.target.from_device", lambda: gpu)
+    works = json.loads(run("doctor", "--json").stdout)["works"]
+    assert works["tune for this GPU (tune)"] == answer
+    assert works["rank schedules by prediction (tune --effort estimate)"] == "yes"
 
 
 # ---- explain ------------------------------------------------------------------------------------
@@ -200,14 +215,16 @@ def test_estimates_need_no_gpu(op: str) -> None:
     result = run(*arguments)
     assert result.exit_code == 0
     blocks = re.split(r"^(?=\w)", result.stdout, flags=re.M)[1:]
-    assert [block.partition(":")[0] for block in blocks] == ["forward", "backward"]
     data = json.loads(run(*arguments, "--json").stdout)
-    for block, (direction, found) in zip(blocks, data.items(), strict=True):
+    assert [found["direction"] for found in data] == ["forward", "backward"]
+    for block, found in zip(blocks, data, strict=True):
         first, *lines, last = block.splitlines()
         dropped = sum(found["dropped"].values())
         assert first == (
-            f"{direction}: the best of {found['points']} by prediction"
-            + f"; constraints dropped {dropped}" * (dropped > 0)
+            f"small_conv {found['direction']} B=1 L=8192: "
+            f"the best of {found['points']} by prediction"
+            + f"; constraints dropped {dropped}"
+            * (dropped > 0)
         )
         entries = found["best"]
         assert 1 < len(lines) == len(entries) <= 10
@@ -224,8 +241,8 @@ def test_estimates_need_no_gpu(op: str) -> None:
 def test_an_estimate_says_where_the_start_is_and_what_is_alike(op: str) -> None:
     """Numbers that a prediction does not depend on share a line."""
     data = json.loads(run("tune", op, "--effort=estimate", "--target=H200", "--json").stdout)
-    for direction, found in data.items():
-        (problem,) = driver.estimate_operator(op, directions=(direction,), target="H200").values()
+    estimates = driver.estimate_operator(op, target="H200")
+    for problem, found in zip(estimates, data, strict=True):
         predicted = problem.problem.predicted
         start = predicted[problem.problem.start]
         assert found["start"]["numbers"] == dict(problem.problem.start)
@@ -246,7 +263,7 @@ def test_an_estimate_starts_where_a_search_into_that_folder_would(op: str, tmp_p
     write_decisions(tmp_path / "tables", [decision])
     arguments = ("tune", op, "--effort=estimate", "--target=H200", "--json")
     starts = [
-        json.loads(run(*arguments, *more).stdout)["forward"]["start"]["numbers"]["TILES"]
+        json.loads(run(*arguments, *more).stdout)[0]["start"]["numbers"]["TILES"]
         for more in ((), (f"--out={tmp_path}/tables",))
     ]
     assert starts == [1, 4]
@@ -257,8 +274,8 @@ def test_an_estimate_counts_what_constraints_drop() -> None:
     with mock.patch.object(driver, "search_space", few):
         text = run("tune", path, "--effort=estimate", "--target=H200").stdout
         data = json.loads(run("tune", path, "--effort=estimate", "--target=H200", "--json").stdout)
-    assert "forward: the best of 2 by prediction; constraints dropped 7\n" in text
-    assert data["forward"]["dropped"] == {"A <= B": 7}
+    assert "131072: the best of 2 by prediction; constraints dropped 7\n" in text
+    assert data[0]["dropped"] == {"A <= B": 7}
 
 
 def few(spec: Any, plan: Any, direction: str) -> Survey:
@@ -266,13 +283,31 @@ def few(spec: Any, plan: Any, direction: str) -> Survey:
     return Survey(points=points, dropped=((Constraint("A <= B", "so"), 7),), repeated=0)
 
 
-def test_estimates_are_for_the_lengths_given(op: str) -> None:
-    def shares(*arguments: str) -> list[float]:
-        text = run("tune", op, "--effort=estimate", "--target=H200", "--json", *arguments).stdout
-        return [entry["share"] for entry in json.loads(text)["forward"]["best"]]
+def test_estimates_are_for_each_length_alone_as_searches_are(op: str) -> None:
+    def found(*arguments: str) -> list[dict[str, Any]]:
+        return list(
+            json.loads(run("tune", op, "--effort=estimate", "--target=H200", *arguments).stdout)
+        )
 
-    short, long = shares("--length=1024"), shares("--length=1000000", "--batch=4")
-    assert max(short) < min(long)
+    lengths = ("--length=1024", "--length=1000000", "--length=1024")
+    both = found("--json", "--batch=4", *lengths)
+    assert both == [
+        *found("--json", "--batch=4", "--length=1024"),
+        *found("--json", "--batch=4", "--length=1000000"),
+    ]
+    assert [(one["direction"], one["workloads"]) for one in both] == [
+        (direction, [{"batch": 4, "length": length}])
+        for length in (1024, 1000000)
+        for direction in ("forward", "backward")
+    ]
+    short, long = (max(entry["share"] for entry in both[i]["best"]) for i in (0, 2))
+    assert short < long
+    text = run("tune", op, "--effort=estimate", "--target=H200", "--batch=4", *lengths).stdout
+    assert re.findall(r"^small_conv (.*): the best", text, re.M) == [
+        f"{direction} B=4 L={length}"
+        for length in (1024, 1000000)
+        for direction in ("forward", "backward")
+    ]
 
 
 def test_tuning_needs_a_gpu(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,6 +318,23 @@ def test_tuning_needs_a_gpu(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "; there is none here\n" in result.stderr
     assert "--effort estimate` ranks schedules by prediction, without a GPU" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_an_operator_without_kernels_is_refused_before_the_lack_of_a_gpu(
+    op: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which is no reason to try an estimate: that would be refused too."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    path = str(folder("ops") / "hyena.yaml")
+    results = [run("tune", path, *more) for more in ((), ("--effort=estimate",))]
+    for result in results:
+        assert result.exit_code == 2 and "V003" not in result.stderr
+        assert result.stderr.startswith("error[L003]: hyena is computed by fft/")
+        assert "which has no kernels to tune" in result.stderr
+    assert results[0].stderr == results[1].stderr
+    assert "help: compile writes it as it is" in results[0].stderr
+    assert "help: --plan direct/BDL/recompute has some" in run("tune", op, "--plan=fft").stderr
 
 
 def test_a_gpu_that_tuning_does_not_know_is_named(
@@ -516,6 +568,8 @@ def test_a_folder_of_tables_that_compile_does_not_know_is_named_with_its_option(
     assert f"{kept}\n" in run("tune", op, f"--out={tmp_path}/tuned").stdout
     text = run("tune", op, "--out=mine").stdout
     assert f"{kept}; compile and explain take it with --tables mine\n" in text
+    text = run("tune", op, "--out=my tables").stdout
+    assert f"{kept}; compile and explain take it with --tables 'my tables'\n" in text
 
 
 def test_a_length_given_twice_is_searched_once(op: str, tuning: Any) -> None:
@@ -596,3 +650,68 @@ def test_what_an_estimate_does_not_take_is_refused(op: str) -> None:
         assert result.exit_code == 2 and "for a search" in result.stderr
     result = run("tune", op, "--batch=2")
     assert result.exit_code == 2 and "--batch goes with --length" in result.stderr
+
+
+# ---- what was asked for and did not come to be --------------------------------------------------
+
+
+@pytest.fixture
+def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
+    """A GPU and compilers for SPEC, two candidates forward and one backward."""
+    monkeypatch.setenv("SH2GEN_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("sh2gen.target.from_device", lambda: H200)
+    monkeypatch.setattr("sh2gen.choose.gpu_name", lambda target: "NVIDIA H200")
+    backward = [schedule(SPEC, plans(SPEC)[0]).backward]
+    return Fakes(
+        tmp_path / "fakes", {"forward": forward_points({"TILES": 4}), "backward": backward}
+    )
+
+
+@pytest.mark.parametrize("lengths", [(), (64, 32)])
+def test_a_gpu_that_goes_between_directions_is_exit_code_1(
+    op: str, fakes: Fakes, lengths: tuple[int, ...]
+) -> None:
+    """What was tuned before is printed and kept, and what was not is named."""
+    gone = {"status": "runtime", "detail": "CUDA error: device lost", "broken": True}
+    fakes.rule("backward", fakes.points["backward"][0], bounds=gone)
+    options = ("--effort=exhaustive", *(f"--length={length}" for length in lengths))
+    with fakes.installed():
+        result = run("tune", op, *options)
+        plain = run("tune", op, *options, "--json")
+    first = lengths[0] if lengths else 8192
+    assert result.exit_code == plain.exit_code == 1
+    assert result.stdout.startswith(f"small_conv forward B=1 L={first}\n")
+    (found,) = json.loads(plain.stdout)
+    assert found["direction"] == "forward" and Path(found["table"]).is_file()
+    named = "; ".join(
+        [f"small_conv backward B=1 L={first}"]
+        + [f"small_conv {d} B=1 L={n}" for n in lengths[1:] for d in ("forward", "backward")]
+    )
+    for text in (result.stderr, plain.stderr):
+        assert "device lost" in text and "--resume goes on" in text
+        assert f"error[V003]: not tuned, because the GPU could not be used: {named}\n" in text
+
+
+def test_a_gpu_that_cannot_be_used_at_all_leaves_nothing_to_print(op: str, fakes: Fakes) -> None:
+    gone = {"status": "runtime", "detail": "CUDA error: device lost", "broken": True}
+    fakes.rule("forward", fakes.points["forward"][0], bounds=gone)
+    with fakes.installed():
+        result = run("tune", op, "--effort=exhaustive", "--json")
+    assert (result.exit_code, result.stdout) == (1, "") and "device lost" in result.stderr
+
+
+def test_a_decision_that_cannot_be_kept_is_exit_code_1(
+    op: str, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Path:
+        raise Sh2genError("C005", "cannot write the table: No space left on device")
+
+    monkeypatch.setattr(driver, "write_decisions", full)
+    with fakes.installed():
+        result = run("tune", op, "--effort=exhaustive")
+        plain = run("tune", op, "--effort=exhaustive", "--json")
+    assert result.exit_code == plain.exit_code == 1
+    assert "No space left" in result.stderr and "No space left" in plain.stderr
+    assert result.stdout.count("no table: stderr says why") == 2
+    found = json.loads(plain.stdout)
+    assert [(bool(one["decision"]), one["table"]) for one in found] == [(True, None)] * 2

@@ -67,6 +67,7 @@ def change(**fields: Any) -> Measurement:
 # ---- lines --------------------------------------------------------------------------------------
 
 finite = st.floats(0, 1e12)
+times = st.floats(1e-3, 1e12)  # microseconds of a call
 whole = st.integers(1 - 2**64, 2**64 - 1)
 texts = st.text(max_size=20)
 workloads = st.builds(Workload, batch=st.integers(1, 99), length=st.integers(1, 2**31))
@@ -86,7 +87,7 @@ measurements = st.builds(
     workload=st.none() | workloads,
     workloads=st.lists(workloads, max_size=3).map(tuple),
     status=st.sampled_from(Status),
-    us=st.none() | st.tuples(finite, finite, finite),
+    us=st.none() | st.tuples(times, times, times),
     stage=texts,
     detail=st.text(st.characters(), max_size=3000),  # lone surrogates too, as paths have them
     count=st.integers(1, 10**6),
@@ -142,7 +143,8 @@ def test_a_field_with_a_default_may_be_absent() -> None:
         ('"count": 1', '"count": 0', "count must be at least 1"),
         ("10.5", "NaN", "NaN is no number"),
         ("10.5", "1e999", "us[1] must be finite, not Infinity"),
-        ("10.5", "-10.5", "us must be finite and not negative"),
+        ("10.5", "-10.5", "us must be from 0.001 to 1e+12 microseconds, not -10.5"),
+        ("10.5", "0.0", "us must be from 0.001 to 1e+12 microseconds, not 0.0"),
         ("10.5", '"10.5"', "us[1] must be a number"),
         ("10.5, ", "", "us must have 3 items, not 2"),
         ('"spills": 0', '"spills": -1e999', "built.spills must be finite"),

@@ -134,6 +134,15 @@ def test_a_line_gives_back_what_was_written(
         ('"groups": 256', '"groups": 0', "`channels` and `filter.groups`"),
         ('"us": [10.0]', '"us": [10.0, 11.0]', "us must have a time for each workload"),
         ('"bound_us": [10.0]', '"bound_us": [NaN]', "NaN is no number"),
+        ('"us": [10.0]', '"us": [0.0]', "us must be from 0.001 to 1e+12 microseconds, not 0.0"),
+        ('"low": [10.0]', '"low": [-1.0]', "low must be from 0.001 to 1e+12 microseconds"),
+        ('"bound_us": [10.0]', '"bound_us": [0]', "bound_us must be from 0.001 to 1e+12"),
+        ('"start_us": [10.0]', '"start_us": [1e-320]', "start_us must be from 0.001 to 1e+12"),
+        ('"us": [10.0]', '"us": [1e300]', "us must be from 0.001 to 1e+12 microseconds"),
+        ("2026-11-25T10:00:00Z", "9999", "date must be like 2026-11-25T10:00:00Z, not '9999'"),
+        ("2026-11-25T10:00:00Z", "2026-11-25", "date must be like"),
+        ("2026-11-25T10:00:00Z", "2026-13-25T10:00:00Z", "date must be like"),
+        ("2026-11-25T10:00:00Z", "2026-11-25T9:00:00Z", "date must be like"),
         ('"workloads": [{"batch": 1, "length": 8192}]', '"workloads": []', "at least one"),
         ('"checks": 40', '"checks": "all"', "checks must be a whole number"),
         ('"length": 8192', '"length": 1' + 400 * "0", "workloads[0].length must be less than"),
@@ -307,7 +316,9 @@ def test_of_many_workloads_a_miss_names_those_that_differ() -> None:
 
     def line(there: tuple[Workload, ...], here: tuple[Workload, ...]) -> str:
         (text,) = misses([decide(workloads=there)], want(workloads=here), H200)
-        return text.partition("): ")[2]
+        verdict, _, rest = text.partition("): ")[2].partition("differs in ")
+        assert verdict == "nearest: "
+        return rest
 
     assert line(four, five) == "workloads: B=5 L=64, 99 only here, B=4 L=64 only there"
     assert line(four[:1], four) == "workloads: B=2 L=64, B=3 L=64, B=4 L=64 only here"
@@ -359,8 +370,12 @@ def test_a_gpu_that_is_no_target_has_its_own_name() -> None:
             decide(make(state={"final": True})),
             "state: none here, {initial: false, final: true, width: K-1, dtype: float32} there",
         ),
-        (decide(make(groups=128)), "filter.groups: 256 here, 128 there"),
-        (decide(make(channels=8192)), "channels: 4096 here, 8192 there"),
+        (decide(make(groups=128)), "group width: 16 here, 32 there"),
+        (decide(make(channels=8192)), "group width: 16 here, 32 there"),
+        (
+            decide(make(channels=8192, groups=512), plan="direct/BDL"),
+            "plan: toeplitz/BDL/recompute here, direct/BDL there",
+        ),
         (decide(plan="direct/BDL"), "plan: toeplitz/BDL/recompute here, direct/BDL there"),
         (decide(direction="backward"), "direction: forward here, backward there"),
         (decide(gpu="NVIDIA B200"), "gpu: NVIDIA H200 here, NVIDIA B200 there"),
@@ -370,7 +385,33 @@ def test_a_miss_names_what_differs(decision: Decision, line: str) -> None:
     assert find([decision], want(), H200) is None
     (text,) = misses([decision], want(), H200)
     assert text.startswith(f"hyena_mr on {decision.key.gpu} (2026-11-25): ")
-    assert line in text.partition(": ")[2].split("; ")
+    excluding, _, others = text.partition(": ")[2].partition("; differs in ")
+    assert excluding == f"excluded by {line}"
+    assert all(part.split(":")[0] in FREE for part in others.split("; ") if part)
+
+
+# What may differ, here also with the width: it is the width that stands in the way.
+FREE = ("channels", "filter.groups")
+
+
+def test_a_miss_says_what_excludes_and_what_would_serve() -> None:
+    """Groups of 15 channels and of 16: neither the channels nor the groups stand in the way."""
+    here = want(make(channels=1920, groups=128))
+    near = decide(make(channels=1905, groups=127), templates="00" * 32)
+    far = decide(make(channels=4096, groups=256), triton="3.5")
+    assert found([far, near], here).decision == near
+    assert [line.partition("): ")[2] for line in misses([far, near], here, H200)] == [
+        "nearest: differs in channels: 1920 here, 1905 there; "
+        "filter.groups: 128 here, 127 there; templates: 7e7e7e7e here, 00000000 there",
+        "excluded by group width: 15 here, 16 there; differs in channels: 1920 here, 4096 there; "
+        "filter.groups: 128 here, 256 there; triton: 3.6 here, 3.5 there",
+    ]
+    # What excludes comes first, also where not all is said.
+    (line,) = misses([decide(workloads=(LONG,), triton="3.5", templates="0", gpu="X")], here, H200)
+    assert line.partition("): ")[2] == (
+        "excluded by group width: 15 here, 16 there; gpu: NVIDIA H200 here, X there; "
+        "differs in workloads: B=1 L=8192 here, B=1 L=131072 there; 4 more"
+    )
 
 
 def test_misses_are_nearest_first_and_not_too_many() -> None:
@@ -383,12 +424,12 @@ def test_misses_are_nearest_first_and_not_too_many() -> None:
     *lines, last = misses(decisions, want(), H200)
     assert [line.partition("): ")[2] for line in lines] == [
         "nothing differs",
-        "triton: 3.6 here, 3.5 there",
+        "nearest: differs in triton: 3.6 here, 3.5 there",
     ]
     assert last == "and 2 of other operators"
     assert [line.partition("): ")[2] for line in misses(decisions[:2], want(), H200)] == [
-        "filter.length: 128 here, 7 there",
-        "direction: forward here, backward there; filter.length: 128 here, 7 there",
+        "excluded by filter.length: 128 here, 7 there",
+        "excluded by direction: forward here, backward there; filter.length: 128 here, 7 there",
     ]
     many = [decide(triton=str(i)) for i in range(50)]
     assert len(misses(many, want(), H200)) == 11
@@ -407,10 +448,10 @@ def test_of_other_operators_there_are_lines_only_if_of_this_one_there_is_nothing
     *lines, last = misses(others + own, want(), H200)
     assert last == "and 28 of other operators"
     assert [line.partition("): ")[2] for line in lines] == [
-        "channels: 4096 here, 8192 there",
-        "gpu: NVIDIA H200 here, NVIDIA B200 there",
-        "plan: toeplitz/BDL/recompute here, direct/BLD there; "
-        "direction: forward here, backward there; triton: 3.6 here, 3.5 there; "
+        "excluded by group width: 16 here, 32 there; differs in channels: 4096 here, 8192 there",
+        "excluded by gpu: NVIDIA H200 here, NVIDIA B200 there",
+        "excluded by plan: toeplitz/BDL/recompute here, direct/BLD there; "
+        "direction: forward here, backward there; differs in triton: 3.6 here, 3.5 there; "
         "templates: 7e7e7e7e here, 00000000 there",
     ]
     assert misses(others + own, want(), H200, limit=1)[-1] == "and 30 more, 28 of other operators"
@@ -428,7 +469,9 @@ def test_numbers_that_are_not_legal_here_do_not_serve() -> None:
     near, far = decide(rows=64), decide(triton="3.5")
     assert found([near, far], want(legal=legal)).decision == far
     assert find([near], want(legal=legal), H200) is None
-    assert misses([near], want(legal=legal), H200)[0].endswith("its numbers are not legal here")
+    assert misses([near], want(legal=legal), H200)[0].endswith(
+        "excluded by numbers that are not legal here"
+    )
 
     def never(numbers: Any) -> bool:
         raise AssertionError("numbers of another plan mean nothing here")
@@ -487,8 +530,21 @@ def test_of_equals_that_of_the_first_folder_serves_and_of_these_the_newest(
 def test_the_distance_of_workloads_is_a_mean_of_the_nearest() -> None:
     wanted = want(workloads=(SHORT, LONG))
     one = decide(workloads=(SHORT,))  # 0 and 4 octaves
-    middle = decide(workloads=(Workload(batch=1, length=32768),))  # 2 and 2: as far
+    other = decide(workloads=(LONG,))  # 4 and 0: as far
     two = decide(workloads=(SHORT, Workload(batch=1, length=65536)))  # 0 and 1
-    assert found([one, middle, two], wanted).decision == two
-    for first, second in ((one, middle), (middle, one)):
+    assert found([one, other, two], wanted).decision == two
+    for first, second in ((one, other), (other, one)):
         assert found([first, second], wanted).decision == first
+
+
+def test_numbers_for_the_nearest_size_alone_go_before_those_for_more_sizes() -> None:
+    """However new the latter are: they had to be good for sizes that are far from here too."""
+    sizes = [Workload(batch=1, length=n) for n in (2048, 8192, 32768, 131072)]
+    alone = decide(workloads=(sizes[3],))
+    two = decide(workloads=(sizes[2], sizes[3]), date="2027-11-25T10:00:00Z")
+    four = decide(workloads=tuple(sizes), date="2028-11-25T10:00:00Z")
+    for n in (100_000, 131_073, 2**20):
+        wanted = want(workloads=(Workload(batch=1, length=n),))
+        for order in ([four, two, alone], [two, alone, four], [alone, four, two]):
+            assert found(order, wanted).decision == alone
+            assert found([d for d in order if d != alone], wanted).decision == two
