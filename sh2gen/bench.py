@@ -160,10 +160,11 @@ class Results:
         return tuple(o for o in self.outcomes if o.size == size)
 
     def own(self, size: tuple[int, int], direction: str) -> float | None:
-        """Microseconds of sh2gen."""
+        """Microseconds of sh2gen; None where there are none or they are not finite."""
         for outcome in self.at(size):
             if outcome.contender == OWN and direction in outcome.times:
-                return outcome.times[direction].median
+                us = outcome.times[direction].median
+                return us if math.isfinite(us) else None
         return None
 
     def ratio(self, outcome: Outcome, direction: str) -> float | None:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
+from sh2gen.bench import read_results
+from sh2gen.bench_table import table
 from sh2gen.cli import main
+from sh2gen.measure import Timing
 from tests.synthetic import LENGTHS, bench_results
 
 
@@ -36,6 +44,23 @@ def test_what_json_printed_of_several_files_is_read_back(tmp_path: Path) -> None
 DROPPED = object()
 PLAIN: dict[str, Any] = json.loads(json.dumps(bench_results(LENGTHS[:2]).to_dict()))
 Place = tuple[str | int, ...]
+
+
+def places(plain: Any, place: Place = ()) -> Iterator[Place]:
+    """Of every value that is inside of another."""
+    inside = plain.items() if isinstance(plain, dict) else enumerate(plain)
+    for key, value in inside:
+        yield (*place, key)
+        if isinstance(value, dict | list):
+            yield from places(value, (*place, key))
+
+
+# One of each kind: of items of a list the first that has it.
+PLACES = tuple(
+    {
+        tuple("[]" if isinstance(k, int) else k for k in p): p for p in reversed([*places(PLAIN)])
+    }.values()
+)
 
 
 def changed(place: Place, value: Any, path: Path) -> Path:
@@ -100,3 +125,99 @@ def test_what_is_wrong_with_a_file_of_results_is_named(
     result = command(f"--from={path}")
     assert result.exit_code == 2 and result.stdout == ""
     assert f"error[C006]: {path} is not what `bench --json` prints: {words}" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("place", "shown"),
+    [
+        (("sizes", 0, "bounds", "forward"), "bounds in us: forward -, backward 33.4, both 54.8;"),
+        (("sizes", 0, "predicted", "backward"), "predicted for H200: forward 23.5, backward -"),
+        (("outcomes", 2, "times", "forward", "median"), "eager BDL - 0.06 - 735.8 +-3% 0.05"),
+        (("outcomes", 2, "times", "forward", "low"), "eager BDL 342.1 0.06 12.31 735.8 +-3% 0.05"),
+        (("outcomes", 0, "times", "forward", "median"), "eager BDL 342.1 +-2% 0.06 735.8 +-3%"),
+        (("outcomes", 2, "shares", "forward"), "eager BDL 342.1 +-2% - 12.31 735.8 +-3% 0.05"),
+        (("outcomes", 2, "memory", "forward"), "2.3e-03 2.6e-03 - / 1.20"),
+        (("outcomes", 2, "error"), "1077.9 +-3% 0.05 11.00 2.6e-03 1.00 / 1.20"),
+    ],
+)
+def test_a_number_that_is_null_is_shown_as_missing(
+    place: Place, shown: str, tmp_path: Path
+) -> None:
+    """And is null again in what --json prints."""
+    path = changed(place, None, tmp_path / "results.json")
+    result = command(f"--from={path}")
+    assert result.exit_code == 0, result.stderr
+    assert shown in " ".join(result.stdout.split())
+    found = json.loads(command(f"--from={path}", "--json").stdout)
+    for key in place:
+        found = found[key]
+    assert found is None
+
+
+def test_numbers_that_are_not_finite_are_shown_like_null(tmp_path: Path) -> None:
+    """Those of a run that was just measured: what was read back is shown the same."""
+    own, *others = bench_results().outcomes
+    endless = Timing(low=math.inf, median=math.inf, high=math.inf)
+    results = replace(
+        bench_results(),
+        outcomes=(replace(own, times={**own.times, "forward": endless}), *others),
+        sizes=tuple(
+            replace(s, predicted={"forward": math.inf, "backward": math.nan})
+            for s in bench_results().sizes
+        ),
+    )
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(results.to_dict(), allow_nan=False))
+    (found,) = read_results(path)
+    assert table(found) == table(results) and "inf" not in table(results).split()
+    assert found.to_dict() == results.to_dict()
+
+
+VALUES = (DROPPED, None, True, 0, -1, 1, 0.5, 10**400, "", "x", [], ["x"], [None], {}, {"x": 1})
+
+
+@given(place=st.sampled_from(PLACES), value=st.sampled_from(VALUES))
+def test_whatever_one_value_is_results_are_shown_or_refused(place: Place, value: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = changed(place, value, Path(folder) / "results.json")
+        for options in ((), ("--json",)):
+            result = command(f"--from={path}", *options)
+            assert result.exit_code in (0, 2), result.stderr
+            assert (result.stdout == "") == (result.exit_code == 2)
+            assert result.exit_code == 0 or f"error[C006]: {path} is not what" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("efforts", "forward"), {"bytes": 8, "flops": 0, "product_flops": 0}),
+        (("sizes", 0, "bounds", "forward"), None),
+        (("sizes", 0, "predicted", "forward"), None),
+        (("outcomes", 0, "times"), {}),
+        (("outcomes", 0, "times", "forward", "median"), None),
+        (("outcomes", 0, "shares", "forward"), None),
+    ],
+)
+def test_figures_of_what_is_left(place: Place, value: Any, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = changed(place, value, tmp_path / "results.json")
+    result = command(f"--from={path}", f"--plots={tmp_path}")
+    assert result.exit_code == 0, result.stderr
+    assert len(list(tmp_path.glob("*.png"))) == 4
+
+
+def test_figures_of_no_finite_number(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+
+    def without_numbers(plain: Any) -> Any:
+        if isinstance(plain, dict):
+            return {k: without_numbers(v) for k, v in plain.items()}
+        if isinstance(plain, list):
+            return [without_numbers(x) for x in plain]
+        return None if isinstance(plain, float) else plain
+
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(without_numbers(PLAIN)))
+    result = command(f"--from={path}", f"--plots={tmp_path}")
+    assert result.exit_code == 0, result.stderr
+    assert len(list(tmp_path.glob("*.png"))) == 4
