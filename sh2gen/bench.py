@@ -17,7 +17,7 @@ import importlib.util
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
@@ -26,10 +26,12 @@ from typing import Any
 
 import torch
 
+from sh2gen import jsonl
 from sh2gen.bench_worker import OWN, Answer, Job, one_line, own_contender
 from sh2gen.contenders import Contender, Part
 from sh2gen.cost import BLOCK_T, ROWS, bound_bytes, numbers_on, predictions, work
 from sh2gen.errors import CheckFailed, Sh2genError
+from sh2gen.jsonl import COUNT, POSITIVE, READING
 from sh2gen.measure import Timing, versions
 from sh2gen.operator import Operator
 from sh2gen.plan import Plan
@@ -75,11 +77,11 @@ class Outcome:
     length: int | None = None
     reason: str = ""
     times: Mapping[str, Timing] = field(default_factory=dict)
-    shares: Mapping[str, float] = field(default_factory=dict)
+    shares: Mapping[str, READING] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
     error: float | None = None
     gradient_error: float | None = None
-    memory: Mapping[str, float] = field(default_factory=dict)
+    memory: Mapping[str, READING] = field(default_factory=dict)
     captured: bool = True
 
     @property
@@ -91,10 +93,10 @@ class Outcome:
 class Size:
     """Bounds and predictions of the whole operator at one size, in microseconds by direction."""
 
-    batch: int
-    length: int
-    bounds: Mapping[str, float]
-    predicted: Mapping[str, float]
+    batch: COUNT
+    length: COUNT
+    bounds: Mapping[str, POSITIVE]
+    predicted: Mapping[str, POSITIVE]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -105,9 +107,9 @@ class Size:
 class Effort:
     """Work of one kernel of sh2gen per token and channel, for the roofline."""
 
-    bytes: float
-    flops: float  # outside of matrix products
-    product_flops: float
+    bytes: POSITIVE
+    flops: READING  # outside of matrix products
+    product_flops: READING
 
     @property
     def intensity(self) -> float:
@@ -136,7 +138,7 @@ class Results:
 
     op: str
     digest: str
-    channels: int
+    channels: COUNT
     plan: str
     schedule: str
     origins: Mapping[str, str]
@@ -148,7 +150,7 @@ class Results:
     date: str
     checks: int
     interrupted: bool
-    bound_bytes: Mapping[str, float]
+    bound_bytes: Mapping[str, POSITIVE]
     sizes: tuple[Size, ...]
     efforts: Mapping[str, Effort]
     outcomes: tuple[Outcome, ...]
@@ -158,10 +160,11 @@ class Results:
         return tuple(o for o in self.outcomes if o.size == size)
 
     def own(self, size: tuple[int, int], direction: str) -> float | None:
-        """Microseconds of sh2gen."""
+        """Microseconds of sh2gen; None where there are none or they are not finite."""
         for outcome in self.at(size):
             if outcome.contender == OWN and direction in outcome.times:
-                return outcome.times[direction].median
+                us = outcome.times[direction].median
+                return us if math.isfinite(us) else None
         return None
 
     def ratio(self, outcome: Outcome, direction: str) -> float | None:
@@ -181,50 +184,74 @@ class Results:
         return plain
 
     @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Results:
-        """What `to_dict` was of, but for values that are not finite, and stay None.
+    def from_dict(cls, plain: Any) -> Results:
+        """What `to_dict` was of, with NaN for measured numbers that are None.
 
         Raises:
-            KeyError, TypeError, ValueError: it is of nothing.
+            ValueError: it is of nothing; names the field.
         """
-        values = {one.name: plain[one.name] for one in fields(cls)}
-        return cls(
-            **values
-            | {
-                "not_taken": tuple(values["not_taken"]),
-                "sizes": tuple(Size(**size) for size in values["sizes"]),
-                "efforts": {d: Effort(**effort) for d, effort in values["efforts"].items()},
-                "outcomes": tuple(map(_outcome_from, values["outcomes"])),
-            }
-        )
+        values = jsonl.value_of(plain, Mapping[str, Any], "it")
+        if isinstance(values.get("outcomes"), list):
+            values["outcomes"] = [_own_fields(x, i) for i, x in enumerate(values["outcomes"])]
+        found: Results = jsonl.value_of(values, cls, "")
+        if problem := next(_misfits(found), None):
+            raise ValueError(problem)
+        return found
 
 
-def _outcome_from(plain: Mapping[str, Any]) -> Outcome:
-    values = {one.name: plain[one.name] for one in fields(Outcome)}
-    times = {
-        d: Timing(*(float(us[name]) for name in ("low", "median", "high")))
-        for d, us in values["times"].items()
-    }
-    return Outcome(**values | {"without": tuple(values["without"]), "times": times})
+def _own_fields(entry: Any, i: int) -> Any:
+    """An outcome without what `to_dict` adds; it writes all fields, those with a default too."""
+    if not isinstance(entry, dict):
+        return entry
+    for name in (one.name for one in fields(Outcome)):
+        if name not in entry:
+            raise ValueError(f"outcomes[{i}].{name} is missing")
+    return {k: v for k, v in entry.items() if k not in ("whole", "over_sh2gen")}
 
 
-def read_results(path: Path) -> Results:
-    """Results from a file of what `bench --json` printed.
+def _misfits(results: Results) -> Iterator[str]:
+    """What its annotations do not say of results and holds of all that `run` finds."""
+    if not results.op.isidentifier():  # files are named after it
+        yield f"op must be the name of an operator, not {json.dumps(results.op)}"
+    if not results.sizes:
+        yield "sizes must not be empty"
+    needed: list[tuple[str, Mapping[str, float], Iterable[str]]] = [
+        ("bound_bytes", results.bound_bytes, DIRECTIONS),
+        *((f"sizes[{i}].bounds", s.bounds, TIMED) for i, s in enumerate(results.sizes)),
+        *((f"outcomes[{i}].shares", o.shares, o.times) for i, o in enumerate(results.outcomes)),
+    ]
+    for path, values, directions in needed:
+        yield from (f"{path}.{d} is missing" for d in directions if d not in values)
+    sizes = {s.size for s in results.sizes}
+    for i, o in enumerate(results.outcomes):
+        if o.size not in sizes and (o.times or o.size != (None, None)):
+            found = f"batch {json.dumps(o.batch)} and length {json.dumps(o.length)}"
+            yield f"outcomes[{i}] must have batch and length of one of sizes, not {found}"
+
+
+def read_results(path: Path) -> tuple[Results, ...]:
+    """Results from a file of what `bench --json` printed: of one run, or a list of several.
 
     Raises:
         Sh2genError: C006 if it cannot be read or is something else.
     """
+    place, found = "", []
     try:
-        return Results.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        plain = jsonl.loads(path.read_text(encoding="utf-8"))
+        if plain == []:
+            raise ValueError("its list is empty")
+        for i, one in enumerate(plain if isinstance(plain, list) else [plain]):
+            place = f"[{i}]: " if isinstance(plain, list) else ""
+            found.append(Results.from_dict(one))
     except OSError as error:
         raise Sh2genError("C006", f"cannot read {path}: {error.strerror or error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+    except ValueError as error:
         raise Sh2genError(
             "C006",
-            f"{path} is not what `bench --json` prints: {one_line(why)}",
+            f"{path} is not what `bench --json` prints: {place}{one_line(str(error))}",
             help="`sh2gen bench OP --json > FILE`, by the same version, writes such a file",
         ) from error
+    return tuple(found)
 
 
 def _finite(value: Any) -> Any:

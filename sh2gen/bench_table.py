@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from sh2gen.bench import TIMED, Outcome, Results
@@ -19,8 +20,8 @@ def table(results: Results) -> str:
     if results.interrupted:
         lines.append("interrupted: here is what was measured until then")
     for size in results.sizes:
-        bounds = ", ".join(f"{d} {size.bounds[d]:.1f}" for d in TIMED)
-        said = ", ".join(f"{d} {us:.1f}" for d, us in size.predicted.items())
+        bounds = ", ".join(f"{d} {_text(size.bounds[d], '.1f')}" for d in TIMED)
+        said = ", ".join(f"{d} {_text(us, '.1f')}" for d, us in size.predicted.items())
         lines += [
             "",
             f"B = {size.batch}, L = {size.length}; elementwise bounds in us: {bounds}; "
@@ -69,13 +70,19 @@ def _cells(results: Results, outcome: Outcome) -> list[str]:
         ratio = results.ratio(outcome, direction)
         spread = (timing.high - timing.low) / 2 / timing.median
         cells += [
-            f"{timing.median:.1f} +-{100 * spread:.0f}%",
-            f"{outcome.shares[direction]:.2f}",
-            "" if ratio is None else f"{ratio:.2f}",
+            _text(timing.median, ".1f") + (f" +-{spread:.0%}" if math.isfinite(spread) else ""),
+            _text(outcome.shares[direction], ".2f"),
+            "" if ratio is None else _text(ratio, ".2f"),
         ]
     for error in (outcome.error, outcome.gradient_error):
-        cells.append("" if error is None else f"{error:.1e}")
-    return [*cells, " / ".join(f"{outcome.memory[d]:.2f}" for d in TIMED if d in outcome.memory)]
+        cells.append("" if error is None else _text(error, ".1e"))
+    memory = (_text(outcome.memory[d], ".2f") for d in TIMED if d in outcome.memory)
+    return [*cells, " / ".join(memory)]
+
+
+def _text(number: float, form: str) -> str:
+    """A dash for what is missing, as its measurement was not finite."""
+    return format(number, form) if math.isfinite(number) else "-"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

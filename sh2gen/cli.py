@@ -813,7 +813,7 @@ def bench(
     # Before figures, which may fail.
     if as_json:
         plain = [results.to_dict() for results in found]
-        click.echo(json.dumps(plain if len(saved) > 1 else plain[0], indent=2))
+        click.echo(json.dumps(plain if len(plain) > 1 else plain[0], indent=2))
     else:
         click.echo("\n\n".join(table(results) for results in found))
     interrupted = op is not None and found[0].interrupted
@@ -834,13 +834,15 @@ def _read_results(files: Iterable[str], drawn: bool) -> list[Any]:
     by_op: dict[str, list[str]] = {}
     found = []
     for file in files:
-        found.append(read_results(Path(file)))
-        by_op.setdefault(found[-1].op, []).append(file)
+        for results in read_results(Path(file)):
+            found.append(results)
+            by_op.setdefault(results.op, []).append(file)
     for op, several in by_op.items():
         if drawn and len(several) > 1:
             raise Sh2genError(
                 "C006",
-                f"{' and '.join(several)} are both of {op}, and so is the name of their figures",
+                f"{len(several)} results are of {op} ({', '.join(dict.fromkeys(several))}), and "
+                "so is the name of their figures",
                 help="draw one at a time, each into a folder of its own",
             )
     return found

@@ -20,13 +20,17 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 _T = TypeVar("_T")
 # What systems say that have no locks for a file: some networks, some containers.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 _LIMIT = 2**64  # of whole numbers: seeds may have 64 bits
-NUMBERS = tuple[tuple[str, int], ...]  # the annotation of names with a number for each
+# Annotations:
+NUMBERS = tuple[tuple[str, int], ...]  # names with a number for each
+READING = Annotated[float, "null where it is not finite"]  # which is read as NaN
+POSITIVE = Annotated[float, "positive, or null where it is not finite"]
+COUNT = Annotated[int, "positive"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +115,13 @@ def value_of(value: Any, kind: Any, path: str) -> Any:
     if isinstance(kind, types.UnionType):
         (kind,) = set(typing.get_args(kind)) - {types.NoneType}
         return None if value is None else value_of(value, kind, path)
+    if kind in (READING, POSITIVE, COUNT):
+        if value is None and kind != COUNT:
+            return math.nan
+        number = value_of(value, typing.get_args(kind)[0], path)
+        if number <= 0 and kind != READING:
+            raise ValueError(f"{path} must be positive, not {_show(value)}")
+        return number
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind == NUMBERS or origin is Mapping:
         item = int if kind == NUMBERS else arguments[1]
@@ -156,7 +167,7 @@ def _fields_of(values: dict[str, Any], kind: Any, path: str) -> Any:
 
 @cache
 def _hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+    return typing.get_type_hints(kind, include_extras=True)
 
 
 def _finite(value: Any, path: str) -> Any:

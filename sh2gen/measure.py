@@ -25,6 +25,7 @@ from torch import Tensor
 from triton.testing import do_bench
 
 from sh2gen.cost import moved
+from sh2gen.jsonl import POSITIVE
 from sh2gen.operator import Operator
 from sh2gen.spec import OpSpec
 
@@ -35,9 +36,9 @@ Device = torch.device | str
 class Timing:
     """Microseconds of one call: the 20th percentile, the median, and the 80th percentile."""
 
-    low: float
-    median: float
-    high: float
+    low: POSITIVE
+    median: POSITIVE
+    high: POSITIVE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

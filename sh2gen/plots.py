@@ -186,6 +186,11 @@ def _log_axis(axis: Any, low: float, high: float, text: Callable[[float], str]) 
     axis.set_minor_formatter(NullFormatter())
 
 
+def _finite(numbers: Iterable[float]) -> list[float]:
+    """Those that axes can hold; of curves the others are gaps."""
+    return [x for x in numbers if math.isfinite(x)]
+
+
 def _time_text(us: float) -> str:
     for unit, name in ((1e6, "s"), (1e3, "ms")):
         if us >= unit:
@@ -274,16 +279,17 @@ def _times(results: Results) -> Any:
     )
     sizes = sorted(results.sizes, key=lambda s: places[s.size])
     values = [t.median for o in results.outcomes for t in o.times.values()]
+    values += [s.bounds[d] for s in sizes for d in panels]
+    shown = _finite(values) or [1.0]
     for direction, ax in panels.items():
         y = [s.bounds[direction] for s in sizes]
-        values += y
         ax.plot(
             _places(sizes, places), y, label="elementwise bound", marker="_", zorder=4, **_BOUND
         )
     for ax in panels.values():
         ax.set_yscale("log")
-        ax.set_ylim(min(values) / 1.5, max(values) * 1.5)
-        _log_axis(ax.yaxis, min(values) / 1.5, max(values) * 1.5, _time_text)
+        ax.set_ylim(min(shown) / 1.5, max(shown) * 1.5)
+        _log_axis(ax.yaxis, min(shown) / 1.5, max(shown) * 1.5, _time_text)
     _legend(figure, panels.values())
     return figure
 
@@ -293,12 +299,14 @@ def _shares(results: Results) -> Any:
     figure, panels, places = _curves(
         results, "share of the elementwise bound", "bound / time", lambda o, d: o.shares[d]
     )
-    shares = [share for o in results.outcomes for share in o.shares.values()]
+    shares = _finite(share for o in results.outcomes for share in o.shares.values())
     for direction, ax in panels.items():
         ax.axhline(1.0, label="elementwise bound", **_BOUND)
         ax.set_ylim(0, 1.08 * max([1.0, *shares]))
         for outcome in _by_contender(results, direction).get(OWN, ()):
             share = outcome.shares[direction]
+            if not math.isfinite(share):
+                continue
             ax.annotate(
                 f"{share:.2f}",
                 (*_places([outcome], places), share),
@@ -312,13 +320,14 @@ def _shares(results: Results) -> Any:
     return figure
 
 
-def _bandwidth(results: Results) -> float:
+def _bandwidth(results: Results) -> float | None:
     """Bytes per second, the most that an elementwise kernel of this run reached."""
-    return max(
+    reached = (
         moved * results.channels * size.batch * size.length / (size.bounds[direction] * 1e-6)
         for size in results.sizes
         for direction, moved in results.bound_bytes.items()
     )
+    return max(_finite(reached), default=None)
 
 
 def _roofline(results: Results, gpu: Target) -> Any:
@@ -336,7 +345,8 @@ def _roofline(results: Results, gpu: Target) -> Any:
             if own is not None:
                 flops = (effort.flops + effort.product_flops) * results.channels
                 rate = flops * size.batch * size.length / (own * 1e-6)
-                points.append((effort.intensity, rate / 1e12, direction, size))
+                if math.isfinite(effort.intensity) and rate > 0:
+                    points.append((effort.intensity, rate / 1e12, direction, size))
     xs = [x for x, *_ in points] or [1.0]
     tensor = results.dtype != "float32" and any(
         e.product_flops > 0 for e in results.efforts.values()
@@ -345,10 +355,9 @@ def _roofline(results: Results, gpu: Target) -> Any:
     if tensor:
         roofs.append(("large matrix products", gpu.matmul / 1e12, "-"))
     peak = max(rate for _, rate, _ in roofs)
-    memory = [
-        ("memory, elementwise kernels: {:.2f} TB/s", _bandwidth(results) / 1e12, "-"),
-        ("memory, datasheet: {:.2f} TB/s", gpu.dram_bandwidth / 1e12, "--"),
-    ]
+    memory = [("memory, datasheet: {:.2f} TB/s", gpu.dram_bandwidth / 1e12, "--")]
+    if (reached := _bandwidth(results)) is not None:
+        memory.insert(0, ("memory, elementwise kernels: {:.2f} TB/s", reached / 1e12, "-"))
     left, right = min(xs) / 3, max(*xs, peak / memory[0][1]) * 2
     for label, rate, line in memory:
         ax.plot(
@@ -361,7 +370,7 @@ def _roofline(results: Results, gpu: Target) -> Any:
         )
     for name, rate, line in roofs:
         ax.plot(
-            [max(left, rate / memory[1][1]), right],
+            [max(left, rate / memory[-1][1]), right],
             [rate, rate],
             color=_INK if line == "-" else _MUTED,
             linestyle=line,
@@ -427,7 +436,7 @@ def _predicted(results: Results) -> Any:
             (places[size.size], size.predicted[direction] / own)
             for size in results.sizes
             if (own := results.own(size.size, direction)) is not None
-            and direction in size.predicted
+            and math.isfinite(size.predicted.get(direction, math.nan))
         )
         if found:
             values += [ratio for _, ratio in found]
