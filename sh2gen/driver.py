@@ -37,6 +37,7 @@ from sh2gen.emit import emit
 from sh2gen.emit_kernels import cuts
 from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.files import made_folder, refuse_to_replace, write_whole
+from sh2gen.journal import Task
 from sh2gen.lower import plans, verdicts
 from sh2gen.lower.verdict import Verdict
 from sh2gen.operator import InterpreterRunner, Operator, OperatorRunner
@@ -57,7 +58,7 @@ from sh2gen.tables import (
     write_lock,
 )
 from sh2gen.target import Target
-from sh2gen.tuner import Session, Task, Tuned, problem
+from sh2gen.tuner import Session, Tuned, problem
 from sh2gen.verify import Report, Runner, twin, verify
 
 if TYPE_CHECKING:  # it needs Triton, which this module does without
