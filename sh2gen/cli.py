@@ -667,6 +667,7 @@ def _print_explanation(
                         "traffic_us": p.memory * 1e6,
                         "instructions_us": p.issue * 1e6,
                         "waves_us": p.waves * 1e6,
+                        "fixed_us": p.fixed * 1e6,
                         "products_us": p.tensor * 1e6,
                         "spans": p.spans,
                     }
@@ -727,9 +728,10 @@ def _print_explanation(
                 f"{d} {p[d]['traffic_us']:.0f} us of traffic"
                 + f", {p[d]['instructions_us']:.0f} of instructions"
                 * (p[d]["instructions_us"] > 0)
-                + f", {p[d]['waves_us']:.0f} of waves"
+                + f", {p[d]['waves_us']:.0f} of waves" * (p[d]["waves_us"] > 0)
+                + f", which overlap, and {p[d]['fixed_us']:.0f} whatever the size"
                 for d in ("forward", "backward")
-                if p[d]["waves_us"]
+                if p[d]["waves_us"] or p[d]["instructions_us"]
             )
             if parts:
                 click.echo(f"      made of {parts}")

@@ -73,7 +73,7 @@ _INSTRUCTIONS = {  # a row of a rowwise function, in instructions of one thread
 _SCAN = 8
 # Seconds that an elementwise kernel takes whatever its size, and that others do too: programs
 # begin all at once and end one by one.
-_ONCE = 5e-6
+ONCE = 5e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,6 +292,7 @@ class Prediction:
             they are part of what a tile takes.
         waves: seconds that programs take one wave after another, each of as many as run at once;
             0 where that was not modelled.
+        fixed: seconds of launches, and of programs that begin and end, whatever the size.
         bound: seconds of an elementwise kernel that reads and writes what the operator must.
         spans: of a sequence, each by a program of its own, if it is cut.
         running: what runs at once on a multiprocessor; None without kernels.
@@ -302,6 +303,7 @@ class Prediction:
     tensor: float
     issue: float
     waves: float = 0.0
+    fixed: float
     bound: float
     spans: int = 1
     running: Running | None = None
@@ -441,7 +443,7 @@ def predict(
 ) -> Prediction:
     """Predicted time of one direction on a target that runs nothing else."""
     elements = workload.batch * workload.length * spec.channels
-    bound = elements * bound_bytes(spec, direction) / target.elementwise_bandwidth + _ONCE
+    bound = elements * bound_bytes(spec, direction) / target.elementwise_bandwidth + ONCE
     kernel = plan.forward if direction == "forward" else plan.backward
     if kernel is None:
         graph = plan.graph if direction == "forward" else plan.backward_graph
@@ -449,7 +451,12 @@ def predict(
         memory = elements * traffic / target.elementwise_bandwidth
         launches = 2 * len(graph.nodes)
         return Prediction(
-            seconds=memory + launches * LAUNCH, memory=memory, tensor=0.0, issue=0.0, bound=bound
+            seconds=memory + launches * LAUNCH,
+            memory=memory,
+            tensor=0.0,
+            issue=0.0,
+            fixed=launches * LAUNCH,
+            bound=bound,
         )
     at = at_work(spec, plan, kernel, schedule, workload, target)
     sums = direction == "backward" and bool(plan.reductions)  # of all parameters at once
@@ -463,12 +470,15 @@ def predict(
     else:
         seconds, spans = _recurrence_seconds(at)
         launches += spans > 1
+    # A recurrence is as long as its programs, which all begin at once.
+    fixed = LAUNCH * launches + (0.0 if kernel.skeleton == "recurrence" else ONCE)
     return Prediction(
-        seconds=max(seconds, at.memory, at.tensor) + LAUNCH * launches,
+        seconds=max(seconds, at.memory, at.tensor) + fixed,
         memory=at.memory,
         tensor=at.tensor,
         issue=issue,
         waves=waves,
+        fixed=fixed,
         bound=bound,
         spans=spans,
         running=at.running,
@@ -579,7 +589,7 @@ def tile_seconds(at: AtWork, constants: Tiles | None = None) -> tuple[float, flo
     if at.kernel.hinted and n["TILES"] > 1 and not n["EVICT_LAST"]:
         memory *= 1 + constants.again * 8 / rows
     dispatch = programs * constants.dispatch
-    return _norm(constants.overlap, memory, issue, waves, dispatch) + _ONCE, issue, waves
+    return _norm(constants.overlap, memory, issue, waves, dispatch), issue, waves
 
 
 def _waves(programs: int, at: AtWork) -> int:
@@ -610,7 +620,7 @@ def stream_seconds(at: AtWork, constants: Streams | None = None) -> tuple[float,
     tile *= 1 + constants.spill * at.running.spilled
     tile += at.by_rows * _values(n)
     waves = _waves(programs, at) * (tiles + constants.warm_up * warm_up) * tile
-    return _norm(constants.overlap, at.memory, waves) + _ONCE, waves
+    return _norm(constants.overlap, at.memory, waves), waves
 
 
 def _twin_seconds(at: AtWork) -> float:
@@ -621,7 +631,7 @@ def _twin_seconds(at: AtWork) -> float:
     steps = at.numbers["BLOCK_T"] * at.numbers["SEGMENTS"]
     again = along_time * (tiles + warm_up) * steps / at.workload.length
     seconds = math.hypot(at.memory, at.issue + at.tensor) * again * _STREAM_SM90
-    return max(seconds, (tiles + warm_up) * _TILE_SM90) + _ONCE  # one wave at least
+    return max(seconds, (tiles + warm_up) * _TILE_SM90)  # one wave at least
 
 
 def _recurrence_seconds(at: AtWork) -> tuple[float, int]:

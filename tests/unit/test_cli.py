@@ -170,10 +170,25 @@ def test_explain_counts_products_of_matrices() -> None:
     expected = f"forward {memory:.0f} us of memory and {floor:.0f} us of products, backward"
     assert f"at least {expected}" in text
     traffic, waves = at_8k["forward"]["traffic_us"], at_8k["forward"]["waves_us"]
-    assert traffic < waves < at_8k["forward"]["us"] < traffic + waves + 8
-    assert f"made of forward {traffic:.0f} us of traffic, {waves:.0f} of waves; backward " in text
+    fixed = at_8k["forward"]["fixed_us"]
+    assert traffic < waves < at_8k["forward"]["us"] - fixed < traffic + waves
+    parts = f"{traffic:.0f} us of traffic, {waves:.0f} of waves, which overlap"
+    assert f"made of forward {parts}, and {fixed:.0f} whatever the size; backward " in text
     (fft, *_) = (p for p in plans if p["plan"].startswith("fft"))
     assert fft["predictions"][0]["forward"]["products_us"] == 0.0
+
+
+@pytest.mark.parametrize("name", ["hyena_se", "hyena_mr", "hyena_li"])
+def test_explain_says_what_every_prediction_of_kernels_is_made_of(name: str) -> None:
+    text = run("explain", f"{ROOT}/ops/{name}.yaml", "--target=H200", "--json").stdout
+    for plan in json.loads(text)["plans"]:
+        for at in plan["predictions"]:
+            for one in (at["forward"], at["backward"]):
+                parts = one["traffic_us"], one["instructions_us"], one["waves_us"]
+                assert 0 < one["fixed_us"] < one["us"]
+                if not plan["plan"].startswith("fft"):
+                    assert sum(part > 0 for part in parts) >= 2
+                assert one["us"] > 0.9 * max(parts)
 
 
 def test_explain_speaks_of_products_where_there_are_some(op: str) -> None:
