@@ -75,7 +75,7 @@ def main() -> int:
     columns += ("best beside it, us", "ratio")
     print(f"| {' | '.join(columns)} |")
     print("|---" * len(columns) + "|", flush=True)
-    with Session(say=print) as session:
+    with Session(say=lambda text: print(text, file=sys.stderr)) as session:
         for op in options.ops:
             spec = replace(load_spec(folder("ops") / f"{op}.yaml"), workloads=(workload,))
             paths = {d: options.sweeps / f"{op}-{d}.jsonl" for d in DIRECTIONS}

@@ -343,7 +343,7 @@ def run(
             )
             for w, us in bounds.items()
         ),
-        efforts=_efforts(spec, plan, schedule, target),
+        efforts=_efforts(spec, plan, schedule, target, max(w.length for w in bounds)),
         outcomes=tuple(outcomes),
     )
 
@@ -371,11 +371,14 @@ def _predicted(
     return {direction: 1e6 * one.seconds for direction, one in found.items()}
 
 
-def _efforts(spec: OpSpec, plan: Plan, schedule: Schedule, target: Target) -> dict[str, Effort]:
+def _efforts(
+    spec: OpSpec, plan: Plan, schedule: Schedule, target: Target, length: int
+) -> dict[str, Effort]:
+    """What kernels do that run at a length."""
     found = {}
     for kernel in plan.kernels:
         effort = work(kernel, plan.layout, spec.dtype.io)
-        numbers = numbers_on(target, schedule, kernel.name)
+        numbers = numbers_on(target, spec, plan, schedule, kernel.name, length)
         sizes = {ROWS: numbers.get("ROWS", 8), BLOCK_T: numbers.get("BLOCK_T", 64)}
         found[kernel.name] = Effort(
             bytes=float(effort.bytes),

@@ -627,6 +627,16 @@ def _plan_text(candidate: Any) -> str:
     return "\n".join(lines)
 
 
+def _made_of(predicted: dict[str, Any]) -> str:
+    """The parts of a prediction, in a few words."""
+    parts = [f"{predicted['traffic_us']:.0f} us of traffic"]
+    for name, what in (("instructions_us", "instructions"), ("waves_us", "waiting")):
+        if predicted[name]:
+            parts.append(f"{predicted[name]:.0f} of {what}")
+    overlap = ", which overlap" * (len(parts) > 1)
+    return f"{', '.join(parts)}{overlap}, and {predicted['fixed_us']:.0f} whatever the size"
+
+
 def _print_explanation(
     spec: Any, gpu: Any, answers: Any, ranked: Any, cost: Any, as_json: bool
 ) -> None:
@@ -634,6 +644,7 @@ def _print_explanation(
 
     plans = []
     not_taken = passed_over(ranked)
+    longest = max(workload.length for workload in spec.workloads)
     for candidate in ranked:
         entry: dict[str, Any] = {
             "plan": candidate.plan.name,
@@ -645,7 +656,9 @@ def _print_explanation(
         }
         for kernel in candidate.plan.kernels:
             effort = cost.work(kernel, candidate.plan.layout, spec.dtype.io)
-            block = cost.numbers_on(gpu, candidate.schedule, kernel.name)["BLOCK_T"]
+            block = cost.numbers_on(
+                gpu, spec, candidate.plan, candidate.schedule, kernel.name, longest
+            )["BLOCK_T"]
             entry[kernel.name] = {
                 "bytes": effort.bytes,
                 "flops": str(effort.flops),
@@ -724,17 +737,8 @@ def _print_explanation(
                 for d in ("forward", "backward")
             )
             click.echo(f"    predicted B={p['batch']} L={p['length']}: {times}")
-            parts = "; ".join(
-                f"{d} {p[d]['traffic_us']:.0f} us of traffic"
-                + f", {p[d]['instructions_us']:.0f} of instructions"
-                * (p[d]["instructions_us"] > 0)
-                + f", {p[d]['waves_us']:.0f} of waves" * (p[d]["waves_us"] > 0)
-                + f", which overlap, and {p[d]['fixed_us']:.0f} whatever the size"
-                for d in ("forward", "backward")
-                if p[d]["waves_us"] or p[d]["instructions_us"]
-            )
-            if parts:
-                click.echo(f"      made of {parts}")
+            parts = "; ".join(f"{d} {_made_of(p[d])}" for d in ("forward", "backward"))
+            click.echo(f"      made of {parts}")
             if any(p[d]["products_us"] for d in ("forward", "backward")):
                 floors = ", ".join(
                     f"{d} {p[d]['bound_us']:.0f} us of memory and {p[d]['products_us']:.0f} us "

@@ -267,9 +267,9 @@ class Running:
         shared: bytes of shared memory of a program.
         programs: on one multiprocessor.
         warps: of all of these.
-        at_once: programs; backward of tiles, as they would be if a part of one could run: by an
-            estimate of registers so rough a step would lie at the wrong place. What is not granted
-            counts as if it were held: spilling is as bad.
+        at_once: programs. Of tiles backward, as if a part of a program could run: registers are
+            estimated so roughly that a step from one number to the next would lie at the wrong
+            place. And what `maxnreg` does not grant counts as if it were held: spilling is as bad.
     """
 
     registers: int
@@ -291,7 +291,8 @@ class Prediction:
         issue: seconds that the instructions alone take, products included; 0 for streams, where
             they are part of what a tile takes.
         waves: seconds that programs take one wave after another, each of as many as run at once;
-            0 where that was not modelled.
+            of recurrences and of the twin for sm_90, what programs wait on top of traffic and
+            instructions.
         fixed: seconds of launches, and of programs that begin and end, whatever the size.
         bound: seconds of an elementwise kernel that reads and writes what the operator must.
         spans: of a sequence, each by a program of its own, if it is cut.
@@ -403,10 +404,13 @@ def matrices(length: int) -> Any:
     return 1 + sympy.ceiling((length - 1) / BLOCK_T)
 
 
-def numbers_on(target: Target, schedule: Schedule, direction: str) -> dict[str, int]:
-    """The numbers of a kernel, or of its twin if the target runs that."""
-    twin = schedule.twin(direction) if target.capability == 90 else {}
-    return twin or dict(schedule.numbers(direction))
+def numbers_on(
+    target: Target, spec: OpSpec, plan: Plan, schedule: Schedule, direction: str, length: int
+) -> dict[str, int]:
+    """The numbers of a kernel, or of its twin if that runs: on this target, at this length."""
+    if direction == "backward" and suits_sm90(spec, plan, schedule, length, target.capability):
+        return schedule.twin(direction)
+    return dict(schedule.numbers(direction))
 
 
 def product_rate(spec: OpSpec, target: Target) -> float:
@@ -468,8 +472,10 @@ def predict(
     elif kernel.skeleton == "stream":
         (seconds, waves), issue = stream_seconds(at), 0.0
     else:
-        seconds, spans = _recurrence_seconds(at)
+        seconds, issue, spans = _recurrence_seconds(at)
         launches += spans > 1
+    if at.running is None or kernel.skeleton == "recurrence":
+        waves = max(0.0, seconds - math.hypot(at.memory, issue))
     # A recurrence is as long as its programs, which all begin at once.
     fixed = LAUNCH * launches + (0.0 if kernel.skeleton == "recurrence" else ONCE)
     return Prediction(
@@ -520,17 +526,16 @@ def at_work(
     """What `predict` puts a time on, of one kernel of a plan."""
     elements = workload.batch * workload.length * spec.channels
     effort = work(kernel, plan.layout, spec.dtype.io)
-    twin = kernel.direction == "backward" and suits_sm90(
-        spec, plan, schedule, workload.length, target.capability
-    )
-    numbers = schedule.twin("backward") if twin else dict(schedule.numbers(kernel.direction))
+    numbers = numbers_on(target, spec, plan, schedule, kernel.direction, workload.length)
+    twin = numbers == schedule.twin(kernel.direction)
     memory = elements * effort.bytes / target.elementwise_bandwidth
     if kernel.direction == "backward":
         splits = workload.batch
         if kernel.skeleton == "tile":
             splits *= math.ceil(workload.length / (numbers["BLOCK_T"] * numbers["TILES"]))
         elif kernel.skeleton == "stream":  # programs of a recurrence walk along all of time
-            splits *= segments_of(numbers, workload.length, spec.filter.length or 1)[0]
+            sums = numbers["SEGMENTS"] // 2 if twin else numbers["SEGMENTS"]
+            splits *= segments_of(numbers, workload.length, spec.filter.length or 1)[0] * sums
         partials = splits * kernel.program.partial_rows * spec.channels * 4
         memory += 2 * partials / target.elementwise_bandwidth  # written, and read to be summed
     sizes = {ROWS: numbers.get("ROWS", 8), BLOCK_T: numbers.get("BLOCK_T", 64)}
@@ -634,18 +639,20 @@ def _twin_seconds(at: AtWork) -> float:
     return max(seconds, (tiles + warm_up) * _TILE_SM90)  # one wave at least
 
 
-def _recurrence_seconds(at: AtWork) -> tuple[float, int]:
-    """Of a recurrence: in all, and into how many spans sequences are cut."""
+def _recurrence_seconds(at: AtWork) -> tuple[float, float, int]:
+    """Of a recurrence: in all, of its instructions alone, and into how many spans sequences are
+    cut.
+    """
     n, spec, direction = at.numbers, at.spec, at.kernel.direction
     assert at.running is not None
     elements = at.workload.batch * at.workload.length * spec.channels
     beside = _ONCE_A_TILE[direction] / _values(n)
     if n["PREFETCH"] > 1:  # loads go through shared memory, from where vectors of 8 are read
         beside += sum(isinstance(s, LoadRows) for s in at.kernel.program.body) / 8
-    issue = at.issue + elements * beside / (at.target.sms * 128 * at.target.clock)
+    issue = at.issue + at.tensor + elements * beside / (at.target.sms * 128 * at.target.clock)
     # Loads wait while arithmetic issues and the other way round, but programs on one SM overlap:
     # the root of the squares lies between the larger of the two and their sum.
-    seconds = math.hypot(at.memory, issue + at.tensor)
+    seconds = math.hypot(at.memory, issue)
     warps_each = at.running.warps / at.running.programs
     waits = (1 + _WAIT * warps_each / at.running.programs) / _WAIT_THEN[direction]
     seconds *= waits * (1 + _SPILL * at.running.spilled) * _RECURRENCE[direction]
@@ -658,7 +665,7 @@ def _recurrence_seconds(at: AtWork) -> tuple[float, int]:
     programs = at.workload.batch * spec.channels * spans
     rounds = programs / (at.target.sms * at.running.programs)
     seconds += rounds * _ONCE_A_PROGRAM[direction]
-    return max(seconds, steps * _WALK[direction]), spans
+    return max(seconds, steps * _WALK[direction]), issue, spans
 
 
 def spans_of(spec: OpSpec, numbers: Mapping[str, int], length: int) -> tuple[int, int]:
@@ -718,7 +725,7 @@ def running(
         shared = int(of_inputs * (each * in_flight + fixed))
     registers = max(32, min(granted, math.ceil(needed / 8) * 8))
     occupied: float = registers
-    rough = is_tile and direction == "backward"  # as the attribute says
+    rough = is_tile and direction == "backward"  # as `Running.at_once` says
     if rough:
         occupied = needed
         if numbers.get("maxnreg"):  # what may use more than the compiler would choose does so

@@ -740,14 +740,15 @@ def tune_operator(
     folder = made_folder(Path(out) if out is not None else home() / "tuned")
     say, complain = progress or (lambda _: None), warn or progress or (lambda _: None)
     with ExitStack() as stack:
-        session = session or stack.enter_context(Session(workers, progress))
+        if session is None:
+            session = stack.enter_context(Session(workers, progress or warn, warn or progress))
         for i, sized in enumerate(sizes):
             # What is known to be good stays unless it is beaten, by what is asked for too.
             known = tables(folder)
             best = candidates(sized, gpu, plan, None, known)[0]
             asked = candidates(sized, gpu, plan, changes, known)[0]
-            left = list(directions)
-            for tuned in session.tune(
+            left, interrupted = list(directions), False
+            searches = session.tune(
                 sized,
                 best.plan,
                 gpu,
@@ -761,10 +762,16 @@ def tune_operator(
                 resume=resume,
                 say=say,
                 warn=complain,
-            ):
-                yield tuned, _kept(folder, tuned, complain)
-                left.remove(tuned.task.direction)
-                interrupted = tuned.result.interrupted
+            )
+            try:
+                for tuned in searches:
+                    yield tuned, _kept(folder, tuned, complain)
+                    left.remove(tuned.task.direction)
+                    interrupted = tuned.result.interrupted
+            except CheckFailed as error:
+                if not i:  # nothing was tuned
+                    raise
+                complain(error.render())
             if interrupted:
                 return
             if left:  # the GPU has gone, and why is told already

@@ -36,7 +36,16 @@ from sh2gen.journal import Journal, Machine, Task
 from sh2gen.launches import launched, short_shape, variant_of
 from sh2gen.plan import Plan
 from sh2gen.process import Worker, python_worker
-from sh2gen.records import Log, Status, home, log_path, now, operator_digest, slug
+from sh2gen.records import (
+    Log,
+    Status,
+    check_times,
+    home,
+    log_path,
+    now,
+    operator_digest,
+    slug,
+)
 from sh2gen.schedule import DIRECTIONS, Numbers, Schedule, coupling, partner, search_space
 from sh2gen.search import (
     AHEAD,
@@ -197,7 +206,11 @@ class Workbench:
             worker.stop()
         else:
             raise CheckFailed("V003", f"the GPU cannot be used: {answer['detail']}")
-        self.bounds = tuple(us[1] for us in answer["us"])
+        self.bounds = tuple(float(us[1]) for us in answer["us"])
+        try:
+            check_times("bounds", self.bounds)
+        except ValueError as error:
+            raise CheckFailed("V003", f"the GPU's times cannot be used: {error}") from None
 
     def now(self) -> float:
         return time.monotonic()
@@ -406,10 +419,10 @@ class Workbench:
         times = answer.get("us") or ()
         try:
             found = tuple((float(low), float(us), float(high)) for low, us, high in times)
-            good = all(0 < us < math.inf for one in found for us in one)
+            check_times("us", tuple(us for one in found for us in one))
         except (TypeError, ValueError):
-            found, good = (), False
-        if not good or len(found) != len(self._sizes):
+            found = ()
+        if len(found) != len(self._sizes):
             return _dropped(Status.RUNTIME, stage, f"these are no times: {times}")
         return found
 
@@ -484,10 +497,19 @@ def machine(worker: Worker) -> Machine:
     return Machine(gpu=answer["gpu"], uuid=answer["uuid"], versions=answer["versions"])
 
 
-def _alone(stack: ExitStack, uuid: str, say: Callable[[str], None]) -> None:
+_OURS: set[str] = set()  # GPUs that sessions of this process have
+
+
+def _alone(
+    stack: ExitStack, uuid: str, say: Callable[[str], None], warn: Callable[[str], None]
+) -> None:
     """Have the GPU to this search until the stack is closed, or the process dies: two would
-    disturb each other's times. It waits for as long as another has it.
+    disturb each other's times. It waits for as long as another process has it.
     """
+    if uuid in _OURS:  # which nobody would close while this one waits
+        raise RuntimeError("this process has a Session on this GPU: close that before, or use it")
+    _OURS.add(uuid)
+    stack.callback(_OURS.discard, uuid)
 
     def busy() -> None:
         say("another `sh2gen tune` is running on this GPU: waiting until it ends")
@@ -500,7 +522,7 @@ def _alone(stack: ExitStack, uuid: str, say: Callable[[str], None]) -> None:
         stack.enter_context(jsonl.locked(file, busy=busy))
     except OSError as error:  # what is found is worth having without it
         reason = error.strerror or error
-        say(f"cannot lock {path}: {reason}; run no other `sh2gen tune` on this GPU meanwhile")
+        warn(f"cannot lock {path}: {reason}; run no other `sh2gen tune` on this GPU meanwhile")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -545,18 +567,23 @@ class Session:
 
     Args:
         workers: processes that compile; by default one less than there are cores.
-        say: told that another session has the GPU, of this process or of another: this one waits
-            until that is closed. By default it is a warning, since it may take hours.
+        say: told that a session of another process has the GPU: this one waits until that is
+            closed. By default it is a warning, since it may take hours.
+        warn: told that others cannot be kept from the GPU. By default it is a warning.
 
     Attributes:
         on: this machine, as the process on the GPU sees it.
 
     Raises:
         CheckFailed: V003, the GPU cannot be used.
+        RuntimeError: this process has a session on this GPU already.
     """
 
     def __init__(
-        self, workers: int | None = None, say: Callable[[str], None] | None = None
+        self,
+        workers: int | None = None,
+        say: Callable[[str], None] | None = None,
+        warn: Callable[[str], None] | None = None,
     ) -> None:
         with ExitStack() as stack:
             count = workers or max(1, len(os.sched_getaffinity(0)) - 1)
@@ -565,7 +592,7 @@ class Session:
             self._compilers = stack.enter_context(closing(Compilers(count, BUILD_LIMIT)))
             self._worker = stack.enter_context(closing(measuring_worker()))
             self.on = machine(self._worker)
-            _alone(stack, self.on.uuid, say or warnings.warn)
+            _alone(stack, self.on.uuid, say or warnings.warn, warn or warnings.warn)
             self._stack = stack.pop_all()
         self._searches = 0
 

@@ -103,7 +103,7 @@ class Fakes:
             "say": self.said.append,
             "warn": self.said.append,
         } | options
-        with self.installed(), tuner.Session(4, self.said.append) as session:
+        with self.installed(), tuner.Session(4, self.said.append, self.said.append) as session:
             found.extend(session.tune(self.spec, self.plan, H200, **options))
         return tuple(found)
 

@@ -77,6 +77,7 @@ WITHIN = {
     ("driver", "tuner"): "the chain of a search",
     ("tuner", "journal"): "what a search reports is written down",
     ("driver", "choose"): "the first of its steps",
+    ("driver", "journal"): "what is to be searched",
     ("tables", "lockfile"): "whoever looks for a schedule looks in both",
     ("operator", "load_module"): "a callable is made from an imported file",
     ("verify", "gates"): "how far a result may be off",

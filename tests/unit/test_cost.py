@@ -241,7 +241,7 @@ def test_no_prediction_is_below_its_bounds(op: str, name: str) -> None:
     spec = load_spec(folder("ops") / f"{op}.yaml")
     sizes = ((1, 1), (64, 1), (1, 1000), (3, 131075), (64, 1 << 20))
     gpu = target(name)
-    tried = 0
+    tried, held = 0, 0
     for plan in plans(spec):
         start = schedule(spec, plan)
         for direction in DIRECTIONS:
@@ -251,6 +251,9 @@ def test_no_prediction_is_below_its_bounds(op: str, name: str) -> None:
                     workload = Workload(batch=batch, length=length)
                     found = cost.predict(spec, plan, under, direction, workload, gpu)
                     assert math.isfinite(found.seconds)
-                    assert found.seconds > max(found.memory, found.tensor)
+                    least = max(found.memory, found.tensor)
+                    assert found.seconds >= least + found.fixed
                     tried += 1
+                    held += found.seconds == least + found.fixed and bool(plan.kernels)
     assert tried > 50
+    assert held < 0.02 * tried  # of kernels, hardly any is held up by its bounds alone

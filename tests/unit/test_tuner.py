@@ -285,7 +285,7 @@ def test_a_start_that_fails_is_named_and_has_no_time(tmp_path: Path) -> None:
 
 
 def test_what_was_wrong_can_be_asked_for_again(tmp_path: Path) -> None:
-    """Records say of which inputs a candidate was compared."""
+    """Records say on which inputs a candidate was compared."""
     fakes = many(tmp_path)
     fakes.rule("forward", fakes.points["forward"][5], verify={"status": "wrong", "detail": "!"})
     fakes.tune()
@@ -809,6 +809,16 @@ def test_a_search_that_waits_can_be_interrupted(tmp_path: Path, foreground: None
             process.kill()
             process.wait()
     assert [job["do"] for job in other.jobs()] == ["machine"] and not other.log.path.exists()
+
+
+def test_a_process_has_one_session_on_a_gpu(tmp_path: Path) -> None:
+    """A second would wait for the first for ever."""
+    fakes = many(tmp_path)
+    with fakes.installed():
+        with tuner.Session(1), pytest.raises(RuntimeError, match="has a Session on this GPU"):
+            tuner.Session(1)
+        with tuner.Session(1):  # what is closed is no more in the way, nor what failed
+            pass
 
 
 def test_a_gpu_that_cannot_be_locked_is_said_and_tuned_on(tmp_path: Path) -> None:
