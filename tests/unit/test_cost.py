@@ -234,6 +234,29 @@ def test_the_twin_is_predicted_where_it_runs() -> None:
     assert all(after > 0.99 * before for before, after in itertools.pairwise(ragged))
 
 
+@pytest.mark.parametrize("length", [8192, 8191, 131072])
+def test_partial_sums_are_those_of_the_launcher(length: int, tmp_path: Path) -> None:
+    """Of programs that stream, in Triton and by the twin: written once, and read to be summed."""
+    chosen = candidates(HYENA_MR, GPU)[0]
+    kernel, workload = chosen.plan.backward, Workload(batch=1, length=length)
+    assert kernel is not None
+    path = tmp_path / "hyena_mr.py"
+    path.write_text(emit(HYENA_MR, chosen.plan, chosen.schedule).text)
+    module = load_module(path, interpret=False)
+    by_twin = length % 8 == 0
+    used = module.SCHEDULE["backward_sm90" if by_twin else "backward"]
+    width = HYENA_MR.group_width
+    along_time, _, _ = module.stream_programs(1, length, used, width, False)
+    rows = along_time * (used["SEGMENTS"] // 2 if by_twin else used["SEGMENTS"])
+    partials = rows * kernel.program.partial_rows * HYENA_MR.channels * 4
+    moved = (
+        length * HYENA_MR.channels * cost.work(kernel, chosen.plan.layout, DType.BFLOAT16).bytes
+    )
+    at = cost.at_work(HYENA_MR, chosen.plan, kernel, chosen.schedule, workload, GPU)
+    assert (at.running is None) == by_twin and partials > 0
+    assert at.memory * GPU.elementwise_bandwidth == pytest.approx(moved + 2 * partials)
+
+
 @pytest.mark.parametrize("name", ["H200", "A100", "B200"])
 @pytest.mark.parametrize("op", ["hyena_se", "hyena_mr", "hyena_li", "short_conv", "h3"])
 def test_no_prediction_is_below_its_bounds(op: str, name: str) -> None:
