@@ -951,7 +951,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_d069caab"
+    name = unique = "conv_512_7fa2f2be"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -2400,7 +2400,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_c836c008"
+    name = unique = "h3_d78303e1"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -263,7 +263,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_361dca43"
+    name = unique = "hyena_b2f863d5"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

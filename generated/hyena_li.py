@@ -2174,7 +2174,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_f2a2473d"
+    name = unique = "hyena_li_25968e27"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

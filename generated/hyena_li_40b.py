@@ -2174,7 +2174,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_40b_7c544f12"
+    name = unique = "hyena_li_40b_34e423d3"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

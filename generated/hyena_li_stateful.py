@@ -2237,7 +2237,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_8c9d0a41"
+    name = unique = "hyena_li_stateful_f0aeac2c"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

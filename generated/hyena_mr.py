@@ -2069,7 +2069,7 @@ def decayed(taps: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_87ff70f6"
+    name = unique = "hyena_mr_f0ac83ae"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

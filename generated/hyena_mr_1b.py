@@ -2069,7 +2069,7 @@ def decayed(taps: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_1b_9608b191"
+    name = unique = "hyena_mr_1b_7167e00f"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -2069,7 +2069,7 @@ def decayed(taps: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_40b_77c4e360"
+    name = unique = "hyena_mr_40b_5105e851"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -888,7 +888,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_694a9f60"
+    name = unique = "hyena_se_5037992e"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -888,7 +888,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_1b_adc2794f"
+    name = unique = "hyena_se_1b_750228bb"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

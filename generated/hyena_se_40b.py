@@ -888,7 +888,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_40b_28bd0d5c"
+    name = unique = "hyena_se_40b_f9939bea"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

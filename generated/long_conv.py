@@ -215,7 +215,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "long_conv_fbff3300"
+    name = unique = "long_conv_26d12536"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -1959,7 +1959,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_f6573b52"
+    name = unique = "s4d_ff43f695"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -1721,7 +1721,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_e3978d44"
+    name = unique = "s4d_real_29fd6088"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

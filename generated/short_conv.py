@@ -844,7 +844,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_3e4064a5"
+    name = unique = "short_conv_a90c7319"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -7,9 +7,9 @@ or a hang of the compiler harms no one else.
 A job holds `file`, `module`, `text`, `name`, `gluon` (whether that is its language), `signature`,
 `constants`, `divisible`, `options` and `capability`; its answer holds `registers` (per thread),
 `stack` (bytes per thread), `spills` and `instructions` (of them, in loops if there are any),
-`code` (a digest of these), `shared` (bytes per block), `ptx`, `cubin` (base64), `triton` (its
-version) and `seconds`, or `error`: why the kernel does not compile; then `help`, if it is not the
-kernel's fault but this machine's, says what may be done.
+`code` (a digest of these), `shared` (bytes per block), `ptx`, `ptx_digest` (`ptx_digest` of it),
+`cubin` (base64), `triton` (its version) and `seconds`, or `error`: why the kernel does not
+compile; then `help`, if it is not the kernel's fault but this machine's, says what may be done.
 """
 
 from __future__ import annotations
@@ -151,6 +151,7 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
         **resources(cubin),
         "shared": compiled.metadata.shared,
         "ptx": compiled.asm["ptx"],
+        "ptx_digest": ptx_digest(compiled.asm["ptx"]),
         "cubin": base64.b64encode(cubin).decode("ascii"),
         "triton": triton.__version__,
     }
@@ -188,6 +189,47 @@ def resources(cubin: bytes) -> dict[str, Any]:
         "instructions": instructions,
         "code": code_digest(cubin),
     }
+
+
+def normalised_ptx(ptx: str) -> str:
+    """PTX of one kernel without what says nothing of how it runs: the names of the kernel, of
+    labels and of parameters, parameters that it does not read, debug information, comments.
+
+    Labels and parameters are numbered in the order in which the code first names them. So a
+    helper may be renamed or moved, a comment written and an argument added that this kernel does
+    not read, and the text stays.
+    """
+    # Debug sections are at the end, and sections end with the kernel's last brace before them.
+    code = re.sub(r"^\s*\.section\s+\.debug.*", "", ptx, flags=re.MULTILINE | re.DOTALL)
+    code = re.sub(r"//[^\n]*|^\s*\.(?:loc|file)\b[^\n]*", "", code, flags=re.MULTILINE)
+    entry = re.search(r"\.entry\s+([\w$]+)\s*\((.*?)\)", code, re.DOTALL)
+    assert entry is not None, "PTX of a kernel"
+    kinds = {
+        name: " ".join(declaration.split()[:-1])
+        for declaration in entry[2].split(",")
+        if declaration.strip()
+        for name in declaration.split()[-1:]
+    }
+    body = code[: entry.start()] + ".entry kernel" + code[entry.end() :]
+    body = re.sub(r"^\s*\$L__(?:tmp|func_begin|func_end)\d+:", "", body, flags=re.MULTILINE)
+    names: dict[str, str] = {}
+
+    def number(found: re.Match[str]) -> str:
+        word = found[0]
+        kind = "parameter" if word in kinds else "label"
+        if kind == "label" and not word.startswith("$"):
+            return word
+        return names.setdefault(word, f"{kind}{sum(n.startswith(kind) for n in names.values())}")
+
+    body = re.sub(r"\$?[A-Za-z_][\w$]*", number, body)
+    used = [kinds[word] for word in names if word in kinds]
+    lines = (" ".join(line.split()) for line in body.splitlines())
+    return "\n".join((*used, *(line for line in lines if line)))
+
+
+def ptx_digest(ptx: str) -> str:
+    """Digest of `normalised_ptx`: equal ones are one kernel, whatever its text was called."""
+    return hashlib.sha256(normalised_ptx(ptx).encode()).hexdigest()[:16]
 
 
 def code_digest(cubin: bytes) -> str:

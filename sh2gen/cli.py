@@ -30,7 +30,7 @@ from rich.syntax import Syntax
 
 from sh2gen.errors import Sh2genError
 from sh2gen.files import made_folder
-from sh2gen.tune_report import print_estimate, print_tuned
+from sh2gen.tune_report import print_checked, print_estimate, print_tuned
 
 talk = Console(stderr=True, highlight=False, soft_wrap=True)
 data = Console(highlight=False, soft_wrap=True)
@@ -883,6 +883,44 @@ def _draw(found: Iterable[Any], folder: Path) -> None:
                 talk.print(f"wrote {path}", markup=False)
     except ImportError as error:
         _warn(f"no figures: matplotlib cannot be imported: {error}")
+
+
+@main.group("tables")
+def tables_group() -> None:
+    """Tuned tables: what has been decided on which GPU."""
+
+
+@tables_group.command("check")
+@click.option(
+    "--tables",
+    metavar="FOLDER",
+    help="Check the tables of this folder alone; default: your own and those that sh2gen ships.",
+)
+@click.option("--workers", type=click.IntRange(1), help="Processes that compile.")
+@_json
+def tables_check(tables: str | None, workers: int | None, as_json: bool) -> None:
+    """Compile the kernels of every tuned decision, and list those to time again.
+
+    A decision stays when kernels change, and serves on. This says of which decisions the kernels
+    compile to other code than when they were timed. It takes minutes and needs no GPU. The exit
+    code is 1 if there is any.
+    """
+    from sh2gen import driver
+    from sh2gen.recheck import recheck
+    from sh2gen.tables import read_tables
+
+    if tables is None:
+        known = driver.known_numbers(None)
+        decisions, damages = known.decisions, known.damages
+    else:
+        driver.known_numbers(tables)  # says what is wrong with the folder
+        decisions, damages = read_tables([Path(tables)])
+    _name_damages(damages)
+    with _progress(as_json, every=5.0) as say:
+        found = tuple(recheck(decisions, workers=workers, progress=say))
+    print_checked(found, as_json)
+    if any(one.stale for one in found):
+        raise click.exceptions.Exit(1)
 
 
 @main.command()

@@ -38,6 +38,7 @@ from sh2gen.emit_kernels import cuts
 from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.files import made_folder, refuse_to_replace, write_whole
 from sh2gen.journal import Task
+from sh2gen.launches import kernel_digests, launched, of_direction, variant_of
 from sh2gen.lower import plans, verdicts
 from sh2gen.lower.verdict import Verdict
 from sh2gen.operator import InterpreterRunner, Operator, OperatorRunner
@@ -354,10 +355,36 @@ def _test(compilation: Compilation, verified: bool, built: bool, say: Progress) 
         if pending is not None:
             compiled = pending.result()
             check_fits(compiled, gpu)
+            compilation = _labelled(compilation, compiled)
             lap("build")
     return dataclasses.replace(
         compilation, built=compiled, reports=tuple(reports), seconds=seconds
     )
+
+
+def _labelled(compilation: Compilation, built: Built) -> Compilation:
+    """The same; of tuned numbers whose kernels compile to other code than when they were tuned,
+    the origin says so. Nothing more is compiled for that: what a call launches and this did not
+    build is not compared.
+    """
+    chosen, spec, source = compilation.chosen, compilation.spec, compilation.source
+    origins = dict(chosen.origins)
+    shapes = [(w.batch, w.length) for w in spec.workloads]
+    of = (spec, chosen.plan, chosen.schedule, source.kernels, shapes, built.target.capability)
+    for direction, decision in chosen.decided.items():
+        binaries = [
+            (kernel, built.of_launch(kernel, variant_of(kernel)))
+            for kernel in of_direction(launched(*of), direction)
+        ]
+        missing = {kernel.name for kernel, binary in binaries if binary is None}
+        now = kernel_digests(
+            spec.op,
+            ((k, b.ptx_digest) for k, b in binaries if b is not None and k.name not in missing),
+        )
+        if any(decision.kernels.get(name, digest) != digest for name, digest in now.items()):
+            origins[direction] += "; kernel changed since (`sh2gen tables check`)"
+    first = dataclasses.replace(chosen, origins=origins)
+    return dataclasses.replace(compilation, candidates=(first, *compilation.candidates[1:]))
 
 
 @contextmanager
