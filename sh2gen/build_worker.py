@@ -19,6 +19,7 @@ import base64
 import errno
 import hashlib
 import importlib.util
+import inspect
 import linecache
 import os
 import re
@@ -26,7 +27,8 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,95 @@ def _for_triton(statement: ast.stmt) -> bool:
         case ast.Assign(value=ast.Call(func=function)):
             return ast.unparse(function) == "tl.constexpr"
     return False
+
+
+_NAMES: dict[Any, Any] = {}  # of helpers in the kernel that is being compiled
+
+
+@dataclass(frozen=True)
+class _Constant:
+    text: str
+
+
+@dataclass(frozen=True)
+class _Tuple:
+    kind: str  # the name of its class: tuples of other fields are other things
+    items: tuple[Any, ...]
+
+
+def _structure(value: Any) -> Any:
+    """What decides how a helper reads an argument, all but the values that a launch decides."""
+    from triton import language as tl
+
+    if isinstance(value, tuple | list | tl.tuple):
+        return _Tuple(type(value).__name__, tuple(_structure(item) for item in value))
+    kind = getattr(value, "type", None)
+    if kind is None or isinstance(value, tl.constexpr):
+        return _Constant(repr(value))
+    return kind.mangle()
+
+
+def _leaves(shape: Any, path: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], Any]]:
+    items = shape.items if isinstance(shape, _Tuple) else shape
+    if isinstance(items, tuple):
+        for i, item in enumerate(items):
+            yield from _leaves(item, (*path, i))
+    else:
+        yield path, shape
+
+
+def _in_words(names: Sequence[str], shape: tuple[Any, ...]) -> str:
+    """The sizes of the arguments that are tuples: x of 17, taps of 4."""
+
+    def size(part: Any) -> str:
+        inner = [size(item) for item in part.items if isinstance(item, _Tuple)]
+        return f"{len(part.items)}" + f" ({', '.join(inner)})" * bool(inner)
+
+    pairs = zip(names, shape, strict=True)
+    return ", ".join(f"{name} of {size(part)}" for name, part in pairs if isinstance(part, _Tuple))
+
+
+class SharedNameError(Exception):
+    """Two calls of a helper whose bodies differ share the name that Triton compiles it under."""
+
+
+def refuse_shared_names() -> None:
+    """Have the compiler refuse a kernel in which two calls of one helper differ in structure, but
+    neither in their flattened types nor in their constants.
+
+    Triton up to 3.6 names the body that it compiles for a helper by these: the tuples of rows and
+    taps of `fir(17 rows, 4 taps)` and of `fir(14 rows, 7 taps)` come to the same 21 types, and the
+    second call would silently get the body of the first. (The interpreter has no such names.) A
+    later Triton names them apart; what is refused does not depend on which one is here.
+    """
+    from triton.compiler.code_generator import CodeGenerator
+
+    original = CodeGenerator.call_JitFunction
+    if getattr(original, "refuses_shared_names", False):
+        return
+
+    def call(self: Any, fn: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
+        bound = inspect.getcallargs(fn.fn, *args, **kwargs)
+        shape = tuple(_structure(bound[name]) for name in fn.arg_names)
+        values, constants = [], []
+        for path, leaf in _leaves(shape):
+            if isinstance(leaf, _Constant):
+                constants.append((path, leaf.text))
+            else:
+                values.append(leaf)
+        name = (fn.__module__, fn.__name__, tuple(values), tuple(constants))
+        before = _NAMES.setdefault(name, shape)
+        if before != shape:
+            one, other = (_in_words(fn.arg_names, each) for each in (before, shape))
+            raise SharedNameError(
+                f"`{fn.__name__}` is called with {one}, and with {other}. Flattened, their types "
+                "are the same, and Triton up to 3.6 compiles one body for both: give the function "
+                "the sizes that decide its body as constexpr arguments"
+            )
+        return original(self, fn, args, kwargs, *rest, **more)
+
+    call.refuses_shared_names = True  # type: ignore[attr-defined]
+    CodeGenerator.call_JitFunction = call
 
 
 def compile_kernel(job: dict[str, Any]) -> dict[str, Any]:
@@ -124,6 +215,8 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
     from triton.compiler import ASTSource
     from triton.experimental.gluon._runtime import GluonASTSource
 
+    refuse_shared_names()
+    _NAMES.clear()
     language = GluonASTSource if job["gluon"] else ASTSource
     function = triton_part(job["file"], job["text"], job["module"])[job["name"]]
     names = function.arg_names
@@ -131,21 +224,22 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
     assert set(given) == set(names), (
         f"arguments described: {sorted(given)}; of the kernel: {sorted(names)}"
     )
-    compiled = triton.compile(
-        language(
-            function,
-            signature={name: given[name] for name in names},
-            constexprs=job["constants"],
-            # in the kernel's order, as of a launch: it is part of the key in Triton's cache
-            attrs={
-                (i,): [["tt.divisibility", 16]]
-                for i, name in enumerate(names)
-                if name in job["divisible"]
-            },
-        ),
-        target=GPUTarget("cuda", job["capability"], 32),
-        options=job["options"],
+    source = language(
+        function,
+        signature={name: given[name] for name in names},
+        constexprs=job["constants"],
+        # in the kernel's order, as of a launch: it is part of the key in Triton's cache
+        attrs={
+            (i,): [["tt.divisibility", 16]]
+            for i, name in enumerate(names)
+            if name in job["divisible"]
+        },
     )
+    target = GPUTarget("cuda", job["capability"], 32)
+    if job.get("names_only"):
+        _front_end(source, target, job["options"])
+        return {}
+    compiled = triton.compile(source, target=target, options=job["options"])
     cubin = compiled.asm["cubin"]
     return {
         **resources(cubin),
@@ -155,6 +249,20 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
         "cubin": base64.b64encode(cubin).decode("ascii"),
         "triton": triton.__version__,
     }
+
+
+def _front_end(source: Any, target: Any, options: dict[str, Any]) -> None:
+    """The first stage of `triton.compile`, in which helpers get their names."""
+    from triton._C.libtriton import ir
+    from triton.compiler.compiler import make_backend
+
+    backend = make_backend(target)
+    parsed = backend.parse_options(dict(options))
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    functions = backend.get_codegen_implementation(parsed)
+    source.make_ir(target, parsed, functions, backend.get_module_map(), context)
 
 
 def resources(cubin: bytes) -> dict[str, Any]:
