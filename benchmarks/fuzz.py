@@ -4,7 +4,7 @@
     python benchmarks/fuzz.py --seed 1234            # one case again, in this process
 
 Triton's interpreter does not see what a compiler does: kernels have been right there and wrong on
-a GPU (docs/decisions/012). Each seed is an operator, a plan, a schedule, shapes, a dtype and some
+a GPU (docs/decisions/012-names-of-helpers.md). Each seed is an operator, a plan, a schedule, shapes, a dtype and some
 properties of the verifier, drawn at random: configs that a search would try, the default, or any
 that is legal. Processes take one seed after another; one that crashes or hangs is replaced, and
 its seed is a failure. It prints what failed and ends with 1 if anything did. By hand it goes on

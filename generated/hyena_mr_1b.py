@@ -1498,7 +1498,7 @@ def hyena_mr_1b_backward_sm90(
         conv_quarters = block_quarters(conv_product)
         for part in gl.static_range(1, -1, -1):
             for half in gl.static_range(2):
-                shift = t + 32 * part + half * halfway
+                position = t + 32 * part + half * halfway
                 conv = quarter_rows(conv_quarters[2 * part + half])
                 z_b = quarter_rows(z_b_quarters[2 * part + half])
                 q_b = read_rows(q_block, part, half, 2)
@@ -1508,7 +1508,7 @@ def hyena_mr_1b_backward_sm90(
                 d_q_hat_b = multiply(dy_b, pre_skip_b)
                 d_q_hat_on_b, d_q_hat_b_after = extend_rows(d_q_hat_b, d_q_hat_b_after, COUNT=2)
                 d_q_b = fir_adjoint(d_q_hat_on_b, featurizer_q, LENGTH=3)
-                store_quarter(d_q_ptr, outputs, shift, d_q_b, stop)
+                store_quarter(d_q_ptr, outputs, position, d_q_b, stop)
                 d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat_b, q_b, LENGTH=3)
         fetch(q_block, q_ptr, words, edges, before, halfway, length)
         fetch(dy_block, dy_ptr, dy_words, edges, before, halfway, dy_length)
@@ -1521,7 +1521,7 @@ def hyena_mr_1b_backward_sm90(
         d_z_2_quarters = block_quarters(d_z_2_product)
         for part in gl.static_range(1, -1, -1):
             for half in gl.static_range(2):
-                shift = t + 32 * part + half * halfway
+                position = t + 32 * part + half * halfway
                 d_z_2 = quarter_rows(d_z_2_quarters[2 * part + half])
                 d_pre_skip_c = quarter_rows(d_pre_skip_c_quarters[2 * part + half])
                 k_c = read_rows(k_block, part, half, 2)
@@ -1537,11 +1537,11 @@ def hyena_mr_1b_backward_sm90(
                 d_v_hat_c = multiply(d_z_c, k_hat_c)
                 d_v_hat_on_c, d_v_hat_c_after = extend_rows(d_v_hat_c, d_v_hat_c_after, COUNT=2)
                 d_v_c = fir_adjoint(d_v_hat_on_c, featurizer_v, LENGTH=3)
-                store_quarter(d_v_ptr, outputs, shift, d_v_c, stop)
+                store_quarter(d_v_ptr, outputs, position, d_v_c, stop)
                 d_featurizer_v = tap_gradient(d_featurizer_v, d_v_hat_c, v_c, LENGTH=3)
                 d_k_hat_on_c, d_k_hat_c_after = extend_rows(d_k_hat_c, d_k_hat_c_after, COUNT=2)
                 d_k_c = fir_adjoint(d_k_hat_on_c, featurizer_k, LENGTH=3)
-                store_quarter(d_k_ptr, outputs, shift, d_k_c, stop)
+                store_quarter(d_k_ptr, outputs, position, d_k_c, stop)
                 d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat_c, k_c, LENGTH=3)
         d_filter = end_gradients(d_filter)
         newest = (newest + 1) % COUNT

@@ -224,7 +224,7 @@ def _phase(
                 lines.append(f"{out}, {carried} = extend_rows({own}, {carried}, COUNT={count})")
             case StoreRows(tensor=tensor, x=x):
                 own = rows_of(x, held)
-                lines.append(f"store_quarter({tensor}_ptr, outputs, shift, {own}, stop)")
+                lines.append(f"store_quarter({tensor}_ptr, outputs, position, {own}, stop)")
             case Remember(out=out, x=x):
                 before.append("quarters = ()")
                 lines.append(f"quarters = quarters + (rows_quarter({rows_of(x, held)}),)")

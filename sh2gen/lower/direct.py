@@ -13,7 +13,7 @@ from sh2gen.lower.rows import layouts, tile_program
 from sh2gen.lower.verdict import Verdict, later_fields
 from sh2gen.passes import adjoint
 from sh2gen.plan import EagerConv, KernelPlan, Layout, Plan
-from sh2gen.spec import FilterKind, OpSpec
+from sh2gen.spec import FilterKind, OpSpec, Precision
 
 MAX_TAPS = 16  # beyond this the windows of backward no longer fit into 255 registers a thread
 MAX_FEATURIZER = 4  # its window adds to that of the filter, in registers and in compile time
@@ -39,9 +39,11 @@ def applies(spec: OpSpec) -> Verdict:
 
 
 def lower(spec: OpSpec) -> tuple[Plan, ...]:
-    """Every plan: layouts x (recompute the convolution in backward | save it)."""
+    """Every plan: layouts x (recompute the convolution in backward | save it). What is saved is
+    rounded to the dtype of activations, which `exact` does not allow.
+    """
     graph = operator_graph(spec)
-    gated = spec.gates.post
+    gated = spec.gates.post and spec.precision is not Precision.EXACT
     before_gate = (
         next(n.b for n in graph.nodes if n.out == "y" and hasattr(n, "b")) if gated else ""
     )

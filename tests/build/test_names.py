@@ -1,4 +1,4 @@
-"""No two calls of a helper share a name and not a body (docs/decisions/012)."""
+"""No two calls of a helper share a name and not a body (docs/decisions/012-names-of-helpers.md)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sh2gen import build_worker
@@ -121,12 +121,45 @@ def any_schedule(spec: OpSpec, plan: Plan, number: int) -> Schedule:
     )
 
 
-@given(specs(), st.integers(0, 10**6))
+KINDS = ("explicit", "decay", "modal")
+SHIFTED = spec_from_dict(  # its backward for sm_90 calls shift(x, bias)
+    {
+        "op": "shifted",
+        "channels": 64,
+        "filter": {"kind": "explicit", "length": 75, "groups": 4},
+        "gates": {"pre": True, "post": True},
+        "bias": "ungated",
+        "dtype": {"io": "bfloat16"},
+    }
+)
+
+
+@given(specs(160, kinds=KINDS, io=("bfloat16", "float32")), st.integers(0, 10**6))
 def test_no_kernel_of_any_operator_has_calls_that_share_a_name(spec: OpSpec, number: int) -> None:
     found = [p for p in plans(spec) if p.kernels]
     if found:
         plan = found[number % len(found)]
         refuse_shared_names(emit(spec, plan, any_schedule(spec, plan, number)))
+
+
+@given(specs(160, kinds=KINDS, io=("bfloat16", "float32")))
+@example(SHIFTED)
+def test_no_variable_of_a_kernel_hides_a_helper(spec: OpSpec) -> None:
+    """Not one of any plan: `shift = ...` before a call of shift(x, bias) did not compile."""
+    for plan in plans(spec):
+        tree = ast.parse(emit(spec, plan, schedule(spec, plan)).text)
+        functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+        names = {function.name for function in functions}
+        for function in functions:
+            assigned = {
+                node.id
+                for node in ast.walk(function)
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            }
+            called = {
+                ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)
+            }
+            assert not assigned & names & called, (plan.name, function.name)
 
 
 @pytest.mark.parametrize(("taps", "featurizer"), [(2, 3), (3, 2), (5, 3), (7, 4)])

@@ -455,3 +455,21 @@ def test_source_says_stateful() -> None:
         kernels = emit(spec, plan, schedule(spec, plan)).kernels
         found = {dict(k.constants).get("STATEFUL") for k in kernels if k.name != "sum_partials"}
         assert found == {state != "none"}
+
+
+def test_exact_chunks_add_two_rounded_gradients(tmp_path: Path) -> None:
+    """Steps that two chunks read: torch adds their gradients in bfloat16."""
+    inner = {"kind": "explicit", "length": 31, "groups": 4}
+    gates = {"pre": True, "post": True}
+    values = {"op": "short", "channels": 64, "filter": inner, "gates": gates}
+    state = {"initial": True, "final": True}
+    spec = spec_from_dict(values | {"precision": "exact", "state": state})
+    plan = plans(spec)[0]
+    path = tmp_path / "short.py"
+    path.write_text(emit(spec, plan, schedule(spec, plan)).text)
+    runner = OperatorRunner(Operator(path), "eager")
+    for seed in range(3):
+        options = {"shapes": [(1, 200)], "seed": seed}
+        verify(
+            spec, runner, dtype=torch.bfloat16, properties=["chunks", "equality"], **options
+        ).require()

@@ -194,3 +194,9 @@ def test_a_value_is_stored_as_soon_as_it_exists() -> None:
     program, _ = tile_program(operator_graph(spec), {"y": "y", "kept": "conv"})
     names = [s.tensor if isinstance(s, StoreRows) else s.out for s in program.body]  # type: ignore[union-attr]
     assert names == ["q", "v", "conv", "kept", "y", "y"]
+
+
+@given(specs(40, kinds=("explicit", "decay"), precision=("exact",), io=("bfloat16", "float32")))
+def test_exact_plans_save_nothing_that_is_rounded(spec: OpSpec) -> None:
+    """What forward saves is in the dtype of activations: backward would read rounded values."""
+    assert all(not plan.saved for plan in plans(spec))
