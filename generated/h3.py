@@ -208,16 +208,6 @@ def plus(a, b):
 
 
 @triton.jit
-def rounded(x, PRECISION: tl.constexpr):
-    """x as a product reads it: float32 is rounded to TF32, where the hardware would cut it off."""
-    if PRECISION == "tf32":
-        bits = x.to(tl.int32, bitcast=True)
-        return ((bits + 0x1000) & ~0x1FFF).to(tl.float32, bitcast=True)
-    else:
-        return x
-
-
-@triton.jit
 def stacked(z, MODES: tl.constexpr, COLUMNS: tl.constexpr):
     """Complex numbers [MODES / 2, COLUMNS] as rows [MODES, COLUMNS]."""
     return tl.reshape(tl.permute(tl.join(z[0], z[1]), (0, 2, 1)), (MODES, COLUMNS))
@@ -233,6 +223,16 @@ def step_of(column, M: tl.constexpr, BLOCK_T: tl.constexpr):
 
 
 @triton.jit
+def rounded(x, PRECISION: tl.constexpr):
+    """x as a product reads it: float32 is rounded to TF32, where the hardware would cut it off."""
+    if PRECISION == "tf32":
+        bits = x.to(tl.int32, bitcast=True)
+        return ((bits + 0x1000) & ~0x1FFF).to(tl.float32, bitcast=True)
+    else:
+        return x
+
+
+@triton.jit
 def terms(x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """x as a sum of operands: two terms, or x itself where products read float32 as it is."""
     high = rounded(x.to(OPERAND), PRECISION)
@@ -240,6 +240,15 @@ def terms(x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
         return (high,)
     else:
         return high, rounded((x - high.to(tl.float32)).to(OPERAND), PRECISION)
+
+
+@triton.jit
+def taps_matrix(matrix, OPERAND: tl.constexpr, PRECISION: tl.constexpr, TERMS: tl.constexpr):
+    """The convolution within a block as operands: of one term, or of TERMS."""
+    if TERMS == 1:
+        return (rounded(matrix.to(OPERAND), PRECISION),)
+    else:
+        return terms(matrix, OPERAND, PRECISION)
 
 
 @triton.jit
@@ -255,7 +264,7 @@ def transposed(x):
 def load_modes(
     log_poles_ptr, frequencies_ptr, residues_real_ptr, residues_imag_ptr, row,
     COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
-    BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
     """All that a channel's tiles need of its COUNT pairs, at most MODES / 2: what load_modes of
     modal.py returns, with real and imaginary parts in rows.
@@ -273,7 +282,7 @@ def load_modes(
     by_row = taps[None, :] + tl.zeros((BLOCK_T, 1), tl.float32)
     column = step_of(tl.maximum(lag, 0), M, BLOCK_T)
     matrix = tl.where(lag >= 0, tl.gather(by_row, column, 1), 0.0)
-    within = rounded(matrix.to(OPERAND), PRECISION)
+    within = taps_matrix(matrix, OPERAND, PRECISION, TERMS)
     next_step = exponential(a, 1)
     to_end = transposed(terms(stacked(reversed_powers, MODES, BLOCK_T), OPERAND, PRECISION))
     weighted = stacked(times(twice, powers), MODES, BLOCK_T)
@@ -842,7 +851,9 @@ def by_block(x, MODES: tl.constexpr):
 @triton.jit
 def modal(block, found, modes, PRECISION: tl.constexpr):
     """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t - j]: of the block, and of its past."""
-    y = tl.dot(block, modes[2], input_precision=PRECISION)
+    y = tl.dot(block, modes[2][0], input_precision=PRECISION)
+    if len(modes[2]) == 2:
+        y = tl.dot(block, modes[2][1], y, input_precision=PRECISION)
     states = by_block(found[1], modes[4][0].shape[0])
     return product(states, modes[4], y, len(states), PRECISION)
 
@@ -850,7 +861,9 @@ def modal(block, found, modes, PRECISION: tl.constexpr):
 @triton.jit
 def modal_adjoint(block, found, modes, PRECISION: tl.constexpr):
     """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t + j]: of the block, and of its future."""
-    y = tl.dot(block, tl.trans(modes[2]), input_precision=PRECISION)
+    y = tl.dot(block, tl.trans(modes[2][0]), input_precision=PRECISION)
+    if len(modes[2]) == 2:
+        y = tl.dot(block, tl.trans(modes[2][1]), y, input_precision=PRECISION)
     states = by_block(found[1], modes[6][0].shape[0])
     return product(states, modes[6], y, len(states), PRECISION)
 
@@ -1407,6 +1420,7 @@ def h3_forward(
         BLOCK_T,
         OPERAND,
         PRECISION,
+        TERMS=1,
     )
     skip = load_vector(skip_ptr, row, inside)
     q_history = load_history(history_ptr, row, 0, 3, CHANNELS, STATEFUL)
@@ -1545,6 +1559,7 @@ def h3_backward(
         BLOCK_T,
         OPERAND,
         PRECISION,
+        TERMS=1,
     )
     skip = load_vector(skip_ptr, row, inside)
     d_featurizer_q = zero_taps(4, M // 2, N)
@@ -2399,7 +2414,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_a8307edd"
+    name = unique = "h3_e635d5d6"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -138,6 +138,15 @@ def decay_by(a, steps):
 
 
 @triton.jit
+def step_of(column, M: tl.constexpr, BLOCK_T: tl.constexpr):
+    """The step of a block that stands in a column of products, or the column of a step."""
+    if M <= 64 and BLOCK_T == 32:
+        return column // 2 % 4 * 8 + column // 8 * 2 + column % 2
+    else:
+        return column
+
+
+@triton.jit
 def rounded(x, PRECISION: tl.constexpr):
     """x as a product reads it: float32 is rounded to TF32, where the hardware would cut it off."""
     if PRECISION == "tf32":
@@ -148,15 +157,6 @@ def rounded(x, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def step_of(column, M: tl.constexpr, BLOCK_T: tl.constexpr):
-    """The step of a block that stands in a column of products, or the column of a step."""
-    if M <= 64 and BLOCK_T == 32:
-        return column // 2 % 4 * 8 + column // 8 * 2 + column % 2
-    else:
-        return column
-
-
-@triton.jit
 def terms(x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """x as a sum of operands: two terms, or x itself where products read float32 as it is."""
     high = rounded(x.to(OPERAND), PRECISION)
@@ -164,6 +164,15 @@ def terms(x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
         return (high,)
     else:
         return high, rounded((x - high.to(tl.float32)).to(OPERAND), PRECISION)
+
+
+@triton.jit
+def taps_matrix(matrix, OPERAND: tl.constexpr, PRECISION: tl.constexpr, TERMS: tl.constexpr):
+    """The convolution within a block as operands: of one term, or of TERMS."""
+    if TERMS == 1:
+        return (rounded(matrix.to(OPERAND), PRECISION),)
+    else:
+        return terms(matrix, OPERAND, PRECISION)
 
 
 @triton.jit
@@ -178,13 +187,13 @@ def transposed(x):
 @triton.jit
 def load_modes(
     poles_ptr, residues_ptr, row, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
-    BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
     """All that a channel's tiles need of its modes, of which there are COUNT <= MODES.
 
     Returns:
         0: poles a, 1: residues R, as load_poles does.
-        2: T[j, i] = h[i - j], the convolution within a block.
+        2: T[j, i] = h[i - j], the convolution within a block, as TERMS operands.
         3: exp(a (BLOCK_T - 1 - j)), [BLOCK_T, MODES]: from a block to its own end.
         4: R exp(a (i + 1)), [MODES, BLOCK_T]: from the states before a block to its outputs.
         5: R exp(a j), 6: exp(a (BLOCK_T - i)): 3 and 4 of the adjoint, which walks backward in
@@ -199,7 +208,7 @@ def load_modes(
     lag = step[None, :] - step[:, None]
     by_row = taps[None, :] + tl.zeros((BLOCK_T, 1), tl.float32)
     matrix = tl.where(lag >= 0, tl.gather(by_row, step_of(tl.maximum(lag, 0), M, BLOCK_T), 1), 0.0)
-    within = rounded(matrix.to(OPERAND), PRECISION)
+    within = taps_matrix(matrix, OPERAND, PRECISION, TERMS)
     weight = (residue * tl.exp(a))[:, None]
     to_end = transposed(terms(reversed_powers, OPERAND, PRECISION))
     to_start = transposed(terms(residue[:, None] * powers, OPERAND, PRECISION))
@@ -472,7 +481,9 @@ def by_block(x, MODES: tl.constexpr):
 @triton.jit
 def modal(block, found, modes, PRECISION: tl.constexpr):
     """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t - j]: of the block, and of its past."""
-    y = tl.dot(block, modes[2], input_precision=PRECISION)
+    y = tl.dot(block, modes[2][0], input_precision=PRECISION)
+    if len(modes[2]) == 2:
+        y = tl.dot(block, modes[2][1], y, input_precision=PRECISION)
     states = by_block(found[1], modes[4][0].shape[0])
     return product(states, modes[4], y, len(states), PRECISION)
 
@@ -480,7 +491,9 @@ def modal(block, found, modes, PRECISION: tl.constexpr):
 @triton.jit
 def modal_adjoint(block, found, modes, PRECISION: tl.constexpr):
     """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t + j]: of the block, and of its future."""
-    y = tl.dot(block, tl.trans(modes[2]), input_precision=PRECISION)
+    y = tl.dot(block, tl.trans(modes[2][0]), input_precision=PRECISION)
+    if len(modes[2]) == 2:
+        y = tl.dot(block, tl.trans(modes[2][1]), y, input_precision=PRECISION)
     states = by_block(found[1], modes[6][0].shape[0])
     return product(states, modes[6], y, len(states), PRECISION)
 
@@ -1260,7 +1273,7 @@ def hyena_li_40b_forward(
     featurizer_k = load_taps(featurizer_ptr, CHANNELS + row, inside, 3, True)
     featurizer_v = load_taps(featurizer_ptr, 2 * CHANNELS + row, inside, 3, True)
     filter = load_modes(
-        log_poles_ptr, residues_ptr, row, 16, MODES, M, BLOCK_T, OPERAND, PRECISION
+        log_poles_ptr, residues_ptr, row, 16, MODES, M, BLOCK_T, OPERAND, PRECISION, TERMS=1
     )
     skip = load_vector(skip_ptr, row, inside)
     q_history = load_history(history_ptr, row, 0, 2, CHANNELS, STATEFUL)
@@ -1381,7 +1394,7 @@ def hyena_li_40b_backward(
     featurizer_k = load_taps(featurizer_ptr, CHANNELS + row, inside, 3, True)
     featurizer_v = load_taps(featurizer_ptr, 2 * CHANNELS + row, inside, 3, True)
     filter = load_modes(
-        log_poles_ptr, residues_ptr, row, 16, MODES, M, BLOCK_T, OPERAND, PRECISION
+        log_poles_ptr, residues_ptr, row, 16, MODES, M, BLOCK_T, OPERAND, PRECISION, TERMS=1
     )
     skip = load_vector(skip_ptr, row, inside)
     d_featurizer_q = zero_taps(3, M // 2, N)
@@ -2173,7 +2186,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_40b_e625c3dd"
+    name = unique = "hyena_li_40b_9b5c82e4"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -146,23 +146,39 @@ def rounded(x, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def terms(x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """x as a sum of operands: two terms, or x itself where products read float32 as it is."""
+    high = rounded(x.to(OPERAND), PRECISION)
+    if tl.float32 == OPERAND and PRECISION == "ieee":
+        return (high,)
+    else:
+        return high, rounded((x - high.to(tl.float32)).to(OPERAND), PRECISION)
+
+
+@triton.jit
 def load_toeplitz(
     ptr, group, LENGTH: tl.constexpr, LAG_LAST: tl.constexpr,
-    BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
     """T_s[j, i] = taps[s BLOCK_T + i - j], zero where there is no such tap: matrices
     [BLOCK_T, BLOCK_T] that take a block of inputs, and those before it, to a block of outputs.
+    With two TERMS then come as many of what rounding leaves of taps.
     """
     j = tl.arange(0, BLOCK_T)[:, None]
     i = tl.arange(0, BLOCK_T)[None, :]
-    matrices = ()
+    matrices, low = (), ()
     for s in tl.static_range((LENGTH - 1 + BLOCK_T - 1) // BLOCK_T + 1):
         lag = s * BLOCK_T + i - j
         tap = LENGTH - 1 - lag if LAG_LAST else lag
         where = ptr + group * LENGTH + tap
         value = tl.load(where, mask=(lag >= 0) & (lag < LENGTH), other=0.0)
-        matrices = matrices + (rounded(value.to(OPERAND), PRECISION),)
-    return matrices
+        if TERMS == 1:
+            matrices = matrices + (rounded(value.to(OPERAND), PRECISION),)
+        else:
+            both = terms(value.to(tl.float32), OPERAND, PRECISION)
+            matrices = matrices + both[:1]
+            low = low + both[1:]
+    return matrices + low
 
 
 @triton.jit
@@ -265,6 +281,8 @@ def toeplitz(
     y = tl.dot(blocks[0], matrices[0], input_precision=PRECISION)
     for s in tl.static_range(1, COUNT):
         y = tl.dot(blocks[s], matrices[s], y, input_precision=PRECISION)
+    for s in tl.static_range(len(matrices) - COUNT):
+        y = tl.dot(blocks[s], matrices[COUNT + s], y, input_precision=PRECISION)
     return vector_rows(y, M, N)
 
 
@@ -277,6 +295,8 @@ def toeplitz_adjoint(
     y = tl.dot(blocks[0], tl.trans(matrices[0]), input_precision=PRECISION)
     for s in tl.static_range(1, COUNT):
         y = tl.dot(blocks[s], tl.trans(matrices[s]), y, input_precision=PRECISION)
+    for s in tl.static_range(len(matrices) - COUNT):
+        y = tl.dot(blocks[s], tl.trans(matrices[COUNT + s]), y, input_precision=PRECISION)
     return vector_rows(y, M, N)
 
 
@@ -1098,7 +1118,7 @@ def hyena_mr_1b_forward(
     featurizer_q = load_taps(featurizer_ptr, row, inside, 3, True)
     featurizer_k = load_taps(featurizer_ptr, CHANNELS + row, inside, 3, True)
     featurizer_v = load_taps(featurizer_ptr, 2 * CHANNELS + row, inside, 3, True)
-    filter = load_toeplitz(filter_ptr, group, 128, False, BLOCK_T, OPERAND, PRECISION)
+    filter = load_toeplitz(filter_ptr, group, 128, False, BLOCK_T, OPERAND, PRECISION, TERMS=1)
     skip = load_vector(skip_ptr, row, inside)
     z_blocks_kept = zero_blocks(HISTORY, M, BLOCK_T, OPERAND)
     t = 0
@@ -1212,7 +1232,7 @@ def hyena_mr_1b_backward(
     featurizer_q = load_taps(featurizer_ptr, row, inside, 3, True)
     featurizer_k = load_taps(featurizer_ptr, CHANNELS + row, inside, 3, True)
     featurizer_v = load_taps(featurizer_ptr, 2 * CHANNELS + row, inside, 3, True)
-    filter = load_toeplitz(filter_ptr, group, 128, False, BLOCK_T, OPERAND, PRECISION)
+    filter = load_toeplitz(filter_ptr, group, 128, False, BLOCK_T, OPERAND, PRECISION, TERMS=1)
     skip = load_vector(skip_ptr, row, inside)
     d_featurizer_q = zero_taps(3, M, N)
     d_featurizer_k = zero_taps(3, M, N)
@@ -2080,7 +2100,7 @@ def decayed(taps: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_1b_d6b0c2e2"
+    name = unique = "hyena_mr_1b_4b8e3189"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

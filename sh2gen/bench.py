@@ -377,7 +377,7 @@ def _efforts(
     """What kernels do that run at a length."""
     found = {}
     for kernel in plan.kernels:
-        effort = work(kernel, plan.layout, spec.dtype.io)
+        effort = work(kernel, plan.layout, spec)
         numbers = numbers_on(target, spec, plan, schedule, kernel.name, length)
         sizes = {ROWS: numbers.get("ROWS", 8), BLOCK_T: numbers.get("BLOCK_T", 64)}
         found[kernel.name] = Effort(

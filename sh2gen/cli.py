@@ -655,7 +655,7 @@ def _print_explanation(
             "predictions": [],
         }
         for kernel in candidate.plan.kernels:
-            effort = cost.work(kernel, candidate.plan.layout, spec.dtype.io)
+            effort = cost.work(kernel, candidate.plan.layout, spec)
             block = cost.numbers_on(
                 gpu, spec, candidate.plan, candidate.schedule, kernel.name, longest
             )["BLOCK_T"]

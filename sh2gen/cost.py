@@ -53,7 +53,7 @@ from sh2gen.plan import (
     ZeroTaps,
     ZeroToeplitz,
 )
-from sh2gen.schedule import DIRECTIONS, Schedule, operand_bytes
+from sh2gen.schedule import DIRECTIONS, Schedule, operand_bytes, tap_terms
 from sh2gen.spec import DType, OpSpec, Precision, Workload
 from sh2gen.target import Target
 
@@ -315,12 +315,13 @@ class Prediction:
         return self.bound / self.seconds
 
 
-def work(kernel: KernelPlan, layout: Layout, io: DType) -> Work:
+def work(kernel: KernelPlan, layout: Layout, spec: OpSpec) -> Work:
     """The fold over one tile program."""
     flops: Any = sympy.Integer(0)
     instructions: Any = sympy.Integer(0)
     products: Any = sympy.Integer(0)
-    size = _BYTES[io]
+    size = _BYTES[spec.dtype.io]
+    terms = tap_terms(spec)
     loads = [s for s in kernel.program.prologue if isinstance(s, LoadModes)]
     modes = sum(len(load.views) // 2 * (load.views[0].length or 0) for load in loads)
     scan = _SCAN * (2 if any(len(load.views) == 4 for load in loads) else 1)
@@ -356,7 +357,7 @@ def work(kernel: KernelPlan, layout: Layout, io: DType) -> Work:
             case Recall():
                 instructions += ROWS
             case Toeplitz(length=length):
-                products += _product_flops(length)
+                products += terms * _product_flops(length)
                 instructions += 2 * ROWS  # from the layout of products to that of rows
             case ToeplitzGradient(length=length):
                 products += _product_flops(length)
@@ -366,7 +367,7 @@ def work(kernel: KernelPlan, layout: Layout, io: DType) -> Work:
                 products += 2 * 2 * modes
                 instructions += ROWS * scan * modes / BLOCK_T
             case ModalConv():
-                products += 2 * BLOCK_T + 3 * 2 * modes
+                products += terms * 2 * BLOCK_T + 3 * 2 * modes
                 instructions += 2 * ROWS
             case ModalGradient():
                 products += 2 * BLOCK_T + 2 * 2 * 2 * modes
@@ -525,7 +526,7 @@ def at_work(
 ) -> AtWork:
     """What `predict` puts a time on, of one kernel of a plan."""
     elements = workload.batch * workload.length * spec.channels
-    effort = work(kernel, plan.layout, spec.dtype.io)
+    effort = work(kernel, plan.layout, spec)
     numbers = numbers_on(target, spec, plan, schedule, kernel.direction, workload.length)
     twin = numbers == schedule.twin(kernel.direction)
     memory = elements * effort.bytes / target.elementwise_bandwidth

@@ -77,7 +77,7 @@ from sh2gen.plan import (
     ZeroToeplitz,
 )
 from sh2gen.resources import folder
-from sh2gen.schedule import DIRECTIONS, Schedule
+from sh2gen.schedule import DIRECTIONS, Schedule, tap_terms
 from sh2gen.schedule import schedule as default_schedule
 from sh2gen.source import Source
 from sh2gen.spec import (
@@ -565,13 +565,13 @@ def _lines(
                 last = view.order is TapOrder.LAG_LAST
                 return (
                     f"{out} = load_toeplitz({view.tensor}_ptr, group, {view.length}, {last}, "
-                    f"BLOCK_T, OPERAND, PRECISION)"
+                    f"BLOCK_T, OPERAND, PRECISION, TERMS={tap_terms(spec)})"
                 )
             case LoadModes(out=out, views=views):
                 tensors = ", ".join(f"{view.tensor}_ptr" for view in views)
                 return (
                     f"{out} = load_modes({tensors}, {_row(spec, views[0])}, {views[0].length}, "
-                    f"MODES, M, BLOCK_T, OPERAND, PRECISION)"
+                    f"MODES, M, BLOCK_T, OPERAND, PRECISION, TERMS={tap_terms(spec)})"
                 )
             case ZeroModes(out=out):
                 return f"{out} = zero_modes(MODES, M, BLOCK_T, STATEFUL)"

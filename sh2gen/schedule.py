@@ -23,7 +23,7 @@ import yaml
 from sh2gen.errors import Sh2genError
 from sh2gen.plan import Plan
 from sh2gen.resources import folder
-from sh2gen.spec import Bias, DType, OpSpec, Precision, Skip
+from sh2gen.spec import Bias, DType, FilterKind, OpSpec, Precision, Skip
 
 Numbers = tuple[tuple[str, int], ...]
 Knobs = tuple[tuple[str, tuple[int, ...]], ...]
@@ -43,6 +43,7 @@ FACTS = {
     "STATEFUL": "1 if kernels take and give a state, for which they need more registers",
     "INPUTS": "activations that forward reads, 1 to 3",
     "F": "taps of the featurizer, 1 without one",
+    "TAP_TERMS": "operands whose sum a tap is: 2 where few taps carry the result",
     "TERMS": "how many of skip and bias there are",
     "BATCH": "the least batch of the operator's workloads",
 }
@@ -358,6 +359,22 @@ def operand_bytes(spec: OpSpec) -> int:
     return 2 if narrow and spec.precision is not Precision.EXACT else 4
 
 
+def tap_terms(spec: OpSpec) -> int:
+    """How many operands of products a tap is: two of 16 bits where few taps may carry all that
+    comes out, one else.
+
+    The rounding error of a tap is the same at all times and for all channels of its group. Where a
+    result hangs on few taps, by bad luck most are rounded by nearly half a unit of the last place,
+    which alone is 2.4 times what rounding costs on average. Of 32 filters luck evens out, or of as
+    many taps that decay with nothing; two terms are `balanced` for the others too
+    (docs/decisions/013).
+    """
+    carriers = spec.groups_in_full or spec.filter.groups
+    if spec.filter.kind is FilterKind.EXPLICIT and spec.filter.length is not None:
+        carriers *= max(1, spec.filter.length // 4)
+    return 2 if carriers < 32 and spec.precision is Precision.BALANCED else 1
+
+
 def _facts(spec: OpSpec) -> dict[str, int]:
     """The FACTS of an operator."""
     return {
@@ -371,6 +388,7 @@ def _facts(spec: OpSpec) -> dict[str, int]:
         "STATEFUL": int(spec.state is not None),
         "INPUTS": len(spec.inputs),
         "F": spec.featurizer.length if spec.featurizer else 1,
+        "TAP_TERMS": tap_terms(spec),
         "TERMS": (spec.skip is not Skip.NONE) + (spec.bias is not Bias.NONE),
         "BATCH": min(workload.batch for workload in spec.workloads),
     }

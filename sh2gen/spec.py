@@ -347,6 +347,10 @@ class OpSpec:
         default=None, compare=False, repr=False, metadata={"internal": True}
     )
 
+    # Groups of the operator that this is a small twin of, which decide what its kernels are. No
+    # part of the language or of the digest.
+    groups_in_full: int | None = field(default=None, repr=False, metadata={"internal": True})
+
     EXAMPLE: ClassVar[str] = (
         "{op: my_conv, channels: 4096, filter: {kind: explicit, length: 7, groups: 256}}"
     )

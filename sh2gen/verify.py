@@ -218,7 +218,12 @@ def twin(spec: OpSpec, *, max_channels: int = 128) -> OpSpec:
     if inner.decay is not None:
         repeats = math.gcd(inner.decay.repeats, groups)
         inner = dataclasses.replace(inner, decay=dataclasses.replace(inner.decay, repeats=repeats))
-    return dataclasses.replace(spec, channels=groups * width, filter=inner)
+    return dataclasses.replace(
+        spec,
+        channels=groups * width,
+        filter=inner,
+        groups_in_full=spec.groups_in_full or spec.filter.groups,
+    )
 
 
 def verify(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from hypothesis import settings
 from hypothesis import strategies as st
 
@@ -76,7 +78,9 @@ def specs(
             "projection": draw(st.sampled_from(("thirds", "interleaved"))),
         },
     }
-    return spec_from_dict(spec)
+    # As of an operator of its own, or of the small twin of one with many filters.
+    in_full = draw(st.sampled_from((None, 256)))
+    return dataclasses.replace(spec_from_dict(spec), groups_in_full=in_full)
 
 
 @st.composite

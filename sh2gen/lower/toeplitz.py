@@ -37,9 +37,11 @@ from sh2gen.plan import (
     ToeplitzGradient,
     ZeroToeplitz,
 )
+from sh2gen.schedule import tap_terms
 from sh2gen.spec import Activation, FilterKind, OpSpec
 
 MAX_TAPS = 1024  # every BLOCK_T taps more are one more matrix to keep in shared memory
+MAX_TAPS_OF_TWO_TERMS = 160  # of which each is two
 MAX_FEATURIZER = 4  # its context is kept in registers, and compile time grows with it
 
 
@@ -50,6 +52,11 @@ def applies(spec: OpSpec) -> Verdict:
         reasons.append(f"the filter is {spec.filter.kind.value}; toeplitz needs explicit taps")
     elif spec.filter.length is not None and spec.filter.length > MAX_TAPS:
         reasons.append(f"{spec.filter.length} taps; at most {MAX_TAPS}")
+    elif tap_terms(spec) > 1 and (spec.filter.length or 0) > MAX_TAPS_OF_TWO_TERMS:
+        reasons.append(
+            f"{spec.filter.length} taps of {spec.filter.groups} filters that decay: each is the sum "
+            f"of two operands; at most {MAX_TAPS_OF_TWO_TERMS}"
+        )
     if spec.featurizer is not None and spec.featurizer.length > MAX_FEATURIZER:
         reasons.append(f"a featurizer of {spec.featurizer.length} taps; at most {MAX_FEATURIZER}")
     if spec.activation is not Activation.NONE:

@@ -21,17 +21,7 @@ import triton.language as tl
 
 from templates.parts.channels_first import load_rows, rows_vector, vector_rows
 from templates.parts.rows import fir_adjoint, load_taps
-from templates.parts.toeplitz import rounded
-
-
-@triton.jit
-def terms(x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
-    """x as a sum of operands: two terms, or x itself where products read float32 as it is."""
-    high = rounded(x.to(OPERAND), PRECISION)
-    if tl.float32 == OPERAND and PRECISION == "ieee":
-        return (high,)
-    else:
-        return high, rounded((x - high.to(tl.float32)).to(OPERAND), PRECISION)
+from templates.parts.toeplitz import rounded, terms
 
 
 @triton.jit
@@ -170,6 +160,15 @@ def passed_on(state, lost, sums):
 
 
 @triton.jit
+def taps_matrix(matrix, OPERAND: tl.constexpr, PRECISION: tl.constexpr, TERMS: tl.constexpr):
+    """The convolution within a block as operands: of one term, or of TERMS."""
+    if TERMS == 1:
+        return (rounded(matrix.to(OPERAND), PRECISION),)
+    else:
+        return terms(matrix, OPERAND, PRECISION)
+
+
+@triton.jit
 def load_poles(poles_ptr, residues_ptr, row, COUNT: tl.constexpr, MODES: tl.constexpr):
     """The COUNT <= MODES poles and residues of a channel, [MODES]; all others are silent."""
     mode = tl.arange(0, MODES)
@@ -180,13 +179,13 @@ def load_poles(poles_ptr, residues_ptr, row, COUNT: tl.constexpr, MODES: tl.cons
 @triton.jit
 def load_modes(
     poles_ptr, residues_ptr, row, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
-    BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
     """All that a channel's tiles need of its modes, of which there are COUNT <= MODES.
 
     Returns:
         0: poles a, 1: residues R, as load_poles does.
-        2: T[j, i] = h[i - j], the convolution within a block.
+        2: T[j, i] = h[i - j], the convolution within a block, as TERMS operands.
         3: exp(a (BLOCK_T - 1 - j)), [BLOCK_T, MODES]: from a block to its own end.
         4: R exp(a (i + 1)), [MODES, BLOCK_T]: from the states before a block to its outputs.
         5: R exp(a j), 6: exp(a (BLOCK_T - i)): 3 and 4 of the adjoint, which walks backward in
@@ -201,7 +200,7 @@ def load_modes(
     lag = step[None, :] - step[:, None]
     by_row = taps[None, :] + tl.zeros((BLOCK_T, 1), tl.float32)
     matrix = tl.where(lag >= 0, tl.gather(by_row, step_of(tl.maximum(lag, 0), M, BLOCK_T), 1), 0.0)
-    within = rounded(matrix.to(OPERAND), PRECISION)
+    within = taps_matrix(matrix, OPERAND, PRECISION, TERMS)
     weight = (residue * tl.exp(a))[:, None]
     to_end = transposed(terms(reversed_powers, OPERAND, PRECISION))
     to_start = transposed(terms(residue[:, None] * powers, OPERAND, PRECISION))
@@ -346,7 +345,9 @@ def states_after(
 @triton.jit
 def modal(block, found, modes, PRECISION: tl.constexpr):
     """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t - j]: of the block, and of its past."""
-    y = tl.dot(block, modes[2], input_precision=PRECISION)
+    y = tl.dot(block, modes[2][0], input_precision=PRECISION)
+    if len(modes[2]) == 2:
+        y = tl.dot(block, modes[2][1], y, input_precision=PRECISION)
     states = by_block(found[1], modes[4][0].shape[0])
     return product(states, modes[4], y, len(states), PRECISION)
 
@@ -354,7 +355,9 @@ def modal(block, found, modes, PRECISION: tl.constexpr):
 @triton.jit
 def modal_adjoint(block, found, modes, PRECISION: tl.constexpr):
     """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t + j]: of the block, and of its future."""
-    y = tl.dot(block, tl.trans(modes[2]), input_precision=PRECISION)
+    y = tl.dot(block, tl.trans(modes[2][0]), input_precision=PRECISION)
+    if len(modes[2]) == 2:
+        y = tl.dot(block, tl.trans(modes[2][1]), y, input_precision=PRECISION)
     states = by_block(found[1], modes[6][0].shape[0])
     return product(states, modes[6], y, len(states), PRECISION)
 

@@ -24,10 +24,10 @@ from templates.parts.modal import (
     step_of,
     steps_left,
     swapped,
-    terms,
+    taps_matrix,
     transposed,
 )
-from templates.parts.toeplitz import rounded
+from templates.parts.toeplitz import terms
 
 
 @triton.jit
@@ -150,7 +150,7 @@ def load_poles(
 def load_modes(
     log_poles_ptr, frequencies_ptr, residues_real_ptr, residues_imag_ptr, row,
     COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
-    BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
     """All that a channel's tiles need of its COUNT pairs, at most MODES / 2: what load_modes of
     modal.py returns, with real and imaginary parts in rows.
@@ -168,7 +168,7 @@ def load_modes(
     by_row = taps[None, :] + tl.zeros((BLOCK_T, 1), tl.float32)
     column = step_of(tl.maximum(lag, 0), M, BLOCK_T)
     matrix = tl.where(lag >= 0, tl.gather(by_row, column, 1), 0.0)
-    within = rounded(matrix.to(OPERAND), PRECISION)
+    within = taps_matrix(matrix, OPERAND, PRECISION, TERMS)
     next_step = exponential(a, 1)
     to_end = transposed(terms(stacked(reversed_powers, MODES, BLOCK_T), OPERAND, PRECISION))
     weighted = stacked(times(twice, powers), MODES, BLOCK_T)

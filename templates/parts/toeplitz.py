@@ -15,21 +15,27 @@ from templates.parts.channels_first import load_rows, rows_vector, vector_rows
 @triton.jit
 def load_toeplitz(
     ptr, group, LENGTH: tl.constexpr, LAG_LAST: tl.constexpr,
-    BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
     """T_s[j, i] = taps[s BLOCK_T + i - j], zero where there is no such tap: matrices
     [BLOCK_T, BLOCK_T] that take a block of inputs, and those before it, to a block of outputs.
+    With two TERMS then come as many of what rounding leaves of taps.
     """
     j = tl.arange(0, BLOCK_T)[:, None]
     i = tl.arange(0, BLOCK_T)[None, :]
-    matrices = ()
+    matrices, low = (), ()
     for s in tl.static_range((LENGTH - 1 + BLOCK_T - 1) // BLOCK_T + 1):
         lag = s * BLOCK_T + i - j
         tap = LENGTH - 1 - lag if LAG_LAST else lag
         where = ptr + group * LENGTH + tap
         value = tl.load(where, mask=(lag >= 0) & (lag < LENGTH), other=0.0)
-        matrices = matrices + (rounded(value.to(OPERAND), PRECISION),)
-    return matrices
+        if TERMS == 1:
+            matrices = matrices + (rounded(value.to(OPERAND), PRECISION),)
+        else:
+            both = terms(value.to(tl.float32), OPERAND, PRECISION)
+            matrices = matrices + both[:1]
+            low = low + both[1:]
+    return matrices + low
 
 
 @triton.jit
@@ -40,6 +46,16 @@ def rounded(x, PRECISION: tl.constexpr):
         return ((bits + 0x1000) & ~0x1FFF).to(tl.float32, bitcast=True)
     else:
         return x
+
+
+@triton.jit
+def terms(x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """x as a sum of operands: two terms, or x itself where products read float32 as it is."""
+    high = rounded(x.to(OPERAND), PRECISION)
+    if tl.float32 == OPERAND and PRECISION == "ieee":
+        return (high,)
+    else:
+        return high, rounded((x - high.to(tl.float32)).to(OPERAND), PRECISION)
 
 
 @triton.jit
@@ -105,6 +121,8 @@ def toeplitz(
     y = tl.dot(blocks[0], matrices[0], input_precision=PRECISION)
     for s in tl.static_range(1, COUNT):
         y = tl.dot(blocks[s], matrices[s], y, input_precision=PRECISION)
+    for s in tl.static_range(len(matrices) - COUNT):
+        y = tl.dot(blocks[s], matrices[COUNT + s], y, input_precision=PRECISION)
     return vector_rows(y, M, N)
 
 
@@ -117,6 +135,8 @@ def toeplitz_adjoint(
     y = tl.dot(blocks[0], tl.trans(matrices[0]), input_precision=PRECISION)
     for s in tl.static_range(1, COUNT):
         y = tl.dot(blocks[s], tl.trans(matrices[s]), y, input_precision=PRECISION)
+    for s in tl.static_range(len(matrices) - COUNT):
+        y = tl.dot(blocks[s], tl.trans(matrices[COUNT + s]), y, input_precision=PRECISION)
     return vector_rows(y, M, N)
 
 

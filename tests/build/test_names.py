@@ -1,4 +1,4 @@
-"""No two calls of a helper share a name and not a body (docs/decisions/012-names-of-helpers.md)."""
+"""No two calls of a helper share a name and not a body (decision 12)."""
 
 from __future__ import annotations
 
