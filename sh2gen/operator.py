@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ from sh2gen.emit import class_name
 from sh2gen.errors import Sh2genError
 from sh2gen.files import MARK
 from sh2gen.load_module import load_module
+from sh2gen.loaded import text_of
 from sh2gen.reference import reference
 from sh2gen.spec import OpSpec, spec_from_dict
 
@@ -40,13 +42,20 @@ class Operator:
                 raise refusal  # before anything in it is executed
         except (OSError, UnicodeDecodeError):
             pass  # load_module says what is wrong with it
-        self.namespace: ModuleType = load_module(path, interpret=False)
         try:
-            self.spec: OpSpec = spec_from_dict(self.namespace.SPEC)
-            self.plan: str = self.namespace.PLAN
-            self.layout: str = self.namespace.LAYOUT
+            self._bind(load_module(path, interpret=False))
         except AttributeError as error:
             raise refusal from error
+
+    def _bind(self, namespace: ModuleType) -> None:
+        self.namespace = namespace
+        self.spec: OpSpec = spec_from_dict(namespace.SPEC)
+        self.plan: str = namespace.PLAN
+        self.layout: str = namespace.LAYOUT
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle and copy: the same module where it is loaded, else the file anew."""
+        return _restored, (str(self.path.absolute()), self.namespace.__name__)
 
     def __call__(self, *inputs: Tensor, **parameters: Any) -> Any:
         """y of the inputs (`spec.inputs`, or one tensor of packed features), differentiable; and
@@ -108,6 +117,27 @@ class Operator:
     def __repr__(self) -> str:
         names = ", ".join((*self.spec.inputs, *(p.name for p in self.spec.parameters)))
         return f"<sh2gen.Operator {self.spec.op}({names}) {self.plan} from {self.path}>"
+
+
+def _restored(path: str, name: str) -> Operator:
+    """The operator of a module in this process, or else of the file that it was made of.
+
+    Raises:
+        Sh2genError: B005 if the file is not there any more, or another.
+    """
+    try:
+        namespace = importlib.import_module(name)
+    except ModuleNotFoundError:
+        operator = Operator(Path(path))
+        if text_of(operator.namespace.__name__) != text_of(name):
+            raise Sh2genError(
+                "B005", f"{path} has changed since an operator of it was pickled"
+            ) from None
+        return operator
+    operator = Operator.__new__(Operator)
+    operator.path = Path(path)
+    operator._bind(namespace)
+    return operator
 
 
 class OperatorRunner:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import copy
 import io
 import math
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sh2gen.errors import Sh2genError
+from sh2gen.operator import Operator
 from sh2gen.verify import verify
 
 if TYPE_CHECKING:
@@ -269,6 +275,68 @@ def test_deepcopy(case: Case) -> None:
 def test_pickle(case: Case) -> None:
     module = case.module()
     assert equal(pickle.loads(pickle.dumps(module)), parameters_of(module))
+
+
+def test_operators_pickle_and_copy(case: Case, tmp_path: Path) -> None:
+    """Within a process they share the module; elsewhere their file is loaded, if unchanged."""
+    inputs, parameters = case.inputs(), case.parameters()
+    y = case.operator(*inputs, **parameters)
+    model = nn.Sequential(case.module())
+    model.operator = case.operator
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert other.operator.namespace is case.operator.namespace
+        assert torch.equal(other.operator(*inputs, **parameters), y)
+    path = tmp_path / case.path.name
+    path.write_text(case.path.read_text() + "# another\n")
+    moved = Operator(path)
+    data = pickle.dumps(moved)
+    del sys.modules[moved.namespace.__name__]
+    again = pickle.loads(data)
+    assert again.namespace is not moved.namespace
+    assert torch.equal(again(*inputs, **parameters), y)
+    for name in (again.namespace.__name__, moved.namespace.__name__):
+        sys.modules.pop(name, None)
+    path.write_text(case.path.read_text())
+    with pytest.raises(Sh2genError, match="has changed since an operator of it was pickled"):
+        pickle.loads(data)
+    path.unlink()
+    with pytest.raises(Sh2genError, match="No such file"):
+        pickle.loads(data)
+
+
+# In a process that debugs kernels of its own, whose Triton is interpreted from the start.
+ELSEWHERE = """
+import pickle, sys
+
+layer, operator = (open(name, "rb").read() for name in sys.argv[1:])
+try:
+    pickle.loads(layer)
+except ModuleNotFoundError as error:
+    print(error)
+operator, layer = pickle.loads(operator), pickle.loads(layer)
+print(type(layer).__module__ == operator.namespace.__name__, operator.namespace.HAS_GLUON)
+import torch
+
+y = layer(torch.ones(1, 24, 30))
+print(torch.equal(y, operator(torch.ones(1, 24, 30), **dict(layer.named_parameters()))))
+"""
+
+
+@pytest.mark.parametrize("case", ["blocks_bdl"], indirect=True)
+def test_another_process_is_told_what_to_load(case: Case, tmp_path: Path) -> None:
+    """Of a file with a twin for sm_90, whose import of Gluon is no easy one."""
+    for name, thing in (("layer", case.module()), ("operator", case.operator)):
+        (tmp_path / name).write_bytes(pickle.dumps(thing))
+    found = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, tmp_path / "layer", tmp_path / "operator"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+    )
+    assert found.returncode == 0, found.stderr
+    told, *rest = found.stdout.splitlines()
+    assert f'call sh2gen.load(".../{case.path.name}") before unpickling it' in told
+    assert rest == ["True True", "True"]
 
 
 def test_meta_device(case: Case) -> None:
