@@ -192,6 +192,9 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
         "op_parameters": op_parameters(spec),
         "typed_parameters": [f"{p.name}: Tensor" for p in spec.parameters],
         "conversions": _conversions(spec),
+        "computes": _computes(spec),
+        "effective": _effective(spec, spec.inputs[0]),
+        "taps_names": _literal(tuple(_taps(spec)), 0),
         "parameters_literal": _literal({p.name: p.shape for p in spec.parameters}, 0, 13),
         "argument_docs": [(name, f"{shape}, bfloat16, float16 or float32") for name in spec.inputs]
         + [(p.name, f"{p.shape}, float32; {_meaning(spec, p.name)}") for p in spec.parameters],
@@ -226,7 +229,7 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
             ("eager_pairs", "eager") if spec.filter.pairs else ("eager",),
             eager_helper_names(plan, stateful=bool(spec.state)),
         ),
-        "op_helpers": _texts("op"),
+        "op_helpers": [f.text for f in _part("op") if f.name != "two_axes" or _taps(spec)],
         "stateful": spec.state is not None,
         "enters": enters,
         "leaves": leaves,
@@ -400,26 +403,45 @@ def _filter_size(spec: OpSpec) -> str:
     return f"K = {spec.filter.length} taps"
 
 
+def _taps(spec: OpSpec) -> list[str]:
+    """Parameters that are taps, (rows, K)."""
+    return [p.name for p in spec.parameters if p.name in ("filter", "featurizer")]
+
+
+def _computes(spec: OpSpec) -> bool:
+    """Whether kernels take parameters that are computed from what is given, in some dtype."""
+    return spec.filter.kind in (FilterKind.DECAY, FilterKind.MODAL)
+
+
 def _conversions(spec: OpSpec) -> list[str]:
     """Lines that make what kernels take of what is trained."""
+    lines = [f"{name} = two_axes({name})" for name in _taps(spec)]
     if spec.filter.kind is FilterKind.DECAY:
-        return ["filter = decayed(filter)"]
+        lines.append("filter = decayed(filter.to(dtype))")
     if spec.filter.parametrisation is Parametrisation.P_GAMMA:
-        return ["log_poles = poles(p, gamma)"]
-    return []
+        lines.append("log_poles = poles(p.to(dtype), gamma.to(dtype))")
+    if spec.filter.kind is FilterKind.MODAL:  # other parameters are cast where they are loaded
+        others = {"p", "gamma", "featurizer", "skip", "bias"}
+        names = [p.name for p in spec.parameters if p.name not in others]
+        lines += [f"{name} = {name}.to(dtype)" for name in names]
+    return lines
+
+
+def _effective(spec: OpSpec, x: str) -> str:
+    """The parameters as forward_op takes them beside an input x."""
+    arguments = [p.name for p in spec.parameters]
+    if _computes(spec):
+        arguments.append(f"dtype=torch.promote_types({x}.dtype, torch.float32)")
+    return f"effective({', '.join(arguments)})"
 
 
 def _call_op(spec: OpSpec, inputs: list[str], *, states: bool, saves: bool) -> list[str]:
     """Lines that call forward_op in a function for users."""
-    names = [p.name for p in spec.parameters]
-    lines = []
-    arguments = [*inputs, *names]
-    if _conversions(spec):
-        lines.append(f"parameters = effective({', '.join(names)})")
-        arguments = [*inputs, "*parameters"]
+    tensors = ", ".join([*(name for name in inputs if name != "None"), "*parameters"])
+    lines = [f"parameters = {_effective(spec, inputs[0])}", f"refuse_transforms([{tensors}])"]
+    arguments = [*inputs, "*parameters"]
     if states:
-        tensors = [name for name in (*inputs, *names) if name != "None"]
-        lines.append(f"keep = differentiates({', '.join(tensors)})")
+        lines.append(f"keep = differentiates({tensors})")
         arguments.append("keep")
     call = f"forward_op({', '.join(arguments)})"
     return [*lines, f"return {call}[0]" if saves else f"return {call}"]

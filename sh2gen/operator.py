@@ -88,6 +88,7 @@ class Operator:
             TypeError, ValueError: as a call does.
         """
         self.namespace.check(inputs, self._values(inputs, parameters))
+        parameters = {p.name: parameters[p.name].reshape(p.shape) for p in self.spec.parameters}
         if len(inputs) == 1 and len(self.spec.inputs) > 1:
             inputs = self.namespace.unpack(inputs)
         canonical = {
@@ -269,7 +270,5 @@ class InterpreterRunner:
 
     def _effective(self, parameters: Mapping[str, Tensor]) -> list[Tensor]:
         """The parameters as kernels take them: a decay filter with its decay applied, poles."""
-        if hasattr(self.namespace, "effective"):
-            found: list[Tensor] = self.namespace.effective(**parameters)
-            return found
-        return list(parameters.values())
+        found: list[Tensor] = self.namespace.effective(**parameters)
+        return found

@@ -5,8 +5,11 @@ LAYOUT, INPUTS, CHANNELS, TIME and CHANNEL are constants of the generated file.
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+OP = "op"
 INTERLEAVED = False
 LAYOUT, INPUTS, CHANNELS, TIME, CHANNEL = "BDL", ("x",), 1, 2, 1
 
@@ -39,3 +42,43 @@ def unpack(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
 def given(*inputs: Tensor | None) -> list[Tensor]:
     """The inputs that are there: all, or only the first, which is then packed features."""
     return [x for x in inputs if x is not None]
+
+
+def two_axes(taps: Tensor) -> Tensor:
+    """Taps (G, K), of those or of the weight (G, 1, K) of a conv1d."""
+    return taps.squeeze(1) if taps.dim() == 3 else taps
+
+
+def refuse_transforms(tensors: Sequence[Tensor]) -> None:
+    """Refuse derivatives that library ops here lack: those in forward mode, which PyTorch would
+    silently take for zero, and those of torch.func.
+    """
+    functorch = torch._C._functorch
+    forward = backward = False
+    if torch.compiler.is_compiling():  # which tensors have tangents is not seen there
+        forward = forward_ad._current_level >= 0
+    elif functorch.maybe_current_level() is not None:
+        kinds = {i.level(): i.key() for i in functorch.get_interpreter_stack()}
+        jvp, vmap = functorch.TransformType.Jvp, functorch.TransformType.Vmap
+        innermost = max((n for n, kind in kinds.items() if kind != vmap), default=0)
+        for x in tensors:
+            while functorch.is_functorch_wrapped_tensor(x):
+                if functorch.is_gradtrackingtensor(x):
+                    backward |= x.requires_grad and torch.is_grad_enabled()
+                    level = functorch.maybe_get_level(x)
+                    if kinds.get(level) == jvp:  # whose tangents are seen from there alone
+                        dual = forward_ad.unpack_dual(x)
+                        forward |= level != innermost or dual.tangent is not None
+                x = functorch.get_unwrapped(x)
+            forward |= forward_ad.unpack_dual(x).tangent is not None
+    elif forward_ad._current_level >= 0:
+        forward = any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+    instead = "call torch.autograd.grad or backward() instead"
+    if forward:
+        raise NotImplementedError(
+            f"{OP}: no derivatives in forward mode (jvp, jacfwd, dual tensors); {instead}"
+        )
+    if backward:
+        raise NotImplementedError(
+            f"{OP}: no derivatives by torch.func (grad, vjp, jacrev, hessian); {instead}"
+        )

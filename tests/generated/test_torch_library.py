@@ -39,10 +39,10 @@ def leaves(tensors: list[Tensor]) -> list[Tensor]:
 
 def effective(case: Case, parameters: dict[str, Tensor]) -> list[Tensor]:
     """The parameters as the library ops take them: with a decay applied, poles as they are."""
-    if hasattr(case.operator.namespace, "effective"):
-        found: list[Tensor] = case.operator.namespace.effective(**parameters)
-        return found
-    return list(parameters.values())
+    dtype = next(iter(parameters.values())).dtype
+    given = {"dtype": dtype} if case.spec.filter.kind in ("modal", "decay") else {}
+    found: list[Tensor] = case.operator.namespace.effective(**parameters, **given)
+    return found
 
 
 def saved_by(case: Case, arguments: list[Tensor | None]) -> list[Tensor]:
@@ -164,6 +164,103 @@ def test_second_derivatives_are_refused(case: Case) -> None:
     (first,) = torch.autograd.grad(y.square().sum(), inputs[0], create_graph=True)
     with pytest.raises(RuntimeError, match=r"_backward.*no autograd formula was registered"):
         first.sum().backward()
+
+
+def check_refusals(case: Case, function: Any, x: Tensor) -> None:
+    """Of every derivative of the function at x that PyTorch has beside those of backward()."""
+    from torch.autograd import forward_ad
+
+    func, one = torch.func, torch.ones(())
+    for forward in (
+        lambda: func.jvp(function, (x,), (x,)),
+        lambda: func.linearize(function, x),
+        lambda: func.jacfwd(function)(x),
+        lambda: func.jvp(lambda x: func.vmap(function)(x[None]), (x,), (x,)),
+        lambda: func.hessian(lambda x: function(x).sum())(x),
+        # As a constant of another derivative, whose level hides the tangent.
+        lambda: func.jvp(lambda x: func.grad(lambda z: (z * function(x)).sum())(one), (x,), (x,)),
+    ):
+        with pytest.raises(NotImplementedError, match=rf"^{case.spec.op}: no .* in forward mode"):
+            forward()
+    for made in (x, x.clone().requires_grad_()):
+        with (
+            forward_ad.dual_level(),
+            pytest.raises(NotImplementedError, match="no derivatives in forward mode"),
+        ):
+            function(forward_ad.make_dual(made, x))
+    for backward in (
+        lambda: func.grad(lambda x: function(x).sum())(x),
+        lambda: func.vjp(function, x),
+        lambda: func.jacrev(function)(x),
+        lambda: func.vmap(func.grad(lambda x: function(x).sum()))(x[None]),
+    ):
+        with pytest.raises(NotImplementedError, match=rf"^{case.spec.op}: .* by torch\.func"):
+            backward()
+
+
+def test_derivatives_that_are_not_there_are_refused(case: Case) -> None:
+    """Not zero; of an input, of packed features and of a parameter."""
+    inputs, parameters = case.inputs(2, 9), case.parameters()
+    last = list(parameters)[-1]
+    check_refusals(case, lambda x: case.operator(x, *inputs[1:], **parameters), inputs[0])
+    check_refusals(
+        case, lambda p: case.operator(*inputs, **parameters | {last: p}), parameters[last]
+    )
+    check_refusals(case, lambda x: case.operator(x, **parameters), case.packed(2, 9))
+
+
+@pytest.mark.parametrize("case", ["hyena_bdl", "fft_bld", "modal"], indirect=True)
+def test_derivatives_of_something_else_are_not_refused(case: Case) -> None:
+    """An operator that they do not pass through is a constant of them; and vmap is none."""
+    from torch.autograd import forward_ad
+
+    inputs, parameters = case.inputs(2, 9), case.parameters()
+    y = case.operator(*inputs, **parameters)
+
+    def constant(scale: Tensor) -> Tensor:
+        made = [x * torch.ones(()) for x in inputs]  # seen by the transform, without a tangent
+        return scale * case.operator(*made, **parameters)
+
+    one = torch.ones(())
+    for found in (
+        torch.func.jvp(constant, (one,), (one,))[1],
+        torch.func.jacfwd(constant)(one),
+        torch.func.jacrev(lambda scale: constant(scale).flatten())(one).reshape(y.shape),
+    ):
+        torch.testing.assert_close(found, y)
+    with forward_ad.dual_level():
+        assert torch.equal(case.operator(*inputs, **parameters), y)
+
+    def detached(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return case.operator(x, *inputs[1:], **parameters)
+
+    zero = torch.func.grad(lambda x: (0 * x + detached(x)).sum())(inputs[0])
+    assert not zero.any()
+    many = torch.func.vmap(lambda x: case.operator(x, *inputs[1:], **parameters))
+    assert torch.equal(many(inputs[0][None])[0], y)
+
+
+@pytest.mark.parametrize("case", ["hyena_bdl", "fft_bld"], indirect=True)
+def test_derivatives_that_are_not_there_are_refused_under_compile(case: Case) -> None:
+    from torch.autograd import forward_ad
+
+    inputs, module = case.inputs(2, 9), case.module()
+    x = inputs[0]
+    compiled = torch.compile(lambda x: module(x, *inputs[1:]), backend="aot_eager")
+    y = compiled(x)
+    with (
+        forward_ad.dual_level(),
+        pytest.raises(NotImplementedError, match="no derivatives in forward mode"),
+    ):
+        compiled(forward_ad.make_dual(x, x))
+    assert torch.equal(compiled(x), y)
+    inner = torch.compile(
+        lambda x: torch.func.jvp(lambda x: module(x, *inputs[1:]), (x,), (x,)),
+        backend="aot_eager",
+    )
+    with pytest.raises(NotImplementedError, match="no derivatives in forward mode"):
+        inner(x)
 
 
 @pytest.mark.parametrize("case", ["hyena_bdl", "short_bld", "fft_bld"], indirect=True)
