@@ -40,6 +40,7 @@ from sh2gen.ir import Modes, ParameterView
 from sh2gen.plan import (
     Accumulate,
     Blocks,
+    EagerConv,
     Edge,
     EndParts,
     Extend,
@@ -193,7 +194,7 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
         "typed_parameters": [f"{p.name}: Tensor" for p in spec.parameters],
         "conversions": _conversions(spec),
         "computes": _computes(spec),
-        "effective": _effective(spec, spec.inputs[0]),
+        "effective": lambda x: _effective(spec, x),
         "taps_names": _literal(tuple(_taps(spec)), 0),
         "parameters_literal": _literal({p.name: p.shape for p in spec.parameters}, 0, 13),
         "argument_docs": [(name, f"{shape}, bfloat16, float16 or float32") for name in spec.inputs]
@@ -215,7 +216,6 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
         "saved_activations": list(plan.saved),
         "tile_sums": {kernel.direction: kernel.program for kernel in plan.sums},
         "keep_argument": ["keep: bool"] if plan.states else [],
-        "call_op": lambda inputs: _call_op(spec, inputs, states=plan.states, saves=bool(saved)),
         "op_arguments": [f"{spec.inputs[0]}: Tensor"]
         + [f"{name}: Tensor | None" for name in spec.inputs[1:]]
         + [f"{name}: Tensor" for name in op_parameters(spec)],
@@ -229,7 +229,8 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
             ("eager_pairs", "eager") if spec.filter.pairs else ("eager",),
             eager_helper_names(plan, stateful=bool(spec.state)),
         ),
-        "op_helpers": [f.text for f in _part("op") if f.name != "two_axes" or _taps(spec)],
+        "op_helpers": _op_helpers(spec, fixed_length=plan.eager is not EagerConv.DIRECT),
+        "fixed_length": plan.eager is not EagerConv.DIRECT,
         "stateful": spec.state is not None,
         "enters": enters,
         "leaves": leaves,
@@ -435,18 +436,6 @@ def _effective(spec: OpSpec, x: str) -> str:
     return f"effective({', '.join(arguments)})"
 
 
-def _call_op(spec: OpSpec, inputs: list[str], *, states: bool, saves: bool) -> list[str]:
-    """Lines that call forward_op in a function for users."""
-    tensors = ", ".join([*(name for name in inputs if name != "None"), "*parameters"])
-    lines = [f"parameters = {_effective(spec, inputs[0])}", f"refuse_transforms([{tensors}])"]
-    arguments = [*inputs, "*parameters"]
-    if states:
-        lines.append(f"keep = differentiates({tensors})")
-        arguments.append("keep")
-    call = f"forward_op({', '.join(arguments)})"
-    return [*lines, f"return {call}[0]" if saves else f"return {call}"]
-
-
 def _packing(spec: OpSpec) -> str:
     names = ", ".join(spec.inputs)
     if spec.layout.projection is Projection.INTERLEAVED:
@@ -512,6 +501,13 @@ def _part(name: str) -> tuple[_Function, ...]:
 def _texts(part: str) -> list[str]:
     """The text of every helper of a part."""
     return [function.text for function in _part(part)]
+
+
+def _op_helpers(spec: OpSpec, *, fixed_length: bool) -> list[str]:
+    """Those of calls, without what an operator has no use for."""
+    others = [] if _taps(spec) else ["two_axes"]
+    others += [] if fixed_length else ["refuse_symbols"]
+    return [f.text for f in _part("op") if f.name not in others]
 
 
 def _closure(parts: tuple[str, ...], wanted: set[str]) -> list[str]:

@@ -27,6 +27,10 @@ from sh2gen.ir import (
 from sh2gen.plan import EagerConv, Plan
 from sh2gen.spec import FilterKind, OpSpec, Parametrisation, TapOrder
 
+# PyTorch, where it differentiates, sums gradients of rows that are spread over channels: not in a
+# narrow dtype, which they are rounded to once.
+_WIDE = "(p.to(dtype) for p in parameters)"
+
 
 def targets(names: list[str]) -> str:
     """Names to unpack a sequence into."""
@@ -98,7 +102,7 @@ def eager_forward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "tensors": [f"{name}_all" for name in spec.inputs],
         "tensor_source": "inputs",
         "first": first,
-        "parameters": "parameters",
+        "parameters": _WIDE,
         "channel_bytes": _channel_bytes(plan.graph, plan.eager),
         "setup": setup,
         "lines": lines,
@@ -148,9 +152,7 @@ def eager_stateful(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "tensors": [f"{name}_all" for name in spec.inputs],
         "tensor_source": "inputs",
         "first": f"{spec.inputs[0]}_all",
-        # PyTorch sums gradients where a parameter's rows are spread over channels: not in a narrow
-        # dtype, which is rounded to once, here.
-        "parameters": "(p.to(dtype) for p in parameters)",
+        "parameters": _WIDE,
         # Nothing is in need of no gradient because it is empty: never no chunk at all.
         "channel_bytes": f"max(1, {_channel_bytes(plan.graph, plan.eager)})",
         "setup": setup,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -75,6 +76,18 @@ class Operator:
         values = self._values(inputs, parameters)
         packed = "" if len(inputs) == len(self.spec.inputs) else "_packed"
         return getattr(self.namespace, self.spec.op + packed)(*inputs, *values, **state)
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Within it, calls of this operator and of its modules are plain PyTorch on any device:
+        slower, of more memory, and for exporters and derivatives that library ops do not have.
+        """
+        names = vars(self.namespace)
+        before, names["PLAIN"] = names["PLAIN"], True
+        try:
+            yield
+        finally:
+            names["PLAIN"] = before
 
     def module(self, device: torch.device | str | None = None) -> nn.Module:
         """A fresh nn.Module with its own float32 parameters, called like the operator."""
@@ -259,7 +272,7 @@ class InterpreterRunner:
         joined, steps = n.join_history(given, state[0])
         none = state[0].new_zeros(0)
         y, _ = launched(n, none, none, *joined, *effective)
-        return y.narrow(n.TIME, steps, given[0].shape[n.TIME]), (n.last_steps(given, state[0]),)
+        return y.narrow(n.TIME, steps, given[0].shape[n.TIME]), (n.last_steps(joined, state[0]),)
 
     def _outputs(self, inputs: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> list[Tensor]:
         for x in inputs:

@@ -4,12 +4,13 @@ LAYOUT, INPUTS, CHANNELS, TIME and CHANNEL are constants of the generated file.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-OP = "op"
+OP, PLAIN = "op", False
 INTERLEAVED = False
 LAYOUT, INPUTS, CHANNELS, TIME, CHANNEL = "BDL", ("x",), 1, 2, 1
 
@@ -44,6 +45,26 @@ def given(*inputs: Tensor | None) -> list[Tensor]:
     return [x for x in inputs if x is not None]
 
 
+def without_autocast(x: Tensor):
+    """A context in which PyTorch computes in the dtypes that it is given, on the device of x."""
+    kind = x.device.type
+    known = torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if known else nullcontext()
+
+
+def refuse_symbols(x: Tensor) -> None:
+    """Refuse to export for every length what takes steps that depend on it: where an exporter
+    forgets what was asked about a length, the program would be wrong for others.
+    """
+    compiler = torch.compiler
+    if compiler.is_exporting():
+        unknown = compiler.is_dynamo_compiling()  # numbers look like symbols to it
+        if PLAIN if unknown else type(x.shape[TIME]) is not int:
+            raise ValueError(
+                f"{OP}: plain PyTorch of this filter is exported for one length, with strict=False"
+            )
+
+
 def two_axes(taps: Tensor) -> Tensor:
     """Taps (G, K), of those or of the weight (G, 1, K) of a conv1d."""
     return taps.squeeze(1) if taps.dim() == 3 else taps
@@ -73,12 +94,9 @@ def refuse_transforms(tensors: Sequence[Tensor]) -> None:
             forward |= forward_ad.unpack_dual(x).tangent is not None
     elif forward_ad._current_level >= 0:
         forward = any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
-    instead = "call torch.autograd.grad or backward() instead"
-    if forward:
+    if forward or backward:
+        mode = "in forward mode (jvp, jacfwd)" if forward else "by torch.func (grad, vjp, jacrev)"
         raise NotImplementedError(
-            f"{OP}: no derivatives in forward mode (jvp, jacfwd, dual tensors); {instead}"
-        )
-    if backward:
-        raise NotImplementedError(
-            f"{OP}: no derivatives by torch.func (grad, vjp, jacrev, hessian); {instead}"
+            f"{OP}: no derivatives {mode}: call backward() or torch.autograd.grad instead, or "
+            "compute them of plain PyTorch, within operator.plain()"
         )

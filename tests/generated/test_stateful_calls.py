@@ -220,3 +220,50 @@ def test_derivatives_in_forward_mode(stateful: Case) -> None:
             dy, leaf = torch.randn_like(y), x.clone().requires_grad_()
             (gradient,) = torch.autograd.grad(function(leaf), leaf, dy)
             torch.testing.assert_close((derivative * dy).sum(), (gradient * tangent).sum())
+
+
+# ------------------------------------------------------------------------------------------ export
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["separate", "packed"])
+def test_export(stateful: Case, packed: bool) -> None:
+    """One program for all lengths, shorter ones than the history too: any with channels last,
+    multiples of 8 with channels first. What PyTorch computes in blocks of its own has one length.
+    """
+    module, roles = stateful.module(), len(stateful.spec.inputs)
+
+    def given(batch: int, length: int) -> tuple[Tensor, ...]:
+        if packed:
+            return (stateful.packed(batch, length),)
+        return tuple(stateful.inputs(batch, length))
+
+    def state_of(batch: int) -> Any:
+        _, state = module(*given(batch, 24))
+        return type(state)(*(torch.randn_like(x) for x in state))
+
+    batch, count = torch.export.Dim("batch", max=64), torch.export.Dim("count", max=512)
+    last = stateful.operator.layout == "BLD"
+    state = state_of(2)
+    steps = {0: batch, stateful.time: count if last else 8 * count}
+    shapes = {
+        "inputs": (steps,) * (1 if packed else roles),
+        "state": type(state)(*({0: batch} for _ in state)),
+    }
+
+    def export(shapes: Any) -> Any:
+        arguments = (module, given(2, 64), {"state": state})
+        return torch.export.export(*arguments, dynamic_shapes=shapes, strict=False)
+
+    if stateful.name in MODAL:
+        with pytest.raises(ValueError, match="exported for one length"):
+            export(shapes)
+        program, sizes = export(None), [(2, 64)]
+    else:
+        program, sizes = export(shapes), [(3, 8), (2, 48), (5, 264)]
+        sizes += [(1, 1), (2, 3), (3, 61)] if last else []
+    for batch_, length in sizes:
+        inputs, before = given(batch_, length), state_of(batch_)
+        y, after = program.module()(*inputs, state=before)
+        expected, wanted = module(*inputs, state=before)
+        torch.testing.assert_close(y, expected)
+        assert all(torch.equal(a, b) for a, b in zip(after, wanted, strict=True))

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 if TYPE_CHECKING:
     from tests.generated.conftest import Case
@@ -241,6 +243,41 @@ def test_derivatives_of_something_else_are_not_refused(case: Case) -> None:
     assert torch.equal(many(inputs[0][None])[0], y)
 
 
+def test_plain_pytorch(case: Case) -> None:
+    """The same numbers, with every derivative of PyTorch's; only within `plain`, and after it as
+    before.
+    """
+    inputs, parameters = case.inputs(2, 9, dtype=torch.float64), case.parameters()
+    given = {name: p.bfloat16().requires_grad_() for name, p in parameters.items()}
+    dy = case.activation(2, 9, dtype=torch.float64)
+
+    def call(x: Tensor) -> Tensor:
+        return case.operator(x, *inputs[1:], **given)
+
+    leaf = inputs[0].clone().requires_grad_()
+    wanted = [leaf, *given.values()]
+    expected = call(leaf)
+    gradients = torch.autograd.grad(expected, wanted, dy)
+    with case.operator.plain():
+        y = call(leaf)
+        found = torch.autograd.grad(y, wanted, dy, create_graph=True)
+        assert case.operator(case.packed(2, 9), **given).isfinite().all()
+        _, tangent = torch.func.jvp(call, (inputs[0],), (dy.clone(),))
+        by_func = torch.func.grad(lambda x: (call(x) * dy).sum())(inputs[0])
+        (second,) = torch.autograd.grad(found[0].square().sum(), given[next(iter(given))])
+    assert torch.equal(y, expected) and second.isfinite().all()
+    for a, b in zip(found, gradients, strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(by_func, gradients[0])
+    transposed = torch.autograd.grad(call(leaf), leaf, dy)[0]
+    torch.testing.assert_close((tangent * dy).sum(), (transposed * dy).sum())
+    with pytest.raises(NotImplementedError, match="no derivatives in forward mode"):
+        torch.func.jvp(call, (inputs[0],), (inputs[0],))
+    with pytest.raises(KeyError), case.operator.plain():
+        raise KeyError
+    assert case.operator.namespace.PLAIN is False
+
+
 @pytest.mark.parametrize("case", ["hyena_bdl", "fft_bld"], indirect=True)
 def test_derivatives_that_are_not_there_are_refused_under_compile(case: Case) -> None:
     from torch.autograd import forward_ad
@@ -407,6 +444,29 @@ def test_export_for_any_length(case: Case, strict: bool) -> None:
     for batch, length in ((2, 19), (1, 1), (3, 32), (5, 61)):
         inputs = case.inputs(batch, length)
         assert torch.equal(program.module()(*inputs), module(*inputs))
+
+
+@pytest.mark.parametrize("case", ["hyena_bdl", "blocks_bdl", "fft_bdl", "modal"], indirect=True)
+def test_export_of_tensors_on_a_gpu(case: Case) -> None:
+    """Which only say that they are: of any batch, and any length that is a multiple of 8."""
+    with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True):
+        module = case.operator.module(device="meta")
+        for name, shape in case.operator.namespace.PARAMETERS.items():
+            values = torch.empty(shape, device="cuda")
+            setattr(module, name, nn.Parameter(values, requires_grad=False))
+        inputs = tuple(torch.empty(case.shape(2, 24), device="cuda") for _ in case.spec.inputs)
+    batch, blocks = torch.export.Dim("batch", max=64), torch.export.Dim("blocks", max=512)
+    shapes = (({0: batch, 2: 8 * blocks},) * len(inputs),)
+    program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+    assert {str(range) for range in program.range_constraints.values()} == {
+        "VR[0, 64]",
+        "VR[0, 4096]",
+        "VR[2, 512]",
+    }
+    length = torch.export.Dim("length", max=4096)
+    with pytest.raises(torch._dynamo.exc.UserError, match="Constraints violated"):
+        shapes = (({0: batch, 2: length},) * len(inputs),)
+        torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
 
 
 @pytest.mark.parametrize("case", FEW, indirect=True)
