@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 try:
@@ -45,6 +46,7 @@ CHANNELS = 4096
 INTERLEAVED = False  # how features are packed: channel by channel, or input by input
 TIME, CHANNEL = 2, 1  # axes of an activation
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
+PLAIN = False  # whether calls are of plain PyTorch on every device, instead of library ops
 HISTORY = 2  # steps before a sequence that its outputs read
 BLOCK = 64  # steps that plain PyTorch convolves by one product
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
@@ -1951,6 +1953,63 @@ def given(*inputs: Tensor | None) -> list[Tensor]:
     return [x for x in inputs if x is not None]
 
 
+def without_autocast(x: Tensor):
+    """A context in which PyTorch computes in the dtypes that it is given, on the device of x."""
+    kind = x.device.type
+    known = torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if known else nullcontext()
+
+
+def refuse_symbols(x: Tensor) -> None:
+    """Refuse to export for every length what takes steps that depend on it: where an exporter
+    forgets what was asked about a length, the program would be wrong for others.
+    """
+    compiler = torch.compiler
+    if compiler.is_exporting():
+        unknown = compiler.is_dynamo_compiling()  # numbers look like symbols to it
+        if PLAIN if unknown else type(x.shape[TIME]) is not int:
+            raise ValueError(
+                f"{OP}: plain PyTorch of this filter is exported for one length, with strict=False"
+            )
+
+
+def two_axes(taps: Tensor) -> Tensor:
+    """Taps (G, K), of those or of the weight (G, 1, K) of a conv1d."""
+    return taps.squeeze(1) if taps.dim() == 3 else taps
+
+
+def refuse_transforms(tensors: Sequence[Tensor]) -> None:
+    """Refuse derivatives that library ops here lack: those in forward mode, which PyTorch would
+    silently take for zero, and those of torch.func.
+    """
+    functorch = torch._C._functorch
+    forward = backward = False
+    if torch.compiler.is_compiling():  # which tensors have tangents is not seen there
+        forward = forward_ad._current_level >= 0
+    elif functorch.maybe_current_level() is not None:
+        kinds = {i.level(): i.key() for i in functorch.get_interpreter_stack()}
+        jvp, vmap = functorch.TransformType.Jvp, functorch.TransformType.Vmap
+        innermost = max((n for n, kind in kinds.items() if kind != vmap), default=0)
+        for x in tensors:
+            while functorch.is_functorch_wrapped_tensor(x):
+                if functorch.is_gradtrackingtensor(x):
+                    backward |= x.requires_grad and torch.is_grad_enabled()
+                    level = functorch.maybe_get_level(x)
+                    if kinds.get(level) == jvp:  # whose tangents are seen from there alone
+                        dual = forward_ad.unpack_dual(x)
+                        forward |= level != innermost or dual.tangent is not None
+                x = functorch.get_unwrapped(x)
+            forward |= forward_ad.unpack_dual(x).tangent is not None
+    elif forward_ad._current_level >= 0:
+        forward = any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+    if forward or backward:
+        mode = "in forward mode (jvp, jacfwd)" if forward else "by torch.func (grad, vjp, jacrev)"
+        raise NotImplementedError(
+            f"{OP}: no derivatives {mode}: call backward() or torch.autograd.grad instead, or "
+            "compute them of plain PyTorch, within operator.plain()"
+        )
+
+
 def zero_history(x: Tensor, steps: int) -> Tensor:
     """The history of a sequence that has not begun, for inputs like x."""
     shape = list(x.shape)
@@ -1975,6 +2034,9 @@ def chunks(channels: int, width: int, bytes_per_channel: int, budget: int) -> It
     A slice is whole groups of `width` channels, or lies within one group. An empty batch has none.
     """
     if bytes_per_channel == 0:
+        return
+    if channels * bytes_per_channel <= budget:  # exporters want numbers for slices, no symbols
+        yield slice(0, channels)
         return
     size = max(1, min(channels, budget // bytes_per_channel))
     size = size // width * width if size > width else size
@@ -2044,7 +2106,7 @@ def modal_states(blocks: Tensor, poles: Tensor, state: Tensor | None = None) -> 
     for block in added.unbind(2):
         states.append(state)
         state = state + (lost * state + block)
-    return torch.stack(states, 2)
+    return torch.stack(states, 2) if states else added
 
 
 def conv_modal(
@@ -2107,8 +2169,8 @@ def eager_forward(
 ) -> list[Tensor]:
     """[y] of the unpacked inputs."""
     q_all, k_all, v_all = (canonical(x) for x in inputs)
-    log_poles, residues, featurizer, skip = parameters
     dtype = torch.float64 if q_all.dtype == torch.float64 else torch.float32
+    log_poles, residues, featurizer, skip = (p.to(dtype) for p in parameters)
     outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
     (out_0,) = (canonical(x) for x in outputs)
     batch, _, length = q_all.shape
@@ -2142,8 +2204,8 @@ def eager_backward(
 ) -> list[Tensor]:
     """Gradients of the inputs, packed if they are, then of the parameters."""
     dy_all, q_all, k_all, v_all = (canonical(x) for x in (dy, *unpack(inputs), *saved))
-    log_poles, residues, featurizer, skip = parameters
     dtype = torch.float64 if dy_all.dtype == torch.float64 else torch.float32
+    log_poles, residues, featurizer, skip = parameters
     d_inputs = [allocate(x, x.shape[TIME]) for x in inputs]
     d_q_all, d_k_all, d_v_all = (canonical(x) for x in unpack(d_inputs))
     d_log_poles_all = torch.zeros_like(log_poles, dtype=dtype)
@@ -2213,13 +2275,13 @@ def eager_stateful(
     the first step.
     """
     q_all, k_all, v_all = (canonical(x) for x in inputs)
-    log_poles, residues, featurizer, skip = parameters
     dtype = torch.float64 if q_all.dtype == torch.float64 else torch.float32
+    log_poles, residues, featurizer, skip = (p.to(dtype) for p in parameters)
     outputs = [allocate(inputs[0], inputs[0].shape[TIME]), torch.empty_like(state)]
     out, leaving = canonical(outputs[0]), outputs[1]
     q_past, k_past, v_past = history.chunk(3, CHANNEL)
     batch, _, length = q_all.shape
-    channel_bytes = 13 * batch * length * dtype.itemsize
+    channel_bytes = max(1, 13 * batch * length * dtype.itemsize)
     for c in chunks(CHANNELS, 1, channel_bytes, BYTE_BUDGET):
         q = torch.cat([q_past[:, c], q_all[:, c]], 2).to(dtype)
         featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
@@ -2249,7 +2311,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_acfc2df9"
+    name = unique = "hyena_li_stateful_0c1217ca"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2483,8 +2545,7 @@ stateful_op.register_autograd(differentiate_stateful, setup_context=save_statefu
 
 def poles(p: Tensor, gamma: Tensor) -> Tensor:
     """The log-poles (G, N) of Hyena-LI from what is trained (arXiv 2503.01868, section 2)."""
-    wide = torch.promote_types(p.dtype, torch.float32)
-    return -torch.exp(p.to(wide)) * torch.exp(gamma.to(wide))
+    return -torch.exp(p) * torch.exp(gamma)
 
 
 def effective(
@@ -2493,9 +2554,12 @@ def effective(
     residues: Tensor,
     featurizer: Tensor,
     skip: Tensor,
+    dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
-    """The parameters as forward_op takes them."""
-    log_poles = poles(p, gamma)
+    """The parameters as forward_op takes them; modes and decays are computed in `dtype`."""
+    featurizer = two_axes(featurizer)
+    log_poles = poles(p.to(dtype), gamma.to(dtype))
+    residues = residues.to(dtype)
     return [log_poles, residues, featurizer, skip]
 
 
@@ -2504,26 +2568,32 @@ def differentiates(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Refuse what is no tensor of strides."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{OP}: {name} is a {type(tensor).__name__}, expected a tensor")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        kind = "nested" if tensor.is_nested else tensor.layout
+        raise TypeError(f"{OP}: {name} is {kind}, expected a dense tensor")
+
+
 def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
     """Refuse tensors of a wrong kind, naming the argument and what was expected of it."""
     names = INPUTS if len(inputs) == len(INPUTS) else ("features",)
     x = inputs[0]
     channels = CHANNELS if names == INPUTS else len(INPUTS) * CHANNELS
     for name, tensor in zip((*names, *PARAMETERS), (*inputs, *parameters), strict=True):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{OP}: {name} is a {type(tensor).__name__}, expected a tensor")
+        check_dense(name, tensor)
         if tensor.device != x.device:
             raise ValueError(
                 f"{OP}: {name} is on {tensor.device}, but {names[0]} is on {x.device}"
             )
-        if tensor.layout != torch.strided:
-            raise TypeError(f"{OP}: {name} is {tensor.layout}, expected a dense tensor")
     accepted = (torch.bfloat16, torch.float16, torch.float32)
     for name, tensor in zip(names, inputs, strict=True):
-        if tensor.dim() != 3 or tensor.shape[CHANNEL] != channels or tensor.shape[TIME] < 1:
+        if tensor.dim() != 3 or tensor.shape[CHANNEL] != channels:
             raise ValueError(
                 f"{OP}: {name} has shape {tuple(tensor.shape)}, expected "
-                f"(B, {channels}, L) with L >= 1"
+                f"(B, {channels}, L) with L >= 0"
             )
         if tensor.shape != x.shape:
             raise ValueError(
@@ -2538,7 +2608,8 @@ def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
         if tensor.dtype != x.dtype:
             raise TypeError(f"{OP}: {name} is {tensor.dtype}, but {names[0]} is {x.dtype}")
     for (name, shape), tensor in zip(PARAMETERS.items(), parameters, strict=True):
-        if tuple(tensor.shape) != shape:
+        conv1d = (shape[0], 1, shape[-1]) if name in ("featurizer",) else shape
+        if tuple(tensor.shape) not in (shape, conv1d):
             raise ValueError(f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape}")
         if tensor.dtype not in (*accepted, torch.float64):
             raise TypeError(
@@ -2566,26 +2637,37 @@ def zero_state_like(x: Tensor) -> HyenaLiStatefulState:
     return HyenaLiStatefulState(history, x.new_zeros((x.shape[0], CHANNELS, 16), dtype=wide))
 
 
-def check_state(state: Sequence[Tensor], x: Tensor) -> None:
-    """Refuse a state that does not belong to inputs like x."""
-    expected = zero_state_like(x)
-    if len(state) != len(expected):
+def state_like(state: Sequence[Tensor], x: Tensor) -> HyenaLiStatefulState:
+    """The state in the dtypes of inputs like x; refuses one that does not belong to these."""
+    kind = HyenaLiStatefulState
+    fields = ", ".join(kind._fields)
+    if not isinstance(state, (tuple, list)):
         raise TypeError(
-            f"{OP}: state has {len(state)} tensors, expected {', '.join(expected._fields)}"
+            f"{OP}: state is a {type(state).__name__}, expected a {kind.__name__} of {fields}"
         )
-    for name, wanted, tensor in zip(expected._fields, expected, state, strict=True):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{OP}: state.{name} is a {type(tensor).__name__}, expected a tensor")
-        if tensor.shape != wanted.shape:
+    if len(state) != len(kind._fields):
+        raise TypeError(f"{OP}: state has {len(state)} tensors, expected {fields}")
+    shape = list(x.shape)
+    shape[CHANNEL], shape[TIME] = len(INPUTS) * CHANNELS, HISTORY
+    shapes = (tuple(shape), (x.shape[0], CHANNELS, 16))
+    dtypes = (x.dtype, torch.promote_types(x.dtype, torch.float32))
+    accepted = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    for name, wanted, tensor in zip(kind._fields, shapes, state, strict=True):
+        check_dense(f"state.{name}", tensor)
+        if tuple(tensor.shape) != wanted:
             raise ValueError(
-                f"{OP}: state.{name} has shape {tuple(tensor.shape)}, "
-                f"expected {tuple(wanted.shape)}"
+                f"{OP}: state.{name} has shape {tuple(tensor.shape)}, expected {wanted}"
             )
-        if (tensor.dtype, tensor.device) != (wanted.dtype, wanted.device):
+        if tensor.dtype not in accepted:
             raise TypeError(
-                f"{OP}: state.{name} is {tensor.dtype} on {tensor.device}, "
-                f"expected {wanted.dtype} on {wanted.device}"
+                f"{OP}: state.{name} is {tensor.dtype}, "
+                "expected float32, bfloat16, float16 or float64"
             )
+        if tensor.device != x.device:
+            raise ValueError(
+                f"{OP}: state.{name} is on {tensor.device}, but {INPUTS[0]} is on {x.device}"
+            )
+    return kind(*(tensor.to(dtype) for tensor, dtype in zip(state, dtypes, strict=True)))
 
 
 def hyena_li_stateful(
@@ -2623,17 +2705,17 @@ def hyena_li_stateful(
     """
     check([q, k, v], [p, gamma, residues, featurizer, skip])
     inputs = [q, k, v]
-    if state is None:
-        state = zero_state_like(q)
-    else:
-        check_state(state, q)
-        state = HyenaLiStatefulState(*state)
-    parameters = effective(p, gamma, residues, featurizer, skip)
-    if q.is_cuda:
+    state = zero_state_like(q) if state is None else state_like(state, q)
+    parameters = effective(
+        p, gamma, residues, featurizer, skip, dtype=torch.promote_types(q.dtype, torch.float32)
+    )
+    if q.is_cuda and q.shape[TIME] > 0 and not PLAIN:
+        refuse_transforms([*inputs, *parameters, *state])
         keep = differentiates(*inputs, *parameters, *state)
         y, modes, _ = stateful_op(*inputs, *parameters, *state, keep)
-    else:
-        with torch.autocast(q.device.type, enabled=False):
+    else:  # PyTorch differentiates what is its own
+        refuse_symbols(q)
+        with without_autocast(q):
             y, modes = eager_stateful(inputs, parameters, *state)
     return y, HyenaLiStatefulState(last_steps(inputs, state.history), modes)
 

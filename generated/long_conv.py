@@ -10,9 +10,11 @@ Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 
@@ -25,6 +27,7 @@ CHANNELS = 4096
 INTERLEAVED = False  # how features are packed: channel by channel, or input by input
 TIME, CHANNEL = 2, 1  # axes of an activation
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
+PLAIN = False  # whether calls are of plain PyTorch on every device, instead of library ops
 SPEC = {
     "op": "long_conv",
     "channels": 4096,
@@ -86,12 +89,72 @@ def given(*inputs: Tensor | None) -> list[Tensor]:
     return [x for x in inputs if x is not None]
 
 
+def without_autocast(x: Tensor):
+    """A context in which PyTorch computes in the dtypes that it is given, on the device of x."""
+    kind = x.device.type
+    known = torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if known else nullcontext()
+
+
+def refuse_symbols(x: Tensor) -> None:
+    """Refuse to export for every length what takes steps that depend on it: where an exporter
+    forgets what was asked about a length, the program would be wrong for others.
+    """
+    compiler = torch.compiler
+    if compiler.is_exporting():
+        unknown = compiler.is_dynamo_compiling()  # numbers look like symbols to it
+        if PLAIN if unknown else type(x.shape[TIME]) is not int:
+            raise ValueError(
+                f"{OP}: plain PyTorch of this filter is exported for one length, with strict=False"
+            )
+
+
+def two_axes(taps: Tensor) -> Tensor:
+    """Taps (G, K), of those or of the weight (G, 1, K) of a conv1d."""
+    return taps.squeeze(1) if taps.dim() == 3 else taps
+
+
+def refuse_transforms(tensors: Sequence[Tensor]) -> None:
+    """Refuse derivatives that library ops here lack: those in forward mode, which PyTorch would
+    silently take for zero, and those of torch.func.
+    """
+    functorch = torch._C._functorch
+    forward = backward = False
+    if torch.compiler.is_compiling():  # which tensors have tangents is not seen there
+        forward = forward_ad._current_level >= 0
+    elif functorch.maybe_current_level() is not None:
+        kinds = {i.level(): i.key() for i in functorch.get_interpreter_stack()}
+        jvp, vmap = functorch.TransformType.Jvp, functorch.TransformType.Vmap
+        innermost = max((n for n, kind in kinds.items() if kind != vmap), default=0)
+        for x in tensors:
+            while functorch.is_functorch_wrapped_tensor(x):
+                if functorch.is_gradtrackingtensor(x):
+                    backward |= x.requires_grad and torch.is_grad_enabled()
+                    level = functorch.maybe_get_level(x)
+                    if kinds.get(level) == jvp:  # whose tangents are seen from there alone
+                        dual = forward_ad.unpack_dual(x)
+                        forward |= level != innermost or dual.tangent is not None
+                x = functorch.get_unwrapped(x)
+            forward |= forward_ad.unpack_dual(x).tangent is not None
+    elif forward_ad._current_level >= 0:
+        forward = any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+    if forward or backward:
+        mode = "in forward mode (jvp, jacfwd)" if forward else "by torch.func (grad, vjp, jacrev)"
+        raise NotImplementedError(
+            f"{OP}: no derivatives {mode}: call backward() or torch.autograd.grad instead, or "
+            "compute them of plain PyTorch, within operator.plain()"
+        )
+
+
 def chunks(channels: int, width: int, bytes_per_channel: int, budget: int) -> Iterator[slice]:
     """Slices of channels whose temporaries stay below `budget` bytes, at least one channel each.
 
     A slice is whole groups of `width` channels, or lies within one group. An empty batch has none.
     """
     if bytes_per_channel == 0:
+        return
+    if channels * bytes_per_channel <= budget:  # exporters want numbers for slices, no symbols
+        yield slice(0, channels)
         return
     size = max(1, min(channels, budget // bytes_per_channel))
     size = size // width * width if size > width else size
@@ -158,8 +221,8 @@ def eager_forward(
 ) -> list[Tensor]:
     """[y] of the unpacked inputs."""
     (x_all,) = (canonical(x) for x in inputs)
-    filter, skip = parameters
     dtype = torch.float64 if x_all.dtype == torch.float64 else torch.float32
+    filter, skip = (p.to(dtype) for p in parameters)
     outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
     (out_0,) = (canonical(x) for x in outputs)
     batch, _, length = x_all.shape
@@ -183,8 +246,8 @@ def eager_backward(
 ) -> list[Tensor]:
     """Gradients of the inputs, packed if they are, then of the parameters."""
     dy_all, x_all = (canonical(x) for x in (dy, *unpack(inputs), *saved))
-    filter, skip = parameters
     dtype = torch.float64 if dy_all.dtype == torch.float64 else torch.float32
+    filter, skip = parameters
     d_inputs = [allocate(x, x.shape[TIME]) for x in inputs]
     (d_x_all,) = (canonical(x) for x in unpack(d_inputs))
     d_filter_all = torch.zeros_like(filter, dtype=dtype)
@@ -215,7 +278,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "long_conv_26d12536"
+    name = unique = "long_conv_e884b114"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -291,20 +354,46 @@ def differentiate(ctx, dy):
 forward_op.register_autograd(differentiate, setup_context=save)
 
 
+def effective(
+    filter: Tensor,
+    skip: Tensor,
+) -> list[Tensor]:
+    """The parameters as forward_op takes them."""
+    filter = two_axes(filter)
+    return [filter, skip]
+
+
+def run_op(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    """y of all inputs, or of packed features alone."""
+    if PLAIN:
+        refuse_symbols(inputs[0])
+        with without_autocast(inputs[0]):
+            return eager_forward(unpack(inputs), parameters)[0]
+    refuse_transforms([*inputs, *parameters])
+    absent = [None] * (len(INPUTS) - len(inputs))
+    return forward_op(*inputs, *absent, *parameters)
+
+
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Refuse what is no tensor of strides."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{OP}: {name} is a {type(tensor).__name__}, expected a tensor")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        kind = "nested" if tensor.is_nested else tensor.layout
+        raise TypeError(f"{OP}: {name} is {kind}, expected a dense tensor")
+
+
 def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
     """Refuse tensors of a wrong kind, naming the argument and what was expected of it."""
     names = INPUTS if len(inputs) == len(INPUTS) else ("features",)
     x = inputs[0]
     channels = CHANNELS if names == INPUTS else len(INPUTS) * CHANNELS
     for name, tensor in zip((*names, *PARAMETERS), (*inputs, *parameters), strict=True):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{OP}: {name} is a {type(tensor).__name__}, expected a tensor")
+        check_dense(name, tensor)
         if tensor.device != x.device:
             raise ValueError(
                 f"{OP}: {name} is on {tensor.device}, but {names[0]} is on {x.device}"
             )
-        if tensor.layout != torch.strided:
-            raise TypeError(f"{OP}: {name} is {tensor.layout}, expected a dense tensor")
     accepted = (torch.bfloat16, torch.float16, torch.float32)
     for name, tensor in zip(names, inputs, strict=True):
         if tensor.dim() != 3 or tensor.shape[CHANNEL] != channels or tensor.shape[TIME] < 1:
@@ -325,7 +414,8 @@ def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
         if tensor.dtype != x.dtype:
             raise TypeError(f"{OP}: {name} is {tensor.dtype}, but {names[0]} is {x.dtype}")
     for (name, shape), tensor in zip(PARAMETERS.items(), parameters, strict=True):
-        if tuple(tensor.shape) != shape:
+        conv1d = (shape[0], 1, shape[-1]) if name in ("filter",) else shape
+        if tuple(tensor.shape) not in (shape, conv1d):
             raise ValueError(f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape}")
         if tensor.dtype not in (*accepted, torch.float64):
             raise TypeError(
@@ -348,7 +438,7 @@ def long_conv(x: Tensor, filter: Tensor, skip: Tensor) -> Tensor:
         TypeError, ValueError: naming the argument and the shape, dtype or device expected.
     """
     check([x], [filter, skip])
-    return forward_op(x, filter, skip)
+    return run_op([x], effective(filter, skip))
 
 
 class LongConv(nn.Module):

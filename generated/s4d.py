@@ -14,6 +14,7 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 try:
@@ -43,6 +44,7 @@ CHANNELS = 1024
 INTERLEAVED = False  # how features are packed: channel by channel, or input by input
 TIME, CHANNEL = 2, 1  # axes of an activation
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
+PLAIN = False  # whether calls are of plain PyTorch on every device, instead of library ops
 BLOCK = 64  # steps that plain PyTorch convolves by one product
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
 SCHEDULE = {
@@ -1772,6 +1774,58 @@ def given(*inputs: Tensor | None) -> list[Tensor]:
     return [x for x in inputs if x is not None]
 
 
+def without_autocast(x: Tensor):
+    """A context in which PyTorch computes in the dtypes that it is given, on the device of x."""
+    kind = x.device.type
+    known = torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if known else nullcontext()
+
+
+def refuse_symbols(x: Tensor) -> None:
+    """Refuse to export for every length what takes steps that depend on it: where an exporter
+    forgets what was asked about a length, the program would be wrong for others.
+    """
+    compiler = torch.compiler
+    if compiler.is_exporting():
+        unknown = compiler.is_dynamo_compiling()  # numbers look like symbols to it
+        if PLAIN if unknown else type(x.shape[TIME]) is not int:
+            raise ValueError(
+                f"{OP}: plain PyTorch of this filter is exported for one length, with strict=False"
+            )
+
+
+def refuse_transforms(tensors: Sequence[Tensor]) -> None:
+    """Refuse derivatives that library ops here lack: those in forward mode, which PyTorch would
+    silently take for zero, and those of torch.func.
+    """
+    functorch = torch._C._functorch
+    forward = backward = False
+    if torch.compiler.is_compiling():  # which tensors have tangents is not seen there
+        forward = forward_ad._current_level >= 0
+    elif functorch.maybe_current_level() is not None:
+        kinds = {i.level(): i.key() for i in functorch.get_interpreter_stack()}
+        jvp, vmap = functorch.TransformType.Jvp, functorch.TransformType.Vmap
+        innermost = max((n for n, kind in kinds.items() if kind != vmap), default=0)
+        for x in tensors:
+            while functorch.is_functorch_wrapped_tensor(x):
+                if functorch.is_gradtrackingtensor(x):
+                    backward |= x.requires_grad and torch.is_grad_enabled()
+                    level = functorch.maybe_get_level(x)
+                    if kinds.get(level) == jvp:  # whose tangents are seen from there alone
+                        dual = forward_ad.unpack_dual(x)
+                        forward |= level != innermost or dual.tangent is not None
+                x = functorch.get_unwrapped(x)
+            forward |= forward_ad.unpack_dual(x).tangent is not None
+    elif forward_ad._current_level >= 0:
+        forward = any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+    if forward or backward:
+        mode = "in forward mode (jvp, jacfwd)" if forward else "by torch.func (grad, vjp, jacrev)"
+        raise NotImplementedError(
+            f"{OP}: no derivatives {mode}: call backward() or torch.autograd.grad instead, or "
+            "compute them of plain PyTorch, within operator.plain()"
+        )
+
+
 def block_steps(x: Tensor) -> tuple[Tensor, Tensor]:
     """x (B, C, L) in blocks of BLOCK steps, zero beyond its end: (B, C, blocks, BLOCK); and the
     steps of a block.
@@ -1801,7 +1855,7 @@ def modal_states(blocks: Tensor, poles: Tensor, state: Tensor | None = None) -> 
     for block in added.unbind(2):
         states.append(state)
         state = state + (lost * state + block)
-    return torch.stack(states, 2)
+    return torch.stack(states, 2) if states else added
 
 
 def poles_and_residues(modes: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -1865,6 +1919,9 @@ def chunks(channels: int, width: int, bytes_per_channel: int, budget: int) -> It
     """
     if bytes_per_channel == 0:
         return
+    if channels * bytes_per_channel <= budget:  # exporters want numbers for slices, no symbols
+        yield slice(0, channels)
+        return
     size = max(1, min(channels, budget // bytes_per_channel))
     size = size // width * width if size > width else size
     group = channels if size > width else width
@@ -1896,8 +1953,8 @@ def eager_forward(
 ) -> list[Tensor]:
     """[y] of the unpacked inputs."""
     (x_all,) = (canonical(x) for x in inputs)
-    log_poles, frequencies, residues_real, residues_imag, skip = parameters
     dtype = torch.float64 if x_all.dtype == torch.float64 else torch.float32
+    log_poles, frequencies, residues_real, residues_imag, skip = (p.to(dtype) for p in parameters)
     outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
     (out_0,) = (canonical(x) for x in outputs)
     batch, _, length = x_all.shape
@@ -1926,8 +1983,8 @@ def eager_backward(
 ) -> list[Tensor]:
     """Gradients of the inputs, packed if they are, then of the parameters."""
     dy_all, x_all = (canonical(x) for x in (dy, *unpack(inputs), *saved))
-    log_poles, frequencies, residues_real, residues_imag, skip = parameters
     dtype = torch.float64 if dy_all.dtype == torch.float64 else torch.float32
+    log_poles, frequencies, residues_real, residues_imag, skip = parameters
     d_inputs = [allocate(x, x.shape[TIME]) for x in inputs]
     (d_x_all,) = (canonical(x) for x in unpack(d_inputs))
     d_log_poles_all = torch.zeros_like(log_poles, dtype=dtype)
@@ -1976,7 +2033,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_57645469"
+    name = unique = "s4d_b30a2200"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2107,9 +2164,46 @@ def differentiate(ctx, dy, *_):
 forward_op.register_autograd(differentiate, setup_context=save)
 
 
+def effective(
+    log_poles: Tensor,
+    frequencies: Tensor,
+    residues_real: Tensor,
+    residues_imag: Tensor,
+    skip: Tensor,
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
+    """The parameters as forward_op takes them; modes and decays are computed in `dtype`."""
+    log_poles = log_poles.to(dtype)
+    frequencies = frequencies.to(dtype)
+    residues_real = residues_real.to(dtype)
+    residues_imag = residues_imag.to(dtype)
+    return [log_poles, frequencies, residues_real, residues_imag, skip]
+
+
 def differentiates(*tensors: Tensor) -> bool:
     """Whether a gradient will be asked for, as far as can be known."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def run_op(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    """y of all inputs, or of packed features alone."""
+    if PLAIN:
+        refuse_symbols(inputs[0])
+        with without_autocast(inputs[0]):
+            return eager_forward(unpack(inputs), parameters)[0]
+    refuse_transforms([*inputs, *parameters])
+    absent = [None] * (len(INPUTS) - len(inputs))
+    keep = differentiates(*inputs, *parameters)
+    return forward_op(*inputs, *absent, *parameters, keep)[0]
+
+
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Refuse what is no tensor of strides."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{OP}: {name} is a {type(tensor).__name__}, expected a tensor")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        kind = "nested" if tensor.is_nested else tensor.layout
+        raise TypeError(f"{OP}: {name} is {kind}, expected a dense tensor")
 
 
 def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
@@ -2118,14 +2212,11 @@ def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
     x = inputs[0]
     channels = CHANNELS if names == INPUTS else len(INPUTS) * CHANNELS
     for name, tensor in zip((*names, *PARAMETERS), (*inputs, *parameters), strict=True):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{OP}: {name} is a {type(tensor).__name__}, expected a tensor")
+        check_dense(name, tensor)
         if tensor.device != x.device:
             raise ValueError(
                 f"{OP}: {name} is on {tensor.device}, but {names[0]} is on {x.device}"
             )
-        if tensor.layout != torch.strided:
-            raise TypeError(f"{OP}: {name} is {tensor.layout}, expected a dense tensor")
     accepted = (torch.bfloat16, torch.float16, torch.float32)
     for name, tensor in zip(names, inputs, strict=True):
         if tensor.dim() != 3 or tensor.shape[CHANNEL] != channels or tensor.shape[TIME] < 1:
@@ -2182,8 +2273,17 @@ def s4d(
         TypeError, ValueError: naming the argument and the shape, dtype or device expected.
     """
     check([x], [log_poles, frequencies, residues_real, residues_imag, skip])
-    keep = differentiates(x, log_poles, frequencies, residues_real, residues_imag, skip)
-    return forward_op(x, log_poles, frequencies, residues_real, residues_imag, skip, keep)[0]
+    return run_op(
+        [x],
+        effective(
+            log_poles,
+            frequencies,
+            residues_real,
+            residues_imag,
+            skip,
+            dtype=torch.promote_types(x.dtype, torch.float32),
+        ),
+    )
 
 
 class S4d(nn.Module):

@@ -40,6 +40,7 @@ from sh2gen.ir import Modes, ParameterView
 from sh2gen.plan import (
     Accumulate,
     Blocks,
+    EagerConv,
     Edge,
     EndParts,
     Extend,
@@ -192,6 +193,9 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
         "op_parameters": op_parameters(spec),
         "typed_parameters": [f"{p.name}: Tensor" for p in spec.parameters],
         "conversions": _conversions(spec),
+        "computes": _computes(spec),
+        "effective": lambda x: _effective(spec, x),
+        "taps_names": _literal(tuple(_taps(spec)), 0),
         "parameters_literal": _literal({p.name: p.shape for p in spec.parameters}, 0, 13),
         "argument_docs": [(name, f"{shape}, bfloat16, float16 or float32") for name in spec.inputs]
         + [(p.name, f"{p.shape}, float32; {_meaning(spec, p.name)}") for p in spec.parameters],
@@ -212,7 +216,6 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
         "saved_activations": list(plan.saved),
         "tile_sums": {kernel.direction: kernel.program for kernel in plan.sums},
         "keep_argument": ["keep: bool"] if plan.states else [],
-        "call_op": lambda inputs: _call_op(spec, inputs, states=plan.states, saves=bool(saved)),
         "op_arguments": [f"{spec.inputs[0]}: Tensor"]
         + [f"{name}: Tensor | None" for name in spec.inputs[1:]]
         + [f"{name}: Tensor" for name in op_parameters(spec)],
@@ -226,7 +229,8 @@ def _render(spec: OpSpec, plan: Plan, schedule: Schedule) -> str:
             ("eager_pairs", "eager") if spec.filter.pairs else ("eager",),
             eager_helper_names(plan, stateful=bool(spec.state)),
         ),
-        "op_helpers": _texts("op"),
+        "op_helpers": _op_helpers(spec, fixed_length=plan.eager is not EagerConv.DIRECT),
+        "fixed_length": plan.eager is not EagerConv.DIRECT,
         "stateful": spec.state is not None,
         "enters": enters,
         "leaves": leaves,
@@ -400,29 +404,36 @@ def _filter_size(spec: OpSpec) -> str:
     return f"K = {spec.filter.length} taps"
 
 
+def _taps(spec: OpSpec) -> list[str]:
+    """Parameters that are taps, (rows, K)."""
+    return [p.name for p in spec.parameters if p.name in ("filter", "featurizer")]
+
+
+def _computes(spec: OpSpec) -> bool:
+    """Whether kernels take parameters that are computed from what is given, in some dtype."""
+    return spec.filter.kind in (FilterKind.DECAY, FilterKind.MODAL)
+
+
 def _conversions(spec: OpSpec) -> list[str]:
     """Lines that make what kernels take of what is trained."""
+    lines = [f"{name} = two_axes({name})" for name in _taps(spec)]
     if spec.filter.kind is FilterKind.DECAY:
-        return ["filter = decayed(filter)"]
+        lines.append("filter = decayed(filter.to(dtype))")
     if spec.filter.parametrisation is Parametrisation.P_GAMMA:
-        return ["log_poles = poles(p, gamma)"]
-    return []
+        lines.append("log_poles = poles(p.to(dtype), gamma.to(dtype))")
+    if spec.filter.kind is FilterKind.MODAL:  # other parameters are cast where they are loaded
+        others = {"p", "gamma", "featurizer", "skip", "bias"}
+        names = [p.name for p in spec.parameters if p.name not in others]
+        lines += [f"{name} = {name}.to(dtype)" for name in names]
+    return lines
 
 
-def _call_op(spec: OpSpec, inputs: list[str], *, states: bool, saves: bool) -> list[str]:
-    """Lines that call forward_op in a function for users."""
-    names = [p.name for p in spec.parameters]
-    lines = []
-    arguments = [*inputs, *names]
-    if _conversions(spec):
-        lines.append(f"parameters = effective({', '.join(names)})")
-        arguments = [*inputs, "*parameters"]
-    if states:
-        tensors = [name for name in (*inputs, *names) if name != "None"]
-        lines.append(f"keep = differentiates({', '.join(tensors)})")
-        arguments.append("keep")
-    call = f"forward_op({', '.join(arguments)})"
-    return [*lines, f"return {call}[0]" if saves else f"return {call}"]
+def _effective(spec: OpSpec, x: str) -> str:
+    """The parameters as forward_op takes them beside an input x."""
+    arguments = [p.name for p in spec.parameters]
+    if _computes(spec):
+        arguments.append(f"dtype=torch.promote_types({x}.dtype, torch.float32)")
+    return f"effective({', '.join(arguments)})"
 
 
 def _packing(spec: OpSpec) -> str:
@@ -490,6 +501,13 @@ def _part(name: str) -> tuple[_Function, ...]:
 def _texts(part: str) -> list[str]:
     """The text of every helper of a part."""
     return [function.text for function in _part(part)]
+
+
+def _op_helpers(spec: OpSpec, *, fixed_length: bool) -> list[str]:
+    """Those of calls, without what an operator has no use for."""
+    others = [] if _taps(spec) else ["two_axes"]
+    others += [] if fixed_length else ["refuse_symbols"]
+    return [f.text for f in _part("op") if f.name not in others]
 
 
 def _closure(parts: tuple[str, ...], wanted: set[str]) -> list[str]:

@@ -27,6 +27,10 @@ from sh2gen.ir import (
 from sh2gen.plan import EagerConv, Plan
 from sh2gen.spec import FilterKind, OpSpec, Parametrisation, TapOrder
 
+# PyTorch, where it differentiates, sums gradients of rows that are spread over channels: not in a
+# narrow dtype, which they are rounded to once.
+_WIDE = "(p.to(dtype) for p in parameters)"
+
 
 def targets(names: list[str]) -> str:
     """Names to unpack a sequence into."""
@@ -98,7 +102,8 @@ def eager_forward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "tensors": [f"{name}_all" for name in spec.inputs],
         "tensor_source": "inputs",
         "first": first,
-        "temporaries": _temporaries(plan.graph, plan.eager),
+        "parameters": _WIDE,
+        "channel_bytes": _channel_bytes(plan.graph, plan.eager),
         "setup": setup,
         "lines": lines,
         "result": "outputs",
@@ -147,7 +152,9 @@ def eager_stateful(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "tensors": [f"{name}_all" for name in spec.inputs],
         "tensor_source": "inputs",
         "first": f"{spec.inputs[0]}_all",
-        "temporaries": _temporaries(plan.graph, plan.eager),
+        "parameters": _WIDE,
+        # Nothing is in need of no gradient because it is empty: never no chunk at all.
+        "channel_bytes": f"max(1, {_channel_bytes(plan.graph, plan.eager)})",
         "setup": setup,
         "lines": lines,
         "result": "outputs",
@@ -179,11 +186,17 @@ def eager_backward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "tensors": ["dy_all", *(f"{name}_all" for name in (*spec.inputs, *plan.saved))],
         "tensor_source": "(dy, *unpack(inputs), *saved)",
         "first": "dy_all",
-        "temporaries": _temporaries(graph, plan.eager),
+        "parameters": "parameters",
+        "channel_bytes": _channel_bytes(graph, plan.eager),
         "setup": setup,
         "lines": lines,
         "result": f"[*d_inputs, {cast}]",
     }
+
+
+def _channel_bytes(graph: Graph, conv: EagerConv) -> str:
+    """Of the temporaries of one channel."""
+    return f"{_temporaries(graph, conv)} * batch * length * dtype.itemsize"
 
 
 def _temporaries(graph: Graph, conv: EagerConv) -> int:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from sh2gen.errors import Sh2genError
+from sh2gen.loaded import adopt
 
 
 def load_module(path: Path, *, interpret: bool) -> ModuleType:
@@ -35,6 +37,7 @@ def load_module(path: Path, *, interpret: bool) -> ModuleType:
             module.__file__ = str(path)
             sys.modules[name] = module
             exec(compile(text, str(path), "exec", dont_inherit=True), module.__dict__)
+            adopt(module)
         except Exception as error:
             sys.modules.pop(name, None)
             reason = (
@@ -49,11 +52,10 @@ def load_module(path: Path, *, interpret: bool) -> ModuleType:
 
 
 def module_name(stem: str, text: str) -> str:
-    """What a file of this text is called as a module.
+    """What a file of this text is called while it is executed.
 
     The text alone decides it, because it is part of the key under which Triton keeps compiled
-    kernels on disk; and it is unique in sys.modules, where torch.compile and pickle look for the
-    module of a function.
+    kernels on disk.
     """
     return f"_sh2gen_{stem}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
@@ -76,6 +78,11 @@ def _interpretation(interpret: bool) -> Iterator[None]:
 
     if interpret:
         _interpret_standard_library()
+    elif knobs.runtime.interpret:
+        # Triton's library is interpreted in this process, which Gluon asserts it is not when it is
+        # first imported for compilation.
+        with suppress(ImportError):
+            importlib.import_module("triton.experimental.gluon.language.nvidia.hopper")
     with knobs.runtime.scope():
         knobs.runtime.interpret = interpret
         yield

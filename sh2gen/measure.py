@@ -108,8 +108,7 @@ def calls(
     """
     inputs, weights, dy = arguments(operator, batch, length, dtype, device)
     namespace = operator.namespace
-    if hasattr(namespace, "effective"):
-        weights = namespace.effective(*weights)
+    weights = namespace.effective(*weights)
     if hasattr(namespace, "stateful_op"):
         return _stateful_calls(namespace, inputs, weights, dy)
     # Of a plan that saves states, forward is that of training: it keeps them.

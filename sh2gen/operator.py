@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +16,7 @@ from sh2gen.emit import class_name
 from sh2gen.errors import Sh2genError
 from sh2gen.files import MARK
 from sh2gen.load_module import load_module
+from sh2gen.loaded import text_of
 from sh2gen.reference import reference
 from sh2gen.spec import OpSpec, spec_from_dict
 
@@ -40,13 +43,20 @@ class Operator:
                 raise refusal  # before anything in it is executed
         except (OSError, UnicodeDecodeError):
             pass  # load_module says what is wrong with it
-        self.namespace: ModuleType = load_module(path, interpret=False)
         try:
-            self.spec: OpSpec = spec_from_dict(self.namespace.SPEC)
-            self.plan: str = self.namespace.PLAN
-            self.layout: str = self.namespace.LAYOUT
+            self._bind(load_module(path, interpret=False))
         except AttributeError as error:
             raise refusal from error
+
+    def _bind(self, namespace: ModuleType) -> None:
+        self.namespace = namespace
+        self.spec: OpSpec = spec_from_dict(namespace.SPEC)
+        self.plan: str = namespace.PLAN
+        self.layout: str = namespace.LAYOUT
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle and copy: the same module where it is loaded, else the file anew."""
+        return _restored, (str(self.path.absolute()), self.namespace.__name__)
 
     def __call__(self, *inputs: Tensor, **parameters: Any) -> Any:
         """y of the inputs (`spec.inputs`, or one tensor of packed features), differentiable; and
@@ -67,6 +77,18 @@ class Operator:
         packed = "" if len(inputs) == len(self.spec.inputs) else "_packed"
         return getattr(self.namespace, self.spec.op + packed)(*inputs, *values, **state)
 
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Within it, calls of this operator and of its modules are plain PyTorch on any device:
+        slower, of more memory, and for exporters and derivatives that library ops do not have.
+        """
+        names = vars(self.namespace)
+        before, names["PLAIN"] = names["PLAIN"], True
+        try:
+            yield
+        finally:
+            names["PLAIN"] = before
+
     def module(self, device: torch.device | str | None = None) -> nn.Module:
         """A fresh nn.Module with its own float32 parameters, called like the operator."""
         made: nn.Module = getattr(self.namespace, class_name(self.spec.op))(device=device)
@@ -79,6 +101,7 @@ class Operator:
             TypeError, ValueError: as a call does.
         """
         self.namespace.check(inputs, self._values(inputs, parameters))
+        parameters = {p.name: parameters[p.name].reshape(p.shape) for p in self.spec.parameters}
         if len(inputs) == 1 and len(self.spec.inputs) > 1:
             inputs = self.namespace.unpack(inputs)
         canonical = {
@@ -108,6 +131,27 @@ class Operator:
     def __repr__(self) -> str:
         names = ", ".join((*self.spec.inputs, *(p.name for p in self.spec.parameters)))
         return f"<sh2gen.Operator {self.spec.op}({names}) {self.plan} from {self.path}>"
+
+
+def _restored(path: str, name: str) -> Operator:
+    """The operator of a module in this process, or else of the file that it was made of.
+
+    Raises:
+        Sh2genError: B005 if the file is not there any more, or another.
+    """
+    try:
+        namespace = importlib.import_module(name)
+    except ModuleNotFoundError:
+        operator = Operator(Path(path))
+        if text_of(operator.namespace.__name__) != text_of(name):
+            raise Sh2genError(
+                "B005", f"{path} has changed since an operator of it was pickled"
+            ) from None
+        return operator
+    operator = Operator.__new__(Operator)
+    operator.path = Path(path)
+    operator._bind(namespace)
+    return operator
 
 
 class OperatorRunner:
@@ -228,7 +272,7 @@ class InterpreterRunner:
         joined, steps = n.join_history(given, state[0])
         none = state[0].new_zeros(0)
         y, _ = launched(n, none, none, *joined, *effective)
-        return y.narrow(n.TIME, steps, given[0].shape[n.TIME]), (n.last_steps(given, state[0]),)
+        return y.narrow(n.TIME, steps, given[0].shape[n.TIME]), (n.last_steps(joined, state[0]),)
 
     def _outputs(self, inputs: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> list[Tensor]:
         for x in inputs:
@@ -239,7 +283,5 @@ class InterpreterRunner:
 
     def _effective(self, parameters: Mapping[str, Tensor]) -> list[Tensor]:
         """The parameters as kernels take them: a decay filter with its decay applied, poles."""
-        if hasattr(self.namespace, "effective"):
-            found: list[Tensor] = self.namespace.effective(**parameters)
-            return found
-        return list(parameters.values())
+        found: list[Tensor] = self.namespace.effective(**parameters)
+        return found

@@ -311,6 +311,9 @@ class Workload:
     EXAMPLE: ClassVar[str] = "{batch: 1, length: 8192}"
 
 
+_DEFAULT_WORKLOADS = (Workload(batch=1, length=8192),)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParameterSpec:
     """One trainable float32 tensor. `init` is the chain of torch.Tensor methods that fills it."""
@@ -341,7 +344,7 @@ class OpSpec:
     state: StateSpec | None = None
     sequences: Sequences = Sequences.DENSE
     context: ContextSpec | None = None
-    workloads: tuple[Workload, ...] = (Workload(batch=1, length=8192),)
+    workloads: tuple[Workload, ...] = _DEFAULT_WORKLOADS
     # The file this came from, for messages. No part of the language, of equality or of the digest.
     source: str | None = field(
         default=None, compare=False, repr=False, metadata={"internal": True}
@@ -522,6 +525,10 @@ def _range_problems(spec: OpSpec) -> Iterator[_RuleError]:
             yield _RuleError("S005", path, f"{path} is {value}; it must be at least 1")
         if value > _MAX_INT:
             yield _RuleError("S005", path, f"{path} is larger than {_MAX_INT}, the largest size")
+    if (rows := len(spec.inputs) * spec.channels) > _MAX_INT:
+        roles = ", ".join(spec.inputs)
+        message = f"{roles} of {spec.channels} channels have {rows} rows: more than {_MAX_INT}"
+        yield _RuleError("S005", "channels", message)
     if not spec.workloads:
         yield _RuleError(
             "S005",
@@ -614,7 +621,10 @@ def _tensors(spec: OpSpec) -> Iterator[tuple[str, tuple[int, ...], str]]:
         )
     for i, workload in enumerate(spec.workloads):
         shape = (workload.batch, workload.length, len(spec.inputs) * spec.channels)
-        yield "the input of this workload", shape, f"workloads[{i}]"
+        if spec.workloads == _DEFAULT_WORKLOADS:  # then nothing stands there to point at
+            yield f"the input of {workload.length} steps", shape, "channels"
+        else:
+            yield "the input of this workload", shape, f"workloads[{i}]"
 
 
 def _parameters(spec: OpSpec) -> Iterator[ParameterSpec]:

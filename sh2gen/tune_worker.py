@@ -106,8 +106,7 @@ class Bench:
         dtype = io_dtype(operator.spec)
         inputs, parameters, dy = arguments(operator, batch, length, dtype, self._device)
         namespace = operator.namespace
-        if hasattr(namespace, "effective"):
-            parameters = namespace.effective(*parameters)
+        parameters = namespace.effective(*parameters)
 
         def run() -> None:
             before: dict[str, Any] = {}
@@ -165,8 +164,7 @@ class Training(OperatorRunner):
         if spec.state is None or hasattr(namespace, "stateful_op"):
             return super()._output(*inputs, **parameters)
         weights = [parameters[p.name] for p in spec.parameters]
-        if hasattr(namespace, "effective"):
-            weights = namespace.effective(*weights)
+        weights = namespace.effective(*weights)
         found = namespace.forward_op(*inputs, *weights)
         y: Tensor = found if isinstance(found, Tensor) else found[0]
         return y

@@ -14,7 +14,7 @@ import sh2gen
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    ("errors", "target", "resources", "files", "process", "jsonl", "ranks"),
+    ("errors", "target", "resources", "files", "process", "jsonl", "ranks", "loaded"),
     ("spec",),
     ("ir", "reference"),
     ("plan", "passes", "schedule", "source", "contenders"),

@@ -20,6 +20,9 @@ def chunks(channels: int, width: int, bytes_per_channel: int, budget: int) -> It
     """
     if bytes_per_channel == 0:
         return
+    if channels * bytes_per_channel <= budget:  # exporters want numbers for slices, no symbols
+        yield slice(0, channels)
+        return
     size = max(1, min(channels, budget // bytes_per_channel))
     size = size // width * width if size > width else size
     group = channels if size > width else width
@@ -128,7 +131,7 @@ def modal_states(blocks: Tensor, poles: Tensor, state: Tensor | None = None) -> 
     for block in added.unbind(2):
         states.append(state)
         state = state + (lost * state + block)
-    return torch.stack(states, 2)
+    return torch.stack(states, 2) if states else added
 
 
 def conv_modal(

@@ -38,7 +38,7 @@ def modal_states(blocks: Tensor, poles: Tensor, state: Tensor | None = None) -> 
     for block in added.unbind(2):
         states.append(state)
         state = state + (lost * state + block)
-    return torch.stack(states, 2)
+    return torch.stack(states, 2) if states else added
 
 
 def conv_modal(

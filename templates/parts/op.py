@@ -4,9 +4,13 @@ LAYOUT, INPUTS, CHANNELS, TIME and CHANNEL are constants of the generated file.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+OP, PLAIN = "op", False
 INTERLEAVED = False
 LAYOUT, INPUTS, CHANNELS, TIME, CHANNEL = "BDL", ("x",), 1, 2, 1
 
@@ -39,3 +43,60 @@ def unpack(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
 def given(*inputs: Tensor | None) -> list[Tensor]:
     """The inputs that are there: all, or only the first, which is then packed features."""
     return [x for x in inputs if x is not None]
+
+
+def without_autocast(x: Tensor):
+    """A context in which PyTorch computes in the dtypes that it is given, on the device of x."""
+    kind = x.device.type
+    known = torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if known else nullcontext()
+
+
+def refuse_symbols(x: Tensor) -> None:
+    """Refuse to export for every length what takes steps that depend on it: where an exporter
+    forgets what was asked about a length, the program would be wrong for others.
+    """
+    compiler = torch.compiler
+    if compiler.is_exporting():
+        unknown = compiler.is_dynamo_compiling()  # numbers look like symbols to it
+        if PLAIN if unknown else type(x.shape[TIME]) is not int:
+            raise ValueError(
+                f"{OP}: plain PyTorch of this filter is exported for one length, with strict=False"
+            )
+
+
+def two_axes(taps: Tensor) -> Tensor:
+    """Taps (G, K), of those or of the weight (G, 1, K) of a conv1d."""
+    return taps.squeeze(1) if taps.dim() == 3 else taps
+
+
+def refuse_transforms(tensors: Sequence[Tensor]) -> None:
+    """Refuse derivatives that library ops here lack: those in forward mode, which PyTorch would
+    silently take for zero, and those of torch.func.
+    """
+    functorch = torch._C._functorch
+    forward = backward = False
+    if torch.compiler.is_compiling():  # which tensors have tangents is not seen there
+        forward = forward_ad._current_level >= 0
+    elif functorch.maybe_current_level() is not None:
+        kinds = {i.level(): i.key() for i in functorch.get_interpreter_stack()}
+        jvp, vmap = functorch.TransformType.Jvp, functorch.TransformType.Vmap
+        innermost = max((n for n, kind in kinds.items() if kind != vmap), default=0)
+        for x in tensors:
+            while functorch.is_functorch_wrapped_tensor(x):
+                if functorch.is_gradtrackingtensor(x):
+                    backward |= x.requires_grad and torch.is_grad_enabled()
+                    level = functorch.maybe_get_level(x)
+                    if kinds.get(level) == jvp:  # whose tangents are seen from there alone
+                        dual = forward_ad.unpack_dual(x)
+                        forward |= level != innermost or dual.tangent is not None
+                x = functorch.get_unwrapped(x)
+            forward |= forward_ad.unpack_dual(x).tangent is not None
+    elif forward_ad._current_level >= 0:
+        forward = any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+    if forward or backward:
+        mode = "in forward mode (jvp, jacfwd)" if forward else "by torch.func (grad, vjp, jacrev)"
+        raise NotImplementedError(
+            f"{OP}: no derivatives {mode}: call backward() or torch.autograd.grad instead, or "
+            "compute them of plain PyTorch, within operator.plain()"
+        )

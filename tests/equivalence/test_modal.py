@@ -91,6 +91,27 @@ def test_every_structure(fields: dict[str, Any], dtype: torch.dtype, tmp_path: P
     check(small_case(make(**fields), 300, batch=2), tmp_path, dtype)
 
 
+@pytest.mark.parametrize(
+    ("parametrisation", "dtype"),
+    [("log_poles", torch.float16), ("complex", torch.float64)],
+)
+def test_parameters_of_every_dtype(
+    parametrisation: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """Kernels compute with the same numbers in float32; gradients are rounded once."""
+    spec = make(1, width=2, filter={"parametrisation": parametrisation}, featurizer={"length": 2})
+    case = small_case(spec, 20)
+    inputs, parameters, dy = random_tensors(spec, 1, 20, dtype=torch.float32)
+    runner = interpreted(spec, case.plan, case.schedule, tmp_path)
+    given = {name: p.to(dtype) for name, p in parameters.items()}
+    y, found = gradients_of(spec, runner, inputs, given, dy)
+    same = {name: p.float() for name, p in given.items()}
+    expected, wanted = gradients_of(spec, runner, inputs, same, dy)
+    assert torch.equal(y, expected)
+    for name in given:
+        assert found[name].dtype == dtype and torch.equal(found[name], wanted[name].to(dtype))
+
+
 # ---- several programs for one channel -----------------------------------------------------------
 
 

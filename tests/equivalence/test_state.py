@@ -403,8 +403,8 @@ def test_wrong_states_are_refused(operator: Operator) -> None:
     shorter = state._replace(history=state.history[:1])
     with pytest.raises(ValueError, match=r"state.history has shape .* expected"):
         operator(*tensors, **parameters, state=shorter)
-    other = state._replace(history=state.history.double())
-    with pytest.raises(TypeError, match=r"state.history is torch.float64 .* expected"):
+    other = state._replace(history=state.history.int())
+    with pytest.raises(TypeError, match=r"state.history is torch.int32, expected float32"):
         operator(*tensors, **parameters, state=other)
     with pytest.raises(TypeError, match="state has 3 tensors"):
         operator(*tensors, **parameters, state=(*state, *state, *state)[:3])

@@ -111,6 +111,25 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+CARRIED = {"state": {"initial": True, "final": True}}
+# The same for operators that take a state and give one: what users pass, and what comes of it.
+STATEFUL: dict[str, tuple[dict[str, Any], str]] = {
+    "taps_bdl": (HYENA | CARRIED, "direct/BDL/recompute"),
+    "taps_bld": (INTERLEAVED | CARRIED, "direct/BLD/save-pre_skip"),
+    "taps_fft": (FFT | CARRIED, "fft/BDL/recompute"),
+    "one_tap": (
+        SHORT | {"filter": {"kind": "explicit", "length": 1, "groups": 6}} | CARRIED,
+        "direct/BLD/recompute",
+    ),
+    "modal": (MODAL | CARRIED, "modal/BDL/save-states"),
+    "poles": (
+        POLES | {"filter": POLES["filter"] | {"groups": 1}} | CARRIED,
+        "modal/BDL/save-states",
+    ),
+    "pairs": (PAIRS | CARRIED, "modal/BDL/save-states"),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """A generated operator, and tensors that fit it: (B, L, D) or (B, D, L) as it asks."""
@@ -173,12 +192,12 @@ class Case:
         return OperatorRunner(self.operator, "eager")
 
 
-@pytest.fixture(scope="session")
-def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
-    """Every operator of CASES."""
-    folder = tmp_path_factory.mktemp("generated")
+def made_in(
+    folder: Path, wanted_by_name: dict[str, tuple[dict[str, Any], str]]
+) -> dict[str, Case]:
+    """Each operator by the plan beside it, as a file of this folder."""
     made = {}
-    for name, (description, wanted) in CASES.items():
+    for name, (description, wanted) in wanted_by_name.items():
         spec = spec_from_dict(description)
         plan = next(p for p in plans(spec) if p.name == wanted)
         path = folder / f"{name}.py"
@@ -187,10 +206,28 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     return made
 
 
+@pytest.fixture(scope="session")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+    """Every operator of CASES."""
+    return made_in(tmp_path_factory.mktemp("generated"), CASES)
+
+
+@pytest.fixture(scope="session")
+def stateful_cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+    """Every operator of STATEFUL."""
+    return made_in(tmp_path_factory.mktemp("stateful"), STATEFUL)
+
+
 @pytest.fixture(params=list(CASES))
 def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
     """Each operator of CASES in turn, or those that `parametrize(..., indirect=True)` names."""
     return cases[request.param]
+
+
+@pytest.fixture(params=list(STATEFUL))
+def stateful(request: pytest.FixtureRequest, stateful_cases: dict[str, Case]) -> Case:
+    """Each operator of STATEFUL in turn."""
+    return stateful_cases[request.param]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -124,6 +124,21 @@ def test_shapes_of_parameters(case: Case) -> None:
             refused(ValueError, text, case.operator, *inputs, **parameters)
 
 
+@pytest.mark.parametrize("case", GATED, indirect=True)
+def test_taps_in_the_shape_of_conv1d(case: Case) -> None:
+    """(G, 1, K) is (G, K): in calls, their gradients, and the reference."""
+    inputs, parameters = case.inputs(), case.parameters()
+    names = [name for name in parameters if name in ("filter", "featurizer")]
+    given = parameters | {n: parameters[n].unsqueeze(1).requires_grad_() for n in names}
+    expected = {n: p.clone().requires_grad_() for n, p in parameters.items()}
+    y, right = case.operator(*inputs, **given), case.operator(*inputs, **expected)
+    assert torch.equal(y, right)
+    assert torch.equal(case.reference(inputs, given), case.reference(inputs, parameters))
+    found = torch.autograd.grad(y.sum(), [given[n] for n in names])
+    wanted = torch.autograd.grad(right.sum(), [expected[n] for n in names])
+    assert all(torch.equal(a, b.unsqueeze(1)) for a, b in zip(found, wanted, strict=True))
+
+
 # ----------------------------------------------------------------------------------------- dtypes
 
 
@@ -207,11 +222,47 @@ def test_arrays_of_numpy(case: Case) -> None:
     refused(TypeError, text, case.operator, *inputs, **case.parameters())
 
 
-def test_sparse_tensors(case: Case) -> None:
-    inputs = case.inputs()
-    inputs[-1] = inputs[-1].to_sparse()
-    text = f"{case.spec.op}: {case.spec.inputs[-1]} is torch.sparse_coo, expected a dense tensor"
-    refused(TypeError, text, case.operator, *inputs, **case.parameters())
+def others_than_dense(x: Tensor) -> list[tuple[Any, str]]:
+    """What is no dense tensor, made of one, and what a message calls it."""
+    return [
+        (x.to_sparse(), "torch.sparse_coo"),
+        (x.to_mkldnn(), "torch._mkldnn"),
+        (torch.nested.as_nested_tensor([x, x], layout=torch.strided), "nested"),
+        (torch.nested.as_nested_tensor([x, x], layout=torch.jagged), "nested"),
+    ]
+
+
+@pytest.mark.parametrize("case", GATED, indirect=True)
+def test_tensors_that_are_not_dense(case: Case) -> None:
+    """As the first input, as a later one, as packed features, and as every parameter."""
+    op, parameters = case.spec.op, case.parameters()
+    for i, name in enumerate(case.spec.inputs):
+        for value, kind in others_than_dense(case.activation()):
+            inputs = [*case.inputs()[:i], value, *case.inputs()[i + 1 :]]
+            text = f"{op}: {name} is {kind}, expected a dense tensor"
+            refused(TypeError, text, case.operator, *inputs, **parameters)
+            refused(TypeError, text, case.operator.module(), *inputs)
+    for value, kind in others_than_dense(case.packed()):
+        text = f"{op}: features is {kind}, expected a dense tensor"
+        refused(TypeError, text, case.operator, value, **parameters)
+    for name, parameter in parameters.items():
+        for value, kind in others_than_dense(parameter):
+            text = f"{op}: {name} is {kind}, expected a dense tensor"
+            given = parameters | {name: value}
+            refused(TypeError, text, case.operator, *case.inputs(), **given)
+
+
+@pytest.mark.parametrize("case", GATED, indirect=True)
+def test_generators(case: Case) -> None:
+    op, parameters = case.spec.op, case.parameters()
+    none = (x for x in ())
+    text = f"{op}: features is a generator, expected a tensor"
+    refused(TypeError, text, case.operator, none, **parameters)
+    refused(TypeError, text, case.operator.module(), none)
+    for name in parameters:
+        text = f"{op}: {name} is a generator, expected a tensor"
+        given: dict[str, Any] = parameters | {name: none}
+        refused(TypeError, text, case.operator, *case.inputs(), **given)
 
 
 def test_any_strides_are_right(case: Case) -> None:

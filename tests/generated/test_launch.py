@@ -144,8 +144,7 @@ def test_a_launch_finds_what_was_built_ahead_of_time(
     monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
     inputs = [torch.zeros(1, spec.channels, 2048, dtype=torch.bfloat16) for _ in spec.inputs]
     parameters = [torch.zeros(shape) for shape in module.PARAMETERS.values()]
-    if hasattr(module, "effective"):  # poles of what is trained
-        parameters = module.effective(*parameters)
+    parameters = module.effective(*parameters)
     y, *saved = module.launch_forward(inputs, parameters)
     module.launch_backward(y, inputs, parameters, saved)
     assert {f"{op}_forward", f"{op}_backward", "sum_partials"} <= set(launched)
@@ -261,8 +260,7 @@ def launch_once(operator: Operator, batch: int, length: int) -> None:
     module = operator.namespace
     inputs = [activation(operator, batch, length, torch.bfloat16, "cpu") for _ in module.INPUTS]
     parameters = [torch.zeros(shape) for shape in module.PARAMETERS.values()]
-    if hasattr(module, "effective"):
-        parameters = module.effective(*parameters)
+    parameters = module.effective(*parameters)
     state = {}
     if hasattr(module, "stateful_op"):
         state = {"state": module.zero_state_like(inputs[0])}

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 if TYPE_CHECKING:
     from tests.generated.conftest import Case
@@ -39,10 +41,10 @@ def leaves(tensors: list[Tensor]) -> list[Tensor]:
 
 def effective(case: Case, parameters: dict[str, Tensor]) -> list[Tensor]:
     """The parameters as the library ops take them: with a decay applied, poles as they are."""
-    if hasattr(case.operator.namespace, "effective"):
-        found: list[Tensor] = case.operator.namespace.effective(**parameters)
-        return found
-    return list(parameters.values())
+    dtype = next(iter(parameters.values())).dtype
+    given = {"dtype": dtype} if case.spec.filter.kind in ("modal", "decay") else {}
+    found: list[Tensor] = case.operator.namespace.effective(**parameters, **given)
+    return found
 
 
 def saved_by(case: Case, arguments: list[Tensor | None]) -> list[Tensor]:
@@ -164,6 +166,138 @@ def test_second_derivatives_are_refused(case: Case) -> None:
     (first,) = torch.autograd.grad(y.square().sum(), inputs[0], create_graph=True)
     with pytest.raises(RuntimeError, match=r"_backward.*no autograd formula was registered"):
         first.sum().backward()
+
+
+def check_refusals(case: Case, function: Any, x: Tensor) -> None:
+    """Of every derivative of the function at x that PyTorch has beside those of backward()."""
+    from torch.autograd import forward_ad
+
+    func, one = torch.func, torch.ones(())
+    for forward in (
+        lambda: func.jvp(function, (x,), (x,)),
+        lambda: func.linearize(function, x),
+        lambda: func.jacfwd(function)(x),
+        lambda: func.jvp(lambda x: func.vmap(function)(x[None]), (x,), (x,)),
+        lambda: func.hessian(lambda x: function(x).sum())(x),
+        # As a constant of another derivative, whose level hides the tangent.
+        lambda: func.jvp(lambda x: func.grad(lambda z: (z * function(x)).sum())(one), (x,), (x,)),
+    ):
+        with pytest.raises(NotImplementedError, match=rf"^{case.spec.op}: no .* in forward mode"):
+            forward()
+    for made in (x, x.clone().requires_grad_()):
+        with (
+            forward_ad.dual_level(),
+            pytest.raises(NotImplementedError, match="no derivatives in forward mode"),
+        ):
+            function(forward_ad.make_dual(made, x))
+    for backward in (
+        lambda: func.grad(lambda x: function(x).sum())(x),
+        lambda: func.vjp(function, x),
+        lambda: func.jacrev(function)(x),
+        lambda: func.vmap(func.grad(lambda x: function(x).sum()))(x[None]),
+    ):
+        with pytest.raises(NotImplementedError, match=rf"^{case.spec.op}: .* by torch\.func"):
+            backward()
+
+
+def test_derivatives_that_are_not_there_are_refused(case: Case) -> None:
+    """Not zero; of an input, of packed features and of a parameter."""
+    inputs, parameters = case.inputs(2, 9), case.parameters()
+    last = list(parameters)[-1]
+    check_refusals(case, lambda x: case.operator(x, *inputs[1:], **parameters), inputs[0])
+    check_refusals(
+        case, lambda p: case.operator(*inputs, **parameters | {last: p}), parameters[last]
+    )
+    check_refusals(case, lambda x: case.operator(x, **parameters), case.packed(2, 9))
+
+
+@pytest.mark.parametrize("case", ["hyena_bdl", "fft_bld", "modal"], indirect=True)
+def test_derivatives_of_something_else_are_not_refused(case: Case) -> None:
+    """An operator that they do not pass through is a constant of them; and vmap is none."""
+    from torch.autograd import forward_ad
+
+    inputs, parameters = case.inputs(2, 9), case.parameters()
+    y = case.operator(*inputs, **parameters)
+
+    def constant(scale: Tensor) -> Tensor:
+        made = [x * torch.ones(()) for x in inputs]  # seen by the transform, without a tangent
+        return scale * case.operator(*made, **parameters)
+
+    one = torch.ones(())
+    for found in (
+        torch.func.jvp(constant, (one,), (one,))[1],
+        torch.func.jacfwd(constant)(one),
+        torch.func.jacrev(lambda scale: constant(scale).flatten())(one).reshape(y.shape),
+    ):
+        torch.testing.assert_close(found, y)
+    with forward_ad.dual_level():
+        assert torch.equal(case.operator(*inputs, **parameters), y)
+
+    def detached(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return case.operator(x, *inputs[1:], **parameters)
+
+    zero = torch.func.grad(lambda x: (0 * x + detached(x)).sum())(inputs[0])
+    assert not zero.any()
+    many = torch.func.vmap(lambda x: case.operator(x, *inputs[1:], **parameters))
+    assert torch.equal(many(inputs[0][None])[0], y)
+
+
+def test_plain_pytorch(case: Case) -> None:
+    """The same numbers, with every derivative of PyTorch's; only within `plain`, and after it as
+    before.
+    """
+    inputs, parameters = case.inputs(2, 9, dtype=torch.float64), case.parameters()
+    given = {name: p.bfloat16().requires_grad_() for name, p in parameters.items()}
+    dy = case.activation(2, 9, dtype=torch.float64)
+
+    def call(x: Tensor) -> Tensor:
+        return case.operator(x, *inputs[1:], **given)
+
+    leaf = inputs[0].clone().requires_grad_()
+    wanted = [leaf, *given.values()]
+    expected = call(leaf)
+    gradients = torch.autograd.grad(expected, wanted, dy)
+    with case.operator.plain():
+        y = call(leaf)
+        found = torch.autograd.grad(y, wanted, dy, create_graph=True)
+        assert case.operator(case.packed(2, 9), **given).isfinite().all()
+        _, tangent = torch.func.jvp(call, (inputs[0],), (dy.clone(),))
+        by_func = torch.func.grad(lambda x: (call(x) * dy).sum())(inputs[0])
+        (second,) = torch.autograd.grad(found[0].square().sum(), given[next(iter(given))])
+    assert torch.equal(y, expected) and second.isfinite().all()
+    for a, b in zip(found, gradients, strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(by_func, gradients[0])
+    transposed = torch.autograd.grad(call(leaf), leaf, dy)[0]
+    torch.testing.assert_close((tangent * dy).sum(), (transposed * dy).sum())
+    with pytest.raises(NotImplementedError, match="no derivatives in forward mode"):
+        torch.func.jvp(call, (inputs[0],), (inputs[0],))
+    with pytest.raises(KeyError), case.operator.plain():
+        raise KeyError
+    assert case.operator.namespace.PLAIN is False
+
+
+@pytest.mark.parametrize("case", ["hyena_bdl", "fft_bld"], indirect=True)
+def test_derivatives_that_are_not_there_are_refused_under_compile(case: Case) -> None:
+    from torch.autograd import forward_ad
+
+    inputs, module = case.inputs(2, 9), case.module()
+    x = inputs[0]
+    compiled = torch.compile(lambda x: module(x, *inputs[1:]), backend="aot_eager")
+    y = compiled(x)
+    with (
+        forward_ad.dual_level(),
+        pytest.raises(NotImplementedError, match="no derivatives in forward mode"),
+    ):
+        compiled(forward_ad.make_dual(x, x))
+    assert torch.equal(compiled(x), y)
+    inner = torch.compile(
+        lambda x: torch.func.jvp(lambda x: module(x, *inputs[1:]), (x,), (x,)),
+        backend="aot_eager",
+    )
+    with pytest.raises(NotImplementedError, match="no derivatives in forward mode"):
+        inner(x)
 
 
 @pytest.mark.parametrize("case", ["hyena_bdl", "short_bld", "fft_bld"], indirect=True)
@@ -310,6 +444,29 @@ def test_export_for_any_length(case: Case, strict: bool) -> None:
     for batch, length in ((2, 19), (1, 1), (3, 32), (5, 61)):
         inputs = case.inputs(batch, length)
         assert torch.equal(program.module()(*inputs), module(*inputs))
+
+
+@pytest.mark.parametrize("case", ["hyena_bdl", "blocks_bdl", "fft_bdl", "modal"], indirect=True)
+def test_export_of_tensors_on_a_gpu(case: Case) -> None:
+    """Which only say that they are: of any batch, and any length that is a multiple of 8."""
+    with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True):
+        module = case.operator.module(device="meta")
+        for name, shape in case.operator.namespace.PARAMETERS.items():
+            values = torch.empty(shape, device="cuda")
+            setattr(module, name, nn.Parameter(values, requires_grad=False))
+        inputs = tuple(torch.empty(case.shape(2, 24), device="cuda") for _ in case.spec.inputs)
+    batch, blocks = torch.export.Dim("batch", max=64), torch.export.Dim("blocks", max=512)
+    shapes = (({0: batch, 2: 8 * blocks},) * len(inputs),)
+    program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+    assert {str(range) for range in program.range_constraints.values()} == {
+        "VR[0, 64]",
+        "VR[0, 4096]",
+        "VR[2, 512]",
+    }
+    length = torch.export.Dim("length", max=4096)
+    with pytest.raises(torch._dynamo.exc.UserError, match="Constraints violated"):
+        shapes = (({0: batch, 2: length},) * len(inputs),)
+        torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
 
 
 @pytest.mark.parametrize("case", FEW, indirect=True)

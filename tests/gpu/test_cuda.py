@@ -224,6 +224,74 @@ def test_library_ops_of_a_state(tmp_path: Path) -> None:
     torch.library.opcheck(namespace.stateful_op, (*tensors, True))
 
 
+COMPLEX = {"kind": "modal", "modes": 8, "groups": 96, "parametrisation": "complex"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("plan", "fields"),
+    [
+        ("direct/BDL/recompute", HYENA),
+        ("toeplitz", LONG),
+        ("modal", MODAL),
+        ("modal", MODAL | CARRIED),
+        ("modal", MODAL | {"filter": COMPLEX}),
+    ],
+    ids=["direct", "toeplitz", "modal", "modal-stateful", "complex"],
+)
+def test_parameters_of_another_dtype(
+    plan: str, fields: dict[str, Any], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """Results and gradients are those of the same numbers in float32, rounded once."""
+    operator = made(tmp_path, spec_from_dict(fields), plan)
+    inputs, _ = arguments(operator, 264)
+    layer = operator.module(device="cuda")
+    given = {name: p.detach().to(dtype).float() for name, p in layer.named_parameters()}
+    found = []
+    for wanted in (dtype, torch.float32):
+        parameters = {name: p.to(wanted).requires_grad_() for name, p in given.items()}
+        y = operator(*inputs, **parameters)
+        y = y[0] if "state" in fields else y
+        found.append((y, *torch.autograd.grad(y.float().sum(), list(parameters.values()))))
+    (y, *gradients), (same, *right) = found
+    assert torch.equal(y, same)
+    for a, b in zip(gradients, right, strict=True):
+        assert a.dtype == dtype and torch.equal(a, b.to(dtype))
+
+
+@pytest.mark.parametrize(
+    ("plan", "fields"),
+    [
+        ("direct/BDL/recompute", HYENA | CARRIED),
+        ("direct/BLD/recompute", HYENA | CARRIED),
+        ("modal", MODAL | CARRIED),
+    ],
+    ids=["direct", "direct-bld", "modal"],
+)
+def test_empty_chunks(plan: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    """No steps leave the state as it was; no sequences have gradients of zero."""
+    operator = made(tmp_path, spec_from_dict(fields), plan)
+    layer = operator.module(device="cuda")
+    inputs, _ = arguments(operator, 40)
+    _, state = layer(*inputs)
+    axis = operator.namespace.TIME
+    y, after = layer(*(x.narrow(axis, 0, 0) for x in inputs), state=state)
+    assert y.shape[axis] == 0 and y.dtype == inputs[0].dtype
+    assert all(torch.equal(a, b) for a, b in zip(after, state, strict=True))
+    y, _ = layer(*(x[:0] for x in inputs))
+    y.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in layer.parameters())
+
+
+def test_derivatives_in_forward_mode_of_a_state_are_refused(tmp_path: Path) -> None:
+    """On a CPU PyTorch differentiates a modal filter with a state; kernels have no such rule."""
+    operator = made(tmp_path, spec_from_dict(MODAL | CARRIED), "modal")
+    layer = operator.module(device="cuda")
+    inputs, _ = arguments(operator, 40)
+    with pytest.raises(NotImplementedError, match="no derivatives in forward mode"):
+        torch.func.jvp(lambda x: layer(x, *inputs[1:])[0], (inputs[0],), (inputs[0],))
+
+
 @pytest.mark.parametrize(
     ("plan", "fields"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import pickle
 import sys
@@ -124,6 +125,23 @@ def test_every_load_is_fresh_and_leaves_no_cache_file(path: Path) -> None:
 def test_objects_of_a_loaded_module_pickle(path: Path) -> None:
     module = load_module(path, interpret=False)
     assert isinstance(pickle.loads(pickle.dumps(module.Box())), module.Box)
+
+
+def test_the_same_file_loaded_twice_is_two_modules(path: Path) -> None:
+    """Objects of each pickle as its own, and where there is one only, as of that."""
+    path.write_text(TEXT + "# no other test's\n")
+    modules = [load_module(path, interpret=False) for _ in range(2)]
+    boxes = [module.Box() for module in modules]
+    for module, box in zip(modules, boxes, strict=True):
+        assert type(pickle.loads(pickle.dumps(box))) is type(copy.deepcopy(box)) is module.Box
+        assert pickle.loads(pickle.dumps(module.launch)) is module.launch
+    second = pickle.dumps(boxes[1])
+    del sys.modules[modules[1].__name__]
+    assert type(pickle.loads(second)) is modules[0].Box
+    for name in [name for name, module in sys.modules.items() if module in modules]:
+        del sys.modules[name]
+    with pytest.raises(ModuleNotFoundError, match=r"call sh2gen.load\(\"\.\.\./toy.py\"\) before"):
+        pickle.loads(second)
 
 
 def test_a_bad_file_is_one_clear_error(path: Path) -> None:
