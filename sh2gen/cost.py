@@ -321,7 +321,7 @@ def work(kernel: KernelPlan, layout: Layout, spec: OpSpec) -> Work:
     instructions: Any = sympy.Integer(0)
     products: Any = sympy.Integer(0)
     size = _BYTES[spec.dtype.io]
-    terms = tap_terms(spec)
+    terms = tap_terms(spec, spec.dtype.io)
     loads = [s for s in kernel.program.prologue if isinstance(s, LoadModes)]
     modes = sum(len(load.views) // 2 * (load.views[0].length or 0) for load in loads)
     scan = _SCAN * (2 if any(len(load.views) == 4 for load in loads) else 1)

@@ -183,7 +183,9 @@ def test_commands_in_documents_exist() -> None:
 def test_the_table_of_verbs_names_every_option() -> None:
     for verb, command in cli.main.commands.items():
         (row,) = (r for r in README.read_text().splitlines() if f"| `sh2gen {verb}" in r)
-        known = {o for p in command.params if isinstance(p, click.Option) for o in p.opts}
+        inner = getattr(command, "commands", {}).values()  # of a group
+        params = [p for one in (command, *inner) for p in one.params]
+        known = {o for p in params if isinstance(p, click.Option) for o in p.opts}
         for option in re.findall(r"--[a-z-]+", row):
             assert option in known, f"{verb} has no {option}"
 
