@@ -326,7 +326,11 @@ def verify(
     batch: int | None,
     as_json: bool,
 ) -> None:
-    """Run the property suite of an op.yaml or of a generated file on this machine."""
+    """Run the property suite of an op.yaml or of a generated file on this machine.
+
+    A generated file is executed, once the digest in its head says that it is as sh2gen wrote it.
+    The digest is no proof of who wrote it: verify what you would import.
+    """
     from sh2gen import driver
 
     if ranks > 1:

@@ -913,13 +913,20 @@ def compile(op: OpSpec | str | PathLike[str], **options: Any) -> Operator:
     return Operator(compile_operator(op, **options).path)
 
 
-def load(path: str | PathLike[str]) -> Operator:
-    """Import a generated file that is already there.
+def load(path: str | PathLike[str], *, edited: bool = False) -> Operator:
+    """Import a generated file that is already there, which executes it.
+
+    The digest in its head says that nothing of it was changed by accident or by hand. It is no
+    proof of who wrote it: load what you would import.
+
+    Args:
+        edited: take one that was changed after sh2gen wrote it. What it computes is then yours to
+            check, `Operator.reference` is still what its description says.
 
     Raises:
-        Sh2genError: B005 if it cannot be read or is not a file that sh2gen wrote.
+        Sh2genError: B005 if it cannot be read, or is not as sh2gen wrote it.
     """
-    return Operator(Path(path))
+    return Operator(Path(path), edited=edited)
 
 
 def op_files(paths: Iterable[str | PathLike[str]]) -> tuple[Path, ...]:

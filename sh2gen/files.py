@@ -1,14 +1,62 @@
-"""Writing files so that nothing of the user's is lost or half-written (layer 0)."""
+"""Writing files so that nothing of the user's is lost or half-written, and reading them (layer 0)."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import tempfile
 from pathlib import Path
 
 from sh2gen.errors import Sh2genError
 
 MARK = "\n\nWritten by sh2gen. "  # in every generated file
+_SIGNATURE = re.compile(r"^(sha256, with zeros here: )([0-9a-f]{64})$", re.MULTILINE)
+
+
+def signed(text: str) -> str:
+    """The text of a generated file with its digest in the line for that, whatever stood there."""
+    bare = unsigned(text)
+    digest = hashlib.sha256(bare.encode()).hexdigest()
+    return _SIGNATURE.sub(rf"\g<1>{digest}", bare, count=1)
+
+
+def unsigned(text: str) -> str:
+    """The text of a generated file with zeros for its digest."""
+    return _SIGNATURE.sub(rf"\g<1>{'0' * 64}", text, count=1)
+
+
+def intact(text: str) -> bool:
+    """Whether the digest of a generated file is there, and of this text."""
+    return _SIGNATURE.search(text) is not None and signed(text) == text
+
+
+def read_generated(path: Path, *, edited: bool = False) -> str:
+    """The text of a generated file: what may be executed, because sh2gen wrote all of it.
+
+    Args:
+        edited: also of one that was changed since, because whoever asks says so.
+
+    Raises:
+        Sh2genError: B005 if it cannot be read, was not written by sh2gen, or was changed since.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "it is not UTF-8 text"
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+        raise Sh2genError("B005", f"cannot load the generated file {path}: {reason}") from None
+    if MARK not in text:
+        raise Sh2genError("B005", f"{path} is not a file that sh2gen wrote")
+    if not edited and not intact(text):
+        raise Sh2genError(
+            "B005",
+            f"{path} was changed after sh2gen wrote it, or written before files had a digest",
+            help="compile its operator again; a file that is meant to be changed runs by a plain "
+            "import, or by sh2gen.load(path, edited=True)",
+        )
+    return text
 
 
 def refuse_to_replace(path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sh2gen.emit import class_name
 from sh2gen.errors import Sh2genError
-from sh2gen.files import MARK
+from sh2gen.files import read_generated
 from sh2gen.load_module import load_module
 from sh2gen.reference import reference
 from sh2gen.spec import OpSpec, spec_from_dict
@@ -32,21 +32,19 @@ class Operator:
         namespace: the imported module.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, edited: bool = False) -> None:
+        """Execute the file, once it is known that sh2gen wrote it: `read_generated`."""
         self.path = path
-        refusal = Sh2genError("B005", f"{path} is not a file that sh2gen wrote")
-        try:
-            if MARK not in path.read_text(encoding="utf-8"):
-                raise refusal  # before anything in it is executed
-        except (OSError, UnicodeDecodeError):
-            pass  # load_module says what is wrong with it
-        self.namespace: ModuleType = load_module(path, interpret=False)
+        text = read_generated(path, edited=edited)
+        self.namespace: ModuleType = load_module(path, interpret=False, text=text)
         try:
             self.spec: OpSpec = spec_from_dict(self.namespace.SPEC)
             self.plan: str = self.namespace.PLAN
             self.layout: str = self.namespace.LAYOUT
         except AttributeError as error:
-            raise refusal from error
+            raise Sh2genError(
+                "B005", f"{path} lacks what a generated file has: {error.name}"
+            ) from error
 
     def __call__(self, *inputs: Tensor, **parameters: Any) -> Any:
         """y of the inputs (`spec.inputs`, or one tensor of packed features), differentiable; and

@@ -31,7 +31,7 @@ from sh2gen.build import BuiltKernel, Compilers, built_kernel, failure, kernel_j
 from sh2gen.cost import predict
 from sh2gen.emit import emit
 from sh2gen.errors import CheckFailed, Sh2genError
-from sh2gen.files import write_whole
+from sh2gen.files import unsigned, write_whole
 from sh2gen.journal import Journal, Machine, Task
 from sh2gen.launches import launched, short_shape, variant_of
 from sh2gen.plan import Plan
@@ -109,6 +109,7 @@ def measuring_worker() -> Worker:
 
 def settings(text: str) -> tuple[str, dict[str, Any]]:
     """The text of a generated file without what a schedule decides, and that."""
+    text = unsigned(text)
     found = {name: ast.literal_eval(block) for name, block in _SETTINGS.findall(text)}
     return _UNIQUE.sub(r'\1"', _SETTINGS.sub(r"\1", text)), found
 

@@ -29,6 +29,7 @@ from sh2gen.contenders import CONTENDERS, Implementation, chosen
 from sh2gen.driver import candidates
 from sh2gen.emit import emit
 from sh2gen.errors import CheckFailed, Sh2genError
+from sh2gen.files import signed
 from sh2gen.measure import calls
 from sh2gen.operator import Operator
 from sh2gen.process import python_worker
@@ -152,7 +153,7 @@ def test_nothing_is_timed_where_the_kernels_are_wrong(tmp_path: Path) -> None:
     text = path.read_text()
     changed = text.replace("return functional.conv1d(x,", "return 1.1 * functional.conv1d(x,")
     assert changed != text
-    path.write_text(changed)
+    path.write_text(signed(changed))
     said: list[str] = []
     with pytest.raises(CheckFailed) as caught:
         run(

@@ -183,8 +183,8 @@ def test_numbers_of_the_schedule_and_nothing_else_change_the_text() -> None:
     default = emit(spec, plan, schedule(spec, plan)).text.splitlines()
     other = emit(spec, plan, schedule(spec, plan, {"forward": {"TILES": 2}})).text.splitlines()
     changed = [line for line, before in zip(other, default, strict=True) if line != before]
-    # the constants, the schedule, and the digest in the library's name
-    assert len(changed) == 3
+    # the digest, the constants, the schedule, and the digest in the library's name
+    assert len(changed) == 4
     assert all('"TILES": 2' in line for line in changed[:2])
     assert 'name = unique = "probe_' in changed[2]
 
