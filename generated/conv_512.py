@@ -7,6 +7,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 256
 groups, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: 9389d19d40e4666d9c1b385c76c008728b3f9aed565df18e887c769039ac936c
 """
 
 from collections.abc import Iterator, Sequence
@@ -951,7 +952,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_d069caab"
+    name = unique = "conv_512_43382afc"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,6 +8,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 1024 channels; G = 102
 groups, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: 65f8b5985b6aea466ed5cade4f057244e10701f67212ccccc925c7d272a6dc90
 """
 
 from collections.abc import Iterator, Sequence
@@ -2400,7 +2401,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_c836c008"
+    name = unique = "h3_3f041f4b"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,6 +8,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: 9c0991b8b4f2e898f4e3fae4f5d3b8a520af3297e7fff21296d7bad12a42aeb6
 """
 
 from collections.abc import Iterator, Sequence
@@ -2174,7 +2175,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_f2a2473d"
+    name = unique = "hyena_li_711ffe64"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,6 +8,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 1920 channels; G = 192
 groups, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: 4fee1837c80c87e1f3f204d98f073c8a3382b6781584625ece9b841a30d5aede
 """
 
 from collections.abc import Iterator, Sequence
@@ -2174,7 +2175,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_1b_b07ace0c"
+    name = unique = "hyena_li_1b_72b595c7"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,6 +8,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 8192 channels; G = 819
 groups, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: 00207a6c965709ca4f24857a9f55014dabb466a975379dc643ecf1f38b64b7f7
 """
 
 from collections.abc import Iterator, Sequence
@@ -2174,7 +2175,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_40b_7c544f12"
+    name = unique = "hyena_li_40b_ddd1e23b"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,6 +8,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: 386e0f25e180c1ab2a65a86ef8979af6250a9025395d368fdf7a2cc65b851a32
 """
 
 from collections.abc import Iterator, Sequence
@@ -2237,7 +2238,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_8c9d0a41"
+    name = unique = "hyena_li_stateful_88b387ea"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

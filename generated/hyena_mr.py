@@ -8,6 +8,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 256
 groups, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: cb48048b0a4dd6a297b6e3ff37aed0b02acc53f964c531da032cf00343490bb5
 """
 
 from collections.abc import Iterator, Sequence
@@ -2069,7 +2070,7 @@ def decayed(taps: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_87ff70f6"
+    name = unique = "hyena_mr_3343afb7"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,6 +8,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 1920 channels; G = 128
 groups, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: ebc890066217df436d6bbe6324a8108d13e4e29a9234c925282b4294811726f8
 """
 
 from collections.abc import Iterator, Sequence
@@ -2069,7 +2070,7 @@ def decayed(taps: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_1b_9608b191"
+    name = unique = "hyena_mr_1b_d6dace56"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,6 +8,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 8192 channels; G = 512
 groups, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: b7c5516f855933093788ab20b66e75df228dada1d1defd71e222eea77d7fafa0
 """
 
 from collections.abc import Iterator, Sequence
@@ -2069,7 +2070,7 @@ def decayed(taps: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_40b_77c4e360"
+    name = unique = "hyena_mr_40b_e5c7eee6"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

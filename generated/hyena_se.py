@@ -8,6 +8,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 256
 groups, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: 5292b6922d701f2ede0f1e37bbfb6370d007a0a733e21a5b0511a639228c3b87
 """
 
 from collections.abc import Iterator, Sequence
@@ -888,7 +889,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_694a9f60"
+    name = unique = "hyena_se_ec7c1378"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,6 +8,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 1920 channels; G = 128
 groups, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: b2ef7d25605ee9502fa4160d2c71e0c630e93e0088d09932dd45dc85dc793b83
 """
 
 from collections.abc import Iterator, Sequence
@@ -888,7 +889,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_1b_adc2794f"
+    name = unique = "hyena_se_1b_a4cb2626"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,6 +8,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 8192 channels; G = 512
 groups, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: 512201e80608c722a7e4ada8dcc5d7ad94751732b5ebaee7b3b27b421b0025b3
 """
 
 from collections.abc import Iterator, Sequence
@@ -888,7 +889,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_40b_28bd0d5c"
+    name = unique = "hyena_se_40b_ae9c1806"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

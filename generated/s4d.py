@@ -7,6 +7,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 1024 channels; G = 102
 groups, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: 767947ef66d4676dccc3eb0e610a3133ad312c7eac6294f2999debfb081e3aa0
 """
 
 from collections.abc import Iterator, Sequence
@@ -1959,7 +1960,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_f6573b52"
+    name = unique = "s4d_f180171f"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

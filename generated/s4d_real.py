@@ -7,6 +7,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 1024 channels; G = 102
 groups, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: 6669c0c9821dbeb29af4ff27bd4241bbaa203647726ce8d8e0f26b5e413168d8
 """
 
 from collections.abc import Iterator, Sequence
@@ -1721,7 +1722,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_e3978d44"
+    name = unique = "s4d_real_deff7e9b"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -7,6 +7,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 1920 channels; G = 192
 groups, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: 2da7216af733b54c1c7366d1484a2b7c5e48c4062d9b8f5d0f182f3b0c46face
 """
 
 from collections.abc import Iterator, Sequence
@@ -844,7 +845,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_1b_cc1fb018"
+    name = unique = "short_conv_1b_8579ab31"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -7,6 +7,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, K = 3 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: a3997f917c1999a355792769aaa857c1371da28dfceed7c63b613939feeba035
 """
 
 from collections.abc import Iterator, Sequence
@@ -844,7 +845,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_3_480c96aa"
+    name = unique = "short_conv_3_3b70e981"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
