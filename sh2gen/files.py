@@ -1,4 +1,4 @@
-"""Writing files so that nothing of the user's is lost or half-written, and reading them (layer 0)."""
+"""Writing files so that nothing is lost or half-written, and reading them (layer 0)."""
 
 from __future__ import annotations
 
