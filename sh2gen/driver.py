@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import tempfile
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,7 +36,14 @@ from sh2gen.cost import Prediction, predictions
 from sh2gen.emit import emit
 from sh2gen.emit_kernels import cuts
 from sh2gen.errors import CheckFailed, Sh2genError
-from sh2gen.files import made_folder, refuse_to_replace, write_whole
+from sh2gen.files import (
+    made_folder,
+    read_text,
+    refuse_to_replace,
+    scratch,
+    write_all,
+    write_whole,
+)
 from sh2gen.journal import Task
 from sh2gen.lower import plans, verdicts
 from sh2gen.lower.verdict import Verdict
@@ -51,11 +58,11 @@ from sh2gen.tables import (
     LockEntry,
     holds_tables,
     in_order,
+    lock_text,
     read_tables,
     refuse_to_write,
     table_path,
     write_decisions,
-    write_lock,
 )
 from sh2gen.target import Target
 from sh2gen.tuner import Session, Tuned, problem
@@ -234,12 +241,17 @@ def compile_operators(
     if write:
         for compilation in chosen:
             refuse_to_replace(compilation.path)
+            if lock is not None and os.path.realpath(lock) == os.path.realpath(compilation.path):
+                raise Sh2genError(
+                    "C006",
+                    f"{lock} is the file of {compilation.spec.op}: it cannot be the lock file too",
+                    help="give --lock another place",
+                )
     tested = tuple(_test(compilation, verified, built, say) for compilation in chosen)
-    if write:
-        for compilation in tested:
-            write_whole(compilation.path, compilation.source.text)
+    files = {c.path: c.source.text.encode() for c in tested} if write else {}
     if lock is not None:
-        write_lock(Path(lock), [_lock_entry(compilation) for compilation in tested])
+        files[Path(lock)] = lock_text(Path(lock), [_lock_entry(c) for c in tested]).encode()
+    write_all(files)
     return tested
 
 
@@ -340,12 +352,12 @@ def _test(compilation: Compilation, verified: bool, built: bool, say: Progress) 
             if torch.cuda.is_available():  # verification will run them: they must fit
                 check_fits(pending.result(), gpu)
         if verified:
-            with _one_thread(), tempfile.TemporaryDirectory(prefix="sh2gen-") as folder:
-                draft = Path(folder) / compilation.path.name
+            with _one_thread(), scratch() as folder:
+                draft = folder / compilation.path.name
                 write_whole(draft, source.text)
                 chosen = compilation.chosen
                 for check in quick_checks(
-                    spec, chosen.plan, chosen.schedule, Operator(draft), Path(folder)
+                    spec, chosen.plan, chosen.schedule, Operator(draft), folder
                 ):
                     say(f"{spec.op}: verifying {check.label}")
                     reports.append(check.run())
@@ -548,8 +560,7 @@ def verify_operator(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise Sh2genError("V003", "there is no CUDA device here", help="--device cpu")
-    with tempfile.TemporaryDirectory(prefix="sh2gen-") as name:
-        folder = Path(name)
+    with scratch() as folder:
         if isinstance(op, OpSpec) or Path(op).suffix != ".py":
             spec = resized(op if isinstance(op, OpSpec) else load_spec(op), lengths, batch)
             chosen = candidates(spec, resolve_target(None), plan, known=tables())[0]
@@ -634,8 +645,8 @@ def bench_operator(
         raise Sh2genError("B004", "Triton is not installed: kernels cannot run")
     from sh2gen import bench
 
-    with tempfile.TemporaryDirectory(prefix="sh2gen-") as folder:
-        path = Path(folder) / f"{spec.op}.py"
+    with scratch() as folder:
+        path = folder / f"{spec.op}.py"
         write_whole(path, emit(spec, best.plan, best.schedule).text)
         return bench.run(
             path,
@@ -662,7 +673,7 @@ def _plan_of(operator: Operator, device: str) -> Plan:
         raise Sh2genError("L003", f"{operator.path} has a plan unknown here: {operator.plan}")
     if device == "cpu" and found[0].kernels:
         text = emit(spec, found[0], schedule(spec, found[0], space.NUMBERS)).text
-        if operator.path.read_text(encoding="utf-8") != text:
+        if read_text(operator.path) != text:
             raise CheckFailed(
                 "V003",
                 f"{operator.path} is not what this version writes, so its kernels need a GPU",
@@ -897,7 +908,7 @@ def _require_kernels(spec: OpSpec, plan: Plan) -> None:
 def stale(compilation: Compilation) -> bool:
     """Whether the file on disk differs from what was just compiled."""
     try:
-        return compilation.path.read_text(encoding="utf-8") != compilation.source.text
+        return read_text(compilation.path) != compilation.source.text
     except OSError:
         return True
 

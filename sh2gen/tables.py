@@ -21,14 +21,14 @@ from typing import Any
 
 from sh2gen import jsonl
 from sh2gen.errors import Sh2genError
-from sh2gen.files import write_whole
+from sh2gen.files import read_regular, write_whole
 from sh2gen.jsonl import Damage
 from sh2gen.lockfile import LockEntry as LockEntry
 from sh2gen.lockfile import lock_error as lock_error
+from sh2gen.lockfile import lock_text as lock_text
 from sh2gen.lockfile import locked_entry as locked_entry
 from sh2gen.lockfile import read_lock as read_lock
 from sh2gen.lockfile import refuse_to_write as refuse_to_write
-from sh2gen.lockfile import write_lock as write_lock
 from sh2gen.records import Key, check_date, check_times, check_workloads, home, slug
 from sh2gen.resources import folder as package_folder
 from sh2gen.schedule import Numbers, completed
@@ -202,7 +202,7 @@ def _merged(path: Path, decisions: Sequence[Decision]) -> str:
     """The text of a table with these decisions in it."""
     new = {d.identity: d.to_line() for d in decisions}
     try:
-        old = path.read_bytes().decode("utf-8", errors="surrogateescape")
+        old = read_regular(path).decode("utf-8", errors="surrogateescape")
     except FileNotFoundError:
         old = ""
     lines = []

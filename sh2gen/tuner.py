@@ -14,7 +14,6 @@ import json
 import math
 import os
 import re
-import tempfile
 import time
 import warnings
 from collections import Counter
@@ -31,7 +30,7 @@ from sh2gen.build import BuiltKernel, Compilers, built_kernel, failure, kernel_j
 from sh2gen.cost import predict
 from sh2gen.emit import emit
 from sh2gen.errors import CheckFailed, Sh2genError
-from sh2gen.files import unsigned, write_whole
+from sh2gen.files import scratch, unsigned, write_whole
 from sh2gen.journal import Journal, Machine, Task
 from sh2gen.launches import launched, short_shape, variant_of
 from sh2gen.plan import Plan
@@ -588,8 +587,7 @@ class Session:
     ) -> None:
         with ExitStack() as stack:
             count = workers or max(1, len(os.sched_getaffinity(0)) - 1)
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sh2gen-"))
-            self._folder = Path(folder)
+            self._folder = stack.enter_context(scratch())
             self._compilers = stack.enter_context(closing(Compilers(count, BUILD_LIMIT)))
             self._worker = stack.enter_context(closing(measuring_worker()))
             self.on = machine(self._worker)

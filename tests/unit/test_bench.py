@@ -762,7 +762,7 @@ def test_figures_that_cannot_be_written_come_after_results(
         whole = json.dumps(bench_results().to_dict(), indent=2) if arguments else None
         assert result.stdout == (whole or table(bench_results())) + "\n"
         there = sorted(path.name for path in (tmp_path / "figures").iterdir())
-        assert there == ["invented_share.png", "invented_time.png"]
+        assert there == ["invented_share.png"]
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_measuring(
