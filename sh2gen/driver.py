@@ -9,8 +9,7 @@ import importlib.util
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sh2gen import target as targets
-from sh2gen.build import Built, build, check_fits
+from sh2gen.build import Building, Built, check_fits
 from sh2gen.choose import (
     Candidate,
     Changes,
@@ -344,11 +343,11 @@ def _test(compilation: Compilation, verified: bool, built: bool, say: Progress) 
     reports: list[Report] = []
     compiled: Built | None = None
     # Compilers run in processes of their own, so that this one verifies meanwhile.
-    with ThreadPoolExecutor(1) as pool:
-        pending: Future[Built] | None = None
+    with ExitStack() as stack:
+        pending: Building | None = None
         if built and source.kernels:
             say(f"{spec.op}: compiling {len(source.kernels)} kernels for {gpu.sm}")
-            pending = pool.submit(build, source, gpu)
+            pending = stack.enter_context(closing(Building(source, gpu)))
             if torch.cuda.is_available():  # verification will run them: they must fit
                 check_fits(pending.result(), gpu)
         if verified:
