@@ -36,6 +36,7 @@ from sh2gen.emit import emit
 from sh2gen.emit_kernels import cuts
 from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.files import (
+    listed,
     made_folder,
     read_text,
     refuse_to_replace,
@@ -49,6 +50,7 @@ from sh2gen.lower.verdict import Verdict
 from sh2gen.operator import InterpreterRunner, Operator, OperatorRunner
 from sh2gen.plan import Plan
 from sh2gen.records import home, operator_digest
+from sh2gen.resources import shipped_op
 from sh2gen.schedule import DIRECTIONS, Schedule, interpreter_schedule, schedule, search_space
 from sh2gen.search import Problem
 from sh2gen.source import Source
@@ -189,7 +191,7 @@ def compile_operators(
         ops: specs, or paths of op.yaml files.
         out: folder of the generated files.
         plan: a plan's name or a prefix of it, instead of the cheapest.
-        changes: numbers other than those that are known to be good: {"forward": {"BLOCK_T": 512}}.
+        changes: numbers other than those that are known to be good: {"forward": {"TILES": 2}}.
         target: a GPU's name; the GPU of this machine if it has one that is known, else the H200.
         verified: compare the files with float64 before they are written: kernels on this machine's
             GPU if there is one, else under Triton's interpreter on twins with few channels.
@@ -265,10 +267,10 @@ def known_numbers(
     """
     if folder is not None and locked is not None:
         raise Sh2genError("C006", f"{locked} pins all numbers: no tables are looked at beside it")
-    if folder is not None and not Path(folder).is_dir():
+    if folder is not None and not os.path.isdir(folder):
         raise Sh2genError("C006", f"there is no folder {folder} of tuned tables")
     if folder is not None and not holds_tables(Path(folder)):
-        above = any(Path(folder).glob("*.jsonl"))  # this one is of a GPU
+        above = any(name.endswith(".jsonl") for name in listed(folder))  # this one is of a GPU
         raise Sh2genError(
             "C006",
             f"{folder} holds no tuned table",
@@ -940,10 +942,16 @@ def load(path: str | PathLike[str], *, edited: bool = False) -> Operator:
 
 
 def op_files(paths: Iterable[str | PathLike[str]]) -> tuple[Path, ...]:
-    """The op.yaml files that paths name; a folder stands for all of its own."""
+    """The op.yaml files that paths name; a folder stands for all of its own.
+
+    What is the name of a shipped operator stands for that, whatever else there is of the name.
+    """
     found: list[Path] = []
-    for path in map(Path, paths):
-        inside = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
+    for given in paths:
+        path = shipped_op(given) or Path(given)
+        inside = [path]
+        if os.path.isdir(path):
+            inside = [path / name for name in listed(path) if name.endswith(".yaml")]
         if not inside:
             raise Sh2genError("C006", f"{path} holds no .yaml file")
         found += inside

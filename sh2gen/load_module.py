@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from sh2gen.errors import Sh2genError
+from sh2gen.files import read_text
 
 
 def load_module(path: Path, *, interpret: bool, text: str | None = None) -> ModuleType:
@@ -30,7 +31,7 @@ def load_module(path: Path, *, interpret: bool, text: str | None = None) -> Modu
             # Not by an import of the file: that trusts a .pyc of the same size and second, and
             # writes one beside it.
             if text is None:
-                text = path.read_text(encoding="utf-8")
+                text = read_text(path)
             name = module_name(path.stem, text) + ("_interpreted" if interpret else "")
             module = ModuleType(name)
             module.__file__ = str(path)

@@ -21,7 +21,7 @@ from typing import Any
 
 from sh2gen import jsonl
 from sh2gen.errors import Sh2genError
-from sh2gen.files import read_regular, write_whole
+from sh2gen.files import listed, read_regular, write_whole
 from sh2gen.jsonl import Damage
 from sh2gen.lockfile import LockEntry as LockEntry
 from sh2gen.lockfile import lock_error as lock_error
@@ -36,7 +36,6 @@ from sh2gen.spec import OpSpec, Workload
 from sh2gen.target import TARGETS, Target
 
 VERSION = 1  # of the lines
-_TABLES = "*/*.jsonl"  # in a folder of tables
 # Fields that may differ if the group width, how many channels share a filter, does not; and how
 # that is said.
 _PHRASES = {"channels": "for {} channels, here {}", "filter.groups": "for {} groups, here {}"}
@@ -136,7 +135,13 @@ def table_folders(extra: Path | None = None) -> tuple[Path, ...]:
 
 def holds_tables(folder: Path) -> bool:
     """Whether there is a table below this folder, of whatever operator."""
-    return any(folder.glob(_TABLES))
+    return any(_files(folder))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The tables of a folder, <gpu>/<op>.jsonl."""
+    for gpu in listed(folder):
+        yield from (folder / gpu / op for op in listed(folder / gpu) if op.endswith(".jsonl"))
 
 
 def read_tables(folders: Sequence[Path]) -> tuple[tuple[Decision, ...], tuple[Damage, ...]]:
@@ -150,7 +155,14 @@ def read_tables(folders: Sequence[Path]) -> tuple[tuple[Decision, ...], tuple[Da
     damages: list[Damage] = []
     for folder in folders:
         inside: list[Decision] = []
-        for path in sorted(folder.glob(_TABLES)):
+        try:
+            os.scandir(folder).close()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror or error}"
+            damages.append(Damage(path=folder, line=0, reason=reason))
+        for path in _files(folder):
             found, bad = jsonl.read_lines(path, Decision.from_line)
             inside += map(_completed, found)
             damages += bad
