@@ -62,16 +62,15 @@ class _Group(click.Group):
             code = _told(Sh2genError("C006", error.format_message(), help=help))
         except Sh2genError as error:
             code = _told(error)
-        except BrokenPipeError:
-            code = 0
         except click.Abort:
             code = interrupts.exit_code()
-        except (OSError, MemoryError) as error:
-            code = _told(Sh2genError("C007", f"the system refuses: {error or 'no memory'}"))
-        except Exception:
-            tell(traceback.format_exc())
-            tell("This is a bug in sh2gen, not in your input.")
-            code = 3
+        except Exception as error:
+            if _of_the_system(error):
+                code = _told(Sh2genError("C007", f"the system refuses: {error or 'no memory'}"))
+            else:
+                tell(traceback.format_exc())
+                tell("This is a bug in sh2gen, not in your input.")
+                code = 3
         raise SystemExit(code or 0)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -80,6 +79,14 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             tell("interrupted")
             ctx.exit(interrupts.exit_code())
+        except BrokenPipeError:  # here, because click would make it a failure
+            ctx.exit(0)
+
+
+def _of_the_system(error: Exception) -> bool:
+    """Whether it is this machine, or its GPU, that has no space or no memory to give."""
+    torchs = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return torchs or isinstance(error, OSError | MemoryError)
 
 
 def _told(error: Sh2genError) -> int:

@@ -47,6 +47,7 @@ from sh2gen.files import (
 from sh2gen.journal import Task
 from sh2gen.lower import plans, verdicts
 from sh2gen.lower.verdict import Verdict
+from sh2gen.memory import require_memory
 from sh2gen.operator import InterpreterRunner, Operator, OperatorRunner
 from sh2gen.plan import Plan
 from sh2gen.records import home, operator_digest
@@ -248,6 +249,14 @@ def compile_operators(
                     f"{lock} is the file of {compilation.spec.op}: it cannot be the lock file too",
                     help="give --lock another place",
                 )
+    if verified and not torch.cuda.is_available():
+        for compilation in chosen:
+            require_memory(
+                compilation.spec,
+                _EAGER_SHAPES,
+                compilation.chosen.plan.states,
+                "--no-verify (verified=False) writes the file without comparing it with float64",
+            )
     tested = tuple(_test(compilation, verified, built, say) for compilation in chosen)
     files = {c.path: c.source.text.encode() for c in tested} if write else {}
     if lock is not None:
@@ -414,6 +423,9 @@ class VerificationStep:
         )
 
 
+_EAGER_SHAPES = ((2, 19),)  # batch, length
+
+
 def quick_checks(
     spec: OpSpec, plan: Plan, numbers: Schedule, operator: Operator, folder: Path
 ) -> Iterator[VerificationStep]:
@@ -436,7 +448,7 @@ def quick_checks(
         runner=OperatorRunner(operator, "eager"),
         dtype=torch.float32,
         device="cpu",
-        shapes=((2, 19),),
+        shapes=_EAGER_SHAPES,
         properties=("equality",),
     )
     if plan.kernels:
@@ -588,6 +600,9 @@ def verify_operator(
                 def inner(done: int, total: int, what: str, label: str = step.label) -> None:
                     detail(f"{label}: {what} ({done + 1} of {total})")
 
+            if step.device == "cpu":
+                advice = "verify it where there is more, or an operator of fewer taps or channels"
+                require_memory(step.spec, step.shapes, structure.states, advice)
             say(f"verifying {step.label}")
             report = step.run(seed, inner)
             failed = len(report.failures)

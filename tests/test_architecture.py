@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("errors", "target", "resources", "files", "process", "jsonl", "ranks"),
     ("spec",),
-    ("ir", "reference"),
+    ("ir", "reference", "memory"),
     ("plan", "passes", "schedule", "source", "contenders"),
     ("lower", "interpret", "cost"),
     (
