@@ -7,7 +7,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 256
 groups, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: 9389d19d40e4666d9c1b385c76c008728b3f9aed565df18e887c769039ac936c
+sha256, with zeros here: 0f8733ab705cd85d7d4e6e17f232b0819a8aa5236e3c7ca3d892f3e9a0ce412f
 """
 
 from collections.abc import Iterator, Sequence
@@ -243,19 +243,25 @@ def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def toeplitz(blocks, matrices, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
-    """Rows of y[t] = sum_j taps[j] x[t - j], from the block of x at t and those before it."""
+def toeplitz(
+    blocks, matrices, COUNT: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Rows of y[t] = sum_j taps[j] x[t - j], from the COUNT blocks of x at t and before."""
     y = tl.dot(blocks[0], matrices[0], input_precision=PRECISION)
-    for s in tl.static_range(1, len(matrices)):
+    for s in tl.static_range(1, COUNT):
         y = tl.dot(blocks[s], matrices[s], y, input_precision=PRECISION)
     return vector_rows(y, M, N)
 
 
 @triton.jit
-def toeplitz_adjoint(blocks, matrices, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
-    """Rows of y[t] = sum_j taps[j] x[t + j], from the block of x at t and those after it."""
+def toeplitz_adjoint(
+    blocks, matrices, COUNT: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Rows of y[t] = sum_j taps[j] x[t + j], from the COUNT blocks of x at t and after."""
     y = tl.dot(blocks[0], tl.trans(matrices[0]), input_precision=PRECISION)
-    for s in tl.static_range(1, len(matrices)):
+    for s in tl.static_range(1, COUNT):
         y = tl.dot(blocks[s], tl.trans(matrices[s]), y, input_precision=PRECISION)
     return vector_rows(y, M, N)
 
@@ -274,12 +280,15 @@ def zero_toeplitz(LENGTH: tl.constexpr, BLOCK_T: tl.constexpr):
 
 @triton.jit
 def toeplitz_gradient(
-    total, grad, blocks, M: tl.constexpr, BLOCK_T: tl.constexpr, PRECISION: tl.constexpr
-):
-    """total[s][j, i] += sum over rows of blocks[s][j] grad[0][i]; two s to an accumulator."""
+    total, grad, blocks, COUNT: tl.constexpr,
+    M: tl.constexpr, BLOCK_T: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """total[s][j, i] += sum over rows of blocks[s][j] grad[0][i], s < COUNT; two s to an
+    accumulator.
+    """
     out = ()
     for pair in tl.static_range(len(total)):
-        if 2 * pair + 1 < len(blocks):
+        if 2 * pair + 1 < COUNT:
             both = tl.join(blocks[2 * pair], blocks[2 * pair + 1])
         else:
             both = tl.join(blocks[2 * pair], tl.zeros_like(blocks[2 * pair]))
@@ -482,7 +491,7 @@ def conv_512_forward(
         tile = (channel, inside, segment + t, t, latest + t, first, last, end)
         x = load_rows(x_ptr, x_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
         x_blocks, x_blocks_kept = remember(x_blocks_kept, x, going, M, N, OPERAND, PRECISION)
-        conv = toeplitz(x_blocks, filter, M, N, PRECISION)
+        conv = toeplitz(x_blocks, filter, HISTORY + 1, M, N, PRECISION)
         store_rows(y_ptr, y_row, 1, tile, conv, EVEN, M, N)
 
 
@@ -570,9 +579,11 @@ def conv_512_backward(
         )
         dy = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, M, N)
         dy_blocks, dy_blocks_kept = remember(dy_blocks_kept, dy, going, M, N, OPERAND, PRECISION)
-        d_x = toeplitz_adjoint(dy_blocks, filter, M, N, PRECISION)
+        d_x = toeplitz_adjoint(dy_blocks, filter, HISTORY + 1, M, N, PRECISION)
         store_rows(d_x_ptr, d_x_row, D_UNIT, tile, d_x, EVEN, M, N)
-        d_filter = toeplitz_gradient(d_filter, dy_blocks, x_blocks, M, BLOCK_T, PRECISION)
+        d_filter = toeplitz_gradient(
+            d_filter, dy_blocks, x_blocks, HISTORY + 1, M, BLOCK_T, PRECISION
+        )
         if back == 0:
             d_filter = zero_toeplitz(512, BLOCK_T)
     split = batch * time_programs + block
@@ -952,7 +963,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_43382afc"
+    name = unique = "conv_512_81bc5df7"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -7,7 +7,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 768 channels; G = 768 
 groups, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: 16c97d3c9b1557430b004e7af0ee8a517e4bfb2c7e39a57ea18ec399cc7fed2d
+sha256, with zeros here: 6615179ae6f7ce03d1b0d9d6cd4b049c66e8b01399ff9fdc23139d91662ffe2a
 """
 
 from collections.abc import Iterator, Sequence
@@ -264,7 +264,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_a542199e"
+    name = unique = "hyena_72c675cc"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

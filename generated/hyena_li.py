@@ -8,7 +8,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: 9c0991b8b4f2e898f4e3fae4f5d3b8a520af3297e7fff21296d7bad12a42aeb6
+sha256, with zeros here: b1584e8a59061aae07a4f73824174ce0ebd707a1fea55974bbdcf9751a8a6715
 """
 
 from collections.abc import Iterator, Sequence
@@ -365,12 +365,12 @@ def operand_states(
 
 
 @triton.jit
-def product(a, b, total, PRECISION: tl.constexpr):
-    """total + a b, of terms: all but the product of two low ones."""
+def product(a, b, total, TERMS: tl.constexpr, PRECISION: tl.constexpr):
+    """total + a b, of TERMS terms of a and all of b: but for the product of two low ones."""
     total = tl.dot(a[0], b[0], total, input_precision=PRECISION)
     if len(b) > 1:
         total = tl.dot(a[0], b[1], total, input_precision=PRECISION)
-    if len(a) > 1:
+    if TERMS > 1:
         total = tl.dot(a[1], b[0], total, input_precision=PRECISION)
     return total
 
@@ -420,7 +420,7 @@ def states_before(
     MODES: tl.constexpr, M: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The states before each block of a tile, and after the tile."""
-    ends = product((block,), modes[3], tl.zeros((M, MODES), tl.float32), PRECISION)
+    ends = product((block,), modes[3], tl.zeros((M, MODES), tl.float32), 1, PRECISION)
     found, state = scan(ends, modes[7], state, MODES, M)
     return operand_states(found, MODES, M, OPERAND, PRECISION), state
 
@@ -456,7 +456,7 @@ def states_after(
     MODES: tl.constexpr, M: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The adjoint states after each block of a tile, and before the tile."""
-    starts = product((block,), modes[5], tl.zeros((M, MODES), tl.float32), PRECISION)
+    starts = product((block,), modes[5], tl.zeros((M, MODES), tl.float32), 1, PRECISION)
     found, state = scan_adjoint(starts, modes[7], state, MODES, M)
     return operand_states(found, MODES, M, OPERAND, PRECISION), state
 
@@ -474,14 +474,16 @@ def by_block(x, MODES: tl.constexpr):
 def modal(block, found, modes, PRECISION: tl.constexpr):
     """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t - j]: of the block, and of its past."""
     y = tl.dot(block, modes[2], input_precision=PRECISION)
-    return product(by_block(found[1], modes[4][0].shape[0]), modes[4], y, PRECISION)
+    states = by_block(found[1], modes[4][0].shape[0])
+    return product(states, modes[4], y, len(states), PRECISION)
 
 
 @triton.jit
 def modal_adjoint(block, found, modes, PRECISION: tl.constexpr):
     """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t + j]: of the block, and of its future."""
     y = tl.dot(block, tl.trans(modes[2]), input_precision=PRECISION)
-    return product(by_block(found[1], modes[6][0].shape[0]), modes[6], y, PRECISION)
+    states = by_block(found[1], modes[6][0].shape[0])
+    return product(states, modes[6], y, len(states), PRECISION)
 
 
 @triton.jit
@@ -593,8 +595,8 @@ def store_modes(
 
 
 @triton.jit
-def extend(rows, after, M: tl.constexpr, N: tl.constexpr):
-    """Each lane's rows, then the first ones of the next lane; the last lane takes `after`.
+def extend(rows, after, COUNT: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    """Each lane's rows, then the first COUNT of the next lane; the last lane takes `after`.
     Also what the next tile, which is earlier, takes there.
     """
     lane = tl.arange(0, M * N)
@@ -602,8 +604,8 @@ def extend(rows, after, M: tl.constexpr, N: tl.constexpr):
     extended = rows
     first = ()
     next_lane = (lane + 1) % (M * N)
-    for r in tl.static_range(0, len(after), 2):
-        if r + 1 < len(after):  # threads exchange two as quickly as one
+    for r in tl.static_range(0, COUNT, 2):
+        if r + 1 < COUNT:  # threads exchange two as quickly as one
             low = rows[r].to(tl.uint32, bitcast=True).to(tl.uint64)
             high = rows[r + 1].to(tl.uint32, bitcast=True).to(tl.uint64)
             both = tl.reshape(
@@ -614,7 +616,7 @@ def extend(rows, after, M: tl.constexpr, N: tl.constexpr):
         else:
             flat = tl.reshape(rows[r], (M * N,))
             first = first + (tl.reshape(tl.gather(flat, next_lane, 0), (M, N)),)
-    for r in tl.static_range(len(after)):
+    for r in tl.static_range(COUNT):
         extended = extended + (tl.where(last, after[r], first[r]),)
     return extended, first
 
@@ -637,13 +639,13 @@ def folded(total, rows):
 
 
 @triton.jit
-def tap_gradient(total, grad, x):
-    """total[j] += sum_t grad[t] x[t - j]; x starts len(total) - 1 rows before grad."""
+def tap_gradient(total, grad, x, LENGTH: tl.constexpr):
+    """total[j] += sum_t grad[t] x[t - j], j < LENGTH; x starts LENGTH - 1 rows before grad."""
     out = ()
-    for lag in tl.static_range(len(total)):
+    for lag in tl.static_range(LENGTH):
         rows = ()
         for r in tl.static_range(len(grad)):
-            rows = rows + (grad[r] * x[r + len(total) - 1 - lag],)
+            rows = rows + (grad[r] * x[r + LENGTH - 1 - lag],)
         out = out + (folded(total[lag], rows),)
     return out
 
@@ -780,18 +782,15 @@ def load_history(
 
 
 @triton.jit
-def with_history(rows, history, tile, M: tl.constexpr, N: tl.constexpr):
-    """Rows whose context, in the first lane of the first tile, is history."""
+def with_history(rows, history, tile, COUNT: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    """Rows whose context, in the first lane of the first tile, is COUNT steps of history."""
     channel, inside, t, earliest, latest, first, last, end = tile
     lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
     begins = (lane == 0) & (earliest == first)
     out = ()
-    for r in tl.static_range(len(rows)):
-        if r < len(history):
-            out = out + (tl.where(begins, history[r], rows[r]),)
-        else:
-            out = out + (rows[r],)
-    return out
+    for r in tl.static_range(COUNT):
+        out = out + (tl.where(begins, history[r], rows[r]),)
+    return out + rows[COUNT:]
 
 
 @triton.jit
@@ -1042,24 +1041,24 @@ def load_vector(ptr, row, inside):
 
 
 @triton.jit
-def fir(x, taps):
-    """y[t] = sum_j taps[j] x[t - j]. The first row of x is len(taps) - 1 before the first of y."""
+def fir(x, taps, LENGTH: tl.constexpr):
+    """y[t] = sum_j taps[j] x[t - j]. The first row of x is LENGTH - 1 before the first of y."""
     y = ()
-    for r in tl.static_range(len(taps) - 1, len(x)):
+    for r in tl.static_range(LENGTH - 1, len(x)):
         total = taps[0] * x[r]
-        for lag in tl.static_range(1, len(taps)):
+        for lag in tl.static_range(1, LENGTH):
             total += taps[lag] * x[r - lag]
         y = y + (total,)
     return y
 
 
 @triton.jit
-def fir_adjoint(x, taps):
-    """y[t] = sum_j taps[j] x[t + j]. The last row of x is len(taps) - 1 after the last of y."""
+def fir_adjoint(x, taps, LENGTH: tl.constexpr):
+    """y[t] = sum_j taps[j] x[t + j]. The last row of x is LENGTH - 1 after the last of y."""
     y = ()
-    for r in tl.static_range(len(x) - len(taps) + 1):
+    for r in tl.static_range(len(x) - LENGTH + 1):
         total = taps[0] * x[r]
-        for lag in tl.static_range(1, len(taps)):
+        for lag in tl.static_range(1, LENGTH):
             total += taps[lag] * x[r + lag]
         y = y + (total,)
     return y
@@ -1273,14 +1272,14 @@ def hyena_li_forward(
         t = number * TILE
         tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
         q = load_lagged(q_ptr, q_row, UNIT, tile, 2, EVEN, ROWS, H, N)
-        q = with_history(q, q_history, tile, H, N)
-        q_hat = fir(q, featurizer_q)
+        q = with_history(q, q_history, tile, 2 * STATEFUL, H, N)
+        q_hat = fir(q, featurizer_q, LENGTH=3)
         k = load_lagged(k_ptr, k_row, UNIT, tile, 2, EVEN, ROWS, H, N)
-        k = with_history(k, k_history, tile, H, N)
-        k_hat = fir(k, featurizer_k)
+        k = with_history(k, k_history, tile, 2 * STATEFUL, H, N)
+        k_hat = fir(k, featurizer_k, LENGTH=3)
         v = load_lagged(v_ptr, v_row, UNIT, tile, 2, EVEN, ROWS, H, N)
-        v = with_history(v, v_history, tile, H, N)
-        v_hat = fir(v, featurizer_v)
+        v = with_history(v, v_history, tile, 2 * STATEFUL, H, N)
+        v_hat = fir(v, featurizer_v, LENGTH=3)
         z = multiply(k_hat, v_hat)
         keep_state(states_ptr, number, z_state, 16, CHANNELS, MODES, M, KEEP)
         leave_state(z_state, z, tile, ends, 16, MODES, M, N, STATEFUL)
@@ -1412,14 +1411,14 @@ def hyena_li_backward(
             where = (segment + s, s, last_block)
             tile = (channel, inside) + where + (first, last, end)
             q_a = load_lagged(q_ptr, q_row, UNIT, tile, 2, EVEN, ROWS, H, N)
-            q_a = with_history(q_a, q_history, tile, H, N)
-            q_hat_a = fir(q_a, featurizer_q)
+            q_a = with_history(q_a, q_history, tile, 2 * STATEFUL, H, N)
+            q_hat_a = fir(q_a, featurizer_q, LENGTH=3)
             k_a = load_lagged(k_ptr, k_row, UNIT, tile, 2, EVEN, ROWS, H, N)
-            k_a = with_history(k_a, k_history, tile, H, N)
-            k_hat_a = fir(k_a, featurizer_k)
+            k_a = with_history(k_a, k_history, tile, 2 * STATEFUL, H, N)
+            k_hat_a = fir(k_a, featurizer_k, LENGTH=3)
             v_a = load_lagged(v_ptr, v_row, UNIT, tile, 2, EVEN, ROWS, H, N)
-            v_a = with_history(v_a, v_history, tile, H, N)
-            v_hat_a = fir(v_a, featurizer_v)
+            v_a = with_history(v_a, v_history, tile, 2 * STATEFUL, H, N)
+            v_hat_a = fir(v_a, featurizer_v, LENGTH=3)
             z_a = multiply(k_hat_a, v_hat_a)
             z_block = z_block + (piece_of(z_a, H, N, OPERAND),)
             dy_a = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
@@ -1443,12 +1442,12 @@ def hyena_li_backward(
             conv = recall(conv_block, part, PARTS, M, N)
             z_b = recall(z_block, part, PARTS, M, N)
             q_b = load_lagged(q_ptr, q_row, UNIT, tile, 2, EVEN, ROWS, H, N)
-            q_b = with_history(q_b, q_history, tile, H, N)
+            q_b = with_history(q_b, q_history, tile, 2 * STATEFUL, H, N)
             skipped_b = scale(z_b, skip)
             pre_skip_b = add(conv, skipped_b)
             dy_b = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
             d_q_hat_b = multiply(dy_b, pre_skip_b)
-            d_q_hat_on_b, d_q_hat_b_after = extend(d_q_hat_b, d_q_hat_b_after, H, N)
+            d_q_hat_on_b, d_q_hat_b_after = extend(d_q_hat_b, d_q_hat_b_after, 2, H, N)
             leave_rows(
                 edges_ptr,
                 row,
@@ -1461,9 +1460,9 @@ def hyena_li_backward(
                 N,
                 SPLIT,
             )
-            d_q_b = fir_adjoint(d_q_hat_on_b, featurizer_q)
+            d_q_b = fir_adjoint(d_q_hat_on_b, featurizer_q, LENGTH=3)
             store_rows(d_q_ptr, d_q_row, D_UNIT, tile, d_q_b, EVEN, H, N)
-            d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat_b, q_b)
+            d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat_b, q_b, LENGTH=3)
         d_z_2_block = modal_adjoint(d_pre_skip_block, d_pre_skip_states, filter, PRECISION)
         tl.debug_barrier()  # what follows loads again what it needs
         for part in tl.static_range(PARTS - 1, -1, -1):
@@ -1477,11 +1476,11 @@ def hyena_li_backward(
             )
             d_pre_skip_c = recall(d_pre_skip_block, part, PARTS, M, N)
             k_c = load_lagged(k_ptr, k_row, UNIT, tile, 2, EVEN, ROWS, H, N)
-            k_c = with_history(k_c, k_history, tile, H, N)
-            k_hat_c = fir(k_c, featurizer_k)
+            k_c = with_history(k_c, k_history, tile, 2 * STATEFUL, H, N)
+            k_hat_c = fir(k_c, featurizer_k, LENGTH=3)
             v_c = load_lagged(v_ptr, v_row, UNIT, tile, 2, EVEN, ROWS, H, N)
-            v_c = with_history(v_c, v_history, tile, H, N)
-            v_hat_c = fir(v_c, featurizer_v)
+            v_c = with_history(v_c, v_history, tile, 2 * STATEFUL, H, N)
+            v_hat_c = fir(v_c, featurizer_v, LENGTH=3)
             z_c = multiply(k_hat_c, v_hat_c)
             d_z_1_c = scale(d_pre_skip_c, skip)
             skipped_product_c = multiply(d_pre_skip_c, z_c)
@@ -1489,7 +1488,7 @@ def hyena_li_backward(
             d_z_c = add(d_z_1_c, d_z_2)
             d_k_hat_c = multiply(d_z_c, v_hat_c)
             d_v_hat_c = multiply(d_z_c, k_hat_c)
-            d_v_hat_on_c, d_v_hat_c_after = extend(d_v_hat_c, d_v_hat_c_after, H, N)
+            d_v_hat_on_c, d_v_hat_c_after = extend(d_v_hat_c, d_v_hat_c_after, 2, H, N)
             leave_rows(
                 edges_ptr,
                 row,
@@ -1502,10 +1501,10 @@ def hyena_li_backward(
                 N,
                 SPLIT,
             )
-            d_v_c = fir_adjoint(d_v_hat_on_c, featurizer_v)
+            d_v_c = fir_adjoint(d_v_hat_on_c, featurizer_v, LENGTH=3)
             store_rows(d_v_ptr, d_v_row, D_UNIT, tile, d_v_c, EVEN, H, N)
-            d_featurizer_v = tap_gradient(d_featurizer_v, d_v_hat_c, v_c)
-            d_k_hat_on_c, d_k_hat_c_after = extend(d_k_hat_c, d_k_hat_c_after, H, N)
+            d_featurizer_v = tap_gradient(d_featurizer_v, d_v_hat_c, v_c, LENGTH=3)
+            d_k_hat_on_c, d_k_hat_c_after = extend(d_k_hat_c, d_k_hat_c_after, 2, H, N)
             leave_rows(
                 edges_ptr,
                 row,
@@ -1518,9 +1517,9 @@ def hyena_li_backward(
                 N,
                 SPLIT,
             )
-            d_k_c = fir_adjoint(d_k_hat_on_c, featurizer_k)
+            d_k_c = fir_adjoint(d_k_hat_on_c, featurizer_k, LENGTH=3)
             store_rows(d_k_ptr, d_k_row, D_UNIT, tile, d_k_c, EVEN, H, N)
-            d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat_c, k_c)
+            d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat_c, k_c, LENGTH=3)
         d_filter = modal_gradient(
             d_filter, d_pre_skip_block, d_pre_skip_states, z_block, z_states, PRECISION
         )
@@ -2175,7 +2174,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_711ffe64"
+    name = unique = "hyena_li_25da9d1f"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

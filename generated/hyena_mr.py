@@ -8,7 +8,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 256
 groups, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: cb48048b0a4dd6a297b6e3ff37aed0b02acc53f964c531da032cf00343490bb5
+sha256, with zeros here: 436f457a12bc1df12c07937af03b1b6924e7ded3d5b05c8350472555ec4ec2b3
 """
 
 from collections.abc import Iterator, Sequence
@@ -258,19 +258,25 @@ def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def toeplitz(blocks, matrices, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
-    """Rows of y[t] = sum_j taps[j] x[t - j], from the block of x at t and those before it."""
+def toeplitz(
+    blocks, matrices, COUNT: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Rows of y[t] = sum_j taps[j] x[t - j], from the COUNT blocks of x at t and before."""
     y = tl.dot(blocks[0], matrices[0], input_precision=PRECISION)
-    for s in tl.static_range(1, len(matrices)):
+    for s in tl.static_range(1, COUNT):
         y = tl.dot(blocks[s], matrices[s], y, input_precision=PRECISION)
     return vector_rows(y, M, N)
 
 
 @triton.jit
-def toeplitz_adjoint(blocks, matrices, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
-    """Rows of y[t] = sum_j taps[j] x[t + j], from the block of x at t and those after it."""
+def toeplitz_adjoint(
+    blocks, matrices, COUNT: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Rows of y[t] = sum_j taps[j] x[t + j], from the COUNT blocks of x at t and after."""
     y = tl.dot(blocks[0], tl.trans(matrices[0]), input_precision=PRECISION)
-    for s in tl.static_range(1, len(matrices)):
+    for s in tl.static_range(1, COUNT):
         y = tl.dot(blocks[s], tl.trans(matrices[s]), y, input_precision=PRECISION)
     return vector_rows(y, M, N)
 
@@ -289,12 +295,15 @@ def zero_toeplitz(LENGTH: tl.constexpr, BLOCK_T: tl.constexpr):
 
 @triton.jit
 def toeplitz_gradient(
-    total, grad, blocks, M: tl.constexpr, BLOCK_T: tl.constexpr, PRECISION: tl.constexpr
-):
-    """total[s][j, i] += sum over rows of blocks[s][j] grad[0][i]; two s to an accumulator."""
+    total, grad, blocks, COUNT: tl.constexpr,
+    M: tl.constexpr, BLOCK_T: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """total[s][j, i] += sum over rows of blocks[s][j] grad[0][i], s < COUNT; two s to an
+    accumulator.
+    """
     out = ()
     for pair in tl.static_range(len(total)):
-        if 2 * pair + 1 < len(blocks):
+        if 2 * pair + 1 < COUNT:
             both = tl.join(blocks[2 * pair], blocks[2 * pair + 1])
         else:
             both = tl.join(blocks[2 * pair], tl.zeros_like(blocks[2 * pair]))
@@ -369,15 +378,15 @@ def context_rows(
 
 
 @triton.jit
-def prepend(rows, before, M: tl.constexpr, N: tl.constexpr):
-    """The last rows of the lane before each lane, then its own; the first lane takes `before`.
-    Also what the next tile takes there.
+def prepend(rows, before, COUNT: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    """The last COUNT rows of the lane before each lane, then its own; the first lane takes
+    `before`. Also what the next tile takes there.
     """
     lane = tl.arange(0, N)[None, :] + tl.zeros((M, 1), tl.int32)
     context = ()
     last = ()
-    for r in tl.static_range(len(before)):
-        turned = tl.gather(rows[len(rows) - len(before) + r], (lane + (N - 1)) % N, 1)
+    for r in tl.static_range(COUNT):
+        turned = tl.gather(rows[len(rows) - COUNT + r], (lane + (N - 1)) % N, 1)
         context = context + (tl.where(lane == 0, before[r], turned),)
         last = last + (turned,)
     return context + rows, last
@@ -393,14 +402,14 @@ def zero_rows(COUNT: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def extend(rows, after, M: tl.constexpr, N: tl.constexpr):
-    """Each lane's rows, then the first ones of the next lane; the last lane takes `after`.
+def extend(rows, after, COUNT: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    """Each lane's rows, then the first COUNT of the next lane; the last lane takes `after`.
     Also what the next tile, which is earlier, takes there.
     """
     lane = tl.arange(0, N)[None, :] + tl.zeros((M, 1), tl.int32)
     extended = rows
     first = ()
-    for r in tl.static_range(len(after)):
+    for r in tl.static_range(COUNT):
         turned = tl.gather(rows[r], (lane + 1) % N, 1)
         extended = extended + (tl.where(lane == N - 1, after[r], turned),)
         first = first + (turned,)
@@ -425,24 +434,24 @@ def load_vector(ptr, row, inside):
 
 
 @triton.jit
-def fir(x, taps):
-    """y[t] = sum_j taps[j] x[t - j]. The first row of x is len(taps) - 1 before the first of y."""
+def fir(x, taps, LENGTH: tl.constexpr):
+    """y[t] = sum_j taps[j] x[t - j]. The first row of x is LENGTH - 1 before the first of y."""
     y = ()
-    for r in tl.static_range(len(taps) - 1, len(x)):
+    for r in tl.static_range(LENGTH - 1, len(x)):
         total = taps[0] * x[r]
-        for lag in tl.static_range(1, len(taps)):
+        for lag in tl.static_range(1, LENGTH):
             total += taps[lag] * x[r - lag]
         y = y + (total,)
     return y
 
 
 @triton.jit
-def fir_adjoint(x, taps):
-    """y[t] = sum_j taps[j] x[t + j]. The last row of x is len(taps) - 1 after the last of y."""
+def fir_adjoint(x, taps, LENGTH: tl.constexpr):
+    """y[t] = sum_j taps[j] x[t + j]. The last row of x is LENGTH - 1 after the last of y."""
     y = ()
-    for r in tl.static_range(len(x) - len(taps) + 1):
+    for r in tl.static_range(len(x) - LENGTH + 1):
         total = taps[0] * x[r]
-        for lag in tl.static_range(1, len(taps)):
+        for lag in tl.static_range(1, LENGTH):
             total += taps[lag] * x[r + lag]
         y = y + (total,)
     return y
@@ -483,13 +492,13 @@ def zero_taps(LENGTH: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def tap_gradient(total, grad, x):
-    """total[j] += sum_t grad[t] x[t - j]; x starts len(total) - 1 rows before grad."""
+def tap_gradient(total, grad, x, LENGTH: tl.constexpr):
+    """total[j] += sum_t grad[t] x[t - j], j < LENGTH; x starts LENGTH - 1 rows before grad."""
     out = ()
-    for lag in tl.static_range(len(total)):
+    for lag in tl.static_range(LENGTH):
         value = total[lag]
         for r in tl.static_range(len(grad)):
-            value += grad[r] * x[r + len(total) - 1 - lag]
+            value += grad[r] * x[r + LENGTH - 1 - lag]
         out = out + (value,)
     return out
 
@@ -930,14 +939,14 @@ def renewed(total, fresh):
 
 
 @gluon.jit
-def extend_rows(rows, after):
-    """Each lane's rows, then the first ones of the next lane; the last lane takes after[0]. Also
+def extend_rows(rows, after, COUNT: gl.constexpr):
+    """Each lane's rows, then the first COUNT of the next lane; the last lane takes after[0]. Also
     `after` for the quarters to come: two halves take turns.
     """
     lane = lane_of()
     extended = rows
     first = ()
-    for r in gl.static_range(len(after[0])):
+    for r in gl.static_range(COUNT):
         turned = gl.gather(rows[r], (lane + 1) % 4, 1)
         extended = extended + (gl.where(lane == 3, after[0][r], turned),)
         first = first + (turned,)
@@ -1103,27 +1112,27 @@ def hyena_mr_forward(
     for t in range(-LEAD, 0, BLOCK_T):
         tile = (channel, inside, segment + t, t, latest + t, first, last, 0)
         k = load_rows(k_ptr, k_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
-        k, k_before = prepend(k, k_before, M, N)
-        k_hat = fir(k, featurizer_k)
+        k, k_before = prepend(k, k_before, 2, M, N)
+        k_hat = fir(k, featurizer_k, LENGTH=3)
         v = load_rows(v_ptr, v_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
-        v, v_before = prepend(v, v_before, M, N)
-        v_hat = fir(v, featurizer_v)
+        v, v_before = prepend(v, v_before, 2, M, N)
+        v_hat = fir(v, featurizer_v, LENGTH=3)
         z = multiply(k_hat, v_hat)
         z_blocks, z_blocks_kept = remember(z_blocks_kept, z, going, M, N, OPERAND, PRECISION)
     for t in tl.range(0, tl.minimum(steps, end), BLOCK_T, num_stages=PREFETCH):
         tile = (channel, inside, segment + t, t, latest + t, first, last, end)
         q = load_rows(q_ptr, q_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
-        q, q_before = prepend(q, q_before, M, N)
-        q_hat = fir(q, featurizer_q)
+        q, q_before = prepend(q, q_before, 2, M, N)
+        q_hat = fir(q, featurizer_q, LENGTH=3)
         k = load_rows(k_ptr, k_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
-        k, k_before = prepend(k, k_before, M, N)
-        k_hat = fir(k, featurizer_k)
+        k, k_before = prepend(k, k_before, 2, M, N)
+        k_hat = fir(k, featurizer_k, LENGTH=3)
         v = load_rows(v_ptr, v_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
-        v, v_before = prepend(v, v_before, M, N)
-        v_hat = fir(v, featurizer_v)
+        v, v_before = prepend(v, v_before, 2, M, N)
+        v_hat = fir(v, featurizer_v, LENGTH=3)
         z = multiply(k_hat, v_hat)
         z_blocks, z_blocks_kept = remember(z_blocks_kept, z, going, M, N, OPERAND, PRECISION)
-        conv = toeplitz(z_blocks, filter, M, N, PRECISION)
+        conv = toeplitz(z_blocks, filter, HISTORY + 1, M, N, PRECISION)
         skipped = scale(z, skip)
         pre_skip = add(conv, skipped)
         y = multiply(q_hat, pre_skip)
@@ -1222,15 +1231,15 @@ def hyena_mr_backward(
         early = t - LEAD
         ahead = (channel, inside, segment + early, early, latest + early, first, last, 0)
         k_ahead = load_rows(k_ptr, k_row, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
-        k_hat_ahead = fir(k_ahead, featurizer_k)
+        k_hat_ahead = fir(k_ahead, featurizer_k, LENGTH=3)
         v_ahead = load_rows(v_ptr, v_row, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
-        v_hat_ahead = fir(v_ahead, featurizer_v)
+        v_hat_ahead = fir(v_ahead, featurizer_v, LENGTH=3)
         z_ahead = multiply(k_hat_ahead, v_hat_ahead)
         z_blocks, z_blocks_kept = look_ahead(
             z_blocks_kept, z_ahead, going, M, N, OPERAND, PRECISION
         )
         q = load_rows(q_ptr, q_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
-        q_hat = fir(q, featurizer_q)
+        q_hat = fir(q, featurizer_q, LENGTH=3)
         dy = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, M, N)
         d_pre_skip = multiply(dy, q_hat)
         d_pre_skip_blocks, d_pre_skip_blocks_kept = remember(
@@ -1244,21 +1253,21 @@ def hyena_mr_backward(
         early = t - LEAD
         ahead = (channel, inside, segment + early, early, latest + early, first, last, 0)
         k_ahead = load_rows(k_ptr, k_row, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
-        k_hat_ahead = fir(k_ahead, featurizer_k)
+        k_hat_ahead = fir(k_ahead, featurizer_k, LENGTH=3)
         v_ahead = load_rows(v_ptr, v_row, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
-        v_hat_ahead = fir(v_ahead, featurizer_v)
+        v_hat_ahead = fir(v_ahead, featurizer_v, LENGTH=3)
         z_ahead = multiply(k_hat_ahead, v_hat_ahead)
         z_blocks, z_blocks_kept = look_ahead(
             z_blocks_kept, z_ahead, going, M, N, OPERAND, PRECISION
         )
         q = load_rows(q_ptr, q_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
-        q_hat = fir(q, featurizer_q)
+        q_hat = fir(q, featurizer_q, LENGTH=3)
         k = load_rows(k_ptr, k_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
-        k_hat = fir(k, featurizer_k)
+        k_hat = fir(k, featurizer_k, LENGTH=3)
         v = load_rows(v_ptr, v_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
-        v_hat = fir(v, featurizer_v)
+        v_hat = fir(v, featurizer_v, LENGTH=3)
         z = multiply(k_hat, v_hat)
-        conv = toeplitz(z_blocks, filter, M, N, PRECISION)
+        conv = toeplitz(z_blocks, filter, HISTORY + 1, M, N, PRECISION)
         skipped = scale(z, skip)
         pre_skip = add(conv, skipped)
         dy = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, M, N)
@@ -1270,23 +1279,25 @@ def hyena_mr_backward(
         d_z_1 = scale(d_pre_skip, skip)
         skipped_product = multiply(d_pre_skip, z)
         d_skip = channel_sum(d_skip, skipped_product)
-        d_z_2 = toeplitz_adjoint(d_pre_skip_blocks, filter, M, N, PRECISION)
-        d_filter = toeplitz_gradient(d_filter, d_pre_skip_blocks, z_blocks, M, BLOCK_T, PRECISION)
+        d_z_2 = toeplitz_adjoint(d_pre_skip_blocks, filter, HISTORY + 1, M, N, PRECISION)
+        d_filter = toeplitz_gradient(
+            d_filter, d_pre_skip_blocks, z_blocks, HISTORY + 1, M, BLOCK_T, PRECISION
+        )
         d_z = add(d_z_1, d_z_2)
         d_k_hat = multiply(d_z, v_hat)
         d_v_hat = multiply(d_z, k_hat)
-        d_v_hat_on, d_v_hat_after = extend(d_v_hat, d_v_hat_after, M, N)
-        d_v = fir_adjoint(d_v_hat_on, featurizer_v)
+        d_v_hat_on, d_v_hat_after = extend(d_v_hat, d_v_hat_after, 2, M, N)
+        d_v = fir_adjoint(d_v_hat_on, featurizer_v, LENGTH=3)
         store_rows(d_v_ptr, d_v_row, D_UNIT, tile, d_v, EVEN, M, N)
-        d_featurizer_v = tap_gradient(d_featurizer_v, d_v_hat, v)
-        d_k_hat_on, d_k_hat_after = extend(d_k_hat, d_k_hat_after, M, N)
-        d_k = fir_adjoint(d_k_hat_on, featurizer_k)
+        d_featurizer_v = tap_gradient(d_featurizer_v, d_v_hat, v, LENGTH=3)
+        d_k_hat_on, d_k_hat_after = extend(d_k_hat, d_k_hat_after, 2, M, N)
+        d_k = fir_adjoint(d_k_hat_on, featurizer_k, LENGTH=3)
         store_rows(d_k_ptr, d_k_row, D_UNIT, tile, d_k, EVEN, M, N)
-        d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat, k)
-        d_q_hat_on, d_q_hat_after = extend(d_q_hat, d_q_hat_after, M, N)
-        d_q = fir_adjoint(d_q_hat_on, featurizer_q)
+        d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat, k, LENGTH=3)
+        d_q_hat_on, d_q_hat_after = extend(d_q_hat, d_q_hat_after, 2, M, N)
+        d_q = fir_adjoint(d_q_hat_on, featurizer_q, LENGTH=3)
         store_rows(d_q_ptr, d_q_row, D_UNIT, tile, d_q, EVEN, M, N)
-        d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat, q)
+        d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat, q, LENGTH=3)
         if back == 0:
             d_featurizer_q = zero_taps(3, M, N)
             d_featurizer_k = zero_taps(3, M, N)
@@ -1412,9 +1423,9 @@ def hyena_mr_backward_sm90(
         for part in gl.static_range(2):
             for half in gl.static_range(2):
                 k_ahead = read_rows(k_early, part, half, 2)
-                k_hat_ahead = fir(k_ahead, featurizer_k)
+                k_hat_ahead = fir(k_ahead, featurizer_k, LENGTH=3)
                 v_ahead = read_rows(v_early, part, half, 2)
-                v_hat_ahead = fir(v_ahead, featurizer_v)
+                v_hat_ahead = fir(v_ahead, featurizer_v, LENGTH=3)
                 z_ahead = multiply(k_hat_ahead, v_hat_ahead)
                 quarters = quarters + (rows_quarter(z_ahead),)
         remember_block(z_blocks, newest, quarters)
@@ -1426,7 +1437,7 @@ def hyena_mr_backward_sm90(
         for part in gl.static_range(2):
             for half in gl.static_range(2):
                 q_a = read_rows(q_block, part, half, 2)
-                q_hat_a = fir(q_a, featurizer_q)
+                q_hat_a = fir(q_a, featurizer_q, LENGTH=3)
                 dy_a = read_rows(dy_block, part, half, 0)
                 d_pre_skip_a = multiply(dy_a, q_hat_a)
                 quarters = quarters + (rows_quarter(d_pre_skip_a),)
@@ -1446,9 +1457,9 @@ def hyena_mr_backward_sm90(
         for part in gl.static_range(2):
             for half in gl.static_range(2):
                 k_ahead = read_rows(k_early, part, half, 2)
-                k_hat_ahead = fir(k_ahead, featurizer_k)
+                k_hat_ahead = fir(k_ahead, featurizer_k, LENGTH=3)
                 v_ahead = read_rows(v_early, part, half, 2)
-                v_hat_ahead = fir(v_ahead, featurizer_v)
+                v_hat_ahead = fir(v_ahead, featurizer_v, LENGTH=3)
                 z_ahead = multiply(k_hat_ahead, v_hat_ahead)
                 quarters = quarters + (rows_quarter(z_ahead),)
         remember_block(z_blocks, newest, quarters)
@@ -1463,7 +1474,7 @@ def hyena_mr_backward_sm90(
         for part in gl.static_range(2):
             for half in gl.static_range(2):
                 q_a = read_rows(q_block, part, half, 2)
-                q_hat_a = fir(q_a, featurizer_q)
+                q_hat_a = fir(q_a, featurizer_q, LENGTH=3)
                 dy_a = read_rows(dy_block, part, half, 0)
                 d_pre_skip_a = multiply(dy_a, q_hat_a)
                 quarters = quarters + (rows_quarter(d_pre_skip_a),)
@@ -1496,10 +1507,10 @@ def hyena_mr_backward_sm90(
                 pre_skip_b = add(conv, skipped_b)
                 dy_b = read_rows(dy_block, part, half, 0)
                 d_q_hat_b = multiply(dy_b, pre_skip_b)
-                d_q_hat_on_b, d_q_hat_b_after = extend_rows(d_q_hat_b, d_q_hat_b_after)
-                d_q_b = fir_adjoint(d_q_hat_on_b, featurizer_q)
+                d_q_hat_on_b, d_q_hat_b_after = extend_rows(d_q_hat_b, d_q_hat_b_after, COUNT=2)
+                d_q_b = fir_adjoint(d_q_hat_on_b, featurizer_q, LENGTH=3)
                 store_quarter(d_q_ptr, outputs, shift, d_q_b, stop)
-                d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat_b, q_b)
+                d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat_b, q_b, LENGTH=3)
         fetch(q_block, q_ptr, words, edges, before, halfway, length)
         fetch(dy_block, dy_ptr, dy_words, edges, before, halfway, dy_length)
         hopper.async_copy.commit_group()
@@ -1515,9 +1526,9 @@ def hyena_mr_backward_sm90(
                 d_z_2 = quarter_rows(d_z_2_quarters[2 * part + half])
                 d_pre_skip_c = quarter_rows(d_pre_skip_c_quarters[2 * part + half])
                 k_c = read_rows(k_block, part, half, 2)
-                k_hat_c = fir(k_c, featurizer_k)
+                k_hat_c = fir(k_c, featurizer_k, LENGTH=3)
                 v_c = read_rows(v_block, part, half, 2)
-                v_hat_c = fir(v_c, featurizer_v)
+                v_hat_c = fir(v_c, featurizer_v, LENGTH=3)
                 z_c = multiply(k_hat_c, v_hat_c)
                 d_z_1_c = scale(d_pre_skip_c, skip)
                 skipped_product_c = multiply(d_pre_skip_c, z_c)
@@ -1525,14 +1536,14 @@ def hyena_mr_backward_sm90(
                 d_z_c = add(d_z_1_c, d_z_2)
                 d_k_hat_c = multiply(d_z_c, v_hat_c)
                 d_v_hat_c = multiply(d_z_c, k_hat_c)
-                d_v_hat_on_c, d_v_hat_c_after = extend_rows(d_v_hat_c, d_v_hat_c_after)
-                d_v_c = fir_adjoint(d_v_hat_on_c, featurizer_v)
+                d_v_hat_on_c, d_v_hat_c_after = extend_rows(d_v_hat_c, d_v_hat_c_after, COUNT=2)
+                d_v_c = fir_adjoint(d_v_hat_on_c, featurizer_v, LENGTH=3)
                 store_quarter(d_v_ptr, outputs, shift, d_v_c, stop)
-                d_featurizer_v = tap_gradient(d_featurizer_v, d_v_hat_c, v_c)
-                d_k_hat_on_c, d_k_hat_c_after = extend_rows(d_k_hat_c, d_k_hat_c_after)
-                d_k_c = fir_adjoint(d_k_hat_on_c, featurizer_k)
+                d_featurizer_v = tap_gradient(d_featurizer_v, d_v_hat_c, v_c, LENGTH=3)
+                d_k_hat_on_c, d_k_hat_c_after = extend_rows(d_k_hat_c, d_k_hat_c_after, COUNT=2)
+                d_k_c = fir_adjoint(d_k_hat_on_c, featurizer_k, LENGTH=3)
                 store_quarter(d_k_ptr, outputs, shift, d_k_c, stop)
-                d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat_c, k_c)
+                d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat_c, k_c, LENGTH=3)
         d_filter = end_gradients(d_filter)
         newest = (newest + 1) % COUNT
     hopper.async_copy.wait_group(0)
@@ -2070,7 +2081,7 @@ def decayed(taps: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_3343afb7"
+    name = unique = "hyena_mr_a35904f7"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,7 +8,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 1920 channels; G = 128
 groups, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: b2ef7d25605ee9502fa4160d2c71e0c630e93e0088d09932dd45dc85dc793b83
+sha256, with zeros here: 7bdd30e099806e46e293186abd53c1f3c1b35e08e3095889021db0183454e5ff
 """
 
 from collections.abc import Iterator, Sequence
@@ -116,24 +116,24 @@ def load_taps(ptr, row, inside, LENGTH: tl.constexpr, LAG_LAST: tl.constexpr):
 
 
 @triton.jit
-def fir(x, taps):
-    """y[t] = sum_j taps[j] x[t - j]. The first row of x is len(taps) - 1 before the first of y."""
+def fir(x, taps, LENGTH: tl.constexpr):
+    """y[t] = sum_j taps[j] x[t - j]. The first row of x is LENGTH - 1 before the first of y."""
     y = ()
-    for r in tl.static_range(len(taps) - 1, len(x)):
+    for r in tl.static_range(LENGTH - 1, len(x)):
         total = taps[0] * x[r]
-        for lag in tl.static_range(1, len(taps)):
+        for lag in tl.static_range(1, LENGTH):
             total += taps[lag] * x[r - lag]
         y = y + (total,)
     return y
 
 
 @triton.jit
-def fir_adjoint(x, taps):
-    """y[t] = sum_j taps[j] x[t + j]. The last row of x is len(taps) - 1 after the last of y."""
+def fir_adjoint(x, taps, LENGTH: tl.constexpr):
+    """y[t] = sum_j taps[j] x[t + j]. The last row of x is LENGTH - 1 after the last of y."""
     y = ()
-    for r in tl.static_range(len(x) - len(taps) + 1):
+    for r in tl.static_range(len(x) - LENGTH + 1):
         total = taps[0] * x[r]
-        for lag in tl.static_range(1, len(taps)):
+        for lag in tl.static_range(1, LENGTH):
             total += taps[lag] * x[r + lag]
         y = y + (total,)
     return y
@@ -157,13 +157,13 @@ def zero_taps(LENGTH: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def tap_gradient(total, grad, x):
-    """total[j] += sum_t grad[t] x[t - j]; x starts len(total) - 1 rows before grad."""
+def tap_gradient(total, grad, x, LENGTH: tl.constexpr):
+    """total[j] += sum_t grad[t] x[t - j], j < LENGTH; x starts LENGTH - 1 rows before grad."""
     out = ()
-    for lag in tl.static_range(len(total)):
+    for lag in tl.static_range(LENGTH):
         value = total[lag]
         for r in tl.static_range(len(grad)):
-            value += grad[r] * x[r + len(total) - 1 - lag]
+            value += grad[r] * x[r + LENGTH - 1 - lag]
         out = out + (value,)
     return out
 
@@ -375,13 +375,13 @@ def hyena_se_1b_forward(
     for t in range(0, tl.minimum(TILES * BLOCK_T, end), BLOCK_T):
         tile = (channel, inside, t, t, t, first, last, end)
         q = load_rows(q_ptr, q_row, UNIT, tile, -2, ROWS, EVEN, ROWS, BLOCK_D, N, EVICT_LAST)
-        q_hat = fir(q, featurizer_q)
+        q_hat = fir(q, featurizer_q, LENGTH=3)
         k = load_rows(k_ptr, k_row, UNIT, tile, -8, ROWS, EVEN, ROWS, BLOCK_D, N, EVICT_LAST)
-        k_hat = fir(k, featurizer_k)
+        k_hat = fir(k, featurizer_k, LENGTH=3)
         v = load_rows(v_ptr, v_row, UNIT, tile, -8, ROWS, EVEN, ROWS, BLOCK_D, N, EVICT_LAST)
-        v_hat = fir(v, featurizer_v)
+        v_hat = fir(v, featurizer_v, LENGTH=3)
         z = multiply(k_hat, v_hat)
-        conv = fir(z, filter)
+        conv = fir(z, filter, LENGTH=7)
         y = multiply(q_hat, conv)
         store_rows(y_ptr, y_row, 1, tile, y, EVEN, BLOCK_D, N)
 
@@ -448,29 +448,29 @@ def hyena_se_1b_backward(
     for t in range(0, tl.minimum(TILES * BLOCK_T, end), BLOCK_T):
         tile = (channel, inside, t, t, t, first, last, end)
         q = load_rows(q_ptr, q_row, UNIT, tile, -2, ROWS + 8, EVEN, ROWS, BLOCK_D, N)
-        q_hat = fir(q, featurizer_q)
+        q_hat = fir(q, featurizer_q, LENGTH=3)
         k = load_rows(k_ptr, k_row, UNIT, tile, -8, ROWS + 2, EVEN, ROWS, BLOCK_D, N)
-        k_hat = fir(k, featurizer_k)
+        k_hat = fir(k, featurizer_k, LENGTH=3)
         v = load_rows(v_ptr, v_row, UNIT, tile, -8, ROWS + 2, EVEN, ROWS, BLOCK_D, N)
-        v_hat = fir(v, featurizer_v)
+        v_hat = fir(v, featurizer_v, LENGTH=3)
         z = multiply(k_hat, v_hat)
-        conv = fir(z, filter)
+        conv = fir(z, filter, LENGTH=7)
         dy = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS + 8, EVEN, ROWS, BLOCK_D, N)
         d_q_hat = multiply(dy[0 : ROWS + 2], conv)
         d_conv = multiply(dy, q_hat)
-        d_z = fir_adjoint(d_conv, filter)
-        d_filter = tap_gradient(d_filter, d_conv[0:ROWS], z[0 : ROWS + 6])
+        d_z = fir_adjoint(d_conv, filter, LENGTH=7)
+        d_filter = tap_gradient(d_filter, d_conv[0:ROWS], z[0 : ROWS + 6], LENGTH=7)
         d_k_hat = multiply(d_z, v_hat[6 : ROWS + 8])
         d_v_hat = multiply(d_z, k_hat[6 : ROWS + 8])
-        d_v = fir_adjoint(d_v_hat, featurizer_v)
+        d_v = fir_adjoint(d_v_hat, featurizer_v, LENGTH=3)
         store_rows(d_v_ptr, d_v_row, D_UNIT, tile, d_v, EVEN, BLOCK_D, N)
-        d_featurizer_v = tap_gradient(d_featurizer_v, d_v_hat[0:ROWS], v[6 : ROWS + 8])
-        d_k = fir_adjoint(d_k_hat, featurizer_k)
+        d_featurizer_v = tap_gradient(d_featurizer_v, d_v_hat[0:ROWS], v[6 : ROWS + 8], LENGTH=3)
+        d_k = fir_adjoint(d_k_hat, featurizer_k, LENGTH=3)
         store_rows(d_k_ptr, d_k_row, D_UNIT, tile, d_k, EVEN, BLOCK_D, N)
-        d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat[0:ROWS], k[6 : ROWS + 8])
-        d_q = fir_adjoint(d_q_hat, featurizer_q)
+        d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat[0:ROWS], k[6 : ROWS + 8], LENGTH=3)
+        d_q = fir_adjoint(d_q_hat, featurizer_q, LENGTH=3)
         store_rows(d_q_ptr, d_q_row, D_UNIT, tile, d_q, EVEN, BLOCK_D, N)
-        d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat[0:ROWS], q[0 : ROWS + 2])
+        d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat[0:ROWS], q[0 : ROWS + 2], LENGTH=3)
     partials_ptr += (batch.to(tl.int64) * time_programs + block) * (16 * CHANNELS)
     store_partial(partials_ptr, 0, d_featurizer_q, row, inside, CHANNELS)
     store_partial(partials_ptr, 3, d_featurizer_k, row, inside, CHANNELS)
@@ -889,7 +889,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_1b_a4cb2626"
+    name = unique = "hyena_se_1b_10f9939e"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -7,7 +7,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: 78549e420bb34501d12b24a1f2ebcb650f99a4aa5bc37f4cfadc69c208bab59f
+sha256, with zeros here: 54b48651cf6b41f2088a329ff3e999e803243c7635d128b8a7f754f8f8882104
 """
 
 from collections.abc import Iterator, Sequence
@@ -216,7 +216,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "long_conv_16323f29"
+    name = unique = "long_conv_48eb634e"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

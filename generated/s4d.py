@@ -7,7 +7,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 1024 channels; G = 102
 groups, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: 767947ef66d4676dccc3eb0e610a3133ad312c7eac6294f2999debfb081e3aa0
+sha256, with zeros here: 263cfe18216c6e9846787c4a6315359e78f957d0b2ff56d584aed6f36471e559
 """
 
 from collections.abc import Iterator, Sequence
@@ -725,12 +725,12 @@ def operand_states(
 
 
 @triton.jit
-def product(a, b, total, PRECISION: tl.constexpr):
-    """total + a b, of terms: all but the product of two low ones."""
+def product(a, b, total, TERMS: tl.constexpr, PRECISION: tl.constexpr):
+    """total + a b, of TERMS terms of a and all of b: but for the product of two low ones."""
     total = tl.dot(a[0], b[0], total, input_precision=PRECISION)
     if len(b) > 1:
         total = tl.dot(a[0], b[1], total, input_precision=PRECISION)
-    if len(a) > 1:
+    if TERMS > 1:
         total = tl.dot(a[1], b[0], total, input_precision=PRECISION)
     return total
 
@@ -790,7 +790,7 @@ def states_before(
     MODES: tl.constexpr, M: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The states before each block of a tile, and after the tile."""
-    ends = product((block,), modes[3], tl.zeros((M, MODES), tl.float32), PRECISION)
+    ends = product((block,), modes[3], tl.zeros((M, MODES), tl.float32), 1, PRECISION)
     found, state = scan(ends, modes[7], state, MODES, M)
     return operand_states(found, MODES, M, OPERAND, PRECISION), state
 
@@ -824,7 +824,7 @@ def states_after(
     MODES: tl.constexpr, M: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The adjoint states after each block of a tile, and before the tile."""
-    starts = product((block,), modes[5], tl.zeros((M, MODES), tl.float32), PRECISION)
+    starts = product((block,), modes[5], tl.zeros((M, MODES), tl.float32), 1, PRECISION)
     found, state = scan_adjoint(starts, modes[7], state, MODES, M)
     return operand_states(found, MODES, M, OPERAND, PRECISION), state
 
@@ -842,14 +842,16 @@ def by_block(x, MODES: tl.constexpr):
 def modal(block, found, modes, PRECISION: tl.constexpr):
     """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t - j]: of the block, and of its past."""
     y = tl.dot(block, modes[2], input_precision=PRECISION)
-    return product(by_block(found[1], modes[4][0].shape[0]), modes[4], y, PRECISION)
+    states = by_block(found[1], modes[4][0].shape[0])
+    return product(states, modes[4], y, len(states), PRECISION)
 
 
 @triton.jit
 def modal_adjoint(block, found, modes, PRECISION: tl.constexpr):
     """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t + j]: of the block, and of its future."""
     y = tl.dot(block, tl.trans(modes[2]), input_precision=PRECISION)
-    return product(by_block(found[1], modes[6][0].shape[0]), modes[6], y, PRECISION)
+    states = by_block(found[1], modes[6][0].shape[0])
+    return product(states, modes[6], y, len(states), PRECISION)
 
 
 @triton.jit
@@ -1960,7 +1962,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_f180171f"
+    name = unique = "s4d_2a753247"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -7,7 +7,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 8192 channels; G = 819
 groups, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: 6837f3c3c24b2ded1aa9999d03931ca1e82e5f8a5fae5ba5db8fcded607495fe
+sha256, with zeros here: 11bee6f76e24a6dd0360ca35d0189d03e8e6405636730f9cb1a80deab58b8c61
 """
 
 from collections.abc import Iterator, Sequence
@@ -121,24 +121,24 @@ def load_vector(ptr, row, inside):
 
 
 @triton.jit
-def fir(x, taps):
-    """y[t] = sum_j taps[j] x[t - j]. The first row of x is len(taps) - 1 before the first of y."""
+def fir(x, taps, LENGTH: tl.constexpr):
+    """y[t] = sum_j taps[j] x[t - j]. The first row of x is LENGTH - 1 before the first of y."""
     y = ()
-    for r in tl.static_range(len(taps) - 1, len(x)):
+    for r in tl.static_range(LENGTH - 1, len(x)):
         total = taps[0] * x[r]
-        for lag in tl.static_range(1, len(taps)):
+        for lag in tl.static_range(1, LENGTH):
             total += taps[lag] * x[r - lag]
         y = y + (total,)
     return y
 
 
 @triton.jit
-def fir_adjoint(x, taps):
-    """y[t] = sum_j taps[j] x[t + j]. The last row of x is len(taps) - 1 after the last of y."""
+def fir_adjoint(x, taps, LENGTH: tl.constexpr):
+    """y[t] = sum_j taps[j] x[t + j]. The last row of x is LENGTH - 1 after the last of y."""
     y = ()
-    for r in tl.static_range(len(x) - len(taps) + 1):
+    for r in tl.static_range(len(x) - LENGTH + 1):
         total = taps[0] * x[r]
-        for lag in tl.static_range(1, len(taps)):
+        for lag in tl.static_range(1, LENGTH):
             total += taps[lag] * x[r + lag]
         y = y + (total,)
     return y
@@ -181,13 +181,13 @@ def zero_taps(LENGTH: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def tap_gradient(total, grad, x):
-    """total[j] += sum_t grad[t] x[t - j]; x starts len(total) - 1 rows before grad."""
+def tap_gradient(total, grad, x, LENGTH: tl.constexpr):
+    """total[j] += sum_t grad[t] x[t - j], j < LENGTH; x starts LENGTH - 1 rows before grad."""
     out = ()
-    for lag in tl.static_range(len(total)):
+    for lag in tl.static_range(LENGTH):
         value = total[lag]
         for r in tl.static_range(len(grad)):
-            value += grad[r] * x[r + len(total) - 1 - lag]
+            value += grad[r] * x[r + LENGTH - 1 - lag]
         out = out + (value,)
     return out
 
@@ -400,7 +400,7 @@ def short_conv_40b_forward(
     for t in range(0, tl.minimum(TILES * BLOCK_T, end), BLOCK_T):
         tile = (channel, inside, t, t, t, first, last, end)
         x = load_rows(x_ptr, x_row, UNIT, tile, -3, ROWS, EVEN, ROWS, BLOCK_D, N, EVICT_LAST)
-        conv = fir(x, filter)
+        conv = fir(x, filter, LENGTH=4)
         pre_bias = shift(conv, bias)
         y = silu(pre_bias)
         store_rows(y_ptr, y_row, 1, tile, y, EVEN, BLOCK_D, N)
@@ -452,14 +452,14 @@ def short_conv_40b_backward(
     for t in range(0, tl.minimum(TILES * BLOCK_T, end), BLOCK_T):
         tile = (channel, inside, t, t, t, first, last, end)
         x = load_rows(x_ptr, x_row, UNIT, tile, -3, ROWS + 3, EVEN, ROWS, BLOCK_D, N)
-        conv = fir(x, filter)
+        conv = fir(x, filter, LENGTH=4)
         pre_bias = shift(conv, bias)
         dy = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS + 3, EVEN, ROWS, BLOCK_D, N)
         d_pre_bias = silu_gradient(dy, pre_bias)
         d_bias = channel_sum(d_bias, d_pre_bias[0:ROWS])
-        d_x = fir_adjoint(d_pre_bias, filter)
+        d_x = fir_adjoint(d_pre_bias, filter, LENGTH=4)
         store_rows(d_x_ptr, d_x_row, D_UNIT, tile, d_x, EVEN, BLOCK_D, N)
-        d_filter = tap_gradient(d_filter, d_pre_bias[0:ROWS], x[0 : ROWS + 3])
+        d_filter = tap_gradient(d_filter, d_pre_bias[0:ROWS], x[0 : ROWS + 3], LENGTH=4)
     partials_ptr += (batch.to(tl.int64) * time_programs + block) * (5 * CHANNELS)
     store_partial(partials_ptr, 0, d_filter, row, inside, CHANNELS)
     store_partial(partials_ptr, 4, d_bias, row, inside, CHANNELS)
@@ -845,7 +845,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_40b_ebd669ed"
+    name = unique = "short_conv_40b_31114ea7"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -40,6 +40,7 @@ class BuiltKernel:
     seconds: float  # to compile; close to 0 when Triton's cache had it
     triton: str  # version of the compiler
     ptx: str
+    ptx_digest: str  # of `build_worker.normalised_ptx`
     cubin: bytes
 
     @property
@@ -62,6 +63,14 @@ class Built:
             if built.kernel.name == name and built.variant == variant:
                 return built
         raise KeyError((name, variant))
+
+    def of_launch(self, kernel: KernelSource, variant: Variant) -> BuiltKernel | None:
+        """The binary that a launch of `kernel` with its constants runs, if it was built."""
+        for built in self.kernels:
+            known = built.kernel.name, built.variant, built.kernel.constants_in(built.variant)
+            if known == (kernel.name, variant, dict(kernel.constants)):
+                return built
+        return None
 
 
 def build(

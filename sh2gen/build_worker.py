@@ -7,9 +7,9 @@ or a hang of the compiler harms no one else.
 A job holds `file`, `module`, `text`, `name`, `gluon` (whether that is its language), `signature`,
 `constants`, `divisible`, `options` and `capability`; its answer holds `registers` (per thread),
 `stack` (bytes per thread), `spills` and `instructions` (of them, in loops if there are any),
-`code` (a digest of these), `shared` (bytes per block), `ptx`, `cubin` (base64), `triton` (its
-version) and `seconds`, or `error`: why the kernel does not compile; then `help`, if it is not the
-kernel's fault but this machine's, says what may be done.
+`code` (a digest of these), `shared` (bytes per block), `ptx`, `ptx_digest` (`ptx_digest` of it),
+`cubin` (base64), `triton` (its version) and `seconds`, or `error`: why the kernel does not
+compile; then `help`, if it is not the kernel's fault but this machine's, says what may be done.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import base64
 import errno
 import hashlib
 import importlib.util
+import inspect
 import linecache
 import os
 import re
@@ -26,7 +27,8 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,95 @@ def _for_triton(statement: ast.stmt) -> bool:
         case ast.Assign(value=ast.Call(func=function)):
             return ast.unparse(function) == "tl.constexpr"
     return False
+
+
+_NAMES: dict[Any, Any] = {}  # of helpers in the kernel that is being compiled
+
+
+@dataclass(frozen=True)
+class _Constant:
+    text: str
+
+
+@dataclass(frozen=True)
+class _Tuple:
+    kind: str  # the name of its class: tuples of other fields are other things
+    items: tuple[Any, ...]
+
+
+def _structure(value: Any) -> Any:
+    """What decides how a helper reads an argument, all but the values that a launch decides."""
+    from triton import language as tl
+
+    if isinstance(value, tuple | list | tl.tuple):
+        return _Tuple(type(value).__name__, tuple(_structure(item) for item in value))
+    kind = getattr(value, "type", None)
+    if kind is None or isinstance(value, tl.constexpr):
+        return _Constant(repr(value))
+    return kind.mangle()
+
+
+def _leaves(shape: Any, path: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], Any]]:
+    items = shape.items if isinstance(shape, _Tuple) else shape
+    if isinstance(items, tuple):
+        for i, item in enumerate(items):
+            yield from _leaves(item, (*path, i))
+    else:
+        yield path, shape
+
+
+def _in_words(names: Sequence[str], shape: tuple[Any, ...]) -> str:
+    """The sizes of the arguments that are tuples: x of 17, taps of 4."""
+
+    def size(part: Any) -> str:
+        inner = [size(item) for item in part.items if isinstance(item, _Tuple)]
+        return f"{len(part.items)}" + f" ({', '.join(inner)})" * bool(inner)
+
+    pairs = zip(names, shape, strict=True)
+    return ", ".join(f"{name} of {size(part)}" for name, part in pairs if isinstance(part, _Tuple))
+
+
+class SharedNameError(Exception):
+    """Two calls of a helper whose bodies differ share the name that Triton compiles it under."""
+
+
+def refuse_shared_names() -> None:
+    """Have the compiler refuse a kernel in which two calls of one helper differ in structure, but
+    neither in their flattened types nor in their constants.
+
+    Triton up to 3.6 names the body that it compiles for a helper by these: the tuples of rows and
+    taps of `fir(17 rows, 4 taps)` and of `fir(14 rows, 7 taps)` come to the same 21 types, and the
+    second call would silently get the body of the first. (The interpreter has no such names.) A
+    later Triton names them apart; what is refused does not depend on which one is here.
+    """
+    from triton.compiler.code_generator import CodeGenerator
+
+    original = CodeGenerator.call_JitFunction
+    if getattr(original, "refuses_shared_names", False):
+        return
+
+    def call(self: Any, fn: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
+        bound = inspect.getcallargs(fn.fn, *args, **kwargs)
+        shape = tuple(_structure(bound[name]) for name in fn.arg_names)
+        values, constants = [], []
+        for path, leaf in _leaves(shape):
+            if isinstance(leaf, _Constant):
+                constants.append((path, leaf.text))
+            else:
+                values.append(leaf)
+        name = (fn.__module__, fn.__name__, tuple(values), tuple(constants))
+        before = _NAMES.setdefault(name, shape)
+        if before != shape:
+            one, other = (_in_words(fn.arg_names, each) for each in (before, shape))
+            raise SharedNameError(
+                f"`{fn.__name__}` is called with {one}, and with {other}. Flattened, their types "
+                "are the same, and Triton up to 3.6 compiles one body for both: give the function "
+                "the sizes that decide its body as constexpr arguments"
+            )
+        return original(self, fn, args, kwargs, *rest, **more)
+
+    call.refuses_shared_names = True  # type: ignore[attr-defined]
+    CodeGenerator.call_JitFunction = call
 
 
 def compile_kernel(job: dict[str, Any]) -> dict[str, Any]:
@@ -124,6 +215,8 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
     from triton.compiler import ASTSource
     from triton.experimental.gluon._runtime import GluonASTSource
 
+    refuse_shared_names()
+    _NAMES.clear()
     language = GluonASTSource if job["gluon"] else ASTSource
     function = triton_part(job["file"], job["text"], job["module"])[job["name"]]
     names = function.arg_names
@@ -131,29 +224,45 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
     assert set(given) == set(names), (
         f"arguments described: {sorted(given)}; of the kernel: {sorted(names)}"
     )
-    compiled = triton.compile(
-        language(
-            function,
-            signature={name: given[name] for name in names},
-            constexprs=job["constants"],
-            # in the kernel's order, as of a launch: it is part of the key in Triton's cache
-            attrs={
-                (i,): [["tt.divisibility", 16]]
-                for i, name in enumerate(names)
-                if name in job["divisible"]
-            },
-        ),
-        target=GPUTarget("cuda", job["capability"], 32),
-        options=job["options"],
+    source = language(
+        function,
+        signature={name: given[name] for name in names},
+        constexprs=job["constants"],
+        # in the kernel's order, as of a launch: it is part of the key in Triton's cache
+        attrs={
+            (i,): [["tt.divisibility", 16]]
+            for i, name in enumerate(names)
+            if name in job["divisible"]
+        },
     )
+    target = GPUTarget("cuda", job["capability"], 32)
+    if job.get("names_only"):
+        _front_end(source, target, job["options"])
+        return {}
+    compiled = triton.compile(source, target=target, options=job["options"])
     cubin = compiled.asm["cubin"]
     return {
         **resources(cubin),
         "shared": compiled.metadata.shared,
         "ptx": compiled.asm["ptx"],
+        "ptx_digest": ptx_digest(compiled.asm["ptx"]),
         "cubin": base64.b64encode(cubin).decode("ascii"),
         "triton": triton.__version__,
     }
+
+
+def _front_end(source: Any, target: Any, options: dict[str, Any]) -> None:
+    """The first stage of `triton.compile`, in which helpers get their names."""
+    from triton._C.libtriton import ir
+    from triton.compiler.compiler import make_backend
+
+    backend = make_backend(target)
+    parsed = backend.parse_options(dict(options))
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    functions = backend.get_codegen_implementation(parsed)
+    source.make_ir(target, parsed, functions, backend.get_module_map(), context)
 
 
 def resources(cubin: bytes) -> dict[str, Any]:
@@ -188,6 +297,47 @@ def resources(cubin: bytes) -> dict[str, Any]:
         "instructions": instructions,
         "code": code_digest(cubin),
     }
+
+
+def normalised_ptx(ptx: str) -> str:
+    """PTX of one kernel without what says nothing of how it runs: the names of the kernel, of
+    labels and of parameters, parameters that it does not read, debug information, comments.
+
+    Labels and parameters are numbered in the order in which the code first names them. So a
+    helper may be renamed or moved, a comment written and an argument added that this kernel does
+    not read, and the text stays.
+    """
+    # Debug sections are at the end, and sections end with the kernel's last brace before them.
+    code = re.sub(r"^\s*\.section\s+\.debug.*", "", ptx, flags=re.MULTILINE | re.DOTALL)
+    code = re.sub(r"//[^\n]*|^\s*\.(?:loc|file)\b[^\n]*", "", code, flags=re.MULTILINE)
+    entry = re.search(r"\.entry\s+([\w$]+)\s*\((.*?)\)", code, re.DOTALL)
+    assert entry is not None, "PTX of a kernel"
+    kinds = {
+        name: " ".join(declaration.split()[:-1])
+        for declaration in entry[2].split(",")
+        if declaration.strip()
+        for name in declaration.split()[-1:]
+    }
+    body = code[: entry.start()] + ".entry kernel" + code[entry.end() :]
+    body = re.sub(r"^\s*\$L__(?:tmp|func_begin|func_end)\d+:", "", body, flags=re.MULTILINE)
+    names: dict[str, str] = {}
+
+    def number(found: re.Match[str]) -> str:
+        word = found[0]
+        kind = "parameter" if word in kinds else "label"
+        if kind == "label" and not word.startswith("$"):
+            return word
+        return names.setdefault(word, f"{kind}{sum(n.startswith(kind) for n in names.values())}")
+
+    body = re.sub(r"\$?[A-Za-z_][\w$]*", number, body)
+    used = [kinds[word] for word in names if word in kinds]
+    lines = (" ".join(line.split()) for line in body.splitlines())
+    return "\n".join((*used, *(line for line in lines if line)))
+
+
+def ptx_digest(ptx: str) -> str:
+    """Digest of `normalised_ptx`: equal ones are one kernel, whatever its text was called."""
+    return hashlib.sha256(normalised_ptx(ptx).encode()).hexdigest()[:16]
 
 
 def code_digest(cubin: bytes) -> str:

@@ -63,6 +63,7 @@ class Candidate:
         measured: whether the score is of times that numbers tuned for exactly this took.
         tuned: whether tables have numbers of this plan for this operator and GPU.
         origins: by direction, where the numbers come from, in words.
+        decided: by direction, the decision for exactly this that they are, if they are.
         warnings: what the user must be told of them.
         untaken: of the user's own numbers that are not, why not, and how to take them.
     """
@@ -73,6 +74,7 @@ class Candidate:
     measured: bool = False
     tuned: bool = False
     origins: Mapping[str, str] = field(default_factory=dict)
+    decided: Mapping[str, Decision] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     untaken: tuple[str, ...] = ()
 
@@ -298,10 +300,12 @@ def _with_numbers(
     """A candidate under the best numbers known, some of them changed."""
     numbers = {d: first.schedule.numbers(d) for d in DIRECTIONS}
     origins = dict.fromkeys(DIRECTIONS, "default")
+    decided: dict[str, Decision] = {}
     if known is not None:
         tuned = _tuned(spec, target, first.plan, known.decisions)
-        numbers |= {d: found for d, (found, _) in tuned.items()}
-        origins |= {d: label for d, (_, label) in tuned.items()}
+        numbers |= {d: found for d, (found, _, _) in tuned.items()}
+        origins |= {d: label for d, (_, label, _) in tuned.items()}
+        decided = {d: one for d, (_, _, one) in tuned.items() if one and not changes.get(d)}
     merged = {d: dict(numbers[d]) | dict(changes.get(d, {})) for d in DIRECTIONS}
     chosen = schedule(
         spec, first.plan, merged | {d: changes[d] for d in changes if d not in merged}
@@ -311,7 +315,7 @@ def _with_numbers(
             names = " ".join(f"{name}={value}" for name, value in changes[direction].items())
             origins[direction] += f", with {names} as given"
     untaken = _untaken(spec, target, first.plan, known) if known is not None else ()
-    first = replace(first, schedule=chosen, origins=origins, untaken=untaken)
+    first = replace(first, schedule=chosen, origins=origins, decided=decided, untaken=untaken)
     if first.measured and not changes:
         return first
     return replace(first, score=score(spec, first.plan, chosen, target), measured=False)
@@ -319,15 +323,18 @@ def _with_numbers(
 
 def _tuned(
     spec: OpSpec, target: Target, plan: Plan, decisions: tuple[Decision, ...]
-) -> dict[str, tuple[Numbers, str]]:
-    """Tuned numbers of both directions that may go together, and where they come from."""
+) -> dict[str, tuple[Numbers, str, Decision | None]]:
+    """Tuned numbers of both directions that may go together, where they come from, and the
+    decision if it is for exactly this.
+    """
     relevant = [decision for decision in decisions if decision.key.plan == plan.name]
-    found: dict[str, tuple[Numbers, str]] = {}
+    found: dict[str, tuple[Numbers, str, Decision | None]] = {}
     for direction in DIRECTIONS:
         here = [decision for decision in relevant if decision.key.direction == direction]
         if here and (one := find(here, wanted(spec, target, plan, direction), target)):
-            found[direction] = one.decision.numbers, f"{one.label}; {_times(one, target)}"
-    agreed = {coupling(plan, numbers) for numbers, _ in found.values()}
+            label = f"{one.label}; {_times(one, target)}"
+            found[direction] = one.decision.numbers, label, one.decision if one.exact else None
+    agreed = {coupling(plan, numbers) for numbers, _, _ in found.values()}
     if (len(agreed) == 1 and len(found) == len(DIRECTIONS)) or not plan.states:
         return found
     # Numbers that were not tuned together: those of backward count, which takes longer.
@@ -339,7 +346,7 @@ def _tuned(
             except Sh2genError:
                 continue
             label = f"goes with the tiles of {direction}"
-            return {direction: found[direction], other: (matching, label)}
+            return {direction: found[direction], other: (matching, label, None)}
     return {}
 
 
@@ -415,7 +422,6 @@ def wanted(spec: OpSpec, target: Target, plan: Plan, direction: str) -> Wanted:
         direction=direction,
         gpu=gpu_name(target),
         triton=triton_version(),
-        templates=kernels_of(spec, plan),
     )
     return Wanted(
         key=key,

@@ -32,7 +32,7 @@ from sh2gen.report import (
 )
 from sh2gen.resources import shipped_op, shipped_ops
 from sh2gen.terminal import is_terminal, progress, say, show_source, tell
-from sh2gen.tune_report import print_estimate, print_tuned
+from sh2gen.tune_report import print_checked, print_estimate, print_tuned
 
 
 class _Verb(click.Command):
@@ -49,6 +49,7 @@ class _Group(click.Group):
     """Turns errors into one message and an exit code, never into a traceback."""
 
     command_class = _Verb
+    group_class = type  # so do groups of verbs
 
     def main(self, *args: Any, **extra: Any) -> Any:
         try:
@@ -131,6 +132,11 @@ _seed = click.option(
     show_default=True,
     type=click.IntRange(0, 2**63 - 1),
     help="Of the random inputs and parameters that results are compared on.",
+)
+_workers = click.option(
+    "--workers",
+    type=click.IntRange(1, 1024),
+    help="Processes that compile. Default: about as many as there are cores.",
 )
 _locked = click.option(
     "--locked", metavar="FILE", help="Take plans and numbers from this lock file alone."
@@ -335,11 +341,7 @@ def verify(
 )
 @click.option("--resume", is_flag=True, help="Go on with what an earlier search recorded.")
 @click.option("--out", help="Folder of tuned tables; default: your own, where compile looks.")
-@click.option(
-    "--workers",
-    type=click.IntRange(1, 1024),
-    help="Processes that compile. Default: one less than there are cores.",
-)
+@_workers
 @_seed
 @_plan
 @_set
@@ -692,6 +694,44 @@ def ops(as_json: bool) -> None:
     width = max(map(len, shipped))
     for op, about in shipped.items():
         say(f"{op.ljust(width)}  {about}")
+
+
+@main.group("tables")
+def tables_group() -> None:
+    """Tuned tables: what has been decided on which GPU."""
+
+
+@tables_group.command("check")
+@click.option(
+    "--tables",
+    metavar="FOLDER",
+    help="Check the tables of this folder alone; default: your own and those that sh2gen ships.",
+)
+@_workers
+@_json
+def tables_check(tables: str | None, workers: int | None, as_json: bool) -> None:
+    """Compile the kernels of every tuned decision, and list those to time again.
+
+    A decision stays when kernels change, and serves on. This says of which decisions the kernels
+    compile to other code than when they were timed. It takes minutes and needs no GPU. The exit
+    code is 1 if there is any.
+    """
+    from sh2gen import driver
+    from sh2gen.recheck import recheck
+    from sh2gen.tables import read_tables
+
+    if tables is None:
+        known = driver.known_numbers(None)
+        decisions, damages = known.decisions, known.damages
+    else:
+        driver.known_numbers(tables)  # says what is wrong with the folder
+        decisions, damages = read_tables([Path(tables)])
+    _name_damages(damages)
+    with progress(as_json, every=5.0) as note:
+        found = tuple(recheck(decisions, workers=workers, progress=note))
+    print_checked(found, as_json)
+    if any(one.stale for one in found):
+        raise click.exceptions.Exit(1)
 
 
 @main.command()

@@ -19,6 +19,7 @@ import torch
 
 from sh2gen import target as targets
 from sh2gen.build import Building, Built, check_fits
+from sh2gen.checks import EAGER_SHAPES, example_lengths, full_checks, quick_checks
 from sh2gen.choose import (
     Candidate,
     Changes,
@@ -33,7 +34,6 @@ from sh2gen.choose import (
 from sh2gen.contenders import chosen
 from sh2gen.cost import Prediction, predictions
 from sh2gen.emit import emit
-from sh2gen.emit_kernels import cuts
 from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.files import (
     listed,
@@ -45,14 +45,15 @@ from sh2gen.files import (
     write_whole,
 )
 from sh2gen.journal import Task
+from sh2gen.launches import kernel_digests, launched, of_direction, variant_of
 from sh2gen.lower import plans, verdicts
 from sh2gen.lower.verdict import Verdict
 from sh2gen.memory import require_memory
-from sh2gen.operator import InterpreterRunner, Operator, OperatorRunner
+from sh2gen.operator import Operator
 from sh2gen.plan import Plan
 from sh2gen.records import home, operator_digest
 from sh2gen.resources import shipped_op
-from sh2gen.schedule import DIRECTIONS, Schedule, interpreter_schedule, schedule, search_space
+from sh2gen.schedule import DIRECTIONS, schedule, search_space
 from sh2gen.search import Problem
 from sh2gen.source import Source
 from sh2gen.spec import OpSpec, Workload, load_spec
@@ -68,7 +69,7 @@ from sh2gen.tables import (
 )
 from sh2gen.target import Target
 from sh2gen.tuner import Session, Tuned, problem
-from sh2gen.verify import Report, Runner, twin, verify
+from sh2gen.verify import Report
 
 if TYPE_CHECKING:  # it needs Triton, which this module does without
     from sh2gen.bench import Results
@@ -253,7 +254,7 @@ def compile_operators(
         for compilation in chosen:
             require_memory(
                 compilation.spec,
-                _EAGER_SHAPES,
+                EAGER_SHAPES,
                 compilation.chosen.plan.states,
                 "--no-verify (verified=False) writes the file without comparing it with float64",
             )
@@ -376,10 +377,36 @@ def _test(compilation: Compilation, verified: bool, built: bool, say: Progress) 
         if pending is not None:
             compiled = pending.result()
             check_fits(compiled, gpu)
+            compilation = _labelled(compilation, compiled)
             lap("build")
     return dataclasses.replace(
         compilation, built=compiled, reports=tuple(reports), seconds=seconds
     )
+
+
+def _labelled(compilation: Compilation, built: Built) -> Compilation:
+    """The same; of tuned numbers whose kernels compile to other code than when they were tuned,
+    the origin says so. Nothing more is compiled for that: what a call launches and this did not
+    build is not compared.
+    """
+    chosen, spec, source = compilation.chosen, compilation.spec, compilation.source
+    origins = dict(chosen.origins)
+    shapes = [(w.batch, w.length) for w in spec.workloads]
+    of = (spec, chosen.plan, chosen.schedule, source.kernels, shapes, built.target.capability)
+    for direction, decision in chosen.decided.items():
+        binaries = [
+            (kernel, built.of_launch(kernel, variant_of(kernel)))
+            for kernel in of_direction(launched(*of), direction)
+        ]
+        missing = {kernel.name for kernel, binary in binaries if binary is None}
+        now = kernel_digests(
+            spec.op,
+            ((k, b.ptx_digest) for k, b in binaries if b is not None and k.name not in missing),
+        )
+        if any(decision.kernels.get(name, digest) != digest for name, digest in now.items()):
+            origins[direction] += "; kernel changed since (`sh2gen tables check`)"
+    first = dataclasses.replace(chosen, origins=origins)
+    return dataclasses.replace(compilation, candidates=(first, *compilation.candidates[1:]))
 
 
 @contextmanager
@@ -396,155 +423,6 @@ def _one_thread() -> Iterator[None]:
 def resolve_target(name: str | None) -> Target:
     """The target of that name; without one this machine's GPU, as the H200 if it is not known."""
     return here() if name is None else targets.target(name)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerificationStep:
-    """One way of running an operator, ready to be verified."""
-
-    label: str
-    spec: OpSpec
-    runner: Runner
-    dtype: torch.dtype
-    device: str
-    shapes: tuple[tuple[int, int], ...]
-    properties: tuple[str, ...] | None = None  # None: all
-
-    def run(self, seed: int = 0, progress: Any = None) -> Report:
-        return verify(
-            self.spec,
-            self.runner,
-            dtype=self.dtype,
-            shapes=self.shapes,
-            device=self.device,
-            seed=seed,
-            properties=self.properties or "all",
-            progress=progress,
-        )
-
-
-_EAGER_SHAPES = ((2, 19),)  # batch, length
-
-
-def quick_checks(
-    spec: OpSpec, plan: Plan, numbers: Schedule, operator: Operator, folder: Path
-) -> Iterator[VerificationStep]:
-    """What `compile` verifies on this machine: output and every gradient."""
-    if torch.cuda.is_available():
-        dtype = getattr(torch, spec.dtype.io.value)
-        yield VerificationStep(
-            label=f"kernels on the GPU in {spec.dtype.io.value}",
-            spec=spec,
-            runner=OperatorRunner(operator, "cuda"),
-            dtype=dtype,
-            device="cuda",
-            shapes=((2, 37), (1, 1000)),
-            properties=("equality", "causality", "determinism"),
-        )
-        return
-    yield VerificationStep(
-        label="plain PyTorch",
-        spec=spec,
-        runner=OperatorRunner(operator, "eager"),
-        dtype=torch.float32,
-        device="cpu",
-        shapes=_EAGER_SHAPES,
-        properties=("equality",),
-    )
-    if plan.kernels:
-        # A ragged length, and one of whole vectors: they take different masks.
-        shapes = ((2, 11), (1, _whole_vectors(plan, cut=cuts(spec, numbers))))
-        yield _interpreted(spec, plan, folder, torch.float32, shapes, ("equality",))
-        # Tiles of one channel hold scalars where others hold columns: as scheduled, on a few.
-        tiles = any(kernel.skeleton == "tile" for kernel in plan.kernels)
-        if tiles and ("BLOCK_D", 1) in (*numbers.forward, *numbers.backward):
-            yield _interpreted(
-                spec, plan, folder, torch.float32, ((1, 11), (1, 24)), ("equality",), numbers
-            )
-
-
-def full_checks(
-    spec: OpSpec, plan: Plan, operator: Operator, folder: Path, device: str, lengths: Sequence[int]
-) -> Iterator[VerificationStep]:
-    """What `verify` verifies: every property, in every dtype that the device can check."""
-    if device == "cuda":
-        shapes = tuple((1 + (i % 2), length) for i, length in enumerate(lengths))
-        for name in ("bfloat16", "float16", "float32"):
-            yield VerificationStep(
-                label=f"kernels on the GPU in {name}",
-                spec=spec,
-                runner=OperatorRunner(operator, "cuda"),
-                dtype=getattr(torch, name),
-                device="cuda",
-                shapes=shapes,
-            )
-        return
-    small = tuple((1 + 2 * (i % 2), length) for i, length in enumerate(lengths))
-    for dtype in (torch.float32, torch.bfloat16):
-        yield VerificationStep(
-            label=f"plain PyTorch in {str(dtype).removeprefix('torch.')}",
-            spec=spec,
-            runner=OperatorRunner(operator, "eager"),
-            dtype=dtype,
-            device="cpu",
-            shapes=small[:4],
-        )
-    if plan.kernels:
-        yield _interpreted(spec, plan, folder, torch.float32, small, None)
-        yield _interpreted(spec, plan, folder, torch.float16, small[:2], ("equality",))
-        if (length := _whole_vectors(plan, cut=True)) > max(lengths):
-            shapes = ((1, length),)
-            yield _interpreted(spec, plan, folder, torch.float32, shapes, ("equality",))
-
-
-def _whole_vectors(plan: Plan, *, cut: bool) -> int:
-    """A length of whole vectors. If a state is carried from tile to tile, of several tiles; or of
-    so many that they are cut into spans.
-    """
-    if any(kernel.skeleton == "recurrence" for kernel in plan.kernels):
-        return 1800 if cut else 520
-    return 24
-
-
-def _interpreted(
-    spec: OpSpec,
-    plan: Plan,
-    folder: Path,
-    dtype: torch.dtype,
-    shapes: tuple[tuple[int, int], ...],
-    properties: tuple[str, ...] | None,
-    numbers: Schedule | None = None,
-) -> VerificationStep:
-    """The same plan for a twin with few channels, its kernels under Triton's interpreter.
-
-    With the numbers given on at most two channels, else with small ones that suit the interpreter.
-    """
-    small = twin(spec, max_channels=2) if numbers else twin(spec)
-    (same,) = (p for p in plans(small, plan.algorithm) if p.name == plan.name)
-    path = folder / f"{spec.op}_twin.py"
-    write_whole(path, emit(small, same, numbers or interpreter_schedule(small, same)).text)
-    name = str(dtype).removeprefix("torch.")
-    return VerificationStep(
-        label=f"kernels under the interpreter in {name}, {small.channels} channels"
-        + (", numbers as scheduled" if numbers else ""),
-        spec=small,
-        runner=InterpreterRunner(path),
-        dtype=dtype,
-        device="cpu",
-        shapes=shapes,
-        properties=properties,
-    )
-
-
-def example_lengths(spec: OpSpec, examples: int, device: str) -> tuple[int, ...]:
-    """The lengths at which operators break: 1, 2, around the taps and around blocks, primes, then
-    longer.
-    """
-    taps = spec.filter.length or 1
-    first = [37, 1, 2, taps - 1, taps, taps + 1, 15, 16, 17, 31, 33, 67, 101]
-    more = [1000, 8191, 8192, 127, 4099, 16384, 131072] if device == "cuda" else [64, 65, 97, 127]
-    lengths = [length for length in dict.fromkeys(first + more) if length >= 1]
-    return tuple(lengths[:examples])
 
 
 def verify_operator(

@@ -617,7 +617,8 @@ def _lines(
                     return (
                         f"{out} = load_lagged({tensor}_ptr, {strides[tensor]}, tile, {-rows.lo}, "
                         f"EVEN, ROWS, {lanes}, N)\n"
-                        f"{out} = with_history({out}, {tensor}_history, tile, {lanes}, N)"
+                        f"{out} = with_history({out}, {tensor}_history, tile, "
+                        f"{-rows.lo} * STATEFUL, {lanes}, N)"
                     )
                 stop = f"ROWS + {rows.hi}" if rows.hi else "ROWS"
                 text = (
@@ -626,12 +627,13 @@ def _lines(
                     f"EVEN, ROWS, {lanes}, N{hint})"
                 )
                 if carried:
-                    text += f"\n{out}, {out}_before = prepend({out}, {out}_before, {lanes}, N)"
+                    kept = f"{out}, {out}_before"
+                    text += f"\n{kept} = prepend({kept}, {-rows.lo}, {lanes}, N)"
                 return text
-            case Extend(out=out, x=x, rows=rows):
+            case Extend(out=out, x=x, count=count, rows=rows):
                 held[out] = rows
-                rows_text = rows_of(x, held)
-                return f"{out}, {x.name}_after = extend({rows_text}, {x.name}_after, {lanes}, N)"
+                own, after = rows_of(x, held), f"{x.name}_after"
+                return f"{out}, {after} = extend({own}, {after}, {count}, {lanes}, N)"
             case Remember(out=out, x=x, ahead=ahead):
                 helper = "look_ahead" if ahead else "remember"
                 return (
@@ -647,21 +649,25 @@ def _lines(
                 raise AssertionError(f"{statement}: printed with what they enclose")
             case Toeplitz(out=out, blocks=blocks, taps=taps, rows=rows):
                 held[out] = rows
-                return f"{out} = {statement.helper}({blocks}, {taps}, {lanes}, N, PRECISION)"
-            case ToeplitzGradient(out=out, grad=grad, blocks=blocks):
                 return (
-                    f"{out} = toeplitz_gradient({out}, {grad}, {blocks}, {lanes}, BLOCK_T, "
+                    f"{out} = {statement.helper}({blocks}, {taps}, HISTORY + 1, {lanes}, N, "
                     f"PRECISION)"
                 )
-            case Fir(out=out, x=x, taps=taps, rows=rows):
+            case ToeplitzGradient(out=out, grad=grad, blocks=blocks):
+                return (
+                    f"{out} = toeplitz_gradient({out}, {grad}, {blocks}, HISTORY + 1, {lanes}, "
+                    f"BLOCK_T, PRECISION)"
+                )
+            case Fir(out=out, x=x, taps=taps, length=length, rows=rows):
                 held[out] = rows
-                return f"{out} = {statement.helper}({rows_of(x, held)}, {taps})"
+                return f"{out} = {statement.helper}({rows_of(x, held)}, {taps}, LENGTH={length})"
             case Rowwise(out=out, function=function, operands=operands, vector=vector, rows=rows):
                 held[out] = rows
                 arguments = [*(rows_of(x, held) for x in operands), *([vector] if vector else [])]
                 return f"{out} = {function}({', '.join(arguments)})"
-            case Accumulate(out=out, function=function, operands=operands):
+            case Accumulate(out=out, function=function, operands=operands, length=length):
                 arguments = [out, *(rows_of(x, held) for x in operands)]
+                arguments += [f"LENGTH={length}"] * (len(operands) > 1)  # all but channel_sum
                 return f"{out} = {function}({', '.join(arguments)})"
             case StoreRows(tensor=tensor, x=x):
                 return (

@@ -218,10 +218,10 @@ def _phase(
                 block = f"{blocks}.index({where}).load(product_layout())"
                 before.append(f"{out}_quarters = block_quarters({block})")
                 lines.append(f"{out} = quarter_rows({out}_quarters[2 * part + half])")
-            case Extend(out=out, x=x, rows=rows):
+            case Extend(out=out, x=x, count=count, rows=rows):
                 held[out] = rows
-                carried = f"{x.name}_after"
-                lines.append(f"{out}, {carried} = extend_rows({rows_of(x, held)}, {carried})")
+                carried, own = f"{x.name}_after", rows_of(x, held)
+                lines.append(f"{out}, {carried} = extend_rows({own}, {carried}, COUNT={count})")
             case StoreRows(tensor=tensor, x=x):
                 own = rows_of(x, held)
                 lines.append(f"store_quarter({tensor}_ptr, outputs, shift, {own}, stop)")

@@ -77,8 +77,8 @@ class Journal:
             direction=task.direction,
             gpu=on.gpu,
             triton=on.triton,
-            templates=kernel_digest(task.spec, task.plan),
         )
+        self._text = kernel_digest(task.spec, task.plan)
 
     def write(self, numbers: Numbers, outcome: Outcome, count: int = 1) -> None:
         """One candidate, or several that one reason drops."""
@@ -87,6 +87,7 @@ class Journal:
         lines = [
             Measurement(
                 key=self.key,
+                text=self._text,
                 op=self.task.spec.op,
                 numbers=numbers,
                 workload=workload,
@@ -126,7 +127,7 @@ class Journal:
         for damage in damages:
             self._warn(f"skipped: {damage}")
         for one in measurements:
-            if one.key != self.key or one.status is Status.CONSTRAINT:
+            if (one.key, one.text) != (self.key, self._text) or one.status is Status.CONSTRAINT:
                 continue
             if one.status is Status.OK:
                 if one.stage != "quick" or one.workload is None or one.us is None:

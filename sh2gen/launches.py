@@ -8,7 +8,8 @@ operator's own outputs do.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 
 from sh2gen.cost import spans_of, stride_step, suits_sm90
 from sh2gen.emit_kernels import cuts
@@ -72,6 +73,27 @@ def short_shape(
             return batch, length
         steps += max(8, steps // 64 * 8)
     return batch, least + longest % 8
+
+
+def of_direction(kernels: Iterable[KernelSource], direction: str) -> tuple[KernelSource, ...]:
+    """Those that a call of a direction launches; the sums of partial sums are of backward."""
+    roles = (Role.FORWARD,) if direction == "forward" else (Role.BACKWARD, Role.REDUCE)
+    return tuple(kernel for kernel in kernels if kernel.role in roles)
+
+
+def kernel_digests(op: str, binaries: Iterable[tuple[KernelSource, str]]) -> dict[str, str]:
+    """By the name of a kernel, without its operator's, a digest of all binaries of that name.
+
+    Args:
+        binaries: each with `build_worker.ptx_digest` of it.
+    """
+    found: dict[str, set[str]] = {}
+    for kernel, digest in binaries:
+        found.setdefault(kernel.name.removeprefix(f"{op}_"), set()).add(digest)
+    return {
+        name: hashlib.sha256(" ".join(sorted(digests)).encode()).hexdigest()[:16]
+        for name, digests in sorted(found.items())
+    }
 
 
 def variant_of(kernel: KernelSource) -> Variant:

@@ -1,6 +1,6 @@
 """Lock files: the schedules of a whole job, pinned in one readable file (layer 6).
 
-    {"v": 1, "schedules": [
+    {"v": 2, "schedules": [
       {"op": "hyena_mr", "digest": "...", "kernels": "...", "plan": "...", "forward": {...}, ...}
     ]}
 
@@ -22,7 +22,7 @@ from sh2gen.errors import Location, Sh2genError
 from sh2gen.files import read_text, require_writable
 from sh2gen.schedule import Numbers
 
-VERSION = 1  # of the file
+VERSION = 2  # of the file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from sh2gen.jsonl import Damage
 from sh2gen.schedule import DIRECTIONS, Numbers
 from sh2gen.spec import OpSpec, Workload
 
-VERSION = 1  # of the lines
+VERSION = 2  # of the lines
 _DETAIL = 2000  # characters of an error that are kept
 _DATE = "%Y-%m-%dT%H:%M:%SZ"
 _SHORTEST, _LONGEST = 1e-3, 1e12  # microseconds of a call: a nanosecond, eleven days
@@ -67,7 +67,6 @@ class Key:
         direction: forward or backward.
         gpu: as the driver calls it, such as "NVIDIA H200".
         triton: its minor version, such as "3.6".
-        templates: digest of the text that kernels are made from.
     """
 
     spec: str
@@ -75,7 +74,6 @@ class Key:
     direction: str
     gpu: str
     triton: str
-    templates: str
 
     def __post_init__(self) -> None:
         if self.direction not in DIRECTIONS:
@@ -88,6 +86,7 @@ class Measurement:
 
     Attributes:
         key: what it is a measurement of.
+        text: `emit.kernel_digest` then: a search that is resumed takes no time of other text.
         op: name of the operator, for people.
         numbers: the candidate; empty where a line stands for many.
         workload: None if no workload matters, as when a constraint does not hold.
@@ -112,6 +111,7 @@ class Measurement:
     """
 
     key: Key
+    text: str
     op: str
     numbers: Numbers
     workload: Workload | None

@@ -390,11 +390,19 @@ class OpSpec:
 
     @property
     def digest(self) -> str:
-        """sha256 of the canonical form without workloads, however the operator was written."""
-        canonical = self.to_dict()
-        del canonical["workloads"]
+        """sha256 of `canonical` without workloads, however the operator was written."""
+        canonical = {k: v for k, v in self.canonical().items() if k != "workloads"}
         text = json.dumps(canonical, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def canonical(self) -> dict[str, Any]:
+        """The fields that are not at their default, in plain values. `spec_from_dict` undoes it.
+
+        So a field that the language gains later changes nothing of operators that leave it out.
+        """
+        plain = _plain(self, defaults=False)
+        assert isinstance(plain, dict)
+        return plain
 
     def to_dict(self) -> dict[str, Any]:
         """Every field in plain values, absent ones as "none". `spec_from_dict` undoes it."""
@@ -656,17 +664,38 @@ def _parameters(spec: OpSpec) -> Iterator[ParameterSpec]:
         yield ParameterSpec(name="bias", shape=(spec.channels,), init=uniform(taps))
 
 
-def _plain(value: Any) -> Any:
-    """A value of the language as YAML and JSON hold it."""
+def _plain(value: Any, defaults: bool = True) -> Any:
+    """A value of the language as YAML and JSON hold it, without what is at its default if so
+    asked.
+    """
     if value is None:
         return "none"
     if isinstance(value, StrEnum):
         return value.value
     if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in _language(type(value))}
+        items = ((f, getattr(value, f.name)) for f in _language(type(value)))
+        return {f.name: _plain(x, defaults) for f, x in items if defaults or x != f.default}
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [_plain(item, defaults) for item in value]
     return value
+
+
+def with_defaults(values: Mapping[str, Any], kind: Any = OpSpec) -> dict[str, Any]:
+    """Plain values of the language (`OpSpec.canonical`) with what they leave out, and with what
+    this version of the language does not know.
+    """
+    found = dict(values)
+    hints = typing.get_type_hints(kind)
+    for f in _language(kind):
+        inner = next(
+            (t for t in (hints[f.name], *typing.get_args(hints[f.name])) if is_dataclass(t)), None
+        )
+        if f.name not in found:
+            if f.default is not MISSING:
+                found[f.name] = _plain(f.default)
+        elif inner is not None and isinstance(found[f.name], Mapping):
+            found[f.name] = with_defaults(found[f.name], inner)
+    return found
 
 
 def _integers(plain: Any, path: str) -> Iterator[tuple[str, int]]:

@@ -2,9 +2,11 @@
 
 A table is <folder>/<GPU>/<operator>.jsonl, a decision a line. `find` takes the decision for
 exactly what is wanted, else the nearest one whose numbers are legal here: of a GPU of the same
-compute capability, for another Triton, kernel text, workload, or number of channels of the same
-group width. What differs is always said. (A job that wants no look-up at all pins its schedules in
-a `lockfile`, whose functions are to be had here too.)
+compute capability, for another Triton, workload, or number of channels of the same group width.
+What differs is always said. A decision is found by what the operator is, not by the text of its
+kernels: beside it stand digests of these as the compiler made them (`kernels`), by which
+`sh2gen tables check` finds what to time again. (A job that wants no look-up at all pins its
+schedules in a `lockfile`, whose functions are to be had here too.)
 """
 
 from __future__ import annotations
@@ -29,13 +31,21 @@ from sh2gen.lockfile import lock_text as lock_text
 from sh2gen.lockfile import locked_entry as locked_entry
 from sh2gen.lockfile import read_lock as read_lock
 from sh2gen.lockfile import refuse_to_write as refuse_to_write
-from sh2gen.records import Key, check_date, check_times, check_workloads, home, slug
+from sh2gen.records import (
+    Key,
+    check_date,
+    check_times,
+    check_workloads,
+    home,
+    operator_digest,
+    slug,
+)
 from sh2gen.resources import folder as package_folder
 from sh2gen.schedule import Numbers, completed
-from sh2gen.spec import OpSpec, Workload
+from sh2gen.spec import OpSpec, Workload, spec_from_dict, with_defaults
 from sh2gen.target import TARGETS, Target
 
-VERSION = 1  # of the lines
+VERSION = 2  # of the lines; those of 1 are read too
 # Fields that may differ if the group width, how many channels share a filter, does not; and how
 # that is said.
 _PHRASES = {"channels": "for {} channels, here {}", "filter.groups": "for {} groups, here {}"}
@@ -48,6 +58,9 @@ class Decision:
     Attributes:
         key: what it was decided for; with `workloads`, what it is found by.
         fields: `fields_of` the operator, readable, so that a miss can name what differs.
+        kernels: by the name of a kernel in its file, without the operator's, a digest of all
+            binaries of it that the workloads launch (`kernel_digests`); empty if not known, as of
+            lines of version 1.
         op: name of the operator then.
         workloads: what the numbers were chosen for, sorted, each once.
         numbers: knob and value, in the order of the schedule file.
@@ -69,6 +82,7 @@ class Decision:
 
     key: Key
     fields: Mapping[str, Any] = field(hash=False)
+    kernels: Mapping[str, str] = field(hash=False)
     op: str
     workloads: tuple[Workload, ...]
     numbers: Numbers
@@ -109,14 +123,40 @@ class Decision:
     @classmethod
     def from_line(cls, line: str) -> Decision:
         """Read a line. ValueError says which field is wrong, and how."""
+        values = jsonl.loads(line)
+        if isinstance(values, dict) and values.get("v") == 1:
+            line = jsonl.dumps(_of_version_1(values))
         found = jsonl.decode(line, cls, VERSION)
         assert isinstance(found, Decision)
         return found
 
+    @property
+    def spec(self) -> OpSpec:
+        """The operator that it was decided for, with its workloads.
+
+        Raises:
+            Sh2genError: this version knows no such operator.
+        """
+        values = {"op": self.op, **self.fields}
+        return dataclasses.replace(spec_from_dict(values), workloads=self.workloads)
+
+
+def _of_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of version 1 as one of today: fields had all defaults, keys a digest of text."""
+    key, fields = values.get("key"), values.get("fields")
+    if not (isinstance(key, dict) and isinstance(fields, dict)):
+        raise ValueError("key and fields must be objects")
+    try:
+        spec = spec_from_dict({"op": "op", **fields})
+    except Sh2genError as error:
+        raise ValueError(f"fields describe no operator: {error.message}") from None
+    key = {k: v for k, v in key.items() if k != "templates"} | {"spec": operator_digest(spec)}
+    return {**values, "v": VERSION, "key": key, "fields": fields_of(spec), "kernels": {}}
+
 
 def fields_of(spec: OpSpec) -> dict[str, Any]:
-    """An operator in plain values, without its name and its workloads."""
-    return {k: v for k, v in spec.to_dict().items() if k not in ("op", "workloads")}
+    """An operator in plain values, without its name, its workloads and what is at its default."""
+    return {k: v for k, v in spec.canonical().items() if k not in ("op", "workloads")}
 
 
 def in_order(workloads: Sequence[Workload]) -> tuple[Workload, ...]:
@@ -278,7 +318,7 @@ class Found:
         Of another GPU than it was tuned on they are no measurement, but its times scaled by the
         bandwidth that elementwise kernels reach on both.
         """
-        there = _gpu(self.decision.key.gpu)
+        there = gpu_called(self.decision.key.gpu)
         if there is None or there == target:
             return self.decision.us
         scale = there.elementwise_bandwidth / target.elementwise_bandwidth
@@ -288,9 +328,9 @@ class Found:
 def find(decisions: Sequence[Decision], wanted: Wanted, target: Target) -> Found | None:
     """The decision for exactly what is wanted, else the nearest that serves, if any does.
 
-    Nearest is first of the same GPU, then of the same kernel text, of the same Triton, of the
-    nearest number of channels, for the nearest workloads: by how far each that is wanted is from
-    those of the decision; of such as near, by how far each of the decision's is from those wanted.
+    Nearest is first of the same GPU, then of the same Triton, of the nearest number of channels,
+    for the nearest workloads: by how far each that is wanted is from those of the decision; of
+    such as near, by how far each of the decision's is from those wanted.
 
     Args:
         decisions: of equally near ones the first serves (`read_tables`).
@@ -381,17 +421,19 @@ def _compare(decision: Decision, wanted: Wanted, target: Target) -> list[_Differ
             line = f"workloads: {', '.join(only)}"
         found.append(_Difference(line, f"for {_sizes(there)}, here {_sizes(here)}"))
     differ("group width", _width(wanted.fields), _width(decision.fields))
-    fields = list(_different(wanted.fields, decision.fields))
+    whole = (with_defaults(wanted.fields), with_defaults(decision.fields))
+    fields = list(_different(*whole))
     for path, one, other in fields:
         phrase = _PHRASES.get(path, "").format(other, one)  # of these the width says all
         differ(path, one, other, phrase, _word)
     if not fields:  # then what the digest is of has changed
         differ("spec", a.spec, b.spec, "with another digest of the operator", _start)
     differ("triton", a.triton, b.triton, f"with Triton {b.triton}, here {a.triton}")
-    differ("templates", a.templates, b.templates, "with other kernel text", _start)
-    gpu = _gpu(b.gpu)
+    gpu = gpu_called(b.gpu)
     related = gpu is not None and gpu.capability == target.capability
-    name = target.name if _gpu(a.gpu) == target else a.gpu  # one that is no target, by its own
+    name = (
+        target.name if gpu_called(a.gpu) == target else a.gpu
+    )  # one that is no target, by its own
     differ("gpu", a.gpu, b.gpu, f"not measured on {name}" if related else "")
     # Numbers of another plan mean nothing here.
     if not any(d.excludes for d in found) and not wanted.numbers_legal(decision.numbers):
@@ -411,7 +453,6 @@ def _nearest_first(
             sum(d.excludes for d in found),
             len(found) > 0,
             a.gpu != b.gpu,
-            a.templates != b.templates,
             a.triton != b.triton,
             _octaves(wanted.fields["channels"], decision.fields["channels"]),
             _workload_distance(wanted.workloads, decision.workloads),
@@ -477,6 +518,6 @@ def _where(decision: Decision) -> str:
     return f"{decision.key.gpu} ({decision.date.partition('T')[0]})"
 
 
-def _gpu(name: str) -> Target | None:
+def gpu_called(name: str) -> Target | None:
     """The GPU that a driver calls `name`."""
     return next((gpu for gpu in TARGETS if re.fullmatch(gpu.device_name, name)), None)

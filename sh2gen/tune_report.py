@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -148,3 +148,21 @@ def _is_home(out: str | None) -> bool:
     from sh2gen.records import home
 
     return out is None or Path(out).resolve() == (home() / "tuned").resolve()
+
+
+def print_checked(found: Sequence[Any], as_json: bool) -> None:
+    """What became of the kernels of tuned decisions, and what times again those that changed."""
+    if as_json:
+        say(json.dumps([one.to_dict() for one in found], indent=2))
+        return
+    for one in found:
+        if one.verdict == "same":
+            continue
+        d = one.decision
+        sizes = ", ".join(f"B={w.batch} L={w.length}" for w in d.workloads)
+        where = f"{d.op} {d.key.direction} {sizes} on {d.key.gpu} ({d.date[:10]})"
+        say(f"{one.verdict}: {where}: {one.detail}")
+        if one.stale:
+            say(f"    {one.command}")
+    same = sum(one.verdict == "same" for one in found)
+    say(f"{same} of {len(found)} decisions are of the kernels of today")

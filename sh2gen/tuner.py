@@ -32,7 +32,7 @@ from sh2gen.emit import emit
 from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.files import scratch, unsigned, write_whole
 from sh2gen.journal import Journal, Machine, Task
-from sh2gen.launches import launched, short_shape, variant_of
+from sh2gen.launches import kernel_digests, launched, of_direction, short_shape, variant_of
 from sh2gen.plan import Plan
 from sh2gen.process import Worker, python_worker
 from sh2gen.records import (
@@ -145,13 +145,16 @@ def problem(
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A candidate on its way: which file it is, with which settings, and its kernels."""
+    """A candidate on its way: which file it is, with which settings, its kernels, and which of
+    these its direction launches at the workloads.
+    """
 
     numbers: Numbers
     file: str
     settings: dict[str, Any]
     short: tuple[int, int]  # batch and length at which it is verified beside the workloads
     kernels: list[tuple[KernelSource, Future[dict[str, Any]]]]
+    timed: tuple[KernelSource, ...]
 
 
 class Workbench:
@@ -343,7 +346,20 @@ class Workbench:
             (kernel, self._submit(shared, kernel))
             for kernel in launched(*of, (short, *sizes), capability)
         ]
-        return _Candidate(numbers, file, decided, short, kernels)
+        timed = of_direction(launched(*of, sizes, capability), self._direction)
+        return _Candidate(numbers, file, decided, short, kernels, timed)
+
+    def digests(self, numbers: Numbers) -> dict[str, str]:
+        """`kernel_digests` of a candidate that was timed."""
+        candidate = self._verified[numbers]
+        return kernel_digests(
+            self._spec.op,
+            (
+                (kernel, future.result()["ptx_digest"])
+                for kernel, future in candidate.kernels
+                if kernel in candidate.timed
+            ),
+        )
 
     def _submit(self, source: Source, kernel: KernelSource) -> Future[dict[str, Any]]:
         job = kernel_job(source, self._target, kernel, Variant.ALIGNED)
@@ -905,6 +921,7 @@ def _decision(one: _Search, numbers: Numbers) -> Decision | None:
     return Decision(
         key=one.journal.key,
         fields=fields_of(task.spec),
+        kernels=one.bench.digests(numbers),
         op=task.spec.op,
         workloads=task.workloads,
         numbers=numbers,

@@ -138,13 +138,16 @@ class Check:
 
     `name` reads "property B=1 L=128: what". Of an element gate, `measured` is the largest share of
     its allowance that any element used, and `bound` 1; of a bit-for-bit check, the number of
-    elements that differ, and 0.
+    elements that differ, and 0. Of a norm gate, `once` is what rounding the exact value once to
+    the io dtype costs, measured likewise, and `size` the number of elements.
     """
 
     name: str
     measured: float
     bound: float
     detail: str = ""
+    once: float | None = None
+    size: int | None = None
 
     @property
     def passed(self) -> bool:
@@ -471,6 +474,8 @@ def _compare(
         measured=error / scale,
         bound=bound / scale,
         detail=f"relative 2-norm; rounding once to {case.dtype} costs {once / scale:.3g}",
+        once=once / scale,
+        size=value.numel(),
     )
     yield _within(case, f"{name}, elements", result, value, tolerance.elements(absolute))
 

@@ -59,6 +59,7 @@ def compiled(job: Mapping[str, Any], **other: Any) -> dict[str, Any]:
         "seconds": 2.0,
         "triton": "3.6.0",
         "ptx": "",
+        "ptx_digest": "",
         "cubin": base64.b64encode(b"binary").decode(),
     } | other
 

@@ -85,12 +85,12 @@ def by_mode(x, MODES: tl.constexpr):
 
 
 @triton.jit
-def product(a, b, total, PRECISION: tl.constexpr):
-    """total + a b, of terms: all but the product of two low ones."""
+def product(a, b, total, TERMS: tl.constexpr, PRECISION: tl.constexpr):
+    """total + a b, of TERMS terms of a and all of b: but for the product of two low ones."""
     total = tl.dot(a[0], b[0], total, input_precision=PRECISION)
     if len(b) > 1:
         total = tl.dot(a[0], b[1], total, input_precision=PRECISION)
-    if len(a) > 1:
+    if TERMS > 1:
         total = tl.dot(a[1], b[0], total, input_precision=PRECISION)
     return total
 
@@ -327,7 +327,7 @@ def states_before(
     MODES: tl.constexpr, M: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The states before each block of a tile, and after the tile."""
-    ends = product((block,), modes[3], tl.zeros((M, MODES), tl.float32), PRECISION)
+    ends = product((block,), modes[3], tl.zeros((M, MODES), tl.float32), 1, PRECISION)
     found, state = scan(ends, modes[7], state, MODES, M)
     return operand_states(found, MODES, M, OPERAND, PRECISION), state
 
@@ -338,7 +338,7 @@ def states_after(
     MODES: tl.constexpr, M: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The adjoint states after each block of a tile, and before the tile."""
-    starts = product((block,), modes[5], tl.zeros((M, MODES), tl.float32), PRECISION)
+    starts = product((block,), modes[5], tl.zeros((M, MODES), tl.float32), 1, PRECISION)
     found, state = scan_adjoint(starts, modes[7], state, MODES, M)
     return operand_states(found, MODES, M, OPERAND, PRECISION), state
 
@@ -347,14 +347,16 @@ def states_after(
 def modal(block, found, modes, PRECISION: tl.constexpr):
     """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t - j]: of the block, and of its past."""
     y = tl.dot(block, modes[2], input_precision=PRECISION)
-    return product(by_block(found[1], modes[4][0].shape[0]), modes[4], y, PRECISION)
+    states = by_block(found[1], modes[4][0].shape[0])
+    return product(states, modes[4], y, len(states), PRECISION)
 
 
 @triton.jit
 def modal_adjoint(block, found, modes, PRECISION: tl.constexpr):
     """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t + j]: of the block, and of its future."""
     y = tl.dot(block, tl.trans(modes[2]), input_precision=PRECISION)
-    return product(by_block(found[1], modes[6][0].shape[0]), modes[6], y, PRECISION)
+    states = by_block(found[1], modes[6][0].shape[0])
+    return product(states, modes[6], y, len(states), PRECISION)
 
 
 @triton.jit
@@ -457,8 +459,8 @@ def store_modes(
 
 
 @triton.jit
-def extend(rows, after, M: tl.constexpr, N: tl.constexpr):
-    """Each lane's rows, then the first ones of the next lane; the last lane takes `after`.
+def extend(rows, after, COUNT: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    """Each lane's rows, then the first COUNT of the next lane; the last lane takes `after`.
     Also what the next tile, which is earlier, takes there.
     """
     lane = tl.arange(0, M * N)
@@ -466,8 +468,8 @@ def extend(rows, after, M: tl.constexpr, N: tl.constexpr):
     extended = rows
     first = ()
     next_lane = (lane + 1) % (M * N)
-    for r in tl.static_range(0, len(after), 2):
-        if r + 1 < len(after):  # threads exchange two as quickly as one
+    for r in tl.static_range(0, COUNT, 2):
+        if r + 1 < COUNT:  # threads exchange two as quickly as one
             low = rows[r].to(tl.uint32, bitcast=True).to(tl.uint64)
             high = rows[r + 1].to(tl.uint32, bitcast=True).to(tl.uint64)
             both = tl.reshape(
@@ -478,7 +480,7 @@ def extend(rows, after, M: tl.constexpr, N: tl.constexpr):
         else:
             flat = tl.reshape(rows[r], (M * N,))
             first = first + (tl.reshape(tl.gather(flat, next_lane, 0), (M, N)),)
-    for r in tl.static_range(len(after)):
+    for r in tl.static_range(COUNT):
         extended = extended + (tl.where(last, after[r], first[r]),)
     return extended, first
 
@@ -501,13 +503,13 @@ def folded(total, rows):
 
 
 @triton.jit
-def tap_gradient(total, grad, x):
-    """total[j] += sum_t grad[t] x[t - j]; x starts len(total) - 1 rows before grad."""
+def tap_gradient(total, grad, x, LENGTH: tl.constexpr):
+    """total[j] += sum_t grad[t] x[t - j], j < LENGTH; x starts LENGTH - 1 rows before grad."""
     out = ()
-    for lag in tl.static_range(len(total)):
+    for lag in tl.static_range(LENGTH):
         rows = ()
         for r in tl.static_range(len(grad)):
-            rows = rows + (grad[r] * x[r + len(total) - 1 - lag],)
+            rows = rows + (grad[r] * x[r + LENGTH - 1 - lag],)
         out = out + (folded(total[lag], rows),)
     return out
 
@@ -618,18 +620,15 @@ def load_history(
 
 
 @triton.jit
-def with_history(rows, history, tile, M: tl.constexpr, N: tl.constexpr):
-    """Rows whose context, in the first lane of the first tile, is history."""
+def with_history(rows, history, tile, COUNT: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    """Rows whose context, in the first lane of the first tile, is COUNT steps of history."""
     channel, inside, t, earliest, latest, first, last, end = tile
     lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
     begins = (lane == 0) & (earliest == first)
     out = ()
-    for r in tl.static_range(len(rows)):
-        if r < len(history):
-            out = out + (tl.where(begins, history[r], rows[r]),)
-        else:
-            out = out + (rows[r],)
-    return out
+    for r in tl.static_range(COUNT):
+        out = out + (tl.where(begins, history[r], rows[r]),)
+    return out + rows[COUNT:]
 
 
 @triton.jit
@@ -888,7 +887,7 @@ def join_spans(
     for r in tl.static_range(LENGTH):
         rows = rows + (tl.load(own + r, mask=inside, other=0.0),)
         others = others + (tl.load(later + r, mask=inside, other=0.0),)
-    gradient = fir_adjoint(rows + others, taps)
+    gradient = fir_adjoint(rows + others, taps, LENGTH + 1)
     end = (span + 1).to(tl.int64) * steps
     where = d_input_ptr + batch.to(tl.int64) * batch_stride + row.to(tl.int64) * row_stride
     for r in tl.static_range(LENGTH):

@@ -6,6 +6,10 @@ consecutive times, so a lag is an index into a tuple: no shuffles, no shared mem
 Taps are tuples of [BLOCK_D, 1] tensors with lag 0 first. Layout never shows here; see
 channels_first.py and channels_last.py.
 
+A function of two tuples takes the size of one as a constant: Triton up to 3.6 names what it
+compiles by the types of arguments one after another, so that 17 rows and 4 taps are to it what 14
+rows and 7 taps are (docs/decisions/012).
+
 Where a tile is one channel, what is [BLOCK_D, 1] here are scalars: the binary is the same, but
 Triton 3.6 looks at a whole kernel for every load and store of a tensor, and compiles the backward
 kernel of Hyena-SE in half the time.
@@ -33,24 +37,24 @@ def load_vector(ptr, row, inside):
 
 
 @triton.jit
-def fir(x, taps):
-    """y[t] = sum_j taps[j] x[t - j]. The first row of x is len(taps) - 1 before the first of y."""
+def fir(x, taps, LENGTH: tl.constexpr):
+    """y[t] = sum_j taps[j] x[t - j]. The first row of x is LENGTH - 1 before the first of y."""
     y = ()
-    for r in tl.static_range(len(taps) - 1, len(x)):
+    for r in tl.static_range(LENGTH - 1, len(x)):
         total = taps[0] * x[r]
-        for lag in tl.static_range(1, len(taps)):
+        for lag in tl.static_range(1, LENGTH):
             total += taps[lag] * x[r - lag]
         y = y + (total,)
     return y
 
 
 @triton.jit
-def fir_adjoint(x, taps):
-    """y[t] = sum_j taps[j] x[t + j]. The last row of x is len(taps) - 1 after the last of y."""
+def fir_adjoint(x, taps, LENGTH: tl.constexpr):
+    """y[t] = sum_j taps[j] x[t + j]. The last row of x is LENGTH - 1 after the last of y."""
     y = ()
-    for r in tl.static_range(len(x) - len(taps) + 1):
+    for r in tl.static_range(len(x) - LENGTH + 1):
         total = taps[0] * x[r]
-        for lag in tl.static_range(1, len(taps)):
+        for lag in tl.static_range(1, LENGTH):
             total += taps[lag] * x[r + lag]
         y = y + (total,)
     return y
@@ -118,13 +122,13 @@ def zero_taps(LENGTH: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def tap_gradient(total, grad, x):
-    """total[j] += sum_t grad[t] x[t - j]; x starts len(total) - 1 rows before grad."""
+def tap_gradient(total, grad, x, LENGTH: tl.constexpr):
+    """total[j] += sum_t grad[t] x[t - j], j < LENGTH; x starts LENGTH - 1 rows before grad."""
     out = ()
-    for lag in tl.static_range(len(total)):
+    for lag in tl.static_range(LENGTH):
         value = total[lag]
         for r in tl.static_range(len(grad)):
-            value += grad[r] * x[r + len(total) - 1 - lag]
+            value += grad[r] * x[r + LENGTH - 1 - lag]
         out = out + (value,)
     return out
 

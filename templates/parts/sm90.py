@@ -388,14 +388,14 @@ def renewed(total, fresh):
 
 
 @gluon.jit
-def extend_rows(rows, after):
-    """Each lane's rows, then the first ones of the next lane; the last lane takes after[0]. Also
+def extend_rows(rows, after, COUNT: gl.constexpr):
+    """Each lane's rows, then the first COUNT of the next lane; the last lane takes after[0]. Also
     `after` for the quarters to come: two halves take turns.
     """
     lane = lane_of()
     extended = rows
     first = ()
-    for r in gl.static_range(len(after[0])):
+    for r in gl.static_range(COUNT):
         turned = gl.gather(rows[r], (lane + 1) % 4, 1)
         extended = extended + (gl.where(lane == 3, after[0][r], turned),)
         first = first + (turned,)

@@ -97,19 +97,25 @@ def look_ahead(
 
 
 @triton.jit
-def toeplitz(blocks, matrices, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
-    """Rows of y[t] = sum_j taps[j] x[t - j], from the block of x at t and those before it."""
+def toeplitz(
+    blocks, matrices, COUNT: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Rows of y[t] = sum_j taps[j] x[t - j], from the COUNT blocks of x at t and before."""
     y = tl.dot(blocks[0], matrices[0], input_precision=PRECISION)
-    for s in tl.static_range(1, len(matrices)):
+    for s in tl.static_range(1, COUNT):
         y = tl.dot(blocks[s], matrices[s], y, input_precision=PRECISION)
     return vector_rows(y, M, N)
 
 
 @triton.jit
-def toeplitz_adjoint(blocks, matrices, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
-    """Rows of y[t] = sum_j taps[j] x[t + j], from the block of x at t and those after it."""
+def toeplitz_adjoint(
+    blocks, matrices, COUNT: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Rows of y[t] = sum_j taps[j] x[t + j], from the COUNT blocks of x at t and after."""
     y = tl.dot(blocks[0], tl.trans(matrices[0]), input_precision=PRECISION)
-    for s in tl.static_range(1, len(matrices)):
+    for s in tl.static_range(1, COUNT):
         y = tl.dot(blocks[s], tl.trans(matrices[s]), y, input_precision=PRECISION)
     return vector_rows(y, M, N)
 
@@ -128,12 +134,15 @@ def zero_toeplitz(LENGTH: tl.constexpr, BLOCK_T: tl.constexpr):
 
 @triton.jit
 def toeplitz_gradient(
-    total, grad, blocks, M: tl.constexpr, BLOCK_T: tl.constexpr, PRECISION: tl.constexpr
-):
-    """total[s][j, i] += sum over rows of blocks[s][j] grad[0][i]; two s to an accumulator."""
+    total, grad, blocks, COUNT: tl.constexpr,
+    M: tl.constexpr, BLOCK_T: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """total[s][j, i] += sum over rows of blocks[s][j] grad[0][i], s < COUNT; two s to an
+    accumulator.
+    """
     out = ()
     for pair in tl.static_range(len(total)):
-        if 2 * pair + 1 < len(blocks):
+        if 2 * pair + 1 < COUNT:
             both = tl.join(blocks[2 * pair], blocks[2 * pair + 1])
         else:
             both = tl.join(blocks[2 * pair], tl.zeros_like(blocks[2 * pair]))
@@ -179,15 +188,15 @@ def context_rows(
 
 
 @triton.jit
-def prepend(rows, before, M: tl.constexpr, N: tl.constexpr):
-    """The last rows of the lane before each lane, then its own; the first lane takes `before`.
-    Also what the next tile takes there.
+def prepend(rows, before, COUNT: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    """The last COUNT rows of the lane before each lane, then its own; the first lane takes
+    `before`. Also what the next tile takes there.
     """
     lane = tl.arange(0, N)[None, :] + tl.zeros((M, 1), tl.int32)
     context = ()
     last = ()
-    for r in tl.static_range(len(before)):
-        turned = tl.gather(rows[len(rows) - len(before) + r], (lane + (N - 1)) % N, 1)
+    for r in tl.static_range(COUNT):
+        turned = tl.gather(rows[len(rows) - COUNT + r], (lane + (N - 1)) % N, 1)
         context = context + (tl.where(lane == 0, before[r], turned),)
         last = last + (turned,)
     return context + rows, last
@@ -203,14 +212,14 @@ def zero_rows(COUNT: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def extend(rows, after, M: tl.constexpr, N: tl.constexpr):
-    """Each lane's rows, then the first ones of the next lane; the last lane takes `after`.
+def extend(rows, after, COUNT: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    """Each lane's rows, then the first COUNT of the next lane; the last lane takes `after`.
     Also what the next tile, which is earlier, takes there.
     """
     lane = tl.arange(0, N)[None, :] + tl.zeros((M, 1), tl.int32)
     extended = rows
     first = ()
-    for r in tl.static_range(len(after)):
+    for r in tl.static_range(COUNT):
         turned = tl.gather(rows[r], (lane + 1) % N, 1)
         extended = extended + (tl.where(lane == N - 1, after[r], turned),)
         first = first + (turned,)

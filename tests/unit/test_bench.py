@@ -849,6 +849,7 @@ def test_numbers_of_a_folder_of_tables_are_measured_and_named(
     decision = Decision(
         key=wanted(spec, target("H200"), plan, "forward").key,
         fields=fields_of(spec),
+        kernels={},
         op=spec.op,
         workloads=spec.workloads,
         numbers=numbers,

@@ -82,6 +82,7 @@ def decide(
     return Decision(
         key=dataclasses.replace(want.key, **key),
         fields=fields_of(spec),
+        kernels={},
         op=spec.op,
         workloads=in_order(spec.workloads),
         numbers=numbers,
@@ -134,7 +135,6 @@ def test_what_was_tuned_for_exactly_this_is_taken(home: Path) -> None:
         home,
         decide(SPEC, "forward", other, triton="2.0"),
         decide(SPEC, "forward", exact),
-        decide(SPEC, "forward", other, templates="00" * 32),
     )
     numbers, origins = chosen()
     assert numbers == DEFAULT | {"forward": exact}
@@ -215,16 +215,16 @@ def older(numbers: Numbers) -> Numbers:
 
 
 def test_numbers_older_than_a_knob_that_says_what_was_before_are_taken(home: Path) -> None:
-    keep(home, decide(SPEC, "forward", older(changed(TILES=2)), templates="00" * 32))
+    keep(home, decide(SPEC, "forward", older(changed(TILES=2))))
     numbers, origins = chosen()
     assert numbers == DEFAULT | {"forward": changed(TILES=2)}
-    assert origins["forward"].startswith(f"nearest: {ON} with other kernel text; ")
+    assert origins["forward"] == f"{ON}; {TIME}"
 
 
 def test_a_table_that_is_damaged_is_no_table(home: Path) -> None:
     keep(home, decide(SPEC, "forward", changed(TILES=4)))
     (path,) = (home / "tuned").glob("*/*.jsonl")
-    path.write_text(path.read_text().replace('"v": 1', '"v": 99') + "{\n")
+    path.write_text(path.read_text().replace('"v": 2', '"v": 99') + "{\n")
     assert chosen() == (DEFAULT, dict.fromkeys(DIRECTIONS, "default"))
 
 
@@ -591,10 +591,6 @@ def test_numbers_of_ones_own_that_are_not_taken_are_named_with_what_takes_them(
             "; tune again to take such",
         ),
         (
-            decide(ALONE, "forward", changed(TILES=4), templates="00" * 8),
-            "; with other kernel text; tune again to take such",
-        ),
-        (
             decide(
                 dataclasses.replace(SPEC, workloads=(*FOUR[:2], Workload(batch=4, length=2048))),
                 "forward",
@@ -861,7 +857,7 @@ def test_explain_of_a_job_that_is_pinned(home: Path, op: str, tmp_path: Path) ->
 
 
 def test_explain_names_what_differs(home: Path, op: str) -> None:
-    keep(home, decide(SPEC, "forward", changed(TILES=4), triton="2.0", templates="00" * 32))
+    keep(home, decide(SPEC, "forward", changed(TILES=4), triton="2.0"))
     other = dataclasses.replace(SPEC, op="other", workloads=(Workload(batch=4, length=99),))
     keep(home, decide(other, "forward", changed(TILES=2)))
     result = run("explain", op, "--miss", "--target=H200")
@@ -872,7 +868,7 @@ def test_explain_names_what_differs(home: Path, op: str) -> None:
         "  other on NVIDIA H200 (2026-11-25): "
         "nearest: differs in workloads: B=1 L=8192 here, B=4 L=99 there"
     )
-    assert "triton: " in next_ and "2.0 there" in next_ and "templates: " in next_
+    assert "triton: " in next_ and "2.0 there" in next_
     assert last == "direct/BDL/recompute backward: default"
     assert nothing == "  nothing was tuned for this direction"
     data = json.loads(run("explain", op, "--miss", "--target=H200", "--json").stdout)

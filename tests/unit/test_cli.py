@@ -398,11 +398,11 @@ def tuned(right: bool = True, interrupted: bool = False) -> Tuned:
         direction="forward",
         gpu="NVIDIA H200",
         triton="3.6",
-        templates="7e" * 32,
     )
     decision = Decision(
         key=key,
         fields=fields_of(SPEC),
+        kernels={},
         op=SPEC.op,
         workloads=SPEC.workloads,
         numbers=best,

@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 
+from sh2gen.checks import VerificationStep, quick_checks
 from sh2gen.driver import (
-    VerificationStep,
     _plan_of,
     candidates,
     compile,
     compile_operator,
     compile_operators,
     op_files,
-    quick_checks,
     tune_operator,
     verify_operator,
 )

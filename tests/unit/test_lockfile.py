@@ -79,7 +79,7 @@ def test_a_lock_file_is_readable(tmp_path: Path) -> None:
     path = tmp_path / "job.lock"
     write_lock(path, [MR, FFT])
     assert path.read_text() == (
-        '{"v": 1, "schedules": [\n'
+        '{"v": 2, "schedules": [\n'
         f'  {{"op": "hyena", "digest": "{FFT.digest}", "kernels": "{FFT.kernels}", '
         '"plan": "fft/BDL", '
         '"forward": {}, "backward": {}},\n'
@@ -127,7 +127,7 @@ def test_an_error_of_an_entry_names_the_file_and_points_at_the_entry(tmp_path: P
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ('"v": 1', '"v": 2', "v must be 1, not 2"),
+        ('"v": 2', '"v": 1', "v must be 2, not 1"),
         ('"schedules"', '"schedule"', 'unknown field "schedule"'),
         ('"plan"', '"plans"', 'unknown field schedules[0]."plans"'),
         (f'"kernels": "{FFT.kernels}", ', "", "schedules[0].kernels is missing"),
@@ -167,7 +167,7 @@ def test_duplicates_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Sh2genError, match=r"`hyena_mr` .* is given twice") as caught:
         lock_text(path, [MR, MR])
     assert caught.value.code == "R002"
-    values = {"v": 1, "schedules": [json.loads(json.dumps(dataclasses.asdict(FFT)))] * 2}
+    values = {"v": 2, "schedules": [json.loads(json.dumps(dataclasses.asdict(FFT)))] * 2}
     for entry in values["schedules"]:
         entry |= {"forward": {}, "backward": {}}
     path.write_text(json.dumps(values))

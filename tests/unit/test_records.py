@@ -39,10 +39,10 @@ KEY = Key(
     direction="backward",
     gpu="NVIDIA H200",
     triton="3.6",
-    templates="7e" * 32,
 )
 ONE = Measurement(
     key=KEY,
+    text="7e" * 8,
     op="hyena_mr",
     numbers=(("ROWS", 32), ("BLOCK_T", 64), ("num_warps", 4)),
     workload=Workload(batch=1, length=8192),
@@ -80,8 +80,8 @@ measurements = st.builds(
         direction=st.sampled_from(("forward", "backward")),
         gpu=texts,
         triton=texts,
-        templates=texts,
     ),
+    text=texts,
     op=texts,
     numbers=st.dictionaries(texts, whole).map(lambda d: tuple(d.items())),
     workload=st.none() | workloads,

@@ -29,7 +29,6 @@ KEY = Key(
     direction="forward",
     gpu="NVIDIA H200",
     triton="3.6",
-    templates="7e" * 8,
 )
 
 

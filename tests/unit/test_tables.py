@@ -51,7 +51,6 @@ def key_of(spec: OpSpec, **fields: str) -> Key:
         direction="forward",
         gpu="NVIDIA H200",
         triton="3.6",
-        templates="7e" * 32,
     )
     return dataclasses.replace(key, **fields)
 
@@ -68,6 +67,7 @@ def decide(
     return Decision(
         key=key_of(spec, **key),
         fields=fields_of(spec),
+        kernels={"forward": "7e" * 8},
         op=spec.op,
         workloads=workloads,
         numbers=(("ROWS", rows), ("BLOCK_T", 64)),
@@ -281,9 +281,9 @@ def test_an_operator_of_another_name_is_the_same() -> None:
     ("decision", "wanted", "label"),
     [
         (
-            decide(templates="00" * 32),
+            decide(triton="3.5"),
             want(workloads=(LONG,)),
-            " for B=1 L=8192, here B=1 L=131072; with other kernel text",
+            " for B=1 L=8192, here B=1 L=131072; with Triton 3.5, here 3.6",
         ),
         (decide(triton="3.5"), want(), " with Triton 3.5, here 3.6"),
         (
@@ -343,7 +343,7 @@ def test_another_gpu_of_the_same_capability_is_no_measurement() -> None:
     (us,) = result.us(H100)
     assert us == pytest.approx(10.0 * H200.dram_bandwidth / H100.dram_bandwidth)
     assert result.us(H200) == (10.0,)
-    own = decide(gpu=H100.device_name, triton="3.5", templates="00" * 32)
+    own = decide(gpu=H100.device_name, triton="3.5")
     assert found([decide(), own], wanted, H100).decision == own
     assert found([own], wanted, H100).us(H100) == (10.0,)
 
@@ -397,17 +397,16 @@ FREE = ("channels", "filter.groups")
 def test_a_miss_says_what_excludes_and_what_would_serve() -> None:
     """Groups of 15 channels and of 16: neither the channels nor the groups stand in the way."""
     here = want(make(channels=1920, groups=128))
-    near = decide(make(channels=1905, groups=127), templates="00" * 32)
+    near = decide(make(channels=1905, groups=127))
     far = decide(make(channels=4096, groups=256), triton="3.5")
     assert found([far, near], here).decision == near
     assert [line.partition("): ")[2] for line in misses([far, near], here, H200)] == [
-        "nearest: differs in channels: 1920 here, 1905 there; "
-        "filter.groups: 128 here, 127 there; templates: 7e7e7e7e here, 00000000 there",
+        "nearest: differs in channels: 1920 here, 1905 there; filter.groups: 128 here, 127 there",
         "excluded by group width: 15 here, 16 there; differs in channels: 1920 here, 4096 there; "
         "filter.groups: 128 here, 256 there; triton: 3.6 here, 3.5 there",
     ]
     # What excludes comes first, also where not all is said.
-    (line,) = misses([decide(workloads=(LONG,), triton="3.5", templates="0", gpu="X")], here, H200)
+    (line,) = misses([decide(workloads=(LONG,), triton="3.5", gpu="X")], here, H200)
     assert line.partition("): ")[2] == (
         "excluded by group width: 15 here, 16 there; gpu: NVIDIA H200 here, X there; "
         "differs in workloads: B=1 L=8192 here, B=1 L=131072 there; 4 more"
@@ -443,7 +442,7 @@ def test_of_other_operators_there_are_lines_only_if_of_this_one_there_is_nothing
     own = [
         decide(make(channels=8192)),
         decide(gpu="NVIDIA B200"),
-        decide(plan="direct/BLD", triton="3.5", templates="00" * 32, direction="backward"),
+        decide(plan="direct/BLD", triton="3.5", direction="backward"),
     ]
     *lines, last = misses(others + own, want(), H200)
     assert last == "and 28 of other operators"
@@ -451,8 +450,7 @@ def test_of_other_operators_there_are_lines_only_if_of_this_one_there_is_nothing
         "excluded by group width: 16 here, 32 there; differs in channels: 4096 here, 8192 there",
         "excluded by gpu: NVIDIA H200 here, NVIDIA B200 there",
         "excluded by plan: toeplitz/BDL/recompute here, direct/BLD there; "
-        "direction: forward here, backward there; differs in triton: 3.6 here, 3.5 there; "
-        "templates: 7e7e7e7e here, 00000000 there",
+        "direction: forward here, backward there; differs in triton: 3.6 here, 3.5 there",
     ]
     assert misses(others + own, want(), H200, limit=1)[-1] == "and 30 more, 28 of other operators"
     lines = list(misses(others, want(), H200))
@@ -489,10 +487,8 @@ RANKED = [  # nearest first
     decide(make(channels=256, groups=16)),
     decide(triton="3.5"),
     decide(triton="3.5", workloads=(LONG,)),
-    decide(templates="00" * 32),
-    decide(templates="00" * 32, triton="3.5"),
     decide(gpu=H100.device_name),
-    decide(gpu=H100.device_name, templates="00" * 32),
+    decide(gpu=H100.device_name, triton="3.5"),
 ]
 
 

@@ -1,0 +1,180 @@
+"""No two calls of a helper share a name and not a body (docs/decisions/012)."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sh2gen import build_worker
+from sh2gen.build import build, kernel_job
+from sh2gen.emit import emit
+from sh2gen.errors import CheckFailed
+from sh2gen.lower import plans
+from sh2gen.plan import Plan
+from sh2gen.recheck import kernels_of_decision
+from sh2gen.resources import folder
+from sh2gen.schedule import DIRECTIONS, Schedule, partner, schedule, search_space
+from sh2gen.source import KernelSource, Role, Source, Variant
+from sh2gen.spec import OpSpec, load_spec, spec_from_dict
+from sh2gen.tables import Decision, read_tables
+from sh2gen.target import target
+from tests.strategies import register_profiles, specs
+
+register_profiles()
+
+H200 = target("H200")
+PARTS = sorted((Path(__file__).parents[2] / "templates" / "parts").glob("*.py"))
+# Those of other widths have the same kernels.
+OPS = sorted(p for p in folder("ops").glob("*.yaml") if not p.stem.endswith(("_1b", "_40b")))
+DECISIONS = {
+    (d.op, d.key.direction, d.numbers): d
+    for d in read_tables([folder("schedules") / "tuned"])[0]
+    if len(d.workloads) == 1
+}
+
+SHARED = """
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def fir(x, taps{parameter}):
+    total = taps[0] * x[{length} - 1]
+    for lag in tl.static_range(1, {length}):
+        total += taps[lag] * x[{length} - 1 - lag]
+    return total
+
+
+@triton.jit
+def both(x_ptr, y_ptr):
+    rows = ()
+    for r in tl.static_range(6):
+        rows = rows + (tl.load(x_ptr + r),)
+    tl.store(y_ptr, fir(rows[0:4], rows[0:2]{two}))
+    tl.store(y_ptr + 1, fir(rows[0:3], rows[0:3]{three}))
+"""
+
+
+def with_shared_names(**words: str) -> Source:
+    pointers = ("x_ptr", "y_ptr")
+    kernel = KernelSource(
+        name="both",
+        role=Role.FORWARD,
+        signature=tuple((name, "*fp32") for name in pointers),
+        constants=(),
+        divisible=pointers,
+        unaligned_keeps=pointers,
+        num_warps=1,
+        num_stages=3,
+    )
+    return Source(op="shared", text=SHARED.format(**words), kernels=(kernel,))
+
+
+def test_the_build_refuses_calls_that_share_a_name() -> None:
+    """With whatever Triton: one that names them apart is no excuse."""
+    source = with_shared_names(parameter="", length="len(taps)", two="", three="")
+    with pytest.raises(CheckFailed) as refused:
+        build(source, H200, variants=[Variant.ALIGNED], workers=1)
+    assert refused.value.code == "B001"
+    assert "`fir` is called with x of 4, taps of 2, and with x of 3, taps of 3" in str(
+        refused.value
+    )
+    sized = {"parameter": ", LENGTH: tl.constexpr", "length": "LENGTH"}
+    build(with_shared_names(**sized, two=", 2", three=", LENGTH=3"), H200, workers=1)
+
+
+def refuse_shared_names(source: Source, kernels: tuple[KernelSource, ...] | None = None) -> int:
+    """The first stage of the compiler over kernels, in this process; how many there were."""
+    kernels = source.kernels if kernels is None else kernels
+    for kernel in kernels:
+        job = json.loads(kernel_job(source, H200, kernel, Variant.ALIGNED))
+        answer = build_worker.compile_kernel(job | {"names_only": True})
+        assert "error" not in answer, answer["error"]
+    return len(kernels)
+
+
+@pytest.mark.parametrize("path", OPS, ids=lambda path: path.stem)
+def test_no_default_kernel_has_calls_that_share_a_name(path: Path) -> None:
+    spec = load_spec(path)
+    found = [emit(spec, p, schedule(spec, p)) for p in plans(spec) if p.kernels]
+    assert sum(map(refuse_shared_names, found)) > 0 or all(not p.kernels for p in plans(spec))
+
+
+@pytest.mark.parametrize("decision", DECISIONS.values(), ids=lambda d: f"{d.op}-{d.date}")
+def test_no_tuned_kernel_has_calls_that_share_a_name(decision: Decision) -> None:
+    assert refuse_shared_names(*kernels_of_decision(decision)) > 0
+
+
+def any_schedule(spec: OpSpec, plan: Plan, number: int) -> Schedule:
+    direction = DIRECTIONS[number % 2]
+    points = search_space(spec, plan, direction).points
+    point = points[number // 2 % len(points)]
+    (other,) = set(DIRECTIONS) - {direction}
+    return Schedule(
+        plan=plan.name, **{direction: point, other: partner(spec, plan, direction, point)}
+    )
+
+
+@given(specs(), st.integers(0, 10**6))
+def test_no_kernel_of_any_operator_has_calls_that_share_a_name(spec: OpSpec, number: int) -> None:
+    found = [p for p in plans(spec) if p.kernels]
+    if found:
+        plan = found[number % len(found)]
+        refuse_shared_names(emit(spec, plan, any_schedule(spec, plan, number)))
+
+
+@pytest.mark.parametrize(("taps", "featurizer"), [(2, 3), (3, 2), (5, 3), (7, 4)])
+def test_channels_last_rows_of_one_block_are_not_taps(taps: int, featurizer: int) -> None:
+    """There rows and taps have one type: these were wrong on a GPU."""
+    spec = spec_from_dict(
+        {
+            "op": "short",
+            "channels": 64,
+            "filter": {"kind": "explicit", "length": taps, "groups": 64},
+            "featurizer": {"length": featurizer},
+            "gates": {"pre": True, "post": True},
+            "layout": {"activations": "BLD"},
+        }
+    )
+    for plan in plans(spec, "direct"):
+        assert refuse_shared_names(emit(spec, plan, schedule(spec, plan))) == 3
+
+
+@pytest.mark.parametrize("path", PARTS, ids=lambda path: path.stem)
+def test_helpers_of_two_tuples_take_the_size_of_one(path: Path) -> None:
+    """Who asks for the lengths of two arguments has a body that their types do not decide."""
+    for function in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        names = {argument.arg for argument in function.args.args}
+        sized = {
+            ast.unparse(call.args[0])
+            for call in ast.walk(function)
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "len"
+        }
+        jit = any("jit" in ast.unparse(mark) for mark in function.decorator_list)
+        assert not jit or len(sized & names) < 2, f"{function.name}: lengths of {sized & names}"
+
+
+def test_a_tuple_of_other_fields_is_another_thing() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Leaf:
+        type: object
+
+    class Kind:
+        @staticmethod
+        def mangle() -> str:
+            return "fp32"
+
+    leaf = Leaf(Kind)
+    one = build_worker._structure((leaf, (leaf, leaf)))
+    other = build_worker._structure(((leaf, leaf), leaf))
+    assert one != other
+    flat = [[x for _, x in build_worker._leaves(part)] for part in (one, other)]
+    assert flat == [["fp32"] * 3] * 2
