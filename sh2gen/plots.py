@@ -14,6 +14,7 @@ from typing import Any
 from sh2gen.bench import Outcome, Results, Size
 from sh2gen.bench_worker import OWN
 from sh2gen.contenders import CONTENDERS
+from sh2gen.errors import printable
 from sh2gen.files import write_all
 from sh2gen.target import Target, target
 
@@ -96,7 +97,8 @@ def _panels(
     batches = {size.batch for size in results.sizes}
     if len(batches) == 1:
         where.insert(0, f"B = {batches.pop()}")
-    figure.suptitle(f"{results.op}: {title}\n{', '.join(where)}", fontsize=11, color=_INK)
+    text = _plain(f"{results.op}: {title}\n{', '.join(where)}")
+    figure.suptitle(text, fontsize=11, color=_INK)
     for ax in axes:
         ax.grid(True, which="major", color=_GRID, linewidth=0.7)
         ax.set_axisbelow(True)
@@ -233,11 +235,16 @@ def _curves(
         for name, several in _by_contender(results, direction).items():
             x, y = _places(several, places), [value(o, direction) for o in several]
             part = any(o.without for o in several)
-            ax.plot(x, y, label=_entry(name, part), **_style(name, part))
+            ax.plot(x, y, label=_plain(_entry(name, part)), **_style(name, part))
         _size_axis(ax, steps, places)
         ax.set_title(_TITLES[direction], fontsize=_LABEL, color=_INK)
     axes[0].set_ylabel(label, fontsize=_LABEL, color=_INK)
     return figure, dict(zip(directions, axes, strict=True)), places
+
+
+def _plain(text: str) -> str:
+    """A text of results as it is drawn: no formula, and nothing that no font has a sign for."""
+    return printable(text).replace("$", r"\$")
 
 
 def _entry(name: str, part: bool) -> str:

@@ -190,7 +190,10 @@ def test_the_table_of_verbs_names_every_option() -> None:
 
 
 def test_every_option_says_what_it_does() -> None:
-    for verb, command in cli.main.commands.items():
+    verbs = dict(cli.main.commands)
+    for command in cli.main.commands.values():
+        verbs |= command.commands if isinstance(command, click.Group) else {}
+    for verb, command in verbs.items():
         assert command.help, verb
         for option in command.params:
             if isinstance(option, click.Option):
