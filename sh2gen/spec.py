@@ -698,17 +698,18 @@ def with_defaults(values: Mapping[str, Any], kind: Any = OpSpec) -> dict[str, An
     """Plain values of the language (`OpSpec.canonical`) with what they leave out, and with what
     this version of the language does not know.
     """
-    found = dict(values)
+    found: dict[str, Any] = {}
     hints = typing.get_type_hints(kind)
     for f in _language(kind):
-        inner = next(
-            (t for t in (hints[f.name], *typing.get_args(hints[f.name])) if is_dataclass(t)), None
-        )
-        if f.name not in found:
-            if f.default is not MISSING:
-                found[f.name] = _plain(f.default)
-        elif inner is not None and isinstance(found[f.name], Mapping):
-            found[f.name] = with_defaults(found[f.name], inner)
+        kinds = (hints[f.name], *typing.get_args(hints[f.name]))
+        inner = next((t for t in kinds if is_dataclass(t)), None)
+        if f.name in values:
+            value = values[f.name]
+            nested = inner is not None and isinstance(value, Mapping)
+            found[f.name] = with_defaults(value, inner) if nested else value
+        elif f.default is not MISSING:
+            found[f.name] = _plain(f.default)
+    found |= {name: value for name, value in values.items() if name not in found}
     return found
 
 
