@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("errors", "target", "resources", "files", "process", "jsonl", "ranks", "loaded"),
     ("spec",),
-    ("ir", "reference", "memory"),
+    ("ir", "reference", "memory", "twins"),
     ("plan", "passes", "schedule", "source", "contenders"),
     ("lower", "interpret", "cost"),
     (
