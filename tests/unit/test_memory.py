@@ -94,9 +94,9 @@ def test_workloads_by_the_thousand_take_no_longer_than_a_thousandth_each(tmp_pat
     sizes = ", ".join(f"{{batch: 1, length: {n}}}" for n in range(1, 1001))
     taps = "filter: {kind: explicit, length: 4, groups: 64}"
     spec = parse_spec(f"{{op: many_conv, channels: 64, {taps}, workloads: [{sizes}]}}")
-    begin = time.monotonic()
+    begin = time.process_time()
     driver.compile_operator(spec, out=tmp_path, verified=False, built=False)
-    assert time.monotonic() - begin < 3  # 0.6 on a machine that has nothing else to do
+    assert time.process_time() - begin < 3  # 0.6 on a machine that has nothing else to do
 
 
 def test_memory_is_asked_for_before_any_operator_is_built(

@@ -32,7 +32,7 @@ def test_the_names_of_the_package_and_their_parameters() -> None:
         "CheckFailed": "code, message, location, help",
         "OpSpec": (
             "op, channels, filter, featurizer, gates, skip, bias, activation, precision, dtype, "
-            "layout, state, sequences, context, workloads, source"
+            "layout, state, sequences, context, workloads, source, groups_in_full"
         ),
         "Operator": "path, edited",
         "Sh2genError": "code, message, location, help",
