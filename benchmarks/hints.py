@@ -21,7 +21,7 @@ from statistics import median
 import torch
 from gpu import generate, named
 
-from sh2gen.files import write_whole
+from sh2gen.files import signed, write_whole
 from sh2gen.measure import calls, time_call
 from sh2gen.operator import Operator, OperatorRunner
 from sh2gen.schedule import DIRECTIONS
@@ -85,7 +85,7 @@ def main() -> int:
                     print(f"{op}: no {access} to put a hint into", file=sys.stderr)
                     return 1
                 files[op, hint] = Path(name) / str(i) / f"{op}.py"
-                write_whole(files[op, hint], changed)
+                write_whole(files[op, hint], signed(changed))
         # Three at a time: references in float64 take 30 GiB each.
         with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as pool:
             found = dict(zip(files, pool.map(failures, files.values()), strict=True))

@@ -7,6 +7,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 256
 groups, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: 75f9587e50de074bfaadcaee235c12a6374f1db014921a146398025aa7babec2
 """
 
 from collections.abc import Iterator, Sequence
@@ -1031,7 +1032,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_b872c920"
+    name = unique = "conv_512_99ebd61c"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,6 +8,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 1024 channels; G = 102
 groups, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: 3ef265e347b8cd6e341e395251f3e6f4041f6b9941852f37a2d481fe59e5881b
 """
 
 from collections.abc import Iterator, Sequence
@@ -2478,7 +2479,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_b3a4e5b4"
+    name = unique = "h3_da4d33d1"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,6 +8,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: b46c2eacd6f28e435cdc84a54df1791aafed09c31c3fee6bfca02591e4ef7682
 """
 
 from collections.abc import Iterator, Sequence
@@ -2248,7 +2249,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_4cf25a11"
+    name = unique = "hyena_li_6ae0b5d9"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

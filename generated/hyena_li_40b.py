@@ -8,6 +8,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 8192 channels; G = 819
 groups, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: 59b2922bc1912e10abacc2f7e6110f7b594a8dc6d447ed656054bb29c74e9ee9
 """
 
 from collections.abc import Iterator, Sequence
@@ -2248,7 +2249,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_40b_94eaac47"
+    name = unique = "hyena_li_40b_54495320"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,6 +8,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: d56d97bdce6b50a8325a7ab42a37bc523ce876f24c5be2ae484793b7335c4d7a
 """
 
 from collections.abc import Iterator, Sequence
@@ -2311,7 +2312,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_0c1217ca"
+    name = unique = "hyena_li_stateful_3dcb3192"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,6 +8,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 256
 groups, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: bd5e28c128ef9fd3af751430fefab4204a7a6493315bb3681753b44d0a6a1ec7
 """
 
 from collections.abc import Iterator, Sequence
@@ -937,7 +938,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_fccd7076"
+    name = unique = "hyena_se_e544dd89"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

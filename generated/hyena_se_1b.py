@@ -8,6 +8,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 1920 channels; G = 128
 groups, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: 9885be1a1c60b5534aa7ac82a52b395302d2bc3e40afd2869b0fa3e19ed67061
 """
 
 from collections.abc import Iterator, Sequence
@@ -937,7 +938,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_1b_19d5d158"
+    name = unique = "hyena_se_1b_ebd20520"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,6 +8,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 8192 channels; G = 512
 groups, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: 75cb22e1ac9bf5e44e92833f3756dedfa8747784bb6f8cd2686f498185255f5c
 """
 
 from collections.abc import Iterator, Sequence
@@ -937,7 +938,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_40b_64ef7486"
+    name = unique = "hyena_se_40b_88be0237"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

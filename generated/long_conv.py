@@ -7,6 +7,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: 44e7eeb2c1c76460c310775984446cf27f106682c343386f4c8b319ec3fe5001
 """
 
 from collections.abc import Iterator, Sequence
@@ -278,7 +279,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "long_conv_e884b114"
+    name = unique = "long_conv_c16902b0"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -7,6 +7,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 1024 channels; G = 102
 groups, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: a5f1902dbdb532c6bd309e611a2eeb454cf3095177705e98f81c86e1e39dcd87
 """
 
 from collections.abc import Iterator, Sequence
@@ -2033,7 +2034,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_b30a2200"
+    name = unique = "s4d_e9433e29"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -7,6 +7,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: 15eec042b7ac0ce654022bbc7ab4bf2c673bdae1cea5df928133567cf064e6c2
 """
 
 from collections.abc import Iterator, Sequence
@@ -893,7 +894,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_bf2050f8"
+    name = unique = "short_conv_f7d6b49d"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

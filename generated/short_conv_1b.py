@@ -7,6 +7,7 @@ Activations are (B, D, L) with B batch, L time steps, D = 1920 channels; G = 192
 groups, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
+sha256, with zeros here: 573007e83795dff63882a403f5b28d7fc4f7b34e54f089918f2e50b9e2a7db55
 """
 
 from collections.abc import Iterator, Sequence
@@ -893,7 +894,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_1b_7188c569"
+    name = unique = "short_conv_1b_613f8282"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

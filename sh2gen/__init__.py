@@ -10,10 +10,18 @@ layer = operator.module()  # an nn.Module with its own parameters
 exact = operator.reference(q, k, v, filter=h, featurizer=w)  # float64, by FFT
 """
 
-from sh2gen.driver import compile, load, tune
-from sh2gen.errors import CheckFailed, Sh2genError
-from sh2gen.operator import Operator
-from sh2gen.spec import OpSpec, load_spec, parse_spec
+from __future__ import annotations
+
+from importlib import import_module
+
+TYPE_CHECKING = False  # that of typing, whose import takes a while
+if TYPE_CHECKING:
+    from typing import Any
+
+    from sh2gen.driver import compile, load, tune
+    from sh2gen.errors import CheckFailed, Sh2genError
+    from sh2gen.operator import Operator
+    from sh2gen.spec import OpSpec, load_spec, parse_spec
 
 __all__ = [
     "CheckFailed",
@@ -27,3 +35,26 @@ __all__ = [
     "tune",
 ]
 __version__ = "0.1.0"
+
+_HOMES = {  # imported when they are first asked for: torch takes two seconds
+    "CheckFailed": "errors",
+    "OpSpec": "spec",
+    "Operator": "operator",
+    "Sh2genError": "errors",
+    "compile": "driver",
+    "load": "driver",
+    "load_spec": "spec",
+    "parse_spec": "spec",
+    "tune": "driver",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

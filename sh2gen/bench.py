@@ -31,6 +31,7 @@ from sh2gen.bench_worker import OWN, Answer, Job, one_line, own_contender
 from sh2gen.contenders import Contender, Part
 from sh2gen.cost import BLOCK_T, ROWS, bound_bytes, numbers_on, predictions, work
 from sh2gen.errors import CheckFailed, Sh2genError
+from sh2gen.files import read_text
 from sh2gen.jsonl import COUNT, POSITIVE, READING
 from sh2gen.measure import Timing, versions
 from sh2gen.operator import Operator
@@ -237,7 +238,7 @@ def read_results(path: Path) -> tuple[Results, ...]:
     """
     place, found = "", []
     try:
-        plain = jsonl.loads(path.read_text(encoding="utf-8"))
+        plain = jsonl.loads(read_text(path))
         if plain == []:
             raise ValueError("its list is empty")
         for i, one in enumerate(plain if isinstance(plain, list) else [plain]):

@@ -82,40 +82,74 @@ def build(
     time_limit: float = 60.0,
     progress: Progress | None = None,
 ) -> Built:
-    """Compile every kernel of `source` in every variant; needs Triton but no GPU.
+    """Compile every kernel of `source` in every variant, and wait for them: see `Building`."""
+    building = Building(source, target, variants=variants, workers=workers, time_limit=time_limit)
+    with contextlib.closing(building):
+        return building.result(progress)
 
-    `workers` processes compile at the same time, by default one per core. Equal binaries are
-    compiled once, and what Triton's own cache holds is not compiled again. Does not judge whether
-    the result fits: `check_fits` does. Raises B001 for the first kernel that does not compile or
-    takes more than `time_limit` seconds, B004 without Triton.
+
+class Building:
+    """Kernels that are being compiled, in processes of their own; needs Triton but no GPU.
+
+    Equal binaries are compiled once, and what Triton's own cache holds is not compiled again. Does
+    not judge whether the result fits: `check_fits` does. `close` ends compilers at once, whatever
+    they are at.
+
+    Args:
+        workers: processes that compile at the same time, by default one per core.
+        time_limit: seconds that a kernel may take.
+
+    Raises:
+        Sh2genError: B004 without Triton.
     """
-    if importlib.util.find_spec("triton") is None:
-        raise Sh2genError(
-            "B004",
-            "Triton is not installed: kernels cannot be compiled",
-            help="pip install triton",
-        )
-    wanted = [
-        (kernel, Variant(variant))
-        for kernel in source.kernels
-        for variant in variants
-        if kernel.runs(Variant(variant), target.capability)
-    ]
-    jobs = {pair: kernel_job(source, target, *pair) for pair in wanted}
-    distinct: dict[str, tuple[KernelSource, Variant]] = {}
-    for pair, job in jobs.items():
-        distinct.setdefault(job, pair)
-    # Backward kernels take longest: started last, one would run on alone.
-    order = sorted(distinct, key=lambda job: distinct[job][0].role != Role.BACKWARD)
-    answers: dict[str, dict[str, Any]] = {}
-    count = max(1, min(len(order), workers or os.cpu_count() or 1))
-    with contextlib.closing(Compilers(count, time_limit)) as compilers:
-        pending = [compilers.submit(job) for job in order]
+
+    def __init__(
+        self,
+        source: Source,
+        target: Target,
+        *,
+        variants: Sequence[Variant | str] = tuple(Variant),
+        workers: int | None = None,
+        time_limit: float = 60.0,
+    ) -> None:
+        if importlib.util.find_spec("triton") is None:
+            raise Sh2genError(
+                "B004",
+                "Triton is not installed: kernels cannot be compiled",
+                help="pip install triton",
+            )
+        self._source, self._target, self._time_limit = source, target, time_limit
+        wanted = [
+            (kernel, Variant(variant))
+            for kernel in source.kernels
+            for variant in variants
+            if kernel.runs(Variant(variant), target.capability)
+        ]
+        self._jobs = {pair: kernel_job(source, target, *pair) for pair in wanted}
+        self._labels: dict[str, str] = {}
+        backward: set[str] = set()
+        for (kernel, variant), job in self._jobs.items():
+            self._labels.setdefault(job, _label(kernel, variant))
+            if kernel.role == Role.BACKWARD:
+                backward.add(job)
+        # Backward kernels take longest: started last, one would run on alone.
+        order = sorted(self._labels, key=lambda job: job not in backward)
+        count = max(1, min(len(order), workers or os.cpu_count() or 1))
+        self._compilers = Compilers(count, time_limit)
+        self._pending = {job: self._compilers.submit(job) for job in order}
+
+    def result(self, progress: Progress | None = None) -> Built:
+        """All binaries, once they are there.
+
+        Raises:
+            CheckFailed: B001 for the first kernel that does not compile, or not in time.
+        """
+        answers: dict[str, dict[str, Any]] = {}
         # In the order of the jobs, so that the first error is the same every time.
-        for job, future in zip(order, pending, strict=True):
-            label = _label(*distinct[job])
+        for job, future in self._pending.items():
+            label = self._labels[job]
             answers[job] = answer = future.result()
-            if problem := failure(answer, label, target, time_limit):
+            if problem := failure(answer, label, self._target, self._time_limit):
                 advice = answer.get("help")
                 if "gave_up" in answer:
                     advice = (
@@ -124,12 +158,16 @@ def build(
                     )
                 raise CheckFailed("B001", problem, help=advice)
             if progress is not None:
-                progress(len(answers), len(distinct), label)
-    return Built(
-        source=source.digest,
-        target=target,
-        kernels=tuple(built_kernel(*pair, answers[job]) for pair, job in jobs.items()),
-    )
+                progress(len(answers), len(self._pending), label)
+        return Built(
+            source=self._source.digest,
+            target=self._target,
+            kernels=tuple(built_kernel(*pair, answers[job]) for pair, job in self._jobs.items()),
+        )
+
+    def close(self) -> None:
+        """End the compilers."""
+        self._compilers.close()
 
 
 def failure(answer: dict[str, Any], label: str, target: Target, time_limit: float) -> str | None:
@@ -265,7 +303,7 @@ class Compilers:
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
         for worker in self._pool:
-            worker.kill()
+            worker.end()
         self._executor.shutdown()
         for worker in self._pool:
             worker.close()

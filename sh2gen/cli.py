@@ -1,8 +1,8 @@
 """The command line (layer 8): flags -> driver -> text. stdout is data, stderr is talk.
 
 Exit codes: 0 good, 1 a check failed (or tune did not tune and keep all), 2 the input is wrong, 3 a
-bug in sh2gen, 130 interrupted (tune keeps what it found and bench prints it; for both, signals
-that end a process count as Ctrl-C).
+bug in sh2gen, 130 interrupted by Ctrl-C, 143 by SIGTERM (tune keeps what it found and bench prints
+it). Nothing that takes long to import is imported before a verb runs.
 """
 
 from __future__ import annotations
@@ -12,50 +12,87 @@ import importlib.util
 import json
 import math
 import os
-import platform
-import signal
-import sys
-import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
-from importlib import metadata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.syntax import Syntax
 
+from sh2gen import interrupts
 from sh2gen.errors import Sh2genError
-from sh2gen.files import made_folder
+from sh2gen.files import listed, made_folder, require_writable
+from sh2gen.report import (
+    numbers_text,
+    plan_text,
+    print_compilation,
+    print_explanation,
+    print_misses,
+    print_reports,
+)
+from sh2gen.resources import shipped_op, shipped_ops
+from sh2gen.terminal import is_terminal, progress, say, show_source, tell
 from sh2gen.tune_report import print_checked, print_estimate, print_tuned
 
-talk = Console(stderr=True, highlight=False, soft_wrap=True)
-data = Console(highlight=False, soft_wrap=True)
+
+class _Verb(click.Command):
+    """Imports before it works: an interrupted import has nothing to tidy up."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if self.name != "ops":
+            import sh2gen.driver  # noqa: F401 (torch comes with it)
+        with interrupts.raised():
+            return super().invoke(ctx)
 
 
 class _Group(click.Group):
     """Turns errors into one message and an exit code, never into a traceback."""
 
+    command_class = _Verb
+    group_class = type  # so do groups of verbs
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        try:
+            code = super().main(*args, **extra | {"standalone_mode": False})
+        except click.exceptions.NoArgsIsHelpError as error:
+            tell(error.format_message())
+            code = error.exit_code
+        except click.ClickException as error:
+            context = getattr(error, "ctx", None)
+            help = f"`{context.command_path} --help`" if context else None
+            code = _told(Sh2genError("C006", error.format_message(), help=help))
+        except Sh2genError as error:
+            code = _told(error)
+        except click.Abort:
+            code = interrupts.exit_code()
+        except Exception as error:
+            if _of_the_system(error):
+                code = _told(Sh2genError("C007", f"the system refuses: {error or 'no memory'}"))
+            else:
+                tell(traceback.format_exc())
+                tell("This is a bug in sh2gen, not in your input.")
+                code = 3
+        raise SystemExit(code or 0)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except Sh2genError as error:
-            talk.print(error.render(), markup=False)
-            ctx.exit(error.exit_code)
         except KeyboardInterrupt:
-            talk.print("interrupted")
-            ctx.exit(130)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except BrokenPipeError:
+            tell("interrupted")
+            ctx.exit(interrupts.exit_code())
+        except BrokenPipeError:  # here, because click would make it a failure
             ctx.exit(0)
-        except Exception:
-            talk.print(traceback.format_exc(), markup=False)
-            talk.print("This is a bug in sh2gen, not in your input.", markup=False)
-            ctx.exit(3)
+
+
+def _of_the_system(error: Exception) -> bool:
+    """Whether it is this machine, or its GPU, that has no space or no memory to give."""
+    torchs = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return torchs or isinstance(error, OSError | MemoryError)
+
+
+def _told(error: Sh2genError) -> int:
+    tell(error.render())
+    return error.exit_code
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -66,13 +103,16 @@ def main() -> None:
     gc.set_threshold(100_000)
 
 
+_op = click.argument("op", metavar="OP")
 _json = click.option("--json", "as_json", is_flag=True, help="Print plain data as JSON.")
 _plan = click.option("--plan", help="A plan or a prefix of its name, e.g. direct/BLD.")
 _set = click.option(
     "--set",
     "settings",
     multiple=True,
-    help="A number of the plan that is taken: --set forward.BLOCK_T=512.",
+    metavar="DIRECTION.KNOB=INTEGER",
+    help="A number of the plan that is taken, such as forward.TILES=2; may be given several "
+    "times. `sh2gen explain OP --stage numbers` lists all with their legal values.",
 )
 _length = click.option(
     "--length",
@@ -82,14 +122,30 @@ _length = click.option(
     help="Choose for this length, not for the workloads of the file; may be given several times.",
 )
 _batch = click.option(
-    "--batch", type=click.IntRange(1), help="Default: that of the workloads; 1 with --length."
+    "--batch",
+    type=click.IntRange(1),
+    help="Sequences of a batch. Default: that of the workloads; 1 with --length.",
+)
+_seed = click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 2**63 - 1),
+    help="Of the random inputs and parameters that results are compared on.",
+)
+_workers = click.option(
+    "--workers",
+    type=click.IntRange(1, 1024),
+    help="Processes that compile. Default: about as many as there are cores.",
 )
 _locked = click.option(
     "--locked", metavar="FILE", help="Take plans and numbers from this lock file alone."
 )
 _target = click.option("--target", help="H200, H100, A100 or B200; default: this GPU, or H200.")
 _tables = click.option(
-    "--tables", metavar="FOLDER", help="Tuned tables to take numbers from, as `tune --out` wrote."
+    "--tables",
+    metavar="FOLDER",
+    help="Tuned tables to take numbers from, beside your own, as `tune --out` wrote them.",
 )
 
 
@@ -100,75 +156,32 @@ def _finite(context: click.Context, option: click.Parameter, value: float | None
     return value
 
 
-def _warn(text: str) -> None:
-    """A line of talk that stays, with --json too."""
-    talk.print(text, markup=False)
-
-
 def _name_damages(damages: Iterable[object]) -> None:
     for damage in damages:
-        _warn(f"skipped: {damage}")
-
-
-@contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """Signals that end a process raise KeyboardInterrupt: batch systems send them. One that is
-    ignored, as by nohup, stays so.
-    """
-    before = {}
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            before[number] = signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        tell(f"skipped: {damage}")
 
 
 def _changes(settings: tuple[str, ...]) -> dict[str, dict[str, int]]:
-    """--set forward.BLOCK_T=512 -> {"forward": {"BLOCK_T": 512}}."""
+    """--set forward.TILES=2 -> {"forward": {"TILES": 2}}."""
     changes: dict[str, dict[str, int]] = {}
     for setting in settings:
         name, _, value = setting.partition("=")
         direction, _, knob = name.partition(".")
-        if direction not in ("forward", "backward") or not knob or not value.strip().isdecimal():
+        number = value.strip().isdecimal() and len(value) <= 20  # Python refuses thousands
+        if direction not in ("forward", "backward") or not knob or not number:
+            shown = setting if len(setting) <= 40 else f"{setting[:37]}..."
             raise Sh2genError(
                 "C006",
-                f"--set takes DIRECTION.KNOB=INTEGER, not `{setting}`",
-                help="for example --set forward.BLOCK_T=512",
+                f"--set takes DIRECTION.KNOB=INTEGER, not `{shown}`",
+                help="for example --set forward.TILES=2; `sh2gen explain OP --stage numbers` "
+                "lists directions, knobs and their legal values",
             )
         changes.setdefault(direction, {})[knob] = int(value)
     return changes
 
 
-@contextmanager
-def _progress(quiet: bool, every: float = 0.0) -> Iterator[Callable[[str], None]]:
-    """A status line on a terminal, a line a message in a pipe, nothing for JSON.
-
-    Args:
-        every: seconds between lines in a pipe; messages between them are left out.
-    """
-    if quiet:
-        yield lambda _: None
-    elif talk.is_terminal:
-        with talk.status("") as status:
-            yield status.update
-    else:
-        said = float("-inf")
-
-        def say(text: str) -> None:
-            nonlocal said
-            if time.monotonic() - said >= every:
-                said = time.monotonic()
-                talk.print(text, markup=False)
-
-        yield say
-
-
 @main.command("compile")
-@click.argument("ops", nargs=-1, required=True)
+@click.argument("ops", nargs=-1, required=True, metavar="OP...")
 @click.option("--out", default="generated", show_default=True, help="Folder of generated files.")
 @_plan
 @_set
@@ -209,7 +222,7 @@ def compile_command(
     """
     from sh2gen import driver
 
-    with _progress(as_json) as say:
+    with progress(as_json) as note:
         compilations = driver.compile_operators(
             driver.op_files(ops),
             out=out,
@@ -224,93 +237,37 @@ def compile_command(
             tables=tables,
             lengths=lengths,
             batch=batch,
-            progress=say,
-            warn=_warn,
+            progress=note,
+            warn=tell,
         )
     outdated = [str(c.path) for c in compilations if driver.stale(c)] if check else []
     if as_json:
         results = {"stale": outdated} if check else [c.to_dict() for c in compilations]
-        click.echo(json.dumps(results, indent=2))
+        say(json.dumps(results, indent=2))
     elif not check:
         for compilation in compilations:
-            _print_compilation(compilation)
+            print_compilation(compilation)
     for path in outdated:
-        talk.print(f"stale: {path}", markup=False)
+        tell(f"stale: {path}")
     if outdated:
         raise click.exceptions.Exit(1)
 
 
-def _print_compilation(c: Any) -> None:
-    """What was chosen and why, for a person."""
-    from sh2gen.choose import passed_over
-
-    plan = c.chosen.plan
-    rows: list[tuple[str, str]] = [("file", str(c.path))]
-    rows.append(("algorithm", f"{plan.algorithm}: {c.verdicts[plan.algorithm]}"))
-    if not plan.kernels:
-        rows += [(f"not {n}", str(v)) for n, v in c.verdicts.items() if not v.applies]
-    shown = c.candidates[1:4]
-    mixed = any(candidate.measured for candidate in (c.chosen, *shown))
-    basis = "" if mixed else "predicted "
-    others = ", ".join(
-        f"{other.plan.name} {other.score / c.chosen.score:.2f}x" + f" {other.basis}" * mixed
-        for other in shown
-    )
-    own = f"{c.chosen.basis}; " * mixed
-    rows.append(("plan", plan.name + (f" ({own}{basis}cost of others: {others})" * bool(others))))
-    rows += [("not taken", text) for text in passed_over(c.candidates)]
-    rows.append(
-        ("call with", f"activations {'(B, D, L)' if plan.layout == 'BDL' else '(B, L, D)'}")
-    )
-    rows.append(("schedule", f"{c.chosen.schedule}"))
-    for origin in dict.fromkeys(c.chosen.origins.values()):
-        whose = [d for d, text in c.chosen.origins.items() if text == origin]
-        rows.append(("numbers", origin if len(whose) > 1 else f"{whose[0]}: {origin}"))
-    for workload, found in c.predictions:
-        text = ", ".join(
-            f"{direction} {p.seconds * 1e6:.0f} us ({p.share:.2f} of the memory bound"
-            + (f", in {p.spans} spans)" if p.spans > 1 else ")")
-            for direction, p in found.items()
-        )
-        rows.append(
-            (f"predicted B={workload.batch} L={workload.length}", f"{text} on {c.target.name}")
-        )
-    if c.built:
-        for k in c.built.kernels:
-            rows.append(
-                (
-                    f"{k.kernel.name.removeprefix(c.spec.op + '_')} ({k.variant.value})",
-                    f"{k.registers} registers, {k.spills} spills, {k.shared} B shared memory",
-                )
-            )
-    for report in c.reports:
-        worst = max(
-            (check.measured / check.bound for check in report.checks if check.bound), default=0.0
-        )
-        rows.append(
-            (
-                f"verified by {report.runner}",
-                f"{len(report.checks)} checks in {report.dtype} against float64, "
-                f"closest at {worst:.2f} of its bound",
-            )
-        )
-    if not c.reports:
-        rows.append(("verified", "no (--no-verify)"))
-    rows.append(("seconds", ", ".join(f"{stage} {s:.1f}" for stage, s in c.seconds.items())))
-    width = max(len(name) for name, _ in rows)
-    click.echo(f"{c.spec.op}")
-    for name, text in rows:
-        click.echo(f"  {name.ljust(width)}  {text}")
-
-
 @main.command()
-@click.argument("op")
+@_op
 @click.option(
-    "--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda if there is one."
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="Where to run it. Default: cuda if there is one.",
 )
-@click.option("--examples", default=6, show_default=True, type=click.IntRange(1, 1000))
-@click.option("--ranks", default=1, show_default=True, type=click.IntRange(1, 4096))
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option(
+    "--examples",
+    default=6,
+    show_default=True,
+    type=click.IntRange(1, 1000),
+    help="How many lengths to try, of those at which operators break.",
+)
+@_seed
 @_plan
 @_length
 @_batch
@@ -319,21 +276,20 @@ def verify(
     op: str,
     device: str | None,
     examples: int,
-    ranks: int,
     seed: int,
     plan: str | None,
     lengths: tuple[int, ...],
     batch: int | None,
     as_json: bool,
 ) -> None:
-    """Run the property suite of an op.yaml or of a generated file on this machine."""
+    """Run the property suite of an op.yaml or of a generated file on this machine.
+
+    A generated file is executed, once the digest in its head says that it is as sh2gen wrote it.
+    The digest is no proof of who wrote it: verify what you would import.
+    """
     from sh2gen import driver
 
-    if ranks > 1:
-        raise Sh2genError(
-            "V003", "a context split over ranks has no lowering yet", help="leave --ranks out"
-        )
-    with _progress(as_json) as say:
+    with progress(as_json) as note:
         reports = driver.verify_operator(
             op,
             device=device,
@@ -342,29 +298,19 @@ def verify(
             plan=plan,
             lengths=lengths,
             batch=batch,
-            progress=say,
-            detail=say if talk.is_terminal else None,  # hundreds of messages
+            progress=note,
+            detail=note if is_terminal() else None,  # hundreds of messages
         )
     if as_json:
-        click.echo(json.dumps([report.to_dict() for report in reports], indent=2))
+        say(json.dumps([report.to_dict() for report in reports], indent=2))
     else:
-        for report in reports:
-            verdict = "passed" if report.ok else f"FAILED {len(report.failures)} of"
-            click.echo(
-                f"{report.op} by {report.runner} on {report.device} in {report.dtype}: "
-                f"{verdict} {len(report.checks)} checks"
-            )
-            for failure in report.failures[:20]:
-                click.echo(
-                    f"  {failure.name}: {failure.measured:.3g}, allowed {failure.bound:.3g}"
-                    + (f"; {failure.detail}" if failure.detail else "")
-                )
+        print_reports(reports)
     if not all(report.ok for report in reports):
         raise click.exceptions.Exit(1)
 
 
 @main.command()
-@click.argument("op")
+@_op
 @click.option(
     "--length",
     "lengths",
@@ -372,8 +318,14 @@ def verify(
     type=click.IntRange(1),
     help="Tune for this length alone; may be given several times.",
 )
-@click.option("--batch", type=click.IntRange(1), help="With --length; default: 1.")
-@click.option("--direction", type=click.Choice(["forward", "backward"]), help="Default: both.")
+@click.option(
+    "--batch", type=click.IntRange(1), help="Sequences of a batch, with --length. Default: 1."
+)
+@click.option(
+    "--direction",
+    type=click.Choice(["forward", "backward"]),
+    help="Tune one of them alone. Default: both.",
+)
 @click.option(
     "--effort",
     type=click.Choice(["estimate", "measure", "patient", "exhaustive"]),
@@ -385,12 +337,12 @@ def verify(
     "--budget",
     type=click.FloatRange(1),
     callback=_finite,
-    help="Seconds for a direction and length.",
+    help="Seconds for a direction and length. Default: what the effort takes.",
 )
 @click.option("--resume", is_flag=True, help="Go on with what an earlier search recorded.")
 @click.option("--out", help="Folder of tuned tables; default: your own, where compile looks.")
-@click.option("--workers", type=click.IntRange(1), help="Processes that compile.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@_workers
+@_seed
 @_plan
 @_set
 @_target
@@ -425,8 +377,8 @@ def tune(
     from sh2gen.choose import tables
     from sh2gen.spec import Workload, load_spec
 
-    if Path(op).is_dir():
-        inside = ", ".join(path.name for path in sorted(Path(op).glob("*.yaml")))
+    if shipped_op(op) is None and os.path.isdir(op):
+        inside = ", ".join(name for name in listed(op) if name.endswith(".yaml"))
         raise Sh2genError(
             "C006",
             f"tune takes one operator, and {op} is a folder",
@@ -460,7 +412,7 @@ def tune(
     found: list[dict[str, Any]] = []
     interrupted = False
     failed: Sh2genError | None = None
-    with _signals_interrupt(), _progress(False, every=5.0) as say:
+    with progress(False, every=5.0) as note:
         try:
             for tuned, path in driver.tune_operator(
                 op,
@@ -474,15 +426,15 @@ def tune(
                 resume=resume,
                 workers=workers,
                 out=out,
-                progress=say,
-                warn=_warn,
+                progress=note,
+                warn=tell,
             ):
                 found.append(tuned.to_dict() | {"table": str(path) if path else None})
                 if not as_json:
                     print_tuned(tuned, path, out, own)
         except KeyboardInterrupt:  # before the first search, or between two
             interrupted = True
-            _warn(
+            tell(
                 "interrupted before a search began: nothing was tuned"
                 if not found
                 else "interrupted before the next search began"
@@ -490,20 +442,20 @@ def tune(
         except Sh2genError as error:  # not before what was found until then is printed
             failed = error
     if as_json and (found or failed is None):
-        click.echo(json.dumps(found, indent=2))
+        say(json.dumps(found, indent=2))
     if failed is not None:
         raise failed
     if interrupted or any(one["interrupted"] for one in found):
-        raise click.exceptions.Exit(130)
+        raise click.exceptions.Exit(interrupts.exit_code())
     if not all(one["table"] for one in found):  # not decided, or not written
         raise click.exceptions.Exit(1)
 
 
-_STAGES = ["spec", "graph", "plan", "source", "ptx"]
+_STAGES = ["spec", "graph", "plan", "numbers", "source", "ptx"]
 
 
 @main.command()
-@click.argument("op")
+@_op
 @click.option(
     "--stage", type=click.Choice(_STAGES), help="Print one stage instead of the summary."
 )
@@ -554,17 +506,17 @@ def explain(
     known = driver.known_numbers(tables, locked)
     _name_damages(known.damages)
     ranked: tuple[driver.Candidate, ...] = ()
-    if applies or plan is not None or settings or miss or stage in ("plan", "source", "ptx"):
+    if applies or plan is not None or settings or miss or stage in _STAGES[2:]:
         ranked = driver.candidates(spec, gpu, plan, _changes(settings), known)
         for warning in ranked[0].warnings:
-            _warn(warning)
+            tell(warning)
     elif stage is not None:  # spec and graph need no plan; here is why there is none
         for name, answer in answers.items():
-            talk.print(f"{name}: no, {answer}", markup=False)
+            tell(f"{name}: no, {answer}")
     if miss:
-        _print_misses(ranked[0], explain_misses(spec, gpu, ranked[0].plan, known), as_json)
+        print_misses(ranked[0], explain_misses(spec, gpu, ranked[0].plan, known), as_json)
     elif stage is None:
-        _print_explanation(spec, gpu, answers, ranked, cost, as_json)
+        print_explanation(spec, gpu, answers, ranked, cost, as_json)
     elif stage == "spec":
         _show(as_json, stage, json.dumps(spec.to_dict(), indent=2) if as_json else spec.to_yaml())
     elif stage == "graph":
@@ -572,7 +524,9 @@ def explain(
         backward = adjoint(graph, ranked[0].plan.saved if ranked else ())
         _show(as_json, stage, f"forward:\n{graph}\n\nbackward:\n{backward}")
     elif stage == "plan":
-        _show(as_json, stage, "\n\n".join(_plan_text(c) for c in ranked))
+        _show(as_json, stage, "\n\n".join(plan_text(c) for c in ranked))
+    elif stage == "numbers":
+        _show(as_json, stage, numbers_text(spec, ranked[0]))
     else:
         best = ranked[0]
         source = emit(spec, best.plan, best.schedule)
@@ -581,175 +535,23 @@ def explain(
             return
         if not source.kernels:
             raise Sh2genError("C006", f"{best.plan.name} has no kernels, so no PTX")
-        with _progress(as_json) as say:
-            say(f"compiling for {gpu.sm}")
+        with progress(as_json) as note:
+            note(f"compiling for {gpu.sm}")
             built = build(source, gpu, variants=("aligned",))
         _show(as_json, stage, "\n".join(k.ptx for k in built.kernels))
 
 
-def _print_misses(chosen: Any, found: Any, as_json: bool) -> None:
-    """Where numbers come from, and in what each tuned decision differs."""
-    if as_json:
-        result = {
-            d: {"origin": chosen.origins.get(d, "default"), "tuned": list(lines)}
-            for d, lines in found.items()
-        }
-        click.echo(json.dumps({"plan": chosen.plan.name, "directions": result}, indent=2))
-        return
-    for direction, lines in found.items():
-        click.echo(f"{chosen.plan.name} {direction}: {chosen.origins.get(direction, 'default')}")
-        for line in lines or ("nothing was tuned for this direction",):
-            click.echo(f"  {line}")
-
-
 def _show(as_json: bool, stage: str, text: str, language: str | None = None) -> None:
     if as_json:
-        click.echo(json.dumps({"stage": stage, "text": text}))
-    elif language and data.is_terminal:
-        data.print(Syntax(text, language))
+        say(json.dumps({"stage": stage, "text": text}))
+    elif language:
+        show_source(text, language)
     else:
-        click.echo(text)
-
-
-def _plan_text(candidate: Any) -> str:
-    """The plan, and how many matrix products a tile takes under the numbers of its schedule."""
-    from sh2gen import cost
-
-    lines = [str(candidate.plan)]
-    for kernel in candidate.plan.kernels:
-        for name, numbers in (
-            (kernel.name, dict(candidate.schedule.numbers(kernel.name))),
-            (f"{kernel.name} on sm_90", candidate.schedule.twin(kernel.name)),
-        ):
-            steps = numbers.get("BLOCK_T", 1)
-            if numbers and (count := cost.products_a_tile(kernel, steps)):
-                lines.append(f"{name}: BLOCK_T = {steps}, so {count} products a tile")
-    return "\n".join(lines)
-
-
-def _made_of(predicted: dict[str, Any]) -> str:
-    """The parts of a prediction, in a few words."""
-    parts = [f"{predicted['traffic_us']:.0f} us of traffic"]
-    for name, what in (("instructions_us", "instructions"), ("waves_us", "waiting")):
-        if predicted[name]:
-            parts.append(f"{predicted[name]:.0f} of {what}")
-    overlap = ", which overlap" * (len(parts) > 1)
-    return f"{', '.join(parts)}{overlap}, and {predicted['fixed_us']:.0f} whatever the size"
-
-
-def _print_explanation(
-    spec: Any, gpu: Any, answers: Any, ranked: Any, cost: Any, as_json: bool
-) -> None:
-    from sh2gen.choose import passed_over
-
-    plans = []
-    not_taken = passed_over(ranked)
-    longest = max(workload.length for workload in spec.workloads)
-    for candidate in ranked:
-        entry: dict[str, Any] = {
-            "plan": candidate.plan.name,
-            "score": candidate.score,
-            "basis": candidate.basis,
-            "schedule": str(candidate.schedule),
-            "origins": dict(candidate.origins),
-            "predictions": [],
-        }
-        for kernel in candidate.plan.kernels:
-            effort = cost.work(kernel, candidate.plan.layout, spec)
-            block = cost.numbers_on(
-                gpu, spec, candidate.plan, candidate.schedule, kernel.name, longest
-            )["BLOCK_T"]
-            entry[kernel.name] = {
-                "bytes": effort.bytes,
-                "flops": str(effort.flops),
-                "product_flops": int(effort.tensor_flops.subs(cost.BLOCK_T, block)),
-                "instructions": str(effort.instructions),
-            }
-        for workload in spec.workloads:
-            found = cost.predictions(spec, candidate.plan, candidate.schedule, workload, gpu)
-            for direction, p in found.items():
-                if p.running is not None:
-                    entry[direction]["running"] = asdict(p.running)
-            entry["predictions"].append(
-                {"batch": workload.batch, "length": workload.length}
-                | {
-                    d: {
-                        "us": p.seconds * 1e6,
-                        "share": p.share,
-                        "bound_us": p.bound * 1e6,
-                        "traffic_us": p.memory * 1e6,
-                        "instructions_us": p.issue * 1e6,
-                        "waves_us": p.waves * 1e6,
-                        "fixed_us": p.fixed * 1e6,
-                        "products_us": p.tensor * 1e6,
-                        "spans": p.spans,
-                    }
-                    for d, p in found.items()
-                }
-            )
-        plans.append(entry)
-    verdicts = {n: {"applies": v.applies, "reasons": list(v.reasons)} for n, v in answers.items()}
-    if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "op": spec.op,
-                    "target": gpu.name,
-                    "verdicts": verdicts,
-                    "plans": plans,
-                    "not_taken": list(not_taken),
-                },
-                indent=2,
-            )
-        )
-        return
-    click.echo(f"{spec.op} on {gpu.name}")
-    for name, answer in answers.items():
-        click.echo(f"  {name}: {'yes' if answer.applies else 'no'}, {answer}")
-    if not plans:
-        click.echo("no plan; --stage spec and --stage graph show what it is")
-        return
-    for text in not_taken:
-        click.echo(f"not taken: {text}")
-    click.echo("per token and channel (bytes of memory traffic, flops, instructions of a thread):")
-    for entry in plans:
-        click.echo(f"  {entry['plan']}  {entry['schedule']}")
-        for direction, origin in entry["origins"].items():
-            click.echo(f"    {direction} numbers: {origin}")
-        for direction in ("forward", "backward"):
-            if direction in entry:
-                e = entry[direction]
-                click.echo(
-                    f"    {direction}: {e['bytes']} B; {e['flops']} flops"
-                    + f" and {e['product_flops']} of matrix products" * (e["product_flops"] > 0)
-                    + f"; {e['instructions']} instructions"
-                )
-                if r := e.get("running"):
-                    click.echo(
-                        f"      {r['programs']} programs, {r['warps']} warps on a multiprocessor, "
-                        f"with {r['registers']} registers a thread"
-                        + f" and {r['spilled']} spilled" * (r["spilled"] > 0)
-                        + ", by estimate"
-                    )
-        for p in entry["predictions"]:
-            times = ", ".join(
-                f"{d} {p[d]['us']:.0f} us = {p[d]['share']:.2f} of the bound"
-                for d in ("forward", "backward")
-            )
-            click.echo(f"    predicted B={p['batch']} L={p['length']}: {times}")
-            parts = "; ".join(f"{d} {_made_of(p[d])}" for d in ("forward", "backward"))
-            click.echo(f"      made of {parts}")
-            if any(p[d]["products_us"] for d in ("forward", "backward")):
-                floors = ", ".join(
-                    f"{d} {p[d]['bound_us']:.0f} us of memory and {p[d]['products_us']:.0f} us "
-                    "of products"
-                    for d in ("forward", "backward")
-                )
-                click.echo(f"      at least {floors}")
+        say(text, verbatim=True)
 
 
 @main.command()
-@click.argument("op", required=False)
+@click.argument("op", required=False, metavar="[OP]")
 @click.option(
     "--length",
     "lengths",
@@ -758,7 +560,9 @@ def _print_explanation(
     help="Time at this length; may be repeated. Default: the lengths of the workloads.",
 )
 @click.option(
-    "--batch", type=click.IntRange(1), help="Default: that of the workloads; 1 with --length."
+    "--batch",
+    type=click.IntRange(1),
+    help="Sequences of a batch. Default: that of the workloads; 1 with --length.",
 )
 @click.option("--peers", help="Compare with these only: names with commas between, or nothing.")
 @click.option("--plots", metavar="DIR", help="Write figures into this folder; needs matplotlib.")
@@ -801,7 +605,7 @@ def bench(
     else:
         from sh2gen import driver
 
-        with _signals_interrupt(), _progress(as_json) as say:
+        with progress(as_json) as note:
             results = driver.bench_operator(
                 op,
                 lengths=lengths,
@@ -810,8 +614,8 @@ def bench(
                 changes=_changes(settings),
                 peers=peers,
                 tables=tables,
-                progress=say,
-                warn=_warn,
+                progress=note,
+                warn=tell,
             )
         found = [results]
     from sh2gen.bench_table import table
@@ -819,16 +623,16 @@ def bench(
     # Before figures, which may fail.
     if as_json:
         plain = [results.to_dict() for results in found]
-        click.echo(json.dumps(plain if len(plain) > 1 else plain[0], indent=2))
+        say(json.dumps(plain if len(plain) > 1 else plain[0], indent=2))
     else:
-        click.echo("\n\n".join(table(results) for results in found))
+        say("\n\n".join(table(results) for results in found))
     interrupted = op is not None and found[0].interrupted
     if interrupted:
-        _warn("interrupted: the results are what was measured until then")
+        tell("interrupted: the results are what was measured until then")
     if folder is not None:
         _draw(found, folder)
     if interrupted:
-        raise click.exceptions.Exit(130)
+        raise click.exceptions.Exit(interrupts.exit_code())
 
 
 def _read_results(files: Iterable[str], drawn: bool) -> list[Any]:
@@ -861,15 +665,9 @@ def _figure_folder(folder: Path) -> Path | None:
         Sh2genError: C005 if it cannot be made or written: better now than after measuring.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        talk.print("no figures: matplotlib is not installed (the extra `plot` has it)")
+        tell("no figures: matplotlib is not installed (the extra `plot` has it)")
         return None
-    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise Sh2genError(
-            "C005",
-            f"cannot write figures into {folder}: {there} is not a folder that can be written",
-            help="choose another folder with --plots",
-        )
+    require_writable(folder / "figure.png", "the figure ")
     return folder
 
 
@@ -880,9 +678,22 @@ def _draw(found: Iterable[Any], folder: Path) -> None:
 
         for results in found:
             for path in figures(results, made_folder(folder)):
-                talk.print(f"wrote {path}", markup=False)
+                tell(f"wrote {path}")
     except ImportError as error:
-        _warn(f"no figures: matplotlib cannot be imported: {error}")
+        tell(f"no figures: matplotlib cannot be imported: {error}")
+
+
+@main.command()
+@_json
+def ops(as_json: bool) -> None:
+    """List the operators that sh2gen ships, which every verb takes by name."""
+    shipped = shipped_ops()
+    if as_json:
+        say(json.dumps([{"op": op, "about": about} for op, about in shipped.items()], indent=2))
+        return
+    width = max(map(len, shipped))
+    for op, about in shipped.items():
+        say(f"{op.ljust(width)}  {about}")
 
 
 @main.group("tables")
@@ -896,7 +707,7 @@ def tables_group() -> None:
     metavar="FOLDER",
     help="Check the tables of this folder alone; default: your own and those that sh2gen ships.",
 )
-@click.option("--workers", type=click.IntRange(1), help="Processes that compile.")
+@_workers
 @_json
 def tables_check(tables: str | None, workers: int | None, as_json: bool) -> None:
     """Compile the kernels of every tuned decision, and list those to time again.
@@ -916,8 +727,8 @@ def tables_check(tables: str | None, workers: int | None, as_json: bool) -> None
         driver.known_numbers(tables)  # says what is wrong with the folder
         decisions, damages = read_tables([Path(tables)])
     _name_damages(damages)
-    with _progress(as_json, every=5.0) as say:
-        found = tuple(recheck(decisions, workers=workers, progress=say))
+    with progress(as_json, every=5.0) as note:
+        found = tuple(recheck(decisions, workers=workers, progress=note))
     print_checked(found, as_json)
     if any(one.stale for one in found):
         raise click.exceptions.Exit(1)
@@ -926,81 +737,11 @@ def tables_check(tables: str | None, workers: int | None, as_json: bool) -> None
 @main.command()
 @_json
 def doctor(as_json: bool) -> None:
-    """Versions, GPU, folders, and what would work here."""
-    import torch
+    """Say versions, GPU, folders, and what would work here."""
+    from sh2gen.doctor import examined, print_examined
 
-    from sh2gen import target as targets
-    from sh2gen.records import home
-    from sh2gen.resources import folder
-    from sh2gen.tables import table_folders
-
-    def version(package: str) -> str | None:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return None
-
-    packages: tuple[str, ...] = ("sh2gen", "torch", "triton", "numpy", "jinja2", "sympy")
-    packages += ("networkx", "hypothesis", "matplotlib")
-    found = {name: version(name) for name in packages}
-    cuda = torch.cuda.is_available()
-    known = targets.from_device()
-    triton = found["triton"]
-    numpy = found["numpy"]
-    broken = (
-        triton is not None
-        and numpy is not None
-        and tuple(map(int, triton.split(".")[:2])) < (3, 9)
-        and tuple(map(int, numpy.split(".")[:2])) >= (2, 4)
-    )
-    interpreter = (
-        "no: needs triton and numpy"
-        if triton is None or numpy is None
-        else f"no: Triton {triton}'s interpreter breaks with numpy {numpy}; install numpy < 2.4"
-        if broken
-        else "yes"
-    )
-    works = {
-        "compile to a file": "yes",
-        "build kernels ahead of time": "yes" if triton else "no: needs triton",
-        "verify kernels under the interpreter": interpreter,
-        "run kernels": "yes" if cuda and triton else "no: needs a CUDA device and triton",
-        "time kernels (bench)": "yes" if cuda and triton else "no: needs a CUDA device and triton",
-        "tune for this GPU (tune)": "yes"
-        if known and triton
-        else f"no: needs triton and one of {', '.join(gpu.name for gpu in targets.TARGETS)}",
-        "rank schedules by prediction (tune --effort estimate)": "yes",
-        "draw figures (bench --plots)": "yes" if found["matplotlib"] else "no: needs matplotlib",
-        "run plain PyTorch on the CPU": "yes",
-    }
-    report = {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": found,
-        "gpu": torch.cuda.get_device_name() if cuda else None,
-        "target": known.name if known else None,
-        "ops": str(folder("ops")),
-        "records": str(home() / "records"),
-        "tables": [str(place) for place in table_folders()],
-        "works": works,
-    }
+    found = examined()
     if as_json:
-        click.echo(json.dumps(report, indent=2))
-        return
-    rows = [("python", platform.python_version())]
-    rows += [(name, number or "not installed") for name, number in found.items()]
-    rows.append(("gpu", str(report["gpu"] or "none")))
-    rows.append(
-        ("target", str(report["target"] or "H200 (default: this GPU is none that is known)"))
-    )
-    rows += [("shipped ops", str(report["ops"])), ("records", str(report["records"]))]
-    for whose, place in zip(("your", "shipped"), table_folders(), strict=True):
-        rows.append((f"{whose} tuned tables", f"{place}{' (none yet)' * (not place.exists())}"))
-    rows += works.items()
-    width = max(len(name) for name, _ in rows)
-    for name, text in rows:
-        click.echo(f"{name.ljust(width)}  {text}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        say(json.dumps(found, indent=2))
+    else:
+        print_examined(found)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, assert_never
 
 import sympy
@@ -315,13 +316,14 @@ class Prediction:
         return self.bound / self.seconds
 
 
+@lru_cache(maxsize=256)  # asked for again for every workload and every candidate
 def work(kernel: KernelPlan, layout: Layout, spec: OpSpec) -> Work:
     """The fold over one tile program."""
     flops: Any = sympy.Integer(0)
     instructions: Any = sympy.Integer(0)
     products: Any = sympy.Integer(0)
     size = _BYTES[spec.dtype.io]
-    terms = tap_terms(spec)
+    terms = tap_terms(spec, spec.dtype.io)
     loads = [s for s in kernel.program.prologue if isinstance(s, LoadModes)]
     modes = sum(len(load.views) // 2 * (load.views[0].length or 0) for load in loads)
     scan = _SCAN * (2 if any(len(load.views) == 4 for load in loads) else 1)
@@ -539,9 +541,8 @@ def at_work(
             splits *= segments_of(numbers, workload.length, spec.filter.length or 1)[0] * sums
         partials = splits * kernel.program.partial_rows * spec.channels * 4
         memory += 2 * partials / target.elementwise_bandwidth  # written, and read to be summed
-    sizes = {ROWS: numbers.get("ROWS", 8), BLOCK_T: numbers.get("BLOCK_T", 64)}
-    per_element = float(effort.instructions.subs(sizes))
-    products = float(effort.tensor_flops.subs(sizes))
+    rows, block = numbers.get("ROWS", 8), numbers.get("BLOCK_T", 64)
+    per_element, products = _counted(effort, rows, block)
     return AtWork(
         spec=spec,
         kernel=kernel,
@@ -555,6 +556,13 @@ def at_work(
         by_rows=_BY_ROWS[kernel.direction] if plan.layout is Layout.BLD else 0.0,
         running=None if twin else running(kernel, numbers, spec, target),
     )
+
+
+@lru_cache(maxsize=4096)
+def _counted(effort: Work, rows: int, block: int) -> tuple[float, float]:
+    """Instructions and flops of matrix products, per token and channel, of these tiles."""
+    sizes = {ROWS: rows, BLOCK_T: block}
+    return float(effort.instructions.subs(sizes)), float(effort.tensor_flops.subs(sizes))
 
 
 def _values(numbers: Mapping[str, int]) -> float:

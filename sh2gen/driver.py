@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import tempfile
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -19,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sh2gen import target as targets
-from sh2gen.build import Built, build, check_fits
+from sh2gen.build import Building, Built, check_fits
+from sh2gen.checks import EAGER_SHAPES, example_lengths, full_checks, quick_checks
 from sh2gen.choose import (
     Candidate,
     Changes,
@@ -34,17 +34,26 @@ from sh2gen.choose import (
 from sh2gen.contenders import chosen
 from sh2gen.cost import Prediction, predictions
 from sh2gen.emit import emit
-from sh2gen.emit_kernels import cuts
 from sh2gen.errors import CheckFailed, Sh2genError
-from sh2gen.files import made_folder, refuse_to_replace, write_whole
+from sh2gen.files import (
+    listed,
+    made_folder,
+    read_text,
+    refuse_to_replace,
+    scratch,
+    write_all,
+    write_whole,
+)
 from sh2gen.journal import Task
 from sh2gen.launches import kernel_digests, launched, of_direction, variant_of
 from sh2gen.lower import plans, verdicts
 from sh2gen.lower.verdict import Verdict
-from sh2gen.operator import InterpreterRunner, Operator, OperatorRunner
+from sh2gen.memory import require_memory
+from sh2gen.operator import Operator
 from sh2gen.plan import Plan
 from sh2gen.records import home, operator_digest
-from sh2gen.schedule import DIRECTIONS, Schedule, interpreter_schedule, schedule, search_space
+from sh2gen.resources import shipped_op
+from sh2gen.schedule import DIRECTIONS, schedule, search_space
 from sh2gen.search import Problem
 from sh2gen.source import Source
 from sh2gen.spec import OpSpec, Workload, load_spec
@@ -52,15 +61,15 @@ from sh2gen.tables import (
     LockEntry,
     holds_tables,
     in_order,
+    lock_text,
     read_tables,
     refuse_to_write,
     table_path,
     write_decisions,
-    write_lock,
 )
 from sh2gen.target import Target
 from sh2gen.tuner import Session, Tuned, problem
-from sh2gen.verify import Report, Runner, twin, verify
+from sh2gen.verify import Report
 
 if TYPE_CHECKING:  # it needs Triton, which this module does without
     from sh2gen.bench import Results
@@ -184,7 +193,7 @@ def compile_operators(
         ops: specs, or paths of op.yaml files.
         out: folder of the generated files.
         plan: a plan's name or a prefix of it, instead of the cheapest.
-        changes: numbers other than those that are known to be good: {"forward": {"BLOCK_T": 512}}.
+        changes: numbers other than those that are known to be good: {"forward": {"TILES": 2}}.
         target: a GPU's name; the GPU of this machine if it has one that is known, else the H200.
         verified: compare the files with float64 before they are written: kernels on this machine's
             GPU if there is one, else under Triton's interpreter on twins with few channels.
@@ -235,12 +244,25 @@ def compile_operators(
     if write:
         for compilation in chosen:
             refuse_to_replace(compilation.path)
+            if lock is not None and os.path.realpath(lock) == os.path.realpath(compilation.path):
+                raise Sh2genError(
+                    "C006",
+                    f"{lock} is the file of {compilation.spec.op}: it cannot be the lock file too",
+                    help="give --lock another place",
+                )
+    if verified and not torch.cuda.is_available():
+        for compilation in chosen:
+            require_memory(
+                compilation.spec,
+                EAGER_SHAPES,
+                compilation.chosen.plan.states,
+                "--no-verify (verified=False) writes the file without comparing it with float64",
+            )
     tested = tuple(_test(compilation, verified, built, say) for compilation in chosen)
-    if write:
-        for compilation in tested:
-            write_whole(compilation.path, compilation.source.text)
+    files = {c.path: c.source.text.encode() for c in tested} if write else {}
     if lock is not None:
-        write_lock(Path(lock), [_lock_entry(compilation) for compilation in tested])
+        files[Path(lock)] = lock_text(Path(lock), [_lock_entry(c) for c in tested]).encode()
+    write_all(files)
     return tested
 
 
@@ -255,10 +277,10 @@ def known_numbers(
     """
     if folder is not None and locked is not None:
         raise Sh2genError("C006", f"{locked} pins all numbers: no tables are looked at beside it")
-    if folder is not None and not Path(folder).is_dir():
+    if folder is not None and not os.path.isdir(folder):
         raise Sh2genError("C006", f"there is no folder {folder} of tuned tables")
     if folder is not None and not holds_tables(Path(folder)):
-        above = any(Path(folder).glob("*.jsonl"))  # this one is of a GPU
+        above = any(name.endswith(".jsonl") for name in listed(folder))  # this one is of a GPU
         raise Sh2genError(
             "C006",
             f"{folder} holds no tuned table",
@@ -333,20 +355,20 @@ def _test(compilation: Compilation, verified: bool, built: bool, say: Progress) 
     reports: list[Report] = []
     compiled: Built | None = None
     # Compilers run in processes of their own, so that this one verifies meanwhile.
-    with ThreadPoolExecutor(1) as pool:
-        pending: Future[Built] | None = None
+    with ExitStack() as stack:
+        pending: Building | None = None
         if built and source.kernels:
             say(f"{spec.op}: compiling {len(source.kernels)} kernels for {gpu.sm}")
-            pending = pool.submit(build, source, gpu)
+            pending = stack.enter_context(closing(Building(source, gpu)))
             if torch.cuda.is_available():  # verification will run them: they must fit
                 check_fits(pending.result(), gpu)
         if verified:
-            with _one_thread(), tempfile.TemporaryDirectory(prefix="sh2gen-") as folder:
-                draft = Path(folder) / compilation.path.name
+            with _one_thread(), scratch() as folder:
+                draft = folder / compilation.path.name
                 write_whole(draft, source.text)
                 chosen = compilation.chosen
                 for check in quick_checks(
-                    spec, chosen.plan, chosen.schedule, Operator(draft), Path(folder)
+                    spec, chosen.plan, chosen.schedule, Operator(draft), folder
                 ):
                     say(f"{spec.op}: verifying {check.label}")
                     reports.append(check.run())
@@ -403,152 +425,6 @@ def resolve_target(name: str | None) -> Target:
     return here() if name is None else targets.target(name)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerificationStep:
-    """One way of running an operator, ready to be verified."""
-
-    label: str
-    spec: OpSpec
-    runner: Runner
-    dtype: torch.dtype
-    device: str
-    shapes: tuple[tuple[int, int], ...]
-    properties: tuple[str, ...] | None = None  # None: all
-
-    def run(self, seed: int = 0, progress: Any = None) -> Report:
-        return verify(
-            self.spec,
-            self.runner,
-            dtype=self.dtype,
-            shapes=self.shapes,
-            device=self.device,
-            seed=seed,
-            properties=self.properties or "all",
-            progress=progress,
-        )
-
-
-def quick_checks(
-    spec: OpSpec, plan: Plan, numbers: Schedule, operator: Operator, folder: Path
-) -> Iterator[VerificationStep]:
-    """What `compile` verifies on this machine: output and every gradient."""
-    if torch.cuda.is_available():
-        dtype = getattr(torch, spec.dtype.io.value)
-        yield VerificationStep(
-            label=f"kernels on the GPU in {spec.dtype.io.value}",
-            spec=spec,
-            runner=OperatorRunner(operator, "cuda"),
-            dtype=dtype,
-            device="cuda",
-            shapes=((2, 37), (1, 1000)),
-            properties=("equality", "causality", "determinism"),
-        )
-        return
-    yield VerificationStep(
-        label="plain PyTorch",
-        spec=spec,
-        runner=OperatorRunner(operator, "eager"),
-        dtype=torch.float32,
-        device="cpu",
-        shapes=((2, 19),),
-        properties=("equality",),
-    )
-    if plan.kernels:
-        # A ragged length, and one of whole vectors: they take different masks.
-        shapes = ((2, 11), (1, _whole_vectors(plan, cut=cuts(spec, numbers))))
-        yield _interpreted(spec, plan, folder, torch.float32, shapes, ("equality",))
-        # Tiles of one channel hold scalars where others hold columns: as scheduled, on a few.
-        tiles = any(kernel.skeleton == "tile" for kernel in plan.kernels)
-        if tiles and ("BLOCK_D", 1) in (*numbers.forward, *numbers.backward):
-            yield _interpreted(
-                spec, plan, folder, torch.float32, ((1, 11), (1, 24)), ("equality",), numbers
-            )
-
-
-def full_checks(
-    spec: OpSpec, plan: Plan, operator: Operator, folder: Path, device: str, lengths: Sequence[int]
-) -> Iterator[VerificationStep]:
-    """What `verify` verifies: every property, in every dtype that the device can check."""
-    if device == "cuda":
-        shapes = tuple((1 + (i % 2), length) for i, length in enumerate(lengths))
-        for name in ("bfloat16", "float16", "float32"):
-            yield VerificationStep(
-                label=f"kernels on the GPU in {name}",
-                spec=spec,
-                runner=OperatorRunner(operator, "cuda"),
-                dtype=getattr(torch, name),
-                device="cuda",
-                shapes=shapes,
-            )
-        return
-    small = tuple((1 + 2 * (i % 2), length) for i, length in enumerate(lengths))
-    for dtype in (torch.float32, torch.bfloat16):
-        yield VerificationStep(
-            label=f"plain PyTorch in {str(dtype).removeprefix('torch.')}",
-            spec=spec,
-            runner=OperatorRunner(operator, "eager"),
-            dtype=dtype,
-            device="cpu",
-            shapes=small[:4],
-        )
-    if plan.kernels:
-        yield _interpreted(spec, plan, folder, torch.float32, small, None)
-        yield _interpreted(spec, plan, folder, torch.float16, small[:2], ("equality",))
-        if (length := _whole_vectors(plan, cut=True)) > max(lengths):
-            shapes = ((1, length),)
-            yield _interpreted(spec, plan, folder, torch.float32, shapes, ("equality",))
-
-
-def _whole_vectors(plan: Plan, *, cut: bool) -> int:
-    """A length of whole vectors. If a state is carried from tile to tile, of several tiles; or of
-    so many that they are cut into spans.
-    """
-    if any(kernel.skeleton == "recurrence" for kernel in plan.kernels):
-        return 1800 if cut else 520
-    return 24
-
-
-def _interpreted(
-    spec: OpSpec,
-    plan: Plan,
-    folder: Path,
-    dtype: torch.dtype,
-    shapes: tuple[tuple[int, int], ...],
-    properties: tuple[str, ...] | None,
-    numbers: Schedule | None = None,
-) -> VerificationStep:
-    """The same plan for a twin with few channels, its kernels under Triton's interpreter.
-
-    With the numbers given on at most two channels, else with small ones that suit the interpreter.
-    """
-    small = twin(spec, max_channels=2) if numbers else twin(spec)
-    (same,) = (p for p in plans(small, plan.algorithm) if p.name == plan.name)
-    path = folder / f"{spec.op}_twin.py"
-    write_whole(path, emit(small, same, numbers or interpreter_schedule(small, same)).text)
-    name = str(dtype).removeprefix("torch.")
-    return VerificationStep(
-        label=f"kernels under the interpreter in {name}, {small.channels} channels"
-        + (", numbers as scheduled" if numbers else ""),
-        spec=small,
-        runner=InterpreterRunner(path),
-        dtype=dtype,
-        device="cpu",
-        shapes=shapes,
-        properties=properties,
-    )
-
-
-def example_lengths(spec: OpSpec, examples: int, device: str) -> tuple[int, ...]:
-    """The lengths at which operators break: 1, 2, around the taps and around blocks, primes, then
-    longer.
-    """
-    taps = spec.filter.length or 1
-    first = [37, 1, 2, taps - 1, taps, taps + 1, 15, 16, 17, 31, 33, 67, 101]
-    more = [1000, 8191, 8192, 127, 4099, 16384, 131072] if device == "cuda" else [64, 65, 97, 127]
-    lengths = [length for length in dict.fromkeys(first + more) if length >= 1]
-    return tuple(lengths[:examples])
-
-
 def verify_operator(
     op: OpSpec | str | PathLike[str],
     *,
@@ -575,8 +451,7 @@ def verify_operator(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise Sh2genError("V003", "there is no CUDA device here", help="--device cpu")
-    with tempfile.TemporaryDirectory(prefix="sh2gen-") as name:
-        folder = Path(name)
+    with scratch() as folder:
         if isinstance(op, OpSpec) or Path(op).suffix != ".py":
             spec = resized(op if isinstance(op, OpSpec) else load_spec(op), lengths, batch)
             chosen = candidates(spec, resolve_target(None), plan, known=tables())[0]
@@ -603,6 +478,9 @@ def verify_operator(
                 def inner(done: int, total: int, what: str, label: str = step.label) -> None:
                     detail(f"{label}: {what} ({done + 1} of {total})")
 
+            if step.device == "cpu":
+                advice = "verify it where there is more, or an operator of fewer taps or channels"
+                require_memory(step.spec, step.shapes, structure.states, advice)
             say(f"verifying {step.label}")
             report = step.run(seed, inner)
             failed = len(report.failures)
@@ -661,8 +539,8 @@ def bench_operator(
         raise Sh2genError("B004", "Triton is not installed: kernels cannot run")
     from sh2gen import bench
 
-    with tempfile.TemporaryDirectory(prefix="sh2gen-") as folder:
-        path = Path(folder) / f"{spec.op}.py"
+    with scratch() as folder:
+        path = folder / f"{spec.op}.py"
         write_whole(path, emit(spec, best.plan, best.schedule).text)
         return bench.run(
             path,
@@ -689,7 +567,7 @@ def _plan_of(operator: Operator, device: str) -> Plan:
         raise Sh2genError("L003", f"{operator.path} has a plan unknown here: {operator.plan}")
     if device == "cpu" and found[0].kernels:
         text = emit(spec, found[0], schedule(spec, found[0], space.NUMBERS)).text
-        if operator.path.read_text(encoding="utf-8") != text:
+        if read_text(operator.path) != text:
             raise CheckFailed(
                 "V003",
                 f"{operator.path} is not what this version writes, so its kernels need a GPU",
@@ -924,7 +802,7 @@ def _require_kernels(spec: OpSpec, plan: Plan) -> None:
 def stale(compilation: Compilation) -> bool:
     """Whether the file on disk differs from what was just compiled."""
     try:
-        return compilation.path.read_text(encoding="utf-8") != compilation.source.text
+        return read_text(compilation.path) != compilation.source.text
     except OSError:
         return True
 
@@ -940,20 +818,33 @@ def compile(op: OpSpec | str | PathLike[str], **options: Any) -> Operator:
     return Operator(compile_operator(op, **options).path)
 
 
-def load(path: str | PathLike[str]) -> Operator:
-    """Import a generated file that is already there.
+def load(path: str | PathLike[str], *, edited: bool = False) -> Operator:
+    """Import a generated file that is already there, which executes it.
+
+    The digest in its head says that nothing of it was changed by accident or by hand. It is no
+    proof of who wrote it: load what you would import.
+
+    Args:
+        edited: take one that was changed after sh2gen wrote it. What it computes is then yours to
+            check, `Operator.reference` is still what its description says.
 
     Raises:
-        Sh2genError: B005 if it cannot be read or is not a file that sh2gen wrote.
+        Sh2genError: B005 if it cannot be read, or is not as sh2gen wrote it.
     """
-    return Operator(Path(path))
+    return Operator(Path(path), edited=edited)
 
 
 def op_files(paths: Iterable[str | PathLike[str]]) -> tuple[Path, ...]:
-    """The op.yaml files that paths name; a folder stands for all of its own."""
+    """The op.yaml files that paths name; a folder stands for all of its own.
+
+    What is the name of a shipped operator stands for that, whatever else there is of the name.
+    """
     found: list[Path] = []
-    for path in map(Path, paths):
-        inside = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
+    for given in paths:
+        path = shipped_op(given) or Path(given)
+        inside = [path]
+        if os.path.isdir(path):
+            inside = [path / name for name in listed(path) if name.endswith(".yaml")]
         if not inside:
             raise Sh2genError("C006", f"{path} holds no .yaml file")
         found += inside

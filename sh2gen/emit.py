@@ -35,6 +35,7 @@ from sh2gen.emit_kernels import cuts, kernel_numbers, kernel_sources, programs, 
 from sh2gen.emit_recurrence import in_parts, together
 from sh2gen.emit_sm90 import helper_names, phased_kernel, rows_of
 from sh2gen.errors import Sh2genError
+from sh2gen.files import signed
 from sh2gen.fit import fitted
 from sh2gen.ir import Modes, ParameterView
 from sh2gen.plan import (
@@ -111,7 +112,7 @@ def emit(spec: OpSpec, plan: Plan, schedule: Schedule) -> Source:
     if not cuts(spec, schedule):
         plan = dataclasses.replace(plan, sums=())
     refuse_clash(spec, plan, schedule)
-    text = _render(spec, plan, schedule)
+    text = signed(_render(spec, plan, schedule))
     return Source(op=spec.op, text=text, kernels=kernel_sources(spec, plan, schedule))
 
 

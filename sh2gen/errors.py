@@ -53,6 +53,7 @@ CODES: dict[str, str] = {
     "C004": "a tensor has the wrong layout",
     "C005": "the output cannot be written",
     "C006": "bad command-line arguments",
+    "C007": "the system refuses: no space, no memory, no permission",
 }
 
 _WIDTH = 100  # a source line longer than this is shown as a window around the caret

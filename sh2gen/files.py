@@ -1,14 +1,123 @@
-"""Writing files so that nothing of the user's is lost or half-written (layer 0)."""
+"""Writing files so that nothing is lost or half-written, and reading them (layer 0)."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
+import re
+import shutil
+import stat
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from sh2gen.errors import Sh2genError
 
+LARGEST = 2**28  # bytes of a file that is read whole
+
 MARK = "\n\nWritten by sh2gen. "  # in every generated file
+_SCRATCH = ".sh2gen-scratch-"  # how names of temporary folders begin
+_LONGEST = 255  # bytes of a name, on all common file systems
+_HELP = "choose another place for it"
+_SIGNATURE = re.compile(r"^(sha256, with zeros here: )([0-9a-f]{64})$", re.MULTILINE)
+
+
+# ---- reading ------------------------------------------------------------------------------------
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """A file opened for reading, unless opening or reading could wait for ever or never end.
+
+    Raises:
+        OSError: with a `strerror` for a person, also for what is no regular file and for paths
+            that cannot be.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe waits for its writer
+
+    try:
+        file = open(path, "rb", opener=opener)  # noqa: SIM115 (the caller closes it)
+    except ValueError as error:  # a NUL, or characters that no name can have
+        raise OSError(errno.EINVAL, str(error)) from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return file
+
+
+def read_regular(path: str | os.PathLike[str], limit: int = LARGEST) -> bytes:
+    """All that is in a file of at most `limit` bytes. OSError as of `open_regular`."""
+    with open_regular(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"larger than {limit:,} bytes")
+    return data
+
+
+def read_text(path: str | os.PathLike[str], limit: int = LARGEST) -> str:
+    """The same as text, with newlines between lines. OSError if it is not UTF-8 too."""
+    try:
+        text = read_regular(path, limit).decode("utf-8")
+    except UnicodeDecodeError:
+        raise OSError(errno.EILSEQ, "it is not UTF-8 text") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def listed(folder: str | os.PathLike[str]) -> list[str]:
+    """The names in a folder, sorted; none if it is not there or cannot be read."""
+    try:
+        return sorted(os.listdir(folder))
+    except (OSError, ValueError):
+        return []
+
+
+# ---- generated files ----------------------------------------------------------------------------
+
+
+def signed(text: str) -> str:
+    """The text of a generated file with its digest in the line for that, whatever stood there."""
+    bare = unsigned(text)
+    digest = hashlib.sha256(bare.encode()).hexdigest()
+    return _SIGNATURE.sub(rf"\g<1>{digest}", bare, count=1)
+
+
+def unsigned(text: str) -> str:
+    """The text of a generated file with zeros for its digest."""
+    return _SIGNATURE.sub(rf"\g<1>{'0' * 64}", text, count=1)
+
+
+def intact(text: str) -> bool:
+    """Whether the digest of a generated file is there, and of this text."""
+    return _SIGNATURE.search(text) is not None and signed(text) == text
+
+
+def read_generated(path: Path, *, edited: bool = False) -> str:
+    """The text of a generated file: what may be executed, because sh2gen wrote all of it.
+
+    Args:
+        edited: also of one that was changed since, because whoever asks says so.
+
+    Raises:
+        Sh2genError: B005 if it cannot be read, was not written by sh2gen, or was changed since.
+    """
+    try:
+        text = read_text(path)
+    except OSError as error:
+        raise Sh2genError("B005", f"cannot load {path}: {error.strerror}") from None
+    if MARK not in text:
+        raise Sh2genError("B005", f"{path} is not a file that sh2gen wrote")
+    if not edited and not intact(text):
+        raise Sh2genError(
+            "B005",
+            f"{path} was changed after sh2gen wrote it, or written before files had a digest",
+            help="compile its operator again; a file that is meant to be changed runs by a plain "
+            "import, or by sh2gen.load(path, edited=True)",
+        )
+    return text
 
 
 def refuse_to_replace(path: Path) -> None:
@@ -17,14 +126,10 @@ def refuse_to_replace(path: Path) -> None:
     Raises:
         Sh2genError: C005.
     """
-    folder = next(p for p in path.absolute().parents if p.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise Sh2genError(
-            "C005", f"cannot write {path}: {folder} is not a folder that can be written"
-        )
+    require_writable(path)
     try:
-        foreign = path.is_file() and MARK not in path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        foreign = os.path.lexists(path) and MARK not in read_text(path)
+    except OSError:
         foreign = True
     if foreign:
         raise Sh2genError(
@@ -32,6 +137,32 @@ def refuse_to_replace(path: Path) -> None:
             f"{path} is there already and sh2gen did not write it",
             help="move it, choose another folder with --out, or give the operator another name",
         )
+
+
+# ---- writing ------------------------------------------------------------------------------------
+
+
+def require_writable(path: Path, what: str = "") -> None:
+    """Refuse a file that could not be written, before any work is done for it.
+
+    Args:
+        what: it is, for the message: "the lock file ".
+
+    Raises:
+        Sh2genError: C005.
+    """
+    try:
+        place = Path(os.path.abspath(path))
+        folder = next((p for p in place.parents if os.path.exists(p)), place)
+        if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+            raise OSError(errno.EACCES, f"{folder} is not a folder that can be written")
+        if any(len(os.fsencode(part)) > _LONGEST for part in place.relative_to(folder).parts):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        with suppress(FileNotFoundError):
+            os.lstat(place)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise Sh2genError("C005", f"cannot write {what}{path}: {reason}", help=_HELP) from None
 
 
 def made_folder(path: Path) -> Path:
@@ -52,35 +183,115 @@ def made_folder(path: Path) -> Path:
 
 
 def write_whole(path: Path, text: str, errors: str = "strict") -> None:
-    """Write a file under a temporary name beside its place, then rename it into place.
+    """`write_all` of one text.
 
     Args:
-        path: its place.
-        text: its content.
         errors: "surrogateescape" writes back bytes that are not UTF-8 and were so read.
+    """
+    write_all({path: text.encode("utf-8", errors)})
+
+
+def write_all(files: Mapping[Path, bytes]) -> None:
+    """Write files so that all of them are there afterwards, or what was there before.
+
+    Each is written in a `scratch` folder beside it, and renamed when all of them are.
 
     Raises:
-        Sh2genError: C005 if the folder cannot be made or written; the old file is then untouched.
+        Sh2genError: C005 if one cannot be written, or its folder cannot be made; after this and
+            whatever else ends it, files and folders are as they were before.
     """
-    temporary: str | None = None
+    made: list[Path] = []
+    before: dict[Path, bytes | None] = {}
+    drafts: dict[Path, Path] = {}
+    at, places = Path(), {path.parent for path in files}
+    with ExitStack() as stack:
+        try:
+            for at in sorted(places):
+                made += _make(at)
+            beside = {at: stack.enter_context(scratch(at)) for at in sorted(places)}
+            for at, content in files.items():
+                if os.path.lexists(at) and not os.path.isfile(at):
+                    raise OSError(errno.EINVAL, "what is there is not a regular file")
+                drafts[at] = beside[at.parent] / str(len(drafts))
+                _write(drafts[at], content)
+            for at, draft in drafts.items():
+                if len(drafts) > 1:  # else it is the last to be renamed
+                    before[at] = read_regular(at) if os.path.exists(at) else None
+                os.replace(draft, at)
+        except BaseException as error:
+            for path, old in before.items():
+                with suppress(OSError):
+                    _restore(path, old, drafts[path])
+            stack.close()
+            for folder in reversed(made):
+                with suppress(OSError):
+                    folder.rmdir()
+            if isinstance(error, OSError | ValueError):
+                reason = getattr(error, "strerror", None) or str(error)
+                raise Sh2genError("C005", f"cannot write {at}: {reason}", help=_HELP) from error
+            raise
+
+
+def _make(folder: Path) -> list[Path]:
+    """The folders that had to be made for this one to be there, the outermost first."""
+    missing = [p for p in (folder, *folder.parents) if not os.path.exists(p)]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing[::-1]
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _restore(path: Path, old: bytes | None, draft: Path) -> None:
+    if old is None:
+        path.unlink()
+    else:
+        _write(draft, old)
+        os.replace(draft, path)
+
+
+# ---- temporary folders --------------------------------------------------------------------------
+
+
+@contextmanager
+def scratch(place: Path | None = None) -> Iterator[Path]:
+    """A temporary folder, gone afterwards; and so are those of processes that were killed.
+
+    Whoever has one holds a lock on it, which the system frees however a process ends.
+
+    Args:
+        place: the folder to make it in, by default that for temporary files.
+    """
+    parent = Path(tempfile.gettempdir()) if place is None else place
+    for name in listed(parent):
+        if name.startswith(_SCRATCH):
+            with suppress(OSError), _held(parent / name, wait=False):
+                shutil.rmtree(parent / name, ignore_errors=True)
+    with ExitStack() as stack:
+        while True:
+            folder = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=parent))
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            with suppress(OSError):  # without locks nobody takes it for abandoned either
+                stack.enter_context(_held(folder, wait=True))
+            if os.path.isdir(folder):  # else it was removed before it was held
+                break
+        yield folder
+
+
+@contextmanager
+def _held(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the lock of a folder. OSError if someone else does, or there are no locks."""
+    handle = os.open(folder, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder")
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8", errors=errors) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise Sh2genError(
-            "C005",
-            f"cannot write {path}: {error.strerror or error}",
-            help="choose another folder with --out",
-        ) from error
+        try:
+            import fcntl  # here, because Windows lacks it
+        except ImportError as error:
+            raise OSError(errno.ENOSYS, "no locks") from error
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(handle)

@@ -22,6 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+from sh2gen.files import open_regular
+
 _T = TypeVar("_T")
 # What systems say that have no locks for a file: some networks, some containers.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
@@ -219,7 +221,7 @@ def read_lines(path: Path, read: Callable[[str], _T]) -> tuple[tuple[_T, ...], t
     damages: list[Damage] = []
     try:
         # Under a lock no line is half-written.
-        with path.open("rb") as file, locked(file.fileno(), shared=True):
+        with open_regular(path) as file, locked(file.fileno(), shared=True):
             data = file.read()
     except FileNotFoundError:
         return (), ()

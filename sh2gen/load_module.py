@@ -14,11 +14,12 @@ from types import ModuleType
 from typing import Any
 
 from sh2gen.errors import Sh2genError
+from sh2gen.files import read_text
 from sh2gen.loaded import adopt
 
 
-def load_module(path: Path, *, interpret: bool) -> ModuleType:
-    """A new module made from the generated file `path`.
+def load_module(path: Path, *, interpret: bool, text: str | None = None) -> ModuleType:
+    """A new module made from the generated file `path`, or of its text where that was read.
 
     With `interpret` its kernels run on CPU tensors under Triton's interpreter, otherwise they
     compile for the GPU. Every call gives a module of its own, so the same file can be loaded
@@ -31,7 +32,8 @@ def load_module(path: Path, *, interpret: bool) -> ModuleType:
         try:
             # Not by an import of the file: that trusts a .pyc of the same size and second, and
             # writes one beside it.
-            text = path.read_text(encoding="utf-8")
+            if text is None:
+                text = read_text(path)
             name = module_name(path.stem, text) + ("_interpreted" if interpret else "")
             module = ModuleType(name)
             module.__file__ = str(path)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sh2gen import jsonl
 from sh2gen.errors import Location, Sh2genError
-from sh2gen.files import write_whole
+from sh2gen.files import read_text, require_writable
 from sh2gen.schedule import Numbers
 
 VERSION = 2  # of the file
@@ -54,14 +54,8 @@ def refuse_to_write(path: Path) -> None:
     Raises:
         Sh2genError: C005 if its folder cannot be written, or something else is there.
     """
-    folder = next(p for p in path.absolute().parents if p.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise Sh2genError(
-            "C005",
-            f"cannot write the lock file {path}: {folder} is not a folder that can be written",
-            help="give --lock another place",
-        )
-    if path.exists():
+    require_writable(path, "the lock file ")
+    if os.path.lexists(path):
         try:
             read_lock(path)
         except Sh2genError as error:
@@ -72,22 +66,16 @@ def refuse_to_write(path: Path) -> None:
             ) from None
 
 
-def write_lock(path: Path, entries: Sequence[LockEntry]) -> None:
-    """Write the schedules of a whole job into one file, sorted by operator, one a line.
+def lock_text(path: Path, entries: Sequence[LockEntry]) -> str:
+    """What a lock file holds, the schedules of a whole job: sorted by operator, one a line.
 
     Raises:
-        Sh2genError: C005 if the file cannot be written, or is there and is no lock file; R002 if
-            an operator is given twice.
+        Sh2genError: R002 if an operator is given twice.
     """
-    refuse_to_write(path)
     _refuse_duplicates(path, entries)
     ordered = sorted(entries, key=lambda e: (e.op, e.digest))
     lines = ",\n".join(f"  {jsonl.dumps(jsonl.plain(e))}" for e in ordered)
-    try:
-        write_whole(path, f'{{"v": {VERSION}, "schedules": [\n{lines}\n]}}\n')
-    except Sh2genError as error:  # which speaks of generated files
-        message = f"the lock file is not written: {error.message}"
-        raise Sh2genError(error.code, message, help="give --lock another place") from error
+    return f'{{"v": {VERSION}, "schedules": [\n{lines}\n]}}\n'
 
 
 def read_lock(path: Path) -> tuple[LockEntry, ...]:
@@ -97,10 +85,9 @@ def read_lock(path: Path) -> tuple[LockEntry, ...]:
         Sh2genError: R001 if the file cannot be read; R002, with the place, if it is malformed.
     """
     try:
-        text = path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise Sh2genError("R001", f"cannot read {path}: {reason}") from None
+        text = read_text(path)
+    except OSError as error:
+        raise Sh2genError("R001", f"cannot read {path}: {error.strerror}") from None
     try:
         entries = jsonl.decode(text, _Lock, VERSION).schedules
     except json.JSONDecodeError as error:
@@ -144,8 +131,8 @@ def lock_error(
     """
     place: Location | None = None
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError):
+        lines = read_text(path).split("\n")
+    except OSError:
         lines = []
     wanted = (f'"op": {jsonl.dumps(entry.op)}', jsonl.dumps(entry.digest), f'"{word}":')
     for number, line in enumerate(lines, start=1):

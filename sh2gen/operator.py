@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sh2gen.emit import class_name
 from sh2gen.errors import Sh2genError
-from sh2gen.files import MARK
+from sh2gen.files import read_generated
 from sh2gen.load_module import load_module
 from sh2gen.loaded import text_of
 from sh2gen.reference import reference
@@ -35,18 +35,17 @@ class Operator:
         namespace: the imported module.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, edited: bool = False) -> None:
+        """Execute the file, once it is known that sh2gen wrote it: `read_generated`."""
         self.path = path
-        refusal = Sh2genError("B005", f"{path} is not a file that sh2gen wrote")
+        self._edited = edited
+        text = read_generated(path, edited=edited)
         try:
-            if MARK not in path.read_text(encoding="utf-8"):
-                raise refusal  # before anything in it is executed
-        except (OSError, UnicodeDecodeError):
-            pass  # load_module says what is wrong with it
-        try:
-            self._bind(load_module(path, interpret=False))
+            self._bind(load_module(path, interpret=False, text=text))
         except AttributeError as error:
-            raise refusal from error
+            raise Sh2genError(
+                "B005", f"{path} lacks what a generated file has: {error.name}"
+            ) from error
 
     def _bind(self, namespace: ModuleType) -> None:
         self.namespace = namespace
@@ -56,7 +55,7 @@ class Operator:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickle and copy: the same module where it is loaded, else the file anew."""
-        return _restored, (str(self.path.absolute()), self.namespace.__name__)
+        return _restored, (str(self.path.absolute()), self.namespace.__name__, self._edited)
 
     def __call__(self, *inputs: Tensor, **parameters: Any) -> Any:
         """y of the inputs (`spec.inputs`, or one tensor of packed features), differentiable; and
@@ -133,7 +132,7 @@ class Operator:
         return f"<sh2gen.Operator {self.spec.op}({names}) {self.plan} from {self.path}>"
 
 
-def _restored(path: str, name: str) -> Operator:
+def _restored(path: str, name: str, edited: bool) -> Operator:
     """The operator of a module in this process, or else of the file that it was made of.
 
     Raises:
@@ -142,14 +141,14 @@ def _restored(path: str, name: str) -> Operator:
     try:
         namespace = importlib.import_module(name)
     except ModuleNotFoundError:
-        operator = Operator(Path(path))
+        operator = Operator(Path(path), edited=edited)
         if text_of(operator.namespace.__name__) != text_of(name):
             raise Sh2genError(
                 "B005", f"{path} has changed since an operator of it was pickled"
             ) from None
         return operator
     operator = Operator.__new__(Operator)
-    operator.path = Path(path)
+    operator.path, operator._edited = Path(path), edited
     operator._bind(namespace)
     return operator
 

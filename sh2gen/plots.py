@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sh2gen.bench import Outcome, Results, Size
 from sh2gen.bench_worker import OWN
 from sh2gen.contenders import CONTENDERS
-from sh2gen.errors import Sh2genError
+from sh2gen.errors import printable
+from sh2gen.files import write_all
 from sh2gen.target import Target, target
 
 _TITLES = {"forward": "forward", "backward": "backward", "both": "forward and backward"}
@@ -53,7 +52,7 @@ def figures(results: Results, folder: Path) -> tuple[Path, ...]:
     - predicted.png: how far the cost model is off, against length.
 
     Raises:
-        Sh2genError: C005 if one cannot be written; those before it are.
+        Sh2genError: C005 if one cannot be written; then none is.
     """
     drawn = {
         "time": _times(results),
@@ -62,12 +61,9 @@ def figures(results: Results, folder: Path) -> tuple[Path, ...]:
     }
     if results.efforts:
         drawn["roofline"] = _roofline(results, target(results.target))
-    paths = []
-    for name, figure in drawn.items():
-        path = folder / f"{results.op}_{name}.png"
-        _write(path, _png(figure))
-        paths.append(path)
-    return tuple(paths)
+    files = {folder / f"{results.op}_{name}.png": _png(figure) for name, figure in drawn.items()}
+    write_all(files)
+    return tuple(files)
 
 
 def _png(figure: Any) -> bytes:
@@ -80,22 +76,6 @@ def _png(figure: Any) -> bytes:
     found = io.BytesIO()
     image.quantize(128, dither=Image.Dither.NONE).save(found, "PNG", optimize=True)
     return found.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all: under a temporary name, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise Sh2genError(
-            "C005",
-            f"cannot write {path}: {error.strerror or error}",
-            help="choose another folder with --plots",
-        ) from error
 
 
 # ---- parts of figures ---------------------------------------------------------------------------
@@ -117,7 +97,8 @@ def _panels(
     batches = {size.batch for size in results.sizes}
     if len(batches) == 1:
         where.insert(0, f"B = {batches.pop()}")
-    figure.suptitle(f"{results.op}: {title}\n{', '.join(where)}", fontsize=11, color=_INK)
+    text = _plain(f"{results.op}: {title}\n{', '.join(where)}")
+    figure.suptitle(text, fontsize=11, color=_INK)
     for ax in axes:
         ax.grid(True, which="major", color=_GRID, linewidth=0.7)
         ax.set_axisbelow(True)
@@ -254,11 +235,16 @@ def _curves(
         for name, several in _by_contender(results, direction).items():
             x, y = _places(several, places), [value(o, direction) for o in several]
             part = any(o.without for o in several)
-            ax.plot(x, y, label=_entry(name, part), **_style(name, part))
+            ax.plot(x, y, label=_plain(_entry(name, part)), **_style(name, part))
         _size_axis(ax, steps, places)
         ax.set_title(_TITLES[direction], fontsize=_LABEL, color=_INK)
     axes[0].set_ylabel(label, fontsize=_LABEL, color=_INK)
     return figure, dict(zip(directions, axes, strict=True)), places
+
+
+def _plain(text: str) -> str:
+    """A text of results as it is drawn: no formula, and nothing that no font has a sign for."""
+    return printable(text).replace("$", r"\$")
 
 
 def _entry(name: str, part: bool) -> str:

@@ -29,6 +29,7 @@ class Worker:
     def __init__(self, command: Sequence[str], name: str) -> None:
         self._command, self._name = tuple(command), name
         self._process: subprocess.Popen[str] | None = None
+        self._ended = threading.Event()
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (see close)
 
     @property
@@ -53,6 +54,8 @@ class Worker:
         except OSError as error:
             help = "free memory, or end other processes"
             return {"died": f"{self._name} cannot be started: {error}", "help": help}
+        if self._ended.is_set():  # while it was started
+            self.kill()
         assert process.stdin is not None and process.stdout is not None
         unheard = False
         too_slow = threading.Event()
@@ -101,6 +104,11 @@ class Worker:
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        """Make the process end, and every other that a job would start; from any thread."""
+        self._ended.set()
+        self.kill()
 
     def stop(self) -> None:
         """End the process; the next job starts another."""

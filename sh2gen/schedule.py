@@ -359,9 +359,9 @@ def operand_bytes(spec: OpSpec) -> int:
     return 2 if narrow and spec.precision is not Precision.EXACT else 4
 
 
-def tap_terms(spec: OpSpec) -> int:
-    """How many operands of products a tap is: two of 16 bits where few taps may carry all that
-    comes out, one else.
+def tap_terms(spec: OpSpec, io: DType | None = None) -> int:
+    """How many operands of products a tap is: two where few taps may carry all that comes out,
+    one else. For activations of `io`: one of float32, which products read as it is.
 
     The rounding error of a tap is the same at all times and for all channels of its group. Where a
     result hangs on few taps, by bad luck most are rounded by nearly half a unit of the last place,
@@ -372,7 +372,8 @@ def tap_terms(spec: OpSpec) -> int:
     carriers = spec.groups_in_full or spec.filter.groups
     if spec.filter.kind is FilterKind.EXPLICIT and spec.filter.length is not None:
         carriers *= max(1, spec.filter.length // 4)
-    return 2 if carriers < 32 and spec.precision is Precision.BALANCED else 1
+    few = carriers < 32 and spec.precision is Precision.BALANCED
+    return 2 if few and io is not DType.FLOAT32 else 1
 
 
 def _facts(spec: OpSpec) -> dict[str, int]:
@@ -388,7 +389,7 @@ def _facts(spec: OpSpec) -> dict[str, int]:
         "STATEFUL": int(spec.state is not None),
         "INPUTS": len(spec.inputs),
         "F": spec.featurizer.length if spec.featurizer else 1,
-        "TAP_TERMS": tap_terms(spec),
+        "TAP_TERMS": tap_terms(spec, spec.dtype.io),
         "TERMS": (spec.skip is not Skip.NONE) + (spec.bias is not Bias.NONE),
         "BATCH": min(workload.batch for workload in spec.workloads),
     }

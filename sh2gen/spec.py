@@ -41,6 +41,8 @@ from typing import Any, ClassVar
 import yaml
 
 from sh2gen.errors import Location, Sh2genError
+from sh2gen.files import listed, open_regular
+from sh2gen.resources import shipped_op, shipped_ops
 
 
 class FilterKind(StrEnum):
@@ -696,17 +698,18 @@ def with_defaults(values: Mapping[str, Any], kind: Any = OpSpec) -> dict[str, An
     """Plain values of the language (`OpSpec.canonical`) with what they leave out, and with what
     this version of the language does not know.
     """
-    found = dict(values)
+    found: dict[str, Any] = {}
     hints = typing.get_type_hints(kind)
     for f in _language(kind):
-        inner = next(
-            (t for t in (hints[f.name], *typing.get_args(hints[f.name])) if is_dataclass(t)), None
-        )
-        if f.name not in found:
-            if f.default is not MISSING:
-                found[f.name] = _plain(f.default)
-        elif inner is not None and isinstance(found[f.name], Mapping):
-            found[f.name] = with_defaults(found[f.name], inner)
+        kinds = (hints[f.name], *typing.get_args(hints[f.name]))
+        inner = next((t for t in kinds if is_dataclass(t)), None)
+        if f.name in values:
+            value = values[f.name]
+            nested = inner is not None and isinstance(value, Mapping)
+            found[f.name] = with_defaults(value, inner) if nested else value
+        elif f.default is not MISSING:
+            found[f.name] = _plain(f.default)
+    found |= {name: value for name, value in values.items() if name not in found}
     return found
 
 
@@ -726,13 +729,24 @@ def _integers(plain: Any, path: str) -> Iterator[tuple[str, int]]:
 
 
 def load_spec(path: str | PathLike[str]) -> OpSpec:
-    """Read one operator file (UTF-8). Everything that can be wrong with it raises Sh2genError."""
+    """Read one operator file (UTF-8), or the shipped operator of that name.
+
+    Everything that can be wrong with it raises Sh2genError.
+    """
+    path = shipped_op(path) or path
     file = str(path)
+    if file.endswith(".py"):
+        raise Sh2genError(
+            "S001",
+            f"{file} is Python, and an operator file is wanted here",
+            help="`sh2gen verify` and `sh2gen.load` take generated files; all else takes the "
+            "op.yaml, or the name of a shipped operator (`sh2gen ops` lists them)",
+        )
     try:
-        with open(path, "rb") as stream:
+        with open_regular(path) as stream:
             data = stream.read(_MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
+        reason = error.strerror or str(error)
         raise Sh2genError(
             "S001",
             f"cannot read {file}: {reason[0].lower()}{reason[1:]}",
@@ -972,10 +986,15 @@ def _nearest(word: str, legal: list[str], introduction: str) -> str:
 
 
 def _nearby(path: Path) -> str | None:
-    """An operator file beside a missing one with a similar name."""
-    try:
-        names = [p.name for p in path.parent.glob("*.yaml")]
-    except (OSError, ValueError):
-        return None
-    close = difflib.get_close_matches(path.name, {*names} - {path.name}, n=1)
-    return f"did you mean `{path.with_name(close[0])}`?" if close else None
+    """Operator files in a folder that was given for one, or one beside it with a similar name."""
+    inside = [name for name in listed(path) if name.endswith(".yaml")]
+    if inside:
+        return f"one of {', '.join(inside)} in it"
+    beside = {name for name in listed(path.parent) if name.endswith(".yaml")}
+    names = {name: str(path.with_name(name)) for name in beside - {path.name}}
+    if str(path) == path.stem:  # perhaps the name of a shipped operator
+        names |= dict.fromkeys(shipped_ops(), "")
+    close = difflib.get_close_matches(path.name, names, n=1)
+    if close:
+        return f"did you mean `{names[close[0]] or close[0]}`?"
+    return "`sh2gen ops` lists the shipped operators" if str(path) == path.stem else None

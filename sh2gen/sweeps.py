@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sh2gen import jsonl
 from sh2gen.errors import Sh2genError
-from sh2gen.files import write_whole
+from sh2gen.files import read_text, write_whole
 from sh2gen.jsonl import NUMBERS
 from sh2gen.records import Key, Status
 from sh2gen.schedule import Numbers
@@ -132,8 +132,8 @@ def read_sweep(path: Path) -> Sweep:
         Sh2genError: R002, naming the line that is damaged; R001 if the file cannot be read.
     """
     try:
-        first, *rest = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+        first, *rest = read_text(path).splitlines()
+    except (OSError, ValueError) as error:
         raise Sh2genError("R001", f"cannot read the sweep {path}: {error}") from error
     outcomes: dict[Numbers, Outcome] = {}
     at = 1

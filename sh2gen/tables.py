@@ -23,14 +23,14 @@ from typing import Any
 
 from sh2gen import jsonl
 from sh2gen.errors import Sh2genError
-from sh2gen.files import write_whole
+from sh2gen.files import listed, read_regular, write_whole
 from sh2gen.jsonl import Damage
 from sh2gen.lockfile import LockEntry as LockEntry
 from sh2gen.lockfile import lock_error as lock_error
+from sh2gen.lockfile import lock_text as lock_text
 from sh2gen.lockfile import locked_entry as locked_entry
 from sh2gen.lockfile import read_lock as read_lock
 from sh2gen.lockfile import refuse_to_write as refuse_to_write
-from sh2gen.lockfile import write_lock as write_lock
 from sh2gen.records import (
     Key,
     check_date,
@@ -46,7 +46,6 @@ from sh2gen.spec import OpSpec, Workload, spec_from_dict, with_defaults
 from sh2gen.target import TARGETS, Target
 
 VERSION = 2  # of the lines; those of 1 are read too
-_TABLES = "*/*.jsonl"  # in a folder of tables
 # Fields that may differ if the group width, how many channels share a filter, does not; and how
 # that is said.
 _PHRASES = {"channels": "for {} channels, here {}", "filter.groups": "for {} groups, here {}"}
@@ -176,7 +175,13 @@ def table_folders(extra: Path | None = None) -> tuple[Path, ...]:
 
 def holds_tables(folder: Path) -> bool:
     """Whether there is a table below this folder, of whatever operator."""
-    return any(folder.glob(_TABLES))
+    return any(_files(folder))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The tables of a folder, <gpu>/<op>.jsonl."""
+    for gpu in listed(folder):
+        yield from (folder / gpu / op for op in listed(folder / gpu) if op.endswith(".jsonl"))
 
 
 def read_tables(folders: Sequence[Path]) -> tuple[tuple[Decision, ...], tuple[Damage, ...]]:
@@ -190,7 +195,14 @@ def read_tables(folders: Sequence[Path]) -> tuple[tuple[Decision, ...], tuple[Da
     damages: list[Damage] = []
     for folder in folders:
         inside: list[Decision] = []
-        for path in sorted(folder.glob(_TABLES)):
+        try:
+            os.scandir(folder).close()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror or error}"
+            damages.append(Damage(path=folder, line=0, reason=reason))
+        for path in _files(folder):
             found, bad = jsonl.read_lines(path, Decision.from_line)
             inside += map(_completed, found)
             damages += bad
@@ -242,7 +254,7 @@ def _merged(path: Path, decisions: Sequence[Decision]) -> str:
     """The text of a table with these decisions in it."""
     new = {d.identity: d.to_line() for d in decisions}
     try:
-        old = path.read_bytes().decode("utf-8", errors="surrogateescape")
+        old = read_regular(path).decode("utf-8", errors="surrogateescape")
     except FileNotFoundError:
         old = ""
     lines = []

@@ -8,7 +8,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-import click
+from sh2gen.terminal import say
 
 
 def print_estimate(estimates: Any, as_json: bool) -> None:
@@ -51,11 +51,11 @@ def print_estimate(estimates: Any, as_json: bool) -> None:
             }
         )
     if as_json:
-        click.echo(json.dumps(result, indent=2))
+        say(json.dumps(result, indent=2))
         return
     for estimate, found in zip(estimates, result, strict=True):
         dropped = sum(found["dropped"].values())
-        click.echo(
+        say(
             f"{estimate.task.title}: the best of {found['points']} by prediction"
             + f"; constraints dropped {dropped}" * (dropped > 0)
         )
@@ -64,13 +64,11 @@ def print_estimate(estimates: Any, as_json: bool) -> None:
             text = " ".join(f"{name}={value}" for name, value in entry["numbers"].items() if value)
             tied = f"  (and {entry['tied']} with other {', '.join(entry['free'])})"
             mark = "  (start)" * (entry is start)
-            click.echo(
-                f"  {entry['share']:.2f} of the bound  {text}" + tied * bool(entry["tied"]) + mark
-            )
+            say(f"  {entry['share']:.2f} of the bound  {text}" + tied * bool(entry["tied"]) + mark)
         place = f"{start['rank']} of {found['points']}" + f", {start['tied'] + 1} alike" * bool(
             start["tied"]
         )
-        click.echo(f"  the start: {start['share']:.2f} of the bound, rank {place}")
+        say(f"  the start: {start['share']:.2f} of the bound, rank {place}")
 
 
 def print_tuned(tuned: Any, path: Any, out: str | None = None, own: Iterable[Any] = ()) -> None:
@@ -125,9 +123,9 @@ def print_tuned(tuned: Any, path: Any, out: str | None = None, own: Iterable[Any
         how = f"; compile and explain take it with {' '.join(options)}" if options else ""
         rows.append(("kept in", f"{path}{how}" if path else "no table: stderr says why"))
     width = max(len(name) for name, _ in rows)
-    click.echo(tuned.task.title)
+    say(tuned.task.title)
     for name, text in rows:
-        click.echo(f"  {name.ljust(width)}  {text}")
+        say(f"  {name.ljust(width)}  {text}")
 
 
 def _numbers_text(numbers: Any) -> str:
@@ -155,7 +153,7 @@ def _is_home(out: str | None) -> bool:
 def print_checked(found: Sequence[Any], as_json: bool) -> None:
     """What became of the kernels of tuned decisions, and what times again those that changed."""
     if as_json:
-        click.echo(json.dumps([one.to_dict() for one in found], indent=2))
+        say(json.dumps([one.to_dict() for one in found], indent=2))
         return
     for one in found:
         if one.verdict == "same":
@@ -163,8 +161,8 @@ def print_checked(found: Sequence[Any], as_json: bool) -> None:
         d = one.decision
         sizes = ", ".join(f"B={w.batch} L={w.length}" for w in d.workloads)
         where = f"{d.op} {d.key.direction} {sizes} on {d.key.gpu} ({d.date[:10]})"
-        click.echo(f"{one.verdict}: {where}: {one.detail}")
+        say(f"{one.verdict}: {where}: {one.detail}")
         if one.stale:
-            click.echo(f"    {one.command}")
+            say(f"    {one.command}")
     same = sum(one.verdict == "same" for one in found)
-    click.echo(f"{same} of {len(found)} decisions are of the kernels of today")
+    say(f"{same} of {len(found)} decisions are of the kernels of today")

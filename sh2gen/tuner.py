@@ -14,7 +14,6 @@ import json
 import math
 import os
 import re
-import tempfile
 import time
 import warnings
 from collections import Counter
@@ -31,7 +30,7 @@ from sh2gen.build import BuiltKernel, Compilers, built_kernel, failure, kernel_j
 from sh2gen.cost import predict
 from sh2gen.emit import emit
 from sh2gen.errors import CheckFailed, Sh2genError
-from sh2gen.files import write_whole
+from sh2gen.files import scratch, unsigned, write_whole
 from sh2gen.journal import Journal, Machine, Task
 from sh2gen.launches import kernel_digests, launched, of_direction, short_shape, variant_of
 from sh2gen.plan import Plan
@@ -109,6 +108,7 @@ def measuring_worker() -> Worker:
 
 def settings(text: str) -> tuple[str, dict[str, Any]]:
     """The text of a generated file without what a schedule decides, and that."""
+    text = unsigned(text)
     found = {name: ast.literal_eval(block) for name, block in _SETTINGS.findall(text)}
     return _UNIQUE.sub(r'\1"', _SETTINGS.sub(r"\1", text)), found
 
@@ -603,8 +603,7 @@ class Session:
     ) -> None:
         with ExitStack() as stack:
             count = workers or max(1, len(os.sched_getaffinity(0)) - 1)
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sh2gen-"))
-            self._folder = Path(folder)
+            self._folder = stack.enter_context(scratch())
             self._compilers = stack.enter_context(closing(Compilers(count, BUILD_LIMIT)))
             self._worker = stack.enter_context(closing(measuring_worker()))
             self.on = machine(self._worker)

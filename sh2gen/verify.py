@@ -139,8 +139,8 @@ class Check:
 
     `name` reads "property B=1 L=128: what". Of an element gate, `measured` is the largest share of
     its allowance that any element used, and `bound` 1; of a bit-for-bit check, the number of
-    elements that differ, and 0. Of a norm gate, `once` is what rounding the exact value once to
-    the io dtype costs, measured likewise, and `size` the number of elements.
+    elements that differ, and 0. Of a norm gate, `once` is what one rounding to the io dtype costs,
+    measured likewise, and `size` the number of elements.
     """
 
     name: str
@@ -324,9 +324,7 @@ class Case:
     batch: int
     length: int
     label: str  # "equality B=1 L=128"
-    compared: int | None = (
-        None  # elements that are compared with float64; None: what is affordable
-    )
+    compared: int | None = None  # elements compared with float64; None: what is affordable
     roundings: int = 0  # that are allowed at least, whatever the precision
 
     @property

@@ -54,8 +54,8 @@ def applies(spec: OpSpec) -> Verdict:
         reasons.append(f"{spec.filter.length} taps; at most {MAX_TAPS}")
     elif tap_terms(spec) > 1 and (spec.filter.length or 0) > MAX_TAPS_OF_TWO_TERMS:
         reasons.append(
-            f"{spec.filter.length} taps of {spec.filter.groups} filters that decay: each is the sum "
-            f"of two operands; at most {MAX_TAPS_OF_TWO_TERMS}"
+            f"{spec.filter.length} taps of {spec.filter.groups} filters that decay, sums of two "
+            f"operands each; at most {MAX_TAPS_OF_TWO_TERMS}"
         )
     if spec.featurizer is not None and spec.featurizer.length > MAX_FEATURIZER:
         reasons.append(f"a featurizer of {spec.featurizer.length} taps; at most {MAX_FEATURIZER}")

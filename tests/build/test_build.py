@@ -15,9 +15,14 @@ from typing import Any
 import pytest
 
 from sh2gen import build_worker
-from sh2gen.build import Built, build, check_fits
+from sh2gen.build import Building, Built, build, check_fits
+from sh2gen.emit import emit
 from sh2gen.errors import CheckFailed, Sh2genError
+from sh2gen.lower import plans
+from sh2gen.resources import folder
+from sh2gen.schedule import schedule
 from sh2gen.source import KernelSource, Role, Source, Variant
+from sh2gen.spec import load_spec
 from sh2gen.target import A100, B200, H100, H200, Target, from_device, target
 
 TEXT = '''
@@ -208,6 +213,20 @@ def test_a_slow_kernel_is_given_up() -> None:
     assert "wide (aligned) was still compiling for sm_90 after 0.5 s" in caught.value.message
     assert "does not compile" not in caught.value.message
     assert "--set" in str(caught.value.help) and "--no-build" in str(caught.value.help)
+
+
+@pytest.mark.parametrize("after", [0.0, 0.05, 1.0])
+def test_compilers_end_at_once_whatever_they_are_at(
+    after: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    spec = load_spec(folder("ops") / "hyena_mr.yaml")
+    plan = plans(spec, "toeplitz")[0]
+    building = Building(emit(spec, plan, schedule(spec, plan)), target("H200"))
+    time.sleep(after)
+    begin = time.monotonic()
+    building.close()
+    assert time.monotonic() - begin < 1.0
 
 
 def test_a_dead_compiler_is_an_error_and_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,10 +60,10 @@ DECAY: dict[str, Any] = {
     "gates": {"post": True},
     "bias": "gated",
 }
-BLOCKS: dict[str, Any] = {  # more taps than `direct` takes
+BLOCKS: dict[str, Any] = {  # more taps than `direct` takes, enough for taps of one term
     "op": "tiny_blocks",
     "channels": 8,
-    "filter": {"kind": "explicit", "length": 20, "groups": 2, "taps": "lag_last"},
+    "filter": {"kind": "explicit", "length": 65, "groups": 2, "taps": "lag_last"},
     "featurizer": {"length": 3},
     "gates": GATES,
     "skip": "channel",

@@ -209,6 +209,7 @@ def test_launches_of_a_candidate_find_what_was_built_and_all_that_was_built_is_l
         spec,
         channels=channels,
         filter=dataclasses.replace(spec.filter, groups=groups),
+        groups_in_full=spec.filter.groups,
         workloads=tuple(Workload(batch=batch, length=length) for batch, length in sizes),
     )
     plan = plans(spec)[0]

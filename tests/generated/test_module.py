@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sh2gen.errors import Sh2genError
+from sh2gen.files import signed
 from sh2gen.operator import Operator
 from sh2gen.verify import verify
 
@@ -315,7 +316,7 @@ def test_operators_pickle_and_copy(case: Case, tmp_path: Path) -> None:
         assert other.operator.namespace is case.operator.namespace
         assert torch.equal(other.operator(*inputs, **parameters), y)
     path = tmp_path / case.path.name
-    path.write_text(case.path.read_text() + "# another\n")
+    path.write_text(signed(case.path.read_text() + "# another\n"))
     moved = Operator(path)
     data = pickle.dumps(moved)
     del sys.modules[moved.namespace.__name__]

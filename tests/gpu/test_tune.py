@@ -13,6 +13,7 @@ import torch
 
 from sh2gen.driver import compile_operator, tune_operator
 from sh2gen.emit import emit
+from sh2gen.files import signed
 from sh2gen.launches import SHORT
 from sh2gen.lower import plans
 from sh2gen.process import Worker
@@ -64,7 +65,7 @@ def job(folder: Path, do: str, before: str = "", length: int = 8192) -> dict[str
     text = emit(SPEC, plan, schedule(SPEC, plan)).text
     assert text.count(STORE) == 1
     path = folder / "gpu_tuned.py"
-    path.write_text(text.replace(STORE, before + STORE))
+    path.write_text(signed(text.replace(STORE, before + STORE)))
     return {
         "do": do,
         "file": str(path),
@@ -118,7 +119,7 @@ def stateful_job(where: Path, sizes: list[list[int]], after: str = "") -> dict[s
     text = emit(STATEFUL, plan, schedule(STATEFUL, plan)).text
     assert text.count(LEAVE) == 1
     path = where / f"{STATEFUL.op}.py"
-    path.write_text(text.replace(LEAVE, LEAVE + after))
+    path.write_text(signed(text.replace(LEAVE, LEAVE + after)))
     return {
         "file": str(path),
         "settings": settings(text)[1],

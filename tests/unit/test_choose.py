@@ -599,7 +599,7 @@ def test_numbers_of_ones_own_that_are_not_taken_are_named_with_what_takes_them(
             " for B=1 L=2048, 8192, B=4 L=2048, here B=1 L=2048, 8192, 32768, 131072",
         ),
     ],
-    ids=["elsewhere", "same", "gpu", "triton", "text", "batches"],
+    ids=["elsewhere", "same", "gpu", "triton", "batches"],
 )
 def test_which_numbers_of_ones_own_are_named(
     home: Path, four: str, own: Decision, words: str

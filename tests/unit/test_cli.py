@@ -631,7 +631,7 @@ def test_an_interrupt_of_any_command_is_one_line_and_exit_code_130(
 
 @pytest.mark.usefixtures("foreground")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_signals_that_end_a_process_interrupt_tune_and_only_it(
+def test_signals_that_end_a_process_interrupt_a_verb(
     op: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fake(*_: Any, **__: Any) -> Iterator[tuple[Tuned, Path | None]]:
@@ -642,7 +642,7 @@ def test_signals_that_end_a_process_interrupt_tune_and_only_it(
 
     monkeypatch.setattr(driver, "tune_operator", fake)
     before = signal.getsignal(number)
-    assert run("tune", op).exit_code == 130
+    assert run("tune", op).exit_code == 128 + number
     assert signal.getsignal(number) == before
 
 
@@ -752,3 +752,37 @@ def test_a_decision_that_cannot_be_kept_is_exit_code_1(
     assert result.stdout.count("no table: stderr says why") == 2
     found = json.loads(plain.stdout)
     assert [(bool(one["decision"]), one["table"]) for one in found] == [(True, None)] * 2
+
+
+# ---- shipped operators by name ------------------------------------------------------------------
+
+
+def test_shipped_operators_are_listed() -> None:
+    names = sorted(path.stem for path in folder("ops").glob("*.yaml"))
+    lines = run("ops").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == names
+    data = json.loads(run("ops", "--json").stdout)
+    assert [one["op"] for one in data] == names
+    abouts = [one["about"] for one in data]
+    assert len({*abouts}) == len(names) and all(20 < len(about) < 220 for about in abouts)
+
+
+def test_a_shipped_operator_compiles_by_its_name_into_the_folder_one_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hyena_se").mkdir()  # it is not that
+    result = run("compile", "hyena_se", "short_conv_3", "--no-verify", "--no-build")
+    assert result.exit_code == 0
+    shipped = ROOT / "generated"
+    for name in ("hyena_se.py", "short_conv_3.py"):
+        assert (tmp_path / "generated" / name).read_text() == (shipped / name).read_text()
+    assert run("explain", "hyena_se", "--stage=spec").exit_code == 0
+    assert run("tune", "hyena_se", "--effort=estimate", "--length=64").exit_code == 0
+
+
+@pytest.mark.parametrize("verb", ["compile", "tune", "bench", "explain"])
+def test_whoever_gives_a_generated_file_is_told_which_verb_takes_it(verb: str) -> None:
+    result = run(verb, "generated/hyena_se.py")
+    assert result.exit_code == 2 and "error[S001]" in result.stderr
+    assert "`sh2gen verify` and `sh2gen.load` take generated files" in result.stderr

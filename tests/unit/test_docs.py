@@ -22,6 +22,7 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from sh2gen import cli
 from sh2gen.driver import candidates, compile_operator
@@ -183,9 +184,36 @@ def test_commands_in_documents_exist() -> None:
 def test_the_table_of_verbs_names_every_option() -> None:
     for verb, command in cli.main.commands.items():
         (row,) = (r for r in README.read_text().splitlines() if f"| `sh2gen {verb}" in r)
-        known = {o for p in command.params if isinstance(p, click.Option) for o in p.opts}
+        inner = getattr(command, "commands", {}).values()  # of a group
+        params = [p for one in (command, *inner) for p in one.params]
+        known = {o for p in params if isinstance(p, click.Option) for o in p.opts}
         for option in re.findall(r"--[a-z-]+", row):
             assert option in known, f"{verb} has no {option}"
+
+
+def test_every_option_says_what_it_does() -> None:
+    verbs = dict(cli.main.commands)
+    for command in cli.main.commands.values():
+        verbs |= command.commands if isinstance(command, click.Group) else {}
+    for verb, command in verbs.items():
+        assert command.help, verb
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert option.help, f"{verb} {option.opts}"
+
+
+def test_the_example_of_set_is_legal_for_the_first_operator_of_the_readme() -> None:
+    (op, *_) = re.findall(r"sh2gen compile (ops/\w+\.yaml)", README.read_text())
+    helps = [command.get_help(click.Context(command)) for command in cli.main.commands.values()]
+    pages = [README.read_text(), *helps]
+    shown = {s for page in pages for s in re.findall(r"((?:for|back)ward\.[A-Z_]+=\d+)", page)}
+    assert shown == {"forward.TILES=2"}
+    result = CliRunner().invoke(cli.main, ["explain", str(ROOT / op), "--set", *shown])
+    assert result.exit_code == 0 and "with TILES=2 as given" in result.stdout
+    wrong = CliRunner().invoke(cli.main, ["explain", str(ROOT / op), "--set", "TILES"])
+    assert wrong.exit_code == 2 and "--stage numbers" in wrong.stderr
+    legal = CliRunner().invoke(cli.main, ["explain", str(ROOT / op), "--stage", "numbers"])
+    assert re.search(r"^forward.TILES=\d+  one of 1, 2, 4, ", legal.stdout, re.M)
 
 
 def anchors(path: Path) -> set[str]:
@@ -379,7 +407,7 @@ def test_the_recipe_for_an_algorithm_works(tmp_path: Path) -> None:
         [
             sys.executable,
             "-m",
-            "sh2gen.cli",
+            "sh2gen",
             "compile",
             "my_conv.yaml",
             "--plan=paired",

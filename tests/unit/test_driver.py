@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
+from sh2gen.checks import VerificationStep, quick_checks
 from sh2gen.driver import (
-    VerificationStep,
     _plan_of,
     candidates,
     compile,
     compile_operator,
     compile_operators,
     op_files,
-    quick_checks,
     tune_operator,
     verify_operator,
 )
 from sh2gen.errors import CheckFailed, Sh2genError
+from sh2gen.files import signed
 from sh2gen.operator import Operator
 from sh2gen.resources import folder
 from sh2gen.spec import OpSpec, Sequences, spec_from_dict
@@ -64,7 +64,7 @@ def test_a_changed_kernel_is_not_called_verified(tmp_path: Path) -> None:
     text = path.read_text()
     changed = text.replace("total += taps[lag] * x[r - lag]", "total -= taps[lag] * x[r - lag]")
     assert changed != text
-    path.write_text(changed)
+    path.write_text(signed(changed))
     with pytest.raises(CheckFailed) as caught:
         verify_operator(path, device="cpu", examples=1)
     assert caught.value.code == "V003"
@@ -72,7 +72,8 @@ def test_a_changed_kernel_is_not_called_verified(tmp_path: Path) -> None:
 
 def test_an_unknown_plan_in_a_file(tmp_path: Path) -> None:
     path = written(tmp_path)
-    path.write_text(path.read_text().replace("direct/BDL/recompute", "direct/BDL/save-zzz"))
+    text = path.read_text().replace("direct/BDL/recompute", "direct/BDL/save-zzz")
+    path.write_text(signed(text))
     with pytest.raises(Sh2genError) as caught:
         verify_operator(path, device="cpu")
     assert caught.value.code == "L003"

@@ -183,10 +183,11 @@ def test_numbers_of_the_schedule_and_nothing_else_change_the_text() -> None:
     default = emit(spec, plan, schedule(spec, plan)).text.splitlines()
     other = emit(spec, plan, schedule(spec, plan, {"forward": {"TILES": 2}})).text.splitlines()
     changed = [line for line, before in zip(other, default, strict=True) if line != before]
-    # the constants, the schedule, and the digest in the library's name
-    assert len(changed) == 3
-    assert all('"TILES": 2' in line for line in changed[:2])
-    assert 'name = unique = "probe_' in changed[2]
+    # the digest, the constants, the schedule, and the digest in the library's name
+    assert len(changed) == 4
+    assert changed[0].startswith("sha256, with zeros here: ")
+    assert all('"TILES": 2' in line for line in changed[1:3])
+    assert 'name = unique = "probe_' in changed[3]
 
 
 @pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name != "fft"])

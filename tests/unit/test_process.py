@@ -290,3 +290,18 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_a_process_that_is_being_started_can_be_ended(worker: Worker) -> None:
+    """Whoever ends it is another thread, and looks before there is a process."""
+    start = worker._start
+
+    def slow() -> subprocess.Popen[str]:
+        worker.end()
+        return start()
+
+    worker._start = slow  # type: ignore[method-assign]
+    begin = time.monotonic()
+    assert "died" in worker.run('"hang"', 60)
+    assert "died" in worker.run('"hang"', 60)
+    assert time.monotonic() - begin < 10

@@ -109,7 +109,7 @@ def test_a_line_gives_back_what_was_written(measurement: Measurement) -> None:
 
 def test_a_line_is_readable() -> None:
     values = json.loads(ONE.to_line())
-    assert next(iter(values)) == "v" and values["v"] == 1
+    assert next(iter(values)) == "v" and values["v"] == 2
     assert values["status"] == "ok" and values["workload"] == {"batch": 1, "length": 8192}
     assert values["numbers"] == {"ROWS": 32, "BLOCK_T": 64, "num_warps": 4}
     assert values["key"]["gpu"] == "NVIDIA H200"
@@ -126,9 +126,9 @@ def test_a_field_with_a_default_may_be_absent() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ('"v": 1', '"v": 2', "v must be 1, not 2: another version of sh2gen"),
-        ('"v": 1', '"v": true', "v must be 1, not true"),
-        ('"v": 1, ', "", "v must be 1, not null"),
+        ('"v": 2', '"v": 1', "v must be 2, not 1: another version of sh2gen"),
+        ('"v": 2', '"v": true', "v must be 2, not true"),
+        ('"v": 2, ', "", "v must be 2, not null"),
         ('"op": "hyena_mr", ', "", "op is missing"),
         ('"gpu": "NVIDIA H200", ', "", "key.gpu is missing"),
         ('"direction": "backward"', '"direction": "up"', "forward or backward, not 'up'"),
@@ -225,14 +225,14 @@ def test_a_whole_line_without_its_newline_counts(tmp_path: Path) -> None:
 def test_garbage_in_the_middle_is_skipped_and_named(tmp_path: Path) -> None:
     log = Log(tmp_path / "log.jsonl")
     line = ONE.to_line().encode() + b"\n"
-    newer = line.replace(b'"v": 1', b'"v": 9')
+    newer = line.replace(b'"v": 2', b'"v": 9')
     log.path.write_bytes(line + b"\xff\xfe\n" + b"garbage\n\n" + newer + b"\0\0\0\n" + line)
     found, damages = log.read()
     assert found == (ONE, ONE)
     assert [(d.line, d.reason) for d in damages] == [
         (2, "not UTF-8 text"),
         (3, "not JSON: Expecting value in column 1"),
-        (5, "v must be 1, not 9: another version of sh2gen"),
+        (5, "v must be 2, not 9: another version of sh2gen"),
         (6, "not JSON: Expecting value in column 1"),
     ]
     assert str(damages[0]) == f"{log.path}:2: not UTF-8 text"
@@ -246,7 +246,7 @@ def append_many(path: Path, first: int) -> None:
 
 def test_two_processes_append_to_one_log(tmp_path: Path) -> None:
     log = Log(tmp_path / "log.jsonl")
-    log.path.write_bytes(b'{"v": 1, "to')  # that it was torn is seen once
+    log.path.write_bytes(b'{"v": 2, "to')  # that it was torn is seen once
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=append_many, args=(log.path, n)) for n in (0, 1000)]
     for worker in workers:

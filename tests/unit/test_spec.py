@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pickle
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sh2gen.errors import Sh2genError
+from sh2gen.resources import folder
 from sh2gen.spec import (
     Activation,
     Activations,
@@ -384,8 +386,36 @@ def test_unreadable_files(tmp_path: Path) -> None:
         load_spec(tmp_path / "missing" / "op.yaml")
     with pytest.raises(Sh2genError, match="null byte"):
         load_spec("a\0b")
-    with pytest.raises(Sh2genError, match="larger than"):
-        load_spec("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.yaml")  # nobody writes into it
+    for path in ("/dev/zero", tmp_path / "pipe.yaml"):
+        with pytest.raises(Sh2genError, match="it is not a regular file"):
+            load_spec(path)
+    for name in ("n" * 300, "n" * 5000, "n" * 300 + "/op.yaml"):
+        with pytest.raises(Sh2genError, match="name too long"):
+            load_spec(tmp_path / name)
+    with pytest.raises(Sh2genError, match=r"is Python.*wanted here") as caught:
+        load_spec("generated/hyena_se.py")
+    assert "`sh2gen verify`" in str(caught.value.help)
+
+
+def test_a_shipped_operator_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which says the same wherever one is, and whatever is there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hyena_se").mkdir()
+    assert load_spec("hyena_se") == load_spec(folder("ops") / "hyena_se.yaml")
+    for name, help in (
+        ("hyena_sf", "did you mean `hyena_se`?"),
+        ("nonsense", "`sh2gen ops` lists the shipped operators"),
+    ):
+        with pytest.raises(Sh2genError, match="no such file") as caught:
+            load_spec(name)
+        assert caught.value.help == help
+    with pytest.raises(Sh2genError, match="is a directory"):
+        load_spec("./hyena_se")
+    (tmp_path / "hyena_se" / "mine.yaml").write_text("")
+    with pytest.raises(Sh2genError, match="is a directory") as caught:
+        load_spec("./hyena_se")
+    assert caught.value.help == "one of mine.yaml in it"
 
 
 def test_large_files_are_refused_before_they_are_parsed(tmp_path: Path) -> None:

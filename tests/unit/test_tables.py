@@ -128,7 +128,7 @@ def test_a_line_gives_back_what_was_written(
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ('"v": 1', '"v": 2', "v must be 1, not 2"),
+        ('"v": 2', '"v": 3', "v must be 2, not 3"),
         ('"op": "hyena_mr"', '"op": "../evil"', "op must be an operator's name"),
         ('"channels": 4096', '"channels": "many"', "`channels` and `filter.groups`"),
         ('"groups": 256', '"groups": 0', "`channels` and `filter.groups`"),
@@ -172,7 +172,7 @@ def test_tables_are_written_and_read(tmp_path: Path) -> None:
     path = write_decisions(tmp_path / "tuned", [first, second])
     assert path == tmp_path / "tuned" / "nvidia-h200" / "hyena_mr.jsonl"
     assert read_tables([tmp_path / "none", tmp_path / "tuned"]) == ((first, second), ())
-    assert [json.loads(line)["v"] for line in path.read_text().splitlines()] == [1, 1]
+    assert [json.loads(line)["v"] for line in path.read_text().splitlines()] == [2, 2]
 
 
 def test_a_decision_replaces_its_own_kind_and_nothing_else(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_decision_replaces_its_own_kind_and_nothing_else(tmp_path: Path) -> No
 
 def test_lines_that_are_no_decisions_stay_as_they_are(tmp_path: Path) -> None:
     path = write_decisions(tmp_path, [decide()])
-    newer = decide().to_line().replace('"v": 1', '"v": 9').encode()
+    newer = decide().to_line().replace('"v": 2', '"v": 9').encode()
     torn = b"\xff\xfe\n\n# a note\r\n" + newer + b'\n{"v": 1, "key'
     path.write_bytes(path.read_bytes() + torn)
     write_decisions(tmp_path, [decide(rows=64), decide(triton="3.7")])
@@ -409,7 +409,7 @@ def test_a_miss_says_what_excludes_and_what_would_serve() -> None:
     (line,) = misses([decide(workloads=(LONG,), triton="3.5", gpu="X")], here, H200)
     assert line.partition("): ")[2] == (
         "excluded by group width: 15 here, 16 there; gpu: NVIDIA H200 here, X there; "
-        "differs in workloads: B=1 L=8192 here, B=1 L=131072 there; 4 more"
+        "differs in workloads: B=1 L=8192 here, B=1 L=131072 there; 3 more"
     )
 
 

@@ -16,7 +16,7 @@ from triton.runtime.errors import OutOfResources, PTXASError
 
 from sh2gen import tune_worker
 from sh2gen.driver import compile_operator
-from sh2gen.files import MARK
+from sh2gen.files import MARK, signed
 from sh2gen.measure import activation
 from sh2gen.operator import Operator
 from sh2gen.resources import folder
@@ -65,7 +65,7 @@ def test_a_changed_filter_is_wrong_and_the_answer_says_in_what(
     text, taps = written.read_text(), "functional.pad(x, (reach, 0)), taps.flip(1)"
     assert text.count(taps) == 1
     doctored = tmp_path / written.name
-    doctored.write_text(text.replace(taps, f"{taps} * {factor}"))
+    doctored.write_text(signed(text.replace(taps, f"{taps} * {factor}")))
     answer = Bench("cpu").answer(job(doctored))
     assert answer["status"] == "wrong"
     assert answer["detail"].startswith(detail)
@@ -191,7 +191,8 @@ def test_a_context_that_is_of_no_use_any_more_is_said(
 
 def test_every_job_has_a_line_whatever_is_printed(tmp_path: Path) -> None:
     noisy = tmp_path / "noisy.py"
-    noisy.write_text(f'"""A file.{MARK}"""\nprint("noise")\nraise RuntimeError("on purpose")\n')
+    head = f'"""A file.{MARK}\nsha256, with zeros here: {"0" * 64}\n"""'
+    noisy.write_text(signed(f'{head}\nprint("noise")\nraise RuntimeError("on purpose")\n'))
     jobs = [job(noisy), {"do": "dance"}, job(noisy, do="time", warmup_ms=1, repeat_ms=1)]
     done = subprocess.run(
         [sys.executable, "-c", "from sh2gen.tune_worker import main; main()"],

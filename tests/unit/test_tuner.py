@@ -840,7 +840,7 @@ def test_whoever_is_not_told_of_a_wait_is_warned(
     taken = iter([True])
 
     def flock(file: int, kind: int) -> None:
-        if next(taken, False):
+        if os.path.isfile(f"/proc/self/fd/{file}") and next(taken, False):  # no scratch folder
             raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
 
     with many(tmp_path).installed():

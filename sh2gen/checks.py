@@ -1,0 +1,169 @@
+"""What is verified of an operator, and by which ways of running it (layer 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sh2gen.emit import emit
+from sh2gen.emit_kernels import cuts
+from sh2gen.files import write_whole
+from sh2gen.lower import plans
+from sh2gen.operator import InterpreterRunner, Operator, OperatorRunner
+from sh2gen.plan import Plan
+from sh2gen.schedule import Schedule, interpreter_schedule
+from sh2gen.spec import OpSpec
+from sh2gen.verify import Report, Runner, twin, verify
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerificationStep:
+    """One way of running an operator, ready to be verified."""
+
+    label: str
+    spec: OpSpec
+    runner: Runner
+    dtype: torch.dtype
+    device: str
+    shapes: tuple[tuple[int, int], ...]
+    properties: tuple[str, ...] | None = None  # None: all
+
+    def run(self, seed: int = 0, progress: Any = None) -> Report:
+        return verify(
+            self.spec,
+            self.runner,
+            dtype=self.dtype,
+            shapes=self.shapes,
+            device=self.device,
+            seed=seed,
+            properties=self.properties or "all",
+            progress=progress,
+        )
+
+
+EAGER_SHAPES = ((2, 19),)  # batch, length
+
+
+def quick_checks(
+    spec: OpSpec, plan: Plan, numbers: Schedule, operator: Operator, folder: Path
+) -> Iterator[VerificationStep]:
+    """What `compile` verifies on this machine: output and every gradient."""
+    if torch.cuda.is_available():
+        dtype = getattr(torch, spec.dtype.io.value)
+        yield VerificationStep(
+            label=f"kernels on the GPU in {spec.dtype.io.value}",
+            spec=spec,
+            runner=OperatorRunner(operator, "cuda"),
+            dtype=dtype,
+            device="cuda",
+            shapes=((2, 37), (1, 1000)),
+            properties=("equality", "causality", "determinism"),
+        )
+        return
+    yield VerificationStep(
+        label="plain PyTorch",
+        spec=spec,
+        runner=OperatorRunner(operator, "eager"),
+        dtype=torch.float32,
+        device="cpu",
+        shapes=EAGER_SHAPES,
+        properties=("equality",),
+    )
+    if plan.kernels:
+        # A ragged length, and one of whole vectors: they take different masks.
+        shapes = ((2, 11), (1, _whole_vectors(plan, cut=cuts(spec, numbers))))
+        yield _interpreted(spec, plan, folder, torch.float32, shapes, ("equality",))
+        # Tiles of one channel hold scalars where others hold columns: as scheduled, on a few.
+        tiles = any(kernel.skeleton == "tile" for kernel in plan.kernels)
+        if tiles and ("BLOCK_D", 1) in (*numbers.forward, *numbers.backward):
+            yield _interpreted(
+                spec, plan, folder, torch.float32, ((1, 11), (1, 24)), ("equality",), numbers
+            )
+
+
+def full_checks(
+    spec: OpSpec, plan: Plan, operator: Operator, folder: Path, device: str, lengths: Sequence[int]
+) -> Iterator[VerificationStep]:
+    """What `verify` verifies: every property, in every dtype that the device can check."""
+    if device == "cuda":
+        shapes = tuple((1 + (i % 2), length) for i, length in enumerate(lengths))
+        for name in ("bfloat16", "float16", "float32"):
+            yield VerificationStep(
+                label=f"kernels on the GPU in {name}",
+                spec=spec,
+                runner=OperatorRunner(operator, "cuda"),
+                dtype=getattr(torch, name),
+                device="cuda",
+                shapes=shapes,
+            )
+        return
+    small = tuple((1 + 2 * (i % 2), length) for i, length in enumerate(lengths))
+    for dtype in (torch.float32, torch.bfloat16):
+        yield VerificationStep(
+            label=f"plain PyTorch in {str(dtype).removeprefix('torch.')}",
+            spec=spec,
+            runner=OperatorRunner(operator, "eager"),
+            dtype=dtype,
+            device="cpu",
+            shapes=small[:4],
+        )
+    if plan.kernels:
+        yield _interpreted(spec, plan, folder, torch.float32, small, None)
+        yield _interpreted(spec, plan, folder, torch.float16, small[:2], ("equality",))
+        if (length := _whole_vectors(plan, cut=True)) > max(lengths):
+            shapes = ((1, length),)
+            yield _interpreted(spec, plan, folder, torch.float32, shapes, ("equality",))
+
+
+def _whole_vectors(plan: Plan, *, cut: bool) -> int:
+    """A length of whole vectors. If a state is carried from tile to tile, of several tiles; or of
+    so many that they are cut into spans.
+    """
+    if any(kernel.skeleton == "recurrence" for kernel in plan.kernels):
+        return 1800 if cut else 520
+    return 24
+
+
+def _interpreted(
+    spec: OpSpec,
+    plan: Plan,
+    folder: Path,
+    dtype: torch.dtype,
+    shapes: tuple[tuple[int, int], ...],
+    properties: tuple[str, ...] | None,
+    numbers: Schedule | None = None,
+) -> VerificationStep:
+    """The same plan for a twin with few channels, its kernels under Triton's interpreter.
+
+    With the numbers given on at most two channels, else with small ones that suit the interpreter.
+    """
+    small = twin(spec, max_channels=2) if numbers else twin(spec)
+    (same,) = (p for p in plans(small, plan.algorithm) if p.name == plan.name)
+    path = folder / f"{spec.op}_twin.py"
+    write_whole(path, emit(small, same, numbers or interpreter_schedule(small, same)).text)
+    name = str(dtype).removeprefix("torch.")
+    return VerificationStep(
+        label=f"kernels under the interpreter in {name}, {small.channels} channels"
+        + (", numbers as scheduled" if numbers else ""),
+        spec=small,
+        runner=InterpreterRunner(path),
+        dtype=dtype,
+        device="cpu",
+        shapes=shapes,
+        properties=properties,
+    )
+
+
+def example_lengths(spec: OpSpec, examples: int, device: str) -> tuple[int, ...]:
+    """The lengths at which operators break: 1, 2, around the taps and around blocks, primes, then
+    longer.
+    """
+    taps = spec.filter.length or 1
+    first = [37, 1, 2, taps - 1, taps, taps + 1, 15, 16, 17, 31, 33, 67, 101]
+    more = [1000, 8191, 8192, 127, 4099, 16384, 131072] if device == "cuda" else [64, 65, 97, 127]
+    lengths = [length for length in dict.fromkeys(first + more) if length >= 1]
+    return tuple(lengths[:examples])

@@ -1,0 +1,90 @@
+"""What is here and what would work (layer 8)."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from sh2gen import target as targets
+from sh2gen.records import home
+from sh2gen.resources import folder
+from sh2gen.tables import table_folders
+from sh2gen.terminal import say
+
+
+def examined() -> dict[str, Any]:
+    """Versions, GPU, folders, and by what sh2gen does whether it would work, in plain values."""
+
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    packages: tuple[str, ...] = ("sh2gen", "torch", "triton", "numpy", "jinja2", "sympy")
+    packages += ("networkx", "hypothesis", "matplotlib")
+    found = {name: version(name) for name in packages}
+    cuda = torch.cuda.is_available()
+    known = targets.from_device()
+    triton = found["triton"]
+    numpy = found["numpy"]
+    broken = (
+        triton is not None
+        and numpy is not None
+        and tuple(map(int, triton.split(".")[:2])) < (3, 9)
+        and tuple(map(int, numpy.split(".")[:2])) >= (2, 4)
+    )
+    interpreter = (
+        "no: needs triton and numpy"
+        if triton is None or numpy is None
+        else f"no: Triton {triton}'s interpreter breaks with numpy {numpy}; install numpy < 2.4"
+        if broken
+        else "yes"
+    )
+    works = {
+        "compile to a file": "yes",
+        "build kernels ahead of time": "yes" if triton else "no: needs triton",
+        "verify kernels under the interpreter": interpreter,
+        "run kernels": "yes" if cuda and triton else "no: needs a CUDA device and triton",
+        "time kernels (bench)": "yes" if cuda and triton else "no: needs a CUDA device and triton",
+        "tune for this GPU (tune)": "yes"
+        if known and triton
+        else f"no: needs triton and one of {', '.join(gpu.name for gpu in targets.TARGETS)}",
+        "rank schedules by prediction (tune --effort estimate)": "yes",
+        "draw figures (bench --plots)": "yes" if found["matplotlib"] else "no: needs matplotlib",
+        "run plain PyTorch on the CPU": "yes",
+    }
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": found,
+        "gpu": torch.cuda.get_device_name() if cuda else None,
+        "target": known.name if known else None,
+        "ops": str(folder("ops")),
+        "records": str(home() / "records"),
+        "tables": [str(place) for place in table_folders()],
+        "works": works,
+    }
+
+
+def print_examined(report: dict[str, Any]) -> None:
+    """The same for a person."""
+    rows = [("python", report["python"])]
+    rows += [(name, number or "not installed") for name, number in report["packages"].items()]
+    rows.append(("gpu", str(report["gpu"] or "none")))
+    rows.append(
+        ("target", str(report["target"] or "H200 (default: this GPU is none that is known)"))
+    )
+    rows += [("shipped ops", str(report["ops"])), ("records", str(report["records"]))]
+    for whose, place in zip(("your", "shipped"), report["tables"], strict=True):
+        rows.append(
+            (f"{whose} tuned tables", f"{place}{' (none yet)' * (not os.path.exists(place))}")
+        )
+    rows += report["works"].items()
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        say(f"{name.ljust(width)}  {text}")

@@ -1,0 +1,109 @@
+"""What verification would take is said before it is taken."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from sh2gen import driver, memory
+from sh2gen.checks import EAGER_SHAPES
+from sh2gen.cli import main
+from sh2gen.errors import Sh2genError
+from sh2gen.lower import plans
+from sh2gen.resources import folder
+from sh2gen.spec import load_spec, parse_spec
+
+HUGE = "{op: huge_conv, channels: 64, filter: {kind: %s, length: 2147483647, groups: %d}}"
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+
+@pytest.mark.parametrize(("kind", "groups"), [("explicit", 1), ("freeform", 64)])
+def test_an_operator_that_cannot_be_verified_here_is_refused_at_once(
+    kind: str, groups: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 64 * 10**9)
+    (tmp_path / "op.yaml").write_text(HUGE % (kind, groups))
+    arguments = ["compile", str(tmp_path / "op.yaml"), f"--out={tmp_path}/out"]
+    begin = time.monotonic()
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2 and not (tmp_path / "out").exists()
+    assert "would take about" in result.stderr and "there are 64.0 GB" in result.stderr
+    assert "help: --no-verify " in result.stderr
+    result = CliRunner().invoke(main, ["verify", str(tmp_path / "op.yaml")])
+    assert result.exit_code == 2 and "error[V003]" in result.stderr
+    assert time.monotonic() - begin < 10
+    assert CliRunner().invoke(main, [*arguments, "--no-verify"]).exit_code == 0
+
+
+@pytest.mark.parametrize("path", sorted(folder("ops").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_operators_are_verified_on_small_machines(path: Path) -> None:
+    """The estimate is no reason to refuse what works."""
+    spec = load_spec(path)
+    needed = memory.verification_bytes(spec, EAGER_SHAPES, plans(spec)[0].states)
+    assert 10**5 < needed < 8 * 10**9
+
+
+def test_a_container_may_have_less_than_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = memory.available()
+    assert there is None or there > 10**6
+    monkeypatch.setattr(memory, "_V2", str(tmp_path))
+    for name, text in (
+        ("memory.max", "3000000\n"),
+        ("memory.current", "2500000\n"),
+        ("memory.stat", "anon 7\ninactive_file 500000\n"),
+    ):
+        (tmp_path / name).write_text(text)
+    assert memory.available() == 1_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.available() != 1_000_000
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device", "/tmp/x"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"),
+    ],
+)
+def test_what_a_machine_has_not_is_no_bug(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(driver, "compile_operators", fails)
+    result = CliRunner().invoke(main, ["compile", "hyena_se"])
+    assert result.exit_code == 2 and "error[C007]: the system refuses: " in result.stderr
+    assert "Traceback" not in result.stderr
+    monkeypatch.setattr(driver, "compile_operators", lambda *_, **__: 1 / 0)
+    assert CliRunner().invoke(main, ["compile", "hyena_se"]).exit_code == 3
+
+
+def test_workloads_by_the_thousand_take_no_longer_than_a_thousandth_each(tmp_path: Path) -> None:
+    sizes = ", ".join(f"{{batch: 1, length: {n}}}" for n in range(1, 1001))
+    taps = "filter: {kind: explicit, length: 4, groups: 64}"
+    spec = parse_spec(f"{{op: many_conv, channels: 64, {taps}, workloads: [{sizes}]}}")
+    begin = time.monotonic()
+    driver.compile_operator(spec, out=tmp_path, verified=False, built=False)
+    assert time.monotonic() - begin < 3  # 0.6 on a machine that has nothing else to do
+
+
+def test_memory_is_asked_for_before_any_operator_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 10**9)
+    monkeypatch.setattr(driver, "Building", None)  # nobody calls it
+    specs = [load_spec("short_conv_3"), parse_spec(HUGE % ("explicit", 1))]
+    with pytest.raises(Sh2genError, match="would take about 206"):
+        driver.compile_operators(specs, out=tmp_path)

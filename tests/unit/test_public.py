@@ -1,0 +1,88 @@
+"""What users import: its names and parameters, and that asking for them costs little."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import sh2gen
+from sh2gen.driver import compile_operators, tune_operator
+from sh2gen.operator import Operator
+
+HEAVY = {"torch", "sympy", "networkx", "triton", "numpy", "jinja2", "rich", "yaml"}
+
+
+def parameters(function: Callable[..., Any]) -> str:
+    return ", ".join(
+        ("*" if p.kind is p.VAR_POSITIONAL else "**" if p.kind is p.VAR_KEYWORD else "") + name
+        for name, p in inspect.signature(function).parameters.items()
+    )
+
+
+def test_the_names_of_the_package_and_their_parameters() -> None:
+    """A change here is one of what users wrote: it belongs in the changelog."""
+    found = {name: parameters(getattr(sh2gen, name)) for name in sh2gen.__all__}
+    assert found == {
+        "CheckFailed": "code, message, location, help",
+        "OpSpec": (
+            "op, channels, filter, featurizer, gates, skip, bias, activation, precision, dtype, "
+            "layout, state, sequences, context, workloads, source"
+        ),
+        "Operator": "path, edited",
+        "Sh2genError": "code, message, location, help",
+        "compile": "op, **options",
+        "load": "path, edited",
+        "load_spec": "path",
+        "parse_spec": "text, file",
+        "tune": "op, **options",
+    }
+    assert parameters(compile_operators) == (  # the options of compile
+        "ops, out, plan, changes, target, verified, built, write, locked, lock, tables, lengths, "
+        "batch, progress, warn"
+    )
+    assert parameters(tune_operator) == (
+        "op, sets, plan, changes, directions, effort, budget, seed, resume, workers, out, sweep, "
+        "session, progress, warn"
+    )
+    public = [name for name in vars(Operator) if not name.startswith("_")]
+    assert public == ["module", "reference"]
+
+
+def test_names_are_listed_and_others_are_refused() -> None:
+    assert set(sh2gen.__all__) | {"__version__"} <= set(dir(sh2gen))
+    with pytest.raises(AttributeError, match="module 'sh2gen' has no attribute 'compyle'"):
+        _ = sh2gen.compyle  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("code", "allowed"),
+    [
+        ("import sh2gen", set()),
+        ("import sh2gen; dir(sh2gen); sh2gen.Sh2genError", set()),
+        ("import sh2gen; sh2gen.load_spec('hyena_se')", {"yaml"}),
+        ("main(['--help'])", set()),
+        ("main(['compile', '--help'])", set()),
+        ("main(['--version'])", set()),
+        ("main(['ops'])", set()),
+        ("main(['compile'])", set()),  # what is wrong with a call
+    ],
+)
+def test_nothing_is_imported_that_is_not_needed(code: str, allowed: set[str]) -> None:
+    if code.startswith("main"):
+        code = f"from sh2gen.cli import main\ntry:\n    {code}\nexcept SystemExit: pass"
+    code += "\nimport sys; print(); print(*sys.modules)"
+    began = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert time.monotonic() - began < 1.0  # 0.1 s, on a machine that has nothing else to do
+    assert set(result.stdout.splitlines()[-1].split()) & HEAVY == allowed
