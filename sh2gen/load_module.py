@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -79,7 +79,7 @@ def _interpretation(interpret: bool) -> Iterator[None]:
     from triton import knobs
 
     if interpret:
-        _interpret_standard_library()
+        _mend_interpreter()
     elif knobs.runtime.interpret:
         # Triton's library is interpreted in this process, which Gluon asserts it is not when it is
         # first imported for compilation.
@@ -88,6 +88,18 @@ def _interpretation(interpret: bool) -> Iterator[None]:
     with knobs.runtime.scope():
         knobs.runtime.interpret = interpret
         yield
+
+
+@functools.cache
+def _mend_interpreter() -> None:
+    """Make Triton's interpreter compute what its compiler does, in any version of it that is
+    served and with any numpy.
+
+    Where a version has no need of a mending, it changes nothing there.
+    """
+    _interpret_standard_library()
+    _compare_to_booleans()
+    _index_by_one_element()
 
 
 def _interpret_standard_library() -> None:
@@ -111,3 +123,38 @@ def _interpret_standard_library() -> None:
             patches.restore()
 
     JITFunction.__call__ = call
+
+
+def _compare_to_booleans() -> None:
+    """Have comparisons give booleans.
+
+    The interpreter's are of the type of what they compare. Where a comparison of two numbers is
+    one for a whole block, its values become integers, which Triton 3.9 refuses as a mask.
+    """
+    from triton import language
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def boolean(compare: Callable[..., Any]) -> Callable[..., Any]:
+        def compared(self: Any, *operands: Any) -> Any:
+            return TensorHandle(compare(self, *operands).data, language.int1)
+
+        return compared
+
+    for name, compare in list(vars(InterpreterBuilder).items()):
+        if name.startswith(("create_icmp", "create_fcmp")):
+            setattr(InterpreterBuilder, name, boolean(compare))
+
+
+def _index_by_one_element() -> None:
+    """Have numbers, which the interpreter keeps in arrays of one element, serve as bounds of a
+    `range`: Triton up to 3.6 asks numpy for a conversion that numpy 2.4 refuses.
+    """
+    from triton.runtime import interpreter
+
+    original = interpreter._patch_lang_tensor
+
+    def patch(tensor: Any, scope: Any) -> None:
+        original(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch
