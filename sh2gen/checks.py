@@ -11,13 +11,14 @@ import torch
 
 from sh2gen.emit import emit
 from sh2gen.emit_kernels import cuts
-from sh2gen.files import write_whole
+from sh2gen.files import UNVERIFIED, write_whole
 from sh2gen.lower import plans
 from sh2gen.operator import InterpreterRunner, Operator, OperatorRunner
 from sh2gen.plan import Plan
 from sh2gen.schedule import Schedule, interpreter_schedule
 from sh2gen.spec import OpSpec
 from sh2gen.verify import Report, Runner, twin, verify
+from sh2gen.versions import beyond_triton
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,8 @@ class VerificationStep:
         )
 
 
+_ON_GPU = "on "
+_PLAIN_ALONE = "by plain PyTorch alone, not the kernels."
 EAGER_SHAPES = ((2, 19),)  # batch, length
 
 
@@ -73,7 +76,7 @@ def quick_checks(
         shapes=EAGER_SHAPES,
         properties=("equality",),
     )
-    if plan.kernels:
+    if plan.kernels and not beyond_triton():
         # A ragged length, and one of whole vectors: they take different masks.
         shapes = ((2, 11), (1, _whole_vectors(plan, cut=cuts(spec, numbers))))
         yield _interpreted(spec, plan, folder, torch.float32, shapes, ("equality",))
@@ -83,6 +86,26 @@ def quick_checks(
             yield _interpreted(
                 spec, plan, folder, torch.float32, ((1, 11), (1, 24)), ("equality",), numbers
             )
+
+
+def statement(plan: Plan) -> str:
+    """What a generated file says of how it was verified, once `quick_checks` have passed."""
+    if torch.cuda.is_available():
+        return f"{_ON_GPU}{torch.cuda.get_device_name()}."
+    if not plan.kernels:
+        return "by plain PyTorch, which is all of it, not yet run on a GPU."
+    if not beyond_triton():
+        return "by Triton's interpreter, not yet run on a GPU."
+    return _PLAIN_ALONE
+
+
+def stronger(one: str, other: str) -> str:
+    """Of two such statements of the same file the one that says more; the first if neither."""
+
+    def strength(text: str) -> int:
+        return 3 if text.startswith(_ON_GPU) else {UNVERIFIED: 0, _PLAIN_ALONE: 1}.get(text, 2)
+
+    return max(one, other, key=strength)
 
 
 def full_checks(
@@ -111,7 +134,7 @@ def full_checks(
             device="cpu",
             shapes=small[:4],
         )
-    if plan.kernels:
+    if plan.kernels and not beyond_triton():
         yield _interpreted(spec, plan, folder, torch.float32, small, None)
         yield _interpreted(spec, plan, folder, torch.float16, small[:2], ("equality",))
         if (length := _whole_vectors(plan, cut=True)) > max(lengths):

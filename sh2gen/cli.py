@@ -33,6 +33,7 @@ from sh2gen.report import (
 from sh2gen.resources import shipped_op, shipped_ops
 from sh2gen.terminal import is_terminal, progress, say, show_source, tell
 from sh2gen.tune_report import print_checked, print_estimate, print_tuned
+from sh2gen.versions import TESTED_HELP, untested
 
 
 class _Verb(click.Command):
@@ -68,6 +69,9 @@ class _Group(click.Group):
         except Exception as error:
             if _of_the_system(error):
                 code = _told(Sh2genError("C007", f"the system refuses: {error or 'no memory'}"))
+            elif versions := untested():
+                tell(traceback.format_exc())
+                code = _told(Sh2genError("B006", "; ".join(versions), help=TESTED_HELP))
             else:
                 tell(traceback.format_exc())
                 tell("This is a bug in sh2gen, not in your input.")
@@ -300,6 +304,7 @@ def verify(
             batch=batch,
             progress=note,
             detail=note if is_terminal() else None,  # hundreds of messages
+            warn=tell,
         )
     if as_json:
         say(json.dumps([report.to_dict() for report in reports], indent=2))
@@ -637,8 +642,6 @@ def bench(
 
 def _read_results(files: Iterable[str], drawn: bool) -> list[Any]:
     """What earlier runs found."""
-    if importlib.util.find_spec("triton") is None:
-        raise Sh2genError("B004", "Triton is not installed: results cannot be read")
     from sh2gen.bench import read_results
 
     by_op: dict[str, list[str]] = {}

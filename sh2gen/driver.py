@@ -5,11 +5,11 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sh2gen import checks
 from sh2gen import target as targets
-from sh2gen.build import Building, Built, check_fits
+from sh2gen.build import Building, Built, KernelFailed, check_fits
 from sh2gen.checks import EAGER_SHAPES, example_lengths, full_checks, quick_checks
 from sh2gen.choose import (
     Candidate,
@@ -40,7 +41,10 @@ from sh2gen.files import (
     made_folder,
     read_text,
     refuse_to_replace,
+    same_program,
     scratch,
+    stated,
+    statement,
     write_all,
     write_whole,
 )
@@ -52,6 +56,7 @@ from sh2gen.memory import require_memory
 from sh2gen.operator import Operator
 from sh2gen.plan import Plan
 from sh2gen.records import home, operator_digest
+from sh2gen.refit import refit
 from sh2gen.resources import shipped_op
 from sh2gen.schedule import DIRECTIONS, schedule, search_space
 from sh2gen.search import Problem
@@ -70,6 +75,7 @@ from sh2gen.tables import (
 from sh2gen.target import Target
 from sh2gen.tuner import Session, Tuned, problem
 from sh2gen.verify import Report
+from sh2gen.versions import beyond_triton, has_triton, no_triton, untested, without_triton
 
 if TYPE_CHECKING:  # it needs Triton, which this module does without
     from sh2gen.bench import Results
@@ -107,6 +113,11 @@ class Compilation:
     @property
     def chosen(self) -> Candidate:
         return self.candidates[0]
+
+    @property
+    def verified(self) -> str:
+        """How it was verified, as the file says it."""
+        return statement(self.source.text)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for --json."""
@@ -165,6 +176,7 @@ class Compilation:
                 }
                 for r in self.reports
             ],
+            "verified": self.verified,
             "seconds": self.seconds,
         }
 
@@ -235,8 +247,8 @@ def compile_operators(
             )
     known = known_numbers(tables, locked)
     warn = warn or say
-    for damage in known.damages:
-        warn(f"skipped: {damage}")
+    for text in (*untested(), *(f"skipped: {damage}" for damage in known.damages)):
+        warn(text)
     chosen = [_choose(spec, gpu, plan, changes, known, Path(out), say) for spec in specs]
     for compilation in chosen:
         for text in compilation.chosen.warnings:
@@ -258,7 +270,8 @@ def compile_operators(
                 compilation.chosen.plan.states,
                 "--no-verify (verified=False) writes the file without comparing it with float64",
             )
-    tested = tuple(_test(compilation, verified, built, say) for compilation in chosen)
+    free = not changes and locked is None  # numbers are sh2gen's to choose
+    tested = tuple(_test(compilation, verified, built, free, say) for compilation in chosen)
     files = {c.path: c.source.text.encode() for c in tested} if write else {}
     if lock is not None:
         files[Path(lock)] = lock_text(Path(lock), [_lock_entry(c) for c in tested]).encode()
@@ -323,7 +336,27 @@ def _choose(
     begin = time.perf_counter()
     say(f"{spec.op}: choosing a plan")
     ranked = candidates(spec, gpu, plan, changes, known)
+    compilation = _written(spec, gpu, ranked, out / f"{spec.op}.py", {})
+    seconds = {"choose": round(time.perf_counter() - begin, 3)}
+    return dataclasses.replace(compilation, seconds=seconds)
+
+
+def _written(
+    spec: OpSpec,
+    gpu: Target,
+    ranked: tuple[Candidate, ...],
+    path: Path,
+    seconds: dict[str, float],
+) -> Compilation:
+    """The text of the first candidate. If it is the file's that is there, it says of itself what
+    that says of how it was verified.
+    """
     chosen = ranked[0]
+    source = emit(spec, chosen.plan, chosen.schedule)
+    with suppress(OSError):
+        before = read_text(path)
+        if same_program(before, source.text):
+            source = dataclasses.replace(source, text=stated(source.text, statement(before)))
     return Compilation(
         spec=spec,
         target=gpu,
@@ -332,16 +365,50 @@ def _choose(
         predictions=tuple(
             (w, predictions(spec, chosen.plan, chosen.schedule, w, gpu)) for w in spec.workloads
         ),
-        source=emit(spec, chosen.plan, chosen.schedule),
+        source=source,
         built=None,
         reports=(),
-        path=out / f"{spec.op}.py",
-        seconds={"choose": round(time.perf_counter() - begin, 3)},
+        path=path,
+        seconds=seconds,
     )
 
 
-def _test(compilation: Compilation, verified: bool, built: bool, say: Progress) -> Compilation:
-    """The same, built and verified as asked for; raises CheckFailed if anything is wrong."""
+def _stated(compilation: Compilation) -> Compilation:
+    """The same, with a text that says how it is verified here, or was before if that says more.
+
+    It is said before it is done, because the text is part of what Triton's cache knows a kernel
+    by, and nothing is written if it comes to nothing.
+    """
+    source = compilation.source
+    how = checks.stronger(checks.statement(compilation.chosen.plan), statement(source.text))
+    source = dataclasses.replace(source, text=stated(source.text, how))
+    return dataclasses.replace(compilation, source=source)
+
+
+def _test(
+    compilation: Compilation, verified: bool, built: bool, free: bool, say: Progress
+) -> Compilation:
+    """The same, built and verified as asked for; raises CheckFailed if anything is wrong.
+
+    Args:
+        free: numbers whose kernels do not fit the compiler here are replaced by others that do,
+            once for each direction.
+    """
+    for _ in DIRECTIONS if free else ():
+        try:
+            return _tested(compilation, verified, built, say)
+        except KernelFailed as failed:
+            spec, gpu = compilation.spec, compilation.target
+            first = refit(spec, compilation.chosen, gpu, failed, say)
+            ranked = (first, *compilation.candidates[1:])
+            compilation = _written(spec, gpu, ranked, compilation.path, compilation.seconds)
+    return _tested(compilation, verified, built, say)
+
+
+def _tested(compilation: Compilation, verified: bool, built: bool, say: Progress) -> Compilation:
+    """`_test` of the numbers that are given."""
+    if verified:
+        compilation = _stated(compilation)
     spec, gpu, source = compilation.spec, compilation.target, compilation.source
     seconds = dict(compilation.seconds)
     clock = time.perf_counter()
@@ -357,7 +424,7 @@ def _test(compilation: Compilation, verified: bool, built: bool, say: Progress) 
     # Compilers run in processes of their own, so that this one verifies meanwhile.
     with ExitStack() as stack:
         pending: Building | None = None
-        if built and source.kernels:
+        if built and source.kernels and not beyond_triton():
             say(f"{spec.op}: compiling {len(source.kernels)} kernels for {gpu.sm}")
             pending = stack.enter_context(closing(Building(source, gpu)))
             if torch.cuda.is_available():  # verification will run them: they must fit
@@ -436,6 +503,7 @@ def verify_operator(
     batch: int | None = None,
     progress: Progress | None = None,
     detail: Progress | None = None,
+    warn: Progress | None = None,
 ) -> tuple[Report, ...]:
     """The property suite on this machine, forward and gradients.
 
@@ -447,7 +515,11 @@ def verify_operator(
         plan, lengths, batch: as for compile_operators; a generated file has its own.
         progress: told before and after each way of running the operator.
         detail: told before every step of it.
+        warn: told of untested versions, and of what cannot be verified here.
     """
+    complain = warn or progress or (lambda _: None)
+    for text in untested():
+        complain(text)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise Sh2genError("V003", "there is no CUDA device here", help="--device cpu")
@@ -468,6 +540,8 @@ def verify_operator(
             operator = Operator(Path(op))
             spec = operator.spec
             structure = _plan_of(operator, device)
+        if structure.kernels and beyond_triton():
+            complain(f"not verified: {without_triton()}")
         lengths = example_lengths(spec, examples, device)
         say = progress or (lambda _: None)
         reports = []
@@ -525,8 +599,9 @@ def bench_operator(
     spec = resized(spec, lengths, batch)
     spec = dataclasses.replace(spec, workloads=in_order(spec.workloads))
     known = known_numbers(tables)
-    for damage in known.damages:
-        (warn or progress or (lambda _: None))(f"skipped: {damage}")
+    complain = warn or progress or (lambda _: None)
+    for text in (*untested(), *(f"skipped: {damage}" for damage in known.damages)):
+        complain(text)
     ranked = candidates(spec, gpu, plan, changes, known)
     best = ranked[0]
     if not torch.cuda.is_available():
@@ -535,8 +610,8 @@ def bench_operator(
             "there is no CUDA device here, and bench times kernels on one",
             help="`sh2gen explain` predicts times without one",
         )
-    if importlib.util.find_spec("triton") is None:
-        raise Sh2genError("B004", "Triton is not installed: kernels cannot run")
+    if not has_triton():
+        raise no_triton("kernels cannot run")
     from sh2gen import bench
 
     with scratch() as folder:
@@ -567,7 +642,7 @@ def _plan_of(operator: Operator, device: str) -> Plan:
         raise Sh2genError("L003", f"{operator.path} has a plan unknown here: {operator.plan}")
     if device == "cpu" and found[0].kernels:
         text = emit(spec, found[0], schedule(spec, found[0], space.NUMBERS)).text
-        if read_text(operator.path) != text:
+        if not same_program(read_text(operator.path), text):
             raise CheckFailed(
                 "V003",
                 f"{operator.path} is not what this version writes, so its kernels need a GPU",
@@ -644,6 +719,8 @@ def tune_operator(
         )
     folder = made_folder(Path(out) if out is not None else home() / "tuned")
     say, complain = progress or (lambda _: None), warn or progress or (lambda _: None)
+    for text in untested():
+        complain(text)
     with ExitStack() as stack:
         if session is None:
             session = stack.enter_context(Session(workers, progress or warn, warn or progress))
@@ -800,9 +877,11 @@ def _require_kernels(spec: OpSpec, plan: Plan) -> None:
 
 
 def stale(compilation: Compilation) -> bool:
-    """Whether the file on disk differs from what was just compiled."""
+    """Whether the file on disk differs from what was just compiled, in more than it says of how
+    it was verified.
+    """
     try:
-        return read_text(compilation.path) != compilation.source.text
+        return not same_program(read_text(compilation.path), compilation.source.text)
     except OSError:
         return True
 
@@ -815,6 +894,7 @@ def compile(op: OpSpec | str | PathLike[str], **options: Any) -> Operator:
     """
     if not options.get("write", True):
         raise TypeError("compile imports what it writes; compile_operator(write=False) does not")
+    options.setdefault("warn", lambda text: warnings.warn(text, stacklevel=5))
     return Operator(compile_operator(op, **options).path)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from sh2gen.errors import Sh2genError
 from sh2gen.files import read_text
 from sh2gen.loaded import adopt
+from sh2gen.versions import has_triton, no_triton
 
 
 def load_module(path: Path, *, interpret: bool, text: str | None = None) -> ModuleType:
@@ -66,14 +67,15 @@ def module_name(stem: str, text: str) -> str:
 def _interpretation(interpret: bool) -> Iterator[None]:
     """Triton decides at `@triton.jit`, while a file is imported, whether to interpret a kernel."""
     if interpret:
-        for package in ("triton", "numpy"):
-            if importlib.util.find_spec(package) is None:
-                raise Sh2genError(
-                    "B004",
-                    f"Triton's interpreter needs {package}, which is not installed",
-                    help=f"pip install {package}",
-                )
-    elif importlib.util.find_spec("triton") is None:
+        if not has_triton():
+            raise no_triton("its interpreter cannot run kernels")
+        if importlib.util.find_spec("numpy") is None:
+            raise Sh2genError(
+                "B004",
+                "Triton's interpreter needs numpy, which is not installed",
+                help="pip install numpy",
+            )
+    elif not has_triton():
         yield  # the file loads without Triton: only its plain PyTorch path can run then
         return
     from triton import knobs
