@@ -17,7 +17,8 @@ from sh2gen.operator import InterpreterRunner, Operator, OperatorRunner
 from sh2gen.plan import Plan
 from sh2gen.schedule import Schedule, interpreter_schedule
 from sh2gen.spec import OpSpec
-from sh2gen.verify import Report, Runner, twin, verify
+from sh2gen.twins import twin
+from sh2gen.verify import Report, Runner, verify
 from sh2gen.versions import beyond_triton
 
 

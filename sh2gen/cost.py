@@ -15,11 +15,19 @@ from typing import Any, assert_never
 
 import sympy
 
-from sh2gen.ir import Conv, Graph, ModeGradient, Modes, Parameter, TapGradient, activations
+from sh2gen.ir import (
+    Conv,
+    Graph,
+    Input,
+    ModeGradient,
+    Modes,
+    Parameter,
+    TapGradient,
+    activations,
+)
 from sh2gen.plan import (
     Accumulate,
     Blocks,
-    EagerConv,
     Edge,
     EndParts,
     Extend,
@@ -131,7 +139,8 @@ class Streams:
             much more where a thread has fewer than 8 values of a tile. Both from many taps
             (docs/performance.md), not from sweeps, and in bfloat16: other types take more by their
             rates.
-        warm_up: what a tile of warm-up takes, of a tile.
+        warm_up: what a tile of warm-up takes, of a tile; `warm_product`, what its products do, of
+            those of a tile.
         spill: share of the time for each register that a schedule does not grant.
     """
 
@@ -142,6 +151,7 @@ class Streams:
     product: float
     few: float = 0.0
     warm_up: float
+    warm_product: float
     spill: float
 
 
@@ -182,6 +192,7 @@ STREAMS = {
         alone=1.38e-07,
         product=2.7e-07,
         warm_up=1.0,
+        warm_product=1.0,
         spill=0.00148,
     ),
     "backward": Streams(
@@ -192,6 +203,7 @@ STREAMS = {
         product=1.6e-07,
         few=0.4,
         warm_up=0.82,
+        warm_product=0.5,
         spill=0.0017,
     ),
 }
@@ -454,9 +466,8 @@ def predict(
     kernel = plan.forward if direction == "forward" else plan.backward
     if kernel is None:
         graph = plan.graph if direction == "forward" else plan.backward_graph
-        traffic = _eager_bytes(graph, plan.eager, workload.length)
-        memory = elements * traffic / target.elementwise_bandwidth
-        launches = 2 * len(graph.nodes)
+        moved, launches = _eager(graph, plan, workload, spec)
+        memory = moved / target.elementwise_bandwidth
         return Prediction(
             seconds=memory + launches * LAUNCH,
             memory=memory,
@@ -629,11 +640,13 @@ def stream_seconds(at: AtWork, constants: Streams | None = None) -> tuple[float,
     steps = n["BLOCK_D"] * n["SEGMENTS"] * n["BLOCK_T"]
     beside = min(at.running.at_once, math.ceil(programs / at.target.sms))
     product += steps * at.products * beside * slower * at.target.sms
-    tile = constants.tile + product
+    tile = constants.tile
     tile += constants.unhidden * (n["PREFETCH"] < 3) + constants.alone * (n["PREFETCH"] < 2)
-    tile *= 1 + constants.spill * at.running.spilled
-    tile += at.by_rows * _values(n)
-    waves = _waves(programs, at) * (tiles + constants.warm_up * warm_up) * tile
+    spilled = 1 + constants.spill * at.running.spilled
+    # A tile of warm-up, of which less is multiplied than of others.
+    before = (tile + constants.warm_product * product) * spilled + at.by_rows * _values(n)
+    tile = (tile + product) * spilled + at.by_rows * _values(n)
+    waves = _waves(programs, at) * (tiles * tile + constants.warm_up * warm_up * before)
     return _norm(constants.overlap, at.memory, waves), waves
 
 
@@ -791,17 +804,56 @@ def stream_width(spec: OpSpec, numbers: Mapping[str, int]) -> int:
     return spec.filter.groups * math.ceil(spec.group_width / numbers["BLOCK_D"])
 
 
-def _eager_bytes(graph: Graph, conv: EagerConv, length: int) -> float:
-    """Bytes per token and channel of plain PyTorch: every node reads and writes float32."""
-    total = 0.0
-    passes = 2.5 if length <= 2**14 else 4.0  # of a transform: longer ones do not fit on chip
+# Of a transform with its inverse and the product between them: bytes for each number of a padded
+# row, so many more for each octave beyond 256 numbers, less where the size is a power of two; and
+# kernels that are launched. Fitted to tests/data/plans.
+_FFT = {"conv": (86.0, 12.0, 18), "gradient": (98.0, 16.0, 20)}
+_FFT_POWER = 0.7
+_CHANNELS_LAST = 20.0  # bytes more of an activation that is channels last, to turn it around
+_TAPS = 6.5  # bytes of a tap of a channel: expanded, padded and transformed
+
+
+def _eager(graph: Graph, plan: Plan, workload: Workload, spec: OpSpec) -> tuple[float, int]:
+    """Bytes that plain PyTorch moves in a direction, and how many kernels it launches. Every
+    elementwise node reads and writes float32.
+    """
+    elements = workload.batch * workload.length * spec.channels
+    ends = sum(isinstance(node, Input) for node in graph.nodes) + len(graph.outputs)
+    total = _CHANNELS_LAST * ends * elements * (plan.layout is Layout.BLD)
+    launches = 0
     for node in graph.nodes:
         if isinstance(node, Parameter | Modes):
             continue
-        total += 4 * (len(activations(node)) + 1)
-        if isinstance(node, Conv | TapGradient | ModeGradient) and conv is EagerConv.FFT:
-            total += 3 * 2 * passes * 8  # three transforms of twice the length
-    return total
+        if not isinstance(node, Conv | TapGradient | ModeGradient):
+            total += 4 * (len(activations(node)) + 1) * elements
+            launches += 2
+            continue
+        taps = workload.length  # of modes, as many as there are steps
+        if isinstance(node, Conv) and isinstance(graph.by_name[node.taps], Parameter):
+            taps = graph.view(node.taps).length or taps
+        elif isinstance(node, TapGradient):
+            taps = node.view.length or taps
+        kept = min(taps, workload.length)
+        size = fft_size(workload.length + kept - 1)
+        each, octave, kernels = _FFT["conv" if isinstance(node, Conv) else "gradient"]
+        each += octave * max(0.0, math.log2(size / 256))
+        each *= _FFT_POWER if size & (size - 1) == 0 else 1.0
+        total += each * size * workload.batch * spec.channels + _TAPS * taps * spec.channels
+        launches += kernels
+    return total, launches
+
+
+def fft_size(length: int) -> int:
+    """As that of templates/parts/eager.py: the next size of factors 2, 3 and 5 alone."""
+    best = 1 << (length - 1).bit_length()
+    five = 1
+    while five < best:
+        three = five
+        while three < best:
+            best = min(best, three << max(0, (-(-length // three) - 1).bit_length()))
+            three *= 3
+        five *= 5
+    return best
 
 
 def predictions(

@@ -103,7 +103,7 @@ def test_a_twin_is_launched_with_its_own_numbers(
     partials, by_group = arguments[-7], arguments[-6]
     # The twin sums the two halves of its rows.
     assert len(partials) == 2 * along_time * (segments // 2 if twin else segments)
-    assert by_group.shape == (2 * along_time, 20, 2)
+    assert by_group.shape == (2 * along_time, 65, 2)
 
 
 class Driver:

@@ -21,7 +21,8 @@ from torch.nn import functional
 from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.reference import decayed_filter
 from sh2gen.spec import Bias, FilterKind, OpSpec, Precision, Projection, TapOrder, spec_from_dict
-from sh2gen.verify import PROPERTIES, Case, Check, Report, Runner, poisoned, twin, verify
+from sh2gen.twins import twin
+from sh2gen.verify import PROPERTIES, Case, Check, Report, Runner, poisoned, verify
 from tests.strategies import register_profiles, shapes, specs
 
 register_profiles()

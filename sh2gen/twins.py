@@ -1,0 +1,32 @@
+"""Small operators that stand for large ones, where kernels run slowly (layer 2)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from sh2gen.spec import OpSpec
+
+
+def twin(spec: OpSpec, *, max_channels: int = 128) -> OpSpec:
+    """A small operator that exercises all that a kernel of `spec` does, for slow ways of running.
+
+    The same filter, featurizer, gates, packing and group width, and two groups, so that there is a
+    border between them. A group wider than 64 (or than half of `max_channels`) is narrowed to the
+    widest below that with the same remainder by 16, so that masks cut its blocks in the same way.
+    """
+    width = spec.group_width
+    widest = min(64, max(1, max_channels // 2))
+    if width > widest:
+        width = next((w for w in range(widest, 0, -1) if (w - width) % 16 == 0), widest)
+    groups = min(2, spec.filter.groups)
+    inner = dataclasses.replace(spec.filter, groups=groups)
+    if inner.decay is not None:
+        repeats = math.gcd(inner.decay.repeats, groups)
+        inner = dataclasses.replace(inner, decay=dataclasses.replace(inner.decay, repeats=repeats))
+    return dataclasses.replace(
+        spec,
+        channels=groups * width,
+        filter=inner,
+        groups_in_full=spec.groups_in_full or spec.filter.groups,
+    )

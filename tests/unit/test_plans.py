@@ -1,0 +1,84 @@
+"""Which plan is chosen, against the times of all plans over a grid of sizes (benchmarks/plans.py).
+
+The plan that is cheapest by prediction must take at most 1.25 times as long as the best one that
+was measured, forward and backward together, or at most 5 microseconds longer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sh2gen.choose import candidates
+from sh2gen.schedule import DIRECTIONS
+from sh2gen.spec import OpSpec, spec_from_dict
+from sh2gen.target import H200
+
+GRID = Path(__file__).parents[1] / "data" / "plans" / "nvidia-h200.jsonl"
+AXES = ("taps", "length", "channels", "width", "batch")
+RATIO, MICROSECONDS = 1.25, 5.0
+
+Cell = tuple[int, ...]
+
+
+@cache
+def measured() -> dict[Cell, dict[str, dict[str, Any]]]:
+    """By cell and plan."""
+    found: dict[Cell, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for line in GRID.read_text().splitlines():
+        one = json.loads(line)
+        found[tuple(one[name] for name in AXES)][one["plan"]] = one
+    return dict(found)
+
+
+def total(one: dict[str, Any]) -> float:
+    return float(sum(one["us"].values()))
+
+
+def spec_of(cell: Cell) -> OpSpec:
+    taps, length, channels, width, batch = cell
+    inner = {"kind": "explicit", "length": taps, "groups": channels // width}
+    values = {"op": "plain", "channels": channels, "filter": inner}
+    return spec_from_dict(values | {"workloads": [{"batch": batch, "length": length}]})
+
+
+def test_the_grid_is_whole() -> None:
+    """Of every cell all plans that anyone would take; of kernels, only ones that were right."""
+    cells = measured()
+    assert 100 <= len(cells) <= 120
+    for i, axis in enumerate(AXES):
+        assert len({cell[i] for cell in cells}) > 1, axis
+    for plans in cells.values():
+        for one in plans.values():
+            assert one["status"] in ("ok", "left out"), one
+            assert one["gpu"] == H200.device_name
+            if one["status"] == "ok":
+                assert one["checks"] > 0 and all(one["us"][d] > 0 for d in DIRECTIONS)
+            else:  # predicted to be far slower than what was measured beside it
+                best = min(total(o) for o in plans.values() if o["status"] == "ok")
+                assert sum(one["predicted"].values()) > 8 * best
+
+
+@pytest.mark.parametrize("cell", measured(), ids=lambda cell: "-".join(map(str, cell)))
+def test_the_plan_that_is_chosen_is_the_best_or_nearly(cell: Cell) -> None:
+    plans = measured()[cell]
+    chosen = plans[candidates(spec_of(cell), H200)[0].plan.name]
+    best = min((one for one in plans.values() if one["status"] == "ok"), key=total)
+    assert chosen["status"] == "ok", "chosen, and never measured"
+    assert total(chosen) <= max(RATIO * total(best), total(best) + MICROSECONDS), (
+        f"{chosen['plan']} took {total(chosen):.0f} us, {best['plan']} {total(best):.0f}"
+    )
+
+
+@pytest.mark.parametrize("cell", measured(), ids=lambda cell: "-".join(map(str, cell)))
+def test_the_grid_is_of_the_numbers_of_today(cell: Cell) -> None:
+    """Else what was measured says nothing of what is chosen: run benchmarks/plans.py again."""
+    for candidate in candidates(spec_of(cell), H200):
+        one = measured()[cell][candidate.plan.name]
+        for direction in DIRECTIONS:
+            assert one["numbers"][direction] == dict(candidate.schedule.numbers(direction))
