@@ -194,6 +194,11 @@ def _changes(settings: tuple[str, ...]) -> dict[str, dict[str, int]]:
     "--no-verify", is_flag=True, help="Write the file without comparing it with float64."
 )
 @click.option("--no-build", is_flag=True, help="Do not compile the kernels ahead of time.")
+@click.option(
+    "--thorough",
+    is_flag=True,
+    help="Compile kernels of calls at odd strides and lengths too, which takes longer.",
+)
 @click.option("--check", is_flag=True, help="Write nothing; fail if a file in --out is stale.")
 @_locked
 @click.option("--lock", metavar="FILE", help="Write such a file of what was taken.")
@@ -209,6 +214,7 @@ def compile_command(
     target: str | None,
     no_verify: bool,
     no_build: bool,
+    thorough: bool,
     check: bool,
     locked: str | None,
     lock: str | None,
@@ -226,7 +232,7 @@ def compile_command(
     """
     from sh2gen import driver
 
-    with progress(as_json) as note:
+    with progress(as_json, stages=True) as note:
         compilations = driver.compile_operators(
             driver.op_files(ops),
             out=out,
@@ -235,6 +241,7 @@ def compile_command(
             target=target,
             verified=not (no_verify or check),
             built=not (no_build or check),
+            thorough=thorough,
             write=not check,
             locked=locked,
             lock=lock,
@@ -242,6 +249,7 @@ def compile_command(
             lengths=lengths,
             batch=batch,
             progress=note,
+            advance=note.advance,
             warn=tell,
         )
     outdated = [str(c.path) for c in compilations if driver.stale(c)] if check else []
@@ -266,10 +274,14 @@ def compile_command(
 )
 @click.option(
     "--examples",
-    default=6,
-    show_default=True,
     type=click.IntRange(1, 1000),
-    help="How many lengths to try, of those at which operators break.",
+    help="How many lengths to try, of those at which operators break. Default: 3; 6 with "
+    "--thorough or a GPU.",
+)
+@click.option(
+    "--thorough",
+    is_flag=True,
+    help="Without a GPU too all properties of kernels, and of all channels. Takes minutes.",
 )
 @_seed
 @_plan
@@ -279,7 +291,8 @@ def compile_command(
 def verify(
     op: str,
     device: str | None,
-    examples: int,
+    examples: int | None,
+    thorough: bool,
     seed: int,
     plan: str | None,
     lengths: tuple[int, ...],
@@ -293,17 +306,19 @@ def verify(
     """
     from sh2gen import driver
 
-    with progress(as_json) as note:
+    with progress(as_json, stages=True) as note:
         reports = driver.verify_operator(
             op,
             device=device,
             examples=examples,
+            thorough=thorough,
             seed=seed,
             plan=plan,
             lengths=lengths,
             batch=batch,
             progress=note,
             detail=note if is_terminal() else None,  # hundreds of messages
+            advance=note.advance,
             warn=tell,
         )
     if as_json:

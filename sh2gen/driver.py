@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,14 @@ import torch
 from sh2gen import checks
 from sh2gen import target as targets
 from sh2gen.build import Building, Built, KernelFailed, check_fits
-from sh2gen.checks import EAGER_SHAPES, example_lengths, full_checks, quick_checks
+from sh2gen.checks import (
+    EAGER_SHAPES,
+    example_lengths,
+    quick_checks,
+    quick_count,
+    thorough_checks,
+    usual_checks,
+)
 from sh2gen.choose import (
     Candidate,
     Changes,
@@ -60,7 +68,7 @@ from sh2gen.refit import refit
 from sh2gen.resources import shipped_op
 from sh2gen.schedule import DIRECTIONS, schedule, search_space
 from sh2gen.search import Problem
-from sh2gen.source import Source
+from sh2gen.source import Source, Variant
 from sh2gen.spec import OpSpec, Workload, load_spec
 from sh2gen.tables import (
     LockEntry,
@@ -81,6 +89,7 @@ if TYPE_CHECKING:  # it needs Triton, which this module does without
     from sh2gen.bench import Results
 
 Progress = Callable[[str], None]  # what happens next, or has happened
+Advance = Callable[[int, int], None]  # how many stages are done, and how many there are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +199,7 @@ def compile_operators(
     target: str | Target | None = None,
     verified: bool = True,
     built: bool = True,
+    thorough: bool = False,
     write: bool = True,
     locked: str | PathLike[str] | None = None,
     lock: str | PathLike[str] | None = None,
@@ -197,6 +207,7 @@ def compile_operators(
     lengths: Sequence[int] = (),
     batch: int | None = None,
     progress: Progress | None = None,
+    advance: Advance | None = None,
     warn: Progress | None = None,
 ) -> tuple[Compilation, ...]:
     """Compile operators into `out`/<op>.py. Nothing is written unless every step of all succeeds.
@@ -210,12 +221,15 @@ def compile_operators(
         verified: compare the files with float64 before they are written: kernels on this machine's
             GPU if there is one, else under Triton's interpreter on twins with few channels.
         built: compile the kernels ahead of time for the target and refuse what does not fit it.
+        thorough: compile those for calls at odd strides and lengths too. With a GPU they always
+            are, because such calls are verified.
         write: False leaves the folder alone; then no lock file is written either.
         locked: a lock file that says plans and numbers, so that all who compile agree.
         lock: where to write such a file of what was taken.
         tables: a folder of tuned tables, as `tune` writes with `out`, looked at beside the user's.
         lengths, batch: workloads instead of those of the specs (`resized`).
-        progress, warn: told of progress, and of tables and lock files that are not what they were.
+        progress, advance: told of what happens, and of how far it has come.
+        warn: told of versions, tables and lock files that are not what they should be.
 
     Raises:
         Sh2genError: what is wrong with a spec, plan, schedule, lock file or folder; CheckFailed if
@@ -249,6 +263,7 @@ def compile_operators(
     warn = warn or say
     for text in (*untested(), *(f"skipped: {damage}" for damage in known.damages)):
         warn(text)
+    advance = advance or (lambda done, stages: None)
     chosen = [_choose(spec, gpu, plan, changes, known, Path(out), say) for spec in specs]
     for compilation in chosen:
         for text in compilation.chosen.warnings:
@@ -270,13 +285,53 @@ def compile_operators(
                 compilation.chosen.plan.states,
                 "--no-verify (verified=False) writes the file without comparing it with float64",
             )
-    free = not changes and locked is None  # numbers are sh2gen's to choose
-    tested = tuple(_test(compilation, verified, built, free, say) for compilation in chosen)
+    how = _Tests(
+        verified=verified,
+        built=built and not beyond_triton(),
+        thorough=thorough,
+        free=not changes and locked is None,
+    )
+    before, total = 0, sum(how.stages(compilation) for compilation in chosen)
+    tested = []
+    for compilation in chosen:
+        done = partial(_advance, advance, before, total)
+        tested.append(_test(compilation, how, say, done))
+        before += how.stages(compilation)
     files = {c.path: c.source.text.encode() for c in tested} if write else {}
     if lock is not None:
         files[Path(lock)] = lock_text(Path(lock), [_lock_entry(c) for c in tested]).encode()
     write_all(files)
-    return tested
+    return tuple(tested)
+
+
+def _advance(advance: Advance, before: int, total: int, done: int) -> None:
+    advance(before + done, total)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tests:
+    """What is done to a text before it is written: see `compile_operators`.
+
+    Attributes:
+        free: numbers are sh2gen's to choose.
+    """
+
+    verified: bool
+    built: bool
+    thorough: bool
+    free: bool
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """Of kernels, that are compiled."""
+        every = self.thorough or torch.cuda.is_available()  # verification runs them
+        return tuple(Variant) if every else (Variant.ALIGNED,)
+
+    def stages(self, compilation: Compilation) -> int:
+        """How many there are."""
+        chosen = compilation.chosen
+        building = self.built and bool(compilation.source.kernels)
+        return building + self.verified * quick_count(chosen.plan, chosen.schedule)
 
 
 def known_numbers(
@@ -386,28 +441,33 @@ def _stated(compilation: Compilation) -> Compilation:
 
 
 def _test(
-    compilation: Compilation, verified: bool, built: bool, free: bool, say: Progress
+    compilation: Compilation, how: _Tests, say: Progress, done: Callable[[int], None]
 ) -> Compilation:
     """The same, built and verified as asked for; raises CheckFailed if anything is wrong.
 
+    Numbers that are free and whose kernels do not fit the compiler here are replaced by others
+    that do, once for each direction.
+
     Args:
-        free: numbers whose kernels do not fit the compiler here are replaced by others that do,
-            once for each direction.
+        done: told how many stages are.
     """
-    for _ in DIRECTIONS if free else ():
+    for _ in DIRECTIONS if how.free else ():
         try:
-            return _tested(compilation, verified, built, say)
+            return _tested(compilation, how, say, done)
         except KernelFailed as failed:
             spec, gpu = compilation.spec, compilation.target
             first = refit(spec, compilation.chosen, gpu, failed, say)
             ranked = (first, *compilation.candidates[1:])
             compilation = _written(spec, gpu, ranked, compilation.path, compilation.seconds)
-    return _tested(compilation, verified, built, say)
+    return _tested(compilation, how, say, done)
 
 
-def _tested(compilation: Compilation, verified: bool, built: bool, say: Progress) -> Compilation:
+def _tested(
+    compilation: Compilation, how: _Tests, say: Progress, done: Callable[[int], None]
+) -> Compilation:
     """`_test` of the numbers that are given."""
-    if verified:
+    done(0)
+    if how.verified:
         compilation = _stated(compilation)
     spec, gpu, source = compilation.spec, compilation.target, compilation.source
     seconds = dict(compilation.seconds)
@@ -424,12 +484,13 @@ def _tested(compilation: Compilation, verified: bool, built: bool, say: Progress
     # Compilers run in processes of their own, so that this one verifies meanwhile.
     with ExitStack() as stack:
         pending: Building | None = None
-        if built and source.kernels and not beyond_triton():
+        if how.built and source.kernels:
             say(f"{spec.op}: compiling {len(source.kernels)} kernels for {gpu.sm}")
-            pending = stack.enter_context(closing(Building(source, gpu)))
+            building = Building(source, gpu, variants=how.variants)
+            pending = stack.enter_context(closing(building))
             if torch.cuda.is_available():  # verification will run them: they must fit
                 check_fits(pending.result(), gpu)
-        if verified:
+        if how.verified:
             with _one_thread(), scratch() as folder:
                 draft = folder / compilation.path.name
                 write_whole(draft, source.text)
@@ -440,12 +501,15 @@ def _tested(compilation: Compilation, verified: bool, built: bool, say: Progress
                     say(f"{spec.op}: verifying {check.label}")
                     reports.append(check.run())
                     reports[-1].require()
+                    done(len(reports))
             lap("verify")
         if pending is not None:
+            say(f"{spec.op}: waiting for the compilers")
             compiled = pending.result()
             check_fits(compiled, gpu)
             compilation = _labelled(compilation, compiled)
             lap("build")
+    done(how.stages(compilation))
     return dataclasses.replace(
         compilation, built=compiled, reports=tuple(reports), seconds=seconds
     )
@@ -496,13 +560,15 @@ def verify_operator(
     op: OpSpec | str | PathLike[str],
     *,
     device: str | None = None,
-    examples: int = 6,
+    examples: int | None = None,
+    thorough: bool = False,
     seed: int = 0,
     plan: str | None = None,
     lengths: Sequence[int] = (),
     batch: int | None = None,
     progress: Progress | None = None,
     detail: Progress | None = None,
+    advance: Advance | None = None,
     warn: Progress | None = None,
 ) -> tuple[Report, ...]:
     """The property suite on this machine, forward and gradients.
@@ -510,11 +576,13 @@ def verify_operator(
     Args:
         op: an op.yaml, a generated file, or a spec.
         device: "cpu" or "cuda"; by default cuda if there is a GPU.
-        examples: how many lengths to try.
+        examples: how many lengths to try; by default six where that is fast or thorough, or three.
+        thorough: without a GPU too all properties of kernels, and of plain PyTorch at full width,
+            which takes minutes.
         seed: of all random numbers.
         plan, lengths, batch: as for compile_operators; a generated file has its own.
         progress: told before and after each way of running the operator.
-        detail: told before every step of it.
+        detail, advance: told before every step of it; how many of all are done.
         warn: told of untested versions, and of what cannot be verified here.
     """
     complain = warn or progress or (lambda _: None)
@@ -542,21 +610,31 @@ def verify_operator(
             structure = _plan_of(operator, device)
         if structure.kernels and beyond_triton():
             complain(f"not verified: {without_triton()}")
-        lengths = example_lengths(spec, examples, device)
+        lengths = example_lengths(spec, examples, device, thorough)
         say = progress or (lambda _: None)
         reports = []
-        for step in full_checks(spec, structure, operator, folder, device, lengths):
-            inner = None
-            if detail is not None:
+        if device == "cuda" or thorough:
+            found = thorough_checks(spec, structure, operator, folder, device, lengths)
+        else:
+            found = usual_checks(spec, structure, operator, folder, lengths)
+        steps = tuple(found)
+        stages = [step.stages for step in steps]
+        for i, step in enumerate(steps):
 
-                def inner(done: int, total: int, what: str, label: str = step.label) -> None:
+            def inner(
+                done: int, total: int, what: str, label: str = step.label, before: int = i
+            ) -> None:
+                if detail is not None:
                     detail(f"{label}: {what} ({done + 1} of {total})")
+                if advance is not None:
+                    advance(sum(stages[:before]) + done, sum(stages))
 
             if step.device == "cpu":
                 advice = "verify it where there is more, or an operator of fewer taps or channels"
                 require_memory(step.spec, step.shapes, structure.states, advice)
-            say(f"verifying {step.label}")
-            report = step.run(seed, inner)
+            say(f"verifying {step.label} ({i + 1} of {len(steps)})")
+            with _one_thread():  # tensors are small
+                report = step.run(seed, inner)
             failed = len(report.failures)
             say(f"{step.label}: {failed or 'none'} of {len(report.checks)} checks failed")
             reports.append(report)

@@ -99,9 +99,54 @@ def _mend_interpreter() -> None:
 
     Where a version has no need of a mending, it changes nothing there.
     """
+    _patch_once()
     _interpret_standard_library()
     _compare_to_booleans()
     _index_by_one_element()
+
+
+def _patch_once() -> None:
+    """Have `triton.language` replaced once for a launch, not for every call of a helper in it,
+    which takes a quarter of the time.
+
+    What a helper needs beyond that is replaced when it is called, and put back with all else when
+    the launch ends.
+    """
+    from triton import language
+    from triton.runtime import interpreter
+
+    original = interpreter._patch_lang
+    inner: list[Any] = []  # of the launch that is running: what to put back
+    needs: list[frozenset[int]] = []  # of helpers for which all is replaced
+    known: dict[int, frozenset[int]] = {}
+
+    class Outer:
+        @staticmethod
+        def restore() -> None:
+            while inner:
+                inner.pop().restore()
+            needs.clear()
+            known.clear()
+
+    class Inner:
+        @staticmethod
+        def restore() -> None:
+            pass
+
+    def patch(function: Any) -> type[Outer] | type[Inner]:
+        names = function.__globals__
+        if id(names) not in known:
+            modules = (language, language.core)
+            known[id(names)] = frozenset(
+                id(value) for value in names.values() if any(value is one for one in modules)
+            )
+        outermost = not inner
+        if known[id(names)] not in needs:
+            inner.append(original(function))
+            needs.append(known[id(names)])
+        return Outer if outermost else Inner
+
+    interpreter._patch_lang = patch
 
 
 def _interpret_standard_library() -> None:
@@ -111,14 +156,15 @@ def _interpret_standard_library() -> None:
     imported. Called as Python functions they raise; only the interpreter calls them so, and from
     now on such a call is interpreted.
     """
-    from triton.runtime.interpreter import InterpretedFunction, _patch_lang
+    from triton.runtime import interpreter
+    from triton.runtime.interpreter import InterpretedFunction
     from triton.runtime.jit import JITFunction
 
     interpreted = functools.cache(InterpretedFunction)
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         # InterpretedFunction's own call leaves triton.language patched: nothing compiles after it.
-        patches = _patch_lang(self.fn)
+        patches = interpreter._patch_lang(self.fn)
         try:
             return interpreted(self.fn).rewrite()(*args, **kwargs)
         finally:
