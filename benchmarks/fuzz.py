@@ -13,7 +13,8 @@ for as long as it is let.
 A line of --out is one seed: status (`right`, `wrong`, `error`, `crash`, `timeout`, or `unfit` for
 a schedule that this GPU has no room for), what was drawn, failed checks, and `over`: results of
 1,000 elements or more whose error is beyond the promise of two (`balanced`) or four (`fast`)
-roundings, which the verifier's norm gate, that allows for luck, may have let pass.
+roundings of bfloat16 or float16, which the verifier's norm gate, that allows for luck, may have
+let pass. (Sums in float32 of float32 tensors are off by more than their last rounding.)
 """
 
 from __future__ import annotations
@@ -41,14 +42,12 @@ def drawn(seed: int) -> dict[str, Any]:
     """What a seed stands for, in plain values but for `spec`, `plan` and `schedule`."""
     from sh2gen.errors import Sh2genError
     from sh2gen.lower import plans
+    from sh2gen.spec import spec_from_dict
 
     rng = random.Random(seed)
     while True:
-        values = _operator(rng)
-        from sh2gen.spec import spec_from_dict
-
         try:
-            spec = spec_from_dict(values)
+            spec = spec_from_dict(_operator(rng))
             found = [plan for plan in plans(spec) if plan.kernels]
         except Sh2genError:  # not all that is drawn is legal, or has kernels
             continue
@@ -206,19 +205,14 @@ def run(seed: int) -> dict[str, Any]:
             )
         found["checks"] = len(report.checks)
         found["failures"] = [check.to_dict() for check in report.failures]
-        allowed = {"balanced": 2.0, "fast": 4.0}.get(case["spec"].precision.value)
-        found["over"] = [
+        allowed = {"balanced": 2.0, "fast": 4.0}.get(case["spec"].precision.value, 1.1)
+        roundings = [
             (check.name, check.size, check.measured / check.once)
             for check in report.checks
-            if allowed is not None
-            and check.once
-            and (check.size or 0) >= 1000
-            and check.measured > allowed * check.once
+            if check.once and (check.size or 0) >= 1000 and case["dtype"] != "float32"
         ]
-        found["worst"] = max(
-            (c.measured / c.once for c in report.checks if c.once and (c.size or 0) >= 1000),
-            default=0.0,
-        )
+        found["over"] = [one for one in roundings if one[2] > allowed]
+        found["worst"] = max((ratio for *_, ratio in roundings), default=0.0)
         found["status"] = "right" if report.ok else "wrong"
     except Exception as error:
         text = traceback.format_exc(limit=-6)[-2000:]

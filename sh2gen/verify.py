@@ -631,6 +631,10 @@ def _against_float64(
     acts = {name: x.square() for name, x in acts.items()}
     params = {n: p if n in POLES else p.square() for n, p in params.items()}
     squares = float64(acts, params, above.square(), absolute=True)
+    # A gradient by poles weighs with lags d, whose squares this is not: it has the sum of d x for
+    # that of d^2 x, which is at least the square of the former over the sum of x.
+    own = sum(params[n] * squares[n] for n in params if n.startswith("residues"))
+    squares |= {n: squares[n].square() / own for n in POLES & squares.keys()}
     for n, result in results.items():
         title = "y" if n == "y" else f"gradient of {n}"
         few = taps

@@ -26,7 +26,7 @@ LAYERS = (
         "versions",
     ),
     ("spec",),
-    ("ir", "reference", "memory"),
+    ("ir", "reference", "memory", "twins"),
     ("plan", "passes", "schedule", "source", "contenders"),
     ("lower", "interpret", "cost"),
     (

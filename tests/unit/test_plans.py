@@ -82,3 +82,39 @@ def test_the_grid_is_of_the_numbers_of_today(cell: Cell) -> None:
         one = measured()[cell][candidate.plan.name]
         for direction in DIRECTIONS:
             assert one["numbers"][direction] == dict(candidate.schedule.numbers(direction))
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
+
+
+def rows() -> list[str]:
+    """Of the page's table: plain filters of 4096 channels in groups of 16, one sequence."""
+    found = []
+    cells = measured()
+    for taps in sorted({cell[0] for cell in cells if cell[2:] == (4096, 16, 1)}):
+        line = [str(taps)]
+        for length in (512, 8192, 131072):
+            plans = cells[taps, length, 4096, 16, 1]
+            chosen = plans[candidates(spec_of((taps, length, 4096, 16, 1)), H200)[0].plan.name]
+            best = min((one for one in plans.values() if one["status"] == "ok"), key=total)
+            us = " + ".join(f"{chosen['us'][d]:.0f}" for d in DIRECTIONS)
+            ratio = total(chosen) / total(best)
+            line.append(f"{chosen['plan'].split('/')[0]} {us} ({ratio:.2f})")
+        found.append(f"| {' | '.join(line)} |")
+    return found
+
+
+def test_the_page_shows_the_grid() -> None:
+    section = PAGE.read_text().split("## Which plan is chosen")[1].split("\n## ")[0]
+    assert [line for line in section.splitlines() if line.startswith("| ")][1:] == rows()
+    worst = max(
+        total(plans[candidates(spec_of(cell), H200)[0].plan.name])
+        / min(total(one) for one in plans.values() if one["status"] == "ok")
+        for cell, plans in measured().items()
+        if total(min((o for o in plans.values() if "us" in o), key=total)) > 4 * MICROSECONDS
+    )
+    assert f"at most {worst:.2f} times the best" in section
+
+
+if __name__ == "__main__":
+    print("\n".join(rows()))
