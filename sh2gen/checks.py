@@ -152,7 +152,7 @@ def usual_checks(
     )
     shapes = tuple((2 if i == 0 else 1, length) for i, length in enumerate(lengths))
     small, path = _twin_file(spec, plan, folder)
-    # Whether it is so to the last bit depends on the shapes of products, which few channels change.
+    # To the last bit that depends on the shapes of products, which few channels change.
     others = tuple(name for name in PROPERTIES if name != "batch_invariance")
     for dtype, properties in ((torch.float32, others), (torch.bfloat16, ("equality",))):
         yield VerificationStep(

@@ -8,8 +8,8 @@ import dataclasses
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -18,14 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sh2gen import checks
 from sh2gen import target as targets
-from sh2gen.build import Building, Built, KernelFailed, check_fits
 from sh2gen.checks import (
     EAGER_SHAPES,
     example_lengths,
-    quick_checks,
-    quick_count,
     thorough_checks,
     usual_checks,
 )
@@ -40,8 +36,16 @@ from sh2gen.choose import (
     resized,
     tables,
 )
+from sh2gen.compilation import (
+    Advance,
+    Compilation,
+    Progress,
+    Tests,
+    one_thread,
+    tested,
+    written,
+)
 from sh2gen.contenders import chosen
-from sh2gen.cost import Prediction, predictions
 from sh2gen.emit import emit
 from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.files import (
@@ -51,24 +55,18 @@ from sh2gen.files import (
     refuse_to_replace,
     same_program,
     scratch,
-    stated,
-    statement,
     write_all,
     write_whole,
 )
 from sh2gen.journal import Task
-from sh2gen.launches import kernel_digests, launched, of_direction, variant_of
-from sh2gen.lower import plans, verdicts
-from sh2gen.lower.verdict import Verdict
+from sh2gen.lower import plans
 from sh2gen.memory import require_memory
 from sh2gen.operator import Operator
 from sh2gen.plan import Plan
 from sh2gen.records import home, operator_digest
-from sh2gen.refit import refit
 from sh2gen.resources import shipped_op
 from sh2gen.schedule import DIRECTIONS, schedule, search_space
 from sh2gen.search import Problem
-from sh2gen.source import Source, Variant
 from sh2gen.spec import OpSpec, Workload, load_spec
 from sh2gen.tables import (
     LockEntry,
@@ -87,107 +85,6 @@ from sh2gen.versions import beyond_triton, has_triton, no_triton, untested, with
 
 if TYPE_CHECKING:  # it needs Triton, which this module does without
     from sh2gen.bench import Results
-
-Progress = Callable[[str], None]  # what happens next, or has happened
-Advance = Callable[[int, int], None]  # how many stages are done, and how many there are
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Compilation:
-    """Everything that was decided, found and written for one operator.
-
-    Attributes:
-        spec: the operator.
-        verdicts: every algorithm's answer.
-        candidates: every plan; the first is the one that was taken, the others cheapest first.
-        predictions: by workload and direction.
-        source: the generated text.
-        built: resources of every kernel, or None if it was not built.
-        reports: of verification, one a way of running.
-        path: the generated file.
-        seconds: by stage.
-    """
-
-    spec: OpSpec
-    target: Target
-    verdicts: dict[str, Verdict]
-    candidates: tuple[Candidate, ...]
-    predictions: tuple[tuple[Workload, dict[str, Prediction]], ...]
-    source: Source
-    built: Built | None
-    reports: tuple[Report, ...]
-    path: Path
-    seconds: dict[str, float]
-
-    @property
-    def chosen(self) -> Candidate:
-        return self.candidates[0]
-
-    @property
-    def verified(self) -> str:
-        """How it was verified, as the file says it."""
-        return statement(self.source.text)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for --json."""
-        kernels = self.built.kernels if self.built else ()
-        return {
-            "op": self.spec.op,
-            "digest": self.spec.digest,
-            "path": str(self.path),
-            "target": self.target.name,
-            "algorithm": self.chosen.plan.algorithm,
-            "plan": self.chosen.plan.name,
-            "layout": self.chosen.plan.layout.value,
-            "schedule": {
-                "forward": dict(self.chosen.schedule.forward),
-                "backward": dict(self.chosen.schedule.backward),
-            },
-            "origins": dict(self.chosen.origins),
-            "verdicts": {
-                name: {"applies": v.applies, "reasons": list(v.reasons)}
-                for name, v in self.verdicts.items()
-            },
-            "candidates": [
-                {"plan": c.plan.name, "score": c.score, "basis": c.basis} for c in self.candidates
-            ],
-            "not_taken": list(passed_over(self.candidates)),
-            "predictions": [
-                {
-                    "batch": workload.batch,
-                    "length": workload.length,
-                    **{
-                        direction: dataclasses.asdict(p) | {"share_of_bound": p.share}
-                        for direction, p in found.items()
-                    },
-                }
-                for workload, found in self.predictions
-            ],
-            "kernels": [
-                {
-                    "name": k.kernel.name,
-                    "variant": k.variant.value,
-                    "registers": k.registers,
-                    "stack": k.stack,
-                    "spills": k.spills,
-                    "shared": k.shared,
-                }
-                for k in kernels
-            ],
-            "verification": [
-                {
-                    "runner": r.runner,
-                    "dtype": r.dtype,
-                    "device": r.device,
-                    "ok": r.ok,
-                    "checks": len(r.checks),
-                    "failures": [c.to_dict() for c in r.failures],
-                }
-                for r in self.reports
-            ],
-            "verified": self.verified,
-            "seconds": self.seconds,
-        }
 
 
 def compile_operators(
@@ -285,53 +182,27 @@ def compile_operators(
                 compilation.chosen.plan.states,
                 "--no-verify (verified=False) writes the file without comparing it with float64",
             )
-    how = _Tests(
+    how = Tests(
         verified=verified,
         built=built and not beyond_triton(),
         thorough=thorough,
         free=not changes and locked is None,
     )
     before, total = 0, sum(how.stages(compilation) for compilation in chosen)
-    tested = []
+    finished = []
     for compilation in chosen:
         done = partial(_advance, advance, before, total)
-        tested.append(_test(compilation, how, say, done))
+        finished.append(tested(compilation, how, say, done))
         before += how.stages(compilation)
-    files = {c.path: c.source.text.encode() for c in tested} if write else {}
+    files = {c.path: c.source.text.encode() for c in finished} if write else {}
     if lock is not None:
-        files[Path(lock)] = lock_text(Path(lock), [_lock_entry(c) for c in tested]).encode()
+        files[Path(lock)] = lock_text(Path(lock), [_lock_entry(c) for c in finished]).encode()
     write_all(files)
-    return tuple(tested)
+    return tuple(finished)
 
 
 def _advance(advance: Advance, before: int, total: int, done: int) -> None:
     advance(before + done, total)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Tests:
-    """What is done to a text before it is written: see `compile_operators`.
-
-    Attributes:
-        free: numbers are sh2gen's to choose.
-    """
-
-    verified: bool
-    built: bool
-    thorough: bool
-    free: bool
-
-    @property
-    def variants(self) -> tuple[Variant, ...]:
-        """Of kernels, that are compiled."""
-        every = self.thorough or torch.cuda.is_available()  # verification runs them
-        return tuple(Variant) if every else (Variant.ALIGNED,)
-
-    def stages(self, compilation: Compilation) -> int:
-        """How many there are."""
-        chosen = compilation.chosen
-        building = self.built and bool(compilation.source.kernels)
-        return building + self.verified * quick_count(chosen.plan, chosen.schedule)
 
 
 def known_numbers(
@@ -391,164 +262,9 @@ def _choose(
     begin = time.perf_counter()
     say(f"{spec.op}: choosing a plan")
     ranked = candidates(spec, gpu, plan, changes, known)
-    compilation = _written(spec, gpu, ranked, out / f"{spec.op}.py", {})
+    compilation = written(spec, gpu, ranked, out / f"{spec.op}.py", {})
     seconds = {"choose": round(time.perf_counter() - begin, 3)}
     return dataclasses.replace(compilation, seconds=seconds)
-
-
-def _written(
-    spec: OpSpec,
-    gpu: Target,
-    ranked: tuple[Candidate, ...],
-    path: Path,
-    seconds: dict[str, float],
-) -> Compilation:
-    """The text of the first candidate. If it is the file's that is there, it says of itself what
-    that says of how it was verified.
-    """
-    chosen = ranked[0]
-    source = emit(spec, chosen.plan, chosen.schedule)
-    with suppress(OSError):
-        before = read_text(path)
-        if same_program(before, source.text):
-            source = dataclasses.replace(source, text=stated(source.text, statement(before)))
-    return Compilation(
-        spec=spec,
-        target=gpu,
-        verdicts=verdicts(spec),
-        candidates=ranked,
-        predictions=tuple(
-            (w, predictions(spec, chosen.plan, chosen.schedule, w, gpu)) for w in spec.workloads
-        ),
-        source=source,
-        built=None,
-        reports=(),
-        path=path,
-        seconds=seconds,
-    )
-
-
-def _stated(compilation: Compilation) -> Compilation:
-    """The same, with a text that says how it is verified here, or was before if that says more.
-
-    It is said before it is done, because the text is part of what Triton's cache knows a kernel
-    by, and nothing is written if it comes to nothing.
-    """
-    source = compilation.source
-    how = checks.stronger(checks.statement(compilation.chosen.plan), statement(source.text))
-    source = dataclasses.replace(source, text=stated(source.text, how))
-    return dataclasses.replace(compilation, source=source)
-
-
-def _test(
-    compilation: Compilation, how: _Tests, say: Progress, done: Callable[[int], None]
-) -> Compilation:
-    """The same, built and verified as asked for; raises CheckFailed if anything is wrong.
-
-    Numbers that are free and whose kernels do not fit the compiler here are replaced by others
-    that do, once for each direction.
-
-    Args:
-        done: told how many stages are.
-    """
-    for _ in DIRECTIONS if how.free else ():
-        try:
-            return _tested(compilation, how, say, done)
-        except KernelFailed as failed:
-            spec, gpu = compilation.spec, compilation.target
-            first = refit(spec, compilation.chosen, gpu, failed, say)
-            ranked = (first, *compilation.candidates[1:])
-            compilation = _written(spec, gpu, ranked, compilation.path, compilation.seconds)
-    return _tested(compilation, how, say, done)
-
-
-def _tested(
-    compilation: Compilation, how: _Tests, say: Progress, done: Callable[[int], None]
-) -> Compilation:
-    """`_test` of the numbers that are given."""
-    done(0)
-    if how.verified:
-        compilation = _stated(compilation)
-    spec, gpu, source = compilation.spec, compilation.target, compilation.source
-    seconds = dict(compilation.seconds)
-    clock = time.perf_counter()
-
-    def lap(stage: str) -> None:
-        nonlocal clock
-        now = time.perf_counter()
-        seconds[stage] = round(now - clock, 3)
-        clock = now
-
-    reports: list[Report] = []
-    compiled: Built | None = None
-    # Compilers run in processes of their own, so that this one verifies meanwhile.
-    with ExitStack() as stack:
-        pending: Building | None = None
-        if how.built and source.kernels:
-            say(f"{spec.op}: compiling {len(source.kernels)} kernels for {gpu.sm}")
-            building = Building(source, gpu, variants=how.variants)
-            pending = stack.enter_context(closing(building))
-            if torch.cuda.is_available():  # verification will run them: they must fit
-                check_fits(pending.result(), gpu)
-        if how.verified:
-            with _one_thread(), scratch() as folder:
-                draft = folder / compilation.path.name
-                write_whole(draft, source.text)
-                chosen = compilation.chosen
-                for check in quick_checks(
-                    spec, chosen.plan, chosen.schedule, Operator(draft), folder
-                ):
-                    say(f"{spec.op}: verifying {check.label}")
-                    reports.append(check.run())
-                    reports[-1].require()
-                    done(len(reports))
-            lap("verify")
-        if pending is not None:
-            say(f"{spec.op}: waiting for the compilers")
-            compiled = pending.result()
-            check_fits(compiled, gpu)
-            compilation = _labelled(compilation, compiled)
-            lap("build")
-    done(how.stages(compilation))
-    return dataclasses.replace(
-        compilation, built=compiled, reports=tuple(reports), seconds=seconds
-    )
-
-
-def _labelled(compilation: Compilation, built: Built) -> Compilation:
-    """The same; of tuned numbers whose kernels compile to other code than when they were tuned,
-    the origin says so. Nothing more is compiled for that: what a call launches and this did not
-    build is not compared.
-    """
-    chosen, spec, source = compilation.chosen, compilation.spec, compilation.source
-    origins = dict(chosen.origins)
-    shapes = [(w.batch, w.length) for w in spec.workloads]
-    of = (spec, chosen.plan, chosen.schedule, source.kernels, shapes, built.target.capability)
-    for direction, decision in chosen.decided.items():
-        binaries = [
-            (kernel, built.of_launch(kernel, variant_of(kernel)))
-            for kernel in of_direction(launched(*of), direction)
-        ]
-        missing = {kernel.name for kernel, binary in binaries if binary is None}
-        now = kernel_digests(
-            spec.op,
-            ((k, b.ptx_digest) for k, b in binaries if b is not None and k.name not in missing),
-        )
-        if any(decision.kernels.get(name, digest) != digest for name, digest in now.items()):
-            origins[direction] += "; kernel changed since (`sh2gen tables check`)"
-    first = dataclasses.replace(chosen, origins=origins)
-    return dataclasses.replace(compilation, candidates=(first, *compilation.candidates[1:]))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """torch on one thread: several spin while they wait for a core that a compiler has."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def resolve_target(name: str | None) -> Target:
@@ -633,7 +349,7 @@ def verify_operator(
                 advice = "verify it where there is more, or an operator of fewer taps or channels"
                 require_memory(step.spec, step.shapes, structure.states, advice)
             say(f"verifying {step.label} ({i + 1} of {len(steps)})")
-            with _one_thread():  # tensors are small
+            with one_thread():  # tensors are small
                 report = step.run(seed, inner)
             failed = len(report.failures)
             say(f"{step.label}: {failed or 'none'} of {len(report.checks)} checks failed")

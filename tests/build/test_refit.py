@@ -76,7 +76,7 @@ def test_what_the_machine_lacks_is_not_mended_by_numbers(
     def full(*_: Any) -> None:
         raise KernelFailed("B001", "no space", reason="it does not compile", role=None, help="dry")
 
-    monkeypatch.setattr("sh2gen.driver.check_fits", full)
+    monkeypatch.setattr("sh2gen.compilation.check_fits", full)
     monkeypatch.setattr(refit, "_fits", lambda *_: pytest.fail("tried"))
     with pytest.raises(KernelFailed, match="no space") as caught:
         compiled(tmp_path)

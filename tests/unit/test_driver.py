@@ -118,7 +118,7 @@ def test_a_wrong_result_of_one_leaves_all_unwritten(
         for step in quick_checks(spec, *_):
             yield dataclasses.replace(step, shapes=shapes)
 
-    monkeypatch.setattr("sh2gen.driver.quick_checks", checks)
+    monkeypatch.setattr("sh2gen.compilation.quick_checks", checks)
     with pytest.raises(CheckFailed, match="nothing of last_conv was verified"):
         compile_operators([SPEC, last], out=tmp_path / "out", plan="fft")
     assert not (tmp_path / "out").exists()

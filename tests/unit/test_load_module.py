@@ -102,6 +102,24 @@ def test_numbers_of_interpreted_kernels_are_masks_and_bounds(tmp_path: Path) -> 
     assert [bool, bool] == module.SEEN
 
 
+def test_a_launch_replaces_the_language_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for every helper that it calls, which takes a quarter of the time; and puts it back."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    module = load_module(path, interpret=True)
+    before, replaced = tl.arange, []
+    original = interpreter._patch_builtin
+    monkeypatch.setattr(
+        interpreter, "_patch_builtin", lambda *of: replaced.append(of[0]) or original(*of)
+    )
+    module.launch(torch.zeros(3))  # a program, which calls tl.sum
+    once = len(replaced)
+    module.launch(torch.zeros(50))  # more of them
+    assert len(replaced) == 2 * once <= 20
+    assert tl.arange is before
+
+
 def test_both_ways_in_one_process(path: Path) -> None:
     from triton import knobs
     from triton.runtime.jit import JITFunction

@@ -178,7 +178,7 @@ def test_where_there_is_no_triton_plain_pytorch_is_verified_and_the_rest_is_name
     text = (tmp_path / "generated" / "one.py").read_text()
     assert "\nVerified: by plain PyTorch alone, not the kernels.\n" in text
     assert checked[0] == 0, checked[2]
-    assert verified[0] == 0 and verified[1].count("passed") == 2
+    assert verified[0] == 0 and verified[1].count("passed") == 3
     assert "not verified: kernels: there is no Triton for macOS" in verified[2]
     assert doctor[0] == 0 and "pip install" not in doctor[1]
     assert table[0] == 2 and "error[B004]: there is no Triton for macOS" in table[2]
