@@ -7,7 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 256
 groups, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: 75f9587e50de074bfaadcaee235c12a6374f1db014921a146398025aa7babec2
+Verified: not yet.
+sha256, with zeros here: dea76ec7d8f6eeb0f78ea45f7322c1e231e0d67e1114e4cb3f837b7d6f3e14aa
 """
 
 from collections.abc import Iterator, Sequence
@@ -1032,7 +1033,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_99ebd61c"
+    name = unique = "conv_512_dbe98c9f"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,7 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1024 channels; G = 102
 groups, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: 3ef265e347b8cd6e341e395251f3e6f4041f6b9941852f37a2d481fe59e5881b
+Verified: not yet.
+sha256, with zeros here: 10f443928f4dcee65d5b36fe80b120a5af98851ae50727b97b92da343ec9bbbe
 """
 
 from collections.abc import Iterator, Sequence
@@ -2479,7 +2480,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_da4d33d1"
+    name = unique = "h3_317e7378"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

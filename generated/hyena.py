@@ -7,7 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 768 channels; G = 768 
 groups, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: 881ed61a8c881ed82799c466db1c208274d94978817ff119c86e201dda8ada78
+Verified: not yet.
+sha256, with zeros here: e8bfac7d343ec13a0dae55e21253fbf95001896d70055afdc069ca4b8fac0be6
 """
 
 from collections.abc import Iterator, Sequence
@@ -327,7 +328,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_a73b0c79"
+    name = unique = "hyena_bb33dafb"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

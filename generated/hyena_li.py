@@ -8,7 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: b46c2eacd6f28e435cdc84a54df1791aafed09c31c3fee6bfca02591e4ef7682
+Verified: not yet.
+sha256, with zeros here: a31afe0684a18da3606061fc6e1d469aa2b8b7f81d0c0fbd5116fa66e20f1b26
 """
 
 from collections.abc import Iterator, Sequence
@@ -2249,7 +2250,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_6ae0b5d9"
+    name = unique = "hyena_li_d8d79ce7"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

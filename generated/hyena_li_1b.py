@@ -8,7 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1920 channels; G = 192
 groups, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: 98f38b0904f332e8254e7ebe7841ddc621443877c35ee7b1f6435fc9564840e4
+Verified: not yet.
+sha256, with zeros here: 734c806280efa93d5d629cebc881f83bb0c129abfdabd8cc8353acc5b34c1376
 """
 
 from collections.abc import Iterator, Sequence
@@ -2249,7 +2250,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_1b_bfd257d1"
+    name = unique = "hyena_li_1b_f48f351b"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,7 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 8192 channels; G = 819
 groups, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: 59b2922bc1912e10abacc2f7e6110f7b594a8dc6d447ed656054bb29c74e9ee9
+Verified: not yet.
+sha256, with zeros here: 58e6323092b9ee6fd53c5177ca0c7f2b7e3be8c9ff8949681467ad7c5ef3db98
 """
 
 from collections.abc import Iterator, Sequence
@@ -2249,7 +2250,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_40b_54495320"
+    name = unique = "hyena_li_40b_dd3e6b59"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,7 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: d56d97bdce6b50a8325a7ab42a37bc523ce876f24c5be2ae484793b7335c4d7a
+Verified: not yet.
+sha256, with zeros here: cf35deed0050e2eba40d53e116fc12b7acee6d72a604415ed508ecee9d788c5c
 """
 
 from collections.abc import Iterator, Sequence
@@ -2312,7 +2313,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_3dcb3192"
+    name = unique = "hyena_li_stateful_f64e2a87"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

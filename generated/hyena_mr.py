@@ -8,7 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 256
 groups, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: 84ff16f9b5484e9343523542048920d2f2963957eda3fcceaa2cff7de16b5f2e
+Verified: not yet.
+sha256, with zeros here: cd9b475125a4e25b91c807c0c233a881a00c50593b8c7b313b14722784b982e2
 """
 
 from collections.abc import Iterator, Sequence
@@ -2149,7 +2150,7 @@ def decayed(taps: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_67bd27f2"
+    name = unique = "hyena_mr_9645e421"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

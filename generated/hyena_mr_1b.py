@@ -8,7 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1920 channels; G = 128
 groups, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: 8c809fc32d7bd765569d3813658e87fc53b461285f642c5397893921bdd1caab
+Verified: not yet.
+sha256, with zeros here: 673ce65957d7c00cfc10bac0bcf09233b5fd6b2ad9677a1a2c65f9e719530af6
 """
 
 from collections.abc import Iterator, Sequence
@@ -2149,7 +2150,7 @@ def decayed(taps: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_1b_a98f5a4c"
+    name = unique = "hyena_mr_1b_dc9fe048"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

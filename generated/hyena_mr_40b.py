@@ -8,7 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 8192 channels; G = 512
 groups, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: ce8157aee15434fe7ba3a31912878e8c1fb44940c36334efff17aef06dd488a7
+Verified: not yet.
+sha256, with zeros here: 8fb20d6caddbfc34bc586f183a8cef308d992327c3dd06043c6f2b38c0b9cc5e
 """
 
 from collections.abc import Iterator, Sequence
@@ -2149,7 +2150,7 @@ def decayed(taps: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_40b_0ad94a3e"
+    name = unique = "hyena_mr_40b_7befa91d"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,7 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 256
 groups, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: bd5e28c128ef9fd3af751430fefab4204a7a6493315bb3681753b44d0a6a1ec7
+Verified: not yet.
+sha256, with zeros here: 6e7c1dea440e967a802ef8ccbfbf14dea7f91e8ee88b6ccd3428bbe7bfe3317b
 """
 
 from collections.abc import Iterator, Sequence
@@ -938,7 +939,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_e544dd89"
+    name = unique = "hyena_se_0e6eda6f"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

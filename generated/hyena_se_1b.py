@@ -8,7 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1920 channels; G = 128
 groups, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: 9885be1a1c60b5534aa7ac82a52b395302d2bc3e40afd2869b0fa3e19ed67061
+Verified: not yet.
+sha256, with zeros here: d100565c9835664116a67ed794397a93730c5c7e86a3e3dce66184ad399f62ce
 """
 
 from collections.abc import Iterator, Sequence
@@ -938,7 +939,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_1b_ebd20520"
+    name = unique = "hyena_se_1b_c660b7e8"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

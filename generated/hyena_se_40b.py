@@ -8,7 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 8192 channels; G = 512
 groups, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: 75cb22e1ac9bf5e44e92833f3756dedfa8747784bb6f8cd2686f498185255f5c
+Verified: not yet.
+sha256, with zeros here: 128fdb3081b02271a6b16ee7f4dec0a4b72446f94dc332b5a39f1661c255d078
 """
 
 from collections.abc import Iterator, Sequence
@@ -938,7 +939,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_40b_88be0237"
+    name = unique = "hyena_se_40b_60762b58"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -7,7 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: 44e7eeb2c1c76460c310775984446cf27f106682c343386f4c8b319ec3fe5001
+Verified: not yet.
+sha256, with zeros here: b1e0246d1fe84820ad2dde89c2ddf165688da1a1ccbd7d6b36142147d64d2fe4
 """
 
 from collections.abc import Iterator, Sequence
@@ -279,7 +280,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "long_conv_c16902b0"
+    name = unique = "long_conv_ea085d78"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

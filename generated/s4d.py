@@ -7,7 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1024 channels; G = 102
 groups, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: a5f1902dbdb532c6bd309e611a2eeb454cf3095177705e98f81c86e1e39dcd87
+Verified: not yet.
+sha256, with zeros here: 99ed3ccdc0feae666c3b25c48e16babe82f083ede191aeb8ad963e99a7527fc7
 """
 
 from collections.abc import Iterator, Sequence
@@ -2034,7 +2035,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_e9433e29"
+    name = unique = "s4d_00d65808"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

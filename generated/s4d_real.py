@@ -7,7 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1024 channels; G = 102
 groups, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: 4b1afde005539f93e0377be548b9900c228f3fc7c87cee4907d69ec08fa73c3e
+Verified: not yet.
+sha256, with zeros here: a2a0c552d22a684daeea06b83f18017854f9143101ae2c88eb085e5210ac407e
 """
 
 from collections.abc import Iterator, Sequence
@@ -1794,7 +1795,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_440a9063"
+    name = unique = "s4d_real_c8a497ea"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

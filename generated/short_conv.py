@@ -7,7 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: 15eec042b7ac0ce654022bbc7ab4bf2c673bdae1cea5df928133567cf064e6c2
+Verified: not yet.
+sha256, with zeros here: 8e77df2baf6f87b90dfd7925adbe8372183650d5d214771a1cadac5ed9dabebb
 """
 
 from collections.abc import Iterator, Sequence
@@ -894,7 +895,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_f7d6b49d"
+    name = unique = "short_conv_32f4f463"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -7,7 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1920 channels; G = 192
 groups, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: 573007e83795dff63882a403f5b28d7fc4f7b34e54f089918f2e50b9e2a7db55
+Verified: not yet.
+sha256, with zeros here: e014896003e0d9b88cd83b88b585e96a95d400c714edf6ee03150ad14fd850d6
 """
 
 from collections.abc import Iterator, Sequence
@@ -894,7 +895,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_1b_613f8282"
+    name = unique = "short_conv_1b_3528b22e"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -7,7 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, K = 3 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: d5672f1512d9c9fb63ba65317b2434a78bf3ac7dfc6ace86e438ddd8770be6fc
+Verified: not yet.
+sha256, with zeros here: a977f04ef5b65b44d50f3232eb74356df63ddaa3904c7deed77f459098119500
 """
 
 from collections.abc import Iterator, Sequence
@@ -894,7 +895,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_3_a3352a6d"
+    name = unique = "short_conv_3_b65fcb33"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -7,7 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 8192 channels; G = 819
 groups, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-sha256, with zeros here: 09ca3d10d49c6fe9222426b29155c28e99111eb3a545bfeae4969d2dfa7cb35c
+Verified: not yet.
+sha256, with zeros here: 78897e7361db3e18ff0de0c624b57d3a6d79ac65e8ce8cca370323cbc47e1d43
 """
 
 from collections.abc import Iterator, Sequence
@@ -894,7 +895,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_40b_91b5042a"
+    name = unique = "short_conv_40b_fe6081a8"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import importlib.util
 import json
 import os
 import sys
@@ -15,11 +14,12 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from sh2gen.errors import CheckFailed, Sh2genError
+from sh2gen.errors import CheckFailed
 from sh2gen.load_module import module_name
 from sh2gen.process import Worker
 from sh2gen.source import KernelSource, Role, Source, Variant
 from sh2gen.target import Target
+from sh2gen.versions import has_triton, no_triton
 
 # Called with the number of kernels compiled, the number in all, and the one just compiled.
 Progress = Callable[[int, int, str], None]
@@ -47,6 +47,27 @@ class BuiltKernel:
     def label(self) -> str:
         """The kernel and the variant, as messages name them."""
         return _label(self.kernel, self.variant)
+
+
+class KernelFailed(CheckFailed):
+    """A kernel for which there is no binary, or one that does not fit.
+
+    Attributes:
+        reason: what is wrong with it, a clause.
+        role: which part of the operator it computes; None if it is the machine that failed.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        reason: str = "",
+        role: Role | None = None,
+        help: str | None = None,
+    ) -> None:
+        super().__init__(code, message, help=help)
+        self.reason, self.role = reason, role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,12 +133,8 @@ class Building:
         workers: int | None = None,
         time_limit: float = 60.0,
     ) -> None:
-        if importlib.util.find_spec("triton") is None:
-            raise Sh2genError(
-                "B004",
-                "Triton is not installed: kernels cannot be compiled",
-                help="pip install triton",
-            )
+        if not has_triton():
+            raise no_triton("kernels cannot be compiled")
         self._source, self._target, self._time_limit = source, target, time_limit
         wanted = [
             (kernel, Variant(variant))
@@ -126,14 +143,12 @@ class Building:
             if kernel.runs(Variant(variant), target.capability)
         ]
         self._jobs = {pair: kernel_job(source, target, *pair) for pair in wanted}
-        self._labels: dict[str, str] = {}
-        backward: set[str] = set()
-        for (kernel, variant), job in self._jobs.items():
-            self._labels.setdefault(job, _label(kernel, variant))
-            if kernel.role == Role.BACKWARD:
-                backward.add(job)
+        self._first: dict[str, tuple[KernelSource, Variant]] = {}  # that asks for a job
+        for pair, job in self._jobs.items():
+            self._first.setdefault(job, pair)
+        backward = {job for (k, _), job in self._jobs.items() if k.role == Role.BACKWARD}
         # Backward kernels take longest: started last, one would run on alone.
-        order = sorted(self._labels, key=lambda job: job not in backward)
+        order = sorted(self._first, key=lambda job: job not in backward)
         count = max(1, min(len(order), workers or os.cpu_count() or 1))
         self._compilers = Compilers(count, time_limit)
         self._pending = {job: self._compilers.submit(job) for job in order}
@@ -142,12 +157,13 @@ class Building:
         """All binaries, once they are there.
 
         Raises:
-            CheckFailed: B001 for the first kernel that does not compile, or not in time.
+            KernelFailed: B001 for the first kernel that does not compile, or not in time.
         """
         answers: dict[str, dict[str, Any]] = {}
         # In the order of the jobs, so that the first error is the same every time.
         for job, future in self._pending.items():
-            label = self._labels[job]
+            kernel, variant = self._first[job]
+            label = _label(kernel, variant)
             answers[job] = answer = future.result()
             if problem := failure(answer, label, self._target, self._time_limit):
                 advice = answer.get("help")
@@ -156,7 +172,15 @@ class Building:
                         "make its blocks smaller with --set (`sh2gen explain` lists the knobs), "
                         "or leave the build out: --no-build"
                     )
-                raise CheckFailed("B001", problem, help=advice)
+                raise KernelFailed(
+                    "B001",
+                    problem,
+                    reason="it compiles too slowly"
+                    if "gave_up" in answer
+                    else "it does not compile",
+                    role=None if "help" in answer else kernel.role,
+                    help=advice,
+                )
             if progress is not None:
                 progress(len(answers), len(self._pending), label)
         return Built(
@@ -197,8 +221,12 @@ def check_fits(built: Built, target: Target) -> None:
     for kernel in built.kernels:
         if problem := misfit(kernel, target):
             message, advice = problem
-            raise CheckFailed(
-                "B002", f"kernel {kernel.label} does not fit {target.name}: {message}", help=advice
+            raise KernelFailed(
+                "B002",
+                f"kernel {kernel.label} does not fit {target.name}: {message}",
+                reason=message,
+                role=kernel.kernel.role,
+                help=advice,
             )
 
 

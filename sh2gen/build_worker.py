@@ -213,6 +213,7 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.compiler.compiler import make_backend
     from triton.experimental.gluon._runtime import GluonASTSource
 
     refuse_shared_names()
@@ -224,18 +225,8 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
     assert set(given) == set(names), (
         f"arguments described: {sorted(given)}; of the kernel: {sorted(names)}"
     )
-    source = language(
-        function,
-        signature={name: given[name] for name in names},
-        constexprs=job["constants"],
-        # in the kernel's order, as of a launch: it is part of the key in Triton's cache
-        attrs={
-            (i,): [["tt.divisibility", 16]]
-            for i, name in enumerate(names)
-            if name in job["divisible"]
-        },
-    )
     target = GPUTarget("cuda", job["capability"], 32)
+    source = language(function, **_as_launched(function, job, make_backend(target)))
     if job.get("names_only"):
         _front_end(source, target, job["options"])
         return {}
@@ -249,6 +240,23 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
         "cubin": base64.b64encode(cubin).decode("ascii"),
         "triton": triton.__version__,
     }
+
+
+def _as_launched(function: Any, job: dict[str, Any], backend: Any) -> dict[str, Any]:
+    """What a launch hands to the compiler of its arguments: all of it is part of the key in
+    Triton's cache, and Triton's launcher writes it down otherwise from version to version. So it
+    is asked.
+    """
+    constants, signature = job["constants"], job["signature"]
+    specialised = [
+        ("constexpr", constants[name])
+        if name in constants
+        else (signature[name], "D" if name in job["divisible"] else None)
+        for name in function.arg_names
+    ]
+    bound = {name: constants.get(name) for name in function.arg_names}
+    _, types, values, attributes = function._pack_args(backend, {}, bound, specialised, {})
+    return {"signature": types, "constexprs": values, "attrs": attributes}
 
 
 def _front_end(source: Any, target: Any, options: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,15 @@ import torch
 
 from sh2gen.emit import emit
 from sh2gen.emit_kernels import cuts
-from sh2gen.files import write_whole
+from sh2gen.files import UNVERIFIED, write_whole
 from sh2gen.lower import plans
 from sh2gen.operator import InterpreterRunner, Operator, OperatorRunner
 from sh2gen.plan import Plan
-from sh2gen.schedule import Schedule, interpreter_schedule
+from sh2gen.schedule import Schedule, interpreter_schedule, schedule
 from sh2gen.spec import OpSpec
 from sh2gen.twins import twin
-from sh2gen.verify import Report, Runner, verify
+from sh2gen.verify import PROPERTIES, Report, Runner, verify
+from sh2gen.versions import beyond_triton
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,14 @@ class VerificationStep:
     device: str
     shapes: tuple[tuple[int, int], ...]
     properties: tuple[str, ...] | None = None  # None: all
+    property_shapes: tuple[tuple[int, int], ...] | None = None  # for all but equality
+
+    @property
+    def stages(self) -> int:
+        """How many it has, as `verify` counts them."""
+        names = self.properties or tuple(PROPERTIES)
+        others = 1 if self.property_shapes is None else len(self.property_shapes)
+        return sum(len(self.shapes) if name == "equality" else others for name in names)
 
     def run(self, seed: int = 0, progress: Any = None) -> Report:
         return verify(
@@ -42,10 +52,13 @@ class VerificationStep:
             device=self.device,
             seed=seed,
             properties=self.properties or "all",
+            property_shapes=self.property_shapes,
             progress=progress,
         )
 
 
+_ON_GPU = "on "
+_PLAIN_ALONE = "by plain PyTorch alone, not the kernels."
 EAGER_SHAPES = ((2, 19),)  # batch, length
 
 
@@ -74,22 +87,97 @@ def quick_checks(
         shapes=EAGER_SHAPES,
         properties=("equality",),
     )
-    if plan.kernels:
+    if plan.kernels and not beyond_triton():
         # A ragged length, and one of whole vectors: they take different masks.
         shapes = ((2, 11), (1, _whole_vectors(plan, cut=cuts(spec, numbers))))
         yield _interpreted(spec, plan, folder, torch.float32, shapes, ("equality",))
-        # Tiles of one channel hold scalars where others hold columns: as scheduled, on a few.
-        tiles = any(kernel.skeleton == "tile" for kernel in plan.kernels)
-        if tiles and ("BLOCK_D", 1) in (*numbers.forward, *numbers.backward):
+        if _scalar_tiles(plan, numbers):  # as scheduled, on a few channels
             yield _interpreted(
                 spec, plan, folder, torch.float32, ((1, 11), (1, 24)), ("equality",), numbers
             )
 
 
-def full_checks(
+def quick_count(plan: Plan, numbers: Schedule) -> int:
+    """How many ways of running `quick_checks` tries."""
+    if torch.cuda.is_available() or not plan.kernels or beyond_triton():
+        return 1
+    return 2 + _scalar_tiles(plan, numbers)
+
+
+def _scalar_tiles(plan: Plan, numbers: Schedule) -> bool:
+    """Whether tiles are of one channel, and so of scalars where others hold columns."""
+    tiles = any(kernel.skeleton == "tile" for kernel in plan.kernels)
+    return tiles and ("BLOCK_D", 1) in (*numbers.forward, *numbers.backward)
+
+
+def statement(plan: Plan) -> str:
+    """What a generated file says of how it was verified, once `quick_checks` have passed."""
+    if torch.cuda.is_available():
+        return f"{_ON_GPU}{torch.cuda.get_device_name()}."
+    if not plan.kernels:
+        return "by plain PyTorch, which is all of it, not yet run on a GPU."
+    if not beyond_triton():
+        return "by Triton's interpreter, not yet run on a GPU."
+    return _PLAIN_ALONE
+
+
+def stronger(one: str, other: str) -> str:
+    """Of two such statements of the same file the one that says more; the first if neither."""
+
+    def strength(text: str) -> int:
+        return 3 if text.startswith(_ON_GPU) else {UNVERIFIED: 0, _PLAIN_ALONE: 1}.get(text, 2)
+
+    return max(one, other, key=strength)
+
+
+# What kernels can get wrong although outputs and gradients of whole tensors are right. All other
+# properties follow from equality, within its bounds.
+_OWN_OF_KERNELS = ("equality", "causality", "packed", "strides", "chunks")
+
+
+def usual_checks(
+    spec: OpSpec, plan: Plan, operator: Operator, folder: Path, lengths: Sequence[int]
+) -> Iterator[VerificationStep]:
+    """What `verify` verifies without a GPU, in half a minute: equality at full width, every
+    property of a twin with few channels, and of its kernels those properties that are their own.
+    """
+    yield VerificationStep(
+        label="plain PyTorch in float32",
+        spec=spec,
+        runner=OperatorRunner(operator, "eager"),
+        dtype=torch.float32,
+        device="cpu",
+        shapes=EAGER_SHAPES,
+        properties=("equality",),
+    )
+    shapes = tuple((2 if i == 0 else 1, length) for i, length in enumerate(lengths))
+    small, path = _twin_file(spec, plan, folder)
+    # To the last bit that depends on the shapes of products, which few channels change.
+    others = tuple(name for name in PROPERTIES if name != "batch_invariance")
+    for dtype, properties in ((torch.float32, others), (torch.bfloat16, ("equality",))):
+        yield VerificationStep(
+            label=f"plain PyTorch in {_name(dtype)}, {small.channels} channels",
+            spec=small,
+            runner=OperatorRunner(Operator(path), "eager"),
+            dtype=dtype,
+            device="cpu",
+            shapes=shapes,
+            properties=properties,
+        )
+    if plan.kernels and not beyond_triton():
+        step = _interpreted(spec, plan, folder, torch.float32, shapes, _OWN_OF_KERNELS)
+        yield dataclasses.replace(step, property_shapes=((1, 19),))
+        yield _interpreted(spec, plan, folder, torch.float16, ((1, 19),), ("equality",))
+        if (length := _whole_vectors(plan, cut=True)) > max(lengths):
+            yield _interpreted(spec, plan, folder, torch.float32, ((1, length),), ("equality",))
+
+
+def thorough_checks(
     spec: OpSpec, plan: Plan, operator: Operator, folder: Path, device: str, lengths: Sequence[int]
 ) -> Iterator[VerificationStep]:
-    """What `verify` verifies: every property, in every dtype that the device can check."""
+    """What `verify` verifies on a GPU, and where it may take minutes: every property at full width
+    and of kernels, in every dtype that the device can check.
+    """
     if device == "cuda":
         shapes = tuple((1 + (i % 2), length) for i, length in enumerate(lengths))
         for name in ("bfloat16", "float16", "float32"):
@@ -105,14 +193,14 @@ def full_checks(
     small = tuple((1 + 2 * (i % 2), length) for i, length in enumerate(lengths))
     for dtype in (torch.float32, torch.bfloat16):
         yield VerificationStep(
-            label=f"plain PyTorch in {str(dtype).removeprefix('torch.')}",
+            label=f"plain PyTorch in {_name(dtype)}",
             spec=spec,
             runner=OperatorRunner(operator, "eager"),
             dtype=dtype,
             device="cpu",
             shapes=small[:4],
         )
-    if plan.kernels:
+    if plan.kernels and not beyond_triton():
         yield _interpreted(spec, plan, folder, torch.float32, small, None)
         yield _interpreted(spec, plan, folder, torch.float16, small[:2], ("equality",))
         if (length := _whole_vectors(plan, cut=True)) > max(lengths):
@@ -138,17 +226,10 @@ def _interpreted(
     properties: tuple[str, ...] | None,
     numbers: Schedule | None = None,
 ) -> VerificationStep:
-    """The same plan for a twin with few channels, its kernels under Triton's interpreter.
-
-    With the numbers given on at most two channels, else with small ones that suit the interpreter.
-    """
-    small = twin(spec, max_channels=2) if numbers else twin(spec)
-    (same,) = (p for p in plans(small, plan.algorithm) if p.name == plan.name)
-    path = folder / f"{spec.op}_twin.py"
-    write_whole(path, emit(small, same, numbers or interpreter_schedule(small, same)).text)
-    name = str(dtype).removeprefix("torch.")
+    """The same plan for a twin (`_twin_file`), its kernels under Triton's interpreter."""
+    small, path = _twin_file(spec, plan, folder, numbers)
     return VerificationStep(
-        label=f"kernels under the interpreter in {name}, {small.channels} channels"
+        label=f"kernels under the interpreter in {_name(dtype)}, {small.channels} channels"
         + (", numbers as scheduled" if numbers else ""),
         spec=small,
         runner=InterpreterRunner(path),
@@ -159,12 +240,36 @@ def _interpreted(
     )
 
 
-def example_lengths(spec: OpSpec, examples: int, device: str) -> tuple[int, ...]:
+def _twin_file(
+    spec: OpSpec, plan: Plan, folder: Path, numbers: Schedule | None = None
+) -> tuple[OpSpec, Path]:
+    """A twin with few channels, and its file: with the numbers given on at most two channels, else
+    with small ones that suit the interpreter.
+    """
+    small = twin(spec, max_channels=2) if numbers else twin(spec)
+    (same,) = (p for p in plans(small, plan.algorithm) if p.name == plan.name)
+    path = folder / f"{spec.op}_twin.py"
+    if numbers is None:
+        numbers = interpreter_schedule(small, same) if plan.kernels else schedule(small, same)
+    write_whole(path, emit(small, same, numbers).text)
+    return small, path
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def example_lengths(
+    spec: OpSpec, examples: int | None, device: str, thorough: bool = False
+) -> tuple[int, ...]:
     """The lengths at which operators break: 1, 2, around the taps and around blocks, primes, then
-    longer.
+    longer. By default six where that is fast or asked for, else three, or two of many taps.
     """
     taps = spec.filter.length or 1
     first = [37, 1, 2, taps - 1, taps, taps + 1, 15, 16, 17, 31, 33, 67, 101]
     more = [1000, 8191, 8192, 127, 4099, 16384, 131072] if device == "cuda" else [64, 65, 97, 127]
+    if device == "cpu" and not thorough:
+        first = [37, taps + 1, *first]
     lengths = [length for length in dict.fromkeys(first + more) if length >= 1]
-    return tuple(lengths[:examples])
+    few = 3 if taps <= 256 else 2
+    return tuple(lengths[: examples or (6 if thorough or device == "cuda" else few)])

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -50,6 +49,7 @@ from sh2gen.tables import (
     table_folders,
 )
 from sh2gen.target import TARGETS, Target
+from sh2gen.versions import installed, minor
 
 Changes = Mapping[str, Mapping[str, int]]  # direction -> knob -> value
 
@@ -459,10 +459,8 @@ def here() -> Target:
 
 def triton_version() -> str:
     """Triton's minor version here, which decides what kernels are compiled to."""
-    try:
-        return ".".join(metadata.version("triton").split(".")[:2])
-    except metadata.PackageNotFoundError:
-        return "none"
+    version = installed("triton")
+    return minor(version) if version else "none"
 
 
 def explain_misses(

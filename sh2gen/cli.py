@@ -33,6 +33,7 @@ from sh2gen.report import (
 from sh2gen.resources import shipped_op, shipped_ops
 from sh2gen.terminal import is_terminal, progress, say, show_source, tell
 from sh2gen.tune_report import print_checked, print_estimate, print_tuned
+from sh2gen.versions import TESTED_HELP, untested
 
 
 class _Verb(click.Command):
@@ -68,6 +69,9 @@ class _Group(click.Group):
         except Exception as error:
             if _of_the_system(error):
                 code = _told(Sh2genError("C007", f"the system refuses: {error or 'no memory'}"))
+            elif versions := untested():
+                tell(traceback.format_exc())
+                code = _told(Sh2genError("B006", "; ".join(versions), help=TESTED_HELP))
             else:
                 tell(traceback.format_exc())
                 tell("This is a bug in sh2gen, not in your input.")
@@ -190,6 +194,11 @@ def _changes(settings: tuple[str, ...]) -> dict[str, dict[str, int]]:
     "--no-verify", is_flag=True, help="Write the file without comparing it with float64."
 )
 @click.option("--no-build", is_flag=True, help="Do not compile the kernels ahead of time.")
+@click.option(
+    "--thorough",
+    is_flag=True,
+    help="Compile kernels of calls at odd strides and lengths too, which takes longer.",
+)
 @click.option("--check", is_flag=True, help="Write nothing; fail if a file in --out is stale.")
 @_locked
 @click.option("--lock", metavar="FILE", help="Write such a file of what was taken.")
@@ -205,6 +214,7 @@ def compile_command(
     target: str | None,
     no_verify: bool,
     no_build: bool,
+    thorough: bool,
     check: bool,
     locked: str | None,
     lock: str | None,
@@ -222,7 +232,7 @@ def compile_command(
     """
     from sh2gen import driver
 
-    with progress(as_json) as note:
+    with progress(as_json, stages=True) as note:
         compilations = driver.compile_operators(
             driver.op_files(ops),
             out=out,
@@ -231,6 +241,7 @@ def compile_command(
             target=target,
             verified=not (no_verify or check),
             built=not (no_build or check),
+            thorough=thorough,
             write=not check,
             locked=locked,
             lock=lock,
@@ -238,6 +249,7 @@ def compile_command(
             lengths=lengths,
             batch=batch,
             progress=note,
+            advance=note.advance,
             warn=tell,
         )
     outdated = [str(c.path) for c in compilations if driver.stale(c)] if check else []
@@ -262,10 +274,14 @@ def compile_command(
 )
 @click.option(
     "--examples",
-    default=6,
-    show_default=True,
     type=click.IntRange(1, 1000),
-    help="How many lengths to try, of those at which operators break.",
+    help="How many lengths to try, of those at which operators break. Default: 3; 6 with "
+    "--thorough or a GPU.",
+)
+@click.option(
+    "--thorough",
+    is_flag=True,
+    help="Without a GPU too all properties of kernels, and of all channels. Takes minutes.",
 )
 @_seed
 @_plan
@@ -275,7 +291,8 @@ def compile_command(
 def verify(
     op: str,
     device: str | None,
-    examples: int,
+    examples: int | None,
+    thorough: bool,
     seed: int,
     plan: str | None,
     lengths: tuple[int, ...],
@@ -289,17 +306,20 @@ def verify(
     """
     from sh2gen import driver
 
-    with progress(as_json) as note:
+    with progress(as_json, stages=True) as note:
         reports = driver.verify_operator(
             op,
             device=device,
             examples=examples,
+            thorough=thorough,
             seed=seed,
             plan=plan,
             lengths=lengths,
             batch=batch,
             progress=note,
             detail=note if is_terminal() else None,  # hundreds of messages
+            advance=note.advance,
+            warn=tell,
         )
     if as_json:
         say(json.dumps([report.to_dict() for report in reports], indent=2))
@@ -637,8 +657,6 @@ def bench(
 
 def _read_results(files: Iterable[str], drawn: bool) -> list[Any]:
     """What earlier runs found."""
-    if importlib.util.find_spec("triton") is None:
-        raise Sh2genError("B004", "Triton is not installed: results cannot be read")
     from sh2gen.bench import read_results
 
     by_op: dict[str, list[str]] = {}

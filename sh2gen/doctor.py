@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -14,37 +13,18 @@ from sh2gen.records import home
 from sh2gen.resources import folder
 from sh2gen.tables import table_folders
 from sh2gen.terminal import say
+from sh2gen.versions import installed, untested
 
 
 def examined() -> dict[str, Any]:
     """Versions, GPU, folders, and by what sh2gen does whether it would work, in plain values."""
-
-    def version(package: str) -> str | None:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return None
-
     packages: tuple[str, ...] = ("sh2gen", "torch", "triton", "numpy", "jinja2", "sympy")
     packages += ("networkx", "hypothesis", "matplotlib")
-    found = {name: version(name) for name in packages}
+    found = {name: installed(name) for name in packages}
     cuda = torch.cuda.is_available()
     known = targets.from_device()
     triton = found["triton"]
-    numpy = found["numpy"]
-    broken = (
-        triton is not None
-        and numpy is not None
-        and tuple(map(int, triton.split(".")[:2])) < (3, 9)
-        and tuple(map(int, numpy.split(".")[:2])) >= (2, 4)
-    )
-    interpreter = (
-        "no: needs triton and numpy"
-        if triton is None or numpy is None
-        else f"no: Triton {triton}'s interpreter breaks with numpy {numpy}; install numpy < 2.4"
-        if broken
-        else "yes"
-    )
+    interpreter = "yes" if triton and found["numpy"] else "no: needs triton and numpy"
     works = {
         "compile to a file": "yes",
         "build kernels ahead of time": "yes" if triton else "no: needs triton",
@@ -62,6 +42,7 @@ def examined() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": found,
+        "untested": list(untested()),
         "gpu": torch.cuda.get_device_name() if cuda else None,
         "target": known.name if known else None,
         "ops": str(folder("ops")),
@@ -75,6 +56,7 @@ def print_examined(report: dict[str, Any]) -> None:
     """The same for a person."""
     rows = [("python", report["python"])]
     rows += [(name, number or "not installed") for name, number in report["packages"].items()]
+    rows += [("untested", text) for text in report["untested"]]
     rows.append(("gpu", str(report["gpu"] or "none")))
     rows.append(
         ("target", str(report["target"] or "H200 (default: this GPU is none that is known)"))

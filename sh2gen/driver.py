@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sh2gen import target as targets
-from sh2gen.build import Building, Built, check_fits
-from sh2gen.checks import EAGER_SHAPES, example_lengths, full_checks, quick_checks
+from sh2gen.checks import (
+    EAGER_SHAPES,
+    example_lengths,
+    thorough_checks,
+    usual_checks,
+)
 from sh2gen.choose import (
     Candidate,
     Changes,
@@ -31,8 +36,16 @@ from sh2gen.choose import (
     resized,
     tables,
 )
+from sh2gen.compilation import (
+    Advance,
+    Compilation,
+    Progress,
+    Tests,
+    one_thread,
+    tested,
+    written,
+)
 from sh2gen.contenders import chosen
-from sh2gen.cost import Prediction, predictions
 from sh2gen.emit import emit
 from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.files import (
@@ -40,14 +53,13 @@ from sh2gen.files import (
     made_folder,
     read_text,
     refuse_to_replace,
+    same_program,
     scratch,
     write_all,
     write_whole,
 )
 from sh2gen.journal import Task
-from sh2gen.launches import kernel_digests, launched, of_direction, variant_of
-from sh2gen.lower import plans, verdicts
-from sh2gen.lower.verdict import Verdict
+from sh2gen.lower import plans
 from sh2gen.memory import require_memory
 from sh2gen.operator import Operator
 from sh2gen.plan import Plan
@@ -55,7 +67,6 @@ from sh2gen.records import home, operator_digest
 from sh2gen.resources import shipped_op
 from sh2gen.schedule import DIRECTIONS, schedule, search_space
 from sh2gen.search import Problem
-from sh2gen.source import Source
 from sh2gen.spec import OpSpec, Workload, load_spec
 from sh2gen.tables import (
     LockEntry,
@@ -70,103 +81,10 @@ from sh2gen.tables import (
 from sh2gen.target import Target
 from sh2gen.tuner import Session, Tuned, problem
 from sh2gen.verify import Report
+from sh2gen.versions import beyond_triton, has_triton, no_triton, untested, without_triton
 
 if TYPE_CHECKING:  # it needs Triton, which this module does without
     from sh2gen.bench import Results
-
-Progress = Callable[[str], None]  # what happens next, or has happened
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Compilation:
-    """Everything that was decided, found and written for one operator.
-
-    Attributes:
-        spec: the operator.
-        verdicts: every algorithm's answer.
-        candidates: every plan; the first is the one that was taken, the others cheapest first.
-        predictions: by workload and direction.
-        source: the generated text.
-        built: resources of every kernel, or None if it was not built.
-        reports: of verification, one a way of running.
-        path: the generated file.
-        seconds: by stage.
-    """
-
-    spec: OpSpec
-    target: Target
-    verdicts: dict[str, Verdict]
-    candidates: tuple[Candidate, ...]
-    predictions: tuple[tuple[Workload, dict[str, Prediction]], ...]
-    source: Source
-    built: Built | None
-    reports: tuple[Report, ...]
-    path: Path
-    seconds: dict[str, float]
-
-    @property
-    def chosen(self) -> Candidate:
-        return self.candidates[0]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for --json."""
-        kernels = self.built.kernels if self.built else ()
-        return {
-            "op": self.spec.op,
-            "digest": self.spec.digest,
-            "path": str(self.path),
-            "target": self.target.name,
-            "algorithm": self.chosen.plan.algorithm,
-            "plan": self.chosen.plan.name,
-            "layout": self.chosen.plan.layout.value,
-            "schedule": {
-                "forward": dict(self.chosen.schedule.forward),
-                "backward": dict(self.chosen.schedule.backward),
-            },
-            "origins": dict(self.chosen.origins),
-            "verdicts": {
-                name: {"applies": v.applies, "reasons": list(v.reasons)}
-                for name, v in self.verdicts.items()
-            },
-            "candidates": [
-                {"plan": c.plan.name, "score": c.score, "basis": c.basis} for c in self.candidates
-            ],
-            "not_taken": list(passed_over(self.candidates)),
-            "predictions": [
-                {
-                    "batch": workload.batch,
-                    "length": workload.length,
-                    **{
-                        direction: dataclasses.asdict(p) | {"share_of_bound": p.share}
-                        for direction, p in found.items()
-                    },
-                }
-                for workload, found in self.predictions
-            ],
-            "kernels": [
-                {
-                    "name": k.kernel.name,
-                    "variant": k.variant.value,
-                    "registers": k.registers,
-                    "stack": k.stack,
-                    "spills": k.spills,
-                    "shared": k.shared,
-                }
-                for k in kernels
-            ],
-            "verification": [
-                {
-                    "runner": r.runner,
-                    "dtype": r.dtype,
-                    "device": r.device,
-                    "ok": r.ok,
-                    "checks": len(r.checks),
-                    "failures": [c.to_dict() for c in r.failures],
-                }
-                for r in self.reports
-            ],
-            "seconds": self.seconds,
-        }
 
 
 def compile_operators(
@@ -178,6 +96,7 @@ def compile_operators(
     target: str | Target | None = None,
     verified: bool = True,
     built: bool = True,
+    thorough: bool = False,
     write: bool = True,
     locked: str | PathLike[str] | None = None,
     lock: str | PathLike[str] | None = None,
@@ -185,6 +104,7 @@ def compile_operators(
     lengths: Sequence[int] = (),
     batch: int | None = None,
     progress: Progress | None = None,
+    advance: Advance | None = None,
     warn: Progress | None = None,
 ) -> tuple[Compilation, ...]:
     """Compile operators into `out`/<op>.py. Nothing is written unless every step of all succeeds.
@@ -198,12 +118,15 @@ def compile_operators(
         verified: compare the files with float64 before they are written: kernels on this machine's
             GPU if there is one, else under Triton's interpreter on twins with few channels.
         built: compile the kernels ahead of time for the target and refuse what does not fit it.
+        thorough: compile those for calls at odd strides and lengths too. With a GPU they always
+            are, because such calls are verified.
         write: False leaves the folder alone; then no lock file is written either.
         locked: a lock file that says plans and numbers, so that all who compile agree.
         lock: where to write such a file of what was taken.
         tables: a folder of tuned tables, as `tune` writes with `out`, looked at beside the user's.
         lengths, batch: workloads instead of those of the specs (`resized`).
-        progress, warn: told of progress, and of tables and lock files that are not what they were.
+        progress, advance: told of what happens, and of how far it has come.
+        warn: told of versions, tables and lock files that are not what they should be.
 
     Raises:
         Sh2genError: what is wrong with a spec, plan, schedule, lock file or folder; CheckFailed if
@@ -235,8 +158,9 @@ def compile_operators(
             )
     known = known_numbers(tables, locked)
     warn = warn or say
-    for damage in known.damages:
-        warn(f"skipped: {damage}")
+    for text in (*untested(), *(f"skipped: {damage}" for damage in known.damages)):
+        warn(text)
+    advance = advance or (lambda done, stages: None)
     chosen = [_choose(spec, gpu, plan, changes, known, Path(out), say) for spec in specs]
     for compilation in chosen:
         for text in compilation.chosen.warnings:
@@ -258,12 +182,27 @@ def compile_operators(
                 compilation.chosen.plan.states,
                 "--no-verify (verified=False) writes the file without comparing it with float64",
             )
-    tested = tuple(_test(compilation, verified, built, say) for compilation in chosen)
-    files = {c.path: c.source.text.encode() for c in tested} if write else {}
+    how = Tests(
+        verified=verified,
+        built=built and not beyond_triton(),
+        thorough=thorough,
+        free=not changes and locked is None,
+    )
+    before, total = 0, sum(how.stages(compilation) for compilation in chosen)
+    finished = []
+    for compilation in chosen:
+        done = partial(_advance, advance, before, total)
+        finished.append(tested(compilation, how, say, done))
+        before += how.stages(compilation)
+    files = {c.path: c.source.text.encode() for c in finished} if write else {}
     if lock is not None:
-        files[Path(lock)] = lock_text(Path(lock), [_lock_entry(c) for c in tested]).encode()
+        files[Path(lock)] = lock_text(Path(lock), [_lock_entry(c) for c in finished]).encode()
     write_all(files)
-    return tested
+    return tuple(finished)
+
+
+def _advance(advance: Advance, before: int, total: int, done: int) -> None:
+    advance(before + done, total)
 
 
 def known_numbers(
@@ -323,101 +262,9 @@ def _choose(
     begin = time.perf_counter()
     say(f"{spec.op}: choosing a plan")
     ranked = candidates(spec, gpu, plan, changes, known)
-    chosen = ranked[0]
-    return Compilation(
-        spec=spec,
-        target=gpu,
-        verdicts=verdicts(spec),
-        candidates=ranked,
-        predictions=tuple(
-            (w, predictions(spec, chosen.plan, chosen.schedule, w, gpu)) for w in spec.workloads
-        ),
-        source=emit(spec, chosen.plan, chosen.schedule),
-        built=None,
-        reports=(),
-        path=out / f"{spec.op}.py",
-        seconds={"choose": round(time.perf_counter() - begin, 3)},
-    )
-
-
-def _test(compilation: Compilation, verified: bool, built: bool, say: Progress) -> Compilation:
-    """The same, built and verified as asked for; raises CheckFailed if anything is wrong."""
-    spec, gpu, source = compilation.spec, compilation.target, compilation.source
-    seconds = dict(compilation.seconds)
-    clock = time.perf_counter()
-
-    def lap(stage: str) -> None:
-        nonlocal clock
-        now = time.perf_counter()
-        seconds[stage] = round(now - clock, 3)
-        clock = now
-
-    reports: list[Report] = []
-    compiled: Built | None = None
-    # Compilers run in processes of their own, so that this one verifies meanwhile.
-    with ExitStack() as stack:
-        pending: Building | None = None
-        if built and source.kernels:
-            say(f"{spec.op}: compiling {len(source.kernels)} kernels for {gpu.sm}")
-            pending = stack.enter_context(closing(Building(source, gpu)))
-            if torch.cuda.is_available():  # verification will run them: they must fit
-                check_fits(pending.result(), gpu)
-        if verified:
-            with _one_thread(), scratch() as folder:
-                draft = folder / compilation.path.name
-                write_whole(draft, source.text)
-                chosen = compilation.chosen
-                for check in quick_checks(
-                    spec, chosen.plan, chosen.schedule, Operator(draft), folder
-                ):
-                    say(f"{spec.op}: verifying {check.label}")
-                    reports.append(check.run())
-                    reports[-1].require()
-            lap("verify")
-        if pending is not None:
-            compiled = pending.result()
-            check_fits(compiled, gpu)
-            compilation = _labelled(compilation, compiled)
-            lap("build")
-    return dataclasses.replace(
-        compilation, built=compiled, reports=tuple(reports), seconds=seconds
-    )
-
-
-def _labelled(compilation: Compilation, built: Built) -> Compilation:
-    """The same; of tuned numbers whose kernels compile to other code than when they were tuned,
-    the origin says so. Nothing more is compiled for that: what a call launches and this did not
-    build is not compared.
-    """
-    chosen, spec, source = compilation.chosen, compilation.spec, compilation.source
-    origins = dict(chosen.origins)
-    shapes = [(w.batch, w.length) for w in spec.workloads]
-    of = (spec, chosen.plan, chosen.schedule, source.kernels, shapes, built.target.capability)
-    for direction, decision in chosen.decided.items():
-        binaries = [
-            (kernel, built.of_launch(kernel, variant_of(kernel)))
-            for kernel in of_direction(launched(*of), direction)
-        ]
-        missing = {kernel.name for kernel, binary in binaries if binary is None}
-        now = kernel_digests(
-            spec.op,
-            ((k, b.ptx_digest) for k, b in binaries if b is not None and k.name not in missing),
-        )
-        if any(decision.kernels.get(name, digest) != digest for name, digest in now.items()):
-            origins[direction] += "; kernel changed since (`sh2gen tables check`)"
-    first = dataclasses.replace(chosen, origins=origins)
-    return dataclasses.replace(compilation, candidates=(first, *compilation.candidates[1:]))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """torch on one thread: several spin while they wait for a core that a compiler has."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    compilation = written(spec, gpu, ranked, out / f"{spec.op}.py", {})
+    seconds = {"choose": round(time.perf_counter() - begin, 3)}
+    return dataclasses.replace(compilation, seconds=seconds)
 
 
 def resolve_target(name: str | None) -> Target:
@@ -429,25 +276,34 @@ def verify_operator(
     op: OpSpec | str | PathLike[str],
     *,
     device: str | None = None,
-    examples: int = 6,
+    examples: int | None = None,
+    thorough: bool = False,
     seed: int = 0,
     plan: str | None = None,
     lengths: Sequence[int] = (),
     batch: int | None = None,
     progress: Progress | None = None,
     detail: Progress | None = None,
+    advance: Advance | None = None,
+    warn: Progress | None = None,
 ) -> tuple[Report, ...]:
     """The property suite on this machine, forward and gradients.
 
     Args:
         op: an op.yaml, a generated file, or a spec.
         device: "cpu" or "cuda"; by default cuda if there is a GPU.
-        examples: how many lengths to try.
+        examples: how many lengths to try; by default six where that is fast or thorough, or three.
+        thorough: without a GPU too all properties of kernels, and of plain PyTorch at full width,
+            which takes minutes.
         seed: of all random numbers.
         plan, lengths, batch: as for compile_operators; a generated file has its own.
         progress: told before and after each way of running the operator.
-        detail: told before every step of it.
+        detail, advance: told before every step of it; how many of all are done.
+        warn: told of untested versions, and of what cannot be verified here.
     """
+    complain = warn or progress or (lambda _: None)
+    for text in untested():
+        complain(text)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise Sh2genError("V003", "there is no CUDA device here", help="--device cpu")
@@ -468,21 +324,33 @@ def verify_operator(
             operator = Operator(Path(op))
             spec = operator.spec
             structure = _plan_of(operator, device)
-        lengths = example_lengths(spec, examples, device)
+        if structure.kernels and beyond_triton():
+            complain(f"not verified: {without_triton()}")
+        lengths = example_lengths(spec, examples, device, thorough)
         say = progress or (lambda _: None)
         reports = []
-        for step in full_checks(spec, structure, operator, folder, device, lengths):
-            inner = None
-            if detail is not None:
+        if device == "cuda" or thorough:
+            found = thorough_checks(spec, structure, operator, folder, device, lengths)
+        else:
+            found = usual_checks(spec, structure, operator, folder, lengths)
+        steps = tuple(found)
+        stages = [step.stages for step in steps]
+        for i, step in enumerate(steps):
 
-                def inner(done: int, total: int, what: str, label: str = step.label) -> None:
+            def inner(
+                done: int, total: int, what: str, label: str = step.label, before: int = i
+            ) -> None:
+                if detail is not None:
                     detail(f"{label}: {what} ({done + 1} of {total})")
+                if advance is not None:
+                    advance(sum(stages[:before]) + done, sum(stages))
 
             if step.device == "cpu":
                 advice = "verify it where there is more, or an operator of fewer taps or channels"
                 require_memory(step.spec, step.shapes, structure.states, advice)
-            say(f"verifying {step.label}")
-            report = step.run(seed, inner)
+            say(f"verifying {step.label} ({i + 1} of {len(steps)})")
+            with one_thread():  # tensors are small
+                report = step.run(seed, inner)
             failed = len(report.failures)
             say(f"{step.label}: {failed or 'none'} of {len(report.checks)} checks failed")
             reports.append(report)
@@ -525,8 +393,9 @@ def bench_operator(
     spec = resized(spec, lengths, batch)
     spec = dataclasses.replace(spec, workloads=in_order(spec.workloads))
     known = known_numbers(tables)
-    for damage in known.damages:
-        (warn or progress or (lambda _: None))(f"skipped: {damage}")
+    complain = warn or progress or (lambda _: None)
+    for text in (*untested(), *(f"skipped: {damage}" for damage in known.damages)):
+        complain(text)
     ranked = candidates(spec, gpu, plan, changes, known)
     best = ranked[0]
     if not torch.cuda.is_available():
@@ -535,8 +404,8 @@ def bench_operator(
             "there is no CUDA device here, and bench times kernels on one",
             help="`sh2gen explain` predicts times without one",
         )
-    if importlib.util.find_spec("triton") is None:
-        raise Sh2genError("B004", "Triton is not installed: kernels cannot run")
+    if not has_triton():
+        raise no_triton("kernels cannot run")
     from sh2gen import bench
 
     with scratch() as folder:
@@ -567,7 +436,7 @@ def _plan_of(operator: Operator, device: str) -> Plan:
         raise Sh2genError("L003", f"{operator.path} has a plan unknown here: {operator.plan}")
     if device == "cpu" and found[0].kernels:
         text = emit(spec, found[0], schedule(spec, found[0], space.NUMBERS)).text
-        if read_text(operator.path) != text:
+        if not same_program(read_text(operator.path), text):
             raise CheckFailed(
                 "V003",
                 f"{operator.path} is not what this version writes, so its kernels need a GPU",
@@ -644,6 +513,8 @@ def tune_operator(
         )
     folder = made_folder(Path(out) if out is not None else home() / "tuned")
     say, complain = progress or (lambda _: None), warn or progress or (lambda _: None)
+    for text in untested():
+        complain(text)
     with ExitStack() as stack:
         if session is None:
             session = stack.enter_context(Session(workers, progress or warn, warn or progress))
@@ -800,9 +671,11 @@ def _require_kernels(spec: OpSpec, plan: Plan) -> None:
 
 
 def stale(compilation: Compilation) -> bool:
-    """Whether the file on disk differs from what was just compiled."""
+    """Whether the file on disk differs from what was just compiled, in more than it says of how
+    it was verified.
+    """
     try:
-        return read_text(compilation.path) != compilation.source.text
+        return not same_program(read_text(compilation.path), compilation.source.text)
     except OSError:
         return True
 
@@ -815,6 +688,7 @@ def compile(op: OpSpec | str | PathLike[str], **options: Any) -> Operator:
     """
     if not options.get("write", True):
         raise TypeError("compile imports what it writes; compile_operator(write=False) does not")
+    options.setdefault("warn", lambda text: warnings.warn(text, stacklevel=5))
     return Operator(compile_operator(op, **options).path)
 
 

@@ -22,6 +22,8 @@ MARK = "\n\nWritten by sh2gen. "  # in every generated file
 _SCRATCH = ".sh2gen-scratch-"  # how names of temporary folders begin
 _LONGEST = 255  # bytes of a name, on all common file systems
 _HELP = "choose another place for it"
+UNVERIFIED = "not yet."  # as files say it
+_VERIFIED = re.compile(r"^(Verified: )(.+)$", re.MULTILINE)
 _SIGNATURE = re.compile(r"^(sha256, with zeros here: )([0-9a-f]{64})$", re.MULTILINE)
 
 
@@ -93,6 +95,24 @@ def unsigned(text: str) -> str:
 def intact(text: str) -> bool:
     """Whether the digest of a generated file is there, and of this text."""
     return _SIGNATURE.search(text) is not None and signed(text) == text
+
+
+def stated(text: str, how: str) -> str:
+    """The text of a generated file with `how` in the line that says how it was verified."""
+    return signed(_VERIFIED.sub(lambda line: line[1] + how, text, count=1))
+
+
+def statement(text: str) -> str:
+    """What the text of a generated file says of how it was verified."""
+    found = _VERIFIED.search(text)
+    return found[2] if found else UNVERIFIED
+
+
+def same_program(one: str, other: str) -> bool:
+    """Whether two texts of generated files differ at most in how they were verified, which depends
+    on the machine.
+    """
+    return stated(one, UNVERIFIED) == stated(other, UNVERIFIED)
 
 
 def read_generated(path: Path, *, edited: bool = False) -> str:

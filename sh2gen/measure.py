@@ -14,20 +14,24 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
-from triton.testing import do_bench
 
 from sh2gen.cost import moved
 from sh2gen.jsonl import POSITIVE
 from sh2gen.operator import Operator
 from sh2gen.spec import OpSpec
+from sh2gen.versions import installed
+
+try:
+    import triton
+    import triton.language as tl
+    from triton.testing import do_bench
+except ImportError:  # what was measured elsewhere can be read here
+    triton = SimpleNamespace(jit=lambda function: function)
 
 Device = torch.device | str
 
@@ -277,13 +281,6 @@ def cuda_version(number: int) -> str:
 def versions() -> dict[str, str]:
     """Of Python, of the packages that times depend on, and of the CUDA that torch was made for."""
     found = {"python": platform.python_version()}
-    found |= {name: _version(name) for name in ("torch", "triton", "sh2gen")}
+    packages = ("torch", "triton", "sh2gen")
+    found |= {name: installed(name) or "not installed" for name in packages}
     return found | {"cuda": str(torch.version.cuda)}
-
-
-def _version(package: str) -> str:
-    """Of an installed package; sh2gen may also run from its sources."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

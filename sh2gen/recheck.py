@@ -22,6 +22,7 @@ from sh2gen.lower import plans
 from sh2gen.schedule import DIRECTIONS, Schedule, partner
 from sh2gen.source import KernelSource, Source
 from sh2gen.tables import Decision, gpu_called
+from sh2gen.versions import no_triton
 
 _TIME_LIMIT = 120.0  # seconds to compile a kernel
 
@@ -110,11 +111,7 @@ def recheck(
         Sh2genError: B004 without Triton.
     """
     if triton_version() == "none":
-        raise Sh2genError(
-            "B004",
-            "Triton is not installed: kernels cannot be compiled",
-            help="pip install triton",
-        )
+        raise no_triton("kernels cannot be compiled")
     with contextlib.closing(Compilers(workers or os.cpu_count() or 1, _TIME_LIMIT)) as compilers:
         for i, decision in enumerate(decisions):
             title = f"{decision.op} {decision.key.direction}"

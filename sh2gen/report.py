@@ -12,6 +12,7 @@ from sh2gen.terminal import say
 def print_compilation(c: Any) -> None:
     """What was chosen and why, for a person."""
     from sh2gen.choose import passed_over
+    from sh2gen.versions import beyond_triton, without_triton
 
     plan = c.chosen.plan
     rows: list[tuple[str, str]] = [("file", str(c.path))]
@@ -65,6 +66,10 @@ def print_compilation(c: Any) -> None:
         )
     if not c.reports:
         rows.append(("verified", "no (--no-verify)"))
+    elif not c.verified.startswith("on "):
+        rows.append(("verified", c.verified))
+    if plan.kernels and beyond_triton():
+        rows.append(("not verified", without_triton()))
     rows.append(("seconds", ", ".join(f"{stage} {s:.1f}" for stage, s in c.seconds.items())))
     width = max(len(name) for name, _ in rows)
     say(f"{c.spec.op}")

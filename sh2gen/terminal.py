@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 import click
 
@@ -40,21 +41,37 @@ def tell(text: str) -> None:
         click.echo(printable(text), err=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What `progress` gives: called with what happens, told how far it has come."""
+
+    say: Callable[[str], None]
+    advance: Callable[[int, int], None]  # stages done, and how many there are
+
+    def __call__(self, text: str) -> None:
+        self.say(text)
+
+
 @contextmanager
-def progress(quiet: bool, every: float = 0.0) -> Iterator[Callable[[str], None]]:
+def progress(quiet: bool, every: float = 0.0, stages: bool = False) -> Iterator[Note]:
     """A status line on a terminal, a line a message in a pipe, nothing for JSON.
 
     Args:
         every: seconds between lines in a pipe; messages between them are left out.
+        stages: the work says how many it has (`Note.advance`): on a terminal there is a bar, and
+            how long is left.
     """
     if quiet:
-        yield lambda _: None
+        yield Note(lambda _: None, lambda done, total: None)
+    elif is_terminal() and stages:
+        with _bar() as note:
+            yield note
     elif is_terminal():
         from rich.console import Console
         from rich.text import Text
 
         with Console(stderr=True).status("") as status:
-            yield lambda text: status.update(Text(printable(text)))
+            yield Note(lambda text: status.update(Text(printable(text))), lambda done, total: None)
     else:
         said = float("-inf")
 
@@ -64,7 +81,28 @@ def progress(quiet: bool, every: float = 0.0) -> Iterator[Callable[[str], None]]
                 said = time.monotonic()
                 tell(text)
 
-        yield talk
+        yield Note(talk, lambda done, total: None)
+
+
+@contextmanager
+def _bar() -> Iterator[Note]:
+    """A line with a bar, which goes away at the end."""
+    from rich import progress as bars
+    from rich.console import Console
+
+    columns = (
+        bars.SpinnerColumn(),
+        bars.BarColumn(bar_width=20),
+        bars.MofNCompleteColumn(),
+        bars.TimeRemainingColumn(compact=True),
+        bars.TextColumn("{task.description}", markup=False),
+    )
+    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield Note(
+            lambda text: bar.update(task, description=printable(text)),
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
 
 
 def is_terminal() -> bool:

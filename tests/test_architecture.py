@@ -14,7 +14,17 @@ import sh2gen
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    ("errors", "target", "resources", "files", "process", "jsonl", "ranks", "loaded"),
+    (
+        "errors",
+        "target",
+        "resources",
+        "files",
+        "process",
+        "jsonl",
+        "ranks",
+        "loaded",
+        "versions",
+    ),
     ("spec",),
     ("ir", "reference", "memory", "twins"),
     ("plan", "passes", "schedule", "source", "contenders"),
@@ -49,6 +59,8 @@ LAYERS = (
     (
         "driver",
         "checks",
+        "refit",
+        "compilation",
         "tuner",
         "journal",
         "tune_worker",
@@ -72,6 +84,7 @@ LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in mod
 # Imports within a layer, and why. None of them may close a circle.
 WITHIN = {
     ("files", "errors"): "what cannot be written is the user's error",
+    ("versions", "errors"): "what is missing is the user's error",
     ("target", "errors"): "an unknown target is the user's error",
     ("schedule", "plan"): "a schedule gives numbers to the symbols of a plan",
     ("passes", "plan"): "some passes are of tile programs",
@@ -104,6 +117,12 @@ WITHIN = {
     ("tuner", "journal"): "what a search reports is written down",
     ("recheck", "choose"): "which Triton is here",
     ("driver", "checks"): "the last of its steps",
+    ("driver", "compilation"): "the steps after it",
+    ("compilation", "checks"): "the last of them",
+    ("compilation", "choose"): "what it is of",
+    ("compilation", "refit"): "another choice, where the first does not fit",
+    ("refit", "choose"): "what was chosen first",
+    ("refit", "tuner"): "what is predicted of a search space",
     ("driver", "choose"): "the first of its steps",
     ("driver", "journal"): "what is to be searched",
     ("tables", "lockfile"): "whoever looks for a schedule looks in both",

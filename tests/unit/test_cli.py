@@ -54,13 +54,14 @@ def test_verify_in_a_pipe_says_little(op: str) -> None:
     """A line before and one after each way of running; checks go by the hundred."""
     result = run("verify", op, "--plan=fft", "--device=cpu", "--examples=2")
     assert result.exit_code == 0
-    assert result.stdout.count("passed") == 2
-    ways = [f"plain PyTorch in {dtype}" for dtype in ("float32", "bfloat16")]
-    for way, first, last in zip(
-        ways, result.stderr.splitlines()[::2], result.stderr.splitlines()[1::2], strict=True
-    ):
-        assert first == f"verifying {way}"
-        assert last.startswith(f"{way}: none of ") and last.endswith(" checks failed")
+    assert result.stdout.count("passed") == 3
+    lines = result.stderr.splitlines()
+    few = ", 2 channels"
+    ways = ["float32", f"float32{few}", f"bfloat16{few}"]
+    for i, (way, first, last) in enumerate(zip(ways, lines[::2], lines[1::2], strict=True)):
+        assert first == f"verifying plain PyTorch in {way} ({i + 1} of 3)"
+        assert last.startswith(f"plain PyTorch in {way}: none of ")
+        assert last.endswith(" checks failed")
 
 
 def test_the_package_runs_as_a_module() -> None:

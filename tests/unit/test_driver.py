@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from sh2gen import checks
 from sh2gen.checks import VerificationStep, quick_checks
 from sh2gen.driver import (
     _plan_of,
@@ -17,11 +19,13 @@ from sh2gen.driver import (
     compile_operator,
     compile_operators,
     op_files,
+    stale,
     tune_operator,
     verify_operator,
 )
 from sh2gen.errors import CheckFailed, Sh2genError
-from sh2gen.files import signed
+from sh2gen.files import UNVERIFIED, intact, signed, stated, statement
+from sh2gen.lower import plans
 from sh2gen.operator import Operator
 from sh2gen.resources import folder
 from sh2gen.spec import OpSpec, Sequences, spec_from_dict
@@ -114,7 +118,7 @@ def test_a_wrong_result_of_one_leaves_all_unwritten(
         for step in quick_checks(spec, *_):
             yield dataclasses.replace(step, shapes=shapes)
 
-    monkeypatch.setattr("sh2gen.driver.quick_checks", checks)
+    monkeypatch.setattr("sh2gen.compilation.quick_checks", checks)
     with pytest.raises(CheckFailed, match="nothing of last_conv was verified"):
         compile_operators([SPEC, last], out=tmp_path / "out", plan="fft")
     assert not (tmp_path / "out").exists()
@@ -160,3 +164,44 @@ def test_compile_imports_what_it_writes() -> None:
 def test_the_plan_of_a_generated_file_is_found(path: Path) -> None:
     """On a CPU only if this version writes the file, from the numbers that stand in it."""
     assert _plan_of(Operator(path), "cpu").name == Operator(path).plan
+
+
+# ---- how a file was verified --------------------------------------------------------------------
+
+INTERPRETED = "by Triton's interpreter, not yet run on a GPU."
+
+
+def said(path: Path) -> str:
+    text = path.read_text()
+    assert intact(text)  # its digest is of what it says too
+    return statement(text)
+
+
+def test_a_file_says_how_it_was_verified_and_no_less_than_before(tmp_path: Path) -> None:
+    first = compile_operator(SPEC, out=tmp_path, built=False)
+    path = first.path
+    assert first.verified == said(path) == INTERPRETED
+    assert first.to_dict()["verified"] == INTERPRETED
+    assert len(verify_operator(path, device="cpu", examples=1)) > 2
+    # The same program, not verified again, and another.
+    unverified = {"out": tmp_path, "built": False, "verified": False}
+    assert said(compile_operator(SPEC, **unverified).path) == INTERPRETED
+    path.write_text(stated(path.read_text(), "on NVIDIA H100."))
+    assert not stale(compile_operator(SPEC, write=False, **unverified))
+    assert said(compile_operator(SPEC, out=tmp_path, built=False).path) == "on NVIDIA H100."
+    changes = {"forward": {"TILES": 4}}
+    assert stale(compile_operator(SPEC, write=False, changes=changes, **unverified))
+    assert said(compile_operator(SPEC, changes=changes, **unverified).path) == UNVERIFIED
+
+
+def test_what_is_said_on_a_gpu_and_of_plain_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels, plain = plans(SPEC, "direct")[0], plans(SPEC, "fft")[0]
+    assert checks.statement(plain).startswith("by plain PyTorch, which is all of it, not yet run")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA B200")
+    for plan in (kernels, plain):
+        here = checks.statement(plan)
+        assert here == "on NVIDIA B200."
+        for less in (UNVERIFIED, INTERPRETED, checks._PLAIN_ALONE):
+            assert checks.stronger(less, here) == checks.stronger(here, less) == here
+    assert checks.stronger(here, "on NVIDIA H200.") == here  # the later one

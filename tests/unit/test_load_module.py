@@ -64,6 +64,62 @@ def test_interpreted_kernels_run_on_the_cpu(path: Path, dtype: torch.dtype) -> N
     torch.testing.assert_close(load_module(path, interpret=True).launch(x), 2 * x + 1 + x.sum())
 
 
+COMPARED = """
+import triton
+import triton.language as tl
+
+SEEN = []
+
+
+@triton.jit
+def count(out, limit, inside, BLOCK: tl.constexpr):
+    where = tl.arange(0, BLOCK)
+    there = (where >= 0) & (inside < 1)  # of a block, and of two numbers
+    SEEN.append(there.handle.data.dtype)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for _ in range(0, limit):
+        total += 1.0
+    tl.store(out + where, total, mask=there)
+
+
+def launch(out, limit, inside):
+    count[(1,)](out, limit, inside, BLOCK=4)
+"""
+
+
+@pytest.mark.filterwarnings("error::DeprecationWarning")  # of numpy before 2.4, then an error
+def test_numbers_of_interpreted_kernels_are_masks_and_bounds(tmp_path: Path) -> None:
+    """Triton's interpreter, left to itself, makes integers of some masks, which 3.9 refuses, and
+    asks numpy to convert arrays, which 2.4 refuses.
+    """
+    path = tmp_path / "compared.py"
+    path.write_text(COMPARED)
+    module = load_module(path, interpret=True)
+    for inside, expected in ((0, 3.0), (1, -1.0)):
+        out = torch.full((4,), -1.0)
+        module.launch(out, 3, inside)
+        assert out.tolist() == [expected] * 4
+    assert [bool, bool] == module.SEEN
+
+
+def test_a_launch_replaces_the_language_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for every helper that it calls, which takes a quarter of the time; and puts it back."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    module = load_module(path, interpret=True)
+    before, replaced = tl.arange, []
+    original = interpreter._patch_builtin
+    monkeypatch.setattr(
+        interpreter, "_patch_builtin", lambda *of: replaced.append(of[0]) or original(*of)
+    )
+    module.launch(torch.zeros(3))  # a program, which calls tl.sum
+    once = len(replaced)
+    module.launch(torch.zeros(50))  # more of them
+    assert len(replaced) == 2 * once <= 20
+    assert tl.arange is before
+
+
 def test_both_ways_in_one_process(path: Path) -> None:
     from triton import knobs
     from triton.runtime.jit import JITFunction
@@ -158,15 +214,17 @@ def test_a_bad_file_is_one_clear_error(path: Path) -> None:
     assert set(sys.modules) == before
 
 
-@pytest.mark.parametrize("missing", ["triton", "numpy"])
+@pytest.mark.parametrize(
+    ("missing", "words"), [("triton", "Triton is not installed"), ("numpy", "needs numpy")]
+)
 def test_the_interpreter_names_what_it_lacks(
-    path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+    path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, words: str
 ) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == missing else found(name)
     )
-    with pytest.raises(Sh2genError, match=f"needs {missing}") as caught:
+    with pytest.raises(Sh2genError, match=words) as caught:
         load_module(path, interpret=True)
     assert caught.value.code == "B004"
     path.write_text("value = 7\n")

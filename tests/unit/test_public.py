@@ -43,8 +43,8 @@ def test_the_names_of_the_package_and_their_parameters() -> None:
         "tune": "op, **options",
     }
     assert parameters(compile_operators) == (  # the options of compile
-        "ops, out, plan, changes, target, verified, built, write, locked, lock, tables, lengths, "
-        "batch, progress, warn"
+        "ops, out, plan, changes, target, verified, built, thorough, write, locked, lock, tables, "
+        "lengths, batch, progress, advance, warn"
     )
     assert parameters(tune_operator) == (
         "op, sets, plan, changes, directions, effort, budget, seed, resume, workers, out, sweep, "

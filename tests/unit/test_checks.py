@@ -1,0 +1,142 @@
+"""What `compile` and `verify` verify by default and thoroughly, and how far they say they are."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from sh2gen import checks, terminal
+from sh2gen.checks import (
+    VerificationStep,
+    example_lengths,
+    quick_checks,
+    quick_count,
+    thorough_checks,
+    usual_checks,
+)
+from sh2gen.cli import main
+from sh2gen.driver import compile_operator, verify_operator
+from sh2gen.emit import emit
+from sh2gen.lower import plans
+from sh2gen.operator import Operator
+from sh2gen.plan import Plan
+from sh2gen.resources import folder
+from sh2gen.schedule import Schedule, schedule
+from sh2gen.source import Variant
+from sh2gen.spec import OpSpec, load_spec, parse_spec
+from sh2gen.target import H200
+from sh2gen.verify import PROPERTIES
+
+OPS = ["hyena_se", "hyena_mr", "hyena_li_stateful", "s4d", "conv_512", "long_conv"]
+SPEC = parse_spec("{op: one, channels: 2, filter: {kind: explicit, length: 3, groups: 2}}")
+
+
+def made(op: str, tmp_path: Path) -> tuple[OpSpec, Plan, Schedule, Operator]:
+    spec = load_spec(folder("ops") / f"{op}.yaml")
+    plan = plans(spec)[0]
+    numbers = schedule(spec, plan)
+    path = tmp_path / f"{op}.py"
+    path.write_text(emit(spec, plan, numbers).text)
+    return spec, plan, numbers, Operator(path)
+
+
+def seen(steps: list[VerificationStep]) -> set[str]:
+    """Runners with properties."""
+    return {
+        f"{step.runner.name} {name}"
+        for step in steps
+        for name in step.properties or tuple(PROPERTIES)
+    }
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_what_is_verified_without_a_gpu(op: str, tmp_path: Path) -> None:
+    spec, plan, numbers, operator = made(op, tmp_path)
+    assert quick_count(plan, numbers) == len(
+        list(quick_checks(spec, plan, numbers, operator, tmp_path))
+    )
+    lengths = example_lengths(spec, None, "cpu", thorough=True)
+    assert lengths == example_lengths(spec, 6, "cpu", thorough=True) and len(lengths) == 6
+    thorough = list(thorough_checks(spec, plan, operator, tmp_path, "cpu", lengths))
+    # All properties at full width, in both dtypes, and of kernels.
+    for dtype in (torch.float32, torch.bfloat16):
+        (plain,) = (s for s in thorough if s.runner.name == "eager" and s.dtype is dtype)
+        assert plain.spec is spec and plain.properties is None
+        assert [length for _, length in plain.shapes] == list(lengths[:4])
+    kernels = [s for s in thorough if s.runner.name == "interpreter"]
+    assert bool(kernels) == bool(plan.kernels)
+    if kernels:
+        assert kernels[0].properties is None
+        assert [length for _, length in kernels[0].shapes] == list(lengths)
+    # By default equality at full width, all that plain PyTorch promises on a twin, and of kernels
+    # what is their own, also across the borders of blocks, taps, groups and sequences.
+    short = example_lengths(spec, None, "cpu")
+    assert 2 <= len(short) <= 3 and (spec.filter.length or 1) + 1 in short
+    usual = list(usual_checks(spec, plan, operator, tmp_path, short))
+    assert usual[0].spec is spec and usual[0].properties == ("equality",)
+    promised = {name for name in PROPERTIES if name != "batch_invariance"}
+    assert {f"eager {name}" for name in promised} <= seen(usual) <= seen(thorough)
+    if kernels:
+        own = ("equality", "causality", "packed", "strides", "chunks")
+        assert {f"interpreter {name}" for name in own} <= seen(usual)
+        assert {s.dtype for s in usual if s.runner.name == "interpreter"} == {
+            torch.float32,
+            torch.float16,
+        }
+    assert max(batch for step in usual for batch, _ in step.shapes) > 1
+    assert sum(step.stages for step in usual) < sum(step.stages for step in thorough)
+
+
+def test_stages_are_told_as_they_are_done(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    reports = verify_operator(SPEC, device="cpu", advance=lambda *now: told.append(now))
+    totals = {total for _, total in told}
+    assert len(totals) == 1 and [done for done, _ in told] == list(range(*totals))
+    assert len(reports) == 5
+    told.clear()
+    two = replace(SPEC, op="two")
+    for spec in (SPEC, two):
+        compile_operator(spec, out=tmp_path, advance=lambda *now: told.append(now))
+        assert told[0] == (0, told[0][1]) and told[-1] == (told[0][1], told[0][1])
+        assert [done for done, _ in told] == sorted(done for done, _ in told)
+        told.clear()
+
+
+@pytest.mark.parametrize("thorough", [False, True])
+def test_kernels_of_odd_calls_are_built_if_asked_for(thorough: bool, tmp_path: Path) -> None:
+    found = compile_operator(SPEC, out=tmp_path, verified=False, thorough=thorough, target=H200)
+    assert found.built is not None
+    variants = {kernel.variant for kernel in found.built.kernels}
+    assert variants == (set(Variant) if thorough else {Variant.ALIGNED})
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_has_a_bar_and_json_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    with terminal.progress(False, stages=True) as note:
+        note("verifying [bold] plain\x1b[2J")
+        note.advance(3, 8)
+    shown = screen.getvalue()
+    assert "3/8" in shown and "verifying [bold] plain\\x1b[2J" in shown and "━" in shown
+    monkeypatch.undo()
+    (tmp_path / "one.yaml").write_text(SPEC.to_yaml())
+    quiet = CliRunner().invoke(
+        main, ["compile", str(tmp_path / "one.yaml"), f"--out={tmp_path}", "--json", "--no-build"]
+    )
+    assert quiet.exit_code == 0 and quiet.stderr == ""
+    assert json.loads(quiet.stdout)[0]["verified"] == checks.statement(plans(SPEC)[0])
