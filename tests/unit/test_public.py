@@ -51,7 +51,7 @@ def test_the_names_of_the_package_and_their_parameters() -> None:
         "session, progress, warn"
     )
     public = [name for name in vars(Operator) if not name.startswith("_")]
-    assert public == ["module", "reference"]
+    assert public == ["plain", "module", "reference"]
 
 
 def test_names_are_listed_and_others_are_refused() -> None:
