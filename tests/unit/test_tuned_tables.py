@@ -10,6 +10,7 @@ from statistics import fmean
 
 import pytest
 
+from sh2gen.bench import read_results
 from sh2gen.choose import candidates, tables
 from sh2gen.lower import plans
 from sh2gen.resources import folder
@@ -19,6 +20,7 @@ from sh2gen.tables import Decision, read_tables
 from sh2gen.target import target
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
+ROOT = Path(__file__).parent.parent.parent
 OPS = ("hyena_se", "hyena_mr", "hyena_li", "short_conv")
 LENGTHS = (2048, 8192, 32768, 131072)
 DIRECTIONS = ("forward", "backward")
@@ -89,6 +91,18 @@ def test_what_was_tuned_is_legal_and_taken(op: str, monkeypatch: pytest.MonkeyPa
             chosen = candidates(one, target("H200"), known=known)[0]
             assert dict(chosen.schedule.numbers(direction)) == dict(d.numbers)
             assert chosen.origins[direction].startswith("tuned on NVIDIA H200")  # exactly
+
+
+def test_the_results_that_are_shipped_are_what_was_decided() -> None:
+    """`python benchmarks/from_tables.py --out docs/results/nvidia-h200.json` writes them."""
+    found = read_results(ROOT / "docs" / "results" / "nvidia-h200.json")
+    assert [one.op for one in found] == ["hyena_se", "hyena_mr", "hyena_li", "short_conv"]
+    for one in found:
+        assert one.digest == load_spec(folder("ops") / f"{one.op}.yaml").digest
+        for direction in DIRECTIONS:
+            d = DECIDED[one.op, direction, LENGTHS]
+            assert [o.times[direction].median for o in one.outcomes] == list(d.us)
+            assert [size.bounds[direction] for size in one.sizes] == list(d.bound_us)
 
 
 def cost(times: Sequence[float], decision: Decision) -> float:

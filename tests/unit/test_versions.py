@@ -183,7 +183,7 @@ def test_where_there_is_no_triton_plain_pytorch_is_verified_and_the_rest_is_name
     assert doctor[0] == 0 and "pip install" not in doctor[1]
     assert table[0] == 2 and "error[B004]: there is no Triton for macOS" in table[2]
     assert "pip install" not in table[2]
-    assert tuned[0] == 0 and "conv1d" in tuned[1], tuned[2]
+    assert tuned[0] == 0 and "hyena_mr: D = 4096" in tuned[1], tuned[2]
 
 
 def test_where_there_is_one_it_is_asked_for(op: str, tmp_path: Path) -> None:
