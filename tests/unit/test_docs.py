@@ -25,6 +25,7 @@ import pytest
 from click.testing import CliRunner
 
 from sh2gen import cli
+from sh2gen.bench import read_results
 from sh2gen.driver import candidates, compile_operator
 from sh2gen.emit import emit
 from sh2gen.errors import CODES
@@ -35,6 +36,9 @@ from sh2gen.target import target
 
 ROOT = Path(__file__).parent.parent.parent
 README = ROOT / "README.md"
+KERNELS, LANGUAGE, PYTHON = (
+    ROOT / "docs" / f"{name}.md" for name in ("kernels", "language", "python")
+)
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 FAMILIES = {
     "S": "the operator file",
@@ -76,16 +80,16 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     compile_operator("ops/hyena_se.yaml", verified=False, built=False)
     namespace: dict[str, Any] = {}
-    snippets = [text for language, text in blocks(README) if language == "python"]
-    assert len(snippets) >= 4
+    pages = (README, PYTHON)
+    snippets = [text for page in pages for language, text in blocks(page) if language == "python"]
+    assert len(snippets) >= 5
     for text in snippets:
-        if "_ptr, " not in text:  # a kernel, which the next test compares
-            exec(compile(text, "README.md", "exec"), namespace)
+        exec(compile(text, "README.md", "exec"), namespace)
 
 
 @pytest.mark.parametrize(("word", "op"), [("toeplitz(", "hyena_mr"), ("modal(", "hyena_li")])
-def test_the_blocks_of_the_readme_are_the_generated_ones(word: str, op: str) -> None:
-    (shown,) = (text for _, text in blocks(README) if f" = {word}" in text)
+def test_the_blocks_of_the_page_are_the_generated_ones(word: str, op: str) -> None:
+    (shown,) = (text for _, text in blocks(KERNELS) if f" = {word}" in text)
     assert textwrap.indent(shown, "    ") in (ROOT / "generated" / f"{op}.py").read_text()
 
 
@@ -96,16 +100,16 @@ def test_the_derivation_of_modes_computes_what_it_says() -> None:
     exec(compile("".join(snippets), "modal.md", "exec"), {})
 
 
-def test_the_kernel_of_the_readme_is_the_generated_one() -> None:
+def test_the_kernel_of_the_page_is_the_generated_one() -> None:
     spec = load_spec(ROOT / "ops" / "hyena_se.yaml")
     chosen = candidates(spec, target("H200"))[0]
     text = emit(spec, chosen.plan, chosen.schedule).text
-    (shown,) = (text for _, text in blocks(README) if "load_taps(" in text)
+    (shown,) = (text for _, text in blocks(KERNELS) if "load_taps(" in text)
     assert textwrap.indent(shown, "    ") in text, "copy the body from generated/hyena_se.py"
 
 
-def test_the_readme_names_every_field_and_every_value() -> None:
-    table = README.read_text().split("## The operator language")[1].split("\n## ")[0]
+def test_the_language_names_every_field_and_every_value() -> None:
+    table = LANGUAGE.read_text()
 
     def words(kind: Any) -> typing.Iterator[str]:
         hints = typing.get_type_hints(kind)
@@ -123,7 +127,7 @@ def test_the_readme_names_every_field_and_every_value() -> None:
     assert not missing
 
 
-def test_the_readme_says_what_is_refused() -> None:
+def test_the_language_says_what_is_refused() -> None:
     """The column `today` of fields that no lowering serves, against the lowerings themselves."""
     from sh2gen.lower.verdict import later_fields
     from sh2gen.spec import spec_from_dict
@@ -140,8 +144,35 @@ def test_the_readme_says_what_is_refused() -> None:
     for served in (taps, taps | {"state": {"final": True}}):
         assert not list(later_fields(spec_from_dict(base | served)))
     for field in ("state", "packed", "context"):
-        (row, *_) = (r for r in README.read_text().splitlines() if f"`{field}`" in r and "|" in r)
+        rows = LANGUAGE.read_text().splitlines()
+        (row, *_) = (r for r in rows if f"`{field}`" in r and "|" in r)
         assert "refused" in row
+
+
+def test_the_speeds_of_the_readme_are_those_that_were_measured() -> None:
+    found = read_results(ROOT / "docs" / "results" / "nvidia-h200.json")
+    for one in found:
+        (row,) = (r for r in README.read_text().splitlines() if r.startswith(f"| `{one.op}` |"))
+        times = [
+            f"{outcome.times[direction].median:.1f} ({outcome.shares[direction]:.2f})"
+            for outcome in one.outcomes
+            if outcome.length in (8192, 131072)
+            for direction in ("forward", "backward")
+        ]
+        assert row.split(" | ")[1:-1] == times
+    for op, forward, backward in re.findall(
+        r"^\| `(\w+)` \| \d.* \| ([\d.]+)x, ([\d.]+)x \|$", README.read_text(), re.M
+    ):
+        page = (ROOT / "docs" / "performance.md").read_text()
+        (row,) = re.findall(rf"^\| {op} \| 8192 \| .*[\d.]+x.*$", page, re.M)
+        assert f"{forward}x" in row and f"{backward}x" in row
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_lines_fit_a_page(page: Path) -> None:
+    """Rows of tables, which cannot be broken, apart."""
+    for number, line in enumerate(page.read_text().splitlines(), start=1):
+        assert len(line) <= 110 or line.startswith("|"), f"{page.name}:{number}: {line}"
 
 
 # ---- commands and links -------------------------------------------------------------------------
@@ -203,16 +234,16 @@ def test_every_option_says_what_it_does() -> None:
 
 
 def test_the_example_of_set_is_legal_for_the_first_operator_of_the_readme() -> None:
-    (op, *_) = re.findall(r"sh2gen compile (ops/\w+\.yaml)", README.read_text())
+    (op, *_) = re.findall(r"sh2gen compile (\w+)", README.read_text())
     helps = [command.get_help(click.Context(command)) for command in cli.main.commands.values()]
     pages = [README.read_text(), *helps]
     shown = {s for page in pages for s in re.findall(r"((?:for|back)ward\.[A-Z_]+=\d+)", page)}
     assert shown == {"forward.TILES=2"}
-    result = CliRunner().invoke(cli.main, ["explain", str(ROOT / op), "--set", *shown])
+    result = CliRunner().invoke(cli.main, ["explain", op, "--set", *shown])
     assert result.exit_code == 0 and "with TILES=2 as given" in result.stdout
-    wrong = CliRunner().invoke(cli.main, ["explain", str(ROOT / op), "--set", "TILES"])
+    wrong = CliRunner().invoke(cli.main, ["explain", op, "--set", "TILES"])
     assert wrong.exit_code == 2 and "--stage numbers" in wrong.stderr
-    legal = CliRunner().invoke(cli.main, ["explain", str(ROOT / op), "--stage", "numbers"])
+    legal = CliRunner().invoke(cli.main, ["explain", op, "--stage", "numbers"])
     assert re.search(r"^forward.TILES=\d+  one of 1, 2, 4, ", legal.stdout, re.M)
 
 
