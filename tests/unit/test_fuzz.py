@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 
 from sh2gen.emit import emit
+from tests.unit.test_sweeps import loaded
 
 ROOT = Path(__file__).parents[2]
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_grid_of_plans_is_of_these_cells() -> None:
-    plans = script("plans")
+    plans = loaded("plans")
     axes = ("taps", "length", "channels", "width", "batch")
     lines = (ROOT / "tests" / "data" / "plans" / "nvidia-h200.jsonl").read_text().splitlines()
     found = {tuple(json.loads(line)[axis] for axis in axes) for line in lines}
@@ -33,7 +22,7 @@ def test_the_grid_of_plans_is_of_these_cells() -> None:
 
 
 def test_a_seed_is_one_case_and_seeds_are_of_every_kind() -> None:
-    fuzz = script("fuzz")
+    fuzz = loaded("fuzz")
     seen: Counter[str] = Counter()
     for seed in range(30):
         case = fuzz.drawn(seed)
