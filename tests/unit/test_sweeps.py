@@ -108,6 +108,7 @@ def loaded(name: str) -> ModuleType:
     found = importlib.util.spec_from_file_location(f"{name}_script", path)
     assert found is not None and found.loader is not None
     script = importlib.util.module_from_spec(found)
+    sys.modules[found.name] = script  # dataclasses look there
     found.loader.exec_module(script)
     return script
 
