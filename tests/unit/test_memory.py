@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from sh2gen import driver, memory
+from sh2gen import compilation, driver, memory
 from sh2gen.checks import EAGER_SHAPES
 from sh2gen.cli import main
 from sh2gen.errors import Sh2genError
@@ -103,7 +103,7 @@ def test_memory_is_asked_for_before_any_operator_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "available", lambda: 10**9)
-    monkeypatch.setattr(driver, "Building", None)  # nobody calls it
+    monkeypatch.setattr(compilation, "Building", None)  # nobody calls it
     specs = [load_spec("short_conv_3"), parse_spec(HUGE % ("explicit", 1))]
     with pytest.raises(Sh2genError, match="would take about 206"):
         driver.compile_operators(specs, out=tmp_path)
