@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 256
 groups, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: dea76ec7d8f6eeb0f78ea45f7322c1e231e0d67e1114e4cb3f837b7d6f3e14aa
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: ac5eb8c04409e88020862772135258ea17492bd88991a2facab0b29c32acccaa
 """
 
 from collections.abc import Iterator, Sequence

@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1024 channels; G = 102
 groups, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 10f443928f4dcee65d5b36fe80b120a5af98851ae50727b97b92da343ec9bbbe
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 0e62e04284f7ac1ffad87fbaf52753336bdbf1cf129aecfc1e9b57f0fd8f4119
 """
 
 from collections.abc import Iterator, Sequence

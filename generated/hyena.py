@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 768 channels; G = 768 
 groups, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: e8bfac7d343ec13a0dae55e21253fbf95001896d70055afdc069ca4b8fac0be6
+Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
+sha256, with zeros here: 32e6bf0f103a1c141a23667aae895042e204ec06d308641f5629d7eb84a7535b
 """
 
 from collections.abc import Iterator, Sequence

@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: a31afe0684a18da3606061fc6e1d469aa2b8b7f81d0c0fbd5116fa66e20f1b26
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 6f72b0b3f87c689498b27c169a8948d97c96b3cc36965aaf3d14ad13e01da13a
 """
 
 from collections.abc import Iterator, Sequence

@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1920 channels; G = 192
 groups, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 734c806280efa93d5d629cebc881f83bb0c129abfdabd8cc8353acc5b34c1376
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: c43953f7e2afe6a81cb4a721aa8bb6f507a4f5462f4ba67eef9e2c60ba291696
 """
 
 from collections.abc import Iterator, Sequence

@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 8192 channels; G = 819
 groups, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 58e6323092b9ee6fd53c5177ca0c7f2b7e3be8c9ff8949681467ad7c5ef3db98
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 33f2a75d0f3e15ef0f4be303123393717c93a353d9aaffdba9c3199e43ff2309
 """
 
 from collections.abc import Iterator, Sequence

@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: cf35deed0050e2eba40d53e116fc12b7acee6d72a604415ed508ecee9d788c5c
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 363bbffd6849e198033e842e1cc064413913790f9d9aa027113c3a4040262e30
 """
 
 from collections.abc import Iterator, Sequence

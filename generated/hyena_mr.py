@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 256
 groups, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: cd9b475125a4e25b91c807c0c233a881a00c50593b8c7b313b14722784b982e2
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: ae652f4d3f6a07c1c71c44bed43f770e9c6b7d1f2b6a8262b30782d9ffef611b
 """
 
 from collections.abc import Iterator, Sequence

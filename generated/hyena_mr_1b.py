@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1920 channels; G = 128
 groups, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 673ce65957d7c00cfc10bac0bcf09233b5fd6b2ad9677a1a2c65f9e719530af6
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 9400523e9bddaf0dc3529f5c7b88c3eeeed5b9dd4976d31d96d1c6f6498cde1d
 """
 
 from collections.abc import Iterator, Sequence

@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 8192 channels; G = 512
 groups, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 8fb20d6caddbfc34bc586f183a8cef308d992327c3dd06043c6f2b38c0b9cc5e
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: f1973118eb389fd8dc3a90e6f93a6331796c155f7a18a8aec7c6ab071e53bde7
 """
 
 from collections.abc import Iterator, Sequence

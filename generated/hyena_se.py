@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 256
 groups, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 6e7c1dea440e967a802ef8ccbfbf14dea7f91e8ee88b6ccd3428bbe7bfe3317b
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: dd0defb5a671b768ef3f4362f49a4e5b16bc9cb425dfb25dec34007a2cfca722
 """
 
 from collections.abc import Iterator, Sequence

@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1920 channels; G = 128
 groups, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: d100565c9835664116a67ed794397a93730c5c7e86a3e3dce66184ad399f62ce
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 9fbb106f9e95de5735ca88c1d1c744564adcf63fc6a15975cb3862f317f36d59
 """
 
 from collections.abc import Iterator, Sequence

@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 8192 channels; G = 512
 groups, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 128fdb3081b02271a6b16ee7f4dec0a4b72446f94dc332b5a39f1661c255d078
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 6367ff27f3d4af5e658ba95da711d97ea421bb1ae759e7b6440be382cc08b48d
 """
 
 from collections.abc import Iterator, Sequence

@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: b1e0246d1fe84820ad2dde89c2ddf165688da1a1ccbd7d6b36142147d64d2fe4
+Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
+sha256, with zeros here: d2e66e5e2733b78d705c92d6990485d43a92b8a04bcb1c31f39951b271221701
 """
 
 from collections.abc import Iterator, Sequence

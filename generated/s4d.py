@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1024 channels; G = 102
 groups, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 99ed3ccdc0feae666c3b25c48e16babe82f083ede191aeb8ad963e99a7527fc7
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 4d196eee291d48498f36cb10eb8f724b510d6542c5705c454d1e952890fcbcab
 """
 
 from collections.abc import Iterator, Sequence

@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1024 channels; G = 102
 groups, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: a2a0c552d22a684daeea06b83f18017854f9143101ae2c88eb085e5210ac407e
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 13343962659e6e1ea363c59a938ea84ef76960831c92fd159282aae08e41df07
 """
 
 from collections.abc import Iterator, Sequence

@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 8e77df2baf6f87b90dfd7925adbe8372183650d5d214771a1cadac5ed9dabebb
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 3b5c7f43df6811df27bb96ff2507d601a58755bb5f7f036408cf0d4d81b22a35
 """
 
 from collections.abc import Iterator, Sequence

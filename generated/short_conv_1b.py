@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1920 channels; G = 192
 groups, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: e014896003e0d9b88cd83b88b585e96a95d400c714edf6ee03150ad14fd850d6
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 7bc344150de477ed5aaa509d74678a728533dfb74d4275f0c020d8dcbfc3c393
 """
 
 from collections.abc import Iterator, Sequence

@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, K = 3 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: a977f04ef5b65b44d50f3232eb74356df63ddaa3904c7deed77f459098119500
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: d087becb51ef0ecead436124c3dc9762aa50e6cdfc01fed729eb97c1269d0a9e
 """
 
 from collections.abc import Iterator, Sequence

@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 8192 channels; G = 819
 groups, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 78897e7361db3e18ff0de0c624b57d3a6d79ac65e8ce8cca370323cbc47e1d43
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 62fe0e3c4e4b5ef5128d36f1d335d38d1da6b5dcec77464579265066fb785ed8
 """
 
 from collections.abc import Iterator, Sequence
