@@ -440,10 +440,12 @@ def test_bounds_move_what_the_operator_must(monkeypatch: pytest.MonkeyPatch) -> 
         assert found == (shape, dtype, reads, writes)
 
 
-def test_versions() -> None:
+def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     found = measure.versions()
     assert set(found) == {"python", "torch", "triton", "sh2gen", "cuda"}
     assert found["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    monkeypatch.setattr(measure, "installed", lambda package: None)
+    assert measure.versions()["sh2gen"] == "not installed"
 
 
 @pytest.mark.parametrize("op", ["short_conv_3", "hyena_li_1b"])
