@@ -171,6 +171,21 @@ def test_a_decision_is_of_the_kernels_of_today_or_is_named() -> None:
     assert gone.verdict is Verdict.GONE and "has no plan" in gone.detail
 
 
+QUICK = [d for d in DECISIONS if [w.length for w in d.workloads] == [8192]]
+
+
+@pytest.mark.parametrize("decision", QUICK, ids=lambda d: f"{d.op}-{d.key.direction}")
+def test_shipped_numbers_are_of_the_kernels_of_today(decision: Decision) -> None:
+    """A change of what kernels do is measured anew, or its numbers go (`tables check`: all)."""
+    found = checked(decision)
+    assert (found.verdict, found.detail) == (Verdict.SAME, ""), found
+
+
+def test_every_tuned_operator_is_among_them() -> None:
+    kinds = {(d.op, d.key.direction) for d in DECISIONS}
+    assert kinds == {(d.op, d.key.direction) for d in QUICK}
+
+
 def test_compile_says_that_a_kernel_has_changed_since(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
