@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 256
 groups, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: ac5eb8c04409e88020862772135258ea17492bd88991a2facab0b29c32acccaa
+Verified: not yet.
+sha256, with zeros here: e6a29bac8408efb2676d3ff63554eb90e8c6c952f42be248e6fc82175d2aa74e
 """
 
 from collections.abc import Iterator, Sequence
@@ -1033,7 +1033,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_dbe98c9f"
+    name = unique = "conv_512_74f419b5"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

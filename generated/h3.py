@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1024 channels; G = 102
 groups, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 0e62e04284f7ac1ffad87fbaf52753336bdbf1cf129aecfc1e9b57f0fd8f4119
+Verified: not yet.
+sha256, with zeros here: 273a137e4a90ac23318a3dcaca2a288862039484284cae91f9ad070da9f36193
 """
 
 from collections.abc import Iterator, Sequence
@@ -1192,7 +1192,10 @@ def fir(x, taps, LENGTH: tl.constexpr):
     for r in tl.static_range(LENGTH - 1, len(x)):
         total = taps[0] * x[r]
         for lag in tl.static_range(1, LENGTH):
-            total += taps[lag] * x[r - lag]
+            if LENGTH == 2:  # many a backward kernel ends the compiler of Triton 3.6 otherwise
+                total = tl.fma(taps[lag], x[r - lag], total)
+            else:
+                total += taps[lag] * x[r - lag]
         y = y + (total,)
     return y
 
@@ -2480,7 +2483,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_317e7378"
+    name = unique = "h3_8bd675b8"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

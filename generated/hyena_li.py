@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 6f72b0b3f87c689498b27c169a8948d97c96b3cc36965aaf3d14ad13e01da13a
+Verified: not yet.
+sha256, with zeros here: f7152aea344765e8bd0188e4781cfa53697094a675afe193fcdf7ca82dcff0ac
 """
 
 from collections.abc import Iterator, Sequence
@@ -1063,7 +1063,10 @@ def fir(x, taps, LENGTH: tl.constexpr):
     for r in tl.static_range(LENGTH - 1, len(x)):
         total = taps[0] * x[r]
         for lag in tl.static_range(1, LENGTH):
-            total += taps[lag] * x[r - lag]
+            if LENGTH == 2:  # many a backward kernel ends the compiler of Triton 3.6 otherwise
+                total = tl.fma(taps[lag], x[r - lag], total)
+            else:
+                total += taps[lag] * x[r - lag]
         y = y + (total,)
     return y
 
@@ -2250,7 +2253,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_d8d79ce7"
+    name = unique = "hyena_li_992f9d91"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

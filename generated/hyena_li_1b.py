@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1920 channels; G = 192
 groups, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: c43953f7e2afe6a81cb4a721aa8bb6f507a4f5462f4ba67eef9e2c60ba291696
+Verified: not yet.
+sha256, with zeros here: 0b3170d722fa1195690810352b2529c76432123bcbcd0487295ac298115a0eb3
 """
 
 from collections.abc import Iterator, Sequence
@@ -1063,7 +1063,10 @@ def fir(x, taps, LENGTH: tl.constexpr):
     for r in tl.static_range(LENGTH - 1, len(x)):
         total = taps[0] * x[r]
         for lag in tl.static_range(1, LENGTH):
-            total += taps[lag] * x[r - lag]
+            if LENGTH == 2:  # many a backward kernel ends the compiler of Triton 3.6 otherwise
+                total = tl.fma(taps[lag], x[r - lag], total)
+            else:
+                total += taps[lag] * x[r - lag]
         y = y + (total,)
     return y
 
@@ -2250,7 +2253,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_1b_f48f351b"
+    name = unique = "hyena_li_1b_159cf182"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

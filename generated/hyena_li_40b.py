@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 8192 channels; G = 819
 groups, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 33f2a75d0f3e15ef0f4be303123393717c93a353d9aaffdba9c3199e43ff2309
+Verified: not yet.
+sha256, with zeros here: c6a2b135be6f2cdece284ce12247fc9344184bce6f56386a208a2a2cb2679404
 """
 
 from collections.abc import Iterator, Sequence
@@ -1063,7 +1063,10 @@ def fir(x, taps, LENGTH: tl.constexpr):
     for r in tl.static_range(LENGTH - 1, len(x)):
         total = taps[0] * x[r]
         for lag in tl.static_range(1, LENGTH):
-            total += taps[lag] * x[r - lag]
+            if LENGTH == 2:  # many a backward kernel ends the compiler of Triton 3.6 otherwise
+                total = tl.fma(taps[lag], x[r - lag], total)
+            else:
+                total += taps[lag] * x[r - lag]
         y = y + (total,)
     return y
 
@@ -2250,7 +2253,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_40b_dd3e6b59"
+    name = unique = "hyena_li_40b_82f45a45"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 363bbffd6849e198033e842e1cc064413913790f9d9aa027113c3a4040262e30
+Verified: not yet.
+sha256, with zeros here: f2d5ca819db569dd850aba4236975e74c02068b6ce2d99bca30c69f59f400d64
 """
 
 from collections.abc import Iterator, Sequence
@@ -1060,7 +1060,10 @@ def fir(x, taps, LENGTH: tl.constexpr):
     for r in tl.static_range(LENGTH - 1, len(x)):
         total = taps[0] * x[r]
         for lag in tl.static_range(1, LENGTH):
-            total += taps[lag] * x[r - lag]
+            if LENGTH == 2:  # many a backward kernel ends the compiler of Triton 3.6 otherwise
+                total = tl.fma(taps[lag], x[r - lag], total)
+            else:
+                total += taps[lag] * x[r - lag]
         y = y + (total,)
     return y
 
@@ -2313,7 +2316,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_f64e2a87"
+    name = unique = "hyena_li_stateful_7b84f5aa"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

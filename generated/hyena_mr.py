@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 256
 groups, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: ae652f4d3f6a07c1c71c44bed43f770e9c6b7d1f2b6a8262b30782d9ffef611b
+Verified: not yet.
+sha256, with zeros here: cc857b097ce3cd5ecc490f19998fee79ab13e33719041b6a7751d468db108c60
 """
 
 from collections.abc import Iterator, Sequence
@@ -463,7 +463,10 @@ def fir(x, taps, LENGTH: tl.constexpr):
     for r in tl.static_range(LENGTH - 1, len(x)):
         total = taps[0] * x[r]
         for lag in tl.static_range(1, LENGTH):
-            total += taps[lag] * x[r - lag]
+            if LENGTH == 2:  # many a backward kernel ends the compiler of Triton 3.6 otherwise
+                total = tl.fma(taps[lag], x[r - lag], total)
+            else:
+                total += taps[lag] * x[r - lag]
         y = y + (total,)
     return y
 
@@ -2150,7 +2153,7 @@ def decayed(taps: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_9645e421"
+    name = unique = "hyena_mr_046369fa"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1920 channels; G = 128
 groups, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 9400523e9bddaf0dc3529f5c7b88c3eeeed5b9dd4976d31d96d1c6f6498cde1d
+Verified: not yet.
+sha256, with zeros here: b19ccbf812a59e4dd37b5fb9ca3f2854575dedb86d1de5f9b3a2cc0bdede7b09
 """
 
 from collections.abc import Iterator, Sequence
@@ -463,7 +463,10 @@ def fir(x, taps, LENGTH: tl.constexpr):
     for r in tl.static_range(LENGTH - 1, len(x)):
         total = taps[0] * x[r]
         for lag in tl.static_range(1, LENGTH):
-            total += taps[lag] * x[r - lag]
+            if LENGTH == 2:  # many a backward kernel ends the compiler of Triton 3.6 otherwise
+                total = tl.fma(taps[lag], x[r - lag], total)
+            else:
+                total += taps[lag] * x[r - lag]
         y = y + (total,)
     return y
 
@@ -2150,7 +2153,7 @@ def decayed(taps: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_1b_dc9fe048"
+    name = unique = "hyena_mr_1b_60b522e6"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 8192 channels; G = 512
 groups, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: f1973118eb389fd8dc3a90e6f93a6331796c155f7a18a8aec7c6ab071e53bde7
+Verified: not yet.
+sha256, with zeros here: 5a2acb788abf4577b611991533c45980bf545610d2e51f496401b75d0f9f9db5
 """
 
 from collections.abc import Iterator, Sequence
@@ -463,7 +463,10 @@ def fir(x, taps, LENGTH: tl.constexpr):
     for r in tl.static_range(LENGTH - 1, len(x)):
         total = taps[0] * x[r]
         for lag in tl.static_range(1, LENGTH):
-            total += taps[lag] * x[r - lag]
+            if LENGTH == 2:  # many a backward kernel ends the compiler of Triton 3.6 otherwise
+                total = tl.fma(taps[lag], x[r - lag], total)
+            else:
+                total += taps[lag] * x[r - lag]
         y = y + (total,)
     return y
 
@@ -2150,7 +2153,7 @@ def decayed(taps: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_40b_7befa91d"
+    name = unique = "hyena_mr_40b_12c52698"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

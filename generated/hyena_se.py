@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 256
 groups, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: dd0defb5a671b768ef3f4362f49a4e5b16bc9cb425dfb25dec34007a2cfca722
+Verified: not yet.
+sha256, with zeros here: 6691cac2ccbfa07f0138e45c11e0b0f24eaaa79c1c503aec2d3362b9c8165adf
 """
 
 from collections.abc import Iterator, Sequence
@@ -125,7 +125,10 @@ def fir(x, taps, LENGTH: tl.constexpr):
     for r in tl.static_range(LENGTH - 1, len(x)):
         total = taps[0] * x[r]
         for lag in tl.static_range(1, LENGTH):
-            total += taps[lag] * x[r - lag]
+            if LENGTH == 2:  # many a backward kernel ends the compiler of Triton 3.6 otherwise
+                total = tl.fma(taps[lag], x[r - lag], total)
+            else:
+                total += taps[lag] * x[r - lag]
         y = y + (total,)
     return y
 
@@ -939,7 +942,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_0e6eda6f"
+    name = unique = "hyena_se_f1bc0e05"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1920 channels; G = 128
 groups, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 9fbb106f9e95de5735ca88c1d1c744564adcf63fc6a15975cb3862f317f36d59
+Verified: not yet.
+sha256, with zeros here: 7605bb04c11522d6aa7e6f090614335782504307db4b0c6ca39339ab70222d3a
 """
 
 from collections.abc import Iterator, Sequence
@@ -125,7 +125,10 @@ def fir(x, taps, LENGTH: tl.constexpr):
     for r in tl.static_range(LENGTH - 1, len(x)):
         total = taps[0] * x[r]
         for lag in tl.static_range(1, LENGTH):
-            total += taps[lag] * x[r - lag]
+            if LENGTH == 2:  # many a backward kernel ends the compiler of Triton 3.6 otherwise
+                total = tl.fma(taps[lag], x[r - lag], total)
+            else:
+                total += taps[lag] * x[r - lag]
         y = y + (total,)
     return y
 
@@ -939,7 +942,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_1b_c660b7e8"
+    name = unique = "hyena_se_1b_238b0427"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 8192 channels; G = 512
 groups, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 6367ff27f3d4af5e658ba95da711d97ea421bb1ae759e7b6440be382cc08b48d
+Verified: not yet.
+sha256, with zeros here: 6eff003e09798131880e780f905a7b6e6c09c090deac1bcc9030ec55527a27ba
 """
 
 from collections.abc import Iterator, Sequence
@@ -125,7 +125,10 @@ def fir(x, taps, LENGTH: tl.constexpr):
     for r in tl.static_range(LENGTH - 1, len(x)):
         total = taps[0] * x[r]
         for lag in tl.static_range(1, LENGTH):
-            total += taps[lag] * x[r - lag]
+            if LENGTH == 2:  # many a backward kernel ends the compiler of Triton 3.6 otherwise
+                total = tl.fma(taps[lag], x[r - lag], total)
+            else:
+                total += taps[lag] * x[r - lag]
         y = y + (total,)
     return y
 
@@ -939,7 +942,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_40b_60762b58"
+    name = unique = "hyena_se_40b_9e32dbd5"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

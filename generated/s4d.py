@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1024 channels; G = 102
 groups, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 4d196eee291d48498f36cb10eb8f724b510d6542c5705c454d1e952890fcbcab
+Verified: not yet.
+sha256, with zeros here: cf8ae5550a3e40a7713565427066a92c0bb97af4cad7145938279758e986330d
 """
 
 from collections.abc import Iterator, Sequence
@@ -2035,7 +2035,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_00d65808"
+    name = unique = "s4d_05142d17"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

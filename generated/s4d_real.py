@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1024 channels; G = 102
 groups, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 13343962659e6e1ea363c59a938ea84ef76960831c92fd159282aae08e41df07
+Verified: not yet.
+sha256, with zeros here: 69a56e9a1d25fdf25ba589fd5f8887a9ce44e736640aa371259af988cfd1252b
 """
 
 from collections.abc import Iterator, Sequence
@@ -1795,7 +1795,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_c8a497ea"
+    name = unique = "s4d_real_78334536"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 3b5c7f43df6811df27bb96ff2507d601a58755bb5f7f036408cf0d4d81b22a35
+Verified: not yet.
+sha256, with zeros here: 73ae53c401289205f5b250e2577f69119f24ae707b66aa7737973bbc7d960b3b
 """
 
 from collections.abc import Iterator, Sequence
@@ -130,7 +130,10 @@ def fir(x, taps, LENGTH: tl.constexpr):
     for r in tl.static_range(LENGTH - 1, len(x)):
         total = taps[0] * x[r]
         for lag in tl.static_range(1, LENGTH):
-            total += taps[lag] * x[r - lag]
+            if LENGTH == 2:  # many a backward kernel ends the compiler of Triton 3.6 otherwise
+                total = tl.fma(taps[lag], x[r - lag], total)
+            else:
+                total += taps[lag] * x[r - lag]
         y = y + (total,)
     return y
 
@@ -895,7 +898,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_32f4f463"
+    name = unique = "short_conv_b0a201c1"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

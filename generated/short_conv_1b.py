@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1920 channels; G = 192
 groups, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 7bc344150de477ed5aaa509d74678a728533dfb74d4275f0c020d8dcbfc3c393
+Verified: not yet.
+sha256, with zeros here: 97891cee9220823a864ae3fa271ff890ed60b3b96d4c452e1e103d2c1799ae91
 """
 
 from collections.abc import Iterator, Sequence
@@ -130,7 +130,10 @@ def fir(x, taps, LENGTH: tl.constexpr):
     for r in tl.static_range(LENGTH - 1, len(x)):
         total = taps[0] * x[r]
         for lag in tl.static_range(1, LENGTH):
-            total += taps[lag] * x[r - lag]
+            if LENGTH == 2:  # many a backward kernel ends the compiler of Triton 3.6 otherwise
+                total = tl.fma(taps[lag], x[r - lag], total)
+            else:
+                total += taps[lag] * x[r - lag]
         y = y + (total,)
     return y
 
@@ -895,7 +898,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_1b_3528b22e"
+    name = unique = "short_conv_1b_cf2b97c9"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

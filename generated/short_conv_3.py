@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, K = 3 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: d087becb51ef0ecead436124c3dc9762aa50e6cdfc01fed729eb97c1269d0a9e
+Verified: not yet.
+sha256, with zeros here: 22e7029289b31217f97c5e62fbbd1cc423a4619df0e0de1907c10a5fed886221
 """
 
 from collections.abc import Iterator, Sequence
@@ -130,7 +130,10 @@ def fir(x, taps, LENGTH: tl.constexpr):
     for r in tl.static_range(LENGTH - 1, len(x)):
         total = taps[0] * x[r]
         for lag in tl.static_range(1, LENGTH):
-            total += taps[lag] * x[r - lag]
+            if LENGTH == 2:  # many a backward kernel ends the compiler of Triton 3.6 otherwise
+                total = tl.fma(taps[lag], x[r - lag], total)
+            else:
+                total += taps[lag] * x[r - lag]
         y = y + (total,)
     return y
 
@@ -895,7 +898,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_3_b65fcb33"
+    name = unique = "short_conv_3_7a7d2c28"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 8192 channels; G = 819
 groups, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 62fe0e3c4e4b5ef5128d36f1d335d38d1da6b5dcec77464579265066fb785ed8
+Verified: not yet.
+sha256, with zeros here: 4dde20998653ce67c61d1c6a1b44ece20594a22c45adff009ccdff0d748a52b4
 """
 
 from collections.abc import Iterator, Sequence
@@ -130,7 +130,10 @@ def fir(x, taps, LENGTH: tl.constexpr):
     for r in tl.static_range(LENGTH - 1, len(x)):
         total = taps[0] * x[r]
         for lag in tl.static_range(1, LENGTH):
-            total += taps[lag] * x[r - lag]
+            if LENGTH == 2:  # many a backward kernel ends the compiler of Triton 3.6 otherwise
+                total = tl.fma(taps[lag], x[r - lag], total)
+            else:
+                total += taps[lag] * x[r - lag]
         y = y + (total,)
     return y
 
@@ -895,7 +898,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_40b_fe6081a8"
+    name = unique = "short_conv_40b_37b31738"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

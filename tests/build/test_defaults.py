@@ -90,6 +90,17 @@ def test_long_filters(op: str, layout: str) -> None:
     )  # for sm_90, which long filters outgrow
 
 
+@pytest.mark.parametrize("length", [2, 4])
+def test_other_featurizers(length: int) -> None:
+    """A compiler of Triton 3.6 ended on sums of two products in many a backward kernel."""
+    spec = load_spec(folder("ops") / "hyena_mr.yaml")
+    spec = replace(spec, featurizer=FeaturizerSpec(length=length))
+    (plan,) = (plan for plan in plans(spec, "toeplitz") if plan.layout == "BDL")
+    gpu = target("H200")
+    built = build(emit(spec, plan, schedule(spec, plan)), gpu, variants=(Variant.ALIGNED,))
+    check_fits(built, gpu)
+
+
 @pytest.mark.parametrize("op", MODAL)
 def test_modes(op: str) -> None:
     spec = load_spec(folder("ops") / f"{op}.yaml")
