@@ -9,7 +9,7 @@ groups, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 273a137e4a90ac23318a3dcaca2a288862039484284cae91f9ad070da9f36193
+sha256, with zeros here: 1fa81805eafd8f7239a4e3f919014cb5e0b1196940fc375242ce8f3218a9b8c9
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,7 +48,7 @@ CHANNELS = 1024
 INTERLEAVED = False  # how features are packed: channel by channel, or input by input
 TIME, CHANNEL = 2, 1  # axes of an activation
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
-PLAIN = False  # whether calls are of plain PyTorch on every device, instead of library ops
+PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 BLOCK = 64  # steps that plain PyTorch convolves by one product
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
 SCHEDULE = {
@@ -2176,6 +2176,37 @@ def refuse_symbols(x: Tensor) -> None:
             )
 
 
+def refuse_second(ctx, *gradients):
+    """Refuse derivatives of gradients, which library ops here lack."""
+    raise NotImplementedError(
+        f"{OP}: no second derivatives: compute them of plain PyTorch, within operator.plain()"
+    )
+
+
+def refuse_batched(dy: Tensor) -> None:
+    """Refuse what batches gradients in PyTorch's old way, for which no op can have a rule."""
+    if torch._C._functorch.is_legacy_batchedtensor(dy):
+        raise NotImplementedError(
+            f"{OP}: no batched gradients by is_grads_batched or vectorize=True: use torch.vmap of "
+            "torch.autograd.grad, or plain PyTorch, within operator.plain()"
+        )
+
+
+def in_turn(op):
+    """A batching rule of an op that gives a list: one after another."""
+
+    def batched(info, dims, *arguments):
+        pairs = list(zip(arguments, dims, strict=True))
+        results = [
+            op(*(x if dim is None else x.select(dim, i) for x, dim in pairs))
+            for i in range(info.batch_size)
+        ]
+        stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
+        return stacked, [0] * len(stacked)
+
+    return batched
+
+
 def two_axes(taps: Tensor) -> Tensor:
     """Taps (G, K), of those or of the weight (G, 1, K) of a conv1d."""
     return taps.squeeze(1) if taps.dim() == 3 else taps
@@ -2483,7 +2514,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_8bd675b8"
+    name = unique = "h3_24eaea66"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2635,6 +2666,7 @@ def save(ctx, inputs, output) -> None:
 
 def differentiate(ctx, dy, *_):
     """Gradients of every argument of forward_op."""
+    refuse_batched(dy)
     gradients = backward_op(dy, *ctx.saved_tensors)
     given_inputs = len(gradients) - 6
     absent = [None] * (len(INPUTS) - given_inputs)
@@ -2642,6 +2674,8 @@ def differentiate(ctx, dy, *_):
 
 
 forward_op.register_autograd(differentiate, setup_context=save)
+backward_op.register_autograd(refuse_second)
+backward_op.register_vmap(in_turn(backward_op))
 
 
 def effective(

@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 768 channels; G = 768 
 groups, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: 32e6bf0f103a1c141a23667aae895042e204ec06d308641f5629d7eb84a7535b
+Verified: not yet.
+sha256, with zeros here: dfeff79fa82e4343b2276cf091a76840ef6b20de7687ac7525158fe0f34d9276
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ CHANNELS = 768
 INTERLEAVED = False  # how features are packed: channel by channel, or input by input
 TIME, CHANNEL = 2, 1  # axes of an activation
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
-PLAIN = False  # whether calls are of plain PyTorch on every device, instead of library ops
+PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 SPEC = {
     "op": "hyena",
     "channels": 768,
@@ -109,6 +109,37 @@ def refuse_symbols(x: Tensor) -> None:
             raise ValueError(
                 f"{OP}: plain PyTorch of this filter is exported for one length, with strict=False"
             )
+
+
+def refuse_second(ctx, *gradients):
+    """Refuse derivatives of gradients, which library ops here lack."""
+    raise NotImplementedError(
+        f"{OP}: no second derivatives: compute them of plain PyTorch, within operator.plain()"
+    )
+
+
+def refuse_batched(dy: Tensor) -> None:
+    """Refuse what batches gradients in PyTorch's old way, for which no op can have a rule."""
+    if torch._C._functorch.is_legacy_batchedtensor(dy):
+        raise NotImplementedError(
+            f"{OP}: no batched gradients by is_grads_batched or vectorize=True: use torch.vmap of "
+            "torch.autograd.grad, or plain PyTorch, within operator.plain()"
+        )
+
+
+def in_turn(op):
+    """A batching rule of an op that gives a list: one after another."""
+
+    def batched(info, dims, *arguments):
+        pairs = list(zip(arguments, dims, strict=True))
+        results = [
+            op(*(x if dim is None else x.select(dim, i) for x, dim in pairs))
+            for i in range(info.batch_size)
+        ]
+        stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
+        return stacked, [0] * len(stacked)
+
+    return batched
 
 
 def two_axes(taps: Tensor) -> Tensor:
@@ -328,7 +359,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_bb33dafb"
+    name = unique = "hyena_ad903fd0"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -407,6 +438,7 @@ def save(ctx, inputs, output) -> None:
 
 def differentiate(ctx, dy):
     """Gradients of every argument of forward_op."""
+    refuse_batched(dy)
     gradients = backward_op(dy, *ctx.saved_tensors)
     given_inputs = len(gradients) - 3
     absent = [None] * (len(INPUTS) - given_inputs)
@@ -414,6 +446,8 @@ def differentiate(ctx, dy):
 
 
 forward_op.register_autograd(differentiate, setup_context=save)
+backward_op.register_autograd(refuse_second)
+backward_op.register_vmap(in_turn(backward_op))
 
 
 def effective(

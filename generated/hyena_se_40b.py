@@ -9,7 +9,7 @@ groups, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 6eff003e09798131880e780f905a7b6e6c09c090deac1bcc9030ec55527a27ba
+sha256, with zeros here: bc945e05a405330d05c1d5e565a1c024e4faa7f9e234f3c7801f12ba63b0f3f2
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,7 +41,7 @@ CHANNELS = 8192
 INTERLEAVED = False  # how features are packed: channel by channel, or input by input
 TIME, CHANNEL = 2, 1  # axes of an activation
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
-PLAIN = False  # whether calls are of plain PyTorch on every device, instead of library ops
+PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
 SCHEDULE = {
     "forward": {"ROWS": 16, "BLOCK_D": 1, "BLOCK_T": 2048, "TILES": 1, "EVICT_LAST": 1},
@@ -759,6 +759,37 @@ def without_autocast(x: Tensor):
     return torch.autocast(kind, enabled=False) if known else nullcontext()
 
 
+def refuse_second(ctx, *gradients):
+    """Refuse derivatives of gradients, which library ops here lack."""
+    raise NotImplementedError(
+        f"{OP}: no second derivatives: compute them of plain PyTorch, within operator.plain()"
+    )
+
+
+def refuse_batched(dy: Tensor) -> None:
+    """Refuse what batches gradients in PyTorch's old way, for which no op can have a rule."""
+    if torch._C._functorch.is_legacy_batchedtensor(dy):
+        raise NotImplementedError(
+            f"{OP}: no batched gradients by is_grads_batched or vectorize=True: use torch.vmap of "
+            "torch.autograd.grad, or plain PyTorch, within operator.plain()"
+        )
+
+
+def in_turn(op):
+    """A batching rule of an op that gives a list: one after another."""
+
+    def batched(info, dims, *arguments):
+        pairs = list(zip(arguments, dims, strict=True))
+        results = [
+            op(*(x if dim is None else x.select(dim, i) for x, dim in pairs))
+            for i in range(info.batch_size)
+        ]
+        stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
+        return stacked, [0] * len(stacked)
+
+    return batched
+
+
 def two_axes(taps: Tensor) -> Tensor:
     """Taps (G, K), of those or of the weight (G, 1, K) of a conv1d."""
     return taps.squeeze(1) if taps.dim() == 3 else taps
@@ -942,7 +973,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_40b_9e32dbd5"
+    name = unique = "hyena_se_40b_9d5bc9cc"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1042,6 +1073,7 @@ def save(ctx, inputs, output) -> None:
 
 def differentiate(ctx, dy):
     """Gradients of every argument of forward_op."""
+    refuse_batched(dy)
     gradients = backward_op(dy, *ctx.saved_tensors)
     given_inputs = len(gradients) - 2
     absent = [None] * (len(INPUTS) - given_inputs)
@@ -1049,6 +1081,8 @@ def differentiate(ctx, dy):
 
 
 forward_op.register_autograd(differentiate, setup_context=save)
+backward_op.register_autograd(refuse_second)
+backward_op.register_vmap(in_turn(backward_op))
 
 
 def effective(

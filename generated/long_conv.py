@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: d2e66e5e2733b78d705c92d6990485d43a92b8a04bcb1c31f39951b271221701
+Verified: not yet.
+sha256, with zeros here: cf746b27e248d2bd3fc154a542e5ae96bec625728e8b029cd2348746afac90f2
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ CHANNELS = 4096
 INTERLEAVED = False  # how features are packed: channel by channel, or input by input
 TIME, CHANNEL = 2, 1  # axes of an activation
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
-PLAIN = False  # whether calls are of plain PyTorch on every device, instead of library ops
+PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 SPEC = {
     "op": "long_conv",
     "channels": 4096,
@@ -109,6 +109,37 @@ def refuse_symbols(x: Tensor) -> None:
             raise ValueError(
                 f"{OP}: plain PyTorch of this filter is exported for one length, with strict=False"
             )
+
+
+def refuse_second(ctx, *gradients):
+    """Refuse derivatives of gradients, which library ops here lack."""
+    raise NotImplementedError(
+        f"{OP}: no second derivatives: compute them of plain PyTorch, within operator.plain()"
+    )
+
+
+def refuse_batched(dy: Tensor) -> None:
+    """Refuse what batches gradients in PyTorch's old way, for which no op can have a rule."""
+    if torch._C._functorch.is_legacy_batchedtensor(dy):
+        raise NotImplementedError(
+            f"{OP}: no batched gradients by is_grads_batched or vectorize=True: use torch.vmap of "
+            "torch.autograd.grad, or plain PyTorch, within operator.plain()"
+        )
+
+
+def in_turn(op):
+    """A batching rule of an op that gives a list: one after another."""
+
+    def batched(info, dims, *arguments):
+        pairs = list(zip(arguments, dims, strict=True))
+        results = [
+            op(*(x if dim is None else x.select(dim, i) for x, dim in pairs))
+            for i in range(info.batch_size)
+        ]
+        stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
+        return stacked, [0] * len(stacked)
+
+    return batched
 
 
 def two_axes(taps: Tensor) -> Tensor:
@@ -280,7 +311,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "long_conv_ea085d78"
+    name = unique = "long_conv_ca868234"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -347,6 +378,7 @@ def save(ctx, inputs, output) -> None:
 
 def differentiate(ctx, dy):
     """Gradients of every argument of forward_op."""
+    refuse_batched(dy)
     gradients = backward_op(dy, *ctx.saved_tensors)
     given_inputs = len(gradients) - 2
     absent = [None] * (len(INPUTS) - given_inputs)
@@ -354,6 +386,8 @@ def differentiate(ctx, dy):
 
 
 forward_op.register_autograd(differentiate, setup_context=save)
+backward_op.register_autograd(refuse_second)
+backward_op.register_vmap(in_turn(backward_op))
 
 
 def effective(

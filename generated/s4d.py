@@ -8,7 +8,7 @@ groups, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: cf8ae5550a3e40a7713565427066a92c0bb97af4cad7145938279758e986330d
+sha256, with zeros here: b22ddeae71507b1f8b59ae632a32dfd0859ddcb6cba219e81cd5a313c70d9abd
 """
 
 from collections.abc import Iterator, Sequence
@@ -46,7 +46,7 @@ CHANNELS = 1024
 INTERLEAVED = False  # how features are packed: channel by channel, or input by input
 TIME, CHANNEL = 2, 1  # axes of an activation
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
-PLAIN = False  # whether calls are of plain PyTorch on every device, instead of library ops
+PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 BLOCK = 64  # steps that plain PyTorch convolves by one product
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
 SCHEDULE = {
@@ -1796,6 +1796,37 @@ def refuse_symbols(x: Tensor) -> None:
             )
 
 
+def refuse_second(ctx, *gradients):
+    """Refuse derivatives of gradients, which library ops here lack."""
+    raise NotImplementedError(
+        f"{OP}: no second derivatives: compute them of plain PyTorch, within operator.plain()"
+    )
+
+
+def refuse_batched(dy: Tensor) -> None:
+    """Refuse what batches gradients in PyTorch's old way, for which no op can have a rule."""
+    if torch._C._functorch.is_legacy_batchedtensor(dy):
+        raise NotImplementedError(
+            f"{OP}: no batched gradients by is_grads_batched or vectorize=True: use torch.vmap of "
+            "torch.autograd.grad, or plain PyTorch, within operator.plain()"
+        )
+
+
+def in_turn(op):
+    """A batching rule of an op that gives a list: one after another."""
+
+    def batched(info, dims, *arguments):
+        pairs = list(zip(arguments, dims, strict=True))
+        results = [
+            op(*(x if dim is None else x.select(dim, i) for x, dim in pairs))
+            for i in range(info.batch_size)
+        ]
+        stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
+        return stacked, [0] * len(stacked)
+
+    return batched
+
+
 def refuse_transforms(tensors: Sequence[Tensor]) -> None:
     """Refuse derivatives that library ops here lack: those in forward mode, which PyTorch would
     silently take for zero, and those of torch.func.
@@ -2035,7 +2066,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_05142d17"
+    name = unique = "s4d_fc3ea0eb"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2157,6 +2188,7 @@ def save(ctx, inputs, output) -> None:
 
 def differentiate(ctx, dy, *_):
     """Gradients of every argument of forward_op."""
+    refuse_batched(dy)
     gradients = backward_op(dy, *ctx.saved_tensors)
     given_inputs = len(gradients) - 5
     absent = [None] * (len(INPUTS) - given_inputs)
@@ -2164,6 +2196,8 @@ def differentiate(ctx, dy, *_):
 
 
 forward_op.register_autograd(differentiate, setup_context=save)
+backward_op.register_autograd(refuse_second)
+backward_op.register_vmap(in_turn(backward_op))
 
 
 def effective(

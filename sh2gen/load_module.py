@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from sh2gen.errors import Sh2genError
-from sh2gen.files import read_text
+from sh2gen.files import UNVERIFIED, read_text, stated
 from sh2gen.loaded import adopt
 from sh2gen.versions import has_triton, no_triton
 
@@ -57,10 +57,11 @@ def load_module(path: Path, *, interpret: bool, text: str | None = None) -> Modu
 def module_name(stem: str, text: str) -> str:
     """What a file of this text is called while it is executed.
 
-    The text alone decides it, because it is part of the key under which Triton keeps compiled
-    kernels on disk.
+    The program alone decides it, and not how it was verified: the name is part of the key under
+    which Triton keeps compiled kernels on disk, and pickles hold it.
     """
-    return f"_sh2gen_{stem}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    program = hashlib.sha256(stated(text, UNVERIFIED).encode()).hexdigest()
+    return f"_sh2gen_{stem}_{program[:16]}"
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ from sh2gen.spec import OpSpec, spec_from_dict
 
 # What a call needs of the past: a generated file's own named tuple, or None where it begins.
 State = tuple[Tensor, ...] | None
+
+_PLAIN = threading.Lock()  # for the number of those that want plain PyTorch
 
 
 class Operator:
@@ -80,13 +83,17 @@ class Operator:
     def plain(self) -> Iterator[None]:
         """Within it, calls of this operator and of its modules are plain PyTorch on any device:
         slower, of more memory, and for exporters and derivatives that library ops do not have.
+
+        In every thread: PyTorch computes gradients in threads of its own.
         """
         names = vars(self.namespace)
-        before, names["PLAIN"] = names["PLAIN"], True
+        with _PLAIN:
+            names["PLAIN"] += 1
         try:
             yield
         finally:
-            names["PLAIN"] = before
+            with _PLAIN:
+                names["PLAIN"] -= 1
 
     def module(self, device: torch.device | str | None = None) -> nn.Module:
         """A fresh nn.Module with its own float32 parameters, called like the operator."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sh2gen.errors import Sh2genError
-from sh2gen.files import signed
+from sh2gen.files import signed, stated
 from sh2gen.operator import Operator
 from sh2gen.verify import verify
 
@@ -323,7 +323,13 @@ def test_operators_pickle_and_copy(case: Case, tmp_path: Path) -> None:
     again = pickle.loads(data)
     assert again.namespace is not moved.namespace
     assert torch.equal(again(*inputs, **parameters), y)
+    # Verified since, on a GPU say: the same program.
     for name in (again.namespace.__name__, moved.namespace.__name__):
+        sys.modules.pop(name, None)
+    path.write_text(stated(path.read_text(), "on a GPU."))
+    verified = pickle.loads(data)
+    assert verified.namespace is not again.namespace
+    for name in (verified.namespace.__name__, moved.namespace.__name__):
         sys.modules.pop(name, None)
     path.write_text(case.path.read_text())
     with pytest.raises(Sh2genError, match="has changed since an operator of it was pickled"):

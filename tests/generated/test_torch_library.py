@@ -164,7 +164,7 @@ def test_second_derivatives_are_refused(case: Case) -> None:
     inputs = leaves(case.inputs())
     y = case.operator(*inputs, **case.parameters())
     (first,) = torch.autograd.grad(y.square().sum(), inputs[0], create_graph=True)
-    with pytest.raises(RuntimeError, match=r"_backward.*no autograd formula was registered"):
+    with pytest.raises(NotImplementedError, match="no second derivatives: compute them of plain"):
         first.sum().backward()
 
 
@@ -275,7 +275,31 @@ def test_plain_pytorch(case: Case) -> None:
         torch.func.jvp(call, (inputs[0],), (inputs[0],))
     with pytest.raises(KeyError), case.operator.plain():
         raise KeyError
-    assert case.operator.namespace.PLAIN is False
+    one, other = case.operator.plain(), case.operator.plain()
+    one.__enter__(), other.__enter__(), one.__exit__(None, None, None)
+    assert call(leaf).grad_fn.name() != expected.grad_fn.name()  # the other still wants it
+    other.__exit__(None, None, None)
+    assert call(leaf).grad_fn.name() == expected.grad_fn.name()
+
+
+def test_gradients_of_a_batch_of_outputs(case: Case) -> None:
+    """By `torch.vmap` they are those of one after another; PyTorch's older way is refused."""
+    given = case.parameters()
+    leaves = [x.requires_grad_() for x in (*case.inputs(2, 9), *given.values())]
+    roles = len(case.spec.inputs)
+    y = case.operator(*leaves[:roles], **dict(zip(given, leaves[roles:], strict=True)))
+    dy = torch.randn(3, *y.shape)
+
+    def gradients(dy: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(y, leaves, dy, retain_graph=True)
+
+    together = torch.vmap(gradients)(dy)
+    with pytest.raises(NotImplementedError, match="no batched gradients by is_grads_batched"):
+        torch.autograd.grad(y, leaves, dy, is_grads_batched=True, retain_graph=True)
+    for i in range(3):
+        apart = gradients(dy[i])
+        for a, b in zip(together, apart, strict=True):
+            assert torch.equal(a[i], b)
 
 
 @pytest.mark.parametrize("case", ["hyena_bdl", "fft_bld"], indirect=True)
