@@ -177,8 +177,8 @@ def in_words(case: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def run(seed: int) -> dict[str, Any]:
-    """Verify one case on the GPU of this process."""
+def run(seed: int, device: str = "cuda") -> dict[str, Any]:
+    """Verify one case on the GPU of this process, or plain PyTorch on a CPU."""
     import torch
 
     from sh2gen.emit import emit
@@ -193,13 +193,13 @@ def run(seed: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
             path = Path(folder) / f"{case['spec'].op}.py"
             path.write_text(source.text)
-            runner = OperatorRunner(Operator(path), "cuda")
+            runner = OperatorRunner(Operator(path), device)
             report = verify(
                 case["spec"],
                 runner,
                 dtype=getattr(torch, case["dtype"]),
                 shapes=case["shapes"],
-                device="cuda",
+                device=device,
                 seed=seed,
                 properties=case["properties"],
             )

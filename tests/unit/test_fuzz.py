@@ -34,5 +34,7 @@ def test_a_seed_is_one_case_and_seeds_are_of_every_kind() -> None:
         seen.update(
             (case["plan"].algorithm, case["plan"].layout.value, case["dtype"], case["how"])
         )
+    one = fuzz.run(7, "cpu")
+    assert one["status"] == "right" and one["checks"] > 10, one
     kinds = {"direct", "toeplitz", "modal", "BDL", "BLD", "bfloat16", "float16", "float32"}
     assert kinds | {"default", "searched", "legal"} <= set(seen)
