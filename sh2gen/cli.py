@@ -650,7 +650,12 @@ def bench(
     if interrupted:
         tell("interrupted: the results are what was measured until then")
     if folder is not None:
-        _draw(found, folder)
+        try:
+            _draw(found, folder)
+        except Sh2genError as error:
+            if not interrupted:
+                raise
+            tell(error.render())
     if interrupted:
         raise click.exceptions.Exit(interrupts.exit_code())
 

@@ -15,8 +15,10 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from sh2gen import interrupts
+from sh2gen.cli import main
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 COMMANDS = (
@@ -104,6 +106,24 @@ def test_a_signal_within_a_destructor_arrives_again() -> None:
         del late
         time.sleep(5)
     assert interrupts.exit_code() == 143 and sys.unraisablehook is hook
+
+
+@pytest.mark.usefixtures("foreground")
+@pytest.mark.parametrize("number", [*CODES])
+def test_what_a_library_makes_of_an_interrupt_is_one(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """As an import does in which a module of C begins."""
+
+    def load(*_: object) -> None:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error
+
+    monkeypatch.setattr("sh2gen.driver.op_files", load)
+    result = CliRunner().invoke(main, ["compile", "hyena_se"])
+    assert (result.exit_code, result.stdout, result.stderr) == (CODES[number], "", "interrupted\n")
 
 
 if __name__ == "__main__":
