@@ -21,7 +21,7 @@ import click
 
 from sh2gen import interrupts
 from sh2gen.errors import Sh2genError
-from sh2gen.files import listed, made_folder, require_writable
+from sh2gen.files import listed, made_folder, require_writable, temporary_files
 from sh2gen.report import (
     numbers_text,
     plan_text,
@@ -40,9 +40,11 @@ class _Verb(click.Command):
     """Imports before it works: an interrupted import has nothing to tidy up."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        if self.name != "ops":
-            import sh2gen.driver  # noqa: F401 (torch comes with it)
-        with interrupts.raised():
+        if self.name == "ops":
+            return super().invoke(ctx)
+        import sh2gen.driver  # noqa: F401 (torch comes with it)
+
+        with interrupts.raised(), temporary_files():
             return super().invoke(ctx)
 
 

@@ -303,6 +303,21 @@ def scratch(place: Path | None = None) -> Iterator[Path]:
 
 
 @contextmanager
+def temporary_files() -> Iterator[None]:
+    """Inside, temporary files of this process lie in a `scratch` folder, those of libraries too:
+    Triton forgets its own when it is interrupted. Where there can be no such folder, none is made.
+    """
+    before = tempfile.tempdir
+    with ExitStack() as stack:
+        with suppress(OSError):
+            tempfile.tempdir = str(stack.enter_context(scratch()))
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+
+
+@contextmanager
 def _held(folder: Path, *, wait: bool) -> Iterator[None]:
     """Hold the lock of a folder. OSError if someone else does, or there are no locks."""
     handle = os.open(folder, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))

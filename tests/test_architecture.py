@@ -104,6 +104,7 @@ WITHIN = {
     ("search", "records"): "what became of a candidate is what a record says",
     ("sweeps", "records"): "it keeps outcomes",
     ("sweeps", "search"): "of searches",
+    ("process", "files"): "temporary files of a process lie in a folder that goes with it",
     ("jsonl", "files"): "only regular files are read",
     ("cli", "report"): "what was found as text",
     ("cli", "tune_report"): "what a search came to as text",
@@ -153,7 +154,8 @@ BANNED: dict[str, tuple[str, tuple[str, ...], str]] = {
     "sympify": (r"\bsympify\(", (), "it evaluates text"),
     "environment": (
         r"\bos\.(environ|getenv)\b",
-        ("build_worker.py", "records.py"),  # records.py: SH2GEN_HOME, the only one
+        # records.py: SH2GEN_HOME, the only one; process.py: what is handed to processes
+        ("build_worker.py", "records.py", "process.py"),
         "arguments, not environment variables, say what happens",
     ),
     "shell": (r"\bshell=True\b|\bos\.system\(", (), "file names are not shell text"),
