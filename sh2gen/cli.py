@@ -109,7 +109,18 @@ def main() -> None:
     gc.set_threshold(100_000)
 
 
-_op = click.argument("op", metavar="OP")
+class _Place(click.types.StringParamType):
+    """The path of a file or folder, or the name of an operator."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = super().convert(value, param, ctx)
+        if not text:  # which `Path` takes for the folder that one is in
+            self.fail("it is empty: no file or folder has that name", param, ctx)
+        return text
+
+
+_PLACE = _Place()
+_op = click.argument("op", metavar="OP", type=_PLACE)
 _json = click.option("--json", "as_json", is_flag=True, help="Print plain data as JSON.")
 _plan = click.option("--plan", help="A plan or a prefix of its name, e.g. direct/BLD.")
 _set = click.option(
@@ -145,11 +156,15 @@ _workers = click.option(
     help="Processes that compile. Default: about as many as there are cores.",
 )
 _locked = click.option(
-    "--locked", metavar="FILE", help="Take plans and numbers from this lock file alone."
+    "--locked",
+    type=_PLACE,
+    metavar="FILE",
+    help="Take plans and numbers from this lock file alone.",
 )
 _target = click.option("--target", help="H200, H100, A100 or B200; default: this GPU, or H200.")
 _tables = click.option(
     "--tables",
+    type=_PLACE,
     metavar="FOLDER",
     help="Tuned tables to take numbers from, beside your own, as `tune --out` wrote them.",
 )
@@ -187,8 +202,14 @@ def _changes(settings: tuple[str, ...]) -> dict[str, dict[str, int]]:
 
 
 @main.command("compile")
-@click.argument("ops", nargs=-1, required=True, metavar="OP...")
-@click.option("--out", default="generated", show_default=True, help="Folder of generated files.")
+@click.argument("ops", nargs=-1, required=True, metavar="OP...", type=_PLACE)
+@click.option(
+    "--out",
+    type=_PLACE,
+    default="generated",
+    show_default=True,
+    help="Folder of generated files.",
+)
 @_plan
 @_set
 @_target
@@ -203,7 +224,7 @@ def _changes(settings: tuple[str, ...]) -> dict[str, dict[str, int]]:
 )
 @click.option("--check", is_flag=True, help="Write nothing; fail if a file in --out is stale.")
 @_locked
-@click.option("--lock", metavar="FILE", help="Write such a file of what was taken.")
+@click.option("--lock", type=_PLACE, metavar="FILE", help="Write such a file of what was taken.")
 @_tables
 @_length
 @_batch
@@ -362,7 +383,9 @@ def verify(
     help="Seconds for a direction and length. Default: what the effort takes.",
 )
 @click.option("--resume", is_flag=True, help="Go on with what an earlier search recorded.")
-@click.option("--out", help="Folder of tuned tables; default: your own, where compile looks.")
+@click.option(
+    "--out", type=_PLACE, help="Folder of tuned tables; default: your own, where compile looks."
+)
 @_workers
 @_seed
 @_plan
@@ -573,7 +596,7 @@ def _show(as_json: bool, stage: str, text: str, language: str | None = None) -> 
 
 
 @main.command()
-@click.argument("op", required=False, metavar="[OP]")
+@click.argument("op", required=False, metavar="[OP]", type=_PLACE)
 @click.option(
     "--length",
     "lengths",
@@ -587,11 +610,14 @@ def _show(as_json: bool, stage: str, text: str, language: str | None = None) -> 
     help="Sequences of a batch. Default: that of the workloads; 1 with --length.",
 )
 @click.option("--peers", help="Compare with these only: names with commas between, or nothing.")
-@click.option("--plots", metavar="DIR", help="Write figures into this folder; needs matplotlib.")
+@click.option(
+    "--plots", type=_PLACE, metavar="DIR", help="Write figures into this folder; needs matplotlib."
+)
 @click.option(
     "--from",
     "saved",
     multiple=True,
+    type=_PLACE,
     metavar="FILE",
     help="Show what --json printed into this file, and measure nothing; may be repeated.",
 )
@@ -729,6 +755,7 @@ def tables_group() -> None:
 @tables_group.command("check")
 @click.option(
     "--tables",
+    type=_PLACE,
     metavar="FOLDER",
     help="Check the tables of this folder alone; default: your own and those that sh2gen ships.",
 )

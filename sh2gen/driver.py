@@ -168,12 +168,8 @@ def compile_operators(
     if write:
         for compilation in chosen:
             refuse_to_replace(compilation.path)
-            if lock is not None and os.path.realpath(lock) == os.path.realpath(compilation.path):
-                raise Sh2genError(
-                    "C006",
-                    f"{lock} is the file of {compilation.spec.op}: it cannot be the lock file too",
-                    help="give --lock another place",
-                )
+            if lock is not None:
+                _refuse_as_lock(Path(lock), compilation)
     if verified and not torch.cuda.is_available():
         for compilation in chosen:
             require_memory(
@@ -199,6 +195,20 @@ def compile_operators(
         files[Path(lock)] = lock_text(Path(lock), [_lock_entry(c) for c in finished]).encode()
     write_all(files)
     return tuple(finished)
+
+
+def _refuse_as_lock(lock: Path, compilation: Compilation) -> None:
+    """Refuse a lock file that cannot be there beside a generated file."""
+    one, other = Path(os.path.realpath(lock)), Path(os.path.realpath(compilation.path))
+    if one == other:
+        problem = f"{lock} is the file of {compilation.spec.op}: it cannot be the lock file too"
+    elif one in other.parents:
+        problem = f"{lock} is the folder of {compilation.path}: it cannot be the lock file too"
+    elif other in one.parents:
+        problem = f"{compilation.path} is a file: it cannot be the folder of {lock} too"
+    else:
+        return
+    raise Sh2genError("C006", problem, help="give --lock another place")
 
 
 def _advance(advance: Advance, before: int, total: int, done: int) -> None:

@@ -223,12 +223,15 @@ def write_all(files: Mapping[Path, bytes]) -> None:
     made: list[Path] = []
     before: dict[Path, bytes | None] = {}
     drafts: dict[Path, Path] = {}
-    at, places = Path(), {path.parent for path in files}
+    beside: dict[Path, Path] = {}
+    at = Path()
     with ExitStack() as stack:
         try:
-            for at in sorted(places):
-                made += _make(at)
-            beside = {at: stack.enter_context(scratch(at)) for at in sorted(places)}
+            for at in files:
+                made += _make(at.parent)
+            for at in files:
+                if at.parent not in beside:
+                    beside[at.parent] = stack.enter_context(scratch(at.parent))
             for at, content in files.items():
                 if os.path.lexists(at) and not os.path.isfile(at):
                     raise OSError(errno.EINVAL, "what is there is not a regular file")

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -55,9 +56,11 @@ def tree(folder: Path) -> dict[str, str | None]:
     }
 
 
-def failing(name: str, after: int, error: BaseException) -> Callable[..., Any]:
+def failing(
+    name: str, after: int, error: BaseException, module: ModuleType = os
+) -> Callable[..., Any]:
     """`os.<name>`, which fails when it is called once more than `after` times."""
-    whole, calls = getattr(os, name), itertools.count()
+    whole, calls = getattr(module, name), itertools.count()
 
     def call(*arguments: Any, **options: Any) -> Any:
         if next(calls) == after:
@@ -113,9 +116,24 @@ def test_a_compilation_whose_lock_file_cannot_be_written_writes_nothing(
 
 
 def test_a_lock_file_is_none_of_the_generated_ones(written: Path, tmp_path: Path) -> None:
-    with pytest.raises(Sh2genError, match="cannot be the lock file too") as caught:
-        compile_operator(SPEC, out=tmp_path / "new", lock=tmp_path / "new" / written.name)
-    assert caught.value.code == "C006" and not (tmp_path / "new").exists()
+    """Nor a folder of one, nor in one."""
+    new = tmp_path / "new"
+    for lock in (new / written.name, new, new / written.name / "x.lock"):
+        with pytest.raises(Sh2genError, match=r"it cannot be the (lock|folder)") as caught:
+            compile_operator(SPEC, out=new, lock=lock)
+        assert caught.value.code == "C006" and not new.exists()
+
+
+def test_the_file_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its folder takes no others, although it says that it does."""
+    monkeypatch.setattr(
+        tempfile, "mkdtemp", failing("mkdtemp", 0, OSError(errno.ENOENT, "no"), tempfile)
+    )
+    with pytest.raises(Sh2genError, match=rf"cannot write {tmp_path}/b/file: no"):
+        write_all({tmp_path / "b" / "file": b"", tmp_path / "a" / "file": b""})
+    assert not [*tmp_path.iterdir()]
 
 
 def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
