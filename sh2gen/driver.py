@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -51,6 +52,7 @@ from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.files import (
     listed,
     made_folder,
+    read_generated,
     read_text,
     refuse_to_replace,
     same_program,
@@ -67,7 +69,7 @@ from sh2gen.records import home, operator_digest
 from sh2gen.resources import shipped_op
 from sh2gen.schedule import DIRECTIONS, schedule, search_space
 from sh2gen.search import Problem
-from sh2gen.spec import OpSpec, Workload, load_spec
+from sh2gen.spec import OpSpec, Workload, load_spec, spec_from_dict
 from sh2gen.tables import (
     LockEntry,
     holds_tables,
@@ -331,9 +333,8 @@ def verify_operator(
                     "a generated file has its own plan and numbers",
                     help="leave out --plan, --length and --batch, or give the op.yaml",
                 )
+            spec, structure = _described(Path(op), device)
             operator = Operator(Path(op))
-            spec = operator.spec
-            structure = _plan_of(operator, device)
         if structure.kernels and beyond_triton():
             complain(f"not verified: {without_triton()}")
         lengths = example_lengths(spec, examples, device, thorough)
@@ -434,25 +435,45 @@ def bench_operator(
         )
 
 
-def _plan_of(operator: Operator, device: str) -> Plan:
-    """The plan of a generated file.
+def _described(path: Path, device: str) -> tuple[OpSpec, Plan]:
+    """The operator and the plan of a generated file, none of which is executed.
 
     Without a GPU its kernels cannot run at full width: a twin written by this sh2gen is verified,
     which speaks for the file only if this sh2gen writes the same file.
+
+    Raises:
+        Sh2genError: B005 as `read_generated`, or if it lacks what says so; L003 for a plan that is
+            unknown here. CheckFailed: V003 if this sh2gen writes another file.
     """
-    spec, space = operator.spec, operator.namespace
-    found = [p for p in plans(spec, operator.plan.split("/")[0]) if p.name == operator.plan]
+    text = read_generated(path)
+    said: dict[str, Any] = {}
+    unreadable = SyntaxError, ValueError, TypeError, RecursionError, MemoryError
+    with suppress(*unreadable):
+        for statement in ast.parse(text).body:
+            match statement:
+                case ast.Assign([ast.Name("SPEC" | "PLAN" | "NUMBERS" as name)], value):
+                    with suppress(*unreadable):
+                        said[name] = ast.literal_eval(value)
+
+    def stated(name: str, kind: type) -> Any:
+        if not isinstance(said.get(name), kind):
+            raise Sh2genError("B005", f"{path} lacks what a generated file has: {name}")
+        return said[name]
+
+    spec, name = spec_from_dict(stated("SPEC", dict)), stated("PLAN", str)
+    found = [p for p in plans(spec, name.split("/")[0]) if p.name == name]
     if not found:
-        raise Sh2genError("L003", f"{operator.path} has a plan unknown here: {operator.plan}")
+        raise Sh2genError("L003", f"{path} has a plan unknown here: {name}")
     if device == "cpu" and found[0].kernels:
-        text = emit(spec, found[0], schedule(spec, found[0], space.NUMBERS)).text
-        if not same_program(read_text(operator.path), text):
+        said |= (directions := stated("NUMBERS", dict))
+        numbers = schedule(spec, found[0], {name: stated(name, dict) for name in directions})
+        if not same_program(text, emit(spec, found[0], numbers).text):
             raise CheckFailed(
                 "V003",
-                f"{operator.path} is not what this version writes, so its kernels need a GPU",
+                f"{path} is not what this version writes, so its kernels need a GPU",
                 help="compile it again, or verify it with --device cuda",
             )
-    return found[0]
+    return spec, found[0]
 
 
 def tune_operator(
