@@ -7,6 +7,7 @@ it). Nothing that takes long to import is imported before a verb runs.
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib.util
 import json
@@ -15,6 +16,7 @@ import os
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
@@ -31,13 +33,17 @@ from sh2gen.report import (
     print_reports,
 )
 from sh2gen.resources import shipped_op, shipped_ops
-from sh2gen.terminal import is_terminal, progress, say, show_source, tell
+from sh2gen.terminal import is_terminal, progress, say, show_source, tell, writing
 from sh2gen.tune_report import print_checked, print_estimate, print_tuned
-from sh2gen.versions import TESTED_HELP, untested
+from sh2gen.versions import TESTED, TESTED_HELP, untested
 
 
 class _Verb(click.Command):
     """Imports before it works: an interrupted import has nothing to tidy up."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with writing():  # --help
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         if self.name == "ops":
@@ -69,16 +75,26 @@ class _Group(click.Group):
         except click.Abort:
             code = interrupts.exit_code()
         except Exception as error:
-            if _of_the_system(error):
-                code = _told(Sh2genError("C007", f"the system refuses: {error or 'no memory'}"))
-            elif versions := untested():
-                tell(traceback.format_exc())
-                code = _told(Sh2genError("B006", "; ".join(versions), help=TESTED_HELP))
+            if reason := _of_the_system(error):
+                code = _told(Sh2genError("C007", f"the system refuses: {reason}"))
             else:
                 tell(traceback.format_exc())
-                tell("This is a bug in sh2gen, not in your input.")
-                code = 3
+                versions = untested()
+                if versions and _of_packages(error):
+                    code = _told(Sh2genError("B006", "; ".join(versions), help=TESTED_HELP))
+                else:
+                    tell("This is a bug in sh2gen, not in your input.")
+                    for text in versions:
+                        tell(text)
+                    code = 3
         raise SystemExit(code or 0)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            with writing():  # --help, --version
+                return super().parse_args(ctx, args)
+        except BrokenPipeError:  # here and below, because click would make it a failure
+            ctx.exit(0)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -86,14 +102,44 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             tell("interrupted")
             ctx.exit(interrupts.exit_code())
-        except BrokenPipeError:  # here, because click would make it a failure
+        except BrokenPipeError:
             ctx.exit(0)
 
 
-def _of_the_system(error: Exception) -> bool:
-    """Whether it is this machine, or its GPU, that has no space or no memory to give."""
+_REFUSALS = {  # what a system says that has no space or right to give; all else is of a program
+    getattr(errno, name, 0)
+    for name in (
+        *("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS", "EACCES", "EPERM", "EMFILE", "ENFILE"),
+        *("ENOMEM", "EAGAIN"),
+    )
+}
+
+
+def _of_the_system(error: Exception) -> str:
+    """What this machine or its GPU has no space, memory or right to give; nothing if it is not
+    that.
+    """
+    if isinstance(error, OSError) and error.errno in _REFUSALS and error.strerror:
+        return error.strerror + (f": {os.fsdecode(error.filename)}" if error.filename else "")
     torchs = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-    return torchs or isinstance(error, OSError | MemoryError)
+    return str(error) or "no memory" if torchs or isinstance(error, MemoryError) else ""
+
+
+def _of_packages(error: Exception) -> bool:
+    """Whether an error comes out of the code of a package that sh2gen is tested with, or is of
+    something that such a package lacks.
+    """
+    names = [
+        frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
+    own = [i for i, name in enumerate(names) if name.lstrip("_").startswith("sh2gen")]
+    names = names[own[-1] + 1 if own else 0 :]
+    if isinstance(error, ImportError):
+        names.append(error.name or "")
+    elif isinstance(error, AttributeError):
+        of = error.obj if isinstance(error.obj, ModuleType | type) else type(error.obj)
+        names.append(of.__name__ if isinstance(of, ModuleType) else of.__module__)
+    return any(name.split(".")[0] in TESTED for name in names)
 
 
 def _told(error: Sh2genError) -> int:

@@ -289,7 +289,10 @@ def scratch(place: Path | None = None) -> Iterator[Path]:
     Args:
         place: the folder to make it in, by default that for temporary files.
     """
-    parent = Path(tempfile.gettempdir()) if place is None else place
+    try:
+        parent = Path(tempfile.gettempdir()) if place is None else place
+    except FileNotFoundError:  # of all that there may be
+        raise OSError(errno.EACCES, "no folder for temporary files can be written") from None
     for name in listed(parent):
         if name.startswith(_SCRATCH):
             with suppress(OSError), _held(parent / name, wait=False):

@@ -26,8 +26,19 @@ def say(text: str, *, verbatim: bool = False) -> None:
     Raises:
         Sh2genError: C005 if stdout takes no more. BrokenPipeError if nobody reads it.
     """
-    try:
+    with writing():
         click.echo(text if verbatim else printable(text))
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Inside, errors of the system are of writing to stdout.
+
+    Raises:
+        Sh2genError, BrokenPipeError: as `say`.
+    """
+    try:
+        yield
     except BrokenPipeError:
         raise
     except OSError as error:
