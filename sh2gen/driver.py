@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +70,7 @@ from sh2gen.resources import shipped_op
 from sh2gen.schedule import DIRECTIONS, schedule, search_space
 from sh2gen.search import Problem
 from sh2gen.spec import OpSpec, Workload, load_spec, spec_from_dict
+from sh2gen.stages import of_step
 from sh2gen.tables import (
     LockEntry,
     holds_tables,
@@ -162,7 +163,7 @@ def compile_operators(
     warn = warn or say
     for text in (*untested(), *(f"skipped: {damage}" for damage in known.damages)):
         warn(text)
-    advance = advance or (lambda done, stages: None)
+    advance = advance or (lambda done, stages, share: None)
     chosen = [_choose(spec, gpu, plan, changes, known, Path(out), say) for spec in specs]
     for compilation in chosen:
         for text in compilation.chosen.warnings:
@@ -186,10 +187,16 @@ def compile_operators(
         thorough=thorough,
         free=not changes and locked is None,
     )
-    before, total = 0, sum(how.stages(compilation) for compilation in chosen)
-    finished = []
-    for compilation in chosen:
-        done = partial(_advance, advance, before, total)
+    total = sum(how.stages(compilation) for compilation in chosen)
+    expected = [max(sum(ways), build) for ways, build in map(how.seconds, chosen)]
+    finished: list[Compilation] = []
+    before = 0
+    for i, compilation in enumerate(chosen):
+
+        def done(count: int, passed: float, own: float, i: int = i, before: int = before) -> None:
+            of = sum(expected[:i]) + own + sum(expected[i + 1 :])
+            advance(before + count, total, (sum(expected[:i]) + passed) / max(of, 1e-9))
+
         finished.append(tested(compilation, how, say, done))
         before += how.stages(compilation)
     files = {c.path: c.source.text.encode() for c in finished} if write else {}
@@ -211,10 +218,6 @@ def _refuse_as_lock(lock: Path, compilation: Compilation) -> None:
     else:
         return
     raise Sh2genError("C006", problem, help="give --lock another place")
-
-
-def _advance(advance: Advance, before: int, total: int, done: int) -> None:
-    advance(before + done, total)
 
 
 def known_numbers(
@@ -310,7 +313,8 @@ def verify_operator(
         seed: of all random numbers.
         plan, lengths, batch: as for compile_operators; a generated file has its own.
         progress: told before and after each way of running the operator.
-        detail, advance: told before every step of it; how many of all are done.
+        detail, advance: told before every step of it; how many of all are done, and for which
+            share of the time they stand by prediction.
         warn: told of untested versions, and of what cannot be verified here.
     """
     complain = warn or progress or (lambda _: None)
@@ -345,7 +349,8 @@ def verify_operator(
         else:
             found = usual_checks(spec, structure, operator, folder, lengths)
         steps = tuple(found)
-        stages = [step.stages for step in steps]
+        seconds = [of_step(step, structure) for step in steps]
+        whole = sum(map(sum, seconds))
         for i, step in enumerate(steps):
 
             def inner(
@@ -354,7 +359,8 @@ def verify_operator(
                 if detail is not None:
                     detail(f"{label}: {what} ({done + 1} of {total})")
                 if advance is not None:
-                    advance(sum(stages[:before]) + done, sum(stages))
+                    passed = [*chain(*seconds[:before]), *seconds[before][:done]]
+                    advance(len(passed), sum(map(len, seconds)), sum(passed) / whole)
 
             if step.device == "cpu":
                 advice = "verify it where there is more, or an operator of fewer taps or channels"

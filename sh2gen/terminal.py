@@ -57,7 +57,8 @@ class Note:
     """What `progress` gives: called with what happens, told how far it has come."""
 
     say: Callable[[str], None]
-    advance: Callable[[int, int], None]  # stages done, and how many there are
+    # Stages done, how many there are, and for which share of all time they stand.
+    advance: Callable[[int, int, float], None]
 
     def __call__(self, text: str) -> None:
         self.say(text)
@@ -73,7 +74,7 @@ def progress(quiet: bool, every: float = 0.0, stages: bool = False) -> Iterator[
             how long is left.
     """
     if quiet:
-        yield Note(lambda _: None, lambda done, total: None)
+        yield Note(lambda _: None, lambda done, total, share: None)
     elif is_terminal() and stages:
         with _bar() as note:
             yield note
@@ -82,7 +83,9 @@ def progress(quiet: bool, every: float = 0.0, stages: bool = False) -> Iterator[
         from rich.text import Text
 
         with Console(stderr=True).status("") as status:
-            yield Note(lambda text: status.update(Text(printable(text))), lambda done, total: None)
+            yield Note(
+                lambda text: status.update(Text(printable(text))), lambda done, total, share: None
+            )
     else:
         said = float("-inf")
 
@@ -92,7 +95,37 @@ def progress(quiet: bool, every: float = 0.0, stages: bool = False) -> Iterator[
                 said = time.monotonic()
                 tell(text)
 
-        yield Note(talk, lambda done, total: None)
+        yield Note(talk, lambda done, total, share: None)
+
+
+class Estimate:
+    """How much longer something takes that is told from time to time how far it has come."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._begin = clock()
+        self._end: float | None = None
+
+    def advance(self, share: float) -> None:
+        """This share of all time has passed, in the opinion of whoever takes it."""
+        if share > 0:
+            self._end = self._begin + (self._clock() - self._begin) / min(1.0, share)
+
+    @property
+    def left(self) -> float | None:
+        """Seconds; None before anything is done."""
+        return None if self._end is None else max(0.0, self._end - self._clock())
+
+    @property
+    def text(self) -> str:
+        """What has passed and what is left, "0:07, 0:12 left"."""
+        passed, left = _minutes(self._clock() - self._begin), self.left
+        return passed if left is None else f"{passed}, {_minutes(left)} left"
+
+
+def _minutes(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds:02}"
 
 
 @contextmanager
@@ -100,20 +133,31 @@ def _bar() -> Iterator[Note]:
     """A line with a bar, which goes away at the end."""
     from rich import progress as bars
     from rich.console import Console
+    from rich.text import Text
+
+    estimate = Estimate()
+
+    class Times(bars.ProgressColumn):
+        max_refresh = 0.5
+
+        def render(self, task: bars.Task) -> Text:
+            return Text(estimate.text, style="progress.remaining")
 
     columns = (
         bars.SpinnerColumn(),
         bars.BarColumn(bar_width=20),
-        bars.MofNCompleteColumn(),
-        bars.TimeRemainingColumn(compact=True),
+        bars.TextColumn("{task.fields[stages]}", style="progress.download"),
+        Times(),
         bars.TextColumn("{task.description}", markup=False),
     )
     with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield Note(
-            lambda text: bar.update(task, description=printable(text)),
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
+        task = bar.add_task("", total=None, stages="")
+
+        def advance(done: int, total: int, share: float) -> None:
+            estimate.advance(share)
+            bar.update(task, completed=share, total=1.0, stages=f"{done}/{total}")
+
+        yield Note(lambda text: bar.update(task, description=printable(text)), advance)
 
 
 def is_terminal() -> bool:

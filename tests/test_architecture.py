@@ -59,6 +59,7 @@ LAYERS = (
     (
         "driver",
         "checks",
+        "stages",
         "refit",
         "compilation",
         "tuner",
@@ -120,6 +121,9 @@ WITHIN = {
     ("driver", "checks"): "the last of its steps",
     ("driver", "compilation"): "the steps after it",
     ("compilation", "checks"): "the last of them",
+    ("stages", "checks"): "how long these take",
+    ("compilation", "stages"): "how far it has come",
+    ("driver", "stages"): "and a verification",
     ("compilation", "choose"): "what it is of",
     ("compilation", "refit"): "another choice, where the first does not fit",
     ("refit", "choose"): "what was chosen first",
