@@ -34,9 +34,9 @@ from sh2gen.target import Target
 from sh2gen.verify import Report
 
 Progress = Callable[[str], None]  # what happens next, or has happened
-# How many stages are done, how many there are, and for which share of all time they stand.
-Advance = Callable[[int, int, float], None]
-Done = Callable[[int, float, float], None]  # stages of one operator; seconds of these, and of all
+# How many stages are done, and how many there are; what these and all take (s), by prediction.
+Advance = Callable[[int, int, float, float], None]
+Done = Callable[[int, float, float], None]  # of one operator: stages that are done; these times
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -163,7 +163,7 @@ def compile_operators(
     warn = warn or say
     for text in (*untested(), *(f"skipped: {damage}" for damage in known.damages)):
         warn(text)
-    advance = advance or (lambda done, stages, share: None)
+    advance = advance or (lambda done, stages, passed, whole: None)
     chosen = [_choose(spec, gpu, plan, changes, known, Path(out), say) for spec in specs]
     for compilation in chosen:
         for text in compilation.chosen.warnings:
@@ -194,8 +194,9 @@ def compile_operators(
     for i, compilation in enumerate(chosen):
 
         def done(count: int, passed: float, own: float, i: int = i, before: int = before) -> None:
-            of = sum(expected[:i]) + own + sum(expected[i + 1 :])
-            advance(before + count, total, (sum(expected[:i]) + passed) / max(of, 1e-9))
+            earlier = sum(expected[:i])
+            whole = earlier + own + sum(expected[i + 1 :])
+            advance(before + count, total, earlier + passed, whole)
 
         finished.append(tested(compilation, how, say, done))
         before += how.stages(compilation)
@@ -313,8 +314,8 @@ def verify_operator(
         seed: of all random numbers.
         plan, lengths, batch: as for compile_operators; a generated file has its own.
         progress: told before and after each way of running the operator.
-        detail, advance: told before every step of it; how many of all are done, and for which
-            share of the time they stand by prediction.
+        detail, advance: told before every step of it; how many of all are done, and the
+            seconds that these and all of them take by prediction.
         warn: told of untested versions, and of what cannot be verified here.
     """
     complain = warn or progress or (lambda _: None)
@@ -360,7 +361,7 @@ def verify_operator(
                     detail(f"{label}: {what} ({done + 1} of {total})")
                 if advance is not None:
                     passed = [*chain(*seconds[:before]), *seconds[before][:done]]
-                    advance(len(passed), sum(map(len, seconds)), sum(passed) / whole)
+                    advance(len(passed), sum(map(len, seconds)), sum(passed), whole)
 
             if step.device == "cpu":
                 advice = "verify it where there is more, or an operator of fewer taps or channels"

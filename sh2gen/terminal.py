@@ -57,8 +57,8 @@ class Note:
     """What `progress` gives: called with what happens, told how far it has come."""
 
     say: Callable[[str], None]
-    # Stages done, how many there are, and for which share of all time they stand.
-    advance: Callable[[int, int, float], None]
+    # Stages done, and how many there are; what these and all of them take (s), by prediction.
+    advance: Callable[[int, int, float, float], None]
 
     def __call__(self, text: str) -> None:
         self.say(text)
@@ -74,7 +74,7 @@ def progress(quiet: bool, every: float = 0.0, stages: bool = False) -> Iterator[
             how long is left.
     """
     if quiet:
-        yield Note(lambda _: None, lambda done, total, share: None)
+        yield Note(lambda _: None, lambda done, total, passed, whole: None)
     elif is_terminal() and stages:
         with _bar() as note:
             yield note
@@ -84,7 +84,8 @@ def progress(quiet: bool, every: float = 0.0, stages: bool = False) -> Iterator[
 
         with Console(stderr=True).status("") as status:
             yield Note(
-                lambda text: status.update(Text(printable(text))), lambda done, total, share: None
+                lambda text: status.update(Text(printable(text))),
+                lambda done, total, passed, whole: None,
             )
     else:
         said = float("-inf")
@@ -95,25 +96,30 @@ def progress(quiet: bool, every: float = 0.0, stages: bool = False) -> Iterator[
                 said = time.monotonic()
                 tell(text)
 
-        yield Note(talk, lambda done, total, share: None)
+        yield Note(talk, lambda done, total, passed, whole: None)
 
 
 class Estimate:
-    """How much longer something takes that is told from time to time how far it has come."""
+    """How much longer something takes that is told from time to time how far it has come, by
+    prediction: the longer it has run, the more it counts how right that was.
+    """
+
+    _TRUST = 5.0  # seconds that a prediction counts for
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._begin = clock()
         self._end: float | None = None
 
-    def advance(self, share: float) -> None:
-        """This share of all time has passed, in the opinion of whoever takes it."""
-        if share > 0:
-            self._end = self._begin + (self._clock() - self._begin) / min(1.0, share)
+    def advance(self, passed: float, whole: float) -> None:
+        """What has been done was predicted to take `passed` seconds, and all `whole`."""
+        now = self._clock()
+        slower = (now - self._begin + self._TRUST) / (passed + self._TRUST)
+        self._end = now + slower * (whole - passed)
 
     @property
     def left(self) -> float | None:
-        """Seconds; None before anything is done."""
+        """Seconds; None before anything is known."""
         return None if self._end is None else max(0.0, self._end - self._clock())
 
     @property
@@ -153,9 +159,9 @@ def _bar() -> Iterator[Note]:
     with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None, stages="")
 
-        def advance(done: int, total: int, share: float) -> None:
-            estimate.advance(share)
-            bar.update(task, completed=share, total=1.0, stages=f"{done}/{total}")
+        def advance(done: int, total: int, passed: float, whole: float) -> None:
+            estimate.advance(passed, whole)
+            bar.update(task, completed=passed, total=whole, stages=f"{done}/{total}")
 
         yield Note(lambda text: bar.update(task, description=printable(text)), advance)
 

@@ -96,21 +96,23 @@ def test_what_is_verified_without_a_gpu(op: str, tmp_path: Path) -> None:
 
 
 def test_stages_are_told_as_they_are_done(tmp_path: Path) -> None:
-    told: list[tuple[int, int, float]] = []
+    told: list[tuple[int, int, float, float]] = []
     reports = verify_operator(SPEC, device="cpu", advance=lambda *now: told.append(now))
-    totals = {total for _, total, _ in told}
-    assert len(totals) == 1 and [done for done, _, _ in told] == list(range(*totals))
-    shares = [share for _, _, share in told]
-    assert shares[0] == 0 < shares[1] and shares == sorted(shares) and 0.8 < shares[-1] <= 1
+    totals = {total for _, total, *_ in told}
+    assert len(totals) == 1 and [done for done, *_ in told] == list(range(*totals))
+    passed = [seconds for _, _, seconds, _ in told]
+    assert passed[0] == 0 < passed[1] and passed == sorted(passed)
+    assert {whole for *_, whole in told} == {told[0][3]} and passed[-1] < told[0][3]
     assert len(reports) == 5
     told.clear()
     two = replace(SPEC, op="two")
     for spec in (SPEC, two):
         compile_operator(spec, out=tmp_path, advance=lambda *now: told.append(now))
         stages = told[0][1]
-        assert told[0] == (0, stages, 0.0) and told[-1] == (stages, stages, 1.0)
-        assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
-        assert len({share for _, _, share in told}) > stages
+        assert told[0][0] == told[0][2] == 0 and told[-1][0] == stages
+        assert told[-1][2] == told[-1][3] > 0  # all is done
+        assert [done for done, *_ in told] == sorted(done for done, *_ in told)
+        assert len({seconds for _, _, seconds, _ in told}) > stages
         told.clear()
 
 
@@ -125,34 +127,34 @@ SEEN = {
 
 @pytest.mark.parametrize("op", SEEN)
 def test_how_long_is_left_is_right_within_a_factor_of_two(op: str, tmp_path: Path) -> None:
-    """Once the first of the kernels has been run; and 2 s are neither here nor there."""
+    """From the first stage on; and 2 s are neither here nor there."""
     spec, plan, _, operator = made(op, tmp_path)
     steps = list(usual_checks(spec, plan, operator, tmp_path, example_lengths(spec, None, "cpu")))
     expected = [of_step(step, plan) for step in steps]
     assert [len(found) for found in expected] == [step.stages for step in steps]
     plain = sum(step.stages for step in steps if step.runner.name == "eager")
     seen = [1.0, *[0.01] * (plain - 1), *SEEN[op]]
-    shares = [sum(sum(expected, ())[:n]) / sum(map(sum, expected)) for n in range(len(seen) + 1)]
+    flat = [seconds for found in expected for seconds in found]
     now = 0.0
     estimate = terminal.Estimate(lambda: now)
     assert estimate.text == "0:00"
     for done, seconds in enumerate(seen):
         now += seconds
-        estimate.advance(shares[done + 1])
-        if done >= plain:
-            left = sum(seen[done + 1 :])
-            assert left / 2 - 2 < estimate.left < 2 * left + 2, (done, left)
+        estimate.advance(sum(flat[: done + 1]), sum(flat))
+        left = sum(seen[done + 1 :])
+        assert estimate.left is not None
+        assert left / 2 - 2 < estimate.left < 2 * left + 2, (done, left)
     assert estimate.text == f"0:{now:02.0f}, 0:00 left"
 
 
-def test_how_long_is_left_passes(tmp_path: Path) -> None:
+def test_how_long_is_left_passes() -> None:
     now = 100.0
     estimate = terminal.Estimate(lambda: now)
     now = 110.0
-    estimate.advance(0.1)
-    assert estimate.text == "0:10, 1:30 left"
+    estimate.advance(2.5, 32.5)  # it takes twice as long as was predicted
+    assert estimate.text == "0:10, 1:00 left"
     now = 150.0
-    assert estimate.text == "0:50, 0:50 left"
+    assert estimate.text == "0:50, 0:20 left"
     now = 250.0
     assert estimate.text == "2:30, 0:00 left"
 
@@ -187,7 +189,7 @@ def test_a_terminal_has_a_bar_and_json_nothing(
     monkeypatch.setenv("TERM", "xterm")
     with terminal.progress(False, stages=True) as note:
         note("verifying [bold] plain\x1b[2J")
-        note.advance(3, 8, 0.2)
+        note.advance(3, 8, 10.0, 50.0)
     shown = screen.getvalue()
     assert (
         "3/8" in shown
