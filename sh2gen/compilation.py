@@ -124,6 +124,7 @@ class Compilation:
             "verification": [
                 {
                     "runner": r.runner,
+                    "label": r.label,
                     "dtype": r.dtype,
                     "device": r.device,
                     "ok": r.ok,
@@ -286,7 +287,8 @@ def _once(compilation: Compilation, how: Tests, say: Progress, done: Done) -> Co
                     ) -> None:
                         told(len(reports), before + this * n / total, _left(pending))
 
-                    reports.append(check.run(progress=inner))
+                    report = check.run(progress=inner)
+                    reports.append(dataclasses.replace(report, label=check.label))
                     reports[-1].require()
                     told(len(reports), before + this, _left(pending))
             lap("verify")

@@ -368,7 +368,7 @@ def verify_operator(
                 require_memory(step.spec, step.shapes, structure.states, advice)
             say(f"verifying {step.label} ({i + 1} of {len(steps)})")
             with one_thread():  # tensors are small
-                report = step.run(seed, inner)
+                report = dataclasses.replace(step.run(seed, inner), label=step.label)
             failed = len(report.failures)
             say(f"{step.label}: {failed or 'none'} of {len(report.checks)} checks failed")
             reports.append(report)

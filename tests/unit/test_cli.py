@@ -57,6 +57,7 @@ def test_verify_in_a_pipe_says_little(op: str) -> None:
     result = run("verify", op, "--plan=fft", "--device=cpu", "--examples=2")
     assert result.exit_code == 0
     assert result.stdout.count("passed") == 3
+    assert len({*result.stdout.splitlines()}) == 3  # of whom each line is
     lines = result.stderr.splitlines()
     few = ", 2 channels"
     ways = ["float32", f"float32{few}", f"bfloat16{few}"]

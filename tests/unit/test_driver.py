@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,18 @@ def test_a_file_of_the_users_is_not_replaced(tmp_path: Path) -> None:
     assert own.read_text() == "precious = 1\n"
 
 
-def test_a_file_of_ours_is_replaced(tmp_path: Path) -> None:
-    assert written(tmp_path) == written(tmp_path)
+def test_a_file_of_ours_is_replaced_unless_it_was_changed(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    text = path.read_text()
+    assert written(tmp_path) == path
+    path.write_bytes(text.replace("\n", "\r\n").encode())  # git did that
+    assert written(tmp_path).read_text() == text
+    path.write_text(f"{text}\nprecious = 1\n")
+    with pytest.raises(Sh2genError, match="was changed after sh2gen wrote it") as caught:
+        written(tmp_path)
+    assert caught.value.code == "C005" and "precious" in path.read_text()
+    path.write_text(re.sub("^sha256, .*$", "", text, flags=re.M))  # older than digests
+    assert written(tmp_path).read_text() == text
 
 
 def test_a_changed_kernel_is_not_called_verified(tmp_path: Path) -> None:

@@ -164,6 +164,25 @@ def test_the_mode_of_a_file_is_as_the_user_wants_it(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
 
 
+def test_what_is_replaced_keeps_its_mode_and_its_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "real").mkdir()
+    file, link = tmp_path / "real" / "file", tmp_path / "link"
+    file.write_text("old")
+    file.chmod(0o640)
+    link.symlink_to("real/file")
+    with monkeypatch.context() as patched:  # what is put back does too
+        patched.setattr(os, "replace", failing("replace", 1, OSError(errno.ENOSPC, "full")))
+        with pytest.raises(Sh2genError, match="other: full"):
+            write_all({link: b"new", tmp_path / "other": b""})
+    for text in ("old", "new"):
+        assert link.is_symlink() and file.read_text() == text
+        assert stat.S_IMODE(file.stat().st_mode) == 0o640
+        write_whole(link, "new")
+    assert sorted(tree(tmp_path)) == ["link", "real", "real/file"]
+
+
 def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     """Neither what one that lives is writing, nor files of others."""
     begin = "import time; from pathlib import Path; from sh2gen.files import scratch\n"
