@@ -246,7 +246,7 @@ def print_explanation(
                         + f" and {r['spilled']} spilled" * (r["spilled"] > 0)
                         + ", by estimate"
                     )
-        for p in entry["predictions"]:
+        for p in entry["predictions"][:_PREDICTIONS]:
             times = ", ".join(
                 f"{d} {p[d]['us']:.0f} us = {p[d]['share']:.2f} of the bound"
                 for d in ("forward", "backward")
@@ -261,3 +261,5 @@ def print_explanation(
                     for d in ("forward", "backward")
                 )
                 say(f"      at least {floors}")
+        if more := len(entry["predictions"][_PREDICTIONS:]):
+            say(f"    and {more} more; --json has all")
