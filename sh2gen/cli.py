@@ -370,8 +370,9 @@ def verify(
 ) -> None:
     """Run the property suite of an op.yaml or of a generated file on this machine.
 
-    A generated file is executed, once the digest in its head says that it is as sh2gen wrote it.
-    The digest is no proof of who wrote it: verify what you would import.
+    A generated file is executed, once the digest in its head says that it is as sh2gen wrote it;
+    without a GPU one with kernels only if this version would write the same. The digest is no
+    proof of who wrote it: verify what you would import.
     """
     from sh2gen import driver
 
