@@ -139,6 +139,7 @@ def _bar() -> Iterator[Note]:
     """A line with a bar, which goes away at the end."""
     from rich import progress as bars
     from rich.console import Console
+    from rich.table import Column
     from rich.text import Text
 
     estimate = Estimate()
@@ -152,8 +153,8 @@ def _bar() -> Iterator[Note]:
     columns = (
         bars.SpinnerColumn(),
         bars.BarColumn(bar_width=20),
-        bars.TextColumn("{task.fields[stages]}", style="progress.download"),
-        Times(),
+        bars.TextColumn("{task.fields[stages]}", table_column=Column(no_wrap=True, min_width=5)),
+        Times(Column(no_wrap=True, min_width=15)),  # others are cut where a line is narrow
         bars.TextColumn("{task.description}", markup=False),
     )
     with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
