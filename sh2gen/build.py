@@ -153,6 +153,12 @@ class Building:
         self._compilers = Compilers(count, time_limit)
         self._pending = {job: self._compilers.submit(job) for job in order}
 
+    @property
+    def left(self) -> float:
+        """Which share of the jobs is not done yet."""
+        done = [future.done() for future in self._pending.values()]
+        return done.count(False) / max(1, len(done))
+
     def result(self, progress: Progress | None = None) -> Built:
         """All binaries, once they are there.
 

@@ -190,8 +190,8 @@ def _of_machine(error: BaseException) -> str:
             return "free memory; `sh2gen tune --workers` compiles in fewer processes"
         if isinstance(one, OSError) and one.errno is not None:  # Triton raises some without
             return (
-                "make room and a right to write, in the folder for temporary files "
-                f"({tempfile.gettempdir()}) and in Triton's cache, which TRITON_CACHE_DIR moves"
+                "make room and a right to write, in the folder for temporary files, which TMPDIR "
+                "moves, and in Triton's cache, which TRITON_CACHE_DIR moves"
             )
     return ""
 

@@ -301,16 +301,21 @@ def _with_numbers(
     numbers = {d: first.schedule.numbers(d) for d in DIRECTIONS}
     origins = dict.fromkeys(DIRECTIONS, "default")
     decided: dict[str, Decision] = {}
+    tuned: dict[str, _TunedNumbers] = {}
     if known is not None:
         tuned = _tuned(spec, target, first.plan, known.decisions)
-        numbers |= {d: found for d, (found, _, _) in tuned.items()}
-        origins |= {d: label for d, (_, label, _) in tuned.items()}
-        decided = {d: one for d, (_, _, one) in tuned.items() if one and not changes.get(d)}
+        numbers |= {d: one.numbers for d, one in tuned.items()}
+        origins |= {d: one.label for d, one in tuned.items()}
+        decided = {
+            d: one.decision for d, one in tuned.items() if one.decision and not changes.get(d)
+        }
     merged = {d: dict(numbers[d]) | dict(changes.get(d, {})) for d in DIRECTIONS}
     chosen = schedule(
         spec, first.plan, merged | {d: changes[d] for d in changes if d not in merged}
     )
     for direction in DIRECTIONS:
+        if numbers[direction] == chosen.numbers(direction) and direction in tuned:
+            origins[direction] += tuned[direction].times
         if changes.get(direction):
             names = " ".join(f"{name}={value}" for name, value in changes[direction].items())
             origins[direction] += f", with {names} as given"
@@ -321,20 +326,31 @@ def _with_numbers(
     return replace(first, score=score(spec, first.plan, chosen, target), measured=False)
 
 
+@dataclass(frozen=True, slots=True)
+class _TunedNumbers:
+    """Numbers of a table, where they come from, what they took, and the decision if it is for
+    exactly what is wanted.
+    """
+
+    numbers: Numbers
+    label: str
+    times: str = ""  # goes on where the label ends
+    decision: Decision | None = None
+
+
 def _tuned(
     spec: OpSpec, target: Target, plan: Plan, decisions: tuple[Decision, ...]
-) -> dict[str, tuple[Numbers, str, Decision | None]]:
-    """Tuned numbers of both directions that may go together, where they come from, and the
-    decision if it is for exactly this.
-    """
+) -> dict[str, _TunedNumbers]:
+    """Tuned numbers of both directions that may go together."""
     relevant = [decision for decision in decisions if decision.key.plan == plan.name]
-    found: dict[str, tuple[Numbers, str, Decision | None]] = {}
+    found: dict[str, _TunedNumbers] = {}
     for direction in DIRECTIONS:
         here = [decision for decision in relevant if decision.key.direction == direction]
         if here and (one := find(here, wanted(spec, target, plan, direction), target)):
-            label = f"{one.label}; {_times(one, target)}"
-            found[direction] = one.decision.numbers, label, one.decision if one.exact else None
-    agreed = {coupling(plan, numbers) for numbers, _, _ in found.values()}
+            times = f"; {_times(one, target)}"
+            exact = one.decision if one.exact else None
+            found[direction] = _TunedNumbers(one.decision.numbers, one.label, times, exact)
+    agreed = {coupling(plan, one.numbers) for one in found.values()}
     if (len(agreed) == 1 and len(found) == len(DIRECTIONS)) or not plan.states:
         return found
     # Numbers that were not tuned together: those of backward count, which takes longer.
@@ -342,11 +358,11 @@ def _tuned(
         if direction in found:
             (other,) = (d for d in DIRECTIONS if d != direction)
             try:
-                matching = partner(spec, plan, direction, found[direction][0])
+                matching = partner(spec, plan, direction, found[direction].numbers)
             except Sh2genError:
                 continue
             label = f"goes with the tiles of {direction}"
-            return {direction: found[direction], other: (matching, label, None)}
+            return {direction: found[direction], other: _TunedNumbers(matching, label)}
     return {}
 
 

@@ -7,6 +7,7 @@ it). Nothing that takes long to import is imported before a verb runs.
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib.util
 import json
@@ -15,13 +16,14 @@ import os
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
 
 from sh2gen import interrupts
 from sh2gen.errors import Sh2genError
-from sh2gen.files import listed, made_folder, require_writable
+from sh2gen.files import listed, made_folder, require_writable, temporary_files
 from sh2gen.report import (
     numbers_text,
     plan_text,
@@ -31,18 +33,24 @@ from sh2gen.report import (
     print_reports,
 )
 from sh2gen.resources import shipped_op, shipped_ops
-from sh2gen.terminal import is_terminal, progress, say, show_source, tell
+from sh2gen.terminal import is_terminal, progress, say, show_source, tell, writing
 from sh2gen.tune_report import print_checked, print_estimate, print_tuned
-from sh2gen.versions import TESTED_HELP, untested
+from sh2gen.versions import TESTED, TESTED_HELP, untested
 
 
 class _Verb(click.Command):
     """Imports before it works: an interrupted import has nothing to tidy up."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with writing():  # --help
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
-        if self.name != "ops":
-            import sh2gen.driver  # noqa: F401 (torch comes with it)
-        with interrupts.raised():
+        if self.name == "ops":
+            return super().invoke(ctx)
+        import sh2gen.driver  # noqa: F401 (torch comes with it)
+
+        with interrupts.raised(), temporary_files():
             return super().invoke(ctx)
 
 
@@ -67,16 +75,26 @@ class _Group(click.Group):
         except click.Abort:
             code = interrupts.exit_code()
         except Exception as error:
-            if _of_the_system(error):
-                code = _told(Sh2genError("C007", f"the system refuses: {error or 'no memory'}"))
-            elif versions := untested():
-                tell(traceback.format_exc())
-                code = _told(Sh2genError("B006", "; ".join(versions), help=TESTED_HELP))
+            if reason := _of_the_system(error):
+                code = _told(Sh2genError("C007", f"the system refuses: {reason}"))
             else:
                 tell(traceback.format_exc())
-                tell("This is a bug in sh2gen, not in your input.")
-                code = 3
+                versions = untested()
+                if versions and _of_packages(error):
+                    code = _told(Sh2genError("B006", "; ".join(versions), help=TESTED_HELP))
+                else:
+                    tell("This is a bug in sh2gen, not in your input.")
+                    for text in versions:
+                        tell(text)
+                    code = 3
         raise SystemExit(code or 0)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            with writing():  # --help, --version
+                return super().parse_args(ctx, args)
+        except BrokenPipeError:  # here and below, because click would make it a failure
+            ctx.exit(0)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -84,14 +102,44 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             tell("interrupted")
             ctx.exit(interrupts.exit_code())
-        except BrokenPipeError:  # here, because click would make it a failure
+        except BrokenPipeError:
             ctx.exit(0)
 
 
-def _of_the_system(error: Exception) -> bool:
-    """Whether it is this machine, or its GPU, that has no space or no memory to give."""
+_REFUSALS = {  # what a system says that has no space or right to give; all else is of a program
+    getattr(errno, name, 0)
+    for name in (
+        *("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS", "EACCES", "EPERM", "EMFILE", "ENFILE"),
+        *("ENOMEM", "EAGAIN"),
+    )
+}
+
+
+def _of_the_system(error: Exception) -> str:
+    """What this machine or its GPU has no space, memory or right to give; nothing if it is not
+    that.
+    """
+    if isinstance(error, OSError) and error.errno in _REFUSALS and error.strerror:
+        return error.strerror + (f": {os.fsdecode(error.filename)}" if error.filename else "")
     torchs = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-    return torchs or isinstance(error, OSError | MemoryError)
+    return str(error) or "no memory" if torchs or isinstance(error, MemoryError) else ""
+
+
+def _of_packages(error: Exception) -> bool:
+    """Whether an error comes out of the code of a package that sh2gen is tested with, or is of
+    something that such a package lacks.
+    """
+    names = [
+        frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
+    own = [i for i, name in enumerate(names) if name.lstrip("_").startswith("sh2gen")]
+    names = names[own[-1] + 1 if own else 0 :]
+    if isinstance(error, ImportError):
+        names.append(error.name or "")
+    elif isinstance(error, AttributeError):
+        of = error.obj if isinstance(error.obj, ModuleType | type) else type(error.obj)
+        names.append(of.__name__ if isinstance(of, ModuleType) else of.__module__)
+    return any(name.split(".")[0] in TESTED for name in names)
 
 
 def _told(error: Sh2genError) -> int:
@@ -107,7 +155,18 @@ def main() -> None:
     gc.set_threshold(100_000)
 
 
-_op = click.argument("op", metavar="OP")
+class _Place(click.types.StringParamType):
+    """The path of a file or folder, or the name of an operator."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = super().convert(value, param, ctx)
+        if not text:  # which `Path` takes for the folder that one is in
+            self.fail("it is empty: no file or folder has that name", param, ctx)
+        return text
+
+
+_PLACE = _Place()
+_op = click.argument("op", metavar="OP", type=_PLACE)
 _json = click.option("--json", "as_json", is_flag=True, help="Print plain data as JSON.")
 _plan = click.option("--plan", help="A plan or a prefix of its name, e.g. direct/BLD.")
 _set = click.option(
@@ -143,11 +202,15 @@ _workers = click.option(
     help="Processes that compile. Default: about as many as there are cores.",
 )
 _locked = click.option(
-    "--locked", metavar="FILE", help="Take plans and numbers from this lock file alone."
+    "--locked",
+    type=_PLACE,
+    metavar="FILE",
+    help="Take plans and numbers from this lock file alone.",
 )
 _target = click.option("--target", help="H200, H100, A100 or B200; default: this GPU, or H200.")
 _tables = click.option(
     "--tables",
+    type=_PLACE,
     metavar="FOLDER",
     help="Tuned tables to take numbers from, beside your own, as `tune --out` wrote them.",
 )
@@ -185,8 +248,14 @@ def _changes(settings: tuple[str, ...]) -> dict[str, dict[str, int]]:
 
 
 @main.command("compile")
-@click.argument("ops", nargs=-1, required=True, metavar="OP...")
-@click.option("--out", default="generated", show_default=True, help="Folder of generated files.")
+@click.argument("ops", nargs=-1, required=True, metavar="OP...", type=_PLACE)
+@click.option(
+    "--out",
+    type=_PLACE,
+    default="generated",
+    show_default=True,
+    help="Folder of generated files.",
+)
 @_plan
 @_set
 @_target
@@ -201,7 +270,7 @@ def _changes(settings: tuple[str, ...]) -> dict[str, dict[str, int]]:
 )
 @click.option("--check", is_flag=True, help="Write nothing; fail if a file in --out is stale.")
 @_locked
-@click.option("--lock", metavar="FILE", help="Write such a file of what was taken.")
+@click.option("--lock", type=_PLACE, metavar="FILE", help="Write such a file of what was taken.")
 @_tables
 @_length
 @_batch
@@ -301,8 +370,9 @@ def verify(
 ) -> None:
     """Run the property suite of an op.yaml or of a generated file on this machine.
 
-    A generated file is executed, once the digest in its head says that it is as sh2gen wrote it.
-    The digest is no proof of who wrote it: verify what you would import.
+    A generated file is executed, once the digest in its head says that it is as sh2gen wrote it;
+    without a GPU one with kernels only if this version would write the same. The digest is no
+    proof of who wrote it: verify what you would import.
     """
     from sh2gen import driver
 
@@ -360,7 +430,9 @@ def verify(
     help="Seconds for a direction and length. Default: what the effort takes.",
 )
 @click.option("--resume", is_flag=True, help="Go on with what an earlier search recorded.")
-@click.option("--out", help="Folder of tuned tables; default: your own, where compile looks.")
+@click.option(
+    "--out", type=_PLACE, help="Folder of tuned tables; default: your own, where compile looks."
+)
 @_workers
 @_seed
 @_plan
@@ -571,7 +643,7 @@ def _show(as_json: bool, stage: str, text: str, language: str | None = None) -> 
 
 
 @main.command()
-@click.argument("op", required=False, metavar="[OP]")
+@click.argument("op", required=False, metavar="[OP]", type=_PLACE)
 @click.option(
     "--length",
     "lengths",
@@ -585,11 +657,14 @@ def _show(as_json: bool, stage: str, text: str, language: str | None = None) -> 
     help="Sequences of a batch. Default: that of the workloads; 1 with --length.",
 )
 @click.option("--peers", help="Compare with these only: names with commas between, or nothing.")
-@click.option("--plots", metavar="DIR", help="Write figures into this folder; needs matplotlib.")
+@click.option(
+    "--plots", type=_PLACE, metavar="DIR", help="Write figures into this folder; needs matplotlib."
+)
 @click.option(
     "--from",
     "saved",
     multiple=True,
+    type=_PLACE,
     metavar="FILE",
     help="Show what --json printed into this file, and measure nothing; may be repeated.",
 )
@@ -650,7 +725,12 @@ def bench(
     if interrupted:
         tell("interrupted: the results are what was measured until then")
     if folder is not None:
-        _draw(found, folder)
+        try:
+            _draw(found, folder)
+        except Sh2genError as error:
+            if not interrupted:
+                raise
+            tell(error.render())
     if interrupted:
         raise click.exceptions.Exit(interrupts.exit_code())
 
@@ -722,6 +802,7 @@ def tables_group() -> None:
 @tables_group.command("check")
 @click.option(
     "--tables",
+    type=_PLACE,
     metavar="FOLDER",
     help="Check the tables of this folder alone; default: your own and those that sh2gen ships.",
 )

@@ -5,6 +5,7 @@ is written, and everything that was found.
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from sh2gen import checks
+from sh2gen import checks, stages
 from sh2gen.build import Building, Built, KernelFailed, check_fits
 from sh2gen.checks import quick_checks, quick_count
 from sh2gen.choose import Candidate, passed_over
@@ -33,7 +34,9 @@ from sh2gen.target import Target
 from sh2gen.verify import Report
 
 Progress = Callable[[str], None]  # what happens next, or has happened
-Advance = Callable[[int, int], None]  # how many stages are done, and how many there are
+# How many stages are done, and how many there are; what these and all take (s), by prediction.
+Advance = Callable[[int, int, float, float], None]
+Done = Callable[[int, float, float], None]  # of one operator: stages that are done; these times
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +124,7 @@ class Compilation:
             "verification": [
                 {
                     "runner": r.runner,
+                    "label": r.label,
                     "dtype": r.dtype,
                     "device": r.device,
                     "ok": r.ok,
@@ -158,6 +162,13 @@ class Tests:
         chosen = compilation.chosen
         building = self.built and bool(compilation.source.kernels)
         return building + self.verified * quick_count(chosen.plan, chosen.schedule)
+
+    def seconds(self, compilation: Compilation) -> tuple[tuple[float, ...], float]:
+        """About what every way of running it takes, and its build meanwhile."""
+        chosen, kernels = compilation.chosen, compilation.source.kernels * self.built
+        ways = stages.of_quick_checks(compilation.spec, chosen.plan, chosen.schedule)
+        build = stages.of_builds(kernels * len(self.variants), chosen.plan, os.cpu_count() or 1)
+        return ways * self.verified, build
 
 
 def written(
@@ -204,16 +215,14 @@ def _stated(compilation: Compilation) -> Compilation:
     return dataclasses.replace(compilation, source=source)
 
 
-def tested(
-    compilation: Compilation, how: Tests, say: Progress, done: Callable[[int], None]
-) -> Compilation:
+def tested(compilation: Compilation, how: Tests, say: Progress, done: Done) -> Compilation:
     """The same, built and verified as asked for; raises CheckFailed if anything is wrong.
 
     Numbers that are free and whose kernels do not fit the compiler here are replaced by others
     that do, once for each direction.
 
     Args:
-        done: told how many stages are.
+        done: told how far it has come.
     """
     for _ in DIRECTIONS if how.free else ():
         try:
@@ -226,11 +235,18 @@ def tested(
     return _once(compilation, how, say, done)
 
 
-def _once(
-    compilation: Compilation, how: Tests, say: Progress, done: Callable[[int], None]
-) -> Compilation:
+def _once(compilation: Compilation, how: Tests, say: Progress, done: Done) -> Compilation:
     """`tested` of the numbers that are given."""
-    done(0)
+    ways, build = how.seconds(compilation)
+    first = build * torch.cuda.is_available()  # verification runs what is built, else meanwhile
+
+    def told(count: int, verified: float, left: float = 1.0) -> None:
+        """Ways that are done, seconds of verification, and the share of the build that is left."""
+        wait = max(0.0, build - sum(ways)) if left and not first else 0.0
+        waited = wait * (1 - left) if count == len(ways) else 0.0
+        done(count, first + verified + waited, first + sum(ways) + wait)
+
+    told(0, -first)
     if how.verified:
         compilation = _stated(compilation)
     spec, gpu, source = compilation.spec, compilation.target, compilation.source
@@ -254,6 +270,7 @@ def _once(
             pending = stack.enter_context(closing(building))
             if torch.cuda.is_available():  # verification will run them: they must fit
                 check_fits(pending.result(), gpu)
+                told(0, 0.0)
         if how.verified:
             with one_thread(), scratch() as folder:
                 draft = folder / compilation.path.name
@@ -263,20 +280,35 @@ def _once(
                     spec, chosen.plan, chosen.schedule, Operator(draft), folder
                 ):
                     say(f"{spec.op}: verifying {check.label}")
-                    reports.append(check.run())
+                    before, this = sum(ways[: len(reports)]), ways[len(reports)]
+
+                    def inner(
+                        n: int, total: int, _: str, before: float = before, this: float = this
+                    ) -> None:
+                        told(len(reports), before + this * n / total, _left(pending))
+
+                    report = check.run(progress=inner)
+                    reports.append(dataclasses.replace(report, label=check.label))
                     reports[-1].require()
-                    done(len(reports))
+                    told(len(reports), before + this, _left(pending))
             lap("verify")
         if pending is not None:
             say(f"{spec.op}: waiting for the compilers")
-            compiled = pending.result()
+            compiled = pending.result(
+                lambda n, total, _: told(len(ways), sum(ways), 1 - n / total)
+            )
             check_fits(compiled, gpu)
             compilation = _labelled(compilation, compiled)
             lap("build")
-    done(how.stages(compilation))
+    done(how.stages(compilation), first + sum(ways), first + sum(ways))
     return dataclasses.replace(
         compilation, built=compiled, reports=tuple(reports), seconds=seconds
     )
+
+
+def _left(building: Building | None) -> float:
+    """Which share of the kernels is not compiled yet."""
+    return building.left if building is not None else 0.0
 
 
 def _labelled(compilation: Compilation, built: Built) -> Compilation:

@@ -4,14 +4,15 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,7 @@ from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.files import (
     listed,
     made_folder,
+    read_generated,
     read_text,
     refuse_to_replace,
     same_program,
@@ -67,7 +69,8 @@ from sh2gen.records import home, operator_digest
 from sh2gen.resources import shipped_op
 from sh2gen.schedule import DIRECTIONS, schedule, search_space
 from sh2gen.search import Problem
-from sh2gen.spec import OpSpec, Workload, load_spec
+from sh2gen.spec import OpSpec, Workload, load_spec, spec_from_dict
+from sh2gen.stages import of_step
 from sh2gen.tables import (
     LockEntry,
     holds_tables,
@@ -160,7 +163,7 @@ def compile_operators(
     warn = warn or say
     for text in (*untested(), *(f"skipped: {damage}" for damage in known.damages)):
         warn(text)
-    advance = advance or (lambda done, stages: None)
+    advance = advance or (lambda done, stages, passed, whole: None)
     chosen = [_choose(spec, gpu, plan, changes, known, Path(out), say) for spec in specs]
     for compilation in chosen:
         for text in compilation.chosen.warnings:
@@ -168,12 +171,8 @@ def compile_operators(
     if write:
         for compilation in chosen:
             refuse_to_replace(compilation.path)
-            if lock is not None and os.path.realpath(lock) == os.path.realpath(compilation.path):
-                raise Sh2genError(
-                    "C006",
-                    f"{lock} is the file of {compilation.spec.op}: it cannot be the lock file too",
-                    help="give --lock another place",
-                )
+            if lock is not None:
+                _refuse_as_lock(Path(lock), compilation)
     if verified and not torch.cuda.is_available():
         for compilation in chosen:
             require_memory(
@@ -188,10 +187,17 @@ def compile_operators(
         thorough=thorough,
         free=not changes and locked is None,
     )
-    before, total = 0, sum(how.stages(compilation) for compilation in chosen)
-    finished = []
-    for compilation in chosen:
-        done = partial(_advance, advance, before, total)
+    total = sum(how.stages(compilation) for compilation in chosen)
+    expected = [max(sum(ways), build) for ways, build in map(how.seconds, chosen)]
+    finished: list[Compilation] = []
+    before = 0
+    for i, compilation in enumerate(chosen):
+
+        def done(count: int, passed: float, own: float, i: int = i, before: int = before) -> None:
+            earlier = sum(expected[:i])
+            whole = earlier + own + sum(expected[i + 1 :])
+            advance(before + count, total, earlier + passed, whole)
+
         finished.append(tested(compilation, how, say, done))
         before += how.stages(compilation)
     files = {c.path: c.source.text.encode() for c in finished} if write else {}
@@ -201,8 +207,18 @@ def compile_operators(
     return tuple(finished)
 
 
-def _advance(advance: Advance, before: int, total: int, done: int) -> None:
-    advance(before + done, total)
+def _refuse_as_lock(lock: Path, compilation: Compilation) -> None:
+    """Refuse a lock file that cannot be there beside a generated file."""
+    one, other = Path(os.path.realpath(lock)), Path(os.path.realpath(compilation.path))
+    if one == other:
+        problem = f"{lock} is the file of {compilation.spec.op}: it cannot be the lock file too"
+    elif one in other.parents:
+        problem = f"{lock} is the folder of {compilation.path}: it cannot be the lock file too"
+    elif other in one.parents:
+        problem = f"{compilation.path} is a file: it cannot be the folder of {lock} too"
+    else:
+        return
+    raise Sh2genError("C006", problem, help="give --lock another place")
 
 
 def known_numbers(
@@ -298,7 +314,8 @@ def verify_operator(
         seed: of all random numbers.
         plan, lengths, batch: as for compile_operators; a generated file has its own.
         progress: told before and after each way of running the operator.
-        detail, advance: told before every step of it; how many of all are done.
+        detail, advance: told before every step of it; how many of all are done, and the
+            seconds that these and all of them take by prediction.
         warn: told of untested versions, and of what cannot be verified here.
     """
     complain = warn or progress or (lambda _: None)
@@ -321,9 +338,8 @@ def verify_operator(
                     "a generated file has its own plan and numbers",
                     help="leave out --plan, --length and --batch, or give the op.yaml",
                 )
+            spec, structure = _described(Path(op), device)
             operator = Operator(Path(op))
-            spec = operator.spec
-            structure = _plan_of(operator, device)
         if structure.kernels and beyond_triton():
             complain(f"not verified: {without_triton()}")
         lengths = example_lengths(spec, examples, device, thorough)
@@ -334,7 +350,8 @@ def verify_operator(
         else:
             found = usual_checks(spec, structure, operator, folder, lengths)
         steps = tuple(found)
-        stages = [step.stages for step in steps]
+        seconds = [of_step(step, structure) for step in steps]
+        whole = sum(map(sum, seconds))
         for i, step in enumerate(steps):
 
             def inner(
@@ -343,14 +360,15 @@ def verify_operator(
                 if detail is not None:
                     detail(f"{label}: {what} ({done + 1} of {total})")
                 if advance is not None:
-                    advance(sum(stages[:before]) + done, sum(stages))
+                    passed = [*chain(*seconds[:before]), *seconds[before][:done]]
+                    advance(len(passed), sum(map(len, seconds)), sum(passed), whole)
 
             if step.device == "cpu":
                 advice = "verify it where there is more, or an operator of fewer taps or channels"
                 require_memory(step.spec, step.shapes, structure.states, advice)
             say(f"verifying {step.label} ({i + 1} of {len(steps)})")
             with one_thread():  # tensors are small
-                report = step.run(seed, inner)
+                report = dataclasses.replace(step.run(seed, inner), label=step.label)
             failed = len(report.failures)
             say(f"{step.label}: {failed or 'none'} of {len(report.checks)} checks failed")
             reports.append(report)
@@ -424,25 +442,45 @@ def bench_operator(
         )
 
 
-def _plan_of(operator: Operator, device: str) -> Plan:
-    """The plan of a generated file.
+def _described(path: Path, device: str) -> tuple[OpSpec, Plan]:
+    """The operator and the plan of a generated file, none of which is executed.
 
     Without a GPU its kernels cannot run at full width: a twin written by this sh2gen is verified,
     which speaks for the file only if this sh2gen writes the same file.
+
+    Raises:
+        Sh2genError: B005 as `read_generated`, or if it lacks what says so; L003 for a plan that is
+            unknown here. CheckFailed: V003 if this sh2gen writes another file.
     """
-    spec, space = operator.spec, operator.namespace
-    found = [p for p in plans(spec, operator.plan.split("/")[0]) if p.name == operator.plan]
+    text = read_generated(path)
+    said: dict[str, Any] = {}
+    unreadable = SyntaxError, ValueError, TypeError, RecursionError, MemoryError
+    with suppress(*unreadable):
+        for statement in ast.parse(text).body:
+            match statement:
+                case ast.Assign([ast.Name("SPEC" | "PLAN" | "NUMBERS" as name)], value):
+                    with suppress(*unreadable):
+                        said[name] = ast.literal_eval(value)
+
+    def stated(name: str, kind: type) -> Any:
+        if not isinstance(said.get(name), kind):
+            raise Sh2genError("B005", f"{path} lacks what a generated file has: {name}")
+        return said[name]
+
+    spec, name = spec_from_dict(stated("SPEC", dict)), stated("PLAN", str)
+    found = [p for p in plans(spec, name.split("/")[0]) if p.name == name]
     if not found:
-        raise Sh2genError("L003", f"{operator.path} has a plan unknown here: {operator.plan}")
+        raise Sh2genError("L003", f"{path} has a plan unknown here: {name}")
     if device == "cpu" and found[0].kernels:
-        text = emit(spec, found[0], schedule(spec, found[0], space.NUMBERS)).text
-        if not same_program(read_text(operator.path), text):
+        said |= (directions := stated("NUMBERS", dict))
+        numbers = schedule(spec, found[0], {name: stated(name, dict) for name in directions})
+        if not same_program(text, emit(spec, found[0], numbers).text):
             raise CheckFailed(
                 "V003",
-                f"{operator.path} is not what this version writes, so its kernels need a GPU",
+                f"{path} is not what this version writes, so its kernels need a GPU",
                 help="compile it again, or verify it with --device cuda",
             )
-    return found[0]
+    return spec, found[0]
 
 
 def tune_operator(

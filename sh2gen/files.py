@@ -141,22 +141,30 @@ def read_generated(path: Path, *, edited: bool = False) -> str:
 
 
 def refuse_to_replace(path: Path) -> None:
-    """Refuse to write where a file stands that sh2gen did not write, or where none can be written.
+    """Refuse to write where a file stands that sh2gen did not write or that was changed since, or
+    where none can be written.
 
     Raises:
         Sh2genError: C005.
     """
     require_writable(path)
+    if not os.path.lexists(path):
+        return
     try:
-        foreign = os.path.lexists(path) and MARK not in read_text(path)
+        text = read_text(path)
     except OSError:
-        foreign = True
-    if foreign:
-        raise Sh2genError(
-            "C005",
-            f"{path} is there already and sh2gen did not write it",
-            help="move it, choose another folder with --out, or give the operator another name",
-        )
+        text = ""
+    if MARK not in text:
+        problem = "sh2gen did not write it"
+    elif _SIGNATURE.search(text) is not None and not intact(text):
+        problem = "was changed after sh2gen wrote it"
+    else:
+        return
+    raise Sh2genError(
+        "C005",
+        f"{path} is there already and {problem}",
+        help="move it, choose another folder with --out, or give the operator another name",
+    )
 
 
 # ---- writing ------------------------------------------------------------------------------------
@@ -172,7 +180,7 @@ def require_writable(path: Path, what: str = "") -> None:
         Sh2genError: C005.
     """
     try:
-        place = Path(os.path.abspath(path))
+        place = Path(os.path.realpath(path))
         folder = next((p for p in place.parents if os.path.exists(p)), place)
         if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
             raise OSError(errno.EACCES, f"{folder} is not a folder that can be written")
@@ -214,7 +222,8 @@ def write_whole(path: Path, text: str, errors: str = "strict") -> None:
 def write_all(files: Mapping[Path, bytes]) -> None:
     """Write files so that all of them are there afterwards, or what was there before.
 
-    Each is written in a `scratch` folder beside it, and renamed when all of them are.
+    Each is written in a `scratch` folder beside it, and renamed when all of them are. What is
+    replaced keeps its mode, and a link to it stays one.
 
     Raises:
         Sh2genError: C005 if one cannot be written, or its folder cannot be made; after this and
@@ -223,25 +232,29 @@ def write_all(files: Mapping[Path, bytes]) -> None:
     made: list[Path] = []
     before: dict[Path, bytes | None] = {}
     drafts: dict[Path, Path] = {}
-    at, places = Path(), {path.parent for path in files}
+    beside: dict[Path, Path] = {}
+    real = {path: Path(os.path.realpath(path)) for path in files}
+    at = Path()
     with ExitStack() as stack:
         try:
-            for at in sorted(places):
-                made += _make(at)
-            beside = {at: stack.enter_context(scratch(at)) for at in sorted(places)}
+            for at in files:
+                made += _make(at.parent)
+            for at in files:
+                if real[at].parent not in beside:
+                    beside[real[at].parent] = stack.enter_context(scratch(real[at].parent))
             for at, content in files.items():
                 if os.path.lexists(at) and not os.path.isfile(at):
                     raise OSError(errno.EINVAL, "what is there is not a regular file")
-                drafts[at] = beside[at.parent] / str(len(drafts))
-                _write(drafts[at], content)
+                drafts[at] = beside[real[at].parent] / str(len(drafts))
+                _write(drafts[at], content, real[at])
             for at, draft in drafts.items():
                 if len(drafts) > 1:  # else it is the last to be renamed
                     before[at] = read_regular(at) if os.path.exists(at) else None
-                os.replace(draft, at)
+                os.replace(draft, real[at])
         except BaseException as error:
             for path, old in before.items():
                 with suppress(OSError):
-                    _restore(path, old, drafts[path])
+                    _restore(real[path], old, drafts[path])
             stack.close()
             for folder in reversed(made):
                 with suppress(OSError):
@@ -259,8 +272,11 @@ def _make(folder: Path) -> list[Path]:
     return missing[::-1]
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes, like: Path) -> None:
+    """Write a new file, with the mode of another if that is there."""
     with path.open("wb") as file:
+        with suppress(FileNotFoundError):
+            os.chmod(path, stat.S_IMODE(os.stat(like).st_mode))
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -270,7 +286,7 @@ def _restore(path: Path, old: bytes | None, draft: Path) -> None:
     if old is None:
         path.unlink()
     else:
-        _write(draft, old)
+        _write(draft, old, path)
         os.replace(draft, path)
 
 
@@ -286,7 +302,10 @@ def scratch(place: Path | None = None) -> Iterator[Path]:
     Args:
         place: the folder to make it in, by default that for temporary files.
     """
-    parent = Path(tempfile.gettempdir()) if place is None else place
+    try:
+        parent = Path(tempfile.gettempdir()) if place is None else place
+    except FileNotFoundError:  # of all that there may be
+        raise OSError(errno.EACCES, "no folder for temporary files can be written") from None
     for name in listed(parent):
         if name.startswith(_SCRATCH):
             with suppress(OSError), _held(parent / name, wait=False):
@@ -300,6 +319,21 @@ def scratch(place: Path | None = None) -> Iterator[Path]:
             if os.path.isdir(folder):  # else it was removed before it was held
                 break
         yield folder
+
+
+@contextmanager
+def temporary_files() -> Iterator[None]:
+    """Inside, temporary files of this process lie in a `scratch` folder, those of libraries too:
+    Triton forgets its own when it is interrupted. Where there can be no such folder, none is made.
+    """
+    before = tempfile.tempdir
+    with ExitStack() as stack:
+        with suppress(OSError):
+            tempfile.tempdir = str(stack.enter_context(scratch()))
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
 
 
 @contextmanager

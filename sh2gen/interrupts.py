@@ -48,11 +48,19 @@ def ignore() -> None:
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Inside, signals raise KeyboardInterrupt. One that is ignored, as by nohup, stays so."""
+    """Inside, signals raise KeyboardInterrupt. One that is ignored, as by nohup, stays so.
+
+    What a library makes of it on its way, as C code does that is importing a module, leaves as
+    KeyboardInterrupt all the same; click's own exit is the answer of who has seen to it.
+    """
+    from click.exceptions import Exit  # here: signals are heeded before anything is imported
+
+    received = False
 
     def interrupt(number: int, _: FrameType | None) -> None:
         global _last
-        _last = signal.Signals(number)
+        nonlocal received
+        _last, received = signal.Signals(number), True
         raise KeyboardInterrupt
 
     def unraisable(failed: Any) -> None:
@@ -68,6 +76,10 @@ def raised() -> Iterator[None]:
     before = _install(interrupt)
     try:
         yield
+    except Exception as error:
+        if received and not isinstance(error, Exit):
+            raise KeyboardInterrupt from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

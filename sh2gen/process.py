@@ -19,7 +19,8 @@ class Worker:
     """A process that answers jobs: a line of JSON in, a line of JSON out.
 
     It is started for its first job, and again for the next one after it died, with a job or idle,
-    or answered that it is `broken`.
+    or answered that it is `broken`. Temporary files of it and of what it runs lie in a folder of
+    its own, which goes with it: a compiler that is killed leaves some.
 
     Args:
         command: what to run.
@@ -30,6 +31,7 @@ class Worker:
         self._command, self._name = tuple(command), name
         self._process: subprocess.Popen[str] | None = None
         self._ended = threading.Event()
+        self._temporary = contextlib.ExitStack()  # the folder of the process
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (see close)
 
     @property
@@ -52,7 +54,8 @@ class Worker:
         try:
             process = self._process = self._process or self._start()
         except OSError as error:
-            help = "free memory, or end other processes"
+            self.stop()
+            help = "free memory, or room for temporary files, or end other processes"
             return {"died": f"{self._name} cannot be started: {error}", "help": help}
         if self._ended.is_set():  # while it was started
             self.kill()
@@ -116,6 +119,7 @@ class Worker:
         if self._process is not None:
             self._process.communicate()  # closes the pipes and waits
             self._process = None
+        self._temporary.close()
 
     def close(self) -> None:
         """End the process for good."""
@@ -123,10 +127,14 @@ class Worker:
         self._errors.close()
 
     def _start(self) -> subprocess.Popen[str]:
+        from sh2gen.files import scratch  # here: build_worker.py runs this file alone
+
         self._errors.seek(0)
         self._errors.truncate()  # of words of the one before
+        folder = self._temporary.enter_context(scratch())
         return subprocess.Popen(
             self._command,
+            env=os.environ | {"TMPDIR": str(folder)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

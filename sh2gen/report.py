@@ -8,6 +8,8 @@ from typing import Any
 
 from sh2gen.terminal import say
 
+_PREDICTIONS = 8  # of as many workloads they are printed
+
 
 def print_compilation(c: Any) -> None:
     """What was chosen and why, for a person."""
@@ -36,7 +38,7 @@ def print_compilation(c: Any) -> None:
     for origin in dict.fromkeys(c.chosen.origins.values()):
         whose = [d for d, text in c.chosen.origins.items() if text == origin]
         rows.append(("numbers", origin if len(whose) > 1 else f"{whose[0]}: {origin}"))
-    for workload, found in c.predictions:
+    for workload, found in c.predictions[:_PREDICTIONS]:
         text = ", ".join(
             f"{direction} {p.seconds * 1e6:.0f} us ({p.share:.2f} of the memory bound"
             + (f", in {p.spans} spans)" if p.spans > 1 else ")")
@@ -45,6 +47,8 @@ def print_compilation(c: Any) -> None:
         rows.append(
             (f"predicted B={workload.batch} L={workload.length}", f"{text} on {c.target.name}")
         )
+    if more := len(c.predictions[_PREDICTIONS:]):
+        rows.append(("", f"and {more} more; --json has all"))
     if c.built:
         for k in c.built.kernels:
             rows.append(
@@ -61,7 +65,7 @@ def print_compilation(c: Any) -> None:
             (
                 f"verified by {report.runner}",
                 f"{len(report.checks)} checks in {report.dtype} against float64, "
-                f"closest at {worst:.2f} of its bound",
+                f"closest at {worst:.2f} of its bound ({report.label})",
             )
         )
     if not c.reports:
@@ -83,7 +87,7 @@ def print_reports(reports: Any) -> None:
         verdict = "passed" if report.ok else f"FAILED {len(report.failures)} of"
         say(
             f"{report.op} by {report.runner} on {report.device} in {report.dtype}: "
-            f"{verdict} {len(report.checks)} checks"
+            f"{verdict} {len(report.checks)} checks ({report.label})"
         )
         for failure in report.failures[:20]:
             say(
@@ -242,7 +246,7 @@ def print_explanation(
                         + f" and {r['spilled']} spilled" * (r["spilled"] > 0)
                         + ", by estimate"
                     )
-        for p in entry["predictions"]:
+        for p in entry["predictions"][:_PREDICTIONS]:
             times = ", ".join(
                 f"{d} {p[d]['us']:.0f} us = {p[d]['share']:.2f} of the bound"
                 for d in ("forward", "backward")
@@ -257,3 +261,5 @@ def print_explanation(
                     for d in ("forward", "backward")
                 )
                 say(f"      at least {floors}")
+        if more := len(entry["predictions"][_PREDICTIONS:]):
+            say(f"    and {more} more; --json has all")

@@ -750,7 +750,7 @@ def load_spec(path: str | PathLike[str]) -> OpSpec:
         raise Sh2genError(
             "S001",
             f"cannot read {file}: {reason[0].lower()}{reason[1:]}",
-            help=_nearby(Path(path)),
+            help=_nearby(Path(path), error),
         ) from None
     if len(data) > _MAX_BYTES:
         raise Sh2genError(
@@ -985,16 +985,16 @@ def _nearest(word: str, legal: list[str], introduction: str) -> str:
     return f"{introduction} {', '.join(lower.values())}"
 
 
-def _nearby(path: Path) -> str | None:
+def _nearby(path: Path, error: OSError) -> str | None:
     """Operator files in a folder that was given for one, or one beside it with a similar name."""
-    inside = [name for name in listed(path) if name.endswith(".yaml")]
-    if inside:
+    if not isinstance(error, FileNotFoundError | IsADirectoryError):
+        return None
+    if inside := [name for name in listed(path) if name.endswith(".yaml")]:
         return f"one of {', '.join(inside)} in it"
     beside = {name for name in listed(path.parent) if name.endswith(".yaml")}
     names = {name: str(path.with_name(name)) for name in beside - {path.name}}
-    if str(path) == path.stem:  # perhaps the name of a shipped operator
-        names |= dict.fromkeys(shipped_ops(), "")
-    close = difflib.get_close_matches(path.name, names, n=1)
-    if close:
-        return f"did you mean `{names[close[0]] or close[0]}`?"
+    if str(path) == path.name and path.suffix in ("", ".yaml"):  # perhaps a shipped operator
+        names |= {name + path.suffix: name for name in shipped_ops()}
+    if close := difflib.get_close_matches(path.name, names, n=1):
+        return f"did you mean `{names[close[0]]}`?"
     return "`sh2gen ops` lists the shipped operators" if str(path) == path.stem else None

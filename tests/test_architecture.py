@@ -59,6 +59,7 @@ LAYERS = (
     (
         "driver",
         "checks",
+        "stages",
         "refit",
         "compilation",
         "tuner",
@@ -104,6 +105,7 @@ WITHIN = {
     ("search", "records"): "what became of a candidate is what a record says",
     ("sweeps", "records"): "it keeps outcomes",
     ("sweeps", "search"): "of searches",
+    ("process", "files"): "temporary files of a process lie in a folder that goes with it",
     ("jsonl", "files"): "only regular files are read",
     ("cli", "report"): "what was found as text",
     ("cli", "tune_report"): "what a search came to as text",
@@ -119,6 +121,9 @@ WITHIN = {
     ("driver", "checks"): "the last of its steps",
     ("driver", "compilation"): "the steps after it",
     ("compilation", "checks"): "the last of them",
+    ("stages", "checks"): "how long these take",
+    ("compilation", "stages"): "how far it has come",
+    ("driver", "stages"): "and a verification",
     ("compilation", "choose"): "what it is of",
     ("compilation", "refit"): "another choice, where the first does not fit",
     ("refit", "choose"): "what was chosen first",
@@ -153,7 +158,8 @@ BANNED: dict[str, tuple[str, tuple[str, ...], str]] = {
     "sympify": (r"\bsympify\(", (), "it evaluates text"),
     "environment": (
         r"\bos\.(environ|getenv)\b",
-        ("build_worker.py", "records.py"),  # records.py: SH2GEN_HOME, the only one
+        # records.py: SH2GEN_HOME, the only one; process.py: what is handed to processes
+        ("build_worker.py", "records.py", "process.py"),
         "arguments, not environment variables, say what happens",
     ),
     "shell": (r"\bshell=True\b|\bos\.system\(", (), "file names are not shell text"),

@@ -31,6 +31,7 @@ from sh2gen.resources import folder
 from sh2gen.schedule import Schedule, schedule
 from sh2gen.source import Variant
 from sh2gen.spec import OpSpec, load_spec, parse_spec
+from sh2gen.stages import of_quick_checks, of_step
 from sh2gen.target import H200
 from sh2gen.verify import PROPERTIES
 
@@ -95,18 +96,76 @@ def test_what_is_verified_without_a_gpu(op: str, tmp_path: Path) -> None:
 
 
 def test_stages_are_told_as_they_are_done(tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+    told: list[tuple[int, int, float, float]] = []
     reports = verify_operator(SPEC, device="cpu", advance=lambda *now: told.append(now))
-    totals = {total for _, total in told}
-    assert len(totals) == 1 and [done for done, _ in told] == list(range(*totals))
+    totals = {total for _, total, *_ in told}
+    assert len(totals) == 1 and [done for done, *_ in told] == list(range(*totals))
+    passed = [seconds for _, _, seconds, _ in told]
+    assert passed[0] == 0 < passed[1] and passed == sorted(passed)
+    assert {whole for *_, whole in told} == {told[0][3]} and passed[-1] < told[0][3]
     assert len(reports) == 5
     told.clear()
     two = replace(SPEC, op="two")
     for spec in (SPEC, two):
         compile_operator(spec, out=tmp_path, advance=lambda *now: told.append(now))
-        assert told[0] == (0, told[0][1]) and told[-1] == (told[0][1], told[0][1])
-        assert [done for done, _ in told] == sorted(done for done, _ in told)
+        stages = told[0][1]
+        assert told[0][0] == told[0][2] == 0 and told[-1][0] == stages
+        assert told[-1][2] == told[-1][3] > 0  # all is done
+        assert [done for done, *_ in told] == sorted(done for done, *_ in told)
+        assert len({seconds for _, _, seconds, _ in told}) > stages
         told.clear()
+
+
+# Seconds of the stages of kernels, as they were on a machine with two cores.
+SEEN = {
+    "short_conv_3": [0.43, 0.087, 0.091, 0.339, 0.067, 0.398, 0.001, 0.286],
+    "hyena_se": [1.717, 0.389, 0.395, 1.796, 0.329, 1.863, 0.001, 0.789],
+    "hyena_mr": [4.525, 6.294, 2.308, 5.508, 0.842, 7.166, 0.001, 2.434],
+    "s4d": [2.192, 1.331, 1.283, 3.236, 0.298, 3.903, 0.001, 1.513, 5.662],
+}
+
+
+@pytest.mark.parametrize("op", SEEN)
+def test_how_long_is_left_is_right_within_a_factor_of_two(op: str, tmp_path: Path) -> None:
+    """From the first stage on; and 2 s are neither here nor there."""
+    spec, plan, _, operator = made(op, tmp_path)
+    steps = list(usual_checks(spec, plan, operator, tmp_path, example_lengths(spec, None, "cpu")))
+    expected = [of_step(step, plan) for step in steps]
+    assert [len(found) for found in expected] == [step.stages for step in steps]
+    plain = sum(step.stages for step in steps if step.runner.name == "eager")
+    seen = [1.0, *[0.01] * (plain - 1), *SEEN[op]]
+    flat = [seconds for found in expected for seconds in found]
+    now = 0.0
+    estimate = terminal.Estimate(lambda: now)
+    assert estimate.text == "0:00"
+    for done, seconds in enumerate(seen):
+        now += seconds
+        estimate.advance(sum(flat[: done + 1]), sum(flat))
+        left = sum(seen[done + 1 :])
+        assert estimate.left is not None
+        assert left / 2 - 2 < estimate.left < 2 * left + 2, (done, left)
+    assert estimate.text == f"0:{now:02.0f}, 0:00 left"
+
+
+def test_how_long_is_left_passes() -> None:
+    now = 100.0
+    estimate = terminal.Estimate(lambda: now)
+    now = 110.0
+    estimate.advance(2.5, 32.5)  # it takes twice as long as was predicted
+    assert estimate.text == "0:10, 1:00 left"
+    now = 150.0
+    assert estimate.text == "0:50, 0:20 left"
+    now = 250.0
+    assert estimate.text == "2:30, 0:00 left"
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_way_of_a_compilation_has_its_time(op: str) -> None:
+    spec = load_spec(op)
+    plan = plans(spec)[0]
+    numbers = schedule(spec, plan)
+    ways = of_quick_checks(spec, plan, numbers)
+    assert len(ways) == quick_count(plan, numbers) and all(seconds > 0 for seconds in ways)
 
 
 @pytest.mark.parametrize("thorough", [False, True])
@@ -130,9 +189,14 @@ def test_a_terminal_has_a_bar_and_json_nothing(
     monkeypatch.setenv("TERM", "xterm")
     with terminal.progress(False, stages=True) as note:
         note("verifying [bold] plain\x1b[2J")
-        note.advance(3, 8)
+        note.advance(3, 8, 10.0, 50.0)
     shown = screen.getvalue()
-    assert "3/8" in shown and "verifying [bold] plain\\x1b[2J" in shown and "━" in shown
+    assert (
+        "3/8" in shown
+        and " left" in shown
+        and "verifying [bold] plain\\x1b[2J" in shown
+        and "━" in shown
+    )
     monkeypatch.undo()
     (tmp_path / "one.yaml").write_text(SPEC.to_yaml())
     quiet = CliRunner().invoke(

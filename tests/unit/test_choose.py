@@ -232,7 +232,9 @@ def test_numbers_given_count_more_than_tuned_ones(home: Path) -> None:
     keep(home, decide(SPEC, "forward", changed(TILES=4, BLOCK_T=2048)))
     numbers, origins = chosen(changes={"forward": {"TILES": 8}})
     assert numbers == DEFAULT | {"forward": changed(TILES=8, BLOCK_T=2048)}
-    assert origins["forward"] == f"{ON}; {TIME}, with TILES=8 as given"
+    assert origins["forward"] == f"{ON}, with TILES=8 as given"  # which was not timed
+    _, origins = chosen(changes={"forward": {"TILES": 4}})
+    assert origins["forward"] == f"{ON}; {TIME}, with TILES=4 as given"
     assert origins["backward"] == "default"
     with pytest.raises(Sh2genError) as caught:
         chosen(changes={"forward": {"BLOCK_T": 8}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -56,6 +57,7 @@ def test_verify_in_a_pipe_says_little(op: str) -> None:
     result = run("verify", op, "--plan=fft", "--device=cpu", "--examples=2")
     assert result.exit_code == 0
     assert result.stdout.count("passed") == 3
+    assert len({*result.stdout.splitlines()}) == 3  # of whom each line is
     lines = result.stderr.splitlines()
     few = ", 2 channels"
     ways = ["float32", f"float32{few}", f"bfloat16{few}"]
@@ -63,6 +65,24 @@ def test_verify_in_a_pipe_says_little(op: str) -> None:
         assert first == f"verifying plain PyTorch in {way} ({i + 1} of 3)"
         assert last.startswith(f"plain PyTorch in {way}: none of ")
         assert last.endswith(" checks failed")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(f"{verb} ''" for verb in ("compile", "verify", "tune", "explain", "bench")),
+        *(f"compile x {option}=''" for option in ("--out", "--lock", "--locked", "--tables")),
+        "tune x --out=''",
+        *(f"explain x {option}=''" for option in ("--locked", "--tables")),
+        *(f"bench {option}=''" for option in ("--from", "--plots", "--tables")),
+        "tables check --tables=''",
+    ],
+)
+def test_no_path_is_empty(arguments: str) -> None:
+    """pathlib takes it for the folder that one is in."""
+    result = run(*shlex.split(arguments))
+    assert result.exit_code == 2 and result.stdout == ""
+    assert "error[C006]: Invalid value for " in result.stderr and "it is empty" in result.stderr
 
 
 def test_the_package_runs_as_a_module() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from sh2gen import checks
 from sh2gen.checks import VerificationStep, quick_checks
 from sh2gen.driver import (
-    _plan_of,
+    _described,
     candidates,
     compile,
     compile_operator,
@@ -26,7 +27,6 @@ from sh2gen.driver import (
 from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.files import UNVERIFIED, intact, signed, stated, statement
 from sh2gen.lower import plans
-from sh2gen.operator import Operator
 from sh2gen.resources import folder
 from sh2gen.spec import OpSpec, Sequences, spec_from_dict
 from sh2gen.target import target
@@ -59,19 +59,50 @@ def test_a_file_of_the_users_is_not_replaced(tmp_path: Path) -> None:
     assert own.read_text() == "precious = 1\n"
 
 
-def test_a_file_of_ours_is_replaced(tmp_path: Path) -> None:
-    assert written(tmp_path) == written(tmp_path)
+def test_a_file_of_ours_is_replaced_unless_it_was_changed(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    text = path.read_text()
+    assert written(tmp_path) == path
+    path.write_bytes(text.replace("\n", "\r\n").encode())  # git did that
+    assert written(tmp_path).read_text() == text
+    path.write_text(f"{text}\nprecious = 1\n")
+    with pytest.raises(Sh2genError, match="was changed after sh2gen wrote it") as caught:
+        written(tmp_path)
+    assert caught.value.code == "C005" and "precious" in path.read_text()
+    path.write_text(re.sub("^sha256, .*$", "", text, flags=re.M))  # older than digests
+    assert written(tmp_path).read_text() == text
 
 
 def test_a_changed_kernel_is_not_called_verified(tmp_path: Path) -> None:
+    """Nor executed, although a digest is easily made."""
     path = written(tmp_path)
     text = path.read_text()
     changed = text.replace("total += taps[lag] * x[r - lag]", "total -= taps[lag] * x[r - lag]")
     assert changed != text
+    changed += f"\nopen({str(tmp_path / 'executed')!r}, 'w')\n"
     path.write_text(signed(changed))
     with pytest.raises(CheckFailed) as caught:
         verify_operator(path, device="cpu", examples=1)
-    assert caught.value.code == "V003"
+    assert caught.value.code == "V003" and not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("SPEC", "dict()"),
+        ("PLAN", "5"),
+        ("NUMBERS", "[*()]"),
+        ("NUMBERS", "{'forward': 5}"),
+        ("SPEC", "("),
+    ],
+)
+def test_a_file_that_does_not_say_what_it_is(tmp_path: Path, name: str, text: str) -> None:
+    path = written(tmp_path)
+    changed = path.read_text().replace(f"\n{name} = ", f"\n{name} = {text}; {name}_WAS = ")
+    path.write_text(signed(changed))
+    with pytest.raises(Sh2genError, match="lacks what a generated file has: ") as caught:
+        verify_operator(path, device="cpu")
+    assert caught.value.code == "B005"
 
 
 def test_an_unknown_plan_in_a_file(tmp_path: Path) -> None:
@@ -163,7 +194,8 @@ def test_compile_imports_what_it_writes() -> None:
 @pytest.mark.parametrize("path", sorted((folder("ops").parent / "generated").glob("*.py")))
 def test_the_plan_of_a_generated_file_is_found(path: Path) -> None:
     """On a CPU only if this version writes the file, from the numbers that stand in it."""
-    assert _plan_of(Operator(path), "cpu").name == Operator(path).plan
+    spec, plan = _described(path, "cpu")
+    assert spec.op == path.stem and f'\nPLAN = "{plan.name}"\n' in path.read_text()
 
 
 # ---- how a file was verified --------------------------------------------------------------------

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -55,9 +56,11 @@ def tree(folder: Path) -> dict[str, str | None]:
     }
 
 
-def failing(name: str, after: int, error: BaseException) -> Callable[..., Any]:
+def failing(
+    name: str, after: int, error: BaseException, module: ModuleType = os
+) -> Callable[..., Any]:
     """`os.<name>`, which fails when it is called once more than `after` times."""
-    whole, calls = getattr(os, name), itertools.count()
+    whole, calls = getattr(module, name), itertools.count()
 
     def call(*arguments: Any, **options: Any) -> Any:
         if next(calls) == after:
@@ -113,9 +116,24 @@ def test_a_compilation_whose_lock_file_cannot_be_written_writes_nothing(
 
 
 def test_a_lock_file_is_none_of_the_generated_ones(written: Path, tmp_path: Path) -> None:
-    with pytest.raises(Sh2genError, match="cannot be the lock file too") as caught:
-        compile_operator(SPEC, out=tmp_path / "new", lock=tmp_path / "new" / written.name)
-    assert caught.value.code == "C006" and not (tmp_path / "new").exists()
+    """Nor a folder of one, nor in one."""
+    new = tmp_path / "new"
+    for lock in (new / written.name, new, new / written.name / "x.lock"):
+        with pytest.raises(Sh2genError, match=r"it cannot be the (lock|folder)") as caught:
+            compile_operator(SPEC, out=new, lock=lock)
+        assert caught.value.code == "C006" and not new.exists()
+
+
+def test_the_file_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its folder takes no others, although it says that it does."""
+    monkeypatch.setattr(
+        tempfile, "mkdtemp", failing("mkdtemp", 0, OSError(errno.ENOENT, "no"), tempfile)
+    )
+    with pytest.raises(Sh2genError, match=rf"cannot write {tmp_path}/b/file: no"):
+        write_all({tmp_path / "b" / "file": b"", tmp_path / "a" / "file": b""})
+    assert not [*tmp_path.iterdir()]
 
 
 def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
@@ -144,6 +162,25 @@ def test_the_mode_of_a_file_is_as_the_user_wants_it(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+def test_what_is_replaced_keeps_its_mode_and_its_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "real").mkdir()
+    file, link = tmp_path / "real" / "file", tmp_path / "link"
+    file.write_text("old")
+    file.chmod(0o640)
+    link.symlink_to("real/file")
+    with monkeypatch.context() as patched:  # what is put back does too
+        patched.setattr(os, "replace", failing("replace", 1, OSError(errno.ENOSPC, "full")))
+        with pytest.raises(Sh2genError, match="other: full"):
+            write_all({link: b"new", tmp_path / "other": b""})
+    for text in ("old", "new"):
+        assert link.is_symlink() and file.read_text() == text
+        assert stat.S_IMODE(file.stat().st_mode) == 0o640
+        write_whole(link, "new")
+    assert sorted(tree(tmp_path)) == ["link", "real", "real/file"]
 
 
 def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:

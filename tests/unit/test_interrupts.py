@@ -15,8 +15,10 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from sh2gen import interrupts
+from sh2gen.cli import main
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 COMMANDS = (
@@ -33,7 +35,7 @@ def interrupted(
     place: Path, arguments: tuple[str, ...], number: signal.Signals, wait: float | str
 ) -> tuple[int, float, str]:
     """Exit code, seconds from the signal to the end, and stderr, of a command that is sent a
-    signal after some seconds, or when it has said something.
+    signal after some seconds, or when it has said something, or "*.x" is among its files.
     """
     for name in ("tmp", "work"):
         (place / name).mkdir()
@@ -52,7 +54,10 @@ def interrupted(
     )
     assert process.stderr is not None
     said = ""
-    if isinstance(wait, str):
+    if isinstance(wait, str) and wait.startswith("*"):
+        while not any((place / "tmp").rglob(wait)) and process.poll() is None:
+            time.sleep(0.005)
+    elif isinstance(wait, str):
         while wait not in said and (line := process.stderr.readline()):
             said += line
     else:
@@ -77,7 +82,7 @@ def left(place: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "number", "wait"),
     [
-        (COMMANDS[0], signal.SIGINT, "compiling"),
+        (("explain", "short_conv_3", "--stage=ptx"), signal.SIGINT, "*.ptx"),  # while ptxas runs
         (COMMANDS[0], signal.SIGTERM, "verifying plain"),
         (COMMANDS[2], signal.SIGHUP, "verifying plain"),
         (COMMANDS[0], signal.SIGINT, 0.3),  # while torch is imported
@@ -102,8 +107,27 @@ def test_a_signal_within_a_destructor_arrives_again() -> None:
     with pytest.raises(KeyboardInterrupt), interrupts.raised():
         late = Late()
         del late
-        time.sleep(5)
+        for _ in range(500):
+            time.sleep(0.01)  # it does not wake a long one
     assert interrupts.exit_code() == 143 and sys.unraisablehook is hook
+
+
+@pytest.mark.usefixtures("foreground")
+@pytest.mark.parametrize("number", [*CODES])
+def test_what_a_library_makes_of_an_interrupt_is_one(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """As an import does in which a module of C begins."""
+
+    def load(*_: object) -> None:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error
+
+    monkeypatch.setattr("sh2gen.driver.op_files", load)
+    result = CliRunner().invoke(main, ["compile", "hyena_se"])
+    assert (result.exit_code, result.stdout, result.stderr) == (CODES[number], "", "interrupted\n")
 
 
 if __name__ == "__main__":

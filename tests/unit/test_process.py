@@ -10,6 +10,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -17,13 +19,15 @@ from pathlib import Path
 
 import pytest
 
+from sh2gen.files import scratch, temporary_files
 from sh2gen.process import Worker, python_worker
 
 SCRIPT = """
-import json, os, signal, sys, time
+import json, os, signal, sys, tempfile, time
 for line in sys.stdin:
     job = json.loads(line)
     if job == "hang":
+        tempfile.mkstemp()
         time.sleep(600)
     elif job == "die":
         sys.stderr.write("last words")
@@ -100,6 +104,23 @@ def test_a_process_that_hangs_is_replaced(worker: Worker) -> None:
     assert worker.run('"hang"', 0.2) == {"gave_up": True}
     assert not worker.running
     assert pid(worker) != before
+
+
+def test_a_process_that_is_killed_leaves_no_temporary_files(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As compilers do that are killed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with temporary_files():
+        tempfile.mkstemp()
+        thread = threading.Thread(target=worker.run, args=('"hang"', 60))
+        thread.start()
+        until(lambda: sum(path.is_file() for path in tmp_path.rglob("*")) == 2)
+        worker.end()
+        thread.join()
+        assert sum(path.is_file() for path in tmp_path.rglob("*")) == 1  # of this process
+        assert [path.name for path in tmp_path.iterdir()] == [Path(tempfile.gettempdir()).name]
+    assert not [*tmp_path.iterdir()] and tempfile.gettempdir() == str(tmp_path)
 
 
 def test_a_process_that_says_that_it_is_broken_is_replaced(worker: Worker) -> None:
@@ -238,8 +259,9 @@ HANG = tl.constexpr(__import__("hanging").answer(["compiler"]))
 '''
 
 def answer(job):
-    import fcntl, os, subprocess, time
+    import fcntl, os, subprocess, tempfile, time
 
+    tempfile.mkstemp()
     file = open("lock of the " + job[0], "w")
     fcntl.flock(file, fcntl.LOCK_EX)  # until this process ends and the one that it starts
     child = subprocess.Popen(["sleep", "600"], pass_fds=[file.fileno()])
@@ -265,8 +287,12 @@ if __name__ == "__main__":
 def test_processes_that_hang_end_with_their_parent_and_so_do_their_own(tmp_path: Path) -> None:
     (tmp_path / "hanging.py").write_text(HANGING)
     paths = os.pathsep.join(map(str, (*sys.path, tmp_path)))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     parent = subprocess.Popen(
-        [sys.executable, "hanging.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}
+        [sys.executable, "hanging.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths, "TMPDIR": str(temporary)},
     )
     names = ("helper", "compiler")
     try:
@@ -283,6 +309,8 @@ def test_processes_that_hang_end_with_their_parent_and_so_do_their_own(tmp_path:
         return False
 
     until(lambda: all(map(free, names)))
+    with scratch(temporary) as folder:  # as a later run does
+        assert [*temporary.iterdir()] == [folder]
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +15,7 @@ import sh2gen
 from sh2gen.driver import compile_operators, tune_operator
 from sh2gen.operator import Operator
 
+SECONDS = 0.4  # of a processor; 0.3 is promised, 0.1 is what an idle machine takes
 HEAVY = {"torch", "sympy", "networkx", "triton", "numpy", "jinja2", "rich", "yaml"}
 
 
@@ -77,12 +78,15 @@ def test_nothing_is_imported_that_is_not_needed(code: str, allowed: set[str]) ->
     if code.startswith("main"):
         code = f"from sh2gen.cli import main\ntry:\n    {code}\nexcept SystemExit: pass"
     code += "\nimport sys; print(); print(*sys.modules)"
-    began = time.monotonic()
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert time.monotonic() - began < 1.0  # 0.1 s, on a machine that has nothing else to do
+    taken = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        result = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        if taken[-1] < SECONDS:
+            break
+    assert min(taken) < SECONDS
     assert set(result.stdout.splitlines()[-1].split()) & HEAVY == allowed

@@ -387,9 +387,11 @@ def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(Sh2genError, match="null byte"):
         load_spec("a\0b")
     os.mkfifo(tmp_path / "pipe.yaml")  # nobody writes into it
+    (tmp_path / "pipes.yaml").write_text("")
     for path in ("/dev/zero", tmp_path / "pipe.yaml"):
-        with pytest.raises(Sh2genError, match="it is not a regular file"):
+        with pytest.raises(Sh2genError, match="it is not a regular file") as caught:
             load_spec(path)
+        assert caught.value.help is None
     for name in ("n" * 300, "n" * 5000, "n" * 300 + "/op.yaml"):
         with pytest.raises(Sh2genError, match="name too long"):
             load_spec(tmp_path / name)
@@ -402,9 +404,12 @@ def test_a_shipped_operator_has_a_name(tmp_path: Path, monkeypatch: pytest.Monke
     """Which says the same wherever one is, and whatever is there."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hyena_se").mkdir()
+    (tmp_path / "mr.yaml").write_text("")
     assert load_spec("hyena_se") == load_spec(folder("ops") / "hyena_se.yaml")
     for name, help in (
         ("hyena_sf", "did you mean `hyena_se`?"),
+        ("hyena_sf.yaml", "did you mean `hyena_se`?"),
+        ("hyena_mr.yaml", "did you mean `hyena_mr`?"),
         ("nonsense", "`sh2gen ops` lists the shipped operators"),
     ):
         with pytest.raises(Sh2genError, match="no such file") as caught:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from sh2gen import driver, versions
@@ -79,20 +82,35 @@ def test_every_verb_that_compiles_tells(
     assert run("doctor").stdout.count("Triton 3.10.0 is not among") == 1
 
 
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (lambda: torch.nn.Linear("many", 1), "TypeError"),  # type: ignore[arg-type]
+        (lambda: torch.no_such_thing, "'torch' has no attribute"),
+        (lambda: importlib.import_module("torch.no_such_thing"), "No module named"),
+    ],
+)
 def test_what_an_untested_version_breaks_is_no_bug(
-    op: str, monkeypatch: pytest.MonkeyPatch
+    op: str, monkeypatch: pytest.MonkeyPatch, broken: Callable[[], Any], words: str
 ) -> None:
-    def broken(*_: Any, **__: Any) -> None:
-        raise AttributeError("the interpreter has no such thing")
-
-    monkeypatch.setattr(driver, "compile_operators", broken)
+    monkeypatch.setattr(driver, "compile_operators", lambda *_, **__: broken())
     assert run("compile", op).exit_code == 3
     here(monkeypatch, triton="3.10.0")
     result = run("compile", op)
     assert result.exit_code == 2
-    assert "no such thing" in result.stderr and "bug in sh2gen" not in result.stderr
+    assert words in result.stderr and "bug in sh2gen" not in result.stderr
     assert "error[B006]: Triton 3.10.0 is not among" in result.stderr
     assert "triton>=3.6,<3.9" in result.stderr
+
+
+def test_a_bug_is_one_whatever_is_installed(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not tested is named too."""
+    monkeypatch.setattr(driver, "compile_operators", lambda *_, **__: {}["key"])
+    here(monkeypatch, triton="3.10.0")
+    result = run("compile", op)
+    assert result.exit_code == 3 and "Traceback" in result.stderr
+    assert "This is a bug in sh2gen" in result.stderr and "B006" not in result.stderr
+    assert result.stderr.count("Triton 3.10.0 is not among") == 1
 
 
 def test_a_package_of_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
