@@ -659,6 +659,15 @@ def test_twin_of_one_wide_group() -> None:
     assert twin(spec).channels == 56  # 1000 % 16 == 56 % 16
 
 
+def test_twin_of_few_taps() -> None:
+    spec = make(filter={"kind": "explicit", "length": 515, "groups": 2})
+    assert twin(spec, max_taps=64).filter.length == 51  # 515 % 16 == 51 % 16
+    assert twin(spec, max_taps=515).filter.length == twin(spec).filter.length == 515
+    inner = {"kind": "modal", "groups": 2, "modes": 2, "parametrisation": "p_gamma"}
+    modal = make(filter=inner)
+    assert twin(modal, max_taps=64) == twin(modal)
+
+
 # ---- the rest -----------------------------------------------------------------------------------
 
 
