@@ -19,6 +19,7 @@ from sh2gen.checks import (
     example_lengths,
     quick_checks,
     quick_count,
+    takes_minutes,
     thorough_checks,
     usual_checks,
 )
@@ -122,8 +123,25 @@ def test_what_is_verified_without_a_gpu(op: str, tmp_path: Path) -> None:
         )
     # Those of 3000 take a core of today 15 s.
     assert sum(walks(step, plan.algorithm) for step in usual) < 4000
+    assert not takes_minutes(spec, plan, "cpu")
     assert max(batch for step in usual for batch, _ in step.shapes) > 1
     assert sum(step.stages for step in usual) < sum(step.stages for step in thorough)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_takes_minutes_is_told_before(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = "{kind: modal, groups: 1, modes: 100000, parametrisation: log_poles}"
+    taps = "{kind: explicit, length: 512, groups: 16}"
+    spec = parse_spec(f"{{op: many_modes, channels: 1, filter: {modes}}}")
+    assert takes_minutes(spec, plans(spec, "fft")[0], device)
+    spec = parse_spec(f"{{op: many_taps, channels: 4096, filter: {taps}}}")
+    assert takes_minutes(spec, plans(spec, "toeplitz")[0], device) == (device == "cpu")
+    told: list[str] = []
+    verify_operator(SPEC, device="cpu", examples=1, plan="fft", warn=told.append)
+    assert not told
+    monkeypatch.setattr(checks, "_MOST_MODES", -1)
+    verify_operator(SPEC, device="cpu", examples=1, plan="fft", warn=told.append)
+    assert told == ["verifying one takes minutes: it has so many taps or modes"]
 
 
 def test_stages_are_told_as_they_are_done(tmp_path: Path) -> None:

@@ -568,7 +568,7 @@ def test_nonfinite_never_passes(value: float) -> None:
 
 def test_nan_is_caught_outside_of_the_compared_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where float64 of everything does not fit, three groups are compared: 0, 19 and another."""
-    monkeypatch.setattr("sh2gen.verify._budget", lambda device: 3 * 8)
+    monkeypatch.setattr("sh2gen.verify.affordable", lambda device: 3 * 8)
     spec = make(channels=20, filter={"kind": "explicit", "length": 3, "groups": 20})
     options = {"shapes": [(1, 8)], "properties": ["equality"]}
     good = run(spec, TorchRunner(spec), **options)
