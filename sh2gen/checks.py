@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,14 +33,12 @@ class VerificationStep:
     device: str
     shapes: tuple[tuple[int, int], ...]
     properties: tuple[str, ...] | None = None  # None: all
-    property_shapes: tuple[tuple[int, int], ...] | None = None  # for all but equality
 
     @property
     def stages(self) -> int:
         """How many it has, as `verify` counts them."""
         names = self.properties or tuple(PROPERTIES)
-        others = 1 if self.property_shapes is None else len(self.property_shapes)
-        return sum(len(self.shapes) if name == "equality" else others for name in names)
+        return sum(len(self.shapes) if name == "equality" else 1 for name in names)
 
     def run(self, seed: int = 0, progress: Any = None) -> Report:
         return verify(
@@ -52,14 +49,16 @@ class VerificationStep:
             device=self.device,
             seed=seed,
             properties=self.properties or "all",
-            property_shapes=self.property_shapes,
             progress=progress,
         )
 
 
 _ON_GPU = "on "
 _PLAIN_ALONE = "by plain PyTorch alone, not the kernels."
+_MOST_TAPS = 2**15  # of all channels of a twin; the kernels of twice as many take a minute
+_MOST_MODES = 2**14  # plain PyTorch of twice as many takes a minute
 EAGER_SHAPES = ((2, 19),)  # batch, length
+GPU_SHAPES = ((2, 37), (1, 1000))
 
 
 def quick_checks(
@@ -74,7 +73,7 @@ def quick_checks(
             runner=OperatorRunner(operator, "cuda"),
             dtype=dtype,
             device="cuda",
-            shapes=((2, 37), (1, 1000)),
+            shapes=GPU_SHAPES,
             properties=("equality", "causality", "determinism"),
         )
         return
@@ -132,14 +131,17 @@ def stronger(one: str, other: str) -> str:
 
 # What kernels can get wrong although outputs and gradients of whole tensors are right. All other
 # properties follow from equality, within its bounds.
-_OWN_OF_KERNELS = ("equality", "causality", "packed", "strides", "chunks")
+_OWN_OF_KERNELS = ("causality", "packed", "strides", "chunks")
+# They are of how kernels read and write, for which a walk over a few blocks of taps is enough.
+_FEW_TAPS = 64
 
 
 def usual_checks(
     spec: OpSpec, plan: Plan, operator: Operator, folder: Path, lengths: Sequence[int]
 ) -> Iterator[VerificationStep]:
     """What `verify` verifies without a GPU, in half a minute: equality at full width, every
-    property of a twin with few channels, and of its kernels those properties that are their own.
+    property of a twin with few channels, and of its kernels equality with all taps, and with few
+    those properties that are their own.
     """
     yield VerificationStep(
         label="plain PyTorch in float32",
@@ -165,11 +167,22 @@ def usual_checks(
             properties=properties,
         )
     if plan.kernels and not beyond_triton():
-        step = _interpreted(spec, plan, folder, torch.float32, shapes, _OWN_OF_KERNELS)
-        yield dataclasses.replace(step, property_shapes=((1, 19),))
-        yield _interpreted(spec, plan, folder, torch.float16, ((1, 19),), ("equality",))
+        yield _interpreted(spec, plan, folder, torch.float32, shapes, ("equality",))
+        own, once = _OWN_OF_KERNELS, ((1, 19),)
+        yield _interpreted(spec, plan, folder, torch.float32, once, own, max_taps=_FEW_TAPS)
+        yield _interpreted(spec, plan, folder, torch.float16, once, ("equality",))
         if (length := _whole_vectors(plan, cut=True)) > max(lengths):
             yield _interpreted(spec, plan, folder, torch.float32, ((1, length),), ("equality",))
+
+
+def takes_minutes(spec: OpSpec, plan: Plan, device: str) -> bool:
+    """Whether verifying takes much longer than half a minute: the interpreter multiplies by one
+    block of taps after the other, and plain PyTorch by FFT sums one mode after the other.
+    """
+    if plan.kernels:
+        small = twin(spec)
+        return device == "cpu" and small.channels * (small.filter.length or 1) > _MOST_TAPS
+    return spec.filter.state_size > _MOST_MODES
 
 
 def thorough_checks(
@@ -225,11 +238,13 @@ def _interpreted(
     shapes: tuple[tuple[int, int], ...],
     properties: tuple[str, ...] | None,
     numbers: Schedule | None = None,
+    max_taps: int | None = None,
 ) -> VerificationStep:
     """The same plan for a twin (`_twin_file`), its kernels under Triton's interpreter."""
-    small, path = _twin_file(spec, plan, folder, numbers)
+    small, path = _twin_file(spec, plan, folder, numbers, max_taps)
     return VerificationStep(
         label=f"kernels under the interpreter in {_name(dtype)}, {small.channels} channels"
+        + (f", {small.filter.length} taps" if small.filter.length != spec.filter.length else "")
         + (", numbers as scheduled" if numbers else ""),
         spec=small,
         runner=InterpreterRunner(path),
@@ -241,14 +256,19 @@ def _interpreted(
 
 
 def _twin_file(
-    spec: OpSpec, plan: Plan, folder: Path, numbers: Schedule | None = None
+    spec: OpSpec,
+    plan: Plan,
+    folder: Path,
+    numbers: Schedule | None = None,
+    max_taps: int | None = None,
 ) -> tuple[OpSpec, Path]:
-    """A twin with few channels, and its file: with the numbers given on at most two channels, else
-    with small ones that suit the interpreter.
+    """A twin with few channels, and perhaps taps, and its file: with the numbers given on at most
+    two channels, else with small ones that suit the interpreter.
     """
-    small = twin(spec, max_channels=2) if numbers else twin(spec)
+    small = twin(spec, max_channels=2 if numbers else 128, max_taps=max_taps)
     (same,) = (p for p in plans(small, plan.algorithm) if p.name == plan.name)
-    path = folder / f"{spec.op}_twin.py"
+    # The interpreter reads a file again when a kernel of it first runs: other taps, another file.
+    path = folder / f"{spec.op}_twin_{small.filter.length or 0}.py"
     if numbers is None:
         numbers = interpreter_schedule(small, same) if plan.kernels else schedule(small, same)
     write_whole(path, emit(small, same, numbers).text)

@@ -22,7 +22,9 @@ import torch
 from sh2gen import target as targets
 from sh2gen.checks import (
     EAGER_SHAPES,
+    GPU_SHAPES,
     example_lengths,
+    takes_minutes,
     thorough_checks,
     usual_checks,
 )
@@ -173,13 +175,17 @@ def compile_operators(
             refuse_to_replace(compilation.path)
             if lock is not None:
                 _refuse_as_lock(Path(lock), compilation)
-    if verified and not torch.cuda.is_available():
+    if verified:
+        device, shapes = (
+            ("cuda", GPU_SHAPES) if torch.cuda.is_available() else ("cpu", EAGER_SHAPES)
+        )
         for compilation in chosen:
             require_memory(
                 compilation.spec,
-                EAGER_SHAPES,
+                shapes,
                 compilation.chosen.plan.states,
                 "--no-verify (verified=False) writes the file without comparing it with float64",
+                device,
             )
     how = Tests(
         verified=verified,
@@ -316,7 +322,12 @@ def verify_operator(
         progress: told before and after each way of running the operator.
         detail, advance: told before every step of it; how many of all are done, and the
             seconds that these and all of them take by prediction.
-        warn: told of untested versions, and of what cannot be verified here.
+        warn: told of untested versions, of what cannot be verified here, of what takes minutes.
+
+    Raises:
+        Sh2genError: V003 without that device or memory enough of it; C006 for `plan`, `lengths`
+            or `batch` of a generated file; and those of `candidates` or `load`.
+        CheckFailed: V003, a generated file is not what this version writes, and there is no GPU.
     """
     complain = warn or progress or (lambda _: None)
     for text in untested():
@@ -342,6 +353,8 @@ def verify_operator(
             operator = Operator(Path(op))
         if structure.kernels and beyond_triton():
             complain(f"not verified: {without_triton()}")
+        if takes_minutes(spec, structure, device):
+            complain(f"verifying {spec.op} takes minutes: it has so many taps or modes")
         lengths = example_lengths(spec, examples, device, thorough)
         say = progress or (lambda _: None)
         reports = []
@@ -363,9 +376,8 @@ def verify_operator(
                     passed = [*chain(*seconds[:before]), *seconds[before][:done]]
                     advance(len(passed), sum(map(len, seconds)), sum(passed), whole)
 
-            if step.device == "cpu":
-                advice = "verify it where there is more, or an operator of fewer taps or channels"
-                require_memory(step.spec, step.shapes, structure.states, advice)
+            advice = "verify it where there is more, or an operator of fewer taps or channels"
+            require_memory(step.spec, step.shapes, structure.states, advice, step.device)
             say(f"verifying {step.label} ({i + 1} of {len(steps)})")
             with one_thread():  # tensors are small
                 report = dataclasses.replace(step.run(seed, inner), label=step.label)

@@ -16,7 +16,7 @@ from typing import Any
 from sh2gen.errors import Sh2genError
 from sh2gen.files import UNVERIFIED, read_text, stated
 from sh2gen.loaded import adopt
-from sh2gen.versions import has_triton, no_triton
+from sh2gen.versions import has_triton, no_triton, within
 
 
 def load_module(path: Path, *, interpret: bool, text: str | None = None) -> ModuleType:
@@ -74,7 +74,7 @@ def _interpretation(interpret: bool) -> Iterator[None]:
             raise Sh2genError(
                 "B004",
                 "Triton's interpreter needs numpy, which is not installed",
-                help="pip install numpy",
+                help=f"pip install '{within('numpy')}'",
             )
     elif not has_triton():
         yield  # the file loads without Triton: only its plain PyTorch path can run then

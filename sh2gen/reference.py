@@ -10,12 +10,13 @@ layout in memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from sh2gen.errors import Sh2genError
 from sh2gen.spec import Activation, Bias, FilterKind, OpSpec, Projection, Skip, TapOrder
@@ -24,6 +25,8 @@ Method = Literal["fft", "direct"]
 
 # The parameters in which the result is not linear: they make the poles of a modal filter.
 POLES = frozenset({"p", "gamma", "log_poles", "frequencies"})
+
+_TERMS = 2**18  # of modes and steps that are computed at once
 
 # |silu'| <= 1.0999 and |silu''| <= 0.5, rounded up.
 SILU_SLOPE = 1.1
@@ -290,14 +293,13 @@ def _modal_taps(parameters: Mapping[str, Tensor], length: int, absolute: bool) -
         poles = parameters["log_poles"]
     else:
         poles = -torch.exp(parameters["p"]) * torch.exp(parameters["gamma"])
-    residues = parameters["residues"]  # (G, N)
-    time = torch.arange(length, dtype=poles.dtype, device=poles.device)
-    h = torch.zeros(len(poles), length, dtype=poles.dtype, device=poles.device)
-    for mode in range(poles.shape[1]):  # one after the other: (G, N, L) at once is large
-        exponent = poles[:, mode, None] * time
-        term = residues[:, mode, None] * torch.exp(exponent)
-        h = h + (term * (1 + exponent.detach().abs() / 8) if absolute else term)
-    return h
+
+    def term(time: Tensor, poles: Tensor, residues: Tensor) -> Tensor:
+        exponent = poles[..., None] * time
+        terms = residues[..., None] * torch.exp(exponent)
+        return terms * (1 + exponent.detach().abs() / 8) if absolute else terms
+
+    return _sum_of_modes(term, length, poles, parameters["residues"])
 
 
 def _pair_taps(parameters: Mapping[str, Tensor], length: int, absolute: bool) -> Tensor:
@@ -307,22 +309,40 @@ def _pair_taps(parameters: Mapping[str, Tensor], length: int, absolute: bool) ->
     acts modulo a turn: its error grows by one rounding of the factor between blocks of time, of at
     least 32 steps, not with the angle itself.
     """
-    poles, frequencies = parameters["log_poles"], parameters["frequencies"]
-    real, imag = parameters["residues_real"], parameters["residues_imag"]
-    time = torch.arange(length, dtype=poles.dtype, device=poles.device)
-    h = torch.zeros(len(poles), length, dtype=poles.dtype, device=poles.device)
-    for mode in range(poles.shape[1]):
-        exponent, angle = (x[:, mode, None] * time for x in (poles, frequencies))
+
+    def term(
+        time: Tensor, poles: Tensor, frequencies: Tensor, real: Tensor, imag: Tensor
+    ) -> Tensor:
+        exponent, angle = poles[..., None] * time, frequencies[..., None] * time
         if absolute:
-            phase = frequencies[:, mode, None].detach().abs().clamp(max=1 / 4) * time
+            phase = frequencies[..., None].detach().abs().clamp(max=1 / 4) * time
             size = torch.exp(
                 exponent + (angle - angle.detach())
             )  # whose slope is that by log-poles
-            term = (real + imag)[:, mode, None] * size
-            h = h + 2 * term * (1 + (exponent.detach().abs() + phase) / 8)
-        else:
-            wave = real[:, mode, None] * torch.cos(angle) - imag[:, mode, None] * torch.sin(angle)
-            h = h + 2 * torch.exp(exponent) * wave
+            terms = (real + imag)[..., None] * size
+            return 2 * terms * (1 + (exponent.detach().abs() + phase) / 8)
+        wave = real[..., None] * torch.cos(angle) - imag[..., None] * torch.sin(angle)
+        return 2 * torch.exp(exponent) * wave
+
+    names = ("log_poles", "frequencies", "residues_real", "residues_imag")
+    return _sum_of_modes(term, length, *(parameters[name] for name in names))
+
+
+def _sum_of_modes(term: Callable[..., Tensor], length: int, *modes: Tensor) -> Tensor:
+    """The sum over modes of term(time, *modes): (G, length), of modes (G, N).
+
+    (G, N, L) at once is large, and so is what autograd would keep of it: some modes at a time, and
+    backward computes their terms again.
+    """
+    time = torch.arange(length, dtype=modes[0].dtype, device=modes[0].device)
+    h = torch.zeros(len(modes[0]), length, dtype=modes[0].dtype, device=modes[0].device)
+    some = max(1, _TERMS // h.numel())
+
+    def summed(*part: Tensor) -> Tensor:
+        return term(time, *part).sum(1)
+
+    for part in zip(*(torch.split(x, some, dim=1) for x in modes), strict=True):
+        h = h + checkpoint(summed, *part, use_reentrant=False, preserve_rng_state=False)
     return h
 
 

@@ -29,7 +29,7 @@ _BEGIN = 2.0  # what libraries take for their first calls, while compilers start
 
 def of_step(step: VerificationStep, plan: Plan) -> tuple[float, ...]:
     """Of every stage of a way of running an operator, in the order of `verify`."""
-    others = step.property_shapes or (max(step.shapes, key=lambda shape: shape[0] * shape[1]),)
+    others = (max(step.shapes, key=lambda shape: shape[0] * shape[1]),)
     found = []
     for name in step.properties or tuple(PROPERTIES):
         share = _OF_EQUALITY.get(name, 0.5)

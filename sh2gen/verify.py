@@ -65,6 +65,7 @@ from torch.nn import functional
 
 from sh2gen.errors import CheckFailed, Sh2genError
 from sh2gen.gates import ROUNDINGS, Tolerance, carriers, norm, round_once
+from sh2gen.memory import affordable
 from sh2gen.reference import (
     POLES,
     SILU_SLOPE,
@@ -508,15 +509,6 @@ def _require_like(what: str, tensor: Tensor, like: Tensor) -> None:
 # ---- which part of a large case is compared -----------------------------------------------------
 
 
-def _budget(device: torch.device) -> int:
-    """Elements (B, D, L) of which a float64 reference with gradients is affordable.
-
-    It holds about 30 float64 values an element, 16 GB on a GPU; on a CPU it is time that counts, a
-    few seconds.
-    """
-    return 1 << (20 if device.type == "cpu" else 26)
-
-
 def _affordable_steps(case: Case) -> int:
     """How many steps of one group can be compared; at least one. More than what is affordable, if
     nothing else is asked for: a group is left whole as long as there may be memory for it.
@@ -529,7 +521,7 @@ def _compared_groups(case: Case, rng: torch.Generator) -> tuple[int, ...]:
     """All groups if affordable, else the first, the last and random ones; at least one."""
     total = case.spec.filter.groups
     each = case.batch * case.length * case.spec.group_width
-    count = max(1, (case.compared or _budget(case.device)) // each)
+    count = max(1, (case.compared or affordable(case.device.type)) // each)
     if count >= total:
         return tuple(range(total))
     drawn = torch.randperm(total, generator=rng, device=case.device).tolist()
@@ -539,9 +531,9 @@ def _compared_groups(case: Case, rng: torch.Generator) -> tuple[int, ...]:
 
 def _property_shape(spec: OpSpec, shapes: Sequence[Shape], device: torch.device) -> Shape:
     """The largest of `shapes` that is affordable whole, else one that is."""
-    budget = _budget(device) // spec.channels
-    affordable = [(b, n) for b, n in shapes if b * n <= budget]
-    return max(affordable, key=lambda shape: shape[0] * shape[1], default=(1, max(1, budget)))
+    budget = affordable(device.type) // spec.channels
+    whole = [(b, n) for b, n in shapes if b * n <= budget]
+    return max(whole, key=lambda shape: shape[0] * shape[1], default=(1, max(1, budget)))
 
 
 # ---- properties ---------------------------------------------------------------------------------

@@ -10,12 +10,18 @@ from importlib import import_module, metadata
 
 from sh2gen.errors import Sh2genError
 
-# Oldest and newest that the tests were run with, by `.ci/versions` (docs/versions.md says how).
+# Oldest and newest that were run: docs/versions.md says by which tests, where, and beside what.
 TESTED = {"torch": ("2.11", "2.14"), "triton": ("3.6", "3.8"), "numpy": ("1.26", "2.4")}
-TESTED_HELP = "install versions that are: " + ", ".join(
-    f"{package}>={oldest},<{newest.split('.')[0]}.{int(newest.split('.')[1]) + 1}"
-    for package, (oldest, newest) in TESTED.items()
-)
+
+
+def within(package: str) -> str:
+    """The versions of a package that were tested, as pip takes them: "numpy>=1.26,<2.5"."""
+    oldest, newest = TESTED[package]
+    major, last = newest.split(".")
+    return f"{package}>={oldest},<{major}.{int(last) + 1}"
+
+
+TESTED_HELP = "install versions that are: " + ", ".join(map(within, TESTED))
 _NAMES = {"torch": "torch", "triton": "Triton", "numpy": "numpy"}
 
 
@@ -74,7 +80,9 @@ def no_triton(consequence: str) -> Sh2genError:
     """
     if not beyond_triton():
         return Sh2genError(
-            "B004", f"Triton is not installed: {consequence}", help="pip install triton"
+            "B004",
+            f"Triton is not installed: {consequence}",
+            help=f"pip install '{within('triton')}'",
         )
     return Sh2genError(
         "B004",
@@ -86,8 +94,8 @@ def no_triton(consequence: str) -> Sh2genError:
 def without_triton() -> str:
     """What becomes of kernels where there is no Triton, and where they can be verified."""
     return (
-        f"kernels: there is no Triton for {_system()}; `sh2gen verify` of the file builds and "
-        "runs them on Linux, with or without a GPU"
+        f"kernels: there is no Triton for {_system()}; `sh2gen verify` of the file verifies them "
+        "on Linux, on its GPU, or without one those of a small twin by Triton's interpreter"
     )
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from sh2gen.checks import (
     example_lengths,
     quick_checks,
     quick_count,
+    takes_minutes,
     thorough_checks,
     usual_checks,
 )
@@ -28,7 +30,7 @@ from sh2gen.lower import plans
 from sh2gen.operator import Operator
 from sh2gen.plan import Plan
 from sh2gen.resources import folder
-from sh2gen.schedule import Schedule, schedule
+from sh2gen.schedule import Schedule, interpreter_schedule, schedule
 from sh2gen.source import Variant
 from sh2gen.spec import OpSpec, load_spec, parse_spec
 from sh2gen.stages import of_quick_checks, of_step
@@ -55,6 +57,28 @@ def seen(steps: list[VerificationStep]) -> set[str]:
         for step in steps
         for name in step.properties or tuple(PROPERTIES)
     }
+
+
+# How often a property runs forward, or forward and backward, about.
+CALLS = {"equality": 2, "causality": 6, "packed": 2, "strides": 6, "chunks": 6}
+
+
+def walks(step: VerificationStep, algorithm: str) -> int:
+    """How many blocks of taps the interpreter multiplies blocks of time by, about: what a step
+    costs, on any machine. A program loads as many before its tiles as one of them needs.
+    """
+    if step.runner.name != "interpreter":
+        return 0
+    spec = step.spec
+    numbers = dict(interpreter_schedule(spec, plans(spec, algorithm)[0]).backward)
+    block, tiles = numbers["BLOCK_T"], numbers.get("TILES", 1)
+    span = block * tiles * numbers.get("SEGMENTS", 1)
+    wide = ceil(spec.group_width / numbers.get("BLOCK_D", 1)) * spec.filter.groups
+    return sum(
+        CALLS[name] * batch * wide * ceil(length / span) * (tiles + 1)
+        for name in step.properties or ()
+        for batch, length in (step.shapes if name == "equality" else step.shapes[-1:])
+    ) * (1 + (spec.filter.length or 1) // block)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -91,8 +115,34 @@ def test_what_is_verified_without_a_gpu(op: str, tmp_path: Path) -> None:
             torch.float32,
             torch.float16,
         }
+        # All taps act on what kernels compute, although some properties take few.
+        assert any(
+            step.spec.filter.length == spec.filter.length
+            and max(length for _, length in step.shapes) > (spec.filter.length or 1)
+            for step in usual
+            if step.runner.name == "interpreter"
+        )
+    # Those of 3000 take a core of today 15 s.
+    assert sum(walks(step, plan.algorithm) for step in usual) < 4000
+    assert not takes_minutes(spec, plan, "cpu")
     assert max(batch for step in usual for batch, _ in step.shapes) > 1
     assert sum(step.stages for step in usual) < sum(step.stages for step in thorough)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_takes_minutes_is_told_before(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = "{kind: modal, groups: 1, modes: 100000, parametrisation: log_poles}"
+    taps = "{kind: explicit, length: 512, groups: 16}"
+    spec = parse_spec(f"{{op: many_modes, channels: 1, filter: {modes}}}")
+    assert takes_minutes(spec, plans(spec, "fft")[0], device)
+    spec = parse_spec(f"{{op: many_taps, channels: 4096, filter: {taps}}}")
+    assert takes_minutes(spec, plans(spec, "toeplitz")[0], device) == (device == "cpu")
+    told: list[str] = []
+    verify_operator(SPEC, device="cpu", examples=1, plan="fft", warn=told.append)
+    assert not told
+    monkeypatch.setattr(checks, "_MOST_MODES", -1)
+    verify_operator(SPEC, device="cpu", examples=1, plan="fft", warn=told.append)
+    assert told == ["verifying one takes minutes: it has so many taps or modes"]
 
 
 def test_stages_are_told_as_they_are_done(tmp_path: Path) -> None:
@@ -103,7 +153,7 @@ def test_stages_are_told_as_they_are_done(tmp_path: Path) -> None:
     passed = [seconds for _, _, seconds, _ in told]
     assert passed[0] == 0 < passed[1] and passed == sorted(passed)
     assert {whole for *_, whole in told} == {told[0][3]} and passed[-1] < told[0][3]
-    assert len(reports) == 5
+    assert len(reports) == 6
     told.clear()
     two = replace(SPEC, op="two")
     for spec in (SPEC, two):

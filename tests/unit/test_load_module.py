@@ -227,5 +227,6 @@ def test_the_interpreter_names_what_it_lacks(
     with pytest.raises(Sh2genError, match=words) as caught:
         load_module(path, interpret=True)
     assert caught.value.code == "B004"
+    assert (caught.value.help or "").startswith(f"pip install '{missing}>=")  # not the newest
     path.write_text("value = 7\n")
     assert load_module(path, interpret=False).value == 7

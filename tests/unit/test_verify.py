@@ -568,7 +568,7 @@ def test_nonfinite_never_passes(value: float) -> None:
 
 def test_nan_is_caught_outside_of_the_compared_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where float64 of everything does not fit, three groups are compared: 0, 19 and another."""
-    monkeypatch.setattr("sh2gen.verify._budget", lambda device: 3 * 8)
+    monkeypatch.setattr("sh2gen.verify.affordable", lambda device: 3 * 8)
     spec = make(channels=20, filter={"kind": "explicit", "length": 3, "groups": 20})
     options = {"shapes": [(1, 8)], "properties": ["equality"]}
     good = run(spec, TorchRunner(spec), **options)
@@ -657,6 +657,15 @@ def test_twin_keeps_the_structure(spec: OpSpec) -> None:
 def test_twin_of_one_wide_group() -> None:
     spec = make(channels=1000, filter={"kind": "explicit", "length": 7, "groups": 1})
     assert twin(spec).channels == 56  # 1000 % 16 == 56 % 16
+
+
+def test_twin_of_few_taps() -> None:
+    spec = make(filter={"kind": "explicit", "length": 515, "groups": 2})
+    assert twin(spec, max_taps=64).filter.length == 51  # 515 % 16 == 51 % 16
+    assert twin(spec, max_taps=515).filter.length == twin(spec).filter.length == 515
+    inner = {"kind": "modal", "groups": 2, "modes": 2, "parametrisation": "p_gamma"}
+    modal = make(filter=inner)
+    assert twin(modal, max_taps=64) == twin(modal)
 
 
 # ---- the rest -----------------------------------------------------------------------------------
