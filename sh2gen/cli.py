@@ -756,15 +756,18 @@ def _read_results(files: Iterable[str], drawn: bool) -> list[Any]:
     return found
 
 
-def _figure_folder(folder: Path) -> Path | None:
-    """The folder, which is not made yet; None if there cannot be figures.
+_PLOT_HELP = "pip install 'sh2gen[plot]', or leave out --plots"
+
+
+def _figure_folder(folder: Path) -> Path:
+    """The folder, which is not made yet.
 
     Raises:
-        Sh2genError: C005 if it cannot be made or written: better now than after measuring.
+        Sh2genError: C005 if it cannot be made or written, C006 if nothing can draw: better now
+            than after measuring.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        tell("no figures: matplotlib is not installed (the extra `plot` has it)")
-        return None
+        raise Sh2genError("C006", "--plots needs matplotlib, which is not here", help=_PLOT_HELP)
     require_writable(folder / "figure.png", "the figure ")
     return folder
 
@@ -778,7 +781,8 @@ def _draw(found: Iterable[Any], folder: Path) -> None:
             for path in figures(results, made_folder(folder)):
                 tell(f"wrote {path}")
     except ImportError as error:
-        tell(f"no figures: matplotlib cannot be imported: {error}")
+        problem = f"no figures: matplotlib cannot be imported: {error}"
+        raise Sh2genError("C006", problem, help=_PLOT_HELP) from error
 
 
 @main.command()
