@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 256
 groups, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: cf4cf8b7303636dd37852ef9e9441a753e691d1d44a2e0cb9159284f44b57b5c
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: db31b19ba5714e8a93697b9de8099789aaff7ef2be39327525f41a607ab3fa42
 """
 
 from collections.abc import Iterator, Sequence

@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1024 channels; G = 102
 groups, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 1fa81805eafd8f7239a4e3f919014cb5e0b1196940fc375242ce8f3218a9b8c9
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 9590ac54358fc4156daa4ba478522dbc8ccc5a8c86cc620dc03ef0a876b254ac
 """
 
 from collections.abc import Iterator, Sequence

@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 768 channels; G = 768 
 groups, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: dfeff79fa82e4343b2276cf091a76840ef6b20de7687ac7525158fe0f34d9276
+Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
+sha256, with zeros here: e5a815f2256d347a527cd85cb0fd1864613400892de52118eaa0d12afda9147d
 """
 
 from collections.abc import Iterator, Sequence

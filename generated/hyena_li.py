@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 460532db35c806823d7bca28b1594328ee4d8f290860a773ed38cb29c0847741
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 4793746d673ce1e5989e210f4416fb37c51dd94ec13fe39f72d385caba6474a1
 """
 
 from collections.abc import Iterator, Sequence

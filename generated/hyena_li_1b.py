@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1920 channels; G = 192
 groups, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 0686031fb139d9f91636971b86d05ad3314ce6943dff0e78c2aa5659eab0d67b
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 90e46c4e492acd4ab85fbc008824dcff02a23c980d6b755b0585dab0324d60e6
 """
 
 from collections.abc import Iterator, Sequence

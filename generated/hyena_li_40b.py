@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 8192 channels; G = 819
 groups, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: f270f133a51eb06989b080d08daa21970e308ad9240acd8ca9a6812f42f25444
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 991b31858a5eed3c99079d454127e04d30e9d9568c94af6a08839bee2e0b86e4
 """
 
 from collections.abc import Iterator, Sequence

@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: e9eaf3863878c0cc605071cf28c33159c7a9cdecaeae5e28d96d92b0eaf1361b
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: cf275332c92971e670e6aec4d756b8fc6907c6cae3ab77261ef0a9aeb73acd87
 """
 
 from collections.abc import Iterator, Sequence

@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 256
 groups, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: daf91e069a9289baf77e75762137c4c6d062f9ec10795ff4058f94c9ef53d97d
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 7fe530db8d84afc433889a7fb9f9cfbbef17b36b47cabd5f626bb727a2e3a054
 """
 
 from collections.abc import Iterator, Sequence

@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1920 channels; G = 128
 groups, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 329894b06af328ae33d3db3b013f811d39e71eb79f03f6a4e89c914f5ca5b056
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 49caab136518cd27cc5176518388acdd565270f0207fba74703f9838b230a6e1
 """
 
 from collections.abc import Iterator, Sequence

@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 8192 channels; G = 512
 groups, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 537cca26c496b72f63d6afe6579ba1e101d8e48e1ad2810e553349299197ae50
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 724adf124cba24b44a61181d3ae4b89f263f8747257f990a72fc11ab70f47ee1
 """
 
 from collections.abc import Iterator, Sequence

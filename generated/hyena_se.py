@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 256
 groups, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 12fcd9897f455e1cbfb8914dd79ecad22a5fab8c006be706632d5036a4411c7a
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 29b3c8bbf236e86e9df00baf147253d7f1520c9412bbcd236eb6caaa994f6912
 """
 
 from collections.abc import Iterator, Sequence

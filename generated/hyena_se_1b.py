@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1920 channels; G = 128
 groups, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: ea9b810f7bfb36f9cace6caeebd41277c022a35f60e6ca97e3b8873a2f02d2b2
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: eb1ededf86e3f3617dd2c18ee32c14e927da36cbab5b1a613ba7b948c206b98f
 """
 
 from collections.abc import Iterator, Sequence

@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 8192 channels; G = 512
 groups, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: bc945e05a405330d05c1d5e565a1c024e4faa7f9e234f3c7801f12ba63b0f3f2
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: b1dc9ca7ffb7ba10810f2fcb7dc94abaf3efd17ac366c6980945051886f9b851
 """
 
 from collections.abc import Iterator, Sequence

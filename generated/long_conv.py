@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: cf746b27e248d2bd3fc154a542e5ae96bec625728e8b029cd2348746afac90f2
+Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
+sha256, with zeros here: 2378c46bf3f7c4eac34ae77912736f129d423503c31a94ef8d9750030b0e317a
 """
 
 from collections.abc import Iterator, Sequence

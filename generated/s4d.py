@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1024 channels; G = 102
 groups, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: b22ddeae71507b1f8b59ae632a32dfd0859ddcb6cba219e81cd5a313c70d9abd
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 4debbcaabd748d2c15d0fbba8fd47abd02dbeb01ecc46924877a875af9106544
 """
 
 from collections.abc import Iterator, Sequence

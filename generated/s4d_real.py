@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1024 channels; G = 102
 groups, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 843a9cb7f46642f2399a9b852a3ee72e3db5910ec335cb1e9b5754d4799f3369
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: afbce1f30bbbc009d5e41e13842519866875c991be0d91419053dcb233728c04
 """
 
 from collections.abc import Iterator, Sequence

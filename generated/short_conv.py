@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: d3b972f406d15da562741d5b2fae2296341ef40f15f22e0c712ed1657b53fbd9
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 8bb1a248859db6ff6ed75e19ad919045447a26143296b790aaae14fdbbec57b3
 """
 
 from collections.abc import Iterator, Sequence

@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 1920 channels; G = 192
 groups, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 4f6939ae985347bc005e643ea6e5334612484a7d7f93e388590ef339308511a4
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: dbe4dda436aa691093549ca720a2578be415bb2784117614bdaac75ea68d98b1
 """
 
 from collections.abc import Iterator, Sequence

@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 409
 groups, K = 3 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 862c70072f772f9211ffc5bde6f437db95e291eb4e728c8f5ca2315e7b6b11b2
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 25f263fdabd3db35479eb26d0d975abbd0938aa2077afe24ee978afb5d172516
 """
 
 from collections.abc import Iterator, Sequence

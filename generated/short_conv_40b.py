@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D = 8192 channels; G = 819
 groups, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 823fad6c72833d3a69b00a98ba404b60e3272d22b444bc9ec3dfabe2fe9a21d0
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 45738667344c95013a4a8ecf466f833ea4b348682ca27eb70de3de53d9e31022
 """
 
 from collections.abc import Iterator, Sequence
