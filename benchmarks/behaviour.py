@@ -25,17 +25,17 @@ from typing import Any
 
 import torch
 
-from sh2gen.build import Building
-from sh2gen.choose import candidates, tables
-from sh2gen.emit import emit
+from sh2gen.base.resources import folder
+from sh2gen.build.build import Building
+from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
-from sh2gen.operator import InterpreterRunner, Operator, OperatorRunner
-from sh2gen.plan import Plan
-from sh2gen.resources import folder
-from sh2gen.schedule import Schedule, schedule
-from sh2gen.spec import OpSpec, load_spec
-from sh2gen.target import H200
-from sh2gen.twins import twin
+from sh2gen.plan.plan import Plan
+from sh2gen.runtime.operator import InterpreterRunner, Operator, OperatorRunner
+from sh2gen.schedule.schedule import Schedule, schedule
+from sh2gen.spec.language import OpSpec, load_spec
+from sh2gen.targets.target import H200
+from sh2gen.tuning.choose import candidates, tables
+from sh2gen.verify.twins import twin
 
 BATCH, LENGTH = 2, 75
 

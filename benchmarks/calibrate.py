@@ -20,16 +20,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import TypeVar
 
-from sh2gen import cost
-from sh2gen.cost import AtWork
+from sh2gen.base.resources import folder
+from sh2gen.cost import cost
+from sh2gen.cost.cost import AtWork
 from sh2gen.lower import plans
-from sh2gen.ranks import spearman
-from sh2gen.records import Status
-from sh2gen.resources import folder
-from sh2gen.schedule import Schedule
-from sh2gen.spec import Workload, load_spec
-from sh2gen.sweeps import read_sweep
-from sh2gen.target import target
+from sh2gen.schedule.schedule import Schedule
+from sh2gen.spec.language import Workload, load_spec
+from sh2gen.targets.target import target
+from sh2gen.tuning.ranks import spearman
+from sh2gen.tuning.records import Status
+from sh2gen.tuning.sweeps import read_sweep
 
 LENGTHS = (8192, 131072)
 SPREADS, TRIES = (0.5, 0.2, 0.08, 0.03), 800

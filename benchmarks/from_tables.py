@@ -15,16 +15,16 @@ from pathlib import Path
 
 import click
 
-from sh2gen.bench import Outcome, Results, Size, _efforts, _predicted
-from sh2gen.bench_worker import OWN
-from sh2gen.choose import candidates, tables
-from sh2gen.cost import bound_bytes
-from sh2gen.files import write_all
-from sh2gen.measure import Timing
-from sh2gen.resources import folder
-from sh2gen.schedule import DIRECTIONS
-from sh2gen.spec import load_spec
-from sh2gen.target import H200
+from sh2gen.base.files import write_all
+from sh2gen.base.resources import folder
+from sh2gen.bench.bench import Outcome, Results, Size, _efforts, _predicted
+from sh2gen.bench.worker import OWN
+from sh2gen.cost.cost import bound_bytes
+from sh2gen.runtime.measure import Timing
+from sh2gen.schedule.schedule import DIRECTIONS
+from sh2gen.spec.language import load_spec
+from sh2gen.targets.target import H200
+from sh2gen.tuning.choose import candidates, tables
 
 OPS = ("hyena_se", "hyena_mr", "hyena_li", "short_conv")
 

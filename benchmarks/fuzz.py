@@ -40,9 +40,9 @@ ELEMENTS = 3_000_000  # of an activation
 
 def drawn(seed: int) -> dict[str, Any]:
     """What a seed stands for, in plain values but for `spec`, `plan` and `schedule`."""
-    from sh2gen.errors import Sh2genError
+    from sh2gen.base.errors import Sh2genError
     from sh2gen.lower import plans
-    from sh2gen.spec import spec_from_dict
+    from sh2gen.spec.language import spec_from_dict
 
     rng = random.Random(seed)
     while True:
@@ -115,7 +115,7 @@ def _operator(rng: random.Random) -> dict[str, Any]:
 
 
 def _schedule(rng: random.Random, spec: Any, plan: Any) -> tuple[str, Any]:
-    from sh2gen.schedule import DIRECTIONS, Schedule, partner, schedule, search_space
+    from sh2gen.schedule.schedule import DIRECTIONS, Schedule, partner, schedule, search_space
 
     how = rng.choices(("default", "searched", "legal"), (3, 5, 2))[0]
     if how == "default":
@@ -132,8 +132,8 @@ def _schedule(rng: random.Random, spec: Any, plan: Any) -> tuple[str, Any]:
 
 def _legal(rng: random.Random, spec: Any, plan: Any, direction: str) -> Any:
     """The default with some knobs at any value, if that is legal; else the default."""
-    from sh2gen.errors import Sh2genError
-    from sh2gen.schedule import space
+    from sh2gen.base.errors import Sh2genError
+    from sh2gen.schedule.schedule import space
 
     where = space(spec, plan, direction)
     knobs = dict(where.knobs)
@@ -181,9 +181,9 @@ def run(seed: int, device: str = "cuda") -> dict[str, Any]:
     """Verify one case on the GPU of this process, or plain PyTorch on a CPU."""
     import torch
 
-    from sh2gen.emit import emit
-    from sh2gen.operator import Operator, OperatorRunner
-    from sh2gen.verify import verify
+    from sh2gen.emit.emit import emit
+    from sh2gen.runtime.operator import Operator, OperatorRunner
+    from sh2gen.verify.verify import verify
 
     begin = time.perf_counter()
     case = drawn(seed)

@@ -28,16 +28,16 @@ from typing import Any
 
 import torch
 
-from sh2gen.choose import candidates, tables
-from sh2gen.driver import op_files, resolve_target
-from sh2gen.emit import emit
-from sh2gen.files import write_whole
-from sh2gen.measure import bound, calls, copy, elementwise, host_time, machine, time_call
-from sh2gen.operator import Operator, OperatorRunner
-from sh2gen.resources import folder
-from sh2gen.schedule import DIRECTIONS
-from sh2gen.spec import OpSpec, load_spec
-from sh2gen.verify import Report, verify
+from sh2gen.api.driver import op_files, resolve_target
+from sh2gen.base.files import write_whole
+from sh2gen.base.resources import folder
+from sh2gen.emit.emit import emit
+from sh2gen.runtime.measure import bound, calls, copy, elementwise, host_time, machine, time_call
+from sh2gen.runtime.operator import Operator, OperatorRunner
+from sh2gen.schedule.schedule import DIRECTIONS
+from sh2gen.spec.language import OpSpec, load_spec
+from sh2gen.tuning.choose import candidates, tables
+from sh2gen.verify.verify import Report, verify
 
 LENGTHS = (1, 7, 127, 1000, 8191, 8192, 131072)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

@@ -21,11 +21,11 @@ from statistics import median
 import torch
 from gpu import generate, named
 
-from sh2gen.files import signed, write_whole
-from sh2gen.measure import calls, time_call
-from sh2gen.operator import Operator, OperatorRunner
-from sh2gen.schedule import DIRECTIONS
-from sh2gen.verify import verify
+from sh2gen.base.files import signed, write_whole
+from sh2gen.runtime.measure import calls, time_call
+from sh2gen.runtime.operator import Operator, OperatorRunner
+from sh2gen.schedule.schedule import DIRECTIONS
+from sh2gen.verify.verify import verify
 
 HINTS = {
     "none": ("", ""),

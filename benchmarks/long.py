@@ -31,13 +31,13 @@ import torch
 from gpu import generate, named
 from torch import Tensor
 
-from sh2gen.contenders import CONTENDERS
-from sh2gen.files import write_whole
-from sh2gen.measure import arguments, machine, time_call
-from sh2gen.operator import Operator, OperatorRunner
-from sh2gen.reference import reference_gradients
-from sh2gen.spec import FilterSpec, OpSpec, Parametrisation, Precision
-from sh2gen.verify import verify
+from sh2gen.base.files import write_whole
+from sh2gen.bench.contenders import CONTENDERS
+from sh2gen.graph.reference import reference_gradients
+from sh2gen.runtime.measure import arguments, machine, time_call
+from sh2gen.runtime.operator import Operator, OperatorRunner
+from sh2gen.spec.language import FilterSpec, OpSpec, Parametrisation, Precision
+from sh2gen.verify.verify import verify
 
 MILLION = 2**20
 

@@ -25,16 +25,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sh2gen.build import Compilers, kernel_job
-from sh2gen.choose import candidates, here, tables
-from sh2gen.cost import predictions
-from sh2gen.emit import emit
-from sh2gen.files import write_whole
-from sh2gen.launches import SHORT, launched, variant_of
-from sh2gen.plan import Plan
-from sh2gen.schedule import DIRECTIONS, Schedule, schedule
-from sh2gen.spec import OpSpec, spec_from_dict
-from sh2gen.tuner import ask, measuring_worker
+from sh2gen.base.files import write_whole
+from sh2gen.build.build import Compilers, kernel_job
+from sh2gen.cost.cost import predictions
+from sh2gen.emit.emit import emit
+from sh2gen.emit.launches import SHORT, launched, variant_of
+from sh2gen.plan.plan import Plan
+from sh2gen.schedule.schedule import DIRECTIONS, Schedule, schedule
+from sh2gen.spec.language import OpSpec, spec_from_dict
+from sh2gen.tuning.choose import candidates, here, tables
+from sh2gen.tuning.tuner import ask, measuring_worker
 
 PATIENCE = 8.0
 TAPS = (2, 4, 8, 16, 17, 32, 64, 128, 129, 160, 200, 256, 384, 512, 768, 1024, 2048)

@@ -18,18 +18,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from sh2gen.choose import here
-from sh2gen.journal import Task
+from sh2gen.base.resources import folder
 from sh2gen.lower import plans
-from sh2gen.plan import Plan
-from sh2gen.records import Status
-from sh2gen.resources import folder
-from sh2gen.schedule import DIRECTIONS, Numbers, coupling, schedule
-from sh2gen.search import score
-from sh2gen.spec import OpSpec, Workload, load_spec
-from sh2gen.sweeps import Sweep, read_sweep
-from sh2gen.tables import read_tables
-from sh2gen.tuner import Session
+from sh2gen.plan.plan import Plan
+from sh2gen.schedule.schedule import DIRECTIONS, Numbers, coupling, schedule
+from sh2gen.spec.language import OpSpec, Workload, load_spec
+from sh2gen.tuning.choose import here
+from sh2gen.tuning.journal import Task
+from sh2gen.tuning.records import Status
+from sh2gen.tuning.search import score
+from sh2gen.tuning.sweeps import Sweep, read_sweep
+from sh2gen.tuning.tables import read_tables
+from sh2gen.tuning.tuner import Session
 
 BESIDE = 4  # of a sweep, whose brief times cannot tell the best few apart
 

@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from gpu import generate, named
 
-from sh2gen.measure import activation, arguments
-from sh2gen.operator import Operator
+from sh2gen.runtime.measure import activation, arguments
+from sh2gen.runtime.operator import Operator
 
 OPS = ("hyena_se", "short_conv", "hyena_mr")
 # Steps of a segment, steps of context before it, and the first step written.

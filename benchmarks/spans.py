@@ -25,12 +25,12 @@ import torch
 import triton
 from gpu import DTYPES, generate, named
 
-from sh2gen.files import write_whole
-from sh2gen.measure import arguments, bound, time_call
-from sh2gen.operator import Operator, OperatorRunner
-from sh2gen.schedule import DIRECTIONS
-from sh2gen.spec import OpSpec
-from sh2gen.verify import verify
+from sh2gen.base.files import write_whole
+from sh2gen.runtime.measure import arguments, bound, time_call
+from sh2gen.runtime.operator import Operator, OperatorRunner
+from sh2gen.schedule.schedule import DIRECTIONS
+from sh2gen.spec.language import OpSpec
+from sh2gen.verify.verify import verify
 
 CHANNELS = (16, 64, 128)  # forward of more is never cut
 LENGTHS = (8192, 32768, 131072)

@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from gpu import generate, measured, title, warm, worst_errors
 
-from sh2gen.errors import Sh2genError
-from sh2gen.files import write_whole
+from sh2gen.base.errors import Sh2genError
+from sh2gen.base.files import write_whole
 from sh2gen.lower import plans
-from sh2gen.measure import machine
-from sh2gen.operator import OperatorRunner
-from sh2gen.spec import parse_spec
-from sh2gen.verify import verify
+from sh2gen.runtime.measure import machine
+from sh2gen.runtime.operator import OperatorRunner
+from sh2gen.spec.language import parse_spec
+from sh2gen.verify.verify import verify
 
 SHAPES = [(batch, length) for length in (1, 7, 127, 1000) for batch in (1, 2)]
 TEXT = """\

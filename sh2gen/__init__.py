@@ -18,10 +18,10 @@ TYPE_CHECKING = False  # that of typing, whose import takes a while
 if TYPE_CHECKING:
     from typing import Any
 
-    from sh2gen.driver import compile, load, tune
-    from sh2gen.errors import CheckFailed, Sh2genError
-    from sh2gen.operator import Operator
-    from sh2gen.spec import OpSpec, load_spec, parse_spec
+    from sh2gen.api.driver import compile, load, tune
+    from sh2gen.base.errors import CheckFailed, Sh2genError
+    from sh2gen.runtime.operator import Operator
+    from sh2gen.spec.language import OpSpec, load_spec, parse_spec
 
 __all__ = [
     "CheckFailed",
@@ -37,15 +37,15 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {  # imported when they are first asked for: torch takes two seconds
-    "CheckFailed": "errors",
-    "OpSpec": "spec",
-    "Operator": "operator",
-    "Sh2genError": "errors",
-    "compile": "driver",
-    "load": "driver",
-    "load_spec": "spec",
-    "parse_spec": "spec",
-    "tune": "driver",
+    "CheckFailed": "base.errors",
+    "OpSpec": "spec.language",
+    "Operator": "runtime.operator",
+    "Sh2genError": "base.errors",
+    "compile": "api.driver",
+    "load": "api.driver",
+    "load_spec": "spec.language",
+    "parse_spec": "spec.language",
+    "tune": "api.driver",
 }
 
 

@@ -1,16 +1,16 @@
-"""`sh2gen` and `python -m sh2gen`: the command line as a process of its own (layer 9)."""
+"""`sh2gen` and `python -m sh2gen`: the command line as a process of its own."""
 
 import os
 import sys
 from contextlib import suppress
 
-from sh2gen import interrupts
+from sh2gen.base import interrupts
 
 
 def run() -> None:
     """Run a command and end the process with its exit code."""
     interrupts.end_at_once()
-    from sh2gen.cli import main  # not before signals are heeded
+    from sh2gen.cli.cli import main  # not before signals are heeded
 
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # file names may hold what a terminal cannot show

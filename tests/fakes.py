@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from sh2gen import tuner
+from sh2gen.base.process import Worker
 from sh2gen.lower import plans
-from sh2gen.plan import Plan
-from sh2gen.process import Worker
-from sh2gen.records import Log, Measurement, log_path, operator_digest
-from sh2gen.schedule import DIRECTIONS, Constraint, Numbers, Survey, schedule
-from sh2gen.search import Effort, ranked
-from sh2gen.spec import OpSpec, spec_from_dict
-from sh2gen.target import H200
-from sh2gen.tuner import Tuned
+from sh2gen.plan.plan import Plan
+from sh2gen.schedule.schedule import DIRECTIONS, Constraint, Numbers, Survey, schedule
+from sh2gen.spec.language import OpSpec, spec_from_dict
+from sh2gen.targets.target import H200
+from sh2gen.tuning import tuner
+from sh2gen.tuning.records import Log, Measurement, log_path, operator_digest
+from sh2gen.tuning.search import Effort, ranked
+from sh2gen.tuning.tuner import Tuned
 
 GPU = "NVIDIA H200"
 SPEC: OpSpec = spec_from_dict(

@@ -11,13 +11,13 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sh2gen.emit import emit
+from sh2gen.emit.emit import emit
+from sh2gen.graph.reference import reference_gradients
 from sh2gen.lower import plans
-from sh2gen.operator import InterpreterRunner
-from sh2gen.plan import Plan
-from sh2gen.reference import reference_gradients
-from sh2gen.schedule import DIRECTIONS, Constraint, Knobs, Numbers, Schedule, Space, space
-from sh2gen.spec import OpSpec
+from sh2gen.plan.plan import Plan
+from sh2gen.runtime.operator import InterpreterRunner
+from sh2gen.schedule.schedule import DIRECTIONS, Constraint, Knobs, Numbers, Schedule, Space, space
+from sh2gen.spec.language import OpSpec
 from tests.strategies import specs
 
 Tensors = dict[str, Tensor]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sh2gen.bench import Effort, Outcome, Results, Size
-from sh2gen.bench_worker import OWN
-from sh2gen.contenders import CONTENDERS
-from sh2gen.measure import Timing
+from sh2gen.bench.bench import Effort, Outcome, Results, Size
+from sh2gen.bench.contenders import CONTENDERS
+from sh2gen.bench.worker import OWN
+from sh2gen.runtime.measure import Timing
 
 LENGTHS = (2048, 8192, 32768, 131072)
 # Invented: how many times the bound each takes, forward and backward.

@@ -13,131 +13,11 @@ import pytest
 import sh2gen
 
 ROOT = Path(__file__).parent.parent
-LAYERS = (
-    (
-        "errors",
-        "target",
-        "resources",
-        "files",
-        "process",
-        "jsonl",
-        "ranks",
-        "loaded",
-        "versions",
-    ),
-    ("spec",),
-    ("ir", "reference", "memory", "twins"),
-    ("plan", "passes", "schedule", "source", "contenders"),
-    ("lower", "interpret", "cost"),
-    (
-        "emit",
-        "emit_eager",
-        "emit_kernels",
-        "launches",
-        "emit_reduce",
-        "emit_recurrence",
-        "emit_sm90",
-        "fit",
-        "build",
-        "build_worker",
-        "load_module",
-        "operator",
-    ),
-    (
-        "gates",
-        "verify",
-        "measure",
-        "fences",
-        "bench",
-        "bench_worker",
-        "records",
-        "tables",
-        "lockfile",
-        "search",
-        "sweeps",
-    ),
-    (
-        "driver",
-        "checks",
-        "stages",
-        "refit",
-        "compilation",
-        "tuner",
-        "journal",
-        "tune_worker",
-        "choose",
-        "recheck",
-        "bench_table",
-        "plots",
-    ),
-    (
-        "cli",
-        "report",
-        "tune_report",
-        "doctor",
-        "terminal",
-        "interrupts",
-        "__init__",
-    ),
-    ("__main__",),
+# A folder imports only folders above it.
+FOLDERS = (
+    *("base", "spec", "graph", "targets", "plan", "schedule", "lower", "cost", "emit", "build"),
+    *("runtime", "verify", "tuning", "bench", "report", "api", "cli"),
 )
-LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
-# Imports within a layer, and why. None of them may close a circle.
-WITHIN = {
-    ("files", "errors"): "what cannot be written is the user's error",
-    ("versions", "errors"): "what is missing is the user's error",
-    ("target", "errors"): "an unknown target is the user's error",
-    ("schedule", "plan"): "a schedule gives numbers to the symbols of a plan",
-    ("passes", "plan"): "some passes are of tile programs",
-    ("emit", "emit_eager"): "the part of a file that is plain PyTorch",
-    ("emit", "emit_sm90"): "one kernel's own part of a file",
-    ("emit", "emit_recurrence"): "another kernel's",
-    ("emit_recurrence", "emit_sm90"): "both print rows",
-    ("emit", "emit_reduce"): "another kernel's",
-    ("emit", "emit_kernels"): "how each kernel is launched",
-    ("launches", "emit_kernels"): "of these, those that a call launches",
-    ("emit_kernels", "emit_reduce"): "of the sums too",
-    ("emit_kernels", "emit_eager"): "both take a featurizer's lag",
-    ("emit", "fit"): "what is written fits a page",
-    ("build", "load_module"): "a launch looks for what was built under the name of its module",
-    ("operator", "emit"): "the name of the class that emit wrote",
-    ("tables", "records"): "a decision has the key of its measurements",
-    ("search", "records"): "what became of a candidate is what a record says",
-    ("sweeps", "records"): "it keeps outcomes",
-    ("sweeps", "search"): "of searches",
-    ("process", "files"): "temporary files of a process lie in a folder that goes with it",
-    ("jsonl", "files"): "only regular files are read",
-    ("cli", "report"): "what was found as text",
-    ("cli", "tune_report"): "what a search came to as text",
-    ("cli", "doctor"): "what is here as text",
-    ("cli", "terminal"): "all text goes one way",
-    ("report", "terminal"): "this one too",
-    ("tune_report", "terminal"): "and this",
-    ("doctor", "terminal"): "and this",
-    ("cli", "interrupts"): "a verb that is interrupted tidies up",
-    ("driver", "tuner"): "the chain of a search",
-    ("tuner", "journal"): "what a search reports is written down",
-    ("recheck", "choose"): "which Triton is here",
-    ("driver", "checks"): "the last of its steps",
-    ("driver", "compilation"): "the steps after it",
-    ("compilation", "checks"): "the last of them",
-    ("stages", "checks"): "how long these take",
-    ("compilation", "stages"): "how far it has come",
-    ("driver", "stages"): "and a verification",
-    ("compilation", "choose"): "what it is of",
-    ("compilation", "refit"): "another choice, where the first does not fit",
-    ("refit", "choose"): "what was chosen first",
-    ("refit", "tuner"): "what is predicted of a search space",
-    ("driver", "choose"): "the first of its steps",
-    ("driver", "journal"): "what is to be searched",
-    ("tables", "lockfile"): "whoever looks for a schedule looks in both",
-    ("operator", "load_module"): "a callable is made from an imported file",
-    ("verify", "gates"): "how far a result may be off",
-    ("bench", "measure"): "times",
-    ("bench", "bench_worker"): "what its child processes run",
-    ("bench_worker", "measure"): "times and bounds",
-    ("bench_worker", "verify"): "what is wrong is not timed",
-}
 MAX_LINES = 1000
 
 MODULES = sorted((ROOT / "sh2gen").rglob("*.py"))
@@ -149,7 +29,7 @@ BANNED: dict[str, tuple[str, tuple[str, ...], str]] = {
     "eval": (r"(?<![.\w])eval\(", (), "no text is evaluated"),
     "exec": (
         r"(?<![.\w])exec\(",
-        ("load_module.py", "build_worker.py"),
+        ("build/load_module.py", "build/worker.py"),
         "only generated files are executed, in two places",
     ),
     "pickle": (r"\b(pickle|marshal|shelve)\.", (), "files must be readable and safe to open"),
@@ -159,27 +39,43 @@ BANNED: dict[str, tuple[str, tuple[str, ...], str]] = {
     "environment": (
         r"\bos\.(environ|getenv)\b",
         # records.py: SH2GEN_HOME, the only one; process.py: what is handed to processes
-        ("build_worker.py", "records.py", "process.py"),
+        ("build/worker.py", "tuning/records.py", "base/process.py"),
         "arguments, not environment variables, say what happens",
     ),
     "shell": (r"\bshell=True\b|\bos\.system\(", (), "file names are not shell text"),
     "paths that cannot be": (
         r"(?<!os\.path)\.(exists|is_file|is_dir|is_symlink|read_text|read_bytes)\(",
-        ("resources.py", "emit.py", "schedule.py"),  # of the package's own files
-        "they raise for names that are too long, and wait for pipes: os.path, and sh2gen.files",
+        (
+            "base/resources.py",
+            "emit/emit.py",
+            "schedule/schedule.py",
+        ),  # of the package's own files
+        "they raise for names that are too long, and wait for pipes: os.path, and base/files.py",
     ),
-    "echo": (r"\bclick\.(s?echo|secho)\(", ("terminal.py",), "what is printed is made printable"),
+    "echo": (
+        r"\bclick\.(s?echo|secho)\(",
+        ("report/terminal.py",),
+        "what is printed is made printable",
+    ),
     "print": (
         r"(?<![.\w])print\(",
-        ("build_worker.py",),
+        ("build/worker.py",),
         "terminal.py alone talks, through click",
     ),
 }
 
 
 def module_name(path: Path) -> str:
-    """sh2gen/lower/direct.py -> lower, sh2gen/spec.py -> spec."""
-    return path.relative_to(ROOT / "sh2gen").with_suffix("").parts[0]
+    """sh2gen/lower/direct.py -> lower.direct, sh2gen/lower/__init__.py -> lower."""
+    parts = path.relative_to(ROOT / "sh2gen").with_suffix("").parts
+    return ".".join(parts if parts[-1] != "__init__" or len(parts) == 1 else parts[:-1])
+
+
+def folder(module: str) -> str:
+    return module.split(".")[0]
+
+
+NAMES = {module_name(path) for path in MODULES}
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -191,11 +87,12 @@ def imports(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
             source = node.module or ""
-            names = [f"{source}.{a.name}" for a in node.names] if source == "sh2gen" else [source]
+            names = [f"{source}.{alias.name}" for alias in node.names]
         for name in names:
             package, *rest = name.split(".")
-            if package == "sh2gen" and rest:
-                yield rest[0]
+            if package == "sh2gen":
+                whole, parent = ".".join(rest), ".".join(rest[:-1])
+                yield whole if whole in NAMES else parent
 
 
 def code(path: Path) -> str:
@@ -207,26 +104,21 @@ def code(path: Path) -> str:
     return ast.unparse(tree)
 
 
-def test_every_module_has_a_layer() -> None:
-    assert {module_name(path) for path in MODULES} == set(LEVEL)
+def test_every_folder_has_its_place() -> None:
+    assert {folder(name) for name in NAMES} == {*FOLDERS, "__init__", "__main__"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_only_from_lower_layers(path: Path) -> None:
-    me = module_name(path)
-    for other in imports(path):
-        assert other in LEVEL, f"{path.name} imports sh2gen.{other}, which has no layer"
-        if other == me or (me, other) in WITHIN:
-            continue
-        assert LEVEL[other] < LEVEL[me], (
-            f"{path.name} (layer {LEVEL[me]}) imports sh2gen.{other} (layer {LEVEL[other]})"
-        )
+def test_a_folder_imports_only_folders_above_it(path: Path) -> None:
+    me = folder(module_name(path))
+    if me in FOLDERS:
+        above = FOLDERS[: FOLDERS.index(me) + 1]
+        for other in imports(path):
+            assert folder(other) in above, f"{path.relative_to(ROOT)} imports sh2gen.{other}"
 
 
-def test_exceptions_are_used_and_no_import_is_circular() -> None:
+def test_no_import_is_circular() -> None:
     edges = {(module_name(path), other) for path in MODULES for other in imports(path)}
-    assert set(WITHIN) <= edges, "an exception that nothing needs"
-    assert all(LEVEL[a] == LEVEL[b] for a, b in WITHIN)
     graph = nx.DiGraph((a, b) for a, b in edges if a != b)
     assert nx.is_directed_acyclic_graph(graph), nx.find_cycle(graph)
 
@@ -237,14 +129,14 @@ def test_no_module_is_hidden_by_a_name_that_the_package_exports() -> None:
 
 
 def test_a_worker_imports_nothing_of_the_package() -> None:
-    assert not list(imports(ROOT / "sh2gen" / "build_worker.py"))
+    assert not list(imports(ROOT / "sh2gen" / "build" / "worker.py"))
 
 
 @pytest.mark.parametrize("what", BANNED)
 def test_banned_calls(what: str) -> None:
     pattern, allowed, reason = BANNED[what]
     for path in (*MODULES, *PARTS):
-        if path.name not in allowed:
+        if "/".join(path.parts[-2:]) not in allowed:
             found = re.search(pattern, code(path))
             assert found is None, f"{path.relative_to(ROOT)}: {found} ({what}: {reason})"
 

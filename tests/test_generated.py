@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from sh2gen.cli import main
-from sh2gen.spec import load_spec
+from sh2gen.cli.cli import main
+from sh2gen.spec.language import load_spec
 
 ROOT = Path(__file__).parent.parent
 GENERATED = ROOT / "generated"

@@ -1,4 +1,4 @@
-"""Lowerings: from a spec to the plans that compute it (layer 4). One file an algorithm.
+"""Lowerings: from a spec to the plans that compute it. One file an algorithm.
 
 To add an algorithm: `lower/<name>.py` with `applies` and `lower`, `templates/parts/<name>.py` with
 its helpers, `schedules/<name>.yaml` with its knobs, and one line in `ALGORITHMS`.
@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sh2gen.errors import Sh2genError
+from sh2gen.base.errors import Sh2genError
 from sh2gen.lower import direct, fft, modal, toeplitz
 from sh2gen.lower.verdict import Verdict
-from sh2gen.plan import Plan
-from sh2gen.spec import OpSpec
+from sh2gen.plan.plan import Plan
+from sh2gen.spec.language import OpSpec
 
 
 @dataclass(frozen=True, slots=True)

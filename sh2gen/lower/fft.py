@@ -4,12 +4,12 @@ works.
 
 from __future__ import annotations
 
-from sh2gen.ir import operator_graph
+from sh2gen.graph.adjoint import adjoint
+from sh2gen.graph.nodes import operator_graph
 from sh2gen.lower.rows import layouts
 from sh2gen.lower.verdict import Verdict, later_fields
-from sh2gen.passes import adjoint
-from sh2gen.plan import EagerConv, Plan
-from sh2gen.spec import FilterKind, OpSpec
+from sh2gen.plan.plan import EagerConv, Plan
+from sh2gen.spec.language import FilterKind, OpSpec
 
 
 def applies(spec: OpSpec) -> Verdict:

@@ -20,12 +20,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from sh2gen.ir import Conv, Graph, ModeGradient, Modes, Parameter, operator_graph
+from sh2gen.graph.adjoint import adjoint
+from sh2gen.graph.nodes import Conv, Graph, ModeGradient, Modes, Parameter, operator_graph
 from sh2gen.lower.rows import partial_sums
 from sh2gen.lower.streams import Stream
 from sh2gen.lower.verdict import Verdict, later_fields
-from sh2gen.passes import adjoint, phases
-from sh2gen.plan import (
+from sh2gen.plan.phases import phases
+from sh2gen.plan.plan import (
     BLOCK,
     Blocks,
     EagerConv,
@@ -58,7 +59,7 @@ from sh2gen.plan import (
     ZeroModes,
     ZeroState,
 )
-from sh2gen.spec import Activation, Activations, FilterKind, OpSpec
+from sh2gen.spec.language import Activation, Activations, FilterKind, OpSpec
 
 MAX_STATE = 64  # numbers, of which tables and accumulators live in shared memory and registers
 MAX_FEATURIZER = 4  # its context is kept in registers, and compile time grows with it

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import assert_never
 
-from sh2gen.ir import (
+from sh2gen.graph.nodes import (
     Add,
     ChannelSum,
     Conv,
@@ -25,7 +25,7 @@ from sh2gen.ir import (
     activations,
     parameter,
 )
-from sh2gen.plan import (
+from sh2gen.plan.plan import (
     BLOCK,
     Accumulate,
     Fir,
@@ -43,7 +43,7 @@ from sh2gen.plan import (
     TileProgram,
     ZeroTaps,
 )
-from sh2gen.spec import Activations, OpSpec
+from sh2gen.spec.language import Activations, OpSpec
 
 FUNCTIONS: dict[type[Node], str] = {
     Multiply: "multiply",

@@ -8,7 +8,7 @@ from typing import assert_never
 
 import networkx as nx
 
-from sh2gen.ir import (
+from sh2gen.graph.nodes import (
     Add,
     ChannelSum,
     Conv,
@@ -28,7 +28,7 @@ from sh2gen.ir import (
     parameter,
 )
 from sh2gen.lower.rows import FUNCTIONS
-from sh2gen.plan import (
+from sh2gen.plan.plan import (
     BLOCK,
     Accumulate,
     Extend,

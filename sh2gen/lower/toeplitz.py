@@ -14,12 +14,21 @@ e_n^T z_{n-s} in registers over the whole walk.
 
 from __future__ import annotations
 
-from sh2gen.ir import Conv, Graph, Modes, Parameter, TapGradient, activations, operator_graph
+from sh2gen.graph.adjoint import adjoint
+from sh2gen.graph.nodes import (
+    Conv,
+    Graph,
+    Modes,
+    Parameter,
+    TapGradient,
+    activations,
+    operator_graph,
+)
 from sh2gen.lower.rows import layouts, partial_sums
 from sh2gen.lower.streams import Stream
 from sh2gen.lower.verdict import Verdict, later_fields
-from sh2gen.passes import adjoint, phases
-from sh2gen.plan import (
+from sh2gen.plan.phases import phases
+from sh2gen.plan.plan import (
     BLOCK,
     EagerConv,
     KernelPlan,
@@ -37,8 +46,8 @@ from sh2gen.plan import (
     ToeplitzGradient,
     ZeroToeplitz,
 )
-from sh2gen.schedule import tap_terms
-from sh2gen.spec import Activation, FilterKind, OpSpec
+from sh2gen.schedule.schedule import tap_terms
+from sh2gen.spec.language import Activation, FilterKind, OpSpec
 
 MAX_TAPS = 1024  # every BLOCK_T taps more are one more matrix to keep in shared memory
 MAX_TAPS_OF_TWO_TERMS = 160  # of which each is two

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sh2gen.spec import DType, OpSpec, Sequences, StateWidth
+from sh2gen.spec.language import DType, OpSpec, Sequences, StateWidth
 
 
 @dataclass(frozen=True, slots=True)

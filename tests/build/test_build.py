@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
-from sh2gen import build_worker
-from sh2gen.build import Building, Built, build, check_fits
-from sh2gen.emit import emit
-from sh2gen.errors import CheckFailed, Sh2genError
+from sh2gen.base.errors import CheckFailed, Sh2genError
+from sh2gen.base.resources import folder
+from sh2gen.build import worker as build_worker
+from sh2gen.build.build import Building, Built, build, check_fits
+from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
-from sh2gen.resources import folder
-from sh2gen.schedule import schedule
-from sh2gen.source import KernelSource, Role, Source, Variant
-from sh2gen.spec import load_spec
-from sh2gen.target import A100, B200, H100, H200, Target, from_device, target
+from sh2gen.plan.source import KernelSource, Role, Source, Variant
+from sh2gen.schedule.schedule import schedule
+from sh2gen.spec.language import load_spec
+from sh2gen.targets.target import A100, B200, H100, H200, Target, from_device, target
 
 TEXT = '''
 """A file in the shape of a generated one: a guarded Triton and a part that only torch needs."""
@@ -286,9 +286,9 @@ def test_a_script_without_a_main_guard_can_build(tmp_path: Path) -> None:
     """A worker must not run the caller again, nor interpret kernels because the shell says so."""
     script = tmp_path / "script.py"
     script.write_text(
-        "from sh2gen.build import build\n"
-        "from sh2gen.source import KernelSource, Role, Source\n"
-        "from sh2gen.target import H200\n"
+        "from sh2gen.build.build import build\n"
+        "from sh2gen.plan.source import KernelSource, Role, Source\n"
+        "from sh2gen.targets.target import H200\n"
         f"kernel = KernelSource(name='scale', role=Role.FORWARD, signature={SCALE.signature},"
         f" constants={SCALE.constants}, divisible=(), unaligned_keeps=(), num_warps=4,"
         " num_stages=2)\n"

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from sh2gen.build import build, check_fits
-from sh2gen.emit import emit
+from sh2gen.base.resources import folder
+from sh2gen.build.build import build, check_fits
+from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
-from sh2gen.resources import folder
-from sh2gen.schedule import schedule
-from sh2gen.source import Variant
-from sh2gen.spec import FeaturizerSpec, GateSpec, OpSpec, Precision, Skip, load_spec
-from sh2gen.target import target
+from sh2gen.plan.source import Variant
+from sh2gen.schedule.schedule import schedule
+from sh2gen.spec.language import FeaturizerSpec, GateSpec, OpSpec, Precision, Skip, load_spec
+from sh2gen.targets.target import target
 
 LONG = ["hyena_mr", "hyena_mr_1b", "hyena_mr_40b", "conv_512"]  # by toeplitz
 MODAL = ["hyena_li", "hyena_li_stateful", "hyena_li_1b", "hyena_li_40b", "s4d_real", "s4d", "h3"]

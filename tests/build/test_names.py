@@ -11,19 +11,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sh2gen import build_worker
-from sh2gen.build import build, kernel_job
-from sh2gen.emit import emit
-from sh2gen.errors import CheckFailed
+from sh2gen.base.errors import CheckFailed
+from sh2gen.base.resources import folder
+from sh2gen.build import worker as build_worker
+from sh2gen.build.build import build, kernel_job
+from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
-from sh2gen.plan import Plan
-from sh2gen.recheck import kernels_of_decision
-from sh2gen.resources import folder
-from sh2gen.schedule import DIRECTIONS, Schedule, partner, schedule, search_space
-from sh2gen.source import KernelSource, Role, Source, Variant
-from sh2gen.spec import OpSpec, load_spec, spec_from_dict
-from sh2gen.tables import Decision, read_tables
-from sh2gen.target import target
+from sh2gen.plan.plan import Plan
+from sh2gen.plan.source import KernelSource, Role, Source, Variant
+from sh2gen.schedule.schedule import DIRECTIONS, Schedule, partner, schedule, search_space
+from sh2gen.spec.language import OpSpec, load_spec, spec_from_dict
+from sh2gen.targets.target import target
+from sh2gen.tuning.recheck import kernels_of_decision
+from sh2gen.tuning.tables import Decision, read_tables
 from tests.strategies import register_profiles, specs
 
 register_profiles()

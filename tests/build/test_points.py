@@ -10,14 +10,14 @@ import random
 
 import pytest
 
-from sh2gen.build import build, misfit
-from sh2gen.emit import emit
+from sh2gen.base.resources import folder
+from sh2gen.build.build import build, misfit
+from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
-from sh2gen.resources import folder
-from sh2gen.schedule import DIRECTIONS, partner, schedule, search_space
-from sh2gen.source import Variant
-from sh2gen.spec import load_spec
-from sh2gen.target import target
+from sh2gen.plan.source import Variant
+from sh2gen.schedule.schedule import DIRECTIONS, partner, schedule, search_space
+from sh2gen.spec.language import load_spec
+from sh2gen.targets.target import target
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from sh2gen import refit
-from sh2gen.build import KernelFailed
-from sh2gen.driver import Compilation, compile_operator
-from sh2gen.errors import CheckFailed
-from sh2gen.spec import parse_spec
-from sh2gen.target import H200
+from sh2gen.api.driver import Compilation, compile_operator
+from sh2gen.base.errors import CheckFailed
+from sh2gen.build.build import KernelFailed
+from sh2gen.spec.language import parse_spec
+from sh2gen.targets.target import H200
+from sh2gen.tuning import refit
 
 SPEC = parse_spec(
     "{op: tiny_blocks, channels: 32, filter: {kind: explicit, length: 40, groups: 2},"
@@ -76,7 +76,7 @@ def test_what_the_machine_lacks_is_not_mended_by_numbers(
     def full(*_: Any) -> None:
         raise KernelFailed("B001", "no space", reason="it does not compile", role=None, help="dry")
 
-    monkeypatch.setattr("sh2gen.compilation.check_fits", full)
+    monkeypatch.setattr("sh2gen.api.compilation.check_fits", full)
     monkeypatch.setattr(refit, "_fits", lambda *_: pytest.fail("tried"))
     with pytest.raises(KernelFailed, match="no space") as caught:
         compiled(tmp_path)

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sh2gen.interpret import evaluate, interpret, parameter_gradients, reduce_partials, run
-from sh2gen.ir import Conv, Multiply, operator_graph
+from sh2gen.graph.adjoint import adjoint
+from sh2gen.graph.nodes import Conv, Multiply, operator_graph
 from sh2gen.lower import ALGORITHMS, plans, verdicts
 from sh2gen.lower.rows import tile_program
-from sh2gen.passes import adjoint
-from sh2gen.spec import OpSpec, spec_from_dict
+from sh2gen.plan.interpret import evaluate, interpret, parameter_gradients, reduce_partials, run
+from sh2gen.spec.language import OpSpec, spec_from_dict
 from tests.strategies import MODES, PAIRS, TAPS, register_profiles, shapes, specs
 from tests.strategies_schedules import assert_close, random_tensors
 

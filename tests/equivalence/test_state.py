@@ -15,13 +15,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sh2gen.emit import emit
+from sh2gen.emit.emit import emit
+from sh2gen.graph.reference import reference_gradients
 from sh2gen.lower import plans
-from sh2gen.operator import InterpreterRunner, Operator, OperatorRunner
-from sh2gen.reference import reference_gradients
-from sh2gen.schedule import schedule
-from sh2gen.spec import OpSpec, spec_from_dict
-from sh2gen.verify import verify
+from sh2gen.runtime.operator import InterpreterRunner, Operator, OperatorRunner
+from sh2gen.schedule.schedule import schedule
+from sh2gen.spec.language import OpSpec, spec_from_dict
+from sh2gen.verify.verify import verify
 from tests.equivalence.test_interpreter import FLOAT32
 from tests.strategies import register_profiles
 from tests.strategies_schedules import (

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sh2gen.emit import emit
+from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
-from sh2gen.operator import Operator, OperatorRunner
-from sh2gen.schedule import schedule
-from sh2gen.spec import OpSpec, spec_from_dict
+from sh2gen.runtime.operator import Operator, OperatorRunner
+from sh2gen.schedule.schedule import schedule
+from sh2gen.spec.language import OpSpec, spec_from_dict
 
 GATES = {"pre": True, "post": True}
 HYENA: dict[str, Any] = {

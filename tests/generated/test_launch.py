@@ -15,19 +15,19 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from sh2gen.build import Compilers, build
-from sh2gen.emit import emit
-from sh2gen.journal import Task
-from sh2gen.load_module import load_module
+from sh2gen.base.process import Worker
+from sh2gen.base.resources import folder
+from sh2gen.build.build import Compilers, build
+from sh2gen.build.load_module import load_module
+from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
-from sh2gen.measure import activation
-from sh2gen.operator import Operator
-from sh2gen.process import Worker
-from sh2gen.resources import folder
-from sh2gen.schedule import schedule
-from sh2gen.spec import Workload, load_spec
-from sh2gen.target import H200
-from sh2gen.tuner import Workbench
+from sh2gen.runtime.measure import activation
+from sh2gen.runtime.operator import Operator
+from sh2gen.schedule.schedule import schedule
+from sh2gen.spec.language import Workload, load_spec
+from sh2gen.targets.target import H200
+from sh2gen.tuning.journal import Task
+from sh2gen.tuning.tuner import Workbench
 
 if TYPE_CHECKING:
     from tests.generated.conftest import Case

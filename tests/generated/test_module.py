@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sh2gen.errors import Sh2genError
-from sh2gen.files import signed, stated
-from sh2gen.operator import Operator
-from sh2gen.verify import verify
+from sh2gen.base.errors import Sh2genError
+from sh2gen.base.files import signed, stated
+from sh2gen.runtime.operator import Operator
+from sh2gen.verify.verify import verify
 
 if TYPE_CHECKING:
     from tests.generated.conftest import Case

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from sh2gen.reference import reference_gradients
+from sh2gen.graph.reference import reference_gradients
 
 if TYPE_CHECKING:
     from tests.generated.conftest import Case

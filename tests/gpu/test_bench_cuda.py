@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sh2gen.bench import TIMED
-from sh2gen.bench_table import table
-from sh2gen.bench_worker import OWN
-from sh2gen.driver import bench_operator
-from sh2gen.resources import folder
+from sh2gen.api.driver import bench_operator
+from sh2gen.base.resources import folder
+from sh2gen.bench.bench import TIMED
+from sh2gen.bench.table import table
+from sh2gen.bench.worker import OWN
 
 pytestmark = [
     pytest.mark.gpu,

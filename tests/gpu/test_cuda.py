@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 import torch
 
-from sh2gen.driver import candidates
-from sh2gen.emit import emit
-from sh2gen.operator import Operator, OperatorRunner
-from sh2gen.spec import OpSpec, spec_from_dict
-from sh2gen.target import target
-from sh2gen.verify import Report, verify
+from sh2gen.api.driver import candidates
+from sh2gen.emit.emit import emit
+from sh2gen.runtime.operator import Operator, OperatorRunner
+from sh2gen.spec.language import OpSpec, spec_from_dict
+from sh2gen.targets.target import target
+from sh2gen.verify.verify import Report, verify
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from sh2gen.driver import compile_operator, tune_operator
-from sh2gen.emit import emit
-from sh2gen.files import signed
-from sh2gen.launches import SHORT
+from sh2gen.api.driver import compile_operator, tune_operator
+from sh2gen.base.files import signed
+from sh2gen.base.process import Worker
+from sh2gen.base.resources import folder
+from sh2gen.emit.emit import emit
+from sh2gen.emit.launches import SHORT
 from sh2gen.lower import plans
-from sh2gen.process import Worker
-from sh2gen.resources import folder
-from sh2gen.schedule import schedule
-from sh2gen.spec import OpSpec, Workload, load_spec, spec_from_dict
-from sh2gen.tune_worker import Bench
-from sh2gen.tuner import ask, measuring_worker, settings
+from sh2gen.schedule.schedule import schedule
+from sh2gen.spec.language import OpSpec, Workload, load_spec, spec_from_dict
+from sh2gen.tuning.tuner import ask, measuring_worker, settings
+from sh2gen.tuning.worker import Bench
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sh2gen.interpret import evaluate
-from sh2gen.ir import Conv, Input, operator_graph
-from sh2gen.passes import adjoint
-from sh2gen.spec import OpSpec, spec_from_dict
+from sh2gen.graph.adjoint import adjoint
+from sh2gen.graph.nodes import Conv, Input, operator_graph
+from sh2gen.plan.interpret import evaluate
+from sh2gen.spec.language import OpSpec, spec_from_dict
 from tests.strategies import register_profiles, specs
 from tests.strategies_schedules import random_tensors
 

@@ -19,25 +19,28 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from sh2gen import bench, bench_worker, driver, measure
-from sh2gen.bench import INTERRUPTED, TIMED, Outcome, Results, ask, read_results, run
-from sh2gen.bench_table import table
-from sh2gen.bench_worker import OWN, answer, calls_of, one_line
-from sh2gen.choose import wanted
-from sh2gen.cli import main
-from sh2gen.contenders import CONTENDERS, Implementation, chosen
-from sh2gen.driver import candidates
-from sh2gen.emit import emit
-from sh2gen.errors import CheckFailed, Sh2genError
-from sh2gen.files import signed
-from sh2gen.measure import calls
-from sh2gen.operator import Operator
-from sh2gen.process import python_worker
-from sh2gen.resources import folder
-from sh2gen.schedule import schedule
-from sh2gen.spec import OpSpec, Workload, load_spec, spec_from_dict
-from sh2gen.tables import Decision, fields_of, write_decisions
-from sh2gen.target import target
+from sh2gen.api import driver
+from sh2gen.api.driver import candidates
+from sh2gen.base.errors import CheckFailed, Sh2genError
+from sh2gen.base.files import signed
+from sh2gen.base.process import python_worker
+from sh2gen.base.resources import folder
+from sh2gen.bench import bench
+from sh2gen.bench import worker as bench_worker
+from sh2gen.bench.bench import INTERRUPTED, TIMED, Outcome, Results, ask, read_results, run
+from sh2gen.bench.contenders import CONTENDERS, Implementation, chosen
+from sh2gen.bench.table import table
+from sh2gen.bench.worker import OWN, answer, calls_of, one_line
+from sh2gen.cli.cli import main
+from sh2gen.emit.emit import emit
+from sh2gen.runtime import measure
+from sh2gen.runtime.measure import calls
+from sh2gen.runtime.operator import Operator
+from sh2gen.schedule.schedule import schedule
+from sh2gen.spec.language import OpSpec, Workload, load_spec, spec_from_dict
+from sh2gen.targets.target import target
+from sh2gen.tuning.choose import wanted
+from sh2gen.tuning.tables import Decision, fields_of, write_decisions
 from tests.synthetic import LENGTHS, bench_results
 
 SPEC: OpSpec = spec_from_dict(
@@ -184,7 +187,7 @@ def test_a_process_that_does_not_answer_is_replaced(tmp_path: Path) -> None:
         "device": "cpu",
         "gradients": False,
     }
-    with closing(python_worker("sh2gen.bench_worker", "its process")) as worker:
+    with closing(python_worker("sh2gen.bench.worker", "its process")) as worker:
         assert ask(worker, job, 0.01) == {"failed": "no answer in 0 s", "gave_up": True}
         assert ask(worker, job, 60)["y"] < 0.005
         unknown = ask(worker, job | {"contender": "nobody"}, 60)
@@ -330,7 +333,7 @@ def test_what_hangs_is_waited_for_once() -> None:
 def test_the_first_answer_of_a_process_may_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     """It imports and compiles. What is slow all along gets twice the time that it took."""
     now = [0.0]
-    monkeypatch.setattr("sh2gen.bench.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sh2gen.bench.bench.time.monotonic", lambda: now[0])
     seconds = iter([3.0, 200.0, 400.0, 10.0, 1.0, 1.0])
 
     class Slow(Scripted):
@@ -620,7 +623,7 @@ def test_other_files_are_no_results(text: str, words: str, tmp_path: Path) -> No
 )
 def test_figures(tmp_path: Path, lengths: tuple[int, ...], kernels: bool) -> None:
     pytest.importorskip("matplotlib")
-    from sh2gen.plots import figures
+    from sh2gen.bench.plots import figures
 
     results = bench_results(lengths, kernels=kernels)
     paths = figures(results, tmp_path)
@@ -634,7 +637,7 @@ def test_figures(tmp_path: Path, lengths: tuple[int, ...], kernels: bool) -> Non
 
 def test_figures_of_several_batches_and_of_no_times(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    from sh2gen.plots import figures
+    from sh2gen.bench.plots import figures
 
     results = bench_results()
     moved = {n: 1 + i % 2 for i, n in enumerate(LENGTHS)}
@@ -647,7 +650,7 @@ def test_figures_of_several_batches_and_of_no_times(tmp_path: Path) -> None:
 
 
 def test_the_roof_of_memory_is_what_this_run_reached() -> None:
-    from sh2gen.plots import _bandwidth
+    from sh2gen.bench.plots import _bandwidth
 
     bounds = bench_results().sizes[-1].bounds["backward"]
     assert _bandwidth(bench_results()) == pytest.approx(14 * 4096 * 131072 / (bounds * 1e-6))
@@ -656,7 +659,7 @@ def test_the_roof_of_memory_is_what_this_run_reached() -> None:
 def test_nothing_in_a_figure_lies_outside_of_it() -> None:
     """Legends of many and of few, and words beside points; one tick at least has a label."""
     pytest.importorskip("matplotlib")
-    from sh2gen import plots
+    from sh2gen.bench import plots
 
     results = bench_results()
     few = replace(results, outcomes=results.outcomes[: 2 * len(LENGTHS)])

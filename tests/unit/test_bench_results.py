@@ -16,10 +16,10 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sh2gen.bench import read_results
-from sh2gen.bench_table import table
-from sh2gen.cli import main
-from sh2gen.measure import Timing
+from sh2gen.bench.bench import read_results
+from sh2gen.bench.table import table
+from sh2gen.cli.cli import main
+from sh2gen.runtime.measure import Timing
 from tests.synthetic import LENGTHS, bench_results
 
 

@@ -13,8 +13,20 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from sh2gen import checks, terminal
-from sh2gen.checks import (
+from sh2gen.api.driver import compile_operator, verify_operator
+from sh2gen.base.resources import folder
+from sh2gen.cli.cli import main
+from sh2gen.emit.emit import emit
+from sh2gen.lower import plans
+from sh2gen.plan.plan import Plan
+from sh2gen.plan.source import Variant
+from sh2gen.report import terminal
+from sh2gen.runtime.operator import Operator
+from sh2gen.schedule.schedule import Schedule, interpreter_schedule, schedule
+from sh2gen.spec.language import OpSpec, load_spec, parse_spec
+from sh2gen.targets.target import H200
+from sh2gen.verify import checks
+from sh2gen.verify.checks import (
     VerificationStep,
     example_lengths,
     quick_checks,
@@ -23,19 +35,8 @@ from sh2gen.checks import (
     thorough_checks,
     usual_checks,
 )
-from sh2gen.cli import main
-from sh2gen.driver import compile_operator, verify_operator
-from sh2gen.emit import emit
-from sh2gen.lower import plans
-from sh2gen.operator import Operator
-from sh2gen.plan import Plan
-from sh2gen.resources import folder
-from sh2gen.schedule import Schedule, interpreter_schedule, schedule
-from sh2gen.source import Variant
-from sh2gen.spec import OpSpec, load_spec, parse_spec
-from sh2gen.stages import of_quick_checks, of_step
-from sh2gen.target import H200
-from sh2gen.verify import PROPERTIES
+from sh2gen.verify.stages import of_quick_checks, of_step
+from sh2gen.verify.verify import PROPERTIES
 
 OPS = ["hyena_se", "hyena_mr", "hyena_li_stateful", "s4d", "conv_512", "long_conv"]
 SPEC = parse_spec("{op: one, channels: 2, filter: {kind: explicit, length: 3, groups: 2}}")

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from sh2gen.choose import candidates
-from sh2gen.schedule import DIRECTIONS
-from sh2gen.spec import OpSpec, spec_from_dict
-from sh2gen.target import H200
+from sh2gen.schedule.schedule import DIRECTIONS
+from sh2gen.spec.language import OpSpec, spec_from_dict
+from sh2gen.targets.target import H200
+from sh2gen.tuning.choose import candidates
 
 GRID = Path(__file__).parents[1] / "data" / "plans" / "nvidia-h200.jsonl"
 AXES = ("taps", "length", "channels", "width", "batch")

@@ -15,20 +15,20 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from sh2gen import driver
-from sh2gen import target as targets
-from sh2gen.choose import candidates, explain_misses, here, passed_over, tables, wanted
-from sh2gen.cli import main
-from sh2gen.cost import predict
-from sh2gen.errors import Sh2genError
+from sh2gen.api import driver
+from sh2gen.base.errors import Sh2genError
+from sh2gen.base.resources import folder
+from sh2gen.cli.cli import main
+from sh2gen.cost.cost import predict
 from sh2gen.lower import plans
-from sh2gen.operator import Operator
-from sh2gen.plan import Plan
-from sh2gen.resources import folder
-from sh2gen.schedule import DIRECTIONS, Numbers, coupling, schedule, search_space
-from sh2gen.spec import OpSpec, Workload, load_spec, spec_from_dict
-from sh2gen.tables import Decision, fields_of, in_order, write_decisions
-from sh2gen.target import H100, H200, Target
+from sh2gen.plan.plan import Plan
+from sh2gen.runtime.operator import Operator
+from sh2gen.schedule.schedule import DIRECTIONS, Numbers, coupling, schedule, search_space
+from sh2gen.spec.language import OpSpec, Workload, load_spec, spec_from_dict
+from sh2gen.targets import target as targets
+from sh2gen.targets.target import H100, H200, Target
+from sh2gen.tuning.choose import candidates, explain_misses, here, passed_over, tables, wanted
+from sh2gen.tuning.tables import Decision, fields_of, in_order, write_decisions
 from tests.fakes import SPEC, Fakes
 
 MODAL = spec_from_dict(
@@ -50,7 +50,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     one, nobody may touch.
     """
     monkeypatch.setenv("SH2GEN_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("sh2gen.tables.package_folder", lambda name: tmp_path / "package" / name)
+    monkeypatch.setattr(
+        "sh2gen.tuning.tables.package_folder", lambda name: tmp_path / "package" / name
+    )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     def never(*_: Any, **__: Any) -> Any:
@@ -665,9 +667,9 @@ def test_what_the_page_tunes_is_what_it_compiles(
     tuning, compiling = commands
     spec = load_spec(folder("ops") / "hyena_se.yaml")
     monkeypatch.chdir(folder("ops").parent)
-    monkeypatch.setattr("sh2gen.target.from_device", lambda: H200)
+    monkeypatch.setattr("sh2gen.targets.target.from_device", lambda: H200)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
-    monkeypatch.setattr("sh2gen.choose.triton_version", lambda: "3.6")
+    monkeypatch.setattr("sh2gen.tuning.choose.triton_version", lambda: "3.6")
     plan = candidates(spec, H200)[0].plan
     points = {
         d: [schedule(spec, plan, {d: {"TILES": n}}).numbers(d) for n in (2, 64)]

@@ -19,22 +19,22 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from sh2gen import driver
-from sh2gen.cli import main
-from sh2gen.errors import CheckFailed, Sh2genError
-from sh2gen.files import same_program
-from sh2gen.journal import Task
+from sh2gen.api import driver
+from sh2gen.base.errors import CheckFailed, Sh2genError
+from sh2gen.base.files import same_program
+from sh2gen.base.resources import folder
+from sh2gen.cli.cli import main
 from sh2gen.lower import ALGORITHMS, plans
-from sh2gen.records import Key, Status
-from sh2gen.resources import folder
-from sh2gen.schedule import DIRECTIONS, Constraint, Survey, schedule, search_space
-from sh2gen.search import Outcome, Problem
-from sh2gen.search import Result as Found
-from sh2gen.spec import OpSpec, Workload
-from sh2gen.sweeps import Header, Sweep
-from sh2gen.tables import Decision, fields_of, write_decisions
-from sh2gen.target import H200, Target
-from sh2gen.tuner import Session, Tuned
+from sh2gen.schedule.schedule import DIRECTIONS, Constraint, Survey, schedule, search_space
+from sh2gen.spec.language import OpSpec, Workload
+from sh2gen.targets.target import H200, Target
+from sh2gen.tuning.journal import Task
+from sh2gen.tuning.records import Key, Status
+from sh2gen.tuning.search import Outcome, Problem
+from sh2gen.tuning.search import Result as Found
+from sh2gen.tuning.sweeps import Header, Sweep
+from sh2gen.tuning.tables import Decision, fields_of, write_decisions
+from sh2gen.tuning.tuner import Session, Tuned
 from tests.fakes import SPEC, Fakes, forward_points
 
 ROOT = Path(__file__).parent.parent.parent
@@ -113,7 +113,7 @@ def test_doctor_says_where_records_and_tables_are(
 def test_doctor_says_whether_tune_would_work(
     gpu: Target | None, answer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sh2gen.target.from_device", lambda: gpu)
+    monkeypatch.setattr("sh2gen.targets.target.from_device", lambda: gpu)
     works = json.loads(run("doctor", "--json").stdout)["works"]
     assert works["tune for this GPU (tune)"] == answer
     assert works["rank schedules by prediction (tune --effort estimate)"] == "yes"
@@ -385,7 +385,7 @@ def test_a_gpu_that_tuning_does_not_know_is_named(
     assert result.exit_code == 2 and result.stdout == ""
     assert "; this one is NVIDIA H100 PCIe\n" in result.stderr
     assert "compile takes what was tuned on the H200" in result.stderr
-    assert "TARGETS of sh2gen/target.py" in result.stderr
+    assert "TARGETS of sh2gen/targets/target.py" in result.stderr
 
 
 @pytest.mark.parametrize("seconds", ["nan", "inf", "-inf", "0"])
@@ -698,8 +698,8 @@ def test_what_an_estimate_does_not_take_is_refused(op: str) -> None:
 def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
     """A GPU and compilers for SPEC, two candidates forward and one backward."""
     monkeypatch.setenv("SH2GEN_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("sh2gen.target.from_device", lambda: H200)
-    monkeypatch.setattr("sh2gen.choose.gpu_name", lambda target: "NVIDIA H200")
+    monkeypatch.setattr("sh2gen.targets.target.from_device", lambda: H200)
+    monkeypatch.setattr("sh2gen.tuning.choose.gpu_name", lambda target: "NVIDIA H200")
     backward = [schedule(SPEC, plans(SPEC)[0]).backward]
     return Fakes(
         tmp_path / "fakes", {"forward": forward_points({"TILES": 4}), "backward": backward}

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sh2gen.bench_worker import answer
-from sh2gen.contenders import CONTENDERS, Part, chosen, part, synthesised
-from sh2gen.errors import Sh2genError
-from sh2gen.reference import filter_taps
-from sh2gen.spec import OpSpec, spec_from_dict
+from sh2gen.base.errors import Sh2genError
+from sh2gen.bench.contenders import CONTENDERS, Part, chosen, part, synthesised
+from sh2gen.bench.worker import answer
+from sh2gen.graph.reference import filter_taps
+from sh2gen.spec.language import OpSpec, spec_from_dict
 
 FLOAT32 = {"dtype": {"io": "float32"}}
 GATES = {"gates": {"pre": True, "post": True}}

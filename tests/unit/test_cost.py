@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from sh2gen import cost
-from sh2gen.driver import Candidate, candidates
-from sh2gen.emit import emit
-from sh2gen.load_module import load_module
+from sh2gen.api.driver import Candidate, candidates
+from sh2gen.base.resources import folder
+from sh2gen.build.load_module import load_module
+from sh2gen.cost import cost
+from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
-from sh2gen.plan import Layout
-from sh2gen.resources import folder
-from sh2gen.schedule import schedule, search_space
-from sh2gen.spec import DType, OpSpec, Precision, Workload, load_spec, spec_from_dict
-from sh2gen.target import target
+from sh2gen.plan.plan import Layout
+from sh2gen.schedule.schedule import schedule, search_space
+from sh2gen.spec.language import DType, OpSpec, Precision, Workload, load_spec, spec_from_dict
+from sh2gen.targets.target import target
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "performance.md"
 GPU = target("H200")

@@ -24,15 +24,15 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from sh2gen import cli
-from sh2gen.bench import read_results
-from sh2gen.driver import candidates, compile_operator
-from sh2gen.emit import emit
-from sh2gen.errors import CODES
+from sh2gen.api.driver import candidates, compile_operator
+from sh2gen.base.errors import CODES
+from sh2gen.bench.bench import read_results
+from sh2gen.cli import cli
+from sh2gen.emit.emit import emit
 from sh2gen.lower import ALGORITHMS, plans
-from sh2gen.schedule import DIRECTIONS, FACTS, _read, _values, search_space
-from sh2gen.spec import OpSpec, load_spec
-from sh2gen.target import target
+from sh2gen.schedule.schedule import DIRECTIONS, FACTS, _read, _values, search_space
+from sh2gen.spec.language import OpSpec, load_spec
+from sh2gen.targets.target import target
 
 ROOT = Path(__file__).parent.parent.parent
 README = ROOT / "README.md"
@@ -130,7 +130,7 @@ def test_the_language_names_every_field_and_every_value() -> None:
 def test_the_language_says_what_is_refused() -> None:
     """The column `today` of fields that no lowering serves, against the lowerings themselves."""
     from sh2gen.lower.verdict import later_fields
-    from sh2gen.spec import spec_from_dict
+    from sh2gen.spec.language import spec_from_dict
 
     base: dict[str, Any] = {"op": "probe", "channels": 4}
     taps = {"filter": {"kind": "explicit", "length": 3, "groups": 4}}
@@ -294,7 +294,7 @@ def errors_page() -> str:
         "cannot run here, with exit code 2.) All others are `Sh2genError`, exit code 2. Calls of",
         "an operator raise `TypeError` and `ValueError` instead, as PyTorch does.",
         "",
-        "This page is made from `sh2gen/errors.py` by `python tests/unit/test_docs.py`.",
+        "This page is made from `sh2gen/base/errors.py` by `python tests/unit/test_docs.py`.",
     ]
     for letter, family in FAMILIES.items():
         lines += ["", f"## {letter}: {family}", "", "| code | meaning |", "|---|---|"]

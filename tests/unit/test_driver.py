@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from sh2gen import checks
-from sh2gen.checks import VerificationStep, quick_checks
-from sh2gen.driver import (
+from sh2gen.api.driver import (
     _described,
     candidates,
     compile,
@@ -24,12 +22,14 @@ from sh2gen.driver import (
     tune_operator,
     verify_operator,
 )
-from sh2gen.errors import CheckFailed, Sh2genError
-from sh2gen.files import UNVERIFIED, intact, signed, stated, statement
+from sh2gen.base.errors import CheckFailed, Sh2genError
+from sh2gen.base.files import UNVERIFIED, intact, signed, stated, statement
+from sh2gen.base.resources import folder
 from sh2gen.lower import plans
-from sh2gen.resources import folder
-from sh2gen.spec import OpSpec, Sequences, spec_from_dict
-from sh2gen.target import target
+from sh2gen.spec.language import OpSpec, Sequences, spec_from_dict
+from sh2gen.targets.target import target
+from sh2gen.verify import checks
+from sh2gen.verify.checks import VerificationStep, quick_checks
 
 SPEC: OpSpec = spec_from_dict(
     {
@@ -149,7 +149,7 @@ def test_a_wrong_result_of_one_leaves_all_unwritten(
         for step in quick_checks(spec, *_):
             yield dataclasses.replace(step, shapes=shapes)
 
-    monkeypatch.setattr("sh2gen.compilation.quick_checks", checks)
+    monkeypatch.setattr("sh2gen.api.compilation.quick_checks", checks)
     with pytest.raises(CheckFailed, match="nothing of last_conv was verified"):
         compile_operators([SPEC, last], out=tmp_path / "out", plan="fft")
     assert not (tmp_path / "out").exists()

@@ -16,15 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sh2gen import emit as module
-from sh2gen.emit import _File, _names, class_name, emit, kernel_digest
-from sh2gen.errors import Sh2genError
-from sh2gen.fit import fitted
+from sh2gen.base.errors import Sh2genError
+from sh2gen.base.resources import folder
+from sh2gen.emit import emit as module
+from sh2gen.emit.emit import _File, _names, class_name, emit, kernel_digest
+from sh2gen.emit.fit import fitted
 from sh2gen.lower import ALGORITHMS, plans
-from sh2gen.resources import folder
-from sh2gen.schedule import DIRECTIONS, Schedule, partner, schedule, search_space, space
-from sh2gen.source import Role, Source
-from sh2gen.spec import OpSpec, load_spec, spec_from_dict
+from sh2gen.plan.source import Role, Source
+from sh2gen.schedule.schedule import DIRECTIONS, Schedule, partner, schedule, search_space, space
+from sh2gen.spec.language import OpSpec, load_spec, spec_from_dict
 from tests.strategies import filter_for, register_profiles, specs
 from tests.strategies_schedules import schedules
 

@@ -6,7 +6,7 @@ import pickle
 import re
 from pathlib import Path
 
-from sh2gen.errors import CODES, CheckFailed, Location, Sh2genError, printable
+from sh2gen.base.errors import CODES, CheckFailed, Location, Sh2genError, printable
 
 PACKAGE = Path(__file__).parents[2] / "sh2gen"
 

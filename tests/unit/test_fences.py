@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sh2gen.emit import emit
-from sh2gen.fences import written_beyond
-from sh2gen.load_module import load_module
+from sh2gen.build.load_module import load_module
+from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
-from sh2gen.schedule import interpreter_schedule
-from sh2gen.spec import spec_from_dict
+from sh2gen.schedule.schedule import interpreter_schedule
+from sh2gen.spec.language import spec_from_dict
+from sh2gen.verify.fences import written_beyond
 
 
 def made(how: str, like: Tensor) -> Tensor:

@@ -20,16 +20,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sh2gen
-from sh2gen.cli import main
-from sh2gen.driver import compile_operator
-from sh2gen.emit import emit
-from sh2gen.errors import Sh2genError
-from sh2gen.files import MARK, intact, scratch, signed, unsigned, write_all, write_whole
+from sh2gen.api.driver import compile_operator
+from sh2gen.base.errors import Sh2genError
+from sh2gen.base.files import MARK, intact, scratch, signed, unsigned, write_all, write_whole
+from sh2gen.base.resources import folder
+from sh2gen.cli.cli import main
+from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
-from sh2gen.resources import folder
-from sh2gen.schedule import schedule
-from sh2gen.spec import load_spec, spec_from_dict
-from sh2gen.tuner import settings
+from sh2gen.schedule.schedule import schedule
+from sh2gen.spec.language import load_spec, spec_from_dict
+from sh2gen.tuning.tuner import settings
 
 SPEC = spec_from_dict(
     {
@@ -185,7 +185,7 @@ def test_what_is_replaced_keeps_its_mode_and_its_links(
 
 def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     """Neither what one that lives is writing, nor files of others."""
-    begin = "import time; from pathlib import Path; from sh2gen.files import scratch\n"
+    begin = "import time; from pathlib import Path; from sh2gen.base.files import scratch\n"
     begin += f"with scratch(Path({str(tmp_path)!r})) as folder:\n"
     begin += "    (folder / '0').write_text('half')\n    print(folder, flush=True)\n"
     begin += "    time.sleep(60)"

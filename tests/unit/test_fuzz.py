@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from sh2gen.emit import emit
+from sh2gen.emit.emit import emit
 from tests.unit.test_sweeps import loaded
 
 ROOT = Path(__file__).parents[2]

@@ -9,17 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from sh2gen import choose, emit, lower, spec, tables
-from sh2gen.build import Compilers, kernel_job
-from sh2gen.build_worker import normalised_ptx, ptx_digest
-from sh2gen.choose import candidates
-from sh2gen.errors import Sh2genError
-from sh2gen.launches import kernel_digests
-from sh2gen.recheck import Checked, Verdict, kernels_of_decision, recheck
-from sh2gen.resources import folder
-from sh2gen.source import KernelSource, Source
-from sh2gen.tables import Decision, read_tables, write_decisions
-from sh2gen.target import H200
+from sh2gen import lower
+from sh2gen.base.errors import Sh2genError
+from sh2gen.base.resources import folder
+from sh2gen.build.build import Compilers, kernel_job
+from sh2gen.build.worker import normalised_ptx, ptx_digest
+from sh2gen.emit import emit
+from sh2gen.emit.launches import kernel_digests
+from sh2gen.plan.source import KernelSource, Source
+from sh2gen.spec import language as spec
+from sh2gen.targets.target import H200
+from sh2gen.tuning import choose, tables
+from sh2gen.tuning.choose import candidates
+from sh2gen.tuning.recheck import Checked, Verdict, kernels_of_decision, recheck
+from sh2gen.tuning.tables import Decision, read_tables, write_decisions
 
 TUNED = folder("schedules") / "tuned"
 DECISIONS, _ = read_tables([TUNED])
@@ -190,7 +193,7 @@ def test_compile_says_that_a_kernel_has_changed_since(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The numbers are taken all the same."""
-    from sh2gen.driver import compile_operator
+    from sh2gen.api.driver import compile_operator
 
     write_decisions(tmp_path, [dataclasses.replace(SHORT, kernels={"forward": "00" * 8})])
     op = dataclasses.replace(
@@ -205,7 +208,7 @@ def test_compile_says_that_a_kernel_has_changed_since(
 
 
 def test_there_is_no_check_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sh2gen.recheck.triton_version", lambda: "none")
+    monkeypatch.setattr("sh2gen.tuning.recheck.triton_version", lambda: "none")
     with pytest.raises(Sh2genError, match="Triton is not installed"):
         next(recheck([SHORT]))
     assert lower.plans(SHORT.spec)

@@ -21,9 +21,9 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sh2gen.cli import main
-from sh2gen.files import signed
-from sh2gen.resources import folder
+from sh2gen.base.files import signed
+from sh2gen.base.resources import folder
+from sh2gen.cli.cli import main
 from tests.synthetic import LENGTHS, bench_results
 
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\u202e\x9b31m"
@@ -188,7 +188,7 @@ def test_what_comes_from_files_is_not_obeyed_by_terminals(place: Path) -> None:
 def test_a_status_line_is_text(tmp_path: Path) -> None:
     """No mark-up, and nothing that a terminal would obey but what the line itself needs."""
     said = f"[/red] [link=x] {ESCAPE}"
-    code = "from sh2gen.terminal import progress\n"
+    code = "from sh2gen.report.terminal import progress\n"
     code += f"with progress(False) as note: note({said!r}); import time; time.sleep(0.3)"
     begin, end = os.openpty()
     process = subprocess.run(

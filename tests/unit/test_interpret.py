@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sh2gen.interpret import evaluate, interpret, reduce_partials, run
-from sh2gen.ir import Add, Conv, Graph, Input, Parameter, ParameterView, operator_graph
+from sh2gen.graph.nodes import Add, Conv, Graph, Input, Parameter, ParameterView, operator_graph
 from sh2gen.lower import plans
-from sh2gen.plan import Fir, LoadRows, Operand, Plan, Reduction, Rows, Statement, TileProgram
-from sh2gen.spec import OpSpec, TapOrder, spec_from_dict
+from sh2gen.plan.interpret import evaluate, interpret, reduce_partials, run
+from sh2gen.plan.plan import Fir, LoadRows, Operand, Plan, Reduction, Rows, Statement, TileProgram
+from sh2gen.spec.language import OpSpec, TapOrder, spec_from_dict
 from tests.strategies_schedules import assert_close, random_tensors
 
 

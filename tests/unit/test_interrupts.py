@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from sh2gen import interrupts
-from sh2gen.cli import main
+from sh2gen.base import interrupts
+from sh2gen.cli.cli import main
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 COMMANDS = (
@@ -125,7 +125,7 @@ def test_what_a_library_makes_of_an_interrupt_is_one(
         except KeyboardInterrupt as error:
             raise ImportError("initialization failed") from error
 
-    monkeypatch.setattr("sh2gen.driver.op_files", load)
+    monkeypatch.setattr("sh2gen.api.driver.op_files", load)
     result = CliRunner().invoke(main, ["compile", "hyena_se"])
     assert (result.exit_code, result.stdout, result.stderr) == (CODES[number], "", "interrupted\n")
 

@@ -9,7 +9,7 @@ import networkx as nx
 import pytest
 from hypothesis import given
 
-from sh2gen.ir import (
+from sh2gen.graph.nodes import (
     Add,
     ChannelSum,
     Conv,
@@ -25,7 +25,7 @@ from sh2gen.ir import (
     parameter,
     text,
 )
-from sh2gen.spec import OpSpec, TapOrder, spec_from_dict
+from sh2gen.spec.language import OpSpec, TapOrder, spec_from_dict
 from tests.strategies import register_profiles, specs
 
 register_profiles()

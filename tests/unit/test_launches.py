@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from sh2gen.emit import emit
-from sh2gen.launches import SHORT, launched, short_shape
+from sh2gen.base.resources import folder
+from sh2gen.emit.emit import emit
+from sh2gen.emit.launches import SHORT, launched, short_shape
 from sh2gen.lower import plans
-from sh2gen.resources import folder
-from sh2gen.schedule import Schedule, schedule
-from sh2gen.source import KernelSource
-from sh2gen.spec import OpSpec, Workload, load_spec
+from sh2gen.plan.source import KernelSource
+from sh2gen.schedule.schedule import Schedule, schedule
+from sh2gen.spec.language import OpSpec, Workload, load_spec
 
 
 def made(op: str, channels: int, sizes: list[tuple[int, int]]) -> tuple[OpSpec, Schedule]:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sh2gen.errors import Sh2genError
-from sh2gen.load_module import load_module
+from sh2gen.base.errors import Sh2genError
+from sh2gen.build.load_module import load_module
 
 TEXT = """
 import torch

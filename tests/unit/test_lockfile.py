@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sh2gen.errors import Sh2genError
-from sh2gen.lockfile import (
+from sh2gen.base.errors import Sh2genError
+from sh2gen.tuning.lockfile import (
     LockEntry,
     lock_error,
     lock_text,

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from sh2gen.errors import Sh2genError
-from sh2gen.ir import operator_graph
+from sh2gen.base.errors import Sh2genError
+from sh2gen.graph.adjoint import adjoint
+from sh2gen.graph.nodes import operator_graph
 from sh2gen.lower import ALGORITHMS, plans, verdicts
 from sh2gen.lower.rows import demanded_rows, tile_program
-from sh2gen.passes import adjoint
-from sh2gen.plan import BLOCK, LoadRows, Plan, Rows, StoreRows
-from sh2gen.spec import OpSpec, spec_from_dict
+from sh2gen.plan.plan import BLOCK, LoadRows, Plan, Rows, StoreRows
+from sh2gen.spec.language import OpSpec, spec_from_dict
 from tests.strategies import filter_for, register_profiles, specs
 
 register_profiles()

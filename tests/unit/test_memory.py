@@ -12,12 +12,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from sh2gen import compilation, driver, memory
-from sh2gen.checks import EAGER_SHAPES
-from sh2gen.cli import main
-from sh2gen.errors import Sh2genError
+from sh2gen.api import compilation, driver
+from sh2gen.base.errors import Sh2genError
+from sh2gen.cli.cli import main
 from sh2gen.lower import plans
-from sh2gen.spec import load_spec, parse_spec
+from sh2gen.spec.language import load_spec, parse_spec
+from sh2gen.verify import memory
+from sh2gen.verify.checks import EAGER_SHAPES
 
 HUGE = "{op: huge_conv, channels: 64, filter: {kind: %s, length: 2147483647, groups: %d}}"
 
@@ -48,8 +49,8 @@ def test_an_operator_that_cannot_be_verified_here_is_refused_at_once(
 # What the process holds, and the most that it held since it was last asked.
 PEAKS = """
 import ctypes, gc, pathlib, re, sys, tempfile
-from sh2gen.driver import compile_operator
-from sh2gen.spec import parse_spec
+from sh2gen.api.driver import compile_operator
+from sh2gen.spec.language import parse_spec
 
 def held(name):
     text = pathlib.Path("/proc/self/status").read_text()

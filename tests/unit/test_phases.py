@@ -14,13 +14,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sh2gen.emit import emit
-from sh2gen.interpret import run
+from sh2gen.emit.emit import emit
 from sh2gen.lower import plans, toeplitz
-from sh2gen.operator import Operator
-from sh2gen.plan import KernelPlan, LoadRows, Recall, StoreRows, Toeplitz
-from sh2gen.schedule import schedule
-from sh2gen.spec import OpSpec, spec_from_dict
+from sh2gen.plan.interpret import run
+from sh2gen.plan.plan import KernelPlan, LoadRows, Recall, StoreRows, Toeplitz
+from sh2gen.runtime.operator import Operator
+from sh2gen.schedule.schedule import schedule
+from sh2gen.spec.language import OpSpec, spec_from_dict
 from tests.strategies import specs
 from tests.strategies_schedules import random_tensors
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sh2gen.ir import ParameterView
+from sh2gen.graph.nodes import ParameterView
 from sh2gen.lower import plans
-from sh2gen.plan import (
+from sh2gen.plan.plan import (
     BLOCK,
     Accumulate,
     Fir,
@@ -28,7 +28,7 @@ from sh2gen.plan import (
     TileProgram,
     ZeroTaps,
 )
-from sh2gen.spec import OpSpec, spec_from_dict
+from sh2gen.spec.language import OpSpec, spec_from_dict
 from tests.strategies import register_profiles, specs
 
 register_profiles()

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from sh2gen.files import scratch, temporary_files
-from sh2gen.process import Worker, python_worker
+from sh2gen.base.files import scratch, temporary_files
+from sh2gen.base.process import Worker, python_worker
 
 SCRIPT = """
 import json, os, signal, sys, tempfile, time
@@ -221,7 +221,7 @@ def test_after_an_interrupt_no_answer_is_taken_for_another_jobs(
 
 SERVING = """
 import os
-from sh2gen.process import serve
+from sh2gen.base.process import serve
 
 def answer(job):
     print("this is no answer", flush=True)
@@ -269,13 +269,13 @@ def answer(job):
     child.wait()
 
 def main():
-    from sh2gen.process import serve
+    from sh2gen.base.process import serve
 
     serve(answer)
 
 if __name__ == "__main__":
-    from sh2gen import build_worker
-    from sh2gen.process import Worker, python_worker
+    from sh2gen.build import worker as build_worker
+    from sh2gen.base.process import Worker, python_worker
 
     job = json.dumps({"file": "op.py", "text": TEXT, "module": "op", "name": "op", "gluon": False})
     compiler = Worker((sys.executable, "-P", build_worker.__file__), "the compiler")

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import sh2gen
-from sh2gen.driver import compile_operators, tune_operator
-from sh2gen.operator import Operator
+from sh2gen.api.driver import compile_operators, tune_operator
+from sh2gen.runtime.operator import Operator
 
 SECONDS = 0.4  # of a processor; 0.3 is promised, 0.1 is what an idle machine takes
 HEAVY = {"torch", "sympy", "networkx", "triton", "numpy", "jinja2", "rich", "yaml"}
@@ -76,7 +76,7 @@ def test_names_are_listed_and_others_are_refused() -> None:
 )
 def test_nothing_is_imported_that_is_not_needed(code: str, allowed: set[str]) -> None:
     if code.startswith("main"):
-        code = f"from sh2gen.cli import main\ntry:\n    {code}\nexcept SystemExit: pass"
+        code = f"from sh2gen.cli.cli import main\ntry:\n    {code}\nexcept SystemExit: pass"
     code += "\nimport sys; print(); print(*sys.modules)"
     taken = []
     for _ in range(3):

@@ -14,17 +14,17 @@ from typing import Any
 
 import pytest
 
+from sh2gen.base.resources import folder
 from sh2gen.lower import plans
-from sh2gen.plan import Plan
-from sh2gen.ranks import spearman
-from sh2gen.records import Status, operator_digest
-from sh2gen.resources import folder
-from sh2gen.schedule import Numbers, schedule
-from sh2gen.search import EFFORTS, Effort, Problem, Replay, score, search, shuffled
-from sh2gen.spec import OpSpec, Workload, load_spec
-from sh2gen.sweeps import Sweep, read_sweep
-from sh2gen.target import target
-from sh2gen.tuner import problem
+from sh2gen.plan.plan import Plan
+from sh2gen.schedule.schedule import Numbers, schedule
+from sh2gen.spec.language import OpSpec, Workload, load_spec
+from sh2gen.targets.target import target
+from sh2gen.tuning.ranks import spearman
+from sh2gen.tuning.records import Status, operator_digest
+from sh2gen.tuning.search import EFFORTS, Effort, Problem, Replay, score, search, shuffled
+from sh2gen.tuning.sweeps import Sweep, read_sweep
+from sh2gen.tuning.tuner import problem
 
 DATA = Path(__file__).parents[1] / "data" / "sweeps" / "nvidia-h200"
 PAGE = Path(__file__).parents[2] / "docs" / "tuning.md"

@@ -16,7 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sh2gen.records import (
+from sh2gen.base.resources import folder
+from sh2gen.spec.language import Workload, load_spec, spec_from_dict
+from sh2gen.tuning.records import (
     Key,
     Log,
     Measurement,
@@ -27,8 +29,6 @@ from sh2gen.records import (
     operator_digest,
     slug,
 )
-from sh2gen.resources import folder
-from sh2gen.spec import Workload, load_spec, spec_from_dict
 from tests.strategies import register_profiles, specs
 
 register_profiles()
@@ -278,7 +278,7 @@ def test_a_full_disk_is_said_and_costs_one_line(
         return written
 
     with monkeypatch.context() as patch:
-        patch.setattr("sh2gen.records.os.write", write)
+        patch.setattr("sh2gen.tuning.records.os.write", write)
         reason = log.append([change(seed=8)])
     assert reason == f"cannot write {log.path}: No space left on device"
     found, (damage,) = log.read()
@@ -293,9 +293,9 @@ def test_a_line_that_is_taken_in_parts_is_whole(
     log = Log(tmp_path / "log.jsonl")
     real = os.write
     with monkeypatch.context() as patch:
-        patch.setattr("sh2gen.records.os.write", lambda file, data: real(file, data[:100]))
+        patch.setattr("sh2gen.tuning.records.os.write", lambda file, data: real(file, data[:100]))
         assert log.append([ONE, ONE]) is None
-        patch.setattr("sh2gen.records.os.write", lambda file, data: 0)
+        patch.setattr("sh2gen.tuning.records.os.write", lambda file, data: 0)
         assert "No space left" in str(log.append([ONE]))
     assert log.read() == ((ONE, ONE), ())
 

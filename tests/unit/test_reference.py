@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from sh2gen.errors import Sh2genError
-from sh2gen.reference import (
+from sh2gen.base.errors import Sh2genError
+from sh2gen.graph.reference import (
     decayed_filter,
     filter_taps,
     reference,
     reference_gradients,
     sample_groups,
 )
-from sh2gen.spec import OpSpec, Projection, TapOrder, spec_from_dict
+from sh2gen.spec.language import OpSpec, Projection, TapOrder, spec_from_dict
 from tests.strategies import register_profiles, shapes, specs
 
 register_profiles()

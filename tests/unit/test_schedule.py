@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sh2gen.errors import Sh2genError
+from sh2gen.base.errors import Sh2genError
+from sh2gen.base.resources import folder
 from sh2gen.lower import ALGORITHMS, plans
-from sh2gen.plan import Plan
-from sh2gen.resources import folder
-from sh2gen.schedule import (
+from sh2gen.plan.plan import Plan
+from sh2gen.schedule.schedule import (
     DIRECTIONS,
     Constraint,
     Schedule,
@@ -25,7 +25,7 @@ from sh2gen.schedule import (
     schedule,
     space,
 )
-from sh2gen.spec import OpSpec, load_spec, spec_from_dict
+from sh2gen.spec.language import OpSpec, load_spec, spec_from_dict
 from tests.strategies import filter_for, register_profiles, specs
 from tests.strategies_schedules import schedules
 
@@ -246,7 +246,7 @@ def test_a_malformed_file_is_named(
     text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     (tmp_path / "broken.yaml").write_text(text)
-    monkeypatch.setattr("sh2gen.schedule.folder", lambda _: tmp_path)
+    monkeypatch.setattr("sh2gen.schedule.schedule.folder", lambda _: tmp_path)
     with pytest.raises(Sh2genError, match=r"broken\.yaml is malformed") as caught:
         _read.__wrapped__("broken")
     assert caught.value.code == "K004"

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sh2gen.records import Status
-from sh2gen.schedule import Numbers
-from sh2gen.search import (
+from sh2gen.schedule.schedule import Numbers
+from sh2gen.tuning.records import Status
+from sh2gen.tuning.search import (
     EFFORTS,
     Effort,
     Outcome,
@@ -286,7 +286,7 @@ class Watched:
 def test_what_cannot_win_is_not_tried_and_the_start_always_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sh2gen.search.AHEAD", 0)
+    monkeypatch.setattr("sh2gen.tuning.search.AHEAD", 0)
     here = line(100.0, 300.0, right(90.0, 0.0), 250.0, start=1, floors=[0.5, 9.0, 0.5, 2.0])
 
     def even_first(problem: Problem, bounds: Sequence[float], tried: Any, first: int) -> Any:

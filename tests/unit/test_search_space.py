@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sh2gen import schedule as schedules
-from sh2gen.emit_kernels import cuts
-from sh2gen.errors import Sh2genError
+from sh2gen.base.errors import Sh2genError
+from sh2gen.base.resources import folder
+from sh2gen.emit.kernels import cuts
 from sh2gen.lower import plans
-from sh2gen.plan import Plan
-from sh2gen.resources import folder
-from sh2gen.schedule import (
+from sh2gen.plan.plan import Plan
+from sh2gen.schedule import schedule as schedules
+from sh2gen.schedule.schedule import (
     DIRECTIONS,
     FACTS,
     Numbers,
@@ -31,10 +31,10 @@ from sh2gen.schedule import (
     search_space,
     space,
 )
-from sh2gen.search import climb
-from sh2gen.spec import OpSpec, Workload, load_spec, spec_from_dict
-from sh2gen.target import target
-from sh2gen.tuner import problem
+from sh2gen.spec.language import OpSpec, Workload, load_spec, spec_from_dict
+from sh2gen.targets.target import target
+from sh2gen.tuning.search import climb
+from sh2gen.tuning.tuner import problem
 from tests.strategies import MODES, PAIRS, TAPS, register_profiles, specs
 
 register_profiles()
@@ -277,7 +277,7 @@ def test_a_malformed_search_is_refused_with_its_place(
     search: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "broken.yaml").write_text(FILE.format(search=search))
-    monkeypatch.setattr("sh2gen.schedule.folder", lambda _: tmp_path)
+    monkeypatch.setattr("sh2gen.schedule.schedule.folder", lambda _: tmp_path)
     with pytest.raises(Sh2genError, match=r"broken\.yaml is malformed: ") as caught:
         schedules._read.__wrapped__("broken")
     assert caught.value.code == "K004" and words in caught.value.message
@@ -289,8 +289,8 @@ def read(search: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[
     spec = spec_from_dict({"op": "probe", "channels": 32, "filter": TAPS})
     plan = plans(spec, "direct")[0]
     text = schedules._read.__wrapped__
-    monkeypatch.setattr("sh2gen.schedule.folder", lambda _: tmp_path)
-    monkeypatch.setattr("sh2gen.schedule._read", text)
+    monkeypatch.setattr("sh2gen.schedule.schedule.folder", lambda _: tmp_path)
+    monkeypatch.setattr("sh2gen.schedule.schedule._read", text)
     return spec, plan
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from sh2gen.lower import plans
-from sh2gen.operator import InterpreterRunner
-from sh2gen.schedule import schedule
-from sh2gen.spec import spec_from_dict
+from sh2gen.runtime.operator import InterpreterRunner
+from sh2gen.schedule.schedule import schedule
+from sh2gen.spec.language import spec_from_dict
 from tests.strategies_schedules import (
     assert_close,
     canonical,

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sh2gen.errors import Sh2genError
-from sh2gen.resources import folder
-from sh2gen.spec import (
+from sh2gen.base.errors import Sh2genError
+from sh2gen.base.resources import folder
+from sh2gen.spec.language import (
     Activation,
     Activations,
     Bias,

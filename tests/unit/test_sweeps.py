@@ -11,15 +11,15 @@ from types import ModuleType
 
 import pytest
 
-from sh2gen.errors import Sh2genError
+from sh2gen.base.errors import Sh2genError
 from sh2gen.lower import plans
-from sh2gen.records import Key, Status
-from sh2gen.schedule import schedule
-from sh2gen.search import Outcome
-from sh2gen.spec import Workload
-from sh2gen.sweeps import Header, Sweep, read_sweep, write_sweep
-from sh2gen.tables import read_tables
-from sh2gen.target import H200
+from sh2gen.schedule.schedule import schedule
+from sh2gen.spec.language import Workload
+from sh2gen.targets.target import H200
+from sh2gen.tuning.records import Key, Status
+from sh2gen.tuning.search import Outcome
+from sh2gen.tuning.sweeps import Header, Sweep, read_sweep, write_sweep
+from sh2gen.tuning.tables import read_tables
 from tests.fakes import SPEC, Fakes, forward_points, named
 
 SHORT, LONG = Workload(batch=1, length=2048), Workload(batch=1, length=8192)
@@ -116,7 +116,7 @@ def loaded(name: str) -> ModuleType:
 def stand_in(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     """What a machine with a GPU says."""
     monkeypatch.setenv("SH2GEN_HOME", str(home / "home"))
-    monkeypatch.setattr("sh2gen.target.from_device", lambda: H200)
+    monkeypatch.setattr("sh2gen.targets.target.from_device", lambda: H200)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H200")
 
 

@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sh2gen.errors import Sh2genError
-from sh2gen.records import Key, operator_digest
-from sh2gen.resources import folder
-from sh2gen.spec import OpSpec, Workload, spec_from_dict
-from sh2gen.tables import (
+from sh2gen.base.errors import Sh2genError
+from sh2gen.base.resources import folder
+from sh2gen.spec.language import OpSpec, Workload, spec_from_dict
+from sh2gen.targets.target import A100, H100, H200, Target
+from sh2gen.tuning.records import Key, operator_digest
+from sh2gen.tuning.tables import (
     Decision,
     Found,
     Wanted,
@@ -31,7 +32,6 @@ from sh2gen.tables import (
     table_folders,
     write_decisions,
 )
-from sh2gen.target import A100, H100, H200, Target
 from tests.strategies import register_profiles, specs
 
 register_profiles()

@@ -14,15 +14,15 @@ import torch
 from triton.compiler.errors import CompilationError, CompileTimeAssertionFailure
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from sh2gen import tune_worker
-from sh2gen.driver import compile_operator
-from sh2gen.files import MARK, signed
-from sh2gen.measure import activation
-from sh2gen.operator import Operator
-from sh2gen.resources import folder
-from sh2gen.spec import StateSpec, load_spec
-from sh2gen.tune_worker import GUARD, Bench, Training, failed
-from sh2gen.verify import verify
+from sh2gen.api.driver import compile_operator
+from sh2gen.base.files import MARK, signed
+from sh2gen.base.resources import folder
+from sh2gen.runtime.measure import activation
+from sh2gen.runtime.operator import Operator
+from sh2gen.spec.language import StateSpec, load_spec
+from sh2gen.tuning import worker as tune_worker
+from sh2gen.tuning.worker import GUARD, Bench, Training, failed
+from sh2gen.verify.verify import verify
 from tests.fakes import SPEC
 
 ROOT = Path(__file__).parent.parent.parent
@@ -195,7 +195,7 @@ def test_every_job_has_a_line_whatever_is_printed(tmp_path: Path) -> None:
     noisy.write_text(signed(f'{head}\nprint("noise")\nraise RuntimeError("on purpose")\n'))
     jobs = [job(noisy), {"do": "dance"}, job(noisy, do="time", warmup_ms=1, repeat_ms=1)]
     done = subprocess.run(
-        [sys.executable, "-c", "from sh2gen.tune_worker import main; main()"],
+        [sys.executable, "-c", "from sh2gen.tuning.worker import main; main()"],
         cwd=ROOT,
         input="".join(json.dumps(one) + "\n" for one in jobs),
         capture_output=True,

@@ -10,14 +10,14 @@ from statistics import fmean
 
 import pytest
 
-from sh2gen.bench import read_results
-from sh2gen.choose import candidates, tables
+from sh2gen.base.resources import folder
+from sh2gen.bench.bench import read_results
 from sh2gen.lower import plans
-from sh2gen.resources import folder
-from sh2gen.schedule import search_space
-from sh2gen.spec import Workload, load_spec
-from sh2gen.tables import Decision, read_tables
-from sh2gen.target import target
+from sh2gen.schedule.schedule import search_space
+from sh2gen.spec.language import Workload, load_spec
+from sh2gen.targets.target import target
+from sh2gen.tuning.choose import candidates, tables
+from sh2gen.tuning.tables import Decision, read_tables
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 ROOT = Path(__file__).parent.parent.parent
@@ -76,7 +76,9 @@ def test_what_was_tuned_is_legal_and_taken(op: str, monkeypatch: pytest.MonkeyPa
     spec = load_spec(folder("ops") / f"{op}.yaml")
     known = tables()
     (version,) = {decision.key.triton for decision in known.decisions}
-    monkeypatch.setattr("sh2gen.choose.triton_version", lambda: version)  # whichever is here
+    monkeypatch.setattr(
+        "sh2gen.tuning.choose.triton_version", lambda: version
+    )  # whichever is here
     for lengths in (*((length,) for length in LENGTHS), LENGTHS):
         for direction in DIRECTIONS:
             d = DECIDED[op, direction, lengths]

@@ -19,15 +19,16 @@ from typing import Any
 
 import pytest
 
-from sh2gen import driver, records, tuner
-from sh2gen.errors import CheckFailed, Sh2genError
+from sh2gen.api import driver
+from sh2gen.base.errors import CheckFailed, Sh2genError
 from sh2gen.lower import plans
-from sh2gen.records import Measurement, Status
-from sh2gen.schedule import DIRECTIONS, Numbers, coupling, schedule, search_space
-from sh2gen.search import Problem, Result
-from sh2gen.spec import OpSpec, Workload, spec_from_dict
-from sh2gen.tables import Decision, read_tables
-from sh2gen.tuner import Tuned, Workbench, settings
+from sh2gen.schedule.schedule import DIRECTIONS, Numbers, coupling, schedule, search_space
+from sh2gen.spec.language import OpSpec, Workload, spec_from_dict
+from sh2gen.tuning import records, tuner
+from sh2gen.tuning.records import Measurement, Status
+from sh2gen.tuning.search import Problem, Result
+from sh2gen.tuning.tables import Decision, read_tables
+from sh2gen.tuning.tuner import Tuned, Workbench, settings
 from tests.fakes import ALL, FEW, GPU, SPEC, Fakes, compiled, forward_points, named, save
 
 ROOT = Path(__file__).parent.parent.parent

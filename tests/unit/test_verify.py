@@ -18,11 +18,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from sh2gen.errors import CheckFailed, Sh2genError
-from sh2gen.reference import decayed_filter
-from sh2gen.spec import Bias, FilterKind, OpSpec, Precision, Projection, TapOrder, spec_from_dict
-from sh2gen.twins import twin
-from sh2gen.verify import PROPERTIES, Case, Check, Report, Runner, poisoned, verify
+from sh2gen.base.errors import CheckFailed, Sh2genError
+from sh2gen.graph.reference import decayed_filter
+from sh2gen.spec.language import (
+    Bias,
+    FilterKind,
+    OpSpec,
+    Precision,
+    Projection,
+    TapOrder,
+    spec_from_dict,
+)
+from sh2gen.verify.twins import twin
+from sh2gen.verify.verify import PROPERTIES, Case, Check, Report, Runner, poisoned, verify
 from tests.strategies import register_profiles, shapes, specs
 
 register_profiles()
@@ -568,7 +576,7 @@ def test_nonfinite_never_passes(value: float) -> None:
 
 def test_nan_is_caught_outside_of_the_compared_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where float64 of everything does not fit, three groups are compared: 0, 19 and another."""
-    monkeypatch.setattr("sh2gen.verify.affordable", lambda device: 3 * 8)
+    monkeypatch.setattr("sh2gen.verify.verify.affordable", lambda device: 3 * 8)
     spec = make(channels=20, filter={"kind": "explicit", "length": 3, "groups": 20})
     options = {"shapes": [(1, 8)], "properties": ["equality"]}
     good = run(spec, TorchRunner(spec), **options)

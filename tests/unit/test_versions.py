@@ -18,10 +18,11 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from sh2gen import driver, versions
-from sh2gen.cli import main
-from sh2gen.errors import Sh2genError
-from sh2gen.versions import TESTED, TESTED_HELP, installed, no_triton, untested
+from sh2gen.api import driver
+from sh2gen.base import versions
+from sh2gen.base.errors import Sh2genError
+from sh2gen.base.versions import TESTED, TESTED_HELP, installed, no_triton, untested
+from sh2gen.cli.cli import main
 
 ROOT = Path(__file__).parent.parent.parent
 SPEC = "op: one\nchannels: 2\nfilter: {kind: explicit, length: 3, groups: 2}\n"
@@ -154,7 +155,7 @@ def without(name):
 metadata.version = without
 import json
 from click.testing import CliRunner
-from sh2gen.cli import main
+from sh2gen.cli.cli import main
 results = []
 for arguments in json.loads(sys.argv[2]):
     result = CliRunner().invoke(main, arguments)

@@ -1,0 +1,1 @@
+"""The whole chain, from a description to verified and measured kernels."""

@@ -1,0 +1,1 @@
+"""Operators against bounds and other packages."""

@@ -1,0 +1,129 @@
+"""What `bench` found, as text for a person."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from sh2gen.bench.bench import TIMED, Outcome, Results
+
+
+def table(results: Results) -> str:
+    """Everything for a person: a table for each size, then what has no time and why."""
+    versions = ", ".join(f"{name} {number}" for name, number in results.versions.items())
+    lines = [
+        f"{results.op}: D = {results.channels}, {results.dtype}, {results.plan}, on {results.gpu}",
+        f"{results.schedule}",
+        *_origins(results),
+        f"{versions}, {results.date}; {results.checks} checks against float64 passed",
+    ]
+    if results.interrupted:
+        lines.append("interrupted: here is what was measured until then")
+    for size in results.sizes:
+        bounds = ", ".join(f"{d} {_text(size.bounds[d], '.1f')}" for d in TIMED)
+        said = ", ".join(f"{d} {_text(us, '.1f')}" for d, us in size.predicted.items())
+        lines += [
+            "",
+            f"B = {size.batch}, L = {size.length}; elementwise bounds in us: {bounds}; "
+            f"predicted for {results.target}: {said}",
+        ]
+        rows = [_cells(results, o) for o in results.at(size.size) if o.times]
+        lines += _aligned([_HEAD, *rows])
+    lines += ["", "  +- half of what lies between the 20th and the 80th percentile"]
+    lines += ["  x  times as long as sh2gen; memory: peak over what a call takes and gives"]
+    if any(not o.captured for o in results.outcomes):
+        lines += ["  *  timed without a CUDA graph: the host's time may be in it"]
+    lines += ["", *_meanings(results)]
+    notes = _notes(results)
+    return "\n".join([*lines, *(["", "Without a time:", *notes] if notes else [])])
+
+
+def _origins(results: Results) -> list[str]:
+    """Where the numbers of the schedule come from, as `compile` says it."""
+    lines = []
+    for origin in dict.fromkeys(results.origins.values()):
+        whose = [d for d, text in results.origins.items() if text == origin]
+        of = f" of {whose[0]}" if len(whose) < len(results.origins) else ""
+        lines.append(f"numbers{of}: {origin}")
+    return lines + [f"not taken: {text}" for text in results.not_taken]
+
+
+_HEAD = [
+    "",
+    "layout",
+    *(word for d in TIMED for word in (f"{d} us", "share", "x")),
+    "error y",
+    "gradients",
+    "memory",
+]
+
+
+def _cells(results: Results, outcome: Outcome) -> list[str]:
+    star = "" if outcome.captured else "*"
+    part_ = " (part)" if outcome.without else ""
+    cells = [outcome.contender + part_ + star, outcome.layout]
+    for direction in TIMED:
+        timing = outcome.times.get(direction)
+        if timing is None:
+            cells += ["-", "", ""]
+            continue
+        ratio = results.ratio(outcome, direction)
+        spread = (timing.high - timing.low) / 2 / timing.median
+        cells += [
+            _text(timing.median, ".1f") + (f" +-{spread:.0%}" if math.isfinite(spread) else ""),
+            _text(outcome.shares[direction], ".2f"),
+            "" if ratio is None else _text(ratio, ".2f"),
+        ]
+    for error in (outcome.error, outcome.gradient_error):
+        cells.append("" if error is None else _text(error, ".1e"))
+    memory = (_text(outcome.memory[d], ".2f") for d in TIMED if d in outcome.memory)
+    return [*cells, " / ".join(memory)]
+
+
+def _text(number: float, form: str) -> str:
+    """A dash for what is missing, as its measurement was not finite."""
+    return format(number, form) if math.isfinite(number) else "-"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = 2  # columns of words
+    return [
+        "  "
+        + "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _meanings(results: Results) -> list[str]:
+    """What every contender that was timed is, and which part it computes."""
+    lines = {}
+    for o in results.outcomes:
+        if o.times:
+            part_ = f"; a part: without {', '.join(o.without)}" if o.without else ""
+            lines[o.contender] = f"  {o.contender}: {o.does}{part_}"
+    return list(lines.values())
+
+
+def _notes(results: Results) -> list[str]:
+    """Of contenders, sizes and directions that were not timed, equal ones together."""
+    found: dict[tuple[str, str], list[Outcome]] = {}
+    for o in results.outcomes:
+        if o.reason:
+            found.setdefault((o.contender, o.reason), []).append(o)
+            continue
+        reasons = dict(o.reasons)
+        if reasons.get("both") == reasons.get("backward"):
+            reasons.pop("both", None)
+        for direction, reason in reasons.items():
+            text = f"{direction}: {reason}"
+            found.setdefault((o.contender, text), []).append(o)
+    notes = []
+    for (name, text), several in found.items():
+        sizes = [f"B={o.batch} L={o.length}" for o in several if o.batch is not None]
+        some = sizes and len(sizes) < len(results.sizes)
+        notes.append(f"  {name}{' at ' + ', '.join(sizes) if some else ''}: {text}")
+    return notes

@@ -1,0 +1,316 @@
+"""What `bench` does in processes of their own, which `process.Worker` starts.
+
+A job says what to `do` (verify, bound, check, time, memory) with which `contender` and `spec`, at
+which `batch` and `length`, on which `device`; `path` is the generated file. An answer holds
+`failed`, why there is no other, whatever a contender raises; or `retry`, if a call cannot be
+captured. Then the process is `broken`: after a CUDA error nothing works in it, and after too much
+memory most of it is taken.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sh2gen.base.errors import CheckFailed
+from sh2gen.base.process import serve
+from sh2gen.bench.contenders import CONTENDERS, Contender, Implementation, Part
+from sh2gen.graph.reference import reference, reference_gradients, sample_groups
+from sh2gen.runtime.measure import (
+    Calls,
+    Timing,
+    activation,
+    bound,
+    calls,
+    io_dtype,
+    out_of_memory,
+    parameters,
+    time_call,
+)
+from sh2gen.runtime.operator import Operator, OperatorRunner
+from sh2gen.spec.language import OpSpec, spec_from_dict
+from sh2gen.verify.verify import verify
+
+Job = dict[str, Any]  # plain values
+Answer = dict[str, Any]  # plain values
+
+OWN = "sh2gen"
+
+
+def answer(job: Job) -> Answer:
+    """The answer to one job; never raises what a contender raises."""
+    try:
+        return _JOBS[job["do"]](job)
+    except ImportError as error:
+        return _failed(f"cannot be imported: {error}")
+    except Exception as error:
+        if out_of_memory(error):
+            return _failed("out of memory")
+        return _failed(f"{type(error).__name__}: {error}")
+
+
+def _failed(why: str) -> Answer:
+    return {"failed": one_line(why), "broken": True}
+
+
+def one_line(text: str, most: int = 240) -> str:
+    """A message without line breaks, cut if it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 3] + "..."
+
+
+def _sizes(job: Job) -> tuple[OpSpec, int, int, torch.dtype]:
+    spec = spec_from_dict(job["spec"])
+    return spec, job["batch"], job["length"], io_dtype(spec)
+
+
+def _verify(job: Job) -> Answer:
+    """Equality of sh2gen's kernels with float64."""
+    operator = Operator(Path(job["path"]))
+    report = verify(
+        operator.spec,
+        OperatorRunner(operator, job["device"]),
+        dtype=io_dtype(operator.spec),
+        shapes=[(job["batch"], job["length"])],
+        device=job["device"],
+        properties=["equality"],
+    )
+    if job["device"] == "cuda":
+        torch.cuda.empty_cache()
+    try:
+        report.require()
+    except CheckFailed as error:
+        return {"ok": False, "code": error.code, "message": error.message, "help": error.help}
+    return {"ok": True, "checks": len(report.checks)}
+
+
+def _bound(job: Job) -> Answer:
+    spec, batch, length, dtype = _sizes(job)
+    if job["device"] == "cpu":
+        return {"us": astuple(_by_clock(torch.randn(batch, spec.channels, length).clone))}
+    return {"us": astuple(bound(spec, batch, length, dtype, job["direction"]))}
+
+
+def _check(job: Job) -> Answer:
+    """Errors of y, and of every gradient if they are asked for, relative to float64.
+
+    Of large sizes some whole groups are compared, over all of time.
+    """
+    spec, batch, length, dtype = _sizes(job)
+    device = torch.device(job["device"])
+    way = _implementation(job)
+    inputs, weights, dy = _drawn(spec, batch, length, dtype, device)
+    leaves = inputs | weights
+    gradients: dict[str, Tensor] = {}
+    with torch.set_grad_enabled(job["gradients"]):
+        for leaf in leaves.values():
+            leaf.requires_grad_(job["gradients"])
+        y = way.canonical(way.call(way.convert(inputs, weights)))
+        if y.shape != dy.shape:
+            raise ValueError(f"y has shape {tuple(y.shape)}, expected {tuple(dy.shape)}")
+        if job["gradients"]:
+            found = torch.autograd.grad(y, list(leaves.values()), dy.to(y.dtype))
+            gradients = dict(zip(leaves, found, strict=True))
+    groups = _groups(spec, batch, length, device)
+
+    def doubles(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        some = sample_groups(spec, {n: x.detach() for n, x in tensors.items()}, groups)
+        return {name: x.double() for name, x in some.items()}
+
+    acts, params = doubles(inputs), doubles(weights)
+    above = doubles({"dy": dy})["dy"]
+    results = doubles({"y": y} | gradients)
+    del y, gradients, inputs, leaves, dy
+    method: Any = "direct" if (spec.filter.length or length) <= 256 else "fft"
+    if job["gradients"]:
+        value, exact = reference_gradients(spec, acts, params, above, method=method, groups=groups)
+    else:
+        value, exact = reference(spec, acts, params, method=method, groups=groups), {}
+    errors = {name: _error(results[name], x) for name, x in ({"y": value} | exact).items()}
+    return {"y": errors.pop("y"), "gradients": errors}
+
+
+def _error(found: Tensor, exact: Tensor) -> float:
+    size = float(exact.norm().item()) or 1.0
+    return float((found - exact).norm().item()) / size
+
+
+def _groups(spec: OpSpec, batch: int, length: int, device: torch.device) -> tuple[int, ...]:
+    """All groups if a float64 reference of them is affordable, else some over the whole width."""
+    budget = 1 << (18 if device.type == "cpu" else 22)  # elements
+    total = spec.filter.groups
+    count = min(total, max(2, budget // (batch * length * spec.group_width)))
+    return tuple(sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(count)}))
+
+
+def _time(job: Job) -> Answer:
+    """Microseconds of one direction; `retry` if it cannot be captured."""
+    call = getattr(_calls(job), job["direction"])
+    if job["device"] == "cpu":
+        return {"us": astuple(_by_clock(call))}
+    try:
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        timing = time_call(call, stream=stream, graph=job["graph"])
+    except RuntimeError as error:
+        if out_of_memory(error) or not job["graph"]:
+            raise
+        return {"retry": one_line(str(error)), "broken": True}
+    return {"us": astuple(timing)}
+
+
+def _by_clock(call: Callable[[], Any]) -> Timing:
+    """Of a CPU, for tests."""
+    call()
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        call()
+        times.append(1e6 * (time.perf_counter() - begin))
+    return Timing(*sorted(times))
+
+
+def _memory(job: Job) -> Answer:
+    """Peak memory of a call over the bytes that it takes and gives: of both, y is one of these.
+
+    Of sh2gen too by autograd, which keeps what backward needs.
+    """
+    if job["device"] == "cpu":
+        return {"peak": None}
+    made, forward = _by_autograd(job), job["direction"] == "forward"
+    call = made.forward if forward else made.both
+    call()  # compiles, tunes, and fills caches
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    given = _bytes(call()) + (0 if forward else _bytes(made.dy))  # y is as large as dy
+    torch.cuda.synchronize()
+    grown = torch.cuda.max_memory_allocated() - before
+    taken = _bytes(made.tensors) + (0 if forward else _bytes(made.dy))
+    return {"peak": (taken + grown) / (taken + given)}
+
+
+def _bytes(tensors: Tensor | Iterable[Tensor | None]) -> int:
+    several = (tensors,) if isinstance(tensors, Tensor) else tensors
+    return sum(x.numel() * x.element_size() for x in several if x is not None)
+
+
+def _drawn(
+    spec: OpSpec, batch: int, length: int, dtype: torch.dtype, device: torch.device
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """Inputs (B, D, L), parameters and dy: the same for every contender that computes `spec`."""
+    torch.manual_seed(0)
+    shape = (batch, spec.channels, length)
+    inputs = {n: torch.randn(shape, device=device).to(dtype) for n in spec.inputs}
+    weights = parameters(spec, device)
+    return inputs, weights, torch.randn(shape, device=device).to(dtype)
+
+
+def own_contender(operator: Operator) -> Contender:
+    """sh2gen's kernels as a contender like others."""
+    last = operator.layout == "BLD"
+
+    def convert(inputs: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        made = dict(weights)
+        for name, x in inputs.items():
+            like = activation(operator, x.shape[0], x.shape[2], x.dtype, x.device)
+            made[name] = like.copy_(x.transpose(1, 2) if last else x)
+        return made
+
+    def call(tensors: dict[str, Tensor]) -> Tensor:
+        weights = {p.name: tensors[p.name] for p in operator.spec.parameters}
+        found = operator(*(tensors[name] for name in operator.spec.inputs), **weights)
+        y: Tensor = found if isinstance(found, Tensor) else found[0]  # beside a state
+        return y
+
+    way = Implementation(
+        convert=convert, call=call, canonical=lambda y: y.transpose(1, 2) if last else y
+    )
+    return Contender(
+        name=OWN,
+        does="the kernels of this operator",
+        layout=operator.layout,
+        computes=lambda spec: Part(spec=spec),
+        prepare=lambda spec, length, dtype: way,
+    )
+
+
+def _implementation(job: Job) -> Implementation:
+    spec, _, length, dtype = _sizes(job)
+    own = job["contender"] == OWN
+    contender = own_contender(Operator(Path(job["path"]))) if own else CONTENDERS[job["contender"]]
+    return contender.prepare(spec, length, dtype)
+
+
+def _calls(job: Job) -> Calls:
+    """What is timed of sh2gen or of a contender."""
+    _, batch, length, dtype = _sizes(job)
+    if job["contender"] == OWN:
+        return calls(Operator(Path(job["path"])), batch, length, dtype, job["device"])
+    return _by_autograd(job)
+
+
+def _by_autograd(job: Job) -> Calls:
+    spec, batch, length, dtype = _sizes(job)
+    inputs, weights, _ = _drawn(spec, batch, length, dtype, torch.device(job["device"]))
+    wants = job["direction"] != "forward"
+    return calls_of(_implementation(job), inputs, weights, gradients=wants)
+
+
+def calls_of(
+    way: Implementation,
+    inputs: dict[str, Tensor],
+    weights: dict[str, Tensor],
+    *,
+    gradients: bool = True,
+) -> Calls:
+    """An implementation on its own tensors; backward and both are by autograd.
+
+    Args:
+        gradients: False leaves out what only a backward needs.
+    """
+    for x in (*inputs.values(), *weights.values()):
+        x.requires_grad_(gradients)
+    made = way.convert(inputs, weights)
+    # What does not depend on inputs or parameters has no gradient.
+    tensors = {n: x.detach().requires_grad_(x.requires_grad) for n, x in made.items()}
+    del made
+    leaves = [x for x in tensors.values() if x.requires_grad]
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return way.call(tensors)
+
+    dy = torch.randn_like(forward())
+    kept: list[Tensor] = []
+
+    def backward() -> Any:
+        if not kept:  # of the first call, so that forward ran on the stream that times it
+            kept.append(way.call(tensors))
+        return torch.autograd.grad(kept[0], leaves, dy, retain_graph=True)
+
+    def both() -> Any:
+        return torch.autograd.grad(way.call(tensors), leaves, dy)
+
+    return Calls(
+        forward=forward, backward=backward, both=both, tensors=tuple(tensors.values()), dy=dy
+    )
+
+
+_JOBS: dict[str, Callable[[Job], Answer]] = {
+    "verify": _verify,
+    "bound": _bound,
+    "check": _check,
+    "time": _time,
+    "memory": _memory,
+}
+
+
+def main() -> None:
+    """Answer jobs, as `process.serve` does."""
+    serve(answer)

@@ -1,0 +1,1 @@
+"""What kernels are predicted to take."""

@@ -1,0 +1,1 @@
+"""Plans printed as one Python file."""

@@ -1,0 +1,278 @@
+"""The plain-PyTorch path of a generated file: folds over graphs, a line a node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, assert_never
+
+from sh2gen.graph.nodes import (
+    GRADIENTS,
+    Add,
+    ChannelSum,
+    Conv,
+    Graph,
+    Input,
+    ModeGradient,
+    Modes,
+    Multiply,
+    Node,
+    Parameter,
+    ParameterView,
+    Scale,
+    Shift,
+    Silu,
+    SiluGradient,
+    TapGradient,
+)
+from sh2gen.plan.plan import EagerConv, Plan
+from sh2gen.spec.language import FilterKind, OpSpec, Parametrisation, TapOrder
+
+# PyTorch, where it differentiates, sums gradients of rows that are spread over channels: not in a
+# narrow dtype, which they are rounded to once.
+_WIDE = "(p.to(dtype) for p in parameters)"
+
+
+def targets(names: list[str]) -> str:
+    """Names to unpack a sequence into."""
+    return f"({names[0]},)" if len(names) == 1 else ", ".join(names)
+
+
+def history_steps(spec: OpSpec) -> int:
+    """Steps before a sequence that its outputs read: those of the featurizer and, unless a state
+    stands for them, those of the filter.
+    """
+    reach = 0 if spec.filter.kind is FilterKind.MODAL else (spec.filter.length or 1) - 1
+    return reach + featurizer_lag(spec)
+
+
+def featurizer_lag(spec: OpSpec) -> int:
+    """Steps of history that the first stage of an operator needs."""
+    return spec.featurizer.length - 1 if spec.featurizer else 0
+
+
+def eager_helper_names(plan: Plan, *, stateful: bool) -> set[str]:
+    """The helpers that the lines of a plan's graphs call."""
+    wanted = {"chunks", "channel_rows", "add_rows"}
+    if any(view.roles > 1 for view in plan.graph.views):
+        wanted.add("role_rows")
+    if plan.eager is EagerConv.MODAL:
+        wanted |= {"conv_modal", "mode_gradient_modal"}
+        wanted |= {"leave_modes"} if stateful else set()
+    taps = [node for node in plan.graph.parameters if isinstance(node, Parameter)]
+    if plan.eager is not EagerConv.MODAL or any(node.view.length for node in taps):
+        wanted |= {f"conv_{_finite(plan.eager)}", f"tap_gradient_{_finite(plan.eager)}"}
+    if plan.eager is EagerConv.FFT and len(taps) < len(plan.graph.parameters):
+        wanted |= {"modal_taps", "mode_gradient_fft"}
+    if any(isinstance(node, SiluGradient) for node in plan.backward_graph.nodes):
+        wanted.add("silu_gradient_eager")
+    return wanted
+
+
+def op_parameters(spec: OpSpec) -> list[str]:
+    """The parameter tensors that kernels and plain PyTorch take: poles as they are, however they
+    are trained.
+    """
+    names = [p.name for p in spec.parameters]
+    if spec.filter.parametrisation is Parametrisation.P_GAMMA:
+        return ["log_poles", *names[2:]]
+    return names
+
+
+def _finite(conv: EagerConv) -> str:
+    """How filters with taps are convolved where others are modes."""
+    return "fft" if conv is EagerConv.FFT else "direct"
+
+
+def eager_forward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
+    stored = [plan.graph.outputs[0], *plan.saved]
+    results = [f"out_{i}" for i in range(len(stored))]
+    first = f"{spec.inputs[0]}_all"
+    setup = [
+        f"outputs = [allocate(inputs[0], inputs[0].shape[TIME]) for _ in range({len(stored)})]"
+        if plan.saved
+        else "outputs = [allocate(inputs[0], inputs[0].shape[TIME])]"
+    ]
+    setup.append(f"{targets(results)} = (canonical(x) for x in outputs)")
+    lines = _eager_lines(plan.graph, plan.eager)
+    lines += [f"{out}[:, c] = {value}" for out, value in zip(results, stored, strict=True)]
+    return {
+        "name": "forward",
+        "doc": f"[{', '.join(['y', *plan.saved])}] of the unpacked inputs.",
+        "arguments": ["inputs: Sequence[Tensor]", "parameters: Sequence[Tensor]"],
+        "tensors": [f"{name}_all" for name in spec.inputs],
+        "tensor_source": "inputs",
+        "first": first,
+        "parameters": _WIDE,
+        "channel_bytes": _channel_bytes(plan.graph, plan.eager),
+        "setup": setup,
+        "lines": lines,
+        "result": "outputs",
+    }
+
+
+def eager_stateful(spec: OpSpec, plan: Plan) -> dict[str, Any]:
+    """The forward of a modal operator between two states. It has no backward of its own: PyTorch
+    differentiates it.
+    """
+    (conv,) = [n for n in plan.graph.nodes if isinstance(n, Conv) and n.taps == "filter"]
+    lag = featurizer_lag(spec)
+    past = [f"{name}_past" for name in spec.inputs]
+    setup = [
+        "outputs = [allocate(inputs[0], inputs[0].shape[TIME]), torch.empty_like(state)]",
+        "out, leaving = canonical(outputs[0]), outputs[1]",
+    ]
+    setup += [f"{targets(past)} = history.chunk({len(past)}, CHANNEL)"] if lag else []
+    lines: list[str] = []
+    for node in plan.graph.nodes:
+        (text,) = _eager_lines(plan.graph, plan.eager, [node])
+        match node:
+            case Input(out=name) if lag:
+                text = f"{name} = torch.cat([{name}_past[:, c], {name}_all[:, c]], 2).to(dtype)"
+            case Conv(out=name) if node is conv:
+                text = text.removesuffix(")") + ", state[:, c].to(dtype))"
+            case Conv() if lag:
+                text += f"[..., {lag}:]"
+            case _:
+                pass
+        lines.append(text)
+    lines += [
+        f"out[:, c] = {plan.graph.outputs[0]}",
+        f"leaving[:, c] = leave_modes({conv.x}, filter_modes, state[:, c].to(dtype))",
+    ]
+    return {
+        "name": "stateful",
+        "doc": "[y, state after the last step] of the unpacked inputs, their history and the "
+        "state before the first step.",
+        "arguments": [
+            "inputs: Sequence[Tensor]",
+            "parameters: Sequence[Tensor]",
+            "history: Tensor",
+            "state: Tensor",
+        ],
+        "tensors": [f"{name}_all" for name in spec.inputs],
+        "tensor_source": "inputs",
+        "first": f"{spec.inputs[0]}_all",
+        "parameters": _WIDE,
+        # Nothing is in need of no gradient because it is empty: never no chunk at all.
+        "channel_bytes": f"max(1, {_channel_bytes(plan.graph, plan.eager)})",
+        "setup": setup,
+        "lines": lines,
+        "result": "outputs",
+    }
+
+
+def eager_backward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
+    graph = plan.backward_graph
+    names = [f"d_{name}_all" for name in spec.inputs]
+    parameters = op_parameters(spec)
+    setup = [
+        "d_inputs = [allocate(x, x.shape[TIME]) for x in inputs]",
+        f"{targets(names)} = (canonical(x) for x in unpack(d_inputs))",
+        *(f"d_{name}_all = torch.zeros_like({name}, dtype=dtype)" for name in parameters),
+    ]
+    lines = _eager_lines(graph, plan.eager)
+    for name, value in zip(names, graph.outputs, strict=False):
+        lines.append(f"{name}[:, c] = {value}")
+    cast = ", ".join(f"d_{name}_all.to({name}.dtype)" for name in parameters)
+    return {
+        "name": "backward",
+        "doc": "Gradients of the inputs, packed if they are, then of the parameters.",
+        "arguments": [
+            "dy: Tensor",
+            "inputs: Sequence[Tensor]",
+            "parameters: Sequence[Tensor]",
+            "saved: Sequence[Tensor]",
+        ],
+        "tensors": ["dy_all", *(f"{name}_all" for name in (*spec.inputs, *plan.saved))],
+        "tensor_source": "(dy, *unpack(inputs), *saved)",
+        "first": "dy_all",
+        "parameters": "parameters",
+        "channel_bytes": _channel_bytes(graph, plan.eager),
+        "setup": setup,
+        "lines": lines,
+        "result": f"[*d_inputs, {cast}]",
+    }
+
+
+def _channel_bytes(graph: Graph, conv: EagerConv) -> str:
+    """Of the temporaries of one channel."""
+    return f"{_temporaries(graph, conv)} * batch * length * dtype.itemsize"
+
+
+def _temporaries(graph: Graph, conv: EagerConv) -> int:
+    """Activations alive at once, at most: every value of the graph, and what an FFT needs."""
+    values = sum(not isinstance(n, Parameter | Modes | GRADIENTS) for n in graph.nodes)
+    if any(isinstance(node, Modes) and node.pairs for node in graph.nodes):
+        values += 8  # complex blocks and their products, or complex128 of a mode
+    return values + (
+        12 if conv is EagerConv.FFT else 2
+    )  # spectra of twice the length, and padding
+
+
+def _eager_lines(graph: Graph, conv: EagerConv, nodes: Iterable[Node] | None = None) -> list[str]:
+    """Each node as one line on the channels `c`; taps have lag 0 first.
+
+    Args:
+        nodes: those to print; absent: all.
+    """
+
+    def rows(tensor: str, view: ParameterView) -> str:
+        if view.roles == 1:
+            return tensor
+        return f"role_rows({tensor}, {view.role}, {view.roles}, {view.interleaved})"
+
+    def line(node: Node) -> str:
+        match node:
+            case Input(out=out):
+                return f"{out} = {out}_all[:, c].to(dtype)"
+            case Parameter(out=out, view=view):
+                flip = ".flip(1)" if view.length and view.order is TapOrder.LAG_LAST else ""
+                column = "" if view.length else "[:, None]"
+                source = rows(view.tensor, view)
+                return f"{out}_c = channel_rows({source}, c, {view.width}, dtype){flip}{column}"
+            case Modes(out=out, views=views):
+                both = ", ".join(
+                    f"channel_rows({view.tensor}, c, {view.width}, dtype)" for view in views
+                )
+                line = f"{out}_modes = {both}"
+                if conv is EagerConv.FFT:
+                    line += f"\n{out}_c = modal_taps({out}_modes, length)"
+                return line
+            case Conv(out=out, x=x, taps=taps, direction=direction):
+                if conv is EagerConv.MODAL and isinstance(graph.by_name[taps], Modes):
+                    return f"{out} = conv_modal({x}, {taps}_modes, {direction:+d})"
+                return f"{out} = conv_{_finite(conv)}({x}, {taps}_c, {direction:+d})"
+            case ModeGradient(out=out, grad=grad, x=x, modes=modes):
+                lines = [f"{out} = mode_gradient_{conv.value}({grad}, {x}, {modes}_modes)"]
+                lines += [
+                    f"add_rows(d_{view.tensor}_all, c, {out}[{i}], {view.width})"
+                    for i, view in enumerate(graph.modes(modes).views)
+                ]
+                return "\n".join(lines)
+            case Multiply(out=out, a=a, b=b):
+                return f"{out} = {a} * {b}"
+            case Add(out=out, a=a, b=b):
+                return f"{out} = {a} + {b}"
+            case Scale(out=out, x=x, factor=factor):
+                return f"{out} = {x} * {factor}_c"
+            case Shift(out=out, x=x, offset=offset):
+                return f"{out} = {x} + {offset}_c"
+            case Silu(out=out, x=x):
+                return f"{out} = functional.silu({x})"
+            case SiluGradient(out=out, grad=grad, x=x):
+                return f"{out} = silu_gradient_eager({grad}, {x})"
+            case TapGradient(out=out, grad=grad, x=x, view=view):
+                flip = ".flip(1)" if view.order is TapOrder.LAG_LAST else ""
+                return (
+                    f"{out} = tap_gradient_{_finite(conv)}({grad}, {x}, {view.length}){flip}\n"
+                    f"add_rows({rows(f'd_{view.tensor}_all', view)}, c, {out}, {view.width})"
+                )
+            case ChannelSum(out=out, x=x, view=view):
+                return (
+                    f"{out} = {x}.sum((0, 2))\n"
+                    f"add_rows(d_{view.tensor}_all, c, {out}, {view.width})"
+                )
+        assert_never(node)
+
+    printed = graph.nodes if nodes is None else nodes
+    return [text for node in printed for text in line(node).split("\n")]

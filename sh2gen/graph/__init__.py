@@ -1,0 +1,1 @@
+"""An operator as nodes in SSA form, its derivative and its meaning."""

@@ -1,0 +1,1 @@
+"""The structure of kernels: tile programs, plans, sources."""

@@ -1,0 +1,526 @@
+"""The eager meaning of graphs and plans: what they say, in torch, without kernels.
+
+`evaluate` runs a graph on whole sequences. `interpret` runs a plan's tile programs: every value
+holds only the rows that the plan gives it, for all blocks of time at once, so that a plan which
+asks for too little context fails here too.
+
+B batch, D channels, L time steps, N blocks of ROWS steps, K taps of a row of a parameter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import assert_never
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sh2gen.graph.nodes import (
+    Add,
+    ChannelSum,
+    Conv,
+    Graph,
+    Input,
+    ModeGradient,
+    Modes,
+    Multiply,
+    Parameter,
+    ParameterView,
+    Scale,
+    Shift,
+    Silu,
+    SiluGradient,
+    TapGradient,
+)
+from sh2gen.graph.reference import decayed_filter
+from sh2gen.plan.plan import (
+    Accumulate,
+    Blocks,
+    Edge,
+    EndParts,
+    Extend,
+    Fir,
+    KeepState,
+    LoadModes,
+    LoadRows,
+    LoadState,
+    LoadTaps,
+    LoadToeplitz,
+    LoadVector,
+    ModalConv,
+    ModalGradient,
+    Operand,
+    Parts,
+    Plan,
+    Recall,
+    Reduction,
+    Remember,
+    Rows,
+    Rowwise,
+    StateGradient,
+    Statement,
+    States,
+    StoreModes,
+    StorePartial,
+    StoreRows,
+    StoreToeplitz,
+    TileProgram,
+    Toeplitz,
+    ToeplitzGradient,
+    ZeroModes,
+    ZeroState,
+    ZeroTaps,
+    ZeroToeplitz,
+)
+from sh2gen.spec.language import FilterKind, OpSpec, Parametrisation, TapOrder
+
+Tensors = Mapping[str, Tensor]
+
+
+def interpret(
+    plan: Plan,
+    spec: OpSpec,
+    inputs: Tensors,
+    parameters: Tensors,
+    dy: Tensor,
+    *,
+    rows: int = 8,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The output of a plan, and the gradients of <y, dy> by the name of each input and parameter.
+
+    Args:
+        inputs: every name of `spec.inputs` -> (B, D, L), whatever the plan's layout.
+        parameters: every name of `spec.parameters` -> its shape; a filter without its decay.
+        dy: (B, D, L).
+        rows: the ROWS of the plan's kernels; plays no part in a plan without kernels.
+        dtype: of all arithmetic.
+
+    Returns:
+        y (B, D, L), and name -> gradient in the shape of that input or parameter.
+    """
+    weights = {name: p.to(dtype) for name, p in parameters.items()}
+    if spec.filter.kind is FilterKind.DECAY:
+        weights["filter"] = decayed_filter(spec, weights["filter"])
+    if spec.filter.parametrisation is Parametrisation.P_GAMMA:
+        weights["log_poles"] = -torch.exp(weights["p"] + weights["gamma"])
+
+    if plan.forward is None:
+        outputs = evaluate(plan.graph, spec, inputs, weights, dtype=dtype)
+        y, kept = outputs[plan.graph.outputs[0]], {name: outputs[name] for name in plan.saved}
+    else:
+        stored, _, _ = run(plan.forward.program, spec, inputs, weights, rows=rows, dtype=dtype)
+        y, kept = stored["y"], {name: stored[name] for name in plan.saved}
+
+    given = {**inputs, **kept, "dy": dy}
+    if plan.backward is None:
+        found = evaluate(plan.backward_graph, spec, given, weights, dtype=dtype)
+        gradients = dict(zip(spec.inputs, found.values(), strict=False))
+        gradients |= parameter_gradients(plan.backward_graph, spec, found)
+    else:
+        program = plan.backward.program
+        stored, partials, groups = run(program, spec, given, weights, rows=rows, dtype=dtype)
+        gradients = {name: stored[f"d_{name}"] for name in spec.inputs}
+        for r in plan.reductions:
+            gradients[r.tensor] = reduce_partials(r, spec, groups if r.by_group else partials)
+
+    if spec.filter.parametrisation is Parametrisation.P_GAMMA:  # both make the same difference
+        gradients["p"] = gradients.pop("log_poles") * weights["log_poles"]
+        gradients["gamma"] = gradients["p"]
+    if spec.filter.kind is FilterKind.DECAY:  # linear and diagonal: it is its own adjoint
+        gradients["filter"] = decayed_filter(spec, gradients["filter"])
+    return y, gradients
+
+
+# ------------------------------------------------------------------------------------------ graphs
+
+
+def evaluate(
+    graph: Graph,
+    spec: OpSpec,
+    inputs: Tensors,
+    parameters: Tensors,
+    *,
+    dtype: torch.dtype = torch.float64,
+) -> dict[str, Tensor]:
+    """The outputs of a graph by name, in order.
+
+    Args:
+        inputs: every `Input` of the graph -> (B, D, L); others are ignored.
+        parameters: every tensor that the graph reads, a decay filter with its decay applied.
+        dtype: of all arithmetic.
+
+    Returns:
+        Activations are (B, D, L). Gradients of parameters are (R, K) or (R,), the R rows of their
+        view in the stored order of taps; `parameter_gradients` puts these together.
+    """
+    values: dict[str, Tensor] = {}
+    like = inputs[graph.inputs[0]].to(dtype)
+    for node in graph.nodes:
+        match node:
+            case Input(out=out):
+                values[out] = inputs[out].to(dtype)
+            case Parameter(view=view):
+                taps = _channel_taps(spec, view, parameters[view.tensor].to(dtype))  # (D, K)
+                values[node.out] = taps[..., None]  # (D, K, 1)
+            case Modes():
+                values[node.out] = _modal_filter(spec, node, parameters, like)[..., None]
+            case Conv(x=x, taps=taps_name, direction=direction):
+                signal, taps = values[x], values[taps_name]
+                values[node.out] = torch.zeros_like(signal)
+                for lag in range(min(taps.shape[1], signal.shape[2])):
+                    values[node.out] += taps[:, lag] * _delayed(signal, direction * lag)
+            case Multiply(a=a, b=b):
+                values[node.out] = values[a] * values[b]
+            case Add(a=a, b=b):
+                values[node.out] = values[a] + values[b]
+            case Scale(x=x, factor=factor):
+                values[node.out] = values[factor][:, 0] * values[x]
+            case Shift(x=x, offset=offset):
+                values[node.out] = values[offset][:, 0] + values[x]
+            case Silu(x=x):
+                values[node.out] = functional.silu(values[x])
+            case SiluGradient(grad=grad, x=x):
+                values[node.out] = values[grad] * _silu_slope(values[x])
+            case TapGradient(grad=grad, x=x, view=view):
+                assert view.length is not None
+                lags = [
+                    (values[grad] * _delayed(values[x], lag)).sum((0, 2))
+                    if lag < values[x].shape[2]
+                    else values[x].new_zeros(spec.channels)
+                    for lag in range(view.length)
+                ]
+                values[node.out] = _view_rows(spec, view, torch.stack(lags))
+            case ModeGradient(grad=grad, x=x, modes=modes):
+                found = graph.modes(modes)
+                by_lag = _long_gradient(values[grad], values[x], like.shape[2])
+                sums = _mode_sums(spec, found, parameters, by_lag)
+                rows = [_view_rows(spec, found.views[0], by_channel.T) for by_channel in sums]
+                values[node.out] = torch.stack(rows)
+            case ChannelSum(x=x, view=view):
+                values[node.out] = _view_rows(spec, view, values[x].sum((0, 2))[None])
+            case _:
+                assert_never(node)
+    return {name: values[name] for name in graph.outputs}
+
+
+def parameter_gradients(graph: Graph, spec: OpSpec, outputs: Tensors) -> dict[str, Tensor]:
+    """The gradients of parameters among the outputs of a backward graph, in their shapes."""
+    shapes = {p.name: p.shape for p in spec.parameters}
+    gradients: dict[str, Tensor] = {}
+    for name, value in outputs.items():
+        node = graph.by_name[name]
+        if isinstance(node, ModeGradient):
+            modes = graph.modes(node.modes)
+            gradients |= dict(zip((view.tensor for view in modes.views), value, strict=True))
+        if isinstance(node, TapGradient | ChannelSum):
+            tensor = node.view.tensor
+            if tensor not in gradients:
+                gradients[tensor] = value.new_zeros(shapes[tensor])
+            gradients[tensor][_view_slice(spec, node.view)] += value
+    return gradients
+
+
+def _delayed(x: Tensor, steps: int) -> Tensor:
+    """x[t - steps], zero where that is outside the sequence; fewer steps than it has."""
+    length = x.shape[2]
+    if steps >= 0:
+        return functional.pad(x[..., : length - steps], (steps, 0))
+    return functional.pad(x[..., -steps:], (0, -steps))
+
+
+def _silu_slope(x: Tensor) -> Tensor:
+    s = torch.sigmoid(x)
+    return s + x * s * (1 - s)
+
+
+# -------------------------------------------------------------------------------------- parameters
+
+
+def _view_slice(spec: OpSpec, view: ParameterView) -> slice:
+    """Which rows of the parameter tensor a view reads: one for every `width` channels."""
+    rows = spec.channels // view.width
+    if view.interleaved:
+        return slice(view.role, None, view.roles)
+    return slice(view.role * rows, (view.role + 1) * rows)
+
+
+def _channel_taps(spec: OpSpec, view: ParameterView, tensor: Tensor) -> Tensor:
+    """The row of each channel, lag 0 first: (D, K), K = 1 for a vector."""
+    rows = tensor[_view_slice(spec, view)].reshape(spec.channels // view.width, -1)
+    if view.order is TapOrder.LAG_LAST:
+        rows = rows.flip(1)
+    return rows.repeat_interleave(view.width, dim=0)
+
+
+def _view_rows(spec: OpSpec, view: ParameterView, lags: Tensor) -> Tensor:
+    """The adjoint of _channel_taps, of sums by lag and channel (K, D): (R, K), or (R,)."""
+    rows = lags.reshape(len(lags), -1, view.width).sum(2).T
+    if view.order is TapOrder.LAG_LAST:
+        rows = rows.flip(1)
+    return rows if view.length else rows[:, 0]
+
+
+def _poles_residues(
+    spec: OpSpec, modes: Modes, parameters: Tensors, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Poles and residues of every channel, (D, N) each; complex ones of pairs."""
+    rows = [_channel_taps(spec, view, parameters[view.tensor].to(like)) for view in modes.views]
+    if modes.pairs:
+        return torch.complex(rows[0], rows[1]), torch.complex(rows[2], rows[3])
+    return rows[0], rows[1]
+
+
+def _mode_taps(poles: Tensor, like: Tensor) -> Tensor:
+    """exp(a j) of every channel and mode, j along the last axis of `like`: (D, N, L)."""
+    steps = torch.arange(like.shape[-1], dtype=like.dtype, device=like.device)
+    return torch.exp(poles[..., None] * steps)
+
+
+def _modal_filter(spec: OpSpec, modes: Modes, parameters: Tensors, like: Tensor) -> Tensor:
+    """The taps of every channel, lag 0 first, one for each step of `like`: (D, L)."""
+    poles, residues = _poles_residues(spec, modes, parameters, like)
+    taps = (residues[..., None] * _mode_taps(poles, like)).sum(1)
+    return 2 * taps.real if modes.pairs else taps
+
+
+def _mode_sums(spec: OpSpec, modes: Modes, parameters: Tensors, lags: Tensor) -> Tensor:
+    """Gradients of `modes.views` by channel, (2, D, N) or (4, D, N), from those of all taps
+    (L, D).
+    """
+    poles, residues = _poles_residues(spec, modes, parameters, lags)
+    weighted = _mode_taps(poles, lags.T) * lags.T[:, None]  # (D, N, L)
+    steps = torch.arange(len(lags), dtype=lags.dtype, device=lags.device)
+    both = torch.stack((residues * (weighted * steps).sum(2), weighted.sum(2)))
+    if modes.pairs:  # of 2 Re(R exp(a j)) by a part of a or R: 2 Re, or, of imaginary ones, -2 Im
+        return torch.stack((2 * both.real, -2 * both.imag), 1).flatten(0, 1)
+    return both
+
+
+# ----------------------------------------------------------------------------------- tile programs
+
+
+def run(
+    program: TileProgram,
+    spec: OpSpec,
+    tensors: Tensors,
+    parameters: Tensors,
+    *,
+    rows: int = 8,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """What one launch of a kernel writes: {tensor: (B, D, L)}, partial sums (P, D), and those of
+    taps, (K, D), where only the first channel of a group is not zero.
+
+    Args:
+        tensors: every activation that the program loads -> (B, D, L).
+        parameters: every tensor that it reads, a decay filter with its decay applied.
+        rows: ROWS, the steps of a block.
+        dtype: of all arithmetic.
+    """
+    like = tensors[program.loads[0]].to(dtype)
+    partials = like.new_zeros(program.partial_rows, spec.channels)
+    group_partials = like.new_zeros(spec.filter.length or 0, spec.channels)
+    launch = _Launch(spec, rows, like, partials, group_partials)
+    for statement in program:
+        launch.execute(statement, tensors, parameters)
+    return launch.stored, launch.partials, launch.group_partials
+
+
+def reduce_partials(reduction: Reduction, spec: OpSpec, partials: Tensor) -> Tensor:
+    """The gradient of one parameter tensor, in its shape, from partial sums (P, D)."""
+    length = reduction.view.length or 1
+    shapes = {p.name: p.shape for p in spec.parameters}
+    # Log-poles have the shape of residues, also where they are trained as something else.
+    shape = shapes.get(reduction.tensor, shapes.get("residues"))
+    assert shape is not None
+    gradient = partials.new_zeros(shape)
+    for role in range(reduction.view.roles):
+        view = dataclasses.replace(reduction.view, role=role)
+        first = reduction.first + role * length
+        lags = partials[first : first + length]  # (K, D)
+        gradient[_view_slice(spec, view)] = _view_rows(spec, view, lags)
+    return gradient
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A value of a tile program for all blocks, (rows, B, D, N), and which rows these are."""
+
+    tensor: Tensor
+    rows: Rows
+
+
+@dataclass(slots=True)
+class _Launch:
+    """All programs of a launch, one statement at a time."""
+
+    spec: OpSpec
+    block: int  # ROWS
+    like: Tensor  # (B, D, L): shape, dtype and device of every activation
+    partials: Tensor  # (P, D)
+    group_partials: Tensor  # (K, D)
+    blocks: dict[str, Tensor] = field(default_factory=dict)  # remembered (B, D, L), whole
+    held: dict[str, _Held] = field(default_factory=dict)
+    taps: dict[str, Tensor] = field(default_factory=dict)  # (K, 1, D, 1), lag 0 first
+    totals: dict[str, Tensor] = field(default_factory=dict)  # (K, B, D, N)
+    modes: Modes | None = None
+    parameters: Tensors = field(default_factory=dict)
+    stored: dict[str, Tensor] = field(default_factory=dict)  # (B, D, L)
+
+    def execute(self, statement: Statement, tensors: Tensors, parameters: Tensors) -> None:
+        match statement:
+            case (
+                LoadTaps(out=out, view=view)
+                | LoadVector(out=out, view=view)
+                | LoadToeplitz(out=out, view=view)
+            ):
+                taps = _channel_taps(self.spec, view, parameters[view.tensor].to(self.like))
+                self.taps[out] = taps.T[:, None, :, None]
+            case LoadModes(views=views):
+                self.modes = Modes(out="filter", views=views)
+                self.parameters = parameters
+            case Blocks(out=out, x=x):
+                self.blocks[out] = self.store(self.take(x))
+            case ModalConv(out=out, blocks=blocks, direction=direction):
+                assert self.modes is not None
+                whole = self.blocks[blocks]
+                h = _modal_filter(self.spec, self.modes, self.parameters, whole)  # (D, L)
+                # Blocks and states in one.
+                self.blocks[out] = _long_conv(whole, h.T[..., None], direction)
+            case ModalGradient(out=out, grad=grad, blocks=blocks):
+                steps = self.like.shape[2]
+                lags = _long_gradient(self.blocks[grad], self.blocks[blocks], steps)
+                self.totals[out] = lags  # (L, D)
+            case StoreModes(total=total, first=first, length=length):
+                assert self.modes is not None
+                lags = self.totals[total]
+                sums = _mode_sums(self.spec, self.modes, self.parameters, lags)  # (2 or 4, D, N)
+                count = len(sums) * length
+                self.partials[first : first + count] = sums.transpose(1, 2).flatten(0, 1)
+            case ZeroModes() | LoadState() | KeepState() | States() | StateGradient() | Edge():
+                pass  # nothing is cut into tiles here
+            case Parts() | EndParts() | ZeroState():
+                pass  # nothing is cut into tiles here
+            case ZeroTaps(out=out, length=length):
+                batch, channels, steps = self.like.shape
+                count = -(-steps // self.block)
+                self.totals[out] = self.like.new_zeros(length, batch, channels, count)
+            case LoadRows(out=out, tensor=name, rows=rows):
+                self.hold(out, self.load(tensors[name].to(self.like), rows), rows)
+            case Extend(out=out, x=x, rows=rows):
+                # Lane after lane, the rows of all blocks are the whole sequence.
+                self.hold(out, self.load(self.store(self.take(x), whole=True), rows), rows)
+            case Remember(out=out, x=x):
+                self.blocks[out] = self.store(self.take(x))
+            case Recall(out=out, blocks=blocks, rows=rows):
+                self.hold(out, self.load(self.blocks[blocks], rows), rows)
+            case Toeplitz(out=out, blocks=blocks, taps=name, direction=direction, rows=rows):
+                taps = self.taps[name][:, 0]  # (K, D, 1)
+                y = _long_conv(self.blocks[blocks], taps, direction)
+                self.hold(out, self.load(y, rows), rows)
+            case ToeplitzGradient(out=out, grad=grad, blocks=blocks, length=length):
+                lags = _long_gradient(self.blocks[grad], self.blocks[blocks], length)
+                self.totals[out] = lags  # (K, D)
+            case ZeroToeplitz():
+                pass
+            case StoreToeplitz(total=total):
+                width = self.spec.group_width
+                sums = self.totals[total].reshape(len(self.group_partials), -1, width).sum(2)
+                self.group_partials[:, ::width] = sums
+            case Fir(out=out, x=x, taps=name, direction=direction, rows=rows):
+                self.hold(out, _fir(self.take(x), self.taps[name], direction), rows)
+            case Rowwise(out=out, rows=rows):
+                self.hold(out, self.rowwise(statement), rows)
+            case Accumulate(out=out, function="tap_gradient", operands=(grad, x)):
+                self.totals[out] += _tap_gradient(self.take(grad), self.take(x))
+            case Accumulate(out=out, function="channel_sum", operands=(x,)):
+                self.totals[out] += self.take(x).sum(0, keepdim=True)
+            case Accumulate(function=function):
+                raise AssertionError(f"{statement}: no meaning is known for {function}")
+            case StoreRows(tensor=name, x=x):
+                self.stored[name] = self.store(self.take(x))
+            case StorePartial(total=total, first=first):
+                sums = self.totals[total].sum((1, 3))  # over batch and blocks: (K, D)
+                self.partials[first : first + len(sums)] = sums
+            case _:
+                assert_never(statement)
+
+    def hold(self, name: str, tensor: Tensor, rows: Rows) -> None:
+        expected = self.block + rows.hi - rows.lo
+        assert len(tensor) == expected, f"{name} has {len(tensor)} rows; the plan says {rows}"
+        self.held[name] = _Held(tensor, rows)
+
+    def take(self, operand: Operand) -> Tensor:
+        have, want = self.held[operand.name].rows, operand.rows
+        assert have.lo <= want.lo and want.hi <= have.hi, f"{operand}: holds {have}"
+        start = want.lo - have.lo
+        return self.held[operand.name].tensor[start : start + self.block + want.hi - want.lo]
+
+    def load(self, x: Tensor, rows: Rows) -> Tensor:
+        """Rows of every block, zero outside the sequence."""
+        steps = x.shape[2]
+        step = torch.arange(rows.lo, self.block + rows.hi, device=x.device)
+        time = torch.arange(0, steps, self.block, device=x.device) + step[:, None]  # (rows, N)
+        loaded = x[..., time.clamp(0, steps - 1)] * ((time >= 0) & (time < steps))
+        return loaded.permute(2, 0, 1, 3)
+
+    def store(self, x: Tensor, whole: bool = False) -> Tensor:
+        """The inverse of load for the block's own rows: (B, D, L), or up to the end of the last
+        block.
+        """
+        steps = x.permute(1, 2, 3, 0).flatten(2)
+        return steps if whole else steps[..., : self.like.shape[2]]
+
+    def rowwise(self, statement: Rowwise) -> Tensor:
+        values = [self.take(operand) for operand in statement.operands]
+        if statement.vector is not None:
+            values.append(self.taps[statement.vector])
+        match statement.function, values:
+            case ("multiply" | "scale", [a, b]):
+                return a * b
+            case ("add" | "shift", [a, b]):
+                return a + b
+            case "silu", [x]:
+                return functional.silu(x)
+            case "silu_gradient", [grad, x]:
+                return grad * _silu_slope(x)
+        raise AssertionError(f"{statement}: no meaning is known for {statement.function}")
+
+
+def _long_conv(x: Tensor, taps: Tensor, direction: int) -> Tensor:
+    """The convolution of whole sequences (B, D, L) with taps (K, D, 1), or its adjoint."""
+    y = torch.zeros_like(x)
+    for lag in range(min(len(taps), x.shape[2])):
+        y += taps[lag] * _delayed(x, direction * lag)
+    return y
+
+
+def _long_gradient(grad: Tensor, x: Tensor, length: int) -> Tensor:
+    """sum over batch and time of grad[t] x[t - j] for every lag j: (length, D)."""
+    lags = x.new_zeros(length, x.shape[1])
+    for lag in range(min(length, x.shape[2])):
+        lags[lag] = (grad * _delayed(x, lag)).sum((0, 2))
+    return lags
+
+
+def _fir(x: Tensor, taps: Tensor, direction: int) -> Tensor:
+    """Every row that all taps can reach: len(x) - len(taps) + 1 rows."""
+    reach = len(taps) - 1
+    rows = len(x) - reach
+    # Row r of the result meets lag j in row r + reach - j of x, or r + j for the adjoint.
+    starts = [reach - lag if direction == +1 else lag for lag in range(len(taps))]
+    return torch.stack(
+        [tap * x[start : start + rows] for tap, start in zip(taps, starts, strict=True)]
+    ).sum(0)
+
+
+def _tap_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """sum over rows of grad[t] x[t - j], for every lag j that x reaches back to: (K, B, D, N)."""
+    reach = len(x) - len(grad)
+    return torch.stack(
+        [(grad * x[reach - lag : reach - lag + len(grad)]).sum(0) for lag in range(reach + 1)]
+    )

@@ -1,0 +1,265 @@
+"""What `compile`, `verify` and `explain` found, for a person."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from sh2gen.report.terminal import say
+
+_PREDICTIONS = 8  # of as many workloads they are printed
+
+
+def print_compilation(c: Any) -> None:
+    """What was chosen and why, for a person."""
+    from sh2gen.base.versions import beyond_triton, without_triton
+    from sh2gen.tuning.choose import passed_over
+
+    plan = c.chosen.plan
+    rows: list[tuple[str, str]] = [("file", str(c.path))]
+    rows.append(("algorithm", f"{plan.algorithm}: {c.verdicts[plan.algorithm]}"))
+    if not plan.kernels:
+        rows += [(f"not {n}", str(v)) for n, v in c.verdicts.items() if not v.applies]
+    shown = c.candidates[1:4]
+    mixed = any(candidate.measured for candidate in (c.chosen, *shown))
+    basis = "" if mixed else "predicted "
+    others = ", ".join(
+        f"{other.plan.name} {other.score / c.chosen.score:.2f}x" + f" {other.basis}" * mixed
+        for other in shown
+    )
+    own = f"{c.chosen.basis}; " * mixed
+    rows.append(("plan", plan.name + (f" ({own}{basis}cost of others: {others})" * bool(others))))
+    rows += [("not taken", text) for text in passed_over(c.candidates)]
+    rows.append(
+        ("call with", f"activations {'(B, D, L)' if plan.layout == 'BDL' else '(B, L, D)'}")
+    )
+    rows.append(("schedule", f"{c.chosen.schedule}"))
+    for origin in dict.fromkeys(c.chosen.origins.values()):
+        whose = [d for d, text in c.chosen.origins.items() if text == origin]
+        rows.append(("numbers", origin if len(whose) > 1 else f"{whose[0]}: {origin}"))
+    for workload, found in c.predictions[:_PREDICTIONS]:
+        text = ", ".join(
+            f"{direction} {p.seconds * 1e6:.0f} us ({p.share:.2f} of the memory bound"
+            + (f", in {p.spans} spans)" if p.spans > 1 else ")")
+            for direction, p in found.items()
+        )
+        rows.append(
+            (f"predicted B={workload.batch} L={workload.length}", f"{text} on {c.target.name}")
+        )
+    if more := len(c.predictions[_PREDICTIONS:]):
+        rows.append(("", f"and {more} more; --json has all"))
+    if c.built:
+        for k in c.built.kernels:
+            rows.append(
+                (
+                    f"{k.kernel.name.removeprefix(c.spec.op + '_')} ({k.variant.value})",
+                    f"{k.registers} registers, {k.spills} spills, {k.shared} B shared memory",
+                )
+            )
+    for report in c.reports:
+        worst = max(
+            (check.measured / check.bound for check in report.checks if check.bound), default=0.0
+        )
+        rows.append(
+            (
+                f"verified by {report.runner}",
+                f"{len(report.checks)} checks in {report.dtype} against float64, "
+                f"closest at {worst:.2f} of its bound ({report.label})",
+            )
+        )
+    if not c.reports:
+        rows.append(("verified", "no (--no-verify)"))
+    elif not c.verified.startswith("on "):
+        rows.append(("verified", c.verified))
+    if plan.kernels and beyond_triton():
+        rows.append(("not verified", without_triton()))
+    rows.append(("seconds", ", ".join(f"{stage} {s:.1f}" for stage, s in c.seconds.items())))
+    width = max(len(name) for name, _ in rows)
+    say(f"{c.spec.op}")
+    for name, text in rows:
+        say(f"  {name.ljust(width)}  {text}")
+
+
+def print_reports(reports: Any) -> None:
+    """What was verified, and what failed."""
+    for report in reports:
+        verdict = "passed" if report.ok else f"FAILED {len(report.failures)} of"
+        say(
+            f"{report.op} by {report.runner} on {report.device} in {report.dtype}: "
+            f"{verdict} {len(report.checks)} checks ({report.label})"
+        )
+        for failure in report.failures[:20]:
+            say(
+                f"  {failure.name}: {failure.measured:.3g}, allowed {failure.bound:.3g}"
+                + (f"; {failure.detail}" if failure.detail else "")
+            )
+
+
+def print_misses(chosen: Any, found: Any, as_json: bool) -> None:
+    """Where numbers come from, and in what each tuned decision differs."""
+    if as_json:
+        result = {
+            d: {"origin": chosen.origins.get(d, "default"), "tuned": list(lines)}
+            for d, lines in found.items()
+        }
+        say(json.dumps({"plan": chosen.plan.name, "directions": result}, indent=2))
+        return
+    for direction, lines in found.items():
+        say(f"{chosen.plan.name} {direction}: {chosen.origins.get(direction, 'default')}")
+        for line in lines or ("nothing was tuned for this direction",):
+            say(f"  {line}")
+
+
+def plan_text(candidate: Any) -> str:
+    """The plan, and how many matrix products a tile takes under the numbers of its schedule."""
+    from sh2gen.cost import cost
+
+    lines = [str(candidate.plan)]
+    for kernel in candidate.plan.kernels:
+        for name, numbers in (
+            (kernel.name, dict(candidate.schedule.numbers(kernel.name))),
+            (f"{kernel.name} on sm_90", candidate.schedule.twin(kernel.name)),
+        ):
+            steps = numbers.get("BLOCK_T", 1)
+            if numbers and (count := cost.products_a_tile(kernel, steps)):
+                lines.append(f"{name}: BLOCK_T = {steps}, so {count} products a tile")
+    return "\n".join(lines)
+
+
+def numbers_text(spec: Any, candidate: Any) -> str:
+    """What --set takes for a plan: every knob by direction, its value and the legal ones."""
+    from sh2gen.schedule.schedule import DIRECTIONS, space
+
+    lines = [f"{candidate.plan.name}: --set DIRECTION.KNOB=INTEGER"]
+    for direction in DIRECTIONS:
+        numbers = dict(candidate.schedule.numbers(direction))
+        for knob, legal in space(spec, candidate.plan, direction).knobs:
+            values = ", ".join(map(str, legal))
+            lines.append(f"{direction}.{knob}={numbers[knob]}  one of {values}")
+    if len(lines) == 1:
+        lines.append("it has no kernels of its own and so no numbers")
+    return "\n".join(lines)
+
+
+def _made_of(predicted: dict[str, Any]) -> str:
+    """The parts of a prediction, in a few words."""
+    parts = [f"{predicted['traffic_us']:.0f} us of traffic"]
+    for name, what in (("instructions_us", "instructions"), ("waves_us", "waiting")):
+        if predicted[name]:
+            parts.append(f"{predicted[name]:.0f} of {what}")
+    overlap = ", which overlap" * (len(parts) > 1)
+    return f"{', '.join(parts)}{overlap}, and {predicted['fixed_us']:.0f} whatever the size"
+
+
+def print_explanation(
+    spec: Any, gpu: Any, answers: Any, ranked: Any, cost: Any, as_json: bool
+) -> None:
+    from sh2gen.tuning.choose import passed_over
+
+    plans = []
+    not_taken = passed_over(ranked)
+    longest = max(workload.length for workload in spec.workloads)
+    for candidate in ranked:
+        entry: dict[str, Any] = {
+            "plan": candidate.plan.name,
+            "score": candidate.score,
+            "basis": candidate.basis,
+            "schedule": str(candidate.schedule),
+            "origins": dict(candidate.origins),
+            "predictions": [],
+        }
+        for kernel in candidate.plan.kernels:
+            effort = cost.work(kernel, candidate.plan.layout, spec)
+            block = cost.numbers_on(
+                gpu, spec, candidate.plan, candidate.schedule, kernel.name, longest
+            )["BLOCK_T"]
+            entry[kernel.name] = {
+                "bytes": effort.bytes,
+                "flops": str(effort.flops),
+                "product_flops": int(effort.tensor_flops.subs(cost.BLOCK_T, block)),
+                "instructions": str(effort.instructions),
+            }
+        for workload in spec.workloads:
+            found = cost.predictions(spec, candidate.plan, candidate.schedule, workload, gpu)
+            for direction, p in found.items():
+                if p.running is not None:
+                    entry[direction]["running"] = asdict(p.running)
+            entry["predictions"].append(
+                {"batch": workload.batch, "length": workload.length}
+                | {
+                    d: {
+                        "us": p.seconds * 1e6,
+                        "share": p.share,
+                        "bound_us": p.bound * 1e6,
+                        "traffic_us": p.memory * 1e6,
+                        "instructions_us": p.issue * 1e6,
+                        "waves_us": p.waves * 1e6,
+                        "fixed_us": p.fixed * 1e6,
+                        "products_us": p.tensor * 1e6,
+                        "spans": p.spans,
+                    }
+                    for d, p in found.items()
+                }
+            )
+        plans.append(entry)
+    verdicts = {n: {"applies": v.applies, "reasons": list(v.reasons)} for n, v in answers.items()}
+    if as_json:
+        say(
+            json.dumps(
+                {
+                    "op": spec.op,
+                    "target": gpu.name,
+                    "verdicts": verdicts,
+                    "plans": plans,
+                    "not_taken": list(not_taken),
+                },
+                indent=2,
+            )
+        )
+        return
+    say(f"{spec.op} on {gpu.name}")
+    for name, answer in answers.items():
+        say(f"  {name}: {'yes' if answer.applies else 'no'}, {answer}")
+    if not plans:
+        say("no plan; --stage spec and --stage graph show what it is")
+        return
+    for text in not_taken:
+        say(f"not taken: {text}")
+    say("per token and channel (bytes of memory traffic, flops, instructions of a thread):")
+    for entry in plans:
+        say(f"  {entry['plan']}  {entry['schedule']}")
+        for direction, origin in entry["origins"].items():
+            say(f"    {direction} numbers: {origin}")
+        for direction in ("forward", "backward"):
+            if direction in entry:
+                e = entry[direction]
+                say(
+                    f"    {direction}: {e['bytes']} B; {e['flops']} flops"
+                    + f" and {e['product_flops']} of matrix products" * (e["product_flops"] > 0)
+                    + f"; {e['instructions']} instructions"
+                )
+                if r := e.get("running"):
+                    say(
+                        f"      {r['programs']} programs, {r['warps']} warps on a multiprocessor, "
+                        f"with {r['registers']} registers a thread"
+                        + f" and {r['spilled']} spilled" * (r["spilled"] > 0)
+                        + ", by estimate"
+                    )
+        for p in entry["predictions"][:_PREDICTIONS]:
+            times = ", ".join(
+                f"{d} {p[d]['us']:.0f} us = {p[d]['share']:.2f} of the bound"
+                for d in ("forward", "backward")
+            )
+            say(f"    predicted B={p['batch']} L={p['length']}: {times}")
+            parts = "; ".join(f"{d} {_made_of(p[d])}" for d in ("forward", "backward"))
+            say(f"      made of {parts}")
+            if any(p[d]["products_us"] for d in ("forward", "backward")):
+                floors = ", ".join(
+                    f"{d} {p[d]['bound_us']:.0f} us of memory and {p[d]['products_us']:.0f} us "
+                    "of products"
+                    for d in ("forward", "backward")
+                )
+                say(f"      at least {floors}")
+        if more := len(entry["predictions"][_PREDICTIONS:]):
+            say(f"    and {more} more; --json has all")

@@ -1,0 +1,1 @@
+"""Generated files as callables, and their times."""

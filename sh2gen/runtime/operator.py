@@ -1,0 +1,293 @@
+"""Generated files as callables: `Operator` for users, runners for the verifier."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sh2gen.base.errors import Sh2genError
+from sh2gen.base.files import read_generated
+from sh2gen.build.load_module import load_module
+from sh2gen.build.loaded import text_of
+from sh2gen.emit.emit import class_name
+from sh2gen.graph.reference import reference
+from sh2gen.spec.language import OpSpec, spec_from_dict
+
+# What a call needs of the past: a generated file's own named tuple, or None where it begins.
+State = tuple[Tensor, ...] | None
+
+_PLAIN = threading.Lock()  # for the number of those that want plain PyTorch
+
+
+class Operator:
+    """A compiled operator: one generated file, imported.
+
+    Attributes:
+        spec: what it computes.
+        path: the generated file.
+        layout: "BLD" for activations (B, L, D), "BDL" for (B, D, L).
+        plan: algorithm/layout/what forward saves.
+        namespace: the imported module.
+    """
+
+    def __init__(self, path: Path, *, edited: bool = False) -> None:
+        """Execute the file, once it is known that sh2gen wrote it: `read_generated`."""
+        self.path = path
+        self._edited = edited
+        text = read_generated(path, edited=edited)
+        try:
+            self._bind(load_module(path, interpret=False, text=text))
+        except AttributeError as error:
+            raise Sh2genError(
+                "B005", f"{path} lacks what a generated file has: {error.name}"
+            ) from error
+
+    def _bind(self, namespace: ModuleType) -> None:
+        self.namespace = namespace
+        self.spec: OpSpec = spec_from_dict(namespace.SPEC)
+        self.plan: str = namespace.PLAN
+        self.layout: str = namespace.LAYOUT
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle and copy: the same module where it is loaded, else the file anew."""
+        return _restored, (str(self.path.absolute()), self.namespace.__name__, self._edited)
+
+    def __call__(self, *inputs: Tensor, **parameters: Any) -> Any:
+        """y of the inputs (`spec.inputs`, or one tensor of packed features), differentiable; and
+        the state after them, if the spec says `state: {final: true}`.
+
+        Args:
+            inputs: (B, L, D) or (B, D, L) as `layout` says; packed features have
+                len(spec.inputs) D channels. bfloat16, float16 or float32; float64 on a CPU.
+            parameters: every tensor of `spec.parameters` by name, in its shape; float32 is best.
+                With `state: {initial: true}` also `state`, that before these steps, or None.
+
+        Raises:
+            TypeError, ValueError: naming the argument and what was expected of it.
+        """
+        takes = self.spec.state is not None and self.spec.state.initial
+        state = {"state": parameters.pop("state", None)} if takes else {}
+        values = self._values(inputs, parameters)
+        packed = "" if len(inputs) == len(self.spec.inputs) else "_packed"
+        return getattr(self.namespace, self.spec.op + packed)(*inputs, *values, **state)
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Within it, calls of this operator and of its modules are plain PyTorch on any device:
+        slower, of more memory, and for exporters and derivatives that library ops do not have.
+
+        In every thread: PyTorch computes gradients in threads of its own.
+        """
+        names = vars(self.namespace)
+        with _PLAIN:
+            names["PLAIN"] += 1
+        try:
+            yield
+        finally:
+            with _PLAIN:
+                names["PLAIN"] -= 1
+
+    def module(self, device: torch.device | str | None = None) -> nn.Module:
+        """A fresh nn.Module with its own float32 parameters, called like the operator."""
+        made: nn.Module = getattr(self.namespace, class_name(self.spec.op))(device=device)
+        return made
+
+    def reference(self, *inputs: Tensor, **parameters: Tensor) -> Tensor:
+        """The same operator in float64 by FFT, from the spec alone: the meaning of a call.
+
+        Raises:
+            TypeError, ValueError: as a call does.
+        """
+        self.namespace.check(inputs, self._values(inputs, parameters))
+        parameters = {p.name: parameters[p.name].reshape(p.shape) for p in self.spec.parameters}
+        if len(inputs) == 1 and len(self.spec.inputs) > 1:
+            inputs = self.namespace.unpack(inputs)
+        canonical = {
+            name: x if self.layout == "BDL" else x.transpose(1, 2)
+            for name, x in zip(self.spec.inputs, inputs, strict=True)
+        }
+        y = reference(self.spec, canonical, parameters)
+        return y if self.layout == "BDL" else y.transpose(1, 2)
+
+    def _values(self, inputs: tuple[Tensor, ...], parameters: dict[str, Tensor]) -> list[Tensor]:
+        """The parameters in order, once the numbers and names of arguments are right."""
+        names = [p.name for p in self.spec.parameters]
+        if set(parameters) != set(names):
+            raise TypeError(
+                f"{self.spec.op}: expected parameters {', '.join(names)}, "
+                f"got {', '.join(parameters) or 'none'}"
+            )
+        n = len(self.spec.inputs)
+        if len(inputs) not in {1, n}:
+            packed = " or one tensor of packed features" if n > 1 else ""
+            raise TypeError(
+                f"{self.spec.op}: expected {', '.join(self.spec.inputs)}{packed}, "
+                f"got {len(inputs)} inputs"
+            )
+        return [parameters[name] for name in names]
+
+    def __repr__(self) -> str:
+        names = ", ".join((*self.spec.inputs, *(p.name for p in self.spec.parameters)))
+        return f"<sh2gen.Operator {self.spec.op}({names}) {self.plan} from {self.path}>"
+
+
+def _restored(path: str, name: str, edited: bool) -> Operator:
+    """The operator of a module in this process, or else of the file that it was made of.
+
+    Raises:
+        Sh2genError: B005 if the file is not there any more, or another.
+    """
+    try:
+        namespace = importlib.import_module(name)
+    except ModuleNotFoundError:
+        operator = Operator(Path(path), edited=edited)
+        if text_of(operator.namespace.__name__) != text_of(name):
+            raise Sh2genError(
+                "B005", f"{path} has changed since an operator of it was pickled"
+            ) from None
+        return operator
+    operator = Operator.__new__(Operator)
+    operator.path, operator._edited = Path(path), edited
+    operator._bind(namespace)
+    return operator
+
+
+class OperatorRunner:
+    """Runs a compiled operator as users do: plain PyTorch on a CPU, kernels on a GPU."""
+
+    def __init__(self, operator: Operator, name: str) -> None:
+        self.name = name
+        self.operator = operator
+        self.layout = operator.layout
+        self.exactly_causal = not operator.plan.startswith("fft/")
+
+    def forward(self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            return self._output(*inputs.values(), **parameters)
+
+    def forward_packed(
+        self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
+    ) -> Tensor:
+        with torch.no_grad():
+            return self._output(inputs["features"], **parameters)
+
+    def _output(self, *inputs: Tensor, **parameters: Tensor) -> Tensor:
+        """y alone, also of an operator that gives a state beside it."""
+        found = self.operator(*inputs, **parameters)
+        return found if isinstance(found, Tensor) else found[0]
+
+    def chunk(
+        self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor], state: State
+    ) -> tuple[Tensor, State]:
+        """Some steps after a state, and the state after them."""
+        function = getattr(self.operator.namespace, self.operator.spec.op)
+        y, leaving = function(*inputs.values(), *parameters.values(), state=state)
+        return y, leaving
+
+    def gradients(
+        self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor], dy: Tensor
+    ) -> dict[str, Tensor]:
+        leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
+        weights = {name: x.detach().requires_grad_() for name, x in parameters.items()}
+        y = self._output(*leaves.values(), **weights)
+        named = leaves | weights
+        return dict(zip(named, torch.autograd.grad(y, list(named.values()), dy), strict=True))
+
+
+class _Kernels(torch.autograd.Function):
+    """The launchers of a generated file, differentiable: (y, state of the modes after the last
+    step) of all inputs and parameters. For an operator without modes the state is empty.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, namespace: ModuleType, history: Tensor, state: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        roles = len(namespace.INPUTS)
+        ends = {"state": (history, state)} if state.numel() else {}
+        y, *saved = namespace.launch_forward(tensors[:roles], tensors[roles:], **ends)
+        leaving = saved.pop() if ends else state
+        ctx.namespace, ctx.saved = namespace, saved
+        ctx.save_for_backward(history, state, *tensors)
+        return y, leaving.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *above: Tensor) -> Any:
+        dy, d_leaving = above
+        history, state, *tensors = ctx.saved_tensors
+        roles = len(ctx.namespace.INPUTS)
+        ends = {"state": (history, state), "d_leaving": d_leaving} if state.numel() else {}
+        inputs, parameters = tensors[:roles], tensors[roles:]
+        found = ctx.namespace.launch_backward(dy, inputs, parameters, ctx.saved, **ends)
+        d_history, d_state = found[len(tensors) :] if ends else (None, None)
+        return None, d_history, d_state, *found[: len(tensors)]
+
+
+class InterpreterRunner:
+    """Runs the kernels of a generated file on CPU tensors under Triton's interpreter."""
+
+    name = "interpreter"
+    exactly_causal = True
+
+    def __init__(self, path: Path) -> None:
+        self.namespace = load_module(path, interpret=True)
+        self.layout: str = self.namespace.LAYOUT
+
+    def forward(self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Tensor:
+        return self._outputs(list(inputs.values()), parameters)[0]
+
+    def forward_packed(
+        self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
+    ) -> Tensor:
+        return self._outputs([inputs["features"]], parameters)[0]
+
+    def gradients(
+        self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor], dy: Tensor
+    ) -> dict[str, Tensor]:
+        weights = {name: x.detach().requires_grad_() for name, x in parameters.items()}
+        effective = self._effective(weights)
+        tensors = list(inputs.values())
+        detached = [p.detach() for p in effective]
+        saves = "/save-" in self.namespace.PLAN
+        saved = self.namespace.launch_forward(tensors, detached)[1:] if saves else []
+        results = self.namespace.launch_backward(dy, tensors, detached, saved)
+        found = dict(zip(inputs, results, strict=False))
+        leaves = list(weights.values())
+        gradients = torch.autograd.grad(effective, leaves, results[len(tensors) :])
+        return found | dict(zip(weights, gradients, strict=True))
+
+    def chunk(
+        self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor], state: State
+    ) -> tuple[Tensor, State]:
+        """As the operator computes some steps after a state, on these kernels."""
+        n = self.namespace
+        given, effective = list(inputs.values()), self._effective(parameters)
+        state = tuple(n.zero_state_like(given[0])) if state is None else state
+        launched: Any = _Kernels.apply
+        if len(state) > 1:
+            y, leaving = launched(n, *state, *given, *effective)
+            return y, (n.last_steps(given, state[0]), leaving)
+        joined, steps = n.join_history(given, state[0])
+        none = state[0].new_zeros(0)
+        y, _ = launched(n, none, none, *joined, *effective)
+        return y.narrow(n.TIME, steps, given[0].shape[n.TIME]), (n.last_steps(joined, state[0]),)
+
+    def _outputs(self, inputs: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> list[Tensor]:
+        for x in inputs:
+            if x.dtype == torch.bfloat16:
+                raise Sh2genError("V003", "Triton's interpreter computes bfloat16 wrongly")
+        found: list[Tensor] = self.namespace.launch_forward(inputs, self._effective(parameters))
+        return found
+
+    def _effective(self, parameters: Mapping[str, Tensor]) -> list[Tensor]:
+        """The parameters as kernels take them: a decay filter with its decay applied, poles."""
+        found: list[Tensor] = self.namespace.effective(**parameters)
+        return found

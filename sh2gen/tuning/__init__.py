@@ -1,0 +1,1 @@
+"""The search for numbers, its records and tables."""

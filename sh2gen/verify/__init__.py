@@ -1,0 +1,1 @@
+"""Whether kernels are right."""

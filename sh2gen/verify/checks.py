@@ -1,0 +1,295 @@
+"""What is verified of an operator, and by which ways of running it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sh2gen.base.files import UNVERIFIED, write_whole
+from sh2gen.base.versions import beyond_triton
+from sh2gen.emit.emit import emit
+from sh2gen.emit.kernels import cuts
+from sh2gen.lower import plans
+from sh2gen.plan.plan import Plan
+from sh2gen.runtime.operator import InterpreterRunner, Operator, OperatorRunner
+from sh2gen.schedule.schedule import Schedule, interpreter_schedule, schedule
+from sh2gen.spec.language import OpSpec
+from sh2gen.verify.twins import twin
+from sh2gen.verify.verify import PROPERTIES, Report, Runner, verify
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerificationStep:
+    """One way of running an operator, ready to be verified."""
+
+    label: str
+    spec: OpSpec
+    runner: Runner
+    dtype: torch.dtype
+    device: str
+    shapes: tuple[tuple[int, int], ...]
+    properties: tuple[str, ...] | None = None  # None: all
+
+    @property
+    def stages(self) -> int:
+        """How many it has, as `verify` counts them."""
+        names = self.properties or tuple(PROPERTIES)
+        return sum(len(self.shapes) if name == "equality" else 1 for name in names)
+
+    def run(self, seed: int = 0, progress: Any = None) -> Report:
+        return verify(
+            self.spec,
+            self.runner,
+            dtype=self.dtype,
+            shapes=self.shapes,
+            device=self.device,
+            seed=seed,
+            properties=self.properties or "all",
+            progress=progress,
+        )
+
+
+_ON_GPU = "on "
+_PLAIN_ALONE = "by plain PyTorch alone, not the kernels."
+_MOST_TAPS = 2**15  # of all channels of a twin; the kernels of twice as many take a minute
+_MOST_MODES = 2**16  # plain PyTorch of as many takes most of a minute
+EAGER_SHAPES = ((2, 19),)  # batch, length
+GPU_SHAPES = ((2, 37), (1, 1000))
+
+
+def quick_checks(
+    spec: OpSpec, plan: Plan, numbers: Schedule, operator: Operator, folder: Path
+) -> Iterator[VerificationStep]:
+    """What `compile` verifies on this machine: output and every gradient."""
+    if torch.cuda.is_available():
+        dtype = getattr(torch, spec.dtype.io.value)
+        yield VerificationStep(
+            label=f"kernels on the GPU in {spec.dtype.io.value}",
+            spec=spec,
+            runner=OperatorRunner(operator, "cuda"),
+            dtype=dtype,
+            device="cuda",
+            shapes=GPU_SHAPES,
+            properties=("equality", "causality", "determinism"),
+        )
+        return
+    yield VerificationStep(
+        label="plain PyTorch",
+        spec=spec,
+        runner=OperatorRunner(operator, "eager"),
+        dtype=torch.float32,
+        device="cpu",
+        shapes=EAGER_SHAPES,
+        properties=("equality",),
+    )
+    if plan.kernels and not beyond_triton():
+        # A ragged length, and one of whole vectors: they take different masks.
+        shapes = ((2, 11), (1, _whole_vectors(plan, cut=cuts(spec, numbers))))
+        yield _interpreted(spec, plan, folder, torch.float32, shapes, ("equality",))
+        if _scalar_tiles(plan, numbers):  # as scheduled, on a few channels
+            yield _interpreted(
+                spec, plan, folder, torch.float32, ((1, 11), (1, 24)), ("equality",), numbers
+            )
+
+
+def quick_count(plan: Plan, numbers: Schedule) -> int:
+    """How many ways of running `quick_checks` tries."""
+    if torch.cuda.is_available() or not plan.kernels or beyond_triton():
+        return 1
+    return 2 + _scalar_tiles(plan, numbers)
+
+
+def _scalar_tiles(plan: Plan, numbers: Schedule) -> bool:
+    """Whether tiles are of one channel, and so of scalars where others hold columns."""
+    tiles = any(kernel.skeleton == "tile" for kernel in plan.kernels)
+    return tiles and ("BLOCK_D", 1) in (*numbers.forward, *numbers.backward)
+
+
+def statement(plan: Plan) -> str:
+    """What a generated file says of how it was verified, once `quick_checks` have passed."""
+    if torch.cuda.is_available():
+        return f"{_ON_GPU}{torch.cuda.get_device_name()}."
+    if not plan.kernels:
+        return "by plain PyTorch, which is all of it, not yet run on a GPU."
+    if not beyond_triton():
+        return "by Triton's interpreter, not yet run on a GPU."
+    return _PLAIN_ALONE
+
+
+def stronger(one: str, other: str) -> str:
+    """Of two such statements of the same file the one that says more; the first if neither."""
+
+    def strength(text: str) -> int:
+        return 3 if text.startswith(_ON_GPU) else {UNVERIFIED: 0, _PLAIN_ALONE: 1}.get(text, 2)
+
+    return max(one, other, key=strength)
+
+
+# What kernels can get wrong although outputs and gradients of whole tensors are right. All other
+# properties follow from equality, within its bounds.
+_OWN_OF_KERNELS = ("causality", "packed", "strides", "chunks")
+# They are of how kernels read and write, for which a walk over a few blocks of taps is enough.
+_FEW_TAPS = 64
+
+
+def usual_checks(
+    spec: OpSpec, plan: Plan, operator: Operator, folder: Path, lengths: Sequence[int]
+) -> Iterator[VerificationStep]:
+    """What `verify` verifies without a GPU, in half a minute: equality at full width, every
+    property of a twin with few channels, and of its kernels equality with all taps, and with few
+    those properties that are their own.
+    """
+    yield VerificationStep(
+        label="plain PyTorch in float32",
+        spec=spec,
+        runner=OperatorRunner(operator, "eager"),
+        dtype=torch.float32,
+        device="cpu",
+        shapes=EAGER_SHAPES,
+        properties=("equality",),
+    )
+    shapes = tuple((2 if i == 0 else 1, length) for i, length in enumerate(lengths))
+    small, path = _twin_file(spec, plan, folder)
+    # To the last bit that depends on the shapes of products, which few channels change.
+    others = tuple(name for name in PROPERTIES if name != "batch_invariance")
+    for dtype, properties in ((torch.float32, others), (torch.bfloat16, ("equality",))):
+        yield VerificationStep(
+            label=f"plain PyTorch in {_name(dtype)}, {small.channels} channels",
+            spec=small,
+            runner=OperatorRunner(Operator(path), "eager"),
+            dtype=dtype,
+            device="cpu",
+            shapes=shapes,
+            properties=properties,
+        )
+    if plan.kernels and not beyond_triton():
+        yield _interpreted(spec, plan, folder, torch.float32, shapes, ("equality",))
+        own, once = _OWN_OF_KERNELS, ((1, 19),)
+        yield _interpreted(spec, plan, folder, torch.float32, once, own, max_taps=_FEW_TAPS)
+        yield _interpreted(spec, plan, folder, torch.float16, once, ("equality",))
+        if (length := _whole_vectors(plan, cut=True)) > max(lengths):
+            yield _interpreted(spec, plan, folder, torch.float32, ((1, length),), ("equality",))
+
+
+def takes_minutes(spec: OpSpec, plan: Plan, device: str) -> bool:
+    """Whether verifying takes much longer than half a minute: the interpreter multiplies by one
+    block of taps after the other, and plain PyTorch by FFT sums one mode after the other.
+    """
+    if plan.kernels:
+        small = twin(spec)
+        return device == "cpu" and small.channels * (small.filter.length or 1) > _MOST_TAPS
+    return spec.filter.state_size > _MOST_MODES
+
+
+def thorough_checks(
+    spec: OpSpec, plan: Plan, operator: Operator, folder: Path, device: str, lengths: Sequence[int]
+) -> Iterator[VerificationStep]:
+    """What `verify` verifies on a GPU, and where it may take minutes: every property at full width
+    and of kernels, in every dtype that the device can check.
+    """
+    if device == "cuda":
+        shapes = tuple((1 + (i % 2), length) for i, length in enumerate(lengths))
+        for name in ("bfloat16", "float16", "float32"):
+            yield VerificationStep(
+                label=f"kernels on the GPU in {name}",
+                spec=spec,
+                runner=OperatorRunner(operator, "cuda"),
+                dtype=getattr(torch, name),
+                device="cuda",
+                shapes=shapes,
+            )
+        return
+    small = tuple((1 + 2 * (i % 2), length) for i, length in enumerate(lengths))
+    for dtype in (torch.float32, torch.bfloat16):
+        yield VerificationStep(
+            label=f"plain PyTorch in {_name(dtype)}",
+            spec=spec,
+            runner=OperatorRunner(operator, "eager"),
+            dtype=dtype,
+            device="cpu",
+            shapes=small[:4],
+        )
+    if plan.kernels and not beyond_triton():
+        yield _interpreted(spec, plan, folder, torch.float32, small, None)
+        yield _interpreted(spec, plan, folder, torch.float16, small[:2], ("equality",))
+        if (length := _whole_vectors(plan, cut=True)) > max(lengths):
+            shapes = ((1, length),)
+            yield _interpreted(spec, plan, folder, torch.float32, shapes, ("equality",))
+
+
+def _whole_vectors(plan: Plan, *, cut: bool) -> int:
+    """A length of whole vectors. If a state is carried from tile to tile, of several tiles; or of
+    so many that they are cut into spans.
+    """
+    if any(kernel.skeleton == "recurrence" for kernel in plan.kernels):
+        return 1800 if cut else 520
+    return 24
+
+
+def _interpreted(
+    spec: OpSpec,
+    plan: Plan,
+    folder: Path,
+    dtype: torch.dtype,
+    shapes: tuple[tuple[int, int], ...],
+    properties: tuple[str, ...] | None,
+    numbers: Schedule | None = None,
+    max_taps: int | None = None,
+) -> VerificationStep:
+    """The same plan for a twin (`_twin_file`), its kernels under Triton's interpreter."""
+    small, path = _twin_file(spec, plan, folder, numbers, max_taps)
+    return VerificationStep(
+        label=f"kernels under the interpreter in {_name(dtype)}, {small.channels} channels"
+        + (f", {small.filter.length} taps" if small.filter.length != spec.filter.length else "")
+        + (", numbers as scheduled" if numbers else ""),
+        spec=small,
+        runner=InterpreterRunner(path),
+        dtype=dtype,
+        device="cpu",
+        shapes=shapes,
+        properties=properties,
+    )
+
+
+def _twin_file(
+    spec: OpSpec,
+    plan: Plan,
+    folder: Path,
+    numbers: Schedule | None = None,
+    max_taps: int | None = None,
+) -> tuple[OpSpec, Path]:
+    """A twin with few channels, and perhaps taps, and its file: with the numbers given on at most
+    two channels, else with small ones that suit the interpreter.
+    """
+    small = twin(spec, max_channels=2 if numbers else 128, max_taps=max_taps)
+    (same,) = (p for p in plans(small, plan.algorithm) if p.name == plan.name)
+    # The interpreter reads a file again when a kernel of it first runs: other taps, another file.
+    path = folder / f"{spec.op}_twin_{small.filter.length or 0}.py"
+    if numbers is None:
+        numbers = interpreter_schedule(small, same) if plan.kernels else schedule(small, same)
+    write_whole(path, emit(small, same, numbers).text)
+    return small, path
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def example_lengths(
+    spec: OpSpec, examples: int | None, device: str, thorough: bool = False
+) -> tuple[int, ...]:
+    """The lengths at which operators break: 1, 2, around the taps and around blocks, primes, then
+    longer. By default six where that is fast or asked for, else three, or two of many taps.
+    """
+    taps = spec.filter.length or 1
+    first = [37, 1, 2, taps - 1, taps, taps + 1, 15, 16, 17, 31, 33, 67, 101]
+    more = [1000, 8191, 8192, 127, 4099, 16384, 131072] if device == "cuda" else [64, 65, 97, 127]
+    if device == "cpu" and not thorough:
+        first = [37, taps + 1, *first]
+    lengths = [length for length in dict.fromkeys(first + more) if length >= 1]
+    few = 3 if taps <= 256 else 2
+    return tuple(lengths[: examples or (6 if thorough or device == "cuda" else few)])
