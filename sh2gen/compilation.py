@@ -21,7 +21,7 @@ from sh2gen.checks import quick_checks, quick_count
 from sh2gen.choose import Candidate, passed_over
 from sh2gen.cost import Prediction, predictions
 from sh2gen.emit import emit
-from sh2gen.files import read_text, same_program, scratch, stated, statement, write_whole
+from sh2gen.files import intact, read_text, same_program, scratch, stated, statement, write_whole
 from sh2gen.launches import kernel_digests, launched, of_direction, variant_of
 from sh2gen.lower import verdicts
 from sh2gen.lower.verdict import Verdict
@@ -185,7 +185,7 @@ def written(
     source = emit(spec, chosen.plan, chosen.schedule)
     with suppress(OSError):
         before = read_text(path)
-        if same_program(before, source.text):
+        if intact(before) and same_program(before, source.text):
             source = dataclasses.replace(source, text=stated(source.text, statement(before)))
     return Compilation(
         spec=spec,
