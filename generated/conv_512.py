@@ -8,7 +8,7 @@ groups, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: db31b19ba5714e8a93697b9de8099789aaff7ef2be39327525f41a607ab3fa42
+sha256, with zeros here: ed004096cc1747a60d682a98dd15412196b441d4d2d2d028c6587a14e79d36f7
 """
 
 from collections.abc import Iterator, Sequence
@@ -908,7 +908,7 @@ def refuse_batched(dy: Tensor) -> None:
 
 
 def in_turn(op):
-    """A batching rule of an op that gives a list: one after another."""
+    """A batching rule: one after another, of a tensor that the op gives or of each of several."""
 
     def batched(info, dims, *arguments):
         pairs = list(zip(arguments, dims, strict=True))
@@ -916,8 +916,11 @@ def in_turn(op):
             op(*(x if dim is None else x.select(dim, i) for x, dim in pairs))
             for i in range(info.batch_size)
         ]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
         stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
-        return stacked, [0] * len(stacked)
+        several = type(results[0])
+        return several(stacked), several([0] * len(stacked))
 
     return batched
 
@@ -1064,7 +1067,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_c45ae72d"
+    name = unique = "conv_512_e4b14421"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1155,6 +1158,7 @@ def differentiate(ctx, dy):
 
 forward_op.register_autograd(differentiate, setup_context=save)
 backward_op.register_autograd(refuse_second)
+forward_op.register_vmap(in_turn(forward_op))
 backward_op.register_vmap(in_turn(backward_op))
 
 

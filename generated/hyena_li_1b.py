@@ -9,7 +9,7 @@ groups, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 90e46c4e492acd4ab85fbc008824dcff02a23c980d6b755b0585dab0324d60e6
+sha256, with zeros here: 292f8b09bb4c5a898dabfa1dbb151d4cb4b7cd1094e1315d31161cd73d390ab3
 """
 
 from collections.abc import Iterator, Sequence
@@ -1998,7 +1998,7 @@ def refuse_batched(dy: Tensor) -> None:
 
 
 def in_turn(op):
-    """A batching rule of an op that gives a list: one after another."""
+    """A batching rule: one after another, of a tensor that the op gives or of each of several."""
 
     def batched(info, dims, *arguments):
         pairs = list(zip(arguments, dims, strict=True))
@@ -2006,8 +2006,11 @@ def in_turn(op):
             op(*(x if dim is None else x.select(dim, i) for x, dim in pairs))
             for i in range(info.batch_size)
         ]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
         stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
-        return stacked, [0] * len(stacked)
+        several = type(results[0])
+        return several(stacked), several([0] * len(stacked))
 
     return batched
 
@@ -2284,7 +2287,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_1b_40c2f361"
+    name = unique = "hyena_li_1b_8d50ac5e"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2415,6 +2418,7 @@ def differentiate(ctx, dy, *_):
 
 forward_op.register_autograd(differentiate, setup_context=save)
 backward_op.register_autograd(refuse_second)
+forward_op.register_vmap(in_turn(forward_op))
 backward_op.register_vmap(in_turn(backward_op))
 
 

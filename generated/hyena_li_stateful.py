@@ -9,7 +9,7 @@ groups, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: cf275332c92971e670e6aec4d756b8fc6907c6cae3ab77261ef0a9aeb73acd87
+sha256, with zeros here: fb64d96560a0bae22b82bb45a87224923e9709c8c04f1eba8c299c3bbcc50f35
 """
 
 from collections.abc import Iterator, Sequence
@@ -1995,7 +1995,7 @@ def refuse_batched(dy: Tensor) -> None:
 
 
 def in_turn(op):
-    """A batching rule of an op that gives a list: one after another."""
+    """A batching rule: one after another, of a tensor that the op gives or of each of several."""
 
     def batched(info, dims, *arguments):
         pairs = list(zip(arguments, dims, strict=True))
@@ -2003,8 +2003,11 @@ def in_turn(op):
             op(*(x if dim is None else x.select(dim, i) for x, dim in pairs))
             for i in range(info.batch_size)
         ]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
         stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
-        return stacked, [0] * len(stacked)
+        several = type(results[0])
+        return several(stacked), several([0] * len(stacked))
 
     return batched
 
@@ -2347,7 +2350,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_8d14f71f"
+    name = unique = "hyena_li_stateful_cd399a08"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2478,6 +2481,7 @@ def differentiate(ctx, dy, *_):
 
 forward_op.register_autograd(differentiate, setup_context=save)
 backward_op.register_autograd(refuse_second)
+forward_op.register_vmap(in_turn(forward_op))
 backward_op.register_vmap(in_turn(backward_op))
 
 
@@ -2582,6 +2586,7 @@ def differentiate_stateful(ctx, dy, d_leaving, _):
 
 stateful_op.register_autograd(differentiate_stateful, setup_context=save_stateful)
 stateful_backward_op.register_autograd(refuse_second)
+stateful_op.register_vmap(in_turn(stateful_op))
 stateful_backward_op.register_vmap(in_turn(stateful_backward_op))
 
 

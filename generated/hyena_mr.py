@@ -9,7 +9,7 @@ groups, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 7fe530db8d84afc433889a7fb9f9cfbbef17b36b47cabd5f626bb727a2e3a054
+sha256, with zeros here: 5e210382e9e2dff5ca94ccafc67d951ba304ad4fe98821a4858ce2e5564fb659
 """
 
 from collections.abc import Iterator, Sequence
@@ -1960,7 +1960,7 @@ def refuse_batched(dy: Tensor) -> None:
 
 
 def in_turn(op):
-    """A batching rule of an op that gives a list: one after another."""
+    """A batching rule: one after another, of a tensor that the op gives or of each of several."""
 
     def batched(info, dims, *arguments):
         pairs = list(zip(arguments, dims, strict=True))
@@ -1968,8 +1968,11 @@ def in_turn(op):
             op(*(x if dim is None else x.select(dim, i) for x, dim in pairs))
             for i in range(info.batch_size)
         ]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
         stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
-        return stacked, [0] * len(stacked)
+        several = type(results[0])
+        return several(stacked), several([0] * len(stacked))
 
     return batched
 
@@ -2184,7 +2187,7 @@ def decayed(taps: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_4ba1ba36"
+    name = unique = "hyena_mr_074528d4"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2299,6 +2302,7 @@ def differentiate(ctx, dy):
 
 forward_op.register_autograd(differentiate, setup_context=save)
 backward_op.register_autograd(refuse_second)
+forward_op.register_vmap(in_turn(forward_op))
 backward_op.register_vmap(in_turn(backward_op))
 
 

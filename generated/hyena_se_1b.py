@@ -9,7 +9,7 @@ groups, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: eb1ededf86e3f3617dd2c18ee32c14e927da36cbab5b1a613ba7b948c206b98f
+sha256, with zeros here: a3972876e517d0406428587850ac2c8fccbb29ab23ead95ba51b1dd0c8078d89
 """
 
 from collections.abc import Iterator, Sequence
@@ -776,7 +776,7 @@ def refuse_batched(dy: Tensor) -> None:
 
 
 def in_turn(op):
-    """A batching rule of an op that gives a list: one after another."""
+    """A batching rule: one after another, of a tensor that the op gives or of each of several."""
 
     def batched(info, dims, *arguments):
         pairs = list(zip(arguments, dims, strict=True))
@@ -784,8 +784,11 @@ def in_turn(op):
             op(*(x if dim is None else x.select(dim, i) for x, dim in pairs))
             for i in range(info.batch_size)
         ]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
         stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
-        return stacked, [0] * len(stacked)
+        several = type(results[0])
+        return several(stacked), several([0] * len(stacked))
 
     return batched
 
@@ -973,7 +976,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_1b_305eea4e"
+    name = unique = "hyena_se_1b_4ac9aa83"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1082,6 +1085,7 @@ def differentiate(ctx, dy):
 
 forward_op.register_autograd(differentiate, setup_context=save)
 backward_op.register_autograd(refuse_second)
+forward_op.register_vmap(in_turn(forward_op))
 backward_op.register_vmap(in_turn(backward_op))
 
 

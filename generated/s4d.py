@@ -8,7 +8,7 @@ groups, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 4debbcaabd748d2c15d0fbba8fd47abd02dbeb01ecc46924877a875af9106544
+sha256, with zeros here: 342fbf3528bddc27a7e935c5a2fa4a581e54a24ef438a57b0843fef0a58b8bc2
 """
 
 from collections.abc import Iterator, Sequence
@@ -1813,7 +1813,7 @@ def refuse_batched(dy: Tensor) -> None:
 
 
 def in_turn(op):
-    """A batching rule of an op that gives a list: one after another."""
+    """A batching rule: one after another, of a tensor that the op gives or of each of several."""
 
     def batched(info, dims, *arguments):
         pairs = list(zip(arguments, dims, strict=True))
@@ -1821,8 +1821,11 @@ def in_turn(op):
             op(*(x if dim is None else x.select(dim, i) for x, dim in pairs))
             for i in range(info.batch_size)
         ]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
         stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
-        return stacked, [0] * len(stacked)
+        several = type(results[0])
+        return several(stacked), several([0] * len(stacked))
 
     return batched
 
@@ -2066,7 +2069,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_fc3ea0eb"
+    name = unique = "s4d_d89ad12f"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2197,6 +2200,7 @@ def differentiate(ctx, dy, *_):
 
 forward_op.register_autograd(differentiate, setup_context=save)
 backward_op.register_autograd(refuse_second)
+forward_op.register_vmap(in_turn(forward_op))
 backward_op.register_vmap(in_turn(backward_op))
 
 

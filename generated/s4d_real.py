@@ -8,7 +8,7 @@ groups, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: afbce1f30bbbc009d5e41e13842519866875c991be0d91419053dcb233728c04
+sha256, with zeros here: 2cd41bef5cdb0dcbafe39a77ebf01c909adbe25d4f21524e5067e08ebf7511f3
 """
 
 from collections.abc import Iterator, Sequence
@@ -1606,7 +1606,7 @@ def refuse_batched(dy: Tensor) -> None:
 
 
 def in_turn(op):
-    """A batching rule of an op that gives a list: one after another."""
+    """A batching rule: one after another, of a tensor that the op gives or of each of several."""
 
     def batched(info, dims, *arguments):
         pairs = list(zip(arguments, dims, strict=True))
@@ -1614,8 +1614,11 @@ def in_turn(op):
             op(*(x if dim is None else x.select(dim, i) for x, dim in pairs))
             for i in range(info.batch_size)
         ]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
         stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
-        return stacked, [0] * len(stacked)
+        several = type(results[0])
+        return several(stacked), several([0] * len(stacked))
 
     return batched
 
@@ -1826,7 +1829,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_415c1fa6"
+    name = unique = "s4d_real_320fefe1"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1939,6 +1942,7 @@ def differentiate(ctx, dy, *_):
 
 forward_op.register_autograd(differentiate, setup_context=save)
 backward_op.register_autograd(refuse_second)
+forward_op.register_vmap(in_turn(forward_op))
 backward_op.register_vmap(in_turn(backward_op))
 
 

@@ -8,7 +8,7 @@ groups, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 8bb1a248859db6ff6ed75e19ad919045447a26143296b790aaae14fdbbec57b3
+sha256, with zeros here: 96340bd3ce98ad66e9c7dbb4c373b6e42986d96f2bbef0e77b0dce69875d94e6
 """
 
 from collections.abc import Iterator, Sequence
@@ -757,7 +757,7 @@ def refuse_batched(dy: Tensor) -> None:
 
 
 def in_turn(op):
-    """A batching rule of an op that gives a list: one after another."""
+    """A batching rule: one after another, of a tensor that the op gives or of each of several."""
 
     def batched(info, dims, *arguments):
         pairs = list(zip(arguments, dims, strict=True))
@@ -765,8 +765,11 @@ def in_turn(op):
             op(*(x if dim is None else x.select(dim, i) for x, dim in pairs))
             for i in range(info.batch_size)
         ]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
         stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
-        return stacked, [0] * len(stacked)
+        several = type(results[0])
+        return several(stacked), several([0] * len(stacked))
 
     return batched
 
@@ -929,7 +932,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_b2d1fe54"
+    name = unique = "short_conv_d5d9e54c"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1026,6 +1029,7 @@ def differentiate(ctx, dy):
 
 forward_op.register_autograd(differentiate, setup_context=save)
 backward_op.register_autograd(refuse_second)
+forward_op.register_vmap(in_turn(forward_op))
 backward_op.register_vmap(in_turn(backward_op))
 
 

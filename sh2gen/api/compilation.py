@@ -15,7 +15,15 @@ from typing import Any
 
 import torch
 
-from sh2gen.base.files import read_text, same_program, scratch, stated, statement, write_whole
+from sh2gen.base.files import (
+    intact,
+    read_text,
+    same_program,
+    scratch,
+    stated,
+    statement,
+    write_whole,
+)
 from sh2gen.build.build import Building, Built, KernelFailed, check_fits
 from sh2gen.cost.cost import Prediction, predictions
 from sh2gen.emit.emit import emit
@@ -185,7 +193,7 @@ def written(
     source = emit(spec, chosen.plan, chosen.schedule)
     with suppress(OSError):
         before = read_text(path)
-        if same_program(before, source.text):
+        if intact(before) and same_program(before, source.text):
             source = dataclasses.replace(source, text=stated(source.text, statement(before)))
     return Compilation(
         spec=spec,

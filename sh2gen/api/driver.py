@@ -30,6 +30,7 @@ from sh2gen.api.compilation import (
 )
 from sh2gen.base.errors import CheckFailed, Sh2genError
 from sh2gen.base.files import (
+    intact,
     listed,
     made_folder,
     read_generated,
@@ -80,12 +81,11 @@ from sh2gen.verify.checks import (
     EAGER_SHAPES,
     GPU_SHAPES,
     example_lengths,
-    takes_minutes,
     thorough_checks,
     usual_checks,
 )
 from sh2gen.verify.memory import require_memory
-from sh2gen.verify.stages import of_step
+from sh2gen.verify.stages import long_ones, of_step
 from sh2gen.verify.verify import Report
 
 if TYPE_CHECKING:  # it needs Triton, which this module does without
@@ -194,7 +194,12 @@ def compile_operators(
         free=not changes and locked is None,
     )
     total = sum(how.stages(compilation) for compilation in chosen)
-    expected = [max(sum(ways), build) for ways, build in map(how.seconds, chosen)]
+    expected = []
+    for compilation in chosen:
+        ways, build = how.seconds(compilation)
+        expected.append(max(sum(ways), build))
+        for text in long_ones(compilation.spec, sum(ways)):
+            warn(f"{text}; --no-verify (verified=False) leaves it out")
     finished: list[Compilation] = []
     before = 0
     for i, compilation in enumerate(chosen):
@@ -353,8 +358,6 @@ def verify_operator(
             operator = Operator(Path(op))
         if structure.kernels and beyond_triton():
             complain(f"not verified: {without_triton()}")
-        if takes_minutes(spec, structure, device):
-            complain(f"verifying {spec.op} takes minutes: it has so many taps or modes")
         lengths = example_lengths(spec, examples, device, thorough)
         say = progress or (lambda _: None)
         reports = []
@@ -365,6 +368,8 @@ def verify_operator(
         steps = tuple(found)
         seconds = [of_step(step, structure) for step in steps]
         whole = sum(map(sum, seconds))
+        for text in long_ones(spec, whole):
+            complain(text)
         for i, step in enumerate(steps):
 
             def inner(
@@ -722,12 +727,13 @@ def _require_kernels(spec: OpSpec, plan: Plan) -> None:
 
 def stale(compilation: Compilation) -> bool:
     """Whether the file on disk differs from what was just compiled, in more than it says of how
-    it was verified.
+    it was verified, or was changed since.
     """
     try:
-        return not same_program(read_text(compilation.path), compilation.source.text)
+        text = read_text(compilation.path)
     except OSError:
         return True
+    return not intact(text) or not same_program(text, compilation.source.text)
 
 
 def compile(op: OpSpec | str | PathLike[str], **options: Any) -> Operator:

@@ -23,7 +23,8 @@ _SCRATCH = ".sh2gen-scratch-"  # how names of temporary folders begin
 _LONGEST = 255  # bytes of a name, on all common file systems
 _HELP = "choose another place for it"
 UNVERIFIED = "not yet."  # as files say it
-_VERIFIED = re.compile(r"^(Verified: )(.+)$", re.MULTILINE)
+# In a docstring: what could end it, or is no plain text, makes it another program.
+_VERIFIED = re.compile(r"^(Verified: )([ !#-\[\]-~]+)$", re.MULTILINE)
 _SIGNATURE = re.compile(r"^(sha256, with zeros here: )([0-9a-f]{64})$", re.MULTILINE)
 
 
@@ -99,7 +100,8 @@ def intact(text: str) -> bool:
 
 def stated(text: str, how: str) -> str:
     """The text of a generated file with `how` in the line that says how it was verified."""
-    return signed(_VERIFIED.sub(lambda line: line[1] + how, text, count=1))
+    plain = re.sub(r"[^ !#-\[\]-~]", "?", how)
+    return signed(_VERIFIED.sub(lambda line: line[1] + plain, text, count=1))
 
 
 def statement(text: str) -> str:
@@ -234,6 +236,10 @@ def write_all(files: Mapping[Path, bytes]) -> None:
     drafts: dict[Path, Path] = {}
     beside: dict[Path, Path] = {}
     real = {path: Path(os.path.realpath(path)) for path in files}
+    owners = dict(zip(real.values(), real, strict=True))
+    for path in files:
+        if (other := owners[real[path]]) != path:
+            raise Sh2genError("C005", f"{path} and {other} are one file", help=_HELP)
     at = Path()
     with ExitStack() as stack:
         try:

@@ -152,12 +152,16 @@ def _bar() -> Iterator[Note]:
 
     columns = (
         bars.SpinnerColumn(),
-        bars.BarColumn(bar_width=20),
         bars.TextColumn("{task.fields[stages]}", table_column=Column(no_wrap=True, min_width=5)),
         Times(Column(no_wrap=True, min_width=15)),  # others are cut where a line is narrow
-        bars.TextColumn("{task.description}", markup=False),
+        bars.BarColumn(bar_width=20),
+        bars.TextColumn(
+            "{task.description}",
+            markup=False,
+            table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+        ),
     )
-    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with bars.Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as bar:
         task = bar.add_task("", total=None, stages="")
 
         def advance(done: int, total: int, passed: float, whole: float) -> None:

@@ -55,8 +55,6 @@ class VerificationStep:
 
 _ON_GPU = "on "
 _PLAIN_ALONE = "by plain PyTorch alone, not the kernels."
-_MOST_TAPS = 2**15  # of all channels of a twin; the kernels of twice as many take a minute
-_MOST_MODES = 2**16  # plain PyTorch of as many takes most of a minute
 EAGER_SHAPES = ((2, 19),)  # batch, length
 GPU_SHAPES = ((2, 37), (1, 1000))
 
@@ -173,16 +171,6 @@ def usual_checks(
         yield _interpreted(spec, plan, folder, torch.float16, once, ("equality",))
         if (length := _whole_vectors(plan, cut=True)) > max(lengths):
             yield _interpreted(spec, plan, folder, torch.float32, ((1, length),), ("equality",))
-
-
-def takes_minutes(spec: OpSpec, plan: Plan, device: str) -> bool:
-    """Whether verifying takes much longer than half a minute: the interpreter multiplies by one
-    block of taps after the other, and plain PyTorch by FFT sums one mode after the other.
-    """
-    if plan.kernels:
-        small = twin(spec)
-        return device == "cpu" and small.channels * (small.filter.length or 1) > _MOST_TAPS
-    return spec.filter.state_size > _MOST_MODES
 
 
 def thorough_checks(

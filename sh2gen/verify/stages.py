@@ -24,6 +24,7 @@ _OF_EQUALITY = {
 }
 _TILE = {"tile": 32, "stream": 64, "recurrence": 256}  # steps, under the interpreter
 _FORWARD = {"tile": 1.5, "stream": 2.5, "recurrence": 2.5}  # to compile; backward takes twice that
+_LONG = 45.0  # what is told of beforehand
 _BEGIN = 2.0  # what libraries take for their first calls, while compilers start
 
 
@@ -56,6 +57,15 @@ def of_builds(kernels: Iterable[KernelSource], plan: Plan, workers: int) -> floa
     return max(max(found, default=0.0), sum(found) / workers)
 
 
+def long_ones(spec: OpSpec, seconds: float) -> tuple[str, ...]:
+    """What to tell beforehand of a verification that takes so long by prediction: the interpreter
+    computes one block after the other, and plain PyTorch by FFT one mode.
+    """
+    if seconds < _LONG:
+        return ()
+    return (f"verifying {spec.op} takes about {max(1, round(seconds / 60))} min here",)
+
+
 def _skeleton(plan: Plan) -> str:
     return plan.kernels[0].skeleton if plan.kernels else ""
 
@@ -63,10 +73,16 @@ def _skeleton(plan: Plan) -> str:
 def _equality(spec: OpSpec, plan: Plan, runner: str, shape: tuple[int, int]) -> float:
     batch, length = shape
     if runner == "eager":
-        return 0.01 + (8e-6 if plan.states else 4e-6) * batch * length * spec.channels
+        modes = 0 if plan.states else 5e-5 * spec.filter.state_size  # one after the other
+        return 0.01 + modes + (8e-6 if plan.states else 4e-6) * batch * length * spec.channels
     skeleton = _skeleton(plan)
     if runner == "cuda":
         return 0.5
     inputs, taps = len(spec.inputs), spec.filter.length or 1
-    program = {"tile": 0.13 * inputs, "stream": 0.67 * inputs + 0.003 * taps}.get(skeleton, 1.0)
-    return program * batch * (1 + length / _TILE.get(skeleton, 64))
+    steps = _TILE.get(skeleton, 64) * (4 if skeleton == "stream" and taps > 256 else 1)
+    program = {
+        "tile": 0.13 * inputs,
+        "stream": (0.4 + 0.0025 * taps) * inputs,
+        "recurrence": max(1.0, spec.channels / 32),
+    }.get(skeleton, 1.0)
+    return program * batch * (1 + length / steps)

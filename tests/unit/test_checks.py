@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,11 +32,10 @@ from sh2gen.verify.checks import (
     example_lengths,
     quick_checks,
     quick_count,
-    takes_minutes,
     thorough_checks,
     usual_checks,
 )
-from sh2gen.verify.stages import of_quick_checks, of_step
+from sh2gen.verify.stages import long_ones, of_quick_checks, of_step
 from sh2gen.verify.verify import PROPERTIES
 
 OPS = ["hyena_se", "hyena_mr", "hyena_li_stateful", "s4d", "conv_512", "long_conv"]
@@ -125,25 +125,42 @@ def test_what_is_verified_without_a_gpu(op: str, tmp_path: Path) -> None:
         )
     # Those of 3000 take a core of today 15 s.
     assert sum(walks(step, plan.algorithm) for step in usual) < 4000
-    assert not takes_minutes(spec, plan, "cpu")
+    assert not long_ones(spec, sum(map(sum, (of_step(step, plan) for step in usual))))
     assert max(batch for step in usual for batch, _ in step.shapes) > 1
     assert sum(step.stages for step in usual) < sum(step.stages for step in thorough)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_what_takes_minutes_is_told_before(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    modes = "{kind: modal, groups: 1, modes: 100000, parametrisation: log_poles}"
-    taps = "{kind: explicit, length: 512, groups: 16}"
-    spec = parse_spec(f"{{op: many_modes, channels: 1, filter: {modes}}}")
-    assert takes_minutes(spec, plans(spec, "fft")[0], device)
-    spec = parse_spec(f"{{op: many_taps, channels: 4096, filter: {taps}}}")
-    assert takes_minutes(spec, plans(spec, "toeplitz")[0], device) == (device == "cpu")
+LONG = {
+    "many_modes": "channels: 1, filter: {kind: modal, groups: 1, modes: 100000, "
+    "parametrisation: log_poles}",
+    "many_taps": "channels: 4096, filter: {kind: explicit, length: 1024, groups: 256}, "
+    "gates: {pre: true, post: true}, featurizer: {length: 3}",
+    "wide_modes": "channels: 65536, filter: {kind: modal, groups: 16, modes: 4, "
+    "parametrisation: log_poles}, gates: {pre: true, post: true}, featurizer: {length: 3}",
+}
+
+
+@pytest.mark.parametrize("op", LONG)
+def test_what_takes_long_is_told_before(
+    op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them take more than a minute."""
+    spec = parse_spec(f"{{op: {op}, {LONG[op]}}}")
     told: list[str] = []
-    verify_operator(SPEC, device="cpu", examples=1, plan="fft", warn=told.append)
-    assert not told
-    monkeypatch.setattr(checks, "_MOST_MODES", -1)
-    verify_operator(SPEC, device="cpu", examples=1, plan="fft", warn=told.append)
-    assert told == ["verifying one takes minutes: it has so many taps or modes"]
+
+    def stop(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    plan = {"many_taps": "toeplitz", "wide_modes": "modal"}.get(op)
+    monkeypatch.setattr(checks.VerificationStep, "run", stop)
+    with pytest.raises(KeyboardInterrupt):
+        verify_operator(spec, device="cpu", plan=plan, warn=told.append)
+    assert len(told) == 1 and told[0].startswith(f"verifying {op} takes about ")
+    if op == "wide_modes":  # which `compile` verifies for longer too
+        told.clear()
+        with pytest.raises(KeyboardInterrupt):
+            compile_operator(spec, out=tmp_path, built=False, warn=told.append)
+        assert len(told) == 1 and told[0].endswith("--no-verify (verified=False) leaves it out")
 
 
 def test_stages_are_told_as_they_are_done(tmp_path: Path) -> None:

@@ -20,9 +20,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sh2gen
-from sh2gen.api.driver import compile_operator
+from sh2gen.api.driver import compile_operator, stale
 from sh2gen.base.errors import Sh2genError
-from sh2gen.base.files import MARK, intact, scratch, signed, unsigned, write_all, write_whole
+from sh2gen.base.files import (
+    MARK,
+    intact,
+    same_program,
+    scratch,
+    signed,
+    stated,
+    unsigned,
+    write_all,
+    write_whole,
+)
 from sh2gen.base.resources import folder
 from sh2gen.cli.cli import main
 from sh2gen.emit.emit import emit
@@ -38,6 +48,9 @@ SPEC = spec_from_dict(
         "filter": {"kind": "explicit", "length": 3, "groups": 4},
     }
 )
+
+
+UNVERIFIED: dict[str, Any] = {"verified": False, "built": False}
 
 
 @pytest.fixture
@@ -259,6 +272,33 @@ def test_what_sh2gen_did_not_write_is_not_executed(
         assert result.exit_code == 2 and "error[B005]" in result.stderr
         assert words in result.stderr and "Traceback" not in result.stderr
     assert not written.with_name("executed").exists()
+
+
+def test_what_a_file_says_of_its_verification_is_text_and_no_code(written: Path) -> None:
+    """Signed as sh2gen signs, it is not the same program; and `compile` does not copy it."""
+    text, trap = written.read_text(), written.with_name("executed")
+    for what in (f'x."""; open({str(trap)!r}, "w"); """', "on a GPU\\", "on\ta GPU", "on a GPÜ"):
+        words = text.replace("Verified: not yet.", f"Verified: {what}")
+        written.write_text(signed(words))
+        assert words != text and intact(signed(words)) and not same_program(words, text)
+        assert stale(compile_operator(SPEC, out=written.parent, write=False, **UNVERIFIED))
+        result = CliRunner().invoke(main, ["verify", str(written), "--device=cpu"])
+        assert result.exit_code == 1 and "error[V003]" in result.stderr, result.stderr
+        compile_operator(SPEC, out=written.parent, **UNVERIFIED)
+        assert written.read_text() == text
+    assert not trap.exists()
+    assert same_program(stated(text, 'a "GPU"\n'), text)
+    # What was changed and not signed is stale too, whatever was changed.
+    written.write_text(text.replace("Verified: not yet.", "Verified: on another GPU."))
+    assert stale(compile_operator(SPEC, out=written.parent, write=False, **UNVERIFIED))
+
+
+def test_two_names_of_one_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "one").write_text("before")
+    (tmp_path / "two").symlink_to("one")
+    with pytest.raises(Sh2genError, match=r"two are one file|one are one file") as caught:
+        write_all({tmp_path / "one": b"1", tmp_path / "two": b"2"})
+    assert caught.value.code == "C005" and (tmp_path / "one").read_text() == "before"
 
 
 def test_whoever_changed_a_file_may_load_it(written: Path) -> None:
