@@ -3,7 +3,7 @@
     python benchmarks/calibrate.py --sweeps tests/data/sweeps/nvidia-h200
 
 Kernels of tiles are fitted to hyena_se and short_conv, those that stream to hyena_mr, at 8192 and
-131072 steps; other lengths and other operators judge what comes out (tests/unit/
+131072 steps; other lengths and other operators judge what comes out (tests/tuning/
 test_recorded_sweeps.py). What is minimised is, over operators and lengths, the mean error of the
 logarithm of times, a fifth of what Spearman's correlation lacks to 1, and a little of how much
 slower the model's first choice is than the best.

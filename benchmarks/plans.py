@@ -7,7 +7,7 @@ sequences of a length. Each plan runs under the numbers that `compile` would tak
 It is verified, then forward and backward are timed apart, each as a captured graph. A line of the
 file is one plan of one cell; a run that was cut off goes on where it was. Plans come cheapest
 first by prediction; one that is predicted to take more than PATIENCE times the best that was
-measured in its cell is left out, with a line that says so. `tests/unit/test_choice_of_plans.py`
+measured in its cell is left out, with a line that says so. `tests/tuning/test_choice_of_plans.py`
 replays the file.
 """
 

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from sh2gen.emit.emit import emit
-from tests.unit.test_sweeps import loaded
+from tests.tuning.test_sweeps import loaded
 
 ROOT = Path(__file__).parents[2]
 

@@ -161,7 +161,7 @@ def constants_of_file(text: str) -> dict[str, Any]:
 
 def test_emission_is_the_same_in_another_process() -> None:
     script = (
-        "from tests.unit.test_emit import everything, emitted\n"
+        "from tests.emit.test_emit import everything, emitted\n"
         "print([s.digest for _, s in emitted(everything('short', 'thirds'))])"
     )
     runs = [

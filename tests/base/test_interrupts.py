@@ -1,6 +1,6 @@
 """Signals, sent to commands as processes: what they leave behind, and how soon.
 
-`python tests/unit/test_interrupts.py` sends many, at all times.
+`python tests/base/test_interrupts.py` sends many, at all times.
 """
 
 from __future__ import annotations

@@ -294,7 +294,7 @@ def errors_page() -> str:
         "cannot run here, with exit code 2.) All others are `Sh2genError`, exit code 2. Calls of",
         "an operator raise `TypeError` and `ValueError` instead, as PyTorch does.",
         "",
-        "This page is made from `sh2gen/base/errors.py` by `python tests/unit/test_docs.py`.",
+        "This page is made from `sh2gen/base/errors.py` by `python tests/api/test_docs.py`.",
     ]
     for letter, family in FAMILIES.items():
         lines += ["", f"## {letter}: {family}", "", "| code | meaning |", "|---|---|"]
@@ -305,7 +305,7 @@ def errors_page() -> str:
 def test_the_page_of_errors_is_up_to_date() -> None:
     assert {code[0] for code in CODES} == set(FAMILIES)
     assert (ROOT / "docs" / "errors.md").read_text() == errors_page(), (
-        "run: python tests/unit/test_docs.py"
+        "run: python tests/api/test_docs.py"
     )
 
 
@@ -330,7 +330,7 @@ def schedule_page(algorithm: str) -> str:
         f"# Numbers of `{algorithm}`",
         "",
         f"This page is made from [its file](../../schedules/{algorithm}.yaml) by",
-        "`python tests/unit/test_docs.py`.",
+        "`python tests/api/test_docs.py`.",
         "",
     ]
     if not text["knobs"]:
@@ -395,7 +395,7 @@ def points_of(algorithm: str) -> Iterator[tuple[str, ...]]:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_pages_of_schedules_are_up_to_date(algorithm: str) -> None:
     page = ROOT / "docs" / "schedules" / f"{algorithm}.md"
-    assert page.read_text() == schedule_page(algorithm), "run: python tests/unit/test_docs.py"
+    assert page.read_text() == schedule_page(algorithm), "run: python tests/api/test_docs.py"
 
 
 def test_no_page_of_schedules_is_left_over() -> None:
