@@ -1,4 +1,4 @@
-"""The package of generated files that this process has loaded: sh2gen.loaded.<file>_<digest>.
+"""The package of generated files that a process has loaded: sh2gen.build.loaded.<file>_<digest>.
 
 Pickle writes the module of an object's class and imports it when it reads. So that this leads
 somewhere in another process, generated files are modules of this package, and whoever asks for one

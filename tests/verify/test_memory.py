@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from sh2gen.api import compilation, driver
 from sh2gen.base.errors import Sh2genError
+from sh2gen.base.resources import folder
 from sh2gen.cli.cli import main
 from sh2gen.lower import plans
 from sh2gen.spec.language import load_spec, parse_spec
@@ -44,6 +45,14 @@ def test_an_operator_that_cannot_be_verified_here_is_refused_at_once(
     assert result.exit_code == 2 and "error[V003]" in result.stderr
     assert time.monotonic() - begin < 10
     assert CliRunner().invoke(main, [*arguments, "--no-verify"]).exit_code == 0
+
+
+@pytest.mark.parametrize("path", sorted(folder("ops").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_operators_are_verified_on_small_machines(path: Path) -> None:
+    """The estimate is no reason to refuse what works."""
+    spec = load_spec(path)
+    needed = memory.verification_bytes(spec, EAGER_SHAPES, plans(spec)[0].states)
+    assert 10**5 < needed < 8 * 10**9
 
 
 # What the process holds, and the most that it held since it was last asked.
