@@ -242,7 +242,11 @@ COMPLEX = {"kind": "modal", "modes": 8, "groups": 96, "parametrisation": "comple
 def test_parameters_of_another_dtype(
     plan: str, fields: dict[str, Any], dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    """Results and gradients are those of the same numbers in float32, rounded once."""
+    """Results are those of the same numbers in float32, and gradients, but for rounding.
+
+    Another dtype compiles to another kernel, whose multiplications and additions ptxas may fuse
+    otherwise: sums differ in their last bit, and a value that is kept in bfloat16 in one of its.
+    """
     operator = made(tmp_path, spec_from_dict(fields), plan)
     inputs, _ = arguments(operator, 264)
     layer = operator.module(device="cuda")
@@ -256,7 +260,8 @@ def test_parameters_of_another_dtype(
     (y, *gradients), (same, *right) = found
     assert torch.equal(y, same)
     for a, b in zip(gradients, right, strict=True):
-        assert a.dtype == dtype and torch.equal(a, b.to(dtype))
+        one = 2**-8 * b.abs().max()  # a rounding of the largest, in bfloat16
+        assert a.dtype == dtype and (a.double() - b.double()).abs().max() <= one
 
 
 @pytest.mark.parametrize(
