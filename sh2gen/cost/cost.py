@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, assert_never
+from typing import Any
 
 import sympy
 
@@ -25,43 +25,45 @@ from sh2gen.graph.nodes import (
     TapGradient,
     activations,
 )
-from sh2gen.plan.plan import (
-    Accumulate,
-    Blocks,
-    Edge,
-    EndParts,
-    Extend,
-    Fir,
-    KeepState,
-    KernelPlan,
-    Layout,
-    LoadModes,
-    LoadRows,
-    LoadState,
-    LoadTaps,
+from sh2gen.plan.blocks import (
     LoadToeplitz,
-    LoadVector,
-    ModalConv,
-    ModalGradient,
-    Parts,
-    Plan,
     Recall,
     Remember,
-    Rows,
-    Rowwise,
-    StateGradient,
-    States,
-    StoreModes,
-    StorePartial,
-    StoreRows,
     StoreToeplitz,
     Toeplitz,
     ToeplitzGradient,
-    ZeroModes,
-    ZeroState,
-    ZeroTaps,
     ZeroToeplitz,
 )
+from sh2gen.plan.edges import Edge
+from sh2gen.plan.modes import (
+    Blocks,
+    EndParts,
+    KeepState,
+    LoadModes,
+    LoadState,
+    ModalConv,
+    ModalGradient,
+    Parts,
+    StateGradient,
+    States,
+    StoreModes,
+    ZeroModes,
+    ZeroState,
+)
+from sh2gen.plan.plan import KernelPlan, Plan
+from sh2gen.plan.statements import (
+    Accumulate,
+    Extend,
+    Fir,
+    LoadRows,
+    LoadTaps,
+    LoadVector,
+    Rowwise,
+    StorePartial,
+    StoreRows,
+    ZeroTaps,
+)
+from sh2gen.plan.values import Layout, Rows
 from sh2gen.schedule.schedule import DIRECTIONS, Schedule, operand_bytes, tap_terms
 from sh2gen.spec.language import DType, OpSpec, Precision, Workload
 from sh2gen.targets.target import Target
@@ -394,7 +396,7 @@ def work(kernel: KernelPlan, layout: Layout, spec: OpSpec) -> Work:
             case StorePartial() | StoreToeplitz():
                 pass
             case _:
-                assert_never(statement)
+                raise AssertionError(f"{statement}: no cost is known of it")
     return Work(
         bytes=traffic,
         flops=sympy.expand(flops / ROWS),

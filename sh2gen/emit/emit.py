@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from typing import Any, assert_never
+from typing import Any
 
 import jinja2
 
@@ -35,51 +35,21 @@ from sh2gen.emit.eager import (
     targets,
 )
 from sh2gen.emit.fit import fitted
-from sh2gen.emit.kernels import cuts, kernel_numbers, kernel_sources, programs, sums_groups
-from sh2gen.emit.recurrence import in_parts, together
-from sh2gen.emit.sm90 import helper_names, phased_kernel, rows_of
-from sh2gen.graph.nodes import Modes, ParameterView
-from sh2gen.plan.plan import (
-    Accumulate,
-    Blocks,
-    EagerConv,
-    Edge,
-    EndParts,
-    Extend,
-    Fir,
-    KeepState,
-    KernelPlan,
-    Layout,
-    LoadModes,
-    LoadRows,
-    LoadState,
-    LoadTaps,
-    LoadToeplitz,
-    LoadVector,
-    ModalConv,
-    ModalGradient,
+from sh2gen.emit.kernels import cuts, kernel_numbers, kernel_sources, programs
+from sh2gen.emit.sm90 import helper_names, phased_kernel
+from sh2gen.emit.statements import carried, together
+from sh2gen.emit.statements import helpers as helpers_of
+from sh2gen.emit.statements import lines as statement_lines
+from sh2gen.graph.nodes import Modes
+from sh2gen.plan.modes import (
     Parts,
-    Plan,
-    Recall,
-    Remember,
-    Rows,
-    Rowwise,
-    StateGradient,
-    Statement,
-    States,
-    StoreModes,
-    StorePartial,
-    StoreRows,
-    StoreToeplitz,
-    TileProgram,
-    Toeplitz,
-    ToeplitzGradient,
-    ZeroModes,
-    ZeroState,
-    ZeroTaps,
-    ZeroToeplitz,
 )
+from sh2gen.plan.plan import EagerConv, KernelPlan, Plan
 from sh2gen.plan.source import Source
+from sh2gen.plan.statements import (
+    Statement,
+)
+from sh2gen.plan.values import Layout, Rows, Scope, row_of
 from sh2gen.schedule.schedule import DIRECTIONS, Schedule, tap_terms
 from sh2gen.schedule.schedule import schedule as default_schedule
 from sh2gen.spec.language import (
@@ -536,312 +506,39 @@ def _closure(parts: tuple[str, ...], wanted: set[str]) -> list[str]:
 # ----------------------------------------------------------------------------------------- kernels
 
 
-def _row(spec: OpSpec, view: ParameterView) -> str:
-    """The row of a parameter tensor that belongs to channel `row`."""
-    if view.width > 1:
-        return f"row // {view.width}"
-    if view.roles == 1:
-        return "row"
-    if view.interleaved:
-        return f"row * {view.roles} + {view.role}" if view.role else f"row * {view.roles}"
-    match view.role:
-        case 0:
-            return "row"
-        case 1:
-            return "CHANNELS + row"
-        case role:
-            return f"{role} * CHANNELS + row"
-
-
-def _lines(
-    spec: OpSpec,
-    statements: Iterable[Statement],
-    strides: dict[str, str],
-    held: dict[str, Rows],
-    lanes: str,
-    hint: str = "",
-) -> list[str]:
-    """Each statement as a line of kernel text; one that carries something may take two.
-
-    Args:
-        strides: of every activation, from row to row and from step to step.
-        held: the rows of every value so far, which statements add to.
-        lanes: the constexpr that says how many lanes a row has beside N.
-        hint: what loads of activations take beside it, if they take any.
-    """
-
-    def line(statement: Statement) -> str:
-        match statement:
-            case LoadTaps(out=out, view=view):
-                last = view.order is TapOrder.LAG_LAST
-                return (
-                    f"{out} = load_taps({view.tensor}_ptr, {_row(spec, view)}, inside, "
-                    f"{view.length}, {last})"
-                )
-            case LoadVector(out=out, view=view):
-                return f"{out} = load_vector({view.tensor}_ptr, {_row(spec, view)}, inside)"
-            case LoadToeplitz(out=out, view=view):
-                last = view.order is TapOrder.LAG_LAST
-                return (
-                    f"{out} = load_toeplitz({view.tensor}_ptr, group, {view.length}, {last}, "
-                    f"BLOCK_T, OPERAND, PRECISION, TERMS={tap_terms(spec)})"
-                )
-            case LoadModes(out=out, views=views):
-                tensors = ", ".join(f"{view.tensor}_ptr" for view in views)
-                return (
-                    f"{out} = load_modes({tensors}, {_row(spec, views[0])}, {views[0].length}, "
-                    f"MODES, M, BLOCK_T, OPERAND, PRECISION, TERMS={tap_terms(spec)})"
-                )
-            case ZeroModes(out=out):
-                return f"{out} = zero_modes(MODES, M, BLOCK_T, STATEFUL)"
-            case Blocks(out=out, x=x):
-                piece = f"piece_of({rows_of(x, held)}, H, N, OPERAND)"
-                return f"{out} = block_of(({piece},), M, N, PRECISION)"
-            case LoadState(out=out):
-                count = spec.filter.state_size
-                return f"{out} = load_state(states_ptr, number, {count}, CHANNELS, MODES, M)"
-            case KeepState(state=state):
-                return (
-                    f"keep_state(states_ptr, number, {state}, {spec.filter.state_size}, CHANNELS, "
-                    f"MODES, M, KEEP)"
-                )
-            case ZeroState(out=out):
-                return f"{out} = zero_state(MODES, M)"
-            case States(out=out, blocks=blocks, modes=modes, state=state):
-                return (
-                    f"{out}, {state} = {statement.helper}({blocks}, {modes}, {state}, "
-                    f"MODES, M, OPERAND, PRECISION)"
-                )
-            case ModalConv(out=out, blocks=blocks, states=states, modes=modes):
-                return f"{out} = {statement.helper}({blocks}, {states}, {modes}, PRECISION)"
-            case StateGradient(out=out, grad_states=after, states=before):
-                return f"{out} = state_gradient({out}, {after}, {before})"
-            case ModalGradient(out=out, grad=grad, grad_states=after, blocks=x, states=before):
-                return f"{out} = modal_gradient({out}, {grad}, {after}, {x}, {before}, PRECISION)"
-            case StoreModes(total=total, views=views, first=first, length=length):
-                tensors = ", ".join(f"{view.tensor}_ptr" for view in views)
-                poles = f"load_poles({tensors}, {_row(spec, views[0])}, {length}, MODES)"
-                return (
-                    f"store_modes(partials_ptr, {first}, {total}, {poles}, row, inside, {length}, "
-                    f"CHANNELS, MODES, M, BLOCK_T)"
-                )
-            case ZeroTaps(out=out, length=length):
-                return f"{out} = zero_taps({length}, {'M // 2' if lanes == 'H' else lanes}, N)"
-            case ZeroToeplitz(out=out, length=length):
-                return f"{out} = zero_toeplitz({length}, BLOCK_T)"
-            case LoadRows(out=out, tensor=tensor, rows=rows, carried=carried, ahead=ahead):
-                held[out] = rows
-                if statement.lagged:
-                    return (
-                        f"{out} = load_lagged({tensor}_ptr, {strides[tensor]}, tile, {-rows.lo}, "
-                        f"EVEN, ROWS, {lanes}, N)\n"
-                        f"{out} = with_history({out}, {tensor}_history, tile, "
-                        f"{-rows.lo} * STATEFUL, {lanes}, N)"
-                    )
-                stop = f"ROWS + {rows.hi}" if rows.hi else "ROWS"
-                text = (
-                    f"{out} = load_rows({tensor}_ptr, {strides[tensor]}, "
-                    f"{'ahead' if ahead else 'tile'}, {0 if carried else rows.lo}, {stop}, "
-                    f"EVEN, ROWS, {lanes}, N{hint})"
-                )
-                if carried:
-                    kept = f"{out}, {out}_before"
-                    text += f"\n{kept} = prepend({kept}, {-rows.lo}, {lanes}, N)"
-                return text
-            case Extend(out=out, x=x, count=count, rows=rows):
-                held[out] = rows
-                own, after = rows_of(x, held), f"{x.name}_after"
-                return f"{out}, {after} = extend({own}, {after}, {count}, {lanes}, N)"
-            case Remember(out=out, x=x, ahead=ahead):
-                helper = "look_ahead" if ahead else "remember"
-                return (
-                    f"{out}, {out}_kept = {helper}({out}_kept, {rows_of(x, held)}, going, "
-                    f"{lanes}, N, OPERAND, PRECISION)"
-                )
-            case Recall(out=out, blocks=blocks, rows=rows):
-                held[out] = rows
-                return f"{out} = recall({blocks}, part, PARTS, M, N)"
-            case Edge():
-                return _edge(spec, statement, held)
-            case Parts() | EndParts():
-                raise AssertionError(f"{statement}: printed with what they enclose")
-            case Toeplitz(out=out, blocks=blocks, taps=taps, rows=rows):
-                held[out] = rows
-                return (
-                    f"{out} = {statement.helper}({blocks}, {taps}, HISTORY + 1, {lanes}, N, "
-                    f"PRECISION)"
-                )
-            case ToeplitzGradient(out=out, grad=grad, blocks=blocks):
-                return (
-                    f"{out} = toeplitz_gradient({out}, {grad}, {blocks}, HISTORY + 1, {lanes}, "
-                    f"BLOCK_T, PRECISION)"
-                )
-            case Fir(out=out, x=x, taps=taps, length=length, rows=rows):
-                held[out] = rows
-                return f"{out} = {statement.helper}({rows_of(x, held)}, {taps}, LENGTH={length})"
-            case Rowwise(out=out, function=function, operands=operands, vector=vector, rows=rows):
-                held[out] = rows
-                arguments = [*(rows_of(x, held) for x in operands), *([vector] if vector else [])]
-                return f"{out} = {function}({', '.join(arguments)})"
-            case Accumulate(out=out, function=function, operands=operands, length=length):
-                arguments = [out, *(rows_of(x, held) for x in operands)]
-                arguments += [f"LENGTH={length}"] * (len(operands) > 1)  # all but channel_sum
-                return f"{out} = {function}({', '.join(arguments)})"
-            case StoreRows(tensor=tensor, x=x):
-                return (
-                    f"store_rows({tensor}_ptr, {strides[tensor]}, tile, "
-                    f"{rows_of(x, held)}, EVEN, {lanes}, N)"
-                )
-            case StorePartial(total=total, first=first):
-                return f"store_partial(partials_ptr, {first}, {total}, row, inside, CHANNELS)"
-            case StoreToeplitz(total=total, length=length):
-                return f"store_toeplitz(group_partials_ptr, {total}, PROGRAMS, {length}, BLOCK_T)"
-        assert_never(statement)
-
-    return in_parts(list(statements), line, held)
-
-
-def _carried(
-    program: TileProgram, strides: dict[str, str], lanes: str, inputs: list[str], size: int
-) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """What a stream carries from tile to tile: lines that zero it, and lines that load it, by the
-    time at which a tile begins.
-    """
-    zeros: list[str] = []
-    loads: dict[str, list[str]] = {}
-    early = {s.out for s in program.warmup if isinstance(s, LoadRows)}
-    stored = {s.out for s in program.body if isinstance(s, LoadState | ZeroState)}
-    for statement in program.body:
-        match statement:
-            case Remember(out=out):
-                zeros.append(f"{out}_kept = zero_blocks(HISTORY, {lanes}, BLOCK_T, OPERAND)")
-            case States(state=state, modes=modes) if state not in stored:
-                constants = f"{size}, CHANNELS, MODES, M"
-                if program.time == +1:
-                    entered = f"enter_state(ends, span, {modes}, {constants}, STATEFUL, SPLIT)"
-                else:
-                    arguments = f"ends, span, {modes}, end, {constants}, BLOCK_T"
-                    entered = f"enter_adjoint({arguments}, STATEFUL, SPLIT)"
-                zeros.append(f"{state} = {entered}")
-            case Extend(x=x, count=count):
-                zeros.append(f"{x.name}_after = zero_rows({count}, {lanes}, N)")
-            case LoadRows(tensor=tensor, rows=rows, history=True):
-                zeros.append(
-                    f"{tensor}_history = load_history(history_ptr, row, {inputs.index(tensor)}, "
-                    f"{-rows.lo}, CHANNELS, STATEFUL)"
-                )
-            case LoadRows(out=out, tensor=tensor, rows=rows, carried=True):
-                loads.setdefault("-LEAD" if out in early else "0", []).append(
-                    f"{out}_before = context_rows({tensor}_ptr, {strides[tensor]}, "
-                    f"tile, {-rows.lo}, EVEN, ROWS, {lanes}, N)"
-                )
-            case _:
-                pass
-    return list(dict.fromkeys(zeros)), list(loads.items())
-
-
-def _edge(spec: OpSpec, edge: Edge, held: dict[str, Rows]) -> str:
-    """What happens at the ends of a sequence, in kernel text."""
-    values = ", ".join([*edge.values, *([rows_of(edge.x, held)] if edge.x else [])])
-    outs = f"{', '.join(edge.outs)} = " if edge.outs else ""
-    match edge.helper:
-        case "history_gradient":
-            return (
-                f"history_gradient(d_history_ptr, row, {values}, program, {edge.role}, CHANNELS, "
-                f"H, N, STATEFUL)"
-            )
-        case "first_rows":
-            return f"first_rows(edges_ptr, row, {values}, {edge.role}, CHANNELS, H, N, SPLIT)"
-        case "leave_rows":
-            here = "(back == 0) & (part == PARTS - 1)"
-            constants = f"{edge.role}, {edge.length}, CHANNELS, H, N, SPLIT"
-            return f"leave_rows(edges_ptr, row, {values}, {here}, {constants})"
-        case "enter_gradient":
-            constants = f"{spec.filter.state_size}, MODES, M, STATEFUL"
-            return f"enter_gradient({values}, ends, span, {constants})"
-        case helper:
-            constants = f"{spec.filter.state_size}, MODES, M, N, STATEFUL"
-            return f"{outs}{helper}({values}, tile, ends, {constants})"
-
-
-_MODAL_HELPERS: dict[type[Statement], str] = {
-    LoadModes: "load_modes",
-    ZeroModes: "zero_modes",
-    LoadState: "load_state",
-    KeepState: "keep_state",
-    StateGradient: "state_gradient",
-    ModalGradient: "modal_gradient",
-    StoreModes: "store_modes",
-}
-
-
-def _helper_names(kernel: KernelPlan) -> set[str]:
-    """The helpers that a kernel's skeleton and statements call."""
-    names = {"locate", "advance"}
-    for statement in kernel.program:
-        match statement:
-            case LoadToeplitz():
-                names.add("load_toeplitz")
-            case ZeroToeplitz():
-                names.add("zero_toeplitz")
-            case StoreToeplitz():
-                names.add("store_toeplitz")
-            case ToeplitzGradient():
-                names.add("toeplitz_gradient")
-            case Recall():
-                names.add("recall")
-            case Parts() | EndParts():
-                pass
-            case Toeplitz():
-                names.add(statement.helper)
-            case Remember(ahead=ahead):
-                names |= {"look_ahead" if ahead else "remember", "zero_blocks"}
-            case Extend():
-                names |= {"extend", "zero_rows"}
-            case ZeroState():
-                names.add("zero_state")
-            case LoadModes() | ZeroModes() | LoadState() | KeepState() | StoreModes():
-                names |= {_MODAL_HELPERS[type(statement)], "load_poles"}
-            case Blocks():
-                names |= {"piece_of", "block_of"}
-            case StateGradient() | ModalGradient():
-                names.add(_MODAL_HELPERS[type(statement)])
-            case States(direction=direction):
-                names.add(statement.helper)
-                if direction == kernel.program.time:
-                    names |= {"enter_state" if direction == +1 else "enter_adjoint", "zero_state"}
-            case Edge(helper=helper):
-                names.add(helper)
-            case ModalConv():
-                names.add(statement.helper)
-            case LoadTaps():
-                names.add("load_taps")
-            case LoadVector():
-                names.add("load_vector")
-            case ZeroTaps():
-                names.add("zero_taps")
-            case LoadRows(carried=carried, history=history, lagged=lagged):
-                names |= {"load_rows", "prepend", "context_rows"} if carried else {"load_rows"}
-                names |= {"load_lagged"} if lagged else set()
-                names |= {"load_history", "with_history"} if history else set()
-            case Fir():
-                names.add(statement.helper)
-            case Rowwise(function=function) | Accumulate(function=function):
-                names.add(function)
-            case StoreRows():
-                names.add("store_rows")
-            case StorePartial():
-                names.add("store_partial")
-            case _:
-                assert_never(statement)
-    return names
-
-
 def _units(spec: OpSpec, kernel: KernelPlan) -> dict[str, str]:
     """The constexpr that names each activation's stride along its contiguous axis."""
     units = dict.fromkeys((*kernel.program.loads, *kernel.program.stores), "1")
     units |= {name: "UNIT" for name in spec.inputs if name in units}
     return units | {f"d_{name}": "D_UNIT" for name in spec.inputs if f"d_{name}" in units}
+
+
+# The constexpr that says how many lanes a row has beside N, and for accumulators.
+_LANES = {
+    "tile": ("BLOCK_D", "BLOCK_D"),
+    "stream": ("M", "M"),
+    "recurrence": ("H", "M // 2"),
+}
+
+
+def _scope(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> Scope:
+    """How a kernel's skeleton names what statements call helpers with."""
+    lanes, accumulators = _LANES[kernel.skeleton]
+    # Streams load channels-last tiles as channels-first ones, with the strides exchanged.
+    exchanged = kernel.skeleton == "stream" and plan.layout is Layout.BLD
+    return Scope(
+        strides={
+            name: f"{unit}, {name}_row" if exchanged else f"{name}_row, {unit}"
+            for name, unit in _units(spec, kernel).items()
+        },
+        lanes=lanes,
+        accumulators=accumulators,
+        hints=("EVICT_LAST",) * kernel.hinted,
+        terms=tap_terms(spec),
+        state_size=spec.filter.state_size,
+        inputs=spec.inputs,
+        time=kernel.program.time,
+    )
 
 
 def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
@@ -850,17 +547,11 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
     units = _units(spec, kernel)
     shapes = {p.name: str(p.shape) for p in spec.parameters}
     shapes.setdefault("log_poles", shapes.get("residues", ""))
-    lanes = {"tile": "BLOCK_D", "stream": "M", "recurrence": "H"}[kernel.skeleton]
-    # Streams load channels-last tiles as channels-first ones, with the strides exchanged.
-    exchanged = kernel.skeleton == "stream" and plan.layout is Layout.BLD
-    strides = {
-        name: f"{unit}, {name}_row" if exchanged else f"{name}_row, {unit}"
-        for name, unit in units.items()
-    }
-    zeros, carried = _carried(program, strides, lanes, list(spec.inputs), spec.filter.state_size)
+    scope = _scope(spec, plan, kernel)
+    zeros, loads = carried(program, scope)
 
     def lines(statements: Iterable[Statement]) -> list[str]:
-        return _lines(spec, statements, strides, {}, lanes, ", EVICT_LAST" * kernel.hinted)
+        return statement_lines(tuple(statements), dataclasses.replace(scope, held={}))
 
     doc = "Gradients of every input, and partial sums of those of parameters."
     if kernel is plan.forward:
@@ -876,7 +567,7 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
         "pointers": list(units.items()),
         "parameters": [(name, shapes[name]) for name in program.parameters],
         "prologue": [*lines(program.prologue), *zeros],
-        "carried": carried,
+        "carried": loads,
         "warmup": lines(program.warmup),
         "body": lines(program.body),
         "resets": lines(program.totals),
@@ -895,7 +586,7 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
         "exact": spec.precision is Precision.EXACT,
         "width": spec.group_width,
         "partial_rows": program.partial_rows,
-        "partial_groups": sums_groups(program),
+        "partial_groups": program.partial_groups,
         "hinted": kernel.hinted,
     }
 
@@ -904,7 +595,7 @@ def _poles(spec: OpSpec, plan: Plan) -> str:
     """Pointers to what a channel's modes decay by, and turn by if they are pairs."""
     modes = [node for node in plan.graph.parameters if isinstance(node, Modes)]
     views = [view for node in modes for view in node.views[: len(node.views) // 2]]
-    return ", ".join(f"{v.tensor}_ptr + ({_row(spec, v)}) * {v.length}" for v in views)
+    return ", ".join(f"{v.tensor}_ptr + ({row_of(v)}) * {v.length}" for v in views)
 
 
 def _twin(plan: Plan, schedule: Schedule) -> KernelPlan | None:
@@ -915,8 +606,10 @@ def _twin(plan: Plan, schedule: Schedule) -> KernelPlan | None:
 def _phased_kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, Any]:
     """What the skeleton of a twin for sm_90 asks for."""
 
+    scope = _scope(spec, plan, kernel)
+
     def printed(statement: Statement, held: dict[str, Rows]) -> list[str]:
-        return _lines(spec, [statement], {}, held, "")
+        return [str(c) for c in statement.calls(dataclasses.replace(scope, held=held))]
 
     return _kernel(spec, plan, kernel) | {
         "skeleton": "stream_sm90.py.j2",
@@ -928,7 +621,8 @@ def _phased_kernel(spec: OpSpec, plan: Plan, kernel: KernelPlan) -> dict[str, An
 def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, Any]:
     assert plan.forward is not None and plan.backward is not None
     forward, backward = plan.forward.program, plan.backward.program
-    wanted = set().union(*(_helper_names(kernel) for kernel in plan.kernels))
+    wanted = {"locate", "advance"}
+    wanted |= set().union(*(helpers_of(k.program, _scope(spec, plan, k)) for k in plan.kernels))
     joins = bool(plan.sums and featurizer_lag(spec))
     wanted |= {"join_spans"} if joins else set()
     helpers = _closure(plan.forward.parts, wanted)
@@ -957,7 +651,7 @@ def _launch_context(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, A
         "walks": plan.forward.skeleton != "tile",
         "tiles": 'schedule["TILES"]' if plan.forward.skeleton == "tile" else "tiles",
         "partial_rows": backward.partial_rows,
-        "partial_groups": sums_groups(backward),
+        "partial_groups": backward.partial_groups,
         "reduce_options": _literal({"num_warps": emit_reduce.WARPS, "enable_fp_fusion": True}, 4),
     }
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from sh2gen.emit import reduce as emit_reduce
 from sh2gen.emit.eager import featurizer_lag, op_parameters
-from sh2gen.plan.plan import KernelPlan, Plan, TileProgram, ZeroToeplitz
+from sh2gen.plan.plan import KernelPlan, Plan
 from sh2gen.plan.source import KernelSource, Role
 from sh2gen.schedule.schedule import DIRECTIONS, Schedule
 from sh2gen.spec.language import DType, OpSpec, Projection, TapOrder
@@ -51,7 +51,7 @@ def kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kernel
             kept += ["states_ptr", *history, *edges]
             kept += [] if sums_only else [*both, "sums_ptr"]
         kept += ["partials_ptr"] if program.partial_rows else []
-        kept += ["group_partials_ptr"] if sums_groups(program) else []
+        kept += ["group_partials_ptr"] if program.partial_groups else []
         pointers = tuple(f"{name}_ptr" for name in activations)
         signature += [(name, io if name == "history_ptr" else "*fp32") for name in kept]
         scalars = ["first", "last", "end", "time_programs"]
@@ -131,8 +131,3 @@ def _join_source(spec: OpSpec) -> KernelSource:
         num_warps=emit_reduce.WARPS,
         num_stages=3,
     )
-
-
-def sums_groups(program: TileProgram) -> bool:
-    """Whether a kernel writes partial sums of groups, beside those of channels."""
-    return any(isinstance(total, ZeroToeplitz) for total in program.totals)

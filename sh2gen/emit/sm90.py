@@ -13,26 +13,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sh2gen.plan.plan import (
-    Extend,
-    KernelPlan,
-    LoadRows,
+from sh2gen.plan.blocks import (
     LoadToeplitz,
-    Operand,
-    Phases,
-    Product,
     Recall,
     Remember,
-    Rows,
-    Statement,
-    StorePartial,
-    StoreRows,
     StoreToeplitz,
     Toeplitz,
     ToeplitzGradient,
-    ZeroTaps,
     ZeroToeplitz,
 )
+from sh2gen.plan.plan import KernelPlan
+from sh2gen.plan.program import Phases
+from sh2gen.plan.statements import (
+    Extend,
+    LoadRows,
+    Statement,
+    StorePartial,
+    StoreRows,
+    ZeroTaps,
+)
+from sh2gen.plan.values import Rows, Scope
 from sh2gen.spec.language import TapOrder
 
 # Where blocks are asked for, in the order of a tile: a slot that only the phase `adjoint` reads
@@ -74,16 +74,6 @@ class _Slot:
         if self.phases == ["adjoint"]:
             return _OWN
         return {"ahead": _AHEAD, "adjoint": _LATE}.get(self.phases[-1], _TILE)
-
-
-def rows_of(operand: Operand, held: dict[str, Rows]) -> str:
-    """The rows of an operand, of a tuple that may hold more."""
-    have, want = held[operand.name], operand.rows
-    if have == want:
-        return operand.name
-    start, stop = want.lo - have.lo, want.hi - have.lo
-    span = f"{start} : ROWS + {stop}" if stop else f"{start}:ROWS"
-    return f"{operand.name}[{span}]"
 
 
 def phased_kernel(kernel: KernelPlan, printed: Printer) -> dict[str, Any]:
@@ -142,7 +132,7 @@ def phased_kernel(kernel: KernelPlan, printed: Printer) -> dict[str, Any]:
         "adjoint": adjoint.out,
         "sums": [s.out for s in sums],
         "epilogue": [
-            f"store_sums(sums, {s.first}, {s.total}, row, inside, CHANNELS)"
+            f"store_sums(sums, {s.first}, {' + '.join(s.totals)}, row, inside, CHANNELS)"
             if isinstance(s, StorePartial)
             else f"store_diagonals(taps, {s.total}, PROGRAMS, {s.length}, COUNT)"
             for s in kernel.program.epilogue
@@ -196,7 +186,7 @@ def _wait(slots: list[_Slot], phase: str) -> int | None:
 def _phase(
     statements: tuple[Statement, ...],
     slots: dict[tuple[str, bool], _Slot],
-    products: tuple[Product, ...],
+    products: tuple[Statement, ...],
     earlier: str,
     printed: Printer,
 ) -> dict[str, list[str]]:
@@ -220,14 +210,15 @@ def _phase(
                 lines.append(f"{out} = quarter_rows({out}_quarters[2 * part + half])")
             case Extend(out=out, x=x, count=count, rows=rows):
                 held[out] = rows
-                carried, own = f"{x.name}_after", rows_of(x, held)
+                carried, own = f"{x.name}_after", Scope(held=held).take(x)
                 lines.append(f"{out}, {carried} = extend_rows({own}, {carried}, COUNT={count})")
             case StoreRows(tensor=tensor, x=x):
-                own = rows_of(x, held)
+                own = Scope(held=held).take(x)
                 lines.append(f"store_quarter({tensor}_ptr, outputs, position, {own}, stop)")
             case Remember(out=out, x=x):
                 before.append("quarters = ()")
-                lines.append(f"quarters = quarters + (rows_quarter({rows_of(x, held)}),)")
+                own = Scope(held=held).take(x)
+                lines.append(f"quarters = quarters + (rows_quarter({own}),)")
                 after.append(f"remember_block({out}, newest, quarters)")
             case _:
                 lines += printed(s, held)

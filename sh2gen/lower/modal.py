@@ -25,40 +25,46 @@ from sh2gen.graph.nodes import Conv, Graph, ModeGradient, Modes, Parameter, oper
 from sh2gen.lower.rows import partial_sums
 from sh2gen.lower.streams import Stream
 from sh2gen.lower.verdict import Verdict, later_fields
-from sh2gen.plan.phases import phases
-from sh2gen.plan.plan import (
-    BLOCK,
-    Blocks,
-    EagerConv,
+from sh2gen.plan.blocks import Recall
+from sh2gen.plan.edges import (
     Edge,
+    EnterGradient,
+    FirstRows,
+    HistoryGradient,
+    LeaveAdjoint,
+    LeaveGradient,
+    LeaveRows,
+    LeaveState,
+)
+from sh2gen.plan.modes import (
+    Blocks,
     EndParts,
-    Extend,
-    Fir,
     KeepState,
-    KernelPlan,
-    Layout,
     LoadModes,
-    LoadRows,
     LoadState,
-    LoadTaps,
-    LoadVector,
     ModalConv,
     ModalGradient,
-    Operand,
     Parts,
-    Plan,
-    Recall,
-    Reduction,
-    Rowwise,
     StateGradient,
-    Statement,
     States,
     StoreModes,
-    StoreRows,
-    TileProgram,
     ZeroModes,
     ZeroState,
 )
+from sh2gen.plan.phases import phases
+from sh2gen.plan.plan import EagerConv, KernelPlan, Plan, Reduction
+from sh2gen.plan.program import TileProgram
+from sh2gen.plan.statements import (
+    Extend,
+    Fir,
+    LoadRows,
+    LoadTaps,
+    LoadVector,
+    Rowwise,
+    Statement,
+    StoreRows,
+)
+from sh2gen.plan.values import BLOCK, Layout, Operand
 from sh2gen.spec.language import Activation, Activations, FilterKind, OpSpec
 
 MAX_STATE = 64  # numbers, of which tables and accumulators live in shared memory and registers
@@ -143,8 +149,8 @@ class _Stream(Stream):
         )
 
 
-def _states(x: str, modes: str, direction: int) -> list[Statement]:
-    """The block of x and the states around it."""
+def _states(x: str, modes: str, direction: int, *, entered: bool = False) -> list[Statement]:
+    """The block of x and the states around it, of which the first may be that of a sequence."""
     return [
         Blocks(out=f"{x}_block", x=Operand(x, BLOCK)),
         States(
@@ -153,6 +159,7 @@ def _states(x: str, modes: str, direction: int) -> list[Statement]:
             modes=modes,
             state=f"{x}_state",
             direction=direction,
+            entered=entered,
         ),
     ]
 
@@ -166,8 +173,8 @@ def _forward(graph: Graph) -> TileProgram:
         body += stream.statements(node)
         if node.out == conv.x:
             state = f"{conv.x}_state"
-            leave = Edge(helper="leave_state", values=(state,), x=Operand(conv.x, BLOCK))
-            body += [KeepState(state=state), leave, *_states(conv.x, conv.taps, +1)]
+            leave = LeaveState(state=state, x=Operand(conv.x, BLOCK))
+            body += [KeepState(state=state), leave, *_states(conv.x, conv.taps, +1, entered=True)]
     body.append(StoreRows(tensor="y", x=Operand(graph.outputs[0], BLOCK)))
     body = [s for statement in body for s in _recalled(statement)]
     return TileProgram(prologue=tuple(stream.prologue), body=_with_history(body))
@@ -266,25 +273,22 @@ def _with_edges(
     for statement in body:
         match statement:
             case States(direction=1, state=state):
-                values = (total, state)
-                found.append(Edge(helper="leave_gradient", outs=(total,), values=values, x=x))
+                found.append(LeaveGradient(total=total, state=state, x=x))
                 found.append(statement)
             case Recall(out=out, blocks=blocks) if blocks == conv.out:
-                names = (out, adjoint.state)
-                edge = Edge(helper="leave_adjoint", outs=names, values=names)
-                found += [statement, edge]
+                found += [statement, LeaveAdjoint(rows=out, state=adjoint.state)]
             case Extend(out=out, x=extended):
                 (fir,) = [s for s in body if isinstance(s, Fir) and s.x.name == out]
                 (store,) = [s for s in body if isinstance(s, StoreRows) and s.x.name == fir.out]
                 role = inputs.index(store.tensor.removeprefix("d_"))
-                rows, length = f"{extended.name}_after", fir.length - 1
-                after.append(Edge(helper="history_gradient", values=(rows, fir.taps), role=role))
-                after.append(Edge(helper="first_rows", values=(rows,), role=role))
-                leave = Edge(helper="leave_rows", x=extended, role=role, length=length)
+                rows, length = statement.after, fir.length - 1
+                after.append(HistoryGradient(rows=rows, taps=fir.taps, role=role))
+                after.append(FirstRows(rows=rows, role=role))
+                leave = LeaveRows(x=extended, role=role, length=length)
                 found += [statement, leave]
             case _:
                 found.append(statement)
-    enter = Edge(helper="enter_gradient", values=(adjoint.state, adjoint.modes))
+    enter = EnterGradient(state=adjoint.state, modes=adjoint.modes)
     return found, [enter, *after]
 
 
@@ -323,7 +327,7 @@ def _backward(graph: Graph, stores: dict[str, str]) -> tuple[TileProgram, tuple[
             state: list[Statement] = [LoadState(out=f"{node.out}_state")]
             body += [*state, *_states(node.out, gradient.modes, +1)]
         if node.out == gradient.grad:
-            body += _states(node.out, gradient.modes, -1)
+            body += _states(node.out, gradient.modes, -1, entered=True)
         for tensor in [tensor for tensor, value in left.items() if value == node.out]:
             body.append(StoreRows(tensor=tensor, x=Operand(left.pop(tensor), BLOCK)))
     zeros, partials, reductions = partial_sums(graph, stream.sums())

@@ -25,24 +25,21 @@ from sh2gen.graph.nodes import (
     activations,
     parameter,
 )
-from sh2gen.plan.plan import (
-    BLOCK,
+from sh2gen.plan.plan import Reduction
+from sh2gen.plan.program import TileProgram
+from sh2gen.plan.statements import (
     Accumulate,
     Fir,
-    Layout,
     LoadRows,
     LoadTaps,
     LoadVector,
-    Operand,
-    Reduction,
-    Rows,
     Rowwise,
     Statement,
     StorePartial,
     StoreRows,
-    TileProgram,
     ZeroTaps,
 )
+from sh2gen.plan.values import BLOCK, Layout, Operand, Rows
 from sh2gen.spec.language import Activations, OpSpec
 
 FUNCTIONS: dict[type[Node], str] = {
@@ -138,11 +135,9 @@ def tile_program(
                 )
             case TapGradient(out=out, grad=grad, x=x, view=view):
                 assert view.length is not None
-                operands = (Operand(grad, BLOCK), Operand(x, Rows(1 - view.length, 0)))
+                inputs = (Operand(grad, BLOCK), Operand(x, Rows(1 - view.length, 0)))
                 body.append(
-                    Accumulate(
-                        out=out, function="tap_gradient", operands=operands, length=view.length
-                    )
+                    Accumulate(out=out, function="tap_gradient", inputs=inputs, length=view.length)
                 )
                 gradients.append(node)
             case ChannelSum(out=out, x=x):
@@ -150,7 +145,7 @@ def tile_program(
                     Accumulate(
                         out=out,
                         function="channel_sum",
-                        operands=(Operand(x, BLOCK),),
+                        inputs=(Operand(x, BLOCK),),
                         length=1,
                     )
                 )
@@ -160,7 +155,7 @@ def tile_program(
                     Rowwise(
                         out=node.out,
                         function=FUNCTIONS[type(node)],
-                        operands=tuple(Operand(x, rows[node.out]) for x in activations(node)),
+                        inputs=tuple(Operand(x, rows[node.out]) for x in activations(node)),
                         vector=parameter(node),
                         rows=rows[node.out],
                     )
@@ -188,7 +183,7 @@ def partial_sums(
         if node.view.role == 0:
             reductions.append(Reduction(tensor=node.view.tensor, first=first, view=node.view))
         zeros.append(ZeroTaps(out=node.out, length=node.view.length or 1))
-        partials.append(StorePartial(total=node.out, first=first))
+        partials.append(StorePartial(totals=(node.out,), first=first))
         first += node.view.length or 1
     return zeros, partials, tuple(reductions)
 

@@ -28,19 +28,17 @@ from sh2gen.graph.nodes import (
     parameter,
 )
 from sh2gen.lower.rows import FUNCTIONS
-from sh2gen.plan.plan import (
-    BLOCK,
+from sh2gen.plan.statements import (
     Accumulate,
     Extend,
     Fir,
     LoadRows,
     LoadTaps,
     LoadVector,
-    Operand,
-    Rows,
     Rowwise,
     Statement,
 )
+from sh2gen.plan.values import BLOCK, Operand, Rows
 
 
 @dataclass(slots=True)
@@ -156,21 +154,19 @@ class Stream(ABC):
                     Rowwise(
                         out=out,
                         function=FUNCTIONS[type(node)],
-                        operands=tuple(map(own, activations(node))),
+                        inputs=tuple(map(own, activations(node))),
                         vector=parameter(node),
                         rows=BLOCK,
                     )
                 ]
             case TapGradient(grad=grad, x=x, view=view):
                 assert view.length is not None
-                operands = (own(grad), Operand(x, Rows(1 - view.length, 0)))
+                inputs = (own(grad), Operand(x, Rows(1 - view.length, 0)))
                 return [
-                    Accumulate(
-                        out=out, function="tap_gradient", operands=operands, length=view.length
-                    )
+                    Accumulate(out=out, function="tap_gradient", inputs=inputs, length=view.length)
                 ]
             case ChannelSum(x=x):
-                return [Accumulate(out=out, function="channel_sum", operands=(own(x),), length=1)]
+                return [Accumulate(out=out, function="channel_sum", inputs=(own(x),), length=1)]
             case Parameter() | Modes():
                 return []
             case ModeGradient():

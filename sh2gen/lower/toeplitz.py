@@ -27,25 +27,19 @@ from sh2gen.graph.nodes import (
 from sh2gen.lower.rows import layouts, partial_sums
 from sh2gen.lower.streams import Stream
 from sh2gen.lower.verdict import Verdict, later_fields
-from sh2gen.plan.phases import phases
-from sh2gen.plan.plan import (
-    BLOCK,
-    EagerConv,
-    KernelPlan,
-    Layout,
+from sh2gen.plan.blocks import (
     LoadToeplitz,
-    Operand,
-    Plan,
-    Reduction,
     Remember,
-    Statement,
-    StoreRows,
     StoreToeplitz,
-    TileProgram,
     Toeplitz,
     ToeplitzGradient,
     ZeroToeplitz,
 )
+from sh2gen.plan.phases import phases
+from sh2gen.plan.plan import EagerConv, KernelPlan, Plan, Reduction
+from sh2gen.plan.program import TileProgram
+from sh2gen.plan.statements import Statement, StoreRows
+from sh2gen.plan.values import BLOCK, Layout, Operand
 from sh2gen.schedule.schedule import tap_terms
 from sh2gen.spec.language import Activation, FilterKind, OpSpec
 

@@ -36,45 +36,47 @@ from sh2gen.graph.nodes import (
     TapGradient,
 )
 from sh2gen.graph.reference import decayed_filter
-from sh2gen.plan.plan import (
-    Accumulate,
-    Blocks,
-    Edge,
-    EndParts,
-    Extend,
-    Fir,
-    KeepState,
-    LoadModes,
-    LoadRows,
-    LoadState,
-    LoadTaps,
+from sh2gen.plan.blocks import (
     LoadToeplitz,
-    LoadVector,
-    ModalConv,
-    ModalGradient,
-    Operand,
-    Parts,
-    Plan,
     Recall,
-    Reduction,
     Remember,
-    Rows,
-    Rowwise,
-    StateGradient,
-    Statement,
-    States,
-    StoreModes,
-    StorePartial,
-    StoreRows,
     StoreToeplitz,
-    TileProgram,
     Toeplitz,
     ToeplitzGradient,
-    ZeroModes,
-    ZeroState,
-    ZeroTaps,
     ZeroToeplitz,
 )
+from sh2gen.plan.edges import Edge
+from sh2gen.plan.modes import (
+    Blocks,
+    EndParts,
+    KeepState,
+    LoadModes,
+    LoadState,
+    ModalConv,
+    ModalGradient,
+    Parts,
+    StateGradient,
+    States,
+    StoreModes,
+    ZeroModes,
+    ZeroState,
+)
+from sh2gen.plan.plan import Plan, Reduction
+from sh2gen.plan.program import TileProgram
+from sh2gen.plan.statements import (
+    Accumulate,
+    Extend,
+    Fir,
+    LoadRows,
+    LoadTaps,
+    LoadVector,
+    Rowwise,
+    Statement,
+    StorePartial,
+    StoreRows,
+    ZeroTaps,
+)
+from sh2gen.plan.values import Operand, Rows
 from sh2gen.spec.language import FilterKind, OpSpec, Parametrisation, TapOrder
 
 Tensors = Mapping[str, Tensor]
@@ -435,19 +437,21 @@ class _Launch:
                 self.hold(out, _fir(self.take(x), self.taps[name], direction), rows)
             case Rowwise(out=out, rows=rows):
                 self.hold(out, self.rowwise(statement), rows)
-            case Accumulate(out=out, function="tap_gradient", operands=(grad, x)):
+            case Accumulate(out=out, function="tap_gradient", inputs=(grad, x)):
                 self.totals[out] += _tap_gradient(self.take(grad), self.take(x))
-            case Accumulate(out=out, function="channel_sum", operands=(x,)):
+            case Accumulate(out=out, function="channel_sum", inputs=(x,)):
                 self.totals[out] += self.take(x).sum(0, keepdim=True)
             case Accumulate(function=function):
                 raise AssertionError(f"{statement}: no meaning is known for {function}")
             case StoreRows(tensor=name, x=x):
                 self.stored[name] = self.store(self.take(x))
-            case StorePartial(total=total, first=first):
-                sums = self.totals[total].sum((1, 3))  # over batch and blocks: (K, D)
-                self.partials[first : first + len(sums)] = sums
+            case StorePartial(totals=totals, first=first):
+                for total in totals:
+                    sums = self.totals[total].sum((1, 3))  # over batch and blocks: (K, D)
+                    self.partials[first : first + len(sums)] = sums
+                    first += len(sums)
             case _:
-                assert_never(statement)
+                raise AssertionError(f"{statement}: no meaning is known of it")
 
     def hold(self, name: str, tensor: Tensor, rows: Rows) -> None:
         expected = self.block + rows.hi - rows.lo
@@ -476,7 +480,7 @@ class _Launch:
         return steps if whole else steps[..., : self.like.shape[2]]
 
     def rowwise(self, statement: Rowwise) -> Tensor:
-        values = [self.take(operand) for operand in statement.operands]
+        values = [self.take(operand) for operand in statement.inputs]
         if statement.vector is not None:
             values.append(self.taps[statement.vector])
         match statement.function, values:

@@ -7,25 +7,19 @@ from dataclasses import replace
 
 import networkx as nx
 
-from sh2gen.plan.plan import (
-    BLOCK,
+from sh2gen.plan.blocks import Recall, Remember, Toeplitz
+from sh2gen.plan.modes import Blocks, ModalConv
+from sh2gen.plan.program import Phases, TileProgram
+from sh2gen.plan.statements import (
     Accumulate,
-    Blocks,
     Extend,
     Fir,
     LoadRows,
-    ModalConv,
-    Operand,
-    Phases,
-    Product,
-    Recall,
-    Remember,
     Rowwise,
     Statement,
     StoreRows,
-    TileProgram,
-    Toeplitz,
 )
+from sh2gen.plan.values import BLOCK, Operand
 
 
 def phases(program: TileProgram) -> Phases | None:
@@ -39,18 +33,18 @@ def phases(program: TileProgram) -> Phases | None:
         (i for i, s in enumerate(body) if isinstance(s, Remember) and s.ahead), default=-1
     )
     rest = body[ahead_end:]
-    products = tuple(s for s in rest if isinstance(s, Product))
+    products = tuple(s for s in rest if s.is_product)
     sums = {s.out: s.direction for s in products if isinstance(s, Toeplitz | ModalConv)}
     network: nx.DiGraph[str] = nx.DiGraph()
     for statement in rest:
         if isinstance(statement, LoadRows | Fir | Rowwise | Extend | Toeplitz | ModalConv):
             network.add_node(statement.out)
-            network.add_edges_from((x.name, statement.out) for x in _operands(statement))
+            network.add_edges_from((x.name, statement.out) for x in statement.operands)
     convolved: list[Statement] = []
     adjoint: list[Statement] = []
     for statement in rest:
         if isinstance(statement, Accumulate | StoreRows):
-            names = {x.name for x in _operands(statement)}
+            names = {x.name for x in statement.operands}
             reached = names.union(*(nx.ancestors(network, name) for name in names))
             directions = {sums[name] for name in reached & sums.keys()}
             if directions == {+1, -1}:
@@ -67,17 +61,6 @@ def phases(program: TileProgram) -> Phases | None:
         convolved=_phase(rest, convolved, sums, remembered, "_b"),
         adjoint=_phase(rest, adjoint, sums, remembered, "_c"),
     )
-
-
-def _operands(statement: Statement) -> tuple[Operand, ...]:
-    """The values of the tile that a statement reads."""
-    match statement:
-        case Fir(x=x) | Extend(x=x) | Remember(x=x) | Blocks(x=x) | StoreRows(x=x):
-            return (x,)
-        case Rowwise(operands=operands) | Accumulate(operands=operands):
-            return operands
-        case _:
-            return ()
 
 
 def _phase(
@@ -98,19 +81,19 @@ def _phase(
     def needed(recalled: set[str]) -> set[str]:
         """Values to compute or recall, if these are recalled."""
         names: set[str] = set()
-        open_ends = [x.name for sink in sinks for x in _operands(sink)]
+        open_ends = [x.name for sink in sinks for x in sink.operands]
         while open_ends:
             name = open_ends.pop()
             if name not in names and name not in sums:
                 names.add(name)
                 if name not in recalled:
-                    open_ends += [x.name for x in _operands(makers[name])]
+                    open_ends += [x.name for x in makers[name].operands]
         return names
 
     recalled = set()
     for name in remembered:
         maker = makers.get(name)
-        inputs = {x.name for x in _operands(maker)} if maker is not None else set()
+        inputs = {x.name for x in maker.operands} if maker is not None else set()
         whole = isinstance(maker, LoadRows) and maker.rows != BLOCK  # its context is needed too
         if not whole and not (inputs and inputs <= needed(set(remembered))):
             recalled.add(name)
@@ -130,11 +113,11 @@ def _phase(
                 statements.append(replace(s, out=out + suffix))
             case Fir(out=out, x=x) | Extend(out=out, x=x) if out in names - recalled:
                 statements.append(replace(s, out=out + suffix, x=renamed(x)))
-            case Rowwise(out=out, operands=operands) if out in names - recalled:
-                operands = tuple(map(renamed, operands))
-                statements.append(replace(s, out=out + suffix, operands=operands))
-            case Accumulate(operands=operands) if s in sinks:
-                statements.append(replace(s, operands=tuple(map(renamed, operands))))
+            case Rowwise(out=out, inputs=values) if out in names - recalled:
+                renamed_inputs = tuple(map(renamed, values))
+                statements.append(replace(s, out=out + suffix, inputs=renamed_inputs))
+            case Accumulate(inputs=values) if s in sinks:
+                statements.append(replace(s, inputs=tuple(map(renamed, values))))
             case StoreRows(x=x) | Remember(x=x) | Blocks(x=x) if s in sinks:
                 statements.append(replace(s, x=renamed(x)))
             case _:

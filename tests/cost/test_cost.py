@@ -17,7 +17,7 @@ from sh2gen.build.load_module import load_module
 from sh2gen.cost import cost
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
-from sh2gen.plan.plan import Layout
+from sh2gen.plan.values import Layout
 from sh2gen.schedule.schedule import schedule, search_space
 from sh2gen.spec.language import DType, OpSpec, Precision, Workload, load_spec, spec_from_dict
 from sh2gen.targets.target import target

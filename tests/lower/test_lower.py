@@ -13,7 +13,9 @@ from sh2gen.graph.adjoint import adjoint
 from sh2gen.graph.nodes import operator_graph
 from sh2gen.lower import ALGORITHMS, plans, verdicts
 from sh2gen.lower.rows import demanded_rows, tile_program
-from sh2gen.plan.plan import BLOCK, LoadRows, Plan, Rows, StoreRows
+from sh2gen.plan.plan import Plan
+from sh2gen.plan.statements import LoadRows, StoreRows
+from sh2gen.plan.values import BLOCK, Rows
 from sh2gen.spec.language import OpSpec, spec_from_dict
 from tests.strategies import filter_for, register_profiles, specs
 

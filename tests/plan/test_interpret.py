@@ -12,7 +12,10 @@ from torch import Tensor
 from sh2gen.graph.nodes import Add, Conv, Graph, Input, Parameter, ParameterView, operator_graph
 from sh2gen.lower import plans
 from sh2gen.plan.interpret import evaluate, interpret, reduce_partials, run
-from sh2gen.plan.plan import Fir, LoadRows, Operand, Plan, Reduction, Rows, Statement, TileProgram
+from sh2gen.plan.plan import Plan, Reduction
+from sh2gen.plan.program import TileProgram
+from sh2gen.plan.statements import Fir, LoadRows, Statement
+from sh2gen.plan.values import Operand, Rows
 from sh2gen.spec.language import OpSpec, TapOrder, spec_from_dict
 from tests.strategies_schedules import assert_close, random_tensors
 

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans, toeplitz
+from sh2gen.plan.blocks import Recall, Toeplitz
 from sh2gen.plan.interpret import run
-from sh2gen.plan.plan import KernelPlan, LoadRows, Recall, StoreRows, Toeplitz
+from sh2gen.plan.plan import KernelPlan
+from sh2gen.plan.statements import LoadRows, StoreRows
 from sh2gen.runtime.operator import Operator
 from sh2gen.schedule.schedule import schedule
 from sh2gen.spec.language import OpSpec, spec_from_dict

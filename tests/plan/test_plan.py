@@ -11,23 +11,20 @@ from hypothesis import strategies as st
 
 from sh2gen.graph.nodes import ParameterView
 from sh2gen.lower import plans
-from sh2gen.plan.plan import (
-    BLOCK,
+from sh2gen.plan.plan import KernelPlan, Plan
+from sh2gen.plan.program import TileProgram
+from sh2gen.plan.statements import (
     Accumulate,
     Fir,
-    KernelPlan,
     LoadRows,
     LoadTaps,
-    Operand,
-    Plan,
-    Rows,
     Rowwise,
     Statement,
     StorePartial,
     StoreRows,
-    TileProgram,
     ZeroTaps,
 )
+from sh2gen.plan.values import BLOCK, Operand, Rows
 from sh2gen.spec.language import OpSpec, spec_from_dict
 from tests.strategies import register_profiles, specs
 
@@ -141,14 +138,14 @@ STORE = StoreRows(tensor="y", x=Operand("y", BLOCK))
 SUM = Accumulate(
     out="d_h",
     function="tap_gradient",
-    operands=(Operand("y", BLOCK), Operand("x", HISTORY)),
+    inputs=(Operand("y", BLOCK), Operand("x", HISTORY)),
     length=3,
 )
 
 
 def program(*body: Statement, prologue: tuple[Statement, ...] = (TAPS, ZERO)) -> TileProgram:
     return TileProgram(
-        prologue=prologue, body=body, epilogue=(StorePartial(total="d_h", first=0),)
+        prologue=prologue, body=body, epilogue=(StorePartial(totals=("d_h",), first=0),)
     )
 
 
@@ -172,15 +169,15 @@ def test_a_program_that_keeps_the_rules() -> None:
         ((LOAD, FIR, dataclasses.replace(SUM, out="d_g")), "d_g is not zeroed"),
         ((LOAD, StoreRows(tensor="y", x=Operand("x", HISTORY))), "own rows only"),
         (
-            (LOAD, Rowwise(out="y", function="silu", operands=(FIR.x,), rows=BLOCK)),
+            (LOAD, Rowwise(out="y", function="silu", inputs=(FIR.x,), rows=BLOCK)),
             "rows differ",
         ),
         (
             (
                 LOAD,
-                Rowwise(out="y", function="scale", operands=(FIR.x,), vector="d", rows=HISTORY),
+                Rowwise(out="y", function="scale", inputs=(FIR.x,), vector="d", rows=HISTORY),
             ),
-            "no d",
+            "d is not loaded",
         ),
     ],
 )
@@ -191,7 +188,7 @@ def test_programs_that_break_the_rules(body: tuple[Statement, ...], message: str
 
 def test_a_sum_needs_its_operands_rows() -> None:
     body = (dataclasses.replace(LOAD, rows=HISTORY), FIR)
-    wide = dataclasses.replace(SUM, operands=(Operand("y", BLOCK), Operand("x", Rows(-3, 0))))
+    wide = dataclasses.replace(SUM, inputs=(Operand("y", BLOCK), Operand("x", Rows(-3, 0))))
     with pytest.raises(AssertionError, match="x holds"):
         program(*body, wide).validate()
 
