@@ -42,7 +42,7 @@ def drawn(seed: int) -> dict[str, Any]:
     """What a seed stands for, in plain values but for `spec`, `plan` and `schedule`."""
     from sh2gen.base.errors import Sh2genError
     from sh2gen.lower import plans
-    from sh2gen.spec.language import spec_from_dict
+    from sh2gen.spec.decode import spec_from_dict
 
     rng = random.Random(seed)
     while True:

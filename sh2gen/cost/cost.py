@@ -63,7 +63,8 @@ from sh2gen.plan.plan import (
     ZeroToeplitz,
 )
 from sh2gen.schedule.schedule import DIRECTIONS, Schedule, operand_bytes, tap_terms
-from sh2gen.spec.language import DType, OpSpec, Precision, Workload
+from sh2gen.spec.language import DType, Precision, Workload
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
 
 ROWS = sympy.Symbol("ROWS", positive=True)

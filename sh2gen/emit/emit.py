@@ -85,13 +85,13 @@ from sh2gen.schedule.schedule import schedule as default_schedule
 from sh2gen.spec.language import (
     Bias,
     FilterKind,
-    OpSpec,
     Parametrisation,
     Precision,
     Projection,
     Skip,
     TapOrder,
 )
+from sh2gen.spec.operator import OpSpec
 
 _SUFFIXES = (
     "forward",

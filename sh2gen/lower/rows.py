@@ -43,7 +43,8 @@ from sh2gen.plan.plan import (
     TileProgram,
     ZeroTaps,
 )
-from sh2gen.spec.language import Activations, OpSpec
+from sh2gen.spec.language import Activations
+from sh2gen.spec.operator import OpSpec
 
 FUNCTIONS: dict[type[Node], str] = {
     Multiply: "multiply",

@@ -75,7 +75,8 @@ from sh2gen.plan.plan import (
     ZeroTaps,
     ZeroToeplitz,
 )
-from sh2gen.spec.language import FilterKind, OpSpec, Parametrisation, TapOrder
+from sh2gen.spec.language import FilterKind, Parametrisation, TapOrder
+from sh2gen.spec.operator import OpSpec
 
 Tensors = Mapping[str, Tensor]
 

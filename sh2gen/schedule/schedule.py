@@ -23,7 +23,8 @@ import yaml
 from sh2gen.base.errors import Sh2genError
 from sh2gen.base.resources import folder
 from sh2gen.plan.plan import Plan
-from sh2gen.spec.language import Bias, DType, FilterKind, OpSpec, Precision, Skip
+from sh2gen.spec.language import Bias, DType, FilterKind, Precision, Skip
+from sh2gen.spec.operator import OpSpec
 
 Numbers = tuple[tuple[str, int], ...]
 Knobs = tuple[tuple[str, tuple[int, ...]], ...]

@@ -31,7 +31,8 @@ from sh2gen.schedule.schedule import (
     schedule,
     space,
 )
-from sh2gen.spec.language import OpSpec, Workload
+from sh2gen.spec.language import Workload
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets import target as targets
 from sh2gen.targets.target import TARGETS, Target
 from sh2gen.tuning.records import Key, operator_digest

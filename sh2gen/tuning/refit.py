@@ -26,7 +26,7 @@ from sh2gen.schedule.schedule import (
     search_space,
     space,
 )
-from sh2gen.spec.language import OpSpec
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
 from sh2gen.tuning.choose import Candidate
 from sh2gen.tuning.tuner import problem

@@ -73,7 +73,8 @@ from sh2gen.graph.reference import (
     reference_gradients,
     sample_groups,
 )
-from sh2gen.spec.language import Activation, Activations, OpSpec, Projection, TapOrder
+from sh2gen.spec.language import Activation, Activations, Projection, TapOrder
+from sh2gen.spec.operator import OpSpec
 from sh2gen.verify.gates import ROUNDINGS, Tolerance, carriers, norm, round_once
 from sh2gen.verify.memory import affordable
 

@@ -14,7 +14,8 @@ from sh2gen.graph.nodes import operator_graph
 from sh2gen.lower import ALGORITHMS, plans, verdicts
 from sh2gen.lower.rows import demanded_rows, tile_program
 from sh2gen.plan.plan import BLOCK, LoadRows, Plan, Rows, StoreRows
-from sh2gen.spec.language import OpSpec, spec_from_dict
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.operator import OpSpec
 from tests.strategies import filter_for, register_profiles, specs
 
 register_profiles()

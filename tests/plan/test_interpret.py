@@ -13,7 +13,9 @@ from sh2gen.graph.nodes import Add, Conv, Graph, Input, Parameter, ParameterView
 from sh2gen.lower import plans
 from sh2gen.plan.interpret import evaluate, interpret, reduce_partials, run
 from sh2gen.plan.plan import Fir, LoadRows, Operand, Plan, Reduction, Rows, Statement, TileProgram
-from sh2gen.spec.language import OpSpec, TapOrder, spec_from_dict
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.language import TapOrder
+from sh2gen.spec.operator import OpSpec
 from tests.strategies_schedules import assert_close, random_tensors
 
 

@@ -28,7 +28,8 @@ from sh2gen.plan.plan import (
     TileProgram,
     ZeroTaps,
 )
-from sh2gen.spec.language import OpSpec, spec_from_dict
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.operator import OpSpec
 from tests.strategies import register_profiles, specs
 
 register_profiles()

@@ -25,7 +25,8 @@ from sh2gen.schedule.schedule import (
     schedule,
     space,
 )
-from sh2gen.spec.language import OpSpec, load_spec, spec_from_dict
+from sh2gen.spec.decode import load_spec, spec_from_dict
+from sh2gen.spec.operator import OpSpec
 from tests.strategies import filter_for, register_profiles, specs
 from tests.strategies_schedules import schedules
 

@@ -31,7 +31,9 @@ from sh2gen.schedule.schedule import (
     search_space,
     space,
 )
-from sh2gen.spec.language import OpSpec, Workload, load_spec, spec_from_dict
+from sh2gen.spec.decode import load_spec, spec_from_dict
+from sh2gen.spec.language import Workload
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import target
 from sh2gen.tuning.search import climb
 from sh2gen.tuning.tuner import problem

@@ -24,7 +24,8 @@ from sh2gen.plan.source import Variant
 from sh2gen.report import terminal
 from sh2gen.runtime.operator import Operator
 from sh2gen.schedule.schedule import Schedule, interpreter_schedule, schedule
-from sh2gen.spec.language import OpSpec, load_spec, parse_spec
+from sh2gen.spec.decode import load_spec, parse_spec
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import H200
 from sh2gen.verify import checks
 from sh2gen.verify.checks import (

@@ -20,15 +20,9 @@ from torch.nn import functional
 
 from sh2gen.base.errors import CheckFailed, Sh2genError
 from sh2gen.graph.reference import decayed_filter
-from sh2gen.spec.language import (
-    Bias,
-    FilterKind,
-    OpSpec,
-    Precision,
-    Projection,
-    TapOrder,
-    spec_from_dict,
-)
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.language import Bias, FilterKind, Precision, Projection, TapOrder
+from sh2gen.spec.operator import OpSpec
 from sh2gen.verify.twins import twin
 from sh2gen.verify.verify import PROPERTIES, Case, Check, Report, Runner, poisoned, verify
 from tests.strategies import register_profiles, shapes, specs
