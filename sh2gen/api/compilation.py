@@ -32,7 +32,7 @@ from sh2gen.lower import verdicts
 from sh2gen.lower.verdict import Verdict
 from sh2gen.plan.source import Source, Variant
 from sh2gen.runtime.operator import Operator
-from sh2gen.schedule.schedule import DIRECTIONS
+from sh2gen.schedule.config import DIRECTIONS
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target

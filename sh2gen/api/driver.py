@@ -48,7 +48,8 @@ from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
 from sh2gen.runtime.operator import Operator
-from sh2gen.schedule.schedule import DIRECTIONS, schedule, search_space
+from sh2gen.schedule.config import DIRECTIONS, schedule
+from sh2gen.schedule.space import search_space
 from sh2gen.spec.decode import load_spec, spec_from_dict
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec

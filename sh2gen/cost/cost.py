@@ -62,7 +62,8 @@ from sh2gen.plan.plan import (
     ZeroTaps,
     ZeroToeplitz,
 )
-from sh2gen.schedule.schedule import DIRECTIONS, Schedule, operand_bytes, tap_terms
+from sh2gen.schedule.config import DIRECTIONS, Schedule
+from sh2gen.schedule.facts import operand_bytes, tap_terms
 from sh2gen.spec.language import DType, Precision, Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target

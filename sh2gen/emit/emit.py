@@ -80,8 +80,9 @@ from sh2gen.plan.plan import (
     ZeroToeplitz,
 )
 from sh2gen.plan.source import Source
-from sh2gen.schedule.schedule import DIRECTIONS, Schedule, tap_terms
-from sh2gen.schedule.schedule import schedule as default_schedule
+from sh2gen.schedule.config import DIRECTIONS, Schedule
+from sh2gen.schedule.config import schedule as default_schedule
+from sh2gen.schedule.facts import tap_terms
 from sh2gen.spec.language import (
     Bias,
     FilterKind,

@@ -46,7 +46,7 @@ from sh2gen.plan.plan import (
     ToeplitzGradient,
     ZeroToeplitz,
 )
-from sh2gen.schedule.schedule import tap_terms
+from sh2gen.schedule.facts import tap_terms
 from sh2gen.spec.language import Activation, FilterKind
 from sh2gen.spec.operator import OpSpec
 

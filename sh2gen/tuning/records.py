@@ -21,7 +21,8 @@ from typing import Any
 
 from sh2gen.base import jsonl
 from sh2gen.base.jsonl import Damage
-from sh2gen.schedule.schedule import DIRECTIONS, Numbers
+from sh2gen.schedule.config import DIRECTIONS
+from sh2gen.schedule.space import Numbers
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
 

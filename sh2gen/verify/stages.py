@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from sh2gen.plan.plan import Plan
 from sh2gen.plan.source import KernelSource, Role
-from sh2gen.schedule.schedule import Schedule
+from sh2gen.schedule.config import Schedule
 from sh2gen.spec.operator import OpSpec
 from sh2gen.verify.checks import EAGER_SHAPES, VerificationStep, quick_count
 from sh2gen.verify.verify import PROPERTIES

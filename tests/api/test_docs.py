@@ -30,7 +30,10 @@ from sh2gen.bench.bench import read_results
 from sh2gen.cli import cli
 from sh2gen.emit.emit import emit
 from sh2gen.lower import ALGORITHMS, plans
-from sh2gen.schedule.schedule import DIRECTIONS, FACTS, _read, _values, search_space
+from sh2gen.schedule.config import DIRECTIONS
+from sh2gen.schedule.facts import FACTS
+from sh2gen.schedule.knobs import _values, read_schedules
+from sh2gen.schedule.space import search_space
 from sh2gen.spec.decode import load_spec
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import target
@@ -326,7 +329,7 @@ def listed(values: Iterable[object]) -> str:
 
 def schedule_page(algorithm: str) -> str:
     """docs/schedules/<algorithm>.md, from schedules/<algorithm>.yaml."""
-    text = _read(algorithm)
+    text = read_schedules(algorithm)
     lines = [
         f"# Numbers of `{algorithm}`",
         "",

@@ -36,7 +36,7 @@ from sh2gen.emit.emit import emit
 from sh2gen.runtime import measure
 from sh2gen.runtime.measure import calls
 from sh2gen.runtime.operator import Operator
-from sh2gen.schedule.schedule import schedule
+from sh2gen.schedule.config import schedule
 from sh2gen.spec.decode import load_spec, spec_from_dict
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec

@@ -18,7 +18,7 @@ from torch import Tensor
 from sh2gen.graph.reference import reference_gradients
 from sh2gen.lower import plans
 from sh2gen.runtime.operator import InterpreterRunner
-from sh2gen.schedule.schedule import schedule
+from sh2gen.schedule.config import schedule
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.operator import OpSpec
 from tests.equivalence.test_interpreter import FLOAT32, check

@@ -19,7 +19,7 @@ from sh2gen.lower import plans, toeplitz
 from sh2gen.plan.interpret import run
 from sh2gen.plan.plan import KernelPlan, LoadRows, Recall, StoreRows, Toeplitz
 from sh2gen.runtime.operator import Operator
-from sh2gen.schedule.schedule import schedule
+from sh2gen.schedule.config import schedule
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.operator import OpSpec
 from tests.strategies import specs

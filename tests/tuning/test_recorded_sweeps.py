@@ -17,7 +17,8 @@ import pytest
 from sh2gen.base.resources import folder
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
-from sh2gen.schedule.schedule import Numbers, schedule
+from sh2gen.schedule.config import schedule
+from sh2gen.schedule.space import Numbers
 from sh2gen.spec.decode import load_spec
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec

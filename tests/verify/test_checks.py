@@ -23,7 +23,7 @@ from sh2gen.plan.plan import Plan
 from sh2gen.plan.source import Variant
 from sh2gen.report import terminal
 from sh2gen.runtime.operator import Operator
-from sh2gen.schedule.schedule import Schedule, interpreter_schedule, schedule
+from sh2gen.schedule.config import Schedule, interpreter_schedule, schedule
 from sh2gen.spec.decode import load_spec, parse_spec
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import H200
