@@ -40,7 +40,7 @@ from sh2gen.tuning.choose import Candidate, passed_over
 from sh2gen.tuning.refit import refit
 from sh2gen.verify import checks, stages
 from sh2gen.verify.checks import quick_checks, quick_count
-from sh2gen.verify.verify import Report
+from sh2gen.verify.report import Report
 
 Progress = Callable[[str], None]  # what happens next, or has happened
 # How many stages are done, and how many there are; what these and all take (s), by prediction.

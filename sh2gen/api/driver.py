@@ -88,8 +88,8 @@ from sh2gen.verify.checks import (
     usual_checks,
 )
 from sh2gen.verify.memory import require_memory
+from sh2gen.verify.report import Report
 from sh2gen.verify.stages import long_ones, of_step
-from sh2gen.verify.verify import Report
 
 if TYPE_CHECKING:  # it needs Triton, which this module does without
     from sh2gen.bench.bench import Results

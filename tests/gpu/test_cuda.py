@@ -25,7 +25,8 @@ from sh2gen.runtime.operator import Operator, OperatorRunner
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import target
-from sh2gen.verify.verify import Report, verify
+from sh2gen.verify.report import Report
+from sh2gen.verify.verify import verify
 
 pytestmark = [
     pytest.mark.gpu,

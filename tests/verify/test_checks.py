@@ -36,8 +36,8 @@ from sh2gen.verify.checks import (
     thorough_checks,
     usual_checks,
 )
+from sh2gen.verify.properties import PROPERTIES
 from sh2gen.verify.stages import long_ones, of_quick_checks, of_step
-from sh2gen.verify.verify import PROPERTIES
 
 OPS = ["hyena_se", "hyena_mr", "hyena_li_stateful", "s4d", "conv_512", "long_conv"]
 SPEC = parse_spec("{op: one, channels: 2, filter: {kind: explicit, length: 3, groups: 2}}")
