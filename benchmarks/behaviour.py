@@ -31,8 +31,9 @@ from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
 from sh2gen.runtime.operator import InterpreterRunner, Operator, OperatorRunner
-from sh2gen.schedule.schedule import Schedule, schedule
-from sh2gen.spec.language import OpSpec, load_spec
+from sh2gen.schedule.config import Schedule, schedule
+from sh2gen.spec.decode import load_spec
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import H200
 from sh2gen.tuning.choose import candidates, tables
 from sh2gen.verify.twins import twin

@@ -24,8 +24,9 @@ from sh2gen.base.resources import folder
 from sh2gen.cost import cost
 from sh2gen.cost.cost import AtWork
 from sh2gen.lower import plans
-from sh2gen.schedule.schedule import Schedule
-from sh2gen.spec.language import Workload, load_spec
+from sh2gen.schedule.config import Schedule
+from sh2gen.spec.decode import load_spec
+from sh2gen.spec.language import Workload
 from sh2gen.targets.target import target
 from sh2gen.tuning.ranks import spearman
 from sh2gen.tuning.records import Status

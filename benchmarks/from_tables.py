@@ -21,8 +21,8 @@ from sh2gen.bench.bench import Outcome, Results, Size, _efforts, _predicted
 from sh2gen.bench.worker import OWN
 from sh2gen.cost.cost import bound_bytes
 from sh2gen.runtime.measure import Timing
-from sh2gen.schedule.schedule import DIRECTIONS
-from sh2gen.spec.language import load_spec
+from sh2gen.schedule.config import DIRECTIONS
+from sh2gen.spec.decode import load_spec
 from sh2gen.targets.target import H200
 from sh2gen.tuning.choose import candidates, tables
 

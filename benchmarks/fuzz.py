@@ -42,7 +42,7 @@ def drawn(seed: int) -> dict[str, Any]:
     """What a seed stands for, in plain values but for `spec`, `plan` and `schedule`."""
     from sh2gen.base.errors import Sh2genError
     from sh2gen.lower import plans
-    from sh2gen.spec.language import spec_from_dict
+    from sh2gen.spec.decode import spec_from_dict
 
     rng = random.Random(seed)
     while True:
@@ -115,7 +115,8 @@ def _operator(rng: random.Random) -> dict[str, Any]:
 
 
 def _schedule(rng: random.Random, spec: Any, plan: Any) -> tuple[str, Any]:
-    from sh2gen.schedule.schedule import DIRECTIONS, Schedule, partner, schedule, search_space
+    from sh2gen.schedule.config import DIRECTIONS, Schedule, partner, schedule
+    from sh2gen.schedule.space import search_space
 
     how = rng.choices(("default", "searched", "legal"), (3, 5, 2))[0]
     if how == "default":
@@ -133,7 +134,7 @@ def _schedule(rng: random.Random, spec: Any, plan: Any) -> tuple[str, Any]:
 def _legal(rng: random.Random, spec: Any, plan: Any, direction: str) -> Any:
     """The default with some knobs at any value, if that is legal; else the default."""
     from sh2gen.base.errors import Sh2genError
-    from sh2gen.schedule.schedule import space
+    from sh2gen.schedule.space import space
 
     where = space(spec, plan, direction)
     knobs = dict(where.knobs)

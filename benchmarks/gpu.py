@@ -34,10 +34,12 @@ from sh2gen.base.resources import folder
 from sh2gen.emit.emit import emit
 from sh2gen.runtime.measure import bound, calls, copy, elementwise, host_time, machine, time_call
 from sh2gen.runtime.operator import Operator, OperatorRunner
-from sh2gen.schedule.schedule import DIRECTIONS
-from sh2gen.spec.language import OpSpec, load_spec
+from sh2gen.schedule.config import DIRECTIONS
+from sh2gen.spec.decode import load_spec
+from sh2gen.spec.operator import OpSpec
 from sh2gen.tuning.choose import candidates, tables
-from sh2gen.verify.verify import Report, verify
+from sh2gen.verify.report import Report
+from sh2gen.verify.verify import verify
 
 LENGTHS = (1, 7, 127, 1000, 8191, 8192, 131072)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

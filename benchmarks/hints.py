@@ -24,7 +24,7 @@ from gpu import generate, named
 from sh2gen.base.files import signed, write_whole
 from sh2gen.runtime.measure import calls, time_call
 from sh2gen.runtime.operator import Operator, OperatorRunner
-from sh2gen.schedule.schedule import DIRECTIONS
+from sh2gen.schedule.config import DIRECTIONS
 from sh2gen.verify.verify import verify
 
 HINTS = {

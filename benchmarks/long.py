@@ -36,7 +36,8 @@ from sh2gen.bench.contenders import CONTENDERS
 from sh2gen.graph.reference import reference_gradients
 from sh2gen.runtime.measure import arguments, machine, time_call
 from sh2gen.runtime.operator import Operator, OperatorRunner
-from sh2gen.spec.language import FilterSpec, OpSpec, Parametrisation, Precision
+from sh2gen.spec.language import FilterSpec, Parametrisation, Precision
+from sh2gen.spec.operator import OpSpec
 from sh2gen.verify.verify import verify
 
 MILLION = 2**20

@@ -31,8 +31,9 @@ from sh2gen.cost.cost import predictions
 from sh2gen.emit.emit import emit
 from sh2gen.emit.launches import SHORT, launched, variant_of
 from sh2gen.plan.plan import Plan
-from sh2gen.schedule.schedule import DIRECTIONS, Schedule, schedule
-from sh2gen.spec.language import OpSpec, spec_from_dict
+from sh2gen.schedule.config import DIRECTIONS, Schedule, schedule
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.operator import OpSpec
 from sh2gen.tuning.choose import candidates, here, tables
 from sh2gen.tuning.tuner import ask, measuring_worker
 

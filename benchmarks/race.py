@@ -21,8 +21,11 @@ from pathlib import Path
 from sh2gen.base.resources import folder
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
-from sh2gen.schedule.schedule import DIRECTIONS, Numbers, coupling, schedule
-from sh2gen.spec.language import OpSpec, Workload, load_spec
+from sh2gen.schedule.config import DIRECTIONS, coupling, schedule
+from sh2gen.schedule.space import Numbers
+from sh2gen.spec.decode import load_spec
+from sh2gen.spec.language import Workload
+from sh2gen.spec.operator import OpSpec
 from sh2gen.tuning.choose import here
 from sh2gen.tuning.journal import Task
 from sh2gen.tuning.records import Status

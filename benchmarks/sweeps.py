@@ -18,7 +18,8 @@ from pathlib import Path
 from sh2gen.api.driver import tune_operator
 from sh2gen.base.resources import folder
 from sh2gen.report.tuning import print_tuned
-from sh2gen.spec.language import Workload, load_spec
+from sh2gen.spec.decode import load_spec
+from sh2gen.spec.language import Workload
 from sh2gen.tuning.sweeps import write_sweep
 from sh2gen.tuning.tuner import Session
 

@@ -28,7 +28,7 @@ from sh2gen.base.files import write_whole
 from sh2gen.lower import plans
 from sh2gen.runtime.measure import machine
 from sh2gen.runtime.operator import OperatorRunner
-from sh2gen.spec.language import parse_spec
+from sh2gen.spec.decode import parse_spec
 from sh2gen.verify.verify import verify
 
 SHAPES = [(batch, length) for length in (1, 7, 127, 1000) for batch in (1, 2)]

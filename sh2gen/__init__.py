@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from sh2gen.api.driver import compile, load, tune
     from sh2gen.base.errors import CheckFailed, Sh2genError
     from sh2gen.runtime.operator import Operator
-    from sh2gen.spec.language import OpSpec, load_spec, parse_spec
+    from sh2gen.spec.decode import load_spec, parse_spec
+    from sh2gen.spec.operator import OpSpec
 
 __all__ = [
     "CheckFailed",
@@ -38,13 +39,13 @@ __version__ = "0.1.0"
 
 _HOMES = {  # imported when they are first asked for: torch takes two seconds
     "CheckFailed": "base.errors",
-    "OpSpec": "spec.language",
+    "OpSpec": "spec.operator",
     "Operator": "runtime.operator",
     "Sh2genError": "base.errors",
     "compile": "api.driver",
     "load": "api.driver",
-    "load_spec": "spec.language",
-    "parse_spec": "spec.language",
+    "load_spec": "spec.decode",
+    "parse_spec": "spec.decode",
     "tune": "api.driver",
 }
 

@@ -21,8 +21,10 @@ from unittest import mock
 from sh2gen.base.process import Worker
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
-from sh2gen.schedule.schedule import DIRECTIONS, Constraint, Numbers, Survey, schedule
-from sh2gen.spec.language import OpSpec, spec_from_dict
+from sh2gen.schedule.config import DIRECTIONS, schedule
+from sh2gen.schedule.space import Constraint, Numbers, Survey
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import H200
 from sh2gen.tuning import tuner
 from sh2gen.tuning.records import Log, Measurement, log_path, operator_digest

@@ -7,7 +7,8 @@ import dataclasses
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from sh2gen.spec.language import OpSpec, spec_from_dict
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.operator import OpSpec
 
 WIDTHS = (1, 2, 3, 5, 7, 15, 16)
 BLOCKS = (8, 16, 32, 64)

@@ -16,8 +16,9 @@ from sh2gen.graph.reference import reference_gradients
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
 from sh2gen.runtime.operator import InterpreterRunner
-from sh2gen.schedule.schedule import DIRECTIONS, Constraint, Knobs, Numbers, Schedule, Space, space
-from sh2gen.spec.language import OpSpec
+from sh2gen.schedule.config import DIRECTIONS, Schedule
+from sh2gen.schedule.space import Constraint, Knobs, Numbers, Space, space
+from sh2gen.spec.operator import OpSpec
 from tests.strategies import specs
 
 Tensors = dict[str, Tensor]

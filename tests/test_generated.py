@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from sh2gen.cli.cli import main
-from sh2gen.spec.language import load_spec
+from sh2gen.spec.decode import load_spec
 
 ROOT = Path(__file__).parent.parent
 GENERATED = ROOT / "generated"

@@ -32,14 +32,15 @@ from sh2gen.lower import verdicts
 from sh2gen.lower.verdict import Verdict
 from sh2gen.plan.source import Source, Variant
 from sh2gen.runtime.operator import Operator
-from sh2gen.schedule.schedule import DIRECTIONS
-from sh2gen.spec.language import OpSpec, Workload
+from sh2gen.schedule.config import DIRECTIONS
+from sh2gen.spec.language import Workload
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
 from sh2gen.tuning.choose import Candidate, passed_over
 from sh2gen.tuning.refit import refit
 from sh2gen.verify import checks, stages
 from sh2gen.verify.checks import quick_checks, quick_count
-from sh2gen.verify.verify import Report
+from sh2gen.verify.report import Report
 
 Progress = Callable[[str], None]  # what happens next, or has happened
 # How many stages are done, and how many there are; what these and all take (s), by prediction.

@@ -48,8 +48,11 @@ from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
 from sh2gen.runtime.operator import Operator
-from sh2gen.schedule.schedule import DIRECTIONS, schedule, search_space
-from sh2gen.spec.language import OpSpec, Workload, load_spec, spec_from_dict
+from sh2gen.schedule.config import DIRECTIONS, schedule
+from sh2gen.schedule.space import search_space
+from sh2gen.spec.decode import load_spec, spec_from_dict
+from sh2gen.spec.language import Workload
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets import target as targets
 from sh2gen.targets.target import Target
 from sh2gen.tuning.choose import (
@@ -85,8 +88,8 @@ from sh2gen.verify.checks import (
     usual_checks,
 )
 from sh2gen.verify.memory import require_memory
+from sh2gen.verify.report import Report
 from sh2gen.verify.stages import long_ones, of_step
-from sh2gen.verify.verify import Report
 
 if TYPE_CHECKING:  # it needs Triton, which this module does without
     from sh2gen.bench.bench import Results

@@ -37,8 +37,9 @@ from sh2gen.cost.cost import BLOCK_T, ROWS, bound_bytes, numbers_on, predictions
 from sh2gen.plan.plan import Plan
 from sh2gen.runtime.measure import Timing, versions
 from sh2gen.runtime.operator import Operator
-from sh2gen.schedule.schedule import DIRECTIONS, Schedule
-from sh2gen.spec.language import OpSpec, Workload
+from sh2gen.schedule.config import DIRECTIONS, Schedule
+from sh2gen.spec.language import Workload
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
 
 Progress = Callable[[str], None]  # what happens next

@@ -23,16 +23,8 @@ from torch.nn import functional
 
 from sh2gen.base.errors import Sh2genError
 from sh2gen.graph.reference import filter_taps
-from sh2gen.spec.language import (
-    Activation,
-    Bias,
-    FilterKind,
-    GateSpec,
-    OpSpec,
-    Projection,
-    Skip,
-    TapOrder,
-)
+from sh2gen.spec.language import Activation, Bias, FilterKind, GateSpec, Projection, Skip, TapOrder
+from sh2gen.spec.operator import OpSpec
 
 Tensors = dict[str, Tensor]
 

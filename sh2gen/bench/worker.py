@@ -34,7 +34,8 @@ from sh2gen.runtime.measure import (
     time_call,
 )
 from sh2gen.runtime.operator import Operator, OperatorRunner
-from sh2gen.spec.language import OpSpec, spec_from_dict
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.operator import OpSpec
 from sh2gen.verify.verify import verify
 
 Job = dict[str, Any]  # plain values

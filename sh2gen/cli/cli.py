@@ -466,7 +466,8 @@ def tune(
     first.
     """
     from sh2gen.api import driver
-    from sh2gen.spec.language import Workload, load_spec
+    from sh2gen.spec.decode import load_spec
+    from sh2gen.spec.language import Workload
     from sh2gen.tuning.choose import tables
 
     if shipped_op(op) is None and os.path.isdir(op):
@@ -583,7 +584,7 @@ def explain(
     from sh2gen.graph.adjoint import adjoint
     from sh2gen.graph.nodes import operator_graph
     from sh2gen.lower import verdicts
-    from sh2gen.spec.language import load_spec
+    from sh2gen.spec.decode import load_spec
     from sh2gen.tuning.choose import explain_misses, resized
 
     if miss and locked:

@@ -64,8 +64,10 @@ from sh2gen.plan.statements import (
     ZeroTaps,
 )
 from sh2gen.plan.values import Layout, Rows
-from sh2gen.schedule.schedule import DIRECTIONS, Schedule, operand_bytes, tap_terms
-from sh2gen.spec.language import DType, OpSpec, Precision, Workload
+from sh2gen.schedule.config import DIRECTIONS, Schedule
+from sh2gen.schedule.facts import operand_bytes, tap_terms
+from sh2gen.spec.language import DType, Precision, Workload
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
 
 ROWS = sympy.Symbol("ROWS", positive=True)

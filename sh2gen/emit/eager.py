@@ -25,7 +25,8 @@ from sh2gen.graph.nodes import (
     TapGradient,
 )
 from sh2gen.plan.plan import EagerConv, Plan
-from sh2gen.spec.language import FilterKind, OpSpec, Parametrisation, TapOrder
+from sh2gen.spec.language import FilterKind, Parametrisation, TapOrder
+from sh2gen.spec.operator import OpSpec
 
 # PyTorch, where it differentiates, sums gradients of rows that are spread over channels: not in a
 # narrow dtype, which they are rounded to once.

@@ -50,18 +50,19 @@ from sh2gen.plan.statements import (
     Statement,
 )
 from sh2gen.plan.values import Layout, Rows, Scope, row_of
-from sh2gen.schedule.schedule import DIRECTIONS, Schedule, tap_terms
-from sh2gen.schedule.schedule import schedule as default_schedule
+from sh2gen.schedule.config import DIRECTIONS, Schedule
+from sh2gen.schedule.config import schedule as default_schedule
+from sh2gen.schedule.facts import tap_terms
 from sh2gen.spec.language import (
     Bias,
     FilterKind,
-    OpSpec,
     Parametrisation,
     Precision,
     Projection,
     Skip,
     TapOrder,
 )
+from sh2gen.spec.operator import OpSpec
 
 _SUFFIXES = (
     "forward",

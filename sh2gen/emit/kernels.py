@@ -8,8 +8,9 @@ from sh2gen.emit import reduce as emit_reduce
 from sh2gen.emit.eager import featurizer_lag, op_parameters
 from sh2gen.plan.plan import KernelPlan, Plan
 from sh2gen.plan.source import KernelSource, Role
-from sh2gen.schedule.schedule import DIRECTIONS, Schedule
-from sh2gen.spec.language import DType, OpSpec, Projection, TapOrder
+from sh2gen.schedule.config import DIRECTIONS, Schedule
+from sh2gen.spec.language import DType, Projection, TapOrder
+from sh2gen.spec.operator import OpSpec
 
 _TRITON = {DType.BFLOAT16: "bf16", DType.FLOAT16: "fp16", DType.FLOAT32: "fp32"}
 

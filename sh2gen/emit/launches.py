@@ -15,8 +15,8 @@ from sh2gen.cost.cost import spans_of, stride_step, suits_sm90
 from sh2gen.emit.kernels import cuts
 from sh2gen.plan.plan import Plan
 from sh2gen.plan.source import KernelSource, Role, Variant
-from sh2gen.schedule.schedule import DIRECTIONS, Schedule
-from sh2gen.spec.language import OpSpec
+from sh2gen.schedule.config import DIRECTIONS, Schedule
+from sh2gen.spec.operator import OpSpec
 
 Shape = tuple[int, int]  # (B, L)
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from sh2gen.plan.plan import Plan, Reduction
 from sh2gen.plan.source import KernelSource, Role
-from sh2gen.schedule.schedule import Schedule
-from sh2gen.spec.language import OpSpec, TapOrder
+from sh2gen.schedule.config import Schedule
+from sh2gen.spec.language import TapOrder
+from sh2gen.spec.operator import OpSpec
 
 KERNEL = "sum_partials"
 WARPS = 4

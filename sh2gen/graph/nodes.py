@@ -13,7 +13,8 @@ from typing import assert_never, get_args
 
 import networkx as nx
 
-from sh2gen.spec.language import Bias, FilterKind, OpSpec, Projection, Skip, TapOrder
+from sh2gen.spec.language import Bias, FilterKind, Projection, Skip, TapOrder
+from sh2gen.spec.operator import OpSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from sh2gen.base.errors import Sh2genError
-from sh2gen.spec.language import Activation, Bias, FilterKind, OpSpec, Projection, Skip, TapOrder
+from sh2gen.spec.language import Activation, Bias, FilterKind, Projection, Skip, TapOrder
+from sh2gen.spec.operator import OpSpec
 
 Method = Literal["fft", "direct"]
 

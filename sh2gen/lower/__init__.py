@@ -13,7 +13,7 @@ from sh2gen.base.errors import Sh2genError
 from sh2gen.lower import direct, fft, modal, toeplitz
 from sh2gen.lower.verdict import Verdict
 from sh2gen.plan.plan import Plan
-from sh2gen.spec.language import OpSpec
+from sh2gen.spec.operator import OpSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from sh2gen.lower.rows import layouts, tile_program
 from sh2gen.lower.verdict import Verdict, later_fields
 from sh2gen.plan.plan import EagerConv, KernelPlan, Plan
 from sh2gen.plan.values import Layout
-from sh2gen.spec.language import FilterKind, OpSpec, Precision
+from sh2gen.spec.language import FilterKind, Precision
+from sh2gen.spec.operator import OpSpec
 
 MAX_TAPS = 16  # beyond this the windows of backward no longer fit into 255 registers a thread
 MAX_FEATURIZER = 4  # its window adds to that of the filter, in registers and in compile time

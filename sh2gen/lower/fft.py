@@ -9,7 +9,8 @@ from sh2gen.graph.nodes import operator_graph
 from sh2gen.lower.rows import layouts
 from sh2gen.lower.verdict import Verdict, later_fields
 from sh2gen.plan.plan import EagerConv, Plan
-from sh2gen.spec.language import FilterKind, OpSpec
+from sh2gen.spec.language import FilterKind
+from sh2gen.spec.operator import OpSpec
 
 
 def applies(spec: OpSpec) -> Verdict:

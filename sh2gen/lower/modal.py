@@ -65,7 +65,8 @@ from sh2gen.plan.statements import (
     StoreRows,
 )
 from sh2gen.plan.values import BLOCK, Layout, Operand
-from sh2gen.spec.language import Activation, Activations, FilterKind, OpSpec
+from sh2gen.spec.language import Activation, Activations, FilterKind
+from sh2gen.spec.operator import OpSpec
 
 MAX_STATE = 64  # numbers, of which tables and accumulators live in shared memory and registers
 MAX_FEATURIZER = 4  # its context is kept in registers, and compile time grows with it

@@ -40,7 +40,8 @@ from sh2gen.plan.statements import (
     ZeroTaps,
 )
 from sh2gen.plan.values import BLOCK, Layout, Operand, Rows
-from sh2gen.spec.language import Activations, OpSpec
+from sh2gen.spec.language import Activations
+from sh2gen.spec.operator import OpSpec
 
 FUNCTIONS: dict[type[Node], str] = {
     Multiply: "multiply",

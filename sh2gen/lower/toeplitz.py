@@ -40,8 +40,9 @@ from sh2gen.plan.plan import EagerConv, KernelPlan, Plan, Reduction
 from sh2gen.plan.program import TileProgram
 from sh2gen.plan.statements import Statement, StoreRows
 from sh2gen.plan.values import BLOCK, Layout, Operand
-from sh2gen.schedule.schedule import tap_terms
-from sh2gen.spec.language import Activation, FilterKind, OpSpec
+from sh2gen.schedule.facts import tap_terms
+from sh2gen.spec.language import Activation, FilterKind
+from sh2gen.spec.operator import OpSpec
 
 MAX_TAPS = 1024  # every BLOCK_T taps more are one more matrix to keep in shared memory
 MAX_TAPS_OF_TWO_TERMS = 160  # of which each is two

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sh2gen.spec.language import DType, OpSpec, Sequences, StateWidth
+from sh2gen.spec.language import DType, Sequences, StateWidth
+from sh2gen.spec.operator import OpSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,8 @@ from sh2gen.plan.statements import (
     ZeroTaps,
 )
 from sh2gen.plan.values import Operand, Rows
-from sh2gen.spec.language import FilterKind, OpSpec, Parametrisation, TapOrder
+from sh2gen.spec.language import FilterKind, Parametrisation, TapOrder
+from sh2gen.spec.operator import OpSpec
 
 Tensors = Mapping[str, Tensor]
 

@@ -129,7 +129,8 @@ def plan_text(candidate: Any) -> str:
 
 def numbers_text(spec: Any, candidate: Any) -> str:
     """What --set takes for a plan: every knob by direction, its value and the legal ones."""
-    from sh2gen.schedule.schedule import DIRECTIONS, space
+    from sh2gen.schedule.config import DIRECTIONS
+    from sh2gen.schedule.space import space
 
     lines = [f"{candidate.plan.name}: --set DIRECTION.KNOB=INTEGER"]
     for direction in DIRECTIONS:

@@ -24,7 +24,7 @@ from sh2gen.base.jsonl import POSITIVE
 from sh2gen.base.versions import installed
 from sh2gen.cost.cost import moved
 from sh2gen.runtime.operator import Operator
-from sh2gen.spec.language import OpSpec
+from sh2gen.spec.operator import OpSpec
 
 try:
     import triton

@@ -19,7 +19,8 @@ from sh2gen.build.load_module import load_module
 from sh2gen.build.loaded import text_of
 from sh2gen.emit.emit import class_name
 from sh2gen.graph.reference import reference
-from sh2gen.spec.language import OpSpec, spec_from_dict
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.operator import OpSpec
 
 # What a call needs of the past: a generated file's own named tuple, or None where it begins.
 State = tuple[Tensor, ...] | None

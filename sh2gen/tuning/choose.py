@@ -21,17 +21,10 @@ from sh2gen.cost.cost import predict, score
 from sh2gen.emit.emit import kernel_digest, refuse_clash
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
-from sh2gen.schedule.schedule import (
-    DIRECTIONS,
-    Numbers,
-    Schedule,
-    completed,
-    coupling,
-    partner,
-    schedule,
-    space,
-)
-from sh2gen.spec.language import OpSpec, Workload
+from sh2gen.schedule.config import DIRECTIONS, Schedule, completed, coupling, partner, schedule
+from sh2gen.schedule.space import Numbers, space
+from sh2gen.spec.language import Workload
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets import target as targets
 from sh2gen.targets.target import TARGETS, Target
 from sh2gen.tuning.records import Key, operator_digest

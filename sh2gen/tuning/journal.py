@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from sh2gen.emit.emit import kernel_digest
 from sh2gen.plan.plan import Plan
-from sh2gen.schedule.schedule import Numbers
-from sh2gen.spec.language import OpSpec, Workload
+from sh2gen.schedule.space import Numbers
+from sh2gen.spec.language import Workload
+from sh2gen.spec.operator import OpSpec
 from sh2gen.tuning.records import Key, Log, Measurement, Status, now, operator_digest
 from sh2gen.tuning.search import Outcome, Quantiles
 from sh2gen.tuning.tables import in_order

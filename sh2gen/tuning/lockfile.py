@@ -20,7 +20,7 @@ from pathlib import Path
 from sh2gen.base import jsonl
 from sh2gen.base.errors import Location, Sh2genError
 from sh2gen.base.files import read_text, require_writable
-from sh2gen.schedule.schedule import Numbers
+from sh2gen.schedule.space import Numbers
 
 VERSION = 2  # of the file
 

@@ -20,7 +20,7 @@ from sh2gen.emit.emit import emit
 from sh2gen.emit.launches import kernel_digests, launched, of_direction, variant_of
 from sh2gen.lower import plans
 from sh2gen.plan.source import KernelSource, Source
-from sh2gen.schedule.schedule import DIRECTIONS, Schedule, partner
+from sh2gen.schedule.config import DIRECTIONS, Schedule, partner
 from sh2gen.tuning.choose import size_options, triton_version
 from sh2gen.tuning.tables import Decision, gpu_called
 

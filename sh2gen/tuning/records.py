@@ -21,8 +21,10 @@ from typing import Any
 
 from sh2gen.base import jsonl
 from sh2gen.base.jsonl import Damage
-from sh2gen.schedule.schedule import DIRECTIONS, Numbers
-from sh2gen.spec.language import OpSpec, Workload
+from sh2gen.schedule.config import DIRECTIONS
+from sh2gen.schedule.space import Numbers
+from sh2gen.spec.language import Workload
+from sh2gen.spec.operator import OpSpec
 
 VERSION = 2  # of the lines
 _DETAIL = 2000  # characters of an error that are kept

@@ -17,16 +17,9 @@ from sh2gen.cost.cost import score
 from sh2gen.emit.emit import emit
 from sh2gen.emit.launches import of_direction
 from sh2gen.plan.source import Role, Variant
-from sh2gen.schedule.schedule import (
-    DIRECTIONS,
-    Numbers,
-    Schedule,
-    coupling,
-    schedule,
-    search_space,
-    space,
-)
-from sh2gen.spec.language import OpSpec
+from sh2gen.schedule.config import DIRECTIONS, Schedule, coupling, schedule
+from sh2gen.schedule.space import Numbers, search_space, space
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
 from sh2gen.tuning.choose import Candidate
 from sh2gen.tuning.tuner import problem

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean, median, quantiles
 from typing import Protocol
 
-from sh2gen.schedule.schedule import Numbers, neighbours
+from sh2gen.schedule.space import Numbers, neighbours
 from sh2gen.tuning.records import Status
 
 Quantiles = tuple[float, float, float]  # 20 %, median and 80 % of times, microseconds

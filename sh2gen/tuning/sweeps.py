@@ -15,7 +15,7 @@ from sh2gen.base import jsonl
 from sh2gen.base.errors import Sh2genError
 from sh2gen.base.files import read_text, write_whole
 from sh2gen.base.jsonl import NUMBERS
-from sh2gen.schedule.schedule import Numbers
+from sh2gen.schedule.space import Numbers
 from sh2gen.spec.language import Workload
 from sh2gen.tuning.records import Key, Status
 from sh2gen.tuning.search import Outcome

@@ -26,8 +26,11 @@ from sh2gen.base.errors import Sh2genError
 from sh2gen.base.files import listed, read_regular, write_whole
 from sh2gen.base.jsonl import Damage
 from sh2gen.base.resources import folder as package_folder
-from sh2gen.schedule.schedule import Numbers, completed
-from sh2gen.spec.language import OpSpec, Workload, spec_from_dict, with_defaults
+from sh2gen.schedule.config import completed
+from sh2gen.schedule.space import Numbers
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.language import Workload
+from sh2gen.spec.operator import OpSpec, with_defaults
 from sh2gen.targets.target import TARGETS, Target
 from sh2gen.tuning.lockfile import LockEntry as LockEntry
 from sh2gen.tuning.lockfile import lock_error as lock_error

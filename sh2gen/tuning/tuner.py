@@ -35,8 +35,10 @@ from sh2gen.emit.emit import emit
 from sh2gen.emit.launches import kernel_digests, launched, of_direction, short_shape, variant_of
 from sh2gen.plan.plan import Plan
 from sh2gen.plan.source import KernelSource, Role, Source, Variant
-from sh2gen.schedule.schedule import DIRECTIONS, Numbers, Schedule, coupling, partner, search_space
-from sh2gen.spec.language import OpSpec, Workload
+from sh2gen.schedule.config import DIRECTIONS, Schedule, coupling, partner
+from sh2gen.schedule.space import Numbers, search_space
+from sh2gen.spec.language import Workload
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
 from sh2gen.tuning.journal import Journal, Machine, Task
 from sh2gen.tuning.records import (

@@ -16,10 +16,13 @@ from sh2gen.emit.kernels import cuts
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
 from sh2gen.runtime.operator import InterpreterRunner, Operator, OperatorRunner
-from sh2gen.schedule.schedule import Schedule, interpreter_schedule, schedule
-from sh2gen.spec.language import OpSpec
+from sh2gen.schedule.config import Schedule, interpreter_schedule, schedule
+from sh2gen.spec.operator import OpSpec
+from sh2gen.verify.case import Runner
+from sh2gen.verify.properties import PROPERTIES
+from sh2gen.verify.report import Report
 from sh2gen.verify.twins import twin
-from sh2gen.verify.verify import PROPERTIES, Report, Runner, verify
+from sh2gen.verify.verify import verify
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,8 @@ import torch
 
 from sh2gen.base.errors import Sh2genError
 from sh2gen.base.files import read_text
-from sh2gen.spec.language import FilterKind, OpSpec
+from sh2gen.spec.language import FilterKind
+from sh2gen.spec.operator import OpSpec
 
 # Bytes that comparing with float64 was seen to take at most, gradients included:
 _BASE = 100 * 2**20  # of any operator

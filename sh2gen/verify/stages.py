@@ -9,10 +9,10 @@ from collections.abc import Iterable
 
 from sh2gen.plan.plan import Plan
 from sh2gen.plan.source import KernelSource, Role
-from sh2gen.schedule.schedule import Schedule
-from sh2gen.spec.language import OpSpec
+from sh2gen.schedule.config import Schedule
+from sh2gen.spec.operator import OpSpec
 from sh2gen.verify.checks import EAGER_SHAPES, VerificationStep, quick_count
-from sh2gen.verify.verify import PROPERTIES
+from sh2gen.verify.properties import PROPERTIES
 
 # Of what the equality of output and gradients takes at the same size; all others half of it.
 _OF_EQUALITY = {

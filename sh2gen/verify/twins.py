@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from sh2gen.spec.language import OpSpec
+from sh2gen.spec.operator import OpSpec
 
 
 def twin(spec: OpSpec, *, max_channels: int = 128, max_taps: int | None = None) -> OpSpec:

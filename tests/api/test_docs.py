@@ -30,8 +30,12 @@ from sh2gen.bench.bench import read_results
 from sh2gen.cli import cli
 from sh2gen.emit.emit import emit
 from sh2gen.lower import ALGORITHMS, plans
-from sh2gen.schedule.schedule import DIRECTIONS, FACTS, _read, _values, search_space
-from sh2gen.spec.language import OpSpec, load_spec
+from sh2gen.schedule.config import DIRECTIONS
+from sh2gen.schedule.facts import FACTS
+from sh2gen.schedule.knobs import _values, read_schedules
+from sh2gen.schedule.space import search_space
+from sh2gen.spec.decode import load_spec
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import target
 
 ROOT = Path(__file__).parent.parent.parent
@@ -130,7 +134,7 @@ def test_the_language_names_every_field_and_every_value() -> None:
 def test_the_language_says_what_is_refused() -> None:
     """The column `today` of fields that no lowering serves, against the lowerings themselves."""
     from sh2gen.lower.verdict import later_fields
-    from sh2gen.spec.language import spec_from_dict
+    from sh2gen.spec.decode import spec_from_dict
 
     base: dict[str, Any] = {"op": "probe", "channels": 4}
     taps = {"filter": {"kind": "explicit", "length": 3, "groups": 4}}
@@ -325,7 +329,7 @@ def listed(values: Iterable[object]) -> str:
 
 def schedule_page(algorithm: str) -> str:
     """docs/schedules/<algorithm>.md, from schedules/<algorithm>.yaml."""
-    text = _read(algorithm)
+    text = read_schedules(algorithm)
     lines = [
         f"# Numbers of `{algorithm}`",
         "",

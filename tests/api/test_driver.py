@@ -26,7 +26,9 @@ from sh2gen.base.errors import CheckFailed, Sh2genError
 from sh2gen.base.files import UNVERIFIED, intact, signed, stated, statement
 from sh2gen.base.resources import folder
 from sh2gen.lower import plans
-from sh2gen.spec.language import OpSpec, Sequences, spec_from_dict
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.language import Sequences
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import target
 from sh2gen.verify import checks
 from sh2gen.verify.checks import VerificationStep, quick_checks

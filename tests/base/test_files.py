@@ -37,8 +37,8 @@ from sh2gen.base.resources import folder
 from sh2gen.cli.cli import main
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
-from sh2gen.schedule.schedule import schedule
-from sh2gen.spec.language import load_spec, spec_from_dict
+from sh2gen.schedule.config import schedule
+from sh2gen.spec.decode import load_spec, spec_from_dict
 from sh2gen.tuning.tuner import settings
 
 SPEC = spec_from_dict(

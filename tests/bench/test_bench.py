@@ -36,8 +36,10 @@ from sh2gen.emit.emit import emit
 from sh2gen.runtime import measure
 from sh2gen.runtime.measure import calls
 from sh2gen.runtime.operator import Operator
-from sh2gen.schedule.schedule import schedule
-from sh2gen.spec.language import OpSpec, Workload, load_spec, spec_from_dict
+from sh2gen.schedule.config import schedule
+from sh2gen.spec.decode import load_spec, spec_from_dict
+from sh2gen.spec.language import Workload
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import target
 from sh2gen.tuning.choose import wanted
 from sh2gen.tuning.tables import Decision, fields_of, write_decisions

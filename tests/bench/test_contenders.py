@@ -21,7 +21,8 @@ from sh2gen.base.errors import Sh2genError
 from sh2gen.bench.contenders import CONTENDERS, Part, chosen, part, synthesised
 from sh2gen.bench.worker import answer
 from sh2gen.graph.reference import filter_taps
-from sh2gen.spec.language import OpSpec, spec_from_dict
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.operator import OpSpec
 
 FLOAT32 = {"dtype": {"io": "float32"}}
 GATES = {"gates": {"pre": True, "post": True}}

@@ -21,8 +21,8 @@ from sh2gen.build.build import Building, Built, build, check_fits
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
 from sh2gen.plan.source import KernelSource, Role, Source, Variant
-from sh2gen.schedule.schedule import schedule
-from sh2gen.spec.language import load_spec
+from sh2gen.schedule.config import schedule
+from sh2gen.spec.decode import load_spec
 from sh2gen.targets.target import A100, B200, H100, H200, Target, from_device, target
 
 TEXT = '''

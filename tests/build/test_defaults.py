@@ -13,8 +13,10 @@ from sh2gen.build.build import build, check_fits
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
 from sh2gen.plan.source import Variant
-from sh2gen.schedule.schedule import schedule
-from sh2gen.spec.language import FeaturizerSpec, GateSpec, OpSpec, Precision, Skip, load_spec
+from sh2gen.schedule.config import schedule
+from sh2gen.spec.decode import load_spec
+from sh2gen.spec.language import FeaturizerSpec, GateSpec, Precision, Skip
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import target
 
 LONG = ["hyena_mr", "hyena_mr_1b", "hyena_mr_40b", "conv_512"]  # by toeplitz

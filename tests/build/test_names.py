@@ -19,8 +19,10 @@ from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
 from sh2gen.plan.source import KernelSource, Role, Source, Variant
-from sh2gen.schedule.schedule import DIRECTIONS, Schedule, partner, schedule, search_space
-from sh2gen.spec.language import OpSpec, load_spec, spec_from_dict
+from sh2gen.schedule.config import DIRECTIONS, Schedule, partner, schedule
+from sh2gen.schedule.space import search_space
+from sh2gen.spec.decode import load_spec, spec_from_dict
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import target
 from sh2gen.tuning.recheck import kernels_of_decision
 from sh2gen.tuning.tables import Decision, read_tables

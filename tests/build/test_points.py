@@ -15,8 +15,9 @@ from sh2gen.build.build import build, misfit
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
 from sh2gen.plan.source import Variant
-from sh2gen.schedule.schedule import DIRECTIONS, partner, schedule, search_space
-from sh2gen.spec.language import load_spec
+from sh2gen.schedule.config import DIRECTIONS, partner, schedule
+from sh2gen.schedule.space import search_space
+from sh2gen.spec.decode import load_spec
 from sh2gen.targets.target import target
 
 

@@ -11,7 +11,7 @@ import pytest
 from sh2gen.api.driver import Compilation, compile_operator
 from sh2gen.base.errors import CheckFailed
 from sh2gen.build.build import KernelFailed
-from sh2gen.spec.language import parse_spec
+from sh2gen.spec.decode import parse_spec
 from sh2gen.targets.target import H200
 from sh2gen.tuning import refit
 

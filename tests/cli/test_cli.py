@@ -25,8 +25,10 @@ from sh2gen.base.files import same_program
 from sh2gen.base.resources import folder
 from sh2gen.cli.cli import main
 from sh2gen.lower import ALGORITHMS, plans
-from sh2gen.schedule.schedule import DIRECTIONS, Constraint, Survey, schedule, search_space
-from sh2gen.spec.language import OpSpec, Workload
+from sh2gen.schedule.config import DIRECTIONS, schedule
+from sh2gen.schedule.space import Constraint, Survey, search_space
+from sh2gen.spec.language import Workload
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import H200, Target
 from sh2gen.tuning.journal import Task
 from sh2gen.tuning.records import Key, Status

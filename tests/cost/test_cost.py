@@ -18,8 +18,11 @@ from sh2gen.cost import cost
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
 from sh2gen.plan.values import Layout
-from sh2gen.schedule.schedule import schedule, search_space
-from sh2gen.spec.language import DType, OpSpec, Precision, Workload, load_spec, spec_from_dict
+from sh2gen.schedule.config import schedule
+from sh2gen.schedule.space import search_space
+from sh2gen.spec.decode import load_spec, spec_from_dict
+from sh2gen.spec.language import DType, Precision, Workload
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import target
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "performance.md"

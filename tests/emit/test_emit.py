@@ -23,8 +23,10 @@ from sh2gen.emit.emit import _File, _names, class_name, emit, kernel_digest
 from sh2gen.emit.fit import fitted
 from sh2gen.lower import ALGORITHMS, plans
 from sh2gen.plan.source import Role, Source
-from sh2gen.schedule.schedule import DIRECTIONS, Schedule, partner, schedule, search_space, space
-from sh2gen.spec.language import OpSpec, load_spec, spec_from_dict
+from sh2gen.schedule.config import DIRECTIONS, Schedule, partner, schedule
+from sh2gen.schedule.space import search_space, space
+from sh2gen.spec.decode import load_spec, spec_from_dict
+from sh2gen.spec.operator import OpSpec
 from tests.strategies import filter_for, register_profiles, specs
 from tests.strategies_schedules import schedules
 

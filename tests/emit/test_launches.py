@@ -11,8 +11,10 @@ from sh2gen.emit.emit import emit
 from sh2gen.emit.launches import SHORT, launched, short_shape
 from sh2gen.lower import plans
 from sh2gen.plan.source import KernelSource
-from sh2gen.schedule.schedule import Schedule, schedule
-from sh2gen.spec.language import OpSpec, Workload, load_spec
+from sh2gen.schedule.config import Schedule, schedule
+from sh2gen.spec.decode import load_spec
+from sh2gen.spec.language import Workload
+from sh2gen.spec.operator import OpSpec
 
 
 def made(op: str, channels: int, sizes: list[tuple[int, int]]) -> tuple[OpSpec, Schedule]:

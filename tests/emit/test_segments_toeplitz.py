@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sh2gen.lower import plans
 from sh2gen.runtime.operator import InterpreterRunner
-from sh2gen.schedule.schedule import schedule
-from sh2gen.spec.language import spec_from_dict
+from sh2gen.schedule.config import schedule
+from sh2gen.spec.decode import spec_from_dict
 from tests.strategies_schedules import (
     assert_close,
     canonical,

@@ -18,8 +18,9 @@ from torch import Tensor
 from sh2gen.graph.reference import reference_gradients
 from sh2gen.lower import plans
 from sh2gen.runtime.operator import InterpreterRunner
-from sh2gen.schedule.schedule import schedule
-from sh2gen.spec.language import OpSpec, spec_from_dict
+from sh2gen.schedule.config import schedule
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.operator import OpSpec
 from tests.equivalence.test_interpreter import FLOAT32, check
 from tests.strategies import register_profiles
 from tests.strategies_schedules import Case, Tensors, assert_close, interpreted, random_tensors

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sh2gen.graph.reference import reference, reference_gradients
-from sh2gen.spec.language import OpSpec
+from sh2gen.spec.operator import OpSpec
 from tests.equivalence.test_interpreter import FLOAT32, check
 from tests.equivalence.test_modal import BOTH, TILE, gradients_of, make, small_case
 from tests.strategies import register_profiles

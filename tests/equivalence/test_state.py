@@ -19,8 +19,9 @@ from sh2gen.emit.emit import emit
 from sh2gen.graph.reference import reference_gradients
 from sh2gen.lower import plans
 from sh2gen.runtime.operator import InterpreterRunner, Operator, OperatorRunner
-from sh2gen.schedule.schedule import schedule
-from sh2gen.spec.language import OpSpec, spec_from_dict
+from sh2gen.schedule.config import schedule
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.operator import OpSpec
 from sh2gen.verify.verify import verify
 from tests.equivalence.test_interpreter import FLOAT32
 from tests.strategies import register_profiles

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from sh2gen.lower import plans
-from sh2gen.schedule.schedule import schedule
-from sh2gen.spec.language import OpSpec, spec_from_dict
+from sh2gen.schedule.config import schedule
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.operator import OpSpec
 from tests.equivalence.test_interpreter import FLOAT32, check, results
 from tests.strategies import register_profiles
 from tests.strategies_schedules import (

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
 from sh2gen.runtime.operator import Operator, OperatorRunner
-from sh2gen.schedule.schedule import schedule
-from sh2gen.spec.language import OpSpec, spec_from_dict
+from sh2gen.schedule.config import schedule
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.operator import OpSpec
 
 GATES = {"pre": True, "post": True}
 HYENA: dict[str, Any] = {

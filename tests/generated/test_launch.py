@@ -23,8 +23,9 @@ from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
 from sh2gen.runtime.measure import activation
 from sh2gen.runtime.operator import Operator
-from sh2gen.schedule.schedule import schedule
-from sh2gen.spec.language import Workload, load_spec
+from sh2gen.schedule.config import schedule
+from sh2gen.spec.decode import load_spec
+from sh2gen.spec.language import Workload
 from sh2gen.targets.target import H200
 from sh2gen.tuning.journal import Task
 from sh2gen.tuning.tuner import Workbench

@@ -22,9 +22,11 @@ import torch
 from sh2gen.api.driver import candidates
 from sh2gen.emit.emit import emit
 from sh2gen.runtime.operator import Operator, OperatorRunner
-from sh2gen.spec.language import OpSpec, spec_from_dict
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import target
-from sh2gen.verify.verify import Report, verify
+from sh2gen.verify.report import Report
+from sh2gen.verify.verify import verify
 
 pytestmark = [
     pytest.mark.gpu,

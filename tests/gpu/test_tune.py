@@ -18,8 +18,10 @@ from sh2gen.base.resources import folder
 from sh2gen.emit.emit import emit
 from sh2gen.emit.launches import SHORT
 from sh2gen.lower import plans
-from sh2gen.schedule.schedule import schedule
-from sh2gen.spec.language import OpSpec, Workload, load_spec, spec_from_dict
+from sh2gen.schedule.config import schedule
+from sh2gen.spec.decode import load_spec, spec_from_dict
+from sh2gen.spec.language import Workload
+from sh2gen.spec.operator import OpSpec
 from sh2gen.tuning.tuner import ask, measuring_worker, settings
 from sh2gen.tuning.worker import Bench
 

@@ -25,7 +25,9 @@ from sh2gen.graph.nodes import (
     parameter,
     text,
 )
-from sh2gen.spec.language import OpSpec, TapOrder, spec_from_dict
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.language import TapOrder
+from sh2gen.spec.operator import OpSpec
 from tests.strategies import register_profiles, specs
 
 register_profiles()

@@ -21,7 +21,9 @@ from sh2gen.graph.reference import (
     reference_gradients,
     sample_groups,
 )
-from sh2gen.spec.language import OpSpec, Projection, TapOrder, spec_from_dict
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.language import Projection, TapOrder
+from sh2gen.spec.operator import OpSpec
 from tests.strategies import register_profiles, shapes, specs
 
 register_profiles()

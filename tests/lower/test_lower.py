@@ -16,7 +16,8 @@ from sh2gen.lower.rows import demanded_rows, tile_program
 from sh2gen.plan.plan import Plan
 from sh2gen.plan.statements import LoadRows, StoreRows
 from sh2gen.plan.values import BLOCK, Rows
-from sh2gen.spec.language import OpSpec, spec_from_dict
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.operator import OpSpec
 from tests.strategies import filter_for, register_profiles, specs
 
 register_profiles()

@@ -16,7 +16,9 @@ from sh2gen.plan.plan import Plan, Reduction
 from sh2gen.plan.program import TileProgram
 from sh2gen.plan.statements import Fir, LoadRows, Statement
 from sh2gen.plan.values import Operand, Rows
-from sh2gen.spec.language import OpSpec, TapOrder, spec_from_dict
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.language import TapOrder
+from sh2gen.spec.operator import OpSpec
 from tests.strategies_schedules import assert_close, random_tensors
 
 

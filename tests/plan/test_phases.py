@@ -21,8 +21,9 @@ from sh2gen.plan.interpret import run
 from sh2gen.plan.plan import KernelPlan
 from sh2gen.plan.statements import LoadRows, StoreRows
 from sh2gen.runtime.operator import Operator
-from sh2gen.schedule.schedule import schedule
-from sh2gen.spec.language import OpSpec, spec_from_dict
+from sh2gen.schedule.config import schedule
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.operator import OpSpec
 from tests.strategies import specs
 from tests.strategies_schedules import random_tensors
 

@@ -25,7 +25,8 @@ from sh2gen.plan.statements import (
     ZeroTaps,
 )
 from sh2gen.plan.values import BLOCK, Operand, Rows
-from sh2gen.spec.language import OpSpec, spec_from_dict
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.operator import OpSpec
 from tests.strategies import register_profiles, specs
 
 register_profiles()

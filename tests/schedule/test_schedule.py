@@ -13,19 +13,12 @@ from sh2gen.base.errors import Sh2genError
 from sh2gen.base.resources import folder
 from sh2gen.lower import ALGORITHMS, plans
 from sh2gen.plan.plan import Plan
-from sh2gen.schedule.schedule import (
-    DIRECTIONS,
-    Constraint,
-    Schedule,
-    Space,
-    _read,
-    _relation,
-    _values,
-    completed,
-    schedule,
-    space,
-)
-from sh2gen.spec.language import OpSpec, load_spec, spec_from_dict
+from sh2gen.schedule.config import DIRECTIONS, Schedule, completed, schedule
+from sh2gen.schedule.expressions import relation
+from sh2gen.schedule.knobs import _values, read_schedules
+from sh2gen.schedule.space import Constraint, Space, space
+from sh2gen.spec.decode import load_spec, spec_from_dict
+from sh2gen.spec.operator import OpSpec
 from tests.strategies import filter_for, register_profiles, specs
 from tests.strategies_schedules import schedules
 
@@ -161,7 +154,7 @@ def test_numbers_that_are_older_than_a_knob_are_completed() -> None:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_what_stands_for_an_absent_knob_is_legal(algorithm: str) -> None:
-    for kind in _read(algorithm)["knobs"].values():
+    for kind in read_schedules(algorithm)["knobs"].values():
         assert kind.get("absent", _values(kind)[0]) in _values(kind)
 
 
@@ -221,7 +214,7 @@ def test_constraints_mean_what_they_say(text: str, values: dict[str, int], holds
 )
 def test_constraints_are_comparisons_and_nothing_else(text: str) -> None:
     with pytest.raises(SyntaxError):
-        _relation(text)
+        relation(text)
 
 
 def test_values_of_a_knob() -> None:
@@ -246,9 +239,9 @@ def test_a_malformed_file_is_named(
     text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     (tmp_path / "broken.yaml").write_text(text)
-    monkeypatch.setattr("sh2gen.schedule.schedule.folder", lambda _: tmp_path)
+    monkeypatch.setattr("sh2gen.schedule.knobs.folder", lambda _: tmp_path)
     with pytest.raises(Sh2genError, match=r"broken\.yaml is malformed") as caught:
-        _read.__wrapped__("broken")
+        read_schedules.__wrapped__("broken")
     assert caught.value.code == "K004"
 
 

@@ -17,21 +17,13 @@ from sh2gen.base.resources import folder
 from sh2gen.emit.kernels import cuts
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
-from sh2gen.schedule import schedule as schedules
-from sh2gen.schedule.schedule import (
-    DIRECTIONS,
-    FACTS,
-    Numbers,
-    Schedule,
-    Survey,
-    coupling,
-    neighbours,
-    partner,
-    schedule,
-    search_space,
-    space,
-)
-from sh2gen.spec.language import OpSpec, Workload, load_spec, spec_from_dict
+from sh2gen.schedule.config import DIRECTIONS, Schedule, coupling, partner, schedule
+from sh2gen.schedule.facts import FACTS, facts_of
+from sh2gen.schedule.knobs import read_schedules
+from sh2gen.schedule.space import Numbers, Survey, _blocks, neighbours, search_space, space
+from sh2gen.spec.decode import load_spec, spec_from_dict
+from sh2gen.spec.language import Workload
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import target
 from sh2gen.tuning.search import climb
 from sh2gen.tuning.tuner import problem
@@ -57,7 +49,7 @@ def together(spec: OpSpec, plan: Plan, direction: str, numbers: Numbers) -> Sche
 def listed(spec: OpSpec, plan: Plan, direction: str) -> int:
     """The size of the products that the schedule file lists."""
     facts = dict(space(spec, plan, direction).facts)
-    blocks = schedules._blocks(plan, direction, facts)
+    blocks = _blocks(plan, direction, facts)
     return sum(math.prod(len(values) for values in block.values()) for block in blocks)
 
 
@@ -277,9 +269,9 @@ def test_a_malformed_search_is_refused_with_its_place(
     search: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "broken.yaml").write_text(FILE.format(search=search))
-    monkeypatch.setattr("sh2gen.schedule.schedule.folder", lambda _: tmp_path)
+    monkeypatch.setattr("sh2gen.schedule.knobs.folder", lambda _: tmp_path)
     with pytest.raises(Sh2genError, match=r"broken\.yaml is malformed: ") as caught:
-        schedules._read.__wrapped__("broken")
+        read_schedules.__wrapped__("broken")
     assert caught.value.code == "K004" and words in caught.value.message
 
 
@@ -288,9 +280,9 @@ def read(search: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[
     (tmp_path / "direct.yaml").write_text(FILE.format(search=search).replace("broken", "direct"))
     spec = spec_from_dict({"op": "probe", "channels": 32, "filter": TAPS})
     plan = plans(spec, "direct")[0]
-    text = schedules._read.__wrapped__
-    monkeypatch.setattr("sh2gen.schedule.schedule.folder", lambda _: tmp_path)
-    monkeypatch.setattr("sh2gen.schedule.schedule._read", text)
+    text = read_schedules.__wrapped__
+    monkeypatch.setattr("sh2gen.schedule.knobs.folder", lambda _: tmp_path)
+    monkeypatch.setattr("sh2gen.schedule.space.read_schedules", text)
     return spec, plan
 
 
@@ -319,4 +311,4 @@ def test_an_expression_must_give_a_legal_number(
 
 
 def test_facts_are_those_that_have_a_meaning() -> None:
-    assert set(schedules._facts(op("hyena_se"))) == set(FACTS)
+    assert set(facts_of(op("hyena_se"))) == set(FACTS)

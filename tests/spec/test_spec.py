@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from sh2gen.base.errors import Sh2genError
 from sh2gen.base.resources import folder
+from sh2gen.spec.decode import load_spec, parse_spec, spec_from_dict
 from sh2gen.spec.language import (
     Activation,
     Activations,
@@ -30,7 +31,6 @@ from sh2gen.spec.language import (
     FilterSpec,
     GateSpec,
     LayoutSpec,
-    OpSpec,
     Parametrisation,
     Precision,
     Projection,
@@ -41,10 +41,8 @@ from sh2gen.spec.language import (
     StateWidth,
     TapOrder,
     Workload,
-    load_spec,
-    parse_spec,
-    spec_from_dict,
 )
+from sh2gen.spec.operator import OpSpec
 
 OPS = Path(__file__).parents[2] / "ops"
 SMALL = "op: my_conv\nchannels: 64\nfilter: {kind: explicit, length: 7, groups: 8}\n"

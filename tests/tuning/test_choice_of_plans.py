@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from sh2gen.schedule.schedule import DIRECTIONS
-from sh2gen.spec.language import OpSpec, spec_from_dict
+from sh2gen.schedule.config import DIRECTIONS
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import H200
 from sh2gen.tuning.choose import candidates
 

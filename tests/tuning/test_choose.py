@@ -23,8 +23,11 @@ from sh2gen.cost.cost import predict
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
 from sh2gen.runtime.operator import Operator
-from sh2gen.schedule.schedule import DIRECTIONS, Numbers, coupling, schedule, search_space
-from sh2gen.spec.language import OpSpec, Workload, load_spec, spec_from_dict
+from sh2gen.schedule.config import DIRECTIONS, coupling, schedule
+from sh2gen.schedule.space import Numbers, search_space
+from sh2gen.spec.decode import load_spec, spec_from_dict
+from sh2gen.spec.language import Workload
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets import target as targets
 from sh2gen.targets.target import H100, H200, Target
 from sh2gen.tuning.choose import candidates, explain_misses, here, passed_over, tables, wanted

@@ -17,7 +17,7 @@ from sh2gen.build.worker import normalised_ptx, ptx_digest
 from sh2gen.emit import emit
 from sh2gen.emit.launches import kernel_digests
 from sh2gen.plan.source import KernelSource, Source
-from sh2gen.spec import language as spec
+from sh2gen.spec import decode, operator
 from sh2gen.targets.target import H200
 from sh2gen.tuning import choose, tables
 from sh2gen.tuning.choose import candidates
@@ -34,7 +34,7 @@ SHORT = next(
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Grown(spec.OpSpec):
+class Grown(operator.OpSpec):
     """The language with one more field."""
 
     rotation: str = "none"
@@ -44,7 +44,7 @@ def test_a_new_field_and_a_renamed_helper_lose_no_decision(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every shipped decision is found exactly as before by an operator of a later version."""
-    load = {d.op: spec.load_spec(folder("ops") / f"{d.op}.yaml") for d in DECISIONS}
+    load = {d.op: decode.load_spec(folder("ops") / f"{d.op}.yaml") for d in DECISIONS}
     real = emit._render
 
     def renamed(*arguments: object) -> str:
@@ -54,7 +54,7 @@ def test_a_new_field_and_a_renamed_helper_lose_no_decision(
     choose.kernels_of.cache_clear()
     known = choose.tables()
     for d in DECISIONS:
-        now = {f.name: getattr(load[d.op], f.name) for f in dataclasses.fields(spec.OpSpec)}
+        now = {f.name: getattr(load[d.op], f.name) for f in dataclasses.fields(operator.OpSpec)}
         grown = Grown(**now | {"workloads": d.workloads})
         assert "rotation" not in grown.canonical() and grown.to_dict()["rotation"] == "none"
         chosen = candidates(grown, H200, known=known)[0]
@@ -73,7 +73,7 @@ def test_every_shipped_decision_says_what_its_kernels_were() -> None:
 
 def test_a_line_of_the_first_version_is_read() -> None:
     old = json.loads(SHORT.to_line())
-    whole = spec.with_defaults(old["fields"])
+    whole = operator.with_defaults(old["fields"])
     old |= {"v": 1, "fields": {k: v for k, v in whole.items() if k not in ("op", "workloads")}}
     old["key"] |= {"templates": "7e" * 8, "spec": "00" * 32}
     del old["kernels"]
@@ -197,7 +197,7 @@ def test_compile_says_that_a_kernel_has_changed_since(
 
     write_decisions(tmp_path, [dataclasses.replace(SHORT, kernels={"forward": "00" * 8})])
     op = dataclasses.replace(
-        spec.load_spec(folder("ops") / "short_conv.yaml"), workloads=SHORT.workloads
+        decode.load_spec(folder("ops") / "short_conv.yaml"), workloads=SHORT.workloads
     )
     options = {"target": H200, "verified": False, "write": False}
     changed = compile_operator(op, tables=tmp_path, **options).chosen

@@ -17,8 +17,11 @@ import pytest
 from sh2gen.base.resources import folder
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
-from sh2gen.schedule.schedule import Numbers, schedule
-from sh2gen.spec.language import OpSpec, Workload, load_spec
+from sh2gen.schedule.config import schedule
+from sh2gen.schedule.space import Numbers
+from sh2gen.spec.decode import load_spec
+from sh2gen.spec.language import Workload
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import target
 from sh2gen.tuning.ranks import spearman
 from sh2gen.tuning.records import Status, operator_digest

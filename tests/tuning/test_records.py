@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sh2gen.base.resources import folder
-from sh2gen.spec.language import Workload, load_spec, spec_from_dict
+from sh2gen.spec.decode import load_spec, spec_from_dict
+from sh2gen.spec.language import Workload
 from sh2gen.tuning.records import (
     Key,
     Log,

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sh2gen.schedule.schedule import Numbers
+from sh2gen.schedule.space import Numbers
 from sh2gen.tuning.records import Status
 from sh2gen.tuning.search import (
     EFFORTS,

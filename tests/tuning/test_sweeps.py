@@ -13,7 +13,7 @@ import pytest
 
 from sh2gen.base.errors import Sh2genError
 from sh2gen.lower import plans
-from sh2gen.schedule.schedule import schedule
+from sh2gen.schedule.config import schedule
 from sh2gen.spec.language import Workload
 from sh2gen.targets.target import H200
 from sh2gen.tuning.records import Key, Status

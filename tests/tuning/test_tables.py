@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from sh2gen.base.errors import Sh2genError
 from sh2gen.base.resources import folder
-from sh2gen.spec.language import OpSpec, Workload, spec_from_dict
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.language import Workload
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import A100, H100, H200, Target
 from sh2gen.tuning.records import Key, operator_digest
 from sh2gen.tuning.tables import (

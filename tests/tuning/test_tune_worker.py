@@ -19,7 +19,8 @@ from sh2gen.base.files import MARK, signed
 from sh2gen.base.resources import folder
 from sh2gen.runtime.measure import activation
 from sh2gen.runtime.operator import Operator
-from sh2gen.spec.language import StateSpec, load_spec
+from sh2gen.spec.decode import load_spec
+from sh2gen.spec.language import StateSpec
 from sh2gen.tuning import worker as tune_worker
 from sh2gen.tuning.worker import GUARD, Bench, Training, failed
 from sh2gen.verify.verify import verify

@@ -13,8 +13,9 @@ import pytest
 from sh2gen.base.resources import folder
 from sh2gen.bench.bench import read_results
 from sh2gen.lower import plans
-from sh2gen.schedule.schedule import search_space
-from sh2gen.spec.language import Workload, load_spec
+from sh2gen.schedule.space import search_space
+from sh2gen.spec.decode import load_spec
+from sh2gen.spec.language import Workload
 from sh2gen.targets.target import target
 from sh2gen.tuning.choose import candidates, tables
 from sh2gen.tuning.tables import Decision, read_tables

@@ -22,8 +22,11 @@ import pytest
 from sh2gen.api import driver
 from sh2gen.base.errors import CheckFailed, Sh2genError
 from sh2gen.lower import plans
-from sh2gen.schedule.schedule import DIRECTIONS, Numbers, coupling, schedule, search_space
-from sh2gen.spec.language import OpSpec, Workload, spec_from_dict
+from sh2gen.schedule.config import DIRECTIONS, coupling, schedule
+from sh2gen.schedule.space import Numbers, search_space
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.language import Workload
+from sh2gen.spec.operator import OpSpec
 from sh2gen.tuning import records, tuner
 from sh2gen.tuning.records import Measurement, Status
 from sh2gen.tuning.search import Problem, Result

@@ -23,8 +23,9 @@ from sh2gen.plan.plan import Plan
 from sh2gen.plan.source import Variant
 from sh2gen.report import terminal
 from sh2gen.runtime.operator import Operator
-from sh2gen.schedule.schedule import Schedule, interpreter_schedule, schedule
-from sh2gen.spec.language import OpSpec, load_spec, parse_spec
+from sh2gen.schedule.config import Schedule, interpreter_schedule, schedule
+from sh2gen.spec.decode import load_spec, parse_spec
+from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import H200
 from sh2gen.verify import checks
 from sh2gen.verify.checks import (
@@ -35,8 +36,8 @@ from sh2gen.verify.checks import (
     thorough_checks,
     usual_checks,
 )
+from sh2gen.verify.properties import PROPERTIES
 from sh2gen.verify.stages import long_ones, of_quick_checks, of_step
-from sh2gen.verify.verify import PROPERTIES
 
 OPS = ["hyena_se", "hyena_mr", "hyena_li_stateful", "s4d", "conv_512", "long_conv"]
 SPEC = parse_spec("{op: one, channels: 2, filter: {kind: explicit, length: 3, groups: 2}}")

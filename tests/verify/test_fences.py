@@ -12,8 +12,8 @@ from torch import Tensor
 from sh2gen.build.load_module import load_module
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
-from sh2gen.schedule.schedule import interpreter_schedule
-from sh2gen.spec.language import spec_from_dict
+from sh2gen.schedule.config import interpreter_schedule
+from sh2gen.spec.decode import spec_from_dict
 from sh2gen.verify.fences import written_beyond
 
 

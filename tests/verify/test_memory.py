@@ -17,7 +17,7 @@ from sh2gen.base.errors import Sh2genError
 from sh2gen.base.resources import folder
 from sh2gen.cli.cli import main
 from sh2gen.lower import plans
-from sh2gen.spec.language import load_spec, parse_spec
+from sh2gen.spec.decode import load_spec, parse_spec
 from sh2gen.verify import memory
 from sh2gen.verify.checks import EAGER_SHAPES
 
@@ -59,7 +59,7 @@ def test_shipped_operators_are_verified_on_small_machines(path: Path) -> None:
 PEAKS = """
 import ctypes, gc, pathlib, re, sys, tempfile
 from sh2gen.api.driver import compile_operator
-from sh2gen.spec.language import parse_spec
+from sh2gen.spec.decode import parse_spec
 
 def held(name):
     text = pathlib.Path("/proc/self/status").read_text()

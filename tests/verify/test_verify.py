@@ -20,17 +20,14 @@ from torch.nn import functional
 
 from sh2gen.base.errors import CheckFailed, Sh2genError
 from sh2gen.graph.reference import decayed_filter
-from sh2gen.spec.language import (
-    Bias,
-    FilterKind,
-    OpSpec,
-    Precision,
-    Projection,
-    TapOrder,
-    spec_from_dict,
-)
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.language import Bias, FilterKind, Precision, Projection, TapOrder
+from sh2gen.spec.operator import OpSpec
+from sh2gen.verify.case import Case, Runner, poisoned
+from sh2gen.verify.properties import PROPERTIES
+from sh2gen.verify.report import Check, Report
 from sh2gen.verify.twins import twin
-from sh2gen.verify.verify import PROPERTIES, Case, Check, Report, Runner, poisoned, verify
+from sh2gen.verify.verify import verify
 from tests.strategies import register_profiles, shapes, specs
 
 register_profiles()
@@ -576,7 +573,7 @@ def test_nonfinite_never_passes(value: float) -> None:
 
 def test_nan_is_caught_outside_of_the_compared_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where float64 of everything does not fit, three groups are compared: 0, 19 and another."""
-    monkeypatch.setattr("sh2gen.verify.verify.affordable", lambda device: 3 * 8)
+    monkeypatch.setattr("sh2gen.verify.compare.affordable", lambda device: 3 * 8)
     spec = make(channels=20, filter={"kind": "explicit", "length": 3, "groups": 20})
     options = {"shapes": [(1, 8)], "properties": ["equality"]}
     good = run(spec, TorchRunner(spec), **options)

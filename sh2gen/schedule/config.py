@@ -1,0 +1,159 @@
+"""Schedules: numbers for the symbols of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sh2gen.base.errors import Sh2genError
+from sh2gen.base.resources import folder
+from sh2gen.plan.plan import Plan
+from sh2gen.schedule.expressions import first_case
+from sh2gen.schedule.facts import facts_of
+from sh2gen.schedule.knobs import knobs_of, read_schedules
+from sh2gen.schedule.space import Numbers, search_space, space
+from sh2gen.spec.operator import OpSpec
+
+DIRECTIONS = ("forward", "backward")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """One point of a plan's spaces: what the generated file gets as numbers.
+
+    Attributes:
+        plan: name of the plan.
+        forward: knob and value, in the order of the schedule file; empty if there is no kernel.
+        backward: likewise.
+    """
+
+    plan: str
+    forward: Numbers = ()
+    backward: Numbers = ()
+
+    def numbers(self, direction: str) -> Numbers:
+        return self.forward if direction == "forward" else self.backward
+
+    def twin(self, direction: str) -> dict[str, int]:
+        """The numbers of a kernel's twin for sm_90: 128 rows of products, blocks of 64 steps, 8
+        warps. Empty if there is none.
+        """
+        numbers = dict(self.numbers(direction))
+        tiles = numbers.get("TILES_SM90", 0)
+        if not tiles:
+            return {}
+        channels = numbers["BLOCK_D"]
+        shape = {"BLOCK_D": channels, "SEGMENTS": 128 // channels, "BLOCK_T": 64}
+        return shape | {"TILES": tiles, "num_warps": 8}
+
+    def __str__(self) -> str:
+        parts = [
+            f"{direction}: "
+            # A 0 is no number: it leaves the choice to the compiler.
+            + " ".join(f"{name}={value}" for name, value in self.numbers(direction) if value)
+            for direction in DIRECTIONS
+            if self.numbers(direction)
+        ]
+        return "; ".join(parts) or "no numbers"
+
+
+def coupling(plan: Plan, numbers: Numbers) -> int | None:
+    """What both directions of a plan must agree on: the steps of a tile where forward keeps
+    states for backward, None otherwise.
+    """
+    if not plan.states:
+        return None
+    values = dict(numbers)
+    return values["SEGMENTS"] * values["BLOCK_T"]
+
+
+def partner(spec: OpSpec, plan: Plan, direction: str, numbers: Numbers) -> Numbers:
+    """Numbers of the other direction that `numbers` of this one may be scheduled with.
+
+    The other direction's default if that agrees (`coupling`), else the point of its search space
+    that agrees and is nearest to the default: with the fewest knobs changed, by the fewest steps.
+
+    Raises:
+        Sh2genError: K003 if no such point agrees.
+    """
+    (other,) = set(DIRECTIONS) - {direction}
+    where = space(spec, plan, other)
+    wanted = coupling(plan, numbers)
+    default = dict(where.default)
+    if coupling(plan, where.default) == wanted:
+        return where.default
+    indices = {name: values.index for name, values in where.knobs}
+
+    def distance(point: Numbers) -> tuple[int, int]:
+        steps = [abs(indices[name](v) - indices[name](default[name])) for name, v in point]
+        return sum(map(bool, steps)), sum(steps)
+
+    points = search_space(spec, plan, other).points
+    agreeing = [point for point in points if coupling(plan, point) == wanted]
+    if not agreeing:
+        raise Sh2genError(
+            "K003",
+            f"{direction} has tiles of {wanted} steps, as no {other} numbers that are searched: "
+            "backward starts from the states that forward keeps before its tiles",
+            help="give numbers for both directions",
+        )
+    return min(agreeing, key=distance)
+
+
+def interpreter_schedule(spec: OpSpec, plan: Plan) -> Schedule:
+    """Numbers with which a small twin of the operator runs quickly under Triton's interpreter."""
+    cases = read_schedules(plan.algorithm)["interpret"].get(plan.layout.value, {})
+    numbers = {direction: first_case(case, facts_of(spec)) for direction, case in cases.items()}
+    return schedule(spec, plan, numbers)
+
+
+def schedule(
+    spec: OpSpec, plan: Plan, changes: Mapping[str, Mapping[str, int]] | None = None
+) -> Schedule:
+    """The default schedule of a plan, with some numbers changed by direction.
+
+    Raises:
+        Sh2genError: K001, K002, K003 for an unknown knob, an illegal value, a violated constraint.
+    """
+    changes = changes or {}
+    for direction in changes:
+        if direction not in DIRECTIONS:
+            raise Sh2genError(
+                "K001", f"unknown direction `{direction}`", help="forward or backward"
+            )
+    numbers = {
+        direction: space(spec, plan, direction).check(direction, changes.get(direction, {}))
+        for direction in DIRECTIONS
+    }
+    tiles = {direction: coupling(plan, found) for direction, found in numbers.items()}
+    if tiles["forward"] != tiles["backward"]:
+        raise Sh2genError(
+            "K003",
+            "forward and backward have tiles of different length, "
+            f"{tiles['forward']} and {tiles['backward']} steps: backward starts from the "
+            "states that forward keeps before its tiles",
+            help="make SEGMENTS * BLOCK_T the same in both directions",
+        )
+    return Schedule(plan=plan.name, **numbers)
+
+
+def completed(plan: str, direction: str, numbers: Numbers) -> Numbers:
+    """Numbers that were written down for a plan, with the knobs that have come since then at the
+    values under which kernels are what they were (`absent` in the schedule file).
+
+    What else they lack, or have too much, stays so: it is for others to refuse.
+    """
+    algorithm, _, rest = plan.partition("/")
+    if not numbers or algorithm not in {path.stem for path in folder("schedules").glob("*.yaml")}:
+        return numbers
+    text, given = read_schedules(algorithm), dict(numbers)
+    names = list(knobs_of(text, rest.partition("/")[0], direction))
+    since = {
+        name: text["knobs"][name]["absent"]
+        for name in names
+        if name not in given and "absent" in text["knobs"][name]
+    }
+    if not since:
+        return numbers
+    whole = given | since
+    return tuple((name, whole.pop(name)) for name in names if name in whole) + tuple(whole.items())

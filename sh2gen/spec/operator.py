@@ -1,0 +1,42 @@
+"""A frozen `OpSpec`: what the user asked for, and makes sense."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, is_dataclass
+from typing import Any
+
+from sh2gen.spec.language import Description, language_fields, plain_value
+from sh2gen.spec.rules import problems
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpSpec(Description):
+    """A whole operator; `language` says what it computes.
+
+    Building one that makes no sense raises Sh2genError, by whatever way it is built.
+    """
+
+    def __post_init__(self) -> None:
+        for problem in problems(self):
+            raise problem
+
+
+def with_defaults(values: Mapping[str, Any], kind: Any = OpSpec) -> dict[str, Any]:
+    """Plain values of the language (`OpSpec.canonical`) with what they leave out, and with what
+    this version of the language does not know.
+    """
+    found: dict[str, Any] = {}
+    hints = typing.get_type_hints(kind)
+    for f in language_fields(kind):
+        kinds = (hints[f.name], *typing.get_args(hints[f.name]))
+        inner = next((t for t in kinds if is_dataclass(t)), None)
+        if f.name in values:
+            value = values[f.name]
+            nested = inner is not None and isinstance(value, Mapping)
+            found[f.name] = with_defaults(value, inner) if nested else value
+        elif f.default is not MISSING:
+            found[f.name] = plain_value(f.default)
+    found |= {name: value for name, value in values.items() if name not in found}
+    return found
