@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, assert_never
 
+from sh2gen.emit.reduce import op_parameters
+from sh2gen.emit.text import targets
 from sh2gen.graph.nodes import (
     GRADIENTS,
     Add,
@@ -25,30 +27,12 @@ from sh2gen.graph.nodes import (
     TapGradient,
 )
 from sh2gen.plan.plan import EagerConv, Plan
-from sh2gen.spec.language import FilterKind, Parametrisation, TapOrder
+from sh2gen.spec.language import TapOrder
 from sh2gen.spec.operator import OpSpec
 
 # PyTorch, where it differentiates, sums gradients of rows that are spread over channels: not in a
 # narrow dtype, which they are rounded to once.
 _WIDE = "(p.to(dtype) for p in parameters)"
-
-
-def targets(names: list[str]) -> str:
-    """Names to unpack a sequence into."""
-    return f"({names[0]},)" if len(names) == 1 else ", ".join(names)
-
-
-def history_steps(spec: OpSpec) -> int:
-    """Steps before a sequence that its outputs read: those of the featurizer and, unless a state
-    stands for them, those of the filter.
-    """
-    reach = 0 if spec.filter.kind is FilterKind.MODAL else (spec.filter.length or 1) - 1
-    return reach + featurizer_lag(spec)
-
-
-def featurizer_lag(spec: OpSpec) -> int:
-    """Steps of history that the first stage of an operator needs."""
-    return spec.featurizer.length - 1 if spec.featurizer else 0
 
 
 def eager_helper_names(plan: Plan, *, stateful: bool) -> set[str]:
@@ -67,16 +51,6 @@ def eager_helper_names(plan: Plan, *, stateful: bool) -> set[str]:
     if any(isinstance(node, SiluGradient) for node in plan.backward_graph.nodes):
         wanted.add("silu_gradient_eager")
     return wanted
-
-
-def op_parameters(spec: OpSpec) -> list[str]:
-    """The parameter tensors that kernels and plain PyTorch take: poles as they are, however they
-    are trained.
-    """
-    names = [p.name for p in spec.parameters]
-    if spec.filter.parametrisation is Parametrisation.P_GAMMA:
-        return ["log_poles", *names[2:]]
-    return names
 
 
 def _finite(conv: EagerConv) -> str:
@@ -116,7 +90,7 @@ def eager_stateful(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     differentiates it.
     """
     (conv,) = [n for n in plan.graph.nodes if isinstance(n, Conv) and n.taps == "filter"]
-    lag = featurizer_lag(spec)
+    lag = spec.lag
     past = [f"{name}_past" for name in spec.inputs]
     setup = [
         "outputs = [allocate(inputs[0], inputs[0].shape[TIME]), torch.empty_like(state)]",
@@ -200,6 +174,11 @@ def _channel_bytes(graph: Graph, conv: EagerConv) -> str:
     return f"{_temporaries(graph, conv)} * batch * length * dtype.itemsize"
 
 
+def _width(view: ParameterView) -> str:
+    """How many channels share a row of a parameter, in the text of a function."""
+    return "width" if view.grouped else "1"
+
+
 def _temporaries(graph: Graph, conv: EagerConv) -> int:
     """Activations alive at once, at most: every value of the graph, and what an FFT needs."""
     values = sum(not isinstance(n, Parameter | Modes | GRADIENTS) for n in graph.nodes)
@@ -230,10 +209,10 @@ def _eager_lines(graph: Graph, conv: EagerConv, nodes: Iterable[Node] | None = N
                 flip = ".flip(1)" if view.length and view.order is TapOrder.LAG_LAST else ""
                 column = "" if view.length else "[:, None]"
                 source = rows(view.tensor, view)
-                return f"{out}_c = channel_rows({source}, c, {view.width}, dtype){flip}{column}"
+                return f"{out}_c = channel_rows({source}, c, {_width(view)}, dtype){flip}{column}"
             case Modes(out=out, views=views):
                 both = ", ".join(
-                    f"channel_rows({view.tensor}, c, {view.width}, dtype)" for view in views
+                    f"channel_rows({view.tensor}, c, {_width(view)}, dtype)" for view in views
                 )
                 line = f"{out}_modes = {both}"
                 if conv is EagerConv.FFT:
@@ -246,7 +225,7 @@ def _eager_lines(graph: Graph, conv: EagerConv, nodes: Iterable[Node] | None = N
             case ModeGradient(out=out, grad=grad, x=x, modes=modes):
                 lines = [f"{out} = mode_gradient_{conv.value}({grad}, {x}, {modes}_modes)"]
                 lines += [
-                    f"add_rows(d_{view.tensor}_all, c, {out}[{i}], {view.width})"
+                    f"add_rows(d_{view.tensor}_all, c, {out}[{i}], {_width(view)})"
                     for i, view in enumerate(graph.modes(modes).views)
                 ]
                 return "\n".join(lines)
@@ -266,12 +245,12 @@ def _eager_lines(graph: Graph, conv: EagerConv, nodes: Iterable[Node] | None = N
                 flip = ".flip(1)" if view.order is TapOrder.LAG_LAST else ""
                 return (
                     f"{out} = tap_gradient_{_finite(conv)}({grad}, {x}, {view.length}){flip}\n"
-                    f"add_rows({rows(f'd_{view.tensor}_all', view)}, c, {out}, {view.width})"
+                    f"add_rows({rows(f'd_{view.tensor}_all', view)}, c, {out}, {_width(view)})"
                 )
             case ChannelSum(out=out, x=x, view=view):
                 return (
                     f"{out} = {x}.sum((0, 2))\n"
-                    f"add_rows(d_{view.tensor}_all, c, {out}, {view.width})"
+                    f"add_rows(d_{view.tensor}_all, c, {out}, {_width(view)})"
                 )
         assert_never(node)
 

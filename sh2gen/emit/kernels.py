@@ -1,134 +1,257 @@
-"""How launches of the kernels of a generated file look to the compiler: types of arguments,
-constants, options.
-"""
+"""Kernels of a plan: their texts, and how launches of them look to the compiler."""
 
 from __future__ import annotations
 
-from sh2gen.emit import reduce as emit_reduce
-from sh2gen.emit.eager import featurizer_lag, op_parameters
-from sh2gen.plan.plan import KernelPlan, Plan
-from sh2gen.plan.source import KernelSource, Role
-from sh2gen.schedule.config import DIRECTIONS, Schedule
-from sh2gen.spec.language import DType, Projection, TapOrder
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sh2gen.emit import reduce
+from sh2gen.emit.sm90 import helper_names, phased_kernel
+from sh2gen.emit.statements import carried, helpers, lines, together
+from sh2gen.emit.words import formula
+from sh2gen.graph.nodes import Modes
+from sh2gen.plan.arguments import Argument, Of
+from sh2gen.plan.geometry import may_split
+from sh2gen.plan.modes import Parts
+from sh2gen.plan.plan import Join, Kernel, Plan, Role, Variant
+from sh2gen.plan.source import KernelSource
+from sh2gen.plan.statements import Statement
+from sh2gen.plan.values import Layout, Rows, Scope, row_of
+from sh2gen.schedule.config import Schedule, launch_config
+from sh2gen.spec.language import DType, Precision
 from sh2gen.spec.operator import OpSpec
 
 _TRITON = {DType.BFLOAT16: "bf16", DType.FLOAT16: "fp16", DType.FLOAT32: "fp32"}
+# The constexpr that says how many lanes a row has beside N, and for accumulators.
+_LANES = {
+    "tile": ("BLOCK_D", "BLOCK_D"),
+    "stream": ("M", "M"),
+    "recurrence": ("H", "M // 2"),
+}
+# What the skeletons themselves call.
+_SKELETON_HELPERS = {"locate", "advance"}
+# What a config tells the compiler, not the kernel.
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
+# Of the kernels that no config is for.
+WARPS = 4
+_CONSTEXPR = {"triton": "tl.constexpr", "gluon": "gl.constexpr"}
+_WIDE = 94  # columns of a line of constants
 
 
-def programs(spec: OpSpec, schedule: Schedule, direction: str) -> int:
-    """How many programs are wanted for a sequence, in the batches that the operator is for."""
-    wanted = dict(schedule.numbers(direction)).get("PROGRAMS", 1)
-    return max(1, wanted // min(workload.batch for workload in spec.workloads))
+# ------------------------------------------------------------------------------------------- texts
 
 
-def cuts(spec: OpSpec, schedule: Schedule) -> bool:
-    """Whether a launcher may cut a sequence into spans: four or more (`walk_programs`)."""
-    return any(4 * spec.channels <= programs(spec, schedule, d) for d in DIRECTIONS)
+def texts(spec: OpSpec, plan: Plan) -> list[dict[str, Any]]:
+    """What the skeletons of all kernels and variants are filled with."""
+    found = [_kernel(spec, plan, kernel) for kernel in (*plan.kernels, *plan.split_kernels)]
+    for kernel in plan.kernels:
+        found += [_variant(spec, plan, kernel, variant) for variant in kernel.variants]
+    return found
 
 
-def kernel_numbers(plan: Plan, kernel: KernelPlan, schedule: Schedule) -> dict[str, int]:
-    """The numbers of a kernel, without those that only say when it is launched."""
-    others = {"TILES_SM90", "PROGRAMS"} | ({"PARTS"} if kernel in plan.sums else set())
-    numbers = schedule.numbers(kernel.direction)
-    return {name: number for name, number in numbers if name not in others}
+def helpers_of(spec: OpSpec, plan: Plan) -> list[tuple[tuple[str, ...], set[str]]]:
+    """The helpers that kernels call, by the parts that define them."""
+    wanted = set(_SKELETON_HELPERS)
+    for kernel in plan.kernels:
+        wanted |= helpers(kernel.program, _scope(spec, plan, kernel))
+    if joins(plan):
+        wanted.add("join_splits")
+    found = [(plan.kernels[0].parts, wanted)]
+    for kernel in plan.kernels:
+        found += [(variant.parts, helper_names(kernel, variant)) for variant in kernel.variants]
+    return found
+
+
+def joins(plan: Plan) -> tuple[Argument, ...]:
+    """The arguments of the kernel that joins gradients where splits meet, if there is one."""
+    found = [a.arguments for a in plan.actions[Role.BACKWARD] if isinstance(a, Join)]
+    return found[0] if found else ()
+
+
+def head(decorator: str, name: str, arguments: Sequence[Argument], constexpr: str) -> str:
+    """A kernel's text from its decorator to the colon."""
+    unspecialised = [a for a in arguments if a.of is Of.ACTIVATION]
+    found = [f"@{decorator}(", "    do_not_specialize=["]
+    found += [f'        "{a.names[1]}", "{a.names[2]}",' for a in unspecialised]
+    names = [f'"{name}"' for a in arguments if a.of is Of.SIZE for name in a.names]
+    found += [f"        {', '.join(names)},", "    ]", ")  # fmt: skip", f"def {name}("]
+    for a in arguments:
+        if a.is_pointer:
+            found.append(f"    {', '.join(a.names)}," + (f"  # {a.doc}" if a.doc else ""))
+    sizes = [a.name for a in arguments if a.of is Of.SIZE]
+    found.append(f"    {', '.join(sizes)},")
+    line = ""
+    for a in arguments:
+        if a.of is Of.CONSTANT:
+            one = f" {a.name}: {constexpr},"
+            if len(line) + len(one) > _WIDE:
+                found.append(f"   {line}")
+                line = ""
+            line += one
+    return "\n".join([*found, f"   {line}", "):  # fmt: skip"])
+
+
+def _scope(spec: OpSpec, plan: Plan, kernel: Kernel) -> Scope:
+    """How a kernel's skeleton names what statements call helpers with."""
+    lanes, accumulators = _LANES[kernel.skeleton]
+    # Streams load channels-last tiles as channels-first ones, with the strides exchanged.
+    exchanged = kernel.skeleton == "stream" and plan.layout is Layout.BLD
+    return Scope(
+        strides={
+            name: f"{unit}, {name}_row" if exchanged else f"{name}_row, {unit}"
+            for name, unit in _units(spec, kernel).items()
+        },
+        lanes=lanes,
+        accumulators=accumulators,
+        hints=("EVICT_LAST",) * kernel.hinted,
+        state_size=spec.filter.state_size,
+        inputs=spec.inputs,
+        time=kernel.program.time,
+    )
+
+
+def _units(spec: OpSpec, kernel: Kernel) -> dict[str, str]:
+    """The constexpr that names each activation's stride along its contiguous axis."""
+    units = dict.fromkeys((*kernel.program.loads, *kernel.program.stores), "1")
+    units |= {name: "UNIT" for name in spec.inputs if name in units}
+    return units | {f"d_{name}": "D_UNIT" for name in spec.inputs if f"d_{name}" in units}
+
+
+def _kernel(spec: OpSpec, plan: Plan, kernel: Kernel) -> dict[str, Any]:
+    """What the skeleton asks for."""
+    program = kernel.program
+    scope = _scope(spec, plan, kernel)
+    zeros, loads = carried(program, scope)
+
+    def printed(statements: Iterable[Statement]) -> list[str]:
+        return lines(tuple(statements), dataclasses.replace(scope, held={}))
+
+    doc = "Gradients of every input, and partial sums of those of parameters."
+    if kernel.role is Role.FORWARD:
+        doc = formula(spec).replace("\n", "; ")
+    sums = kernel in plan.split_kernels
+    if sums:
+        doc = f"What every tile adds to the {'state' if program.time == +1 else 'adjoint state'}."
+    function = f"{spec.op}_{kernel.name}"
+    return {
+        "skeleton": f"{kernel.skeleton}.py.j2",
+        "head": head("triton.jit", function, kernel.arguments, "tl.constexpr"),
+        "doc": doc,
+        "activations": [*program.loads, *program.stores],
+        "pointers": list(_units(spec, kernel).items()),
+        "prologue": [*printed(program.prologue), *zeros],
+        "carried": loads,
+        "warmup": printed(program.warmup),
+        "body": printed(program.body),
+        "resets": printed(program.totals),
+        "epilogue": printed(
+            together(program.epilogue) if kernel.skeleton == "recurrence" else program.epilogue
+        ),
+        "backward": program.time == -1,
+        "sums": sums,
+        "parts": any(isinstance(s, Parts) for s in program.body),
+        "length": spec.filter.length,
+        "modes": spec.filter.state_size,
+        "padded_modes": max(16, 1 << (max(1, spec.filter.state_size) - 1).bit_length()),
+        "lag": spec.lag,
+        "roles": len(spec.inputs),
+        "poles": _poles(plan),
+        "exact": spec.precision is Precision.EXACT,
+        "partial_rows": program.partial_rows,
+        "partial_groups": program.partial_groups,
+    }
+
+
+def _variant(spec: OpSpec, plan: Plan, kernel: Kernel, variant: Variant) -> dict[str, Any]:
+    """What the skeleton of a variant asks for."""
+    scope = _scope(spec, plan, kernel)
+
+    def printed(statement: Statement, held: dict[str, Rows]) -> list[str]:
+        return [str(call) for call in statement.calls(dataclasses.replace(scope, held=held))]
+
+    function = f"{spec.op}_{kernel.name}_{variant.name}"
+    return _kernel(spec, plan, kernel) | {
+        "skeleton": f"{variant.skeleton}.py.j2",
+        "head": head(
+            f"{variant.language}.jit", function, variant.arguments, _CONSTEXPR[variant.language]
+        ),
+        **phased_kernel(kernel, variant, printed),
+    }
+
+
+def _poles(plan: Plan) -> str:
+    """Pointers to what a channel's modes decay by, and turn by if they are pairs."""
+    modes = [node for node in plan.graph.parameters if isinstance(node, Modes)]
+    views = [view for node in modes for view in node.views[: len(node.views) // 2]]
+    return ", ".join(f"{v.tensor}_ptr + ({row_of(v)}) * {v.length}" for v in views)
+
+
+# ---------------------------------------------------------------------------------------- launches
 
 
 def kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[KernelSource, ...]:
     """How a launch of each kernel looks to the compiler, for separate contiguous inputs."""
-    io = "*" + _TRITON[spec.dtype.io]
-    sources: list[KernelSource] = []
-    for kernel in (*plan.kernels, *plan.sums):
-        program = kernel.program
-        backward, sums_only = kernel is plan.backward, kernel in plan.sums
-        activations = (*program.loads, *program.stores)
-        signature: list[tuple[str, str]] = []
-        for name in activations:
-            signature += [(f"{name}_ptr", io), (f"{name}_batch", "i32"), (f"{name}_row", "i32")]
-        kept = [f"{name}_ptr" for name in program.parameters]
-        if plan.states:
-            history = ["history_ptr"] if featurizer_lag(spec) else []
-            edges = ["d_history_ptr", "edges_ptr"] if history and backward else []
-            both = ["d_entry_ptr", "d_exit_ptr"] if backward else ["entry_ptr", "exit_ptr"]
-            kept += ["states_ptr", *history, *edges]
-            kept += [] if sums_only else [*both, "sums_ptr"]
-        kept += ["partials_ptr"] if program.partial_rows else []
-        kept += ["group_partials_ptr"] if program.partial_groups else []
-        pointers = tuple(f"{name}_ptr" for name in activations)
-        signature += [(name, io if name == "history_ptr" else "*fp32") for name in kept]
-        scalars = ["first", "last", "end", "time_programs"]
-        scalars += ["tiles"] if kernel.skeleton != "tile" else []
-        signature += [(name, "i32") for name in scalars]
-        numbers = kernel_numbers(plan, kernel, schedule)
-        warps, stages = numbers.pop("num_warps"), numbers.pop("num_stages", 3)
-        registers = numbers.pop("maxnreg", 0) or None
-        constants: dict[str, int | bool | float | str] = {"CHANNELS": spec.channels, "UNIT": 1}
-        constants |= {"D_UNIT": 1} if backward else {}
-        constants |= {"STEP": 8, "EVEN": True}
-        constants |= {"KEEP": True} if plan.states and not backward and not sums_only else {}
-        constants |= {"STATEFUL": spec.state is not None} if plan.states else {}
-        if plan.states and not sums_only:
-            wanted = programs(spec, schedule, kernel.direction)
-            constants |= {"SPLIT": 4 * spec.channels <= wanted}
-        sources.append(
-            KernelSource(
-                name=f"{spec.op}_{kernel.name}",
-                role=Role.BACKWARD if kernel.direction == "backward" else Role.FORWARD,
-                signature=tuple(signature),
-                constants=tuple((constants | numbers).items()),
-                divisible=(*pointers, *kept),
-                unaligned_keeps=tuple(kept),
-                unaligned_constants=(("STEP", 1), ("EVEN", False)),
-                num_warps=warps,
-                num_stages=stages,
-                maxnreg=registers,
-            )
-        )
-        if numbers := schedule.twin(kernel.name):
-            warps = numbers.pop("num_warps")
-            sources.append(
-                KernelSource(
-                    name=f"{spec.op}_{kernel.name}_sm90",
-                    role=Role.BACKWARD,
-                    signature=tuple(signature),
-                    constants=tuple(({"CHANNELS": spec.channels} | numbers).items()),
-                    divisible=(*pointers, *kept),
-                    unaligned_keeps=(),
-                    num_warps=warps,
-                    num_stages=3,
-                    gluon=True,
+    found = []
+    for kernel in (*plan.kernels, *plan.split_kernels):
+        config = launch_config(spec, schedule, kernel.role)
+        if kernel in plan.split_kernels and not may_split(spec.channels, config):
+            continue
+        found.append(_source(spec, kernel.name, kernel.role, kernel.arguments, config))
+        for variant in kernel.variants:
+            if own := variant.config(config):
+                name = f"{kernel.name}_{variant.name}"
+                source = _source(spec, name, kernel.role, variant.arguments, own)
+                found.append(
+                    dataclasses.replace(
+                        source,
+                        capability=variant.capability,
+                        gluon=variant.language == "gluon",
+                        unaligned_keeps=(),
+                    )
                 )
-            )
-    if plan.sums and featurizer_lag(spec):
-        sources.append(_join_source(spec))
-    if sums := emit_reduce.sections(spec, plan, schedule, op_parameters(spec)):
-        sources.append(emit_reduce.kernel_source(sums))
-    return tuple(sources)
+    config = launch_config(spec, schedule, Role.BACKWARD)
+    if (arguments := joins(plan)) and may_split(spec.channels, config):
+        join = _source(spec, "", Role.BACKWARD, arguments, {"num_warps": WARPS})
+        found.append(dataclasses.replace(join, name="join_splits"))
+    if plan.reductions:
+        found.append(reduce.kernel_source(spec, plan, config))
+    return tuple(found)
 
 
-def _join_source(spec: OpSpec) -> KernelSource:
-    """How a launch of the kernel looks to the compiler that joins the gradients of spans."""
-    assert spec.featurizer is not None
+def _source(
+    spec: OpSpec,
+    name: str,
+    role: Role,
+    arguments: Sequence[Argument],
+    config: dict[str, int],
+) -> KernelSource:
+    """How a launch of a kernel looks to the compiler under a config."""
+    io = "*" + _TRITON[spec.dtype.io]
+    known = {"CHANNELS": spec.channels, "WIDTH": spec.group_width}
+    if "PROGRAMS" in config:
+        known["SPLIT"] = may_split(spec.channels, config)
+    signature: list[tuple[str, str]] = []
+    for a in arguments:
+        kind = io if a.io else "*fp32"
+        for n in a.names if a.of is not Of.CONSTANT else ():
+            signature.append((n, kind if n.endswith("_ptr") else "i32"))
+    constants = {
+        a.name: known.get(a.name, config[a.name] if a.value is None else a.value)
+        for a in arguments
+        if a.of is Of.CONSTANT
+    }
+    kept = tuple(a.names[0] for a in arguments if a.is_pointer and a.of is not Of.ACTIVATION)
+    changed = [(a.name, a.unaligned) for a in arguments if a.unaligned is not None]
     return KernelSource(
-        name="join_spans",
-        role=Role.BACKWARD,
-        signature=(
-            ("edges_ptr", "*fp32"),
-            ("featurizer_ptr", "*fp32"),
-            ("d_input_ptr", "*" + _TRITON[spec.dtype.io]),
-            *((name, "i32") for name in ("batch_stride", "row_stride", "spans", "steps")),
-        ),
-        constants=(
-            ("UNIT", 1),
-            ("CHANNELS", spec.channels),
-            ("ROLES", len(spec.inputs)),
-            ("ROLE", 0),
-            ("LENGTH", featurizer_lag(spec)),
-            ("INTERLEAVED", spec.layout.projection is Projection.INTERLEAVED),
-            ("LAG_LAST", spec.featurizer.taps is TapOrder.LAG_LAST),
-            ("BLOCK_D", 128),
-        ),
-        divisible=("edges_ptr", "featurizer_ptr", "d_input_ptr"),
-        unaligned_keeps=("edges_ptr", "featurizer_ptr"),
-        num_warps=emit_reduce.WARPS,
-        num_stages=3,
+        name=f"{spec.op}_{name}",
+        role=role,
+        signature=tuple(signature),
+        constants=tuple(constants.items()),
+        divisible=tuple(a.names[0] for a in arguments if a.is_pointer),
+        unaligned_keeps=kept,
+        unaligned_constants=tuple((name, value) for name, value in changed if value is not None),
+        num_warps=config["num_warps"],
+        num_stages=config.get("num_stages", 3),
+        maxnreg=config.get("maxnreg") or None,
     )

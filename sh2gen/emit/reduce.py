@@ -1,17 +1,16 @@
-"""What the skeleton `reduce` asks for, and how its kernel is launched: the gradients of all
-parameters from partial sums, by one kernel.
+"""The kernel that adds partial sums to the gradients of all parameters, as text and as a launch.
 
-Programs are shared out among parameter tensors, in the order in which launchers return these.
+Its programs are shared out among parameter tensors, in the order in which launchers return these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sh2gen.plan.plan import Plan, Reduction
-from sh2gen.plan.source import KernelSource, Role
-from sh2gen.schedule.config import Schedule
+from sh2gen.plan.geometry import sharers
+from sh2gen.plan.plan import Plan, Reduction, Role
+from sh2gen.plan.source import KernelSource
 from sh2gen.spec.language import TapOrder
 from sh2gen.spec.operator import OpSpec
 
@@ -20,114 +19,121 @@ WARPS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Partials:
-    """A tensor of partial sums, [splits, rows, columns] float32.
-
-    Attributes:
-        name: in launchers.
-        splits: the kernel's argument that says how many there are.
-        rows: of every parameter that it holds.
-        columns: channels, or the parts of groups.
-    """
-
-    name: str
-    splits: str
-    rows: int
-    columns: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """The programs begin .. end - 1, which sum the gradient of one parameter tensor.
+    """The programs that sum the gradient of one parameter tensor.
 
     Attributes:
         shape: of the gradient, in words.
-        partials: what they sum.
+        rows: of partial sums.
+        partials: the tensor of partial sums, `splits` the argument that says how many there are.
+        columns, width: of a row, and how many share a row of the parameter, in the kernel's text.
         constants: those of sum_rows, in its order.
     """
 
     tensor: str
     shape: str
-    partials: Partials
-    begin: int
-    end: int
-    constants: tuple[tuple[str, int | bool], ...]
+    rows: int
+    partials: str
+    splits: str
+    columns: str
+    width: str
+    constants: tuple[tuple[str, object], ...]
 
 
-def sections(
-    spec: OpSpec, plan: Plan, schedule: Schedule, tensors: Sequence[str]
-) -> tuple[Section, ...]:
-    """All sections of the kernel that sums partial sums, in the order of `tensors`."""
+def op_parameters(spec: OpSpec) -> list[str]:
+    """The parameter tensors that kernels and plain PyTorch take: poles as they are, however they
+    are trained.
+    """
+    names = [p.name for p in spec.parameters]
+    return ["log_poles", *names[2:]] if names[:2] == ["p", "gamma"] else names
+
+
+def sections(spec: OpSpec, plan: Plan) -> tuple[Section, ...]:
+    """All sections of the kernel."""
     if not plan.reductions:
         return ()
-    assert plan.backward is not None
-    shapes = {p.name: str(p.shape) for p in spec.parameters}
+    kernel = plan.kernel(Role.BACKWARD)
+    assert kernel is not None
+    order = op_parameters(spec)
+    shapes = {p.name: f"[{', '.join(p.dims)}]" for p in spec.parameters}
     shapes.setdefault("log_poles", shapes.get("residues", ""))
-    # Programs of a backward stream that share the channels of a group.
-    parts = -(-spec.group_width // dict(schedule.backward).get("BLOCK_D", 1))
-    of_channels = Partials(
-        name="partials",
-        splits="splits",
-        rows=plan.backward.program.partial_rows,
-        columns=spec.channels,
-    )
-    found: list[Section] = []
-    for r in sorted(plan.reductions, key=lambda r: tensors.index(r.tensor)):
-        partials, width = of_channels, r.view.width
+    found = []
+    for r in sorted(plan.reductions, key=lambda r: order.index(r.tensor)):
+        columns, width = "CHANNELS", "WIDTH" if r.view.grouped else "1"
+        rows = kernel.program.partial_rows
         if r.by_group:
-            width, columns = parts, spec.filter.groups * parts
-            partials = Partials(
-                name="group_partials", splits="group_splits", rows=r.rows, columns=columns
-            )
-        constants = _constants(r, partials, width)
-        groups = partials.columns // width
-        begin = found[-1].end if found else 0
-        end = begin + r.rows * -(-groups // constants["BLOCK_G"])
+            rows, columns, width = r.rows, "CHANNELS // WIDTH * SHARERS", "SHARERS"
         found.append(
             Section(
                 tensor=r.tensor,
                 shape=shapes[r.tensor],
-                partials=partials,
-                begin=begin,
-                end=end,
-                constants=tuple(constants.items()),
+                rows=r.rows,
+                partials="group_partials" if r.by_group else "partials",
+                splits="group_splits" if r.by_group else "splits",
+                columns=columns,
+                width=width,
+                constants=_constants(r, rows, columns, width),
             )
         )
     return tuple(found)
 
 
-def _constants(r: Reduction, partials: Partials, width: int) -> dict[str, int | bool]:
-    """What sum_rows is compiled for, if `width` columns share a row of the parameter."""
-    block_w = min(1024, 1 << (width - 1).bit_length())
-    return {
-        "FIRST": r.first,
-        "P": partials.rows,
-        "COLUMNS": partials.columns,
-        "WIDTH": width,
-        "LENGTH": r.view.length or 1,
-        "ROLES": r.view.roles,
-        "INTERLEAVED": r.view.interleaved,
-        "LAG_LAST": r.view.order is TapOrder.LAG_LAST,
-        "BLOCK_G": max(1, 128 // block_w),
-        "BLOCK_W": block_w,
-    }
+def _constants(
+    r: Reduction, rows: int, columns: str, width: str
+) -> tuple[tuple[str, object], ...]:
+    """What sum_rows is compiled for."""
+    return (
+        ("FIRST", r.first),
+        ("P", rows),
+        ("COLUMNS", columns),
+        ("WIDTH", width),
+        ("LENGTH", r.view.length or 1),
+        ("ROLES", r.view.roles),
+        ("INTERLEAVED", r.view.interleaved),
+        ("LAG_LAST", r.view.order is TapOrder.LAG_LAST),
+    )
 
 
-def summed(sections: Sequence[Section]) -> tuple[Partials, ...]:
-    """The tensors of partial sums that sections sum: of channels, then of groups."""
-    return tuple(sorted({s.partials for s in sections}, key=lambda p: p.name, reverse=True))
+def partials(spec: OpSpec, plan: Plan) -> list[dict[str, Any]]:
+    """The tensors of partial sums: of channels, then of groups."""
+    found = {s.partials: s for s in sections(spec, plan)}
+    return [
+        {
+            "name": name,
+            "splits": found[name].splits,
+            "rows": dict(found[name].constants)["P"],
+            "columns": found[name].columns,
+        }
+        for name in ("partials", "group_partials")
+        if name in found
+    ]
 
 
-def kernel_source(sections: Sequence[Section]) -> KernelSource:
-    """How a launch of the kernel looks to the compiler."""
-    partials = summed(sections)
-    pointers = (*(f"{p.name}_ptr" for p in partials), *(f"d_{s.tensor}_ptr" for s in sections))
-    counts = ((p.splits, "i32") for p in partials)
+def constants(spec: OpSpec, plan: Plan) -> tuple[str, ...]:
+    """The constants of the kernel."""
+    found = sections(spec, plan)
+    grouped = any("WIDTH" in s.width + s.columns for s in found)
+    shared = any(s.width == "SHARERS" for s in found)
+    return ("CHANNELS", *(("WIDTH",) if grouped else ()), *(("SHARERS",) if shared else ()))
+
+
+def kernel_source(spec: OpSpec, plan: Plan, config: dict[str, int]) -> KernelSource:
+    """How a launch of the kernel looks to the compiler, under the config of backward."""
+    tensors = partials(spec, plan)
+    of_parameters = (f"d_{s.tensor}_ptr" for s in sections(spec, plan))
+    pointers = (*(f"{p['name']}_ptr" for p in tensors), *of_parameters)
+    known = {"CHANNELS": spec.channels, "WIDTH": spec.group_width}
+    if "BLOCK_D" in config:
+        known["SHARERS"] = sharers(spec.group_width, config)
     return KernelSource(
         name=KERNEL,
-        role=Role.REDUCE,
-        signature=(*((pointer, "*fp32") for pointer in pointers), *counts),
-        constants=(),
+        role=Role.BACKWARD,
+        reduces=True,
+        signature=(
+            *((pointer, "*fp32") for pointer in pointers),
+            *((p["splits"], "i32") for p in tensors),
+        ),
+        constants=tuple((name, known[name]) for name in constants(spec, plan)),
         divisible=pointers,
         unaligned_keeps=pointers,
         num_warps=WARPS,

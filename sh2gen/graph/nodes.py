@@ -32,6 +32,7 @@ class ParameterView:
         role: index of the input whose rows these are (featurizer only).
         roles: how many inputs share the tensor (1 if it is not packed).
         interleaved: packed as channel * roles + role, instead of role * channels + channel.
+        grouped: it has a row for each group, whatever their width.
     """
 
     tensor: str
@@ -41,6 +42,7 @@ class ParameterView:
     role: int = 0
     roles: int = 1
     interleaved: bool = False
+    grouped: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -375,7 +377,9 @@ def operator_graph(spec: OpSpec) -> Graph:
         return node.out
 
     def vector(tensor: str, rows: int) -> str:
-        view = ParameterView(tensor=tensor, width=spec.channels // rows)
+        width = spec.channels // rows
+        grouped = tensor == "skip" and spec.skip is Skip.GROUP
+        view = ParameterView(tensor=tensor, width=width, grouped=grouped)
         return define(Parameter(out=tensor, view=view))
 
     features: dict[str, str] = {}
@@ -403,7 +407,11 @@ def operator_graph(spec: OpSpec) -> Graph:
             names = ("log_poles", "frequencies", "residues_real", "residues_imag")
         views = tuple(
             ParameterView(
-                tensor=name, width=spec.group_width, length=spec.filter.modes, order=None
+                tensor=name,
+                width=spec.group_width,
+                length=spec.filter.modes,
+                order=None,
+                grouped=True,
             )
             for name in names
         )
@@ -414,6 +422,7 @@ def operator_graph(spec: OpSpec) -> Graph:
             width=spec.group_width,
             length=spec.filter.length,
             order=spec.filter.taps,
+            grouped=True,
         )
         taps = define(Parameter(out="filter", view=taps_view))
     pre = define(Conv(out="conv", x=z, taps=taps, direction=+1))

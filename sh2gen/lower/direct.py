@@ -10,9 +10,13 @@ from __future__ import annotations
 
 from sh2gen.graph.adjoint import adjoint
 from sh2gen.graph.nodes import operator_graph
+from sh2gen.lower.actions import whole
 from sh2gen.lower.rows import layouts, tile_program
 from sh2gen.lower.verdict import Verdict, later_fields
-from sh2gen.plan.plan import EagerConv, KernelPlan, Plan
+from sh2gen.plan.arguments import tile_arguments
+from sh2gen.plan.geometry import tile_grid
+from sh2gen.plan.plan import EagerConv, Kernel, Plan, Role
+from sh2gen.plan.program import TileProgram
 from sh2gen.plan.values import Layout
 from sh2gen.spec.language import FilterKind, Precision
 from sh2gen.spec.operator import OpSpec
@@ -64,20 +68,28 @@ def _plan(spec: OpSpec, layout: Layout, saved: tuple[str, ...]) -> Plan:
         zip((f"d_{name}" for name in spec.inputs), backward_graph.outputs, strict=False)
     )
     backward, reductions = tile_program(backward_graph, gradients)
+
+    def kernel(role: Role, program: TileProgram) -> Kernel:
+        hinted = role is Role.FORWARD and layout is Layout.BDL
+        return Kernel(
+            name=role.value,
+            role=role,
+            skeleton="tile",
+            parts=parts,
+            program=program,
+            arguments=tile_arguments(spec, program, backward=role is Role.BACKWARD, hinted=hinted),
+            grid=tile_grid,
+            hinted=hinted,
+        )
+
     return Plan(
         algorithm="direct",
         layout=layout,
         saved=saved,
         graph=graph,
         backward_graph=backward_graph,
-        forward=KernelPlan(
-            name="forward",
-            skeleton="tile",
-            parts=parts,
-            program=forward,
-            hinted=layout is Layout.BDL,
+        actions=whole(
+            kernel(Role.FORWARD, forward), kernel(Role.BACKWARD, backward), saved, reductions
         ),
-        backward=KernelPlan(name="backward", skeleton="tile", parts=parts, program=backward),
-        reductions=reductions,
         eager=EagerConv.DIRECT,
     )

@@ -8,7 +8,7 @@ from sh2gen.graph.adjoint import adjoint
 from sh2gen.graph.nodes import operator_graph
 from sh2gen.lower.rows import layouts
 from sh2gen.lower.verdict import Verdict, later_fields
-from sh2gen.plan.plan import EagerConv, Plan
+from sh2gen.plan.plan import Eager, EagerConv, Plan, Role
 from sh2gen.spec.language import FilterKind
 from sh2gen.spec.operator import OpSpec
 
@@ -32,6 +32,10 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
             layout=layout,
             graph=graph,
             backward_graph=adjoint(graph),
+            actions={
+                Role.FORWARD: (Eager(graph=graph),),
+                Role.BACKWARD: (Eager(graph=adjoint(graph)),),
+            },
             eager=EagerConv.FFT,
         )
         for layout in layouts(spec)

@@ -25,6 +25,7 @@ from sh2gen.graph.nodes import Conv, Graph, ModeGradient, Modes, Parameter, oper
 from sh2gen.lower.rows import partial_sums
 from sh2gen.lower.streams import Stream
 from sh2gen.lower.verdict import Verdict, later_fields
+from sh2gen.plan.arguments import join_arguments, walk_arguments
 from sh2gen.plan.blocks import Recall
 from sh2gen.plan.edges import (
     Edge,
@@ -36,6 +37,7 @@ from sh2gen.plan.edges import (
     LeaveRows,
     LeaveState,
 )
+from sh2gen.plan.geometry import walk_grid
 from sh2gen.plan.modes import (
     Blocks,
     EndParts,
@@ -52,7 +54,17 @@ from sh2gen.plan.modes import (
     ZeroState,
 )
 from sh2gen.plan.phases import phases
-from sh2gen.plan.plan import EagerConv, KernelPlan, Plan, Reduction
+from sh2gen.plan.plan import (
+    Allocate,
+    EagerConv,
+    Join,
+    Kernel,
+    Launch,
+    Plan,
+    Reduce,
+    Reduction,
+    Role,
+)
 from sh2gen.plan.program import TileProgram
 from sh2gen.plan.statements import (
     Extend,
@@ -65,6 +77,7 @@ from sh2gen.plan.statements import (
     StoreRows,
 )
 from sh2gen.plan.values import BLOCK, Layout, Operand
+from sh2gen.schedule.facts import tap_terms
 from sh2gen.spec.language import Activation, Activations, FilterKind
 from sh2gen.spec.operator import OpSpec
 
@@ -106,7 +119,55 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
     backward, reductions = _backward(
         backward_graph, dict(zip(names, backward_graph.outputs, strict=False))
     )
-    forward = _forward(graph)
+
+    def kernel(role: Role, program: TileProgram, *, sums: bool = False) -> Kernel:
+        return Kernel(
+            name=f"{role}_sums" if sums else role.value,
+            role=role,
+            skeleton="recurrence",
+            parts=parts,
+            program=program,
+            arguments=walk_arguments(
+                spec,
+                program,
+                backward=role is Role.BACKWARD,
+                sums=sums,
+                parts=any(isinstance(s, Parts) for s in program.body),
+                terms=tap_terms(spec),
+            ),
+            grid=walk_grid,
+        )
+
+    before = Launch(kernel=kernel(Role.FORWARD, _sums(graph, +1), sums=True), when_split=True)
+    after = Launch(
+        kernel=kernel(Role.BACKWARD, _sums(backward_graph, -1), sums=True), when_split=True
+    )
+    edges = (Allocate(names=("d_history", "edges"), make="edges"),) if spec.lag else ()
+    join = (Join(arguments=join_arguments(spec)),) if spec.lag else ()
+    split_sums = Allocate(names=("split_sums",), make="split_sums")
+    actions = {
+        Role.FORWARD: (
+            Allocate(names=("y",), make="activations"),
+            Allocate(names=("states",), make="states"),
+            Allocate(names=("history", "entry"), make="past"),
+            Allocate(names=("leaving",), make="leaving"),
+            split_sums,
+            before,
+            Launch(kernel=kernel(Role.FORWARD, _forward(graph))),
+        ),
+        Role.BACKWARD: (
+            Allocate(names=tuple(f"d_{name}" for name in spec.inputs), make="gradients"),
+            Allocate(names=("history", "entry"), make="past"),
+            Allocate(names=("d_entry", "d_leaving_entry"), make="future"),
+            split_sums,
+            *edges,
+            Allocate(names=("partials",), make="partials"),
+            after,
+            Launch(kernel=kernel(Role.BACKWARD, backward)),
+            *join,
+            Reduce(reductions=reductions),
+        ),
+    }
     return (
         Plan(
             algorithm="modal",
@@ -114,20 +175,7 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
             states=True,
             graph=graph,
             backward_graph=backward_graph,
-            forward=KernelPlan(
-                name="forward", skeleton="recurrence", parts=parts, program=forward
-            ),
-            backward=KernelPlan(
-                name="backward", skeleton="recurrence", parts=parts, program=backward
-            ),
-            sums=tuple(
-                KernelPlan(name=f"{name}_sums", skeleton="recurrence", parts=parts, program=sums)
-                for name, sums in (
-                    ("forward", _sums(graph, +1)),
-                    ("backward", _sums(backward_graph, -1)),
-                )
-            ),
-            reductions=reductions,
+            actions=actions,
             eager=EagerConv.MODAL,
         ),
     )

@@ -24,9 +24,11 @@ from sh2gen.graph.nodes import (
     activations,
     operator_graph,
 )
+from sh2gen.lower.actions import whole
 from sh2gen.lower.rows import layouts, partial_sums
 from sh2gen.lower.streams import Stream
 from sh2gen.lower.verdict import Verdict, later_fields
+from sh2gen.plan.arguments import sm90_arguments, stream_arguments
 from sh2gen.plan.blocks import (
     LoadToeplitz,
     Remember,
@@ -35,8 +37,9 @@ from sh2gen.plan.blocks import (
     ToeplitzGradient,
     ZeroToeplitz,
 )
+from sh2gen.plan.geometry import sm90_config, sm90_grid, stream_grid
 from sh2gen.plan.phases import phases
-from sh2gen.plan.plan import EagerConv, KernelPlan, Plan, Reduction
+from sh2gen.plan.plan import EagerConv, Kernel, Plan, Reduction, Role, Variant
 from sh2gen.plan.program import TileProgram
 from sh2gen.plan.statements import Statement, StoreRows
 from sh2gen.plan.values import BLOCK, Layout, Operand
@@ -90,20 +93,48 @@ def _plan(spec: OpSpec, layout: Layout) -> Plan:
     backward, reductions = _backward(
         backward_graph, dict(zip(names, backward_graph.outputs, strict=False))
     )
+    variants = ()
+    if layout is Layout.BDL and (split := phases(backward)) is not None:
+        variants = (
+            Variant(
+                name="sm90",
+                skeleton="stream_sm90",
+                parts=("sm90", "rows", "channels_first"),
+                phases=split,
+                arguments=sm90_arguments(spec, backward),
+                language="gluon",
+                capability=90,
+                config=sm90_config,
+                grid=sm90_grid,
+                suits="suits_sm90",
+            ),
+        )
+
+    def kernel(role: Role, program: TileProgram, variants: tuple[Variant, ...] = ()) -> Kernel:
+        return Kernel(
+            name=role.value,
+            role=role,
+            skeleton="stream",
+            parts=parts,
+            program=program,
+            arguments=stream_arguments(
+                spec, program, backward=role is Role.BACKWARD, terms=tap_terms(spec)
+            ),
+            grid=stream_grid,
+            variants=variants,
+        )
+
     return Plan(
         algorithm="toeplitz",
         layout=layout,
         graph=graph,
         backward_graph=backward_graph,
-        forward=KernelPlan(name="forward", skeleton="stream", parts=parts, program=forward),
-        backward=KernelPlan(
-            name="backward",
-            skeleton="stream",
-            parts=parts,
-            program=backward,
-            phases=phases(backward) if layout is Layout.BDL else None,
+        actions=whole(
+            kernel(Role.FORWARD, forward),
+            kernel(Role.BACKWARD, backward, variants),
+            (),
+            reductions,
         ),
-        reductions=reductions,
         eager=EagerConv.DIRECT,
     )
 

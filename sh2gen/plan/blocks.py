@@ -45,7 +45,7 @@ class LoadToeplitz(Statement):
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
         taps = (pointer(self.view), "group", str(self.view.length), lag_last(self.view))
-        sizes = ("BLOCK_T", "OPERAND", "PRECISION", f"TERMS={scope.terms}")
+        sizes = ("BLOCK_T", "OPERAND", "PRECISION", "TERMS=TERMS")
         return (Call("load_toeplitz", (*taps, *sizes), (self.out,)),)
 
     def __str__(self) -> str:

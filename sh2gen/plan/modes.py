@@ -39,7 +39,7 @@ class LoadModes(Statement):
     def calls(self, scope: Scope) -> tuple[Call, ...]:
         first = self.views[0]
         modes = (*map(pointer, self.views), row_of(first), str(first.length), "MODES", "M")
-        sizes = ("BLOCK_T", "OPERAND", "PRECISION", f"TERMS={scope.terms}")
+        sizes = ("BLOCK_T", "OPERAND", "PRECISION", "TERMS=TERMS")
         return (Call("load_modes", (*modes, *sizes), (self.out,)),)
 
     def __str__(self) -> str:

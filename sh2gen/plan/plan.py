@@ -1,57 +1,97 @@
 """Plans: all structure of one way to compute an operator, and no numbers.
 
-A plan says which values share a kernel, what each kernel does to a tile, which layout the tensors
-have and what forward saves for backward. Block sizes are symbols (ROWS, BLOCK_D, BLOCK_T, ...); a
-schedule gives them values.
+A plan says what a call does, action by action; which values share a kernel, what each kernel does
+to a tile and takes, which layout the tensors have and what forward saves for backward. Block sizes
+are symbols (ROWS, BLOCK_D, BLOCK_T, ...); a config gives them values.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from sh2gen.graph.nodes import Graph, ParameterView
+from sh2gen.plan.arguments import Argument
+from sh2gen.plan.geometry import Grid
 from sh2gen.plan.program import Phases, TileProgram
 from sh2gen.plan.values import Layout
 
+Config = Mapping[str, int]
+
+
+class Role(StrEnum):
+    """What a call is for."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KernelPlan:
-    """One kernel: a skeleton filled with a tile program.
+class Variant:
+    """Another text of a kernel, which computes the same where it runs.
 
     Attributes:
-        name: suffix of the kernel's name in the generated file.
-        skeleton: the file in templates/ that owns grid, loop, segments, masks and offsets.
-        parts: files in templates/parts/ whose helpers it calls; the first that defines a name
-            wins, so that an algorithm can put a helper of its own before a shared one.
-        program: its tile program.
-        phases: the same for the twin that a schedule may ask for, or None where there is none.
-        hinted: whether its loads take the hint of the knob EVICT_LAST.
+        name: suffix of the kernel's name, and how messages call it.
+        skeleton: the file in templates/ that it fills.
+        parts: files in templates/parts/ whose helpers it calls, as of `Kernel`.
+        phases: the kernel's body in the order of this skeleton.
+        arguments: what it takes; all but constants are those of the kernel.
+        language: triton or gluon.
+        capability: of the GPUs that it runs on, 90 for sm_90.
+        config: its config of that of the kernel, empty if that asks for none.
+        grid: its programs.
+        suits: name of the helper of launchers which says whether it can compute a call.
     """
 
     name: str
     skeleton: str
     parts: tuple[str, ...]
+    phases: Phases
+    arguments: tuple[Argument, ...]
+    language: str
+    capability: int
+    config: Callable[[dict[str, int]], dict[str, int]]
+    grid: Callable[..., Grid]
+    suits: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """One kernel: a skeleton filled with a tile program.
+
+    Attributes:
+        name: suffix of the kernel's name in the generated file.
+        role: of the call whose config it takes.
+        skeleton: the file in templates/ that owns grid, loop, segments, masks and offsets.
+        parts: files in templates/parts/ whose helpers it calls; the first that defines a name
+            wins, so that an algorithm can put a helper of its own before a shared one.
+        program: its tile program.
+        arguments: what it takes, in order.
+        grid: its programs.
+        variants: other texts of it, the first that suits a call is launched.
+        hinted: whether its loads take the hint of the knob EVICT_LAST.
+    """
+
+    name: str
+    role: Role
+    skeleton: str
+    parts: tuple[str, ...]
     program: TileProgram
-    phases: Phases | None = None
+    arguments: tuple[Argument, ...]
+    grid: Callable[..., Grid]
+    variants: tuple[Variant, ...] = ()
     hinted: bool = False
 
     def __post_init__(self) -> None:
         self.program.validate()
-        if self.phases is not None:
-            self.phased.validate()
+        for variant in self.variants:
+            self.phased(variant).validate()
 
-    @property
-    def direction(self) -> str:
-        """Of whose numbers it takes: forward or backward."""
-        return self.name.partition("_")[0]
-
-    @property
-    def phased(self) -> TileProgram:
-        """The program with its body in phases."""
-        assert self.phases is not None
-        return dataclasses.replace(self.program, body=self.phases.body)
+    def phased(self, variant: Variant) -> TileProgram:
+        """The program with its body in the phases of a variant."""
+        return dataclasses.replace(self.program, body=variant.phases.body)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +125,55 @@ class EagerConv(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Allocate:
+    """Make room for tensors, by a function of launchers of the name `make`.
+
+    Attributes:
+        names: of the tensors.
+        make: what makes them (`emit.launchers` says with which arguments).
+    """
+
+    names: tuple[str, ...]
+    make: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """Launch a kernel.
+
+    Attributes:
+        when_split: only if the sequence is split, for all splits but one.
+    """
+
+    kernel: Kernel
+    when_split: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Join:
+    """Where a sequence is split, compute the gradients of inputs that two splits share."""
+
+    arguments: tuple[Argument, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reduce:
+    """Add partial sums to the gradients of parameters, by one kernel."""
+
+    reductions: tuple[Reduction, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Eager:
+    """Compute a graph in plain PyTorch, in chunks of channels."""
+
+    graph: Graph
+
+
+Action = Allocate | Launch | Join | Reduce | Eager
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """One way to compute an operator, forward and backward.
 
@@ -95,11 +184,7 @@ class Plan:
         states: whether forward stores the states before its tiles, if backward is to follow.
         graph: the forward operator.
         backward_graph: its adjoint under the cut `saved`.
-        forward: the kernel, or None if the plain-PyTorch path is the algorithm.
-        backward: likewise.
-        sums: the kernels that find what each tile adds to the state, and to that of the adjoint,
-            where several programs share one channel.
-        reductions: parameter gradients summed from the backward kernel's partial sums.
+        actions: what a call of each role does, in order.
         eager: how the plain-PyTorch path convolves.
     """
 
@@ -109,10 +194,7 @@ class Plan:
     states: bool = False
     graph: Graph
     backward_graph: Graph
-    forward: KernelPlan | None = None
-    backward: KernelPlan | None = None
-    sums: tuple[KernelPlan, ...] = ()
-    reductions: tuple[Reduction, ...] = ()
+    actions: Mapping[Role, tuple[Action, ...]] = field(hash=False)
     eager: EagerConv = EagerConv.DIRECT
 
     @property
@@ -123,16 +205,39 @@ class Plan:
         return f"{self.algorithm}/{self.layout.value}/{keep}"
 
     @property
-    def kernels(self) -> tuple[KernelPlan, ...]:
-        return tuple(kernel for kernel in (self.forward, self.backward) if kernel is not None)
+    def launches(self) -> tuple[Launch, ...]:
+        """Of tile programs, those that every call makes before those of split sequences."""
+        found = [a for actions in self.actions.values() for a in actions if isinstance(a, Launch)]
+        return tuple(sorted(found, key=lambda launch: launch.when_split))
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        """Those that every call of their role launches."""
+        return tuple(launch.kernel for launch in self.launches if not launch.when_split)
+
+    @property
+    def split_kernels(self) -> tuple[Kernel, ...]:
+        """Those that find, where a sequence is split, what every tile adds to the state."""
+        return tuple(launch.kernel for launch in self.launches if launch.when_split)
+
+    def kernel(self, role: str) -> Kernel | None:
+        """The kernel that computes the results of a role; None in plain PyTorch."""
+        return next((kernel for kernel in self.kernels if kernel.role == role), None)
+
+    @property
+    def reductions(self) -> tuple[Reduction, ...]:
+        """Parameter gradients that are summed from partial sums."""
+        reduces = (a for a in self.actions[Role.BACKWARD] if isinstance(a, Reduce))
+        return tuple(reduction for reduce in reduces for reduction in reduce.reductions)
 
     def __str__(self) -> str:
         blocks = [f"plan {self.name}"]
         for kernel in self.kernels:
             blocks.append(f"{kernel.name} kernel ({kernel.skeleton}):\n{_indent(kernel.program)}")
-            if kernel.phases is not None:
-                blocks.append(f"its tiles on sm_90, in phases:\n{_indent(kernel.phases)}")
-        for kernel in self.sums:
+            for variant in kernel.variants:
+                phases = _indent(variant.phases)
+                blocks.append(f"its tiles on {variant.name}, in phases:\n{phases}")
+        for kernel in self.split_kernels:
             blocks.append(
                 f"{kernel.name} kernel ({kernel.skeleton}), if several programs share a channel:\n"
                 f"{_indent(kernel.program)}"
@@ -143,11 +248,13 @@ class Plan:
             blocks.append(
                 f"d_{reduction.tensor} = sum of partials {of}{reduction.first} .. {last}"
             )
-        if not self.kernels:
-            blocks.append(
-                f"plain PyTorch, convolution by {self.eager.value}, in chunks of channels\n"
-                f"forward:\n{_indent(self.graph)}\nbackward:\n{_indent(self.backward_graph)}"
-            )
+        for role, actions in self.actions.items():
+            for action in actions:
+                if isinstance(action, Eager):
+                    blocks.append(
+                        f"{role}: plain PyTorch, convolution by {self.eager.value}, in chunks of "
+                        f"channels\n{_indent(action.graph)}"
+                    )
         return "\n".join(blocks)
 
 

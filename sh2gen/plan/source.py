@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
-
-class Role(StrEnum):
-    """What a kernel is for."""
-
-    FORWARD = "forward"
-    BACKWARD = "backward"
-    REDUCE = "reduce"
+from sh2gen.plan.plan import Role
 
 
-class Variant(StrEnum):
+class Alignment(StrEnum):
     """One of the binaries that Triton makes of a kernel, by which arguments are divisible by 16.
 
     Triton loads 16 bytes at a time only from pointers and strides that it knows to be divisible by
@@ -37,15 +32,17 @@ class KernelSource:
         tuple[str, str], ...
     ]  # each argument that is no constexpr: ("q_ptr", "*bf16"), ("length", "i32")
     constants: tuple[tuple[str, int | bool | float | str], ...]  # the constexpr arguments
-    divisible: tuple[str, ...]  # arguments divisible by 16 in the aligned variant
+    divisible: tuple[str, ...]  # arguments divisible by 16 in aligned calls
     unaligned_keeps: tuple[
         str, ...
-    ]  # those that stay so in the unaligned variant: parameters, partial sums
-    # constants that differ in the unaligned variant: such as whether bounds are whole vectors
+    ]  # those that stay so in calls that are not: parameters, partial sums
+    # constants that differ in calls that are not: such as whether bounds are whole vectors
     unaligned_constants: tuple[tuple[str, int | bool | float | str], ...] = ()
     num_warps: int
     num_stages: int
-    gluon: bool = False  # written in Gluon: for sm_90 only, and only for calls that are aligned
+    capability: int | None = None  # of the only GPUs that run it, in calls that are aligned
+    gluon: bool = False  # written in Gluon
+    reduces: bool = False  # it adds partial sums
     maxnreg: int | None = (
         None  # registers per thread that the compiler may use; None leaves it free
     )
@@ -61,18 +58,19 @@ class KernelSource:
             f"{self.name}: keeps what is not divisible"
         )
 
-    def runs(self, variant: Variant, capability: int) -> bool:
+    def runs(self, alignment: Alignment, capability: int) -> bool:
         """Whether there is such a binary for GPUs of this capability (90 for sm_90)."""
-        return not self.gluon or (variant is Variant.ALIGNED and capability == 90)
+        anywhere = self.capability is None
+        return anywhere or (alignment is Alignment.ALIGNED and capability == self.capability)
 
-    def constants_in(self, variant: Variant) -> dict[str, int | bool | float | str]:
-        """The constexpr arguments of `variant`."""
-        changed = dict(self.unaligned_constants) if variant is Variant.UNALIGNED else {}
+    def constants_in(self, alignment: Alignment) -> dict[str, int | bool | float | str]:
+        """The constexpr arguments of an alignment."""
+        changed = dict(self.unaligned_constants) if alignment is Alignment.UNALIGNED else {}
         return dict(self.constants) | changed
 
-    def divisible_in(self, variant: Variant) -> tuple[str, ...]:
-        """The arguments that are divisible by 16 in `variant`."""
-        return self.divisible if variant is Variant.ALIGNED else self.unaligned_keeps
+    def divisible_in(self, alignment: Alignment) -> tuple[str, ...]:
+        """The arguments that are divisible by 16 in an alignment."""
+        return self.divisible if alignment is Alignment.ALIGNED else self.unaligned_keeps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +79,11 @@ class Source:
 
     op: str  # the operator's name, an identifier: messages and debug information say <op>.py
     text: str
+    # the text without the configs in it, and these: by GPU, channels and groups, then by kernel
+    frame: str = ""
+    configs: Mapping[tuple[str, int, int], Mapping[str, Mapping[str, int]]] = field(
+        default_factory=dict
+    )
     kernels: tuple[KernelSource, ...]
 
     @property

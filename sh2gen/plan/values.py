@@ -122,7 +122,6 @@ class Scope:
         lanes: the constexpr that says how many lanes a row has beside N.
         accumulators: likewise for accumulators of rows.
         hints: what loads of activations take beside all others.
-        terms: operands whose sum a tap is.
         state_size: numbers of a channel's state.
         inputs: of the operator, in order.
         time: in which direction the kernel walks, +1 or -1.
@@ -134,7 +133,6 @@ class Scope:
     lanes: str = ""
     accumulators: str = ""
     hints: tuple[str, ...] = ()
-    terms: int = 1
     state_size: int = 0
     inputs: tuple[str, ...] = ()
     time: int = +1
@@ -163,8 +161,8 @@ def pointer(view: ParameterView) -> str:
 
 def row_of(view: ParameterView) -> str:
     """The row of a parameter tensor that belongs to channel `row`, in a kernel's text."""
-    if view.width > 1:
-        return f"row // {view.width}"
+    if view.grouped:
+        return "row // WIDTH"
     if view.roles == 1:
         return "row"
     if view.interleaved:

@@ -34,18 +34,6 @@ class Schedule:
     def numbers(self, direction: str) -> Numbers:
         return self.forward if direction == "forward" else self.backward
 
-    def twin(self, direction: str) -> dict[str, int]:
-        """The numbers of a kernel's twin for sm_90: 128 rows of products, blocks of 64 steps, 8
-        warps. Empty if there is none.
-        """
-        numbers = dict(self.numbers(direction))
-        tiles = numbers.get("TILES_SM90", 0)
-        if not tiles:
-            return {}
-        channels = numbers["BLOCK_D"]
-        shape = {"BLOCK_D": channels, "SEGMENTS": 128 // channels, "BLOCK_T": 64}
-        return shape | {"TILES": tiles, "num_warps": 8}
-
     def __str__(self) -> str:
         parts = [
             f"{direction}: "
@@ -55,6 +43,17 @@ class Schedule:
             if self.numbers(direction)
         ]
         return "; ".join(parts) or "no numbers"
+
+
+def launch_config(spec: OpSpec, schedule: Schedule, role: str) -> dict[str, int]:
+    """The numbers of a role as launches take them: PROGRAMS is what is wanted of a sequence, in
+    the least batch that the operator is for.
+    """
+    config = dict(schedule.numbers(role))
+    if "PROGRAMS" in config:
+        least = min(workload.batch for workload in spec.workloads)
+        config["PROGRAMS"] = max(1, config["PROGRAMS"] // least)
+    return config
 
 
 def coupling(plan: Plan, numbers: Numbers) -> int | None:

@@ -303,10 +303,16 @@ DEFAULT_WORKLOADS = (Workload(batch=1, length=8192),)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParameterSpec:
-    """One trainable float32 tensor. `init` is the chain of torch.Tensor methods that fills it."""
+    """One trainable float32 tensor.
+
+    Attributes:
+        dims: its shape as expressions in `channels` and `groups`.
+        init: the chain of torch.Tensor methods that fills it.
+    """
 
     name: str
     shape: tuple[int, ...]
+    dims: tuple[str, ...]
     init: str
 
 
@@ -350,6 +356,24 @@ class Description:
         if not (self.gates.pre or self.gates.post):
             return ("x",)
         return ("q",) * self.gates.post + ("k",) * self.gates.pre + ("v",)
+
+    @property
+    def lag(self) -> int:
+        """Steps of history that the first stage of an operator needs."""
+        return self.featurizer.length - 1 if self.featurizer else 0
+
+    @property
+    def history(self) -> int:
+        """Steps before a sequence that its outputs read: those of the featurizer and, unless a
+        state stands for them, those of the filter.
+        """
+        modal = self.filter.kind is FilterKind.MODAL
+        return self.lag + (0 if modal else (self.filter.length or 1) - 1)
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether several inputs are packed channel by channel."""
+        return self.layout.projection is Projection.INTERLEAVED and len(self.inputs) > 1
 
     @property
     def group_width(self) -> int:
@@ -413,23 +437,27 @@ def _parameters(spec: Description) -> Iterator[ParameterSpec]:
     if inner.kind is FilterKind.MODAL:
         assert inner.modes is not None
         shape, taps = (inner.groups, inner.modes), inner.modes
+        dims = ("groups", str(inner.modes))
         if inner.parametrisation is Parametrisation.P_GAMMA:
-            yield ParameterSpec(name="p", shape=shape, init="fill_(-1.0)")
-            yield ParameterSpec(name="gamma", shape=shape, init="uniform_(0.01, 0.1).log_()")
+            yield ParameterSpec(name="p", shape=shape, dims=dims, init="fill_(-1.0)")
+            yield ParameterSpec(
+                name="gamma", shape=shape, dims=dims, init="uniform_(0.01, 0.1).log_()"
+            )
         else:
             # The same distribution in one parameter: a = -exp(-1) U(0.01, 0.1).
             yield ParameterSpec(
                 name="log_poles",
                 shape=shape,
+                dims=dims,
                 init=f"uniform_(0.01, 0.1).mul_({-math.exp(-1):.6g})",
             )
         if inner.pairs:
             init = f"uniform_(0.0, {math.pi:.6g})"
-            yield ParameterSpec(name="frequencies", shape=shape, init=init)
+            yield ParameterSpec(name="frequencies", shape=shape, dims=dims, init=init)
         # A pair is 2 Re: of the same variance as a real mode with residues half as large.
         std = f"{(0.05 if inner.pairs else 0.1) / math.sqrt(inner.modes):.6g}"
         for name in ("residues_real", "residues_imag") if inner.pairs else ("residues",):
-            yield ParameterSpec(name=name, shape=shape, init=f"normal_(0.0, {std})")
+            yield ParameterSpec(name=name, shape=shape, dims=dims, init=f"normal_(0.0, {std})")
     else:
         assert inner.length is not None
         shape, taps = (inner.groups, inner.length), inner.length
@@ -439,16 +467,22 @@ def _parameters(spec: Description) -> Iterator[ParameterSpec]:
             init = uniform(spec.featurizer.length)
         else:
             init = uniform(taps)
-        yield ParameterSpec(name="filter", shape=shape, init=init)
+        dims = ("groups", str(inner.length))
+        yield ParameterSpec(name="filter", shape=shape, dims=dims, init=init)
     if spec.featurizer is not None:
         rows = len(spec.inputs) * spec.channels
         length = spec.featurizer.length
-        yield ParameterSpec(name="featurizer", shape=(rows, length), init=uniform(length))
+        many = f"{len(spec.inputs)} * " * (len(spec.inputs) > 1)
+        dims = (f"{many}channels", str(length))
+        init = uniform(length)
+        yield ParameterSpec(name="featurizer", shape=(rows, length), dims=dims, init=init)
     if spec.skip is not Skip.NONE:
         rows = spec.channels if spec.skip is Skip.CHANNEL else inner.groups
-        yield ParameterSpec(name="skip", shape=(rows,), init=uniform(taps))
+        dim = "channels" if spec.skip is Skip.CHANNEL else "groups"
+        yield ParameterSpec(name="skip", shape=(rows,), dims=(dim,), init=uniform(taps))
     if spec.bias is not Bias.NONE:
-        yield ParameterSpec(name="bias", shape=(spec.channels,), init=uniform(taps))
+        dims = ("channels",)
+        yield ParameterSpec(name="bias", shape=(spec.channels,), dims=dims, init=uniform(taps))
 
 
 def plain_value(value: Any, defaults: bool = True) -> Any:

@@ -9,13 +9,14 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from templates.parts.op import CHANNELS, INPUTS, LAYOUT, TIME, allocate
+from sh2gen.plan.geometry import even, sm90_suits
+from templates.parts.op import INPUTS, LAYOUT, TIME, allocate
 
 OP = "op"
 BINARIES: dict = {}
-OPTIONS: dict[str, dict] = {}
-SCHEDULE: dict[str, dict] = {}
 HAS_GLUON = False
+TOLD: tuple[str, ...] = ()
+SUMS: dict[str, int] = {}
 
 
 def dense(x: Tensor) -> Tensor:
@@ -62,64 +63,16 @@ def segment(
     return context + begin, end - begin, (-(context + begin), length - begin, end - begin)
 
 
-def even(bounds: tuple[int, int, int]) -> bool:
-    """Whether a vector of 8 steps lies within or without the bounds as a whole."""
-    return all(bound % 8 == 0 for bound in bounds)
-
-
-def programs(batch: int, steps: int, schedule: dict[str, int]) -> tuple[int, int]:
-    """How many programs lie along time, and how many there are in all."""
-    along_time = -(-steps // (schedule["BLOCK_T"] * schedule["TILES"]))
-    return along_time, batch * along_time * -(-CHANNELS // schedule["BLOCK_D"])
-
-
-def stream_programs(
-    batch: int, steps: int, schedule: dict[str, int], width: int, whole: bool
-) -> tuple[int, int, int]:
-    """As `programs` for programs that stream along segments of a group of `width` channels:
-    programs along time, tiles of a segment, programs in all.
-
-    A segment has TILES tiles, fewer if the steps are few, and more if they are so many that the
-    partial sums of more than 32 programs along time would weigh something. `whole` asks for
-    segments that end with the steps, so that no sum goes beyond them.
-    """
-    tiles_in_all = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
-    tiles = max(1, min(schedule["TILES"], tiles_in_all), -(-tiles_in_all // 32))
-    while whole and tiles_in_all % tiles:
-        tiles -= 1
-    along_time = -(-tiles_in_all // tiles)
-    along_channels = CHANNELS // width * -(-width // schedule["BLOCK_D"])
-    return along_time, tiles, batch * along_time * along_channels
-
-
-def walk_programs(
-    batch: int, steps: int, schedule: dict[str, int], wanted: int
-) -> tuple[int, int, int]:
-    """As `programs` for programs that walk along all of time, or along spans of it: spans, tiles
-    of a span, programs in all.
-
-    A sequence is cut where its channels are fewer programs than are wanted, into spans of two
-    tiles or more, and into four or more of these, since fewer gain too little. The batch has no
-    say, so that it changes no bit of a sequence.
-    """
-    tiles_in_all = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
-    spans = min(tiles_in_all // 2, wanted // CHANNELS)
-    tiles = -(-tiles_in_all // spans) if spans >= 4 else tiles_in_all
-    if -(-tiles_in_all // tiles) < 4:
-        tiles = tiles_in_all
-    time_programs = -(-tiles_in_all // tiles)
-    return time_programs, tiles, batch * time_programs * CHANNELS
-
-
-def allocate_states(like: Tensor, steps: int, modes: int, keep: bool) -> Tensor:
-    """Room for the states before all tiles of so many steps, or none: [batch, tiles, CHANNELS,
+def allocate_states(
+    like: Tensor, channels: int, steps: int, config: dict[str, int], modes: int, keep: bool
+) -> Tensor:
+    """Room for the states before all tiles of so many steps, or none: [batch, tiles, channels,
     modes] float32.
     """
-    schedule = SCHEDULE["forward"]
-    tiles = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"])) if keep else 0
-    if tiles * CHANNELS * modes >= 2**31:
+    tiles = -(-steps // (config["BLOCK_T"] * config["SEGMENTS"])) if keep else 0
+    if tiles * channels * modes >= 2**31:
         raise ValueError(f"{OP}: {steps} steps have too many states; compute them in chunks")
-    return like.new_empty((like.shape[0], tiles, CHANNELS, modes), dtype=torch.float32)
+    return like.new_empty((like.shape[0], tiles, channels, modes), dtype=torch.float32)
 
 
 def whole_state(
@@ -139,15 +92,15 @@ def whole_state(
     return history.contiguous(), modes.contiguous()
 
 
-def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
+def stride_step(config: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
     """8 if all strides are multiples of 8 elements, so that accesses are 16 bytes wide; else 1.
 
     Refuses row strides that the 32-bit offsets within a program of so many tiles cannot hold;
     those of the program itself are 64-bit.
     """
-    rows = schedule.get("BLOCK_D", 1)
+    rows = config.get("BLOCK_D", 1)
     if LAYOUT == "BLD":  # and the steps that it looks back and ahead
-        rows = schedule["BLOCK_T"] * schedule.get("SEGMENTS", 1) * tiles + 4096
+        rows = config["BLOCK_T"] * config.get("SEGMENTS", 1) * tiles + 4096
     step = 8
     for x in tensors:
         batch_stride, row_stride, _ = x.stride()
@@ -160,35 +113,31 @@ def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor], tiles: int)
 
 def suits_sm90(
     tensors: Sequence[Tensor],
-    inputs: int,
     unit: int,
     step: int,
     begin: int,
     bounds: tuple[int, int, int],
-    schedule: dict[str, int],
+    config: dict[str, int],
 ) -> bool:
-    """Whether a call can run the kernel for sm_90, and is long enough to gain by it: for nearly
-    two tiles.
+    """Whether a call can run the variant for sm_90, and is long enough to gain by it.
 
-    The tensors are so many inputs, which share a row stride as do the gradients at the end, and
+    The tensors are the inputs, which share a row stride as do their gradients at the end, and
     between them those that are read from step `begin` on.
     """
-    tile = schedule["BLOCK_T"] * schedule["SEGMENTS"]
-    x = tensors[0]
+    tile = config["BLOCK_T"] * config["SEGMENTS"]
+    x, roles = tensors[0], len(INPUTS)
     return (
         HAS_GLUON
         and x.device.type == "cuda"
         and x.dtype == torch.bfloat16
         and torch.cuda.get_device_capability(x.device) == (9, 0)
         and (unit, step) == (1, 8)
-        and even(bounds)
         and begin % 8 == 0
-        and 4 * bounds[2] > 7 * tile
-        and bounds[1] - bounds[0] < 2**29
+        and sm90_suits(bounds[1] - bounds[0], bounds[2], bounds, config)
         and (bounds[1] == bounds[2] or bounds[2] % tile == 0)
         and all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
-        and len({tensor.stride(1) for tensor in tensors[:inputs]}) == 1
-        and len({tensor.stride(1) for tensor in tensors[inputs + 1 :]}) == 1
+        and len({tensor.stride(1) for tensor in tensors[:roles]}) == 1
+        and len({tensor.stride(1) for tensor in tensors[-roles:]}) == 1
     )
 
 
@@ -199,26 +148,37 @@ def trait(argument: Tensor | int) -> tuple[object, ...]:
     return (argument >= 2**31,)
 
 
-def launch(kernel, grid: int, *arguments: Tensor | int, options: dict[str, int], **constants: int):
+def launch(
+    kernel, programs: int, *arguments: Tensor | int, config: dict[str, int], **constants: int
+):
     """Run a kernel on the device of its first argument.
 
-    Binding arguments anew for each launch takes the host longer than a short kernel takes the GPU,
-    so the binary for arguments of these traits is remembered and launched directly. It takes the
-    constants by position, after the arguments.
+    The config gives the constants that are left, and what the compiler is told. Binding arguments
+    anew for each launch takes the host longer than a short kernel takes the GPU, so the binary for
+    arguments of these traits is remembered and launched directly. It takes the constants by
+    position, after the arguments.
     """
     device = arguments[0].device
-    key = (kernel, device, *map(trait, arguments), *constants.values(), *options.values())
+    given = len(arguments) + len(constants)
+    values = (*constants.values(), *(config[name] for name in kernel.arg_names[given:]))
+    options = {name: config[name] for name in TOLD if config.get(name)}
+    key = (kernel, device, *map(trait, arguments), *values, *options.values())
     binary = BINARIES.get(key)
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         if binary is None:
-            assert kernel.arg_names[len(arguments) :] == list(constants), "in the kernel's order"
-            BINARIES[key] = kernel[(grid,)](*arguments, **constants, **options)
+            names = kernel.arg_names[len(arguments) :]
+            assert names[: len(constants)] == list(constants), "in the kernel's order"
+            named = dict(zip(names, values, strict=True))
+            # Fusion is stated, because Triton's default changes between versions.
+            BINARIES[key] = kernel[(programs,)](
+                *arguments, **named, **options, enable_fp_fusion=True
+            )
         else:
-            binary[(grid, 1, 1)](*arguments, *constants.values())
+            binary[(programs, 1, 1)](*arguments, *values)
 
 
 def reduce_partials(
-    kernel, grid: int, partials: Sequence[Tensor], parameters: Sequence[Tensor]
+    kernel, programs: int, partials: Sequence[Tensor], parameters: Sequence[Tensor], **constants: int
 ) -> list[Tensor]:
     """Gradients of parameter tensors, in their shapes and dtypes, from partial sums
     [splits, rows, columns], by one launch of all sections of the kernel that sums these.
@@ -227,7 +187,6 @@ def reduce_partials(
         torch.empty_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
         for p in parameters
     ]
-    launch(
-        kernel, grid, *partials, *sums, *(p.shape[0] for p in partials), options=OPTIONS["reduce"]
-    )
+    counts = (p.shape[0] for p in partials)
+    launch(kernel, programs, *partials, *sums, *counts, config=SUMS, **constants)
     return [total.to(p.dtype) for total, p in zip(sums, parameters, strict=True)]

@@ -864,26 +864,26 @@ def history_gradient(
             tl.store(where + lane * 0, value, mask=(lane == M * N - 1) & (program == 0))
 
 
-@triton.jit(do_not_specialize=["batch_stride", "row_stride", "spans", "steps"])
-def join_spans(
-    edges_ptr,  # [batch, spans, ROLES, CHANNELS, 2, LENGTH] float32: first and last rows
+@triton.jit(do_not_specialize=["d_input_batch", "d_input_row", "splits", "steps"])
+def join_splits(
+    edges_ptr,  # [batch, splits, ROLES, CHANNELS, 2, LENGTH] float32: first and last rows
     featurizer_ptr,  # of one row a channel and role
-    d_input_ptr, batch_stride, row_stride,
-    spans, steps,
+    d_input_ptr, d_input_batch, d_input_row,
+    splits, steps,
     UNIT: tl.constexpr, CHANNELS: tl.constexpr, ROLES: tl.constexpr, ROLE: tl.constexpr,
     LENGTH: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of one input in the last LENGTH steps of every span of so many steps but the
-    last: the featurizer's adjoint of that span's last rows and of the next one's first.
+    """The gradient of one input in the last LENGTH steps of every split of so many steps but the
+    last: the featurizer's adjoint of that split's last rows and of the next one's first.
     """
     BLOCKS: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
     outer = tl.program_id(0) // BLOCKS
-    batch, span = outer // (spans - 1), outer % (spans - 1)
+    batch, split = outer // (splits - 1), outer % (splits - 1)
     row = tl.program_id(0) % BLOCKS * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = row < CHANNELS
     of_role = row * ROLES + ROLE if INTERLEAVED else ROLE * CHANNELS + row
     taps = load_taps(featurizer_ptr, of_role, inside, LENGTH + 1, LAG_LAST)
-    own = ((batch * spans + span).to(tl.int64) * ROLES + ROLE) * CHANNELS + row
+    own = ((batch * splits + split).to(tl.int64) * ROLES + ROLE) * CHANNELS + row
     own = edges_ptr + own * (2 * LENGTH) + LENGTH
     later = own + (2 * ROLES * CHANNELS - 1) * LENGTH
     rows, others = (), ()
@@ -891,8 +891,8 @@ def join_spans(
         rows = rows + (tl.load(own + r, mask=inside, other=0.0),)
         others = others + (tl.load(later + r, mask=inside, other=0.0),)
     gradient = fir_adjoint(rows + others, taps, LENGTH + 1)
-    end = (span + 1).to(tl.int64) * steps
-    where = d_input_ptr + batch.to(tl.int64) * batch_stride + row.to(tl.int64) * row_stride
+    end = (split + 1).to(tl.int64) * steps
+    where = d_input_ptr + batch.to(tl.int64) * d_input_batch + row.to(tl.int64) * d_input_row
     for r in tl.static_range(LENGTH):
         value = gradient[r].to(d_input_ptr.dtype.element_ty)
         tl.store(where + (end - LENGTH + r) * UNIT, value, mask=inside)

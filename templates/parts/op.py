@@ -1,6 +1,6 @@
 """How activations are packed and laid out: shared by kernels' launchers and plain PyTorch.
 
-LAYOUT, INPUTS, CHANNELS, TIME and CHANNEL are constants of the generated file.
+LAYOUT, INPUTS, TIME and CHANNEL are constants of the generated file.
 """
 
 from collections.abc import Sequence
@@ -12,17 +12,18 @@ from torch.autograd import forward_ad
 
 OP, PLAIN = "op", 0
 INTERLEAVED = False
-LAYOUT, INPUTS, CHANNELS, TIME, CHANNEL = "BDL", ("x",), 1, 2, 1
+LAYOUT, INPUTS, TIME, CHANNEL = "BDL", ("x",), 2, 1
 
 
-def allocate(like: Tensor, steps: int, packed: int | None = None) -> Tensor:
-    """An activation of `steps` steps, not yet written, with the batch and dtype of `like`.
+def allocate(like: Tensor, steps: int, channels: int | None = None) -> Tensor:
+    """An activation of `steps` steps, not yet written, with the batch and dtype of `like`, and its
+    channels if no others are given.
 
-    It has the channels of `like`, or `packed` times CHANNELS. Channels-first rows are padded to a
-    multiple of 8 elements, so that accesses stay 16 bytes wide whatever the length.
+    Channels-first rows are padded to a multiple of 8 elements, so that accesses stay 16 bytes wide
+    whatever the length.
     """
     batch = like.shape[0]
-    channels = like.shape[CHANNEL] if packed is None else packed * CHANNELS
+    channels = like.shape[CHANNEL] if channels is None else channels
     if LAYOUT == "BLD":
         return like.new_empty((batch, steps, channels))
     row = (steps + 7) // 8 * 8
@@ -37,7 +38,12 @@ def unpack(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     (features,) = inputs
     if not INTERLEAVED:
         return features.chunk(roles, CHANNEL)
-    return features.unflatten(CHANNEL, (CHANNELS, roles)).unbind(CHANNEL + 1)
+    return features.unflatten(CHANNEL, (-1, roles)).unbind(CHANNEL + 1)
+
+
+def channels_of(inputs: Sequence[Tensor]) -> int:
+    """D of all inputs, or of packed features alone."""
+    return inputs[0].shape[CHANNEL] * len(inputs) // len(INPUTS)
 
 
 def given(*inputs: Tensor | None) -> list[Tensor]:
@@ -134,3 +140,8 @@ def refuse_transforms(tensors: Sequence[Tensor]) -> None:
             f"{OP}: no derivatives {mode}: call backward() or torch.autograd.grad instead, or "
             "compute them of plain PyTorch, within operator.plain()"
         )
+
+
+def differentiates(*tensors: Tensor) -> bool:
+    """Whether a gradient will be asked for, as far as can be known."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)

@@ -4,6 +4,24 @@ import triton
 import triton.language as tl
 
 
+@triton.constexpr_function
+def columns_at_once(width):
+    """How many of `width` columns that share a row a program sums at once: a power of two."""
+    return min(1024, 1 << (width - 1).bit_length())
+
+
+@triton.constexpr_function
+def rows_at_once(width):
+    """How many rows of the gradient a program sums, where `width` columns share each."""
+    return max(1, 128 // columns_at_once(width))
+
+
+@triton.constexpr_function
+def sum_blocks(columns, width):
+    """How many programs sum one row of partial sums of so many columns."""
+    return -(-(columns // width) // rows_at_once(width))
+
+
 @triton.jit
 def sum_rows(
     partials_ptr,  # [splits, P, COLUMNS] float32
@@ -11,11 +29,12 @@ def sum_rows(
     splits, program,
     FIRST: tl.constexpr, P: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
     LENGTH: tl.constexpr, ROLES: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr,
-    BLOCK_G: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """One program's gradient rows of one parameter tensor: of partials FIRST .. FIRST + ROLES *
     LENGTH - 1, summed over splits and over the WIDTH columns that share a row, always in the same
     order."""
+    BLOCK_G: tl.constexpr = rows_at_once(WIDTH)
+    BLOCK_W: tl.constexpr = columns_at_once(WIDTH)
     AT_ONCE: tl.constexpr = 8  # splits: their loads wait together, their sums one after another
     groups: tl.constexpr = COLUMNS // WIDTH
     blocks: tl.constexpr = (groups + BLOCK_G - 1) // BLOCK_G

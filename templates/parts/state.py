@@ -4,13 +4,23 @@ Capitalised names are constants of the generated file; HISTORY is how many steps
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from templates.parts.op import CHANNEL, INPUTS, TIME
+from templates.parts.check import check_dense
+from templates.parts.op import CHANNEL, INPUTS, OP, TIME
 
 HISTORY = 0
+
+
+class STATE(NamedTuple):
+    history: Tensor
+
+
+def state_fields(x: Tensor) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    raise NotImplementedError
 
 
 def zero_history(x: Tensor, steps: int) -> Tensor:
@@ -41,3 +51,39 @@ def join_history(inputs: Sequence[Tensor], history: Tensor) -> tuple[list[Tensor
         zeros = zero_history(past, steps - HISTORY).narrow(CHANNEL, 0, x.shape[CHANNEL])
         joined.append(torch.cat([zeros, past, x], TIME))
     return joined, steps
+
+
+def zero_state_like(x: Tensor):
+    """The state of a sequence that has not begun, for inputs like x."""
+    fields = state_fields(x).values()
+    return STATE(*(x.new_zeros(shape, dtype=dtype) for shape, dtype in fields))
+
+
+def state_like(state: Sequence[Tensor], x: Tensor):
+    """The state in the dtypes of inputs like x; refuses one that does not belong to these."""
+    names = ", ".join(STATE._fields)
+    if not isinstance(state, (tuple, list)):
+        raise TypeError(
+            f"{OP}: state is a {type(state).__name__}, expected a {STATE.__name__} of {names}"
+        )
+    if len(state) != len(STATE._fields):
+        raise TypeError(f"{OP}: state has {len(state)} tensors, expected {names}")
+    accepted = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    fields = state_fields(x)
+    for (name, (wanted, _)), tensor in zip(fields.items(), state, strict=True):
+        check_dense(f"state.{name}", tensor)
+        if tuple(tensor.shape) != wanted:
+            raise ValueError(
+                f"{OP}: state.{name} has shape {tuple(tensor.shape)}, expected {wanted}"
+            )
+        if tensor.dtype not in accepted:
+            raise TypeError(
+                f"{OP}: state.{name} is {tensor.dtype}, "
+                "expected float32, bfloat16, float16 or float64"
+            )
+        if tensor.device != x.device:
+            raise ValueError(
+                f"{OP}: state.{name} is on {tensor.device}, but {INPUTS[0]} is on {x.device}"
+            )
+    dtypes = (dtype for _, dtype in fields.values())
+    return STATE(*(tensor.to(dtype) for tensor, dtype in zip(state, dtypes, strict=True)))

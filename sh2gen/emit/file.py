@@ -1,0 +1,383 @@
+"""A generated file as its sections: each is a few blocks of text, all known before any is printed.
+
+Sections are chosen here; what is in one depends on the operator, not on what its kernels fuse.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from sh2gen.emit import config, eager, kernels, reduce
+from sh2gen.emit.launchers import launchers
+from sh2gen.emit.parts import GEOMETRY, closure, texts
+from sh2gen.emit.reduce import op_parameters
+from sh2gen.emit.text import filled, kernel, literal
+from sh2gen.emit.words import class_name, filter_size, formula, meaning, packing, summary
+from sh2gen.plan.plan import EagerConv, Plan
+from sh2gen.plan.state import state_layout
+from sh2gen.plan.values import Layout
+from sh2gen.spec.language import FilterKind, Parametrisation, TapOrder
+from sh2gen.spec.operator import OpSpec
+
+CONFIGS = "CONFIGS = {}"  # the line in place of which the table of configs stands
+
+
+def blocks(spec: OpSpec, plan: Plan, library: str) -> list[str]:
+    """The blocks of a file, which two empty lines part.
+
+    Args:
+        library: the name of its library ops.
+    """
+    found = [_header(spec, plan)]
+    if plan.kernels:
+        found += _kernels(spec, plan)
+        found += _launchers(spec, plan)
+    found += _eager(spec, plan)
+    found += _operator(spec, plan, library)
+    return found
+
+
+def _shape(plan: Plan) -> str:
+    return "(B, D, L)" if plan.layout is Layout.BDL else "(B, L, D)"
+
+
+def _banner(title: str) -> str:
+    return filled("sections/banner.py.j2", title=title)
+
+
+def _header(spec: OpSpec, plan: Plan) -> str:
+    bdl = plan.layout is Layout.BDL
+    dims = {p.name: f"({', '.join(p.dims)}{',' * (len(p.dims) == 1)})" for p in spec.parameters}
+    shapes = ", ".join(f'"{name}": {shape}' for name, shape in dims.items())
+    packed = "how features are packed: channel by channel, or input by input"
+    constants: list[tuple[str, str, str]] = [
+        ("OP", literal(spec.op, 0), ""),
+        ("PLAN", literal(plan.name, 0), ""),
+        ("LAYOUT", literal(plan.layout.value, 0), ""),
+        ("INPUTS", literal(spec.inputs, 0), ""),
+        ("PARAMETERS", literal(tuple(p.name for p in spec.parameters), 0), ""),
+        ("TAPS", literal(_taps(spec), 0), "also in the shape of a conv1d's weight"),
+        ("CHANNELS, GROUPS", f"{spec.channels}, {spec.filter.groups}", "unless others are given"),
+        ("INTERLEAVED", str(spec.interleaved), packed),
+        ("TIME, CHANNEL", f"{2 if bdl else 1}, {1 if bdl else 2}", "axes of an activation"),
+        ("LEAST", "1" if spec.state is None else "0", "steps of a call"),
+        ("BYTE_BUDGET", "2**30", "of the temporaries of plain PyTorch"),
+        ("PLAIN", "0", "how many want plain PyTorch on every device, instead of library ops"),
+    ]
+    if spec.state is not None:
+        what = "steps before a sequence that its outputs read"
+        constants.append(("HISTORY", str(spec.history), what))
+    if plan.states:
+        constants.append(("BLOCK", "64", "steps that plain PyTorch convolves by one product"))
+    if spec.filter.decay is not None:
+        decay = spec.filter.decay
+        constants += [
+            ("EXPONENTS", literal(decay.preset.exponents, 0), "of ten, where the ladder ends"),
+            ("REPEATS", str(decay.repeats), "of the ladder of decays"),
+            ("CACHE_LENGTH", str(decay.cache_length), ""),
+            ("LAG_LAST", str(spec.filter.taps is TapOrder.LAG_LAST), ""),
+        ]
+    if plan.kernels:
+        constants += [
+            ("BINARIES: dict", "{}", "compiled kernels by the traits of their arguments"),
+            ("CHOSEN: dict", "{}", "configs by device, channels and groups"),
+            ("TOLD", literal(kernels.OPTIONS, 0), "to the compiler, of a config"),
+            ("SUMS", literal({"num_warps": kernels.WARPS}, 0), "config of what adds sums"),
+        ]
+    constants.append(("SPEC", literal(spec.to_dict(), 0), ""))
+    text = filled(
+        "sections/header.py.j2",
+        op=spec.op,
+        summary=summary(spec),
+        formula=textwrap.indent(formula(spec), "    "),
+        shape=_shape(plan),
+        filter_size=filter_size(spec),
+        plan=plan.name,
+        kernels=bool(plan.kernels),
+        gluon=any(v.language == "gluon" for k in plan.kernels for v in k.variants),
+        named_tuples=bool(plan.kernels or spec.state),
+        constants=constants,
+        shapes=f"{{{shapes}}}",
+    )
+    if plan.kernels:  # after SUMS, before SPEC
+        text = text.replace("\nSPEC = ", f"\n{CONFIGS}\nSPEC = ", 1)
+    return text
+
+
+def _kernels(spec: OpSpec, plan: Plan) -> list[str]:
+    found: list[str] = []
+    for parts, wanted in kernels.helpers_of(spec, plan):
+        found += [text for text in closure(parts, wanted) if text not in found]
+    sections = reduce.sections(spec, plan)
+    found += texts("reduce") if sections else []
+    printed = [kernel(k["skeleton"], k) for k in kernels.texts(spec, plan)]
+    if sections:
+        values = {
+            "partials": reduce.partials(spec, plan),
+            "sections": sections,
+            "constants": list(reduce.constants(spec, plan)),
+        }
+        printed.append(kernel("reduce.py.j2", values))
+    return [_banner("Helpers of the kernels"), *found, _banner("Kernels"), *printed]
+
+
+def _launchers(spec: OpSpec, plan: Plan) -> list[str]:
+    variants = [v for k in plan.kernels for v in k.variants]
+    wanted = {k.grid.__name__ for k in plan.kernels} | {"even"}
+    for variant in variants:
+        wanted |= {variant.grid.__name__, variant.config.__name__, "sm90_suits"}
+    if any(s.width == "SHARERS" for s in reduce.sections(spec, plan)):
+        wanted.add("sharers")
+    others = [] if plan.states else ["allocate_states", "whole_state"]
+    others += [] if plan.reductions else ["reduce_partials"]
+    others += [] if variants else ["suits_sm90"]
+    derived = [
+        f'"{k.name}_{v.name}": ("{k.name}", {v.config.__name__})'
+        for k in plan.kernels
+        for v in k.variants
+    ]
+    rules = filled(
+        "sections/config.py.j2",
+        terms=config.terms(spec),
+        rules=config.rules(spec, plan),
+        roles="{%s}" % ", ".join(f'"{k.role}": {k.role}' for k in plan.kernels),
+    )
+    return [
+        _banner("Launchers"),
+        *closure((GEOMETRY,), wanted),
+        f"VARIANTS: dict = {{{', '.join(derived)}}}  # and the kernels that they are of",
+        rules,
+        *texts("config", without=["default_configs"]),
+        *texts("launch", without=others),
+        *launchers(spec, plan),
+    ]
+
+
+def _eager(spec: OpSpec, plan: Plan) -> list[str]:
+    title = "tensors on a CPU" if plan.kernels else "the algorithm of this file on every device"
+    others = [] if _taps(spec) else ["two_axes"]
+    others += [] if plan.eager is not EagerConv.DIRECT else ["refuse_symbols"]
+    others += [] if plan.states else ["differentiates"]
+    functions = [eager.eager_forward(spec, plan), eager.eager_backward(spec, plan)]
+    functions += [eager.eager_stateful(spec, plan)] if spec.state and plan.states else []
+    history = ["join_history"] if plan.states else []
+    return [
+        _banner(f"Plain PyTorch: {title}"),
+        *texts("op", without=others),
+        *(texts("state", without=["STATE", "state_fields", *history]) if spec.state else []),
+        *closure(
+            ("eager_pairs", "eager") if spec.filter.pairs else ("eager",),
+            eager.eager_helper_names(plan, stateful=bool(spec.state)),
+        ),
+        filled(
+            "sections/eager.py.j2",
+            layout=plan.layout.value,
+            eager=functions,
+            op_parameters=op_parameters(spec),
+        ),
+    ]
+
+
+def _operator(spec: OpSpec, plan: Plan, library: str) -> list[str]:
+    context = _calls(spec, plan) | {"library_name": library}
+    found = [_banner("The operator: torch.library ops, autograd, checks, functions and module")]
+    if spec.filter.decay is not None:
+        found += texts("decay")
+    if spec.filter.parametrisation is Parametrisation.P_GAMMA:
+        found += texts("poles")
+    found.append(filled("sections/library.py.j2", **context))
+    if spec.state is not None and plan.states:
+        found.append(filled("sections/library_state.py.j2", **context))
+    found += texts("check", without=["parameter_shapes"])
+    if spec.state is not None:
+        found.append(filled("sections/state.py.j2", **context))
+    found.append(filled("sections/function.py.j2", **context))
+    found.append(filled("sections/module.py.j2", **context))
+    return found
+
+
+def _taps(spec: OpSpec) -> tuple[str, ...]:
+    """Parameters that are taps, (rows, K)."""
+    return tuple(p.name for p in spec.parameters if p.name in ("filter", "featurizer"))
+
+
+def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
+    """What sections say of calls."""
+    n, shape = len(spec.inputs), _shape(plan)
+    x, parameters = spec.inputs[0], op_parameters(spec)
+    saved = [*plan.saved, *(["states"] if plan.states else [])]
+    enters = spec.state is not None and spec.state.initial
+    leaves = spec.state is not None and spec.state.final
+    name = class_name(spec.op)
+    computes = spec.filter.kind in (FilterKind.DECAY, FilterKind.MODAL)
+    decays = spec.filter.decay is not None
+    ladder = ["first_group", "groups_in_all"] if decays else []
+    ladder_arguments = (
+        [
+            "first_group: int = 0",
+            "groups_in_all: int | None = None",
+        ]
+        if decays
+        else []
+    )
+    state_argument = f", state: {name}State | None = None" if enters else ""
+    slices = (
+        [
+            ("first_group", "which group of the ladder of decays the first one here is"),
+            ("groups_in_all", "groups that share the ladder; absent: those that are here"),
+        ]
+        if decays
+        else []
+    )
+    passed = "".join(f", {name}={name}" for name in ladder)
+    more = state_argument + "".join(f", {a}" for a in ladder_arguments)
+    docs = [(name, f"{shape}, bfloat16, float16 or float32") for name in spec.inputs]
+    docs += [
+        (p.name, f"({', '.join(p.dims)}), float32; {meaning(spec, p.name)}")
+        for p in spec.parameters
+    ]
+    if enters:
+        before = (
+            "of the sequence before these steps, as a call returned it; absent: it begins here"
+        )
+        docs.append(("state", before))
+    return {
+        "op": spec.op,
+        "class_name": name,
+        "inputs": list(spec.inputs),
+        "channels": spec.channels,
+        "groups": spec.filter.groups,
+        "op_parameters": parameters,
+        "parameter_names": [p.name for p in spec.parameters],
+        "typed_parameters": [f"{p.name}: Tensor" for p in spec.parameters],
+        "op_arguments": [f"{x}: Tensor", *(f"{name}: Tensor | None" for name in spec.inputs[1:])]
+        + [f"{name}: Tensor" for name in parameters],
+        "keep": ["keep: bool"] if plan.states else [],
+        "saved": saved,
+        "saved_activations": list(plan.saved),
+        "saved_arguments": [f"{name}: Tensor" for name in saved],
+        "op_result": f"tuple[{', '.join(['Tensor'] * (1 + len(saved)))}]" if saved else "Tensor",
+        "outputs": ["y", *plan.saved],
+        "cpu_result": _cpu_result(spec, plan),
+        "fake": _fake(spec, plan),
+        "kernels": bool(plan.kernels),
+        "states": plan.states,
+        "modes": spec.filter.state_size,
+        "fields": state_layout(spec, plan),
+        "recurrent": spec.state is not None and plan.states,
+        "fixed_length": plan.eager is not EagerConv.DIRECT,
+        "computes": computes,
+        "conversions": _conversions(spec, passed),
+        "effective_arguments": ["dtype: torch.dtype = torch.float32"] * computes
+        + ladder_arguments,
+        "shape": shape,
+        "packed_shape": shape.replace("D", f"{n} D"),
+        "packs": n > 1,
+        "packing_doc": packing(spec),
+        "leaves": leaves,
+        "state_argument": state_argument,
+        "more_arguments": more,
+        "result_type": f"tuple[Tensor, {name}State]" if leaves else "Tensor",
+        "formula_line": f"{spec.op}: {summary(spec)}",
+        "argument_docs": docs + slices,
+        "body": _body(spec, plan, passed),
+        "packed_line": _packed_line(spec, passed),
+        "parameter_docs": [f"{p.name} ({', '.join(p.dims)})" for p in spec.parameters],
+        "module_docs": slices,
+        "decay_arguments": ladder_arguments,
+        "decay_names": ladder,
+        "inits": [(p.name, p.init) for p in spec.parameters],
+        "module_arguments": ", state=state" * enters
+        + "".join(f", {name}=self.{name}" for name in ladder),
+    }
+
+
+def _cpu_result(spec: OpSpec, plan: Plan) -> str:
+    """What forward_op gives of plain PyTorch's outputs: it needs no states."""
+    if plan.states:
+        none = f"allocate_states(y, y.shape[CHANNEL], 0, {{}}, {spec.filter.state_size}, False)"
+        return f"y, {none}"
+    return f"y, {', '.join(plan.saved)}" if plan.saved else "y"
+
+
+def _fake(spec: OpSpec, plan: Plan) -> list[str]:
+    """What forward_op gives, without its values."""
+    x = spec.inputs[0]
+    if plan.states:
+        groups, size = f"{op_parameters(spec)[0]}.shape[0]", spec.filter.state_size
+        kept = f"channels, steps, config, {size}, keep and {x}.is_cuda"
+        return [
+            f'config = configs_of({x}, channels, {groups})["forward"]',
+            f"kept = allocate_states({x}, {kept})",
+            f"return allocate({x}, steps, channels), kept",
+        ]
+    if plan.saved:
+        count = 1 + len(plan.saved)
+        return [f"return tuple(allocate({x}, steps, channels) for _ in range({count}))"]
+    return [f"return allocate({x}, steps, channels)"]
+
+
+def _conversions(spec: OpSpec, passed: str) -> list[str]:
+    """Lines that make what kernels take of what is trained."""
+    lines = [f"{name} = two_axes({name})" for name in _taps(spec)]
+    if spec.filter.kind is FilterKind.DECAY:
+        lines.append(f"filter = decayed(filter.to(dtype){passed})")
+    if spec.filter.parametrisation is Parametrisation.P_GAMMA:
+        lines.append("log_poles = poles(p.to(dtype), gamma.to(dtype))")
+    if spec.filter.kind is FilterKind.MODAL:  # other parameters are cast where they are loaded
+        others = {"p", "gamma", "featurizer", "skip", "bias"}
+        names = [p.name for p in spec.parameters if p.name not in others]
+        lines += [f"{name} = {name}.to(dtype)" for name in names]
+    return lines
+
+
+def _effective(spec: OpSpec, x: str, passed: str) -> str:
+    """The parameters as forward_op takes them beside an input x."""
+    arguments = [p.name for p in spec.parameters]
+    if spec.filter.kind in (FilterKind.DECAY, FilterKind.MODAL):
+        arguments.append(f"dtype=torch.promote_types({x}.dtype, torch.float32)")
+    return f"effective({', '.join(arguments)}{passed})"
+
+
+def _body(spec: OpSpec, plan: Plan, passed: str) -> list[str]:
+    """What a call does after its checks."""
+    x, inputs = spec.inputs[0], ", ".join(spec.inputs)
+    effective = _effective(spec, x, passed)
+    if spec.state is None:
+        return [f"return run_op([{inputs}], {effective})"]
+    state = f"zero_state_like({x})"
+    if spec.state.initial:
+        state += f" if state is None else state_like(state, {x})"
+    lines = [f"inputs = [{inputs}]", f"state = {state}", f"parameters = {effective}"]
+    given = "joined"
+    if plan.states:
+        given = "inputs"
+        lines += [
+            f"if {x}.is_cuda and {x}.shape[TIME] > 0 and not PLAIN:",
+            "    refuse_transforms([*inputs, *parameters, *state])",
+            "    keep = differentiates(*inputs, *parameters, *state)",
+            "    y, modes, _ = stateful_op(*inputs, *parameters, *state, keep)",
+            "else:  # PyTorch differentiates what is its own",
+            f"    refuse_symbols({x})",
+            f"    with without_autocast({x}):",
+            "        y, modes = eager_stateful(inputs, parameters, *state)",
+        ]
+    else:
+        lines += [
+            "joined, steps = join_history(inputs, state.history)",
+            f"y = run_op(joined, parameters).narrow(TIME, steps, {x}.shape[TIME])",
+        ]
+    if not spec.state.final:
+        return [*lines, "return y"]
+    fields = f"last_steps({given}, state.history){', modes' * plan.states}"
+    return [*lines, f"return y, STATE({fields})"]
+
+
+def _packed_line(spec: OpSpec, passed: str) -> str:
+    """What a call of packed features does after its checks."""
+    if spec.state is None:
+        return f"return run_op([features], {_effective(spec, 'features', passed)})"
+    names = ", ".join(p.name for p in spec.parameters)
+    state = ", state=state" * spec.state.initial
+    return f"return {spec.op}(*unpack([features]), {names}{state}{passed})"

@@ -1,0 +1,71 @@
+"""Helpers of generated files: real functions in templates/parts/, copied as they stand."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+from sh2gen.base.resources import folder
+from sh2gen.plan import geometry
+
+GEOMETRY = "geometry"  # the one part that sh2gen itself runs
+
+
+@dataclass(frozen=True, slots=True)
+class Helper:
+    """A top-level function or class of a part.
+
+    Attributes:
+        uses: names in it.
+    """
+
+    name: str
+    text: str
+    uses: frozenset[str]
+
+
+@cache
+def part(name: str) -> tuple[Helper, ...]:
+    """The helpers of one part, in the order of its file."""
+    assert geometry.__file__ is not None
+    path = folder("templates") / "parts" / f"{name}.py"
+    source = open(geometry.__file__).read() if name == GEOMETRY else path.read_text()
+    lines = source.splitlines()
+    found = []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            names = frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name))
+            assert node.end_lineno is not None
+            text = "\n".join(lines[first - 1 : node.end_lineno])
+            found.append(Helper(node.name, text, names))
+    return tuple(found)
+
+
+def texts(name: str, without: Iterable[str] = ()) -> list[str]:
+    """The text of every helper of a part, but for some."""
+    return [helper.text for helper in part(name) if helper.name not in without]
+
+
+def closure(parts: Iterable[str], wanted: Iterable[str]) -> list[str]:
+    """The text of the wanted helpers and of the helpers that they call, callees before callers.
+
+    The first part that defines a name wins.
+    """
+    known: dict[str, Helper] = {}
+    for name in parts:
+        for helper in part(name):
+            known.setdefault(helper.name, helper)
+    order: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in known and name not in order:
+            for used in sorted(known[name].uses - {name}):
+                visit(used)
+            order.append(name)
+
+    for name in sorted(wanted, key=lambda name: list(known).index(name)):
+        visit(name)
+    return [known[name].text for name in order]

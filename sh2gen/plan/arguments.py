@@ -1,0 +1,235 @@
+"""What a kernel takes: one tuple of arguments, from which follow the `def` line in a generated
+file, what Triton specialises on, the launch, and what `build` compiles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sh2gen.plan.program import TileProgram
+from sh2gen.spec.language import TapOrder
+from sh2gen.spec.operator import OpSpec
+
+
+class Of(StrEnum):
+    """What kind of thing an argument is."""
+
+    ACTIVATION = "activation"  # data, and the strides of batch and rows
+    PARAMETER = "parameter"
+    STATE = "state"  # of modes, or a history; float32 unless it is one of inputs
+    PARTIAL = "partial"  # sums that a later kernel adds
+    SIZE = "size"
+    CONSTANT = "constant"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Argument:
+    """One argument of a kernel.
+
+    Attributes:
+        name: of the tensor, size or constant; pointers are called name_ptr.
+        of: what it is.
+        doc: shape and dtype in words.
+        io: whether it has the dtype of activations; data of all others are float32.
+        value: of a constant in a usual call; None if a config gives it.
+        unaligned: of a constant in a call that is not aligned to 16 bytes, if that differs.
+    """
+
+    name: str
+    of: Of
+    doc: str = ""
+    io: bool = False
+    value: int | bool | None = None
+    unaligned: int | bool | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names in the kernel's text."""
+        match self.of:
+            case Of.ACTIVATION:
+                return f"{self.name}_ptr", f"{self.name}_batch", f"{self.name}_row"
+            case Of.PARAMETER | Of.STATE | Of.PARTIAL:
+                return (f"{self.name}_ptr",)
+            case Of.SIZE | Of.CONSTANT:
+                return (self.name,)
+
+    @property
+    def is_pointer(self) -> bool:
+        return self.of not in (Of.SIZE, Of.CONSTANT)
+
+    @property
+    def unspecialised(self) -> tuple[str, ...]:
+        """The names for whose values Triton does not compile anew."""
+        if self.of is Of.ACTIVATION:
+            return self.names[1:]
+        return self.names if self.of is Of.SIZE else ()
+
+
+def sizes(*names: str) -> tuple[Argument, ...]:
+    return tuple(Argument(name=name, of=Of.SIZE) for name in names)
+
+
+def knobs(*names: str) -> tuple[Argument, ...]:
+    """Constants that a config gives."""
+    return tuple(Argument(name=name, of=Of.CONSTANT) for name in names)
+
+
+def constant(name: str, value: int | bool, unaligned: int | bool | None = None) -> Argument:
+    return Argument(name=name, of=Of.CONSTANT, value=value, unaligned=unaligned)
+
+
+def data(spec: OpSpec, program: TileProgram) -> tuple[Argument, ...]:
+    """Activations that a tile program reads, those that it writes, and its parameters."""
+    shapes = {p.name: ", ".join(p.dims) for p in spec.parameters}
+    shapes.setdefault("log_poles", shapes.get("residues", ""))
+    activations = (*program.loads, *program.stores)
+    return (
+        *(Argument(name=name, of=Of.ACTIVATION, io=True) for name in activations),
+        *(
+            Argument(name=name, of=Of.PARAMETER, doc=f"[{shapes[name]}]")
+            for name in program.parameters
+        ),
+    )
+
+
+def partials(program: TileProgram, splits: str = "batch and splits") -> tuple[Argument, ...]:
+    """The partial sums that a tile program writes."""
+    found = []
+    if rows := program.partial_rows:
+        doc = f"[{splits}, {rows}, CHANNELS] float32"
+        found.append(Argument(name="partials", of=Of.PARTIAL, doc=doc))
+    if rows := program.partial_groups:
+        doc = f"[batch and splits, {rows}, programs along channels] float32"
+        found.append(Argument(name="group_partials", of=Of.PARTIAL, doc=doc))
+    return tuple(found)
+
+
+def shape_constants(
+    program: TileProgram, *, backward: bool, grouped: bool = False
+) -> tuple[Argument, ...]:
+    """Constants that say what the tensors of a call are like.
+
+    Args:
+        grouped: whether programs are those of a group, whatever they load.
+    """
+    views = (view for statement in program.prologue for view in statement.parameters)
+    grouped = grouped or any(view.grouped for view in views)
+    return (
+        Argument(name="CHANNELS", of=Of.CONSTANT, value=0),
+        *((Argument(name="WIDTH", of=Of.CONSTANT, value=0),) if grouped else ()),
+        constant("UNIT", 1),
+        *((constant("D_UNIT", 1),) if backward else ()),
+        constant("STEP", 8, unaligned=1),
+        constant("EVEN", True, unaligned=False),
+    )
+
+
+BOUNDS = sizes("first", "last", "end", "time_programs")
+
+
+def tile_arguments(
+    spec: OpSpec, program: TileProgram, *, backward: bool, hinted: bool
+) -> tuple[Argument, ...]:
+    """Of the skeleton `tile`."""
+    names = ("ROWS", "BLOCK_D", "BLOCK_T", "TILES", *(("EVICT_LAST",) if hinted else ()))
+    return (
+        *data(spec, program),
+        *partials(program),
+        *BOUNDS,
+        *shape_constants(program, backward=backward),
+        *knobs(*names),
+    )
+
+
+def stream_arguments(
+    spec: OpSpec, program: TileProgram, *, backward: bool, terms: int
+) -> tuple[Argument, ...]:
+    """Of the skeleton `stream`."""
+    return (
+        *data(spec, program),
+        *partials(program, "batch, splits and SEGMENTS"),
+        *BOUNDS,
+        *sizes("tiles"),
+        *shape_constants(program, backward=backward, grouped=True),
+        constant("TERMS", terms),
+        *knobs("ROWS", "BLOCK_D", "SEGMENTS", "BLOCK_T", "TILES", "PREFETCH"),
+    )
+
+
+def sm90_arguments(spec: OpSpec, program: TileProgram) -> tuple[Argument, ...]:
+    """Of the skeleton `stream_sm90`, which takes what `stream` takes but for constants."""
+    return (
+        *data(spec, program),
+        *partials(program, "batch, splits and SEGMENTS / 2"),
+        *BOUNDS,
+        *sizes("tiles"),
+        Argument(name="CHANNELS", of=Of.CONSTANT, value=0),
+        Argument(name="WIDTH", of=Of.CONSTANT, value=0),
+        *knobs("BLOCK_D", "SEGMENTS", "BLOCK_T", "TILES"),
+    )
+
+
+def walk_arguments(
+    spec: OpSpec, program: TileProgram, *, backward: bool, sums: bool, parts: bool, terms: int
+) -> tuple[Argument, ...]:
+    """Of the skeleton `recurrence`.
+
+    Args:
+        sums: of the kernel that only finds what every tile adds to the state.
+        parts: whether tiles are computed part by part.
+    """
+    size, lag, roles = spec.filter.state_size, spec.lag, len(spec.inputs)
+
+    def state(name: str, doc: str, *, io: bool = False) -> Argument:
+        return Argument(name=name, of=Of.STATE, doc=doc, io=io)
+
+    what = "what every tile adds" if sums else "before every tile"
+    found = [state("states", f"[batch, tiles, CHANNELS, {size}] float32: {what}")]
+    if lag:
+        shape = f"[batch, {roles}, CHANNELS, {lag}]"
+        found.append(state("history", f"{shape}: the inputs' steps before the first", io=True))
+    if not sums:
+        whose = f"[batch, CHANNELS, {size}] float32"
+        if backward and lag:
+            edges = f"[batch, splits, {roles}, CHANNELS, 2, {lag}] float32"
+            found.append(state("d_history", "the same in float32"))
+            found.append(state("edges", f"{edges}: rows where splits meet"))
+        before = "state before the first step"
+        before = f"gradient of the {before}" if backward else before
+        names = ("d_entry", "d_exit") if backward else ("entry", "exit")
+        found.append(state(names[0], f"{whose}: {before}"))
+        found.append(state(names[1], "the same after the last step"))
+        found.append(state("sums", "as states_ptr: what every tile adds to the state"))
+    return (
+        *data(spec, program),
+        *found,
+        *partials(program),
+        *BOUNDS,
+        *sizes("tiles"),
+        *shape_constants(program, backward=backward and not sums),
+        constant("TERMS", terms),
+        *(() if sums or backward else (constant("KEEP", True),)),
+        constant("STATEFUL", spec.state is not None),
+        *(() if sums else (constant("SPLIT", False),)),
+        *knobs("ROWS", "SEGMENTS", "BLOCK_T", "PREFETCH", *(("PARTS",) if parts else ())),
+    )
+
+
+def join_arguments(spec: OpSpec) -> tuple[Argument, ...]:
+    """Of the kernel that joins the gradients of an input where splits meet."""
+    assert spec.featurizer is not None
+    return (
+        Argument(name="edges", of=Of.STATE),
+        Argument(name="featurizer", of=Of.PARAMETER),
+        Argument(name="d_input", of=Of.ACTIVATION, io=True),
+        *sizes("splits", "steps"),
+        constant("UNIT", 1),
+        Argument(name="CHANNELS", of=Of.CONSTANT, value=0),
+        constant("ROLES", len(spec.inputs)),
+        constant("ROLE", 0),
+        constant("LENGTH", spec.lag),
+        constant("INTERLEAVED", spec.interleaved),
+        constant("LAG_LAST", spec.featurizer.taps is TapOrder.LAG_LAST),
+        constant("BLOCK_D", 128),
+    )

@@ -1,0 +1,39 @@
+"""Which config a call takes: by GPU, channels and groups.
+
+Capitalised names are constants of the generated file.
+"""
+
+import torch
+
+from sh2gen.plan.geometry import sm90_config
+
+CONFIGS: dict = {}
+CHOSEN: dict = {}
+VARIANTS: dict = {"backward_sm90": ("backward", sm90_config)}
+
+
+def default_configs(channels: int, groups: int, device: torch.device) -> dict:
+    raise NotImplementedError
+
+
+def gpu_name(device: torch.device) -> str:
+    """What torch calls the GPU, or nothing."""
+    there = device.type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_name(device) if there else ""
+
+
+def configs_of(x: torch.Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
+    """The config of every kernel and variant for inputs like x of so many channels and groups: one
+    of CONFIGS, rather of this GPU than of another, or else the default.
+    """
+    key = (x.device, channels, groups)
+    if key not in CHOSEN:
+        here = gpu_name(x.device)
+        of_width = {gpu: one for (gpu, *sizes), one in CONFIGS.items() if sizes == [*key[1:]]}
+        found = of_width.get(here) or next(iter(of_width.values()), None)
+        found = dict(found or default_configs(channels, groups, x.device))
+        for name, (kernel, derived) in VARIANTS.items():
+            if own := derived(found[kernel]):
+                found[name] = own
+        CHOSEN[key] = found
+    return CHOSEN[key]
