@@ -66,20 +66,13 @@ from sh2gen.tuning.choose import (
     resized,
     tables,
 )
+from sh2gen.tuning.decide import Tuned
 from sh2gen.tuning.journal import Task
+from sh2gen.tuning.lockfile import LockEntry, lock_text, refuse_to_write
 from sh2gen.tuning.records import home, operator_digest
 from sh2gen.tuning.search import Problem
-from sh2gen.tuning.tables import (
-    LockEntry,
-    holds_tables,
-    in_order,
-    lock_text,
-    read_tables,
-    refuse_to_write,
-    table_path,
-    write_decisions,
-)
-from sh2gen.tuning.tuner import Session, Tuned, problem
+from sh2gen.tuning.session import Session, problem
+from sh2gen.tuning.tables import holds_tables, in_order, read_tables, table_path, write_decisions
 from sh2gen.verify.checks import (
     EAGER_SHAPES,
     GPU_SHAPES,

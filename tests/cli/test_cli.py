@@ -30,13 +30,14 @@ from sh2gen.schedule.space import Constraint, Survey, search_space
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import H200, Target
+from sh2gen.tuning.decide import Tuned
 from sh2gen.tuning.journal import Task
 from sh2gen.tuning.records import Key, Status
 from sh2gen.tuning.search import Outcome, Problem
 from sh2gen.tuning.search import Result as Found
+from sh2gen.tuning.session import Session
 from sh2gen.tuning.sweeps import Header, Sweep
 from sh2gen.tuning.tables import Decision, fields_of, write_decisions
-from sh2gen.tuning.tuner import Session, Tuned
 from tests.fakes import SPEC, Fakes, forward_points
 
 ROOT = Path(__file__).parent.parent.parent

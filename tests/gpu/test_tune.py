@@ -22,7 +22,7 @@ from sh2gen.schedule.config import schedule
 from sh2gen.spec.decode import load_spec, spec_from_dict
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
-from sh2gen.tuning.tuner import ask, measuring_worker, settings
+from sh2gen.tuning.lab import ask, measuring_worker, settings
 from sh2gen.tuning.worker import Bench
 
 pytestmark = [
