@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from sh2gen.api.driver import tune_operator
+from sh2gen.api.tune import tune_operator
 from sh2gen.base.resources import folder
 from sh2gen.report.tuning import print_tuned
 from sh2gen.spec.decode import load_spec

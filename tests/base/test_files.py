@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sh2gen
-from sh2gen.api.driver import compile_operator, stale
+from sh2gen.api.compile import compile_operator, stale
 from sh2gen.base.errors import Sh2genError
 from sh2gen.base.files import (
     MARK,

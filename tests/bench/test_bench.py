@@ -19,8 +19,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from sh2gen.api import driver
-from sh2gen.api.driver import candidates
+from sh2gen.api.bench import bench_operator
 from sh2gen.base.errors import CheckFailed, Sh2genError
 from sh2gen.base.files import signed
 from sh2gen.base.process import python_worker
@@ -41,7 +40,7 @@ from sh2gen.spec.decode import load_spec, spec_from_dict
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import target
-from sh2gen.tuning.choose import wanted
+from sh2gen.tuning.choose import candidates, wanted
 from sh2gen.tuning.tables import Decision, fields_of, write_decisions
 from tests.synthetic import LENGTHS, bench_results
 
@@ -721,7 +720,7 @@ def test_the_command(op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         asked.update(options)
         return bench_results()
 
-    monkeypatch.setattr(driver, "bench_operator", stub)
+    monkeypatch.setattr("sh2gen.api.bench.bench_operator", stub)
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,
@@ -744,7 +743,7 @@ def test_the_command_writes_figures(
     op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(driver, "bench_operator", lambda op, **_: bench_results())
+    monkeypatch.setattr("sh2gen.api.bench.bench_operator", lambda op, **_: bench_results())
     result = command(op, "--json", f"--plots={tmp_path}/a/b")
     assert result.exit_code == 0 and json.loads(result.stdout)["op"] == "invented"
     paths = [line.removeprefix("wrote ") for line in result.stderr.splitlines()]
@@ -756,7 +755,7 @@ def test_figures_that_cannot_be_written_come_after_results(
 ) -> None:
     """And leave no file, neither empty nor of another name."""
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(driver, "bench_operator", lambda op, **_: bench_results())
+    monkeypatch.setattr("sh2gen.api.bench.bench_operator", lambda op, **_: bench_results())
     (tmp_path / "figures" / "invented_share.png").mkdir(parents=True)
     for arguments in ((), ("--json",)):
         result = command(op, f"--plots={tmp_path}/figures", *arguments)
@@ -777,7 +776,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_measuring(
         raise AssertionError("it is too early to measure")
 
     with monkeypatch.context() as patched:
-        patched.setattr(driver, "bench_operator", never)
+        patched.setattr("sh2gen.api.bench.bench_operator", never)
         (tmp_path / "file").write_text("")
         for place in ("file", "file/figures"):
             result = command(op, f"--plots={tmp_path}/{place}")
@@ -800,7 +799,7 @@ def test_an_interrupted_command_prints_what_there_is(
         except KeyboardInterrupt:
             return replace(bench_results(), interrupted=True)
 
-    monkeypatch.setattr(driver, "bench_operator", stub)
+    monkeypatch.setattr("sh2gen.api.bench.bench_operator", stub)
     before = signal.getsignal(number)
     result = command(op, f"--plots={tmp_path}")
     assert result.exit_code == 128 + number and "interrupted: here is what was" in result.stdout
@@ -841,7 +840,7 @@ def test_numbers_of_a_folder_of_tables_are_measured_and_named(
 ) -> None:
     """As `compile` takes and names them, for the sizes that are measured."""
     monkeypatch.setenv("SH2GEN_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(driver, "resolve_target", lambda _: target("H200"))
+    monkeypatch.setattr("sh2gen.api.bench.resolve_target", lambda _: target("H200"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
@@ -891,7 +890,7 @@ def test_sizes_that_are_measured(op: str, monkeypatch: pytest.MonkeyPatch) -> No
     """Those of the workloads, or those asked for."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
-    monkeypatch.setattr(driver, "resolve_target", lambda _: target("H200"))
+    monkeypatch.setattr("sh2gen.api.bench.resolve_target", lambda _: target("H200"))
     taken: list[Any] = []
 
     def stub(*_: Any, **options: Any) -> Any:
@@ -901,7 +900,7 @@ def test_sizes_that_are_measured(op: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(bench, "run", stub)
     mr = folder("ops") / "hyena_mr.yaml"
     for options in ({}, {"batch": 2}, {"lengths": (8, 16, 8)}, {"lengths": (8,), "batch": 4}):
-        driver.bench_operator(mr, **options)
+        bench_operator(mr, **options)
     assert taken == [
         [(1, 2048), (1, 8192), (1, 32768), (1, 131072)],
         [(2, 2048), (2, 8192), (2, 32768), (2, 131072)],

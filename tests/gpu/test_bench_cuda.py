@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sh2gen.api.driver import bench_operator
+from sh2gen.api.bench import bench_operator
 from sh2gen.base.resources import folder
 from sh2gen.bench.bench import TIMED
 from sh2gen.bench.table import table

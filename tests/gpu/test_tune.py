@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from sh2gen.api.driver import compile_operator, tune_operator
+from sh2gen.api.compile import compile_operator
+from sh2gen.api.tune import tune_operator
 from sh2gen.base.files import signed
 from sh2gen.base.process import Worker
 from sh2gen.base.resources import folder

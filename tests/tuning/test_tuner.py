@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from sh2gen.api import driver
+from sh2gen.api.tune import _kept
 from sh2gen.base.errors import CheckFailed, Sh2genError
 from sh2gen.lower import plans
 from sh2gen.schedule.config import DIRECTIONS, coupling, schedule
@@ -959,7 +959,7 @@ def test_an_interrupted_search_replaces_a_finished_one_only_if_it_raced_with_it(
 
     def kept(result: Result, decision: Decision) -> Path | None:
         found = dataclasses.replace(tuned, result=result, decision=decision)
-        return driver._kept(tmp_path, found, said.append)
+        return _kept(tmp_path, found, said.append)
 
     def held() -> list[Numbers]:
         return [one.numbers for one in read_tables([tmp_path])[0]]
