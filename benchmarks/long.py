@@ -32,7 +32,7 @@ from gpu import generate, named
 from torch import Tensor
 
 from sh2gen.base.files import write_whole
-from sh2gen.bench.contenders import CONTENDERS
+from sh2gen.bench.baselines import CONTENDERS
 from sh2gen.graph.reference import reference_gradients
 from sh2gen.runtime.measure import arguments, machine, time_call
 from sh2gen.runtime.operator import Operator, OperatorRunner

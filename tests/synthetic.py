@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sh2gen.bench.bench import Effort, Outcome, Results, Size
-from sh2gen.bench.contenders import CONTENDERS
+from sh2gen.bench.baselines import CONTENDERS
+from sh2gen.bench.results import Effort, Outcome, Results, Size
 from sh2gen.bench.worker import OWN
 from sh2gen.runtime.measure import Timing
 

@@ -18,7 +18,7 @@ from sh2gen.base.files import (
     write_whole,
 )
 from sh2gen.base.versions import has_triton, no_triton, untested
-from sh2gen.bench.contenders import chosen
+from sh2gen.bench.baselines import chosen
 from sh2gen.emit.emit import emit
 from sh2gen.spec.decode import load_spec
 from sh2gen.spec.operator import OpSpec
@@ -31,7 +31,7 @@ from sh2gen.tuning.choose import (
 from sh2gen.tuning.tables import in_order
 
 if TYPE_CHECKING:  # it needs Triton, which this module does without
-    from sh2gen.bench.bench import Results
+    from sh2gen.bench.results import Results
 from sh2gen.api.inputs import known_numbers, resolve_target
 
 
@@ -84,12 +84,12 @@ def bench_operator(
         )
     if not has_triton():
         raise no_triton("kernels cannot run")
-    from sh2gen.bench import bench
+    from sh2gen.bench.run import run
 
     with scratch() as folder:
         path = folder / f"{spec.op}.py"
         write_whole(path, emit(spec, best.plan, best.schedule).text)
-        return bench.run(
+        return run(
             path,
             best.plan,
             best.schedule,

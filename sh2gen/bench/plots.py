@@ -13,8 +13,8 @@ from typing import Any
 
 from sh2gen.base.errors import printable
 from sh2gen.base.files import write_all
-from sh2gen.bench.bench import Outcome, Results, Size
-from sh2gen.bench.contenders import CONTENDERS
+from sh2gen.bench.baselines import CONTENDERS
+from sh2gen.bench.results import Outcome, Results, Size
 from sh2gen.bench.worker import OWN
 from sh2gen.targets.target import Target, target
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from sh2gen.bench.bench import TIMED, Outcome, Results
+from sh2gen.bench.results import TIMED, Outcome, Results
 
 
 def table(results: Results) -> str:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from sh2gen.base.errors import CheckFailed
 from sh2gen.base.process import serve
-from sh2gen.bench.contenders import CONTENDERS, Contender, Implementation, Part
+from sh2gen.bench.baselines import CONTENDERS
+from sh2gen.bench.baselines.base import Contender, Implementation, Part
 from sh2gen.graph.reference import reference, reference_gradients, sample_groups
 from sh2gen.runtime.measure import (
     Calls,

@@ -120,7 +120,7 @@ def bench(
 
 def _read_results(files: Iterable[str], drawn: bool) -> list[Any]:
     """What earlier runs found."""
-    from sh2gen.bench.bench import read_results
+    from sh2gen.bench.results import read_results
 
     by_op: dict[str, list[str]] = {}
     found = []

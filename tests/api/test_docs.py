@@ -26,7 +26,7 @@ from click.testing import CliRunner
 
 from sh2gen.api.compile import compile_operator
 from sh2gen.base.errors import CODES
-from sh2gen.bench.bench import read_results
+from sh2gen.bench.results import read_results
 from sh2gen.cli import cli
 from sh2gen.emit.emit import emit
 from sh2gen.lower import ALGORITHMS, plans

@@ -24,10 +24,11 @@ from sh2gen.base.errors import CheckFailed, Sh2genError
 from sh2gen.base.files import signed
 from sh2gen.base.process import python_worker
 from sh2gen.base.resources import folder
-from sh2gen.bench import bench
 from sh2gen.bench import worker as bench_worker
-from sh2gen.bench.bench import INTERRUPTED, TIMED, Outcome, Results, ask, read_results, run
-from sh2gen.bench.contenders import CONTENDERS, Implementation, chosen
+from sh2gen.bench.baselines import CONTENDERS, chosen
+from sh2gen.bench.baselines.base import Implementation
+from sh2gen.bench.results import TIMED, Outcome, Results, read_results
+from sh2gen.bench.run import INTERRUPTED, _Asked, _problem, _Session, ask, run
 from sh2gen.bench.table import table
 from sh2gen.bench.worker import OWN, answer, calls_of, one_line
 from sh2gen.cli.cli import main
@@ -229,7 +230,7 @@ def test_too_much_memory_is_a_line(error: Exception, monkeypatch: pytest.MonkeyP
     ],
 )
 def test_what_is_wrong(errors: dict[str, Any], reason: str) -> None:
-    assert bench._problem(errors) == reason
+    assert _problem(errors) == reason
 
 
 class Scripted:
@@ -268,10 +269,10 @@ PART = CONTENDERS["fft"].computes(SPEC)
 
 def scripted(worker: Scripted, limit: float = 600.0) -> tuple[Any, Any]:
     """A session, and the process that it asks."""
-    session = bench._Session(
+    session = _Session(
         path=Path(), spec=SPEC, device="cuda", checked=SMALL, limit=limit, say=lambda _: None
     )
-    return session, bench._Asked(worker=worker, limit=limit)  # type: ignore[arg-type]
+    return session, _Asked(worker=worker, limit=limit)  # type: ignore[arg-type]
 
 
 def test_directions_fail_one_by_one() -> None:
@@ -334,7 +335,7 @@ def test_what_hangs_is_waited_for_once() -> None:
 def test_the_first_answer_of_a_process_may_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     """It imports and compiles. What is slow all along gets twice the time that it took."""
     now = [0.0]
-    monkeypatch.setattr("sh2gen.bench.bench.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sh2gen.bench.run.time.monotonic", lambda: now[0])
     seconds = iter([3.0, 200.0, 400.0, 10.0, 1.0, 1.0])
 
     class Slow(Scripted):
@@ -385,11 +386,11 @@ def test_a_part_without_a_bound_is_a_line(tmp_path: Path) -> None:
     session = replace(session, spec=gated, found=[])
     died = Scripted({("bound", "forward"): {"died": "its process died of SIGKILL\n"}})
     died.close = lambda: None  # type: ignore[attr-defined]
-    asked = bench._Asked(worker=died, limit=1.0)  # type: ignore[arg-type]
+    asked = _Asked(worker=died, limit=1.0)  # type: ignore[arg-type]
     part = replace(PART, spec=SPEC, without=("gates",))  # type: ignore[type-var]
     contender = replace(CONTENDERS["fft"], computes=lambda spec: part)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(bench._Session, "process", lambda _: asked)
+        patched.setattr(_Session, "process", lambda _: asked)
         session.contend(contender, dict.fromkeys(SIZES, BOUNDS))
     (outcome,) = session.found
     assert outcome.reason == "no bound at B=1 L=24: its process died of SIGKILL"
@@ -875,7 +876,7 @@ def test_numbers_of_a_folder_of_tables_are_measured_and_named(
         taken.append((dict(schedule.forward)["TILES"], options["origins"]))
         return bench_results()
 
-    monkeypatch.setattr(bench, "run", stub)
+    monkeypatch.setattr("sh2gen.bench.run.run", stub)
     result = command(op, "--length=64", f"--tables={tmp_path}/mine")
     assert result.exit_code == 0, result.stderr
     ((tiles, origins),) = taken
@@ -897,7 +898,7 @@ def test_sizes_that_are_measured(op: str, monkeypatch: pytest.MonkeyPatch) -> No
         taken.append([(w.batch, w.length) for w in options["workloads"]])
         return bench_results()
 
-    monkeypatch.setattr(bench, "run", stub)
+    monkeypatch.setattr("sh2gen.bench.run.run", stub)
     mr = folder("ops") / "hyena_mr.yaml"
     for options in ({}, {"batch": 2}, {"lengths": (8, 16, 8)}, {"lengths": (8,), "batch": 4}):
         bench_operator(mr, **options)

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sh2gen.bench.bench import read_results
+from sh2gen.bench.results import read_results
 from sh2gen.bench.table import table
 from sh2gen.cli.cli import main
 from sh2gen.runtime.measure import Timing

@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from sh2gen.base.errors import Sh2genError
-from sh2gen.bench.contenders import CONTENDERS, Part, chosen, part, synthesised
+from sh2gen.bench.baselines import CONTENDERS, chosen
+from sh2gen.bench.baselines.base import Part, part
+from sh2gen.bench.baselines.pytorch import synthesised
 from sh2gen.bench.worker import answer
 from sh2gen.graph.reference import filter_taps
 from sh2gen.spec.decode import spec_from_dict

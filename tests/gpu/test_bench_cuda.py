@@ -9,7 +9,7 @@ import torch
 
 from sh2gen.api.bench import bench_operator
 from sh2gen.base.resources import folder
-from sh2gen.bench.bench import TIMED
+from sh2gen.bench.results import TIMED
 from sh2gen.bench.table import table
 from sh2gen.bench.worker import OWN
 
