@@ -54,7 +54,7 @@ def results(op: str) -> Results:
         )
         outcomes.append(
             Outcome(
-                contender=OWN,
+                baseline=OWN,
                 does="the kernels of this operator",
                 layout=chosen.plan.layout.value,
                 batch=workload.batch,

@@ -54,7 +54,7 @@ def bench_operator(
         lengths: to time at, by default those of the operator's workloads.
         batch: sequences of a batch, by default those of the workloads, or 1 with `lengths`.
         plan, changes: as for compile_operators.
-        peers: names of contenders with commas between them, by default all.
+        peers: names of baselines with commas between them, by default all.
         tables: as for compile_operators.
         progress, warn: told what is measured next, and of lines of tables that cannot be read.
 
@@ -66,7 +66,7 @@ def bench_operator(
             timed.
     """
     spec = op if isinstance(op, OpSpec) else load_spec(op)
-    contenders = chosen(peers)
+    baselines = chosen(peers)
     gpu = resolve_target(None)
     spec = resized(spec, lengths, batch)
     spec = dataclasses.replace(spec, workloads=in_order(spec.workloads))
@@ -94,7 +94,7 @@ def bench_operator(
             best.plan,
             best.schedule,
             gpu,
-            contenders=contenders,
+            baselines=baselines,
             workloads=spec.workloads,
             origins=best.origins,
             not_taken=passed_over(ranked),

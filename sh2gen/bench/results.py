@@ -1,7 +1,7 @@
-"""What was found of an operator and of contenders beside it; to JSON and back.
+"""What was found of an operator and of baselines beside it; to JSON and back.
 
 A share is the time of an elementwise kernel of this run that reads and writes the same activations
-over the contender's time. Times are medians with the 20th and 80th percentiles, of the GPU alone
+over the baseline's time. Times are medians with the 20th and 80th percentiles, of the GPU alone
 where a call can be captured in a CUDA graph (`runtime.measure`).
 """
 
@@ -27,10 +27,10 @@ TIMED = ("forward", "backward", "both")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What was found of one contender, at one size or (batch and length None) at all of them.
+    """What was found of one baseline, at one size or (batch and length None) at all of them.
 
     Attributes:
-        contender, does, layout: as in the table of contenders.
+        baseline, does, layout: as in the table of baselines.
         without: steps of the operator that it leaves out; none: it computes the whole.
         reason: why it was not timed; empty if it was.
         times: microseconds, by direction.
@@ -42,7 +42,7 @@ class Outcome:
         captured: whether every time is of a CUDA graph; otherwise the host may count.
     """
 
-    contender: str
+    baseline: str
     does: str
     layout: str
     without: tuple[str, ...] = ()
@@ -106,7 +106,7 @@ class Results:
         bound_bytes: per token and channel, what the elementwise bound moves, by direction.
         sizes: in the order in which they were measured.
         efforts: of sh2gen's kernels by direction; none if it runs without kernels.
-        outcomes: of all contenders, sh2gen first.
+        outcomes: of all baselines, sh2gen first.
     """
 
     op: str
@@ -135,13 +135,13 @@ class Results:
     def own(self, size: tuple[int, int], direction: str) -> float | None:
         """Microseconds of sh2gen; None where there are none or they are not finite."""
         for outcome in self.at(size):
-            if outcome.contender == OWN and direction in outcome.times:
+            if outcome.baseline == OWN and direction in outcome.times:
                 us = outcome.times[direction].median
                 return us if math.isfinite(us) else None
         return None
 
     def ratio(self, outcome: Outcome, direction: str) -> float | None:
-        """How many times as long as sh2gen a contender takes; None where either has no time."""
+        """How many times as long as sh2gen a baseline takes; None where either has no time."""
         if outcome.batch is None or outcome.length is None or direction not in outcome.times:
             return None
         own = self.own((outcome.batch, outcome.length), direction)
@@ -176,6 +176,9 @@ def _own_fields(entry: Any, i: int) -> Any:
     """An outcome without what `to_dict` adds; it writes all fields, those with a default too."""
     if not isinstance(entry, dict):
         return entry
+    if "contender" in entry:  # as files of earlier versions call it
+        entry = {"baseline": entry["contender"], **entry}
+        del entry["contender"]
     for name in (one.name for one in fields(Outcome)):
         if name not in entry:
             raise ValueError(f"outcomes[{i}].{name} is missing")

@@ -1,6 +1,6 @@
 """One operator on one GPU beside other ways of computing it.
 
-`run` compares every contender with float64 and then times it, each in a process of its own: a
+`run` compares every baseline with float64 and then times it, each in a process of its own: a
 kernel that faults takes its process with it, and what one package leaves in memory or changes in
 torch reaches no other. What cannot run is a line with the reason; only a wrong kernel of sh2gen
 itself is an error, and then nothing is timed. One that does not answer is asked no more at that
@@ -24,9 +24,9 @@ import torch
 
 from sh2gen.base.errors import CheckFailed
 from sh2gen.base.process import Worker, python_worker
-from sh2gen.bench.baselines.base import Contender, Part
+from sh2gen.bench.baselines.base import Baseline, Part
 from sh2gen.bench.results import TIMED, Effort, Outcome, Results, Size
-from sh2gen.bench.worker import OWN, Answer, Job, one_line, own_contender
+from sh2gen.bench.worker import OWN, Answer, Job, one_line, own_baseline
 from sh2gen.cost.cost import BLOCK_T, ROWS, bound_bytes, numbers_on, predictions, work
 from sh2gen.plan.plan import Plan
 from sh2gen.runtime.measure import Timing, versions
@@ -52,7 +52,7 @@ def run(
     schedule: Schedule,
     target: Target,
     *,
-    contenders: Sequence[Contender],
+    baselines: Sequence[Baseline],
     workloads: Sequence[Workload],
     origins: Mapping[str, str] | None = None,
     not_taken: Sequence[str] = (),
@@ -61,7 +61,7 @@ def run(
     time_limit: float = TIME_LIMIT,
     progress: Progress | None = None,
 ) -> Results:
-    """Verify and time the operator of a generated file, then contenders beside it.
+    """Verify and time the operator of a generated file, then baselines beside it.
 
     Args:
         path: the generated file, of this plan and schedule.
@@ -69,7 +69,7 @@ def run(
         workloads: the sizes to time at.
         origins, not_taken: as of `Results`.
         device: "cuda"; "cpu" is for tests, and times what a CPU does.
-        checked: the size at which contenders are compared with float64, gradients included.
+        checked: the size at which baselines are compared with float64, gradients included.
         time_limit: seconds after which a process that has not given its first answer is killed;
             of further ones see `_Asked`.
 
@@ -85,19 +85,19 @@ def run(
     session = _Session(
         path=path, spec=spec, device=device, checked=checked, limit=time_limit, say=say
     )
-    own, finished = own_contender(operator), False
+    own, finished = own_baseline(operator), False
     with closing(session.process()) as asked:
         checks = session.verified(asked, workloads)
         bounds = session.bounds(asked, spec, workloads)
         with suppress(KeyboardInterrupt):
             session.measured(asked, own, Part(spec=spec), bounds)
             asked.close()  # what it has of the GPU's memory is for others
-            for contender in contenders:
-                session.contend(contender, bounds)
+            for baseline in baselines:
+                session.tried(baseline, bounds)
             finished = True
     outcomes = session.found
     if not finished:
-        outcomes += _unreached((own, *contenders), workloads, outcomes)
+        outcomes += _unreached((own, *baselines), workloads, outcomes)
     on_gpu = device == "cuda"
     return Results(
         op=spec.op,
@@ -110,7 +110,7 @@ def run(
         dtype=spec.dtype.io.value,
         gpu=torch.cuda.get_device_name() if on_gpu else "CPU",
         target=target.name,
-        versions=_versions(contenders),
+        versions=_versions(baselines),
         date=time.strftime("%Y-%m-%d"),
         checks=checks,
         interrupted=not finished,
@@ -137,10 +137,10 @@ def _there(package: str) -> bool:
         return True
 
 
-def _versions(contenders: Iterable[Contender]) -> dict[str, str]:
-    """Of what times depend on, and of the packages of contenders that are installed."""
+def _versions(baselines: Iterable[Baseline]) -> dict[str, str]:
+    """Of what times depend on, and of the packages of baselines that are installed."""
     owners = metadata.packages_distributions()
-    packages = dict.fromkeys(c.package for c in contenders if c.package)
+    packages = dict.fromkeys(c.package for c in baselines if c.package)
     return versions() | {p: metadata.version(owners[p][0]) for p in packages if p in owners}
 
 
@@ -227,12 +227,12 @@ class _Session:
         worker = python_worker("sh2gen.bench.worker", "its process")
         return _Asked(worker=worker, limit=self.limit)
 
-    def job(self, do: str, spec: OpSpec, contender: str, workload: Workload, **more: Any) -> Job:
+    def job(self, do: str, spec: OpSpec, baseline: str, workload: Workload, **more: Any) -> Job:
         return {
             "do": do,
             "path": str(self.path),
             "spec": spec.to_dict(),
-            "contender": contender,
+            "baseline": baseline,
             "batch": workload.batch,
             "length": workload.length,
             "device": self.device,
@@ -266,58 +266,58 @@ class _Session:
             found[workload] = us | {"both": sum(us.values())}
         return found
 
-    def contend(self, contender: Contender, bounds: Bounds) -> None:
-        """Find outcomes of one contender, in a process of its own.
+    def tried(self, baseline: Baseline, bounds: Bounds) -> None:
+        """Find outcomes of one baseline, in a process of its own.
 
         Args:
             bounds: of the whole, at every size that is measured.
         """
 
         def none(reason: str) -> None:
-            self.found.append(_outcome(contender, (), None, reason=reason))
+            self.found.append(_outcome(baseline, (), None, reason=reason))
 
-        found = contender.computes(self.spec)
+        found = baseline.computes(self.spec)
         if isinstance(found, str):
             return none(f"does not apply: {found}")
-        if contender.package is not None and not _there(contender.package):
-            return none(f"not installed: there is no module {contender.package}")
+        if baseline.package is not None and not _there(baseline.package):
+            return none(f"not installed: there is no module {baseline.package}")
         with closing(self.process()) as asked:
             if found.spec.inputs != self.spec.inputs:  # a part has bounds of its own
                 try:
                     bounds = self.bounds(asked, found.spec, bounds)
                 except CheckFailed as error:  # what was measured of others is not lost for that
                     return none(error.message)
-            self.measured(asked, contender, found, bounds)
+            self.measured(asked, baseline, found, bounds)
 
-    def measured(self, asked: _Asked, contender: Contender, part: Part, bounds: Bounds) -> None:
-        """Find outcomes of a contender that is there and applies."""
-        name, differentiable = contender.name, contender.differentiable
+    def measured(self, asked: _Asked, baseline: Baseline, part: Part, bounds: Bounds) -> None:
+        """Find outcomes of a baseline that is there and applies."""
+        name, differentiable = baseline.name, baseline.differentiable
         self.say(f"{name}: comparing with float64 at {_named(self.checked)}")
         job = self.job("check", part.spec, name, self.checked, gradients=differentiable)
         answer = asked.ask(job)
         if reason := _problem(answer):
-            self.found.append(_outcome(contender, part.without, None, reason=reason))
+            self.found.append(_outcome(baseline, part.without, None, reason=reason))
             return
         gradient_error = max(answer["gradients"].values(), default=None)
         for workload, us in bounds.items():
-            self.at(asked, contender, part, us, workload, gradient_error)
+            self.at(asked, baseline, part, us, workload, gradient_error)
 
     def at(
         self,
         asked: _Asked,
-        contender: Contender,
+        baseline: Baseline,
         part: Part,
         bounds: Mapping[str, float],
         workload: Workload,
         gradient_error: float | None,
     ) -> None:
-        """Find the outcome of one contender at one size; of an interrupted one, what there is."""
-        name = contender.name
+        """Find the outcome of one baseline at one size; of an interrupted one, what there is."""
+        name = baseline.name
 
         def found(**values: Any) -> None:
-            self.found.append(_outcome(contender, part.without, workload, **values))
+            self.found.append(_outcome(baseline, part.without, workload, **values))
 
-        if (fits := contender.fits(part.spec, workload.length)) is not None:
+        if (fits := baseline.fits(part.spec, workload.length)) is not None:
             return found(reason=f"does not apply: {fits}")
         self.say(f"{name}: timing at {_named(workload)}")
         answer = asked.ask(self.job("check", part.spec, name, workload, gradients=False))
@@ -329,7 +329,7 @@ class _Session:
         captured = True
         try:
             for direction in TIMED:
-                if direction != "forward" and not contender.differentiable:
+                if direction != "forward" and not baseline.differentiable:
                     reasons[direction] = "it has no backward"
                     continue
                 job = self.job("time", part.spec, name, workload, direction=direction, graph=True)
@@ -360,18 +360,18 @@ class _Session:
 
 
 def _unreached(
-    contenders: Iterable[Contender], workloads: Iterable[Workload], found: Sequence[Outcome]
+    baselines: Iterable[Baseline], workloads: Iterable[Workload], found: Sequence[Outcome]
 ) -> list[Outcome]:
-    """Of what an interrupted run did not come to: contenders, and sizes of the last one."""
+    """Of what an interrupted run did not come to: baselines, and sizes of the last one."""
     lines = []
-    for contender in contenders:
-        mine = {o.size: o for o in found if o.contender == contender.name}
+    for baseline in baselines:
+        mine = {o.size: o for o in found if o.baseline == baseline.name}
         if not mine:
-            lines.append(_outcome(contender, (), None, reason=INTERRUPTED))
+            lines.append(_outcome(baseline, (), None, reason=INTERRUPTED))
         elif (None, None) not in mine:
             without = next(iter(mine.values())).without
             lines += [
-                _outcome(contender, without, w, reason=INTERRUPTED)
+                _outcome(baseline, without, w, reason=INTERRUPTED)
                 for w in workloads
                 if (w.batch, w.length) not in mine
             ]
@@ -379,15 +379,15 @@ def _unreached(
 
 
 def _outcome(
-    contender: Contender,
+    baseline: Baseline,
     without: tuple[str, ...],
     workload: Workload | None,
     **found: Any,
 ) -> Outcome:
     return Outcome(
-        contender=contender.name,
-        does=contender.does,
-        layout=contender.layout,
+        baseline=baseline.name,
+        does=baseline.does,
+        layout=baseline.layout,
         without=without,
         batch=None if workload is None else workload.batch,
         length=None if workload is None else workload.length,
@@ -400,7 +400,7 @@ def _named(workload: Workload) -> str:
 
 
 def _problem(answer: Answer) -> str:
-    """Why a contender is not timed after this comparison, or nothing."""
+    """Why a baseline is not timed after this comparison, or nothing."""
     if "failed" in answer:
         return str(answer["failed"])
     errors = {"y": answer["y"]}

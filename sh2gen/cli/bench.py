@@ -69,7 +69,7 @@ def bench(
 ) -> None:
     """Time an op.yaml on this GPU against its bounds, PyTorch, FFTs and installed packages.
 
-    Its kernels are verified first; if they are wrong nothing is timed. Every contender is compared
+    Its kernels are verified first; if they are wrong nothing is timed. Every baseline is compared
     with float64 before it is timed, and runs in a process of its own. Ctrl-C ends it with what was
     measured until then.
     """

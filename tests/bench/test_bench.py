@@ -25,7 +25,7 @@ from sh2gen.base.files import signed
 from sh2gen.base.process import python_worker
 from sh2gen.base.resources import folder
 from sh2gen.bench import worker as bench_worker
-from sh2gen.bench.baselines import CONTENDERS, chosen
+from sh2gen.bench.baselines import BASELINES, chosen
 from sh2gen.bench.baselines.base import Implementation
 from sh2gen.bench.results import TIMED, Outcome, Results, read_results
 from sh2gen.bench.run import INTERRUPTED, _Asked, _problem, _Session, ask, run
@@ -95,11 +95,11 @@ def written(path: Path, spec: OpSpec = SPEC) -> tuple[Path, Any, Any]:
 
 def measured(path: Path, peers: str, **options: Any) -> Any:
     arguments = {"workloads": SIZES, "device": "cpu", "checked": SMALL} | options
-    return run(*written(path), target("H200"), contenders=chosen(peers), **arguments)
+    return run(*written(path), target("H200"), baselines=chosen(peers), **arguments)
 
 
 def of(results: Any, name: str) -> list[Outcome]:
-    return [o for o in results.outcomes if o.contender == name]
+    return [o for o in results.outcomes if o.baseline == name]
 
 
 # ---- processes ----------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def test_contenders_in_processes_of_their_own(
+def test_baselines_in_processes_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """One that is right, one that raises, one that kills its process, one that is wrong."""
@@ -136,8 +136,8 @@ def test_contenders_in_processes_of_their_own(
         assert outcome.error is not None and 0 < outcome.error < 0.005
         assert outcome.gradient_error is not None and 0 < outcome.gradient_error < 0.005
         ratio = results.ratio(outcome, "forward")
-        assert ratio == 1.0 if outcome.contender == OWN else ratio > 0
-    reasons = {o.contender: o.reason for o in results.outcomes if o.reason}
+        assert ratio == 1.0 if outcome.baseline == OWN else ratio > 0
+    reasons = {o.baseline: o.reason for o in results.outcomes if o.reason}
     (raised,) = of(results, "causal_conv1d_last")
     assert raised.reason == "RuntimeError: channels last is not for this fake"
     assert reasons["fla"] == "its process died of SIGABRT: last words"
@@ -166,7 +166,7 @@ def test_nothing_is_timed_where_the_kernels_are_wrong(tmp_path: Path) -> None:
             plan,
             numbers,
             target("H200"),
-            contenders=chosen("fft"),
+            baselines=chosen("fft"),
             workloads=SIZES,
             device="cpu",
             checked=SMALL,
@@ -183,7 +183,7 @@ def test_a_process_that_does_not_answer_is_replaced(tmp_path: Path) -> None:
         "do": "check",
         "path": str(path),
         "spec": SPEC.to_dict(),
-        "contender": OWN,
+        "baseline": OWN,
         "batch": 1,
         "length": 8,
         "device": "cpu",
@@ -192,14 +192,14 @@ def test_a_process_that_does_not_answer_is_replaced(tmp_path: Path) -> None:
     with closing(python_worker("sh2gen.bench.worker", "its process")) as worker:
         assert ask(worker, job, 0.01) == {"failed": "no answer in 0 s", "gave_up": True}
         assert ask(worker, job, 60)["y"] < 0.005
-        unknown = ask(worker, job | {"contender": "nobody"}, 60)
+        unknown = ask(worker, job | {"baseline": "nobody"}, 60)
         assert unknown["failed"] == "KeyError: 'nobody'"
         assert ask(worker, job, 60)["y"] < 0.005
 
 
 def test_answers_in_one_line() -> None:
     job = {"do": "check", "spec": SPEC.to_dict(), "batch": 1, "length": 4, "device": "cpu"}
-    found = answer(job | {"contender": "nobody", "path": ""})
+    found = answer(job | {"baseline": "nobody", "path": ""})
     assert found == {"failed": "KeyError: 'nobody'", "broken": True}
     assert len(one_line("word " * 1000)) == 240
 
@@ -264,7 +264,7 @@ ANSWERS: dict[tuple[Any, ...], Any] = {
     ("memory", "both"): {"peak": 1.5},
 }
 BOUNDS = {"forward": 5.0, "backward": 8.0, "both": 13.0}
-PART = CONTENDERS["fft"].computes(SPEC)
+PART = BASELINES["fft"].computes(SPEC)
 
 
 def scripted(worker: Scripted, limit: float = 600.0) -> tuple[Any, Any]:
@@ -286,7 +286,7 @@ def test_directions_fail_one_by_one() -> None:
         }
     )
     session, asked = scripted(worker)
-    session.at(asked, CONTENDERS["fft"], PART, BOUNDS, SIZES[0], 0.003)
+    session.at(asked, BASELINES["fft"], PART, BOUNDS, SIZES[0], 0.003)
     outcome = session.found[-1]
     assert {d: t.median for d, t in outcome.times.items()} == {"forward": 10.0, "backward": 20.0}
     assert outcome.shares == {"forward": 0.5, "backward": 0.4}
@@ -296,12 +296,12 @@ def test_directions_fail_one_by_one() -> None:
 
     died = {"died": "its process died of SIGSEGV\n"}
     worker.answers |= {("time", d, True): died for d in TIMED}
-    session.at(asked, CONTENDERS["fft"], PART, BOUNDS, SIZES[0], None)
+    session.at(asked, BASELINES["fft"], PART, BOUNDS, SIZES[0], None)
     outcome = session.found[-1]
     assert outcome.reason == "its process died of SIGSEGV" and not outcome.times
 
     worker.answers["check",] = {"y": math.nan, "gradients": {}}
-    session.at(asked, CONTENDERS["fft"], PART, BOUNDS, SIZES[0], None)
+    session.at(asked, BASELINES["fft"], PART, BOUNDS, SIZES[0], None)
     assert session.found[-1].reason == "wrong: error nan in y" and worker.asked[-1] == ("check",)
 
 
@@ -313,7 +313,7 @@ def test_what_hangs_is_waited_for_once() -> None:
     worker = Scripted(ANSWERS | {("time", "backward", True): [right, {"gave_up": True}, right]})
     session, asked = scripted(worker)
     sizes = [Workload(batch=b, length=n) for b, n in ((1, 64), (1, 128), (1, 256), (4, 16))]
-    session.measured(asked, CONTENDERS["fft"], PART, dict.fromkeys(sizes, BOUNDS))
+    session.measured(asked, BASELINES["fft"], PART, dict.fromkeys(sizes, BOUNDS))
     small, hung, large, small_too = session.found
     assert set(small.times) == set(small_too.times) == set(TIMED)
     assert set(hung.times) == {"forward"} and hung.reason == ""
@@ -326,7 +326,7 @@ def test_what_hangs_is_waited_for_once() -> None:
 
     worker = Scripted(ANSWERS | {("time", "forward", True): {"gave_up": True}})
     session, asked = scripted(worker)
-    session.measured(asked, CONTENDERS["fft"], PART, dict.fromkeys(sizes[:3], BOUNDS))
+    session.measured(asked, BASELINES["fft"], PART, dict.fromkeys(sizes[:3], BOUNDS))
     assert worker.asked == [("check",), ("check",), ("time", "forward", True)]
     reasons = ["no answer in 300 s", *2 * ["skipped: no answer in 300 s at B=1 L=64"]]
     assert [o.reason for o in session.found] == reasons
@@ -355,14 +355,14 @@ def test_an_interrupted_direction_leaves_those_before_it() -> None:
     worker = Scripted(ANSWERS | {("time", "backward", True): KeyboardInterrupt()})
     session, asked = scripted(worker)
     with pytest.raises(KeyboardInterrupt):
-        session.at(asked, CONTENDERS["fft"], PART, BOUNDS, SIZES[0], 0.003)
+        session.at(asked, BASELINES["fft"], PART, BOUNDS, SIZES[0], 0.003)
     (outcome,) = session.found
     assert set(outcome.times) == {"forward"} and outcome.reason == ""
     assert outcome.reasons == dict.fromkeys(("backward", "both"), INTERRUPTED)
 
 
 def test_an_interrupt_leaves_what_was_measured(tmp_path: Path) -> None:
-    """Sizes and contenders that were not reached are lines."""
+    """Sizes and baselines that were not reached are lines."""
 
     def interrupted(text: str) -> None:
         if text == "eager: timing at B=2 L=16":
@@ -388,10 +388,10 @@ def test_a_part_without_a_bound_is_a_line(tmp_path: Path) -> None:
     died.close = lambda: None  # type: ignore[attr-defined]
     asked = _Asked(worker=died, limit=1.0)  # type: ignore[arg-type]
     part = replace(PART, spec=SPEC, without=("gates",))  # type: ignore[type-var]
-    contender = replace(CONTENDERS["fft"], computes=lambda spec: part)
+    baseline = replace(BASELINES["fft"], computes=lambda spec: part)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(_Session, "process", lambda _: asked)
-        session.contend(contender, dict.fromkeys(SIZES, BOUNDS))
+        session.tried(baseline, dict.fromkeys(SIZES, BOUNDS))
     (outcome,) = session.found
     assert outcome.reason == "no bound at B=1 L=24: its process died of SIGKILL"
 
@@ -515,7 +515,7 @@ def test_a_version_of_cuda_is_written_as_cuda_writes_it() -> None:
     assert [measure.cuda_version(n) for n in (12080, 13000, 11_040)] == ["12.8", "13.0", "11.4"]
 
 
-def test_backward_of_a_contender_is_by_autograd() -> None:
+def test_backward_of_a_baseline_is_by_autograd() -> None:
     """Constants have no gradient, and the graph of the first call is kept."""
     count = 0
 
@@ -577,7 +577,7 @@ def test_results_as_json() -> None:
     first, eager = data["outcomes"][0], data["outcomes"][len(LENGTHS)]
     assert first["error"] is None and first["whole"] is True
     assert first["over_sh2gen"] == {"forward": 1.0, "backward": 1.0, "both": 1.0}
-    assert eager["contender"] == "eager"
+    assert eager["baseline"] == "eager"
     assert eager["over_sh2gen"]["forward"] == pytest.approx(16 / 1.3)
     assert eager["times"]["forward"]["low"] < eager["times"]["forward"]["median"]
     assert data["sizes"][1]["bounds"]["both"] == pytest.approx(
@@ -910,9 +910,9 @@ def test_sizes_that_are_measured(op: str, monkeypatch: pytest.MonkeyPatch) -> No
     ]
 
 
-def test_names_of_contenders_are_theirs() -> None:
-    assert all(name == contender.name for name, contender in CONTENDERS.items())
-    assert OWN not in CONTENDERS
+def test_names_of_baselines_are_theirs() -> None:
+    assert all(name == baseline.name for name, baseline in BASELINES.items())
+    assert OWN not in BASELINES
 
 
 @pytest.mark.parametrize(("status", "number"), [(0, 12080), (3, 0)])

@@ -1,9 +1,9 @@
-"""What a contender is, and what several of them need.
+"""What a baseline is, and what several of them need.
 
-A contender says of a spec what part of it it computes (all of it, or which steps it leaves out),
+A baseline says of a spec what part of it it computes (all of it, or which steps it leaves out),
 or why it computes none. Prepared for a length, it turns inputs and parameters into the tensors
 that it wants, in its own layout and dtypes; that is not part of its time. Both steps are
-differentiable, so that every gradient of a contender can be compared with float64.
+differentiable, so that every gradient of a baseline can be compared with float64.
 
 Packages are called as their documentation says, and none of them is imported before it is asked
 for. Notation: B batch, L length, D channels, G filter groups, K taps, F taps of the featurizer.
@@ -29,7 +29,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """What a contender computes: an operator, and the steps of the whole that it leaves out."""
+    """What a baseline computes: an operator, and the steps of the whole that it leaves out."""
 
     spec: OpSpec
     without: tuple[str, ...] = ()
@@ -41,12 +41,12 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Implementation:
-    """A contender for one operator, length and dtype.
+    """A baseline for one operator, length and dtype.
 
     Attributes:
         convert: inputs (B, D, L) in the io dtype and float32 parameters, by their names in the
             spec -> the tensors that `call` takes. Differentiable, and not timed.
-        call: those tensors -> y, in the contender's layout.
+        call: those tensors -> y, in the baseline's layout.
         canonical: y -> a view of it as (B, D, L).
     """
 
@@ -56,7 +56,7 @@ class Implementation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Contender:
+class Baseline:
     """One way of computing operators.
 
     Attributes:
@@ -65,7 +65,7 @@ class Contender:
         layout: of activations, as it wants them.
         computes: which part of an operator it computes, or why none.
         prepare: for the operator of that part, a length and the io dtype. Whatever it raises is
-            why the contender cannot run; ImportError: it is not there.
+            why the baseline cannot run; ImportError: it is not there.
         package: what must be installed, if anything.
         fits: why it does not take a length, or None.
         differentiable: whether it has a backward.
@@ -82,7 +82,7 @@ class Contender:
 
 
 def part(spec: OpSpec, *, featurizer: bool = True, gates: bool = True, modes: bool = True) -> Part:
-    """The operator without its state, which no contender gives, and without what is False.
+    """The operator without its state, which no baseline gives, and without what is False.
 
     Args:
         modes: False takes the taps of a modal filter as given.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sh2gen.bench.baselines.base import (
-    Contender,
+    Baseline,
     Implementation,
     Part,
     Tensors,
@@ -51,8 +51,8 @@ def _causal_conv1d_last_fits(spec: OpSpec, length: int) -> str | None:
     return "channels last, D must be a multiple of 8" if spec.channels % 8 else None
 
 
-CONTENDERS: tuple[Contender, ...] = (
-    Contender(
+BASELINES: tuple[Baseline, ...] = (
+    Baseline(
         name="causal_conv1d",
         does="causal_conv1d_fn of causal-conv1d",
         layout="BDL",
@@ -60,7 +60,7 @@ CONTENDERS: tuple[Contender, ...] = (
         prepare=_causal_conv1d(channels_last=False),
         package="causal_conv1d",
     ),
-    Contender(
+    Baseline(
         name="causal_conv1d_last",
         does="causal_conv1d_fn of causal-conv1d, channels last",
         layout="BLD",

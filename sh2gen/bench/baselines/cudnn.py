@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from sh2gen.bench.baselines.back_to_back import back_to_back, back_to_back_computes
-from sh2gen.bench.baselines.base import Contender
+from sh2gen.bench.baselines.base import Baseline
 
-CONTENDERS: tuple[Contender, ...] = (
-    Contender(
+BASELINES: tuple[Baseline, ...] = (
+    Baseline(
         name="cudnn",
         does="b2b_causal_conv1d of cuDNN's frontend",
         layout="BDL, interleaved",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sh2gen.bench.baselines.base import (
-    Contender,
+    Baseline,
     Implementation,
     Part,
     Tensors,
@@ -49,8 +49,8 @@ def _fla(spec: OpSpec, length: int, dtype: torch.dtype) -> Implementation:
     return Implementation(convert=convert, call=call, canonical=lambda y: y.transpose(1, 2))
 
 
-CONTENDERS: tuple[Contender, ...] = (
-    Contender(
+BASELINES: tuple[Baseline, ...] = (
+    Baseline(
         name="fla",
         does="causal_conv1d of flash-linear-attention",
         layout="BLD",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sh2gen.bench.baselines.base import (
-    Contender,
+    Baseline,
     Implementation,
     Part,
     Tensors,
@@ -60,8 +60,8 @@ def _flashfftconv(spec: OpSpec, length: int, dtype: torch.dtype) -> Implementati
     return Implementation(convert=convert, call=call)
 
 
-CONTENDERS: tuple[Contender, ...] = (
-    Contender(
+BASELINES: tuple[Baseline, ...] = (
+    Baseline(
         name="flashfftconv",
         does="FlashFFTConv",
         layout="BDL",

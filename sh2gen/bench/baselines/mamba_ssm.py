@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sh2gen.bench.baselines.base import (
-    Contender,
+    Baseline,
     Implementation,
     Part,
     Tensors,
@@ -62,8 +62,8 @@ def _mamba(spec: OpSpec, length: int, dtype: torch.dtype) -> Implementation:
     return Implementation(convert=convert, call=call)
 
 
-CONTENDERS: tuple[Contender, ...] = (
-    Contender(
+BASELINES: tuple[Baseline, ...] = (
+    Baseline(
         name="mamba_ssm",
         does="selective_scan_fn of mamba-ssm, with weights that are constant in time",
         layout="BDL",

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sh2gen.bench.baselines.base import (
-    Contender,
+    Baseline,
     Implementation,
     Part,
     Tensors,
@@ -189,29 +189,29 @@ def _compiled(spec: OpSpec, length: int, dtype: torch.dtype) -> Implementation:
     return dataclasses.replace(plain, call=torch.compile(plain.call, dynamic=False))
 
 
-CONTENDERS: tuple[Contender, ...] = (
-    Contender(
+BASELINES: tuple[Baseline, ...] = (
+    Baseline(
         name="eager",
         does="PyTorch with conv1d, in the io dtype",
         layout="BDL",
         computes=_eager_computes,
         prepare=_eager,
     ),
-    Contender(
+    Baseline(
         name="compile",
         does="eager, or fft where taps are too many, by torch.compile",
         layout="BDL",
         computes=part,
         prepare=_compiled,
     ),
-    Contender(
+    Baseline(
         name="fft",
         does="PyTorch with float32 FFTs of twice the length",
         layout="BDL",
         computes=part,
         prepare=_fft,
     ),
-    Contender(
+    Baseline(
         name="fft_given",
         does="fft, with the taps of a modal filter given",
         layout="BDL",

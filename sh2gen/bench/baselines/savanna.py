@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sh2gen.bench.baselines.base import (
-    Contender,
+    Baseline,
     Implementation,
     Part,
     Tensors,
@@ -70,8 +70,8 @@ def _savanna(spec: OpSpec, length: int, dtype: torch.dtype) -> Implementation:
     )
 
 
-CONTENDERS: tuple[Contender, ...] = (
-    Contender(
+BASELINES: tuple[Baseline, ...] = (
+    Baseline(
         name="savanna",
         does="two_pass_chunked_gate_conv_gate of savanna",
         layout="BLGD",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sh2gen.bench.baselines.base import (
-    Contender,
+    Baseline,
     Implementation,
     Part,
     Tensors,
@@ -78,8 +78,8 @@ def _vortex(spec: OpSpec, length: int, dtype: torch.dtype) -> Implementation:
     return Implementation(convert=convert, call=call_long)
 
 
-CONTENDERS: tuple[Contender, ...] = (
-    Contender(
+BASELINES: tuple[Baseline, ...] = (
+    Baseline(
         name="vortex",
         does="hcs_conv, hcm_fft_conv or hcl_fft_conv of vortex, which have no backward",
         layout="BDL",
