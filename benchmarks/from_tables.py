@@ -17,7 +17,8 @@ import click
 
 from sh2gen.base.files import write_all
 from sh2gen.base.resources import folder
-from sh2gen.bench.bench import Outcome, Results, Size, _efforts, _predicted
+from sh2gen.bench.results import Outcome, Results, Size
+from sh2gen.bench.run import _efforts, _predicted
 from sh2gen.bench.worker import OWN
 from sh2gen.cost.cost import bound_bytes
 from sh2gen.runtime.measure import Timing
@@ -53,7 +54,7 @@ def results(op: str) -> Results:
         )
         outcomes.append(
             Outcome(
-                contender=OWN,
+                baseline=OWN,
                 does="the kernels of this operator",
                 layout=chosen.plan.layout.value,
                 batch=workload.batch,

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from sh2gen.api.driver import op_files, resolve_target
+from sh2gen.api.inputs import op_files, resolve_target
 from sh2gen.base.files import write_whole
 from sh2gen.base.resources import folder
 from sh2gen.emit.emit import emit

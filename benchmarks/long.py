@@ -32,7 +32,7 @@ from gpu import generate, named
 from torch import Tensor
 
 from sh2gen.base.files import write_whole
-from sh2gen.bench.contenders import CONTENDERS
+from sh2gen.bench.baselines import BASELINES
 from sh2gen.graph.reference import reference_gradients
 from sh2gen.runtime.measure import arguments, machine, time_call
 from sh2gen.runtime.operator import Operator, OperatorRunner
@@ -55,7 +55,7 @@ def beside_fft(operator: Operator, length: int, backward: bool) -> dict[str, Any
     row["forward_us"] = time_call(lambda: names.forward_op(*inputs, *tensors, False)).median
     acts = dict(zip(spec.inputs, inputs, strict=True))
     given, whole = (
-        CONTENDERS[name].prepare(spec, length, torch.bfloat16) for name in ("fft_given", "fft")
+        BASELINES[name].prepare(spec, length, torch.bfloat16) for name in ("fft_given", "fft")
     )
     with_taps, with_modes = given.convert(acts, named), whole.convert(acts, named)
     y = names.forward_op(*inputs, *tensors, False)[0]

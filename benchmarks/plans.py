@@ -35,7 +35,7 @@ from sh2gen.schedule.config import DIRECTIONS, Schedule, schedule
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.operator import OpSpec
 from sh2gen.tuning.choose import candidates, here, tables
-from sh2gen.tuning.tuner import ask, measuring_worker
+from sh2gen.tuning.lab import ask, measuring_worker
 
 PATIENCE = 8.0
 TAPS = (2, 4, 8, 16, 17, 32, 64, 128, 129, 160, 200, 256, 384, 512, 768, 1024, 2048)

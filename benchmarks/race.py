@@ -30,9 +30,9 @@ from sh2gen.tuning.choose import here
 from sh2gen.tuning.journal import Task
 from sh2gen.tuning.records import Status
 from sh2gen.tuning.search import score
+from sh2gen.tuning.session import Session
 from sh2gen.tuning.sweeps import Sweep, read_sweep
 from sh2gen.tuning.tables import read_tables
-from sh2gen.tuning.tuner import Session
 
 BESIDE = 4  # of a sweep, whose brief times cannot tell the best few apart
 

@@ -15,13 +15,13 @@ import sys
 import time
 from pathlib import Path
 
-from sh2gen.api.driver import tune_operator
+from sh2gen.api.tune import tune_operator
 from sh2gen.base.resources import folder
 from sh2gen.report.tuning import print_tuned
 from sh2gen.spec.decode import load_spec
 from sh2gen.spec.language import Workload
+from sh2gen.tuning.session import Session
 from sh2gen.tuning.sweeps import write_sweep
-from sh2gen.tuning.tuner import Session
 
 OPS = ("hyena_se", "hyena_mr", "hyena_li", "short_conv")
 LENGTHS = (2048, 8192, 32768, 131072)

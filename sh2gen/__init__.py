@@ -18,7 +18,8 @@ TYPE_CHECKING = False  # that of typing, whose import takes a while
 if TYPE_CHECKING:
     from typing import Any
 
-    from sh2gen.api.driver import compile, load, tune
+    from sh2gen.api.compile import compile, load
+    from sh2gen.api.tune import tune
     from sh2gen.base.errors import CheckFailed, Sh2genError
     from sh2gen.runtime.operator import Operator
     from sh2gen.spec.decode import load_spec, parse_spec
@@ -42,11 +43,11 @@ _HOMES = {  # imported when they are first asked for: torch takes two seconds
     "OpSpec": "spec.operator",
     "Operator": "runtime.operator",
     "Sh2genError": "base.errors",
-    "compile": "api.driver",
-    "load": "api.driver",
+    "compile": "api.compile",
+    "load": "api.compile",
     "load_spec": "spec.decode",
     "parse_spec": "spec.decode",
-    "tune": "api.driver",
+    "tune": "api.tune",
 }
 
 

@@ -26,10 +26,11 @@ from sh2gen.schedule.space import Constraint, Numbers, Survey
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import H200
-from sh2gen.tuning import tuner
+from sh2gen.tuning import lab, session
+from sh2gen.tuning.decide import Tuned
 from sh2gen.tuning.records import Log, Measurement, log_path, operator_digest
 from sh2gen.tuning.search import Effort, ranked
-from sh2gen.tuning.tuner import Tuned
+from sh2gen.tuning.session import Session
 
 GPU = "NVIDIA H200"
 SPEC: OpSpec = spec_from_dict(
@@ -40,7 +41,7 @@ SPEC: OpSpec = spec_from_dict(
     }
 )
 FEW = Constraint("ROWS <= 8", "few rows are enough")
-EMIT = functools.cache(tuner.emit)  # the same candidates in many tests
+EMIT = functools.cache(lab.emit)  # the same candidates in many tests
 ALL = Effort(strategy=ranked, first=0, most=None, budget=None)
 
 
@@ -106,7 +107,7 @@ class Fakes:
             "say": self.said.append,
             "warn": self.said.append,
         } | options
-        with self.installed(), tuner.Session(4, self.said.append, self.said.append) as session:
+        with self.installed(), Session(4, self.said.append, self.said.append) as session:
             found.extend(session.tune(self.spec, self.plan, H200, **options))
         return tuple(found)
 
@@ -138,11 +139,12 @@ class Fakes:
         script = str(Path(__file__).with_name("fake_gpu.py"))
         command = (sys.executable, "-S", "-E", script, str(self.folder))
         with (
-            mock.patch.object(tuner, "Compilers", Compilers),
-            mock.patch.object(tuner, "measuring_worker", lambda: Worker(command, "the process")),
-            mock.patch.object(tuner, "search_space", space),
-            mock.patch.object(tuner, "emit", EMIT),
-            mock.patch.dict(tuner.EFFORTS, exhaustive=self.effort),
+            mock.patch.object(session, "Compilers", Compilers),
+            mock.patch.object(session, "measuring_worker", lambda: Worker(command, "the process")),
+            mock.patch.object(session, "search_space", space),
+            mock.patch.object(lab, "search_space", space),
+            mock.patch.object(lab, "emit", EMIT),
+            mock.patch.dict(session.EFFORTS, exhaustive=self.effort),
         ):
             yield
 

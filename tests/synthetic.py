@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sh2gen.bench.bench import Effort, Outcome, Results, Size
-from sh2gen.bench.contenders import CONTENDERS
+from sh2gen.bench.baselines import BASELINES
+from sh2gen.bench.results import Effort, Outcome, Results, Size
 from sh2gen.bench.worker import OWN
 from sh2gen.runtime.measure import Timing
 
@@ -48,9 +48,9 @@ def _outcome(name: str, length: int) -> Outcome:
     if name == "fft" and length == LENGTHS[-1]:
         times = {"forward": times["forward"]}
         reasons = dict.fromkeys(("backward", "both"), "out of memory")
-    known = CONTENDERS.get(name)
+    known = BASELINES.get(name)
     return Outcome(
-        contender=name,
+        baseline=name,
         does="" if known is None else known.does,
         layout="BDL" if known is None else known.layout,
         without=WITHOUT.get(name, ()),
@@ -74,8 +74,8 @@ def bench_results(lengths: tuple[int, ...] = LENGTHS, *, kernels: bool = True) -
         ("fla", "wrong: error 0.31 in y"),
         ("mamba_ssm", "not installed: there is no module mamba_ssm"),
     ):
-        does, layout = CONTENDERS[name].does, CONTENDERS[name].layout
-        outcomes.append(Outcome(contender=name, does=does, layout=layout, reason=reason))
+        does, layout = BASELINES[name].does, BASELINES[name].layout
+        outcomes.append(Outcome(baseline=name, does=does, layout=layout, reason=reason))
     efforts = {
         "forward": Effort(bytes=8.0, flops=40.0, product_flops=384.0),
         "backward": Effort(bytes=14.0, flops=90.0, product_flops=1152.0),

@@ -13,8 +13,8 @@ from typing import Any
 
 from sh2gen.base.errors import printable
 from sh2gen.base.files import write_all
-from sh2gen.bench.bench import Outcome, Results, Size
-from sh2gen.bench.contenders import CONTENDERS
+from sh2gen.bench.baselines import BASELINES
+from sh2gen.bench.results import Outcome, Results, Size
 from sh2gen.bench.worker import OWN
 from sh2gen.targets.target import Target, target
 
@@ -32,7 +32,7 @@ _MARKERS = "sD^v<>P*Xphd8"
 _BOUND: dict[str, Any] = {"color": _INK, "linestyle": ":", "linewidth": 1.6}
 # Of sh2gen's own, where nothing else is drawn.
 _KERNELS = (("forward", "o", _OWN_COLOUR), ("backward", "s", _COLOURS[0]))
-# What a contender is, where its name does not say it.
+# What a baseline is, where its name does not say it.
 _MEANINGS = {
     "eager": "PyTorch, conv1d",
     "compile": "torch.compile",
@@ -109,12 +109,12 @@ def _panels(
 
 
 def _style(name: str, part: bool) -> dict[str, Any]:
-    """Colour, marker and line of a contender, the same in every figure."""
+    """Colour, marker and line of a baseline, the same in every figure."""
     line = "--" if part else "-"
     if name == OWN:
         style = {"color": _OWN_COLOUR, "marker": "o", "linewidth": 2.4, "zorder": 5}
     else:
-        place = list(CONTENDERS).index(name) if name in CONTENDERS else len(CONTENDERS)
+        place = list(BASELINES).index(name) if name in BASELINES else len(BASELINES)
         style = {
             "color": _COLOURS[place % len(_COLOURS)],
             "marker": _MARKERS[place % len(_MARKERS)],
@@ -179,12 +179,12 @@ def _time_text(us: float) -> str:
     return f"{us:g} \u00b5s"
 
 
-def _by_contender(results: Results, direction: str) -> dict[str, list[Outcome]]:
+def _by_baseline(results: Results, direction: str) -> dict[str, list[Outcome]]:
     """Outcomes with a time in one direction, sh2gen first, each sorted by size."""
     found: dict[str, list[Outcome]] = {}
     for outcome in results.outcomes:
         if direction in outcome.times:
-            found.setdefault(outcome.contender, []).append(outcome)
+            found.setdefault(outcome.baseline, []).append(outcome)
     return {
         name: sorted(several, key=lambda o: (o.batch or 0) * (o.length or 0))
         for name, several in found.items()
@@ -224,7 +224,7 @@ def _directions(results: Results) -> list[str]:
 def _curves(
     results: Results, title: str, label: str, value: Callable[[Outcome, str], float]
 ) -> tuple[Any, dict[str, Any], dict[tuple[int, int], int]]:
-    """A figure with values of every contender against length, its panels by direction, and where
+    """A figure with values of every baseline against length, its panels by direction, and where
     each size lies.
     """
     directions = _directions(results)
@@ -232,7 +232,7 @@ def _curves(
     figure, axes = _panels(len(directions), title, results, width=width, height=4.3)
     steps, places = _steps(results)
     for ax, direction in zip(axes, directions, strict=True):
-        for name, several in _by_contender(results, direction).items():
+        for name, several in _by_baseline(results, direction).items():
             x, y = _places(several, places), [value(o, direction) for o in several]
             part = any(o.without for o in several)
             ax.plot(x, y, label=_plain(_entry(name, part)), **_style(name, part))
@@ -289,7 +289,7 @@ def _shares(results: Results) -> Any:
     for direction, ax in panels.items():
         ax.axhline(1.0, label="elementwise bound", **_BOUND)
         ax.set_ylim(0, 1.08 * max([1.0, *shares]))
-        for outcome in _by_contender(results, direction).get(OWN, ()):
+        for outcome in _by_baseline(results, direction).get(OWN, ()):
             share = outcome.shares[direction]
             if not math.isfinite(share):
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from sh2gen.bench.bench import TIMED, Outcome, Results
+from sh2gen.bench.results import TIMED, Outcome, Results
 
 
 def table(results: Results) -> str:
@@ -61,7 +61,7 @@ _HEAD = [
 def _cells(results: Results, outcome: Outcome) -> list[str]:
     star = "" if outcome.captured else "*"
     part_ = " (part)" if outcome.without else ""
-    cells = [outcome.contender + part_ + star, outcome.layout]
+    cells = [outcome.baseline + part_ + star, outcome.layout]
     for direction in TIMED:
         timing = outcome.times.get(direction)
         if timing is None:
@@ -99,28 +99,28 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _meanings(results: Results) -> list[str]:
-    """What every contender that was timed is, and which part it computes."""
+    """What every baseline that was timed is, and which part it computes."""
     lines = {}
     for o in results.outcomes:
         if o.times:
             part_ = f"; a part: without {', '.join(o.without)}" if o.without else ""
-            lines[o.contender] = f"  {o.contender}: {o.does}{part_}"
+            lines[o.baseline] = f"  {o.baseline}: {o.does}{part_}"
     return list(lines.values())
 
 
 def _notes(results: Results) -> list[str]:
-    """Of contenders, sizes and directions that were not timed, equal ones together."""
+    """Of baselines, sizes and directions that were not timed, equal ones together."""
     found: dict[tuple[str, str], list[Outcome]] = {}
     for o in results.outcomes:
         if o.reason:
-            found.setdefault((o.contender, o.reason), []).append(o)
+            found.setdefault((o.baseline, o.reason), []).append(o)
             continue
         reasons = dict(o.reasons)
         if reasons.get("both") == reasons.get("backward"):
             reasons.pop("both", None)
         for direction, reason in reasons.items():
             text = f"{direction}: {reason}"
-            found.setdefault((o.contender, text), []).append(o)
+            found.setdefault((o.baseline, text), []).append(o)
     notes = []
     for (name, text), several in found.items():
         sizes = [f"B={o.batch} L={o.length}" for o in several if o.batch is not None]

@@ -1,8 +1,8 @@
 """What `bench` does in processes of their own, which `process.Worker` starts.
 
-A job says what to `do` (verify, bound, check, time, memory) with which `contender` and `spec`, at
+A job says what to `do` (verify, bound, check, time, memory) with which `baseline` and `spec`, at
 which `batch` and `length`, on which `device`; `path` is the generated file. An answer holds
-`failed`, why there is no other, whatever a contender raises; or `retry`, if a call cannot be
+`failed`, why there is no other, whatever a baseline raises; or `retry`, if a call cannot be
 captured. Then the process is `broken`: after a CUDA error nothing works in it, and after too much
 memory most of it is taken.
 """
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from sh2gen.base.errors import CheckFailed
 from sh2gen.base.process import serve
-from sh2gen.bench.contenders import CONTENDERS, Contender, Implementation, Part
+from sh2gen.bench.baselines import BASELINES
+from sh2gen.bench.baselines.base import Baseline, Implementation, Part
 from sh2gen.graph.reference import reference, reference_gradients, sample_groups
 from sh2gen.runtime.measure import (
     Calls,
@@ -45,7 +46,7 @@ OWN = "sh2gen"
 
 
 def answer(job: Job) -> Answer:
-    """The answer to one job; never raises what a contender raises."""
+    """The answer to one job; never raises what a baseline raises."""
     try:
         return _JOBS[job["do"]](job)
     except ImportError as error:
@@ -204,7 +205,7 @@ def _bytes(tensors: Tensor | Iterable[Tensor | None]) -> int:
 def _drawn(
     spec: OpSpec, batch: int, length: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-    """Inputs (B, D, L), parameters and dy: the same for every contender that computes `spec`."""
+    """Inputs (B, D, L), parameters and dy: the same for every baseline that computes `spec`."""
     torch.manual_seed(0)
     shape = (batch, spec.channels, length)
     inputs = {n: torch.randn(shape, device=device).to(dtype) for n in spec.inputs}
@@ -212,8 +213,8 @@ def _drawn(
     return inputs, weights, torch.randn(shape, device=device).to(dtype)
 
 
-def own_contender(operator: Operator) -> Contender:
-    """sh2gen's kernels as a contender like others."""
+def own_baseline(operator: Operator) -> Baseline:
+    """sh2gen's kernels as a baseline like others."""
     last = operator.layout == "BLD"
 
     def convert(inputs: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -232,7 +233,7 @@ def own_contender(operator: Operator) -> Contender:
     way = Implementation(
         convert=convert, call=call, canonical=lambda y: y.transpose(1, 2) if last else y
     )
-    return Contender(
+    return Baseline(
         name=OWN,
         does="the kernels of this operator",
         layout=operator.layout,
@@ -243,15 +244,15 @@ def own_contender(operator: Operator) -> Contender:
 
 def _implementation(job: Job) -> Implementation:
     spec, _, length, dtype = _sizes(job)
-    own = job["contender"] == OWN
-    contender = own_contender(Operator(Path(job["path"]))) if own else CONTENDERS[job["contender"]]
-    return contender.prepare(spec, length, dtype)
+    own = job["baseline"] == OWN
+    baseline = own_baseline(Operator(Path(job["path"]))) if own else BASELINES[job["baseline"]]
+    return baseline.prepare(spec, length, dtype)
 
 
 def _calls(job: Job) -> Calls:
-    """What is timed of sh2gen or of a contender."""
+    """What is timed of sh2gen or of a baseline."""
     _, batch, length, dtype = _sizes(job)
-    if job["contender"] == OWN:
+    if job["baseline"] == OWN:
         return calls(Operator(Path(job["path"])), batch, length, dtype, job["device"])
     return _by_autograd(job)
 

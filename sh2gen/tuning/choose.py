@@ -27,22 +27,10 @@ from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets import target as targets
 from sh2gen.targets.target import TARGETS, Target
+from sh2gen.tuning.lockfile import LockEntry, lock_error, locked_entry, read_lock
+from sh2gen.tuning.lookup import Found, Wanted, find, misses
 from sh2gen.tuning.records import Key, operator_digest
-from sh2gen.tuning.tables import (
-    Decision,
-    Found,
-    LockEntry,
-    Wanted,
-    fields_of,
-    find,
-    in_order,
-    lock_error,
-    locked_entry,
-    misses,
-    read_lock,
-    read_tables,
-    table_folders,
-)
+from sh2gen.tuning.tables import Decision, fields_of, in_order, read_tables, table_folders
 
 Changes = Mapping[str, Mapping[str, int]]  # direction -> knob -> value
 

@@ -22,7 +22,8 @@ from sh2gen.lower import plans
 from sh2gen.plan.source import KernelSource, Source
 from sh2gen.schedule.config import DIRECTIONS, Schedule, partner
 from sh2gen.tuning.choose import size_options, triton_version
-from sh2gen.tuning.tables import Decision, gpu_called
+from sh2gen.tuning.lookup import gpu_called
+from sh2gen.tuning.tables import Decision
 
 _TIME_LIMIT = 120.0  # seconds to compile a kernel
 

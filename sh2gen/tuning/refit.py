@@ -22,7 +22,7 @@ from sh2gen.schedule.space import Numbers, search_space, space
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
 from sh2gen.tuning.choose import Candidate
-from sh2gen.tuning.tuner import problem
+from sh2gen.tuning.session import problem
 
 TRIES = 12  # numbers that are built at most, for a direction
 SECONDS = 60.0  # that this may take

@@ -1,7 +1,7 @@
 """Searching a space of schedules: what to try next, when to stop, and who wins.
 
 A search sees numbers, what they are predicted to cost, and a `Lab` that builds, verifies and times
-them: a GPU (`tuner`), or the records of a sweep (`Replay`), so that strategies are compared and
+them: a GPU (`lab`), or the records of a sweep (`Replay`), so that strategies are compared and
 tested without one. What it minimises is the mean over workloads of time over the bound.
 
 A search goes in rounds that halve the field: everything that is tried is timed briefly, the best

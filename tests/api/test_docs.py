@@ -24,9 +24,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from sh2gen.api.driver import candidates, compile_operator
+from sh2gen.api.compile import compile_operator
 from sh2gen.base.errors import CODES
-from sh2gen.bench.bench import read_results
+from sh2gen.bench.results import read_results
 from sh2gen.cli import cli
 from sh2gen.emit.emit import emit
 from sh2gen.lower import ALGORITHMS, plans
@@ -37,6 +37,7 @@ from sh2gen.schedule.space import search_space
 from sh2gen.spec.decode import load_spec
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import target
+from sh2gen.tuning.choose import candidates
 
 ROOT = Path(__file__).parent.parent.parent
 README = ROOT / "README.md"

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import sh2gen
-from sh2gen.api.driver import compile_operators, tune_operator
+from sh2gen.api.compile import compile_operators
+from sh2gen.api.tune import tune_operator
 from sh2gen.runtime.operator import Operator
 
 SECONDS = 0.4  # of a processor; 0.3 is promised, 0.1 is what an idle machine takes

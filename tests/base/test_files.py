@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sh2gen
-from sh2gen.api.driver import compile_operator, stale
+from sh2gen.api.compile import compile_operator, stale
 from sh2gen.base.errors import Sh2genError
 from sh2gen.base.files import (
     MARK,
@@ -39,7 +39,7 @@ from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
 from sh2gen.schedule.config import schedule
 from sh2gen.spec.decode import load_spec, spec_from_dict
-from sh2gen.tuning.tuner import settings
+from sh2gen.tuning.lab import settings
 
 SPEC = spec_from_dict(
     {

@@ -125,7 +125,7 @@ def test_what_a_library_makes_of_an_interrupt_is_one(
         except KeyboardInterrupt as error:
             raise ImportError("initialization failed") from error
 
-    monkeypatch.setattr("sh2gen.api.driver.op_files", load)
+    monkeypatch.setattr("sh2gen.api.inputs.op_files", load)
     result = CliRunner().invoke(main, ["compile", "hyena_se"])
     assert (result.exit_code, result.stdout, result.stderr) == (CODES[number], "", "interrupted\n")
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from sh2gen.api import driver
+from sh2gen.api.compile import compile
 from sh2gen.base import versions
 from sh2gen.base.errors import Sh2genError
 from sh2gen.base.versions import TESTED, TESTED_HELP, installed, no_triton, untested
@@ -78,7 +78,7 @@ def test_every_verb_that_compiles_tells(
     result = run("verify", op, "--plan=fft", "--examples=1")
     assert result.exit_code == 0 and result.stderr.count("Triton 3.10.0 is not among") == 1
     with pytest.warns(UserWarning, match=r"Triton 3\.10\.0 is not among") as told:
-        driver.compile(op, verified=False, built=False)
+        compile(op, verified=False, built=False)
     assert [Path(one.filename).name for one in told] == [Path(__file__).name]
     assert run("doctor").stdout.count("Triton 3.10.0 is not among") == 1
 
@@ -94,7 +94,7 @@ def test_every_verb_that_compiles_tells(
 def test_what_an_untested_version_breaks_is_no_bug(
     op: str, monkeypatch: pytest.MonkeyPatch, broken: Callable[[], Any], words: str
 ) -> None:
-    monkeypatch.setattr(driver, "compile_operators", lambda *_, **__: broken())
+    monkeypatch.setattr("sh2gen.api.compile.compile_operators", lambda *_, **__: broken())
     assert run("compile", op).exit_code == 3
     here(monkeypatch, triton="3.10.0")
     result = run("compile", op)
@@ -106,7 +106,7 @@ def test_what_an_untested_version_breaks_is_no_bug(
 
 def test_a_bug_is_one_whatever_is_installed(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not tested is named too."""
-    monkeypatch.setattr(driver, "compile_operators", lambda *_, **__: {}["key"])
+    monkeypatch.setattr("sh2gen.api.compile.compile_operators", lambda *_, **__: {}["key"])
     here(monkeypatch, triton="3.10.0")
     result = run("compile", op)
     assert result.exit_code == 3 and "Traceback" in result.stderr

@@ -19,16 +19,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from sh2gen.api import driver
-from sh2gen.api.driver import candidates
+from sh2gen.api.bench import bench_operator
 from sh2gen.base.errors import CheckFailed, Sh2genError
 from sh2gen.base.files import signed
 from sh2gen.base.process import python_worker
 from sh2gen.base.resources import folder
-from sh2gen.bench import bench
 from sh2gen.bench import worker as bench_worker
-from sh2gen.bench.bench import INTERRUPTED, TIMED, Outcome, Results, ask, read_results, run
-from sh2gen.bench.contenders import CONTENDERS, Implementation, chosen
+from sh2gen.bench.baselines import BASELINES, chosen
+from sh2gen.bench.baselines.base import Implementation
+from sh2gen.bench.results import TIMED, Outcome, Results, read_results
+from sh2gen.bench.run import INTERRUPTED, _Asked, _problem, _Session, ask, run
 from sh2gen.bench.table import table
 from sh2gen.bench.worker import OWN, answer, calls_of, one_line
 from sh2gen.cli.cli import main
@@ -41,7 +41,7 @@ from sh2gen.spec.decode import load_spec, spec_from_dict
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import target
-from sh2gen.tuning.choose import wanted
+from sh2gen.tuning.choose import candidates, wanted
 from sh2gen.tuning.tables import Decision, fields_of, write_decisions
 from tests.synthetic import LENGTHS, bench_results
 
@@ -95,11 +95,11 @@ def written(path: Path, spec: OpSpec = SPEC) -> tuple[Path, Any, Any]:
 
 def measured(path: Path, peers: str, **options: Any) -> Any:
     arguments = {"workloads": SIZES, "device": "cpu", "checked": SMALL} | options
-    return run(*written(path), target("H200"), contenders=chosen(peers), **arguments)
+    return run(*written(path), target("H200"), baselines=chosen(peers), **arguments)
 
 
 def of(results: Any, name: str) -> list[Outcome]:
-    return [o for o in results.outcomes if o.contender == name]
+    return [o for o in results.outcomes if o.baseline == name]
 
 
 # ---- processes ----------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def test_contenders_in_processes_of_their_own(
+def test_baselines_in_processes_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """One that is right, one that raises, one that kills its process, one that is wrong."""
@@ -136,8 +136,8 @@ def test_contenders_in_processes_of_their_own(
         assert outcome.error is not None and 0 < outcome.error < 0.005
         assert outcome.gradient_error is not None and 0 < outcome.gradient_error < 0.005
         ratio = results.ratio(outcome, "forward")
-        assert ratio == 1.0 if outcome.contender == OWN else ratio > 0
-    reasons = {o.contender: o.reason for o in results.outcomes if o.reason}
+        assert ratio == 1.0 if outcome.baseline == OWN else ratio > 0
+    reasons = {o.baseline: o.reason for o in results.outcomes if o.reason}
     (raised,) = of(results, "causal_conv1d_last")
     assert raised.reason == "RuntimeError: channels last is not for this fake"
     assert reasons["fla"] == "its process died of SIGABRT: last words"
@@ -166,7 +166,7 @@ def test_nothing_is_timed_where_the_kernels_are_wrong(tmp_path: Path) -> None:
             plan,
             numbers,
             target("H200"),
-            contenders=chosen("fft"),
+            baselines=chosen("fft"),
             workloads=SIZES,
             device="cpu",
             checked=SMALL,
@@ -183,7 +183,7 @@ def test_a_process_that_does_not_answer_is_replaced(tmp_path: Path) -> None:
         "do": "check",
         "path": str(path),
         "spec": SPEC.to_dict(),
-        "contender": OWN,
+        "baseline": OWN,
         "batch": 1,
         "length": 8,
         "device": "cpu",
@@ -192,14 +192,14 @@ def test_a_process_that_does_not_answer_is_replaced(tmp_path: Path) -> None:
     with closing(python_worker("sh2gen.bench.worker", "its process")) as worker:
         assert ask(worker, job, 0.01) == {"failed": "no answer in 0 s", "gave_up": True}
         assert ask(worker, job, 60)["y"] < 0.005
-        unknown = ask(worker, job | {"contender": "nobody"}, 60)
+        unknown = ask(worker, job | {"baseline": "nobody"}, 60)
         assert unknown["failed"] == "KeyError: 'nobody'"
         assert ask(worker, job, 60)["y"] < 0.005
 
 
 def test_answers_in_one_line() -> None:
     job = {"do": "check", "spec": SPEC.to_dict(), "batch": 1, "length": 4, "device": "cpu"}
-    found = answer(job | {"contender": "nobody", "path": ""})
+    found = answer(job | {"baseline": "nobody", "path": ""})
     assert found == {"failed": "KeyError: 'nobody'", "broken": True}
     assert len(one_line("word " * 1000)) == 240
 
@@ -230,7 +230,7 @@ def test_too_much_memory_is_a_line(error: Exception, monkeypatch: pytest.MonkeyP
     ],
 )
 def test_what_is_wrong(errors: dict[str, Any], reason: str) -> None:
-    assert bench._problem(errors) == reason
+    assert _problem(errors) == reason
 
 
 class Scripted:
@@ -264,15 +264,15 @@ ANSWERS: dict[tuple[Any, ...], Any] = {
     ("memory", "both"): {"peak": 1.5},
 }
 BOUNDS = {"forward": 5.0, "backward": 8.0, "both": 13.0}
-PART = CONTENDERS["fft"].computes(SPEC)
+PART = BASELINES["fft"].computes(SPEC)
 
 
 def scripted(worker: Scripted, limit: float = 600.0) -> tuple[Any, Any]:
     """A session, and the process that it asks."""
-    session = bench._Session(
+    session = _Session(
         path=Path(), spec=SPEC, device="cuda", checked=SMALL, limit=limit, say=lambda _: None
     )
-    return session, bench._Asked(worker=worker, limit=limit)  # type: ignore[arg-type]
+    return session, _Asked(worker=worker, limit=limit)  # type: ignore[arg-type]
 
 
 def test_directions_fail_one_by_one() -> None:
@@ -286,7 +286,7 @@ def test_directions_fail_one_by_one() -> None:
         }
     )
     session, asked = scripted(worker)
-    session.at(asked, CONTENDERS["fft"], PART, BOUNDS, SIZES[0], 0.003)
+    session.at(asked, BASELINES["fft"], PART, BOUNDS, SIZES[0], 0.003)
     outcome = session.found[-1]
     assert {d: t.median for d, t in outcome.times.items()} == {"forward": 10.0, "backward": 20.0}
     assert outcome.shares == {"forward": 0.5, "backward": 0.4}
@@ -296,12 +296,12 @@ def test_directions_fail_one_by_one() -> None:
 
     died = {"died": "its process died of SIGSEGV\n"}
     worker.answers |= {("time", d, True): died for d in TIMED}
-    session.at(asked, CONTENDERS["fft"], PART, BOUNDS, SIZES[0], None)
+    session.at(asked, BASELINES["fft"], PART, BOUNDS, SIZES[0], None)
     outcome = session.found[-1]
     assert outcome.reason == "its process died of SIGSEGV" and not outcome.times
 
     worker.answers["check",] = {"y": math.nan, "gradients": {}}
-    session.at(asked, CONTENDERS["fft"], PART, BOUNDS, SIZES[0], None)
+    session.at(asked, BASELINES["fft"], PART, BOUNDS, SIZES[0], None)
     assert session.found[-1].reason == "wrong: error nan in y" and worker.asked[-1] == ("check",)
 
 
@@ -313,7 +313,7 @@ def test_what_hangs_is_waited_for_once() -> None:
     worker = Scripted(ANSWERS | {("time", "backward", True): [right, {"gave_up": True}, right]})
     session, asked = scripted(worker)
     sizes = [Workload(batch=b, length=n) for b, n in ((1, 64), (1, 128), (1, 256), (4, 16))]
-    session.measured(asked, CONTENDERS["fft"], PART, dict.fromkeys(sizes, BOUNDS))
+    session.measured(asked, BASELINES["fft"], PART, dict.fromkeys(sizes, BOUNDS))
     small, hung, large, small_too = session.found
     assert set(small.times) == set(small_too.times) == set(TIMED)
     assert set(hung.times) == {"forward"} and hung.reason == ""
@@ -326,7 +326,7 @@ def test_what_hangs_is_waited_for_once() -> None:
 
     worker = Scripted(ANSWERS | {("time", "forward", True): {"gave_up": True}})
     session, asked = scripted(worker)
-    session.measured(asked, CONTENDERS["fft"], PART, dict.fromkeys(sizes[:3], BOUNDS))
+    session.measured(asked, BASELINES["fft"], PART, dict.fromkeys(sizes[:3], BOUNDS))
     assert worker.asked == [("check",), ("check",), ("time", "forward", True)]
     reasons = ["no answer in 300 s", *2 * ["skipped: no answer in 300 s at B=1 L=64"]]
     assert [o.reason for o in session.found] == reasons
@@ -335,7 +335,7 @@ def test_what_hangs_is_waited_for_once() -> None:
 def test_the_first_answer_of_a_process_may_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     """It imports and compiles. What is slow all along gets twice the time that it took."""
     now = [0.0]
-    monkeypatch.setattr("sh2gen.bench.bench.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sh2gen.bench.run.time.monotonic", lambda: now[0])
     seconds = iter([3.0, 200.0, 400.0, 10.0, 1.0, 1.0])
 
     class Slow(Scripted):
@@ -355,14 +355,14 @@ def test_an_interrupted_direction_leaves_those_before_it() -> None:
     worker = Scripted(ANSWERS | {("time", "backward", True): KeyboardInterrupt()})
     session, asked = scripted(worker)
     with pytest.raises(KeyboardInterrupt):
-        session.at(asked, CONTENDERS["fft"], PART, BOUNDS, SIZES[0], 0.003)
+        session.at(asked, BASELINES["fft"], PART, BOUNDS, SIZES[0], 0.003)
     (outcome,) = session.found
     assert set(outcome.times) == {"forward"} and outcome.reason == ""
     assert outcome.reasons == dict.fromkeys(("backward", "both"), INTERRUPTED)
 
 
 def test_an_interrupt_leaves_what_was_measured(tmp_path: Path) -> None:
-    """Sizes and contenders that were not reached are lines."""
+    """Sizes and baselines that were not reached are lines."""
 
     def interrupted(text: str) -> None:
         if text == "eager: timing at B=2 L=16":
@@ -386,12 +386,12 @@ def test_a_part_without_a_bound_is_a_line(tmp_path: Path) -> None:
     session = replace(session, spec=gated, found=[])
     died = Scripted({("bound", "forward"): {"died": "its process died of SIGKILL\n"}})
     died.close = lambda: None  # type: ignore[attr-defined]
-    asked = bench._Asked(worker=died, limit=1.0)  # type: ignore[arg-type]
+    asked = _Asked(worker=died, limit=1.0)  # type: ignore[arg-type]
     part = replace(PART, spec=SPEC, without=("gates",))  # type: ignore[type-var]
-    contender = replace(CONTENDERS["fft"], computes=lambda spec: part)
+    baseline = replace(BASELINES["fft"], computes=lambda spec: part)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(bench._Session, "process", lambda _: asked)
-        session.contend(contender, dict.fromkeys(SIZES, BOUNDS))
+        patched.setattr(_Session, "process", lambda _: asked)
+        session.tried(baseline, dict.fromkeys(SIZES, BOUNDS))
     (outcome,) = session.found
     assert outcome.reason == "no bound at B=1 L=24: its process died of SIGKILL"
 
@@ -515,7 +515,7 @@ def test_a_version_of_cuda_is_written_as_cuda_writes_it() -> None:
     assert [measure.cuda_version(n) for n in (12080, 13000, 11_040)] == ["12.8", "13.0", "11.4"]
 
 
-def test_backward_of_a_contender_is_by_autograd() -> None:
+def test_backward_of_a_baseline_is_by_autograd() -> None:
     """Constants have no gradient, and the graph of the first call is kept."""
     count = 0
 
@@ -577,7 +577,7 @@ def test_results_as_json() -> None:
     first, eager = data["outcomes"][0], data["outcomes"][len(LENGTHS)]
     assert first["error"] is None and first["whole"] is True
     assert first["over_sh2gen"] == {"forward": 1.0, "backward": 1.0, "both": 1.0}
-    assert eager["contender"] == "eager"
+    assert eager["baseline"] == "eager"
     assert eager["over_sh2gen"]["forward"] == pytest.approx(16 / 1.3)
     assert eager["times"]["forward"]["low"] < eager["times"]["forward"]["median"]
     assert data["sizes"][1]["bounds"]["both"] == pytest.approx(
@@ -721,7 +721,7 @@ def test_the_command(op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         asked.update(options)
         return bench_results()
 
-    monkeypatch.setattr(driver, "bench_operator", stub)
+    monkeypatch.setattr("sh2gen.api.bench.bench_operator", stub)
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,
@@ -744,7 +744,7 @@ def test_the_command_writes_figures(
     op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(driver, "bench_operator", lambda op, **_: bench_results())
+    monkeypatch.setattr("sh2gen.api.bench.bench_operator", lambda op, **_: bench_results())
     result = command(op, "--json", f"--plots={tmp_path}/a/b")
     assert result.exit_code == 0 and json.loads(result.stdout)["op"] == "invented"
     paths = [line.removeprefix("wrote ") for line in result.stderr.splitlines()]
@@ -756,7 +756,7 @@ def test_figures_that_cannot_be_written_come_after_results(
 ) -> None:
     """And leave no file, neither empty nor of another name."""
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(driver, "bench_operator", lambda op, **_: bench_results())
+    monkeypatch.setattr("sh2gen.api.bench.bench_operator", lambda op, **_: bench_results())
     (tmp_path / "figures" / "invented_share.png").mkdir(parents=True)
     for arguments in ((), ("--json",)):
         result = command(op, f"--plots={tmp_path}/figures", *arguments)
@@ -777,7 +777,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_measuring(
         raise AssertionError("it is too early to measure")
 
     with monkeypatch.context() as patched:
-        patched.setattr(driver, "bench_operator", never)
+        patched.setattr("sh2gen.api.bench.bench_operator", never)
         (tmp_path / "file").write_text("")
         for place in ("file", "file/figures"):
             result = command(op, f"--plots={tmp_path}/{place}")
@@ -800,7 +800,7 @@ def test_an_interrupted_command_prints_what_there_is(
         except KeyboardInterrupt:
             return replace(bench_results(), interrupted=True)
 
-    monkeypatch.setattr(driver, "bench_operator", stub)
+    monkeypatch.setattr("sh2gen.api.bench.bench_operator", stub)
     before = signal.getsignal(number)
     result = command(op, f"--plots={tmp_path}")
     assert result.exit_code == 128 + number and "interrupted: here is what was" in result.stdout
@@ -841,7 +841,7 @@ def test_numbers_of_a_folder_of_tables_are_measured_and_named(
 ) -> None:
     """As `compile` takes and names them, for the sizes that are measured."""
     monkeypatch.setenv("SH2GEN_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(driver, "resolve_target", lambda _: target("H200"))
+    monkeypatch.setattr("sh2gen.api.bench.resolve_target", lambda _: target("H200"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
@@ -876,7 +876,7 @@ def test_numbers_of_a_folder_of_tables_are_measured_and_named(
         taken.append((dict(schedule.forward)["TILES"], options["origins"]))
         return bench_results()
 
-    monkeypatch.setattr(bench, "run", stub)
+    monkeypatch.setattr("sh2gen.bench.run.run", stub)
     result = command(op, "--length=64", f"--tables={tmp_path}/mine")
     assert result.exit_code == 0, result.stderr
     ((tiles, origins),) = taken
@@ -891,17 +891,17 @@ def test_sizes_that_are_measured(op: str, monkeypatch: pytest.MonkeyPatch) -> No
     """Those of the workloads, or those asked for."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
-    monkeypatch.setattr(driver, "resolve_target", lambda _: target("H200"))
+    monkeypatch.setattr("sh2gen.api.bench.resolve_target", lambda _: target("H200"))
     taken: list[Any] = []
 
     def stub(*_: Any, **options: Any) -> Any:
         taken.append([(w.batch, w.length) for w in options["workloads"]])
         return bench_results()
 
-    monkeypatch.setattr(bench, "run", stub)
+    monkeypatch.setattr("sh2gen.bench.run.run", stub)
     mr = folder("ops") / "hyena_mr.yaml"
     for options in ({}, {"batch": 2}, {"lengths": (8, 16, 8)}, {"lengths": (8,), "batch": 4}):
-        driver.bench_operator(mr, **options)
+        bench_operator(mr, **options)
     assert taken == [
         [(1, 2048), (1, 8192), (1, 32768), (1, 131072)],
         [(2, 2048), (2, 8192), (2, 32768), (2, 131072)],
@@ -910,9 +910,9 @@ def test_sizes_that_are_measured(op: str, monkeypatch: pytest.MonkeyPatch) -> No
     ]
 
 
-def test_names_of_contenders_are_theirs() -> None:
-    assert all(name == contender.name for name, contender in CONTENDERS.items())
-    assert OWN not in CONTENDERS
+def test_names_of_baselines_are_theirs() -> None:
+    assert all(name == baseline.name for name, baseline in BASELINES.items())
+    assert OWN not in BASELINES
 
 
 @pytest.mark.parametrize(("status", "number"), [(0, 12080), (3, 0)])

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sh2gen.bench.bench import read_results
+from sh2gen.bench.results import read_results
 from sh2gen.bench.table import table
 from sh2gen.cli.cli import main
 from sh2gen.runtime.measure import Timing
@@ -39,6 +39,15 @@ def test_what_json_printed_of_several_files_is_read_back(tmp_path: Path) -> None
     assert [found["op"] for found in three] == ["invented", "other", "invented"]
     result = command(f"--from={both}", f"--from={one}", f"--plots={tmp_path}/figures")
     assert result.exit_code == 2 and f"2 results are of invented ({both}, {one})" in result.stderr
+
+
+def test_a_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """It called a baseline a contender."""
+    now, then = (tmp_path / f"{name}.json" for name in ("now", "then"))
+    now.write_text(json.dumps(bench_results().to_dict()))
+    then.write_text(now.read_text().replace('"baseline"', '"contender"'))
+    assert now.read_text() != then.read_text()
+    assert read_results(then) == read_results(now)
 
 
 DROPPED = object()

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from sh2gen.api.driver import Compilation, compile_operator
+from sh2gen.api.compilation import Compilation
+from sh2gen.api.compile import compile_operator
 from sh2gen.base.errors import CheckFailed
 from sh2gen.build.build import KernelFailed
 from sh2gen.spec.decode import parse_spec

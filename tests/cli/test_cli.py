@@ -19,7 +19,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from sh2gen.api import driver
+from sh2gen.api.tune import estimate_operator
 from sh2gen.base.errors import CheckFailed, Sh2genError
 from sh2gen.base.files import same_program
 from sh2gen.base.resources import folder
@@ -30,13 +30,14 @@ from sh2gen.schedule.space import Constraint, Survey, search_space
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import H200, Target
+from sh2gen.tuning.decide import Tuned
 from sh2gen.tuning.journal import Task
 from sh2gen.tuning.records import Key, Status
 from sh2gen.tuning.search import Outcome, Problem
 from sh2gen.tuning.search import Result as Found
+from sh2gen.tuning.session import Session
 from sh2gen.tuning.sweeps import Header, Sweep
 from sh2gen.tuning.tables import Decision, fields_of, write_decisions
-from sh2gen.tuning.tuner import Session, Tuned
 from tests.fakes import SPEC, Fakes, forward_points
 
 ROOT = Path(__file__).parent.parent.parent
@@ -282,7 +283,7 @@ def test_estimates_need_no_gpu(op: str) -> None:
 def test_an_estimate_says_where_the_start_is_and_what_is_alike(op: str) -> None:
     """Numbers that a prediction does not depend on share a line."""
     data = json.loads(run("tune", op, "--effort=estimate", "--target=H200", "--json").stdout)
-    estimates = driver.estimate_operator(op, target="H200")
+    estimates = estimate_operator(op, target="H200")
     for problem, found in zip(estimates, data, strict=True):
         predicted = problem.problem.predicted
         start = predicted[problem.problem.start]
@@ -312,7 +313,7 @@ def test_an_estimate_starts_where_a_search_into_that_folder_would(op: str, tmp_p
 
 def test_an_estimate_counts_what_constraints_drop() -> None:
     path = str(folder("ops") / "hyena_li.yaml")
-    with mock.patch.object(driver, "search_space", few):
+    with mock.patch("sh2gen.api.tune.search_space", few):
         text = run("tune", path, "--effort=estimate", "--target=H200").stdout
         data = json.loads(run("tune", path, "--effort=estimate", "--target=H200", "--json").stdout)
     assert "131072: the best of 2 by prediction; constraints dropped 7\n" in text
@@ -472,7 +473,7 @@ def tuned(right: bool = True, interrupted: bool = False) -> Tuned:
 
 @pytest.fixture
 def tuning(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
-    """Lets `driver.tune_operator` come to what is given; the list gets the options of a call."""
+    """Lets `tune_operator` come to what is given; the list gets the options of a call."""
 
     def comes_to(*found: Tuned) -> list[dict[str, Any]]:
         called: list[dict[str, Any]] = []
@@ -483,7 +484,7 @@ def tuning(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]
             for one in found:
                 yield one, Path("tuned/table.jsonl") if one.decision else None
 
-        monkeypatch.setattr(driver, "tune_operator", fake)
+        monkeypatch.setattr("sh2gen.api.tune.tune_operator", fake)
         return called
 
     return comes_to
@@ -634,7 +635,7 @@ def test_an_interrupt_outside_of_a_search_is_one_line_and_exit_code_130(
             yield tuned(), Path("table.jsonl")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(driver, "tune_operator", fake)
+    monkeypatch.setattr("sh2gen.api.tune.tune_operator", fake)
     result = run("tune", op)
     assert result.exit_code == 130
     assert result.stderr.count("\n") == 1 and result.stderr.startswith("interrupted before ")
@@ -648,7 +649,7 @@ def test_an_interrupt_of_any_command_is_one_line_and_exit_code_130(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(driver, "compile_operators", interrupted)
+    monkeypatch.setattr("sh2gen.api.compile.compile_operators", interrupted)
     result = run("compile", op)
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "interrupted\n")
 
@@ -664,7 +665,7 @@ def test_signals_that_end_a_process_interrupt_a_verb(
         except KeyboardInterrupt:
             yield tuned(interrupted=True), Path("table.jsonl")
 
-    monkeypatch.setattr(driver, "tune_operator", fake)
+    monkeypatch.setattr("sh2gen.api.tune.tune_operator", fake)
     before = signal.getsignal(number)
     assert run("tune", op).exit_code == 128 + number
     assert signal.getsignal(number) == before
@@ -677,7 +678,7 @@ def test_a_signal_that_is_ignored_stays_so(op: str, monkeypatch: pytest.MonkeyPa
         signal.raise_signal(signal.SIGHUP)
         yield tuned(), Path("table.jsonl")
 
-    monkeypatch.setattr(driver, "tune_operator", fake)
+    monkeypatch.setattr("sh2gen.api.tune.tune_operator", fake)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert run("tune", op).exit_code == 0
@@ -767,7 +768,7 @@ def test_a_decision_that_cannot_be_kept_is_exit_code_1(
     def full(*_: Any) -> Path:
         raise Sh2genError("C005", "cannot write the table: No space left on device")
 
-    monkeypatch.setattr(driver, "write_decisions", full)
+    monkeypatch.setattr("sh2gen.api.tune.write_decisions", full)
     with fakes.installed():
         result = run("tune", op, "--effort=exhaustive")
         plain = run("tune", op, "--effort=exhaustive", "--json")

@@ -166,7 +166,7 @@ def test_what_comes_from_files_is_not_obeyed_by_terminals(place: Path) -> None:
     plain = json.loads((place / "results.json").read_text())
     plain["gpu"] = plain["date"] = plain["versions"]["torch"] = ESCAPE + "\ud800"
     plain["outcomes"][0]["does"] = plain["not_taken"] = [ESCAPE]
-    plain["outcomes"][0]["does"] = plain["outcomes"][0]["contender"] = ESCAPE + "\ud800 $\\frac$"
+    plain["outcomes"][0]["does"] = plain["outcomes"][0]["baseline"] = ESCAPE + "\ud800 $\\frac$"
     (place / "wild.json").write_text(json.dumps(plain))
     assert run("bench", "--from=wild.json").exit_code == 0
     assert run("bench", "--from=wild.json", "--json").exit_code == 0

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from sh2gen.api.driver import Candidate, candidates
 from sh2gen.base.resources import folder
 from sh2gen.build.load_module import load_module
 from sh2gen.cost import cost
@@ -24,6 +23,7 @@ from sh2gen.spec.decode import load_spec, spec_from_dict
 from sh2gen.spec.language import DType, Precision, Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import target
+from sh2gen.tuning.choose import Candidate, candidates
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "performance.md"
 GPU = target("H200")

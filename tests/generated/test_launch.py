@@ -28,7 +28,7 @@ from sh2gen.spec.decode import load_spec
 from sh2gen.spec.language import Workload
 from sh2gen.targets.target import H200
 from sh2gen.tuning.journal import Task
-from sh2gen.tuning.tuner import Workbench
+from sh2gen.tuning.lab import Workbench
 
 if TYPE_CHECKING:
     from tests.generated.conftest import Case

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sh2gen.api.driver import bench_operator
+from sh2gen.api.bench import bench_operator
 from sh2gen.base.resources import folder
-from sh2gen.bench.bench import TIMED
+from sh2gen.bench.results import TIMED
 from sh2gen.bench.table import table
 from sh2gen.bench.worker import OWN
 
@@ -24,12 +24,12 @@ def test_pytorch_beside_the_kernels(op: str, tmp_path: Path) -> None:
     peers = "eager,compile,fft,fft_given"
     results = bench_operator(folder("ops") / f"{op}.yaml", lengths=[1000, 2048], peers=peers)
     assert results.checks > 0 and "sh2gen" in table(results)
-    timed = {o.contender for o in results.outcomes if o.times}
+    timed = {o.baseline for o in results.outcomes if o.times}
     modal = op == "hyena_li"
     assert timed == {OWN, "compile", "fft", "fft_given" if modal else "eager"}
     for outcome in results.outcomes:
         if outcome.times:
             assert set(outcome.times) == set(TIMED), outcome.reasons
-            assert outcome.captured, f"{outcome.contender} was not captured in a CUDA graph"
+            assert outcome.captured, f"{outcome.baseline} was not captured in a CUDA graph"
             assert outcome.error is not None and outcome.error < 0.02
             assert outcome.memory["forward"] >= 1.0

@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 import torch
 
-from sh2gen.api.driver import candidates
 from sh2gen.emit.emit import emit
 from sh2gen.runtime.operator import Operator, OperatorRunner
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import target
+from sh2gen.tuning.choose import candidates
 from sh2gen.verify.report import Report
 from sh2gen.verify.verify import verify
 

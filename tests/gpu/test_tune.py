@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from sh2gen.api.driver import compile_operator, tune_operator
+from sh2gen.api.compile import compile_operator
+from sh2gen.api.tune import tune_operator
 from sh2gen.base.files import signed
 from sh2gen.base.process import Worker
 from sh2gen.base.resources import folder
@@ -22,7 +23,7 @@ from sh2gen.schedule.config import schedule
 from sh2gen.spec.decode import load_spec, spec_from_dict
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
-from sh2gen.tuning.tuner import ask, measuring_worker, settings
+from sh2gen.tuning.lab import ask, measuring_worker, settings
 from sh2gen.tuning.worker import Bench
 
 pytestmark = [

@@ -26,7 +26,7 @@ from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import target
 from sh2gen.tuning.search import climb
-from sh2gen.tuning.tuner import problem
+from sh2gen.tuning.session import problem
 from tests.strategies import MODES, PAIRS, TAPS, register_profiles, specs
 
 register_profiles()

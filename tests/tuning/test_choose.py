@@ -15,7 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from sh2gen.api import driver
+from sh2gen.api.inputs import resolve_target
 from sh2gen.base.errors import Sh2genError
 from sh2gen.base.resources import folder
 from sh2gen.cli.cli import main
@@ -269,13 +269,13 @@ def test_numbers_for_a_gpu_that_is_no_target_are_not_called_exact(
     keep(home, *(decide(SPEC, d, DEFAULT[d]) for d in DIRECTIONS))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 PCIe")
-    first = candidates(SPEC, driver.resolve_target(None), known=tables())[0]
+    first = candidates(SPEC, resolve_target(None), known=tables())[0]
     assert set(first.origins.values()) == {
         f"nearest: {ON}; not measured on NVIDIA H100 PCIe; there {TIME}"
     }
     assert not first.measured
     # Who names a target compiles for that one.
-    first = candidates(SPEC, driver.resolve_target("H200"), known=tables())[0]
+    first = candidates(SPEC, resolve_target("H200"), known=tables())[0]
     assert set(first.origins.values()) == {f"{ON}; {TIME}"}
 
 
@@ -642,7 +642,7 @@ def test_sizes_given_replace_those_of_the_file(
 
     assert sizes(compiled(four, tmp_path / "out", "--json", *options)) == expected
     assert sizes(run("explain", four, "--target=H200", "--json", *options)) == expected
-    with mock.patch.object(driver, "candidates", wraps=driver.candidates) as choice:
+    with mock.patch("sh2gen.api.tune.candidates", wraps=candidates) as choice:
         run("verify", four, "--plan=fft", "--device=cpu", "--examples=1", *options)
     (spec,) = (call.args[0] for call in choice.call_args_list)
     assert [(w.batch, w.length) for w in spec.workloads] == expected

@@ -193,7 +193,7 @@ def test_compile_says_that_a_kernel_has_changed_since(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The numbers are taken all the same."""
-    from sh2gen.api.driver import compile_operator
+    from sh2gen.api.compile import compile_operator
 
     write_decisions(tmp_path, [dataclasses.replace(SHORT, kernels={"forward": "00" * 8})])
     op = dataclasses.replace(

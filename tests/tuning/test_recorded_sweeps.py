@@ -26,8 +26,8 @@ from sh2gen.targets.target import target
 from sh2gen.tuning.ranks import spearman
 from sh2gen.tuning.records import Status, operator_digest
 from sh2gen.tuning.search import EFFORTS, Effort, Problem, Replay, score, search, shuffled
+from sh2gen.tuning.session import problem
 from sh2gen.tuning.sweeps import Sweep, read_sweep
-from sh2gen.tuning.tuner import problem
 
 DATA = Path(__file__).parents[1] / "data" / "sweeps" / "nvidia-h200"
 PAGE = Path(__file__).parents[2] / "docs" / "tuning.md"

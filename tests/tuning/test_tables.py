@@ -21,15 +21,12 @@ from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import A100, H100, H200, Target
+from sh2gen.tuning.lookup import Found, Wanted, find, misses
 from sh2gen.tuning.records import Key, operator_digest
 from sh2gen.tuning.tables import (
     Decision,
-    Found,
-    Wanted,
     fields_of,
-    find,
     in_order,
-    misses,
     read_tables,
     table_folders,
     write_decisions,

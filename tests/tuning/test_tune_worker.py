@@ -14,7 +14,7 @@ import torch
 from triton.compiler.errors import CompilationError, CompileTimeAssertionFailure
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from sh2gen.api.driver import compile_operator
+from sh2gen.api.compile import compile_operator
 from sh2gen.base.files import MARK, signed
 from sh2gen.base.resources import folder
 from sh2gen.runtime.measure import activation

@@ -11,7 +11,7 @@ from statistics import fmean
 import pytest
 
 from sh2gen.base.resources import folder
-from sh2gen.bench.bench import read_results
+from sh2gen.bench.results import read_results
 from sh2gen.lower import plans
 from sh2gen.schedule.space import search_space
 from sh2gen.spec.decode import load_spec

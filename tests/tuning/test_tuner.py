@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from sh2gen.api import driver
+from sh2gen.api.tune import _kept
 from sh2gen.base.errors import CheckFailed, Sh2genError
 from sh2gen.lower import plans
 from sh2gen.schedule.config import DIRECTIONS, coupling, schedule
@@ -27,11 +27,12 @@ from sh2gen.schedule.space import Numbers, search_space
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
-from sh2gen.tuning import records, tuner
+from sh2gen.tuning import lab, records, session
+from sh2gen.tuning.decide import Tuned
+from sh2gen.tuning.lab import Workbench, settings
 from sh2gen.tuning.records import Measurement, Status
 from sh2gen.tuning.search import Problem, Result
 from sh2gen.tuning.tables import Decision, read_tables
-from sh2gen.tuning.tuner import Tuned, Workbench, settings
 from tests.fakes import ALL, FEW, GPU, SPEC, Fakes, compiled, forward_points, named, save
 
 ROOT = Path(__file__).parent.parent.parent
@@ -169,7 +170,7 @@ def test_whatever_becomes_of_candidates_the_best_right_one_wins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for limit in ("VERIFY_LIMIT", "TIME_LIMIT"):
-        monkeypatch.setattr(tuner, limit, 1.5)
+        monkeypatch.setattr(lab, limit, 1.5)
     fakes, expected = fates(tmp_path)
     (tuned,) = fakes.tune()
     best = next(n for n, (status, _, _) in expected.items() if status is Status.OK)
@@ -407,15 +408,15 @@ def test_finalists_of_an_earlier_search_that_cannot_be_written_end_nothing(
 ) -> None:
     fakes = many(tmp_path)
     fakes.tune()
-    write, written = tuner.write_whole, iter([True])
+    write, written = lab.write_whole, iter([True])
 
     def full(path: Path, text: str) -> None:
         if not next(written, False):  # the first is needed to measure bounds
             raise Sh2genError("C005", "cannot write: No space left on device")
         write(path, text)
 
-    monkeypatch.setattr(tuner, "write_whole", full)
-    monkeypatch.setattr(tuner, "settings", lambda text: (text, settings(text)[1]))  # a file each
+    monkeypatch.setattr(lab, "write_whole", full)
+    monkeypatch.setattr(lab, "settings", lambda text: (text, settings(text)[1]))  # a file each
     (tuned,) = fakes.tune(resume=True)
     assert all(one.no_verdict for n, one in tuned.result.final.items() if n != tuned.problem.start)
     assert len(tuned.result.final) == 7 and tuned.decision is not None
@@ -441,8 +442,8 @@ def test_what_hangs_costs_little_of_the_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool
 ) -> None:
     """Ten times what verification took so far, however long it may take at most."""
-    monkeypatch.setattr(tuner, "LEAST_LIMIT", 0.3)
-    monkeypatch.setattr(tuner, "FIRST_LIMIT", 0.4)
+    monkeypatch.setattr(lab, "LEAST_LIMIT", 0.3)
+    monkeypatch.setattr(lab, "FIRST_LIMIT", 0.4)
     fakes = many(tmp_path)
     points = fakes.points["forward"]
     hanging = points[:1] if first else points[3:6]
@@ -467,29 +468,29 @@ def test_the_first_candidate_has_half_of_what_is_left_to_hang(
 ) -> None:
     """Of the part of the budget that trying may take; how long others take is not known yet."""
     limits: list[float] = []
-    ask = tuner.ask
+    ask = lab.ask
 
     def noted(worker: Any, job: Any, seconds: float) -> dict[str, Any]:
         if job["do"] == "verify":
             limits.append(seconds)
         return ask(worker, job, seconds)
 
-    monkeypatch.setattr(tuner, "ask", noted)
+    monkeypatch.setattr(lab, "ask", noted)
     many(tmp_path).tune(budget=budget)
     assert limits[0] == pytest.approx(limit, abs=5.0)
     assert set(limits[1:]) == {10.0}
     text = " ".join((ROOT / "docs" / "tuning.md").read_text().split())
     assert (
-        f"and {tuner.LEAST_LIMIT:.0f} s at least; the first for half of what is left of the "
-        f"budget, {tuner.FIRST_LIMIT:.0f} s at least; never for more than "
-        f"{tuner.VERIFY_LIMIT:.0f} s, or {tuner.TIME_LIMIT:.0f} s of timing)"
+        f"and {lab.LEAST_LIMIT:.0f} s at least; the first for half of what is left of the "
+        f"budget, {lab.FIRST_LIMIT:.0f} s at least; never for more than "
+        f"{lab.VERIFY_LIMIT:.0f} s, or {lab.TIME_LIMIT:.0f} s of timing)"
     ) in text
 
 
 def test_the_start_of_a_process_is_not_counted_as_a_candidates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuner, "LEAST_LIMIT", 0.3)
+    monkeypatch.setattr(lab, "LEAST_LIMIT", 0.3)
     fakes = many(tmp_path)
     fakes.rules["start"] = 0.6
     fakes.rule("forward", fakes.points["forward"][3], verify="die")
@@ -522,7 +523,7 @@ def test_a_budget_ends_the_search(tmp_path: Path) -> None:
 def test_a_start_that_compilers_do_not_come_to_is_not_waited_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuner, "FIRST_LIMIT", 0.4)
+    monkeypatch.setattr(lab, "FIRST_LIMIT", 0.4)
     fakes = many(tmp_path)
     fakes.side_by_side = True
 
@@ -645,7 +646,7 @@ def test_times_of_a_file_for_other_batches_are_not_known(tmp_path: Path) -> None
     fakes = few_channels(tmp_path)
     numbers = schedule(fakes.spec, fakes.plan)
     files = {
-        tuner.emit(dataclasses.replace(fakes.spec, workloads=sizes), fakes.plan, numbers).text
+        lab.emit(dataclasses.replace(fakes.spec, workloads=sizes), fakes.plan, numbers).text
         for sizes in ((SMALL, LARGE), (LARGE,))
     }
     assert len(files) == 2
@@ -798,7 +799,7 @@ def test_a_search_waits_for_another_on_its_gpu_or_for_the_death_of_that(tmp_path
 def test_a_search_that_waits_can_be_interrupted(tmp_path: Path, foreground: None) -> None:
     one, other = (many(tmp_path / name) for name in ("one", "other"))
     save(other, other.folder)
-    with one.installed(), tuner.Session(1):
+    with one.installed(), session.Session(1):
         process = start_tuning(other.folder, records.home())
         try:
             deadline = time.monotonic() + 120
@@ -819,9 +820,9 @@ def test_a_process_has_one_session_on_a_gpu(tmp_path: Path) -> None:
     """A second would wait for the first for ever."""
     fakes = many(tmp_path)
     with fakes.installed():
-        with tuner.Session(1), pytest.raises(RuntimeError, match="has a Session on this GPU"):
-            tuner.Session(1)
-        with tuner.Session(1):  # what is closed is no more in the way, nor what failed
+        with session.Session(1), pytest.raises(RuntimeError, match="has a Session on this GPU"):
+            session.Session(1)
+        with session.Session(1):  # what is closed is no more in the way, nor what failed
             pass
 
 
@@ -849,7 +850,10 @@ def test_whoever_is_not_told_of_a_wait_is_warned(
 
     with many(tmp_path).installed():
         monkeypatch.setattr("fcntl.flock", flock)
-        with pytest.warns(UserWarning, match="another `sh2gen tune` is running"), tuner.Session(1):
+        with (
+            pytest.warns(UserWarning, match="another `sh2gen tune` is running"),
+            session.Session(1),
+        ):
             assert list(taken) == []
 
 
@@ -886,7 +890,7 @@ def test_an_interrupt_between_two_directions_keeps_the_first(
                 raise KeyboardInterrupt
             super().__init__(task, *arguments, **options)
 
-    monkeypatch.setattr(tuner, "Workbench", Interrupting)
+    monkeypatch.setattr(session, "Workbench", Interrupting)
     stop = "backward"
     found: list[Tuned] = []
     with pytest.raises(KeyboardInterrupt):
@@ -955,7 +959,7 @@ def test_an_interrupted_search_replaces_a_finished_one_only_if_it_raced_with_it(
 
     def kept(result: Result, decision: Decision) -> Path | None:
         found = dataclasses.replace(tuned, result=result, decision=decision)
-        return driver._kept(tmp_path, found, said.append)
+        return _kept(tmp_path, found, said.append)
 
     def held() -> list[Numbers]:
         return [one.numbers for one in read_tables([tmp_path])[0]]
@@ -1057,7 +1061,7 @@ def test_an_interrupt_while_pairs_are_raced_keeps_the_tiles_of_the_start(
                 raise KeyboardInterrupt
             return super().race(batch, *arguments)
 
-    monkeypatch.setattr(tuner, "Workbench", Interrupting)
+    monkeypatch.setattr(session, "Workbench", Interrupting)
     for steps, taken in ((2048, 1024), (1024, 2048)):
         raced.clear()
         if steps == 1024:  # 245 us, as against 250
@@ -1095,7 +1099,7 @@ def test_an_interrupt_before_backward_keeps_the_tiles_that_backward_has(
                 raise KeyboardInterrupt
             super().__init__(task, *arguments, **options)
 
-    monkeypatch.setattr(tuner, "Workbench", Interrupting)
+    monkeypatch.setattr(session, "Workbench", Interrupting)
     (forward,) = fakes.tune()
     assert forward.result.interrupted and forward.result.winner == tiles["forward"][512]
     assert forward.decision is not None

@@ -14,7 +14,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from sh2gen.api.driver import compile_operator, verify_operator
+from sh2gen.api.compile import compile_operator
+from sh2gen.api.verify import verify_operator
 from sh2gen.base.resources import folder
 from sh2gen.cli.cli import main
 from sh2gen.emit.emit import emit

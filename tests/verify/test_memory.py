@@ -12,7 +12,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from sh2gen.api import compilation, driver
+from sh2gen.api import compilation
+from sh2gen.api.compile import compile_operator, compile_operators
+from sh2gen.api.verify import verify_operator
 from sh2gen.base.errors import Sh2genError
 from sh2gen.base.resources import folder
 from sh2gen.cli.cli import main
@@ -58,7 +60,7 @@ def test_shipped_operators_are_verified_on_small_machines(path: Path) -> None:
 # What the process holds, and the most that it held since it was last asked.
 PEAKS = """
 import ctypes, gc, pathlib, re, sys, tempfile
-from sh2gen.api.driver import compile_operator
+from sh2gen.api.compile import compile_operator
 from sh2gen.spec.decode import parse_spec
 
 def held(name):
@@ -118,9 +120,9 @@ def test_a_gpu_has_a_memory_of_its_own(tmp_path: Path, monkeypatch: pytest.Monke
         r"of memory on the GPU, and there are 64\.0 GB",
     )
     with pytest.raises(Sh2genError, match=told):
-        driver.compile_operator(spec, out=tmp_path)
+        compile_operator(spec, out=tmp_path)
     with pytest.raises(Sh2genError, match=told):
-        driver.verify_operator(spec)
+        verify_operator(spec)
 
 
 def test_a_container_may_have_less_than_its_machine(
@@ -155,7 +157,7 @@ def test_what_a_machine_has_not_is_no_bug(
     def fails(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(driver, "compile_operators", fails)
+    monkeypatch.setattr("sh2gen.api.compile.compile_operators", fails)
     result = CliRunner().invoke(main, ["compile", "hyena_se"])
     assert result.exit_code == 2 and "error[C007]: the system refuses: " in result.stderr
     assert "Traceback" not in result.stderr and "Errno" not in result.stderr
@@ -175,7 +177,7 @@ def test_what_is_wrong_with_a_program_is_not_the_machines(
     def fails(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(driver, "compile_operators", fails)
+    monkeypatch.setattr("sh2gen.api.compile.compile_operators", fails)
     result = CliRunner().invoke(main, ["compile", "hyena_se"])
     assert result.exit_code == 3 and "Traceback" in result.stderr
 
@@ -185,7 +187,7 @@ def test_workloads_by_the_thousand_take_no_longer_than_a_thousandth_each(tmp_pat
     taps = "filter: {kind: explicit, length: 4, groups: 64}"
     spec = parse_spec(f"{{op: many_conv, channels: 64, {taps}, workloads: [{sizes}]}}")
     begin = time.process_time()
-    driver.compile_operator(spec, out=tmp_path, verified=False, built=False)
+    compile_operator(spec, out=tmp_path, verified=False, built=False)
     assert time.process_time() - begin < 3  # 0.6 on a machine that has nothing else to do
     few = dataclasses.replace(spec, workloads=spec.workloads[:9])
     (tmp_path / "few.yaml").write_text(few.to_yaml())
@@ -201,4 +203,4 @@ def test_memory_is_asked_for_before_any_operator_is_built(
     monkeypatch.setattr(compilation, "Building", None)  # nobody calls it
     specs = [load_spec("short_conv_3"), parse_spec(HUGE % ("explicit", 1))]
     with pytest.raises(Sh2genError, match="would take about 206"):
-        driver.compile_operators(specs, out=tmp_path)
+        compile_operators(specs, out=tmp_path)

@@ -1,4 +1,4 @@
-"""Contenders compute the operators that they say they compute: on a CPU, packages by fakes.
+"""Baselines compute the operators that they say they compute: on a CPU, packages by fakes.
 
 A fake is what a package documents, in plain PyTorch: it shows that taps, gates, weights and
 layouts are handed over in the right order, and nothing about the package itself.
@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from sh2gen.base.errors import Sh2genError
-from sh2gen.bench.contenders import CONTENDERS, Part, chosen, part, synthesised
+from sh2gen.bench.baselines import BASELINES, chosen
+from sh2gen.bench.baselines.base import Part, part
+from sh2gen.bench.baselines.pytorch import synthesised
 from sh2gen.bench.worker import answer
 from sh2gen.graph.reference import filter_taps
 from sh2gen.spec.decode import spec_from_dict
@@ -69,20 +71,20 @@ def operator(values: dict[str, Any]) -> OpSpec:
 
 
 def compared(name: str, spec: OpSpec, length: int = 48, batch: int = 2) -> dict[str, Any]:
-    """Errors of a contender against float64, or why there are none."""
-    contender = CONTENDERS[name]
-    found = contender.computes(spec)
+    """Errors of a baseline against float64, or why there are none."""
+    baseline = BASELINES[name]
+    found = baseline.computes(spec)
     assert isinstance(found, Part), found
     return answer(
         {
             "do": "check",
             "path": "",
             "spec": found.spec.to_dict(),
-            "contender": name,
+            "baseline": name,
             "batch": batch,
             "length": length,
             "device": "cpu",
-            "gradients": contender.differentiable,
+            "gradients": baseline.differentiable,
         }
     )
 
@@ -100,7 +102,7 @@ def assert_right(answered: dict[str, Any], allowed: float = 2e-5) -> None:
 @pytest.mark.parametrize("name", ["eager", "fft", "fft_given"])
 def test_pytorch(name: str, op: str) -> None:
     spec = operator(OPERATORS[op])
-    verdict = CONTENDERS[name].computes(spec)
+    verdict = BASELINES[name].computes(spec)
     modal = op in ("li", "real", "pairs")
     if (name == "eager" and modal) or (name == "fft_given" and not modal):
         assert isinstance(verdict, str) and "see fft" in verdict
@@ -129,7 +131,7 @@ def test_torch_compile_compiles_every_length(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     spec, lengths = operator(taps(3)), range(20, 32)
     for length in lengths:
-        way = CONTENDERS["compile"].prepare(spec, length, torch.float32)
+        way = BASELINES["compile"].prepare(spec, length, torch.float32)
         inputs = {name: torch.randn(1, 32, length) for name in spec.inputs}
         weights = {p.name: torch.randn(p.shape) for p in spec.parameters}
         way.call(way.convert(inputs, weights))
@@ -145,7 +147,7 @@ def test_filters_from_modes(kind: str) -> None:
 
 
 def test_most_taps_are_not_summed_directly() -> None:
-    verdict = CONTENDERS["eager"].computes(operator(taps(2000)))
+    verdict = BASELINES["eager"].computes(operator(taps(2000)))
     assert isinstance(verdict, str) and "2000 taps" in verdict
 
 
@@ -306,7 +308,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_packages(name: str, values: dict[str, Any], without: tuple[str, ...]) -> None:
     spec = operator(values)
-    found = CONTENDERS[name].computes(spec)
+    found = BASELINES[name].computes(spec)
     assert isinstance(found, Part) and found.without == without
     assert found.whole == (not without)
     assert_right(compared(name, spec))
@@ -339,18 +341,18 @@ def test_flashfftconv_takes_16_bits(op: str) -> None:
     ],
 )
 def test_what_does_not_apply(name: str, values: dict[str, Any], words: str) -> None:
-    verdict = CONTENDERS[name].computes(operator(values))
+    verdict = BASELINES[name].computes(operator(values))
     assert isinstance(verdict, str) and words in verdict
 
 
 def test_lengths_that_do_not_fit() -> None:
     spec = operator(OPERATORS["mr"])
-    savanna, flash = CONTENDERS["savanna"].fits, CONTENDERS["flashfftconv"].fits
+    savanna, flash = BASELINES["savanna"].fits, BASELINES["flashfftconv"].fits
     assert savanna(spec, 1024) is None and "128" in str(savanna(spec, 1000))
     assert flash(spec, 8192) is None and flash(spec, 1000) is None
     assert "even" in str(flash(spec, 8191)) and "4194304" in str(flash(spec, 1 << 22))
     assert "multiple of 8" in str(
-        CONTENDERS["causal_conv1d_last"].fits(operator({"channels": 12, **taps(3, 12)}), 8)
+        BASELINES["causal_conv1d_last"].fits(operator({"channels": 12, **taps(3, 12)}), 8)
     )
 
 
@@ -366,7 +368,7 @@ def test_a_package_that_moved_is_named() -> None:
 
 
 def test_peers_are_chosen_by_name_or_package() -> None:
-    assert len(chosen(None)) == len(CONTENDERS)
+    assert len(chosen(None)) == len(BASELINES)
     names = [c.name for c in chosen("fft, causal_conv1d,fft")]
     assert names == ["fft", "causal_conv1d", "causal_conv1d_last"]
     with pytest.raises(Sh2genError) as caught:

@@ -1,14 +1,10 @@
 """One operator on one GPU beside other ways of computing it.
 
-`run` compares every contender with float64 and then times it, each in a process of its own: a
+`run` compares every baseline with float64 and then times it, each in a process of its own: a
 kernel that faults takes its process with it, and what one package leaves in memory or changes in
 torch reaches no other. What cannot run is a line with the reason; only a wrong kernel of sh2gen
 itself is an error, and then nothing is timed. One that does not answer is asked no more at that
 size and at larger ones. An interrupt ends a run with what was measured until then.
-
-A share is the time of an elementwise kernel of this run that reads and writes the same activations
-over the contender's time. Times are medians with the 20th and 80th percentiles, of the GPU alone
-where a call can be captured in a CUDA graph (sh2gen.measure).
 """
 
 from __future__ import annotations
@@ -17,22 +13,20 @@ import importlib.util
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sh2gen.base import jsonl
-from sh2gen.base.errors import CheckFailed, Sh2genError
-from sh2gen.base.files import read_text
-from sh2gen.base.jsonl import COUNT, POSITIVE, READING
+from sh2gen.base.errors import CheckFailed
 from sh2gen.base.process import Worker, python_worker
-from sh2gen.bench.contenders import Contender, Part
-from sh2gen.bench.worker import OWN, Answer, Job, one_line, own_contender
+from sh2gen.bench.baselines.base import Baseline, Part
+from sh2gen.bench.results import TIMED, Effort, Outcome, Results, Size
+from sh2gen.bench.worker import OWN, Answer, Job, one_line, own_baseline
 from sh2gen.cost.cost import BLOCK_T, ROWS, bound_bytes, numbers_on, predictions, work
 from sh2gen.plan.plan import Plan
 from sh2gen.runtime.measure import Timing, versions
@@ -44,8 +38,6 @@ from sh2gen.targets.target import Target
 
 Progress = Callable[[str], None]  # what happens next
 Bounds = Mapping[Workload, Mapping[str, float]]  # microseconds by direction
-
-TIMED = ("forward", "backward", "both")
 CHECKED = Workload(batch=2, length=1024)  # where output and all gradients are compared
 WRONG = 0.02  # relative error in the 2-norm; rounding once to bfloat16 costs 0.0017
 # Seconds until the first answer of a process, which imports a package and compiles. torch.compile
@@ -54,226 +46,13 @@ TIME_LIMIT = 600.0
 INTERRUPTED = "interrupted"  # as a reason
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What was found of one contender, at one size or (batch and length None) at all of them.
-
-    Attributes:
-        contender, does, layout: as in the table of contenders.
-        without: steps of the operator that it leaves out; none: it computes the whole.
-        reason: why it was not timed; empty if it was.
-        times: microseconds, by direction.
-        shares: of the bound of what it computes, by direction.
-        reasons: why a direction has no time.
-        error: of y at this size, relative to float64 in the 2-norm.
-        gradient_error: the largest of any gradient, at the size CHECKED.
-        memory: peak over what a call takes and gives, by direction (forward, both).
-        captured: whether every time is of a CUDA graph; otherwise the host may count.
-    """
-
-    contender: str
-    does: str
-    layout: str
-    without: tuple[str, ...] = ()
-    batch: int | None = None
-    length: int | None = None
-    reason: str = ""
-    times: Mapping[str, Timing] = field(default_factory=dict)
-    shares: Mapping[str, READING] = field(default_factory=dict)
-    reasons: Mapping[str, str] = field(default_factory=dict)
-    error: float | None = None
-    gradient_error: float | None = None
-    memory: Mapping[str, READING] = field(default_factory=dict)
-    captured: bool = True
-
-    @property
-    def size(self) -> tuple[int | None, int | None]:
-        return self.batch, self.length
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
-    """Bounds and predictions of the whole operator at one size, in microseconds by direction."""
-
-    batch: COUNT
-    length: COUNT
-    bounds: Mapping[str, POSITIVE]
-    predicted: Mapping[str, POSITIVE]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.batch, self.length
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Effort:
-    """Work of one kernel of sh2gen per token and channel, for the roofline."""
-
-    bytes: POSITIVE
-    flops: READING  # outside of matrix products
-    product_flops: READING
-
-    @property
-    def intensity(self) -> float:
-        """FLOP per byte."""
-        return (self.flops + self.product_flops) / self.bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Results:
-    """Everything that `run` found.
-
-    Attributes:
-        op, digest, channels, plan, schedule, dtype: what was measured.
-        origins: by direction, where the numbers of the schedule come from, in words.
-        not_taken: a line for each other plan of which numbers were tuned.
-        gpu, target: the device's name, and the target whose rates predictions take.
-        versions: of Python, CUDA and packages.
-        date: of the run.
-        checks: comparisons that sh2gen's kernels passed before they were timed.
-        interrupted: whether the run ended before everything was measured.
-        bound_bytes: per token and channel, what the elementwise bound moves, by direction.
-        sizes: in the order in which they were measured.
-        efforts: of sh2gen's kernels by direction; none if it runs without kernels.
-        outcomes: of all contenders, sh2gen first.
-    """
-
-    op: str
-    digest: str
-    channels: COUNT
-    plan: str
-    schedule: str
-    origins: Mapping[str, str]
-    not_taken: tuple[str, ...]
-    dtype: str
-    gpu: str
-    target: str
-    versions: Mapping[str, str]
-    date: str
-    checks: int
-    interrupted: bool
-    bound_bytes: Mapping[str, POSITIVE]
-    sizes: tuple[Size, ...]
-    efforts: Mapping[str, Effort]
-    outcomes: tuple[Outcome, ...]
-
-    def at(self, size: tuple[int, int]) -> tuple[Outcome, ...]:
-        """What was found at one size."""
-        return tuple(o for o in self.outcomes if o.size == size)
-
-    def own(self, size: tuple[int, int], direction: str) -> float | None:
-        """Microseconds of sh2gen; None where there are none or they are not finite."""
-        for outcome in self.at(size):
-            if outcome.contender == OWN and direction in outcome.times:
-                us = outcome.times[direction].median
-                return us if math.isfinite(us) else None
-        return None
-
-    def ratio(self, outcome: Outcome, direction: str) -> float | None:
-        """How many times as long as sh2gen a contender takes; None where either has no time."""
-        if outcome.batch is None or outcome.length is None or direction not in outcome.times:
-            return None
-        own = self.own((outcome.batch, outcome.length), direction)
-        return None if own is None else outcome.times[direction].median / own
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, which knows no infinity: None stands for what is not finite."""
-        plain: dict[str, Any] = _finite(asdict(self))
-        for outcome, entry in zip(self.outcomes, plain["outcomes"], strict=True):
-            entry["whole"] = not outcome.without
-            ratios = {d: self.ratio(outcome, d) for d in outcome.times}
-            entry["over_sh2gen"] = _finite(ratios)
-        return plain
-
-    @classmethod
-    def from_dict(cls, plain: Any) -> Results:
-        """What `to_dict` was of, with NaN for measured numbers that are None.
-
-        Raises:
-            ValueError: it is of nothing; names the field.
-        """
-        values = jsonl.value_of(plain, Mapping[str, Any], "it")
-        if isinstance(values.get("outcomes"), list):
-            values["outcomes"] = [_own_fields(x, i) for i, x in enumerate(values["outcomes"])]
-        found: Results = jsonl.value_of(values, cls, "")
-        if problem := next(_misfits(found), None):
-            raise ValueError(problem)
-        return found
-
-
-def _own_fields(entry: Any, i: int) -> Any:
-    """An outcome without what `to_dict` adds; it writes all fields, those with a default too."""
-    if not isinstance(entry, dict):
-        return entry
-    for name in (one.name for one in fields(Outcome)):
-        if name not in entry:
-            raise ValueError(f"outcomes[{i}].{name} is missing")
-    return {k: v for k, v in entry.items() if k not in ("whole", "over_sh2gen")}
-
-
-def _misfits(results: Results) -> Iterator[str]:
-    """What its annotations do not say of results and holds of all that `run` finds."""
-    if not results.op.isidentifier():  # files are named after it
-        yield f"op must be the name of an operator, not {json.dumps(results.op)}"
-    if not results.sizes:
-        yield "sizes must not be empty"
-    needed: list[tuple[str, Mapping[str, float], Iterable[str]]] = [
-        ("bound_bytes", results.bound_bytes, DIRECTIONS),
-        *((f"sizes[{i}].bounds", s.bounds, TIMED) for i, s in enumerate(results.sizes)),
-        *((f"outcomes[{i}].shares", o.shares, o.times) for i, o in enumerate(results.outcomes)),
-    ]
-    for path, values, directions in needed:
-        yield from (f"{path}.{d} is missing" for d in directions if d not in values)
-    sizes = {s.size for s in results.sizes}
-    for i, o in enumerate(results.outcomes):
-        if o.size not in sizes and (o.times or o.size != (None, None)):
-            found = f"batch {json.dumps(o.batch)} and length {json.dumps(o.length)}"
-            yield f"outcomes[{i}] must have batch and length of one of sizes, not {found}"
-
-
-def read_results(path: Path) -> tuple[Results, ...]:
-    """Results from a file of what `bench --json` printed: of one run, or a list of several.
-
-    Raises:
-        Sh2genError: C006 if it cannot be read or is something else.
-    """
-    place, found = "", []
-    try:
-        plain = jsonl.loads(read_text(path))
-        if plain == []:
-            raise ValueError("its list is empty")
-        for i, one in enumerate(plain if isinstance(plain, list) else [plain]):
-            place = f"[{i}]: " if isinstance(plain, list) else ""
-            found.append(Results.from_dict(one))
-    except OSError as error:
-        raise Sh2genError("C006", f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise Sh2genError(
-            "C006",
-            f"{path} is not what `bench --json` prints: {place}{one_line(str(error))}",
-            help="`sh2gen bench OP --json > FILE`, by the same version, writes such a file",
-        ) from error
-    return tuple(found)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(x) for key, x in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(x) for x in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# ---- running ------------------------------------------------------------------------------------
-
-
 def run(
     path: Path,
     plan: Plan,
     schedule: Schedule,
     target: Target,
     *,
-    contenders: Sequence[Contender],
+    baselines: Sequence[Baseline],
     workloads: Sequence[Workload],
     origins: Mapping[str, str] | None = None,
     not_taken: Sequence[str] = (),
@@ -282,7 +61,7 @@ def run(
     time_limit: float = TIME_LIMIT,
     progress: Progress | None = None,
 ) -> Results:
-    """Verify and time the operator of a generated file, then contenders beside it.
+    """Verify and time the operator of a generated file, then baselines beside it.
 
     Args:
         path: the generated file, of this plan and schedule.
@@ -290,7 +69,7 @@ def run(
         workloads: the sizes to time at.
         origins, not_taken: as of `Results`.
         device: "cuda"; "cpu" is for tests, and times what a CPU does.
-        checked: the size at which contenders are compared with float64, gradients included.
+        checked: the size at which baselines are compared with float64, gradients included.
         time_limit: seconds after which a process that has not given its first answer is killed;
             of further ones see `_Asked`.
 
@@ -306,19 +85,19 @@ def run(
     session = _Session(
         path=path, spec=spec, device=device, checked=checked, limit=time_limit, say=say
     )
-    own, finished = own_contender(operator), False
+    own, finished = own_baseline(operator), False
     with closing(session.process()) as asked:
         checks = session.verified(asked, workloads)
         bounds = session.bounds(asked, spec, workloads)
         with suppress(KeyboardInterrupt):
             session.measured(asked, own, Part(spec=spec), bounds)
             asked.close()  # what it has of the GPU's memory is for others
-            for contender in contenders:
-                session.contend(contender, bounds)
+            for baseline in baselines:
+                session.tried(baseline, bounds)
             finished = True
     outcomes = session.found
     if not finished:
-        outcomes += _unreached((own, *contenders), workloads, outcomes)
+        outcomes += _unreached((own, *baselines), workloads, outcomes)
     on_gpu = device == "cuda"
     return Results(
         op=spec.op,
@@ -331,7 +110,7 @@ def run(
         dtype=spec.dtype.io.value,
         gpu=torch.cuda.get_device_name() if on_gpu else "CPU",
         target=target.name,
-        versions=_versions(contenders),
+        versions=_versions(baselines),
         date=time.strftime("%Y-%m-%d"),
         checks=checks,
         interrupted=not finished,
@@ -358,10 +137,10 @@ def _there(package: str) -> bool:
         return True
 
 
-def _versions(contenders: Iterable[Contender]) -> dict[str, str]:
-    """Of what times depend on, and of the packages of contenders that are installed."""
+def _versions(baselines: Iterable[Baseline]) -> dict[str, str]:
+    """Of what times depend on, and of the packages of baselines that are installed."""
     owners = metadata.packages_distributions()
-    packages = dict.fromkeys(c.package for c in contenders if c.package)
+    packages = dict.fromkeys(c.package for c in baselines if c.package)
     return versions() | {p: metadata.version(owners[p][0]) for p in packages if p in owners}
 
 
@@ -448,12 +227,12 @@ class _Session:
         worker = python_worker("sh2gen.bench.worker", "its process")
         return _Asked(worker=worker, limit=self.limit)
 
-    def job(self, do: str, spec: OpSpec, contender: str, workload: Workload, **more: Any) -> Job:
+    def job(self, do: str, spec: OpSpec, baseline: str, workload: Workload, **more: Any) -> Job:
         return {
             "do": do,
             "path": str(self.path),
             "spec": spec.to_dict(),
-            "contender": contender,
+            "baseline": baseline,
             "batch": workload.batch,
             "length": workload.length,
             "device": self.device,
@@ -487,58 +266,58 @@ class _Session:
             found[workload] = us | {"both": sum(us.values())}
         return found
 
-    def contend(self, contender: Contender, bounds: Bounds) -> None:
-        """Find outcomes of one contender, in a process of its own.
+    def tried(self, baseline: Baseline, bounds: Bounds) -> None:
+        """Find outcomes of one baseline, in a process of its own.
 
         Args:
             bounds: of the whole, at every size that is measured.
         """
 
         def none(reason: str) -> None:
-            self.found.append(_outcome(contender, (), None, reason=reason))
+            self.found.append(_outcome(baseline, (), None, reason=reason))
 
-        found = contender.computes(self.spec)
+        found = baseline.computes(self.spec)
         if isinstance(found, str):
             return none(f"does not apply: {found}")
-        if contender.package is not None and not _there(contender.package):
-            return none(f"not installed: there is no module {contender.package}")
+        if baseline.package is not None and not _there(baseline.package):
+            return none(f"not installed: there is no module {baseline.package}")
         with closing(self.process()) as asked:
             if found.spec.inputs != self.spec.inputs:  # a part has bounds of its own
                 try:
                     bounds = self.bounds(asked, found.spec, bounds)
                 except CheckFailed as error:  # what was measured of others is not lost for that
                     return none(error.message)
-            self.measured(asked, contender, found, bounds)
+            self.measured(asked, baseline, found, bounds)
 
-    def measured(self, asked: _Asked, contender: Contender, part: Part, bounds: Bounds) -> None:
-        """Find outcomes of a contender that is there and applies."""
-        name, differentiable = contender.name, contender.differentiable
+    def measured(self, asked: _Asked, baseline: Baseline, part: Part, bounds: Bounds) -> None:
+        """Find outcomes of a baseline that is there and applies."""
+        name, differentiable = baseline.name, baseline.differentiable
         self.say(f"{name}: comparing with float64 at {_named(self.checked)}")
         job = self.job("check", part.spec, name, self.checked, gradients=differentiable)
         answer = asked.ask(job)
         if reason := _problem(answer):
-            self.found.append(_outcome(contender, part.without, None, reason=reason))
+            self.found.append(_outcome(baseline, part.without, None, reason=reason))
             return
         gradient_error = max(answer["gradients"].values(), default=None)
         for workload, us in bounds.items():
-            self.at(asked, contender, part, us, workload, gradient_error)
+            self.at(asked, baseline, part, us, workload, gradient_error)
 
     def at(
         self,
         asked: _Asked,
-        contender: Contender,
+        baseline: Baseline,
         part: Part,
         bounds: Mapping[str, float],
         workload: Workload,
         gradient_error: float | None,
     ) -> None:
-        """Find the outcome of one contender at one size; of an interrupted one, what there is."""
-        name = contender.name
+        """Find the outcome of one baseline at one size; of an interrupted one, what there is."""
+        name = baseline.name
 
         def found(**values: Any) -> None:
-            self.found.append(_outcome(contender, part.without, workload, **values))
+            self.found.append(_outcome(baseline, part.without, workload, **values))
 
-        if (fits := contender.fits(part.spec, workload.length)) is not None:
+        if (fits := baseline.fits(part.spec, workload.length)) is not None:
             return found(reason=f"does not apply: {fits}")
         self.say(f"{name}: timing at {_named(workload)}")
         answer = asked.ask(self.job("check", part.spec, name, workload, gradients=False))
@@ -550,7 +329,7 @@ class _Session:
         captured = True
         try:
             for direction in TIMED:
-                if direction != "forward" and not contender.differentiable:
+                if direction != "forward" and not baseline.differentiable:
                     reasons[direction] = "it has no backward"
                     continue
                 job = self.job("time", part.spec, name, workload, direction=direction, graph=True)
@@ -581,18 +360,18 @@ class _Session:
 
 
 def _unreached(
-    contenders: Iterable[Contender], workloads: Iterable[Workload], found: Sequence[Outcome]
+    baselines: Iterable[Baseline], workloads: Iterable[Workload], found: Sequence[Outcome]
 ) -> list[Outcome]:
-    """Of what an interrupted run did not come to: contenders, and sizes of the last one."""
+    """Of what an interrupted run did not come to: baselines, and sizes of the last one."""
     lines = []
-    for contender in contenders:
-        mine = {o.size: o for o in found if o.contender == contender.name}
+    for baseline in baselines:
+        mine = {o.size: o for o in found if o.baseline == baseline.name}
         if not mine:
-            lines.append(_outcome(contender, (), None, reason=INTERRUPTED))
+            lines.append(_outcome(baseline, (), None, reason=INTERRUPTED))
         elif (None, None) not in mine:
             without = next(iter(mine.values())).without
             lines += [
-                _outcome(contender, without, w, reason=INTERRUPTED)
+                _outcome(baseline, without, w, reason=INTERRUPTED)
                 for w in workloads
                 if (w.batch, w.length) not in mine
             ]
@@ -600,15 +379,15 @@ def _unreached(
 
 
 def _outcome(
-    contender: Contender,
+    baseline: Baseline,
     without: tuple[str, ...],
     workload: Workload | None,
     **found: Any,
 ) -> Outcome:
     return Outcome(
-        contender=contender.name,
-        does=contender.does,
-        layout=contender.layout,
+        baseline=baseline.name,
+        does=baseline.does,
+        layout=baseline.layout,
         without=without,
         batch=None if workload is None else workload.batch,
         length=None if workload is None else workload.length,
@@ -621,7 +400,7 @@ def _named(workload: Workload) -> str:
 
 
 def _problem(answer: Answer) -> str:
-    """Why a contender is not timed after this comparison, or nothing."""
+    """Why a baseline is not timed after this comparison, or nothing."""
     if "failed" in answer:
         return str(answer["failed"])
     errors = {"y": answer["y"]}

@@ -1,4 +1,4 @@
-"""What the driver refuses before it does any work, and what `verify` says of a changed file."""
+"""What calls refuse before they do any work, and what `verify` says of a changed file."""
 
 from __future__ import annotations
 
@@ -11,17 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from sh2gen.api.driver import (
-    _described,
-    candidates,
-    compile,
-    compile_operator,
-    compile_operators,
-    op_files,
-    stale,
-    tune_operator,
-    verify_operator,
-)
+from sh2gen.api.compile import compile, compile_operator, compile_operators, stale
+from sh2gen.api.inputs import op_files
+from sh2gen.api.tune import tune_operator
+from sh2gen.api.verify import _described, verify_operator
 from sh2gen.base.errors import CheckFailed, Sh2genError
 from sh2gen.base.files import UNVERIFIED, intact, signed, stated, statement
 from sh2gen.base.resources import folder
@@ -30,6 +23,7 @@ from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.language import Sequences
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import target
+from sh2gen.tuning.choose import candidates
 from sh2gen.verify import checks
 from sh2gen.verify.checks import VerificationStep, quick_checks
 

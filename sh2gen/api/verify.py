@@ -1,0 +1,186 @@
+"""An operator, or a generated file, verified on this machine."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import chain
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sh2gen.api.compilation import (
+    Advance,
+    Progress,
+    one_thread,
+)
+from sh2gen.base.errors import CheckFailed, Sh2genError
+from sh2gen.base.files import (
+    read_generated,
+    same_program,
+    scratch,
+    write_whole,
+)
+from sh2gen.base.versions import beyond_triton, untested, without_triton
+from sh2gen.emit.emit import emit
+from sh2gen.lower import plans
+from sh2gen.plan.plan import Plan
+from sh2gen.runtime.operator import Operator
+from sh2gen.schedule.config import schedule
+from sh2gen.spec.decode import load_spec, spec_from_dict
+from sh2gen.spec.operator import OpSpec
+from sh2gen.tuning.choose import (
+    candidates,
+    resized,
+    tables,
+)
+from sh2gen.verify.checks import (
+    example_lengths,
+    thorough_checks,
+    usual_checks,
+)
+from sh2gen.verify.memory import require_memory
+from sh2gen.verify.report import Report
+from sh2gen.verify.stages import long_ones, of_step
+
+if TYPE_CHECKING:  # it needs Triton, which this module does without
+    pass
+from sh2gen.api.inputs import resolve_target
+
+
+def verify_operator(
+    op: OpSpec | str | PathLike[str],
+    *,
+    device: str | None = None,
+    examples: int | None = None,
+    thorough: bool = False,
+    seed: int = 0,
+    plan: str | None = None,
+    lengths: Sequence[int] = (),
+    batch: int | None = None,
+    progress: Progress | None = None,
+    detail: Progress | None = None,
+    advance: Advance | None = None,
+    warn: Progress | None = None,
+) -> tuple[Report, ...]:
+    """The property suite on this machine, forward and gradients.
+
+    Args:
+        op: an op.yaml, a generated file, or a spec.
+        device: "cpu" or "cuda"; by default cuda if there is a GPU.
+        examples: how many lengths to try; by default six where that is fast or thorough, or three.
+        thorough: without a GPU too all properties of kernels, and of plain PyTorch at full width,
+            which takes minutes.
+        seed: of all random numbers.
+        plan, lengths, batch: as for compile_operators; a generated file has its own.
+        progress: told before and after each way of running the operator.
+        detail, advance: told before every step of it; how many of all are done, and the
+            seconds that these and all of them take by prediction.
+        warn: told of untested versions, of what cannot be verified here, of what takes minutes.
+
+    Raises:
+        Sh2genError: V003 without that device or memory enough of it; C006 for `plan`, `lengths`
+            or `batch` of a generated file; and those of `candidates` or `load`.
+        CheckFailed: V003, a generated file is not what this version writes, and there is no GPU.
+    """
+    complain = warn or progress or (lambda _: None)
+    for text in untested():
+        complain(text)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise Sh2genError("V003", "there is no CUDA device here", help="--device cpu")
+    with scratch() as folder:
+        if isinstance(op, OpSpec) or Path(op).suffix != ".py":
+            spec = resized(op if isinstance(op, OpSpec) else load_spec(op), lengths, batch)
+            chosen = candidates(spec, resolve_target(None), plan, known=tables())[0]
+            path = folder / f"{spec.op}.py"
+            write_whole(path, emit(spec, chosen.plan, chosen.schedule).text)
+            operator, structure = Operator(path), chosen.plan
+        else:
+            if plan is not None or lengths or batch is not None:
+                raise Sh2genError(
+                    "C006",
+                    "a generated file has its own plan and numbers",
+                    help="leave out --plan, --length and --batch, or give the op.yaml",
+                )
+            spec, structure = _described(Path(op), device)
+            operator = Operator(Path(op))
+        if structure.kernels and beyond_triton():
+            complain(f"not verified: {without_triton()}")
+        lengths = example_lengths(spec, examples, device, thorough)
+        say = progress or (lambda _: None)
+        reports = []
+        if device == "cuda" or thorough:
+            found = thorough_checks(spec, structure, operator, folder, device, lengths)
+        else:
+            found = usual_checks(spec, structure, operator, folder, lengths)
+        steps = tuple(found)
+        seconds = [of_step(step, structure) for step in steps]
+        whole = sum(map(sum, seconds))
+        for text in long_ones(spec, whole):
+            complain(text)
+        for i, step in enumerate(steps):
+
+            def inner(
+                done: int, total: int, what: str, label: str = step.label, before: int = i
+            ) -> None:
+                if detail is not None:
+                    detail(f"{label}: {what} ({done + 1} of {total})")
+                if advance is not None:
+                    passed = [*chain(*seconds[:before]), *seconds[before][:done]]
+                    advance(len(passed), sum(map(len, seconds)), sum(passed), whole)
+
+            advice = "verify it where there is more, or an operator of fewer taps or channels"
+            require_memory(step.spec, step.shapes, structure.states, advice, step.device)
+            say(f"verifying {step.label} ({i + 1} of {len(steps)})")
+            with one_thread():  # tensors are small
+                report = dataclasses.replace(step.run(seed, inner), label=step.label)
+            failed = len(report.failures)
+            say(f"{step.label}: {failed or 'none'} of {len(report.checks)} checks failed")
+            reports.append(report)
+    return tuple(reports)
+
+
+def _described(path: Path, device: str) -> tuple[OpSpec, Plan]:
+    """The operator and the plan of a generated file, none of which is executed.
+
+    Without a GPU its kernels cannot run at full width: a twin written by this sh2gen is verified,
+    which speaks for the file only if this sh2gen writes the same file.
+
+    Raises:
+        Sh2genError: B005 as `read_generated`, or if it lacks what says so; L003 for a plan that is
+            unknown here. CheckFailed: V003 if this sh2gen writes another file.
+    """
+    text = read_generated(path)
+    said: dict[str, Any] = {}
+    unreadable = SyntaxError, ValueError, TypeError, RecursionError, MemoryError
+    with suppress(*unreadable):
+        for statement in ast.parse(text).body:
+            match statement:
+                case ast.Assign([ast.Name("SPEC" | "PLAN" | "NUMBERS" as name)], value):
+                    with suppress(*unreadable):
+                        said[name] = ast.literal_eval(value)
+
+    def stated(name: str, kind: type) -> Any:
+        if not isinstance(said.get(name), kind):
+            raise Sh2genError("B005", f"{path} lacks what a generated file has: {name}")
+        return said[name]
+
+    spec, name = spec_from_dict(stated("SPEC", dict)), stated("PLAN", str)
+    found = [p for p in plans(spec, name.split("/")[0]) if p.name == name]
+    if not found:
+        raise Sh2genError("L003", f"{path} has a plan unknown here: {name}")
+    if device == "cpu" and found[0].kernels:
+        said |= (directions := stated("NUMBERS", dict))
+        numbers = schedule(spec, found[0], {name: stated(name, dict) for name in directions})
+        if not same_program(text, emit(spec, found[0], numbers).text):
+            raise CheckFailed(
+                "V003",
+                f"{path} is not what this version writes, so its kernels need a GPU",
+                help="compile it again, or verify it with --device cuda",
+            )
+    return spec, found[0]

@@ -1,0 +1,17 @@
+"""cuDNN's frontend."""
+
+from __future__ import annotations
+
+from sh2gen.bench.baselines.back_to_back import back_to_back, back_to_back_computes
+from sh2gen.bench.baselines.base import Baseline
+
+BASELINES: tuple[Baseline, ...] = (
+    Baseline(
+        name="cudnn",
+        does="b2b_causal_conv1d of cuDNN's frontend",
+        layout="BDL, interleaved",
+        computes=back_to_back_computes,
+        prepare=back_to_back("cudnn.ops", "cudnn"),
+        package="cudnn",
+    ),
+)
