@@ -29,7 +29,7 @@ from sh2gen.base.files import write_whole
 from sh2gen.build.build import Compilers, kernel_job
 from sh2gen.cost.cost import predictions
 from sh2gen.emit.emit import emit
-from sh2gen.emit.launches import SHORT, launched, variant_of
+from sh2gen.emit.launches import SHORT, launched, alignment_of
 from sh2gen.plan.plan import Plan
 from sh2gen.schedule.config import DIRECTIONS, Schedule, schedule
 from sh2gen.spec.decode import spec_from_dict
@@ -138,7 +138,7 @@ def main() -> int:
                 of = (cell.spec, plan, numbers, source.kernels)
                 shapes = [SHORT, (cell.batch, cell.length)]
                 for kernel in launched(*of, shapes, gpu.capability):
-                    job = kernel_job(source, gpu, kernel, variant_of(kernel))
+                    job = kernel_job(source, gpu, kernel, alignment_of(kernel))
                     if job not in pending:
                         pending[job] = compilers.submit(job)
                     pending[cell, plan.name, kernel] = pending[job]

@@ -27,10 +27,10 @@ from sh2gen.base.files import (
 from sh2gen.build.build import Building, Built, KernelFailed, check_fits
 from sh2gen.cost.cost import Prediction, predictions
 from sh2gen.emit.emit import emit
-from sh2gen.emit.launches import kernel_digests, launched, of_direction, variant_of
+from sh2gen.emit.launches import kernel_digests, launched, of_direction, alignment_of
 from sh2gen.lower import verdicts
 from sh2gen.lower.verdict import Verdict
-from sh2gen.plan.source import Source, Variant
+from sh2gen.plan.source import Source, Alignment
 from sh2gen.runtime.operator import Operator
 from sh2gen.schedule.config import DIRECTIONS
 from sh2gen.spec.language import Workload
@@ -122,7 +122,7 @@ class Compilation:
             "kernels": [
                 {
                     "name": k.kernel.name,
-                    "variant": k.variant.value,
+                    "alignment": k.alignment.value,
                     "registers": k.registers,
                     "stack": k.stack,
                     "spills": k.spills,
@@ -161,10 +161,10 @@ class Tests:
     free: bool
 
     @property
-    def variants(self) -> tuple[Variant, ...]:
+    def alignments(self) -> tuple[Alignment, ...]:
         """Of kernels, that are compiled."""
         every = self.thorough or torch.cuda.is_available()  # verification runs them
-        return tuple(Variant) if every else (Variant.ALIGNED,)
+        return tuple(Alignment) if every else (Alignment.ALIGNED,)
 
     def stages(self, compilation: Compilation) -> int:
         """How many there are."""
@@ -176,7 +176,7 @@ class Tests:
         """About what every way of running it takes, and its build meanwhile."""
         chosen, kernels = compilation.chosen, compilation.source.kernels * self.built
         ways = stages.of_quick_checks(compilation.spec, chosen.plan, chosen.schedule)
-        build = stages.of_builds(kernels * len(self.variants), chosen.plan, os.cpu_count() or 1)
+        build = stages.of_builds(kernels * len(self.alignments), chosen.plan, os.cpu_count() or 1)
         return ways * self.verified, build
 
 
@@ -275,7 +275,7 @@ def _once(compilation: Compilation, how: Tests, say: Progress, done: Done) -> Co
         pending: Building | None = None
         if how.built and source.kernels:
             say(f"{spec.op}: compiling {len(source.kernels)} kernels for {gpu.sm}")
-            building = Building(source, gpu, variants=how.variants)
+            building = Building(source, gpu, alignments=how.alignments)
             pending = stack.enter_context(closing(building))
             if torch.cuda.is_available():  # verification will run them: they must fit
                 check_fits(pending.result(), gpu)
@@ -331,7 +331,7 @@ def _labelled(compilation: Compilation, built: Built) -> Compilation:
     of = (spec, chosen.plan, chosen.schedule, source.kernels, shapes, built.target.capability)
     for direction, decision in chosen.decided.items():
         binaries = [
-            (kernel, built.of_launch(kernel, variant_of(kernel)))
+            (kernel, built.of_launch(kernel, alignment_of(kernel)))
             for kernel in of_direction(launched(*of), direction)
         ]
         missing = {kernel.name for kernel, binary in binaries if binary is None}

@@ -18,7 +18,7 @@ from sh2gen.base.errors import CheckFailed
 from sh2gen.base.process import Worker
 from sh2gen.base.versions import has_triton, no_triton
 from sh2gen.build.load_module import module_name
-from sh2gen.plan.source import KernelSource, Role, Source, Variant
+from sh2gen.plan.source import KernelSource, Role, Source, Alignment
 from sh2gen.targets.target import Target
 
 # Called with the number of kernels compiled, the number in all, and the one just compiled.
@@ -27,10 +27,10 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltKernel:
-    """One binary: a kernel in one variant."""
+    """One binary: a kernel in one alignment."""
 
     kernel: KernelSource
-    variant: Variant
+    alignment: Alignment
     registers: int  # per thread
     stack: int  # bytes per thread
     spills: int  # instructions that load from or store to the stack, in loops if it has any
@@ -45,8 +45,8 @@ class BuiltKernel:
 
     @property
     def label(self) -> str:
-        """The kernel and the variant, as messages name them."""
-        return _label(self.kernel, self.variant)
+        """The kernel and the alignment, as messages name them."""
+        return _label(self.kernel, self.alignment)
 
 
 class KernelFailed(CheckFailed):
@@ -76,20 +76,20 @@ class Built:
 
     source: str  # digest of the source
     target: Target
-    kernels: tuple[BuiltKernel, ...]  # ordered as in the source, then as the variants asked for
+    kernels: tuple[BuiltKernel, ...]  # ordered as in the source, then as the alignments asked for
 
-    def kernel(self, name: str, variant: Variant = Variant.ALIGNED) -> BuiltKernel:
-        """The binary of the kernel `name` in `variant`; KeyError when it was not built."""
+    def kernel(self, name: str, alignment: Alignment = Alignment.ALIGNED) -> BuiltKernel:
+        """The binary of the kernel `name` in `alignment`; KeyError when it was not built."""
         for built in self.kernels:
-            if built.kernel.name == name and built.variant == variant:
+            if built.kernel.name == name and built.alignment == alignment:
                 return built
-        raise KeyError((name, variant))
+        raise KeyError((name, alignment))
 
-    def of_launch(self, kernel: KernelSource, variant: Variant) -> BuiltKernel | None:
+    def of_launch(self, kernel: KernelSource, alignment: Alignment) -> BuiltKernel | None:
         """The binary that a launch of `kernel` with its constants runs, if it was built."""
         for built in self.kernels:
-            known = built.kernel.name, built.variant, built.kernel.constants_in(built.variant)
-            if known == (kernel.name, variant, dict(kernel.constants)):
+            known = built.kernel.name, built.alignment, built.kernel.constants_in(built.alignment)
+            if known == (kernel.name, alignment, dict(kernel.constants)):
                 return built
         return None
 
@@ -98,13 +98,13 @@ def build(
     source: Source,
     target: Target,
     *,
-    variants: Sequence[Variant | str] = tuple(Variant),
+    alignments: Sequence[Alignment | str] = tuple(Alignment),
     workers: int | None = None,
     time_limit: float = 60.0,
     progress: Progress | None = None,
 ) -> Built:
-    """Compile every kernel of `source` in every variant, and wait for them: see `Building`."""
-    building = Building(source, target, variants=variants, workers=workers, time_limit=time_limit)
+    """Compile every kernel of `source` in every alignment, and wait for them: see `Building`."""
+    building = Building(source, target, alignments=alignments, workers=workers, time_limit=time_limit)
     with contextlib.closing(building):
         return building.result(progress)
 
@@ -129,7 +129,7 @@ class Building:
         source: Source,
         target: Target,
         *,
-        variants: Sequence[Variant | str] = tuple(Variant),
+        alignments: Sequence[Alignment | str] = tuple(Alignment),
         workers: int | None = None,
         time_limit: float = 60.0,
     ) -> None:
@@ -137,13 +137,13 @@ class Building:
             raise no_triton("kernels cannot be compiled")
         self._source, self._target, self._time_limit = source, target, time_limit
         wanted = [
-            (kernel, Variant(variant))
+            (kernel, Alignment(alignment))
             for kernel in source.kernels
-            for variant in variants
-            if kernel.runs(Variant(variant), target.capability)
+            for alignment in alignments
+            if kernel.runs(Alignment(alignment), target.capability)
         ]
         self._jobs = {pair: kernel_job(source, target, *pair) for pair in wanted}
-        self._first: dict[str, tuple[KernelSource, Variant]] = {}  # that asks for a job
+        self._first: dict[str, tuple[KernelSource, Alignment]] = {}  # that asks for a job
         for pair, job in self._jobs.items():
             self._first.setdefault(job, pair)
         backward = {job for (k, _), job in self._jobs.items() if k.role == Role.BACKWARD}
@@ -168,8 +168,8 @@ class Building:
         answers: dict[str, dict[str, Any]] = {}
         # In the order of the jobs, so that the first error is the same every time.
         for job, future in self._pending.items():
-            kernel, variant = self._first[job]
-            label = _label(kernel, variant)
+            kernel, alignment = self._first[job]
+            label = _label(kernel, alignment)
             answers[job] = answer = future.result()
             if problem := failure(answer, label, self._target, self._time_limit):
                 advice = answer.get("help")
@@ -221,7 +221,7 @@ def check_fits(built: Built, target: Target) -> None:
     Calls at odd strides and lengths may spill: they are rare, right, and slow in any case. So may
     one instruction of twenty: fewer registers let more programs run at once, which can gain more
     than some values cost that are written to the stack and read back (docs/decisions/007).
-    The message names the kernel and variant, the resource, its limit and what to change, for the
+    The message names the kernel and alignment, the resource, its limit and what to change, for the
     first that fails.
     """
     for kernel in built.kernels:
@@ -246,7 +246,7 @@ def misfit(kernel: BuiltKernel, target: Target) -> tuple[str, str] | None:
             f"the limit is {target.shared_per_block:,}",
             f"make {smaller} smaller, or lower num_stages (now {kernel.kernel.num_stages})",
         )
-    if kernel.spills * 20 > kernel.instructions and kernel.variant is Variant.ALIGNED:
+    if kernel.spills * 20 > kernel.instructions and kernel.alignment is Alignment.ALIGNED:
         limit = min(target.registers_per_thread, target.registers_per_sm // threads)
         if kernel.kernel.maxnreg is not None and kernel.kernel.maxnreg < limit:
             limit = kernel.kernel.maxnreg
@@ -269,11 +269,11 @@ def misfit(kernel: BuiltKernel, target: Target) -> tuple[str, str] | None:
     return None
 
 
-def _label(kernel: KernelSource, variant: Variant) -> str:
-    return f"{kernel.name} ({variant})"
+def _label(kernel: KernelSource, alignment: Alignment) -> str:
+    return f"{kernel.name} ({alignment})"
 
 
-def kernel_job(source: Source, target: Target, kernel: KernelSource, variant: Variant) -> str:
+def kernel_job(source: Source, target: Target, kernel: KernelSource, alignment: Alignment) -> str:
     """The job for a worker as one line; equal lines mean equal binaries.
 
     The module is named as when the file is imported: then a launch finds in Triton's cache what
@@ -294,18 +294,18 @@ def kernel_job(source: Source, target: Target, kernel: KernelSource, variant: Va
             "name": kernel.name,
             "gluon": kernel.gluon,
             "signature": dict(kernel.signature),
-            "constants": kernel.constants_in(variant),
-            "divisible": sorted(kernel.divisible_in(variant)),
+            "constants": kernel.constants_in(alignment),
+            "divisible": sorted(kernel.divisible_in(alignment)),
             "options": options,
             "capability": target.capability,
         }
     )
 
 
-def built_kernel(kernel: KernelSource, variant: Variant, answer: dict[str, Any]) -> BuiltKernel:
+def built_kernel(kernel: KernelSource, alignment: Alignment, answer: dict[str, Any]) -> BuiltKernel:
     """The binary that an answer holds."""
     return BuiltKernel(
-        kernel=kernel, variant=variant, **{**answer, "cubin": base64.b64decode(answer["cubin"])}
+        kernel=kernel, alignment=alignment, **{**answer, "cubin": base64.b64decode(answer["cubin"])}
     )
 
 

@@ -116,7 +116,7 @@ def explain(
             raise Sh2genError("C006", f"{best.plan.name} has no kernels, so no PTX")
         with progress(as_json) as note:
             note(f"compiling for {gpu.sm}")
-            built = build(source, gpu, variants=("aligned",))
+            built = build(source, gpu, alignments=("aligned",))
         _show(as_json, stage, "\n".join(k.ptx for k in built.kernels))
 
 

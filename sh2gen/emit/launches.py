@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from sh2gen.cost.cost import spans_of, stride_step, suits_sm90
 from sh2gen.emit.kernels import cuts
 from sh2gen.plan.plan import Plan
-from sh2gen.plan.source import KernelSource, Role, Variant
+from sh2gen.plan.source import KernelSource, Role, Alignment
 from sh2gen.schedule.config import DIRECTIONS, Schedule
 from sh2gen.spec.operator import OpSpec
 
@@ -96,11 +96,11 @@ def kernel_digests(op: str, binaries: Iterable[tuple[KernelSource, str]]) -> dic
     }
 
 
-def variant_of(kernel: KernelSource) -> Variant:
+def alignment_of(kernel: KernelSource) -> Alignment:
     """Whether its accesses are whole vectors of 16 bytes."""
     constants = dict(kernel.constants)
     whole = constants.get("EVEN", True) and constants.get("STEP", 8) == 8
-    return Variant.ALIGNED if whole else Variant.UNALIGNED
+    return Alignment.ALIGNED if whole else Alignment.UNALIGNED
 
 
 def _launches(

@@ -53,7 +53,7 @@ def print_compilation(c: Any) -> None:
         for k in c.built.kernels:
             rows.append(
                 (
-                    f"{k.kernel.name.removeprefix(c.spec.op + '_')} ({k.variant.value})",
+                    f"{k.kernel.name.removeprefix(c.spec.op + '_')} ({k.alignment.value})",
                     f"{k.registers} registers, {k.spills} spills, {k.shared} B shared memory",
                 )
             )

@@ -26,8 +26,8 @@ from sh2gen.base.files import unsigned, write_whole
 from sh2gen.base.process import Worker, python_worker
 from sh2gen.build.build import BuiltKernel, Compilers, built_kernel, failure, kernel_job, misfit
 from sh2gen.emit.emit import emit
-from sh2gen.emit.launches import kernel_digests, launched, of_direction, short_shape, variant_of
-from sh2gen.plan.source import KernelSource, Role, Source, Variant
+from sh2gen.emit.launches import kernel_digests, launched, of_direction, short_shape, alignment_of
+from sh2gen.plan.source import KernelSource, Role, Source, Alignment
 from sh2gen.schedule.config import DIRECTIONS, Schedule, coupling, partner
 from sh2gen.schedule.space import Numbers, search_space
 from sh2gen.targets.target import Target
@@ -305,7 +305,7 @@ class Workbench:
         )
 
     def _submit(self, source: Source, kernel: KernelSource) -> Future[dict[str, Any]]:
-        job = kernel_job(source, self._target, kernel, Variant.ALIGNED)
+        job = kernel_job(source, self._target, kernel, Alignment.ALIGNED)
         known = self._jobs.get(job)
         if known is None or (known.done() and "help" in known.result()):  # it may work by now
             self._jobs[job] = self._compilers.submit(job)
@@ -319,8 +319,8 @@ class Workbench:
         for kernel, future in candidate.kernels:
             if not future.done():
                 continue  # another has failed
-            variant = variant_of(kernel)
-            answer, label = future.result(), f"{kernel.name} ({variant})"
+            alignment = alignment_of(kernel)
+            answer, label = future.result(), f"{kernel.name} ({alignment})"
             if problem := failure(answer, label, self._target, BUILD_LIMIT):
                 status = Status.TIMEOUT if "gave_up" in answer else Status.COMPILE
                 if "help" in answer:
@@ -328,7 +328,7 @@ class Workbench:
                     problem += f"\n{answer['help']}; --resume tries it again"
                 return dropped(status, "build", problem, spent)
             if kernel.role == role:
-                built.append(built_kernel(kernel, variant, answer))
+                built.append(built_kernel(kernel, alignment, answer))
                 spent["build"] += answer["seconds"]
         resources = _resources(built)
         for one in built:

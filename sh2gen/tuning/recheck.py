@@ -17,7 +17,7 @@ from sh2gen.base.errors import Sh2genError
 from sh2gen.base.versions import no_triton
 from sh2gen.build.build import Compilers, failure, kernel_job
 from sh2gen.emit.emit import emit
-from sh2gen.emit.launches import kernel_digests, launched, of_direction, variant_of
+from sh2gen.emit.launches import kernel_digests, launched, of_direction, alignment_of
 from sh2gen.lower import plans
 from sh2gen.plan.source import KernelSource, Source
 from sh2gen.schedule.config import DIRECTIONS, Schedule, partner
@@ -133,8 +133,8 @@ def _checked(decision: Decision, compilers: Compilers) -> Checked:
         source, kernels = kernels_of_decision(decision)
     except Sh2genError as error:
         return found(Verdict.GONE, error.message)
-    kernels = tuple(k for k in kernels if k.runs(variant_of(k), target.capability))
-    jobs = [(k, compilers.submit(kernel_job(source, target, k, variant_of(k)))) for k in kernels]
+    kernels = tuple(k for k in kernels if k.runs(alignment_of(k), target.capability))
+    jobs = [(k, compilers.submit(kernel_job(source, target, k, alignment_of(k)))) for k in kernels]
     binaries = []
     for kernel, future in jobs:
         answer = future.result()

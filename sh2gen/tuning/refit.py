@@ -16,7 +16,7 @@ from sh2gen.build.build import Building, KernelFailed, check_fits
 from sh2gen.cost.cost import score
 from sh2gen.emit.emit import emit
 from sh2gen.emit.launches import of_direction
-from sh2gen.plan.source import Role, Variant
+from sh2gen.plan.source import Role, Alignment
 from sh2gen.schedule.config import DIRECTIONS, Schedule, coupling, schedule
 from sh2gen.schedule.space import Numbers, search_space, space
 from sh2gen.spec.operator import OpSpec
@@ -126,8 +126,8 @@ def _fits(
     """Whether the kernels of a direction build in so many seconds, and fit."""
     source = emit(spec, chosen.plan, numbers)
     source = dataclasses.replace(source, kernels=of_direction(source.kernels, direction))
-    variants = (Variant.ALIGNED,)
-    with closing(Building(source, target, variants=variants, time_limit=seconds)) as building:
+    alignments = (Alignment.ALIGNED,)
+    with closing(Building(source, target, alignments=alignments, time_limit=seconds)) as building:
         try:
             check_fits(building.result(), target)
         except KernelFailed:

@@ -20,7 +20,7 @@ from sh2gen.build import worker as build_worker
 from sh2gen.build.build import Building, Built, build, check_fits
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
-from sh2gen.plan.source import KernelSource, Role, Source, Variant
+from sh2gen.plan.source import KernelSource, Role, Source, Alignment
 from sh2gen.schedule.config import schedule
 from sh2gen.spec.decode import load_spec
 from sh2gen.targets.target import A100, B200, H100, H200, Target, from_device, target
@@ -129,14 +129,14 @@ def test_a_small_kernel_fits(scaled: Built) -> None:
     assert aligned.cubin.startswith(b"\x7fELF")
     assert ".target sm_90a" in aligned.ptx
     assert scaled.source == source(SCALE).digest
-    assert [built.variant for built in scaled.kernels] == list(Variant)
+    assert [built.alignment for built in scaled.kernels] == list(Alignment)
     with pytest.raises(KeyError):
         scaled.kernel("other")
 
 
 def test_the_variants_differ_in_the_width_of_their_loads(scaled: Built) -> None:
     assert "ld.global.v4" in scaled.kernel("scale").ptx
-    unaligned = scaled.kernel("scale", Variant.UNALIGNED).ptx
+    unaligned = scaled.kernel("scale", Alignment.UNALIGNED).ptx
     assert "ld.global.b16" in unaligned
     assert "ld.global.v" not in unaligned
 
@@ -157,13 +157,13 @@ def test_debug_information_names_the_operator_and_no_temporary_file(scaled: Buil
 
 @pytest.mark.parametrize("gpu", [A100, B200])
 def test_other_capabilities_compile(gpu: Target) -> None:
-    built = build(source(SCALE), gpu, variants=["aligned"])
+    built = build(source(SCALE), gpu, alignments=["aligned"])
     check_fits(built, gpu)
     assert f".target sm_{gpu.capability}" in built.kernel("scale").ptx
 
 
 def test_a_spilling_schedule_is_refused() -> None:
-    built = build(source(kernel("wide", num_warps=1, N=8192)), H200, variants=["aligned"])
+    built = build(source(kernel("wide", num_warps=1, N=8192)), H200, alignments=["aligned"])
     assert built.kernels[0].spills > 0
     with pytest.raises(CheckFailed) as caught:
         check_fits(built, H200)
@@ -176,7 +176,7 @@ def test_a_spilling_schedule_is_refused() -> None:
 
 def test_a_register_cap_that_spills_is_named() -> None:
     capped = dataclasses.replace(kernel("wide", num_warps=1, N=4096), maxnreg=64)
-    built = build(source(capped), H200, variants=["aligned"])
+    built = build(source(capped), H200, alignments=["aligned"])
     with pytest.raises(
         CheckFailed, match=r"64 registers per thread(.|\n)*raise maxnreg \(now 64\)"
     ):
@@ -184,7 +184,7 @@ def test_a_register_cap_that_spills_is_named() -> None:
 
 
 def test_too_much_shared_memory_is_refused() -> None:
-    built = build(source(kernel("matmul", num_warps=8, M=256)), H200, variants=["aligned"])
+    built = build(source(kernel("matmul", num_warps=8, M=256)), H200, alignments=["aligned"])
     assert built.kernels[0].shared > H200.shared_per_block
     with pytest.raises(CheckFailed) as caught:
         check_fits(dataclasses.replace(built, kernels=built.kernels[:1]), H200)
@@ -341,7 +341,7 @@ def test_equal_code_has_equal_digests_however_it_was_asked_for() -> None:
         dataclasses.replace(SCALE, num_warps=8),
     ]
     plain, limited, wider = (
-        build(source(SCALE, one), H200, variants=("aligned",)).kernels[-1] for one in kernels
+        build(source(SCALE, one), H200, alignments=("aligned",)).kernels[-1] for one in kernels
     )
     assert plain.code == limited.code
     assert plain.code != wider.code

@@ -12,7 +12,7 @@ from sh2gen.base.resources import folder
 from sh2gen.build.build import build, check_fits
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
-from sh2gen.plan.source import Variant
+from sh2gen.plan.source import Alignment
 from sh2gen.schedule.config import schedule
 from sh2gen.spec.decode import load_spec
 from sh2gen.spec.language import FeaturizerSpec, GateSpec, Precision, Skip
@@ -31,10 +31,10 @@ def check(spec: OpSpec, name: str, gpu: str = "sm_90") -> None:
     (plan,) = (p for p in plans(spec, "direct") if p.name == name)
     built = build(emit(spec, plan, schedule(spec, plan)), target(gpu))
     check_fits(built, target(gpu))
-    assert {kernel.variant.value for kernel in built.kernels} == {"aligned", "unaligned"}
+    assert {kernel.alignment.value for kernel in built.kernels} == {"aligned", "unaligned"}
     for kernel in built.kernels:
         assert kernel.spills == 0, kernel.label
-        if kernel.variant == "aligned" and kernel.kernel.role != "reduce" and "/BDL/" in name:
+        if kernel.alignment == "aligned" and kernel.kernel.role != "reduce" and "/BDL/" in name:
             assert "ld.global.v4" in kernel.ptx or ".v4.b32" in kernel.ptx, "accesses are narrow"
 
 
@@ -53,7 +53,7 @@ def test_what_saves_the_convolution(layout: str) -> None:
 def test_a_hint_is_on_every_load_of_activations_and_nowhere_else(hint: int) -> None:
     (plan,) = (p for p in plans(HYENA, "direct") if p.name == "direct/BDL/recompute")
     source = emit(HYENA, plan, schedule(HYENA, plan, {"forward": {"EVICT_LAST": hint}}))
-    for kernel in build(source, target("sm_90"), variants=[Variant.ALIGNED]).kernels:
+    for kernel in build(source, target("sm_90"), alignments=[Alignment.ALIGNED]).kernels:
         wide = re.findall(r"ld\.global\S*\.v4\S*", kernel.ptx)
         hinted = [load for load in re.findall(r"ld\.global\S*", kernel.ptx) if "evict" in load]
         assert hinted == (wide if hint and kernel.kernel.role == "forward" else [])
@@ -84,7 +84,7 @@ def test_long_filters(op: str, layout: str) -> None:
     check_fits(built, gpu)
     for kernel in built.kernels:
         narrow = layout == "BLD" and spec.group_width % 8
-        if kernel.variant is Variant.ALIGNED and kernel.kernel.role != "reduce" and not narrow:
+        if kernel.alignment is Alignment.ALIGNED and kernel.kernel.role != "reduce" and not narrow:
             assert "ld.global.b16" not in kernel.ptx, "loads are narrow"
     twins = [kernel for kernel in built.kernels if kernel.kernel.gluon]
     assert len(twins) == (
@@ -99,7 +99,7 @@ def test_other_featurizers(length: int) -> None:
     spec = replace(spec, featurizer=FeaturizerSpec(length=length))
     (plan,) = (plan for plan in plans(spec, "toeplitz") if plan.layout == "BDL")
     gpu = target("H200")
-    built = build(emit(spec, plan, schedule(spec, plan)), gpu, variants=(Variant.ALIGNED,))
+    built = build(emit(spec, plan, schedule(spec, plan)), gpu, alignments=(Alignment.ALIGNED,))
     check_fits(built, gpu)
 
 
@@ -112,7 +112,7 @@ def test_modes(op: str) -> None:
     check_fits(built, gpu)
     history = 3 * 2 if spec.state else 0  # numbers that are read one by one
     for kernel in built.kernels:
-        if kernel.variant is Variant.ALIGNED and kernel.kernel.role != "reduce":
+        if kernel.alignment is Alignment.ALIGNED and kernel.kernel.role != "reduce":
             assert kernel.ptx.count("ld.global.b16") <= history, "loads are narrow"
             assert "wgmma.mma_async" in kernel.ptx
 
@@ -138,7 +138,7 @@ def test_modes_of_few_channels(op: str, modes: int, state: bool) -> None:
     source = emit(spec, plan, schedule(spec, plan))
     split = [dict(k.constants)["SPLIT"] for k in source.kernels if "SPLIT" in dict(k.constants)]
     assert split == [True, True]
-    built = build(source, gpu, variants=(Variant.ALIGNED,))
+    built = build(source, gpu, alignments=(Alignment.ALIGNED,))
     check_fits(built, gpu)
     joins = "join_spans" in {kernel.kernel.name for kernel in built.kernels}
     assert joins == (spec.featurizer is not None)
@@ -155,7 +155,7 @@ def test_fewer_pairs(op: str, modes: int) -> None:
     built = build(emit(spec, plan, schedule(spec, plan)), gpu)
     check_fits(built, gpu)
     for kernel in built.kernels:
-        if kernel.variant is Variant.ALIGNED and op == "s4d":
+        if kernel.alignment is Alignment.ALIGNED and op == "s4d":
             assert kernel.spills == 0, kernel.label
 
 
@@ -185,7 +185,7 @@ def test_twins_for_sm90(taps: int, featurizer: int | None) -> None:
     built = build(replace(source, kernels=tuple(k for k in source.kernels if k.gluon)), gpu)
     (twin,) = built.kernels
     check_fits(built, gpu)
-    assert twin.variant is Variant.ALIGNED
+    assert twin.alignment is Alignment.ALIGNED
     assert "wgmma.mma_async" in twin.ptx
     copies = re.findall(r"cp\.async\.\w+\.shared\.global\S* \[.*?\], \[.*?\], 0x(\w+)", twin.ptx)
     assert set(copies) == {"10"}, "copies are not 16 bytes wide"
@@ -195,5 +195,5 @@ def test_a_twin_is_built_for_its_gpu_only() -> None:
     spec = load_spec(folder("ops") / "hyena_mr_1b.yaml")
     plan = plans(spec, "toeplitz")[0]
     kernels = [k for k in emit(spec, plan, schedule(spec, plan)).kernels if k.gluon]
-    assert [k.runs(Variant.ALIGNED, 90) for k in kernels] == [True]
-    assert not kernels[0].runs(Variant.ALIGNED, 100) and not kernels[0].runs(Variant.UNALIGNED, 90)
+    assert [k.runs(Alignment.ALIGNED, 90) for k in kernels] == [True]
+    assert not kernels[0].runs(Alignment.ALIGNED, 100) and not kernels[0].runs(Alignment.UNALIGNED, 90)

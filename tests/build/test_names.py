@@ -18,7 +18,7 @@ from sh2gen.build.build import build, kernel_job
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
-from sh2gen.plan.source import KernelSource, Role, Source, Variant
+from sh2gen.plan.source import KernelSource, Role, Source, Alignment
 from sh2gen.schedule.config import DIRECTIONS, Schedule, partner, schedule
 from sh2gen.schedule.space import search_space
 from sh2gen.spec.decode import load_spec, spec_from_dict
@@ -82,7 +82,7 @@ def test_the_build_refuses_calls_that_share_a_name() -> None:
     """With whatever Triton: one that names them apart is no excuse."""
     source = with_shared_names(parameter="", length="len(taps)", two="", three="")
     with pytest.raises(CheckFailed) as refused:
-        build(source, H200, variants=[Variant.ALIGNED], workers=1)
+        build(source, H200, alignments=[Alignment.ALIGNED], workers=1)
     assert refused.value.code == "B001"
     assert "`fir` is called with x of 4, taps of 2, and with x of 3, taps of 3" in str(
         refused.value
@@ -95,7 +95,7 @@ def refuse_shared_names(source: Source, kernels: tuple[KernelSource, ...] | None
     """The first stage of the compiler over kernels, in this process; how many there were."""
     kernels = source.kernels if kernels is None else kernels
     for kernel in kernels:
-        job = json.loads(kernel_job(source, H200, kernel, Variant.ALIGNED))
+        job = json.loads(kernel_job(source, H200, kernel, Alignment.ALIGNED))
         answer = build_worker.compile_kernel(job | {"names_only": True})
         assert "error" not in answer, answer["error"]
     return len(kernels)

@@ -14,7 +14,7 @@ from sh2gen.base.resources import folder
 from sh2gen.build.build import build, misfit
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
-from sh2gen.plan.source import Variant
+from sh2gen.plan.source import Alignment
 from sh2gen.schedule.config import DIRECTIONS, partner, schedule
 from sh2gen.schedule.space import search_space
 from sh2gen.spec.decode import load_spec
@@ -32,7 +32,7 @@ def test_a_point_compiles(name: str, direction: str) -> None:
     source = emit(spec, plan, schedule(spec, plan, {direction: dict(point), other: dict(beside)}))
     kernels = tuple(kernel for kernel in source.kernels if kernel.role == direction)
     source = dataclasses.replace(source, kernels=kernels)
-    built = build(source, gpu, variants=[Variant.ALIGNED], workers=1)
+    built = build(source, gpu, alignments=[Alignment.ALIGNED], workers=1)
     assert built.kernels
     for kernel in built.kernels:
         problem = misfit(kernel, gpu)

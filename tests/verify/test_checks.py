@@ -21,7 +21,7 @@ from sh2gen.cli.cli import main
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
-from sh2gen.plan.source import Variant
+from sh2gen.plan.source import Alignment
 from sh2gen.report import terminal
 from sh2gen.runtime.operator import Operator
 from sh2gen.schedule.config import Schedule, interpreter_schedule, schedule
@@ -242,8 +242,8 @@ def test_every_way_of_a_compilation_has_its_time(op: str) -> None:
 def test_kernels_of_odd_calls_are_built_if_asked_for(thorough: bool, tmp_path: Path) -> None:
     found = compile_operator(SPEC, out=tmp_path, verified=False, thorough=thorough, target=H200)
     assert found.built is not None
-    variants = {kernel.variant for kernel in found.built.kernels}
-    assert variants == (set(Variant) if thorough else {Variant.ALIGNED})
+    alignments = {kernel.alignment for kernel in found.built.kernels}
+    assert alignments == (set(Alignment) if thorough else {Alignment.ALIGNED})
 
 
 class Terminal(io.StringIO):
