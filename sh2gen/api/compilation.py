@@ -27,10 +27,10 @@ from sh2gen.base.files import (
 from sh2gen.build.build import Building, Built, KernelFailed, check_fits
 from sh2gen.cost.cost import Prediction, predictions
 from sh2gen.emit.emit import emit
-from sh2gen.emit.launches import kernel_digests, launched, of_direction, alignment_of
+from sh2gen.emit.launches import alignment_of, kernel_digests, launched, of_direction
 from sh2gen.lower import verdicts
 from sh2gen.lower.verdict import Verdict
-from sh2gen.plan.source import Source, Alignment
+from sh2gen.plan.source import Alignment, Source
 from sh2gen.runtime.operator import Operator
 from sh2gen.schedule.config import DIRECTIONS
 from sh2gen.spec.language import Workload

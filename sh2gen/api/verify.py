@@ -161,7 +161,7 @@ def _described(path: Path, device: str) -> tuple[OpSpec, Plan]:
     with suppress(*unreadable):
         for statement in ast.parse(text).body:
             match statement:
-                case ast.Assign([ast.Name("SPEC" | "PLAN" | "NUMBERS" as name)], value):
+                case ast.Assign([ast.Name("SPEC" | "PLAN" | "CONFIGS" as name)], value):
                     with suppress(*unreadable):
                         said[name] = ast.literal_eval(value)
 
@@ -175,9 +175,13 @@ def _described(path: Path, device: str) -> tuple[OpSpec, Plan]:
     if not found:
         raise Sh2genError("L003", f"{path} has a plan unknown here: {name}")
     if device == "cpu" and found[0].kernels:
-        said |= (directions := stated("NUMBERS", dict))
-        numbers = schedule(spec, found[0], {name: stated(name, dict) for name in directions})
-        if not same_program(text, emit(spec, found[0], numbers).text):
+        here = [spec.channels, spec.filter.groups]
+        of_width = [(key, one) for key, one in stated("CONFIGS", dict).items()]
+        gpu, config = next(((k[0], c) for k, c in of_width if [*k[1:]] == here), ("", None))
+        if not isinstance(config, dict):
+            raise Sh2genError("B005", f"{path} lacks what a generated file has: a config")
+        numbers = schedule(spec, found[0], config)
+        if not same_program(text, emit(spec, found[0], numbers, gpu).text):
             raise CheckFailed(
                 "V003",
                 f"{path} is not what this version writes, so its kernels need a GPU",

@@ -27,7 +27,7 @@ from sh2gen.base.process import Worker, python_worker
 from sh2gen.bench.baselines.base import Baseline, Part
 from sh2gen.bench.results import TIMED, Effort, Outcome, Results, Size
 from sh2gen.bench.worker import OWN, Answer, Job, one_line, own_baseline
-from sh2gen.cost.cost import BLOCK_T, ROWS, bound_bytes, numbers_on, predictions, work
+from sh2gen.cost.cost import BLOCK_T, ROWS, bound_bytes, config_on, predictions, work
 from sh2gen.plan.plan import Plan
 from sh2gen.runtime.measure import Timing, versions
 from sh2gen.runtime.operator import Operator
@@ -159,7 +159,7 @@ def _efforts(
     found = {}
     for kernel in plan.kernels:
         effort = work(kernel, plan.layout, spec)
-        numbers = numbers_on(target, spec, plan, schedule, kernel.name, length)
+        numbers = config_on(target, spec, plan, kernel, schedule, length)
         sizes = {ROWS: numbers.get("ROWS", 8), BLOCK_T: numbers.get("BLOCK_T", 64)}
         found[kernel.name] = Effort(
             bytes=float(effort.bytes),

@@ -18,7 +18,8 @@ from sh2gen.base.errors import CheckFailed
 from sh2gen.base.process import Worker
 from sh2gen.base.versions import has_triton, no_triton
 from sh2gen.build.load_module import module_name
-from sh2gen.plan.source import KernelSource, Role, Source, Alignment
+from sh2gen.plan.plan import Role
+from sh2gen.plan.source import Alignment, KernelSource, Source
 from sh2gen.targets.target import Target
 
 # Called with the number of kernels compiled, the number in all, and the one just compiled.
@@ -104,7 +105,9 @@ def build(
     progress: Progress | None = None,
 ) -> Built:
     """Compile every kernel of `source` in every alignment, and wait for them: see `Building`."""
-    building = Building(source, target, alignments=alignments, workers=workers, time_limit=time_limit)
+    building = Building(
+        source, target, alignments=alignments, workers=workers, time_limit=time_limit
+    )
     with contextlib.closing(building):
         return building.result(progress)
 
@@ -302,10 +305,14 @@ def kernel_job(source: Source, target: Target, kernel: KernelSource, alignment: 
     )
 
 
-def built_kernel(kernel: KernelSource, alignment: Alignment, answer: dict[str, Any]) -> BuiltKernel:
+def built_kernel(
+    kernel: KernelSource, alignment: Alignment, answer: dict[str, Any]
+) -> BuiltKernel:
     """The binary that an answer holds."""
     return BuiltKernel(
-        kernel=kernel, alignment=alignment, **{**answer, "cubin": base64.b64decode(answer["cubin"])}
+        kernel=kernel,
+        alignment=alignment,
+        **{**answer, "cubin": base64.b64decode(answer["cubin"])},
     )
 
 

@@ -35,6 +35,7 @@ from sh2gen.plan.blocks import (
     ZeroToeplitz,
 )
 from sh2gen.plan.edges import Edge
+from sh2gen.plan.geometry import Grid, sm90_suits
 from sh2gen.plan.modes import (
     Blocks,
     EndParts,
@@ -50,7 +51,7 @@ from sh2gen.plan.modes import (
     ZeroModes,
     ZeroState,
 )
-from sh2gen.plan.plan import KernelPlan, Plan
+from sh2gen.plan.plan import Kernel, Plan, Role, Variant
 from sh2gen.plan.statements import (
     Accumulate,
     Extend,
@@ -64,7 +65,7 @@ from sh2gen.plan.statements import (
     ZeroTaps,
 )
 from sh2gen.plan.values import Layout, Rows
-from sh2gen.schedule.config import DIRECTIONS, Schedule
+from sh2gen.schedule.config import DIRECTIONS, Schedule, launch_config
 from sh2gen.schedule.facts import operand_bytes, tap_terms
 from sh2gen.spec.language import DType, Precision, Workload
 from sh2gen.spec.operator import OpSpec
@@ -333,7 +334,7 @@ class Prediction:
 
 
 @lru_cache(maxsize=256)  # asked for again for every workload and every candidate
-def work(kernel: KernelPlan, layout: Layout, spec: OpSpec) -> Work:
+def work(kernel: Kernel, layout: Layout, spec: OpSpec) -> Work:
     """The fold over one tile program."""
     flops: Any = sympy.Integer(0)
     instructions: Any = sympy.Integer(0)
@@ -407,7 +408,7 @@ def work(kernel: KernelPlan, layout: Layout, spec: OpSpec) -> Work:
     )
 
 
-def products_a_tile(kernel: KernelPlan, block: int) -> int:
+def products_a_tile(kernel: Kernel, block: int) -> int:
     """Matrix products of a tile, in blocks of so many steps."""
     statements = (s for s in kernel.program.body if isinstance(s, Toeplitz | ToeplitzGradient))
     return sum(int(matrices(s.length).subs(BLOCK_T, block)) for s in statements)
@@ -423,13 +424,33 @@ def matrices(length: int) -> Any:
     return 1 + sympy.ceiling((length - 1) / BLOCK_T)
 
 
-def numbers_on(
-    target: Target, spec: OpSpec, plan: Plan, schedule: Schedule, direction: str, length: int
+def variant_of_call(
+    spec: OpSpec, plan: Plan, kernel: Kernel, config: dict[str, int], length: int, capability: int
+) -> Variant | None:
+    """The variant of a kernel that runs in its place on a GPU, for whole sequences of so many
+    steps that lie in memory as the operator's own outputs do: as launchers decide it.
+    """
+    bounds = (0, length, length)
+    for variant in kernel.variants:
+        own = variant.config(config)
+        if (
+            own
+            and capability == variant.capability
+            and spec.dtype.io is DType.BFLOAT16
+            and stride_step(spec, plan) == 8
+            and sm90_suits(length, length, bounds, own)
+        ):
+            return variant
+    return None
+
+
+def config_on(
+    target: Target, spec: OpSpec, plan: Plan, kernel: Kernel, schedule: Schedule, length: int
 ) -> dict[str, int]:
-    """The numbers of a kernel, or of its twin if that runs: on this target, at this length."""
-    if direction == "backward" and suits_sm90(spec, plan, schedule, length, target.capability):
-        return schedule.twin(direction)
-    return dict(schedule.numbers(direction))
+    """The config of a kernel, or of the variant that runs on this target at this length."""
+    config = launch_config(spec, schedule, kernel.role)
+    variant = variant_of_call(spec, plan, kernel, config, length, target.capability)
+    return variant.config(config) if variant else config
 
 
 def product_rate(spec: OpSpec, target: Target) -> float:
@@ -467,7 +488,7 @@ def predict(
     """Predicted time of one direction on a target that runs nothing else."""
     elements = workload.batch * workload.length * spec.channels
     bound = elements * bound_bytes(spec, direction) / target.elementwise_bandwidth + ONCE
-    kernel = plan.forward if direction == "forward" else plan.backward
+    kernel = plan.kernel(direction)
     if kernel is None:
         graph = plan.graph if direction == "forward" else plan.backward_graph
         moved, launches = _eager(graph, plan, workload, spec)
@@ -521,8 +542,9 @@ class AtWork:
     """
 
     spec: OpSpec
-    kernel: KernelPlan
-    numbers: Mapping[str, int]
+    kernel: Kernel
+    numbers: dict[str, int]
+    grid: Grid
     workload: Workload
     target: Target
     memory: float
@@ -536,7 +558,7 @@ class AtWork:
 def at_work(
     spec: OpSpec,
     plan: Plan,
-    kernel: KernelPlan,
+    kernel: Kernel,
     schedule: Schedule,
     workload: Workload,
     target: Target,
@@ -544,16 +566,15 @@ def at_work(
     """What `predict` puts a time on, of one kernel of a plan."""
     elements = workload.batch * workload.length * spec.channels
     effort = work(kernel, plan.layout, spec)
-    numbers = numbers_on(target, spec, plan, schedule, kernel.direction, workload.length)
-    twin = numbers == schedule.twin(kernel.direction)
+    numbers = launch_config(spec, schedule, kernel.role)
+    variant = variant_of_call(spec, plan, kernel, numbers, workload.length, target.capability)
+    numbers = variant.config(numbers) if variant else numbers
+    grid = (variant or kernel).grid(
+        workload.batch, workload.length, spec.channels, spec.group_width, numbers
+    )
     memory = elements * effort.bytes / target.elementwise_bandwidth
-    if kernel.direction == "backward":
-        splits = workload.batch
-        if kernel.skeleton == "tile":
-            splits *= math.ceil(workload.length / (numbers["BLOCK_T"] * numbers["TILES"]))
-        elif kernel.skeleton == "stream":  # programs of a recurrence walk along all of time
-            sums = numbers["SEGMENTS"] // 2 if twin else numbers["SEGMENTS"]
-            splits *= segments_of(numbers, workload.length, spec.filter.length or 1)[0] * sums
+    if kernel.role == Role.BACKWARD and kernel.skeleton != "recurrence":
+        splits = workload.batch * grid.splits * grid.sums
         partials = splits * kernel.program.partial_rows * spec.channels * 4
         memory += 2 * partials / target.elementwise_bandwidth  # written, and read to be summed
     rows, block = numbers.get("ROWS", 8), numbers.get("BLOCK_T", 64)
@@ -568,8 +589,9 @@ def at_work(
         products=products,
         issue=elements * per_element / (target.sms * 128 * target.clock),
         tensor=elements * products / product_rate(spec, target),
-        by_rows=_BY_ROWS[kernel.direction] if plan.layout is Layout.BLD else 0.0,
-        running=None if twin else running(kernel, numbers, spec, target),
+        by_rows=_BY_ROWS[kernel.role] if plan.layout is Layout.BLD else 0.0,
+        grid=grid,
+        running=None if variant else running(kernel, numbers, spec, target),
     )
 
 
@@ -593,13 +615,11 @@ def _norm(power: float, *parts: float) -> float:
 
 def tile_seconds(at: AtWork, constants: Tiles | None = None) -> tuple[float, float, float]:
     """Of a kernel of tiles: in all, of its instructions alone, and of its waves alone."""
-    n, spec, length = at.numbers, at.spec, at.workload.length
-    constants = constants or TILES[at.kernel.direction]
+    n, length = at.numbers, at.workload.length
+    constants = constants or TILES[at.kernel.role]
     rows, warps = n["ROWS"], n["num_warps"]
-    tiles = min(n["TILES"], math.ceil(length / n["BLOCK_T"]))
-    programs = at.workload.batch * math.ceil(length / (n["BLOCK_T"] * n["TILES"]))
-    programs *= math.ceil(spec.channels / n["BLOCK_D"])
-    partial = at.kernel.program.partial_rows if at.kernel.direction == "backward" else 0
+    tiles, programs = min(n["TILES"], math.ceil(length / n["BLOCK_T"])), at.grid.programs
+    partial = at.kernel.program.partial_rows if at.kernel.role == "backward" else 0
     wide = n["BLOCK_D"] > 1
     once = constants.once * (1 + constants.once_wide * wide) + constants.once_partial * partial
     beyond = math.ceil(length / n["BLOCK_T"]) * n["BLOCK_T"] / length  # steps after the last
@@ -630,10 +650,9 @@ def _waves(programs: int, at: AtWork) -> int:
 def stream_seconds(at: AtWork, constants: Streams | None = None) -> tuple[float, float]:
     """Of a kernel that streams: in all, and of its waves alone."""
     n, spec = at.numbers, at.spec
-    constants = constants or STREAMS[at.kernel.direction]
+    constants = constants or STREAMS[at.kernel.role]
     assert at.running is not None
-    along_time, tiles, warm_up = segments_of(n, at.workload.length, spec.filter.length or 1)
-    programs = at.workload.batch * along_time * stream_width(spec, n)
+    tiles, warm_up, programs = at.grid.tiles, warm_up_tiles(at), at.grid.programs
     chain = sum(isinstance(s, Toeplitz) for s in at.kernel.program.body)
     product = constants.product * chain * at.products / 100
     if _values(n) < 8:
@@ -656,11 +675,9 @@ def stream_seconds(at: AtWork, constants: Streams | None = None) -> tuple[float,
 
 def _twin_seconds(at: AtWork) -> float:
     """Of the twin for sm_90 of a kernel that streams."""
-    along_time, tiles, warm_up = segments_of(
-        at.numbers, at.workload.length, at.spec.filter.length or 1
-    )
+    tiles, warm_up = at.grid.tiles, warm_up_tiles(at)
     steps = at.numbers["BLOCK_T"] * at.numbers["SEGMENTS"]
-    again = along_time * (tiles + warm_up) * steps / at.workload.length
+    again = at.grid.splits * (tiles + warm_up) * steps / at.workload.length
     seconds = math.hypot(at.memory, at.issue + at.tensor) * again * _STREAM_SM90
     return max(seconds, (tiles + warm_up) * _TILE_SM90)  # one wave at least
 
@@ -669,7 +686,7 @@ def _recurrence_seconds(at: AtWork) -> tuple[float, float, int]:
     """Of a recurrence: in all, of its instructions alone, and into how many spans sequences are
     cut.
     """
-    n, spec, direction = at.numbers, at.spec, at.kernel.direction
+    n, spec, direction = at.numbers, at.spec, at.kernel.role
     assert at.running is not None
     elements = at.workload.batch * at.workload.length * spec.channels
     beside = _ONCE_A_TILE[direction] / _values(n)
@@ -685,27 +702,13 @@ def _recurrence_seconds(at: AtWork) -> tuple[float, float, int]:
     rows_each = n["SEGMENTS"] / n["num_warps"]
     if operand_bytes(spec) == 2 and rows_each < _FEW_ROWS[direction]:
         seconds *= _FEW_ROWS_OF_STATES[direction]
-    spans, steps = spans_of(spec, n, at.workload.length)
+    spans, steps = at.grid.splits, at.grid.tiles * n["SEGMENTS"] * n["BLOCK_T"]
     if spans > 1:  # half of the inputs are read before, for the sums of tiles
         seconds, steps = 1.4 * seconds, 3 * steps // 2
     programs = at.workload.batch * spec.channels * spans
     rounds = programs / (at.target.sms * at.running.programs)
     seconds += rounds * _ONCE_A_PROGRAM[direction]
     return max(seconds, steps * _WALK[direction]), issue, spans
-
-
-def spans_of(spec: OpSpec, numbers: Mapping[str, int], length: int) -> tuple[int, int]:
-    """Into how many spans a recurrence cuts a sequence of so many steps, and how long these are:
-    as `walk_programs` of templates/parts/launch.py, which launches them.
-    """
-    tile = numbers["SEGMENTS"] * numbers["BLOCK_T"]
-    wanted = numbers["PROGRAMS"] // min(workload.batch for workload in spec.workloads)
-    tiles_in_all = math.ceil(length / tile)
-    spans = min(tiles_in_all // 2, wanted // spec.channels)
-    tiles = math.ceil(tiles_in_all / spans) if spans >= 4 else tiles_in_all
-    if math.ceil(tiles_in_all / tiles) < 4:
-        tiles = tiles_in_all
-    return math.ceil(tiles_in_all / tiles), tiles * tile
 
 
 def stride_step(spec: OpSpec, plan: Plan) -> int:
@@ -715,25 +718,9 @@ def stride_step(spec: OpSpec, plan: Plan) -> int:
     return 8 if plan.layout is Layout.BDL or spec.channels % 8 == 0 else 1
 
 
-def suits_sm90(spec: OpSpec, plan: Plan, schedule: Schedule, length: int, capability: int) -> bool:
-    """Whether the kernel for sm_90 runs in place of backward, as that of a generated file says."""
-    numbers = schedule.twin("backward")
-    return (
-        bool(numbers)
-        and capability == 90
-        and spec.dtype.io is DType.BFLOAT16
-        and stride_step(spec, plan) == 8
-        and length % 8 == 0
-        and 4 * length > 7 * numbers["BLOCK_T"] * numbers["SEGMENTS"]
-        and length < 2**29
-    )
-
-
-def running(
-    kernel: KernelPlan, numbers: Mapping[str, int], spec: OpSpec, target: Target
-) -> Running:
+def running(kernel: Kernel, numbers: Mapping[str, int], spec: OpSpec, target: Target) -> Running:
     """Estimate what a multiprocessor runs at once of a kernel in Triton under some numbers."""
-    direction = kernel.direction
+    direction = kernel.role
     warps = numbers["num_warps"]
     granted = min(numbers.get("maxnreg") or target.registers_per_thread, 255)
     shared = 0
@@ -776,11 +763,11 @@ def running(
     )
 
 
-def _registers_of_tiles(kernel: KernelPlan, numbers: Mapping[str, int]) -> float:
+def _registers_of_tiles(kernel: Kernel, numbers: Mapping[str, int]) -> float:
     """What a thread of a kernel of tiles needs: an estimate, from builds for sm_90."""
     values = max(float(numbers["ROWS"]), _values(numbers))
     loads = [step.rows for step in kernel.program.body if isinstance(step, LoadRows)]
-    if kernel.direction == "forward":
+    if kernel.role == "forward":
         each = float(values**0.93)
         if numbers["TILES"] > 1:  # addresses and masks of the next tile, beside those of this one
             each *= 1 + 3.6 / numbers["ROWS"]
@@ -793,19 +780,9 @@ def _registers_of_tiles(kernel: KernelPlan, numbers: Mapping[str, int]) -> float
     return 18 + of_rows + 0.8 * kernel.program.partial_rows
 
 
-def segments_of(numbers: Mapping[str, int], length: int, taps: int) -> tuple[int, int, int]:
-    """Of a sequence of so many steps in a stream: how many programs lie along it, as
-    `stream_programs` of templates/parts/launch.py has it, of how many tiles, and of how many more
-    of warm-up.
-    """
-    in_all = math.ceil(length / (numbers["BLOCK_T"] * numbers["SEGMENTS"]))
-    tiles = max(1, min(numbers["TILES"], in_all), math.ceil(in_all / 32))
-    return math.ceil(in_all / tiles), tiles, math.ceil((taps - 1) / numbers["BLOCK_T"]) + 1
-
-
-def stream_width(spec: OpSpec, numbers: Mapping[str, int]) -> int:
-    """How many programs of a stream lie across the channels."""
-    return spec.filter.groups * math.ceil(spec.group_width / numbers["BLOCK_D"])
+def warm_up_tiles(at: AtWork) -> int:
+    """Tiles that a stream computes before its first, to fill what it remembers."""
+    return math.ceil(((at.spec.filter.length or 1) - 1) / at.numbers["BLOCK_T"]) + 1
 
 
 # Of a transform with its inverse and the product between them: bytes for each number of a padded

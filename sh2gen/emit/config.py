@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sh2gen.plan.plan import Plan, Role
-from sh2gen.schedule.config import Schedule, launch_config
+from sh2gen.schedule.config import Schedule
 from sh2gen.schedule.expressions import holds, number_of
 from sh2gen.schedule.facts import facts_of, tap_terms
 from sh2gen.schedule.knobs import read_schedules
@@ -28,10 +28,8 @@ _LINES = {
 
 
 def entry(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, dict[str, int]]:
-    """The config of each kernel, as launches take it."""
-    return {
-        kernel.role.value: launch_config(spec, schedule, kernel.role) for kernel in plan.kernels
-    }
+    """The config of each kernel."""
+    return {kernel.role.value: dict(schedule.numbers(kernel.role)) for kernel in plan.kernels}
 
 
 def rules(spec: OpSpec, plan: Plan) -> list[str]:
@@ -77,8 +75,6 @@ def _cases(role: Role, cases: Sequence[Mapping[str, Any]], facts: Mapping[str, i
             continue
         left = [text for text in conditions if isinstance(text, str)]
         values = {name: _value(value, facts) for name, value in case.items() if name != "when"}
-        if "PROGRAMS" in values:
-            values["PROGRAMS"] = max(1, int(values["PROGRAMS"]) // facts["BATCH"])
         literal = ", ".join(f'"{name}": {value}' for name, value in values.items())
         assignment = f"{role} = {{{literal}}}"
         if not left and not lines:

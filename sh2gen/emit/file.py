@@ -81,6 +81,7 @@ def _header(spec: OpSpec, plan: Plan) -> str:
     if plan.kernels:
         constants += [
             ("BINARIES: dict", "{}", "compiled kernels by the traits of their arguments"),
+            ("BATCH", str(min(w.batch for w in spec.workloads)), "the least that it is for"),
             ("CHOSEN: dict", "{}", "configs by device, channels and groups"),
             ("TOLD", literal(kernels.OPTIONS, 0), "to the compiler, of a config"),
             ("SUMS", literal({"num_warps": kernels.WARPS}, 0), "config of what adds sums"),
@@ -141,7 +142,7 @@ def _launchers(spec: OpSpec, plan: Plan) -> list[str]:
         "sections/config.py.j2",
         terms=config.terms(spec),
         rules=config.rules(spec, plan),
-        roles="{%s}" % ", ".join(f'"{k.role}": {k.role}' for k in plan.kernels),
+        roles="{" + ", ".join(f'"{k.role}": {k.role}' for k in plan.kernels) + "}",
     )
     return [
         _banner("Launchers"),
@@ -189,7 +190,8 @@ def _operator(spec: OpSpec, plan: Plan, library: str) -> list[str]:
     found.append(filled("sections/library.py.j2", **context))
     if spec.state is not None and plan.states:
         found.append(filled("sections/library_state.py.j2", **context))
-    found += texts("check", without=["parameter_shapes"])
+    others = [] if plan.kernels else ["require_triton"]
+    found += texts("check", without=["parameter_shapes", *others])
     if spec.state is not None:
         found.append(filled("sections/state.py.j2", **context))
     found.append(filled("sections/function.py.j2", **context))
@@ -282,7 +284,7 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "formula_line": f"{spec.op}: {summary(spec)}",
         "argument_docs": docs + slices,
         "body": _body(spec, plan, passed),
-        "packed_line": _packed_line(spec, passed),
+        "packed_lines": _packed_lines(spec, plan, passed),
         "parameter_docs": [f"{p.name} ({', '.join(p.dims)})" for p in spec.parameters],
         "module_docs": slices,
         "decay_arguments": ladder_arguments,
@@ -344,12 +346,13 @@ def _body(spec: OpSpec, plan: Plan, passed: str) -> list[str]:
     """What a call does after its checks."""
     x, inputs = spec.inputs[0], ", ".join(spec.inputs)
     effective = _effective(spec, x, passed)
+    needs = [f"require_triton({x})"] * bool(plan.kernels)
     if spec.state is None:
-        return [f"return run_op([{inputs}], {effective})"]
+        return [*needs, f"return run_op([{inputs}], {effective})"]
     state = f"zero_state_like({x})"
     if spec.state.initial:
         state += f" if state is None else state_like(state, {x})"
-    lines = [f"inputs = [{inputs}]", f"state = {state}", f"parameters = {effective}"]
+    lines = [*needs, f"inputs = [{inputs}]", f"state = {state}", f"parameters = {effective}"]
     given = "joined"
     if plan.states:
         given = "inputs"
@@ -374,10 +377,11 @@ def _body(spec: OpSpec, plan: Plan, passed: str) -> list[str]:
     return [*lines, f"return y, STATE({fields})"]
 
 
-def _packed_line(spec: OpSpec, passed: str) -> str:
+def _packed_lines(spec: OpSpec, plan: Plan, passed: str) -> list[str]:
     """What a call of packed features does after its checks."""
     if spec.state is None:
-        return f"return run_op([features], {_effective(spec, 'features', passed)})"
+        needs = ["require_triton(features)"] * bool(plan.kernels)
+        return [*needs, f"return run_op([features], {_effective(spec, 'features', passed)})"]
     names = ", ".join(p.name for p in spec.parameters)
     state = ", state=state" * spec.state.initial
-    return f"return {spec.op}(*unpack([features]), {names}{state}{passed})"
+    return [f"return {spec.op}(*unpack([features]), {names}{state}{passed})"]

@@ -63,6 +63,12 @@ def helpers_of(spec: OpSpec, plan: Plan) -> list[tuple[tuple[str, ...], set[str]
     return found
 
 
+def splits_sequences(spec: OpSpec, plan: Plan, schedule: Schedule) -> bool:
+    """Whether launchers split sequences that are long enough."""
+    configs = (launch_config(spec, schedule, kernel.role) for kernel in plan.kernels)
+    return any("PROGRAMS" in c and may_split(spec.channels, c) for c in configs)
+
+
 def joins(plan: Plan) -> tuple[Argument, ...]:
     """The arguments of the kernel that joins gradients where splits meet, if there is one."""
     found = [a.arguments for a in plan.actions[Role.BACKWARD] if isinstance(a, Join)]

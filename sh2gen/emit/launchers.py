@@ -169,7 +169,7 @@ def _allocation(spec: OpSpec, plan: Plan, action: Allocate, like: str) -> list[s
     x, size, lag = spec.inputs[0], spec.filter.state_size, spec.lag
     kernel = plan.kernel(Role.BACKWARD)
     assert kernel is not None
-    names = targets(action.names)
+    names = ", ".join(action.names)
     match action.make:
         case "activations":
             return [f"{name} = allocate({x}, steps, channels)" for name in action.names]

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from sh2gen.cost.cost import spans_of, stride_step, suits_sm90
-from sh2gen.emit.kernels import cuts
-from sh2gen.plan.plan import Plan
-from sh2gen.plan.source import KernelSource, Role, Alignment
-from sh2gen.schedule.config import DIRECTIONS, Schedule
+from sh2gen.cost.cost import stride_step, variant_of_call
+from sh2gen.plan.plan import Kernel, Plan, Role
+from sh2gen.plan.source import Alignment, KernelSource
+from sh2gen.schedule.config import Schedule, launch_config
 from sh2gen.spec.operator import OpSpec
 
 Shape = tuple[int, int]  # (B, L)
@@ -77,8 +76,7 @@ def short_shape(
 
 def of_direction(kernels: Iterable[KernelSource], direction: str) -> tuple[KernelSource, ...]:
     """Those that a call of a direction launches; the sums of partial sums are of backward."""
-    roles = (Role.FORWARD,) if direction == "forward" else (Role.BACKWARD, Role.REDUCE)
-    return tuple(kernel for kernel in kernels if kernel.role in roles)
+    return tuple(kernel for kernel in kernels if kernel.role == direction)
 
 
 def kernel_digests(op: str, binaries: Iterable[tuple[KernelSource, str]]) -> dict[str, str]:
@@ -112,32 +110,44 @@ def _launches(
     capability: int,
 ) -> Iterator[KernelSource]:
     """A kernel with the constants of its launches for sequences of so many steps."""
-    cut = {d: _is_cut(spec, plan, schedule, d, length) for d in DIRECTIONS}
-    sums = {f"{spec.op}_{one.name}": one.direction for one in plan.sums}
-    by_twin = suits_sm90(spec, plan, schedule, length, capability)
     constants: dict[str, int | bool] = {}
     names = {name for name, _ in kernel.constants}
-    if kernel.gluon:
-        wanted = by_twin
-    elif kernel.name in sums:
-        wanted = cut[sums[kernel.name]]
-    elif kernel.name == "join_spans":
-        wanted = cut["backward"]
-    else:
-        wanted = not (by_twin and kernel.name == f"{spec.op}_backward")
-    if not wanted:
+    split = {one.role: _splits(spec, one, schedule, length) > 1 for one in plan.kernels}
+    if not _is_launched(spec, plan, schedule, kernel, length, capability, split):
         return
     if "EVEN" in names:
         constants |= {"EVEN": length % 8 == 0, "STEP": stride_step(spec, plan)}
     if "SPLIT" in names:
-        constants["SPLIT"] = cut["backward" if kernel.role == Role.BACKWARD else "forward"]
+        constants["SPLIT"] = split[kernel.role]
     for role in range(len(spec.inputs)) if "ROLE" in names else (None,):
         own = constants if role is None else constants | {"ROLE": role}
         yield dataclasses.replace(kernel, constants=tuple((dict(kernel.constants) | own).items()))
 
 
-def _is_cut(spec: OpSpec, plan: Plan, schedule: Schedule, direction: str, length: int) -> bool:
-    """Whether a launcher cuts a sequence into spans, as `walk_programs`."""
-    if not plan.sums or not cuts(spec, schedule):
-        return False
-    return spans_of(spec, dict(schedule.numbers(direction)), length)[0] > 1
+def _is_launched(
+    spec: OpSpec,
+    plan: Plan,
+    schedule: Schedule,
+    source: KernelSource,
+    length: int,
+    capability: int,
+    split: Mapping[Role, bool],
+) -> bool:
+    """Whether a call launches a kernel, or a variant of it instead."""
+    name = source.name.removeprefix(f"{spec.op}_")
+    if source.name == "join_splits" or name in {one.name for one in plan.split_kernels}:
+        return split[source.role]
+    for kernel in plan.kernels:
+        texts = {kernel.name: None} | {f"{kernel.name}_{v.name}": v for v in kernel.variants}
+        if name in texts:
+            config = launch_config(spec, schedule, kernel.role)
+            runs = variant_of_call(spec, plan, kernel, config, length, capability)
+            return texts[name] is runs
+    return True
+
+
+def _splits(spec: OpSpec, kernel: Kernel, schedule: Schedule, length: int) -> int:
+    """Into how many parts a launcher splits a sequence of which the later need the earlier."""
+    if "PROGRAMS" not in (config := launch_config(spec, schedule, kernel.role)):
+        return 1
+    return kernel.grid(1, length, spec.channels, spec.group_width, config).splits

@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from sh2gen.base.resources import folder
 from sh2gen.plan import geometry
@@ -31,7 +32,7 @@ def part(name: str) -> tuple[Helper, ...]:
     """The helpers of one part, in the order of its file."""
     assert geometry.__file__ is not None
     path = folder("templates") / "parts" / f"{name}.py"
-    source = open(geometry.__file__).read() if name == GEOMETRY else path.read_text()
+    source = (Path(geometry.__file__) if name == GEOMETRY else path).read_text()
     lines = source.splitlines()
     found = []
     for node in ast.parse(source).body:

@@ -93,7 +93,7 @@ def _plan(spec: OpSpec, layout: Layout) -> Plan:
     backward, reductions = _backward(
         backward_graph, dict(zip(names, backward_graph.outputs, strict=False))
     )
-    variants = ()
+    variants: tuple[Variant, ...] = ()
     if layout is Layout.BDL and (split := phases(backward)) is not None:
         variants = (
             Variant(

@@ -61,7 +61,7 @@ from sh2gen.plan.modes import (
     ZeroModes,
     ZeroState,
 )
-from sh2gen.plan.plan import Plan, Reduction
+from sh2gen.plan.plan import Plan, Reduction, Role
 from sh2gen.plan.program import TileProgram
 from sh2gen.plan.statements import (
     Accumulate,
@@ -111,20 +111,21 @@ def interpret(
     if spec.filter.parametrisation is Parametrisation.P_GAMMA:
         weights["log_poles"] = -torch.exp(weights["p"] + weights["gamma"])
 
-    if plan.forward is None:
+    forward, backward = plan.kernel(Role.FORWARD), plan.kernel(Role.BACKWARD)
+    if forward is None:
         outputs = evaluate(plan.graph, spec, inputs, weights, dtype=dtype)
         y, kept = outputs[plan.graph.outputs[0]], {name: outputs[name] for name in plan.saved}
     else:
-        stored, _, _ = run(plan.forward.program, spec, inputs, weights, rows=rows, dtype=dtype)
+        stored, _, _ = run(forward.program, spec, inputs, weights, rows=rows, dtype=dtype)
         y, kept = stored["y"], {name: stored[name] for name in plan.saved}
 
     given = {**inputs, **kept, "dy": dy}
-    if plan.backward is None:
+    if backward is None:
         found = evaluate(plan.backward_graph, spec, given, weights, dtype=dtype)
         gradients = dict(zip(spec.inputs, found.values(), strict=False))
         gradients |= parameter_gradients(plan.backward_graph, spec, found)
     else:
-        program = plan.backward.program
+        program = backward.program
         stored, partials, groups = run(program, spec, given, weights, rows=rows, dtype=dtype)
         gradients = {name: stored[f"d_{name}"] for name in spec.inputs}
         for r in plan.reductions:

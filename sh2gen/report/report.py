@@ -117,10 +117,10 @@ def plan_text(candidate: Any) -> str:
 
     lines = [str(candidate.plan)]
     for kernel in candidate.plan.kernels:
-        for name, numbers in (
-            (kernel.name, dict(candidate.schedule.numbers(kernel.name))),
-            (f"{kernel.name} on sm_90", candidate.schedule.twin(kernel.name)),
-        ):
+        own = dict(candidate.schedule.numbers(kernel.role))
+        texts = {kernel.name: own}
+        texts |= {f"{kernel.name} on {v.name}": v.config(own) for v in kernel.variants}
+        for name, numbers in texts.items():
             steps = numbers.get("BLOCK_T", 1)
             if numbers and (count := cost.products_a_tile(kernel, steps)):
                 lines.append(f"{name}: BLOCK_T = {steps}, so {count} products a tile")

@@ -17,7 +17,7 @@ from sh2gen.base.errors import Sh2genError
 from sh2gen.base.files import read_generated
 from sh2gen.build.load_module import load_module
 from sh2gen.build.loaded import text_of
-from sh2gen.emit.emit import class_name
+from sh2gen.emit.words import class_name
 from sh2gen.graph.reference import reference
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.operator import OpSpec
@@ -95,6 +95,12 @@ class Operator:
         finally:
             with _PLAIN:
                 names["PLAIN"] -= 1
+
+    def use(self, config: Mapping[str, Mapping[str, int]]) -> None:
+        """Run kernels of the file's own width with a config, by kernel, from now on."""
+        names = vars(self.namespace)
+        names["CONFIGS"] = {("", names["CHANNELS"], names["GROUPS"]): config}
+        names["CHOSEN"].clear()
 
     def module(self, device: torch.device | str | None = None) -> nn.Module:
         """A fresh nn.Module with its own float32 parameters, called like the operator."""

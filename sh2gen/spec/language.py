@@ -481,8 +481,9 @@ def _parameters(spec: Description) -> Iterator[ParameterSpec]:
         dim = "channels" if spec.skip is Skip.CHANNEL else "groups"
         yield ParameterSpec(name="skip", shape=(rows,), dims=(dim,), init=uniform(taps))
     if spec.bias is not Bias.NONE:
-        dims = ("channels",)
-        yield ParameterSpec(name="bias", shape=(spec.channels,), dims=dims, init=uniform(taps))
+        yield ParameterSpec(
+            name="bias", shape=(spec.channels,), dims=("channels",), init=uniform(taps)
+        )
 
 
 def plain_value(value: Any, defaults: bool = True) -> Any:

@@ -139,7 +139,7 @@ def candidates(
     first = min([ranked[0], *(c for c in ranked if c.measured)], key=lambda c: c.score)
     others = sorted((c for c in ranked if c is not first), key=lambda c: c.score)
     if first.plan.kernels and (changes or known is not None):
-        refuse_clash(spec, first.plan, first.schedule)  # whatever the numbers
+        refuse_clash(spec, first.plan)  # whatever the numbers
         first = _with_numbers(spec, target, first, changes or {}, known)
     elif changes:
         schedule(spec, first.plan, changes)  # says that there is nothing to change
@@ -236,7 +236,7 @@ def _pinned(
         raise lock_error(lock, entry, error) from None
     (plan,) = named
     if plan.kernels:
-        refuse_clash(spec, plan, schedule(spec, plan))  # whatever the numbers
+        refuse_clash(spec, plan)  # whatever the numbers
     numbers = {d: dict(completed(plan.name, d, entry.numbers(d))) for d in DIRECTIONS}
     for direction in DIRECTIONS:
         legal = [knob for knob, _ in space(spec, plan, direction).knobs]

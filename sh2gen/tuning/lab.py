@@ -2,17 +2,15 @@
 
 Candidates are built ahead of time in processes side by side, and verified and timed in one more,
 which is replaced when a candidate hangs or breaks it. Triton's cache carries the binaries from the
-former to the latter: files that differ in numbers alone are imported as one, with other settings,
+former to the latter: files that differ in numbers alone are imported as one, with other configs,
 so that the kernels that they share are compiled once.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import json
 import math
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -22,12 +20,13 @@ from statistics import median
 from typing import Any
 
 from sh2gen.base.errors import CheckFailed, Sh2genError
-from sh2gen.base.files import unsigned, write_whole
+from sh2gen.base.files import write_whole
 from sh2gen.base.process import Worker, python_worker
 from sh2gen.build.build import BuiltKernel, Compilers, built_kernel, failure, kernel_job, misfit
 from sh2gen.emit.emit import emit
-from sh2gen.emit.launches import kernel_digests, launched, of_direction, short_shape, alignment_of
-from sh2gen.plan.source import KernelSource, Role, Source, Alignment
+from sh2gen.emit.launches import alignment_of, kernel_digests, launched, of_direction, short_shape
+from sh2gen.plan.plan import Role
+from sh2gen.plan.source import Alignment, KernelSource, Source
 from sh2gen.schedule.config import DIRECTIONS, Schedule, coupling, partner
 from sh2gen.schedule.space import Numbers, search_space
 from sh2gen.targets.target import Target
@@ -54,11 +53,6 @@ BUILD_LIMIT, VERIFY_LIMIT, TIME_LIMIT = 60.0, 120.0, 60.0
 _PATIENCE, LEAST_LIMIT, FIRST_LIMIT = 10, 10.0, 30.0
 # Numbers that only the compiler sees: kernels of equal code that differ in these run the same.
 _COMPILED = ("maxnreg", "PREFETCH", "PARTS")
-# The blocks of a generated file that a schedule decides, and the name that a digest makes unique.
-_SETTINGS = re.compile(
-    r"^(SCHEDULE|OPTIONS|PROGRAMS|NUMBERS) = (\{.*?\})(?:  #[^\n]*)?$", re.M | re.S
-)
-_UNIQUE = re.compile(r'(name = unique = "\w+_)[0-9a-f]{8}"')
 
 
 def ask(worker: Worker, job: Mapping[str, Any], limit: float) -> dict[str, Any]:
@@ -79,22 +73,15 @@ def measuring_worker() -> Worker:
     return python_worker("sh2gen.tuning.worker", "the process on the GPU")
 
 
-def settings(text: str) -> tuple[str, dict[str, Any]]:
-    """The text of a generated file without what a schedule decides, and that."""
-    text = unsigned(text)
-    found = {name: ast.literal_eval(block) for name, block in _SETTINGS.findall(text)}
-    return _UNIQUE.sub(r'\1"', _SETTINGS.sub(r"\1", text)), found
-
-
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A candidate on its way: which file it is, with which settings, its kernels, and which of
+    """A candidate on its way: which file it is, with which config, its kernels, and which of
     these its direction launches at the workloads.
     """
 
     numbers: Numbers
     file: str
-    settings: dict[str, Any]
+    config: Mapping[str, Mapping[str, int]]
     short: tuple[int, int]  # batch and length at which it is verified beside the workloads
     kernels: list[tuple[KernelSource, Future[dict[str, Any]]]]
     timed: tuple[KernelSource, ...]
@@ -275,12 +262,12 @@ class Workbench:
             pair = dict(zip(DIRECTIONS, (other, numbers), strict=True))
         whole = Schedule(plan=self._plan.name, **pair)
         source = emit(self._spec, self._plan, whole)
-        bare, decided = settings(source.text)
-        if bare not in self._files:
+        (config,) = source.configs.values()
+        if source.frame not in self._files:
             path = self._folder / str(len(self._files)) / f"{self._spec.op}.py"
             write_whole(path, source.text)
-            self._files[bare] = str(path), source.text
-        file, text = self._files[bare]
+            self._files[source.frame] = str(path), source.text
+        file, text = self._files[source.frame]
         shared = dataclasses.replace(source, text=text)
         of, capability = (self._spec, self._plan, whole, source.kernels), self._target.capability
         sizes = [(batch, length) for batch, length in self._sizes]
@@ -290,7 +277,7 @@ class Workbench:
             for kernel in launched(*of, (short, *sizes), capability)
         ]
         timed = of_direction(launched(*of, sizes, capability), self._direction)
-        return _Candidate(numbers, file, decided, short, kernels, timed)
+        return _Candidate(numbers, file, config, short, kernels, timed)
 
     def digests(self, numbers: Numbers) -> dict[str, str]:
         """`kernel_digests` of a candidate that was timed."""
@@ -389,7 +376,7 @@ class Workbench:
         job = {
             "do": do,
             "file": candidate.file,
-            "settings": candidate.settings,
+            "config": candidate.config,
             "direction": self._direction,
             "workloads": self._sizes,
         }

@@ -12,7 +12,7 @@ import torch
 from sh2gen.base.files import UNVERIFIED, write_whole
 from sh2gen.base.versions import beyond_triton
 from sh2gen.emit.emit import emit
-from sh2gen.emit.kernels import cuts
+from sh2gen.emit.kernels import splits_sequences
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
 from sh2gen.runtime.operator import InterpreterRunner, Operator, OperatorRunner
@@ -89,7 +89,7 @@ def quick_checks(
     )
     if plan.kernels and not beyond_triton():
         # A ragged length, and one of whole vectors: they take different masks.
-        shapes = ((2, 11), (1, _whole_vectors(plan, cut=cuts(spec, numbers))))
+        shapes = ((2, 11), (1, _whole_vectors(plan, cut=splits_sequences(spec, plan, numbers))))
         yield _interpreted(spec, plan, folder, torch.float32, shapes, ("equality",))
         if _scalar_tiles(plan, numbers):  # as scheduled, on a few channels
             yield _interpreted(

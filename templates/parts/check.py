@@ -46,8 +46,7 @@ def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
             channels = f"{roles} D" if roles > 1 else "D"
             shape = f"(B, {channels}, L)" if LAYOUT == "BDL" else f"(B, L, {channels})"
             raise ValueError(
-                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} "
-                f"with L >= {LEAST}"
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} with L >= {LEAST}"
             )
         if tensor.shape != x.shape:
             raise ValueError(
@@ -62,8 +61,19 @@ def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
         if tensor.dtype != x.dtype:
             raise TypeError(f"{OP}: {name} is {tensor.dtype}, but {names[0]} is {x.dtype}")
     check_parameters(channels_of(inputs), parameters)
+
+
+def require_triton(x: Tensor) -> None:
+    """Refuse what kernels would compute, where nothing can compile them."""
     if x.device.type == "cuda" and not HAS_TRITON:
         raise RuntimeError(f"{OP}: CUDA tensors need Triton, which is not installed")
+
+
+def has_shape(tensor: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor has a shape, dimension by dimension: some may be symbols."""
+    return tensor.dim() == len(shape) and all(
+        have == wanted for have, wanted in zip(tensor.shape, shape, strict=True)
+    )
 
 
 def check_parameters(channels: int, parameters: Sequence[Tensor]) -> None:
@@ -77,8 +87,8 @@ def check_parameters(channels: int, parameters: Sequence[Tensor]) -> None:
     shapes = parameter_shapes(channels, groups)
     accepted = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
     for (name, shape), tensor in zip(shapes.items(), parameters, strict=True):
-        as_conv1d = (shape[0], 1, shape[-1]) if name in TAPS else shape
-        if tuple(tensor.shape) not in (shape, as_conv1d):
+        as_conv1d = (shape[0], 1, shape[-1])
+        if not (has_shape(tensor, shape) or (name in TAPS and has_shape(tensor, as_conv1d))):
             raise ValueError(
                 f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} for {channels} "
                 f"channels in {groups} filter groups"

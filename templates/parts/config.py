@@ -7,6 +7,7 @@ import torch
 
 from sh2gen.plan.geometry import sm90_config
 
+BATCH = 1
 CONFIGS: dict = {}
 CHOSEN: dict = {}
 VARIANTS: dict = {"backward_sm90": ("backward", sm90_config)}
@@ -26,12 +27,15 @@ def configs_of(x: torch.Tensor, channels: int, groups: int) -> dict[str, dict[st
     """The config of every kernel and variant for inputs like x of so many channels and groups: one
     of CONFIGS, rather of this GPU than of another, or else the default.
     """
-    key = (x.device, channels, groups)
+    key = (x.device, int(channels), int(groups))
     if key not in CHOSEN:
         here = gpu_name(x.device)
         of_width = {gpu: one for (gpu, *sizes), one in CONFIGS.items() if sizes == [*key[1:]]}
         found = of_width.get(here) or next(iter(of_width.values()), None)
-        found = dict(found or default_configs(channels, groups, x.device))
+        found = {n: dict(one) for n, one in (found or default_configs(*key[1:], x.device)).items()}
+        for one in found.values():
+            if "PROGRAMS" in one:  # of a sequence; a batch of these runs at once
+                one["PROGRAMS"] = max(1, one["PROGRAMS"] // BATCH)
         for name, (kernel, derived) in VARIANTS.items():
             if own := derived(found[kernel]):
                 found[name] = own

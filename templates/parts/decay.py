@@ -14,9 +14,7 @@ def decayed(taps: Tensor, first_group: int = 0, groups_in_all: int | None = None
     """
     groups, steps = taps.shape
     whole = groups if groups_in_all is None else groups_in_all
-    ladder = torch.logspace(
-        *EXPONENTS, whole // REPEATS, dtype=torch.float64, device=taps.device
-    )
+    ladder = torch.logspace(*EXPONENTS, whole // REPEATS, dtype=torch.float64, device=taps.device)
     alpha = ladder.repeat(REPEATS)[first_group : first_group + groups]
     lag = torch.arange(steps, dtype=torch.float64, device=taps.device)
     lag = lag.flip(0) if LAG_LAST else lag

@@ -178,7 +178,11 @@ def launch(
 
 
 def reduce_partials(
-    kernel, programs: int, partials: Sequence[Tensor], parameters: Sequence[Tensor], **constants: int
+    kernel,
+    programs: int,
+    partials: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    **constants: int,
 ) -> list[Tensor]:
     """Gradients of parameter tensors, in their shapes and dtypes, from partial sums
     [splits, rows, columns], by one launch of all sections of the kernel that sums these.

@@ -196,4 +196,6 @@ def test_a_twin_is_built_for_its_gpu_only() -> None:
     plan = plans(spec, "toeplitz")[0]
     kernels = [k for k in emit(spec, plan, schedule(spec, plan)).kernels if k.gluon]
     assert [k.runs(Alignment.ALIGNED, 90) for k in kernels] == [True]
-    assert not kernels[0].runs(Alignment.ALIGNED, 100) and not kernels[0].runs(Alignment.UNALIGNED, 90)
+    assert not kernels[0].runs(Alignment.ALIGNED, 100) and not kernels[0].runs(
+        Alignment.UNALIGNED, 90
+    )

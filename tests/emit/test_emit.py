@@ -22,7 +22,8 @@ from sh2gen.emit import emit as module
 from sh2gen.emit.emit import _File, _names, class_name, emit, kernel_digest
 from sh2gen.emit.fit import fitted
 from sh2gen.lower import ALGORITHMS, plans
-from sh2gen.plan.source import Role, Source
+from sh2gen.plan.plan import Role
+from sh2gen.plan.source import Source
 from sh2gen.schedule.config import DIRECTIONS, Schedule, partner, schedule
 from sh2gen.schedule.space import search_space, space
 from sh2gen.spec.decode import load_spec, spec_from_dict

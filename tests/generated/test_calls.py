@@ -25,7 +25,7 @@ def refused(kind: type[Exception], text: str, call: Any, *args: Any, **kwargs: A
 
 
 def expected(case: Case, roles: int = 1) -> str:
-    channels = roles * case.spec.channels
+    channels = f"{roles} D" if roles > 1 else "D"
     shape = f"(B, L, {channels})" if case.operator.layout == "BLD" else f"(B, {channels}, L)"
     return f"expected {shape} with L >= 1"
 

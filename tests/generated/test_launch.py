@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     from tests.generated.conftest import Case
 
 
+def shapes_of(module: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of the parameters of a generated file, at its own width."""
+    found: dict[str, tuple[int, ...]] = module.parameter_shapes(module.CHANNELS, module.GROUPS)
+    return found
+
+
 class Kernel:
     """Remembers its launches; the first of them gives a binary, which remembers its own."""
 
@@ -63,14 +69,14 @@ class Binary:
 @pytest.mark.parametrize("case", ["hyena_bdl"], indirect=True)
 def test_a_remembered_binary_takes_constants_in_the_order_of_the_kernel(case: Case) -> None:
     launch, kernel, x = case.operator.namespace.launch, Kernel(), torch.zeros(16)
-    options = {"num_warps": 1}
+    config = {"TILES": 2, "ROWS": 8, "num_warps": 1, "maxnreg": 0}
     for end in (5, 6):
-        launch(kernel, 3, x, end, options=options, ROWS=8, TILES=2)
-    assert kernel.compiled == [((x, 5), {"ROWS": 8, "TILES": 2, "num_warps": 1})]
+        launch(kernel, 3, x, end, config=config, ROWS=8)
+    compiled = {"ROWS": 8, "TILES": 2, "num_warps": 1, "enable_fp_fusion": True}
+    assert kernel.compiled == [((x, 5), compiled)]
     assert kernel.direct == [(x, 6, 8, 2)]
-    for constants in ({"TILES": 2, "ROWS": 8}, {"ROWS": 8}):
-        with pytest.raises(AssertionError, match="order"):
-            launch(Kernel(), 3, x, 5, options=options, **constants)
+    with pytest.raises(AssertionError, match="order"):
+        launch(Kernel(), 3, x, 5, config=config, TILES=2)
 
 
 @pytest.mark.parametrize("twin", [True, False])
@@ -82,20 +88,20 @@ def test_a_twin_is_launched_with_its_own_numbers(
     module = case.operator.namespace
     launches: list[tuple[Any, int, tuple[Any, ...], dict[str, Any]]] = []
 
-    def launch(kernel: Any, grid: int, *arguments: Any, **constants: Any) -> None:
-        launches.append((kernel, grid, arguments, constants))
+    def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+        launches.append((kernel, programs, arguments, constants))
 
     monkeypatch.setattr(module, "launch", launch)
     monkeypatch.setattr(module, "suits_sm90", lambda *call: twin)
     length = 4096
     inputs = [torch.zeros(2, 8, length, dtype=torch.bfloat16) for _ in range(3)]
-    parameters = [torch.zeros(shape) for shape in module.PARAMETERS.values()]
+    parameters = [torch.zeros(shape) for shape in shapes_of(module).values()]
     module.launch_backward(inputs[0], inputs, parameters, [])
     kernel, grid, arguments, constants = launches[0]
-    numbers = module.SCHEDULE["backward_sm90" if twin else "backward"]
+    name = "backward_sm90" if twin else "backward"
+    numbers = module.configs_of(inputs[0], 8, 2)[name]
     assert kernel is (module.tiny_blocks_backward_sm90 if twin else module.tiny_blocks_backward)
-    assert constants["options"] == module.OPTIONS["backward_sm90" if twin else "backward"]
-    assert numbers.items() <= constants.items() and ("EVEN" in constants) != twin
+    assert constants["config"] == numbers and ("EVEN" in constants) != twin
     segments, block = (32, 64) if twin else (8, 32)
     assert (numbers["SEGMENTS"], numbers["BLOCK_T"]) == (segments, block)
     tiles, along_time = arguments[-1], arguments[-2]
@@ -131,20 +137,25 @@ def test_a_launch_finds_what_was_built_ahead_of_time(
     cache = tmp_path / "cache"
     monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
     monkeypatch.setattr(triton.knobs.cache, "dir", str(cache))
-    build(source, H200, variants=("aligned",))
+    build(source, H200, alignments=("aligned",))
     built = {path.name for path in cache.iterdir()}
     (tmp_path / f"{op}.py").write_text(source.text)
     module = load_module(tmp_path / f"{op}.py", interpret=False)
     launched = []
 
-    def launch(kernel: Any, grid: int, *arguments: Any, options: Any, **constants: int) -> None:
-        kernel.warmup(*arguments, grid=(grid,), **constants, **options)
+    def launch(
+        kernel: Any, programs: int, *arguments: Any, config: dict[str, int], **constants: int
+    ) -> None:
+        left = kernel.arg_names[len(arguments) + len(constants) :]
+        constants |= {name: config[name] for name in left}
+        options = {name: config[name] for name in module.TOLD if config.get(name)}
+        kernel.warmup(*arguments, grid=(programs,), **constants, **options, enable_fp_fusion=True)
         launched.append(kernel.__name__)
 
     monkeypatch.setattr(module, "launch", launch)
     monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
     inputs = [torch.zeros(1, spec.channels, 2048, dtype=torch.bfloat16) for _ in spec.inputs]
-    parameters = [torch.zeros(shape) for shape in module.PARAMETERS.values()]
+    parameters = [torch.zeros(shape) for shape in shapes_of(module).values()]
     parameters = module.effective(*parameters)
     y, *saved = module.launch_forward(inputs, parameters)
     module.launch_backward(y, inputs, parameters, saved)
@@ -182,9 +193,9 @@ TUNED: list[tuple[str, int, list[tuple[int, int]], set[str], set[str]]] = [
     ("hyena_se", 64, [(1, 1001), (1, 2048)], set(), set()),
     ("hyena_mr", 256, [(1, 4096)], {"backward_sm90"}, {"backward"}),
     ("hyena_mr", 256, [(1, 4096), (2, 520)], {"backward_sm90", "backward"}, set()),
-    ("hyena_li", 32, [(1, 16384)], {"forward_sums", "backward_sums", "join_spans"}, set()),
-    ("hyena_li", 32, [(1, 512)], set(), {"forward_sums", "backward_sums", "join_spans"}),
-    ("hyena_li", 32, [(1, 16381), (1, 512)], {"forward_sums", "join_spans"}, set()),
+    ("hyena_li", 32, [(1, 16384)], {"forward_sums", "backward_sums", "join_splits"}, set()),
+    ("hyena_li", 32, [(1, 512)], set(), {"forward_sums", "backward_sums", "join_splits"}),
+    ("hyena_li", 32, [(1, 16381), (1, 512)], {"forward_sums", "join_splits"}, set()),
     ("hyena_li_stateful", 4096, [(1, 2048)], set(), {"forward_sums"}),
 ]
 
@@ -237,12 +248,16 @@ def test_launches_of_a_candidate_find_what_was_built_and_all_that_was_built_is_l
     built = {path.name for path in cache.iterdir()}
     operator = Operator(Path(candidate.file))
     module = operator.namespace
-    for name, values in candidate.settings.items():
-        setattr(module, name, values)
+    operator.use(candidate.config)
     binaries: set[tuple[Any, ...]] = set()
 
-    def launch(kernel: Any, grid: int, *arguments: Any, options: Any, **constants: int) -> None:
-        kernel.warmup(*arguments, grid=(grid,), **constants, **options)
+    def launch(
+        kernel: Any, programs: int, *arguments: Any, config: dict[str, int], **constants: int
+    ) -> None:
+        left = kernel.arg_names[len(arguments) + len(constants) :]
+        constants |= {name: config[name] for name in left}
+        options = {name: config[name] for name in module.TOLD if config.get(name)}
+        kernel.warmup(*arguments, grid=(programs,), **constants, **options, enable_fp_fusion=True)
         binaries.add((kernel.__name__, *constants.items()))
 
     monkeypatch.setattr(module, "launch", launch)
@@ -261,7 +276,7 @@ def launch_once(operator: Operator, batch: int, length: int) -> None:
     """Forward and backward of a file as they are timed, on a stand-in for its kernels."""
     module = operator.namespace
     inputs = [activation(operator, batch, length, torch.bfloat16, "cpu") for _ in module.INPUTS]
-    parameters = [torch.zeros(shape) for shape in module.PARAMETERS.values()]
+    parameters = [torch.zeros(shape) for shape in shapes_of(module).values()]
     parameters = module.effective(*parameters)
     state = {}
     if hasattr(module, "stateful_op"):

@@ -93,7 +93,7 @@ def test_a_sequence_of_less_than_no_axis(stateful: Case) -> None:
     wanted = "(B, L, {})" if stateful.operator.layout == "BLD" else "(B, {}, L)"
     text = (
         f"{stateful.spec.op}: {stateful.spec.inputs[0]} has shape {tuple(x.shape)}, "
-        f"expected {wanted.format(stateful.spec.channels)} with L >= 0"
+        f"expected {wanted.format('D')} with L >= 0"
     )
     refused(ValueError, text, stateful.module(), *[x] * len(stateful.spec.inputs))
 

@@ -478,7 +478,7 @@ def test_export_of_tensors_on_a_gpu(case: Case) -> None:
     """Which only say that they are: of any batch, and any length that is a multiple of 8."""
     with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True):
         module = case.operator.module(device="meta")
-        for name, shape in case.operator.namespace.PARAMETERS.items():
+        for name, shape in {p.name: p.shape for p in case.spec.parameters}.items():
             values = torch.empty(shape, device="cuda")
             setattr(module, name, nn.Parameter(values, requires_grad=False))
         inputs = tuple(torch.empty(case.shape(2, 24), device="cuda") for _ in case.spec.inputs)
