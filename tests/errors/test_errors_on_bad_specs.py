@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sh2gen.base.errors import CODES, Sh2genError
-from sh2gen.spec.language import load_spec
+from sh2gen.spec.decode import load_spec
 
 FOLDER = Path(__file__).parent
 BAD = sorted(path.name for path in FOLDER.glob("*.yaml"))
