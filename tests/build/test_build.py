@@ -288,7 +288,7 @@ def test_a_script_without_a_main_guard_can_build(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "from sh2gen.build.build import build\n"
-        "from sh2gen.plan.plan import (Role\n")
+        "from sh2gen.plan.plan import Role\n"
         "from sh2gen.plan.source import KernelSource, Source\n"
         "from sh2gen.targets.target import H200\n"
         f"kernel = KernelSource(name='scale', role=Role.FORWARD, signature={SCALE.signature},"
