@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,16 +27,18 @@ from sh2gen.base.files import (
 from sh2gen.build.build import Building, Built, KernelFailed, check_fits
 from sh2gen.cost.cost import Prediction, predictions
 from sh2gen.emit.emit import emit
+from sh2gen.emit.kernels import kernel_sources
 from sh2gen.emit.launches import alignment_of, kernel_digests, launched, of_direction
 from sh2gen.lower import verdicts
 from sh2gen.lower.verdict import Verdict
+from sh2gen.plan.plan import Plan
 from sh2gen.plan.source import Alignment, Source
 from sh2gen.runtime.operator import Operator
-from sh2gen.schedule.config import DIRECTIONS
+from sh2gen.schedule.config import DIRECTIONS, Schedule
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
-from sh2gen.tuning.choose import Candidate, passed_over
+from sh2gen.tuning.choose import Candidate, gpu_name, passed_over
 from sh2gen.tuning.refit import refit
 from sh2gen.verify import checks, stages
 from sh2gen.verify.checks import quick_checks, quick_count
@@ -48,12 +50,27 @@ Advance = Callable[[int, int, float, float], None]
 Done = Callable[[int, float, float], None]  # of one operator: stages that are done; these times
 
 
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One width of a generated file.
+
+    Attributes:
+        gpu: what torch calls the GPU that the schedule was tuned on; empty if it was for none.
+    """
+
+    spec: OpSpec
+    schedule: Schedule
+    gpu: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compilation:
     """Everything that was decided, found and written for one operator.
 
     Attributes:
         spec: the operator.
+        family: this and others of its kind, which share a file: the one whose width is the file's
+            own first.
         verdicts: every algorithm's answer.
         candidates: every plan; the first is the one that was taken, the others cheapest first.
         predictions: by workload and direction.
@@ -65,6 +82,7 @@ class Compilation:
     """
 
     spec: OpSpec
+    family: tuple[Member, ...]
     target: Target
     verdicts: dict[str, Verdict]
     candidates: tuple[Candidate, ...]
@@ -80,6 +98,18 @@ class Compilation:
         return self.candidates[0]
 
     @property
+    def width(self) -> tuple[int, int]:
+        """Channels and filter groups."""
+        return self.spec.channels, self.spec.filter.groups
+
+    @property
+    def label(self) -> str:
+        """What messages call it: its width too, if others share its file."""
+        if len(self.family) == 1:
+            return self.spec.op
+        return f"{self.spec.op} of {self.width[0]} channels"
+
+    @property
     def verified(self) -> str:
         """How it was verified, as the file says it."""
         return statement(self.source.text)
@@ -89,6 +119,8 @@ class Compilation:
         kernels = self.built.kernels if self.built else ()
         return {
             "op": self.spec.op,
+            "channels": self.spec.channels,
+            "groups": self.spec.filter.groups,
             "digest": self.spec.digest,
             "path": str(self.path),
             "target": self.target.name,
@@ -180,10 +212,25 @@ class Tests:
         return ways * self.verified, build
 
 
+def member(spec: OpSpec, chosen: Candidate, gpu: Target) -> Member:
+    """A width with the schedule that was taken for it."""
+    tuned = any(not origin.startswith("default") for origin in chosen.origins.values())
+    return Member(spec, chosen.schedule, gpu_name(gpu) if tuned else "")
+
+
+def text_of(family: Sequence[Member], plan: Plan) -> Source:
+    """The file that serves a family."""
+    own, *others = family
+    return emit(
+        own.spec, plan, own.schedule, own.gpu, [(m.spec, m.schedule, m.gpu) for m in others]
+    )
+
+
 def written(
     spec: OpSpec,
     gpu: Target,
     ranked: tuple[Candidate, ...],
+    family: tuple[Member, ...],
     path: Path,
     seconds: dict[str, float],
 ) -> Compilation:
@@ -191,13 +238,16 @@ def written(
     that says of how it was verified.
     """
     chosen = ranked[0]
-    source = emit(spec, chosen.plan, chosen.schedule)
+    source = text_of(family, chosen.plan)
+    kernels = kernel_sources(spec, chosen.plan, chosen.schedule)
+    source = dataclasses.replace(source, kernels=kernels)
     with suppress(OSError):
         before = read_text(path)
         if intact(before) and same_program(before, source.text):
             source = dataclasses.replace(source, text=stated(source.text, statement(before)))
     return Compilation(
         spec=spec,
+        family=family,
         target=gpu,
         verdicts=verdicts(spec),
         candidates=ranked,
@@ -240,7 +290,9 @@ def tested(compilation: Compilation, how: Tests, say: Progress, done: Done) -> C
             spec, gpu = compilation.spec, compilation.target
             first = refit(spec, compilation.chosen, gpu, failed, say)
             ranked = (first, *compilation.candidates[1:])
-            compilation = written(spec, gpu, ranked, compilation.path, compilation.seconds)
+            own = member(spec, first, gpu)
+            family = tuple(own if m.spec == spec else m for m in compilation.family)
+            compilation = written(spec, gpu, ranked, family, compilation.path, compilation.seconds)
     return _once(compilation, how, say, done)
 
 
@@ -274,7 +326,7 @@ def _once(compilation: Compilation, how: Tests, say: Progress, done: Done) -> Co
     with ExitStack() as stack:
         pending: Building | None = None
         if how.built and source.kernels:
-            say(f"{spec.op}: compiling {len(source.kernels)} kernels for {gpu.sm}")
+            say(f"{compilation.label}: compiling {len(source.kernels)} kernels for {gpu.sm}")
             building = Building(source, gpu, alignments=how.alignments)
             pending = stack.enter_context(closing(building))
             if torch.cuda.is_available():  # verification will run them: they must fit
@@ -286,9 +338,13 @@ def _once(compilation: Compilation, how: Tests, say: Progress, done: Done) -> Co
                 write_whole(draft, source.text)
                 chosen = compilation.chosen
                 for check in quick_checks(
-                    spec, chosen.plan, chosen.schedule, Operator(draft), folder
+                    spec,
+                    chosen.plan,
+                    chosen.schedule,
+                    Operator(draft, width=compilation.width),
+                    folder,
                 ):
-                    say(f"{spec.op}: verifying {check.label}")
+                    say(f"{compilation.label}: verifying {check.label}")
                     before, this = sum(ways[: len(reports)]), ways[len(reports)]
 
                     def inner(
@@ -302,7 +358,7 @@ def _once(compilation: Compilation, how: Tests, say: Progress, done: Done) -> Co
                     told(len(reports), before + this, _left(pending))
             lap("verify")
         if pending is not None:
-            say(f"{spec.op}: waiting for the compilers")
+            say(f"{compilation.label}: waiting for the compilers")
             compiled = pending.result(
                 lambda n, total, _: told(len(ways), sum(ways), 1 - n / total)
             )

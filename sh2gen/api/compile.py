@@ -20,7 +20,9 @@ from sh2gen.api.compilation import (
     Compilation,
     Progress,
     Tests,
+    member,
     tested,
+    text_of,
     written,
 )
 from sh2gen.base.errors import Sh2genError
@@ -29,6 +31,8 @@ from sh2gen.base.files import (
     read_text,
     refuse_to_replace,
     same_program,
+    stated,
+    statement,
     write_all,
 )
 from sh2gen.base.versions import beyond_triton, untested
@@ -37,6 +41,7 @@ from sh2gen.spec.decode import load_spec
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
 from sh2gen.tuning.choose import (
+    Candidate,
     Changes,
     Tables,
     candidates,
@@ -77,7 +82,8 @@ def compile_operators(
     advance: Advance | None = None,
     warn: Progress | None = None,
 ) -> tuple[Compilation, ...]:
-    """Compile operators into `out`/<op>.py. Nothing is written unless every step of all succeeds.
+    """Compile operators into `out`/<op>.py, those that differ in channels, groups and workloads
+    alone into one file. Nothing is written unless every step of all succeeds.
 
     Args:
         ops: specs, or paths of op.yaml files.
@@ -112,26 +118,17 @@ def compile_operators(
             )
         refuse_to_write(Path(lock))
     gpu = target if isinstance(target, Target) else resolve_target(target)
-    specs: list[OpSpec] = []
-    origins: dict[str, list[str]] = {}
-    for op in ops:
-        spec = resized(op if isinstance(op, OpSpec) else load_spec(op), lengths, batch)
-        specs.append(spec)
-        origins.setdefault(spec.op, []).append("a spec" if isinstance(op, OpSpec) else str(op))
-    for name, several in origins.items():
-        if len(several) > 1:
-            raise Sh2genError(
-                "C006",
-                f"{len(several)} operators are named `{name}`, and so is the file of each: "
-                + ", ".join(several),
-                help="give each a name of its own, and every file once",
-            )
+    families = _families(ops, lengths, batch)
     known = known_numbers(tables, locked)
     warn = warn or say
     for text in (*untested(), *(f"skipped: {damage}" for damage in known.damages)):
         warn(text)
     advance = advance or (lambda done, stages, passed, whole: None)
-    chosen = [_choose(spec, gpu, plan, changes, known, Path(out), say) for spec in specs]
+    chosen = [
+        compilation
+        for family in families
+        for compilation in _choose(family, gpu, plan, changes, known, Path(out), say)
+    ]
     for compilation in chosen:
         for text in compilation.chosen.warnings:
             warn(text)
@@ -176,6 +173,7 @@ def compile_operators(
 
         finished.append(tested(compilation, how, say, done))
         before += how.stages(compilation)
+    finished = _of_one_text(finished)
     files = {c.path: c.source.text.encode() for c in finished} if write else {}
     if lock is not None:
         files[Path(lock)] = lock_text(Path(lock), [_lock_entry(c) for c in finished]).encode()
@@ -215,22 +213,79 @@ def compile_operator(op: OpSpec | str | PathLike[str], **options: Any) -> Compil
     return compilation
 
 
+def _families(
+    ops: Iterable[OpSpec | str | PathLike[str]], lengths: Sequence[int], batch: int | None
+) -> list[list[OpSpec]]:
+    """The operators, those of one name together, since one file serves them: first the one whose
+    file has that name too, else the one that was given first.
+
+    Raises:
+        Sh2genError: C006 if operators of one name are of two kinds, or have one width.
+    """
+    named: dict[str, list[tuple[bool, OpSpec, str]]] = {}
+    for op in ops:
+        spec = resized(op if isinstance(op, OpSpec) else load_spec(op), lengths, batch)
+        where = "a spec" if isinstance(op, OpSpec) else str(op)
+        own = not isinstance(op, OpSpec) and Path(op).stem == spec.op
+        named.setdefault(spec.op, []).append((not own, spec, where))
+    families = []
+    for name, members in named.items():
+        members.sort(key=lambda one: one[0])
+        specs = [spec for _, spec, _ in members]
+        widths = {(spec.channels, spec.filter.groups) for spec in specs}
+        if any(spec.kind != specs[0].kind for spec in specs) or len(widths) < len(specs):
+            raise Sh2genError(
+                "C006",
+                f"{len(specs)} operators are named `{name}`, and so is the file of each: "
+                + ", ".join(where for _, _, where in members),
+                help="one file serves operators that differ in channels, groups and workloads, "
+                "each width once; give others a name of their own",
+            )
+        families.append(specs)
+    return families
+
+
 def _choose(
-    spec: OpSpec,
+    specs: Sequence[OpSpec],
     gpu: Target,
     plan: str | None,
     changes: Changes | None,
     known: Tables,
     out: Path,
     say: Progress,
-) -> Compilation:
-    """The generated text, neither built nor verified nor written."""
-    begin = time.perf_counter()
-    say(f"{spec.op}: choosing a plan")
-    ranked = candidates(spec, gpu, plan, changes, known)
-    compilation = written(spec, gpu, ranked, out / f"{spec.op}.py", {})
-    seconds = {"choose": round(time.perf_counter() - begin, 3)}
-    return dataclasses.replace(compilation, seconds=seconds)
+) -> list[Compilation]:
+    """The generated text of a family, neither built nor verified nor written: all by the plan that
+    is best for the first.
+    """
+    found: list[tuple[OpSpec, tuple[Candidate, ...], float]] = []
+    for spec in specs:
+        begin = time.perf_counter()
+        say(f"{spec.op}: choosing a plan")
+        own = found[0][1][0].plan.name if found else plan
+        ranked = candidates(spec, gpu, own, changes, known)
+        found.append((spec, ranked, time.perf_counter() - begin))
+    family = tuple(member(spec, ranked[0], gpu) for spec, ranked, _ in found)
+    return [
+        written(spec, gpu, ranked, family, out / f"{spec.op}.py", {"choose": round(seconds, 3)})
+        for spec, ranked, seconds in found
+    ]
+
+
+def _of_one_text(finished: Sequence[Compilation]) -> list[Compilation]:
+    """The same, those of a family with the text that holds what was taken for each of them: a
+    width whose schedule did not fit the compiler has another than others knew of.
+    """
+    taken = {c.spec: member(c.spec, c.chosen, c.target) for c in finished}
+    texts: dict[Path, str] = {}
+    found = []
+    for c in finished:
+        family = tuple(taken[m.spec] for m in c.family)
+        if c.path not in texts:
+            how = statement(c.source.text)
+            texts[c.path] = stated(text_of(family, c.chosen.plan).text, how)
+        source = dataclasses.replace(c.source, text=texts[c.path])
+        found.append(dataclasses.replace(c, family=family, source=source))
+    return found
 
 
 def stale(compilation: Compilation) -> bool:

@@ -27,7 +27,7 @@ _LINES = {
 }
 
 
-def entry(spec: OpSpec, plan: Plan, schedule: Schedule) -> dict[str, dict[str, int]]:
+def entry(plan: Plan, schedule: Schedule) -> dict[str, dict[str, int]]:
     """The config of each kernel."""
     return {kernel.role.value: dict(schedule.numbers(kernel.role)) for kernel in plan.kernels}
 

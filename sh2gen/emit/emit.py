@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import hashlib
 import keyword
+from collections.abc import Sequence
 from functools import lru_cache
 
 from sh2gen.base.errors import Sh2genError
@@ -30,11 +31,18 @@ from sh2gen.spec.operator import OpSpec
 _SUFFIXES = ("forward", "backward", "packed")
 
 
-def emit(spec: OpSpec, plan: Plan, schedule: Schedule, gpu: str = "") -> Source:
+def emit(
+    spec: OpSpec,
+    plan: Plan,
+    schedule: Schedule,
+    gpu: str = "",
+    others: Sequence[tuple[OpSpec, Schedule, str]] = (),
+) -> Source:
     """The generated file of one plan under one schedule, and how to compile its kernels.
 
     Args:
         gpu: what torch calls the GPU that the schedule was decided for, if it was for one.
+        others: schedules of the same kind of operator at other widths, each with its GPU.
 
     Example: `emit(spec, plan, schedule(spec, plan)).text`
 
@@ -44,7 +52,10 @@ def emit(spec: OpSpec, plan: Plan, schedule: Schedule, gpu: str = "") -> Source:
     assert schedule.plan == plan.name
     refuse_clash(spec, plan)
     frame = _frame(spec, plan)
-    configs = {(gpu, spec.channels, spec.filter.groups): config.entry(spec, plan, schedule)}
+    configs = {
+        (name, one.channels, one.filter.groups): config.entry(plan, numbers)
+        for one, numbers, name in ((spec, schedule, gpu), *others)
+    }
     text = frame.replace(f"\n{CONFIGS}\n", f"\n{table(configs)}\n", 1)
     return Source(
         op=spec.op,

@@ -76,7 +76,7 @@ def print_compilation(c: Any) -> None:
         rows.append(("not verified", without_triton()))
     rows.append(("seconds", ", ".join(f"{stage} {s:.1f}" for stage, s in c.seconds.items())))
     width = max(len(name) for name, _ in rows)
-    say(f"{c.spec.op}")
+    say(c.label)
     for name, text in rows:
         say(f"  {name.ljust(width)}  {text}")
 

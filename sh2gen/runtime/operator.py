@@ -32,17 +32,23 @@ class Operator:
     """A compiled operator: one generated file, imported.
 
     Attributes:
-        spec: what it computes.
+        spec: what it computes, at one width; the file computes it at any.
         path: the generated file.
         layout: "BLD" for activations (B, L, D), "BDL" for (B, D, L).
         plan: algorithm/layout/what forward saves.
         namespace: the imported module.
     """
 
-    def __init__(self, path: Path, *, edited: bool = False) -> None:
-        """Execute the file, once it is known that sh2gen wrote it: `read_generated`."""
+    def __init__(
+        self, path: Path, *, edited: bool = False, width: tuple[int, int] | None = None
+    ) -> None:
+        """Execute the file, once it is known that sh2gen wrote it: `read_generated`.
+
+        Args:
+            width: channels and filter groups, instead of the file's own.
+        """
         self.path = path
-        self._edited = edited
+        self._edited, self._width = edited, width
         text = read_generated(path, edited=edited)
         try:
             self._bind(load_module(path, interpret=False, text=text))
@@ -54,12 +60,15 @@ class Operator:
     def _bind(self, namespace: ModuleType) -> None:
         self.namespace = namespace
         self.spec: OpSpec = spec_from_dict(namespace.SPEC)
+        if self._width is not None:
+            self.spec = self.spec.with_width(*self._width)
         self.plan: str = namespace.PLAN
         self.layout: str = namespace.LAYOUT
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickle and copy: the same module where it is loaded, else the file anew."""
-        return _restored, (str(self.path.absolute()), self.namespace.__name__, self._edited)
+        where = str(self.path.absolute()), self.namespace.__name__
+        return _restored, (*where, self._edited, self._width)
 
     def __call__(self, *inputs: Tensor, **parameters: Any) -> Any:
         """y of the inputs (`spec.inputs`, or one tensor of packed features), differentiable; and
@@ -97,14 +106,15 @@ class Operator:
                 names["PLAIN"] -= 1
 
     def use(self, config: Mapping[str, Mapping[str, int]]) -> None:
-        """Run kernels of the file's own width with a config, by kernel, from now on."""
+        """Run kernels of this width with a config, by kernel, from now on."""
         names = vars(self.namespace)
-        names["CONFIGS"] = {("", names["CHANNELS"], names["GROUPS"]): config}
+        names["CONFIGS"] = {("", self.spec.channels, self.spec.filter.groups): config}
         names["CHOSEN"].clear()
 
     def module(self, device: torch.device | str | None = None) -> nn.Module:
         """A fresh nn.Module with its own float32 parameters, called like the operator."""
-        made: nn.Module = getattr(self.namespace, class_name(self.spec.op))(device=device)
+        kind = getattr(self.namespace, class_name(self.spec.op))
+        made: nn.Module = kind(self.spec.channels, self.spec.filter.groups, device=device)
         return made
 
     def reference(self, *inputs: Tensor, **parameters: Tensor) -> Tensor:
@@ -146,7 +156,9 @@ class Operator:
         return f"<sh2gen.Operator {self.spec.op}({names}) {self.plan} from {self.path}>"
 
 
-def _restored(path: str, name: str, edited: bool) -> Operator:
+def _restored(
+    path: str, name: str, edited: bool, width: tuple[int, int] | None = None
+) -> Operator:
     """The operator of a module in this process, or else of the file that it was made of.
 
     Raises:
@@ -155,14 +167,14 @@ def _restored(path: str, name: str, edited: bool) -> Operator:
     try:
         namespace = importlib.import_module(name)
     except ModuleNotFoundError:
-        operator = Operator(Path(path), edited=edited)
+        operator = Operator(Path(path), edited=edited, width=width)
         if text_of(operator.namespace.__name__) != text_of(name):
             raise Sh2genError(
                 "B005", f"{path} has changed since an operator of it was pickled"
             ) from None
         return operator
     operator = Operator.__new__(Operator)
-    operator.path, operator._edited = Path(path), edited
+    operator.path, operator._edited, operator._width = Path(path), edited, width
     operator._bind(namespace)
     return operator
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, is_dataclass
+from dataclasses import MISSING, dataclass, is_dataclass, replace
 from typing import Any
 
 from sh2gen.spec.language import Description, language_fields, plain_value
@@ -21,6 +21,24 @@ class OpSpec(Description):
     def __post_init__(self) -> None:
         for problem in problems(self):
             raise problem
+
+    @property
+    def kind(self) -> dict[str, Any]:
+        """`canonical` without what one generated file can differ in: width and workloads."""
+        found = self.canonical()
+        found.pop("channels", None)
+        found.pop("workloads", None)
+        found["filter"] = {k: v for k, v in found["filter"].items() if k != "groups"}
+        return found
+
+    def with_width(self, channels: int, groups: int) -> OpSpec:
+        """The same kind of operator on other channels, in other filter groups.
+
+        Raises:
+            Sh2genError: S006 if such groups cannot be.
+        """
+        inner = replace(self.filter, groups=groups)
+        return replace(self, channels=channels, filter=inner)
 
 
 def with_defaults(values: Mapping[str, Any], kind: Any = OpSpec) -> dict[str, Any]:
