@@ -2,6 +2,7 @@
 
 import sh2gen
 
+operator = sh2gen.operator("hyena_mr", channels=1920, groups=128)  # compiled once, from a cache
 operator = sh2gen.compile("ops/hyena_se.yaml")  # writes generated/hyena_se.py and imports it
 sh2gen.tune("ops/hyena_se.yaml")  # on a GPU: compile takes what it finds from then on
 operator = sh2gen.load("generated/hyena_se.py")  # imports it again, without compiling
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sh2gen.api.compile import compile, load
+    from sh2gen.api.operator import operator
     from sh2gen.api.tune import tune
     from sh2gen.base.errors import CheckFailed, Sh2genError
     from sh2gen.runtime.operator import Operator
@@ -33,6 +35,7 @@ __all__ = [
     "compile",
     "load",
     "load_spec",
+    "operator",
     "parse_spec",
     "tune",
 ]
@@ -46,6 +49,7 @@ _HOMES = {  # imported when they are first asked for: torch takes two seconds
     "compile": "api.compile",
     "load": "api.compile",
     "load_spec": "spec.decode",
+    "operator": "api.operator",
     "parse_spec": "spec.decode",
     "tune": "api.tune",
 }

@@ -57,7 +57,7 @@ class VerificationStep:
 
 
 _ON_GPU = "on "
-_PLAIN_ALONE = "by plain PyTorch alone, not the kernels."
+PLAIN_ALONE = "by plain PyTorch alone, not the kernels."
 EAGER_SHAPES = ((2, 19),)  # batch, length
 GPU_SHAPES = ((2, 37), (1, 1000))
 
@@ -118,14 +118,14 @@ def statement(plan: Plan) -> str:
         return "by plain PyTorch, which is all of it, not yet run on a GPU."
     if not beyond_triton():
         return "by Triton's interpreter, not yet run on a GPU."
-    return _PLAIN_ALONE
+    return PLAIN_ALONE
 
 
 def stronger(one: str, other: str) -> str:
     """Of two such statements of the same file the one that says more; the first if neither."""
 
     def strength(text: str) -> int:
-        return 3 if text.startswith(_ON_GPU) else {UNVERIFIED: 0, _PLAIN_ALONE: 1}.get(text, 2)
+        return 3 if text.startswith(_ON_GPU) else {UNVERIFIED: 0, PLAIN_ALONE: 1}.get(text, 2)
 
     return max(one, other, key=strength)
 

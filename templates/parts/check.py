@@ -70,9 +70,10 @@ def require_triton(x: Tensor) -> None:
 
 
 def has_shape(tensor: Tensor, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor has a shape, dimension by dimension: some may be symbols."""
-    return tensor.dim() == len(shape) and all(
-        have == wanted for have, wanted in zip(tensor.shape, shape, strict=True)
+    """Whether a tensor has a shape; where some dimensions are symbols, one by one."""
+    return tensor.shape == shape or (
+        tensor.dim() == len(shape)
+        and all(have == wanted for have, wanted in zip(tensor.shape, shape, strict=True))
     )
 
 

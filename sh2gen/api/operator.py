@@ -1,0 +1,169 @@
+"""`sh2gen.operator`: an operator by name and width, compiled once for a machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import stat
+from contextlib import closing
+from os import PathLike
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+from sh2gen.api.inputs import resolve_target
+from sh2gen.base.errors import Sh2genError
+from sh2gen.base.files import (
+    intact,
+    read_text,
+    same_program,
+    stated,
+    write_whole,
+)
+from sh2gen.base.versions import beyond_triton
+from sh2gen.build.build import Building, check_fits
+from sh2gen.emit.emit import emit
+from sh2gen.plan.source import Alignment, Source
+from sh2gen.runtime.operator import Operator, OperatorRunner
+from sh2gen.spec.decode import load_spec
+from sh2gen.spec.operator import OpSpec
+from sh2gen.targets.target import Target
+from sh2gen.tuning.choose import Candidate, candidates, gpu_name, tables
+from sh2gen.tuning.records import home
+from sh2gen.verify import checks
+from sh2gen.verify.checks import PLAIN_ALONE, VerificationStep
+
+# (B, L) at which a fresh file is compared with float64. Of whole vectors: those of other lengths
+# are binaries of their own, which would take as long again to compile.
+SHAPES = ((2, 1032),)
+EAGER_SHAPES = ((2, 37),)
+
+
+def operator(
+    op: OpSpec | str | PathLike[str],
+    channels: int | None = None,
+    groups: int | None = None,
+    *,
+    target: str | Target | None = None,
+) -> Operator:
+    """An operator of any width, from the user's cache.
+
+    The first time that a machine asks for it, it is compiled and compared with float64: its
+    kernels on a GPU if there is one, plain PyTorch otherwise, which is what runs then. Processes
+    that ask at once wait for the one that does it.
+
+    layer = sh2gen.operator("hyena_mr", channels=1920, groups=128).module(device="cuda")
+
+    Args:
+        op: a shipped operator's name, the path of an op.yaml, or a spec.
+        channels: D, instead of the operator's own.
+        groups: filter groups; as wide as those of the operator if absent.
+        target: as `compile` takes it.
+
+    Raises:
+        Sh2genError: what is wrong with the operator, the width or the cache; CheckFailed if a
+            result is wrong.
+    """
+    spec = op if isinstance(op, OpSpec) else load_spec(op)
+    if channels is not None or groups is not None:
+        width = spec.group_width
+        channels = spec.channels if channels is None else channels
+        spec = spec.with_width(channels, channels // width if groups is None else groups)
+    gpu = target if isinstance(target, Target) else resolve_target(target)
+    chosen = candidates(spec, gpu, known=tables())[0]
+    source = _source(spec, chosen, gpu)
+    place = _private(home() / "operators") / source.digest[:16]
+    path, record = place / f"{spec.op}.py", place / "verified.json"
+    with FileLock(_private(place) / "lock"):
+        if not (_is(path, source) and _said(record, _here())):
+            _verified(spec, chosen, source, gpu, path)
+            _say(record, _here())
+    return Operator(path)
+
+
+def _source(spec: OpSpec, chosen: Candidate, gpu: Target) -> Source:
+    tuned = any(not origin.startswith("default") for origin in chosen.origins.values())
+    return emit(spec, chosen.plan, chosen.schedule, gpu_name(gpu) if tuned else "")
+
+
+def _here() -> str:
+    """What a file is verified on."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
+def _private(folder: Path) -> Path:
+    """A folder that is the user's alone, made if it is not there.
+
+    Raises:
+        Sh2genError: C005 if it is someone else's, or others may write into it: what lies there is
+            imported.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except OSError as error:
+        raise Sh2genError("C005", f"cannot use {folder}: {error.strerror}") from None
+    if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o077):
+        mode = stat.filemode(found.st_mode)
+        raise Sh2genError(
+            "C005",
+            f"{folder} is not yours alone ({mode}, user {found.st_uid}): operators are imported "
+            "from it",
+            help=f"chmod 700 {folder}, or set SH2GEN_HOME to a folder of your own",
+        )
+    return folder
+
+
+def _is(path: Path, source: Source) -> bool:
+    """Whether the file is there, unchanged, and the one that this sh2gen writes."""
+    try:
+        text = read_text(path)
+    except OSError:
+        return False
+    return intact(text) and same_program(text, source.text)
+
+
+def _said(record: Path, where: str) -> bool:
+    """Whether the file was verified there."""
+    try:
+        return where in json.loads(record.read_bytes())
+    except (OSError, ValueError):
+        return False
+
+
+def _say(record: Path, where: str) -> None:
+    try:
+        known = json.loads(record.read_bytes())
+    except (OSError, ValueError):
+        known = []
+    write_whole(record, json.dumps(sorted({*known, where})) + "\n")
+
+
+def _building(source: Source, text: str, gpu: Target) -> Building:
+    source = dataclasses.replace(source, text=text)
+    return Building(source, gpu, alignments=(Alignment.ALIGNED,))
+
+
+def _verified(spec: OpSpec, chosen: Candidate, source: Source, gpu: Target, path: Path) -> None:
+    """Write the file once it is right: under another name it is compared first."""
+    on_gpu = torch.cuda.is_available() and not beyond_triton()
+    text = stated(source.text, checks.statement(chosen.plan) if on_gpu else PLAIN_ALONE)
+    draft = path.with_name("draft") / path.name
+    write_whole(draft, text)
+    if on_gpu and source.kernels:  # by several compilers at once, before they are launched
+        with closing(_building(source, text, gpu)) as building:
+            check_fits(building.result(), gpu)
+    step = VerificationStep(
+        label="at full width",
+        spec=spec,
+        runner=OperatorRunner(Operator(draft), "operator"),
+        dtype=getattr(torch, spec.dtype.io.value) if on_gpu else torch.float32,
+        device="cuda" if on_gpu else "cpu",
+        shapes=SHAPES if on_gpu else EAGER_SHAPES,
+        properties=("equality", "determinism") if on_gpu else ("equality",),
+    )
+    step.run().require()
+    write_whole(path, text)
+    draft.unlink()
