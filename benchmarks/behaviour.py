@@ -33,10 +33,11 @@ from sh2gen.plan.plan import Plan
 from sh2gen.runtime.operator import InterpreterRunner, Operator, OperatorRunner
 from sh2gen.schedule.schedule import Schedule, schedule
 from sh2gen.spec.language import OpSpec, load_spec
-from sh2gen.targets.target import H200
+from sh2gen.targets.target import target
 from sh2gen.tuning.choose import candidates, tables
 from sh2gen.verify.twins import twin
 
+H200 = target("H200")
 BATCH, LENGTH = 2, 75
 
 

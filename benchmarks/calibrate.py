@@ -24,8 +24,9 @@ from sh2gen.base.resources import folder
 from sh2gen.cost import cost
 from sh2gen.cost.cost import AtWork
 from sh2gen.lower import plans
-from sh2gen.schedule.schedule import Schedule
+from sh2gen.schedule.schedule import DIRECTIONS, Schedule
 from sh2gen.spec.language import Workload, load_spec
+from sh2gen.targets.constants import Streams, Tiles
 from sh2gen.targets.target import target
 from sh2gen.tuning.ranks import spearman
 from sh2gen.tuning.records import Status
@@ -38,7 +39,7 @@ TIED = 0.002  # what a constant pays for going away from where it was, squared l
 # would fit one number of taps alone; and what one tile takes, which decides where programs are
 # few, as in no sweep.
 KEPT = ("product", "few", "tile")
-C = TypeVar("C", cost.Tiles, cost.Streams)
+C = TypeVar("C", Tiles, Streams)
 Case = list[tuple[AtWork, float]]  # candidates of an operator at a length, and what they took
 
 
@@ -58,18 +59,19 @@ def cases(sweeps: Path, op: str, direction: str) -> list[Case]:
                 one = Schedule(plan=plan.name, **{direction: numbers})
                 at = cost.at_work(spec, plan, kernel, one, workload, target("H200"))
                 if at.running is not None:
+                    constants = at.target.constants
                     launches = 1 + (direction == "backward")
-                    fixed = launches * cost.LAUNCH + cost.ONCE
+                    fixed = launches * constants.launch + constants.once
                     case.append((at, outcome.us[0][1] / 1e6 - fixed))
         found.append(case)
     return found
 
 
-def loss(found: Sequence[Case], constants: cost.Tiles | cost.Streams) -> float:
+def loss(found: Sequence[Case], constants: Tiles | Streams) -> float:
     """How far predictions are from what was measured."""
     total = 0.0
     for case in found:
-        if isinstance(constants, cost.Tiles):
+        if isinstance(constants, Tiles):
             predicted = [cost.tile_seconds(at, constants)[0] for at, _ in case]
         else:
             predicted = [cost.stream_seconds(at, constants)[0] for at, _ in case]
@@ -80,9 +82,9 @@ def loss(found: Sequence[Case], constants: cost.Tiles | cost.Streams) -> float:
     return total / len(found)
 
 
-def legal(constants: cost.Tiles | cost.Streams) -> bool:
+def legal(constants: Tiles | Streams) -> bool:
     """Whether they can mean what they are called: a tile of warm-up stores nothing."""
-    warm_up = constants.warm_up if isinstance(constants, cost.Streams) else 0.0
+    warm_up = constants.warm_up if isinstance(constants, Streams) else 0.0
     return constants.overlap >= 1 and warm_up <= 1
 
 
@@ -118,14 +120,15 @@ def main() -> None:
     )
     parser.add_argument("--sweeps", type=Path, required=True)
     options = parser.parse_args()
-    for direction, tiles in cost.TILES.items():
+    constants = target("H200").constants
+    for direction in DIRECTIONS:
         found = [
             c for op in ("hyena_se", "short_conv") for c in cases(options.sweeps, op, direction)
         ]
-        print(f'"{direction}": {fitted(found, tiles)},', flush=True)
-    for direction, streams in cost.STREAMS.items():
+        print(f'"{direction}": {fitted(found, constants.way(direction).tiles)},', flush=True)
+    for direction in DIRECTIONS:
         found = cases(options.sweeps, "hyena_mr", direction)
-        print(f'"{direction}": {fitted(found, streams)},', flush=True)
+        print(f'"{direction}": {fitted(found, constants.way(direction).streams)},', flush=True)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ from sh2gen.emit.launches import SHORT, launched, variant_of
 from sh2gen.plan.plan import Plan
 from sh2gen.schedule.schedule import DIRECTIONS, Schedule, schedule
 from sh2gen.spec.language import OpSpec, spec_from_dict
-from sh2gen.tuning.choose import candidates, here, tables
+from sh2gen.targets.target import here
+from sh2gen.tuning.choose import candidates, tables
 from sh2gen.tuning.tuner import ask, measuring_worker
 
 PATIENCE = 8.0

@@ -23,7 +23,7 @@ from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
 from sh2gen.schedule.schedule import DIRECTIONS, Numbers, coupling, schedule
 from sh2gen.spec.language import OpSpec, Workload, load_spec
-from sh2gen.tuning.choose import here
+from sh2gen.targets.target import here
 from sh2gen.tuning.journal import Task
 from sh2gen.tuning.records import Status
 from sh2gen.tuning.search import score

@@ -23,11 +23,12 @@ from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
 from sh2gen.schedule.schedule import DIRECTIONS, Constraint, Numbers, Survey, schedule
 from sh2gen.spec.language import OpSpec, spec_from_dict
-from sh2gen.targets.target import H200
+from sh2gen.targets.target import Target
 from sh2gen.tuning import tuner
 from sh2gen.tuning.records import Log, Measurement, log_path, operator_digest
 from sh2gen.tuning.search import Effort, ranked
 from sh2gen.tuning.tuner import Tuned
+from tests.gpus import H200
 
 GPU = "NVIDIA H200"
 SPEC: OpSpec = spec_from_dict(
@@ -130,7 +131,7 @@ class Fakes:
                 if self._pool:
                     self._pool.shutdown(cancel_futures=True)
 
-        def space(spec: OpSpec, plan: Plan, direction: str) -> Survey:
+        def space(spec: OpSpec, plan: Plan, direction: str, target: Target) -> Survey:
             return Survey(points=tuple(self.points[direction]), dropped=((FEW, 7),), repeated=0)
 
         script = str(Path(__file__).with_name("fake_gpu.py"))

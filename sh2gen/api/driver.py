@@ -57,7 +57,6 @@ from sh2gen.tuning.choose import (
     Changes,
     Tables,
     candidates,
-    here,
     kernels_of,
     passed_over,
     resized,
@@ -119,7 +118,8 @@ def compile_operators(
         out: folder of the generated files.
         plan: a plan's name or a prefix of it, instead of the cheapest.
         changes: numbers other than those that are known to be good: {"forward": {"TILES": 2}}.
-        target: a GPU's name; the GPU of this machine if it has one that is known, else the H200.
+        target: a GPU's name; by default the GPU of this machine, or the known one that stands in
+            for it (`targets.stand_in`), and the H200 without any.
         verified: compare the files with float64 before they are written: kernels on this machine's
             GPU if there is one, else under Triton's interpreter on twins with few channels.
         built: compile the kernels ahead of time for the target and refuse what does not fit it.
@@ -165,6 +165,8 @@ def compile_operators(
     warn = warn or say
     for text in (*untested(), *(f"skipped: {damage}" for damage in known.damages)):
         warn(text)
+    if gpu.stands_for:
+        warn(gpu.caveat)
     advance = advance or (lambda done, stages, passed, whole: None)
     chosen = [_choose(spec, gpu, plan, changes, known, Path(out), say) for spec in specs]
     for compilation in chosen:
@@ -295,8 +297,8 @@ def _choose(
 
 
 def resolve_target(name: str | None) -> Target:
-    """The target of that name; without one this machine's GPU, as the H200 if it is not known."""
-    return here() if name is None else targets.target(name)
+    """The target of that name; without one this machine's GPU, or what stands in for it."""
+    return targets.here() if name is None else targets.target(name)
 
 
 def verify_operator(
@@ -431,6 +433,8 @@ def bench_operator(
     complain = warn or progress or (lambda _: None)
     for text in (*untested(), *(f"skipped: {damage}" for damage in known.damages)):
         complain(text)
+    if gpu.stands_for:
+        complain(gpu.caveat)
     ranked = candidates(spec, gpu, plan, changes, known)
     best = ranked[0]
     if not torch.cuda.is_available():
@@ -539,7 +543,7 @@ def tune_operator(
         what a search came to, and the table that keeps it; None if not one candidate was right.
 
     Raises:
-        Sh2genError: V003 without a GPU that is known, L003 if there is nothing to tune, and those
+        Sh2genError: V003 without a GPU, L003 if there is nothing to tune, and those
             of `candidates`.
         CheckFailed: V003, the GPU cannot be used, or not any more: some of what was asked for was
             not tuned. What was tuned before has been yielded and kept.
@@ -551,25 +555,21 @@ def tune_operator(
         )
     spec = op if isinstance(op, OpSpec) else load_spec(op)
     sizes = _sized(spec, sets)
-    gpu = targets.from_device()
+    gpu = targets.here()
     for sized in sizes:  # what cannot be tuned needs no GPU to say so
-        _require_kernels(spec, candidates(sized, gpu or here(), plan, changes)[0].plan)
-    if gpu is None:
-        names = ", ".join(target.name for target in targets.TARGETS)
-        found, ways = "there is none here", "without a GPU"
-        if torch.cuda.is_available():
-            found = f"this one is {torch.cuda.get_device_name()}"
-            ways = "and compile takes what was tuned on the H200; or describe this GPU in TARGETS "
-            ways += "of sh2gen/targets/target.py, and tune on it"
+        _require_kernels(spec, candidates(sized, gpu, plan, changes)[0].plan)
+    if targets.from_device() is None and not torch.cuda.is_available():
         raise Sh2genError(
             "V003",
-            f"tuning needs one of these GPUs: {names}; {found}",
-            help=f"`sh2gen tune --effort estimate` ranks schedules by prediction, {ways}",
+            "tuning needs a GPU, and there is none here",
+            help="`sh2gen tune --effort estimate` ranks schedules by prediction, without a GPU",
         )
     folder = made_folder(Path(out) if out is not None else home() / "tuned")
     say, complain = progress or (lambda _: None), warn or progress or (lambda _: None)
     for text in untested():
         complain(text)
+    if gpu.stands_for:
+        complain(gpu.caveat)
     with ExitStack() as stack:
         if session is None:
             session = stack.enter_context(Session(workers, progress or warn, warn or progress))
@@ -656,8 +656,10 @@ class Estimate:
 
     Attributes:
         dropped: constraints and how many candidates each drops.
+        target: whose rates and constants predict.
     """
 
+    target: Target
     task: Task
     problem: Problem
     dropped: tuple[tuple[str, int], ...]
@@ -692,10 +694,11 @@ def estimate_operator(
         chosen = candidates(sized, gpu, plan, changes, known)[0]
         _require_kernels(sized, chosen.plan)
         for d in directions:
-            survey, start = search_space(sized, chosen.plan, d), chosen.schedule.numbers(d)
+            survey, start = search_space(sized, chosen.plan, d, gpu), chosen.schedule.numbers(d)
             points = survey.points
             found.append(
                 Estimate(
+                    target=gpu,
                     task=Task(spec=sized, plan=chosen.plan, direction=d),
                     problem=problem(sized, chosen.plan, d, sized.workloads, gpu, start, points),
                     dropped=tuple((constraint.that, n) for constraint, n in survey.dropped),

@@ -239,7 +239,7 @@ def check_fits(built: Built, target: Target) -> None:
 def misfit(kernel: BuiltKernel, target: Target) -> tuple[str, str] | None:
     """What of `target` the kernel exceeds and what to change, or None when it fits."""
     smaller = "BLOCK_D, BLOCK_T or ROWS"
-    threads = 32 * kernel.kernel.num_warps
+    threads = target.warp_size * kernel.kernel.num_warps
     if kernel.shared > target.shared_per_block:
         return (
             f"it needs {kernel.shared:,} bytes of shared memory per block, "
@@ -297,7 +297,9 @@ def kernel_job(source: Source, target: Target, kernel: KernelSource, variant: Va
             "constants": kernel.constants_in(variant),
             "divisible": sorted(kernel.divisible_in(variant)),
             "options": options,
+            "backend": target.backend,
             "capability": target.capability,
+            "warp_size": target.warp_size,
         }
     )
 

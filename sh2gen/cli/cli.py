@@ -207,7 +207,9 @@ _locked = click.option(
     metavar="FILE",
     help="Take plans and numbers from this lock file alone.",
 )
-_target = click.option("--target", help="H200, H100, A100 or B200; default: this GPU, or H200.")
+_target = click.option(
+    "--target", help="A GPU that doctor lists, such as H200 or sm_86; default: this one."
+)
 _tables = click.option(
     "--tables",
     type=_PLACE,
@@ -619,7 +621,7 @@ def explain(
     elif stage == "plan":
         _show(as_json, stage, "\n\n".join(plan_text(c) for c in ranked))
     elif stage == "numbers":
-        _show(as_json, stage, numbers_text(spec, ranked[0]))
+        _show(as_json, stage, numbers_text(spec, ranked[0], gpu))
     else:
         best = ranked[0]
         source = emit(spec, best.plan, best.schedule)

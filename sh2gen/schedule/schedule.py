@@ -24,6 +24,7 @@ from sh2gen.base.errors import Sh2genError
 from sh2gen.base.resources import folder
 from sh2gen.plan.plan import Plan
 from sh2gen.spec.language import Bias, DType, FilterKind, OpSpec, Precision, Skip
+from sh2gen.targets.target import Target, known
 
 Numbers = tuple[tuple[str, int], ...]
 Knobs = tuple[tuple[str, tuple[int, ...]], ...]
@@ -46,6 +47,9 @@ FACTS = {
     "TAP_TERMS": "operands whose sum a tap is: 2 where few taps carry the result",
     "TERMS": "how many of skip and bias there are",
     "BATCH": "the least batch of the operator's workloads",
+    "SHARED": "bytes of shared memory that a program may take on the target",
+    "PRODUCT_ROWS": "rows of a product instruction of the target: 16 where a warp multiplies "
+    "alone, of operands in registers, 64 or more where four warps multiply together",
 }
 
 
@@ -194,10 +198,12 @@ class Survey:
     repeated: int
 
 
-def space(spec: OpSpec, plan: Plan, direction: str) -> Space:
-    """The space of one direction of a plan; empty if it has no kernel there."""
+def space(spec: OpSpec, plan: Plan, direction: str, target: Target | None = None) -> Space:
+    """The space of one direction of a plan on a target, by default that of `targets`; empty if it
+    has no kernel there.
+    """
     text = _read(plan.algorithm)
-    facts = _facts(spec)
+    facts = _facts(spec, target)
     here = {direction, plan.layout.value}
     rules = [rule for rule in text["require"] if here.issuperset(rule.get("only", ()))]
     knobs = _knobs(text, plan.layout.value, direction)
@@ -210,7 +216,7 @@ def space(spec: OpSpec, plan: Plan, direction: str) -> Space:
     )
 
 
-def search_space(spec: OpSpec, plan: Plan, direction: str) -> Survey:
+def search_space(spec: OpSpec, plan: Plan, direction: str, target: Target | None = None) -> Survey:
     """The numbers of one direction of a plan that are worth trying, the default first.
 
     Without kernels, or if the schedule file lists nothing for the layout and direction, that is
@@ -219,7 +225,7 @@ def search_space(spec: OpSpec, plan: Plan, direction: str) -> Survey:
     Raises:
         Sh2genError: K004 if an expression of the schedule file gives an illegal number here.
     """
-    where = space(spec, plan, direction)
+    where = space(spec, plan, direction, target)
     facts, default = dict(where.facts), dict(where.default)
     points = {where.default: None}
     dropped: Counter[Constraint] = Counter()
@@ -284,7 +290,9 @@ def coupling(plan: Plan, numbers: Numbers) -> int | None:
     return values["SEGMENTS"] * values["BLOCK_T"]
 
 
-def partner(spec: OpSpec, plan: Plan, direction: str, numbers: Numbers) -> Numbers:
+def partner(
+    spec: OpSpec, plan: Plan, direction: str, numbers: Numbers, target: Target | None = None
+) -> Numbers:
     """Numbers of the other direction that `numbers` of this one may be scheduled with.
 
     The other direction's default if that agrees (`coupling`), else the point of its search space
@@ -294,7 +302,7 @@ def partner(spec: OpSpec, plan: Plan, direction: str, numbers: Numbers) -> Numbe
         Sh2genError: K003 if no such point agrees.
     """
     (other,) = set(DIRECTIONS) - {direction}
-    where = space(spec, plan, other)
+    where = space(spec, plan, other, target)
     wanted = coupling(plan, numbers)
     default = dict(where.default)
     if coupling(plan, where.default) == wanted:
@@ -305,7 +313,7 @@ def partner(spec: OpSpec, plan: Plan, direction: str, numbers: Numbers) -> Numbe
         steps = [abs(indices[name](v) - indices[name](default[name])) for name, v in point]
         return sum(map(bool, steps)), sum(steps)
 
-    points = search_space(spec, plan, other).points
+    points = search_space(spec, plan, other, target).points
     agreeing = [point for point in points if coupling(plan, point) == wanted]
     if not agreeing:
         raise Sh2genError(
@@ -376,8 +384,9 @@ def tap_terms(spec: OpSpec, io: DType | None = None) -> int:
     return 2 if few and io is not DType.FLOAT32 else 1
 
 
-def _facts(spec: OpSpec) -> dict[str, int]:
-    """The FACTS of an operator."""
+def _facts(spec: OpSpec, target: Target | None = None) -> dict[str, int]:
+    """The FACTS of an operator on a target, by default that of `targets`."""
+    target = target or known()[0]
     return {
         "CHANNELS": spec.channels,
         "WIDTH": spec.group_width,
@@ -392,6 +401,8 @@ def _facts(spec: OpSpec) -> dict[str, int]:
         "TAP_TERMS": tap_terms(spec, spec.dtype.io),
         "TERMS": (spec.skip is not Skip.NONE) + (spec.bias is not Bias.NONE),
         "BATCH": min(workload.batch for workload in spec.workloads),
+        "SHARED": target.shared_per_block,
+        "PRODUCT_ROWS": target.product_rows,
     }
 
 
@@ -403,9 +414,13 @@ def interpreter_schedule(spec: OpSpec, plan: Plan) -> Schedule:
 
 
 def schedule(
-    spec: OpSpec, plan: Plan, changes: Mapping[str, Mapping[str, int]] | None = None
+    spec: OpSpec,
+    plan: Plan,
+    changes: Mapping[str, Mapping[str, int]] | None = None,
+    target: Target | None = None,
 ) -> Schedule:
-    """The default schedule of a plan, with some numbers changed by direction.
+    """The default schedule of a plan on a target, by default that of `targets`, with some numbers
+    changed by direction.
 
     Raises:
         Sh2genError: K001, K002, K003 for an unknown knob, an illegal value, a violated constraint.
@@ -417,7 +432,9 @@ def schedule(
                 "K001", f"unknown direction `{direction}`", help="forward or backward"
             )
     numbers = {
-        direction: space(spec, plan, direction).check(direction, changes.get(direction, {}))
+        direction: space(spec, plan, direction, target).check(
+            direction, changes.get(direction, {})
+        )
         for direction in DIRECTIONS
     }
     tiles = {direction: coupling(plan, found) for direction, found in numbers.items()}

@@ -28,7 +28,8 @@ from sh2gen.base.jsonl import Damage
 from sh2gen.base.resources import folder as package_folder
 from sh2gen.schedule.schedule import Numbers, completed
 from sh2gen.spec.language import OpSpec, Workload, spec_from_dict, with_defaults
-from sh2gen.targets.target import TARGETS, Target
+from sh2gen.targets import target as targets
+from sh2gen.targets.target import Target
 from sh2gen.tuning.lockfile import LockEntry as LockEntry
 from sh2gen.tuning.lockfile import lock_error as lock_error
 from sh2gen.tuning.lockfile import lock_text as lock_text
@@ -520,4 +521,4 @@ def _where(decision: Decision) -> str:
 
 def gpu_called(name: str) -> Target | None:
     """The GPU that a driver calls `name`."""
-    return next((gpu for gpu in TARGETS if re.fullmatch(gpu.device_name, name)), None)
+    return next((gpu for gpu in targets.known() if re.fullmatch(gpu.device_name, name)), None)

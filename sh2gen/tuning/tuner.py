@@ -130,7 +130,8 @@ def problem(
         points: all candidates; by default those of the plan's search space.
         also: others, to be tried first.
     """
-    points = search_space(spec, plan, direction).points if points is None else points
+    if points is None:
+        points = search_space(spec, plan, direction, target).points
     points = tuple(dict.fromkeys((start, *also, *points)))
     predicted, floors = {}, {}
     for numbers in points:
@@ -201,7 +202,7 @@ class Workbench:
         self._took: dict[str, list[float]] = {}  # seconds, by job
         self.checks: dict[Numbers, int] = {}
         self._inputs: dict[Numbers, int] = {}  # seeds of what each was compared on
-        default = search_space(task.spec, task.plan, task.direction).points[0]
+        default = search_space(task.spec, task.plan, task.direction, target).points[0]
         for _ in range(2):  # the process may have been broken by what came before
             answer = self._ask("bounds", self._prepare(default), VERIFY_LIMIT)
             if answer["status"] == "ok":
@@ -326,7 +327,7 @@ class Workbench:
         """Emit a candidate and have compiled what its calls will launch, unless it is already."""
         other = self._other
         if coupling(self._plan, other) != coupling(self._plan, numbers):
-            other = partner(self._spec, self._plan, self._direction, numbers)
+            other = partner(self._spec, self._plan, self._direction, numbers, self._target)
         pair = dict(zip(DIRECTIONS, (numbers, other), strict=True))
         if self._direction == "backward":
             pair = dict(zip(DIRECTIONS, (other, numbers), strict=True))
@@ -760,7 +761,7 @@ def _space(
     down by the number, if this is not the rest of a search that did.
     """
     spec, plan, direction = task.spec, task.plan, task.direction
-    survey = search_space(spec, plan, direction)
+    survey = search_space(spec, plan, direction, target)
     for constraint, count in survey.dropped if anew else ():
         text = f"{constraint.that}: {constraint.because}"
         journal.write((), _dropped(Status.CONSTRAINT, "constraint", text), count)

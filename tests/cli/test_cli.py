@@ -27,7 +27,7 @@ from sh2gen.cli.cli import main
 from sh2gen.lower import ALGORITHMS, plans
 from sh2gen.schedule.schedule import DIRECTIONS, Constraint, Survey, schedule, search_space
 from sh2gen.spec.language import OpSpec, Workload
-from sh2gen.targets.target import H200, Target
+from sh2gen.targets.target import Target
 from sh2gen.tuning.journal import Task
 from sh2gen.tuning.records import Key, Status
 from sh2gen.tuning.search import Outcome, Problem
@@ -36,6 +36,7 @@ from sh2gen.tuning.sweeps import Header, Sweep
 from sh2gen.tuning.tables import Decision, fields_of, write_decisions
 from sh2gen.tuning.tuner import Session, Tuned
 from tests.fakes import SPEC, Fakes, forward_points
+from tests.gpus import H200
 
 ROOT = Path(__file__).parent.parent.parent
 FILTER = "filter: {kind: explicit, length: 3, groups: 4}"
@@ -108,12 +109,14 @@ def test_doctor_says_where_records_and_tables_are(
 
 @pytest.mark.parametrize(
     ("gpu", "answer"),
-    [(H200, "yes"), (None, "no: needs triton and one of H200, H100, A100, B200")],
+    [(H200, "yes"), (None, "no: needs a CUDA device and triton")],
 )
 def test_doctor_says_whether_tune_would_work(
     gpu: Target | None, answer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sh2gen.targets.target.from_device", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     works = json.loads(run("doctor", "--json").stdout)["works"]
     assert works["tune for this GPU (tune)"] == answer
     assert works["rank schedules by prediction (tune --effort estimate)"] == "yes"
@@ -317,7 +320,7 @@ def test_an_estimate_counts_what_constraints_drop() -> None:
     assert data[0]["dropped"] == {"A <= B": 7}
 
 
-def few(spec: Any, plan: Any, direction: str) -> Survey:
+def few(spec: Any, plan: Any, direction: str, target: Any) -> Survey:
     points = search_space(spec, plan, direction).points[:2]
     return Survey(points=points, dropped=((Constraint("A <= B", "so"), 7),), repeated=0)
 
@@ -353,8 +356,7 @@ def test_tuning_needs_a_gpu(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = run("tune", op)
     assert result.exit_code == 2 and result.stdout == ""
-    assert "error[V003]: tuning needs one of these GPUs: H200, " in result.stderr
-    assert "; there is none here\n" in result.stderr
+    assert "error[V003]: tuning needs a GPU, and there is none here\n" in result.stderr
     assert "--effort estimate` ranks schedules by prediction, without a GPU" in result.stderr
     assert "Traceback" not in result.stderr
 
@@ -374,18 +376,6 @@ def test_an_operator_without_kernels_is_refused_before_the_lack_of_a_gpu(
     assert results[0].stderr == results[1].stderr
     assert "help: compile writes it as it is" in results[0].stderr
     assert "help: --plan direct/BDL/recompute has some" in run("tune", op, "--plan=fft").stderr
-
-
-def test_a_gpu_that_tuning_does_not_know_is_named(
-    op: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 PCIe")
-    result = run("tune", op)
-    assert result.exit_code == 2 and result.stdout == ""
-    assert "; this one is NVIDIA H100 PCIe\n" in result.stderr
-    assert "compile takes what was tuned on the H200" in result.stderr
-    assert "TARGETS of sh2gen/targets/target.py" in result.stderr
 
 
 @pytest.mark.parametrize("seconds", ["nan", "inf", "-inf", "0"])

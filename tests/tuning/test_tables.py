@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sh2gen.base.errors import Sh2genError
 from sh2gen.base.resources import folder
 from sh2gen.spec.language import OpSpec, Workload, spec_from_dict
-from sh2gen.targets.target import A100, H100, H200, Target
+from sh2gen.targets.target import Target
 from sh2gen.tuning.records import Key, operator_digest
 from sh2gen.tuning.tables import (
     Decision,
@@ -32,6 +32,7 @@ from sh2gen.tuning.tables import (
     table_folders,
     write_decisions,
 )
+from tests.gpus import A100, H100, H200
 from tests.strategies import register_profiles, specs
 
 register_profiles()
