@@ -2,11 +2,12 @@
 
     python benchmarks/calibrate.py --sweeps tests/data/sweeps/nvidia-h200
 
-Kernels of tiles are fitted to hyena_se and short_conv, those that stream to hyena_mr, at 8192 and
-131072 steps; other lengths and other operators judge what comes out (tests/tuning/
-test_recorded_sweeps.py). What is minimised is, over operators and lengths, the mean error of the
-logarithm of times, a fifth of what Spearman's correlation lacks to 1, and a little of how much
-slower the model's first choice is than the best.
+It prints them as sh2gen/targets/h200.yaml has them, from which it starts. Kernels of tiles are
+fitted to hyena_se and short_conv, those that stream to hyena_mr, at 8192 and 131072 steps; other
+lengths and other operators judge what comes out (tests/tuning/ test_recorded_sweeps.py). What is
+minimised is, over operators and lengths, the mean error of the logarithm of times, a fifth of what
+Spearman's correlation lacks to 1, and a little of how much slower the model's first choice is than
+the best.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import TypeVar
+
+import yaml
 
 from sh2gen.base.resources import folder
 from sh2gen.cost import cost
@@ -114,6 +117,13 @@ def fitted(found: Sequence[Case], constants: C) -> C:
     return constants
 
 
+def show(name: str, constants: Tiles | Streams) -> None:
+    """Print constants as the file of a target has them."""
+    given = {name: value for name, value in asdict(constants).items() if value}
+    text = yaml.safe_dump(given, default_flow_style=True, sort_keys=False, width=100)
+    print(f"{name}:\n{text}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -125,10 +135,10 @@ def main() -> None:
         found = [
             c for op in ("hyena_se", "short_conv") for c in cases(options.sweeps, op, direction)
         ]
-        print(f'"{direction}": {fitted(found, constants.way(direction).tiles)},', flush=True)
+        show(f"{direction} tiles", fitted(found, constants.way(direction).tiles))
     for direction in DIRECTIONS:
         found = cases(options.sweeps, "hyena_mr", direction)
-        print(f'"{direction}": {fitted(found, constants.way(direction).streams)},', flush=True)
+        show(f"{direction} streams", fitted(found, constants.way(direction).streams))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -174,6 +175,16 @@ def test_a_new_file_is_a_new_gpu(copied: Path, tmp_path: Path) -> None:
     assert all(".target sm_89" in kernel.ptx for kernel in found.built.kernels)
     times = [one[0]["predictions"][-1]["forward"]["seconds"] for one in (slow, fast)]
     assert times[0] > 2 * times[1]
+
+
+def test_the_recipe_of_the_page_is_a_gpu(copied: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "architecture.md"
+    found = re.search(r"```yaml\n# sh2gen/targets/(\w+)\.yaml\n(.*?)```", page.read_text(), re.S)
+    assert found is not None
+    (copied / f"{found[1]}.yaml").write_text(found[2])
+    gpu = target(found[1])
+    assert (gpu.name, gpu.sm, gpu.shared_per_block) == ("L40S", "sm_89", 99 * 1024)
+    assert gpu.caveat.startswith("L40S (sm_89): ")
 
 
 def test_less_shared_memory_is_a_number_in_a_file(copied: Path) -> None:
