@@ -34,10 +34,11 @@ from sh2gen.runtime.operator import InterpreterRunner, Operator, OperatorRunner
 from sh2gen.schedule.config import Schedule, schedule
 from sh2gen.spec.decode import load_spec
 from sh2gen.spec.operator import OpSpec
-from sh2gen.targets.target import H200
+from sh2gen.targets.target import target
 from sh2gen.tuning.choose import candidates, tables
 from sh2gen.verify.twins import twin
 
+H200 = target("H200")
 BATCH, LENGTH = 2, 75
 
 
@@ -45,9 +46,9 @@ def cases() -> Iterator[tuple[str, OpSpec, Plan, Schedule]]:
     for path in sorted(folder("ops").glob("*.yaml")):
         spec = load_spec(path)
         for plan in plans(spec):
-            yield f"{spec.op} {plan.name} default", spec, plan, schedule(spec, plan)
+            yield f"{path.stem} {plan.name} default", spec, plan, schedule(spec, plan)
         best = candidates(spec, H200, known=tables())[0]
-        yield f"{spec.op} {best.plan.name} taken", spec, best.plan, best.schedule
+        yield f"{path.stem} {best.plan.name} taken", spec, best.plan, best.schedule
 
 
 def kernels(spec: OpSpec, plan: Plan, numbers: Schedule) -> list[str]:

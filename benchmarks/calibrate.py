@@ -2,11 +2,12 @@
 
     python benchmarks/calibrate.py --sweeps tests/data/sweeps/nvidia-h200
 
-Kernels of tiles are fitted to hyena_se and short_conv, those that stream to hyena_mr, at 8192 and
-131072 steps; other lengths and other operators judge what comes out (tests/tuning/
-test_recorded_sweeps.py). What is minimised is, over operators and lengths, the mean error of the
-logarithm of times, a fifth of what Spearman's correlation lacks to 1, and a little of how much
-slower the model's first choice is than the best.
+It prints them as sh2gen/targets/h200.yaml has them, from which it starts. Kernels of tiles are
+fitted to hyena_se and short_conv, those that stream to hyena_mr, at 8192 and 131072 steps; other
+lengths and other operators judge what comes out (tests/tuning/ test_recorded_sweeps.py). What is
+minimised is, over operators and lengths, the mean error of the logarithm of times, a fifth of what
+Spearman's correlation lacks to 1, and a little of how much slower the model's first choice is than
+the best.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import TypeVar
 
+import yaml
+
 from sh2gen.base.resources import folder
 from sh2gen.cost import cost
 from sh2gen.cost.cost import AtWork
 from sh2gen.lower import plans
-from sh2gen.schedule.config import Schedule
+from sh2gen.schedule.config import DIRECTIONS, Schedule
 from sh2gen.spec.decode import load_spec
 from sh2gen.spec.language import Workload
+from sh2gen.targets.constants import Streams, Tiles
 from sh2gen.targets.target import target
 from sh2gen.tuning.ranks import spearman
 from sh2gen.tuning.records import Status
@@ -39,7 +43,7 @@ TIED = 0.002  # what a constant pays for going away from where it was, squared l
 # would fit one number of taps alone; and what one tile takes, which decides where programs are
 # few, as in no sweep.
 KEPT = ("product", "few", "tile")
-C = TypeVar("C", cost.Tiles, cost.Streams)
+C = TypeVar("C", Tiles, Streams)
 Case = list[tuple[AtWork, float]]  # candidates of an operator at a length, and what they took
 
 
@@ -59,18 +63,19 @@ def cases(sweeps: Path, op: str, direction: str) -> list[Case]:
                 one = Schedule(plan=plan.name, **{direction: numbers})
                 at = cost.at_work(spec, plan, kernel, one, workload, target("H200"))
                 if at.running is not None:
+                    constants = at.target.constants
                     launches = 1 + (direction == "backward")
-                    fixed = launches * cost.LAUNCH + cost.ONCE
+                    fixed = launches * constants.launch + constants.once
                     case.append((at, outcome.us[0][1] / 1e6 - fixed))
         found.append(case)
     return found
 
 
-def loss(found: Sequence[Case], constants: cost.Tiles | cost.Streams) -> float:
+def loss(found: Sequence[Case], constants: Tiles | Streams) -> float:
     """How far predictions are from what was measured."""
     total = 0.0
     for case in found:
-        if isinstance(constants, cost.Tiles):
+        if isinstance(constants, Tiles):
             predicted = [cost.tile_seconds(at, constants)[0] for at, _ in case]
         else:
             predicted = [cost.stream_seconds(at, constants)[0] for at, _ in case]
@@ -81,9 +86,9 @@ def loss(found: Sequence[Case], constants: cost.Tiles | cost.Streams) -> float:
     return total / len(found)
 
 
-def legal(constants: cost.Tiles | cost.Streams) -> bool:
+def legal(constants: Tiles | Streams) -> bool:
     """Whether they can mean what they are called: a tile of warm-up stores nothing."""
-    warm_up = constants.warm_up if isinstance(constants, cost.Streams) else 0.0
+    warm_up = constants.warm_up if isinstance(constants, Streams) else 0.0
     return constants.overlap >= 1 and warm_up <= 1
 
 
@@ -113,20 +118,28 @@ def fitted(found: Sequence[Case], constants: C) -> C:
     return constants
 
 
+def show(name: str, constants: Tiles | Streams) -> None:
+    """Print constants as the file of a target has them."""
+    given = {name: value for name, value in asdict(constants).items() if value}
+    text = yaml.safe_dump(given, default_flow_style=True, sort_keys=False, width=100)
+    print(f"{name}:\n{text}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--sweeps", type=Path, required=True)
     options = parser.parse_args()
-    for direction, tiles in cost.TILES.items():
+    constants = target("H200").constants
+    for direction in DIRECTIONS:
         found = [
             c for op in ("hyena_se", "short_conv") for c in cases(options.sweeps, op, direction)
         ]
-        print(f'"{direction}": {fitted(found, tiles)},', flush=True)
-    for direction, streams in cost.STREAMS.items():
+        show(f"{direction} tiles", fitted(found, constants.way(direction).tiles))
+    for direction in DIRECTIONS:
         found = cases(options.sweeps, "hyena_mr", direction)
-        print(f'"{direction}": {fitted(found, streams)},', flush=True)
+        show(f"{direction} streams", fitted(found, constants.way(direction).streams))
 
 
 if __name__ == "__main__":

@@ -24,9 +24,10 @@ from sh2gen.cost.cost import bound_bytes
 from sh2gen.runtime.measure import Timing
 from sh2gen.schedule.config import DIRECTIONS
 from sh2gen.spec.decode import load_spec
-from sh2gen.targets.target import H200
+from sh2gen.targets.target import target
 from sh2gen.tuning.choose import candidates, tables
 
+H200 = target("H200")
 OPS = ("hyena_se", "hyena_mr", "hyena_li", "short_conv")
 
 

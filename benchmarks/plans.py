@@ -34,7 +34,8 @@ from sh2gen.plan.plan import Plan
 from sh2gen.schedule.config import DIRECTIONS, Schedule, schedule
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.operator import OpSpec
-from sh2gen.tuning.choose import candidates, here, tables
+from sh2gen.targets.target import here
+from sh2gen.tuning.choose import candidates, tables
 from sh2gen.tuning.lab import ask, measuring_worker
 
 PATIENCE = 8.0

@@ -26,7 +26,7 @@ from sh2gen.schedule.space import Numbers
 from sh2gen.spec.decode import load_spec
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
-from sh2gen.tuning.choose import here
+from sh2gen.targets.target import here
 from sh2gen.tuning.journal import Task
 from sh2gen.tuning.records import Status
 from sh2gen.tuning.search import score

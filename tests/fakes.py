@@ -25,12 +25,13 @@ from sh2gen.schedule.config import DIRECTIONS, schedule
 from sh2gen.schedule.space import Constraint, Numbers, Survey
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.operator import OpSpec
-from sh2gen.targets.target import H200
+from sh2gen.targets.target import Target
 from sh2gen.tuning import lab, session
 from sh2gen.tuning.decide import Tuned
 from sh2gen.tuning.records import Log, Measurement, log_path, operator_digest
 from sh2gen.tuning.search import Effort, ranked
 from sh2gen.tuning.session import Session
+from tests.gpus import H200
 
 GPU = "NVIDIA H200"
 SPEC: OpSpec = spec_from_dict(
@@ -133,7 +134,7 @@ class Fakes:
                 if self._pool:
                     self._pool.shutdown(cancel_futures=True)
 
-        def space(spec: OpSpec, plan: Plan, direction: str) -> Survey:
+        def space(spec: OpSpec, plan: Plan, direction: str, target: Target) -> Survey:
             return Survey(points=tuple(self.points[direction]), dropped=((FEW, 7),), repeated=0)
 
         script = str(Path(__file__).with_name("fake_gpu.py"))

@@ -74,6 +74,8 @@ def bench_operator(
     complain = warn or progress or (lambda _: None)
     for text in (*untested(), *(f"skipped: {damage}" for damage in known.damages)):
         complain(text)
+    if gpu.stands_for:
+        complain(gpu.caveat)
     ranked = candidates(spec, gpu, plan, changes, known)
     best = ranked[0]
     if not torch.cuda.is_available():

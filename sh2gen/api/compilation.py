@@ -124,6 +124,7 @@ class Compilation:
             "digest": self.spec.digest,
             "path": str(self.path),
             "target": self.target.name,
+            "target_note": self.target.caveat,
             "algorithm": self.chosen.plan.algorithm,
             "plan": self.chosen.plan.name,
             "layout": self.chosen.plan.layout.value,

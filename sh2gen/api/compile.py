@@ -90,7 +90,8 @@ def compile_operators(
         out: folder of the generated files.
         plan: a plan's name or a prefix of it, instead of the cheapest.
         changes: numbers other than those that are known to be good: {"forward": {"TILES": 2}}.
-        target: a GPU's name; the GPU of this machine if it has one that is known, else the H200.
+        target: a GPU's name; by default the GPU of this machine, or the known one that stands in
+            for it (`targets.stand_in`), and the H200 without any.
         verified: compare the files with float64 before they are written: kernels on this machine's
             GPU if there is one, else under Triton's interpreter on twins with few channels.
         built: compile the kernels ahead of time for the target and refuse what does not fit it.
@@ -123,6 +124,8 @@ def compile_operators(
     warn = warn or say
     for text in (*untested(), *(f"skipped: {damage}" for damage in known.damages)):
         warn(text)
+    if gpu.stands_for:
+        warn(gpu.caveat)
     advance = advance or (lambda done, stages, passed, whole: None)
     chosen = [
         compilation

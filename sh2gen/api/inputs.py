@@ -17,7 +17,6 @@ from sh2gen.targets import target as targets
 from sh2gen.targets.target import Target
 from sh2gen.tuning.choose import (
     Tables,
-    here,
     tables,
 )
 from sh2gen.tuning.tables import holds_tables
@@ -53,8 +52,8 @@ def known_numbers(
 
 
 def resolve_target(name: str | None) -> Target:
-    """The target of that name; without one this machine's GPU, as the H200 if it is not known."""
-    return here() if name is None else targets.target(name)
+    """The target of that name; without one this machine's GPU, or what stands in for it."""
+    return targets.here() if name is None else targets.target(name)
 
 
 def op_files(paths: Iterable[str | PathLike[str]]) -> tuple[Path, ...]:

@@ -28,10 +28,10 @@ from sh2gen.spec.decode import load_spec
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets import target as targets
+from sh2gen.targets.target import Target
 from sh2gen.tuning.choose import (
     Changes,
     candidates,
-    here,
     tables,
 )
 from sh2gen.tuning.decide import Tuned
@@ -85,7 +85,7 @@ def tune_operator(
         what a search came to, and the table that keeps it; None if not one candidate was right.
 
     Raises:
-        Sh2genError: V003 without a GPU that is known, L003 if there is nothing to tune, and those
+        Sh2genError: V003 without a GPU, L003 if there is nothing to tune, and those
             of `candidates`.
         CheckFailed: V003, the GPU cannot be used, or not any more: some of what was asked for was
             not tuned. What was tuned before has been yielded and kept.
@@ -97,25 +97,21 @@ def tune_operator(
         )
     spec = op if isinstance(op, OpSpec) else load_spec(op)
     sizes = _sized(spec, sets)
-    gpu = targets.from_device()
+    gpu = targets.here()
     for sized in sizes:  # what cannot be tuned needs no GPU to say so
-        _require_kernels(spec, candidates(sized, gpu or here(), plan, changes)[0].plan)
-    if gpu is None:
-        names = ", ".join(target.name for target in targets.TARGETS)
-        found, ways = "there is none here", "without a GPU"
-        if torch.cuda.is_available():
-            found = f"this one is {torch.cuda.get_device_name()}"
-            ways = "and compile takes what was tuned on the H200; or describe this GPU in TARGETS "
-            ways += "of sh2gen/targets/target.py, and tune on it"
+        _require_kernels(spec, candidates(sized, gpu, plan, changes)[0].plan)
+    if targets.from_device() is None and not torch.cuda.is_available():
         raise Sh2genError(
             "V003",
-            f"tuning needs one of these GPUs: {names}; {found}",
-            help=f"`sh2gen tune --effort estimate` ranks schedules by prediction, {ways}",
+            "tuning needs a GPU, and there is none here",
+            help="`sh2gen tune --effort estimate` ranks schedules by prediction, without a GPU",
         )
     folder = made_folder(Path(out) if out is not None else home() / "tuned")
     say, complain = progress or (lambda _: None), warn or progress or (lambda _: None)
     for text in untested():
         complain(text)
+    if gpu.stands_for:
+        complain(gpu.caveat)
     with ExitStack() as stack:
         if session is None:
             session = stack.enter_context(Session(workers, progress or warn, warn or progress))
@@ -202,8 +198,10 @@ class Estimate:
 
     Attributes:
         dropped: constraints and how many candidates each drops.
+        target: whose rates and constants predict.
     """
 
+    target: Target
     task: Task
     problem: Problem
     dropped: tuple[tuple[str, int], ...]
@@ -238,10 +236,11 @@ def estimate_operator(
         chosen = candidates(sized, gpu, plan, changes, known)[0]
         _require_kernels(sized, chosen.plan)
         for d in directions:
-            survey, start = search_space(sized, chosen.plan, d), chosen.schedule.numbers(d)
+            survey, start = search_space(sized, chosen.plan, d, gpu), chosen.schedule.numbers(d)
             points = survey.points
             found.append(
                 Estimate(
+                    target=gpu,
                     task=Task(spec=sized, plan=chosen.plan, direction=d),
                     problem=problem(sized, chosen.plan, d, sized.workloads, gpu, start, points),
                     dropped=tuple((constraint.that, n) for constraint, n in survey.dropped),

@@ -42,6 +42,7 @@ CODES: dict[str, str] = {
     "B004": "Triton is not installed or cannot be used here",
     "B005": "a generated file cannot be loaded",
     "B006": "it failed with a version of a package that sh2gen is not tested with",
+    "B007": "the file of a target is malformed",
     "V001": "a result is wrong",
     "V002": "a property of the operator does not hold",
     "V003": "the verifier, bench or tune cannot run here",

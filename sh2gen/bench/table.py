@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sh2gen.bench.results import TIMED, Outcome, Results
+from sh2gen.targets.target import known
 
 
 def table(results: Results) -> str:
@@ -14,6 +17,7 @@ def table(results: Results) -> str:
     lines = [
         f"{results.op}: D = {results.channels}, {results.dtype}, {results.plan}, on {results.gpu}",
         f"{results.schedule}",
+        *_caveats(results),
         *_origins(results),
         f"{versions}, {results.date}; {results.checks} checks against float64 passed",
     ]
@@ -36,6 +40,16 @@ def table(results: Results) -> str:
     lines += ["", *_meanings(results)]
     notes = _notes(results)
     return "\n".join([*lines, *(["", "Without a time:", *notes] if notes else [])])
+
+
+def _caveats(results: Results) -> list[str]:
+    """That predictions are of another GPU's rates, or of a GPU that nobody has measured."""
+    gpu = next((gpu for gpu in known() if gpu.name == results.target), None)
+    if gpu is None or results.gpu == "CPU":
+        return []
+    if not re.fullmatch(gpu.device_name, results.gpu):
+        gpu = replace(gpu, stands_for=results.gpu)
+    return [gpu.caveat] if gpu.caveat else []
 
 
 def _origins(results: Results) -> list[str]:

@@ -242,7 +242,7 @@ def check_fits(built: Built, target: Target) -> None:
 def misfit(kernel: BuiltKernel, target: Target) -> tuple[str, str] | None:
     """What of `target` the kernel exceeds and what to change, or None when it fits."""
     smaller = "BLOCK_D, BLOCK_T or ROWS"
-    threads = 32 * kernel.kernel.num_warps
+    threads = target.warp_size * kernel.kernel.num_warps
     if kernel.shared > target.shared_per_block:
         return (
             f"it needs {kernel.shared:,} bytes of shared memory per block, "
@@ -300,7 +300,9 @@ def kernel_job(source: Source, target: Target, kernel: KernelSource, alignment: 
             "constants": kernel.constants_in(alignment),
             "divisible": sorted(kernel.divisible_in(alignment)),
             "options": options,
+            "backend": target.backend,
             "capability": target.capability,
+            "warp_size": target.warp_size,
         }
     )
 

@@ -5,11 +5,12 @@ a worker starts in 0.3 s: neither the caller's `__main__` nor torch (2 s) is imp
 or a hang of the compiler harms no one else.
 
 A job holds `file`, `module`, `text`, `name`, `gluon` (whether that is its language), `signature`,
-`constants`, `divisible`, `options` and `capability`; its answer holds `registers` (per thread),
-`stack` (bytes per thread), `spills` and `instructions` (of them, in loops if there are any),
-`code` (a digest of these), `shared` (bytes per block), `ptx`, `ptx_digest` (`ptx_digest` of it),
-`cubin` (base64), `triton` (its version) and `seconds`, or `error`: why the kernel does not
-compile; then `help`, if it is not the kernel's fault but this machine's, says what may be done.
+`constants`, `divisible`, `options`, `backend`, `capability` and `warp_size`; its answer holds
+`registers` (per thread), `stack` (bytes per thread), `spills` and `instructions` (of them, in
+loops if there are any), `code` (a digest of these), `shared` (bytes per block), `ptx`,
+`ptx_digest` (`ptx_digest` of it), `cubin` (base64), `triton` (its version) and `seconds`, or
+`error`: why the kernel does not compile; then `help`, if it is not the kernel's fault but this
+machine's, says what may be done.
 """
 
 from __future__ import annotations
@@ -225,7 +226,7 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
     assert set(given) == set(names), (
         f"arguments described: {sorted(given)}; of the kernel: {sorted(names)}"
     )
-    target = GPUTarget("cuda", job["capability"], 32)
+    target = GPUTarget(job["backend"], job["capability"], job["warp_size"])
     source = language(function, **_as_launched(function, job, make_backend(target)))
     if job.get("names_only"):
         _front_end(source, target, job["options"])

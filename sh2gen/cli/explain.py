@@ -105,7 +105,7 @@ def explain(
     elif stage == "plan":
         _show(as_json, stage, "\n\n".join(plan_text(c) for c in ranked))
     elif stage == "numbers":
-        _show(as_json, stage, numbers_text(spec, ranked[0]))
+        _show(as_json, stage, numbers_text(spec, ranked[0], gpu))
     else:
         best = ranked[0]
         source = emit(spec, best.plan, best.schedule)

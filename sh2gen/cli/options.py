@@ -64,7 +64,7 @@ locked_option = click.option(
     help="Take plans and numbers from this lock file alone.",
 )
 target_option = click.option(
-    "--target", help="H200, H100, A100 or B200; default: this GPU, or H200."
+    "--target", help="A GPU that doctor lists, such as H200 or sm_86; default: this one."
 )
 tables_option = click.option(
     "--tables",

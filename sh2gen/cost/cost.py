@@ -69,6 +69,7 @@ from sh2gen.schedule.config import DIRECTIONS, Schedule, launch_config
 from sh2gen.schedule.facts import operand_bytes, tap_terms
 from sh2gen.spec.language import DType, Precision, Workload
 from sh2gen.spec.operator import OpSpec
+from sh2gen.targets.constants import Eager, Streams, Tiles
 from sh2gen.targets.target import Target
 
 ROWS = sympy.Symbol("ROWS", positive=True)
@@ -85,175 +86,6 @@ _INSTRUCTIONS = {  # a row of a rowwise function, in instructions of one thread
 # Instructions for each number of a block's states: two products, powers, halving and rounding.
 # Those of pairs take twice as many.
 _SCAN = 8
-# Seconds that an elementwise kernel takes whatever its size, and that others do too: programs
-# begin all at once and end one by one.
-ONCE = 5e-6
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tiles:
-    """Constants of kernels of tiles, by direction (`benchmarks/calibrate.py`).
-
-    A program waits for its tiles one after another, and as many run at once as registers allow: in
-    waves. Traffic, instructions, waves and the dispatch of programs overlap.
-
-    Attributes:
-        overlap: exponent of the norm that joins the four: 1 adds them, infinity takes the
-            largest.
-        issued: instructions for each that the fold counts.
-        once: instructions of a thread before and after its tiles; `once_wide` times as many more
-            where a program has several channels, whose taps are private to lanes; `once_partial`
-            more for each partial sum.
-        start: seconds of a program before and after its tiles; `start_partial` more for each
-            partial sum, and `barrier` more for each where warps exchange them.
-        tile: seconds of a tile; `value` more for each value of it that a thread has, times the
-            root of how many tensors are loaded; `crowd` more for each value above 16, less the
-            more tensors there are, by the square; `wide` more for each block of rows of a thread
-            where a program has several channels.
-        dispatch: seconds of the GPU for each program that it starts.
-        again: of the traffic, what is read twice where a program has several tiles of 8 rows a
-            thread and asks for no hint (`EVICT_LAST`): the context, which the caches had lost.
-    """
-
-    overlap: float
-    issued: float
-    once: float
-    once_wide: float = 0.0
-    once_partial: float = 0.0
-    start: float
-    start_partial: float = 0.0
-    barrier: float = 0.0
-    tile: float
-    value: float
-    crowd: float
-    wide: float
-    dispatch: float
-    again: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Streams:
-    """Constants of kernels that stream along segments, by direction, but for the twin for sm_90.
-
-    Attributes:
-        overlap: as of `Tiles`; here of traffic and waves.
-        tile: seconds of a tile; `unhidden` more where fewer than three tiles are in flight, and
-            `alone` more where there is one.
-        product: seconds of a tile for each 100 operations of an element in products, and for each
-            convolution among these, which wait for each other whatever the rows; `few` times as
-            much more where a thread has fewer than 8 values of a tile. Both from many taps
-            (docs/performance.md), not from sweeps, and in bfloat16: other types take more by their
-            rates.
-        warm_up: what a tile of warm-up takes, of a tile; `warm_product`, what its products do, of
-            those of a tile.
-        spill: share of the time for each register that a schedule does not grant.
-    """
-
-    overlap: float
-    tile: float
-    unhidden: float
-    alone: float
-    product: float
-    few: float = 0.0
-    warm_up: float
-    warm_product: float
-    spill: float
-
-
-TILES = {
-    "forward": Tiles(
-        overlap=3.35,
-        issued=1.07,
-        once=127.0,
-        once_wide=0.492,
-        start=1.59e-07,
-        tile=6.8e-07,
-        value=3.22e-08,
-        crowd=1.13e-07,
-        wide=3.49e-08,
-        dispatch=4.19e-10,
-        again=0.0409,
-    ),
-    "backward": Tiles(
-        overlap=3.66,
-        issued=1.57,
-        once=57.1,
-        once_partial=13.3,
-        start=5.37e-08,
-        start_partial=5.29e-08,
-        barrier=1.33e-07,
-        tile=5.91e-07,
-        value=5.74e-08,
-        crowd=1.07e-07,
-        wide=3.87e-07,
-        dispatch=4.7e-10,
-    ),
-}
-STREAMS = {
-    "forward": Streams(
-        overlap=1.31,
-        tile=3.46e-07,
-        unhidden=6.47e-07,
-        alone=1.38e-07,
-        product=2.7e-07,
-        warm_up=1.0,
-        warm_product=1.0,
-        spill=0.00148,
-    ),
-    "backward": Streams(
-        overlap=1.65,
-        tile=1.26e-07,
-        unhidden=2.09e-07,
-        alone=7.31e-07,
-        product=1.6e-07,
-        few=0.4,
-        warm_up=0.82,
-        warm_product=0.5,
-        spill=0.0017,
-    ),
-}
-# Factors between what was measured (docs/performance.md) and what this model says without them.
-# The twin for sm_90 waits for loads and products that nothing overlaps with.
-_STREAM_SM90 = 1.3
-_TILE_SM90 = 5e-6  # seconds of its tiles, where channels are few
-# Seconds of a tile of a stream for each value that a thread has: channels last, rows move in short
-# accesses and through shared memory.
-_BY_ROWS = {"forward": 1e-7, "backward": 4.5e-7}
-_RECURRENCE = {"forward": 0.92, "backward": 0.88}  # a scan, which all others wait for
-# Instructions that a thread of a recurrence issues once a tile: exchanges between blocks, tables.
-_ONCE_A_TILE = {"forward": 250, "backward": 2000}
-# Seconds that a program of one takes before its first tile and after its last, for all that run at
-# once: of tables, states and sums.
-_ONCE_A_PROGRAM = {"forward": 1.6e-6, "backward": 2.4e-6}
-# By which factor it takes longer where warps have too few rows of products (`_FEW_ROWS`).
-_FEW_ROWS_OF_STATES = {"forward": 1.4, "backward": 1.2}
-_FEW_ROWS = {"forward": 16, "backward": 8}
-# Seconds a step of a recurrence, of a program that has a multiprocessor to itself: where channels
-# are few nothing else counts (docs/performance.md, sequences in spans).
-_WALK = {"forward": 0.9e-9, "backward": 1.75e-9}
-# Registers that a thread needs, for a value of its tile and beside: estimates, from builds for
-# sm_90. What a schedule does not grant is spilled, which costs this share of the time a register.
-_REGISTERS = {
-    ("stream", "forward"): (5.0, 85),
-    ("stream", "backward"): (0.0, 255),
-    ("recurrence", "forward"): (1.5, 85),
-    ("recurrence", "backward"): (0.5, 205),
-}
-_SPILL = 0.0012
-# How many times as many registers the compiler uses where `maxnreg` lets it, of tiles.
-_GRANTED = 1.5
-# Shared memory, in tiles of all its inputs: for each tile in flight, and beside.
-_TILES_IN_FLIGHT = {
-    ("stream", "forward"): (1.0, 1.0),
-    ("stream", "backward"): (2.75, 0.5),
-    ("recurrence", "forward"): (1.0, 1.2),
-    ("recurrence", "backward"): (2.75, 0.5),
-}
-# How long programs of a recurrence that run at once wait for each other at barriers, as a share of
-# the time for each warp of one; other factors were fitted where it is `_WAIT_THEN`.
-_WAIT = 0.1
-_WAIT_THEN = {"forward": 1.08, "backward": 1.13}
-LAUNCH = 2.5e-6  # seconds from one kernel's end to the next one's first instruction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -487,18 +319,19 @@ def predict(
 ) -> Prediction:
     """Predicted time of one direction on a target that runs nothing else."""
     elements = workload.batch * workload.length * spec.channels
-    bound = elements * bound_bytes(spec, direction) / target.elementwise_bandwidth + ONCE
+    once, launch = target.constants.once, target.constants.launch
+    bound = elements * bound_bytes(spec, direction) / target.elementwise_bandwidth + once
     kernel = plan.kernel(direction)
     if kernel is None:
         graph = plan.graph if direction == "forward" else plan.backward_graph
-        moved, launches = _eager(graph, plan, workload, spec)
+        moved, launches = _eager(graph, plan, workload, spec, target.constants.eager)
         memory = moved / target.elementwise_bandwidth
         return Prediction(
-            seconds=memory + launches * LAUNCH,
+            seconds=memory + launches * launch,
             memory=memory,
             tensor=0.0,
             issue=0.0,
-            fixed=launches * LAUNCH,
+            fixed=launches * launch,
             bound=bound,
         )
     at = at_work(spec, plan, kernel, schedule, workload, target)
@@ -516,7 +349,7 @@ def predict(
     if at.running is None or kernel.skeleton == "recurrence":
         waves = max(0.0, seconds - math.hypot(at.memory, issue))
     # A recurrence is as long as its programs, which all begin at once.
-    fixed = LAUNCH * launches + (0.0 if kernel.skeleton == "recurrence" else ONCE)
+    fixed = launch * launches + (0.0 if kernel.skeleton == "recurrence" else once)
     return Prediction(
         seconds=max(seconds, at.memory, at.tensor) + fixed,
         memory=at.memory,
@@ -587,9 +420,9 @@ def at_work(
         target=target,
         memory=memory,
         products=products,
-        issue=elements * per_element / (target.sms * 128 * target.clock),
+        issue=elements * per_element / _issued(target),
         tensor=elements * products / product_rate(spec, target),
-        by_rows=_BY_ROWS[kernel.role] if plan.layout is Layout.BLD else 0.0,
+        by_rows=target.constants.way(kernel.role).by_rows if plan.layout is Layout.BLD else 0.0,
         grid=grid,
         running=None if variant else running(kernel, numbers, spec, target),
     )
@@ -602,10 +435,15 @@ def _counted(effort: Work, rows: int, block: int) -> tuple[float, float]:
     return float(effort.instructions.subs(sizes)), float(effort.tensor_flops.subs(sizes))
 
 
-def _values(numbers: Mapping[str, int]) -> float:
+def _values(numbers: Mapping[str, int], target: Target) -> float:
     """Values of a tile that a thread has."""
     rows = numbers.get("BLOCK_D", 1) * numbers.get("SEGMENTS", 1)
-    return rows * numbers["BLOCK_T"] / (32 * numbers["num_warps"])
+    return rows * numbers["BLOCK_T"] / (target.warp_size * numbers["num_warps"])
+
+
+def _issued(target: Target) -> float:
+    """Instructions of threads that a target issues in a second."""
+    return target.sms * target.lanes_per_sm * target.clock
 
 
 def _norm(power: float, *parts: float) -> float:
@@ -616,17 +454,17 @@ def _norm(power: float, *parts: float) -> float:
 def tile_seconds(at: AtWork, constants: Tiles | None = None) -> tuple[float, float, float]:
     """Of a kernel of tiles: in all, of its instructions alone, and of its waves alone."""
     n, length = at.numbers, at.workload.length
-    constants = constants or TILES[at.kernel.role]
+    constants = constants or at.target.constants.way(at.kernel.role).tiles
     rows, warps = n["ROWS"], n["num_warps"]
     tiles, programs = min(n["TILES"], math.ceil(length / n["BLOCK_T"])), at.grid.programs
     partial = at.kernel.program.partial_rows if at.kernel.role == "backward" else 0
     wide = n["BLOCK_D"] > 1
     once = constants.once * (1 + constants.once_wide * wide) + constants.once_partial * partial
     beyond = math.ceil(length / n["BLOCK_T"]) * n["BLOCK_T"] / length  # steps after the last
-    threads = 32 * warps * programs
+    threads = at.target.warp_size * warps * programs
     issue = at.issue * constants.issued * beyond
-    issue += threads * once / (at.target.sms * 128 * at.target.clock)
-    values = max(rows, _values(n))
+    issue += threads * once / _issued(at.target)
+    values = max(rows, _values(n, at.target))
     loads = sum(isinstance(s, LoadRows) for s in at.kernel.program.body)
     tile = constants.tile + constants.value * values * math.sqrt(loads)
     tile += constants.crowd * max(0.0, values - 16) / loads**2
@@ -650,12 +488,12 @@ def _waves(programs: int, at: AtWork) -> int:
 def stream_seconds(at: AtWork, constants: Streams | None = None) -> tuple[float, float]:
     """Of a kernel that streams: in all, and of its waves alone."""
     n, spec = at.numbers, at.spec
-    constants = constants or STREAMS[at.kernel.role]
+    constants = constants or at.target.constants.way(at.kernel.role).streams
     assert at.running is not None
     tiles, warm_up, programs = at.grid.tiles, warm_up_tiles(at), at.grid.programs
     chain = sum(isinstance(s, Toeplitz) for s in at.kernel.program.body)
     product = constants.product * chain * at.products / 100
-    if _values(n) < 8:
+    if _values(n, at.target) < 8:
         product *= 1 + constants.few
     # What products take more than in bfloat16, of the multiprocessor's rate, which programs that
     # run at once share.
@@ -667,8 +505,9 @@ def stream_seconds(at: AtWork, constants: Streams | None = None) -> tuple[float,
     tile += constants.unhidden * (n["PREFETCH"] < 3) + constants.alone * (n["PREFETCH"] < 2)
     spilled = 1 + constants.spill * at.running.spilled
     # A tile of warm-up, of which less is multiplied than of others.
-    before = (tile + constants.warm_product * product) * spilled + at.by_rows * _values(n)
-    tile = (tile + product) * spilled + at.by_rows * _values(n)
+    by_rows = at.by_rows * _values(n, at.target)
+    before = (tile + constants.warm_product * product) * spilled + by_rows
+    tile = (tile + product) * spilled + by_rows
     waves = _waves(programs, at) * (tiles * tile + constants.warm_up * warm_up * before)
     return _norm(constants.overlap, at.memory, waves), waves
 
@@ -678,37 +517,39 @@ def _twin_seconds(at: AtWork) -> float:
     tiles, warm_up = at.grid.tiles, warm_up_tiles(at)
     steps = at.numbers["BLOCK_T"] * at.numbers["SEGMENTS"]
     again = at.grid.splits * (tiles + warm_up) * steps / at.workload.length
-    seconds = math.hypot(at.memory, at.issue + at.tensor) * again * _STREAM_SM90
-    return max(seconds, (tiles + warm_up) * _TILE_SM90)  # one wave at least
+    twin = at.target.constants.twin
+    seconds = math.hypot(at.memory, at.issue + at.tensor) * again * twin.stream
+    return max(seconds, (tiles + warm_up) * twin.tile)  # one wave at least
 
 
 def _recurrence_seconds(at: AtWork) -> tuple[float, float, int]:
     """Of a recurrence: in all, of its instructions alone, and into how many spans sequences are
     cut.
     """
-    n, spec, direction = at.numbers, at.spec, at.kernel.role
+    n, spec = at.numbers, at.spec
+    constants = at.target.constants.way(at.kernel.role).recurrences
     assert at.running is not None
     elements = at.workload.batch * at.workload.length * spec.channels
-    beside = _ONCE_A_TILE[direction] / _values(n)
+    beside = constants.tile / _values(n, at.target)
     if n["PREFETCH"] > 1:  # loads go through shared memory, from where vectors of 8 are read
         beside += sum(isinstance(s, LoadRows) for s in at.kernel.program.body) / 8
-    issue = at.issue + at.tensor + elements * beside / (at.target.sms * 128 * at.target.clock)
+    issue = at.issue + at.tensor + elements * beside / _issued(at.target)
     # Loads wait while arithmetic issues and the other way round, but programs on one SM overlap:
     # the root of the squares lies between the larger of the two and their sum.
     seconds = math.hypot(at.memory, issue)
     warps_each = at.running.warps / at.running.programs
-    waits = (1 + _WAIT * warps_each / at.running.programs) / _WAIT_THEN[direction]
-    seconds *= waits * (1 + _SPILL * at.running.spilled) * _RECURRENCE[direction]
+    waits = (1 + constants.wait * warps_each / at.running.programs) / constants.waited
+    seconds *= waits * (1 + constants.spill * at.running.spilled) * constants.scan
     rows_each = n["SEGMENTS"] / n["num_warps"]
-    if operand_bytes(spec) == 2 and rows_each < _FEW_ROWS[direction]:
-        seconds *= _FEW_ROWS_OF_STATES[direction]
+    if operand_bytes(spec) == 2 and rows_each < constants.few_rows:
+        seconds *= constants.few
     spans, steps = at.grid.splits, at.grid.tiles * n["SEGMENTS"] * n["BLOCK_T"]
     if spans > 1:  # half of the inputs are read before, for the sums of tiles
-        seconds, steps = 1.4 * seconds, 3 * steps // 2
+        seconds, steps = constants.spans * seconds, 3 * steps // 2
     programs = at.workload.batch * spec.channels * spans
     rounds = programs / (at.target.sms * at.running.programs)
-    seconds += rounds * _ONCE_A_PROGRAM[direction]
-    return max(seconds, steps * _WALK[direction]), issue, spans
+    seconds += rounds * constants.program
+    return max(seconds, steps * constants.step), issue, spans
 
 
 def stride_step(spec: OpSpec, plan: Plan) -> int:
@@ -722,34 +563,37 @@ def running(kernel: Kernel, numbers: Mapping[str, int], spec: OpSpec, target: Ta
     """Estimate what a multiprocessor runs at once of a kernel in Triton under some numbers."""
     direction = kernel.role
     warps = numbers["num_warps"]
-    granted = min(numbers.get("maxnreg") or target.registers_per_thread, 255)
+    most = target.registers_per_thread
+    granted = min(numbers.get("maxnreg") or most, most)
     shared = 0
     is_tile = kernel.skeleton == "tile"
     if is_tile:
-        needed = _registers_of_tiles(kernel, numbers)
+        needed = _registers_of_tiles(kernel, numbers, target)
     else:
         rows = numbers.get("BLOCK_D", 1) * numbers["SEGMENTS"]
-        slope, beside = _REGISTERS[kernel.skeleton, direction]
-        needed = beside + slope * _values(numbers)
+        way = target.constants.way(direction)
+        holds = way.stream if kernel.skeleton == "stream" else way.recurrence
+        needed = holds.registers + holds.value * _values(numbers, target)
         of_inputs = _BYTES[spec.dtype.io] * rows * numbers["BLOCK_T"]
         of_inputs *= len(spec.inputs) + (direction == "backward")
-        each, fixed = _TILES_IN_FLIGHT[kernel.skeleton, direction]
         in_flight = numbers["PREFETCH"] - (kernel.skeleton == "recurrence")
-        shared = int(of_inputs * (each * in_flight + fixed))
+        shared = int(of_inputs * (holds.tile * in_flight + holds.shared))
     registers = max(32, min(granted, math.ceil(needed / 8) * 8))
     occupied: float = registers
     rough = is_tile and direction == "backward"  # as `Running.at_once` says
     if rough:
         occupied = needed
         if numbers.get("maxnreg"):  # what may use more than the compiler would choose does so
-            occupied = max(needed, min(granted, _GRANTED * needed))
+            occupied = max(
+                needed, min(granted, target.constants.backward_registers.granted * needed)
+            )
     at_once = max(
         1.0,
         min(
             target.blocks_per_sm,
-            target.threads_per_sm / (32 * warps),
-            target.registers_per_sm / (occupied * 32 * warps),
-            target.shared_per_sm / (shared + 1024),
+            target.threads_per_sm / (target.warp_size * warps),
+            target.registers_per_sm / (occupied * target.warp_size * warps),
+            target.shared_per_sm / (shared + target.shared_reserved),
         ),
     )
     programs = math.floor(at_once)
@@ -763,21 +607,23 @@ def running(kernel: Kernel, numbers: Mapping[str, int], spec: OpSpec, target: Ta
     )
 
 
-def _registers_of_tiles(kernel: Kernel, numbers: Mapping[str, int]) -> float:
-    """What a thread of a kernel of tiles needs: an estimate, from builds for sm_90."""
-    values = max(float(numbers["ROWS"]), _values(numbers))
+def _registers_of_tiles(kernel: Kernel, numbers: Mapping[str, int], target: Target) -> float:
+    """What a thread of a kernel of tiles needs, by estimate."""
+    values = max(float(numbers["ROWS"]), _values(numbers, target))
     loads = [step.rows for step in kernel.program.body if isinstance(step, LoadRows)]
-    if kernel.role == "forward":
-        each = float(values**0.93)
-        if numbers["TILES"] > 1:  # addresses and masks of the next tile, beside those of this one
-            each *= 1 + 3.6 / numbers["ROWS"]
-            each *= 1.1 if numbers.get("EVICT_LAST") else 1.0
-        if numbers["BLOCK_D"] > 1:  # taps are private to lanes
-            each *= 1.2
-        return 18 + len(loads) * each
+    if kernel.role == Role.FORWARD:
+        forward = target.constants.forward_registers
+        each = float(values**forward.power)
+        if numbers["TILES"] > 1:
+            each *= 1 + forward.next_tile / numbers["ROWS"]
+            each *= forward.hinted if numbers.get("EVICT_LAST") else 1.0
+        if numbers["BLOCK_D"] > 1:
+            each *= forward.wide
+        return forward.fixed + len(loads) * each
+    backward = target.constants.backward_registers
     context = sum(rows.hi - rows.lo for rows in loads)
-    of_rows = 1.35 * len(loads) * values + 1.15 * context
-    return 18 + of_rows + 0.8 * kernel.program.partial_rows
+    of_rows = backward.value * len(loads) * values + backward.context * context
+    return backward.fixed + of_rows + backward.partial * kernel.program.partial_rows
 
 
 def warm_up_tiles(at: AtWork) -> int:
@@ -785,22 +631,15 @@ def warm_up_tiles(at: AtWork) -> int:
     return math.ceil(((at.spec.filter.length or 1) - 1) / at.numbers["BLOCK_T"]) + 1
 
 
-# Of a transform with its inverse and the product between them: bytes for each number of a padded
-# row, so many more for each octave beyond 256 numbers, less where the size is a power of two; and
-# kernels that are launched. Fitted to tests/data/plans.
-_FFT = {"conv": (86.0, 12.0, 18), "gradient": (98.0, 16.0, 20)}
-_FFT_POWER = 0.7
-_CHANNELS_LAST = 20.0  # bytes more of an activation that is channels last, to turn it around
-_TAPS = 6.5  # bytes of a tap of a channel: expanded, padded and transformed
-
-
-def _eager(graph: Graph, plan: Plan, workload: Workload, spec: OpSpec) -> tuple[float, int]:
+def _eager(
+    graph: Graph, plan: Plan, workload: Workload, spec: OpSpec, constants: Eager
+) -> tuple[float, int]:
     """Bytes that plain PyTorch moves in a direction, and how many kernels it launches. Every
     elementwise node reads and writes float32.
     """
     elements = workload.batch * workload.length * spec.channels
     ends = sum(isinstance(node, Input) for node in graph.nodes) + len(graph.outputs)
-    total = _CHANNELS_LAST * ends * elements * (plan.layout is Layout.BLD)
+    total = constants.channels_last * ends * elements * (plan.layout is Layout.BLD)
     launches = 0
     for node in graph.nodes:
         if isinstance(node, Parameter | Modes):
@@ -816,11 +655,12 @@ def _eager(graph: Graph, plan: Plan, workload: Workload, spec: OpSpec) -> tuple[
             taps = node.view.length or taps
         kept = min(taps, workload.length)
         size = fft_size(workload.length + kept - 1)
-        each, octave, kernels = _FFT["conv" if isinstance(node, Conv) else "gradient"]
-        each += octave * max(0.0, math.log2(size / 256))
-        each *= _FFT_POWER if size & (size - 1) == 0 else 1.0
-        total += each * size * workload.batch * spec.channels + _TAPS * taps * spec.channels
-        launches += kernels
+        transforms = constants.conv if isinstance(node, Conv) else constants.gradient
+        each = transforms.number + transforms.octave * max(0.0, math.log2(size / 256))
+        each *= constants.power_of_two if size & (size - 1) == 0 else 1.0
+        padded = each * size * workload.batch * spec.channels
+        total += padded + constants.taps * taps * spec.channels
+        launches += transforms.launches
     return total, launches
 
 

@@ -20,10 +20,13 @@ _OPEN = {
     "WIDTH": "width",
     "WIDTH2": "padded_width",
     "TAP_TERMS": "tap_terms(groups)",
+    "SHARED": "shared",
+    "PRODUCT_ROWS": "product_rows",
 }
 _LINES = {
     "width": "width = channels // groups",
     "padded_width": "padded_width = 1 << (width - 1).bit_length()",
+    "shared": "shared, product_rows = limits_of(device)",
 }
 
 
@@ -46,6 +49,7 @@ def rules(spec: OpSpec, plan: Plan) -> list[str]:
         node.id for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, ast.Name)
     }
     names |= {"width"} if "padded_width" in names else set()
+    names |= {"shared"} if "product_rows" in names else set()
     return [line for name, line in _LINES.items() if name in names] + lines
 
 

@@ -138,10 +138,12 @@ def _launchers(spec: OpSpec, plan: Plan) -> list[str]:
         for k in plan.kernels
         for v in k.variants
     ]
+    lines = config.rules(spec, plan)
+    unasked = [] if any("limits_of" in line for line in lines) else ["limits_of"]
     rules = filled(
         "sections/config.py.j2",
         terms=config.terms(spec),
-        rules=config.rules(spec, plan),
+        rules=lines,
         roles="{" + ", ".join(f'"{k.role}": {k.role}' for k in plan.kernels) + "}",
     )
     return [
@@ -149,7 +151,7 @@ def _launchers(spec: OpSpec, plan: Plan) -> list[str]:
         *closure((GEOMETRY,), wanted),
         f"VARIANTS: dict = {{{', '.join(derived)}}}  # and the kernels that they are of",
         rules,
-        *texts("config", without=["default_configs"]),
+        *texts("config", without=["default_configs", *unasked]),
         *texts("launch", without=others),
         *launchers(spec, plan),
     ]

@@ -22,7 +22,7 @@ def examined() -> dict[str, Any]:
     packages += ("networkx", "hypothesis", "matplotlib")
     found = {name: installed(name) for name in packages}
     cuda = torch.cuda.is_available()
-    known = targets.from_device()
+    gpu = targets.here()
     triton = found["triton"]
     interpreter = "yes" if triton and found["numpy"] else "no: needs triton and numpy"
     works = {
@@ -32,8 +32,8 @@ def examined() -> dict[str, Any]:
         "run kernels": "yes" if cuda and triton else "no: needs a CUDA device and triton",
         "time kernels (bench)": "yes" if cuda and triton else "no: needs a CUDA device and triton",
         "tune for this GPU (tune)": "yes"
-        if known and triton
-        else f"no: needs triton and one of {', '.join(gpu.name for gpu in targets.TARGETS)}",
+        if cuda and triton
+        else "no: needs a CUDA device and triton",
         "rank schedules by prediction (tune --effort estimate)": "yes",
         "draw figures (bench --plots)": "yes" if found["matplotlib"] else "no: needs matplotlib",
         "run plain PyTorch on the CPU": "yes",
@@ -44,7 +44,9 @@ def examined() -> dict[str, Any]:
         "packages": found,
         "untested": list(untested()),
         "gpu": torch.cuda.get_device_name() if cuda else None,
-        "target": known.name if known else None,
+        "target": gpu.name,
+        "target_note": gpu.caveat if cuda else "there is no CUDA device here",
+        "targets": [f"{known.name} ({known.sm})" for known in targets.known()],
         "ops": str(folder("ops")),
         "records": str(home() / "records"),
         "tables": [str(place) for place in table_folders()],
@@ -58,9 +60,9 @@ def print_examined(report: dict[str, Any]) -> None:
     rows += [(name, number or "not installed") for name, number in report["packages"].items()]
     rows += [("untested", text) for text in report["untested"]]
     rows.append(("gpu", str(report["gpu"] or "none")))
-    rows.append(
-        ("target", str(report["target"] or "H200 (default: this GPU is none that is known)"))
-    )
+    note = report["target_note"]
+    rows.append(("target", report["target"] + (f" ({note})" if note else "")))
+    rows.append(("targets", ", ".join(report["targets"])))
     rows += [("shipped ops", str(report["ops"])), ("records", str(report["records"]))]
     for whose, place in zip(("your", "shipped"), report["tables"], strict=True):
         rows.append(

@@ -34,6 +34,8 @@ def print_compilation(c: Any) -> None:
     rows.append(
         ("call with", f"activations {'(B, D, L)' if plan.layout == 'BDL' else '(B, L, D)'}")
     )
+    if c.target.caveat:
+        rows.append(("target", c.target.caveat))
     rows.append(("schedule", f"{c.chosen.schedule}"))
     for origin in dict.fromkeys(c.chosen.origins.values()):
         whose = [d for d, text in c.chosen.origins.items() if text == origin]
@@ -127,7 +129,7 @@ def plan_text(candidate: Any) -> str:
     return "\n".join(lines)
 
 
-def numbers_text(spec: Any, candidate: Any) -> str:
+def numbers_text(spec: Any, candidate: Any, target: Any = None) -> str:
     """What --set takes for a plan: every knob by direction, its value and the legal ones."""
     from sh2gen.schedule.config import DIRECTIONS
     from sh2gen.schedule.space import space
@@ -135,7 +137,7 @@ def numbers_text(spec: Any, candidate: Any) -> str:
     lines = [f"{candidate.plan.name}: --set DIRECTION.KNOB=INTEGER"]
     for direction in DIRECTIONS:
         numbers = dict(candidate.schedule.numbers(direction))
-        for knob, legal in space(spec, candidate.plan, direction).knobs:
+        for knob, legal in space(spec, candidate.plan, direction, target).knobs:
             values = ", ".join(map(str, legal))
             lines.append(f"{direction}.{knob}={numbers[knob]}  one of {values}")
     if len(lines) == 1:
@@ -211,6 +213,7 @@ def print_explanation(
                 {
                     "op": spec.op,
                     "target": gpu.name,
+                    "target_note": gpu.caveat,
                     "verdicts": verdicts,
                     "plans": plans,
                     "not_taken": list(not_taken),
@@ -220,6 +223,8 @@ def print_explanation(
         )
         return
     say(f"{spec.op} on {gpu.name}")
+    if gpu.caveat:
+        say(f"  {gpu.caveat}")
     for name, answer in answers.items():
         say(f"  {name}: {'yes' if answer.applies else 'no'}, {answer}")
     if not plans:

@@ -43,6 +43,8 @@ def print_estimate(estimates: Any, as_json: bool) -> None:
                 "op": task.spec.op,
                 "plan": task.plan.name,
                 "direction": task.direction,
+                "target": estimate.target.name,
+                "target_note": estimate.target.caveat,
                 "workloads": [{"batch": w.batch, "length": w.length} for w in task.workloads],
                 "points": len(space.points),
                 "dropped": dict(estimate.dropped),
@@ -53,6 +55,8 @@ def print_estimate(estimates: Any, as_json: bool) -> None:
     if as_json:
         say(json.dumps(result, indent=2))
         return
+    for note in dict.fromkeys(found["target_note"] for found in result if found["target_note"]):
+        say(note)
     for estimate, found in zip(estimates, result, strict=True):
         dropped = sum(found["dropped"].values())
         say(

@@ -13,6 +13,7 @@ from sh2gen.schedule.facts import facts_of
 from sh2gen.schedule.knobs import knobs_of, read_schedules
 from sh2gen.schedule.space import Numbers, search_space, space
 from sh2gen.spec.operator import OpSpec
+from sh2gen.targets.target import Target
 
 DIRECTIONS = ("forward", "backward")
 
@@ -66,7 +67,9 @@ def coupling(plan: Plan, numbers: Numbers) -> int | None:
     return values["SEGMENTS"] * values["BLOCK_T"]
 
 
-def partner(spec: OpSpec, plan: Plan, direction: str, numbers: Numbers) -> Numbers:
+def partner(
+    spec: OpSpec, plan: Plan, direction: str, numbers: Numbers, target: Target | None = None
+) -> Numbers:
     """Numbers of the other direction that `numbers` of this one may be scheduled with.
 
     The other direction's default if that agrees (`coupling`), else the point of its search space
@@ -76,7 +79,7 @@ def partner(spec: OpSpec, plan: Plan, direction: str, numbers: Numbers) -> Numbe
         Sh2genError: K003 if no such point agrees.
     """
     (other,) = set(DIRECTIONS) - {direction}
-    where = space(spec, plan, other)
+    where = space(spec, plan, other, target)
     wanted = coupling(plan, numbers)
     default = dict(where.default)
     if coupling(plan, where.default) == wanted:
@@ -87,7 +90,7 @@ def partner(spec: OpSpec, plan: Plan, direction: str, numbers: Numbers) -> Numbe
         steps = [abs(indices[name](v) - indices[name](default[name])) for name, v in point]
         return sum(map(bool, steps)), sum(steps)
 
-    points = search_space(spec, plan, other).points
+    points = search_space(spec, plan, other, target).points
     agreeing = [point for point in points if coupling(plan, point) == wanted]
     if not agreeing:
         raise Sh2genError(
@@ -107,9 +110,13 @@ def interpreter_schedule(spec: OpSpec, plan: Plan) -> Schedule:
 
 
 def schedule(
-    spec: OpSpec, plan: Plan, changes: Mapping[str, Mapping[str, int]] | None = None
+    spec: OpSpec,
+    plan: Plan,
+    changes: Mapping[str, Mapping[str, int]] | None = None,
+    target: Target | None = None,
 ) -> Schedule:
-    """The default schedule of a plan, with some numbers changed by direction.
+    """The default schedule of a plan on a target, by default that of `targets`, with some numbers
+    changed by direction.
 
     Raises:
         Sh2genError: K001, K002, K003 for an unknown knob, an illegal value, a violated constraint.
@@ -121,7 +128,9 @@ def schedule(
                 "K001", f"unknown direction `{direction}`", help="forward or backward"
             )
     numbers = {
-        direction: space(spec, plan, direction).check(direction, changes.get(direction, {}))
+        direction: space(spec, plan, direction, target).check(
+            direction, changes.get(direction, {})
+        )
         for direction in DIRECTIONS
     }
     tiles = {direction: coupling(plan, found) for direction, found in numbers.items()}

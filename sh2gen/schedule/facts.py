@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sh2gen.spec.language import Bias, DType, FilterKind, Precision, Skip
 from sh2gen.spec.operator import OpSpec
+from sh2gen.targets.target import Target, known
 
 # What constraints, defaults and searches may refer to, beside knobs.
 FACTS = {
@@ -20,6 +21,9 @@ FACTS = {
     "TAP_TERMS": "operands whose sum a tap is: 2 where few taps carry the result",
     "TERMS": "how many of skip and bias there are",
     "BATCH": "the least batch of the operator's workloads",
+    "SHARED": "bytes of shared memory that a program may take on the target",
+    "PRODUCT_ROWS": "rows of a product instruction of the target: 16 where a warp multiplies "
+    "alone, of operands in registers, 64 or more where four warps multiply together",
 }
 
 
@@ -46,8 +50,9 @@ def tap_terms(spec: OpSpec, io: DType | None = None) -> int:
     return 2 if few and io is not DType.FLOAT32 else 1
 
 
-def facts_of(spec: OpSpec) -> dict[str, int]:
-    """The FACTS of an operator."""
+def facts_of(spec: OpSpec, target: Target | None = None) -> dict[str, int]:
+    """The FACTS of an operator on a target, by default that of `targets`."""
+    target = target or known()[0]
     return {
         "CHANNELS": spec.channels,
         "WIDTH": spec.group_width,
@@ -62,4 +67,6 @@ def facts_of(spec: OpSpec) -> dict[str, int]:
         "TAP_TERMS": tap_terms(spec, spec.dtype.io),
         "TERMS": (spec.skip is not Skip.NONE) + (spec.bias is not Bias.NONE),
         "BATCH": min(workload.batch for workload in spec.workloads),
+        "SHARED": target.shared_per_block,
+        "PRODUCT_ROWS": target.product_rows,
     }

@@ -20,6 +20,7 @@ from sh2gen.schedule.expressions import compiled, first_case, holds, number_of, 
 from sh2gen.schedule.facts import facts_of
 from sh2gen.schedule.knobs import knobs_of, malformed, not_legal, read_schedules
 from sh2gen.spec.operator import OpSpec
+from sh2gen.targets.target import Target
 
 Numbers = tuple[tuple[str, int], ...]
 Knobs = tuple[tuple[str, tuple[int, ...]], ...]
@@ -130,10 +131,12 @@ class Survey:
     repeated: int
 
 
-def space(spec: OpSpec, plan: Plan, direction: str) -> Space:
-    """The space of one direction of a plan; empty if it has no kernel there."""
+def space(spec: OpSpec, plan: Plan, direction: str, target: Target | None = None) -> Space:
+    """The space of one direction of a plan on a target, by default that of `targets`; empty if it
+    has no kernel there.
+    """
     text = read_schedules(plan.algorithm)
-    facts = facts_of(spec)
+    facts = facts_of(spec, target)
     here = {direction, plan.layout.value}
     rules = [rule for rule in text["require"] if here.issuperset(rule.get("only", ()))]
     knobs = knobs_of(text, plan.layout.value, direction)
@@ -146,7 +149,7 @@ def space(spec: OpSpec, plan: Plan, direction: str) -> Space:
     )
 
 
-def search_space(spec: OpSpec, plan: Plan, direction: str) -> Survey:
+def search_space(spec: OpSpec, plan: Plan, direction: str, target: Target | None = None) -> Survey:
     """The numbers of one direction of a plan that are worth trying, the default first.
 
     Without kernels, or if the schedule file lists nothing for the layout and direction, that is
@@ -155,7 +158,7 @@ def search_space(spec: OpSpec, plan: Plan, direction: str) -> Survey:
     Raises:
         Sh2genError: K004 if an expression of the schedule file gives an illegal number here.
     """
-    where = space(spec, plan, direction)
+    where = space(spec, plan, direction, target)
     facts, default = dict(where.facts), dict(where.default)
     points = {where.default: None}
     dropped: Counter[Constraint] = Counter()

@@ -26,7 +26,7 @@ from sh2gen.schedule.space import Numbers, space
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets import target as targets
-from sh2gen.targets.target import TARGETS, Target
+from sh2gen.targets.target import Target
 from sh2gen.tuning.lockfile import LockEntry, lock_error, locked_entry, read_lock
 from sh2gen.tuning.lookup import Found, Wanted, find, misses
 from sh2gen.tuning.records import Key, operator_digest
@@ -130,7 +130,7 @@ def candidates(
             raise Sh2genError("L003", f"{spec.op} has no plan `{plan}`", help="; ".join(names))
 
     def candidate(p: Plan) -> Candidate:
-        numbers = schedule(spec, p)
+        numbers = schedule(spec, p, target=target)
         return Candidate(plan=p, schedule=numbers, score=score(spec, p, numbers, target))
 
     ranked = sorted(map(candidate, found), key=lambda c: c.score)
@@ -142,7 +142,7 @@ def candidates(
         refuse_clash(spec, first.plan)  # whatever the numbers
         first = _with_numbers(spec, target, first, changes or {}, known)
     elif changes:
-        schedule(spec, first.plan, changes)  # says that there is nothing to change
+        schedule(spec, first.plan, changes, target)  # says that there is nothing to change
     return (first, *others)
 
 
@@ -239,7 +239,7 @@ def _pinned(
         refuse_clash(spec, plan)  # whatever the numbers
     numbers = {d: dict(completed(plan.name, d, entry.numbers(d))) for d in DIRECTIONS}
     for direction in DIRECTIONS:
-        legal = [knob for knob, _ in space(spec, plan, direction).knobs]
+        legal = [knob for knob, _ in space(spec, plan, direction, target).knobs]
         lacks = [knob for knob in legal if knob not in numbers[direction]]
         strange = [knob for knob in numbers[direction] if knob not in legal]
         if lacks or strange:
@@ -251,7 +251,7 @@ def _pinned(
             )
             raise lock_error(lock, entry, wrong, direction)
     try:
-        chosen = schedule(spec, plan, numbers)
+        chosen = schedule(spec, plan, numbers, target)
     except Sh2genError as error:
         raise lock_error(lock, entry, error) from None
     origin = f"pinned by {lock}"
@@ -292,7 +292,7 @@ def _with_numbers(
         }
     merged = {d: dict(numbers[d]) | dict(changes.get(d, {})) for d in DIRECTIONS}
     chosen = schedule(
-        spec, first.plan, merged | {d: changes[d] for d in changes if d not in merged}
+        spec, first.plan, merged | {d: changes[d] for d in changes if d not in merged}, target
     )
     for direction in DIRECTIONS:
         if numbers[direction] == chosen.numbers(direction) and direction in tuned:
@@ -339,7 +339,7 @@ def _tuned(
         if direction in found:
             (other,) = (d for d in DIRECTIONS if d != direction)
             try:
-                matching = partner(spec, plan, direction, found[direction].numbers)
+                matching = partner(spec, plan, direction, found[direction].numbers, target)
             except Sh2genError:
                 continue
             label = f"goes with the tiles of {direction}"
@@ -398,7 +398,7 @@ def _times(found: Found, target: Target) -> str:
 
     if found.exact:
         return at(found.decision.us)
-    if found.other_gpu and len(found.differences) == 1 and target in TARGETS:
+    if found.other_gpu and len(found.differences) == 1 and not target.stands_for:
         return f"about {at(found.us(target))} here by bandwidth"
     return f"there {at(found.decision.us)}"
 
@@ -407,7 +407,7 @@ def wanted(spec: OpSpec, target: Target, plan: Plan, direction: str) -> Wanted:
     """What tuned numbers are looked up by."""
 
     def legal(numbers: Numbers) -> bool:
-        where = space(spec, plan, direction)
+        where = space(spec, plan, direction, target)
         try:
             return where.check(direction, dict(numbers)) == numbers
         except Sh2genError:
@@ -436,22 +436,11 @@ def kernels_of(spec: OpSpec, plan: Plan) -> str:
 
 def gpu_name(target: Target) -> str:
     """What the driver calls this machine's GPU if that is the target, else what it is called
-    elsewhere. (One that is no target is served as the default under its own name: `here`.)
+    elsewhere. (One that has no file is served by another's, under its own name.)
     """
     if targets.from_device() == target:
         return torch.cuda.get_device_name()
     return target.device_name
-
-
-def here() -> Target:
-    """This machine's GPU. Without one the default; for one that is not known the default too, but
-    called as the driver calls it: what was tuned on the default was not measured on it.
-    """
-    if (found := targets.from_device()) is not None:
-        return found
-    if torch.cuda.is_available():
-        return replace(targets.DEFAULT, device_name=torch.cuda.get_device_name())
-    return targets.DEFAULT
 
 
 def triton_version() -> str:

@@ -131,7 +131,7 @@ class Workbench:
         self._took: dict[str, list[float]] = {}  # seconds, by job
         self.checks: dict[Numbers, int] = {}
         self._inputs: dict[Numbers, int] = {}  # seeds of what each was compared on
-        default = search_space(task.spec, task.plan, task.direction).points[0]
+        default = search_space(task.spec, task.plan, task.direction, target).points[0]
         for _ in range(2):  # the process may have been broken by what came before
             answer = self._ask("bounds", self._prepare(default), VERIFY_LIMIT)
             if answer["status"] == "ok":
@@ -256,7 +256,7 @@ class Workbench:
         """Emit a candidate and have compiled what its calls will launch, unless it is already."""
         other = self._other
         if coupling(self._plan, other) != coupling(self._plan, numbers):
-            other = partner(self._spec, self._plan, self._direction, numbers)
+            other = partner(self._spec, self._plan, self._direction, numbers, self._target)
         pair = dict(zip(DIRECTIONS, (numbers, other), strict=True))
         if self._direction == "backward":
             pair = dict(zip(DIRECTIONS, (other, numbers), strict=True))

@@ -18,7 +18,8 @@ from sh2gen.base import jsonl
 from sh2gen.schedule.space import Numbers
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import with_defaults
-from sh2gen.targets.target import TARGETS, Target
+from sh2gen.targets import target as targets
+from sh2gen.targets.target import Target
 from sh2gen.tuning.records import (
     Key,
 )
@@ -262,4 +263,4 @@ def _where(decision: Decision) -> str:
 
 def gpu_called(name: str) -> Target | None:
     """The GPU that a driver calls `name`."""
-    return next((gpu for gpu in TARGETS if re.fullmatch(gpu.device_name, name)), None)
+    return next((gpu for gpu in targets.known() if re.fullmatch(gpu.device_name, name)), None)

@@ -21,6 +21,8 @@ from sh2gen.emit.launches import alignment_of, kernel_digests, launched, of_dire
 from sh2gen.lower import plans
 from sh2gen.plan.source import KernelSource, Source
 from sh2gen.schedule.config import DIRECTIONS, Schedule, partner
+from sh2gen.targets import target as targets
+from sh2gen.targets.target import Target
 from sh2gen.tuning.choose import size_options, triton_version
 from sh2gen.tuning.lookup import gpu_called
 from sh2gen.tuning.tables import Decision
@@ -124,7 +126,7 @@ def _checked(decision: Decision, compilers: Compilers) -> Checked:
     def found(verdict: Verdict, detail: str, kernels: dict[str, str] | None = None) -> Checked:
         return Checked(decision=decision, verdict=verdict, detail=detail, kernels=kernels or {})
 
-    here, target = triton_version(), gpu_called(decision.key.gpu)
+    here, target = triton_version(), _target_of(decision)
     if decision.key.triton != here:
         return found(Verdict.ELSEWHERE, f"tuned with Triton {decision.key.triton}, here {here}")
     if target is None:
@@ -148,6 +150,14 @@ def _checked(decision: Decision, compilers: Compilers) -> Checked:
     return found(Verdict.CHANGED if differ else Verdict.SAME, ", ".join(differ), now)
 
 
+def _target_of(decision: Decision) -> Target | None:
+    """The GPU of a decision: one that has a file, or this machine's, whatever stands in for it."""
+    if (found := gpu_called(decision.key.gpu)) is not None:
+        return found
+    mine = targets.here()
+    return mine if mine.stands_for == decision.key.gpu else None
+
+
 def kernels_of_decision(decision: Decision) -> tuple[Source, tuple[KernelSource, ...]]:
     """The file under the numbers of a decision, and what its direction launches there at its
     workloads. Those of the other direction are any that go with them.
@@ -161,14 +171,14 @@ def kernels_of_decision(decision: Decision) -> tuple[Source, tuple[KernelSource,
         raise Sh2genError("L003", f"{spec.op} has no plan `{decision.key.plan}`")
     (plan,) = named
     (other,) = (d for d in DIRECTIONS if d != direction)
+    target = _target_of(decision)
+    assert target is not None
     numbers = {
         direction: decision.numbers,
-        other: partner(spec, plan, direction, decision.numbers),
+        other: partner(spec, plan, direction, decision.numbers, target),
     }
     schedule = Schedule(plan=plan.name, **numbers)
     source = emit(spec, plan, schedule)
-    target = gpu_called(decision.key.gpu)
-    assert target is not None
     shapes = [(w.batch, w.length) for w in decision.workloads]
     of = (spec, plan, schedule, source.kernels, shapes, target.capability)
     return source, of_direction(launched(*of), direction)

@@ -58,7 +58,7 @@ def refit(
             break
         tried += 1
         say(f"{spec.op}: {direction} does not fit ({failed.reason}): building others, {tried}")
-        other = _with(spec, chosen, direction, numbers)
+        other = _with(spec, chosen, direction, numbers, target)
         if _fits(spec, chosen, other, target, direction, left):
             origin = chosen.origins.get(direction, "default").partition(";")[0]
             why = f"{what}, the first that fits: under Triton {version} numbers that are "
@@ -91,10 +91,10 @@ def _others(
     plan, now = chosen.plan, chosen.schedule.numbers(direction)
     (other,) = set(DIRECTIONS) - {direction}
     agreed = coupling(plan, chosen.schedule.numbers(other))
-    default = space(spec, plan, direction).default
+    default = space(spec, plan, direction, target).default
     points = [
         point
-        for point in search_space(spec, plan, direction).points
+        for point in search_space(spec, plan, direction, target).points
         if point != now and coupling(plan, point) == agreed
     ]
     predicted = problem(spec, plan, direction, spec.workloads, target, now, points).predicted
@@ -111,9 +111,11 @@ def _held(numbers: Numbers) -> Numbers:
     return tuple((name, value) for name, value in numbers if name not in _WORK)
 
 
-def _with(spec: OpSpec, chosen: Candidate, direction: str, numbers: Numbers) -> Schedule:
+def _with(
+    spec: OpSpec, chosen: Candidate, direction: str, numbers: Numbers, target: Target
+) -> Schedule:
     every = {d: dict(chosen.schedule.numbers(d)) for d in DIRECTIONS}
-    return schedule(spec, chosen.plan, every | {direction: dict(numbers)})
+    return schedule(spec, chosen.plan, every | {direction: dict(numbers)}, target)
 
 
 def _fits(

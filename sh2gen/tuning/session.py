@@ -59,7 +59,8 @@ def problem(
         points: all candidates; by default those of the plan's search space.
         also: others, to be tried first.
     """
-    points = search_space(spec, plan, direction).points if points is None else points
+    if points is None:
+        points = search_space(spec, plan, direction, target).points
     points = tuple(dict.fromkeys((start, *also, *points)))
     predicted, floors = {}, {}
     for numbers in points:
@@ -269,7 +270,7 @@ def _space(
     down by the number, if this is not the rest of a search that did.
     """
     spec, plan, direction = task.spec, task.plan, task.direction
-    survey = search_space(spec, plan, direction)
+    survey = search_space(spec, plan, direction, target)
     for constraint, count in survey.dropped if anew else ():
         text = f"{constraint.that}: {constraint.because}"
         journal.write((), dropped(Status.CONSTRAINT, "constraint", text), count)

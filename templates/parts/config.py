@@ -23,6 +23,16 @@ def gpu_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if there else ""
 
 
+def limits_of(device: torch.device) -> tuple[int, int]:
+    """Bytes of shared memory that a program may take, and the rows of a product instruction.
+    Nothing limits Triton's interpreter.
+    """
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return 2**31, 128
+    found = torch.cuda.get_device_properties(device)
+    return found.shared_memory_per_block_optin, {9: 64, 10: 128}.get(found.major, 16)
+
+
 def configs_of(x: torch.Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
     """The config of every kernel and variant for inputs like x of so many channels and groups: one
     of CONFIGS, rather of this GPU than of another, or else the default.

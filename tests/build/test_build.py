@@ -24,7 +24,8 @@ from sh2gen.plan.plan import Role
 from sh2gen.plan.source import Alignment, KernelSource, Source
 from sh2gen.schedule.config import schedule
 from sh2gen.spec.decode import load_spec
-from sh2gen.targets.target import A100, B200, H100, H200, Target, from_device, target
+from sh2gen.targets.target import Target, target
+from tests.gpus import A100, B200, H200
 
 TEXT = '''
 """A file in the shape of a generated one: a guarded Triton and a part that only torch needs."""
@@ -290,11 +291,11 @@ def test_a_script_without_a_main_guard_can_build(tmp_path: Path) -> None:
         "from sh2gen.build.build import build\n"
         "from sh2gen.plan.plan import Role\n"
         "from sh2gen.plan.source import KernelSource, Source\n"
-        "from sh2gen.targets.target import H200\n"
+        "from sh2gen.targets.target import target\n"
         f"kernel = KernelSource(name='scale', role=Role.FORWARD, signature={SCALE.signature},"
         f" constants={SCALE.constants}, divisible=(), unaligned_keeps=(), num_warps=4,"
         " num_stages=2)\n"
-        f"built = build(Source(op='toy', text={TEXT!r}, kernels=(kernel,)), H200)\n"
+        f"built = build(Source(op='toy', text={TEXT!r}, kernels=(kernel,)), target('H200'))\n"
         "print('built', len(built.kernels))\n"
     )
     done = subprocess.run(
@@ -304,35 +305,6 @@ def test_a_script_without_a_main_guard_can_build(tmp_path: Path) -> None:
         text=True,
     )
     assert (done.stdout, done.stderr) == ("built 2\n", "")
-
-
-def test_targets_are_found_by_name_and_unknown_ones_named() -> None:
-    assert target("h200") is target("SM_90") is H200
-    assert target("H100") is H100
-    with pytest.raises(Sh2genError) as caught:
-        target("H20")
-    assert caught.value.code == "B003"
-    assert "H200, sm_90, H100, A100, sm_80, B200, sm_100" in caught.value.message
-    assert caught.value.help == "did you mean `H200`?"
-
-
-@pytest.mark.parametrize(
-    ("device", "found"),
-    [
-        ("NVIDIA H200", H200),
-        ("NVIDIA H100 80GB HBM3", H100),
-        ("NVIDIA H100 PCIe", None),
-        ("NVIDIA GH200 480GB", None),
-        ("NVIDIA H200 MIG 1g.18gb", None),
-        (None, None),
-    ],
-)
-def test_the_current_device_is_recognised_by_its_whole_name(
-    monkeypatch: pytest.MonkeyPatch, device: str | None, found: Target | None
-) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: device is not None)
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda: device)
-    assert from_device() is found
 
 
 def test_equal_code_has_equal_digests_however_it_was_asked_for() -> None:

@@ -13,8 +13,8 @@ from sh2gen.api.compile import compile_operator
 from sh2gen.base.errors import CheckFailed
 from sh2gen.build.build import KernelFailed
 from sh2gen.spec.decode import parse_spec
-from sh2gen.targets.target import H200
 from sh2gen.tuning import refit
+from tests.gpus import H200
 
 SPEC = parse_spec(
     "{op: tiny_blocks, channels: 32, filter: {kind: explicit, length: 40, groups: 2},"

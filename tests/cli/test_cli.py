@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from sh2gen.base.files import same_program
 from sh2gen.base.resources import folder
-from sh2gen.targets.target import H200, Target
+from sh2gen.targets.target import Target
 from tests.cli.commands import ROOT, run
+from tests.gpus import H200
 
 
 def test_verify_in_a_pipe_says_little(op: str) -> None:
@@ -72,12 +74,14 @@ def test_doctor_says_where_records_and_tables_are(
 
 @pytest.mark.parametrize(
     ("gpu", "answer"),
-    [(H200, "yes"), (None, "no: needs triton and one of H200, H100, A100, B200")],
+    [(H200, "yes"), (None, "no: needs a CUDA device and triton")],
 )
 def test_doctor_says_whether_tune_would_work(
     gpu: Target | None, answer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sh2gen.targets.target.from_device", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     works = json.loads(run("doctor", "--json").stdout)["works"]
     assert works["tune for this GPU (tune)"] == answer
     assert works["rank schedules by prediction (tune --effort estimate)"] == "yes"

@@ -86,7 +86,7 @@ def test_an_estimate_counts_what_constraints_drop() -> None:
     assert data[0]["dropped"] == {"A <= B": 7}
 
 
-def few(spec: Any, plan: Any, direction: str) -> Survey:
+def few(spec: Any, plan: Any, direction: str, target: Any) -> Survey:
     points = search_space(spec, plan, direction).points[:2]
     return Survey(points=points, dropped=((Constraint("A <= B", "so"), 7),), repeated=0)
 

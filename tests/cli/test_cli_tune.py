@@ -18,21 +18,20 @@ from sh2gen.lower import plans
 from sh2gen.schedule.config import DIRECTIONS, schedule
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
-from sh2gen.targets.target import H200
 from sh2gen.tuning.decide import Tuned
 from sh2gen.tuning.records import Status
 from sh2gen.tuning.search import Outcome
 from sh2gen.tuning.session import Session
 from tests.cli.commands import run, tuned
 from tests.fakes import SPEC, Fakes, forward_points
+from tests.gpus import H200
 
 
 def test_tuning_needs_a_gpu(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = run("tune", op)
     assert result.exit_code == 2 and result.stdout == ""
-    assert "error[V003]: tuning needs one of these GPUs: H200, " in result.stderr
-    assert "; there is none here\n" in result.stderr
+    assert "error[V003]: tuning needs a GPU, and there is none here\n" in result.stderr
     assert "--effort estimate` ranks schedules by prediction, without a GPU" in result.stderr
     assert "Traceback" not in result.stderr
 
@@ -52,18 +51,6 @@ def test_an_operator_without_kernels_is_refused_before_the_lack_of_a_gpu(
     assert results[0].stderr == results[1].stderr
     assert "help: compile writes it as it is" in results[0].stderr
     assert "help: --plan direct/BDL/recompute has some" in run("tune", op, "--plan=fft").stderr
-
-
-def test_a_gpu_that_tuning_does_not_know_is_named(
-    op: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 PCIe")
-    result = run("tune", op)
-    assert result.exit_code == 2 and result.stdout == ""
-    assert "; this one is NVIDIA H100 PCIe\n" in result.stderr
-    assert "compile takes what was tuned on the H200" in result.stderr
-    assert "TARGETS of sh2gen/targets/target.py" in result.stderr
 
 
 @pytest.mark.parametrize("seconds", ["nan", "inf", "-inf", "0"])

@@ -26,9 +26,9 @@ from sh2gen.runtime.operator import Operator
 from sh2gen.schedule.config import schedule
 from sh2gen.spec.decode import load_spec
 from sh2gen.spec.language import Workload
-from sh2gen.targets.target import H200
 from sh2gen.tuning.journal import Task
 from sh2gen.tuning.lab import Workbench
+from tests.gpus import H200
 
 if TYPE_CHECKING:
     from tests.generated.conftest import Case

@@ -17,10 +17,11 @@ from sh2gen.schedule.config import DIRECTIONS, schedule
 from sh2gen.schedule.space import Numbers
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.operator import OpSpec
-from sh2gen.targets.target import H200, Target
+from sh2gen.targets.target import Target
 from sh2gen.tuning.choose import candidates, tables, wanted
 from sh2gen.tuning.tables import Decision, fields_of, in_order, write_decisions
 from tests.fakes import SPEC
+from tests.gpus import H200
 
 MODAL = spec_from_dict(
     {

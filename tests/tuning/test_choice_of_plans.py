@@ -17,8 +17,8 @@ import pytest
 from sh2gen.schedule.config import DIRECTIONS
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.operator import OpSpec
-from sh2gen.targets.target import H200
 from sh2gen.tuning.choose import candidates
+from tests.gpus import H200
 
 GRID = Path(__file__).parents[1] / "data" / "plans" / "nvidia-h200.jsonl"
 AXES = ("taps", "length", "channels", "width", "batch")

@@ -16,11 +16,10 @@ from sh2gen.schedule.config import DIRECTIONS, coupling, schedule
 from sh2gen.schedule.space import Numbers, search_space
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.language import Workload
-from sh2gen.targets import target as targets
-from sh2gen.targets.target import H100, H200
-from sh2gen.tuning.choose import candidates, explain_misses, here, passed_over, tables
+from sh2gen.tuning.choose import candidates, explain_misses, passed_over, tables
 from sh2gen.tuning.tables import write_decisions
 from tests.fakes import SPEC
+from tests.gpus import H100, H200
 from tests.tuning.decisions import (
     CHEAPEST,
     DEFAULT,
@@ -178,6 +177,7 @@ def test_numbers_for_a_gpu_that_is_no_target_are_not_called_exact(
     keep(home, *(decide(SPEC, d, DEFAULT[d]) for d in DIRECTIONS))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 PCIe")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     first = candidates(SPEC, resolve_target(None), known=tables())[0]
     assert set(first.origins.values()) == {
         f"nearest: {ON}; not measured on NVIDIA H100 PCIe; there {TIME}"
@@ -186,17 +186,6 @@ def test_numbers_for_a_gpu_that_is_no_target_are_not_called_exact(
     # Who names a target compiles for that one.
     first = candidates(SPEC, resolve_target("H200"), known=tables())[0]
     assert set(first.origins.values()) == {f"{ON}; {TIME}"}
-
-
-def test_the_gpu_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert here() == targets.DEFAULT
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for name, expected in (
-        (H100.device_name, H100),
-        ("GH200 480GB", dataclasses.replace(targets.DEFAULT, device_name="GH200 480GB")),
-    ):
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: name)
-        assert here() == expected
 
 
 def ranked() -> list[tuple[str, str]]:

@@ -19,10 +19,10 @@ from sh2gen.runtime.operator import Operator
 from sh2gen.schedule.config import DIRECTIONS, schedule
 from sh2gen.spec.decode import load_spec, spec_from_dict
 from sh2gen.spec.language import Workload
-from sh2gen.targets.target import H100, H200
 from sh2gen.tuning.choose import candidates, passed_over, tables
 from sh2gen.tuning.tables import Decision, write_decisions
 from tests.fakes import SPEC, Fakes
+from tests.gpus import H100, H200
 from tests.tuning.decisions import (
     DEFAULT,
     NAMES,

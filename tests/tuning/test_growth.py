@@ -18,11 +18,11 @@ from sh2gen.emit import emit
 from sh2gen.emit.launches import kernel_digests
 from sh2gen.plan.source import KernelSource, Source
 from sh2gen.spec import decode, operator
-from sh2gen.targets.target import H200
 from sh2gen.tuning import choose, tables
 from sh2gen.tuning.choose import candidates
 from sh2gen.tuning.recheck import Checked, Verdict, kernels_of_decision, recheck
 from sh2gen.tuning.tables import Decision, read_tables, write_decisions
+from tests.gpus import H200
 
 TUNED = folder("schedules") / "tuned"
 DECISIONS, _ = read_tables([TUNED])

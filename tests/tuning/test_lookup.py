@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sh2gen.spec.language import Workload
-from sh2gen.targets.target import A100, H100, H200
 from sh2gen.tuning.lookup import Found, Wanted, find, misses
 from sh2gen.tuning.tables import (
     Decision,
     read_tables,
     write_decisions,
 )
+from tests.gpus import A100, H100, H200
 from tests.strategies import register_profiles
 from tests.tuning.wanted import LONG, SHORT, decide, found, make, want
 

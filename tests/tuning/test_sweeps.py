@@ -15,12 +15,12 @@ from sh2gen.base.errors import Sh2genError
 from sh2gen.lower import plans
 from sh2gen.schedule.config import schedule
 from sh2gen.spec.language import Workload
-from sh2gen.targets.target import H200
 from sh2gen.tuning.records import Key, Status
 from sh2gen.tuning.search import Outcome
 from sh2gen.tuning.sweeps import Header, Sweep, read_sweep, write_sweep
 from sh2gen.tuning.tables import read_tables
 from tests.fakes import SPEC, Fakes, forward_points, named
+from tests.gpus import H200
 
 SHORT, LONG = Workload(batch=1, length=2048), Workload(batch=1, length=8192)
 KEY = Key(

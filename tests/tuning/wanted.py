@@ -8,13 +8,14 @@ from typing import Any
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
-from sh2gen.targets.target import H200, Target
+from sh2gen.targets.target import Target
 from sh2gen.tuning.lookup import Found, Wanted, find
 from sh2gen.tuning.records import Key, operator_digest
 from sh2gen.tuning.tables import (
     Decision,
     fields_of,
 )
+from tests.gpus import H200
 
 SHORT, LONG = Workload(batch=1, length=8192), Workload(batch=1, length=131072)
 

@@ -27,7 +27,6 @@ from sh2gen.runtime.operator import Operator
 from sh2gen.schedule.config import Schedule, interpreter_schedule, schedule
 from sh2gen.spec.decode import load_spec, parse_spec
 from sh2gen.spec.operator import OpSpec
-from sh2gen.targets.target import H200
 from sh2gen.verify import checks
 from sh2gen.verify.checks import (
     VerificationStep,
@@ -39,6 +38,7 @@ from sh2gen.verify.checks import (
 )
 from sh2gen.verify.properties import PROPERTIES
 from sh2gen.verify.stages import long_ones, of_quick_checks, of_step
+from tests.gpus import H200
 
 OPS = ["hyena_se", "hyena_mr", "hyena_li_stateful", "s4d", "conv_512", "long_conv"]
 SPEC = parse_spec("{op: one, channels: 2, filter: {kind: explicit, length: 3, groups: 2}}")
