@@ -25,10 +25,11 @@ from tests.strategies_schedules import random_tensors
 
 
 def classes(module: Any) -> Iterator[type[Statement]]:
+    """The statements that a module defines."""
     for found in vars(module).values():
-        if inspect.isclass(found) and issubclass(found, Statement) and found is not edges.Edge:
-            if found.__module__ == module.__name__ and found is not Statement:
-                yield found
+        own = inspect.isclass(found) and found.__module__ == module.__name__
+        if own and issubclass(found, Statement) and found not in (Statement, edges.Edge):
+            yield found
 
 
 CLASSES = [kind for module in (statements, blocks, modes, edges) for kind in classes(module)]
