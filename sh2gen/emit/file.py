@@ -138,22 +138,23 @@ def _launchers(spec: OpSpec, plan: Plan) -> list[str]:
         for k in plan.kernels
         for v in k.variants
     ]
-    lines = config.rules(spec, plan)
-    unasked = [] if any("limits_of" in line for line in lines) else ["limits_of"]
-    rules = filled(
+    rules, calls = config.rules(spec, plan), launchers(spec, plan)
+    terms = any("tap_terms(" in text for text in (*rules, *calls))
+    unasked = [] if any("limits_of" in line for line in rules) else ["limits_of"]
+    configs = filled(
         "sections/config.py.j2",
-        terms=config.terms(spec),
-        rules=lines,
+        terms=config.terms(spec) if terms else "",
+        rules=rules,
         roles="{" + ", ".join(f'"{k.role}": {k.role}' for k in plan.kernels) + "}",
     )
     return [
         _banner("Launchers"),
         *closure((GEOMETRY,), wanted),
         f"VARIANTS: dict = {{{', '.join(derived)}}}  # and the kernels that they are of",
-        rules,
+        configs,
         *texts("config", without=["default_configs", *unasked]),
         *texts("launch", without=others),
-        *launchers(spec, plan),
+        *calls,
     ]
 
 

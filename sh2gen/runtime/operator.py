@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -118,20 +119,25 @@ class Operator:
         return made
 
     def reference(self, *inputs: Tensor, **parameters: Tensor) -> Tensor:
-        """The same operator in float64 by FFT, from the spec alone: the meaning of a call.
+        """The same operator in float64 by FFT, from the spec and the width of the call alone: the
+        meaning of a call.
 
         Raises:
             TypeError, ValueError: as a call does.
         """
-        self.namespace.check(inputs, self._values(inputs, parameters))
-        parameters = {p.name: parameters[p.name].reshape(p.shape) for p in self.spec.parameters}
+        values = self._values(inputs, parameters)
+        self.namespace.check(inputs, values)
+        inner = dataclasses.replace(self.spec.filter, groups=values[0].shape[0])
+        channels = self.namespace.channels_of(inputs)
+        spec = dataclasses.replace(self.spec, channels=channels, filter=inner)
+        parameters = {p.name: parameters[p.name].reshape(p.shape) for p in spec.parameters}
         if len(inputs) == 1 and len(self.spec.inputs) > 1:
             inputs = self.namespace.unpack(inputs)
         canonical = {
             name: x if self.layout == "BDL" else x.transpose(1, 2)
             for name, x in zip(self.spec.inputs, inputs, strict=True)
         }
-        y = reference(self.spec, canonical, parameters)
+        y = reference(spec, canonical, parameters)
         return y if self.layout == "BDL" else y.transpose(1, 2)
 
     def _values(self, inputs: tuple[Tensor, ...], parameters: dict[str, Tensor]) -> list[Tensor]:

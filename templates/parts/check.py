@@ -80,7 +80,7 @@ def has_shape(tensor: Tensor, shape: tuple[int, ...]) -> bool:
 def check_parameters(channels: int, parameters: Sequence[Tensor]) -> None:
     """Refuse parameters that do not belong to so many channels, or to each other."""
     groups = parameters[0].shape[0] if parameters[0].dim() else 0
-    if groups < 1 or channels % groups:
+    if groups < 1 or channels < 1 or channels % groups:
         raise ValueError(
             f"{OP}: {PARAMETERS[0]} has shape {tuple(parameters[0].shape)}, expected a row for "
             f"each of G filter groups, where G divides {channels} channels"

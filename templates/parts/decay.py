@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+OP = "op"
 EXPONENTS, REPEATS, CACHE_LENGTH, LAG_LAST = (-1.0, 1.0), 1, 2, False
 
 
@@ -14,6 +15,11 @@ def decayed(taps: Tensor, first_group: int = 0, groups_in_all: int | None = None
     """
     groups, steps = taps.shape
     whole = groups if groups_in_all is None else groups_in_all
+    if whole % REPEATS or not 0 <= first_group <= whole - groups:
+        raise ValueError(
+            f"{OP}: {groups} filter groups from {first_group} on are not of {whole}, or these are "
+            f"no {REPEATS} ladders of decays"
+        )
     ladder = torch.logspace(*EXPONENTS, whole // REPEATS, dtype=torch.float64, device=taps.device)
     alpha = ladder.repeat(REPEATS)[first_group : first_group + groups]
     lag = torch.arange(steps, dtype=torch.float64, device=taps.device)

@@ -18,14 +18,15 @@ from hypothesis import strategies as st
 
 from sh2gen.base.errors import Sh2genError
 from sh2gen.base.resources import folder
-from sh2gen.emit import emit as module
-from sh2gen.emit.emit import _File, _names, class_name, emit, kernel_digest
+from sh2gen.emit.emit import _names, emit, kernel_digest
 from sh2gen.emit.fit import fitted
+from sh2gen.emit.kernels import splits_sequences
+from sh2gen.emit.words import class_name
 from sh2gen.lower import ALGORITHMS, plans
 from sh2gen.plan.plan import Role
 from sh2gen.plan.source import Source
-from sh2gen.schedule.config import DIRECTIONS, Schedule, partner, schedule
-from sh2gen.schedule.space import search_space, space
+from sh2gen.runtime.operator import Operator
+from sh2gen.schedule.config import schedule
 from sh2gen.spec.decode import load_spec, spec_from_dict
 from sh2gen.spec.operator import OpSpec
 from tests.strategies import filter_for, register_profiles, specs
@@ -139,26 +140,24 @@ def test_any_operator_under_any_schedule(data: st.DataObject) -> None:
     namespace = constants_of_file(source.text)
     assert spec_from_dict(namespace["SPEC"]) == dataclasses.replace(spec, groups_in_full=None)
     assert namespace["PLAN"] == plan.name and namespace["LAYOUT"] == plan.layout
-    for direction in DIRECTIONS if plan.kernels else ():
-        launched = namespace["SCHEDULE"][direction] | namespace["OPTIONS"].get(direction, {})
-        numbers = dict(drawn.numbers(direction))
-        if not numbers["maxnreg"]:  # the compiler's own choice is not written down
-            del numbers["maxnreg"]
-        twin = namespace["SCHEDULE"].get(f"{direction}_sm90", {"TILES": 0})
-        assert numbers.pop("TILES_SM90", 0) == twin["TILES"]
-        assert numbers.items() <= launched.items()
+    assert (namespace["CHANNELS"], namespace["GROUPS"]) == (spec.channels, spec.filter.groups)
+    configs = {role.value: dict(drawn.numbers(role)) for role in Role}
+    configs = {("", spec.channels, spec.filter.groups): configs} if plan.kernels else {}
+    assert source.configs == namespace.get("CONFIGS", {}) == configs
     assert max(map(len, source.text.splitlines())) <= 99
 
 
 def constants_of_file(text: str) -> dict[str, Any]:
     """The plain data at the top of a generated file."""
-    found = {}
+    found: dict[str, Any] = {}
     for node in ast.parse(text).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+        if isinstance(node, ast.Assign):
             try:
-                found[node.targets[0].id] = ast.literal_eval(node.value)
+                value = ast.literal_eval(node.value)
             except ValueError:
                 continue
+            names = ast.unparse(node.targets[0]).strip("()").split(", ")
+            found |= {names[0]: value} if len(names) == 1 else zip(names, value, strict=True)
     return found
 
 
@@ -181,25 +180,43 @@ def test_emission_is_the_same_in_another_process() -> None:
     assert runs == [here + "\n"] * 2
 
 
-def test_numbers_of_the_schedule_and_nothing_else_change_the_text() -> None:
+@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name != "fft"])
+def test_numbers_of_the_schedule_change_the_configs_and_nothing_else(algorithm: str) -> None:
+    """Also where they ask for the kernel for sm_90, or for split sequences, which are there
+    whether or not a config launches them.
+    """
+    spec = make(channels=256, filter=filter_for(algorithm) | {"groups": 32})
+    plan = plans(spec, algorithm)[0]
+    numbers: dict[str, dict[str, int]] = {
+        "direct": {"TILES": 2},
+        "toeplitz": {"TILES_SM90": 16},
+        "modal": {"PROGRAMS": 1024},
+    }[algorithm]
+    ((name, number),) = numbers.items()
+    one, other = (emit(spec, plan, schedule(spec, plan, n)) for n in ({}, {"backward": numbers}))
+    assert other.configs["", 256, 32]["backward"] == one.configs["", 256, 32]["backward"] | numbers
+    assert one.frame == other.frame and one.configs != other.configs
+    lines = [source.text.splitlines() for source in (one, other)]
+    changed = [line for before, line in zip(*lines, strict=True) if line != before]
+    assert len(changed) == 2
+    assert changed[0].startswith("sha256, with zeros here: ")
+    assert f'"{name}": {number}' in changed[1]
+
+
+def test_a_config_is_of_the_gpu_that_it_was_decided_for() -> None:
     spec = make()
     plan = plans(spec, "direct")[0]
-    default = emit(spec, plan, schedule(spec, plan)).text.splitlines()
-    other = emit(spec, plan, schedule(spec, plan, {"forward": {"TILES": 2}})).text.splitlines()
-    changed = [line for line, before in zip(other, default, strict=True) if line != before]
-    # the digest, the constants, the schedule, and the digest in the library's name
-    assert len(changed) == 4
-    assert changed[0].startswith("sha256, with zeros here: ")
-    assert all('"TILES": 2' in line for line in changed[1:3])
-    assert 'name = unique = "probe_' in changed[3]
+    source = emit(spec, plan, schedule(spec, plan), 'a "GPU"')
+    assert list(source.configs) == list(constants_of_file(source.text)["CONFIGS"])
+    assert list(source.configs) == [('a "GPU"', 6, 2)]
 
 
 @pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name != "fft"])
 def test_the_digest_of_kernels_is_of_their_text(
-    algorithm: str, monkeypatch: pytest.MonkeyPatch
+    algorithm: str,
 ) -> None:
-    """Not of an operator's name, its channels, its workloads or the numbers that are the default;
-    but of how many channels share a filter, and of what is computed.
+    """Not of an operator's name, its channels and groups or its workloads; but of what is
+    computed.
     """
     inner = filter_for(algorithm)
     gates = {"gates": {"pre": True, "post": True}, "featurizer": {"length": 3}}
@@ -213,21 +230,13 @@ def test_the_digest_of_kernels_is_of_their_text(
     assert len(set(found)) == len(found)
     workloads = [{"batch": 512, "length": 64}]
     assert digests(channels=3 * 4096, groups=4096, op="other", workloads=workloads) == found
+    assert digests(channels=128) == found
     for other in (
-        digests(channels=128),
         digests(skip="none"),
         digests(gates={"pre": True}),
         digests(featurizer={"length": 2}),
     ):
         assert not set(other) & set(found)
-
-    def others(spec: OpSpec, plan: Any) -> Any:
-        knobs = [knob for knob, _ in space(spec, plan, "backward").knobs]
-        numbers = {"TILES": 2} | ({"BLOCK_D": 1, "SEGMENTS": 64} if "SEGMENTS" in knobs else {})
-        return schedule(spec, plan, {"backward": {k: v for k, v in numbers.items() if k in knobs}})
-
-    monkeypatch.setattr(module, "default_schedule", others)
-    assert digests() == found
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -255,33 +264,48 @@ def test_kernels_are_listed_as_the_text_defines_them(algorithm: str) -> None:
                 assert dict(kernel.signature)["skip_ptr"] == "*fp32"
 
 
-def test_sums_of_partials_are_built_as_they_are_launched() -> None:
-    spec = make(gates={"pre": True, "post": True}, featurizer={"length": 3}, skip="group")
-    for plan in plans(spec, "direct"):
+@pytest.mark.parametrize("algorithm", ["direct", "toeplitz"])
+@pytest.mark.parametrize(("channels", "groups"), [(6, 2), (96, 2), (520, 8)])
+def test_sums_of_partials_are_built_as_they_are_launched(
+    channels: int, groups: int, algorithm: str, tmp_path: Path
+) -> None:
+    inner = {"kind": "explicit", "length": 4, "groups": groups}
+    gates = {"pre": True, "post": True}
+    spec = make(
+        channels=channels, filter=inner, gates=gates, featurizer={"length": 3}, skip="group"
+    )
+    for number, plan in enumerate(plans(spec, algorithm)):
         source = emit(spec, plan, schedule(spec, plan))
-        (listed,) = (kernel for kernel in source.kernels if kernel.role is Role.REDUCE)
+        (tmp_path / f"file_{number}.py").write_text(source.text)
+        file = Operator(tmp_path / f"file_{number}.py").namespace
+        (listed,) = (kernel for kernel in source.kernels if kernel.reduces)
+        assert listed.role is Role.BACKWARD
         nodes = list(ast.walk(ast.parse(source.text)))
         (kernel,) = (n for n in nodes if isinstance(n, ast.FunctionDef) and n.name == listed.name)
-        assert [name for name, _ in listed.signature] == [a.arg for a in kernel.args.args]
+        constants = dict(listed.constants)
+        arguments = [*(name for name, _ in listed.signature), *constants]
+        assert arguments == [a.arg for a in kernel.args.args]
         sections = [n for n in ast.walk(kernel) if isinstance(n, ast.Call)]
         sections = [n for n in sections if ast.unparse(n.func) == "sum_rows"]
         assert len(sections) == 3
         calls = (n for n in nodes if isinstance(n, ast.Call))
         (call,) = (n for n in calls if ast.unparse(n.func) == "reduce_partials")
+        assert list(constants) == [k.arg for k in call.keywords]
         parameters = call.args[3]
         assert isinstance(parameters, ast.List)
         outputs = [f"d_{ast.unparse(tensor)}_ptr" for tensor in parameters.elts]
         assert [ast.unparse(section.args[1]) for section in sections] == outputs
         # Every section has as many programs as its rows need, and the launch has all of them.
         programs = 0
-        for section in sections:
-            numbers = {k.arg: ast.literal_eval(k.value) for k in section.keywords}
-            groups = numbers["COLUMNS"] // numbers["WIDTH"]
+        for index, section in enumerate(sections):
+            numbers = {k.arg: eval(ast.unparse(k.value), constants) for k in section.keywords}
+            sharing = numbers["COLUMNS"] // numbers["WIDTH"]
             rows = numbers["ROLES"] * numbers["LENGTH"]
-            programs += rows * -(-groups // numbers["BLOCK_G"])
-        assert ast.literal_eval(call.args[1]) == programs
-        options = constants_of_file(source.text)["OPTIONS"]["reduce"]
-        assert options["num_warps"] == listed.num_warps
+            programs += rows * -(-sharing // file.rows_at_once(numbers["WIDTH"]))
+            assert file.section_end(index, **dict(listed.constants)) == programs
+        last = f"section_end({len(sections) - 1}, "
+        assert ast.unparse(call.args[1]).startswith(last)
+        assert constants_of_file(source.text)["SUMS"] == {"num_warps": listed.num_warps}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -300,9 +324,8 @@ def test_parts_are_copied_as_they_are_written() -> None:
     spec = make(gates={"pre": True, "post": True})
     for plan in plans(spec, "direct"):
         text = emit(spec, plan, schedule(spec, plan)).text
-        assert plan.forward is not None
         before: set[str] = set()  # the first part that defines a name wins
-        for part in plan.forward.parts:
+        for part in plan.kernels[0].parts:
             written = (folder("templates") / "parts" / f"{part}.py").read_text()
             helpers = [n for n in ast.parse(written).body if isinstance(n, ast.FunctionDef)]
             copied = [h for h in helpers if f"\ndef {h.name}(" in text and h.name not in before]
@@ -386,26 +409,13 @@ def test_code_is_not_taken_for_a_docstring_whatever_holds_quotes() -> None:
 
 
 def test_names_are_looked_for_once_whatever_the_numbers() -> None:
-    """Which they do not depend on, but for a twin for sm_90: a search writes hundreds of files."""
-    names = _names
-    for op in ("hyena_se", "hyena_mr", "hyena_li"):
-        spec = load_spec(folder("ops") / f"{op}.yaml")
-        plan = plans(spec)[0]
-        seen: dict[bool, set[frozenset[str]]] = {}
-        points = search_space(spec, plan, "backward").points
-        for numbers in points[:: len(points) // 4]:
-            forward = partner(spec, plan, "backward", numbers)
-            pair = Schedule(plan=plan.name, forward=forward, backward=numbers)
-            twin = bool(pair.twin("backward"))
-            file = _File(spec, plan, twin, pair)
-            seen.setdefault(twin, set()).add(names.__wrapped__(file))
-        assert seen and all(len(found) == 1 for found in seen.values())
-    names.cache_clear()
+    """Which they do not depend on: a search writes hundreds of files."""
+    _names.cache_clear()
     spec = make()
+    plan = plans(spec)[0]
     for warps in (1, 2):
-        plan = plans(spec)[0]
         emit(spec, plan, schedule(spec, plan, {"forward": {"num_warps": warps}}))
-    assert names.cache_info().misses == 1
+    assert _names.cache_info().misses == 1
 
 
 @pytest.mark.parametrize(
@@ -419,11 +429,15 @@ def test_names_with_a_meaning_in_the_file_are_refused(op: str) -> None:
     assert f"\ndef {op}_conv(" in emit_of(make(op=f"{op}_conv"))
 
 
-@pytest.mark.parametrize(("channels", "cut"), [(128, True), (129, False), (4096, False)])
-def test_kernels_for_spans_where_a_sequence_may_be_cut(channels: int, cut: bool) -> None:
-    """In forward, up to a quarter of 512 channels."""
+@pytest.mark.parametrize(("channels", "split"), [(128, True), (129, False), (4096, False)])
+def test_kernels_for_splits_are_built_where_a_sequence_may_be_split(
+    channels: int, split: bool
+) -> None:
+    """In forward, up to a quarter of 512 channels; the text has them for those that are fewer."""
     spec = make(channels=channels, filter=filter_for("modal") | {"groups": channels})
     plan = plans(spec, "modal")[0]
-    source = emit(spec, plan, schedule(spec, plan))
-    assert any(kernel.name.endswith("_sums") for kernel in source.kernels) == cut
-    assert ("_forward_sums" in source.text) == ("PROGRAMS[" in source.text) == cut
+    numbers = schedule(spec, plan)
+    source = emit(spec, plan, numbers)
+    assert any(kernel.name.endswith("_sums") for kernel in source.kernels) == split
+    assert splits_sequences(spec, plan, numbers) == split
+    assert "def probe_forward_sums(" in source.text and "def probe_backward_sums(" in source.text

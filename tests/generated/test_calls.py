@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -42,6 +43,41 @@ def wrong_shape(case: Case, x: Tensor) -> None:
     refused(ValueError, f"{op}: {last} {text}", case.operator, *inputs, **parameters)
 
 
+def misfit(case: Case, channels: int, parameters: Mapping[str, Tensor]) -> str | None:
+    """What a call of so many channels says of parameters that do not belong to it."""
+    op, first = case.spec.op, case.spec.parameters[0].name
+    shape = tuple(parameters[first].shape)
+    groups = shape[0] if shape else 0
+    if groups < 1 or channels < 1 or channels % groups:
+        rows = f"a row for each of G filter groups, where G divides {channels} channels"
+        return f"{op}: {first} has shape {shape}, expected {rows}"
+    for p in case.spec.parameters:
+        shape = tuple(parameters[p.name].shape)
+        right = tuple(eval(d, {"channels": channels, "groups": groups}) for d in p.dims)
+        taps = p.name in ("filter", "featurizer") and shape == (right[0], 1, right[-1])
+        if shape != right and not taps:
+            width = f"{channels} channels in {groups} filter groups"
+            return f"{op}: {p.name} has shape {shape}, expected {right} for {width}"
+    return None
+
+
+def another_width(case: Case, x: Tensor) -> None:
+    """As all inputs, and beside others: refused if parameters do not belong to it."""
+    op, inputs, parameters = case.spec.op, case.inputs(), case.parameters()
+    everywhere = [x] * len(inputs)
+    text = misfit(case, x.shape[3 - case.time], parameters)
+    for call, given in ((case.operator, parameters), (case.module(), {})):
+        if text is None:
+            assert call(*everywhere, **given).shape == x.shape
+        else:
+            refused(ValueError, text, call, *everywhere, **given)
+    if len(inputs) > 1:
+        inputs[-1] = x
+        first, last = case.spec.inputs[0], case.spec.inputs[-1]
+        text = f"{op}: {last} has shape {tuple(x.shape)}, but {first} has {case.shape()}"
+        refused(ValueError, text, case.operator, *inputs, **parameters)
+
+
 # ----------------------------------------------------------------------------------------- shapes
 
 
@@ -51,14 +87,14 @@ def test_rank(case: Case) -> None:
 
 
 def test_channels(case: Case) -> None:
-    for more in (-1, 1):
+    for more in (-case.spec.channels, -1, 1, case.spec.filter.groups, case.spec.channels):
         channels = case.spec.channels + more
         bld = case.operator.layout == "BLD"
-        wrong_shape(case, torch.zeros((2, 19, channels) if bld else (2, channels, 19)))
+        another_width(case, torch.zeros((2, 19, channels) if bld else (2, channels, 19)))
 
 
 def test_the_other_layout(case: Case) -> None:
-    wrong_shape(case, case.activation().transpose(1, 2))
+    another_width(case, case.activation().transpose(1, 2))
 
 
 def test_no_steps(case: Case) -> None:
@@ -101,9 +137,11 @@ def test_lengths_and_batches_that_differ(case: Case, batch: int, length: int) ->
 
 @pytest.mark.parametrize("case", GATED, indirect=True)
 def test_packed_features(case: Case) -> None:
-    roles, op = len(case.spec.inputs), case.spec.op
+    roles, op, parameters = len(case.spec.inputs), case.spec.op, case.parameters()
     for x in (case.activation(), case.packed().flatten(1), case.packed(2, 0)):
-        text = f"{op}: features has shape {tuple(x.shape)}, {expected(case, roles)}"
+        channels = x.shape[3 - case.time] if x.dim() == 3 and x.numel() else 1
+        text = misfit(case, channels // roles, parameters) if channels % roles == 0 else None
+        text = text or f"{op}: features has shape {tuple(x.shape)}, {expected(case, roles)}"
         refused(ValueError, text, case.operator, x, **case.parameters())
         refused(ValueError, text, case.operator.module(), x)
     x = case.packed().long()
@@ -116,12 +154,18 @@ def test_shapes_of_parameters(case: Case) -> None:
     for parameter in case.spec.parameters:
         right = torch.zeros(parameter.shape)
         for wrong in (right.new_zeros(()), right[:-1], right.unsqueeze(0), right[None, None]):
-            text = (
-                f"{case.spec.op}: {parameter.name} has shape {tuple(wrong.shape)}, "
-                f"expected {parameter.shape}"
-            )
             parameters = case.parameters() | {parameter.name: wrong}
-            refused(ValueError, text, case.operator, *inputs, **parameters)
+            text = misfit(case, case.spec.channels, parameters)
+            if text is not None:
+                refused(ValueError, text, case.operator, *inputs, **parameters)
+                continue
+            # Fewer groups that divide the channels, where nothing else is by group.
+            assert parameter.dims[0] == "groups" and len(wrong) == len(right) - 1
+            y, expected_y = (
+                case.operator(*inputs, **parameters),
+                case.reference(inputs, parameters),
+            )
+            torch.testing.assert_close(y.double(), expected_y, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", GATED, indirect=True)
@@ -355,9 +399,14 @@ def test_wrong_calls_are_refused_under_compile(case: Case) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(case.operator.module(), backend="eager")
     inputs = case.inputs()
-    inputs[-1] = case.activation().transpose(1, 2)
-    text = f"has shape {tuple(inputs[-1].shape)}, {expected(case)}"
-    refused(ValueError, f"{case.spec.op}: {case.spec.inputs[-1]} {text}", compiled, *inputs)
+    first, last = case.spec.inputs[0], case.spec.inputs[-1]
+    for wrong in (case.activation().transpose(1, 2), torch.zeros(case.shape(2, 0))):
+        inputs[-1] = wrong
+        text = f"{case.spec.op}: {last} has shape {tuple(wrong.shape)}, "
+        text += f"but {first} has {case.shape()}" if wrong.numel() else expected(case)
+        if wrong.numel() and first == last:
+            text = misfit(case, wrong.shape[3 - case.time], case.parameters()) or ""
+        refused(ValueError, text, compiled, *inputs)
 
 
 def test_nothing_is_refused_after_a_refusal(case: Case) -> None:

@@ -13,7 +13,7 @@ from sh2gen.graph.adjoint import adjoint
 from sh2gen.graph.nodes import operator_graph
 from sh2gen.lower import ALGORITHMS, plans, verdicts
 from sh2gen.lower.rows import demanded_rows, tile_program
-from sh2gen.plan.plan import Plan
+from sh2gen.plan.plan import Plan, Role
 from sh2gen.plan.statements import LoadRows, StoreRows
 from sh2gen.plan.values import BLOCK, Rows
 from sh2gen.spec.decode import spec_from_dict
@@ -132,8 +132,8 @@ def test_the_layout_of_the_spec_is_kept(
 def test_only_channels_first_streams_have_phases() -> None:
     """What runs in phases copies rows of steps."""
     first, last = plans(make(), "toeplitz")
-    assert first.backward is not None and first.backward.phases is not None
-    assert last.backward is not None and last.backward.phases is None
+    assert [[v.name for v in kernel.variants] for kernel in first.kernels] == [[], ["sm90"]]
+    assert not any(kernel.variants for kernel in last.kernels)
 
 
 def test_a_gate_may_save_what_it_multiplies() -> None:
@@ -145,8 +145,7 @@ def test_a_gate_may_save_what_it_multiplies() -> None:
 @given(specs(algorithm_max_taps=16))
 def test_a_kernel_reads_each_input_and_writes_each_output_once(spec: OpSpec) -> None:
     for plan in plans(spec, "direct"):
-        assert plan.forward is not None and plan.backward is not None
-        forward, backward = plan.forward.program, plan.backward.program
+        forward, backward = (kernel.program for kernel in plan.kernels)
         assert sorted(forward.loads) == sorted(spec.inputs)
         assert sorted(forward.stores) == sorted(("y", *plan.saved))
         assert set(backward.loads) <= {*spec.inputs, *plan.saved, "dy"}
@@ -160,11 +159,11 @@ def test_context_is_what_filters_reach(spec: OpSpec) -> None:
     lag = (spec.filter.length or 1) - 1
     lag += spec.featurizer.length - 1 if spec.featurizer else 0
     for plan in plans(spec, "direct"):
-        assert plan.forward is not None and plan.backward is not None
-        assert plan.forward.program.reach == Rows(-lag, 0)
-        reach = plan.backward.program.reach
+        forward, backward = (kernel.program for kernel in plan.kernels)
+        assert forward.reach == Rows(-lag, 0)
+        reach = backward.reach
         assert -lag <= reach.lo and reach.hi <= lag
-        for load in plan.backward.program.body:
+        for load in backward.body:
             # Only history of inputs is ever read: a segment has no dy and no saved values there.
             if isinstance(load, LoadRows) and load.tensor not in spec.inputs:
                 assert load.rows.lo == 0
@@ -174,9 +173,10 @@ def test_context_is_what_filters_reach(spec: OpSpec) -> None:
 def test_streams_read_no_context_of_what_has_none(spec: OpSpec) -> None:
     """As above: dy is read from a tile's own first step on, by the twin's phases too."""
     for plan in plans(spec, "toeplitz") if verdicts(spec)["toeplitz"].applies else ():
-        assert plan.backward is not None
-        phases = plan.backward.phases
-        for load in (*plan.backward.program.body, *(phases.body if phases else ())):
+        backward = plan.kernel(Role.BACKWARD)
+        assert backward is not None
+        phases = [s for variant in backward.variants for s in variant.phases.body]
+        for load in (*backward.program.body, *phases):
             if isinstance(load, LoadRows) and load.tensor not in spec.inputs:
                 assert load.tensor == "dy" and load.rows.lo == 0 and not load.ahead
 

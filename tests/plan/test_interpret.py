@@ -12,7 +12,7 @@ from torch import Tensor
 from sh2gen.graph.nodes import Add, Conv, Graph, Input, Parameter, ParameterView, operator_graph
 from sh2gen.lower import plans
 from sh2gen.plan.interpret import evaluate, interpret, reduce_partials, run
-from sh2gen.plan.plan import Plan, Reduction
+from sh2gen.plan.plan import Plan, Reduction, Role
 from sh2gen.plan.program import TileProgram
 from sh2gen.plan.statements import Fir, LoadRows, Statement
 from sh2gen.plan.values import Operand, Rows
@@ -122,10 +122,11 @@ def loads(program: TileProgram) -> list[LoadRows]:
     return [s for s in program.body if isinstance(s, LoadRows)]
 
 
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_one_row_of_context_too_few_is_noticed(direction: str) -> None:
+@pytest.mark.parametrize("role", list(Role))
+def test_one_row_of_context_too_few_is_noticed(role: Role) -> None:
     spec = make(featurizer={"length": 3})
-    kernel = getattr(plan_of(spec), direction)
+    kernel = plan_of(spec).kernel(role)
+    assert kernel is not None
     inputs, parameters, dy = random_tensors(spec, 1, 21)
     tensors = inputs | {"dy": dy}
     for load in loads(kernel.program):
@@ -137,7 +138,7 @@ def test_one_row_of_context_too_few_is_noticed(direction: str) -> None:
 
 def test_a_filter_that_does_not_fit_its_rows_is_noticed() -> None:
     spec = make()
-    program = plan_of(spec).forward.program  # type: ignore[union-attr]
+    program = plan_of(spec).kernel(Role.FORWARD).program  # type: ignore[union-attr]
     (fir,) = [s for s in program.body if isinstance(s, Fir)]
     x = Operand(fir.x.name, Rows(fir.x.rows.lo + 1, 0))
     inputs, parameters, _ = random_tensors(spec, 1, 21)
@@ -147,7 +148,7 @@ def test_a_filter_that_does_not_fit_its_rows_is_noticed() -> None:
 
 def test_unknown_functions_have_no_meaning() -> None:
     spec = make()
-    program = plan_of(spec).forward.program  # type: ignore[union-attr]
+    program = plan_of(spec).kernel(Role.FORWARD).program  # type: ignore[union-attr]
     inputs, parameters, _ = random_tensors(spec, 1, 8)
     gate = program.body[-2]
     strange = dataclasses.replace(gate, function="divide")  # type: ignore[type-var]

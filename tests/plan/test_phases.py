@@ -18,7 +18,7 @@ from sh2gen.emit.emit import emit
 from sh2gen.lower import plans, toeplitz
 from sh2gen.plan.blocks import Recall, Toeplitz
 from sh2gen.plan.interpret import run
-from sh2gen.plan.plan import KernelPlan
+from sh2gen.plan.plan import Kernel, Role, Variant
 from sh2gen.plan.statements import LoadRows, StoreRows
 from sh2gen.runtime.operator import Operator
 from sh2gen.schedule.config import schedule
@@ -50,10 +50,11 @@ def make(**fields: Any) -> OpSpec:
     return spec_from_dict(base | fields)
 
 
-def backward(spec: OpSpec) -> KernelPlan:
-    plan = plans(spec, "toeplitz")[0]
-    assert plan.backward is not None and plan.backward.phases is not None
-    return plan.backward
+def backward(spec: OpSpec) -> tuple[Kernel, Variant]:
+    kernel = plans(spec, "toeplitz")[0].kernel(Role.BACKWARD)
+    assert kernel is not None
+    (variant,) = kernel.variants
+    return kernel, variant
 
 
 def by_toeplitz(spec: OpSpec) -> bool:
@@ -65,17 +66,16 @@ def test_phases_compute_what_the_program_computes(data: st.DataObject) -> None:
     spec = data.draw(specs(40, kinds=("explicit", "decay")).filter(by_toeplitz))
     length = data.draw(st.sampled_from((1, 7, 8, 41)))
     inputs, parameters, dy = random_tensors(spec, 2, length, dtype=torch.float64)
-    kernel = backward(spec)
+    kernel, variant = backward(spec)
     expected = run(kernel.program, spec, inputs | {"dy": dy}, parameters)
-    found = run(kernel.phased, spec, inputs | {"dy": dy}, parameters)
+    found = run(kernel.phased(variant), spec, inputs | {"dy": dy}, parameters)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_every_gradient_is_stored_once_and_after_its_product(name: str) -> None:
-    kernel = backward(make(**STRUCTURES[name]))
-    phases = kernel.phases
-    assert phases is not None
+    kernel, variant = backward(make(**STRUCTURES[name]))
+    phases = variant.phases
     stores = [s.tensor for s in phases.body if isinstance(s, StoreRows)]
     assert sorted(stores) == sorted(kernel.program.stores)
     needs_it = any(isinstance(s, Toeplitz) and s.direction == +1 for s in phases.products)
@@ -84,8 +84,7 @@ def test_every_gradient_is_stored_once_and_after_its_product(name: str) -> None:
 
 def test_what_is_computed_anyway_is_not_recalled() -> None:
     """z = k_hat v_hat is there for d_k and d_v; for d_q it would take two loads more."""
-    phases = backward(make(**STRUCTURES["everything"])).phases
-    assert phases is not None
+    phases = backward(make(**STRUCTURES["everything"]))[1].phases
     assert [s.blocks for s in phases.convolved if isinstance(s, Recall)] == ["z_blocks"]
     assert [s.blocks for s in phases.adjoint if isinstance(s, Recall)] == ["d_pre_skip_blocks"]
     assert {s.tensor for s in phases.convolved if isinstance(s, LoadRows)} == {"q", "dy"}
@@ -179,7 +178,7 @@ class _Tensor(SimpleNamespace):
 
 
 def call(**changes: Any) -> tuple[Any, ...]:
-    """Arguments of suits_sm90 for one input, dy and one gradient of 4096 steps."""
+    """Arguments of suits_sm90 for an input, dy and a gradient of 4096 steps."""
     fields = {
         "at": 4096,
         "strides": (0, 4096, 1),
@@ -191,15 +190,16 @@ def call(**changes: Any) -> tuple[Any, ...]:
         if name in fields:
             setattr(tensors[-1 if name in ("at", "strides") else 0], name, value)
     bounds = changes.get("bounds", (0, 4096, 4096))
-    twin_numbers = {"BLOCK_T": 64, "SEGMENTS": 8}
+    config = {"BLOCK_T": 64, "SEGMENTS": 8}
     numbers = [
         changes.get(name, value) for name, value in {"unit": 1, "step": 8, "begin": 0}.items()
     ]
-    return (tensors, 1, *numbers, bounds, twin_numbers)
+    return (tensors, *numbers, bounds, config)
 
 
 @pytest.fixture
-def suits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., bool]:
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The generated file of one input, as if on a GPU of sm_90."""
     spec = make()
     plan = plans(spec, "toeplitz")[0]
     path = tmp_path / "probe.py"
@@ -207,6 +207,11 @@ def suits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., bool
     module = Operator(path).namespace
     monkeypatch.setattr(module, "HAS_GLUON", True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    return module
+
+
+@pytest.fixture
+def suits(module: Any) -> Callable[..., bool]:
     found: Callable[..., bool] = module.suits_sm90
     return found
 
@@ -242,10 +247,18 @@ def test_other_calls_run_the_kernel_that_takes_any(
     assert not suits(*call(**changes))
 
 
-def test_inputs_of_different_strides_do_not_run_the_twin(suits: Callable[..., bool]) -> None:
-    tensors, _, *rest = call()
-    tensors.insert(1, _Tensor(**(vars(tensors[0]) | {"strides": (0, 8192, 1)})))
-    assert not suits(tensors, 2, *rest)
+@pytest.mark.parametrize("odd", [None, 0, 1, 3, 4])
+def test_inputs_of_different_strides_do_not_run_the_twin(
+    odd: int | None, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two inputs share a stride, and so do their gradients; dy, between them, has its own."""
+    monkeypatch.setattr(module, "INPUTS", ("k", "v"))
+    (x, *_), *rest = call()
+    tensors = [_Tensor(**vars(x)) for _ in range(5)]
+    tensors[2].strides = (0, 16384, 1)
+    if odd is not None:
+        tensors[odd].strides = (0, 8192, 1)
+    assert module.suits_sm90(tensors, *rest) == (odd is None)
 
 
 def test_other_gpus_do_not_run_the_twin(

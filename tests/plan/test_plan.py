@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from sh2gen.graph.nodes import ParameterView
 from sh2gen.lower import plans
-from sh2gen.plan.plan import KernelPlan, Plan
+from sh2gen.plan.geometry import tile_grid
+from sh2gen.plan.plan import Kernel, Plan, Role
 from sh2gen.plan.program import TileProgram
 from sh2gen.plan.statements import (
     Accumulate,
@@ -77,8 +78,9 @@ def test_a_plan_without_kernels_prints_its_graphs() -> None:
     lines = str(plan).splitlines()
     assert lines[:2] == [
         "plan fft/BDL/recompute",
-        "plain PyTorch, convolution by fft, in chunks of channels",
+        "forward: plain PyTorch, convolution by fft, in chunks of channels",
     ]
+    assert "backward: plain PyTorch, convolution by fft, in chunks of channels" in lines
     assert plan.kernels == ()
 
 
@@ -92,8 +94,8 @@ def test_plans_are_distinct_printable_and_hashable(spec: OpSpec) -> None:
         for kernel in plan.kernels:
             kernel.program.validate()
             assert len(set(kernel.program.stores)) == len(kernel.program.stores)
-        if plan.backward:
-            program = plan.backward.program
+        if backward := plan.kernel(Role.BACKWARD):
+            program = backward.program
             rows = [
                 i
                 for r in plan.reductions
@@ -122,9 +124,8 @@ def test_rows_print_like_slices() -> None:
 
 def test_reach_is_what_any_load_needs() -> None:
     plan = plans(make(featurizer={"length": 3}, gates={"pre": True, "post": True}), "direct")[0]
-    assert plan.forward is not None and plan.backward is not None
-    assert plan.forward.program.reach == Rows(-5, 0)
-    assert plan.backward.program.reach == Rows(-5, 5)
+    reaches = [kernel.program.reach for kernel in plan.kernels]
+    assert reaches == [Rows(-5, 0), Rows(-5, 5)]
 
 
 # ---- programs that break the rules --------------------------------------------------------------
@@ -196,7 +197,15 @@ def test_a_sum_needs_its_operands_rows() -> None:
 
 def test_a_kernel_is_validated_when_it_is_made() -> None:
     with pytest.raises(AssertionError):
-        KernelPlan(name="forward", skeleton="tile", parts=(), program=program(FIR))
+        Kernel(
+            name="forward",
+            role=Role.FORWARD,
+            skeleton="tile",
+            parts=(),
+            program=program(FIR),
+            arguments=(),
+            grid=tile_grid,
+        )
 
 
 def test_plans_are_frozen() -> None:
