@@ -7,7 +7,7 @@
 For every shipped operator and plan, under the numbers that are its default and those that
 `compile` takes: a digest of each kernel as the compiler makes it for sm_90 (`ptx_digest`, which
 names and debug information are no part of), and of outputs and gradients of random inputs, bit by
-bit: of plain PyTorch, and of the kernels of the small twin under Triton's interpreter. Kernels of
+bit: of plain PyTorch, and of the kernels of the miniature under Triton's interpreter. Kernels of
 a plan are a set without names. It ends with 1, and says what, if anything differs.
 """
 
@@ -36,7 +36,7 @@ from sh2gen.spec.decode import load_spec
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import target
 from sh2gen.tuning.choose import candidates, tables
-from sh2gen.verify.twins import twin
+from sh2gen.verify.miniatures import miniature
 
 H200 = target("H200")
 BATCH, LENGTH = 2, 75
@@ -89,7 +89,7 @@ def behaviour() -> dict[str, Any]:
         found[f"{label}: plain"] = results(spec, plan, numbers, interpreted=False)
         if plan.kernels:
             found[f"{label}: kernels"] = kernels(spec, plan, numbers)
-            small = twin(spec)
+            small = miniature(spec)
             (same,) = (p for p in plans(small) if p.name == plan.name)
             own = schedule(small, same)
             found[f"{label}: interpreted"] = results(small, same, own, interpreted=True)

@@ -6,7 +6,7 @@
     python benchmarks/sanitize.py hyena_mr my_op.yaml  # other operators
 
 Cases are batch 2 at lengths of whole vectors, of ragged vectors and shorter than the taps, so that
-every mask is used; at lengths of two and of six tiles of a twin for sm_90; and with a context
+every mask is used; at lengths of two and of six tiles of a variant for sm_90; and with a context
 before the segment, of which dy and gradients have none. Without the caching allocator every tensor
 is an allocation of its own, with padding before the next one, so that an access beyond either end
 is seen.

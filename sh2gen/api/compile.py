@@ -93,7 +93,7 @@ def compile_operators(
         target: a GPU's name; by default the GPU of this machine, or the known one that stands in
             for it (`targets.stand_in`), and the H200 without any.
         verified: compare the files with float64 before they are written: kernels on this machine's
-            GPU if there is one, else under Triton's interpreter on twins with few channels.
+            GPU if there is one, else under Triton's interpreter on miniatures with few channels.
         built: compile the kernels ahead of time for the target and refuse what does not fit it.
         thorough: compile those for calls at odd strides and lengths too. With a GPU they always
             are, because such calls are verified.

@@ -148,8 +148,8 @@ def verify_operator(
 def _described(path: Path, device: str) -> tuple[OpSpec, Plan]:
     """The operator and the plan of a generated file, none of which is executed.
 
-    Without a GPU its kernels cannot run at full width: a twin written by this sh2gen is verified,
-    which speaks for the file only if this sh2gen writes the same file.
+    Without a GPU its kernels cannot run at full width: a miniature written by this sh2gen is
+    verified, which speaks for the file only if this sh2gen writes the same file.
 
     Raises:
         Sh2genError: B005 as `read_generated`, or if it lacks what says so; L003 for a plan that is

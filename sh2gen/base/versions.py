@@ -95,7 +95,7 @@ def without_triton() -> str:
     """What becomes of kernels where there is no Triton, and where they can be verified."""
     return (
         f"kernels: there is no Triton for {_system()}; `sh2gen verify` of the file verifies them "
-        "on Linux, on its GPU, or without one those of a small twin by Triton's interpreter"
+        "on Linux, on its GPU, or without one those of a miniature by Triton's interpreter"
     )
 
 

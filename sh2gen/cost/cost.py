@@ -141,7 +141,7 @@ class Prediction:
         issue: seconds that the instructions alone take, products included; 0 for streams, where
             they are part of what a tile takes.
         waves: seconds that programs take one wave after another, each of as many as run at once;
-            of recurrences and of the twin for sm_90, what programs wait on top of traffic and
+            of recurrences and of the variant for sm_90, what programs wait on top of traffic and
             instructions.
         fixed: seconds of launches, and of programs that begin and end, whatever the size.
         bound: seconds of an elementwise kernel that reads and writes what the operator must.
@@ -338,7 +338,7 @@ def predict(
     sums = direction == "backward" and bool(plan.reductions)  # of all parameters at once
     launches, spans, issue, waves = 1 + sums, 1, at.issue + at.tensor, 0.0
     if at.running is None:
-        seconds = _twin_seconds(at)
+        seconds = _variant_seconds(at)
     elif kernel.skeleton == "tile":
         seconds, issue, waves = tile_seconds(at)
     elif kernel.skeleton == "stream":
@@ -371,7 +371,7 @@ class AtWork:
         memory, issue, tensor: as of `Prediction`.
         products: floating-point operations of an element in matrix products.
         by_rows: seconds of a tile of a stream for each value that a thread has, channels last.
-        running: None for the twin.
+        running: None for a variant.
     """
 
     spec: OpSpec
@@ -512,14 +512,14 @@ def stream_seconds(at: AtWork, constants: Streams | None = None) -> tuple[float,
     return _norm(constants.overlap, at.memory, waves), waves
 
 
-def _twin_seconds(at: AtWork) -> float:
-    """Of the twin for sm_90 of a kernel that streams."""
+def _variant_seconds(at: AtWork) -> float:
+    """Of the variant for sm_90 of a kernel that streams."""
     tiles, warm_up = at.grid.tiles, warm_up_tiles(at)
     steps = at.numbers["BLOCK_T"] * at.numbers["SEGMENTS"]
     again = at.grid.splits * (tiles + warm_up) * steps / at.workload.length
-    twin = at.target.constants.twin
-    seconds = math.hypot(at.memory, at.issue + at.tensor) * again * twin.stream
-    return max(seconds, (tiles + warm_up) * twin.tile)  # one wave at least
+    variant = at.target.constants.variant
+    seconds = math.hypot(at.memory, at.issue + at.tensor) * again * variant.stream
+    return max(seconds, (tiles + warm_up) * variant.tile)  # one wave at least
 
 
 def _recurrence_seconds(at: AtWork) -> tuple[float, float, int]:

@@ -105,7 +105,7 @@ def _scope(spec: OpSpec, plan: Plan, kernel: Kernel) -> Scope:
     exchanged = kernel.skeleton == "stream" and plan.layout is Layout.BLD
     return Scope(
         strides={
-            name: f"{unit}, {name}_row" if exchanged else f"{name}_row, {unit}"
+            name: f"{unit}, {name}_stride" if exchanged else f"{name}_stride, {unit}"
             for name, unit in _units(spec, kernel).items()
         },
         lanes=lanes,

@@ -18,14 +18,14 @@ _FOUND = {
     "WIDTH": "width",
     "UNIT": "unit",
     "D_UNIT": "d_unit",
-    "STEP": "step",
+    "STRIDE_UNIT": "step",
     "EVEN": "even(bounds)",
     "TERMS": "tap_terms(groups)",
     "KEEP": "keep",
     "STATEFUL": "state is not None",
     "SPLIT": "grid.splits > 1",
 }
-_BOUNDS = ("first", "last", "end")
+_BOUNDS = ("read_begin", "read_end", "write_end")
 
 
 def call(function: str, arguments: Iterable[str], result: str = "") -> list[str]:
@@ -272,11 +272,11 @@ def _launch(
                 found.append(a.name)
             case Of.STATE:
                 found.append(_STATES.get(a.name, a.name))
-            case Of.SIZE if a.name == "first":
+            case Of.SIZE if a.name == "read_begin":
                 found.append("*bounds")
             case Of.SIZE if a.name not in _BOUNDS:
-                value = {"time_programs": "grid.splits", "tiles": "grid.tiles"}[a.name]
-                found.append(f"{value} - 1" if split and a.name == "time_programs" else value)
+                value = {"splits": "grid.splits", "tiles": "grid.tiles"}[a.name]
+                found.append(f"{value} - 1" if split and a.name == "splits" else value)
             case _:
                 pass
     if split:

@@ -97,7 +97,7 @@ def kernel_digests(op: str, binaries: Iterable[tuple[KernelSource, str]]) -> dic
 def alignment_of(kernel: KernelSource) -> Alignment:
     """Whether its accesses are whole vectors of 16 bytes."""
     constants = dict(kernel.constants)
-    whole = constants.get("EVEN", True) and constants.get("STEP", 8) == 8
+    whole = constants.get("EVEN", True) and constants.get("STRIDE_UNIT", 8) == 8
     return Alignment.ALIGNED if whole else Alignment.UNALIGNED
 
 
@@ -116,7 +116,7 @@ def _launches(
     if not _is_launched(spec, plan, schedule, kernel, length, capability, split):
         return
     if "EVEN" in names:
-        constants |= {"EVEN": length % 8 == 0, "STEP": stride_step(spec, plan)}
+        constants |= {"EVEN": length % 8 == 0, "STRIDE_UNIT": stride_step(spec, plan)}
     if "SPLIT" in names:
         constants["SPLIT"] = split[kernel.role]
     for role in range(len(spec.inputs)) if "ROLE" in names else (None,):

@@ -131,7 +131,7 @@ def phased_kernel(kernel: Kernel, variant: Variant, printed: Printer) -> dict[st
         "adjoint": adjoint.out,
         "sums": [s.out for s in sums],
         "epilogue": [
-            f"store_sums(sums, {s.first}, {' + '.join(s.totals)}, row, inside, CHANNELS)"
+            f"store_sums(sums, {s.first}, {' + '.join(s.totals)}, channel, channel_mask, CHANNELS)"
             if isinstance(s, StorePartial)
             else f"store_diagonals(taps, {s.total}, PROGRAMS, {s.length}, COUNT)"
             for s in kernel.program.epilogue

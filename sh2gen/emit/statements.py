@@ -33,7 +33,8 @@ def lines(statements: Sequence[Statement], scope: Scope) -> list[str]:
                     f"{indent}s = t + part * (H * BLOCK_T)",
                     f"{indent}last_block = s + (H - 1) * BLOCK_T",
                     f"{indent}where = (segment + s, s, last_block)",
-                    f"{indent}tile = (channel, inside) + where + (first, last, end)",
+                    f"{indent}bounds = (read_begin, read_end, write_end)",
+                    f"{indent}tile = (offset, channel_mask) + where + bounds",
                 ]
             case EndParts():
                 indent = ""

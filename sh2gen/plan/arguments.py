@@ -48,7 +48,7 @@ class Argument:
         """The names in the kernel's text."""
         match self.of:
             case Of.ACTIVATION:
-                return f"{self.name}_ptr", f"{self.name}_batch", f"{self.name}_row"
+                return f"{self.name}_ptr", f"{self.name}_batch", f"{self.name}_stride"
             case Of.PARAMETER | Of.STATE | Of.PARTIAL:
                 return (f"{self.name}_ptr",)
             case Of.SIZE | Of.CONSTANT:
@@ -120,12 +120,12 @@ def shape_constants(
         *((Argument(name="WIDTH", of=Of.CONSTANT, value=0),) if grouped else ()),
         constant("UNIT", 1),
         *((constant("D_UNIT", 1),) if backward else ()),
-        constant("STEP", 8, unaligned=1),
+        constant("STRIDE_UNIT", 8, unaligned=1),
         constant("EVEN", True, unaligned=False),
     )
 
 
-BOUNDS = sizes("first", "last", "end", "time_programs")
+BOUNDS = sizes("read_begin", "read_end", "write_end", "splits")
 
 
 def tile_arguments(

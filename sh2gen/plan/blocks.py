@@ -44,8 +44,9 @@ class LoadToeplitz(Statement):
         return (self.view,)
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
-        taps = (pointer(self.view), "group", str(self.view.length), lag_last(self.view))
-        sizes = ("BLOCK_T", "OPERAND", "PRECISION", "TERMS=TERMS")
+        order = f"LAG_LAST={lag_last(self.view)}"
+        taps = (pointer(self.view), "group", f"LENGTH={self.view.length}", order)
+        sizes = tuple(f"{name}={name}" for name in ("BLOCK_T", "OPERAND", "PRECISION", "TERMS"))
         return (Call("load_toeplitz", (*taps, *sizes), (self.out,)),)
 
     def __str__(self) -> str:

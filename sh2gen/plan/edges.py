@@ -34,10 +34,10 @@ class LeaveState(Edge):
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
         where = (self.state, scope.take(self.x), "tile", "ends")
-        return (Call("leave_state", (*where, *_sizes(scope, "N"))),)
+        return (Call("store_final_state", (*where, *_sizes(scope, "N"))),)
 
     def __str__(self) -> str:
-        return _said("leave_state", (self.state, str(self.x)))
+        return _said("store_final_state", (self.state, str(self.x)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,7 @@ class EnterGradient(Edge):
     modes: str
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
-        where = (self.state, self.modes, "ends", "span")
+        where = (self.state, self.modes, "ends", "split")
         return (Call("enter_gradient", (*where, *_sizes(scope))),)
 
     def __str__(self) -> str:
@@ -101,7 +101,7 @@ class HistoryGradient(Edge):
     role: int
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
-        where = ("d_history_ptr", "row", self.rows, self.taps, "program", str(self.role))
+        where = ("d_history_ptr", "channel", self.rows, self.taps, "program", str(self.role))
         return (Call("history_gradient", (*where, "CHANNELS", "H", "N", "STATEFUL")),)
 
     def __str__(self) -> str:
@@ -116,7 +116,7 @@ class FirstRows(Edge):
     role: int
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
-        where = ("edges_ptr", "row", self.rows, str(self.role))
+        where = ("edges_ptr", "channel", self.rows, str(self.role))
         return (Call("first_rows", (*where, "CHANNELS", "H", "N", "SPLIT")),)
 
     def __str__(self) -> str:
@@ -133,7 +133,14 @@ class LeaveRows(Edge):
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
         here = "(back == 0) & (part == PARTS - 1)"
-        where = ("edges_ptr", "row", scope.take(self.x), here, str(self.role), str(self.length))
+        where = (
+            "edges_ptr",
+            "channel",
+            scope.take(self.x),
+            here,
+            str(self.role),
+            str(self.length),
+        )
         return (Call("leave_rows", (*where, "CHANNELS", "H", "N", "SPLIT")),)
 
     def __str__(self) -> str:

@@ -186,10 +186,10 @@ class States(Statement):
         if not self.entered:
             return ()
         sizes: tuple[str, ...] = (str(scope.state_size), "CHANNELS", "MODES", "M")
-        where: tuple[str, ...] = ("ends", "span", self.modes)
-        helper = "enter_state"
+        where: tuple[str, ...] = ("ends", "split", self.modes)
+        helper = "load_initial_state"
         if self.direction == -1:
-            helper, where, sizes = "enter_adjoint", (*where, "end"), (*sizes, "BLOCK_T")
+            helper, where, sizes = "enter_adjoint", (*where, "write_end"), (*sizes, "BLOCK_T")
         return (Carried(call=Call(helper, (*where, *sizes, "STATEFUL", "SPLIT"), (self.state,))),)
 
     def __str__(self) -> str:
@@ -295,7 +295,7 @@ class StoreModes(Statement):
     def calls(self, scope: Scope) -> tuple[Call, ...]:
         length = str(self.length)
         modes = (*map(pointer, self.views), row_of(self.views[0]), length, "MODES")
-        sizes = ("row", "inside", length, "CHANNELS", "MODES", "M", "BLOCK_T")
+        sizes = ("channel", "channel_mask", length, "CHANNELS", "MODES", "M", "BLOCK_T")
         found = ("partials_ptr", str(self.first), self.total, Call("load_poles", modes))
         return (Call("store_modes", (*found, *sizes)),)
 

@@ -92,8 +92,8 @@ class LoadTaps(Statement):
         return (self.view,)
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
-        row, length = row_of(self.view), str(self.view.length)
-        arguments = (pointer(self.view), row, "inside", length, lag_last(self.view))
+        which = (pointer(self.view), row_of(self.view), "channel_mask")
+        arguments = (*which, f"LENGTH={self.view.length}", f"LAG_LAST={lag_last(self.view)}")
         return (Call("load_taps", arguments, (self.out,)),)
 
     def __str__(self) -> str:
@@ -116,7 +116,7 @@ class LoadVector(Statement):
         return (self.view,)
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
-        arguments = (pointer(self.view), row_of(self.view), "inside")
+        arguments = (pointer(self.view), row_of(self.view), "channel_mask")
         return (Call("load_vector", arguments, (self.out,)),)
 
     def __str__(self) -> str:
@@ -185,7 +185,7 @@ class LoadRows(Statement):
         start = "0" if self.carried else str(self.rows.lo)
         stop = f"ROWS + {self.rows.hi}" if self.rows.hi else "ROWS"
         tile = "ahead" if self.ahead else "tile"
-        rows = Call("load_rows", (*where, tile, start, stop, *lanes, *scope.hints), (out,))
+        rows = Call("load_steps", (*where, tile, start, stop, *lanes, *scope.hints), (out,))
         if not self.carried:
             return (rows,)
         kept = (out, f"{out}_before")
@@ -195,7 +195,7 @@ class LoadRows(Statement):
         found = []
         if self.history:
             role = str(scope.inputs.index(self.tensor))
-            arguments = ("history_ptr", "row", role, self.context, "CHANNELS", "STATEFUL")
+            arguments = ("history_ptr", "channel", role, self.context, "CHANNELS", "STATEFUL")
             out = (f"{self.tensor}_history",)
             found.append(Carried(call=Call("load_history", arguments, out)))
         if self.carried:
@@ -209,7 +209,7 @@ class LoadRows(Statement):
     def __str__(self) -> str:
         where = ", carried" * self.carried + ", ahead" * self.ahead + ", history" * self.history
         where += ", lagged" * self.lagged
-        return f"{self.out} = load_rows({self.tensor}, {self.rows}{where})"
+        return f"{self.out} = load_steps({self.tensor}, {self.rows}{where})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -379,10 +379,10 @@ class StoreRows(Statement):
     def calls(self, scope: Scope) -> tuple[Call, ...]:
         where = (f"{self.tensor}_ptr", scope.strides[self.tensor], "tile")
         arguments = (*where, scope.take(self.x), "EVEN", scope.lanes, "N")
-        return (Call("store_rows", arguments),)
+        return (Call("store_steps", arguments),)
 
     def __str__(self) -> str:
-        return f"store_rows({self.tensor}, {self.x})"
+        return f"store_steps({self.tensor}, {self.x})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -402,7 +402,7 @@ class StorePartial(Statement):
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
         total = " + ".join(self.totals)
-        arguments = ("partials_ptr", str(self.first), total, "row", "inside", "CHANNELS")
+        arguments = ("partials_ptr", str(self.first), total, "channel", "channel_mask", "CHANNELS")
         return (Call("store_partial", arguments),)
 
     def __str__(self) -> str:

@@ -162,18 +162,18 @@ def pointer(view: ParameterView) -> str:
 def row_of(view: ParameterView) -> str:
     """The row of a parameter tensor that belongs to channel `row`, in a kernel's text."""
     if view.grouped:
-        return "row // WIDTH"
+        return "channel // WIDTH"
     if view.roles == 1:
-        return "row"
+        return "channel"
     if view.interleaved:
-        return f"row * {view.roles} + {view.role}" if view.role else f"row * {view.roles}"
+        return f"channel * {view.roles} + {view.role}" if view.role else f"channel * {view.roles}"
     match view.role:
         case 0:
-            return "row"
+            return "channel"
         case 1:
-            return "CHANNELS + row"
+            return "CHANNELS + channel"
         case role:
-            return f"{role} * CHANNELS + row"
+            return f"{role} * CHANNELS + channel"
 
 
 def lag_last(view: ParameterView) -> str:

@@ -103,7 +103,7 @@ def partner(
 
 
 def interpreter_schedule(spec: OpSpec, plan: Plan) -> Schedule:
-    """Numbers with which a small twin of the operator runs quickly under Triton's interpreter."""
+    """Numbers with which a miniature of the operator runs quickly under Triton's interpreter."""
     cases = read_schedules(plan.algorithm)["interpret"].get(plan.layout.value, {})
     numbers = {direction: first_case(case, facts_of(spec)) for direction, case in cases.items()}
     return schedule(spec, plan, numbers)

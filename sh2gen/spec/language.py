@@ -342,7 +342,7 @@ class Description:
         default=None, compare=False, repr=False, metadata={"internal": True}
     )
 
-    # Groups of the operator that this is a small twin of, which decide what its kernels are. No
+    # Groups of the operator that this is a miniature of, which decide what its kernels are. No
     # part of the language or of the digest.
     groups_in_full: int | None = field(default=None, repr=False, metadata={"internal": True})
 

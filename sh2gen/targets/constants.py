@@ -52,7 +52,7 @@ class Tiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Streams:
-    """Constants of kernels that stream along segments, of one direction, but for the twin for
+    """Constants of kernels that stream along segments, of one direction, but for the variant for
     sm_90.
 
     Attributes:
@@ -219,8 +219,8 @@ class Eager:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Twin:
-    """The twin for sm_90 of a stream, which waits for loads and products that nothing overlaps
+class Variant:
+    """The variant for sm_90 of a stream, which waits for loads and products that nothing overlaps
     with.
 
     Attributes:
@@ -241,12 +241,12 @@ class Constants:
         once: seconds that an elementwise kernel takes whatever its size, and that others do too:
             programs begin all at once and end one by one.
         launch: seconds from one kernel's end to the next one's first instruction.
-        twin: of the twin for sm_90, on GPUs that run it.
+        variant: of the variant for sm_90, on GPUs that run it.
     """
 
     once: float
     launch: float
-    twin: Twin
+    variant: Variant
     forward: Way
     backward: Way
     forward_registers: ForwardRegisters

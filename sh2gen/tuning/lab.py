@@ -324,9 +324,9 @@ class Workbench:
                 return dropped(Status.RESOURCES, "build", problem, spent, resources)
         seen = tuple(n for n in candidate.numbers if n[0] not in _COMPILED)
         code = (seen, *((one.code, one.registers, one.shared) for one in built))
-        twin = self._codes.setdefault(code, candidate.numbers)
-        if twin != candidate.numbers and candidate.numbers != self._start:
-            text = " ".join(f"{name}={value}" for name, value in twin)
+        same = self._codes.setdefault(code, candidate.numbers)
+        if same != candidate.numbers and candidate.numbers != self._start:
+            text = " ".join(f"{name}={value}" for name, value in same)
             return dropped(Status.SAME, "build", f"as {text}", spent, resources)
         clock = self.now()
         self._seed += 1

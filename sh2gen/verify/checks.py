@@ -19,9 +19,9 @@ from sh2gen.runtime.operator import InterpreterRunner, Operator, OperatorRunner
 from sh2gen.schedule.config import Schedule, interpreter_schedule, schedule
 from sh2gen.spec.operator import OpSpec
 from sh2gen.verify.case import Runner
+from sh2gen.verify.miniatures import miniature
 from sh2gen.verify.properties import PROPERTIES
 from sh2gen.verify.report import Report
-from sh2gen.verify.twins import twin
 from sh2gen.verify.verify import verify
 
 
@@ -141,8 +141,8 @@ def usual_checks(
     spec: OpSpec, plan: Plan, operator: Operator, folder: Path, lengths: Sequence[int]
 ) -> Iterator[VerificationStep]:
     """What `verify` verifies without a GPU, in half a minute: equality at full width, every
-    property of a twin with few channels, and of its kernels equality with all taps, and with few
-    those properties that are their own.
+    property of a miniature with few channels, and of its kernels equality with all taps, and with
+    few those properties that are their own.
     """
     yield VerificationStep(
         label="plain PyTorch in float32",
@@ -154,7 +154,7 @@ def usual_checks(
         properties=("equality",),
     )
     shapes = tuple((2 if i == 0 else 1, length) for i, length in enumerate(lengths))
-    small, path = _twin_file(spec, plan, folder)
+    small, path = _miniature_file(spec, plan, folder)
     # To the last bit that depends on the shapes of products, which few channels change.
     others = tuple(name for name in PROPERTIES if name != "batch_invariance")
     for dtype, properties in ((torch.float32, others), (torch.bfloat16, ("equality",))):
@@ -231,8 +231,8 @@ def _interpreted(
     numbers: Schedule | None = None,
     max_taps: int | None = None,
 ) -> VerificationStep:
-    """The same plan for a twin (`_twin_file`), its kernels under Triton's interpreter."""
-    small, path = _twin_file(spec, plan, folder, numbers, max_taps)
+    """The same plan for a miniature, its kernels under Triton's interpreter."""
+    small, path = _miniature_file(spec, plan, folder, numbers, max_taps)
     return VerificationStep(
         label=f"kernels under the interpreter in {_name(dtype)}, {small.channels} channels"
         + (f", {small.filter.length} taps" if small.filter.length != spec.filter.length else "")
@@ -246,17 +246,17 @@ def _interpreted(
     )
 
 
-def _twin_file(
+def _miniature_file(
     spec: OpSpec,
     plan: Plan,
     folder: Path,
     numbers: Schedule | None = None,
     max_taps: int | None = None,
 ) -> tuple[OpSpec, Path]:
-    """A twin with few channels, and perhaps taps, and its file: with the numbers given on at most
-    two channels, else with small ones that suit the interpreter.
+    """A miniature with few channels, and perhaps taps, and its file: with the numbers given on at
+    most two channels, else with small ones that suit the interpreter.
     """
-    small = twin(spec, max_channels=2 if numbers else 128, max_taps=max_taps)
+    small = miniature(spec, max_channels=2 if numbers else 128, max_taps=max_taps)
     (same,) = (p for p in plans(small, plan.algorithm) if p.name == plan.name)
     # The interpreter reads a file again when a kernel of it first runs: other taps, another file.
     path = folder / f"{spec.op}_twin_{small.filter.length or 0}.py"

@@ -25,7 +25,7 @@ leaves room for the operands of a tensor core and the final rounding (sqrt(3) = 
   of them are small in one place and large in another. n = sum(sqr)^2 / sum(sqr^2) is how many
   elements carry the norm, or how many taps carry the filter if they are fewer (the rounding of a
   tap is shared by all of time); of gradients of modes, how many filters do. At full size s is a
-  tenth of the rest or less, on a twin more.
+  tenth of the rest or less, on a miniature more.
   For exact, s = 0: an error d before the one rounding adds at most 2 d to it, whatever n.
 - 8 e: about 24 float32 roundings in a row (4 taps, gate, 16 taps, skip, bias, gate), each at most
   e times a partial sum, have a root-mean-square near 2 e abs; float32 FFTs are not far from that.

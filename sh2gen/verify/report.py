@@ -49,7 +49,7 @@ class Report:
     device: str
     seed: int
     checks: tuple[Check, ...]
-    label: str = ""  # what was run, and on which twin, for a person
+    label: str = ""  # what was run, and on which miniature, for a person
 
     @property
     def ok(self) -> bool:

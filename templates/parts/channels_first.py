@@ -11,22 +11,25 @@ import triton.language as tl
 
 
 @triton.jit
-def locate(program, time_programs, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
+def locate(program, splits, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
     """(batch, first channel, time program) of one program; neighbours in time run together."""
     channel_programs: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
-    outer = program // time_programs
-    return outer // channel_programs, outer % channel_programs * BLOCK_D, program % time_programs
+    outer = program // splits
+    return outer // channel_programs, outer % channel_programs * BLOCK_D, program % splits
 
 
 @triton.jit
-def advance(ptr, batch_stride, row, STEP: tl.constexpr, unit, origin):
+def advance(ptr, batch_stride, stride, STRIDE_UNIT: tl.constexpr, unit, origin):
     """The pointer to origin = (batch, channel, time), in 64-bit arithmetic, and the row stride.
 
     Strides come in units of STEP elements, which tells the compiler how rows are aligned.
     """
     batch, channel, time = origin
-    offset = batch.to(tl.int64) * batch_stride * STEP + channel.to(tl.int64) * row * STEP
-    return ptr + offset + time.to(tl.int64) * unit, row * STEP
+    offset = (
+        batch.to(tl.int64) * batch_stride * STRIDE_UNIT
+        + channel.to(tl.int64) * stride * STRIDE_UNIT
+    )
+    return ptr + offset + time.to(tl.int64) * unit, stride * STRIDE_UNIT
 
 
 @triton.jit
@@ -67,49 +70,54 @@ def rows_vector(
 
 
 @triton.jit
-def load_rows(
-    ptr, row, unit, tile,
+def load_steps(
+    ptr, stride, unit, tile,
     LO: tl.constexpr, HI: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
+    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [read_begin,
+    read_end).
 
     EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside
     as a whole. Otherwise only tiles at an edge pay for a mask on every element. Lanes may begin at
     different times t, from `earliest` to `latest`.
     """
-    channel, inside, t, earliest, latest, first, last, end = tile
+    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     rows = ()
     for vector in tl.static_range(LO // 8, (HI + 7) // 8):
         index = tl.arange(0, N * 8)[None, :]
         begin = t + vector * 8 + index // 8 * ROWS  # of the vector
         time = begin + index % 8
-        where = ptr + channel * row + time * unit
+        where = ptr + offset * stride + time * unit
         if EVEN:
-            x = tl.load(where, mask=inside & (begin >= first) & (begin < last), other=0.0)
-        elif (earliest + vector * 8 >= first) & (latest + vector * 8 + N * ROWS <= last):
-            x = tl.load(where, mask=inside, other=0.0)
+            x = tl.load(
+                where, mask=channel_mask & (begin >= read_begin) & (begin < read_end), other=0.0
+            )
+        elif (earliest + vector * 8 >= read_begin) & (latest + vector * 8 + N * ROWS <= read_end):
+            x = tl.load(where, mask=channel_mask, other=0.0)
         else:
-            x = tl.load(where, mask=inside & (time >= first) & (time < last), other=0.0)
+            x = tl.load(
+                where, mask=channel_mask & (time >= read_begin) & (time < read_end), other=0.0
+            )
         rows = rows + vector_rows(x, BLOCK_D, N)
     return rows[LO - LO // 8 * 8 : LO - LO // 8 * 8 + HI - LO]
 
 
 @triton.jit
-def store_rows(
-    ptr, row, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
+def store_steps(
+    ptr, stride, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
-    """Write the rows of every block that lie before `end`."""
-    channel, inside, t, earliest, latest, first, last, end = tile
+    """Write the rows of every block that lie before `write_end`."""
+    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     for vector in tl.static_range(len(rows) // 8):
         x = rows_vector(rows, vector * 8, BLOCK_D, N, ptr.dtype.element_ty)
         index = tl.arange(0, N * 8)[None, :]
         begin = t + vector * 8 + index // 8 * len(rows)
         time = begin + index % 8
-        where = ptr + channel * row + time * unit
+        where = ptr + offset * stride + time * unit
         if EVEN:
-            tl.store(where, x, mask=inside & (begin < end))
-        elif latest + vector * 8 + N * len(rows) <= end:
-            tl.store(where, x, mask=inside)
+            tl.store(where, x, mask=channel_mask & (begin < write_end))
+        elif latest + vector * 8 + N * len(rows) <= write_end:
+            tl.store(where, x, mask=channel_mask)
         else:
-            tl.store(where, x, mask=inside & (time < end))
+            tl.store(where, x, mask=channel_mask & (time < write_end))

@@ -9,36 +9,39 @@ import triton.language as tl
 
 
 @triton.jit
-def load_rows(
-    ptr, row, unit, tile,
+def load_steps(
+    ptr, stride, unit, tile,
     LO: tl.constexpr, HI: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
+    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [read_begin,
+    read_end).
 
     A step is inside or outside for all channels alike, so EVEN makes no difference here.
     """
-    channel, inside, t, _, _, first, last, end = tile
+    offset, channel_mask, t, _, _, read_begin, read_end, write_end = tile
     rows = ()
     block = tl.arange(0, N)[None, :] * ROWS
-    lane = channel * unit + block * row
+    lane = offset * unit + block * stride
     for r in tl.static_range(LO, HI):
         time = t + r + block
-        where = (ptr + (t + r) * row) + lane  # the step as a scalar, so that lanes are added once
-        x = tl.load(where, mask=inside & (time >= first) & (time < last), other=0.0)
+        where = (
+            ptr + (t + r) * stride
+        ) + lane  # the step as a scalar, so that lanes are added once
+        x = tl.load(where, mask=channel_mask & (time >= read_begin) & (time < read_end), other=0.0)
         rows = rows + (x.to(tl.float32),)
     return rows
 
 
 @triton.jit
-def store_rows(
-    ptr, row, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
+def store_steps(
+    ptr, stride, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
-    """Write the rows of every block that lie before `end`."""
-    channel, inside, t, _, _, first, last, end = tile
+    """Write the rows of every block that lie before `write_end`."""
+    offset, channel_mask, t, _, _, read_begin, read_end, write_end = tile
     block = tl.arange(0, N)[None, :] * len(rows)
-    lane = channel * unit + block * row
+    lane = offset * unit + block * stride
     for r in tl.static_range(len(rows)):
         time = t + r + block
-        where = (ptr + (t + r) * row) + lane
-        tl.store(where, rows[r].to(ptr.dtype.element_ty), mask=inside & (time < end))
+        where = (ptr + (t + r) * stride) + lane
+        tl.store(where, rows[r].to(ptr.dtype.element_ty), mask=channel_mask & (time < write_end))

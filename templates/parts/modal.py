@@ -19,7 +19,7 @@ it, high and low: modes may cancel almost wholly, and one rounded term would not
 import triton
 import triton.language as tl
 
-from templates.parts.channels_first import load_rows, rows_vector, vector_rows
+from templates.parts.channels_first import load_steps, rows_vector, vector_rows
 from templates.parts.rows import fir_adjoint, load_taps
 from templates.parts.toeplitz import rounded, terms
 
@@ -190,7 +190,7 @@ def load_modes(
         4: R exp(a (i + 1)), [MODES, BLOCK_T]: from the states before a block to its outputs.
         5: R exp(a j), 6: exp(a (BLOCK_T - i)): 3 and 4 of the adjoint, which walks backward in
             time. Its states weigh with R, so that they are gradients of states but for exp(a).
-        7: for the scan, see `scan`.
+        7: for the scan, see `scan_states`.
     """
     a, residue = load_poles(poles_ptr, residues_ptr, row, COUNT, MODES)
     step = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)
@@ -231,7 +231,7 @@ def lane_of(x, lane: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr):
 
 
 @triton.jit
-def scan(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
+def scan_states(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
     """States before all blocks of a tile, from the sums [M, MODES] that blocks add and the state
     before the tile; and the state after it.
     """
@@ -257,8 +257,8 @@ def scan(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
 
 @triton.jit
 def scan_adjoint(starts, constants, state, MODES: tl.constexpr, M: tl.constexpr):
-    """`scan` backward in time: states after all blocks of a tile, from the state after the tile;
-    and the state before it.
+    """`scan_states` backward in time: states after all blocks of a tile, from the state after the
+    tile; and the state before it.
     """
     group, block, doublings, entered, left, lost = constants
     GROUPS: tl.constexpr = M // 8
@@ -327,7 +327,7 @@ def states_before(
 ):  # fmt: skip
     """The states before each block of a tile, and after the tile."""
     ends = product((block,), modes[3], tl.zeros((M, MODES), tl.float32), 1, PRECISION)
-    found, state = scan(ends, modes[7], state, MODES, M)
+    found, state = scan_states(ends, modes[7], state, MODES, M)
     return operand_states(found, MODES, M, OPERAND, PRECISION), state
 
 
@@ -426,7 +426,7 @@ def lag_sums(x, lag, M: tl.constexpr, BLOCK_T: tl.constexpr):
 
 @triton.jit
 def store_modes(
-    ptr, first, total, poles, channel, inside, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+    ptr, first, total, poles, channel, channel_mask, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
     MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of COUNT poles, then of residues, to rows first, ... of [P, CHANNELS].
@@ -458,7 +458,7 @@ def store_modes(
     row = tl.arange(0, 2 * MODES)
     mode, which = row // 2, row % 2
     where = ptr + (first + which * COUNT + mode) * CHANNELS + channel
-    tl.store(where, sums, mask=(mode < COUNT) & inside)
+    tl.store(where, sums, mask=(mode < COUNT) & channel_mask)
 
 
 @triton.jit
@@ -528,20 +528,22 @@ def load_lagged(
     ptr, row, unit, tile, LAG: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """`load_rows` from LAG <= 4 rows before the first: these by a load of 4 or 8 bytes, where
-    load_rows would load the whole vector that they end.
+    """`load_steps` from LAG <= 4 rows before the first: these by a load of 4 or 8 bytes, where
+    load_steps would load the whole vector that they end.
     """
-    channel, inside, t, earliest, latest, first, last, end = tile
+    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     COUNT: tl.constexpr = triton.next_power_of_2(LAG)
     index = tl.arange(0, N * COUNT)[None, :]
     begin = t + index // COUNT * ROWS - COUNT
     time = begin + index % COUNT
-    where = ptr + channel * row + time * unit
+    where = ptr + offset * row + time * unit
     if EVEN:
         vector = begin - (8 - COUNT)  # inside or outside as a whole
-        x = tl.load(where, mask=inside & (vector >= first) & (vector < last), other=0.0)
+        x = tl.load(
+            where, mask=channel_mask & (vector >= read_begin) & (vector < read_end), other=0.0
+        )
     else:
-        x = tl.load(where, mask=inside & (time >= first) & (time < last), other=0.0)
+        x = tl.load(where, mask=channel_mask & (time >= read_begin) & (time < read_end), other=0.0)
     x = x.to(tl.float32)
     if COUNT == 1:
         lagged = (x,)
@@ -552,7 +554,7 @@ def load_lagged(
         x0, x2 = tl.split(tl.reshape(even, (M, N, 2)))
         x1, x3 = tl.split(tl.reshape(odd, (M, N, 2)))
         lagged = (x0, x1, x2, x3)
-    own = load_rows(ptr, row, unit, tile, 0, ROWS, EVEN, ROWS, M, N)
+    own = load_steps(ptr, row, unit, tile, 0, ROWS, EVEN, ROWS, M, N)
     return lagged[COUNT - LAG :] + own
 
 
@@ -567,7 +569,7 @@ def joined_halves(total):
 
 
 @triton.jit
-def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
+def store_partial(ptr, first, total, channel, channel_mask, CHANNELS: tl.constexpr):
     """Write accumulators, summed over the tile, to rows first, ... of [P, CHANNELS]; many at once,
     which costs little more than one.
     """
@@ -580,7 +582,7 @@ def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
     row = tl.arange(0, COUNT)
     where = ptr + (first + row) * CHANNELS + channel
     sums = lane_sum(tl.trans(tl.reshape(some[0], (total[0].numel, COUNT))))
-    tl.store(where, sums, mask=inside & (row < len(total)))
+    tl.store(where, sums, mask=channel_mask & (row < len(total)))
 
 
 @triton.jit
@@ -625,9 +627,9 @@ def load_history(
 @triton.jit
 def with_history(rows, history, tile, COUNT: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
     """Rows whose context, in the first lane of the first tile, is COUNT steps of history."""
-    channel, inside, t, earliest, latest, first, last, end = tile
+    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
-    begins = (lane == 0) & (earliest == first)
+    begins = (lane == 0) & (earliest == read_begin)
     out = ()
     for r in tl.static_range(COUNT):
         out = out + (tl.where(begins, history[r], rows[r]),)
@@ -642,13 +644,13 @@ def chosen(condition, a, b):
 
 @triton.jit
 def walk(
-    state, span, begin, stop, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+    state, split, begin, stop, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
     MODES: tl.constexpr, M: tl.constexpr, TIME: tl.constexpr,
 ):  # fmt: skip
     """The state after `begin` tiles, counted from an end of the sequence, to that after `stop`, by
     the sums that the other launch has found. TIME is 1 from its first step on, -1 from its last.
     """
-    sums_ptr, program, tile_0, tiles, tiles_in_all = span
+    sums_ptr, program, tile_0, tiles, tiles_in_all = split
     LANES: tl.constexpr = M // 8
     for some in range(begin, stop, LANES):
         number = tl.minimum(some + tl.arange(0, LANES)[None, :], stop - 1)
@@ -661,39 +663,39 @@ def walk(
 
 
 @triton.jit
-def enter_state(
-    ends, span, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+def load_initial_state(
+    ends, split, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The state before the first step of a span, for every lane of the scan: if SPLIT, by the
+    """The state before the first step of a split, for every lane of the scan: if SPLIT, by the
     arithmetic of a walk along all tiles before it.
     """
     state = zero_state(MODES, M)
     if STATEFUL:
         state = load_state(ends[0], 0, COUNT, 0, MODES, M)
     if SPLIT:
-        state = walk(state, span, 0, span[2], modes, COUNT, CHANNELS, MODES, M, 1)
+        state = walk(state, split, 0, split[2], modes, COUNT, CHANNELS, MODES, M, 1)
     return state
 
 
 @triton.jit
 def enter_adjoint(
-    ends, span, modes, end, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+    ends, split, modes, end, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, BLOCK_T: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The adjoint state after the last step of a span, for every lane of the scan, as enter_state.
+    """The adjoint state after the last step of a split, for every lane, as load_initial_state.
     The gradient of the last state joins it in the last tile.
     """
     state = zero_state(MODES, M)
     if SPLIT:
-        sums_ptr, program, tile_0, tiles, tiles_in_all = span
+        sums_ptr, program, tile_0, tiles, tiles_in_all = split
         after = tl.maximum(tiles_in_all - tile_0 - tiles, 0)
         last = load_state(sums_ptr, tiles_in_all - 1, COUNT, CHANNELS, MODES, M)
         if STATEFUL:
             left = end - (tiles_in_all - 1 - tile_0) * (M * BLOCK_T)
             last = join_adjoint(last, after > 0, left, ends, COUNT, MODES)
         state = chosen(after > 0, last, state)
-        state = walk(state, span, 1, after, modes, COUNT, CHANNELS, MODES, M, -1)
+        state = walk(state, split, 1, after, modes, COUNT, CHANNELS, MODES, M, -1)
     return state
 
 
@@ -702,8 +704,8 @@ def steps_left(tile, rows, M: tl.constexpr, N: tl.constexpr):
     """Whether a sequence ends within a tile, how many steps of it are before the end, and for
     every lane how many steps follow its first row within the sequence.
     """
-    channel, inside, t, earliest, latest, first, last, end = tile
-    left = end - earliest
+    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
+    left = write_end - earliest
     lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
     return left <= M * N * len(rows), left, left - 1 - lane * len(rows)
 
@@ -717,7 +719,7 @@ def of_mode(state, mode, MODES: tl.constexpr, M: tl.constexpr):
 
 
 @triton.jit
-def leave_state(
+def store_final_state(
     state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
 ):  # fmt: skip
@@ -804,12 +806,12 @@ def leave_adjoint(
 
 @triton.jit
 def enter_gradient(
-    state, modes, ends, span, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
+    state, modes, ends, split, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
     STATEFUL: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient of the state before the first step, if STATEFUL."""
     if STATEFUL:  # noqa: SIM102 (a constant, then a value)
-        if span[1] == 0:
+        if split[1] == 0:
             gradient = tl.exp(modes[0])[:, None] * state
             keep_state(ends[0], 0, gradient, COUNT, 0, MODES, M, True)
 
@@ -819,7 +821,7 @@ def leave_rows(
     ptr, row, rows, here, ROLE: tl.constexpr, LENGTH: tl.constexpr, CHANNELS: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Write the last LENGTH rows of a span, of a gradient before its featurizer's adjoint, for
+    """Write the last LENGTH rows of a split, of a gradient before its featurizer's adjoint, for
     `join_spans`, if SPLIT and `here`, in the tile that holds them.
     """
     if SPLIT:  # noqa: SIM102 (a constant, then a value)
@@ -836,7 +838,7 @@ def first_rows(
     ptr, row, after, ROLE: tl.constexpr, CHANNELS: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Write the first rows of a span likewise, if SPLIT: the last lane of `after` holds them."""
+    """Write the first rows of a split likewise, if SPLIT: the last lane of `after` holds them."""
     if SPLIT:
         LENGTH: tl.constexpr = len(after)
         lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
@@ -880,19 +882,19 @@ def join_splits(
     outer = tl.program_id(0) // BLOCKS
     batch, split = outer // (splits - 1), outer % (splits - 1)
     row = tl.program_id(0) % BLOCKS * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = row < CHANNELS
+    channel_mask = row < CHANNELS
     of_role = row * ROLES + ROLE if INTERLEAVED else ROLE * CHANNELS + row
-    taps = load_taps(featurizer_ptr, of_role, inside, LENGTH + 1, LAG_LAST)
+    taps = load_taps(featurizer_ptr, of_role, channel_mask, LENGTH + 1, LAG_LAST)
     own = ((batch * splits + split).to(tl.int64) * ROLES + ROLE) * CHANNELS + row
     own = edges_ptr + own * (2 * LENGTH) + LENGTH
     later = own + (2 * ROLES * CHANNELS - 1) * LENGTH
     rows, others = (), ()
     for r in tl.static_range(LENGTH):
-        rows = rows + (tl.load(own + r, mask=inside, other=0.0),)
-        others = others + (tl.load(later + r, mask=inside, other=0.0),)
+        rows = rows + (tl.load(own + r, mask=channel_mask, other=0.0),)
+        others = others + (tl.load(later + r, mask=channel_mask, other=0.0),)
     gradient = fir_adjoint(rows + others, taps, LENGTH + 1)
     end = (split + 1).to(tl.int64) * steps
     where = d_input_ptr + batch.to(tl.int64) * d_input_batch + row.to(tl.int64) * d_input_row
     for r in tl.static_range(LENGTH):
         value = gradient[r].to(d_input_ptr.dtype.element_ty)
-        tl.store(where + (end - LENGTH + r) * UNIT, value, mask=inside)
+        tl.store(where + (end - LENGTH + r) * UNIT, value, mask=channel_mask)

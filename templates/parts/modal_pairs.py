@@ -225,8 +225,8 @@ def lane_of(z, lane: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr):
 
 
 @triton.jit
-def scan(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
-    """`scan` of modal.py, of complex numbers."""
+def scan_states(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
+    """`scan_states` of modal.py, of complex numbers."""
     group, block, doublings, entered, left, lost = constants
     GROUPS: tl.constexpr = M // 8
     end = scan_rows(ends, MODES, M)
@@ -324,7 +324,7 @@ def state_gradient(total, grad_states, states):
 
 @triton.jit
 def store_modes(
-    ptr, first, total, poles, channel, inside, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+    ptr, first, total, poles, channel, channel_mask, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
     MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of COUNT log-poles, frequencies, real and imaginary parts of residues
@@ -356,7 +356,7 @@ def store_modes(
     by_residue = (at_once + tl.sum(before[0], axis=1), tl.sum(before[1], axis=1))
     mode = tl.arange(0, MODES // 2)
     where = ptr + (first + mode) * CHANNELS + channel
-    there = (mode < COUNT) & inside
+    there = (mode < COUNT) & channel_mask
     tl.store(where, by_pole[0], mask=there)
     tl.store(where + COUNT * CHANNELS, -by_pole[1], mask=there)
     tl.store(where + 2 * COUNT * CHANNELS, 2.0 * by_residue[0], mask=there)
@@ -413,11 +413,11 @@ def pair_of(state, mode, MODES: tl.constexpr, M: tl.constexpr):
 
 
 @triton.jit
-def leave_state(
+def store_final_state(
     state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
 ):  # fmt: skip
-    """`leave_state` of modal.py, of COUNT / 2 complex numbers."""
+    """`store_final_state` of modal.py, of COUNT / 2 complex numbers."""
     if STATEFUL:
         closes, left, ahead = steps_left(tile, rows, M, N)
         if closes:
@@ -506,11 +506,11 @@ def leave_adjoint(
 
 @triton.jit
 def enter_gradient(
-    state, modes, ends, span, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
+    state, modes, ends, split, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
     STATEFUL: tl.constexpr,
 ):  # fmt: skip
     """`enter_gradient` of modal.py, of COUNT / 2 complex numbers."""
     if STATEFUL:  # noqa: SIM102 (a constant, then a value)
-        if span[1] == 0:
+        if split[1] == 0:
             gradient = times(exponential(modes[0], 1), state)
             keep_state(ends[0], 0, (gradient[0], -gradient[1]), COUNT, 0, MODES, M, True)

@@ -20,20 +20,20 @@ import triton.language as tl
 
 
 @triton.jit
-def load_taps(ptr, row, inside, LENGTH: tl.constexpr, LAG_LAST: tl.constexpr):
+def load_taps(ptr, row, channel_mask, LENGTH: tl.constexpr, LAG_LAST: tl.constexpr):
     """The taps of each lane's filter as float32, lag 0 first: LENGTH x [BLOCK_D, 1]."""
     taps = ()
     for lag in tl.static_range(LENGTH):
         tap = LENGTH - 1 - lag if LAG_LAST else lag
-        value = tl.load(ptr + row * LENGTH + tap, mask=inside, other=0.0)
+        value = tl.load(ptr + row * LENGTH + tap, mask=channel_mask, other=0.0)
         taps = taps + (value.to(tl.float32),)
     return taps
 
 
 @triton.jit
-def load_vector(ptr, row, inside):
+def load_vector(ptr, row, channel_mask):
     """One float32 parameter for each lane: [BLOCK_D, 1]."""
-    return tl.load(ptr + row, mask=inside, other=0.0).to(tl.float32)
+    return tl.load(ptr + row, mask=channel_mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -146,9 +146,9 @@ def channel_sum(total, x):
 
 
 @triton.jit
-def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
+def store_partial(ptr, first, total, channel, channel_mask, CHANNELS: tl.constexpr):
     """Write accumulators, summed over blocks of time, to rows first, ... of [P, CHANNELS]."""
     for i in tl.static_range(len(total)):
         x = total[i]
         value = tl.sum(x) if x.shape[0] == 1 else tl.sum(x, axis=1, keep_dims=True)
-        tl.store(ptr + (first + i) * CHANNELS + channel, value, mask=inside)
+        tl.store(ptr + (first + i) * CHANNELS + channel, value, mask=channel_mask)

@@ -404,20 +404,20 @@ def extend_rows(rows, after, COUNT: gl.constexpr):
 
 @gluon.jit
 def store_quarter(ptr, where, shift, rows, end):
-    """Write a quarter as bfloat16, up to `end`."""
+    """Write a quarter as bfloat16, up to `write_end`."""
     offset, begin = where
     gl.store(ptr + (offset + shift), rows_quarter(rows), mask=begin + shift < end)
 
 
 @gluon.jit
-def store_sums(ptr, first, total, channel, inside, CHANNELS: gl.constexpr):
+def store_sums(ptr, first, total, channel, channel_mask, CHANNELS: gl.constexpr):
     """Write accumulators, summed over lanes, to rows first, ... of [P, CHANNELS]."""
     lane = lane_of()
     for i in gl.static_range(len(total)):
         value = gl.expand_dims(gl.sum(total[i], axis=1), 1)
         value = value + gl.zeros((64, 4), gl.float32, row_layout())
         where = ptr + (first + i) * CHANNELS + channel
-        gl.store(where, value, mask=inside & (lane == 0))
+        gl.store(where, value, mask=channel_mask & (lane == 0))
 
 
 @gluon.jit

@@ -12,33 +12,34 @@ from templates.parts.channels_first import vector_rows
 
 
 @triton.jit
-def load_rows(
-    ptr, row, unit, tile,
+def load_steps(
+    ptr, stride, unit, tile,
     LO: tl.constexpr, HI: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
     EVICT_LAST: tl.constexpr = 0,
 ):  # fmt: skip
-    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
+    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [read_begin,
+    read_end).
 
     EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside
     as a whole. Otherwise only tiles at an edge pay for a mask on every element. EVICT_LAST asks
     the caches to evict last what is read.
     """
     EVICT: tl.constexpr = "evict_last" if EVICT_LAST else ""
-    channel, inside, t, _, _, first, last, end = tile
+    offset, channel_mask, t, _, _, read_begin, read_end, write_end = tile
     rows = ()
     for vector in tl.static_range(LO // 8, (HI + 7) // 8):
         index = tl.arange(0, N * 8)[None, :]
         begin = t + vector * 8 + index // 8 * ROWS  # of the vector
         time = begin + index % 8
-        where = ptr + channel * row + time * unit
+        where = ptr + offset * stride + time * unit
         if EVEN:
-            mask = inside & (begin >= first) & (begin < last)
+            mask = channel_mask & (begin >= read_begin) & (begin < read_end)
             x = tl.load(where, mask=mask, other=0.0, eviction_policy=EVICT)
-        elif (t + vector * 8 >= first) & (t + vector * 8 + N * ROWS <= last):
-            x = tl.load(where, mask=inside, other=0.0, eviction_policy=EVICT)
+        elif (t + vector * 8 >= read_begin) & (t + vector * 8 + N * ROWS <= read_end):
+            x = tl.load(where, mask=channel_mask, other=0.0, eviction_policy=EVICT)
         else:
-            mask = inside & (time >= first) & (time < last)
+            mask = channel_mask & (time >= read_begin) & (time < read_end)
             x = tl.load(where, mask=mask, other=0.0, eviction_policy=EVICT)
         rows = rows + vector_rows(x, BLOCK_D, N)
     return rows[LO - LO // 8 * 8 : LO - LO // 8 * 8 + HI - LO]

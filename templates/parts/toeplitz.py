@@ -9,7 +9,7 @@ to TF32 (the same 11 bits, without the narrow range), and for float32 is multipl
 import triton
 import triton.language as tl
 
-from templates.parts.channels_first import load_rows, rows_vector, vector_rows
+from templates.parts.channels_first import load_steps, rows_vector, vector_rows
 
 
 @triton.jit
@@ -200,7 +200,7 @@ def context_rows(
     EVEN: tl.constexpr, ROWS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """The COUNT steps before each segment's tile, for every lane of it: COUNT x [M, N]."""
-    rows = load_rows(ptr, row, unit, tile, -COUNT, 0, EVEN, ROWS, M, 1)
+    rows = load_steps(ptr, row, unit, tile, -COUNT, 0, EVEN, ROWS, M, 1)
     out = ()
     for r in tl.static_range(COUNT):
         out = out + (rows[r] + tl.zeros((M, N), tl.float32),)

@@ -93,7 +93,7 @@ def rows() -> Iterator[tuple[int, str, str]]:
     for taps, algorithms in MEASURED.items():
         for algorithm in algorithms:
             for direction in DIRECTIONS:
-                # measured before there was a twin for sm_90
+                # measured before there was a variant for sm_90
                 if (algorithm, direction) != ("toeplitz", "backward") or taps >= 16:
                     yield taps, algorithm, direction
 

@@ -360,7 +360,7 @@ print(torch.equal(y, operator(torch.ones(1, 24, 30), **dict(layer.named_paramete
 
 @pytest.mark.parametrize("case", ["blocks_bdl"], indirect=True)
 def test_another_process_is_told_what_to_load(case: Case, tmp_path: Path) -> None:
-    """Of a file with a twin for sm_90, whose import of Gluon is no easy one."""
+    """Of a file with a variant for sm_90, whose import of Gluon is no easy one."""
     for name, thing in (("layer", case.module()), ("operator", case.operator)):
         (tmp_path / name).write_bytes(pickle.dumps(thing))
     found = subprocess.run(

@@ -40,7 +40,7 @@ HYENA = {
     "gates": {"pre": True, "post": True},
     "skip": "channel",
 }
-# 16 channels a group, and taps over three blocks: backward has a twin for sm_90.
+# 16 channels a group, and taps over three blocks: backward has a variant for sm_90.
 LONG = HYENA | {
     "op": "gpu_hyena_mr",
     "filter": {"kind": "explicit", "length": 100, "groups": 6, "taps": "lag_last"},

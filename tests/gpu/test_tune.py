@@ -38,7 +38,7 @@ SPEC: OpSpec = spec_from_dict(
         "workloads": [{"batch": 1, "length": 8192}],
     }
 )
-STORE = "        store_rows(y_ptr, y_row, 1, tile, conv, EVEN, BLOCK_D, N)\n"
+STORE = "        store_steps(y_ptr, y_stride, 1, tile, conv, EVEN, BLOCK_D, N)\n"
 NAN = '        conv = (conv[0] * float("nan"),) + conv[1:]\n'
 BEYOND = "        if tl.program_id(0) == 0:\n            tl.store(y_ptr - 64, 1.0)\n"
 FAULT = "        tl.store(y_ptr + tl.full((), 1 << 40, tl.int64), 1.0)\n"

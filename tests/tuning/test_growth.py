@@ -48,7 +48,7 @@ def test_a_new_field_and_a_renamed_helper_lose_no_decision(
     real = emit._render
 
     def renamed(*arguments: object) -> str:
-        return re.sub(r"\b(fir|load_rows|toeplitz|modal)\b", r"\1_of_today", real(*arguments))
+        return re.sub(r"\b(fir|load_steps|toeplitz|modal)\b", r"\1_of_today", real(*arguments))
 
     monkeypatch.setattr(emit, "_render", renamed)
     choose.kernels_of.cache_clear()

@@ -103,8 +103,8 @@ def test_what_is_verified_without_a_gpu(op: str, tmp_path: Path) -> None:
     if kernels:
         assert kernels[0].properties is None
         assert [length for _, length in kernels[0].shapes] == list(lengths)
-    # By default equality at full width, all that plain PyTorch promises on a twin, and of kernels
-    # what is their own, also across the borders of blocks, taps, groups and sequences.
+    # By default equality at full width, all that plain PyTorch promises on a miniature, and of
+    # kernels what is their own, also across the borders of blocks, taps, groups and sequences.
     short = example_lengths(spec, None, "cpu")
     assert 2 <= len(short) <= 3 and (spec.filter.length or 1) + 1 in short
     usual = list(usual_checks(spec, plan, operator, tmp_path, short))

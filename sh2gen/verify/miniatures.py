@@ -8,7 +8,7 @@ import math
 from sh2gen.spec.operator import OpSpec
 
 
-def twin(spec: OpSpec, *, max_channels: int = 128, max_taps: int | None = None) -> OpSpec:
+def miniature(spec: OpSpec, *, max_channels: int = 128, max_taps: int | None = None) -> OpSpec:
     """A small operator that exercises all that a kernel of `spec` does, for slow ways of running.
 
     The same filter, featurizer, gates, packing and group width, and two groups, so that there is a
