@@ -161,7 +161,10 @@ def test_shapes_of_parameters(case: Case) -> None:
                 continue
             # Fewer groups that divide the channels, where nothing else is by group.
             assert parameter.dims[0] == "groups" and len(wrong) == len(right) - 1
-            y, expected_y = case.operator(*inputs, **parameters), case.reference(inputs, parameters)
+            y, expected_y = (
+                case.operator(*inputs, **parameters),
+                case.reference(inputs, parameters),
+            )
             torch.testing.assert_close(y.double(), expected_y, rtol=1e-4, atol=1e-4)
 
 
