@@ -43,7 +43,9 @@ def test_plain_pytorch(case: Case, channels: int, groups: int) -> None:
     found = {n: canonical(g, layout) if n in inputs else g for n, g in gradients.items()}
     expected = case.reference(list(given.values()), parameters)
     torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
-    assert_close(spec, inputs, parameters, dy, canonical(y, layout), found)
+    fft = case.operator.plan.startswith("fft/")  # which rounds by the largest element
+    unit = 2.0**-40 if fft else 2.0**-53
+    assert_close(spec, inputs, parameters, dy, canonical(y, layout), found, unit=unit)
     module = module_of(case, channels, groups).double()
     module.load_state_dict(parameters)
     assert torch.equal(module(*given.values()), y)
@@ -90,7 +92,7 @@ def test_a_module_is_as_wide_as_the_file_unless_it_is_told(case: Case) -> None:
         module_of(case, 12, 5)
 
 
-# --------------------------------------------------------------------------- slices of the channels
+# -------------------------------------------------------------------------- slices of the channels
 
 GATED = {"gates": {"pre": True, "post": True}, "featurizer": {"length": 3}, "skip": "group"}
 
@@ -146,9 +148,8 @@ def test_slices_of_a_decay_operator_are_the_whole_bit_by_bit(
         part = slice(2 * first, 2 * last)
         count = 1 + len(xs)
         expected = [x[:, part] for x in whole[:count]]
-        expected += [
-            rows(g, dims[n], first, last) for n, g in zip(dims, whole[count:], strict=True)
-        ]
+        totals = zip(dims.values(), whole[count:], strict=True)
+        expected += [rows(g, shape, first, last) for shape, g in totals]
         for found, wanted in zip(by_call, expected, strict=True):
             assert torch.equal(found, wanted)
         if first:  # the first rungs of a ladder of its own are others
@@ -161,7 +162,6 @@ def test_slices_that_are_not_of_the_ladder_are_refused(tmp_path: Path) -> None:
     names = operator.namespace
     x = torch.zeros(1, 8, 4) if operator.layout == "BDL" else torch.zeros(1, 4, 8)
     for groups, first, whole in ((2, 3, 4), (2, -1, 4), (4, 0, 2), (1, 0, 3), (1, 0, None)):
-        with pytest.raises(
-            ValueError, match=f"sliced: {groups} filter groups from {first} on are"
-        ):
+        text = f"sliced: {groups} filter groups from {first} on are not"
+        with pytest.raises(ValueError, match=text):
             names.sliced(x, torch.zeros(groups, 5), first_group=first, groups_in_all=whole)
