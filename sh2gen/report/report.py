@@ -172,9 +172,8 @@ def print_explanation(
         }
         for kernel in candidate.plan.kernels:
             effort = cost.work(kernel, candidate.plan.layout, spec)
-            block = cost.numbers_on(
-                gpu, spec, candidate.plan, candidate.schedule, kernel.name, longest
-            )["BLOCK_T"]
+            config = cost.config_on(gpu, spec, candidate.plan, kernel, candidate.schedule, longest)
+            block = config["BLOCK_T"]
             entry[kernel.name] = {
                 "bytes": effort.bytes,
                 "flops": str(effort.flops),
