@@ -52,7 +52,7 @@ def main() -> None:
     time.sleep(rules.get("start", 0))
     for line in sys.stdin:
         job = json.loads(line)
-        numbers = job.get("settings", {}).get("NUMBERS", {}).get(job.get("direction"), {})
+        numbers = job.get("config", {}).get(job.get("direction"), {})
         name = " ".join(f"{knob}={value}" for knob, value in numbers.items())
         note = {"pid": os.getpid(), "do": job["do"], "numbers": name, "seed": job.get("seed")}
         with (folder / "jobs.jsonl").open("a") as file:

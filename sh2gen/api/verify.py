@@ -176,9 +176,10 @@ def _described(path: Path, device: str) -> tuple[OpSpec, Plan]:
         raise Sh2genError("L003", f"{path} has a plan unknown here: {name}")
     if device == "cpu" and found[0].kernels:
         here = [spec.channels, spec.filter.groups]
-        of_width = [(key, one) for key, one in stated("CONFIGS", dict).items()]
-        gpu, config = next(((k[0], c) for k, c in of_width if [*k[1:]] == here), ("", None))
-        if not isinstance(config, dict):
+        configs = stated("CONFIGS", dict).items()
+        of_width = ((k[0], c) for k, c in configs if isinstance(k, tuple) and [*k[1:]] == here)
+        gpu, config = next(of_width, ("", None))
+        if not (isinstance(config, dict) and all(isinstance(c, dict) for c in config.values())):
             raise Sh2genError("B005", f"{path} lacks what a generated file has: a config")
         numbers = schedule(spec, found[0], config)
         if not same_program(text, emit(spec, found[0], numbers, gpu).text):

@@ -61,9 +61,9 @@ class DecayPreset(StrEnum):
     WEAK = "weak"
 
     @property
-    def exponents(self) -> tuple[float, float]:
+    def exponents(self) -> tuple[int, int]:
         """(a, b): the rates alpha run from 10**a to 10**b in equal ratios over the groups."""
-        return {"strong": (0.0, 2.0), "normal": (-1.0, 2.0), "weak": (-2.0, 2.0)}[self.value]
+        return {"strong": (0, 2), "normal": (-1, 2), "weak": (-2, 2)}[self.value]
 
 
 class Parametrisation(StrEnum):

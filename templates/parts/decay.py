@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 OP = "op"
-EXPONENTS, REPEATS, CACHE_LENGTH, LAG_LAST = (-1.0, 1.0), 1, 2, False
+EXPONENTS, REPEATS, CACHE_LENGTH, LAG_LAST = (-1, 2), 1, 2, False
 
 
 def decayed(taps: Tensor, first_group: int = 0, groups_in_all: int | None = None) -> Tensor:

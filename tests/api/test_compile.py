@@ -87,8 +87,11 @@ def test_a_changed_kernel_is_not_called_verified(tmp_path: Path) -> None:
     [
         ("SPEC", "dict()"),
         ("PLAN", "5"),
-        ("NUMBERS", "[*()]"),
-        ("NUMBERS", "{'forward': 5}"),
+        ("CONFIGS", "[*()]"),
+        ("CONFIGS", "{5: {}}"),
+        ("CONFIGS", "{('', 4): {}}"),
+        ("CONFIGS", "{('', 4, 4): 5}"),
+        ("CONFIGS", "{('', 4, 4): {'forward': 5}}"),
         ("SPEC", "("),
     ],
 )

@@ -34,7 +34,7 @@ def check(spec: OpSpec, name: str, gpu: str = "sm_90") -> None:
     assert {kernel.alignment.value for kernel in built.kernels} == {"aligned", "unaligned"}
     for kernel in built.kernels:
         assert kernel.spills == 0, kernel.label
-        if kernel.alignment == "aligned" and kernel.kernel.role != "reduce" and "/BDL/" in name:
+        if kernel.alignment == "aligned" and not kernel.kernel.reduces and "/BDL/" in name:
             assert "ld.global.v4" in kernel.ptx or ".v4.b32" in kernel.ptx, "accesses are narrow"
 
 
@@ -57,7 +57,7 @@ def test_a_hint_is_on_every_load_of_activations_and_nowhere_else(hint: int) -> N
         wide = re.findall(r"ld\.global\S*\.v4\S*", kernel.ptx)
         hinted = [load for load in re.findall(r"ld\.global\S*", kernel.ptx) if "evict" in load]
         assert hinted == (wide if hint and kernel.kernel.role == "forward" else [])
-        assert wide or kernel.kernel.role == "reduce"
+        assert wide or kernel.kernel.reduces
 
 
 @pytest.mark.parametrize("taps", [6, 7, 16])
@@ -84,7 +84,7 @@ def test_long_filters(op: str, layout: str) -> None:
     check_fits(built, gpu)
     for kernel in built.kernels:
         narrow = layout == "BLD" and spec.group_width % 8
-        if kernel.alignment is Alignment.ALIGNED and kernel.kernel.role != "reduce" and not narrow:
+        if kernel.alignment is Alignment.ALIGNED and not kernel.kernel.reduces and not narrow:
             assert "ld.global.b16" not in kernel.ptx, "loads are narrow"
     twins = [kernel for kernel in built.kernels if kernel.kernel.gluon]
     assert len(twins) == (
@@ -112,7 +112,7 @@ def test_modes(op: str) -> None:
     check_fits(built, gpu)
     history = 3 * 2 if spec.state else 0  # numbers that are read one by one
     for kernel in built.kernels:
-        if kernel.alignment is Alignment.ALIGNED and kernel.kernel.role != "reduce":
+        if kernel.alignment is Alignment.ALIGNED and not kernel.kernel.reduces:
             assert kernel.ptx.count("ld.global.b16") <= history, "loads are narrow"
             assert "wgmma.mma_async" in kernel.ptx
 
@@ -140,7 +140,7 @@ def test_modes_of_few_channels(op: str, modes: int, state: bool) -> None:
     assert split == [True, True]
     built = build(source, gpu, alignments=(Alignment.ALIGNED,))
     check_fits(built, gpu)
-    joins = "join_spans" in {kernel.kernel.name for kernel in built.kernels}
+    joins = "join_splits" in {kernel.kernel.name for kernel in built.kernels}
     assert joins == (spec.featurizer is not None)
 
 

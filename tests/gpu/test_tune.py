@@ -23,7 +23,7 @@ from sh2gen.schedule.config import schedule
 from sh2gen.spec.decode import load_spec, spec_from_dict
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
-from sh2gen.tuning.lab import ask, measuring_worker, settings
+from sh2gen.tuning.lab import ask, measuring_worker
 from sh2gen.tuning.worker import Bench
 
 pytestmark = [
@@ -65,14 +65,15 @@ def test_the_process_tells_its_gpu_from_others_of_its_kind(worker: Worker) -> No
 def job(folder: Path, do: str, before: str = "", length: int = 8192) -> dict[str, object]:
     """A job on the default schedule, with something before forward's store."""
     plan = plans(SPEC, "direct")[0]
-    text = emit(SPEC, plan, schedule(SPEC, plan)).text
+    source = emit(SPEC, plan, schedule(SPEC, plan))
+    (config,), text = source.configs.values(), source.text
     assert text.count(STORE) == 1
     path = folder / "gpu_tuned.py"
     path.write_text(signed(text.replace(STORE, before + STORE)))
     return {
         "do": do,
         "file": str(path),
-        "settings": settings(text)[1],
+        "config": config,
         "direction": "forward",
         "workloads": [[1, length]],
         "seed": 1,
@@ -119,13 +120,14 @@ LEAVE = "                tl.store(ends[1] + mode, passed_on(before, decay_by(a, 
 def stateful_job(where: Path, sizes: list[list[int]], after: str = "") -> dict[str, Any]:
     """A job on the default schedule, with something after forward has stored the state."""
     plan = plans(STATEFUL, "modal")[0]
-    text = emit(STATEFUL, plan, schedule(STATEFUL, plan)).text
+    source = emit(STATEFUL, plan, schedule(STATEFUL, plan))
+    (config,), text = source.configs.values(), source.text
     assert text.count(LEAVE) == 1
     path = where / f"{STATEFUL.op}.py"
     path.write_text(signed(text.replace(LEAVE, LEAVE + after)))
     return {
         "file": str(path),
-        "settings": settings(text)[1],
+        "config": config,
         "direction": "forward",
         "workloads": sizes,
         "seed": 1,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sh2gen.base.errors import Sh2genError
 from sh2gen.base.resources import folder
-from sh2gen.emit.kernels import cuts
+from sh2gen.emit.kernels import splits_sequences
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
 from sh2gen.schedule.config import DIRECTIONS, Schedule, coupling, partner, schedule
@@ -114,7 +114,7 @@ def test_what_is_tried_of_any_modal_operator_is_legal(
     (plan,) = plans(spec, "modal")
     for direction in DIRECTIONS:
         survey = check(spec, plan, direction)
-        # Numbers of programs that cut nothing are the same schedule: one of them is tried.
+        # Numbers of programs that split nothing are the same schedule: one of them is tried.
         made = [together(spec, plan, direction, point) for point in survey.points]
         programs = {
             max(value, 4 * channels * batch - 1)
@@ -124,7 +124,8 @@ def test_what_is_tried_of_any_modal_operator_is_legal(
         }
         tried = {dict(one.numbers(direction))["PROGRAMS"] for one in made}
         assert len(tried) == len(programs)
-        assert any(cuts(spec, one) for one in made) == (4 * channels * batch <= 1024)
+        split = any(splits_sequences(spec, plan, one) for one in made)
+        assert split == (4 * channels * batch <= 1024)
 
 
 def test_a_twin_for_sm90_is_tried_apart_from_other_numbers() -> None:

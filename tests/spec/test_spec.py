@@ -221,9 +221,9 @@ def test_initial_values_can_be_run() -> None:
 
 
 def test_decay_exponents() -> None:
-    assert DecayPreset.WEAK.exponents == (-2.0, 2.0)
-    assert DecayPreset.NORMAL.exponents == (-1.0, 2.0)
-    assert DecayPreset.STRONG.exponents == (0.0, 2.0)
+    assert DecayPreset.WEAK.exponents == (-2, 2)
+    assert DecayPreset.NORMAL.exponents == (-1, 2)
+    assert DecayPreset.STRONG.exponents == (0, 2)
 
 
 def test_digest_sees_meaning_only() -> None:

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -50,12 +49,9 @@ def test_compile_writes_tuned_numbers_and_says_where_they_are_from(
     rows = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert f"numbers forward: {ON}; {TIME}" in rows
     assert "numbers backward: default" in rows
-    space: dict[str, Any] = {}
-    text = (out / "small_conv.py").read_text()
-    block = text[text.index("NUMBERS = ") :].partition("}  # the schedule")[0] + "}"
-    exec(block, space)  # of a file that was written a line above
-    assert space["NUMBERS"]["forward"] == dict(changed(TILES=4))
-    assert space["NUMBERS"]["backward"] == dict(DEFAULT["backward"])
+    ((key, config),) = Operator(out / "small_conv.py").namespace.CONFIGS.items()
+    assert key[1:] == (4, 4)
+    assert config == {"forward": dict(changed(TILES=4)), "backward": dict(DEFAULT["backward"])}
     (data,) = json.loads(compiled(op, out, "--json").stdout)
     assert data["origins"]["forward"].startswith("tuned on ")
     assert data["schedule"]["forward"] == dict(changed(TILES=4))

@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 
+import tests.fakes
 from sh2gen.base.errors import CheckFailed, Sh2genError
 from sh2gen.lower import plans
+from sh2gen.plan.source import Source
 from sh2gen.schedule.config import schedule
 from sh2gen.schedule.space import Numbers
 from sh2gen.tuning import lab
-from sh2gen.tuning.lab import settings
 from sh2gen.tuning.records import Status
 from sh2gen.tuning.search import Problem
-from tests.fakes import ALL, FEW, SPEC, Fakes, compiled, forward_points, named
+from tests.fakes import ALL, EMIT, FEW, SPEC, Fakes, compiled, forward_points, named
 from tests.tuning.searches import ROOT, many, of
 
 # Knobs, what becomes of the candidate, and what its line says: status, stage, a part of the text.
@@ -244,7 +245,12 @@ def test_finalists_of_an_earlier_search_that_cannot_be_written_end_nothing(
         write(path, text)
 
     monkeypatch.setattr(lab, "write_whole", full)
-    monkeypatch.setattr(lab, "settings", lambda text: (text, settings(text)[1]))  # a file each
+
+    def apart(*arguments: Any) -> Source:
+        source = EMIT(*arguments)
+        return dataclasses.replace(source, frame=source.text)  # a file each
+
+    monkeypatch.setattr(tests.fakes, "EMIT", apart)
     (tuned,) = fakes.tune(resume=True)
     assert all(one.no_verdict for n, one in tuned.result.final.items() if n != tuned.problem.start)
     assert len(tuned.result.final) == 7 and tuned.decision is not None

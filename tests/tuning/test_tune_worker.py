@@ -33,7 +33,7 @@ def job(path: Path, **fields: Any) -> dict[str, Any]:
     return {
         "do": "verify",
         "file": str(path),
-        "settings": {},
+        "config": {},
         "direction": "forward",
         "workloads": [[1, 64], [2, 40]],
         "seed": 3,
@@ -137,11 +137,15 @@ def test_an_operator_with_a_history_alone_is_verified_as_it_is_timed(
     assert set(lengths) == {1032, 64, 40}
 
 
-def test_settings_stand_for_those_of_the_file(written: Path) -> None:
+def test_a_config_stands_for_those_of_the_file(written: Path) -> None:
+    """For that of an earlier job, too."""
     bench = Bench("cpu")
-    other = {"forward": {"BLOCK_T": 8}}
-    assert bench.answer(job(written, settings={"NUMBERS": other}))["status"] == "ok"
-    assert other == bench._operators[str(written)].namespace.NUMBERS
+    for steps in (8, 16):
+        config = {role: {"BLOCK_T": steps} for role in ("forward", "backward")}
+        assert bench.answer(job(written, config=config))["status"] == "ok"
+        file = bench._operators[str(written)].namespace
+        assert file.configs_of(torch.zeros(1, 4, 8), 4, 4) == config
+    assert list(bench._operators) == [str(written)]
 
 
 def test_a_job_that_makes_no_sense_is_answered() -> None:
