@@ -35,7 +35,7 @@ from sh2gen.plan.blocks import (
     ZeroToeplitz,
 )
 from sh2gen.plan.edges import Edge
-from sh2gen.plan.geometry import Grid, sm90_suits
+from sh2gen.plan.geometry import Grid, sm90_suits, stream_grid, tile_grid, walk_grid
 from sh2gen.plan.modes import (
     Blocks,
     EndParts,
@@ -256,6 +256,12 @@ def matrices(length: int) -> Any:
     return 1 + sympy.ceiling((length - 1) / BLOCK_T)
 
 
+def _kind(kernel: Kernel) -> str:
+    """Which part of the model a kernel's programs are of: how they lie decides, not their text."""
+    kinds = {tile_grid: "tile", stream_grid: "stream", walk_grid: "recurrence"}
+    return kinds[kernel.grid]
+
+
 def variant_of_call(
     spec: OpSpec, plan: Plan, kernel: Kernel, config: dict[str, int], length: int, capability: int
 ) -> Variant | None:
@@ -339,17 +345,17 @@ def predict(
     launches, spans, issue, waves = 1 + sums, 1, at.issue + at.tensor, 0.0
     if at.running is None:
         seconds = _variant_seconds(at)
-    elif kernel.skeleton == "tile":
+    elif _kind(kernel) == "tile":
         seconds, issue, waves = tile_seconds(at)
-    elif kernel.skeleton == "stream":
+    elif _kind(kernel) == "stream":
         (seconds, waves), issue = stream_seconds(at), 0.0
     else:
         seconds, issue, spans = _recurrence_seconds(at)
         launches += spans > 1
-    if at.running is None or kernel.skeleton == "recurrence":
+    if at.running is None or _kind(kernel) == "recurrence":
         waves = max(0.0, seconds - math.hypot(at.memory, issue))
     # A recurrence is as long as its programs, which all begin at once.
-    fixed = launch * launches + (0.0 if kernel.skeleton == "recurrence" else once)
+    fixed = launch * launches + (0.0 if _kind(kernel) == "recurrence" else once)
     return Prediction(
         seconds=max(seconds, at.memory, at.tensor) + fixed,
         memory=at.memory,
@@ -406,7 +412,7 @@ def at_work(
         workload.batch, workload.length, spec.channels, spec.group_width, numbers
     )
     memory = elements * effort.bytes / target.elementwise_bandwidth
-    if kernel.role == Role.BACKWARD and kernel.skeleton != "recurrence":
+    if kernel.role == Role.BACKWARD and _kind(kernel) != "recurrence":
         splits = workload.batch * grid.splits * grid.sums
         partials = splits * kernel.program.partial_rows * spec.channels * 4
         memory += 2 * partials / target.elementwise_bandwidth  # written, and read to be summed
@@ -566,17 +572,17 @@ def running(kernel: Kernel, numbers: Mapping[str, int], spec: OpSpec, target: Ta
     most = target.registers_per_thread
     granted = min(numbers.get("maxnreg") or most, most)
     shared = 0
-    is_tile = kernel.skeleton == "tile"
+    is_tile = _kind(kernel) == "tile"
     if is_tile:
         needed = _registers_of_tiles(kernel, numbers, target)
     else:
         rows = numbers.get("BLOCK_D", 1) * numbers["SEGMENTS"]
         way = target.constants.way(direction)
-        holds = way.stream if kernel.skeleton == "stream" else way.recurrence
+        holds = way.stream if _kind(kernel) == "stream" else way.recurrence
         needed = holds.registers + holds.value * _values(numbers, target)
         of_inputs = _BYTES[spec.dtype.io] * rows * numbers["BLOCK_T"]
         of_inputs *= len(spec.inputs) + (direction == "backward")
-        in_flight = numbers["PREFETCH"] - (kernel.skeleton == "recurrence")
+        in_flight = numbers["PREFETCH"] - (_kind(kernel) == "recurrence")
         shared = int(of_inputs * (holds.tile * in_flight + holds.shared))
     registers = max(32, min(granted, math.ceil(needed / 8) * 8))
     occupied: float = registers

@@ -17,18 +17,12 @@ from sh2gen.plan.modes import Parts
 from sh2gen.plan.plan import Join, Kernel, Plan, Role, Variant
 from sh2gen.plan.source import KernelSource
 from sh2gen.plan.statements import Statement
-from sh2gen.plan.values import Layout, Rows, Scope, row_of
+from sh2gen.plan.values import Rows, Scope, row_of
 from sh2gen.schedule.config import Schedule, launch_config
 from sh2gen.spec.language import DType, Precision
 from sh2gen.spec.operator import OpSpec
 
 _TRITON = {DType.BFLOAT16: "bf16", DType.FLOAT16: "fp16", DType.FLOAT32: "fp32"}
-# The constexpr that says how many lanes a row has beside N, and for accumulators.
-_LANES = {
-    "tile": ("BLOCK_D", "BLOCK_D"),
-    "stream": ("M", "M"),
-    "recurrence": ("H", "M // 2"),
-}
 # What the skeletons themselves call.
 _SKELETON_HELPERS = {"locate", "advance"}
 # What a config tells the compiler, not the kernel.
@@ -54,7 +48,7 @@ def helpers_of(spec: OpSpec, plan: Plan) -> list[tuple[tuple[str, ...], set[str]
     """The helpers that kernels call, by the parts that define them."""
     wanted = set(_SKELETON_HELPERS)
     for kernel in plan.kernels:
-        wanted |= helpers(kernel.program, _scope(spec, plan, kernel))
+        wanted |= helpers(kernel.program, _scope(spec, kernel))
     if joins(plan):
         wanted.add("join_splits")
     found = [(plan.kernels[0].parts, wanted)]
@@ -98,14 +92,12 @@ def head(decorator: str, name: str, arguments: Sequence[Argument], constexpr: st
     return "\n".join([*found, f"   {line}", "):  # fmt: skip"])
 
 
-def _scope(spec: OpSpec, plan: Plan, kernel: Kernel) -> Scope:
+def _scope(spec: OpSpec, kernel: Kernel) -> Scope:
     """How a kernel's skeleton names what statements call helpers with."""
-    lanes, accumulators = _LANES[kernel.skeleton]
-    # Streams load channels-last tiles as channels-first ones, with the strides exchanged.
-    exchanged = kernel.skeleton == "stream" and plan.layout is Layout.BLD
+    lanes, accumulators = kernel.lanes
     return Scope(
         strides={
-            name: f"{unit}, {name}_stride" if exchanged else f"{name}_stride, {unit}"
+            name: f"{unit}, {name}_stride" if kernel.exchanged else f"{name}_stride, {unit}"
             for name, unit in _units(spec, kernel).items()
         },
         lanes=lanes,
@@ -127,7 +119,7 @@ def _units(spec: OpSpec, kernel: Kernel) -> dict[str, str]:
 def _kernel(spec: OpSpec, plan: Plan, kernel: Kernel) -> dict[str, Any]:
     """What the skeleton asks for."""
     program = kernel.program
-    scope = _scope(spec, plan, kernel)
+    scope = _scope(spec, kernel)
     zeros, loads = carried(program, scope)
 
     def printed(statements: Iterable[Statement]) -> list[str]:
@@ -171,7 +163,7 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: Kernel) -> dict[str, Any]:
 
 def _variant(spec: OpSpec, plan: Plan, kernel: Kernel, variant: Variant) -> dict[str, Any]:
     """What the skeleton of a variant asks for."""
-    scope = _scope(spec, plan, kernel)
+    scope = _scope(spec, kernel)
 
     def printed(statement: Statement, held: dict[str, Rows]) -> list[str]:
         return [str(call) for call in statement.calls(dataclasses.replace(scope, held=held))]

@@ -90,7 +90,7 @@ def _backward(spec: OpSpec, plan: Plan) -> str:
             " With `state`, and the gradient\n    of the state after the sequence, also the "
             "gradients of the history and of the modes' state."
         )
-    walks = kernel.skeleton != "tile"
+    walks = any(a.name == "SEGMENTS" for a in kernel.arguments)
     tile = 'config["BLOCK_T"] * config["SEGMENTS"]' if walks else 'config["BLOCK_T"]'
     body = _prologue(spec, kernel, "dy", tile)
     saved = [*plan.saved, *(["states"] if plan.states else [])]

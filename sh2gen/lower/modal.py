@@ -136,6 +136,7 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
                 terms=tap_terms(spec),
             ),
             grid=walk_grid,
+            lanes=("H", "M // 2"),
         )
 
     before = Launch(kernel=kernel(Role.FORWARD, _sums(graph, +1), sums=True), when_split=True)

@@ -122,6 +122,8 @@ def _plan(spec: OpSpec, layout: Layout) -> Plan:
             ),
             grid=stream_grid,
             variants=variants,
+            lanes=("M", "M"),
+            exchanged=layout is Layout.BLD,
         )
 
     return Plan(

@@ -71,6 +71,10 @@ class Kernel:
         arguments: what it takes, in order.
         grid: its programs.
         variants: other texts of it, the first that suits a call is launched.
+        lanes: constants of the skeleton that say how many lanes a row has beside N, and how many
+            accumulators of rows have.
+        exchanged: whether channels-last tiles are loaded as channels-first ones, with the strides
+            exchanged.
         hinted: whether its loads take the hint of the knob EVICT_LAST.
     """
 
@@ -82,6 +86,8 @@ class Kernel:
     arguments: tuple[Argument, ...]
     grid: Callable[..., Grid]
     variants: tuple[Variant, ...] = ()
+    lanes: tuple[str, str] = ("BLOCK_D", "BLOCK_D")
+    exchanged: bool = False
     hinted: bool = False
 
     def __post_init__(self) -> None:
@@ -223,6 +229,17 @@ class Plan:
     def kernel(self, role: str) -> Kernel | None:
         """The kernel that computes the results of a role; None in plain PyTorch."""
         return next((kernel for kernel in self.kernels if kernel.role == role), None)
+
+    def with_kernels(self, change: Callable[[Kernel], Kernel]) -> Plan:
+        """The same plan, with other kernels in the place of its own."""
+        actions = {
+            role: tuple(
+                dataclasses.replace(a, kernel=change(a.kernel)) if isinstance(a, Launch) else a
+                for a in found
+            )
+            for role, found in self.actions.items()
+        }
+        return dataclasses.replace(self, actions=actions)
 
     @property
     def reductions(self) -> tuple[Reduction, ...]:

@@ -416,21 +416,23 @@ def test_every_code_that_is_raised_is_listed() -> None:
                 assert text in CODES, f"{path.name}: {text}"
 
 
-def test_the_recipe_for_an_algorithm_works(tmp_path: Path) -> None:
+def test_the_recipes_for_an_algorithm_and_a_statement_work(tmp_path: Path) -> None:
     """Follow docs/architecture.md in a copy of the sources; compile and verify its kernels."""
     page = ROOT / "docs" / "architecture.md"
     for folder in ("sh2gen", "templates", "schedules", "ops"):
         shutil.copytree(
             ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
         )
-    files = named(page)
+    files = {name: text for name, text in named(page).items() if "targets" not in name}
     assert {Path(name).parent.as_posix() for name in files} == {
         "sh2gen/lower",
+        "sh2gen/plan",
         "templates/parts",
         "schedules",
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
+    shutil.copyfile(ROOT / "templates" / "tile.py.j2", tmp_path / "templates" / "paired.py.j2")
     (line,) = (t for _, t in blocks(page) if "Algorithm(" in t)
     table = tmp_path / "sh2gen" / "lower" / "__init__.py"
     text = table.read_text()
@@ -438,17 +440,22 @@ def test_the_recipe_for_an_algorithm_works(tmp_path: Path) -> None:
     changed = changed.replace('    "fft": Algorithm', f'{line}    "fft": Algorithm')
     assert changed.count("paired") == 4
     table.write_text(changed)
+    meaning, cost = (t for _, t in blocks(page) if t.lstrip().startswith("case FirPair("))
+    for name, case in (("plan/interpret.py", meaning), ("cost/cost.py", cost)):
+        path = tmp_path / "sh2gen" / name
+        text = path.read_text()
+        first = "            case LoadRows("
+        assert text.count(first) == 1
+        changed = text.replace(first, f"{case}{first}").replace(
+            "from sh2gen.plan.plan import",
+            "from sh2gen.plan.paired import FirPair\nfrom sh2gen.plan.plan import",
+            1,
+        )
+        path.write_text(changed)
     (tmp_path / "my_conv.yaml").write_text(named(README)["my_conv.yaml"])
+    command = [sys.executable, "-m", "sh2gen", "compile", "my_conv.yaml", "--plan=paired"]
     result = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "sh2gen",
-            "compile",
-            "my_conv.yaml",
-            "--plan=paired",
-            "--no-build",
-        ],
+        [*command, "--no-build"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
@@ -457,7 +464,8 @@ def test_the_recipe_for_an_algorithm_works(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert "paired/BLD" in result.stdout and "verified by interpreter" in result.stdout
-    assert "odd = tl.zeros_like(even)" in (tmp_path / "generated" / "my_conv.py").read_text()
+    text = (tmp_path / "generated" / "my_conv.py").read_text()
+    assert "odd = tl.zeros_like(even)" in text and " = fir_pair(" in text
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
