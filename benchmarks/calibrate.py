@@ -24,8 +24,8 @@ from typing import TypeVar
 import yaml
 
 from sh2gen.base.resources import folder
-from sh2gen.cost import cost
-from sh2gen.cost.cost import AtWork
+from sh2gen.cost import cost, programs
+from sh2gen.cost.programs import AtWork
 from sh2gen.lower import plans
 from sh2gen.schedule.config import DIRECTIONS, Schedule
 from sh2gen.spec.decode import load_spec
@@ -76,9 +76,9 @@ def loss(found: Sequence[Case], constants: Tiles | Streams) -> float:
     total = 0.0
     for case in found:
         if isinstance(constants, Tiles):
-            predicted = [cost.tile_seconds(at, constants)[0] for at, _ in case]
+            predicted = [programs.tile_seconds(at, constants)[0] for at, _ in case]
         else:
-            predicted = [cost.stream_seconds(at, constants)[0] for at, _ in case]
+            predicted = [programs.stream_seconds(at, constants)[0] for at, _ in case]
         took = [seconds for _, seconds in case]
         errors = [abs(math.log(p / s)) for p, s in zip(predicted, took, strict=True)]
         first = took[predicted.index(min(predicted))] / min(took)

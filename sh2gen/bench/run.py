@@ -27,7 +27,8 @@ from sh2gen.base.process import Worker, python_worker
 from sh2gen.bench.baselines.base import Baseline, Part
 from sh2gen.bench.results import TIMED, Effort, Outcome, Results, Size
 from sh2gen.bench.worker import OWN, Answer, Job, one_line, own_baseline
-from sh2gen.cost.cost import BLOCK_T, ROWS, bound_bytes, config_on, predictions, work
+from sh2gen.cost.cost import bound_bytes, config_on, predictions
+from sh2gen.cost.work import BLOCK_T, ROWS, work
 from sh2gen.plan.plan import Plan
 from sh2gen.runtime.measure import Timing, versions
 from sh2gen.runtime.operator import Operator

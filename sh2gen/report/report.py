@@ -115,7 +115,6 @@ def print_misses(chosen: Any, found: Any, as_json: bool) -> None:
 
 def plan_text(candidate: Any) -> str:
     """The plan, and how many matrix products a tile takes under the numbers of its schedule."""
-    from sh2gen.cost import cost
 
     lines = [str(candidate.plan)]
     for kernel in candidate.plan.kernels:
@@ -124,7 +123,7 @@ def plan_text(candidate: Any) -> str:
         texts |= {f"{kernel.name} on {v.name}": v.config(own) for v in kernel.variants}
         for name, numbers in texts.items():
             steps = numbers.get("BLOCK_T", 1)
-            if numbers and (count := cost.products_a_tile(kernel, steps)):
+            if numbers and (count := work.products_a_tile(kernel, steps)):
                 lines.append(f"{name}: BLOCK_T = {steps}, so {count} products a tile")
     return "\n".join(lines)
 
@@ -155,9 +154,8 @@ def _made_of(predicted: dict[str, Any]) -> str:
     return f"{', '.join(parts)}{overlap}, and {predicted['fixed_us']:.0f} whatever the size"
 
 
-def print_explanation(
-    spec: Any, gpu: Any, answers: Any, ranked: Any, cost: Any, as_json: bool
-) -> None:
+def print_explanation(spec: Any, gpu: Any, answers: Any, ranked: Any, as_json: bool) -> None:
+    from sh2gen.cost import cost, work
     from sh2gen.tuning.choose import passed_over
 
     plans = []
@@ -173,13 +171,13 @@ def print_explanation(
             "predictions": [],
         }
         for kernel in candidate.plan.kernels:
-            effort = cost.work(kernel, candidate.plan.layout, spec)
+            effort = work.work(kernel, candidate.plan.layout, spec)
             config = cost.config_on(gpu, spec, candidate.plan, kernel, candidate.schedule, longest)
             block = config["BLOCK_T"]
             entry[kernel.name] = {
                 "bytes": effort.bytes,
                 "flops": str(effort.flops),
-                "product_flops": int(effort.tensor_flops.subs(cost.BLOCK_T, block)),
+                "product_flops": int(effort.tensor_flops.subs(work.BLOCK_T, block)),
                 "instructions": str(effort.instructions),
             }
         for workload in spec.workloads:

@@ -13,7 +13,7 @@ import pytest
 
 from sh2gen.base.resources import folder
 from sh2gen.build.load_module import load_module
-from sh2gen.cost import cost
+from sh2gen.cost import cost, work
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
 from sh2gen.plan.values import Layout
@@ -252,7 +252,7 @@ def test_partial_sums_are_those_of_the_launcher(length: int, tmp_path: Path) -> 
     along_time, _, _ = module.stream_programs(1, length, used, width, False)
     rows = along_time * (used["SEGMENTS"] // 2 if by_twin else used["SEGMENTS"])
     partials = rows * kernel.program.partial_rows * HYENA_MR.channels * 4
-    moved = length * HYENA_MR.channels * cost.work(kernel, chosen.plan.layout, HYENA_MR).bytes
+    moved = length * HYENA_MR.channels * work.work(kernel, chosen.plan.layout, HYENA_MR).bytes
     at = cost.at_work(HYENA_MR, chosen.plan, kernel, chosen.schedule, workload, GPU)
     assert (at.running is None) == by_twin and partials > 0
     assert at.memory * GPU.elementwise_bandwidth == pytest.approx(moved + 2 * partials)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sh2gen.cost.cost import work
+from sh2gen.cost.work import work
 from sh2gen.lower import plans
 from sh2gen.plan import blocks, edges, modes, statements
 from sh2gen.plan.interpret import run
