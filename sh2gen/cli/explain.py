@@ -64,7 +64,6 @@ def explain(
     """Show how an op.yaml is lowered: verdicts, plans and predicted cost, or any one stage."""
     from sh2gen.api.inputs import known_numbers, resolve_target
     from sh2gen.build.build import build
-    from sh2gen.cost import cost
     from sh2gen.emit.emit import emit
     from sh2gen.graph.adjoint import adjoint
     from sh2gen.graph.nodes import operator_graph
@@ -95,7 +94,7 @@ def explain(
     if miss:
         print_misses(ranked[0], explain_misses(spec, gpu, ranked[0].plan, known), as_json)
     elif stage is None:
-        print_explanation(spec, gpu, answers, ranked, cost, as_json)
+        print_explanation(spec, gpu, answers, ranked, as_json)
     elif stage == "spec":
         _show(as_json, stage, json.dumps(spec.to_dict(), indent=2) if as_json else spec.to_yaml())
     elif stage == "graph":

@@ -40,12 +40,13 @@ def configs_of(x: torch.Tensor, channels: int, groups: int) -> dict[str, dict[st
     key = (x.device, int(channels), int(groups))
     if key not in CHOSEN:
         here = gpu_name(x.device)
-        of_width = {gpu: one for (gpu, *sizes), one in CONFIGS.items() if sizes == [*key[1:]]}
+        of_width = {k[0]: config for k, config in CONFIGS.items() if k[1:] == key[1:]}
         found = of_width.get(here) or next(iter(of_width.values()), None)
-        found = {n: dict(one) for n, one in (found or default_configs(*key[1:], x.device)).items()}
-        for one in found.values():
-            if "PROGRAMS" in one:  # of a sequence; a batch of these runs at once
-                one["PROGRAMS"] = max(1, one["PROGRAMS"] // BATCH)
+        found = found or default_configs(*key[1:], x.device)
+        found = {name: dict(config) for name, config in found.items()}
+        for config in found.values():
+            if "PROGRAMS" in config:  # of a sequence; a batch of these runs at once
+                config["PROGRAMS"] = max(1, config["PROGRAMS"] // BATCH)
         for name, (kernel, derived) in VARIANTS.items():
             if own := derived(found[kernel]):
                 found[name] = own

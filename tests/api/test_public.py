@@ -53,7 +53,7 @@ def test_the_names_of_the_package_and_their_parameters() -> None:
         "session, progress, warn"
     )
     public = [name for name in vars(Operator) if not name.startswith("_")]
-    assert public == ["plain", "module", "reference"]
+    assert public == ["plain", "use", "module", "reference"]
 
 
 def test_names_are_listed_and_others_are_refused() -> None:

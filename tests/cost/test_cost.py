@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from sh2gen.base.resources import folder
 from sh2gen.build.load_module import load_module
 from sh2gen.cost import cost, work
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
+from sh2gen.plan.plan import Role
 from sh2gen.plan.values import Layout
 from sh2gen.schedule.config import schedule
 from sh2gen.schedule.space import search_space
@@ -168,22 +170,33 @@ def test_products_cost_what_they_multiply() -> None:
     assert GPU.matmul == 790e12
 
 
+@pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("channels", [1, 8, 64, 128, 129, 4096])
-def test_spans_are_those_of_the_launcher(channels: int, tmp_path: Path) -> None:
-    """At lengths of one tile, just too few and just enough, and many."""
+def test_splits_are_those_of_the_launcher(channels: int, batch: int, tmp_path: Path) -> None:
+    """At lengths of one tile, just too few and just enough, and many; of workloads of a batch,
+    whose sequences run at once.
+    """
     inner = {"kind": "modal", "modes": 16, "groups": channels, "parametrisation": "log_poles"}
-    spec = spec_from_dict({"op": "walked", "channels": channels, "filter": inner})
+    workloads = [{"batch": batch, "length": 4096}]
+    spec = spec_from_dict(
+        {"op": "walked", "channels": channels, "filter": inner, "workloads": workloads}
+    )
     plan = plans(spec, "modal")[0]
     made = schedule(spec, plan)
     path = tmp_path / "walked.py"
     path.write_text(emit(spec, plan, made).text)
     module = load_module(path, interpret=False)
-    for direction in ("forward", "backward"):
-        numbers = dict(made.numbers(direction))
+    found = set()
+    configs = module.configs_of(torch.zeros(1), channels, channels)
+    for kernel in plan.kernels:
         for length in (1, 2048, 14337, 16384, 131072, 10**6):
-            wanted = module.PROGRAMS[direction] if hasattr(module, "PROGRAMS") else 1
-            spans, tiles, _ = module.walk_programs(1, length, module.SCHEDULE[direction], wanted)
-            assert cost.spans_of(spec, numbers, length) == (spans, tiles * 2048)
+            workload = Workload(batch=batch, length=length)
+            at = cost.at_work(spec, plan, kernel, made, workload, GPU)
+            grid = module.walk_grid(batch, length, channels, 1, configs[kernel.role])
+            assert at.grid == grid and at.numbers == configs[kernel.role]
+            assert cost.config_on(GPU, spec, plan, kernel, made, length) == at.numbers
+            found.add(grid.splits > 1)
+    assert found == ({True, False} if channels * batch <= 128 else {False})
 
 
 HYENA_MR = load_spec(folder("ops") / "hyena_mr.yaml")
@@ -241,16 +254,19 @@ def test_the_twin_is_predicted_where_it_runs() -> None:
 def test_partial_sums_are_those_of_the_launcher(length: int, tmp_path: Path) -> None:
     """Of programs that stream, in Triton and by the twin: written once, and read to be summed."""
     chosen = candidates(HYENA_MR, GPU)[0]
-    kernel, workload = chosen.plan.backward, Workload(batch=1, length=length)
+    kernel, workload = chosen.plan.kernel(Role.BACKWARD), Workload(batch=1, length=length)
     assert kernel is not None
     path = tmp_path / "hyena_mr.py"
     path.write_text(emit(HYENA_MR, chosen.plan, chosen.schedule).text)
     module = load_module(path, interpret=False)
     by_twin = length % 8 == 0
-    used = module.SCHEDULE["backward_sm90" if by_twin else "backward"]
-    width = HYENA_MR.group_width
-    along_time, _, _ = module.stream_programs(1, length, used, width, False)
-    rows = along_time * (used["SEGMENTS"] // 2 if by_twin else used["SEGMENTS"])
+    channels, width = HYENA_MR.channels, HYENA_MR.group_width
+    configs = module.configs_of(torch.zeros(1), channels, HYENA_MR.filter.groups)
+    used = configs["backward_sm90" if by_twin else "backward"]
+    assert cost.config_on(GPU, HYENA_MR, chosen.plan, kernel, chosen.schedule, length) == used
+    grid = (module.sm90_grid if by_twin else module.stream_grid)(1, length, channels, width, used)
+    rows = grid.splits * grid.sums
+    assert grid.sums == (used["SEGMENTS"] // 2 if by_twin else used["SEGMENTS"])
     partials = rows * kernel.program.partial_rows * HYENA_MR.channels * 4
     moved = length * HYENA_MR.channels * work.work(kernel, chosen.plan.layout, HYENA_MR).bytes
     at = cost.at_work(HYENA_MR, chosen.plan, kernel, chosen.schedule, workload, GPU)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,12 +46,13 @@ def test_a_new_field_and_a_renamed_helper_lose_no_decision(
 ) -> None:
     """Every shipped decision is found exactly as before by an operator of a later version."""
     load = {d.op: decode.load_spec(folder("ops") / f"{d.op}.yaml") for d in DECISIONS}
-    real = emit._render
+    real = emit.blocks
 
-    def renamed(*arguments: object) -> str:
-        return re.sub(r"\b(fir|load_steps|toeplitz|modal)\b", r"\1_of_today", real(*arguments))
+    def renamed(*arguments: Any) -> list[str]:
+        helpers = r"\b(fir|load_steps|toeplitz|modal)\b"
+        return [re.sub(helpers, r"\1_of_today", block) for block in real(*arguments)]
 
-    monkeypatch.setattr(emit, "_render", renamed)
+    monkeypatch.setattr(emit, "blocks", renamed)
     choose.kernels_of.cache_clear()
     known = choose.tables()
     for d in DECISIONS:
