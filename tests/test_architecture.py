@@ -19,7 +19,7 @@ FOLDERS = (
     *("base", "spec", "graph", "targets", "plan", "schedule", "lower", "cost", "emit", "build"),
     *("runtime", "verify", "tuning", "bench", "report", "api", "cli"),
 )
-MAX_LINES = 1000
+MAX_LINES = 520
 
 MODULES = sorted((ROOT / "sh2gen").rglob("*.py"))
 PARTS = sorted((ROOT / "templates" / "parts").glob("*.py"))
@@ -170,7 +170,7 @@ def test_modules_are_short(path: Path) -> None:
 
 
 def test_parts_import_only_triton_and_torch() -> None:
-    """They are copied into files that import nothing else."""
+    """They are copied into files that import nothing else, as is the geometry of launches."""
     for path in PARTS:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
@@ -182,8 +182,9 @@ def test_parts_import_only_triton_and_torch() -> None:
                 case _:
                     continue
             for name in found:
-                assert name.split(".")[0] in {
+                assert name == "sh2gen.plan.geometry" or name.split(".")[0] in {
                     "torch",
+                    "typing",
                     "triton",
                     "collections",
                     "contextlib",

@@ -128,14 +128,14 @@ def _is(path: Path, source: Source) -> bool:
 def _said(record: Path, where: str) -> bool:
     """Whether the file was verified there."""
     try:
-        return where in json.loads(record.read_bytes())
+        return where in json.loads(read_text(record))
     except (OSError, ValueError):
         return False
 
 
 def _say(record: Path, where: str) -> None:
     try:
-        known = json.loads(record.read_bytes())
+        known = json.loads(read_text(record))
     except (OSError, ValueError):
         known = []
     write_whole(record, json.dumps(sorted({*known, where})) + "\n")

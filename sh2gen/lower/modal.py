@@ -114,7 +114,7 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
     graph = operator_graph(spec)
     backward_graph = adjoint(graph)
     own = ("modal_pairs", "modal") if spec.filter.pairs else ("modal",)
-    parts = (*own, "rows", "toeplitz", "channels_first")
+    parts = (*own, "modal_rows", "modal_ends", "rows", "toeplitz", "channels_first")
     names = (f"d_{name}" for name in spec.inputs)
     backward, reductions = _backward(
         backward_graph, dict(zip(names, backward_graph.outputs, strict=False))

@@ -115,6 +115,7 @@ def print_misses(chosen: Any, found: Any, as_json: bool) -> None:
 
 def plan_text(candidate: Any) -> str:
     """The plan, and how many matrix products a tile takes under the numbers of its schedule."""
+    from sh2gen.cost import work
 
     lines = [str(candidate.plan)]
     for kernel in candidate.plan.kernels:

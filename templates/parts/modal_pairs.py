@@ -19,14 +19,13 @@ from templates.parts.channels_first import rows_vector, vector_rows
 from templates.parts.modal import (
     by_mode,
     expm1,
-    of_mode,
     settled_states,
     step_of,
-    steps_left,
     swapped,
     taps_matrix,
     transposed,
 )
+from templates.parts.modal_ends import of_mode, steps_left
 from templates.parts.toeplitz import terms
 
 

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sh2gen.graph.adjoint import adjoint
+from sh2gen.graph.evaluate import evaluate, parameter_gradients
 from sh2gen.graph.nodes import Conv, Multiply, operator_graph
 from sh2gen.lower import ALGORITHMS, plans, verdicts
 from sh2gen.lower.rows import tile_program
-from sh2gen.plan.interpret import evaluate, interpret, parameter_gradients, reduce_partials, run
+from sh2gen.plan.interpret import interpret, reduce_partials, run
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.operator import OpSpec
 from tests.strategies import MODES, PAIRS, TAPS, register_profiles, shapes, specs

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sh2gen.graph.adjoint import adjoint
+from sh2gen.graph.evaluate import evaluate
 from sh2gen.graph.nodes import Conv, Input, operator_graph
-from sh2gen.plan.interpret import evaluate
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.operator import OpSpec
 from tests.strategies import register_profiles, specs

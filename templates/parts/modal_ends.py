@@ -1,0 +1,322 @@
+"""States of tiles and at the ends of sequences and splits: what is carried in, and out."""
+
+import triton
+import triton.language as tl
+
+from templates.parts.modal import decay_by, lane_of, passed_on, zero_state
+from templates.parts.rows import fir_adjoint, load_taps
+
+
+@triton.jit
+def load_state(
+    ptr, number, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr
+):
+    """The state before tile `number`, for every lane of the scan."""
+    mode = tl.arange(0, MODES)[:, None] + tl.zeros((1, M // 8), tl.int32)
+    where = ptr + number * (CHANNELS * COUNT) + mode
+    return tl.load(where, mask=mode < COUNT, other=0.0)
+
+
+@triton.jit
+def keep_state(
+    ptr, number, state, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+    MODES: tl.constexpr, M: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """Write the state before tile `number`, if KEEP."""
+    if KEEP:
+        mode = tl.arange(0, MODES)[:, None] + tl.zeros((1, M // 8), tl.int32)
+        lane = tl.arange(0, M // 8)[None, :]
+        where = ptr + number * (CHANNELS * COUNT) + mode
+        tl.store(where, state, mask=(mode < COUNT) & (lane == 0))
+
+
+# ---- the ends of a sequence whose state is carried in and out -----------------------------------
+
+
+@triton.jit
+def load_history(
+    ptr, row, ROLE: tl.constexpr, LENGTH: tl.constexpr, CHANNELS: tl.constexpr,
+    STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """The LENGTH steps of one input before the first, the oldest first; none unless STATEFUL."""
+    steps = ()
+    if STATEFUL:
+        for i in tl.static_range(LENGTH):
+            steps = steps + (tl.load(ptr + (ROLE * CHANNELS + row) * LENGTH + i).to(tl.float32),)
+    return steps
+
+
+@triton.jit
+def with_history(rows, history, tile, COUNT: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    """Rows whose context, in the first lane of the first tile, is COUNT steps of history."""
+    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
+    lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
+    begins = (lane == 0) & (earliest == read_begin)
+    out = ()
+    for r in tl.static_range(COUNT):
+        out = out + (tl.where(begins, history[r], rows[r]),)
+    return out + rows[COUNT:]
+
+
+@triton.jit
+def chosen(condition, a, b):
+    """a where the condition holds, else b."""
+    return tl.where(condition, a, b)
+
+
+@triton.jit
+def walk(
+    state, split, begin, stop, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+    MODES: tl.constexpr, M: tl.constexpr, TIME: tl.constexpr,
+):  # fmt: skip
+    """The state after `begin` tiles, counted from an end of the sequence, to that after `stop`, by
+    the sums that the other launch has found. TIME is 1 from its first step on, -1 from its last.
+    """
+    sums_ptr, program, tile_0, tiles, tiles_in_all = split
+    LANES: tl.constexpr = M // 8
+    for some in range(begin, stop, LANES):
+        number = tl.minimum(some + tl.arange(0, LANES)[None, :], stop - 1)
+        tile = number if TIME == 1 else tiles_in_all - 1 - number
+        sums = load_state(sums_ptr, tile, COUNT, CHANNELS, MODES, M)  # a tile a lane
+        for i in tl.static_range(LANES):
+            later = passed_on(state, modes[7][5], lane_of(sums, i, MODES, M))
+            state = chosen(some + i < stop, later, state)
+    return state
+
+
+@triton.jit
+def load_initial_state(
+    ends, split, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """The state before the first step of a split, for every lane of the scan: if SPLIT, by the
+    arithmetic of a walk along all tiles before it.
+    """
+    state = zero_state(MODES, M)
+    if STATEFUL:
+        state = load_state(ends[0], 0, COUNT, 0, MODES, M)
+    if SPLIT:
+        state = walk(state, split, 0, split[2], modes, COUNT, CHANNELS, MODES, M, 1)
+    return state
+
+
+@triton.jit
+def enter_adjoint(
+    ends, split, modes, end, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, BLOCK_T: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """The adjoint state after the last step of a split, for every lane, as load_initial_state.
+    The gradient of the last state joins it in the last tile.
+    """
+    state = zero_state(MODES, M)
+    if SPLIT:
+        sums_ptr, program, tile_0, tiles, tiles_in_all = split
+        after = tl.maximum(tiles_in_all - tile_0 - tiles, 0)
+        last = load_state(sums_ptr, tiles_in_all - 1, COUNT, CHANNELS, MODES, M)
+        if STATEFUL:
+            left = end - (tiles_in_all - 1 - tile_0) * (M * BLOCK_T)
+            last = join_adjoint(last, after > 0, left, ends, COUNT, MODES)
+        state = chosen(after > 0, last, state)
+        state = walk(state, split, 1, after, modes, COUNT, CHANNELS, MODES, M, -1)
+    return state
+
+
+@triton.jit
+def steps_left(tile, rows, M: tl.constexpr, N: tl.constexpr):
+    """Whether a sequence ends within a tile, how many steps of it are before the end, and for
+    every lane how many steps follow its first row within the sequence.
+    """
+    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
+    left = write_end - earliest
+    lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
+    return left <= M * N * len(rows), left, left - 1 - lane * len(rows)
+
+
+@triton.jit
+def of_mode(state, mode, MODES: tl.constexpr, M: tl.constexpr):
+    """One mode's number in the state before or after a tile."""
+    index = tl.arange(0, MODES)[:, None]
+    lane = tl.arange(0, M // 8)[None, :]
+    return tl.sum(tl.sum(tl.where((index == mode) & (lane == 0), state, 0.0), 1), 0)
+
+
+@triton.jit
+def store_final_state(
+    state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """Write the state after the last step, from that before the last tile, if STATEFUL.
+
+    A tile that is not whole would decay beyond the end, and nothing divides by a decay: so the
+    last tile is summed once more, by steps to the end instead of to the end of the tile.
+    """
+    if STATEFUL:
+        closes, left, ahead = steps_left(tile, rows, M, N)
+        if closes:
+            for mode in range(COUNT):
+                a = tl.load(ends[2] + mode)
+                step = tl.exp(a)
+                total = tl.zeros((M, N), tl.float32)
+                for r in tl.static_range(len(rows)):
+                    total = tl.where(ahead >= r, total * step + rows[r], total)
+                total *= tl.exp(a * tl.maximum(ahead - (len(rows) - 1), 0))
+                before = of_mode(state, mode, MODES, M)
+                added = tl.sum(tl.reshape(total, (M * N,)), 0)
+                tl.store(ends[1] + mode, passed_on(before, decay_by(a, left), added))
+
+
+@triton.jit
+def leave_gradient(
+    total, state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """Add what the gradient of the last state gives to those of poles within the last tile: that
+    of d exp(a d), d steps from x[t] or from the state before the tile to the end.
+    """
+    if STATEFUL:
+        closes, left, ahead = steps_left(tile, rows, M, N)
+        found = total[4]
+        for mode in range(tl.where(closes, COUNT, 0)):
+            a = tl.load(ends[2] + mode)
+            step = tl.exp(a)
+            value, weighted = tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32)
+            for r in tl.static_range(len(rows)):  # a step later all d are one more
+                weighted = tl.where(ahead >= r, (weighted + value) * step, weighted)
+                value = tl.where(ahead >= r, value * step + rows[r], value)
+            later = tl.maximum(ahead - (len(rows) - 1), 0)
+            value = (weighted + later * value) * tl.exp(a * later)
+            by_state = left * tl.exp(a * left) * of_mode(state, mode, MODES, M)
+            by_pole = tl.sum(tl.reshape(value, (M * N,)), 0) + by_state
+            found += tl.where(tl.arange(0, MODES) == mode, tl.load(ends[1] + mode) * by_pole, 0.0)
+        return total[:4] + (found,)
+    else:
+        return total
+
+
+@triton.jit
+def join_adjoint(state, there, left, ends, COUNT: tl.constexpr, MODES: tl.constexpr):
+    """Add the gradient of the last state, if `there`, to the adjoint state `left` steps before."""
+    mode = tl.arange(0, MODES)[:, None]
+    there &= mode < COUNT
+    a = tl.load(ends[2] + mode, mask=there, other=0.0)
+    grad = tl.load(ends[1] + mode, mask=there, other=0.0)
+    return state + tl.where(there, grad * tl.exp(a * tl.maximum(left - 1, 0)), 0.0)
+
+
+@triton.jit
+def leave_adjoint(
+    rows, state, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """Add what the gradient of the last state gives to gradients of the steps of the last tile,
+    and to the adjoint state before it.
+    """
+    if STATEFUL:
+        closes, left, ahead = steps_left(tile, rows, M, N)
+        for mode in range(tl.where(closes, COUNT, 0)):
+            a = tl.load(ends[2] + mode)
+            step = tl.exp(a)
+            decayed = tl.load(ends[1] + mode) * tl.exp(a * tl.maximum(ahead - (len(rows) - 1), 0))
+            out = ()
+            for r in tl.static_range(len(rows) - 1, -1, -1):
+                out = (rows[r] + tl.where(ahead >= r, decayed, 0.0),) + out
+                decayed = tl.where(ahead >= r, decayed * step, decayed)
+            rows = out
+        state = join_adjoint(state, closes, left, ends, COUNT, MODES)
+    return rows, state
+
+
+@triton.jit
+def enter_gradient(
+    state, modes, ends, split, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
+    STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient of the state before the first step, if STATEFUL."""
+    if STATEFUL:  # noqa: SIM102 (a constant, then a value)
+        if split[1] == 0:
+            gradient = tl.exp(modes[0])[:, None] * state
+            keep_state(ends[0], 0, gradient, COUNT, 0, MODES, M, True)
+
+
+@triton.jit
+def leave_rows(
+    ptr, row, rows, here, ROLE: tl.constexpr, LENGTH: tl.constexpr, CHANNELS: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Write the last LENGTH rows of a split, of a gradient before its featurizer's adjoint, for
+    `join_spans`, if SPLIT and `here`, in the tile that holds them.
+    """
+    if SPLIT:  # noqa: SIM102 (a constant, then a value)
+        if here:
+            lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
+            where = ptr + (ROLE * CHANNELS + row) * (2 * LENGTH) + LENGTH
+            for r in tl.static_range(LENGTH):
+                value = rows[len(rows) - LENGTH + r]
+                tl.store(where + r + lane * 0, value, mask=lane == M * N - 1)
+
+
+@triton.jit
+def first_rows(
+    ptr, row, after, ROLE: tl.constexpr, CHANNELS: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Write the first rows of a split likewise, if SPLIT: the last lane of `after` holds them."""
+    if SPLIT:
+        LENGTH: tl.constexpr = len(after)
+        lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
+        where = ptr + (ROLE * CHANNELS + row) * (2 * LENGTH)
+        for r in tl.static_range(LENGTH):
+            tl.store(where + r + lane * 0, after[r], mask=lane == M * N - 1)
+
+
+@triton.jit
+def history_gradient(
+    ptr, row, after, taps, program, ROLE: tl.constexpr, CHANNELS: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient of one input's history, from `after` of `extend` and its featurizer's
+    taps, if STATEFUL: the last lane of `after` holds the first rows of the sequence.
+    """
+    if STATEFUL:
+        LENGTH: tl.constexpr = len(after)
+        lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
+        for back in tl.static_range(1, LENGTH + 1):
+            value = taps[back] * after[0]
+            for r in tl.static_range(1, LENGTH + 1 - back):
+                value += taps[back + r] * after[r]
+            where = ptr + (ROLE * CHANNELS + row) * LENGTH + (LENGTH - back)
+            tl.store(where + lane * 0, value, mask=(lane == M * N - 1) & (program == 0))
+
+
+@triton.jit(do_not_specialize=["d_input_batch", "d_input_row", "splits", "steps"])
+def join_splits(
+    edges_ptr,  # [batch, splits, ROLES, CHANNELS, 2, LENGTH] float32: first and last rows
+    featurizer_ptr,  # of one row a channel and role
+    d_input_ptr, d_input_batch, d_input_row,
+    splits, steps,
+    UNIT: tl.constexpr, CHANNELS: tl.constexpr, ROLES: tl.constexpr, ROLE: tl.constexpr,
+    LENGTH: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The gradient of one input in the last LENGTH steps of every split of so many steps but the
+    last: the featurizer's adjoint of that split's last rows and of the next one's first.
+    """
+    BLOCKS: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
+    outer = tl.program_id(0) // BLOCKS
+    batch, split = outer // (splits - 1), outer % (splits - 1)
+    row = tl.program_id(0) % BLOCKS * BLOCK_D + tl.arange(0, BLOCK_D)
+    channel_mask = row < CHANNELS
+    of_role = row * ROLES + ROLE if INTERLEAVED else ROLE * CHANNELS + row
+    taps = load_taps(featurizer_ptr, of_role, channel_mask, LENGTH + 1, LAG_LAST)
+    own = ((batch * splits + split).to(tl.int64) * ROLES + ROLE) * CHANNELS + row
+    own = edges_ptr + own * (2 * LENGTH) + LENGTH
+    later = own + (2 * ROLES * CHANNELS - 1) * LENGTH
+    rows, others = (), ()
+    for r in tl.static_range(LENGTH):
+        rows = rows + (tl.load(own + r, mask=channel_mask, other=0.0),)
+        others = others + (tl.load(later + r, mask=channel_mask, other=0.0),)
+    gradient = fir_adjoint(rows + others, taps, LENGTH + 1)
+    end = (split + 1).to(tl.int64) * steps
+    where = d_input_ptr + batch.to(tl.int64) * d_input_batch + row.to(tl.int64) * d_input_row
+    for r in tl.static_range(LENGTH):
+        value = gradient[r].to(d_input_ptr.dtype.element_ty)
+        tl.store(where + (end - LENGTH + r) * UNIT, value, mask=channel_mask)
