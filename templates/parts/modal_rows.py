@@ -1,4 +1,4 @@
-"""Rows of a recurrence: what extends them, sums over them and loads them (modal.py has the rest)."""
+"""Rows of a recurrence: what extends them, sums over them and loads them."""
 
 import triton
 import triton.language as tl
