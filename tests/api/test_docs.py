@@ -421,6 +421,7 @@ def test_the_recipe_for_an_algorithm_works(tmp_path: Path) -> None:
     files = named(page)
     assert {Path(name).parent.as_posix() for name in files} == {
         "sh2gen/lower",
+        "sh2gen/targets",  # the recipe for a GPU
         "templates/parts",
         "schedules",
     }
