@@ -14,14 +14,14 @@ from sh2gen.base.errors import CheckFailed
 from sh2gen.build.build import KernelFailed
 from sh2gen.spec.decode import parse_spec
 from sh2gen.tuning import refit
-from tests.gpus import H200
+from tests.gpus import A100
 
 SPEC = parse_spec(
-    "{op: tiny_blocks, channels: 32, filter: {kind: explicit, length: 40, groups: 2},"
+    "{op: tiny_blocks, channels: 32, filter: {kind: explicit, length: 40, groups: 4},"
     " workloads: [{batch: 1, length: 2048}]}"
 )
 # Where default numbers of forward do not fit, and others do.
-SMALL = replace(H200, name="small", shared_per_block=60 * 1024)
+SMALL = replace(A100, name="small", shared_per_block=36 * 1024)
 
 
 def compiled(tmp_path: Path, **options: Any) -> Compilation:
