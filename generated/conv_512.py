@@ -3,16 +3,17 @@
     z = x
     y = filter * z
 
-Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 256 filter
-groups, K = 512 taps. Plan toeplitz/BDL/recompute.
+Activations are (B, D, L) with B batch, L time steps, D channels; G filter groups of D / G channels
+each, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: ed004096cc1747a60d682a98dd15412196b441d4d2d2d028c6587a14e79d36f7
+sha256, with zeros here: c0c497d399e714dab7beefba580d383cfe92b119948092b4b9ad5778ae512856
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,65 +30,65 @@ except ImportError:  # plain PyTorch needs no Triton: let the kernels be defined
 
     HAS_TRITON = False
     tl = SimpleNamespace(constexpr=None)
-    triton = SimpleNamespace(jit=lambda function=None, **_: function or (lambda f: f))
+    triton = SimpleNamespace(
+        jit=lambda function=None, **_: function or (lambda f: f),
+        constexpr_function=lambda function: function,
+    )
+try:  # Gluon is experimental: what it offers changes between versions of Triton
+    from triton.experimental import gluon
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon.language.nvidia import hopper
+
+    HAS_GLUON = True
+except ImportError:
+    from types import SimpleNamespace
+
+    HAS_GLUON = False
+    gl = SimpleNamespace(constexpr=None)
+    gluon = SimpleNamespace(jit=triton.jit, constexpr_function=lambda function: function)
 
 OP = "conv_512"
 PLAN = "toeplitz/BDL/recompute"
 LAYOUT = "BDL"
 INPUTS = ("x",)
-PARAMETERS = {"filter": (256, 512)}
-CHANNELS = 4096
+PARAMETERS = ("filter",)
+TAPS = ("filter",)  # also in the shape of a conv1d's weight
+CHANNELS, GROUPS = 4096, 256  # unless others are given
 INTERLEAVED = False  # how features are packed: channel by channel, or input by input
 TIME, CHANNEL = 2, 1  # axes of an activation
+LEAST = 1  # steps of a call
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
-SCHEDULE = {
-    "forward": {
-        "ROWS": 8,
-        "BLOCK_D": 16,
-        "SEGMENTS": 2,
-        "BLOCK_T": 64,
-        "TILES": 32,
-        "PREFETCH": 3,
-    },
-    "backward": {
-        "ROWS": 8,
-        "BLOCK_D": 16,
-        "SEGMENTS": 2,
-        "BLOCK_T": 32,
-        "TILES": 64,
-        "PREFETCH": 1,
+BATCH = 1  # the least that it is for
+CHOSEN: dict = {}  # configs by device, channels and groups
+TOLD = ("num_warps", "num_stages", "maxnreg")  # to the compiler, of a config
+SUMS = {"num_warps": 4}  # config of what adds sums
+CONFIGS = {  # by GPU, channels and groups
+    ("", 4096, 256): {
+        "forward": {
+            "ROWS": 8,
+            "BLOCK_D": 16,
+            "SEGMENTS": 2,
+            "BLOCK_T": 64,
+            "TILES": 32,
+            "PREFETCH": 3,
+            "num_warps": 4,
+            "maxnreg": 0,
+        },
+        "backward": {
+            "ROWS": 8,
+            "BLOCK_D": 16,
+            "SEGMENTS": 2,
+            "BLOCK_T": 32,
+            "TILES": 64,
+            "PREFETCH": 1,
+            "TILES_SM90": 0,
+            "num_warps": 8,
+            "maxnreg": 0,
+        },
     },
 }
-OPTIONS = {  # of the compiler
-    "forward": {"num_warps": 4, "enable_fp_fusion": True},
-    "backward": {"num_warps": 8, "enable_fp_fusion": True},
-    "reduce": {"num_warps": 4, "enable_fp_fusion": True},
-}
-NUMBERS = {
-    "forward": {
-        "ROWS": 8,
-        "BLOCK_D": 16,
-        "SEGMENTS": 2,
-        "BLOCK_T": 64,
-        "TILES": 32,
-        "PREFETCH": 3,
-        "num_warps": 4,
-        "maxnreg": 0,
-    },
-    "backward": {
-        "ROWS": 8,
-        "BLOCK_D": 16,
-        "SEGMENTS": 2,
-        "BLOCK_T": 32,
-        "TILES": 64,
-        "PREFETCH": 1,
-        "TILES_SM90": 0,
-        "num_warps": 8,
-        "maxnreg": 0,
-    },
-}  # the schedule
 SPEC = {
     "op": "conv_512",
     "channels": 4096,
@@ -118,6 +119,12 @@ SPEC = {
         {"batch": 1, "length": 131072},
     ],
 }
+
+
+def parameter_shapes(channels: int, groups: int) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter."""
+    return {"filter": (groups, 512)}
+
 
 # -----------------------------------------------------------------------------------------------
 # Helpers of the kernels
@@ -344,71 +351,478 @@ def store_toeplitz(ptr, total, STRIDE: tl.constexpr, LENGTH: tl.constexpr, BLOCK
 
 
 @triton.jit
-def locate(program, time_programs, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
+def locate(program, splits, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
     """(batch, first channel, time program) of one program; neighbours in time run together."""
     channel_programs: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
-    outer = program // time_programs
-    return outer // channel_programs, outer % channel_programs * BLOCK_D, program % time_programs
+    outer = program // splits
+    return outer // channel_programs, outer % channel_programs * BLOCK_D, program % splits
 
 
 @triton.jit
-def advance(ptr, batch_stride, row, STEP: tl.constexpr, unit, origin):
+def advance(ptr, batch_stride, stride, STRIDE_UNIT: tl.constexpr, unit, origin):
     """The pointer to origin = (batch, channel, time), in 64-bit arithmetic, and the row stride.
 
     Strides come in units of STEP elements, which tells the compiler how rows are aligned.
     """
     batch, channel, time = origin
-    offset = batch.to(tl.int64) * batch_stride * STEP + channel.to(tl.int64) * row * STEP
-    return ptr + offset + time.to(tl.int64) * unit, row * STEP
+    offset = (
+        batch.to(tl.int64) * batch_stride * STRIDE_UNIT
+        + channel.to(tl.int64) * stride * STRIDE_UNIT
+    )
+    return ptr + offset + time.to(tl.int64) * unit, stride * STRIDE_UNIT
 
 
 @triton.jit
-def load_rows(
-    ptr, row, unit, tile,
+def load_steps(
+    ptr, stride, unit, tile,
     LO: tl.constexpr, HI: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
+    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [read_begin,
+    read_end).
 
     EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside
     as a whole. Otherwise only tiles at an edge pay for a mask on every element. Lanes may begin at
     different times t, from `earliest` to `latest`.
     """
-    channel, inside, t, earliest, latest, first, last, end = tile
+    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     rows = ()
     for vector in tl.static_range(LO // 8, (HI + 7) // 8):
         index = tl.arange(0, N * 8)[None, :]
         begin = t + vector * 8 + index // 8 * ROWS  # of the vector
         time = begin + index % 8
-        where = ptr + channel * row + time * unit
+        where = ptr + offset * stride + time * unit
         if EVEN:
-            x = tl.load(where, mask=inside & (begin >= first) & (begin < last), other=0.0)
-        elif (earliest + vector * 8 >= first) & (latest + vector * 8 + N * ROWS <= last):
-            x = tl.load(where, mask=inside, other=0.0)
+            x = tl.load(
+                where, mask=channel_mask & (begin >= read_begin) & (begin < read_end), other=0.0
+            )
+        elif (earliest + vector * 8 >= read_begin) & (latest + vector * 8 + N * ROWS <= read_end):
+            x = tl.load(where, mask=channel_mask, other=0.0)
         else:
-            x = tl.load(where, mask=inside & (time >= first) & (time < last), other=0.0)
+            x = tl.load(
+                where, mask=channel_mask & (time >= read_begin) & (time < read_end), other=0.0
+            )
         rows = rows + vector_rows(x, BLOCK_D, N)
     return rows[LO - LO // 8 * 8 : LO - LO // 8 * 8 + HI - LO]
 
 
 @triton.jit
-def store_rows(
-    ptr, row, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
+def store_steps(
+    ptr, stride, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
-    """Write the rows of every block that lie before `end`."""
-    channel, inside, t, earliest, latest, first, last, end = tile
+    """Write the rows of every block that lie before `write_end`."""
+    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     for vector in tl.static_range(len(rows) // 8):
         x = rows_vector(rows, vector * 8, BLOCK_D, N, ptr.dtype.element_ty)
         index = tl.arange(0, N * 8)[None, :]
         begin = t + vector * 8 + index // 8 * len(rows)
         time = begin + index % 8
-        where = ptr + channel * row + time * unit
+        where = ptr + offset * stride + time * unit
         if EVEN:
-            tl.store(where, x, mask=inside & (begin < end))
-        elif latest + vector * 8 + N * len(rows) <= end:
-            tl.store(where, x, mask=inside)
+            tl.store(where, x, mask=channel_mask & (begin < write_end))
+        elif latest + vector * 8 + N * len(rows) <= write_end:
+            tl.store(where, x, mask=channel_mask)
         else:
-            tl.store(where, x, mask=inside & (time < end))
+            tl.store(where, x, mask=channel_mask & (time < write_end))
+
+
+@gluon.constexpr_function
+def row_layout():
+    """[64, 4]: a row of a quarter."""
+    lanes = [[0, 1], [0, 2], [1, 0], [2, 0], [4, 0]]
+    return gl.DistributedLinearLayout([], lanes, [[8, 0], [16, 0], [32, 0]], [], [64, 4])
+
+
+@gluon.constexpr_function
+def quarter_layout():
+    """[64, 32]: a quarter as bfloat16."""
+    lanes = [[0, 8], [0, 16], [1, 0], [2, 0], [4, 0]]
+    warps = [[8, 0], [16, 0], [32, 0]]
+    return gl.DistributedLinearLayout([[0, 1], [0, 2], [0, 4]], lanes, warps, [], [64, 32])
+
+
+@gluon.constexpr_function
+def edge_layout():
+    """[64, 4]: how the words before a block are copied, a row to a lane."""
+    lanes = [[1, 0], [2, 0], [4, 0], [0, 0], [0, 0]]
+    warps = [[8, 0], [16, 0], [32, 0]]
+    return gl.DistributedLinearLayout([[0, 1], [0, 2]], lanes, warps, [], [64, 4])
+
+
+@gluon.constexpr_function
+def copy_layout():
+    """[64, 32]: how the words of a block are copied, 128 bytes of a row at a time."""
+    return gl.BlockedLayout([1, 4], [4, 8], [8, 1], [1, 0])
+
+
+@gluon.constexpr_function
+def product_layout():
+    """[128, 64]: sums of products that convolve."""
+    return gl.NVMMADistributedLayout([3, 0], [8, 1], [16, 64, 16])
+
+
+@gluon.constexpr_function
+def operand_memory():
+    """Shared memory that products read: bfloat16, rows of 128 bytes."""
+    return gl.NVMMASharedLayout(128, 16, 2)
+
+
+@gluon.jit
+def step_of(column):
+    """The step of a block that stands in a column of products."""
+    return column // 32 * 32 + column // 2 % 4 * 8 + column // 8 % 4 * 2 + column % 2
+
+
+@gluon.jit
+def toeplitz_matrices(
+    ptr, group, LENGTH: gl.constexpr, LAG_LAST: gl.constexpr, COUNT: gl.constexpr
+):
+    """T_s[j, i] = taps[64 s + i - j], zero where there is no such tap, in shared memory: COUNT
+    matrices [64, 64] with steps in the order of products.
+    """
+    matrices = gl.allocate_shared_memory(gl.bfloat16, [COUNT, 64, 64], operand_memory())
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [8, 1], [1, 0])
+    j = step_of(gl.expand_dims(gl.arange(0, 64, layout=gl.SliceLayout(1, layout)), 1))
+    i = step_of(gl.expand_dims(gl.arange(0, 64, layout=gl.SliceLayout(0, layout)), 0))
+    for s in gl.static_range(COUNT):
+        lag = s * 64 + i - j
+        tap = LENGTH - 1 - lag if LAG_LAST else lag
+        where = ptr + group * LENGTH + tap
+        value = gl.load(where, mask=(lag >= 0) & (lag < LENGTH), other=0.0)
+        matrices.index(s).store(value.to(gl.bfloat16))
+    return matrices
+
+
+@gluon.jit
+def block_ring(COUNT: gl.constexpr):
+    """Shared memory for the blocks [128, 64] of a remembered value, the oldest to be replaced."""
+    return gl.allocate_shared_memory(gl.bfloat16, [COUNT, 128, 64], operand_memory())
+
+
+@gluon.jit
+def input_slots(LAG: gl.constexpr):
+    """Shared memory for one block of an input: the words [64, 32] of both halves and, where a lag
+    looks back, the 8 steps before, words [64, 4] of both halves.
+    """
+    block: gl.constexpr = gl.NVMMASharedLayout(64, 32, 2)
+    edge: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    slots = (
+        gl.allocate_shared_memory(gl.int32, [64, 32], block),
+        gl.allocate_shared_memory(gl.int32, [64, 32], block),
+    )
+    if LAG > 0:
+        slots = slots + (
+            gl.allocate_shared_memory(gl.int32, [64, 4], edge),
+            gl.allocate_shared_memory(gl.int32, [64, 4], edge),
+        )
+    return slots
+
+
+@gluon.jit
+def places(
+    LAYOUT: gl.constexpr, N: gl.constexpr, UNIT: gl.constexpr, section, first,
+    BLOCK_D: gl.constexpr,
+):  # fmt: skip
+    """Where elements of UNIT steps lie, [64, N] each: offset from the program's first element, and
+    the step at which its vector of 8 begins, counted from `first`; very late for rows that are
+    none of the `members` channels of the section.
+    """
+    members, row, tiles = section
+    r = gl.expand_dims(gl.arange(0, 64, layout=gl.SliceLayout(1, LAYOUT)), 1)
+    n = gl.expand_dims(gl.arange(0, N, layout=gl.SliceLayout(0, LAYOUT)), 0)
+    member = r % BLOCK_D
+    vector: gl.constexpr = 8 // UNIT
+    offset = member * (row * vector) + r // BLOCK_D * (tiles * (64 // UNIT)) + n
+    begin = r // BLOCK_D * (tiles * 64) + n // vector * 8 - first
+    return offset, gl.where(member < members, begin, 2**30)
+
+
+@triton.jit
+def shift(x, offset):
+    """Each row plus a per-channel offset [BLOCK_D, 1]."""
+    y = ()
+    for r in tl.static_range(len(x)):
+        y = y + (x[r] + offset,)
+    return y
+
+
+@gluon.jit
+def fetch_words(slot, ptr, where, shift, length):
+    offset, begin = where
+    mask = (begin + shift).to(gl.uint32) < length.to(gl.uint32)  # a negative step is a large one
+    hopper.async_copy.async_copy_global_to_shared(slot, ptr + (offset + shift // 2), mask=mask)
+
+
+@gluon.jit
+def fetch(slots, ptr, words, edges, t, halfway, length):
+    """Begin to copy the block at t of an input into its slots, zero where the step counted from
+    the first that there is does not lie in 0 .. length - 1.
+    """
+    for half in gl.static_range(2):
+        fetch_words(slots[half], ptr, words, t + half * halfway, length)
+        if len(slots) == 4:
+            fetch_words(slots[2 + half], ptr, edges, t - 8 + half * halfway, length)
+
+
+@gluon.jit
+def lane_of():
+    """Which of the four lanes of its row a lane is: [64, 4]."""
+    layout: gl.constexpr = row_layout()
+    lane = gl.expand_dims(gl.arange(0, 4, layout=gl.SliceLayout(0, layout)), 0)
+    return lane + gl.zeros((64, 4), gl.int32, layout)
+
+
+@gluon.jit
+def anew(x):
+    """x, but not what the compiler knows of it."""
+    return gl.inline_asm_elementwise(
+        "mov.b32 $0, $1;", "=r,r", [x], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
+def channels(section, WIDTH: gl.constexpr, BLOCK_D: gl.constexpr):
+    """Of each row of a half [64, 4]: its number, its channel, and whether the group has it."""
+    parts: gl.constexpr = (WIDTH + BLOCK_D - 1) // BLOCK_D
+    layout: gl.constexpr = row_layout()
+    row = gl.expand_dims(gl.arange(0, 64, layout=gl.SliceLayout(1, layout)), 1)
+    row = anew(row + lane_of() * 0)
+    member = section % parts * BLOCK_D + row % BLOCK_D
+    return row, section // parts * WIDTH + member, member < WIDTH
+
+
+@gluon.jit
+def unpacked(words):
+    """Rows of words as float32 rows, two each."""
+    out = ()
+    for r in gl.static_range(len(words)):
+        low = (words[r] << 16).to(gl.float32, bitcast=True)
+        high = (words[r] & -65536).to(gl.float32, bitcast=True)
+        out = out + (low, high)
+    return out
+
+
+@gluon.constexpr_function
+def word_layout():
+    """[64, 16]: a quarter as words of two steps."""
+    lanes = [[0, 4], [0, 8], [1, 0], [2, 0], [4, 0]]
+    warps = [[8, 0], [16, 0], [32, 0]]
+    return gl.DistributedLinearLayout([[0, 1], [0, 2]], lanes, warps, [], [64, 16])
+
+
+@gluon.jit
+def evens_and_odds(parts, N: gl.constexpr):
+    """Each [64, 2 N] as its even columns and its odd ones; all even ones first."""
+    evens = ()
+    odds = ()
+    for i in gl.static_range(len(parts)):
+        even, odd = gl.split(gl.reshape(parts[i], (64, N, 2)))
+        evens = evens + (even,)
+        odds = odds + (odd,)
+    return evens + odds
+
+
+@gluon.jit
+def word_rows(words):
+    """[64, 16] words -> 4 rows [64, 4] of words."""
+    parts = evens_and_odds(evens_and_odds((words,), 8), 4)
+    out = ()
+    for r in gl.static_range(4):
+        out = out + (gl.convert_layout(parts[r], row_layout(), assert_trivial=True),)
+    return out
+
+
+@gluon.jit
+def read_rows(slots, part: gl.constexpr, half: gl.constexpr, LAG: gl.constexpr):
+    """The rows of a quarter of an input and the LAG rows before them."""
+    own = word_rows(slots[half].slice(16 * part, 16, dim=1).load(word_layout()))
+    count: gl.constexpr = (LAG + 1) // 2
+    context = ()
+    if LAG > 0:
+        lane = lane_of()
+        if part == 1:
+            before = slots[half].slice(12, 4, dim=1).load(row_layout())
+        else:
+            before = slots[2 + half].load(row_layout())
+        for w in gl.static_range(4 - count, 4):
+            if w == 3:  # the last lane holds the last word
+                turned = gl.gather(gl.where(lane == 3, before, own[3]), (lane + 3) % 4, 1)
+            else:
+                first = gl.gather(before, lane * 0 + w, 1)
+                turned = gl.where(lane == 0, first, gl.gather(own[w], (lane + 3) % 4, 1))
+            context = context + (turned,)
+    return unpacked(context + own)[2 * count - LAG : 2 * count + 8]
+
+
+@gluon.jit
+def quarter_rows(quarter):
+    """[64, 32] -> 8 float32 rows [64, 4]."""
+    parts = evens_and_odds(evens_and_odds(evens_and_odds((quarter,), 16), 8), 4)
+    out = ()
+    for r in gl.static_range(8):
+        row = parts[r].to(gl.float32)
+        out = out + (gl.convert_layout(row, row_layout(), assert_trivial=True),)
+    return out
+
+
+@gluon.jit
+def interleaved(parts, N: gl.constexpr):
+    """The inverse of evens_and_odds, of parts [64, N]."""
+    count: gl.constexpr = len(parts) // 2
+    out = ()
+    for i in gl.static_range(count):
+        out = out + (gl.reshape(gl.join(parts[i], parts[count + i]), (64, N * 2)),)
+    return out
+
+
+@gluon.jit
+def rows_quarter(rows):
+    """The inverse of quarter_rows, rounded to bfloat16."""
+    parts = ()
+    for r in gl.static_range(8):
+        parts = parts + (rows[r].to(gl.bfloat16),)
+    quarter = interleaved(interleaved(interleaved(parts, 4), 8), 16)[0]
+    return gl.convert_layout(quarter, quarter_layout(), assert_trivial=True)
+
+
+@gluon.jit
+def other_order(quarter):
+    """Columns of a quarter from the order of steps to that of products, or back."""
+    return gl.reshape(gl.permute(gl.reshape(quarter, (64, 4, 4, 2)), (0, 2, 1, 3)), (64, 32))
+
+
+@gluon.jit
+def remember_block(ring, newest, quarters):
+    """Put a block, given by its quarters (part 0 half 0, part 0 half 1, part 1 half 0, ...), in
+    place of the oldest of a ring.
+    """
+    parts = ()
+    for part in gl.static_range(2):
+        a = gl.reshape(other_order(quarters[2 * part]), (8, 8, 32))
+        b = gl.reshape(other_order(quarters[2 * part + 1]), (8, 8, 32))
+        both = gl.permute(gl.join(a, b), (0, 3, 1, 2))  # 8 rows of one half, 8 of the other
+        parts = parts + (gl.reshape(both, (128, 32)),)
+    block = gl.reshape(gl.permute(gl.join(parts[0], parts[1]), (0, 2, 1)), (128, 64))
+    ring.index(newest).store(gl.convert_layout(block, product_layout(), assert_trivial=True))
+
+
+@gluon.jit
+def block_quarters(block):
+    """The quarters of a block [128, 64] in the layout of products, in the order of steps."""
+    first, second = gl.split(gl.permute(gl.reshape(block, (128, 2, 32)), (0, 2, 1)))
+    parts = (first, second)
+    out = ()
+    for part in gl.static_range(2):
+        a, b = gl.split(gl.permute(gl.reshape(parts[part], (8, 2, 8, 32)), (0, 2, 3, 1)))
+        a = other_order(gl.reshape(a, (64, 32)))
+        b = other_order(gl.reshape(b, (64, 32)))
+        a = gl.convert_layout(a, quarter_layout(), assert_trivial=True)
+        b = gl.convert_layout(b, quarter_layout(), assert_trivial=True)
+        out = out + (a, b)
+    return out
+
+
+@gluon.jit
+def visited(newest, ago: gl.constexpr, COUNT: gl.constexpr):
+    """Where in a ring the block is that the stream remembered `ago` blocks before the newest."""
+    return (newest + (COUNT - ago)) % COUNT
+
+
+@gluon.jit
+def begin_toeplitz_adjoint(ring, newest, matrices, COUNT: gl.constexpr):
+    """sum_s e_{n+s} T_s^T for the block n that was remembered last; not awaited."""
+    y = gl.zeros((128, 64), gl.float32, product_layout())
+    for s in gl.static_range(COUNT):
+        e = ring.index(visited(newest, s, COUNT))
+        turned = matrices.index(s).permute((1, 0))
+        y = hopper.warpgroup_mma(e, turned, y, use_acc=s > 0, is_async=True)
+    return y
+
+
+@gluon.constexpr_function
+def gradient_layout():
+    """[64, 64]: sums of products that make the gradient of a Toeplitz matrix."""
+    return gl.NVMMADistributedLayout([3, 0], [4, 2], [16, 32, 16])
+
+
+@gluon.jit
+def zero_gradients(COUNT: gl.constexpr):
+    """Accumulators of the gradients of matrices."""
+    total = ()
+    for _ in gl.static_range(COUNT):
+        total = total + (gl.zeros((64, 64), gl.float32, gradient_layout()),)
+    return total
+
+
+@gluon.jit
+def begin_toeplitz_gradient(total, grad, ring, newest, going, COUNT: gl.constexpr):
+    """total[s] += z_{n-s}^T e_n, or without the sum so far unless `going`; not awaited."""
+    e = grad.index(newest)
+    out = ()
+    for s in gl.static_range(COUNT):
+        turned = ring.index(visited(newest, COUNT - 1 - s, COUNT)).permute((1, 0))
+        sums = hopper.warpgroup_mma(turned, e, total[s], use_acc=going, is_async=True)
+        out = out + (sums,)
+    return out
+
+
+@gluon.jit
+def end_gradients(total):
+    """Wait for all products."""
+    done = hopper.warpgroup_mma_wait(0, deps=total)
+    if len(total) == 1:
+        return (done,)
+    else:
+        return done
+
+
+@gluon.jit
+def store_quarter(ptr, where, shift, rows, end):
+    """Write a quarter as bfloat16, up to `write_end`."""
+    offset, begin = where
+    gl.store(ptr + (offset + shift), rows_quarter(rows), mask=begin + shift < end)
+
+
+@gluon.jit
+def store_diagonals(ptr, total, STRIDE: gl.constexpr, LENGTH: gl.constexpr, COUNT: gl.constexpr):
+    """Write the sums along diagonals, gradients of taps 0 .. LENGTH - 1 by lag, STRIDE apart."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [8, 1], [1, 0])
+    column: gl.constexpr = gl.SliceLayout(0, layout)
+    lag = gl.arange(0, 64, layout=column)
+    turn = gl.expand_dims(lag, 0)
+    j = gl.expand_dims(gl.arange(0, 64, layout=gl.SliceLayout(1, layout)), 1) + turn * 0
+    before = gl.zeros((64,), gl.float32, column)
+    for s in gl.static_range(COUNT):
+        own = gl.reshape(total[s], (2, 4, 4, 2, 2, 4, 4, 2))
+        own = gl.reshape(gl.permute(own, (0, 2, 1, 3, 4, 6, 5, 7)), (64, 64))  # in order of steps
+        # Row j turned left by j: column c holds i = j + c, or, wrapped, that of earlier lags.
+        turned = gl.gather(gl.convert_layout(own, layout), (j + turn) % 64, 1)
+        wrapped = j + turn >= 64
+        earlier = before + gl.sum(gl.where(wrapped, turned, 0.0), axis=0)
+        before = gl.sum(gl.where(wrapped, 0.0, turned), axis=0)
+        if s > 0:
+            tap = (s - 1) * 64 + lag
+            gl.store(ptr + tap * STRIDE, earlier, mask=tap < LENGTH)
+    tap = (COUNT - 1) * 64 + lag
+    gl.store(ptr + tap * STRIDE, before, mask=tap < LENGTH)
+
+
+@triton.constexpr_function
+def columns_at_once(width):
+    """How many of `width` columns that share a row a program sums at once: a power of two."""
+    return min(1024, 1 << (width - 1).bit_length())
+
+
+@triton.constexpr_function
+def rows_at_once(width):
+    """How many rows of the gradient a program sums, where `width` columns share each."""
+    return max(1, 128 // columns_at_once(width))
+
+
+@triton.constexpr_function
+def sum_blocks(columns, width):
+    """How many programs sum one row of partial sums of so many columns."""
+    return -(-(columns // width) // rows_at_once(width))
 
 
 @triton.jit
@@ -418,11 +832,12 @@ def sum_rows(
     splits, program,
     FIRST: tl.constexpr, P: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
     LENGTH: tl.constexpr, ROLES: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr,
-    BLOCK_G: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """One program's gradient rows of one parameter tensor: of partials FIRST .. FIRST + ROLES *
     LENGTH - 1, summed over splits and over the WIDTH columns that share a row, always in the same
     order."""
+    BLOCK_G: tl.constexpr = rows_at_once(WIDTH)
+    BLOCK_W: tl.constexpr = columns_at_once(WIDTH)
     AT_ONCE: tl.constexpr = 8  # splits: their loads wait together, their sums one after another
     groups: tl.constexpr = COLUMNS // WIDTH
     blocks: tl.constexpr = (groups + BLOCK_G - 1) // BLOCK_G
@@ -454,29 +869,28 @@ def sum_rows(
 
 @triton.jit(
     do_not_specialize=[
-        "x_batch", "x_row",
-        "y_batch", "y_row",
-        "first", "last", "end", "time_programs", "tiles",
+        "x_batch", "x_stride",
+        "y_batch", "y_stride",
+        "read_begin", "read_end", "write_end", "splits", "tiles",
     ]
 )  # fmt: skip
 def conv_512_forward(
-    x_ptr, x_batch, x_row,
-    y_ptr, y_batch, y_row,
-    filter_ptr,  # (256, 512)
-    first, last, end, time_programs, tiles,
-    CHANNELS: tl.constexpr, UNIT: tl.constexpr,
-    STEP: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr,
-    TILES: tl.constexpr, PREFETCH: tl.constexpr,
+    x_ptr, x_batch, x_stride,
+    y_ptr, y_batch, y_stride,
+    filter_ptr,  # [groups, 512]
+    read_begin, read_end, write_end, splits, tiles,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
+    EVEN: tl.constexpr, TERMS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, TILES: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """z = x; y = filter * z
 
-    A program computes SEGMENTS consecutive segments of `tiles` tiles of BLOCK_T steps side by
-    side,
-    forward in time, for BLOCK_D channels of a group. Time counts from the first step
-    written; activations are read in [first, last), are zero elsewhere, and are written up to
-    `end`.
-    EVEN says that these three are multiples of 8; strides count in units of STEP elements.
+    A program computes SEGMENTS consecutive segments of `tiles` tiles of BLOCK_T steps next to each
+    other, forward in time, for BLOCK_D channels of a group.
+
+    Time counts from the first step written. Activations are read in [read_begin, read_end), are
+    zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
+    8; strides count in units of STRIDE_UNIT elements.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # blocks of ROWS steps in a tile
     M: tl.constexpr = SEGMENTS * BLOCK_D  # rows of a product
@@ -484,68 +898,77 @@ def conv_512_forward(
     LEAD: tl.constexpr = HISTORY * BLOCK_T
     OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
-    PARTS: tl.constexpr = (16 + BLOCK_D - 1) // BLOCK_D  # of a group
-    PROGRAMS: tl.constexpr = CHANNELS // 16 * PARTS  # along channels
-    batch, part, block = locate(tl.program_id(0), time_programs, 1, PROGRAMS)
+    PARTS: tl.constexpr = (WIDTH + BLOCK_D - 1) // BLOCK_D  # of a group
+    PROGRAMS: tl.constexpr = CHANNELS // WIDTH * PARTS  # along channels
+    batch, part, block = locate(tl.program_id(0), splits, 1, PROGRAMS)
     group = part // PARTS
-    channel_0 = group * 16 + part % PARTS * BLOCK_D
+    channel_0 = group * WIDTH + part % PARTS * BLOCK_D
     steps = tiles * BLOCK_T  # of a segment
     step_0 = block * (SEGMENTS * steps)
     origin = (batch, channel_0, step_0)
-    x_ptr, x_row = advance(x_ptr, x_batch, x_row, STEP, UNIT, origin)
-    y_ptr, y_row = advance(y_ptr, y_batch, y_row, STEP, 1, origin)
-    first -= step_0
-    last -= step_0
-    end -= step_0
+    x_ptr, x_stride = advance(x_ptr, x_batch, x_stride, STRIDE_UNIT, UNIT, origin)
+    y_ptr, y_stride = advance(y_ptr, y_batch, y_stride, STRIDE_UNIT, 1, origin)
+    read_begin -= step_0
+    read_end -= step_0
+    write_end -= step_0
     lane = tl.arange(0, M)[:, None]
-    channel = lane % BLOCK_D
+    offset = lane % BLOCK_D
     segment = lane // BLOCK_D * steps  # where it begins
-    row = channel_0 + channel
-    inside = row < (group + 1) * 16
-    going = time_programs > 0
+    channel = channel_0 + offset
+    channel_mask = channel < (group + 1) * WIDTH
+    going = splits > 0
     latest = (SEGMENTS - 1) * steps
-    filter = load_toeplitz(filter_ptr, group, 512, False, BLOCK_T, OPERAND, PRECISION, TERMS=1)
+    filter = load_toeplitz(
+        filter_ptr,
+        group,
+        LENGTH=512,
+        LAG_LAST=False,
+        BLOCK_T=BLOCK_T,
+        OPERAND=OPERAND,
+        PRECISION=PRECISION,
+        TERMS=TERMS,
+    )
     x_blocks_kept = zero_blocks(HISTORY, M, BLOCK_T, OPERAND)
     for t in range(-LEAD, 0, BLOCK_T):
-        tile = (channel, inside, segment + t, t, latest + t, first, last, 0)
-        x = load_rows(x_ptr, x_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
+        tile = (offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
+        x = load_steps(x_ptr, x_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
         x_blocks, x_blocks_kept = remember(x_blocks_kept, x, going, M, N, OPERAND, PRECISION)
-    for t in tl.range(0, tl.minimum(steps, end), BLOCK_T, num_stages=PREFETCH):
-        tile = (channel, inside, segment + t, t, latest + t, first, last, end)
-        x = load_rows(x_ptr, x_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
+    for t in tl.range(0, tl.minimum(steps, write_end), BLOCK_T, num_stages=PREFETCH):
+        tile = (offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, write_end)
+        x = load_steps(x_ptr, x_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
         x_blocks, x_blocks_kept = remember(x_blocks_kept, x, going, M, N, OPERAND, PRECISION)
         conv = toeplitz(x_blocks, filter, HISTORY + 1, M, N, PRECISION)
-        store_rows(y_ptr, y_row, 1, tile, conv, EVEN, M, N)
+        store_steps(y_ptr, y_stride, 1, tile, conv, EVEN, M, N)
 
 
 @triton.jit(
     do_not_specialize=[
-        "x_batch", "x_row",
-        "dy_batch", "dy_row",
-        "d_x_batch", "d_x_row",
-        "first", "last", "end", "time_programs", "tiles",
+        "x_batch", "x_stride",
+        "dy_batch", "dy_stride",
+        "d_x_batch", "d_x_stride",
+        "read_begin", "read_end", "write_end", "splits", "tiles",
     ]
 )  # fmt: skip
 def conv_512_backward(
-    x_ptr, x_batch, x_row,
-    dy_ptr, dy_batch, dy_row,
-    d_x_ptr, d_x_batch, d_x_row,
-    filter_ptr,  # (256, 512)
-    group_partials_ptr,  # [programs along batch and time, 512, programs along channels] float32
-    first, last, end, time_programs, tiles,
-    CHANNELS: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
-    STEP: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr,
-    TILES: tl.constexpr, PREFETCH: tl.constexpr,
+    x_ptr, x_batch, x_stride,
+    dy_ptr, dy_batch, dy_stride,
+    d_x_ptr, d_x_batch, d_x_stride,
+    filter_ptr,  # [groups, 512]
+    group_partials_ptr,  # [batch and splits, 512, programs along channels] float32
+    read_begin, read_end, write_end, splits, tiles,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
+    STRIDE_UNIT: tl.constexpr, EVEN: tl.constexpr, TERMS: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, TILES: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """Gradients of every input, and partial sums of those of parameters.
 
-    A program computes SEGMENTS consecutive segments of `tiles` tiles of BLOCK_T steps side by
-    side,
-    backward in time, for BLOCK_D channels of a group. Time counts from the first step
-    written; activations are read in [first, last), are zero elsewhere, and are written up to
-    `end`.
-    EVEN says that these three are multiples of 8; strides count in units of STEP elements.
+    A program computes SEGMENTS consecutive segments of `tiles` tiles of BLOCK_T steps next to each
+    other, backward in time, for BLOCK_D channels of a group.
+
+    Time counts from the first step written. Activations are read in [read_begin, read_end), are
+    zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
+    8; strides count in units of STRIDE_UNIT elements.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # blocks of ROWS steps in a tile
     M: tl.constexpr = SEGMENTS * BLOCK_D  # rows of a product
@@ -553,85 +976,486 @@ def conv_512_backward(
     LEAD: tl.constexpr = HISTORY * BLOCK_T
     OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
-    PARTS: tl.constexpr = (16 + BLOCK_D - 1) // BLOCK_D  # of a group
-    PROGRAMS: tl.constexpr = CHANNELS // 16 * PARTS  # along channels
-    batch, part, block = locate(tl.program_id(0), time_programs, 1, PROGRAMS)
+    PARTS: tl.constexpr = (WIDTH + BLOCK_D - 1) // BLOCK_D  # of a group
+    PROGRAMS: tl.constexpr = CHANNELS // WIDTH * PARTS  # along channels
+    batch, part, block = locate(tl.program_id(0), splits, 1, PROGRAMS)
     group = part // PARTS
-    channel_0 = group * 16 + part % PARTS * BLOCK_D
+    channel_0 = group * WIDTH + part % PARTS * BLOCK_D
     steps = tiles * BLOCK_T  # of a segment
     step_0 = block * (SEGMENTS * steps)
     origin = (batch, channel_0, step_0)
-    x_ptr, x_row = advance(x_ptr, x_batch, x_row, STEP, UNIT, origin)
-    dy_ptr, dy_row = advance(dy_ptr, dy_batch, dy_row, STEP, 1, origin)
-    d_x_ptr, d_x_row = advance(d_x_ptr, d_x_batch, d_x_row, STEP, D_UNIT, origin)
-    first -= step_0
-    last -= step_0
-    end -= step_0
+    x_ptr, x_stride = advance(x_ptr, x_batch, x_stride, STRIDE_UNIT, UNIT, origin)
+    dy_ptr, dy_stride = advance(dy_ptr, dy_batch, dy_stride, STRIDE_UNIT, 1, origin)
+    d_x_ptr, d_x_stride = advance(d_x_ptr, d_x_batch, d_x_stride, STRIDE_UNIT, D_UNIT, origin)
+    read_begin -= step_0
+    read_end -= step_0
+    write_end -= step_0
     lane = tl.arange(0, M)[:, None]
-    channel = lane % BLOCK_D
+    offset = lane % BLOCK_D
     segment = lane // BLOCK_D * steps  # where it begins
-    row = channel_0 + channel
-    inside = row < (group + 1) * 16
-    going = time_programs > 0
+    channel = channel_0 + offset
+    channel_mask = channel < (group + 1) * WIDTH
+    going = splits > 0
     latest = (SEGMENTS - 1) * steps
-    filter = load_toeplitz(filter_ptr, group, 512, False, BLOCK_T, OPERAND, PRECISION, TERMS=1)
+    filter = load_toeplitz(
+        filter_ptr,
+        group,
+        LENGTH=512,
+        LAG_LAST=False,
+        BLOCK_T=BLOCK_T,
+        OPERAND=OPERAND,
+        PRECISION=PRECISION,
+        TERMS=TERMS,
+    )
     d_filter = zero_toeplitz(512, BLOCK_T)
     x_blocks_kept = zero_blocks(HISTORY, M, BLOCK_T, OPERAND)
     dy_blocks_kept = zero_blocks(HISTORY, M, BLOCK_T, OPERAND)
     for back in range(0, LEAD, BLOCK_T):
         t = steps + LEAD - back
-        tile = (channel, inside, segment + t, t, latest + t, first, last, 0)
+        tile = (offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
         early = t - LEAD
-        ahead = (channel, inside, segment + early, early, latest + early, first, last, 0)
-        x_ahead = load_rows(x_ptr, x_row, UNIT, ahead, 0, ROWS, EVEN, ROWS, M, N)
+        ahead = (
+            offset,
+            channel_mask,
+            segment + early,
+            early,
+            latest + early,
+            read_begin,
+            read_end,
+            0,
+        )
+        x_ahead = load_steps(x_ptr, x_stride, UNIT, ahead, 0, ROWS, EVEN, ROWS, M, N)
         x_blocks, x_blocks_kept = look_ahead(
             x_blocks_kept, x_ahead, going, M, N, OPERAND, PRECISION
         )
-        dy = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, M, N)
+        dy = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS, EVEN, ROWS, M, N)
         dy_blocks, dy_blocks_kept = remember(dy_blocks_kept, dy, going, M, N, OPERAND, PRECISION)
     # The first tile lies after the segment: only what the one before it takes from it is used.
     for back in tl.range(0, steps + BLOCK_T, BLOCK_T, num_stages=PREFETCH):
         t = steps - back
-        stop = tl.where(back > 0, end, 0)
-        tile = (channel, inside, segment + t, t, latest + t, first, last, stop)
+        stop = tl.where(back > 0, write_end, 0)
+        tile = (offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, stop)
         early = t - LEAD
-        ahead = (channel, inside, segment + early, early, latest + early, first, last, 0)
-        x_ahead = load_rows(x_ptr, x_row, UNIT, ahead, 0, ROWS, EVEN, ROWS, M, N)
+        ahead = (
+            offset,
+            channel_mask,
+            segment + early,
+            early,
+            latest + early,
+            read_begin,
+            read_end,
+            0,
+        )
+        x_ahead = load_steps(x_ptr, x_stride, UNIT, ahead, 0, ROWS, EVEN, ROWS, M, N)
         x_blocks, x_blocks_kept = look_ahead(
             x_blocks_kept, x_ahead, going, M, N, OPERAND, PRECISION
         )
-        dy = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, M, N)
+        dy = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS, EVEN, ROWS, M, N)
         dy_blocks, dy_blocks_kept = remember(dy_blocks_kept, dy, going, M, N, OPERAND, PRECISION)
         d_x = toeplitz_adjoint(dy_blocks, filter, HISTORY + 1, M, N, PRECISION)
-        store_rows(d_x_ptr, d_x_row, D_UNIT, tile, d_x, EVEN, M, N)
+        store_steps(d_x_ptr, d_x_stride, D_UNIT, tile, d_x, EVEN, M, N)
         d_filter = toeplitz_gradient(
             d_filter, dy_blocks, x_blocks, HISTORY + 1, M, BLOCK_T, PRECISION
         )
         if back == 0:
             d_filter = zero_toeplitz(512, BLOCK_T)
-    split = batch * time_programs + block
+    split = batch * splits + block
     group_partials_ptr += split.to(tl.int64) * (512 * PROGRAMS) + part
     store_toeplitz(group_partials_ptr, d_filter, PROGRAMS, 512, BLOCK_T)
 
 
+@gluon.jit(
+    do_not_specialize=[
+        "x_batch", "x_stride",
+        "dy_batch", "dy_stride",
+        "d_x_batch", "d_x_stride",
+        "read_begin", "read_end", "write_end", "splits", "tiles",
+    ]
+)  # fmt: skip
+def conv_512_backward_sm90(
+    x_ptr, x_batch, x_stride,
+    dy_ptr, dy_batch, dy_stride,
+    d_x_ptr, d_x_batch, d_x_stride,
+    filter_ptr,  # [groups, 512]
+    group_partials_ptr,  # [batch and splits, 512, programs along channels] float32
+    read_begin, read_end, write_end, splits, tiles,
+    CHANNELS: gl.constexpr, WIDTH: gl.constexpr, BLOCK_D: gl.constexpr, SEGMENTS: gl.constexpr,
+    BLOCK_T: gl.constexpr, TILES: gl.constexpr,
+):  # fmt: skip
+    """Gradients of every input, and partial sums of those of parameters.
+
+    For sm_90 and bfloat16. A program computes SEGMENTS consecutive segments of `tiles` tiles of
+    BLOCK_T steps side by side, backward in time, for BLOCK_D channels of a group.
+
+    Time counts from the first step written. Activations are read in [read_begin, read_end), are
+    zero elsewhere, and are written up to `write_end`, all three multiples of 8; strides count in
+    units of 8 elements.
+    """
+    gl.static_assert(BLOCK_D * SEGMENTS == 128 and BLOCK_T == 64, "rows and steps of a product")
+    COUNT: gl.constexpr = (512 - 1 + BLOCK_T - 1) // BLOCK_T + 1  # blocks that taps reach
+    LEAD: gl.constexpr = (COUNT - 1) * BLOCK_T
+    PARTS: gl.constexpr = (WIDTH + BLOCK_D - 1) // BLOCK_D  # of a group
+    PROGRAMS: gl.constexpr = CHANNELS // WIDTH * PARTS  # along channels
+    batch, section, block = locate(gl.program_id(0), splits, 1, PROGRAMS)
+    group = section // PARTS
+    channel_0 = group * WIDTH + section % PARTS * BLOCK_D
+    members = (group + 1) * WIDTH - channel_0
+    steps = tiles * BLOCK_T  # of a segment
+    halfway = SEGMENTS // 2 * steps
+    step_0 = block * (SEGMENTS * steps)
+    origin = (batch, channel_0, step_0)
+    x_ptr, _ = advance(x_ptr, x_batch, x_stride, 8, 1, origin)
+    dy_ptr, _ = advance(dy_ptr, dy_batch, dy_stride, 8, 1, origin)
+    d_x_ptr, _ = advance(d_x_ptr, d_x_batch, d_x_stride, 8, 1, origin)
+    x_ptr = x_ptr.to(gl.pointer_type(gl.int32), bitcast=True)  # of two steps
+    dy_ptr = dy_ptr.to(gl.pointer_type(gl.int32), bitcast=True)  # of two steps
+    read_begin -= step_0
+    length = read_end - step_0 - read_begin
+    write_end -= step_0
+    words = places(copy_layout(), 32, 2, (members, x_stride, tiles), read_begin, BLOCK_D)
+    edges = places(edge_layout(), 4, 2, (members, x_stride, tiles), read_begin, BLOCK_D)
+    dy_words = places(copy_layout(), 32, 2, (members, dy_stride, tiles), read_begin, BLOCK_D)
+    outputs = places(quarter_layout(), 32, 1, (members, d_x_stride, tiles), 0, BLOCK_D)
+    _, channel, channel_mask = channels(section, WIDTH, BLOCK_D)
+    filter = toeplitz_matrices(filter_ptr, group, 512, False, COUNT)
+    d_filter = zero_gradients(COUNT)
+    x_blocks = block_ring(COUNT)
+    dy_blocks = block_ring(COUNT)
+    x_early = input_slots(0)
+    dy_block = input_slots(0)
+
+    # Blocks beside the first tile's: what the recomputed convolution and the adjoint will reach.
+    # The first tile lies after the segment: only what the one before it takes from it is used.
+    t = steps + LEAD
+    fetch(x_early, x_ptr, words, edges, t - LEAD, halfway, length)
+    hopper.async_copy.commit_group()
+    fetch(dy_block, dy_ptr, dy_words, edges, t, halfway, length)
+    hopper.async_copy.commit_group()
+    newest = 0
+    for _ in range(COUNT - 1):
+        newest += 1
+        before = t - BLOCK_T
+        hopper.async_copy.wait_group(1)
+        quarters = ()
+        for part in gl.static_range(2):
+            for half in gl.static_range(2):
+                x_ahead = read_rows(x_early, part, half, 0)
+                quarters = quarters + (rows_quarter(x_ahead),)
+        remember_block(x_blocks, newest, quarters)
+        fetch(x_early, x_ptr, words, edges, before - LEAD, halfway, length)
+        hopper.async_copy.commit_group()
+        hopper.async_copy.wait_group(1)
+        quarters = ()
+        for part in gl.static_range(2):
+            for half in gl.static_range(2):
+                dy_a = read_rows(dy_block, part, half, 0)
+                quarters = quarters + (rows_quarter(dy_a),)
+        remember_block(dy_blocks, newest, quarters)
+        fetch(dy_block, dy_ptr, dy_words, edges, before, halfway, length)
+        hopper.async_copy.commit_group()
+        t = before
+    newest = 0
+    for back in range(0, steps + BLOCK_T, BLOCK_T):
+        t = steps - back
+        before = t - BLOCK_T
+        dy_length = gl.where(before < 0, 0, length)  # inputs have a context there, dy has none
+        stop = gl.where(back > 0, write_end, 0)
+        hopper.async_copy.wait_group(1)
+        quarters = ()
+        for part in gl.static_range(2):
+            for half in gl.static_range(2):
+                x_ahead = read_rows(x_early, part, half, 0)
+                quarters = quarters + (rows_quarter(x_ahead),)
+        remember_block(x_blocks, newest, quarters)
+        hopper.async_copy.wait_group(0)
+        hopper.fence_async_shared()
+        tl.debug_barrier()
+        quarters = ()
+        for part in gl.static_range(2):
+            for half in gl.static_range(2):
+                dy_a = read_rows(dy_block, part, half, 0)
+                quarters = quarters + (rows_quarter(dy_a),)
+        remember_block(dy_blocks, newest, quarters)
+        hopper.fence_async_shared()
+        tl.debug_barrier()
+        d_x_product = begin_toeplitz_adjoint(dy_blocks, newest, filter, COUNT)
+        d_filter = begin_toeplitz_gradient(
+            d_filter, dy_blocks, x_blocks, newest, back > BLOCK_T, COUNT
+        )
+        fetch(x_early, x_ptr, words, edges, before - LEAD, halfway, length)
+        hopper.async_copy.commit_group()
+        fetch(dy_block, dy_ptr, dy_words, edges, before, halfway, dy_length)
+        hopper.async_copy.commit_group()
+        d_x_product = hopper.warpgroup_mma_wait(COUNT, deps=(d_x_product,))
+        d_x_quarters = block_quarters(d_x_product)
+        for part in gl.static_range(1, -1, -1):
+            for half in gl.static_range(2):
+                position = t + 32 * part + half * halfway
+                d_x = quarter_rows(d_x_quarters[2 * part + half])
+                store_quarter(d_x_ptr, outputs, position, d_x, stop)
+        d_filter = end_gradients(d_filter)
+        newest = (newest + 1) % COUNT
+    hopper.async_copy.wait_group(0)
+    # Where this program is, computed once more: kept through the loop it would take registers.
+    batch, section, block = locate(anew(gl.program_id(0)), splits, 1, PROGRAMS)
+    split = batch * splits + block
+    taps = group_partials_ptr + split.to(gl.int64) * (512 * PROGRAMS) + section
+    store_diagonals(taps, d_filter, PROGRAMS, 512, COUNT)
+
+
+@triton.constexpr_function
+def section_end(index, CHANNELS, WIDTH, SHARERS):
+    """The first program after those that sum the gradients of parameters 0 .. index."""
+    sections = (
+        (512, CHANNELS // WIDTH * SHARERS, SHARERS),  # filter
+    )
+    return sum(rows * sum_blocks(columns, width) for rows, columns, width in sections[: index + 1])
+
+
 @triton.jit(do_not_specialize=["group_splits"])
 def sum_partials(
-    group_partials_ptr,  # [group_splits, 512, 256] float32
-    d_filter_ptr,  # (256, 512)
+    group_partials_ptr,  # [group_splits, 512, CHANNELS // WIDTH * SHARERS] float32
+    d_filter_ptr,  # [groups, 512]
     group_splits,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, SHARERS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of filter, each by programs of its own."""
     program = tl.program_id(0)
     sum_rows(
-        group_partials_ptr, d_filter_ptr, group_splits, program,
-        FIRST=0, P=512, COLUMNS=256, WIDTH=1, LENGTH=512, ROLES=1,
-        INTERLEAVED=False, LAG_LAST=False, BLOCK_G=128, BLOCK_W=1,
+        group_partials_ptr, d_filter_ptr, group_splits,
+        program,
+        FIRST=0, P=512, COLUMNS=CHANNELS // WIDTH * SHARERS, WIDTH=SHARERS,
+        LENGTH=512, ROLES=1, INTERLEAVED=False, LAG_LAST=False,
     )  # fmt: skip
 
 
 # -----------------------------------------------------------------------------------------------
 # Launchers
 # -----------------------------------------------------------------------------------------------
+
+
+class Grid(NamedTuple):
+    """The programs of a launch.
+
+    Attributes:
+        splits: of a sequence, each by a program of its own.
+        tiles: of a split, or of each of its segments.
+        columns: programs along channels.
+        sums: partial sums that a program writes.
+        programs: in all.
+    """
+
+    splits: int
+    tiles: int
+    columns: int
+    sums: int
+    programs: int
+
+
+def sharers(width: int, config: dict[str, int]) -> int:
+    """How many programs of a stream share the channels of a group."""
+    return -(-width // config["BLOCK_D"])
+
+
+def stream_grid(
+    batch: int, steps: int, channels: int, width: int, config: dict[str, int], whole: bool = False
+) -> Grid:
+    """Of kernels that stream along SEGMENTS segments of time, for channels of one group.
+
+    A segment has TILES tiles, fewer if the steps are few, and more if they are so many that the
+    partial sums of more than 32 splits would weigh something. `whole` asks for segments that end
+    with the steps, so that no sum goes beyond them.
+    """
+    in_all = -(-steps // (config["BLOCK_T"] * config["SEGMENTS"]))
+    tiles = max(1, min(config["TILES"], in_all), -(-in_all // 32))
+    while whole and in_all % tiles:
+        tiles -= 1
+    splits = -(-in_all // tiles)
+    columns = channels // width * sharers(width, config)
+    return Grid(splits, tiles, columns, config["SEGMENTS"], batch * splits * columns)
+
+
+def even(bounds: tuple[int, int, int]) -> bool:
+    """Whether a vector of 8 steps lies within or without the bounds as a whole."""
+    return all(bound % 8 == 0 for bound in bounds)
+
+
+def sm90_config(config: dict[str, int]) -> dict[str, int]:
+    """The config of the variant for sm_90: 128 rows of products, blocks of 64 steps, 8 warps.
+    Empty if there is none.
+    """
+    if not config.get("TILES_SM90"):
+        return {}
+    channels = config["BLOCK_D"]
+    shape = {"BLOCK_D": channels, "SEGMENTS": 128 // channels, "BLOCK_T": 64}
+    return shape | {"TILES": config["TILES_SM90"], "num_warps": 8}
+
+
+def sm90_grid(
+    batch: int, steps: int, channels: int, width: int, config: dict[str, int], whole: bool = False
+) -> Grid:
+    """As `stream_grid`, of the variant for sm_90, where two segments share a partial sum."""
+    grid = stream_grid(batch, steps, channels, width, config, whole)
+    return grid._replace(sums=config["SEGMENTS"] // 2)
+
+
+def sm90_suits(
+    reach: int, steps: int, bounds: tuple[int, int, int], config: dict[str, int]
+) -> bool:
+    """Whether sizes suit the variant for sm_90: whole vectors, and long enough to gain by it, for
+    nearly two tiles.
+
+    Args:
+        reach: steps that may be read.
+        bounds: of reads and writes, as kernels take them.
+    """
+    tile = config["BLOCK_T"] * config["SEGMENTS"]
+    return even(bounds) and 4 * steps > 7 * tile and reach < 2**29
+
+
+VARIANTS: dict = {"backward_sm90": ("backward", sm90_config)}  # and the kernels that they are of
+
+
+def tap_terms(groups: int) -> int:
+    """How many operands of products a tap is: two where few taps carry the result."""
+    return 2 if 128 * groups < 32 else 1
+
+
+def default_configs(channels: int, groups: int, device: torch.device) -> dict[str, dict[str, int]]:
+    """The config of each kernel for a width that CONFIGS lacks."""
+    width = channels // groups
+    padded_width = 1 << (width - 1).bit_length()
+    shared, product_rows = limits_of(device)
+    if shared < 163840 and 2 * tap_terms(groups) > 2:
+        forward = {
+            "ROWS": 8,
+            "BLOCK_D": min(32, padded_width),
+            "SEGMENTS": 32 // min(32, padded_width),
+            "BLOCK_T": 32,
+            "TILES": 64,
+            "PREFETCH": 3,
+            "num_warps": 4,
+            "maxnreg": 0,
+        }
+    elif 512 * 2 * tap_terms(groups) <= 384:
+        forward = {
+            "ROWS": 8,
+            "BLOCK_D": min(64, padded_width),
+            "SEGMENTS": 64 // min(64, padded_width),
+            "BLOCK_T": 64,
+            "TILES": 32,
+            "PREFETCH": 3,
+            "num_warps": 4,
+            "maxnreg": 0,
+        }
+    elif 2 * tap_terms(groups) <= 2:
+        forward = {
+            "ROWS": 8,
+            "BLOCK_D": min(32, padded_width),
+            "SEGMENTS": 32 // min(32, padded_width),
+            "BLOCK_T": 64,
+            "TILES": 32,
+            "PREFETCH": 3,
+            "num_warps": 4,
+            "maxnreg": 0,
+        }
+    else:
+        forward = {
+            "ROWS": 8,
+            "BLOCK_D": min(32, padded_width),
+            "SEGMENTS": 32 // min(32, padded_width),
+            "BLOCK_T": 32,
+            "TILES": 64,
+            "PREFETCH": 3,
+            "num_warps": 4,
+            "maxnreg": 0,
+        }
+    if 512 * 2 * tap_terms(groups) <= 384:
+        backward = {
+            "ROWS": 8,
+            "BLOCK_D": min(64, padded_width),
+            "SEGMENTS": 64 // min(64, padded_width),
+            "BLOCK_T": 32,
+            "TILES": 64,
+            "PREFETCH": 1,
+            "TILES_SM90": 0,
+            "num_warps": 8,
+            "maxnreg": 0,
+        }
+    elif product_rows <= 16 and 2 * tap_terms(groups) <= 2:
+        backward = {
+            "ROWS": 8,
+            "BLOCK_D": min(16, padded_width),
+            "SEGMENTS": 16 // min(16, padded_width),
+            "BLOCK_T": 32,
+            "TILES": 64,
+            "PREFETCH": 1,
+            "TILES_SM90": 0,
+            "num_warps": 8,
+            "maxnreg": 0,
+        }
+    elif 2 * tap_terms(groups) <= 2:
+        backward = {
+            "ROWS": 8,
+            "BLOCK_D": min(32, padded_width),
+            "SEGMENTS": 32 // min(32, padded_width),
+            "BLOCK_T": 32,
+            "TILES": 64,
+            "PREFETCH": 1,
+            "TILES_SM90": 0,
+            "num_warps": 8,
+            "maxnreg": 0,
+        }
+    else:
+        backward = {
+            "ROWS": 8,
+            "BLOCK_D": min(16, padded_width),
+            "SEGMENTS": 16 // min(16, padded_width),
+            "BLOCK_T": 16,
+            "TILES": 128,
+            "PREFETCH": 1,
+            "TILES_SM90": 0,
+            "num_warps": 8,
+            "maxnreg": 0,
+        }
+    return {"forward": forward, "backward": backward}
+
+
+def gpu_name(device: torch.device) -> str:
+    """What torch calls the GPU, or nothing."""
+    there = device.type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_name(device) if there else ""
+
+
+def limits_of(device: torch.device) -> tuple[int, int]:
+    """Bytes of shared memory that a program may take, and the rows of a product instruction.
+    Nothing limits Triton's interpreter.
+    """
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return 2**31, 128
+    found = torch.cuda.get_device_properties(device)
+    return found.shared_memory_per_block_optin, {9: 64, 10: 128}.get(found.major, 16)
+
+
+def configs_of(x: torch.Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
+    """The config of every kernel and variant for inputs like x of so many channels and groups: one
+    of CONFIGS, rather of this GPU than of another, or else the default.
+    """
+    key = (x.device, int(channels), int(groups))
+    if key not in CHOSEN:
+        here = gpu_name(x.device)
+        of_width = {k[0]: config for k, config in CONFIGS.items() if k[1:] == key[1:]}
+        found = of_width.get(here) or next(iter(of_width.values()), None)
+        found = found or default_configs(*key[1:], x.device)
+        found = {name: dict(config) for name, config in found.items()}
+        for config in found.values():
+            if "PROGRAMS" in config:  # of a sequence; a batch of these runs at once
+                config["PROGRAMS"] = max(1, config["PROGRAMS"] // BATCH)
+        for name, (kernel, derived) in VARIANTS.items():
+            if own := derived(found[kernel]):
+                found[name] = own
+        CHOSEN[key] = found
+    return CHOSEN[key]
 
 
 def dense(x: Tensor) -> Tensor:
@@ -678,39 +1502,15 @@ def segment(
     return context + begin, end - begin, (-(context + begin), length - begin, end - begin)
 
 
-def even(bounds: tuple[int, int, int]) -> bool:
-    """Whether a vector of 8 steps lies within or without the bounds as a whole."""
-    return all(bound % 8 == 0 for bound in bounds)
-
-
-def stream_programs(
-    batch: int, steps: int, schedule: dict[str, int], width: int, whole: bool
-) -> tuple[int, int, int]:
-    """As `programs` for programs that stream along segments of a group of `width` channels:
-    programs along time, tiles of a segment, programs in all.
-
-    A segment has TILES tiles, fewer if the steps are few, and more if they are so many that the
-    partial sums of more than 32 programs along time would weigh something. `whole` asks for
-    segments that end with the steps, so that no sum goes beyond them.
-    """
-    tiles_in_all = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
-    tiles = max(1, min(schedule["TILES"], tiles_in_all), -(-tiles_in_all // 32))
-    while whole and tiles_in_all % tiles:
-        tiles -= 1
-    along_time = -(-tiles_in_all // tiles)
-    along_channels = CHANNELS // width * -(-width // schedule["BLOCK_D"])
-    return along_time, tiles, batch * along_time * along_channels
-
-
-def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
+def stride_step(config: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
     """8 if all strides are multiples of 8 elements, so that accesses are 16 bytes wide; else 1.
 
     Refuses row strides that the 32-bit offsets within a program of so many tiles cannot hold;
     those of the program itself are 64-bit.
     """
-    rows = schedule.get("BLOCK_D", 1)
+    rows = config.get("BLOCK_D", 1)
     if LAYOUT == "BLD":  # and the steps that it looks back and ahead
-        rows = schedule["BLOCK_T"] * schedule.get("SEGMENTS", 1) * tiles + 4096
+        rows = config["BLOCK_T"] * config.get("SEGMENTS", 1) * tiles + 4096
     step = 8
     for x in tensors:
         batch_stride, row_stride, _ = x.stride()
@@ -721,6 +1521,36 @@ def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor], tiles: int)
     return step
 
 
+def suits_sm90(
+    tensors: Sequence[Tensor],
+    unit: int,
+    step: int,
+    begin: int,
+    bounds: tuple[int, int, int],
+    config: dict[str, int],
+) -> bool:
+    """Whether a call can run the variant for sm_90, and is long enough to gain by it.
+
+    The tensors are the inputs, which share a row stride as do their gradients at the end, and
+    between them those that are read from step `begin` on.
+    """
+    tile = config["BLOCK_T"] * config["SEGMENTS"]
+    x, roles = tensors[0], len(INPUTS)
+    return (
+        HAS_GLUON
+        and x.device.type == "cuda"
+        and x.dtype == torch.bfloat16
+        and torch.cuda.get_device_capability(x.device) == (9, 0)
+        and (unit, step) == (1, 8)
+        and begin % 8 == 0
+        and sm90_suits(bounds[1] - bounds[0], bounds[2], bounds, config)
+        and (bounds[1] == bounds[2] or bounds[2] % tile == 0)
+        and all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
+        and len({tensor.stride(1) for tensor in tensors[:roles]}) == 1
+        and len({tensor.stride(1) for tensor in tensors[-roles:]}) == 1
+    )
+
+
 def trait(argument: Tensor | int) -> tuple[object, ...]:
     """What Triton compiles another binary for: dtype and alignment, or 64 bits."""
     if isinstance(argument, Tensor):
@@ -728,26 +1558,41 @@ def trait(argument: Tensor | int) -> tuple[object, ...]:
     return (argument >= 2**31,)
 
 
-def launch(kernel, grid: int, *arguments: Tensor | int, options: dict[str, int], **constants: int):
+def launch(
+    kernel, programs: int, *arguments: Tensor | int, config: dict[str, int], **constants: int
+):
     """Run a kernel on the device of its first argument.
 
-    Binding arguments anew for each launch takes the host longer than a short kernel takes the GPU,
-    so the binary for arguments of these traits is remembered and launched directly. It takes the
-    constants by position, after the arguments.
+    The config gives the constants that are left, and what the compiler is told. Binding arguments
+    anew for each launch takes the host longer than a short kernel takes the GPU, so the binary for
+    arguments of these traits is remembered and launched directly. It takes the constants by
+    position, after the arguments.
     """
     device = arguments[0].device
-    key = (kernel, device, *map(trait, arguments), *constants.values(), *options.values())
+    given = len(arguments) + len(constants)
+    values = (*constants.values(), *(config[name] for name in kernel.arg_names[given:]))
+    options = {name: config[name] for name in TOLD if config.get(name)}
+    key = (kernel, device, *map(trait, arguments), *values, *options.values())
     binary = BINARIES.get(key)
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         if binary is None:
-            assert kernel.arg_names[len(arguments) :] == list(constants), "in the kernel's order"
-            BINARIES[key] = kernel[(grid,)](*arguments, **constants, **options)
+            names = kernel.arg_names[len(arguments) :]
+            assert names[: len(constants)] == list(constants), "in the kernel's order"
+            named = dict(zip(names, values, strict=True))
+            # Fusion is stated, because Triton's default changes between versions.
+            BINARIES[key] = kernel[(programs,)](
+                *arguments, **named, **options, enable_fp_fusion=True
+            )
         else:
-            binary[(grid, 1, 1)](*arguments, *constants.values())
+            binary[(programs, 1, 1)](*arguments, *values)
 
 
 def reduce_partials(
-    kernel, grid: int, partials: Sequence[Tensor], parameters: Sequence[Tensor]
+    kernel,
+    programs: int,
+    partials: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    **constants: int,
 ) -> list[Tensor]:
     """Gradients of parameter tensors, in their shapes and dtypes, from partial sums
     [splits, rows, columns], by one launch of all sections of the kernel that sums these.
@@ -756,9 +1601,8 @@ def reduce_partials(
         torch.empty_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
         for p in parameters
     ]
-    launch(
-        kernel, grid, *partials, *sums, *(p.shape[0] for p in partials), options=OPTIONS["reduce"]
-    )
+    counts = (p.shape[0] for p in partials)
+    launch(kernel, programs, *partials, *sums, *counts, config=SUMS, **constants)
     return [total.to(p.dtype) for total, p in zip(sums, parameters, strict=True)]
 
 
@@ -770,31 +1614,35 @@ def launch_forward(
     end: int | None = None,
 ) -> list[Tensor]:
     """[y] for steps begin .. end - 1 of the segment after `context` steps."""
-    schedule, options = SCHEDULE["forward"], OPTIONS["forward"]
     (x,), unit = common_unit(unpack(inputs))
     (filter,) = (p.contiguous() for p in parameters)
-    first, steps, bounds = segment(x, context, begin, end, schedule["BLOCK_T"])
-    time_programs, tiles, grid = stream_programs(x.shape[0], steps, schedule, 16, False)
-    outputs = [allocate(x, steps)]
-    step = stride_step(schedule, (x, *outputs), tiles)
-    if grid:
+    channels, groups = x.shape[CHANNEL], filter.shape[0]
+    width = channels // groups
+    configs = configs_of(x, channels, groups)
+    config = configs["forward"]
+    first, steps, bounds = segment(x, context, begin, end, config["BLOCK_T"])
+    grid = stream_grid(x.shape[0], steps, channels, width, config, False)
+    y = allocate(x, steps, channels)
+    step = stride_step(config, (x, y), grid.tiles)
+    if grid.programs:
         launch(
             conv_512_forward,
-            grid,
+            grid.programs,
             *operand(x, first, step),
-            *operand(outputs[0], 0, step),
+            *operand(y, 0, step),
             filter,
             *bounds,
-            time_programs,
-            tiles,
-            options=options,
-            CHANNELS=CHANNELS,
+            grid.splits,
+            grid.tiles,
+            config=config,
+            CHANNELS=channels,
+            WIDTH=width,
             UNIT=unit,
-            STEP=step,
+            STRIDE_UNIT=step,
             EVEN=even(bounds),
-            **schedule,
+            TERMS=tap_terms(groups),
         )
-    return outputs
+    return [y]
 
 
 def launch_backward(
@@ -811,41 +1659,73 @@ def launch_backward(
     With a range, the gradients of inputs are for its steps and those of parameters sum over them;
     `dy` and saved values cover the whole segment, without its context.
     """
-    schedule, options = SCHEDULE["backward"], OPTIONS["backward"]
     (x,), unit = common_unit(unpack(inputs))
     (filter,) = (p.contiguous() for p in parameters)
     dy = dense(dy)
-    tile = schedule["BLOCK_T"] * schedule["SEGMENTS"]
-    first, steps, bounds = segment(x, context, begin, end, tile)
+    channels, groups = x.shape[CHANNEL], filter.shape[0]
+    width = channels // groups
+    configs = configs_of(x, channels, groups)
+    config = configs["backward"]
+    first, steps, bounds = segment(x, context, begin, end, config["BLOCK_T"] * config["SEGMENTS"])
     gradients = [allocate(x, steps) for x in inputs]
-    d_inputs = unpack(gradients)
-    inner = bounds[1] > bounds[2]  # a range that ends before its segment does
-    time_programs, tiles, grid = stream_programs(dy.shape[0], steps, schedule, 16, inner)
-    step = stride_step(schedule, (x, dy, *d_inputs), tiles)
-    splits = dy.shape[0] * time_programs
-    columns = CHANNELS // 16 * -(-16 // schedule["BLOCK_D"])
-    group_partials = dy.new_empty((splits, 512, columns), dtype=torch.float32)
-    if grid:
+    (d_x,) = unpack(gradients)
+    d_unit = d_x.stride(2)
+    tensors = (x, dy, d_x)
+    grid = stream_grid(dy.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
+    step = stride_step(config, tensors, grid.tiles)
+    variant = configs.get("backward_sm90")
+    if variant is not None and suits_sm90(tensors, unit, step, begin, bounds, variant):
+        config = variant
+        grid = sm90_grid(dy.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
+    group_partials = dy.new_empty(
+        (dy.shape[0] * grid.splits, 512, grid.columns), dtype=torch.float32
+    )
+    if grid.programs and config is variant:
         launch(
-            conv_512_backward,
-            grid,
+            conv_512_backward_sm90,
+            grid.programs,
             *operand(x, first, step),
             *operand(dy, begin, step),
-            *operand(d_inputs[0], 0, step),
+            *operand(d_x, 0, step),
             filter,
             group_partials,
             *bounds,
-            time_programs,
-            tiles,
-            options=options,
-            CHANNELS=CHANNELS,
-            UNIT=unit,
-            D_UNIT=d_inputs[0].stride(2),
-            STEP=step,
-            EVEN=even(bounds),
-            **schedule,
+            grid.splits,
+            grid.tiles,
+            config=config,
+            CHANNELS=channels,
+            WIDTH=width,
         )
-    gradients += reduce_partials(sum_partials, 1024, [group_partials], [filter])
+    elif grid.programs:
+        launch(
+            conv_512_backward,
+            grid.programs,
+            *operand(x, first, step),
+            *operand(dy, begin, step),
+            *operand(d_x, 0, step),
+            filter,
+            group_partials,
+            *bounds,
+            grid.splits,
+            grid.tiles,
+            config=config,
+            CHANNELS=channels,
+            WIDTH=width,
+            UNIT=unit,
+            D_UNIT=d_unit,
+            STRIDE_UNIT=step,
+            EVEN=even(bounds),
+            TERMS=tap_terms(groups),
+        )
+    gradients += reduce_partials(
+        sum_partials,
+        section_end(0, channels, width, sharers(width, config)),
+        [group_partials],
+        [filter],
+        CHANNELS=channels,
+        WIDTH=width,
+        SHARERS=sharers(width, config),
+    )
     return gradients
 
 
@@ -854,14 +1734,15 @@ def launch_backward(
 # -----------------------------------------------------------------------------------------------
 
 
-def allocate(like: Tensor, steps: int, packed: int | None = None) -> Tensor:
-    """An activation of `steps` steps, not yet written, with the batch and dtype of `like`.
+def allocate(like: Tensor, steps: int, channels: int | None = None) -> Tensor:
+    """An activation of `steps` steps, not yet written, with the batch and dtype of `like`, and its
+    channels if no others are given.
 
-    It has the channels of `like`, or `packed` times CHANNELS. Channels-first rows are padded to a
-    multiple of 8 elements, so that accesses stay 16 bytes wide whatever the length.
+    Channels-first rows are padded to a multiple of 8 elements, so that accesses stay 16 bytes wide
+    whatever the length.
     """
     batch = like.shape[0]
-    channels = like.shape[CHANNEL] if packed is None else packed * CHANNELS
+    channels = like.shape[CHANNEL] if channels is None else channels
     if LAYOUT == "BLD":
         return like.new_empty((batch, steps, channels))
     row = (steps + 7) // 8 * 8
@@ -876,7 +1757,12 @@ def unpack(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     (features,) = inputs
     if not INTERLEAVED:
         return features.chunk(roles, CHANNEL)
-    return features.unflatten(CHANNEL, (CHANNELS, roles)).unbind(CHANNEL + 1)
+    return features.unflatten(CHANNEL, (-1, roles)).unbind(CHANNEL + 1)
+
+
+def channels_of(inputs: Sequence[Tensor]) -> int:
+    """D of all inputs, or of packed features alone."""
+    return inputs[0].shape[CHANNEL] * len(inputs) // len(INPUTS)
 
 
 def given(*inputs: Tensor | None) -> list[Tensor]:
@@ -1024,11 +1910,12 @@ def eager_forward(
     (filter,) = (p.to(dtype) for p in parameters)
     outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
     (out_0,) = (canonical(x) for x in outputs)
-    batch, _, length = x_all.shape
+    batch, channels, length = x_all.shape
+    width = channels // filter.shape[0]
     channel_bytes = 4 * batch * length * dtype.itemsize
-    for c in chunks(CHANNELS, 16, channel_bytes, BYTE_BUDGET):
+    for c in chunks(channels, width, channel_bytes, BYTE_BUDGET):
         x = x_all[:, c].to(dtype)
-        filter_c = channel_rows(filter, c, 16, dtype)
+        filter_c = channel_rows(filter, c, width, dtype)
         conv = conv_direct(x, filter_c, +1)
         out_0[:, c] = conv
     return outputs
@@ -1047,15 +1934,16 @@ def eager_backward(
     d_inputs = [allocate(x, x.shape[TIME]) for x in inputs]
     (d_x_all,) = (canonical(x) for x in unpack(d_inputs))
     d_filter_all = torch.zeros_like(filter, dtype=dtype)
-    batch, _, length = dy_all.shape
+    batch, channels, length = dy_all.shape
+    width = channels // filter.shape[0]
     channel_bytes = 5 * batch * length * dtype.itemsize
-    for c in chunks(CHANNELS, 16, channel_bytes, BYTE_BUDGET):
+    for c in chunks(channels, width, channel_bytes, BYTE_BUDGET):
         x = x_all[:, c].to(dtype)
-        filter_c = channel_rows(filter, c, 16, dtype)
+        filter_c = channel_rows(filter, c, width, dtype)
         dy = dy_all[:, c].to(dtype)
         d_x = conv_direct(dy, filter_c, -1)
         d_filter = tap_gradient_direct(dy, x, 512)
-        add_rows(d_filter_all, c, d_filter, 16)
+        add_rows(d_filter_all, c, d_filter, width)
         d_x_all[:, c] = d_x
     return [*d_inputs, d_filter_all.to(filter.dtype)]
 
@@ -1067,7 +1955,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_e4b14421"
+    name = unique = "conv_512_2a333955"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1086,7 +1974,8 @@ def forward_op(
     """y; of packed features if the later inputs are None."""
     inputs = given(x)
     with torch.autocast(x.device.type, enabled=False):
-        return eager_forward(unpack(inputs), [filter])[0]
+        (y,) = eager_forward(unpack(inputs), [filter])
+    return y
 
 
 @torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}_backward", mutates_args=())
@@ -1108,7 +1997,8 @@ def _(
     filter: Tensor,
 ) -> Tensor:
     inputs = given(x)
-    return launch_forward(inputs, [filter])[0]
+    outputs = launch_forward(inputs, [filter])
+    return outputs[0]
 
 
 @backward_op.register_kernel("cuda")
@@ -1126,8 +2016,9 @@ def _(
     x: Tensor,
     filter: Tensor,
 ) -> Tensor:
-    steps = x.shape[TIME]
-    return allocate(x, steps, 1)
+    inputs = given(x)
+    steps, channels = x.shape[TIME], channels_of(inputs)
+    return allocate(x, steps, channels)
 
 
 @backward_op.register_fake
@@ -1162,6 +2053,86 @@ forward_op.register_vmap(in_turn(forward_op))
 backward_op.register_vmap(in_turn(backward_op))
 
 
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Refuse what is no tensor of strides."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{OP}: {name} is a {type(tensor).__name__}, expected a tensor")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        kind = "nested" if tensor.is_nested else tensor.layout
+        raise TypeError(f"{OP}: {name} is {kind}, expected a dense tensor")
+
+
+def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    """Refuse tensors of a wrong kind, naming the argument and what was expected of it."""
+    names = INPUTS if len(inputs) == len(INPUTS) else ("features",)
+    x = inputs[0]
+    for name, tensor in zip((*names, *PARAMETERS), (*inputs, *parameters), strict=True):
+        check_dense(name, tensor)
+        if tensor.device != x.device:
+            raise ValueError(
+                f"{OP}: {name} is on {tensor.device}, but {names[0]} is on {x.device}"
+            )
+    accepted = (torch.bfloat16, torch.float16, torch.float32)
+    for name, tensor in zip(names, inputs, strict=True):
+        roles = len(INPUTS) // len(inputs)  # packed in one tensor
+        if tensor.dim() != 3 or tensor.shape[CHANNEL] % roles or tensor.shape[TIME] < LEAST:
+            channels = f"{roles} D" if roles > 1 else "D"
+            shape = f"(B, {channels}, L)" if LAYOUT == "BDL" else f"(B, L, {channels})"
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} with L >= {LEAST}"
+            )
+        if tensor.shape != x.shape:
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, "
+                f"but {names[0]} has {tuple(x.shape)}"
+            )
+        if tensor.dtype not in accepted and (tensor.dtype != torch.float64 or x.is_cuda):
+            raise TypeError(
+                f"{OP}: {name} is {tensor.dtype}, expected bfloat16, float16 or float32 "
+                "(float64 is for CPU only)"
+            )
+        if tensor.dtype != x.dtype:
+            raise TypeError(f"{OP}: {name} is {tensor.dtype}, but {names[0]} is {x.dtype}")
+    check_parameters(channels_of(inputs), parameters)
+
+
+def require_triton(x: Tensor) -> None:
+    """Refuse what kernels would compute, where nothing can compile them."""
+    if x.device.type == "cuda" and not HAS_TRITON:
+        raise RuntimeError(f"{OP}: CUDA tensors need Triton, which is not installed")
+
+
+def has_shape(tensor: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor has a shape; where some dimensions are symbols, one by one."""
+    return tensor.shape == shape or (
+        tensor.dim() == len(shape)
+        and all(have == wanted for have, wanted in zip(tensor.shape, shape, strict=True))
+    )
+
+
+def check_parameters(channels: int, parameters: Sequence[Tensor]) -> None:
+    """Refuse parameters that do not belong to so many channels, or to each other."""
+    groups = parameters[0].shape[0] if parameters[0].dim() else 0
+    if groups < 1 or channels < 1 or channels % groups:
+        raise ValueError(
+            f"{OP}: {PARAMETERS[0]} has shape {tuple(parameters[0].shape)}, expected a row for "
+            f"each of G filter groups, where G divides {channels} channels"
+        )
+    shapes = parameter_shapes(channels, groups)
+    accepted = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    for (name, shape), tensor in zip(shapes.items(), parameters, strict=True):
+        as_conv1d = (shape[0], 1, shape[-1])
+        if not (has_shape(tensor, shape) or (name in TAPS and has_shape(tensor, as_conv1d))):
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} for {channels} "
+                f"channels in {groups} filter groups"
+            )
+        if tensor.dtype not in accepted:
+            raise TypeError(
+                f"{OP}: {name} is {tensor.dtype}, expected float32, bfloat16, float16 or float64"
+            )
+
+
 def effective(
     filter: Tensor,
 ) -> list[Tensor]:
@@ -1180,63 +2151,12 @@ def run_op(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
     return forward_op(*inputs, *absent, *parameters)
 
 
-def check_dense(name: str, tensor: Tensor) -> None:
-    """Refuse what is no tensor of strides."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{OP}: {name} is a {type(tensor).__name__}, expected a tensor")
-    if tensor.is_nested or tensor.layout != torch.strided:
-        kind = "nested" if tensor.is_nested else tensor.layout
-        raise TypeError(f"{OP}: {name} is {kind}, expected a dense tensor")
-
-
-def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
-    """Refuse tensors of a wrong kind, naming the argument and what was expected of it."""
-    names = INPUTS if len(inputs) == len(INPUTS) else ("features",)
-    x = inputs[0]
-    channels = CHANNELS if names == INPUTS else len(INPUTS) * CHANNELS
-    for name, tensor in zip((*names, *PARAMETERS), (*inputs, *parameters), strict=True):
-        check_dense(name, tensor)
-        if tensor.device != x.device:
-            raise ValueError(
-                f"{OP}: {name} is on {tensor.device}, but {names[0]} is on {x.device}"
-            )
-    accepted = (torch.bfloat16, torch.float16, torch.float32)
-    for name, tensor in zip(names, inputs, strict=True):
-        if tensor.dim() != 3 or tensor.shape[CHANNEL] != channels or tensor.shape[TIME] < 1:
-            raise ValueError(
-                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected "
-                f"(B, {channels}, L) with L >= 1"
-            )
-        if tensor.shape != x.shape:
-            raise ValueError(
-                f"{OP}: {name} has shape {tuple(tensor.shape)}, "
-                f"but {names[0]} has {tuple(x.shape)}"
-            )
-        if tensor.dtype not in accepted and (tensor.dtype != torch.float64 or x.is_cuda):
-            raise TypeError(
-                f"{OP}: {name} is {tensor.dtype}, expected bfloat16, float16 or float32 "
-                "(float64 is for CPU only)"
-            )
-        if tensor.dtype != x.dtype:
-            raise TypeError(f"{OP}: {name} is {tensor.dtype}, but {names[0]} is {x.dtype}")
-    for (name, shape), tensor in zip(PARAMETERS.items(), parameters, strict=True):
-        conv1d = (shape[0], 1, shape[-1]) if name in ("filter",) else shape
-        if tuple(tensor.shape) not in (shape, conv1d):
-            raise ValueError(f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape}")
-        if tensor.dtype not in (*accepted, torch.float64):
-            raise TypeError(
-                f"{OP}: {name} is {tensor.dtype}, expected float32, bfloat16, float16 or float64"
-            )
-    if x.device.type == "cuda" and not HAS_TRITON:
-        raise RuntimeError(f"{OP}: CUDA tensors need Triton, which is not installed")
-
-
 def conv_512(x: Tensor, filter: Tensor) -> Tensor:
     """conv_512: 512-tap explicit causal convolution, filters shared by 16 channels
 
     Args:
         x: (B, D, L), bfloat16, float16 or float32
-        filter: (256, 512), float32; tap 0 multiplies the current sample
+        filter: (groups, 512), float32; tap 0 multiplies the current sample
 
     Returns:
         y (B, D, L) in the dtype of the inputs, differentiable in every argument.
@@ -1245,19 +2165,34 @@ def conv_512(x: Tensor, filter: Tensor) -> Tensor:
         TypeError, ValueError: naming the argument and the shape, dtype or device expected.
     """
     check([x], [filter])
+    require_triton(x)
     return run_op([x], effective(filter))
 
 
 class Conv512(nn.Module):
-    """The operator with its parameters: filter (256, 512).
+    """The operator with its parameters: filter (groups, 512).
 
     They are float32 and stay so under `.to(torch.bfloat16)`, `.half()` and autocast: they are few,
     and rounding them would cost more accuracy than the whole computation.
+
+    Args:
+        channels: D.
+        groups: G, which divides D; as wide as those of 4096 channels in 256 if absent.
     """
 
-    def __init__(self, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        channels: int = CHANNELS,
+        groups: int | None = None,
+        *,
+        device: torch.device | str | None = None,
+    ) -> None:
         super().__init__()
-        for name, shape in PARAMETERS.items():
+        groups = channels // (CHANNELS // GROUPS) if groups is None else groups
+        if channels < 1 or groups < 1 or channels % groups:
+            raise ValueError(f"{OP}: {groups} filter groups do not divide {channels} channels")
+        self.channels, self.groups = channels, groups
+        for name, shape in parameter_shapes(channels, groups).items():
             values = torch.empty(shape, dtype=torch.float32, device=device)
             self.register_parameter(name, nn.Parameter(values))
         self.reset_parameters()
@@ -1284,4 +2219,4 @@ class Conv512(nn.Module):
         raise TypeError(f"{OP}: expected 1 input, got {len(inputs)}")
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={shape}" for name, shape in PARAMETERS.items())
+        return f"channels={self.channels}, groups={self.groups}"

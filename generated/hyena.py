@@ -3,12 +3,12 @@
     z = (featurizer * k) . (featurizer * v)
     y = (featurizer * q) . (filter * z + skip . z)
 
-Activations are (B, D, L) with B batch, L time steps, D = 768 channels; G = 768 filter
-groups, K = 8192 taps. Plan fft/BDL/recompute.
+Activations are (B, D, L) with B batch, L time steps, D channels; G filter groups of D / G channels
+each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: a0411d7a21a66d9f7bfd7111b2a0e6633b0f1ba9f3ea9f1ef055d92aa631f9ac
+sha256, with zeros here: 86b15b33583bba04dff0f7db0abd0031e2501bcfc3a35a9b6ee3dc3af98e432b
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,10 +24,12 @@ OP = "hyena"
 PLAN = "fft/BDL/recompute"
 LAYOUT = "BDL"
 INPUTS = ("q", "k", "v")
-PARAMETERS = {"filter": (768, 8192), "featurizer": (2304, 3), "skip": (768,)}
-CHANNELS = 768
+PARAMETERS = ("filter", "featurizer", "skip")
+TAPS = ("filter", "featurizer")  # also in the shape of a conv1d's weight
+CHANNELS, GROUPS = 768, 768  # unless others are given
 INTERLEAVED = False  # how features are packed: channel by channel, or input by input
 TIME, CHANNEL = 2, 1  # axes of an activation
+LEAST = 1  # steps of a call
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 SPEC = {
@@ -56,19 +58,26 @@ SPEC = {
     "workloads": [{"batch": 1, "length": 8192}],
 }
 
+
+def parameter_shapes(channels: int, groups: int) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter."""
+    return {"filter": (groups, 8192), "featurizer": (3 * channels, 3), "skip": (channels,)}
+
+
 # -----------------------------------------------------------------------------------------------
 # Plain PyTorch: the algorithm of this file on every device
 # -----------------------------------------------------------------------------------------------
 
 
-def allocate(like: Tensor, steps: int, packed: int | None = None) -> Tensor:
-    """An activation of `steps` steps, not yet written, with the batch and dtype of `like`.
+def allocate(like: Tensor, steps: int, channels: int | None = None) -> Tensor:
+    """An activation of `steps` steps, not yet written, with the batch and dtype of `like`, and its
+    channels if no others are given.
 
-    It has the channels of `like`, or `packed` times CHANNELS. Channels-first rows are padded to a
-    multiple of 8 elements, so that accesses stay 16 bytes wide whatever the length.
+    Channels-first rows are padded to a multiple of 8 elements, so that accesses stay 16 bytes wide
+    whatever the length.
     """
     batch = like.shape[0]
-    channels = like.shape[CHANNEL] if packed is None else packed * CHANNELS
+    channels = like.shape[CHANNEL] if channels is None else channels
     if LAYOUT == "BLD":
         return like.new_empty((batch, steps, channels))
     row = (steps + 7) // 8 * 8
@@ -83,7 +92,12 @@ def unpack(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     (features,) = inputs
     if not INTERLEAVED:
         return features.chunk(roles, CHANNEL)
-    return features.unflatten(CHANNEL, (CHANNELS, roles)).unbind(CHANNEL + 1)
+    return features.unflatten(CHANNEL, (-1, roles)).unbind(CHANNEL + 1)
+
+
+def channels_of(inputs: Sequence[Tensor]) -> int:
+    """D of all inputs, or of packed features alone."""
+    return inputs[0].shape[CHANNEL] * len(inputs) // len(INPUTS)
 
 
 def given(*inputs: Tensor | None) -> list[Tensor]:
@@ -266,9 +280,10 @@ def eager_forward(
     filter, featurizer, skip = (p.to(dtype) for p in parameters)
     outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
     (out_0,) = (canonical(x) for x in outputs)
-    batch, _, length = q_all.shape
+    batch, channels, length = q_all.shape
+    width = channels // filter.shape[0]
     channel_bytes = 23 * batch * length * dtype.itemsize
-    for c in chunks(CHANNELS, 1, channel_bytes, BYTE_BUDGET):
+    for c in chunks(channels, width, channel_bytes, BYTE_BUDGET):
         q = q_all[:, c].to(dtype)
         featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
         q_hat = conv_fft(q, featurizer_q_c, +1)
@@ -279,7 +294,7 @@ def eager_forward(
         featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
         v_hat = conv_fft(v, featurizer_v_c, +1)
         z = k_hat * v_hat
-        filter_c = channel_rows(filter, c, 1, dtype)
+        filter_c = channel_rows(filter, c, width, dtype)
         conv = conv_fft(z, filter_c, +1)
         skip_c = channel_rows(skip, c, 1, dtype)[:, None]
         skipped = z * skip_c
@@ -304,9 +319,10 @@ def eager_backward(
     d_filter_all = torch.zeros_like(filter, dtype=dtype)
     d_featurizer_all = torch.zeros_like(featurizer, dtype=dtype)
     d_skip_all = torch.zeros_like(skip, dtype=dtype)
-    batch, _, length = dy_all.shape
+    batch, channels, length = dy_all.shape
+    width = channels // filter.shape[0]
     channel_bytes = 34 * batch * length * dtype.itemsize
-    for c in chunks(CHANNELS, 1, channel_bytes, BYTE_BUDGET):
+    for c in chunks(channels, width, channel_bytes, BYTE_BUDGET):
         q = q_all[:, c].to(dtype)
         featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
         q_hat = conv_fft(q, featurizer_q_c, +1)
@@ -317,7 +333,7 @@ def eager_backward(
         featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
         v_hat = conv_fft(v, featurizer_v_c, +1)
         z = k_hat * v_hat
-        filter_c = channel_rows(filter, c, 1, dtype)
+        filter_c = channel_rows(filter, c, width, dtype)
         conv = conv_fft(z, filter_c, +1)
         skip_c = channel_rows(skip, c, 1, dtype)[:, None]
         skipped = z * skip_c
@@ -331,7 +347,7 @@ def eager_backward(
         add_rows(d_skip_all, c, d_skip, 1)
         d_z_2 = conv_fft(d_pre_skip, filter_c, -1)
         d_filter = tap_gradient_fft(d_pre_skip, z, 8192)
-        add_rows(d_filter_all, c, d_filter, 1)
+        add_rows(d_filter_all, c, d_filter, width)
         d_z = d_z_1 + d_z_2
         d_k_hat = d_z * v_hat
         d_v_hat = d_z * k_hat
@@ -362,7 +378,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_d9f2633e"
+    name = unique = "hyena_f95b2823"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -385,7 +401,8 @@ def forward_op(
     """y; of packed features if the later inputs are None."""
     inputs = given(q, k, v)
     with torch.autocast(q.device.type, enabled=False):
-        return eager_forward(unpack(inputs), [filter, featurizer, skip])[0]
+        (y,) = eager_forward(unpack(inputs), [filter, featurizer, skip])
+    return y
 
 
 @torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}_backward", mutates_args=())
@@ -414,8 +431,9 @@ def _(
     featurizer: Tensor,
     skip: Tensor,
 ) -> Tensor:
-    steps = q.shape[TIME]
-    return allocate(q, steps, 1)
+    inputs = given(q, k, v)
+    steps, channels = q.shape[TIME], channels_of(inputs)
+    return allocate(q, steps, channels)
 
 
 @backward_op.register_fake
@@ -454,6 +472,80 @@ forward_op.register_vmap(in_turn(forward_op))
 backward_op.register_vmap(in_turn(backward_op))
 
 
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Refuse what is no tensor of strides."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{OP}: {name} is a {type(tensor).__name__}, expected a tensor")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        kind = "nested" if tensor.is_nested else tensor.layout
+        raise TypeError(f"{OP}: {name} is {kind}, expected a dense tensor")
+
+
+def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    """Refuse tensors of a wrong kind, naming the argument and what was expected of it."""
+    names = INPUTS if len(inputs) == len(INPUTS) else ("features",)
+    x = inputs[0]
+    for name, tensor in zip((*names, *PARAMETERS), (*inputs, *parameters), strict=True):
+        check_dense(name, tensor)
+        if tensor.device != x.device:
+            raise ValueError(
+                f"{OP}: {name} is on {tensor.device}, but {names[0]} is on {x.device}"
+            )
+    accepted = (torch.bfloat16, torch.float16, torch.float32)
+    for name, tensor in zip(names, inputs, strict=True):
+        roles = len(INPUTS) // len(inputs)  # packed in one tensor
+        if tensor.dim() != 3 or tensor.shape[CHANNEL] % roles or tensor.shape[TIME] < LEAST:
+            channels = f"{roles} D" if roles > 1 else "D"
+            shape = f"(B, {channels}, L)" if LAYOUT == "BDL" else f"(B, L, {channels})"
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} with L >= {LEAST}"
+            )
+        if tensor.shape != x.shape:
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, "
+                f"but {names[0]} has {tuple(x.shape)}"
+            )
+        if tensor.dtype not in accepted and (tensor.dtype != torch.float64 or x.is_cuda):
+            raise TypeError(
+                f"{OP}: {name} is {tensor.dtype}, expected bfloat16, float16 or float32 "
+                "(float64 is for CPU only)"
+            )
+        if tensor.dtype != x.dtype:
+            raise TypeError(f"{OP}: {name} is {tensor.dtype}, but {names[0]} is {x.dtype}")
+    check_parameters(channels_of(inputs), parameters)
+
+
+def has_shape(tensor: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor has a shape; where some dimensions are symbols, one by one."""
+    return tensor.shape == shape or (
+        tensor.dim() == len(shape)
+        and all(have == wanted for have, wanted in zip(tensor.shape, shape, strict=True))
+    )
+
+
+def check_parameters(channels: int, parameters: Sequence[Tensor]) -> None:
+    """Refuse parameters that do not belong to so many channels, or to each other."""
+    groups = parameters[0].shape[0] if parameters[0].dim() else 0
+    if groups < 1 or channels < 1 or channels % groups:
+        raise ValueError(
+            f"{OP}: {PARAMETERS[0]} has shape {tuple(parameters[0].shape)}, expected a row for "
+            f"each of G filter groups, where G divides {channels} channels"
+        )
+    shapes = parameter_shapes(channels, groups)
+    accepted = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    for (name, shape), tensor in zip(shapes.items(), parameters, strict=True):
+        as_conv1d = (shape[0], 1, shape[-1])
+        if not (has_shape(tensor, shape) or (name in TAPS and has_shape(tensor, as_conv1d))):
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} for {channels} "
+                f"channels in {groups} filter groups"
+            )
+        if tensor.dtype not in accepted:
+            raise TypeError(
+                f"{OP}: {name} is {tensor.dtype}, expected float32, bfloat16, float16 or float64"
+            )
+
+
 def effective(
     filter: Tensor,
     featurizer: Tensor,
@@ -476,55 +568,6 @@ def run_op(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
     return forward_op(*inputs, *absent, *parameters)
 
 
-def check_dense(name: str, tensor: Tensor) -> None:
-    """Refuse what is no tensor of strides."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{OP}: {name} is a {type(tensor).__name__}, expected a tensor")
-    if tensor.is_nested or tensor.layout != torch.strided:
-        kind = "nested" if tensor.is_nested else tensor.layout
-        raise TypeError(f"{OP}: {name} is {kind}, expected a dense tensor")
-
-
-def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
-    """Refuse tensors of a wrong kind, naming the argument and what was expected of it."""
-    names = INPUTS if len(inputs) == len(INPUTS) else ("features",)
-    x = inputs[0]
-    channels = CHANNELS if names == INPUTS else len(INPUTS) * CHANNELS
-    for name, tensor in zip((*names, *PARAMETERS), (*inputs, *parameters), strict=True):
-        check_dense(name, tensor)
-        if tensor.device != x.device:
-            raise ValueError(
-                f"{OP}: {name} is on {tensor.device}, but {names[0]} is on {x.device}"
-            )
-    accepted = (torch.bfloat16, torch.float16, torch.float32)
-    for name, tensor in zip(names, inputs, strict=True):
-        if tensor.dim() != 3 or tensor.shape[CHANNEL] != channels or tensor.shape[TIME] < 1:
-            raise ValueError(
-                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected "
-                f"(B, {channels}, L) with L >= 1"
-            )
-        if tensor.shape != x.shape:
-            raise ValueError(
-                f"{OP}: {name} has shape {tuple(tensor.shape)}, "
-                f"but {names[0]} has {tuple(x.shape)}"
-            )
-        if tensor.dtype not in accepted and (tensor.dtype != torch.float64 or x.is_cuda):
-            raise TypeError(
-                f"{OP}: {name} is {tensor.dtype}, expected bfloat16, float16 or float32 "
-                "(float64 is for CPU only)"
-            )
-        if tensor.dtype != x.dtype:
-            raise TypeError(f"{OP}: {name} is {tensor.dtype}, but {names[0]} is {x.dtype}")
-    for (name, shape), tensor in zip(PARAMETERS.items(), parameters, strict=True):
-        conv1d = (shape[0], 1, shape[-1]) if name in ("filter", "featurizer") else shape
-        if tuple(tensor.shape) not in (shape, conv1d):
-            raise ValueError(f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape}")
-        if tensor.dtype not in (*accepted, torch.float64):
-            raise TypeError(
-                f"{OP}: {name} is {tensor.dtype}, expected float32, bfloat16, float16 or float64"
-            )
-
-
 def hyena(
     q: Tensor, k: Tensor, v: Tensor, filter: Tensor, featurizer: Tensor, skip: Tensor
 ) -> Tensor:
@@ -534,10 +577,10 @@ def hyena(
         q: (B, D, L), bfloat16, float16 or float32
         k: (B, D, L), bfloat16, float16 or float32
         v: (B, D, L), bfloat16, float16 or float32
-        filter: (768, 8192), float32; tap 0 multiplies the current sample
-        featurizer: (2304, 3), float32; the last tap multiplies the current sample; blocks of D
-            channels, q, k, v in this order
-        skip: (768,), float32; times z, added to the convolution
+        filter: (groups, 8192), float32; tap 0 multiplies the current sample
+        featurizer: (3 * channels, 3), float32; the last tap multiplies the current sample; blocks
+            of D channels, q, k, v in this order
+        skip: (channels), float32; times z, added to the convolution
 
     Returns:
         y (B, D, L) in the dtype of the inputs, differentiable in every argument.
@@ -556,15 +599,30 @@ def hyena_packed(features: Tensor, filter: Tensor, featurizer: Tensor, skip: Ten
 
 
 class Hyena(nn.Module):
-    """The operator with its parameters: filter (768, 8192), featurizer (2304, 3), skip (768,).
+    """The operator with its parameters: filter (groups, 8192), featurizer (3 * channels, 3), skip
+    (channels).
 
     They are float32 and stay so under `.to(torch.bfloat16)`, `.half()` and autocast: they are few,
     and rounding them would cost more accuracy than the whole computation.
+
+    Args:
+        channels: D.
+        groups: G, which divides D; as wide as those of 768 channels in 768 if absent.
     """
 
-    def __init__(self, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        channels: int = CHANNELS,
+        groups: int | None = None,
+        *,
+        device: torch.device | str | None = None,
+    ) -> None:
         super().__init__()
-        for name, shape in PARAMETERS.items():
+        groups = channels // (CHANNELS // GROUPS) if groups is None else groups
+        if channels < 1 or groups < 1 or channels % groups:
+            raise ValueError(f"{OP}: {groups} filter groups do not divide {channels} channels")
+        self.channels, self.groups = channels, groups
+        for name, shape in parameter_shapes(channels, groups).items():
             values = torch.empty(shape, dtype=torch.float32, device=device)
             self.register_parameter(name, nn.Parameter(values))
         self.reset_parameters()
@@ -597,4 +655,4 @@ class Hyena(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={shape}" for name, shape in PARAMETERS.items())
+        return f"channels={self.channels}, groups={self.groups}"

@@ -4,16 +4,17 @@ gates
     z = (featurizer * k) . (featurizer * v)
     y = (featurizer * q) . (filter * z + skip . z)
 
-Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 4096 filter
-groups, N = 16 modes. Plan modal/BDL/save-states.
+Activations are (B, D, L) with B batch, L time steps, D channels; G filter groups of D / G channels
+each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 49de976d7ce358a4fd926b61437df57ed45ef5d11a16cd7c1c6943866969c7c2
+sha256, with zeros here: d389206afc1b77d53d06c2959e91f5d70e77e59cccf797ce6355b14a27b4413e
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,56 +31,94 @@ except ImportError:  # plain PyTorch needs no Triton: let the kernels be defined
 
     HAS_TRITON = False
     tl = SimpleNamespace(constexpr=None)
-    triton = SimpleNamespace(jit=lambda function=None, **_: function or (lambda f: f))
+    triton = SimpleNamespace(
+        jit=lambda function=None, **_: function or (lambda f: f),
+        constexpr_function=lambda function: function,
+    )
 
 OP = "hyena_li"
 PLAN = "modal/BDL/save-states"
 LAYOUT = "BDL"
 INPUTS = ("q", "k", "v")
-PARAMETERS = {
-    "p": (4096, 16),
-    "gamma": (4096, 16),
-    "residues": (4096, 16),
-    "featurizer": (12288, 3),
-    "skip": (4096,),
-}
-CHANNELS = 4096
+PARAMETERS = ("p", "gamma", "residues", "featurizer", "skip")
+TAPS = ("featurizer",)  # also in the shape of a conv1d's weight
+CHANNELS, GROUPS = 4096, 4096  # unless others are given
 INTERLEAVED = False  # how features are packed: channel by channel, or input by input
 TIME, CHANNEL = 2, 1  # axes of an activation
+LEAST = 1  # steps of a call
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 BLOCK = 64  # steps that plain PyTorch convolves by one product
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
-SCHEDULE = {
-    "forward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
-    "backward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1, "PARTS": 1},
-}
-OPTIONS = {  # of the compiler
-    "forward": {"num_warps": 4, "maxnreg": 96, "enable_fp_fusion": True},
-    "backward": {"num_warps": 4, "maxnreg": 168, "enable_fp_fusion": True},
-    "reduce": {"num_warps": 4, "enable_fp_fusion": True},
-}
-NUMBERS = {
-    "forward": {
-        "ROWS": 8,
-        "SEGMENTS": 64,
-        "BLOCK_T": 32,
-        "PREFETCH": 1,
-        "num_warps": 4,
-        "maxnreg": 96,
-        "PROGRAMS": 512,
+BATCH = 1  # the least that it is for
+CHOSEN: dict = {}  # configs by device, channels and groups
+TOLD = ("num_warps", "num_stages", "maxnreg")  # to the compiler, of a config
+SUMS = {"num_warps": 4}  # config of what adds sums
+CONFIGS = {  # by GPU, channels and groups
+    ("NVIDIA H200", 4096, 4096): {
+        "forward": {
+            "ROWS": 8,
+            "SEGMENTS": 64,
+            "BLOCK_T": 32,
+            "PREFETCH": 1,
+            "num_warps": 4,
+            "maxnreg": 96,
+            "PROGRAMS": 512,
+        },
+        "backward": {
+            "ROWS": 8,
+            "SEGMENTS": 64,
+            "BLOCK_T": 32,
+            "PREFETCH": 1,
+            "PARTS": 1,
+            "num_warps": 4,
+            "maxnreg": 168,
+            "PROGRAMS": 256,
+        },
     },
-    "backward": {
-        "ROWS": 8,
-        "SEGMENTS": 64,
-        "BLOCK_T": 32,
-        "PREFETCH": 1,
-        "PARTS": 1,
-        "num_warps": 4,
-        "maxnreg": 168,
-        "PROGRAMS": 256,
+    ("NVIDIA H200", 1920, 1920): {
+        "forward": {
+            "ROWS": 8,
+            "SEGMENTS": 64,
+            "BLOCK_T": 32,
+            "PREFETCH": 1,
+            "num_warps": 4,
+            "maxnreg": 96,
+            "PROGRAMS": 512,
+        },
+        "backward": {
+            "ROWS": 8,
+            "SEGMENTS": 64,
+            "BLOCK_T": 32,
+            "PREFETCH": 1,
+            "PARTS": 1,
+            "num_warps": 4,
+            "maxnreg": 168,
+            "PROGRAMS": 256,
+        },
     },
-}  # the schedule
+    ("NVIDIA H200", 8192, 8192): {
+        "forward": {
+            "ROWS": 8,
+            "SEGMENTS": 64,
+            "BLOCK_T": 32,
+            "PREFETCH": 1,
+            "num_warps": 4,
+            "maxnreg": 96,
+            "PROGRAMS": 512,
+        },
+        "backward": {
+            "ROWS": 8,
+            "SEGMENTS": 64,
+            "BLOCK_T": 32,
+            "PREFETCH": 1,
+            "PARTS": 1,
+            "num_warps": 4,
+            "maxnreg": 168,
+            "PROGRAMS": 256,
+        },
+    },
+}
 SPEC = {
     "op": "hyena_li",
     "channels": 4096,
@@ -110,6 +149,18 @@ SPEC = {
         {"batch": 1, "length": 131072},
     ],
 }
+
+
+def parameter_shapes(channels: int, groups: int) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter."""
+    return {
+        "p": (groups, 16),
+        "gamma": (groups, 16),
+        "residues": (groups, 16),
+        "featurizer": (3 * channels, 3),
+        "skip": (channels,),
+    }
+
 
 # -----------------------------------------------------------------------------------------------
 # Helpers of the kernels
@@ -202,7 +253,7 @@ def load_modes(
         4: R exp(a (i + 1)), [MODES, BLOCK_T]: from the states before a block to its outputs.
         5: R exp(a j), 6: exp(a (BLOCK_T - i)): 3 and 4 of the adjoint, which walks backward in
             time. Its states weigh with R, so that they are gradients of states but for exp(a).
-        7: for the scan, see `scan`.
+        7: for the scan, see `scan_states`.
     """
     a, residue = load_poles(poles_ptr, residues_ptr, row, COUNT, MODES)
     step = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)
@@ -228,12 +279,6 @@ def load_modes(
     left = tl.exp(a[:, None] * (8 * BLOCK_T * (GROUPS - 1 - group)))
     scan_constants = (group, block, doublings, entered, left, decay_by(a, M * BLOCK_T)[:, None])
     return a, residue, within, to_end, from_before, to_start, from_after, scan_constants
-
-
-@triton.jit
-def zero_state(MODES: tl.constexpr, M: tl.constexpr):
-    """The state of a sequence that has not begun, for every lane of the scan."""
-    return tl.zeros((MODES, M // 8), tl.float32)
 
 
 @triton.jit
@@ -402,7 +447,7 @@ def passed_on(state, lost, sums):
 
 
 @triton.jit
-def scan(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
+def scan_states(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
     """States before all blocks of a tile, from the sums [M, MODES] that blocks add and the state
     before the tile; and the state after it.
     """
@@ -433,14 +478,14 @@ def states_before(
 ):  # fmt: skip
     """The states before each block of a tile, and after the tile."""
     ends = product((block,), modes[3], tl.zeros((M, MODES), tl.float32), 1, PRECISION)
-    found, state = scan(ends, modes[7], state, MODES, M)
+    found, state = scan_states(ends, modes[7], state, MODES, M)
     return operand_states(found, MODES, M, OPERAND, PRECISION), state
 
 
 @triton.jit
 def scan_adjoint(starts, constants, state, MODES: tl.constexpr, M: tl.constexpr):
-    """`scan` backward in time: states after all blocks of a tile, from the state after the tile;
-    and the state before it.
+    """`scan_states` backward in time: states after all blocks of a tile, from the state after the
+    tile; and the state before it.
     """
     group, block, doublings, entered, left, lost = constants
     GROUPS: tl.constexpr = M // 8
@@ -575,7 +620,7 @@ def lane_sum(x):
 
 @triton.jit
 def store_modes(
-    ptr, first, total, poles, channel, inside, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+    ptr, first, total, poles, channel, channel_mask, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
     MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of COUNT poles, then of residues, to rows first, ... of [P, CHANNELS].
@@ -607,7 +652,7 @@ def store_modes(
     row = tl.arange(0, 2 * MODES)
     mode, which = row // 2, row % 2
     where = ptr + (first + which * COUNT + mode) * CHANNELS + channel
-    tl.store(where, sums, mask=(mode < COUNT) & inside)
+    tl.store(where, sums, mask=(mode < COUNT) & channel_mask)
 
 
 @triton.jit
@@ -673,30 +718,35 @@ def channel_sum(total, x):
 
 
 @triton.jit
-def load_rows(
-    ptr, row, unit, tile,
+def load_steps(
+    ptr, stride, unit, tile,
     LO: tl.constexpr, HI: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
+    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [read_begin,
+    read_end).
 
     EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside
     as a whole. Otherwise only tiles at an edge pay for a mask on every element. Lanes may begin at
     different times t, from `earliest` to `latest`.
     """
-    channel, inside, t, earliest, latest, first, last, end = tile
+    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     rows = ()
     for vector in tl.static_range(LO // 8, (HI + 7) // 8):
         index = tl.arange(0, N * 8)[None, :]
         begin = t + vector * 8 + index // 8 * ROWS  # of the vector
         time = begin + index % 8
-        where = ptr + channel * row + time * unit
+        where = ptr + offset * stride + time * unit
         if EVEN:
-            x = tl.load(where, mask=inside & (begin >= first) & (begin < last), other=0.0)
-        elif (earliest + vector * 8 >= first) & (latest + vector * 8 + N * ROWS <= last):
-            x = tl.load(where, mask=inside, other=0.0)
+            x = tl.load(
+                where, mask=channel_mask & (begin >= read_begin) & (begin < read_end), other=0.0
+            )
+        elif (earliest + vector * 8 >= read_begin) & (latest + vector * 8 + N * ROWS <= read_end):
+            x = tl.load(where, mask=channel_mask, other=0.0)
         else:
-            x = tl.load(where, mask=inside & (time >= first) & (time < last), other=0.0)
+            x = tl.load(
+                where, mask=channel_mask & (time >= read_begin) & (time < read_end), other=0.0
+            )
         rows = rows + vector_rows(x, BLOCK_D, N)
     return rows[LO - LO // 8 * 8 : LO - LO // 8 * 8 + HI - LO]
 
@@ -706,20 +756,22 @@ def load_lagged(
     ptr, row, unit, tile, LAG: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """`load_rows` from LAG <= 4 rows before the first: these by a load of 4 or 8 bytes, where
-    load_rows would load the whole vector that they end.
+    """`load_steps` from LAG <= 4 rows before the first: these by a load of 4 or 8 bytes, where
+    load_steps would load the whole vector that they end.
     """
-    channel, inside, t, earliest, latest, first, last, end = tile
+    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     COUNT: tl.constexpr = triton.next_power_of_2(LAG)
     index = tl.arange(0, N * COUNT)[None, :]
     begin = t + index // COUNT * ROWS - COUNT
     time = begin + index % COUNT
-    where = ptr + channel * row + time * unit
+    where = ptr + offset * row + time * unit
     if EVEN:
         vector = begin - (8 - COUNT)  # inside or outside as a whole
-        x = tl.load(where, mask=inside & (vector >= first) & (vector < last), other=0.0)
+        x = tl.load(
+            where, mask=channel_mask & (vector >= read_begin) & (vector < read_end), other=0.0
+        )
     else:
-        x = tl.load(where, mask=inside & (time >= first) & (time < last), other=0.0)
+        x = tl.load(where, mask=channel_mask & (time >= read_begin) & (time < read_end), other=0.0)
     x = x.to(tl.float32)
     if COUNT == 1:
         lagged = (x,)
@@ -730,7 +782,7 @@ def load_lagged(
         x0, x2 = tl.split(tl.reshape(even, (M, N, 2)))
         x1, x3 = tl.split(tl.reshape(odd, (M, N, 2)))
         lagged = (x0, x1, x2, x3)
-    own = load_rows(ptr, row, unit, tile, 0, ROWS, EVEN, ROWS, M, N)
+    own = load_steps(ptr, row, unit, tile, 0, ROWS, EVEN, ROWS, M, N)
     return lagged[COUNT - LAG :] + own
 
 
@@ -745,7 +797,7 @@ def joined_halves(total):
 
 
 @triton.jit
-def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
+def store_partial(ptr, first, total, channel, channel_mask, CHANNELS: tl.constexpr):
     """Write accumulators, summed over the tile, to rows first, ... of [P, CHANNELS]; many at once,
     which costs little more than one.
     """
@@ -758,7 +810,7 @@ def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
     row = tl.arange(0, COUNT)
     where = ptr + (first + row) * CHANNELS + channel
     sums = lane_sum(tl.trans(tl.reshape(some[0], (total[0].numel, COUNT))))
-    tl.store(where, sums, mask=inside & (row < len(total)))
+    tl.store(where, sums, mask=channel_mask & (row < len(total)))
 
 
 @triton.jit
@@ -800,9 +852,9 @@ def load_history(
 @triton.jit
 def with_history(rows, history, tile, COUNT: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
     """Rows whose context, in the first lane of the first tile, is COUNT steps of history."""
-    channel, inside, t, earliest, latest, first, last, end = tile
+    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
-    begins = (lane == 0) & (earliest == first)
+    begins = (lane == 0) & (earliest == read_begin)
     out = ()
     for r in tl.static_range(COUNT):
         out = out + (tl.where(begins, history[r], rows[r]),)
@@ -817,13 +869,13 @@ def chosen(condition, a, b):
 
 @triton.jit
 def walk(
-    state, span, begin, stop, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+    state, split, begin, stop, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
     MODES: tl.constexpr, M: tl.constexpr, TIME: tl.constexpr,
 ):  # fmt: skip
     """The state after `begin` tiles, counted from an end of the sequence, to that after `stop`, by
     the sums that the other launch has found. TIME is 1 from its first step on, -1 from its last.
     """
-    sums_ptr, program, tile_0, tiles, tiles_in_all = span
+    sums_ptr, program, tile_0, tiles, tiles_in_all = split
     LANES: tl.constexpr = M // 8
     for some in range(begin, stop, LANES):
         number = tl.minimum(some + tl.arange(0, LANES)[None, :], stop - 1)
@@ -836,18 +888,24 @@ def walk(
 
 
 @triton.jit
-def enter_state(
-    ends, span, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+def zero_state(MODES: tl.constexpr, M: tl.constexpr):
+    """The state of a sequence that has not begun, for every lane of the scan."""
+    return tl.zeros((MODES, M // 8), tl.float32)
+
+
+@triton.jit
+def load_initial_state(
+    ends, split, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The state before the first step of a span, for every lane of the scan: if SPLIT, by the
+    """The state before the first step of a split, for every lane of the scan: if SPLIT, by the
     arithmetic of a walk along all tiles before it.
     """
     state = zero_state(MODES, M)
     if STATEFUL:
         state = load_state(ends[0], 0, COUNT, 0, MODES, M)
     if SPLIT:
-        state = walk(state, span, 0, span[2], modes, COUNT, CHANNELS, MODES, M, 1)
+        state = walk(state, split, 0, split[2], modes, COUNT, CHANNELS, MODES, M, 1)
     return state
 
 
@@ -863,22 +921,22 @@ def join_adjoint(state, there, left, ends, COUNT: tl.constexpr, MODES: tl.conste
 
 @triton.jit
 def enter_adjoint(
-    ends, span, modes, end, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+    ends, split, modes, end, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, BLOCK_T: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The adjoint state after the last step of a span, for every lane of the scan, as enter_state.
+    """The adjoint state after the last step of a split, for every lane, as load_initial_state.
     The gradient of the last state joins it in the last tile.
     """
     state = zero_state(MODES, M)
     if SPLIT:
-        sums_ptr, program, tile_0, tiles, tiles_in_all = span
+        sums_ptr, program, tile_0, tiles, tiles_in_all = split
         after = tl.maximum(tiles_in_all - tile_0 - tiles, 0)
         last = load_state(sums_ptr, tiles_in_all - 1, COUNT, CHANNELS, MODES, M)
         if STATEFUL:
             left = end - (tiles_in_all - 1 - tile_0) * (M * BLOCK_T)
             last = join_adjoint(last, after > 0, left, ends, COUNT, MODES)
         state = chosen(after > 0, last, state)
-        state = walk(state, span, 1, after, modes, COUNT, CHANNELS, MODES, M, -1)
+        state = walk(state, split, 1, after, modes, COUNT, CHANNELS, MODES, M, -1)
     return state
 
 
@@ -895,14 +953,14 @@ def steps_left(tile, rows, M: tl.constexpr, N: tl.constexpr):
     """Whether a sequence ends within a tile, how many steps of it are before the end, and for
     every lane how many steps follow its first row within the sequence.
     """
-    channel, inside, t, earliest, latest, first, last, end = tile
-    left = end - earliest
+    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
+    left = write_end - earliest
     lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
     return left <= M * N * len(rows), left, left - 1 - lane * len(rows)
 
 
 @triton.jit
-def leave_state(
+def store_final_state(
     state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
 ):  # fmt: skip
@@ -979,12 +1037,12 @@ def leave_adjoint(
 
 @triton.jit
 def enter_gradient(
-    state, modes, ends, span, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
+    state, modes, ends, split, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
     STATEFUL: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient of the state before the first step, if STATEFUL."""
     if STATEFUL:  # noqa: SIM102 (a constant, then a value)
-        if span[1] == 0:
+        if split[1] == 0:
             gradient = tl.exp(modes[0])[:, None] * state
             keep_state(ends[0], 0, gradient, COUNT, 0, MODES, M, True)
 
@@ -994,7 +1052,7 @@ def leave_rows(
     ptr, row, rows, here, ROLE: tl.constexpr, LENGTH: tl.constexpr, CHANNELS: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Write the last LENGTH rows of a span, of a gradient before its featurizer's adjoint, for
+    """Write the last LENGTH rows of a split, of a gradient before its featurizer's adjoint, for
     `join_spans`, if SPLIT and `here`, in the tile that holds them.
     """
     if SPLIT:  # noqa: SIM102 (a constant, then a value)
@@ -1011,7 +1069,7 @@ def first_rows(
     ptr, row, after, ROLE: tl.constexpr, CHANNELS: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Write the first rows of a span likewise, if SPLIT: the last lane of `after` holds them."""
+    """Write the first rows of a split likewise, if SPLIT: the last lane of `after` holds them."""
     if SPLIT:
         LENGTH: tl.constexpr = len(after)
         lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
@@ -1040,20 +1098,66 @@ def history_gradient(
 
 
 @triton.jit
-def load_taps(ptr, row, inside, LENGTH: tl.constexpr, LAG_LAST: tl.constexpr):
+def fir_adjoint(x, taps, LENGTH: tl.constexpr):
+    """y[t] = sum_j taps[j] x[t + j]. The last row of x is LENGTH - 1 after the last of y."""
+    y = ()
+    for r in tl.static_range(len(x) - LENGTH + 1):
+        total = taps[0] * x[r]
+        for lag in tl.static_range(1, LENGTH):
+            total += taps[lag] * x[r + lag]
+        y = y + (total,)
+    return y
+
+
+@triton.jit
+def load_taps(ptr, row, channel_mask, LENGTH: tl.constexpr, LAG_LAST: tl.constexpr):
     """The taps of each lane's filter as float32, lag 0 first: LENGTH x [BLOCK_D, 1]."""
     taps = ()
     for lag in tl.static_range(LENGTH):
         tap = LENGTH - 1 - lag if LAG_LAST else lag
-        value = tl.load(ptr + row * LENGTH + tap, mask=inside, other=0.0)
+        value = tl.load(ptr + row * LENGTH + tap, mask=channel_mask, other=0.0)
         taps = taps + (value.to(tl.float32),)
     return taps
 
 
+@triton.jit(do_not_specialize=["d_input_batch", "d_input_row", "splits", "steps"])
+def join_splits(
+    edges_ptr,  # [batch, splits, ROLES, CHANNELS, 2, LENGTH] float32: first and last rows
+    featurizer_ptr,  # of one row a channel and role
+    d_input_ptr, d_input_batch, d_input_row,
+    splits, steps,
+    UNIT: tl.constexpr, CHANNELS: tl.constexpr, ROLES: tl.constexpr, ROLE: tl.constexpr,
+    LENGTH: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The gradient of one input in the last LENGTH steps of every split of so many steps but the
+    last: the featurizer's adjoint of that split's last rows and of the next one's first.
+    """
+    BLOCKS: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
+    outer = tl.program_id(0) // BLOCKS
+    batch, split = outer // (splits - 1), outer % (splits - 1)
+    row = tl.program_id(0) % BLOCKS * BLOCK_D + tl.arange(0, BLOCK_D)
+    channel_mask = row < CHANNELS
+    of_role = row * ROLES + ROLE if INTERLEAVED else ROLE * CHANNELS + row
+    taps = load_taps(featurizer_ptr, of_role, channel_mask, LENGTH + 1, LAG_LAST)
+    own = ((batch * splits + split).to(tl.int64) * ROLES + ROLE) * CHANNELS + row
+    own = edges_ptr + own * (2 * LENGTH) + LENGTH
+    later = own + (2 * ROLES * CHANNELS - 1) * LENGTH
+    rows, others = (), ()
+    for r in tl.static_range(LENGTH):
+        rows = rows + (tl.load(own + r, mask=channel_mask, other=0.0),)
+        others = others + (tl.load(later + r, mask=channel_mask, other=0.0),)
+    gradient = fir_adjoint(rows + others, taps, LENGTH + 1)
+    end = (split + 1).to(tl.int64) * steps
+    where = d_input_ptr + batch.to(tl.int64) * d_input_batch + row.to(tl.int64) * d_input_row
+    for r in tl.static_range(LENGTH):
+        value = gradient[r].to(d_input_ptr.dtype.element_ty)
+        tl.store(where + (end - LENGTH + r) * UNIT, value, mask=channel_mask)
+
+
 @triton.jit
-def load_vector(ptr, row, inside):
+def load_vector(ptr, row, channel_mask):
     """One float32 parameter for each lane: [BLOCK_D, 1]."""
-    return tl.load(ptr + row, mask=inside, other=0.0).to(tl.float32)
+    return tl.load(ptr + row, mask=channel_mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -1067,18 +1171,6 @@ def fir(x, taps, LENGTH: tl.constexpr):
                 total = tl.fma(taps[lag], x[r - lag], total)
             else:
                 total += taps[lag] * x[r - lag]
-        y = y + (total,)
-    return y
-
-
-@triton.jit
-def fir_adjoint(x, taps, LENGTH: tl.constexpr):
-    """y[t] = sum_j taps[j] x[t + j]. The last row of x is LENGTH - 1 after the last of y."""
-    y = ()
-    for r in tl.static_range(len(x) - LENGTH + 1):
-        total = taps[0] * x[r]
-        for lag in tl.static_range(1, LENGTH):
-            total += taps[lag] * x[r + lag]
         y = y + (total,)
     return y
 
@@ -1127,42 +1219,63 @@ def zero_rows(COUNT: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def locate(program, time_programs, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
+def locate(program, splits, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
     """(batch, first channel, time program) of one program; neighbours in time run together."""
     channel_programs: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
-    outer = program // time_programs
-    return outer // channel_programs, outer % channel_programs * BLOCK_D, program % time_programs
+    outer = program // splits
+    return outer // channel_programs, outer % channel_programs * BLOCK_D, program % splits
 
 
 @triton.jit
-def advance(ptr, batch_stride, row, STEP: tl.constexpr, unit, origin):
+def advance(ptr, batch_stride, stride, STRIDE_UNIT: tl.constexpr, unit, origin):
     """The pointer to origin = (batch, channel, time), in 64-bit arithmetic, and the row stride.
 
     Strides come in units of STEP elements, which tells the compiler how rows are aligned.
     """
     batch, channel, time = origin
-    offset = batch.to(tl.int64) * batch_stride * STEP + channel.to(tl.int64) * row * STEP
-    return ptr + offset + time.to(tl.int64) * unit, row * STEP
+    offset = (
+        batch.to(tl.int64) * batch_stride * STRIDE_UNIT
+        + channel.to(tl.int64) * stride * STRIDE_UNIT
+    )
+    return ptr + offset + time.to(tl.int64) * unit, stride * STRIDE_UNIT
 
 
 @triton.jit
-def store_rows(
-    ptr, row, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
+def store_steps(
+    ptr, stride, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
-    """Write the rows of every block that lie before `end`."""
-    channel, inside, t, earliest, latest, first, last, end = tile
+    """Write the rows of every block that lie before `write_end`."""
+    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     for vector in tl.static_range(len(rows) // 8):
         x = rows_vector(rows, vector * 8, BLOCK_D, N, ptr.dtype.element_ty)
         index = tl.arange(0, N * 8)[None, :]
         begin = t + vector * 8 + index // 8 * len(rows)
         time = begin + index % 8
-        where = ptr + channel * row + time * unit
+        where = ptr + offset * stride + time * unit
         if EVEN:
-            tl.store(where, x, mask=inside & (begin < end))
-        elif latest + vector * 8 + N * len(rows) <= end:
-            tl.store(where, x, mask=inside)
+            tl.store(where, x, mask=channel_mask & (begin < write_end))
+        elif latest + vector * 8 + N * len(rows) <= write_end:
+            tl.store(where, x, mask=channel_mask)
         else:
-            tl.store(where, x, mask=inside & (time < end))
+            tl.store(where, x, mask=channel_mask & (time < write_end))
+
+
+@triton.constexpr_function
+def columns_at_once(width):
+    """How many of `width` columns that share a row a program sums at once: a power of two."""
+    return min(1024, 1 << (width - 1).bit_length())
+
+
+@triton.constexpr_function
+def rows_at_once(width):
+    """How many rows of the gradient a program sums, where `width` columns share each."""
+    return max(1, 128 // columns_at_once(width))
+
+
+@triton.constexpr_function
+def sum_blocks(columns, width):
+    """How many programs sum one row of partial sums of so many columns."""
+    return -(-(columns // width) // rows_at_once(width))
 
 
 @triton.jit
@@ -1172,11 +1285,12 @@ def sum_rows(
     splits, program,
     FIRST: tl.constexpr, P: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
     LENGTH: tl.constexpr, ROLES: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr,
-    BLOCK_G: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """One program's gradient rows of one parameter tensor: of partials FIRST .. FIRST + ROLES *
     LENGTH - 1, summed over splits and over the WIDTH columns that share a row, always in the same
     order."""
+    BLOCK_G: tl.constexpr = rows_at_once(WIDTH)
+    BLOCK_W: tl.constexpr = columns_at_once(WIDTH)
     AT_ONCE: tl.constexpr = 8  # splits: their loads wait together, their sums one after another
     groups: tl.constexpr = COLUMNS // WIDTH
     blocks: tl.constexpr = (groups + BLOCK_G - 1) // BLOCK_G
@@ -1208,42 +1322,43 @@ def sum_rows(
 
 @triton.jit(
     do_not_specialize=[
-        "q_batch", "q_row",
-        "k_batch", "k_row",
-        "v_batch", "v_row",
-        "y_batch", "y_row",
-        "first", "last", "end", "time_programs", "tiles",
+        "q_batch", "q_stride",
+        "k_batch", "k_stride",
+        "v_batch", "v_stride",
+        "y_batch", "y_stride",
+        "read_begin", "read_end", "write_end", "splits", "tiles",
     ]
 )  # fmt: skip
 def hyena_li_forward(
-    q_ptr, q_batch, q_row,
-    k_ptr, k_batch, k_row,
-    v_ptr, v_batch, v_row,
-    y_ptr, y_batch, y_row,
-    featurizer_ptr,  # (12288, 3)
-    log_poles_ptr,  # (4096, 16)
-    residues_ptr,  # (4096, 16)
-    skip_ptr,  # (4096,)
+    q_ptr, q_batch, q_stride,
+    k_ptr, k_batch, k_stride,
+    v_ptr, v_batch, v_stride,
+    y_ptr, y_batch, y_stride,
+    featurizer_ptr,  # [3 * channels, 3]
+    log_poles_ptr,  # [groups, 16]
+    residues_ptr,  # [groups, 16]
+    skip_ptr,  # [channels]
     states_ptr,  # [batch, tiles, CHANNELS, 16] float32: before every tile
     history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
     entry_ptr,  # [batch, CHANNELS, 16] float32: state before the first step
     exit_ptr,  # the same after the last step
     sums_ptr,  # as states_ptr: what every tile adds to the state
-    first, last, end, time_programs, tiles,
-    CHANNELS: tl.constexpr, UNIT: tl.constexpr,
-    STEP: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr,
-    STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
-    ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+    read_begin, read_end, write_end, splits, tiles,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
+    EVEN: tl.constexpr, TERMS: tl.constexpr, KEEP: tl.constexpr, STATEFUL: tl.constexpr,
+    SPLIT: tl.constexpr, ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """z = (featurizer * k) . (featurizer * v); y = (featurizer * q) . (filter * z + skip . z)
 
-    A program walks forward in time along a span of one channel's sequence: `tiles` tiles, or what
-    is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
+    A program walks forward in time along one channel's sequence, or a split of it: `tiles`
+    tiles, or what is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
 
-    Time counts from the first step written; activations are read in [first, last), are zero
-    elsewhere, and are written up to `end`. EVEN says that these three are multiples of 8; strides
-    count in units of STEP elements. STATEFUL says that there are states at the ends, and a
-    history; SPLIT, that the sequence has several spans.
+    Time counts from the first step written. Activations are read in [read_begin, read_end), are
+    zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
+    8; strides count in units of STRIDE_UNIT elements.
+    STATEFUL says that there are states at the ends, and a history; SPLIT, that the sequence
+    has several splits.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
@@ -1254,54 +1369,76 @@ def hyena_li_forward(
     MODES: tl.constexpr = 16  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if q_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if q_ptr.dtype.element_ty == tl.float16 else "ieee"
-    batch, row, program = locate(tl.program_id(0), time_programs, 1, CHANNELS)
+    batch, channel, program = locate(tl.program_id(0), splits, 1, CHANNELS)
     tile_0 = program * tiles
-    origin = (batch, row, tile_0 * TILE)
-    q_ptr, q_row = advance(q_ptr, q_batch, q_row, STEP, UNIT, origin)
-    k_ptr, k_row = advance(k_ptr, k_batch, k_row, STEP, UNIT, origin)
-    v_ptr, v_row = advance(v_ptr, v_batch, v_row, STEP, UNIT, origin)
-    y_ptr, y_row = advance(y_ptr, y_batch, y_row, STEP, 1, origin)
+    origin = (batch, channel, tile_0 * TILE)
+    q_ptr, q_stride = advance(q_ptr, q_batch, q_stride, STRIDE_UNIT, UNIT, origin)
+    k_ptr, k_stride = advance(k_ptr, k_batch, k_stride, STRIDE_UNIT, UNIT, origin)
+    v_ptr, v_stride = advance(v_ptr, v_batch, v_stride, STRIDE_UNIT, UNIT, origin)
+    y_ptr, y_stride = advance(y_ptr, y_batch, y_stride, STRIDE_UNIT, 1, origin)
     history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
-    tiles_in_all = tl.cdiv(end, TILE)
+    tiles_in_all = tl.cdiv(write_end, TILE)
     tile_before = batch.to(tl.int64) * tiles_in_all
-    whose = (batch * CHANNELS + row).to(tl.int64)
-    ends = (entry_ptr + whose * 16, exit_ptr + whose * 16, log_poles_ptr + (row) * 16)
-    sums_ptr += (tile_before * CHANNELS + row) * 16
-    span = (sums_ptr, program, tile_0, tiles, tiles_in_all)
-    states_ptr += ((tile_before + tile_0) * CHANNELS + row) * 16
-    first -= tile_0 * TILE
-    last -= tile_0 * TILE
-    end -= tile_0 * TILE
+    whose = (batch * CHANNELS + channel).to(tl.int64)
+    ends = (entry_ptr + whose * 16, exit_ptr + whose * 16, log_poles_ptr + (channel // WIDTH) * 16)
+    sums_ptr += (tile_before * CHANNELS + channel) * 16
+    split = (sums_ptr, program, tile_0, tiles, tiles_in_all)
+    states_ptr += ((tile_before + tile_0) * CHANNELS + channel) * 16
+    read_begin -= tile_0 * TILE
+    read_end -= tile_0 * TILE
+    write_end -= tile_0 * TILE
     tiles = tl.minimum(tiles, tiles_in_all - tile_0)
     segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
-    channel = 0
-    inside = row < CHANNELS
-    featurizer_q = load_taps(featurizer_ptr, row, inside, 3, True)
-    featurizer_k = load_taps(featurizer_ptr, CHANNELS + row, inside, 3, True)
-    featurizer_v = load_taps(featurizer_ptr, 2 * CHANNELS + row, inside, 3, True)
-    filter = load_modes(
-        log_poles_ptr, residues_ptr, row, 16, MODES, M, BLOCK_T, OPERAND, PRECISION, TERMS=1
+    offset = 0
+    channel_mask = channel < CHANNELS
+    featurizer_q = load_taps(featurizer_ptr, channel, channel_mask, LENGTH=3, LAG_LAST=True)
+    featurizer_k = load_taps(
+        featurizer_ptr, CHANNELS + channel, channel_mask, LENGTH=3, LAG_LAST=True
     )
-    skip = load_vector(skip_ptr, row, inside)
-    q_history = load_history(history_ptr, row, 0, 2, CHANNELS, STATEFUL)
-    k_history = load_history(history_ptr, row, 1, 2, CHANNELS, STATEFUL)
-    v_history = load_history(history_ptr, row, 2, 2, CHANNELS, STATEFUL)
-    z_state = enter_state(ends, span, filter, 16, CHANNELS, MODES, M, STATEFUL, SPLIT)
+    featurizer_v = load_taps(
+        featurizer_ptr, 2 * CHANNELS + channel, channel_mask, LENGTH=3, LAG_LAST=True
+    )
+    filter = load_modes(
+        log_poles_ptr,
+        residues_ptr,
+        channel // WIDTH,
+        16,
+        MODES,
+        M,
+        BLOCK_T,
+        OPERAND,
+        PRECISION,
+        TERMS=TERMS,
+    )
+    skip = load_vector(skip_ptr, channel, channel_mask)
+    q_history = load_history(history_ptr, channel, 0, 2, CHANNELS, STATEFUL)
+    k_history = load_history(history_ptr, channel, 1, 2, CHANNELS, STATEFUL)
+    v_history = load_history(history_ptr, channel, 2, 2, CHANNELS, STATEFUL)
+    z_state = load_initial_state(ends, split, filter, 16, CHANNELS, MODES, M, STATEFUL, SPLIT)
     for number in tl.range(0, tiles, num_stages=PREFETCH):
         t = number * TILE
-        tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
-        q = load_lagged(q_ptr, q_row, UNIT, tile, 2, EVEN, ROWS, H, N)
+        tile = (
+            offset,
+            channel_mask,
+            segment + t,
+            t,
+            t + TILE - BLOCK_T,
+            read_begin,
+            read_end,
+            write_end,
+        )
+        q = load_lagged(q_ptr, q_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
         q = with_history(q, q_history, tile, 2 * STATEFUL, H, N)
         q_hat = fir(q, featurizer_q, LENGTH=3)
-        k = load_lagged(k_ptr, k_row, UNIT, tile, 2, EVEN, ROWS, H, N)
+        k = load_lagged(k_ptr, k_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
         k = with_history(k, k_history, tile, 2 * STATEFUL, H, N)
         k_hat = fir(k, featurizer_k, LENGTH=3)
-        v = load_lagged(v_ptr, v_row, UNIT, tile, 2, EVEN, ROWS, H, N)
+        v = load_lagged(v_ptr, v_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
         v = with_history(v, v_history, tile, 2 * STATEFUL, H, N)
         v_hat = fir(v, featurizer_v, LENGTH=3)
         z = multiply(k_hat, v_hat)
         keep_state(states_ptr, number, z_state, 16, CHANNELS, MODES, M, KEEP)
-        leave_state(z_state, z, tile, ends, 16, MODES, M, N, STATEFUL)
+        store_final_state(z_state, z, tile, ends, 16, MODES, M, N, STATEFUL)
         z_block = block_of((piece_of(z, H, N, OPERAND),), M, N, PRECISION)
         z_states, z_state = states_before(z_block, filter, z_state, MODES, M, OPERAND, PRECISION)
         conv_block = modal(z_block, z_states, filter, PRECISION)
@@ -1309,58 +1446,58 @@ def hyena_li_forward(
         skipped = scale(z, skip)
         pre_skip = add(conv, skipped)
         y = multiply(q_hat, pre_skip)
-        store_rows(y_ptr, y_row, 1, tile, y, EVEN, H, N)
+        store_steps(y_ptr, y_stride, 1, tile, y, EVEN, H, N)
 
 
 @triton.jit(
     do_not_specialize=[
-        "q_batch", "q_row",
-        "k_batch", "k_row",
-        "v_batch", "v_row",
-        "dy_batch", "dy_row",
-        "d_q_batch", "d_q_row",
-        "d_v_batch", "d_v_row",
-        "d_k_batch", "d_k_row",
-        "first", "last", "end", "time_programs", "tiles",
+        "q_batch", "q_stride",
+        "k_batch", "k_stride",
+        "v_batch", "v_stride",
+        "dy_batch", "dy_stride",
+        "d_q_batch", "d_q_stride",
+        "d_v_batch", "d_v_stride",
+        "d_k_batch", "d_k_stride",
+        "read_begin", "read_end", "write_end", "splits", "tiles",
     ]
 )  # fmt: skip
 def hyena_li_backward(
-    q_ptr, q_batch, q_row,
-    k_ptr, k_batch, k_row,
-    v_ptr, v_batch, v_row,
-    dy_ptr, dy_batch, dy_row,
-    d_q_ptr, d_q_batch, d_q_row,
-    d_v_ptr, d_v_batch, d_v_row,
-    d_k_ptr, d_k_batch, d_k_row,
-    featurizer_ptr,  # (12288, 3)
-    log_poles_ptr,  # (4096, 16)
-    residues_ptr,  # (4096, 16)
-    skip_ptr,  # (4096,)
+    q_ptr, q_batch, q_stride,
+    k_ptr, k_batch, k_stride,
+    v_ptr, v_batch, v_stride,
+    dy_ptr, dy_batch, dy_stride,
+    d_q_ptr, d_q_batch, d_q_stride,
+    d_v_ptr, d_v_batch, d_v_stride,
+    d_k_ptr, d_k_batch, d_k_stride,
+    featurizer_ptr,  # [3 * channels, 3]
+    log_poles_ptr,  # [groups, 16]
+    residues_ptr,  # [groups, 16]
+    skip_ptr,  # [channels]
     states_ptr,  # [batch, tiles, CHANNELS, 16] float32: before every tile
     history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
     d_history_ptr,  # the same in float32
-    edges_ptr,  # [batch, spans, 3, CHANNELS, 2, 2] float32: rows where spans meet
+    edges_ptr,  # [batch, splits, 3, CHANNELS, 2, 2] float32: rows where splits meet
     d_entry_ptr,  # [batch, CHANNELS, 16] float32: gradient of the state before the first step
     d_exit_ptr,  # the same after the last step
     sums_ptr,  # as states_ptr: what every tile adds to the state
-    partials_ptr,  # [programs along batch and time, 42, CHANNELS] float32
-    first, last, end, time_programs, tiles,
-    CHANNELS: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
-    STEP: tl.constexpr, EVEN: tl.constexpr,
-    STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
-    ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
-    PARTS: tl.constexpr,
+    partials_ptr,  # [batch and splits, 42, CHANNELS] float32
+    read_begin, read_end, write_end, splits, tiles,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
+    STRIDE_UNIT: tl.constexpr, EVEN: tl.constexpr, TERMS: tl.constexpr, STATEFUL: tl.constexpr,
+    SPLIT: tl.constexpr, ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr,
+    PREFETCH: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of every input, and partial sums of those of parameters.
 
-    A program walks backward in time along a span of one channel's sequence: `tiles` tiles, or what
-    is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps, rows of which are computed in
-    PARTS.
+    A program walks backward in time along one channel's sequence, or a split of it: `tiles`
+    tiles, or what is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
+    Its rows are computed in PARTS, one after another.
 
-    Time counts from the first step written; activations are read in [first, last), are zero
-    elsewhere, and are written up to `end`. EVEN says that these three are multiples of 8; strides
-    count in units of STEP elements. STATEFUL says that there are states at the ends, and a
-    history; SPLIT, that the sequence has several spans.
+    Time counts from the first step written. Activations are read in [read_begin, read_end), are
+    zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
+    8; strides count in units of STRIDE_UNIT elements.
+    STATEFUL says that there are states at the ends, and a history; SPLIT, that the sequence
+    has several splits.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
@@ -1370,50 +1507,67 @@ def hyena_li_backward(
     MODES: tl.constexpr = 16  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if q_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if q_ptr.dtype.element_ty == tl.float16 else "ieee"
-    batch, row, program = locate(tl.program_id(0), time_programs, 1, CHANNELS)
+    batch, channel, program = locate(tl.program_id(0), splits, 1, CHANNELS)
     tile_0 = program * tiles
-    origin = (batch, row, tile_0 * TILE)
-    q_ptr, q_row = advance(q_ptr, q_batch, q_row, STEP, UNIT, origin)
-    k_ptr, k_row = advance(k_ptr, k_batch, k_row, STEP, UNIT, origin)
-    v_ptr, v_row = advance(v_ptr, v_batch, v_row, STEP, UNIT, origin)
-    dy_ptr, dy_row = advance(dy_ptr, dy_batch, dy_row, STEP, 1, origin)
-    d_q_ptr, d_q_row = advance(d_q_ptr, d_q_batch, d_q_row, STEP, D_UNIT, origin)
-    d_v_ptr, d_v_row = advance(d_v_ptr, d_v_batch, d_v_row, STEP, D_UNIT, origin)
-    d_k_ptr, d_k_row = advance(d_k_ptr, d_k_batch, d_k_row, STEP, D_UNIT, origin)
+    origin = (batch, channel, tile_0 * TILE)
+    q_ptr, q_stride = advance(q_ptr, q_batch, q_stride, STRIDE_UNIT, UNIT, origin)
+    k_ptr, k_stride = advance(k_ptr, k_batch, k_stride, STRIDE_UNIT, UNIT, origin)
+    v_ptr, v_stride = advance(v_ptr, v_batch, v_stride, STRIDE_UNIT, UNIT, origin)
+    dy_ptr, dy_stride = advance(dy_ptr, dy_batch, dy_stride, STRIDE_UNIT, 1, origin)
+    d_q_ptr, d_q_stride = advance(d_q_ptr, d_q_batch, d_q_stride, STRIDE_UNIT, D_UNIT, origin)
+    d_v_ptr, d_v_stride = advance(d_v_ptr, d_v_batch, d_v_stride, STRIDE_UNIT, D_UNIT, origin)
+    d_k_ptr, d_k_stride = advance(d_k_ptr, d_k_batch, d_k_stride, STRIDE_UNIT, D_UNIT, origin)
     history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
-    tiles_in_all = tl.cdiv(end, TILE)
+    tiles_in_all = tl.cdiv(write_end, TILE)
     tile_before = batch.to(tl.int64) * tiles_in_all
-    whose = (batch * CHANNELS + row).to(tl.int64)
+    whose = (batch * CHANNELS + channel).to(tl.int64)
     d_history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
-    edges_ptr += (batch * time_programs + program).to(tl.int64) * (12 * CHANNELS)
-    ends = (d_entry_ptr + whose * 16, d_exit_ptr + whose * 16, log_poles_ptr + (row) * 16)
-    sums_ptr += (tile_before * CHANNELS + row) * 16
-    span = (sums_ptr, program, tile_0, tiles, tiles_in_all)
-    states_ptr += ((tile_before + tile_0) * CHANNELS + row) * 16
-    first -= tile_0 * TILE
-    last -= tile_0 * TILE
-    end -= tile_0 * TILE
+    edges_ptr += (batch * splits + program).to(tl.int64) * (12 * CHANNELS)
+    ends = (
+        d_entry_ptr + whose * 16,
+        d_exit_ptr + whose * 16,
+        log_poles_ptr + (channel // WIDTH) * 16,
+    )
+    sums_ptr += (tile_before * CHANNELS + channel) * 16
+    split = (sums_ptr, program, tile_0, tiles, tiles_in_all)
+    states_ptr += ((tile_before + tile_0) * CHANNELS + channel) * 16
+    read_begin -= tile_0 * TILE
+    read_end -= tile_0 * TILE
+    write_end -= tile_0 * TILE
     tiles = tl.minimum(tiles, tiles_in_all - tile_0)
     segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
-    channel = 0
-    inside = row < CHANNELS
-    featurizer_q = load_taps(featurizer_ptr, row, inside, 3, True)
-    featurizer_k = load_taps(featurizer_ptr, CHANNELS + row, inside, 3, True)
-    featurizer_v = load_taps(featurizer_ptr, 2 * CHANNELS + row, inside, 3, True)
-    filter = load_modes(
-        log_poles_ptr, residues_ptr, row, 16, MODES, M, BLOCK_T, OPERAND, PRECISION, TERMS=1
+    offset = 0
+    channel_mask = channel < CHANNELS
+    featurizer_q = load_taps(featurizer_ptr, channel, channel_mask, LENGTH=3, LAG_LAST=True)
+    featurizer_k = load_taps(
+        featurizer_ptr, CHANNELS + channel, channel_mask, LENGTH=3, LAG_LAST=True
     )
-    skip = load_vector(skip_ptr, row, inside)
+    featurizer_v = load_taps(
+        featurizer_ptr, 2 * CHANNELS + channel, channel_mask, LENGTH=3, LAG_LAST=True
+    )
+    filter = load_modes(
+        log_poles_ptr,
+        residues_ptr,
+        channel // WIDTH,
+        16,
+        MODES,
+        M,
+        BLOCK_T,
+        OPERAND,
+        PRECISION,
+        TERMS=TERMS,
+    )
+    skip = load_vector(skip_ptr, channel, channel_mask)
     d_featurizer_q = zero_taps(3, M // 2, N)
     d_featurizer_k = zero_taps(3, M // 2, N)
     d_featurizer_v = zero_taps(3, M // 2, N)
     d_skip = zero_taps(1, M // 2, N)
     d_filter = zero_modes(MODES, M, BLOCK_T, STATEFUL)
-    q_history = load_history(history_ptr, row, 0, 2, CHANNELS, STATEFUL)
-    k_history = load_history(history_ptr, row, 1, 2, CHANNELS, STATEFUL)
-    v_history = load_history(history_ptr, row, 2, 2, CHANNELS, STATEFUL)
+    q_history = load_history(history_ptr, channel, 0, 2, CHANNELS, STATEFUL)
+    k_history = load_history(history_ptr, channel, 1, 2, CHANNELS, STATEFUL)
+    v_history = load_history(history_ptr, channel, 2, 2, CHANNELS, STATEFUL)
     d_pre_skip_state = enter_adjoint(
-        ends, span, filter, end, 16, CHANNELS, MODES, M, BLOCK_T, STATEFUL, SPLIT
+        ends, split, filter, write_end, 16, CHANNELS, MODES, M, BLOCK_T, STATEFUL, SPLIT
     )
     d_q_hat_b_after = zero_rows(2, H, N)
     d_v_hat_c_after = zero_rows(2, H, N)
@@ -1428,19 +1582,20 @@ def hyena_li_backward(
             s = t + part * (H * BLOCK_T)
             last_block = s + (H - 1) * BLOCK_T
             where = (segment + s, s, last_block)
-            tile = (channel, inside) + where + (first, last, end)
-            q_a = load_lagged(q_ptr, q_row, UNIT, tile, 2, EVEN, ROWS, H, N)
+            bounds = (read_begin, read_end, write_end)
+            tile = (offset, channel_mask) + where + bounds
+            q_a = load_lagged(q_ptr, q_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
             q_a = with_history(q_a, q_history, tile, 2 * STATEFUL, H, N)
             q_hat_a = fir(q_a, featurizer_q, LENGTH=3)
-            k_a = load_lagged(k_ptr, k_row, UNIT, tile, 2, EVEN, ROWS, H, N)
+            k_a = load_lagged(k_ptr, k_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
             k_a = with_history(k_a, k_history, tile, 2 * STATEFUL, H, N)
             k_hat_a = fir(k_a, featurizer_k, LENGTH=3)
-            v_a = load_lagged(v_ptr, v_row, UNIT, tile, 2, EVEN, ROWS, H, N)
+            v_a = load_lagged(v_ptr, v_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
             v_a = with_history(v_a, v_history, tile, 2 * STATEFUL, H, N)
             v_hat_a = fir(v_a, featurizer_v, LENGTH=3)
             z_a = multiply(k_hat_a, v_hat_a)
             z_block = z_block + (piece_of(z_a, H, N, OPERAND),)
-            dy_a = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
+            dy_a = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
             d_pre_skip_a = multiply(dy_a, q_hat_a)
             d_pre_skip_block = d_pre_skip_block + (piece_of(d_pre_skip_a, H, N, OPERAND),)
         z_block = block_of(z_block, M, N, PRECISION)
@@ -1457,19 +1612,20 @@ def hyena_li_backward(
             s = t + part * (H * BLOCK_T)
             last_block = s + (H - 1) * BLOCK_T
             where = (segment + s, s, last_block)
-            tile = (channel, inside) + where + (first, last, end)
+            bounds = (read_begin, read_end, write_end)
+            tile = (offset, channel_mask) + where + bounds
             conv = recall(conv_block, part, PARTS, M, N)
             z_b = recall(z_block, part, PARTS, M, N)
-            q_b = load_lagged(q_ptr, q_row, UNIT, tile, 2, EVEN, ROWS, H, N)
+            q_b = load_lagged(q_ptr, q_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
             q_b = with_history(q_b, q_history, tile, 2 * STATEFUL, H, N)
             skipped_b = scale(z_b, skip)
             pre_skip_b = add(conv, skipped_b)
-            dy_b = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
+            dy_b = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
             d_q_hat_b = multiply(dy_b, pre_skip_b)
             d_q_hat_on_b, d_q_hat_b_after = extend(d_q_hat_b, d_q_hat_b_after, 2, H, N)
             leave_rows(
                 edges_ptr,
-                row,
+                channel,
                 d_q_hat_b,
                 (back == 0) & (part == PARTS - 1),
                 0,
@@ -1480,7 +1636,7 @@ def hyena_li_backward(
                 SPLIT,
             )
             d_q_b = fir_adjoint(d_q_hat_on_b, featurizer_q, LENGTH=3)
-            store_rows(d_q_ptr, d_q_row, D_UNIT, tile, d_q_b, EVEN, H, N)
+            store_steps(d_q_ptr, d_q_stride, D_UNIT, tile, d_q_b, EVEN, H, N)
             d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat_b, q_b, LENGTH=3)
         d_z_2_block = modal_adjoint(d_pre_skip_block, d_pre_skip_states, filter, PRECISION)
         tl.debug_barrier()  # what follows loads again what it needs
@@ -1488,16 +1644,17 @@ def hyena_li_backward(
             s = t + part * (H * BLOCK_T)
             last_block = s + (H - 1) * BLOCK_T
             where = (segment + s, s, last_block)
-            tile = (channel, inside) + where + (first, last, end)
+            bounds = (read_begin, read_end, write_end)
+            tile = (offset, channel_mask) + where + bounds
             d_z_2 = recall(d_z_2_block, part, PARTS, M, N)
             d_z_2, d_pre_skip_state = leave_adjoint(
                 d_z_2, d_pre_skip_state, tile, ends, 16, MODES, M, N, STATEFUL
             )
             d_pre_skip_c = recall(d_pre_skip_block, part, PARTS, M, N)
-            k_c = load_lagged(k_ptr, k_row, UNIT, tile, 2, EVEN, ROWS, H, N)
+            k_c = load_lagged(k_ptr, k_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
             k_c = with_history(k_c, k_history, tile, 2 * STATEFUL, H, N)
             k_hat_c = fir(k_c, featurizer_k, LENGTH=3)
-            v_c = load_lagged(v_ptr, v_row, UNIT, tile, 2, EVEN, ROWS, H, N)
+            v_c = load_lagged(v_ptr, v_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
             v_c = with_history(v_c, v_history, tile, 2 * STATEFUL, H, N)
             v_hat_c = fir(v_c, featurizer_v, LENGTH=3)
             z_c = multiply(k_hat_c, v_hat_c)
@@ -1510,7 +1667,7 @@ def hyena_li_backward(
             d_v_hat_on_c, d_v_hat_c_after = extend(d_v_hat_c, d_v_hat_c_after, 2, H, N)
             leave_rows(
                 edges_ptr,
-                row,
+                channel,
                 d_v_hat_c,
                 (back == 0) & (part == PARTS - 1),
                 2,
@@ -1521,12 +1678,12 @@ def hyena_li_backward(
                 SPLIT,
             )
             d_v_c = fir_adjoint(d_v_hat_on_c, featurizer_v, LENGTH=3)
-            store_rows(d_v_ptr, d_v_row, D_UNIT, tile, d_v_c, EVEN, H, N)
+            store_steps(d_v_ptr, d_v_stride, D_UNIT, tile, d_v_c, EVEN, H, N)
             d_featurizer_v = tap_gradient(d_featurizer_v, d_v_hat_c, v_c, LENGTH=3)
             d_k_hat_on_c, d_k_hat_c_after = extend(d_k_hat_c, d_k_hat_c_after, 2, H, N)
             leave_rows(
                 edges_ptr,
-                row,
+                channel,
                 d_k_hat_c,
                 (back == 0) & (part == PARTS - 1),
                 1,
@@ -1537,88 +1694,421 @@ def hyena_li_backward(
                 SPLIT,
             )
             d_k_c = fir_adjoint(d_k_hat_on_c, featurizer_k, LENGTH=3)
-            store_rows(d_k_ptr, d_k_row, D_UNIT, tile, d_k_c, EVEN, H, N)
+            store_steps(d_k_ptr, d_k_stride, D_UNIT, tile, d_k_c, EVEN, H, N)
             d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat_c, k_c, LENGTH=3)
         d_filter = modal_gradient(
             d_filter, d_pre_skip_block, d_pre_skip_states, z_block, z_states, PRECISION
         )
-    partials_ptr += (batch * time_programs + program).to(tl.int64) * (42 * CHANNELS)
+    partials_ptr += (batch * splits + program).to(tl.int64) * (42 * CHANNELS)
     store_partial(
         partials_ptr,
         0,
         d_featurizer_q + d_featurizer_k + d_featurizer_v + d_skip,
-        row,
-        inside,
+        channel,
+        channel_mask,
         CHANNELS,
     )
     store_modes(
         partials_ptr,
         10,
         d_filter,
-        load_poles(log_poles_ptr, residues_ptr, row, 16, MODES),
-        row,
-        inside,
+        load_poles(log_poles_ptr, residues_ptr, channel // WIDTH, 16, MODES),
+        channel,
+        channel_mask,
         16,
         CHANNELS,
         MODES,
         M,
         BLOCK_T,
     )
-    enter_gradient(d_pre_skip_state, filter, ends, span, 16, MODES, M, STATEFUL)
+    enter_gradient(d_pre_skip_state, filter, ends, split, 16, MODES, M, STATEFUL)
     history_gradient(
-        d_history_ptr, row, d_q_hat_b_after, featurizer_q, program, 0, CHANNELS, H, N, STATEFUL
+        d_history_ptr, channel, d_q_hat_b_after, featurizer_q, program, 0, CHANNELS, H, N, STATEFUL
     )
-    first_rows(edges_ptr, row, d_q_hat_b_after, 0, CHANNELS, H, N, SPLIT)
+    first_rows(edges_ptr, channel, d_q_hat_b_after, 0, CHANNELS, H, N, SPLIT)
     history_gradient(
-        d_history_ptr, row, d_v_hat_c_after, featurizer_v, program, 2, CHANNELS, H, N, STATEFUL
+        d_history_ptr, channel, d_v_hat_c_after, featurizer_v, program, 2, CHANNELS, H, N, STATEFUL
     )
-    first_rows(edges_ptr, row, d_v_hat_c_after, 2, CHANNELS, H, N, SPLIT)
+    first_rows(edges_ptr, channel, d_v_hat_c_after, 2, CHANNELS, H, N, SPLIT)
     history_gradient(
-        d_history_ptr, row, d_k_hat_c_after, featurizer_k, program, 1, CHANNELS, H, N, STATEFUL
+        d_history_ptr, channel, d_k_hat_c_after, featurizer_k, program, 1, CHANNELS, H, N, STATEFUL
     )
-    first_rows(edges_ptr, row, d_k_hat_c_after, 1, CHANNELS, H, N, SPLIT)
+    first_rows(edges_ptr, channel, d_k_hat_c_after, 1, CHANNELS, H, N, SPLIT)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "k_batch", "k_stride",
+        "v_batch", "v_stride",
+        "read_begin", "read_end", "write_end", "splits", "tiles",
+    ]
+)  # fmt: skip
+def hyena_li_forward_sums(
+    k_ptr, k_batch, k_stride,
+    v_ptr, v_batch, v_stride,
+    featurizer_ptr,  # [3 * channels, 3]
+    log_poles_ptr,  # [groups, 16]
+    residues_ptr,  # [groups, 16]
+    states_ptr,  # [batch, tiles, CHANNELS, 16] float32: what every tile adds
+    history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
+    read_begin, read_end, write_end, splits, tiles,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
+    EVEN: tl.constexpr, TERMS: tl.constexpr, STATEFUL: tl.constexpr, ROWS: tl.constexpr,
+    SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+):  # fmt: skip
+    """What every tile adds to the state.
+
+    A program walks forward in time along one channel's sequence, or a split of it: `tiles`
+    tiles, or what is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
+
+    Time counts from the first step written. Activations are read in [read_begin, read_end), are
+    zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
+    8; strides count in units of STRIDE_UNIT elements.
+    STATEFUL says that there are states at the ends, and a history.
+    """
+    N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
+    M: tl.constexpr = SEGMENTS  # rows of a product
+    TILE: tl.constexpr = M * BLOCK_T
+    KEEP: tl.constexpr = True
+    H: tl.constexpr = M
+    MODES: tl.constexpr = 16  # with those that only fill a product
+    OPERAND: tl.constexpr = tl.bfloat16 if k_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
+    PRECISION: tl.constexpr = "tf32" if k_ptr.dtype.element_ty == tl.float16 else "ieee"
+    batch, channel, program = locate(tl.program_id(0), splits, 1, CHANNELS)
+    tile_0 = program * tiles
+    origin = (batch, channel, tile_0 * TILE)
+    k_ptr, k_stride = advance(k_ptr, k_batch, k_stride, STRIDE_UNIT, UNIT, origin)
+    v_ptr, v_stride = advance(v_ptr, v_batch, v_stride, STRIDE_UNIT, UNIT, origin)
+    history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
+    tiles_in_all = tl.cdiv(write_end, TILE)
+    tile_before = batch.to(tl.int64) * tiles_in_all
+    states_ptr += ((tile_before + tile_0) * CHANNELS + channel) * 16
+    read_begin -= tile_0 * TILE
+    read_end -= tile_0 * TILE
+    write_end -= tile_0 * TILE
+    tiles = tl.minimum(tiles, tiles_in_all - tile_0)
+    segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
+    offset = 0
+    channel_mask = channel < CHANNELS
+    featurizer_k = load_taps(
+        featurizer_ptr, CHANNELS + channel, channel_mask, LENGTH=3, LAG_LAST=True
+    )
+    featurizer_v = load_taps(
+        featurizer_ptr, 2 * CHANNELS + channel, channel_mask, LENGTH=3, LAG_LAST=True
+    )
+    filter = load_modes(
+        log_poles_ptr,
+        residues_ptr,
+        channel // WIDTH,
+        16,
+        MODES,
+        M,
+        BLOCK_T,
+        OPERAND,
+        PRECISION,
+        TERMS=TERMS,
+    )
+    k_history = load_history(history_ptr, channel, 1, 2, CHANNELS, STATEFUL)
+    v_history = load_history(history_ptr, channel, 2, 2, CHANNELS, STATEFUL)
+    for number in tl.range(0, tiles, num_stages=PREFETCH):
+        t = number * TILE
+        tile = (
+            offset,
+            channel_mask,
+            segment + t,
+            t,
+            t + TILE - BLOCK_T,
+            read_begin,
+            read_end,
+            write_end,
+        )
+        k = load_lagged(k_ptr, k_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
+        k = with_history(k, k_history, tile, 2 * STATEFUL, H, N)
+        k_hat = fir(k, featurizer_k, LENGTH=3)
+        v = load_lagged(v_ptr, v_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
+        v = with_history(v, v_history, tile, 2 * STATEFUL, H, N)
+        v_hat = fir(v, featurizer_v, LENGTH=3)
+        z = multiply(k_hat, v_hat)
+        z_state = zero_state(MODES, M)
+        z_block = block_of((piece_of(z, H, N, OPERAND),), M, N, PRECISION)
+        z_states, z_state = states_before(z_block, filter, z_state, MODES, M, OPERAND, PRECISION)
+        keep_state(states_ptr, number, z_state, 16, CHANNELS, MODES, M, KEEP)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "q_batch", "q_stride",
+        "dy_batch", "dy_stride",
+        "read_begin", "read_end", "write_end", "splits", "tiles",
+    ]
+)  # fmt: skip
+def hyena_li_backward_sums(
+    q_ptr, q_batch, q_stride,
+    dy_ptr, dy_batch, dy_stride,
+    featurizer_ptr,  # [3 * channels, 3]
+    log_poles_ptr,  # [groups, 16]
+    residues_ptr,  # [groups, 16]
+    states_ptr,  # [batch, tiles, CHANNELS, 16] float32: what every tile adds
+    history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
+    read_begin, read_end, write_end, splits, tiles,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
+    EVEN: tl.constexpr, TERMS: tl.constexpr, STATEFUL: tl.constexpr, ROWS: tl.constexpr,
+    SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+):  # fmt: skip
+    """What every tile adds to the adjoint state.
+
+    A program walks backward in time along one channel's sequence, or a split of it: `tiles`
+    tiles, or what is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
+
+    Time counts from the first step written. Activations are read in [read_begin, read_end), are
+    zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
+    8; strides count in units of STRIDE_UNIT elements.
+    STATEFUL says that there are states at the ends, and a history.
+    """
+    N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
+    M: tl.constexpr = SEGMENTS  # rows of a product
+    TILE: tl.constexpr = M * BLOCK_T
+    KEEP: tl.constexpr = True
+    H: tl.constexpr = M
+    MODES: tl.constexpr = 16  # with those that only fill a product
+    OPERAND: tl.constexpr = tl.bfloat16 if q_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
+    PRECISION: tl.constexpr = "tf32" if q_ptr.dtype.element_ty == tl.float16 else "ieee"
+    batch, channel, program = locate(tl.program_id(0), splits, 1, CHANNELS)
+    program += 1  # nothing is before the first split
+    tile_0 = program * tiles
+    origin = (batch, channel, tile_0 * TILE)
+    q_ptr, q_stride = advance(q_ptr, q_batch, q_stride, STRIDE_UNIT, UNIT, origin)
+    dy_ptr, dy_stride = advance(dy_ptr, dy_batch, dy_stride, STRIDE_UNIT, 1, origin)
+    history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
+    tiles_in_all = tl.cdiv(write_end, TILE)
+    tile_before = batch.to(tl.int64) * tiles_in_all
+    states_ptr += ((tile_before + tile_0) * CHANNELS + channel) * 16
+    read_begin -= tile_0 * TILE
+    read_end -= tile_0 * TILE
+    write_end -= tile_0 * TILE
+    tiles = tl.minimum(tiles, tiles_in_all - tile_0)
+    segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
+    offset = 0
+    channel_mask = channel < CHANNELS
+    featurizer_q = load_taps(featurizer_ptr, channel, channel_mask, LENGTH=3, LAG_LAST=True)
+    filter = load_modes(
+        log_poles_ptr,
+        residues_ptr,
+        channel // WIDTH,
+        16,
+        MODES,
+        M,
+        BLOCK_T,
+        OPERAND,
+        PRECISION,
+        TERMS=TERMS,
+    )
+    q_history = load_history(history_ptr, channel, 0, 2, CHANNELS, STATEFUL)
+    for back in tl.range(0, tiles, num_stages=PREFETCH):
+        number = tiles - 1 - back
+        t = number * TILE
+        tile = (
+            offset,
+            channel_mask,
+            segment + t,
+            t,
+            t + TILE - BLOCK_T,
+            read_begin,
+            read_end,
+            write_end,
+        )
+        q = load_lagged(q_ptr, q_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
+        q = with_history(q, q_history, tile, 2 * STATEFUL, H, N)
+        q_hat = fir(q, featurizer_q, LENGTH=3)
+        dy = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
+        d_pre_skip = multiply(dy, q_hat)
+        d_pre_skip_state = zero_state(MODES, M)
+        d_pre_skip_block = block_of((piece_of(d_pre_skip, H, N, OPERAND),), M, N, PRECISION)
+        d_pre_skip_states, d_pre_skip_state = states_after(
+            d_pre_skip_block, filter, d_pre_skip_state, MODES, M, OPERAND, PRECISION
+        )
+        keep_state(states_ptr, number, d_pre_skip_state, 16, CHANNELS, MODES, M, KEEP)
+
+
+@triton.constexpr_function
+def section_end(index, CHANNELS, WIDTH):
+    """The first program after those that sum the gradients of parameters 0 .. index."""
+    sections = (
+        (16, CHANNELS, WIDTH),  # log_poles
+        (16, CHANNELS, WIDTH),  # residues
+        (9, CHANNELS, 1),  # featurizer
+        (1, CHANNELS, 1),  # skip
+    )
+    return sum(rows * sum_blocks(columns, width) for rows, columns, width in sections[: index + 1])
 
 
 @triton.jit(do_not_specialize=["splits"])
 def sum_partials(
-    partials_ptr,  # [splits, 42, 4096] float32
-    d_log_poles_ptr,  # (4096, 16)
-    d_residues_ptr,  # (4096, 16)
-    d_featurizer_ptr,  # (12288, 3)
-    d_skip_ptr,  # (4096,)
+    partials_ptr,  # [splits, 42, CHANNELS] float32
+    d_log_poles_ptr,  # [groups, 16]
+    d_residues_ptr,  # [groups, 16]
+    d_featurizer_ptr,  # [3 * channels, 3]
+    d_skip_ptr,  # [channels]
     splits,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Gradients of log_poles, residues, featurizer, skip, each by programs of its own."""
     program = tl.program_id(0)
-    if program < 512:
+    if program < section_end(0, CHANNELS, WIDTH):
         sum_rows(
-            partials_ptr, d_log_poles_ptr, splits, program,
-            FIRST=10, P=42, COLUMNS=4096, WIDTH=1, LENGTH=16, ROLES=1,
-            INTERLEAVED=False, LAG_LAST=False, BLOCK_G=128, BLOCK_W=1,
+            partials_ptr, d_log_poles_ptr, splits,
+            program,
+            FIRST=10, P=42, COLUMNS=CHANNELS, WIDTH=WIDTH,
+            LENGTH=16, ROLES=1, INTERLEAVED=False, LAG_LAST=False,
         )  # fmt: skip
-    elif program < 1024:
+    elif program < section_end(1, CHANNELS, WIDTH):
         sum_rows(
-            partials_ptr, d_residues_ptr, splits, program - 512,
-            FIRST=26, P=42, COLUMNS=4096, WIDTH=1, LENGTH=16, ROLES=1,
-            INTERLEAVED=False, LAG_LAST=False, BLOCK_G=128, BLOCK_W=1,
+            partials_ptr, d_residues_ptr, splits,
+            program - section_end(0, CHANNELS, WIDTH),
+            FIRST=26, P=42, COLUMNS=CHANNELS, WIDTH=WIDTH,
+            LENGTH=16, ROLES=1, INTERLEAVED=False, LAG_LAST=False,
         )  # fmt: skip
-    elif program < 1312:
+    elif program < section_end(2, CHANNELS, WIDTH):
         sum_rows(
-            partials_ptr, d_featurizer_ptr, splits, program - 1024,
-            FIRST=0, P=42, COLUMNS=4096, WIDTH=1, LENGTH=3, ROLES=3,
-            INTERLEAVED=False, LAG_LAST=True, BLOCK_G=128, BLOCK_W=1,
+            partials_ptr, d_featurizer_ptr, splits,
+            program - section_end(1, CHANNELS, WIDTH),
+            FIRST=0, P=42, COLUMNS=CHANNELS, WIDTH=1,
+            LENGTH=3, ROLES=3, INTERLEAVED=False, LAG_LAST=True,
         )  # fmt: skip
     else:
         sum_rows(
-            partials_ptr, d_skip_ptr, splits, program - 1312,
-            FIRST=9, P=42, COLUMNS=4096, WIDTH=1, LENGTH=1, ROLES=1,
-            INTERLEAVED=False, LAG_LAST=False, BLOCK_G=128, BLOCK_W=1,
+            partials_ptr, d_skip_ptr, splits,
+            program - section_end(2, CHANNELS, WIDTH),
+            FIRST=9, P=42, COLUMNS=CHANNELS, WIDTH=1,
+            LENGTH=1, ROLES=1, INTERLEAVED=False, LAG_LAST=False,
         )  # fmt: skip
 
 
 # -----------------------------------------------------------------------------------------------
 # Launchers
 # -----------------------------------------------------------------------------------------------
+
+
+class Grid(NamedTuple):
+    """The programs of a launch.
+
+    Attributes:
+        splits: of a sequence, each by a program of its own.
+        tiles: of a split, or of each of its segments.
+        columns: programs along channels.
+        sums: partial sums that a program writes.
+        programs: in all.
+    """
+
+    splits: int
+    tiles: int
+    columns: int
+    sums: int
+    programs: int
+
+
+def walk_grid(
+    batch: int, steps: int, channels: int, width: int, config: dict[str, int], whole: bool = False
+) -> Grid:
+    """Of kernels that walk along all of a sequence, a channel each, or along splits of it.
+
+    A sequence is split where its channels are fewer programs than PROGRAMS, into four or more
+    splits of two tiles or more. The batch has no say, so that it changes no bit of a sequence.
+    """
+    in_all = -(-steps // (config["BLOCK_T"] * config["SEGMENTS"]))
+    splits = min(in_all // 2, config["PROGRAMS"] // channels)
+    tiles = -(-in_all // splits) if splits >= 4 else in_all
+    if -(-in_all // tiles if tiles else 0) < 4:
+        tiles = in_all
+    splits = -(-in_all // tiles) if tiles else 0
+    return Grid(splits, tiles, channels, 1, batch * splits * channels)
+
+
+def even(bounds: tuple[int, int, int]) -> bool:
+    """Whether a vector of 8 steps lies within or without the bounds as a whole."""
+    return all(bound % 8 == 0 for bound in bounds)
+
+
+VARIANTS: dict = {}  # and the kernels that they are of
+
+
+def tap_terms(groups: int) -> int:
+    """How many operands of products a tap is: two where few taps carry the result."""
+    return 2 if groups < 32 else 1
+
+
+def default_configs(channels: int, groups: int, device: torch.device) -> dict[str, dict[str, int]]:
+    """The config of each kernel for a width that CONFIGS lacks."""
+    shared, product_rows = limits_of(device)
+    forward = {
+        "ROWS": 8,
+        "SEGMENTS": 64,
+        "BLOCK_T": 32,
+        "PREFETCH": 1,
+        "num_warps": 4,
+        "maxnreg": 96,
+        "PROGRAMS": 512,
+    }
+    if product_rows <= 16:
+        backward = {
+            "ROWS": 8,
+            "SEGMENTS": 64,
+            "BLOCK_T": 32,
+            "PREFETCH": 1,
+            "PARTS": 1,
+            "num_warps": 4,
+            "maxnreg": 255,
+            "PROGRAMS": 256,
+        }
+    else:
+        backward = {
+            "ROWS": 8,
+            "SEGMENTS": 64,
+            "BLOCK_T": 32,
+            "PREFETCH": 1,
+            "PARTS": 1,
+            "num_warps": 4,
+            "maxnreg": 168,
+            "PROGRAMS": 256,
+        }
+    return {"forward": forward, "backward": backward}
+
+
+def gpu_name(device: torch.device) -> str:
+    """What torch calls the GPU, or nothing."""
+    there = device.type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_name(device) if there else ""
+
+
+def limits_of(device: torch.device) -> tuple[int, int]:
+    """Bytes of shared memory that a program may take, and the rows of a product instruction.
+    Nothing limits Triton's interpreter.
+    """
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return 2**31, 128
+    found = torch.cuda.get_device_properties(device)
+    return found.shared_memory_per_block_optin, {9: 64, 10: 128}.get(found.major, 16)
+
+
+def configs_of(x: torch.Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
+    """The config of every kernel and variant for inputs like x of so many channels and groups: one
+    of CONFIGS, rather of this GPU than of another, or else the default.
+    """
+    key = (x.device, int(channels), int(groups))
+    if key not in CHOSEN:
+        here = gpu_name(x.device)
+        of_width = {k[0]: config for k, config in CONFIGS.items() if k[1:] == key[1:]}
+        found = of_width.get(here) or next(iter(of_width.values()), None)
+        found = found or default_configs(*key[1:], x.device)
+        found = {name: dict(config) for name, config in found.items()}
+        for config in found.values():
+            if "PROGRAMS" in config:  # of a sequence; a batch of these runs at once
+                config["PROGRAMS"] = max(1, config["PROGRAMS"] // BATCH)
+        for name, (kernel, derived) in VARIANTS.items():
+            if own := derived(found[kernel]):
+                found[name] = own
+        CHOSEN[key] = found
+    return CHOSEN[key]
 
 
 def dense(x: Tensor) -> Tensor:
@@ -1665,39 +2155,16 @@ def segment(
     return context + begin, end - begin, (-(context + begin), length - begin, end - begin)
 
 
-def even(bounds: tuple[int, int, int]) -> bool:
-    """Whether a vector of 8 steps lies within or without the bounds as a whole."""
-    return all(bound % 8 == 0 for bound in bounds)
-
-
-def walk_programs(
-    batch: int, steps: int, schedule: dict[str, int], wanted: int
-) -> tuple[int, int, int]:
-    """As `programs` for programs that walk along all of time, or along spans of it: spans, tiles
-    of a span, programs in all.
-
-    A sequence is cut where its channels are fewer programs than are wanted, into spans of two
-    tiles or more, and into four or more of these, since fewer gain too little. The batch has no
-    say, so that it changes no bit of a sequence.
-    """
-    tiles_in_all = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
-    spans = min(tiles_in_all // 2, wanted // CHANNELS)
-    tiles = -(-tiles_in_all // spans) if spans >= 4 else tiles_in_all
-    if -(-tiles_in_all // tiles) < 4:
-        tiles = tiles_in_all
-    time_programs = -(-tiles_in_all // tiles)
-    return time_programs, tiles, batch * time_programs * CHANNELS
-
-
-def allocate_states(like: Tensor, steps: int, modes: int, keep: bool) -> Tensor:
-    """Room for the states before all tiles of so many steps, or none: [batch, tiles, CHANNELS,
+def allocate_states(
+    like: Tensor, channels: int, steps: int, config: dict[str, int], modes: int, keep: bool
+) -> Tensor:
+    """Room for the states before all tiles of so many steps, or none: [batch, tiles, channels,
     modes] float32.
     """
-    schedule = SCHEDULE["forward"]
-    tiles = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"])) if keep else 0
-    if tiles * CHANNELS * modes >= 2**31:
+    tiles = -(-steps // (config["BLOCK_T"] * config["SEGMENTS"])) if keep else 0
+    if tiles * channels * modes >= 2**31:
         raise ValueError(f"{OP}: {steps} steps have too many states; compute them in chunks")
-    return like.new_empty((like.shape[0], tiles, CHANNELS, modes), dtype=torch.float32)
+    return like.new_empty((like.shape[0], tiles, channels, modes), dtype=torch.float32)
 
 
 def whole_state(
@@ -1717,15 +2184,15 @@ def whole_state(
     return history.contiguous(), modes.contiguous()
 
 
-def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
+def stride_step(config: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
     """8 if all strides are multiples of 8 elements, so that accesses are 16 bytes wide; else 1.
 
     Refuses row strides that the 32-bit offsets within a program of so many tiles cannot hold;
     those of the program itself are 64-bit.
     """
-    rows = schedule.get("BLOCK_D", 1)
+    rows = config.get("BLOCK_D", 1)
     if LAYOUT == "BLD":  # and the steps that it looks back and ahead
-        rows = schedule["BLOCK_T"] * schedule.get("SEGMENTS", 1) * tiles + 4096
+        rows = config["BLOCK_T"] * config.get("SEGMENTS", 1) * tiles + 4096
     step = 8
     for x in tensors:
         batch_stride, row_stride, _ = x.stride()
@@ -1743,26 +2210,41 @@ def trait(argument: Tensor | int) -> tuple[object, ...]:
     return (argument >= 2**31,)
 
 
-def launch(kernel, grid: int, *arguments: Tensor | int, options: dict[str, int], **constants: int):
+def launch(
+    kernel, programs: int, *arguments: Tensor | int, config: dict[str, int], **constants: int
+):
     """Run a kernel on the device of its first argument.
 
-    Binding arguments anew for each launch takes the host longer than a short kernel takes the GPU,
-    so the binary for arguments of these traits is remembered and launched directly. It takes the
-    constants by position, after the arguments.
+    The config gives the constants that are left, and what the compiler is told. Binding arguments
+    anew for each launch takes the host longer than a short kernel takes the GPU, so the binary for
+    arguments of these traits is remembered and launched directly. It takes the constants by
+    position, after the arguments.
     """
     device = arguments[0].device
-    key = (kernel, device, *map(trait, arguments), *constants.values(), *options.values())
+    given = len(arguments) + len(constants)
+    values = (*constants.values(), *(config[name] for name in kernel.arg_names[given:]))
+    options = {name: config[name] for name in TOLD if config.get(name)}
+    key = (kernel, device, *map(trait, arguments), *values, *options.values())
     binary = BINARIES.get(key)
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         if binary is None:
-            assert kernel.arg_names[len(arguments) :] == list(constants), "in the kernel's order"
-            BINARIES[key] = kernel[(grid,)](*arguments, **constants, **options)
+            names = kernel.arg_names[len(arguments) :]
+            assert names[: len(constants)] == list(constants), "in the kernel's order"
+            named = dict(zip(names, values, strict=True))
+            # Fusion is stated, because Triton's default changes between versions.
+            BINARIES[key] = kernel[(programs,)](
+                *arguments, **named, **options, enable_fp_fusion=True
+            )
         else:
-            binary[(grid, 1, 1)](*arguments, *constants.values())
+            binary[(programs, 1, 1)](*arguments, *values)
 
 
 def reduce_partials(
-    kernel, grid: int, partials: Sequence[Tensor], parameters: Sequence[Tensor]
+    kernel,
+    programs: int,
+    partials: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    **constants: int,
 ) -> list[Tensor]:
     """Gradients of parameter tensors, in their shapes and dtypes, from partial sums
     [splits, rows, columns], by one launch of all sections of the kernel that sums these.
@@ -1771,9 +2253,8 @@ def reduce_partials(
         torch.empty_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
         for p in parameters
     ]
-    launch(
-        kernel, grid, *partials, *sums, *(p.shape[0] for p in partials), options=OPTIONS["reduce"]
-    )
+    counts = (p.shape[0] for p in partials)
+    launch(kernel, programs, *partials, *sums, *counts, config=SUMS, **constants)
     return [total.to(p.dtype) for total, p in zip(sums, parameters, strict=True)]
 
 
@@ -1791,26 +2272,51 @@ def launch_forward(
     With `state`, the history and the modes' state before a whole sequence, also the state after
     it.
     """
-    schedule, options = SCHEDULE["forward"], OPTIONS["forward"]
     (q, k, v), unit = common_unit(unpack(inputs))
     log_poles, residues, featurizer, skip = (p.contiguous() for p in parameters)
-    first, steps, bounds = segment(q, context, begin, end, schedule["BLOCK_T"])
-    time_programs, tiles, grid = walk_programs(q.shape[0], steps, schedule, 1)
-    states = allocate_states(q, steps, 16, keep)
+    channels, groups = q.shape[CHANNEL], log_poles.shape[0]
+    width = channels // groups
+    configs = configs_of(q, channels, groups)
+    config = configs["forward"]
+    first, steps, bounds = segment(q, context, begin, end, config["BLOCK_T"])
+    grid = walk_grid(q.shape[0], steps, channels, width, config, False)
+    y = allocate(q, steps, channels)
+    states = allocate_states(q, channels, steps, config, 16, keep)
     history, entry = whole_state(state, q, states, context, steps)
     leaving = torch.empty_like(entry) if state is not None else states
-    split = time_programs > 1
-    tile_sums = allocate_states(q, steps, 16, split)
-    outputs = [allocate(q, steps)]
-    step = stride_step(schedule, (q, k, v, *outputs), tiles)
-    if grid:
+    split_sums = allocate_states(q, channels, steps, config, 16, grid.splits > 1)
+    step = stride_step(config, (q, k, v, y), grid.tiles)
+    if grid.programs and grid.splits > 1:
+        launch(
+            hyena_li_forward_sums,
+            grid.programs // grid.splits * (grid.splits - 1),
+            *operand(k, first, step),
+            *operand(v, first, step),
+            featurizer,
+            log_poles,
+            residues,
+            split_sums,
+            history,
+            *bounds,
+            grid.splits - 1,
+            grid.tiles,
+            config=config,
+            CHANNELS=channels,
+            WIDTH=width,
+            UNIT=unit,
+            STRIDE_UNIT=step,
+            EVEN=even(bounds),
+            TERMS=tap_terms(groups),
+            STATEFUL=state is not None,
+        )
+    if grid.programs:
         launch(
             hyena_li_forward,
-            grid,
+            grid.programs,
             *operand(q, first, step),
             *operand(k, first, step),
             *operand(v, first, step),
-            *operand(outputs[0], 0, step),
+            *operand(y, 0, step),
             featurizer,
             log_poles,
             residues,
@@ -1819,21 +2325,22 @@ def launch_forward(
             history,
             entry,
             leaving,
-            tile_sums,
+            split_sums,
             *bounds,
-            time_programs,
-            tiles,
-            options=options,
-            CHANNELS=CHANNELS,
+            grid.splits,
+            grid.tiles,
+            config=config,
+            CHANNELS=channels,
+            WIDTH=width,
             UNIT=unit,
-            STEP=step,
+            STRIDE_UNIT=step,
             EVEN=even(bounds),
+            TERMS=tap_terms(groups),
             KEEP=keep,
             STATEFUL=state is not None,
-            SPLIT=split,
-            **schedule,
+            SPLIT=grid.splits > 1,
         )
-    return [*outputs, states] if state is None else [*outputs, states, leaving]
+    return [y, states] if state is None else [y, states, leaving]
 
 
 def launch_backward(
@@ -1854,45 +2361,71 @@ def launch_backward(
     gradient
     of the state after the sequence, also the gradients of the history and of the modes' state.
     """
-    schedule, options = SCHEDULE["backward"], OPTIONS["backward"]
     (q, k, v), unit = common_unit(unpack(inputs))
     log_poles, residues, featurizer, skip = (p.contiguous() for p in parameters)
+    dy = dense(dy)
+    channels, groups = q.shape[CHANNEL], log_poles.shape[0]
+    width = channels // groups
+    configs = configs_of(q, channels, groups)
+    config = configs["backward"]
+    first, steps, bounds = segment(q, context, begin, end, config["BLOCK_T"] * config["SEGMENTS"])
     (states,) = saved
     if not states.numel():
         states = launch_forward(inputs, parameters, context, begin, end, state=state)[1]
-    dy = dense(dy)
-    tile = schedule["BLOCK_T"] * schedule["SEGMENTS"]
-    first, steps, bounds = segment(q, context, begin, end, tile)
     gradients = [allocate(x, steps) for x in inputs]
-    d_inputs = unpack(gradients)
-    time_programs, tiles, grid = walk_programs(dy.shape[0], steps, schedule, 1)
+    d_q, d_k, d_v = unpack(gradients)
+    d_unit = d_q.stride(2)
+    tensors = (q, k, v, dy, d_q, d_k, d_v)
+    grid = walk_grid(dy.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
+    step = stride_step(config, tensors, grid.tiles)
     history, entry = whole_state(state, q, states, context, steps)
     d_entry = d_leaving_entry = states
     if state is not None:
         assert d_leaving is not None
         d_entry, d_leaving_entry = torch.empty_like(entry), d_leaving.contiguous()
-    split = time_programs > 1
-    tile_sums = allocate_states(dy, steps, 16, split)
+    split_sums = allocate_states(dy, channels, steps, config, 16, grid.splits > 1)
     d_history = edges = states
     if state is not None:
         d_history = torch.empty_like(history, dtype=torch.float32)
-    if split:
-        shape = (dy.shape[0], time_programs, 3, CHANNELS, 2, 2)
-        edges = dy.new_empty(shape, dtype=torch.float32)
-    step = stride_step(schedule, (q, k, v, dy, *d_inputs), tiles)
-    splits = dy.shape[0] * time_programs
-    partials = dy.new_empty((splits, 42, CHANNELS), dtype=torch.float32)
-    if grid:
+    if grid.splits > 1:
+        edges = dy.new_empty((dy.shape[0], grid.splits, 3, channels, 2, 2), dtype=torch.float32)
+    partials = dy.new_empty(
+        (dy.shape[0] * grid.splits * grid.sums, 42, channels), dtype=torch.float32
+    )
+    if grid.programs and grid.splits > 1:
+        launch(
+            hyena_li_backward_sums,
+            grid.programs // grid.splits * (grid.splits - 1),
+            *operand(q, first, step),
+            *operand(dy, begin, step),
+            featurizer,
+            log_poles,
+            residues,
+            split_sums,
+            history,
+            *bounds,
+            grid.splits - 1,
+            grid.tiles,
+            config=config,
+            CHANNELS=channels,
+            WIDTH=width,
+            UNIT=unit,
+            STRIDE_UNIT=step,
+            EVEN=even(bounds),
+            TERMS=tap_terms(groups),
+            STATEFUL=state is not None,
+        )
+    if grid.programs:
         launch(
             hyena_li_backward,
-            grid,
+            grid.programs,
             *operand(q, first, step),
             *operand(k, first, step),
             *operand(v, first, step),
             *operand(dy, begin, step),
-            *operand(d_inputs[0], 0, step),
-            *operand(d_inputs[2], 0, step),
-            *operand(d_inputs[1], 0, step),
+            *operand(d_q, 0, step),
+            *operand(d_v, 0, step),
+            *operand(d_k, 0, step),
             featurizer,
             log_poles,
             residues,
@@ -1903,23 +2436,50 @@ def launch_backward(
             edges,
             d_entry,
             d_leaving_entry,
-            tile_sums,
+            split_sums,
             partials,
             *bounds,
-            time_programs,
-            tiles,
-            options=options,
-            CHANNELS=CHANNELS,
+            grid.splits,
+            grid.tiles,
+            config=config,
+            CHANNELS=channels,
+            WIDTH=width,
             UNIT=unit,
-            D_UNIT=d_inputs[0].stride(2),
-            STEP=step,
+            D_UNIT=d_unit,
+            STRIDE_UNIT=step,
             EVEN=even(bounds),
+            TERMS=tap_terms(groups),
             STATEFUL=state is not None,
-            SPLIT=split,
-            **schedule,
+            SPLIT=grid.splits > 1,
         )
+    if grid.programs and grid.splits > 1:
+        blocks = -(-channels // 128)
+        for role, d_input in enumerate((d_q, d_k, d_v)):
+            launch(
+                join_splits,
+                dy.shape[0] * (grid.splits - 1) * blocks,
+                edges,
+                featurizer,
+                *operand(d_input, 0, 1),
+                grid.splits,
+                grid.tiles * config["BLOCK_T"] * config["SEGMENTS"],
+                config=SUMS,
+                UNIT=d_input.stride(2),
+                CHANNELS=channels,
+                ROLES=3,
+                ROLE=role,
+                LENGTH=2,
+                INTERLEAVED=False,
+                LAG_LAST=True,
+                BLOCK_D=128,
+            )
     gradients += reduce_partials(
-        sum_partials, 1344, [partials], [log_poles, residues, featurizer, skip]
+        sum_partials,
+        section_end(3, channels, width),
+        [partials],
+        [log_poles, residues, featurizer, skip],
+        CHANNELS=channels,
+        WIDTH=width,
     )
     if state is not None:
         gradients += [d_history.to(history.dtype), d_entry]
@@ -1931,14 +2491,15 @@ def launch_backward(
 # -----------------------------------------------------------------------------------------------
 
 
-def allocate(like: Tensor, steps: int, packed: int | None = None) -> Tensor:
-    """An activation of `steps` steps, not yet written, with the batch and dtype of `like`.
+def allocate(like: Tensor, steps: int, channels: int | None = None) -> Tensor:
+    """An activation of `steps` steps, not yet written, with the batch and dtype of `like`, and its
+    channels if no others are given.
 
-    It has the channels of `like`, or `packed` times CHANNELS. Channels-first rows are padded to a
-    multiple of 8 elements, so that accesses stay 16 bytes wide whatever the length.
+    Channels-first rows are padded to a multiple of 8 elements, so that accesses stay 16 bytes wide
+    whatever the length.
     """
     batch = like.shape[0]
-    channels = like.shape[CHANNEL] if packed is None else packed * CHANNELS
+    channels = like.shape[CHANNEL] if channels is None else channels
     if LAYOUT == "BLD":
         return like.new_empty((batch, steps, channels))
     row = (steps + 7) // 8 * 8
@@ -1953,7 +2514,12 @@ def unpack(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     (features,) = inputs
     if not INTERLEAVED:
         return features.chunk(roles, CHANNEL)
-    return features.unflatten(CHANNEL, (CHANNELS, roles)).unbind(CHANNEL + 1)
+    return features.unflatten(CHANNEL, (-1, roles)).unbind(CHANNEL + 1)
+
+
+def channels_of(inputs: Sequence[Tensor]) -> int:
+    """D of all inputs, or of packed features alone."""
+    return inputs[0].shape[CHANNEL] * len(inputs) // len(INPUTS)
 
 
 def given(*inputs: Tensor | None) -> list[Tensor]:
@@ -2050,6 +2616,11 @@ def refuse_transforms(tensors: Sequence[Tensor]) -> None:
             f"{OP}: no derivatives {mode}: call backward() or torch.autograd.grad instead, or "
             "compute them of plain PyTorch, within operator.plain()"
         )
+
+
+def differentiates(*tensors: Tensor) -> bool:
+    """Whether a gradient will be asked for, as far as can be known."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def chunks(channels: int, width: int, bytes_per_channel: int, budget: int) -> Iterator[slice]:
@@ -2188,9 +2759,10 @@ def eager_forward(
     log_poles, residues, featurizer, skip = (p.to(dtype) for p in parameters)
     outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
     (out_0,) = (canonical(x) for x in outputs)
-    batch, _, length = q_all.shape
+    batch, channels, length = q_all.shape
+    width = channels // log_poles.shape[0]
     channel_bytes = 13 * batch * length * dtype.itemsize
-    for c in chunks(CHANNELS, 1, channel_bytes, BYTE_BUDGET):
+    for c in chunks(channels, width, channel_bytes, BYTE_BUDGET):
         q = q_all[:, c].to(dtype)
         featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
         q_hat = conv_direct(q, featurizer_q_c, +1)
@@ -2201,7 +2773,10 @@ def eager_forward(
         featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
         v_hat = conv_direct(v, featurizer_v_c, +1)
         z = k_hat * v_hat
-        filter_modes = channel_rows(log_poles, c, 1, dtype), channel_rows(residues, c, 1, dtype)
+        filter_modes = (
+            channel_rows(log_poles, c, width, dtype),
+            channel_rows(residues, c, width, dtype),
+        )
         conv = conv_modal(z, filter_modes, +1)
         skip_c = channel_rows(skip, c, 1, dtype)[:, None]
         skipped = z * skip_c
@@ -2227,9 +2802,10 @@ def eager_backward(
     d_residues_all = torch.zeros_like(residues, dtype=dtype)
     d_featurizer_all = torch.zeros_like(featurizer, dtype=dtype)
     d_skip_all = torch.zeros_like(skip, dtype=dtype)
-    batch, _, length = dy_all.shape
+    batch, channels, length = dy_all.shape
+    width = channels // log_poles.shape[0]
     channel_bytes = 24 * batch * length * dtype.itemsize
-    for c in chunks(CHANNELS, 1, channel_bytes, BYTE_BUDGET):
+    for c in chunks(channels, width, channel_bytes, BYTE_BUDGET):
         q = q_all[:, c].to(dtype)
         featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
         q_hat = conv_direct(q, featurizer_q_c, +1)
@@ -2240,7 +2816,10 @@ def eager_backward(
         featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
         v_hat = conv_direct(v, featurizer_v_c, +1)
         z = k_hat * v_hat
-        filter_modes = channel_rows(log_poles, c, 1, dtype), channel_rows(residues, c, 1, dtype)
+        filter_modes = (
+            channel_rows(log_poles, c, width, dtype),
+            channel_rows(residues, c, width, dtype),
+        )
         conv = conv_modal(z, filter_modes, +1)
         skip_c = channel_rows(skip, c, 1, dtype)[:, None]
         skipped = z * skip_c
@@ -2254,8 +2833,8 @@ def eager_backward(
         add_rows(d_skip_all, c, d_skip, 1)
         d_z_2 = conv_modal(d_pre_skip, filter_modes, -1)
         d_filter = mode_gradient_modal(d_pre_skip, z, filter_modes)
-        add_rows(d_log_poles_all, c, d_filter[0], 1)
-        add_rows(d_residues_all, c, d_filter[1], 1)
+        add_rows(d_log_poles_all, c, d_filter[0], width)
+        add_rows(d_residues_all, c, d_filter[1], width)
         d_z = d_z_1 + d_z_2
         d_k_hat = d_z * v_hat
         d_v_hat = d_z * k_hat
@@ -2285,9 +2864,14 @@ def eager_backward(
 # -----------------------------------------------------------------------------------------------
 
 
+def poles(p: Tensor, gamma: Tensor) -> Tensor:
+    """The log-poles (G, N) of Hyena-LI from what is trained (arXiv 2503.01868, section 2)."""
+    return -torch.exp(p) * torch.exp(gamma)
+
+
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_046feb2e"
+    name = unique = "hyena_li_c09fe054"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2315,7 +2899,7 @@ def forward_op(
     inputs = given(q, k, v)
     with torch.autocast(q.device.type, enabled=False):
         (y,) = eager_forward(unpack(inputs), [log_poles, residues, featurizer, skip])
-        return y, allocate_states(y, y.shape[TIME], 16, False)  # it needs none
+    return y, allocate_states(y, y.shape[CHANNEL], 0, {}, 16, False)
 
 
 @torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}_backward", mutates_args=())
@@ -2349,7 +2933,8 @@ def _(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     inputs = given(q, k, v)
-    return tuple(launch_forward(inputs, [log_poles, residues, featurizer, skip], keep=keep))
+    outputs = launch_forward(inputs, [log_poles, residues, featurizer, skip], keep=keep)
+    return tuple(outputs)
 
 
 @backward_op.register_kernel("cuda")
@@ -2379,9 +2964,11 @@ def _(
     skip: Tensor,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    steps = q.shape[TIME]
-    kept = allocate_states(q, steps, 16, keep and q.is_cuda)
-    return allocate(q, steps, 1), kept
+    inputs = given(q, k, v)
+    steps, channels = q.shape[TIME], channels_of(inputs)
+    config = configs_of(q, channels, log_poles.shape[0])["forward"]
+    kept = allocate_states(q, channels, steps, config, 16, keep and q.is_cuda)
+    return allocate(q, steps, channels), kept
 
 
 @backward_op.register_fake
@@ -2422,9 +3009,84 @@ forward_op.register_vmap(in_turn(forward_op))
 backward_op.register_vmap(in_turn(backward_op))
 
 
-def poles(p: Tensor, gamma: Tensor) -> Tensor:
-    """The log-poles (G, N) of Hyena-LI from what is trained (arXiv 2503.01868, section 2)."""
-    return -torch.exp(p) * torch.exp(gamma)
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Refuse what is no tensor of strides."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{OP}: {name} is a {type(tensor).__name__}, expected a tensor")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        kind = "nested" if tensor.is_nested else tensor.layout
+        raise TypeError(f"{OP}: {name} is {kind}, expected a dense tensor")
+
+
+def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    """Refuse tensors of a wrong kind, naming the argument and what was expected of it."""
+    names = INPUTS if len(inputs) == len(INPUTS) else ("features",)
+    x = inputs[0]
+    for name, tensor in zip((*names, *PARAMETERS), (*inputs, *parameters), strict=True):
+        check_dense(name, tensor)
+        if tensor.device != x.device:
+            raise ValueError(
+                f"{OP}: {name} is on {tensor.device}, but {names[0]} is on {x.device}"
+            )
+    accepted = (torch.bfloat16, torch.float16, torch.float32)
+    for name, tensor in zip(names, inputs, strict=True):
+        roles = len(INPUTS) // len(inputs)  # packed in one tensor
+        if tensor.dim() != 3 or tensor.shape[CHANNEL] % roles or tensor.shape[TIME] < LEAST:
+            channels = f"{roles} D" if roles > 1 else "D"
+            shape = f"(B, {channels}, L)" if LAYOUT == "BDL" else f"(B, L, {channels})"
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} with L >= {LEAST}"
+            )
+        if tensor.shape != x.shape:
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, "
+                f"but {names[0]} has {tuple(x.shape)}"
+            )
+        if tensor.dtype not in accepted and (tensor.dtype != torch.float64 or x.is_cuda):
+            raise TypeError(
+                f"{OP}: {name} is {tensor.dtype}, expected bfloat16, float16 or float32 "
+                "(float64 is for CPU only)"
+            )
+        if tensor.dtype != x.dtype:
+            raise TypeError(f"{OP}: {name} is {tensor.dtype}, but {names[0]} is {x.dtype}")
+    check_parameters(channels_of(inputs), parameters)
+
+
+def require_triton(x: Tensor) -> None:
+    """Refuse what kernels would compute, where nothing can compile them."""
+    if x.device.type == "cuda" and not HAS_TRITON:
+        raise RuntimeError(f"{OP}: CUDA tensors need Triton, which is not installed")
+
+
+def has_shape(tensor: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor has a shape; where some dimensions are symbols, one by one."""
+    return tensor.shape == shape or (
+        tensor.dim() == len(shape)
+        and all(have == wanted for have, wanted in zip(tensor.shape, shape, strict=True))
+    )
+
+
+def check_parameters(channels: int, parameters: Sequence[Tensor]) -> None:
+    """Refuse parameters that do not belong to so many channels, or to each other."""
+    groups = parameters[0].shape[0] if parameters[0].dim() else 0
+    if groups < 1 or channels < 1 or channels % groups:
+        raise ValueError(
+            f"{OP}: {PARAMETERS[0]} has shape {tuple(parameters[0].shape)}, expected a row for "
+            f"each of G filter groups, where G divides {channels} channels"
+        )
+    shapes = parameter_shapes(channels, groups)
+    accepted = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    for (name, shape), tensor in zip(shapes.items(), parameters, strict=True):
+        as_conv1d = (shape[0], 1, shape[-1])
+        if not (has_shape(tensor, shape) or (name in TAPS and has_shape(tensor, as_conv1d))):
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} for {channels} "
+                f"channels in {groups} filter groups"
+            )
+        if tensor.dtype not in accepted:
+            raise TypeError(
+                f"{OP}: {name} is {tensor.dtype}, expected float32, bfloat16, float16 or float64"
+            )
 
 
 def effective(
@@ -2442,11 +3104,6 @@ def effective(
     return [log_poles, residues, featurizer, skip]
 
 
-def differentiates(*tensors: Tensor) -> bool:
-    """Whether a gradient will be asked for, as far as can be known."""
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-
-
 def run_op(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
     """y of all inputs, or of packed features alone."""
     if PLAIN:
@@ -2455,59 +3112,7 @@ def run_op(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
             return eager_forward(unpack(inputs), parameters)[0]
     refuse_transforms([*inputs, *parameters])
     absent = [None] * (len(INPUTS) - len(inputs))
-    keep = differentiates(*inputs, *parameters)
-    return forward_op(*inputs, *absent, *parameters, keep)[0]
-
-
-def check_dense(name: str, tensor: Tensor) -> None:
-    """Refuse what is no tensor of strides."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{OP}: {name} is a {type(tensor).__name__}, expected a tensor")
-    if tensor.is_nested or tensor.layout != torch.strided:
-        kind = "nested" if tensor.is_nested else tensor.layout
-        raise TypeError(f"{OP}: {name} is {kind}, expected a dense tensor")
-
-
-def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
-    """Refuse tensors of a wrong kind, naming the argument and what was expected of it."""
-    names = INPUTS if len(inputs) == len(INPUTS) else ("features",)
-    x = inputs[0]
-    channels = CHANNELS if names == INPUTS else len(INPUTS) * CHANNELS
-    for name, tensor in zip((*names, *PARAMETERS), (*inputs, *parameters), strict=True):
-        check_dense(name, tensor)
-        if tensor.device != x.device:
-            raise ValueError(
-                f"{OP}: {name} is on {tensor.device}, but {names[0]} is on {x.device}"
-            )
-    accepted = (torch.bfloat16, torch.float16, torch.float32)
-    for name, tensor in zip(names, inputs, strict=True):
-        if tensor.dim() != 3 or tensor.shape[CHANNEL] != channels or tensor.shape[TIME] < 1:
-            raise ValueError(
-                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected "
-                f"(B, {channels}, L) with L >= 1"
-            )
-        if tensor.shape != x.shape:
-            raise ValueError(
-                f"{OP}: {name} has shape {tuple(tensor.shape)}, "
-                f"but {names[0]} has {tuple(x.shape)}"
-            )
-        if tensor.dtype not in accepted and (tensor.dtype != torch.float64 or x.is_cuda):
-            raise TypeError(
-                f"{OP}: {name} is {tensor.dtype}, expected bfloat16, float16 or float32 "
-                "(float64 is for CPU only)"
-            )
-        if tensor.dtype != x.dtype:
-            raise TypeError(f"{OP}: {name} is {tensor.dtype}, but {names[0]} is {x.dtype}")
-    for (name, shape), tensor in zip(PARAMETERS.items(), parameters, strict=True):
-        conv1d = (shape[0], 1, shape[-1]) if name in ("featurizer",) else shape
-        if tuple(tensor.shape) not in (shape, conv1d):
-            raise ValueError(f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape}")
-        if tensor.dtype not in (*accepted, torch.float64):
-            raise TypeError(
-                f"{OP}: {name} is {tensor.dtype}, expected float32, bfloat16, float16 or float64"
-            )
-    if x.device.type == "cuda" and not HAS_TRITON:
-        raise RuntimeError(f"{OP}: CUDA tensors need Triton, which is not installed")
+    return forward_op(*inputs, *absent, *parameters, differentiates(*inputs, *parameters))[0]
 
 
 def hyena_li(
@@ -2527,12 +3132,12 @@ def hyena_li(
         q: (B, D, L), bfloat16, float16 or float32
         k: (B, D, L), bfloat16, float16 or float32
         v: (B, D, L), bfloat16, float16 or float32
-        p: (4096, 16), float32; log-poles a are -exp(p) exp(gamma)
-        gamma: (4096, 16), float32; log-poles a are -exp(p) exp(gamma)
-        residues: (4096, 16), float32; weights of the modes
-        featurizer: (12288, 3), float32; the last tap multiplies the current sample; blocks of D
-            channels, q, k, v in this order
-        skip: (4096,), float32; times z, added to the convolution
+        p: (groups, 16), float32; log-poles a are -exp(p) exp(gamma)
+        gamma: (groups, 16), float32; log-poles a are -exp(p) exp(gamma)
+        residues: (groups, 16), float32; weights of the modes
+        featurizer: (3 * channels, 3), float32; the last tap multiplies the current sample; blocks
+            of D channels, q, k, v in this order
+        skip: (channels), float32; times z, added to the convolution
 
     Returns:
         y (B, D, L) in the dtype of the inputs, differentiable in every argument.
@@ -2541,6 +3146,7 @@ def hyena_li(
         TypeError, ValueError: naming the argument and the shape, dtype or device expected.
     """
     check([q, k, v], [p, gamma, residues, featurizer, skip])
+    require_triton(q)
     return run_op(
         [q, k, v],
         effective(
@@ -2554,6 +3160,7 @@ def hyena_li_packed(
 ) -> Tensor:
     """hyena_li of packed features (B, 3 D, L): blocks of D channels, q, k, v in this order."""
     check([features], [p, gamma, residues, featurizer, skip])
+    require_triton(features)
     return run_op(
         [features],
         effective(
@@ -2568,16 +3175,30 @@ def hyena_li_packed(
 
 
 class HyenaLi(nn.Module):
-    """The operator with its parameters: p (4096, 16), gamma (4096, 16), residues (4096, 16),
-    featurizer (12288, 3), skip (4096,).
+    """The operator with its parameters: p (groups, 16), gamma (groups, 16), residues (groups, 16),
+    featurizer (3 * channels, 3), skip (channels).
 
     They are float32 and stay so under `.to(torch.bfloat16)`, `.half()` and autocast: they are few,
     and rounding them would cost more accuracy than the whole computation.
+
+    Args:
+        channels: D.
+        groups: G, which divides D; as wide as those of 4096 channels in 4096 if absent.
     """
 
-    def __init__(self, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        channels: int = CHANNELS,
+        groups: int | None = None,
+        *,
+        device: torch.device | str | None = None,
+    ) -> None:
         super().__init__()
-        for name, shape in PARAMETERS.items():
+        groups = channels // (CHANNELS // GROUPS) if groups is None else groups
+        if channels < 1 or groups < 1 or channels % groups:
+            raise ValueError(f"{OP}: {groups} filter groups do not divide {channels} channels")
+        self.channels, self.groups = channels, groups
+        for name, shape in parameter_shapes(channels, groups).items():
             values = torch.empty(shape, dtype=torch.float32, device=device)
             self.register_parameter(name, nn.Parameter(values))
         self.reset_parameters()
@@ -2612,4 +3233,4 @@ class HyenaLi(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={shape}" for name, shape in PARAMETERS.items())
+        return f"channels={self.channels}, groups={self.groups}"

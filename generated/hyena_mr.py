@@ -4,16 +4,17 @@ pre and post gates
     z = (featurizer * k) . (featurizer * v)
     y = (featurizer * q) . (filter * z + skip . z)
 
-Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 256 filter
-groups, K = 128 taps. Plan toeplitz/BDL/recompute.
+Activations are (B, D, L) with B batch, L time steps, D channels; G filter groups of D / G channels
+each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 5e210382e9e2dff5ca94ccafc67d951ba304ad4fe98821a4858ce2e5564fb659
+sha256, with zeros here: a14a341bd5a47fdfd2f6fc731dd700f154166aed85e83831e865abda557de2a0
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,10 @@ except ImportError:  # plain PyTorch needs no Triton: let the kernels be defined
 
     HAS_TRITON = False
     tl = SimpleNamespace(constexpr=None)
-    triton = SimpleNamespace(jit=lambda function=None, **_: function or (lambda f: f))
+    triton = SimpleNamespace(
+        jit=lambda function=None, **_: function or (lambda f: f),
+        constexpr_function=lambda function: function,
+    )
 try:  # Gluon is experimental: what it offers changes between versions of Triton
     from triton.experimental import gluon
     from triton.experimental.gluon import language as gl
@@ -48,61 +52,94 @@ OP = "hyena_mr"
 PLAN = "toeplitz/BDL/recompute"
 LAYOUT = "BDL"
 INPUTS = ("q", "k", "v")
-PARAMETERS = {"filter": (256, 128), "featurizer": (12288, 3), "skip": (4096,)}
-CHANNELS = 4096
+PARAMETERS = ("filter", "featurizer", "skip")
+TAPS = ("filter", "featurizer")  # also in the shape of a conv1d's weight
+CHANNELS, GROUPS = 4096, 256  # unless others are given
 INTERLEAVED = False  # how features are packed: channel by channel, or input by input
 TIME, CHANNEL = 2, 1  # axes of an activation
+LEAST = 1  # steps of a call
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
+EXPONENTS = (-2, 2)  # of ten, where the ladder ends
+REPEATS = 1  # of the ladder of decays
+CACHE_LENGTH = 8192
+LAG_LAST = False
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
-SCHEDULE = {
-    "forward": {
-        "ROWS": 8,
-        "BLOCK_D": 16,
-        "SEGMENTS": 4,
-        "BLOCK_T": 64,
-        "TILES": 64,
-        "PREFETCH": 3,
+BATCH = 1  # the least that it is for
+CHOSEN: dict = {}  # configs by device, channels and groups
+TOLD = ("num_warps", "num_stages", "maxnreg")  # to the compiler, of a config
+SUMS = {"num_warps": 4}  # config of what adds sums
+CONFIGS = {  # by GPU, channels and groups
+    ("NVIDIA H200", 4096, 256): {
+        "forward": {
+            "ROWS": 8,
+            "BLOCK_D": 16,
+            "SEGMENTS": 4,
+            "BLOCK_T": 64,
+            "TILES": 64,
+            "PREFETCH": 3,
+            "num_warps": 4,
+            "maxnreg": 0,
+        },
+        "backward": {
+            "ROWS": 8,
+            "BLOCK_D": 16,
+            "SEGMENTS": 2,
+            "BLOCK_T": 32,
+            "TILES": 64,
+            "PREFETCH": 3,
+            "TILES_SM90": 256,
+            "num_warps": 4,
+            "maxnreg": 0,
+        },
     },
-    "backward": {
-        "ROWS": 8,
-        "BLOCK_D": 16,
-        "SEGMENTS": 2,
-        "BLOCK_T": 32,
-        "TILES": 64,
-        "PREFETCH": 3,
+    ("", 1920, 128): {
+        "forward": {
+            "ROWS": 8,
+            "BLOCK_D": 16,
+            "SEGMENTS": 4,
+            "BLOCK_T": 64,
+            "TILES": 32,
+            "PREFETCH": 3,
+            "num_warps": 4,
+            "maxnreg": 0,
+        },
+        "backward": {
+            "ROWS": 8,
+            "BLOCK_D": 16,
+            "SEGMENTS": 2,
+            "BLOCK_T": 32,
+            "TILES": 64,
+            "PREFETCH": 3,
+            "TILES_SM90": 128,
+            "num_warps": 4,
+            "maxnreg": 0,
+        },
     },
-    "backward_sm90": {"BLOCK_D": 16, "SEGMENTS": 8, "BLOCK_T": 64, "TILES": 256},
+    ("NVIDIA H200", 8192, 512): {
+        "forward": {
+            "ROWS": 8,
+            "BLOCK_D": 16,
+            "SEGMENTS": 4,
+            "BLOCK_T": 64,
+            "TILES": 64,
+            "PREFETCH": 3,
+            "num_warps": 4,
+            "maxnreg": 0,
+        },
+        "backward": {
+            "ROWS": 8,
+            "BLOCK_D": 16,
+            "SEGMENTS": 2,
+            "BLOCK_T": 32,
+            "TILES": 64,
+            "PREFETCH": 3,
+            "TILES_SM90": 256,
+            "num_warps": 4,
+            "maxnreg": 0,
+        },
+    },
 }
-OPTIONS = {  # of the compiler
-    "forward": {"num_warps": 4, "enable_fp_fusion": True},
-    "backward": {"num_warps": 4, "enable_fp_fusion": True},
-    "backward_sm90": {"num_warps": 8, "enable_fp_fusion": True},
-    "reduce": {"num_warps": 4, "enable_fp_fusion": True},
-}
-NUMBERS = {
-    "forward": {
-        "ROWS": 8,
-        "BLOCK_D": 16,
-        "SEGMENTS": 4,
-        "BLOCK_T": 64,
-        "TILES": 64,
-        "PREFETCH": 3,
-        "num_warps": 4,
-        "maxnreg": 0,
-    },
-    "backward": {
-        "ROWS": 8,
-        "BLOCK_D": 16,
-        "SEGMENTS": 2,
-        "BLOCK_T": 32,
-        "TILES": 64,
-        "PREFETCH": 3,
-        "TILES_SM90": 256,
-        "num_warps": 4,
-        "maxnreg": 0,
-    },
-}  # the schedule
 SPEC = {
     "op": "hyena_mr",
     "channels": 4096,
@@ -133,6 +170,12 @@ SPEC = {
         {"batch": 1, "length": 131072},
     ],
 }
+
+
+def parameter_shapes(channels: int, groups: int) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter."""
+    return {"filter": (groups, 128), "featurizer": (3 * channels, 3), "skip": (channels,)}
+
 
 # -----------------------------------------------------------------------------------------------
 # Helpers of the kernels
@@ -359,30 +402,35 @@ def store_toeplitz(ptr, total, STRIDE: tl.constexpr, LENGTH: tl.constexpr, BLOCK
 
 
 @triton.jit
-def load_rows(
-    ptr, row, unit, tile,
+def load_steps(
+    ptr, stride, unit, tile,
     LO: tl.constexpr, HI: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
+    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [read_begin,
+    read_end).
 
     EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside
     as a whole. Otherwise only tiles at an edge pay for a mask on every element. Lanes may begin at
     different times t, from `earliest` to `latest`.
     """
-    channel, inside, t, earliest, latest, first, last, end = tile
+    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     rows = ()
     for vector in tl.static_range(LO // 8, (HI + 7) // 8):
         index = tl.arange(0, N * 8)[None, :]
         begin = t + vector * 8 + index // 8 * ROWS  # of the vector
         time = begin + index % 8
-        where = ptr + channel * row + time * unit
+        where = ptr + offset * stride + time * unit
         if EVEN:
-            x = tl.load(where, mask=inside & (begin >= first) & (begin < last), other=0.0)
-        elif (earliest + vector * 8 >= first) & (latest + vector * 8 + N * ROWS <= last):
-            x = tl.load(where, mask=inside, other=0.0)
+            x = tl.load(
+                where, mask=channel_mask & (begin >= read_begin) & (begin < read_end), other=0.0
+            )
+        elif (earliest + vector * 8 >= read_begin) & (latest + vector * 8 + N * ROWS <= read_end):
+            x = tl.load(where, mask=channel_mask, other=0.0)
         else:
-            x = tl.load(where, mask=inside & (time >= first) & (time < last), other=0.0)
+            x = tl.load(
+                where, mask=channel_mask & (time >= read_begin) & (time < read_end), other=0.0
+            )
         rows = rows + vector_rows(x, BLOCK_D, N)
     return rows[LO - LO // 8 * 8 : LO - LO // 8 * 8 + HI - LO]
 
@@ -393,7 +441,7 @@ def context_rows(
     EVEN: tl.constexpr, ROWS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """The COUNT steps before each segment's tile, for every lane of it: COUNT x [M, N]."""
-    rows = load_rows(ptr, row, unit, tile, -COUNT, 0, EVEN, ROWS, M, 1)
+    rows = load_steps(ptr, row, unit, tile, -COUNT, 0, EVEN, ROWS, M, 1)
     out = ()
     for r in tl.static_range(COUNT):
         out = out + (rows[r] + tl.zeros((M, N), tl.float32),)
@@ -440,20 +488,20 @@ def extend(rows, after, COUNT: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def load_taps(ptr, row, inside, LENGTH: tl.constexpr, LAG_LAST: tl.constexpr):
+def load_taps(ptr, row, channel_mask, LENGTH: tl.constexpr, LAG_LAST: tl.constexpr):
     """The taps of each lane's filter as float32, lag 0 first: LENGTH x [BLOCK_D, 1]."""
     taps = ()
     for lag in tl.static_range(LENGTH):
         tap = LENGTH - 1 - lag if LAG_LAST else lag
-        value = tl.load(ptr + row * LENGTH + tap, mask=inside, other=0.0)
+        value = tl.load(ptr + row * LENGTH + tap, mask=channel_mask, other=0.0)
         taps = taps + (value.to(tl.float32),)
     return taps
 
 
 @triton.jit
-def load_vector(ptr, row, inside):
+def load_vector(ptr, row, channel_mask):
     """One float32 parameter for each lane: [BLOCK_D, 1]."""
-    return tl.load(ptr + row, mask=inside, other=0.0).to(tl.float32)
+    return tl.load(ptr + row, mask=channel_mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -539,51 +587,54 @@ def channel_sum(total, x):
 
 
 @triton.jit
-def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
+def store_partial(ptr, first, total, channel, channel_mask, CHANNELS: tl.constexpr):
     """Write accumulators, summed over blocks of time, to rows first, ... of [P, CHANNELS]."""
     for i in tl.static_range(len(total)):
         x = total[i]
         value = tl.sum(x) if x.shape[0] == 1 else tl.sum(x, axis=1, keep_dims=True)
-        tl.store(ptr + (first + i) * CHANNELS + channel, value, mask=inside)
+        tl.store(ptr + (first + i) * CHANNELS + channel, value, mask=channel_mask)
 
 
 @triton.jit
-def locate(program, time_programs, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
+def locate(program, splits, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
     """(batch, first channel, time program) of one program; neighbours in time run together."""
     channel_programs: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
-    outer = program // time_programs
-    return outer // channel_programs, outer % channel_programs * BLOCK_D, program % time_programs
+    outer = program // splits
+    return outer // channel_programs, outer % channel_programs * BLOCK_D, program % splits
 
 
 @triton.jit
-def advance(ptr, batch_stride, row, STEP: tl.constexpr, unit, origin):
+def advance(ptr, batch_stride, stride, STRIDE_UNIT: tl.constexpr, unit, origin):
     """The pointer to origin = (batch, channel, time), in 64-bit arithmetic, and the row stride.
 
     Strides come in units of STEP elements, which tells the compiler how rows are aligned.
     """
     batch, channel, time = origin
-    offset = batch.to(tl.int64) * batch_stride * STEP + channel.to(tl.int64) * row * STEP
-    return ptr + offset + time.to(tl.int64) * unit, row * STEP
+    offset = (
+        batch.to(tl.int64) * batch_stride * STRIDE_UNIT
+        + channel.to(tl.int64) * stride * STRIDE_UNIT
+    )
+    return ptr + offset + time.to(tl.int64) * unit, stride * STRIDE_UNIT
 
 
 @triton.jit
-def store_rows(
-    ptr, row, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
+def store_steps(
+    ptr, stride, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
-    """Write the rows of every block that lie before `end`."""
-    channel, inside, t, earliest, latest, first, last, end = tile
+    """Write the rows of every block that lie before `write_end`."""
+    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     for vector in tl.static_range(len(rows) // 8):
         x = rows_vector(rows, vector * 8, BLOCK_D, N, ptr.dtype.element_ty)
         index = tl.arange(0, N * 8)[None, :]
         begin = t + vector * 8 + index // 8 * len(rows)
         time = begin + index % 8
-        where = ptr + channel * row + time * unit
+        where = ptr + offset * stride + time * unit
         if EVEN:
-            tl.store(where, x, mask=inside & (begin < end))
-        elif latest + vector * 8 + N * len(rows) <= end:
-            tl.store(where, x, mask=inside)
+            tl.store(where, x, mask=channel_mask & (begin < write_end))
+        elif latest + vector * 8 + N * len(rows) <= write_end:
+            tl.store(where, x, mask=channel_mask)
         else:
-            tl.store(where, x, mask=inside & (time < end))
+            tl.store(where, x, mask=channel_mask & (time < write_end))
 
 
 @gluon.constexpr_function
@@ -981,20 +1032,20 @@ def extend_rows(rows, after, COUNT: gl.constexpr):
 
 @gluon.jit
 def store_quarter(ptr, where, shift, rows, end):
-    """Write a quarter as bfloat16, up to `end`."""
+    """Write a quarter as bfloat16, up to `write_end`."""
     offset, begin = where
     gl.store(ptr + (offset + shift), rows_quarter(rows), mask=begin + shift < end)
 
 
 @gluon.jit
-def store_sums(ptr, first, total, channel, inside, CHANNELS: gl.constexpr):
+def store_sums(ptr, first, total, channel, channel_mask, CHANNELS: gl.constexpr):
     """Write accumulators, summed over lanes, to rows first, ... of [P, CHANNELS]."""
     lane = lane_of()
     for i in gl.static_range(len(total)):
         value = gl.expand_dims(gl.sum(total[i], axis=1), 1)
         value = value + gl.zeros((64, 4), gl.float32, row_layout())
         where = ptr + (first + i) * CHANNELS + channel
-        gl.store(where, value, mask=inside & (lane == 0))
+        gl.store(where, value, mask=channel_mask & (lane == 0))
 
 
 @gluon.jit
@@ -1021,6 +1072,24 @@ def store_diagonals(ptr, total, STRIDE: gl.constexpr, LENGTH: gl.constexpr, COUN
     gl.store(ptr + tap * STRIDE, before, mask=tap < LENGTH)
 
 
+@triton.constexpr_function
+def columns_at_once(width):
+    """How many of `width` columns that share a row a program sums at once: a power of two."""
+    return min(1024, 1 << (width - 1).bit_length())
+
+
+@triton.constexpr_function
+def rows_at_once(width):
+    """How many rows of the gradient a program sums, where `width` columns share each."""
+    return max(1, 128 // columns_at_once(width))
+
+
+@triton.constexpr_function
+def sum_blocks(columns, width):
+    """How many programs sum one row of partial sums of so many columns."""
+    return -(-(columns // width) // rows_at_once(width))
+
+
 @triton.jit
 def sum_rows(
     partials_ptr,  # [splits, P, COLUMNS] float32
@@ -1028,11 +1097,12 @@ def sum_rows(
     splits, program,
     FIRST: tl.constexpr, P: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
     LENGTH: tl.constexpr, ROLES: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr,
-    BLOCK_G: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """One program's gradient rows of one parameter tensor: of partials FIRST .. FIRST + ROLES *
     LENGTH - 1, summed over splits and over the WIDTH columns that share a row, always in the same
     order."""
+    BLOCK_G: tl.constexpr = rows_at_once(WIDTH)
+    BLOCK_W: tl.constexpr = columns_at_once(WIDTH)
     AT_ONCE: tl.constexpr = 8  # splits: their loads wait together, their sums one after another
     groups: tl.constexpr = COLUMNS // WIDTH
     blocks: tl.constexpr = (groups + BLOCK_G - 1) // BLOCK_G
@@ -1064,35 +1134,34 @@ def sum_rows(
 
 @triton.jit(
     do_not_specialize=[
-        "q_batch", "q_row",
-        "k_batch", "k_row",
-        "v_batch", "v_row",
-        "y_batch", "y_row",
-        "first", "last", "end", "time_programs", "tiles",
+        "q_batch", "q_stride",
+        "k_batch", "k_stride",
+        "v_batch", "v_stride",
+        "y_batch", "y_stride",
+        "read_begin", "read_end", "write_end", "splits", "tiles",
     ]
 )  # fmt: skip
 def hyena_mr_forward(
-    q_ptr, q_batch, q_row,
-    k_ptr, k_batch, k_row,
-    v_ptr, v_batch, v_row,
-    y_ptr, y_batch, y_row,
-    featurizer_ptr,  # (12288, 3)
-    filter_ptr,  # (256, 128)
-    skip_ptr,  # (4096,)
-    first, last, end, time_programs, tiles,
-    CHANNELS: tl.constexpr, UNIT: tl.constexpr,
-    STEP: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr,
-    TILES: tl.constexpr, PREFETCH: tl.constexpr,
+    q_ptr, q_batch, q_stride,
+    k_ptr, k_batch, k_stride,
+    v_ptr, v_batch, v_stride,
+    y_ptr, y_batch, y_stride,
+    featurizer_ptr,  # [3 * channels, 3]
+    filter_ptr,  # [groups, 128]
+    skip_ptr,  # [channels]
+    read_begin, read_end, write_end, splits, tiles,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
+    EVEN: tl.constexpr, TERMS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, TILES: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """z = (featurizer * k) . (featurizer * v); y = (featurizer * q) . (filter * z + skip . z)
 
-    A program computes SEGMENTS consecutive segments of `tiles` tiles of BLOCK_T steps side by
-    side,
-    forward in time, for BLOCK_D channels of a group. Time counts from the first step
-    written; activations are read in [first, last), are zero elsewhere, and are written up to
-    `end`.
-    EVEN says that these three are multiples of 8; strides count in units of STEP elements.
+    A program computes SEGMENTS consecutive segments of `tiles` tiles of BLOCK_T steps next to each
+    other, forward in time, for BLOCK_D channels of a group.
+
+    Time counts from the first step written. Activations are read in [read_begin, read_end), are
+    zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
+    8; strides count in units of STRIDE_UNIT elements.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # blocks of ROWS steps in a tile
     M: tl.constexpr = SEGMENTS * BLOCK_D  # rows of a product
@@ -1100,60 +1169,73 @@ def hyena_mr_forward(
     LEAD: tl.constexpr = HISTORY * BLOCK_T
     OPERAND: tl.constexpr = tl.bfloat16 if q_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if q_ptr.dtype.element_ty == tl.float16 else "ieee"
-    PARTS: tl.constexpr = (16 + BLOCK_D - 1) // BLOCK_D  # of a group
-    PROGRAMS: tl.constexpr = CHANNELS // 16 * PARTS  # along channels
-    batch, part, block = locate(tl.program_id(0), time_programs, 1, PROGRAMS)
+    PARTS: tl.constexpr = (WIDTH + BLOCK_D - 1) // BLOCK_D  # of a group
+    PROGRAMS: tl.constexpr = CHANNELS // WIDTH * PARTS  # along channels
+    batch, part, block = locate(tl.program_id(0), splits, 1, PROGRAMS)
     group = part // PARTS
-    channel_0 = group * 16 + part % PARTS * BLOCK_D
+    channel_0 = group * WIDTH + part % PARTS * BLOCK_D
     steps = tiles * BLOCK_T  # of a segment
     step_0 = block * (SEGMENTS * steps)
     origin = (batch, channel_0, step_0)
-    q_ptr, q_row = advance(q_ptr, q_batch, q_row, STEP, UNIT, origin)
-    k_ptr, k_row = advance(k_ptr, k_batch, k_row, STEP, UNIT, origin)
-    v_ptr, v_row = advance(v_ptr, v_batch, v_row, STEP, UNIT, origin)
-    y_ptr, y_row = advance(y_ptr, y_batch, y_row, STEP, 1, origin)
-    first -= step_0
-    last -= step_0
-    end -= step_0
+    q_ptr, q_stride = advance(q_ptr, q_batch, q_stride, STRIDE_UNIT, UNIT, origin)
+    k_ptr, k_stride = advance(k_ptr, k_batch, k_stride, STRIDE_UNIT, UNIT, origin)
+    v_ptr, v_stride = advance(v_ptr, v_batch, v_stride, STRIDE_UNIT, UNIT, origin)
+    y_ptr, y_stride = advance(y_ptr, y_batch, y_stride, STRIDE_UNIT, 1, origin)
+    read_begin -= step_0
+    read_end -= step_0
+    write_end -= step_0
     lane = tl.arange(0, M)[:, None]
-    channel = lane % BLOCK_D
+    offset = lane % BLOCK_D
     segment = lane // BLOCK_D * steps  # where it begins
-    row = channel_0 + channel
-    inside = row < (group + 1) * 16
-    going = time_programs > 0
+    channel = channel_0 + offset
+    channel_mask = channel < (group + 1) * WIDTH
+    going = splits > 0
     latest = (SEGMENTS - 1) * steps
-    featurizer_q = load_taps(featurizer_ptr, row, inside, 3, True)
-    featurizer_k = load_taps(featurizer_ptr, CHANNELS + row, inside, 3, True)
-    featurizer_v = load_taps(featurizer_ptr, 2 * CHANNELS + row, inside, 3, True)
-    filter = load_toeplitz(filter_ptr, group, 128, False, BLOCK_T, OPERAND, PRECISION, TERMS=1)
-    skip = load_vector(skip_ptr, row, inside)
+    featurizer_q = load_taps(featurizer_ptr, channel, channel_mask, LENGTH=3, LAG_LAST=True)
+    featurizer_k = load_taps(
+        featurizer_ptr, CHANNELS + channel, channel_mask, LENGTH=3, LAG_LAST=True
+    )
+    featurizer_v = load_taps(
+        featurizer_ptr, 2 * CHANNELS + channel, channel_mask, LENGTH=3, LAG_LAST=True
+    )
+    filter = load_toeplitz(
+        filter_ptr,
+        group,
+        LENGTH=128,
+        LAG_LAST=False,
+        BLOCK_T=BLOCK_T,
+        OPERAND=OPERAND,
+        PRECISION=PRECISION,
+        TERMS=TERMS,
+    )
+    skip = load_vector(skip_ptr, channel, channel_mask)
     z_blocks_kept = zero_blocks(HISTORY, M, BLOCK_T, OPERAND)
     t = 0
-    tile = (channel, inside, segment + t, t, latest + t, first, last, 0)
-    q_before = context_rows(q_ptr, q_row, UNIT, tile, 2, EVEN, ROWS, M, N)
+    tile = (offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
+    q_before = context_rows(q_ptr, q_stride, UNIT, tile, 2, EVEN, ROWS, M, N)
     t = -LEAD
-    tile = (channel, inside, segment + t, t, latest + t, first, last, 0)
-    k_before = context_rows(k_ptr, k_row, UNIT, tile, 2, EVEN, ROWS, M, N)
-    v_before = context_rows(v_ptr, v_row, UNIT, tile, 2, EVEN, ROWS, M, N)
+    tile = (offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
+    k_before = context_rows(k_ptr, k_stride, UNIT, tile, 2, EVEN, ROWS, M, N)
+    v_before = context_rows(v_ptr, v_stride, UNIT, tile, 2, EVEN, ROWS, M, N)
     for t in range(-LEAD, 0, BLOCK_T):
-        tile = (channel, inside, segment + t, t, latest + t, first, last, 0)
-        k = load_rows(k_ptr, k_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
+        tile = (offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
+        k = load_steps(k_ptr, k_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
         k, k_before = prepend(k, k_before, 2, M, N)
         k_hat = fir(k, featurizer_k, LENGTH=3)
-        v = load_rows(v_ptr, v_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
+        v = load_steps(v_ptr, v_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
         v, v_before = prepend(v, v_before, 2, M, N)
         v_hat = fir(v, featurizer_v, LENGTH=3)
         z = multiply(k_hat, v_hat)
         z_blocks, z_blocks_kept = remember(z_blocks_kept, z, going, M, N, OPERAND, PRECISION)
-    for t in tl.range(0, tl.minimum(steps, end), BLOCK_T, num_stages=PREFETCH):
-        tile = (channel, inside, segment + t, t, latest + t, first, last, end)
-        q = load_rows(q_ptr, q_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
+    for t in tl.range(0, tl.minimum(steps, write_end), BLOCK_T, num_stages=PREFETCH):
+        tile = (offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, write_end)
+        q = load_steps(q_ptr, q_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
         q, q_before = prepend(q, q_before, 2, M, N)
         q_hat = fir(q, featurizer_q, LENGTH=3)
-        k = load_rows(k_ptr, k_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
+        k = load_steps(k_ptr, k_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
         k, k_before = prepend(k, k_before, 2, M, N)
         k_hat = fir(k, featurizer_k, LENGTH=3)
-        v = load_rows(v_ptr, v_row, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
+        v = load_steps(v_ptr, v_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
         v, v_before = prepend(v, v_before, 2, M, N)
         v_hat = fir(v, featurizer_v, LENGTH=3)
         z = multiply(k_hat, v_hat)
@@ -1162,48 +1244,48 @@ def hyena_mr_forward(
         skipped = scale(z, skip)
         pre_skip = add(conv, skipped)
         y = multiply(q_hat, pre_skip)
-        store_rows(y_ptr, y_row, 1, tile, y, EVEN, M, N)
+        store_steps(y_ptr, y_stride, 1, tile, y, EVEN, M, N)
 
 
 @triton.jit(
     do_not_specialize=[
-        "k_batch", "k_row",
-        "v_batch", "v_row",
-        "q_batch", "q_row",
-        "dy_batch", "dy_row",
-        "d_v_batch", "d_v_row",
-        "d_k_batch", "d_k_row",
-        "d_q_batch", "d_q_row",
-        "first", "last", "end", "time_programs", "tiles",
+        "k_batch", "k_stride",
+        "v_batch", "v_stride",
+        "q_batch", "q_stride",
+        "dy_batch", "dy_stride",
+        "d_v_batch", "d_v_stride",
+        "d_k_batch", "d_k_stride",
+        "d_q_batch", "d_q_stride",
+        "read_begin", "read_end", "write_end", "splits", "tiles",
     ]
 )  # fmt: skip
 def hyena_mr_backward(
-    k_ptr, k_batch, k_row,
-    v_ptr, v_batch, v_row,
-    q_ptr, q_batch, q_row,
-    dy_ptr, dy_batch, dy_row,
-    d_v_ptr, d_v_batch, d_v_row,
-    d_k_ptr, d_k_batch, d_k_row,
-    d_q_ptr, d_q_batch, d_q_row,
-    featurizer_ptr,  # (12288, 3)
-    filter_ptr,  # (256, 128)
-    skip_ptr,  # (4096,)
-    partials_ptr,  # [programs along batch and time * SEGMENTS, 10, CHANNELS] float32
-    group_partials_ptr,  # [programs along batch and time, 128, programs along channels] float32
-    first, last, end, time_programs, tiles,
-    CHANNELS: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
-    STEP: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr,
-    TILES: tl.constexpr, PREFETCH: tl.constexpr,
+    k_ptr, k_batch, k_stride,
+    v_ptr, v_batch, v_stride,
+    q_ptr, q_batch, q_stride,
+    dy_ptr, dy_batch, dy_stride,
+    d_v_ptr, d_v_batch, d_v_stride,
+    d_k_ptr, d_k_batch, d_k_stride,
+    d_q_ptr, d_q_batch, d_q_stride,
+    featurizer_ptr,  # [3 * channels, 3]
+    filter_ptr,  # [groups, 128]
+    skip_ptr,  # [channels]
+    partials_ptr,  # [batch, splits and SEGMENTS, 10, CHANNELS] float32
+    group_partials_ptr,  # [batch and splits, 128, programs along channels] float32
+    read_begin, read_end, write_end, splits, tiles,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
+    STRIDE_UNIT: tl.constexpr, EVEN: tl.constexpr, TERMS: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, TILES: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """Gradients of every input, and partial sums of those of parameters.
 
-    A program computes SEGMENTS consecutive segments of `tiles` tiles of BLOCK_T steps side by
-    side,
-    backward in time, for BLOCK_D channels of a group. Time counts from the first step
-    written; activations are read in [first, last), are zero elsewhere, and are written up to
-    `end`.
-    EVEN says that these three are multiples of 8; strides count in units of STEP elements.
+    A program computes SEGMENTS consecutive segments of `tiles` tiles of BLOCK_T steps next to each
+    other, backward in time, for BLOCK_D channels of a group.
+
+    Time counts from the first step written. Activations are read in [read_begin, read_end), are
+    zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
+    8; strides count in units of STRIDE_UNIT elements.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # blocks of ROWS steps in a tile
     M: tl.constexpr = SEGMENTS * BLOCK_D  # rows of a product
@@ -1211,36 +1293,49 @@ def hyena_mr_backward(
     LEAD: tl.constexpr = HISTORY * BLOCK_T
     OPERAND: tl.constexpr = tl.bfloat16 if k_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if k_ptr.dtype.element_ty == tl.float16 else "ieee"
-    PARTS: tl.constexpr = (16 + BLOCK_D - 1) // BLOCK_D  # of a group
-    PROGRAMS: tl.constexpr = CHANNELS // 16 * PARTS  # along channels
-    batch, part, block = locate(tl.program_id(0), time_programs, 1, PROGRAMS)
+    PARTS: tl.constexpr = (WIDTH + BLOCK_D - 1) // BLOCK_D  # of a group
+    PROGRAMS: tl.constexpr = CHANNELS // WIDTH * PARTS  # along channels
+    batch, part, block = locate(tl.program_id(0), splits, 1, PROGRAMS)
     group = part // PARTS
-    channel_0 = group * 16 + part % PARTS * BLOCK_D
+    channel_0 = group * WIDTH + part % PARTS * BLOCK_D
     steps = tiles * BLOCK_T  # of a segment
     step_0 = block * (SEGMENTS * steps)
     origin = (batch, channel_0, step_0)
-    k_ptr, k_row = advance(k_ptr, k_batch, k_row, STEP, UNIT, origin)
-    v_ptr, v_row = advance(v_ptr, v_batch, v_row, STEP, UNIT, origin)
-    q_ptr, q_row = advance(q_ptr, q_batch, q_row, STEP, UNIT, origin)
-    dy_ptr, dy_row = advance(dy_ptr, dy_batch, dy_row, STEP, 1, origin)
-    d_v_ptr, d_v_row = advance(d_v_ptr, d_v_batch, d_v_row, STEP, D_UNIT, origin)
-    d_k_ptr, d_k_row = advance(d_k_ptr, d_k_batch, d_k_row, STEP, D_UNIT, origin)
-    d_q_ptr, d_q_row = advance(d_q_ptr, d_q_batch, d_q_row, STEP, D_UNIT, origin)
-    first -= step_0
-    last -= step_0
-    end -= step_0
+    k_ptr, k_stride = advance(k_ptr, k_batch, k_stride, STRIDE_UNIT, UNIT, origin)
+    v_ptr, v_stride = advance(v_ptr, v_batch, v_stride, STRIDE_UNIT, UNIT, origin)
+    q_ptr, q_stride = advance(q_ptr, q_batch, q_stride, STRIDE_UNIT, UNIT, origin)
+    dy_ptr, dy_stride = advance(dy_ptr, dy_batch, dy_stride, STRIDE_UNIT, 1, origin)
+    d_v_ptr, d_v_stride = advance(d_v_ptr, d_v_batch, d_v_stride, STRIDE_UNIT, D_UNIT, origin)
+    d_k_ptr, d_k_stride = advance(d_k_ptr, d_k_batch, d_k_stride, STRIDE_UNIT, D_UNIT, origin)
+    d_q_ptr, d_q_stride = advance(d_q_ptr, d_q_batch, d_q_stride, STRIDE_UNIT, D_UNIT, origin)
+    read_begin -= step_0
+    read_end -= step_0
+    write_end -= step_0
     lane = tl.arange(0, M)[:, None]
-    channel = lane % BLOCK_D
+    offset = lane % BLOCK_D
     segment = lane // BLOCK_D * steps  # where it begins
-    row = channel_0 + channel
-    inside = row < (group + 1) * 16
-    going = time_programs > 0
+    channel = channel_0 + offset
+    channel_mask = channel < (group + 1) * WIDTH
+    going = splits > 0
     latest = (SEGMENTS - 1) * steps
-    featurizer_q = load_taps(featurizer_ptr, row, inside, 3, True)
-    featurizer_k = load_taps(featurizer_ptr, CHANNELS + row, inside, 3, True)
-    featurizer_v = load_taps(featurizer_ptr, 2 * CHANNELS + row, inside, 3, True)
-    filter = load_toeplitz(filter_ptr, group, 128, False, BLOCK_T, OPERAND, PRECISION, TERMS=1)
-    skip = load_vector(skip_ptr, row, inside)
+    featurizer_q = load_taps(featurizer_ptr, channel, channel_mask, LENGTH=3, LAG_LAST=True)
+    featurizer_k = load_taps(
+        featurizer_ptr, CHANNELS + channel, channel_mask, LENGTH=3, LAG_LAST=True
+    )
+    featurizer_v = load_taps(
+        featurizer_ptr, 2 * CHANNELS + channel, channel_mask, LENGTH=3, LAG_LAST=True
+    )
+    filter = load_toeplitz(
+        filter_ptr,
+        group,
+        LENGTH=128,
+        LAG_LAST=False,
+        BLOCK_T=BLOCK_T,
+        OPERAND=OPERAND,
+        PRECISION=PRECISION,
+        TERMS=TERMS,
+    )
+    skip = load_vector(skip_ptr, channel, channel_mask)
     d_featurizer_q = zero_taps(3, M, N)
     d_featurizer_k = zero_taps(3, M, N)
     d_featurizer_v = zero_taps(3, M, N)
@@ -1253,20 +1348,29 @@ def hyena_mr_backward(
     d_q_hat_after = zero_rows(2, M, N)
     for back in range(0, LEAD, BLOCK_T):
         t = steps + LEAD - back
-        tile = (channel, inside, segment + t, t, latest + t, first, last, 0)
+        tile = (offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
         early = t - LEAD
-        ahead = (channel, inside, segment + early, early, latest + early, first, last, 0)
-        k_ahead = load_rows(k_ptr, k_row, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
+        ahead = (
+            offset,
+            channel_mask,
+            segment + early,
+            early,
+            latest + early,
+            read_begin,
+            read_end,
+            0,
+        )
+        k_ahead = load_steps(k_ptr, k_stride, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
         k_hat_ahead = fir(k_ahead, featurizer_k, LENGTH=3)
-        v_ahead = load_rows(v_ptr, v_row, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
+        v_ahead = load_steps(v_ptr, v_stride, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
         v_hat_ahead = fir(v_ahead, featurizer_v, LENGTH=3)
         z_ahead = multiply(k_hat_ahead, v_hat_ahead)
         z_blocks, z_blocks_kept = look_ahead(
             z_blocks_kept, z_ahead, going, M, N, OPERAND, PRECISION
         )
-        q = load_rows(q_ptr, q_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
+        q = load_steps(q_ptr, q_stride, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
         q_hat = fir(q, featurizer_q, LENGTH=3)
-        dy = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, M, N)
+        dy = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS, EVEN, ROWS, M, N)
         d_pre_skip = multiply(dy, q_hat)
         d_pre_skip_blocks, d_pre_skip_blocks_kept = remember(
             d_pre_skip_blocks_kept, d_pre_skip, going, M, N, OPERAND, PRECISION
@@ -1274,29 +1378,38 @@ def hyena_mr_backward(
     # The first tile lies after the segment: only what the one before it takes from it is used.
     for back in tl.range(0, steps + BLOCK_T, BLOCK_T, num_stages=PREFETCH):
         t = steps - back
-        stop = tl.where(back > 0, end, 0)
-        tile = (channel, inside, segment + t, t, latest + t, first, last, stop)
+        stop = tl.where(back > 0, write_end, 0)
+        tile = (offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, stop)
         early = t - LEAD
-        ahead = (channel, inside, segment + early, early, latest + early, first, last, 0)
-        k_ahead = load_rows(k_ptr, k_row, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
+        ahead = (
+            offset,
+            channel_mask,
+            segment + early,
+            early,
+            latest + early,
+            read_begin,
+            read_end,
+            0,
+        )
+        k_ahead = load_steps(k_ptr, k_stride, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
         k_hat_ahead = fir(k_ahead, featurizer_k, LENGTH=3)
-        v_ahead = load_rows(v_ptr, v_row, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
+        v_ahead = load_steps(v_ptr, v_stride, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
         v_hat_ahead = fir(v_ahead, featurizer_v, LENGTH=3)
         z_ahead = multiply(k_hat_ahead, v_hat_ahead)
         z_blocks, z_blocks_kept = look_ahead(
             z_blocks_kept, z_ahead, going, M, N, OPERAND, PRECISION
         )
-        q = load_rows(q_ptr, q_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
+        q = load_steps(q_ptr, q_stride, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
         q_hat = fir(q, featurizer_q, LENGTH=3)
-        k = load_rows(k_ptr, k_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
+        k = load_steps(k_ptr, k_stride, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
         k_hat = fir(k, featurizer_k, LENGTH=3)
-        v = load_rows(v_ptr, v_row, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
+        v = load_steps(v_ptr, v_stride, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
         v_hat = fir(v, featurizer_v, LENGTH=3)
         z = multiply(k_hat, v_hat)
         conv = toeplitz(z_blocks, filter, HISTORY + 1, M, N, PRECISION)
         skipped = scale(z, skip)
         pre_skip = add(conv, skipped)
-        dy = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, M, N)
+        dy = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS, EVEN, ROWS, M, N)
         d_q_hat = multiply(dy, pre_skip)
         d_pre_skip = multiply(dy, q_hat)
         d_pre_skip_blocks, d_pre_skip_blocks_kept = remember(
@@ -1314,15 +1427,15 @@ def hyena_mr_backward(
         d_v_hat = multiply(d_z, k_hat)
         d_v_hat_on, d_v_hat_after = extend(d_v_hat, d_v_hat_after, 2, M, N)
         d_v = fir_adjoint(d_v_hat_on, featurizer_v, LENGTH=3)
-        store_rows(d_v_ptr, d_v_row, D_UNIT, tile, d_v, EVEN, M, N)
+        store_steps(d_v_ptr, d_v_stride, D_UNIT, tile, d_v, EVEN, M, N)
         d_featurizer_v = tap_gradient(d_featurizer_v, d_v_hat, v, LENGTH=3)
         d_k_hat_on, d_k_hat_after = extend(d_k_hat, d_k_hat_after, 2, M, N)
         d_k = fir_adjoint(d_k_hat_on, featurizer_k, LENGTH=3)
-        store_rows(d_k_ptr, d_k_row, D_UNIT, tile, d_k, EVEN, M, N)
+        store_steps(d_k_ptr, d_k_stride, D_UNIT, tile, d_k, EVEN, M, N)
         d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat, k, LENGTH=3)
         d_q_hat_on, d_q_hat_after = extend(d_q_hat, d_q_hat_after, 2, M, N)
         d_q = fir_adjoint(d_q_hat_on, featurizer_q, LENGTH=3)
-        store_rows(d_q_ptr, d_q_row, D_UNIT, tile, d_q, EVEN, M, N)
+        store_steps(d_q_ptr, d_q_stride, D_UNIT, tile, d_q, EVEN, M, N)
         d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat, q, LENGTH=3)
         if back == 0:
             d_featurizer_q = zero_taps(3, M, N)
@@ -1330,89 +1443,95 @@ def hyena_mr_backward(
             d_featurizer_v = zero_taps(3, M, N)
             d_skip = zero_taps(1, M, N)
             d_filter = zero_toeplitz(128, BLOCK_T)
-    split = (batch * time_programs + block) * SEGMENTS + lane // BLOCK_D
+    split = (batch * splits + block) * SEGMENTS + lane // BLOCK_D
     partials_ptr += split.to(tl.int64) * (10 * CHANNELS)
-    split = batch * time_programs + block
+    split = batch * splits + block
     group_partials_ptr += split.to(tl.int64) * (128 * PROGRAMS) + part
-    store_partial(partials_ptr, 0, d_featurizer_q, row, inside, CHANNELS)
-    store_partial(partials_ptr, 3, d_featurizer_k, row, inside, CHANNELS)
-    store_partial(partials_ptr, 6, d_featurizer_v, row, inside, CHANNELS)
-    store_partial(partials_ptr, 9, d_skip, row, inside, CHANNELS)
+    store_partial(partials_ptr, 0, d_featurizer_q, channel, channel_mask, CHANNELS)
+    store_partial(partials_ptr, 3, d_featurizer_k, channel, channel_mask, CHANNELS)
+    store_partial(partials_ptr, 6, d_featurizer_v, channel, channel_mask, CHANNELS)
+    store_partial(partials_ptr, 9, d_skip, channel, channel_mask, CHANNELS)
     store_toeplitz(group_partials_ptr, d_filter, PROGRAMS, 128, BLOCK_T)
 
 
 @gluon.jit(
     do_not_specialize=[
-        "k_batch", "k_row",
-        "v_batch", "v_row",
-        "q_batch", "q_row",
-        "dy_batch", "dy_row",
-        "d_v_batch", "d_v_row",
-        "d_k_batch", "d_k_row",
-        "d_q_batch", "d_q_row",
-        "first", "last", "end", "time_programs", "tiles",
+        "k_batch", "k_stride",
+        "v_batch", "v_stride",
+        "q_batch", "q_stride",
+        "dy_batch", "dy_stride",
+        "d_v_batch", "d_v_stride",
+        "d_k_batch", "d_k_stride",
+        "d_q_batch", "d_q_stride",
+        "read_begin", "read_end", "write_end", "splits", "tiles",
     ]
 )  # fmt: skip
 def hyena_mr_backward_sm90(
-    k_ptr, k_batch, k_row,
-    v_ptr, v_batch, v_row,
-    q_ptr, q_batch, q_row,
-    dy_ptr, dy_batch, dy_row,
-    d_v_ptr, d_v_batch, d_v_row,
-    d_k_ptr, d_k_batch, d_k_row,
-    d_q_ptr, d_q_batch, d_q_row,
-    featurizer_ptr,  # (12288, 3)
-    filter_ptr,  # (256, 128)
-    skip_ptr,  # (4096,)
-    partials_ptr,  # [programs along batch and time * SEGMENTS / 2, 10, CHANNELS] float32
-    group_partials_ptr,  # [programs along batch and time, 128, programs along channels] float32
-    first, last, end, time_programs, tiles,
-    CHANNELS: gl.constexpr, BLOCK_D: gl.constexpr, SEGMENTS: gl.constexpr,
+    k_ptr, k_batch, k_stride,
+    v_ptr, v_batch, v_stride,
+    q_ptr, q_batch, q_stride,
+    dy_ptr, dy_batch, dy_stride,
+    d_v_ptr, d_v_batch, d_v_stride,
+    d_k_ptr, d_k_batch, d_k_stride,
+    d_q_ptr, d_q_batch, d_q_stride,
+    featurizer_ptr,  # [3 * channels, 3]
+    filter_ptr,  # [groups, 128]
+    skip_ptr,  # [channels]
+    partials_ptr,  # [batch, splits and SEGMENTS / 2, 10, CHANNELS] float32
+    group_partials_ptr,  # [batch and splits, 128, programs along channels] float32
+    read_begin, read_end, write_end, splits, tiles,
+    CHANNELS: gl.constexpr, WIDTH: gl.constexpr, BLOCK_D: gl.constexpr, SEGMENTS: gl.constexpr,
     BLOCK_T: gl.constexpr, TILES: gl.constexpr,
 ):  # fmt: skip
     """Gradients of every input, and partial sums of those of parameters.
 
     For sm_90 and bfloat16. A program computes SEGMENTS consecutive segments of `tiles` tiles of
-    BLOCK_T steps side by side, backward in time, for BLOCK_D channels of a group. Time counts from
-    the first step written; activations are read in [first, last), are zero elsewhere, and are
-    written up to `end`, all three multiples of 8; strides count in units of 8 elements.
+    BLOCK_T steps side by side, backward in time, for BLOCK_D channels of a group.
+
+    Time counts from the first step written. Activations are read in [read_begin, read_end), are
+    zero elsewhere, and are written up to `write_end`, all three multiples of 8; strides count in
+    units of 8 elements.
     """
     gl.static_assert(BLOCK_D * SEGMENTS == 128 and BLOCK_T == 64, "rows and steps of a product")
     COUNT: gl.constexpr = (128 - 1 + BLOCK_T - 1) // BLOCK_T + 1  # blocks that taps reach
     LEAD: gl.constexpr = (COUNT - 1) * BLOCK_T
-    PARTS: gl.constexpr = (16 + BLOCK_D - 1) // BLOCK_D  # of a group
-    PROGRAMS: gl.constexpr = CHANNELS // 16 * PARTS  # along channels
-    batch, section, block = locate(gl.program_id(0), time_programs, 1, PROGRAMS)
+    PARTS: gl.constexpr = (WIDTH + BLOCK_D - 1) // BLOCK_D  # of a group
+    PROGRAMS: gl.constexpr = CHANNELS // WIDTH * PARTS  # along channels
+    batch, section, block = locate(gl.program_id(0), splits, 1, PROGRAMS)
     group = section // PARTS
-    channel_0 = group * 16 + section % PARTS * BLOCK_D
-    members = (group + 1) * 16 - channel_0
+    channel_0 = group * WIDTH + section % PARTS * BLOCK_D
+    members = (group + 1) * WIDTH - channel_0
     steps = tiles * BLOCK_T  # of a segment
     halfway = SEGMENTS // 2 * steps
     step_0 = block * (SEGMENTS * steps)
     origin = (batch, channel_0, step_0)
-    k_ptr, _ = advance(k_ptr, k_batch, k_row, 8, 1, origin)
-    v_ptr, _ = advance(v_ptr, v_batch, v_row, 8, 1, origin)
-    q_ptr, _ = advance(q_ptr, q_batch, q_row, 8, 1, origin)
-    dy_ptr, _ = advance(dy_ptr, dy_batch, dy_row, 8, 1, origin)
-    d_v_ptr, _ = advance(d_v_ptr, d_v_batch, d_v_row, 8, 1, origin)
-    d_k_ptr, _ = advance(d_k_ptr, d_k_batch, d_k_row, 8, 1, origin)
-    d_q_ptr, _ = advance(d_q_ptr, d_q_batch, d_q_row, 8, 1, origin)
+    k_ptr, _ = advance(k_ptr, k_batch, k_stride, 8, 1, origin)
+    v_ptr, _ = advance(v_ptr, v_batch, v_stride, 8, 1, origin)
+    q_ptr, _ = advance(q_ptr, q_batch, q_stride, 8, 1, origin)
+    dy_ptr, _ = advance(dy_ptr, dy_batch, dy_stride, 8, 1, origin)
+    d_v_ptr, _ = advance(d_v_ptr, d_v_batch, d_v_stride, 8, 1, origin)
+    d_k_ptr, _ = advance(d_k_ptr, d_k_batch, d_k_stride, 8, 1, origin)
+    d_q_ptr, _ = advance(d_q_ptr, d_q_batch, d_q_stride, 8, 1, origin)
     k_ptr = k_ptr.to(gl.pointer_type(gl.int32), bitcast=True)  # of two steps
     v_ptr = v_ptr.to(gl.pointer_type(gl.int32), bitcast=True)  # of two steps
     q_ptr = q_ptr.to(gl.pointer_type(gl.int32), bitcast=True)  # of two steps
     dy_ptr = dy_ptr.to(gl.pointer_type(gl.int32), bitcast=True)  # of two steps
-    first -= step_0
-    length = last - step_0 - first
-    end -= step_0
-    words = places(copy_layout(), 32, 2, (members, k_row, tiles), first, BLOCK_D)
-    edges = places(edge_layout(), 4, 2, (members, k_row, tiles), first, BLOCK_D)
-    dy_words = places(copy_layout(), 32, 2, (members, dy_row, tiles), first, BLOCK_D)
-    outputs = places(quarter_layout(), 32, 1, (members, d_v_row, tiles), 0, BLOCK_D)
-    _, row, inside = channels(section, 16, BLOCK_D)
-    featurizer_q = load_taps(featurizer_ptr, row, inside, 3, True)
-    featurizer_k = load_taps(featurizer_ptr, CHANNELS + row, inside, 3, True)
-    featurizer_v = load_taps(featurizer_ptr, 2 * CHANNELS + row, inside, 3, True)
-    skip = load_vector(skip_ptr, row, inside)
+    read_begin -= step_0
+    length = read_end - step_0 - read_begin
+    write_end -= step_0
+    words = places(copy_layout(), 32, 2, (members, k_stride, tiles), read_begin, BLOCK_D)
+    edges = places(edge_layout(), 4, 2, (members, k_stride, tiles), read_begin, BLOCK_D)
+    dy_words = places(copy_layout(), 32, 2, (members, dy_stride, tiles), read_begin, BLOCK_D)
+    outputs = places(quarter_layout(), 32, 1, (members, d_v_stride, tiles), 0, BLOCK_D)
+    _, channel, channel_mask = channels(section, WIDTH, BLOCK_D)
+    featurizer_q = load_taps(featurizer_ptr, channel, channel_mask, LENGTH=3, LAG_LAST=True)
+    featurizer_k = load_taps(
+        featurizer_ptr, CHANNELS + channel, channel_mask, LENGTH=3, LAG_LAST=True
+    )
+    featurizer_v = load_taps(
+        featurizer_ptr, 2 * CHANNELS + channel, channel_mask, LENGTH=3, LAG_LAST=True
+    )
+    skip = load_vector(skip_ptr, channel, channel_mask)
     filter = toeplitz_matrices(filter_ptr, group, 128, False, COUNT)
     d_filter = zero_gradients(COUNT)
     d_featurizer_q = zero_lanes(3)
@@ -1477,7 +1596,7 @@ def hyena_mr_backward_sm90(
         t = steps - back
         before = t - BLOCK_T
         dy_length = gl.where(before < 0, 0, length)  # inputs have a context there, dy has none
-        stop = gl.where(back > 0, end, 0)
+        stop = gl.where(back > 0, write_end, 0)
         hopper.async_copy.wait_group(1)
         quarters = ()
         for part in gl.static_range(2):
@@ -1574,54 +1693,305 @@ def hyena_mr_backward_sm90(
         newest = (newest + 1) % COUNT
     hopper.async_copy.wait_group(0)
     # Where this program is, computed once more: kept through the loop it would take registers.
-    batch, section, block = locate(anew(gl.program_id(0)), time_programs, 1, PROGRAMS)
-    split = batch * time_programs + block
-    lane, row, inside = channels(section, 16, BLOCK_D)
+    batch, section, block = locate(anew(gl.program_id(0)), splits, 1, PROGRAMS)
+    split = batch * splits + block
+    lane, channel, channel_mask = channels(section, WIDTH, BLOCK_D)
     sums = partials_ptr + (split * (SEGMENTS // 2) + lane // BLOCK_D).to(gl.int64) * (
         10 * CHANNELS
     )
     taps = group_partials_ptr + split.to(gl.int64) * (128 * PROGRAMS) + section
-    store_sums(sums, 0, d_featurizer_q, row, inside, CHANNELS)
-    store_sums(sums, 3, d_featurizer_k, row, inside, CHANNELS)
-    store_sums(sums, 6, d_featurizer_v, row, inside, CHANNELS)
-    store_sums(sums, 9, d_skip, row, inside, CHANNELS)
+    store_sums(sums, 0, d_featurizer_q, channel, channel_mask, CHANNELS)
+    store_sums(sums, 3, d_featurizer_k, channel, channel_mask, CHANNELS)
+    store_sums(sums, 6, d_featurizer_v, channel, channel_mask, CHANNELS)
+    store_sums(sums, 9, d_skip, channel, channel_mask, CHANNELS)
     store_diagonals(taps, d_filter, PROGRAMS, 128, COUNT)
+
+
+@triton.constexpr_function
+def section_end(index, CHANNELS, WIDTH, SHARERS):
+    """The first program after those that sum the gradients of parameters 0 .. index."""
+    sections = (
+        (128, CHANNELS // WIDTH * SHARERS, SHARERS),  # filter
+        (9, CHANNELS, 1),  # featurizer
+        (1, CHANNELS, 1),  # skip
+    )
+    return sum(rows * sum_blocks(columns, width) for rows, columns, width in sections[: index + 1])
 
 
 @triton.jit(do_not_specialize=["splits", "group_splits"])
 def sum_partials(
-    partials_ptr,  # [splits, 10, 4096] float32
-    group_partials_ptr,  # [group_splits, 128, 256] float32
-    d_filter_ptr,  # (256, 128)
-    d_featurizer_ptr,  # (12288, 3)
-    d_skip_ptr,  # (4096,)
+    partials_ptr,  # [splits, 10, CHANNELS] float32
+    group_partials_ptr,  # [group_splits, 128, CHANNELS // WIDTH * SHARERS] float32
+    d_filter_ptr,  # [groups, 128]
+    d_featurizer_ptr,  # [3 * channels, 3]
+    d_skip_ptr,  # [channels]
     splits, group_splits,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, SHARERS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of filter, featurizer, skip, each by programs of its own."""
     program = tl.program_id(0)
-    if program < 256:
+    if program < section_end(0, CHANNELS, WIDTH, SHARERS):
         sum_rows(
-            group_partials_ptr, d_filter_ptr, group_splits, program,
-            FIRST=0, P=128, COLUMNS=256, WIDTH=1, LENGTH=128, ROLES=1,
-            INTERLEAVED=False, LAG_LAST=False, BLOCK_G=128, BLOCK_W=1,
+            group_partials_ptr, d_filter_ptr, group_splits,
+            program,
+            FIRST=0, P=128, COLUMNS=CHANNELS // WIDTH * SHARERS, WIDTH=SHARERS,
+            LENGTH=128, ROLES=1, INTERLEAVED=False, LAG_LAST=False,
         )  # fmt: skip
-    elif program < 544:
+    elif program < section_end(1, CHANNELS, WIDTH, SHARERS):
         sum_rows(
-            partials_ptr, d_featurizer_ptr, splits, program - 256,
-            FIRST=0, P=10, COLUMNS=4096, WIDTH=1, LENGTH=3, ROLES=3,
-            INTERLEAVED=False, LAG_LAST=True, BLOCK_G=128, BLOCK_W=1,
+            partials_ptr, d_featurizer_ptr, splits,
+            program - section_end(0, CHANNELS, WIDTH, SHARERS),
+            FIRST=0, P=10, COLUMNS=CHANNELS, WIDTH=1,
+            LENGTH=3, ROLES=3, INTERLEAVED=False, LAG_LAST=True,
         )  # fmt: skip
     else:
         sum_rows(
-            partials_ptr, d_skip_ptr, splits, program - 544,
-            FIRST=9, P=10, COLUMNS=4096, WIDTH=1, LENGTH=1, ROLES=1,
-            INTERLEAVED=False, LAG_LAST=False, BLOCK_G=128, BLOCK_W=1,
+            partials_ptr, d_skip_ptr, splits,
+            program - section_end(1, CHANNELS, WIDTH, SHARERS),
+            FIRST=9, P=10, COLUMNS=CHANNELS, WIDTH=1,
+            LENGTH=1, ROLES=1, INTERLEAVED=False, LAG_LAST=False,
         )  # fmt: skip
 
 
 # -----------------------------------------------------------------------------------------------
 # Launchers
 # -----------------------------------------------------------------------------------------------
+
+
+class Grid(NamedTuple):
+    """The programs of a launch.
+
+    Attributes:
+        splits: of a sequence, each by a program of its own.
+        tiles: of a split, or of each of its segments.
+        columns: programs along channels.
+        sums: partial sums that a program writes.
+        programs: in all.
+    """
+
+    splits: int
+    tiles: int
+    columns: int
+    sums: int
+    programs: int
+
+
+def sharers(width: int, config: dict[str, int]) -> int:
+    """How many programs of a stream share the channels of a group."""
+    return -(-width // config["BLOCK_D"])
+
+
+def stream_grid(
+    batch: int, steps: int, channels: int, width: int, config: dict[str, int], whole: bool = False
+) -> Grid:
+    """Of kernels that stream along SEGMENTS segments of time, for channels of one group.
+
+    A segment has TILES tiles, fewer if the steps are few, and more if they are so many that the
+    partial sums of more than 32 splits would weigh something. `whole` asks for segments that end
+    with the steps, so that no sum goes beyond them.
+    """
+    in_all = -(-steps // (config["BLOCK_T"] * config["SEGMENTS"]))
+    tiles = max(1, min(config["TILES"], in_all), -(-in_all // 32))
+    while whole and in_all % tiles:
+        tiles -= 1
+    splits = -(-in_all // tiles)
+    columns = channels // width * sharers(width, config)
+    return Grid(splits, tiles, columns, config["SEGMENTS"], batch * splits * columns)
+
+
+def even(bounds: tuple[int, int, int]) -> bool:
+    """Whether a vector of 8 steps lies within or without the bounds as a whole."""
+    return all(bound % 8 == 0 for bound in bounds)
+
+
+def sm90_config(config: dict[str, int]) -> dict[str, int]:
+    """The config of the variant for sm_90: 128 rows of products, blocks of 64 steps, 8 warps.
+    Empty if there is none.
+    """
+    if not config.get("TILES_SM90"):
+        return {}
+    channels = config["BLOCK_D"]
+    shape = {"BLOCK_D": channels, "SEGMENTS": 128 // channels, "BLOCK_T": 64}
+    return shape | {"TILES": config["TILES_SM90"], "num_warps": 8}
+
+
+def sm90_grid(
+    batch: int, steps: int, channels: int, width: int, config: dict[str, int], whole: bool = False
+) -> Grid:
+    """As `stream_grid`, of the variant for sm_90, where two segments share a partial sum."""
+    grid = stream_grid(batch, steps, channels, width, config, whole)
+    return grid._replace(sums=config["SEGMENTS"] // 2)
+
+
+def sm90_suits(
+    reach: int, steps: int, bounds: tuple[int, int, int], config: dict[str, int]
+) -> bool:
+    """Whether sizes suit the variant for sm_90: whole vectors, and long enough to gain by it, for
+    nearly two tiles.
+
+    Args:
+        reach: steps that may be read.
+        bounds: of reads and writes, as kernels take them.
+    """
+    tile = config["BLOCK_T"] * config["SEGMENTS"]
+    return even(bounds) and 4 * steps > 7 * tile and reach < 2**29
+
+
+VARIANTS: dict = {"backward_sm90": ("backward", sm90_config)}  # and the kernels that they are of
+
+
+def tap_terms(groups: int) -> int:
+    """How many operands of products a tap is: two where few taps carry the result."""
+    return 2 if groups < 32 else 1
+
+
+def default_configs(channels: int, groups: int, device: torch.device) -> dict[str, dict[str, int]]:
+    """The config of each kernel for a width that CONFIGS lacks."""
+    width = channels // groups
+    padded_width = 1 << (width - 1).bit_length()
+    shared, product_rows = limits_of(device)
+    if shared < 163840 and 2 * tap_terms(groups) > 2:
+        forward = {
+            "ROWS": 8,
+            "BLOCK_D": min(32, padded_width),
+            "SEGMENTS": 32 // min(32, padded_width),
+            "BLOCK_T": 32,
+            "TILES": 64,
+            "PREFETCH": 3,
+            "num_warps": 4,
+            "maxnreg": 0,
+        }
+    elif 128 * 2 * tap_terms(groups) <= 384:
+        forward = {
+            "ROWS": 8,
+            "BLOCK_D": min(64, padded_width),
+            "SEGMENTS": 64 // min(64, padded_width),
+            "BLOCK_T": 64,
+            "TILES": 32,
+            "PREFETCH": 3,
+            "num_warps": 4,
+            "maxnreg": 0,
+        }
+    elif 2 * tap_terms(groups) <= 2:
+        forward = {
+            "ROWS": 8,
+            "BLOCK_D": min(32, padded_width),
+            "SEGMENTS": 32 // min(32, padded_width),
+            "BLOCK_T": 64,
+            "TILES": 32,
+            "PREFETCH": 3,
+            "num_warps": 4,
+            "maxnreg": 0,
+        }
+    else:
+        forward = {
+            "ROWS": 8,
+            "BLOCK_D": min(32, padded_width),
+            "SEGMENTS": 32 // min(32, padded_width),
+            "BLOCK_T": 32,
+            "TILES": 64,
+            "PREFETCH": 3,
+            "num_warps": 4,
+            "maxnreg": 0,
+        }
+    if 2 * tap_terms(groups) <= 2 and padded_width >= 4:
+        backward = {
+            "ROWS": 8,
+            "BLOCK_D": min(32, padded_width),
+            "SEGMENTS": 32 // min(32, padded_width),
+            "BLOCK_T": 32,
+            "TILES": 64,
+            "PREFETCH": 3,
+            "TILES_SM90": 128,
+            "num_warps": 4,
+            "maxnreg": 0,
+        }
+    elif 2 * tap_terms(groups) <= 2:
+        backward = {
+            "ROWS": 8,
+            "BLOCK_D": min(32, padded_width),
+            "SEGMENTS": 32 // min(32, padded_width),
+            "BLOCK_T": 32,
+            "TILES": 64,
+            "PREFETCH": 3,
+            "TILES_SM90": 0,
+            "num_warps": 4,
+            "maxnreg": 0,
+        }
+    elif 128 * 2 * tap_terms(groups) <= 384:
+        backward = {
+            "ROWS": 8,
+            "BLOCK_D": min(64, padded_width),
+            "SEGMENTS": 64 // min(64, padded_width),
+            "BLOCK_T": 32,
+            "TILES": 64,
+            "PREFETCH": 1,
+            "TILES_SM90": 0,
+            "num_warps": 8,
+            "maxnreg": 0,
+        }
+    elif 2 * tap_terms(groups) <= 2:
+        backward = {
+            "ROWS": 8,
+            "BLOCK_D": min(32, padded_width),
+            "SEGMENTS": 32 // min(32, padded_width),
+            "BLOCK_T": 32,
+            "TILES": 64,
+            "PREFETCH": 1,
+            "TILES_SM90": 0,
+            "num_warps": 8,
+            "maxnreg": 0,
+        }
+    else:
+        backward = {
+            "ROWS": 8,
+            "BLOCK_D": min(16, padded_width),
+            "SEGMENTS": 16 // min(16, padded_width),
+            "BLOCK_T": 16,
+            "TILES": 128,
+            "PREFETCH": 1,
+            "TILES_SM90": 0,
+            "num_warps": 8,
+            "maxnreg": 0,
+        }
+    return {"forward": forward, "backward": backward}
+
+
+def gpu_name(device: torch.device) -> str:
+    """What torch calls the GPU, or nothing."""
+    there = device.type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_name(device) if there else ""
+
+
+def limits_of(device: torch.device) -> tuple[int, int]:
+    """Bytes of shared memory that a program may take, and the rows of a product instruction.
+    Nothing limits Triton's interpreter.
+    """
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return 2**31, 128
+    found = torch.cuda.get_device_properties(device)
+    return found.shared_memory_per_block_optin, {9: 64, 10: 128}.get(found.major, 16)
+
+
+def configs_of(x: torch.Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
+    """The config of every kernel and variant for inputs like x of so many channels and groups: one
+    of CONFIGS, rather of this GPU than of another, or else the default.
+    """
+    key = (x.device, int(channels), int(groups))
+    if key not in CHOSEN:
+        here = gpu_name(x.device)
+        of_width = {k[0]: config for k, config in CONFIGS.items() if k[1:] == key[1:]}
+        found = of_width.get(here) or next(iter(of_width.values()), None)
+        found = found or default_configs(*key[1:], x.device)
+        found = {name: dict(config) for name, config in found.items()}
+        for config in found.values():
+            if "PROGRAMS" in config:  # of a sequence; a batch of these runs at once
+                config["PROGRAMS"] = max(1, config["PROGRAMS"] // BATCH)
+        for name, (kernel, derived) in VARIANTS.items():
+            if own := derived(found[kernel]):
+                found[name] = own
+        CHOSEN[key] = found
+    return CHOSEN[key]
 
 
 def dense(x: Tensor) -> Tensor:
@@ -1668,39 +2038,15 @@ def segment(
     return context + begin, end - begin, (-(context + begin), length - begin, end - begin)
 
 
-def even(bounds: tuple[int, int, int]) -> bool:
-    """Whether a vector of 8 steps lies within or without the bounds as a whole."""
-    return all(bound % 8 == 0 for bound in bounds)
-
-
-def stream_programs(
-    batch: int, steps: int, schedule: dict[str, int], width: int, whole: bool
-) -> tuple[int, int, int]:
-    """As `programs` for programs that stream along segments of a group of `width` channels:
-    programs along time, tiles of a segment, programs in all.
-
-    A segment has TILES tiles, fewer if the steps are few, and more if they are so many that the
-    partial sums of more than 32 programs along time would weigh something. `whole` asks for
-    segments that end with the steps, so that no sum goes beyond them.
-    """
-    tiles_in_all = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
-    tiles = max(1, min(schedule["TILES"], tiles_in_all), -(-tiles_in_all // 32))
-    while whole and tiles_in_all % tiles:
-        tiles -= 1
-    along_time = -(-tiles_in_all // tiles)
-    along_channels = CHANNELS // width * -(-width // schedule["BLOCK_D"])
-    return along_time, tiles, batch * along_time * along_channels
-
-
-def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
+def stride_step(config: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
     """8 if all strides are multiples of 8 elements, so that accesses are 16 bytes wide; else 1.
 
     Refuses row strides that the 32-bit offsets within a program of so many tiles cannot hold;
     those of the program itself are 64-bit.
     """
-    rows = schedule.get("BLOCK_D", 1)
+    rows = config.get("BLOCK_D", 1)
     if LAYOUT == "BLD":  # and the steps that it looks back and ahead
-        rows = schedule["BLOCK_T"] * schedule.get("SEGMENTS", 1) * tiles + 4096
+        rows = config["BLOCK_T"] * config.get("SEGMENTS", 1) * tiles + 4096
     step = 8
     for x in tensors:
         batch_stride, row_stride, _ = x.stride()
@@ -1713,35 +2059,31 @@ def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor], tiles: int)
 
 def suits_sm90(
     tensors: Sequence[Tensor],
-    inputs: int,
     unit: int,
     step: int,
     begin: int,
     bounds: tuple[int, int, int],
-    schedule: dict[str, int],
+    config: dict[str, int],
 ) -> bool:
-    """Whether a call can run the kernel for sm_90, and is long enough to gain by it: for nearly
-    two tiles.
+    """Whether a call can run the variant for sm_90, and is long enough to gain by it.
 
-    The tensors are so many inputs, which share a row stride as do the gradients at the end, and
+    The tensors are the inputs, which share a row stride as do their gradients at the end, and
     between them those that are read from step `begin` on.
     """
-    tile = schedule["BLOCK_T"] * schedule["SEGMENTS"]
-    x = tensors[0]
+    tile = config["BLOCK_T"] * config["SEGMENTS"]
+    x, roles = tensors[0], len(INPUTS)
     return (
         HAS_GLUON
         and x.device.type == "cuda"
         and x.dtype == torch.bfloat16
         and torch.cuda.get_device_capability(x.device) == (9, 0)
         and (unit, step) == (1, 8)
-        and even(bounds)
         and begin % 8 == 0
-        and 4 * bounds[2] > 7 * tile
-        and bounds[1] - bounds[0] < 2**29
+        and sm90_suits(bounds[1] - bounds[0], bounds[2], bounds, config)
         and (bounds[1] == bounds[2] or bounds[2] % tile == 0)
         and all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
-        and len({tensor.stride(1) for tensor in tensors[:inputs]}) == 1
-        and len({tensor.stride(1) for tensor in tensors[inputs + 1 :]}) == 1
+        and len({tensor.stride(1) for tensor in tensors[:roles]}) == 1
+        and len({tensor.stride(1) for tensor in tensors[-roles:]}) == 1
     )
 
 
@@ -1752,26 +2094,41 @@ def trait(argument: Tensor | int) -> tuple[object, ...]:
     return (argument >= 2**31,)
 
 
-def launch(kernel, grid: int, *arguments: Tensor | int, options: dict[str, int], **constants: int):
+def launch(
+    kernel, programs: int, *arguments: Tensor | int, config: dict[str, int], **constants: int
+):
     """Run a kernel on the device of its first argument.
 
-    Binding arguments anew for each launch takes the host longer than a short kernel takes the GPU,
-    so the binary for arguments of these traits is remembered and launched directly. It takes the
-    constants by position, after the arguments.
+    The config gives the constants that are left, and what the compiler is told. Binding arguments
+    anew for each launch takes the host longer than a short kernel takes the GPU, so the binary for
+    arguments of these traits is remembered and launched directly. It takes the constants by
+    position, after the arguments.
     """
     device = arguments[0].device
-    key = (kernel, device, *map(trait, arguments), *constants.values(), *options.values())
+    given = len(arguments) + len(constants)
+    values = (*constants.values(), *(config[name] for name in kernel.arg_names[given:]))
+    options = {name: config[name] for name in TOLD if config.get(name)}
+    key = (kernel, device, *map(trait, arguments), *values, *options.values())
     binary = BINARIES.get(key)
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         if binary is None:
-            assert kernel.arg_names[len(arguments) :] == list(constants), "in the kernel's order"
-            BINARIES[key] = kernel[(grid,)](*arguments, **constants, **options)
+            names = kernel.arg_names[len(arguments) :]
+            assert names[: len(constants)] == list(constants), "in the kernel's order"
+            named = dict(zip(names, values, strict=True))
+            # Fusion is stated, because Triton's default changes between versions.
+            BINARIES[key] = kernel[(programs,)](
+                *arguments, **named, **options, enable_fp_fusion=True
+            )
         else:
-            binary[(grid, 1, 1)](*arguments, *constants.values())
+            binary[(programs, 1, 1)](*arguments, *values)
 
 
 def reduce_partials(
-    kernel, grid: int, partials: Sequence[Tensor], parameters: Sequence[Tensor]
+    kernel,
+    programs: int,
+    partials: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    **constants: int,
 ) -> list[Tensor]:
     """Gradients of parameter tensors, in their shapes and dtypes, from partial sums
     [splits, rows, columns], by one launch of all sections of the kernel that sums these.
@@ -1780,9 +2137,8 @@ def reduce_partials(
         torch.empty_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
         for p in parameters
     ]
-    launch(
-        kernel, grid, *partials, *sums, *(p.shape[0] for p in partials), options=OPTIONS["reduce"]
-    )
+    counts = (p.shape[0] for p in partials)
+    launch(kernel, programs, *partials, *sums, *counts, config=SUMS, **constants)
     return [total.to(p.dtype) for total, p in zip(sums, parameters, strict=True)]
 
 
@@ -1794,35 +2150,39 @@ def launch_forward(
     end: int | None = None,
 ) -> list[Tensor]:
     """[y] for steps begin .. end - 1 of the segment after `context` steps."""
-    schedule, options = SCHEDULE["forward"], OPTIONS["forward"]
     (q, k, v), unit = common_unit(unpack(inputs))
     filter, featurizer, skip = (p.contiguous() for p in parameters)
-    first, steps, bounds = segment(q, context, begin, end, schedule["BLOCK_T"])
-    time_programs, tiles, grid = stream_programs(q.shape[0], steps, schedule, 16, False)
-    outputs = [allocate(q, steps)]
-    step = stride_step(schedule, (q, k, v, *outputs), tiles)
-    if grid:
+    channels, groups = q.shape[CHANNEL], filter.shape[0]
+    width = channels // groups
+    configs = configs_of(q, channels, groups)
+    config = configs["forward"]
+    first, steps, bounds = segment(q, context, begin, end, config["BLOCK_T"])
+    grid = stream_grid(q.shape[0], steps, channels, width, config, False)
+    y = allocate(q, steps, channels)
+    step = stride_step(config, (q, k, v, y), grid.tiles)
+    if grid.programs:
         launch(
             hyena_mr_forward,
-            grid,
+            grid.programs,
             *operand(q, first, step),
             *operand(k, first, step),
             *operand(v, first, step),
-            *operand(outputs[0], 0, step),
+            *operand(y, 0, step),
             featurizer,
             filter,
             skip,
             *bounds,
-            time_programs,
-            tiles,
-            options=options,
-            CHANNELS=CHANNELS,
+            grid.splits,
+            grid.tiles,
+            config=config,
+            CHANNELS=channels,
+            WIDTH=width,
             UNIT=unit,
-            STEP=step,
+            STRIDE_UNIT=step,
             EVEN=even(bounds),
-            **schedule,
+            TERMS=tap_terms(groups),
         )
-    return outputs
+    return [y]
 
 
 def launch_backward(
@@ -1839,64 +2199,89 @@ def launch_backward(
     With a range, the gradients of inputs are for its steps and those of parameters sum over them;
     `dy` and saved values cover the whole segment, without its context.
     """
-    schedule, options = SCHEDULE["backward"], OPTIONS["backward"]
     (q, k, v), unit = common_unit(unpack(inputs))
     filter, featurizer, skip = (p.contiguous() for p in parameters)
     dy = dense(dy)
-    tile = schedule["BLOCK_T"] * schedule["SEGMENTS"]
-    first, steps, bounds = segment(q, context, begin, end, tile)
+    channels, groups = q.shape[CHANNEL], filter.shape[0]
+    width = channels // groups
+    configs = configs_of(q, channels, groups)
+    config = configs["backward"]
+    first, steps, bounds = segment(q, context, begin, end, config["BLOCK_T"] * config["SEGMENTS"])
     gradients = [allocate(x, steps) for x in inputs]
-    d_inputs = unpack(gradients)
-    inner = bounds[1] > bounds[2]  # a range that ends before its segment does
-    time_programs, tiles, grid = stream_programs(dy.shape[0], steps, schedule, 16, inner)
-    tensors = (q, k, v, dy, *d_inputs)
-    step = stride_step(schedule, tensors, tiles)
-    twin = SCHEDULE["backward_sm90"]
-    by_twin = suits_sm90(tensors, 3, unit, step, begin, bounds, twin)
-    if by_twin:
-        schedule, options = twin, OPTIONS["backward_sm90"]
-        time_programs, tiles, grid = stream_programs(dy.shape[0], steps, schedule, 16, inner)
-    splits = dy.shape[0] * time_programs
-    sums = schedule["SEGMENTS"] // 2 if by_twin else schedule["SEGMENTS"]
-    partials = dy.new_empty((splits * sums, 10, CHANNELS), dtype=torch.float32)
-    columns = CHANNELS // 16 * -(-16 // schedule["BLOCK_D"])
-    group_partials = dy.new_empty((splits, 128, columns), dtype=torch.float32)
-    if by_twin:
-        kernel, constants = hyena_mr_backward_sm90, {}
-    else:
-        kernel = hyena_mr_backward
-        constants = {
-            "UNIT": unit,
-            "D_UNIT": d_inputs[0].stride(2),
-            "STEP": step,
-            "EVEN": even(bounds),
-        }
-    if grid:
+    d_q, d_k, d_v = unpack(gradients)
+    d_unit = d_q.stride(2)
+    tensors = (q, k, v, dy, d_q, d_k, d_v)
+    grid = stream_grid(dy.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
+    step = stride_step(config, tensors, grid.tiles)
+    variant = configs.get("backward_sm90")
+    if variant is not None and suits_sm90(tensors, unit, step, begin, bounds, variant):
+        config = variant
+        grid = sm90_grid(dy.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
+    partials = dy.new_empty(
+        (dy.shape[0] * grid.splits * grid.sums, 10, channels), dtype=torch.float32
+    )
+    group_partials = dy.new_empty(
+        (dy.shape[0] * grid.splits, 128, grid.columns), dtype=torch.float32
+    )
+    if grid.programs and config is variant:
         launch(
-            kernel,
-            grid,
+            hyena_mr_backward_sm90,
+            grid.programs,
             *operand(k, first, step),
             *operand(v, first, step),
             *operand(q, first, step),
             *operand(dy, begin, step),
-            *operand(d_inputs[2], 0, step),
-            *operand(d_inputs[1], 0, step),
-            *operand(d_inputs[0], 0, step),
+            *operand(d_v, 0, step),
+            *operand(d_k, 0, step),
+            *operand(d_q, 0, step),
             featurizer,
             filter,
             skip,
             partials,
             group_partials,
             *bounds,
-            time_programs,
-            tiles,
-            options=options,
-            CHANNELS=CHANNELS,
-            **constants,
-            **schedule,
+            grid.splits,
+            grid.tiles,
+            config=config,
+            CHANNELS=channels,
+            WIDTH=width,
+        )
+    elif grid.programs:
+        launch(
+            hyena_mr_backward,
+            grid.programs,
+            *operand(k, first, step),
+            *operand(v, first, step),
+            *operand(q, first, step),
+            *operand(dy, begin, step),
+            *operand(d_v, 0, step),
+            *operand(d_k, 0, step),
+            *operand(d_q, 0, step),
+            featurizer,
+            filter,
+            skip,
+            partials,
+            group_partials,
+            *bounds,
+            grid.splits,
+            grid.tiles,
+            config=config,
+            CHANNELS=channels,
+            WIDTH=width,
+            UNIT=unit,
+            D_UNIT=d_unit,
+            STRIDE_UNIT=step,
+            EVEN=even(bounds),
+            TERMS=tap_terms(groups),
         )
     gradients += reduce_partials(
-        sum_partials, 576, [partials, group_partials], [filter, featurizer, skip]
+        sum_partials,
+        section_end(2, channels, width, sharers(width, config)),
+        [partials, group_partials],
+        [filter, featurizer, skip],
+        CHANNELS=channels,
+        WIDTH=width,
+        SHARERS=sharers(width, config),
     )
     return gradients
 
@@ -1906,14 +2291,15 @@ def launch_backward(
 # -----------------------------------------------------------------------------------------------
 
 
-def allocate(like: Tensor, steps: int, packed: int | None = None) -> Tensor:
-    """An activation of `steps` steps, not yet written, with the batch and dtype of `like`.
+def allocate(like: Tensor, steps: int, channels: int | None = None) -> Tensor:
+    """An activation of `steps` steps, not yet written, with the batch and dtype of `like`, and its
+    channels if no others are given.
 
-    It has the channels of `like`, or `packed` times CHANNELS. Channels-first rows are padded to a
-    multiple of 8 elements, so that accesses stay 16 bytes wide whatever the length.
+    Channels-first rows are padded to a multiple of 8 elements, so that accesses stay 16 bytes wide
+    whatever the length.
     """
     batch = like.shape[0]
-    channels = like.shape[CHANNEL] if packed is None else packed * CHANNELS
+    channels = like.shape[CHANNEL] if channels is None else channels
     if LAYOUT == "BLD":
         return like.new_empty((batch, steps, channels))
     row = (steps + 7) // 8 * 8
@@ -1928,7 +2314,12 @@ def unpack(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     (features,) = inputs
     if not INTERLEAVED:
         return features.chunk(roles, CHANNEL)
-    return features.unflatten(CHANNEL, (CHANNELS, roles)).unbind(CHANNEL + 1)
+    return features.unflatten(CHANNEL, (-1, roles)).unbind(CHANNEL + 1)
+
+
+def channels_of(inputs: Sequence[Tensor]) -> int:
+    """D of all inputs, or of packed features alone."""
+    return inputs[0].shape[CHANNEL] * len(inputs) // len(INPUTS)
 
 
 def given(*inputs: Tensor | None) -> list[Tensor]:
@@ -2081,9 +2472,10 @@ def eager_forward(
     filter, featurizer, skip = (p.to(dtype) for p in parameters)
     outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
     (out_0,) = (canonical(x) for x in outputs)
-    batch, _, length = q_all.shape
+    batch, channels, length = q_all.shape
+    width = channels // filter.shape[0]
     channel_bytes = 13 * batch * length * dtype.itemsize
-    for c in chunks(CHANNELS, 16, channel_bytes, BYTE_BUDGET):
+    for c in chunks(channels, width, channel_bytes, BYTE_BUDGET):
         q = q_all[:, c].to(dtype)
         featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
         q_hat = conv_direct(q, featurizer_q_c, +1)
@@ -2094,7 +2486,7 @@ def eager_forward(
         featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
         v_hat = conv_direct(v, featurizer_v_c, +1)
         z = k_hat * v_hat
-        filter_c = channel_rows(filter, c, 16, dtype)
+        filter_c = channel_rows(filter, c, width, dtype)
         conv = conv_direct(z, filter_c, +1)
         skip_c = channel_rows(skip, c, 1, dtype)[:, None]
         skipped = z * skip_c
@@ -2119,9 +2511,10 @@ def eager_backward(
     d_filter_all = torch.zeros_like(filter, dtype=dtype)
     d_featurizer_all = torch.zeros_like(featurizer, dtype=dtype)
     d_skip_all = torch.zeros_like(skip, dtype=dtype)
-    batch, _, length = dy_all.shape
+    batch, channels, length = dy_all.shape
+    width = channels // filter.shape[0]
     channel_bytes = 24 * batch * length * dtype.itemsize
-    for c in chunks(CHANNELS, 16, channel_bytes, BYTE_BUDGET):
+    for c in chunks(channels, width, channel_bytes, BYTE_BUDGET):
         q = q_all[:, c].to(dtype)
         featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
         q_hat = conv_direct(q, featurizer_q_c, +1)
@@ -2132,7 +2525,7 @@ def eager_backward(
         featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
         v_hat = conv_direct(v, featurizer_v_c, +1)
         z = k_hat * v_hat
-        filter_c = channel_rows(filter, c, 16, dtype)
+        filter_c = channel_rows(filter, c, width, dtype)
         conv = conv_direct(z, filter_c, +1)
         skip_c = channel_rows(skip, c, 1, dtype)[:, None]
         skipped = z * skip_c
@@ -2146,7 +2539,7 @@ def eager_backward(
         add_rows(d_skip_all, c, d_skip, 1)
         d_z_2 = conv_direct(d_pre_skip, filter_c, -1)
         d_filter = tap_gradient_direct(d_pre_skip, z, 128)
-        add_rows(d_filter_all, c, d_filter, 16)
+        add_rows(d_filter_all, c, d_filter, width)
         d_z = d_z_1 + d_z_2
         d_k_hat = d_z * v_hat
         d_v_hat = d_z * k_hat
@@ -2175,19 +2568,30 @@ def eager_backward(
 # -----------------------------------------------------------------------------------------------
 
 
-def decayed(taps: Tensor) -> Tensor:
-    """Taps (G, K) times the decay exp(-alpha tau) of their group (arXiv 2503.01868, section 2)."""
+def decayed(taps: Tensor, first_group: int = 0, groups_in_all: int | None = None) -> Tensor:
+    """Taps (G, K) times the decay exp(-alpha tau) of their group (arXiv 2503.01868, section 2).
+
+    The G groups are first_group, first_group + 1, ... of groups_in_all, which share one ladder of
+    alphas: so that a slice of the channels has its own rungs.
+    """
     groups, steps = taps.shape
-    ladder = torch.logspace(-2.0, 2.0, groups // 1, dtype=torch.float64, device=taps.device)
-    alpha = ladder.repeat(1)
+    whole = groups if groups_in_all is None else groups_in_all
+    if whole % REPEATS or not 0 <= first_group <= whole - groups:
+        raise ValueError(
+            f"{OP}: {groups} filter groups from {first_group} on are not of {whole}, or these are "
+            f"no {REPEATS} ladders of decays"
+        )
+    ladder = torch.logspace(*EXPONENTS, whole // REPEATS, dtype=torch.float64, device=taps.device)
+    alpha = ladder.repeat(REPEATS)[first_group : first_group + groups]
     lag = torch.arange(steps, dtype=torch.float64, device=taps.device)
-    tau = lag / 8191
+    lag = lag.flip(0) if LAG_LAST else lag
+    tau = lag / max(CACHE_LENGTH - 1, 1)
     return taps * torch.exp(-alpha[:, None] * tau).to(taps.dtype)
 
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_074528d4"
+    name = unique = "hyena_mr_2f74d877"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2210,7 +2614,8 @@ def forward_op(
     """y; of packed features if the later inputs are None."""
     inputs = given(q, k, v)
     with torch.autocast(q.device.type, enabled=False):
-        return eager_forward(unpack(inputs), [filter, featurizer, skip])[0]
+        (y,) = eager_forward(unpack(inputs), [filter, featurizer, skip])
+    return y
 
 
 @torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}_backward", mutates_args=())
@@ -2240,7 +2645,8 @@ def _(
     skip: Tensor,
 ) -> Tensor:
     inputs = given(q, k, v)
-    return launch_forward(inputs, [filter, featurizer, skip])[0]
+    outputs = launch_forward(inputs, [filter, featurizer, skip])
+    return outputs[0]
 
 
 @backward_op.register_kernel("cuda")
@@ -2266,8 +2672,9 @@ def _(
     featurizer: Tensor,
     skip: Tensor,
 ) -> Tensor:
-    steps = q.shape[TIME]
-    return allocate(q, steps, 1)
+    inputs = given(q, k, v)
+    steps, channels = q.shape[TIME], channels_of(inputs)
+    return allocate(q, steps, channels)
 
 
 @backward_op.register_fake
@@ -2306,29 +2713,6 @@ forward_op.register_vmap(in_turn(forward_op))
 backward_op.register_vmap(in_turn(backward_op))
 
 
-def effective(
-    filter: Tensor,
-    featurizer: Tensor,
-    skip: Tensor,
-    dtype: torch.dtype = torch.float32,
-) -> list[Tensor]:
-    """The parameters as forward_op takes them; modes and decays are computed in `dtype`."""
-    filter = two_axes(filter)
-    featurizer = two_axes(featurizer)
-    filter = decayed(filter.to(dtype))
-    return [filter, featurizer, skip]
-
-
-def run_op(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-    """y of all inputs, or of packed features alone."""
-    if PLAIN:
-        with without_autocast(inputs[0]):
-            return eager_forward(unpack(inputs), parameters)[0]
-    refuse_transforms([*inputs, *parameters])
-    absent = [None] * (len(INPUTS) - len(inputs))
-    return forward_op(*inputs, *absent, *parameters)
-
-
 def check_dense(name: str, tensor: Tensor) -> None:
     """Refuse what is no tensor of strides."""
     if not isinstance(tensor, Tensor):
@@ -2342,7 +2726,6 @@ def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
     """Refuse tensors of a wrong kind, naming the argument and what was expected of it."""
     names = INPUTS if len(inputs) == len(INPUTS) else ("features",)
     x = inputs[0]
-    channels = CHANNELS if names == INPUTS else len(INPUTS) * CHANNELS
     for name, tensor in zip((*names, *PARAMETERS), (*inputs, *parameters), strict=True):
         check_dense(name, tensor)
         if tensor.device != x.device:
@@ -2351,10 +2734,12 @@ def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
             )
     accepted = (torch.bfloat16, torch.float16, torch.float32)
     for name, tensor in zip(names, inputs, strict=True):
-        if tensor.dim() != 3 or tensor.shape[CHANNEL] != channels or tensor.shape[TIME] < 1:
+        roles = len(INPUTS) // len(inputs)  # packed in one tensor
+        if tensor.dim() != 3 or tensor.shape[CHANNEL] % roles or tensor.shape[TIME] < LEAST:
+            channels = f"{roles} D" if roles > 1 else "D"
+            shape = f"(B, {channels}, L)" if LAYOUT == "BDL" else f"(B, L, {channels})"
             raise ValueError(
-                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected "
-                f"(B, {channels}, L) with L >= 1"
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} with L >= {LEAST}"
             )
         if tensor.shape != x.shape:
             raise ValueError(
@@ -2368,20 +2753,80 @@ def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
             )
         if tensor.dtype != x.dtype:
             raise TypeError(f"{OP}: {name} is {tensor.dtype}, but {names[0]} is {x.dtype}")
-    for (name, shape), tensor in zip(PARAMETERS.items(), parameters, strict=True):
-        conv1d = (shape[0], 1, shape[-1]) if name in ("filter", "featurizer") else shape
-        if tuple(tensor.shape) not in (shape, conv1d):
-            raise ValueError(f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape}")
-        if tensor.dtype not in (*accepted, torch.float64):
-            raise TypeError(
-                f"{OP}: {name} is {tensor.dtype}, expected float32, bfloat16, float16 or float64"
-            )
+    check_parameters(channels_of(inputs), parameters)
+
+
+def require_triton(x: Tensor) -> None:
+    """Refuse what kernels would compute, where nothing can compile them."""
     if x.device.type == "cuda" and not HAS_TRITON:
         raise RuntimeError(f"{OP}: CUDA tensors need Triton, which is not installed")
 
 
+def has_shape(tensor: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor has a shape; where some dimensions are symbols, one by one."""
+    return tensor.shape == shape or (
+        tensor.dim() == len(shape)
+        and all(have == wanted for have, wanted in zip(tensor.shape, shape, strict=True))
+    )
+
+
+def check_parameters(channels: int, parameters: Sequence[Tensor]) -> None:
+    """Refuse parameters that do not belong to so many channels, or to each other."""
+    groups = parameters[0].shape[0] if parameters[0].dim() else 0
+    if groups < 1 or channels < 1 or channels % groups:
+        raise ValueError(
+            f"{OP}: {PARAMETERS[0]} has shape {tuple(parameters[0].shape)}, expected a row for "
+            f"each of G filter groups, where G divides {channels} channels"
+        )
+    shapes = parameter_shapes(channels, groups)
+    accepted = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    for (name, shape), tensor in zip(shapes.items(), parameters, strict=True):
+        as_conv1d = (shape[0], 1, shape[-1])
+        if not (has_shape(tensor, shape) or (name in TAPS and has_shape(tensor, as_conv1d))):
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} for {channels} "
+                f"channels in {groups} filter groups"
+            )
+        if tensor.dtype not in accepted:
+            raise TypeError(
+                f"{OP}: {name} is {tensor.dtype}, expected float32, bfloat16, float16 or float64"
+            )
+
+
+def effective(
+    filter: Tensor,
+    featurizer: Tensor,
+    skip: Tensor,
+    dtype: torch.dtype = torch.float32,
+    first_group: int = 0,
+    groups_in_all: int | None = None,
+) -> list[Tensor]:
+    """The parameters as forward_op takes them; modes and decays are computed in `dtype`."""
+    filter = two_axes(filter)
+    featurizer = two_axes(featurizer)
+    filter = decayed(filter.to(dtype), first_group=first_group, groups_in_all=groups_in_all)
+    return [filter, featurizer, skip]
+
+
+def run_op(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    """y of all inputs, or of packed features alone."""
+    if PLAIN:
+        with without_autocast(inputs[0]):
+            return eager_forward(unpack(inputs), parameters)[0]
+    refuse_transforms([*inputs, *parameters])
+    absent = [None] * (len(INPUTS) - len(inputs))
+    return forward_op(*inputs, *absent, *parameters)
+
+
 def hyena_mr(
-    q: Tensor, k: Tensor, v: Tensor, filter: Tensor, featurizer: Tensor, skip: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    filter: Tensor,
+    featurizer: Tensor,
+    skip: Tensor,
+    first_group: int = 0,
+    groups_in_all: int | None = None,
 ) -> Tensor:
     """hyena_mr: 128-tap decay causal convolution, filters shared by 16 channels, featurizer of 3
     taps, pre and post gates
@@ -2390,10 +2835,12 @@ def hyena_mr(
         q: (B, D, L), bfloat16, float16 or float32
         k: (B, D, L), bfloat16, float16 or float32
         v: (B, D, L), bfloat16, float16 or float32
-        filter: (256, 128), float32; tap 0 multiplies the current sample, before its decay
-        featurizer: (12288, 3), float32; the last tap multiplies the current sample; blocks of D
-            channels, q, k, v in this order
-        skip: (4096,), float32; times z, added to the convolution
+        filter: (groups, 128), float32; tap 0 multiplies the current sample, before its decay
+        featurizer: (3 * channels, 3), float32; the last tap multiplies the current sample; blocks
+            of D channels, q, k, v in this order
+        skip: (channels), float32; times z, added to the convolution
+        first_group: which group of the ladder of decays the first one here is
+        groups_in_all: groups that share the ladder; absent: those that are here
 
     Returns:
         y (B, D, L) in the dtype of the inputs, differentiable in every argument.
@@ -2402,33 +2849,75 @@ def hyena_mr(
         TypeError, ValueError: naming the argument and the shape, dtype or device expected.
     """
     check([q, k, v], [filter, featurizer, skip])
+    require_triton(q)
     return run_op(
         [q, k, v],
-        effective(filter, featurizer, skip, dtype=torch.promote_types(q.dtype, torch.float32)),
+        effective(
+            filter,
+            featurizer,
+            skip,
+            dtype=torch.promote_types(q.dtype, torch.float32),
+            first_group=first_group,
+            groups_in_all=groups_in_all,
+        ),
     )
 
 
-def hyena_mr_packed(features: Tensor, filter: Tensor, featurizer: Tensor, skip: Tensor) -> Tensor:
+def hyena_mr_packed(
+    features: Tensor,
+    filter: Tensor,
+    featurizer: Tensor,
+    skip: Tensor,
+    first_group: int = 0,
+    groups_in_all: int | None = None,
+) -> Tensor:
     """hyena_mr of packed features (B, 3 D, L): blocks of D channels, q, k, v in this order."""
     check([features], [filter, featurizer, skip])
+    require_triton(features)
     return run_op(
         [features],
         effective(
-            filter, featurizer, skip, dtype=torch.promote_types(features.dtype, torch.float32)
+            filter,
+            featurizer,
+            skip,
+            dtype=torch.promote_types(features.dtype, torch.float32),
+            first_group=first_group,
+            groups_in_all=groups_in_all,
         ),
     )
 
 
 class HyenaMr(nn.Module):
-    """The operator with its parameters: filter (256, 128), featurizer (12288, 3), skip (4096,).
+    """The operator with its parameters: filter (groups, 128), featurizer (3 * channels, 3), skip
+    (channels).
 
     They are float32 and stay so under `.to(torch.bfloat16)`, `.half()` and autocast: they are few,
     and rounding them would cost more accuracy than the whole computation.
+
+    Args:
+        channels: D.
+        groups: G, which divides D; as wide as those of 4096 channels in 256 if absent.
+        first_group: which group of the ladder of decays the first one here is
+        groups_in_all: groups that share the ladder; absent: those that are here
     """
 
-    def __init__(self, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        channels: int = CHANNELS,
+        groups: int | None = None,
+        first_group: int = 0,
+        groups_in_all: int | None = None,
+        *,
+        device: torch.device | str | None = None,
+    ) -> None:
         super().__init__()
-        for name, shape in PARAMETERS.items():
+        groups = channels // (CHANNELS // GROUPS) if groups is None else groups
+        if channels < 1 or groups < 1 or channels % groups:
+            raise ValueError(f"{OP}: {groups} filter groups do not divide {channels} channels")
+        self.channels, self.groups = channels, groups
+        self.first_group = first_group
+        self.groups_in_all = groups_in_all
+        for name, shape in parameter_shapes(channels, groups).items():
             values = torch.empty(shape, dtype=torch.float32, device=device)
             self.register_parameter(name, nn.Parameter(values))
         self.reset_parameters()
@@ -2453,12 +2942,22 @@ class HyenaMr(nn.Module):
         """y (B, D, L) of q, k, v (B, D, L), or of packed features (B, 3 D, L)."""
         parameters = [getattr(self, name) for name in PARAMETERS]
         if len(inputs) == len(INPUTS):
-            return hyena_mr(*inputs, *parameters)
+            return hyena_mr(
+                *inputs,
+                *parameters,
+                first_group=self.first_group,
+                groups_in_all=self.groups_in_all,
+            )
         if len(inputs) == 1:
-            return hyena_mr_packed(*inputs, *parameters)
+            return hyena_mr_packed(
+                *inputs,
+                *parameters,
+                first_group=self.first_group,
+                groups_in_all=self.groups_in_all,
+            )
         raise TypeError(
             f"{OP}: expected {len(INPUTS)} inputs or 1 of packed features, got {len(inputs)}"
         )
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={shape}" for name, shape in PARAMETERS.items())
+        return f"channels={self.channels}, groups={self.groups}"

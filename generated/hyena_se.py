@@ -4,16 +4,17 @@ taps, pre and post gates
     z = (featurizer * k) . (featurizer * v)
     y = (featurizer * q) . (filter * z)
 
-Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 256 filter
-groups, K = 7 taps. Plan direct/BDL/recompute.
+Activations are (B, D, L) with B batch, L time steps, D channels; G filter groups of D / G channels
+each, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: db8c9661c2742f62def187a2e4a801438a47aad3ea9c966b5807d42e23f975b8
+sha256, with zeros here: 9779f285c35a0729f1bbaf789876aa9280e40478c1c3aa953ad8c1651ca01b5c
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,47 +31,87 @@ except ImportError:  # plain PyTorch needs no Triton: let the kernels be defined
 
     HAS_TRITON = False
     tl = SimpleNamespace(constexpr=None)
-    triton = SimpleNamespace(jit=lambda function=None, **_: function or (lambda f: f))
+    triton = SimpleNamespace(
+        jit=lambda function=None, **_: function or (lambda f: f),
+        constexpr_function=lambda function: function,
+    )
 
 OP = "hyena_se"
 PLAN = "direct/BDL/recompute"
 LAYOUT = "BDL"
 INPUTS = ("q", "k", "v")
-PARAMETERS = {"filter": (256, 7), "featurizer": (12288, 3)}
-CHANNELS = 4096
+PARAMETERS = ("filter", "featurizer")
+TAPS = ("filter", "featurizer")  # also in the shape of a conv1d's weight
+CHANNELS, GROUPS = 4096, 256  # unless others are given
 INTERLEAVED = False  # how features are packed: channel by channel, or input by input
 TIME, CHANNEL = 2, 1  # axes of an activation
+LEAST = 1  # steps of a call
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
-SCHEDULE = {
-    "forward": {"ROWS": 16, "BLOCK_D": 1, "BLOCK_T": 2048, "TILES": 1, "EVICT_LAST": 1},
-    "backward": {"ROWS": 16, "BLOCK_D": 1, "BLOCK_T": 512, "TILES": 8},
-}
-OPTIONS = {  # of the compiler
-    "forward": {"num_warps": 4, "enable_fp_fusion": True},
-    "backward": {"num_warps": 1, "enable_fp_fusion": True},
-    "reduce": {"num_warps": 4, "enable_fp_fusion": True},
-}
-NUMBERS = {
-    "forward": {
-        "ROWS": 16,
-        "BLOCK_D": 1,
-        "BLOCK_T": 2048,
-        "TILES": 1,
-        "EVICT_LAST": 1,
-        "num_warps": 4,
-        "maxnreg": 0,
+BATCH = 1  # the least that it is for
+CHOSEN: dict = {}  # configs by device, channels and groups
+TOLD = ("num_warps", "num_stages", "maxnreg")  # to the compiler, of a config
+SUMS = {"num_warps": 4}  # config of what adds sums
+CONFIGS = {  # by GPU, channels and groups
+    ("NVIDIA H200", 4096, 256): {
+        "forward": {
+            "ROWS": 16,
+            "BLOCK_D": 1,
+            "BLOCK_T": 2048,
+            "TILES": 1,
+            "EVICT_LAST": 1,
+            "num_warps": 4,
+            "maxnreg": 0,
+        },
+        "backward": {
+            "ROWS": 16,
+            "BLOCK_D": 1,
+            "BLOCK_T": 512,
+            "TILES": 8,
+            "num_warps": 1,
+            "maxnreg": 0,
+        },
     },
-    "backward": {
-        "ROWS": 16,
-        "BLOCK_D": 1,
-        "BLOCK_T": 512,
-        "TILES": 8,
-        "num_warps": 1,
-        "maxnreg": 0,
+    ("", 1920, 128): {
+        "forward": {
+            "ROWS": 8,
+            "BLOCK_D": 1,
+            "BLOCK_T": 1024,
+            "TILES": 1,
+            "EVICT_LAST": 0,
+            "num_warps": 2,
+            "maxnreg": 0,
+        },
+        "backward": {
+            "ROWS": 16,
+            "BLOCK_D": 1,
+            "BLOCK_T": 512,
+            "TILES": 4,
+            "num_warps": 1,
+            "maxnreg": 0,
+        },
     },
-}  # the schedule
+    ("NVIDIA H200", 8192, 512): {
+        "forward": {
+            "ROWS": 16,
+            "BLOCK_D": 1,
+            "BLOCK_T": 2048,
+            "TILES": 1,
+            "EVICT_LAST": 1,
+            "num_warps": 4,
+            "maxnreg": 0,
+        },
+        "backward": {
+            "ROWS": 16,
+            "BLOCK_D": 1,
+            "BLOCK_T": 512,
+            "TILES": 8,
+            "num_warps": 1,
+            "maxnreg": 0,
+        },
+    },
+}
 SPEC = {
     "op": "hyena_se",
     "channels": 4096,
@@ -102,18 +143,24 @@ SPEC = {
     ],
 }
 
+
+def parameter_shapes(channels: int, groups: int) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter."""
+    return {"filter": (groups, 7), "featurizer": (3 * channels, 3)}
+
+
 # -----------------------------------------------------------------------------------------------
 # Helpers of the kernels
 # -----------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def load_taps(ptr, row, inside, LENGTH: tl.constexpr, LAG_LAST: tl.constexpr):
+def load_taps(ptr, row, channel_mask, LENGTH: tl.constexpr, LAG_LAST: tl.constexpr):
     """The taps of each lane's filter as float32, lag 0 first: LENGTH x [BLOCK_D, 1]."""
     taps = ()
     for lag in tl.static_range(LENGTH):
         tap = LENGTH - 1 - lag if LAG_LAST else lag
-        value = tl.load(ptr + row * LENGTH + tap, mask=inside, other=0.0)
+        value = tl.load(ptr + row * LENGTH + tap, mask=channel_mask, other=0.0)
         taps = taps + (value.to(tl.float32),)
     return taps
 
@@ -175,12 +222,12 @@ def tap_gradient(total, grad, x, LENGTH: tl.constexpr):
 
 
 @triton.jit
-def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
+def store_partial(ptr, first, total, channel, channel_mask, CHANNELS: tl.constexpr):
     """Write accumulators, summed over blocks of time, to rows first, ... of [P, CHANNELS]."""
     for i in tl.static_range(len(total)):
         x = total[i]
         value = tl.sum(x) if x.shape[0] == 1 else tl.sum(x, axis=1, keep_dims=True)
-        tl.store(ptr + (first + i) * CHANNELS + channel, value, mask=inside)
+        tl.store(ptr + (first + i) * CHANNELS + channel, value, mask=channel_mask)
 
 
 @triton.jit
@@ -201,55 +248,59 @@ def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def load_rows(
-    ptr, row, unit, tile,
+def load_steps(
+    ptr, stride, unit, tile,
     LO: tl.constexpr, HI: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
     EVICT_LAST: tl.constexpr = 0,
 ):  # fmt: skip
-    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
+    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [read_begin,
+    read_end).
 
     EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside
     as a whole. Otherwise only tiles at an edge pay for a mask on every element. EVICT_LAST asks
     the caches to evict last what is read.
     """
     EVICT: tl.constexpr = "evict_last" if EVICT_LAST else ""
-    channel, inside, t, _, _, first, last, end = tile
+    offset, channel_mask, t, _, _, read_begin, read_end, write_end = tile
     rows = ()
     for vector in tl.static_range(LO // 8, (HI + 7) // 8):
         index = tl.arange(0, N * 8)[None, :]
         begin = t + vector * 8 + index // 8 * ROWS  # of the vector
         time = begin + index % 8
-        where = ptr + channel * row + time * unit
+        where = ptr + offset * stride + time * unit
         if EVEN:
-            mask = inside & (begin >= first) & (begin < last)
+            mask = channel_mask & (begin >= read_begin) & (begin < read_end)
             x = tl.load(where, mask=mask, other=0.0, eviction_policy=EVICT)
-        elif (t + vector * 8 >= first) & (t + vector * 8 + N * ROWS <= last):
-            x = tl.load(where, mask=inside, other=0.0, eviction_policy=EVICT)
+        elif (t + vector * 8 >= read_begin) & (t + vector * 8 + N * ROWS <= read_end):
+            x = tl.load(where, mask=channel_mask, other=0.0, eviction_policy=EVICT)
         else:
-            mask = inside & (time >= first) & (time < last)
+            mask = channel_mask & (time >= read_begin) & (time < read_end)
             x = tl.load(where, mask=mask, other=0.0, eviction_policy=EVICT)
         rows = rows + vector_rows(x, BLOCK_D, N)
     return rows[LO - LO // 8 * 8 : LO - LO // 8 * 8 + HI - LO]
 
 
 @triton.jit
-def locate(program, time_programs, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
+def locate(program, splits, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
     """(batch, first channel, time program) of one program; neighbours in time run together."""
     channel_programs: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
-    outer = program // time_programs
-    return outer // channel_programs, outer % channel_programs * BLOCK_D, program % time_programs
+    outer = program // splits
+    return outer // channel_programs, outer % channel_programs * BLOCK_D, program % splits
 
 
 @triton.jit
-def advance(ptr, batch_stride, row, STEP: tl.constexpr, unit, origin):
+def advance(ptr, batch_stride, stride, STRIDE_UNIT: tl.constexpr, unit, origin):
     """The pointer to origin = (batch, channel, time), in 64-bit arithmetic, and the row stride.
 
     Strides come in units of STEP elements, which tells the compiler how rows are aligned.
     """
     batch, channel, time = origin
-    offset = batch.to(tl.int64) * batch_stride * STEP + channel.to(tl.int64) * row * STEP
-    return ptr + offset + time.to(tl.int64) * unit, row * STEP
+    offset = (
+        batch.to(tl.int64) * batch_stride * STRIDE_UNIT
+        + channel.to(tl.int64) * stride * STRIDE_UNIT
+    )
+    return ptr + offset + time.to(tl.int64) * unit, stride * STRIDE_UNIT
 
 
 @triton.jit
@@ -273,23 +324,41 @@ def rows_vector(
 
 
 @triton.jit
-def store_rows(
-    ptr, row, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
+def store_steps(
+    ptr, stride, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
-    """Write the rows of every block that lie before `end`."""
-    channel, inside, t, earliest, latest, first, last, end = tile
+    """Write the rows of every block that lie before `write_end`."""
+    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     for vector in tl.static_range(len(rows) // 8):
         x = rows_vector(rows, vector * 8, BLOCK_D, N, ptr.dtype.element_ty)
         index = tl.arange(0, N * 8)[None, :]
         begin = t + vector * 8 + index // 8 * len(rows)
         time = begin + index % 8
-        where = ptr + channel * row + time * unit
+        where = ptr + offset * stride + time * unit
         if EVEN:
-            tl.store(where, x, mask=inside & (begin < end))
-        elif latest + vector * 8 + N * len(rows) <= end:
-            tl.store(where, x, mask=inside)
+            tl.store(where, x, mask=channel_mask & (begin < write_end))
+        elif latest + vector * 8 + N * len(rows) <= write_end:
+            tl.store(where, x, mask=channel_mask)
         else:
-            tl.store(where, x, mask=inside & (time < end))
+            tl.store(where, x, mask=channel_mask & (time < write_end))
+
+
+@triton.constexpr_function
+def columns_at_once(width):
+    """How many of `width` columns that share a row a program sums at once: a power of two."""
+    return min(1024, 1 << (width - 1).bit_length())
+
+
+@triton.constexpr_function
+def rows_at_once(width):
+    """How many rows of the gradient a program sums, where `width` columns share each."""
+    return max(1, 128 // columns_at_once(width))
+
+
+@triton.constexpr_function
+def sum_blocks(columns, width):
+    """How many programs sum one row of partial sums of so many columns."""
+    return -(-(columns // width) // rows_at_once(width))
 
 
 @triton.jit
@@ -299,11 +368,12 @@ def sum_rows(
     splits, program,
     FIRST: tl.constexpr, P: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
     LENGTH: tl.constexpr, ROLES: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr,
-    BLOCK_G: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """One program's gradient rows of one parameter tensor: of partials FIRST .. FIRST + ROLES *
     LENGTH - 1, summed over splits and over the WIDTH columns that share a row, always in the same
     order."""
+    BLOCK_G: tl.constexpr = rows_at_once(WIDTH)
+    BLOCK_W: tl.constexpr = columns_at_once(WIDTH)
     AT_ONCE: tl.constexpr = 8  # splits: their loads wait together, their sums one after another
     groups: tl.constexpr = COLUMNS // WIDTH
     blocks: tl.constexpr = (groups + BLOCK_G - 1) // BLOCK_G
@@ -335,133 +405,145 @@ def sum_rows(
 
 @triton.jit(
     do_not_specialize=[
-        "q_batch", "q_row",
-        "k_batch", "k_row",
-        "v_batch", "v_row",
-        "y_batch", "y_row",
-        "first", "last", "end", "time_programs",
+        "q_batch", "q_stride",
+        "k_batch", "k_stride",
+        "v_batch", "v_stride",
+        "y_batch", "y_stride",
+        "read_begin", "read_end", "write_end", "splits",
     ]
 )  # fmt: skip
 def hyena_se_forward(
-    q_ptr, q_batch, q_row,
-    k_ptr, k_batch, k_row,
-    v_ptr, v_batch, v_row,
-    y_ptr, y_batch, y_row,
-    featurizer_ptr,  # (12288, 3)
-    filter_ptr,  # (256, 7)
-    first, last, end, time_programs,
-    CHANNELS: tl.constexpr, UNIT: tl.constexpr,
-    STEP: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, TILES: tl.constexpr, EVICT_LAST: tl.constexpr,
+    q_ptr, q_batch, q_stride,
+    k_ptr, k_batch, k_stride,
+    v_ptr, v_batch, v_stride,
+    y_ptr, y_batch, y_stride,
+    featurizer_ptr,  # [3 * channels, 3]
+    filter_ptr,  # [groups, 7]
+    read_begin, read_end, write_end, splits,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
+    EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
+    TILES: tl.constexpr, EVICT_LAST: tl.constexpr,
 ):  # fmt: skip
     """z = (featurizer * k) . (featurizer * v); y = (featurizer * q) . (filter * z)
 
-    A program computes TILES tiles of BLOCK_D channels x BLOCK_T steps. Time counts from the first
-    step written; activations are read in [first, last), are zero elsewhere, and are written up to
-    `end`. EVEN says that these three are multiples of 8; strides count in units of STEP elements.
+    A program computes TILES tiles of BLOCK_D channels x BLOCK_T steps.
+
+    Time counts from the first step written. Activations are read in [read_begin, read_end), are
+    zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
+    8; strides count in units of STRIDE_UNIT elements.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # blocks of ROWS steps in a tile
-    batch, channel_0, block = locate(tl.program_id(0), time_programs, BLOCK_D, CHANNELS)
+    batch, channel_0, block = locate(tl.program_id(0), splits, BLOCK_D, CHANNELS)
     step_0 = block * (TILES * BLOCK_T)
     origin = (batch, channel_0, step_0)
-    q_ptr, q_row = advance(q_ptr, q_batch, q_row, STEP, UNIT, origin)
-    k_ptr, k_row = advance(k_ptr, k_batch, k_row, STEP, UNIT, origin)
-    v_ptr, v_row = advance(v_ptr, v_batch, v_row, STEP, UNIT, origin)
-    y_ptr, y_row = advance(y_ptr, y_batch, y_row, STEP, 1, origin)
-    first -= step_0
-    last -= step_0
-    end -= step_0
-    channel = tl.arange(0, BLOCK_D)[:, None] if BLOCK_D > 1 else 0
-    row = channel_0 + channel
-    inside = row < CHANNELS
-    featurizer_q = load_taps(featurizer_ptr, row, inside, 3, True)
-    featurizer_k = load_taps(featurizer_ptr, CHANNELS + row, inside, 3, True)
-    featurizer_v = load_taps(featurizer_ptr, 2 * CHANNELS + row, inside, 3, True)
-    filter = load_taps(filter_ptr, row // 16, inside, 7, True)
-    for t in range(0, tl.minimum(TILES * BLOCK_T, end), BLOCK_T):
-        tile = (channel, inside, t, t, t, first, last, end)
-        q = load_rows(q_ptr, q_row, UNIT, tile, -2, ROWS, EVEN, ROWS, BLOCK_D, N, EVICT_LAST)
+    q_ptr, q_stride = advance(q_ptr, q_batch, q_stride, STRIDE_UNIT, UNIT, origin)
+    k_ptr, k_stride = advance(k_ptr, k_batch, k_stride, STRIDE_UNIT, UNIT, origin)
+    v_ptr, v_stride = advance(v_ptr, v_batch, v_stride, STRIDE_UNIT, UNIT, origin)
+    y_ptr, y_stride = advance(y_ptr, y_batch, y_stride, STRIDE_UNIT, 1, origin)
+    read_begin -= step_0
+    read_end -= step_0
+    write_end -= step_0
+    offset = tl.arange(0, BLOCK_D)[:, None] if BLOCK_D > 1 else 0
+    channel = channel_0 + offset
+    channel_mask = channel < CHANNELS
+    featurizer_q = load_taps(featurizer_ptr, channel, channel_mask, LENGTH=3, LAG_LAST=True)
+    featurizer_k = load_taps(
+        featurizer_ptr, CHANNELS + channel, channel_mask, LENGTH=3, LAG_LAST=True
+    )
+    featurizer_v = load_taps(
+        featurizer_ptr, 2 * CHANNELS + channel, channel_mask, LENGTH=3, LAG_LAST=True
+    )
+    filter = load_taps(filter_ptr, channel // WIDTH, channel_mask, LENGTH=7, LAG_LAST=True)
+    for t in range(0, tl.minimum(TILES * BLOCK_T, write_end), BLOCK_T):
+        tile = (offset, channel_mask, t, t, t, read_begin, read_end, write_end)
+        q = load_steps(q_ptr, q_stride, UNIT, tile, -2, ROWS, EVEN, ROWS, BLOCK_D, N, EVICT_LAST)
         q_hat = fir(q, featurizer_q, LENGTH=3)
-        k = load_rows(k_ptr, k_row, UNIT, tile, -8, ROWS, EVEN, ROWS, BLOCK_D, N, EVICT_LAST)
+        k = load_steps(k_ptr, k_stride, UNIT, tile, -8, ROWS, EVEN, ROWS, BLOCK_D, N, EVICT_LAST)
         k_hat = fir(k, featurizer_k, LENGTH=3)
-        v = load_rows(v_ptr, v_row, UNIT, tile, -8, ROWS, EVEN, ROWS, BLOCK_D, N, EVICT_LAST)
+        v = load_steps(v_ptr, v_stride, UNIT, tile, -8, ROWS, EVEN, ROWS, BLOCK_D, N, EVICT_LAST)
         v_hat = fir(v, featurizer_v, LENGTH=3)
         z = multiply(k_hat, v_hat)
         conv = fir(z, filter, LENGTH=7)
         y = multiply(q_hat, conv)
-        store_rows(y_ptr, y_row, 1, tile, y, EVEN, BLOCK_D, N)
+        store_steps(y_ptr, y_stride, 1, tile, y, EVEN, BLOCK_D, N)
 
 
 @triton.jit(
     do_not_specialize=[
-        "q_batch", "q_row",
-        "k_batch", "k_row",
-        "v_batch", "v_row",
-        "dy_batch", "dy_row",
-        "d_v_batch", "d_v_row",
-        "d_k_batch", "d_k_row",
-        "d_q_batch", "d_q_row",
-        "first", "last", "end", "time_programs",
+        "q_batch", "q_stride",
+        "k_batch", "k_stride",
+        "v_batch", "v_stride",
+        "dy_batch", "dy_stride",
+        "d_v_batch", "d_v_stride",
+        "d_k_batch", "d_k_stride",
+        "d_q_batch", "d_q_stride",
+        "read_begin", "read_end", "write_end", "splits",
     ]
 )  # fmt: skip
 def hyena_se_backward(
-    q_ptr, q_batch, q_row,
-    k_ptr, k_batch, k_row,
-    v_ptr, v_batch, v_row,
-    dy_ptr, dy_batch, dy_row,
-    d_v_ptr, d_v_batch, d_v_row,
-    d_k_ptr, d_k_batch, d_k_row,
-    d_q_ptr, d_q_batch, d_q_row,
-    featurizer_ptr,  # (12288, 3)
-    filter_ptr,  # (256, 7)
-    partials_ptr,  # [programs along batch and time, 16, CHANNELS] float32
-    first, last, end, time_programs,
-    CHANNELS: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
-    STEP: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, TILES: tl.constexpr,
+    q_ptr, q_batch, q_stride,
+    k_ptr, k_batch, k_stride,
+    v_ptr, v_batch, v_stride,
+    dy_ptr, dy_batch, dy_stride,
+    d_v_ptr, d_v_batch, d_v_stride,
+    d_k_ptr, d_k_batch, d_k_stride,
+    d_q_ptr, d_q_batch, d_q_stride,
+    featurizer_ptr,  # [3 * channels, 3]
+    filter_ptr,  # [groups, 7]
+    partials_ptr,  # [batch and splits, 16, CHANNELS] float32
+    read_begin, read_end, write_end, splits,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
+    STRIDE_UNIT: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_T: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of every input, and partial sums of those of parameters.
 
-    A program computes TILES tiles of BLOCK_D channels x BLOCK_T steps. Time counts from the first
-    step written; activations are read in [first, last), are zero elsewhere, and are written up to
-    `end`. EVEN says that these three are multiples of 8; strides count in units of STEP elements.
+    A program computes TILES tiles of BLOCK_D channels x BLOCK_T steps.
+
+    Time counts from the first step written. Activations are read in [read_begin, read_end), are
+    zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
+    8; strides count in units of STRIDE_UNIT elements.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # blocks of ROWS steps in a tile
-    batch, channel_0, block = locate(tl.program_id(0), time_programs, BLOCK_D, CHANNELS)
+    batch, channel_0, block = locate(tl.program_id(0), splits, BLOCK_D, CHANNELS)
     step_0 = block * (TILES * BLOCK_T)
     origin = (batch, channel_0, step_0)
-    q_ptr, q_row = advance(q_ptr, q_batch, q_row, STEP, UNIT, origin)
-    k_ptr, k_row = advance(k_ptr, k_batch, k_row, STEP, UNIT, origin)
-    v_ptr, v_row = advance(v_ptr, v_batch, v_row, STEP, UNIT, origin)
-    dy_ptr, dy_row = advance(dy_ptr, dy_batch, dy_row, STEP, 1, origin)
-    d_v_ptr, d_v_row = advance(d_v_ptr, d_v_batch, d_v_row, STEP, D_UNIT, origin)
-    d_k_ptr, d_k_row = advance(d_k_ptr, d_k_batch, d_k_row, STEP, D_UNIT, origin)
-    d_q_ptr, d_q_row = advance(d_q_ptr, d_q_batch, d_q_row, STEP, D_UNIT, origin)
-    first -= step_0
-    last -= step_0
-    end -= step_0
-    channel = tl.arange(0, BLOCK_D)[:, None] if BLOCK_D > 1 else 0
-    row = channel_0 + channel
-    inside = row < CHANNELS
-    featurizer_q = load_taps(featurizer_ptr, row, inside, 3, True)
-    featurizer_k = load_taps(featurizer_ptr, CHANNELS + row, inside, 3, True)
-    featurizer_v = load_taps(featurizer_ptr, 2 * CHANNELS + row, inside, 3, True)
-    filter = load_taps(filter_ptr, row // 16, inside, 7, True)
+    q_ptr, q_stride = advance(q_ptr, q_batch, q_stride, STRIDE_UNIT, UNIT, origin)
+    k_ptr, k_stride = advance(k_ptr, k_batch, k_stride, STRIDE_UNIT, UNIT, origin)
+    v_ptr, v_stride = advance(v_ptr, v_batch, v_stride, STRIDE_UNIT, UNIT, origin)
+    dy_ptr, dy_stride = advance(dy_ptr, dy_batch, dy_stride, STRIDE_UNIT, 1, origin)
+    d_v_ptr, d_v_stride = advance(d_v_ptr, d_v_batch, d_v_stride, STRIDE_UNIT, D_UNIT, origin)
+    d_k_ptr, d_k_stride = advance(d_k_ptr, d_k_batch, d_k_stride, STRIDE_UNIT, D_UNIT, origin)
+    d_q_ptr, d_q_stride = advance(d_q_ptr, d_q_batch, d_q_stride, STRIDE_UNIT, D_UNIT, origin)
+    read_begin -= step_0
+    read_end -= step_0
+    write_end -= step_0
+    offset = tl.arange(0, BLOCK_D)[:, None] if BLOCK_D > 1 else 0
+    channel = channel_0 + offset
+    channel_mask = channel < CHANNELS
+    featurizer_q = load_taps(featurizer_ptr, channel, channel_mask, LENGTH=3, LAG_LAST=True)
+    featurizer_k = load_taps(
+        featurizer_ptr, CHANNELS + channel, channel_mask, LENGTH=3, LAG_LAST=True
+    )
+    featurizer_v = load_taps(
+        featurizer_ptr, 2 * CHANNELS + channel, channel_mask, LENGTH=3, LAG_LAST=True
+    )
+    filter = load_taps(filter_ptr, channel // WIDTH, channel_mask, LENGTH=7, LAG_LAST=True)
     d_featurizer_q = zero_taps(3, BLOCK_D, N)
     d_featurizer_k = zero_taps(3, BLOCK_D, N)
     d_featurizer_v = zero_taps(3, BLOCK_D, N)
     d_filter = zero_taps(7, BLOCK_D, N)
-    for t in range(0, tl.minimum(TILES * BLOCK_T, end), BLOCK_T):
-        tile = (channel, inside, t, t, t, first, last, end)
-        q = load_rows(q_ptr, q_row, UNIT, tile, -2, ROWS + 8, EVEN, ROWS, BLOCK_D, N)
+    for t in range(0, tl.minimum(TILES * BLOCK_T, write_end), BLOCK_T):
+        tile = (offset, channel_mask, t, t, t, read_begin, read_end, write_end)
+        q = load_steps(q_ptr, q_stride, UNIT, tile, -2, ROWS + 8, EVEN, ROWS, BLOCK_D, N)
         q_hat = fir(q, featurizer_q, LENGTH=3)
-        k = load_rows(k_ptr, k_row, UNIT, tile, -8, ROWS + 2, EVEN, ROWS, BLOCK_D, N)
+        k = load_steps(k_ptr, k_stride, UNIT, tile, -8, ROWS + 2, EVEN, ROWS, BLOCK_D, N)
         k_hat = fir(k, featurizer_k, LENGTH=3)
-        v = load_rows(v_ptr, v_row, UNIT, tile, -8, ROWS + 2, EVEN, ROWS, BLOCK_D, N)
+        v = load_steps(v_ptr, v_stride, UNIT, tile, -8, ROWS + 2, EVEN, ROWS, BLOCK_D, N)
         v_hat = fir(v, featurizer_v, LENGTH=3)
         z = multiply(k_hat, v_hat)
         conv = fir(z, filter, LENGTH=7)
-        dy = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS + 8, EVEN, ROWS, BLOCK_D, N)
+        dy = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS + 8, EVEN, ROWS, BLOCK_D, N)
         d_q_hat = multiply(dy[0 : ROWS + 2], conv)
         d_conv = multiply(dy, q_hat)
         d_z = fir_adjoint(d_conv, filter, LENGTH=7)
@@ -469,47 +551,137 @@ def hyena_se_backward(
         d_k_hat = multiply(d_z, v_hat[6 : ROWS + 8])
         d_v_hat = multiply(d_z, k_hat[6 : ROWS + 8])
         d_v = fir_adjoint(d_v_hat, featurizer_v, LENGTH=3)
-        store_rows(d_v_ptr, d_v_row, D_UNIT, tile, d_v, EVEN, BLOCK_D, N)
+        store_steps(d_v_ptr, d_v_stride, D_UNIT, tile, d_v, EVEN, BLOCK_D, N)
         d_featurizer_v = tap_gradient(d_featurizer_v, d_v_hat[0:ROWS], v[6 : ROWS + 8], LENGTH=3)
         d_k = fir_adjoint(d_k_hat, featurizer_k, LENGTH=3)
-        store_rows(d_k_ptr, d_k_row, D_UNIT, tile, d_k, EVEN, BLOCK_D, N)
+        store_steps(d_k_ptr, d_k_stride, D_UNIT, tile, d_k, EVEN, BLOCK_D, N)
         d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat[0:ROWS], k[6 : ROWS + 8], LENGTH=3)
         d_q = fir_adjoint(d_q_hat, featurizer_q, LENGTH=3)
-        store_rows(d_q_ptr, d_q_row, D_UNIT, tile, d_q, EVEN, BLOCK_D, N)
+        store_steps(d_q_ptr, d_q_stride, D_UNIT, tile, d_q, EVEN, BLOCK_D, N)
         d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat[0:ROWS], q[0 : ROWS + 2], LENGTH=3)
-    partials_ptr += (batch.to(tl.int64) * time_programs + block) * (16 * CHANNELS)
-    store_partial(partials_ptr, 0, d_featurizer_q, row, inside, CHANNELS)
-    store_partial(partials_ptr, 3, d_featurizer_k, row, inside, CHANNELS)
-    store_partial(partials_ptr, 6, d_featurizer_v, row, inside, CHANNELS)
-    store_partial(partials_ptr, 9, d_filter, row, inside, CHANNELS)
+    partials_ptr += (batch.to(tl.int64) * splits + block) * (16 * CHANNELS)
+    store_partial(partials_ptr, 0, d_featurizer_q, channel, channel_mask, CHANNELS)
+    store_partial(partials_ptr, 3, d_featurizer_k, channel, channel_mask, CHANNELS)
+    store_partial(partials_ptr, 6, d_featurizer_v, channel, channel_mask, CHANNELS)
+    store_partial(partials_ptr, 9, d_filter, channel, channel_mask, CHANNELS)
+
+
+@triton.constexpr_function
+def section_end(index, CHANNELS, WIDTH):
+    """The first program after those that sum the gradients of parameters 0 .. index."""
+    sections = (
+        (7, CHANNELS, WIDTH),  # filter
+        (9, CHANNELS, 1),  # featurizer
+    )
+    return sum(rows * sum_blocks(columns, width) for rows, columns, width in sections[: index + 1])
 
 
 @triton.jit(do_not_specialize=["splits"])
 def sum_partials(
-    partials_ptr,  # [splits, 16, 4096] float32
-    d_filter_ptr,  # (256, 7)
-    d_featurizer_ptr,  # (12288, 3)
+    partials_ptr,  # [splits, 16, CHANNELS] float32
+    d_filter_ptr,  # [groups, 7]
+    d_featurizer_ptr,  # [3 * channels, 3]
     splits,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Gradients of filter, featurizer, each by programs of its own."""
     program = tl.program_id(0)
-    if program < 224:
+    if program < section_end(0, CHANNELS, WIDTH):
         sum_rows(
-            partials_ptr, d_filter_ptr, splits, program,
-            FIRST=9, P=16, COLUMNS=4096, WIDTH=16, LENGTH=7, ROLES=1,
-            INTERLEAVED=False, LAG_LAST=True, BLOCK_G=8, BLOCK_W=16,
+            partials_ptr, d_filter_ptr, splits,
+            program,
+            FIRST=9, P=16, COLUMNS=CHANNELS, WIDTH=WIDTH,
+            LENGTH=7, ROLES=1, INTERLEAVED=False, LAG_LAST=True,
         )  # fmt: skip
     else:
         sum_rows(
-            partials_ptr, d_featurizer_ptr, splits, program - 224,
-            FIRST=0, P=16, COLUMNS=4096, WIDTH=1, LENGTH=3, ROLES=3,
-            INTERLEAVED=False, LAG_LAST=True, BLOCK_G=128, BLOCK_W=1,
+            partials_ptr, d_featurizer_ptr, splits,
+            program - section_end(0, CHANNELS, WIDTH),
+            FIRST=0, P=16, COLUMNS=CHANNELS, WIDTH=1,
+            LENGTH=3, ROLES=3, INTERLEAVED=False, LAG_LAST=True,
         )  # fmt: skip
 
 
 # -----------------------------------------------------------------------------------------------
 # Launchers
 # -----------------------------------------------------------------------------------------------
+
+
+class Grid(NamedTuple):
+    """The programs of a launch.
+
+    Attributes:
+        splits: of a sequence, each by a program of its own.
+        tiles: of a split, or of each of its segments.
+        columns: programs along channels.
+        sums: partial sums that a program writes.
+        programs: in all.
+    """
+
+    splits: int
+    tiles: int
+    columns: int
+    sums: int
+    programs: int
+
+
+def tile_grid(
+    batch: int, steps: int, channels: int, width: int, config: dict[str, int], whole: bool = False
+) -> Grid:
+    """Of kernels of independent tiles: every program computes TILES of them along time."""
+    splits = -(-steps // (config["BLOCK_T"] * config["TILES"]))
+    columns = -(-channels // config["BLOCK_D"])
+    return Grid(splits, config["TILES"], columns, 1, batch * splits * columns)
+
+
+def even(bounds: tuple[int, int, int]) -> bool:
+    """Whether a vector of 8 steps lies within or without the bounds as a whole."""
+    return all(bound % 8 == 0 for bound in bounds)
+
+
+VARIANTS: dict = {}  # and the kernels that they are of
+
+
+def default_configs(channels: int, groups: int, device: torch.device) -> dict[str, dict[str, int]]:
+    """The config of each kernel for a width that CONFIGS lacks."""
+    forward = {
+        "ROWS": 8,
+        "BLOCK_D": 1,
+        "BLOCK_T": 1024,
+        "TILES": 1,
+        "EVICT_LAST": 0,
+        "num_warps": 2,
+        "maxnreg": 0,
+    }
+    backward = {"ROWS": 16, "BLOCK_D": 1, "BLOCK_T": 512, "TILES": 4, "num_warps": 1, "maxnreg": 0}
+    return {"forward": forward, "backward": backward}
+
+
+def gpu_name(device: torch.device) -> str:
+    """What torch calls the GPU, or nothing."""
+    there = device.type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_name(device) if there else ""
+
+
+def configs_of(x: torch.Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
+    """The config of every kernel and variant for inputs like x of so many channels and groups: one
+    of CONFIGS, rather of this GPU than of another, or else the default.
+    """
+    key = (x.device, int(channels), int(groups))
+    if key not in CHOSEN:
+        here = gpu_name(x.device)
+        of_width = {k[0]: config for k, config in CONFIGS.items() if k[1:] == key[1:]}
+        found = of_width.get(here) or next(iter(of_width.values()), None)
+        found = found or default_configs(*key[1:], x.device)
+        found = {name: dict(config) for name, config in found.items()}
+        for config in found.values():
+            if "PROGRAMS" in config:  # of a sequence; a batch of these runs at once
+                config["PROGRAMS"] = max(1, config["PROGRAMS"] // BATCH)
+        for name, (kernel, derived) in VARIANTS.items():
+            if own := derived(found[kernel]):
+                found[name] = own
+        CHOSEN[key] = found
+    return CHOSEN[key]
 
 
 def dense(x: Tensor) -> Tensor:
@@ -556,26 +728,15 @@ def segment(
     return context + begin, end - begin, (-(context + begin), length - begin, end - begin)
 
 
-def even(bounds: tuple[int, int, int]) -> bool:
-    """Whether a vector of 8 steps lies within or without the bounds as a whole."""
-    return all(bound % 8 == 0 for bound in bounds)
-
-
-def programs(batch: int, steps: int, schedule: dict[str, int]) -> tuple[int, int]:
-    """How many programs lie along time, and how many there are in all."""
-    along_time = -(-steps // (schedule["BLOCK_T"] * schedule["TILES"]))
-    return along_time, batch * along_time * -(-CHANNELS // schedule["BLOCK_D"])
-
-
-def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
+def stride_step(config: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
     """8 if all strides are multiples of 8 elements, so that accesses are 16 bytes wide; else 1.
 
     Refuses row strides that the 32-bit offsets within a program of so many tiles cannot hold;
     those of the program itself are 64-bit.
     """
-    rows = schedule.get("BLOCK_D", 1)
+    rows = config.get("BLOCK_D", 1)
     if LAYOUT == "BLD":  # and the steps that it looks back and ahead
-        rows = schedule["BLOCK_T"] * schedule.get("SEGMENTS", 1) * tiles + 4096
+        rows = config["BLOCK_T"] * config.get("SEGMENTS", 1) * tiles + 4096
     step = 8
     for x in tensors:
         batch_stride, row_stride, _ = x.stride()
@@ -593,26 +754,41 @@ def trait(argument: Tensor | int) -> tuple[object, ...]:
     return (argument >= 2**31,)
 
 
-def launch(kernel, grid: int, *arguments: Tensor | int, options: dict[str, int], **constants: int):
+def launch(
+    kernel, programs: int, *arguments: Tensor | int, config: dict[str, int], **constants: int
+):
     """Run a kernel on the device of its first argument.
 
-    Binding arguments anew for each launch takes the host longer than a short kernel takes the GPU,
-    so the binary for arguments of these traits is remembered and launched directly. It takes the
-    constants by position, after the arguments.
+    The config gives the constants that are left, and what the compiler is told. Binding arguments
+    anew for each launch takes the host longer than a short kernel takes the GPU, so the binary for
+    arguments of these traits is remembered and launched directly. It takes the constants by
+    position, after the arguments.
     """
     device = arguments[0].device
-    key = (kernel, device, *map(trait, arguments), *constants.values(), *options.values())
+    given = len(arguments) + len(constants)
+    values = (*constants.values(), *(config[name] for name in kernel.arg_names[given:]))
+    options = {name: config[name] for name in TOLD if config.get(name)}
+    key = (kernel, device, *map(trait, arguments), *values, *options.values())
     binary = BINARIES.get(key)
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         if binary is None:
-            assert kernel.arg_names[len(arguments) :] == list(constants), "in the kernel's order"
-            BINARIES[key] = kernel[(grid,)](*arguments, **constants, **options)
+            names = kernel.arg_names[len(arguments) :]
+            assert names[: len(constants)] == list(constants), "in the kernel's order"
+            named = dict(zip(names, values, strict=True))
+            # Fusion is stated, because Triton's default changes between versions.
+            BINARIES[key] = kernel[(programs,)](
+                *arguments, **named, **options, enable_fp_fusion=True
+            )
         else:
-            binary[(grid, 1, 1)](*arguments, *constants.values())
+            binary[(programs, 1, 1)](*arguments, *values)
 
 
 def reduce_partials(
-    kernel, grid: int, partials: Sequence[Tensor], parameters: Sequence[Tensor]
+    kernel,
+    programs: int,
+    partials: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    **constants: int,
 ) -> list[Tensor]:
     """Gradients of parameter tensors, in their shapes and dtypes, from partial sums
     [splits, rows, columns], by one launch of all sections of the kernel that sums these.
@@ -621,9 +797,8 @@ def reduce_partials(
         torch.empty_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
         for p in parameters
     ]
-    launch(
-        kernel, grid, *partials, *sums, *(p.shape[0] for p in partials), options=OPTIONS["reduce"]
-    )
+    counts = (p.shape[0] for p in partials)
+    launch(kernel, programs, *partials, *sums, *counts, config=SUMS, **constants)
     return [total.to(p.dtype) for total, p in zip(sums, parameters, strict=True)]
 
 
@@ -635,33 +810,36 @@ def launch_forward(
     end: int | None = None,
 ) -> list[Tensor]:
     """[y] for steps begin .. end - 1 of the segment after `context` steps."""
-    schedule, options = SCHEDULE["forward"], OPTIONS["forward"]
     (q, k, v), unit = common_unit(unpack(inputs))
     filter, featurizer = (p.contiguous() for p in parameters)
-    first, steps, bounds = segment(q, context, begin, end, schedule["BLOCK_T"])
-    time_programs, grid = programs(q.shape[0], steps, schedule)
-    outputs = [allocate(q, steps)]
-    step = stride_step(schedule, (q, k, v, *outputs), schedule["TILES"])
-    if grid:
+    channels, groups = q.shape[CHANNEL], filter.shape[0]
+    width = channels // groups
+    configs = configs_of(q, channels, groups)
+    config = configs["forward"]
+    first, steps, bounds = segment(q, context, begin, end, config["BLOCK_T"])
+    grid = tile_grid(q.shape[0], steps, channels, width, config, False)
+    y = allocate(q, steps, channels)
+    step = stride_step(config, (q, k, v, y), grid.tiles)
+    if grid.programs:
         launch(
             hyena_se_forward,
-            grid,
+            grid.programs,
             *operand(q, first, step),
             *operand(k, first, step),
             *operand(v, first, step),
-            *operand(outputs[0], 0, step),
+            *operand(y, 0, step),
             featurizer,
             filter,
             *bounds,
-            time_programs,
-            options=options,
-            CHANNELS=CHANNELS,
+            grid.splits,
+            config=config,
+            CHANNELS=channels,
+            WIDTH=width,
             UNIT=unit,
-            STEP=step,
+            STRIDE_UNIT=step,
             EVEN=even(bounds),
-            **schedule,
         )
-    return outputs
+    return [y]
 
 
 def launch_backward(
@@ -678,42 +856,55 @@ def launch_backward(
     With a range, the gradients of inputs are for its steps and those of parameters sum over them;
     `dy` and saved values cover the whole segment, without its context.
     """
-    schedule, options = SCHEDULE["backward"], OPTIONS["backward"]
     (q, k, v), unit = common_unit(unpack(inputs))
     filter, featurizer = (p.contiguous() for p in parameters)
     dy = dense(dy)
-    first, steps, bounds = segment(q, context, begin, end, schedule["BLOCK_T"])
-    time_programs, grid = programs(dy.shape[0], steps, schedule)
+    channels, groups = q.shape[CHANNEL], filter.shape[0]
+    width = channels // groups
+    configs = configs_of(q, channels, groups)
+    config = configs["backward"]
+    first, steps, bounds = segment(q, context, begin, end, config["BLOCK_T"])
     gradients = [allocate(x, steps) for x in inputs]
-    d_inputs = unpack(gradients)
-    step = stride_step(schedule, (q, k, v, dy, *d_inputs), schedule["TILES"])
-    splits = dy.shape[0] * time_programs
-    partials = dy.new_empty((splits, 16, CHANNELS), dtype=torch.float32)
-    if grid:
+    d_q, d_k, d_v = unpack(gradients)
+    d_unit = d_q.stride(2)
+    tensors = (q, k, v, dy, d_q, d_k, d_v)
+    grid = tile_grid(dy.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
+    step = stride_step(config, tensors, grid.tiles)
+    partials = dy.new_empty(
+        (dy.shape[0] * grid.splits * grid.sums, 16, channels), dtype=torch.float32
+    )
+    if grid.programs:
         launch(
             hyena_se_backward,
-            grid,
+            grid.programs,
             *operand(q, first, step),
             *operand(k, first, step),
             *operand(v, first, step),
             *operand(dy, begin, step),
-            *operand(d_inputs[2], 0, step),
-            *operand(d_inputs[1], 0, step),
-            *operand(d_inputs[0], 0, step),
+            *operand(d_v, 0, step),
+            *operand(d_k, 0, step),
+            *operand(d_q, 0, step),
             featurizer,
             filter,
             partials,
             *bounds,
-            time_programs,
-            options=options,
-            CHANNELS=CHANNELS,
+            grid.splits,
+            config=config,
+            CHANNELS=channels,
+            WIDTH=width,
             UNIT=unit,
-            D_UNIT=d_inputs[0].stride(2),
-            STEP=step,
+            D_UNIT=d_unit,
+            STRIDE_UNIT=step,
             EVEN=even(bounds),
-            **schedule,
         )
-    gradients += reduce_partials(sum_partials, 512, [partials], [filter, featurizer])
+    gradients += reduce_partials(
+        sum_partials,
+        section_end(1, channels, width),
+        [partials],
+        [filter, featurizer],
+        CHANNELS=channels,
+        WIDTH=width,
+    )
     return gradients
 
 
@@ -722,14 +913,15 @@ def launch_backward(
 # -----------------------------------------------------------------------------------------------
 
 
-def allocate(like: Tensor, steps: int, packed: int | None = None) -> Tensor:
-    """An activation of `steps` steps, not yet written, with the batch and dtype of `like`.
+def allocate(like: Tensor, steps: int, channels: int | None = None) -> Tensor:
+    """An activation of `steps` steps, not yet written, with the batch and dtype of `like`, and its
+    channels if no others are given.
 
-    It has the channels of `like`, or `packed` times CHANNELS. Channels-first rows are padded to a
-    multiple of 8 elements, so that accesses stay 16 bytes wide whatever the length.
+    Channels-first rows are padded to a multiple of 8 elements, so that accesses stay 16 bytes wide
+    whatever the length.
     """
     batch = like.shape[0]
-    channels = like.shape[CHANNEL] if packed is None else packed * CHANNELS
+    channels = like.shape[CHANNEL] if channels is None else channels
     if LAYOUT == "BLD":
         return like.new_empty((batch, steps, channels))
     row = (steps + 7) // 8 * 8
@@ -744,7 +936,12 @@ def unpack(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     (features,) = inputs
     if not INTERLEAVED:
         return features.chunk(roles, CHANNEL)
-    return features.unflatten(CHANNEL, (CHANNELS, roles)).unbind(CHANNEL + 1)
+    return features.unflatten(CHANNEL, (-1, roles)).unbind(CHANNEL + 1)
+
+
+def channels_of(inputs: Sequence[Tensor]) -> int:
+    """D of all inputs, or of packed features alone."""
+    return inputs[0].shape[CHANNEL] * len(inputs) // len(INPUTS)
 
 
 def given(*inputs: Tensor | None) -> list[Tensor]:
@@ -897,9 +1094,10 @@ def eager_forward(
     filter, featurizer = (p.to(dtype) for p in parameters)
     outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
     (out_0,) = (canonical(x) for x in outputs)
-    batch, _, length = q_all.shape
+    batch, channels, length = q_all.shape
+    width = channels // filter.shape[0]
     channel_bytes = 11 * batch * length * dtype.itemsize
-    for c in chunks(CHANNELS, 16, channel_bytes, BYTE_BUDGET):
+    for c in chunks(channels, width, channel_bytes, BYTE_BUDGET):
         q = q_all[:, c].to(dtype)
         featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
         q_hat = conv_direct(q, featurizer_q_c, +1)
@@ -910,7 +1108,7 @@ def eager_forward(
         featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
         v_hat = conv_direct(v, featurizer_v_c, +1)
         z = k_hat * v_hat
-        filter_c = channel_rows(filter, c, 16, dtype).flip(1)
+        filter_c = channel_rows(filter, c, width, dtype).flip(1)
         conv = conv_direct(z, filter_c, +1)
         y = q_hat * conv
         out_0[:, c] = y
@@ -931,9 +1129,10 @@ def eager_backward(
     d_q_all, d_k_all, d_v_all = (canonical(x) for x in unpack(d_inputs))
     d_filter_all = torch.zeros_like(filter, dtype=dtype)
     d_featurizer_all = torch.zeros_like(featurizer, dtype=dtype)
-    batch, _, length = dy_all.shape
+    batch, channels, length = dy_all.shape
+    width = channels // filter.shape[0]
     channel_bytes = 19 * batch * length * dtype.itemsize
-    for c in chunks(CHANNELS, 16, channel_bytes, BYTE_BUDGET):
+    for c in chunks(channels, width, channel_bytes, BYTE_BUDGET):
         q = q_all[:, c].to(dtype)
         featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
         q_hat = conv_direct(q, featurizer_q_c, +1)
@@ -944,14 +1143,14 @@ def eager_backward(
         featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
         v_hat = conv_direct(v, featurizer_v_c, +1)
         z = k_hat * v_hat
-        filter_c = channel_rows(filter, c, 16, dtype).flip(1)
+        filter_c = channel_rows(filter, c, width, dtype).flip(1)
         conv = conv_direct(z, filter_c, +1)
         dy = dy_all[:, c].to(dtype)
         d_q_hat = dy * conv
         d_conv = dy * q_hat
         d_z = conv_direct(d_conv, filter_c, -1)
         d_filter = tap_gradient_direct(d_conv, z, 7).flip(1)
-        add_rows(d_filter_all, c, d_filter, 16)
+        add_rows(d_filter_all, c, d_filter, width)
         d_k_hat = d_z * v_hat
         d_v_hat = d_z * k_hat
         d_v = conv_direct(d_v_hat, featurizer_v_c, -1)
@@ -976,7 +1175,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_43bf5168"
+    name = unique = "hyena_se_4c006547"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -998,7 +1197,8 @@ def forward_op(
     """y; of packed features if the later inputs are None."""
     inputs = given(q, k, v)
     with torch.autocast(q.device.type, enabled=False):
-        return eager_forward(unpack(inputs), [filter, featurizer])[0]
+        (y,) = eager_forward(unpack(inputs), [filter, featurizer])
+    return y
 
 
 @torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}_backward", mutates_args=())
@@ -1026,7 +1226,8 @@ def _(
     featurizer: Tensor,
 ) -> Tensor:
     inputs = given(q, k, v)
-    return launch_forward(inputs, [filter, featurizer])[0]
+    outputs = launch_forward(inputs, [filter, featurizer])
+    return outputs[0]
 
 
 @backward_op.register_kernel("cuda")
@@ -1050,8 +1251,9 @@ def _(
     filter: Tensor,
     featurizer: Tensor,
 ) -> Tensor:
-    steps = q.shape[TIME]
-    return allocate(q, steps, 1)
+    inputs = given(q, k, v)
+    steps, channels = q.shape[TIME], channels_of(inputs)
+    return allocate(q, steps, channels)
 
 
 @backward_op.register_fake
@@ -1089,6 +1291,86 @@ forward_op.register_vmap(in_turn(forward_op))
 backward_op.register_vmap(in_turn(backward_op))
 
 
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Refuse what is no tensor of strides."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{OP}: {name} is a {type(tensor).__name__}, expected a tensor")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        kind = "nested" if tensor.is_nested else tensor.layout
+        raise TypeError(f"{OP}: {name} is {kind}, expected a dense tensor")
+
+
+def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    """Refuse tensors of a wrong kind, naming the argument and what was expected of it."""
+    names = INPUTS if len(inputs) == len(INPUTS) else ("features",)
+    x = inputs[0]
+    for name, tensor in zip((*names, *PARAMETERS), (*inputs, *parameters), strict=True):
+        check_dense(name, tensor)
+        if tensor.device != x.device:
+            raise ValueError(
+                f"{OP}: {name} is on {tensor.device}, but {names[0]} is on {x.device}"
+            )
+    accepted = (torch.bfloat16, torch.float16, torch.float32)
+    for name, tensor in zip(names, inputs, strict=True):
+        roles = len(INPUTS) // len(inputs)  # packed in one tensor
+        if tensor.dim() != 3 or tensor.shape[CHANNEL] % roles or tensor.shape[TIME] < LEAST:
+            channels = f"{roles} D" if roles > 1 else "D"
+            shape = f"(B, {channels}, L)" if LAYOUT == "BDL" else f"(B, L, {channels})"
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} with L >= {LEAST}"
+            )
+        if tensor.shape != x.shape:
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, "
+                f"but {names[0]} has {tuple(x.shape)}"
+            )
+        if tensor.dtype not in accepted and (tensor.dtype != torch.float64 or x.is_cuda):
+            raise TypeError(
+                f"{OP}: {name} is {tensor.dtype}, expected bfloat16, float16 or float32 "
+                "(float64 is for CPU only)"
+            )
+        if tensor.dtype != x.dtype:
+            raise TypeError(f"{OP}: {name} is {tensor.dtype}, but {names[0]} is {x.dtype}")
+    check_parameters(channels_of(inputs), parameters)
+
+
+def require_triton(x: Tensor) -> None:
+    """Refuse what kernels would compute, where nothing can compile them."""
+    if x.device.type == "cuda" and not HAS_TRITON:
+        raise RuntimeError(f"{OP}: CUDA tensors need Triton, which is not installed")
+
+
+def has_shape(tensor: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor has a shape; where some dimensions are symbols, one by one."""
+    return tensor.shape == shape or (
+        tensor.dim() == len(shape)
+        and all(have == wanted for have, wanted in zip(tensor.shape, shape, strict=True))
+    )
+
+
+def check_parameters(channels: int, parameters: Sequence[Tensor]) -> None:
+    """Refuse parameters that do not belong to so many channels, or to each other."""
+    groups = parameters[0].shape[0] if parameters[0].dim() else 0
+    if groups < 1 or channels < 1 or channels % groups:
+        raise ValueError(
+            f"{OP}: {PARAMETERS[0]} has shape {tuple(parameters[0].shape)}, expected a row for "
+            f"each of G filter groups, where G divides {channels} channels"
+        )
+    shapes = parameter_shapes(channels, groups)
+    accepted = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    for (name, shape), tensor in zip(shapes.items(), parameters, strict=True):
+        as_conv1d = (shape[0], 1, shape[-1])
+        if not (has_shape(tensor, shape) or (name in TAPS and has_shape(tensor, as_conv1d))):
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} for {channels} "
+                f"channels in {groups} filter groups"
+            )
+        if tensor.dtype not in accepted:
+            raise TypeError(
+                f"{OP}: {name} is {tensor.dtype}, expected float32, bfloat16, float16 or float64"
+            )
+
+
 def effective(
     filter: Tensor,
     featurizer: Tensor,
@@ -1109,57 +1391,6 @@ def run_op(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
     return forward_op(*inputs, *absent, *parameters)
 
 
-def check_dense(name: str, tensor: Tensor) -> None:
-    """Refuse what is no tensor of strides."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{OP}: {name} is a {type(tensor).__name__}, expected a tensor")
-    if tensor.is_nested or tensor.layout != torch.strided:
-        kind = "nested" if tensor.is_nested else tensor.layout
-        raise TypeError(f"{OP}: {name} is {kind}, expected a dense tensor")
-
-
-def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
-    """Refuse tensors of a wrong kind, naming the argument and what was expected of it."""
-    names = INPUTS if len(inputs) == len(INPUTS) else ("features",)
-    x = inputs[0]
-    channels = CHANNELS if names == INPUTS else len(INPUTS) * CHANNELS
-    for name, tensor in zip((*names, *PARAMETERS), (*inputs, *parameters), strict=True):
-        check_dense(name, tensor)
-        if tensor.device != x.device:
-            raise ValueError(
-                f"{OP}: {name} is on {tensor.device}, but {names[0]} is on {x.device}"
-            )
-    accepted = (torch.bfloat16, torch.float16, torch.float32)
-    for name, tensor in zip(names, inputs, strict=True):
-        if tensor.dim() != 3 or tensor.shape[CHANNEL] != channels or tensor.shape[TIME] < 1:
-            raise ValueError(
-                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected "
-                f"(B, {channels}, L) with L >= 1"
-            )
-        if tensor.shape != x.shape:
-            raise ValueError(
-                f"{OP}: {name} has shape {tuple(tensor.shape)}, "
-                f"but {names[0]} has {tuple(x.shape)}"
-            )
-        if tensor.dtype not in accepted and (tensor.dtype != torch.float64 or x.is_cuda):
-            raise TypeError(
-                f"{OP}: {name} is {tensor.dtype}, expected bfloat16, float16 or float32 "
-                "(float64 is for CPU only)"
-            )
-        if tensor.dtype != x.dtype:
-            raise TypeError(f"{OP}: {name} is {tensor.dtype}, but {names[0]} is {x.dtype}")
-    for (name, shape), tensor in zip(PARAMETERS.items(), parameters, strict=True):
-        conv1d = (shape[0], 1, shape[-1]) if name in ("filter", "featurizer") else shape
-        if tuple(tensor.shape) not in (shape, conv1d):
-            raise ValueError(f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape}")
-        if tensor.dtype not in (*accepted, torch.float64):
-            raise TypeError(
-                f"{OP}: {name} is {tensor.dtype}, expected float32, bfloat16, float16 or float64"
-            )
-    if x.device.type == "cuda" and not HAS_TRITON:
-        raise RuntimeError(f"{OP}: CUDA tensors need Triton, which is not installed")
-
-
 def hyena_se(q: Tensor, k: Tensor, v: Tensor, filter: Tensor, featurizer: Tensor) -> Tensor:
     """hyena_se: 7-tap explicit causal convolution, filters shared by 16 channels, featurizer of 3
     taps, pre and post gates
@@ -1168,9 +1399,9 @@ def hyena_se(q: Tensor, k: Tensor, v: Tensor, filter: Tensor, featurizer: Tensor
         q: (B, D, L), bfloat16, float16 or float32
         k: (B, D, L), bfloat16, float16 or float32
         v: (B, D, L), bfloat16, float16 or float32
-        filter: (256, 7), float32; the last tap multiplies the current sample
-        featurizer: (12288, 3), float32; the last tap multiplies the current sample; blocks of D
-            channels, q, k, v in this order
+        filter: (groups, 7), float32; the last tap multiplies the current sample
+        featurizer: (3 * channels, 3), float32; the last tap multiplies the current sample; blocks
+            of D channels, q, k, v in this order
 
     Returns:
         y (B, D, L) in the dtype of the inputs, differentiable in every argument.
@@ -1179,25 +1410,41 @@ def hyena_se(q: Tensor, k: Tensor, v: Tensor, filter: Tensor, featurizer: Tensor
         TypeError, ValueError: naming the argument and the shape, dtype or device expected.
     """
     check([q, k, v], [filter, featurizer])
+    require_triton(q)
     return run_op([q, k, v], effective(filter, featurizer))
 
 
 def hyena_se_packed(features: Tensor, filter: Tensor, featurizer: Tensor) -> Tensor:
     """hyena_se of packed features (B, 3 D, L): blocks of D channels, q, k, v in this order."""
     check([features], [filter, featurizer])
+    require_triton(features)
     return run_op([features], effective(filter, featurizer))
 
 
 class HyenaSe(nn.Module):
-    """The operator with its parameters: filter (256, 7), featurizer (12288, 3).
+    """The operator with its parameters: filter (groups, 7), featurizer (3 * channels, 3).
 
     They are float32 and stay so under `.to(torch.bfloat16)`, `.half()` and autocast: they are few,
     and rounding them would cost more accuracy than the whole computation.
+
+    Args:
+        channels: D.
+        groups: G, which divides D; as wide as those of 4096 channels in 256 if absent.
     """
 
-    def __init__(self, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        channels: int = CHANNELS,
+        groups: int | None = None,
+        *,
+        device: torch.device | str | None = None,
+    ) -> None:
         super().__init__()
-        for name, shape in PARAMETERS.items():
+        groups = channels // (CHANNELS // GROUPS) if groups is None else groups
+        if channels < 1 or groups < 1 or channels % groups:
+            raise ValueError(f"{OP}: {groups} filter groups do not divide {channels} channels")
+        self.channels, self.groups = channels, groups
+        for name, shape in parameter_shapes(channels, groups).items():
             values = torch.empty(shape, dtype=torch.float32, device=device)
             self.register_parameter(name, nn.Parameter(values))
         self.reset_parameters()
@@ -1229,4 +1476,4 @@ class HyenaSe(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={shape}" for name, shape in PARAMETERS.items())
+        return f"channels={self.channels}, groups={self.groups}"

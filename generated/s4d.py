@@ -3,16 +3,17 @@
     z = x
     y = filter * z + skip . z
 
-Activations are (B, D, L) with B batch, L time steps, D = 1024 channels; G = 1024 filter
-groups, N = 32 pairs of modes. Plan modal/BDL/save-states.
+Activations are (B, D, L) with B batch, L time steps, D channels; G filter groups of D / G channels
+each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 342fbf3528bddc27a7e935c5a2fa4a581e54a24ef438a57b0843fef0a58b8bc2
+sha256, with zeros here: ecc4c059283d1a6dd2daadbbc0c2a29e023c078f5d268403b2ee0bf989578b7b
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,56 +30,52 @@ except ImportError:  # plain PyTorch needs no Triton: let the kernels be defined
 
     HAS_TRITON = False
     tl = SimpleNamespace(constexpr=None)
-    triton = SimpleNamespace(jit=lambda function=None, **_: function or (lambda f: f))
+    triton = SimpleNamespace(
+        jit=lambda function=None, **_: function or (lambda f: f),
+        constexpr_function=lambda function: function,
+    )
 
 OP = "s4d"
 PLAN = "modal/BDL/save-states"
 LAYOUT = "BDL"
 INPUTS = ("x",)
-PARAMETERS = {
-    "log_poles": (1024, 32),
-    "frequencies": (1024, 32),
-    "residues_real": (1024, 32),
-    "residues_imag": (1024, 32),
-    "skip": (1024,),
-}
-CHANNELS = 1024
+PARAMETERS = ("log_poles", "frequencies", "residues_real", "residues_imag", "skip")
+TAPS = ()  # also in the shape of a conv1d's weight
+CHANNELS, GROUPS = 1024, 1024  # unless others are given
 INTERLEAVED = False  # how features are packed: channel by channel, or input by input
 TIME, CHANNEL = 2, 1  # axes of an activation
+LEAST = 1  # steps of a call
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 BLOCK = 64  # steps that plain PyTorch convolves by one product
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
-SCHEDULE = {
-    "forward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
-    "backward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1, "PARTS": 1},
-}
-OPTIONS = {  # of the compiler
-    "forward": {"num_warps": 4, "maxnreg": 128, "enable_fp_fusion": True},
-    "backward": {"num_warps": 8, "maxnreg": 255, "enable_fp_fusion": True},
-    "reduce": {"num_warps": 4, "enable_fp_fusion": True},
-}
-NUMBERS = {
-    "forward": {
-        "ROWS": 8,
-        "SEGMENTS": 64,
-        "BLOCK_T": 32,
-        "PREFETCH": 1,
-        "num_warps": 4,
-        "maxnreg": 128,
-        "PROGRAMS": 512,
+BATCH = 1  # the least that it is for
+CHOSEN: dict = {}  # configs by device, channels and groups
+TOLD = ("num_warps", "num_stages", "maxnreg")  # to the compiler, of a config
+SUMS = {"num_warps": 4}  # config of what adds sums
+CONFIGS = {  # by GPU, channels and groups
+    ("", 1024, 1024): {
+        "forward": {
+            "ROWS": 8,
+            "SEGMENTS": 64,
+            "BLOCK_T": 32,
+            "PREFETCH": 1,
+            "num_warps": 4,
+            "maxnreg": 128,
+            "PROGRAMS": 512,
+        },
+        "backward": {
+            "ROWS": 8,
+            "SEGMENTS": 64,
+            "BLOCK_T": 32,
+            "PREFETCH": 1,
+            "PARTS": 1,
+            "num_warps": 8,
+            "maxnreg": 255,
+            "PROGRAMS": 256,
+        },
     },
-    "backward": {
-        "ROWS": 8,
-        "SEGMENTS": 64,
-        "BLOCK_T": 32,
-        "PREFETCH": 1,
-        "PARTS": 1,
-        "num_warps": 8,
-        "maxnreg": 255,
-        "PROGRAMS": 256,
-    },
-}  # the schedule
+}
 SPEC = {
     "op": "s4d",
     "channels": 1024,
@@ -104,6 +101,18 @@ SPEC = {
     "context": "none",
     "workloads": [{"batch": 1, "length": 8192}, {"batch": 1, "length": 131072}],
 }
+
+
+def parameter_shapes(channels: int, groups: int) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter."""
+    return {
+        "log_poles": (groups, 32),
+        "frequencies": (groups, 32),
+        "residues_real": (groups, 32),
+        "residues_imag": (groups, 32),
+        "skip": (channels,),
+    }
+
 
 # -----------------------------------------------------------------------------------------------
 # Helpers of the kernels
@@ -308,13 +317,6 @@ def load_modes(
 
 
 @triton.jit
-def zero_state(MODES: tl.constexpr, M: tl.constexpr):
-    """The state of a sequence that has not begun, for every lane of the scan."""
-    zero = tl.zeros((MODES // 2, M // 8), tl.float32)
-    return zero, zero
-
-
-@triton.jit
 def zero_modes(
     MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr, STATEFUL: tl.constexpr
 ):
@@ -368,7 +370,7 @@ def unstacked(x, MODES: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def store_modes(
-    ptr, first, total, poles, channel, inside, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+    ptr, first, total, poles, channel, channel_mask, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
     MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of COUNT log-poles, frequencies, real and imaginary parts of residues
@@ -400,7 +402,7 @@ def store_modes(
     by_residue = (at_once + tl.sum(before[0], axis=1), tl.sum(before[1], axis=1))
     mode = tl.arange(0, MODES // 2)
     where = ptr + (first + mode) * CHANNELS + channel
-    there = (mode < COUNT) & inside
+    there = (mode < COUNT) & channel_mask
     tl.store(where, by_pole[0], mask=there)
     tl.store(where + COUNT * CHANNELS, -by_pole[1], mask=there)
     tl.store(where + 2 * COUNT * CHANNELS, 2.0 * by_residue[0], mask=there)
@@ -474,18 +476,18 @@ def steps_left(tile, rows, M: tl.constexpr, N: tl.constexpr):
     """Whether a sequence ends within a tile, how many steps of it are before the end, and for
     every lane how many steps follow its first row within the sequence.
     """
-    channel, inside, t, earliest, latest, first, last, end = tile
-    left = end - earliest
+    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
+    left = write_end - earliest
     lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
     return left <= M * N * len(rows), left, left - 1 - lane * len(rows)
 
 
 @triton.jit
-def leave_state(
+def store_final_state(
     state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
 ):  # fmt: skip
-    """`leave_state` of modal.py, of COUNT / 2 complex numbers."""
+    """`store_final_state` of modal.py, of COUNT / 2 complex numbers."""
     if STATEFUL:
         closes, left, ahead = steps_left(tile, rows, M, N)
         if closes:
@@ -580,12 +582,12 @@ def leave_adjoint(
 
 @triton.jit
 def enter_gradient(
-    state, modes, ends, span, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
+    state, modes, ends, split, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
     STATEFUL: tl.constexpr,
 ):  # fmt: skip
     """`enter_gradient` of modal.py, of COUNT / 2 complex numbers."""
     if STATEFUL:  # noqa: SIM102 (a constant, then a value)
-        if span[1] == 0:
+        if split[1] == 0:
             gradient = times(exponential(modes[0], 1), state)
             keep_state(ends[0], 0, (gradient[0], -gradient[1]), COUNT, 0, MODES, M, True)
 
@@ -774,8 +776,8 @@ def scan_rows(sums, MODES: tl.constexpr, M: tl.constexpr):
 
 
 @triton.jit
-def scan(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
-    """`scan` of modal.py, of complex numbers."""
+def scan_states(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
+    """`scan_states` of modal.py, of complex numbers."""
     group, block, doublings, entered, left, lost = constants
     GROUPS: tl.constexpr = M // 8
     end = scan_rows(ends, MODES, M)
@@ -803,7 +805,7 @@ def states_before(
 ):  # fmt: skip
     """The states before each block of a tile, and after the tile."""
     ends = product((block,), modes[3], tl.zeros((M, MODES), tl.float32), 1, PRECISION)
-    found, state = scan(ends, modes[7], state, MODES, M)
+    found, state = scan_states(ends, modes[7], state, MODES, M)
     return operand_states(found, MODES, M, OPERAND, PRECISION), state
 
 
@@ -917,7 +919,7 @@ def lane_sum(x):
 
 
 @triton.jit
-def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
+def store_partial(ptr, first, total, channel, channel_mask, CHANNELS: tl.constexpr):
     """Write accumulators, summed over the tile, to rows first, ... of [P, CHANNELS]; many at once,
     which costs little more than one.
     """
@@ -930,18 +932,18 @@ def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
     row = tl.arange(0, COUNT)
     where = ptr + (first + row) * CHANNELS + channel
     sums = lane_sum(tl.trans(tl.reshape(some[0], (total[0].numel, COUNT))))
-    tl.store(where, sums, mask=inside & (row < len(total)))
+    tl.store(where, sums, mask=channel_mask & (row < len(total)))
 
 
 @triton.jit
 def walk(
-    state, span, begin, stop, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+    state, split, begin, stop, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
     MODES: tl.constexpr, M: tl.constexpr, TIME: tl.constexpr,
 ):  # fmt: skip
     """The state after `begin` tiles, counted from an end of the sequence, to that after `stop`, by
     the sums that the other launch has found. TIME is 1 from its first step on, -1 from its last.
     """
-    sums_ptr, program, tile_0, tiles, tiles_in_all = span
+    sums_ptr, program, tile_0, tiles, tiles_in_all = split
     LANES: tl.constexpr = M // 8
     for some in range(begin, stop, LANES):
         number = tl.minimum(some + tl.arange(0, LANES)[None, :], stop - 1)
@@ -954,46 +956,53 @@ def walk(
 
 
 @triton.jit
-def enter_state(
-    ends, span, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+def zero_state(MODES: tl.constexpr, M: tl.constexpr):
+    """The state of a sequence that has not begun, for every lane of the scan."""
+    zero = tl.zeros((MODES // 2, M // 8), tl.float32)
+    return zero, zero
+
+
+@triton.jit
+def load_initial_state(
+    ends, split, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The state before the first step of a span, for every lane of the scan: if SPLIT, by the
+    """The state before the first step of a split, for every lane of the scan: if SPLIT, by the
     arithmetic of a walk along all tiles before it.
     """
     state = zero_state(MODES, M)
     if STATEFUL:
         state = load_state(ends[0], 0, COUNT, 0, MODES, M)
     if SPLIT:
-        state = walk(state, span, 0, span[2], modes, COUNT, CHANNELS, MODES, M, 1)
+        state = walk(state, split, 0, split[2], modes, COUNT, CHANNELS, MODES, M, 1)
     return state
 
 
 @triton.jit
 def enter_adjoint(
-    ends, span, modes, end, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+    ends, split, modes, end, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, BLOCK_T: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The adjoint state after the last step of a span, for every lane of the scan, as enter_state.
+    """The adjoint state after the last step of a split, for every lane, as load_initial_state.
     The gradient of the last state joins it in the last tile.
     """
     state = zero_state(MODES, M)
     if SPLIT:
-        sums_ptr, program, tile_0, tiles, tiles_in_all = span
+        sums_ptr, program, tile_0, tiles, tiles_in_all = split
         after = tl.maximum(tiles_in_all - tile_0 - tiles, 0)
         last = load_state(sums_ptr, tiles_in_all - 1, COUNT, CHANNELS, MODES, M)
         if STATEFUL:
             left = end - (tiles_in_all - 1 - tile_0) * (M * BLOCK_T)
             last = join_adjoint(last, after > 0, left, ends, COUNT, MODES)
         state = chosen(after > 0, last, state)
-        state = walk(state, span, 1, after, modes, COUNT, CHANNELS, MODES, M, -1)
+        state = walk(state, split, 1, after, modes, COUNT, CHANNELS, MODES, M, -1)
     return state
 
 
 @triton.jit
-def load_vector(ptr, row, inside):
+def load_vector(ptr, row, channel_mask):
     """One float32 parameter for each lane: [BLOCK_D, 1]."""
-    return tl.load(ptr + row, mask=inside, other=0.0).to(tl.float32)
+    return tl.load(ptr + row, mask=channel_mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -1031,71 +1040,97 @@ def zero_taps(LENGTH: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def locate(program, time_programs, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
+def locate(program, splits, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
     """(batch, first channel, time program) of one program; neighbours in time run together."""
     channel_programs: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
-    outer = program // time_programs
-    return outer // channel_programs, outer % channel_programs * BLOCK_D, program % time_programs
+    outer = program // splits
+    return outer // channel_programs, outer % channel_programs * BLOCK_D, program % splits
 
 
 @triton.jit
-def advance(ptr, batch_stride, row, STEP: tl.constexpr, unit, origin):
+def advance(ptr, batch_stride, stride, STRIDE_UNIT: tl.constexpr, unit, origin):
     """The pointer to origin = (batch, channel, time), in 64-bit arithmetic, and the row stride.
 
     Strides come in units of STEP elements, which tells the compiler how rows are aligned.
     """
     batch, channel, time = origin
-    offset = batch.to(tl.int64) * batch_stride * STEP + channel.to(tl.int64) * row * STEP
-    return ptr + offset + time.to(tl.int64) * unit, row * STEP
+    offset = (
+        batch.to(tl.int64) * batch_stride * STRIDE_UNIT
+        + channel.to(tl.int64) * stride * STRIDE_UNIT
+    )
+    return ptr + offset + time.to(tl.int64) * unit, stride * STRIDE_UNIT
 
 
 @triton.jit
-def load_rows(
-    ptr, row, unit, tile,
+def load_steps(
+    ptr, stride, unit, tile,
     LO: tl.constexpr, HI: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
+    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [read_begin,
+    read_end).
 
     EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside
     as a whole. Otherwise only tiles at an edge pay for a mask on every element. Lanes may begin at
     different times t, from `earliest` to `latest`.
     """
-    channel, inside, t, earliest, latest, first, last, end = tile
+    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     rows = ()
     for vector in tl.static_range(LO // 8, (HI + 7) // 8):
         index = tl.arange(0, N * 8)[None, :]
         begin = t + vector * 8 + index // 8 * ROWS  # of the vector
         time = begin + index % 8
-        where = ptr + channel * row + time * unit
+        where = ptr + offset * stride + time * unit
         if EVEN:
-            x = tl.load(where, mask=inside & (begin >= first) & (begin < last), other=0.0)
-        elif (earliest + vector * 8 >= first) & (latest + vector * 8 + N * ROWS <= last):
-            x = tl.load(where, mask=inside, other=0.0)
+            x = tl.load(
+                where, mask=channel_mask & (begin >= read_begin) & (begin < read_end), other=0.0
+            )
+        elif (earliest + vector * 8 >= read_begin) & (latest + vector * 8 + N * ROWS <= read_end):
+            x = tl.load(where, mask=channel_mask, other=0.0)
         else:
-            x = tl.load(where, mask=inside & (time >= first) & (time < last), other=0.0)
+            x = tl.load(
+                where, mask=channel_mask & (time >= read_begin) & (time < read_end), other=0.0
+            )
         rows = rows + vector_rows(x, BLOCK_D, N)
     return rows[LO - LO // 8 * 8 : LO - LO // 8 * 8 + HI - LO]
 
 
 @triton.jit
-def store_rows(
-    ptr, row, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
+def store_steps(
+    ptr, stride, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
-    """Write the rows of every block that lie before `end`."""
-    channel, inside, t, earliest, latest, first, last, end = tile
+    """Write the rows of every block that lie before `write_end`."""
+    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     for vector in tl.static_range(len(rows) // 8):
         x = rows_vector(rows, vector * 8, BLOCK_D, N, ptr.dtype.element_ty)
         index = tl.arange(0, N * 8)[None, :]
         begin = t + vector * 8 + index // 8 * len(rows)
         time = begin + index % 8
-        where = ptr + channel * row + time * unit
+        where = ptr + offset * stride + time * unit
         if EVEN:
-            tl.store(where, x, mask=inside & (begin < end))
-        elif latest + vector * 8 + N * len(rows) <= end:
-            tl.store(where, x, mask=inside)
+            tl.store(where, x, mask=channel_mask & (begin < write_end))
+        elif latest + vector * 8 + N * len(rows) <= write_end:
+            tl.store(where, x, mask=channel_mask)
         else:
-            tl.store(where, x, mask=inside & (time < end))
+            tl.store(where, x, mask=channel_mask & (time < write_end))
+
+
+@triton.constexpr_function
+def columns_at_once(width):
+    """How many of `width` columns that share a row a program sums at once: a power of two."""
+    return min(1024, 1 << (width - 1).bit_length())
+
+
+@triton.constexpr_function
+def rows_at_once(width):
+    """How many rows of the gradient a program sums, where `width` columns share each."""
+    return max(1, 128 // columns_at_once(width))
+
+
+@triton.constexpr_function
+def sum_blocks(columns, width):
+    """How many programs sum one row of partial sums of so many columns."""
+    return -(-(columns // width) // rows_at_once(width))
 
 
 @triton.jit
@@ -1105,11 +1140,12 @@ def sum_rows(
     splits, program,
     FIRST: tl.constexpr, P: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
     LENGTH: tl.constexpr, ROLES: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr,
-    BLOCK_G: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """One program's gradient rows of one parameter tensor: of partials FIRST .. FIRST + ROLES *
     LENGTH - 1, summed over splits and over the WIDTH columns that share a row, always in the same
     order."""
+    BLOCK_G: tl.constexpr = rows_at_once(WIDTH)
+    BLOCK_W: tl.constexpr = columns_at_once(WIDTH)
     AT_ONCE: tl.constexpr = 8  # splits: their loads wait together, their sums one after another
     groups: tl.constexpr = COLUMNS // WIDTH
     blocks: tl.constexpr = (groups + BLOCK_G - 1) // BLOCK_G
@@ -1141,38 +1177,39 @@ def sum_rows(
 
 @triton.jit(
     do_not_specialize=[
-        "x_batch", "x_row",
-        "y_batch", "y_row",
-        "first", "last", "end", "time_programs", "tiles",
+        "x_batch", "x_stride",
+        "y_batch", "y_stride",
+        "read_begin", "read_end", "write_end", "splits", "tiles",
     ]
 )  # fmt: skip
 def s4d_forward(
-    x_ptr, x_batch, x_row,
-    y_ptr, y_batch, y_row,
-    log_poles_ptr,  # (1024, 32)
-    frequencies_ptr,  # (1024, 32)
-    residues_real_ptr,  # (1024, 32)
-    residues_imag_ptr,  # (1024, 32)
-    skip_ptr,  # (1024,)
+    x_ptr, x_batch, x_stride,
+    y_ptr, y_batch, y_stride,
+    log_poles_ptr,  # [groups, 32]
+    frequencies_ptr,  # [groups, 32]
+    residues_real_ptr,  # [groups, 32]
+    residues_imag_ptr,  # [groups, 32]
+    skip_ptr,  # [channels]
     states_ptr,  # [batch, tiles, CHANNELS, 64] float32: before every tile
     entry_ptr,  # [batch, CHANNELS, 64] float32: state before the first step
     exit_ptr,  # the same after the last step
     sums_ptr,  # as states_ptr: what every tile adds to the state
-    first, last, end, time_programs, tiles,
-    CHANNELS: tl.constexpr, UNIT: tl.constexpr,
-    STEP: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr,
-    STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
-    ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+    read_begin, read_end, write_end, splits, tiles,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
+    EVEN: tl.constexpr, TERMS: tl.constexpr, KEEP: tl.constexpr, STATEFUL: tl.constexpr,
+    SPLIT: tl.constexpr, ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """z = x; y = filter * z + skip . z
 
-    A program walks forward in time along a span of one channel's sequence: `tiles` tiles, or what
-    is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
+    A program walks forward in time along one channel's sequence, or a split of it: `tiles`
+    tiles, or what is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
 
-    Time counts from the first step written; activations are read in [first, last), are zero
-    elsewhere, and are written up to `end`. EVEN says that these three are multiples of 8; strides
-    count in units of STEP elements. STATEFUL says that there are states at the ends, and a
-    history; SPLIT, that the sequence has several spans.
+    Time counts from the first step written. Activations are read in [read_begin, read_end), are
+    zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
+    8; strides count in units of STRIDE_UNIT elements.
+    STATEFUL says that there are states at the ends, and a history; SPLIT, that the sequence
+    has several splits.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
@@ -1183,100 +1220,109 @@ def s4d_forward(
     MODES: tl.constexpr = 64  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
-    batch, row, program = locate(tl.program_id(0), time_programs, 1, CHANNELS)
+    batch, channel, program = locate(tl.program_id(0), splits, 1, CHANNELS)
     tile_0 = program * tiles
-    origin = (batch, row, tile_0 * TILE)
-    x_ptr, x_row = advance(x_ptr, x_batch, x_row, STEP, UNIT, origin)
-    y_ptr, y_row = advance(y_ptr, y_batch, y_row, STEP, 1, origin)
-    tiles_in_all = tl.cdiv(end, TILE)
+    origin = (batch, channel, tile_0 * TILE)
+    x_ptr, x_stride = advance(x_ptr, x_batch, x_stride, STRIDE_UNIT, UNIT, origin)
+    y_ptr, y_stride = advance(y_ptr, y_batch, y_stride, STRIDE_UNIT, 1, origin)
+    tiles_in_all = tl.cdiv(write_end, TILE)
     tile_before = batch.to(tl.int64) * tiles_in_all
-    whose = (batch * CHANNELS + row).to(tl.int64)
+    whose = (batch * CHANNELS + channel).to(tl.int64)
     ends = (
         entry_ptr + whose * 64,
         exit_ptr + whose * 64,
-        log_poles_ptr + (row) * 32,
-        frequencies_ptr + (row) * 32,
+        log_poles_ptr + (channel // WIDTH) * 32,
+        frequencies_ptr + (channel // WIDTH) * 32,
     )
-    sums_ptr += (tile_before * CHANNELS + row) * 64
-    span = (sums_ptr, program, tile_0, tiles, tiles_in_all)
-    states_ptr += ((tile_before + tile_0) * CHANNELS + row) * 64
-    first -= tile_0 * TILE
-    last -= tile_0 * TILE
-    end -= tile_0 * TILE
+    sums_ptr += (tile_before * CHANNELS + channel) * 64
+    split = (sums_ptr, program, tile_0, tiles, tiles_in_all)
+    states_ptr += ((tile_before + tile_0) * CHANNELS + channel) * 64
+    read_begin -= tile_0 * TILE
+    read_end -= tile_0 * TILE
+    write_end -= tile_0 * TILE
     tiles = tl.minimum(tiles, tiles_in_all - tile_0)
     segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
-    channel = 0
-    inside = row < CHANNELS
+    offset = 0
+    channel_mask = channel < CHANNELS
     filter = load_modes(
         log_poles_ptr,
         frequencies_ptr,
         residues_real_ptr,
         residues_imag_ptr,
-        row,
+        channel // WIDTH,
         32,
         MODES,
         M,
         BLOCK_T,
         OPERAND,
         PRECISION,
-        TERMS=1,
+        TERMS=TERMS,
     )
-    skip = load_vector(skip_ptr, row, inside)
-    x_state = enter_state(ends, span, filter, 64, CHANNELS, MODES, M, STATEFUL, SPLIT)
+    skip = load_vector(skip_ptr, channel, channel_mask)
+    x_state = load_initial_state(ends, split, filter, 64, CHANNELS, MODES, M, STATEFUL, SPLIT)
     for number in tl.range(0, tiles, num_stages=PREFETCH):
         t = number * TILE
-        tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
-        x = load_rows(x_ptr, x_row, UNIT, tile, 0, ROWS, EVEN, ROWS, H, N)
+        tile = (
+            offset,
+            channel_mask,
+            segment + t,
+            t,
+            t + TILE - BLOCK_T,
+            read_begin,
+            read_end,
+            write_end,
+        )
+        x = load_steps(x_ptr, x_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, H, N)
         keep_state(states_ptr, number, x_state, 64, CHANNELS, MODES, M, KEEP)
-        leave_state(x_state, x, tile, ends, 64, MODES, M, N, STATEFUL)
+        store_final_state(x_state, x, tile, ends, 64, MODES, M, N, STATEFUL)
         x_block = block_of((piece_of(x, H, N, OPERAND),), M, N, PRECISION)
         x_states, x_state = states_before(x_block, filter, x_state, MODES, M, OPERAND, PRECISION)
         conv_block = modal(x_block, x_states, filter, PRECISION)
         conv = recall(conv_block, part, PARTS, M, N)
         skipped = scale(x, skip)
         pre_skip = add(conv, skipped)
-        store_rows(y_ptr, y_row, 1, tile, pre_skip, EVEN, H, N)
+        store_steps(y_ptr, y_stride, 1, tile, pre_skip, EVEN, H, N)
 
 
 @triton.jit(
     do_not_specialize=[
-        "x_batch", "x_row",
-        "dy_batch", "dy_row",
-        "d_x_batch", "d_x_row",
-        "first", "last", "end", "time_programs", "tiles",
+        "x_batch", "x_stride",
+        "dy_batch", "dy_stride",
+        "d_x_batch", "d_x_stride",
+        "read_begin", "read_end", "write_end", "splits", "tiles",
     ]
 )  # fmt: skip
 def s4d_backward(
-    x_ptr, x_batch, x_row,
-    dy_ptr, dy_batch, dy_row,
-    d_x_ptr, d_x_batch, d_x_row,
-    log_poles_ptr,  # (1024, 32)
-    frequencies_ptr,  # (1024, 32)
-    residues_real_ptr,  # (1024, 32)
-    residues_imag_ptr,  # (1024, 32)
-    skip_ptr,  # (1024,)
+    x_ptr, x_batch, x_stride,
+    dy_ptr, dy_batch, dy_stride,
+    d_x_ptr, d_x_batch, d_x_stride,
+    log_poles_ptr,  # [groups, 32]
+    frequencies_ptr,  # [groups, 32]
+    residues_real_ptr,  # [groups, 32]
+    residues_imag_ptr,  # [groups, 32]
+    skip_ptr,  # [channels]
     states_ptr,  # [batch, tiles, CHANNELS, 64] float32: before every tile
     d_entry_ptr,  # [batch, CHANNELS, 64] float32: gradient of the state before the first step
     d_exit_ptr,  # the same after the last step
     sums_ptr,  # as states_ptr: what every tile adds to the state
-    partials_ptr,  # [programs along batch and time, 129, CHANNELS] float32
-    first, last, end, time_programs, tiles,
-    CHANNELS: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
-    STEP: tl.constexpr, EVEN: tl.constexpr,
-    STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
-    ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
-    PARTS: tl.constexpr,
+    partials_ptr,  # [batch and splits, 129, CHANNELS] float32
+    read_begin, read_end, write_end, splits, tiles,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
+    STRIDE_UNIT: tl.constexpr, EVEN: tl.constexpr, TERMS: tl.constexpr, STATEFUL: tl.constexpr,
+    SPLIT: tl.constexpr, ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr,
+    PREFETCH: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of every input, and partial sums of those of parameters.
 
-    A program walks backward in time along a span of one channel's sequence: `tiles` tiles, or what
-    is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps, rows of which are computed in
-    PARTS.
+    A program walks backward in time along one channel's sequence, or a split of it: `tiles`
+    tiles, or what is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
+    Its rows are computed in PARTS, one after another.
 
-    Time counts from the first step written; activations are read in [first, last), are zero
-    elsewhere, and are written up to `end`. EVEN says that these three are multiples of 8; strides
-    count in units of STEP elements. STATEFUL says that there are states at the ends, and a
-    history; SPLIT, that the sequence has several spans.
+    Time counts from the first step written. Activations are read in [read_begin, read_end), are
+    zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
+    8; strides count in units of STRIDE_UNIT elements.
+    STATEFUL says that there are states at the ends, and a history; SPLIT, that the sequence
+    has several splits.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
@@ -1286,50 +1332,50 @@ def s4d_backward(
     MODES: tl.constexpr = 64  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
-    batch, row, program = locate(tl.program_id(0), time_programs, 1, CHANNELS)
+    batch, channel, program = locate(tl.program_id(0), splits, 1, CHANNELS)
     tile_0 = program * tiles
-    origin = (batch, row, tile_0 * TILE)
-    x_ptr, x_row = advance(x_ptr, x_batch, x_row, STEP, UNIT, origin)
-    dy_ptr, dy_row = advance(dy_ptr, dy_batch, dy_row, STEP, 1, origin)
-    d_x_ptr, d_x_row = advance(d_x_ptr, d_x_batch, d_x_row, STEP, D_UNIT, origin)
-    tiles_in_all = tl.cdiv(end, TILE)
+    origin = (batch, channel, tile_0 * TILE)
+    x_ptr, x_stride = advance(x_ptr, x_batch, x_stride, STRIDE_UNIT, UNIT, origin)
+    dy_ptr, dy_stride = advance(dy_ptr, dy_batch, dy_stride, STRIDE_UNIT, 1, origin)
+    d_x_ptr, d_x_stride = advance(d_x_ptr, d_x_batch, d_x_stride, STRIDE_UNIT, D_UNIT, origin)
+    tiles_in_all = tl.cdiv(write_end, TILE)
     tile_before = batch.to(tl.int64) * tiles_in_all
-    whose = (batch * CHANNELS + row).to(tl.int64)
+    whose = (batch * CHANNELS + channel).to(tl.int64)
     ends = (
         d_entry_ptr + whose * 64,
         d_exit_ptr + whose * 64,
-        log_poles_ptr + (row) * 32,
-        frequencies_ptr + (row) * 32,
+        log_poles_ptr + (channel // WIDTH) * 32,
+        frequencies_ptr + (channel // WIDTH) * 32,
     )
-    sums_ptr += (tile_before * CHANNELS + row) * 64
-    span = (sums_ptr, program, tile_0, tiles, tiles_in_all)
-    states_ptr += ((tile_before + tile_0) * CHANNELS + row) * 64
-    first -= tile_0 * TILE
-    last -= tile_0 * TILE
-    end -= tile_0 * TILE
+    sums_ptr += (tile_before * CHANNELS + channel) * 64
+    split = (sums_ptr, program, tile_0, tiles, tiles_in_all)
+    states_ptr += ((tile_before + tile_0) * CHANNELS + channel) * 64
+    read_begin -= tile_0 * TILE
+    read_end -= tile_0 * TILE
+    write_end -= tile_0 * TILE
     tiles = tl.minimum(tiles, tiles_in_all - tile_0)
     segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
-    channel = 0
-    inside = row < CHANNELS
+    offset = 0
+    channel_mask = channel < CHANNELS
     filter = load_modes(
         log_poles_ptr,
         frequencies_ptr,
         residues_real_ptr,
         residues_imag_ptr,
-        row,
+        channel // WIDTH,
         32,
         MODES,
         M,
         BLOCK_T,
         OPERAND,
         PRECISION,
-        TERMS=1,
+        TERMS=TERMS,
     )
-    skip = load_vector(skip_ptr, row, inside)
+    skip = load_vector(skip_ptr, channel, channel_mask)
     d_skip = zero_taps(1, M // 2, N)
     d_filter = zero_modes(MODES, M, BLOCK_T, STATEFUL)
     dy_state = enter_adjoint(
-        ends, span, filter, end, 64, CHANNELS, MODES, M, BLOCK_T, STATEFUL, SPLIT
+        ends, split, filter, write_end, 64, CHANNELS, MODES, M, BLOCK_T, STATEFUL, SPLIT
     )
     for back in tl.range(0, tiles, num_stages=PREFETCH):
         number = tiles - 1 - back
@@ -1341,10 +1387,11 @@ def s4d_backward(
             s = t + part * (H * BLOCK_T)
             last_block = s + (H - 1) * BLOCK_T
             where = (segment + s, s, last_block)
-            tile = (channel, inside) + where + (first, last, end)
-            x_a = load_rows(x_ptr, x_row, UNIT, tile, 0, ROWS, EVEN, ROWS, H, N)
+            bounds = (read_begin, read_end, write_end)
+            tile = (offset, channel_mask) + where + bounds
+            x_a = load_steps(x_ptr, x_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, H, N)
             x_block = x_block + (piece_of(x_a, H, N, OPERAND),)
-            dy_a = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
+            dy_a = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
             dy_block = dy_block + (piece_of(dy_a, H, N, OPERAND),)
         x_block = block_of(x_block, M, N, PRECISION)
         dy_block = block_of(dy_block, M, N, PRECISION)
@@ -1360,7 +1407,8 @@ def s4d_backward(
             s = t + part * (H * BLOCK_T)
             last_block = s + (H - 1) * BLOCK_T
             where = (segment + s, s, last_block)
-            tile = (channel, inside) + where + (first, last, end)
+            bounds = (read_begin, read_end, write_end)
+            tile = (offset, channel_mask) + where + bounds
             d_x_2 = recall(d_x_2_block, part, PARTS, M, N)
             d_x_2, dy_state = leave_adjoint(d_x_2, dy_state, tile, ends, 64, MODES, M, N, STATEFUL)
             x_c = recall(x_block, part, PARTS, M, N)
@@ -1369,77 +1417,405 @@ def s4d_backward(
             skipped_product_c = multiply(dy_c, x_c)
             d_skip = channel_sum(d_skip, skipped_product_c)
             d_x_c = add(d_x_1_c, d_x_2)
-            store_rows(d_x_ptr, d_x_row, D_UNIT, tile, d_x_c, EVEN, H, N)
+            store_steps(d_x_ptr, d_x_stride, D_UNIT, tile, d_x_c, EVEN, H, N)
         d_filter = modal_gradient(d_filter, dy_block, dy_states, x_block, x_states, PRECISION)
-    partials_ptr += (batch * time_programs + program).to(tl.int64) * (129 * CHANNELS)
-    store_partial(partials_ptr, 0, d_skip, row, inside, CHANNELS)
+    partials_ptr += (batch * splits + program).to(tl.int64) * (129 * CHANNELS)
+    store_partial(partials_ptr, 0, d_skip, channel, channel_mask, CHANNELS)
     store_modes(
         partials_ptr,
         1,
         d_filter,
         load_poles(
-            log_poles_ptr, frequencies_ptr, residues_real_ptr, residues_imag_ptr, row, 32, MODES
+            log_poles_ptr,
+            frequencies_ptr,
+            residues_real_ptr,
+            residues_imag_ptr,
+            channel // WIDTH,
+            32,
+            MODES,
         ),
-        row,
-        inside,
+        channel,
+        channel_mask,
         32,
         CHANNELS,
         MODES,
         M,
         BLOCK_T,
     )
-    enter_gradient(dy_state, filter, ends, span, 64, MODES, M, STATEFUL)
+    enter_gradient(dy_state, filter, ends, split, 64, MODES, M, STATEFUL)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "x_batch", "x_stride",
+        "read_begin", "read_end", "write_end", "splits", "tiles",
+    ]
+)  # fmt: skip
+def s4d_forward_sums(
+    x_ptr, x_batch, x_stride,
+    log_poles_ptr,  # [groups, 32]
+    frequencies_ptr,  # [groups, 32]
+    residues_real_ptr,  # [groups, 32]
+    residues_imag_ptr,  # [groups, 32]
+    states_ptr,  # [batch, tiles, CHANNELS, 64] float32: what every tile adds
+    read_begin, read_end, write_end, splits, tiles,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
+    EVEN: tl.constexpr, TERMS: tl.constexpr, STATEFUL: tl.constexpr, ROWS: tl.constexpr,
+    SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+):  # fmt: skip
+    """What every tile adds to the state.
+
+    A program walks forward in time along one channel's sequence, or a split of it: `tiles`
+    tiles, or what is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
+
+    Time counts from the first step written. Activations are read in [read_begin, read_end), are
+    zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
+    8; strides count in units of STRIDE_UNIT elements.
+    STATEFUL says that there are states at the ends, and a history.
+    """
+    N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
+    M: tl.constexpr = SEGMENTS  # rows of a product
+    TILE: tl.constexpr = M * BLOCK_T
+    KEEP: tl.constexpr = True
+    H: tl.constexpr = M
+    MODES: tl.constexpr = 64  # with those that only fill a product
+    OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
+    PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
+    batch, channel, program = locate(tl.program_id(0), splits, 1, CHANNELS)
+    tile_0 = program * tiles
+    origin = (batch, channel, tile_0 * TILE)
+    x_ptr, x_stride = advance(x_ptr, x_batch, x_stride, STRIDE_UNIT, UNIT, origin)
+    tiles_in_all = tl.cdiv(write_end, TILE)
+    tile_before = batch.to(tl.int64) * tiles_in_all
+    states_ptr += ((tile_before + tile_0) * CHANNELS + channel) * 64
+    read_begin -= tile_0 * TILE
+    read_end -= tile_0 * TILE
+    write_end -= tile_0 * TILE
+    tiles = tl.minimum(tiles, tiles_in_all - tile_0)
+    segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
+    offset = 0
+    channel_mask = channel < CHANNELS
+    filter = load_modes(
+        log_poles_ptr,
+        frequencies_ptr,
+        residues_real_ptr,
+        residues_imag_ptr,
+        channel // WIDTH,
+        32,
+        MODES,
+        M,
+        BLOCK_T,
+        OPERAND,
+        PRECISION,
+        TERMS=TERMS,
+    )
+    for number in tl.range(0, tiles, num_stages=PREFETCH):
+        t = number * TILE
+        tile = (
+            offset,
+            channel_mask,
+            segment + t,
+            t,
+            t + TILE - BLOCK_T,
+            read_begin,
+            read_end,
+            write_end,
+        )
+        x = load_steps(x_ptr, x_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, H, N)
+        x_state = zero_state(MODES, M)
+        x_block = block_of((piece_of(x, H, N, OPERAND),), M, N, PRECISION)
+        x_states, x_state = states_before(x_block, filter, x_state, MODES, M, OPERAND, PRECISION)
+        keep_state(states_ptr, number, x_state, 64, CHANNELS, MODES, M, KEEP)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "dy_batch", "dy_stride",
+        "read_begin", "read_end", "write_end", "splits", "tiles",
+    ]
+)  # fmt: skip
+def s4d_backward_sums(
+    dy_ptr, dy_batch, dy_stride,
+    log_poles_ptr,  # [groups, 32]
+    frequencies_ptr,  # [groups, 32]
+    residues_real_ptr,  # [groups, 32]
+    residues_imag_ptr,  # [groups, 32]
+    states_ptr,  # [batch, tiles, CHANNELS, 64] float32: what every tile adds
+    read_begin, read_end, write_end, splits, tiles,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
+    EVEN: tl.constexpr, TERMS: tl.constexpr, STATEFUL: tl.constexpr, ROWS: tl.constexpr,
+    SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+):  # fmt: skip
+    """What every tile adds to the adjoint state.
+
+    A program walks backward in time along one channel's sequence, or a split of it: `tiles`
+    tiles, or what is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
+
+    Time counts from the first step written. Activations are read in [read_begin, read_end), are
+    zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
+    8; strides count in units of STRIDE_UNIT elements.
+    STATEFUL says that there are states at the ends, and a history.
+    """
+    N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
+    M: tl.constexpr = SEGMENTS  # rows of a product
+    TILE: tl.constexpr = M * BLOCK_T
+    KEEP: tl.constexpr = True
+    H: tl.constexpr = M
+    MODES: tl.constexpr = 64  # with those that only fill a product
+    OPERAND: tl.constexpr = tl.bfloat16 if dy_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
+    PRECISION: tl.constexpr = "tf32" if dy_ptr.dtype.element_ty == tl.float16 else "ieee"
+    batch, channel, program = locate(tl.program_id(0), splits, 1, CHANNELS)
+    program += 1  # nothing is before the first split
+    tile_0 = program * tiles
+    origin = (batch, channel, tile_0 * TILE)
+    dy_ptr, dy_stride = advance(dy_ptr, dy_batch, dy_stride, STRIDE_UNIT, 1, origin)
+    tiles_in_all = tl.cdiv(write_end, TILE)
+    tile_before = batch.to(tl.int64) * tiles_in_all
+    states_ptr += ((tile_before + tile_0) * CHANNELS + channel) * 64
+    read_begin -= tile_0 * TILE
+    read_end -= tile_0 * TILE
+    write_end -= tile_0 * TILE
+    tiles = tl.minimum(tiles, tiles_in_all - tile_0)
+    segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
+    offset = 0
+    channel_mask = channel < CHANNELS
+    filter = load_modes(
+        log_poles_ptr,
+        frequencies_ptr,
+        residues_real_ptr,
+        residues_imag_ptr,
+        channel // WIDTH,
+        32,
+        MODES,
+        M,
+        BLOCK_T,
+        OPERAND,
+        PRECISION,
+        TERMS=TERMS,
+    )
+    for back in tl.range(0, tiles, num_stages=PREFETCH):
+        number = tiles - 1 - back
+        t = number * TILE
+        tile = (
+            offset,
+            channel_mask,
+            segment + t,
+            t,
+            t + TILE - BLOCK_T,
+            read_begin,
+            read_end,
+            write_end,
+        )
+        dy = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
+        dy_state = zero_state(MODES, M)
+        dy_block = block_of((piece_of(dy, H, N, OPERAND),), M, N, PRECISION)
+        dy_states, dy_state = states_after(
+            dy_block, filter, dy_state, MODES, M, OPERAND, PRECISION
+        )
+        keep_state(states_ptr, number, dy_state, 64, CHANNELS, MODES, M, KEEP)
+
+
+@triton.constexpr_function
+def section_end(index, CHANNELS, WIDTH):
+    """The first program after those that sum the gradients of parameters 0 .. index."""
+    sections = (
+        (32, CHANNELS, WIDTH),  # log_poles
+        (32, CHANNELS, WIDTH),  # frequencies
+        (32, CHANNELS, WIDTH),  # residues_real
+        (32, CHANNELS, WIDTH),  # residues_imag
+        (1, CHANNELS, 1),  # skip
+    )
+    return sum(rows * sum_blocks(columns, width) for rows, columns, width in sections[: index + 1])
 
 
 @triton.jit(do_not_specialize=["splits"])
 def sum_partials(
-    partials_ptr,  # [splits, 129, 1024] float32
-    d_log_poles_ptr,  # (1024, 32)
-    d_frequencies_ptr,  # (1024, 32)
-    d_residues_real_ptr,  # (1024, 32)
-    d_residues_imag_ptr,  # (1024, 32)
-    d_skip_ptr,  # (1024,)
+    partials_ptr,  # [splits, 129, CHANNELS] float32
+    d_log_poles_ptr,  # [groups, 32]
+    d_frequencies_ptr,  # [groups, 32]
+    d_residues_real_ptr,  # [groups, 32]
+    d_residues_imag_ptr,  # [groups, 32]
+    d_skip_ptr,  # [channels]
     splits,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Gradients of log_poles, frequencies, residues_real, residues_imag, skip, each by programs of
     its own.
     """
     program = tl.program_id(0)
-    if program < 256:
+    if program < section_end(0, CHANNELS, WIDTH):
         sum_rows(
-            partials_ptr, d_log_poles_ptr, splits, program,
-            FIRST=1, P=129, COLUMNS=1024, WIDTH=1, LENGTH=32, ROLES=1,
-            INTERLEAVED=False, LAG_LAST=False, BLOCK_G=128, BLOCK_W=1,
+            partials_ptr, d_log_poles_ptr, splits,
+            program,
+            FIRST=1, P=129, COLUMNS=CHANNELS, WIDTH=WIDTH,
+            LENGTH=32, ROLES=1, INTERLEAVED=False, LAG_LAST=False,
         )  # fmt: skip
-    elif program < 512:
+    elif program < section_end(1, CHANNELS, WIDTH):
         sum_rows(
-            partials_ptr, d_frequencies_ptr, splits, program - 256,
-            FIRST=33, P=129, COLUMNS=1024, WIDTH=1, LENGTH=32, ROLES=1,
-            INTERLEAVED=False, LAG_LAST=False, BLOCK_G=128, BLOCK_W=1,
+            partials_ptr, d_frequencies_ptr, splits,
+            program - section_end(0, CHANNELS, WIDTH),
+            FIRST=33, P=129, COLUMNS=CHANNELS, WIDTH=WIDTH,
+            LENGTH=32, ROLES=1, INTERLEAVED=False, LAG_LAST=False,
         )  # fmt: skip
-    elif program < 768:
+    elif program < section_end(2, CHANNELS, WIDTH):
         sum_rows(
-            partials_ptr, d_residues_real_ptr, splits, program - 512,
-            FIRST=65, P=129, COLUMNS=1024, WIDTH=1, LENGTH=32, ROLES=1,
-            INTERLEAVED=False, LAG_LAST=False, BLOCK_G=128, BLOCK_W=1,
+            partials_ptr, d_residues_real_ptr, splits,
+            program - section_end(1, CHANNELS, WIDTH),
+            FIRST=65, P=129, COLUMNS=CHANNELS, WIDTH=WIDTH,
+            LENGTH=32, ROLES=1, INTERLEAVED=False, LAG_LAST=False,
         )  # fmt: skip
-    elif program < 1024:
+    elif program < section_end(3, CHANNELS, WIDTH):
         sum_rows(
-            partials_ptr, d_residues_imag_ptr, splits, program - 768,
-            FIRST=97, P=129, COLUMNS=1024, WIDTH=1, LENGTH=32, ROLES=1,
-            INTERLEAVED=False, LAG_LAST=False, BLOCK_G=128, BLOCK_W=1,
+            partials_ptr, d_residues_imag_ptr, splits,
+            program - section_end(2, CHANNELS, WIDTH),
+            FIRST=97, P=129, COLUMNS=CHANNELS, WIDTH=WIDTH,
+            LENGTH=32, ROLES=1, INTERLEAVED=False, LAG_LAST=False,
         )  # fmt: skip
     else:
         sum_rows(
-            partials_ptr, d_skip_ptr, splits, program - 1024,
-            FIRST=0, P=129, COLUMNS=1024, WIDTH=1, LENGTH=1, ROLES=1,
-            INTERLEAVED=False, LAG_LAST=False, BLOCK_G=128, BLOCK_W=1,
+            partials_ptr, d_skip_ptr, splits,
+            program - section_end(3, CHANNELS, WIDTH),
+            FIRST=0, P=129, COLUMNS=CHANNELS, WIDTH=1,
+            LENGTH=1, ROLES=1, INTERLEAVED=False, LAG_LAST=False,
         )  # fmt: skip
 
 
 # -----------------------------------------------------------------------------------------------
 # Launchers
 # -----------------------------------------------------------------------------------------------
+
+
+class Grid(NamedTuple):
+    """The programs of a launch.
+
+    Attributes:
+        splits: of a sequence, each by a program of its own.
+        tiles: of a split, or of each of its segments.
+        columns: programs along channels.
+        sums: partial sums that a program writes.
+        programs: in all.
+    """
+
+    splits: int
+    tiles: int
+    columns: int
+    sums: int
+    programs: int
+
+
+def walk_grid(
+    batch: int, steps: int, channels: int, width: int, config: dict[str, int], whole: bool = False
+) -> Grid:
+    """Of kernels that walk along all of a sequence, a channel each, or along splits of it.
+
+    A sequence is split where its channels are fewer programs than PROGRAMS, into four or more
+    splits of two tiles or more. The batch has no say, so that it changes no bit of a sequence.
+    """
+    in_all = -(-steps // (config["BLOCK_T"] * config["SEGMENTS"]))
+    splits = min(in_all // 2, config["PROGRAMS"] // channels)
+    tiles = -(-in_all // splits) if splits >= 4 else in_all
+    if -(-in_all // tiles if tiles else 0) < 4:
+        tiles = in_all
+    splits = -(-in_all // tiles) if tiles else 0
+    return Grid(splits, tiles, channels, 1, batch * splits * channels)
+
+
+def even(bounds: tuple[int, int, int]) -> bool:
+    """Whether a vector of 8 steps lies within or without the bounds as a whole."""
+    return all(bound % 8 == 0 for bound in bounds)
+
+
+VARIANTS: dict = {}  # and the kernels that they are of
+
+
+def tap_terms(groups: int) -> int:
+    """How many operands of products a tap is: two where few taps carry the result."""
+    return 2 if groups < 32 else 1
+
+
+def default_configs(channels: int, groups: int, device: torch.device) -> dict[str, dict[str, int]]:
+    """The config of each kernel for a width that CONFIGS lacks."""
+    shared, product_rows = limits_of(device)
+    if product_rows <= 16:
+        forward = {
+            "ROWS": 8,
+            "SEGMENTS": 64,
+            "BLOCK_T": 16,
+            "PREFETCH": 1,
+            "num_warps": 4,
+            "maxnreg": 255,
+            "PROGRAMS": 512,
+        }
+    else:
+        forward = {
+            "ROWS": 8,
+            "SEGMENTS": 64,
+            "BLOCK_T": 32,
+            "PREFETCH": 1,
+            "num_warps": 4,
+            "maxnreg": 128,
+            "PROGRAMS": 512,
+        }
+    if product_rows <= 16:
+        backward = {
+            "ROWS": 8,
+            "SEGMENTS": 64,
+            "BLOCK_T": 16,
+            "PREFETCH": 1,
+            "PARTS": 2,
+            "num_warps": 8,
+            "maxnreg": 255,
+            "PROGRAMS": 256,
+        }
+    else:
+        backward = {
+            "ROWS": 8,
+            "SEGMENTS": 64,
+            "BLOCK_T": 32,
+            "PREFETCH": 1,
+            "PARTS": 1,
+            "num_warps": 8,
+            "maxnreg": 255,
+            "PROGRAMS": 256,
+        }
+    return {"forward": forward, "backward": backward}
+
+
+def gpu_name(device: torch.device) -> str:
+    """What torch calls the GPU, or nothing."""
+    there = device.type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_name(device) if there else ""
+
+
+def limits_of(device: torch.device) -> tuple[int, int]:
+    """Bytes of shared memory that a program may take, and the rows of a product instruction.
+    Nothing limits Triton's interpreter.
+    """
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return 2**31, 128
+    found = torch.cuda.get_device_properties(device)
+    return found.shared_memory_per_block_optin, {9: 64, 10: 128}.get(found.major, 16)
+
+
+def configs_of(x: torch.Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
+    """The config of every kernel and variant for inputs like x of so many channels and groups: one
+    of CONFIGS, rather of this GPU than of another, or else the default.
+    """
+    key = (x.device, int(channels), int(groups))
+    if key not in CHOSEN:
+        here = gpu_name(x.device)
+        of_width = {k[0]: config for k, config in CONFIGS.items() if k[1:] == key[1:]}
+        found = of_width.get(here) or next(iter(of_width.values()), None)
+        found = found or default_configs(*key[1:], x.device)
+        found = {name: dict(config) for name, config in found.items()}
+        for config in found.values():
+            if "PROGRAMS" in config:  # of a sequence; a batch of these runs at once
+                config["PROGRAMS"] = max(1, config["PROGRAMS"] // BATCH)
+        for name, (kernel, derived) in VARIANTS.items():
+            if own := derived(found[kernel]):
+                found[name] = own
+        CHOSEN[key] = found
+    return CHOSEN[key]
 
 
 def dense(x: Tensor) -> Tensor:
@@ -1486,39 +1862,16 @@ def segment(
     return context + begin, end - begin, (-(context + begin), length - begin, end - begin)
 
 
-def even(bounds: tuple[int, int, int]) -> bool:
-    """Whether a vector of 8 steps lies within or without the bounds as a whole."""
-    return all(bound % 8 == 0 for bound in bounds)
-
-
-def walk_programs(
-    batch: int, steps: int, schedule: dict[str, int], wanted: int
-) -> tuple[int, int, int]:
-    """As `programs` for programs that walk along all of time, or along spans of it: spans, tiles
-    of a span, programs in all.
-
-    A sequence is cut where its channels are fewer programs than are wanted, into spans of two
-    tiles or more, and into four or more of these, since fewer gain too little. The batch has no
-    say, so that it changes no bit of a sequence.
-    """
-    tiles_in_all = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
-    spans = min(tiles_in_all // 2, wanted // CHANNELS)
-    tiles = -(-tiles_in_all // spans) if spans >= 4 else tiles_in_all
-    if -(-tiles_in_all // tiles) < 4:
-        tiles = tiles_in_all
-    time_programs = -(-tiles_in_all // tiles)
-    return time_programs, tiles, batch * time_programs * CHANNELS
-
-
-def allocate_states(like: Tensor, steps: int, modes: int, keep: bool) -> Tensor:
-    """Room for the states before all tiles of so many steps, or none: [batch, tiles, CHANNELS,
+def allocate_states(
+    like: Tensor, channels: int, steps: int, config: dict[str, int], modes: int, keep: bool
+) -> Tensor:
+    """Room for the states before all tiles of so many steps, or none: [batch, tiles, channels,
     modes] float32.
     """
-    schedule = SCHEDULE["forward"]
-    tiles = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"])) if keep else 0
-    if tiles * CHANNELS * modes >= 2**31:
+    tiles = -(-steps // (config["BLOCK_T"] * config["SEGMENTS"])) if keep else 0
+    if tiles * channels * modes >= 2**31:
         raise ValueError(f"{OP}: {steps} steps have too many states; compute them in chunks")
-    return like.new_empty((like.shape[0], tiles, CHANNELS, modes), dtype=torch.float32)
+    return like.new_empty((like.shape[0], tiles, channels, modes), dtype=torch.float32)
 
 
 def whole_state(
@@ -1538,15 +1891,15 @@ def whole_state(
     return history.contiguous(), modes.contiguous()
 
 
-def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
+def stride_step(config: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
     """8 if all strides are multiples of 8 elements, so that accesses are 16 bytes wide; else 1.
 
     Refuses row strides that the 32-bit offsets within a program of so many tiles cannot hold;
     those of the program itself are 64-bit.
     """
-    rows = schedule.get("BLOCK_D", 1)
+    rows = config.get("BLOCK_D", 1)
     if LAYOUT == "BLD":  # and the steps that it looks back and ahead
-        rows = schedule["BLOCK_T"] * schedule.get("SEGMENTS", 1) * tiles + 4096
+        rows = config["BLOCK_T"] * config.get("SEGMENTS", 1) * tiles + 4096
     step = 8
     for x in tensors:
         batch_stride, row_stride, _ = x.stride()
@@ -1564,26 +1917,41 @@ def trait(argument: Tensor | int) -> tuple[object, ...]:
     return (argument >= 2**31,)
 
 
-def launch(kernel, grid: int, *arguments: Tensor | int, options: dict[str, int], **constants: int):
+def launch(
+    kernel, programs: int, *arguments: Tensor | int, config: dict[str, int], **constants: int
+):
     """Run a kernel on the device of its first argument.
 
-    Binding arguments anew for each launch takes the host longer than a short kernel takes the GPU,
-    so the binary for arguments of these traits is remembered and launched directly. It takes the
-    constants by position, after the arguments.
+    The config gives the constants that are left, and what the compiler is told. Binding arguments
+    anew for each launch takes the host longer than a short kernel takes the GPU, so the binary for
+    arguments of these traits is remembered and launched directly. It takes the constants by
+    position, after the arguments.
     """
     device = arguments[0].device
-    key = (kernel, device, *map(trait, arguments), *constants.values(), *options.values())
+    given = len(arguments) + len(constants)
+    values = (*constants.values(), *(config[name] for name in kernel.arg_names[given:]))
+    options = {name: config[name] for name in TOLD if config.get(name)}
+    key = (kernel, device, *map(trait, arguments), *values, *options.values())
     binary = BINARIES.get(key)
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         if binary is None:
-            assert kernel.arg_names[len(arguments) :] == list(constants), "in the kernel's order"
-            BINARIES[key] = kernel[(grid,)](*arguments, **constants, **options)
+            names = kernel.arg_names[len(arguments) :]
+            assert names[: len(constants)] == list(constants), "in the kernel's order"
+            named = dict(zip(names, values, strict=True))
+            # Fusion is stated, because Triton's default changes between versions.
+            BINARIES[key] = kernel[(programs,)](
+                *arguments, **named, **options, enable_fp_fusion=True
+            )
         else:
-            binary[(grid, 1, 1)](*arguments, *constants.values())
+            binary[(programs, 1, 1)](*arguments, *values)
 
 
 def reduce_partials(
-    kernel, grid: int, partials: Sequence[Tensor], parameters: Sequence[Tensor]
+    kernel,
+    programs: int,
+    partials: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    **constants: int,
 ) -> list[Tensor]:
     """Gradients of parameter tensors, in their shapes and dtypes, from partial sums
     [splits, rows, columns], by one launch of all sections of the kernel that sums these.
@@ -1592,9 +1960,8 @@ def reduce_partials(
         torch.empty_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
         for p in parameters
     ]
-    launch(
-        kernel, grid, *partials, *sums, *(p.shape[0] for p in partials), options=OPTIONS["reduce"]
-    )
+    counts = (p.shape[0] for p in partials)
+    launch(kernel, programs, *partials, *sums, *counts, config=SUMS, **constants)
     return [total.to(p.dtype) for total, p in zip(sums, parameters, strict=True)]
 
 
@@ -1612,26 +1979,50 @@ def launch_forward(
     With `state`, the history and the modes' state before a whole sequence, also the state after
     it.
     """
-    schedule, options = SCHEDULE["forward"], OPTIONS["forward"]
     (x,), unit = common_unit(unpack(inputs))
     log_poles, frequencies, residues_real, residues_imag, skip = (
         p.contiguous() for p in parameters
     )
-    first, steps, bounds = segment(x, context, begin, end, schedule["BLOCK_T"])
-    time_programs, tiles, grid = walk_programs(x.shape[0], steps, schedule, 1)
-    states = allocate_states(x, steps, 64, keep)
+    channels, groups = x.shape[CHANNEL], log_poles.shape[0]
+    width = channels // groups
+    configs = configs_of(x, channels, groups)
+    config = configs["forward"]
+    first, steps, bounds = segment(x, context, begin, end, config["BLOCK_T"])
+    grid = walk_grid(x.shape[0], steps, channels, width, config, False)
+    y = allocate(x, steps, channels)
+    states = allocate_states(x, channels, steps, config, 64, keep)
     history, entry = whole_state(state, x, states, context, steps)
     leaving = torch.empty_like(entry) if state is not None else states
-    split = time_programs > 1
-    tile_sums = allocate_states(x, steps, 64, split)
-    outputs = [allocate(x, steps)]
-    step = stride_step(schedule, (x, *outputs), tiles)
-    if grid:
+    split_sums = allocate_states(x, channels, steps, config, 64, grid.splits > 1)
+    step = stride_step(config, (x, y), grid.tiles)
+    if grid.programs and grid.splits > 1:
+        launch(
+            s4d_forward_sums,
+            grid.programs // grid.splits * (grid.splits - 1),
+            *operand(x, first, step),
+            log_poles,
+            frequencies,
+            residues_real,
+            residues_imag,
+            split_sums,
+            *bounds,
+            grid.splits - 1,
+            grid.tiles,
+            config=config,
+            CHANNELS=channels,
+            WIDTH=width,
+            UNIT=unit,
+            STRIDE_UNIT=step,
+            EVEN=even(bounds),
+            TERMS=tap_terms(groups),
+            STATEFUL=state is not None,
+        )
+    if grid.programs:
         launch(
             s4d_forward,
-            grid,
+            grid.programs,
             *operand(x, first, step),
-            *operand(outputs[0], 0, step),
+            *operand(y, 0, step),
             log_poles,
             frequencies,
             residues_real,
@@ -1640,21 +2031,22 @@ def launch_forward(
             states,
             entry,
             leaving,
-            tile_sums,
+            split_sums,
             *bounds,
-            time_programs,
-            tiles,
-            options=options,
-            CHANNELS=CHANNELS,
+            grid.splits,
+            grid.tiles,
+            config=config,
+            CHANNELS=channels,
+            WIDTH=width,
             UNIT=unit,
-            STEP=step,
+            STRIDE_UNIT=step,
             EVEN=even(bounds),
+            TERMS=tap_terms(groups),
             KEEP=keep,
             STATEFUL=state is not None,
-            SPLIT=split,
-            **schedule,
+            SPLIT=grid.splits > 1,
         )
-    return [*outputs, states] if state is None else [*outputs, states, leaving]
+    return [y, states] if state is None else [y, states, leaving]
 
 
 def launch_backward(
@@ -1676,37 +2068,63 @@ def launch_backward(
     gradient
     of the state after the sequence, also the gradients of the history and of the modes' state.
     """
-    schedule, options = SCHEDULE["backward"], OPTIONS["backward"]
     (x,), unit = common_unit(unpack(inputs))
     log_poles, frequencies, residues_real, residues_imag, skip = (
         p.contiguous() for p in parameters
     )
+    dy = dense(dy)
+    channels, groups = x.shape[CHANNEL], log_poles.shape[0]
+    width = channels // groups
+    configs = configs_of(x, channels, groups)
+    config = configs["backward"]
+    first, steps, bounds = segment(x, context, begin, end, config["BLOCK_T"] * config["SEGMENTS"])
     (states,) = saved
     if not states.numel():
         states = launch_forward(inputs, parameters, context, begin, end, state=state)[1]
-    dy = dense(dy)
-    tile = schedule["BLOCK_T"] * schedule["SEGMENTS"]
-    first, steps, bounds = segment(x, context, begin, end, tile)
     gradients = [allocate(x, steps) for x in inputs]
-    d_inputs = unpack(gradients)
-    time_programs, tiles, grid = walk_programs(dy.shape[0], steps, schedule, 1)
+    (d_x,) = unpack(gradients)
+    d_unit = d_x.stride(2)
+    tensors = (x, dy, d_x)
+    grid = walk_grid(dy.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
+    step = stride_step(config, tensors, grid.tiles)
     history, entry = whole_state(state, x, states, context, steps)
     d_entry = d_leaving_entry = states
     if state is not None:
         assert d_leaving is not None
         d_entry, d_leaving_entry = torch.empty_like(entry), d_leaving.contiguous()
-    split = time_programs > 1
-    tile_sums = allocate_states(dy, steps, 64, split)
-    step = stride_step(schedule, (x, dy, *d_inputs), tiles)
-    splits = dy.shape[0] * time_programs
-    partials = dy.new_empty((splits, 129, CHANNELS), dtype=torch.float32)
-    if grid:
+    split_sums = allocate_states(dy, channels, steps, config, 64, grid.splits > 1)
+    partials = dy.new_empty(
+        (dy.shape[0] * grid.splits * grid.sums, 129, channels), dtype=torch.float32
+    )
+    if grid.programs and grid.splits > 1:
+        launch(
+            s4d_backward_sums,
+            grid.programs // grid.splits * (grid.splits - 1),
+            *operand(dy, begin, step),
+            log_poles,
+            frequencies,
+            residues_real,
+            residues_imag,
+            split_sums,
+            *bounds,
+            grid.splits - 1,
+            grid.tiles,
+            config=config,
+            CHANNELS=channels,
+            WIDTH=width,
+            UNIT=unit,
+            STRIDE_UNIT=step,
+            EVEN=even(bounds),
+            TERMS=tap_terms(groups),
+            STATEFUL=state is not None,
+        )
+    if grid.programs:
         launch(
             s4d_backward,
-            grid,
+            grid.programs,
             *operand(x, first, step),
             *operand(dy, begin, step),
-            *operand(d_inputs[0], 0, step),
+            *operand(d_x, 0, step),
             log_poles,
             frequencies,
             residues_real,
@@ -1715,26 +2133,29 @@ def launch_backward(
             states,
             d_entry,
             d_leaving_entry,
-            tile_sums,
+            split_sums,
             partials,
             *bounds,
-            time_programs,
-            tiles,
-            options=options,
-            CHANNELS=CHANNELS,
+            grid.splits,
+            grid.tiles,
+            config=config,
+            CHANNELS=channels,
+            WIDTH=width,
             UNIT=unit,
-            D_UNIT=d_inputs[0].stride(2),
-            STEP=step,
+            D_UNIT=d_unit,
+            STRIDE_UNIT=step,
             EVEN=even(bounds),
+            TERMS=tap_terms(groups),
             STATEFUL=state is not None,
-            SPLIT=split,
-            **schedule,
+            SPLIT=grid.splits > 1,
         )
     gradients += reduce_partials(
         sum_partials,
-        1032,
+        section_end(4, channels, width),
         [partials],
         [log_poles, frequencies, residues_real, residues_imag, skip],
+        CHANNELS=channels,
+        WIDTH=width,
     )
     if state is not None:
         gradients += [torch.empty_like(history), d_entry]
@@ -1746,14 +2167,15 @@ def launch_backward(
 # -----------------------------------------------------------------------------------------------
 
 
-def allocate(like: Tensor, steps: int, packed: int | None = None) -> Tensor:
-    """An activation of `steps` steps, not yet written, with the batch and dtype of `like`.
+def allocate(like: Tensor, steps: int, channels: int | None = None) -> Tensor:
+    """An activation of `steps` steps, not yet written, with the batch and dtype of `like`, and its
+    channels if no others are given.
 
-    It has the channels of `like`, or `packed` times CHANNELS. Channels-first rows are padded to a
-    multiple of 8 elements, so that accesses stay 16 bytes wide whatever the length.
+    Channels-first rows are padded to a multiple of 8 elements, so that accesses stay 16 bytes wide
+    whatever the length.
     """
     batch = like.shape[0]
-    channels = like.shape[CHANNEL] if packed is None else packed * CHANNELS
+    channels = like.shape[CHANNEL] if channels is None else channels
     if LAYOUT == "BLD":
         return like.new_empty((batch, steps, channels))
     row = (steps + 7) // 8 * 8
@@ -1768,7 +2190,12 @@ def unpack(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     (features,) = inputs
     if not INTERLEAVED:
         return features.chunk(roles, CHANNEL)
-    return features.unflatten(CHANNEL, (CHANNELS, roles)).unbind(CHANNEL + 1)
+    return features.unflatten(CHANNEL, (-1, roles)).unbind(CHANNEL + 1)
+
+
+def channels_of(inputs: Sequence[Tensor]) -> int:
+    """D of all inputs, or of packed features alone."""
+    return inputs[0].shape[CHANNEL] * len(inputs) // len(INPUTS)
 
 
 def given(*inputs: Tensor | None) -> list[Tensor]:
@@ -1860,6 +2287,11 @@ def refuse_transforms(tensors: Sequence[Tensor]) -> None:
             f"{OP}: no derivatives {mode}: call backward() or torch.autograd.grad instead, or "
             "compute them of plain PyTorch, within operator.plain()"
         )
+
+
+def differentiates(*tensors: Tensor) -> bool:
+    """Whether a gradient will be asked for, as far as can be known."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def block_steps(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -1993,15 +2425,16 @@ def eager_forward(
     log_poles, frequencies, residues_real, residues_imag, skip = (p.to(dtype) for p in parameters)
     outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
     (out_0,) = (canonical(x) for x in outputs)
-    batch, _, length = x_all.shape
+    batch, channels, length = x_all.shape
+    width = channels // log_poles.shape[0]
     channel_bytes = 14 * batch * length * dtype.itemsize
-    for c in chunks(CHANNELS, 1, channel_bytes, BYTE_BUDGET):
+    for c in chunks(channels, width, channel_bytes, BYTE_BUDGET):
         x = x_all[:, c].to(dtype)
         filter_modes = (
-            channel_rows(log_poles, c, 1, dtype),
-            channel_rows(frequencies, c, 1, dtype),
-            channel_rows(residues_real, c, 1, dtype),
-            channel_rows(residues_imag, c, 1, dtype),
+            channel_rows(log_poles, c, width, dtype),
+            channel_rows(frequencies, c, width, dtype),
+            channel_rows(residues_real, c, width, dtype),
+            channel_rows(residues_imag, c, width, dtype),
         )
         conv = conv_modal(x, filter_modes, +1)
         skip_c = channel_rows(skip, c, 1, dtype)[:, None]
@@ -2028,15 +2461,16 @@ def eager_backward(
     d_residues_real_all = torch.zeros_like(residues_real, dtype=dtype)
     d_residues_imag_all = torch.zeros_like(residues_imag, dtype=dtype)
     d_skip_all = torch.zeros_like(skip, dtype=dtype)
-    batch, _, length = dy_all.shape
+    batch, channels, length = dy_all.shape
+    width = channels // log_poles.shape[0]
     channel_bytes = 16 * batch * length * dtype.itemsize
-    for c in chunks(CHANNELS, 1, channel_bytes, BYTE_BUDGET):
+    for c in chunks(channels, width, channel_bytes, BYTE_BUDGET):
         x = x_all[:, c].to(dtype)
         filter_modes = (
-            channel_rows(log_poles, c, 1, dtype),
-            channel_rows(frequencies, c, 1, dtype),
-            channel_rows(residues_real, c, 1, dtype),
-            channel_rows(residues_imag, c, 1, dtype),
+            channel_rows(log_poles, c, width, dtype),
+            channel_rows(frequencies, c, width, dtype),
+            channel_rows(residues_real, c, width, dtype),
+            channel_rows(residues_imag, c, width, dtype),
         )
         skip_c = channel_rows(skip, c, 1, dtype)[:, None]
         dy = dy_all[:, c].to(dtype)
@@ -2046,10 +2480,10 @@ def eager_backward(
         add_rows(d_skip_all, c, d_skip, 1)
         d_x_2 = conv_modal(dy, filter_modes, -1)
         d_filter = mode_gradient_modal(dy, x, filter_modes)
-        add_rows(d_log_poles_all, c, d_filter[0], 1)
-        add_rows(d_frequencies_all, c, d_filter[1], 1)
-        add_rows(d_residues_real_all, c, d_filter[2], 1)
-        add_rows(d_residues_imag_all, c, d_filter[3], 1)
+        add_rows(d_log_poles_all, c, d_filter[0], width)
+        add_rows(d_frequencies_all, c, d_filter[1], width)
+        add_rows(d_residues_real_all, c, d_filter[2], width)
+        add_rows(d_residues_imag_all, c, d_filter[3], width)
         d_x = d_x_1 + d_x_2
         d_x_all[:, c] = d_x
     return [
@@ -2069,7 +2503,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_d89ad12f"
+    name = unique = "s4d_09baa6a0"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2098,7 +2532,7 @@ def forward_op(
         (y,) = eager_forward(
             unpack(inputs), [log_poles, frequencies, residues_real, residues_imag, skip]
         )
-        return y, allocate_states(y, y.shape[TIME], 64, False)  # it needs none
+    return y, allocate_states(y, y.shape[CHANNEL], 0, {}, 64, False)
 
 
 @torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}_backward", mutates_args=())
@@ -2130,11 +2564,10 @@ def _(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     inputs = given(x)
-    return tuple(
-        launch_forward(
-            inputs, [log_poles, frequencies, residues_real, residues_imag, skip], keep=keep
-        )
+    outputs = launch_forward(
+        inputs, [log_poles, frequencies, residues_real, residues_imag, skip], keep=keep
     )
+    return tuple(outputs)
 
 
 @backward_op.register_kernel("cuda")
@@ -2162,9 +2595,11 @@ def _(
     skip: Tensor,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    steps = x.shape[TIME]
-    kept = allocate_states(x, steps, 64, keep and x.is_cuda)
-    return allocate(x, steps, 1), kept
+    inputs = given(x)
+    steps, channels = x.shape[TIME], channels_of(inputs)
+    config = configs_of(x, channels, log_poles.shape[0])["forward"]
+    kept = allocate_states(x, channels, steps, config, 64, keep and x.is_cuda)
+    return allocate(x, steps, channels), kept
 
 
 @backward_op.register_fake
@@ -2204,6 +2639,86 @@ forward_op.register_vmap(in_turn(forward_op))
 backward_op.register_vmap(in_turn(backward_op))
 
 
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Refuse what is no tensor of strides."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{OP}: {name} is a {type(tensor).__name__}, expected a tensor")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        kind = "nested" if tensor.is_nested else tensor.layout
+        raise TypeError(f"{OP}: {name} is {kind}, expected a dense tensor")
+
+
+def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    """Refuse tensors of a wrong kind, naming the argument and what was expected of it."""
+    names = INPUTS if len(inputs) == len(INPUTS) else ("features",)
+    x = inputs[0]
+    for name, tensor in zip((*names, *PARAMETERS), (*inputs, *parameters), strict=True):
+        check_dense(name, tensor)
+        if tensor.device != x.device:
+            raise ValueError(
+                f"{OP}: {name} is on {tensor.device}, but {names[0]} is on {x.device}"
+            )
+    accepted = (torch.bfloat16, torch.float16, torch.float32)
+    for name, tensor in zip(names, inputs, strict=True):
+        roles = len(INPUTS) // len(inputs)  # packed in one tensor
+        if tensor.dim() != 3 or tensor.shape[CHANNEL] % roles or tensor.shape[TIME] < LEAST:
+            channels = f"{roles} D" if roles > 1 else "D"
+            shape = f"(B, {channels}, L)" if LAYOUT == "BDL" else f"(B, L, {channels})"
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} with L >= {LEAST}"
+            )
+        if tensor.shape != x.shape:
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, "
+                f"but {names[0]} has {tuple(x.shape)}"
+            )
+        if tensor.dtype not in accepted and (tensor.dtype != torch.float64 or x.is_cuda):
+            raise TypeError(
+                f"{OP}: {name} is {tensor.dtype}, expected bfloat16, float16 or float32 "
+                "(float64 is for CPU only)"
+            )
+        if tensor.dtype != x.dtype:
+            raise TypeError(f"{OP}: {name} is {tensor.dtype}, but {names[0]} is {x.dtype}")
+    check_parameters(channels_of(inputs), parameters)
+
+
+def require_triton(x: Tensor) -> None:
+    """Refuse what kernels would compute, where nothing can compile them."""
+    if x.device.type == "cuda" and not HAS_TRITON:
+        raise RuntimeError(f"{OP}: CUDA tensors need Triton, which is not installed")
+
+
+def has_shape(tensor: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor has a shape; where some dimensions are symbols, one by one."""
+    return tensor.shape == shape or (
+        tensor.dim() == len(shape)
+        and all(have == wanted for have, wanted in zip(tensor.shape, shape, strict=True))
+    )
+
+
+def check_parameters(channels: int, parameters: Sequence[Tensor]) -> None:
+    """Refuse parameters that do not belong to so many channels, or to each other."""
+    groups = parameters[0].shape[0] if parameters[0].dim() else 0
+    if groups < 1 or channels < 1 or channels % groups:
+        raise ValueError(
+            f"{OP}: {PARAMETERS[0]} has shape {tuple(parameters[0].shape)}, expected a row for "
+            f"each of G filter groups, where G divides {channels} channels"
+        )
+    shapes = parameter_shapes(channels, groups)
+    accepted = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    for (name, shape), tensor in zip(shapes.items(), parameters, strict=True):
+        as_conv1d = (shape[0], 1, shape[-1])
+        if not (has_shape(tensor, shape) or (name in TAPS and has_shape(tensor, as_conv1d))):
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} for {channels} "
+                f"channels in {groups} filter groups"
+            )
+        if tensor.dtype not in accepted:
+            raise TypeError(
+                f"{OP}: {name} is {tensor.dtype}, expected float32, bfloat16, float16 or float64"
+            )
+
+
 def effective(
     log_poles: Tensor,
     frequencies: Tensor,
@@ -2220,11 +2735,6 @@ def effective(
     return [log_poles, frequencies, residues_real, residues_imag, skip]
 
 
-def differentiates(*tensors: Tensor) -> bool:
-    """Whether a gradient will be asked for, as far as can be known."""
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-
-
 def run_op(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
     """y of all inputs, or of packed features alone."""
     if PLAIN:
@@ -2233,58 +2743,7 @@ def run_op(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
             return eager_forward(unpack(inputs), parameters)[0]
     refuse_transforms([*inputs, *parameters])
     absent = [None] * (len(INPUTS) - len(inputs))
-    keep = differentiates(*inputs, *parameters)
-    return forward_op(*inputs, *absent, *parameters, keep)[0]
-
-
-def check_dense(name: str, tensor: Tensor) -> None:
-    """Refuse what is no tensor of strides."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{OP}: {name} is a {type(tensor).__name__}, expected a tensor")
-    if tensor.is_nested or tensor.layout != torch.strided:
-        kind = "nested" if tensor.is_nested else tensor.layout
-        raise TypeError(f"{OP}: {name} is {kind}, expected a dense tensor")
-
-
-def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
-    """Refuse tensors of a wrong kind, naming the argument and what was expected of it."""
-    names = INPUTS if len(inputs) == len(INPUTS) else ("features",)
-    x = inputs[0]
-    channels = CHANNELS if names == INPUTS else len(INPUTS) * CHANNELS
-    for name, tensor in zip((*names, *PARAMETERS), (*inputs, *parameters), strict=True):
-        check_dense(name, tensor)
-        if tensor.device != x.device:
-            raise ValueError(
-                f"{OP}: {name} is on {tensor.device}, but {names[0]} is on {x.device}"
-            )
-    accepted = (torch.bfloat16, torch.float16, torch.float32)
-    for name, tensor in zip(names, inputs, strict=True):
-        if tensor.dim() != 3 or tensor.shape[CHANNEL] != channels or tensor.shape[TIME] < 1:
-            raise ValueError(
-                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected "
-                f"(B, {channels}, L) with L >= 1"
-            )
-        if tensor.shape != x.shape:
-            raise ValueError(
-                f"{OP}: {name} has shape {tuple(tensor.shape)}, "
-                f"but {names[0]} has {tuple(x.shape)}"
-            )
-        if tensor.dtype not in accepted and (tensor.dtype != torch.float64 or x.is_cuda):
-            raise TypeError(
-                f"{OP}: {name} is {tensor.dtype}, expected bfloat16, float16 or float32 "
-                "(float64 is for CPU only)"
-            )
-        if tensor.dtype != x.dtype:
-            raise TypeError(f"{OP}: {name} is {tensor.dtype}, but {names[0]} is {x.dtype}")
-    for (name, shape), tensor in zip(PARAMETERS.items(), parameters, strict=True):
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape}")
-        if tensor.dtype not in (*accepted, torch.float64):
-            raise TypeError(
-                f"{OP}: {name} is {tensor.dtype}, expected float32, bfloat16, float16 or float64"
-            )
-    if x.device.type == "cuda" and not HAS_TRITON:
-        raise RuntimeError(f"{OP}: CUDA tensors need Triton, which is not installed")
+    return forward_op(*inputs, *absent, *parameters, differentiates(*inputs, *parameters))[0]
 
 
 def s4d(
@@ -2299,12 +2758,12 @@ def s4d(
 
     Args:
         x: (B, D, L), bfloat16, float16 or float32
-        log_poles: (1024, 32), float32; real parts of a, < 0: pair n of the filter at lag j is 2 Re
-            R[n] exp(a[n] j)
-        frequencies: (1024, 32), float32; imaginary parts of a: radians a step
-        residues_real: (1024, 32), float32; real parts of residues R
-        residues_imag: (1024, 32), float32; imaginary parts of residues R
-        skip: (1024,), float32; times z, added to the convolution
+        log_poles: (groups, 32), float32; real parts of a, < 0: pair n of the filter at lag j is 2
+            Re R[n] exp(a[n] j)
+        frequencies: (groups, 32), float32; imaginary parts of a: radians a step
+        residues_real: (groups, 32), float32; real parts of residues R
+        residues_imag: (groups, 32), float32; imaginary parts of residues R
+        skip: (channels), float32; times z, added to the convolution
 
     Returns:
         y (B, D, L) in the dtype of the inputs, differentiable in every argument.
@@ -2313,6 +2772,7 @@ def s4d(
         TypeError, ValueError: naming the argument and the shape, dtype or device expected.
     """
     check([x], [log_poles, frequencies, residues_real, residues_imag, skip])
+    require_triton(x)
     return run_op(
         [x],
         effective(
@@ -2327,16 +2787,30 @@ def s4d(
 
 
 class S4d(nn.Module):
-    """The operator with its parameters: log_poles (1024, 32), frequencies (1024, 32),
-    residues_real (1024, 32), residues_imag (1024, 32), skip (1024,).
+    """The operator with its parameters: log_poles (groups, 32), frequencies (groups, 32),
+    residues_real (groups, 32), residues_imag (groups, 32), skip (channels).
 
     They are float32 and stay so under `.to(torch.bfloat16)`, `.half()` and autocast: they are few,
     and rounding them would cost more accuracy than the whole computation.
+
+    Args:
+        channels: D.
+        groups: G, which divides D; as wide as those of 1024 channels in 1024 if absent.
     """
 
-    def __init__(self, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        channels: int = CHANNELS,
+        groups: int | None = None,
+        *,
+        device: torch.device | str | None = None,
+    ) -> None:
         super().__init__()
-        for name, shape in PARAMETERS.items():
+        groups = channels // (CHANNELS // GROUPS) if groups is None else groups
+        if channels < 1 or groups < 1 or channels % groups:
+            raise ValueError(f"{OP}: {groups} filter groups do not divide {channels} channels")
+        self.channels, self.groups = channels, groups
+        for name, shape in parameter_shapes(channels, groups).items():
             values = torch.empty(shape, dtype=torch.float32, device=device)
             self.register_parameter(name, nn.Parameter(values))
         self.reset_parameters()
@@ -2367,4 +2841,4 @@ class S4d(nn.Module):
         raise TypeError(f"{OP}: expected 1 input, got {len(inputs)}")
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={shape}" for name, shape in PARAMETERS.items())
+        return f"channels={self.channels}, groups={self.groups}"

@@ -3,16 +3,17 @@
     z = x
     y = filter * z + skip . z
 
-Activations are (B, D, L) with B batch, L time steps, D = 1024 channels; G = 1024 filter
-groups, N = 64 modes. Plan modal/BDL/save-states.
+Activations are (B, D, L) with B batch, L time steps, D channels; G filter groups of D / G channels
+each, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 2cd41bef5cdb0dcbafe39a77ebf01c909adbe25d4f21524e5067e08ebf7511f3
+sha256, with zeros here: 05f14ee7af50d9aaade43abfc0d2b19d8edcc201b904bcda813a095a1b346130
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,50 +30,52 @@ except ImportError:  # plain PyTorch needs no Triton: let the kernels be defined
 
     HAS_TRITON = False
     tl = SimpleNamespace(constexpr=None)
-    triton = SimpleNamespace(jit=lambda function=None, **_: function or (lambda f: f))
+    triton = SimpleNamespace(
+        jit=lambda function=None, **_: function or (lambda f: f),
+        constexpr_function=lambda function: function,
+    )
 
 OP = "s4d_real"
 PLAN = "modal/BDL/save-states"
 LAYOUT = "BDL"
 INPUTS = ("x",)
-PARAMETERS = {"log_poles": (1024, 64), "residues": (1024, 64), "skip": (1024,)}
-CHANNELS = 1024
+PARAMETERS = ("log_poles", "residues", "skip")
+TAPS = ()  # also in the shape of a conv1d's weight
+CHANNELS, GROUPS = 1024, 1024  # unless others are given
 INTERLEAVED = False  # how features are packed: channel by channel, or input by input
 TIME, CHANNEL = 2, 1  # axes of an activation
+LEAST = 1  # steps of a call
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 BLOCK = 64  # steps that plain PyTorch convolves by one product
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
-SCHEDULE = {
-    "forward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1},
-    "backward": {"ROWS": 8, "SEGMENTS": 64, "BLOCK_T": 32, "PREFETCH": 1, "PARTS": 1},
-}
-OPTIONS = {  # of the compiler
-    "forward": {"num_warps": 4, "maxnreg": 128, "enable_fp_fusion": True},
-    "backward": {"num_warps": 4, "maxnreg": 255, "enable_fp_fusion": True},
-    "reduce": {"num_warps": 4, "enable_fp_fusion": True},
-}
-NUMBERS = {
-    "forward": {
-        "ROWS": 8,
-        "SEGMENTS": 64,
-        "BLOCK_T": 32,
-        "PREFETCH": 1,
-        "num_warps": 4,
-        "maxnreg": 128,
-        "PROGRAMS": 512,
+BATCH = 1  # the least that it is for
+CHOSEN: dict = {}  # configs by device, channels and groups
+TOLD = ("num_warps", "num_stages", "maxnreg")  # to the compiler, of a config
+SUMS = {"num_warps": 4}  # config of what adds sums
+CONFIGS = {  # by GPU, channels and groups
+    ("", 1024, 1024): {
+        "forward": {
+            "ROWS": 8,
+            "SEGMENTS": 64,
+            "BLOCK_T": 32,
+            "PREFETCH": 1,
+            "num_warps": 4,
+            "maxnreg": 128,
+            "PROGRAMS": 512,
+        },
+        "backward": {
+            "ROWS": 8,
+            "SEGMENTS": 64,
+            "BLOCK_T": 32,
+            "PREFETCH": 1,
+            "PARTS": 1,
+            "num_warps": 4,
+            "maxnreg": 255,
+            "PROGRAMS": 256,
+        },
     },
-    "backward": {
-        "ROWS": 8,
-        "SEGMENTS": 64,
-        "BLOCK_T": 32,
-        "PREFETCH": 1,
-        "PARTS": 1,
-        "num_warps": 4,
-        "maxnreg": 255,
-        "PROGRAMS": 256,
-    },
-}  # the schedule
+}
 SPEC = {
     "op": "s4d_real",
     "channels": 1024,
@@ -98,6 +101,12 @@ SPEC = {
     "context": "none",
     "workloads": [{"batch": 1, "length": 8192}, {"batch": 1, "length": 131072}],
 }
+
+
+def parameter_shapes(channels: int, groups: int) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter."""
+    return {"log_poles": (groups, 64), "residues": (groups, 64), "skip": (channels,)}
+
 
 # -----------------------------------------------------------------------------------------------
 # Helpers of the kernels
@@ -190,7 +199,7 @@ def load_modes(
         4: R exp(a (i + 1)), [MODES, BLOCK_T]: from the states before a block to its outputs.
         5: R exp(a j), 6: exp(a (BLOCK_T - i)): 3 and 4 of the adjoint, which walks backward in
             time. Its states weigh with R, so that they are gradients of states but for exp(a).
-        7: for the scan, see `scan`.
+        7: for the scan, see `scan_states`.
     """
     a, residue = load_poles(poles_ptr, residues_ptr, row, COUNT, MODES)
     step = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)
@@ -216,12 +225,6 @@ def load_modes(
     left = tl.exp(a[:, None] * (8 * BLOCK_T * (GROUPS - 1 - group)))
     scan_constants = (group, block, doublings, entered, left, decay_by(a, M * BLOCK_T)[:, None])
     return a, residue, within, to_end, from_before, to_start, from_after, scan_constants
-
-
-@triton.jit
-def zero_state(MODES: tl.constexpr, M: tl.constexpr):
-    """The state of a sequence that has not begun, for every lane of the scan."""
-    return tl.zeros((MODES, M // 8), tl.float32)
 
 
 @triton.jit
@@ -390,7 +393,7 @@ def passed_on(state, lost, sums):
 
 
 @triton.jit
-def scan(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
+def scan_states(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
     """States before all blocks of a tile, from the sums [M, MODES] that blocks add and the state
     before the tile; and the state after it.
     """
@@ -421,14 +424,14 @@ def states_before(
 ):  # fmt: skip
     """The states before each block of a tile, and after the tile."""
     ends = product((block,), modes[3], tl.zeros((M, MODES), tl.float32), 1, PRECISION)
-    found, state = scan(ends, modes[7], state, MODES, M)
+    found, state = scan_states(ends, modes[7], state, MODES, M)
     return operand_states(found, MODES, M, OPERAND, PRECISION), state
 
 
 @triton.jit
 def scan_adjoint(starts, constants, state, MODES: tl.constexpr, M: tl.constexpr):
-    """`scan` backward in time: states after all blocks of a tile, from the state after the tile;
-    and the state before it.
+    """`scan_states` backward in time: states after all blocks of a tile, from the state after the
+    tile; and the state before it.
     """
     group, block, doublings, entered, left, lost = constants
     GROUPS: tl.constexpr = M // 8
@@ -563,7 +566,7 @@ def lane_sum(x):
 
 @triton.jit
 def store_modes(
-    ptr, first, total, poles, channel, inside, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+    ptr, first, total, poles, channel, channel_mask, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
     MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of COUNT poles, then of residues, to rows first, ... of [P, CHANNELS].
@@ -595,7 +598,7 @@ def store_modes(
     row = tl.arange(0, 2 * MODES)
     mode, which = row // 2, row % 2
     where = ptr + (first + which * COUNT + mode) * CHANNELS + channel
-    tl.store(where, sums, mask=(mode < COUNT) & inside)
+    tl.store(where, sums, mask=(mode < COUNT) & channel_mask)
 
 
 @triton.jit
@@ -632,7 +635,7 @@ def joined_halves(total):
 
 
 @triton.jit
-def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
+def store_partial(ptr, first, total, channel, channel_mask, CHANNELS: tl.constexpr):
     """Write accumulators, summed over the tile, to rows first, ... of [P, CHANNELS]; many at once,
     which costs little more than one.
     """
@@ -645,7 +648,7 @@ def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
     row = tl.arange(0, COUNT)
     where = ptr + (first + row) * CHANNELS + channel
     sums = lane_sum(tl.trans(tl.reshape(some[0], (total[0].numel, COUNT))))
-    tl.store(where, sums, mask=inside & (row < len(total)))
+    tl.store(where, sums, mask=channel_mask & (row < len(total)))
 
 
 @triton.jit
@@ -679,13 +682,13 @@ def chosen(condition, a, b):
 
 @triton.jit
 def walk(
-    state, span, begin, stop, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+    state, split, begin, stop, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
     MODES: tl.constexpr, M: tl.constexpr, TIME: tl.constexpr,
 ):  # fmt: skip
     """The state after `begin` tiles, counted from an end of the sequence, to that after `stop`, by
     the sums that the other launch has found. TIME is 1 from its first step on, -1 from its last.
     """
-    sums_ptr, program, tile_0, tiles, tiles_in_all = span
+    sums_ptr, program, tile_0, tiles, tiles_in_all = split
     LANES: tl.constexpr = M // 8
     for some in range(begin, stop, LANES):
         number = tl.minimum(some + tl.arange(0, LANES)[None, :], stop - 1)
@@ -698,18 +701,24 @@ def walk(
 
 
 @triton.jit
-def enter_state(
-    ends, span, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+def zero_state(MODES: tl.constexpr, M: tl.constexpr):
+    """The state of a sequence that has not begun, for every lane of the scan."""
+    return tl.zeros((MODES, M // 8), tl.float32)
+
+
+@triton.jit
+def load_initial_state(
+    ends, split, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The state before the first step of a span, for every lane of the scan: if SPLIT, by the
+    """The state before the first step of a split, for every lane of the scan: if SPLIT, by the
     arithmetic of a walk along all tiles before it.
     """
     state = zero_state(MODES, M)
     if STATEFUL:
         state = load_state(ends[0], 0, COUNT, 0, MODES, M)
     if SPLIT:
-        state = walk(state, span, 0, span[2], modes, COUNT, CHANNELS, MODES, M, 1)
+        state = walk(state, split, 0, split[2], modes, COUNT, CHANNELS, MODES, M, 1)
     return state
 
 
@@ -725,22 +734,22 @@ def join_adjoint(state, there, left, ends, COUNT: tl.constexpr, MODES: tl.conste
 
 @triton.jit
 def enter_adjoint(
-    ends, span, modes, end, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+    ends, split, modes, end, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, BLOCK_T: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The adjoint state after the last step of a span, for every lane of the scan, as enter_state.
+    """The adjoint state after the last step of a split, for every lane, as load_initial_state.
     The gradient of the last state joins it in the last tile.
     """
     state = zero_state(MODES, M)
     if SPLIT:
-        sums_ptr, program, tile_0, tiles, tiles_in_all = span
+        sums_ptr, program, tile_0, tiles, tiles_in_all = split
         after = tl.maximum(tiles_in_all - tile_0 - tiles, 0)
         last = load_state(sums_ptr, tiles_in_all - 1, COUNT, CHANNELS, MODES, M)
         if STATEFUL:
             left = end - (tiles_in_all - 1 - tile_0) * (M * BLOCK_T)
             last = join_adjoint(last, after > 0, left, ends, COUNT, MODES)
         state = chosen(after > 0, last, state)
-        state = walk(state, span, 1, after, modes, COUNT, CHANNELS, MODES, M, -1)
+        state = walk(state, split, 1, after, modes, COUNT, CHANNELS, MODES, M, -1)
     return state
 
 
@@ -757,14 +766,14 @@ def steps_left(tile, rows, M: tl.constexpr, N: tl.constexpr):
     """Whether a sequence ends within a tile, how many steps of it are before the end, and for
     every lane how many steps follow its first row within the sequence.
     """
-    channel, inside, t, earliest, latest, first, last, end = tile
-    left = end - earliest
+    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
+    left = write_end - earliest
     lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
     return left <= M * N * len(rows), left, left - 1 - lane * len(rows)
 
 
 @triton.jit
-def leave_state(
+def store_final_state(
     state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
 ):  # fmt: skip
@@ -841,20 +850,20 @@ def leave_adjoint(
 
 @triton.jit
 def enter_gradient(
-    state, modes, ends, span, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
+    state, modes, ends, split, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
     STATEFUL: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient of the state before the first step, if STATEFUL."""
     if STATEFUL:  # noqa: SIM102 (a constant, then a value)
-        if span[1] == 0:
+        if split[1] == 0:
             gradient = tl.exp(modes[0])[:, None] * state
             keep_state(ends[0], 0, gradient, COUNT, 0, MODES, M, True)
 
 
 @triton.jit
-def load_vector(ptr, row, inside):
+def load_vector(ptr, row, channel_mask):
     """One float32 parameter for each lane: [BLOCK_D, 1]."""
-    return tl.load(ptr + row, mask=inside, other=0.0).to(tl.float32)
+    return tl.load(ptr + row, mask=channel_mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -892,71 +901,97 @@ def zero_taps(LENGTH: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def locate(program, time_programs, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
+def locate(program, splits, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
     """(batch, first channel, time program) of one program; neighbours in time run together."""
     channel_programs: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
-    outer = program // time_programs
-    return outer // channel_programs, outer % channel_programs * BLOCK_D, program % time_programs
+    outer = program // splits
+    return outer // channel_programs, outer % channel_programs * BLOCK_D, program % splits
 
 
 @triton.jit
-def advance(ptr, batch_stride, row, STEP: tl.constexpr, unit, origin):
+def advance(ptr, batch_stride, stride, STRIDE_UNIT: tl.constexpr, unit, origin):
     """The pointer to origin = (batch, channel, time), in 64-bit arithmetic, and the row stride.
 
     Strides come in units of STEP elements, which tells the compiler how rows are aligned.
     """
     batch, channel, time = origin
-    offset = batch.to(tl.int64) * batch_stride * STEP + channel.to(tl.int64) * row * STEP
-    return ptr + offset + time.to(tl.int64) * unit, row * STEP
+    offset = (
+        batch.to(tl.int64) * batch_stride * STRIDE_UNIT
+        + channel.to(tl.int64) * stride * STRIDE_UNIT
+    )
+    return ptr + offset + time.to(tl.int64) * unit, stride * STRIDE_UNIT
 
 
 @triton.jit
-def load_rows(
-    ptr, row, unit, tile,
+def load_steps(
+    ptr, stride, unit, tile,
     LO: tl.constexpr, HI: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
+    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [read_begin,
+    read_end).
 
     EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside
     as a whole. Otherwise only tiles at an edge pay for a mask on every element. Lanes may begin at
     different times t, from `earliest` to `latest`.
     """
-    channel, inside, t, earliest, latest, first, last, end = tile
+    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     rows = ()
     for vector in tl.static_range(LO // 8, (HI + 7) // 8):
         index = tl.arange(0, N * 8)[None, :]
         begin = t + vector * 8 + index // 8 * ROWS  # of the vector
         time = begin + index % 8
-        where = ptr + channel * row + time * unit
+        where = ptr + offset * stride + time * unit
         if EVEN:
-            x = tl.load(where, mask=inside & (begin >= first) & (begin < last), other=0.0)
-        elif (earliest + vector * 8 >= first) & (latest + vector * 8 + N * ROWS <= last):
-            x = tl.load(where, mask=inside, other=0.0)
+            x = tl.load(
+                where, mask=channel_mask & (begin >= read_begin) & (begin < read_end), other=0.0
+            )
+        elif (earliest + vector * 8 >= read_begin) & (latest + vector * 8 + N * ROWS <= read_end):
+            x = tl.load(where, mask=channel_mask, other=0.0)
         else:
-            x = tl.load(where, mask=inside & (time >= first) & (time < last), other=0.0)
+            x = tl.load(
+                where, mask=channel_mask & (time >= read_begin) & (time < read_end), other=0.0
+            )
         rows = rows + vector_rows(x, BLOCK_D, N)
     return rows[LO - LO // 8 * 8 : LO - LO // 8 * 8 + HI - LO]
 
 
 @triton.jit
-def store_rows(
-    ptr, row, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
+def store_steps(
+    ptr, stride, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
-    """Write the rows of every block that lie before `end`."""
-    channel, inside, t, earliest, latest, first, last, end = tile
+    """Write the rows of every block that lie before `write_end`."""
+    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     for vector in tl.static_range(len(rows) // 8):
         x = rows_vector(rows, vector * 8, BLOCK_D, N, ptr.dtype.element_ty)
         index = tl.arange(0, N * 8)[None, :]
         begin = t + vector * 8 + index // 8 * len(rows)
         time = begin + index % 8
-        where = ptr + channel * row + time * unit
+        where = ptr + offset * stride + time * unit
         if EVEN:
-            tl.store(where, x, mask=inside & (begin < end))
-        elif latest + vector * 8 + N * len(rows) <= end:
-            tl.store(where, x, mask=inside)
+            tl.store(where, x, mask=channel_mask & (begin < write_end))
+        elif latest + vector * 8 + N * len(rows) <= write_end:
+            tl.store(where, x, mask=channel_mask)
         else:
-            tl.store(where, x, mask=inside & (time < end))
+            tl.store(where, x, mask=channel_mask & (time < write_end))
+
+
+@triton.constexpr_function
+def columns_at_once(width):
+    """How many of `width` columns that share a row a program sums at once: a power of two."""
+    return min(1024, 1 << (width - 1).bit_length())
+
+
+@triton.constexpr_function
+def rows_at_once(width):
+    """How many rows of the gradient a program sums, where `width` columns share each."""
+    return max(1, 128 // columns_at_once(width))
+
+
+@triton.constexpr_function
+def sum_blocks(columns, width):
+    """How many programs sum one row of partial sums of so many columns."""
+    return -(-(columns // width) // rows_at_once(width))
 
 
 @triton.jit
@@ -966,11 +1001,12 @@ def sum_rows(
     splits, program,
     FIRST: tl.constexpr, P: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
     LENGTH: tl.constexpr, ROLES: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr,
-    BLOCK_G: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """One program's gradient rows of one parameter tensor: of partials FIRST .. FIRST + ROLES *
     LENGTH - 1, summed over splits and over the WIDTH columns that share a row, always in the same
     order."""
+    BLOCK_G: tl.constexpr = rows_at_once(WIDTH)
+    BLOCK_W: tl.constexpr = columns_at_once(WIDTH)
     AT_ONCE: tl.constexpr = 8  # splits: their loads wait together, their sums one after another
     groups: tl.constexpr = COLUMNS // WIDTH
     blocks: tl.constexpr = (groups + BLOCK_G - 1) // BLOCK_G
@@ -1002,36 +1038,37 @@ def sum_rows(
 
 @triton.jit(
     do_not_specialize=[
-        "x_batch", "x_row",
-        "y_batch", "y_row",
-        "first", "last", "end", "time_programs", "tiles",
+        "x_batch", "x_stride",
+        "y_batch", "y_stride",
+        "read_begin", "read_end", "write_end", "splits", "tiles",
     ]
 )  # fmt: skip
 def s4d_real_forward(
-    x_ptr, x_batch, x_row,
-    y_ptr, y_batch, y_row,
-    log_poles_ptr,  # (1024, 64)
-    residues_ptr,  # (1024, 64)
-    skip_ptr,  # (1024,)
+    x_ptr, x_batch, x_stride,
+    y_ptr, y_batch, y_stride,
+    log_poles_ptr,  # [groups, 64]
+    residues_ptr,  # [groups, 64]
+    skip_ptr,  # [channels]
     states_ptr,  # [batch, tiles, CHANNELS, 64] float32: before every tile
     entry_ptr,  # [batch, CHANNELS, 64] float32: state before the first step
     exit_ptr,  # the same after the last step
     sums_ptr,  # as states_ptr: what every tile adds to the state
-    first, last, end, time_programs, tiles,
-    CHANNELS: tl.constexpr, UNIT: tl.constexpr,
-    STEP: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr,
-    STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
-    ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+    read_begin, read_end, write_end, splits, tiles,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
+    EVEN: tl.constexpr, TERMS: tl.constexpr, KEEP: tl.constexpr, STATEFUL: tl.constexpr,
+    SPLIT: tl.constexpr, ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """z = x; y = filter * z + skip . z
 
-    A program walks forward in time along a span of one channel's sequence: `tiles` tiles, or what
-    is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
+    A program walks forward in time along one channel's sequence, or a split of it: `tiles`
+    tiles, or what is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
 
-    Time counts from the first step written; activations are read in [first, last), are zero
-    elsewhere, and are written up to `end`. EVEN says that these three are multiples of 8; strides
-    count in units of STEP elements. STATEFUL says that there are states at the ends, and a
-    history; SPLIT, that the sequence has several spans.
+    Time counts from the first step written. Activations are read in [read_begin, read_end), are
+    zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
+    8; strides count in units of STRIDE_UNIT elements.
+    STATEFUL says that there are states at the ends, and a history; SPLIT, that the sequence
+    has several splits.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
@@ -1042,82 +1079,100 @@ def s4d_real_forward(
     MODES: tl.constexpr = 64  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
-    batch, row, program = locate(tl.program_id(0), time_programs, 1, CHANNELS)
+    batch, channel, program = locate(tl.program_id(0), splits, 1, CHANNELS)
     tile_0 = program * tiles
-    origin = (batch, row, tile_0 * TILE)
-    x_ptr, x_row = advance(x_ptr, x_batch, x_row, STEP, UNIT, origin)
-    y_ptr, y_row = advance(y_ptr, y_batch, y_row, STEP, 1, origin)
-    tiles_in_all = tl.cdiv(end, TILE)
+    origin = (batch, channel, tile_0 * TILE)
+    x_ptr, x_stride = advance(x_ptr, x_batch, x_stride, STRIDE_UNIT, UNIT, origin)
+    y_ptr, y_stride = advance(y_ptr, y_batch, y_stride, STRIDE_UNIT, 1, origin)
+    tiles_in_all = tl.cdiv(write_end, TILE)
     tile_before = batch.to(tl.int64) * tiles_in_all
-    whose = (batch * CHANNELS + row).to(tl.int64)
-    ends = (entry_ptr + whose * 64, exit_ptr + whose * 64, log_poles_ptr + (row) * 64)
-    sums_ptr += (tile_before * CHANNELS + row) * 64
-    span = (sums_ptr, program, tile_0, tiles, tiles_in_all)
-    states_ptr += ((tile_before + tile_0) * CHANNELS + row) * 64
-    first -= tile_0 * TILE
-    last -= tile_0 * TILE
-    end -= tile_0 * TILE
+    whose = (batch * CHANNELS + channel).to(tl.int64)
+    ends = (entry_ptr + whose * 64, exit_ptr + whose * 64, log_poles_ptr + (channel // WIDTH) * 64)
+    sums_ptr += (tile_before * CHANNELS + channel) * 64
+    split = (sums_ptr, program, tile_0, tiles, tiles_in_all)
+    states_ptr += ((tile_before + tile_0) * CHANNELS + channel) * 64
+    read_begin -= tile_0 * TILE
+    read_end -= tile_0 * TILE
+    write_end -= tile_0 * TILE
     tiles = tl.minimum(tiles, tiles_in_all - tile_0)
     segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
-    channel = 0
-    inside = row < CHANNELS
+    offset = 0
+    channel_mask = channel < CHANNELS
     filter = load_modes(
-        log_poles_ptr, residues_ptr, row, 64, MODES, M, BLOCK_T, OPERAND, PRECISION, TERMS=1
+        log_poles_ptr,
+        residues_ptr,
+        channel // WIDTH,
+        64,
+        MODES,
+        M,
+        BLOCK_T,
+        OPERAND,
+        PRECISION,
+        TERMS=TERMS,
     )
-    skip = load_vector(skip_ptr, row, inside)
-    x_state = enter_state(ends, span, filter, 64, CHANNELS, MODES, M, STATEFUL, SPLIT)
+    skip = load_vector(skip_ptr, channel, channel_mask)
+    x_state = load_initial_state(ends, split, filter, 64, CHANNELS, MODES, M, STATEFUL, SPLIT)
     for number in tl.range(0, tiles, num_stages=PREFETCH):
         t = number * TILE
-        tile = (channel, inside, segment + t, t, t + TILE - BLOCK_T, first, last, end)
-        x = load_rows(x_ptr, x_row, UNIT, tile, 0, ROWS, EVEN, ROWS, H, N)
+        tile = (
+            offset,
+            channel_mask,
+            segment + t,
+            t,
+            t + TILE - BLOCK_T,
+            read_begin,
+            read_end,
+            write_end,
+        )
+        x = load_steps(x_ptr, x_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, H, N)
         keep_state(states_ptr, number, x_state, 64, CHANNELS, MODES, M, KEEP)
-        leave_state(x_state, x, tile, ends, 64, MODES, M, N, STATEFUL)
+        store_final_state(x_state, x, tile, ends, 64, MODES, M, N, STATEFUL)
         x_block = block_of((piece_of(x, H, N, OPERAND),), M, N, PRECISION)
         x_states, x_state = states_before(x_block, filter, x_state, MODES, M, OPERAND, PRECISION)
         conv_block = modal(x_block, x_states, filter, PRECISION)
         conv = recall(conv_block, part, PARTS, M, N)
         skipped = scale(x, skip)
         pre_skip = add(conv, skipped)
-        store_rows(y_ptr, y_row, 1, tile, pre_skip, EVEN, H, N)
+        store_steps(y_ptr, y_stride, 1, tile, pre_skip, EVEN, H, N)
 
 
 @triton.jit(
     do_not_specialize=[
-        "x_batch", "x_row",
-        "dy_batch", "dy_row",
-        "d_x_batch", "d_x_row",
-        "first", "last", "end", "time_programs", "tiles",
+        "x_batch", "x_stride",
+        "dy_batch", "dy_stride",
+        "d_x_batch", "d_x_stride",
+        "read_begin", "read_end", "write_end", "splits", "tiles",
     ]
 )  # fmt: skip
 def s4d_real_backward(
-    x_ptr, x_batch, x_row,
-    dy_ptr, dy_batch, dy_row,
-    d_x_ptr, d_x_batch, d_x_row,
-    log_poles_ptr,  # (1024, 64)
-    residues_ptr,  # (1024, 64)
-    skip_ptr,  # (1024,)
+    x_ptr, x_batch, x_stride,
+    dy_ptr, dy_batch, dy_stride,
+    d_x_ptr, d_x_batch, d_x_stride,
+    log_poles_ptr,  # [groups, 64]
+    residues_ptr,  # [groups, 64]
+    skip_ptr,  # [channels]
     states_ptr,  # [batch, tiles, CHANNELS, 64] float32: before every tile
     d_entry_ptr,  # [batch, CHANNELS, 64] float32: gradient of the state before the first step
     d_exit_ptr,  # the same after the last step
     sums_ptr,  # as states_ptr: what every tile adds to the state
-    partials_ptr,  # [programs along batch and time, 129, CHANNELS] float32
-    first, last, end, time_programs, tiles,
-    CHANNELS: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
-    STEP: tl.constexpr, EVEN: tl.constexpr,
-    STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
-    ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
-    PARTS: tl.constexpr,
+    partials_ptr,  # [batch and splits, 129, CHANNELS] float32
+    read_begin, read_end, write_end, splits, tiles,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
+    STRIDE_UNIT: tl.constexpr, EVEN: tl.constexpr, TERMS: tl.constexpr, STATEFUL: tl.constexpr,
+    SPLIT: tl.constexpr, ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr,
+    PREFETCH: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of every input, and partial sums of those of parameters.
 
-    A program walks backward in time along a span of one channel's sequence: `tiles` tiles, or what
-    is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps, rows of which are computed in
-    PARTS.
+    A program walks backward in time along one channel's sequence, or a split of it: `tiles`
+    tiles, or what is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
+    Its rows are computed in PARTS, one after another.
 
-    Time counts from the first step written; activations are read in [first, last), are zero
-    elsewhere, and are written up to `end`. EVEN says that these three are multiples of 8; strides
-    count in units of STEP elements. STATEFUL says that there are states at the ends, and a
-    history; SPLIT, that the sequence has several spans.
+    Time counts from the first step written. Activations are read in [read_begin, read_end), are
+    zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
+    8; strides count in units of STRIDE_UNIT elements.
+    STATEFUL says that there are states at the ends, and a history; SPLIT, that the sequence
+    has several splits.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
@@ -1127,34 +1182,47 @@ def s4d_real_backward(
     MODES: tl.constexpr = 64  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
-    batch, row, program = locate(tl.program_id(0), time_programs, 1, CHANNELS)
+    batch, channel, program = locate(tl.program_id(0), splits, 1, CHANNELS)
     tile_0 = program * tiles
-    origin = (batch, row, tile_0 * TILE)
-    x_ptr, x_row = advance(x_ptr, x_batch, x_row, STEP, UNIT, origin)
-    dy_ptr, dy_row = advance(dy_ptr, dy_batch, dy_row, STEP, 1, origin)
-    d_x_ptr, d_x_row = advance(d_x_ptr, d_x_batch, d_x_row, STEP, D_UNIT, origin)
-    tiles_in_all = tl.cdiv(end, TILE)
+    origin = (batch, channel, tile_0 * TILE)
+    x_ptr, x_stride = advance(x_ptr, x_batch, x_stride, STRIDE_UNIT, UNIT, origin)
+    dy_ptr, dy_stride = advance(dy_ptr, dy_batch, dy_stride, STRIDE_UNIT, 1, origin)
+    d_x_ptr, d_x_stride = advance(d_x_ptr, d_x_batch, d_x_stride, STRIDE_UNIT, D_UNIT, origin)
+    tiles_in_all = tl.cdiv(write_end, TILE)
     tile_before = batch.to(tl.int64) * tiles_in_all
-    whose = (batch * CHANNELS + row).to(tl.int64)
-    ends = (d_entry_ptr + whose * 64, d_exit_ptr + whose * 64, log_poles_ptr + (row) * 64)
-    sums_ptr += (tile_before * CHANNELS + row) * 64
-    span = (sums_ptr, program, tile_0, tiles, tiles_in_all)
-    states_ptr += ((tile_before + tile_0) * CHANNELS + row) * 64
-    first -= tile_0 * TILE
-    last -= tile_0 * TILE
-    end -= tile_0 * TILE
+    whose = (batch * CHANNELS + channel).to(tl.int64)
+    ends = (
+        d_entry_ptr + whose * 64,
+        d_exit_ptr + whose * 64,
+        log_poles_ptr + (channel // WIDTH) * 64,
+    )
+    sums_ptr += (tile_before * CHANNELS + channel) * 64
+    split = (sums_ptr, program, tile_0, tiles, tiles_in_all)
+    states_ptr += ((tile_before + tile_0) * CHANNELS + channel) * 64
+    read_begin -= tile_0 * TILE
+    read_end -= tile_0 * TILE
+    write_end -= tile_0 * TILE
     tiles = tl.minimum(tiles, tiles_in_all - tile_0)
     segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
-    channel = 0
-    inside = row < CHANNELS
+    offset = 0
+    channel_mask = channel < CHANNELS
     filter = load_modes(
-        log_poles_ptr, residues_ptr, row, 64, MODES, M, BLOCK_T, OPERAND, PRECISION, TERMS=1
+        log_poles_ptr,
+        residues_ptr,
+        channel // WIDTH,
+        64,
+        MODES,
+        M,
+        BLOCK_T,
+        OPERAND,
+        PRECISION,
+        TERMS=TERMS,
     )
-    skip = load_vector(skip_ptr, row, inside)
+    skip = load_vector(skip_ptr, channel, channel_mask)
     d_skip = zero_taps(1, M // 2, N)
     d_filter = zero_modes(MODES, M, BLOCK_T, STATEFUL)
     dy_state = enter_adjoint(
-        ends, span, filter, end, 64, CHANNELS, MODES, M, BLOCK_T, STATEFUL, SPLIT
+        ends, split, filter, write_end, 64, CHANNELS, MODES, M, BLOCK_T, STATEFUL, SPLIT
     )
     for back in tl.range(0, tiles, num_stages=PREFETCH):
         number = tiles - 1 - back
@@ -1166,10 +1234,11 @@ def s4d_real_backward(
             s = t + part * (H * BLOCK_T)
             last_block = s + (H - 1) * BLOCK_T
             where = (segment + s, s, last_block)
-            tile = (channel, inside) + where + (first, last, end)
-            x_a = load_rows(x_ptr, x_row, UNIT, tile, 0, ROWS, EVEN, ROWS, H, N)
+            bounds = (read_begin, read_end, write_end)
+            tile = (offset, channel_mask) + where + bounds
+            x_a = load_steps(x_ptr, x_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, H, N)
             x_block = x_block + (piece_of(x_a, H, N, OPERAND),)
-            dy_a = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
+            dy_a = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
             dy_block = dy_block + (piece_of(dy_a, H, N, OPERAND),)
         x_block = block_of(x_block, M, N, PRECISION)
         dy_block = block_of(dy_block, M, N, PRECISION)
@@ -1185,7 +1254,8 @@ def s4d_real_backward(
             s = t + part * (H * BLOCK_T)
             last_block = s + (H - 1) * BLOCK_T
             where = (segment + s, s, last_block)
-            tile = (channel, inside) + where + (first, last, end)
+            bounds = (read_begin, read_end, write_end)
+            tile = (offset, channel_mask) + where + bounds
             d_x_2 = recall(d_x_2_block, part, PARTS, M, N)
             d_x_2, dy_state = leave_adjoint(d_x_2, dy_state, tile, ends, 64, MODES, M, N, STATEFUL)
             x_c = recall(x_block, part, PARTS, M, N)
@@ -1194,59 +1264,335 @@ def s4d_real_backward(
             skipped_product_c = multiply(dy_c, x_c)
             d_skip = channel_sum(d_skip, skipped_product_c)
             d_x_c = add(d_x_1_c, d_x_2)
-            store_rows(d_x_ptr, d_x_row, D_UNIT, tile, d_x_c, EVEN, H, N)
+            store_steps(d_x_ptr, d_x_stride, D_UNIT, tile, d_x_c, EVEN, H, N)
         d_filter = modal_gradient(d_filter, dy_block, dy_states, x_block, x_states, PRECISION)
-    partials_ptr += (batch * time_programs + program).to(tl.int64) * (129 * CHANNELS)
-    store_partial(partials_ptr, 0, d_skip, row, inside, CHANNELS)
+    partials_ptr += (batch * splits + program).to(tl.int64) * (129 * CHANNELS)
+    store_partial(partials_ptr, 0, d_skip, channel, channel_mask, CHANNELS)
     store_modes(
         partials_ptr,
         1,
         d_filter,
-        load_poles(log_poles_ptr, residues_ptr, row, 64, MODES),
-        row,
-        inside,
+        load_poles(log_poles_ptr, residues_ptr, channel // WIDTH, 64, MODES),
+        channel,
+        channel_mask,
         64,
         CHANNELS,
         MODES,
         M,
         BLOCK_T,
     )
-    enter_gradient(dy_state, filter, ends, span, 64, MODES, M, STATEFUL)
+    enter_gradient(dy_state, filter, ends, split, 64, MODES, M, STATEFUL)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "x_batch", "x_stride",
+        "read_begin", "read_end", "write_end", "splits", "tiles",
+    ]
+)  # fmt: skip
+def s4d_real_forward_sums(
+    x_ptr, x_batch, x_stride,
+    log_poles_ptr,  # [groups, 64]
+    residues_ptr,  # [groups, 64]
+    states_ptr,  # [batch, tiles, CHANNELS, 64] float32: what every tile adds
+    read_begin, read_end, write_end, splits, tiles,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
+    EVEN: tl.constexpr, TERMS: tl.constexpr, STATEFUL: tl.constexpr, ROWS: tl.constexpr,
+    SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+):  # fmt: skip
+    """What every tile adds to the state.
+
+    A program walks forward in time along one channel's sequence, or a split of it: `tiles`
+    tiles, or what is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
+
+    Time counts from the first step written. Activations are read in [read_begin, read_end), are
+    zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
+    8; strides count in units of STRIDE_UNIT elements.
+    STATEFUL says that there are states at the ends, and a history.
+    """
+    N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
+    M: tl.constexpr = SEGMENTS  # rows of a product
+    TILE: tl.constexpr = M * BLOCK_T
+    KEEP: tl.constexpr = True
+    H: tl.constexpr = M
+    MODES: tl.constexpr = 64  # with those that only fill a product
+    OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
+    PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
+    batch, channel, program = locate(tl.program_id(0), splits, 1, CHANNELS)
+    tile_0 = program * tiles
+    origin = (batch, channel, tile_0 * TILE)
+    x_ptr, x_stride = advance(x_ptr, x_batch, x_stride, STRIDE_UNIT, UNIT, origin)
+    tiles_in_all = tl.cdiv(write_end, TILE)
+    tile_before = batch.to(tl.int64) * tiles_in_all
+    states_ptr += ((tile_before + tile_0) * CHANNELS + channel) * 64
+    read_begin -= tile_0 * TILE
+    read_end -= tile_0 * TILE
+    write_end -= tile_0 * TILE
+    tiles = tl.minimum(tiles, tiles_in_all - tile_0)
+    segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
+    offset = 0
+    channel_mask = channel < CHANNELS
+    filter = load_modes(
+        log_poles_ptr,
+        residues_ptr,
+        channel // WIDTH,
+        64,
+        MODES,
+        M,
+        BLOCK_T,
+        OPERAND,
+        PRECISION,
+        TERMS=TERMS,
+    )
+    for number in tl.range(0, tiles, num_stages=PREFETCH):
+        t = number * TILE
+        tile = (
+            offset,
+            channel_mask,
+            segment + t,
+            t,
+            t + TILE - BLOCK_T,
+            read_begin,
+            read_end,
+            write_end,
+        )
+        x = load_steps(x_ptr, x_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, H, N)
+        x_state = zero_state(MODES, M)
+        x_block = block_of((piece_of(x, H, N, OPERAND),), M, N, PRECISION)
+        x_states, x_state = states_before(x_block, filter, x_state, MODES, M, OPERAND, PRECISION)
+        keep_state(states_ptr, number, x_state, 64, CHANNELS, MODES, M, KEEP)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "dy_batch", "dy_stride",
+        "read_begin", "read_end", "write_end", "splits", "tiles",
+    ]
+)  # fmt: skip
+def s4d_real_backward_sums(
+    dy_ptr, dy_batch, dy_stride,
+    log_poles_ptr,  # [groups, 64]
+    residues_ptr,  # [groups, 64]
+    states_ptr,  # [batch, tiles, CHANNELS, 64] float32: what every tile adds
+    read_begin, read_end, write_end, splits, tiles,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
+    EVEN: tl.constexpr, TERMS: tl.constexpr, STATEFUL: tl.constexpr, ROWS: tl.constexpr,
+    SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+):  # fmt: skip
+    """What every tile adds to the adjoint state.
+
+    A program walks backward in time along one channel's sequence, or a split of it: `tiles`
+    tiles, or what is left. A tile is SEGMENTS blocks of BLOCK_T consecutive steps.
+
+    Time counts from the first step written. Activations are read in [read_begin, read_end), are
+    zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
+    8; strides count in units of STRIDE_UNIT elements.
+    STATEFUL says that there are states at the ends, and a history.
+    """
+    N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
+    M: tl.constexpr = SEGMENTS  # rows of a product
+    TILE: tl.constexpr = M * BLOCK_T
+    KEEP: tl.constexpr = True
+    H: tl.constexpr = M
+    MODES: tl.constexpr = 64  # with those that only fill a product
+    OPERAND: tl.constexpr = tl.bfloat16 if dy_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
+    PRECISION: tl.constexpr = "tf32" if dy_ptr.dtype.element_ty == tl.float16 else "ieee"
+    batch, channel, program = locate(tl.program_id(0), splits, 1, CHANNELS)
+    program += 1  # nothing is before the first split
+    tile_0 = program * tiles
+    origin = (batch, channel, tile_0 * TILE)
+    dy_ptr, dy_stride = advance(dy_ptr, dy_batch, dy_stride, STRIDE_UNIT, 1, origin)
+    tiles_in_all = tl.cdiv(write_end, TILE)
+    tile_before = batch.to(tl.int64) * tiles_in_all
+    states_ptr += ((tile_before + tile_0) * CHANNELS + channel) * 64
+    read_begin -= tile_0 * TILE
+    read_end -= tile_0 * TILE
+    write_end -= tile_0 * TILE
+    tiles = tl.minimum(tiles, tiles_in_all - tile_0)
+    segment = tl.arange(0, H)[:, None] * BLOCK_T  # where a block begins
+    offset = 0
+    channel_mask = channel < CHANNELS
+    filter = load_modes(
+        log_poles_ptr,
+        residues_ptr,
+        channel // WIDTH,
+        64,
+        MODES,
+        M,
+        BLOCK_T,
+        OPERAND,
+        PRECISION,
+        TERMS=TERMS,
+    )
+    for back in tl.range(0, tiles, num_stages=PREFETCH):
+        number = tiles - 1 - back
+        t = number * TILE
+        tile = (
+            offset,
+            channel_mask,
+            segment + t,
+            t,
+            t + TILE - BLOCK_T,
+            read_begin,
+            read_end,
+            write_end,
+        )
+        dy = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
+        dy_state = zero_state(MODES, M)
+        dy_block = block_of((piece_of(dy, H, N, OPERAND),), M, N, PRECISION)
+        dy_states, dy_state = states_after(
+            dy_block, filter, dy_state, MODES, M, OPERAND, PRECISION
+        )
+        keep_state(states_ptr, number, dy_state, 64, CHANNELS, MODES, M, KEEP)
+
+
+@triton.constexpr_function
+def section_end(index, CHANNELS, WIDTH):
+    """The first program after those that sum the gradients of parameters 0 .. index."""
+    sections = (
+        (64, CHANNELS, WIDTH),  # log_poles
+        (64, CHANNELS, WIDTH),  # residues
+        (1, CHANNELS, 1),  # skip
+    )
+    return sum(rows * sum_blocks(columns, width) for rows, columns, width in sections[: index + 1])
 
 
 @triton.jit(do_not_specialize=["splits"])
 def sum_partials(
-    partials_ptr,  # [splits, 129, 1024] float32
-    d_log_poles_ptr,  # (1024, 64)
-    d_residues_ptr,  # (1024, 64)
-    d_skip_ptr,  # (1024,)
+    partials_ptr,  # [splits, 129, CHANNELS] float32
+    d_log_poles_ptr,  # [groups, 64]
+    d_residues_ptr,  # [groups, 64]
+    d_skip_ptr,  # [channels]
     splits,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Gradients of log_poles, residues, skip, each by programs of its own."""
     program = tl.program_id(0)
-    if program < 512:
+    if program < section_end(0, CHANNELS, WIDTH):
         sum_rows(
-            partials_ptr, d_log_poles_ptr, splits, program,
-            FIRST=1, P=129, COLUMNS=1024, WIDTH=1, LENGTH=64, ROLES=1,
-            INTERLEAVED=False, LAG_LAST=False, BLOCK_G=128, BLOCK_W=1,
+            partials_ptr, d_log_poles_ptr, splits,
+            program,
+            FIRST=1, P=129, COLUMNS=CHANNELS, WIDTH=WIDTH,
+            LENGTH=64, ROLES=1, INTERLEAVED=False, LAG_LAST=False,
         )  # fmt: skip
-    elif program < 1024:
+    elif program < section_end(1, CHANNELS, WIDTH):
         sum_rows(
-            partials_ptr, d_residues_ptr, splits, program - 512,
-            FIRST=65, P=129, COLUMNS=1024, WIDTH=1, LENGTH=64, ROLES=1,
-            INTERLEAVED=False, LAG_LAST=False, BLOCK_G=128, BLOCK_W=1,
+            partials_ptr, d_residues_ptr, splits,
+            program - section_end(0, CHANNELS, WIDTH),
+            FIRST=65, P=129, COLUMNS=CHANNELS, WIDTH=WIDTH,
+            LENGTH=64, ROLES=1, INTERLEAVED=False, LAG_LAST=False,
         )  # fmt: skip
     else:
         sum_rows(
-            partials_ptr, d_skip_ptr, splits, program - 1024,
-            FIRST=0, P=129, COLUMNS=1024, WIDTH=1, LENGTH=1, ROLES=1,
-            INTERLEAVED=False, LAG_LAST=False, BLOCK_G=128, BLOCK_W=1,
+            partials_ptr, d_skip_ptr, splits,
+            program - section_end(1, CHANNELS, WIDTH),
+            FIRST=0, P=129, COLUMNS=CHANNELS, WIDTH=1,
+            LENGTH=1, ROLES=1, INTERLEAVED=False, LAG_LAST=False,
         )  # fmt: skip
 
 
 # -----------------------------------------------------------------------------------------------
 # Launchers
 # -----------------------------------------------------------------------------------------------
+
+
+class Grid(NamedTuple):
+    """The programs of a launch.
+
+    Attributes:
+        splits: of a sequence, each by a program of its own.
+        tiles: of a split, or of each of its segments.
+        columns: programs along channels.
+        sums: partial sums that a program writes.
+        programs: in all.
+    """
+
+    splits: int
+    tiles: int
+    columns: int
+    sums: int
+    programs: int
+
+
+def walk_grid(
+    batch: int, steps: int, channels: int, width: int, config: dict[str, int], whole: bool = False
+) -> Grid:
+    """Of kernels that walk along all of a sequence, a channel each, or along splits of it.
+
+    A sequence is split where its channels are fewer programs than PROGRAMS, into four or more
+    splits of two tiles or more. The batch has no say, so that it changes no bit of a sequence.
+    """
+    in_all = -(-steps // (config["BLOCK_T"] * config["SEGMENTS"]))
+    splits = min(in_all // 2, config["PROGRAMS"] // channels)
+    tiles = -(-in_all // splits) if splits >= 4 else in_all
+    if -(-in_all // tiles if tiles else 0) < 4:
+        tiles = in_all
+    splits = -(-in_all // tiles) if tiles else 0
+    return Grid(splits, tiles, channels, 1, batch * splits * channels)
+
+
+def even(bounds: tuple[int, int, int]) -> bool:
+    """Whether a vector of 8 steps lies within or without the bounds as a whole."""
+    return all(bound % 8 == 0 for bound in bounds)
+
+
+VARIANTS: dict = {}  # and the kernels that they are of
+
+
+def tap_terms(groups: int) -> int:
+    """How many operands of products a tap is: two where few taps carry the result."""
+    return 2 if groups < 32 else 1
+
+
+def default_configs(channels: int, groups: int, device: torch.device) -> dict[str, dict[str, int]]:
+    """The config of each kernel for a width that CONFIGS lacks."""
+    forward = {
+        "ROWS": 8,
+        "SEGMENTS": 64,
+        "BLOCK_T": 32,
+        "PREFETCH": 1,
+        "num_warps": 4,
+        "maxnreg": 128,
+        "PROGRAMS": 512,
+    }
+    backward = {
+        "ROWS": 8,
+        "SEGMENTS": 64,
+        "BLOCK_T": 32,
+        "PREFETCH": 1,
+        "PARTS": 1,
+        "num_warps": 4,
+        "maxnreg": 255,
+        "PROGRAMS": 256,
+    }
+    return {"forward": forward, "backward": backward}
+
+
+def gpu_name(device: torch.device) -> str:
+    """What torch calls the GPU, or nothing."""
+    there = device.type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_name(device) if there else ""
+
+
+def configs_of(x: torch.Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
+    """The config of every kernel and variant for inputs like x of so many channels and groups: one
+    of CONFIGS, rather of this GPU than of another, or else the default.
+    """
+    key = (x.device, int(channels), int(groups))
+    if key not in CHOSEN:
+        here = gpu_name(x.device)
+        of_width = {k[0]: config for k, config in CONFIGS.items() if k[1:] == key[1:]}
+        found = of_width.get(here) or next(iter(of_width.values()), None)
+        found = found or default_configs(*key[1:], x.device)
+        found = {name: dict(config) for name, config in found.items()}
+        for config in found.values():
+            if "PROGRAMS" in config:  # of a sequence; a batch of these runs at once
+                config["PROGRAMS"] = max(1, config["PROGRAMS"] // BATCH)
+        for name, (kernel, derived) in VARIANTS.items():
+            if own := derived(found[kernel]):
+                found[name] = own
+        CHOSEN[key] = found
+    return CHOSEN[key]
 
 
 def dense(x: Tensor) -> Tensor:
@@ -1293,39 +1639,16 @@ def segment(
     return context + begin, end - begin, (-(context + begin), length - begin, end - begin)
 
 
-def even(bounds: tuple[int, int, int]) -> bool:
-    """Whether a vector of 8 steps lies within or without the bounds as a whole."""
-    return all(bound % 8 == 0 for bound in bounds)
-
-
-def walk_programs(
-    batch: int, steps: int, schedule: dict[str, int], wanted: int
-) -> tuple[int, int, int]:
-    """As `programs` for programs that walk along all of time, or along spans of it: spans, tiles
-    of a span, programs in all.
-
-    A sequence is cut where its channels are fewer programs than are wanted, into spans of two
-    tiles or more, and into four or more of these, since fewer gain too little. The batch has no
-    say, so that it changes no bit of a sequence.
-    """
-    tiles_in_all = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"]))
-    spans = min(tiles_in_all // 2, wanted // CHANNELS)
-    tiles = -(-tiles_in_all // spans) if spans >= 4 else tiles_in_all
-    if -(-tiles_in_all // tiles) < 4:
-        tiles = tiles_in_all
-    time_programs = -(-tiles_in_all // tiles)
-    return time_programs, tiles, batch * time_programs * CHANNELS
-
-
-def allocate_states(like: Tensor, steps: int, modes: int, keep: bool) -> Tensor:
-    """Room for the states before all tiles of so many steps, or none: [batch, tiles, CHANNELS,
+def allocate_states(
+    like: Tensor, channels: int, steps: int, config: dict[str, int], modes: int, keep: bool
+) -> Tensor:
+    """Room for the states before all tiles of so many steps, or none: [batch, tiles, channels,
     modes] float32.
     """
-    schedule = SCHEDULE["forward"]
-    tiles = -(-steps // (schedule["BLOCK_T"] * schedule["SEGMENTS"])) if keep else 0
-    if tiles * CHANNELS * modes >= 2**31:
+    tiles = -(-steps // (config["BLOCK_T"] * config["SEGMENTS"])) if keep else 0
+    if tiles * channels * modes >= 2**31:
         raise ValueError(f"{OP}: {steps} steps have too many states; compute them in chunks")
-    return like.new_empty((like.shape[0], tiles, CHANNELS, modes), dtype=torch.float32)
+    return like.new_empty((like.shape[0], tiles, channels, modes), dtype=torch.float32)
 
 
 def whole_state(
@@ -1345,15 +1668,15 @@ def whole_state(
     return history.contiguous(), modes.contiguous()
 
 
-def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
+def stride_step(config: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
     """8 if all strides are multiples of 8 elements, so that accesses are 16 bytes wide; else 1.
 
     Refuses row strides that the 32-bit offsets within a program of so many tiles cannot hold;
     those of the program itself are 64-bit.
     """
-    rows = schedule.get("BLOCK_D", 1)
+    rows = config.get("BLOCK_D", 1)
     if LAYOUT == "BLD":  # and the steps that it looks back and ahead
-        rows = schedule["BLOCK_T"] * schedule.get("SEGMENTS", 1) * tiles + 4096
+        rows = config["BLOCK_T"] * config.get("SEGMENTS", 1) * tiles + 4096
     step = 8
     for x in tensors:
         batch_stride, row_stride, _ = x.stride()
@@ -1371,26 +1694,41 @@ def trait(argument: Tensor | int) -> tuple[object, ...]:
     return (argument >= 2**31,)
 
 
-def launch(kernel, grid: int, *arguments: Tensor | int, options: dict[str, int], **constants: int):
+def launch(
+    kernel, programs: int, *arguments: Tensor | int, config: dict[str, int], **constants: int
+):
     """Run a kernel on the device of its first argument.
 
-    Binding arguments anew for each launch takes the host longer than a short kernel takes the GPU,
-    so the binary for arguments of these traits is remembered and launched directly. It takes the
-    constants by position, after the arguments.
+    The config gives the constants that are left, and what the compiler is told. Binding arguments
+    anew for each launch takes the host longer than a short kernel takes the GPU, so the binary for
+    arguments of these traits is remembered and launched directly. It takes the constants by
+    position, after the arguments.
     """
     device = arguments[0].device
-    key = (kernel, device, *map(trait, arguments), *constants.values(), *options.values())
+    given = len(arguments) + len(constants)
+    values = (*constants.values(), *(config[name] for name in kernel.arg_names[given:]))
+    options = {name: config[name] for name in TOLD if config.get(name)}
+    key = (kernel, device, *map(trait, arguments), *values, *options.values())
     binary = BINARIES.get(key)
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         if binary is None:
-            assert kernel.arg_names[len(arguments) :] == list(constants), "in the kernel's order"
-            BINARIES[key] = kernel[(grid,)](*arguments, **constants, **options)
+            names = kernel.arg_names[len(arguments) :]
+            assert names[: len(constants)] == list(constants), "in the kernel's order"
+            named = dict(zip(names, values, strict=True))
+            # Fusion is stated, because Triton's default changes between versions.
+            BINARIES[key] = kernel[(programs,)](
+                *arguments, **named, **options, enable_fp_fusion=True
+            )
         else:
-            binary[(grid, 1, 1)](*arguments, *constants.values())
+            binary[(programs, 1, 1)](*arguments, *values)
 
 
 def reduce_partials(
-    kernel, grid: int, partials: Sequence[Tensor], parameters: Sequence[Tensor]
+    kernel,
+    programs: int,
+    partials: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    **constants: int,
 ) -> list[Tensor]:
     """Gradients of parameter tensors, in their shapes and dtypes, from partial sums
     [splits, rows, columns], by one launch of all sections of the kernel that sums these.
@@ -1399,9 +1737,8 @@ def reduce_partials(
         torch.empty_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
         for p in parameters
     ]
-    launch(
-        kernel, grid, *partials, *sums, *(p.shape[0] for p in partials), options=OPTIONS["reduce"]
-    )
+    counts = (p.shape[0] for p in partials)
+    launch(kernel, programs, *partials, *sums, *counts, config=SUMS, **constants)
     return [total.to(p.dtype) for total, p in zip(sums, parameters, strict=True)]
 
 
@@ -1419,45 +1756,68 @@ def launch_forward(
     With `state`, the history and the modes' state before a whole sequence, also the state after
     it.
     """
-    schedule, options = SCHEDULE["forward"], OPTIONS["forward"]
     (x,), unit = common_unit(unpack(inputs))
     log_poles, residues, skip = (p.contiguous() for p in parameters)
-    first, steps, bounds = segment(x, context, begin, end, schedule["BLOCK_T"])
-    time_programs, tiles, grid = walk_programs(x.shape[0], steps, schedule, 1)
-    states = allocate_states(x, steps, 64, keep)
+    channels, groups = x.shape[CHANNEL], log_poles.shape[0]
+    width = channels // groups
+    configs = configs_of(x, channels, groups)
+    config = configs["forward"]
+    first, steps, bounds = segment(x, context, begin, end, config["BLOCK_T"])
+    grid = walk_grid(x.shape[0], steps, channels, width, config, False)
+    y = allocate(x, steps, channels)
+    states = allocate_states(x, channels, steps, config, 64, keep)
     history, entry = whole_state(state, x, states, context, steps)
     leaving = torch.empty_like(entry) if state is not None else states
-    split = time_programs > 1
-    tile_sums = allocate_states(x, steps, 64, split)
-    outputs = [allocate(x, steps)]
-    step = stride_step(schedule, (x, *outputs), tiles)
-    if grid:
+    split_sums = allocate_states(x, channels, steps, config, 64, grid.splits > 1)
+    step = stride_step(config, (x, y), grid.tiles)
+    if grid.programs and grid.splits > 1:
+        launch(
+            s4d_real_forward_sums,
+            grid.programs // grid.splits * (grid.splits - 1),
+            *operand(x, first, step),
+            log_poles,
+            residues,
+            split_sums,
+            *bounds,
+            grid.splits - 1,
+            grid.tiles,
+            config=config,
+            CHANNELS=channels,
+            WIDTH=width,
+            UNIT=unit,
+            STRIDE_UNIT=step,
+            EVEN=even(bounds),
+            TERMS=tap_terms(groups),
+            STATEFUL=state is not None,
+        )
+    if grid.programs:
         launch(
             s4d_real_forward,
-            grid,
+            grid.programs,
             *operand(x, first, step),
-            *operand(outputs[0], 0, step),
+            *operand(y, 0, step),
             log_poles,
             residues,
             skip,
             states,
             entry,
             leaving,
-            tile_sums,
+            split_sums,
             *bounds,
-            time_programs,
-            tiles,
-            options=options,
-            CHANNELS=CHANNELS,
+            grid.splits,
+            grid.tiles,
+            config=config,
+            CHANNELS=channels,
+            WIDTH=width,
             UNIT=unit,
-            STEP=step,
+            STRIDE_UNIT=step,
             EVEN=even(bounds),
+            TERMS=tap_terms(groups),
             KEEP=keep,
             STATEFUL=state is not None,
-            SPLIT=split,
-            **schedule,
+            SPLIT=grid.splits > 1,
         )
-    return [*outputs, states] if state is None else [*outputs, states, leaving]
+    return [y, states] if state is None else [y, states, leaving]
 
 
 def launch_backward(
@@ -1478,57 +1838,89 @@ def launch_backward(
     gradient
     of the state after the sequence, also the gradients of the history and of the modes' state.
     """
-    schedule, options = SCHEDULE["backward"], OPTIONS["backward"]
     (x,), unit = common_unit(unpack(inputs))
     log_poles, residues, skip = (p.contiguous() for p in parameters)
+    dy = dense(dy)
+    channels, groups = x.shape[CHANNEL], log_poles.shape[0]
+    width = channels // groups
+    configs = configs_of(x, channels, groups)
+    config = configs["backward"]
+    first, steps, bounds = segment(x, context, begin, end, config["BLOCK_T"] * config["SEGMENTS"])
     (states,) = saved
     if not states.numel():
         states = launch_forward(inputs, parameters, context, begin, end, state=state)[1]
-    dy = dense(dy)
-    tile = schedule["BLOCK_T"] * schedule["SEGMENTS"]
-    first, steps, bounds = segment(x, context, begin, end, tile)
     gradients = [allocate(x, steps) for x in inputs]
-    d_inputs = unpack(gradients)
-    time_programs, tiles, grid = walk_programs(dy.shape[0], steps, schedule, 1)
+    (d_x,) = unpack(gradients)
+    d_unit = d_x.stride(2)
+    tensors = (x, dy, d_x)
+    grid = walk_grid(dy.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
+    step = stride_step(config, tensors, grid.tiles)
     history, entry = whole_state(state, x, states, context, steps)
     d_entry = d_leaving_entry = states
     if state is not None:
         assert d_leaving is not None
         d_entry, d_leaving_entry = torch.empty_like(entry), d_leaving.contiguous()
-    split = time_programs > 1
-    tile_sums = allocate_states(dy, steps, 64, split)
-    step = stride_step(schedule, (x, dy, *d_inputs), tiles)
-    splits = dy.shape[0] * time_programs
-    partials = dy.new_empty((splits, 129, CHANNELS), dtype=torch.float32)
-    if grid:
+    split_sums = allocate_states(dy, channels, steps, config, 64, grid.splits > 1)
+    partials = dy.new_empty(
+        (dy.shape[0] * grid.splits * grid.sums, 129, channels), dtype=torch.float32
+    )
+    if grid.programs and grid.splits > 1:
+        launch(
+            s4d_real_backward_sums,
+            grid.programs // grid.splits * (grid.splits - 1),
+            *operand(dy, begin, step),
+            log_poles,
+            residues,
+            split_sums,
+            *bounds,
+            grid.splits - 1,
+            grid.tiles,
+            config=config,
+            CHANNELS=channels,
+            WIDTH=width,
+            UNIT=unit,
+            STRIDE_UNIT=step,
+            EVEN=even(bounds),
+            TERMS=tap_terms(groups),
+            STATEFUL=state is not None,
+        )
+    if grid.programs:
         launch(
             s4d_real_backward,
-            grid,
+            grid.programs,
             *operand(x, first, step),
             *operand(dy, begin, step),
-            *operand(d_inputs[0], 0, step),
+            *operand(d_x, 0, step),
             log_poles,
             residues,
             skip,
             states,
             d_entry,
             d_leaving_entry,
-            tile_sums,
+            split_sums,
             partials,
             *bounds,
-            time_programs,
-            tiles,
-            options=options,
-            CHANNELS=CHANNELS,
+            grid.splits,
+            grid.tiles,
+            config=config,
+            CHANNELS=channels,
+            WIDTH=width,
             UNIT=unit,
-            D_UNIT=d_inputs[0].stride(2),
-            STEP=step,
+            D_UNIT=d_unit,
+            STRIDE_UNIT=step,
             EVEN=even(bounds),
+            TERMS=tap_terms(groups),
             STATEFUL=state is not None,
-            SPLIT=split,
-            **schedule,
+            SPLIT=grid.splits > 1,
         )
-    gradients += reduce_partials(sum_partials, 1032, [partials], [log_poles, residues, skip])
+    gradients += reduce_partials(
+        sum_partials,
+        section_end(2, channels, width),
+        [partials],
+        [log_poles, residues, skip],
+        CHANNELS=channels,
+        WIDTH=width,
+    )
     if state is not None:
         gradients += [torch.empty_like(history), d_entry]
     return gradients
@@ -1539,14 +1931,15 @@ def launch_backward(
 # -----------------------------------------------------------------------------------------------
 
 
-def allocate(like: Tensor, steps: int, packed: int | None = None) -> Tensor:
-    """An activation of `steps` steps, not yet written, with the batch and dtype of `like`.
+def allocate(like: Tensor, steps: int, channels: int | None = None) -> Tensor:
+    """An activation of `steps` steps, not yet written, with the batch and dtype of `like`, and its
+    channels if no others are given.
 
-    It has the channels of `like`, or `packed` times CHANNELS. Channels-first rows are padded to a
-    multiple of 8 elements, so that accesses stay 16 bytes wide whatever the length.
+    Channels-first rows are padded to a multiple of 8 elements, so that accesses stay 16 bytes wide
+    whatever the length.
     """
     batch = like.shape[0]
-    channels = like.shape[CHANNEL] if packed is None else packed * CHANNELS
+    channels = like.shape[CHANNEL] if channels is None else channels
     if LAYOUT == "BLD":
         return like.new_empty((batch, steps, channels))
     row = (steps + 7) // 8 * 8
@@ -1561,7 +1954,12 @@ def unpack(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     (features,) = inputs
     if not INTERLEAVED:
         return features.chunk(roles, CHANNEL)
-    return features.unflatten(CHANNEL, (CHANNELS, roles)).unbind(CHANNEL + 1)
+    return features.unflatten(CHANNEL, (-1, roles)).unbind(CHANNEL + 1)
+
+
+def channels_of(inputs: Sequence[Tensor]) -> int:
+    """D of all inputs, or of packed features alone."""
+    return inputs[0].shape[CHANNEL] * len(inputs) // len(INPUTS)
 
 
 def given(*inputs: Tensor | None) -> list[Tensor]:
@@ -1653,6 +2051,11 @@ def refuse_transforms(tensors: Sequence[Tensor]) -> None:
             f"{OP}: no derivatives {mode}: call backward() or torch.autograd.grad instead, or "
             "compute them of plain PyTorch, within operator.plain()"
         )
+
+
+def differentiates(*tensors: Tensor) -> bool:
+    """Whether a gradient will be asked for, as far as can be known."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def chunks(channels: int, width: int, bytes_per_channel: int, budget: int) -> Iterator[slice]:
@@ -1769,11 +2172,15 @@ def eager_forward(
     log_poles, residues, skip = (p.to(dtype) for p in parameters)
     outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
     (out_0,) = (canonical(x) for x in outputs)
-    batch, _, length = x_all.shape
+    batch, channels, length = x_all.shape
+    width = channels // log_poles.shape[0]
     channel_bytes = 6 * batch * length * dtype.itemsize
-    for c in chunks(CHANNELS, 1, channel_bytes, BYTE_BUDGET):
+    for c in chunks(channels, width, channel_bytes, BYTE_BUDGET):
         x = x_all[:, c].to(dtype)
-        filter_modes = channel_rows(log_poles, c, 1, dtype), channel_rows(residues, c, 1, dtype)
+        filter_modes = (
+            channel_rows(log_poles, c, width, dtype),
+            channel_rows(residues, c, width, dtype),
+        )
         conv = conv_modal(x, filter_modes, +1)
         skip_c = channel_rows(skip, c, 1, dtype)[:, None]
         skipped = x * skip_c
@@ -1797,11 +2204,15 @@ def eager_backward(
     d_log_poles_all = torch.zeros_like(log_poles, dtype=dtype)
     d_residues_all = torch.zeros_like(residues, dtype=dtype)
     d_skip_all = torch.zeros_like(skip, dtype=dtype)
-    batch, _, length = dy_all.shape
+    batch, channels, length = dy_all.shape
+    width = channels // log_poles.shape[0]
     channel_bytes = 8 * batch * length * dtype.itemsize
-    for c in chunks(CHANNELS, 1, channel_bytes, BYTE_BUDGET):
+    for c in chunks(channels, width, channel_bytes, BYTE_BUDGET):
         x = x_all[:, c].to(dtype)
-        filter_modes = channel_rows(log_poles, c, 1, dtype), channel_rows(residues, c, 1, dtype)
+        filter_modes = (
+            channel_rows(log_poles, c, width, dtype),
+            channel_rows(residues, c, width, dtype),
+        )
         skip_c = channel_rows(skip, c, 1, dtype)[:, None]
         dy = dy_all[:, c].to(dtype)
         d_x_1 = dy * skip_c
@@ -1810,8 +2221,8 @@ def eager_backward(
         add_rows(d_skip_all, c, d_skip, 1)
         d_x_2 = conv_modal(dy, filter_modes, -1)
         d_filter = mode_gradient_modal(dy, x, filter_modes)
-        add_rows(d_log_poles_all, c, d_filter[0], 1)
-        add_rows(d_residues_all, c, d_filter[1], 1)
+        add_rows(d_log_poles_all, c, d_filter[0], width)
+        add_rows(d_residues_all, c, d_filter[1], width)
         d_x = d_x_1 + d_x_2
         d_x_all[:, c] = d_x
     return [
@@ -1829,7 +2240,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_320fefe1"
+    name = unique = "s4d_real_061d854f"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1854,7 +2265,7 @@ def forward_op(
     inputs = given(x)
     with torch.autocast(x.device.type, enabled=False):
         (y,) = eager_forward(unpack(inputs), [log_poles, residues, skip])
-        return y, allocate_states(y, y.shape[TIME], 64, False)  # it needs none
+    return y, allocate_states(y, y.shape[CHANNEL], 0, {}, 64, False)
 
 
 @torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}_backward", mutates_args=())
@@ -1882,7 +2293,8 @@ def _(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     inputs = given(x)
-    return tuple(launch_forward(inputs, [log_poles, residues, skip], keep=keep))
+    outputs = launch_forward(inputs, [log_poles, residues, skip], keep=keep)
+    return tuple(outputs)
 
 
 @backward_op.register_kernel("cuda")
@@ -1906,9 +2318,11 @@ def _(
     skip: Tensor,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    steps = x.shape[TIME]
-    kept = allocate_states(x, steps, 64, keep and x.is_cuda)
-    return allocate(x, steps, 1), kept
+    inputs = given(x)
+    steps, channels = x.shape[TIME], channels_of(inputs)
+    config = configs_of(x, channels, log_poles.shape[0])["forward"]
+    kept = allocate_states(x, channels, steps, config, 64, keep and x.is_cuda)
+    return allocate(x, steps, channels), kept
 
 
 @backward_op.register_fake
@@ -1946,35 +2360,6 @@ forward_op.register_vmap(in_turn(forward_op))
 backward_op.register_vmap(in_turn(backward_op))
 
 
-def effective(
-    log_poles: Tensor,
-    residues: Tensor,
-    skip: Tensor,
-    dtype: torch.dtype = torch.float32,
-) -> list[Tensor]:
-    """The parameters as forward_op takes them; modes and decays are computed in `dtype`."""
-    log_poles = log_poles.to(dtype)
-    residues = residues.to(dtype)
-    return [log_poles, residues, skip]
-
-
-def differentiates(*tensors: Tensor) -> bool:
-    """Whether a gradient will be asked for, as far as can be known."""
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-
-
-def run_op(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-    """y of all inputs, or of packed features alone."""
-    if PLAIN:
-        refuse_symbols(inputs[0])
-        with without_autocast(inputs[0]):
-            return eager_forward(unpack(inputs), parameters)[0]
-    refuse_transforms([*inputs, *parameters])
-    absent = [None] * (len(INPUTS) - len(inputs))
-    keep = differentiates(*inputs, *parameters)
-    return forward_op(*inputs, *absent, *parameters, keep)[0]
-
-
 def check_dense(name: str, tensor: Tensor) -> None:
     """Refuse what is no tensor of strides."""
     if not isinstance(tensor, Tensor):
@@ -1988,7 +2373,6 @@ def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
     """Refuse tensors of a wrong kind, naming the argument and what was expected of it."""
     names = INPUTS if len(inputs) == len(INPUTS) else ("features",)
     x = inputs[0]
-    channels = CHANNELS if names == INPUTS else len(INPUTS) * CHANNELS
     for name, tensor in zip((*names, *PARAMETERS), (*inputs, *parameters), strict=True):
         check_dense(name, tensor)
         if tensor.device != x.device:
@@ -1997,10 +2381,12 @@ def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
             )
     accepted = (torch.bfloat16, torch.float16, torch.float32)
     for name, tensor in zip(names, inputs, strict=True):
-        if tensor.dim() != 3 or tensor.shape[CHANNEL] != channels or tensor.shape[TIME] < 1:
+        roles = len(INPUTS) // len(inputs)  # packed in one tensor
+        if tensor.dim() != 3 or tensor.shape[CHANNEL] % roles or tensor.shape[TIME] < LEAST:
+            channels = f"{roles} D" if roles > 1 else "D"
+            shape = f"(B, {channels}, L)" if LAYOUT == "BDL" else f"(B, L, {channels})"
             raise ValueError(
-                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected "
-                f"(B, {channels}, L) with L >= 1"
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} with L >= {LEAST}"
             )
         if tensor.shape != x.shape:
             raise ValueError(
@@ -2014,15 +2400,67 @@ def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
             )
         if tensor.dtype != x.dtype:
             raise TypeError(f"{OP}: {name} is {tensor.dtype}, but {names[0]} is {x.dtype}")
-    for (name, shape), tensor in zip(PARAMETERS.items(), parameters, strict=True):
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape}")
-        if tensor.dtype not in (*accepted, torch.float64):
+    check_parameters(channels_of(inputs), parameters)
+
+
+def require_triton(x: Tensor) -> None:
+    """Refuse what kernels would compute, where nothing can compile them."""
+    if x.device.type == "cuda" and not HAS_TRITON:
+        raise RuntimeError(f"{OP}: CUDA tensors need Triton, which is not installed")
+
+
+def has_shape(tensor: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor has a shape; where some dimensions are symbols, one by one."""
+    return tensor.shape == shape or (
+        tensor.dim() == len(shape)
+        and all(have == wanted for have, wanted in zip(tensor.shape, shape, strict=True))
+    )
+
+
+def check_parameters(channels: int, parameters: Sequence[Tensor]) -> None:
+    """Refuse parameters that do not belong to so many channels, or to each other."""
+    groups = parameters[0].shape[0] if parameters[0].dim() else 0
+    if groups < 1 or channels < 1 or channels % groups:
+        raise ValueError(
+            f"{OP}: {PARAMETERS[0]} has shape {tuple(parameters[0].shape)}, expected a row for "
+            f"each of G filter groups, where G divides {channels} channels"
+        )
+    shapes = parameter_shapes(channels, groups)
+    accepted = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    for (name, shape), tensor in zip(shapes.items(), parameters, strict=True):
+        as_conv1d = (shape[0], 1, shape[-1])
+        if not (has_shape(tensor, shape) or (name in TAPS and has_shape(tensor, as_conv1d))):
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} for {channels} "
+                f"channels in {groups} filter groups"
+            )
+        if tensor.dtype not in accepted:
             raise TypeError(
                 f"{OP}: {name} is {tensor.dtype}, expected float32, bfloat16, float16 or float64"
             )
-    if x.device.type == "cuda" and not HAS_TRITON:
-        raise RuntimeError(f"{OP}: CUDA tensors need Triton, which is not installed")
+
+
+def effective(
+    log_poles: Tensor,
+    residues: Tensor,
+    skip: Tensor,
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
+    """The parameters as forward_op takes them; modes and decays are computed in `dtype`."""
+    log_poles = log_poles.to(dtype)
+    residues = residues.to(dtype)
+    return [log_poles, residues, skip]
+
+
+def run_op(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    """y of all inputs, or of packed features alone."""
+    if PLAIN:
+        refuse_symbols(inputs[0])
+        with without_autocast(inputs[0]):
+            return eager_forward(unpack(inputs), parameters)[0]
+    refuse_transforms([*inputs, *parameters])
+    absent = [None] * (len(INPUTS) - len(inputs))
+    return forward_op(*inputs, *absent, *parameters, differentiates(*inputs, *parameters))[0]
 
 
 def s4d_real(x: Tensor, log_poles: Tensor, residues: Tensor, skip: Tensor) -> Tensor:
@@ -2030,10 +2468,10 @@ def s4d_real(x: Tensor, log_poles: Tensor, residues: Tensor, skip: Tensor) -> Te
 
     Args:
         x: (B, D, L), bfloat16, float16 or float32
-        log_poles: (1024, 64), float32; a < 0: mode n of the filter at lag j is residues[n]
+        log_poles: (groups, 64), float32; a < 0: mode n of the filter at lag j is residues[n]
             exp(a[n] j)
-        residues: (1024, 64), float32; weights of the modes
-        skip: (1024,), float32; times z, added to the convolution
+        residues: (groups, 64), float32; weights of the modes
+        skip: (channels), float32; times z, added to the convolution
 
     Returns:
         y (B, D, L) in the dtype of the inputs, differentiable in every argument.
@@ -2042,6 +2480,7 @@ def s4d_real(x: Tensor, log_poles: Tensor, residues: Tensor, skip: Tensor) -> Te
         TypeError, ValueError: naming the argument and the shape, dtype or device expected.
     """
     check([x], [log_poles, residues, skip])
+    require_triton(x)
     return run_op(
         [x],
         effective(log_poles, residues, skip, dtype=torch.promote_types(x.dtype, torch.float32)),
@@ -2049,15 +2488,30 @@ def s4d_real(x: Tensor, log_poles: Tensor, residues: Tensor, skip: Tensor) -> Te
 
 
 class S4dReal(nn.Module):
-    """The operator with its parameters: log_poles (1024, 64), residues (1024, 64), skip (1024,).
+    """The operator with its parameters: log_poles (groups, 64), residues (groups, 64), skip
+    (channels).
 
     They are float32 and stay so under `.to(torch.bfloat16)`, `.half()` and autocast: they are few,
     and rounding them would cost more accuracy than the whole computation.
+
+    Args:
+        channels: D.
+        groups: G, which divides D; as wide as those of 1024 channels in 1024 if absent.
     """
 
-    def __init__(self, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        channels: int = CHANNELS,
+        groups: int | None = None,
+        *,
+        device: torch.device | str | None = None,
+    ) -> None:
         super().__init__()
-        for name, shape in PARAMETERS.items():
+        groups = channels // (CHANNELS // GROUPS) if groups is None else groups
+        if channels < 1 or groups < 1 or channels % groups:
+            raise ValueError(f"{OP}: {groups} filter groups do not divide {channels} channels")
+        self.channels, self.groups = channels, groups
+        for name, shape in parameter_shapes(channels, groups).items():
             values = torch.empty(shape, dtype=torch.float32, device=device)
             self.register_parameter(name, nn.Parameter(values))
         self.reset_parameters()
@@ -2086,4 +2540,4 @@ class S4dReal(nn.Module):
         raise TypeError(f"{OP}: expected 1 input, got {len(inputs)}")
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={shape}" for name, shape in PARAMETERS.items())
+        return f"channels={self.channels}, groups={self.groups}"

@@ -3,16 +3,17 @@
     z = x
     y = silu(filter * z + bias)
 
-Activations are (B, D, L) with B batch, L time steps, D = 4096 channels; G = 4096 filter
-groups, K = 3 taps. Plan direct/BDL/recompute.
+Activations are (B, D, L) with B batch, L time steps, D channels; G filter groups of D / G channels
+each, K = 3 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: f65c53a186d458ec921f701bc44c28c95c7845f9ff77e50d7eff01ee1b599f6e
+sha256, with zeros here: 7ce2f409498206df149afe2e017cce64ff1b93c9314ea2475b0325d49b83c46d
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,47 +30,49 @@ except ImportError:  # plain PyTorch needs no Triton: let the kernels be defined
 
     HAS_TRITON = False
     tl = SimpleNamespace(constexpr=None)
-    triton = SimpleNamespace(jit=lambda function=None, **_: function or (lambda f: f))
+    triton = SimpleNamespace(
+        jit=lambda function=None, **_: function or (lambda f: f),
+        constexpr_function=lambda function: function,
+    )
 
 OP = "short_conv_3"
 PLAN = "direct/BDL/recompute"
 LAYOUT = "BDL"
 INPUTS = ("x",)
-PARAMETERS = {"filter": (4096, 3), "bias": (4096,)}
-CHANNELS = 4096
+PARAMETERS = ("filter", "bias")
+TAPS = ("filter",)  # also in the shape of a conv1d's weight
+CHANNELS, GROUPS = 4096, 4096  # unless others are given
 INTERLEAVED = False  # how features are packed: channel by channel, or input by input
 TIME, CHANNEL = 2, 1  # axes of an activation
+LEAST = 1  # steps of a call
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
-SCHEDULE = {
-    "forward": {"ROWS": 8, "BLOCK_D": 1, "BLOCK_T": 1024, "TILES": 1, "EVICT_LAST": 0},
-    "backward": {"ROWS": 16, "BLOCK_D": 1, "BLOCK_T": 512, "TILES": 4},
-}
-OPTIONS = {  # of the compiler
-    "forward": {"num_warps": 2, "enable_fp_fusion": True},
-    "backward": {"num_warps": 1, "enable_fp_fusion": True},
-    "reduce": {"num_warps": 4, "enable_fp_fusion": True},
-}
-NUMBERS = {
-    "forward": {
-        "ROWS": 8,
-        "BLOCK_D": 1,
-        "BLOCK_T": 1024,
-        "TILES": 1,
-        "EVICT_LAST": 0,
-        "num_warps": 2,
-        "maxnreg": 0,
+BATCH = 1  # the least that it is for
+CHOSEN: dict = {}  # configs by device, channels and groups
+TOLD = ("num_warps", "num_stages", "maxnreg")  # to the compiler, of a config
+SUMS = {"num_warps": 4}  # config of what adds sums
+CONFIGS = {  # by GPU, channels and groups
+    ("", 4096, 4096): {
+        "forward": {
+            "ROWS": 8,
+            "BLOCK_D": 1,
+            "BLOCK_T": 1024,
+            "TILES": 1,
+            "EVICT_LAST": 0,
+            "num_warps": 2,
+            "maxnreg": 0,
+        },
+        "backward": {
+            "ROWS": 16,
+            "BLOCK_D": 1,
+            "BLOCK_T": 512,
+            "TILES": 4,
+            "num_warps": 1,
+            "maxnreg": 0,
+        },
     },
-    "backward": {
-        "ROWS": 16,
-        "BLOCK_D": 1,
-        "BLOCK_T": 512,
-        "TILES": 4,
-        "num_warps": 1,
-        "maxnreg": 0,
-    },
-}  # the schedule
+}
 SPEC = {
     "op": "short_conv_3",
     "channels": 4096,
@@ -101,26 +104,32 @@ SPEC = {
     ],
 }
 
+
+def parameter_shapes(channels: int, groups: int) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter."""
+    return {"filter": (groups, 3), "bias": (channels,)}
+
+
 # -----------------------------------------------------------------------------------------------
 # Helpers of the kernels
 # -----------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def load_taps(ptr, row, inside, LENGTH: tl.constexpr, LAG_LAST: tl.constexpr):
+def load_taps(ptr, row, channel_mask, LENGTH: tl.constexpr, LAG_LAST: tl.constexpr):
     """The taps of each lane's filter as float32, lag 0 first: LENGTH x [BLOCK_D, 1]."""
     taps = ()
     for lag in tl.static_range(LENGTH):
         tap = LENGTH - 1 - lag if LAG_LAST else lag
-        value = tl.load(ptr + row * LENGTH + tap, mask=inside, other=0.0)
+        value = tl.load(ptr + row * LENGTH + tap, mask=channel_mask, other=0.0)
         taps = taps + (value.to(tl.float32),)
     return taps
 
 
 @triton.jit
-def load_vector(ptr, row, inside):
+def load_vector(ptr, row, channel_mask):
     """One float32 parameter for each lane: [BLOCK_D, 1]."""
-    return tl.load(ptr + row, mask=inside, other=0.0).to(tl.float32)
+    return tl.load(ptr + row, mask=channel_mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -208,12 +217,12 @@ def channel_sum(total, x):
 
 
 @triton.jit
-def store_partial(ptr, first, total, channel, inside, CHANNELS: tl.constexpr):
+def store_partial(ptr, first, total, channel, channel_mask, CHANNELS: tl.constexpr):
     """Write accumulators, summed over blocks of time, to rows first, ... of [P, CHANNELS]."""
     for i in tl.static_range(len(total)):
         x = total[i]
         value = tl.sum(x) if x.shape[0] == 1 else tl.sum(x, axis=1, keep_dims=True)
-        tl.store(ptr + (first + i) * CHANNELS + channel, value, mask=inside)
+        tl.store(ptr + (first + i) * CHANNELS + channel, value, mask=channel_mask)
 
 
 @triton.jit
@@ -234,55 +243,59 @@ def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def load_rows(
-    ptr, row, unit, tile,
+def load_steps(
+    ptr, stride, unit, tile,
     LO: tl.constexpr, HI: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
     EVICT_LAST: tl.constexpr = 0,
 ):  # fmt: skip
-    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [first, last).
+    """Rows LO .. HI - 1 from the first step of each block of ROWS; zero outside [read_begin,
+    read_end).
 
     EVEN says that the segment's bounds are multiples of 8, so that a vector is inside or outside
     as a whole. Otherwise only tiles at an edge pay for a mask on every element. EVICT_LAST asks
     the caches to evict last what is read.
     """
     EVICT: tl.constexpr = "evict_last" if EVICT_LAST else ""
-    channel, inside, t, _, _, first, last, end = tile
+    offset, channel_mask, t, _, _, read_begin, read_end, write_end = tile
     rows = ()
     for vector in tl.static_range(LO // 8, (HI + 7) // 8):
         index = tl.arange(0, N * 8)[None, :]
         begin = t + vector * 8 + index // 8 * ROWS  # of the vector
         time = begin + index % 8
-        where = ptr + channel * row + time * unit
+        where = ptr + offset * stride + time * unit
         if EVEN:
-            mask = inside & (begin >= first) & (begin < last)
+            mask = channel_mask & (begin >= read_begin) & (begin < read_end)
             x = tl.load(where, mask=mask, other=0.0, eviction_policy=EVICT)
-        elif (t + vector * 8 >= first) & (t + vector * 8 + N * ROWS <= last):
-            x = tl.load(where, mask=inside, other=0.0, eviction_policy=EVICT)
+        elif (t + vector * 8 >= read_begin) & (t + vector * 8 + N * ROWS <= read_end):
+            x = tl.load(where, mask=channel_mask, other=0.0, eviction_policy=EVICT)
         else:
-            mask = inside & (time >= first) & (time < last)
+            mask = channel_mask & (time >= read_begin) & (time < read_end)
             x = tl.load(where, mask=mask, other=0.0, eviction_policy=EVICT)
         rows = rows + vector_rows(x, BLOCK_D, N)
     return rows[LO - LO // 8 * 8 : LO - LO // 8 * 8 + HI - LO]
 
 
 @triton.jit
-def locate(program, time_programs, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
+def locate(program, splits, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
     """(batch, first channel, time program) of one program; neighbours in time run together."""
     channel_programs: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
-    outer = program // time_programs
-    return outer // channel_programs, outer % channel_programs * BLOCK_D, program % time_programs
+    outer = program // splits
+    return outer // channel_programs, outer % channel_programs * BLOCK_D, program % splits
 
 
 @triton.jit
-def advance(ptr, batch_stride, row, STEP: tl.constexpr, unit, origin):
+def advance(ptr, batch_stride, stride, STRIDE_UNIT: tl.constexpr, unit, origin):
     """The pointer to origin = (batch, channel, time), in 64-bit arithmetic, and the row stride.
 
     Strides come in units of STEP elements, which tells the compiler how rows are aligned.
     """
     batch, channel, time = origin
-    offset = batch.to(tl.int64) * batch_stride * STEP + channel.to(tl.int64) * row * STEP
-    return ptr + offset + time.to(tl.int64) * unit, row * STEP
+    offset = (
+        batch.to(tl.int64) * batch_stride * STRIDE_UNIT
+        + channel.to(tl.int64) * stride * STRIDE_UNIT
+    )
+    return ptr + offset + time.to(tl.int64) * unit, stride * STRIDE_UNIT
 
 
 @triton.jit
@@ -306,23 +319,41 @@ def rows_vector(
 
 
 @triton.jit
-def store_rows(
-    ptr, row, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
+def store_steps(
+    ptr, stride, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
-    """Write the rows of every block that lie before `end`."""
-    channel, inside, t, earliest, latest, first, last, end = tile
+    """Write the rows of every block that lie before `write_end`."""
+    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     for vector in tl.static_range(len(rows) // 8):
         x = rows_vector(rows, vector * 8, BLOCK_D, N, ptr.dtype.element_ty)
         index = tl.arange(0, N * 8)[None, :]
         begin = t + vector * 8 + index // 8 * len(rows)
         time = begin + index % 8
-        where = ptr + channel * row + time * unit
+        where = ptr + offset * stride + time * unit
         if EVEN:
-            tl.store(where, x, mask=inside & (begin < end))
-        elif latest + vector * 8 + N * len(rows) <= end:
-            tl.store(where, x, mask=inside)
+            tl.store(where, x, mask=channel_mask & (begin < write_end))
+        elif latest + vector * 8 + N * len(rows) <= write_end:
+            tl.store(where, x, mask=channel_mask)
         else:
-            tl.store(where, x, mask=inside & (time < end))
+            tl.store(where, x, mask=channel_mask & (time < write_end))
+
+
+@triton.constexpr_function
+def columns_at_once(width):
+    """How many of `width` columns that share a row a program sums at once: a power of two."""
+    return min(1024, 1 << (width - 1).bit_length())
+
+
+@triton.constexpr_function
+def rows_at_once(width):
+    """How many rows of the gradient a program sums, where `width` columns share each."""
+    return max(1, 128 // columns_at_once(width))
+
+
+@triton.constexpr_function
+def sum_blocks(columns, width):
+    """How many programs sum one row of partial sums of so many columns."""
+    return -(-(columns // width) // rows_at_once(width))
 
 
 @triton.jit
@@ -332,11 +363,12 @@ def sum_rows(
     splits, program,
     FIRST: tl.constexpr, P: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
     LENGTH: tl.constexpr, ROLES: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr,
-    BLOCK_G: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """One program's gradient rows of one parameter tensor: of partials FIRST .. FIRST + ROLES *
     LENGTH - 1, summed over splits and over the WIDTH columns that share a row, always in the same
     order."""
+    BLOCK_G: tl.constexpr = rows_at_once(WIDTH)
+    BLOCK_W: tl.constexpr = columns_at_once(WIDTH)
     AT_ONCE: tl.constexpr = 8  # splits: their loads wait together, their sums one after another
     groups: tl.constexpr = COLUMNS // WIDTH
     blocks: tl.constexpr = (groups + BLOCK_G - 1) // BLOCK_G
@@ -368,135 +400,229 @@ def sum_rows(
 
 @triton.jit(
     do_not_specialize=[
-        "x_batch", "x_row",
-        "y_batch", "y_row",
-        "first", "last", "end", "time_programs",
+        "x_batch", "x_stride",
+        "y_batch", "y_stride",
+        "read_begin", "read_end", "write_end", "splits",
     ]
 )  # fmt: skip
 def short_conv_3_forward(
-    x_ptr, x_batch, x_row,
-    y_ptr, y_batch, y_row,
-    filter_ptr,  # (4096, 3)
-    bias_ptr,  # (4096,)
-    first, last, end, time_programs,
-    CHANNELS: tl.constexpr, UNIT: tl.constexpr,
-    STEP: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, TILES: tl.constexpr, EVICT_LAST: tl.constexpr,
+    x_ptr, x_batch, x_stride,
+    y_ptr, y_batch, y_stride,
+    filter_ptr,  # [groups, 3]
+    bias_ptr,  # [channels]
+    read_begin, read_end, write_end, splits,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
+    EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
+    TILES: tl.constexpr, EVICT_LAST: tl.constexpr,
 ):  # fmt: skip
     """z = x; y = silu(filter * z + bias)
 
-    A program computes TILES tiles of BLOCK_D channels x BLOCK_T steps. Time counts from the first
-    step written; activations are read in [first, last), are zero elsewhere, and are written up to
-    `end`. EVEN says that these three are multiples of 8; strides count in units of STEP elements.
+    A program computes TILES tiles of BLOCK_D channels x BLOCK_T steps.
+
+    Time counts from the first step written. Activations are read in [read_begin, read_end), are
+    zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
+    8; strides count in units of STRIDE_UNIT elements.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # blocks of ROWS steps in a tile
-    batch, channel_0, block = locate(tl.program_id(0), time_programs, BLOCK_D, CHANNELS)
+    batch, channel_0, block = locate(tl.program_id(0), splits, BLOCK_D, CHANNELS)
     step_0 = block * (TILES * BLOCK_T)
     origin = (batch, channel_0, step_0)
-    x_ptr, x_row = advance(x_ptr, x_batch, x_row, STEP, UNIT, origin)
-    y_ptr, y_row = advance(y_ptr, y_batch, y_row, STEP, 1, origin)
-    first -= step_0
-    last -= step_0
-    end -= step_0
-    channel = tl.arange(0, BLOCK_D)[:, None] if BLOCK_D > 1 else 0
-    row = channel_0 + channel
-    inside = row < CHANNELS
-    filter = load_taps(filter_ptr, row, inside, 3, True)
-    bias = load_vector(bias_ptr, row, inside)
-    for t in range(0, tl.minimum(TILES * BLOCK_T, end), BLOCK_T):
-        tile = (channel, inside, t, t, t, first, last, end)
-        x = load_rows(x_ptr, x_row, UNIT, tile, -2, ROWS, EVEN, ROWS, BLOCK_D, N, EVICT_LAST)
+    x_ptr, x_stride = advance(x_ptr, x_batch, x_stride, STRIDE_UNIT, UNIT, origin)
+    y_ptr, y_stride = advance(y_ptr, y_batch, y_stride, STRIDE_UNIT, 1, origin)
+    read_begin -= step_0
+    read_end -= step_0
+    write_end -= step_0
+    offset = tl.arange(0, BLOCK_D)[:, None] if BLOCK_D > 1 else 0
+    channel = channel_0 + offset
+    channel_mask = channel < CHANNELS
+    filter = load_taps(filter_ptr, channel // WIDTH, channel_mask, LENGTH=3, LAG_LAST=True)
+    bias = load_vector(bias_ptr, channel, channel_mask)
+    for t in range(0, tl.minimum(TILES * BLOCK_T, write_end), BLOCK_T):
+        tile = (offset, channel_mask, t, t, t, read_begin, read_end, write_end)
+        x = load_steps(x_ptr, x_stride, UNIT, tile, -2, ROWS, EVEN, ROWS, BLOCK_D, N, EVICT_LAST)
         conv = fir(x, filter, LENGTH=3)
         pre_bias = shift(conv, bias)
         y = silu(pre_bias)
-        store_rows(y_ptr, y_row, 1, tile, y, EVEN, BLOCK_D, N)
+        store_steps(y_ptr, y_stride, 1, tile, y, EVEN, BLOCK_D, N)
 
 
 @triton.jit(
     do_not_specialize=[
-        "x_batch", "x_row",
-        "dy_batch", "dy_row",
-        "d_x_batch", "d_x_row",
-        "first", "last", "end", "time_programs",
+        "x_batch", "x_stride",
+        "dy_batch", "dy_stride",
+        "d_x_batch", "d_x_stride",
+        "read_begin", "read_end", "write_end", "splits",
     ]
 )  # fmt: skip
 def short_conv_3_backward(
-    x_ptr, x_batch, x_row,
-    dy_ptr, dy_batch, dy_row,
-    d_x_ptr, d_x_batch, d_x_row,
-    filter_ptr,  # (4096, 3)
-    bias_ptr,  # (4096,)
-    partials_ptr,  # [programs along batch and time, 4, CHANNELS] float32
-    first, last, end, time_programs,
-    CHANNELS: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
-    STEP: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, TILES: tl.constexpr,
+    x_ptr, x_batch, x_stride,
+    dy_ptr, dy_batch, dy_stride,
+    d_x_ptr, d_x_batch, d_x_stride,
+    filter_ptr,  # [groups, 3]
+    bias_ptr,  # [channels]
+    partials_ptr,  # [batch and splits, 4, CHANNELS] float32
+    read_begin, read_end, write_end, splits,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
+    STRIDE_UNIT: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_T: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of every input, and partial sums of those of parameters.
 
-    A program computes TILES tiles of BLOCK_D channels x BLOCK_T steps. Time counts from the first
-    step written; activations are read in [first, last), are zero elsewhere, and are written up to
-    `end`. EVEN says that these three are multiples of 8; strides count in units of STEP elements.
+    A program computes TILES tiles of BLOCK_D channels x BLOCK_T steps.
+
+    Time counts from the first step written. Activations are read in [read_begin, read_end), are
+    zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
+    8; strides count in units of STRIDE_UNIT elements.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # blocks of ROWS steps in a tile
-    batch, channel_0, block = locate(tl.program_id(0), time_programs, BLOCK_D, CHANNELS)
+    batch, channel_0, block = locate(tl.program_id(0), splits, BLOCK_D, CHANNELS)
     step_0 = block * (TILES * BLOCK_T)
     origin = (batch, channel_0, step_0)
-    x_ptr, x_row = advance(x_ptr, x_batch, x_row, STEP, UNIT, origin)
-    dy_ptr, dy_row = advance(dy_ptr, dy_batch, dy_row, STEP, 1, origin)
-    d_x_ptr, d_x_row = advance(d_x_ptr, d_x_batch, d_x_row, STEP, D_UNIT, origin)
-    first -= step_0
-    last -= step_0
-    end -= step_0
-    channel = tl.arange(0, BLOCK_D)[:, None] if BLOCK_D > 1 else 0
-    row = channel_0 + channel
-    inside = row < CHANNELS
-    filter = load_taps(filter_ptr, row, inside, 3, True)
-    bias = load_vector(bias_ptr, row, inside)
+    x_ptr, x_stride = advance(x_ptr, x_batch, x_stride, STRIDE_UNIT, UNIT, origin)
+    dy_ptr, dy_stride = advance(dy_ptr, dy_batch, dy_stride, STRIDE_UNIT, 1, origin)
+    d_x_ptr, d_x_stride = advance(d_x_ptr, d_x_batch, d_x_stride, STRIDE_UNIT, D_UNIT, origin)
+    read_begin -= step_0
+    read_end -= step_0
+    write_end -= step_0
+    offset = tl.arange(0, BLOCK_D)[:, None] if BLOCK_D > 1 else 0
+    channel = channel_0 + offset
+    channel_mask = channel < CHANNELS
+    filter = load_taps(filter_ptr, channel // WIDTH, channel_mask, LENGTH=3, LAG_LAST=True)
+    bias = load_vector(bias_ptr, channel, channel_mask)
     d_filter = zero_taps(3, BLOCK_D, N)
     d_bias = zero_taps(1, BLOCK_D, N)
-    for t in range(0, tl.minimum(TILES * BLOCK_T, end), BLOCK_T):
-        tile = (channel, inside, t, t, t, first, last, end)
-        x = load_rows(x_ptr, x_row, UNIT, tile, -2, ROWS + 2, EVEN, ROWS, BLOCK_D, N)
+    for t in range(0, tl.minimum(TILES * BLOCK_T, write_end), BLOCK_T):
+        tile = (offset, channel_mask, t, t, t, read_begin, read_end, write_end)
+        x = load_steps(x_ptr, x_stride, UNIT, tile, -2, ROWS + 2, EVEN, ROWS, BLOCK_D, N)
         conv = fir(x, filter, LENGTH=3)
         pre_bias = shift(conv, bias)
-        dy = load_rows(dy_ptr, dy_row, 1, tile, 0, ROWS + 2, EVEN, ROWS, BLOCK_D, N)
+        dy = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS + 2, EVEN, ROWS, BLOCK_D, N)
         d_pre_bias = silu_gradient(dy, pre_bias)
         d_bias = channel_sum(d_bias, d_pre_bias[0:ROWS])
         d_x = fir_adjoint(d_pre_bias, filter, LENGTH=3)
-        store_rows(d_x_ptr, d_x_row, D_UNIT, tile, d_x, EVEN, BLOCK_D, N)
+        store_steps(d_x_ptr, d_x_stride, D_UNIT, tile, d_x, EVEN, BLOCK_D, N)
         d_filter = tap_gradient(d_filter, d_pre_bias[0:ROWS], x[0 : ROWS + 2], LENGTH=3)
-    partials_ptr += (batch.to(tl.int64) * time_programs + block) * (4 * CHANNELS)
-    store_partial(partials_ptr, 0, d_filter, row, inside, CHANNELS)
-    store_partial(partials_ptr, 3, d_bias, row, inside, CHANNELS)
+    partials_ptr += (batch.to(tl.int64) * splits + block) * (4 * CHANNELS)
+    store_partial(partials_ptr, 0, d_filter, channel, channel_mask, CHANNELS)
+    store_partial(partials_ptr, 3, d_bias, channel, channel_mask, CHANNELS)
+
+
+@triton.constexpr_function
+def section_end(index, CHANNELS, WIDTH):
+    """The first program after those that sum the gradients of parameters 0 .. index."""
+    sections = (
+        (3, CHANNELS, WIDTH),  # filter
+        (1, CHANNELS, 1),  # bias
+    )
+    return sum(rows * sum_blocks(columns, width) for rows, columns, width in sections[: index + 1])
 
 
 @triton.jit(do_not_specialize=["splits"])
 def sum_partials(
-    partials_ptr,  # [splits, 4, 4096] float32
-    d_filter_ptr,  # (4096, 3)
-    d_bias_ptr,  # (4096,)
+    partials_ptr,  # [splits, 4, CHANNELS] float32
+    d_filter_ptr,  # [groups, 3]
+    d_bias_ptr,  # [channels]
     splits,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Gradients of filter, bias, each by programs of its own."""
     program = tl.program_id(0)
-    if program < 96:
+    if program < section_end(0, CHANNELS, WIDTH):
         sum_rows(
-            partials_ptr, d_filter_ptr, splits, program,
-            FIRST=0, P=4, COLUMNS=4096, WIDTH=1, LENGTH=3, ROLES=1,
-            INTERLEAVED=False, LAG_LAST=True, BLOCK_G=128, BLOCK_W=1,
+            partials_ptr, d_filter_ptr, splits,
+            program,
+            FIRST=0, P=4, COLUMNS=CHANNELS, WIDTH=WIDTH,
+            LENGTH=3, ROLES=1, INTERLEAVED=False, LAG_LAST=True,
         )  # fmt: skip
     else:
         sum_rows(
-            partials_ptr, d_bias_ptr, splits, program - 96,
-            FIRST=3, P=4, COLUMNS=4096, WIDTH=1, LENGTH=1, ROLES=1,
-            INTERLEAVED=False, LAG_LAST=False, BLOCK_G=128, BLOCK_W=1,
+            partials_ptr, d_bias_ptr, splits,
+            program - section_end(0, CHANNELS, WIDTH),
+            FIRST=3, P=4, COLUMNS=CHANNELS, WIDTH=1,
+            LENGTH=1, ROLES=1, INTERLEAVED=False, LAG_LAST=False,
         )  # fmt: skip
 
 
 # -----------------------------------------------------------------------------------------------
 # Launchers
 # -----------------------------------------------------------------------------------------------
+
+
+class Grid(NamedTuple):
+    """The programs of a launch.
+
+    Attributes:
+        splits: of a sequence, each by a program of its own.
+        tiles: of a split, or of each of its segments.
+        columns: programs along channels.
+        sums: partial sums that a program writes.
+        programs: in all.
+    """
+
+    splits: int
+    tiles: int
+    columns: int
+    sums: int
+    programs: int
+
+
+def tile_grid(
+    batch: int, steps: int, channels: int, width: int, config: dict[str, int], whole: bool = False
+) -> Grid:
+    """Of kernels of independent tiles: every program computes TILES of them along time."""
+    splits = -(-steps // (config["BLOCK_T"] * config["TILES"]))
+    columns = -(-channels // config["BLOCK_D"])
+    return Grid(splits, config["TILES"], columns, 1, batch * splits * columns)
+
+
+def even(bounds: tuple[int, int, int]) -> bool:
+    """Whether a vector of 8 steps lies within or without the bounds as a whole."""
+    return all(bound % 8 == 0 for bound in bounds)
+
+
+VARIANTS: dict = {}  # and the kernels that they are of
+
+
+def default_configs(channels: int, groups: int, device: torch.device) -> dict[str, dict[str, int]]:
+    """The config of each kernel for a width that CONFIGS lacks."""
+    forward = {
+        "ROWS": 8,
+        "BLOCK_D": 1,
+        "BLOCK_T": 1024,
+        "TILES": 1,
+        "EVICT_LAST": 0,
+        "num_warps": 2,
+        "maxnreg": 0,
+    }
+    backward = {"ROWS": 16, "BLOCK_D": 1, "BLOCK_T": 512, "TILES": 4, "num_warps": 1, "maxnreg": 0}
+    return {"forward": forward, "backward": backward}
+
+
+def gpu_name(device: torch.device) -> str:
+    """What torch calls the GPU, or nothing."""
+    there = device.type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_name(device) if there else ""
+
+
+def configs_of(x: torch.Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
+    """The config of every kernel and variant for inputs like x of so many channels and groups: one
+    of CONFIGS, rather of this GPU than of another, or else the default.
+    """
+    key = (x.device, int(channels), int(groups))
+    if key not in CHOSEN:
+        here = gpu_name(x.device)
+        of_width = {k[0]: config for k, config in CONFIGS.items() if k[1:] == key[1:]}
+        found = of_width.get(here) or next(iter(of_width.values()), None)
+        found = found or default_configs(*key[1:], x.device)
+        found = {name: dict(config) for name, config in found.items()}
+        for config in found.values():
+            if "PROGRAMS" in config:  # of a sequence; a batch of these runs at once
+                config["PROGRAMS"] = max(1, config["PROGRAMS"] // BATCH)
+        for name, (kernel, derived) in VARIANTS.items():
+            if own := derived(found[kernel]):
+                found[name] = own
+        CHOSEN[key] = found
+    return CHOSEN[key]
 
 
 def dense(x: Tensor) -> Tensor:
@@ -543,26 +669,15 @@ def segment(
     return context + begin, end - begin, (-(context + begin), length - begin, end - begin)
 
 
-def even(bounds: tuple[int, int, int]) -> bool:
-    """Whether a vector of 8 steps lies within or without the bounds as a whole."""
-    return all(bound % 8 == 0 for bound in bounds)
-
-
-def programs(batch: int, steps: int, schedule: dict[str, int]) -> tuple[int, int]:
-    """How many programs lie along time, and how many there are in all."""
-    along_time = -(-steps // (schedule["BLOCK_T"] * schedule["TILES"]))
-    return along_time, batch * along_time * -(-CHANNELS // schedule["BLOCK_D"])
-
-
-def stride_step(schedule: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
+def stride_step(config: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
     """8 if all strides are multiples of 8 elements, so that accesses are 16 bytes wide; else 1.
 
     Refuses row strides that the 32-bit offsets within a program of so many tiles cannot hold;
     those of the program itself are 64-bit.
     """
-    rows = schedule.get("BLOCK_D", 1)
+    rows = config.get("BLOCK_D", 1)
     if LAYOUT == "BLD":  # and the steps that it looks back and ahead
-        rows = schedule["BLOCK_T"] * schedule.get("SEGMENTS", 1) * tiles + 4096
+        rows = config["BLOCK_T"] * config.get("SEGMENTS", 1) * tiles + 4096
     step = 8
     for x in tensors:
         batch_stride, row_stride, _ = x.stride()
@@ -580,26 +695,41 @@ def trait(argument: Tensor | int) -> tuple[object, ...]:
     return (argument >= 2**31,)
 
 
-def launch(kernel, grid: int, *arguments: Tensor | int, options: dict[str, int], **constants: int):
+def launch(
+    kernel, programs: int, *arguments: Tensor | int, config: dict[str, int], **constants: int
+):
     """Run a kernel on the device of its first argument.
 
-    Binding arguments anew for each launch takes the host longer than a short kernel takes the GPU,
-    so the binary for arguments of these traits is remembered and launched directly. It takes the
-    constants by position, after the arguments.
+    The config gives the constants that are left, and what the compiler is told. Binding arguments
+    anew for each launch takes the host longer than a short kernel takes the GPU, so the binary for
+    arguments of these traits is remembered and launched directly. It takes the constants by
+    position, after the arguments.
     """
     device = arguments[0].device
-    key = (kernel, device, *map(trait, arguments), *constants.values(), *options.values())
+    given = len(arguments) + len(constants)
+    values = (*constants.values(), *(config[name] for name in kernel.arg_names[given:]))
+    options = {name: config[name] for name in TOLD if config.get(name)}
+    key = (kernel, device, *map(trait, arguments), *values, *options.values())
     binary = BINARIES.get(key)
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         if binary is None:
-            assert kernel.arg_names[len(arguments) :] == list(constants), "in the kernel's order"
-            BINARIES[key] = kernel[(grid,)](*arguments, **constants, **options)
+            names = kernel.arg_names[len(arguments) :]
+            assert names[: len(constants)] == list(constants), "in the kernel's order"
+            named = dict(zip(names, values, strict=True))
+            # Fusion is stated, because Triton's default changes between versions.
+            BINARIES[key] = kernel[(programs,)](
+                *arguments, **named, **options, enable_fp_fusion=True
+            )
         else:
-            binary[(grid, 1, 1)](*arguments, *constants.values())
+            binary[(programs, 1, 1)](*arguments, *values)
 
 
 def reduce_partials(
-    kernel, grid: int, partials: Sequence[Tensor], parameters: Sequence[Tensor]
+    kernel,
+    programs: int,
+    partials: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    **constants: int,
 ) -> list[Tensor]:
     """Gradients of parameter tensors, in their shapes and dtypes, from partial sums
     [splits, rows, columns], by one launch of all sections of the kernel that sums these.
@@ -608,9 +738,8 @@ def reduce_partials(
         torch.empty_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
         for p in parameters
     ]
-    launch(
-        kernel, grid, *partials, *sums, *(p.shape[0] for p in partials), options=OPTIONS["reduce"]
-    )
+    counts = (p.shape[0] for p in partials)
+    launch(kernel, programs, *partials, *sums, *counts, config=SUMS, **constants)
     return [total.to(p.dtype) for total, p in zip(sums, parameters, strict=True)]
 
 
@@ -622,31 +751,34 @@ def launch_forward(
     end: int | None = None,
 ) -> list[Tensor]:
     """[y] for steps begin .. end - 1 of the segment after `context` steps."""
-    schedule, options = SCHEDULE["forward"], OPTIONS["forward"]
     (x,), unit = common_unit(unpack(inputs))
     filter, bias = (p.contiguous() for p in parameters)
-    first, steps, bounds = segment(x, context, begin, end, schedule["BLOCK_T"])
-    time_programs, grid = programs(x.shape[0], steps, schedule)
-    outputs = [allocate(x, steps)]
-    step = stride_step(schedule, (x, *outputs), schedule["TILES"])
-    if grid:
+    channels, groups = x.shape[CHANNEL], filter.shape[0]
+    width = channels // groups
+    configs = configs_of(x, channels, groups)
+    config = configs["forward"]
+    first, steps, bounds = segment(x, context, begin, end, config["BLOCK_T"])
+    grid = tile_grid(x.shape[0], steps, channels, width, config, False)
+    y = allocate(x, steps, channels)
+    step = stride_step(config, (x, y), grid.tiles)
+    if grid.programs:
         launch(
             short_conv_3_forward,
-            grid,
+            grid.programs,
             *operand(x, first, step),
-            *operand(outputs[0], 0, step),
+            *operand(y, 0, step),
             filter,
             bias,
             *bounds,
-            time_programs,
-            options=options,
-            CHANNELS=CHANNELS,
+            grid.splits,
+            config=config,
+            CHANNELS=channels,
+            WIDTH=width,
             UNIT=unit,
-            STEP=step,
+            STRIDE_UNIT=step,
             EVEN=even(bounds),
-            **schedule,
         )
-    return outputs
+    return [y]
 
 
 def launch_backward(
@@ -663,38 +795,51 @@ def launch_backward(
     With a range, the gradients of inputs are for its steps and those of parameters sum over them;
     `dy` and saved values cover the whole segment, without its context.
     """
-    schedule, options = SCHEDULE["backward"], OPTIONS["backward"]
     (x,), unit = common_unit(unpack(inputs))
     filter, bias = (p.contiguous() for p in parameters)
     dy = dense(dy)
-    first, steps, bounds = segment(x, context, begin, end, schedule["BLOCK_T"])
-    time_programs, grid = programs(dy.shape[0], steps, schedule)
+    channels, groups = x.shape[CHANNEL], filter.shape[0]
+    width = channels // groups
+    configs = configs_of(x, channels, groups)
+    config = configs["backward"]
+    first, steps, bounds = segment(x, context, begin, end, config["BLOCK_T"])
     gradients = [allocate(x, steps) for x in inputs]
-    d_inputs = unpack(gradients)
-    step = stride_step(schedule, (x, dy, *d_inputs), schedule["TILES"])
-    splits = dy.shape[0] * time_programs
-    partials = dy.new_empty((splits, 4, CHANNELS), dtype=torch.float32)
-    if grid:
+    (d_x,) = unpack(gradients)
+    d_unit = d_x.stride(2)
+    tensors = (x, dy, d_x)
+    grid = tile_grid(dy.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
+    step = stride_step(config, tensors, grid.tiles)
+    partials = dy.new_empty(
+        (dy.shape[0] * grid.splits * grid.sums, 4, channels), dtype=torch.float32
+    )
+    if grid.programs:
         launch(
             short_conv_3_backward,
-            grid,
+            grid.programs,
             *operand(x, first, step),
             *operand(dy, begin, step),
-            *operand(d_inputs[0], 0, step),
+            *operand(d_x, 0, step),
             filter,
             bias,
             partials,
             *bounds,
-            time_programs,
-            options=options,
-            CHANNELS=CHANNELS,
+            grid.splits,
+            config=config,
+            CHANNELS=channels,
+            WIDTH=width,
             UNIT=unit,
-            D_UNIT=d_inputs[0].stride(2),
-            STEP=step,
+            D_UNIT=d_unit,
+            STRIDE_UNIT=step,
             EVEN=even(bounds),
-            **schedule,
         )
-    gradients += reduce_partials(sum_partials, 128, [partials], [filter, bias])
+    gradients += reduce_partials(
+        sum_partials,
+        section_end(1, channels, width),
+        [partials],
+        [filter, bias],
+        CHANNELS=channels,
+        WIDTH=width,
+    )
     return gradients
 
 
@@ -703,14 +848,15 @@ def launch_backward(
 # -----------------------------------------------------------------------------------------------
 
 
-def allocate(like: Tensor, steps: int, packed: int | None = None) -> Tensor:
-    """An activation of `steps` steps, not yet written, with the batch and dtype of `like`.
+def allocate(like: Tensor, steps: int, channels: int | None = None) -> Tensor:
+    """An activation of `steps` steps, not yet written, with the batch and dtype of `like`, and its
+    channels if no others are given.
 
-    It has the channels of `like`, or `packed` times CHANNELS. Channels-first rows are padded to a
-    multiple of 8 elements, so that accesses stay 16 bytes wide whatever the length.
+    Channels-first rows are padded to a multiple of 8 elements, so that accesses stay 16 bytes wide
+    whatever the length.
     """
     batch = like.shape[0]
-    channels = like.shape[CHANNEL] if packed is None else packed * CHANNELS
+    channels = like.shape[CHANNEL] if channels is None else channels
     if LAYOUT == "BLD":
         return like.new_empty((batch, steps, channels))
     row = (steps + 7) // 8 * 8
@@ -725,7 +871,12 @@ def unpack(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     (features,) = inputs
     if not INTERLEAVED:
         return features.chunk(roles, CHANNEL)
-    return features.unflatten(CHANNEL, (CHANNELS, roles)).unbind(CHANNEL + 1)
+    return features.unflatten(CHANNEL, (-1, roles)).unbind(CHANNEL + 1)
+
+
+def channels_of(inputs: Sequence[Tensor]) -> int:
+    """D of all inputs, or of packed features alone."""
+    return inputs[0].shape[CHANNEL] * len(inputs) // len(INPUTS)
 
 
 def given(*inputs: Tensor | None) -> list[Tensor]:
@@ -879,11 +1030,12 @@ def eager_forward(
     filter, bias = (p.to(dtype) for p in parameters)
     outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
     (out_0,) = (canonical(x) for x in outputs)
-    batch, _, length = x_all.shape
+    batch, channels, length = x_all.shape
+    width = channels // filter.shape[0]
     channel_bytes = 6 * batch * length * dtype.itemsize
-    for c in chunks(CHANNELS, 1, channel_bytes, BYTE_BUDGET):
+    for c in chunks(channels, width, channel_bytes, BYTE_BUDGET):
         x = x_all[:, c].to(dtype)
-        filter_c = channel_rows(filter, c, 1, dtype).flip(1)
+        filter_c = channel_rows(filter, c, width, dtype).flip(1)
         conv = conv_direct(x, filter_c, +1)
         bias_c = channel_rows(bias, c, 1, dtype)[:, None]
         pre_bias = conv + bias_c
@@ -906,11 +1058,12 @@ def eager_backward(
     (d_x_all,) = (canonical(x) for x in unpack(d_inputs))
     d_filter_all = torch.zeros_like(filter, dtype=dtype)
     d_bias_all = torch.zeros_like(bias, dtype=dtype)
-    batch, _, length = dy_all.shape
+    batch, channels, length = dy_all.shape
+    width = channels // filter.shape[0]
     channel_bytes = 8 * batch * length * dtype.itemsize
-    for c in chunks(CHANNELS, 1, channel_bytes, BYTE_BUDGET):
+    for c in chunks(channels, width, channel_bytes, BYTE_BUDGET):
         x = x_all[:, c].to(dtype)
-        filter_c = channel_rows(filter, c, 1, dtype).flip(1)
+        filter_c = channel_rows(filter, c, width, dtype).flip(1)
         conv = conv_direct(x, filter_c, +1)
         bias_c = channel_rows(bias, c, 1, dtype)[:, None]
         pre_bias = conv + bias_c
@@ -920,7 +1073,7 @@ def eager_backward(
         add_rows(d_bias_all, c, d_bias, 1)
         d_x = conv_direct(d_pre_bias, filter_c, -1)
         d_filter = tap_gradient_direct(d_pre_bias, x, 3).flip(1)
-        add_rows(d_filter_all, c, d_filter, 1)
+        add_rows(d_filter_all, c, d_filter, width)
         d_x_all[:, c] = d_x
     return [*d_inputs, d_filter_all.to(filter.dtype), d_bias_all.to(bias.dtype)]
 
@@ -932,7 +1085,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_3_2cd04047"
+    name = unique = "short_conv_3_9c0be3f5"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -952,7 +1105,8 @@ def forward_op(
     """y; of packed features if the later inputs are None."""
     inputs = given(x)
     with torch.autocast(x.device.type, enabled=False):
-        return eager_forward(unpack(inputs), [filter, bias])[0]
+        (y,) = eager_forward(unpack(inputs), [filter, bias])
+    return y
 
 
 @torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}_backward", mutates_args=())
@@ -976,7 +1130,8 @@ def _(
     bias: Tensor,
 ) -> Tensor:
     inputs = given(x)
-    return launch_forward(inputs, [filter, bias])[0]
+    outputs = launch_forward(inputs, [filter, bias])
+    return outputs[0]
 
 
 @backward_op.register_kernel("cuda")
@@ -996,8 +1151,9 @@ def _(
     filter: Tensor,
     bias: Tensor,
 ) -> Tensor:
-    steps = x.shape[TIME]
-    return allocate(x, steps, 1)
+    inputs = given(x)
+    steps, channels = x.shape[TIME], channels_of(inputs)
+    return allocate(x, steps, channels)
 
 
 @backward_op.register_fake
@@ -1033,6 +1189,86 @@ forward_op.register_vmap(in_turn(forward_op))
 backward_op.register_vmap(in_turn(backward_op))
 
 
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Refuse what is no tensor of strides."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{OP}: {name} is a {type(tensor).__name__}, expected a tensor")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        kind = "nested" if tensor.is_nested else tensor.layout
+        raise TypeError(f"{OP}: {name} is {kind}, expected a dense tensor")
+
+
+def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    """Refuse tensors of a wrong kind, naming the argument and what was expected of it."""
+    names = INPUTS if len(inputs) == len(INPUTS) else ("features",)
+    x = inputs[0]
+    for name, tensor in zip((*names, *PARAMETERS), (*inputs, *parameters), strict=True):
+        check_dense(name, tensor)
+        if tensor.device != x.device:
+            raise ValueError(
+                f"{OP}: {name} is on {tensor.device}, but {names[0]} is on {x.device}"
+            )
+    accepted = (torch.bfloat16, torch.float16, torch.float32)
+    for name, tensor in zip(names, inputs, strict=True):
+        roles = len(INPUTS) // len(inputs)  # packed in one tensor
+        if tensor.dim() != 3 or tensor.shape[CHANNEL] % roles or tensor.shape[TIME] < LEAST:
+            channels = f"{roles} D" if roles > 1 else "D"
+            shape = f"(B, {channels}, L)" if LAYOUT == "BDL" else f"(B, L, {channels})"
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} with L >= {LEAST}"
+            )
+        if tensor.shape != x.shape:
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, "
+                f"but {names[0]} has {tuple(x.shape)}"
+            )
+        if tensor.dtype not in accepted and (tensor.dtype != torch.float64 or x.is_cuda):
+            raise TypeError(
+                f"{OP}: {name} is {tensor.dtype}, expected bfloat16, float16 or float32 "
+                "(float64 is for CPU only)"
+            )
+        if tensor.dtype != x.dtype:
+            raise TypeError(f"{OP}: {name} is {tensor.dtype}, but {names[0]} is {x.dtype}")
+    check_parameters(channels_of(inputs), parameters)
+
+
+def require_triton(x: Tensor) -> None:
+    """Refuse what kernels would compute, where nothing can compile them."""
+    if x.device.type == "cuda" and not HAS_TRITON:
+        raise RuntimeError(f"{OP}: CUDA tensors need Triton, which is not installed")
+
+
+def has_shape(tensor: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor has a shape; where some dimensions are symbols, one by one."""
+    return tensor.shape == shape or (
+        tensor.dim() == len(shape)
+        and all(have == wanted for have, wanted in zip(tensor.shape, shape, strict=True))
+    )
+
+
+def check_parameters(channels: int, parameters: Sequence[Tensor]) -> None:
+    """Refuse parameters that do not belong to so many channels, or to each other."""
+    groups = parameters[0].shape[0] if parameters[0].dim() else 0
+    if groups < 1 or channels < 1 or channels % groups:
+        raise ValueError(
+            f"{OP}: {PARAMETERS[0]} has shape {tuple(parameters[0].shape)}, expected a row for "
+            f"each of G filter groups, where G divides {channels} channels"
+        )
+    shapes = parameter_shapes(channels, groups)
+    accepted = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    for (name, shape), tensor in zip(shapes.items(), parameters, strict=True):
+        as_conv1d = (shape[0], 1, shape[-1])
+        if not (has_shape(tensor, shape) or (name in TAPS and has_shape(tensor, as_conv1d))):
+            raise ValueError(
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} for {channels} "
+                f"channels in {groups} filter groups"
+            )
+        if tensor.dtype not in accepted:
+            raise TypeError(
+                f"{OP}: {name} is {tensor.dtype}, expected float32, bfloat16, float16 or float64"
+            )
+
+
 def effective(
     filter: Tensor,
     bias: Tensor,
@@ -1052,64 +1288,13 @@ def run_op(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
     return forward_op(*inputs, *absent, *parameters)
 
 
-def check_dense(name: str, tensor: Tensor) -> None:
-    """Refuse what is no tensor of strides."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{OP}: {name} is a {type(tensor).__name__}, expected a tensor")
-    if tensor.is_nested or tensor.layout != torch.strided:
-        kind = "nested" if tensor.is_nested else tensor.layout
-        raise TypeError(f"{OP}: {name} is {kind}, expected a dense tensor")
-
-
-def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
-    """Refuse tensors of a wrong kind, naming the argument and what was expected of it."""
-    names = INPUTS if len(inputs) == len(INPUTS) else ("features",)
-    x = inputs[0]
-    channels = CHANNELS if names == INPUTS else len(INPUTS) * CHANNELS
-    for name, tensor in zip((*names, *PARAMETERS), (*inputs, *parameters), strict=True):
-        check_dense(name, tensor)
-        if tensor.device != x.device:
-            raise ValueError(
-                f"{OP}: {name} is on {tensor.device}, but {names[0]} is on {x.device}"
-            )
-    accepted = (torch.bfloat16, torch.float16, torch.float32)
-    for name, tensor in zip(names, inputs, strict=True):
-        if tensor.dim() != 3 or tensor.shape[CHANNEL] != channels or tensor.shape[TIME] < 1:
-            raise ValueError(
-                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected "
-                f"(B, {channels}, L) with L >= 1"
-            )
-        if tensor.shape != x.shape:
-            raise ValueError(
-                f"{OP}: {name} has shape {tuple(tensor.shape)}, "
-                f"but {names[0]} has {tuple(x.shape)}"
-            )
-        if tensor.dtype not in accepted and (tensor.dtype != torch.float64 or x.is_cuda):
-            raise TypeError(
-                f"{OP}: {name} is {tensor.dtype}, expected bfloat16, float16 or float32 "
-                "(float64 is for CPU only)"
-            )
-        if tensor.dtype != x.dtype:
-            raise TypeError(f"{OP}: {name} is {tensor.dtype}, but {names[0]} is {x.dtype}")
-    for (name, shape), tensor in zip(PARAMETERS.items(), parameters, strict=True):
-        conv1d = (shape[0], 1, shape[-1]) if name in ("filter",) else shape
-        if tuple(tensor.shape) not in (shape, conv1d):
-            raise ValueError(f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape}")
-        if tensor.dtype not in (*accepted, torch.float64):
-            raise TypeError(
-                f"{OP}: {name} is {tensor.dtype}, expected float32, bfloat16, float16 or float64"
-            )
-    if x.device.type == "cuda" and not HAS_TRITON:
-        raise RuntimeError(f"{OP}: CUDA tensors need Triton, which is not installed")
-
-
 def short_conv_3(x: Tensor, filter: Tensor, bias: Tensor) -> Tensor:
     """short_conv_3: 3-tap explicit causal convolution, silu
 
     Args:
         x: (B, D, L), bfloat16, float16 or float32
-        filter: (4096, 3), float32; the last tap multiplies the current sample
-        bias: (4096,), float32; added to the convolution
+        filter: (groups, 3), float32; the last tap multiplies the current sample
+        bias: (channels), float32; added to the convolution
 
     Returns:
         y (B, D, L) in the dtype of the inputs, differentiable in every argument.
@@ -1118,19 +1303,34 @@ def short_conv_3(x: Tensor, filter: Tensor, bias: Tensor) -> Tensor:
         TypeError, ValueError: naming the argument and the shape, dtype or device expected.
     """
     check([x], [filter, bias])
+    require_triton(x)
     return run_op([x], effective(filter, bias))
 
 
 class ShortConv3(nn.Module):
-    """The operator with its parameters: filter (4096, 3), bias (4096,).
+    """The operator with its parameters: filter (groups, 3), bias (channels).
 
     They are float32 and stay so under `.to(torch.bfloat16)`, `.half()` and autocast: they are few,
     and rounding them would cost more accuracy than the whole computation.
+
+    Args:
+        channels: D.
+        groups: G, which divides D; as wide as those of 4096 channels in 4096 if absent.
     """
 
-    def __init__(self, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        channels: int = CHANNELS,
+        groups: int | None = None,
+        *,
+        device: torch.device | str | None = None,
+    ) -> None:
         super().__init__()
-        for name, shape in PARAMETERS.items():
+        groups = channels // (CHANNELS // GROUPS) if groups is None else groups
+        if channels < 1 or groups < 1 or channels % groups:
+            raise ValueError(f"{OP}: {groups} filter groups do not divide {channels} channels")
+        self.channels, self.groups = channels, groups
+        for name, shape in parameter_shapes(channels, groups).items():
             values = torch.empty(shape, dtype=torch.float32, device=device)
             self.register_parameter(name, nn.Parameter(values))
         self.reset_parameters()
@@ -1158,4 +1358,4 @@ class ShortConv3(nn.Module):
         raise TypeError(f"{OP}: expected 1 input, got {len(inputs)}")
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={shape}" for name, shape in PARAMETERS.items())
+        return f"channels={self.channels}, groups={self.groups}"

@@ -442,7 +442,7 @@ def test_the_recipes_for_an_algorithm_and_a_statement_work(tmp_path: Path) -> No
     assert changed.count("paired") == 4
     table.write_text(changed)
     meaning, cost = (t for _, t in blocks(page) if t.lstrip().startswith("case FirPair("))
-    for name, case in (("plan/interpret.py", meaning), ("cost/cost.py", cost)):
+    for name, case in (("plan/interpret.py", meaning), ("cost/work.py", cost)):
         path = tmp_path / "sh2gen" / name
         text = path.read_text()
         first = "            case LoadRows("
