@@ -52,7 +52,7 @@ def cases(sweeps: Path, op: str, direction: str) -> list[Case]:
     sweep = read_sweep(sweeps / f"{op}-{direction}.jsonl")
     spec = load_spec(folder("ops") / f"{op}.yaml")
     (plan,) = (plan for plan in plans(spec) if plan.name == sweep.header.key.plan)
-    kernel = plan.forward if direction == "forward" else plan.backward
+    kernel = plan.kernel(direction)
     assert kernel is not None
     found: list[Case] = []
     for length in LENGTHS:

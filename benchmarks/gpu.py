@@ -203,7 +203,7 @@ def main() -> int:
             result: dict[str, Any] = {
                 "plan": operator.plan,
                 "channels": spec.channels,
-                "schedule": getattr(operator.namespace, "SCHEDULE", {}),
+                "schedule": next(iter(getattr(operator.namespace, "CONFIGS", {}).values()), {}),
             }
             results["ops"][spec.op] = result
             begin = time.perf_counter()

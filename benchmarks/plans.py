@@ -188,7 +188,7 @@ def measured(
     name = "-".join(map(str, (*cell.key.values(), plan.name.replace("/", "-"))))
     path = folder / name / "plain.py"
     write_whole(path, source.text)
-    job = {"file": str(path), "settings": {}, "workloads": [[cell.batch, cell.length]]}
+    job = {"file": str(path), "config": {}, "workloads": [[cell.batch, cell.length]]}
     job |= {"short": list(SHORT), "seed": 0, "warmup_ms": 5, "repeat_ms": 25}
     if cell.channels * cell.length * cell.batch > 1 << 22 or not plan.kernels:
         # Of the same binaries: a float64 FFT of all that would take longer than all else.

@@ -46,6 +46,13 @@ def narrowed(op: str, channels: int) -> OpSpec:
     return dataclasses.replace(spec, op=f"{op}_{channels}", channels=channels, filter=inner)
 
 
+def wanting(operator: Operator, programs: int) -> dict[str, dict[str, int]]:
+    """The config of a file for so many programs a sequence."""
+    (config,) = operator.namespace.CONFIGS.values()
+    wanted = programs * operator.namespace.BATCH
+    return {role: {**numbers, "PROGRAMS": wanted} for role, numbers in config.items()}
+
+
 def checked(
     path: Path, dtype: torch.dtype, wanted: int | None, lengths: tuple[int, ...] = VERIFIED
 ) -> tuple[int, list[str]]:
@@ -54,7 +61,7 @@ def checked(
     """
     operator = Operator(path)
     if wanted:
-        operator.namespace.PROGRAMS |= {"forward": wanted, "backward": wanted}
+        operator.use(wanting(operator, wanted))
     report = verify(
         operator.spec,
         OperatorRunner(operator, "cuda"),
@@ -81,15 +88,16 @@ def measured(operator: Operator, length: int) -> dict[str, Any]:
     row: dict[str, Any] = {"channels": operator.spec.channels, "length": length, "us": {}}
     for direction in DIRECTIONS:
         row[f"{direction}_bound"] = bound(operator.spec, 1, length, dtype, direction).median
-    row["default"] = dict(n.PROGRAMS)
+    (default,) = n.CONFIGS.values()
+    row["default"] = {role: config["PROGRAMS"] for role, config in default.items()}
     for wanted in WANTED:
-        n.PROGRAMS |= {"forward": wanted, "backward": wanted}
+        operator.use(wanting(operator, wanted))
         saved = n.forward_op(*inputs, *parameters, True)[1:]
         row["us"][wanted] = [
             time_call(lambda: n.forward_op(*inputs, *parameters, True)).median,
             time_call(lambda kept=saved: n.backward_op(dy, *inputs, *parameters, *kept)).median,
         ]
-    n.PROGRAMS |= row["default"]
+    operator.use(default)
     return row
 
 

@@ -4,8 +4,8 @@ A job is a line of JSON in, its answer a line of JSON out (`process.Worker`). Wh
 the process when it hangs, dies, or answers that it is `broken`: after a fault the CUDA context of
 a process is of no use any more.
 
-A job holds `do`, `file` (a generated file), `config` (by kernel, which it is run
-with), `direction` and `workloads` ([batch, length] each), and
+A job holds `do`, `file` (a generated file), `config` (by kernel, which it is run with; if empty,
+by those of the file), `direction` and `workloads` ([batch, length] each), and
 
 - `verify`: `seed`, and `short`, [batch, length]. At this size and at every workload: output and
   every gradient against float64, by both gates, with poisoned memory. At `short` also: the same
@@ -73,7 +73,8 @@ class Bench:
         if path not in self._operators:
             self._operators[path] = Operator(Path(path))
         operator = self._operators[path]
-        operator.use(job["config"])
+        if job["config"]:
+            operator.use(job["config"])
         return operator
 
     def _machine(self, job: dict[str, Any]) -> dict[str, Any]:

@@ -74,7 +74,9 @@ def test_calls_of_modes_with_a_state_are_of_the_ops_that_take_it(tmp_path: Path)
         asked.append("forward")
         *given, history, state, keep = arguments
         y, leaving = namespace.eager_stateful(given[:roles], given[roles:], history, state)
-        return y, leaving, namespace.allocate_states(y, y.shape[namespace.TIME], 16, keep)
+        config = namespace.configs_of(y, 4, 4)["forward"]
+        kept = namespace.allocate_states(y, 4, y.shape[namespace.TIME], config, 16, keep)
+        return y, leaving, kept
 
     @namespace.stateful_backward_op.register_kernel("cpu")
     def _(dy: torch.Tensor, d_leaving: torch.Tensor, *arguments: Any) -> list[torch.Tensor]:

@@ -63,7 +63,7 @@ def test_explain_shows_the_statements_of_a_stream() -> None:
     lines = result.stdout.splitlines()
     assert lines.count("forward: BLOCK_T = 64, so 3 products a tile") == 2  # in both layouts
     assert lines.count("backward: BLOCK_T = 32, so 15 products a tile") == 2
-    assert lines.count("backward on sm_90: BLOCK_T = 64, so 9 products a tile") == 1
+    assert lines.count("backward on sm90: BLOCK_T = 64, so 9 products a tile") == 1
     products = [line for line in lines if re.search(r" toeplitz(_adjoint|_gradient)?\(", line)]
     assert products and all("# 1 + ceil(127 / BLOCK_T) products" in line for line in products)
 

@@ -119,6 +119,24 @@ def test_every_plan(case: Case, reports: dict[Case, Future[Report]]) -> None:
     reports[case].result().require()
 
 
+@pytest.mark.parametrize("plan", ["direct/BDL/recompute", "direct/BLD/save", "toeplitz", "modal"])
+def test_another_width_than_that_of_the_file(plan: str, tmp_path: Path) -> None:
+    """By the default configs of that width: also where these split a sequence, or run the twin."""
+    operator = made(tmp_path, spec_from_dict(fields_of(plan)), plan)
+    for channels, groups in ((80, 5), (64, 64), (512, 32)):
+        own = {"channels": channels, "filter": operator.spec.to_dict()["filter"]}
+        own["filter"] |= {"groups": groups}
+        spec = spec_from_dict(fields_of(plan) | own)
+        verify(
+            spec,
+            OperatorRunner(operator, "cuda"),
+            dtype=torch.bfloat16,
+            shapes=[(1, 37), (2, 1544), (1, 16384)],
+            device="cuda",
+            property_shapes=[(2, 1544)],
+        ).require()
+
+
 @pytest.mark.parametrize("plan", ["direct/BDL/recompute", "direct/BLD/save"])
 def test_library_ops(plan: str, tmp_path: Path) -> None:
     operator = made(tmp_path, spec_from_dict(HYENA), plan)

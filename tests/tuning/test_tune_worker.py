@@ -17,8 +17,10 @@ from triton.runtime.errors import OutOfResources, PTXASError
 from sh2gen.api.compile import compile_operator
 from sh2gen.base.files import MARK, signed
 from sh2gen.base.resources import folder
+from sh2gen.lower import plans
 from sh2gen.runtime.measure import activation
 from sh2gen.runtime.operator import Operator
+from sh2gen.schedule.config import schedule
 from sh2gen.spec.decode import load_spec
 from sh2gen.spec.language import StateSpec
 from sh2gen.tuning import worker as tune_worker
@@ -138,8 +140,11 @@ def test_an_operator_with_a_history_alone_is_verified_as_it_is_timed(
 
 
 def test_a_config_stands_for_those_of_the_file(written: Path) -> None:
-    """For that of an earlier job, too."""
+    """For that of an earlier job, too; an empty one is none."""
     bench = Bench("cpu")
+    assert bench.answer(job(written))["status"] == "ok"
+    own = bench._operators[str(written)].namespace.configs_of(torch.zeros(1, 4, 8), 4, 4)
+    assert own["forward"] == dict(schedule(SPEC, plans(SPEC)[0]).forward)
     for steps in (8, 16):
         config = {role: {"BLOCK_T": steps} for role in ("forward", "backward")}
         assert bench.answer(job(written, config=config))["status"] == "ok"
