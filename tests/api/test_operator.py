@@ -1,0 +1,113 @@
+"""`sh2gen.operator`: any width, compiled and compared once, from a folder of the user's own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import sh2gen
+from sh2gen.api import operator as module
+from sh2gen.base.errors import Sh2genError
+from sh2gen.spec.decode import spec_from_dict
+
+SPEC = spec_from_dict(
+    {
+        "op": "tiny_conv",
+        "channels": 8,
+        "filter": {"kind": "explicit", "length": 3, "groups": 2},
+        "gates": {"pre": True, "post": True},
+    }
+)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SH2GEN_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def never(*arguments: object) -> None:
+    raise AssertionError("it was compiled again")
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "expected"),
+    [(None, None, (8, 2)), (12, None, (12, 3)), (12, 4, (12, 4)), (None, 8, (8, 8))],
+)
+def test_a_width_is_that_of_the_operator_unless_another_is_given(
+    channels: int | None, groups: int | None, expected: tuple[int, int]
+) -> None:
+    operator = sh2gen.operator(SPEC, channels, groups)
+    layer = operator.module()
+    assert (operator.spec.channels, operator.spec.filter.groups) == expected
+    assert (layer.channels, layer.groups) == expected
+    shape = (2, expected[0], 19) if operator.layout == "BDL" else (2, 19, expected[0])
+    inputs = [torch.randn(shape) for _ in range(3)]
+    wanted = operator.reference(*inputs, **dict(layer.named_parameters()))
+    torch.testing.assert_close(layer(*inputs).double(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_groups_that_do_not_divide_the_channels() -> None:
+    with pytest.raises(Sh2genError) as caught:
+        sh2gen.operator(SPEC, 10, 4)
+    assert caught.value.code == "S006"
+
+
+def test_it_is_compiled_once_and_again_when_the_file_was_changed(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = sh2gen.operator(SPEC).path
+    assert path.is_relative_to(home / "operators")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_verified", never)
+        assert sh2gen.operator(SPEC).path == path
+        text = path.read_text()
+        path.write_text(text.replace("return x if", "return 2 * x if", 1))
+        assert path.read_text() != text
+        with pytest.raises(AssertionError, match="compiled again"):
+            sh2gen.operator(SPEC)
+    sh2gen.operator(SPEC)
+    assert path.read_text() == text
+
+
+def test_what_is_wrong_is_not_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(runner: module.OperatorRunner, *inputs: object) -> torch.Tensor:
+        return right(runner, *inputs) + 1
+
+    right = module.OperatorRunner.forward
+    monkeypatch.setattr(module.OperatorRunner, "forward", wrong)
+    with pytest.raises(sh2gen.CheckFailed):
+        sh2gen.operator(SPEC)
+    assert not list((home / "operators").glob("*/tiny_conv.py"))
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o750])
+def test_a_folder_that_others_may_use_is_refused(home: Path, mode: int) -> None:
+    assert sh2gen.operator(SPEC).path.parent.stat().st_mode & 0o777 == 0o700
+    (home / "operators").chmod(mode)
+    with pytest.raises(Sh2genError) as caught:
+        sh2gen.operator(SPEC)
+    assert caught.value.code == "C005" and "is not yours alone" in caught.value.message
+
+
+def asked(_: int) -> bool:
+    """Whether this process compiled it."""
+    torch.set_num_threads(1)
+    compiled, verified = [], module._verified
+
+    def noted(*arguments: object) -> None:
+        compiled.append(os.getpid())
+        verified(*arguments)  # type: ignore[arg-type]
+
+    module._verified = noted
+    sh2gen.operator(SPEC)
+    return bool(compiled)
+
+
+def test_of_eight_processes_that_ask_at_once_one_compiles() -> None:
+    with multiprocessing.get_context("fork").Pool(8) as pool:
+        assert sorted(pool.map(asked, range(8), chunksize=1)) == [False] * 7 + [True]
