@@ -15,8 +15,10 @@ import torch
 
 from sh2gen.api.compilation import (
     Advance,
+    Member,
     Progress,
     one_thread,
+    text_of,
 )
 from sh2gen.base.errors import CheckFailed, Sh2genError
 from sh2gen.base.files import (
@@ -145,6 +147,21 @@ def verify_operator(
     return tuple(reports)
 
 
+def _family(spec: OpSpec, plan: Plan, configs: dict[Any, Any]) -> list[Member] | None:
+    """The widths of a file's table, that of the file first; None if there are none, or nonsense."""
+    found = []
+    for key, config in configs.items():
+        try:
+            gpu, channels, groups = key
+            own = spec.with_width(channels, groups)
+            found.append(Member(own, schedule(own, plan, config), gpu))
+        except (TypeError, ValueError, AttributeError):
+            return None
+    first = spec.channels, spec.filter.groups
+    widths = [(m.spec.channels, m.spec.filter.groups) for m in found]
+    return found if widths[:1] == [first] else None
+
+
 def _described(path: Path, device: str) -> tuple[OpSpec, Plan]:
     """The operator and the plan of a generated file, none of which is executed.
 
@@ -175,14 +192,10 @@ def _described(path: Path, device: str) -> tuple[OpSpec, Plan]:
     if not found:
         raise Sh2genError("L003", f"{path} has a plan unknown here: {name}")
     if device == "cpu" and found[0].kernels:
-        here = [spec.channels, spec.filter.groups]
-        configs = stated("CONFIGS", dict).items()
-        of_width = ((k[0], c) for k, c in configs if isinstance(k, tuple) and [*k[1:]] == here)
-        gpu, config = next(of_width, ("", None))
-        if not (isinstance(config, dict) and all(isinstance(c, dict) for c in config.values())):
+        family = _family(spec, found[0], stated("CONFIGS", dict))
+        if family is None:
             raise Sh2genError("B005", f"{path} lacks what a generated file has: a config")
-        numbers = schedule(spec, found[0], config)
-        if not same_program(text, emit(spec, found[0], numbers, gpu).text):
+        if not same_program(text, text_of(family, found[0]).text):
             raise CheckFailed(
                 "V003",
                 f"{path} is not what this version writes, so its kernels need a GPU",

@@ -187,7 +187,7 @@ class Building:
                     reason="it compiles too slowly"
                     if "gave_up" in answer
                     else "it does not compile",
-                    role=None if "help" in answer else kernel.role,
+                    role=None if "help" in answer or kernel.reduces else kernel.role,
                     help=advice,
                 )
             if progress is not None:
@@ -234,7 +234,7 @@ def check_fits(built: Built, target: Target) -> None:
                 "B002",
                 f"kernel {kernel.label} does not fit {target.name}: {message}",
                 reason=message,
-                role=kernel.kernel.role,
+                role=None if kernel.kernel.reduces else kernel.kernel.role,
                 help=advice,
             )
 

@@ -314,7 +314,7 @@ class Workbench:
                     status = Status.RUNTIME
                     problem += f"\n{answer['help']}; --resume tries it again"
                 return dropped(status, "build", problem, spent)
-            if kernel.role == role:
+            if kernel.role == role and not kernel.reduces:
                 built.append(built_kernel(kernel, alignment, answer))
                 spent["build"] += answer["seconds"]
         resources = _resources(built)

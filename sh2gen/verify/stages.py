@@ -53,7 +53,7 @@ def of_builds(kernels: Iterable[KernelSource], plan: Plan, workers: int) -> floa
     """Until all of these are compiled, as many at a time as there are processes."""
     forward = _FORWARD.get(_skeleton(plan), 1.0)
     each = {Role.FORWARD: forward, Role.BACKWARD: 2 * forward}
-    found = [each.get(kernel.role, 0.5) for kernel in kernels]
+    found = [0.5 if kernel.reduces else each[kernel.role] for kernel in kernels]
     return max(max(found, default=0.0), sum(found) / workers)
 
 

@@ -288,11 +288,11 @@ def history_gradient(
             tl.store(where + lane * 0, value, mask=(lane == M * N - 1) & (program == 0))
 
 
-@triton.jit(do_not_specialize=["d_input_batch", "d_input_row", "splits", "steps"])
+@triton.jit(do_not_specialize=["d_input_batch", "d_input_stride", "splits", "steps"])
 def join_splits(
     edges_ptr,  # [batch, splits, ROLES, CHANNELS, 2, LENGTH] float32: first and last rows
     featurizer_ptr,  # of one row a channel and role
-    d_input_ptr, d_input_batch, d_input_row,
+    d_input_ptr, d_input_batch, d_input_stride,
     splits, steps,
     UNIT: tl.constexpr, CHANNELS: tl.constexpr, ROLES: tl.constexpr, ROLE: tl.constexpr,
     LENGTH: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -316,7 +316,7 @@ def join_splits(
         others = others + (tl.load(later + r, mask=channel_mask, other=0.0),)
     gradient = fir_adjoint(rows + others, taps, LENGTH + 1)
     end = (split + 1).to(tl.int64) * steps
-    where = d_input_ptr + batch.to(tl.int64) * d_input_batch + row.to(tl.int64) * d_input_row
+    where = d_input_ptr + batch.to(tl.int64) * d_input_batch + row.to(tl.int64) * d_input_stride
     for r in tl.static_range(LENGTH):
         value = gradient[r].to(d_input_ptr.dtype.element_ty)
         tl.store(where + (end - LENGTH + r) * UNIT, value, mask=channel_mask)

@@ -233,6 +233,6 @@ def test_what_is_said_on_a_gpu_and_of_plain_pytorch(monkeypatch: pytest.MonkeyPa
     for plan in (kernels, plain):
         here = checks.statement(plan)
         assert here == "on NVIDIA B200."
-        for less in (UNVERIFIED, INTERPRETED, checks._PLAIN_ALONE):
+        for less in (UNVERIFIED, INTERPRETED, checks.PLAIN_ALONE):
             assert checks.stronger(less, here) == checks.stronger(here, less) == here
     assert checks.stronger(here, "on NVIDIA H200.") == here  # the later one

@@ -36,11 +36,12 @@ def test_the_names_of_the_package_and_their_parameters() -> None:
             "op, channels, filter, featurizer, gates, skip, bias, activation, precision, dtype, "
             "layout, state, sequences, context, workloads, source, groups_in_full"
         ),
-        "Operator": "path, edited",
+        "Operator": "path, edited, width",
         "Sh2genError": "code, message, location, help",
         "compile": "op, **options",
-        "load": "path, edited",
+        "load": "path, edited, width",
         "load_spec": "path",
+        "operator": "op, channels, groups, target",
         "parse_spec": "text, file",
         "tune": "op, **options",
     }

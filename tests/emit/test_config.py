@@ -50,7 +50,7 @@ def defaults_are_those_of_schedules(spec: OpSpec, folder_: Path) -> None:
         for channels, groups in WIDTHS:
             other = of_width(spec, channels, groups)
             (there,) = (p for p in plans(other) if p.name == plan.name)
-            expected = entry(other, there, schedule(other, there))
+            expected = entry(there, schedule(other, there))
             found = file.default_configs(channels, groups, torch.device("cpu"))
             assert found == expected, f"{plan.name}: {channels} channels in {groups} groups"
 
