@@ -9,7 +9,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 552be7cbabdaeae0d005df560d2de89e234d6423b4c2dd3833fb708954aefa91
+sha256, with zeros here: b693869e6e5271cd8899e0205c4dc6a0b574149314ab32b2f13ed47eddacaadb
 """
 
 from collections.abc import Iterator, Sequence
@@ -1207,11 +1207,11 @@ def load_taps(ptr, row, channel_mask, LENGTH: tl.constexpr, LAG_LAST: tl.constex
     return taps
 
 
-@triton.jit(do_not_specialize=["d_input_batch", "d_input_row", "splits", "steps"])
+@triton.jit(do_not_specialize=["d_input_batch", "d_input_stride", "splits", "steps"])
 def join_splits(
     edges_ptr,  # [batch, splits, ROLES, CHANNELS, 2, LENGTH] float32: first and last rows
     featurizer_ptr,  # of one row a channel and role
-    d_input_ptr, d_input_batch, d_input_row,
+    d_input_ptr, d_input_batch, d_input_stride,
     splits, steps,
     UNIT: tl.constexpr, CHANNELS: tl.constexpr, ROLES: tl.constexpr, ROLE: tl.constexpr,
     LENGTH: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -1235,7 +1235,7 @@ def join_splits(
         others = others + (tl.load(later + r, mask=channel_mask, other=0.0),)
     gradient = fir_adjoint(rows + others, taps, LENGTH + 1)
     end = (split + 1).to(tl.int64) * steps
-    where = d_input_ptr + batch.to(tl.int64) * d_input_batch + row.to(tl.int64) * d_input_row
+    where = d_input_ptr + batch.to(tl.int64) * d_input_batch + row.to(tl.int64) * d_input_stride
     for r in tl.static_range(LENGTH):
         value = gradient[r].to(d_input_ptr.dtype.element_ty)
         tl.store(where + (end - LENGTH + r) * UNIT, value, mask=channel_mask)
@@ -3056,7 +3056,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_e5815511"
+    name = unique = "h3_7afb7cc5"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: d389206afc1b77d53d06c2959e91f5d70e77e59cccf797ce6355b14a27b4413e
+sha256, with zeros here: 6fc05c03fab16642bbac7c70063a502db480f8ca456967f70777e15bc12da7eb
 """
 
 from collections.abc import Iterator, Sequence
@@ -1120,11 +1120,11 @@ def load_taps(ptr, row, channel_mask, LENGTH: tl.constexpr, LAG_LAST: tl.constex
     return taps
 
 
-@triton.jit(do_not_specialize=["d_input_batch", "d_input_row", "splits", "steps"])
+@triton.jit(do_not_specialize=["d_input_batch", "d_input_stride", "splits", "steps"])
 def join_splits(
     edges_ptr,  # [batch, splits, ROLES, CHANNELS, 2, LENGTH] float32: first and last rows
     featurizer_ptr,  # of one row a channel and role
-    d_input_ptr, d_input_batch, d_input_row,
+    d_input_ptr, d_input_batch, d_input_stride,
     splits, steps,
     UNIT: tl.constexpr, CHANNELS: tl.constexpr, ROLES: tl.constexpr, ROLE: tl.constexpr,
     LENGTH: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -1148,7 +1148,7 @@ def join_splits(
         others = others + (tl.load(later + r, mask=channel_mask, other=0.0),)
     gradient = fir_adjoint(rows + others, taps, LENGTH + 1)
     end = (split + 1).to(tl.int64) * steps
-    where = d_input_ptr + batch.to(tl.int64) * d_input_batch + row.to(tl.int64) * d_input_row
+    where = d_input_ptr + batch.to(tl.int64) * d_input_batch + row.to(tl.int64) * d_input_stride
     for r in tl.static_range(LENGTH):
         value = gradient[r].to(d_input_ptr.dtype.element_ty)
         tl.store(where + (end - LENGTH + r) * UNIT, value, mask=channel_mask)
@@ -2871,7 +2871,7 @@ def poles(p: Tensor, gamma: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_c09fe054"
+    name = unique = "hyena_li_7f22f4fb"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

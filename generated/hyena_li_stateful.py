@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: b2cd43c133fd64b7ca7221def01a4b0f6e8c0dd149faae0a56d8d462c17b4856
+sha256, with zeros here: e498c12d2407da52e6c692e7fd4d7e8025a6650b39032d6fc065393241f9c4a1
 """
 
 from collections.abc import Iterator, Sequence
@@ -1074,11 +1074,11 @@ def load_taps(ptr, row, channel_mask, LENGTH: tl.constexpr, LAG_LAST: tl.constex
     return taps
 
 
-@triton.jit(do_not_specialize=["d_input_batch", "d_input_row", "splits", "steps"])
+@triton.jit(do_not_specialize=["d_input_batch", "d_input_stride", "splits", "steps"])
 def join_splits(
     edges_ptr,  # [batch, splits, ROLES, CHANNELS, 2, LENGTH] float32: first and last rows
     featurizer_ptr,  # of one row a channel and role
-    d_input_ptr, d_input_batch, d_input_row,
+    d_input_ptr, d_input_batch, d_input_stride,
     splits, steps,
     UNIT: tl.constexpr, CHANNELS: tl.constexpr, ROLES: tl.constexpr, ROLE: tl.constexpr,
     LENGTH: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -1102,7 +1102,7 @@ def join_splits(
         others = others + (tl.load(later + r, mask=channel_mask, other=0.0),)
     gradient = fir_adjoint(rows + others, taps, LENGTH + 1)
     end = (split + 1).to(tl.int64) * steps
-    where = d_input_ptr + batch.to(tl.int64) * d_input_batch + row.to(tl.int64) * d_input_row
+    where = d_input_ptr + batch.to(tl.int64) * d_input_batch + row.to(tl.int64) * d_input_stride
     for r in tl.static_range(LENGTH):
         value = gradient[r].to(d_input_ptr.dtype.element_ty)
         tl.store(where + (end - LENGTH + r) * UNIT, value, mask=channel_mask)
@@ -2908,7 +2908,7 @@ def poles(p: Tensor, gamma: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_908de62c"
+    name = unique = "hyena_li_stateful_76f54594"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
