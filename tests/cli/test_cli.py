@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -104,10 +105,12 @@ def test_a_shipped_operator_compiles_by_its_name_into_the_folder_one_is_in(
     (tmp_path / "hyena_se").mkdir()  # it is not that
     result = run("compile", "hyena_se", "short_conv_3", "--no-verify", "--no-build")
     assert result.exit_code == 0
-    shipped = ROOT / "generated"
-    for name in ("hyena_se.py", "short_conv_3.py"):
-        texts = [(place / name).read_text() for place in (tmp_path / "generated", shipped)]
-        assert same_program(*texts)
+    places = (tmp_path / "generated", ROOT / "generated")
+    assert same_program(*((place / "short_conv_3.py").read_text() for place in places))
+    # The file of the package has configs for other widths too.
+    entry = re.compile(r'^    \(".*", \d+, \d+\): \{$', re.MULTILINE)
+    counts = [len(entry.findall((place / "hyena_se.py").read_text())) for place in places]
+    assert counts == [1, 3]
     assert run("explain", "hyena_se", "--stage=spec").exit_code == 0
     assert run("tune", "hyena_se", "--effort=estimate", "--length=64").exit_code == 0
 

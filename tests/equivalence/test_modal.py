@@ -171,21 +171,27 @@ def test_spans_change_no_bit(parametrisation: str, dtype: torch.dtype, tmp_path:
         assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
 
 
-def test_few_channels_are_cut_into_four_spans_or_more(tmp_path: Path) -> None:
+def test_few_channels_are_cut_into_four_splits_or_more(tmp_path: Path) -> None:
     """Of two tiles or more, for as many programs as are wanted or nearly; or not at all."""
     case = small_case(make(), 1)
-    walked = interpreted(case.spec, case.plan, case.schedule, tmp_path).namespace.walk_programs
-    numbers = dict(case.schedule.forward)
-    assert walked(1, 100 * TILE, numbers, 8) == (4, 25, 8)  # 2 channels
-    assert walked(1, 99 * TILE + 1, numbers, 8) == (4, 25, 8)
-    assert walked(3, 100 * TILE, numbers, 8) == (4, 25, 24)  # whatever the batch
-    assert walked(1, 100 * TILE, numbers, 7) == (1, 100, 2)
-    assert walked(1, 8 * TILE, numbers, 512) == (4, 2, 8)
-    assert walked(1, 7 * TILE + 1, numbers, 512) == (4, 2, 8)
-    assert walked(1, 7 * TILE, numbers, 512) == (1, 7, 2)
-    assert walked(1, 9 * TILE, numbers, 9) == (1, 9, 2)  # 3 spans of 3 tiles
-    assert walked(1, TILE, numbers, 512) == (1, 1, 2)
-    assert walked(0, 100 * TILE, numbers, 512)[2] == 0
+    grid = interpreted(case.spec, case.plan, case.schedule, tmp_path).namespace.walk_grid
+
+    def walked(batch: int, steps: int, wanted: int) -> tuple[int, int, int]:
+        """Splits, tiles of each, and programs of 2 channels."""
+        config = dict(case.schedule.forward) | {"PROGRAMS": wanted}
+        found = grid(batch, steps, 2, 1, config)
+        return found.splits, found.tiles, found.programs
+
+    assert walked(1, 100 * TILE, 8) == (4, 25, 8)  # 2 channels
+    assert walked(1, 99 * TILE + 1, 8) == (4, 25, 8)
+    assert walked(3, 100 * TILE, 8) == (4, 25, 24)  # whatever the batch
+    assert walked(1, 100 * TILE, 7) == (1, 100, 2)
+    assert walked(1, 8 * TILE, 512) == (4, 2, 8)
+    assert walked(1, 7 * TILE + 1, 512) == (4, 2, 8)
+    assert walked(1, 7 * TILE, 512) == (1, 7, 2)
+    assert walked(1, 9 * TILE, 9) == (1, 9, 2)  # 3 splits of 3 tiles
+    assert walked(1, TILE, 512) == (1, 1, 2)
+    assert walked(0, 100 * TILE, 512)[2] == 0
 
 
 def test_ranges_are_refused(tmp_path: Path) -> None:
