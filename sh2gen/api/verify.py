@@ -148,7 +148,7 @@ def verify_operator(
 
 
 def _family(spec: OpSpec, plan: Plan, configs: dict[Any, Any]) -> list[Member] | None:
-    """The widths of a file's table, that of the file first; None if there are none, or nonsense."""
+    """The widths of a file's table, that of the file first; None if there are none."""
     found = []
     for key, config in configs.items():
         try:
