@@ -43,12 +43,12 @@ def unhinted(text: str) -> str:
 
 
 def hinted(text: str, access: str, hint: str) -> str:
-    """A generated file with a hint in every load or store of `load_rows` or `store_rows`."""
+    """A generated file with a hint in every load or store of `load_steps` or `store_steps`."""
 
     def inside(function: re.Match[str]) -> str:
         return re.sub(rf"(tl\.{access}\(where[^\n]*)\)$", rf"\1{hint})", function[0], flags=re.M)
 
-    return re.sub(rf"^def {access}_rows\(.*?(?=^(?:@|def ))", inside, text, flags=re.M | re.S)
+    return re.sub(rf"^def {access}_steps\(.*?(?=^(?:@|def ))", inside, text, flags=re.M | re.S)
 
 
 def failures(path: Path) -> list[str]:

@@ -8,7 +8,7 @@ each, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: c0c497d399e714dab7beefba580d383cfe92b119948092b4b9ad5778ae512856
+sha256, with zeros here: 1b44175ec6decb642e2a0afda07715971f3fe33ae4f16d5ed7e819b840861fe0
 """
 
 from collections.abc import Iterator, Sequence
@@ -1673,14 +1673,14 @@ def launch_backward(
     tensors = (x, dy, d_x)
     grid = stream_grid(dy.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
     step = stride_step(config, tensors, grid.tiles)
-    variant = configs.get("backward_sm90")
-    if variant is not None and suits_sm90(tensors, unit, step, begin, bounds, variant):
-        config = variant
+    sm90 = configs.get("backward_sm90")
+    if sm90 is not None and suits_sm90(tensors, unit, step, begin, bounds, sm90):
+        config = sm90
         grid = sm90_grid(dy.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
     group_partials = dy.new_empty(
         (dy.shape[0] * grid.splits, 512, grid.columns), dtype=torch.float32
     )
-    if grid.programs and config is variant:
+    if grid.programs and config is sm90:
         launch(
             conv_512_backward_sm90,
             grid.programs,
@@ -1955,7 +1955,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_2a333955"
+    name = unique = "conv_512_0bff147f"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

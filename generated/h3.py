@@ -9,7 +9,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: b693869e6e5271cd8899e0205c4dc6a0b574149314ab32b2f13ed47eddacaadb
+sha256, with zeros here: 71d8c4147ce18ccc38f130ed6ed6b7463a0c1f7541566ee126b6230a9c2dd5c0
 """
 
 from collections.abc import Iterator, Sequence
@@ -1140,7 +1140,7 @@ def leave_rows(
     M: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Write the last LENGTH rows of a split, of a gradient before its featurizer's adjoint, for
-    `join_spans`, if SPLIT and `here`, in the tile that holds them.
+    `join_splits`, if SPLIT and `here`, in the tile that holds them.
     """
     if SPLIT:  # noqa: SIM102 (a constant, then a value)
         if here:
@@ -3056,7 +3056,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_7afb7cc5"
+    name = unique = "h3_c7d24df5"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 6fc05c03fab16642bbac7c70063a502db480f8ca456967f70777e15bc12da7eb
+sha256, with zeros here: a35a6f0a0e82db4ae307bea32bc52b0657177016aea61c43cba5950cae710c29
 """
 
 from collections.abc import Iterator, Sequence
@@ -1053,7 +1053,7 @@ def leave_rows(
     M: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Write the last LENGTH rows of a split, of a gradient before its featurizer's adjoint, for
-    `join_spans`, if SPLIT and `here`, in the tile that holds them.
+    `join_splits`, if SPLIT and `here`, in the tile that holds them.
     """
     if SPLIT:  # noqa: SIM102 (a constant, then a value)
         if here:
@@ -2871,7 +2871,7 @@ def poles(p: Tensor, gamma: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_7f22f4fb"
+    name = unique = "hyena_li_c23499c8"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

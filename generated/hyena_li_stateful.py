@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: e498c12d2407da52e6c692e7fd4d7e8025a6650b39032d6fc065393241f9c4a1
+sha256, with zeros here: fc4c2731b276fb011c6fedd67d9ef06bc3d196e00a668b392c6a26327910144b
 """
 
 from collections.abc import Iterator, Sequence
@@ -1007,7 +1007,7 @@ def leave_rows(
     M: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Write the last LENGTH rows of a split, of a gradient before its featurizer's adjoint, for
-    `join_spans`, if SPLIT and `here`, in the tile that holds them.
+    `join_splits`, if SPLIT and `here`, in the tile that holds them.
     """
     if SPLIT:  # noqa: SIM102 (a constant, then a value)
         if here:
@@ -2908,7 +2908,7 @@ def poles(p: Tensor, gamma: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_76f54594"
+    name = unique = "hyena_li_stateful_56a874c8"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

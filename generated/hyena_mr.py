@@ -9,7 +9,7 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: a14a341bd5a47fdfd2f6fc731dd700f154166aed85e83831e865abda557de2a0
+sha256, with zeros here: 8073c5072093b220b44d35f16623e07c566c944277339baed23e302206029011
 """
 
 from collections.abc import Iterator, Sequence
@@ -2213,9 +2213,9 @@ def launch_backward(
     tensors = (q, k, v, dy, d_q, d_k, d_v)
     grid = stream_grid(dy.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
     step = stride_step(config, tensors, grid.tiles)
-    variant = configs.get("backward_sm90")
-    if variant is not None and suits_sm90(tensors, unit, step, begin, bounds, variant):
-        config = variant
+    sm90 = configs.get("backward_sm90")
+    if sm90 is not None and suits_sm90(tensors, unit, step, begin, bounds, sm90):
+        config = sm90
         grid = sm90_grid(dy.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
     partials = dy.new_empty(
         (dy.shape[0] * grid.splits * grid.sums, 10, channels), dtype=torch.float32
@@ -2223,7 +2223,7 @@ def launch_backward(
     group_partials = dy.new_empty(
         (dy.shape[0] * grid.splits, 128, grid.columns), dtype=torch.float32
     )
-    if grid.programs and config is variant:
+    if grid.programs and config is sm90:
         launch(
             hyena_mr_backward_sm90,
             grid.programs,
@@ -2591,7 +2591,7 @@ def decayed(taps: Tensor, first_group: int = 0, groups_in_all: int | None = None
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_2f74d877"
+    name = unique = "hyena_mr_f35a7f16"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

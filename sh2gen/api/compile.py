@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -25,6 +25,7 @@ from sh2gen.api.compilation import (
     text_of,
     written,
 )
+from sh2gen.api.inputs import known_numbers, resolve_target
 from sh2gen.base.errors import Sh2genError
 from sh2gen.base.files import (
     intact,
@@ -56,10 +57,6 @@ from sh2gen.verify.checks import (
 )
 from sh2gen.verify.memory import require_memory
 from sh2gen.verify.stages import long_ones
-
-if TYPE_CHECKING:  # it needs Triton, which this module does without
-    pass
-from sh2gen.api.inputs import known_numbers, resolve_target
 
 
 def compile_operators(

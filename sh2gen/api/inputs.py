@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sh2gen.base.errors import Sh2genError
 from sh2gen.base.files import (
@@ -20,9 +19,6 @@ from sh2gen.tuning.choose import (
     tables,
 )
 from sh2gen.tuning.tables import holds_tables
-
-if TYPE_CHECKING:  # it needs Triton, which this module does without
-    pass
 
 
 def known_numbers(

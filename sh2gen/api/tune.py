@@ -8,13 +8,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from sh2gen.api.compilation import (
     Progress,
 )
+from sh2gen.api.inputs import resolve_target
 from sh2gen.base.errors import CheckFailed, Sh2genError
 from sh2gen.base.files import (
     made_folder,
@@ -40,10 +41,6 @@ from sh2gen.tuning.records import home
 from sh2gen.tuning.search import Problem
 from sh2gen.tuning.session import Session, problem
 from sh2gen.tuning.tables import in_order, read_tables, table_path, write_decisions
-
-if TYPE_CHECKING:  # it needs Triton, which this module does without
-    pass
-from sh2gen.api.inputs import resolve_target
 
 
 def tune_operator(

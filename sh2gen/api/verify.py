@@ -9,7 +9,7 @@ from contextlib import suppress
 from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -20,6 +20,7 @@ from sh2gen.api.compilation import (
     one_thread,
     text_of,
 )
+from sh2gen.api.inputs import resolve_target
 from sh2gen.base.errors import CheckFailed, Sh2genError
 from sh2gen.base.files import (
     read_generated,
@@ -48,10 +49,6 @@ from sh2gen.verify.checks import (
 from sh2gen.verify.memory import require_memory
 from sh2gen.verify.report import Report
 from sh2gen.verify.stages import long_ones, of_step
-
-if TYPE_CHECKING:  # it needs Triton, which this module does without
-    pass
-from sh2gen.api.inputs import resolve_target
 
 
 def verify_operator(

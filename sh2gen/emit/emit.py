@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import hashlib
 import keyword
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -80,7 +81,12 @@ def table(configs: dict[tuple[str, int, int], dict[str, dict[str, int]]]) -> str
 def _frame(spec: OpSpec, plan: Plan) -> str:
     """A file without its configs."""
     library = f"{spec.op}_{_digest(spec, plan)}"
-    return fitted("\n\n\n".join(blocks(spec, plan, library)) + "\n")
+    text = fitted("\n\n\n".join(blocks(spec, plan, library)) + "\n")
+    kinds = ast.FunctionDef | ast.ClassDef
+    defined = Counter(n.name for n in ast.parse(text).body if isinstance(n, kinds))
+    twice = [name for name, count in defined.items() if count > 1 and name != "_"]
+    assert not twice, f"{plan.name}: {', '.join(twice)} stand for several things in one file"
+    return text
 
 
 @lru_cache(maxsize=64)

@@ -10,7 +10,7 @@ from typing import Any
 
 from sh2gen.emit import config, eager, kernels, reduce
 from sh2gen.emit.launchers import launchers
-from sh2gen.emit.parts import GEOMETRY, closure, texts
+from sh2gen.emit.parts import GEOMETRY, closure, part, texts
 from sh2gen.emit.reduce import op_parameters
 from sh2gen.emit.text import filled, kernel, literal
 from sh2gen.emit.words import class_name, filter_size, formula, meaning, packing, summary
@@ -126,13 +126,19 @@ def _kernels(spec: OpSpec, plan: Plan) -> list[str]:
 def _launchers(spec: OpSpec, plan: Plan) -> list[str]:
     variants = [v for k in plan.kernels for v in k.variants]
     wanted = {k.grid.__name__ for k in plan.kernels} | {"even"}
+    suits = {v.suits for v in variants}
     for variant in variants:
-        wanted |= {variant.grid.__name__, variant.config.__name__, "sm90_suits"}
+        wanted |= {variant.grid.__name__, variant.config.__name__}
+    geometry = {helper.name for helper in part(GEOMETRY)}
+    for helper in part("launch"):
+        if helper.name in suits:
+            wanted |= helper.uses & geometry
     if any(s.width == "SHARERS" for s in reduce.sections(spec, plan)):
         wanted.add("sharers")
     others = [] if plan.states else ["allocate_states", "whole_state"]
     others += [] if plan.reductions else ["reduce_partials"]
-    others += [] if variants else ["suits_sm90"]
+    others += [h.name for h in part("launch") if h.name.startswith("suits_")]
+    others = [name for name in others if name not in suits]
     derived = [
         f'"{k.name}_{v.name}": ("{k.name}", {v.config.__name__})'
         for k in plan.kernels

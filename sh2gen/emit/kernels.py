@@ -105,7 +105,6 @@ def _scope(spec: OpSpec, kernel: Kernel) -> Scope:
         hints=("EVICT_LAST",) * kernel.hinted,
         state_size=spec.filter.state_size,
         inputs=spec.inputs,
-        time=kernel.program.time,
     )
 
 

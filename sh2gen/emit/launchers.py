@@ -108,13 +108,14 @@ def _backward(spec: OpSpec, plan: Plan) -> str:
     body.append(f"tensors = ({tensors})")
     body += _grid(kernel, "dy")
     body.append("step = stride_step(config, tensors, grid.tiles)")
-    for variant in kernel.variants:
-        name = f"{kernel.name}_{variant.name}"
-        suits = f"{variant.suits}(tensors, unit, step, begin, bounds, "
+    for number, variant in enumerate(kernel.variants):
+        own = variant.name
+        suits = f"{variant.suits}(tensors, unit, step, begin, bounds, {own})"
+        still = f'config is configs["{kernel.role}"] and ' * (number > 0)
         body += [
-            f'variant = configs.get("{name}")',
-            f"if variant is not None and {suits}variant):",
-            f"{_INDENT}config = variant",
+            f'{own} = configs.get("{kernel.name}_{own}")',
+            f"if {still}{own} is not None and {suits}:",
+            f"{_INDENT}config = {own}",
             *(_INDENT + line for line in _grid(kernel, "dy", variant.grid)),
         ]
     body += _allocations(spec, plan, Role.BACKWARD, "dy", before=False)
@@ -246,7 +247,7 @@ def _chosen(spec: OpSpec, kernel: Kernel) -> list[str]:
         name = f"{kernel.name}_{variant.name}"
         other = _launch(spec, kernel, name, variant.arguments)
         lines = [
-            "if grid.programs and config is variant:",
+            f"if grid.programs and config is {variant.name}:",
             *(_INDENT + line for line in other),
             "el" + lines[0],
             *lines[1:],

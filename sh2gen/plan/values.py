@@ -124,7 +124,6 @@ class Scope:
         hints: what loads of activations take beside all others.
         state_size: numbers of a channel's state.
         inputs: of the operator, in order.
-        time: in which direction the kernel walks, +1 or -1.
         loaded_before: values whose first tile is that of the LEAD steps before.
         held: the rows of every value so far, which statements add to.
     """
@@ -135,7 +134,6 @@ class Scope:
     hints: tuple[str, ...] = ()
     state_size: int = 0
     inputs: tuple[str, ...] = ()
-    time: int = +1
     loaded_before: frozenset[str] = frozenset()
     held: dict[str, Rows] = field(default_factory=dict)
 

@@ -244,7 +244,7 @@ def leave_rows(
     M: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Write the last LENGTH rows of a split, of a gradient before its featurizer's adjoint, for
-    `join_spans`, if SPLIT and `here`, in the tile that holds them.
+    `join_splits`, if SPLIT and `here`, in the tile that holds them.
     """
     if SPLIT:  # noqa: SIM102 (a constant, then a value)
         if here:

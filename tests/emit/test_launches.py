@@ -1,15 +1,19 @@
-"""The short case of a candidate: what a large one launches is verified at little cost."""
+"""What is launched: of the variants of a kernel, and in the short case of a large candidate."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
 from sh2gen.base.resources import folder
+from sh2gen.build.load_module import load_module
 from sh2gen.emit.emit import emit
 from sh2gen.emit.launches import SHORT, launched, short_shape
 from sh2gen.lower import plans
+from sh2gen.plan.plan import Kernel
 from sh2gen.plan.source import KernelSource
 from sh2gen.schedule.config import Schedule, schedule
 from sh2gen.spec.decode import load_spec
@@ -64,3 +68,45 @@ def test_a_kernel_for_sm_90_is_launched_there_and_not_elsewhere() -> None:
             one.name for one in launched(spec, plan, numbers, kernels, [(1, 8192)], capability)
         ]
         assert names == ["hyena_mr_forward", f"hyena_mr_{suffix}", "sum_partials"]
+
+
+@pytest.mark.parametrize(
+    ("suited", "launched"),
+    [
+        ({"sm90", "second"}, "backward_sm90"),
+        ({"sm90"}, "backward_sm90"),
+        ({"second"}, "backward_second"),
+        (set(), "backward"),
+    ],
+)
+def test_the_first_variant_that_suits_a_call_is_launched(
+    suited: set[str], launched: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def twice(kernel: Kernel) -> Kernel:
+        more = tuple(replace(variant, name="second") for variant in kernel.variants)
+        return replace(kernel, variants=(*kernel.variants, *more))
+
+    spec, numbers = made("hyena_mr", 32, [(1, 512)])
+    plan = plans(spec)[0].with_kernels(twice)
+    path = tmp_path / "hyena_mr.py"
+    path.write_text(emit(spec, plan, numbers).text)
+    module = load_module(path, interpret=True)
+    x, parameters = torch.zeros(1, 32, 512), [torch.zeros(s) for s in ((2, 128), (96, 3), (2,))]
+    configs = module.configs_of(x, 32, 2)
+    configs |= {f"backward_{name}": dict(configs["backward"]) for name in ("sm90", "second")}
+    own = [configs[f"backward_{name}"] for name in suited]
+    names = []
+    monkeypatch.setattr(module, "configs_of", lambda *_: configs)
+    monkeypatch.setattr(module, "suits_sm90", lambda *a: any(a[-1] is one for one in own))
+    monkeypatch.setattr(module, "launch", lambda kernel, *_, **__: names.append(kernel.__name__))
+    module.launch_backward(x, [x, x, x], parameters, [])
+    assert names == [f"hyena_mr_{launched}", "sum_partials"]
+
+
+def test_two_variants_of_one_name_are_refused() -> None:
+    def twice(kernel: Kernel) -> Kernel:
+        return replace(kernel, variants=kernel.variants * 2)
+
+    spec, numbers = made("hyena_mr", 32, [(1, 512)])
+    with pytest.raises(AssertionError, match="_backward_sm90 stand for several things"):
+        emit(spec, plans(spec)[0].with_kernels(twice), numbers)
