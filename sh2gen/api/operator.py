@@ -6,12 +6,14 @@ import dataclasses
 import json
 import os
 import stat
-from contextlib import closing
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from os import PathLike
 from pathlib import Path
 
 import torch
 from filelock import FileLock
+from torch import Tensor
 
 from sh2gen.api.inputs import resolve_target
 from sh2gen.base.errors import Sh2genError
@@ -25,6 +27,8 @@ from sh2gen.base.files import (
 from sh2gen.base.versions import beyond_triton
 from sh2gen.build.build import Building, check_fits
 from sh2gen.emit.emit import emit
+from sh2gen.emit.launches import launched
+from sh2gen.plan.plan import Role
 from sh2gen.plan.source import Alignment, Source
 from sh2gen.runtime.operator import Operator, OperatorRunner
 from sh2gen.spec.decode import load_spec
@@ -141,29 +145,65 @@ def _say(record: Path, where: str) -> None:
     write_whole(record, json.dumps(sorted({*known, where})) + "\n")
 
 
-def _building(source: Source, text: str, gpu: Target) -> Building:
-    source = dataclasses.replace(source, text=text)
-    return Building(source, gpu, alignments=(Alignment.ALIGNED,))
+class _Built(OperatorRunner):
+    """Runs kernels of an operator as soon as its compilers are done with them."""
+
+    def __init__(self, operator: Operator, building: Building, gpu: Target) -> None:
+        super().__init__(operator, "operator")
+        self._building, self._gpu = building, gpu
+
+    def forward(self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Tensor:
+        self._building.result(role=Role.FORWARD)
+        return super().forward(inputs, parameters)
+
+    def gradients(
+        self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor], dy: Tensor
+    ) -> dict[str, Tensor]:
+        check_fits(self._building.result(), self._gpu)
+        return super().gradients(inputs, parameters, dy)
+
+
+def _building(spec: OpSpec, chosen: Candidate, source: Source, gpu: Target) -> Building:
+    """Compilers at work on what a comparison launches; calls of other strides compile theirs."""
+    kernels = launched(spec, chosen.plan, chosen.schedule, source.kernels, SHAPES, gpu.capability)
+    return Building(
+        dataclasses.replace(source, kernels=kernels), gpu, alignments=(Alignment.ALIGNED,)
+    )
 
 
 def _verified(spec: OpSpec, chosen: Candidate, source: Source, gpu: Target, path: Path) -> None:
-    """Write the file once it is right: under another name it is compared first."""
+    """Write the file once it is right: under another name it is compared first.
+
+    On a GPU plain PyTorch is compared while the compilers work, which makes everything else ready
+    for the kernels.
+    """
     on_gpu = torch.cuda.is_available() and not beyond_triton()
+    kernels = on_gpu and bool(source.kernels)
     text = stated(source.text, checks.statement(chosen.plan) if on_gpu else PLAIN_ALONE)
     draft = path.with_name("draft") / path.name
     write_whole(draft, text)
-    if on_gpu and source.kernels:  # by several compilers at once, before they are launched
-        with closing(_building(source, text, gpu)) as building:
-            check_fits(building.result(), gpu)
-    step = VerificationStep(
-        label="at full width",
-        spec=spec,
-        runner=OperatorRunner(Operator(draft), "operator"),
-        dtype=getattr(torch, spec.dtype.io.value) if on_gpu else torch.float32,
-        device="cuda" if on_gpu else "cpu",
-        shapes=SHAPES if on_gpu else EAGER_SHAPES,
-        properties=("equality", "determinism") if on_gpu else ("equality",),
-    )
-    step.run().require()
+    with ExitStack() as stack:
+        if kernels:
+            at_work = _building(spec, chosen, dataclasses.replace(source, text=text), gpu)
+            stack.enter_context(closing(at_work))
+        operator = Operator(draft)
+        plain = VerificationStep(
+            label="plain PyTorch at full width",
+            spec=spec,
+            runner=OperatorRunner(operator, "operator"),
+            dtype=getattr(torch, spec.dtype.io.value) if on_gpu else torch.float32,
+            device="cuda" if on_gpu else "cpu",
+            shapes=SHAPES if on_gpu else EAGER_SHAPES,
+            properties=("equality",),
+        )
+        with operator.plain():
+            plain.run().require()
+        if kernels:
+            dataclasses.replace(
+                plain,
+                label="kernels at full width",
+                runner=_Built(operator, at_work, gpu),
+                properties=("equality", "determinism"),
+            ).run().require()
     write_whole(path, text)
     draft.unlink()

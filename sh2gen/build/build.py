@@ -162,16 +162,19 @@ class Building:
         done = [future.done() for future in self._pending.values()]
         return done.count(False) / max(1, len(done))
 
-    def result(self, progress: Progress | None = None) -> Built:
-        """All binaries, once they are there.
+    def result(self, progress: Progress | None = None, *, role: Role | None = None) -> Built:
+        """All binaries, or those of a role, once they are there.
 
         Raises:
             KernelFailed: B001 for the first kernel that does not compile, or not in time.
         """
         answers: dict[str, dict[str, Any]] = {}
+        wanted = {p: job for p, job in self._jobs.items() if role is None or p[0].role is role}
         # In the order of the jobs, so that the first error is the same every time.
         for job, future in self._pending.items():
             kernel, alignment = self._first[job]
+            if job not in wanted.values():
+                continue
             label = _label(kernel, alignment)
             answers[job] = answer = future.result()
             if problem := failure(answer, label, self._target, self._time_limit):
@@ -195,7 +198,7 @@ class Building:
         return Built(
             source=self._source.digest,
             target=self._target,
-            kernels=tuple(built_kernel(*pair, answers[job]) for pair, job in self._jobs.items()),
+            kernels=tuple(built_kernel(*pair, answers[job]) for pair, job in wanted.items()),
         )
 
     def close(self) -> None:
