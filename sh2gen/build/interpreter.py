@@ -1,0 +1,208 @@
+"""Triton's interpreter, mended: it computes what the compiler does, and takes half of its time."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+from sh2gen.base.versions import minor
+
+# The version whose inner parts are replaced to save time; another takes the time that it takes.
+_HASTENED = "3.6"
+
+
+@functools.cache
+def mend_interpreter() -> None:
+    """Make Triton's interpreter compute what its compiler does, in any version of it that is
+    served and with any numpy.
+
+    Where a version has no need of a mending, it changes nothing there.
+    """
+    import triton
+
+    _patch_once()
+    _interpret_standard_library()
+    _compare_to_booleans()
+    _index_by_one_element()
+    if minor(triton.__version__) == _HASTENED:
+        _keep_types()
+        _judge_overflow_in_debug()
+
+
+def _patch_once() -> None:
+    """Have `triton.language` replaced once for a launch, not for every call of a helper in it,
+    which takes a quarter of the time.
+
+    What a helper needs beyond that is replaced when it is called, and put back with all else when
+    the launch ends.
+    """
+    from triton import language
+    from triton.runtime import interpreter
+
+    original = interpreter._patch_lang
+    inner: list[Any] = []  # of the launch that is running: what to put back
+    needs: list[frozenset[int]] = []  # of helpers for which all is replaced
+    known: dict[int, frozenset[int]] = {}
+
+    class Outer:
+        @staticmethod
+        def restore() -> None:
+            while inner:
+                inner.pop().restore()
+            needs.clear()
+            known.clear()
+
+    class Inner:
+        @staticmethod
+        def restore() -> None:
+            pass
+
+    def patch(function: Any) -> type[Outer] | type[Inner]:
+        names = function.__globals__
+        if id(names) not in known:
+            modules = (language, language.core)
+            known[id(names)] = frozenset(
+                id(value) for value in names.values() if any(value is one for one in modules)
+            )
+        outermost = not inner
+        if known[id(names)] not in needs:
+            inner.append(original(function))
+            needs.append(known[id(names)])
+        return Outer if outermost else Inner
+
+    interpreter._patch_lang = patch
+
+
+def _interpret_standard_library() -> None:
+    """Let interpreted kernels call `tl.sum`, `tl.zeros` and the like.
+
+    These are `@triton.jit` functions of Triton itself, made for compilation when Triton was
+    imported. Called as Python functions they raise; only the interpreter calls them so, and from
+    now on such a call is interpreted.
+    """
+    from triton.runtime import interpreter
+    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import JITFunction
+
+    interpreted = functools.cache(InterpretedFunction)
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # InterpretedFunction's own call leaves triton.language patched: nothing compiles after it.
+        patches = interpreter._patch_lang(self.fn)
+        try:
+            return interpreted(self.fn).rewrite()(*args, **kwargs)
+        finally:
+            patches.restore()
+
+    JITFunction.__call__ = call
+
+
+def _compare_to_booleans() -> None:
+    """Have comparisons give booleans.
+
+    The interpreter's are of the type of what they compare. Where a comparison of two numbers is
+    one for a whole block, its values become integers, which Triton 3.9 refuses as a mask.
+    """
+    from triton import language
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def boolean(compare: Callable[..., Any]) -> Callable[..., Any]:
+        def compared(self: Any, *operands: Any) -> Any:
+            return TensorHandle(compare(self, *operands).data, language.int1)
+
+        return compared
+
+    for name, compare in list(vars(InterpreterBuilder).items()):
+        if name.startswith(("create_icmp", "create_fcmp")):
+            setattr(InterpreterBuilder, name, boolean(compare))
+
+
+def _index_by_one_element() -> None:
+    """Have numbers, which the interpreter keeps in arrays of one element, serve as bounds of a
+    `range`: Triton up to 3.6 asks numpy for a conversion that numpy 2.4 refuses.
+    """
+    from triton.runtime import interpreter
+
+    original = interpreter._patch_lang_tensor
+
+    def patch(tensor: Any, scope: Any) -> None:
+        original(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch
+
+
+def _keep_types() -> None:
+    """Have types and shapes of tensors made once, and types of tuples when they are asked for: the
+    interpreter makes some of each for every operation.
+    """
+    from triton.language import core
+    from triton.runtime import interpreter
+
+    types: dict[Any, Any] = {}
+    shapes: dict[tuple[int, ...], tuple[Any, Any]] = {}
+    dtypes: dict[Any, Any] = {}
+    block_init, of_values = core.block_type.__init__, core._type_for_tuple_values
+    np_dtype = interpreter._get_np_dtype
+
+    def block_new(cls: Any, element: Any, shape: Any) -> Any:
+        if element.is_ptr():  # every launch has types of pointers of its own
+            return object.__new__(cls)
+        key = (id(element), *(getattr(size, "value", size) for size in shape))
+        return types[key] if key in types else types.setdefault(key, object.__new__(cls))
+
+    def block_init_once(self: Any, element: Any, shape: Any) -> None:
+        if "name" not in self.__dict__:
+            block_init(self, element, shape)
+
+    def tensor_init(self: Any, handle: Any, type: Any) -> None:
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+        sizes = tuple(type.shape.values) if type.is_block() else ()
+        if sizes not in shapes:
+            shape = core.tuple([core.constexpr(size) for size in sizes])
+            shapes[sizes] = (shape, core.constexpr(math.prod(sizes)))
+        self.shape, self.numel = shapes[sizes]
+
+    def tuple_init(self: Any, args: Any, type: Any = None) -> None:
+        self.values = list(args)
+        if type is not None:
+            whole = isinstance(type, core.tuple_type)
+            self.__dict__["type"] = type if whole else core.tuple_type(type)
+
+    class TypeOfValues:
+        def __get__(self, value: Any, owner: Any) -> Any:
+            value.__dict__["type"] = found = of_values(value.values)
+            return found
+
+    def np_dtype_once(of: Any) -> Any:
+        if of.scalar.is_ptr():
+            return np_dtype(of)
+        return (
+            dtypes[of.scalar]
+            if of.scalar in dtypes
+            else dtypes.setdefault(of.scalar, np_dtype(of))
+        )
+
+    core.block_type.__new__ = staticmethod(block_new)
+    core.block_type.__init__ = block_init_once
+    core.tensor.__init__ = tensor_init
+    core.tuple.__init__ = tuple_init
+    core.tuple.type = TypeOfValues()
+    interpreter._get_np_dtype = np_dtype_once
+
+
+def _judge_overflow_in_debug() -> None:
+    """Have sums and products of integers not judged for overflow, by six operations each, where
+    nothing is done with the verdict: outside debug mode.
+    """
+    from triton.language.semantic import TritonSemantic
+
+    original = TritonSemantic.binary_op_sanitize_overflow_impl
+
+    def judge(self: Any, lhs: Any, rhs: Any, operation: Any) -> None:
+        if self.builder.options.debug:
+            original(self, lhs, rhs, operation)
+
+    TritonSemantic.binary_op_sanitize_overflow_impl = judge

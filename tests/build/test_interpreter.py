@@ -1,0 +1,53 @@
+"""What is replaced in Triton's interpreter to save time gives what it replaces."""
+
+from __future__ import annotations
+
+import pytest
+import triton
+import triton.language as tl
+
+from sh2gen.base.versions import minor
+from sh2gen.build import interpreter
+
+pytestmark = pytest.mark.skipif(
+    minor(triton.__version__) != interpreter._HASTENED, reason="nothing is replaced"
+)
+
+
+@pytest.fixture(autouse=True)
+def mended() -> None:
+    interpreter.mend_interpreter()
+
+
+def test_types_of_blocks_are_made_once() -> None:
+    made = tl.block_type(tl.float32, [4, 8])
+    assert made is tl.block_type(tl.float32, tl.tuple([tl.constexpr(4), 8]))
+    assert (made.shape.values, made.numel, str(made)) == ([4, 8], 32, "<['4', '8'], fp32>")
+    others = tl.block_type(tl.float32, [8, 4]), made.with_element_ty(tl.int32)
+    assert made not in others and others[1].shape == made.shape
+    pointers = [tl.block_type(tl.pointer_type(tl.float32), [4]) for _ in range(2)]
+    assert pointers[0] == pointers[1] != tl.block_type(tl.pointer_type(tl.int8), [4])
+
+
+def test_wrong_shapes_are_refused_every_time() -> None:
+    for _ in range(2):
+        with pytest.raises(ValueError, match="must be a power of 2"):
+            tl.block_type(tl.float32, [3])
+
+
+def test_tensors_have_the_shape_of_their_type() -> None:
+    for kind, shape, size in ((tl.float32, [], 1), (tl.block_type(tl.int32, [2, 4]), [2, 4], 8)):
+        for _ in range(2):
+            tensor = tl.tensor(None, kind)
+            assert [s.value for s in tensor.shape] == shape and tensor.numel.value == size
+            assert tensor.dtype == kind.scalar
+
+
+def test_tuples_know_the_types_of_their_values() -> None:
+    inner = tl.tuple([tl.constexpr(1), tl.tensor(None, tl.float32)])
+    assert inner.type == tl.tuple_type([tl.constexpr_type(1), tl.float32])
+    named = tl.tuple(inner.values, tl.tuple_type(inner.type.types, ["one", "other"]))
+    assert named.other is inner.values[1] and named.type.fields == ["one", "other"]
+    assert tl.tuple([2], [tl.constexpr_type(2)]).type == tl.tuple_type([tl.constexpr_type(2)])
+    with pytest.raises(ValueError, match="is not in list"):
+        _ = named.third
