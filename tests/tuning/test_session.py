@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import fcntl
 import os
 import signal
 import threading
@@ -231,11 +232,12 @@ def test_whoever_is_not_told_of_a_wait_is_warned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An hour of silence is worse."""
-    taken = iter([True])
+    taken, lock = iter([True]), fcntl.flock
 
     def flock(file: int, kind: int) -> None:
         if os.path.isfile(f"/proc/self/fd/{file}") and next(taken, False):  # no scratch folder
             raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
+        lock(file, kind)  # else scratch folders of other processes are taken for abandoned
 
     with many(tmp_path).installed():
         monkeypatch.setattr("fcntl.flock", flock)
