@@ -9,7 +9,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 71d8c4147ce18ccc38f130ed6ed6b7463a0c1f7541566ee126b6230a9c2dd5c0
+sha256, with zeros here: 93683bf5fe9404b3158b16f10c1da33e17f60576379d570d940c355aef898d13
 """
 
 from collections.abc import Iterator, Sequence
@@ -3056,7 +3056,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_c7d24df5"
+    name = unique = "h3_d4aa8908"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: 86b15b33583bba04dff0f7db0abd0031e2501bcfc3a35a9b6ee3dc3af98e432b
+sha256, with zeros here: fada618550e0acf7aebc06e8865b9c51491160030b7fe857325056d8b2cfcc94
 """
 
 from collections.abc import Iterator, Sequence
@@ -378,7 +378,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_f95b2823"
+    name = unique = "hyena_b57061e2"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: a35a6f0a0e82db4ae307bea32bc52b0657177016aea61c43cba5950cae710c29
+sha256, with zeros here: a0be75312f47681754ffe5c5e9b0bdea9c9d70e53e73aff792c82f624aeff04f
 """
 
 from collections.abc import Iterator, Sequence
@@ -2871,7 +2871,7 @@ def poles(p: Tensor, gamma: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_c23499c8"
+    name = unique = "hyena_li_e842318b"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: fc4c2731b276fb011c6fedd67d9ef06bc3d196e00a668b392c6a26327910144b
+sha256, with zeros here: 29dd3e3d34284dd0dfe015fba79992d30d7f9745df391d51d824a907562e8a06
 """
 
 from collections.abc import Iterator, Sequence
@@ -2908,7 +2908,7 @@ def poles(p: Tensor, gamma: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_56a874c8"
+    name = unique = "hyena_li_stateful_7372be6a"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

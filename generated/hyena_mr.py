@@ -9,7 +9,7 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 8073c5072093b220b44d35f16623e07c566c944277339baed23e302206029011
+sha256, with zeros here: 37fc730abfbc449074b0b852a8d4fa8d98ec2f3da969604b0af8583f61167cc2
 """
 
 from collections.abc import Iterator, Sequence
@@ -2591,7 +2591,7 @@ def decayed(taps: Tensor, first_group: int = 0, groups_in_all: int | None = None
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_f35a7f16"
+    name = unique = "hyena_mr_ea0d1dc8"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -9,7 +9,7 @@ each, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 9779f285c35a0729f1bbaf789876aa9280e40478c1c3aa953ad8c1651ca01b5c
+sha256, with zeros here: 6cf2a316fa298a7a392f2899fb65d237e7a6a23e284fe0fb0bd062a5b57055c2
 """
 
 from collections.abc import Iterator, Sequence
@@ -1175,7 +1175,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_4c006547"
+    name = unique = "hyena_se_1d0a4dec"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

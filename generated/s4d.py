@@ -8,7 +8,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: ecc4c059283d1a6dd2daadbbc0c2a29e023c078f5d268403b2ee0bf989578b7b
+sha256, with zeros here: 131082956582ccb69bed8a8c6393fd3433f1f0533021e5f7bd0ffbb052cacc5f
 """
 
 from collections.abc import Iterator, Sequence
@@ -2503,7 +2503,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_09baa6a0"
+    name = unique = "s4d_f63c8a55"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,7 +8,7 @@ each, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 05f14ee7af50d9aaade43abfc0d2b19d8edcc201b904bcda813a095a1b346130
+sha256, with zeros here: 404b7a074730698687187edec13dfc6daf98219f46004a0bc997344a746c63c2
 """
 
 from collections.abc import Iterator, Sequence
@@ -2240,7 +2240,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_061d854f"
+    name = unique = "s4d_real_7c104863"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -29,6 +29,7 @@ from sh2gen.cost.cost import Prediction, predictions
 from sh2gen.emit.emit import emit
 from sh2gen.emit.kernels import kernel_sources
 from sh2gen.emit.launches import alignment_of, kernel_digests, launched, of_direction
+from sh2gen.emit.page import page
 from sh2gen.lower import verdicts
 from sh2gen.lower.verdict import Verdict
 from sh2gen.plan.plan import Plan
@@ -222,9 +223,8 @@ def member(spec: OpSpec, chosen: Candidate, gpu: Target) -> Member:
 def text_of(family: Sequence[Member], plan: Plan) -> Source:
     """The file that serves a family."""
     own, *others = family
-    return emit(
-        own.spec, plan, own.schedule, own.gpu, [(m.spec, m.schedule, m.gpu) for m in others]
-    )
+    widths = [(m.spec, m.schedule, m.gpu) for m in others]
+    return page(emit(own.spec, plan, own.schedule, own.gpu, widths))
 
 
 def written(

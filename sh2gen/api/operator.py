@@ -28,6 +28,7 @@ from sh2gen.base.versions import beyond_triton
 from sh2gen.build.build import Building, check_fits
 from sh2gen.emit.emit import emit
 from sh2gen.emit.launches import launched
+from sh2gen.emit.page import page
 from sh2gen.plan.plan import Role
 from sh2gen.plan.source import Alignment, Source
 from sh2gen.runtime.operator import Operator, OperatorRunner
@@ -89,7 +90,7 @@ def operator(
 
 def _source(spec: OpSpec, chosen: Candidate, gpu: Target) -> Source:
     tuned = any(not origin.startswith("default") for origin in chosen.origins.values())
-    return emit(spec, chosen.plan, chosen.schedule, gpu_name(gpu) if tuned else "")
+    return page(emit(spec, chosen.plan, chosen.schedule, gpu_name(gpu) if tuned else ""))
 
 
 def _here() -> str:

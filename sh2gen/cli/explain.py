@@ -65,6 +65,7 @@ def explain(
     from sh2gen.api.inputs import known_numbers, resolve_target
     from sh2gen.build.build import build
     from sh2gen.emit.emit import emit
+    from sh2gen.emit.page import page
     from sh2gen.graph.adjoint import adjoint
     from sh2gen.graph.nodes import operator_graph
     from sh2gen.lower import verdicts
@@ -107,7 +108,7 @@ def explain(
         _show(as_json, stage, numbers_text(spec, ranked[0], gpu))
     else:
         best = ranked[0]
-        source = emit(spec, best.plan, best.schedule)
+        source = page(emit(spec, best.plan, best.schedule))
         if stage == "source":
             _show(as_json, stage, source.text, "python")
             return

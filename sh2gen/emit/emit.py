@@ -19,7 +19,6 @@ from sh2gen.base.errors import Sh2genError
 from sh2gen.base.files import signed
 from sh2gen.emit import config
 from sh2gen.emit.file import CONFIGS, blocks
-from sh2gen.emit.fit import fitted
 from sh2gen.emit.kernels import kernel_sources
 from sh2gen.emit.text import literal
 from sh2gen.emit.words import class_name
@@ -81,7 +80,7 @@ def table(configs: dict[tuple[str, int, int], dict[str, dict[str, int]]]) -> str
 def _frame(spec: OpSpec, plan: Plan) -> str:
     """A file without its configs."""
     library = f"{spec.op}_{_digest(spec, plan)}"
-    text = fitted("\n\n\n".join(blocks(spec, plan, library)) + "\n")
+    text = "\n\n\n".join(blocks(spec, plan, library)) + "\n"
     kinds = ast.FunctionDef | ast.ClassDef
     defined = Counter(n.name for n in ast.parse(text).body if isinstance(n, kinds))
     twice = [name for name, count in defined.items() if count > 1 and name != "_"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from sh2gen.emit import reduce
 from sh2gen.emit.reduce import op_parameters
-from sh2gen.emit.text import targets
+from sh2gen.emit.text import folded, targets
 from sh2gen.plan.arguments import Argument, Of
 from sh2gen.plan.plan import Allocate, Join, Kernel, Launch, Plan, Reduce, Role
 from sh2gen.spec.operator import OpSpec
@@ -41,7 +41,8 @@ def launchers(spec: OpSpec, plan: Plan) -> list[str]:
 
 def _function(name: str, arguments: Sequence[str], doc: str, body: Sequence[str]) -> str:
     head = [f"def {name}(", *(f"{_INDENT}{a}," for a in arguments), ") -> list[Tensor]:"]
-    return "\n".join([*head, f'{_INDENT}"""{doc}"""', *(_INDENT + line for line in body)])
+    described = folded(f'{_INDENT}"""{doc}"""')
+    return "\n".join([*head, described, *(_INDENT + line for line in body)])
 
 
 def _forward(spec: OpSpec, plan: Plan) -> str:

@@ -12,6 +12,7 @@ import jinja2
 
 from sh2gen.base.resources import folder
 
+WIDTH = 99  # columns of a page
 _NOTHING = "\0"  # in place of a block without lines; removed with its line
 
 
@@ -38,6 +39,26 @@ def signature(name: str, arguments: Sequence[str], result: str) -> str:
     return "\n".join([f"def {name}(", *(f"    {a}," for a in arguments), f") -> {result}:"])
 
 
+def folded(text: str) -> str:
+    """Lines of a docstring, those that are longer than a page broken between words; of an
+    argument's description the later ones hang.
+    """
+    lines: list[str] = []
+    for line in text.split("\n"):
+        if len(line) <= WIDTH:
+            lines.append(line)
+            continue
+        indent = line[: len(line) - len(line.lstrip())]
+        hang = "    " if re.match(r"\s+\w+: ", line) else ""
+        closed = line.endswith('"""') and line.count('"""') == 2
+        words = line.removesuffix('"""') if closed else line
+        lines += textwrap.wrap(
+            words, WIDTH, subsequent_indent=indent + hang, break_on_hyphens=False
+        )
+        lines += [indent + '"""'] * closed
+    return "\n".join(lines)
+
+
 def literal(value: Any, indent: int, taken: int = 10) -> str:
     """Plain data as Python text: on one line where it fits in 99 columns, else an item a line."""
     if isinstance(value, str):
@@ -55,7 +76,7 @@ def literal(value: Any, indent: int, taken: int = 10) -> str:
         items = [literal(v, inner, inner + 1) for v in value]
     comma = "," if isinstance(value, tuple) and len(value) == 1 else ""
     line = brackets[0] + ", ".join(items) + comma + brackets[1]
-    if "\n" not in line and taken + len(line) <= 99:
+    if "\n" not in line and taken + len(line) <= WIDTH:
         return line
     lines = "".join(f"{' ' * inner}{item},\n" for item in items)
     return f"{brackets[0]}\n{lines}{' ' * indent}{brackets[1]}"
@@ -73,6 +94,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["targets"] = targets
     environment.filters["block"] = _block
+    environment.filters["folded"] = folded
     environment.globals["signature"] = signature
     return environment
 

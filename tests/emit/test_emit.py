@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib.util
 import itertools
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sh2gen.base.errors import Sh2genError
+from sh2gen.base.files import intact
 from sh2gen.base.resources import folder
 from sh2gen.emit.emit import _names, emit, kernel_digest
-from sh2gen.emit.fit import fitted
 from sh2gen.emit.kernels import splits_sequences
+from sh2gen.emit.page import page
+from sh2gen.emit.text import folded
 from sh2gen.emit.words import class_name
 from sh2gen.lower import ALGORITHMS, plans
 from sh2gen.plan.plan import Role
@@ -80,12 +82,15 @@ def emitted(spec: OpSpec) -> Iterator[tuple[str, Source]]:
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder of files for every operator of the spread and every plan."""
+    """One folder of pages for every operator of the spread and every plan."""
     where = tmp_path_factory.mktemp("emitted")
     for number, spec in enumerate(spread()):
         for name, source in emitted(spec):
             (where / f"{number}_{name.replace('/', '_')}.py").write_text(source.text)
     assert len(list(where.iterdir())) > 70
+    # As `page` does, all at once.
+    options = ("--isolated", "--no-cache", "--line-length=99", "--target-version=py311")
+    assert ruff("format", *options, str(where)).returncode == 0
     return where
 
 
@@ -93,12 +98,6 @@ def ruff(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "ruff", *arguments], capture_output=True, text=True, check=False
     )
-
-
-def test_generated_files_are_formatted(generated: Path) -> None:
-    options = ("--isolated", "--no-cache", "--line-length=99", "--target-version=py311")
-    result = ruff("format", *options, "--diff", str(generated))
-    assert result.returncode == 0, result.stdout[:3000] + result.stderr[-300:]
 
 
 def test_generated_files_have_no_unused_and_no_unknown_names(generated: Path) -> None:
@@ -144,7 +143,6 @@ def test_any_operator_under_any_schedule(data: st.DataObject) -> None:
     configs = {role.value: dict(drawn.numbers(role)) for role in Role}
     configs = {("", spec.channels, spec.filter.groups): configs} if plan.kernels else {}
     assert source.configs == namespace.get("CONFIGS", {}) == configs
-    assert max(map(len, source.text.splitlines())) <= 99
 
 
 def constants_of_file(text: str) -> dict[str, Any]:
@@ -359,53 +357,39 @@ def test_class_names(op: str, expected: str) -> None:
     assert f"\nclass {expected}(nn.Module):\n" in emit_of(make(op=op))
 
 
-# ---- breaking lines -----------------------------------------------------------------------------
-
-LONG = "a_name_of_twenty_char"
+# ---- pages --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        f"    value = function({', '.join([LONG] * 4)})",
-        f"    value = function({', '.join([LONG] * 6)})",
-        f"def function({', '.join(f'{LONG}_{i}: Tensor' for i in range(4))}) -> Tensor:\n    pass",
-        f"    return [*first, {', '.join(f'{LONG}.to({LONG}.dtype)' for _ in range(3))}]",
-        f"    {LONG}, b = (function(x) for x in ({LONG}, *second({LONG}), *third))",
-        f"value = {{'a': [{', '.join([LONG] * 5)}], 'b': ({', '.join([LONG] * 5)})}}",
-        "value = 1  # short",
-    ],
-)
-def test_lines_are_broken_as_ruff_breaks_them(line: str, tmp_path: Path) -> None:
-    text = f"def outer():\n{line}\n" if line.startswith(" ") else f"{line}\n"
-    found = fitted(text)
-    assert max(map(len, found.splitlines())) <= 99
-    assert ast.dump(ast.parse(found)) == ast.dump(ast.parse(text))
-    path = tmp_path / "line.py"
-    path.write_text(found.replace("'", '"'))
-    options = ("--isolated", "--no-cache", "--line-length=99")
-    assert ruff("format", *options, "--diff", str(path)).stdout == ""
+def test_a_page_is_the_same_program_and_laid_out_once() -> None:
+    spec = make(op=LONGEST, channels=2**20, gates={"pre": True, "post": True})
+    source = emit(spec, plans(spec)[0], schedule(spec, plans(spec)[0]))
+    laid = page(source)
+    assert max(map(len, source.text.splitlines())) > 99 >= max(map(len, laid.text.splitlines()))
+    assert intact(laid.text) and page(laid) == laid
+    trees = [ast.parse(one.text) for one in (source, laid)]
+    for tree in trees:  # which says the digest of the text
+        tree.body.pop(0)
+    assert ast.dump(trees[0]) == ast.dump(trees[1])
 
 
-def test_words_of_a_docstring_are_broken_between_them() -> None:
+def test_without_a_formatter_lines_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = make()
+    source = emit(spec, plans(spec)[0], schedule(spec, plans(spec)[0]))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert page(source) is source
+
+
+def test_words_of_a_docstring_are_folded_between_them() -> None:
     words = " ".join(["word"] * 25)
-    text = f'def f():\n    """{words}\n\n    Args:\n        x: {words}\n    """\n'
-    found = fitted(text)
+    text = f'    """{words}\n\n    Args:\n        x: {words}\n    """\n'
+    found = folded(text)
     assert max(map(len, found.splitlines())) <= 99
     assert found.split() == text.split()
     assert "\n            word" in found, "a description hangs"
-
-
-def test_code_is_not_taken_for_a_docstring_whatever_holds_quotes() -> None:
-    """Nor the other way round: words of a docstring are broken, not brackets."""
-    call = f"function({', '.join([LONG] * 5)})"
-    quotes = ['a = 1  # no """ here', 'b = "#" + "\\""', 'c = \'"""\'']
-    inside, after = f'e = """\n{call}\n"""', f"f = {call}"
-    found = fitted("\n".join([*quotes, after, inside, after]))
-    code = fitted(after)
-    assert code.endswith(f"\n    {LONG},\n)")
-    words = textwrap.fill(call, 99)
-    assert found == "\n".join([*quotes, code, f'e = """\n{words}\n"""', code])
+    short = '    """A word."""\n'
+    assert folded(short) == short
+    line = f'    """{words}"""'
+    assert folded(line).endswith('word\n    """') and folded(line).count('"""') == 2
 
 
 def test_names_are_looked_for_once_whatever_the_numbers() -> None:
