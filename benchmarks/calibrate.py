@@ -58,9 +58,9 @@ def cases(sweeps: Path, op: str, direction: str) -> list[Case]:
     for length in LENGTHS:
         workload = Workload(batch=1, length=length)
         case: Case = []
-        for numbers, outcome in sweep.of(workload).outcomes.items():
+        for config, outcome in sweep.of(workload).outcomes.items():
             if outcome.status is Status.OK:
-                one = Schedule(plan=plan.name, **{direction: numbers})
+                one = Schedule(plan=plan.name, **{direction: config})
                 at = cost.at_work(spec, plan, kernel, one, workload, target("H200"))
                 if at.running is not None:
                     constants = at.target.constants

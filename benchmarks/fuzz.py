@@ -124,10 +124,10 @@ def _schedule(rng: random.Random, spec: Any, plan: Any) -> tuple[str, Any]:
     direction = rng.choice(DIRECTIONS)
     (other,) = set(DIRECTIONS) - {direction}
     if how == "searched":
-        numbers = rng.choice(search_space(spec, plan, direction).points)
+        config = rng.choice(search_space(spec, plan, direction).points)
     else:
-        numbers = _legal(rng, spec, plan, direction)
-    found = {direction: numbers, other: partner(spec, plan, direction, numbers)}
+        config = _legal(rng, spec, plan, direction)
+    found = {direction: config, other: partner(spec, plan, direction, config)}
     return how, Schedule(plan=plan.name, **found)
 
 

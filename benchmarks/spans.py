@@ -50,7 +50,7 @@ def wanting(operator: Operator, programs: int) -> dict[str, dict[str, int]]:
     """The config of a file for so many programs a sequence."""
     (config,) = operator.namespace.CONFIGS.values()
     wanted = programs * operator.namespace.BATCH
-    return {role: {**numbers, "PROGRAMS": wanted} for role, numbers in config.items()}
+    return {role: {**one, "PROGRAMS": wanted} for role, one in config.items()}
 
 
 def checked(

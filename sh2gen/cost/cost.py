@@ -176,23 +176,23 @@ def at_work(
     """What `predict` puts a time on, of one kernel of a plan."""
     elements = workload.batch * workload.length * spec.channels
     effort = work(kernel, plan.layout, spec)
-    numbers = launch_config(spec, schedule, kernel.role)
-    variant = variant_of_call(spec, plan, kernel, numbers, workload.length, target.capability)
-    numbers = variant.config(numbers) if variant else numbers
+    config = launch_config(spec, schedule, kernel.role)
+    variant = variant_of_call(spec, plan, kernel, config, workload.length, target.capability)
+    config = variant.config(config) if variant else config
     grid = (variant or kernel).grid(
-        workload.batch, workload.length, spec.channels, spec.group_width, numbers
+        workload.batch, workload.length, spec.channels, spec.group_width, config
     )
     memory = elements * effort.bytes / target.elementwise_bandwidth
     if kernel.role == Role.BACKWARD and kind_of(kernel) != "recurrence":
         splits = workload.batch * grid.splits * grid.sums
         partials = splits * kernel.program.partial_rows * spec.channels * 4
         memory += 2 * partials / target.elementwise_bandwidth  # written, and read to be summed
-    rows, block = numbers.get("ROWS", 8), numbers.get("BLOCK_T", 64)
+    rows, block = config.get("ROWS", 8), config.get("BLOCK_T", 64)
     per_element, products = _counted(effort, rows, block)
     return AtWork(
         spec=spec,
         kernel=kernel,
-        numbers=numbers,
+        config=config,
         workload=workload,
         target=target,
         memory=memory,
@@ -201,7 +201,7 @@ def at_work(
         tensor=elements * products / product_rate(spec, target),
         by_rows=target.constants.way(kernel.role).by_rows if plan.layout is Layout.BLD else 0.0,
         grid=grid,
-        running=None if variant else running(kernel, numbers, spec, target),
+        running=None if variant else running(kernel, config, spec, target),
     )
 
 

@@ -115,7 +115,7 @@ LOOSE = {"s4d_real": (0.5, 1.3), "s4d": (0.4, 1.3), "h3": (0.4, 1.3), "conv_512"
 
 
 def test_predictions_of_shipped_operators() -> None:
-    """Under the numbers that the page was measured with, which are the defaults."""
+    """Under the configs that the page was measured with, which are the defaults."""
     row = r"^\| (\w+) \| (\d+) \| (\d+) \| ([\d.]+) \| [\d.]+ \| [\d.]+ \| ([\d.]+) \|"
     text = PAGE.read_text().split("Channels last, `--plan direct/BLD")
     rest = text[1].split("### Long filters")[1].split("### Few channels")[0]
@@ -193,8 +193,8 @@ def test_splits_are_those_of_the_launcher(channels: int, batch: int, tmp_path: P
             workload = Workload(batch=batch, length=length)
             at = cost.at_work(spec, plan, kernel, made, workload, GPU)
             grid = module.walk_grid(batch, length, channels, 1, configs[kernel.role])
-            assert at.grid == grid and at.numbers == configs[kernel.role]
-            assert cost.config_on(GPU, spec, plan, kernel, made, length) == at.numbers
+            assert at.grid == grid and at.config == configs[kernel.role]
+            assert cost.config_on(GPU, spec, plan, kernel, made, length) == at.config
             found.add(grid.splits > 1)
     assert found == ({True, False} if channels * batch <= 128 else {False})
 
@@ -217,15 +217,15 @@ def test_kernels_are_taken_whatever_products_read(operand: str, name: str) -> No
 
 
 def test_products_are_priced_by_what_they_read() -> None:
-    """The same numbers forward, for each of the rates of products; and a GPU that is faster in
+    """The same config forward, for each of the rates of products; and a GPU that is faster in
     everything is not predicted to be slower.
     """
     (plan,) = (p for p in plans(HYENA_MR) if p.name == "toeplitz/BDL/recompute")
-    numbers = schedule(OPERANDS["float32"], plan)
+    made = schedule(OPERANDS["float32"], plan)
 
     def forward(operand: str, name: str) -> float:
         spec, workload = OPERANDS[operand], Workload(batch=1, length=8192)
-        return cost.predict(spec, plan, numbers, "forward", workload, target(name)).seconds
+        return cost.predict(spec, plan, made, "forward", workload, target(name)).seconds
 
     for name in ("H200", "A100", "B200"):
         assert forward("bfloat16", name) < forward("float16", name) < forward("exact", name)
@@ -285,8 +285,8 @@ def test_no_prediction_is_below_its_bounds(op: str, name: str) -> None:
     for plan in plans(spec):
         start = schedule(spec, plan)
         for direction in DIRECTIONS:
-            for numbers in search_space(spec, plan, direction).points[::5]:
-                under = replace(start, **{direction: numbers})
+            for config in search_space(spec, plan, direction).points[::5]:
+                under = replace(start, **{direction: config})
                 for batch, length in sizes:
                     workload = Workload(batch=batch, length=length)
                     found = cost.predict(spec, plan, under, direction, workload, gpu)

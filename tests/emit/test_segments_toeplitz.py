@@ -46,9 +46,9 @@ class Whole:
             }
         )
         plan = next(p for p in plans(self.spec, "toeplitz") if p.layout == layout)
-        numbers = {"BLOCK_D": 4, "SEGMENTS": 4, "BLOCK_T": TILE, "TILES": 1, "PREFETCH": 1}
-        numbers |= {"num_warps": 4}
-        made = schedule(self.spec, plan, {"forward": numbers, "backward": numbers})
+        config = {"BLOCK_D": 4, "SEGMENTS": 4, "BLOCK_T": TILE, "TILES": 1, "PREFETCH": 1}
+        config |= {"num_warps": 4}
+        made = schedule(self.spec, plan, {"forward": config, "backward": config})
         self.runner: InterpreterRunner = interpreted(self.spec, plan, made, folder)
         self.inputs, self.named, self.dy = random_tensors(
             self.spec, 1, LENGTH, dtype=torch.float32

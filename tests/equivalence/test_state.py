@@ -62,8 +62,8 @@ def runner_of(
 ) -> InterpreterRunner | OperatorRunner:
     """Kernels under the interpreter; of fft, which has none, plain PyTorch."""
     plan = next(p for p in plans(spec, algorithm) if p.layout == layout)
-    numbers = SMALL[algorithm] | {"PROGRAMS": programs} if algorithm in SMALL else None
-    made = schedule(spec, plan, {"forward": numbers, "backward": numbers} if numbers else None)
+    config = SMALL[algorithm] | {"PROGRAMS": programs} if algorithm in SMALL else None
+    made = schedule(spec, plan, {"forward": config, "backward": config} if config else None)
     if plan.kernels:
         return interpreted(spec, plan, made, folder)
     return OperatorRunner(Operator(written(spec, plan, made, folder)), "eager")

@@ -81,7 +81,7 @@ def test_a_remembered_binary_takes_constants_in_the_order_of_the_kernel(case: Ca
 
 @pytest.mark.parametrize("twin", [True, False])
 @pytest.mark.parametrize("case", ["blocks_bdl"], indirect=True)
-def test_a_twin_is_launched_with_its_own_numbers(
+def test_a_twin_is_launched_with_its_own_config(
     case: Case, twin: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """4 channels of 32 segments to a program of the twin, of 8 segments to one of the other."""
@@ -99,11 +99,11 @@ def test_a_twin_is_launched_with_its_own_numbers(
     module.launch_backward(inputs[0], inputs, parameters, [])
     kernel, grid, arguments, constants = launches[0]
     name = "backward_sm90" if twin else "backward"
-    numbers = module.configs_of(inputs[0], 8, 2)[name]
+    config = module.configs_of(inputs[0], 8, 2)[name]
     assert kernel is (module.tiny_blocks_backward_sm90 if twin else module.tiny_blocks_backward)
-    assert constants["config"] == numbers and ("EVEN" in constants) != twin
+    assert constants["config"] == config and ("EVEN" in constants) != twin
     segments, block = (32, 64) if twin else (8, 32)
-    assert (numbers["SEGMENTS"], numbers["BLOCK_T"]) == (segments, block)
+    assert (config["SEGMENTS"], config["BLOCK_T"]) == (segments, block)
     tiles, along_time = arguments[-1], arguments[-2]
     assert along_time * tiles * segments * block >= length
     assert grid == 2 * along_time * 2  # batch, and groups
@@ -228,15 +228,15 @@ def test_launches_of_a_candidate_find_what_was_built_and_all_that_was_built_is_l
     cache = tmp_path / "cache"
     monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
     monkeypatch.setattr(triton.knobs.cache, "dir", str(cache))
-    numbers = schedule(spec, plan)
-    chosen = numbers.forward
+    made = schedule(spec, plan)
+    chosen = made.forward
     task = Task(spec=spec, plan=plan, direction="forward")
     with closing(Compilers(2, 120)) as compilers, closing(Answers((), "")) as worker:
         bench = Workbench(
             task,
             H200,
             start=chosen,
-            other=numbers.backward,
+            other=made.backward,
             folder=tmp_path,
             compilers=compilers,
             worker=worker,
@@ -248,7 +248,7 @@ def test_launches_of_a_candidate_find_what_was_built_and_all_that_was_built_is_l
     built = {path.name for path in cache.iterdir()}
     operator = Operator(Path(candidate.file))
     module = operator.namespace
-    operator.use(candidate.config)
+    operator.use(candidate.configs)
     binaries: set[tuple[Any, ...]] = set()
 
     def launch(

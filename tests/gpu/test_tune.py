@@ -162,7 +162,7 @@ def test_the_state_after_a_sequence_lies_between_fences(tmp_path: Path) -> None:
     assert found[0] == 0 < found[1]
 
 
-def test_tuned_numbers_are_taken_by_compile(
+def test_a_tuned_config_is_taken_by_compile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SH2GEN_HOME", str(tmp_path))
@@ -172,7 +172,7 @@ def test_tuned_numbers_are_taken_by_compile(
     assert all(d is not None and 0 < d.us[0] <= 1.02 * d.start_us[0] for d in decisions)
     compilation = compile_operator(SPEC, out=tmp_path / "out")
     assert all("tuned on" in text for text in compilation.chosen.origins.values())
-    assert [d.numbers for d in decisions if d] == [
+    assert [d.config for d in decisions if d] == [
         compilation.chosen.schedule.forward,
         compilation.chosen.schedule.backward,
     ]
