@@ -48,7 +48,7 @@ Case = list[tuple[AtWork, float]]  # candidates of an operator at a length, and 
 
 
 def cases(sweeps: Path, op: str, direction: str) -> list[Case]:
-    """All candidates of a sweep that are right, but for the twin, whose constants are others."""
+    """All right candidates of a sweep but those of the variant, whose constants are others."""
     sweep = read_sweep(sweeps / f"{op}-{direction}.jsonl")
     spec = load_spec(folder("ops") / f"{op}.yaml")
     (plan,) = (plan for plan in plans(spec) if plan.name == sweep.header.key.plan)

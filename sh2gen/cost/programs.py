@@ -175,7 +175,7 @@ def variant_seconds(at: AtWork) -> float:
 
 
 def recurrence_seconds(at: AtWork) -> tuple[float, float, int]:
-    """Of a recurrence: in all, of its instructions alone, and into how many spans sequences are
+    """Of a recurrence: in all, of its instructions alone, and into how many splits sequences are
     cut.
     """
     n, spec = at.config, at.spec
@@ -195,13 +195,13 @@ def recurrence_seconds(at: AtWork) -> tuple[float, float, int]:
     rows_each = n["SEGMENTS"] / n["num_warps"]
     if operand_bytes(spec) == 2 and rows_each < constants.few_rows:
         seconds *= constants.few
-    spans, steps = at.grid.splits, at.grid.tiles * n["SEGMENTS"] * n["BLOCK_T"]
-    if spans > 1:  # half of the inputs are read before, for the sums of tiles
-        seconds, steps = constants.spans * seconds, 3 * steps // 2
-    programs = at.workload.batch * spec.channels * spans
+    splits, steps = at.grid.splits, at.grid.tiles * n["SEGMENTS"] * n["BLOCK_T"]
+    if splits > 1:  # half of the inputs are read before, for the sums of tiles
+        seconds, steps = constants.splits * seconds, 3 * steps // 2
+    programs = at.workload.batch * spec.channels * splits
     rounds = programs / (at.target.sms * at.running.programs)
     seconds += rounds * constants.program
-    return max(seconds, steps * constants.step), issue, spans
+    return max(seconds, steps * constants.step), issue, splits
 
 
 def running(kernel: Kernel, config: Mapping[str, int], spec: OpSpec, target: Target) -> Running:

@@ -43,7 +43,7 @@ def print_compilation(c: Any) -> None:
     for workload, found in c.predictions[:_PREDICTIONS]:
         text = ", ".join(
             f"{direction} {p.seconds * 1e6:.0f} us ({p.share:.2f} of the memory bound"
-            + (f", in {p.spans} spans)" if p.spans > 1 else ")")
+            + (f", in {p.splits} splits)" if p.splits > 1 else ")")
             for direction, p in found.items()
         )
         rows.append(
@@ -198,7 +198,7 @@ def print_explanation(spec: Any, gpu: Any, answers: Any, ranked: Any, as_json: b
                         "waves_us": p.waves * 1e6,
                         "fixed_us": p.fixed * 1e6,
                         "products_us": p.tensor * 1e6,
-                        "spans": p.spans,
+                        "splits": p.splits,
                     }
                     for d, p in found.items()
                 }

@@ -116,7 +116,7 @@ class Journal:
         because a process died, is tried again.
 
         Only what was found out of the launches that this search would make counts. Where a
-        sequence is cut into spans, into how many depends on the least batch of all workloads that
+        sequence is cut into splits, into how many depends on the least batch of all workloads that
         a file is for (`emit_kernels.programs`): times were measured of this file if that is the
         same. Which kernels are built, and so what a compiler says and which candidates are the
         same, depends on all of them. Lines that do not say which these were say nothing here.

@@ -214,7 +214,7 @@ def thorough_checks(
 
 def _whole_vectors(plan: Plan, *, cut: bool) -> int:
     """A length of whole vectors. If a state is carried from tile to tile, of several tiles; or of
-    so many that they are cut into spans.
+    so many that they are cut into splits.
     """
     if any(kernel.skeleton == "recurrence" for kernel in plan.kernels):
         return 1800 if cut else 520
@@ -259,7 +259,7 @@ def _miniature_file(
     small = miniature(spec, max_channels=2 if scheduled else 128, max_taps=max_taps)
     (same,) = (p for p in plans(small, plan.algorithm) if p.name == plan.name)
     # The interpreter reads a file again when a kernel of it first runs: other taps, another file.
-    path = folder / f"{spec.op}_twin_{small.filter.length or 0}.py"
+    path = folder / f"{spec.op}_miniature_{small.filter.length or 0}.py"
     if scheduled is None:
         scheduled = interpreter_schedule(small, same) if plan.kernels else schedule(small, same)
     write_whole(path, emit(small, same, scheduled).text)

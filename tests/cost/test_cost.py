@@ -153,7 +153,7 @@ def test_predictions_of_shipped_streams(
 
 
 def test_products_cost_what_they_multiply() -> None:
-    """128 taps: 3 matrices of 64 steps forward, 5 of 32 backward, but 3 of 64 in the twin."""
+    """128 taps: 3 matrices of 64 steps forward, 5 of 32 backward, but 3 of 64 in the variant."""
     spec = of_taps(128)
     chosen = best(spec, "toeplitz/BDL")
     (workload,) = spec.workloads
@@ -234,7 +234,7 @@ def test_products_are_priced_by_what_they_read() -> None:
         assert forward(operand, "B200") < forward(operand, "H200") < forward(operand, "A100")
 
 
-def test_the_twin_is_predicted_where_it_runs() -> None:
+def test_the_variant_is_predicted_where_it_runs() -> None:
     """It takes aligned rows, and so many steps that most of its tile is full."""
     chosen = candidates(HYENA_MR, GPU)[0]
 
@@ -252,25 +252,27 @@ def test_the_twin_is_predicted_where_it_runs() -> None:
 
 @pytest.mark.parametrize("length", [8192, 8191, 131072])
 def test_partial_sums_are_those_of_the_launcher(length: int, tmp_path: Path) -> None:
-    """Of programs that stream, in Triton and by the twin: written once, and read to be summed."""
+    """Of programs that stream, in Triton and by the variant: written once, read to be summed."""
     chosen = candidates(HYENA_MR, GPU)[0]
     kernel, workload = chosen.plan.kernel(Role.BACKWARD), Workload(batch=1, length=length)
     assert kernel is not None
     path = tmp_path / "hyena_mr.py"
     path.write_text(emit(HYENA_MR, chosen.plan, chosen.schedule).text)
     module = load_module(path, interpret=False)
-    by_twin = length % 8 == 0
+    by_variant = length % 8 == 0
     channels, width = HYENA_MR.channels, HYENA_MR.group_width
     configs = module.configs_of(torch.zeros(1), channels, HYENA_MR.filter.groups)
-    used = configs["backward_sm90" if by_twin else "backward"]
+    used = configs["backward_sm90" if by_variant else "backward"]
     assert cost.config_on(GPU, HYENA_MR, chosen.plan, kernel, chosen.schedule, length) == used
-    grid = (module.sm90_grid if by_twin else module.stream_grid)(1, length, channels, width, used)
+    grid = (module.sm90_grid if by_variant else module.stream_grid)(
+        1, length, channels, width, used
+    )
     rows = grid.splits * grid.sums
-    assert grid.sums == (used["SEGMENTS"] // 2 if by_twin else used["SEGMENTS"])
+    assert grid.sums == (used["SEGMENTS"] // 2 if by_variant else used["SEGMENTS"])
     partials = rows * kernel.program.partial_rows * HYENA_MR.channels * 4
     moved = length * HYENA_MR.channels * work.work(kernel, chosen.plan.layout, HYENA_MR).bytes
     at = cost.at_work(HYENA_MR, chosen.plan, kernel, chosen.schedule, workload, GPU)
-    assert (at.running is None) == by_twin and partials > 0
+    assert (at.running is None) == by_variant and partials > 0
     assert at.memory * GPU.elementwise_bandwidth == pytest.approx(moved + 2 * partials)
 
 

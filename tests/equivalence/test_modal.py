@@ -118,7 +118,7 @@ def test_parameters_of_every_dtype(
 
 @pytest.mark.parametrize("programs", [8, 16])
 @pytest.mark.parametrize("length", [7 * TILE + 1, 8 * TILE, 16 * TILE])
-def test_every_number_of_spans(programs: int, length: int, tmp_path: Path) -> None:
+def test_every_number_of_splits(programs: int, length: int, tmp_path: Path) -> None:
     spec = make(featurizer={"length": 3}, gates=BOTH, skip="channel", groups=1)
     case = small_case(spec, length, PROGRAMS=programs)
     check(case, tmp_path, torch.float32)
@@ -139,7 +139,7 @@ def test_every_number_of_spans(programs: int, length: int, tmp_path: Path) -> No
     ],
     ids=str,
 )
-def test_spans_of_every_structure(fields: dict[str, Any], tmp_path: Path) -> None:
+def test_splits_of_every_structure(fields: dict[str, Any], tmp_path: Path) -> None:
     case = small_case(make(**fields), 7 * TILE + 7, batch=2, PROGRAMS=512, PARTS=2)
     check(case, tmp_path, torch.float16)
 
@@ -147,8 +147,8 @@ def test_spans_of_every_structure(fields: dict[str, Any], tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("parametrisation", "dtype"), [("log_poles", torch.float16), ("complex", torch.float32)]
 )
-def test_spans_change_no_bit(parametrisation: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    """Outputs and gradients of inputs are those of one walk along the sequence: spans do the same
+def test_splits_change_no_bit(parametrisation: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Outputs and gradients of inputs are those of one walk along the sequence: splits do the same
     arithmetic in the same order.
     """
     spec = make(

@@ -130,7 +130,7 @@ def test_modal_chunks(cuts: list[int], parametrisation: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)
 @pytest.mark.parametrize("cuts", [[0, 1800], [0, 3, 1801]], ids=str)
-def test_modal_chunks_in_spans(cuts: list[int], parametrisation: str, tmp_path: Path) -> None:
+def test_modal_chunks_in_splits(cuts: list[int], parametrisation: str, tmp_path: Path) -> None:
     """Chunks that several programs share: states enter, pass between and leave them."""
     inner = {"parametrisation": parametrisation, "groups": 1}
     spec = make("modal", channels=1, filter=inner, featurizer={"length": 3}, gates=BOTH)

@@ -111,7 +111,7 @@ def test_a_broken_candidate_is_named_and_the_next_is_timed(
     assert 0 < low <= median <= high < 1000
 
 
-# Few channels: long sequences are cut into spans.
+# Few channels: long sequences are cut into splits.
 LI = load_spec(folder("ops") / "hyena_li_stateful.yaml")
 STATEFUL = dataclasses.replace(LI, channels=64, filter=dataclasses.replace(LI.filter, groups=64))
 LEAVE = "                tl.store(ends[1] + mode, passed_on(before, decay_by(a, left), added))\n"

@@ -128,14 +128,14 @@ def test_what_is_tried_of_any_modal_operator_is_legal(
         assert split == (4 * channels * batch <= 1024)
 
 
-def test_a_twin_for_sm90_is_tried_apart_from_other_knobs() -> None:
+def test_the_variant_for_sm90_is_tried_apart_from_other_knobs() -> None:
     """Those are for calls that it does not take, and their product with it would be large."""
     spec = op("hyena_mr")
     plan = plans(spec, "toeplitz")[0]
     default, *points = map(dict, search_space(spec, plan, "backward").points)
-    twins = [point for point in points if point["TILES_SM90"]]
-    assert {point["TILES_SM90"] for point in twins} == {16, 32, 64, 256}
-    for point in twins:
+    of_variant = [point for point in points if point["TILES_SM90"]]
+    assert {point["TILES_SM90"] for point in of_variant} == {16, 32, 64, 256}
+    for point in of_variant:
         assert point | {"TILES_SM90": 128} == default
     assert len({point["BLOCK_T"] for point in points}) > 2
 

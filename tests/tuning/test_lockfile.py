@@ -93,9 +93,9 @@ def test_the_entry_of_an_operator_is_found(tmp_path: Path) -> None:
     pinned = (FFT, MR)
     assert locked_entry(path, pinned, "hyena_mr", MR.digest) == MR
     assert locked_entry(path, pinned, "mine", MR.digest) == MR
-    twin = dataclasses.replace(MR, op="mine", forward=(("ROWS", 64),))
-    assert locked_entry(path, (MR, twin), "mine", MR.digest) == twin
-    assert locked_entry(path, (MR, twin), "hyena_mr", MR.digest) == MR
+    other = dataclasses.replace(MR, op="mine", forward=(("ROWS", 64),))
+    assert locked_entry(path, (MR, other), "mine", MR.digest) == other
+    assert locked_entry(path, (MR, other), "hyena_mr", MR.digest) == MR
     assert MR.config("forward") == MR.forward and MR.config("backward") == MR.backward
 
 

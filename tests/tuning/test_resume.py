@@ -70,7 +70,7 @@ def test_finalists_of_an_earlier_search_are_built_side_by_side(tmp_path: Path) -
 
 
 def few_channels(folder: Path) -> Fakes:
-    """Three candidates of an operator whose launchers cut sequences into spans."""
+    """Three candidates of an operator whose launchers cut sequences into splits."""
     few = dataclasses.replace(
         MODAL, channels=64, filter=dataclasses.replace(MODAL.filter, groups=64)
     )
@@ -92,7 +92,7 @@ SMALL, LARGE = Workload(batch=1, length=2048), Workload(batch=8, length=65536)
 
 
 def test_times_of_a_file_for_other_batches_are_not_known(tmp_path: Path) -> None:
-    """Into how many spans a sequence is cut is decided by the least batch that a file is for, so
+    """Into how many splits a sequence is cut is decided by the least batch that a file is for, so
     the same config launches something else at the same workload.
     """
     fakes = few_channels(tmp_path)

@@ -75,10 +75,10 @@ def walks(step: VerificationStep, algorithm: str) -> int:
     spec = step.spec
     config = dict(interpreter_schedule(spec, plans(spec, algorithm)[0]).backward)
     block, tiles = config["BLOCK_T"], config.get("TILES", 1)
-    span = block * tiles * config.get("SEGMENTS", 1)
+    walked = block * tiles * config.get("SEGMENTS", 1)
     wide = ceil(spec.group_width / config.get("BLOCK_D", 1)) * spec.filter.groups
     return sum(
-        CALLS[name] * batch * wide * ceil(length / span) * (tiles + 1)
+        CALLS[name] * batch * wide * ceil(length / walked) * (tiles + 1)
         for name in step.properties or ()
         for batch, length in (step.shapes if name == "equality" else step.shapes[-1:])
     ) * (1 + (spec.filter.length or 1) // block)

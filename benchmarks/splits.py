@@ -1,6 +1,6 @@
-"""Few channels on this GPU: one program a channel, or several that share its sequence as spans.
+"""Few channels on this GPU: one program a channel, or several that share its sequence as splits.
 
-    python benchmarks/spans.py --json spans.json
+    python benchmarks/splits.py --json splits.json
 
 Hyena-LI of few channels is verified, then timed, in bfloat16 for several numbers of programs that
 a launcher may be told to want: with the least of these it is one a channel. Cut as by default it
