@@ -4,7 +4,7 @@
     (cd ../before && PYTHONPATH=. python benchmarks/behaviour.py --out before.json)
     PYTHONPATH=. python benchmarks/behaviour.py --against ../before/before.json
 
-For every shipped operator and plan, under the numbers that are its default and those that
+For every shipped operator and plan, under the config that is its default and those that
 `compile` takes: a digest of each kernel as the compiler makes it for sm_90 (`ptx_digest`, which
 names and debug information are no part of), and of outputs and gradients of random inputs, bit by
 bit: of plain PyTorch, and of the kernels of the miniature under Triton's interpreter. Kernels of
@@ -51,18 +51,18 @@ def cases() -> Iterator[tuple[str, OpSpec, Plan, Schedule]]:
         yield f"{path.stem} {best.plan.name} taken", spec, best.plan, best.schedule
 
 
-def kernels(spec: OpSpec, plan: Plan, numbers: Schedule) -> list[str]:
+def kernels(spec: OpSpec, plan: Plan, chosen: Schedule) -> list[str]:
     """A digest of each binary."""
-    with closing(Building(emit(spec, plan, numbers), H200, time_limit=300)) as building:
+    with closing(Building(emit(spec, plan, chosen), H200, time_limit=300)) as building:
         return sorted(kernel.ptx_digest for kernel in building.result().kernels)
 
 
-def results(spec: OpSpec, plan: Plan, numbers: Schedule, *, interpreted: bool) -> dict[str, str]:
+def results(spec: OpSpec, plan: Plan, chosen: Schedule, *, interpreted: bool) -> dict[str, str]:
     """A digest of the output and of each gradient."""
     rng = torch.Generator().manual_seed(0)
     with tempfile.TemporaryDirectory() as where:
         path = Path(where) / f"{spec.op}.py"
-        path.write_text(emit(spec, plan, numbers).text)
+        path.write_text(emit(spec, plan, chosen).text)
         runner: Any = InterpreterRunner(path)
         if not interpreted:
             runner = OperatorRunner(Operator(path), "plain")
@@ -84,11 +84,11 @@ def _bits(x: torch.Tensor) -> str:
 
 def behaviour() -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for label, spec, plan, numbers in cases():
+    for label, spec, plan, chosen in cases():
         print(label, file=sys.stderr, flush=True)
-        found[f"{label}: plain"] = results(spec, plan, numbers, interpreted=False)
+        found[f"{label}: plain"] = results(spec, plan, chosen, interpreted=False)
         if plan.kernels:
-            found[f"{label}: kernels"] = kernels(spec, plan, numbers)
+            found[f"{label}: kernels"] = kernels(spec, plan, chosen)
             small = miniature(spec)
             (same,) = (p for p in plans(small) if p.name == plan.name)
             own = schedule(small, same)

@@ -48,7 +48,7 @@ Case = list[tuple[AtWork, float]]  # candidates of an operator at a length, and 
 
 
 def cases(sweeps: Path, op: str, direction: str) -> list[Case]:
-    """All candidates of a sweep that are right, but for the twin, whose constants are others."""
+    """All right candidates of a sweep but those of the variant, whose constants are others."""
     sweep = read_sweep(sweeps / f"{op}-{direction}.jsonl")
     spec = load_spec(folder("ops") / f"{op}.yaml")
     (plan,) = (plan for plan in plans(spec) if plan.name == sweep.header.key.plan)
@@ -58,9 +58,9 @@ def cases(sweeps: Path, op: str, direction: str) -> list[Case]:
     for length in LENGTHS:
         workload = Workload(batch=1, length=length)
         case: Case = []
-        for numbers, outcome in sweep.of(workload).outcomes.items():
+        for config, outcome in sweep.of(workload).outcomes.items():
             if outcome.status is Status.OK:
-                one = Schedule(plan=plan.name, **{direction: numbers})
+                one = Schedule(plan=plan.name, **{direction: config})
                 at = cost.at_work(spec, plan, kernel, one, workload, target("H200"))
                 if at.running is not None:
                     constants = at.target.constants

@@ -1,4 +1,4 @@
-"""Compile every plan of every shipped operator under its default numbers for a GPU, which need not
+"""Compile every plan of every shipped operator under its default config for a GPU, which need not
 be here, and say what does not fit it.
 
     python benchmarks/fits.py --target sm_86

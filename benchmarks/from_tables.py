@@ -3,7 +3,7 @@
     python benchmarks/from_tables.py --out docs/results/nvidia-h200.json
     sh2gen bench --from docs/results/nvidia-h200.json --plots figures
 
-Times are those of the last round of the search that decided for the numbers, over all lengths of
+Times are those of the last round of the search that decided for the config, over all lengths of
 the operator at once: of kernels that were compared with float64 there. Nothing else was beside
 them, and a forward with its backward was not timed as one. Predictions are of today's model.
 """

@@ -13,8 +13,8 @@ for as long as it is let.
 A line of --out is one seed: status (`right`, `wrong`, `error`, `crash`, `timeout`, or `unfit` for
 a schedule that this GPU has no room for), what was drawn, failed checks, and `over`: results of
 1,000 elements or more whose error is beyond the promise of two (`balanced`) or four (`fast`)
-roundings of bfloat16 or float16, which the verifier's norm gate, that allows for luck, may have
-let pass. (Sums in float32 of float32 tensors are off by more than their last rounding.)
+roundings of bfloat16 or float16, which the tolerance of norms, that allows for luck, may have let
+pass. (Sums in float32 of float32 tensors are off by more than their last rounding.)
 """
 
 from __future__ import annotations
@@ -124,10 +124,10 @@ def _schedule(rng: random.Random, spec: Any, plan: Any) -> tuple[str, Any]:
     direction = rng.choice(DIRECTIONS)
     (other,) = set(DIRECTIONS) - {direction}
     if how == "searched":
-        numbers = rng.choice(search_space(spec, plan, direction).points)
+        config = rng.choice(search_space(spec, plan, direction).points)
     else:
-        numbers = _legal(rng, spec, plan, direction)
-    found = {direction: numbers, other: partner(spec, plan, direction, numbers)}
+        config = _legal(rng, spec, plan, direction)
+    found = {direction: config, other: partner(spec, plan, direction, config)}
     return how, Schedule(plan=plan.name, **found)
 
 

@@ -38,7 +38,7 @@ OPS = ("hyena_se", "hyena_mr", "hyena_li", "short_conv")
 
 
 def unhinted(text: str) -> str:
-    """A generated file without the hint that its own numbers may ask for."""
+    """A generated file without the hint that its own config may ask for."""
     return text.replace(", eviction_policy=EVICT)", ")")
 
 

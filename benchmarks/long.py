@@ -9,8 +9,8 @@ taken:
   PyTorch with a float32 FFT of twice the length: with the filter there already, and with the
   filter made from its modes in the call, as training needs it.
 - `million`: 2^20 steps of 4096 channels, 2^32 elements a tensor. Output and gradients against
-  float64 for some channels over all of time, by the verifier's gates; peak memory over inputs and
-  outputs; time a token beside that at 131072.
+  float64 for some channels over all of time, by the verifier's tolerances; peak memory over inputs
+  and outputs; time a token beside that at 131072.
 - `poles`: a million steps of modes with log-poles from -50 to -1e-7, and of pairs that nearly
   cancel, at each precision: errors of the output and of every gradient over those of rounding
   once.

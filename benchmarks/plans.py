@@ -3,7 +3,7 @@
     python benchmarks/plans.py --out tests/data/plans/nvidia-h200.jsonl
 
 A cell is a filter of so many taps, in groups of so many channels, for a batch of so many
-sequences of a length. Each plan runs under the numbers that `compile` would take, or its default.
+sequences of a length. Each plan runs under the config that `compile` would take, or its default.
 It is verified, then forward and backward are timed apart, each as a captured graph. A line of the
 file is one plan of one cell; a run that was cut off goes on where it was. Plans come cheapest
 first by prediction; one that is predicted to take more than PATIENCE times the best that was
@@ -81,29 +81,29 @@ def cells() -> tuple[Cell, ...]:
 
 
 def ways(cell: Cell) -> Iterator[tuple[Plan, Schedule, dict[str, float]]]:
-    """The plans of a cell with their numbers and predictions (microseconds), cheapest first."""
+    """The plans of a cell with their schedules and predictions (microseconds), cheapest first."""
     spec, gpu = cell.spec, here()
     found = []
     for i, candidate in enumerate(candidates(spec, gpu, known=tables())):
-        numbers = candidate.schedule if i == 0 else schedule(spec, candidate.plan)
+        chosen = candidate.schedule if i == 0 else schedule(spec, candidate.plan)
         (workload,) = spec.workloads
-        predicted = predictions(spec, candidate.plan, numbers, workload, gpu)
+        predicted = predictions(spec, candidate.plan, chosen, workload, gpu)
         times = {d: predicted[d].seconds * 1e6 for d in DIRECTIONS}
-        found.append((candidate.plan, numbers, times))
+        found.append((candidate.plan, chosen, times))
     yield from sorted(found, key=lambda one: sum(one[2].values()))
 
 
-def line(cell: Cell, plan: Plan, numbers: Schedule, **more: Any) -> dict[str, Any]:
+def line(cell: Cell, plan: Plan, chosen: Schedule, **more: Any) -> dict[str, Any]:
     return {
         **cell.key,
         "plan": plan.name,
-        "numbers": {d: dict(numbers.numbers(d)) for d in DIRECTIONS},
+        "config": {d: dict(chosen.config(d)) for d in DIRECTIONS},
         **more,
     }
 
 
 def identity(one: dict[str, Any]) -> str:
-    names = (*Cell.__dataclass_fields__, "plan", "numbers")
+    names = (*Cell.__dataclass_fields__, "plan", "config")
     return json.dumps({name: one[name] for name in names}, sort_keys=True)
 
 
@@ -131,12 +131,12 @@ def main() -> int:
         assert machine["gpu"] == gpu.device_name, f"{machine['gpu']} is not {gpu.name}"
         pending, sources = {}, {}
         for cell, found in todo:  # all are built at once, in the order in which they are timed
-            for plan, numbers, _ in found:
-                if not plan.kernels or identity(line(cell, plan, numbers)) in known:
+            for plan, chosen, _ in found:
+                if not plan.kernels or identity(line(cell, plan, chosen)) in known:
                     continue
-                source = emit(cell.spec, plan, numbers)
+                source = emit(cell.spec, plan, chosen)
                 sources[cell, plan.name] = source
-                of = (cell.spec, plan, numbers, source.kernels)
+                of = (cell.spec, plan, chosen, source.kernels)
                 shapes = [SHORT, (cell.batch, cell.length)]
                 for kernel in launched(*of, shapes, gpu.capability):
                     job = kernel_job(source, gpu, kernel, alignment_of(kernel))
@@ -145,11 +145,11 @@ def main() -> int:
                     pending[cell, plan.name, kernel] = pending[job]
         for cell, found in todo:
             best = float("inf")
-            for number, (plan, numbers, predicted) in enumerate(found):
+            for number, (plan, chosen, predicted) in enumerate(found):
                 if time.monotonic() > end:
                     print("out of time")
                     return 0
-                one = line(cell, plan, numbers, predicted=predicted)
+                one = line(cell, plan, chosen, predicted=predicted)
                 old = known.get(identity(one))
                 if old is not None:
                     best = min(best, sum((old.get("us") or {"": best}).values()))
@@ -158,7 +158,7 @@ def main() -> int:
                     one["status"] = "left out"
                 else:
                     futures = [f for key, f in pending.items() if key[:2] == (cell, plan.name)]
-                    one |= measured(cell, plan, numbers, sources, futures, worker, Path(folder))
+                    one |= measured(cell, plan, chosen, sources, futures, worker, Path(folder))
                     if one["status"] == "ok":
                         best = min(best, sum(one["us"].values()))
                 if number == 0:
@@ -173,7 +173,7 @@ def main() -> int:
 def measured(
     cell: Cell,
     plan: Plan,
-    numbers: Schedule,
+    chosen: Schedule,
     sources: dict[Any, Any],
     futures: list[Any],
     worker: Any,
@@ -184,7 +184,7 @@ def measured(
         answer = future.result()
         if "cubin" not in answer:
             return {"status": "compile", "detail": str(answer.get("error", answer))[-500:]}
-    source = sources.get((cell, plan.name)) or emit(cell.spec, plan, numbers)
+    source = sources.get((cell, plan.name)) or emit(cell.spec, plan, chosen)
     name = "-".join(map(str, (*cell.key.values(), plan.name.replace("/", "-"))))
     path = folder / name / "plain.py"
     write_whole(path, source.text)

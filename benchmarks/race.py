@@ -3,7 +3,7 @@
     python benchmarks/race.py --sweeps tests/data/sweeps/nvidia-h200 --tables schedules/tuned
 
 For each operator and direction `tune --effort measure` searches at one length with nothing known
-before: from the numbers of the schedule file, or with `--start` from the slowest candidate of the
+before: from the default of the schedule file, or with `--start` from the slowest candidate of the
 sweep or the one in the middle, since a search that begins near the best says little. What it
 finds is then timed beside the best few of the sweep and what tables decided, one after another,
 after all of them were verified.
@@ -22,7 +22,7 @@ from sh2gen.base.resources import folder
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
 from sh2gen.schedule.config import DIRECTIONS, coupling, schedule
-from sh2gen.schedule.space import Numbers
+from sh2gen.schedule.space import Config
 from sh2gen.spec.decode import load_spec
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
@@ -37,22 +37,20 @@ from sh2gen.tuning.tables import read_tables
 BESIDE = 4  # of a sweep, whose brief times cannot tell the best few apart
 
 
-def ordered(sweep: Sweep) -> list[Numbers]:
+def ordered(sweep: Sweep) -> list[Config]:
     """The candidates of a sweep that are right, the fastest by its brief times first."""
     right = [n for n, outcome in sweep.outcomes.items() if outcome.status is Status.OK]
     return sorted(right, key=lambda n: score(sweep.outcomes[n], sweep.header.bounds))
 
 
-def starts(
-    spec: OpSpec, plan: Plan, sweeps: Mapping[str, Sweep], which: str
-) -> dict[str, Numbers]:
+def starts(spec: OpSpec, plan: Plan, sweeps: Mapping[str, Sweep], which: str) -> dict[str, Config]:
     """By direction: the default, the median or the worst of those that are right. Backward's is
     one that shares the tiles of forward's, where directions must.
     """
     if which == "default":
-        return {d: schedule(spec, plan).numbers(d) for d in DIRECTIONS}
+        return {d: schedule(spec, plan).config(d) for d in DIRECTIONS}
 
-    def pick(right: list[Numbers]) -> Numbers:
+    def pick(right: list[Config]) -> Config:
         return right[-1] if which == "worst" else right[len(right) // 2]
 
     forward = pick(ordered(sweeps["forward"]))
@@ -90,9 +88,9 @@ def main() -> int:
                 if tuned.decision is None:
                     print(f"{tuned.task.title}: nothing was found", file=sys.stderr)
                     return 1
-                direction, found = tuned.task.direction, tuned.decision.numbers
+                direction, found = tuned.task.direction, tuned.decision.config
                 decided = [
-                    d.numbers
+                    d.config
                     for d in decisions
                     if (d.op, d.key.plan, d.key.direction) == (op, name, direction)
                     and d.workloads == (workload,)
@@ -105,7 +103,7 @@ def main() -> int:
                 if bad:
                     print(f"{tuned.task.title}: {bad[0]}", file=sys.stderr)
                     return 1
-                times = {numbers: o.us[0][1] for numbers, o in outcomes.items()}
+                times = {config: o.us[0][1] for config, o in outcomes.items()}
                 least = min(times.values())
                 tried = len(tuned.result.first)
                 start_us = "".join(f"{us:.1f}" for us in tuned.decision.start_us)
@@ -115,9 +113,9 @@ def main() -> int:
                     f"| {times[found] / least:.3f} |",
                     flush=True,
                 )
-                for numbers, outcome in outcomes.items():
+                for config, outcome in outcomes.items():
                     us = ", ".join(f"{value:.1f}" for value in outcome.us[0])
-                    print(f"  {dict(numbers)}: {us}", file=sys.stderr, flush=True)
+                    print(f"  {dict(config)}: {us}", file=sys.stderr, flush=True)
     return 0
 
 

@@ -33,7 +33,7 @@ CASES = (
     (2568, 8, 16),
 )
 
-# Of recurrences: within a tile, at its end, and of several, which few channels cut into spans.
+# Of recurrences: within a tile, at its end, and of several, which few channels cut into splits.
 WHOLE = (3, 1000, 2048, 2057, 20000)
 
 

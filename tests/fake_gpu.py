@@ -1,7 +1,7 @@
 """Answers the jobs of sh2gen.tune_worker without a GPU, as `rules.json` in a folder says.
 
 Run with that folder as its argument. Imports nothing of sh2gen, so that it starts at once. Rules
-are, by direction and then by numbers ("BLOCK_T=512 TILES=1"), what a candidate does: `us`, its
+are, by direction and then by config ("BLOCK_T=512 TILES=1"), what a candidate does: `us`, its
 times by workload or by length; and by the job that it is given ("verify", "time") `hang`, `die`,
 `garbage`, or an answer; and of the whole, how many seconds `start` and `pause`, before each job,
 take, and which `uuid` the `machine` has. Every job is noted in `jobs.jsonl`, with the process that
@@ -52,9 +52,9 @@ def main() -> None:
     time.sleep(rules.get("start", 0))
     for line in sys.stdin:
         job = json.loads(line)
-        numbers = job.get("config", {}).get(job.get("direction"), {})
-        name = " ".join(f"{knob}={value}" for knob, value in numbers.items())
-        note = {"pid": os.getpid(), "do": job["do"], "numbers": name, "seed": job.get("seed")}
+        config = job.get("config", {}).get(job.get("direction"), {})
+        name = " ".join(f"{knob}={value}" for knob, value in config.items())
+        note = {"pid": os.getpid(), "do": job["do"], "config": name, "seed": job.get("seed")}
         with (folder / "jobs.jsonl").open("a") as file:
             file.write(json.dumps(note) + "\n")
         rule = rules.get(job.get("direction"), {}).get(name, {})

@@ -22,7 +22,7 @@ from sh2gen.base.process import Worker
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
 from sh2gen.schedule.config import DIRECTIONS, schedule
-from sh2gen.schedule.space import Constraint, Numbers, Survey
+from sh2gen.schedule.space import Config, Constraint, Survey
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
@@ -46,8 +46,8 @@ EMIT = functools.cache(lab.emit)  # the same candidates in many tests
 ALL = Effort(strategy=ranked, first=0, most=None, budget=None)
 
 
-def named(numbers: Numbers) -> str:
-    return " ".join(f"{knob}={value}" for knob, value in numbers)
+def named(config: Config) -> str:
+    return " ".join(f"{knob}={value}" for knob, value in config)
 
 
 def compiled(job: Mapping[str, Any], **other: Any) -> dict[str, Any]:
@@ -74,14 +74,14 @@ class Fakes:
 
     Attributes:
         points: by direction, what a search tries; the first is the start.
-        rules: as fake_gpu.py has them, by direction and numbers.
+        rules: as fake_gpu.py has them, by direction and config.
         compile: the answer of a compiler to a job.
         side_by_side: whether compilers may take a while, as many at once as there are workers.
         effort: what "exhaustive" stands for.
     """
 
     folder: Path
-    points: dict[str, list[Numbers]]
+    points: dict[str, list[Config]]
     spec: OpSpec = SPEC
     rules: dict[str, Any] = field(default_factory=dict)
     compile: Callable[[dict[str, Any]], dict[str, Any]] = compiled
@@ -93,14 +93,14 @@ class Fakes:
     def plan(self) -> Plan:
         return plans(self.spec)[0]
 
-    def rule(self, direction: str, numbers: Numbers, **what: Any) -> None:
-        self.rules.setdefault(direction, {}).setdefault(named(numbers), {}).update(what)
+    def rule(self, direction: str, config: Config, **what: Any) -> None:
+        self.rules.setdefault(direction, {}).setdefault(named(config), {}).update(what)
 
     def tune(self, into: list[Tuned] | None = None, **options: Any) -> tuple[Tuned, ...]:
         """What a search comes to; `into` gets it as it comes."""
         found: list[Tuned] = [] if into is None else into
         default = schedule(self.spec, self.plan)
-        starts = {d: self.points.get(d, [default.numbers(d)])[0] for d in DIRECTIONS}
+        starts = {d: self.points.get(d, [default.config(d)])[0] for d in DIRECTIONS}
         options = {
             "directions": list(self.points),
             "starts": starts,
@@ -168,8 +168,8 @@ class Fakes:
         (self.folder / "jobs.jsonl").unlink()
 
 
-def forward_points(*changes: Mapping[str, int]) -> list[Numbers]:
-    """Numbers of the forward kernel of SPEC: the default, then with these changes."""
+def forward_points(*changes: Mapping[str, int]) -> list[Config]:
+    """Configs of the forward kernel of SPEC: the default, then with these changes."""
     plan = plans(SPEC)[0]
     found = [schedule(SPEC, plan, {"forward": change}).forward for change in ({}, *changes)]
     assert len(set(found)) == len(found)

@@ -79,7 +79,7 @@ def specs(
             "projection": draw(st.sampled_from(("thirds", "interleaved"))),
         },
     }
-    # As of an operator of its own, or of the small twin of one with many filters.
+    # As of an operator of its own, or of the miniature of one with many filters.
     in_full = draw(st.sampled_from((None, 256)))
     return dataclasses.replace(spec_from_dict(spec), groups_in_full=in_full)
 

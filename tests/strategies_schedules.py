@@ -17,7 +17,7 @@ from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
 from sh2gen.runtime.operator import InterpreterRunner
 from sh2gen.schedule.config import DIRECTIONS, Schedule
-from sh2gen.schedule.space import Constraint, Knobs, Numbers, Space, space
+from sh2gen.schedule.space import Config, Constraint, Knobs, Space, space
 from sh2gen.spec.operator import OpSpec
 from tests.strategies import specs
 
@@ -47,7 +47,7 @@ def schedules(
 
 def _small_points(
     spec: OpSpec, plan: Plan, direction: str, largest: int, warps: int
-) -> tuple[Numbers, ...]:
+) -> tuple[Config, ...]:
     where = space(spec, plan, direction)
     fewest = min(dict(where.knobs)["num_warps"])
     limits = {"num_warps": max(warps, fewest), "TILES": 4}
@@ -65,7 +65,7 @@ def _legal(
     knobs: Knobs,
     constraints: tuple[Constraint, ...],
     facts: tuple[tuple[str, int], ...],
-) -> tuple[Numbers, ...]:
+) -> tuple[Config, ...]:
     small = Space(knobs=knobs, constraints=constraints, facts=facts, default=())
     return tuple(small.points())
 
@@ -90,12 +90,12 @@ def kernel_cases(draw: st.DrawFn) -> Case:
     taps = spec.filter.length or 1
     forward, backward = dict(schedule.forward), dict(schedule.backward)
     lengths = {1, 2, taps - 1, taps, taps + 1, 13, 29, 61}
-    lengths |= {numbers["BLOCK_T"] + d for numbers in (forward, backward) for d in (-1, 0, 1)}
+    lengths |= {config["BLOCK_T"] + d for config in (forward, backward) for d in (-1, 0, 1)}
 
     def tiles(batch: int, length: int) -> int:
         return batch * sum(
-            -(-length // numbers["BLOCK_T"]) * -(-spec.channels // numbers["BLOCK_D"])
-            for numbers in (forward, backward)
+            -(-length // config["BLOCK_T"]) * -(-spec.channels // config["BLOCK_D"])
+            for config in (forward, backward)
         )
 
     shapes = [

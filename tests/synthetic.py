@@ -90,7 +90,7 @@ def bench_results(lengths: tuple[int, ...] = LENGTHS, *, kernels: bool = True) -
             "forward": "tuned on NVIDIA H200 (2026-11-25); 71.5 us at B=1 L=8192",
             "backward": "default",
         },
-        not_taken=("tuned numbers of direct/BLD/recompute",),
+        not_taken=("tuned config of direct/BLD/recompute",),
         dtype="bfloat16",
         gpu="no GPU",
         target="H200",

@@ -32,7 +32,7 @@ from sh2gen.tuning.tables import in_order
 
 if TYPE_CHECKING:  # it needs Triton, which this module does without
     from sh2gen.bench.results import Results
-from sh2gen.api.inputs import known_numbers, resolve_target
+from sh2gen.api.inputs import known_configs, resolve_target
 
 
 def bench_operator(
@@ -70,7 +70,7 @@ def bench_operator(
     gpu = resolve_target(None)
     spec = resized(spec, lengths, batch)
     spec = dataclasses.replace(spec, workloads=in_order(spec.workloads))
-    known = known_numbers(tables)
+    known = known_configs(tables)
     complain = warn or progress or (lambda _: None)
     for text in (*untested(), *(f"skipped: {damage}" for damage in known.damages)):
         complain(text)

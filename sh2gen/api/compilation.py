@@ -186,7 +186,7 @@ class Tests:
     """What is done to a text before it is written: see `compile_operators`.
 
     Attributes:
-        free: numbers are sh2gen's to choose.
+        free: the config is sh2gen's to choose.
     """
 
     verified: bool
@@ -278,7 +278,7 @@ def _stated(compilation: Compilation) -> Compilation:
 def tested(compilation: Compilation, how: Tests, say: Progress, done: Done) -> Compilation:
     """The same, built and verified as asked for; raises CheckFailed if anything is wrong.
 
-    Numbers that are free and whose kernels do not fit the compiler here are replaced by others
+    Configs that are free and whose kernels do not fit the compiler here are replaced by others
     that do, once for each direction.
 
     Args:
@@ -298,7 +298,7 @@ def tested(compilation: Compilation, how: Tests, say: Progress, done: Done) -> C
 
 
 def _once(compilation: Compilation, how: Tests, say: Progress, done: Done) -> Compilation:
-    """`tested` of the numbers that are given."""
+    """`tested` of the config that is given."""
     ways, build = how.seconds(compilation)
     first = build * torch.cuda.is_available()  # verification runs what is built, else meanwhile
 
@@ -378,7 +378,7 @@ def _left(building: Building | None) -> float:
 
 
 def _labelled(compilation: Compilation, built: Built) -> Compilation:
-    """The same; of tuned numbers whose kernels compile to other code than when they were tuned,
+    """The same; of a tuned config whose kernels compile to other code than when they were tuned,
     the origin says so. Nothing more is compiled for that: what a call launches and this did not
     build is not compared.
     """

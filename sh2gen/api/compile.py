@@ -25,7 +25,7 @@ from sh2gen.api.compilation import (
     text_of,
     written,
 )
-from sh2gen.api.inputs import known_numbers, resolve_target
+from sh2gen.api.inputs import known_configs, resolve_target
 from sh2gen.base.errors import Sh2genError
 from sh2gen.base.files import (
     intact,
@@ -86,7 +86,7 @@ def compile_operators(
         ops: specs, or paths of op.yaml files.
         out: folder of the generated files.
         plan: a plan's name or a prefix of it, instead of the cheapest.
-        changes: numbers other than those that are known to be good: {"forward": {"TILES": 2}}.
+        changes: values other than those that are known to be good: {"forward": {"TILES": 2}}.
         target: a GPU's name; by default the GPU of this machine, or the known one that stands in
             for it (`targets.stand_in`), and the H200 without any.
         verified: compare the files with float64 before they are written: kernels on this machine's
@@ -95,7 +95,7 @@ def compile_operators(
         thorough: compile those for calls at odd strides and lengths too. With a GPU they always
             are, because such calls are verified.
         write: False leaves the folder alone; then no lock file is written either.
-        locked: a lock file that says plans and numbers, so that all who compile agree.
+        locked: a lock file that says plans and configs, so that all who compile agree.
         lock: where to write such a file of what was taken.
         tables: a folder of tuned tables, as `tune` writes with `out`, looked at beside the user's.
         lengths, batch: workloads instead of those of the specs (`resized`).
@@ -117,7 +117,7 @@ def compile_operators(
         refuse_to_write(Path(lock))
     gpu = target if isinstance(target, Target) else resolve_target(target)
     families = _families(ops, lengths, batch)
-    known = known_numbers(tables, locked)
+    known = known_configs(tables, locked)
     warn = warn or say
     for text in (*untested(), *(f"skipped: {damage}" for damage in known.damages)):
         warn(text)

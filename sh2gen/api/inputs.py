@@ -21,7 +21,7 @@ from sh2gen.tuning.choose import (
 from sh2gen.tuning.tables import holds_tables
 
 
-def known_numbers(
+def known_configs(
     folder: str | PathLike[str] | None = None, locked: str | PathLike[str] | None = None
 ) -> Tables:
     """The tables of a folder beside the user's and the package's; or a lock file alone.
@@ -31,7 +31,7 @@ def known_numbers(
             the lock file cannot be read.
     """
     if folder is not None and locked is not None:
-        raise Sh2genError("C006", f"{locked} pins all numbers: no tables are looked at beside it")
+        raise Sh2genError("C006", f"{locked} pins all configs: no tables are looked at beside it")
     if folder is not None and not os.path.isdir(folder):
         raise Sh2genError("C006", f"there is no folder {folder} of tuned tables")
     if folder is not None and not holds_tables(Path(folder)):

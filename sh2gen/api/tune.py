@@ -1,4 +1,4 @@
-"""A search for the numbers of an operator, whose decisions are kept; what a search would try."""
+"""A search for the config of an operator, whose decisions are kept; what a search would try."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def tune_operator(
     progress: Progress | None = None,
     warn: Progress | None = None,
 ) -> Iterator[tuple[Tuned, Path | None]]:
-    """Search for the numbers of an operator on this machine's GPU, and keep what was found.
+    """Search for the config of an operator on this machine's GPU, and keep what was found.
 
     Args:
-        sets: workloads that share their numbers, a search each; by default the spec's own, as one.
+        sets: workloads that share a config, a search each; by default the spec's own, as one.
         plan: a plan's name or a prefix of it, instead of the cheapest by prediction.
-        changes: numbers to try first, beside the best known.
-        directions: which are searched; the other keeps the best numbers known.
+        changes: a config to try first, beside the best known.
+        directions: which are searched; the other keeps the best config known.
         effort: "measure", "patient" or "exhaustive" (`search.EFFORTS`).
         budget: seconds for a direction of a set, instead of the effort's.
         seed: of the inputs that candidates are verified with.
@@ -123,8 +123,8 @@ def tune_operator(
                 best.plan,
                 gpu,
                 directions=directions,
-                starts={d: best.schedule.numbers(d) for d in DIRECTIONS},
-                also={d: asked.schedule.numbers(d) for d in changes or ()},
+                starts={d: best.schedule.config(d) for d in DIRECTIONS},
+                also={d: asked.schedule.config(d) for d in changes or ()},
                 effort="exhaustive" if sweep else effort,
                 budget=budget,
                 decide=not sweep,
@@ -168,7 +168,7 @@ def _kept(folder: Path, tuned: Tuned, warn: Progress) -> Path | None:
     for one in before:
         if one.identity != decision.identity:
             continue
-        if one.numbers == decision.numbers:
+        if one.config == decision.config:
             return table_path(folder, one)
         if not result.raced and not one.effort.endswith("interrupted"):
             warn(f"the decision of {one.date[:10]} stays: this search was interrupted too early")
@@ -218,7 +218,7 @@ def estimate_operator(
     to cost; needs no GPU.
 
     Args:
-        sets: workloads that share their numbers, by default the spec's own, as one.
+        sets: workloads that share a config, by default the spec's own, as one.
         target: a GPU's name; by default the one that is here.
         out: folder of tuned tables, of which a search would start from the best.
 
@@ -233,7 +233,7 @@ def estimate_operator(
         chosen = candidates(sized, gpu, plan, changes, known)[0]
         _require_kernels(sized, chosen.plan)
         for d in directions:
-            survey, start = search_space(sized, chosen.plan, d, gpu), chosen.schedule.numbers(d)
+            survey, start = search_space(sized, chosen.plan, d, gpu), chosen.schedule.config(d)
             points = survey.points
             found.append(
                 Estimate(
@@ -263,5 +263,5 @@ def _require_kernels(spec: OpSpec, plan: Plan) -> None:
         f"{spec.op} is computed by {plan.name}, which has no kernels to tune",
         help=f"--plan {others[0]} has some"
         if others
-        else "compile writes it as it is: plain PyTorch has no numbers",
+        else "compile writes it as it is: plain PyTorch has no config",
     )

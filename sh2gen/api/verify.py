@@ -103,7 +103,7 @@ def verify_operator(
             if plan is not None or lengths or batch is not None:
                 raise Sh2genError(
                     "C006",
-                    "a generated file has its own plan and numbers",
+                    "a generated file has its own plan and config",
                     help="leave out --plan, --length and --batch, or give the op.yaml",
                 )
             spec, structure = _described(Path(op), device)

@@ -34,6 +34,9 @@ READING = Annotated[float, "null where it is not finite"]  # which is read as Na
 POSITIVE = Annotated[float, "positive, or null where it is not finite"]
 COUNT = Annotated[int, "positive"]
 
+Values = dict[str, Any]  # plain ones, of an object
+_NONE: Mapping[int, Any] = {}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Damage:
@@ -93,8 +96,13 @@ def loads(text: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def decode(text: str, kind: Any, version: int) -> Any:
+def decode(
+    text: str, kind: Any, version: int, older: Mapping[int, Callable[[Values], Values]] = _NONE
+) -> Any:
     """The dataclass `kind` from a line of `encode`.
+
+    Args:
+        older: what makes the values of an older version, by its number, those of the next one.
 
     Raises:
         ValueError: what is wrong with the line, in a sentence that names the field.
@@ -103,9 +111,22 @@ def decode(text: str, kind: Any, version: int) -> Any:
     if not isinstance(values, dict):
         raise ValueError(f"must be an object, not {_show(values)}")
     found = values.pop("v", None)
+    while type(found) is int and found in older:
+        values, found = older[found](values), found + 1
     if type(found) is not int or found != version:
         raise ValueError(f"v must be {version}, not {_show(found)}: another version of sh2gen")
     return value_of(values, kind, "")
+
+
+def renamed(old: str, new: str) -> Callable[[Values], Values]:
+    """What gives a field of older lines the name that it has in those of today (`decode`)."""
+
+    def change(values: Values) -> Values:
+        if new in values:
+            raise ValueError(f"unknown field {_show(new)}")
+        return {new if name == old else name: value for name, value in values.items()}
+
+    return change
 
 
 def value_of(value: Any, kind: Any, path: str) -> Any:

@@ -96,8 +96,8 @@ class Results:
 
     Attributes:
         op, digest, channels, plan, schedule, dtype: what was measured.
-        origins: by direction, where the numbers of the schedule come from, in words.
-        not_taken: a line for each other plan of which numbers were tuned.
+        origins: by direction, where the config of the schedule comes from, in words.
+        not_taken: a line for each other plan of which a config was tuned.
         gpu, target: the device's name, and the target whose rates predictions take.
         versions: of Python, CUDA and packages.
         date: of the run.

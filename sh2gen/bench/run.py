@@ -160,8 +160,8 @@ def _efforts(
     found = {}
     for kernel in plan.kernels:
         effort = work(kernel, plan.layout, spec)
-        numbers = config_on(target, spec, plan, kernel, schedule, length)
-        sizes = {ROWS: numbers.get("ROWS", 8), BLOCK_T: numbers.get("BLOCK_T", 64)}
+        config = config_on(target, spec, plan, kernel, schedule, length)
+        sizes = {ROWS: config.get("ROWS", 8), BLOCK_T: config.get("BLOCK_T", 64)}
         found[kernel.name] = Effort(
             bytes=float(effort.bytes),
             flops=float(effort.flops.subs(sizes)),

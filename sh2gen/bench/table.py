@@ -53,12 +53,12 @@ def _caveats(results: Results) -> list[str]:
 
 
 def _origins(results: Results) -> list[str]:
-    """Where the numbers of the schedule come from, as `compile` says it."""
+    """Where the config of the schedule comes from, as `compile` says it."""
     lines = []
     for origin in dict.fromkeys(results.origins.values()):
         whose = [d for d, text in results.origins.items() if text == origin]
         of = f" of {whose[0]}" if len(whose) < len(results.origins) else ""
-        lines.append(f"numbers{of}: {origin}")
+        lines.append(f"config{of}: {origin}")
     return lines + [f"not taken: {text}" for text in results.not_taken]
 
 

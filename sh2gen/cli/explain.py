@@ -22,14 +22,14 @@ from sh2gen.cli.options import (
 )
 from sh2gen.cli.verbs import Verb
 from sh2gen.report.report import (
-    numbers_text,
+    config_text,
     plan_text,
     print_explanation,
     print_misses,
 )
 from sh2gen.report.terminal import progress, say, show_source, tell
 
-_STAGES = ["spec", "graph", "plan", "numbers", "source", "ptx"]
+_STAGES = ["spec", "graph", "plan", "config", "source", "ptx"]
 
 
 @click.command(cls=Verb)
@@ -62,7 +62,7 @@ def explain(
     as_json: bool,
 ) -> None:
     """Show how an op.yaml is lowered: verdicts, plans and predicted cost, or any one stage."""
-    from sh2gen.api.inputs import known_numbers, resolve_target
+    from sh2gen.api.inputs import known_configs, resolve_target
     from sh2gen.build.build import build
     from sh2gen.emit.emit import emit
     from sh2gen.emit.page import page
@@ -82,7 +82,7 @@ def explain(
     gpu = resolve_target(target)
     answers = verdicts(spec)
     applies = any(answer.applies for answer in answers.values())
-    known = known_numbers(tables, locked)
+    known = known_configs(tables, locked)
     name_damages(known.damages)
     ranked: tuple[Candidate, ...] = ()
     if applies or plan is not None or settings or miss or stage in _STAGES[2:]:
@@ -104,8 +104,8 @@ def explain(
         _show(as_json, stage, f"forward:\n{graph}\n\nbackward:\n{backward}")
     elif stage == "plan":
         _show(as_json, stage, "\n\n".join(plan_text(c) for c in ranked))
-    elif stage == "numbers":
-        _show(as_json, stage, numbers_text(spec, ranked[0], gpu))
+    elif stage == "config":
+        _show(as_json, stage, config_text(spec, ranked[0], gpu))
     else:
         best = ranked[0]
         source = page(emit(spec, best.plan, best.schedule))

@@ -31,7 +31,7 @@ set_option = click.option(
     multiple=True,
     metavar="DIRECTION.KNOB=INTEGER",
     help="A number of the plan that is taken, such as forward.TILES=2; may be given several "
-    "times. `sh2gen explain OP --stage numbers` lists all with their legal values.",
+    "times. `sh2gen explain OP --stage config` lists all with their legal values.",
 )
 length_option = click.option(
     "--length",
@@ -61,7 +61,7 @@ locked_option = click.option(
     "--locked",
     type=PLACE,
     metavar="FILE",
-    help="Take plans and numbers from this lock file alone.",
+    help="Take plans and configs from this lock file alone.",
 )
 target_option = click.option(
     "--target", help="A GPU that doctor lists, such as H200 or sm_86; default: this one."
@@ -70,7 +70,7 @@ tables_option = click.option(
     "--tables",
     type=PLACE,
     metavar="FOLDER",
-    help="Tuned tables to take numbers from, beside your own, as `tune --out` wrote them.",
+    help="Tuned tables to take configs from, beside your own, as `tune --out` wrote them.",
 )
 
 
@@ -91,7 +91,7 @@ def changes_of(settings: tuple[str, ...]) -> dict[str, dict[str, int]]:
             raise Sh2genError(
                 "C006",
                 f"--set takes DIRECTION.KNOB=INTEGER, not `{shown}`",
-                help="for example --set forward.TILES=2; `sh2gen explain OP --stage numbers` "
+                help="for example --set forward.TILES=2; `sh2gen explain OP --stage config` "
                 "lists directions, knobs and their legal values",
             )
         changes.setdefault(direction, {})[knob] = int(value)

@@ -33,15 +33,15 @@ def tables_check(tables: str | None, workers: int | None, as_json: bool) -> None
     compile to other code than when they were timed. It takes minutes and needs no GPU. The exit
     code is 1 if there is any.
     """
-    from sh2gen.api.inputs import known_numbers
+    from sh2gen.api.inputs import known_configs
     from sh2gen.tuning.recheck import recheck
     from sh2gen.tuning.tables import read_tables
 
     if tables is None:
-        known = known_numbers(None)
+        known = known_configs(None)
         decisions, damages = known.decisions, known.damages
     else:
-        known_numbers(tables)  # says what is wrong with the folder
+        known_configs(tables)  # says what is wrong with the folder
         decisions, damages = read_tables([Path(tables)])
     name_damages(damages)
     with progress(as_json, every=5.0) as note:

@@ -94,14 +94,14 @@ def tune(
     target: str | None,
     as_json: bool,
 ) -> None:
-    """Search for the fastest numbers of an op.yaml on this GPU; compile takes them from then on.
+    """Search for the fastest config of an op.yaml on this GPU; compile takes it from then on.
 
     Every candidate is built ahead of time, compared with float64 and only then timed, in a process
     that may crash or hang. What happened to each is appended to a log as it happens; Ctrl-C keeps
     the best so far, and --resume goes on.
 
     Without --length the workloads of the file are tuned for at once. With it each length is tuned
-    for by itself, one after another; --effort estimate does the same. --set gives numbers to try
+    for by itself, one after another; --effort estimate does the same. --set gives values to try
     first.
     """
     from sh2gen.api.tune import estimate_operator, tune_operator

@@ -49,7 +49,7 @@ class Prediction:
             instructions.
         fixed: seconds of launches, and of programs that begin and end, whatever the size.
         bound: seconds of an elementwise kernel that reads and writes what the operator must.
-        spans: of a sequence, each by a program of its own, if it is cut.
+        splits: of a sequence, each by a program of its own, if it is cut.
         running: what runs at once on a multiprocessor; None without kernels.
     """
 
@@ -60,7 +60,7 @@ class Prediction:
     waves: float = 0.0
     fixed: float
     bound: float
-    spans: int = 1
+    splits: int = 1
     running: Running | None = None
 
     @property
@@ -138,7 +138,7 @@ def predict(
         )
     at = at_work(spec, plan, kernel, schedule, workload, target)
     sums = direction == "backward" and bool(plan.reductions)  # of all parameters at once
-    launches, spans, issue, waves = 1 + sums, 1, at.issue + at.tensor, 0.0
+    launches, splits, issue, waves = 1 + sums, 1, at.issue + at.tensor, 0.0
     if at.running is None:
         seconds = variant_seconds(at)
     elif kind_of(kernel) == "tile":
@@ -146,8 +146,8 @@ def predict(
     elif kind_of(kernel) == "stream":
         (seconds, waves), issue = stream_seconds(at), 0.0
     else:
-        seconds, issue, spans = recurrence_seconds(at)
-        launches += spans > 1
+        seconds, issue, splits = recurrence_seconds(at)
+        launches += splits > 1
     if at.running is None or kind_of(kernel) == "recurrence":
         waves = max(0.0, seconds - math.hypot(at.memory, issue))
     # A recurrence is as long as its programs, which all begin at once.
@@ -160,7 +160,7 @@ def predict(
         waves=waves,
         fixed=fixed,
         bound=bound,
-        spans=spans,
+        splits=splits,
         running=at.running,
     )
 
@@ -176,23 +176,23 @@ def at_work(
     """What `predict` puts a time on, of one kernel of a plan."""
     elements = workload.batch * workload.length * spec.channels
     effort = work(kernel, plan.layout, spec)
-    numbers = launch_config(spec, schedule, kernel.role)
-    variant = variant_of_call(spec, plan, kernel, numbers, workload.length, target.capability)
-    numbers = variant.config(numbers) if variant else numbers
+    config = launch_config(spec, schedule, kernel.role)
+    variant = variant_of_call(spec, plan, kernel, config, workload.length, target.capability)
+    config = variant.config(config) if variant else config
     grid = (variant or kernel).grid(
-        workload.batch, workload.length, spec.channels, spec.group_width, numbers
+        workload.batch, workload.length, spec.channels, spec.group_width, config
     )
     memory = elements * effort.bytes / target.elementwise_bandwidth
     if kernel.role == Role.BACKWARD and kind_of(kernel) != "recurrence":
         splits = workload.batch * grid.splits * grid.sums
         partials = splits * kernel.program.partial_rows * spec.channels * 4
         memory += 2 * partials / target.elementwise_bandwidth  # written, and read to be summed
-    rows, block = numbers.get("ROWS", 8), numbers.get("BLOCK_T", 64)
+    rows, block = config.get("ROWS", 8), config.get("BLOCK_T", 64)
     per_element, products = _counted(effort, rows, block)
     return AtWork(
         spec=spec,
         kernel=kernel,
-        numbers=numbers,
+        config=config,
         workload=workload,
         target=target,
         memory=memory,
@@ -201,7 +201,7 @@ def at_work(
         tensor=elements * products / product_rate(spec, target),
         by_rows=target.constants.way(kernel.role).by_rows if plan.layout is Layout.BLD else 0.0,
         grid=grid,
-        running=None if variant else running(kernel, numbers, spec, target),
+        running=None if variant else running(kernel, config, spec, target),
     )
 
 

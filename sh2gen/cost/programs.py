@@ -64,7 +64,7 @@ def product_rate(spec: OpSpec, target: Target) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AtWork:
-    """A kernel under some numbers at one workload: what `predict` puts a time on.
+    """A kernel under a config at one workload: what `predict` puts a time on.
 
     Attributes:
         memory, issue, tensor: as of `Prediction`.
@@ -75,7 +75,7 @@ class AtWork:
 
     spec: OpSpec
     kernel: Kernel
-    numbers: dict[str, int]
+    config: dict[str, int]
     grid: Grid
     workload: Workload
     target: Target
@@ -87,10 +87,10 @@ class AtWork:
     running: Running | None
 
 
-def values_of(numbers: Mapping[str, int], target: Target) -> float:
+def values_of(config: Mapping[str, int], target: Target) -> float:
     """Values of a tile that a thread has."""
-    rows = numbers.get("BLOCK_D", 1) * numbers.get("SEGMENTS", 1)
-    return rows * numbers["BLOCK_T"] / (target.warp_size * numbers["num_warps"])
+    rows = config.get("BLOCK_D", 1) * config.get("SEGMENTS", 1)
+    return rows * config["BLOCK_T"] / (target.warp_size * config["num_warps"])
 
 
 def issued_rate(target: Target) -> float:
@@ -105,7 +105,7 @@ def _norm(power: float, *parts: float) -> float:
 
 def tile_seconds(at: AtWork, constants: Tiles | None = None) -> tuple[float, float, float]:
     """Of a kernel of tiles: in all, of its instructions alone, and of its waves alone."""
-    n, length = at.numbers, at.workload.length
+    n, length = at.config, at.workload.length
     constants = constants or at.target.constants.way(at.kernel.role).tiles
     rows, warps = n["ROWS"], n["num_warps"]
     tiles, programs = min(n["TILES"], math.ceil(length / n["BLOCK_T"])), at.grid.programs
@@ -139,7 +139,7 @@ def _waves(programs: int, at: AtWork) -> int:
 
 def stream_seconds(at: AtWork, constants: Streams | None = None) -> tuple[float, float]:
     """Of a kernel that streams: in all, and of its waves alone."""
-    n, spec = at.numbers, at.spec
+    n, spec = at.config, at.spec
     constants = constants or at.target.constants.way(at.kernel.role).streams
     assert at.running is not None
     tiles, warm_up, programs = at.grid.tiles, warm_up_tiles(at), at.grid.programs
@@ -167,7 +167,7 @@ def stream_seconds(at: AtWork, constants: Streams | None = None) -> tuple[float,
 def variant_seconds(at: AtWork) -> float:
     """Of the variant for sm_90 of a kernel that streams."""
     tiles, warm_up = at.grid.tiles, warm_up_tiles(at)
-    steps = at.numbers["BLOCK_T"] * at.numbers["SEGMENTS"]
+    steps = at.config["BLOCK_T"] * at.config["SEGMENTS"]
     again = at.grid.splits * (tiles + warm_up) * steps / at.workload.length
     variant = at.target.constants.variant
     seconds = math.hypot(at.memory, at.issue + at.tensor) * again * variant.stream
@@ -175,10 +175,10 @@ def variant_seconds(at: AtWork) -> float:
 
 
 def recurrence_seconds(at: AtWork) -> tuple[float, float, int]:
-    """Of a recurrence: in all, of its instructions alone, and into how many spans sequences are
+    """Of a recurrence: in all, of its instructions alone, and into how many splits sequences are
     cut.
     """
-    n, spec = at.numbers, at.spec
+    n, spec = at.config, at.spec
     constants = at.target.constants.way(at.kernel.role).recurrences
     assert at.running is not None
     elements = at.workload.batch * at.workload.length * spec.channels
@@ -195,40 +195,40 @@ def recurrence_seconds(at: AtWork) -> tuple[float, float, int]:
     rows_each = n["SEGMENTS"] / n["num_warps"]
     if operand_bytes(spec) == 2 and rows_each < constants.few_rows:
         seconds *= constants.few
-    spans, steps = at.grid.splits, at.grid.tiles * n["SEGMENTS"] * n["BLOCK_T"]
-    if spans > 1:  # half of the inputs are read before, for the sums of tiles
-        seconds, steps = constants.spans * seconds, 3 * steps // 2
-    programs = at.workload.batch * spec.channels * spans
+    splits, steps = at.grid.splits, at.grid.tiles * n["SEGMENTS"] * n["BLOCK_T"]
+    if splits > 1:  # half of the inputs are read before, for the sums of tiles
+        seconds, steps = constants.splits * seconds, 3 * steps // 2
+    programs = at.workload.batch * spec.channels * splits
     rounds = programs / (at.target.sms * at.running.programs)
     seconds += rounds * constants.program
-    return max(seconds, steps * constants.step), issue, spans
+    return max(seconds, steps * constants.step), issue, splits
 
 
-def running(kernel: Kernel, numbers: Mapping[str, int], spec: OpSpec, target: Target) -> Running:
-    """Estimate what a multiprocessor runs at once of a kernel in Triton under some numbers."""
+def running(kernel: Kernel, config: Mapping[str, int], spec: OpSpec, target: Target) -> Running:
+    """Estimate what a multiprocessor runs at once of a kernel in Triton under a config."""
     direction = kernel.role
-    warps = numbers["num_warps"]
+    warps = config["num_warps"]
     most = target.registers_per_thread
-    granted = min(numbers.get("maxnreg") or most, most)
+    granted = min(config.get("maxnreg") or most, most)
     shared = 0
     is_tile = kind_of(kernel) == "tile"
     if is_tile:
-        needed = _registers_of_tiles(kernel, numbers, target)
+        needed = _registers_of_tiles(kernel, config, target)
     else:
-        rows = numbers.get("BLOCK_D", 1) * numbers["SEGMENTS"]
+        rows = config.get("BLOCK_D", 1) * config["SEGMENTS"]
         way = target.constants.way(direction)
         holds = way.stream if kind_of(kernel) == "stream" else way.recurrence
-        needed = holds.registers + holds.value * values_of(numbers, target)
-        of_inputs = BYTES[spec.dtype.io] * rows * numbers["BLOCK_T"]
+        needed = holds.registers + holds.value * values_of(config, target)
+        of_inputs = BYTES[spec.dtype.io] * rows * config["BLOCK_T"]
         of_inputs *= len(spec.inputs) + (direction == "backward")
-        in_flight = numbers["PREFETCH"] - (kind_of(kernel) == "recurrence")
+        in_flight = config["PREFETCH"] - (kind_of(kernel) == "recurrence")
         shared = int(of_inputs * (holds.tile * in_flight + holds.shared))
     registers = max(32, min(granted, math.ceil(needed / 8) * 8))
     occupied: float = registers
     rough = is_tile and direction == "backward"  # as `Running.at_once` says
     if rough:
         occupied = needed
-        if numbers.get("maxnreg"):  # what may use more than the compiler would choose does so
+        if config.get("maxnreg"):  # what may use more than the compiler would choose does so
             occupied = max(
                 needed, min(granted, target.constants.backward_registers.granted * needed)
             )
@@ -252,17 +252,17 @@ def running(kernel: Kernel, numbers: Mapping[str, int], spec: OpSpec, target: Ta
     )
 
 
-def _registers_of_tiles(kernel: Kernel, numbers: Mapping[str, int], target: Target) -> float:
+def _registers_of_tiles(kernel: Kernel, config: Mapping[str, int], target: Target) -> float:
     """What a thread of a kernel of tiles needs, by estimate."""
-    values = max(float(numbers["ROWS"]), values_of(numbers, target))
+    values = max(float(config["ROWS"]), values_of(config, target))
     loads = [step.rows for step in kernel.program.body if isinstance(step, LoadRows)]
     if kernel.role == Role.FORWARD:
         forward = target.constants.forward_registers
         each = float(values**forward.power)
-        if numbers["TILES"] > 1:
-            each *= 1 + forward.next_tile / numbers["ROWS"]
-            each *= forward.hinted if numbers.get("EVICT_LAST") else 1.0
-        if numbers["BLOCK_D"] > 1:
+        if config["TILES"] > 1:
+            each *= 1 + forward.next_tile / config["ROWS"]
+            each *= forward.hinted if config.get("EVICT_LAST") else 1.0
+        if config["BLOCK_D"] > 1:
             each *= forward.wide
         return forward.fixed + len(loads) * each
     backward = target.constants.backward_registers
@@ -273,4 +273,4 @@ def _registers_of_tiles(kernel: Kernel, numbers: Mapping[str, int], target: Targ
 
 def warm_up_tiles(at: AtWork) -> int:
     """Tiles that a stream computes before its first, to fill what it remembers."""
-    return math.ceil(((at.spec.filter.length or 1) - 1) / at.numbers["BLOCK_T"]) + 1
+    return math.ceil(((at.spec.filter.length or 1) - 1) / at.config["BLOCK_T"]) + 1

@@ -32,7 +32,7 @@ _LINES = {
 
 def entry(plan: Plan, schedule: Schedule) -> dict[str, dict[str, int]]:
     """The config of each kernel."""
-    return {kernel.role.value: dict(schedule.numbers(kernel.role)) for kernel in plan.kernels}
+    return {kernel.role.value: dict(schedule.config(kernel.role)) for kernel in plan.kernels}
 
 
 def rules(spec: OpSpec, plan: Plan) -> list[str]:

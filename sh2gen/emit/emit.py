@@ -53,8 +53,8 @@ def emit(
     refuse_clash(spec, plan)
     frame = _frame(spec, plan)
     configs = {
-        (name, one.channels, one.filter.groups): config.entry(plan, numbers)
-        for one, numbers, name in ((spec, schedule, gpu), *others)
+        (name, one.channels, one.filter.groups): config.entry(plan, chosen)
+        for one, chosen, name in ((spec, schedule, gpu), *others)
     }
     text = frame.replace(f"\n{CONFIGS}\n", f"\n{table(configs)}\n", 1)
     return Source(

@@ -60,7 +60,7 @@ def short_shape(
     capability: int,
 ) -> Shape:
     """The shortest of some sizes that launches all that the largest workload launches, so that
-    what is cut into spans there is cut here too; `SHORT` if no shorter one than it does.
+    what is cut into splits there is cut here too; `SHORT` if no shorter one than it does.
     """
     _, longest = max(workloads, key=lambda shape: shape[0] * shape[1])
     wanted = set(launched(spec, plan, schedule, kernels, [(1, longest)], capability))

@@ -1,4 +1,4 @@
-"""Plans: all structure of one way to compute an operator, and no numbers.
+"""Plans: all structure of one way to compute an operator, and no config.
 
 A plan says what a call does, action by action; which values share a kernel, what each kernel does
 to a tile and takes, which layout the tensors have and what forward saves for backward. Block sizes
@@ -17,8 +17,6 @@ from sh2gen.plan.arguments import Argument
 from sh2gen.plan.geometry import Grid
 from sh2gen.plan.program import Phases, TileProgram
 from sh2gen.plan.values import Layout
-
-Config = Mapping[str, int]
 
 
 class Role(StrEnum):

@@ -39,11 +39,11 @@ def print_compilation(c: Any) -> None:
     rows.append(("schedule", f"{c.chosen.schedule}"))
     for origin in dict.fromkeys(c.chosen.origins.values()):
         whose = [d for d, text in c.chosen.origins.items() if text == origin]
-        rows.append(("numbers", origin if len(whose) > 1 else f"{whose[0]}: {origin}"))
+        rows.append(("config", origin if len(whose) > 1 else f"{whose[0]}: {origin}"))
     for workload, found in c.predictions[:_PREDICTIONS]:
         text = ", ".join(
             f"{direction} {p.seconds * 1e6:.0f} us ({p.share:.2f} of the memory bound"
-            + (f", in {p.spans} spans)" if p.spans > 1 else ")")
+            + (f", in {p.splits} splits)" if p.splits > 1 else ")")
             for direction, p in found.items()
         )
         rows.append(
@@ -99,7 +99,7 @@ def print_reports(reports: Any) -> None:
 
 
 def print_misses(chosen: Any, found: Any, as_json: bool) -> None:
-    """Where numbers come from, and in what each tuned decision differs."""
+    """Where configs come from, and in what each tuned decision differs."""
     if as_json:
         result = {
             d: {"origin": chosen.origins.get(d, "default"), "tuned": list(lines)}
@@ -114,34 +114,34 @@ def print_misses(chosen: Any, found: Any, as_json: bool) -> None:
 
 
 def plan_text(candidate: Any) -> str:
-    """The plan, and how many matrix products a tile takes under the numbers of its schedule."""
+    """The plan, and how many matrix products a tile takes under its schedule."""
     from sh2gen.cost import work
 
     lines = [str(candidate.plan)]
     for kernel in candidate.plan.kernels:
-        own = dict(candidate.schedule.numbers(kernel.role))
+        own = dict(candidate.schedule.config(kernel.role))
         texts = {kernel.name: own}
         texts |= {f"{kernel.name} on {v.name}": v.config(own) for v in kernel.variants}
-        for name, numbers in texts.items():
-            steps = numbers.get("BLOCK_T", 1)
-            if numbers and (count := work.products_a_tile(kernel, steps)):
+        for name, config in texts.items():
+            steps = config.get("BLOCK_T", 1)
+            if config and (count := work.products_a_tile(kernel, steps)):
                 lines.append(f"{name}: BLOCK_T = {steps}, so {count} products a tile")
     return "\n".join(lines)
 
 
-def numbers_text(spec: Any, candidate: Any, target: Any = None) -> str:
+def config_text(spec: Any, candidate: Any, target: Any = None) -> str:
     """What --set takes for a plan: every knob by direction, its value and the legal ones."""
     from sh2gen.schedule.config import DIRECTIONS
     from sh2gen.schedule.space import space
 
     lines = [f"{candidate.plan.name}: --set DIRECTION.KNOB=INTEGER"]
     for direction in DIRECTIONS:
-        numbers = dict(candidate.schedule.numbers(direction))
+        config = dict(candidate.schedule.config(direction))
         for knob, legal in space(spec, candidate.plan, direction, target).knobs:
             values = ", ".join(map(str, legal))
-            lines.append(f"{direction}.{knob}={numbers[knob]}  one of {values}")
+            lines.append(f"{direction}.{knob}={config[knob]}  one of {values}")
     if len(lines) == 1:
-        lines.append("it has no kernels of its own and so no numbers")
+        lines.append("it has no kernels of its own and so no config")
     return "\n".join(lines)
 
 
@@ -198,7 +198,7 @@ def print_explanation(spec: Any, gpu: Any, answers: Any, ranked: Any, as_json: b
                         "waves_us": p.waves * 1e6,
                         "fixed_us": p.fixed * 1e6,
                         "products_us": p.tensor * 1e6,
-                        "spans": p.spans,
+                        "splits": p.splits,
                     }
                     for d, p in found.items()
                 }
@@ -234,7 +234,7 @@ def print_explanation(spec: Any, gpu: Any, answers: Any, ranked: Any, as_json: b
     for entry in plans:
         say(f"  {entry['plan']}  {entry['schedule']}")
         for direction, origin in entry["origins"].items():
-            say(f"    {direction} numbers: {origin}")
+            say(f"    {direction} config: {origin}")
         for direction in ("forward", "backward"):
             if direction in entry:
                 e = entry[direction]

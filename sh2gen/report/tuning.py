@@ -25,11 +25,11 @@ def print_estimate(estimates: Any, as_json: bool) -> None:
         for points in groups.values():
             first = space.start if space.start in points else points[0]
             entry = {
-                "numbers": dict(first),
+                "config": dict(first),
                 "share": 1 / space.predicted[first],
                 "rank": rank,
                 "tied": len(points) - 1,
-                "free": [  # numbers that the prediction does not depend on
+                "free": [  # knobs that the prediction does not depend on
                     name for i, (name, _) in enumerate(first) if len({p[i] for p in points}) > 1
                 ],
             }
@@ -65,7 +65,7 @@ def print_estimate(estimates: Any, as_json: bool) -> None:
         )
         start = found["start"]
         for entry in found["best"]:
-            text = " ".join(f"{name}={value}" for name, value in entry["numbers"].items() if value)
+            text = " ".join(f"{name}={value}" for name, value in entry["config"].items() if value)
             tied = f"  (and {entry['tied']} with other {', '.join(entry['free'])})"
             mark = "  (start)" * (entry is start)
             say(f"  {entry['share']:.2f} of the bound  {text}" + tied * bool(entry["tied"]) + mark)
@@ -99,14 +99,14 @@ def print_tuned(tuned: Any, path: Any, out: str | None = None, own: Iterable[Any
     if decision is None:
         rows.append(("decided", f"nothing: {_why_nothing(tuned)}"))
     else:
-        numbers = _numbers_text(decision.numbers)
-        rows.append(("numbers", numbers + " (as before)" * (decision.numbers == decision.start)))
+        config = _config_text(decision.config)
+        rows.append(("config", config + " (as before)" * (decision.config == decision.start)))
     if failed:
         what = start.detail.splitlines()[0] if start.detail else start.stage
         rows.append(
             (
                 "before",
-                f"{_numbers_text(tuned.problem.start)}, which compile takes now, "
+                f"{_config_text(tuned.problem.start)}, which compile takes now, "
                 f"failed ({start.status}): {what}",
             )
         )
@@ -132,8 +132,8 @@ def print_tuned(tuned: Any, path: Any, out: str | None = None, own: Iterable[Any
         say(f"  {name.ljust(width)}  {text}")
 
 
-def _numbers_text(numbers: Any) -> str:
-    return " ".join(f"{name}={value}" for name, value in numbers if value)
+def _config_text(config: Any) -> str:
+    return " ".join(f"{name}={value}" for name, value in config if value)
 
 
 def _why_nothing(tuned: Any) -> str:

@@ -1,1 +1,1 @@
-"""Numbers of plans."""
+"""Configs of plans."""

@@ -1,4 +1,4 @@
-"""Schedules: numbers for the symbols of a plan."""
+"""Schedules: values for the symbols of a plan."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sh2gen.plan.plan import Plan
 from sh2gen.schedule.expressions import first_case
 from sh2gen.schedule.facts import facts_of
 from sh2gen.schedule.knobs import knobs_of, read_schedules
-from sh2gen.schedule.space import Numbers, search_space, space
+from sh2gen.schedule.space import Config, search_space, space
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
 
@@ -20,7 +20,7 @@ DIRECTIONS = ("forward", "backward")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """One point of a plan's spaces: what the generated file gets as numbers.
+    """One point of a plan's spaces: what the generated file gets as its config.
 
     Attributes:
         plan: name of the plan.
@@ -29,48 +29,48 @@ class Schedule:
     """
 
     plan: str
-    forward: Numbers = ()
-    backward: Numbers = ()
+    forward: Config = ()
+    backward: Config = ()
 
-    def numbers(self, direction: str) -> Numbers:
+    def config(self, direction: str) -> Config:
         return self.forward if direction == "forward" else self.backward
 
     def __str__(self) -> str:
         parts = [
             f"{direction}: "
             # A 0 is no number: it leaves the choice to the compiler.
-            + " ".join(f"{name}={value}" for name, value in self.numbers(direction) if value)
+            + " ".join(f"{name}={value}" for name, value in self.config(direction) if value)
             for direction in DIRECTIONS
-            if self.numbers(direction)
+            if self.config(direction)
         ]
-        return "; ".join(parts) or "no numbers"
+        return "; ".join(parts) or "no config"
 
 
 def launch_config(spec: OpSpec, schedule: Schedule, role: str) -> dict[str, int]:
-    """The numbers of a role as launches take them: PROGRAMS is what is wanted of a sequence, in
+    """The config of a role as launches take them: PROGRAMS is what is wanted of a sequence, in
     the least batch that the operator is for.
     """
-    config = dict(schedule.numbers(role))
+    config = dict(schedule.config(role))
     if "PROGRAMS" in config:
         least = min(workload.batch for workload in spec.workloads)
         config["PROGRAMS"] = max(1, config["PROGRAMS"] // least)
     return config
 
 
-def coupling(plan: Plan, numbers: Numbers) -> int | None:
+def coupling(plan: Plan, config: Config) -> int | None:
     """What both directions of a plan must agree on: the steps of a tile where forward keeps
     states for backward, None otherwise.
     """
     if not plan.states:
         return None
-    values = dict(numbers)
+    values = dict(config)
     return values["SEGMENTS"] * values["BLOCK_T"]
 
 
 def partner(
-    spec: OpSpec, plan: Plan, direction: str, numbers: Numbers, target: Target | None = None
-) -> Numbers:
-    """Numbers of the other direction that `numbers` of this one may be scheduled with.
+    spec: OpSpec, plan: Plan, direction: str, config: Config, target: Target | None = None
+) -> Config:
+    """A config of the other direction that `config` of this one may be scheduled with.
 
     The other direction's default if that agrees (`coupling`), else the point of its search space
     that agrees and is nearest to the default: with the fewest knobs changed, by the fewest steps.
@@ -80,13 +80,13 @@ def partner(
     """
     (other,) = set(DIRECTIONS) - {direction}
     where = space(spec, plan, other, target)
-    wanted = coupling(plan, numbers)
+    wanted = coupling(plan, config)
     default = dict(where.default)
     if coupling(plan, where.default) == wanted:
         return where.default
     indices = {name: values.index for name, values in where.knobs}
 
-    def distance(point: Numbers) -> tuple[int, int]:
+    def distance(point: Config) -> tuple[int, int]:
         steps = [abs(indices[name](v) - indices[name](default[name])) for name, v in point]
         return sum(map(bool, steps)), sum(steps)
 
@@ -95,18 +95,18 @@ def partner(
     if not agreeing:
         raise Sh2genError(
             "K003",
-            f"{direction} has tiles of {wanted} steps, as no {other} numbers that are searched: "
+            f"{direction} has tiles of {wanted} steps, as no {other} config that is searched: "
             "backward starts from the states that forward keeps before its tiles",
-            help="give numbers for both directions",
+            help="give configs for both directions",
         )
     return min(agreeing, key=distance)
 
 
 def interpreter_schedule(spec: OpSpec, plan: Plan) -> Schedule:
-    """Numbers with which a miniature of the operator runs quickly under Triton's interpreter."""
+    """Configs with which a miniature of the operator runs quickly under Triton's interpreter."""
     cases = read_schedules(plan.algorithm)["interpret"].get(plan.layout.value, {})
-    numbers = {direction: first_case(case, facts_of(spec)) for direction, case in cases.items()}
-    return schedule(spec, plan, numbers)
+    configs = {direction: first_case(case, facts_of(spec)) for direction, case in cases.items()}
+    return schedule(spec, plan, configs)
 
 
 def schedule(
@@ -115,7 +115,7 @@ def schedule(
     changes: Mapping[str, Mapping[str, int]] | None = None,
     target: Target | None = None,
 ) -> Schedule:
-    """The default schedule of a plan on a target, by default that of `targets`, with some numbers
+    """The default schedule of a plan on a target, by default that of `targets`, with some knobs
     changed by direction.
 
     Raises:
@@ -127,13 +127,13 @@ def schedule(
             raise Sh2genError(
                 "K001", f"unknown direction `{direction}`", help="forward or backward"
             )
-    numbers = {
+    configs = {
         direction: space(spec, plan, direction, target).check(
             direction, changes.get(direction, {})
         )
         for direction in DIRECTIONS
     }
-    tiles = {direction: coupling(plan, found) for direction, found in numbers.items()}
+    tiles = {direction: coupling(plan, found) for direction, found in configs.items()}
     if tiles["forward"] != tiles["backward"]:
         raise Sh2genError(
             "K003",
@@ -142,19 +142,19 @@ def schedule(
             "states that forward keeps before its tiles",
             help="make SEGMENTS * BLOCK_T the same in both directions",
         )
-    return Schedule(plan=plan.name, **numbers)
+    return Schedule(plan=plan.name, **configs)
 
 
-def completed(plan: str, direction: str, numbers: Numbers) -> Numbers:
-    """Numbers that were written down for a plan, with the knobs that have come since then at the
+def completed(plan: str, direction: str, config: Config) -> Config:
+    """A config that was written down for a plan, with the knobs that have come since then at the
     values under which kernels are what they were (`absent` in the schedule file).
 
-    What else they lack, or have too much, stays so: it is for others to refuse.
+    What else it lacks, or has too much, stays so: it is for others to refuse.
     """
     algorithm, _, rest = plan.partition("/")
-    if not numbers or algorithm not in {path.stem for path in folder("schedules").glob("*.yaml")}:
-        return numbers
-    text, given = read_schedules(algorithm), dict(numbers)
+    if not config or algorithm not in {path.stem for path in folder("schedules").glob("*.yaml")}:
+        return config
+    text, given = read_schedules(algorithm), dict(config)
     names = list(knobs_of(text, rest.partition("/")[0], direction))
     since = {
         name: text["knobs"][name]["absent"]
@@ -162,6 +162,6 @@ def completed(plan: str, direction: str, numbers: Numbers) -> Numbers:
         if name not in given and "absent" in text["knobs"][name]
     }
     if not since:
-        return numbers
+        return config
     whole = given | since
     return tuple((name, whole.pop(name)) for name in names if name in whole) + tuple(whole.items())

@@ -11,7 +11,7 @@ import sympy
 
 
 def first_case(cases: Any, facts: Mapping[str, int]) -> dict[str, int]:
-    """The numbers of one case, or of the first of several whose `when` holds for the operator."""
+    """The values of one case, or of the first of several whose `when` holds for the operator."""
     for case in cases if isinstance(cases, list) else [cases]:
         if all(holds(relation, facts) for relation in case.get("when", ())):
             return {

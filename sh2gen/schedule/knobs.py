@@ -14,8 +14,8 @@ from sh2gen.base.resources import folder
 from sh2gen.schedule.expressions import compiled, compiled_number, relation
 from sh2gen.schedule.facts import FACTS
 
-# What a knob says beside its values: where there is one, for what, and what numbers mean that lack
-# it because they are older.
+# What a knob says beside its values: where there is one, for what, and what a config means that
+# lacks it because it is older.
 _BESIDE = ("only", "means", "absent")
 
 
@@ -96,10 +96,10 @@ def knobs_of(text: Mapping[str, Any], layout: str, direction: str) -> dict[str, 
 
 def _values(kind: Mapping[str, list[int]]) -> tuple[int, ...]:
     """The values of a knob: {one_of: [...]}, {pow2: [low, high]} or {range: [low, high]}."""
-    ((name, numbers),) = ((how, given) for how, given in kind.items() if how not in _BESIDE)
+    ((name, values),) = ((how, given) for how, given in kind.items() if how not in _BESIDE)
     if name == "one_of":
-        return tuple(numbers)
-    low, high = numbers
+        return tuple(values)
+    low, high = values
     if name == "range":
         return tuple(range(low, high + 1))
     if name == "pow2":

@@ -1,7 +1,7 @@
-"""Spaces: the legal numbers of one direction of a plan, and those that a search tries.
+"""Spaces: the legal configs of one direction of a plan, and those that a search tries.
 
 A space is read from `schedules/<algorithm>.yaml`: knobs, constraints written once with the reason
-for each, defaults, and which of the legal numbers a search tries. The same constraints refuse a
+for each, defaults, and which of the legal configs a search tries. The same constraints refuse a
 user's schedule, prune a search and filter the schedules that tests draw.
 """
 
@@ -22,7 +22,7 @@ from sh2gen.schedule.knobs import knobs_of, malformed, not_legal, read_schedules
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
 
-Numbers = tuple[tuple[str, int], ...]
+Config = tuple[tuple[str, int], ...]
 Knobs = tuple[tuple[str, tuple[int, ...]], ...]
 
 
@@ -43,36 +43,36 @@ class Constraint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """The legal numbers of one direction of one plan of one operator."""
+    """The legal configs of one direction of one plan of one operator."""
 
     knobs: Knobs
     constraints: tuple[Constraint, ...]
     facts: tuple[tuple[str, int], ...]
-    default: Numbers
+    default: Config
 
     def violations(self, values: Mapping[str, int]) -> tuple[Constraint, ...]:
         """The constraints that do not hold."""
         known = dict(self.facts) | dict(values)
         return tuple(c for c in self.constraints if not c.holds(known))
 
-    def points(self) -> Iterator[Numbers]:
-        """Every legal choice of numbers, the last knob's changing fastest."""
+    def points(self) -> Iterator[Config]:
+        """Every legal config, the last knob's changing fastest."""
         return _choices(self.knobs, self.constraints, self.facts, Counter())
 
-    def repairs(self, values: Mapping[str, int], kept: Iterable[str]) -> Numbers:
+    def repairs(self, values: Mapping[str, int], kept: Iterable[str]) -> Config:
         """Knobs beside the kept ones that alone make these values legal, and the nearest number
         that does.
         """
         found = []
-        for name, numbers in self.knobs:
-            at = numbers.index(values[name])
-            nearest = sorted(numbers, key=lambda n: abs(numbers.index(n) - at))
+        for name, possible in self.knobs:
+            at = possible.index(values[name])
+            nearest = sorted(possible, key=lambda n: abs(possible.index(n) - at))
             legal = (n for n in nearest if not self.violations({**values, name: n}))
             if name not in kept and (number := next(legal, None)) is not None:
                 found.append((name, number))
         return tuple(found)
 
-    def check(self, direction: str, changes: Mapping[str, int]) -> Numbers:
+    def check(self, direction: str, changes: Mapping[str, int]) -> Config:
         """The default with some knobs changed.
 
         Raises:
@@ -102,12 +102,12 @@ class Space:
                 )
         values = dict(self.default) | dict(changes)
         for constraint in self.violations(values):
-            numbers = ", ".join(f"{k} = {v}" for k, v in values.items() if v)
+            given = ", ".join(f"{k} = {v}" for k, v in values.items() if v)
             ways = " or ".join(f"{k} to {v}" for k, v in self.repairs(values, changes))
             raise Sh2genError(
                 "K003",
                 f"{direction} schedule violates {constraint.that}: {constraint.because}",
-                help=f"change {ways} too; given {numbers}" if ways else f"given {numbers}",
+                help=f"change {ways} too; given {given}" if ways else f"given {given}",
             )
         return tuple(values.items())
 
@@ -120,13 +120,13 @@ class Survey:
     what was dropped, and what was repeated.
 
     Attributes:
-        points: legal numbers without duplicates: the default, then in the order of the file.
-        dropped: constraints that listed numbers violate, and how many candidates each dropped;
+        points: legal configs without duplicates: the default, then in the order of the file.
+        dropped: constraints that listed configs violate, and how many candidates each dropped;
             a candidate counts for the first of them that its knobs decide.
         repeated: candidates that were points already.
     """
 
-    points: tuple[Numbers, ...]
+    points: tuple[Config, ...]
     dropped: tuple[tuple[Constraint, int], ...]
     repeated: int
 
@@ -150,7 +150,7 @@ def space(spec: OpSpec, plan: Plan, direction: str, target: Target | None = None
 
 
 def search_space(spec: OpSpec, plan: Plan, direction: str, target: Target | None = None) -> Survey:
-    """The numbers of one direction of a plan that are worth trying, the default first.
+    """The configs of one direction of a plan that are worth trying, the default first.
 
     Without kernels, or if the schedule file lists nothing for the layout and direction, that is
     the default alone.
@@ -193,20 +193,20 @@ def _blocks(
             }
 
 
-def neighbours(points: Iterable[Numbers], numbers: Numbers) -> tuple[Numbers, ...]:
-    """Of some points those that differ from `numbers` in one knob, by the next smaller or larger
+def neighbours(points: Iterable[Config], config: Config) -> tuple[Config, ...]:
+    """Of some points those that differ from `config` in one knob, by the next smaller or larger
     value that there is with all others equal; knob by knob, smaller first.
 
-    `numbers` need not be one of the points.
+    `config` need not be one of the points.
     """
-    beside: dict[str, dict[int, Numbers]] = {name: {} for name, _ in numbers}
+    beside: dict[str, dict[int, Config]] = {name: {} for name, _ in config}
     for point in points:
-        differing = [b for a, b in zip(numbers, point, strict=True) if a != b]
+        differing = [b for a, b in zip(config, point, strict=True) if a != b]
         if len(differing) == 1:
             ((name, value),) = differing
             beside[name][value] = point
     found = []
-    for name, at in numbers:
+    for name, at in config:
         smaller = max((v for v in beside[name] if v < at), default=None)
         larger = min((v for v in beside[name] if v > at), default=None)
         found += [beside[name][v] for v in (smaller, larger) if v is not None]
@@ -216,9 +216,9 @@ def neighbours(points: Iterable[Numbers], numbers: Numbers) -> tuple[Numbers, ..
 def _choices(
     knobs: Knobs,
     constraints: Sequence[Constraint],
-    facts: Numbers,
+    facts: tuple[tuple[str, int], ...],
     dropped: Counter[Constraint],
-) -> Iterator[Numbers]:
+) -> Iterator[Config]:
     """Every choice of a value for each knob that keeps the constraints.
 
     A constraint is checked as soon as its knobs have values, and what it rules out is never
@@ -233,16 +233,16 @@ def _choices(
         )
     values = dict(facts)
 
-    def choose(at: int) -> Iterator[Numbers]:
+    def choose(at: int) -> Iterator[Config]:
         for constraint, needed, holds in due[at]:
             if not holds(*(values[name] for name in needed)):
-                dropped[constraint] += math.prod(len(numbers) for _, numbers in knobs[at:])
+                dropped[constraint] += math.prod(len(possible) for _, possible in knobs[at:])
                 return
         if at == len(knobs):
             yield tuple((name, values[name]) for name, _ in knobs)
             return
-        name, numbers = knobs[at]
-        for number in numbers:
+        name, possible = knobs[at]
+        for number in possible:
             values[name] = number
             yield from choose(at + 1)
 

@@ -92,11 +92,11 @@ class Recurrences:
             at once: of tables, states and sums.
         few_rows: warps that have fewer rows of products than this take `few` times as long.
         step: seconds a time step of a program that has a multiprocessor to itself: where channels
-            are few nothing else counts (docs/performance.md, sequences in spans).
+            are few nothing else counts (docs/performance.md, sequences in splits).
         wait: share of the time for each warp of a program that programs which run at once wait for
             each other at barriers; other factors were fitted where all of it is `waited`.
         spill: share of the time for each register that a schedule does not grant.
-        spans: factor of the time where sequences are cut: half of the inputs are read before, for
+        splits: factor of the time where sequences are cut: half of the inputs are read before, for
             the sums of tiles.
     """
 
@@ -109,7 +109,7 @@ class Recurrences:
     wait: float
     waited: float
     spill: float
-    spans: float
+    splits: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

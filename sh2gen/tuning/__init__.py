@@ -1,1 +1,1 @@
-"""The search for numbers, its records and tables."""
+"""The search for configs, its records and tables."""

@@ -1,8 +1,8 @@
-"""Which plan computes an operator, and with which numbers.
+"""Which plan computes an operator, and with which config.
 
 A lock file decides if there is one. Else the plan is the cheapest by prediction, or one whose
-numbers were tuned for exactly this and took less time. Its numbers are those that were tuned for
-exactly this, else the nearest that were tuned, else the defaults. Nothing is ever measured here.
+config was tuned for exactly this and took less time. Its config is what was tuned for exactly
+this, else the nearest that was tuned, else the default. Nothing is ever measured here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sh2gen.emit.emit import kernel_digest, refuse_clash
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
 from sh2gen.schedule.config import DIRECTIONS, Schedule, completed, coupling, partner, schedule
-from sh2gen.schedule.space import Numbers, space
+from sh2gen.schedule.space import Config, space
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets import target as targets
@@ -41,12 +41,12 @@ class Candidate:
 
     Attributes:
         score: time over its bound, summed over directions and workloads; predicted or measured.
-        measured: whether the score is of times that numbers tuned for exactly this took.
-        tuned: whether tables have numbers of this plan for this operator and GPU.
-        origins: by direction, where the numbers come from, in words.
+        measured: whether the score is of times that a config tuned for exactly this took.
+        tuned: whether tables have a config of this plan for this operator and GPU.
+        origins: by direction, where the config comes from, in words.
         decided: by direction, the decision for exactly this that they are, if they are.
         warnings: what the user must be told of them.
-        untaken: of the user's own numbers that are not, why not, and how to take them.
+        untaken: of the user's own configs that are not, why not, and how to take them.
     """
 
     plan: Plan
@@ -67,7 +67,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tables:
-    """Where numbers are looked up: what was tuned, or what a lock file pins.
+    """Where configs are looked up: what was tuned, or what a lock file pins.
 
     Attributes:
         decisions: as `read_tables` orders them.
@@ -102,23 +102,23 @@ def candidates(
     changes: Changes | None = None,
     known: Tables | None = None,
 ) -> tuple[Candidate, ...]:
-    """Plans that compute the operator, the one that is taken first, under the best numbers known;
-    the others cheapest first, under default numbers.
+    """Plans that compute the operator, the one that is taken first, under the best config known;
+    the others cheapest first, under the default.
 
-    Taken is the cheapest by prediction, unless a plan whose numbers were tuned for exactly this
+    Taken is the cheapest by prediction, unless a plan whose config was tuned for exactly this
     took less time: less than the former's did if these were tuned too, else than is predicted of
     it. So whoever tunes a plan never gets one that nobody tuned instead of it.
 
     Args:
         plan: a prefix of the plan's name: "direct", "direct/BLD", "direct/BLD/recompute".
-        changes: other numbers, of the plan that is taken: those of other plans mean something
+        changes: other values, of the plan that is taken: those of other plans mean something
             else.
-        known: where to look numbers up; None for the defaults.
+        known: where to look configs up; None for the defaults.
 
     Raises:
         Sh2genError: L codes if nothing applies; R003 if a lock file does not say, R002 if it does
             not say all, C006 for changes of what it says; S007 for a name that means something
-            else in the file, before K codes if the numbers are not legal.
+            else in the file, before K codes if the config is not legal.
     """
     if known is not None and known.lock is not None:
         return (_pinned(spec, target, plan, changes, known.lock, known.entries),)
@@ -130,8 +130,8 @@ def candidates(
             raise Sh2genError("L003", f"{spec.op} has no plan `{plan}`", help="; ".join(names))
 
     def candidate(p: Plan) -> Candidate:
-        numbers = schedule(spec, p, target=target)
-        return Candidate(plan=p, schedule=numbers, score=score(spec, p, numbers, target))
+        default = schedule(spec, p, target=target)
+        return Candidate(plan=p, schedule=default, score=score(spec, p, default, target))
 
     ranked = sorted(map(candidate, found), key=lambda c: c.score)
     if known is not None:
@@ -139,8 +139,8 @@ def candidates(
     first = min([ranked[0], *(c for c in ranked if c.measured)], key=lambda c: c.score)
     others = sorted((c for c in ranked if c is not first), key=lambda c: c.score)
     if first.plan.kernels and (changes or known is not None):
-        refuse_clash(spec, first.plan)  # whatever the numbers
-        first = _with_numbers(spec, target, first, changes or {}, known)
+        refuse_clash(spec, first.plan)  # whatever the config
+        first = _with_config(spec, target, first, changes or {}, known)
     elif changes:
         schedule(spec, first.plan, changes, target)  # says that there is nothing to change
     return (first, *others)
@@ -168,12 +168,12 @@ def size_options(workloads: Sequence[Workload]) -> str:
 
 
 def passed_over(ranked: Sequence[Candidate]) -> tuple[str, ...]:
-    """A line for each of `candidates` with tuned numbers that are not taken, and for those of the
+    """A line for each of `candidates` with a tuned config that is not taken, and for those of the
     user's own of the one that is: why not, and how to take them.
     """
     return (ranked[0].untaken if ranked else ()) + tuple(
-        f"tuned numbers of {c.plan.name}: {c.score / ranked[0].score:.2f}x the cost, "
-        f"{c.basis} (of {ranked[0].plan.name}: {ranked[0].basis}); --plan {c.plan.name} takes them"
+        f"tuned config of {c.plan.name}: {c.score / ranked[0].score:.2f}x the cost, "
+        f"{c.basis} (of {ranked[0].plan.name}: {ranked[0].basis}); --plan {c.plan.name} takes it"
         for c in ranked[1:]
         if c.tuned
     )
@@ -182,7 +182,7 @@ def passed_over(ranked: Sequence[Candidate]) -> tuple[str, ...]:
 def _measured(
     spec: OpSpec, target: Target, candidate: Candidate, decisions: Sequence[Decision]
 ) -> Candidate:
-    """A candidate by the times that its numbers took if these were tuned for exactly this."""
+    """A candidate by the times that its config took if that was tuned for exactly this."""
     plan, digest = candidate.plan, operator_digest(spec)
     own = [d for d in decisions if (d.key.plan, d.key.spec) == (plan.name, digest)]
     if own:  # else nobody needs to ask the driver
@@ -194,10 +194,7 @@ def _measured(
         if here and (one := find(here, wanted(spec, target, plan, direction), target)):
             found[direction] = one
     exact = {d: one.decision for d, one in found.items() if one.exact}
-    if (
-        len(exact) < len(DIRECTIONS)
-        or len({coupling(plan, d.numbers) for d in exact.values()}) > 1
-    ):
+    if len(exact) < len(DIRECTIONS) or len({coupling(plan, d.config) for d in exact.values()}) > 1:
         return replace(candidate, tuned=bool(found))
     total = 0.0
     for direction, decision in exact.items():
@@ -221,8 +218,8 @@ def _pinned(
     if changes:
         raise Sh2genError(
             "C006",
-            f"{lock} pins the numbers of {spec.op}: none can be given beside them",
-            help="leave out the lock file, or the numbers",
+            f"{lock} pins the configs of {spec.op}: none can be given beside them",
+            help="leave out the lock file, or the config",
         )
     if name is not None and not (entry.plan + "/").startswith(name.rstrip("/") + "/"):
         raise Sh2genError("R003", f"{lock} pins {spec.op} to {entry.plan}, which is not `{name}`")
@@ -236,12 +233,12 @@ def _pinned(
         raise lock_error(lock, entry, error) from None
     (plan,) = named
     if plan.kernels:
-        refuse_clash(spec, plan)  # whatever the numbers
-    numbers = {d: dict(completed(plan.name, d, entry.numbers(d))) for d in DIRECTIONS}
+        refuse_clash(spec, plan)  # whatever the config
+    configs = {d: dict(completed(plan.name, d, entry.config(d))) for d in DIRECTIONS}
     for direction in DIRECTIONS:
         legal = [knob for knob, _ in space(spec, plan, direction, target).knobs]
-        lacks = [knob for knob in legal if knob not in numbers[direction]]
-        strange = [knob for knob in numbers[direction] if knob not in legal]
+        lacks = [knob for knob in legal if knob not in configs[direction]]
+        strange = [knob for knob in configs[direction] if knob not in legal]
         if lacks or strange:
             what = f"lacks `{lacks[0]}`, a" if lacks else f"has `{strange[0]}`, which is no"
             wrong = Sh2genError(
@@ -251,7 +248,7 @@ def _pinned(
             )
             raise lock_error(lock, entry, wrong, direction)
     try:
-        chosen = schedule(spec, plan, numbers, target)
+        chosen = schedule(spec, plan, configs, target)
     except Sh2genError as error:
         raise lock_error(lock, entry, error) from None
     origin = f"pinned by {lock}"
@@ -259,7 +256,7 @@ def _pinned(
     if entry.kernels != kernels_of(spec, plan):
         origin += ", for kernels of other text"
         warnings = (
-            f"{lock} was written for kernels of {spec.op} of other text: numbers are as pinned, "
+            f"{lock} was written for kernels of {spec.op} of other text: configs are as pinned, "
             "the kernels are not what they were then",
         )
     return Candidate(
@@ -271,31 +268,31 @@ def _pinned(
     )
 
 
-def _with_numbers(
+def _with_config(
     spec: OpSpec,
     target: Target,
     first: Candidate,
     changes: Changes,
     known: Tables | None,
 ) -> Candidate:
-    """A candidate under the best numbers known, some of them changed."""
-    numbers = {d: first.schedule.numbers(d) for d in DIRECTIONS}
+    """A candidate under the best config known, some knobs of it changed."""
+    configs = {d: first.schedule.config(d) for d in DIRECTIONS}
     origins = dict.fromkeys(DIRECTIONS, "default")
     decided: dict[str, Decision] = {}
-    tuned: dict[str, _TunedNumbers] = {}
+    tuned: dict[str, _TunedConfig] = {}
     if known is not None:
         tuned = _tuned(spec, target, first.plan, known.decisions)
-        numbers |= {d: one.numbers for d, one in tuned.items()}
+        configs |= {d: one.config for d, one in tuned.items()}
         origins |= {d: one.label for d, one in tuned.items()}
         decided = {
             d: one.decision for d, one in tuned.items() if one.decision and not changes.get(d)
         }
-    merged = {d: dict(numbers[d]) | dict(changes.get(d, {})) for d in DIRECTIONS}
+    merged = {d: dict(configs[d]) | dict(changes.get(d, {})) for d in DIRECTIONS}
     chosen = schedule(
         spec, first.plan, merged | {d: changes[d] for d in changes if d not in merged}, target
     )
     for direction in DIRECTIONS:
-        if numbers[direction] == chosen.numbers(direction) and direction in tuned:
+        if configs[direction] == chosen.config(direction) and direction in tuned:
             origins[direction] += tuned[direction].times
         if changes.get(direction):
             names = " ".join(f"{name}={value}" for name, value in changes[direction].items())
@@ -308,12 +305,12 @@ def _with_numbers(
 
 
 @dataclass(frozen=True, slots=True)
-class _TunedNumbers:
-    """Numbers of a table, where they come from, what they took, and the decision if it is for
+class _TunedConfig:
+    """A config of a table, where it comes from, what it took, and the decision if that is for
     exactly what is wanted.
     """
 
-    numbers: Numbers
+    config: Config
     label: str
     times: str = ""  # goes on where the label ends
     decision: Decision | None = None
@@ -321,34 +318,34 @@ class _TunedNumbers:
 
 def _tuned(
     spec: OpSpec, target: Target, plan: Plan, decisions: tuple[Decision, ...]
-) -> dict[str, _TunedNumbers]:
-    """Tuned numbers of both directions that may go together."""
+) -> dict[str, _TunedConfig]:
+    """Tuned configs of both directions that may go together."""
     relevant = [decision for decision in decisions if decision.key.plan == plan.name]
-    found: dict[str, _TunedNumbers] = {}
+    found: dict[str, _TunedConfig] = {}
     for direction in DIRECTIONS:
         here = [decision for decision in relevant if decision.key.direction == direction]
         if here and (one := find(here, wanted(spec, target, plan, direction), target)):
             times = f"; {_times(one, target)}"
             exact = one.decision if one.exact else None
-            found[direction] = _TunedNumbers(one.decision.numbers, one.label, times, exact)
-    agreed = {coupling(plan, one.numbers) for one in found.values()}
+            found[direction] = _TunedConfig(one.decision.config, one.label, times, exact)
+    agreed = {coupling(plan, one.config) for one in found.values()}
     if (len(agreed) == 1 and len(found) == len(DIRECTIONS)) or not plan.states:
         return found
-    # Numbers that were not tuned together: those of backward count, which takes longer.
+    # Configs that were not tuned together: those of backward count, which takes longer.
     for direction in ("backward", "forward"):
         if direction in found:
             (other,) = (d for d in DIRECTIONS if d != direction)
             try:
-                matching = partner(spec, plan, direction, found[direction].numbers, target)
+                matching = partner(spec, plan, direction, found[direction].config, target)
             except Sh2genError:
                 continue
             label = f"goes with the tiles of {direction}"
-            return {direction: found[direction], other: _TunedNumbers(matching, label)}
+            return {direction: found[direction], other: _TunedConfig(matching, label)}
     return {}
 
 
 def _untaken(spec: OpSpec, target: Target, plan: Plan, known: Tables) -> tuple[str, ...]:
-    """A line for each direction of which the package's numbers are taken although the user has
+    """A line for each direction of which the package's config is taken although the user has
     tuned this operator for some of these workloads: the nearest of the user's own.
     """
     lines = []
@@ -373,20 +370,20 @@ def _untaken(spec: OpSpec, target: Target, plan: Plan, known: Tables) -> tuple[s
             or taken.decision in mine
             or nearest is None
             or nearest.decision.key.gpu != want.key.gpu
-            or nearest.decision.numbers == taken.decision.numbers
+            or nearest.decision.config == taken.decision.config
         ):
             continue
         options = size_options(nearest.decision.workloads)
-        how = f"; {options} takes them" if options else ""
+        how = f"; {options} takes it" if options else ""
         if len(nearest.differences) > 1 or nearest.decision.workloads == want.workloads:
             how = "; tune again to take such"  # not only the sizes are others
         label = nearest.label.removeprefix("nearest: ")
-        lines.append(f"{direction} numbers of your own, {label}{how}")
+        lines.append(f"{direction} config of your own, {label}{how}")
     return tuple(lines)
 
 
 def _times(found: Found, target: Target) -> str:
-    """What the numbers took where they were tuned; if only the GPU is another, what that means for
+    """What the config took where it was tuned; if only the GPU is another, what that means for
     this one.
     """
 
@@ -404,12 +401,12 @@ def _times(found: Found, target: Target) -> str:
 
 
 def wanted(spec: OpSpec, target: Target, plan: Plan, direction: str) -> Wanted:
-    """What tuned numbers are looked up by."""
+    """What a tuned config is looked up by."""
 
-    def legal(numbers: Numbers) -> bool:
+    def legal(config: Config) -> bool:
         where = space(spec, plan, direction, target)
         try:
-            return where.check(direction, dict(numbers)) == numbers
+            return where.check(direction, dict(config)) == config
         except Sh2genError:
             return False
 
@@ -424,7 +421,7 @@ def wanted(spec: OpSpec, target: Target, plan: Plan, direction: str) -> Wanted:
         key=key,
         fields=fields_of(spec),
         workloads=in_order(spec.workloads),
-        numbers_legal=legal,
+        config_legal=legal,
     )
 
 

@@ -1,4 +1,4 @@
-"""What searches come to: numbers that agree in their tiles, and what tables keep of them."""
+"""What searches come to: configs that agree in their tiles, and what tables keep of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from sh2gen.plan.plan import Plan
 from sh2gen.schedule.config import DIRECTIONS, coupling
-from sh2gen.schedule.space import Numbers
+from sh2gen.schedule.space import Config
 from sh2gen.tuning.journal import Journal, Task
 from sh2gen.tuning.lab import Workbench
 from sh2gen.tuning.records import (
@@ -84,19 +84,19 @@ class Search:
         return dataclasses.replace(self, result=dataclasses.replace(self.result, interrupted=True))
 
 
-def tuned(one: Search, numbers: Numbers, decide: bool) -> Tuned:
+def tuned(one: Search, config: Config, decide: bool) -> Tuned:
     return Tuned(
         task=one.journal.task,
         problem=one.space,
         result=one.result,
         sweep=_sweep(one),
-        decision=_decision(one, numbers) if decide else None,
+        decision=_decision(one, config) if decide else None,
     )
 
 
 def in_agreement(
-    plan: Plan, found: list[Search], starts: Mapping[str, Numbers], seconds: float
-) -> list[tuple[Search, Numbers]]:
+    plan: Plan, found: list[Search], starts: Mapping[str, Config], seconds: float
+) -> list[tuple[Search, Config]]:
     """The winners, where both directions must agree in their tiles. If these do not, the best
     pairs of other tiles are raced with the best of the start's, which stays unless one beats it,
     forward and backward together. It stays too if only one direction was searched.
@@ -106,7 +106,7 @@ def in_agreement(
     """
     kept = coupling(plan, starts[DIRECTIONS[0]])
     winners = [one.result.winner for one in found]
-    tiles = {coupling(plan, numbers) for numbers in winners}
+    tiles = {coupling(plan, config) for config in winners}
     both = len(found) == len(DIRECTIONS)
     if len(tiles) == 1 and (both or tiles == {kept}):
         return list(zip(found, winners, strict=True))
@@ -119,10 +119,10 @@ def in_agreement(
     forward, backward = (_best_of_tiles(plan, one) for one in found)
     bounds = [sum(two) for two in zip(*(one.bench.bounds for one in found), strict=True)]
 
-    def both_of(pair: Sequence[Numbers]) -> Outcome:
+    def both_of(pair: Sequence[Config]) -> Outcome:
         return _sum([one.result.tried[n] for one, n in zip(found, pair, strict=True)])
 
-    def cost(pair: Sequence[Numbers]) -> float:
+    def cost(pair: Sequence[Config]) -> float:
         return score(both_of(pair), bounds)
 
     pairs = [[forward[t], backward[t]] for t in forward if t in backward and t != kept]
@@ -135,17 +135,17 @@ def in_agreement(
     return list(zip(found, stay if now.no_verdict else next(better, stay), strict=True))
 
 
-def _best_of_tiles(plan: Plan, one: Search) -> dict[int | None, Numbers]:
+def _best_of_tiles(plan: Plan, one: Search) -> dict[int | None, Config]:
     """By tiles, the best that was verified by this search: if there is one, of its last rounds."""
     right = [
-        numbers
-        for numbers, outcome in one.result.tried.items()
-        if numbers in one.bench.checks and outcome.status is Status.OK
+        config
+        for config, outcome in one.result.tried.items()
+        if config in one.bench.checks and outcome.status is Status.OK
     ]
 
-    def rank(numbers: Numbers) -> tuple[bool, float]:
-        final = numbers in one.result.final
-        return not final, score(one.result.tried[numbers], one.bench.bounds)
+    def rank(config: Config) -> tuple[bool, float]:
+        final = config in one.result.final
+        return not final, score(one.result.tried[config], one.bench.bounds)
 
     return {coupling(plan, n): n for n in sorted(right, key=rank, reverse=True)}
 
@@ -163,7 +163,7 @@ def _sum(outcomes: Sequence[Outcome]) -> Outcome:
 
 
 def _raced(
-    found: list[Search], pairs: Sequence[Sequence[Numbers]], seconds: float
+    found: list[Search], pairs: Sequence[Sequence[Config]], seconds: float
 ) -> tuple[list[Search], bool]:
     """The searches after last rounds of these pairs and the start; whether there were enough."""
     after = []
@@ -177,8 +177,8 @@ def _raced(
             final = rounds[-1]
             if len(rounds) < ENOUGH or all(o.status is not Status.OK for o in final.values()):
                 return found, False
-            for numbers, outcome in final.items():
-                one.journal.write(numbers, outcome)
+            for config, outcome in final.items():
+                one.journal.write(config, outcome)
             tried = {**one.result.tried, **final}
             result = dataclasses.replace(one.result, tried=tried, final=final, raced=True)
             after.append(dataclasses.replace(one, result=result))
@@ -201,15 +201,15 @@ def _sweep(one: Search) -> Sweep:
     return Sweep(header=header, outcomes=one.result.first)
 
 
-def _decision(one: Search, numbers: Numbers) -> Decision | None:
-    """What tables keep of a search, if it found the numbers right and compared them with the
+def _decision(one: Search, config: Config) -> Decision | None:
+    """What tables keep of a search, if it found the config right and compared it with the
     start. What is known of an earlier one does not count.
     """
     seen = {**one.result.tried, **one.result.final}
-    outcome, start = seen.get(numbers), seen.get(one.space.start)
+    outcome, start = seen.get(config), seen.get(one.space.start)
     if outcome is None or outcome.status is not Status.OK or start is None:
         return None
-    checks = one.bench.checks.get(numbers)
+    checks = one.bench.checks.get(config)
     if checks is None:
         return None
     low, us, high = zip(*outcome.us, strict=True)
@@ -217,10 +217,10 @@ def _decision(one: Search, numbers: Numbers) -> Decision | None:
     return Decision(
         key=one.journal.key,
         fields=fields_of(task.spec),
-        kernels=one.bench.digests(numbers),
+        kernels=one.bench.digests(config),
         op=task.spec.op,
         workloads=task.workloads,
-        numbers=numbers,
+        config=config,
         us=us,
         low=low,
         high=high,

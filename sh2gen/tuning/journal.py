@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sh2gen.emit.emit import kernel_digest
 from sh2gen.plan.plan import Plan
-from sh2gen.schedule.space import Numbers
+from sh2gen.schedule.space import Config
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.tuning.records import Key, Log, Measurement, Status, now, operator_digest
@@ -81,7 +81,7 @@ class Journal:
         )
         self._text = kernel_digest(task.spec, task.plan)
 
-    def write(self, numbers: Numbers, outcome: Outcome, count: int = 1) -> None:
+    def write(self, config: Config, outcome: Outcome, count: int = 1) -> None:
         """One candidate, or several that one reason drops."""
         timed = outcome.status is Status.OK
         workloads: Sequence[Workload | None] = self.task.workloads if timed else (None,)
@@ -90,7 +90,7 @@ class Journal:
                 key=self.key,
                 text=self._text,
                 op=self.task.spec.op,
-                numbers=numbers,
+                config=config,
                 workload=workload,
                 workloads=self.task.workloads,
                 status=outcome.status,
@@ -110,20 +110,20 @@ class Journal:
         if problem := self._log.append(lines):
             self._warn(f"cannot be recorded, tuning goes on: {problem}")
 
-    def known(self) -> dict[Numbers, Outcome]:
+    def known(self) -> dict[Config, Outcome]:
         """What earlier searches found out about candidates that will not change: times of the
         first round at all workloads, and what a compiler says. Whatever failed on the GPU, or
         because a process died, is tried again.
 
         Only what was found out of the launches that this search would make counts. Where a
-        sequence is cut into spans, into how many depends on the least batch of all workloads that
+        sequence is cut into splits, into how many depends on the least batch of all workloads that
         a file is for (`emit_kernels.programs`): times were measured of this file if that is the
         same. Which kernels are built, and so what a compiler says and which candidates are the
         same, depends on all of them. Lines that do not say which these were say nothing here.
         """
         least = self.task.workloads[0].batch  # they are in order
-        found: dict[Numbers, Outcome] = {}
-        times: dict[Numbers, dict[Workload, Quantiles]] = {}
+        found: dict[Config, Outcome] = {}
+        times: dict[Config, dict[Workload, Quantiles]] = {}
         measurements, damages = self._log.read()
         for damage in damages:
             self._warn(f"skipped: {damage}")
@@ -135,20 +135,20 @@ class Journal:
                     continue
                 if min((w.batch for w in one.workloads), default=None) != least:
                     continue
-                here = times.setdefault(one.numbers, {})
+                here = times.setdefault(one.config, {})
                 here[one.workload] = one.us
                 if not all(workload in here for workload in self.task.workloads):
                     continue  # for other workloads
             elif one.stage != "build" or one.status is Status.RUNTIME or " died " in one.detail:
-                found.pop(one.numbers, None)
-                times.pop(one.numbers, None)
+                found.pop(one.config, None)
+                times.pop(one.config, None)
                 continue
             elif one.workloads != self.task.workloads:
                 continue
             built = dict(one.built or {})
             seconds = built.pop("seconds", {})
             right = one.status is Status.OK
-            found[one.numbers] = Outcome(
+            found[one.config] = Outcome(
                 status=one.status,
                 us=tuple(here[w] for w in self.task.workloads) if right else (),
                 detail=one.detail,

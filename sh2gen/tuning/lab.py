@@ -2,7 +2,7 @@
 
 Candidates are built ahead of time in processes side by side, and verified and timed in one more,
 which is replaced when a candidate hangs or breaks it. Triton's cache carries the binaries from the
-former to the latter: files that differ in numbers alone are imported as one, with other configs,
+former to the latter: files that differ in configs alone are imported as one, with others,
 so that the kernels that they share are compiled once.
 """
 
@@ -28,7 +28,7 @@ from sh2gen.emit.launches import alignment_of, kernel_digests, launched, of_dire
 from sh2gen.plan.plan import Role
 from sh2gen.plan.source import Alignment, KernelSource, Source
 from sh2gen.schedule.config import DIRECTIONS, Schedule, coupling, partner
-from sh2gen.schedule.space import Numbers, search_space
+from sh2gen.schedule.space import Config, search_space
 from sh2gen.targets.target import Target
 from sh2gen.tuning.journal import Task
 from sh2gen.tuning.records import (
@@ -51,7 +51,7 @@ BUILD_LIMIT, VERIFY_LIMIT, TIME_LIMIT = 60.0, 120.0, 60.0
 # half of what is left is spent on finding out, since a start that is given up is compared with
 # nothing.
 _PATIENCE, LEAST_LIMIT, FIRST_LIMIT = 10, 10.0, 30.0
-# Numbers that only the compiler sees: kernels of equal code that differ in these run the same.
+# Knobs that only the compiler sees: kernels of equal code that differ in these run the same.
 _COMPILED = ("maxnreg", "PREFETCH", "PARTS")
 
 
@@ -75,13 +75,13 @@ def measuring_worker() -> Worker:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A candidate on its way: which file it is, with which config, its kernels, and which of
-    these its direction launches at the workloads.
+    """A candidate on its way: its file, the configs by kernel that this is run with, its kernels,
+    and which of these its direction launches at the workloads.
     """
 
-    numbers: Numbers
+    config: Config
     file: str
-    config: Mapping[str, Mapping[str, int]]
+    configs: Mapping[str, Mapping[str, int]]
     short: tuple[int, int]  # batch and length at which it is verified beside the workloads
     kernels: list[tuple[KernelSource, Future[dict[str, Any]]]]
     timed: tuple[KernelSource, ...]
@@ -92,8 +92,8 @@ class Workbench:
 
     Args:
         task: what is searched for.
-        start: numbers that are timed even if others are the same binary: these are dropped.
-        other: numbers of the other direction, where candidates can go with them.
+        start: a config that is timed even if others give the same binary: these are dropped.
+        other: a config of the other direction, where candidates can go with them.
         folder: for generated files; nothing in it is needed afterwards.
         compilers, worker: processes, which the caller closes.
         seed: of all random inputs; every candidate gets others.
@@ -111,8 +111,8 @@ class Workbench:
         task: Task,
         target: Target,
         *,
-        start: Numbers,
-        other: Numbers,
+        start: Config,
+        other: Config,
         folder: Path,
         compilers: Compilers,
         worker: Worker,
@@ -126,11 +126,11 @@ class Workbench:
         self._compilers, self._worker = compilers, worker
         self._files: dict[str, tuple[str, str]] = {}  # bare text -> path, text
         self._jobs: dict[str, Future[dict[str, Any]]] = {}
-        self._codes: dict[tuple[Any, ...], Numbers] = {}
-        self._verified: dict[Numbers, _Candidate] = {}
+        self._codes: dict[tuple[Any, ...], Config] = {}
+        self._verified: dict[Config, _Candidate] = {}
         self._took: dict[str, list[float]] = {}  # seconds, by job
-        self.checks: dict[Numbers, int] = {}
-        self._inputs: dict[Numbers, int] = {}  # seeds of what each was compared on
+        self.checks: dict[Config, int] = {}
+        self._inputs: dict[Config, int] = {}  # seeds of what each was compared on
         default = search_space(task.spec, task.plan, task.direction, target).points[0]
         for _ in range(2):  # the process may have been broken by what came before
             answer = self._ask("bounds", self._prepare(default), VERIFY_LIMIT)
@@ -149,19 +149,19 @@ class Workbench:
         return time.monotonic()
 
     def evaluate(
-        self, source: Iterator[Numbers], deadline: float
-    ) -> Iterator[tuple[Numbers, Outcome]]:
+        self, source: Iterator[Config], deadline: float
+    ) -> Iterator[tuple[Config, Outcome]]:
         self._until = deadline
         under_way: list[_Candidate] = []
         try:
             while True:
                 while len(under_way) < self._compilers.workers + AHEAD:
-                    numbers = next(source, None)
-                    if numbers is None:
+                    config = next(source, None)
+                    if config is None:
                         break
-                    begun = self._begin(numbers)
+                    begun = self._begin(config)
                     if isinstance(begun, Outcome):
-                        yield numbers, begun
+                        yield config, begun
                     else:
                         under_way.append(begun)
                 if not under_way:
@@ -175,52 +175,52 @@ class Workbench:
                     wait(pending, timeout=patience, return_when=FIRST_COMPLETED)
                     continue
                 under_way.remove(ready)
-                yield ready.numbers, self._outcome(ready)
+                yield ready.config, self._outcome(ready)
         finally:  # the deadline, or a search that wants no more
             self._cancel()
 
     def race(
-        self, batch: Sequence[Numbers], rounds: int, stage: str, deadline: float
-    ) -> Iterator[Mapping[Numbers, Outcome]]:
+        self, batch: Sequence[Config], rounds: int, stage: str, deadline: float
+    ) -> Iterator[Mapping[Config, Outcome]]:
         self._until = deadline
         # The start first, which others are compared with; what there is no time for is left out.
-        batch = sorted(batch, key=lambda numbers: numbers != self._start)
-        times: dict[Numbers, list[tuple[Quantiles, ...]]] = {n: [] for n in batch}
-        failed: dict[Numbers, Outcome] = {}
-        late = [numbers for numbers in batch if numbers not in self._verified]
-        for numbers in late:  # all are built at once
-            self._begin(numbers)
+        batch = sorted(batch, key=lambda config: config != self._start)
+        times: dict[Config, list[tuple[Quantiles, ...]]] = {n: [] for n in batch}
+        failed: dict[Config, Outcome] = {}
+        late = [config for config in batch if config not in self._verified]
+        for config in late:  # all are built at once
+            self._begin(config)
         try:
-            for numbers in late:
-                outcome = self._late(numbers, deadline, first=numbers == batch[0])
+            for config in late:
+                outcome = self._late(config, deadline, first=config == batch[0])
                 if outcome is None:
-                    del times[numbers]
+                    del times[config]
                 elif outcome.status is not Status.OK:
-                    failed[numbers] = outcome
+                    failed[config] = outcome
         finally:
             self._cancel()
         for i in range(rounds):
             if i and self.now() >= deadline:
                 return
-            for numbers in times:
-                if numbers not in failed:
-                    found = self._time(self._verified[numbers], LONG_MS, stage)
+            for config in times:
+                if config not in failed:
+                    found = self._time(self._verified[config], LONG_MS, stage)
                     if isinstance(found, Outcome):
-                        failed[numbers] = dataclasses.replace(found, seed=self._inputs[numbers])
+                        failed[config] = dataclasses.replace(found, seed=self._inputs[config])
                     else:
-                        times[numbers].append(found)
+                        times[config].append(found)
             yield failed | {
-                numbers: Outcome(
+                config: Outcome(
                     status=Status.OK,
                     us=together(found),
                     stage=stage,
-                    seed=self._inputs[numbers],
+                    seed=self._inputs[config],
                 )
-                for numbers, found in times.items()
-                if numbers not in failed
+                for config, found in times.items()
+                if config not in failed
             }
 
-    def _late(self, numbers: Numbers, deadline: float, first: bool) -> Outcome | None:
+    def _late(self, config: Config, deadline: float, first: bool) -> Outcome | None:
         """Build, verify and time a candidate that an earlier search tried, or that there was no
         time for; None if there is none now. The first, which others are compared with, has some:
         compilers may still be at others.
@@ -228,7 +228,7 @@ class Workbench:
         left = deadline - self.now()
         if left <= 0 and not first:
             return None
-        candidate = self._begin(numbers)
+        candidate = self._begin(config)
         if isinstance(candidate, Outcome):
             return candidate
         end = self.now() + max(left, FIRST_LIMIT * first)
@@ -243,26 +243,26 @@ class Workbench:
         """Leave out what compilers have not begun; what they are at goes on."""
         self._jobs = {job: future for job, future in self._jobs.items() if not future.cancel()}
 
-    def _begin(self, numbers: Numbers) -> _Candidate | Outcome:
+    def _begin(self, config: Config) -> _Candidate | Outcome:
         """A candidate that is being built, or why it cannot be."""
         try:
-            return self._prepare(numbers)
+            return self._prepare(config)
         except Sh2genError as error:
             illegal = error.code.startswith("K")  # else it could not be written, say
             status = Status.CONSTRAINT if illegal else Status.RUNTIME
             return dropped(status, "constraint" if illegal else "build", error.message)
 
-    def _prepare(self, numbers: Numbers) -> _Candidate:
+    def _prepare(self, config: Config) -> _Candidate:
         """Emit a candidate and have compiled what its calls will launch, unless it is already."""
         other = self._other
-        if coupling(self._plan, other) != coupling(self._plan, numbers):
-            other = partner(self._spec, self._plan, self._direction, numbers, self._target)
-        pair = dict(zip(DIRECTIONS, (numbers, other), strict=True))
+        if coupling(self._plan, other) != coupling(self._plan, config):
+            other = partner(self._spec, self._plan, self._direction, config, self._target)
+        pair = dict(zip(DIRECTIONS, (config, other), strict=True))
         if self._direction == "backward":
-            pair = dict(zip(DIRECTIONS, (other, numbers), strict=True))
+            pair = dict(zip(DIRECTIONS, (other, config), strict=True))
         whole = Schedule(plan=self._plan.name, **pair)
         source = emit(self._spec, self._plan, whole)
-        (config,) = source.configs.values()
+        (configs,) = source.configs.values()
         if source.frame not in self._files:
             path = self._folder / str(len(self._files)) / f"{self._spec.op}.py"
             write_whole(path, source.text)
@@ -277,11 +277,11 @@ class Workbench:
             for kernel in launched(*of, (short, *sizes), capability)
         ]
         timed = of_direction(launched(*of, sizes, capability), self._direction)
-        return _Candidate(numbers, file, config, short, kernels, timed)
+        return _Candidate(config, file, configs, short, kernels, timed)
 
-    def digests(self, numbers: Numbers) -> dict[str, str]:
+    def digests(self, config: Config) -> dict[str, str]:
         """`kernel_digests` of a candidate that was timed."""
-        candidate = self._verified[numbers]
+        candidate = self._verified[config]
         return kernel_digests(
             self._spec.op,
             (
@@ -322,28 +322,28 @@ class Workbench:
             if unfit := misfit(one, self._target):
                 problem = f"{one.kernel.name}: {unfit[0]}"
                 return dropped(Status.RESOURCES, "build", problem, spent, resources)
-        seen = tuple(n for n in candidate.numbers if n[0] not in _COMPILED)
+        seen = tuple(n for n in candidate.config if n[0] not in _COMPILED)
         code = (seen, *((one.code, one.registers, one.shared) for one in built))
-        same = self._codes.setdefault(code, candidate.numbers)
-        if same != candidate.numbers and candidate.numbers != self._start:
+        same = self._codes.setdefault(code, candidate.config)
+        if same != candidate.config and candidate.config != self._start:
             text = " ".join(f"{name}={value}" for name, value in same)
             return dropped(Status.SAME, "build", f"as {text}", spent, resources)
         clock = self.now()
         self._seed += 1
-        self._inputs[candidate.numbers] = self._seed
+        self._inputs[candidate.config] = self._seed
         short = candidate.short
         answer = self._ask("verify", candidate, VERIFY_LIMIT, seed=self._seed, short=short)
         spent["verify"] = self.now() - clock
         if answer["status"] != "ok":
             failed = _answered(answer, "verify", spent, resources)
             return dataclasses.replace(failed, seed=self._seed)
-        self.checks[candidate.numbers] = answer["checks"]
+        self.checks[candidate.config] = answer["checks"]
         clock = self.now()
         times = self._time(candidate, QUICK_MS, "quick")
         spent["quick"] = self.now() - clock
         if isinstance(times, Outcome):
             return dataclasses.replace(times, built=resources, seconds=spent, seed=self._seed)
-        self._verified[candidate.numbers] = candidate
+        self._verified[candidate.config] = candidate
         return Outcome(
             status=Status.OK,
             us=times,
@@ -376,7 +376,7 @@ class Workbench:
         job = {
             "do": do,
             "file": candidate.file,
-            "config": candidate.config,
+            "config": candidate.configs,
             "direction": self._direction,
             "workloads": self._sizes,
         }

@@ -4,7 +4,7 @@
       {"op": "hyena_mr", "digest": "...", "kernels": "...", "plan": "...", "forward": {...}, ...}
     ]}
 
-Whoever compiles with it gets the same plans and numbers tomorrow, whatever tables say by then; and
+Whoever compiles with it gets the same plans and configs tomorrow, whatever tables say by then; and
 is told if the text of the kernels has changed since, as after an update of sh2gen.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from sh2gen.base import jsonl
 from sh2gen.base.errors import Location, Sh2genError
 from sh2gen.base.files import read_text, require_writable
-from sh2gen.schedule.space import Numbers
+from sh2gen.schedule.space import Config
 
 VERSION = 2  # of the file
 
@@ -32,7 +32,7 @@ class LockEntry:
     Attributes:
         op: its name.
         digest: its `operator_digest`.
-        kernels: `kernel_digest` of the plan, the text that the numbers were taken for.
+        kernels: `kernel_digest` of the plan, the text that the config was taken for.
         plan, forward, backward: as in `Schedule`, with every knob there is.
     """
 
@@ -40,10 +40,10 @@ class LockEntry:
     digest: str
     kernels: str
     plan: str
-    forward: Numbers
-    backward: Numbers
+    forward: Config
+    backward: Config
 
-    def numbers(self, direction: str) -> Numbers:
+    def config(self, direction: str) -> Config:
         """Of "forward" or "backward"."""
         return self.forward if direction == "forward" else self.backward
 

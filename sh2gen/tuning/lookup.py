@@ -1,6 +1,6 @@
 """Which decision of tuned tables serves here.
 
-`find` takes the decision for exactly what is wanted, else the nearest one whose numbers are legal
+`find` takes the decision for exactly what is wanted, else the nearest one whose config is legal
 here: of a GPU of the same compute capability, for another Triton, workload, or number of channels
 of the same group width. What differs is always said.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sh2gen.base import jsonl
-from sh2gen.schedule.space import Numbers
+from sh2gen.schedule.space import Config
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import with_defaults
 from sh2gen.targets import target as targets
@@ -32,12 +32,12 @@ _PHRASES = {"channels": "for {} channels, here {}", "filter.groups": "for {} gro
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What a decision is looked for: as in `Decision`, and which numbers are legal here."""
+    """What a decision is looked for: as in `Decision`, and which configs are legal here."""
 
     key: Key
     fields: Mapping[str, Any] = field(hash=False)
     workloads: tuple[Workload, ...]
-    numbers_legal: Callable[[Numbers], bool]
+    config_legal: Callable[[Config], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Found:
 
     @property
     def label(self) -> str:
-        """Where the numbers come from, for the user."""
+        """Where the config comes from, for the user."""
         text = f"tuned on {_where(self.decision)}"
         if self.exact:
             return text
@@ -87,7 +87,7 @@ def find(decisions: Sequence[Decision], wanted: Wanted, target: Target) -> Found
 
     Args:
         decisions: of equally near ones the first serves (`read_tables`).
-        wanted: an exact decision, too, serves only with numbers that are legal.
+        wanted: an exact decision, too, serves only with a config that is legal.
         target: the GPU that it is wanted for, the one called `wanted.key.gpu`.
     """
     ranked = _nearest_first(decisions, wanted, target)
@@ -188,9 +188,9 @@ def _compare(decision: Decision, wanted: Wanted, target: Target) -> list[_Differ
         target.name if gpu_called(a.gpu) == target else a.gpu
     )  # one that is no target, by its own
     differ("gpu", a.gpu, b.gpu, f"not measured on {name}" if related else "")
-    # Numbers of another plan mean nothing here.
-    if not any(d.excludes for d in found) and not wanted.numbers_legal(decision.numbers):
-        found.append(_Difference("numbers that are not legal here"))
+    # A config of another plan means nothing here.
+    if not any(d.excludes for d in found) and not wanted.config_legal(decision.config):
+        found.append(_Difference("a config that is not legal here"))
     return found
 
 

@@ -159,11 +159,11 @@ def _target_of(decision: Decision) -> Target | None:
 
 
 def kernels_of_decision(decision: Decision) -> tuple[Source, tuple[KernelSource, ...]]:
-    """The file under the numbers of a decision, and what its direction launches there at its
-    workloads. Those of the other direction are any that go with them.
+    """The file under the config of a decision, and what its direction launches there at its
+    workloads. That of the other direction is any that goes with it.
 
     Raises:
-        Sh2genError: this version knows no such operator, plan or numbers.
+        Sh2genError: this version knows no such operator, plan or config.
     """
     spec, direction = decision.spec, decision.key.direction
     named = [p for p in plans(spec) if p.name == decision.key.plan]
@@ -173,11 +173,11 @@ def kernels_of_decision(decision: Decision) -> tuple[Source, tuple[KernelSource,
     (other,) = (d for d in DIRECTIONS if d != direction)
     target = _target_of(decision)
     assert target is not None
-    numbers = {
-        direction: decision.numbers,
-        other: partner(spec, plan, direction, decision.numbers, target),
+    configs = {
+        direction: decision.config,
+        other: partner(spec, plan, direction, decision.config, target),
     }
-    schedule = Schedule(plan=plan.name, **numbers)
+    schedule = Schedule(plan=plan.name, **configs)
     source = emit(spec, plan, schedule)
     shapes = [(w.batch, w.length) for w in decision.workloads]
     of = (spec, plan, schedule, source.kernels, shapes, target.capability)

@@ -22,11 +22,12 @@ from typing import Any
 from sh2gen.base import jsonl
 from sh2gen.base.jsonl import Damage
 from sh2gen.schedule.config import DIRECTIONS
-from sh2gen.schedule.space import Numbers
+from sh2gen.schedule.space import Config
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
 
-VERSION = 2  # of the lines
+VERSION = 3  # of the lines
+_OLDER = {2: jsonl.renamed("numbers", "config")}
 _DETAIL = 2000  # characters of an error that are kept
 _DATE = "%Y-%m-%dT%H:%M:%SZ"
 _SHORTEST, _LONGEST = 1e-3, 1e12  # microseconds of a call: a nanosecond, eleven days
@@ -44,7 +45,7 @@ class Status(StrEnum):
     RUNTIME      it failed when it ran
     TIMEOUT      building or running took too long
     MEMORY       the GPU had no memory for it
-    SAME         the same binary and numbers as another candidate, which stands for both
+    SAME         the same binary and config as another candidate, which stands for both
     """
 
     OK = "ok"
@@ -90,7 +91,7 @@ class Measurement:
         key: what it is a measurement of.
         text: `emit.kernel_digest` then: a search that is resumed takes no time of other text.
         op: name of the operator, for people.
-        numbers: the candidate; empty where a line stands for many.
+        config: the candidate; empty where a line stands for many.
         workload: None if no workload matters, as when a constraint does not hold.
         workloads: all that the candidate was tried for together, which decide what is launched;
             none in lines that are older than this.
@@ -115,7 +116,7 @@ class Measurement:
     key: Key
     text: str
     op: str
-    numbers: Numbers
+    config: Config
     workload: Workload | None
     workloads: tuple[Workload, ...] = ()
     status: Status
@@ -148,7 +149,7 @@ class Measurement:
     @classmethod
     def from_line(cls, line: str) -> Measurement:
         """Read a line. ValueError says which field is wrong, and how."""
-        found = jsonl.decode(line, cls, VERSION)
+        found = jsonl.decode(line, cls, VERSION, _OLDER)
         assert isinstance(found, Measurement)
         return found
 

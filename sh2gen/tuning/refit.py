@@ -1,6 +1,6 @@
-"""Other numbers where those that are known do not fit the compiler at hand.
+"""Other configs where those that are known do not fit the compiler at hand.
 
-Which registers a kernel takes is Triton's decision, and every version decides anew: numbers that
+Which registers a kernel takes is Triton's decision, and every version decides anew: configs that
 fit one may spill under another. Then the next that build are as good as known.
 """
 
@@ -19,13 +19,13 @@ from sh2gen.emit.launches import of_direction
 from sh2gen.plan.plan import Role
 from sh2gen.plan.source import Alignment
 from sh2gen.schedule.config import DIRECTIONS, Schedule, coupling, schedule
-from sh2gen.schedule.space import Numbers, search_space, space
+from sh2gen.schedule.space import Config, search_space, space
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
 from sh2gen.tuning.choose import Candidate
 from sh2gen.tuning.session import problem
 
-TRIES = 12  # numbers that are built at most, for a direction
+TRIES = 12  # configs that are built at most, for a direction
 SECONDS = 60.0  # that this may take
 # How much a program does, one after another: no matter of what it holds, nor of what fits.
 _WORK = {"TILES", "TILES_SM90", "PROGRAMS"}
@@ -38,31 +38,31 @@ def refit(
     failed: KernelFailed,
     say: Callable[[str], None],
 ) -> Candidate:
-    """The same plan with numbers whose kernels build and fit, in the direction that failed: the
+    """The same plan with a config whose kernels build and fit, in the direction that failed: the
     default, if that was not it, else the first of the search space in the order of prediction.
 
-    The origin of the numbers says which they are and why. Everything is left to be built and
+    The origin of the config says which it is and why. Everything is left to be built and
     verified in full.
 
     Raises:
-        KernelFailed: the same code, if no other numbers fit within bounds of number and time, or
-            if numbers are not what is wrong.
+        KernelFailed: the same code, if no other config fits within bounds of number and time, or
+            if the config is not what is wrong.
     """
     if failed.role not in (Role.FORWARD, Role.BACKWARD):
         raise failed
     direction, version = failed.role.value, installed("triton")
     begin, tried = time.monotonic(), 0
-    for numbers, what in _others(spec, chosen, target, direction):
+    for config, what in _others(spec, chosen, target, direction):
         left = SECONDS - (time.monotonic() - begin)
         if tried == TRIES or left <= 0:
             break
         tried += 1
         say(f"{spec.op}: {direction} does not fit ({failed.reason}): building others, {tried}")
-        other = _with(spec, chosen, direction, numbers, target)
+        other = _with(spec, chosen, direction, config, target)
         if _fits(spec, chosen, other, target, direction, left):
             origin = chosen.origins.get(direction, "default").partition(";")[0]
-            why = f"{what}, the first that fits: under Triton {version} numbers that are "
-            why += f"{origin} do not ({failed.reason})"
+            why = f"{what}, the first that fits: under Triton {version} what is "
+            why += f"{origin} does not ({failed.reason})"
             return dataclasses.replace(
                 chosen,
                 schedule=other,
@@ -86,11 +86,11 @@ def refit(
 
 def _others(
     spec: OpSpec, chosen: Candidate, target: Target, direction: str
-) -> Iterator[tuple[Numbers, str]]:
-    """Numbers to try, and what they are in words."""
-    plan, now = chosen.plan, chosen.schedule.numbers(direction)
+) -> Iterator[tuple[Config, str]]:
+    """Configs to try, and what they are in words."""
+    plan, now = chosen.plan, chosen.schedule.config(direction)
     (other,) = set(DIRECTIONS) - {direction}
-    agreed = coupling(plan, chosen.schedule.numbers(other))
+    agreed = coupling(plan, chosen.schedule.config(other))
     default = space(spec, plan, direction, target).default
     points = [
         point
@@ -106,28 +106,28 @@ def _others(
             yield point, "default" if point == default else "by prediction"
 
 
-def _held(numbers: Numbers) -> Numbers:
+def _held(config: Config) -> Config:
     """What decides whether a kernel fits."""
-    return tuple((name, value) for name, value in numbers if name not in _WORK)
+    return tuple((name, value) for name, value in config if name not in _WORK)
 
 
 def _with(
-    spec: OpSpec, chosen: Candidate, direction: str, numbers: Numbers, target: Target
+    spec: OpSpec, chosen: Candidate, direction: str, config: Config, target: Target
 ) -> Schedule:
-    every = {d: dict(chosen.schedule.numbers(d)) for d in DIRECTIONS}
-    return schedule(spec, chosen.plan, every | {direction: dict(numbers)}, target)
+    every = {d: dict(chosen.schedule.config(d)) for d in DIRECTIONS}
+    return schedule(spec, chosen.plan, every | {direction: dict(config)}, target)
 
 
 def _fits(
     spec: OpSpec,
     chosen: Candidate,
-    numbers: Schedule,
+    other: Schedule,
     target: Target,
     direction: str,
     seconds: float,
 ) -> bool:
     """Whether the kernels of a direction build in so many seconds, and fit."""
-    source = emit(spec, chosen.plan, numbers)
+    source = emit(spec, chosen.plan, other)
     source = dataclasses.replace(source, kernels=of_direction(source.kernels, direction))
     alignments = (Alignment.ALIGNED,)
     with closing(Building(source, target, alignments=alignments, time_limit=seconds)) as building:

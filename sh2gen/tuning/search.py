@@ -1,6 +1,6 @@
 """Searching a space of schedules: what to try next, when to stop, and who wins.
 
-A search sees numbers, what they are predicted to cost, and a `Lab` that builds, verifies and times
+A search sees configs, what they are predicted to cost, and a `Lab` that builds, verifies and times
 them: a GPU (`lab`), or the records of a sweep (`Replay`), so that strategies are compared and
 tested without one. What it minimises is the mean over workloads of time over the bound.
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean, median, quantiles
 from typing import Protocol
 
-from sh2gen.schedule.space import Numbers, neighbours
+from sh2gen.schedule.space import Config, neighbours
 from sh2gen.tuning.records import Status
 
 Quantiles = tuple[float, float, float]  # 20 %, median and 80 % of times, microseconds
@@ -53,7 +53,7 @@ class Outcome:
         return self.status is Status.RUNTIME and self.stage == "build"
 
 
-Tried = Mapping[Numbers, Outcome]
+Tried = Mapping[Config, Outcome]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +68,11 @@ class Problem:
         floors: the least that a point can cost, in the same unit.
     """
 
-    points: tuple[Numbers, ...]
-    start: Numbers
-    predicted: Mapping[Numbers, float]
-    floors: Mapping[Numbers, float] = field(default_factory=dict)
-    also: tuple[Numbers, ...] = ()
+    points: tuple[Config, ...]
+    start: Config
+    predicted: Mapping[Config, float]
+    floors: Mapping[Config, float] = field(default_factory=dict)
+    also: tuple[Config, ...] = ()
 
 
 class Lab(Protocol):
@@ -89,16 +89,16 @@ class Lab(Protocol):
         ...
 
     def evaluate(
-        self, source: Iterator[Numbers], deadline: float
-    ) -> Iterator[tuple[Numbers, Outcome]]:
+        self, source: Iterator[Config], deadline: float
+    ) -> Iterator[tuple[Config, Outcome]]:
         """Build, verify and briefly time candidates, in any order; those that are not done when
         the deadline passes are left out. `source` is asked for the next as late as builds allow.
         """
         ...
 
     def race(
-        self, batch: Sequence[Numbers], rounds: int, stage: str, deadline: float
-    ) -> Iterator[Mapping[Numbers, Outcome]]:
+        self, batch: Sequence[Config], rounds: int, stage: str, deadline: float
+    ) -> Iterator[Mapping[Config, Outcome]]:
         """Time candidates that are right so many times, one after another in each round: after
         each what is known of all. At least one round; no other begins when the deadline passes.
         """
@@ -150,20 +150,18 @@ def together(rounds: Sequence[Sequence[Quantiles]]) -> tuple[Quantiles, ...]:
 # ---- strategies ---------------------------------------------------------------------------------
 
 # Yields what to try next, one after another: asked for more, it sees all outcomes so far.
-Strategy = Callable[[Problem, Sequence[float], Tried, int], Iterator[Numbers]]
+Strategy = Callable[[Problem, Sequence[float], Tried, int], Iterator[Config]]
 
 
 def ranked(
     problem: Problem, bounds: Sequence[float], tried: Tried, first: int
-) -> Iterator[Numbers]:
+) -> Iterator[Config]:
     """The start, then all points, the best by prediction first."""
     likely = _best_first(problem, problem.points)
     yield from dict.fromkeys((problem.start, *problem.also, *likely))
 
 
-def climb(
-    problem: Problem, bounds: Sequence[float], tried: Tried, first: int
-) -> Iterator[Numbers]:
+def climb(problem: Problem, bounds: Sequence[float], tried: Tried, first: int) -> Iterator[Config]:
     """The start, its neighbours and the best by prediction; then the neighbours of the best three
     that were found, and when these are known the next by prediction.
     """
@@ -174,8 +172,8 @@ def climb(
     yield from opening
     given = {*opening, *tried}
     while len(given) < len(problem.points):
-        right = [numbers for numbers, outcome in tried.items() if outcome.status is Status.OK]
-        leaders = heapq.nsmallest(3, right, key=lambda numbers: score(tried[numbers], bounds))
+        right = [config for config, outcome in tried.items() if outcome.status is Status.OK]
+        leaders = heapq.nsmallest(3, right, key=lambda config: score(tried[config], bounds))
         beside = {p for leader in leaders for p in neighbours(problem.points, leader)} - given
         following = next(p for p in likely if p in beside or (not beside and p not in given))
         given.add(following)
@@ -184,14 +182,14 @@ def climb(
 
 def shuffled(
     problem: Problem, bounds: Sequence[float], tried: Tried, first: int
-) -> Iterator[Numbers]:
+) -> Iterator[Config]:
     """All points in an order that means nothing, which other strategies must beat."""
     rest = [point for point in problem.points if point != problem.start]
     random.Random(0).shuffle(rest)
     yield from (problem.start, *rest)
 
 
-def _best_first(problem: Problem, points: Iterable[Numbers]) -> list[Numbers]:
+def _best_first(problem: Problem, points: Iterable[Config]) -> list[Config]:
     return sorted(points, key=lambda point: problem.predicted[point])
 
 
@@ -253,7 +251,7 @@ class Result:
         interrupted: whether it was told to stop before it was done.
     """
 
-    winner: Numbers
+    winner: Config
     first: Tried
     tried: Tried
     final: Tried
@@ -269,7 +267,7 @@ def search(
     effort: Effort,
     *,
     known: Tried | None = None,
-    note: Callable[[Numbers, Outcome, Tried], None] = lambda numbers, outcome, tried: None,
+    note: Callable[[Config, Outcome, Tried], None] = lambda config, outcome, tried: None,
     last_rounds: bool = True,
 ) -> Result:
     """Search until the effort is spent, the space is, or a KeyboardInterrupt says so.
@@ -285,25 +283,25 @@ def search(
     begin = lab.now()
     end = begin + (float("inf") if effort.budget is None else effort.budget)
     until = begin + (end - begin) * _TRYING
-    tried: dict[Numbers, Outcome] = dict(known or {})
-    first: dict[Numbers, Outcome] = dict(tried)
-    measured: dict[Numbers, Outcome] = {}
+    tried: dict[Config, Outcome] = dict(known or {})
+    first: dict[Config, Outcome] = dict(tried)
+    measured: dict[Config, Outcome] = {}
     final: Tried = {}
     latest: Tried = {}  # of a round that is under way
     rounds_done = 0  # of the last stage
     interrupted = False
 
-    def took(numbers: Numbers, outcome: Outcome) -> None:
-        tried[numbers] = first[numbers] = measured[numbers] = outcome
-        note(numbers, outcome, tried)
+    def took(config: Config, outcome: Outcome) -> None:
+        tried[config] = first[config] = measured[config] = outcome
+        note(config, outcome, tried)
 
     try:
         source = _wanted(problem, effort, lab.bounds, tried, took)
-        for numbers, outcome in lab.evaluate(source, until):
-            took(numbers, outcome)
+        for config, outcome in lab.evaluate(source, until):
+            took(config, outcome)
         right = [n for n, outcome in tried.items() if outcome.status is Status.OK]
         for stage, rounds in _ROUNDS.items() if last_rounds else ():
-            right.sort(key=lambda numbers: score(tried[numbers], lab.bounds))
+            right.sort(key=lambda config: score(tried[config], lab.bounds))
             keep = _FINALISTS
             if stage == "longer":
                 keep = min(_LONGER, len(right) // _QUARTER, _affordable(tried, end - lab.now()))
@@ -324,8 +322,8 @@ def search(
             final, latest = latest, {}
             tried |= final
             measured |= final
-            for numbers, outcome in final.items():
-                note(numbers, outcome, tried)
+            for config, outcome in final.items():
+                note(config, outcome, tried)
             right = [n for n, outcome in final.items() if outcome.status is Status.OK]
     except KeyboardInterrupt:
         interrupted, final = True, latest or final  # as far as it came, one beside the other
@@ -363,26 +361,26 @@ def _wanted(
     effort: Effort,
     bounds: Sequence[float],
     tried: Tried,
-    took: Callable[[Numbers, Outcome], None],
-) -> Iterator[Numbers]:
+    took: Callable[[Config, Outcome], None],
+) -> Iterator[Config]:
     """What a strategy wants to try, without what is known and what cannot win."""
     given = 0
-    for numbers in effort.strategy(problem, bounds, tried, effort.first):
-        if numbers in tried:
+    for config in effort.strategy(problem, bounds, tried, effort.first):
+        if config in tried:
             continue
-        floor = problem.floors.get(numbers, 0.0)
+        floor = problem.floors.get(config, 0.0)
         best = min((score(outcome, bounds) for outcome in tried.values()), default=float("inf"))
-        if floor >= best and numbers != problem.start:
+        if floor >= best and config != problem.start:
             detail = f"takes at least {floor:.2f} of the bound, the best takes {best:.2f}"
-            took(numbers, Outcome(status=Status.FLOOR, detail=detail, stage="floor"))
+            took(config, Outcome(status=Status.FLOOR, detail=detail, stage="floor"))
             continue
         if effort.most is not None and given >= effort.most:
             return
         given += 1
-        yield numbers
+        yield config
 
 
-def choose(problem: Problem, field: Tried, raced: bool, bounds: Sequence[float]) -> Numbers:
+def choose(problem: Problem, field: Tried, raced: bool, bounds: Sequence[float]) -> Config:
     """The best of those that beat the start. The start, if none does or it was not timed: what is
     known to be good does not give way to what was compared with nothing.
 
@@ -393,8 +391,8 @@ def choose(problem: Problem, field: Tried, raced: bool, bounds: Sequence[float])
     if start is None or start.no_verdict:
         return problem.start
     enough = beats if raced else clearly_beats
-    ranked = sorted(field, key=lambda numbers: score(field[numbers], bounds))
-    better = (numbers for numbers in ranked if enough(field[numbers], start, bounds))
+    ranked = sorted(field, key=lambda config: score(field[config], bounds))
+    better = (config for config in ranked if enough(field[config], start, bounds))
     return next(better, problem.start)
 
 
@@ -420,56 +418,56 @@ class Replay:
         self._workers = workers
         self._random = random.Random(seed)
         self._clock = 0.0
-        self._built: set[Numbers] = set()
+        self._built: set[Config] = set()
 
     def now(self) -> float:
         return self._clock
 
     def evaluate(
-        self, source: Iterator[Numbers], deadline: float
-    ) -> Iterator[tuple[Numbers, Outcome]]:
+        self, source: Iterator[Config], deadline: float
+    ) -> Iterator[tuple[Config, Outcome]]:
         free = [self._clock] * self._workers  # when each has no more to build
-        under_way: list[tuple[float, int, Numbers]] = []  # by when they are built
+        under_way: list[tuple[float, int, Config]] = []  # by when they are built
         taken = 0
         while True:
-            for numbers in itertools.islice(source, self._workers + AHEAD - len(under_way)):
+            for config in itertools.islice(source, self._workers + AHEAD - len(under_way)):
                 begin = max(heapq.heappop(free), self._clock)
-                done = begin + self._outcomes[numbers].seconds.get("build", 0.0)
+                done = begin + self._outcomes[config].seconds.get("build", 0.0)
                 heapq.heappush(free, done)
-                heapq.heappush(under_way, (done, taken, numbers))
+                heapq.heappush(under_way, (done, taken, config))
                 taken += 1
             if not under_way:
                 return
-            done, _, numbers = heapq.heappop(under_way)
+            done, _, config = heapq.heappop(under_way)
             self._clock = max(self._clock, min(done, deadline))
             if self._clock >= deadline:
                 return
-            outcome = self._outcomes[numbers]
+            outcome = self._outcomes[config]
             self._clock += outcome.seconds.get("verify", 0.0) + outcome.seconds.get("quick", 0.0)
-            self._built.add(numbers)
-            yield numbers, replace(outcome, us=self._seen(outcome, QUICK_MS))
+            self._built.add(config)
+            yield config, replace(outcome, us=self._seen(outcome, QUICK_MS))
 
     def race(
-        self, batch: Sequence[Numbers], rounds: int, stage: str, deadline: float
-    ) -> Iterator[Mapping[Numbers, Outcome]]:
-        for numbers in batch:
-            if numbers not in self._built:  # an earlier search tried it, or there was no time
-                seconds = self._outcomes[numbers].seconds
+        self, batch: Sequence[Config], rounds: int, stage: str, deadline: float
+    ) -> Iterator[Mapping[Config, Outcome]]:
+        for config in batch:
+            if config not in self._built:  # an earlier search tried it, or there was no time
+                seconds = self._outcomes[config].seconds
                 self._clock += seconds.get("build", 0.0) + seconds.get("verify", 0.0)
-                self._built.add(numbers)
-        found: dict[Numbers, list[tuple[Quantiles, ...]]] = {numbers: [] for numbers in batch}
+                self._built.add(config)
+        found: dict[Config, list[tuple[Quantiles, ...]]] = {config: [] for config in batch}
         for i in range(rounds):
             if i and self._clock >= deadline:
                 return
-            for numbers in batch:
-                outcome = self._outcomes[numbers]
+            for config in batch:
+                outcome = self._outcomes[config]
                 self._clock += outcome.seconds.get("quick", 0.0) + _MORE * len(outcome.us)
-                found[numbers].append(self._seen(outcome, LONG_MS))
+                found[config].append(self._seen(outcome, LONG_MS))
             yield {
-                numbers: replace(self._outcomes[numbers], us=together(times), stage=stage)
+                config: replace(self._outcomes[config], us=together(times), stage=stage)
                 if times[0]
-                else self._outcomes[numbers]
-                for numbers, times in found.items()
+                else self._outcomes[config]
+                for config, times in found.items()
             }
 
     def _seen(self, outcome: Outcome, milliseconds: tuple[int, int]) -> tuple[Quantiles, ...]:

@@ -17,7 +17,7 @@ from sh2gen.build.build import Compilers
 from sh2gen.cost.cost import predict
 from sh2gen.plan.plan import Plan
 from sh2gen.schedule.config import DIRECTIONS, Schedule, coupling
-from sh2gen.schedule.space import Numbers, search_space
+from sh2gen.schedule.space import Config, search_space
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
@@ -48,9 +48,9 @@ def problem(
     direction: str,
     workloads: Sequence[Workload],
     target: Target,
-    start: Numbers,
-    points: Sequence[Numbers] | None = None,
-    also: tuple[Numbers, ...] = (),
+    start: Config,
+    points: Sequence[Config] | None = None,
+    also: tuple[Config, ...] = (),
 ) -> Problem:
     """The candidates of one direction with what they are predicted to cost.
 
@@ -63,13 +63,13 @@ def problem(
         points = search_space(spec, plan, direction, target).points
     points = tuple(dict.fromkeys((start, *also, *points)))
     predicted, floors = {}, {}
-    for numbers in points:
-        schedule = Schedule(plan=plan.name, **{direction: numbers})
+    for config in points:
+        schedule = Schedule(plan=plan.name, **{direction: config})
         found = [predict(spec, plan, schedule, direction, w, target) for w in workloads]
-        predicted[numbers] = sum(p.seconds / p.bound for p in found) / len(found)
-        floors[numbers] = sum(max(p.memory, p.tensor) / p.bound for p in found) / len(found)
+        predicted[config] = sum(p.seconds / p.bound for p in found) / len(found)
+        floors[config] = sum(max(p.memory, p.tensor) / p.bound for p in found) / len(found)
     # Bandwidth is never quite what the table says.
-    floors = {numbers: 0.9 * floor for numbers, floor in floors.items()}
+    floors = {config: 0.9 * floor for config, floor in floors.items()}
     return Problem(points=points, start=start, predicted=predicted, floors=floors, also=also)
 
 
@@ -152,7 +152,7 @@ class Session:
         self._stack.close()
 
     def bench(
-        self, task: Task, target: Target, starts: Mapping[str, Numbers], seed: int = 0
+        self, task: Task, target: Target, starts: Mapping[str, Config], seed: int = 0
     ) -> Workbench:
         """Where candidates of a task are built, verified and timed; arguments as of `tune`."""
         self._searches += 1
@@ -175,8 +175,8 @@ class Session:
         target: Target,
         *,
         directions: Sequence[str] = DIRECTIONS,
-        starts: Mapping[str, Numbers],
-        also: Mapping[str, Numbers] | None = None,
+        starts: Mapping[str, Config],
+        also: Mapping[str, Config] | None = None,
         effort: str = "measure",
         budget: float | None = None,
         decide: bool = True,
@@ -185,11 +185,11 @@ class Session:
         say: Callable[[str], None] = lambda text: None,
         warn: Callable[[str], None] = lambda text: None,
     ) -> Iterator[Tuned]:
-        """Search for the numbers of a plan, for all workloads of the spec at once.
+        """Search for the config of a plan, for all workloads of the spec at once.
 
         Args:
             target: this machine's GPU.
-            starts: by direction, the numbers that stay if nothing beats them.
+            starts: by direction, the config that stays if nothing beats it.
             also: by direction, others to try first.
             effort: a word of `search.EFFORTS`.
             budget: seconds for a direction; by default what the effort says.
@@ -253,17 +253,17 @@ class Session:
                 if decide
                 else [(one, one.result.winner) for one in found]
             )
-            for one, numbers in agreed:
-                yield tuned(one, numbers, decide)
+            for one, config in agreed:
+                yield tuned(one, config, decide)
 
 
 def _space(
     task: Task,
     target: Target,
     directions: Sequence[str],
-    starts: Mapping[str, Numbers],
+    starts: Mapping[str, Config],
     journal: Journal,
-    extra: Numbers | None,
+    extra: Config | None,
     anew: bool,
 ) -> Problem:
     """The candidates of a task, one more that is tried early; what constraints drop is written
@@ -276,7 +276,7 @@ def _space(
         journal.write((), dropped(Status.CONSTRAINT, "constraint", text), count)
     points = survey.points
     (other,) = (d for d in DIRECTIONS if d != direction)
-    if other not in directions:  # its numbers stay as they are
+    if other not in directions:  # its config stays as it is
         points = tuple(p for p in points if coupling(plan, p) == coupling(plan, starts[other]))
     also = () if extra is None else (extra,)
     start = starts[direction]
@@ -289,11 +289,11 @@ def _note(
     journal: Journal,
     say: Callable[[str], None],
     warn: Callable[[str], None],
-) -> Callable[[Numbers, Outcome, Tried], None]:
+) -> Callable[[Config, Outcome, Tried], None]:
     """What is done at every outcome: it is written down, and progress is shown."""
 
-    def note(numbers: Numbers, outcome: Outcome, tried: Tried) -> None:
-        journal.write(numbers, outcome)
+    def note(config: Config, outcome: Outcome, tried: Tried) -> None:
+        journal.write(config, outcome)
         if outcome.no_verdict:
             advice = outcome.detail.splitlines()[-1]
             warn(f"candidates cannot be built on this machine: {advice}")

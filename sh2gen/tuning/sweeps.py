@@ -14,13 +14,13 @@ from pathlib import Path
 from sh2gen.base import jsonl
 from sh2gen.base.errors import Sh2genError
 from sh2gen.base.files import read_text, write_whole
-from sh2gen.base.jsonl import NUMBERS
-from sh2gen.schedule.space import Numbers
+from sh2gen.schedule.space import Config
 from sh2gen.spec.language import Workload
 from sh2gen.tuning.records import Key, Status
 from sh2gen.tuning.search import Outcome
 
-VERSION = 1
+VERSION = 2
+_OLDER = {1: jsonl.renamed("numbers", "config")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class Header:
     op: str
     workloads: tuple[Workload, ...]
     bounds: tuple[float, ...]
-    start: NUMBERS
+    start: Config
     date: str
     versions: Mapping[str, str] = field(hash=False)
 
@@ -50,7 +50,7 @@ class Header:
 class _Line:
     """A candidate: the values of its knobs in the order of `start`, and its outcome."""
 
-    numbers: tuple[int, ...]
+    config: tuple[int, ...]
     status: Status
     stage: str
     us: tuple[tuple[float, float, float], ...]
@@ -64,7 +64,7 @@ class Sweep:
     """A header and the outcomes of all candidates that were tried."""
 
     header: Header
-    outcomes: Mapping[Numbers, Outcome]
+    outcomes: Mapping[Config, Outcome]
 
     def of(self, workload: Workload) -> Sweep:
         """The same at one of its workloads.
@@ -110,10 +110,10 @@ def write_sweep(path: Path, sweep: Sweep) -> None:
     """
     lines = [jsonl.encode(sweep.header, VERSION)]
     names = [name for name, _ in sweep.header.start]
-    for numbers, outcome in sweep.outcomes.items():
-        assert [name for name, _ in numbers] == names, "candidates of one space"
+    for config, outcome in sweep.outcomes.items():
+        assert [name for name, _ in config] == names, "candidates of one space"
         line = _Line(
-            numbers=tuple(value for _, value in numbers),
+            config=tuple(value for _, value in config),
             status=outcome.status,
             stage=outcome.stage,
             us=tuple(tuple(round(t, 3) for t in us) for us in outcome.us),  # type: ignore[misc]
@@ -135,15 +135,15 @@ def read_sweep(path: Path) -> Sweep:
         first, *rest = read_text(path).splitlines()
     except (OSError, ValueError) as error:
         raise Sh2genError("R001", f"cannot read the sweep {path}: {error}") from error
-    outcomes: dict[Numbers, Outcome] = {}
+    outcomes: dict[Config, Outcome] = {}
     at = 1
     try:
-        header: Header = jsonl.decode(first, Header, VERSION)
+        header: Header = jsonl.decode(first, Header, VERSION, _OLDER)
         names = [name for name, _ in header.start]
         for text in rest:
             at += 1
-            line: _Line = jsonl.decode(text, _Line, VERSION)
-            outcomes[tuple(zip(names, line.numbers, strict=True))] = Outcome(
+            line: _Line = jsonl.decode(text, _Line, VERSION, _OLDER)
+            outcomes[tuple(zip(names, line.config, strict=True))] = Outcome(
                 status=line.status,
                 us=line.us,
                 detail=line.detail,

@@ -22,7 +22,7 @@ from sh2gen.base.files import listed, read_regular, write_whole
 from sh2gen.base.jsonl import Damage
 from sh2gen.base.resources import folder as package_folder
 from sh2gen.schedule.config import completed
-from sh2gen.schedule.space import Numbers
+from sh2gen.schedule.space import Config
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
@@ -36,12 +36,12 @@ from sh2gen.tuning.records import (
     slug,
 )
 
-VERSION = 2  # of the lines; those of 1 are read too
+VERSION = 3  # of the lines; older ones are read too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """The numbers that a search decided for, for one direction of one plan on one GPU.
+    """The config that a search decided for, for one direction of one plan on one GPU.
 
     Attributes:
         key: what it was decided for; with `workloads`, what it is found by.
@@ -50,11 +50,11 @@ class Decision:
             binaries of it that the workloads launch (`kernel_digests`); empty if not known, as of
             lines of version 1.
         op: name of the operator then.
-        workloads: what the numbers were chosen for, sorted, each once.
-        numbers: knob and value, in the order of the schedule file.
+        workloads: what the config was chosen for, sorted, each once.
+        config: knob and value, in the order of the schedule file.
         us, low, high: microseconds of a call for each workload: median, 20th, 80th percentile.
         bound_us: of an elementwise kernel that moves the same bytes.
-        start_us: of `start`, timed together with `numbers`; empty if it failed.
+        start_us: of `start`, timed together with `config`; empty if it failed.
         start: the schedule that the search started from.
         checks: comparisons with float64 that passed before it was timed.
         effort: how thorough the search was.
@@ -73,13 +73,13 @@ class Decision:
     kernels: Mapping[str, str] = field(hash=False)
     op: str
     workloads: tuple[Workload, ...]
-    numbers: Numbers
+    config: Config
     us: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
     bound_us: tuple[float, ...]
     start_us: tuple[float, ...]
-    start: Numbers
+    start: Config
     checks: int
     effort: str
     date: str
@@ -111,10 +111,7 @@ class Decision:
     @classmethod
     def from_line(cls, line: str) -> Decision:
         """Read a line. ValueError says which field is wrong, and how."""
-        values = jsonl.loads(line)
-        if isinstance(values, dict) and values.get("v") == 1:
-            line = jsonl.dumps(_of_version_1(values))
-        found = jsonl.decode(line, cls, VERSION)
+        found = jsonl.decode(line, cls, VERSION, _OLDER)
         assert isinstance(found, Decision)
         return found
 
@@ -130,7 +127,7 @@ class Decision:
 
 
 def _of_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of version 1 as one of today: fields had all defaults, keys a digest of text."""
+    """A line of version 1 as one of 2: fields had all defaults, keys a digest of text."""
     key, fields = values.get("key"), values.get("fields")
     if not (isinstance(key, dict) and isinstance(fields, dict)):
         raise ValueError("key and fields must be objects")
@@ -139,7 +136,10 @@ def _of_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
     except Sh2genError as error:
         raise ValueError(f"fields describe no operator: {error.message}") from None
     key = {k: v for k, v in key.items() if k != "templates"} | {"spec": operator_digest(spec)}
-    return {**values, "v": VERSION, "key": key, "fields": fields_of(spec), "kernels": {}}
+    return {**values, "key": key, "fields": fields_of(spec), "kernels": {}}
+
+
+_OLDER = {1: _of_version_1, 2: jsonl.renamed("numbers", "config")}
 
 
 def fields_of(spec: OpSpec) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def read_tables(folders: Sequence[Path]) -> tuple[tuple[Decision, ...], tuple[Da
     """The decisions of all tables below these folders, and the lines that are none.
 
     Those that come first count more among equals: a folder's before the next one's, and of a
-    folder the newest. Folders need not exist. Numbers have the knobs that are newer than they are
+    folder the newest. Folders need not exist. Configs have the knobs that are newer than they are
     (`schedule.completed`).
     """
     decisions: list[Decision] = []
@@ -197,11 +197,11 @@ def read_tables(folders: Sequence[Path]) -> tuple[tuple[Decision, ...], tuple[Da
 
 def _completed(decision: Decision) -> Decision:
     plan, direction = decision.key.plan, decision.key.direction
-    numbers = completed(plan, direction, decision.numbers)
-    if numbers == decision.numbers:
+    config = completed(plan, direction, decision.config)
+    if config == decision.config:
         return decision
     start = completed(plan, direction, decision.start)
-    return dataclasses.replace(decision, numbers=numbers, start=start)
+    return dataclasses.replace(decision, config=config, start=start)
 
 
 def table_path(folder: Path, decision: Decision) -> Path:

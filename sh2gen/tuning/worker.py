@@ -8,8 +8,8 @@ A job holds `do`, `file` (a generated file), `config` (by kernel, which it is ru
 by those of the file), `direction` and `workloads` ([batch, length] each), and
 
 - `verify`: `seed`, and `short`, [batch, length]. At this size and at every workload: output and
-  every gradient against float64, by both gates, with poisoned memory. At `short` also: the same
-  bits in a second run, and nothing written beyond tensors. The answer holds `checks`.
+  every gradient against float64, by both tolerances, with poisoned memory. At `short` also: the
+  same bits in a second run, and nothing written beyond tensors. The answer holds `checks`.
 - `time`: `warmup_ms`, `repeat_ms`. The answer holds `us`: [low, median, high] a workload.
 - `bounds`: `us`, of elementwise kernels that move what the direction must.
 - `machine`: `gpu`, its name, `uuid`, that of no other GPU, and `versions`, as of

@@ -18,7 +18,7 @@ from sh2gen.graph.reference import (
 )
 from sh2gen.spec.language import Activation, Activations
 from sh2gen.spec.operator import OpSpec
-from sh2gen.verify.gates import ROUNDINGS, Tolerance
+from sh2gen.verify.tolerance import ROUNDINGS, Tolerance
 
 Tensors = dict[str, Tensor]
 Shape = tuple[int, int]  # (B, L)
@@ -196,7 +196,7 @@ class Case:
         return {n: self.canonical(grads[n]) if n in inputs else grads[n] for n in leaves}
 
     def output_tolerance(self, inputs: Tensors, parameters: Tensors) -> Tensor:
-        """The element gate of the output: (B, D, L)."""
+        """The tolerance of each element of the output: (B, D, L)."""
         acts = {name: self.canonical(x) for name, x in inputs.items()}
         return self.tolerance.elements(
             reference(self.spec, acts, parameters, method=self.method, absolute=True)

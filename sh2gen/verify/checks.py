@@ -63,7 +63,7 @@ GPU_SHAPES = ((2, 37), (1, 1000))
 
 
 def quick_checks(
-    spec: OpSpec, plan: Plan, numbers: Schedule, operator: Operator, folder: Path
+    spec: OpSpec, plan: Plan, scheduled: Schedule, operator: Operator, folder: Path
 ) -> Iterator[VerificationStep]:
     """What `compile` verifies on this machine: output and every gradient."""
     if torch.cuda.is_available():
@@ -89,25 +89,25 @@ def quick_checks(
     )
     if plan.kernels and not beyond_triton():
         # A ragged length, and one of whole vectors: they take different masks.
-        shapes = ((2, 11), (1, _whole_vectors(plan, cut=splits_sequences(spec, plan, numbers))))
+        shapes = ((2, 11), (1, _whole_vectors(plan, cut=splits_sequences(spec, plan, scheduled))))
         yield _interpreted(spec, plan, folder, torch.float32, shapes, ("equality",))
-        if _scalar_tiles(plan, numbers):  # as scheduled, on a few channels
+        if _scalar_tiles(plan, scheduled):  # as scheduled, on a few channels
             yield _interpreted(
-                spec, plan, folder, torch.float32, ((1, 11), (1, 24)), ("equality",), numbers
+                spec, plan, folder, torch.float32, ((1, 11), (1, 24)), ("equality",), scheduled
             )
 
 
-def quick_count(plan: Plan, numbers: Schedule) -> int:
+def quick_count(plan: Plan, scheduled: Schedule) -> int:
     """How many ways of running `quick_checks` tries."""
     if torch.cuda.is_available() or not plan.kernels or beyond_triton():
         return 1
-    return 2 + _scalar_tiles(plan, numbers)
+    return 2 + _scalar_tiles(plan, scheduled)
 
 
-def _scalar_tiles(plan: Plan, numbers: Schedule) -> bool:
+def _scalar_tiles(plan: Plan, scheduled: Schedule) -> bool:
     """Whether tiles are of one channel, and so of scalars where others hold columns."""
     tiles = any(kernel.skeleton == "tile" for kernel in plan.kernels)
-    return tiles and ("BLOCK_D", 1) in (*numbers.forward, *numbers.backward)
+    return tiles and ("BLOCK_D", 1) in (*scheduled.forward, *scheduled.backward)
 
 
 def statement(plan: Plan) -> str:
@@ -214,7 +214,7 @@ def thorough_checks(
 
 def _whole_vectors(plan: Plan, *, cut: bool) -> int:
     """A length of whole vectors. If a state is carried from tile to tile, of several tiles; or of
-    so many that they are cut into spans.
+    so many that they are cut into splits.
     """
     if any(kernel.skeleton == "recurrence" for kernel in plan.kernels):
         return 1800 if cut else 520
@@ -228,15 +228,15 @@ def _interpreted(
     dtype: torch.dtype,
     shapes: tuple[tuple[int, int], ...],
     properties: tuple[str, ...] | None,
-    numbers: Schedule | None = None,
+    scheduled: Schedule | None = None,
     max_taps: int | None = None,
 ) -> VerificationStep:
     """The same plan for a miniature, its kernels under Triton's interpreter."""
-    small, path = _miniature_file(spec, plan, folder, numbers, max_taps)
+    small, path = _miniature_file(spec, plan, folder, scheduled, max_taps)
     return VerificationStep(
         label=f"kernels under the interpreter in {_name(dtype)}, {small.channels} channels"
         + (f", {small.filter.length} taps" if small.filter.length != spec.filter.length else "")
-        + (", numbers as scheduled" if numbers else ""),
+        + (", config as scheduled" if scheduled else ""),
         spec=small,
         runner=InterpreterRunner(path),
         dtype=dtype,
@@ -250,19 +250,19 @@ def _miniature_file(
     spec: OpSpec,
     plan: Plan,
     folder: Path,
-    numbers: Schedule | None = None,
+    scheduled: Schedule | None = None,
     max_taps: int | None = None,
 ) -> tuple[OpSpec, Path]:
-    """A miniature with few channels, and perhaps taps, and its file: with the numbers given on at
-    most two channels, else with small ones that suit the interpreter.
+    """A miniature with few channels, and perhaps taps, and its file: with the schedule given on at
+    most two channels, else with one that suits the interpreter.
     """
-    small = miniature(spec, max_channels=2 if numbers else 128, max_taps=max_taps)
+    small = miniature(spec, max_channels=2 if scheduled else 128, max_taps=max_taps)
     (same,) = (p for p in plans(small, plan.algorithm) if p.name == plan.name)
     # The interpreter reads a file again when a kernel of it first runs: other taps, another file.
-    path = folder / f"{spec.op}_twin_{small.filter.length or 0}.py"
-    if numbers is None:
-        numbers = interpreter_schedule(small, same) if plan.kernels else schedule(small, same)
-    write_whole(path, emit(small, same, numbers).text)
+    path = folder / f"{spec.op}_miniature_{small.filter.length or 0}.py"
+    if scheduled is None:
+        scheduled = interpreter_schedule(small, same) if plan.kernels else schedule(small, same)
+    write_whole(path, emit(small, same, scheduled).text)
     return small, path
 
 

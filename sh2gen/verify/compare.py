@@ -1,4 +1,4 @@
-"""Comparison with float64 by both gates, and of results with each other."""
+"""Comparison with float64 by both tolerances, and of results with each other."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from sh2gen.graph.reference import (
     sample_groups,
 )
 from sh2gen.verify.case import Case, Tensors
-from sh2gen.verify.gates import carriers, norm, round_once
 from sh2gen.verify.memory import affordable
 from sh2gen.verify.report import Check
+from sh2gen.verify.tolerance import carriers, norm, round_once
 
 _MOST = 1 << 26  # elements (B, D, L) whose float64 reference may fit in memory: 16 GB
 
@@ -32,7 +32,7 @@ def _compare(
     squares: Tensor,
     taps: float,
 ) -> Iterator[Check]:
-    """Both gates for one tensor against its float64 value."""
+    """Both tolerances for one tensor against its float64 value."""
     tolerance = case.tolerance
     scale = norm(value) or 1.0
     error = norm(result.to(torch.float64) - value)
@@ -115,8 +115,8 @@ def against_float64(
     grads: Tensors,
     parts: int = 1,
 ) -> Iterator[Check]:
-    """The output and the gradients for drawn inputs, parameters and dy, by both gates. Gradients
-    of inputs are sums of so many `parts`.
+    """The output and the gradients for drawn inputs, parameters and dy, by both tolerances.
+    Gradients of inputs are sums of so many `parts`.
     """
     spec = case.spec
     inputs, parameters, dy = drawn

@@ -27,12 +27,12 @@ from sh2gen.verify.compare import (
     in_float64,
     within,
 )
-from sh2gen.verify.gates import norm
 from sh2gen.verify.report import Check
+from sh2gen.verify.tolerance import norm
 
 
 def equality(case: Case) -> Iterator[Check]:
-    """Output and every gradient equal float64, by both gates, and are finite everywhere.
+    """Output and every gradient equal float64, by both tolerances, and are finite everywhere.
 
     Where a single group is more than can be compared, everything must be finite, and the whole
     length is run again with inputs and dy that are zero but for some steps: the first ones, some
@@ -236,7 +236,7 @@ def adjoint(case: Case) -> Iterator[Check]:
     scaling its rows for one input is scaling that input. w is the output itself, so that the left
     side is large and a gradient that is off by a constant factor shows; scaled to at most one, so
     that no gradient leaves the range of float16. The allowance is that of
-    the norm gate on both sides (Cauchy-Schwarz), with a generous floor in place of |abs| / |ref|.
+    the norm on both sides (Cauchy-Schwarz), with a generous floor in place of |abs| / |ref|.
     """
     if not case.linear:
         return

@@ -14,9 +14,9 @@ from sh2gen.base.errors import CheckFailed
 class Check:
     """One comparison: it passed if `measured` <= `bound`, which NaN never is.
 
-    `name` reads "property B=1 L=128: what". Of an element gate, `measured` is the largest share of
+    `name` reads "property B=1 L=128: what". Of elements, `measured` is the largest share of
     its allowance that any element used, and `bound` 1; of a bit-for-bit check, the number of
-    elements that differ, and 0. Of a norm gate, `once` is what one rounding to the io dtype costs,
+    elements that differ, and 0. Of a norm, `once` is what one rounding to the io dtype costs,
     measured likewise, and `size` the number of elements.
     """
 

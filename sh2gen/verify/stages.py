@@ -41,12 +41,12 @@ def of_step(step: VerificationStep, plan: Plan) -> tuple[float, ...]:
     return tuple(found)
 
 
-def of_quick_checks(spec: OpSpec, plan: Plan, numbers: Schedule) -> tuple[float, ...]:
+def of_quick_checks(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[float, ...]:
     """Of every way of running an operator that `checks.quick_checks` tries."""
     steps = 1800 if _skeleton(plan) == "recurrence" else 24
     first = _BEGIN + sum(_equality(spec, plan, "eager", shape) for shape in EAGER_SHAPES)
     second = sum(_equality(spec, plan, "interpreter", shape) for shape in ((2, 11), (1, steps)))
-    return (first, second, second / 2)[: quick_count(plan, numbers)]
+    return (first, second, second / 2)[: quick_count(plan, schedule)]
 
 
 def of_builds(kernels: Iterable[KernelSource], plan: Plan, workers: int) -> float:

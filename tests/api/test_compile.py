@@ -165,8 +165,8 @@ def test_operators_of_one_name_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_numbers_are_of_the_plan_that_is_taken() -> None:
-    """Other plans have other numbers, or none: what is legal for them does not matter."""
+def test_a_config_is_of_the_plan_that_is_taken() -> None:
+    """Other plans have other knobs, or none: what is legal for them does not matter."""
     default = candidates(SPEC, target("H200"))
     assert len({c.plan.algorithm for c in default}) > 1
     changed = candidates(SPEC, target("H200"), changes={"forward": {"BLOCK_T": 512}})
@@ -178,7 +178,7 @@ def test_numbers_are_of_the_plan_that_is_taken() -> None:
     assert caught.value.code == "K003"
 
 
-def test_a_bad_name_is_refused_before_numbers_are_looked_at() -> None:
+def test_a_bad_name_is_refused_before_a_config_is_looked_at() -> None:
     spec = dataclasses.replace(SPEC, op="launch")
     with pytest.raises(Sh2genError) as caught:
         candidates(spec, target("H200"), changes={"forward": {"ROWS": 7}})
@@ -192,7 +192,7 @@ def test_compile_imports_what_it_writes() -> None:
 
 @pytest.mark.parametrize("path", sorted((folder("ops").parent / "generated").glob("*.py")))
 def test_the_plan_of_a_generated_file_is_found(path: Path) -> None:
-    """On a CPU only if this version writes the file, from the numbers that stand in it."""
+    """On a CPU only if this version writes the file, from the configs that stand in it."""
     spec, plan = _described(path, "cpu")
     assert spec.op == path.stem and f'\nPLAN = "{plan.name}"\n' in path.read_text()
 

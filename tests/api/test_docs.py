@@ -247,8 +247,8 @@ def test_the_example_of_set_is_legal_for_the_first_operator_of_the_readme() -> N
     result = CliRunner().invoke(cli.main, ["explain", op, "--set", *shown])
     assert result.exit_code == 0 and "with TILES=2 as given" in result.stdout
     wrong = CliRunner().invoke(cli.main, ["explain", op, "--set", "TILES"])
-    assert wrong.exit_code == 2 and "--stage numbers" in wrong.stderr
-    legal = CliRunner().invoke(cli.main, ["explain", op, "--stage", "numbers"])
+    assert wrong.exit_code == 2 and "--stage config" in wrong.stderr
+    legal = CliRunner().invoke(cli.main, ["explain", op, "--stage", "config"])
     assert re.search(r"^forward.TILES=\d+  one of 1, 2, 4, ", legal.stdout, re.M)
 
 
@@ -332,16 +332,16 @@ def schedule_page(algorithm: str) -> str:
     """docs/schedules/<algorithm>.md, from schedules/<algorithm>.yaml."""
     text = read_schedules(algorithm)
     lines = [
-        f"# Numbers of `{algorithm}`",
+        f"# Configs of `{algorithm}`",
         "",
         f"This page is made from [its file](../../schedules/{algorithm}.yaml) by",
         "`python tests/api/test_docs.py`.",
         "",
     ]
     if not text["knobs"]:
-        return "\n".join([*lines, "It has no kernels of its own and so no numbers."]) + "\n"
+        return "\n".join([*lines, "It has no kernels of its own and so no config."]) + "\n"
     lines += [
-        "Numbers are set by direction, `--set forward.KNOB=VALUE`. A relation or an expression is",
+        "A config is set by direction, `--set forward.KNOB=VALUE`. A relation or an expression is",
         "made of knobs and of these facts of the operator:",
     ]
     source = repr(text)
@@ -383,7 +383,7 @@ def schedule_page(algorithm: str) -> str:
                 for block in blocks
             ]
             lines += ["", f"### Tried: {layout} {direction}", *table(("when", *names), *rows)]
-    lines += ["", "### Points", "", "So many numbers are tried for the shipped operators."]
+    lines += ["", "### Points", "", "So many configs are tried for the shipped operators."]
     return "\n".join([*lines, *table(("op", "plan", *DIRECTIONS), *points_of(algorithm))]) + "\n"
 
 

@@ -339,7 +339,7 @@ def test_a_digest_is_of_the_text_alone(tmp_path: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_files_that_differ_in_numbers_alone_are_one_to_a_search() -> None:
+def test_files_that_differ_in_configs_alone_are_one_to_a_search() -> None:
     """Their digests differ too, and are no part of what is searched."""
     spec = load_spec(folder("ops") / "hyena_se.yaml")
     plan = plans(spec)[0]

@@ -176,7 +176,7 @@ def test_what_does_not_go_with_results_of_earlier_runs(op: str) -> None:
         assert result.exit_code == 2 and "--from measures nothing" in result.stderr
 
 
-def test_numbers_of_a_folder_of_tables_are_measured_and_named(
+def test_configs_of_a_folder_of_tables_are_measured_and_named(
     op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As `compile` takes and names them, for the sizes that are measured."""
@@ -187,7 +187,7 @@ def test_numbers_of_a_folder_of_tables_are_measured_and_named(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     spec = replace(SPEC, workloads=(Workload(batch=1, length=64),))
     plan = candidates(spec, target("H200"))[0].plan
-    numbers = schedule(spec, plan, {"forward": {"TILES": 4}}).numbers("forward")
+    config = schedule(spec, plan, {"forward": {"TILES": 4}}).config("forward")
     us = (7.5,)
     decision = Decision(
         key=wanted(spec, target("H200"), plan, "forward").key,
@@ -195,13 +195,13 @@ def test_numbers_of_a_folder_of_tables_are_measured_and_named(
         kernels={},
         op=spec.op,
         workloads=spec.workloads,
-        numbers=numbers,
+        config=config,
         us=us,
         low=us,
         high=us,
         bound_us=us,
         start_us=us,
-        start=numbers,
+        start=config,
         checks=1,
         effort="measure",
         date="2026-11-25T10:00:00Z",

@@ -30,11 +30,11 @@ def test_the_table() -> None:
     assert "  fla: wrong: error 0.31 in y" in lines
     assert sum("compile*" in line for line in lines) == len(LENGTHS)
     assert "without a CUDA graph" in text
-    assert "numbers of forward: tuned on NVIDIA H200 (2026-11-25); 71.5 us at B=1 L=8192" in lines
-    assert "numbers of backward: default" in lines
-    assert "not taken: tuned numbers of direct/BLD/recompute" in lines
+    assert "config of forward: tuned on NVIDIA H200 (2026-11-25); 71.5 us at B=1 L=8192" in lines
+    assert "config of backward: default" in lines
+    assert "not taken: tuned config of direct/BLD/recompute" in lines
     default = replace(bench_results(), origins=dict.fromkeys(("forward", "backward"), "default"))
-    assert "numbers: default" in table(default).splitlines()
+    assert "config: default" in table(default).splitlines()
     assert "interrupted" not in text
     captured = [replace(o, captured=True) for o in bench_results().outcomes]
     assert "CUDA graph" not in table(replace(bench_results(), outcomes=tuple(captured)))

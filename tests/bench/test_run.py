@@ -101,7 +101,7 @@ def test_baselines_in_processes_of_their_own(
 
 
 def test_nothing_is_timed_where_the_kernels_are_wrong(tmp_path: Path) -> None:
-    path, plan, numbers = written(tmp_path)
+    path, plan, made = written(tmp_path)
     text = path.read_text()
     changed = text.replace("return functional.conv1d(x,", "return 1.1 * functional.conv1d(x,")
     assert changed != text
@@ -111,7 +111,7 @@ def test_nothing_is_timed_where_the_kernels_are_wrong(tmp_path: Path) -> None:
         run(
             path,
             plan,
-            numbers,
+            made,
             target("H200"),
             baselines=chosen("fft"),
             workloads=SIZES,

@@ -91,8 +91,8 @@ def test_long_filters(op: str, layout: str) -> None:
         narrow = layout == "BLD" and spec.group_width % 8
         if kernel.alignment is Alignment.ALIGNED and not kernel.kernel.reduces and not narrow:
             assert "ld.global.b16" not in kernel.ptx, "loads are narrow"
-    twins = [kernel for kernel in built.kernels if kernel.kernel.gluon]
-    assert len(twins) == (
+    variants = [kernel for kernel in built.kernels if kernel.kernel.gluon]
+    assert len(variants) == (
         op != "conv_512" and layout == "BDL"
     )  # for sm_90, which long filters outgrow
 
@@ -133,7 +133,7 @@ def test_modes(op: str) -> None:
     ],
 )
 def test_modes_of_few_channels(op: str, modes: int, state: bool) -> None:
-    """Kernels that take states from other spans, and may take one from an earlier chunk."""
+    """Kernels that take states from other splits, and may take one from an earlier chunk."""
     wide = load_spec(folder("ops") / f"{op}.yaml")
     carried = load_spec(folder("ops") / "hyena_li_stateful.yaml").state if state else None
     wide = replace(wide, state=carried, filter=replace(wide.filter, modes=modes))
@@ -176,7 +176,7 @@ def test_exact_products_are_of_float32(op: str) -> None:
 
 @pytest.mark.parametrize("taps", [1, 65, 129])
 @pytest.mark.parametrize("featurizer", [None, 4], ids=["plain", "featurizer"])
-def test_twins_for_sm90(taps: int, featurizer: int | None) -> None:
+def test_variants_for_sm90(taps: int, featurizer: int | None) -> None:
     """From one block of taps to the most that fit, of the least operator and of the largest."""
     spec = replace(
         load_spec(folder("ops") / "hyena_mr_1b.yaml"),
@@ -188,15 +188,17 @@ def test_twins_for_sm90(taps: int, featurizer: int | None) -> None:
     source = emit(spec, plan, schedule(spec, plan))
     gpu = target("H200")
     built = build(replace(source, kernels=tuple(k for k in source.kernels if k.gluon)), gpu)
-    (twin,) = built.kernels
+    (variant,) = built.kernels
     check_fits(built, gpu)
-    assert twin.alignment is Alignment.ALIGNED
-    assert "wgmma.mma_async" in twin.ptx
-    copies = re.findall(r"cp\.async\.\w+\.shared\.global\S* \[.*?\], \[.*?\], 0x(\w+)", twin.ptx)
+    assert variant.alignment is Alignment.ALIGNED
+    assert "wgmma.mma_async" in variant.ptx
+    copies = re.findall(
+        r"cp\.async\.\w+\.shared\.global\S* \[.*?\], \[.*?\], 0x(\w+)", variant.ptx
+    )
     assert set(copies) == {"10"}, "copies are not 16 bytes wide"
 
 
-def test_a_twin_is_built_for_its_gpu_only() -> None:
+def test_a_variant_is_built_for_its_gpu_only() -> None:
     spec = load_spec(folder("ops") / "hyena_mr_1b.yaml")
     plan = plans(spec, "toeplitz")[0]
     kernels = [k for k in emit(spec, plan, schedule(spec, plan)).kernels if k.gluon]

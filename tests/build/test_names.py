@@ -35,7 +35,7 @@ PARTS = sorted((Path(__file__).parents[2] / "templates" / "parts").glob("*.py"))
 # Those of other widths have the same kernels.
 OPS = sorted(p for p in folder("ops").glob("*.yaml") if not p.stem.endswith(("_1b", "_40b")))
 DECISIONS = {
-    (d.op, d.key.direction, d.numbers): d
+    (d.op, d.key.direction, d.config): d
     for d in read_tables([folder("schedules") / "tuned"])[0]
     if len(d.workloads) == 1
 }

@@ -1,4 +1,4 @@
-"""Numbers that a search tries compile ahead of time: a point of each direction, not all.
+"""Configs that a search tries compile ahead of time: a point of each direction, not all.
 
 A search builds them all, and drops what does not fit with the reason.
 """

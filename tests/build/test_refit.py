@@ -1,4 +1,4 @@
-"""Numbers that do not fit the compiler here give way to others, where they are sh2gen's own."""
+"""Configs that do not fit the compiler here give way to others, where they are sh2gen's own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SPEC = parse_spec(
     "{op: tiny_blocks, channels: 32, filter: {kind: explicit, length: 40, groups: 4},"
     " workloads: [{batch: 1, length: 2048}]}"
 )
-# Where default numbers of forward do not fit, and others do.
+# Where the default of forward does not fit, and others do.
 SMALL = replace(A100, name="small", shared_per_block=36 * 1024)
 
 
@@ -39,14 +39,14 @@ def test_the_first_that_fits_is_taken_and_named(tmp_path: Path) -> None:
     for direction in refitted:
         origin = found.chosen.origins[direction]
         assert origin.startswith(("by prediction", "default")), origin
-        assert "do not (it needs" in origin and "bytes of shared memory" in origin
+        assert "does not (it needs" in origin and "bytes of shared memory" in origin
         assert any(f"tiny_blocks: {direction} does not fit (it needs" in text for text in said)
     assert found.source.text == found.path.read_text()
-    numbers = dict(found.chosen.schedule.forward)
-    assert f'"BLOCK_T": {numbers["BLOCK_T"]}' in found.source.text
+    config = dict(found.chosen.schedule.forward)
+    assert f'"BLOCK_T": {config["BLOCK_T"]}' in found.source.text
 
 
-def test_the_users_numbers_stay(tmp_path: Path) -> None:
+def test_the_users_config_stays(tmp_path: Path) -> None:
     default = dict(compiled(tmp_path, built=False).chosen.schedule.forward)
     changes = {"forward": {"BLOCK_T": default["BLOCK_T"]}}
     with pytest.raises(CheckFailed, match="shared memory") as caught:
@@ -54,7 +54,7 @@ def test_the_users_numbers_stay(tmp_path: Path) -> None:
     assert caught.value.code == "B002" and "BLOCK_D" in (caught.value.help or "")
 
 
-def test_tries_are_bounded_and_the_help_names_no_numbers(
+def test_tries_are_bounded_and_the_help_names_no_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = []
@@ -71,7 +71,7 @@ def test_tries_are_bounded_and_the_help_names_no_numbers(
     assert not tried
 
 
-def test_what_the_machine_lacks_is_not_mended_by_numbers(
+def test_what_the_machine_lacks_is_not_mended_by_a_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:

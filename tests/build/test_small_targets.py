@@ -63,8 +63,8 @@ def test_rows_of_products_follow_shared_memory() -> None:
     (plan, *_) = plans(spec, "toeplitz")
 
     def rows(name: str) -> int:
-        numbers = dict(space(spec, plan, "forward", target(name)).default)
-        return numbers["BLOCK_D"] * numbers["SEGMENTS"]
+        config = dict(space(spec, plan, "forward", target(name)).default)
+        return config["BLOCK_D"] * config["SEGMENTS"]
 
     assert rows("H200") == rows("A100") == 64
     assert {rows(gpu.name) for gpu in SMALL} == {32}
@@ -79,7 +79,7 @@ def test_blocks_of_many_modes_follow_the_rows_of_products() -> None:
     (plan,) = plans(spec, "modal")
     steps = {
         gpu.name: [
-            dict(schedule(spec, plan, target=gpu).numbers(d))["BLOCK_T"]
+            dict(schedule(spec, plan, target=gpu).config(d))["BLOCK_T"]
             for d in ("forward", "backward")
         ]
         for gpu in (H200, A100, *SMALL)

@@ -51,7 +51,7 @@ def tuned(right: bool = True, interrupted: bool = False) -> Tuned:
         kernels={},
         op=SPEC.op,
         workloads=SPEC.workloads,
-        numbers=best,
+        config=best,
         us=(80.0,),
         low=(72.0,),
         high=(88.0,),

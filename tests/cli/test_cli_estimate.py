@@ -40,20 +40,20 @@ def test_estimates_need_no_gpu(op: str) -> None:
         assert shares == sorted(set(shares), reverse=True)
         for line, entry in zip(lines, entries, strict=True):
             assert line.startswith(f"  {entry['share']:.2f} of the bound  ROWS=")
-            numbers = line.split("  ")[2].split(" ")
-            assert numbers == [f"{n}={v}" for n, v in entry["numbers"].items() if v]
+            config = line.split("  ")[2].split(" ")
+            assert config == [f"{n}={v}" for n, v in entry["config"].items() if v]
             assert line.endswith("  (start)") == (entry == found["start"])
         assert last.startswith(f"  the start: {found['start']['share']:.2f} of the bound, rank ")
 
 
 def test_an_estimate_says_where_the_start_is_and_what_is_alike(op: str) -> None:
-    """Numbers that a prediction does not depend on share a line."""
+    """Configs that differ in what a prediction does not depend on share a line."""
     data = json.loads(run("tune", op, "--effort=estimate", "--target=H200", "--json").stdout)
     estimates = estimate_operator(op, target="H200")
     for problem, found in zip(estimates, data, strict=True):
         predicted = problem.problem.predicted
         start = predicted[problem.problem.start]
-        assert found["start"]["numbers"] == dict(problem.problem.start)
+        assert found["start"]["config"] == dict(problem.problem.start)
         assert found["start"]["share"] == pytest.approx(1 / start)
         assert found["start"]["rank"] == 1 + sum(
             p < start * (1 - 1e-9) for p in predicted.values()
@@ -71,7 +71,7 @@ def test_an_estimate_starts_where_a_search_into_that_folder_would(op: str, tmp_p
     write_decisions(tmp_path / "tables", [decision])
     arguments = ("tune", op, "--effort=estimate", "--target=H200", "--json")
     starts = [
-        json.loads(run(*arguments, *more).stdout)[0]["start"]["numbers"]["TILES"]
+        json.loads(run(*arguments, *more).stdout)[0]["start"]["config"]["TILES"]
         for more in ((), (f"--out={tmp_path}/tables",))
     ]
     assert starts == [1, 4]

@@ -94,7 +94,7 @@ def test_what_tuning_came_to_is_printed(op: str, tuning: Any) -> None:
     assert result.stdout.splitlines() == [
         "small_conv forward B=1 L=8192",
         "  tried       2 of 2 candidates in 12 s: 2 ok",
-        "  numbers     ROWS=8 BLOCK_D=1 BLOCK_T=1024 TILES=4 num_warps=2",
+        "  config      ROWS=8 BLOCK_D=1 BLOCK_T=1024 TILES=4 num_warps=2",
         "  B=1 L=8192  80.0 us (72.0 to 88.0), 0.75 of the bound; before 100.0 us",
         "  kept in     tuned/table.jsonl",
     ]
@@ -112,7 +112,7 @@ def test_a_schedule_that_failed_is_said_to(op: str, tuning: Any) -> None:
     )
     tuning(found)
     assert run("tune", op).stdout.splitlines()[2:5] == [
-        "  numbers     ROWS=8 BLOCK_D=1 BLOCK_T=1024 TILES=4 num_warps=2",
+        "  config      ROWS=8 BLOCK_D=1 BLOCK_T=1024 TILES=4 num_warps=2",
         "  before      ROWS=8 BLOCK_D=1 BLOCK_T=1024 TILES=1 num_warps=2, "
         "which compile takes now, failed (wrong): y: too far off",
         "  B=1 L=8192  80.0 us (72.0 to 88.0), 0.75 of the bound",
@@ -173,7 +173,7 @@ def test_options_of_tune_reach_the_search(op: str, tuning: Any) -> None:
 @pytest.mark.parametrize(
     ("found", "code", "words"),
     [
-        ([(True, False)], 0, "numbers"),
+        ([(True, False)], 0, "config"),
         ([(True, False), (False, False)], 1, "nothing: no candidate was right"),
         ([(False, False)], 1, "nothing: no candidate was right"),
         ([(True, True)], 130, "2 ok; interrupted"),

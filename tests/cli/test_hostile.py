@@ -327,7 +327,7 @@ ARGUMENTS = st.sampled_from(
         "out",
         "job.lock", "results.json", "tables", "none", "direct", "fft/BDL", "toeplitz", "H200",
         "forward", "backward", "forward.TILES=2", "backward.BLOCK_T=512", "forward.X=1", "cpu",
-        "spec", "graph", "numbers", "estimate", "fft,conv1d", "out/small_conv.py", "new/deep",
+        "spec", "graph", "config", "estimate", "fft,conv1d", "out/small_conv.py", "new/deep",
     ]
 )  # fmt: skip
 

@@ -115,7 +115,7 @@ LOOSE = {"s4d_real": (0.5, 1.3), "s4d": (0.4, 1.3), "h3": (0.4, 1.3), "conv_512"
 
 
 def test_predictions_of_shipped_operators() -> None:
-    """Under the numbers that the page was measured with, which are the defaults."""
+    """Under the configs that the page was measured with, which are the defaults."""
     row = r"^\| (\w+) \| (\d+) \| (\d+) \| ([\d.]+) \| [\d.]+ \| [\d.]+ \| ([\d.]+) \|"
     text = PAGE.read_text().split("Channels last, `--plan direct/BLD")
     rest = text[1].split("### Long filters")[1].split("### Few channels")[0]
@@ -153,7 +153,7 @@ def test_predictions_of_shipped_streams(
 
 
 def test_products_cost_what_they_multiply() -> None:
-    """128 taps: 3 matrices of 64 steps forward, 5 of 32 backward, but 3 of 64 in the twin."""
+    """128 taps: 3 matrices of 64 steps forward, 5 of 32 backward, but 3 of 64 in the variant."""
     spec = of_taps(128)
     chosen = best(spec, "toeplitz/BDL")
     (workload,) = spec.workloads
@@ -193,8 +193,8 @@ def test_splits_are_those_of_the_launcher(channels: int, batch: int, tmp_path: P
             workload = Workload(batch=batch, length=length)
             at = cost.at_work(spec, plan, kernel, made, workload, GPU)
             grid = module.walk_grid(batch, length, channels, 1, configs[kernel.role])
-            assert at.grid == grid and at.numbers == configs[kernel.role]
-            assert cost.config_on(GPU, spec, plan, kernel, made, length) == at.numbers
+            assert at.grid == grid and at.config == configs[kernel.role]
+            assert cost.config_on(GPU, spec, plan, kernel, made, length) == at.config
             found.add(grid.splits > 1)
     assert found == ({True, False} if channels * batch <= 128 else {False})
 
@@ -217,15 +217,15 @@ def test_kernels_are_taken_whatever_products_read(operand: str, name: str) -> No
 
 
 def test_products_are_priced_by_what_they_read() -> None:
-    """The same numbers forward, for each of the rates of products; and a GPU that is faster in
+    """The same config forward, for each of the rates of products; and a GPU that is faster in
     everything is not predicted to be slower.
     """
     (plan,) = (p for p in plans(HYENA_MR) if p.name == "toeplitz/BDL/recompute")
-    numbers = schedule(OPERANDS["float32"], plan)
+    made = schedule(OPERANDS["float32"], plan)
 
     def forward(operand: str, name: str) -> float:
         spec, workload = OPERANDS[operand], Workload(batch=1, length=8192)
-        return cost.predict(spec, plan, numbers, "forward", workload, target(name)).seconds
+        return cost.predict(spec, plan, made, "forward", workload, target(name)).seconds
 
     for name in ("H200", "A100", "B200"):
         assert forward("bfloat16", name) < forward("float16", name) < forward("exact", name)
@@ -234,7 +234,7 @@ def test_products_are_priced_by_what_they_read() -> None:
         assert forward(operand, "B200") < forward(operand, "H200") < forward(operand, "A100")
 
 
-def test_the_twin_is_predicted_where_it_runs() -> None:
+def test_the_variant_is_predicted_where_it_runs() -> None:
     """It takes aligned rows, and so many steps that most of its tile is full."""
     chosen = candidates(HYENA_MR, GPU)[0]
 
@@ -252,25 +252,27 @@ def test_the_twin_is_predicted_where_it_runs() -> None:
 
 @pytest.mark.parametrize("length", [8192, 8191, 131072])
 def test_partial_sums_are_those_of_the_launcher(length: int, tmp_path: Path) -> None:
-    """Of programs that stream, in Triton and by the twin: written once, and read to be summed."""
+    """Of programs that stream, in Triton and by the variant: written once, read to be summed."""
     chosen = candidates(HYENA_MR, GPU)[0]
     kernel, workload = chosen.plan.kernel(Role.BACKWARD), Workload(batch=1, length=length)
     assert kernel is not None
     path = tmp_path / "hyena_mr.py"
     path.write_text(emit(HYENA_MR, chosen.plan, chosen.schedule).text)
     module = load_module(path, interpret=False)
-    by_twin = length % 8 == 0
+    by_variant = length % 8 == 0
     channels, width = HYENA_MR.channels, HYENA_MR.group_width
     configs = module.configs_of(torch.zeros(1), channels, HYENA_MR.filter.groups)
-    used = configs["backward_sm90" if by_twin else "backward"]
+    used = configs["backward_sm90" if by_variant else "backward"]
     assert cost.config_on(GPU, HYENA_MR, chosen.plan, kernel, chosen.schedule, length) == used
-    grid = (module.sm90_grid if by_twin else module.stream_grid)(1, length, channels, width, used)
+    grid = (module.sm90_grid if by_variant else module.stream_grid)(
+        1, length, channels, width, used
+    )
     rows = grid.splits * grid.sums
-    assert grid.sums == (used["SEGMENTS"] // 2 if by_twin else used["SEGMENTS"])
+    assert grid.sums == (used["SEGMENTS"] // 2 if by_variant else used["SEGMENTS"])
     partials = rows * kernel.program.partial_rows * HYENA_MR.channels * 4
     moved = length * HYENA_MR.channels * work.work(kernel, chosen.plan.layout, HYENA_MR).bytes
     at = cost.at_work(HYENA_MR, chosen.plan, kernel, chosen.schedule, workload, GPU)
-    assert (at.running is None) == by_twin and partials > 0
+    assert (at.running is None) == by_variant and partials > 0
     assert at.memory * GPU.elementwise_bandwidth == pytest.approx(moved + 2 * partials)
 
 
@@ -285,8 +287,8 @@ def test_no_prediction_is_below_its_bounds(op: str, name: str) -> None:
     for plan in plans(spec):
         start = schedule(spec, plan)
         for direction in DIRECTIONS:
-            for numbers in search_space(spec, plan, direction).points[::5]:
-                under = replace(start, **{direction: numbers})
+            for config in search_space(spec, plan, direction).points[::5]:
+                under = replace(start, **{direction: config})
                 for batch, length in sizes:
                     workload = Workload(batch=batch, length=length)
                     found = cost.predict(spec, plan, under, direction, workload, gpu)

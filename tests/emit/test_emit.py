@@ -140,7 +140,7 @@ def test_any_operator_under_any_schedule(data: st.DataObject) -> None:
     assert spec_from_dict(namespace["SPEC"]) == dataclasses.replace(spec, groups_in_full=None)
     assert namespace["PLAN"] == plan.name and namespace["LAYOUT"] == plan.layout
     assert (namespace["CHANNELS"], namespace["GROUPS"]) == (spec.channels, spec.filter.groups)
-    configs = {role.value: dict(drawn.numbers(role)) for role in Role}
+    configs = {role.value: dict(drawn.config(role)) for role in Role}
     configs = {("", spec.channels, spec.filter.groups): configs} if plan.kernels else {}
     assert source.configs == namespace.get("CONFIGS", {}) == configs
 
@@ -179,20 +179,20 @@ def test_emission_is_the_same_in_another_process() -> None:
 
 
 @pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name != "fft"])
-def test_numbers_of_the_schedule_change_the_configs_and_nothing_else(algorithm: str) -> None:
+def test_a_schedule_changes_the_configs_and_nothing_else(algorithm: str) -> None:
     """Also where they ask for the kernel for sm_90, or for split sequences, which are there
     whether or not a config launches them.
     """
     spec = make(channels=256, filter=filter_for(algorithm) | {"groups": 32})
     plan = plans(spec, algorithm)[0]
-    numbers: dict[str, dict[str, int]] = {
+    config: dict[str, dict[str, int]] = {
         "direct": {"TILES": 2},
         "toeplitz": {"TILES_SM90": 16},
         "modal": {"PROGRAMS": 1024},
     }[algorithm]
-    ((name, number),) = numbers.items()
-    one, other = (emit(spec, plan, schedule(spec, plan, n)) for n in ({}, {"backward": numbers}))
-    assert other.configs["", 256, 32]["backward"] == one.configs["", 256, 32]["backward"] | numbers
+    ((name, number),) = config.items()
+    one, other = (emit(spec, plan, schedule(spec, plan, n)) for n in ({}, {"backward": config}))
+    assert other.configs["", 256, 32]["backward"] == one.configs["", 256, 32]["backward"] | config
     assert one.frame == other.frame and one.configs != other.configs
     lines = [source.text.splitlines() for source in (one, other)]
     changed = [line for before, line in zip(*lines, strict=True) if line != before]
@@ -392,7 +392,7 @@ def test_words_of_a_docstring_are_folded_between_them() -> None:
     assert folded(line).endswith('word\n    """') and folded(line).count('"""') == 2
 
 
-def test_names_are_looked_for_once_whatever_the_numbers() -> None:
+def test_names_are_looked_for_once_whatever_the_config() -> None:
     """Which they do not depend on: a search writes hundreds of files."""
     _names.cache_clear()
     spec = make()
@@ -420,8 +420,8 @@ def test_kernels_for_splits_are_built_where_a_sequence_may_be_split(
     """In forward, up to a quarter of 512 channels; the text has them for those that are fewer."""
     spec = make(channels=channels, filter=filter_for("modal") | {"groups": channels})
     plan = plans(spec, "modal")[0]
-    numbers = schedule(spec, plan)
-    source = emit(spec, plan, numbers)
+    made = schedule(spec, plan)
+    source = emit(spec, plan, made)
     assert any(kernel.name.endswith("_sums") for kernel in source.kernels) == split
-    assert splits_sequences(spec, plan, numbers) == split
+    assert splits_sequences(spec, plan, made) == split
     assert "def probe_forward_sums(" in source.text and "def probe_backward_sums(" in source.text

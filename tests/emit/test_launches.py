@@ -45,27 +45,27 @@ def made(op: str, channels: int, sizes: list[tuple[int, int]]) -> tuple[OpSpec, 
 def test_the_short_case_launches_what_the_largest_workload_launches(
     op: str, channels: int, sizes: list[tuple[int, int]], short: tuple[int, int] | None
 ) -> None:
-    spec, numbers = made(op, channels, sizes)
+    spec, scheduled = made(op, channels, sizes)
     plan = plans(spec)[0]
-    kernels = emit(spec, plan, numbers).kernels
-    found = short_shape(spec, plan, numbers, kernels, sizes, 90)
+    kernels = emit(spec, plan, scheduled).kernels
+    found = short_shape(spec, plan, scheduled, kernels, sizes, 90)
     assert short in (None, found)
     assert found[0] == 2 and 1032 <= found[1] <= 16384
 
     def at(shape: tuple[int, int]) -> set[KernelSource]:
-        return set(launched(spec, plan, numbers, kernels, [shape], 90))
+        return set(launched(spec, plan, scheduled, kernels, [shape], 90))
 
     if sizes[0][1] > 1032:
         assert at(sizes[0]) <= at(found)
 
 
 def test_a_kernel_for_sm_90_is_launched_there_and_not_elsewhere() -> None:
-    spec, numbers = made("hyena_mr", 4096, [(1, 131072)])
+    spec, scheduled = made("hyena_mr", 4096, [(1, 131072)])
     plan = plans(spec)[0]
-    kernels = emit(spec, plan, numbers).kernels
+    kernels = emit(spec, plan, scheduled).kernels
     for capability, suffix in ((90, "backward_sm90"), (100, "backward"), (80, "backward")):
         names = [
-            one.name for one in launched(spec, plan, numbers, kernels, [(1, 8192)], capability)
+            one.name for one in launched(spec, plan, scheduled, kernels, [(1, 8192)], capability)
         ]
         assert names == ["hyena_mr_forward", f"hyena_mr_{suffix}", "sum_partials"]
 
@@ -86,10 +86,10 @@ def test_the_first_variant_that_suits_a_call_is_launched(
         more = tuple(replace(variant, name="second") for variant in kernel.variants)
         return replace(kernel, variants=(*kernel.variants, *more))
 
-    spec, numbers = made("hyena_mr", 32, [(1, 512)])
+    spec, scheduled = made("hyena_mr", 32, [(1, 512)])
     plan = plans(spec)[0].with_kernels(twice)
     path = tmp_path / "hyena_mr.py"
-    path.write_text(emit(spec, plan, numbers).text)
+    path.write_text(emit(spec, plan, scheduled).text)
     module = load_module(path, interpret=True)
     x, parameters = torch.zeros(1, 32, 512), [torch.zeros(s) for s in ((2, 128), (96, 3), (2,))]
     configs = module.configs_of(x, 32, 2)
@@ -107,6 +107,6 @@ def test_two_variants_of_one_name_are_refused() -> None:
     def twice(kernel: Kernel) -> Kernel:
         return replace(kernel, variants=kernel.variants * 2)
 
-    spec, numbers = made("hyena_mr", 32, [(1, 512)])
+    spec, scheduled = made("hyena_mr", 32, [(1, 512)])
     with pytest.raises(AssertionError, match="_backward_sm90 stand for several things"):
-        emit(spec, plans(spec)[0].with_kernels(twice), numbers)
+        emit(spec, plans(spec)[0].with_kernels(twice), scheduled)

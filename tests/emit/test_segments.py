@@ -53,9 +53,9 @@ class Whole:
             p for p in plans(self.spec, "direct") if p.layout == layout and bool(p.saved) == saved
         )
         block_d = 16 if layout == "BDL" else 64
-        numbers = {"ROWS": 8, "BLOCK_D": block_d, "BLOCK_T": TILE[layout]}
-        numbers |= {"TILES": 1, "num_warps": 1}
-        made = schedule(self.spec, plan, {"forward": numbers, "backward": numbers})
+        config = {"ROWS": 8, "BLOCK_D": block_d, "BLOCK_T": TILE[layout]}
+        config |= {"TILES": 1, "num_warps": 1}
+        made = schedule(self.spec, plan, {"forward": config, "backward": config})
         self.runner: InterpreterRunner = interpreted(self.spec, plan, made, folder)
         self.inputs, self.named, self.dy = random_tensors(
             self.spec, 1, LENGTH, dtype=torch.float32

@@ -24,7 +24,7 @@ from tests.strategies_schedules import (
 
 LENGTH = 101
 TILE = 16  # BLOCK_T, of forward and backward
-SPAN = 4 * TILE  # BLOCK_T * SEGMENTS: sums of backward end with whole segments
+WALKED = 4 * TILE  # BLOCK_T * SEGMENTS: sums of backward end with whole segments
 REACH = (19 - 1) + (3 - 1)  # steps of history that matter: inner filter and featurizer
 NEAR = {"rtol": 1e-5, "atol": 1e-5}  # sums are in another order where blocks begin elsewhere
 
@@ -46,9 +46,9 @@ class Whole:
             }
         )
         plan = next(p for p in plans(self.spec, "toeplitz") if p.layout == layout)
-        numbers = {"BLOCK_D": 4, "SEGMENTS": 4, "BLOCK_T": TILE, "TILES": 1, "PREFETCH": 1}
-        numbers |= {"num_warps": 4}
-        made = schedule(self.spec, plan, {"forward": numbers, "backward": numbers})
+        config = {"BLOCK_D": 4, "SEGMENTS": 4, "BLOCK_T": TILE, "TILES": 1, "PREFETCH": 1}
+        config |= {"num_warps": 4}
+        made = schedule(self.spec, plan, {"forward": config, "backward": config})
         self.runner: InterpreterRunner = interpreted(self.spec, plan, made, folder)
         self.inputs, self.named, self.dy = random_tensors(
             self.spec, 1, LENGTH, dtype=torch.float32
@@ -127,7 +127,7 @@ def test_a_range_of_a_segment_with_history(whole: Whole) -> None:
 
 @pytest.mark.parametrize(
     "cuts",
-    [[0, SPAN, LENGTH], [5, 5 + SPAN, LENGTH]],
+    [[0, WALKED, LENGTH], [5, 5 + WALKED, LENGTH]],
     ids=["aligned", "unaligned"],
 )
 def test_gradients_over_ranges_add_up(whole: Whole, cuts: list[int]) -> None:
@@ -146,7 +146,7 @@ def test_gradients_over_ranges_add_up(whole: Whole, cuts: list[int]) -> None:
 
 def test_parameters_have_the_gradients_of_a_range(whole: Whole) -> None:
     """Of the steps of the range alone: those of dy that is zero elsewhere, seen locally."""
-    begin, end = 0, SPAN
+    begin, end = 0, WALKED
     found = whole.backward(whole.dy, 0, LENGTH, begin=begin, end=end)
     dy = torch.zeros_like(whole.dy)
     dy[..., begin:end] = whole.dy[..., begin:end]

@@ -43,11 +43,11 @@ def make(**fields: Any) -> OpSpec:
 
 
 def small_case(
-    spec: OpSpec, layout: str, length: int, *, batch: int = 1, saved: bool = False, **numbers: int
+    spec: OpSpec, layout: str, length: int, *, batch: int = 1, saved: bool = False, **config: int
 ) -> Case:
     """One operator under a schedule of few, small tiles."""
     plan = next(p for p in plans(spec, "direct") if p.layout == layout and bool(p.saved) == saved)
-    given = {"ROWS": 8, "TILES": 2, "num_warps": 1} | SMALL[layout] | numbers
+    given = {"ROWS": 8, "TILES": 2, "num_warps": 1} | SMALL[layout] | config
     made = schedule(spec, plan, {"forward": given, "backward": given})
     return Case(spec, plan, made, batch, length)
 
@@ -253,8 +253,8 @@ def test_block_sizes_do_not_matter(
     inputs, parameters, dy = random_tensors(spec, 1, 35, dtype=torch.float32)
     laid_out = {name: transposed(x, layout) for name, x in inputs.items()}
     found = []
-    for numbers in choices:
-        case = small_case(spec, layout, 35, **numbers)
+    for config in choices:
+        case = small_case(spec, layout, 35, **config)
         runner = interpreted(spec, case.plan, case.schedule, tmp_path)
         y, gradients = results(runner, laid_out, parameters, transposed(dy, layout), layout)
         assert_close(spec, inputs, parameters, dy, y, gradients, unit=FLOAT32)

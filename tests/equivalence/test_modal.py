@@ -37,9 +37,9 @@ def make(modes: int = 3, groups: int = 2, width: int = 1, **fields: Any) -> OpSp
     return spec_from_dict({"op": "probe", "channels": groups * width, "filter": inner} | fields)
 
 
-def small_case(spec: OpSpec, length: int, *, batch: int = 1, **numbers: int) -> Case:
+def small_case(spec: OpSpec, length: int, *, batch: int = 1, **config: int) -> Case:
     plan = plans(spec, "modal")[0]
-    given = {"SEGMENTS": 16, "BLOCK_T": 16, "num_warps": 4, "maxnreg": 0, "PROGRAMS": 1} | numbers
+    given = {"SEGMENTS": 16, "BLOCK_T": 16, "num_warps": 4, "maxnreg": 0, "PROGRAMS": 1} | config
     parts = {"PARTS": given.pop("PARTS", 1)}
     made = schedule(spec, plan, {"forward": given, "backward": given | parts})
     return Case(spec, plan, made, batch, length)
@@ -60,7 +60,7 @@ def test_every_number_of_modes(modes: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "numbers",
+    "config",
     [
         {"SEGMENTS": 32},
         {"SEGMENTS": 64, "BLOCK_T": 16},
@@ -71,10 +71,10 @@ def test_every_number_of_modes(modes: int, tmp_path: Path) -> None:
         {"SEGMENTS": 16, "BLOCK_T": 64},
     ],
 )
-def test_every_tile(numbers: dict[str, int], tmp_path: Path) -> None:
-    length = 1 + 2 * numbers.get("SEGMENTS", 16) * numbers.get("BLOCK_T", 16)
+def test_every_tile(config: dict[str, int], tmp_path: Path) -> None:
+    length = 1 + 2 * config.get("SEGMENTS", 16) * config.get("BLOCK_T", 16)
     spec = make(groups=1, gates=BOTH, featurizer={"length": 2})
-    check(small_case(spec, length, **numbers), tmp_path, torch.float32)
+    check(small_case(spec, length, **config), tmp_path, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -118,7 +118,7 @@ def test_parameters_of_every_dtype(
 
 @pytest.mark.parametrize("programs", [8, 16])
 @pytest.mark.parametrize("length", [7 * TILE + 1, 8 * TILE, 16 * TILE])
-def test_every_number_of_spans(programs: int, length: int, tmp_path: Path) -> None:
+def test_every_number_of_splits(programs: int, length: int, tmp_path: Path) -> None:
     spec = make(featurizer={"length": 3}, gates=BOTH, skip="channel", groups=1)
     case = small_case(spec, length, PROGRAMS=programs)
     check(case, tmp_path, torch.float32)
@@ -139,7 +139,7 @@ def test_every_number_of_spans(programs: int, length: int, tmp_path: Path) -> No
     ],
     ids=str,
 )
-def test_spans_of_every_structure(fields: dict[str, Any], tmp_path: Path) -> None:
+def test_splits_of_every_structure(fields: dict[str, Any], tmp_path: Path) -> None:
     case = small_case(make(**fields), 7 * TILE + 7, batch=2, PROGRAMS=512, PARTS=2)
     check(case, tmp_path, torch.float16)
 
@@ -147,8 +147,8 @@ def test_spans_of_every_structure(fields: dict[str, Any], tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("parametrisation", "dtype"), [("log_poles", torch.float16), ("complex", torch.float32)]
 )
-def test_spans_change_no_bit(parametrisation: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    """Outputs and gradients of inputs are those of one walk along the sequence: spans do the same
+def test_splits_change_no_bit(parametrisation: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Outputs and gradients of inputs are those of one walk along the sequence: splits do the same
     arithmetic in the same order.
     """
     spec = make(
@@ -218,15 +218,15 @@ def cases(draw: st.DrawFn) -> Case:
         skip=draw(st.sampled_from(("none", "channel", "group"))),
         filter={"parametrisation": draw(st.sampled_from(("log_poles", "p_gamma")))},
     )
-    numbers = {
+    config = {
         "SEGMENTS": draw(st.sampled_from((16, 32))),
         "BLOCK_T": draw(st.sampled_from((16, 32))),
         "PROGRAMS": draw(st.sampled_from((1, 8, 512))),
         "PARTS": draw(st.integers(1, 2)),
     }
-    tile = numbers["SEGMENTS"] * numbers["BLOCK_T"]
+    tile = config["SEGMENTS"] * config["BLOCK_T"]
     length = draw(st.integers(1, 3 * tile // 2) | st.just(7 * 256 + 5))
-    return small_case(spec, length, batch=draw(st.integers(1, 2)), **numbers)
+    return small_case(spec, length, batch=draw(st.integers(1, 2)), **config)
 
 
 @given(cases(), st.sampled_from((torch.float32, torch.float16)))

@@ -56,7 +56,7 @@ def test_every_number_of_pairs(modes: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "numbers",
+    "config",
     [
         {"SEGMENTS": 32},
         {"BLOCK_T": 32},
@@ -65,10 +65,10 @@ def test_every_number_of_pairs(modes: int, tmp_path: Path) -> None:
         {"SEGMENTS": 16, "BLOCK_T": 64},
     ],
 )
-def test_every_tile(numbers: dict[str, int], tmp_path: Path) -> None:
-    length = 1 + 2 * numbers.get("SEGMENTS", 16) * numbers.get("BLOCK_T", 16)
+def test_every_tile(config: dict[str, int], tmp_path: Path) -> None:
+    length = 1 + 2 * config.get("SEGMENTS", 16) * config.get("BLOCK_T", 16)
     spec = pairs(groups=1, gates=BOTH, featurizer={"length": 2})
-    check(small_case(spec, length, **numbers), tmp_path, torch.float32)
+    check(small_case(spec, length, **config), tmp_path, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -96,12 +96,12 @@ def cases(draw: st.DrawFn) -> tuple[Case, Tensors]:
         featurizer=draw(st.just("none") | st.integers(1, 4).map(lambda taps: {"length": taps})),
         skip=draw(st.sampled_from(("none", "channel", "group"))),
     )
-    numbers = {
+    config = {
         "SEGMENTS": draw(st.sampled_from((16, 32))),
         "BLOCK_T": draw(st.sampled_from((16, 32))),
     }
-    length = draw(st.integers(1, 3 * numbers["SEGMENTS"] * numbers["BLOCK_T"] // 2))
-    case = small_case(spec, length, batch=draw(st.integers(1, 2)), **numbers)
+    length = draw(st.integers(1, 3 * config["SEGMENTS"] * config["BLOCK_T"] // 2))
+    case = small_case(spec, length, batch=draw(st.integers(1, 2)), **config)
     assert spec.filter.modes is not None
     rng = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
     uniform = torch.rand(2, spec.filter.groups, spec.filter.modes, generator=rng)

@@ -62,8 +62,8 @@ def runner_of(
 ) -> InterpreterRunner | OperatorRunner:
     """Kernels under the interpreter; of fft, which has none, plain PyTorch."""
     plan = next(p for p in plans(spec, algorithm) if p.layout == layout)
-    numbers = SMALL[algorithm] | {"PROGRAMS": programs} if algorithm in SMALL else None
-    made = schedule(spec, plan, {"forward": numbers, "backward": numbers} if numbers else None)
+    config = SMALL[algorithm] | {"PROGRAMS": programs} if algorithm in SMALL else None
+    made = schedule(spec, plan, {"forward": config, "backward": config} if config else None)
     if plan.kernels:
         return interpreted(spec, plan, made, folder)
     return OperatorRunner(Operator(written(spec, plan, made, folder)), "eager")
@@ -130,7 +130,7 @@ def test_modal_chunks(cuts: list[int], parametrisation: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)
 @pytest.mark.parametrize("cuts", [[0, 1800], [0, 3, 1801]], ids=str)
-def test_modal_chunks_in_spans(cuts: list[int], parametrisation: str, tmp_path: Path) -> None:
+def test_modal_chunks_in_splits(cuts: list[int], parametrisation: str, tmp_path: Path) -> None:
     """Chunks that several programs share: states enter, pass between and leave them."""
     inner = {"parametrisation": parametrisation, "groups": 1}
     spec = make("modal", channels=1, filter=inner, featurizer={"length": 3}, gates=BOTH)

@@ -42,12 +42,12 @@ def make(taps: int = 7, groups: int = 1, width: int = 3, **fields: Any) -> OpSpe
     return spec_from_dict({"op": "probe", "channels": groups * width, "filter": inner} | fields)
 
 
-def small_case(spec: OpSpec, layout: str, length: int, *, batch: int = 1, **numbers: int) -> Case:
+def small_case(spec: OpSpec, layout: str, length: int, *, batch: int = 1, **config: int) -> Case:
     """Sixteen rows to a product; a width that they do not divide takes several parts."""
     plan = next(p for p in plans(spec, "toeplitz") if p.layout == layout)
-    rows = numbers.get("BLOCK_D", min(4, 1 << (spec.group_width - 1).bit_length()))
+    rows = config.get("BLOCK_D", min(4, 1 << (spec.group_width - 1).bit_length()))
     given = {"ROWS": 8, "BLOCK_D": rows, "SEGMENTS": max(1, 16 // rows), "BLOCK_T": BLOCK}
-    given |= {"TILES": 2, "PREFETCH": 1, "num_warps": 4, "maxnreg": 0} | numbers
+    given |= {"TILES": 2, "PREFETCH": 1, "num_warps": 4, "maxnreg": 0} | config
     return Case(
         spec, plan, schedule(spec, plan, {"forward": given, "backward": given}), batch, length
     )
@@ -87,8 +87,8 @@ def cases(draw: st.DrawFn, layout: str) -> Case:
     lengths = (1, 8, block + 3, block * segments, block * segments + 9, taps + block + 5)
     shapes = [(b, n) for b in (1, 2, 3) for n in lengths if visits(b, n) <= MOST_VISITS]
     batch, length = draw(st.sampled_from(shapes or [(1, 1)]))
-    numbers = {"BLOCK_D": rows, "SEGMENTS": segments, "BLOCK_T": block, "TILES": tiles}
-    return small_case(spec, layout, length, batch=batch, **numbers)
+    config = {"BLOCK_D": rows, "SEGMENTS": segments, "BLOCK_T": block, "TILES": tiles}
+    return small_case(spec, layout, length, batch=batch, **config)
 
 
 @LAYOUTS
@@ -152,8 +152,8 @@ def test_every_width(width: int, layout: str, tmp_path: Path) -> None:
     groups = 2 if width < 15 else 1
     spec = make(19, groups, width, gates={"pre": True, "post": False})
     rows = min(32, 1 << (width - 1).bit_length())
-    numbers = {"BLOCK_D": rows, "SEGMENTS": max(1, 16 // rows)}
-    check(small_case(spec, layout, 45, **numbers), tmp_path, torch.float32)
+    config = {"BLOCK_D": rows, "SEGMENTS": max(1, 16 // rows)}
+    check(small_case(spec, layout, 45, **config), tmp_path, torch.float32)
 
 
 STRUCTURES: list[dict[str, Any]] = [
@@ -244,8 +244,8 @@ def test_block_sizes_do_not_matter(layout: str, tmp_path: Path) -> None:
     length = 101
     inputs, parameters, dy = random_tensors(spec, 1, length, dtype=torch.float32)
     laid_out = {name: transposed(x, layout) for name, x in inputs.items()}
-    for numbers in CHOICES if layout == "BDL" else CHOICES[::2]:
-        case = small_case(spec, layout, length, **numbers)
+    for config in CHOICES if layout == "BDL" else CHOICES[::2]:
+        case = small_case(spec, layout, length, **config)
         runner = interpreted(spec, case.plan, case.schedule, tmp_path)
         y, gradients = results(runner, laid_out, parameters, transposed(dy, layout), layout)
         assert_close(spec, inputs, parameters, dy, y, gradients, unit=FLOAT32)

@@ -79,12 +79,12 @@ def test_a_remembered_binary_takes_constants_in_the_order_of_the_kernel(case: Ca
         launch(Kernel(), 3, x, 5, config=config, TILES=2)
 
 
-@pytest.mark.parametrize("twin", [True, False])
+@pytest.mark.parametrize("variant", [True, False])
 @pytest.mark.parametrize("case", ["blocks_bdl"], indirect=True)
-def test_a_twin_is_launched_with_its_own_numbers(
-    case: Case, twin: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_variant_is_launched_with_its_own_config(
+    case: Case, variant: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """4 channels of 32 segments to a program of the twin, of 8 segments to one of the other."""
+    """4 channels of 32 segments to a program of the variant, of 8 segments to one of the other."""
     module = case.operator.namespace
     launches: list[tuple[Any, int, tuple[Any, ...], dict[str, Any]]] = []
 
@@ -92,24 +92,24 @@ def test_a_twin_is_launched_with_its_own_numbers(
         launches.append((kernel, programs, arguments, constants))
 
     monkeypatch.setattr(module, "launch", launch)
-    monkeypatch.setattr(module, "suits_sm90", lambda *call: twin)
+    monkeypatch.setattr(module, "suits_sm90", lambda *call: variant)
     length = 4096
     inputs = [torch.zeros(2, 8, length, dtype=torch.bfloat16) for _ in range(3)]
     parameters = [torch.zeros(shape) for shape in shapes_of(module).values()]
     module.launch_backward(inputs[0], inputs, parameters, [])
     kernel, grid, arguments, constants = launches[0]
-    name = "backward_sm90" if twin else "backward"
-    numbers = module.configs_of(inputs[0], 8, 2)[name]
-    assert kernel is (module.tiny_blocks_backward_sm90 if twin else module.tiny_blocks_backward)
-    assert constants["config"] == numbers and ("EVEN" in constants) != twin
-    segments, block = (32, 64) if twin else (8, 32)
-    assert (numbers["SEGMENTS"], numbers["BLOCK_T"]) == (segments, block)
+    name = "backward_sm90" if variant else "backward"
+    config = module.configs_of(inputs[0], 8, 2)[name]
+    assert kernel is (module.tiny_blocks_backward_sm90 if variant else module.tiny_blocks_backward)
+    assert constants["config"] == config and ("EVEN" in constants) != variant
+    segments, block = (32, 64) if variant else (8, 32)
+    assert (config["SEGMENTS"], config["BLOCK_T"]) == (segments, block)
     tiles, along_time = arguments[-1], arguments[-2]
     assert along_time * tiles * segments * block >= length
     assert grid == 2 * along_time * 2  # batch, and groups
     partials, by_group = arguments[-7], arguments[-6]
-    # The twin sums the two halves of its rows.
-    assert len(partials) == 2 * along_time * (segments // 2 if twin else segments)
+    # The variant sums the two halves of its rows.
+    assert len(partials) == 2 * along_time * (segments // 2 if variant else segments)
     assert by_group.shape == (2 * along_time, 65, 2)
 
 
@@ -228,15 +228,15 @@ def test_launches_of_a_candidate_find_what_was_built_and_all_that_was_built_is_l
     cache = tmp_path / "cache"
     monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
     monkeypatch.setattr(triton.knobs.cache, "dir", str(cache))
-    numbers = schedule(spec, plan)
-    chosen = numbers.forward
+    made = schedule(spec, plan)
+    chosen = made.forward
     task = Task(spec=spec, plan=plan, direction="forward")
     with closing(Compilers(2, 120)) as compilers, closing(Answers((), "")) as worker:
         bench = Workbench(
             task,
             H200,
             start=chosen,
-            other=numbers.backward,
+            other=made.backward,
             folder=tmp_path,
             compilers=compilers,
             worker=worker,
@@ -248,7 +248,7 @@ def test_launches_of_a_candidate_find_what_was_built_and_all_that_was_built_is_l
     built = {path.name for path in cache.iterdir()}
     operator = Operator(Path(candidate.file))
     module = operator.namespace
-    operator.use(candidate.config)
+    operator.use(candidate.configs)
     binaries: set[tuple[Any, ...]] = set()
 
     def launch(

@@ -54,7 +54,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "interleaved": {"layout": {"projection": "interleaved"}},
     "stateful": CARRIED,
     "exact": {"precision": "exact"},
-    "few": {"channels": 48, "filter": MODES | {"groups": 48}},  # channels: sequences in spans
+    "few": {"channels": 48, "filter": MODES | {"groups": 48}},  # channels: sequences in splits
 }
 Case = tuple[str, str]  # a plan and a variant
 CASES = [
@@ -121,7 +121,7 @@ def test_every_plan(case: Case, reports: dict[Case, Future[Report]]) -> None:
 
 @pytest.mark.parametrize("plan", ["direct/BDL/recompute", "direct/BLD/save", "toeplitz", "modal"])
 def test_another_width_than_that_of_the_file(plan: str, tmp_path: Path) -> None:
-    """By the default configs of that width: also where these split a sequence, or run the twin."""
+    """By the default configs of that width: also where they split a sequence or run a variant."""
     operator = made(tmp_path, spec_from_dict(fields_of(plan)), plan)
     for channels, groups in ((80, 5), (64, 64), (512, 32)):
         own = {"channels": channels, "filter": operator.spec.to_dict()["filter"]}
@@ -179,11 +179,11 @@ def test_cuda_graph(plan: str, tmp_path: Path) -> None:
     [{}, {"context": 72}, {"begin": 1024}, {"context": 8, "begin": 512, "end": 2048}],
     ids=str,
 )
-def test_a_twin_computes_what_the_kernel_for_any_call_does(
+def test_a_variant_computes_what_the_kernel_for_any_call_does(
     segment: dict[str, int], packing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("the twin is for sm_90")
+        pytest.skip("the variant is for sm_90")
     spec = spec_from_dict(LONG | {"layout": {"projection": packing}})
     module = made(tmp_path, spec, "toeplitz").namespace
     asked: list[bool] = []

@@ -111,7 +111,7 @@ def test_a_broken_candidate_is_named_and_the_next_is_timed(
     assert 0 < low <= median <= high < 1000
 
 
-# Few channels: long sequences are cut into spans.
+# Few channels: long sequences are cut into splits.
 LI = load_spec(folder("ops") / "hyena_li_stateful.yaml")
 STATEFUL = dataclasses.replace(LI, channels=64, filter=dataclasses.replace(LI.filter, groups=64))
 LEAVE = "                tl.store(ends[1] + mode, passed_on(before, decay_by(a, left), added))\n"
@@ -162,7 +162,7 @@ def test_the_state_after_a_sequence_lies_between_fences(tmp_path: Path) -> None:
     assert found[0] == 0 < found[1]
 
 
-def test_tuned_numbers_are_taken_by_compile(
+def test_a_tuned_config_is_taken_by_compile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SH2GEN_HOME", str(tmp_path))
@@ -172,7 +172,7 @@ def test_tuned_numbers_are_taken_by_compile(
     assert all(d is not None and 0 < d.us[0] <= 1.02 * d.start_us[0] for d in decisions)
     compilation = compile_operator(SPEC, out=tmp_path / "out")
     assert all("tuned on" in text for text in compilation.chosen.origins.values())
-    assert [d.numbers for d in decisions if d] == [
+    assert [d.config for d in decisions if d] == [
         compilation.chosen.schedule.forward,
         compilation.chosen.schedule.backward,
     ]

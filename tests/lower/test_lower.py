@@ -171,7 +171,7 @@ def test_context_is_what_filters_reach(spec: OpSpec) -> None:
 
 @given(specs(algorithm_max_taps=40, kinds=("explicit", "decay")))
 def test_streams_read_no_context_of_what_has_none(spec: OpSpec) -> None:
-    """As above: dy is read from a tile's own first step on, by the twin's phases too."""
+    """As above: dy is read from a tile's own first step on, by the variant's phases too."""
     for plan in plans(spec, "toeplitz") if verdicts(spec)["toeplitz"].applies else ():
         backward = plan.kernel(Role.BACKWARD)
         assert backward is not None

@@ -90,7 +90,7 @@ def test_what_is_computed_anyway_is_not_recalled() -> None:
     assert {s.tensor for s in phases.convolved if isinstance(s, LoadRows)} == {"q", "dy"}
 
 
-def twin(spec: OpSpec) -> str:
+def variant_text(spec: OpSpec) -> str:
     """The text of the kernel for sm_90, which is of operators with many filters."""
     spec = dataclasses.replace(spec, groups_in_full=256)
     plan = plans(spec, "toeplitz")[0]
@@ -127,7 +127,7 @@ def split_at(text: str, *marks: str) -> list[str]:
 def test_a_block_is_there_when_it_is_read(name: str, taps: int) -> None:
     """Follow the copies of a kernel through its warm-up and four tiles."""
     spec = make(filter={"kind": "explicit", "length": taps, "groups": 2}, **STRUCTURES[name])
-    text = twin(spec)
+    text = variant_text(spec)
     loops = ("for _ in range(COUNT - 1):", "for back in range(")
     before, warmup, body, after = split_at(text, *loops, "newest = (newest + 1) % COUNT")
     count = -(-(taps - 1) // 64) + 1
@@ -216,7 +216,7 @@ def suits(module: Any) -> Callable[..., bool]:
     return found
 
 
-def test_a_plain_long_call_runs_the_twin(suits: Callable[..., bool]) -> None:
+def test_a_plain_long_call_runs_the_variant(suits: Callable[..., bool]) -> None:
     assert suits(*call())
     assert suits(*call(bounds=(0, 904, 904)))
     assert suits(
@@ -248,7 +248,7 @@ def test_other_calls_run_the_kernel_that_takes_any(
 
 
 @pytest.mark.parametrize("odd", [None, 0, 1, 3, 4])
-def test_inputs_of_different_strides_do_not_run_the_twin(
+def test_inputs_of_different_strides_do_not_run_the_variant(
     odd: int | None, module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two inputs share a stride, and so do their gradients; dy, between them, has its own."""
@@ -261,7 +261,7 @@ def test_inputs_of_different_strides_do_not_run_the_twin(
     assert module.suits_sm90(tensors, *rest) == (odd is None)
 
 
-def test_other_gpus_do_not_run_the_twin(
+def test_other_gpus_do_not_run_the_variant(
     suits: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))

@@ -1,4 +1,4 @@
-"""Schedules: legal numbers, and what a user reads about illegal ones."""
+"""Schedules: legal configs, and what a user reads about illegal ones."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def test_the_default_of_every_plan_is_legal(algorithm: str) -> None:
         made = schedule(spec, plan)
         assert made.plan == plan.name
         for direction in DIRECTIONS:
-            numbers, where = made.numbers(direction), space(spec, plan, direction)
-            assert numbers == where.default
-            assert bool(numbers) == bool(plan.kernels)
-            assert not where.violations(dict(numbers))
-            assert all(value in dict(where.knobs)[name] for name, value in numbers)
+            config, where = made.config(direction), space(spec, plan, direction)
+            assert config == where.default
+            assert bool(config) == bool(plan.kernels)
+            assert not where.violations(dict(config))
+            assert all(value in dict(where.knobs)[name] for name, value in config)
 
 
 @given(st.data())
@@ -54,12 +54,12 @@ def test_drawn_schedules_are_legal(data: st.DataObject) -> None:
     spec = data.draw(specs())
     plan = data.draw(st.sampled_from(plans(spec)))
     drawn = data.draw(schedules(spec, plan))
-    changes = {direction: dict(drawn.numbers(direction)) for direction in DIRECTIONS}
+    changes = {direction: dict(drawn.config(direction)) for direction in DIRECTIONS}
     assert schedule(spec, plan, changes) == drawn
     assert hash(drawn) == hash(dataclasses.replace(drawn))
 
 
-def test_numbers_are_changed_by_direction_and_printed() -> None:
+def test_a_config_is_changed_by_direction_and_printed() -> None:
     spec, plan = first()
     made = schedule(spec, plan, {"backward": {"BLOCK_T": 128, "BLOCK_D": 4}})
     assert made.forward == schedule(spec, plan).forward
@@ -69,7 +69,7 @@ def test_numbers_are_changed_by_direction_and_printed() -> None:
         "backward: ROWS=16 BLOCK_D=4 BLOCK_T=128 TILES=4 num_warps=1"
     )
     assert "maxnreg=192" in str(schedule(spec, plan, {"forward": {"maxnreg": 192}}))
-    assert str(Schedule(plan="fft/BDL/recompute")) == "no numbers"
+    assert str(Schedule(plan="fft/BDL/recompute")) == "no config"
 
 
 @pytest.mark.parametrize(
@@ -117,10 +117,10 @@ def test_what_else_to_change_is_said() -> None:
 
 
 def test_constraints_of_a_layout_hold_only_there() -> None:
-    numbers = {"ROWS": 8, "BLOCK_D": 32, "BLOCK_T": 16, "num_warps": 1, "TILES": 1}
-    schedule(*first("BDL"), {"forward": numbers})
+    config = {"ROWS": 8, "BLOCK_D": 32, "BLOCK_T": 16, "num_warps": 1, "TILES": 1}
+    schedule(*first("BDL"), {"forward": config})
     with pytest.raises(Sh2genError, match="BLOCK_T <= ROWS: rows of channels-last") as caught:
-        schedule(*first("BLD"), {"forward": numbers})
+        schedule(*first("BLD"), {"forward": config})
     assert caught.value.code == "K003"
 
 
@@ -136,15 +136,15 @@ def test_an_algorithm_without_kernels_has_no_knobs() -> None:
     assert "explain" in str(caught.value.help)
 
 
-def test_numbers_that_are_older_than_a_knob_are_completed() -> None:
+def test_a_config_that_is_older_than_a_knob_is_completed() -> None:
     spec, plan = first()
     whole = schedule(spec, plan).forward
     older = tuple(pair for pair in whole if pair[0] != "EVICT_LAST")
     assert completed(plan.name, "forward", older) == whole
     given = tuple((n, 1 if n == "EVICT_LAST" else v) for n, v in whole)
     assert completed(plan.name, "forward", given) == given
-    for numbers in (schedule(spec, plan).backward, (), (("ROWS", 8), ("EVICT_LAST", 1))):
-        assert completed(plan.name, "backward", numbers) == numbers
+    for config in (schedule(spec, plan).backward, (), (("ROWS", 8), ("EVICT_LAST", 1))):
+        assert completed(plan.name, "backward", config) == config
     bld = first("BLD")[1].name  # has no such knob
     for name in (bld, "no_algorithm/BDL/recompute", "../direct/BDL/recompute", ""):
         assert completed(name, "forward", older) == older
@@ -253,8 +253,8 @@ def test_defaults_need_every_condition(taps: int, io: str, rows: int, warps: int
     fields = {"channels": 16, "filter": {"kind": "explicit", "length": taps, "groups": 1}}
     spec = spec_from_dict({"op": "probe", "dtype": {"io": io}} | fields)
     plan = plans(spec, "toeplitz")[0]
-    numbers = dict(schedule(spec, plan).numbers("backward"))
-    assert (numbers["BLOCK_D"] * numbers["SEGMENTS"], numbers["num_warps"]) == (rows, warps)
+    config = dict(schedule(spec, plan).config("backward"))
+    assert (config["BLOCK_D"] * config["SEGMENTS"], config["num_warps"]) == (rows, warps)
 
 
 def test_states_are_kept_where_backward_looks_for_them() -> None:

@@ -1,4 +1,4 @@
-"""Search spaces: which legal numbers a search tries, and what goes together."""
+"""Search spaces: which legal configs a search tries, and what goes together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sh2gen.plan.plan import Plan
 from sh2gen.schedule.config import DIRECTIONS, Schedule, coupling, partner, schedule
 from sh2gen.schedule.facts import FACTS, facts_of
 from sh2gen.schedule.knobs import read_schedules
-from sh2gen.schedule.space import Numbers, Survey, _blocks, neighbours, search_space, space
+from sh2gen.schedule.space import Config, Survey, _blocks, neighbours, search_space, space
 from sh2gen.spec.decode import load_spec, spec_from_dict
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
@@ -40,10 +40,10 @@ def op(name: str) -> OpSpec:
     return load_spec(folder("ops") / f"{name}.yaml")
 
 
-def together(spec: OpSpec, plan: Plan, direction: str, numbers: Numbers) -> Schedule:
-    """The schedule of numbers and their partner; refused if it is not legal."""
-    other = partner(spec, plan, direction, numbers)
-    return schedule(spec, plan, {direction: dict(numbers), OTHER[direction]: dict(other)})
+def together(spec: OpSpec, plan: Plan, direction: str, config: Config) -> Schedule:
+    """The schedule of a config and its partner; refused if it is not legal."""
+    other = partner(spec, plan, direction, config)
+    return schedule(spec, plan, {direction: dict(config), OTHER[direction]: dict(other)})
 
 
 def listed(spec: OpSpec, plan: Plan, direction: str) -> int:
@@ -60,7 +60,7 @@ def check(spec: OpSpec, plan: Plan, direction: str) -> Survey:
     assert len(set(survey.points)) == len(survey.points)
     for point in survey.points:
         made = together(spec, plan, direction, point)
-        assert made.numbers(direction) == point
+        assert made.config(direction) == point
         assert coupling(plan, made.forward) == coupling(plan, made.backward)
     dropped = sum(count for _, count in survey.dropped)
     assert {constraint for constraint, _ in survey.dropped} <= set(where.constraints)
@@ -119,23 +119,23 @@ def test_what_is_tried_of_any_modal_operator_is_legal(
         programs = {
             max(value, 4 * channels * batch - 1)
             for one in made
-            for name, value in one.numbers(direction)
+            for name, value in one.config(direction)
             if name == "PROGRAMS"
         }
-        tried = {dict(one.numbers(direction))["PROGRAMS"] for one in made}
+        tried = {dict(one.config(direction))["PROGRAMS"] for one in made}
         assert len(tried) == len(programs)
         split = any(splits_sequences(spec, plan, one) for one in made)
         assert split == (4 * channels * batch <= 1024)
 
 
-def test_a_twin_for_sm90_is_tried_apart_from_other_numbers() -> None:
+def test_the_variant_for_sm90_is_tried_apart_from_other_knobs() -> None:
     """Those are for calls that it does not take, and their product with it would be large."""
     spec = op("hyena_mr")
     plan = plans(spec, "toeplitz")[0]
     default, *points = map(dict, search_space(spec, plan, "backward").points)
-    twins = [point for point in points if point["TILES_SM90"]]
-    assert {point["TILES_SM90"] for point in twins} == {16, 32, 64, 256}
-    for point in twins:
+    of_variant = [point for point in points if point["TILES_SM90"]]
+    assert {point["TILES_SM90"] for point in of_variant} == {16, 32, 64, 256}
+    for point in of_variant:
         assert point | {"TILES_SM90": 128} == default
     assert len({point["BLOCK_T"] for point in points}) > 2
 
@@ -156,8 +156,8 @@ def test_only_kept_states_couple_directions() -> None:
     plan = plans(spec, "direct")[0]
     made = schedule(spec, plan)
     assert coupling(plan, made.forward) is None
-    numbers = schedule(spec, plan, {"forward": {"BLOCK_T": 512}}).forward
-    assert partner(spec, plan, "forward", numbers) == made.backward
+    config = schedule(spec, plan, {"forward": {"BLOCK_T": 512}}).forward
+    assert partner(spec, plan, "forward", config) == made.backward
     (plan, *_) = plans(spec, "fft")
     assert coupling(plan, ()) is None and partner(spec, plan, "forward", ()) == ()
 
@@ -174,18 +174,18 @@ def test_a_partner_changes_as_little_as_can_be() -> None:
     assert coupling(plan, found) == 1024 and changed in ({("SEGMENTS", 32)}, {("BLOCK_T", 16)})
 
 
-def test_numbers_without_a_partner_say_why() -> None:
+def test_a_config_without_a_partner_says_why() -> None:
     spec = op("hyena_li")
     (plan,) = plans(spec, "modal")
     tiny = {d: {"SEGMENTS": 16, "BLOCK_T": 16} for d in DIRECTIONS}
-    numbers = schedule(spec, plan, tiny).forward
+    config = schedule(spec, plan, tiny).forward
     with pytest.raises(Sh2genError, match="forward has tiles of 256 steps, as no back") as caught:
-        partner(spec, plan, "forward", numbers)
+        partner(spec, plan, "forward", config)
     assert caught.value.code == "K003"
 
 
 def test_neighbours_differ_in_one_knob_by_the_next_value() -> None:
-    def at(a: int, b: int) -> Numbers:
+    def at(a: int, b: int) -> Config:
         return (("A", a), ("B", b))
 
     points = tuple(at(a, b) for a in (1, 2, 4, 8) for b in (0, 96, 128) if (a, b) != (4, 96))
@@ -211,7 +211,7 @@ def test_neighbours_are_points_and_see_each_other(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["hyena_se", "short_conv"])
-def test_the_hint_is_tried_beside_the_same_numbers_without_it(name: str) -> None:
+def test_the_hint_is_tried_beside_the_same_config_without_it(name: str) -> None:
     """A prediction knows no difference: the step from one to the other is what finds it."""
     spec = op(name)
     plan = plans(spec, "direct")[0]

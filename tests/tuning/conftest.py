@@ -28,7 +28,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     def never(*_: Any, **__: Any) -> Any:
-        raise AssertionError("choosing numbers needs no GPU")
+        raise AssertionError("choosing a config needs no GPU")
 
     for name in ("_lazy_init", "init", "get_device_name", "synchronize"):
         monkeypatch.setattr(torch.cuda, name, never)

@@ -14,7 +14,7 @@ from sh2gen.cost.cost import predict
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
 from sh2gen.schedule.config import DIRECTIONS, schedule
-from sh2gen.schedule.space import Numbers
+from sh2gen.schedule.space import Config
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
@@ -43,7 +43,7 @@ def plan_of(spec: OpSpec) -> Plan:
 def decide(
     spec: OpSpec,
     direction: str,
-    numbers: Numbers,
+    config: Config,
     target: Target = H200,
     date: str = DATE,
     plan: Plan | None = None,
@@ -59,13 +59,13 @@ def decide(
         kernels={},
         op=spec.op,
         workloads=in_order(spec.workloads),
-        numbers=numbers,
+        config=config,
         us=times,
         low=times,
         high=times,
         bound_us=times,
         start_us=times,
-        start=numbers,
+        start=config,
         checks=21,
         effort="measure",
         date=date,
@@ -73,12 +73,12 @@ def decide(
     )
 
 
-def changed(direction: str = "forward", **knobs: int) -> Numbers:
-    return schedule(SPEC, plan_of(SPEC), {direction: knobs}).numbers(direction)
+def changed(direction: str = "forward", **knobs: int) -> Config:
+    return schedule(SPEC, plan_of(SPEC), {direction: knobs}).config(direction)
 
 
 TILES = dict(schedule(SPEC, plans(SPEC)[0]).forward)["TILES"]
-DEFAULT = {d: schedule(SPEC, plans(SPEC)[0]).numbers(d) for d in DIRECTIONS}
+DEFAULT = {d: schedule(SPEC, plans(SPEC)[0]).config(d) for d in DIRECTIONS}
 
 
 def keep(home: Path, *decisions: Decision) -> None:
@@ -90,9 +90,9 @@ def chosen(
     spec: OpSpec = SPEC,
     target: Target = H200,
     changes: Mapping[str, Mapping[str, int]] | None = None,
-) -> tuple[dict[str, Numbers], Mapping[str, str]]:
+) -> tuple[dict[str, Config], Mapping[str, str]]:
     first = candidates(spec, target, changes=changes, known=tables())[0]
-    return {d: first.schedule.numbers(d) for d in DIRECTIONS}, first.origins
+    return {d: first.schedule.config(d) for d in DIRECTIONS}, first.origins
 
 
 def run(*arguments: str) -> Result:
@@ -118,9 +118,9 @@ def us_of(direction: str) -> float:
 
 
 def tune(home: Path, plan: Plan, share: float, **options: Any) -> None:
-    """Keep numbers of both directions that took this share of what is predicted of the cheapest
+    """Keep configs of both directions that took this share of what is predicted of the cheapest
     plan.
     """
     for d in DIRECTIONS:
-        numbers = schedule(SPEC, plan).numbers(d)
-        keep(home, decide(SPEC, d, numbers, plan=plan, us=share * us_of(d), **options))
+        config = schedule(SPEC, plan).config(d)
+        keep(home, decide(SPEC, d, config, plan=plan, us=share * us_of(d), **options))

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sh2gen.schedule.space import Numbers
+from sh2gen.schedule.space import Config
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.tuning.records import Measurement
 from tests.fakes import Fakes, forward_points
@@ -25,13 +25,13 @@ def many(folder: Path) -> Fakes:
     """Twelve candidates that are right: 100 us, 88 us, 86 us, ..., of which the last is best."""
     points = forward_points(*MANY)
     fakes = Fakes(folder, {"forward": points})
-    for i, numbers in enumerate(points):
-        fakes.rule("forward", numbers, us=[100.0 if i == 0 else 90.0 - 2 * i])
+    for i, config in enumerate(points):
+        fakes.rule("forward", config, us=[100.0 if i == 0 else 90.0 - 2 * i])
     return fakes
 
 
-def of(lines: list[Measurement], numbers: Numbers) -> list[Measurement]:
-    return [line for line in lines if line.numbers == numbers]
+def of(lines: list[Measurement], config: Config) -> list[Measurement]:
+    return [line for line in lines if line.config == config]
 
 
 def start_tuning(folder: Path, home: Path) -> subprocess.Popen[bytes]:

@@ -77,12 +77,12 @@ def test_the_plan_that_is_chosen_is_the_best_or_nearly(cell: Cell) -> None:
 
 
 @pytest.mark.parametrize("cell", measured(), ids=lambda cell: "-".join(map(str, cell)))
-def test_the_grid_is_of_the_numbers_of_today(cell: Cell) -> None:
+def test_the_grid_is_of_the_configs_of_today(cell: Cell) -> None:
     """Else what was measured says nothing of what is chosen: run benchmarks/plans.py again."""
     for candidate in candidates(spec_of(cell), H200):
         one = measured()[cell][candidate.plan.name]
         for direction in DIRECTIONS:
-            assert one["numbers"][direction] == dict(candidate.schedule.numbers(direction))
+            assert one["config"][direction] == dict(candidate.schedule.config(direction))
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"

@@ -1,4 +1,4 @@
-"""Tuned numbers in `sh2gen compile` and `sh2gen explain`."""
+"""Tuned configs in `sh2gen compile` and `sh2gen explain`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.tuning.decisions import (
 pytestmark = pytest.mark.usefixtures("home")
 
 
-def test_compile_writes_tuned_numbers_and_says_where_they_are_from(
+def test_compile_writes_a_tuned_config_and_says_where_it_is_from(
     home: Path, op: str, tmp_path: Path
 ) -> None:
     keep(home, decide(SPEC, "forward", changed(TILES=4)))
@@ -47,8 +47,8 @@ def test_compile_writes_tuned_numbers_and_says_where_they_are_from(
     result = compiled(op, out)
     assert result.exit_code == 0, result.output
     rows = [" ".join(line.split()) for line in result.stdout.splitlines()]
-    assert f"numbers forward: {ON}; {TIME}" in rows
-    assert "numbers backward: default" in rows
+    assert f"config forward: {ON}; {TIME}" in rows
+    assert "config backward: default" in rows
     ((key, config),) = Operator(out / "small_conv.py").namespace.CONFIGS.items()
     assert key[1:] == (4, 4)
     assert config == {"forward": dict(changed(TILES=4)), "backward": dict(DEFAULT["backward"])}
@@ -61,13 +61,13 @@ def test_compile_and_explain_say_what_was_tuned_and_is_not_taken(
     home: Path, op: str, tmp_path: Path
 ) -> None:
     tune(home, SECOND, 1.5)
-    words = f"1.50x the cost, measured (of {NAMES[0]}: predicted); --plan {NAMES[1]} takes them"
+    words = f"1.50x the cost, measured (of {NAMES[0]}: predicted); --plan {NAMES[1]} takes it"
     result = compiled(op, tmp_path / "out")
     rows = [" ".join(line.split()) for line in result.stdout.splitlines()]
-    assert f"not taken tuned numbers of {NAMES[1]}: {words}" in rows
-    assert f"not taken: tuned numbers of {NAMES[1]}: {words}" in run("explain", op).stdout
+    assert f"not taken tuned config of {NAMES[1]}: {words}" in rows
+    assert f"not taken: tuned config of {NAMES[1]}: {words}" in run("explain", op).stdout
     (data,) = json.loads(compiled(op, tmp_path / "out", "--json").stdout)
-    assert data["not_taken"] == [f"tuned numbers of {NAMES[1]}: {words}"]
+    assert data["not_taken"] == [f"tuned config of {NAMES[1]}: {words}"]
     assert {c["plan"]: c["basis"] for c in data["candidates"]}[NAMES[1]] == "measured"
     result = compiled(op, tmp_path / "out", "--plan", NAMES[1])
     assert f"{ON}; " in result.stdout and "not taken" not in result.stdout
@@ -82,7 +82,7 @@ def test_tables_in_a_folder_of_their_own_are_read(op: str, tmp_path: Path) -> No
     assert "default" in compiled(op, tmp_path / "out").stdout
     result = compiled(op, tmp_path / "out", "--tables", str(folder))
     assert f"forward: {ON}; {TIME}" in result.stdout
-    assert f"forward numbers: {ON}" in run("explain", op, "--tables", str(folder)).stdout
+    assert f"forward config: {ON}" in run("explain", op, "--tables", str(folder)).stdout
     assert f"{ON}" in run("explain", op, "--miss", "--tables", str(folder)).stdout
     for verb in ("compile", "explain"):
         result = run(verb, op, "--tables", str(tmp_path / "none"))
@@ -153,7 +153,7 @@ ELSEWHERE = dataclasses.replace(SPEC, workloads=(Workload(batch=1, length=64),))
 
 @pytest.fixture
 def four(tmp_path: Path) -> str:
-    """A file of four workloads, for which together the package has numbers."""
+    """A file of four workloads, for which together the package has configs."""
     path = tmp_path / "small_conv.yaml"
     path.write_text(SIZED.to_yaml())
     package = tmp_path / "package" / "schedules" / "tuned"
@@ -163,12 +163,12 @@ def four(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_numbers_of_ones_own_that_are_not_taken_are_named_with_what_takes_them(
+def test_a_config_of_ones_own_that_is_not_taken_is_named_with_what_takes_it(
     home: Path, four: str, tmp_path: Path
 ) -> None:
     words = (
-        f"forward numbers of your own, {ON} for B=1 L=8192, here B=1 L=2048, 8192, 32768, 131072; "
-        "--length 8192 takes them"
+        f"forward config of your own, {ON} for B=1 L=8192, here B=1 L=2048, 8192, 32768, 131072; "
+        "--length 8192 takes it"
     )
     assert "of your own" not in compiled(four, tmp_path / "out").stdout
     keep(home, decide(ALONE, "forward", changed(TILES=4)))
@@ -187,7 +187,7 @@ def test_numbers_of_ones_own_that_are_not_taken_are_named_with_what_takes_them(
     ("own", "words"),
     [
         (decide(ELSEWHERE, "forward", changed(TILES=4)), ""),  # of no size that is wanted
-        (decide(ALONE, "forward", changed(TILES=8)), ""),  # the same numbers
+        (decide(ALONE, "forward", changed(TILES=8)), ""),  # the same config
         (decide(ALONE, "forward", changed(TILES=4), H100), ""),
         (
             decide(SIZED, "forward", changed(TILES=4), triton="2.0"),
@@ -204,7 +204,7 @@ def test_numbers_of_ones_own_that_are_not_taken_are_named_with_what_takes_them(
     ],
     ids=["elsewhere", "same", "gpu", "triton", "batches"],
 )
-def test_which_numbers_of_ones_own_are_named(
+def test_which_configs_of_ones_own_are_named(
     home: Path, four: str, own: Decision, words: str
 ) -> None:
     keep(home, own)
@@ -212,7 +212,9 @@ def test_which_numbers_of_ones_own_are_named(
     assert [line.endswith(words) for line in lines] == [True] * bool(words)
 
 
-def test_numbers_of_ones_own_for_all_workloads_leave_nothing_to_say(home: Path, four: str) -> None:
+def test_a_config_of_ones_own_for_all_workloads_leaves_nothing_to_say(
+    home: Path, four: str
+) -> None:
     keep(home, decide(ALONE, "forward", changed(TILES=4)))
     keep(home, decide(SIZED, "forward", changed(TILES=2)))
     first, *_ = found = candidates(SIZED, H200, known=tables())
@@ -259,7 +261,7 @@ def test_a_generated_file_has_its_own_sizes(op: str, tmp_path: Path) -> None:
 def test_what_the_page_tunes_is_what_it_compiles(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its two commands, where the package has numbers for the workloads of the file together."""
+    """Its two commands, where the package has configs for the workloads of the file together."""
     shutil.copytree(folder("schedules") / "tuned", tmp_path / "package" / "schedules" / "tuned")
     text = (folder("ops").parent / "docs" / "tuning.md").read_text()
     commands = re.findall(r"^sh2gen ((?:tune|compile) ops/hyena_se\S* --length 8192)$", text, re.M)
@@ -271,8 +273,7 @@ def test_what_the_page_tunes_is_what_it_compiles(
     monkeypatch.setattr("sh2gen.tuning.choose.triton_version", lambda: "3.6")
     plan = candidates(spec, H200)[0].plan
     points = {
-        d: [schedule(spec, plan, {d: {"TILES": n}}).numbers(d) for n in (2, 64)]
-        for d in DIRECTIONS
+        d: [schedule(spec, plan, {d: {"TILES": n}}).config(d) for n in (2, 64)] for d in DIRECTIONS
     }
     fakes = Fakes(tmp_path / "fakes", points, spec=spec)
     for direction, (_, best) in points.items():
@@ -287,9 +288,7 @@ def test_what_the_page_tunes_is_what_it_compiles(
     assert all("50.0 us at B=1 L=8192" in text for text in data["origins"].values())
     assert data["not_taken"] == []
     (data,) = json.loads(run("compile", "ops/hyena_se.yaml", *out).stdout)
-    assert [text.endswith("; --length 8192 takes them") for text in data["not_taken"]] == [
-        True
-    ] * 2
+    assert [text.endswith("; --length 8192 takes it") for text in data["not_taken"]] == [True] * 2
 
 
 @pytest.mark.parametrize("digits", [30, 400, 5000])

@@ -11,7 +11,7 @@ import pytest
 
 from sh2gen.lower import plans
 from sh2gen.schedule.config import DIRECTIONS, coupling, schedule
-from sh2gen.schedule.space import Numbers, search_space
+from sh2gen.schedule.space import Config, search_space
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.tuning import session
@@ -21,10 +21,10 @@ from tests.fakes import Fakes, named
 from tests.tuning.searches import MODAL
 
 
-def modal(folder: Path, spec: OpSpec = MODAL) -> tuple[Fakes, dict[str, dict[int, Numbers]]]:
+def modal(folder: Path, spec: OpSpec = MODAL) -> tuple[Fakes, dict[str, dict[int, Config]]]:
     """Forward is best alone with tiles of 512 steps, backward with 1024; together these are."""
     plan = plans(MODAL)[0]
-    tiles: dict[str, dict[int, Numbers]] = {}
+    tiles: dict[str, dict[int, Config]] = {}
     for direction in DIRECTIONS:
         points = search_space(MODAL, plan, direction).points
         firsts = {coupling(plan, point): point for point in reversed(points)}
@@ -46,10 +46,10 @@ def test_winners_agree_in_their_tiles_also_if_the_best_alone_do_not(tmp_path: Pa
     forward, backward = fakes.tune()
     assert forward.decision is not None and backward.decision is not None
     assert forward.result.winner == tiles["forward"][512]
-    assert forward.decision.numbers == tiles["forward"][1024]
-    assert backward.decision.numbers == tiles["backward"][1024]
-    numbers = {"forward": forward.decision.numbers, "backward": backward.decision.numbers}
-    schedule(MODAL, fakes.plan, {d: dict(found) for d, found in numbers.items()})  # is legal
+    assert forward.decision.config == tiles["forward"][1024]
+    assert backward.decision.config == tiles["backward"][1024]
+    configs = {"forward": forward.decision.config, "backward": backward.decision.config}
+    schedule(MODAL, fakes.plan, {d: dict(found) for d, found in configs.items()})  # is legal
     assert forward.decision.us == pytest.approx((85.0,))
 
 
@@ -76,9 +76,9 @@ def test_pairs_are_judged_as_searches_judge_and_raced(tmp_path: Path) -> None:
     for tuned in (forward, backward):
         assert tuned.decision is not None
         direction = tuned.task.direction
-        assert tuned.decision.numbers == tiles[direction][512]
+        assert tuned.decision.config == tiles[direction][512]
         assert tuned.decision.start_us == (20.0, 900.0)
-        raced = [job["numbers"] for job in fakes.jobs("time")][-42:]
+        raced = [job["config"] for job in fakes.jobs("time")][-42:]
         assert {named(n) for n in tiles[direction].values()} <= set(raced)
 
 
@@ -90,7 +90,7 @@ def test_an_interrupt_while_pairs_are_raced_keeps_the_tiles_of_the_start(
     raced: list[int] = []
 
     class Interrupting(Workbench):
-        def race(self, batch: Sequence[Numbers], *arguments: Any) -> Any:
+        def race(self, batch: Sequence[Config], *arguments: Any) -> Any:
             raced.append(len(batch))
             if len(raced) == 3:
                 raise KeyboardInterrupt
@@ -106,7 +106,7 @@ def test_an_interrupt_while_pairs_are_raced_keeps_the_tiles_of_the_start(
         assert [one.result.interrupted for one in found] == [True, True]
         for one in found:
             assert one.decision is not None and one.decision.effort.endswith("interrupted")
-            assert one.decision.numbers == tiles[one.task.direction][taken]
+            assert one.decision.config == tiles[one.task.direction][taken]
 
 
 @pytest.mark.parametrize("resume", [False, True])
@@ -118,14 +118,14 @@ def test_one_direction_alone_keeps_the_tiles_of_the_other(tmp_path: Path, resume
     starts = {direction: found[2048] for direction, found in tiles.items()}
     (forward,) = fakes.tune(directions=["forward"], starts=starts, resume=resume)
     assert forward.decision is not None
-    assert forward.decision.numbers == tiles["forward"][2048]
+    assert forward.decision.config == tiles["forward"][2048]
     assert set(forward.result.tried) == {tiles["forward"][2048]}
 
 
 def test_an_interrupt_before_backward_keeps_the_tiles_that_backward_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else the next file would have to leave the numbers of one direction out."""
+    """Else the next file would have to leave the config of one direction out."""
     fakes, tiles = modal(tmp_path)
 
     class Interrupting(Workbench):
@@ -138,7 +138,7 @@ def test_an_interrupt_before_backward_keeps_the_tiles_that_backward_has(
     (forward,) = fakes.tune()
     assert forward.result.interrupted and forward.result.winner == tiles["forward"][512]
     assert forward.decision is not None
-    assert forward.decision.numbers == tiles["forward"][2048]
+    assert forward.decision.config == tiles["forward"][2048]
 
 
 def test_a_start_beyond_the_search_space_is_timed_with_its_own_other_direction(
@@ -148,6 +148,6 @@ def test_a_start_beyond_the_search_space_is_timed_with_its_own_other_direction(
     fakes, _ = modal(tmp_path)
     small = {"SEGMENTS": 16, "BLOCK_T": 16}
     odd = schedule(MODAL, fakes.plan, dict.fromkeys(DIRECTIONS, small))
-    starts = {direction: odd.numbers(direction) for direction in DIRECTIONS}
+    starts = {direction: odd.config(direction) for direction in DIRECTIONS}
     forward, _ = fakes.tune(starts=starts)
     assert forward.result.tried[odd.forward].status is Status.OK

@@ -79,6 +79,7 @@ def test_a_line_of_the_first_version_is_read() -> None:
     old |= {"v": 1, "fields": {k: v for k, v in whole.items() if k not in ("op", "workloads")}}
     old["key"] |= {"templates": "7e" * 8, "spec": "00" * 32}
     del old["kernels"]
+    old["numbers"] = old.pop("config")
     assert Decision.from_line(json.dumps(old)) == dataclasses.replace(SHORT, kernels={})
     old["fields"]["filter"]["kind"] = "spiral"
     with pytest.raises(ValueError, match="fields describe no operator: "):
@@ -180,8 +181,8 @@ QUICK = [d for d in DECISIONS if [w.length for w in d.workloads] == [8192]]
 
 
 @pytest.mark.parametrize("decision", QUICK, ids=lambda d: f"{d.op}-{d.key.direction}")
-def test_shipped_numbers_are_of_the_kernels_of_today(decision: Decision) -> None:
-    """A change of what kernels do is measured anew, or its numbers go (`tables check`: all)."""
+def test_shipped_configs_are_of_the_kernels_of_today(decision: Decision) -> None:
+    """A change of what kernels do is measured anew, or its config goes (`tables check`: all)."""
     found = checked(decision)
     assert (found.verdict, found.detail) == (Verdict.SAME, ""), found
 
@@ -194,7 +195,7 @@ def test_every_tuned_operator_is_among_them() -> None:
 def test_compile_says_that_a_kernel_has_changed_since(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The numbers are taken all the same."""
+    """The config is taken all the same."""
     from sh2gen.api.compile import compile_operator
 
     write_decisions(tmp_path, [dataclasses.replace(SHORT, kernels={"forward": "00" * 8})])
@@ -203,7 +204,7 @@ def test_compile_says_that_a_kernel_has_changed_since(
     )
     options = {"target": H200, "verified": False, "write": False}
     changed = compile_operator(op, tables=tmp_path, **options).chosen
-    assert changed.schedule.forward == SHORT.numbers
+    assert changed.schedule.forward == SHORT.config
     assert changed.origins["forward"].endswith("; kernel changed since (`sh2gen tables check`)")
     same = compile_operator(op, **options).chosen
     assert not any("changed since" in origin for origin in same.origins.values())

@@ -16,7 +16,7 @@ from sh2gen.base.errors import CheckFailed, Sh2genError
 from sh2gen.lower import plans
 from sh2gen.plan.source import Source
 from sh2gen.schedule.config import schedule
-from sh2gen.schedule.space import Numbers
+from sh2gen.schedule.space import Config
 from sh2gen.tuning import lab
 from sh2gen.tuning.records import Status
 from sh2gen.tuning.search import Problem
@@ -100,16 +100,16 @@ BUILDS: list[tuple[dict[str, int], dict[str, Any], tuple[Status, str, str]]] = [
 ]
 
 
-def fates(folder: Path) -> tuple[Fakes, dict[Numbers, tuple[Status, str, str]]]:
+def fates(folder: Path) -> tuple[Fakes, dict[Config, tuple[Status, str, str]]]:
     points = forward_points(*(knobs for knobs, _, _ in (*FATES, *BUILDS)))
     fakes = Fakes(folder, {"forward": points})
     expected = {}
-    for numbers, (_, rule, fate) in zip(points[1:], FATES, strict=False):
-        fakes.rule("forward", numbers, **rule)
-        expected[numbers] = fate
-    for numbers, (_, _, fate) in zip(points[1 + len(FATES) :], BUILDS, strict=True):
-        fakes.rule("forward", numbers, us=[1.0])
-        expected[numbers] = fate
+    for config, (_, rule, fate) in zip(points[1:], FATES, strict=False):
+        fakes.rule("forward", config, **rule)
+        expected[config] = fate
+    for config, (_, _, fate) in zip(points[1 + len(FATES) :], BUILDS, strict=True):
+        fakes.rule("forward", config, us=[1.0])
+        expected[config] = fate
 
     def build(job: dict[str, Any]) -> dict[str, Any]:
         if job["name"].endswith("_forward"):
@@ -133,17 +133,17 @@ def test_whatever_becomes_of_candidates_the_best_right_one_wins(
     (tuned,) = fakes.tune()
     best = next(n for n, (status, _, _) in expected.items() if status is Status.OK)
     start, second, best, *_ = fakes.points["forward"]
-    assert tuned.decision is not None and tuned.decision.numbers == best
+    assert tuned.decision is not None and tuned.decision.config == best
     assert tuned.result.winner == best and not tuned.result.interrupted
     lines = fakes.lines()
-    for numbers, (status, stage, text) in expected.items():
-        last = of(lines, numbers)[-1]
-        assert (last.status, last.stage) == (status, stage), named(numbers)
+    for config, (status, stage, text) in expected.items():
+        last = of(lines, config)[-1]
+        assert (last.status, last.stage) == (status, stage), named(config)
         assert text in last.detail
         assert (last.us is None) == (status is not Status.OK)
         assert last.workload == (SPEC.workloads[0] if last.us else None)
-    for numbers in (start, second, best):  # a line a stage
-        assert [line.stage for line in of(lines, numbers)] == ["quick", "final"]
+    for config in (start, second, best):  # a line a stage
+        assert [line.stage for line in of(lines, config)] == ["quick", "final"]
     (constraint,) = of(lines, ())
     assert (constraint.status, constraint.count) == (Status.CONSTRAINT, 7)
     assert constraint.detail == f"{FEW.that}: {FEW.because}"
@@ -158,15 +158,15 @@ def test_whatever_becomes_of_candidates_the_best_right_one_wins(
     }
     # What was not right was never timed, and a process that failed or broke had no other job.
     jobs = fakes.jobs()
-    timed = {job["numbers"] for job in jobs if job["do"] == "time"}
+    timed = {job["config"] for job in jobs if job["do"] == "time"}
     wrong = [n for n, (status, stage, _) in expected.items() if stage in ("verify", "build")]
     assert not timed & set(map(named, wrong))
-    built = {job["numbers"] for job in jobs if job["do"] == "verify"}
+    built = {job["config"] for job in jobs if job["do"] == "verify"}
     assert not built & {named(n) for n, (_, stage, _) in expected.items() if stage == "build"}
-    for numbers, rule in fakes.rules["forward"].items():
+    for config, rule in fakes.rules["forward"].items():
         fatal = [rule.get("verify"), rule.get("time")]
         if any(f in ("hang", "die", "garbage") or "broken" in (f or ()) for f in fatal):
-            at = max(i for i, job in enumerate(jobs) if job["numbers"] == numbers)
+            at = max(i for i, job in enumerate(jobs) if job["config"] == config)
             assert jobs[at]["pid"] not in {job["pid"] for job in jobs[at + 1 :]}, rule
     assert len({job["pid"] for job in jobs}) == 1 + 6
 
@@ -189,7 +189,7 @@ def test_of_equal_binaries_one_is_timed_and_the_start_always(tmp_path: Path) -> 
     assert [tuned.result.tried[point].status for point in points] == ["ok", "same", "ok", "ok"]
     (same,) = of(fakes.lines("backward"), points[1])
     assert same.stage == "build" and same.detail == f"as {named(points[2])}"
-    assert named(points[1]) not in {job["numbers"] for job in fakes.jobs("verify")}
+    assert named(points[1]) not in {job["config"] for job in fakes.jobs("verify")}
     assert tuned.decision is not None and tuned.decision.start_us == (100.0,)
 
 
@@ -229,7 +229,7 @@ def test_what_the_machine_fails_at_is_said_once_and_tried_again(tmp_path: Path) 
     full = False
     (again,) = fakes.tune(resume=True)
     assert again.to_dict()["tried"] == {"ok": 12}
-    assert again.decision is not None and again.decision.numbers == points[-1]
+    assert again.decision is not None and again.decision.config == points[-1]
 
 
 def test_finalists_of_an_earlier_search_that_cannot_be_written_end_nothing(
@@ -254,7 +254,7 @@ def test_finalists_of_an_earlier_search_that_cannot_be_written_end_nothing(
     (tuned,) = fakes.tune(resume=True)
     assert all(one.no_verdict for n, one in tuned.result.final.items() if n != tuned.problem.start)
     assert len(tuned.result.final) == 7 and tuned.decision is not None
-    assert tuned.decision.numbers == tuned.problem.start
+    assert tuned.decision.config == tuned.problem.start
 
 
 def test_a_kernel_that_the_machine_failed_to_build_is_built_for_the_next(tmp_path: Path) -> None:
@@ -281,17 +281,17 @@ def test_what_hangs_costs_little_of_the_budget(
     fakes = many(tmp_path)
     points = fakes.points["forward"]
     hanging = points[:1] if first else points[3:6]
-    for numbers in hanging:
-        fakes.rule("forward", numbers, verify="hang")
+    for config in hanging:
+        fakes.rule("forward", config, verify="hang")
     begin = time.monotonic()
     (tuned,) = fakes.tune(budget=1.0 if first else 60.0)
     assert time.monotonic() - begin < 10
     limit = "0.4" if first else "0.3"
-    for numbers in hanging:
-        outcome = tuned.result.tried[numbers]
+    for config in hanging:
+        outcome = tuned.result.tried[config]
         assert outcome.status is Status.TIMEOUT
         assert outcome.detail == f"verify was at it after {limit} s"
-    assert tuned.decision is not None and tuned.decision.numbers == points[-1]
+    assert tuned.decision is not None and tuned.decision.config == points[-1]
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_the_time_of_day_does_not_matter(tmp_path: Path, monkeypatch: pytest.Mon
     begin = time.monotonic()
     (tuned,) = fakes.tune(budget=300.0)
     assert tuned.decision is not None
-    assert tuned.decision.numbers == fakes.points["forward"][-1]
+    assert tuned.decision.config == fakes.points["forward"][-1]
     assert len(tuned.result.tried) == 12
     assert 0 < tuned.result.seconds <= time.monotonic() - begin
     assert all(0 <= line.seconds < 300 for line in fakes.lines())
@@ -394,7 +394,7 @@ def test_finalists_that_are_not_built_in_time_are_left_out(tmp_path: Path) -> No
     forward, backward = fakes.tune(budget=1.0, resume=True)
     assert forward.result.seconds < 3.0
     assert set(forward.result.final) == {start} and forward.decision is not None
-    assert forward.decision.numbers == start and set(forward.result.tried) == {start, *others}
+    assert forward.decision.config == start and set(forward.result.tried) == {start, *others}
     assert len(begun) == 4 and backward.decision is not None
 
 
@@ -406,4 +406,4 @@ def test_what_are_no_times_is_a_failure_of_the_candidate(us: list[float], tmp_pa
     (tuned,) = fakes.tune()
     assert tuned.result.tried[strange].status is Status.RUNTIME
     assert "no times" in tuned.result.tried[strange].detail
-    assert tuned.decision is not None and tuned.decision.numbers == fakes.points["forward"][-1]
+    assert tuned.decision is not None and tuned.decision.config == fakes.points["forward"][-1]

@@ -92,9 +92,9 @@ def locked(op: str, tmp_path: Path) -> Path:
     return path
 
 
-def test_no_numbers_are_given_beside_a_lock_file(op: str, tmp_path: Path, locked: Path) -> None:
+def test_no_config_is_given_beside_a_lock_file(op: str, tmp_path: Path, locked: Path) -> None:
     result = compiled(op, tmp_path / "none", "--locked", str(locked), "--set=forward.TILES=4")
-    assert result.exit_code == 2 and f"error[C006]: {locked} pins the numbers" in result.stderr
+    assert result.exit_code == 2 and f"error[C006]: {locked} pins the configs" in result.stderr
     assert not (tmp_path / "none").exists()
 
 
@@ -162,10 +162,10 @@ def test_explain_of_a_job_that_is_pinned(home: Path, op: str, tmp_path: Path) ->
     keep(home, decide(SPEC, "forward", changed(TILES=16)))
     result = run("explain", op, "--locked", lock)
     assert result.exit_code == 0 and result.stderr == ""
-    assert f"forward numbers: pinned by {lock}" in result.stdout and "TILES=4" in result.stdout
+    assert f"forward config: pinned by {lock}" in result.stdout and "TILES=4" in result.stdout
     digest = json.loads(Path(lock).read_text())["schedules"][0]["kernels"]
     Path(lock).write_text(Path(lock).read_text().replace(digest, "00" * 8))
-    assert "of other text: numbers are as pinned" in run("explain", op, "--locked", lock).stderr
+    assert "of other text: configs are as pinned" in run("explain", op, "--locked", lock).stderr
     for other in ("--miss", "--set=forward.TILES=8", f"--tables={tmp_path}"):
         result = run("explain", op, "--locked", lock, other)
         assert result.exit_code == 2 and "error[C006]" in result.stderr

@@ -37,9 +37,7 @@ FFT = LockEntry(
 )
 WORDS = ("ROWS", "TILES", "num_warps")
 
-numbers = st.dictionaries(st.sampled_from(WORDS), st.integers(0, 9)).map(
-    lambda d: tuple(d.items())
-)
+config = st.dictionaries(st.sampled_from(WORDS), st.integers(0, 9)).map(lambda d: tuple(d.items()))
 entries = st.lists(
     st.builds(
         LockEntry,
@@ -47,8 +45,8 @@ entries = st.lists(
         digest=st.sampled_from(("1e5", "00", "ff")),
         kernels=st.sampled_from(("1e5", "00")),
         plan=st.text(max_size=9),
-        forward=numbers,
-        backward=numbers,
+        forward=config,
+        backward=config,
     ),
     max_size=5,
     unique_by=lambda e: (e.op, e.digest),
@@ -95,10 +93,10 @@ def test_the_entry_of_an_operator_is_found(tmp_path: Path) -> None:
     pinned = (FFT, MR)
     assert locked_entry(path, pinned, "hyena_mr", MR.digest) == MR
     assert locked_entry(path, pinned, "mine", MR.digest) == MR
-    twin = dataclasses.replace(MR, op="mine", forward=(("ROWS", 64),))
-    assert locked_entry(path, (MR, twin), "mine", MR.digest) == twin
-    assert locked_entry(path, (MR, twin), "hyena_mr", MR.digest) == MR
-    assert MR.numbers("forward") == MR.forward and MR.numbers("backward") == MR.backward
+    other = dataclasses.replace(MR, op="mine", forward=(("ROWS", 64),))
+    assert locked_entry(path, (MR, other), "mine", MR.digest) == other
+    assert locked_entry(path, (MR, other), "hyena_mr", MR.digest) == MR
+    assert MR.config("forward") == MR.forward and MR.config("backward") == MR.backward
 
 
 def test_an_operator_that_is_not_pinned_is_named(tmp_path: Path) -> None:

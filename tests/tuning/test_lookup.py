@@ -223,19 +223,19 @@ def test_of_other_operators_there_are_lines_only_if_of_this_one_there_is_nothing
     assert line.endswith("; 2 more") and line.count(";") == 3
 
 
-def test_numbers_that_are_not_legal_here_do_not_serve() -> None:
-    def legal(numbers: Any) -> bool:
-        return dict(numbers)["ROWS"] <= 32
+def test_a_config_that_is_not_legal_here_does_not_serve() -> None:
+    def legal(config: Any) -> bool:
+        return dict(config)["ROWS"] <= 32
 
     near, far = decide(rows=64), decide(triton="3.5")
     assert found([near, far], want(legal=legal)).decision == far
     assert find([near], want(legal=legal), H200) is None
     assert misses([near], want(legal=legal), H200)[0].endswith(
-        "excluded by numbers that are not legal here"
+        "excluded by a config that is not legal here"
     )
 
-    def never(numbers: Any) -> bool:
-        raise AssertionError("numbers of another plan mean nothing here")
+    def never(config: Any) -> bool:
+        raise AssertionError("a config of another plan means nothing here")
 
     assert find([decide(plan="direct/BDL")], want(legal=never), H200) is None
 
@@ -296,7 +296,7 @@ def test_the_distance_of_workloads_is_a_mean_of_the_nearest() -> None:
         assert found([first, second], wanted).decision == first
 
 
-def test_numbers_for_the_nearest_size_alone_go_before_those_for_more_sizes() -> None:
+def test_a_config_for_the_nearest_size_alone_goes_before_one_for_more_sizes() -> None:
     """However new the latter are: they had to be good for sizes that are far from here too."""
     sizes = [Workload(batch=1, length=n) for n in (2048, 8192, 32768, 131072)]
     alone = decide(workloads=(sizes[3],))

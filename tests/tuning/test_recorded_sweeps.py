@@ -18,7 +18,7 @@ from sh2gen.base.resources import folder
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
 from sh2gen.schedule.config import schedule
-from sh2gen.schedule.space import Numbers
+from sh2gen.schedule.space import Config
 from sh2gen.spec.decode import load_spec
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
@@ -64,7 +64,7 @@ def at(name: str, length: int) -> tuple[Problem, Sweep]:
     whole, spec, plan = today(name)
     sweep = whole.of(workload)
     direction = sweep.header.key.direction
-    start = schedule(spec, plan).numbers(direction)  # nobody has tuned yet
+    start = schedule(spec, plan).config(direction)  # nobody has tuned yet
     assert start in sweep.outcomes
     points = tuple(sweep.outcomes)
     return problem(spec, plan, direction, (workload,), target("H200"), start, points), sweep
@@ -194,11 +194,11 @@ class Interrupted(Replay):
 
     left = 0
 
-    def evaluate(self, source: Iterator[Numbers], deadline: float) -> Iterator[Any]:
+    def evaluate(self, source: Iterator[Config], deadline: float) -> Iterator[Any]:
         return self.some(super().evaluate(source, deadline))
 
     def race(
-        self, batch: Sequence[Numbers], rounds: int, stage: str, deadline: float
+        self, batch: Sequence[Config], rounds: int, stage: str, deadline: float
     ) -> Iterator[Any]:
         return self.some(super().race(batch, rounds, stage, deadline))
 
@@ -215,7 +215,7 @@ def test_an_interrupted_search_does_not_replace_a_schedule_by_a_slower_one(name:
     """By brief times alone it would, by one that takes 6 % longer."""
     found, sweep = at(name, 8192)
     bounds = sweep.header.bounds
-    best = min(sweep.outcomes, key=lambda numbers: score(sweep.outcomes[numbers], bounds))
+    best = min(sweep.outcomes, key=lambda config: score(sweep.outcomes[config], bounds))
     for seed, start in itertools.product(range(20), (found.start, best)):
         lab = Interrupted(sweep.outcomes, bounds, seed=seed)
         lab.left = (3, 10, 20, 40, 60)[seed % 5]

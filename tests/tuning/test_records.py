@@ -45,7 +45,7 @@ ONE = Measurement(
     key=KEY,
     text="7e" * 8,
     op="hyena_mr",
-    numbers=(("ROWS", 32), ("BLOCK_T", 64), ("num_warps", 4)),
+    config=(("ROWS", 32), ("BLOCK_T", 64), ("num_warps", 4)),
     workload=Workload(batch=1, length=8192),
     workloads=(Workload(batch=1, length=8192), Workload(batch=2, length=65536)),
     status=Status.OK,
@@ -84,7 +84,7 @@ measurements = st.builds(
     ),
     text=texts,
     op=texts,
-    numbers=st.dictionaries(texts, whole).map(lambda d: tuple(d.items())),
+    config=st.dictionaries(texts, whole).map(lambda d: tuple(d.items())),
     workload=st.none() | workloads,
     workloads=st.lists(workloads, max_size=3).map(tuple),
     status=st.sampled_from(Status),
@@ -110,9 +110,9 @@ def test_a_line_gives_back_what_was_written(measurement: Measurement) -> None:
 
 def test_a_line_is_readable() -> None:
     values = json.loads(ONE.to_line())
-    assert next(iter(values)) == "v" and values["v"] == 2
+    assert next(iter(values)) == "v" and values["v"] == 3
     assert values["status"] == "ok" and values["workload"] == {"batch": 1, "length": 8192}
-    assert values["numbers"] == {"ROWS": 32, "BLOCK_T": 64, "num_warps": 4}
+    assert values["config"] == {"ROWS": 32, "BLOCK_T": 64, "num_warps": 4}
     assert values["key"]["gpu"] == "NVIDIA H200"
     assert hash(ONE) == hash(change())
 
@@ -124,12 +124,22 @@ def test_a_field_with_a_default_may_be_absent() -> None:
     assert found == change(built=None, workloads=()) and found.count == 1
 
 
+def test_a_line_that_calls_its_config_numbers_is_read() -> None:
+    """As lines of version 2 do, and only they."""
+    old = ONE.to_line().replace('"v": 3', '"v": 2')
+    assert Measurement.from_line(old.replace('"config": {', '"numbers": {')) == ONE
+    with pytest.raises(ValueError, match='unknown field "config"'):
+        Measurement.from_line(old)
+    with pytest.raises(ValueError, match='unknown field "numbers"'):
+        Measurement.from_line(ONE.to_line().replace('"config": {', '"numbers": {'))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ('"v": 2', '"v": 1', "v must be 2, not 1: another version of sh2gen"),
-        ('"v": 2', '"v": true', "v must be 2, not true"),
-        ('"v": 2, ', "", "v must be 2, not null"),
+        ('"v": 3', '"v": 1', "v must be 3, not 1: another version of sh2gen"),
+        ('"v": 3', '"v": true', "v must be 3, not true"),
+        ('"v": 3, ', "", "v must be 3, not null"),
         ('"op": "hyena_mr", ', "", "op is missing"),
         ('"gpu": "NVIDIA H200", ', "", "key.gpu is missing"),
         ('"direction": "backward"', '"direction": "up"', "forward or backward, not 'up'"),
@@ -150,8 +160,8 @@ def test_a_field_with_a_default_may_be_absent() -> None:
         ("10.5, ", "", "us must have 3 items, not 2"),
         ('"spills": 0', '"spills": -1e999', "built.spills must be finite"),
         ('"seconds": 1.5', f'"seconds": 1{"0" * 400}', "seconds must be less than 2**64"),
-        ('"ROWS": 32', '"ROWS": "32"', "numbers.ROWS must be a whole number"),
-        ('{"ROWS": 32, "BLOCK_T": 64, "num_warps": 4}', "[]", "numbers must be an object"),
+        ('"ROWS": 32', '"ROWS": "32"', "config.ROWS must be a whole number"),
+        ('{"ROWS": 32, "BLOCK_T": 64, "num_warps": 4}', "[]", "config must be an object"),
         ('"batch": 1', '"batch": 0', "a workload must be at least 1 x 1, not 0 x 8192"),
         ('"torch": "2.11.0"', '"torch": 2.11', "versions.torch must be a text"),
         ("}", "", "Expecting"),
@@ -226,14 +236,14 @@ def test_a_whole_line_without_its_newline_counts(tmp_path: Path) -> None:
 def test_garbage_in_the_middle_is_skipped_and_named(tmp_path: Path) -> None:
     log = Log(tmp_path / "log.jsonl")
     line = ONE.to_line().encode() + b"\n"
-    newer = line.replace(b'"v": 2', b'"v": 9')
+    newer = line.replace(b'"v": 3', b'"v": 9')
     log.path.write_bytes(line + b"\xff\xfe\n" + b"garbage\n\n" + newer + b"\0\0\0\n" + line)
     found, damages = log.read()
     assert found == (ONE, ONE)
     assert [(d.line, d.reason) for d in damages] == [
         (2, "not UTF-8 text"),
         (3, "not JSON: Expecting value in column 1"),
-        (5, "v must be 2, not 9: another version of sh2gen"),
+        (5, "v must be 3, not 9: another version of sh2gen"),
         (6, "not JSON: Expecting value in column 1"),
     ]
     assert str(damages[0]) == f"{log.path}:2: not UTF-8 text"
@@ -247,7 +257,7 @@ def append_many(path: Path, first: int) -> None:
 
 def test_two_processes_append_to_one_log(tmp_path: Path) -> None:
     log = Log(tmp_path / "log.jsonl")
-    log.path.write_bytes(b'{"v": 2, "to')  # that it was torn is seen once
+    log.path.write_bytes(b'{"v": 3, "to')  # that it was torn is seen once
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=append_many, args=(log.path, n)) for n in (0, 1000)]
     for worker in workers:

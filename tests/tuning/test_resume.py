@@ -28,9 +28,9 @@ def test_what_is_known_is_not_asked_for_again_but_finalists_are_verified(tmp_pat
     known, before = first.result.tried, len(fakes.lines())
     fakes.forget()
     (again,) = fakes.tune(resume=True)
-    assert again.decision is not None and again.decision.numbers == points[-1]
+    assert again.decision is not None and again.decision.config == points[-1]
     finalists = {named(n) for n in again.result.final}
-    verified = [job["numbers"] for job in fakes.jobs("verify")]
+    verified = [job["config"] for job in fakes.jobs("verify")]
     # What failed on the GPU is tried again: it may have been the GPU.
     assert sorted(verified) == sorted({*finalists, named(points[5])}) and len(finalists) == 7
     assert set(again.result.tried) == set(known)
@@ -49,7 +49,7 @@ def test_a_finalist_that_is_wrong_by_now_does_not_win(tmp_path: Path) -> None:
     fakes.tune()
     fakes.rule("forward", points[-1], verify={"status": "wrong", "detail": "y"})
     (again,) = fakes.tune(resume=True)
-    assert again.decision is not None and again.decision.numbers == points[-2]
+    assert again.decision is not None and again.decision.config == points[-2]
     assert of(fakes.lines(), points[-1])[-1].status is Status.WRONG
 
 
@@ -70,7 +70,7 @@ def test_finalists_of_an_earlier_search_are_built_side_by_side(tmp_path: Path) -
 
 
 def few_channels(folder: Path) -> Fakes:
-    """Three candidates of an operator whose launchers cut sequences into spans."""
+    """Three candidates of an operator whose launchers cut sequences into splits."""
     few = dataclasses.replace(
         MODAL, channels=64, filter=dataclasses.replace(MODAL.filter, groups=64)
     )
@@ -83,7 +83,7 @@ def resumed(fakes: Fakes, *workloads: Workload) -> tuple[set[str], Tuned]:
     """What is verified of a set of workloads after searches of others, and the search."""
     fakes.spec = dataclasses.replace(fakes.spec, workloads=workloads)
     (tuned,) = fakes.tune(resume=True, decide=False)
-    verified = {job["numbers"] for job in fakes.jobs("verify")}
+    verified = {job["config"] for job in fakes.jobs("verify")}
     fakes.forget()
     return verified, tuned
 
@@ -92,13 +92,13 @@ SMALL, LARGE = Workload(batch=1, length=2048), Workload(batch=8, length=65536)
 
 
 def test_times_of_a_file_for_other_batches_are_not_known(tmp_path: Path) -> None:
-    """Into how many spans a sequence is cut is decided by the least batch that a file is for, so
-    the same numbers launch something else at the same workload.
+    """Into how many splits a sequence is cut is decided by the least batch that a file is for, so
+    the same config launches something else at the same workload.
     """
     fakes = few_channels(tmp_path)
-    numbers = schedule(fakes.spec, fakes.plan)
+    made = schedule(fakes.spec, fakes.plan)
     files = {
-        lab.emit(dataclasses.replace(fakes.spec, workloads=sizes), fakes.plan, numbers).text
+        lab.emit(dataclasses.replace(fakes.spec, workloads=sizes), fakes.plan, made).text
         for sizes in ((SMALL, LARGE), (LARGE,))
     }
     assert len(files) == 2
@@ -169,16 +169,16 @@ def test_a_search_that_is_killed_is_resumed(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     assert fakes.log.path.read_bytes().endswith(b"\n")
-    found = {line.numbers for line in fakes.lines() if line.status is Status.OK}
-    judged = {job["numbers"] for job in fakes.jobs("time")}
+    found = {line.config for line in fakes.lines() if line.status is Status.OK}
+    judged = {job["config"] for job in fakes.jobs("time")}
     assert 5 <= len(found) < 12 and len(judged - set(map(named, found))) <= 1
     fakes.forget()
     del fakes.rules["pause"]
     (tuned,) = fakes.tune(resume=True)
     assert tuned.decision is not None
-    assert tuned.decision.numbers == fakes.points["forward"][-1]
+    assert tuned.decision.config == fakes.points["forward"][-1]
     assert set(tuned.result.tried) == set(fakes.points["forward"])
-    verified = {job["numbers"] for job in fakes.jobs("verify")}
+    verified = {job["config"] for job in fakes.jobs("verify")}
     again = verified & {named(n) for n in found}
     assert again <= {named(n) for n in tuned.result.final}
 
@@ -202,8 +202,8 @@ def test_two_searches_write_one_log(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     lines = one.lines()  # none of them damaged
-    for numbers in one.points["forward"]:
-        assert [line.stage for line in of(lines, numbers)].count("quick") == 2
+    for config in one.points["forward"]:
+        assert [line.stage for line in of(lines, config)].count("quick") == 2
     assert [line.stage for line in lines].count("final") == 2 * 7
 
 
@@ -215,4 +215,4 @@ def test_failures_at_other_workloads_are_tried_again(tmp_path: Path) -> None:
     assert first.result.tried[best].status is Status.MEMORY
     fakes.rules["forward"][named(best)].pop("verify")
     (again,) = fakes.tune(resume=True)
-    assert again.decision is not None and again.decision.numbers == best
+    assert again.decision is not None and again.decision.config == best

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sh2gen.schedule.space import Numbers
+from sh2gen.schedule.space import Config
 from sh2gen.tuning.records import Status
 from sh2gen.tuning.search import (
     EFFORTS,
@@ -46,12 +46,12 @@ class Landscape:
     """A problem, and what becomes of each of its points."""
 
     problem: Problem
-    outcomes: dict[Numbers, Outcome]
+    outcomes: dict[Config, Outcome]
 
     def replay(self, seed: int = 0) -> Replay:
         return Replay(self.outcomes, BOUND, seed=seed)
 
-    def ratio(self, winner: Numbers) -> float:
+    def ratio(self, winner: Config) -> float:
         """How much slower it is than the best there is."""
         best = min(score(outcome, BOUND) for outcome in self.outcomes.values())
         return score(self.outcomes[winner], BOUND) / best
@@ -78,13 +78,13 @@ def landscape(seed: int, failing: float = 0.15, error: float = 0.25) -> Landscap
     sizes = (5, 5, 4, 3)
     optimum = [chance.uniform(0, size - 1) for size in sizes]
     sharp = [chance.uniform(0.01, 0.25) for _ in sizes]
-    points: list[Numbers] = [
+    points: list[Config] = [
         tuple(zip("ABCD", (1 << e for e in exponents), strict=True))
         for exponents in itertools.product(*map(range, sizes))
     ]
     start = chance.choice(points)
-    outcomes: dict[Numbers, Outcome] = {}
-    predicted: dict[Numbers, float] = {}
+    outcomes: dict[Config, Outcome] = {}
+    predicted: dict[Config, float] = {}
     for point in points:
         offsets = (math.log2(value) - at for (_, value), at in zip(point, optimum, strict=True))
         cost = 1.15 * math.exp(sum(k * d * d for k, d in zip(sharp, offsets, strict=True)))
@@ -102,7 +102,7 @@ def landscape(seed: int, failing: float = 0.15, error: float = 0.25) -> Landscap
 
 def line(*times: float | Outcome, start: int = 0, floors: Sequence[float] = ()) -> Landscape:
     """Points on one knob, by their times or what becomes of them; predictions know the order."""
-    points: list[Numbers] = [(("A", 1 << i),) for i in range(len(times))]
+    points: list[Config] = [(("A", 1 << i),) for i in range(len(times))]
     outcomes = {
         point: one if isinstance(one, Outcome) else right(one)
         for point, one in zip(points, times, strict=True)
@@ -254,25 +254,25 @@ class Watched:
         self.replay = here.replay()
         self.stop = stop
         self.bounds = self.replay.bounds
-        self.asked: list[Numbers] = []
-        self.raced: list[tuple[str, int, tuple[Numbers, ...]]] = []
+        self.asked: list[Config] = []
+        self.raced: list[tuple[str, int, tuple[Config, ...]]] = []
 
     def now(self) -> float:
         return self.replay.now()
 
     def evaluate(
-        self, source: Iterator[Numbers], deadline: float
-    ) -> Iterator[tuple[Numbers, Outcome]]:
-        def watched() -> Iterator[Numbers]:
-            for numbers in source:
-                self.asked.append(numbers)
-                yield numbers
+        self, source: Iterator[Config], deadline: float
+    ) -> Iterator[tuple[Config, Outcome]]:
+        def watched() -> Iterator[Config]:
+            for config in source:
+                self.asked.append(config)
+                yield config
 
         return self.until("evaluate", self.replay.evaluate(watched(), deadline))
 
     def race(
-        self, batch: Sequence[Numbers], rounds: int, stage: str, deadline: float
-    ) -> Iterator[Mapping[Numbers, Outcome]]:
+        self, batch: Sequence[Config], rounds: int, stage: str, deadline: float
+    ) -> Iterator[Mapping[Config, Outcome]]:
         self.raced.append((stage, rounds, tuple(batch)))
         return self.until(stage, self.replay.race(batch, rounds, stage, deadline))
 
@@ -306,7 +306,7 @@ def test_what_is_known_is_not_tried_again() -> None:
     here = landscape(7)
     first = run(here, MEASURE)
     lab = Watched(here)
-    noted: list[Numbers] = []
+    noted: list[Config] = []
     again = search(
         here.problem, lab, MEASURE, known=first.tried, note=lambda n, o, t: noted.append(n)
     )
@@ -347,11 +347,11 @@ def test_the_budget_is_kept(seed: int, strategy: Strategy, budget: float) -> Non
 # ---- interrupts ---------------------------------------------------------------------------------
 
 
-def interrupted_in_note(count: int) -> Callable[[Numbers, Outcome, Any], None]:
-    noted: list[Numbers] = []
+def interrupted_in_note(count: int) -> Callable[[Config, Outcome, Any], None]:
+    noted: list[Config] = []
 
-    def note(numbers: Numbers, outcome: Outcome, tried: Any) -> None:
-        noted.append(numbers)
+    def note(config: Config, outcome: Outcome, tried: Any) -> None:
+        noted.append(config)
         if len(noted) == count:
             raise KeyboardInterrupt
 
@@ -434,8 +434,8 @@ def test_finalists_that_fail_leave_the_rest() -> None:
 
     class Breaking(Watched):
         def race(
-            self, batch: Sequence[Numbers], rounds: int, stage: str, deadline: float
-        ) -> Iterator[Mapping[Numbers, Outcome]]:
+            self, batch: Sequence[Config], rounds: int, stage: str, deadline: float
+        ) -> Iterator[Mapping[Config, Outcome]]:
             failed = dataclasses.replace(bad(Status.RUNTIME), stage=stage)
             yield dict.fromkeys(batch, failed)
 
@@ -450,8 +450,8 @@ def test_other_errors_are_not_hidden() -> None:
 
     class Broken(Watched):
         def evaluate(
-            self, source: Iterator[Numbers], deadline: float
-        ) -> Iterator[tuple[Numbers, Outcome]]:
+            self, source: Iterator[Config], deadline: float
+        ) -> Iterator[tuple[Config, Outcome]]:
             raise OSError("no")
 
     with pytest.raises(OSError, match="no"):
@@ -464,11 +464,11 @@ def test_a_start_that_was_not_timed_stays() -> None:
 
     class Interrupting(Watched):
         def evaluate(
-            self, source: Iterator[Numbers], deadline: float
-        ) -> Iterator[tuple[Numbers, Outcome]]:
-            for numbers, outcome in super().evaluate(source, deadline):
-                if numbers != here.problem.start:
-                    yield numbers, outcome
+            self, source: Iterator[Config], deadline: float
+        ) -> Iterator[tuple[Config, Outcome]]:
+            for config, outcome in super().evaluate(source, deadline):
+                if config != here.problem.start:
+                    yield config, outcome
             raise KeyboardInterrupt
 
     result = search(here.problem, Interrupting(here), ALL)

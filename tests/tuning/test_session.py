@@ -17,7 +17,7 @@ import pytest
 from sh2gen.api.tune import _kept
 from sh2gen.lower import plans
 from sh2gen.schedule.config import DIRECTIONS, schedule
-from sh2gen.schedule.space import Numbers
+from sh2gen.schedule.space import Config
 from sh2gen.spec.language import Workload
 from sh2gen.tuning import records, session
 from sh2gen.tuning.decide import Tuned
@@ -34,7 +34,7 @@ def test_a_decision_says_what_it_was_decided_by(tmp_path: Path) -> None:
     (tuned,) = fakes.tune()
     decision = tuned.decision
     assert decision is not None
-    assert decision.numbers == points[-1] and decision.start == points[0]
+    assert decision.config == points[-1] and decision.start == points[0]
     assert decision.us == pytest.approx((68.0,)) and decision.start_us == pytest.approx((100.0,))
     assert decision.bound_us == (50.0,)
     assert decision.low[0] <= decision.us[0] <= decision.high[0]
@@ -52,7 +52,7 @@ def test_the_start_is_decided_for_if_it_is_as_good(tmp_path: Path) -> None:
     fakes.rule("forward", points[1], us=[101.0])
     (tuned,) = fakes.tune()
     assert tuned.decision is not None
-    assert tuned.decision.numbers == tuned.decision.start == points[0]
+    assert tuned.decision.config == tuned.decision.start == points[0]
 
 
 def test_a_start_that_fails_is_named_and_has_no_time(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_start_that_fails_is_named_and_has_no_time(tmp_path: Path) -> None:
     fakes.rule("forward", start, verify={"status": "wrong", "detail": "y: too far off"})
     (tuned,) = fakes.tune()
     decision = tuned.decision
-    assert decision is not None and decision.numbers == best
+    assert decision is not None and decision.config == best
     assert decision.start == start and decision.start_us == ()
     assert Decision.from_line(decision.to_line()) == decision
     assert tuned.to_dict()["start"] == {"status": "wrong", "detail": "y: too far off"}
@@ -72,10 +72,10 @@ def test_what_was_wrong_can_be_asked_for_again(tmp_path: Path) -> None:
     fakes = many(tmp_path)
     fakes.rule("forward", fakes.points["forward"][5], verify={"status": "wrong", "detail": "!"})
     fakes.tune()
-    of_inputs = {job["numbers"]: job["seed"] for job in fakes.jobs("verify")}
+    of_inputs = {job["config"]: job["seed"] for job in fakes.jobs("verify")}
     assert len(set(of_inputs.values())) == len(fakes.points["forward"])
     lines = [line for line in fakes.lines() if line.status in ("ok", "wrong")]
-    assert {named(line.numbers): line.seed for line in lines} == of_inputs
+    assert {named(line.config): line.seed for line in lines} == of_inputs
 
 
 def test_checks_are_those_of_the_winner(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_checks_are_those_of_the_winner(tmp_path: Path) -> None:
     fakes.rule("forward", best, verify={"status": "ok", "checks": 7})
     for resume in (False, True):
         (tuned,) = fakes.tune(resume=resume)
-        assert tuned.decision is not None and tuned.decision.numbers == best
+        assert tuned.decision is not None and tuned.decision.config == best
         assert tuned.decision.checks == 7
 
 
@@ -106,27 +106,27 @@ def test_nothing_is_decided_by_what_only_an_earlier_search_saw(tmp_path: Path) -
 def test_nothing_is_decided_if_nothing_is_right(tmp_path: Path) -> None:
     points = forward_points({"TILES": 2}, {"TILES": 4})
     fakes = Fakes(tmp_path, {"forward": points})
-    for numbers in points:
-        fakes.rule("forward", numbers, verify={"status": "wrong", "detail": "y"})
+    for config in points:
+        fakes.rule("forward", config, verify={"status": "wrong", "detail": "y"})
     (tuned,) = fakes.tune()
     assert tuned.decision is None and tuned.result.winner == points[0]
     assert tuned.to_dict()["tried"] == {"wrong": 3} and tuned.to_dict()["decision"] is None
 
 
-def test_workloads_share_their_numbers_and_have_a_line_each(tmp_path: Path) -> None:
+def test_workloads_share_a_config_and_have_a_line_each(tmp_path: Path) -> None:
     long, short = Workload(batch=1, length=131072), Workload(batch=2, length=1024)
     spec = dataclasses.replace(SPEC, workloads=(short, long))  # in no order
     points = forward_points({"TILES": 2}, {"TILES": 4})
     fakes = Fakes(tmp_path, {"forward": points}, spec)
-    for numbers, us in zip(points, ([100.0, 100.0], [10.0, 150.0], [90.0, 90.0]), strict=True):
-        fakes.rule("forward", numbers, us=us)
+    for config, us in zip(points, ([100.0, 100.0], [10.0, 150.0], [90.0, 90.0]), strict=True):
+        fakes.rule("forward", config, us=us)
     (tuned,) = fakes.tune()
     assert tuned.decision is not None
     assert tuned.decision.workloads == (long, short)
-    assert tuned.decision.numbers == points[1]  # 160 together, of bounds that are equal
+    assert tuned.decision.config == points[1]  # 160 together, of bounds that are equal
     assert tuned.decision.us == (10.0, 150.0)
-    for numbers in points:
-        lines = of(fakes.lines(), numbers)
+    for config in points:
+        lines = of(fakes.lines(), config)
         assert [line.workload for line in lines] == [long, short] * 2
     del fakes.points["forward"][1]
     fakes.forget()
@@ -145,7 +145,7 @@ def test_a_full_disk_is_said_once_and_tuning_goes_on(
     fakes.points["backward"] = [schedule(SPEC, plans(SPEC)[0]).backward]
     forward, _ = fakes.tune()
     assert forward.decision is not None
-    assert forward.decision.numbers == fakes.points["forward"][-1]
+    assert forward.decision.config == fakes.points["forward"][-1]
     problems = [text for text in fakes.said if text.startswith("cannot be recorded")]
     assert problems == [
         f"cannot be recorded, tuning goes on: cannot write {fakes.log.path}: "
@@ -183,7 +183,7 @@ def test_a_search_waits_for_another_on_its_gpu_or_for_the_death_of_that(tmp_path
         process.wait()
     assert waited == [["machine"]] and "waiting until it ends" in one.said[0]
     assert tuned.decision is not None and tuned.result.seconds < took - 2.0  # without the wait
-    assert tuned.decision.numbers == one.points["forward"][-1]
+    assert tuned.decision.config == one.points["forward"][-1]
 
 
 def test_a_search_that_waits_can_be_interrupted(tmp_path: Path, foreground: None) -> None:
@@ -285,7 +285,7 @@ def test_an_interrupt_between_two_directions_keeps_the_first(
         fakes.tune(found)
     assert made == ["forward", "backward"] and len(found) == 1
     assert found[0].decision is not None
-    assert found[0].decision.numbers == fakes.points["forward"][-1]
+    assert found[0].decision.config == fakes.points["forward"][-1]
     stop = "forward"
     with pytest.raises(KeyboardInterrupt):
         fakes.tune(found)
@@ -302,14 +302,14 @@ def test_a_gpu_that_is_gone_for_the_second_direction_leaves_the_first(tmp_path: 
     assert any("no device" in text for text in fakes.said)
 
 
-def test_numbers_that_are_asked_for_do_not_replace_better_ones_unbeaten(tmp_path: Path) -> None:
+def test_a_config_that_is_asked_for_does_not_replace_a_better_one_unbeaten(tmp_path: Path) -> None:
     fakes = many(tmp_path)
     points = fakes.points["forward"]
     (tuned,) = fakes.tune(
         starts=dict.fromkeys(DIRECTIONS, points[-1]), also={"forward": points[2]}
     )
     assert list(tuned.result.tried)[:2] == [points[-1], points[2]]
-    assert tuned.decision is not None and tuned.decision.numbers == points[-1]
+    assert tuned.decision is not None and tuned.decision.config == points[-1]
 
 
 def test_an_interrupted_search_replaces_a_finished_one_only_if_it_raced_with_it(
@@ -318,7 +318,7 @@ def test_an_interrupted_search_replaces_a_finished_one_only_if_it_raced_with_it(
     fakes = many(tmp_path / "fakes")
     (tuned,) = fakes.tune()
     assert tuned.decision is not None and tuned.result.raced
-    other = dataclasses.replace(tuned.decision, numbers=fakes.points["forward"][3])
+    other = dataclasses.replace(tuned.decision, config=fakes.points["forward"][3])
     cut = dataclasses.replace(tuned.result, interrupted=True, raced=False)
     said: list[str] = []
     table = tmp_path / "nvidia-h200" / "small_conv.jsonl"
@@ -327,15 +327,15 @@ def test_an_interrupted_search_replaces_a_finished_one_only_if_it_raced_with_it(
         found = dataclasses.replace(tuned, result=result, decision=decision)
         return _kept(tmp_path, found, said.append)
 
-    def held() -> list[Numbers]:
-        return [one.numbers for one in read_tables([tmp_path])[0]]
+    def held() -> list[Config]:
+        return [one.config for one in read_tables([tmp_path])[0]]
 
     assert kept(tuned.result, tuned.decision) == table
     assert kept(cut, tuned.decision) == table and not said  # which says the same
     assert kept(cut, other) is None and len(said) == 1 and "stays" in said[0]
-    assert held() == [tuned.decision.numbers]
+    assert held() == [tuned.decision.config]
     assert kept(dataclasses.replace(cut, raced=True), other) == table
-    assert held() == [other.numbers]
+    assert held() == [other.config]
     brief = dataclasses.replace(tuned.decision, effort="measure, interrupted")
     assert kept(tuned.result, brief) == table and kept(cut, other) == table
-    assert held() == [other.numbers]
+    assert held() == [other.config]

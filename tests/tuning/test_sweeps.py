@@ -32,7 +32,7 @@ KEY = Key(
 )
 
 
-def numbers(block: int) -> tuple[tuple[str, int], ...]:
+def config(block: int) -> tuple[tuple[str, int], ...]:
     return (("BLOCK_T", block), ("num_warps", 4))
 
 
@@ -42,19 +42,19 @@ SWEEP = Sweep(
         op="my_conv",
         workloads=(SHORT, LONG),
         bounds=(20.0, 70.0),
-        start=numbers(256),
+        start=config(256),
         date="2026-11-25T10:00:00Z",
         versions={"triton": "3.6.0"},
     ),
     outcomes={
-        numbers(256): Outcome(
+        config(256): Outcome(
             status=Status.OK,
             us=((20.5, 21.0, 21.5), (74.0, 75.0, 76.0)),
             stage="quick",
             built={"registers": 64},
             seconds={"build": 2.0, "verify": 0.5, "quick": 0.25},
         ),
-        numbers(512): Outcome(
+        config(512): Outcome(
             status=Status.RESOURCES, stage="build", detail="it spills", seconds={"build": 3.0}
         ),
     },
@@ -69,9 +69,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_a_sweep_at_one_of_its_workloads() -> None:
     at = SWEEP.of(LONG)
     assert at.header.workloads == (LONG,) and at.header.bounds == (70.0,)
-    assert at.outcomes[numbers(256)].us == ((74.0, 75.0, 76.0),)
-    assert at.outcomes[numbers(256)].seconds == {"build": 2.0, "verify": 0.5, "quick": 0.125}
-    assert at.outcomes[numbers(512)].us == ()
+    assert at.outcomes[config(256)].us == ((74.0, 75.0, 76.0),)
+    assert at.outcomes[config(256)].seconds == {"build": 2.0, "verify": 0.5, "quick": 0.125}
+    assert at.outcomes[config(512)].us == ()
     with pytest.raises(ValueError, match="not in"):
         SWEEP.of(Workload(batch=2, length=2048))
 
@@ -88,12 +88,22 @@ def test_damage_is_named_with_its_line(at: int, where: int, damage: str, tmp_pat
     elif damage == "field":
         lines[at] = json.dumps(values | {"more": 1})
     else:
-        name = "bounds" if at == 0 else "numbers"
+        name = "bounds" if at == 0 else "config"
         lines[at] = json.dumps(values | {name: "many"})
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(Sh2genError) as caught:
         read_sweep(path)
     assert caught.value.code == "R002" and f"{path}:{where}:" in caught.value.message
+
+
+def test_a_sweep_that_calls_configs_numbers_is_read(tmp_path: Path) -> None:
+    """As those of version 1 do."""
+    path = tmp_path / "sweep.jsonl"
+    write_sweep(path, SWEEP)
+    text = path.read_text()
+    assert text.count('"v": 2') == text.count('"config": [') + 1 == len(SWEEP.outcomes) + 1
+    path.write_text(text.replace('"v": 2', '"v": 1').replace('"config": [', '"numbers": ['))
+    assert read_sweep(path) == SWEEP
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -142,17 +152,17 @@ def test_the_script_sweeps_and_decides(tmp_path: Path, monkeypatch: pytest.Monke
     assert sweep.outcomes[points[1]].us[0][1] == 80.0 and sweep.header.bounds == (50.0, 50.0)
     decisions, damages = read_tables([tmp_path / "tables"])
     assert not damages
-    found = {tuple(w.length for w in d.workloads): d.numbers for d in decisions}
+    found = {tuple(w.length for w in d.workloads): d.config for d in decisions}
     assert set(found) == {(64,), (512,), tuple(w.length for w in SPEC.workloads)}
     assert found[(64,)] == points[1] and found[(512,)] == points[2]
     fakes.forget()
     with fakes.installed():
         assert script.main() == 0
-    finalists = {job["numbers"] for job in fakes.jobs("verify")}
+    finalists = {job["config"] for job in fakes.jobs("verify")}
     assert finalists <= {named(p) for p in points}
     again = read_sweep(tmp_path / "out" / "small_conv-forward.jsonl")
-    for numbers, outcome in sweep.outcomes.items():  # the last word counts: it may be of a final
-        medians = [us[1] for us in again.outcomes[numbers].us]
+    for config, outcome in sweep.outcomes.items():  # the last word counts: it may be of a final
+        medians = [us[1] for us in again.outcomes[config].us]
         assert medians == [us[1] for us in outcome.us]
 
 
@@ -174,21 +184,21 @@ def test_the_script_races_from_the_start_that_it_is_told(
     }
     for direction, candidates in points.items():
         swept = {
-            numbers: Outcome(status=Status.OK, us=((us, us, us), (us, us, us)))
-            for numbers, us in zip(candidates, (100.0, 110.0, 120.0), strict=False)
+            config: Outcome(status=Status.OK, us=((us, us, us), (us, us, us)))
+            for config, us in zip(candidates, (100.0, 110.0, 120.0), strict=False)
         }
         sweep = Sweep(header=replace(SWEEP.header, start=candidates[0]), outcomes=swept)
         write_sweep(tmp_path / f"small_conv-{direction}.jsonl", sweep)
     fakes = Fakes(tmp_path / "gpu", points)
     now = (120.0, 80.0, 100.0)
-    for numbers, us in zip(points["forward"], now, strict=True):
-        fakes.rule("forward", numbers, us={"8192": us})
+    for config, us in zip(points["forward"], now, strict=True):
+        fakes.rule("forward", config, us={"8192": us})
     arguments = ["--ops", "small_conv", "--effort", "exhaustive", "--start", start]
     arguments += ["--sweeps", str(tmp_path), "--tables", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["race.py", *arguments])
     with fakes.installed():
         assert script.main() == 0
-    assert fakes.jobs("verify")[0]["numbers"] == named(points["forward"][at])
+    assert fakes.jobs("verify")[0]["config"] == named(points["forward"][at])
     row = next(line for line in capsys.readouterr().out.splitlines() if "| forward |" in line)
     assert row.split(" | ")[2] == str(now[at])
     assert row.endswith("| 3 of 3 | 80.0 | 80.0 | 1.000 |")

@@ -48,7 +48,7 @@ def test_a_line_gives_back_what_was_written(
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ('"v": 2', '"v": 3', "v must be 2, not 3"),
+        ('"v": 3', '"v": 4', "v must be 3, not 4"),
         ('"op": "hyena_mr"', '"op": "../evil"', "op must be an operator's name"),
         ('"channels": 4096', '"channels": "many"', "`channels` and `filter.groups`"),
         ('"groups": 256', '"groups": 0', "`channels` and `filter.groups`"),
@@ -92,7 +92,19 @@ def test_tables_are_written_and_read(tmp_path: Path) -> None:
     path = write_decisions(tmp_path / "tuned", [first, second])
     assert path == tmp_path / "tuned" / "nvidia-h200" / "hyena_mr.jsonl"
     assert read_tables([tmp_path / "none", tmp_path / "tuned"]) == ((first, second), ())
-    assert [json.loads(line)["v"] for line in path.read_text().splitlines()] == [2, 2]
+    assert [json.loads(line)["v"] for line in path.read_text().splitlines()] == [3, 3]
+
+
+def test_lines_that_call_a_config_numbers_are_read_and_replaced(tmp_path: Path) -> None:
+    """As those of version 2 do: a search that says otherwise takes their place."""
+    path = write_decisions(tmp_path, [decide(), decide(direction="backward")])
+    text = path.read_text().replace('"v": 3', '"v": 2').replace('"config": {', '"numbers": {')
+    path.write_text(text)
+    assert read_tables([tmp_path]) == ((decide(), decide(direction="backward")), ())
+    write_decisions(tmp_path, [decide(rows=64)])
+    assert read_tables([tmp_path]) == ((decide(rows=64), decide(direction="backward")), ())
+    replaced, kept = path.read_text().splitlines()
+    assert replaced == decide(rows=64).to_line() and kept == text.splitlines()[1]
 
 
 def test_a_decision_replaces_its_own_kind_and_nothing_else(tmp_path: Path) -> None:
@@ -108,7 +120,7 @@ def test_a_decision_replaces_its_own_kind_and_nothing_else(tmp_path: Path) -> No
 
 def test_lines_that_are_no_decisions_stay_as_they_are(tmp_path: Path) -> None:
     path = write_decisions(tmp_path, [decide()])
-    newer = decide().to_line().replace('"v": 2', '"v": 9').encode()
+    newer = decide().to_line().replace('"v": 3', '"v": 9').encode()
     torn = b"\xff\xfe\n\n# a note\r\n" + newer + b'\n{"v": 1, "key'
     path.write_bytes(path.read_bytes() + torn)
     write_decisions(tmp_path, [decide(rows=64), decide(triton="3.7")])

@@ -89,10 +89,10 @@ def test_what_was_tuned_is_legal_and_taken(op: str, monkeypatch: pytest.MonkeyPa
                 assert 0 < low <= us <= high
             assert cost(d.us, d) <= cost(d.start_us, d)
             (plan,) = (plan for plan in plans(spec) if plan.name == d.key.plan)
-            assert d.numbers in search_space(spec, plan, direction).points
+            assert d.config in search_space(spec, plan, direction).points
             one = replace(spec, workloads=d.workloads)
             chosen = candidates(one, target("H200"), known=known)[0]
-            assert dict(chosen.schedule.numbers(direction)) == dict(d.numbers)
+            assert dict(chosen.schedule.config(direction)) == dict(d.config)
             assert chosen.origins[direction].startswith("tuned on NVIDIA H200")  # exactly
 
 

@@ -51,7 +51,7 @@ def decide(
         kernels={"forward": "7e" * 8},
         op=spec.op,
         workloads=workloads,
-        numbers=(("ROWS", rows), ("BLOCK_T", 64)),
+        config=(("ROWS", rows), ("BLOCK_T", 64)),
         us=times,
         low=times,
         high=times,
@@ -68,7 +68,7 @@ def decide(
 def want(
     spec: OpSpec | None = None,
     workloads: tuple[Workload, ...] = (SHORT,),
-    legal: Any = lambda numbers: True,
+    legal: Any = lambda config: True,
     **key: str,
 ) -> Wanted:
     spec = spec or make()
@@ -76,7 +76,7 @@ def want(
         key=key_of(spec, **key),
         fields=fields_of(spec),
         workloads=workloads,
-        numbers_legal=legal,
+        config_legal=legal,
     )
 
 

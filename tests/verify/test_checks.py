@@ -47,10 +47,10 @@ SPEC = parse_spec("{op: one, channels: 2, filter: {kind: explicit, length: 3, gr
 def made(op: str, tmp_path: Path) -> tuple[OpSpec, Plan, Schedule, Operator]:
     spec = load_spec(folder("ops") / f"{op}.yaml")
     plan = plans(spec)[0]
-    numbers = schedule(spec, plan)
+    scheduled = schedule(spec, plan)
     path = tmp_path / f"{op}.py"
-    path.write_text(emit(spec, plan, numbers).text)
-    return spec, plan, numbers, Operator(path)
+    path.write_text(emit(spec, plan, scheduled).text)
+    return spec, plan, scheduled, Operator(path)
 
 
 def seen(steps: list[VerificationStep]) -> set[str]:
@@ -73,12 +73,12 @@ def walks(step: VerificationStep, algorithm: str) -> int:
     if step.runner.name != "interpreter":
         return 0
     spec = step.spec
-    numbers = dict(interpreter_schedule(spec, plans(spec, algorithm)[0]).backward)
-    block, tiles = numbers["BLOCK_T"], numbers.get("TILES", 1)
-    span = block * tiles * numbers.get("SEGMENTS", 1)
-    wide = ceil(spec.group_width / numbers.get("BLOCK_D", 1)) * spec.filter.groups
+    config = dict(interpreter_schedule(spec, plans(spec, algorithm)[0]).backward)
+    block, tiles = config["BLOCK_T"], config.get("TILES", 1)
+    walked = block * tiles * config.get("SEGMENTS", 1)
+    wide = ceil(spec.group_width / config.get("BLOCK_D", 1)) * spec.filter.groups
     return sum(
-        CALLS[name] * batch * wide * ceil(length / span) * (tiles + 1)
+        CALLS[name] * batch * wide * ceil(length / walked) * (tiles + 1)
         for name in step.properties or ()
         for batch, length in (step.shapes if name == "equality" else step.shapes[-1:])
     ) * (1 + (spec.filter.length or 1) // block)
@@ -86,9 +86,9 @@ def walks(step: VerificationStep, algorithm: str) -> int:
 
 @pytest.mark.parametrize("op", OPS)
 def test_what_is_verified_without_a_gpu(op: str, tmp_path: Path) -> None:
-    spec, plan, numbers, operator = made(op, tmp_path)
-    assert quick_count(plan, numbers) == len(
-        list(quick_checks(spec, plan, numbers, operator, tmp_path))
+    spec, plan, scheduled, operator = made(op, tmp_path)
+    assert quick_count(plan, scheduled) == len(
+        list(quick_checks(spec, plan, scheduled, operator, tmp_path))
     )
     lengths = example_lengths(spec, None, "cpu", thorough=True)
     assert lengths == example_lengths(spec, 6, "cpu", thorough=True) and len(lengths) == 6
@@ -233,9 +233,9 @@ def test_how_long_is_left_passes() -> None:
 def test_every_way_of_a_compilation_has_its_time(op: str) -> None:
     spec = load_spec(op)
     plan = plans(spec)[0]
-    numbers = schedule(spec, plan)
-    ways = of_quick_checks(spec, plan, numbers)
-    assert len(ways) == quick_count(plan, numbers) and all(seconds > 0 for seconds in ways)
+    scheduled = schedule(spec, plan)
+    ways = of_quick_checks(spec, plan, scheduled)
+    assert len(ways) == quick_count(plan, scheduled) and all(seconds > 0 for seconds in ways)
 
 
 @pytest.mark.parametrize("thorough", [False, True])

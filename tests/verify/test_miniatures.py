@@ -13,7 +13,7 @@ register_profiles()
 
 
 @given(specs(kinds=("explicit", "decay", "modal"), widths=(1, 15, 16, 100, 4096)))
-def test_twin_keeps_the_structure(spec: OpSpec) -> None:
+def test_a_miniature_keeps_the_structure(spec: OpSpec) -> None:
     small = miniature(spec)
     assert small.channels <= 128
     assert small.filter.groups == min(2, spec.filter.groups)
@@ -27,12 +27,12 @@ def test_twin_keeps_the_structure(spec: OpSpec) -> None:
     assert miniature(small) == small
 
 
-def test_twin_of_one_wide_group() -> None:
+def test_a_miniature_of_one_wide_group() -> None:
     spec = make(channels=1000, filter={"kind": "explicit", "length": 7, "groups": 1})
     assert miniature(spec).channels == 56  # 1000 % 16 == 56 % 16
 
 
-def test_twin_of_few_taps() -> None:
+def test_a_miniature_of_few_taps() -> None:
     spec = make(filter={"kind": "explicit", "length": 515, "groups": 2})
     assert miniature(spec, max_taps=64).filter.length == 51  # 515 % 16 == 51 % 16
     assert miniature(spec, max_taps=515).filter.length == miniature(spec).filter.length == 515

@@ -1,6 +1,6 @@
-"""Few channels on this GPU: one program a channel, or several that share its sequence as spans.
+"""Few channels on this GPU: one program a channel, or several that share its sequence as splits.
 
-    python benchmarks/spans.py --json spans.json
+    python benchmarks/splits.py --json splits.json
 
 Hyena-LI of few channels is verified, then timed, in bfloat16 for several numbers of programs that
 a launcher may be told to want: with the least of these it is one a channel. Cut as by default it
@@ -50,7 +50,7 @@ def wanting(operator: Operator, programs: int) -> dict[str, dict[str, int]]:
     """The config of a file for so many programs a sequence."""
     (config,) = operator.namespace.CONFIGS.values()
     wanted = programs * operator.namespace.BATCH
-    return {role: {**numbers, "PROGRAMS": wanted} for role, numbers in config.items()}
+    return {role: {**one, "PROGRAMS": wanted} for role, one in config.items()}
 
 
 def checked(

@@ -1,4 +1,4 @@
-"""How far results may be off: two gates against float64.
+"""How far results may be off: two tolerances against float64.
 
 Notation: B batch, L length, D channels, G filter groups, K taps, N elements of a tensor; u is the
 unit roundoff of the io dtype (2^-8 bfloat16, 2^-11 float16, 2^-24 float32), e that of float32.
@@ -15,7 +15,7 @@ by sqrt(c) = 1, 2, 4 in root-mean-square. So `exact` means float32 arithmetic th
 rounding at the end: sqrt(2) = 1.41, a single operand in the io dtype, already fails it. `balanced`
 leaves room for the operands of a tensor core and the final rounding (sqrt(3) = 1.73).
 
-**Norm gate**, for the output and for every gradient:
+**Norm**, for the output and for every gradient:
 
     |result - ref|_2  <=  sqrt(c) (|round(ref) - ref|_2 + s) + 8 e |abs|_2 + tiny
 
@@ -34,7 +34,7 @@ Where torch adds n > 1 parts in the io dtype (the gradients of inputs that n chu
 2 c + n - 1: each part is held to its own size, the sizes of parts that cancel have about twice the
 squares of their sum, and each addition rounds.
 
-**Element gate**, for every element:
+**Elements**, for every element:
 
     |result - ref|  <=  c u abs + 32 e abs + tiny
 
@@ -65,7 +65,7 @@ _ELEMENT_FLOOR = 32.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tolerance:
-    """The gates of this module's docstring."""
+    """The two tolerances of this module's docstring."""
 
     roundings: int  # c
     unit: float  # u
