@@ -29,6 +29,7 @@ from sh2gen.base.errors import CODES
 from sh2gen.bench.results import read_results
 from sh2gen.cli import cli
 from sh2gen.emit.emit import emit
+from sh2gen.emit.page import page as page_of
 from sh2gen.lower import ALGORITHMS, plans
 from sh2gen.schedule.config import DIRECTIONS
 from sh2gen.schedule.facts import FACTS
@@ -108,7 +109,7 @@ def test_the_derivation_of_modes_computes_what_it_says() -> None:
 def test_the_kernel_of_the_page_is_the_generated_one() -> None:
     spec = load_spec(ROOT / "ops" / "hyena_se.yaml")
     chosen = candidates(spec, target("H200"))[0]
-    text = emit(spec, chosen.plan, chosen.schedule).text
+    text = page_of(emit(spec, chosen.plan, chosen.schedule)).text
     (shown,) = (text for _, text in blocks(KERNELS) if "load_taps(" in text)
     assert textwrap.indent(shown, "    ") in text, "copy the body from generated/hyena_se.py"
 
