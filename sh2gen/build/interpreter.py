@@ -147,8 +147,9 @@ def _keep_types() -> None:
     block_init, of_values = core.block_type.__init__, core._type_for_tuple_values
     np_dtype = interpreter._get_np_dtype
 
-    def block_new(cls: Any, element: Any, shape: Any) -> Any:
-        if element.is_ptr():  # every launch has types of pointers of its own
+    def block_new(cls: Any, element: Any, shape: Any, *more: Any) -> Any:
+        # Every launch has types of pointers of its own; types of Gluon have a layout too.
+        if cls is not core.block_type or element.is_ptr():
             return object.__new__(cls)
         key = (id(element), *(getattr(size, "value", size) for size in shape))
         return types[key] if key in types else types.setdefault(key, object.__new__(cls))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import triton
 import triton.language as tl
+from triton.experimental.gluon import language as gl
 
 from sh2gen.base.versions import minor
 from sh2gen.build import interpreter
@@ -51,3 +52,9 @@ def test_tuples_know_the_types_of_their_values() -> None:
     assert tl.tuple([2], [tl.constexpr_type(2)]).type == tl.tuple_type([tl.constexpr_type(2)])
     with pytest.raises(ValueError, match="is not in list"):
         _ = named.third
+
+
+def test_types_of_gluon_are_left_alone() -> None:
+    layouts = [gl.BlockedLayout([1], [32], [warps], [0]) for warps in (1, 4)]
+    kinds = [gl.distributed_type(gl.float32, [64], layout) for layout in layouts]
+    assert [kind.layout for kind in kinds] == layouts and kinds[0].shape == kinds[1].shape
