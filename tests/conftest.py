@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from sh2gen.build.build import Compilers
 from tests.strategies import register_profiles
 
 register_profiles()
@@ -27,6 +29,14 @@ def pytest_configure(config: pytest.Config) -> None:
     home = tempfile.TemporaryDirectory(prefix="sh2gen-home-")
     config.add_cleanup(home.cleanup)
     os.environ["SH2GEN_HOME"] = home.name
+
+
+@pytest.fixture(scope="session")
+def compilers() -> Iterator[Compilers]:
+    """Compilers for all tests: a process of them takes a second to begin."""
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    with closing(Compilers(os.cpu_count() or 1 if alone else 1, 120.0)) as compilers:
+        yield compilers
 
 
 @pytest.fixture

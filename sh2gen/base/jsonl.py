@@ -272,7 +272,8 @@ def locked(
 
     The operating system frees it when a process dies, however it dies. Where there are no locks
     this goes on without one, and whoever writes is warned, once. OSError if the lock of a writer
-    fails otherwise.
+    fails otherwise. Not by filelock: its locks are files of their own, which who reads a folder
+    of others cannot make, and with which readers keep each other out.
     """
     held = True
     try:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 
+from sh2gen.base.columns import columns
 from sh2gen.bench.results import TIMED, Outcome, Results
 from sh2gen.targets.target import known
 
@@ -32,7 +32,7 @@ def table(results: Results) -> str:
             f"predicted for {results.target}: {said}",
         ]
         rows = [_cells(results, o) for o in results.at(size.size) if o.times]
-        lines += _aligned([_HEAD, *rows])
+        lines += columns([_HEAD, *rows], words=2, indent=2)
     lines += ["", "  +- half of what lies between the 20th and the 80th percentile"]
     lines += ["  x  times as long as sh2gen; memory: peak over what a call takes and gives"]
     if any(not o.captured for o in results.outcomes):
@@ -97,19 +97,6 @@ def _cells(results: Results, outcome: Outcome) -> list[str]:
 def _text(number: float, form: str) -> str:
     """A dash for what is missing, as its measurement was not finite."""
     return format(number, form) if math.isfinite(number) else "-"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    left = 2  # columns of words
-    return [
-        "  "
-        + "  ".join(
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def _meanings(results: Results) -> list[str]:

@@ -100,13 +100,19 @@ def build(
     target: Target,
     *,
     alignments: Sequence[Alignment | str] = tuple(Alignment),
+    compilers: Compilers | None = None,
     workers: int | None = None,
     time_limit: float = 60.0,
     progress: Progress | None = None,
 ) -> Built:
     """Compile every kernel of `source` in every alignment, and wait for them: see `Building`."""
     building = Building(
-        source, target, alignments=alignments, workers=workers, time_limit=time_limit
+        source,
+        target,
+        alignments=alignments,
+        compilers=compilers,
+        workers=workers,
+        time_limit=time_limit,
     )
     with contextlib.closing(building):
         return building.result(progress)
@@ -117,9 +123,11 @@ class Building:
 
     Equal binaries are compiled once, and what Triton's own cache holds is not compiled again. Does
     not judge whether the result fits: `check_fits` does. `close` ends compilers at once, whatever
-    they are at.
+    they are at; those that were given only begin nothing more of this.
 
     Args:
+        compilers: what compiles, with its own limit of time; by default compilers that end with
+            this.
         workers: processes that compile at the same time, by default one per core.
         time_limit: seconds that a kernel may take.
 
@@ -133,12 +141,13 @@ class Building:
         target: Target,
         *,
         alignments: Sequence[Alignment | str] = tuple(Alignment),
+        compilers: Compilers | None = None,
         workers: int | None = None,
         time_limit: float = 60.0,
     ) -> None:
         if not has_triton():
             raise no_triton("kernels cannot be compiled")
-        self._source, self._target, self._time_limit = source, target, time_limit
+        self._source, self._target = source, target
         wanted = [
             (kernel, Alignment(alignment))
             for kernel in source.kernels
@@ -153,7 +162,8 @@ class Building:
         # Backward kernels take longest: started last, one would run on alone.
         order = sorted(self._first, key=lambda job: job not in backward)
         count = max(1, min(len(order), workers or os.cpu_count() or 1))
-        self._compilers = Compilers(count, time_limit)
+        self._owned = compilers is None
+        self._compilers = compilers or Compilers(count, time_limit)
         self._pending = {job: self._compilers.submit(job) for job in order}
 
     @property
@@ -177,7 +187,7 @@ class Building:
                 continue
             label = _label(kernel, alignment)
             answers[job] = answer = future.result()
-            if problem := failure(answer, label, self._target, self._time_limit):
+            if problem := failure(answer, label, self._target, self._compilers.time_limit):
                 advice = answer.get("help")
                 if "gave_up" in answer:
                     advice = (
@@ -202,8 +212,11 @@ class Building:
         )
 
     def close(self) -> None:
-        """End the compilers."""
-        self._compilers.close()
+        """End the compilers, or have them begin nothing more of this."""
+        if self._owned:
+            self._compilers.close()
+        for future in self._pending.values():
+            future.cancel()
 
 
 def failure(answer: dict[str, Any], label: str, target: Target, time_limit: float) -> str | None:
@@ -330,11 +343,12 @@ class Compilers:
 
     Attributes:
         workers: how many processes there are.
+        time_limit: seconds that a job may take.
     """
 
     def __init__(self, workers: int, time_limit: float) -> None:
         self.workers = workers
-        self._time_limit = time_limit
+        self.time_limit = time_limit
         # -P: this package's folder must not be on sys.path, a module there could hide another's.
         command = (sys.executable, "-P", str(Path(__file__).with_name("worker.py")))
         self._pool = [Worker(command, "the compiler") for _ in range(workers)]
@@ -357,6 +371,6 @@ class Compilers:
     def _run(self, job: str) -> dict[str, Any]:
         worker = self._idle.get()
         try:
-            return worker.run(job, self._time_limit)
+            return worker.run(job, self.time_limit)
         finally:
             self._idle.put(worker)

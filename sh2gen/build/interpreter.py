@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 from sh2gen.base.versions import minor
@@ -29,6 +30,7 @@ def mend_interpreter() -> None:
     if minor(triton.__version__) == _HASTENED:
         _keep_types()
         _judge_overflow_in_debug()
+        _rewrite_once()
 
 
 def _patch_once() -> None:
@@ -207,3 +209,25 @@ def _judge_overflow_in_debug() -> None:
             original(self, lhs, rhs, operation)
 
     TritonSemantic.binary_op_sanitize_overflow_impl = judge
+
+
+def _rewrite_once() -> None:
+    """Have functions of one text rewritten once: files share most of their helpers.
+
+    Tracebacks name the file of the first.
+    """
+    from triton.runtime import interpreter
+    from triton.runtime.interpreter import FunctionRewriter
+
+    place, transform = FunctionRewriter._get_jit_fn_file_line, FunctionRewriter._transform_ast
+    codes: dict[str, CodeType] = {}
+
+    def code_of(self: Any, source: str) -> CodeType:
+        if source not in codes:
+            self.filename, self.def_file_lineno = place(self)
+            codes[source] = compile(transform(self, source), self.filename, "exec")
+        return codes[source]
+
+    FunctionRewriter._get_jit_fn_file_line = lambda self: ("", 0)
+    FunctionRewriter._transform_ast = code_of
+    interpreter.compile = lambda code, **_: code  # of what it is given, which is code already

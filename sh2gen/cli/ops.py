@@ -6,6 +6,7 @@ import json
 
 import click
 
+from sh2gen.base.columns import columns
 from sh2gen.base.resources import shipped_ops
 from sh2gen.cli.options import json_option
 from sh2gen.cli.verbs import Verb
@@ -20,6 +21,5 @@ def ops(as_json: bool) -> None:
     if as_json:
         say(json.dumps([{"op": op, "about": about} for op, about in shipped.items()], indent=2))
         return
-    width = max(map(len, shipped))
-    for op, about in shipped.items():
-        say(f"{op.ljust(width)}  {about}")
+    for line in columns(list(shipped.items()), words=2):
+        say(line)

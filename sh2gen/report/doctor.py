@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sh2gen.base.columns import columns
 from sh2gen.base.resources import folder
 from sh2gen.base.versions import installed, untested
 from sh2gen.report.terminal import say
@@ -69,6 +70,5 @@ def print_examined(report: dict[str, Any]) -> None:
             (f"{whose} tuned tables", f"{place}{' (none yet)' * (not os.path.exists(place))}")
         )
     rows += report["works"].items()
-    width = max(len(name) for name, _ in rows)
-    for name, text in rows:
-        say(f"{name.ljust(width)}  {text}")
+    for line in columns(rows, words=2):
+        say(line)

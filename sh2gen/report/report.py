@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from sh2gen.base.columns import columns
 from sh2gen.report.terminal import say
 
 _PREDICTIONS = 8  # of as many workloads they are printed
@@ -77,10 +78,9 @@ def print_compilation(c: Any) -> None:
     if plan.kernels and beyond_triton():
         rows.append(("not verified", without_triton()))
     rows.append(("seconds", ", ".join(f"{stage} {s:.1f}" for stage, s in c.seconds.items())))
-    width = max(len(name) for name, _ in rows)
     say(c.label)
-    for name, text in rows:
-        say(f"  {name.ljust(width)}  {text}")
+    for line in columns(rows, words=2, indent=2):
+        say(line)
 
 
 def print_reports(reports: Any) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from sh2gen.base.columns import columns
 from sh2gen.report.terminal import say
 
 
@@ -126,10 +127,9 @@ def print_tuned(tuned: Any, path: Any, out: str | None = None, own: Iterable[Any
         options += [] if _is_home(out) else [f"--tables {quote(str(out))}"]
         how = f"; compile and explain take it with {' '.join(options)}" if options else ""
         rows.append(("kept in", f"{path}{how}" if path else "no table: stderr says why"))
-    width = max(len(name) for name, _ in rows)
     say(tuned.task.title)
-    for name, text in rows:
-        say(f"  {name.ljust(width)}  {text}")
+    for line in columns(rows, words=2, indent=2):
+        say(line)
 
 
 def _config_text(config: Any) -> str:

@@ -11,7 +11,7 @@ import random
 import pytest
 
 from sh2gen.base.resources import folder
-from sh2gen.build.build import build, misfit
+from sh2gen.build.build import Compilers, build, misfit
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
 from sh2gen.plan.source import Alignment
@@ -23,7 +23,7 @@ from sh2gen.targets.target import target
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("name", ["hyena_se", "hyena_mr", "hyena_li", "short_conv"])
-def test_a_point_compiles(name: str, direction: str) -> None:
+def test_a_point_compiles(name: str, direction: str, compilers: Compilers) -> None:
     spec, gpu = load_spec(folder("ops") / f"{name}.yaml"), target("sm_90")
     plan = plans(spec)[0]
     point = random.Random(name).choice(search_space(spec, plan, direction).points[1:])
@@ -32,7 +32,7 @@ def test_a_point_compiles(name: str, direction: str) -> None:
     source = emit(spec, plan, schedule(spec, plan, {direction: dict(point), other: dict(beside)}))
     kernels = tuple(kernel for kernel in source.kernels if kernel.role == direction)
     source = dataclasses.replace(source, kernels=kernels)
-    built = build(source, gpu, alignments=[Alignment.ALIGNED], workers=1)
+    built = build(source, gpu, alignments=[Alignment.ALIGNED], compilers=compilers)
     assert built.kernels
     for kernel in built.kernels:
         problem = misfit(kernel, gpu)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from sh2gen.build.build import build, check_fits
+from sh2gen.build.build import Compilers, build, check_fits
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
 from sh2gen.plan.source import Alignment
@@ -39,11 +39,11 @@ def test_which_targets_are_small() -> None:
 
 @pytest.mark.parametrize("gpu", SMALL, ids=lambda gpu: gpu.sm)
 @pytest.mark.parametrize("algorithm", SPECS)
-def test_a_default_fits(algorithm: str, gpu: Target) -> None:
+def test_a_default_fits(algorithm: str, gpu: Target, compilers: Compilers) -> None:
     spec = SPECS[algorithm]
     plan = next(p for p in plans(spec, algorithm) if p.layout.value == "BDL")
     source = emit(spec, plan, schedule(spec, plan, target=gpu))
-    built = build(source, gpu, alignments=[Alignment.ALIGNED])
+    built = build(source, gpu, alignments=[Alignment.ALIGNED], compilers=compilers)
     check_fits(built, gpu)
     assert built.kernels
     if algorithm == "toeplitz":  # the file has a kernel for sm_90, which is not built for others

@@ -48,7 +48,7 @@ def small_case(spec: OpSpec, length: int, *, batch: int = 1, **config: int) -> C
 # ---- lengths, modes, structure ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("length", [1, 2, 7, 8, 15, 16, 17, 255, TILE, 257, 600])
+@pytest.mark.parametrize("length", [1, 2, 8, 15, 17, 255, TILE, 257])
 def test_every_length(length: int, tmp_path: Path) -> None:
     spec = make(featurizer={"length": 3}, gates=BOTH, skip="channel")
     check(small_case(spec, length), tmp_path, torch.float32)
@@ -77,17 +77,19 @@ def test_every_tile(config: dict[str, int], tmp_path: Path) -> None:
     check(small_case(spec, length, **config), tmp_path, torch.float32)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"width": 3, "skip": "group"},
-        {"gates": {"pre": True}, "bias": "gated"},
-        {"gates": {"post": True}, "bias": "ungated", "featurizer": {"length": 4}},
+STRUCTURES: list[tuple[dict[str, Any], torch.dtype]] = [
+    ({"width": 3, "skip": "group"}, torch.float32),
+    ({"gates": {"pre": True}, "bias": "gated"}, torch.float16),
+    ({"gates": {"post": True}, "bias": "ungated", "featurizer": {"length": 4}}, torch.float32),
+    (
         {"gates": BOTH, "featurizer": {"length": 3}, "layout": {"projection": "interleaved"}},
-        {"filter": {"parametrisation": "p_gamma"}, "featurizer": {"length": 1}},
-    ],
-)
+        torch.float16,
+    ),
+]
+P_GAMMA = {"filter": {"parametrisation": "p_gamma"}, "featurizer": {"length": 1}}
+
+
+@pytest.mark.parametrize(("fields", "dtype"), [*STRUCTURES, (P_GAMMA, torch.float16)])
 def test_every_structure(fields: dict[str, Any], dtype: torch.dtype, tmp_path: Path) -> None:
     check(small_case(make(**fields), 300, batch=2), tmp_path, dtype)
 
@@ -116,8 +118,9 @@ def test_parameters_of_every_dtype(
 # ---- several programs for one channel -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("programs", [8, 16])
-@pytest.mark.parametrize("length", [7 * TILE + 1, 8 * TILE, 16 * TILE])
+@pytest.mark.parametrize(
+    ("length", "programs"), [(7 * TILE + 1, 8), (8 * TILE, 16), (16 * TILE, 16)]
+)
 def test_every_number_of_splits(programs: int, length: int, tmp_path: Path) -> None:
     spec = make(featurizer={"length": 3}, gates=BOTH, skip="channel", groups=1)
     case = small_case(spec, length, PROGRAMS=programs)
@@ -129,7 +132,12 @@ def test_every_number_of_splits(programs: int, length: int, tmp_path: Path) -> N
     [
         {"groups": 1, "width": 2, "skip": "group"},
         {"gates": {"post": True}, "bias": "ungated", "featurizer": {"length": 4}, "groups": 1},
-        {"gates": BOTH, "featurizer": {"length": 2}, "layout": {"projection": "interleaved"}},
+        {
+            "groups": 1,
+            "gates": BOTH,
+            "featurizer": {"length": 2},
+            "layout": {"projection": "interleaved"},
+        },
         {
             "groups": 1,
             "modes": 9,
@@ -140,7 +148,8 @@ def test_every_number_of_splits(programs: int, length: int, tmp_path: Path) -> N
     ids=str,
 )
 def test_splits_of_every_structure(fields: dict[str, Any], tmp_path: Path) -> None:
-    case = small_case(make(**fields), 7 * TILE + 7, batch=2, PROGRAMS=512, PARTS=2)
+    batch = 2 if "skip" in fields else 1
+    case = small_case(make(**fields), 7 * TILE + 7, batch=batch, PROGRAMS=512, PARTS=2)
     check(case, tmp_path, torch.float16)
 
 
@@ -152,12 +161,13 @@ def test_splits_change_no_bit(parametrisation: str, dtype: torch.dtype, tmp_path
     arithmetic in the same order.
     """
     spec = make(
+        groups=1,
         filter={"parametrisation": parametrisation},
         featurizer={"length": 4},
         gates=BOTH,
         skip="channel",
     )
-    length = 10 * TILE + 9
+    length = 7 * TILE + 9
     inputs, parameters, dy = random_tensors(spec, 1, length, dtype=dtype)
     found: list[list[Tensor]] = []
     for programs in (1, 64):
@@ -231,7 +241,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 @given(cases(), st.sampled_from((torch.float32, torch.float16)))
 @settings(
-    max_examples=max(10, settings().max_examples // 20),
+    max_examples=max(6, settings().max_examples // 20),
     phases=(Phase.explicit, Phase.reuse, Phase.generate),  # shrinking takes minutes here
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

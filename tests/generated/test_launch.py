@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import json
 from collections.abc import Callable
@@ -16,19 +15,19 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from sh2gen.base.process import Worker
-from sh2gen.base.resources import folder
 from sh2gen.build.build import Compilers, build
-from sh2gen.build.load_module import load_module
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
+from sh2gen.plan.plan import Plan
 from sh2gen.runtime.measure import activation
 from sh2gen.runtime.operator import Operator
 from sh2gen.schedule.config import schedule
-from sh2gen.spec.decode import load_spec
-from sh2gen.spec.language import Workload
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.operator import OpSpec
 from sh2gen.tuning.journal import Task
 from sh2gen.tuning.lab import Workbench
 from tests.gpus import H200
+from tests.strategies_schedules import written
 
 if TYPE_CHECKING:
     from tests.generated.conftest import Case
@@ -126,22 +125,19 @@ class Driver:
         return GPUTarget("cuda", 90, 32)
 
 
-@pytest.mark.parametrize("op", ["hyena_se", "hyena_li"])
-def test_a_launch_finds_what_was_built_ahead_of_time(
-    op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing is compiled by launches on a GPU after `compile` on the same machine."""
-    spec = load_spec(folder("ops") / f"{op}.yaml")
-    (plan, *_) = plans(spec, {"hyena_se": "direct", "hyena_li": "modal"}[op])
-    source = emit(spec, plan, schedule(spec, plan))
-    cache = tmp_path / "cache"
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
-    monkeypatch.setattr(triton.knobs.cache, "dir", str(cache))
-    build(source, H200, alignments=("aligned",))
-    built = {path.name for path in cache.iterdir()}
-    (tmp_path / f"{op}.py").write_text(source.text)
-    module = load_module(tmp_path / f"{op}.py", interpret=False)
-    launched = []
+class Answers(Worker):
+    """Stands for the process on the GPU where only builds matter."""
+
+    def run(self, job: str, time_limit: float) -> dict[str, Any]:
+        sizes = json.loads(job).get("workloads", ())
+        return {"status": "ok", "us": [[1.0, 1.0, 1.0]] * len(sizes)}
+
+
+def asked_for(module: Any, monkeypatch: pytest.MonkeyPatch) -> set[tuple[Any, ...]]:
+    """What launches of a generated file ask the compiler for from now on, as if on an H200: names
+    of kernels and their constants.
+    """
+    found: set[tuple[Any, ...]] = set()
 
     def launch(
         kernel: Any, programs: int, *arguments: Any, config: dict[str, int], **constants: int
@@ -150,25 +146,13 @@ def test_a_launch_finds_what_was_built_ahead_of_time(
         constants |= {name: config[name] for name in left}
         options = {name: config[name] for name in module.TOLD if config.get(name)}
         kernel.warmup(*arguments, grid=(programs,), **constants, **options, enable_fp_fusion=True)
-        launched.append(kernel.__name__)
+        found.add((kernel.__name__, *constants.items()))
 
     monkeypatch.setattr(module, "launch", launch)
     monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
-    inputs = [torch.zeros(1, spec.channels, 2048, dtype=torch.bfloat16) for _ in spec.inputs]
-    parameters = [torch.zeros(shape) for shape in shapes_of(module).values()]
-    parameters = module.effective(*parameters)
-    y, *saved = module.launch_forward(inputs, parameters)
-    module.launch_backward(y, inputs, parameters, saved)
-    assert {f"{op}_forward", f"{op}_backward", "sum_partials"} <= set(launched)
-    assert {path.name for path in cache.iterdir()} == built
-
-
-class Answers(Worker):
-    """Stands for the process on the GPU where only builds matter."""
-
-    def run(self, job: str, time_limit: float) -> dict[str, Any]:
-        sizes = json.loads(job).get("workloads", ())
-        return {"status": "ok", "us": [[1.0, 1.0, 1.0]] * len(sizes)}
+    if hasattr(module, "suits_sm90"):
+        monkeypatch.setattr(module, "suits_sm90", without_device(module))
+    return found
 
 
 def without_device(module: Any) -> Callable[..., bool]:
@@ -186,28 +170,44 @@ def without_device(module: Any) -> Callable[..., bool]:
     return found
 
 
-# An operator, its channels, workloads, and the kernels that must be among those that are launched,
-# and that must not.
-TUNED: list[tuple[str, int, list[tuple[int, int]], set[str], set[str]]] = [
-    ("hyena_se", 64, [(1, 2048)], set(), set()),
-    ("hyena_se", 64, [(1, 1001), (1, 2048)], set(), set()),
-    ("hyena_mr", 256, [(1, 4096)], {"backward_sm90"}, {"backward"}),
-    ("hyena_mr", 256, [(1, 4096), (2, 520)], {"backward_sm90", "backward"}, set()),
-    ("hyena_li", 32, [(1, 16384)], {"forward_sums", "backward_sums", "join_splits"}, set()),
-    ("hyena_li", 32, [(1, 512)], set(), {"forward_sums", "backward_sums", "join_splits"}),
-    ("hyena_li", 32, [(1, 16381), (1, 512)], {"forward_sums", "join_splits"}, set()),
-    ("hyena_li_stateful", 4096, [(1, 2048)], set(), {"forward_sums"}),
+GATED = {"gates": {"pre": True, "post": True}, "featurizer": {"length": 2}}
+MODES = {"kind": "modal", "modes": 4, "parametrisation": "log_poles"}
+CARRIED = {"state": {"initial": True, "final": True}}
+OPERATORS: dict[str, dict[str, Any]] = {  # few statements, which compile in a second
+    "few": {"channels": 64, "filter": {"kind": "explicit", "length": 3, "groups": 4}, **GATED},
+    "many": {"channels": 256, "filter": {"kind": "explicit", "length": 20, "groups": 16}},
+    "few_modes": {"channels": 32, "filter": MODES | {"groups": 32}, **GATED},
+    "stateful": {"channels": 4096, "filter": MODES | {"groups": 4096}, **CARRIED},
+}
+# An operator, workloads, and the kernels that must be among those that are launched, and that must
+# not.
+TUNED: list[tuple[str, list[tuple[int, int]], set[str], set[str]]] = [
+    ("few", [(1, 2048)], set(), set()),
+    ("few", [(1, 1001), (1, 2048)], set(), set()),
+    ("many", [(1, 4096)], {"backward_sm90"}, {"backward"}),
+    ("many", [(1, 4096), (2, 520)], {"backward_sm90", "backward"}, set()),
+    ("few_modes", [(1, 16384)], {"forward_sums", "backward_sums", "join_splits"}, set()),
+    ("few_modes", [(1, 512)], set(), {"forward_sums", "backward_sums", "join_splits"}),
+    ("few_modes", [(1, 16381), (1, 512)], {"forward_sums", "join_splits"}, set()),
+    ("stateful", [(1, 2048)], set(), {"forward_sums"}),
 ]
 
 
+def made(op: str, sizes: list[tuple[int, int]]) -> tuple[OpSpec, Plan]:
+    """An operator for these workloads, by the algorithm that it is for."""
+    workloads = [{"batch": batch, "length": length} for batch, length in sizes]
+    spec = spec_from_dict({"op": op, "workloads": workloads, **OPERATORS[op]})
+    algorithm = {"few": "direct", "many": "toeplitz"}.get(op, "modal")
+    return spec, plans(spec, algorithm)[0]
+
+
 @pytest.mark.parametrize(
-    ("op", "channels", "sizes", "among", "missing"),
+    ("op", "sizes", "among", "missing"),
     TUNED,
-    ids=[f"{op}-{'-'.join(str(length) for _, length in sizes)}" for op, _, sizes, *_ in TUNED],
+    ids=[f"{op}-{'-'.join(str(length) for _, length in sizes)}" for op, sizes, *_ in TUNED],
 )
 def test_launches_of_a_candidate_find_what_was_built_and_all_that_was_built_is_launched(
     op: str,
-    channels: int,
     sizes: list[tuple[int, int]],
     among: set[str],
     missing: set[str],
@@ -215,28 +215,19 @@ def test_launches_of_a_candidate_find_what_was_built_and_all_that_was_built_is_l
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """At the workloads and at the short case: nothing is compiled in the process on the GPU."""
-    spec = load_spec(folder("ops") / f"{op}.yaml")
-    groups = spec.filter.groups * channels // spec.channels
-    spec = dataclasses.replace(
-        spec,
-        channels=channels,
-        filter=dataclasses.replace(spec.filter, groups=groups),
-        groups_in_full=spec.filter.groups,
-        workloads=tuple(Workload(batch=batch, length=length) for batch, length in sizes),
-    )
-    plan = plans(spec)[0]
+    spec, plan = made(op, sizes)
     cache = tmp_path / "cache"
     monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
     monkeypatch.setattr(triton.knobs.cache, "dir", str(cache))
-    made = schedule(spec, plan)
-    chosen = made.forward
+    default = schedule(spec, plan)
+    chosen = default.forward
     task = Task(spec=spec, plan=plan, direction="forward")
     with closing(Compilers(2, 120)) as compilers, closing(Answers((), "")) as worker:
         bench = Workbench(
             task,
             H200,
             start=chosen,
-            other=made.backward,
+            other=default.backward,
             folder=tmp_path,
             compilers=compilers,
             worker=worker,
@@ -249,27 +240,34 @@ def test_launches_of_a_candidate_find_what_was_built_and_all_that_was_built_is_l
     operator = Operator(Path(candidate.file))
     module = operator.namespace
     operator.use(candidate.configs)
-    binaries: set[tuple[Any, ...]] = set()
-
-    def launch(
-        kernel: Any, programs: int, *arguments: Any, config: dict[str, int], **constants: int
-    ) -> None:
-        left = kernel.arg_names[len(arguments) + len(constants) :]
-        constants |= {name: config[name] for name in left}
-        options = {name: config[name] for name in module.TOLD if config.get(name)}
-        kernel.warmup(*arguments, grid=(programs,), **constants, **options, enable_fp_fusion=True)
-        binaries.add((kernel.__name__, *constants.items()))
-
-    monkeypatch.setattr(module, "launch", launch)
-    monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
-    if hasattr(module, "suits_sm90"):
-        monkeypatch.setattr(module, "suits_sm90", without_device(module))
+    binaries = asked_for(module, monkeypatch)
     for batch, length in (candidate.short, *sizes):
         launch_once(operator, batch, length)
     assert {path.name for path in cache.iterdir()} == built
     assert len(binaries) == len(candidate.kernels)
     names = {name.removeprefix(f"{op}_") for name, *_ in binaries}
     assert among <= names and not missing & names
+
+
+@pytest.mark.parametrize("op", ["few", "many", "stateful"])
+def test_a_launch_finds_what_was_built_ahead_of_time(
+    op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is compiled by launches on a GPU after `compile` on the same machine."""
+    spec, plan = made(op, [(1, 2048)])
+    source = emit(spec, plan, schedule(spec, plan))
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(cache))
+    build(source, H200, alignments=("aligned",))
+    built = {path.name for path in cache.iterdir()}
+    operator = Operator(written(spec, plan, schedule(spec, plan), tmp_path))
+    launched = asked_for(operator.namespace, monkeypatch)
+    launch_once(operator, 1, 2048)
+    backward = "backward_sm90" if op == "many" else "backward"
+    names = {name for name, *_ in launched}
+    assert names >= {f"{op}_forward", f"{op}_{backward}", "sum_partials"}
+    assert {path.name for path in cache.iterdir()} == built
 
 
 def launch_once(operator: Operator, batch: int, length: int) -> None:
