@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from sh2gen.api.members import Member, member, text_of
 from sh2gen.base.files import (
     intact,
     read_text,
@@ -26,20 +27,17 @@ from sh2gen.base.files import (
 )
 from sh2gen.build.build import Building, Built, KernelFailed, check_fits
 from sh2gen.cost.cost import Prediction, predictions
-from sh2gen.emit.emit import emit
 from sh2gen.emit.kernels import kernel_sources
 from sh2gen.emit.launches import alignment_of, kernel_digests, launched, of_direction
-from sh2gen.emit.page import page
 from sh2gen.lower import verdicts
 from sh2gen.lower.verdict import Verdict
-from sh2gen.plan.plan import Plan
 from sh2gen.plan.source import Alignment, Source
 from sh2gen.runtime.operator import Operator
-from sh2gen.schedule.config import DIRECTIONS, Schedule
+from sh2gen.schedule.config import DIRECTIONS
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
-from sh2gen.tuning.choose import Candidate, gpu_name, passed_over
+from sh2gen.tuning.choose import Candidate, passed_over
 from sh2gen.tuning.refit import refit
 from sh2gen.verify import checks, stages
 from sh2gen.verify.checks import quick_checks, quick_count
@@ -51,19 +49,6 @@ Advance = Callable[[int, int, float, float], None]
 Done = Callable[[int, float, float], None]  # of one operator: stages that are done; these times
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One width of a generated file.
-
-    Attributes:
-        gpu: what torch calls the GPU that the schedule was tuned on; empty if it was for none.
-    """
-
-    spec: OpSpec
-    schedule: Schedule
-    gpu: str
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compilation:
     """Everything that was decided, found and written for one operator.
@@ -71,7 +56,7 @@ class Compilation:
     Attributes:
         spec: the operator.
         family: this and others of its kind, which share a file: the one whose width is the file's
-            own first.
+            own first; those that were there before last.
         verdicts: every algorithm's answer.
         candidates: every plan; the first is the one that was taken, the others cheapest first.
         predictions: by workload and direction.
@@ -212,19 +197,6 @@ class Tests:
         ways = stages.of_quick_checks(compilation.spec, chosen.plan, chosen.schedule)
         build = stages.of_builds(kernels * len(self.alignments), chosen.plan, os.cpu_count() or 1)
         return ways * self.verified, build
-
-
-def member(spec: OpSpec, chosen: Candidate, gpu: Target) -> Member:
-    """A width with the schedule that was taken for it."""
-    tuned = any(not origin.startswith("default") for origin in chosen.origins.values())
-    return Member(spec, chosen.schedule, gpu_name(gpu) if tuned else "")
-
-
-def text_of(family: Sequence[Member], plan: Plan) -> Source:
-    """The file that serves a family."""
-    own, *others = family
-    widths = [(m.spec, m.schedule, m.gpu) for m in others]
-    return page(emit(own.spec, plan, own.schedule, own.gpu, widths))
 
 
 def written(

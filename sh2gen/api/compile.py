@@ -20,12 +20,11 @@ from sh2gen.api.compilation import (
     Compilation,
     Progress,
     Tests,
-    member,
     tested,
-    text_of,
     written,
 )
 from sh2gen.api.inputs import known_configs, resolve_target
+from sh2gen.api.members import kept, member, text_of
 from sh2gen.base.errors import Sh2genError
 from sh2gen.base.files import (
     intact,
@@ -80,7 +79,8 @@ def compile_operators(
     warn: Progress | None = None,
 ) -> tuple[Compilation, ...]:
     """Compile operators into `out`/<op>.py, those that differ in channels, groups and workloads
-    alone into one file. Nothing is written unless every step of all succeeds.
+    alone into one file; widths that this file serves already stay in it. Nothing is written unless
+    every step of all succeeds.
 
     Args:
         ops: specs, or paths of op.yaml files.
@@ -265,8 +265,10 @@ def _choose(
         ranked = candidates(spec, gpu, own, changes, known)
         found.append((spec, ranked, time.perf_counter() - begin))
     family = tuple(member(spec, ranked[0], gpu) for spec, ranked, _ in found)
+    path = out / f"{specs[0].op}.py"
+    family += kept(path, family, found[0][1][0].plan)
     return [
-        written(spec, gpu, ranked, family, out / f"{spec.op}.py", {"choose": round(seconds, 3)})
+        written(spec, gpu, ranked, family, path, {"choose": round(seconds, 3)})
         for spec, ranked, seconds in found
     ]
 
@@ -279,7 +281,7 @@ def _of_one_text(finished: Sequence[Compilation]) -> list[Compilation]:
     texts: dict[Path, str] = {}
     found = []
     for c in finished:
-        family = tuple(taken[m.spec] for m in c.family)
+        family = tuple(taken.get(m.spec, m) for m in c.family)
         if c.path not in texts:
             how = statement(c.source.text)
             texts[c.path] = stated(text_of(family, c.chosen.plan).text, how)

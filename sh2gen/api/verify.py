@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 from collections.abc import Sequence
-from contextlib import suppress
 from itertools import chain
 from os import PathLike
 from pathlib import Path
@@ -13,14 +11,9 @@ from typing import Any
 
 import torch
 
-from sh2gen.api.compilation import (
-    Advance,
-    Member,
-    Progress,
-    one_thread,
-    text_of,
-)
+from sh2gen.api.compilation import Advance, Progress, one_thread
 from sh2gen.api.inputs import resolve_target
+from sh2gen.api.members import members, said, text_of
 from sh2gen.base.errors import CheckFailed, Sh2genError
 from sh2gen.base.files import (
     read_generated,
@@ -33,7 +26,6 @@ from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
 from sh2gen.runtime.operator import Operator
-from sh2gen.schedule.config import schedule
 from sh2gen.spec.decode import load_spec, spec_from_dict
 from sh2gen.spec.operator import OpSpec
 from sh2gen.tuning.choose import (
@@ -144,21 +136,6 @@ def verify_operator(
     return tuple(reports)
 
 
-def _family(spec: OpSpec, plan: Plan, configs: dict[Any, Any]) -> list[Member] | None:
-    """The widths of a file's table, that of the file first; None if there are none."""
-    found = []
-    for key, config in configs.items():
-        try:
-            gpu, channels, groups = key
-            own = spec.with_width(channels, groups)
-            found.append(Member(own, schedule(own, plan, config), gpu))
-        except (TypeError, ValueError, AttributeError):
-            return None
-    first = spec.channels, spec.filter.groups
-    widths = [(m.spec.channels, m.spec.filter.groups) for m in found]
-    return found if widths[:1] == [first] else None
-
-
 def _described(path: Path, device: str) -> tuple[OpSpec, Plan]:
     """The operator and the plan of a generated file, none of which is executed.
 
@@ -170,27 +147,20 @@ def _described(path: Path, device: str) -> tuple[OpSpec, Plan]:
             unknown here. CheckFailed: V003 if this sh2gen writes another file.
     """
     text = read_generated(path)
-    said: dict[str, Any] = {}
-    unreadable = SyntaxError, ValueError, TypeError, RecursionError, MemoryError
-    with suppress(*unreadable):
-        for statement in ast.parse(text).body:
-            match statement:
-                case ast.Assign([ast.Name("SPEC" | "PLAN" | "CONFIGS" as name)], value):
-                    with suppress(*unreadable):
-                        said[name] = ast.literal_eval(value)
+    facts = said(text)
 
     def stated(name: str, kind: type) -> Any:
-        if not isinstance(said.get(name), kind):
+        if not isinstance(facts.get(name), kind):
             raise Sh2genError("B005", f"{path} lacks what a generated file has: {name}")
-        return said[name]
+        return facts[name]
 
     spec, name = spec_from_dict(stated("SPEC", dict)), stated("PLAN", str)
     found = [p for p in plans(spec, name.split("/")[0]) if p.name == name]
     if not found:
         raise Sh2genError("L003", f"{path} has a plan unknown here: {name}")
     if device == "cpu" and found[0].kernels:
-        family = _family(spec, found[0], stated("CONFIGS", dict))
-        if family is None:
+        family = members(spec, found[0], stated("CONFIGS", dict))
+        if not family:
             raise Sh2genError("B005", f"{path} lacks what a generated file has: a config")
         if not same_program(text, text_of(family, found[0]).text):
             raise CheckFailed(

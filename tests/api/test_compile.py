@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import sh2gen
 from sh2gen.api.compile import compile, compile_operator, compile_operators, stale
 from sh2gen.api.inputs import op_files
 from sh2gen.api.tune import tune_operator
@@ -236,3 +237,31 @@ def test_what_is_said_on_a_gpu_and_of_plain_pytorch(monkeypatch: pytest.MonkeyPa
         for less in (UNVERIFIED, INTERPRETED, checks.PLAIN_ALONE):
             assert checks.stronger(less, here) == checks.stronger(here, less) == here
     assert checks.stronger(here, "on NVIDIA H200.") == here  # the later one
+
+
+def test_other_widths_of_a_file_stay_in_it(tmp_path: Path) -> None:
+    """If it is the file that this sh2gen writes for them, and was verified."""
+    wide = SPEC.with_width(8, 8)
+
+    def compiled(*specs: OpSpec, rows: int = 1) -> dict[Any, Any]:
+        changes = {"forward": {"ROWS": rows}} if rows > 1 else None
+        (path,) = {
+            c.path for c in compile_operators(specs, out=tmp_path, built=False, changes=changes)
+        }
+        found: dict[Any, Any] = sh2gen.load(path).namespace.CONFIGS
+        return found
+
+    both = compiled(SPEC, wide)
+    assert list(both) == [("", 4, 4), ("", 8, 8)]
+    text = (tmp_path / "small_conv.py").read_text()
+    assert compiled(SPEC) == both and (tmp_path / "small_conv.py").read_text() == text
+    changed = compiled(SPEC, rows=16)
+    assert changed[("", 4, 4)]["forward"]["ROWS"] == 16 != both[("", 4, 4)]["forward"]["ROWS"]
+    assert changed[("", 8, 8)] == both[("", 8, 8)]
+    assert list(compiled(wide)) == [("", 8, 8)], "another width of its own is another file"
+    compiled(SPEC, wide)
+    path = tmp_path / "small_conv.py"
+    path.write_text(stated(path.read_text(), UNVERIFIED))
+    assert list(compiled(SPEC)) == [("", 4, 4)]
+    path.write_text(signed(text.replace("# by GPU, channels", "# by GPU and channels")))
+    assert list(compiled(SPEC)) == [("", 4, 4)], "written by another sh2gen"
