@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -97,6 +98,7 @@ def imports(path: Path) -> Iterator[str]:
                 yield whole if whole in NAMES else parent
 
 
+@functools.cache
 def code(path: Path) -> str:
     """The source without comments and without what is in strings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -109,7 +109,7 @@ def {kernel}(a_ptr, {extra} b_ptr, n):
 """
 
 
-def compiled(extra: str = "", **words: str) -> str:
+def compiled(compilers: Compilers, extra: str = "", **words: str) -> str:
     words = {"helper": "fma", "kernel": "one", "comment": "", "constant": "1.0"} | words
     signature = [("a_ptr", "*fp32"), ("b_ptr", "*fp32"), ("n", "i32")]
     if extra:
@@ -129,23 +129,21 @@ def compiled(extra: str = "", **words: str) -> str:
         num_warps=1,
         num_stages=3,
     )
-    compilers = Compilers(1, 60.0)
-    try:
-        job = kernel_job(source, H200, kernel, "aligned")  # type: ignore[arg-type]
-        answer = compilers.submit(job).result()
-    finally:
-        compilers.close()
+    job = kernel_job(source, H200, kernel, "aligned")  # type: ignore[arg-type]
+    answer = compilers.submit(job).result()
     assert "ptx" in answer, answer
     assert answer["ptx_digest"] == ptx_digest(answer["ptx"])
     return str(answer["ptx"])
 
 
-def test_what_does_not_run_is_no_part_of_a_digest() -> None:
+def test_what_does_not_run_is_no_part_of_a_digest(compilers: Compilers) -> None:
     """Names of kernels and helpers, comments, lines, arguments that are not read."""
-    plain = compiled()
-    other = compiled(helper="a_b", kernel="two", comment="why\n        # so", extra="unread_ptr")
+    plain = compiled(compilers)
+    other = compiled(
+        compilers, helper="a_b", kernel="two", comment="why\n        # so", extra="unread_ptr"
+    )
     assert plain != other and normalised_ptx(plain) == normalised_ptx(other)
-    assert ptx_digest(plain) != ptx_digest(compiled(constant="3.0"))
+    assert ptx_digest(plain) != ptx_digest(compiled(compilers, constant="3.0"))
     text = normalised_ptx(plain)
     assert not re.search(r"//|\$|\.loc|\.file|debug|one|growth", text)
     assert "label0" in text and "[parameter0]" in text  # else nothing was left to compare
