@@ -25,11 +25,10 @@ from sh2gen.cost.programs import (
     variant_seconds,
 )
 from sh2gen.cost.work import BLOCK_T, BYTES, ROWS, Work, work
-from sh2gen.plan.geometry import sm90_suits
 from sh2gen.plan.plan import Kernel, Plan, Role, Variant
 from sh2gen.plan.values import Layout
 from sh2gen.schedule.config import DIRECTIONS, Schedule, launch_config
-from sh2gen.spec.language import DType, Workload
+from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
 
@@ -81,9 +80,9 @@ def variant_of_call(
         if (
             own
             and capability == variant.capability
-            and spec.dtype.io is DType.BFLOAT16
+            and spec.dtype.io is variant.io
             and stride_step(spec, plan) == 8
-            and sm90_suits(length, length, bounds, own)
+            and variant.sizes(length, length, bounds, own)
         ):
             return variant
     return None
@@ -201,7 +200,7 @@ def at_work(
         tensor=elements * products / product_rate(spec, target),
         by_rows=target.constants.way(kernel.role).by_rows if plan.layout is Layout.BLD else 0.0,
         grid=grid,
-        running=None if variant else running(kernel, config, spec, target),
+        running=None if variant and variant.phases else running(kernel, config, spec, target),
     )
 
 

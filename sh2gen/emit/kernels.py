@@ -53,7 +53,9 @@ def helpers_of(spec: OpSpec, plan: Plan) -> list[tuple[tuple[str, ...], set[str]
         wanted.add("join_splits")
     found = [(plan.kernels[0].parts, wanted)]
     for kernel in plan.kernels:
-        found += [(variant.parts, helper_names(kernel, variant)) for variant in kernel.variants]
+        for variant in kernel.variants:
+            own = helper_names(kernel, variant.phases) if variant.phases else wanted
+            found.append((variant.parts, own))
     return found
 
 
@@ -168,12 +170,13 @@ def _variant(spec: OpSpec, plan: Plan, kernel: Kernel, variant: Variant) -> dict
         return [str(call) for call in statement.calls(dataclasses.replace(scope, held=held))]
 
     function = f"{spec.op}_{kernel.name}_{variant.name}"
+    phased = phased_kernel(kernel, variant.phases, printed) if variant.phases else {}
     return _kernel(spec, plan, kernel) | {
         "skeleton": f"{variant.skeleton}.py.j2",
         "head": head(
             f"{variant.language}.jit", function, variant.arguments, _CONSTEXPR[variant.language]
         ),
-        **phased_kernel(kernel, variant, printed),
+        **phased,
     }
 
 

@@ -59,9 +59,17 @@ def _forward(spec: OpSpec, plan: Plan) -> str:
         )
     body = _prologue(spec, kernel, spec.inputs[0], 'config["BLOCK_T"]')
     body += _grid(kernel, spec.inputs[0])
-    body += _allocations(spec, plan, Role.FORWARD, spec.inputs[0])
-    tensors = (*spec.inputs, "y", *plan.saved)
-    body.append(f"step = stride_step(config, ({targets(tensors)}), grid.tiles)")
+    # States are of the tiles of the variant that is chosen, if there is any to choose.
+    before = True if kernel.variants else None
+    body += _allocations(spec, plan, Role.FORWARD, spec.inputs[0], before)
+    tensors = f"({targets((*spec.inputs, 'y', *plan.saved))})"
+    if kernel.variants:
+        body.append(f"tensors = {tensors}")
+        tensors = "tensors"
+    body.append(f"step = stride_step(config, {tensors}, grid.tiles)")
+    if kernel.variants:
+        body += _selection(kernel, spec.inputs[0])
+        body += _allocations(spec, plan, Role.FORWARD, spec.inputs[0], before=False)
     body += _launches(spec, plan, Role.FORWARD)
     if plan.states:
         ends = ", ".join(saved)
@@ -109,16 +117,7 @@ def _backward(spec: OpSpec, plan: Plan) -> str:
     body.append(f"tensors = ({tensors})")
     body += _grid(kernel, "dy")
     body.append("step = stride_step(config, tensors, grid.tiles)")
-    for number, variant in enumerate(kernel.variants):
-        own = variant.name
-        suits = f"{variant.suits}(tensors, unit, step, begin, bounds, {own})"
-        still = f'config is configs["{kernel.role}"] and ' * (number > 0)
-        body += [
-            f'{own} = configs.get("{kernel.name}_{own}")',
-            f"if {still}{own} is not None and {suits}:",
-            f"{_INDENT}config = {own}",
-            *(_INDENT + line for line in _grid(kernel, "dy", variant.grid)),
-        ]
+    body += _selection(kernel, "dy")
     body += _allocations(spec, plan, Role.BACKWARD, "dy", before=False)
     body += _launches(spec, plan, Role.BACKWARD)
     if plan.states:
@@ -153,6 +152,22 @@ def _grid(kernel: Kernel, like: str, grid: Callable[..., object] | None = None) 
     return [f"grid = {name}({like}.shape[0], steps, channels, width, config, {whole})"]
 
 
+def _selection(kernel: Kernel, like: str) -> list[str]:
+    """The config and grid of the first variant that suits a call, if one does."""
+    lines: list[str] = []
+    for number, variant in enumerate(kernel.variants):
+        own = variant.name
+        suits = f"{variant.suits}(tensors, unit, step, begin, bounds, {own})"
+        still = f'config is configs["{kernel.role}"] and ' * (number > 0)
+        lines += [
+            f'{own} = configs.get("{kernel.name}_{own}")',
+            f"if {still}{own} is not None and {suits}:",
+            f"{_INDENT}config = {own}",
+            *(_INDENT + line for line in _grid(kernel, like, variant.grid)),
+        ]
+    return lines
+
+
 def _allocations(
     spec: OpSpec, plan: Plan, role: Role, like: str, before: bool | None = None
 ) -> list[str]:
@@ -160,7 +175,7 @@ def _allocations(
     found: list[str] = []
     for action in plan.actions[role]:
         if isinstance(action, Allocate):
-            early = action.make == "gradients"
+            early = action.make in ("activations", "gradients")
             if before is None or early == before:
                 found += _allocation(spec, plan, action, like)
     return found

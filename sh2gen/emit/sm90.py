@@ -22,7 +22,7 @@ from sh2gen.plan.blocks import (
     ToeplitzGradient,
     ZeroToeplitz,
 )
-from sh2gen.plan.plan import Kernel, Variant
+from sh2gen.plan.plan import Kernel
 from sh2gen.plan.program import Phases
 from sh2gen.plan.statements import (
     Extend,
@@ -76,13 +76,12 @@ class _Slot:
         return {"ahead": _AHEAD, "adjoint": _LATE}.get(self.phases[-1], _TILE)
 
 
-def phased_kernel(kernel: Kernel, variant: Variant, printed: Printer) -> dict[str, Any]:
+def phased_kernel(kernel: Kernel, phases: Phases, printed: Printer) -> dict[str, Any]:
     """The part of the skeleton's context that its phases decide.
 
     Args:
         printed: the lines of a statement, given what rows values hold, which it adds to.
     """
-    phases = variant.phases
     slots = _slots(phases)
     filters = [s for s in kernel.program.prologue if isinstance(s, LoadToeplitz)]
     (matrices,) = filters
@@ -142,18 +141,18 @@ def phased_kernel(kernel: Kernel, variant: Variant, printed: Printer) -> dict[st
     }
 
 
-def helper_names(kernel: Kernel, variant: Variant) -> set[str]:
+def helper_names(kernel: Kernel, phases: Phases) -> set[str]:
     """The helpers that the skeleton calls, beside those of statements that all kernels print."""
     names = {"toeplitz_matrices", "zero_gradients", "block_ring", "input_slots", "places", "fetch"}
     names |= {"begin_toeplitz_adjoint", "begin_toeplitz_gradient", "end_gradients"}
     names |= {"remember_block", "rows_quarter", "block_quarters", "quarter_rows", "read_rows"}
     names |= {"store_diagonals", "lane_of", "store_quarter", "visited", "channels", "anew"}
     names |= {f"{name}_layout" for name in ("row", "copy", "edge", "quarter", "product")}
-    if any(isinstance(s, Toeplitz) and s.direction == +1 for s in variant.phases.products):
+    if any(isinstance(s, Toeplitz) and s.direction == +1 for s in phases.products):
         names.add("begin_toeplitz")
     if kernel.program.partial_rows:
         names |= {"zero_lanes", "renewed", "store_sums"}
-    if any(isinstance(s, Extend) for s in variant.phases.body):
+    if any(isinstance(s, Extend) for s in phases.body):
         names |= {"zero_lanes", "extend_rows"}
     return names
 

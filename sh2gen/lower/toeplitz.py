@@ -37,14 +37,14 @@ from sh2gen.plan.blocks import (
     ToeplitzGradient,
     ZeroToeplitz,
 )
-from sh2gen.plan.geometry import sm90_config, sm90_grid, stream_grid
+from sh2gen.plan.geometry import sm90_config, sm90_grid, sm90_suits, stream_grid
 from sh2gen.plan.phases import phases
 from sh2gen.plan.plan import EagerConv, Kernel, Plan, Reduction, Role, Variant
 from sh2gen.plan.program import TileProgram
 from sh2gen.plan.statements import Statement, StoreRows
 from sh2gen.plan.values import BLOCK, Layout, Operand
 from sh2gen.schedule.facts import tap_terms
-from sh2gen.spec.language import Activation, FilterKind
+from sh2gen.spec.language import Activation, DType, FilterKind
 from sh2gen.spec.operator import OpSpec
 
 MAX_TAPS = 1024  # every BLOCK_T taps more are one more matrix to keep in shared memory
@@ -104,8 +104,10 @@ def _plan(spec: OpSpec, layout: Layout) -> Plan:
                 arguments=sm90_arguments(spec, backward),
                 language="gluon",
                 capability=90,
+                io=DType.BFLOAT16,
                 config=sm90_config,
                 grid=sm90_grid,
+                sizes=sm90_suits,
                 suits="suits_sm90",
             ),
         )

@@ -17,6 +17,7 @@ from sh2gen.plan.arguments import Argument
 from sh2gen.plan.geometry import Grid
 from sh2gen.plan.program import Phases, TileProgram
 from sh2gen.plan.values import Layout
+from sh2gen.spec.language import DType
 
 
 class Role(StrEnum):
@@ -34,24 +35,31 @@ class Variant:
         name: suffix of the kernel's name, and how messages call it.
         skeleton: the file in templates/ that it fills.
         parts: files in templates/parts/ whose helpers it calls, as of `Kernel`.
-        phases: the kernel's body in the order of this skeleton.
+        phases: the kernel's body in the order of this skeleton; absent: as the kernel has it, for
+            a skeleton that is filled as the kernel's own.
         arguments: what it takes; all but constants are those of the kernel.
         language: triton or gluon.
         capability: of the GPUs that it runs on, 90 for sm_90.
-        config: its config of that of the kernel, empty if that asks for none.
-        grid: its programs.
-        suits: name of the helper of launchers which says whether it can compute a call.
+        io: the dtype of the activations that it computes.
+        config: its config of that of the kernel, empty if that asks for none; of plan/geometry.
+        grid: its programs; of plan/geometry.
+        sizes: whether the steps that are read, those that are computed, and the bounds of a call
+            suit it, under its config; of plan/geometry.
+        suits: name of the helper of launchers which says whether it can compute a call: of its
+            GPU and dtype, of sizes that suit, in memory as the variant takes it.
     """
 
     name: str
     skeleton: str
     parts: tuple[str, ...]
-    phases: Phases
+    phases: Phases | None
     arguments: tuple[Argument, ...]
     language: str
     capability: int
+    io: DType
     config: Callable[[dict[str, int]], dict[str, int]]
     grid: Callable[..., Grid]
+    sizes: Callable[[int, int, tuple[int, int, int], dict[str, int]], bool]
     suits: str
 
 
@@ -94,7 +102,9 @@ class Kernel:
             self.phased(variant).validate()
 
     def phased(self, variant: Variant) -> TileProgram:
-        """The program with its body in the phases of a variant."""
+        """The program with its body in the phases of a variant, if it has any."""
+        if variant.phases is None:
+            return self.program
         return dataclasses.replace(self.program, body=variant.phases.body)
 
 
@@ -250,8 +260,8 @@ class Plan:
         for kernel in self.kernels:
             blocks.append(f"{kernel.name} kernel ({kernel.skeleton}):\n{_indent(kernel.program)}")
             for variant in kernel.variants:
-                phases = _indent(variant.phases)
-                blocks.append(f"its tiles on {variant.name}, in phases:\n{phases}")
+                how = f", in phases:\n{_indent(variant.phases)}" if variant.phases else " alike"
+                blocks.append(f"its tiles on {variant.name}{how}")
         for kernel in self.split_kernels:
             blocks.append(
                 f"{kernel.name} kernel ({kernel.skeleton}), if several programs share a channel:\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +14,14 @@ from sh2gen.build.load_module import load_module
 from sh2gen.emit.emit import emit
 from sh2gen.emit.launches import SHORT, launched, short_shape
 from sh2gen.lower import plans
-from sh2gen.plan.plan import Kernel
+from sh2gen.plan.geometry import sm90_config, sm90_suits
+from sh2gen.plan.plan import Kernel, Variant
 from sh2gen.plan.source import KernelSource
-from sh2gen.schedule.config import Schedule, schedule
+from sh2gen.schedule.config import Schedule, interpreter_schedule, schedule
 from sh2gen.spec.decode import load_spec
-from sh2gen.spec.language import Workload
+from sh2gen.spec.language import DType, Workload
 from sh2gen.spec.operator import OpSpec
+from tests.strategies_schedules import interpreted, random_tensors, transposed
 
 
 def made(op: str, channels: int, sizes: list[tuple[int, int]]) -> tuple[OpSpec, Schedule]:
@@ -110,3 +113,66 @@ def test_two_variants_of_one_name_are_refused() -> None:
     spec, scheduled = made("hyena_mr", 32, [(1, 512)])
     with pytest.raises(AssertionError, match="_backward_sm90 stand for several things"):
         emit(spec, plans(spec)[0].with_kernels(twice), scheduled)
+
+
+def another(kernel: Kernel) -> Kernel:
+    """The kernel with a variant of the same text, under a name and a config of its own."""
+    variant = Variant(
+        name="other",
+        skeleton=kernel.skeleton,
+        parts=kernel.parts,
+        phases=None,
+        arguments=kernel.arguments,
+        language="triton",
+        capability=90,
+        io=DType.FLOAT32,
+        config=sm90_config,  # none: the test gives it one
+        grid=kernel.grid,
+        sizes=sm90_suits,
+        suits="suits_sm90",
+    )
+    return replace(kernel, variants=(variant,))
+
+
+@pytest.mark.parametrize("op", ["short_conv_3", "hyena_mr", "hyena_li"])
+def test_a_variant_of_any_kernel_is_launched_if_it_suits(
+    op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward and backward, of every algorithm, with tiles of its own."""
+    width = load_spec(folder("ops") / f"{op}.yaml").group_width
+    spec, _ = made(op, width, [(1, 300)])
+    plan = plans(spec)[0].with_kernels(another)
+    scheduled = interpreter_schedule(spec, plan)
+    runner = interpreted(spec, plan, scheduled, tmp_path)
+    module = runner.namespace
+    inputs, parameters, dy = random_tensors(spec, 1, 300, dtype=torch.float32)
+    laid = [{n: transposed(x, runner.layout) for n, x in inputs.items()}, parameters]
+    laid.append(transposed(dy, runner.layout))
+    names: list[str] = []
+    launch = module.launch
+
+    def noted(kernel: Any, *arguments: Any, **constants: Any) -> None:
+        names.append(kernel.__name__.removeprefix(f"{op}_"))
+        launch(kernel, *arguments, **constants)
+
+    monkeypatch.setattr(module, "launch", noted)
+    results = []
+    for suits in (False, True):
+        groups = spec.filter.groups
+        first = laid[0][spec.inputs[0]]
+        configs = module.configs_of(first, spec.channels, groups)
+        for role in ("forward", "backward"):
+            own = dict(configs[role])
+            if "SEGMENTS" not in own:
+                own["TILES"] = 2 * own["TILES"]
+            configs[f"{role}_other"] = own
+        monkeypatch.setattr(module, "suits_sm90", lambda *_, suits=suits: suits)
+        names.clear()
+        results.append((runner.forward(*laid[:2]), runner.gradients(*laid)))
+        suffix = "_other" * suits
+        assert {f"forward{suffix}", f"backward{suffix}"} <= set(names)
+        assert not {f"forward{'' if suits else '_other'}"} & set(names)
+    (y, gradients), (other_y, others) = results
+    assert torch.equal(y, other_y)
+    for name in inputs:
+        assert torch.equal(gradients[name], others[name]), name
