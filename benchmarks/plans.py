@@ -29,7 +29,7 @@ from sh2gen.base.files import write_whole
 from sh2gen.build.build import Compilers, kernel_job
 from sh2gen.cost.cost import predictions
 from sh2gen.emit.emit import emit
-from sh2gen.emit.launches import SHORT, alignment_of, launched
+from sh2gen.emit.launched import SHORT, alignment_of, launched
 from sh2gen.plan.plan import Plan
 from sh2gen.schedule.config import DIRECTIONS, Schedule, schedule
 from sh2gen.spec.decode import spec_from_dict

@@ -42,7 +42,7 @@ def bench_operator(
     batch: int | None = None,
     plan: str | None = None,
     changes: Changes | None = None,
-    peers: str | None = None,
+    baselines: str | None = None,
     tables: str | PathLike[str] | None = None,
     progress: Progress | None = None,
     warn: Progress | None = None,
@@ -54,19 +54,19 @@ def bench_operator(
         lengths: to time at, by default those of the operator's workloads.
         batch: sequences of a batch, by default those of the workloads, or 1 with `lengths`.
         plan, changes: as for compile_operators.
-        peers: names of baselines with commas between them, by default all.
+        baselines: names of baselines with commas between them, by default all.
         tables: as for compile_operators.
         progress, warn: told what is measured next, and of lines of tables that cannot be read.
 
     After a KeyboardInterrupt, once timing has begun, the results are what was measured so far.
 
     Raises:
-        Sh2genError: V003 without a CUDA device, B004 without Triton, C006 for an unknown peer or
-            without such a folder of tables; CheckFailed if a kernel is wrong. Then nothing is
+        Sh2genError: V003 without a CUDA device, B004 without Triton, C006 for an unknown baseline
+            or without such a folder of tables; CheckFailed if a kernel is wrong. Then nothing is
             timed.
     """
     spec = op if isinstance(op, OpSpec) else load_spec(op)
-    baselines = chosen(peers)
+    others = chosen(baselines)
     gpu = resolve_target(None)
     spec = resized(spec, lengths, batch)
     spec = dataclasses.replace(spec, workloads=in_order(spec.workloads))
@@ -96,7 +96,7 @@ def bench_operator(
             best.plan,
             best.schedule,
             gpu,
-            baselines=baselines,
+            baselines=others,
             workloads=spec.workloads,
             origins=best.origins,
             not_taken=passed_over(ranked),

@@ -28,7 +28,7 @@ from sh2gen.base.files import (
 from sh2gen.build.build import Building, Built, KernelFailed, check_fits
 from sh2gen.cost.cost import Prediction, predictions
 from sh2gen.emit.kernels import kernel_sources
-from sh2gen.emit.launches import alignment_of, kernel_digests, launched, of_direction
+from sh2gen.emit.launched import alignment_of, kernel_digests, launched, of_direction
 from sh2gen.lower import verdicts
 from sh2gen.lower.verdict import Verdict
 from sh2gen.plan.source import Alignment, Source
@@ -299,7 +299,8 @@ def _once(compilation: Compilation, how: Tests, say: Progress, done: Done) -> Co
     with ExitStack() as stack:
         pending: Building | None = None
         if how.built and source.kernels:
-            say(f"{compilation.label}: compiling {len(source.kernels)} kernels for {gpu.sm}")
+            count = sum(k.runs(Alignment.ALIGNED, gpu.capability) for k in source.kernels)
+            say(f"{compilation.label}: compiling {count} kernels for {gpu.sm}")
             building = Building(source, gpu, alignments=how.alignments)
             pending = stack.enter_context(closing(building))
             if torch.cuda.is_available():  # verification will run them: they must fit

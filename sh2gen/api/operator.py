@@ -27,7 +27,7 @@ from sh2gen.base.files import (
 from sh2gen.base.versions import beyond_triton
 from sh2gen.build.build import Building, check_fits
 from sh2gen.emit.emit import emit
-from sh2gen.emit.launches import launched
+from sh2gen.emit.launched import launched
 from sh2gen.emit.page import page
 from sh2gen.plan.plan import Role
 from sh2gen.plan.source import Alignment, Source

@@ -39,7 +39,9 @@ from sh2gen.report.terminal import progress, say, tell
     type=click.IntRange(1),
     help="Sequences of a batch. Default: that of the workloads; 1 with --length.",
 )
-@click.option("--peers", help="Compare with these only: names with commas between, or nothing.")
+@click.option(
+    "--baselines", help="Compare with these only: names with commas between, or nothing."
+)
 @click.option(
     "--plots", type=PLACE, metavar="DIR", help="Write figures into this folder; needs matplotlib."
 )
@@ -59,7 +61,7 @@ def bench(
     op: str | None,
     lengths: tuple[int, ...],
     batch: int | None,
-    peers: str | None,
+    baselines: str | None,
     plots: str | None,
     saved: tuple[str, ...],
     plan: str | None,
@@ -73,7 +75,7 @@ def bench(
     with float64 before it is timed, and runs in a process of its own. Ctrl-C ends it with what was
     measured until then.
     """
-    if saved and (op or lengths or batch or peers is not None or plan or settings or tables):
+    if saved and (op or lengths or batch or baselines is not None or plan or settings or tables):
         raise Sh2genError("C006", "--from measures nothing: only --plots and --json go with it")
     if not saved and op is None:
         raise Sh2genError("C006", "bench takes an op.yaml, or --from with a file of results")
@@ -90,7 +92,7 @@ def bench(
                 batch=batch,
                 plan=plan,
                 changes=changes_of(settings),
-                peers=peers,
+                baselines=baselines,
                 tables=tables,
                 progress=note,
                 warn=tell,

@@ -63,9 +63,8 @@ def explain(
 ) -> None:
     """Show how an op.yaml is lowered: verdicts, plans and predicted cost, or any one stage."""
     from sh2gen.api.inputs import known_configs, resolve_target
+    from sh2gen.api.members import member, text_of
     from sh2gen.build.build import build
-    from sh2gen.emit.emit import emit
-    from sh2gen.emit.page import page
     from sh2gen.graph.adjoint import adjoint
     from sh2gen.graph.nodes import operator_graph
     from sh2gen.lower import verdicts
@@ -108,7 +107,7 @@ def explain(
         _show(as_json, stage, config_text(spec, ranked[0], gpu))
     else:
         best = ranked[0]
-        source = page(emit(spec, best.plan, best.schedule))
+        source = text_of((member(spec, best, gpu),), best.plan)
         if stage == "source":
             _show(as_json, stage, source.text, "python")
             return

@@ -19,6 +19,7 @@ from sh2gen.plan.state import state_layout
 from sh2gen.plan.values import Layout
 from sh2gen.spec.language import FilterKind, Parametrisation, TapOrder
 from sh2gen.spec.operator import OpSpec
+from sh2gen.targets.target import known
 
 CONFIGS = "CONFIGS = {}"  # the line in place of which the table of configs stands
 
@@ -86,6 +87,10 @@ def _header(spec: OpSpec, plan: Plan) -> str:
             ("TOLD", literal(kernels.OPTIONS, 0), "to the compiler, of a config"),
             ("SUMS", literal({"num_warps": kernels.WARPS}, 0), "config of what adds sums"),
         ]
+    if any("limits_of" in line for line in config.rules(spec, plan)):
+        rows = {gpu.capability // 10: gpu.product_rows for gpu in known() if gpu.product_rows > 16}
+        what = "of a product instruction, by compute capability; of others 16"
+        constants.append(("PRODUCT_ROWS: dict", repr(dict(sorted(rows.items()))), what))
     constants.append(("SPEC", literal(spec.to_dict(), 0), ""))
     text = filled(
         "sections/header.py.j2",

@@ -73,11 +73,12 @@ def joins(plan: Plan) -> tuple[Argument, ...]:
 
 def head(decorator: str, name: str, arguments: Sequence[Argument], constexpr: str) -> str:
     """A kernel's text from its decorator to the colon."""
-    unspecialised = [a for a in arguments if a.of is Of.ACTIVATION]
+    quoted = [[f'"{name}"' for name in a.unspecialised] for a in arguments]
+    strides = [names for names in quoted if len(names) > 1]  # a line an activation
+    others = [name for names in quoted if len(names) == 1 for name in names]
     found = [f"@{decorator}(", "    do_not_specialize=["]
-    found += [f'        "{a.names[1]}", "{a.names[2]}",' for a in unspecialised]
-    names = [f'"{name}"' for a in arguments if a.of is Of.SIZE for name in a.names]
-    found += [f"        {', '.join(names)},", "    ]", ")  # fmt: skip", f"def {name}("]
+    found += [f"        {', '.join(names)}," for names in (*strides, others)]
+    found += ["    ]", ")  # fmt: skip", f"def {name}("]
     for a in arguments:
         if a.is_pointer:
             found.append(f"    {', '.join(a.names)}," + (f"  # {a.doc}" if a.doc else ""))

@@ -47,7 +47,10 @@ def examined() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if cuda else None,
         "target": gpu.name,
         "target_note": gpu.caveat if cuda else "there is no CUDA device here",
-        "targets": [f"{known.name} ({known.sm})" for known in targets.known()],
+        "targets": [
+            f"{known.name} ({known.sm}{'' if known.measured else ', not measured'})"
+            for known in targets.known()
+        ],
         "ops": str(folder("ops")),
         "records": str(home() / "records"),
         "tables": [str(place) for place in table_folders()],

@@ -181,9 +181,9 @@ class DecaySpec:
     """The fixed envelope exp(-alpha_g tau_k) of a `decay` filter (Hyena-MR; the paper, section 2).
 
     alpha is a ladder of G / repeats rates in equal ratios from 10**a to 10**b, the exponents of
-    `preset`, tiled `repeats` times over the groups; tau_k = k / (cache_length - 1). Peers disagree
-    on cache_length (8192, or the number of taps), and it changes the filter completely: it has no
-    default.
+    `preset`, tiled `repeats` times over the groups; tau_k = k / (cache_length - 1).
+    Implementations disagree on cache_length (8192, or the number of taps), and it changes the
+    filter completely: it has no default.
     """
 
     preset: DecayPreset

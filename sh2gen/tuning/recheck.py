@@ -17,7 +17,7 @@ from sh2gen.base.errors import Sh2genError
 from sh2gen.base.versions import no_triton
 from sh2gen.build.build import Compilers, failure, kernel_job
 from sh2gen.emit.emit import emit
-from sh2gen.emit.launches import alignment_of, kernel_digests, launched, of_direction
+from sh2gen.emit.launched import alignment_of, kernel_digests, launched, of_direction
 from sh2gen.lower import plans
 from sh2gen.plan.source import KernelSource, Source
 from sh2gen.schedule.config import DIRECTIONS, Schedule, partner

@@ -10,6 +10,7 @@ from sh2gen.plan.geometry import sm90_config
 BATCH = 1
 CONFIGS: dict = {}
 CHOSEN: dict = {}
+PRODUCT_ROWS: dict = {9: 64}
 VARIANTS: dict = {"backward_sm90": ("backward", sm90_config)}
 
 
@@ -30,7 +31,7 @@ def limits_of(device: torch.device) -> tuple[int, int]:
     if device.type != "cuda" or not torch.cuda.is_available():
         return 2**31, 128
     found = torch.cuda.get_device_properties(device)
-    return found.shared_memory_per_block_optin, {9: 64, 10: 128}.get(found.major, 16)
+    return found.shared_memory_per_block_optin, PRODUCT_ROWS.get(found.major, 16)
 
 
 def configs_of(x: torch.Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:

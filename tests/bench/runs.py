@@ -34,9 +34,9 @@ def written(path: Path, spec: OpSpec = SPEC) -> tuple[Path, Any, Any]:
     return path, best.plan, best.schedule
 
 
-def measured(path: Path, peers: str, **options: Any) -> Any:
+def measured(path: Path, baselines: str, **options: Any) -> Any:
     arguments = {"workloads": SIZES, "device": "cpu", "checked": SMALL} | options
-    return run(*written(path), target("H200"), baselines=chosen(peers), **arguments)
+    return run(*written(path), target("H200"), baselines=chosen(baselines), **arguments)
 
 
 def of(results: Any, name: str) -> list[Outcome]:

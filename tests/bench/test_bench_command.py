@@ -45,7 +45,7 @@ def test_without_a_gpu(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 2 and result.stdout == ""
     assert "error[V003]: there is no CUDA device here" in result.stderr
     for arguments, code in (
-        (("--peers=nobody",), "C006"),
+        (("--baselines=nobody",), "C006"),
         (("--plan=nonsense",), "L003"),
         (("--set=forward.ROWS=7",), "K002"),
     ):
@@ -71,10 +71,10 @@ def test_the_command(op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     result = command(op, f"--plots={tmp_path}/new")
     assert result.exit_code == 2 and not asked and not (tmp_path / "new").exists()
     assert "error[C006]: --plots needs matplotlib, which is not here" in result.stderr
-    result = command(op, "--length=64", "--length=128", "--batch=2", "--peers=fft")
+    result = command(op, "--length=64", "--length=128", "--batch=2", "--baselines=fft")
     assert result.exit_code == 0
     assert result.stdout == table(bench_results()) + "\n"
-    assert asked["lengths"] == (64, 128) and asked["batch"] == 2 and asked["peers"] == "fft"
+    assert asked["lengths"] == (64, 128) and asked["batch"] == 2 and asked["baselines"] == "fft"
     data = json.loads(command(op, "--json", "--tables=mine").stdout)
     assert data == json.loads(json.dumps(bench_results().to_dict()))
     assert data["origins"]["backward"] == "default" and asked["tables"] == "mine"
@@ -171,7 +171,7 @@ def test_results_of_earlier_runs_are_shown(tmp_path: Path) -> None:
 def test_what_does_not_go_with_results_of_earlier_runs(op: str) -> None:
     result = command()
     assert result.exit_code == 2 and "bench takes an op.yaml, or --from" in result.stderr
-    for arguments in ((op,), ("--length=8",), ("--peers=",), ("--tables=mine",)):
+    for arguments in ((op,), ("--length=8",), ("--baselines=",), ("--tables=mine",)):
         result = command("--from=results.json", *arguments)
         assert result.exit_code == 2 and "--from measures nothing" in result.stderr
 

@@ -21,8 +21,8 @@ pytestmark = [
 
 @pytest.mark.parametrize("op", ["short_conv", "hyena_mr", "hyena_li"])
 def test_pytorch_beside_the_kernels(op: str, tmp_path: Path) -> None:
-    peers = "eager,compile,fft,fft_given"
-    results = bench_operator(folder("ops") / f"{op}.yaml", lengths=[1000, 2048], peers=peers)
+    names = "eager,compile,fft,fft_given"
+    results = bench_operator(folder("ops") / f"{op}.yaml", lengths=[1000, 2048], baselines=names)
     assert results.checks > 0 and "sh2gen" in table(results)
     timed = {o.baseline for o in results.outcomes if o.times}
     modal = op == "hyena_li"

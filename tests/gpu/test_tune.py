@@ -17,7 +17,7 @@ from sh2gen.base.files import signed
 from sh2gen.base.process import Worker
 from sh2gen.base.resources import folder
 from sh2gen.emit.emit import emit
-from sh2gen.emit.launches import SHORT
+from sh2gen.emit.launched import SHORT
 from sh2gen.lower import plans
 from sh2gen.schedule.config import schedule
 from sh2gen.spec.decode import load_spec, spec_from_dict

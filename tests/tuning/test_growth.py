@@ -16,7 +16,7 @@ from sh2gen.base.resources import folder
 from sh2gen.build.build import Compilers, kernel_job
 from sh2gen.build.worker import normalised_ptx, ptx_digest
 from sh2gen.emit import emit
-from sh2gen.emit.launches import kernel_digests
+from sh2gen.emit.launched import kernel_digests
 from sh2gen.plan.source import KernelSource, Source
 from sh2gen.spec import decode, operator
 from sh2gen.tuning import choose, tables

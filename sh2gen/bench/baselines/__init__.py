@@ -28,20 +28,20 @@ BASELINES: dict[str, Baseline] = {
 }
 
 
-def chosen(peers: str | None) -> tuple[Baseline, ...]:
+def chosen(baselines: str | None) -> tuple[Baseline, ...]:
     """The baselines of a list of names, all by default; a package stands for all of its own.
 
     Raises:
         Sh2genError: C006, a name that none has.
     """
-    if peers is None:
+    if baselines is None:
         return tuple(BASELINES.values())
     found: list[Baseline] = []
-    for name in filter(None, (word.strip() for word in peers.split(","))):
+    for name in filter(None, (word.strip() for word in baselines.split(","))):
         known = [c for c in BASELINES.values() if name in (c.name, c.package)]
         if not known:
             raise Sh2genError(
-                "C006", f"unknown peer `{name}`", help=f"one of {', '.join(BASELINES)}"
+                "C006", f"unknown baseline `{name}`", help=f"one of {', '.join(BASELINES)}"
             )
         found += [c for c in known if c not in found]
     return tuple(found)

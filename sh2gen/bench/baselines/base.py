@@ -60,7 +60,7 @@ class Baseline:
     """One way of computing operators.
 
     Attributes:
-        name: as `--peers` takes it.
+        name: as `--baselines` takes it.
         does: what it is, in a few words.
         layout: of activations, as it wants them.
         computes: which part of an operator it computes, or why none.

@@ -12,7 +12,7 @@ import torch
 from sh2gen.base.resources import folder
 from sh2gen.build.load_module import load_module
 from sh2gen.emit.emit import emit
-from sh2gen.emit.launches import SHORT, launched, short_shape
+from sh2gen.emit.launched import SHORT, launched, short_shape
 from sh2gen.lower import plans
 from sh2gen.plan.geometry import sm90_config, sm90_suits
 from sh2gen.plan.plan import Kernel, Variant
