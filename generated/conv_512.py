@@ -8,7 +8,7 @@ each, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 1b44175ec6decb642e2a0afda07715971f3fe33ae4f16d5ed7e819b840861fe0
+sha256, with zeros here: 5ea73c43bb667f4edc90df2f6215d67f8de5df2b8fd0f9051729b067b01ec273
 """
 
 from collections.abc import Iterator, Sequence
@@ -64,6 +64,7 @@ BATCH = 1  # the least that it is for
 CHOSEN: dict = {}  # configs by device, channels and groups
 TOLD = ("num_warps", "num_stages", "maxnreg")  # to the compiler, of a config
 SUMS = {"num_warps": 4}  # config of what adds sums
+PRODUCT_ROWS: dict = {9: 64, 10: 128}  # of product instructions by compute capability, others 16
 CONFIGS = {  # by GPU, channels and groups
     ("", 4096, 256): {
         "forward": {
@@ -1434,7 +1435,7 @@ def limits_of(device: torch.device) -> tuple[int, int]:
     if device.type != "cuda" or not torch.cuda.is_available():
         return 2**31, 128
     found = torch.cuda.get_device_properties(device)
-    return found.shared_memory_per_block_optin, {9: 64, 10: 128}.get(found.major, 16)
+    return found.shared_memory_per_block_optin, PRODUCT_ROWS.get(found.major, 16)
 
 
 def configs_of(x: torch.Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
@@ -1955,7 +1956,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_0bff147f"
+    name = unique = "conv_512_6175cac9"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -9,7 +9,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 93683bf5fe9404b3158b16f10c1da33e17f60576379d570d940c355aef898d13
+sha256, with zeros here: d5620a716868d29b2a8dc295f0ee7ef8d56130b5e2ee4d2f3313c5997a6842c4
 """
 
 from collections.abc import Iterator, Sequence
@@ -54,6 +54,7 @@ BATCH = 1  # the least that it is for
 CHOSEN: dict = {}  # configs by device, channels and groups
 TOLD = ("num_warps", "num_stages", "maxnreg")  # to the compiler, of a config
 SUMS = {"num_warps": 4}  # config of what adds sums
+PRODUCT_ROWS: dict = {9: 64, 10: 128}  # of product instructions by compute capability, others 16
 CONFIGS = {  # by GPU, channels and groups
     ("", 1024, 1024): {
         "forward": {
@@ -2235,7 +2236,7 @@ def limits_of(device: torch.device) -> tuple[int, int]:
     if device.type != "cuda" or not torch.cuda.is_available():
         return 2**31, 128
     found = torch.cuda.get_device_properties(device)
-    return found.shared_memory_per_block_optin, {9: 64, 10: 128}.get(found.major, 16)
+    return found.shared_memory_per_block_optin, PRODUCT_ROWS.get(found.major, 16)
 
 
 def configs_of(x: torch.Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
@@ -3056,7 +3057,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_d4aa8908"
+    name = unique = "h3_8b212b6d"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

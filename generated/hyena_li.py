@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: a0be75312f47681754ffe5c5e9b0bdea9c9d70e53e73aff792c82f624aeff04f
+sha256, with zeros here: 4679a230fb637cda39447e4149652565690f34f00a22b37e3f87eaf8adc5cd18
 """
 
 from collections.abc import Iterator, Sequence
@@ -54,6 +54,7 @@ BATCH = 1  # the least that it is for
 CHOSEN: dict = {}  # configs by device, channels and groups
 TOLD = ("num_warps", "num_stages", "maxnreg")  # to the compiler, of a config
 SUMS = {"num_warps": 4}  # config of what adds sums
+PRODUCT_ROWS: dict = {9: 64, 10: 128}  # of product instructions by compute capability, others 16
 CONFIGS = {  # by GPU, channels and groups
     ("NVIDIA H200", 4096, 4096): {
         "forward": {
@@ -2087,7 +2088,7 @@ def limits_of(device: torch.device) -> tuple[int, int]:
     if device.type != "cuda" or not torch.cuda.is_available():
         return 2**31, 128
     found = torch.cuda.get_device_properties(device)
-    return found.shared_memory_per_block_optin, {9: 64, 10: 128}.get(found.major, 16)
+    return found.shared_memory_per_block_optin, PRODUCT_ROWS.get(found.major, 16)
 
 
 def configs_of(x: torch.Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
@@ -2871,7 +2872,7 @@ def poles(p: Tensor, gamma: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_e842318b"
+    name = unique = "hyena_li_f693dcf8"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -9,7 +9,7 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 37fc730abfbc449074b0b852a8d4fa8d98ec2f3da969604b0af8583f61167cc2
+sha256, with zeros here: 801fafe6e111a8cc49c2df861113412710dbe9c864d335057a881def63584f51
 """
 
 from collections.abc import Iterator, Sequence
@@ -69,6 +69,7 @@ BATCH = 1  # the least that it is for
 CHOSEN: dict = {}  # configs by device, channels and groups
 TOLD = ("num_warps", "num_stages", "maxnreg")  # to the compiler, of a config
 SUMS = {"num_warps": 4}  # config of what adds sums
+PRODUCT_ROWS: dict = {9: 64, 10: 128}  # of product instructions by compute capability, others 16
 CONFIGS = {  # by GPU, channels and groups
     ("NVIDIA H200", 4096, 256): {
         "forward": {
@@ -1970,7 +1971,7 @@ def limits_of(device: torch.device) -> tuple[int, int]:
     if device.type != "cuda" or not torch.cuda.is_available():
         return 2**31, 128
     found = torch.cuda.get_device_properties(device)
-    return found.shared_memory_per_block_optin, {9: 64, 10: 128}.get(found.major, 16)
+    return found.shared_memory_per_block_optin, PRODUCT_ROWS.get(found.major, 16)
 
 
 def configs_of(x: torch.Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
@@ -2591,7 +2592,7 @@ def decayed(taps: Tensor, first_group: int = 0, groups_in_all: int | None = None
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_ea0d1dc8"
+    name = unique = "hyena_mr_2551f37c"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,7 +8,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 131082956582ccb69bed8a8c6393fd3433f1f0533021e5f7bd0ffbb052cacc5f
+sha256, with zeros here: 6fd821fd049ce37011cf4c74d7b39623f6caac766369e009f3b08fe8f2589da4
 """
 
 from collections.abc import Iterator, Sequence
@@ -53,6 +53,7 @@ BATCH = 1  # the least that it is for
 CHOSEN: dict = {}  # configs by device, channels and groups
 TOLD = ("num_warps", "num_stages", "maxnreg")  # to the compiler, of a config
 SUMS = {"num_warps": 4}  # config of what adds sums
+PRODUCT_ROWS: dict = {9: 64, 10: 128}  # of product instructions by compute capability, others 16
 CONFIGS = {  # by GPU, channels and groups
     ("", 1024, 1024): {
         "forward": {
@@ -1794,7 +1795,7 @@ def limits_of(device: torch.device) -> tuple[int, int]:
     if device.type != "cuda" or not torch.cuda.is_available():
         return 2**31, 128
     found = torch.cuda.get_device_properties(device)
-    return found.shared_memory_per_block_optin, {9: 64, 10: 128}.get(found.major, 16)
+    return found.shared_memory_per_block_optin, PRODUCT_ROWS.get(found.major, 16)
 
 
 def configs_of(x: torch.Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
@@ -2503,7 +2504,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_f63c8a55"
+    name = unique = "s4d_082952e7"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

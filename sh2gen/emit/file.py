@@ -89,7 +89,7 @@ def _header(spec: OpSpec, plan: Plan) -> str:
         ]
     if any("limits_of" in line for line in config.rules(spec, plan)):
         rows = {gpu.capability // 10: gpu.product_rows for gpu in known() if gpu.product_rows > 16}
-        what = "of a product instruction, by compute capability; of others 16"
+        what = "of product instructions by compute capability, others 16"
         constants.append(("PRODUCT_ROWS: dict", repr(dict(sorted(rows.items()))), what))
     constants.append(("SPEC", literal(spec.to_dict(), 0), ""))
     text = filled(

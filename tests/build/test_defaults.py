@@ -42,6 +42,13 @@ def build(compilers: Compilers) -> Build:
     return functools.partial(build_kernels, compilers=compilers)
 
 
+def of_width(op: str) -> Sequence[Alignment]:
+    """What is compiled of a shipped operator: calls at odd strides of groups of 15 channels run
+    the code of those of 16 with another number in it.
+    """
+    return ALIGNED if op.endswith("_1b") else tuple(Alignment)
+
+
 def check(
     spec: OpSpec,
     name: str,
@@ -62,7 +69,8 @@ def check(
 @pytest.mark.parametrize("layout", ["BDL", "BLD"])
 @pytest.mark.parametrize("op", OPS, ids=lambda path: path.stem)
 def test_shipped_ops(op: Path, layout: str, build: Build) -> None:
-    check(load_spec(op), f"direct/{layout}/recompute", build)
+    alignments = of_width(op.stem)
+    check(load_spec(op), f"direct/{layout}/recompute", build, alignments=alignments)
 
 
 @pytest.mark.parametrize("layout", ["BDL", "BLD"])
@@ -101,7 +109,8 @@ def test_long_filters(op: str, layout: str, build: Build) -> None:
     """They spill in calls at odd strides and lengths: nothing else may (decision 5)."""
     spec = load_spec(folder("ops") / f"{op}.yaml")
     (plan,) = (plan for plan in plans(spec, "toeplitz") if plan.layout == layout)
-    built = build(emit(spec, plan, schedule(spec, plan)), H200)
+    source = emit(spec, plan, schedule(spec, plan))
+    built = build(source, H200, alignments=of_width(op))
     check_fits(built, H200)
     for kernel in built.kernels:
         narrow = layout == "BLD" and spec.group_width % 8
@@ -113,7 +122,7 @@ def test_long_filters(op: str, layout: str, build: Build) -> None:
     )  # for sm_90, which long filters outgrow
 
 
-@pytest.mark.parametrize("length", [2, 4])
+@pytest.mark.parametrize("length", [2])
 def test_other_featurizers(length: int, build: Build) -> None:
     """A compiler of Triton 3.6 ended on sums of two products in many a backward kernel."""
     spec = load_spec(folder("ops") / "hyena_mr.yaml")
@@ -141,7 +150,6 @@ def test_modes(op: str, build: Build) -> None:
 @pytest.mark.parametrize(
     ("op", "modes", "state"),
     [
-        ("hyena_li", 16, False),
         ("hyena_li", 64, True),
         ("s4d", 16, True),
         ("s4d_real", 64, False),
@@ -163,7 +171,7 @@ def test_modes_of_few_channels(op: str, modes: int, state: bool, build: Build) -
     assert joins == (spec.featurizer is not None)
 
 
-@pytest.mark.parametrize(("op", "modes"), [("s4d", 8), ("h3", 16)])
+@pytest.mark.parametrize(("op", "modes"), [("s4d", 8), ("s4d", 16)])
 def test_fewer_pairs(op: str, modes: int, build: Build) -> None:
     """The defaults of small states; those of 32 pairs are the shipped operators'."""
     spec = load_spec(folder("ops") / f"{op}.yaml")
@@ -172,20 +180,21 @@ def test_fewer_pairs(op: str, modes: int, build: Build) -> None:
     built = build(emit(spec, plan, schedule(spec, plan)), H200, alignments=ALIGNED)
     check_fits(built, H200)
     for kernel in built.kernels:
-        assert kernel.spills == 0 or op != "s4d", kernel.label
+        assert kernel.spills == 0, kernel.label
 
 
 @pytest.mark.parametrize("op", ["hyena_mr", "hyena_li"])
 def test_exact_products_are_of_float32(op: str, build: Build) -> None:
     spec = replace(load_spec(folder("ops") / f"{op}.yaml"), precision=Precision.EXACT)
-    plan = plans(spec)[0]
+    fewer = {"modes": 4} if op == "hyena_li" else {"length": 40}
+    spec = replace(spec, filter=replace(spec.filter, **fewer))
+    plan = plans(spec, "modal" if op == "hyena_li" else "toeplitz")[0]
     built = build(emit(spec, plan, schedule(spec, plan)), H200, alignments=ALIGNED)
     check_fits(built, H200)
     assert all("mma" not in kernel.ptx for kernel in built.kernels)
 
 
-@pytest.mark.parametrize("taps", [1, 65, 129])
-@pytest.mark.parametrize("featurizer", [None, 4], ids=["plain", "featurizer"])
+@pytest.mark.parametrize(("taps", "featurizer"), [(1, None), (129, None), (65, 4), (129, 4)])
 def test_variants_for_sm90(taps: int, featurizer: int | None, build: Build) -> None:
     """From one block of taps to the most that fit, of the least operator and of the largest."""
     spec = replace(
