@@ -176,7 +176,11 @@ CARRIED = {"state": {"initial": True, "final": True}}
 OPERATORS: dict[str, dict[str, Any]] = {  # few statements, which compile in a second
     "few": {"channels": 64, "filter": {"kind": "explicit", "length": 3, "groups": 4}, **GATED},
     "many": {"channels": 256, "filter": {"kind": "explicit", "length": 20, "groups": 16}},
-    "few_modes": {"channels": 32, "filter": MODES | {"groups": 32}, **GATED},
+    "few_modes": {
+        "channels": 32,
+        "filter": MODES | {"groups": 32},
+        "featurizer": {"length": 2},
+    },
     "stateful": {"channels": 4096, "filter": MODES | {"groups": 4096}, **CARRIED},
 }
 # An operator, workloads, and the kernels that must be among those that are launched, and that must
