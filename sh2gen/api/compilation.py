@@ -264,7 +264,8 @@ def tested(compilation: Compilation, how: Tests, say: Progress, done: Done) -> C
             first = refit(spec, compilation.chosen, gpu, failed, say)
             ranked = (first, *compilation.candidates[1:])
             own = member(spec, first, gpu)
-            family = tuple(own if m.spec == spec else m for m in compilation.family)
+            before = member(spec, compilation.chosen, gpu)
+            family = tuple(own if m == before else m for m in compilation.family)
             compilation = written(spec, gpu, ranked, family, compilation.path, compilation.seconds)
     return _once(compilation, how, say, done)
 

@@ -24,7 +24,7 @@ from sh2gen.api.compilation import (
     written,
 )
 from sh2gen.api.inputs import known_configs, resolve_target
-from sh2gen.api.members import kept, member, text_of
+from sh2gen.api.members import kept, lost, member, text_of
 from sh2gen.base.errors import Sh2genError
 from sh2gen.base.files import (
     intact,
@@ -135,6 +135,8 @@ def compile_operators(
     if write:
         for compilation in chosen:
             refuse_to_replace(compilation.path)
+            if gone := lost(compilation.path, compilation.source):
+                warn(f"{compilation.path} will not serve {gone} any more: compile them together")
             if lock is not None:
                 _refuse_as_lock(Path(lock), compilation)
     if verified:
@@ -266,7 +268,7 @@ def _choose(
         found.append((spec, ranked, time.perf_counter() - begin))
     family = tuple(member(spec, ranked[0], gpu) for spec, ranked, _ in found)
     path = out / f"{specs[0].op}.py"
-    family += kept(path, family, found[0][1][0].plan)
+    family += kept(path, family, found[0][1][0].plan, gpu)
     return [
         written(spec, gpu, ranked, family, path, {"choose": round(seconds, 3)})
         for spec, ranked, seconds in found
@@ -281,7 +283,8 @@ def _of_one_text(finished: Sequence[Compilation]) -> list[Compilation]:
     texts: dict[Path, str] = {}
     found = []
     for c in finished:
-        family = tuple(taken.get(m.spec, m) for m in c.family)
+        count = sum(other.path == c.path for other in finished)  # the rest was there before
+        family = (*(taken[m.spec] for m in c.family[:count]), *c.family[count:])
         if c.path not in texts:
             how = statement(c.source.text)
             texts[c.path] = stated(text_of(family, c.chosen.plan).text, how)

@@ -85,9 +85,10 @@ def members(spec: OpSpec, plan: Plan, configs: Mapping[Any, Any]) -> list[Member
     return found if found and found[0].width == (spec.channels, spec.filter.groups) else []
 
 
-def kept(path: Path, family: Sequence[Member], plan: Plan) -> tuple[Member, ...]:
-    """Other widths of the file that is there, if it was verified and this sh2gen writes that file
-    for the operator of this family: what is compiled for one width leaves the others as they are.
+def kept(path: Path, family: Sequence[Member], plan: Plan, gpu: Target) -> tuple[Member, ...]:
+    """Other widths of the file that is there, and configs of other GPUs, if it was verified and
+    this sh2gen writes that file for the operator of this family: what is compiled for one width
+    and GPU leaves the others as they are.
     """
     try:
         text = read_text(path)
@@ -99,5 +100,17 @@ def kept(path: Path, family: Sequence[Member], plan: Plan) -> tuple[Member, ...]
         return ()
     if not same_program(text, text_of(there, plan).text):
         return ()
-    widths = {m.width for m in family}
-    return tuple(m for m in there if m.width not in widths)
+    own = {(name, m.width) for m in family for name in ("", m.gpu, gpu_name(gpu))}
+    return tuple(m for m in there if (m.gpu, m.width) not in own)
+
+
+def lost(path: Path, source: Source) -> str:
+    """What the file that is there serves and this one will not; nothing if that is nothing."""
+    try:
+        before = said(read_text(path)).get("CONFIGS")
+    except (OSError, Sh2genError):
+        return ""
+    keys = [k for k in before if isinstance(k, tuple)] if isinstance(before, dict) else []
+    served = {key[1:] for key in source.configs}
+    gone = dict.fromkeys(k[1:] for k in keys if k[1:] not in served)
+    return ", ".join(f"{channels} channels in {groups} groups" for channels, groups in gone)

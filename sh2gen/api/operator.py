@@ -73,9 +73,7 @@ def operator(
     """
     spec = op if isinstance(op, OpSpec) else load_spec(op)
     if channels is not None or groups is not None:
-        width = spec.group_width
-        channels = spec.channels if channels is None else channels
-        spec = spec.with_width(channels, channels // width if groups is None else groups)
+        spec = _with_width(spec, channels, groups)
     gpu = target if isinstance(target, Target) else resolve_target(target)
     chosen = candidates(spec, gpu, known=tables())[0]
     source = _source(spec, chosen, gpu)
@@ -86,6 +84,20 @@ def operator(
             _verified(spec, chosen, source, gpu, path)
             _say(record, _here())
     return Operator(path)
+
+
+def _with_width(spec: OpSpec, channels: int | None, groups: int | None) -> OpSpec:
+    width = spec.group_width
+    channels = spec.channels if channels is None else channels
+    if groups is None:
+        if type(channels) is int and (channels < 1 or channels % width):
+            raise Sh2genError(
+                "S006",
+                f"{spec.op}: {channels} channels are no whole groups of {width}",
+                help="give groups too, or a multiple of that",
+            )
+        groups = channels // width if type(channels) is int else spec.filter.groups
+    return spec.with_width(channels, groups)
 
 
 def _source(spec: OpSpec, chosen: Candidate, gpu: Target) -> Source:
@@ -132,18 +144,20 @@ def _is(path: Path, source: Source) -> bool:
 
 def _said(record: Path, where: str) -> bool:
     """Whether the file was verified there."""
-    try:
-        return where in json.loads(read_text(record))
-    except (OSError, ValueError):
-        return False
+    return where in _places(record)
 
 
 def _say(record: Path, where: str) -> None:
+    write_whole(record, json.dumps(sorted({*_places(record), where})) + "\n")
+
+
+def _places(record: Path) -> list[str]:
+    """Where the file was verified; nowhere, if the record was damaged."""
     try:
-        known = json.loads(read_text(record))
+        found = json.loads(read_text(record))
     except (OSError, ValueError):
-        known = []
-    write_whole(record, json.dumps(sorted({*known, where})) + "\n")
+        return []
+    return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
 
 
 class _Built(OperatorRunner):

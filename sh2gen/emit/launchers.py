@@ -36,6 +36,8 @@ def call(function: str, arguments: Iterable[str], result: str = "") -> list[str]
 
 def launchers(spec: OpSpec, plan: Plan) -> list[str]:
     """The text of each launcher."""
+    unknown = set(plan.actions) - {Role.FORWARD, Role.BACKWARD}
+    assert not unknown, f"{plan.name}: no launcher is printed for {', '.join(unknown)}"
     return [_forward(spec, plan), _backward(spec, plan)]
 
 
@@ -250,8 +252,10 @@ def _launches(spec: OpSpec, plan: Plan, role: Role) -> list[str]:
                 found += [_INDENT + line for line in _join(spec, arguments)]
             case Reduce():
                 found += _reduce(spec, plan)
+            case Allocate():
+                pass  # `_allocations`
             case _:
-                pass
+                raise AssertionError(f"no launcher runs {action}")
     return found
 
 

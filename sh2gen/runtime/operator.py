@@ -47,7 +47,14 @@ class Operator:
 
         Args:
             width: channels and filter groups, instead of the file's own.
+
+        Raises:
+            TypeError: a width that is not these two.
         """
+        if width is not None and not (isinstance(width, tuple | list) and len(width) == 2):
+            raise TypeError(
+                f"width must be channels and filter groups, as (1920, 128), not {width!r}"
+            )
         self.path = path
         self._edited, self._width = edited, width
         text = read_generated(path, edited=edited)

@@ -35,8 +35,12 @@ class OpSpec(Description):
         """The same kind of operator on other channels, in other filter groups.
 
         Raises:
+            TypeError: one of them is no whole number.
             Sh2genError: S006 if such groups cannot be.
         """
+        for name, value in (("channels", channels), ("groups", groups)):
+            if type(value) is not int:
+                raise TypeError(f"{self.op}: {name} must be a whole number, not {value!r}")
         inner = replace(self.filter, groups=groups)
         return replace(self, channels=channels, filter=inner)
 

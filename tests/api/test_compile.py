@@ -258,9 +258,18 @@ def test_other_widths_of_a_file_stay_in_it(tmp_path: Path) -> None:
     changed = compiled(SPEC, rows=16)
     assert changed[("", 4, 4)]["forward"]["ROWS"] == 16 != both[("", 4, 4)]["forward"]["ROWS"]
     assert changed[("", 8, 8)] == both[("", 8, 8)]
-    assert list(compiled(wide)) == [("", 8, 8)], "another width of its own is another file"
-    compiled(SPEC, wide)
+    before = "NVIDIA A10"  # of another GPU, at this width
     path = tmp_path / "small_conv.py"
+    path.unlink()
+    compiled(SPEC)
+    path.write_text(signed(path.read_text().replace('("", 4, 4)', f'("{before}", 4, 4)')))
+    assert list(compiled(SPEC)) == [("", 4, 4), (before, 4, 4)]
+    compiled(SPEC, wide)
+    with pytest.warns(UserWarning, match="will not serve 4 channels in 4 groups any more"):
+        sh2gen.compile(wide, out=tmp_path, built=False)
+    (found,) = sh2gen.load(path).namespace.CONFIGS
+    assert found == ("", 8, 8), "another width of its own is another file"
+    compiled(SPEC, wide)
     path.write_text(stated(path.read_text(), UNVERIFIED))
     assert list(compiled(SPEC)) == [("", 4, 4)]
     path.write_text(signed(text.replace("# by GPU, channels", "# by GPU and channels")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,3 +112,36 @@ def asked(_: int) -> bool:
 def test_of_eight_processes_that_ask_at_once_one_compiles() -> None:
     with multiprocessing.get_context("fork").Pool(8) as pool:
         assert sorted(pool.map(asked, range(8), chunksize=1)) == [False] * 7 + [True]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"channels": "12"}, "channels must be a whole number, not '12'"),
+        ({"channels": 12.0}, "channels must be a whole number, not 12.0"),
+        ({"groups": 2.0}, "groups must be a whole number"),
+        ({"channels": 6}, "6 channels are no whole groups of 4"),
+        ({"channels": 0}, "0 channels are no whole groups of 4"),
+    ],
+)
+def test_a_width_that_is_none(given: dict[str, int], words: str) -> None:
+    with pytest.raises((TypeError, Sh2genError), match=words):
+        sh2gen.operator(SPEC, **given)
+
+
+@pytest.mark.parametrize("width", [8, (8,), "82"])
+def test_a_width_of_a_file_is_two_numbers(width: Any) -> None:
+    path = sh2gen.operator(SPEC).path
+    with pytest.raises(
+        TypeError, match=r"width must be channels and filter groups, as \(1920, 128\)"
+    ):
+        sh2gen.load(path, width=width)
+
+
+@pytest.mark.parametrize("text", ["3", "[1, 2]", "{}", "no JSON"])
+def test_a_damaged_record_of_verification_is_none(text: str, home: Path) -> None:
+    path = sh2gen.operator(SPEC).path
+    record = path.with_name("verified.json")
+    before = record.read_text()
+    record.write_text(text)
+    assert sh2gen.operator(SPEC).path == path and record.read_text() == before
