@@ -119,7 +119,7 @@ class Operator:
         names["CONFIGS"] = {("", self.spec.channels, self.spec.filter.groups): config}
         names["CHOSEN"].clear()
 
-    def module(self, device: torch.device | str | None = None) -> nn.Module:
+    def module(self, *, device: torch.device | str | None = None) -> nn.Module:
         """A fresh nn.Module with its own float32 parameters, called like the operator."""
         kind = getattr(self.namespace, class_name(self.spec.op))
         made: nn.Module = kind(self.spec.channels, self.spec.filter.groups, device=device)

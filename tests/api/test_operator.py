@@ -138,6 +138,11 @@ def test_a_width_of_a_file_is_two_numbers(width: Any) -> None:
         sh2gen.load(path, width=width)
 
 
+def test_a_width_is_not_taken_for_a_device() -> None:
+    with pytest.raises(TypeError, match="positional argument"):
+        sh2gen.operator(SPEC).module(64)  # type: ignore[misc]
+
+
 @pytest.mark.parametrize("text", ["3", "[1, 2]", "{}", "no JSON"])
 def test_a_damaged_record_of_verification_is_none(text: str, home: Path) -> None:
     path = sh2gen.operator(SPEC).path
