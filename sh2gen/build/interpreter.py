@@ -182,11 +182,9 @@ def _keep_types() -> None:
     def np_dtype_once(of: Any) -> Any:
         if of.scalar.is_ptr():
             return np_dtype(of)
-        return (
-            dtypes[of.scalar]
-            if of.scalar in dtypes
-            else dtypes.setdefault(of.scalar, np_dtype(of))
-        )
+        if of.scalar not in dtypes:
+            dtypes[of.scalar] = np_dtype(of)
+        return dtypes[of.scalar]
 
     core.block_type.__new__ = staticmethod(block_new)
     core.block_type.__init__ = block_init_once

@@ -186,10 +186,12 @@ OPERATORS: dict[str, dict[str, Any]] = {  # few statements, which compile in a s
 # An operator, workloads, and the kernels that must be among those that are launched, and that must
 # not.
 TUNED: list[tuple[str, list[tuple[int, int]], set[str], set[str]]] = [
+    ("few", [(1, 2048)], set(), set()),
     ("few", [(1, 1001), (1, 2048)], set(), set()),
     ("many", [(1, 4096)], {"backward_sm90"}, {"backward"}),
     ("many", [(1, 4096), (2, 520)], {"backward_sm90", "backward"}, set()),
     ("few_modes", [(1, 16384)], {"forward_sums", "backward_sums", "join_splits"}, set()),
+    ("few_modes", [(1, 512)], set(), {"forward_sums", "backward_sums", "join_splits"}),
     ("few_modes", [(1, 16381), (1, 512)], {"forward_sums", "join_splits"}, set()),
     ("stateful", [(1, 2048)], set(), {"forward_sums"}),
 ]
