@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 5ea73c43bb667f4edc90df2f6215d67f8de5df2b8fd0f9051729b067b01ec273
+Verified: not yet.
+sha256, with zeros here: 76c7fd9eb58d1f80720022166320254f1634df0c53533d0628f818bc3c165026
 """
 
 from collections.abc import Iterator, Sequence
@@ -60,36 +60,13 @@ LEAST = 1  # steps of a call
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
-BATCH = 1  # the least that it is for
 CHOSEN: dict = {}  # configs by device, channels and groups
 TOLD = ("num_warps", "num_stages", "maxnreg")  # to the compiler, of a config
 SUMS = {"num_warps": 4}  # config of what adds sums
 PRODUCT_ROWS: dict = {9: 64, 10: 128}  # of product instructions by compute capability, others 16
-CONFIGS = {  # by GPU, channels and groups
-    ("", 4096, 256): {
-        "forward": {
-            "ROWS": 8,
-            "BLOCK_D": 16,
-            "SEGMENTS": 2,
-            "BLOCK_T": 64,
-            "TILES": 32,
-            "PREFETCH": 3,
-            "num_warps": 4,
-            "maxnreg": 0,
-        },
-        "backward": {
-            "ROWS": 8,
-            "BLOCK_D": 16,
-            "SEGMENTS": 2,
-            "BLOCK_T": 32,
-            "TILES": 64,
-            "PREFETCH": 1,
-            "TILES_SM90": 0,
-            "num_warps": 8,
-            "maxnreg": 0,
-        },
-    },
-}
+WIDTHS = {(4096, 256): 1}  # least batch by channels and groups
+CONFIGS: dict = {}  # by GPU, channels and groups
+CAPABILITIES: dict = {}  # of these GPUs, whose configs serve others of the same
 SPEC = {
     "op": "conv_512",
     "channels": 4096,
@@ -1314,76 +1291,34 @@ def sm90_suits(
     return even(bounds) and 4 * steps > 7 * tile and reach < 2**29
 
 
-VARIANTS: dict = {"backward_sm90": ("backward", sm90_config)}  # and the kernels that they are of
+def gpu_of(device: torch.device) -> tuple[str, tuple[int, int]]:
+    """What torch calls the GPU, and its compute capability; nothing of a CPU."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return "", (0, 0)
+    return torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
 
 
-def tap_terms(groups: int) -> int:
-    """How many operands of products a tap is: two where few taps carry the result."""
-    return 2 if 128 * groups < 32 else 1
+def rows_of_products(device: torch.device) -> int:
+    """The rows of a product instruction; of a CPU, those of the least that has more than 16."""
+    major, _ = gpu_of(device)[1]
+    return PRODUCT_ROWS.get(major or min(PRODUCT_ROWS), 16)
 
 
 def default_configs(channels: int, groups: int, device: torch.device) -> dict[str, dict[str, int]]:
-    """The config of each kernel for a width that CONFIGS lacks."""
-    width = channels // groups
-    padded_width = 1 << (width - 1).bit_length()
-    shared, product_rows = limits_of(device)
-    if shared < 163840 and 2 * tap_terms(groups) > 2:
-        forward = {
-            "ROWS": 8,
-            "BLOCK_D": min(32, padded_width),
-            "SEGMENTS": 32 // min(32, padded_width),
-            "BLOCK_T": 32,
-            "TILES": 64,
-            "PREFETCH": 3,
-            "num_warps": 4,
-            "maxnreg": 0,
-        }
-    elif 512 * 2 * tap_terms(groups) <= 384:
-        forward = {
-            "ROWS": 8,
-            "BLOCK_D": min(64, padded_width),
-            "SEGMENTS": 64 // min(64, padded_width),
-            "BLOCK_T": 64,
-            "TILES": 32,
-            "PREFETCH": 3,
-            "num_warps": 4,
-            "maxnreg": 0,
-        }
-    elif 2 * tap_terms(groups) <= 2:
-        forward = {
-            "ROWS": 8,
-            "BLOCK_D": min(32, padded_width),
-            "SEGMENTS": 32 // min(32, padded_width),
-            "BLOCK_T": 64,
-            "TILES": 32,
-            "PREFETCH": 3,
-            "num_warps": 4,
-            "maxnreg": 0,
-        }
-    else:
-        forward = {
-            "ROWS": 8,
-            "BLOCK_D": min(32, padded_width),
-            "SEGMENTS": 32 // min(32, padded_width),
-            "BLOCK_T": 32,
-            "TILES": 64,
-            "PREFETCH": 3,
-            "num_warps": 4,
-            "maxnreg": 0,
-        }
-    if 512 * 2 * tap_terms(groups) <= 384:
-        backward = {
-            "ROWS": 8,
-            "BLOCK_D": min(64, padded_width),
-            "SEGMENTS": 64 // min(64, padded_width),
-            "BLOCK_T": 32,
-            "TILES": 64,
-            "PREFETCH": 1,
-            "TILES_SM90": 0,
-            "num_warps": 8,
-            "maxnreg": 0,
-        }
-    elif product_rows <= 16 and 2 * tap_terms(groups) <= 2:
+    """The config of each kernel where CONFIGS has none."""
+    padded_width = 1 << (channels // groups - 1).bit_length()
+    product_rows = rows_of_products(device)
+    forward = {
+        "ROWS": 8,
+        "BLOCK_D": min(32, padded_width),
+        "SEGMENTS": 32 // min(32, padded_width),
+        "BLOCK_T": 64,
+        "TILES": 32,
+        "PREFETCH": 3,
+        "num_warps": 4,
+        "maxnreg": 0,
+    }
+    if product_rows <= 16:
         backward = {
             "ROWS": 8,
             "BLOCK_D": min(16, padded_width),
@@ -1395,25 +1330,13 @@ def default_configs(channels: int, groups: int, device: torch.device) -> dict[st
             "num_warps": 8,
             "maxnreg": 0,
         }
-    elif 2 * tap_terms(groups) <= 2:
+    else:
         backward = {
             "ROWS": 8,
             "BLOCK_D": min(32, padded_width),
             "SEGMENTS": 32 // min(32, padded_width),
             "BLOCK_T": 32,
             "TILES": 64,
-            "PREFETCH": 1,
-            "TILES_SM90": 0,
-            "num_warps": 8,
-            "maxnreg": 0,
-        }
-    else:
-        backward = {
-            "ROWS": 8,
-            "BLOCK_D": min(16, padded_width),
-            "SEGMENTS": 16 // min(16, padded_width),
-            "BLOCK_T": 16,
-            "TILES": 128,
             "PREFETCH": 1,
             "TILES_SM90": 0,
             "num_warps": 8,
@@ -1422,40 +1345,20 @@ def default_configs(channels: int, groups: int, device: torch.device) -> dict[st
     return {"forward": forward, "backward": backward}
 
 
-def gpu_name(device: torch.device) -> str:
-    """What torch calls the GPU, or nothing."""
-    there = device.type == "cuda" and torch.cuda.is_available()
-    return torch.cuda.get_device_name(device) if there else ""
-
-
-def limits_of(device: torch.device) -> tuple[int, int]:
-    """Bytes of shared memory that a program may take, and the rows of a product instruction.
-    Nothing limits Triton's interpreter.
-    """
-    if device.type != "cuda" or not torch.cuda.is_available():
-        return 2**31, 128
-    found = torch.cuda.get_device_properties(device)
-    return found.shared_memory_per_block_optin, PRODUCT_ROWS.get(found.major, 16)
-
-
-def configs_of(x: torch.Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
-    """The config of every kernel and variant for inputs like x of so many channels and groups: one
-    of CONFIGS, rather of this GPU than of another, or else the default.
+def configs_of(x: Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
+    """The config of every kernel and variant for inputs like x of so many channels and groups:
+    that of CONFIGS for this GPU, or for one of its compute capability, or else the default.
     """
     key = (x.device, int(channels), int(groups))
     if key not in CHOSEN:
-        here = gpu_name(x.device)
-        of_width = {k[0]: config for k, config in CONFIGS.items() if k[1:] == key[1:]}
-        found = of_width.get(here) or next(iter(of_width.values()), None)
-        found = found or default_configs(*key[1:], x.device)
-        found = {name: dict(config) for name, config in found.items()}
-        for config in found.values():
-            if "PROGRAMS" in config:  # of a sequence; a batch of these runs at once
-                config["PROGRAMS"] = max(1, config["PROGRAMS"] // BATCH)
-        for name, (kernel, derived) in VARIANTS.items():
-            if own := derived(found[kernel]):
-                found[name] = own
-        CHOSEN[key] = found
+        here, capability = gpu_of(x.device)
+        stated = {gpu: one for (gpu, *width), one in CONFIGS.items() if (*width,) == key[1:]}
+        alike = [gpu for gpu in stated if CAPABILITIES.get(gpu) == capability]
+        configs = next((stated[gpu] for gpu in ("", here, *alike) if gpu in stated), None)
+        configs = dict(configs or default_configs(*key[1:], x.device))
+        if backward_sm90 := sm90_config(configs["backward"]):
+            configs["backward_sm90"] = backward_sm90
+        CHOSEN[key] = configs
     return CHOSEN[key]
 
 
@@ -1641,7 +1544,7 @@ def launch_forward(
             UNIT=unit,
             STRIDE_UNIT=step,
             EVEN=even(bounds),
-            TERMS=tap_terms(groups),
+            TERMS=1,
         )
     return [y]
 
@@ -1716,7 +1619,7 @@ def launch_backward(
             D_UNIT=d_unit,
             STRIDE_UNIT=step,
             EVEN=even(bounds),
-            TERMS=tap_terms(groups),
+            TERMS=1,
         )
     gradients += reduce_partials(
         sum_partials,
@@ -1956,7 +1859,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_6175cac9"
+    name = unique = "conv_512_b5efbfb0"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: d5620a716868d29b2a8dc295f0ee7ef8d56130b5e2ee4d2f3313c5997a6842c4
+Verified: not yet.
+sha256, with zeros here: 988c28da962cad35e8166fc3f0b3f7c3f81da36e65bbb23d91feb6a85c2fe179
 """
 
 from collections.abc import Iterator, Sequence
@@ -50,34 +50,13 @@ BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 BLOCK = 64  # steps that plain PyTorch convolves by one product
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
-BATCH = 1  # the least that it is for
 CHOSEN: dict = {}  # configs by device, channels and groups
 TOLD = ("num_warps", "num_stages", "maxnreg")  # to the compiler, of a config
 SUMS = {"num_warps": 4}  # config of what adds sums
 PRODUCT_ROWS: dict = {9: 64, 10: 128}  # of product instructions by compute capability, others 16
-CONFIGS = {  # by GPU, channels and groups
-    ("", 1024, 1024): {
-        "forward": {
-            "ROWS": 8,
-            "SEGMENTS": 64,
-            "BLOCK_T": 32,
-            "PREFETCH": 1,
-            "num_warps": 4,
-            "maxnreg": 128,
-            "PROGRAMS": 512,
-        },
-        "backward": {
-            "ROWS": 8,
-            "SEGMENTS": 64,
-            "BLOCK_T": 32,
-            "PREFETCH": 1,
-            "PARTS": 1,
-            "num_warps": 8,
-            "maxnreg": 255,
-            "PROGRAMS": 256,
-        },
-    },
-}
+WIDTHS = {(1024, 1024): 1}  # least batch by channels and groups
+CONFIGS: dict = {}  # by GPU, channels and groups
+CAPABILITIES: dict = {}  # of these GPUs, whose configs serve others of the same
 SPEC = {
     "op": "h3",
     "channels": 1024,
@@ -2167,7 +2146,17 @@ def even(bounds: tuple[int, int, int]) -> bool:
     return all(bound % 8 == 0 for bound in bounds)
 
 
-VARIANTS: dict = {}  # and the kernels that they are of
+def gpu_of(device: torch.device) -> tuple[str, tuple[int, int]]:
+    """What torch calls the GPU, and its compute capability; nothing of a CPU."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return "", (0, 0)
+    return torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+
+
+def rows_of_products(device: torch.device) -> int:
+    """The rows of a product instruction; of a CPU, those of the least that has more than 16."""
+    major, _ = gpu_of(device)[1]
+    return PRODUCT_ROWS.get(major or min(PRODUCT_ROWS), 16)
 
 
 def tap_terms(groups: int) -> int:
@@ -2176,8 +2165,8 @@ def tap_terms(groups: int) -> int:
 
 
 def default_configs(channels: int, groups: int, device: torch.device) -> dict[str, dict[str, int]]:
-    """The config of each kernel for a width that CONFIGS lacks."""
-    shared, product_rows = limits_of(device)
+    """The config of each kernel where CONFIGS has none."""
+    product_rows = rows_of_products(device)
     if product_rows <= 16:
         forward = {
             "ROWS": 8,
@@ -2223,40 +2212,21 @@ def default_configs(channels: int, groups: int, device: torch.device) -> dict[st
     return {"forward": forward, "backward": backward}
 
 
-def gpu_name(device: torch.device) -> str:
-    """What torch calls the GPU, or nothing."""
-    there = device.type == "cuda" and torch.cuda.is_available()
-    return torch.cuda.get_device_name(device) if there else ""
-
-
-def limits_of(device: torch.device) -> tuple[int, int]:
-    """Bytes of shared memory that a program may take, and the rows of a product instruction.
-    Nothing limits Triton's interpreter.
-    """
-    if device.type != "cuda" or not torch.cuda.is_available():
-        return 2**31, 128
-    found = torch.cuda.get_device_properties(device)
-    return found.shared_memory_per_block_optin, PRODUCT_ROWS.get(found.major, 16)
-
-
-def configs_of(x: torch.Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
-    """The config of every kernel and variant for inputs like x of so many channels and groups: one
-    of CONFIGS, rather of this GPU than of another, or else the default.
+def configs_of(x: Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
+    """The config of every kernel for inputs like x of so many channels and groups: that of CONFIGS
+    for this GPU, or for one of its compute capability, or else the default.
     """
     key = (x.device, int(channels), int(groups))
     if key not in CHOSEN:
-        here = gpu_name(x.device)
-        of_width = {k[0]: config for k, config in CONFIGS.items() if k[1:] == key[1:]}
-        found = of_width.get(here) or next(iter(of_width.values()), None)
-        found = found or default_configs(*key[1:], x.device)
-        found = {name: dict(config) for name, config in found.items()}
-        for config in found.values():
-            if "PROGRAMS" in config:  # of a sequence; a batch of these runs at once
-                config["PROGRAMS"] = max(1, config["PROGRAMS"] // BATCH)
-        for name, (kernel, derived) in VARIANTS.items():
-            if own := derived(found[kernel]):
-                found[name] = own
-        CHOSEN[key] = found
+        here, capability = gpu_of(x.device)
+        stated = {gpu: one for (gpu, *width), one in CONFIGS.items() if (*width,) == key[1:]}
+        alike = [gpu for gpu in stated if CAPABILITIES.get(gpu) == capability]
+        configs = next((stated[gpu] for gpu in ("", here, *alike) if gpu in stated), None)
+        configs = dict(configs or default_configs(*key[1:], x.device))
+        batch = WIDTHS.get(key[1:], WIDTHS[CHANNELS, GROUPS])
+        for name, config in configs.items():  # of a sequence; a batch of these runs at once
+            configs[name] = config | {"PROGRAMS": max(1, config["PROGRAMS"] // batch)}
+        CHOSEN[key] = configs
     return CHOSEN[key]
 
 
@@ -3057,7 +3027,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_8b212b6d"
+    name = unique = "h3_5185c813"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: fada618550e0acf7aebc06e8865b9c51491160030b7fe857325056d8b2cfcc94
+Verified: not yet.
+sha256, with zeros here: 72636a3c9c3b86536b6bc4ad4de0a0a0f23f9102be7f060db69b70f1a64ee2d9
 """
 
 from collections.abc import Iterator, Sequence

@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 29dd3e3d34284dd0dfe015fba79992d30d7f9745df391d51d824a907562e8a06
+Verified: not yet.
+sha256, with zeros here: ced5408d5b421f036bfa2fa0aa08ad57053f21b2b3a9d4f6ddf56129254ccfa7
 """
 
 from collections.abc import Iterator, Sequence
@@ -51,33 +51,12 @@ PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 HISTORY = 2  # steps before a sequence that its outputs read
 BLOCK = 64  # steps that plain PyTorch convolves by one product
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
-BATCH = 1  # the least that it is for
 CHOSEN: dict = {}  # configs by device, channels and groups
 TOLD = ("num_warps", "num_stages", "maxnreg")  # to the compiler, of a config
 SUMS = {"num_warps": 4}  # config of what adds sums
-CONFIGS = {  # by GPU, channels and groups
-    ("", 4096, 4096): {
-        "forward": {
-            "ROWS": 8,
-            "SEGMENTS": 64,
-            "BLOCK_T": 32,
-            "PREFETCH": 1,
-            "num_warps": 4,
-            "maxnreg": 128,
-            "PROGRAMS": 512,
-        },
-        "backward": {
-            "ROWS": 8,
-            "SEGMENTS": 64,
-            "BLOCK_T": 32,
-            "PREFETCH": 1,
-            "PARTS": 1,
-            "num_warps": 4,
-            "maxnreg": 255,
-            "PROGRAMS": 256,
-        },
-    },
-}
+WIDTHS = {(4096, 4096): 1}  # least batch by channels and groups
+CONFIGS: dict = {}  # by GPU, channels and groups
+CAPABILITIES: dict = {}  # of these GPUs, whose configs serve others of the same
 SPEC = {
     "op": "hyena_li_stateful",
     "channels": 4096,
@@ -1983,7 +1962,11 @@ def even(bounds: tuple[int, int, int]) -> bool:
     return all(bound % 8 == 0 for bound in bounds)
 
 
-VARIANTS: dict = {}  # and the kernels that they are of
+def gpu_of(device: torch.device) -> tuple[str, tuple[int, int]]:
+    """What torch calls the GPU, and its compute capability; nothing of a CPU."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return "", (0, 0)
+    return torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
 
 
 def tap_terms(groups: int) -> int:
@@ -1992,7 +1975,7 @@ def tap_terms(groups: int) -> int:
 
 
 def default_configs(channels: int, groups: int, device: torch.device) -> dict[str, dict[str, int]]:
-    """The config of each kernel for a width that CONFIGS lacks."""
+    """The config of each kernel where CONFIGS has none."""
     forward = {
         "ROWS": 8,
         "SEGMENTS": 64,
@@ -2015,30 +1998,21 @@ def default_configs(channels: int, groups: int, device: torch.device) -> dict[st
     return {"forward": forward, "backward": backward}
 
 
-def gpu_name(device: torch.device) -> str:
-    """What torch calls the GPU, or nothing."""
-    there = device.type == "cuda" and torch.cuda.is_available()
-    return torch.cuda.get_device_name(device) if there else ""
-
-
-def configs_of(x: torch.Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
-    """The config of every kernel and variant for inputs like x of so many channels and groups: one
-    of CONFIGS, rather of this GPU than of another, or else the default.
+def configs_of(x: Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
+    """The config of every kernel for inputs like x of so many channels and groups: that of CONFIGS
+    for this GPU, or for one of its compute capability, or else the default.
     """
     key = (x.device, int(channels), int(groups))
     if key not in CHOSEN:
-        here = gpu_name(x.device)
-        of_width = {k[0]: config for k, config in CONFIGS.items() if k[1:] == key[1:]}
-        found = of_width.get(here) or next(iter(of_width.values()), None)
-        found = found or default_configs(*key[1:], x.device)
-        found = {name: dict(config) for name, config in found.items()}
-        for config in found.values():
-            if "PROGRAMS" in config:  # of a sequence; a batch of these runs at once
-                config["PROGRAMS"] = max(1, config["PROGRAMS"] // BATCH)
-        for name, (kernel, derived) in VARIANTS.items():
-            if own := derived(found[kernel]):
-                found[name] = own
-        CHOSEN[key] = found
+        here, capability = gpu_of(x.device)
+        stated = {gpu: one for (gpu, *width), one in CONFIGS.items() if (*width,) == key[1:]}
+        alike = [gpu for gpu in stated if CAPABILITIES.get(gpu) == capability]
+        configs = next((stated[gpu] for gpu in ("", here, *alike) if gpu in stated), None)
+        configs = dict(configs or default_configs(*key[1:], x.device))
+        batch = WIDTHS.get(key[1:], WIDTHS[CHANNELS, GROUPS])
+        for name, config in configs.items():  # of a sequence; a batch of these runs at once
+            configs[name] = config | {"PROGRAMS": max(1, config["PROGRAMS"] // batch)}
+        CHOSEN[key] = configs
     return CHOSEN[key]
 
 
@@ -2908,7 +2882,7 @@ def poles(p: Tensor, gamma: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_7372be6a"
+    name = unique = "hyena_li_stateful_6d41eb9e"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

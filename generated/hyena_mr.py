@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 801fafe6e111a8cc49c2df861113412710dbe9c864d335057a881def63584f51
+Verified: not yet.
+sha256, with zeros here: 13f3760992ba375189052743075da99e7cdd2fa341a5a408abb0a26542de0f1d
 """
 
 from collections.abc import Iterator, Sequence
@@ -65,12 +65,11 @@ REPEATS = 1  # of the ladder of decays
 CACHE_LENGTH = 8192
 LAG_LAST = False
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
-BATCH = 1  # the least that it is for
 CHOSEN: dict = {}  # configs by device, channels and groups
 TOLD = ("num_warps", "num_stages", "maxnreg")  # to the compiler, of a config
 SUMS = {"num_warps": 4}  # config of what adds sums
-PRODUCT_ROWS: dict = {9: 64, 10: 128}  # of product instructions by compute capability, others 16
-CONFIGS = {  # by GPU, channels and groups
+WIDTHS = {(4096, 256): 1, (1920, 128): 1, (8192, 512): 1}  # least batch by channels and groups
+CONFIGS: dict = {  # by GPU, channels and groups
     ("NVIDIA H200", 4096, 256): {
         "forward": {
             "ROWS": 8,
@@ -90,29 +89,6 @@ CONFIGS = {  # by GPU, channels and groups
             "TILES": 64,
             "PREFETCH": 3,
             "TILES_SM90": 256,
-            "num_warps": 4,
-            "maxnreg": 0,
-        },
-    },
-    ("", 1920, 128): {
-        "forward": {
-            "ROWS": 8,
-            "BLOCK_D": 16,
-            "SEGMENTS": 4,
-            "BLOCK_T": 64,
-            "TILES": 32,
-            "PREFETCH": 3,
-            "num_warps": 4,
-            "maxnreg": 0,
-        },
-        "backward": {
-            "ROWS": 8,
-            "BLOCK_D": 16,
-            "SEGMENTS": 2,
-            "BLOCK_T": 32,
-            "TILES": 64,
-            "PREFETCH": 3,
-            "TILES_SM90": 128,
             "num_warps": 4,
             "maxnreg": 0,
         },
@@ -141,6 +117,9 @@ CONFIGS = {  # by GPU, channels and groups
         },
     },
 }
+CAPABILITIES: dict = {
+    "NVIDIA H200": (9, 0)
+}  # of these GPUs, whose configs serve others of the same
 SPEC = {
     "op": "hyena_mr",
     "channels": 4096,
@@ -1838,7 +1817,18 @@ def sm90_suits(
     return even(bounds) and 4 * steps > 7 * tile and reach < 2**29
 
 
-VARIANTS: dict = {"backward_sm90": ("backward", sm90_config)}  # and the kernels that they are of
+def gpu_of(device: torch.device) -> tuple[str, tuple[int, int]]:
+    """What torch calls the GPU, and its compute capability; nothing of a CPU."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return "", (0, 0)
+    return torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a program may take. Nothing limits Triton's interpreter."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return 2**31
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 def tap_terms(groups: int) -> int:
@@ -1847,11 +1837,10 @@ def tap_terms(groups: int) -> int:
 
 
 def default_configs(channels: int, groups: int, device: torch.device) -> dict[str, dict[str, int]]:
-    """The config of each kernel for a width that CONFIGS lacks."""
-    width = channels // groups
-    padded_width = 1 << (width - 1).bit_length()
-    shared, product_rows = limits_of(device)
-    if shared < 163840 and 2 * tap_terms(groups) > 2:
+    """The config of each kernel where CONFIGS has none."""
+    padded_width = 1 << (channels // groups - 1).bit_length()
+    shared = shared_memory(device)
+    if shared < 163840 and tap_terms(groups) == 2:
         forward = {
             "ROWS": 8,
             "BLOCK_D": min(32, padded_width),
@@ -1862,22 +1851,11 @@ def default_configs(channels: int, groups: int, device: torch.device) -> dict[st
             "num_warps": 4,
             "maxnreg": 0,
         }
-    elif 128 * 2 * tap_terms(groups) <= 384:
+    elif tap_terms(groups) == 1:
         forward = {
             "ROWS": 8,
             "BLOCK_D": min(64, padded_width),
             "SEGMENTS": 64 // min(64, padded_width),
-            "BLOCK_T": 64,
-            "TILES": 32,
-            "PREFETCH": 3,
-            "num_warps": 4,
-            "maxnreg": 0,
-        }
-    elif 2 * tap_terms(groups) <= 2:
-        forward = {
-            "ROWS": 8,
-            "BLOCK_D": min(32, padded_width),
-            "SEGMENTS": 32 // min(32, padded_width),
             "BLOCK_T": 64,
             "TILES": 32,
             "PREFETCH": 3,
@@ -1895,7 +1873,7 @@ def default_configs(channels: int, groups: int, device: torch.device) -> dict[st
             "num_warps": 4,
             "maxnreg": 0,
         }
-    if 2 * tap_terms(groups) <= 2 and padded_width >= 4:
+    if tap_terms(groups) == 1 and padded_width >= 4:
         backward = {
             "ROWS": 8,
             "BLOCK_D": min(32, padded_width),
@@ -1907,7 +1885,7 @@ def default_configs(channels: int, groups: int, device: torch.device) -> dict[st
             "num_warps": 4,
             "maxnreg": 0,
         }
-    elif 2 * tap_terms(groups) <= 2:
+    elif tap_terms(groups) == 1:
         backward = {
             "ROWS": 8,
             "BLOCK_D": min(32, padded_width),
@@ -1917,30 +1895,6 @@ def default_configs(channels: int, groups: int, device: torch.device) -> dict[st
             "PREFETCH": 3,
             "TILES_SM90": 0,
             "num_warps": 4,
-            "maxnreg": 0,
-        }
-    elif 128 * 2 * tap_terms(groups) <= 384:
-        backward = {
-            "ROWS": 8,
-            "BLOCK_D": min(64, padded_width),
-            "SEGMENTS": 64 // min(64, padded_width),
-            "BLOCK_T": 32,
-            "TILES": 64,
-            "PREFETCH": 1,
-            "TILES_SM90": 0,
-            "num_warps": 8,
-            "maxnreg": 0,
-        }
-    elif 2 * tap_terms(groups) <= 2:
-        backward = {
-            "ROWS": 8,
-            "BLOCK_D": min(32, padded_width),
-            "SEGMENTS": 32 // min(32, padded_width),
-            "BLOCK_T": 32,
-            "TILES": 64,
-            "PREFETCH": 1,
-            "TILES_SM90": 0,
-            "num_warps": 8,
             "maxnreg": 0,
         }
     else:
@@ -1958,40 +1912,20 @@ def default_configs(channels: int, groups: int, device: torch.device) -> dict[st
     return {"forward": forward, "backward": backward}
 
 
-def gpu_name(device: torch.device) -> str:
-    """What torch calls the GPU, or nothing."""
-    there = device.type == "cuda" and torch.cuda.is_available()
-    return torch.cuda.get_device_name(device) if there else ""
-
-
-def limits_of(device: torch.device) -> tuple[int, int]:
-    """Bytes of shared memory that a program may take, and the rows of a product instruction.
-    Nothing limits Triton's interpreter.
-    """
-    if device.type != "cuda" or not torch.cuda.is_available():
-        return 2**31, 128
-    found = torch.cuda.get_device_properties(device)
-    return found.shared_memory_per_block_optin, PRODUCT_ROWS.get(found.major, 16)
-
-
-def configs_of(x: torch.Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
-    """The config of every kernel and variant for inputs like x of so many channels and groups: one
-    of CONFIGS, rather of this GPU than of another, or else the default.
+def configs_of(x: Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
+    """The config of every kernel and variant for inputs like x of so many channels and groups:
+    that of CONFIGS for this GPU, or for one of its compute capability, or else the default.
     """
     key = (x.device, int(channels), int(groups))
     if key not in CHOSEN:
-        here = gpu_name(x.device)
-        of_width = {k[0]: config for k, config in CONFIGS.items() if k[1:] == key[1:]}
-        found = of_width.get(here) or next(iter(of_width.values()), None)
-        found = found or default_configs(*key[1:], x.device)
-        found = {name: dict(config) for name, config in found.items()}
-        for config in found.values():
-            if "PROGRAMS" in config:  # of a sequence; a batch of these runs at once
-                config["PROGRAMS"] = max(1, config["PROGRAMS"] // BATCH)
-        for name, (kernel, derived) in VARIANTS.items():
-            if own := derived(found[kernel]):
-                found[name] = own
-        CHOSEN[key] = found
+        here, capability = gpu_of(x.device)
+        stated = {gpu: one for (gpu, *width), one in CONFIGS.items() if (*width,) == key[1:]}
+        alike = [gpu for gpu in stated if CAPABILITIES.get(gpu) == capability]
+        configs = next((stated[gpu] for gpu in ("", here, *alike) if gpu in stated), None)
+        configs = dict(configs or default_configs(*key[1:], x.device))
+        if backward_sm90 := sm90_config(configs["backward"]):
+            configs["backward_sm90"] = backward_sm90
+        CHOSEN[key] = configs
     return CHOSEN[key]
 
 
@@ -2592,7 +2526,7 @@ def decayed(taps: Tensor, first_group: int = 0, groups_in_all: int | None = None
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_2551f37c"
+    name = unique = "hyena_mr_66c3552f"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

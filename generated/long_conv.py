@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: c4b1f943f738b39fc93939c6b3b6e9d1b711e1a7bfda6a8f9c793087655dc24a
+Verified: not yet.
+sha256, with zeros here: ba4b5a9d4f5dcb59f7b6114f84379f4bc9b2681e7bc383b150712ec977f77d38
 """
 
 from collections.abc import Iterator, Sequence

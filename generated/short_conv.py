@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 3cebb29f47311c5f88e326d61e0da3b61a452f66c1000b76a412ea81ea547e9d
+Verified: not yet.
+sha256, with zeros here: 61199f210916e149ec9ca4ba732a35fdc3a911d2e3df1aa57c8459149b337125
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,11 +48,11 @@ LEAST = 1  # steps of a call
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
-BATCH = 1  # the least that it is for
 CHOSEN: dict = {}  # configs by device, channels and groups
 TOLD = ("num_warps", "num_stages", "maxnreg")  # to the compiler, of a config
 SUMS = {"num_warps": 4}  # config of what adds sums
-CONFIGS = {  # by GPU, channels and groups
+WIDTHS = {(4096, 4096): 1, (1920, 1920): 1, (8192, 8192): 1}  # least batch by channels and groups
+CONFIGS: dict = {  # by GPU, channels and groups
     ("NVIDIA H200", 4096, 4096): {
         "forward": {
             "ROWS": 8,
@@ -111,6 +111,9 @@ CONFIGS = {  # by GPU, channels and groups
         },
     },
 }
+CAPABILITIES: dict = {
+    "NVIDIA H200": (9, 0)
+}  # of these GPUs, whose configs serve others of the same
 SPEC = {
     "op": "short_conv",
     "channels": 4096,
@@ -618,11 +621,15 @@ def even(bounds: tuple[int, int, int]) -> bool:
     return all(bound % 8 == 0 for bound in bounds)
 
 
-VARIANTS: dict = {}  # and the kernels that they are of
+def gpu_of(device: torch.device) -> tuple[str, tuple[int, int]]:
+    """What torch calls the GPU, and its compute capability; nothing of a CPU."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return "", (0, 0)
+    return torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
 
 
 def default_configs(channels: int, groups: int, device: torch.device) -> dict[str, dict[str, int]]:
-    """The config of each kernel for a width that CONFIGS lacks."""
+    """The config of each kernel where CONFIGS has none."""
     forward = {
         "ROWS": 8,
         "BLOCK_D": 1,
@@ -636,30 +643,18 @@ def default_configs(channels: int, groups: int, device: torch.device) -> dict[st
     return {"forward": forward, "backward": backward}
 
 
-def gpu_name(device: torch.device) -> str:
-    """What torch calls the GPU, or nothing."""
-    there = device.type == "cuda" and torch.cuda.is_available()
-    return torch.cuda.get_device_name(device) if there else ""
-
-
-def configs_of(x: torch.Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
-    """The config of every kernel and variant for inputs like x of so many channels and groups: one
-    of CONFIGS, rather of this GPU than of another, or else the default.
+def configs_of(x: Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
+    """The config of every kernel for inputs like x of so many channels and groups: that of CONFIGS
+    for this GPU, or for one of its compute capability, or else the default.
     """
     key = (x.device, int(channels), int(groups))
     if key not in CHOSEN:
-        here = gpu_name(x.device)
-        of_width = {k[0]: config for k, config in CONFIGS.items() if k[1:] == key[1:]}
-        found = of_width.get(here) or next(iter(of_width.values()), None)
-        found = found or default_configs(*key[1:], x.device)
-        found = {name: dict(config) for name, config in found.items()}
-        for config in found.values():
-            if "PROGRAMS" in config:  # of a sequence; a batch of these runs at once
-                config["PROGRAMS"] = max(1, config["PROGRAMS"] // BATCH)
-        for name, (kernel, derived) in VARIANTS.items():
-            if own := derived(found[kernel]):
-                found[name] = own
-        CHOSEN[key] = found
+        here, capability = gpu_of(x.device)
+        stated = {gpu: one for (gpu, *width), one in CONFIGS.items() if (*width,) == key[1:]}
+        alike = [gpu for gpu in stated if CAPABILITIES.get(gpu) == capability]
+        configs = next((stated[gpu] for gpu in ("", here, *alike) if gpu in stated), None)
+        configs = dict(configs or default_configs(*key[1:], x.device))
+        CHOSEN[key] = configs
     return CHOSEN[key]
 
 
@@ -1123,7 +1118,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_1e7fa379"
+    name = unique = "short_conv_3977e1b2"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

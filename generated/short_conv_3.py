@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, K = 3 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 7ce2f409498206df149afe2e017cce64ff1b93c9314ea2475b0325d49b83c46d
+Verified: not yet.
+sha256, with zeros here: 357cddfb891ffadaf7d28bc30135216f7f464e758e98434f8003a2c2c6183ab9
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,31 +48,12 @@ LEAST = 1  # steps of a call
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
-BATCH = 1  # the least that it is for
 CHOSEN: dict = {}  # configs by device, channels and groups
 TOLD = ("num_warps", "num_stages", "maxnreg")  # to the compiler, of a config
 SUMS = {"num_warps": 4}  # config of what adds sums
-CONFIGS = {  # by GPU, channels and groups
-    ("", 4096, 4096): {
-        "forward": {
-            "ROWS": 8,
-            "BLOCK_D": 1,
-            "BLOCK_T": 1024,
-            "TILES": 1,
-            "EVICT_LAST": 0,
-            "num_warps": 2,
-            "maxnreg": 0,
-        },
-        "backward": {
-            "ROWS": 16,
-            "BLOCK_D": 1,
-            "BLOCK_T": 512,
-            "TILES": 4,
-            "num_warps": 1,
-            "maxnreg": 0,
-        },
-    },
-}
+WIDTHS = {(4096, 4096): 1}  # least batch by channels and groups
+CONFIGS: dict = {}  # by GPU, channels and groups
+CAPABILITIES: dict = {}  # of these GPUs, whose configs serve others of the same
 SPEC = {
     "op": "short_conv_3",
     "channels": 4096,
@@ -580,11 +561,15 @@ def even(bounds: tuple[int, int, int]) -> bool:
     return all(bound % 8 == 0 for bound in bounds)
 
 
-VARIANTS: dict = {}  # and the kernels that they are of
+def gpu_of(device: torch.device) -> tuple[str, tuple[int, int]]:
+    """What torch calls the GPU, and its compute capability; nothing of a CPU."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return "", (0, 0)
+    return torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
 
 
 def default_configs(channels: int, groups: int, device: torch.device) -> dict[str, dict[str, int]]:
-    """The config of each kernel for a width that CONFIGS lacks."""
+    """The config of each kernel where CONFIGS has none."""
     forward = {
         "ROWS": 8,
         "BLOCK_D": 1,
@@ -598,30 +583,18 @@ def default_configs(channels: int, groups: int, device: torch.device) -> dict[st
     return {"forward": forward, "backward": backward}
 
 
-def gpu_name(device: torch.device) -> str:
-    """What torch calls the GPU, or nothing."""
-    there = device.type == "cuda" and torch.cuda.is_available()
-    return torch.cuda.get_device_name(device) if there else ""
-
-
-def configs_of(x: torch.Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
-    """The config of every kernel and variant for inputs like x of so many channels and groups: one
-    of CONFIGS, rather of this GPU than of another, or else the default.
+def configs_of(x: Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
+    """The config of every kernel for inputs like x of so many channels and groups: that of CONFIGS
+    for this GPU, or for one of its compute capability, or else the default.
     """
     key = (x.device, int(channels), int(groups))
     if key not in CHOSEN:
-        here = gpu_name(x.device)
-        of_width = {k[0]: config for k, config in CONFIGS.items() if k[1:] == key[1:]}
-        found = of_width.get(here) or next(iter(of_width.values()), None)
-        found = found or default_configs(*key[1:], x.device)
-        found = {name: dict(config) for name, config in found.items()}
-        for config in found.values():
-            if "PROGRAMS" in config:  # of a sequence; a batch of these runs at once
-                config["PROGRAMS"] = max(1, config["PROGRAMS"] // BATCH)
-        for name, (kernel, derived) in VARIANTS.items():
-            if own := derived(found[kernel]):
-                found[name] = own
-        CHOSEN[key] = found
+        here, capability = gpu_of(x.device)
+        stated = {gpu: one for (gpu, *width), one in CONFIGS.items() if (*width,) == key[1:]}
+        alike = [gpu for gpu in stated if CAPABILITIES.get(gpu) == capability]
+        configs = next((stated[gpu] for gpu in ("", here, *alike) if gpu in stated), None)
+        configs = dict(configs or default_configs(*key[1:], x.device))
+        CHOSEN[key] = configs
     return CHOSEN[key]
 
 
@@ -1085,7 +1058,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_3_9c0be3f5"
+    name = unique = "short_conv_3_72d3f44d"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

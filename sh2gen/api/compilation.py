@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from sh2gen.api.members import Member, member, text_of
+from sh2gen.api.members import member, text_of
 from sh2gen.base.files import (
     intact,
     read_text,
@@ -27,6 +27,7 @@ from sh2gen.base.files import (
 )
 from sh2gen.build.build import Building, Built, KernelFailed, check_fits
 from sh2gen.cost.cost import Prediction, predictions
+from sh2gen.emit.config import Width
 from sh2gen.emit.kernels import kernel_sources
 from sh2gen.emit.launched import alignment_of, kernel_digests, launched, of_direction
 from sh2gen.lower import verdicts
@@ -55,8 +56,9 @@ class Compilation:
 
     Attributes:
         spec: the operator.
-        family: this and others of its kind, which share a file: the one whose width is the file's
-            own first; those that were there before last.
+        family: its width and others of its kind, which share a file: that of the file's own
+            operator first; those that were there before last.
+        own: the file's own operator.
         verdicts: every algorithm's answer.
         candidates: every plan; the first is the one that was taken, the others cheapest first.
         predictions: by workload and direction.
@@ -68,7 +70,8 @@ class Compilation:
     """
 
     spec: OpSpec
-    family: tuple[Member, ...]
+    family: tuple[Width, ...]
+    own: OpSpec
     target: Target
     verdicts: dict[str, Verdict]
     candidates: tuple[Candidate, ...]
@@ -91,7 +94,7 @@ class Compilation:
     @property
     def label(self) -> str:
         """What messages call it: its width too, if others share its file."""
-        if len(self.family) == 1:
+        if len({w.width for w in self.family}) == 1:
             return self.spec.op
         return f"{self.spec.op} of {self.width[0]} channels"
 
@@ -203,7 +206,8 @@ def written(
     spec: OpSpec,
     gpu: Target,
     ranked: tuple[Candidate, ...],
-    family: tuple[Member, ...],
+    family: tuple[Width, ...],
+    own: OpSpec,
     path: Path,
     seconds: dict[str, float],
 ) -> Compilation:
@@ -211,9 +215,10 @@ def written(
     that says of how it was verified.
     """
     chosen = ranked[0]
-    source = text_of(family, chosen.plan)
-    kernels = kernel_sources(spec, chosen.plan, chosen.schedule)
-    source = dataclasses.replace(source, kernels=kernels)
+    source = text_of(own, chosen.plan, chosen.schedule, family, gpu)
+    if spec is not own:
+        kernels = kernel_sources(spec, chosen.plan, chosen.schedule)
+        source = dataclasses.replace(source, kernels=kernels)
     with suppress(OSError):
         before = read_text(path)
         if intact(before) and same_program(before, source.text):
@@ -221,6 +226,7 @@ def written(
     return Compilation(
         spec=spec,
         family=family,
+        own=own,
         target=gpu,
         verdicts=verdicts(spec),
         candidates=ranked,
@@ -263,10 +269,16 @@ def tested(compilation: Compilation, how: Tests, say: Progress, done: Done) -> C
             spec, gpu = compilation.spec, compilation.target
             first = refit(spec, compilation.chosen, gpu, failed, say)
             ranked = (first, *compilation.candidates[1:])
-            own = member(spec, first, gpu)
-            before = member(spec, compilation.chosen, gpu)
-            family = tuple(own if m == before else m for m in compilation.family)
-            compilation = written(spec, gpu, ranked, family, compilation.path, compilation.seconds)
+            now = member(spec, first, gpu)
+            compilation = written(
+                spec,
+                gpu,
+                ranked,
+                tuple(now if w.key == now.key else w for w in compilation.family),
+                compilation.own,
+                compilation.path,
+                compilation.seconds,
+            )
     return _once(compilation, how, say, done)
 
 

@@ -24,7 +24,7 @@ from sh2gen.api.compilation import (
     written,
 )
 from sh2gen.api.inputs import known_configs, resolve_target
-from sh2gen.api.members import kept, lost, member, text_of
+from sh2gen.api.members import kept, lost, member, serves, text_of
 from sh2gen.base.errors import Sh2genError
 from sh2gen.base.files import (
     intact,
@@ -36,6 +36,7 @@ from sh2gen.base.files import (
     write_all,
 )
 from sh2gen.base.versions import beyond_triton, untested
+from sh2gen.emit.config import Key, Width
 from sh2gen.runtime.operator import Operator
 from sh2gen.spec.decode import load_spec
 from sh2gen.spec.operator import OpSpec
@@ -135,7 +136,7 @@ def compile_operators(
     if write:
         for compilation in chosen:
             refuse_to_replace(compilation.path)
-            if gone := lost(compilation.path, compilation.source):
+            if gone := lost(compilation.path, compilation.family):
                 warn(f"{compilation.path} will not serve {gone} any more: compile them together")
             if lock is not None:
                 _refuse_as_lock(Path(lock), compilation)
@@ -268,9 +269,9 @@ def _choose(
         found.append((spec, ranked, time.perf_counter() - begin))
     family = tuple(member(spec, ranked[0], gpu) for spec, ranked, _ in found)
     path = out / f"{specs[0].op}.py"
-    family += kept(path, family, found[0][1][0].plan, gpu)
+    family += kept(path, family, specs[0], found[0][1][0].plan, gpu)
     return [
-        written(spec, gpu, ranked, family, path, {"choose": round(seconds, 3)})
+        written(spec, gpu, ranked, family, specs[0], path, {"choose": round(seconds, 3)})
         for spec, ranked, seconds in found
     ]
 
@@ -279,15 +280,17 @@ def _of_one_text(finished: Sequence[Compilation]) -> list[Compilation]:
     """The same, those of a family with the text that holds what was taken for each of them: a
     width whose schedule did not fit the compiler has another than others knew of.
     """
-    taken = {c.spec: member(c.spec, c.chosen, c.target) for c in finished}
+    taken: dict[Path, dict[Key, Width]] = {}
+    for c in finished:
+        own = member(c.spec, c.chosen, c.target)
+        taken.setdefault(c.path, {})[own.key] = own
     texts: dict[Path, str] = {}
     found = []
     for c in finished:
-        count = sum(other.path == c.path for other in finished)  # the rest was there before
-        family = (*(taken[m.spec] for m in c.family[:count]), *c.family[count:])
+        family = tuple(taken[c.path].get(w.key, w) for w in c.family)
         if c.path not in texts:
-            how = statement(c.source.text)
-            texts[c.path] = stated(text_of(family, c.chosen.plan).text, how)
+            text = text_of(c.own, c.chosen.plan, c.chosen.schedule, family, c.target).text
+            texts[c.path] = stated(text, statement(c.source.text))
         source = dataclasses.replace(c.source, text=texts[c.path])
         found.append(dataclasses.replace(c, family=family, source=source))
     return found
@@ -295,13 +298,18 @@ def _of_one_text(finished: Sequence[Compilation]) -> list[Compilation]:
 
 def stale(compilation: Compilation) -> bool:
     """Whether the file on disk differs from what was just compiled, in more than it says of how
-    it was verified, or was changed since.
+    it was verified, or was changed since. One of another width is the same if it serves this one.
     """
     try:
         text = read_text(compilation.path)
     except OSError:
         return True
-    return not intact(text) or not same_program(text, compilation.source.text)
+    if not intact(text):
+        return True
+    spec, chosen = compilation.spec, compilation.chosen
+    return not same_program(text, compilation.source.text) and not serves(
+        text, spec, chosen.plan, member(spec, chosen, compilation.target)
+    )
 
 
 def compile(op: OpSpec | str | PathLike[str], **options: Any) -> Operator:

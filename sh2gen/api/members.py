@@ -5,17 +5,20 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sh2gen.base.errors import Sh2genError
 from sh2gen.base.files import UNVERIFIED, intact, read_text, same_program, statement
+from sh2gen.emit.config import Width, capability, width_of
 from sh2gen.emit.emit import emit
 from sh2gen.emit.page import page
+from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
 from sh2gen.plan.source import Source
 from sh2gen.schedule.config import Schedule, schedule
+from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
 from sh2gen.tuning.choose import Candidate, gpu_name
@@ -23,94 +26,175 @@ from sh2gen.tuning.choose import Candidate, gpu_name
 _UNREADABLE = SyntaxError, ValueError, TypeError, RecursionError, MemoryError
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One width of a generated file.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What a generated file is, by its own text.
 
     Attributes:
-        gpu: what torch calls the GPU that the schedule was tuned on; empty if it was for none.
+        spec: its own operator.
+        widths: what it is for, its own first.
     """
 
     spec: OpSpec
-    schedule: Schedule
-    gpu: str
-
-    @property
-    def width(self) -> tuple[int, int]:
-        """Channels and filter groups."""
-        return self.spec.channels, self.spec.filter.groups
+    plan: Plan
+    widths: tuple[Width, ...]
 
 
-def member(spec: OpSpec, chosen: Candidate, gpu: Target) -> Member:
-    """A width with the schedule that was taken for it."""
-    tuned = any(not origin.startswith("default") for origin in chosen.origins.values())
-    return Member(spec, chosen.schedule, gpu_name(gpu) if tuned else "")
+def member(spec: OpSpec, chosen: Candidate, gpu: Target) -> Width:
+    """The width of an operator with what was taken for it: a config of its own, or the default,
+    which a file computes.
+    """
+    default = chosen.schedule == schedule(spec, chosen.plan, target=gpu)
+    return width_of(spec, gpu_name(gpu), None if default else chosen.schedule)
 
 
-def text_of(family: Sequence[Member], plan: Plan) -> Source:
-    """The file that serves a family."""
-    own, *others = family
-    widths = [(m.spec, m.schedule, m.gpu) for m in others]
-    return page(emit(own.spec, plan, own.schedule, own.gpu, widths))
+def text_of(
+    spec: OpSpec,
+    plan: Plan,
+    chosen: Schedule,
+    family: Sequence[Width],
+    gpu: Target | None = None,
+) -> Source:
+    """The file that serves a family, and how to compile kernels under the schedule of `spec`.
+
+    Args:
+        gpu: whose default stands in the file where that of another GPU would be taken instead.
+    """
+    if gpu is not None:
+        family = [_settled(w, spec, plan, family, gpu) for w in family]
+    return page(emit(spec, plan, chosen, family))
+
+
+def _settled(one: Width, spec: OpSpec, plan: Plan, family: Sequence[Width], gpu: Target) -> Width:
+    others = {w.gpu for w in family if w.width == one.width and w.schedule is not None}
+    here = gpu_name(gpu)
+    alike = any(capability(name) == capability(here) for name in others - {here})
+    if one.schedule is not None or one.gpu != here or not alike:
+        return one
+    return replace(one, schedule=schedule(spec.with_width(*one.width), plan, target=gpu))
 
 
 def said(text: str) -> dict[str, Any]:
-    """What the text of a generated file says of its operator, plan and configs, as far as it can
-    be read; nothing of it is executed.
+    """What the text of a generated file says of its operator, plan, widths and configs, as far as
+    it can be read; nothing of it is executed.
     """
     found: dict[str, Any] = {}
     with suppress(*_UNREADABLE):
         for statement in ast.parse(text).body:
             match statement:
-                case ast.Assign([ast.Name("SPEC" | "PLAN" | "CONFIGS" as name)], value):
+                case ast.Assign(
+                    [ast.Name("SPEC" | "PLAN" | "WIDTHS" as name)], value
+                ) | ast.AnnAssign(ast.Name("CONFIGS" as name), value=ast.expr() as value):
                     with suppress(*_UNREADABLE):
                         found[name] = ast.literal_eval(value)
     return found
 
 
-def members(spec: OpSpec, plan: Plan, configs: Mapping[Any, Any]) -> list[Member]:
-    """The widths of a file's table, that of the file first; none if it is no such table.
+def described(text: str, path: Path) -> Served:
+    """What a generated file is, by what its text says; nothing of it is executed.
 
     Raises:
-        Sh2genError: K codes for a config that is not legal here.
+        Sh2genError: B005 if it lacks what says so, L003 for a plan that is unknown here.
     """
-    found = []
-    for key, config in configs.items():
+    facts = said(text)
+
+    def stated(name: str, kind: type) -> Any:
+        if not isinstance(facts.get(name), kind):
+            raise Sh2genError("B005", f"{path} lacks what a generated file has: {name}")
+        return facts[name]
+
+    spec, name = spec_from_dict(stated("SPEC", dict)), stated("PLAN", str)
+    found = [p for p in plans(spec, name.split("/")[0]) if p.name == name]
+    if not found:
+        raise Sh2genError("L003", f"{path} has a plan unknown here: {name}")
+    widths = [width_of(spec)]
+    if found[0].kernels:
+        tables = stated("WIDTHS", dict), stated("CONFIGS", dict)
         try:
-            gpu, channels, groups = key
-            own = spec.with_width(channels, groups)
-            found.append(Member(own, schedule(own, plan, config), gpu))
-        except (TypeError, ValueError, AttributeError):
-            return []
-    return found if found and found[0].width == (spec.channels, spec.filter.groups) else []
+            widths = _widths(spec, found[0], *tables)
+        except (Sh2genError, TypeError, ValueError, AttributeError):
+            raise Sh2genError(
+                "B005", f"{path} lacks what a generated file has: legal WIDTHS and CONFIGS"
+            ) from None
+    return Served(spec=spec, plan=found[0], widths=tuple(widths))
 
 
-def kept(path: Path, family: Sequence[Member], plan: Plan, gpu: Target) -> tuple[Member, ...]:
+def as_written(text: str, there: Served) -> bool:
+    """Whether this sh2gen writes the same file for what a text says."""
+    chosen = schedule(there.spec, there.plan)
+    return same_program(text, text_of(there.spec, there.plan, chosen, there.widths).text)
+
+
+def served(text: str) -> Served | None:
+    """What a file is, if this sh2gen writes the same for what it says of itself."""
+    try:
+        there = described(text, Path())
+    except Sh2genError:
+        return None
+    return there if as_written(text, there) else None
+
+
+def _widths(
+    spec: OpSpec, plan: Plan, batches: Mapping[Any, Any], configs: Mapping[Any, Any]
+) -> list[Width]:
+    """The widths of a file's tables. Errors of many kinds if these are no such tables."""
+    if any(tuple(width) not in batches for _, *width in configs):
+        raise ValueError("a config of no width")
+    found = []
+    for (channels, groups), batch in batches.items():
+        own = replace(width_of(spec.with_width(channels, groups)), batch=batch)
+        stated = {
+            gpu: config for (gpu, *width), config in configs.items() if (*width,) == own.width
+        }
+        if not stated:
+            found.append(own)
+        for gpu, config in stated.items():
+            made = schedule(spec.with_width(channels, groups), plan, config)
+            found.append(replace(own, gpu=gpu, schedule=made))
+    return found
+
+
+def kept(
+    path: Path, family: Sequence[Width], spec: OpSpec, plan: Plan, gpu: Target
+) -> tuple[Width, ...]:
     """Other widths of the file that is there, and configs of other GPUs, if it was verified and
     this sh2gen writes that file for the operator of this family: what is compiled for one width
     and GPU leaves the others as they are.
     """
     try:
         text = read_text(path)
-        configs = said(text).get("CONFIGS")
-        there = members(family[0].spec, plan, configs) if isinstance(configs, dict) else []
-    except (OSError, Sh2genError):
+    except OSError:
         return ()
-    if not there or statement(text) == UNVERIFIED or not intact(text):
+    if statement(text) == UNVERIFIED or not intact(text):
         return ()
-    if not same_program(text, text_of(there, plan).text):
+    there = served(text)
+    if there is None or there.spec.kind != spec.kind or there.plan.name != plan.name:
         return ()
-    own = {(name, m.width) for m in family for name in ("", m.gpu, gpu_name(gpu))}
-    return tuple(m for m in there if (m.gpu, m.width) not in own)
+    own = {(name, w.width) for w in family for name in ("", w.gpu, gpu_name(gpu))}
+    return tuple(w for w in there.widths if (w.gpu, w.width) not in own)
 
 
-def lost(path: Path, source: Source) -> str:
-    """What the file that is there serves and this one will not; nothing if that is nothing."""
+def lost(path: Path, family: Sequence[Width]) -> str:
+    """What the file that is there serves and a family does not; nothing if that is nothing."""
     try:
-        before = said(read_text(path)).get("CONFIGS")
-    except (OSError, Sh2genError):
+        before = said(read_text(path)).get("WIDTHS")
+    except OSError:
         return ""
     keys = [k for k in before if isinstance(k, tuple)] if isinstance(before, dict) else []
-    served = {key[1:] for key in source.configs}
-    gone = dict.fromkeys(k[1:] for k in keys if k[1:] not in served)
+    now = {w.width for w in family}
+    gone = (k for k in keys if len(k) == 2 and k not in now)
     return ", ".join(f"{channels} channels in {groups} groups" for channels, groups in gone)
+
+
+def serves(text: str, spec: OpSpec, plan: Plan, own: Width) -> bool:
+    """Whether a file is for this width too, as it would be compiled now."""
+    there = served(text)
+    if there is None or there.spec.kind != spec.kind or there.plan.name != plan.name:
+        return False
+    here = [w for w in there.widths if (w.width, w.batch) == (own.width, own.batch)]
+    if own.schedule is None:
+        gpus = {w.gpu for w in here if w.schedule is not None}
+        return bool(here) and not any(
+            not gpu or capability(gpu) == capability(own.gpu) for gpu in gpus
+        )
+    return own in here

@@ -16,6 +16,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from sh2gen.api.inputs import resolve_target
+from sh2gen.api.members import member, text_of
 from sh2gen.base.errors import Sh2genError
 from sh2gen.base.files import (
     intact,
@@ -26,16 +27,14 @@ from sh2gen.base.files import (
 )
 from sh2gen.base.versions import beyond_triton
 from sh2gen.build.build import Building, check_fits
-from sh2gen.emit.emit import emit
 from sh2gen.emit.launched import launched
-from sh2gen.emit.page import page
 from sh2gen.plan.plan import Role
 from sh2gen.plan.source import Alignment, Source
 from sh2gen.runtime.operator import Operator, OperatorRunner
 from sh2gen.spec.decode import load_spec
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
-from sh2gen.tuning.choose import Candidate, candidates, gpu_name, tables
+from sh2gen.tuning.choose import Candidate, candidates, tables
 from sh2gen.tuning.records import home
 from sh2gen.verify import checks
 from sh2gen.verify.checks import PLAIN_ALONE, VerificationStep
@@ -101,8 +100,7 @@ def _with_width(spec: OpSpec, channels: int | None, groups: int | None) -> OpSpe
 
 
 def _source(spec: OpSpec, chosen: Candidate, gpu: Target) -> Source:
-    tuned = any(not origin.startswith("default") for origin in chosen.origins.values())
-    return page(emit(spec, chosen.plan, chosen.schedule, gpu_name(gpu) if tuned else ""))
+    return text_of(spec, chosen.plan, chosen.schedule, [member(spec, chosen, gpu)])
 
 
 def _here() -> str:

@@ -7,26 +7,23 @@ from collections.abc import Sequence
 from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from sh2gen.api.compilation import Advance, Progress, one_thread
 from sh2gen.api.inputs import resolve_target
-from sh2gen.api.members import members, said, text_of
+from sh2gen.api.members import as_written, described
 from sh2gen.base.errors import CheckFailed, Sh2genError
 from sh2gen.base.files import (
     read_generated,
-    same_program,
     scratch,
     write_whole,
 )
 from sh2gen.base.versions import beyond_triton, untested, without_triton
 from sh2gen.emit.emit import emit
-from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
 from sh2gen.runtime.operator import Operator
-from sh2gen.spec.decode import load_spec, spec_from_dict
+from sh2gen.spec.decode import load_spec
 from sh2gen.spec.operator import OpSpec
 from sh2gen.tuning.choose import (
     candidates,
@@ -147,25 +144,11 @@ def _described(path: Path, device: str) -> tuple[OpSpec, Plan]:
             unknown here. CheckFailed: V003 if this sh2gen writes another file.
     """
     text = read_generated(path)
-    facts = said(text)
-
-    def stated(name: str, kind: type) -> Any:
-        if not isinstance(facts.get(name), kind):
-            raise Sh2genError("B005", f"{path} lacks what a generated file has: {name}")
-        return facts[name]
-
-    spec, name = spec_from_dict(stated("SPEC", dict)), stated("PLAN", str)
-    found = [p for p in plans(spec, name.split("/")[0]) if p.name == name]
-    if not found:
-        raise Sh2genError("L003", f"{path} has a plan unknown here: {name}")
-    if device == "cpu" and found[0].kernels:
-        family = members(spec, found[0], stated("CONFIGS", dict))
-        if not family:
-            raise Sh2genError("B005", f"{path} lacks what a generated file has: a config")
-        if not same_program(text, text_of(family, found[0]).text):
-            raise CheckFailed(
-                "V003",
-                f"{path} is not what this version writes, so its kernels need a GPU",
-                help="compile it again, or verify it with --device cuda",
-            )
-    return spec, found[0]
+    there = described(text, path)
+    if device == "cpu" and there.plan.kernels and not as_written(text, there):
+        raise CheckFailed(
+            "V003",
+            f"{path} is not what this version writes, so its kernels need a GPU",
+            help="compile it again, or verify it with --device cuda",
+        )
+    return there.spec, there.plan

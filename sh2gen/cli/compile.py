@@ -100,7 +100,7 @@ def compile_command(
             advance=note.advance,
             warn=tell,
         )
-    outdated = [str(c.path) for c in compilations if stale(c)] if check else []
+    outdated = [*dict.fromkeys(str(c.path) for c in compilations if stale(c))] if check else []
     if as_json:
         results = {"stale": outdated} if check else [c.to_dict() for c in compilations]
         say(json.dumps(results, indent=2))

@@ -107,7 +107,7 @@ def explain(
         _show(as_json, stage, config_text(spec, ranked[0], gpu))
     else:
         best = ranked[0]
-        source = text_of((member(spec, best, gpu),), best.plan)
+        source = text_of(spec, best.plan, best.schedule, [member(spec, best, gpu)])
         if stage == "source":
             _show(as_json, stage, source.text, "python")
             return

@@ -18,9 +18,9 @@ from functools import lru_cache
 from sh2gen.base.errors import Sh2genError
 from sh2gen.base.files import signed
 from sh2gen.emit import config
-from sh2gen.emit.file import CONFIGS, blocks
+from sh2gen.emit.config import Width
+from sh2gen.emit.file import blocks
 from sh2gen.emit.kernels import kernel_sources
-from sh2gen.emit.text import literal
 from sh2gen.emit.words import class_name
 from sh2gen.plan.plan import Plan
 from sh2gen.plan.source import Source
@@ -32,17 +32,13 @@ _SUFFIXES = ("forward", "backward", "packed")
 
 
 def emit(
-    spec: OpSpec,
-    plan: Plan,
-    schedule: Schedule,
-    gpu: str = "",
-    others: Sequence[tuple[OpSpec, Schedule, str]] = (),
+    spec: OpSpec, plan: Plan, schedule: Schedule, widths: Sequence[Width] | None = None
 ) -> Source:
-    """The generated file of one plan under one schedule, and how to compile its kernels.
+    """The generated file of one plan, and how to compile its kernels under one schedule.
 
     Args:
-        gpu: what torch calls the GPU that the schedule was decided for, if it was for one.
-        others: schedules of the same kind of operator at other widths, each with its GPU.
+        widths: what the file is for, the width of `spec` first; absent: that with this schedule
+            on every device.
 
     Example: `emit(spec, plan, schedule(spec, plan)).text`
 
@@ -51,48 +47,41 @@ def emit(
     """
     assert schedule.plan == plan.name
     refuse_clash(spec, plan)
-    frame = _frame(spec, plan)
-    configs = {
-        (name, one.channels, one.filter.groups): config.entry(plan, chosen)
-        for one, chosen, name in ((spec, schedule, gpu), *others)
-    }
-    text = frame.replace(f"\n{CONFIGS}\n", f"\n{table(configs)}\n", 1)
+    widths = widths or (config.width_of(spec, schedule=schedule),)
+    before, after = _frame(spec, plan)
+    configs = config.entries(plan, widths) if plan.kernels else {}
+    tables = f"{config.tables(widths, configs)}\n" if plan.kernels else ""
     return Source(
         op=spec.op,
-        text=signed(text),
-        frame=frame,
-        configs=configs if plan.kernels else {},
+        text=signed(f"{before}\n{tables}{after}\n"),
+        frame=f"{before}\n{after}\n",
+        configs=configs,
         kernels=kernel_sources(spec, plan, schedule),
     )
 
 
-def table(configs: dict[tuple[str, int, int], dict[str, dict[str, int]]]) -> str:
-    """The lines of a file that hold its configs."""
-    lines = ["CONFIGS = {  # by GPU, channels and groups"]
-    for key, kernels in configs.items():
-        lines.append(f"    {literal(key, 4)}: {{")
-        lines += [f'        "{role}": {literal(one, 8, 19)},' for role, one in kernels.items()]
-        lines.append("    },")
-    return "\n".join([*lines, "}"])
-
-
 @lru_cache(maxsize=64)  # a search writes hundreds of files of one kind
-def _frame(spec: OpSpec, plan: Plan) -> str:
-    """A file without its configs."""
-    library = f"{spec.op}_{_digest(spec, plan)}"
-    text = "\n\n\n".join(blocks(spec, plan, library)) + "\n"
+def _frame(spec: OpSpec, plan: Plan) -> tuple[str, str]:
+    """A file without its tables of widths and configs: what is before them, and after them.
+
+    Raises:
+        AssertionError: two kernels, helpers or variants of the plan have one name.
+    """
+    before, after = blocks(spec, plan, f"{spec.op}_{_digest(spec, plan)}")
+    text = "\n\n\n".join(after)
     kinds = ast.FunctionDef | ast.ClassDef
     defined = Counter(n.name for n in ast.parse(text).body if isinstance(n, kinds))
     twice = [name for name, count in defined.items() if count > 1 and name != "_"]
-    assert not twice, f"{plan.name}: {', '.join(twice)} stand for several things in one file"
-    return text
+    if twice:
+        raise AssertionError(f"{plan.name}: {', '.join(twice)} stand for several things in a file")
+    return before, text
 
 
 @lru_cache(maxsize=64)
 def _names(spec: OpSpec, plan: Plan) -> frozenset[str]:
     """Every name that means something in a file."""
     taken = set(keyword.kwlist)
-    for node in ast.walk(ast.parse(_frame(spec, plan))):
+    for node in ast.walk(ast.parse("\n".join(_frame(spec, plan)))):
         match node:
             case ast.Name(id=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
                 taken.add(name)
@@ -119,7 +108,8 @@ def refuse_clash(spec: OpSpec, plan: Plan) -> None:
 
 def _digest(spec: OpSpec, plan: Plan) -> str:
     """Names the library ops, so that two files for one operator can be loaded side by side."""
-    texts = (spec.digest, plan.name, *blocks(spec, plan, ""))
+    before, after = blocks(spec, plan, "")
+    texts = (spec.digest, plan.name, before, *after)
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:8]
 
 
@@ -129,7 +119,7 @@ def kernel_digest(spec: OpSpec, plan: Plan) -> str:
 
     Kernels for splits count whether or not a config splits a sequence.
     """
-    tree = ast.parse(_frame(dataclasses.replace(spec, op="op"), plan))
+    tree = ast.parse(_frame(dataclasses.replace(spec, op="op"), plan)[1])
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):

@@ -21,22 +21,28 @@ from sh2gen.spec.language import FilterKind, Parametrisation, TapOrder
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import known
 
-CONFIGS = "CONFIGS = {}"  # the line in place of which the table of configs stands
 
-
-def blocks(spec: OpSpec, plan: Plan, library: str) -> list[str]:
-    """The blocks of a file, which two empty lines part.
+def blocks(spec: OpSpec, plan: Plan, library: str) -> tuple[str, list[str]]:
+    """A file as what comes before its tables of widths and configs, and the blocks after them,
+    which two empty lines part.
 
     Args:
         library: the name of its library ops.
     """
-    found = [_header(spec, plan)]
+    found = [filled("sections/spec.py.j2", spec=literal(spec.to_dict(), 0), shapes=_shapes(spec))]
     if plan.kernels:
         found += _kernels(spec, plan)
         found += _launchers(spec, plan)
     found += _eager(spec, plan)
     found += _operator(spec, plan, library)
-    return found
+    return _header(spec, plan), found
+
+
+def _shapes(spec: OpSpec) -> str:
+    """Of parameters, as a dict in a file."""
+    dims = {p.name: f"({', '.join(p.dims)}{',' * (len(p.dims) == 1)})" for p in spec.parameters}
+    shapes = ", ".join(f'"{name}": {shape}' for name, shape in dims.items())
+    return f"{{{shapes}}}"
 
 
 def _shape(plan: Plan) -> str:
@@ -49,8 +55,6 @@ def _banner(title: str) -> str:
 
 def _header(spec: OpSpec, plan: Plan) -> str:
     bdl = plan.layout is Layout.BDL
-    dims = {p.name: f"({', '.join(p.dims)}{',' * (len(p.dims) == 1)})" for p in spec.parameters}
-    shapes = ", ".join(f'"{name}": {shape}' for name, shape in dims.items())
     packed = "how features are packed: channel by channel, or input by input"
     constants: list[tuple[str, str, str]] = [
         ("OP", literal(spec.op, 0), ""),
@@ -82,17 +86,15 @@ def _header(spec: OpSpec, plan: Plan) -> str:
     if plan.kernels:
         constants += [
             ("BINARIES: dict", "{}", "compiled kernels by the traits of their arguments"),
-            ("BATCH", str(min(w.batch for w in spec.workloads)), "the least that it is for"),
             ("CHOSEN: dict", "{}", "configs by device, channels and groups"),
             ("TOLD", literal(kernels.OPTIONS, 0), "to the compiler, of a config"),
             ("SUMS", literal({"num_warps": kernels.WARPS}, 0), "config of what adds sums"),
         ]
-    if any("limits_of" in line for line in config.rules(spec, plan)):
+    if "PRODUCT_ROWS" in config.rules(spec, plan).facts:
         rows = {gpu.capability // 10: gpu.product_rows for gpu in known() if gpu.product_rows > 16}
         what = "of product instructions by compute capability, others 16"
         constants.append(("PRODUCT_ROWS: dict", repr(dict(sorted(rows.items()))), what))
-    constants.append(("SPEC", literal(spec.to_dict(), 0), ""))
-    text = filled(
+    return filled(
         "sections/header.py.j2",
         op=spec.op,
         summary=summary(spec),
@@ -104,11 +106,7 @@ def _header(spec: OpSpec, plan: Plan) -> str:
         gluon=any(v.language == "gluon" for k in plan.kernels for v in k.variants),
         named_tuples=bool(plan.kernels or spec.state),
         constants=constants,
-        shapes=f"{{{shapes}}}",
     )
-    if plan.kernels:  # after SUMS, before SPEC
-        text = text.replace("\nSPEC = ", f"\n{CONFIGS}\nSPEC = ", 1)
-    return text
 
 
 def _kernels(spec: OpSpec, plan: Plan) -> list[str]:
@@ -144,28 +142,32 @@ def _launchers(spec: OpSpec, plan: Plan) -> list[str]:
     others += [] if plan.reductions else ["reduce_partials"]
     others += [h.name for h in part("launch") if h.name.startswith("suits_")]
     others = [name for name in others if name not in suits]
-    derived = [
-        f'"{k.name}_{v.name}": ("{k.name}", {v.config.__name__})'
-        for k in plan.kernels
-        for v in k.variants
-    ]
-    rules, calls = config.rules(spec, plan), launchers(spec, plan)
-    terms = any("tap_terms(" in text for text in (*rules, *calls))
-    unasked = [] if any("limits_of" in line for line in rules) else ["limits_of"]
+    rules = config.rules(spec, plan)
+    asks = {"SHARED": "shared_memory", "PRODUCT_ROWS": "rows_of_products"}
+    unasked = [name for fact, name in asks.items() if fact not in rules.facts]
+    terms = config.terms(spec)
+    counted = any(a.name == "TERMS" for k in plan.kernels for a in k.arguments)
+    if terms.isdigit() or not (counted or "TAP_TERMS" in rules.facts):
+        terms = ""
     configs = filled(
         "sections/config.py.j2",
-        terms=config.terms(spec) if terms else "",
-        rules=rules,
+        terms=terms,
+        rules=rules.lines,
+        batched=rules.batched,
         roles="{" + ", ".join(f'"{k.role}": {k.role}' for k in plan.kernels) + "}",
+        variants=[
+            (f"{k.name}_{v.name}", k.role, v.config.__name__)
+            for k in plan.kernels
+            for v in k.variants
+        ],
     )
     return [
         _banner("Launchers"),
         *closure((GEOMETRY,), wanted),
-        f"VARIANTS: dict = {{{', '.join(derived)}}}  # and the kernels that they are of",
+        *texts("config", without=unasked),
         configs,
-        *texts("config", without=["default_configs", *unasked]),
         *texts("launch", without=others),
-        *calls,
+        *launchers(spec, plan),
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from sh2gen.emit import reduce
+from sh2gen.emit.config import terms
 from sh2gen.emit.reduce import op_parameters
 from sh2gen.emit.text import folded, targets
 from sh2gen.plan.arguments import Argument, Of
@@ -20,7 +21,6 @@ _FOUND = {
     "D_UNIT": "d_unit",
     "STRIDE_UNIT": "step",
     "EVEN": "even(bounds)",
-    "TERMS": "tap_terms(groups)",
     "KEEP": "keep",
     "STATEFUL": "state is not None",
     "SPLIT": "grid.splits > 1",
@@ -303,8 +303,10 @@ def _launch(
     if split:
         found = ["split_sums" if one == "states" else one for one in found]
     found.append("config=config")
+    known = terms(spec)
+    values = _FOUND | {"TERMS": known if known.isdigit() else "tap_terms(groups)"}
     found += [
-        f"{a.name}={_FOUND[a.name]}" for a in arguments if a.of is Of.CONSTANT and a.name in _FOUND
+        f"{a.name}={values[a.name]}" for a in arguments if a.of is Of.CONSTANT and a.name in values
     ]
     return call("launch", found)
 

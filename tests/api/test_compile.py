@@ -88,6 +88,8 @@ def test_a_changed_kernel_is_not_called_verified(tmp_path: Path) -> None:
     [
         ("SPEC", "dict()"),
         ("PLAN", "5"),
+        ("WIDTHS", "5"),
+        ("WIDTHS", "{4: 1}"),
         ("CONFIGS", "[*()]"),
         ("CONFIGS", "{5: {}}"),
         ("CONFIGS", "{('', 4): {}}"),
@@ -98,7 +100,10 @@ def test_a_changed_kernel_is_not_called_verified(tmp_path: Path) -> None:
 )
 def test_a_file_that_does_not_say_what_it_is(tmp_path: Path, name: str, text: str) -> None:
     path = written(tmp_path)
-    changed = path.read_text().replace(f"\n{name} = ", f"\n{name} = {text}; {name}_WAS = ")
+    changed = re.sub(
+        f"\n{name}(: dict)? = ", rf"\n{name}\1 = {text}; {name}_WAS = ", path.read_text()
+    )
+    assert changed != path.read_text()
     path.write_text(signed(changed))
     with pytest.raises(Sh2genError, match="lacks what a generated file has: ") as caught:
         verify_operator(path, device="cpu")
@@ -240,37 +245,40 @@ def test_what_is_said_on_a_gpu_and_of_plain_pytorch(monkeypatch: pytest.MonkeyPa
 
 
 def test_other_widths_of_a_file_stay_in_it(tmp_path: Path) -> None:
-    """If it is the file that this sh2gen writes for them, and was verified."""
+    """If it is a file that this sh2gen writes, and was verified."""
     wide = SPEC.with_width(8, 8)
+    path = tmp_path / "small_conv.py"
 
-    def compiled(*specs: OpSpec, rows: int = 1) -> dict[Any, Any]:
+    def compiled(*specs: OpSpec, rows: int = 1, batch: int | None = None) -> Any:
         changes = {"forward": {"ROWS": rows}} if rows > 1 else None
-        (path,) = {
-            c.path for c in compile_operators(specs, out=tmp_path, built=False, changes=changes)
-        }
-        found: dict[Any, Any] = sh2gen.load(path).namespace.CONFIGS
-        return found
+        options: dict[str, Any] = {"out": tmp_path, "built": False, "target": "H200"}
+        found = compile_operators(specs, changes=changes, batch=batch, **options)
+        for one in specs:  # the other way round too
+            assert not stale(
+                compile_operator(one, changes=changes, batch=batch, write=False, **options)
+            )
+        assert {c.path for c in found} == {path}
+        return sh2gen.load(path).namespace
 
     both = compiled(SPEC, wide)
-    assert list(both) == [("", 4, 4), ("", 8, 8)]
-    text = (tmp_path / "small_conv.py").read_text()
-    assert compiled(SPEC) == both and (tmp_path / "small_conv.py").read_text() == text
+    assert both.WIDTHS == {(4, 4): 1, (8, 8): 1} and both.CONFIGS == {}, "defaults are rules"
+    text = path.read_text()
+    assert compiled(SPEC).WIDTHS == both.WIDTHS and path.read_text() == text
     changed = compiled(SPEC, rows=16)
-    assert changed[("", 4, 4)]["forward"]["ROWS"] == 16 != both[("", 4, 4)]["forward"]["ROWS"]
-    assert changed[("", 8, 8)] == both[("", 8, 8)]
-    before = "NVIDIA A10"  # of another GPU, at this width
-    path = tmp_path / "small_conv.py"
-    path.unlink()
-    compiled(SPEC)
-    path.write_text(signed(path.read_text().replace('("", 4, 4)', f'("{before}", 4, 4)')))
-    assert list(compiled(SPEC)) == [("", 4, 4), (before, 4, 4)]
-    compiled(SPEC, wide)
-    with pytest.warns(UserWarning, match="will not serve 4 channels in 4 groups any more"):
-        sh2gen.compile(wide, out=tmp_path, built=False)
-    (found,) = sh2gen.load(path).namespace.CONFIGS
-    assert found == ("", 8, 8), "another width of its own is another file"
-    compiled(SPEC, wide)
+    ((key, config),) = changed.CONFIGS.items()
+    assert key == ("NVIDIA H200", 4, 4) and config["forward"]["ROWS"] == 16
+    assert changed.WIDTHS == both.WIDTHS
+    assert list(compiled(wide).WIDTHS) == [(8, 8), (4, 4)], "a file's own width is first"
+    assert sh2gen.load(path).namespace.CONFIGS == changed.CONFIGS, "nothing is lost"
+    assert compiled(wide, batch=3).WIDTHS == {(8, 8): 3, (4, 4): 1}
+    # A default of this GPU is stated where that of another of its capability would be taken.
+    mine, there = ("NVIDIA H200", 4, 4), ("NVIDIA H100 80GB HBM3", 4, 4)
+    path.write_text(signed(path.read_text().replace(str(mine[0]), str(there[0]))))
+    found = compiled(SPEC).CONFIGS
+    assert list(found) == [mine, there] and found[there] == config != found[mine]
     path.write_text(stated(path.read_text(), UNVERIFIED))
-    assert list(compiled(SPEC)) == [("", 4, 4)]
-    path.write_text(signed(text.replace("# by GPU, channels", "# by GPU and channels")))
-    assert list(compiled(SPEC)) == [("", 4, 4)], "written by another sh2gen"
+    with pytest.warns(UserWarning, match="will not serve 8 channels in 8 groups any more"):
+        sh2gen.compile(SPEC, out=tmp_path, built=False)
+    assert list(compiled(SPEC).WIDTHS) == [(4, 4)]
+    path.write_text(signed(text.replace("# least batch by", "# batch by")))
+    assert list(compiled(SPEC).WIDTHS) == [(4, 4)], "written by another sh2gen"

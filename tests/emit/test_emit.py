@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from sh2gen.base.errors import Sh2genError
 from sh2gen.base.files import intact
 from sh2gen.base.resources import folder
+from sh2gen.emit.config import width_of
 from sh2gen.emit.emit import _names, emit, kernel_digest
 from sh2gen.emit.kernels import splits_sequences
 from sh2gen.emit.page import page
@@ -149,12 +150,13 @@ def constants_of_file(text: str) -> dict[str, Any]:
     """The plain data at the top of a generated file."""
     found: dict[str, Any] = {}
     for node in ast.parse(text).body:
-        if isinstance(node, ast.Assign):
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             try:
                 value = ast.literal_eval(node.value)
             except ValueError:
                 continue
-            names = ast.unparse(node.targets[0]).strip("()").split(", ")
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            names = ast.unparse(target).strip("()").split(", ")
             found |= {names[0]: value} if len(names) == 1 else zip(names, value, strict=True)
     return found
 
@@ -204,7 +206,8 @@ def test_a_schedule_changes_the_configs_and_nothing_else(algorithm: str) -> None
 def test_a_config_is_of_the_gpu_that_it_was_decided_for() -> None:
     spec = make()
     plan = plans(spec, "direct")[0]
-    source = emit(spec, plan, schedule(spec, plan), 'a "GPU"')
+    made = schedule(spec, plan)
+    source = emit(spec, plan, made, [width_of(spec, 'a "GPU"', made)])
     assert list(source.configs) == list(constants_of_file(source.text)["CONFIGS"])
     assert list(source.configs) == [('a "GPU"', 6, 2)]
 
