@@ -8,7 +8,7 @@ each, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 76c7fd9eb58d1f80720022166320254f1634df0c53533d0628f818bc3c165026
+sha256, with zeros here: fca2e9e4cfdb6b63679a56d95e4e3858ee93fd1c1c040c4169f9c1993b840df4
 """
 
 from collections.abc import Iterator, Sequence
@@ -513,15 +513,6 @@ def places(
     offset = member * (row * vector) + r // BLOCK_D * (tiles * (64 // UNIT)) + n
     begin = r // BLOCK_D * (tiles * 64) + n // vector * 8 - first
     return offset, gl.where(member < members, begin, 2**30)
-
-
-@triton.jit
-def shift(x, offset):
-    """Each row plus a per-channel offset [BLOCK_D, 1]."""
-    y = ()
-    for r in tl.static_range(len(x)):
-        y = y + (x[r] + offset,)
-    return y
 
 
 @gluon.jit
@@ -1525,9 +1516,10 @@ def launch_forward(
     configs = configs_of(x, channels, groups)
     config = configs["forward"]
     first, steps, bounds = segment(x, context, begin, end, config["BLOCK_T"])
-    grid = stream_grid(x.shape[0], steps, channels, width, config, False)
+    grid = stream_grid(x.shape[0], steps, channels, width, config)
     y = allocate(x, steps, channels)
-    step = stride_step(config, (x, y), grid.tiles)
+    tensors = (x, y)
+    step = stride_step(config, tensors, grid.tiles)
     if grid.programs:
         launch(
             conv_512_forward,
@@ -1571,18 +1563,18 @@ def launch_backward(
     configs = configs_of(x, channels, groups)
     config = configs["backward"]
     first, steps, bounds = segment(x, context, begin, end, config["BLOCK_T"] * config["SEGMENTS"])
+    grid = stream_grid(x.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
     gradients = [allocate(x, steps) for x in inputs]
     (d_x,) = unpack(gradients)
     d_unit = d_x.stride(2)
     tensors = (x, dy, d_x)
-    grid = stream_grid(dy.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
     step = stride_step(config, tensors, grid.tiles)
     sm90 = configs.get("backward_sm90")
     if sm90 is not None and suits_sm90(tensors, unit, step, begin, bounds, sm90):
         config = sm90
-        grid = sm90_grid(dy.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
-    group_partials = dy.new_empty(
-        (dy.shape[0] * grid.splits, 512, grid.columns), dtype=torch.float32
+        grid = sm90_grid(x.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
+    group_partials = x.new_empty(
+        (x.shape[0] * grid.splits, 512, grid.columns), dtype=torch.float32
     )
     if grid.programs and config is sm90:
         launch(
@@ -1859,7 +1851,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_b5efbfb0"
+    name = unique = "conv_512_5f8f05f2"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

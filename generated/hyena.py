@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 72636a3c9c3b86536b6bc4ad4de0a0a0f23f9102be7f060db69b70f1a64ee2d9
+sha256, with zeros here: 8437e7d0b5ebfcdaf615fca93712c18c03aadf61c1e985be97f344fe4c5dda1d
 """
 
 from collections.abc import Iterator, Sequence
@@ -378,7 +378,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_b57061e2"
+    name = unique = "hyena_7b968c0f"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 6f3bff1b55474467775847aa84cb2f7731ff4bb31f1a1dc7f416e8d75e0c12ab
+sha256, with zeros here: d31b89845703847723797c986eef1581e0afaebebd63a1b47315b25d778dc2ec
 """
 
 from collections.abc import Iterator, Sequence
@@ -486,17 +486,12 @@ def modal_adjoint(block, found, modes, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def zero_modes(
-    MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr, STATEFUL: tl.constexpr
-):
-    """Accumulators of `modal_gradient` and, if STATEFUL, of `leave_gradient`."""
+def zero_modes(MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Accumulators of `modal_gradient`."""
     within = tl.zeros((BLOCK_T, BLOCK_T), tl.float32)
     outer = tl.zeros((MODES, BLOCK_T), tl.float32)
     both = tl.zeros((MODES, M // 8), tl.float32)
-    if STATEFUL:
-        return within, outer, outer, both, tl.zeros((MODES,), tl.float32)
-    else:
-        return within, outer, outer, both
+    return within, outer, outer, both
 
 
 @triton.jit
@@ -775,31 +770,6 @@ def keep_state(
 
 
 @triton.jit
-def load_history(
-    ptr, row, ROLE: tl.constexpr, LENGTH: tl.constexpr, CHANNELS: tl.constexpr,
-    STATEFUL: tl.constexpr,
-):  # fmt: skip
-    """The LENGTH steps of one input before the first, the oldest first; none unless STATEFUL."""
-    steps = ()
-    if STATEFUL:
-        for i in tl.static_range(LENGTH):
-            steps = steps + (tl.load(ptr + (ROLE * CHANNELS + row) * LENGTH + i).to(tl.float32),)
-    return steps
-
-
-@triton.jit
-def with_history(rows, history, tile, COUNT: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
-    """Rows whose context, in the first lane of the first tile, is COUNT steps of history."""
-    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
-    lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
-    begins = (lane == 0) & (earliest == read_begin)
-    out = ()
-    for r in tl.static_range(COUNT):
-        out = out + (tl.where(begins, history[r], rows[r]),)
-    return out + rows[COUNT:]
-
-
-@triton.jit
 def chosen(condition, a, b):
     """a where the condition holds, else b."""
     return tl.where(condition, a, b)
@@ -832,157 +802,33 @@ def zero_state(MODES: tl.constexpr, M: tl.constexpr):
 
 
 @triton.jit
-def load_initial_state(
-    ends, split, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
+def state_before(
+    split, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The state before the first step of a split, for every lane of the scan: if SPLIT, by the
-    arithmetic of a walk along all tiles before it.
+    """The state before the first step of a split, for every lane of the scan, where it is zero
+    before the sequence: if SPLIT, by the arithmetic of a walk along all tiles before it.
     """
     state = zero_state(MODES, M)
-    if STATEFUL:
-        state = load_state(ends[0], 0, COUNT, 0, MODES, M)
     if SPLIT:
         state = walk(state, split, 0, split[2], modes, COUNT, CHANNELS, MODES, M, 1)
     return state
 
 
 @triton.jit
-def join_adjoint(state, there, left, ends, COUNT: tl.constexpr, MODES: tl.constexpr):
-    """Add the gradient of the last state, if `there`, to the adjoint state `left` steps before."""
-    mode = tl.arange(0, MODES)[:, None]
-    there &= mode < COUNT
-    a = tl.load(ends[2] + mode, mask=there, other=0.0)
-    grad = tl.load(ends[1] + mode, mask=there, other=0.0)
-    return state + tl.where(there, grad * tl.exp(a * tl.maximum(left - 1, 0)), 0.0)
-
-
-@triton.jit
-def enter_adjoint(
-    ends, split, modes, end, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, BLOCK_T: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
+def adjoint_after(
+    split, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The adjoint state after the last step of a split, for every lane, as load_initial_state.
-    The gradient of the last state joins it in the last tile.
-    """
+    """The adjoint state after the last step of a split, for every lane, as `state_before`."""
     state = zero_state(MODES, M)
     if SPLIT:
         sums_ptr, program, tile_0, tiles, tiles_in_all = split
         after = tl.maximum(tiles_in_all - tile_0 - tiles, 0)
         last = load_state(sums_ptr, tiles_in_all - 1, COUNT, CHANNELS, MODES, M)
-        if STATEFUL:
-            left = end - (tiles_in_all - 1 - tile_0) * (M * BLOCK_T)
-            last = join_adjoint(last, after > 0, left, ends, COUNT, MODES)
         state = chosen(after > 0, last, state)
         state = walk(state, split, 1, after, modes, COUNT, CHANNELS, MODES, M, -1)
     return state
-
-
-@triton.jit
-def of_mode(state, mode, MODES: tl.constexpr, M: tl.constexpr):
-    """One mode's number in the state before or after a tile."""
-    index = tl.arange(0, MODES)[:, None]
-    lane = tl.arange(0, M // 8)[None, :]
-    return tl.sum(tl.sum(tl.where((index == mode) & (lane == 0), state, 0.0), 1), 0)
-
-
-@triton.jit
-def steps_left(tile, rows, M: tl.constexpr, N: tl.constexpr):
-    """Whether a sequence ends within a tile, how many steps of it are before the end, and for
-    every lane how many steps follow its first row within the sequence.
-    """
-    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
-    left = write_end - earliest
-    lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
-    return left <= M * N * len(rows), left, left - 1 - lane * len(rows)
-
-
-@triton.jit
-def store_final_state(
-    state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
-):  # fmt: skip
-    """Write the state after the last step, from that before the last tile, if STATEFUL.
-
-    A tile that is not whole would decay beyond the end, and nothing divides by a decay: so the
-    last tile is summed once more, by steps to the end instead of to the end of the tile.
-    """
-    if STATEFUL:
-        closes, left, ahead = steps_left(tile, rows, M, N)
-        if closes:
-            for mode in range(COUNT):
-                a = tl.load(ends[2] + mode)
-                step = tl.exp(a)
-                total = tl.zeros((M, N), tl.float32)
-                for r in tl.static_range(len(rows)):
-                    total = tl.where(ahead >= r, total * step + rows[r], total)
-                total *= tl.exp(a * tl.maximum(ahead - (len(rows) - 1), 0))
-                before = of_mode(state, mode, MODES, M)
-                added = tl.sum(tl.reshape(total, (M * N,)), 0)
-                tl.store(ends[1] + mode, passed_on(before, decay_by(a, left), added))
-
-
-@triton.jit
-def leave_gradient(
-    total, state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
-):  # fmt: skip
-    """Add what the gradient of the last state gives to those of poles within the last tile: that
-    of d exp(a d), d steps from x[t] or from the state before the tile to the end.
-    """
-    if STATEFUL:
-        closes, left, ahead = steps_left(tile, rows, M, N)
-        found = total[4]
-        for mode in range(tl.where(closes, COUNT, 0)):
-            a = tl.load(ends[2] + mode)
-            step = tl.exp(a)
-            value, weighted = tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32)
-            for r in tl.static_range(len(rows)):  # a step later all d are one more
-                weighted = tl.where(ahead >= r, (weighted + value) * step, weighted)
-                value = tl.where(ahead >= r, value * step + rows[r], value)
-            later = tl.maximum(ahead - (len(rows) - 1), 0)
-            value = (weighted + later * value) * tl.exp(a * later)
-            by_state = left * tl.exp(a * left) * of_mode(state, mode, MODES, M)
-            by_pole = tl.sum(tl.reshape(value, (M * N,)), 0) + by_state
-            found += tl.where(tl.arange(0, MODES) == mode, tl.load(ends[1] + mode) * by_pole, 0.0)
-        return total[:4] + (found,)
-    else:
-        return total
-
-
-@triton.jit
-def leave_adjoint(
-    rows, state, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
-):  # fmt: skip
-    """Add what the gradient of the last state gives to gradients of the steps of the last tile,
-    and to the adjoint state before it.
-    """
-    if STATEFUL:
-        closes, left, ahead = steps_left(tile, rows, M, N)
-        for mode in range(tl.where(closes, COUNT, 0)):
-            a = tl.load(ends[2] + mode)
-            step = tl.exp(a)
-            decayed = tl.load(ends[1] + mode) * tl.exp(a * tl.maximum(ahead - (len(rows) - 1), 0))
-            out = ()
-            for r in tl.static_range(len(rows) - 1, -1, -1):
-                out = (rows[r] + tl.where(ahead >= r, decayed, 0.0),) + out
-                decayed = tl.where(ahead >= r, decayed * step, decayed)
-            rows = out
-        state = join_adjoint(state, closes, left, ends, COUNT, MODES)
-    return rows, state
-
-
-@triton.jit
-def enter_gradient(
-    state, modes, ends, split, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
-    STATEFUL: tl.constexpr,
-):  # fmt: skip
-    """Write the gradient of the state before the first step, if STATEFUL."""
-    if STATEFUL:  # noqa: SIM102 (a constant, then a value)
-        if split[1] == 0:
-            gradient = tl.exp(modes[0])[:, None] * state
-            keep_state(ends[0], 0, gradient, COUNT, 0, MODES, M, True)
 
 
 @triton.jit
@@ -1014,25 +860,6 @@ def first_rows(
         where = ptr + (ROLE * CHANNELS + row) * (2 * LENGTH)
         for r in tl.static_range(LENGTH):
             tl.store(where + r + lane * 0, after[r], mask=lane == M * N - 1)
-
-
-@triton.jit
-def history_gradient(
-    ptr, row, after, taps, program, ROLE: tl.constexpr, CHANNELS: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
-):  # fmt: skip
-    """Write the gradient of one input's history, from `after` of `extend` and its featurizer's
-    taps, if STATEFUL: the last lane of `after` holds the first rows of the sequence.
-    """
-    if STATEFUL:
-        LENGTH: tl.constexpr = len(after)
-        lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
-        for back in tl.static_range(1, LENGTH + 1):
-            value = taps[back] * after[0]
-            for r in tl.static_range(1, LENGTH + 1 - back):
-                value += taps[back + r] * after[r]
-            where = ptr + (ROLE * CHANNELS + row) * LENGTH + (LENGTH - back)
-            tl.store(where + lane * 0, value, mask=(lane == M * N - 1) & (program == 0))
 
 
 @triton.jit
@@ -1277,15 +1104,11 @@ def hyena_li_forward(
     residues_ptr,  # [groups, 16]
     skip_ptr,  # [channels]
     states_ptr,  # [batch, tiles, CHANNELS, 16] float32: before every tile
-    history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
-    entry_ptr,  # [batch, CHANNELS, 16] float32: state before the first step
-    exit_ptr,  # the same after the last step
-    sums_ptr,  # as states_ptr: what every tile adds to the state
+    split_sums_ptr,  # as states_ptr: what every tile adds to the state
     read_begin, read_end, write_end, splits, tiles,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
-    EVEN: tl.constexpr, TERMS: tl.constexpr, KEEP: tl.constexpr, STATEFUL: tl.constexpr,
-    SPLIT: tl.constexpr, ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr,
-    PREFETCH: tl.constexpr,
+    EVEN: tl.constexpr, TERMS: tl.constexpr, KEEP: tl.constexpr, SPLIT: tl.constexpr,
+    ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """z = (featurizer * k) . (featurizer * v); y = (featurizer * q) . (filter * z + skip . z)
 
@@ -1295,8 +1118,7 @@ def hyena_li_forward(
     Time counts from the first step written. Activations are read in [read_begin, read_end), are
     zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
     8; strides count in units of STRIDE_UNIT elements.
-    STATEFUL says that there are states at the ends, and a history; SPLIT, that the sequence
-    has several splits.
+    SPLIT says that the sequence has several splits.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
@@ -1314,13 +1136,10 @@ def hyena_li_forward(
     k_ptr, k_stride = advance(k_ptr, k_batch, k_stride, STRIDE_UNIT, UNIT, origin)
     v_ptr, v_stride = advance(v_ptr, v_batch, v_stride, STRIDE_UNIT, UNIT, origin)
     y_ptr, y_stride = advance(y_ptr, y_batch, y_stride, STRIDE_UNIT, 1, origin)
-    history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
     tiles_in_all = tl.cdiv(write_end, TILE)
     tile_before = batch.to(tl.int64) * tiles_in_all
-    whose = (batch * CHANNELS + channel).to(tl.int64)
-    ends = (entry_ptr + whose * 16, exit_ptr + whose * 16, log_poles_ptr + (channel // WIDTH) * 16)
-    sums_ptr += (tile_before * CHANNELS + channel) * 16
-    split = (sums_ptr, program, tile_0, tiles, tiles_in_all)
+    split_sums_ptr += (tile_before * CHANNELS + channel) * 16
+    split = (split_sums_ptr, program, tile_0, tiles, tiles_in_all)
     states_ptr += ((tile_before + tile_0) * CHANNELS + channel) * 16
     read_begin -= tile_0 * TILE
     read_end -= tile_0 * TILE
@@ -1349,10 +1168,7 @@ def hyena_li_forward(
         TERMS=TERMS,
     )
     skip = load_vector(skip_ptr, channel, channel_mask)
-    q_history = load_history(history_ptr, channel, 0, 2, CHANNELS, STATEFUL)
-    k_history = load_history(history_ptr, channel, 1, 2, CHANNELS, STATEFUL)
-    v_history = load_history(history_ptr, channel, 2, 2, CHANNELS, STATEFUL)
-    z_state = load_initial_state(ends, split, filter, 16, CHANNELS, MODES, M, STATEFUL, SPLIT)
+    z_state = state_before(split, filter, 16, CHANNELS, MODES, M, SPLIT)
     for number in tl.range(0, tiles, num_stages=PREFETCH):
         t = number * TILE
         tile = (
@@ -1366,17 +1182,13 @@ def hyena_li_forward(
             write_end,
         )
         q = load_lagged(q_ptr, q_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
-        q = with_history(q, q_history, tile, 2 * STATEFUL, H, N)
         q_hat = fir(q, featurizer_q, LENGTH=3)
         k = load_lagged(k_ptr, k_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
-        k = with_history(k, k_history, tile, 2 * STATEFUL, H, N)
         k_hat = fir(k, featurizer_k, LENGTH=3)
         v = load_lagged(v_ptr, v_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
-        v = with_history(v, v_history, tile, 2 * STATEFUL, H, N)
         v_hat = fir(v, featurizer_v, LENGTH=3)
         z = multiply(k_hat, v_hat)
         keep_state(states_ptr, number, z_state, 16, CHANNELS, MODES, M, KEEP)
-        store_final_state(z_state, z, tile, ends, 16, MODES, M, N, STATEFUL)
         z_block = block_of((piece_of(z, H, N, OPERAND),), M, N, PRECISION)
         z_states, z_state = states_before(z_block, filter, z_state, MODES, M, OPERAND, PRECISION)
         conv_block = modal(z_block, z_states, filter, PRECISION)
@@ -1412,18 +1224,14 @@ def hyena_li_backward(
     residues_ptr,  # [groups, 16]
     skip_ptr,  # [channels]
     states_ptr,  # [batch, tiles, CHANNELS, 16] float32: before every tile
-    history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
-    d_history_ptr,  # the same in float32
     edges_ptr,  # [batch, splits, 3, CHANNELS, 2, 2] float32: rows where splits meet
-    d_entry_ptr,  # [batch, CHANNELS, 16] float32: gradient of the state before the first step
-    d_exit_ptr,  # the same after the last step
-    sums_ptr,  # as states_ptr: what every tile adds to the state
+    split_sums_ptr,  # as states_ptr: what every tile adds to the state
     partials_ptr,  # [batch and splits, 42, CHANNELS] float32
     read_begin, read_end, write_end, splits, tiles,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
-    STRIDE_UNIT: tl.constexpr, EVEN: tl.constexpr, TERMS: tl.constexpr, STATEFUL: tl.constexpr,
-    SPLIT: tl.constexpr, ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr,
-    PREFETCH: tl.constexpr, PARTS: tl.constexpr,
+    STRIDE_UNIT: tl.constexpr, EVEN: tl.constexpr, TERMS: tl.constexpr, SPLIT: tl.constexpr,
+    ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of every input, and partial sums of those of parameters.
 
@@ -1434,14 +1242,12 @@ def hyena_li_backward(
     Time counts from the first step written. Activations are read in [read_begin, read_end), are
     zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
     8; strides count in units of STRIDE_UNIT elements.
-    STATEFUL says that there are states at the ends, and a history; SPLIT, that the sequence
-    has several splits.
+    SPLIT says that the sequence has several splits.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
     TILE: tl.constexpr = M * BLOCK_T
     H: tl.constexpr = M // PARTS  # blocks of a part
-    tl.static_assert(PARTS == 1 or not STATEFUL, "a sequence with a state ends within one part")
     MODES: tl.constexpr = 16  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if q_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if q_ptr.dtype.element_ty == tl.float16 else "ieee"
@@ -1455,19 +1261,11 @@ def hyena_li_backward(
     d_q_ptr, d_q_stride = advance(d_q_ptr, d_q_batch, d_q_stride, STRIDE_UNIT, D_UNIT, origin)
     d_v_ptr, d_v_stride = advance(d_v_ptr, d_v_batch, d_v_stride, STRIDE_UNIT, D_UNIT, origin)
     d_k_ptr, d_k_stride = advance(d_k_ptr, d_k_batch, d_k_stride, STRIDE_UNIT, D_UNIT, origin)
-    history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
     tiles_in_all = tl.cdiv(write_end, TILE)
     tile_before = batch.to(tl.int64) * tiles_in_all
-    whose = (batch * CHANNELS + channel).to(tl.int64)
-    d_history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
     edges_ptr += (batch * splits + program).to(tl.int64) * (12 * CHANNELS)
-    ends = (
-        d_entry_ptr + whose * 16,
-        d_exit_ptr + whose * 16,
-        log_poles_ptr + (channel // WIDTH) * 16,
-    )
-    sums_ptr += (tile_before * CHANNELS + channel) * 16
-    split = (sums_ptr, program, tile_0, tiles, tiles_in_all)
+    split_sums_ptr += (tile_before * CHANNELS + channel) * 16
+    split = (split_sums_ptr, program, tile_0, tiles, tiles_in_all)
     states_ptr += ((tile_before + tile_0) * CHANNELS + channel) * 16
     read_begin -= tile_0 * TILE
     read_end -= tile_0 * TILE
@@ -1500,13 +1298,8 @@ def hyena_li_backward(
     d_featurizer_k = zero_taps(3, M // 2, N)
     d_featurizer_v = zero_taps(3, M // 2, N)
     d_skip = zero_taps(1, M // 2, N)
-    d_filter = zero_modes(MODES, M, BLOCK_T, STATEFUL)
-    q_history = load_history(history_ptr, channel, 0, 2, CHANNELS, STATEFUL)
-    k_history = load_history(history_ptr, channel, 1, 2, CHANNELS, STATEFUL)
-    v_history = load_history(history_ptr, channel, 2, 2, CHANNELS, STATEFUL)
-    d_pre_skip_state = enter_adjoint(
-        ends, split, filter, write_end, 16, CHANNELS, MODES, M, BLOCK_T, STATEFUL, SPLIT
-    )
+    d_filter = zero_modes(MODES, M, BLOCK_T)
+    d_pre_skip_state = adjoint_after(split, filter, 16, CHANNELS, MODES, M, SPLIT)
     d_q_hat_b_after = zero_rows(2, H, N)
     d_v_hat_c_after = zero_rows(2, H, N)
     d_k_hat_c_after = zero_rows(2, H, N)
@@ -1523,13 +1316,10 @@ def hyena_li_backward(
             bounds = (read_begin, read_end, write_end)
             tile = (offset, channel_mask) + where + bounds
             q_a = load_lagged(q_ptr, q_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
-            q_a = with_history(q_a, q_history, tile, 2 * STATEFUL, H, N)
             q_hat_a = fir(q_a, featurizer_q, LENGTH=3)
             k_a = load_lagged(k_ptr, k_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
-            k_a = with_history(k_a, k_history, tile, 2 * STATEFUL, H, N)
             k_hat_a = fir(k_a, featurizer_k, LENGTH=3)
             v_a = load_lagged(v_ptr, v_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
-            v_a = with_history(v_a, v_history, tile, 2 * STATEFUL, H, N)
             v_hat_a = fir(v_a, featurizer_v, LENGTH=3)
             z_a = multiply(k_hat_a, v_hat_a)
             z_block = z_block + (piece_of(z_a, H, N, OPERAND),)
@@ -1538,7 +1328,6 @@ def hyena_li_backward(
             d_pre_skip_block = d_pre_skip_block + (piece_of(d_pre_skip_a, H, N, OPERAND),)
         z_block = block_of(z_block, M, N, PRECISION)
         d_pre_skip_block = block_of(d_pre_skip_block, M, N, PRECISION)
-        d_filter = leave_gradient(d_filter, z_state, z_a, tile, ends, 16, MODES, M, N, STATEFUL)
         z_states, z_state = states_before(z_block, filter, z_state, MODES, M, OPERAND, PRECISION)
         d_pre_skip_states, d_pre_skip_state = states_after(
             d_pre_skip_block, filter, d_pre_skip_state, MODES, M, OPERAND, PRECISION
@@ -1555,7 +1344,6 @@ def hyena_li_backward(
             conv = recall(conv_block, part, PARTS, M, N)
             z_b = recall(z_block, part, PARTS, M, N)
             q_b = load_lagged(q_ptr, q_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
-            q_b = with_history(q_b, q_history, tile, 2 * STATEFUL, H, N)
             skipped_b = scale(z_b, skip)
             pre_skip_b = add(conv, skipped_b)
             dy_b = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
@@ -1585,15 +1373,10 @@ def hyena_li_backward(
             bounds = (read_begin, read_end, write_end)
             tile = (offset, channel_mask) + where + bounds
             d_z_2 = recall(d_z_2_block, part, PARTS, M, N)
-            d_z_2, d_pre_skip_state = leave_adjoint(
-                d_z_2, d_pre_skip_state, tile, ends, 16, MODES, M, N, STATEFUL
-            )
             d_pre_skip_c = recall(d_pre_skip_block, part, PARTS, M, N)
             k_c = load_lagged(k_ptr, k_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
-            k_c = with_history(k_c, k_history, tile, 2 * STATEFUL, H, N)
             k_hat_c = fir(k_c, featurizer_k, LENGTH=3)
             v_c = load_lagged(v_ptr, v_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
-            v_c = with_history(v_c, v_history, tile, 2 * STATEFUL, H, N)
             v_hat_c = fir(v_c, featurizer_v, LENGTH=3)
             z_c = multiply(k_hat_c, v_hat_c)
             d_z_1_c = scale(d_pre_skip_c, skip)
@@ -1659,18 +1442,8 @@ def hyena_li_backward(
         M,
         BLOCK_T,
     )
-    enter_gradient(d_pre_skip_state, filter, ends, split, 16, MODES, M, STATEFUL)
-    history_gradient(
-        d_history_ptr, channel, d_q_hat_b_after, featurizer_q, program, 0, CHANNELS, H, N, STATEFUL
-    )
     first_rows(edges_ptr, channel, d_q_hat_b_after, 0, CHANNELS, H, N, SPLIT)
-    history_gradient(
-        d_history_ptr, channel, d_v_hat_c_after, featurizer_v, program, 2, CHANNELS, H, N, STATEFUL
-    )
     first_rows(edges_ptr, channel, d_v_hat_c_after, 2, CHANNELS, H, N, SPLIT)
-    history_gradient(
-        d_history_ptr, channel, d_k_hat_c_after, featurizer_k, program, 1, CHANNELS, H, N, STATEFUL
-    )
     first_rows(edges_ptr, channel, d_k_hat_c_after, 1, CHANNELS, H, N, SPLIT)
 
 
@@ -1688,11 +1461,10 @@ def hyena_li_forward_sums(
     log_poles_ptr,  # [groups, 16]
     residues_ptr,  # [groups, 16]
     states_ptr,  # [batch, tiles, CHANNELS, 16] float32: what every tile adds
-    history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
     read_begin, read_end, write_end, splits, tiles,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
-    EVEN: tl.constexpr, TERMS: tl.constexpr, STATEFUL: tl.constexpr, ROWS: tl.constexpr,
-    SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+    EVEN: tl.constexpr, TERMS: tl.constexpr, ROWS: tl.constexpr, SEGMENTS: tl.constexpr,
+    BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """What every tile adds to the state.
 
@@ -1702,7 +1474,6 @@ def hyena_li_forward_sums(
     Time counts from the first step written. Activations are read in [read_begin, read_end), are
     zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
     8; strides count in units of STRIDE_UNIT elements.
-    STATEFUL says that there are states at the ends, and a history.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
@@ -1717,7 +1488,6 @@ def hyena_li_forward_sums(
     origin = (batch, channel, tile_0 * TILE)
     k_ptr, k_stride = advance(k_ptr, k_batch, k_stride, STRIDE_UNIT, UNIT, origin)
     v_ptr, v_stride = advance(v_ptr, v_batch, v_stride, STRIDE_UNIT, UNIT, origin)
-    history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
     tiles_in_all = tl.cdiv(write_end, TILE)
     tile_before = batch.to(tl.int64) * tiles_in_all
     states_ptr += ((tile_before + tile_0) * CHANNELS + channel) * 16
@@ -1746,8 +1516,6 @@ def hyena_li_forward_sums(
         PRECISION,
         TERMS=TERMS,
     )
-    k_history = load_history(history_ptr, channel, 1, 2, CHANNELS, STATEFUL)
-    v_history = load_history(history_ptr, channel, 2, 2, CHANNELS, STATEFUL)
     for number in tl.range(0, tiles, num_stages=PREFETCH):
         t = number * TILE
         tile = (
@@ -1761,10 +1529,8 @@ def hyena_li_forward_sums(
             write_end,
         )
         k = load_lagged(k_ptr, k_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
-        k = with_history(k, k_history, tile, 2 * STATEFUL, H, N)
         k_hat = fir(k, featurizer_k, LENGTH=3)
         v = load_lagged(v_ptr, v_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
-        v = with_history(v, v_history, tile, 2 * STATEFUL, H, N)
         v_hat = fir(v, featurizer_v, LENGTH=3)
         z = multiply(k_hat, v_hat)
         z_state = zero_state(MODES, M)
@@ -1787,11 +1553,10 @@ def hyena_li_backward_sums(
     log_poles_ptr,  # [groups, 16]
     residues_ptr,  # [groups, 16]
     states_ptr,  # [batch, tiles, CHANNELS, 16] float32: what every tile adds
-    history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
     read_begin, read_end, write_end, splits, tiles,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
-    EVEN: tl.constexpr, TERMS: tl.constexpr, STATEFUL: tl.constexpr, ROWS: tl.constexpr,
-    SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+    EVEN: tl.constexpr, TERMS: tl.constexpr, ROWS: tl.constexpr, SEGMENTS: tl.constexpr,
+    BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """What every tile adds to the adjoint state.
 
@@ -1801,7 +1566,6 @@ def hyena_li_backward_sums(
     Time counts from the first step written. Activations are read in [read_begin, read_end), are
     zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
     8; strides count in units of STRIDE_UNIT elements.
-    STATEFUL says that there are states at the ends, and a history.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
@@ -1817,7 +1581,6 @@ def hyena_li_backward_sums(
     origin = (batch, channel, tile_0 * TILE)
     q_ptr, q_stride = advance(q_ptr, q_batch, q_stride, STRIDE_UNIT, UNIT, origin)
     dy_ptr, dy_stride = advance(dy_ptr, dy_batch, dy_stride, STRIDE_UNIT, 1, origin)
-    history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
     tiles_in_all = tl.cdiv(write_end, TILE)
     tile_before = batch.to(tl.int64) * tiles_in_all
     states_ptr += ((tile_before + tile_0) * CHANNELS + channel) * 16
@@ -1841,7 +1604,6 @@ def hyena_li_backward_sums(
         PRECISION,
         TERMS=TERMS,
     )
-    q_history = load_history(history_ptr, channel, 0, 2, CHANNELS, STATEFUL)
     for back in tl.range(0, tiles, num_stages=PREFETCH):
         number = tiles - 1 - back
         t = number * TILE
@@ -1856,7 +1618,6 @@ def hyena_li_backward_sums(
             write_end,
         )
         q = load_lagged(q_ptr, q_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
-        q = with_history(q, q_history, tile, 2 * STATEFUL, H, N)
         q_hat = fir(q, featurizer_q, LENGTH=3)
         dy = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
         d_pre_skip = multiply(dy, q_hat)
@@ -2064,26 +1825,6 @@ def operand(x: Tensor, begin: int, step: int) -> tuple[Tensor, int, int]:
     return data, batch_stride // step if x.shape[0] > 1 else 0, row_stride // step
 
 
-def segment(
-    x: Tensor, context: int, begin: int, end: int | None, tile: int
-) -> tuple[int, int, tuple[int, int, int]]:
-    """Bounds of a launch: first step in x, number of steps, and the kernel's (first, last, end).
-
-    A segment is x without its `context` leading steps, which are history: read, never written.
-    Outputs are the steps begin .. end - 1 of the segment; a range that ends inside it is whole
-    tiles.
-    """
-    length = x.shape[TIME] - context
-    end = length if end is None else end
-    if not (context >= 0 and 0 <= begin <= end <= length):
-        raise ValueError(
-            f"{OP}: steps {begin} .. {end} are not within a segment of {length} steps"
-        )
-    if end != length and (end - begin) % tile:
-        raise ValueError(f"{OP}: {end - begin} steps are no multiple of the tile of {tile} steps")
-    return context + begin, end - begin, (-(context + begin), length - begin, end - begin)
-
-
 def allocate_states(
     like: Tensor, channels: int, steps: int, config: dict[str, int], modes: int, keep: bool
 ) -> Tensor:
@@ -2094,23 +1835,6 @@ def allocate_states(
     if tiles * channels * modes >= 2**31:
         raise ValueError(f"{OP}: {steps} steps have too many states; compute them in chunks")
     return like.new_empty((like.shape[0], tiles, channels, modes), dtype=torch.float32)
-
-
-def whole_state(
-    state: Sequence[Tensor] | None, x: Tensor, states: Tensor, context: int, steps: int
-) -> tuple[Tensor, Tensor]:
-    """The history and the modes' state before a sequence, as kernels read them; if there is none,
-    stand-ins that they do not read. Refuses ranges: what is before them would be forgotten.
-    """
-    if context or steps != x.shape[TIME]:
-        raise ValueError(
-            f"{OP}: kernels with states compute whole sequences, not a range or what follows a "
-            "context; give the state before the first step instead"
-        )
-    if state is None:
-        return x, states
-    history, modes = state
-    return history.contiguous(), modes.contiguous()
 
 
 def stride_step(config: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
@@ -2190,42 +1914,33 @@ def reduce_partials(
 def launch_forward(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    context: int = 0,
-    begin: int = 0,
-    end: int | None = None,
     keep: bool = True,
-    state: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    """[y, states] for steps begin .. end - 1 of the segment after `context` steps.
-
-    With `state`, the history and the modes' state before a whole sequence, also the state after
-    it.
-    """
+    """[y, states before tiles]."""
     (q, k, v), unit = common_unit(unpack(inputs))
     log_poles, residues, featurizer, skip = (p.contiguous() for p in parameters)
     channels, groups = q.shape[CHANNEL], log_poles.shape[0]
     width = channels // groups
     configs = configs_of(q, channels, groups)
     config = configs["forward"]
-    first, steps, bounds = segment(q, context, begin, end, config["BLOCK_T"])
-    grid = walk_grid(q.shape[0], steps, channels, width, config, False)
+    steps = q.shape[TIME]
+    bounds = (0, steps, steps)
+    grid = walk_grid(q.shape[0], steps, channels, width, config)
     y = allocate(q, steps, channels)
+    tensors = (q, k, v, y)
+    step = stride_step(config, tensors, grid.tiles)
     states = allocate_states(q, channels, steps, config, 16, keep)
-    history, entry = whole_state(state, q, states, context, steps)
-    leaving = torch.empty_like(entry) if state is not None else states
     split_sums = allocate_states(q, channels, steps, config, 16, grid.splits > 1)
-    step = stride_step(config, (q, k, v, y), grid.tiles)
     if grid.programs and grid.splits > 1:
         launch(
             hyena_li_forward_sums,
             grid.programs // grid.splits * (grid.splits - 1),
-            *operand(k, first, step),
-            *operand(v, first, step),
+            *operand(k, 0, step),
+            *operand(v, 0, step),
             featurizer,
             log_poles,
             residues,
             split_sums,
-            history,
             *bounds,
             grid.splits - 1,
             grid.tiles,
@@ -2236,24 +1951,20 @@ def launch_forward(
             STRIDE_UNIT=step,
             EVEN=even(bounds),
             TERMS=tap_terms(groups),
-            STATEFUL=state is not None,
         )
     if grid.programs:
         launch(
             hyena_li_forward,
             grid.programs,
-            *operand(q, first, step),
-            *operand(k, first, step),
-            *operand(v, first, step),
+            *operand(q, 0, step),
+            *operand(k, 0, step),
+            *operand(v, 0, step),
             *operand(y, 0, step),
             featurizer,
             log_poles,
             residues,
             skip,
             states,
-            history,
-            entry,
-            leaving,
             split_sums,
             *bounds,
             grid.splits,
@@ -2266,10 +1977,9 @@ def launch_forward(
             EVEN=even(bounds),
             TERMS=tap_terms(groups),
             KEEP=keep,
-            STATEFUL=state is not None,
             SPLIT=grid.splits > 1,
         )
-    return [y, states] if state is None else [y, states, leaving]
+    return [y, states]
 
 
 def launch_backward(
@@ -2277,61 +1987,43 @@ def launch_backward(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
     saved: Sequence[Tensor],
-    context: int = 0,
-    begin: int = 0,
-    end: int | None = None,
-    state: Sequence[Tensor] | None = None,
-    d_leaving: Tensor | None = None,
 ) -> list[Tensor]:
-    """Gradients of the inputs, packed if they are, then of log_poles, residues, featurizer, skip.
-
-    With a range, the gradients of inputs are for its steps and those of parameters sum over them;
-    `dy` and saved values cover the whole segment, without its context. With `state`, and the
-    gradient
-    of the state after the sequence, also the gradients of the history and of the modes' state.
-    """
+    """Gradients of the inputs, packed if they are, then of log_poles, residues, featurizer, skip."""
     (q, k, v), unit = common_unit(unpack(inputs))
     log_poles, residues, featurizer, skip = (p.contiguous() for p in parameters)
     dy = dense(dy)
+    (states,) = saved
     channels, groups = q.shape[CHANNEL], log_poles.shape[0]
     width = channels // groups
     configs = configs_of(q, channels, groups)
     config = configs["backward"]
-    first, steps, bounds = segment(q, context, begin, end, config["BLOCK_T"] * config["SEGMENTS"])
-    (states,) = saved
-    if not states.numel():
-        states = launch_forward(inputs, parameters, context, begin, end, state=state)[1]
+    steps = q.shape[TIME]
+    bounds = (0, steps, steps)
+    grid = walk_grid(q.shape[0], steps, channels, width, config)
     gradients = [allocate(x, steps) for x in inputs]
     d_q, d_k, d_v = unpack(gradients)
     d_unit = d_q.stride(2)
     tensors = (q, k, v, dy, d_q, d_k, d_v)
-    grid = walk_grid(dy.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
     step = stride_step(config, tensors, grid.tiles)
-    history, entry = whole_state(state, q, states, context, steps)
-    d_entry = d_leaving_entry = states
-    if state is not None:
-        assert d_leaving is not None
-        d_entry, d_leaving_entry = torch.empty_like(entry), d_leaving.contiguous()
-    split_sums = allocate_states(dy, channels, steps, config, 16, grid.splits > 1)
-    d_history = edges = states
-    if state is not None:
-        d_history = torch.empty_like(history, dtype=torch.float32)
-    if grid.splits > 1:
-        edges = dy.new_empty((dy.shape[0], grid.splits, 3, channels, 2, 2), dtype=torch.float32)
-    partials = dy.new_empty(
-        (dy.shape[0] * grid.splits * grid.sums, 42, channels), dtype=torch.float32
+    if not states.numel():
+        states = launch_forward(inputs, parameters)[1]
+    edges = q.new_empty(
+        (q.shape[0], grid.splits, 3, channels, 2, 2) if grid.splits > 1 else 0, dtype=torch.float32
     )
+    partials = q.new_empty(
+        (q.shape[0] * grid.splits * grid.sums, 42, channels), dtype=torch.float32
+    )
+    split_sums = allocate_states(q, channels, steps, config, 16, grid.splits > 1)
     if grid.programs and grid.splits > 1:
         launch(
             hyena_li_backward_sums,
             grid.programs // grid.splits * (grid.splits - 1),
-            *operand(q, first, step),
-            *operand(dy, begin, step),
+            *operand(q, 0, step),
+            *operand(dy, 0, step),
             featurizer,
             log_poles,
             residues,
             split_sums,
-            history,
             *bounds,
             grid.splits - 1,
             grid.tiles,
@@ -2342,16 +2034,15 @@ def launch_backward(
             STRIDE_UNIT=step,
             EVEN=even(bounds),
             TERMS=tap_terms(groups),
-            STATEFUL=state is not None,
         )
     if grid.programs:
         launch(
             hyena_li_backward,
             grid.programs,
-            *operand(q, first, step),
-            *operand(k, first, step),
-            *operand(v, first, step),
-            *operand(dy, begin, step),
+            *operand(q, 0, step),
+            *operand(k, 0, step),
+            *operand(v, 0, step),
+            *operand(dy, 0, step),
             *operand(d_q, 0, step),
             *operand(d_v, 0, step),
             *operand(d_k, 0, step),
@@ -2360,11 +2051,7 @@ def launch_backward(
             residues,
             skip,
             states,
-            history,
-            d_history,
             edges,
-            d_entry,
-            d_leaving_entry,
             split_sums,
             partials,
             *bounds,
@@ -2378,7 +2065,6 @@ def launch_backward(
             STRIDE_UNIT=step,
             EVEN=even(bounds),
             TERMS=tap_terms(groups),
-            STATEFUL=state is not None,
             SPLIT=grid.splits > 1,
         )
     if grid.programs and grid.splits > 1:
@@ -2386,7 +2072,7 @@ def launch_backward(
         for role, d_input in enumerate((d_q, d_k, d_v)):
             launch(
                 join_splits,
-                dy.shape[0] * (grid.splits - 1) * blocks,
+                q.shape[0] * (grid.splits - 1) * blocks,
                 edges,
                 featurizer,
                 *operand(d_input, 0, 1),
@@ -2410,8 +2096,6 @@ def launch_backward(
         CHANNELS=channels,
         WIDTH=width,
     )
-    if state is not None:
-        gradients += [d_history.to(history.dtype), d_entry]
     return gradients
 
 
@@ -2800,7 +2484,7 @@ def poles(p: Tensor, gamma: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_b884e2d0"
+    name = unique = "hyena_li_536b700b"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: ced5408d5b421f036bfa2fa0aa08ad57053f21b2b3a9d4f6ddf56129254ccfa7
+sha256, with zeros here: f7770b09b4d4a3443e377a9017c3615aa7140e1b8ab62a6331afa04d99f74097
 """
 
 from collections.abc import Iterator, Sequence
@@ -481,17 +481,18 @@ def modal_adjoint(block, found, modes, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def zero_modes(
-    MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr, STATEFUL: tl.constexpr
-):
-    """Accumulators of `modal_gradient` and, if STATEFUL, of `leave_gradient`."""
+def zero_modes(MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Accumulators of `modal_gradient`."""
     within = tl.zeros((BLOCK_T, BLOCK_T), tl.float32)
     outer = tl.zeros((MODES, BLOCK_T), tl.float32)
     both = tl.zeros((MODES, M // 8), tl.float32)
-    if STATEFUL:
-        return within, outer, outer, both, tl.zeros((MODES,), tl.float32)
-    else:
-        return within, outer, outer, both
+    return within, outer, outer, both
+
+
+@triton.jit
+def with_last(total, MODES: tl.constexpr):
+    """Accumulators with that of `leave_gradient`."""
+    return total + (tl.zeros((MODES,), tl.float32),)
 
 
 @triton.jit
@@ -772,13 +773,11 @@ def keep_state(
 @triton.jit
 def load_history(
     ptr, row, ROLE: tl.constexpr, LENGTH: tl.constexpr, CHANNELS: tl.constexpr,
-    STATEFUL: tl.constexpr,
 ):  # fmt: skip
-    """The LENGTH steps of one input before the first, the oldest first; none unless STATEFUL."""
+    """The LENGTH steps of one input before the first, the oldest first."""
     steps = ()
-    if STATEFUL:
-        for i in tl.static_range(LENGTH):
-            steps = steps + (tl.load(ptr + (ROLE * CHANNELS + row) * LENGTH + i).to(tl.float32),)
+    for i in tl.static_range(LENGTH):
+        steps = steps + (tl.load(ptr + (ROLE * CHANNELS + row) * LENGTH + i).to(tl.float32),)
     return steps
 
 
@@ -821,22 +820,12 @@ def walk(
 
 
 @triton.jit
-def zero_state(MODES: tl.constexpr, M: tl.constexpr):
-    """The state of a sequence that has not begun, for every lane of the scan."""
-    return tl.zeros((MODES, M // 8), tl.float32)
-
-
-@triton.jit
 def load_initial_state(
     ends, split, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
+    M: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The state before the first step of a split, for every lane of the scan: if SPLIT, by the
-    arithmetic of a walk along all tiles before it.
-    """
-    state = zero_state(MODES, M)
-    if STATEFUL:
-        state = load_state(ends[0], 0, COUNT, 0, MODES, M)
+    """`state_before` where that before the sequence is given."""
+    state = load_state(ends[0], 0, COUNT, 0, MODES, M)
     if SPLIT:
         state = walk(state, split, 0, split[2], modes, COUNT, CHANNELS, MODES, M, 1)
     return state
@@ -853,21 +842,26 @@ def join_adjoint(state, there, left, ends, COUNT: tl.constexpr, MODES: tl.conste
 
 
 @triton.jit
+def zero_state(MODES: tl.constexpr, M: tl.constexpr):
+    """The state of a sequence that has not begun, for every lane of the scan."""
+    return tl.zeros((MODES, M // 8), tl.float32)
+
+
+@triton.jit
 def enter_adjoint(
     ends, split, modes, end, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, BLOCK_T: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
+    M: tl.constexpr, BLOCK_T: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The adjoint state after the last step of a split, for every lane, as load_initial_state.
-    The gradient of the last state joins it in the last tile.
+    """`adjoint_after` where the gradient of the last state is given, which joins it in the last
+    tile.
     """
     state = zero_state(MODES, M)
     if SPLIT:
         sums_ptr, program, tile_0, tiles, tiles_in_all = split
         after = tl.maximum(tiles_in_all - tile_0 - tiles, 0)
         last = load_state(sums_ptr, tiles_in_all - 1, COUNT, CHANNELS, MODES, M)
-        if STATEFUL:
-            left = end - (tiles_in_all - 1 - tile_0) * (M * BLOCK_T)
-            last = join_adjoint(last, after > 0, left, ends, COUNT, MODES)
+        left = end - (tiles_in_all - 1 - tile_0) * (M * BLOCK_T)
+        last = join_adjoint(last, after > 0, left, ends, COUNT, MODES)
         state = chosen(after > 0, last, state)
         state = walk(state, split, 1, after, modes, COUNT, CHANNELS, MODES, M, -1)
     return state
@@ -895,89 +889,82 @@ def steps_left(tile, rows, M: tl.constexpr, N: tl.constexpr):
 @triton.jit
 def store_final_state(
     state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Write the state after the last step, from that before the last tile, if STATEFUL.
+    """Write the state after the last step, from that before the last tile.
 
     A tile that is not whole would decay beyond the end, and nothing divides by a decay: so the
     last tile is summed once more, by steps to the end instead of to the end of the tile.
     """
-    if STATEFUL:
-        closes, left, ahead = steps_left(tile, rows, M, N)
-        if closes:
-            for mode in range(COUNT):
-                a = tl.load(ends[2] + mode)
-                step = tl.exp(a)
-                total = tl.zeros((M, N), tl.float32)
-                for r in tl.static_range(len(rows)):
-                    total = tl.where(ahead >= r, total * step + rows[r], total)
-                total *= tl.exp(a * tl.maximum(ahead - (len(rows) - 1), 0))
-                before = of_mode(state, mode, MODES, M)
-                added = tl.sum(tl.reshape(total, (M * N,)), 0)
-                tl.store(ends[1] + mode, passed_on(before, decay_by(a, left), added))
+    closes, left, ahead = steps_left(tile, rows, M, N)
+    if closes:
+        for mode in range(COUNT):
+            a = tl.load(ends[2] + mode)
+            step = tl.exp(a)
+            total = tl.zeros((M, N), tl.float32)
+            for r in tl.static_range(len(rows)):
+                total = tl.where(ahead >= r, total * step + rows[r], total)
+            total *= tl.exp(a * tl.maximum(ahead - (len(rows) - 1), 0))
+            before = of_mode(state, mode, MODES, M)
+            added = tl.sum(tl.reshape(total, (M * N,)), 0)
+            tl.store(ends[1] + mode, passed_on(before, decay_by(a, left), added))
 
 
 @triton.jit
 def leave_gradient(
     total, state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """Add what the gradient of the last state gives to those of poles within the last tile: that
     of d exp(a d), d steps from x[t] or from the state before the tile to the end.
     """
-    if STATEFUL:
-        closes, left, ahead = steps_left(tile, rows, M, N)
-        found = total[4]
-        for mode in range(tl.where(closes, COUNT, 0)):
-            a = tl.load(ends[2] + mode)
-            step = tl.exp(a)
-            value, weighted = tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32)
-            for r in tl.static_range(len(rows)):  # a step later all d are one more
-                weighted = tl.where(ahead >= r, (weighted + value) * step, weighted)
-                value = tl.where(ahead >= r, value * step + rows[r], value)
-            later = tl.maximum(ahead - (len(rows) - 1), 0)
-            value = (weighted + later * value) * tl.exp(a * later)
-            by_state = left * tl.exp(a * left) * of_mode(state, mode, MODES, M)
-            by_pole = tl.sum(tl.reshape(value, (M * N,)), 0) + by_state
-            found += tl.where(tl.arange(0, MODES) == mode, tl.load(ends[1] + mode) * by_pole, 0.0)
-        return total[:4] + (found,)
-    else:
-        return total
+    closes, left, ahead = steps_left(tile, rows, M, N)
+    found = total[4]
+    for mode in range(tl.where(closes, COUNT, 0)):
+        a = tl.load(ends[2] + mode)
+        step = tl.exp(a)
+        value, weighted = tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32)
+        for r in tl.static_range(len(rows)):  # a step later all d are one more
+            weighted = tl.where(ahead >= r, (weighted + value) * step, weighted)
+            value = tl.where(ahead >= r, value * step + rows[r], value)
+        later = tl.maximum(ahead - (len(rows) - 1), 0)
+        value = (weighted + later * value) * tl.exp(a * later)
+        by_state = left * tl.exp(a * left) * of_mode(state, mode, MODES, M)
+        by_pole = tl.sum(tl.reshape(value, (M * N,)), 0) + by_state
+        found += tl.where(tl.arange(0, MODES) == mode, tl.load(ends[1] + mode) * by_pole, 0.0)
+    return total[:4] + (found,)
 
 
 @triton.jit
 def leave_adjoint(
     rows, state, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """Add what the gradient of the last state gives to gradients of the steps of the last tile,
     and to the adjoint state before it.
     """
-    if STATEFUL:
-        closes, left, ahead = steps_left(tile, rows, M, N)
-        for mode in range(tl.where(closes, COUNT, 0)):
-            a = tl.load(ends[2] + mode)
-            step = tl.exp(a)
-            decayed = tl.load(ends[1] + mode) * tl.exp(a * tl.maximum(ahead - (len(rows) - 1), 0))
-            out = ()
-            for r in tl.static_range(len(rows) - 1, -1, -1):
-                out = (rows[r] + tl.where(ahead >= r, decayed, 0.0),) + out
-                decayed = tl.where(ahead >= r, decayed * step, decayed)
-            rows = out
-        state = join_adjoint(state, closes, left, ends, COUNT, MODES)
+    closes, left, ahead = steps_left(tile, rows, M, N)
+    for mode in range(tl.where(closes, COUNT, 0)):
+        a = tl.load(ends[2] + mode)
+        step = tl.exp(a)
+        decayed = tl.load(ends[1] + mode) * tl.exp(a * tl.maximum(ahead - (len(rows) - 1), 0))
+        out = ()
+        for r in tl.static_range(len(rows) - 1, -1, -1):
+            out = (rows[r] + tl.where(ahead >= r, decayed, 0.0),) + out
+            decayed = tl.where(ahead >= r, decayed * step, decayed)
+        rows = out
+    state = join_adjoint(state, closes, left, ends, COUNT, MODES)
     return rows, state
 
 
 @triton.jit
 def enter_gradient(
     state, modes, ends, split, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
-    STATEFUL: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradient of the state before the first step, if STATEFUL."""
-    if STATEFUL:  # noqa: SIM102 (a constant, then a value)
-        if split[1] == 0:
-            gradient = tl.exp(modes[0])[:, None] * state
-            keep_state(ends[0], 0, gradient, COUNT, 0, MODES, M, True)
+    """Write the gradient of the state before the first step."""
+    if split[1] == 0:
+        gradient = tl.exp(modes[0])[:, None] * state
+        keep_state(ends[0], 0, gradient, COUNT, 0, MODES, M, True)
 
 
 @triton.jit
@@ -1014,20 +1001,19 @@ def first_rows(
 @triton.jit
 def history_gradient(
     ptr, row, after, taps, program, ROLE: tl.constexpr, CHANNELS: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient of one input's history, from `after` of `extend` and its featurizer's
-    taps, if STATEFUL: the last lane of `after` holds the first rows of the sequence.
+    taps: the last lane of `after` holds the first rows of the sequence.
     """
-    if STATEFUL:
-        LENGTH: tl.constexpr = len(after)
-        lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
-        for back in tl.static_range(1, LENGTH + 1):
-            value = taps[back] * after[0]
-            for r in tl.static_range(1, LENGTH + 1 - back):
-                value += taps[back + r] * after[r]
-            where = ptr + (ROLE * CHANNELS + row) * LENGTH + (LENGTH - back)
-            tl.store(where + lane * 0, value, mask=(lane == M * N - 1) & (program == 0))
+    LENGTH: tl.constexpr = len(after)
+    lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
+    for back in tl.static_range(1, LENGTH + 1):
+        value = taps[back] * after[0]
+        for r in tl.static_range(1, LENGTH + 1 - back):
+            value += taps[back + r] * after[r]
+        where = ptr + (ROLE * CHANNELS + row) * LENGTH + (LENGTH - back)
+        tl.store(where + lane * 0, value, mask=(lane == M * N - 1) & (program == 0))
 
 
 @triton.jit
@@ -1274,13 +1260,12 @@ def hyena_li_stateful_forward(
     states_ptr,  # [batch, tiles, CHANNELS, 16] float32: before every tile
     history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
     entry_ptr,  # [batch, CHANNELS, 16] float32: state before the first step
-    exit_ptr,  # the same after the last step
-    sums_ptr,  # as states_ptr: what every tile adds to the state
+    leaving_ptr,  # the same after the last step
+    split_sums_ptr,  # as states_ptr: what every tile adds to the state
     read_begin, read_end, write_end, splits, tiles,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
-    EVEN: tl.constexpr, TERMS: tl.constexpr, KEEP: tl.constexpr, STATEFUL: tl.constexpr,
-    SPLIT: tl.constexpr, ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr,
-    PREFETCH: tl.constexpr,
+    EVEN: tl.constexpr, TERMS: tl.constexpr, KEEP: tl.constexpr, SPLIT: tl.constexpr,
+    ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """z = (featurizer * k) . (featurizer * v); y = (featurizer * q) . (filter * z + skip . z)
 
@@ -1290,8 +1275,7 @@ def hyena_li_stateful_forward(
     Time counts from the first step written. Activations are read in [read_begin, read_end), are
     zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
     8; strides count in units of STRIDE_UNIT elements.
-    STATEFUL says that there are states at the ends, and a history; SPLIT, that the sequence
-    has several splits.
+    SPLIT says that the sequence has several splits.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
@@ -1312,10 +1296,10 @@ def hyena_li_stateful_forward(
     history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
     tiles_in_all = tl.cdiv(write_end, TILE)
     tile_before = batch.to(tl.int64) * tiles_in_all
-    whose = (batch * CHANNELS + channel).to(tl.int64)
-    ends = (entry_ptr + whose * 16, exit_ptr + whose * 16, log_poles_ptr + (channel // WIDTH) * 16)
-    sums_ptr += (tile_before * CHANNELS + channel) * 16
-    split = (sums_ptr, program, tile_0, tiles, tiles_in_all)
+    whose = (batch * CHANNELS + channel).to(tl.int64) * 16
+    ends = (entry_ptr + whose, leaving_ptr + whose, log_poles_ptr + (channel // WIDTH) * 16)
+    split_sums_ptr += (tile_before * CHANNELS + channel) * 16
+    split = (split_sums_ptr, program, tile_0, tiles, tiles_in_all)
     states_ptr += ((tile_before + tile_0) * CHANNELS + channel) * 16
     read_begin -= tile_0 * TILE
     read_end -= tile_0 * TILE
@@ -1344,10 +1328,10 @@ def hyena_li_stateful_forward(
         TERMS=TERMS,
     )
     skip = load_vector(skip_ptr, channel, channel_mask)
-    q_history = load_history(history_ptr, channel, 0, 2, CHANNELS, STATEFUL)
-    k_history = load_history(history_ptr, channel, 1, 2, CHANNELS, STATEFUL)
-    v_history = load_history(history_ptr, channel, 2, 2, CHANNELS, STATEFUL)
-    z_state = load_initial_state(ends, split, filter, 16, CHANNELS, MODES, M, STATEFUL, SPLIT)
+    q_history = load_history(history_ptr, channel, 0, 2, CHANNELS)
+    k_history = load_history(history_ptr, channel, 1, 2, CHANNELS)
+    v_history = load_history(history_ptr, channel, 2, 2, CHANNELS)
+    z_state = load_initial_state(ends, split, filter, 16, CHANNELS, MODES, M, SPLIT)
     for number in tl.range(0, tiles, num_stages=PREFETCH):
         t = number * TILE
         tile = (
@@ -1361,17 +1345,17 @@ def hyena_li_stateful_forward(
             write_end,
         )
         q = load_lagged(q_ptr, q_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
-        q = with_history(q, q_history, tile, 2 * STATEFUL, H, N)
+        q = with_history(q, q_history, tile, 2, H, N)
         q_hat = fir(q, featurizer_q, LENGTH=3)
         k = load_lagged(k_ptr, k_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
-        k = with_history(k, k_history, tile, 2 * STATEFUL, H, N)
+        k = with_history(k, k_history, tile, 2, H, N)
         k_hat = fir(k, featurizer_k, LENGTH=3)
         v = load_lagged(v_ptr, v_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
-        v = with_history(v, v_history, tile, 2 * STATEFUL, H, N)
+        v = with_history(v, v_history, tile, 2, H, N)
         v_hat = fir(v, featurizer_v, LENGTH=3)
         z = multiply(k_hat, v_hat)
         keep_state(states_ptr, number, z_state, 16, CHANNELS, MODES, M, KEEP)
-        store_final_state(z_state, z, tile, ends, 16, MODES, M, N, STATEFUL)
+        store_final_state(z_state, z, tile, ends, 16, MODES, M, N)
         z_block = block_of((piece_of(z, H, N, OPERAND),), M, N, PRECISION)
         z_states, z_state = states_before(z_block, filter, z_state, MODES, M, OPERAND, PRECISION)
         conv_block = modal(z_block, z_states, filter, PRECISION)
@@ -1411,14 +1395,14 @@ def hyena_li_stateful_backward(
     d_history_ptr,  # the same in float32
     edges_ptr,  # [batch, splits, 3, CHANNELS, 2, 2] float32: rows where splits meet
     d_entry_ptr,  # [batch, CHANNELS, 16] float32: gradient of the state before the first step
-    d_exit_ptr,  # the same after the last step
-    sums_ptr,  # as states_ptr: what every tile adds to the state
+    d_leaving_ptr,  # the same after the last step
+    split_sums_ptr,  # as states_ptr: what every tile adds to the state
     partials_ptr,  # [batch and splits, 42, CHANNELS] float32
     read_begin, read_end, write_end, splits, tiles,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
-    STRIDE_UNIT: tl.constexpr, EVEN: tl.constexpr, TERMS: tl.constexpr, STATEFUL: tl.constexpr,
-    SPLIT: tl.constexpr, ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr,
-    PREFETCH: tl.constexpr, PARTS: tl.constexpr,
+    STRIDE_UNIT: tl.constexpr, EVEN: tl.constexpr, TERMS: tl.constexpr, SPLIT: tl.constexpr,
+    ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of every input, and partial sums of those of parameters.
 
@@ -1429,14 +1413,13 @@ def hyena_li_stateful_backward(
     Time counts from the first step written. Activations are read in [read_begin, read_end), are
     zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
     8; strides count in units of STRIDE_UNIT elements.
-    STATEFUL says that there are states at the ends, and a history; SPLIT, that the sequence
-    has several splits.
+    SPLIT says that the sequence has several splits.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
     TILE: tl.constexpr = M * BLOCK_T
     H: tl.constexpr = M // PARTS  # blocks of a part
-    tl.static_assert(PARTS == 1 or not STATEFUL, "a sequence with a state ends within one part")
+    tl.static_assert(PARTS == 1, "a sequence with a state ends within one part")
     MODES: tl.constexpr = 16  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if q_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if q_ptr.dtype.element_ty == tl.float16 else "ieee"
@@ -1453,16 +1436,12 @@ def hyena_li_stateful_backward(
     history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
     tiles_in_all = tl.cdiv(write_end, TILE)
     tile_before = batch.to(tl.int64) * tiles_in_all
-    whose = (batch * CHANNELS + channel).to(tl.int64)
     d_history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
     edges_ptr += (batch * splits + program).to(tl.int64) * (12 * CHANNELS)
-    ends = (
-        d_entry_ptr + whose * 16,
-        d_exit_ptr + whose * 16,
-        log_poles_ptr + (channel // WIDTH) * 16,
-    )
-    sums_ptr += (tile_before * CHANNELS + channel) * 16
-    split = (sums_ptr, program, tile_0, tiles, tiles_in_all)
+    whose = (batch * CHANNELS + channel).to(tl.int64) * 16
+    ends = (d_entry_ptr + whose, d_leaving_ptr + whose, log_poles_ptr + (channel // WIDTH) * 16)
+    split_sums_ptr += (tile_before * CHANNELS + channel) * 16
+    split = (split_sums_ptr, program, tile_0, tiles, tiles_in_all)
     states_ptr += ((tile_before + tile_0) * CHANNELS + channel) * 16
     read_begin -= tile_0 * TILE
     read_end -= tile_0 * TILE
@@ -1495,12 +1474,13 @@ def hyena_li_stateful_backward(
     d_featurizer_k = zero_taps(3, M // 2, N)
     d_featurizer_v = zero_taps(3, M // 2, N)
     d_skip = zero_taps(1, M // 2, N)
-    d_filter = zero_modes(MODES, M, BLOCK_T, STATEFUL)
-    q_history = load_history(history_ptr, channel, 0, 2, CHANNELS, STATEFUL)
-    k_history = load_history(history_ptr, channel, 1, 2, CHANNELS, STATEFUL)
-    v_history = load_history(history_ptr, channel, 2, 2, CHANNELS, STATEFUL)
+    d_filter = zero_modes(MODES, M, BLOCK_T)
+    d_filter = with_last(d_filter, MODES)
+    q_history = load_history(history_ptr, channel, 0, 2, CHANNELS)
+    k_history = load_history(history_ptr, channel, 1, 2, CHANNELS)
+    v_history = load_history(history_ptr, channel, 2, 2, CHANNELS)
     d_pre_skip_state = enter_adjoint(
-        ends, split, filter, write_end, 16, CHANNELS, MODES, M, BLOCK_T, STATEFUL, SPLIT
+        ends, split, filter, write_end, 16, CHANNELS, MODES, M, BLOCK_T, SPLIT
     )
     d_q_hat_b_after = zero_rows(2, H, N)
     d_v_hat_c_after = zero_rows(2, H, N)
@@ -1518,13 +1498,13 @@ def hyena_li_stateful_backward(
             bounds = (read_begin, read_end, write_end)
             tile = (offset, channel_mask) + where + bounds
             q_a = load_lagged(q_ptr, q_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
-            q_a = with_history(q_a, q_history, tile, 2 * STATEFUL, H, N)
+            q_a = with_history(q_a, q_history, tile, 2, H, N)
             q_hat_a = fir(q_a, featurizer_q, LENGTH=3)
             k_a = load_lagged(k_ptr, k_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
-            k_a = with_history(k_a, k_history, tile, 2 * STATEFUL, H, N)
+            k_a = with_history(k_a, k_history, tile, 2, H, N)
             k_hat_a = fir(k_a, featurizer_k, LENGTH=3)
             v_a = load_lagged(v_ptr, v_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
-            v_a = with_history(v_a, v_history, tile, 2 * STATEFUL, H, N)
+            v_a = with_history(v_a, v_history, tile, 2, H, N)
             v_hat_a = fir(v_a, featurizer_v, LENGTH=3)
             z_a = multiply(k_hat_a, v_hat_a)
             z_block = z_block + (piece_of(z_a, H, N, OPERAND),)
@@ -1533,7 +1513,7 @@ def hyena_li_stateful_backward(
             d_pre_skip_block = d_pre_skip_block + (piece_of(d_pre_skip_a, H, N, OPERAND),)
         z_block = block_of(z_block, M, N, PRECISION)
         d_pre_skip_block = block_of(d_pre_skip_block, M, N, PRECISION)
-        d_filter = leave_gradient(d_filter, z_state, z_a, tile, ends, 16, MODES, M, N, STATEFUL)
+        d_filter = leave_gradient(d_filter, z_state, z_a, tile, ends, 16, MODES, M, N)
         z_states, z_state = states_before(z_block, filter, z_state, MODES, M, OPERAND, PRECISION)
         d_pre_skip_states, d_pre_skip_state = states_after(
             d_pre_skip_block, filter, d_pre_skip_state, MODES, M, OPERAND, PRECISION
@@ -1550,7 +1530,7 @@ def hyena_li_stateful_backward(
             conv = recall(conv_block, part, PARTS, M, N)
             z_b = recall(z_block, part, PARTS, M, N)
             q_b = load_lagged(q_ptr, q_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
-            q_b = with_history(q_b, q_history, tile, 2 * STATEFUL, H, N)
+            q_b = with_history(q_b, q_history, tile, 2, H, N)
             skipped_b = scale(z_b, skip)
             pre_skip_b = add(conv, skipped_b)
             dy_b = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
@@ -1581,14 +1561,14 @@ def hyena_li_stateful_backward(
             tile = (offset, channel_mask) + where + bounds
             d_z_2 = recall(d_z_2_block, part, PARTS, M, N)
             d_z_2, d_pre_skip_state = leave_adjoint(
-                d_z_2, d_pre_skip_state, tile, ends, 16, MODES, M, N, STATEFUL
+                d_z_2, d_pre_skip_state, tile, ends, 16, MODES, M, N
             )
             d_pre_skip_c = recall(d_pre_skip_block, part, PARTS, M, N)
             k_c = load_lagged(k_ptr, k_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
-            k_c = with_history(k_c, k_history, tile, 2 * STATEFUL, H, N)
+            k_c = with_history(k_c, k_history, tile, 2, H, N)
             k_hat_c = fir(k_c, featurizer_k, LENGTH=3)
             v_c = load_lagged(v_ptr, v_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
-            v_c = with_history(v_c, v_history, tile, 2 * STATEFUL, H, N)
+            v_c = with_history(v_c, v_history, tile, 2, H, N)
             v_hat_c = fir(v_c, featurizer_v, LENGTH=3)
             z_c = multiply(k_hat_c, v_hat_c)
             d_z_1_c = scale(d_pre_skip_c, skip)
@@ -1654,17 +1634,17 @@ def hyena_li_stateful_backward(
         M,
         BLOCK_T,
     )
-    enter_gradient(d_pre_skip_state, filter, ends, split, 16, MODES, M, STATEFUL)
+    enter_gradient(d_pre_skip_state, filter, ends, split, 16, MODES, M)
     history_gradient(
-        d_history_ptr, channel, d_q_hat_b_after, featurizer_q, program, 0, CHANNELS, H, N, STATEFUL
+        d_history_ptr, channel, d_q_hat_b_after, featurizer_q, program, 0, CHANNELS, H, N
     )
     first_rows(edges_ptr, channel, d_q_hat_b_after, 0, CHANNELS, H, N, SPLIT)
     history_gradient(
-        d_history_ptr, channel, d_v_hat_c_after, featurizer_v, program, 2, CHANNELS, H, N, STATEFUL
+        d_history_ptr, channel, d_v_hat_c_after, featurizer_v, program, 2, CHANNELS, H, N
     )
     first_rows(edges_ptr, channel, d_v_hat_c_after, 2, CHANNELS, H, N, SPLIT)
     history_gradient(
-        d_history_ptr, channel, d_k_hat_c_after, featurizer_k, program, 1, CHANNELS, H, N, STATEFUL
+        d_history_ptr, channel, d_k_hat_c_after, featurizer_k, program, 1, CHANNELS, H, N
     )
     first_rows(edges_ptr, channel, d_k_hat_c_after, 1, CHANNELS, H, N, SPLIT)
 
@@ -1686,8 +1666,8 @@ def hyena_li_stateful_forward_sums(
     history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
     read_begin, read_end, write_end, splits, tiles,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
-    EVEN: tl.constexpr, TERMS: tl.constexpr, STATEFUL: tl.constexpr, ROWS: tl.constexpr,
-    SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+    EVEN: tl.constexpr, TERMS: tl.constexpr, ROWS: tl.constexpr, SEGMENTS: tl.constexpr,
+    BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """What every tile adds to the state.
 
@@ -1697,7 +1677,6 @@ def hyena_li_stateful_forward_sums(
     Time counts from the first step written. Activations are read in [read_begin, read_end), are
     zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
     8; strides count in units of STRIDE_UNIT elements.
-    STATEFUL says that there are states at the ends, and a history.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
@@ -1741,8 +1720,8 @@ def hyena_li_stateful_forward_sums(
         PRECISION,
         TERMS=TERMS,
     )
-    k_history = load_history(history_ptr, channel, 1, 2, CHANNELS, STATEFUL)
-    v_history = load_history(history_ptr, channel, 2, 2, CHANNELS, STATEFUL)
+    k_history = load_history(history_ptr, channel, 1, 2, CHANNELS)
+    v_history = load_history(history_ptr, channel, 2, 2, CHANNELS)
     for number in tl.range(0, tiles, num_stages=PREFETCH):
         t = number * TILE
         tile = (
@@ -1756,10 +1735,10 @@ def hyena_li_stateful_forward_sums(
             write_end,
         )
         k = load_lagged(k_ptr, k_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
-        k = with_history(k, k_history, tile, 2 * STATEFUL, H, N)
+        k = with_history(k, k_history, tile, 2, H, N)
         k_hat = fir(k, featurizer_k, LENGTH=3)
         v = load_lagged(v_ptr, v_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
-        v = with_history(v, v_history, tile, 2 * STATEFUL, H, N)
+        v = with_history(v, v_history, tile, 2, H, N)
         v_hat = fir(v, featurizer_v, LENGTH=3)
         z = multiply(k_hat, v_hat)
         z_state = zero_state(MODES, M)
@@ -1785,8 +1764,8 @@ def hyena_li_stateful_backward_sums(
     history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
     read_begin, read_end, write_end, splits, tiles,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
-    EVEN: tl.constexpr, TERMS: tl.constexpr, STATEFUL: tl.constexpr, ROWS: tl.constexpr,
-    SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+    EVEN: tl.constexpr, TERMS: tl.constexpr, ROWS: tl.constexpr, SEGMENTS: tl.constexpr,
+    BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """What every tile adds to the adjoint state.
 
@@ -1796,7 +1775,6 @@ def hyena_li_stateful_backward_sums(
     Time counts from the first step written. Activations are read in [read_begin, read_end), are
     zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
     8; strides count in units of STRIDE_UNIT elements.
-    STATEFUL says that there are states at the ends, and a history.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
@@ -1836,7 +1814,7 @@ def hyena_li_stateful_backward_sums(
         PRECISION,
         TERMS=TERMS,
     )
-    q_history = load_history(history_ptr, channel, 0, 2, CHANNELS, STATEFUL)
+    q_history = load_history(history_ptr, channel, 0, 2, CHANNELS)
     for back in tl.range(0, tiles, num_stages=PREFETCH):
         number = tiles - 1 - back
         t = number * TILE
@@ -1851,7 +1829,7 @@ def hyena_li_stateful_backward_sums(
             write_end,
         )
         q = load_lagged(q_ptr, q_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
-        q = with_history(q, q_history, tile, 2 * STATEFUL, H, N)
+        q = with_history(q, q_history, tile, 2, H, N)
         q_hat = fir(q, featurizer_q, LENGTH=3)
         dy = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
         d_pre_skip = multiply(dy, q_hat)
@@ -2040,26 +2018,6 @@ def operand(x: Tensor, begin: int, step: int) -> tuple[Tensor, int, int]:
     return data, batch_stride // step if x.shape[0] > 1 else 0, row_stride // step
 
 
-def segment(
-    x: Tensor, context: int, begin: int, end: int | None, tile: int
-) -> tuple[int, int, tuple[int, int, int]]:
-    """Bounds of a launch: first step in x, number of steps, and the kernel's (first, last, end).
-
-    A segment is x without its `context` leading steps, which are history: read, never written.
-    Outputs are the steps begin .. end - 1 of the segment; a range that ends inside it is whole
-    tiles.
-    """
-    length = x.shape[TIME] - context
-    end = length if end is None else end
-    if not (context >= 0 and 0 <= begin <= end <= length):
-        raise ValueError(
-            f"{OP}: steps {begin} .. {end} are not within a segment of {length} steps"
-        )
-    if end != length and (end - begin) % tile:
-        raise ValueError(f"{OP}: {end - begin} steps are no multiple of the tile of {tile} steps")
-    return context + begin, end - begin, (-(context + begin), length - begin, end - begin)
-
-
 def allocate_states(
     like: Tensor, channels: int, steps: int, config: dict[str, int], modes: int, keep: bool
 ) -> Tensor:
@@ -2070,23 +2028,6 @@ def allocate_states(
     if tiles * channels * modes >= 2**31:
         raise ValueError(f"{OP}: {steps} steps have too many states; compute them in chunks")
     return like.new_empty((like.shape[0], tiles, channels, modes), dtype=torch.float32)
-
-
-def whole_state(
-    state: Sequence[Tensor] | None, x: Tensor, states: Tensor, context: int, steps: int
-) -> tuple[Tensor, Tensor]:
-    """The history and the modes' state before a sequence, as kernels read them; if there is none,
-    stand-ins that they do not read. Refuses ranges: what is before them would be forgotten.
-    """
-    if context or steps != x.shape[TIME]:
-        raise ValueError(
-            f"{OP}: kernels with states compute whole sequences, not a range or what follows a "
-            "context; give the state before the first step instead"
-        )
-    if state is None:
-        return x, states
-    history, modes = state
-    return history.contiguous(), modes.contiguous()
 
 
 def stride_step(config: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
@@ -2166,37 +2107,34 @@ def reduce_partials(
 def launch_forward(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    context: int = 0,
-    begin: int = 0,
-    end: int | None = None,
+    state: Sequence[Tensor],
     keep: bool = True,
-    state: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    """[y, states] for steps begin .. end - 1 of the segment after `context` steps.
-
-    With `state`, the history and the modes' state before a whole sequence, also the state after
-    it.
+    """[y, states before tiles, the modes' state after the last step]. `state` is the history and
+    the modes' state before the first step.
     """
     (q, k, v), unit = common_unit(unpack(inputs))
     log_poles, residues, featurizer, skip = (p.contiguous() for p in parameters)
+    history, entry = (tensor.contiguous() for tensor in state)
     channels, groups = q.shape[CHANNEL], log_poles.shape[0]
     width = channels // groups
     configs = configs_of(q, channels, groups)
     config = configs["forward"]
-    first, steps, bounds = segment(q, context, begin, end, config["BLOCK_T"])
-    grid = walk_grid(q.shape[0], steps, channels, width, config, False)
+    steps = q.shape[TIME]
+    bounds = (0, steps, steps)
+    grid = walk_grid(q.shape[0], steps, channels, width, config)
     y = allocate(q, steps, channels)
+    tensors = (q, k, v, y)
+    step = stride_step(config, tensors, grid.tiles)
     states = allocate_states(q, channels, steps, config, 16, keep)
-    history, entry = whole_state(state, q, states, context, steps)
-    leaving = torch.empty_like(entry) if state is not None else states
+    leaving = torch.empty_like(entry)
     split_sums = allocate_states(q, channels, steps, config, 16, grid.splits > 1)
-    step = stride_step(config, (q, k, v, y), grid.tiles)
     if grid.programs and grid.splits > 1:
         launch(
             hyena_li_stateful_forward_sums,
             grid.programs // grid.splits * (grid.splits - 1),
-            *operand(k, first, step),
-            *operand(v, first, step),
+            *operand(k, 0, step),
+            *operand(v, 0, step),
             featurizer,
             log_poles,
             residues,
@@ -2212,15 +2150,14 @@ def launch_forward(
             STRIDE_UNIT=step,
             EVEN=even(bounds),
             TERMS=tap_terms(groups),
-            STATEFUL=state is not None,
         )
     if grid.programs:
         launch(
             hyena_li_stateful_forward,
             grid.programs,
-            *operand(q, first, step),
-            *operand(k, first, step),
-            *operand(v, first, step),
+            *operand(q, 0, step),
+            *operand(k, 0, step),
+            *operand(v, 0, step),
             *operand(y, 0, step),
             featurizer,
             log_poles,
@@ -2242,10 +2179,9 @@ def launch_forward(
             EVEN=even(bounds),
             TERMS=tap_terms(groups),
             KEEP=keep,
-            STATEFUL=state is not None,
             SPLIT=grid.splits > 1,
         )
-    return [y, states] if state is None else [y, states, leaving]
+    return [y, states, leaving]
 
 
 def launch_backward(
@@ -2253,56 +2189,48 @@ def launch_backward(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
     saved: Sequence[Tensor],
-    context: int = 0,
-    begin: int = 0,
-    end: int | None = None,
-    state: Sequence[Tensor] | None = None,
-    d_leaving: Tensor | None = None,
+    state: Sequence[Tensor],
+    d_leaving: Tensor,
 ) -> list[Tensor]:
     """Gradients of the inputs, packed if they are, then of log_poles, residues, featurizer, skip.
 
-    With a range, the gradients of inputs are for its steps and those of parameters sum over them;
-    `dy` and saved values cover the whole segment, without its context. With `state`, and the
-    gradient
-    of the state after the sequence, also the gradients of the history and of the modes' state.
+    Also of `state`, as in `launch_forward`.
     """
     (q, k, v), unit = common_unit(unpack(inputs))
     log_poles, residues, featurizer, skip = (p.contiguous() for p in parameters)
     dy = dense(dy)
+    d_leaving = d_leaving.contiguous()
+    (states,) = saved
+    history, entry = (tensor.contiguous() for tensor in state)
     channels, groups = q.shape[CHANNEL], log_poles.shape[0]
     width = channels // groups
     configs = configs_of(q, channels, groups)
     config = configs["backward"]
-    first, steps, bounds = segment(q, context, begin, end, config["BLOCK_T"] * config["SEGMENTS"])
-    (states,) = saved
-    if not states.numel():
-        states = launch_forward(inputs, parameters, context, begin, end, state=state)[1]
+    steps = q.shape[TIME]
+    bounds = (0, steps, steps)
+    grid = walk_grid(q.shape[0], steps, channels, width, config)
     gradients = [allocate(x, steps) for x in inputs]
     d_q, d_k, d_v = unpack(gradients)
     d_unit = d_q.stride(2)
     tensors = (q, k, v, dy, d_q, d_k, d_v)
-    grid = walk_grid(dy.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
     step = stride_step(config, tensors, grid.tiles)
-    history, entry = whole_state(state, q, states, context, steps)
-    d_entry = d_leaving_entry = states
-    if state is not None:
-        assert d_leaving is not None
-        d_entry, d_leaving_entry = torch.empty_like(entry), d_leaving.contiguous()
-    split_sums = allocate_states(dy, channels, steps, config, 16, grid.splits > 1)
-    d_history = edges = states
-    if state is not None:
-        d_history = torch.empty_like(history, dtype=torch.float32)
-    if grid.splits > 1:
-        edges = dy.new_empty((dy.shape[0], grid.splits, 3, channels, 2, 2), dtype=torch.float32)
-    partials = dy.new_empty(
-        (dy.shape[0] * grid.splits * grid.sums, 42, channels), dtype=torch.float32
+    if not states.numel():
+        states = launch_forward(inputs, parameters, state)[1]
+    d_entry = torch.empty_like(entry)
+    d_history = torch.empty_like(history, dtype=torch.float32)
+    edges = q.new_empty(
+        (q.shape[0], grid.splits, 3, channels, 2, 2) if grid.splits > 1 else 0, dtype=torch.float32
     )
+    partials = q.new_empty(
+        (q.shape[0] * grid.splits * grid.sums, 42, channels), dtype=torch.float32
+    )
+    split_sums = allocate_states(q, channels, steps, config, 16, grid.splits > 1)
     if grid.programs and grid.splits > 1:
         launch(
             hyena_li_stateful_backward_sums,
             grid.programs // grid.splits * (grid.splits - 1),
-            *operand(q, first, step),
-            *operand(dy, begin, step),
+            *operand(q, 0, step),
+            *operand(dy, 0, step),
             featurizer,
             log_poles,
             residues,
@@ -2318,16 +2246,15 @@ def launch_backward(
             STRIDE_UNIT=step,
             EVEN=even(bounds),
             TERMS=tap_terms(groups),
-            STATEFUL=state is not None,
         )
     if grid.programs:
         launch(
             hyena_li_stateful_backward,
             grid.programs,
-            *operand(q, first, step),
-            *operand(k, first, step),
-            *operand(v, first, step),
-            *operand(dy, begin, step),
+            *operand(q, 0, step),
+            *operand(k, 0, step),
+            *operand(v, 0, step),
+            *operand(dy, 0, step),
             *operand(d_q, 0, step),
             *operand(d_v, 0, step),
             *operand(d_k, 0, step),
@@ -2340,7 +2267,7 @@ def launch_backward(
             d_history,
             edges,
             d_entry,
-            d_leaving_entry,
+            d_leaving,
             split_sums,
             partials,
             *bounds,
@@ -2354,7 +2281,6 @@ def launch_backward(
             STRIDE_UNIT=step,
             EVEN=even(bounds),
             TERMS=tap_terms(groups),
-            STATEFUL=state is not None,
             SPLIT=grid.splits > 1,
         )
     if grid.programs and grid.splits > 1:
@@ -2362,7 +2288,7 @@ def launch_backward(
         for role, d_input in enumerate((d_q, d_k, d_v)):
             launch(
                 join_splits,
-                dy.shape[0] * (grid.splits - 1) * blocks,
+                q.shape[0] * (grid.splits - 1) * blocks,
                 edges,
                 featurizer,
                 *operand(d_input, 0, 1),
@@ -2386,9 +2312,7 @@ def launch_backward(
         CHANNELS=channels,
         WIDTH=width,
     )
-    if state is not None:
-        gradients += [d_history.to(history.dtype), d_entry]
-    return gradients
+    return [*gradients, d_history.to(history.dtype), d_entry]
 
 
 # -----------------------------------------------------------------------------------------------
@@ -2528,13 +2452,6 @@ def differentiates(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
-def zero_history(x: Tensor, steps: int) -> Tensor:
-    """The history of a sequence that has not begun, for inputs like x."""
-    shape = list(x.shape)
-    shape[CHANNEL], shape[TIME] = len(INPUTS) * shape[CHANNEL], steps
-    return x.new_zeros(shape)
-
-
 def last_steps(inputs: Sequence[Tensor], history: Tensor) -> Tensor:
     """The history after these inputs, of that before them."""
     length = inputs[0].shape[TIME]
@@ -2611,12 +2528,6 @@ def channel_rows(parameter: Tensor, c: slice, width: int, dtype: torch.dtype) ->
     return parameter[index].to(dtype)
 
 
-def add_rows(total: Tensor, c: slice, rows: Tensor, width: int) -> None:
-    """The adjoint of channel_rows: add one row a channel to the rows that the channels share."""
-    first, groups = c.start // width, max(1, (c.stop - c.start) // width)
-    total[first : first + groups] += rows.unflatten(0, (groups, -1)).sum(1)
-
-
 def conv_direct(x: Tensor, taps: Tensor, direction: int) -> Tensor:
     """y[t] = sum_j taps[j] x[t - direction * j], zero outside the sequence."""
     channels, reach = taps.shape[0], taps.shape[1] - 1
@@ -2625,13 +2536,6 @@ def conv_direct(x: Tensor, taps: Tensor, direction: int) -> Tensor:
     else:
         x, kernel = functional.pad(x, (0, reach)), taps
     return functional.conv1d(x, kernel.unsqueeze(1), groups=channels)
-
-
-def tap_gradient_direct(grad: Tensor, x: Tensor, length: int) -> Tensor:
-    """sum over b, t of grad[t] x[t - j] for j < length: (C, length)."""
-    steps = x.shape[2]
-    rows = [(grad[..., j:] * x[..., : max(0, steps - j)]).sum((0, 2)) for j in range(length)]
-    return torch.stack(rows, 1)
 
 
 def block_steps(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -2691,140 +2595,9 @@ def leave_modes(x: Tensor, modes: tuple[Tensor, Tensor], state: Tensor) -> Tenso
     return state + (torch.expm1(poles * x.shape[2]) * state + added)
 
 
-def mode_gradient_modal(
-    grad: Tensor, x: Tensor, modes: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Gradients of poles and of residues, (C, N) each: of conv_modal(x, modes, +1) for the
-    gradient `grad` of its result.
-    """
-    poles, residues = modes
-    blocks, step = block_steps(x)
-    grads, _ = block_steps(grad)
-    before = modal_states(blocks, poles)
-    after = modal_states(grads.flip(2, 3), poles).flip(2)
-    products = torch.einsum("bcmj,bcmi->cji", blocks, grads)
-    lags = [torch.diagonal(products, j, 1, 2).sum(1) for j in range(BLOCK)]
-    near = powers(poles, step) * torch.stack(lags, 1)[:, None]
-    ahead = powers(poles, step + 1) * torch.einsum("bcmn,bcmi->cni", before, grads)
-    behind = powers(poles, BLOCK - step) * torch.einsum("bcmn,bcmj->cnj", after, blocks)
-    both = torch.exp(poles * (BLOCK + 1)) * torch.einsum("bcmn,bcmn->cn", before, after)
-    by_pole = (step * near + (step + 1) * ahead + (BLOCK - 1 - step) * behind).sum(2)
-    return residues * (by_pole + BLOCK * both), (near + ahead).sum(2)
-
-
 def canonical(x: Tensor) -> Tensor:
     """An activation as (B, D, L), without a copy."""
     return x
-
-
-def eager_forward(
-    inputs: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-) -> list[Tensor]:
-    """[y] of the unpacked inputs."""
-    q_all, k_all, v_all = (canonical(x) for x in inputs)
-    dtype = torch.float64 if q_all.dtype == torch.float64 else torch.float32
-    log_poles, residues, featurizer, skip = (p.to(dtype) for p in parameters)
-    outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
-    (out_0,) = (canonical(x) for x in outputs)
-    batch, channels, length = q_all.shape
-    width = channels // log_poles.shape[0]
-    channel_bytes = 13 * batch * length * dtype.itemsize
-    for c in chunks(channels, width, channel_bytes, BYTE_BUDGET):
-        q = q_all[:, c].to(dtype)
-        featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
-        q_hat = conv_direct(q, featurizer_q_c, +1)
-        k = k_all[:, c].to(dtype)
-        featurizer_k_c = channel_rows(role_rows(featurizer, 1, 3, False), c, 1, dtype).flip(1)
-        k_hat = conv_direct(k, featurizer_k_c, +1)
-        v = v_all[:, c].to(dtype)
-        featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
-        v_hat = conv_direct(v, featurizer_v_c, +1)
-        z = k_hat * v_hat
-        filter_modes = (
-            channel_rows(log_poles, c, width, dtype),
-            channel_rows(residues, c, width, dtype),
-        )
-        conv = conv_modal(z, filter_modes, +1)
-        skip_c = channel_rows(skip, c, 1, dtype)[:, None]
-        skipped = z * skip_c
-        pre_skip = conv + skipped
-        y = q_hat * pre_skip
-        out_0[:, c] = y
-    return outputs
-
-
-def eager_backward(
-    dy: Tensor,
-    inputs: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    saved: Sequence[Tensor],
-) -> list[Tensor]:
-    """Gradients of the inputs, packed if they are, then of the parameters."""
-    dy_all, q_all, k_all, v_all = (canonical(x) for x in (dy, *unpack(inputs), *saved))
-    dtype = torch.float64 if dy_all.dtype == torch.float64 else torch.float32
-    log_poles, residues, featurizer, skip = parameters
-    d_inputs = [allocate(x, x.shape[TIME]) for x in inputs]
-    d_q_all, d_k_all, d_v_all = (canonical(x) for x in unpack(d_inputs))
-    d_log_poles_all = torch.zeros_like(log_poles, dtype=dtype)
-    d_residues_all = torch.zeros_like(residues, dtype=dtype)
-    d_featurizer_all = torch.zeros_like(featurizer, dtype=dtype)
-    d_skip_all = torch.zeros_like(skip, dtype=dtype)
-    batch, channels, length = dy_all.shape
-    width = channels // log_poles.shape[0]
-    channel_bytes = 24 * batch * length * dtype.itemsize
-    for c in chunks(channels, width, channel_bytes, BYTE_BUDGET):
-        q = q_all[:, c].to(dtype)
-        featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
-        q_hat = conv_direct(q, featurizer_q_c, +1)
-        k = k_all[:, c].to(dtype)
-        featurizer_k_c = channel_rows(role_rows(featurizer, 1, 3, False), c, 1, dtype).flip(1)
-        k_hat = conv_direct(k, featurizer_k_c, +1)
-        v = v_all[:, c].to(dtype)
-        featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
-        v_hat = conv_direct(v, featurizer_v_c, +1)
-        z = k_hat * v_hat
-        filter_modes = (
-            channel_rows(log_poles, c, width, dtype),
-            channel_rows(residues, c, width, dtype),
-        )
-        conv = conv_modal(z, filter_modes, +1)
-        skip_c = channel_rows(skip, c, 1, dtype)[:, None]
-        skipped = z * skip_c
-        pre_skip = conv + skipped
-        dy = dy_all[:, c].to(dtype)
-        d_q_hat = dy * pre_skip
-        d_pre_skip = dy * q_hat
-        d_z_1 = d_pre_skip * skip_c
-        skipped_product = d_pre_skip * z
-        d_skip = skipped_product.sum((0, 2))
-        add_rows(d_skip_all, c, d_skip, 1)
-        d_z_2 = conv_modal(d_pre_skip, filter_modes, -1)
-        d_filter = mode_gradient_modal(d_pre_skip, z, filter_modes)
-        add_rows(d_log_poles_all, c, d_filter[0], width)
-        add_rows(d_residues_all, c, d_filter[1], width)
-        d_z = d_z_1 + d_z_2
-        d_k_hat = d_z * v_hat
-        d_v_hat = d_z * k_hat
-        d_v = conv_direct(d_v_hat, featurizer_v_c, -1)
-        d_featurizer_v = tap_gradient_direct(d_v_hat, v, 3).flip(1)
-        add_rows(role_rows(d_featurizer_all, 2, 3, False), c, d_featurizer_v, 1)
-        d_k = conv_direct(d_k_hat, featurizer_k_c, -1)
-        d_featurizer_k = tap_gradient_direct(d_k_hat, k, 3).flip(1)
-        add_rows(role_rows(d_featurizer_all, 1, 3, False), c, d_featurizer_k, 1)
-        d_q = conv_direct(d_q_hat, featurizer_q_c, -1)
-        d_featurizer_q = tap_gradient_direct(d_q_hat, q, 3).flip(1)
-        add_rows(role_rows(d_featurizer_all, 0, 3, False), c, d_featurizer_q, 1)
-        d_q_all[:, c] = d_q
-        d_k_all[:, c] = d_k
-        d_v_all[:, c] = d_v
-    return [
-        *d_inputs,
-        d_log_poles_all.to(log_poles.dtype),
-        d_residues_all.to(residues.dtype),
-        d_featurizer_all.to(featurizer.dtype),
-        d_skip_all.to(skip.dtype),
-    ]
 
 
 def eager_stateful(
@@ -2882,7 +2655,7 @@ def poles(p: Tensor, gamma: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_6d41eb9e"
+    name = unique = "hyena_li_stateful_94c23fc7"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2891,133 +2664,6 @@ def library_name() -> str:
 
 
 LIBRARY_NAME = library_name()
-
-
-@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}", mutates_args=())
-def forward_op(
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor | None,
-    log_poles: Tensor,
-    residues: Tensor,
-    featurizer: Tensor,
-    skip: Tensor,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    """y and the values saved for backward, if they are to be kept; of packed features if the later
-    inputs are None.
-    """
-    inputs = given(q, k, v)
-    with torch.autocast(q.device.type, enabled=False):
-        (y,) = eager_forward(unpack(inputs), [log_poles, residues, featurizer, skip])
-    return y, allocate_states(y, y.shape[CHANNEL], 0, {}, 16, False)
-
-
-@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}_backward", mutates_args=())
-def backward_op(
-    dy: Tensor,
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor | None,
-    log_poles: Tensor,
-    residues: Tensor,
-    featurizer: Tensor,
-    skip: Tensor,
-    states: Tensor,
-) -> list[Tensor]:
-    """Gradients of the inputs that are given, then of the parameters."""
-    inputs, parameters = given(q, k, v), [log_poles, residues, featurizer, skip]
-    with torch.autocast(dy.device.type, enabled=False):
-        contiguous = [p.contiguous() for p in parameters]
-        return eager_backward(dy, inputs, contiguous, [])
-
-
-@forward_op.register_kernel("cuda")
-def _(
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor | None,
-    log_poles: Tensor,
-    residues: Tensor,
-    featurizer: Tensor,
-    skip: Tensor,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    inputs = given(q, k, v)
-    outputs = launch_forward(inputs, [log_poles, residues, featurizer, skip], keep=keep)
-    return tuple(outputs)
-
-
-@backward_op.register_kernel("cuda")
-def _(
-    dy: Tensor,
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor | None,
-    log_poles: Tensor,
-    residues: Tensor,
-    featurizer: Tensor,
-    skip: Tensor,
-    states: Tensor,
-) -> list[Tensor]:
-    inputs, parameters = given(q, k, v), [log_poles, residues, featurizer, skip]
-    return launch_backward(dy, inputs, parameters, [states])
-
-
-@forward_op.register_fake
-def _(
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor | None,
-    log_poles: Tensor,
-    residues: Tensor,
-    featurizer: Tensor,
-    skip: Tensor,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    inputs = given(q, k, v)
-    steps, channels = q.shape[TIME], channels_of(inputs)
-    config = configs_of(q, channels, log_poles.shape[0])["forward"]
-    kept = allocate_states(q, channels, steps, config, 16, keep and q.is_cuda)
-    return allocate(q, steps, channels), kept
-
-
-@backward_op.register_fake
-def _(
-    dy: Tensor,
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor | None,
-    log_poles: Tensor,
-    residues: Tensor,
-    featurizer: Tensor,
-    skip: Tensor,
-    states: Tensor,
-) -> list[Tensor]:
-    inputs, parameters = given(q, k, v), [log_poles, residues, featurizer, skip]
-    contiguous = torch.contiguous_format
-    d_parameters = [torch.empty_like(p, memory_format=contiguous) for p in parameters]
-    return [*(allocate(x, x.shape[TIME]) for x in inputs), *d_parameters]
-
-
-def save(ctx, inputs, output) -> None:
-    """What backward needs: every argument, and the saved values."""
-    ctx.save_for_backward(*inputs[:-1], *output[1:])
-
-
-def differentiate(ctx, dy, *_):
-    """Gradients of every argument of forward_op."""
-    refuse_batched(dy)
-    gradients = backward_op(dy, *ctx.saved_tensors)
-    given_inputs = len(gradients) - 4
-    absent = [None] * (len(INPUTS) - given_inputs)
-    return *gradients[:given_inputs], *absent, *gradients[given_inputs:], None
-
-
-forward_op.register_autograd(differentiate, setup_context=save)
-backward_op.register_autograd(refuse_second)
-forward_op.register_vmap(in_turn(forward_op))
-backward_op.register_vmap(in_turn(backward_op))
 
 
 @torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}_stateful", mutates_args=(), device_types="cuda")

@@ -9,7 +9,7 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 13f3760992ba375189052743075da99e7cdd2fa341a5a408abb0a26542de0f1d
+sha256, with zeros here: 0d0deba074f9f293b213e70643d9691fcd41e5c78d898f91007da6e915b5abb6
 """
 
 from collections.abc import Iterator, Sequence
@@ -726,15 +726,6 @@ def places(
     offset = member * (row * vector) + r // BLOCK_D * (tiles * (64 // UNIT)) + n
     begin = r // BLOCK_D * (tiles * 64) + n // vector * 8 - first
     return offset, gl.where(member < members, begin, 2**30)
-
-
-@triton.jit
-def shift(x, offset):
-    """Each row plus a per-channel offset [BLOCK_D, 1]."""
-    y = ()
-    for r in tl.static_range(len(x)):
-        y = y + (x[r] + offset,)
-    return y
 
 
 @gluon.jit
@@ -2092,9 +2083,10 @@ def launch_forward(
     configs = configs_of(q, channels, groups)
     config = configs["forward"]
     first, steps, bounds = segment(q, context, begin, end, config["BLOCK_T"])
-    grid = stream_grid(q.shape[0], steps, channels, width, config, False)
+    grid = stream_grid(q.shape[0], steps, channels, width, config)
     y = allocate(q, steps, channels)
-    step = stride_step(config, (q, k, v, y), grid.tiles)
+    tensors = (q, k, v, y)
+    step = stride_step(config, tensors, grid.tiles)
     if grid.programs:
         launch(
             hyena_mr_forward,
@@ -2142,21 +2134,21 @@ def launch_backward(
     configs = configs_of(q, channels, groups)
     config = configs["backward"]
     first, steps, bounds = segment(q, context, begin, end, config["BLOCK_T"] * config["SEGMENTS"])
+    grid = stream_grid(q.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
     gradients = [allocate(x, steps) for x in inputs]
     d_q, d_k, d_v = unpack(gradients)
     d_unit = d_q.stride(2)
     tensors = (q, k, v, dy, d_q, d_k, d_v)
-    grid = stream_grid(dy.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
     step = stride_step(config, tensors, grid.tiles)
     sm90 = configs.get("backward_sm90")
     if sm90 is not None and suits_sm90(tensors, unit, step, begin, bounds, sm90):
         config = sm90
-        grid = sm90_grid(dy.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
-    partials = dy.new_empty(
-        (dy.shape[0] * grid.splits * grid.sums, 10, channels), dtype=torch.float32
+        grid = sm90_grid(q.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
+    partials = q.new_empty(
+        (q.shape[0] * grid.splits * grid.sums, 10, channels), dtype=torch.float32
     )
-    group_partials = dy.new_empty(
-        (dy.shape[0] * grid.splits, 128, grid.columns), dtype=torch.float32
+    group_partials = q.new_empty(
+        (q.shape[0] * grid.splits, 128, grid.columns), dtype=torch.float32
     )
     if grid.programs and config is sm90:
         launch(
@@ -2526,7 +2518,7 @@ def decayed(taps: Tensor, first_group: int = 0, groups_in_all: int | None = None
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_66c3552f"
+    name = unique = "hyena_mr_2b072ccc"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

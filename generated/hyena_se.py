@@ -9,7 +9,7 @@ each, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: e392d5cdca6666cc8638e073c5e53e7641ebd4b608ca1cd78367693dfab07a33
+sha256, with zeros here: 112054b2aa1e7b284032f2d7efe48bbde6c4b1a9269107c465c43bf6ccfb7d3d
 """
 
 from collections.abc import Iterator, Sequence
@@ -793,9 +793,10 @@ def launch_forward(
     configs = configs_of(q, channels, groups)
     config = configs["forward"]
     first, steps, bounds = segment(q, context, begin, end, config["BLOCK_T"])
-    grid = tile_grid(q.shape[0], steps, channels, width, config, False)
+    grid = tile_grid(q.shape[0], steps, channels, width, config)
     y = allocate(q, steps, channels)
-    step = stride_step(config, (q, k, v, y), grid.tiles)
+    tensors = (q, k, v, y)
+    step = stride_step(config, tensors, grid.tiles)
     if grid.programs:
         launch(
             hyena_se_forward,
@@ -840,14 +841,14 @@ def launch_backward(
     configs = configs_of(q, channels, groups)
     config = configs["backward"]
     first, steps, bounds = segment(q, context, begin, end, config["BLOCK_T"])
+    grid = tile_grid(q.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
     gradients = [allocate(x, steps) for x in inputs]
     d_q, d_k, d_v = unpack(gradients)
     d_unit = d_q.stride(2)
     tensors = (q, k, v, dy, d_q, d_k, d_v)
-    grid = tile_grid(dy.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
     step = stride_step(config, tensors, grid.tiles)
-    partials = dy.new_empty(
-        (dy.shape[0] * grid.splits * grid.sums, 16, channels), dtype=torch.float32
+    partials = q.new_empty(
+        (q.shape[0] * grid.splits * grid.sums, 16, channels), dtype=torch.float32
     )
     if grid.programs:
         launch(
@@ -1151,7 +1152,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_ceec7cbc"
+    name = unique = "hyena_se_de4a093f"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

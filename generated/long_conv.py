@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: ba4b5a9d4f5dcb59f7b6114f84379f4bc9b2681e7bc383b150712ec977f77d38
+sha256, with zeros here: af26df16b42f25985af519b3ed1066fc89f6d6d30c7a9261095cd335ddcec10b
 """
 
 from collections.abc import Iterator, Sequence
@@ -330,7 +330,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "long_conv_0584bdb4"
+    name = unique = "long_conv_c3ccf50f"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,7 +8,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 7061ffe2646216b4e47dae7eecdb21214fd3d2716acdca02e58b8d9ed4989592
+sha256, with zeros here: 5e1c88cc2df758b5fd4fc88d107f1065bcd8b423406fb1c7e293c9043e22f05b
 """
 
 from collections.abc import Iterator, Sequence
@@ -297,18 +297,12 @@ def load_modes(
 
 
 @triton.jit
-def zero_modes(
-    MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr, STATEFUL: tl.constexpr
-):
-    """Accumulators of `modal_gradient` and, if STATEFUL, of `leave_gradient`."""
+def zero_modes(MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Accumulators of `modal_gradient`."""
     within = tl.zeros((BLOCK_T, BLOCK_T), tl.float32)
     outer = tl.zeros((MODES, BLOCK_T), tl.float32)
     both = tl.zeros((MODES // 2, M // 8), tl.float32)
-    if STATEFUL:
-        last = tl.zeros((MODES // 2,), tl.float32)
-        return within, outer, outer, both, both, last, last
-    else:
-        return within, outer, outer, both, both
+    return within, outer, outer, both, both
 
 
 @triton.jit
@@ -415,161 +409,6 @@ def keep_state(
         there = (real < COUNT) & (lane == 0)
         tl.store(where, state[0], mask=there)
         tl.store(where + 1, state[1], mask=there)
-
-
-@triton.jit
-def chosen(condition, a, b):
-    """a where the condition holds, else b, of complex numbers."""
-    return tl.where(condition, a[0], b[0]), tl.where(condition, a[1], b[1])
-
-
-@triton.jit
-def log_pole(ends, mode):
-    """The log-pole of one mode."""
-    return tl.load(ends[2] + mode), turns_of(tl.load(ends[3] + mode))
-
-
-@triton.jit
-def of_mode(state, mode, MODES: tl.constexpr, M: tl.constexpr):
-    """One mode's number in the state before or after a tile."""
-    index = tl.arange(0, MODES)[:, None]
-    lane = tl.arange(0, M // 8)[None, :]
-    return tl.sum(tl.sum(tl.where((index == mode) & (lane == 0), state, 0.0), 1), 0)
-
-
-@triton.jit
-def pair_of(state, mode, MODES: tl.constexpr, M: tl.constexpr):
-    """`of_mode` of modal.py, of complex numbers."""
-    return of_mode(state[0], mode, MODES // 2, M), of_mode(state[1], mode, MODES // 2, M)
-
-
-@triton.jit
-def passed_on(state, lost, sums):
-    """`passed_on` of modal.py, of complex numbers."""
-    changed = plus(times((lost[0], lost[1]), state), sums)
-    kept = tl.where(lost[2], state[0], 0.0), tl.where(lost[2], state[1], 0.0)
-    return plus(kept, changed)
-
-
-@triton.jit
-def steps_left(tile, rows, M: tl.constexpr, N: tl.constexpr):
-    """Whether a sequence ends within a tile, how many steps of it are before the end, and for
-    every lane how many steps follow its first row within the sequence.
-    """
-    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
-    left = write_end - earliest
-    lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
-    return left <= M * N * len(rows), left, left - 1 - lane * len(rows)
-
-
-@triton.jit
-def store_final_state(
-    state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
-):  # fmt: skip
-    """`store_final_state` of modal.py, of COUNT / 2 complex numbers."""
-    if STATEFUL:
-        closes, left, ahead = steps_left(tile, rows, M, N)
-        if closes:
-            for mode in range(COUNT // 2):
-                a = log_pole(ends, mode)
-                step = exponential(a, 1)
-                value = (tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32))
-                for r in tl.static_range(len(rows)):
-                    value = chosen(ahead >= r, plus(times(value, step), (rows[r], 0.0)), value)
-                later = tl.maximum(ahead - (len(rows) - 1), 0)
-                real, imag = times(value, exponential(a, later))
-                begun = pair_of(state, mode, MODES, M)
-                real_sum = tl.sum(tl.reshape(real, (M * N,)), 0)
-                imag_sum = tl.sum(tl.reshape(imag, (M * N,)), 0)
-                after = passed_on(begun, decay_by(a, left), (real_sum, imag_sum))
-                tl.store(ends[1] + 2 * mode, after[0])
-                tl.store(ends[1] + 2 * mode + 1, after[1])
-
-
-@triton.jit
-def last_gradient(ends, mode):
-    """What the gradient of the last state of one mode is as an adjoint state: its conjugate."""
-    return tl.load(ends[1] + 2 * mode), -tl.load(ends[1] + 2 * mode + 1)
-
-
-@triton.jit
-def leave_gradient(
-    total, state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
-):  # fmt: skip
-    """`leave_gradient` of modal.py, of COUNT / 2 complex numbers."""
-    if STATEFUL:
-        closes, left, ahead = steps_left(tile, rows, M, N)
-        real_found, imag_found = total[5], total[6]
-        for mode in range(tl.where(closes, COUNT // 2, 0)):
-            a = log_pole(ends, mode)
-            step = exponential(a, 1)
-            value = (tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32))
-            weighted = value
-            for r in tl.static_range(len(rows)):  # a step later all d are one more
-                weighted = chosen(ahead >= r, times(plus(weighted, value), step), weighted)
-                value = chosen(ahead >= r, plus(times(value, step), (rows[r], 0.0)), value)
-            later = tl.maximum(ahead - (len(rows) - 1), 0)
-            value = plus(weighted, (later * value[0], later * value[1]))
-            real, imag = times(value, exponential(a, later))
-            begun = times(exponential(a, left), pair_of(state, mode, MODES, M))
-            real_sum = tl.sum(tl.reshape(real, (M * N,)), 0) + left * begun[0]
-            imag_sum = tl.sum(tl.reshape(imag, (M * N,)), 0) + left * begun[1]
-            gradient = times(last_gradient(ends, mode), (real_sum, imag_sum))
-            here = tl.arange(0, MODES // 2) == mode
-            real_found += tl.where(here, gradient[0], 0.0)
-            imag_found += tl.where(here, gradient[1], 0.0)
-        return total[:5] + (real_found, imag_found)
-    else:
-        return total
-
-
-@triton.jit
-def join_adjoint(state, there, left, ends, COUNT: tl.constexpr, MODES: tl.constexpr):
-    """`join_adjoint` of modal.py, of COUNT / 2 complex numbers."""
-    mode = tl.arange(0, MODES // 2)[:, None]
-    there &= mode < COUNT // 2
-    turns = turns_of(tl.load(ends[3] + mode, mask=there, other=0.0))
-    a = (tl.load(ends[2] + mode, mask=there, other=0.0), turns)
-    real = tl.load(ends[1] + 2 * mode, mask=there, other=0.0)
-    imag = tl.load(ends[1] + 2 * mode + 1, mask=there, other=0.0)
-    joined = times((real, -imag), exponential(a, tl.maximum(left - 1, 0)))
-    return plus(state, (tl.where(there, joined[0], 0.0), tl.where(there, joined[1], 0.0)))
-
-
-@triton.jit
-def leave_adjoint(
-    rows, state, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
-):  # fmt: skip
-    """`leave_adjoint` of modal.py, of COUNT / 2 complex numbers."""
-    if STATEFUL:
-        closes, left, ahead = steps_left(tile, rows, M, N)
-        for mode in range(tl.where(closes, COUNT // 2, 0)):
-            a = log_pole(ends, mode)
-            step = exponential(a, 1)
-            later = tl.maximum(ahead - (len(rows) - 1), 0)
-            decayed = times(last_gradient(ends, mode), exponential(a, later))
-            out = ()
-            for r in tl.static_range(len(rows) - 1, -1, -1):
-                out = (rows[r] + tl.where(ahead >= r, decayed[0], 0.0),) + out
-                decayed = chosen(ahead >= r, times(decayed, step), decayed)
-            rows = out
-        state = join_adjoint(state, closes, left, ends, COUNT, MODES)
-    return rows, state
-
-
-@triton.jit
-def enter_gradient(
-    state, modes, ends, split, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
-    STATEFUL: tl.constexpr,
-):  # fmt: skip
-    """`enter_gradient` of modal.py, of COUNT / 2 complex numbers."""
-    if STATEFUL:  # noqa: SIM102 (a constant, then a value)
-        if split[1] == 0:
-            gradient = times(exponential(modes[0], 1), state)
-            keep_state(ends[0], 0, (gradient[0], -gradient[1]), COUNT, 0, MODES, M, True)
 
 
 @triton.jit
@@ -741,6 +580,14 @@ def lane_of(z, lane: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr):
     """`lane_of` of modal.py, of complex numbers."""
     index = tl.full((MODES // 2, M // 8), lane, tl.int32)
     return tl.gather(z[0], index, 1), tl.gather(z[1], index, 1)
+
+
+@triton.jit
+def passed_on(state, lost, sums):
+    """`passed_on` of modal.py, of complex numbers."""
+    changed = plus(times((lost[0], lost[1]), state), sums)
+    kept = tl.where(lost[2], state[0], 0.0), tl.where(lost[2], state[1], 0.0)
+    return plus(kept, changed)
 
 
 @triton.jit
@@ -916,6 +763,12 @@ def store_partial(ptr, first, total, channel, channel_mask, CHANNELS: tl.constex
 
 
 @triton.jit
+def chosen(condition, a, b):
+    """a where the condition holds, else b, of complex numbers."""
+    return tl.where(condition, a[0], b[0]), tl.where(condition, a[1], b[1])
+
+
+@triton.jit
 def walk(
     state, split, begin, stop, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
     MODES: tl.constexpr, M: tl.constexpr, TIME: tl.constexpr,
@@ -943,37 +796,30 @@ def zero_state(MODES: tl.constexpr, M: tl.constexpr):
 
 
 @triton.jit
-def load_initial_state(
-    ends, split, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
+def state_before(
+    split, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The state before the first step of a split, for every lane of the scan: if SPLIT, by the
-    arithmetic of a walk along all tiles before it.
+    """The state before the first step of a split, for every lane of the scan, where it is zero
+    before the sequence: if SPLIT, by the arithmetic of a walk along all tiles before it.
     """
     state = zero_state(MODES, M)
-    if STATEFUL:
-        state = load_state(ends[0], 0, COUNT, 0, MODES, M)
     if SPLIT:
         state = walk(state, split, 0, split[2], modes, COUNT, CHANNELS, MODES, M, 1)
     return state
 
 
 @triton.jit
-def enter_adjoint(
-    ends, split, modes, end, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, BLOCK_T: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
+def adjoint_after(
+    split, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The adjoint state after the last step of a split, for every lane, as load_initial_state.
-    The gradient of the last state joins it in the last tile.
-    """
+    """The adjoint state after the last step of a split, for every lane, as `state_before`."""
     state = zero_state(MODES, M)
     if SPLIT:
         sums_ptr, program, tile_0, tiles, tiles_in_all = split
         after = tl.maximum(tiles_in_all - tile_0 - tiles, 0)
         last = load_state(sums_ptr, tiles_in_all - 1, COUNT, CHANNELS, MODES, M)
-        if STATEFUL:
-            left = end - (tiles_in_all - 1 - tile_0) * (M * BLOCK_T)
-            last = join_adjoint(last, after > 0, left, ends, COUNT, MODES)
         state = chosen(after > 0, last, state)
         state = walk(state, split, 1, after, modes, COUNT, CHANNELS, MODES, M, -1)
     return state
@@ -1171,14 +1017,11 @@ def s4d_forward(
     residues_imag_ptr,  # [groups, 32]
     skip_ptr,  # [channels]
     states_ptr,  # [batch, tiles, CHANNELS, 64] float32: before every tile
-    entry_ptr,  # [batch, CHANNELS, 64] float32: state before the first step
-    exit_ptr,  # the same after the last step
-    sums_ptr,  # as states_ptr: what every tile adds to the state
+    split_sums_ptr,  # as states_ptr: what every tile adds to the state
     read_begin, read_end, write_end, splits, tiles,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
-    EVEN: tl.constexpr, TERMS: tl.constexpr, KEEP: tl.constexpr, STATEFUL: tl.constexpr,
-    SPLIT: tl.constexpr, ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr,
-    PREFETCH: tl.constexpr,
+    EVEN: tl.constexpr, TERMS: tl.constexpr, KEEP: tl.constexpr, SPLIT: tl.constexpr,
+    ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """z = x; y = filter * z + skip . z
 
@@ -1188,8 +1031,7 @@ def s4d_forward(
     Time counts from the first step written. Activations are read in [read_begin, read_end), are
     zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
     8; strides count in units of STRIDE_UNIT elements.
-    STATEFUL says that there are states at the ends, and a history; SPLIT, that the sequence
-    has several splits.
+    SPLIT says that the sequence has several splits.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
@@ -1207,15 +1049,8 @@ def s4d_forward(
     y_ptr, y_stride = advance(y_ptr, y_batch, y_stride, STRIDE_UNIT, 1, origin)
     tiles_in_all = tl.cdiv(write_end, TILE)
     tile_before = batch.to(tl.int64) * tiles_in_all
-    whose = (batch * CHANNELS + channel).to(tl.int64)
-    ends = (
-        entry_ptr + whose * 64,
-        exit_ptr + whose * 64,
-        log_poles_ptr + (channel // WIDTH) * 32,
-        frequencies_ptr + (channel // WIDTH) * 32,
-    )
-    sums_ptr += (tile_before * CHANNELS + channel) * 64
-    split = (sums_ptr, program, tile_0, tiles, tiles_in_all)
+    split_sums_ptr += (tile_before * CHANNELS + channel) * 64
+    split = (split_sums_ptr, program, tile_0, tiles, tiles_in_all)
     states_ptr += ((tile_before + tile_0) * CHANNELS + channel) * 64
     read_begin -= tile_0 * TILE
     read_end -= tile_0 * TILE
@@ -1239,7 +1074,7 @@ def s4d_forward(
         TERMS=TERMS,
     )
     skip = load_vector(skip_ptr, channel, channel_mask)
-    x_state = load_initial_state(ends, split, filter, 64, CHANNELS, MODES, M, STATEFUL, SPLIT)
+    x_state = state_before(split, filter, 64, CHANNELS, MODES, M, SPLIT)
     for number in tl.range(0, tiles, num_stages=PREFETCH):
         t = number * TILE
         tile = (
@@ -1254,7 +1089,6 @@ def s4d_forward(
         )
         x = load_steps(x_ptr, x_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, H, N)
         keep_state(states_ptr, number, x_state, 64, CHANNELS, MODES, M, KEEP)
-        store_final_state(x_state, x, tile, ends, 64, MODES, M, N, STATEFUL)
         x_block = block_of((piece_of(x, H, N, OPERAND),), M, N, PRECISION)
         x_states, x_state = states_before(x_block, filter, x_state, MODES, M, OPERAND, PRECISION)
         conv_block = modal(x_block, x_states, filter, PRECISION)
@@ -1282,15 +1116,13 @@ def s4d_backward(
     residues_imag_ptr,  # [groups, 32]
     skip_ptr,  # [channels]
     states_ptr,  # [batch, tiles, CHANNELS, 64] float32: before every tile
-    d_entry_ptr,  # [batch, CHANNELS, 64] float32: gradient of the state before the first step
-    d_exit_ptr,  # the same after the last step
-    sums_ptr,  # as states_ptr: what every tile adds to the state
+    split_sums_ptr,  # as states_ptr: what every tile adds to the state
     partials_ptr,  # [batch and splits, 129, CHANNELS] float32
     read_begin, read_end, write_end, splits, tiles,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
-    STRIDE_UNIT: tl.constexpr, EVEN: tl.constexpr, TERMS: tl.constexpr, STATEFUL: tl.constexpr,
-    SPLIT: tl.constexpr, ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr,
-    PREFETCH: tl.constexpr, PARTS: tl.constexpr,
+    STRIDE_UNIT: tl.constexpr, EVEN: tl.constexpr, TERMS: tl.constexpr, SPLIT: tl.constexpr,
+    ROWS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of every input, and partial sums of those of parameters.
 
@@ -1301,14 +1133,12 @@ def s4d_backward(
     Time counts from the first step written. Activations are read in [read_begin, read_end), are
     zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
     8; strides count in units of STRIDE_UNIT elements.
-    STATEFUL says that there are states at the ends, and a history; SPLIT, that the sequence
-    has several splits.
+    SPLIT says that the sequence has several splits.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
     TILE: tl.constexpr = M * BLOCK_T
     H: tl.constexpr = M // PARTS  # blocks of a part
-    tl.static_assert(PARTS == 1 or not STATEFUL, "a sequence with a state ends within one part")
     MODES: tl.constexpr = 64  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
@@ -1320,15 +1150,8 @@ def s4d_backward(
     d_x_ptr, d_x_stride = advance(d_x_ptr, d_x_batch, d_x_stride, STRIDE_UNIT, D_UNIT, origin)
     tiles_in_all = tl.cdiv(write_end, TILE)
     tile_before = batch.to(tl.int64) * tiles_in_all
-    whose = (batch * CHANNELS + channel).to(tl.int64)
-    ends = (
-        d_entry_ptr + whose * 64,
-        d_exit_ptr + whose * 64,
-        log_poles_ptr + (channel // WIDTH) * 32,
-        frequencies_ptr + (channel // WIDTH) * 32,
-    )
-    sums_ptr += (tile_before * CHANNELS + channel) * 64
-    split = (sums_ptr, program, tile_0, tiles, tiles_in_all)
+    split_sums_ptr += (tile_before * CHANNELS + channel) * 64
+    split = (split_sums_ptr, program, tile_0, tiles, tiles_in_all)
     states_ptr += ((tile_before + tile_0) * CHANNELS + channel) * 64
     read_begin -= tile_0 * TILE
     read_end -= tile_0 * TILE
@@ -1353,10 +1176,8 @@ def s4d_backward(
     )
     skip = load_vector(skip_ptr, channel, channel_mask)
     d_skip = zero_taps(1, M // 2, N)
-    d_filter = zero_modes(MODES, M, BLOCK_T, STATEFUL)
-    dy_state = enter_adjoint(
-        ends, split, filter, write_end, 64, CHANNELS, MODES, M, BLOCK_T, STATEFUL, SPLIT
-    )
+    d_filter = zero_modes(MODES, M, BLOCK_T)
+    dy_state = adjoint_after(split, filter, 64, CHANNELS, MODES, M, SPLIT)
     for back in tl.range(0, tiles, num_stages=PREFETCH):
         number = tiles - 1 - back
         t = number * TILE
@@ -1375,7 +1196,6 @@ def s4d_backward(
             dy_block = dy_block + (piece_of(dy_a, H, N, OPERAND),)
         x_block = block_of(x_block, M, N, PRECISION)
         dy_block = block_of(dy_block, M, N, PRECISION)
-        d_filter = leave_gradient(d_filter, x_state, x_a, tile, ends, 64, MODES, M, N, STATEFUL)
         x_states, x_state = states_before(x_block, filter, x_state, MODES, M, OPERAND, PRECISION)
         dy_states, dy_state = states_after(
             dy_block, filter, dy_state, MODES, M, OPERAND, PRECISION
@@ -1390,7 +1210,6 @@ def s4d_backward(
             bounds = (read_begin, read_end, write_end)
             tile = (offset, channel_mask) + where + bounds
             d_x_2 = recall(d_x_2_block, part, PARTS, M, N)
-            d_x_2, dy_state = leave_adjoint(d_x_2, dy_state, tile, ends, 64, MODES, M, N, STATEFUL)
             x_c = recall(x_block, part, PARTS, M, N)
             dy_c = recall(dy_block, part, PARTS, M, N)
             d_x_1_c = scale(dy_c, skip)
@@ -1422,7 +1241,6 @@ def s4d_backward(
         M,
         BLOCK_T,
     )
-    enter_gradient(dy_state, filter, ends, split, 64, MODES, M, STATEFUL)
 
 
 @triton.jit(
@@ -1440,8 +1258,8 @@ def s4d_forward_sums(
     states_ptr,  # [batch, tiles, CHANNELS, 64] float32: what every tile adds
     read_begin, read_end, write_end, splits, tiles,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
-    EVEN: tl.constexpr, TERMS: tl.constexpr, STATEFUL: tl.constexpr, ROWS: tl.constexpr,
-    SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+    EVEN: tl.constexpr, TERMS: tl.constexpr, ROWS: tl.constexpr, SEGMENTS: tl.constexpr,
+    BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """What every tile adds to the state.
 
@@ -1451,7 +1269,6 @@ def s4d_forward_sums(
     Time counts from the first step written. Activations are read in [read_begin, read_end), are
     zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
     8; strides count in units of STRIDE_UNIT elements.
-    STATEFUL says that there are states at the ends, and a history.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
@@ -1523,8 +1340,8 @@ def s4d_backward_sums(
     states_ptr,  # [batch, tiles, CHANNELS, 64] float32: what every tile adds
     read_begin, read_end, write_end, splits, tiles,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
-    EVEN: tl.constexpr, TERMS: tl.constexpr, STATEFUL: tl.constexpr, ROWS: tl.constexpr,
-    SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
+    EVEN: tl.constexpr, TERMS: tl.constexpr, ROWS: tl.constexpr, SEGMENTS: tl.constexpr,
+    BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """What every tile adds to the adjoint state.
 
@@ -1534,7 +1351,6 @@ def s4d_backward_sums(
     Time counts from the first step written. Activations are read in [read_begin, read_end), are
     zero elsewhere, and are written up to `write_end`. EVEN says that these three are multiples of
     8; strides count in units of STRIDE_UNIT elements.
-    STATEFUL says that there are states at the ends, and a history.
     """
     N: tl.constexpr = BLOCK_T // ROWS  # lanes of a block
     M: tl.constexpr = SEGMENTS  # rows of a product
@@ -1813,26 +1629,6 @@ def operand(x: Tensor, begin: int, step: int) -> tuple[Tensor, int, int]:
     return data, batch_stride // step if x.shape[0] > 1 else 0, row_stride // step
 
 
-def segment(
-    x: Tensor, context: int, begin: int, end: int | None, tile: int
-) -> tuple[int, int, tuple[int, int, int]]:
-    """Bounds of a launch: first step in x, number of steps, and the kernel's (first, last, end).
-
-    A segment is x without its `context` leading steps, which are history: read, never written.
-    Outputs are the steps begin .. end - 1 of the segment; a range that ends inside it is whole
-    tiles.
-    """
-    length = x.shape[TIME] - context
-    end = length if end is None else end
-    if not (context >= 0 and 0 <= begin <= end <= length):
-        raise ValueError(
-            f"{OP}: steps {begin} .. {end} are not within a segment of {length} steps"
-        )
-    if end != length and (end - begin) % tile:
-        raise ValueError(f"{OP}: {end - begin} steps are no multiple of the tile of {tile} steps")
-    return context + begin, end - begin, (-(context + begin), length - begin, end - begin)
-
-
 def allocate_states(
     like: Tensor, channels: int, steps: int, config: dict[str, int], modes: int, keep: bool
 ) -> Tensor:
@@ -1843,23 +1639,6 @@ def allocate_states(
     if tiles * channels * modes >= 2**31:
         raise ValueError(f"{OP}: {steps} steps have too many states; compute them in chunks")
     return like.new_empty((like.shape[0], tiles, channels, modes), dtype=torch.float32)
-
-
-def whole_state(
-    state: Sequence[Tensor] | None, x: Tensor, states: Tensor, context: int, steps: int
-) -> tuple[Tensor, Tensor]:
-    """The history and the modes' state before a sequence, as kernels read them; if there is none,
-    stand-ins that they do not read. Refuses ranges: what is before them would be forgotten.
-    """
-    if context or steps != x.shape[TIME]:
-        raise ValueError(
-            f"{OP}: kernels with states compute whole sequences, not a range or what follows a "
-            "context; give the state before the first step instead"
-        )
-    if state is None:
-        return x, states
-    history, modes = state
-    return history.contiguous(), modes.contiguous()
 
 
 def stride_step(config: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
@@ -1939,17 +1718,9 @@ def reduce_partials(
 def launch_forward(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    context: int = 0,
-    begin: int = 0,
-    end: int | None = None,
     keep: bool = True,
-    state: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    """[y, states] for steps begin .. end - 1 of the segment after `context` steps.
-
-    With `state`, the history and the modes' state before a whole sequence, also the state after
-    it.
-    """
+    """[y, states before tiles]."""
     (x,), unit = common_unit(unpack(inputs))
     log_poles, frequencies, residues_real, residues_imag, skip = (
         p.contiguous() for p in parameters
@@ -1958,19 +1729,19 @@ def launch_forward(
     width = channels // groups
     configs = configs_of(x, channels, groups)
     config = configs["forward"]
-    first, steps, bounds = segment(x, context, begin, end, config["BLOCK_T"])
-    grid = walk_grid(x.shape[0], steps, channels, width, config, False)
+    steps = x.shape[TIME]
+    bounds = (0, steps, steps)
+    grid = walk_grid(x.shape[0], steps, channels, width, config)
     y = allocate(x, steps, channels)
+    tensors = (x, y)
+    step = stride_step(config, tensors, grid.tiles)
     states = allocate_states(x, channels, steps, config, 64, keep)
-    history, entry = whole_state(state, x, states, context, steps)
-    leaving = torch.empty_like(entry) if state is not None else states
     split_sums = allocate_states(x, channels, steps, config, 64, grid.splits > 1)
-    step = stride_step(config, (x, y), grid.tiles)
     if grid.programs and grid.splits > 1:
         launch(
             s4d_forward_sums,
             grid.programs // grid.splits * (grid.splits - 1),
-            *operand(x, first, step),
+            *operand(x, 0, step),
             log_poles,
             frequencies,
             residues_real,
@@ -1986,13 +1757,12 @@ def launch_forward(
             STRIDE_UNIT=step,
             EVEN=even(bounds),
             TERMS=tap_terms(groups),
-            STATEFUL=state is not None,
         )
     if grid.programs:
         launch(
             s4d_forward,
             grid.programs,
-            *operand(x, first, step),
+            *operand(x, 0, step),
             *operand(y, 0, step),
             log_poles,
             frequencies,
@@ -2000,8 +1770,6 @@ def launch_forward(
             residues_imag,
             skip,
             states,
-            entry,
-            leaving,
             split_sums,
             *bounds,
             grid.splits,
@@ -2014,10 +1782,9 @@ def launch_forward(
             EVEN=even(bounds),
             TERMS=tap_terms(groups),
             KEEP=keep,
-            STATEFUL=state is not None,
             SPLIT=grid.splits > 1,
         )
-    return [y, states] if state is None else [y, states, leaving]
+    return [y, states]
 
 
 def launch_backward(
@@ -2025,53 +1792,39 @@ def launch_backward(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
     saved: Sequence[Tensor],
-    context: int = 0,
-    begin: int = 0,
-    end: int | None = None,
-    state: Sequence[Tensor] | None = None,
-    d_leaving: Tensor | None = None,
 ) -> list[Tensor]:
     """Gradients of the inputs, packed if they are, then of log_poles, frequencies, residues_real,
     residues_imag, skip.
-
-    With a range, the gradients of inputs are for its steps and those of parameters sum over them;
-    `dy` and saved values cover the whole segment, without its context. With `state`, and the
-    gradient
-    of the state after the sequence, also the gradients of the history and of the modes' state.
     """
     (x,), unit = common_unit(unpack(inputs))
     log_poles, frequencies, residues_real, residues_imag, skip = (
         p.contiguous() for p in parameters
     )
     dy = dense(dy)
+    (states,) = saved
     channels, groups = x.shape[CHANNEL], log_poles.shape[0]
     width = channels // groups
     configs = configs_of(x, channels, groups)
     config = configs["backward"]
-    first, steps, bounds = segment(x, context, begin, end, config["BLOCK_T"] * config["SEGMENTS"])
-    (states,) = saved
-    if not states.numel():
-        states = launch_forward(inputs, parameters, context, begin, end, state=state)[1]
+    steps = x.shape[TIME]
+    bounds = (0, steps, steps)
+    grid = walk_grid(x.shape[0], steps, channels, width, config)
     gradients = [allocate(x, steps) for x in inputs]
     (d_x,) = unpack(gradients)
     d_unit = d_x.stride(2)
     tensors = (x, dy, d_x)
-    grid = walk_grid(dy.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
     step = stride_step(config, tensors, grid.tiles)
-    history, entry = whole_state(state, x, states, context, steps)
-    d_entry = d_leaving_entry = states
-    if state is not None:
-        assert d_leaving is not None
-        d_entry, d_leaving_entry = torch.empty_like(entry), d_leaving.contiguous()
-    split_sums = allocate_states(dy, channels, steps, config, 64, grid.splits > 1)
-    partials = dy.new_empty(
-        (dy.shape[0] * grid.splits * grid.sums, 129, channels), dtype=torch.float32
+    if not states.numel():
+        states = launch_forward(inputs, parameters)[1]
+    partials = x.new_empty(
+        (x.shape[0] * grid.splits * grid.sums, 129, channels), dtype=torch.float32
     )
+    split_sums = allocate_states(x, channels, steps, config, 64, grid.splits > 1)
     if grid.programs and grid.splits > 1:
         launch(
             s4d_backward_sums,
             grid.programs // grid.splits * (grid.splits - 1),
-            *operand(dy, begin, step),
+            *operand(dy, 0, step),
             log_poles,
             frequencies,
             residues_real,
@@ -2087,14 +1840,13 @@ def launch_backward(
             STRIDE_UNIT=step,
             EVEN=even(bounds),
             TERMS=tap_terms(groups),
-            STATEFUL=state is not None,
         )
     if grid.programs:
         launch(
             s4d_backward,
             grid.programs,
-            *operand(x, first, step),
-            *operand(dy, begin, step),
+            *operand(x, 0, step),
+            *operand(dy, 0, step),
             *operand(d_x, 0, step),
             log_poles,
             frequencies,
@@ -2102,8 +1854,6 @@ def launch_backward(
             residues_imag,
             skip,
             states,
-            d_entry,
-            d_leaving_entry,
             split_sums,
             partials,
             *bounds,
@@ -2117,7 +1867,6 @@ def launch_backward(
             STRIDE_UNIT=step,
             EVEN=even(bounds),
             TERMS=tap_terms(groups),
-            STATEFUL=state is not None,
             SPLIT=grid.splits > 1,
         )
     gradients += reduce_partials(
@@ -2128,8 +1877,6 @@ def launch_backward(
         CHANNELS=channels,
         WIDTH=width,
     )
-    if state is not None:
-        gradients += [torch.empty_like(history), d_entry]
     return gradients
 
 
@@ -2474,7 +2221,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_168521e9"
+    name = unique = "s4d_ac7f435c"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,7 +8,7 @@ each, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 61199f210916e149ec9ca4ba732a35fdc3a911d2e3df1aa57c8459149b337125
+sha256, with zeros here: a7513bcfa81dfc71e7af1c802a7746340492b565261d7f8dba7df46c7f3bcfc6
 """
 
 from collections.abc import Iterator, Sequence
@@ -791,9 +791,10 @@ def launch_forward(
     configs = configs_of(x, channels, groups)
     config = configs["forward"]
     first, steps, bounds = segment(x, context, begin, end, config["BLOCK_T"])
-    grid = tile_grid(x.shape[0], steps, channels, width, config, False)
+    grid = tile_grid(x.shape[0], steps, channels, width, config)
     y = allocate(x, steps, channels)
-    step = stride_step(config, (x, y), grid.tiles)
+    tensors = (x, y)
+    step = stride_step(config, tensors, grid.tiles)
     if grid.programs:
         launch(
             short_conv_forward,
@@ -836,14 +837,14 @@ def launch_backward(
     configs = configs_of(x, channels, groups)
     config = configs["backward"]
     first, steps, bounds = segment(x, context, begin, end, config["BLOCK_T"])
+    grid = tile_grid(x.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
     gradients = [allocate(x, steps) for x in inputs]
     (d_x,) = unpack(gradients)
     d_unit = d_x.stride(2)
     tensors = (x, dy, d_x)
-    grid = tile_grid(dy.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
     step = stride_step(config, tensors, grid.tiles)
-    partials = dy.new_empty(
-        (dy.shape[0] * grid.splits * grid.sums, 5, channels), dtype=torch.float32
+    partials = x.new_empty(
+        (x.shape[0] * grid.splits * grid.sums, 5, channels), dtype=torch.float32
     )
     if grid.programs:
         launch(
@@ -1118,7 +1119,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_3977e1b2"
+    name = unique = "short_conv_00becda8"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,7 +8,7 @@ each, K = 3 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 357cddfb891ffadaf7d28bc30135216f7f464e758e98434f8003a2c2c6183ab9
+sha256, with zeros here: 3b20597f00d2f1490e329daf2db5972d4f5ee1534c724fe8aea02cc9f2120196
 """
 
 from collections.abc import Iterator, Sequence
@@ -731,9 +731,10 @@ def launch_forward(
     configs = configs_of(x, channels, groups)
     config = configs["forward"]
     first, steps, bounds = segment(x, context, begin, end, config["BLOCK_T"])
-    grid = tile_grid(x.shape[0], steps, channels, width, config, False)
+    grid = tile_grid(x.shape[0], steps, channels, width, config)
     y = allocate(x, steps, channels)
-    step = stride_step(config, (x, y), grid.tiles)
+    tensors = (x, y)
+    step = stride_step(config, tensors, grid.tiles)
     if grid.programs:
         launch(
             short_conv_3_forward,
@@ -776,14 +777,14 @@ def launch_backward(
     configs = configs_of(x, channels, groups)
     config = configs["backward"]
     first, steps, bounds = segment(x, context, begin, end, config["BLOCK_T"])
+    grid = tile_grid(x.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
     gradients = [allocate(x, steps) for x in inputs]
     (d_x,) = unpack(gradients)
     d_unit = d_x.stride(2)
     tensors = (x, dy, d_x)
-    grid = tile_grid(dy.shape[0], steps, channels, width, config, bounds[1] > bounds[2])
     step = stride_step(config, tensors, grid.tiles)
-    partials = dy.new_empty(
-        (dy.shape[0] * grid.splits * grid.sums, 4, channels), dtype=torch.float32
+    partials = x.new_empty(
+        (x.shape[0] * grid.splits * grid.sums, 4, channels), dtype=torch.float32
     )
     if grid.programs:
         launch(
@@ -1058,7 +1059,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_3_72d3f44d"
+    name = unique = "short_conv_3_30dbe99b"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -28,7 +28,7 @@ from sh2gen.base.files import (
 from sh2gen.base.versions import beyond_triton
 from sh2gen.build.build import Building, check_fits
 from sh2gen.emit.launched import launched
-from sh2gen.plan.plan import Role
+from sh2gen.plan.kernel import Role
 from sh2gen.plan.source import Alignment, Source
 from sh2gen.runtime.operator import Operator, OperatorRunner
 from sh2gen.spec.decode import load_spec

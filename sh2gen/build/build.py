@@ -18,7 +18,7 @@ from sh2gen.base.errors import CheckFailed
 from sh2gen.base.process import Worker
 from sh2gen.base.versions import has_triton, no_triton
 from sh2gen.build.load_module import module_name
-from sh2gen.plan.plan import Role
+from sh2gen.plan.kernel import Role
 from sh2gen.plan.source import Alignment, KernelSource, Source
 from sh2gen.targets.target import Target
 

@@ -8,7 +8,7 @@ so `explain` can print them. The prediction puts them beside a target's rates.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from sh2gen.cost.eager import eager_work
@@ -25,7 +25,9 @@ from sh2gen.cost.programs import (
     variant_seconds,
 )
 from sh2gen.cost.work import BLOCK_T, BYTES, ROWS, Work, work
-from sh2gen.plan.plan import Kernel, Plan, Role, Variant
+from sh2gen.plan.actions import Eager, Launch, Reduce, When
+from sh2gen.plan.kernel import Kernel, Role, Variant
+from sh2gen.plan.plan import Plan
 from sh2gen.plan.values import Layout
 from sh2gen.schedule.config import DIRECTIONS, Schedule, launch_config
 from sh2gen.spec.language import Workload
@@ -122,42 +124,55 @@ def predict(
     elements = workload.batch * workload.length * spec.channels
     once, launch = target.constants.once, target.constants.launch
     bound = elements * bound_bytes(spec, direction) / target.elementwise_bandwidth + once
-    kernel = plan.kernel(direction)
-    if kernel is None:
-        graph = plan.graph if direction == "forward" else plan.backward_graph
-        moved, launches = eager_work(graph, plan, workload, spec, target.constants.eager)
-        memory = moved / target.elementwise_bandwidth
-        return Prediction(
-            seconds=memory + launches * launch,
-            memory=memory,
-            tensor=0.0,
-            issue=0.0,
-            fixed=launches * launch,
-            bound=bound,
-        )
-    at = at_work(spec, plan, kernel, schedule, workload, target)
-    sums = direction == "backward" and bool(plan.reductions)  # of all parameters at once
-    launches, splits, issue, waves = 1 + sums, 1, at.issue + at.tensor, 0.0
+    found: list[Prediction] = []
+    launches, splitting = 0, 0
+    for action in plan.actions[Role(direction)]:
+        match action:
+            case Launch(kernel=kernel, when=When.ALWAYS):
+                at = at_work(spec, plan, kernel, schedule, workload, target)
+                found.append(_kernel_alone(at, bound, once))
+                launches += 1
+            case Launch():
+                splitting += 1
+            case Reduce():  # of all parameters at once
+                launches += 1
+            case Eager(graph=graph):
+                moved, count = eager_work(graph, plan, workload, spec, target.constants.eager)
+                memory = moved / target.elementwise_bandwidth
+                found.append(_eager_alone(memory, bound))
+                launches += count
+            case _:
+                pass  # tensors; and edges of splits, which are few
+    (one,) = found
+    fixed = launch * (launches + splitting * (one.splits > 1)) + one.fixed
+    return replace(one, seconds=one.seconds + fixed, fixed=fixed)
+
+
+def _eager_alone(memory: float, bound: float) -> Prediction:
+    """Of plain PyTorch, whose launches apart its traffic is all."""
+    return Prediction(seconds=memory, memory=memory, tensor=0.0, issue=0.0, fixed=0.0, bound=bound)
+
+
+def _kernel_alone(at: AtWork, bound: float, once: float) -> Prediction:
+    """Of the launch of one kernel, what the launch itself takes apart; `fixed` is not in it."""
+    kind, splits, issue, waves = kind_of(at.kernel), 1, at.issue + at.tensor, 0.0
     if at.running is None:
         seconds = variant_seconds(at)
-    elif kind_of(kernel) == "tile":
+    elif kind == "tile":
         seconds, issue, waves = tile_seconds(at)
-    elif kind_of(kernel) == "stream":
+    elif kind == "stream":
         (seconds, waves), issue = stream_seconds(at), 0.0
     else:
         seconds, issue, splits = recurrence_seconds(at)
-        launches += splits > 1
-    if at.running is None or kind_of(kernel) == "recurrence":
+    if at.running is None or kind == "recurrence":
         waves = max(0.0, seconds - math.hypot(at.memory, issue))
-    # A recurrence is as long as its programs, which all begin at once.
-    fixed = launch * launches + (0.0 if kind_of(kernel) == "recurrence" else once)
     return Prediction(
-        seconds=max(seconds, at.memory, at.tensor) + fixed,
+        seconds=max(seconds, at.memory, at.tensor),
         memory=at.memory,
         tensor=at.tensor,
         issue=issue,
         waves=waves,
-        fixed=fixed,
+        fixed=0.0 if kind == "recurrence" else once,  # its programs all begin at once
         bound=bound,
         splits=splits,
         running=at.running,

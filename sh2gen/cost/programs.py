@@ -11,7 +11,7 @@ from sh2gen.plan.blocks import (
     Toeplitz,
 )
 from sh2gen.plan.geometry import Grid, stream_grid, tile_grid, walk_grid
-from sh2gen.plan.plan import Kernel, Role
+from sh2gen.plan.kernel import Kernel, Role
 from sh2gen.plan.statements import (
     LoadRows,
 )

@@ -20,6 +20,7 @@ from sh2gen.plan.blocks import (
     ZeroToeplitz,
 )
 from sh2gen.plan.edges import Edge
+from sh2gen.plan.kernel import Kernel
 from sh2gen.plan.modes import (
     Blocks,
     EndParts,
@@ -35,7 +36,6 @@ from sh2gen.plan.modes import (
     ZeroModes,
     ZeroState,
 )
-from sh2gen.plan.plan import Kernel
 from sh2gen.plan.statements import (
     Accumulate,
     Extend,

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sh2gen.emit.text import literal
-from sh2gen.plan.plan import Plan, Role
+from sh2gen.plan.kernel import Role
+from sh2gen.plan.plan import Plan
 from sh2gen.schedule.config import Schedule
 from sh2gen.schedule.expressions import holds, number_of
 from sh2gen.schedule.facts import facts_of, tap_terms

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, assert_never
 
-from sh2gen.emit.reduce import op_parameters
 from sh2gen.emit.text import targets
 from sh2gen.graph.nodes import (
     GRADIENTS,
@@ -36,21 +35,27 @@ _WIDE = "(p.to(dtype) for p in parameters)"
 
 
 def eager_helper_names(plan: Plan, *, stateful: bool) -> set[str]:
-    """The helpers that the lines of a plan's graphs call."""
-    wanted = {"chunks", "channel_rows", "add_rows"}
+    """The helpers that the lines of a plan's graphs call.
+
+    Args:
+        stateful: whether the modes' state is carried in and out, of which PyTorch finds gradients.
+    """
+    wanted, gradients = {"chunks", "channel_rows"}, {"add_rows"}
     if any(view.roles > 1 for view in plan.graph.views):
         wanted.add("role_rows")
     if plan.eager is EagerConv.MODAL:
-        wanted |= {"conv_modal", "mode_gradient_modal"}
-        wanted |= {"leave_modes"} if stateful else set()
+        wanted |= {"conv_modal", *["leave_modes"] * stateful}
+        gradients.add("mode_gradient_modal")
     taps = [node for node in plan.graph.parameters if isinstance(node, Parameter)]
     if plan.eager is not EagerConv.MODAL or any(node.view.length for node in taps):
-        wanted |= {f"conv_{_finite(plan.eager)}", f"tap_gradient_{_finite(plan.eager)}"}
+        wanted.add(f"conv_{_finite(plan.eager)}")
+        gradients.add(f"tap_gradient_{_finite(plan.eager)}")
     if plan.eager is EagerConv.FFT and len(taps) < len(plan.graph.parameters):
-        wanted |= {"modal_taps", "mode_gradient_fft"}
+        wanted.add("modal_taps")
+        gradients.add("mode_gradient_fft")
     if any(isinstance(node, SiluGradient) for node in plan.backward_graph.nodes):
-        wanted.add("silu_gradient_eager")
-    return wanted
+        gradients.add("silu_gradient_eager")
+    return wanted | (set() if stateful else gradients)
 
 
 def _finite(conv: EagerConv) -> str:
@@ -139,7 +144,7 @@ def eager_stateful(spec: OpSpec, plan: Plan) -> dict[str, Any]:
 def eager_backward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     graph = plan.backward_graph
     names = [f"d_{name}_all" for name in spec.inputs]
-    parameters = op_parameters(spec)
+    parameters = list(spec.kernel_parameters)
     setup = [
         "d_inputs = [allocate(x, x.shape[TIME]) for x in inputs]",
         f"{targets(names)} = (canonical(x) for x in unpack(d_inputs))",

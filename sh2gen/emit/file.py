@@ -11,7 +11,6 @@ from typing import Any
 from sh2gen.emit import config, eager, kernels, reduce
 from sh2gen.emit.launchers import launchers
 from sh2gen.emit.parts import GEOMETRY, closure, part, texts
-from sh2gen.emit.reduce import op_parameters
 from sh2gen.emit.text import filled, kernel, literal
 from sh2gen.emit.words import class_name, filter_size, formula, meaning, packing, summary
 from sh2gen.plan.plan import EagerConv, Plan
@@ -138,7 +137,7 @@ def _launchers(spec: OpSpec, plan: Plan) -> list[str]:
             wanted |= helper.uses & geometry
     if any(s.width == "SHARERS" for s in reduce.sections(spec, plan)):
         wanted.add("sharers")
-    others = [] if plan.states else ["allocate_states", "whole_state"]
+    others = ["segment"] if plan.states else ["allocate_states"]
     others += [] if plan.reductions else ["reduce_partials"]
     others += [h.name for h in part("launch") if h.name.startswith("suits_")]
     others = [name for name in others if name not in suits]
@@ -177,35 +176,36 @@ def _eager(spec: OpSpec, plan: Plan) -> list[str]:
     others += [] if plan.eager is not EagerConv.DIRECT else ["refuse_symbols"]
     others += [] if plan.states else ["differentiates"]
     functions = [eager.eager_forward(spec, plan), eager.eager_backward(spec, plan)]
-    functions += [eager.eager_stateful(spec, plan)] if spec.state and plan.states else []
-    history = ["join_history"] if plan.states else []
+    if spec.state is not None and plan.states:
+        functions = [eager.eager_stateful(spec, plan)]
+    history = ["join_history", "zero_history"] if plan.states else []
     return [
         _banner(f"Plain PyTorch: {title}"),
         *texts("op", without=others),
         *(texts("state", without=["STATE", "state_fields", *history]) if spec.state else []),
         *closure(
             ("eager_pairs", "eager") if spec.filter.pairs else ("eager",),
-            eager.eager_helper_names(plan, stateful=bool(spec.state)),
+            eager.eager_helper_names(plan, stateful=spec.state is not None and plan.states),
         ),
         filled(
             "sections/eager.py.j2",
             layout=plan.layout.value,
             eager=functions,
-            op_parameters=op_parameters(spec),
+            op_parameters=list(spec.kernel_parameters),
         ),
     ]
 
 
 def _operator(spec: OpSpec, plan: Plan, library: str) -> list[str]:
-    context = _calls(spec, plan) | {"library_name": library}
+    context = _calls(spec, plan)
     found = [_banner("The operator: torch.library ops, autograd, checks, functions and module")]
     if spec.filter.decay is not None:
         found += texts("decay")
     if spec.filter.parametrisation is Parametrisation.P_GAMMA:
         found += texts("poles")
-    found.append(filled("sections/library.py.j2", **context))
-    if spec.state is not None and plan.states:
-        found.append(filled("sections/library_state.py.j2", **context))
+    found.append(filled("sections/library_name.py.j2", library_name=library))
+    stateful = spec.state is not None and plan.states
+    found.append(filled(f"sections/library{'_state' * stateful}.py.j2", **context))
     others = [] if plan.kernels else ["require_triton"]
     found += texts("check", without=["parameter_shapes", *others])
     if spec.state is not None:
@@ -223,7 +223,7 @@ def _taps(spec: OpSpec) -> tuple[str, ...]:
 def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     """What sections say of calls."""
     n, shape = len(spec.inputs), _shape(plan)
-    x, parameters = spec.inputs[0], op_parameters(spec)
+    x, parameters = spec.inputs[0], list(spec.kernel_parameters)
     saved = [*plan.saved, *(["states"] if plan.states else [])]
     enters = spec.state is not None and spec.state.initial
     leaves = spec.state is not None and spec.state.final
@@ -323,7 +323,7 @@ def _fake(spec: OpSpec, plan: Plan) -> list[str]:
     """What forward_op gives, without its values."""
     x = spec.inputs[0]
     if plan.states:
-        groups, size = f"{op_parameters(spec)[0]}.shape[0]", spec.filter.state_size
+        groups, size = f"{spec.kernel_parameters[0]}.shape[0]", spec.filter.state_size
         kept = f"channels, steps, config, {size}, keep and {x}.is_cuda"
         return [
             f'config = configs_of({x}, channels, {groups})["forward"]',

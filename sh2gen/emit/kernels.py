@@ -13,8 +13,9 @@ from sh2gen.emit.words import formula
 from sh2gen.graph.nodes import Modes
 from sh2gen.plan.arguments import Argument, Of
 from sh2gen.plan.geometry import may_split
+from sh2gen.plan.kernel import Kernel, Role, Variant
 from sh2gen.plan.modes import Parts
-from sh2gen.plan.plan import Join, Kernel, Plan, Role, Variant
+from sh2gen.plan.plan import Plan
 from sh2gen.plan.source import KernelSource
 from sh2gen.plan.statements import Statement
 from sh2gen.plan.values import Rows, Scope, row_of
@@ -49,7 +50,7 @@ def helpers_of(spec: OpSpec, plan: Plan) -> list[tuple[tuple[str, ...], set[str]
     wanted = set(_SKELETON_HELPERS)
     for kernel in plan.kernels:
         wanted |= helpers(kernel.program, _scope(spec, kernel))
-    if joins(plan):
+    if plan.joined:
         wanted.add("join_splits")
     found = [(plan.kernels[0].parts, wanted)]
     for kernel in plan.kernels:
@@ -63,12 +64,6 @@ def splits_sequences(spec: OpSpec, plan: Plan, schedule: Schedule) -> bool:
     """Whether launchers split sequences that are long enough."""
     configs = (launch_config(spec, schedule, kernel.role) for kernel in plan.kernels)
     return any("PROGRAMS" in c and may_split(spec.channels, c) for c in configs)
-
-
-def joins(plan: Plan) -> tuple[Argument, ...]:
-    """The arguments of the kernel that joins gradients where splits meet, if there is one."""
-    found = [a.arguments for a in plan.actions[Role.BACKWARD] if isinstance(a, Join)]
-    return found[0] if found else ()
 
 
 def head(decorator: str, name: str, arguments: Sequence[Argument], constexpr: str) -> str:
@@ -155,6 +150,7 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: Kernel) -> dict[str, Any]:
         "modes": spec.filter.state_size,
         "padded_modes": max(16, 1 << (max(1, spec.filter.state_size) - 1).bit_length()),
         "lag": spec.lag,
+        "given": spec.state is not None,
         "roles": len(spec.inputs),
         "poles": _poles(plan),
         "exact": spec.precision is Precision.EXACT,
@@ -212,8 +208,8 @@ def kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kernel
                     )
                 )
     config = launch_config(spec, schedule, Role.BACKWARD)
-    if (arguments := joins(plan)) and may_split(spec.channels, config):
-        join = _source(spec, "", Role.BACKWARD, arguments, {"num_warps": WARPS})
+    if plan.joined and may_split(spec.channels, config):
+        join = _source(spec, "", Role.BACKWARD, plan.joined, {"num_warps": WARPS})
         found.append(dataclasses.replace(join, name="join_splits"))
     if plan.reductions:
         found.append(reduce.kernel_source(spec, plan, config))

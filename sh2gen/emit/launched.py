@@ -12,7 +12,8 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sh2gen.cost.cost import stride_step, variant_of_call
-from sh2gen.plan.plan import Kernel, Plan, Role
+from sh2gen.plan.kernel import Kernel, Role
+from sh2gen.plan.plan import Plan
 from sh2gen.plan.source import Alignment, KernelSource
 from sh2gen.schedule.config import Schedule, launch_config
 from sh2gen.spec.operator import OpSpec

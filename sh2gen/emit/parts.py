@@ -19,7 +19,7 @@ class Helper:
     """A top-level function or class of a part.
 
     Attributes:
-        uses: names in it.
+        uses: names in it that are not its own.
     """
 
     name: str
@@ -38,11 +38,20 @@ def part(name: str) -> tuple[Helper, ...]:
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-            names = frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name))
+            names = frozenset(
+                n.id for n in ast.walk(node) if isinstance(n, ast.Name) and n.id not in _own(node)
+            )
             assert node.end_lineno is not None
             text = "\n".join(lines[first - 1 : node.end_lineno])
             found.append(Helper(node.name, text, names))
     return tuple(found)
+
+
+def _own(node: ast.FunctionDef | ast.ClassDef) -> set[str]:
+    """The arguments and variables of a helper, which may be called as another helper is."""
+    stored = (n for n in ast.walk(node) if isinstance(n, ast.Name))
+    names = {n.id for n in stored if isinstance(n.ctx, ast.Store)}
+    return names | {n.arg for n in ast.walk(node) if isinstance(n, ast.arg)}
 
 
 def texts(name: str, without: Iterable[str] = ()) -> list[str]:

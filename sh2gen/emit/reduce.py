@@ -8,8 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from sh2gen.plan.actions import Reduce
 from sh2gen.plan.geometry import sharers
-from sh2gen.plan.plan import Plan, Reduction, Role
+from sh2gen.plan.kernel import Reduction, Role
+from sh2gen.plan.plan import Plan
 from sh2gen.plan.source import KernelSource
 from sh2gen.spec.language import TapOrder
 from sh2gen.spec.operator import OpSpec
@@ -40,21 +42,14 @@ class Section:
     constants: tuple[tuple[str, object], ...]
 
 
-def op_parameters(spec: OpSpec) -> list[str]:
-    """The parameter tensors that kernels and plain PyTorch take: poles as they are, however they
-    are trained.
-    """
-    names = [p.name for p in spec.parameters]
-    return ["log_poles", *names[2:]] if names[:2] == ["p", "gamma"] else names
-
-
 def sections(spec: OpSpec, plan: Plan) -> tuple[Section, ...]:
     """All sections of the kernel."""
     if not plan.reductions:
         return ()
-    kernel = plan.kernel(Role.BACKWARD)
+    (role,) = (r for r, found in plan.actions.items() if any(isinstance(a, Reduce) for a in found))
+    kernel = plan.kernel(role)
     assert kernel is not None
-    order = op_parameters(spec)
+    order = list(spec.kernel_parameters)
     shapes = {p.name: f"[{', '.join(p.dims)}]" for p in spec.parameters}
     shapes.setdefault("log_poles", shapes.get("residues", ""))
     found = []

@@ -22,7 +22,7 @@ from sh2gen.plan.blocks import (
     ToeplitzGradient,
     ZeroToeplitz,
 )
-from sh2gen.plan.plan import Kernel
+from sh2gen.plan.kernel import Kernel
 from sh2gen.plan.program import Phases
 from sh2gen.plan.statements import (
     Extend,

@@ -1,30 +1,60 @@
-"""What calls do whose kernels carry nothing from one split to another."""
+"""What calls do, action by action."""
 
 from __future__ import annotations
 
-from sh2gen.plan.plan import Action, Allocate, Kernel, Launch, Reduce, Reduction, Role
+from sh2gen.plan.actions import Action, Allocate, Give, Launch, Reduce, Room
+from sh2gen.plan.kernel import Kernel, Reduction, Role
+from sh2gen.spec.operator import OpSpec
+
+RANGE = "for steps begin .. end - 1 of the segment after `context` steps."
 
 
 def whole(
+    spec: OpSpec,
     forward: Kernel,
     backward: Kernel,
     saved: tuple[str, ...],
     reductions: tuple[Reduction, ...],
 ) -> dict[Role, tuple[Action, ...]]:
-    """One launch forward; one backward, and one that adds partial sums."""
-    program = backward.program
-    partials = [Allocate(names=("partials",), make="partials")] * bool(program.partial_rows)
-    groups = [Allocate(names=("group_partials",), make="group_partials")]
+    """What calls do whose kernels carry nothing from one split to another: one launch forward;
+    one backward, and one that adds partial sums.
+    """
+    results = ("y", *saved)
+    doc = (
+        f"{gradients_doc(spec)}\n\nWith a range, the gradients of inputs are for its steps "
+        "and those of parameters sum over them; `dy` and saved values cover the whole segment, "
+        "without its context."
+    )
     return {
         Role.FORWARD: (
-            Allocate(names=("y", *saved), make="activations"),
+            Allocate(names=results, room=Room.ACTIVATION),
             Launch(kernel=forward),
+            Give(names=results, doc=f"[{', '.join(results)}] {RANGE}"),
         ),
         Role.BACKWARD: (
-            Allocate(names=program.stores, make="gradients"),
-            *partials,
-            *groups * bool(program.partial_groups),
+            Allocate(names=tuple(f"d_{name}" for name in spec.inputs), room=Room.GRADIENTS),
+            *partials(backward),
             Launch(kernel=backward),
             *([Reduce(reductions=reductions)] if reductions else []),
+            Give(names=("gradients",), doc=doc),
         ),
     }
+
+
+def gradients_doc(spec: OpSpec) -> str:
+    names = ", ".join(spec.kernel_parameters)
+    return f"Gradients of the inputs, packed if they are, then of {names}."
+
+
+def partials(kernel: Kernel) -> list[Allocate]:
+    """Room for the partial sums that a kernel writes."""
+    program = kernel.program
+    found: list[Allocate] = []
+    if rows := program.partial_rows:
+        splits = ("batch", "splits", "sums")
+        shape: tuple[tuple[str | int, ...], ...] = (splits, (rows,), ("channels",))
+        found.append(Allocate(names=("partials",), room=Room.FLOAT32, shape=shape))
+    if rows := program.partial_groups:
+        shape = (("batch", "splits"), (rows,), ("columns",))
+        found.append(Allocate(names=("group_partials",), room=Room.FLOAT32, shape=shape))
+    return found

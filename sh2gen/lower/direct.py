@@ -15,7 +15,8 @@ from sh2gen.lower.rows import layouts, tile_program
 from sh2gen.lower.verdict import Verdict, later_fields
 from sh2gen.plan.arguments import tile_arguments
 from sh2gen.plan.geometry import tile_grid
-from sh2gen.plan.plan import EagerConv, Kernel, Plan, Role
+from sh2gen.plan.kernel import Kernel, Role
+from sh2gen.plan.plan import EagerConv, Plan
 from sh2gen.plan.program import TileProgram
 from sh2gen.plan.values import Layout
 from sh2gen.spec.language import FilterKind, Precision
@@ -89,7 +90,7 @@ def _plan(spec: OpSpec, layout: Layout, saved: tuple[str, ...]) -> Plan:
         graph=graph,
         backward_graph=backward_graph,
         actions=whole(
-            kernel(Role.FORWARD, forward), kernel(Role.BACKWARD, backward), saved, reductions
+            spec, kernel(Role.FORWARD, forward), kernel(Role.BACKWARD, backward), saved, reductions
         ),
         eager=EagerConv.DIRECT,
     )

@@ -8,7 +8,9 @@ from sh2gen.graph.adjoint import adjoint
 from sh2gen.graph.nodes import operator_graph
 from sh2gen.lower.rows import layouts
 from sh2gen.lower.verdict import Verdict, later_fields
-from sh2gen.plan.plan import Eager, EagerConv, Plan, Role
+from sh2gen.plan.actions import Eager
+from sh2gen.plan.kernel import Role
+from sh2gen.plan.plan import EagerConv, Plan
 from sh2gen.spec.language import FilterKind
 from sh2gen.spec.operator import OpSpec
 

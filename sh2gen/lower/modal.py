@@ -22,9 +22,21 @@ import dataclasses
 
 from sh2gen.graph.adjoint import adjoint
 from sh2gen.graph.nodes import Conv, Graph, ModeGradient, Modes, Parameter, operator_graph
+from sh2gen.lower.actions import gradients_doc, partials
 from sh2gen.lower.rows import partial_sums
 from sh2gen.lower.streams import Stream
 from sh2gen.lower.verdict import Verdict, later_fields
+from sh2gen.plan.actions import (
+    Action,
+    Allocate,
+    Give,
+    Join,
+    Launch,
+    Recompute,
+    Reduce,
+    Room,
+    When,
+)
 from sh2gen.plan.arguments import join_arguments, walk_arguments
 from sh2gen.plan.blocks import Recall
 from sh2gen.plan.edges import (
@@ -38,6 +50,7 @@ from sh2gen.plan.edges import (
     LeaveState,
 )
 from sh2gen.plan.geometry import walk_grid
+from sh2gen.plan.kernel import Kernel, Reduction, Role
 from sh2gen.plan.modes import (
     Blocks,
     EndParts,
@@ -54,17 +67,7 @@ from sh2gen.plan.modes import (
     ZeroState,
 )
 from sh2gen.plan.phases import phases
-from sh2gen.plan.plan import (
-    Allocate,
-    EagerConv,
-    Join,
-    Kernel,
-    Launch,
-    Plan,
-    Reduce,
-    Reduction,
-    Role,
-)
+from sh2gen.plan.plan import EagerConv, Plan
 from sh2gen.plan.program import TileProgram
 from sh2gen.plan.statements import (
     Extend,
@@ -113,11 +116,12 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
     """One plan: channels first, states before tiles stored for backward."""
     graph = operator_graph(spec)
     backward_graph = adjoint(graph)
+    given = spec.state is not None  # a call takes and gives the state at the ends
     own = ("modal_pairs", "modal") if spec.filter.pairs else ("modal",)
     parts = (*own, "modal_rows", "modal_ends", "rows", "toeplitz", "channels_first")
     names = (f"d_{name}" for name in spec.inputs)
     backward, reductions = _backward(
-        backward_graph, dict(zip(names, backward_graph.outputs, strict=False))
+        backward_graph, dict(zip(names, backward_graph.outputs, strict=False)), given
     )
 
     def kernel(role: Role, program: TileProgram, *, sums: bool = False) -> Kernel:
@@ -139,34 +143,51 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
             lanes=("H", "M // 2"),
         )
 
-    before = Launch(kernel=kernel(Role.FORWARD, _sums(graph, +1), sums=True), when_split=True)
-    after = Launch(
-        kernel=kernel(Role.BACKWARD, _sums(backward_graph, -1), sums=True), when_split=True
-    )
-    edges = (Allocate(names=("d_history", "edges"), make="edges"),) if spec.lag else ()
-    join = (Join(arguments=join_arguments(spec)),) if spec.lag else ()
-    split_sums = Allocate(names=("split_sums",), make="split_sums")
+    backward_kernel = kernel(Role.BACKWARD, backward)
+
+    def sums(graph: Graph, role: Role, time: int) -> tuple[Action, ...]:
+        """What finds, where a sequence is split, what every tile adds to the state."""
+        found = kernel(role, _sums(graph, time, given), sums=True)
+        return (
+            Allocate(names=("split_sums",), room=Room.STATES, when=When.SPLIT),
+            Launch(kernel=found, when=When.SPLIT),
+        )
+
+    inputs, lag = spec.inputs, spec.lag
+    shape = (("batch",), ("splits",), (len(inputs),), ("channels",), (2,), (lag,))
+    edges = Allocate(names=("edges",), room=Room.FLOAT32, shape=shape, when=When.SPLIT)
+    leaving = Allocate(names=("leaving",), room=Room.LIKE, like="entry", io=True)
+    entering = [Allocate(names=("d_entry",), room=Room.LIKE, like="entry", io=True)]
+    entering += [Allocate(names=("d_history",), room=Room.LIKE, like="history")]
+    stated = " `state` is the history and the modes' state before the first step."
     actions = {
         Role.FORWARD: (
-            Allocate(names=("y",), make="activations"),
-            Allocate(names=("states",), make="states"),
-            Allocate(names=("history", "entry"), make="past"),
-            Allocate(names=("leaving",), make="leaving"),
-            split_sums,
-            before,
-            Launch(kernel=kernel(Role.FORWARD, _forward(graph))),
+            Allocate(names=("y",), room=Room.ACTIVATION),
+            Allocate(names=("states",), room=Room.STATES, when=When.KEPT),
+            *[leaving] * given,
+            *sums(graph, Role.FORWARD, +1),
+            Launch(kernel=kernel(Role.FORWARD, _forward(graph, given))),
+            Give(
+                names=("y", "states", *["leaving"] * given),
+                doc="[y, states before tiles"
+                + (f", the modes' state after the last step].{stated}" if given else "]."),
+            ),
         ),
         Role.BACKWARD: (
-            Allocate(names=tuple(f"d_{name}" for name in spec.inputs), make="gradients"),
-            Allocate(names=("history", "entry"), make="past"),
-            Allocate(names=("d_entry", "d_leaving_entry"), make="future"),
-            split_sums,
-            *edges,
-            Allocate(names=("partials",), make="partials"),
-            after,
-            Launch(kernel=kernel(Role.BACKWARD, backward)),
-            *join,
+            Recompute(name="states", role=Role.FORWARD),
+            Allocate(names=tuple(f"d_{name}" for name in inputs), room=Room.GRADIENTS),
+            *entering * given,
+            *[edges] * bool(lag),
+            *partials(backward_kernel),
+            *sums(backward_graph, Role.BACKWARD, -1),
+            Launch(kernel=backward_kernel),
+            *([Join(arguments=join_arguments(spec))] if lag else []),
             Reduce(reductions=reductions),
+            Give(
+                names=("gradients", *["d_history", "d_entry"] * given),
+                doc=gradients_doc(spec)
+                + ("\n\nAlso of `state`, as in `launch_forward`." if given else ""),
+            ),
         ),
     }
     return (
@@ -199,7 +220,9 @@ class _Stream(Stream):
         )
 
 
-def _states(x: str, modes: str, direction: int, *, entered: bool = False) -> list[Statement]:
+def _states(
+    x: str, modes: str, direction: int, *, entered: bool = False, given: bool = False
+) -> list[Statement]:
     """The block of x and the states around it, of which the first may be that of a sequence."""
     return [
         Blocks(out=f"{x}_block", x=Operand(x, BLOCK)),
@@ -210,12 +233,13 @@ def _states(x: str, modes: str, direction: int, *, entered: bool = False) -> lis
             state=f"{x}_state",
             direction=direction,
             entered=entered,
+            given=given,
         ),
     ]
 
 
-def _forward(graph: Graph) -> TileProgram:
-    """A stream forward in time, which writes the last state where one is asked for."""
+def _forward(graph: Graph, given: bool) -> TileProgram:
+    """A stream forward in time, which writes the last state if the first is given."""
     stream = _Stream(graph, time=+1)
     conv = stream.conv(+1)
     body: list[Statement] = []
@@ -223,14 +247,15 @@ def _forward(graph: Graph) -> TileProgram:
         body += stream.statements(node)
         if node.out == conv.x:
             state = f"{conv.x}_state"
-            leave = LeaveState(state=state, x=Operand(conv.x, BLOCK))
-            body += [KeepState(state=state), leave, *_states(conv.x, conv.taps, +1, entered=True)]
+            leave = [LeaveState(state=state, x=Operand(conv.x, BLOCK))] * given
+            states = _states(conv.x, conv.taps, +1, entered=True, given=given)
+            body += [KeepState(state=state), *leave, *states]
     body.append(StoreRows(tensor="y", x=Operand(graph.outputs[0], BLOCK)))
     body = [s for statement in body for s in _recalled(statement)]
-    return TileProgram(prologue=tuple(stream.prologue), body=_with_history(body))
+    return TileProgram(prologue=tuple(stream.prologue), body=_lagged(body, given))
 
 
-def _sums(graph: Graph, time: int) -> TileProgram:
+def _sums(graph: Graph, time: int, given: bool) -> TileProgram:
     """What every tile of a stream adds to the state: all that the state depends on."""
     stream = _Stream(graph, time=time)
     conv = stream.conv(time)
@@ -251,7 +276,7 @@ def _sums(graph: Graph, time: int) -> TileProgram:
     loads = [s for s in stream.prologue if isinstance(s, LoadTaps | LoadVector | LoadModes)]
     return TileProgram(
         prologue=tuple(load for load in loads if load.out in used),
-        body=_with_history(body),
+        body=_lagged(body, given),
         time=time,
     )
 
@@ -265,10 +290,10 @@ def _recalled(statement: Statement) -> list[Statement]:
     return [dataclasses.replace(statement, out=blocks), Recall(out=out, blocks=blocks)]
 
 
-def _with_history(body: list[Statement]) -> tuple[Statement, ...]:
-    """The body, whose context before the first step a call may give."""
+def _lagged(body: list[Statement], given: bool) -> tuple[Statement, ...]:
+    """The body with its context loaded by itself; that before the first step may be given."""
     return tuple(
-        dataclasses.replace(s, history=True, lagged=True)
+        dataclasses.replace(s, history=given, lagged=True)
         if isinstance(s, LoadRows) and s.rows.lo
         else s
         for s in body
@@ -305,11 +330,11 @@ def _in_phases(body: list[Statement]) -> list[Statement]:
 
 
 def _with_edges(
-    body: list[Statement], total: str, inputs: list[str]
+    body: list[Statement], total: str, inputs: list[str], given: bool
 ) -> tuple[list[Statement], list[Edge]]:
-    """The body with what the gradient of the last state adds, and what later steps take from its
-    rows; and what writes gradients of the first state and of the history, and rows for earlier
-    steps, once the stream has come to the first step.
+    """The body with what later steps take from its rows, and what writes rows for earlier steps
+    once the stream has come to the first step. If the first state is given, also what the gradient
+    of the last adds, and what writes those of the first state and of the history.
 
     Args:
         total: the accumulators of modes.
@@ -322,24 +347,24 @@ def _with_edges(
     (conv,) = [s for s in body if isinstance(s, ModalConv) and s.direction == -1]
     for statement in body:
         match statement:
-            case States(direction=1, state=state):
+            case States(direction=1, state=state) if given:
                 found.append(LeaveGradient(total=total, state=state, x=x))
                 found.append(statement)
-            case Recall(out=out, blocks=blocks) if blocks == conv.out:
+            case Recall(out=out, blocks=blocks) if given and blocks == conv.out:
                 found += [statement, LeaveAdjoint(rows=out, state=adjoint.state)]
             case Extend(out=out, x=extended):
                 (fir,) = [s for s in body if isinstance(s, Fir) and s.x.name == out]
                 (store,) = [s for s in body if isinstance(s, StoreRows) and s.x.name == fir.out]
                 role = inputs.index(store.tensor.removeprefix("d_"))
                 rows, length = statement.after, fir.length - 1
-                after.append(HistoryGradient(rows=rows, taps=fir.taps, role=role))
+                after += [HistoryGradient(rows=rows, taps=fir.taps, role=role)] * given
                 after.append(FirstRows(rows=rows, role=role))
                 leave = LeaveRows(x=extended, role=role, length=length)
                 found += [statement, leave]
             case _:
                 found.append(statement)
     enter = EnterGradient(state=adjoint.state, modes=adjoint.modes)
-    return found, [enter, *after]
+    return found, [*([enter] * given), *after]
 
 
 def _blocks(body: list[Statement], direction: int) -> str:
@@ -348,12 +373,15 @@ def _blocks(body: list[Statement], direction: int) -> str:
     return states.blocks
 
 
-def _backward(graph: Graph, stores: dict[str, str]) -> tuple[TileProgram, tuple[Reduction, ...]]:
+def _backward(
+    graph: Graph, stores: dict[str, str], given: bool
+) -> tuple[TileProgram, tuple[Reduction, ...]]:
     """A stream backward in time.
 
     Args:
         graph: the backward graph.
         stores: tensor name -> value, for the gradients of inputs.
+        given: whether a call gives the gradient of the last state.
     """
     stream = _Stream(graph, time=-1)
     (gradient,) = [node for node in graph.nodes if isinstance(node, ModeGradient)]
@@ -377,19 +405,19 @@ def _backward(graph: Graph, stores: dict[str, str]) -> tuple[TileProgram, tuple[
             state: list[Statement] = [LoadState(out=f"{node.out}_state")]
             body += [*state, *_states(node.out, gradient.modes, +1)]
         if node.out == gradient.grad:
-            body += _states(node.out, gradient.modes, -1, entered=True)
+            body += _states(node.out, gradient.modes, -1, entered=True, given=given)
         for tensor in [tensor for tensor, value in left.items() if value == node.out]:
             body.append(StoreRows(tensor=tensor, x=Operand(left.pop(tensor), BLOCK)))
     zeros, partials, reductions = partial_sums(graph, stream.sums())
     inputs = [tensor.removeprefix("d_") for tensor in stores]
-    body, edges = _with_edges(_in_phases(body), gradient.out, inputs)
+    body, edges = _with_edges(_in_phases(body), gradient.out, inputs, given)
     first = sum(zero.length for zero in zeros)
     count = modes.count
     store = StoreModes(total=gradient.out, views=modes.views, first=first, length=count)
     size = len(modes.views) // 2 * count  # of a state
     program = TileProgram(
-        prologue=(*stream.prologue, *zeros, ZeroModes(out=gradient.out, length=size)),
-        body=_with_history(body),
+        prologue=(*stream.prologue, *zeros, ZeroModes(out=gradient.out, length=size, last=given)),
+        body=_lagged(body, given),
         epilogue=(*partials, store, *edges),
         time=-1,
     )

@@ -25,7 +25,7 @@ from sh2gen.graph.nodes import (
     activations,
     parameter,
 )
-from sh2gen.plan.plan import Reduction
+from sh2gen.plan.kernel import Reduction
 from sh2gen.plan.program import TileProgram
 from sh2gen.plan.statements import (
     Accumulate,

@@ -38,8 +38,9 @@ from sh2gen.plan.blocks import (
     ZeroToeplitz,
 )
 from sh2gen.plan.geometry import sm90_config, sm90_grid, sm90_suits, stream_grid
+from sh2gen.plan.kernel import Kernel, Reduction, Role, Variant
 from sh2gen.plan.phases import phases
-from sh2gen.plan.plan import EagerConv, Kernel, Plan, Reduction, Role, Variant
+from sh2gen.plan.plan import EagerConv, Plan
 from sh2gen.plan.program import TileProgram
 from sh2gen.plan.statements import Statement, StoreRows
 from sh2gen.plan.values import BLOCK, Layout, Operand
@@ -134,6 +135,7 @@ def _plan(spec: OpSpec, layout: Layout) -> Plan:
         graph=graph,
         backward_graph=backward_graph,
         actions=whole(
+            spec,
             kernel(Role.FORWARD, forward),
             kernel(Role.BACKWARD, backward, variants),
             (),

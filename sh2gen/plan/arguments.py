@@ -180,27 +180,30 @@ def walk_arguments(
         parts: whether tiles are computed part by part.
     """
     size, lag, roles = spec.filter.state_size, spec.lag, len(spec.inputs)
+    given = spec.state is not None
 
     def state(name: str, doc: str, *, io: bool = False) -> Argument:
         return Argument(name=name, of=Of.STATE, doc=doc, io=io)
 
     what = "what every tile adds" if sums else "before every tile"
     found = [state("states", f"[batch, tiles, CHANNELS, {size}] float32: {what}")]
-    if lag:
+    if given and lag:
         shape = f"[batch, {roles}, CHANNELS, {lag}]"
         found.append(state("history", f"{shape}: the inputs' steps before the first", io=True))
     if not sums:
         whose = f"[batch, CHANNELS, {size}] float32"
+        if backward and given and lag:
+            found.append(state("d_history", "the same in float32"))
         if backward and lag:
             edges = f"[batch, splits, {roles}, CHANNELS, 2, {lag}] float32"
-            found.append(state("d_history", "the same in float32"))
             found.append(state("edges", f"{edges}: rows where splits meet"))
-        before = "state before the first step"
-        before = f"gradient of the {before}" if backward else before
-        names = ("d_entry", "d_exit") if backward else ("entry", "exit")
-        found.append(state(names[0], f"{whose}: {before}"))
-        found.append(state(names[1], "the same after the last step"))
-        found.append(state("sums", "as states_ptr: what every tile adds to the state"))
+        if given:
+            before = "state before the first step"
+            before = f"gradient of the {before}" if backward else before
+            names = ("d_entry", "d_leaving") if backward else ("entry", "leaving")
+            found.append(state(names[0], f"{whose}: {before}"))
+            found.append(state(names[1], "the same after the last step"))
+        found.append(state("split_sums", "as states_ptr: what every tile adds to the state"))
     return (
         *data(spec, program),
         *found,
@@ -210,7 +213,6 @@ def walk_arguments(
         *shape_constants(program, backward=backward and not sums),
         constant("TERMS", terms),
         *(() if sums or backward else (constant("KEEP", True),)),
-        constant("STATEFUL", spec.state is not None),
         *(() if sums else (constant("SPLIT", False),)),
         *knobs("ROWS", "SEGMENTS", "BLOCK_T", "PREFETCH", *(("PARTS",) if parts else ())),
     )

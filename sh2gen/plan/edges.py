@@ -22,7 +22,7 @@ def _said(helper: str, arguments: tuple[str, ...], outs: tuple[str, ...] = ()) -
 
 
 def _sizes(scope: Scope, *more: str) -> tuple[str, ...]:
-    return (str(scope.state_size), "MODES", "M", *more, "STATEFUL")
+    return (str(scope.state_size), "MODES", "M", *more)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +102,7 @@ class HistoryGradient(Edge):
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
         where = ("d_history_ptr", "channel", self.rows, self.taps, "program", str(self.role))
-        return (Call("history_gradient", (*where, "CHANNELS", "H", "N", "STATEFUL")),)
+        return (Call("history_gradient", (*where, "CHANNELS", "H", "N")),)
 
     def __str__(self) -> str:
         return _said("history_gradient", (self.rows, self.taps))

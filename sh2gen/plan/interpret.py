@@ -33,6 +33,16 @@ from sh2gen.graph.nodes import (
     Modes,
 )
 from sh2gen.graph.reference import decayed_filter
+from sh2gen.plan.actions import (
+    Allocate,
+    Eager,
+    Give,
+    Join,
+    Launch,
+    Recompute,
+    Reduce,
+    When,
+)
 from sh2gen.plan.blocks import (
     LoadToeplitz,
     Recall,
@@ -43,6 +53,7 @@ from sh2gen.plan.blocks import (
     ZeroToeplitz,
 )
 from sh2gen.plan.edges import Edge
+from sh2gen.plan.kernel import Reduction, Role
 from sh2gen.plan.modes import (
     Blocks,
     EndParts,
@@ -58,7 +69,7 @@ from sh2gen.plan.modes import (
     ZeroModes,
     ZeroState,
 )
-from sh2gen.plan.plan import Plan, Reduction, Role
+from sh2gen.plan.plan import Plan
 from sh2gen.plan.program import TileProgram
 from sh2gen.plan.statements import (
     Accumulate,
@@ -108,32 +119,61 @@ def interpret(
     if spec.filter.parametrisation is Parametrisation.P_GAMMA:
         weights["log_poles"] = -torch.exp(weights["p"] + weights["gamma"])
 
-    forward, backward = plan.kernel(Role.FORWARD), plan.kernel(Role.BACKWARD)
-    if forward is None:
-        outputs = evaluate(plan.graph, spec, inputs, weights, dtype=dtype)
-        y, kept = outputs[plan.graph.outputs[0]], {name: outputs[name] for name in plan.saved}
-    else:
-        stored, _, _ = run(forward.program, spec, inputs, weights, rows=rows, dtype=dtype)
-        y, kept = stored["y"], {name: stored[name] for name in plan.saved}
-
-    given = {**inputs, **kept, "dy": dy}
-    if backward is None:
-        found = evaluate(plan.backward_graph, spec, given, weights, dtype=dtype)
-        gradients = dict(zip(spec.inputs, found.values(), strict=False))
-        gradients |= parameter_gradients(plan.backward_graph, spec, found)
-    else:
-        program = backward.program
-        stored, partials, groups = run(program, spec, given, weights, rows=rows, dtype=dtype)
-        gradients = {name: stored[f"d_{name}"] for name in spec.inputs}
-        for r in plan.reductions:
-            gradients[r.tensor] = reduce_partials(r, spec, groups if r.by_group else partials)
+    made = call(plan, Role.FORWARD, spec, inputs, weights, rows=rows, dtype=dtype)
+    given = {**inputs, **{name: made[name] for name in plan.saved}, "dy": dy}
+    found = call(plan, Role.BACKWARD, spec, given, weights, rows=rows, dtype=dtype)
+    gradients = {name.removeprefix("d_"): gradient for name, gradient in found.items()}
 
     if spec.filter.parametrisation is Parametrisation.P_GAMMA:  # both make the same difference
         gradients["p"] = gradients.pop("log_poles") * weights["log_poles"]
         gradients["gamma"] = gradients["p"]
     if spec.filter.kind is FilterKind.DECAY:  # linear and diagonal: it is its own adjoint
         gradients["filter"] = decayed_filter(spec, gradients["filter"])
-    return y, gradients
+    return made["y"], gradients
+
+
+def call(
+    plan: Plan,
+    role: Role,
+    spec: OpSpec,
+    tensors: Tensors,
+    parameters: Tensors,
+    *,
+    rows: int = 8,
+    dtype: torch.dtype = torch.float64,
+) -> dict[str, Tensor]:
+    """What the actions of a role make: activations (B, D, L) by name, and gradients of parameters
+    as d_name. A sequence is not cut into splits, and nothing is made of states.
+
+    Args:
+        tensors: every activation that the role is given -> (B, D, L).
+        parameters: every tensor that kernels read, a decay filter with its decay applied.
+    """
+    made: dict[str, Tensor] = {}
+    partials = groups = None
+    for action in plan.actions[role]:
+        match action:
+            case Launch(kernel=kernel, when=When.ALWAYS):
+                stored, partials, groups = run(
+                    kernel.program, spec, {**tensors, **made}, parameters, rows=rows, dtype=dtype
+                )
+                made |= stored
+            case Reduce(reductions=reductions):
+                assert partials is not None and groups is not None
+                for r in reductions:
+                    of = groups if r.by_group else partials
+                    made[f"d_{r.tensor}"] = reduce_partials(r, spec, of)
+            case Eager(graph=graph):
+                found = evaluate(graph, spec, tensors, parameters, dtype=dtype)
+                if role is Role.FORWARD:
+                    made |= found | {"y": found[graph.outputs[0]]}
+                else:
+                    made |= zip((f"d_{n}" for n in spec.inputs), found.values(), strict=False)
+                    sums = parameter_gradients(graph, spec, found)
+                    made |= {f"d_{name}": gradient for name, gradient in sums.items()}
+            case Launch() | Join() | Allocate() | Recompute() | Give():
+                pass  # of splits, tensors and states
+    return made
 
 
 # ----------------------------------------------------------------------------------- tile programs

@@ -51,10 +51,14 @@ class LoadModes(Statement):
 class ZeroModes(Statement):
     """Accumulators from which gradients are made, for a state of `length` numbers: as many of
     poles, and as many of residues.
+
+    Attributes:
+        last: whether the gradient of the last state adds to them too.
     """
 
     out: str
     length: int
+    last: bool = False
 
     @property
     def makes(self) -> Name:
@@ -65,7 +69,9 @@ class ZeroModes(Statement):
         return 2 * self.length
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
-        return (Call("zero_modes", ("MODES", "M", "BLOCK_T", "STATEFUL"), (self.out,)),)
+        zeros = Call("zero_modes", ("MODES", "M", "BLOCK_T"), (self.out,))
+        last = Call("with_last", (self.out, "MODES"), (self.out,))
+        return (zeros, last) if self.last else (zeros,)
 
     def __str__(self) -> str:
         return f"{self.out} = zero_modes()"
@@ -156,6 +162,7 @@ class States(Statement):
     Attributes:
         entered: whether a kernel that walks in this direction finds the state at its first tile's
             edge, instead of what a statement has made.
+        given: whether a call gives that at the end of the sequence, else it is zero.
     """
 
     out: str
@@ -164,6 +171,7 @@ class States(Statement):
     state: str
     direction: int
     entered: bool = False
+    given: bool = False
     is_product: ClassVar[bool] = True
 
     @property
@@ -186,11 +194,14 @@ class States(Statement):
         if not self.entered:
             return ()
         sizes: tuple[str, ...] = (str(scope.state_size), "CHANNELS", "MODES", "M")
-        where: tuple[str, ...] = ("ends", "split", self.modes)
-        helper = "load_initial_state"
-        if self.direction == -1:
-            helper, where, sizes = "enter_adjoint", (*where, "write_end"), (*sizes, "BLOCK_T")
-        return (Carried(call=Call(helper, (*where, *sizes, "STATEFUL", "SPLIT"), (self.state,))),)
+        where: tuple[str, ...] = ("split", self.modes)
+        helper = "state_before" if self.direction == +1 else "adjoint_after"
+        if self.given:
+            where = ("ends", *where)
+            helper = "load_initial_state" if self.direction == +1 else "enter_adjoint"
+            if self.direction == -1:
+                where, sizes = (*where, "write_end"), (*sizes, "BLOCK_T")
+        return (Carried(call=Call(helper, (*where, *sizes, "SPLIT"), (self.state,))),)
 
     def __str__(self) -> str:
         arguments = f"{self.blocks}, {self.modes}, {self.state}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from sh2gen.plan.plan import Role
+from sh2gen.plan.kernel import Role
 
 
 class Alignment(StrEnum):

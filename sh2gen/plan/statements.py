@@ -153,7 +153,7 @@ class LoadRows(Statement):
         carried: rows of context come from the tile before, not from memory: of a stream that runs
             forward in time.
         ahead: of the tile that a stream backward in time reaches LEAD steps later.
-        history: a call may say what was before the first step.
+        history: a call says what was before the first step.
         lagged: rows of context are loaded by themselves, not with a vector that they end.
     """
 
@@ -180,8 +180,9 @@ class LoadRows(Statement):
         lanes = ("EVEN", "ROWS", scope.lanes, "N")
         if self.lagged:
             rows = Call("load_lagged", (*where, "tile", self.context, *lanes), (out,))
-            past = (out, f"{self.tensor}_history", "tile", f"{self.context} * STATEFUL")
-            return rows, Call("with_history", (*past, scope.lanes, "N"), (out,))
+            past = (out, f"{self.tensor}_history", "tile", self.context)
+            with_history = Call("with_history", (*past, scope.lanes, "N"), (out,))
+            return (rows, with_history) if self.history else (rows,)
         start = "0" if self.carried else str(self.rows.lo)
         stop = f"ROWS + {self.rows.hi}" if self.rows.hi else "ROWS"
         tile = "ahead" if self.ahead else "tile"
@@ -195,7 +196,7 @@ class LoadRows(Statement):
         found = []
         if self.history:
             role = str(scope.inputs.index(self.tensor))
-            arguments = ("history_ptr", "channel", role, self.context, "CHANNELS", "STATEFUL")
+            arguments = ("history_ptr", "channel", role, self.context, "CHANNELS")
             out = (f"{self.tensor}_history",)
             found.append(Carried(call=Call("load_history", arguments, out)))
         if self.carried:

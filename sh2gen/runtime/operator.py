@@ -288,9 +288,10 @@ class InterpreterRunner:
         effective = self._effective(weights)
         tensors = list(inputs.values())
         detached = [p.detach() for p in effective]
-        saves = "/save-" in self.namespace.PLAN
-        saved = self.namespace.launch_forward(tensors, detached)[1:] if saves else []
-        results = self.namespace.launch_backward(dy, tensors, detached, saved)
+        saves, state = "/save-" in self.namespace.PLAN, self._zero_state(tensors)
+        saved = self.namespace.launch_forward(tensors, detached, **state)[1:] if saves else []
+        after = {"d_leaving": torch.zeros_like(saved.pop())} if state else {}
+        results = self.namespace.launch_backward(dy, tensors, detached, saved, **state, **after)
         found = dict(zip(inputs, results, strict=False))
         leaves = list(weights.values())
         gradients = torch.autograd.grad(effective, leaves, results[len(tensors) :])
@@ -316,8 +317,16 @@ class InterpreterRunner:
         for x in inputs:
             if x.dtype == torch.bfloat16:
                 raise Sh2genError("V003", "Triton's interpreter computes bfloat16 wrongly")
-        found: list[Tensor] = self.namespace.launch_forward(inputs, self._effective(parameters))
+        state, effective = self._zero_state(inputs), self._effective(parameters)
+        found: list[Tensor] = self.namespace.launch_forward(inputs, effective, **state)
         return found
+
+    def _zero_state(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
+        """What launchers of a recurrence are told of the state of a sequence that begins."""
+        n = self.namespace
+        if not hasattr(n, "stateful_op"):
+            return {}
+        return {"state": n.zero_state_like(n.unpack(inputs)[0])}
 
     def _effective(self, parameters: Mapping[str, Tensor]) -> list[Tensor]:
         """The parameters as kernels take them: a decay filter with its decay applied, poles."""

@@ -31,6 +31,14 @@ class OpSpec(Description):
         found["filter"] = {k: v for k, v in found["filter"].items() if k != "groups"}
         return found
 
+    @property
+    def kernel_parameters(self) -> tuple[str, ...]:
+        """The parameter tensors that kernels and plain PyTorch take: poles as they are, however
+        they are trained.
+        """
+        names = tuple(p.name for p in self.parameters)
+        return ("log_poles", *names[2:]) if names[:2] == ("p", "gamma") else names
+
     def with_width(self, channels: int, groups: int) -> OpSpec:
         """The same kind of operator on other channels, in other filter groups.
 

@@ -25,7 +25,7 @@ from sh2gen.base.process import Worker, python_worker
 from sh2gen.build.build import BuiltKernel, Compilers, built_kernel, failure, kernel_job, misfit
 from sh2gen.emit.emit import emit
 from sh2gen.emit.launched import alignment_of, kernel_digests, launched, of_direction, short_shape
-from sh2gen.plan.plan import Role
+from sh2gen.plan.kernel import Role
 from sh2gen.plan.source import Alignment, KernelSource, Source
 from sh2gen.schedule.config import DIRECTIONS, Schedule, coupling, partner
 from sh2gen.schedule.space import Config, search_space

@@ -16,7 +16,7 @@ from sh2gen.build.build import Building, KernelFailed, check_fits
 from sh2gen.cost.cost import score
 from sh2gen.emit.emit import emit
 from sh2gen.emit.launched import of_direction
-from sh2gen.plan.plan import Role
+from sh2gen.plan.kernel import Role
 from sh2gen.plan.source import Alignment
 from sh2gen.schedule.config import DIRECTIONS, Schedule, coupling, schedule
 from sh2gen.schedule.space import Config, search_space, space

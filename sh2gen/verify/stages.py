@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sh2gen.plan.plan import Plan, Role
+from sh2gen.plan.kernel import Role
+from sh2gen.plan.plan import Plan
 from sh2gen.plan.source import KernelSource
 from sh2gen.schedule.config import Schedule
 from sh2gen.spec.operator import OpSpec

@@ -75,23 +75,6 @@ def allocate_states(
     return like.new_empty((like.shape[0], tiles, channels, modes), dtype=torch.float32)
 
 
-def whole_state(
-    state: Sequence[Tensor] | None, x: Tensor, states: Tensor, context: int, steps: int
-) -> tuple[Tensor, Tensor]:
-    """The history and the modes' state before a sequence, as kernels read them; if there is none,
-    stand-ins that they do not read. Refuses ranges: what is before them would be forgotten.
-    """
-    if context or steps != x.shape[TIME]:
-        raise ValueError(
-            f"{OP}: kernels with states compute whole sequences, not a range or what follows a "
-            "context; give the state before the first step instead"
-        )
-    if state is None:
-        return x, states
-    history, modes = state
-    return history.contiguous(), modes.contiguous()
-
-
 def stride_step(config: dict[str, int], tensors: Sequence[Tensor], tiles: int) -> int:
     """8 if all strides are multiples of 8 elements, so that accesses are 16 bytes wide; else 1.
 

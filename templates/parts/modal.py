@@ -362,17 +362,18 @@ def modal_adjoint(block, found, modes, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def zero_modes(
-    MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr, STATEFUL: tl.constexpr
-):
-    """Accumulators of `modal_gradient` and, if STATEFUL, of `leave_gradient`."""
+def zero_modes(MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Accumulators of `modal_gradient`."""
     within = tl.zeros((BLOCK_T, BLOCK_T), tl.float32)
     outer = tl.zeros((MODES, BLOCK_T), tl.float32)
     both = tl.zeros((MODES, M // 8), tl.float32)
-    if STATEFUL:
-        return within, outer, outer, both, tl.zeros((MODES,), tl.float32)
-    else:
-        return within, outer, outer, both
+    return within, outer, outer, both
+
+
+@triton.jit
+def with_last(total, MODES: tl.constexpr):
+    """Accumulators with that of `leave_gradient`."""
+    return total + (tl.zeros((MODES,), tl.float32),)
 
 
 @triton.jit

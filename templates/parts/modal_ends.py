@@ -36,13 +36,11 @@ def keep_state(
 @triton.jit
 def load_history(
     ptr, row, ROLE: tl.constexpr, LENGTH: tl.constexpr, CHANNELS: tl.constexpr,
-    STATEFUL: tl.constexpr,
 ):  # fmt: skip
-    """The LENGTH steps of one input before the first, the oldest first; none unless STATEFUL."""
+    """The LENGTH steps of one input before the first, the oldest first."""
     steps = ()
-    if STATEFUL:
-        for i in tl.static_range(LENGTH):
-            steps = steps + (tl.load(ptr + (ROLE * CHANNELS + row) * LENGTH + i).to(tl.float32),)
+    for i in tl.static_range(LENGTH):
+        steps = steps + (tl.load(ptr + (ROLE * CHANNELS + row) * LENGTH + i).to(tl.float32),)
     return steps
 
 
@@ -85,37 +83,62 @@ def walk(
 
 
 @triton.jit
-def load_initial_state(
-    ends, split, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
+def state_before(
+    split, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The state before the first step of a split, for every lane of the scan: if SPLIT, by the
-    arithmetic of a walk along all tiles before it.
+    """The state before the first step of a split, for every lane of the scan, where it is zero
+    before the sequence: if SPLIT, by the arithmetic of a walk along all tiles before it.
     """
     state = zero_state(MODES, M)
-    if STATEFUL:
-        state = load_state(ends[0], 0, COUNT, 0, MODES, M)
     if SPLIT:
         state = walk(state, split, 0, split[2], modes, COUNT, CHANNELS, MODES, M, 1)
     return state
 
 
 @triton.jit
+def load_initial_state(
+    ends, split, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """`state_before` where that before the sequence is given."""
+    state = load_state(ends[0], 0, COUNT, 0, MODES, M)
+    if SPLIT:
+        state = walk(state, split, 0, split[2], modes, COUNT, CHANNELS, MODES, M, 1)
+    return state
+
+
+@triton.jit
+def adjoint_after(
+    split, modes, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
+    M: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """The adjoint state after the last step of a split, for every lane, as `state_before`."""
+    state = zero_state(MODES, M)
+    if SPLIT:
+        sums_ptr, program, tile_0, tiles, tiles_in_all = split
+        after = tl.maximum(tiles_in_all - tile_0 - tiles, 0)
+        last = load_state(sums_ptr, tiles_in_all - 1, COUNT, CHANNELS, MODES, M)
+        state = chosen(after > 0, last, state)
+        state = walk(state, split, 1, after, modes, COUNT, CHANNELS, MODES, M, -1)
+    return state
+
+
+@triton.jit
 def enter_adjoint(
     ends, split, modes, end, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, BLOCK_T: tl.constexpr, STATEFUL: tl.constexpr, SPLIT: tl.constexpr,
+    M: tl.constexpr, BLOCK_T: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The adjoint state after the last step of a split, for every lane, as load_initial_state.
-    The gradient of the last state joins it in the last tile.
+    """`adjoint_after` where the gradient of the last state is given, which joins it in the last
+    tile.
     """
     state = zero_state(MODES, M)
     if SPLIT:
         sums_ptr, program, tile_0, tiles, tiles_in_all = split
         after = tl.maximum(tiles_in_all - tile_0 - tiles, 0)
         last = load_state(sums_ptr, tiles_in_all - 1, COUNT, CHANNELS, MODES, M)
-        if STATEFUL:
-            left = end - (tiles_in_all - 1 - tile_0) * (M * BLOCK_T)
-            last = join_adjoint(last, after > 0, left, ends, COUNT, MODES)
+        left = end - (tiles_in_all - 1 - tile_0) * (M * BLOCK_T)
+        last = join_adjoint(last, after > 0, left, ends, COUNT, MODES)
         state = chosen(after > 0, last, state)
         state = walk(state, split, 1, after, modes, COUNT, CHANNELS, MODES, M, -1)
     return state
@@ -143,54 +166,50 @@ def of_mode(state, mode, MODES: tl.constexpr, M: tl.constexpr):
 @triton.jit
 def store_final_state(
     state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Write the state after the last step, from that before the last tile, if STATEFUL.
+    """Write the state after the last step, from that before the last tile.
 
     A tile that is not whole would decay beyond the end, and nothing divides by a decay: so the
     last tile is summed once more, by steps to the end instead of to the end of the tile.
     """
-    if STATEFUL:
-        closes, left, ahead = steps_left(tile, rows, M, N)
-        if closes:
-            for mode in range(COUNT):
-                a = tl.load(ends[2] + mode)
-                step = tl.exp(a)
-                total = tl.zeros((M, N), tl.float32)
-                for r in tl.static_range(len(rows)):
-                    total = tl.where(ahead >= r, total * step + rows[r], total)
-                total *= tl.exp(a * tl.maximum(ahead - (len(rows) - 1), 0))
-                before = of_mode(state, mode, MODES, M)
-                added = tl.sum(tl.reshape(total, (M * N,)), 0)
-                tl.store(ends[1] + mode, passed_on(before, decay_by(a, left), added))
+    closes, left, ahead = steps_left(tile, rows, M, N)
+    if closes:
+        for mode in range(COUNT):
+            a = tl.load(ends[2] + mode)
+            step = tl.exp(a)
+            total = tl.zeros((M, N), tl.float32)
+            for r in tl.static_range(len(rows)):
+                total = tl.where(ahead >= r, total * step + rows[r], total)
+            total *= tl.exp(a * tl.maximum(ahead - (len(rows) - 1), 0))
+            before = of_mode(state, mode, MODES, M)
+            added = tl.sum(tl.reshape(total, (M * N,)), 0)
+            tl.store(ends[1] + mode, passed_on(before, decay_by(a, left), added))
 
 
 @triton.jit
 def leave_gradient(
     total, state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """Add what the gradient of the last state gives to those of poles within the last tile: that
     of d exp(a d), d steps from x[t] or from the state before the tile to the end.
     """
-    if STATEFUL:
-        closes, left, ahead = steps_left(tile, rows, M, N)
-        found = total[4]
-        for mode in range(tl.where(closes, COUNT, 0)):
-            a = tl.load(ends[2] + mode)
-            step = tl.exp(a)
-            value, weighted = tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32)
-            for r in tl.static_range(len(rows)):  # a step later all d are one more
-                weighted = tl.where(ahead >= r, (weighted + value) * step, weighted)
-                value = tl.where(ahead >= r, value * step + rows[r], value)
-            later = tl.maximum(ahead - (len(rows) - 1), 0)
-            value = (weighted + later * value) * tl.exp(a * later)
-            by_state = left * tl.exp(a * left) * of_mode(state, mode, MODES, M)
-            by_pole = tl.sum(tl.reshape(value, (M * N,)), 0) + by_state
-            found += tl.where(tl.arange(0, MODES) == mode, tl.load(ends[1] + mode) * by_pole, 0.0)
-        return total[:4] + (found,)
-    else:
-        return total
+    closes, left, ahead = steps_left(tile, rows, M, N)
+    found = total[4]
+    for mode in range(tl.where(closes, COUNT, 0)):
+        a = tl.load(ends[2] + mode)
+        step = tl.exp(a)
+        value, weighted = tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32)
+        for r in tl.static_range(len(rows)):  # a step later all d are one more
+            weighted = tl.where(ahead >= r, (weighted + value) * step, weighted)
+            value = tl.where(ahead >= r, value * step + rows[r], value)
+        later = tl.maximum(ahead - (len(rows) - 1), 0)
+        value = (weighted + later * value) * tl.exp(a * later)
+        by_state = left * tl.exp(a * left) * of_mode(state, mode, MODES, M)
+        by_pole = tl.sum(tl.reshape(value, (M * N,)), 0) + by_state
+        found += tl.where(tl.arange(0, MODES) == mode, tl.load(ends[1] + mode) * by_pole, 0.0)
+    return total[:4] + (found,)
 
 
 @triton.jit
@@ -206,36 +225,33 @@ def join_adjoint(state, there, left, ends, COUNT: tl.constexpr, MODES: tl.conste
 @triton.jit
 def leave_adjoint(
     rows, state, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """Add what the gradient of the last state gives to gradients of the steps of the last tile,
     and to the adjoint state before it.
     """
-    if STATEFUL:
-        closes, left, ahead = steps_left(tile, rows, M, N)
-        for mode in range(tl.where(closes, COUNT, 0)):
-            a = tl.load(ends[2] + mode)
-            step = tl.exp(a)
-            decayed = tl.load(ends[1] + mode) * tl.exp(a * tl.maximum(ahead - (len(rows) - 1), 0))
-            out = ()
-            for r in tl.static_range(len(rows) - 1, -1, -1):
-                out = (rows[r] + tl.where(ahead >= r, decayed, 0.0),) + out
-                decayed = tl.where(ahead >= r, decayed * step, decayed)
-            rows = out
-        state = join_adjoint(state, closes, left, ends, COUNT, MODES)
+    closes, left, ahead = steps_left(tile, rows, M, N)
+    for mode in range(tl.where(closes, COUNT, 0)):
+        a = tl.load(ends[2] + mode)
+        step = tl.exp(a)
+        decayed = tl.load(ends[1] + mode) * tl.exp(a * tl.maximum(ahead - (len(rows) - 1), 0))
+        out = ()
+        for r in tl.static_range(len(rows) - 1, -1, -1):
+            out = (rows[r] + tl.where(ahead >= r, decayed, 0.0),) + out
+            decayed = tl.where(ahead >= r, decayed * step, decayed)
+        rows = out
+    state = join_adjoint(state, closes, left, ends, COUNT, MODES)
     return rows, state
 
 
 @triton.jit
 def enter_gradient(
     state, modes, ends, split, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
-    STATEFUL: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradient of the state before the first step, if STATEFUL."""
-    if STATEFUL:  # noqa: SIM102 (a constant, then a value)
-        if split[1] == 0:
-            gradient = tl.exp(modes[0])[:, None] * state
-            keep_state(ends[0], 0, gradient, COUNT, 0, MODES, M, True)
+    """Write the gradient of the state before the first step."""
+    if split[1] == 0:
+        gradient = tl.exp(modes[0])[:, None] * state
+        keep_state(ends[0], 0, gradient, COUNT, 0, MODES, M, True)
 
 
 @triton.jit
@@ -272,20 +288,19 @@ def first_rows(
 @triton.jit
 def history_gradient(
     ptr, row, after, taps, program, ROLE: tl.constexpr, CHANNELS: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient of one input's history, from `after` of `extend` and its featurizer's
-    taps, if STATEFUL: the last lane of `after` holds the first rows of the sequence.
+    taps: the last lane of `after` holds the first rows of the sequence.
     """
-    if STATEFUL:
-        LENGTH: tl.constexpr = len(after)
-        lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
-        for back in tl.static_range(1, LENGTH + 1):
-            value = taps[back] * after[0]
-            for r in tl.static_range(1, LENGTH + 1 - back):
-                value += taps[back + r] * after[r]
-            where = ptr + (ROLE * CHANNELS + row) * LENGTH + (LENGTH - back)
-            tl.store(where + lane * 0, value, mask=(lane == M * N - 1) & (program == 0))
+    LENGTH: tl.constexpr = len(after)
+    lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
+    for back in tl.static_range(1, LENGTH + 1):
+        value = taps[back] * after[0]
+        for r in tl.static_range(1, LENGTH + 1 - back):
+            value += taps[back + r] * after[r]
+        where = ptr + (ROLE * CHANNELS + row) * LENGTH + (LENGTH - back)
+        tl.store(where + lane * 0, value, mask=(lane == M * N - 1) & (program == 0))
 
 
 @triton.jit(do_not_specialize=["d_input_batch", "d_input_stride", "splits", "steps"])

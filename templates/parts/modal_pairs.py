@@ -285,18 +285,19 @@ def operand_states(
 
 
 @triton.jit
-def zero_modes(
-    MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr, STATEFUL: tl.constexpr
-):
-    """Accumulators of `modal_gradient` and, if STATEFUL, of `leave_gradient`."""
+def zero_modes(MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Accumulators of `modal_gradient`."""
     within = tl.zeros((BLOCK_T, BLOCK_T), tl.float32)
     outer = tl.zeros((MODES, BLOCK_T), tl.float32)
     both = tl.zeros((MODES // 2, M // 8), tl.float32)
-    if STATEFUL:
-        last = tl.zeros((MODES // 2,), tl.float32)
-        return within, outer, outer, both, both, last, last
-    else:
-        return within, outer, outer, both, both
+    return within, outer, outer, both, both
+
+
+@triton.jit
+def with_last(total, MODES: tl.constexpr):
+    """Accumulators with those of `leave_gradient`."""
+    last = tl.zeros((MODES // 2,), tl.float32)
+    return total + (last, last)
 
 
 @triton.jit
@@ -414,58 +415,54 @@ def pair_of(state, mode, MODES: tl.constexpr, M: tl.constexpr):
 @triton.jit
 def store_final_state(
     state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """`store_final_state` of modal.py, of COUNT / 2 complex numbers."""
-    if STATEFUL:
-        closes, left, ahead = steps_left(tile, rows, M, N)
-        if closes:
-            for mode in range(COUNT // 2):
-                a = log_pole(ends, mode)
-                step = exponential(a, 1)
-                value = (tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32))
-                for r in tl.static_range(len(rows)):
-                    value = chosen(ahead >= r, plus(times(value, step), (rows[r], 0.0)), value)
-                later = tl.maximum(ahead - (len(rows) - 1), 0)
-                real, imag = times(value, exponential(a, later))
-                begun = pair_of(state, mode, MODES, M)
-                real_sum = tl.sum(tl.reshape(real, (M * N,)), 0)
-                imag_sum = tl.sum(tl.reshape(imag, (M * N,)), 0)
-                after = passed_on(begun, decay_by(a, left), (real_sum, imag_sum))
-                tl.store(ends[1] + 2 * mode, after[0])
-                tl.store(ends[1] + 2 * mode + 1, after[1])
+    closes, left, ahead = steps_left(tile, rows, M, N)
+    if closes:
+        for mode in range(COUNT // 2):
+            a = log_pole(ends, mode)
+            step = exponential(a, 1)
+            value = (tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32))
+            for r in tl.static_range(len(rows)):
+                value = chosen(ahead >= r, plus(times(value, step), (rows[r], 0.0)), value)
+            later = tl.maximum(ahead - (len(rows) - 1), 0)
+            real, imag = times(value, exponential(a, later))
+            begun = pair_of(state, mode, MODES, M)
+            real_sum = tl.sum(tl.reshape(real, (M * N,)), 0)
+            imag_sum = tl.sum(tl.reshape(imag, (M * N,)), 0)
+            after = passed_on(begun, decay_by(a, left), (real_sum, imag_sum))
+            tl.store(ends[1] + 2 * mode, after[0])
+            tl.store(ends[1] + 2 * mode + 1, after[1])
 
 
 @triton.jit
 def leave_gradient(
     total, state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """`leave_gradient` of modal.py, of COUNT / 2 complex numbers."""
-    if STATEFUL:
-        closes, left, ahead = steps_left(tile, rows, M, N)
-        real_found, imag_found = total[5], total[6]
-        for mode in range(tl.where(closes, COUNT // 2, 0)):
-            a = log_pole(ends, mode)
-            step = exponential(a, 1)
-            value = (tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32))
-            weighted = value
-            for r in tl.static_range(len(rows)):  # a step later all d are one more
-                weighted = chosen(ahead >= r, times(plus(weighted, value), step), weighted)
-                value = chosen(ahead >= r, plus(times(value, step), (rows[r], 0.0)), value)
-            later = tl.maximum(ahead - (len(rows) - 1), 0)
-            value = plus(weighted, (later * value[0], later * value[1]))
-            real, imag = times(value, exponential(a, later))
-            begun = times(exponential(a, left), pair_of(state, mode, MODES, M))
-            real_sum = tl.sum(tl.reshape(real, (M * N,)), 0) + left * begun[0]
-            imag_sum = tl.sum(tl.reshape(imag, (M * N,)), 0) + left * begun[1]
-            gradient = times(last_gradient(ends, mode), (real_sum, imag_sum))
-            here = tl.arange(0, MODES // 2) == mode
-            real_found += tl.where(here, gradient[0], 0.0)
-            imag_found += tl.where(here, gradient[1], 0.0)
-        return total[:5] + (real_found, imag_found)
-    else:
-        return total
+    closes, left, ahead = steps_left(tile, rows, M, N)
+    real_found, imag_found = total[5], total[6]
+    for mode in range(tl.where(closes, COUNT // 2, 0)):
+        a = log_pole(ends, mode)
+        step = exponential(a, 1)
+        value = (tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32))
+        weighted = value
+        for r in tl.static_range(len(rows)):  # a step later all d are one more
+            weighted = chosen(ahead >= r, times(plus(weighted, value), step), weighted)
+            value = chosen(ahead >= r, plus(times(value, step), (rows[r], 0.0)), value)
+        later = tl.maximum(ahead - (len(rows) - 1), 0)
+        value = plus(weighted, (later * value[0], later * value[1]))
+        real, imag = times(value, exponential(a, later))
+        begun = times(exponential(a, left), pair_of(state, mode, MODES, M))
+        real_sum = tl.sum(tl.reshape(real, (M * N,)), 0) + left * begun[0]
+        imag_sum = tl.sum(tl.reshape(imag, (M * N,)), 0) + left * begun[1]
+        gradient = times(last_gradient(ends, mode), (real_sum, imag_sum))
+        here = tl.arange(0, MODES // 2) == mode
+        real_found += tl.where(here, gradient[0], 0.0)
+        imag_found += tl.where(here, gradient[1], 0.0)
+    return total[:5] + (real_found, imag_found)
 
 
 @triton.jit
@@ -484,32 +481,29 @@ def join_adjoint(state, there, left, ends, COUNT: tl.constexpr, MODES: tl.conste
 @triton.jit
 def leave_adjoint(
     rows, state, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STATEFUL: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """`leave_adjoint` of modal.py, of COUNT / 2 complex numbers."""
-    if STATEFUL:
-        closes, left, ahead = steps_left(tile, rows, M, N)
-        for mode in range(tl.where(closes, COUNT // 2, 0)):
-            a = log_pole(ends, mode)
-            step = exponential(a, 1)
-            later = tl.maximum(ahead - (len(rows) - 1), 0)
-            decayed = times(last_gradient(ends, mode), exponential(a, later))
-            out = ()
-            for r in tl.static_range(len(rows) - 1, -1, -1):
-                out = (rows[r] + tl.where(ahead >= r, decayed[0], 0.0),) + out
-                decayed = chosen(ahead >= r, times(decayed, step), decayed)
-            rows = out
-        state = join_adjoint(state, closes, left, ends, COUNT, MODES)
+    closes, left, ahead = steps_left(tile, rows, M, N)
+    for mode in range(tl.where(closes, COUNT // 2, 0)):
+        a = log_pole(ends, mode)
+        step = exponential(a, 1)
+        later = tl.maximum(ahead - (len(rows) - 1), 0)
+        decayed = times(last_gradient(ends, mode), exponential(a, later))
+        out = ()
+        for r in tl.static_range(len(rows) - 1, -1, -1):
+            out = (rows[r] + tl.where(ahead >= r, decayed[0], 0.0),) + out
+            decayed = chosen(ahead >= r, times(decayed, step), decayed)
+        rows = out
+    state = join_adjoint(state, closes, left, ends, COUNT, MODES)
     return rows, state
 
 
 @triton.jit
 def enter_gradient(
     state, modes, ends, split, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
-    STATEFUL: tl.constexpr,
 ):  # fmt: skip
     """`enter_gradient` of modal.py, of COUNT / 2 complex numbers."""
-    if STATEFUL:  # noqa: SIM102 (a constant, then a value)
-        if split[1] == 0:
-            gradient = times(exponential(modes[0], 1), state)
-            keep_state(ends[0], 0, (gradient[0], -gradient[1]), COUNT, 0, MODES, M, True)
+    if split[1] == 0:
+        gradient = times(exponential(modes[0], 1), state)
+        keep_state(ends[0], 0, (gradient[0], -gradient[1]), COUNT, 0, MODES, M, True)

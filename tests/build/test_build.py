@@ -20,7 +20,7 @@ from sh2gen.build import worker as build_worker
 from sh2gen.build.build import Building, Built, build, check_fits
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
-from sh2gen.plan.plan import Role
+from sh2gen.plan.kernel import Role
 from sh2gen.plan.source import Alignment, KernelSource, Source
 from sh2gen.schedule.config import schedule
 from sh2gen.spec.decode import load_spec

@@ -17,7 +17,8 @@ from sh2gen.build import worker as build_worker
 from sh2gen.build.build import build, kernel_job
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
-from sh2gen.plan.plan import Plan, Role
+from sh2gen.plan.kernel import Role
+from sh2gen.plan.plan import Plan
 from sh2gen.plan.source import Alignment, KernelSource, Source
 from sh2gen.schedule.config import DIRECTIONS, Schedule, partner, schedule
 from sh2gen.schedule.space import search_space

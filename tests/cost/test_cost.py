@@ -17,7 +17,7 @@ from sh2gen.build.load_module import load_module
 from sh2gen.cost import cost, work
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
-from sh2gen.plan.plan import Role
+from sh2gen.plan.kernel import Role
 from sh2gen.plan.values import Layout
 from sh2gen.schedule.config import schedule
 from sh2gen.schedule.space import search_space

@@ -26,7 +26,7 @@ from sh2gen.emit.page import page
 from sh2gen.emit.text import folded
 from sh2gen.emit.words import class_name
 from sh2gen.lower import ALGORITHMS, plans
-from sh2gen.plan.plan import Role
+from sh2gen.plan.kernel import Role
 from sh2gen.plan.source import Source
 from sh2gen.runtime.operator import Operator
 from sh2gen.schedule.config import schedule

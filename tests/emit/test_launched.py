@@ -15,7 +15,7 @@ from sh2gen.emit.emit import emit
 from sh2gen.emit.launched import SHORT, launched, short_shape
 from sh2gen.lower import plans
 from sh2gen.plan.geometry import sm90_config, sm90_suits
-from sh2gen.plan.plan import Kernel, Variant
+from sh2gen.plan.kernel import Kernel, Variant
 from sh2gen.plan.source import KernelSource
 from sh2gen.schedule.config import Schedule, interpreter_schedule, schedule
 from sh2gen.spec.decode import load_spec

@@ -449,13 +449,18 @@ def test_the_verifier_sees_a_lost_state(parametrisation: str, tmp_path: Path) ->
 
 
 def test_source_says_stateful() -> None:
-    """What is compiled ahead of time is what calls with a state launch."""
+    """What is compiled ahead of time is what calls with a state launch, and nothing of it is in
+    kernels of an operator without one.
+    """
+    ends = {"entry_ptr", "leaving_ptr", "d_entry_ptr", "d_leaving_ptr"}
+    past = {"history_ptr", "d_history_ptr"}
     for state in ("none", CARRIED):
         spec = make("modal", state=state)
         plan = plans(spec, "modal")[0]
-        kernels = emit(spec, plan, schedule(spec, plan)).kernels
-        found = {dict(k.constants).get("STATEFUL") for k in kernels if k.name != "sum_partials"}
-        assert found == {state != "none"}
+        source = emit(spec, plan, schedule(spec, plan))
+        found = {name for kernel in source.kernels for name, _ in kernel.signature}
+        assert found & (ends | past) == (set() if state == "none" else ends | past)
+        assert ("load_initial_state" in source.text) == (state != "none")
 
 
 def test_exact_chunks_add_two_rounded_gradients(tmp_path: Path) -> None:

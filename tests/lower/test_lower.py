@@ -13,7 +13,8 @@ from sh2gen.graph.adjoint import adjoint
 from sh2gen.graph.nodes import operator_graph
 from sh2gen.lower import ALGORITHMS, plans, verdicts
 from sh2gen.lower.rows import demanded_rows, tile_program
-from sh2gen.plan.plan import Plan, Role
+from sh2gen.plan.kernel import Role
+from sh2gen.plan.plan import Plan
 from sh2gen.plan.statements import LoadRows, StoreRows
 from sh2gen.plan.values import BLOCK, Rows
 from sh2gen.spec.decode import spec_from_dict

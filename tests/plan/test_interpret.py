@@ -13,7 +13,8 @@ from sh2gen.graph.evaluate import evaluate
 from sh2gen.graph.nodes import Add, Conv, Graph, Input, Parameter, ParameterView, operator_graph
 from sh2gen.lower import plans
 from sh2gen.plan.interpret import interpret, reduce_partials, run
-from sh2gen.plan.plan import Plan, Reduction, Role
+from sh2gen.plan.kernel import Reduction, Role
+from sh2gen.plan.plan import Plan
 from sh2gen.plan.program import TileProgram
 from sh2gen.plan.statements import Fir, LoadRows, Statement
 from sh2gen.plan.values import Operand, Rows

@@ -18,7 +18,7 @@ from sh2gen.emit.emit import emit
 from sh2gen.lower import plans, toeplitz
 from sh2gen.plan.blocks import Recall, Toeplitz
 from sh2gen.plan.interpret import run
-from sh2gen.plan.plan import Kernel, Role, Variant
+from sh2gen.plan.kernel import Kernel, Role, Variant
 from sh2gen.plan.statements import LoadRows, StoreRows
 from sh2gen.runtime.operator import Operator
 from sh2gen.schedule.config import schedule

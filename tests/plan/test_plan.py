@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from sh2gen.graph.nodes import ParameterView
 from sh2gen.lower import plans
 from sh2gen.plan.geometry import tile_grid
-from sh2gen.plan.plan import Kernel, Plan, Role
+from sh2gen.plan.kernel import Kernel, Role
+from sh2gen.plan.plan import Plan
 from sh2gen.plan.program import TileProgram
 from sh2gen.plan.statements import (
     Accumulate,
