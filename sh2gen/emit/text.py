@@ -52,8 +52,9 @@ def folded(text: str) -> str:
         hang = "    " if re.match(r"\s+\w+: ", line) else ""
         closed = line.endswith('"""') and line.count('"""') == 2
         words = line.removesuffix('"""') if closed else line
+        width = WIDTH - 3 * closed  # of one line ruff would close the quotes in that line
         lines += textwrap.wrap(
-            words, WIDTH, subsequent_indent=indent + hang, break_on_hyphens=False
+            words, width, subsequent_indent=indent + hang, break_on_hyphens=False
         )
         lines += [indent + '"""'] * closed
     return "\n".join(lines)
