@@ -16,9 +16,18 @@ from sh2gen.graph.reference import (
     SILU_SLOPE,
     filter_taps,
     reference_gradients,
+    sample_groups,
 )
 from sh2gen.spec.language import Activation, Projection, TapOrder
-from sh2gen.verify.case import Case, ChunkRunner, PackedRunner, Tensors, poisoned, require_like
+from sh2gen.verify.case import (
+    Case,
+    ChunkRunner,
+    PackedRunner,
+    SliceRunner,
+    Tensors,
+    poisoned,
+    require_like,
+)
 from sh2gen.verify.compare import (
     affordable_steps,
     against_float64,
@@ -350,6 +359,50 @@ def chunks(case: Case) -> Iterator[Check]:
     yield from against_float64(case, rng, arguments, y, grads, parts=len(cuts) - 1)
 
 
+def slices(case: Case) -> Iterator[Check]:
+    """Some groups alone, from the middle of a ladder of decays, give what they give among all: the
+    same bits of activations where kernels are compiled with the same constants.
+
+    Sums over steps are cut by how many programs there are, so that gradients of parameters may
+    differ in their last bits.
+    """
+    spec, runner, total = case.spec, case.runner, case.spec.filter.groups
+    if spec.filter.decay is None or total == 1 or not isinstance(runner, SliceRunner):
+        return
+    rng, count = case.generator(), total // 2
+    first = (total - count + 1) // 2  # neither the first group nor, of three or more, the last
+    groups = range(first, first + count)
+    inputs, parameters, dy = case.inputs(rng), case.parameters(rng), case.activation(rng)
+    y, grads = case.forward(inputs, parameters), case.gradients(inputs, parameters, dy)
+    wanted = sample_groups(spec, {"y": y} | grads, groups)
+    acts = {name: case.canonical(x) for name, x in (inputs | {"dy": dy}).items()}
+    acts = sample_groups(spec, acts, groups)
+    own = sample_groups(spec, parameters, groups)
+    above = acts.pop("dy")
+    absolute_y, absolute = reference_gradients(
+        spec, acts, own, above, method=case.method, absolute=True, groups=groups
+    )
+
+    def placed(x: Tensor) -> Tensor:
+        return case.place(case.canonical(x).contiguous())
+
+    part = dataclasses.replace(case, runner=runner.sliced(first, total))
+    few = {name: placed(x) for name, x in acts.items()}
+    found = {"y": part.forward(few, own)} | part.gradients(few, own, placed(above))
+    widths = ((spec.channels, total), (count * spec.group_width, count))
+    of_whole, of_part = (runner.constants(dy, *width) for width in widths)
+    exact = of_whole is not None and of_whole == of_part
+    for name, size in ({"y": absolute_y} | absolute).items():
+        title = (
+            f"{'y' if name == 'y' else f'gradient of {name}'} of groups {first} .. {groups[-1]}"
+        )
+        if exact and name not in own:
+            yield identical(case, title, found[name], wanted[name])
+        else:
+            allowed = 2 * case.tolerance.elements(size)  # both have errors
+            yield within(case, title, found[name], wanted[name], allowed)
+
+
 Property = Callable[[Case], Iterator[Check]]
 # In the order in which they are tried: what explains most comes first.
 PROPERTIES: dict[str, Property] = {
@@ -365,6 +418,7 @@ PROPERTIES: dict[str, Property] = {
     "packed": packed,
     "strides": strides,
     "chunks": chunks,
+    "slices": slices,
 }
 
 
