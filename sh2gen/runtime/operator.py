@@ -255,6 +255,8 @@ def _restored(
 class OperatorRunner:
     """Runs a compiled operator as users do: plain PyTorch on a CPU, kernels on a GPU."""
 
+    same_bits = False  # another width may have another config, and products of other shapes
+
     def __init__(self, operator: Operator, name: str) -> None:
         self.name = name
         self.operator = operator
@@ -262,17 +264,11 @@ class OperatorRunner:
         self.exactly_causal = not operator.plan.startswith("fft/")
         self._ladder: dict[str, int] = {}
 
-    def sliced(self, first_group: int, groups_in_all: int) -> Self:
-        """The same way of running, of a slice of the channels."""
+    def sliced(self, spec: OpSpec, groups: range) -> Self:
+        """The same way of running, of some groups of a filter that decays."""
         part = copy(self)
-        part._ladder = {"first_group": first_group, "groups_in_all": groups_in_all}
+        part._ladder = {"first_group": groups.start, "groups_in_all": spec.filter.groups}
         return part
-
-    def constants(self, x: Tensor, channels: int, groups: int) -> Any:
-        """What kernels are compiled with for inputs like x of a width; None of plain PyTorch."""
-        names = self.operator.namespace
-        kernels = x.is_cuda and not names.PLAIN and hasattr(names, "configs_of")
-        return names.configs_of(x, channels, groups) if kernels else None
 
     def forward(self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Tensor:
         with torch.no_grad():
@@ -294,7 +290,8 @@ class OperatorRunner:
     ) -> tuple[Tensor, State]:
         """Some steps after a state, and the state after them."""
         function = getattr(self.operator.namespace, self.operator.spec.op)
-        y, leaving = function(*inputs.values(), *parameters.values(), state=state)
+        tensors = (*inputs.values(), *parameters.values())
+        y, leaving = function(*tensors, state=state, **self._ladder)
         return y, leaving
 
     def gradients(
@@ -341,21 +338,22 @@ class InterpreterRunner:
 
     name = "interpreter"
     exactly_causal = True
+    same_bits = True
 
     def __init__(self, path: Path) -> None:
         self.namespace = load_module(path, interpret=True)
         self.layout: str = self.namespace.LAYOUT
         self._ladder: dict[str, int] = {}
 
-    def sliced(self, first_group: int, groups_in_all: int) -> Self:
-        """The same way of running, of a slice of the channels."""
+    def sliced(self, spec: OpSpec, groups: range) -> Self:
+        """The same way of running, of some groups of a filter that decays: the same config."""
         part = copy(self)
-        part._ladder = {"first_group": first_group, "groups_in_all": groups_in_all}
+        part._ladder = {"first_group": groups.start, "groups_in_all": spec.filter.groups}
+        configs, own = self.namespace.CONFIGS, (spec.channels, spec.filter.groups)
+        config = next(config for key, config in configs.items() if key[1:] == own)
+        configs["", len(groups) * spec.group_width, len(groups)] = config
+        self.namespace.CHOSEN.clear()
         return part
-
-    def constants(self, x: Tensor, channels: int, groups: int) -> Any:
-        """What kernels are compiled with for inputs like x of a width."""
-        return self.namespace.configs_of(x, channels, groups)
 
     def forward(self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Tensor:
         return self._outputs(list(inputs.values()), parameters)[0]

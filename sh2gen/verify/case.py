@@ -76,16 +76,16 @@ class ChunkRunner(Protocol):
 
 @runtime_checkable
 class SliceRunner(Protocol):
-    """A runner that also computes a slice of the channels of a filter that decays."""
+    """A runner that also computes a slice of the channels of a filter that decays.
 
-    def sliced(self, first_group: int, groups_in_all: int) -> Runner:
-        """The same way of running, for tensors of the groups from `first_group` on."""
-        ...
+    Attributes:
+        same_bits: whether activations of a slice are, bit for bit, those of the whole.
+    """
 
-    def constants(self, x: Tensor, channels: int, groups: int) -> Any:
-        """What kernels are compiled with for inputs like x of a width: with the same constants an
-        activation has the same bits. None where nothing says that.
-        """
+    same_bits: bool
+
+    def sliced(self, spec: OpSpec, groups: range) -> Runner:
+        """The same way of running, for tensors of these groups of an operator."""
         ...
 
 

@@ -361,23 +361,20 @@ def chunks(case: Case) -> Iterator[Check]:
 
 def slices(case: Case) -> Iterator[Check]:
     """Some groups alone, from the middle of a ladder of decays, give what they give among all: the
-    same bits of activations where kernels are compiled with the same constants.
-
-    Sums over steps are cut by how many programs there are, so that gradients of parameters may
-    differ in their last bits.
+    same bits of activations, if the runner says so.
     """
     spec, runner, total = case.spec, case.runner, case.spec.filter.groups
     if spec.filter.decay is None or total == 1 or not isinstance(runner, SliceRunner):
         return
     rng, count = case.generator(), total // 2
-    first = (total - count + 1) // 2  # neither the first group nor, of three or more, the last
+    first = (total - count + 1) // 2  # never 0, where a ladder of its own would begin too
     groups = range(first, first + count)
     inputs, parameters, dy = case.inputs(rng), case.parameters(rng), case.activation(rng)
     y, grads = case.forward(inputs, parameters), case.gradients(inputs, parameters, dy)
-    wanted = sample_groups(spec, {"y": y} | grads, groups)
     acts = {name: case.canonical(x) for name, x in (inputs | {"dy": dy}).items()}
-    acts = sample_groups(spec, acts, groups)
-    own = sample_groups(spec, parameters, groups)
+    acts, own, wanted = (
+        sample_groups(spec, tensors, groups) for tensors in (acts, parameters, {"y": y} | grads)
+    )
     above = acts.pop("dy")
     absolute_y, absolute = reference_gradients(
         spec, acts, own, above, method=case.method, absolute=True, groups=groups
@@ -386,16 +383,14 @@ def slices(case: Case) -> Iterator[Check]:
     def placed(x: Tensor) -> Tensor:
         return case.place(case.canonical(x).contiguous())
 
-    part = dataclasses.replace(case, runner=runner.sliced(first, total))
+    part = dataclasses.replace(case, runner=runner.sliced(spec, groups))
     few = {name: placed(x) for name, x in acts.items()}
     found = {"y": part.forward(few, own)} | part.gradients(few, own, placed(above))
-    widths = ((spec.channels, total), (count * spec.group_width, count))
-    of_whole, of_part = (runner.constants(dy, *width) for width in widths)
-    exact = of_whole is not None and of_whole == of_part
+    # As in `batch_invariance`, of what has no exponential. How gradients of parameters are added
+    # up may follow from the number of channels.
+    exact = runner.same_bits and case.linear
     for name, size in ({"y": absolute_y} | absolute).items():
-        title = (
-            f"{'y' if name == 'y' else f'gradient of {name}'} of groups {first} .. {groups[-1]}"
-        )
+        title = f"{'' if name == 'y' else 'gradient of '}{name} of groups {first} .. {groups[-1]}"
         if exact and name not in own:
             yield identical(case, title, found[name], wanted[name])
         else:

@@ -27,20 +27,17 @@ class TorchRunner:
 
     name = "eager"
     exactly_causal = True
+    same_bits = True
 
     def __init__(self, spec: OpSpec, layout: str = "BLD") -> None:
         self.spec = spec
         self.layout = layout
         self.first_group = 0
 
-    def sliced(self, first_group: int, groups_in_all: int) -> Self:
-        assert groups_in_all == self.spec.filter.groups
+    def sliced(self, spec: OpSpec, groups: range) -> Self:
         part = copy(self)
-        part.first_group = first_group
+        part.first_group = groups.start
         return part
-
-    def constants(self, x: Tensor, channels: int, groups: int) -> None:
-        return None
 
     def forward(self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Tensor:
         first = inputs[self.spec.inputs[0]]
@@ -158,6 +155,7 @@ class FftRunner(TorchRunner):
 
     name = "fft"
     exactly_causal = False
+    same_bits = False
 
     def convolve(self, z: Tensor, rows: Tensor) -> Tensor:
         length = z.shape[-1]
