@@ -255,8 +255,6 @@ def _restored(
 class OperatorRunner:
     """Runs a compiled operator as users do: plain PyTorch on a CPU, kernels on a GPU."""
 
-    same_bits = False  # another width may have another config, and products of other shapes
-
     def __init__(self, operator: Operator, name: str) -> None:
         self.name = name
         self.operator = operator
@@ -264,11 +262,13 @@ class OperatorRunner:
         self.exactly_causal = not operator.plan.startswith("fft/")
         self._ladder: dict[str, int] = {}
 
-    def sliced(self, spec: OpSpec, groups: range) -> Self:
-        """The same way of running, of some groups of a filter that decays."""
+    def sliced(self, spec: OpSpec, groups: range) -> tuple[Self, bool]:
+        """The same way of running, of some groups of a filter that decays; not of the same bits:
+        another width may have another config, and other products in plain PyTorch.
+        """
         part = copy(self)
         part._ladder = {"first_group": groups.start, "groups_in_all": spec.filter.groups}
-        return part
+        return part, False
 
     def forward(self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Tensor:
         with torch.no_grad():
@@ -338,22 +338,23 @@ class InterpreterRunner:
 
     name = "interpreter"
     exactly_causal = True
-    same_bits = True
 
     def __init__(self, path: Path) -> None:
         self.namespace = load_module(path, interpret=True)
         self.layout: str = self.namespace.LAYOUT
         self._ladder: dict[str, int] = {}
 
-    def sliced(self, spec: OpSpec, groups: range) -> Self:
-        """The same way of running, of some groups of a filter that decays: the same config."""
+    def sliced(self, spec: OpSpec, groups: range) -> tuple[Self, bool]:
+        """The same kernels with the same config, of some groups of a filter that decays; of the
+        same bits if a tap has as many operands.
+        """
         part = copy(self)
         part._ladder = {"first_group": groups.start, "groups_in_all": spec.filter.groups}
-        configs, own = self.namespace.CONFIGS, (spec.channels, spec.filter.groups)
-        config = next(config for key, config in configs.items() if key[1:] == own)
-        configs["", len(groups) * spec.group_width, len(groups)] = config
-        self.namespace.CHOSEN.clear()
-        return part
+        here, names, total = torch.empty(0), self.namespace, spec.filter.groups
+        configs = names.configs_of(here, spec.channels, total)
+        names.CHOSEN[here.device, len(groups) * spec.group_width, len(groups)] = configs
+        terms = getattr(names, "tap_terms", None)
+        return part, terms is None or terms(len(groups)) == terms(total)
 
     def forward(self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Tensor:
         return self._outputs(list(inputs.values()), parameters)[0]

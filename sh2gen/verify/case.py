@@ -76,16 +76,12 @@ class ChunkRunner(Protocol):
 
 @runtime_checkable
 class SliceRunner(Protocol):
-    """A runner that also computes a slice of the channels of a filter that decays.
+    """A runner that also computes a slice of the channels of a filter that decays."""
 
-    Attributes:
-        same_bits: whether activations of a slice are, bit for bit, those of the whole.
-    """
-
-    same_bits: bool
-
-    def sliced(self, spec: OpSpec, groups: range) -> Runner:
-        """The same way of running, for tensors of these groups of an operator."""
+    def sliced(self, spec: OpSpec, groups: range) -> tuple[Runner, bool]:
+        """The same way of running, for tensors of these groups of an operator; and whether their
+        activations are those of the whole bit for bit.
+        """
         ...
 
 

@@ -383,12 +383,13 @@ def slices(case: Case) -> Iterator[Check]:
     def placed(x: Tensor) -> Tensor:
         return case.place(case.canonical(x).contiguous())
 
-    part = dataclasses.replace(case, runner=runner.sliced(spec, groups))
+    sliced, same_bits = runner.sliced(spec, groups)
+    part = dataclasses.replace(case, runner=sliced)
     few = {name: placed(x) for name, x in acts.items()}
     found = {"y": part.forward(few, own)} | part.gradients(few, own, placed(above))
     # As in `batch_invariance`, of what has no exponential. How gradients of parameters are added
     # up may follow from the number of channels.
-    exact = runner.same_bits and case.linear
+    exact = same_bits and case.linear
     for name, size in ({"y": absolute_y} | absolute).items():
         title = f"{'' if name == 'y' else 'gradient of '}{name} of groups {first} .. {groups[-1]}"
         if exact and name not in own:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 import torch
@@ -190,8 +190,8 @@ def test_the_verifier_sees_a_slice_on_other_rungs(tmp_path: Path) -> None:
     kernels = InterpreterRunner(operator.path)
 
     class Forgetful(OperatorRunner):
-        def sliced(self, spec: OpSpec, groups: range) -> OperatorRunner:
-            return OperatorRunner(self.operator, self.name)
+        def sliced(self, spec: OpSpec, groups: range) -> tuple[Self, bool]:
+            return self, False
 
     for runner, ok in (
         (OperatorRunner(operator, "eager"), True),
@@ -203,6 +203,18 @@ def test_the_verifier_sees_a_slice_on_other_rungs(tmp_path: Path) -> None:
         assert len(report.checks) == 7 and report.ok is ok
         exact = [check for check in report.checks if check.bound == 0]
         assert len(exact) == 4 * (runner is kernels)  # y, and the gradients of q, k and v
+
+
+def test_bits_are_promised_of_taps_with_as_many_operands(tmp_path: Path) -> None:
+    """Of 40 groups a tap is one operand of products, of 20 it is two."""
+    decay = {"preset": "normal", "cache_length": 80}
+    inner = {"kind": "decay", "length": 65, "groups": 40, "decay": decay}
+    spec = spec_from_dict({"op": "sliced", "channels": 80, "filter": inner})
+    plan = plans(spec, "toeplitz")[0]
+    path = tmp_path / "sliced.py"
+    path.write_text(emit(spec, plan, schedule(spec, plan)).text)
+    runner = InterpreterRunner(path)
+    assert runner.sliced(spec, range(4, 36))[1] and not runner.sliced(spec, range(10, 30))[1]
 
 
 def test_slices_that_are_not_of_the_ladder_are_refused(tmp_path: Path) -> None:

@@ -27,17 +27,16 @@ class TorchRunner:
 
     name = "eager"
     exactly_causal = True
-    same_bits = True
 
     def __init__(self, spec: OpSpec, layout: str = "BLD") -> None:
         self.spec = spec
         self.layout = layout
         self.first_group = 0
 
-    def sliced(self, spec: OpSpec, groups: range) -> Self:
+    def sliced(self, spec: OpSpec, groups: range) -> tuple[Self, bool]:
         part = copy(self)
         part.first_group = groups.start
-        return part
+        return part, self.exactly_causal
 
     def forward(self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Tensor:
         first = inputs[self.spec.inputs[0]]
@@ -155,7 +154,6 @@ class FftRunner(TorchRunner):
 
     name = "fft"
     exactly_causal = False
-    same_bits = False
 
     def convolve(self, z: Tensor, rows: Tensor) -> Tensor:
         length = z.shape[-1]

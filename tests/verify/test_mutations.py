@@ -366,10 +366,8 @@ def test_a_slice_on_other_rungs_is_caught(io: str, groups: int, rung: int) -> No
     """One that begins a ladder of its own, and one that is a group off: by `slices` alone."""
 
     class Off(TorchRunner):
-        same_bits = False
-
-        def sliced(self, spec: OpSpec, groups: range) -> Self:
-            return super().sliced(spec, range(rung, rung + len(groups)))
+        def sliced(self, spec: OpSpec, groups: range) -> tuple[Self, bool]:
+            return super().sliced(spec, range(rung, rung + len(groups)))[0], False
 
     decay = {"preset": "strong", "cache_length": 8}
     inner = {"kind": "decay", "length": 7, "groups": groups, "decay": decay}
