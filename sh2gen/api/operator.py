@@ -60,6 +60,9 @@ def operator(
 
     layer = sh2gen.operator("hyena_mr", channels=1920, groups=128).module(device="cuda")
 
+    A rank that has some of the channels of a filter that decays asks for its own width, and makes
+    a module of its slice of the whole, `Operator.module`.
+
     Args:
         op: a shipped operator's name, the path of an op.yaml, or a spec.
         channels: D, instead of the operator's own.
@@ -72,7 +75,7 @@ def operator(
     """
     spec = op if isinstance(op, OpSpec) else load_spec(op)
     if channels is not None or groups is not None:
-        spec = _with_width(spec, channels, groups)
+        spec = spec.with_width(channels, groups)
     gpu = target if isinstance(target, Target) else resolve_target(target)
     chosen = candidates(spec, gpu, known=tables())[0]
     source = _source(spec, chosen, gpu)
@@ -83,20 +86,6 @@ def operator(
             _verified(spec, chosen, source, gpu, path)
             _say(record, _here())
     return Operator(path)
-
-
-def _with_width(spec: OpSpec, channels: int | None, groups: int | None) -> OpSpec:
-    width = spec.group_width
-    channels = spec.channels if channels is None else channels
-    if groups is None:
-        if type(channels) is int and (channels < 1 or channels % width):
-            raise Sh2genError(
-                "S006",
-                f"{spec.op}: {channels} channels are no whole groups of {width}",
-                help="give groups too, or a multiple of that",
-            )
-        groups = channels // width if type(channels) is int else spec.filter.groups
-    return spec.with_width(channels, groups)
 
 
 def _source(spec: OpSpec, chosen: Candidate, gpu: Target) -> Source:

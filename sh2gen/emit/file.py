@@ -230,15 +230,8 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     name = class_name(spec.op)
     computes = spec.filter.kind in (FilterKind.DECAY, FilterKind.MODAL)
     decays = spec.filter.decay is not None
-    ladder = ["first_group", "groups_in_all"] if decays else []
-    ladder_arguments = (
-        [
-            "first_group: int = 0",
-            "groups_in_all: int | None = None",
-        ]
-        if decays
-        else []
-    )
+    ladder = {"first_group": ("int", 0), "groups_in_all": ("int | None", None)} if decays else {}
+    ladder_arguments = [f"{n}: {kind} = {default}" for n, (kind, default) in ladder.items()]
     state_argument = f", state: {name}State | None = None" if enters else ""
     slices = (
         [
@@ -304,7 +297,8 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "parameter_docs": [f"{p.name} ({', '.join(p.dims)})" for p in spec.parameters],
         "module_docs": slices,
         "decay_arguments": ladder_arguments,
-        "decay_names": ladder,
+        "decay_names": list(ladder),
+        "decay_defaults": tuple((n, default) for n, (_, default) in ladder.items()),
         "inits": [(p.name, p.init) for p in spec.parameters],
         "module_arguments": ", state=state" * enters
         + "".join(f", {name}=self.{name}" for name in ladder),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from sh2gen.spec.operator import OpSpec
 # What a call needs of the past: a generated file's own named tuple, or None where it begins.
 State = tuple[Tensor, ...] | None
 
+_ALL_GROUPS = {"first_group": 0, "groups_in_all": None}  # of the ladder of decays
 _PLAIN = threading.Lock()  # for the number of those that want plain PyTorch
 
 
@@ -86,16 +87,19 @@ class Operator:
             inputs: (B, L, D) or (B, D, L) as `layout` says; packed features have
                 len(spec.inputs) D channels. bfloat16, float16 or float32; float64 on a CPU.
             parameters: every tensor of `spec.parameters` by name, in its shape; float32 is best.
-                With `state: {initial: true}` also `state`, that before these steps, or None.
+                With `state: {initial: true}` also `state`, that before these steps, or None. Of a
+                slice of the channels also `first_group` and `groups_in_all`, as `module` has them.
 
         Raises:
             TypeError, ValueError: naming the argument and what was expected of it.
         """
         takes = self.spec.state is not None and self.spec.state.initial
         state = {"state": parameters.pop("state", None)} if takes else {}
+        ladder = self._ladder(parameters)
         values = self._values(inputs, parameters)
         packed = "" if len(inputs) == len(self.spec.inputs) else "_packed"
-        return getattr(self.namespace, self.spec.op + packed)(*inputs, *values, **state)
+        function = getattr(self.namespace, self.spec.op + packed)
+        return function(*inputs, *values, **state, **ladder)
 
     @contextmanager
     def plain(self) -> Iterator[None]:
@@ -119,33 +123,89 @@ class Operator:
         names["CONFIGS"] = {("", self.spec.channels, self.spec.filter.groups): config}
         names["CHOSEN"].clear()
 
-    def module(self, *, device: torch.device | str | None = None) -> nn.Module:
-        """A fresh nn.Module with its own float32 parameters, called like the operator."""
+    def module(
+        self,
+        channels: int | None = None,
+        groups: int | None = None,
+        *,
+        first_group: int = 0,
+        groups_in_all: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> nn.Module:
+        """A fresh nn.Module with its own float32 parameters, called like the operator.
+
+        A rank that has 512 of 4096 channels, 32 of the 256 groups that share a ladder of decays:
+
+        operator = sh2gen.operator("hyena_mr", channels=512, groups=32)
+        layer = operator.module(first_group=32 * rank, groups_in_all=256)
+
+        Args:
+            channels: D, of inputs and output (B, L, D) or (B, D, L); absent: the operator's own.
+            groups: G filter groups, which divide D; absent: as wide as the operator's own.
+            first_group, groups_in_all: of a filter that decays, which groups these are:
+                first_group .. first_group + G - 1 of groups_in_all, each with the decay that it
+                has among all. Absent: they are all.
+
+        Returns:
+            A module whose parameters have the shapes of `spec.parameters` at this width.
+
+        Raises:
+            TypeError: what should be a whole number is none, or a slice of a ladder is asked of an
+                operator that has none.
+            Sh2genError: S006, without `groups`, of channels that are no whole groups.
+            ValueError: the groups do not divide the channels, or are no slice of the ladder.
+        """
         kind = getattr(self.namespace, class_name(self.spec.op))
-        made: nn.Module = kind(self.spec.channels, self.spec.filter.groups, device=device)
+        ladder = self._ladder({"first_group": first_group, "groups_in_all": groups_in_all})
+        made: nn.Module = kind(*self.spec.width_of(channels, groups), **ladder, device=device)
         return made
 
-    def reference(self, *inputs: Tensor, **parameters: Tensor) -> Tensor:
+    def reference(self, *inputs: Tensor, **parameters: Any) -> Tensor:
         """The same operator in float64 by FFT, from the spec and the width of the call alone: the
         meaning of a call.
+
+        Args:
+            inputs, parameters: as of a call, but without a state.
 
         Raises:
             TypeError, ValueError: as a call does.
         """
+        ladder = self._ladder(parameters)
         values = self._values(inputs, parameters)
         self.namespace.check(inputs, values)
-        inner = dataclasses.replace(self.spec.filter, groups=values[0].shape[0])
-        channels = self.namespace.channels_of(inputs)
-        spec = dataclasses.replace(self.spec, channels=channels, filter=inner)
-        parameters = {p.name: parameters[p.name].reshape(p.shape) for p in spec.parameters}
+        channels, groups = self.namespace.channels_of(inputs), values[0].shape[0]
+        whole = self.namespace.groups_of_ladder(groups, **ladder) if ladder else groups
+        # The rungs of a slice are those of the whole, whose channels the tensors need not have.
+        spec = self.spec.with_width(channels // groups * whole, whole)
+        shapes = {p.name: p.shape[1:] for p in spec.parameters}
+        parameters = {n: parameters[n].reshape(-1, *shape) for n, shape in shapes.items()}
         if len(inputs) == 1 and len(self.spec.inputs) > 1:
             inputs = self.namespace.unpack(inputs)
         canonical = {
             name: x if self.layout == "BDL" else x.transpose(1, 2)
             for name, x in zip(self.spec.inputs, inputs, strict=True)
         }
-        y = reference(spec, canonical, parameters)
+        first = ladder.get("first_group", 0)
+        y = reference(spec, canonical, parameters, groups=range(first, first + groups))
         return y if self.layout == "BDL" else y.transpose(1, 2)
+
+    def _ladder(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Taken out of the arguments: which groups of a ladder of decays are meant, as functions
+        of the file take it; nothing of an operator without a ladder.
+
+        Raises:
+            TypeError: a slice of a ladder where there is none.
+        """
+        asked = {n: arguments.pop(n, none) for n, none in _ALL_GROUPS.items()}
+        if self.spec.filter.decay is not None:
+            return asked
+        given = [name for name, value in asked.items() if value != _ALL_GROUPS[name]]
+        if given:
+            raise TypeError(
+                f"{self.spec.op}: {' and '.join(given)} said of a filter that does not decay: its "
+                "groups are all alike, so leave that out"
+            )
+        return {}
 
     def _values(self, inputs: tuple[Tensor, ...], parameters: dict[str, Tensor]) -> list[Tensor]:
         """The parameters in order, once the numbers and names of arguments are right."""
@@ -200,6 +260,15 @@ class OperatorRunner:
         self.operator = operator
         self.layout = operator.layout
         self.exactly_causal = not operator.plan.startswith("fft/")
+        self._ladder: dict[str, int] = {}
+
+    def sliced(self, spec: OpSpec, groups: range) -> tuple[Self, bool]:
+        """The same way of running, of some groups of a filter that decays; not of the same bits:
+        another width may have another config, and other products in plain PyTorch.
+        """
+        part = copy(self)
+        part._ladder = {"first_group": groups.start, "groups_in_all": spec.filter.groups}
+        return part, False
 
     def forward(self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Tensor:
         with torch.no_grad():
@@ -213,7 +282,7 @@ class OperatorRunner:
 
     def _output(self, *inputs: Tensor, **parameters: Tensor) -> Tensor:
         """y alone, also of an operator that gives a state beside it."""
-        found = self.operator(*inputs, **parameters)
+        found = self.operator(*inputs, **parameters, **self._ladder)
         return found if isinstance(found, Tensor) else found[0]
 
     def chunk(
@@ -221,7 +290,8 @@ class OperatorRunner:
     ) -> tuple[Tensor, State]:
         """Some steps after a state, and the state after them."""
         function = getattr(self.operator.namespace, self.operator.spec.op)
-        y, leaving = function(*inputs.values(), *parameters.values(), state=state)
+        tensors = (*inputs.values(), *parameters.values())
+        y, leaving = function(*tensors, state=state, **self._ladder)
         return y, leaving
 
     def gradients(
@@ -272,6 +342,19 @@ class InterpreterRunner:
     def __init__(self, path: Path) -> None:
         self.namespace = load_module(path, interpret=True)
         self.layout: str = self.namespace.LAYOUT
+        self._ladder: dict[str, int] = {}
+
+    def sliced(self, spec: OpSpec, groups: range) -> tuple[Self, bool]:
+        """The same kernels with the same config, of some groups of a filter that decays; of the
+        same bits if a tap has as many operands.
+        """
+        part = copy(self)
+        part._ladder = {"first_group": groups.start, "groups_in_all": spec.filter.groups}
+        here, names, total = torch.empty(0), self.namespace, spec.filter.groups
+        configs = names.configs_of(here, spec.channels, total)
+        names.CHOSEN[here.device, len(groups) * spec.group_width, len(groups)] = configs
+        terms = getattr(names, "tap_terms", None)
+        return part, terms is None or terms(len(groups)) == terms(total)
 
     def forward(self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Tensor:
         return self._outputs(list(inputs.values()), parameters)[0]
@@ -330,5 +413,5 @@ class InterpreterRunner:
 
     def _effective(self, parameters: Mapping[str, Tensor]) -> list[Tensor]:
         """The parameters as kernels take them: a decay filter with its decay applied, poles."""
-        found: list[Tensor] = self.namespace.effective(**parameters)
+        found: list[Tensor] = self.namespace.effective(**parameters, **self._ladder)
         return found

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, is_dataclass, replace
 from typing import Any
 
+from sh2gen.base.errors import Sh2genError
 from sh2gen.spec.language import Description, language_fields, plain_value
 from sh2gen.spec.rules import problems
 
@@ -39,16 +40,36 @@ class OpSpec(Description):
         names = tuple(p.name for p in self.parameters)
         return ("log_poles", *names[2:]) if names[:2] == ("p", "gamma") else names
 
-    def with_width(self, channels: int, groups: int) -> OpSpec:
-        """The same kind of operator on other channels, in other filter groups.
+    def width_of(self, channels: int | None, groups: int | None) -> tuple[int, int]:
+        """Channels and filter groups, of which those that are absent follow from this operator:
+        its channels, groups as wide as its own.
+
+        Raises:
+            TypeError: one of them is no whole number.
+            Sh2genError: S006 if the channels are no whole groups.
+        """
+        for name, value in (("channels", channels), ("groups", groups)):
+            if value is not None and type(value) is not int:
+                raise TypeError(f"{self.op}: {name} must be a whole number, not {value!r}")
+        channels = self.channels if channels is None else channels
+        if groups is not None:
+            return channels, groups
+        if channels < 1 or channels % self.group_width:
+            raise Sh2genError(
+                "S006",
+                f"{self.op}: {channels} channels are no whole groups of {self.group_width}",
+                help="give groups too, or a multiple of that",
+            )
+        return channels, channels // self.group_width
+
+    def with_width(self, channels: int | None, groups: int | None) -> OpSpec:
+        """The same kind of operator on other channels, in other filter groups: `width_of`.
 
         Raises:
             TypeError: one of them is no whole number.
             Sh2genError: S006 if such groups cannot be.
         """
-        for name, value in (("channels", channels), ("groups", groups)):
-            if type(value) is not int:
-                raise TypeError(f"{self.op}: {name} must be a whole number, not {value!r}")
+        channels, groups = self.width_of(channels, groups)
         inner = replace(self.filter, groups=groups)
         return replace(self, channels=channels, filter=inner)
 

@@ -74,6 +74,17 @@ class ChunkRunner(Protocol):
         ...
 
 
+@runtime_checkable
+class SliceRunner(Protocol):
+    """A runner that also computes a slice of the channels of a filter that decays."""
+
+    def sliced(self, spec: OpSpec, groups: range) -> tuple[Runner, bool]:
+        """The same way of running, for tensors of these groups of an operator; and whether their
+        activations are those of the whole bit for bit.
+        """
+        ...
+
+
 class MalformedError(Exception):
     """A runner returned something of the wrong shape, dtype or name."""
 

@@ -16,9 +16,18 @@ from sh2gen.graph.reference import (
     SILU_SLOPE,
     filter_taps,
     reference_gradients,
+    sample_groups,
 )
 from sh2gen.spec.language import Activation, Projection, TapOrder
-from sh2gen.verify.case import Case, ChunkRunner, PackedRunner, Tensors, poisoned, require_like
+from sh2gen.verify.case import (
+    Case,
+    ChunkRunner,
+    PackedRunner,
+    SliceRunner,
+    Tensors,
+    poisoned,
+    require_like,
+)
 from sh2gen.verify.compare import (
     affordable_steps,
     against_float64,
@@ -350,6 +359,46 @@ def chunks(case: Case) -> Iterator[Check]:
     yield from against_float64(case, rng, arguments, y, grads, parts=len(cuts) - 1)
 
 
+def slices(case: Case) -> Iterator[Check]:
+    """Some groups alone, from the middle of a ladder of decays, give what they give among all: the
+    same bits of activations, if the runner says so.
+    """
+    spec, runner, total = case.spec, case.runner, case.spec.filter.groups
+    if spec.filter.decay is None or total == 1 or not isinstance(runner, SliceRunner):
+        return
+    rng, count = case.generator(), total // 2
+    first = (total - count + 1) // 2  # never 0, where a ladder of its own would begin too
+    groups = range(first, first + count)
+    inputs, parameters, dy = case.inputs(rng), case.parameters(rng), case.activation(rng)
+    y, grads = case.forward(inputs, parameters), case.gradients(inputs, parameters, dy)
+    acts = {name: case.canonical(x) for name, x in (inputs | {"dy": dy}).items()}
+    acts, own, wanted = (
+        sample_groups(spec, tensors, groups) for tensors in (acts, parameters, {"y": y} | grads)
+    )
+    above = acts.pop("dy")
+    absolute_y, absolute = reference_gradients(
+        spec, acts, own, above, method=case.method, absolute=True, groups=groups
+    )
+
+    def placed(x: Tensor) -> Tensor:
+        return case.place(case.canonical(x).contiguous())
+
+    sliced, same_bits = runner.sliced(spec, groups)
+    part = dataclasses.replace(case, runner=sliced)
+    few = {name: placed(x) for name, x in acts.items()}
+    found = {"y": part.forward(few, own)} | part.gradients(few, own, placed(above))
+    # As in `batch_invariance`, of what has no exponential. How gradients of parameters are added
+    # up may follow from the number of channels.
+    exact = same_bits and case.linear
+    for name, size in ({"y": absolute_y} | absolute).items():
+        title = f"{'' if name == 'y' else 'gradient of '}{name} of groups {first} .. {groups[-1]}"
+        if exact and name not in own:
+            yield identical(case, title, found[name], wanted[name])
+        else:
+            allowed = 2 * case.tolerance.elements(size)  # both have errors
+            yield within(case, title, found[name], wanted[name], allowed)
+
+
 Property = Callable[[Case], Iterator[Check]]
 # In the order in which they are tried: what explains most comes first.
 PROPERTIES: dict[str, Property] = {
@@ -365,6 +414,7 @@ PROPERTIES: dict[str, Property] = {
     "packed": packed,
     "strides": strides,
     "chunks": chunks,
+    "slices": slices,
 }
 
 

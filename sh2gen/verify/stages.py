@@ -37,6 +37,8 @@ def of_step(step: VerificationStep, plan: Plan) -> tuple[float, ...]:
         share = _OF_EQUALITY.get(name, 0.5)
         if name == "chunks":
             share = 3.0 * (step.spec.state is not None)
+        if name == "slices":
+            share = 1.5 * (step.spec.filter.decay is not None)
         for shape in step.shapes if name == "equality" else others:
             found.append(share * _equality(step.spec, plan, step.runner.name, shape))
     return tuple(found)

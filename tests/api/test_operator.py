@@ -138,9 +138,40 @@ def test_a_width_of_a_file_is_two_numbers(width: Any) -> None:
         sh2gen.load(path, width=width)
 
 
-def test_a_width_is_not_taken_for_a_device() -> None:
-    with pytest.raises(TypeError, match="positional argument"):
-        sh2gen.operator(SPEC).module(64)  # type: ignore[misc]
+def test_modules_of_any_width_that_the_file_serves() -> None:
+    """Groups are as wide as those of the operator, which may be wider than those of the file."""
+    operator = sh2gen.operator(SPEC)
+    wide = sh2gen.load(operator.path, width=(12, 2))
+    for layer, width in (
+        (operator.module(12), (12, 3)),
+        (operator.module(12, 4), (12, 4)),
+        (operator.module(groups=8), (8, 8)),
+        (wide.module(), (12, 2)),
+        (wide.module(24), (24, 4)),
+    ):
+        assert (layer.channels, layer.groups) == width and len(layer.filter) == width[1]
+    for arguments, error, words in (
+        (("cuda",), TypeError, "channels must be a whole number, not 'cuda'"),
+        ((12, 3.0), TypeError, "groups must be a whole number, not 3.0"),
+        ((6,), Sh2genError, "6 channels are no whole groups of 4"),
+        ((12, 5), ValueError, "5 filter groups do not divide 12 channels"),
+    ):
+        with pytest.raises(error, match=words):
+            operator.module(*arguments)
+
+
+def test_a_slice_of_a_ladder_is_refused_where_there_is_none() -> None:
+    operator = sh2gen.operator(SPEC)
+    both = {"first_group": 2, "groups_in_all": 4}
+    named = (
+        "tiny_conv: first_group and groups_in_all said of a filter that does not decay: .* leave"
+    )
+    for call in (operator.module, operator, operator.reference):
+        with pytest.raises(TypeError, match=named):
+            call(**both)
+    with pytest.raises(TypeError, match="tiny_conv: groups_in_all said of"):
+        operator.module(groups_in_all=4)
+    assert operator.module(first_group=0, groups_in_all=None).groups == 2
 
 
 @pytest.mark.parametrize("text", ["3", "[1, 2]", "{}", "no JSON"])

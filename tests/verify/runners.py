@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -30,6 +31,12 @@ class TorchRunner:
     def __init__(self, spec: OpSpec, layout: str = "BLD") -> None:
         self.spec = spec
         self.layout = layout
+        self.first_group = 0
+
+    def sliced(self, spec: OpSpec, groups: range) -> tuple[Self, bool]:
+        part = copy(self)
+        part.first_group = groups.start
+        return part, self.exactly_causal
 
     def forward(self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Tensor:
         first = inputs[self.spec.inputs[0]]
@@ -115,7 +122,8 @@ class TorchRunner:
         else:
             h = params["filter"]
             if self.spec.filter.kind is FilterKind.DECAY:
-                h = h * decayed_filter(self.spec, torch.ones_like(h))
+                groups = range(self.first_group, self.first_group + len(h))
+                h = h * decayed_filter(self.spec, torch.ones_like(h), groups=groups)
             h = self.lags(h, self.spec.filter.taps)
         return h.repeat_interleave(self.spec.group_width, 0)
 

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -359,6 +359,21 @@ def test_wrong_decay_is_caught() -> None:
     wrong = TorchRunner(replace(spec, filter=replace(spec.filter, decay=other)))
     assert run(spec, TorchRunner(spec)).ok
     assert {"equality", "impulse"} <= failed(run(spec, wrong))
+
+
+@pytest.mark.parametrize(("io", "groups", "rung"), [("float32", 2, 0), ("bfloat16", 8, 3)])
+def test_a_slice_on_other_rungs_is_caught(io: str, groups: int, rung: int) -> None:
+    """One that begins a ladder of its own, and one that is a group off: by `slices` alone."""
+
+    class Off(TorchRunner):
+        def sliced(self, spec: OpSpec, groups: range) -> tuple[Self, bool]:
+            return super().sliced(spec, range(rung, rung + len(groups)))[0], False
+
+    decay = {"preset": "strong", "cache_length": 8}
+    inner = {"kind": "decay", "length": 7, "groups": groups, "decay": decay}
+    spec = make(channels=groups, filter=inner)
+    assert run(spec, TorchRunner(spec), io, shapes=[(2, 9)], properties=["slices"]).ok
+    assert failed(run(spec, Off(spec), io, shapes=[(2, 9)])) == {"slices"}
 
 
 def test_fft_that_wraps_around_is_caught() -> None:

@@ -90,8 +90,22 @@ def _half_zero(case: Case, rng: torch.Generator, *, batch: int | None = None) ->
 
 def test_every_property_ran() -> None:
     report = run(HYENA, TorchRunner(HYENA))
-    states = {"chunks"}  # which this operator does not have; tests/equivalence/test_state.py
-    assert {check.name.split()[0] for check in report.checks} == set(PROPERTIES) - states
+    others = {"chunks", "slices"}  # of states and decays: tests/equivalence/test_state.py, below
+    assert {check.name.split()[0] for check in report.checks} == set(PROPERTIES) - others
+
+
+@pytest.mark.parametrize("kind", [TorchRunner, FftRunner])
+def test_slices_of_a_ladder(kind: type[TorchRunner]) -> None:
+    """Of one group there is none. Bits are compared where a runner promises them."""
+    for groups in (1, 2, 3, 6):
+        decay = {"preset": "weak", "cache_length": 9}
+        inner = {"kind": "decay", "length": 5, "groups": groups, "decay": decay}
+        spec = make(filter=inner, skip="group")
+        report = run(spec, kind(spec), properties=["slices"], shapes=[(2, 9)])
+        assert len(report.checks) == (4 if groups > 1 else 0)
+        exact = [check for check in report.checks if check.bound == 0]
+        assert len(exact) == (2 if groups > 1 and kind is TorchRunner else 0)
+        assert not report.failures
 
 
 def test_poison_and_what_was_before() -> None:
