@@ -8,7 +8,7 @@ each, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: fca2e9e4cfdb6b63679a56d95e4e3858ee93fd1c1c040c4169f9c1993b840df4
+sha256, with zeros here: 3349f0da6520b23bed3a5533ae6e805ab4277eca44e305169ce2a2a9ec7c4787
 """
 
 from collections.abc import Iterator, Sequence
@@ -1343,7 +1343,9 @@ def configs_of(x: Tensor, channels: int, groups: int) -> dict[str, dict[str, int
     key = (x.device, int(channels), int(groups))
     if key not in CHOSEN:
         here, capability = gpu_of(x.device)
-        stated = {gpu: one for (gpu, *width), one in CONFIGS.items() if (*width,) == key[1:]}
+        stated = {
+            gpu: configs for (gpu, *width), configs in CONFIGS.items() if (*width,) == key[1:]
+        }
         alike = [gpu for gpu in stated if CAPABILITIES.get(gpu) == capability]
         configs = next((stated[gpu] for gpu in ("", here, *alike) if gpu in stated), None)
         configs = dict(configs or default_configs(*key[1:], x.device))
@@ -1851,7 +1853,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_5f8f05f2"
+    name = unique = "conv_512_8c4baa20"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

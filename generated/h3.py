@@ -9,7 +9,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: d20f4f937720c5d501de43b0332ddd3c79ec54fda20d73eaf5eec02613ed57b5
+sha256, with zeros here: 9fd61aa3312a1eb3e73be9f79739c3ad9e564868379c04243c93a5b268c99c80
 """
 
 from collections.abc import Iterator, Sequence
@@ -1783,8 +1783,8 @@ def sum_partials(
     splits,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of log_poles, frequencies, residues_real, residues_imag, featurizer, skip, each by
-    programs of its own.
+    """Gradients of log_poles, frequencies, residues_real, residues_imag, featurizer, skip, each
+    by programs of its own.
     """
     program = tl.program_id(0)
     if program < section_end(0, CHANNELS, WIDTH):
@@ -1943,13 +1943,15 @@ def default_configs(channels: int, groups: int, device: torch.device) -> dict[st
 
 
 def configs_of(x: Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
-    """The config of every kernel for inputs like x of so many channels and groups: that of CONFIGS
-    for this GPU, or for one of its compute capability, or else the default.
+    """The config of every kernel for inputs like x of so many channels and groups: that of
+    CONFIGS for this GPU, or for one of its compute capability, or else the default.
     """
     key = (x.device, int(channels), int(groups))
     if key not in CHOSEN:
         here, capability = gpu_of(x.device)
-        stated = {gpu: one for (gpu, *width), one in CONFIGS.items() if (*width,) == key[1:]}
+        stated = {
+            gpu: configs for (gpu, *width), configs in CONFIGS.items() if (*width,) == key[1:]
+        }
         alike = [gpu for gpu in stated if CAPABILITIES.get(gpu) == capability]
         configs = next((stated[gpu] for gpu in ("", here, *alike) if gpu in stated), None)
         configs = dict(configs or default_configs(*key[1:], x.device))
@@ -2153,8 +2155,8 @@ def launch_backward(
     parameters: Sequence[Tensor],
     saved: Sequence[Tensor],
 ) -> list[Tensor]:
-    """Gradients of the inputs, packed if they are, then of log_poles, frequencies, residues_real,
-    residues_imag, featurizer, skip.
+    """Gradients of the inputs, packed if they are, then of log_poles, frequencies,
+    residues_real, residues_imag, featurizer, skip.
     """
     (q, k, v), unit = common_unit(unpack(inputs))
     log_poles, frequencies, residues_real, residues_imag, featurizer, skip = (
@@ -2681,7 +2683,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_5b307475"
+    name = unique = "h3_f88f5bcb"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2705,8 +2707,8 @@ def forward_op(
     skip: Tensor,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    """y and the values saved for backward, if they are to be kept; of packed features if the later
-    inputs are None.
+    """y and the values saved for backward, if they are to be kept; of packed features if the
+    later inputs are None.
     """
     inputs = given(q, k, v)
     with torch.autocast(q.device.type, enabled=False):

@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: d31b89845703847723797c986eef1581e0afaebebd63a1b47315b25d778dc2ec
+sha256, with zeros here: f2cc0ee874f0bd23728c034e3e6828e90a49de0db92fb9f76afd75e707d616f2
 """
 
 from collections.abc import Iterator, Sequence
@@ -1784,13 +1784,15 @@ def default_configs(channels: int, groups: int, device: torch.device) -> dict[st
 
 
 def configs_of(x: Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
-    """The config of every kernel for inputs like x of so many channels and groups: that of CONFIGS
-    for this GPU, or for one of its compute capability, or else the default.
+    """The config of every kernel for inputs like x of so many channels and groups: that of
+    CONFIGS for this GPU, or for one of its compute capability, or else the default.
     """
     key = (x.device, int(channels), int(groups))
     if key not in CHOSEN:
         here, capability = gpu_of(x.device)
-        stated = {gpu: one for (gpu, *width), one in CONFIGS.items() if (*width,) == key[1:]}
+        stated = {
+            gpu: configs for (gpu, *width), configs in CONFIGS.items() if (*width,) == key[1:]
+        }
         alike = [gpu for gpu in stated if CAPABILITIES.get(gpu) == capability]
         configs = next((stated[gpu] for gpu in ("", here, *alike) if gpu in stated), None)
         configs = dict(configs or default_configs(*key[1:], x.device))
@@ -1988,7 +1990,9 @@ def launch_backward(
     parameters: Sequence[Tensor],
     saved: Sequence[Tensor],
 ) -> list[Tensor]:
-    """Gradients of the inputs, packed if they are, then of log_poles, residues, featurizer, skip."""
+    """Gradients of the inputs, packed if they are, then of log_poles, residues, featurizer,
+    skip.
+    """
     (q, k, v), unit = common_unit(unpack(inputs))
     log_poles, residues, featurizer, skip = (p.contiguous() for p in parameters)
     dy = dense(dy)
@@ -2484,7 +2488,7 @@ def poles(p: Tensor, gamma: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_536b700b"
+    name = unique = "hyena_li_ffdc4865"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2506,8 +2510,8 @@ def forward_op(
     skip: Tensor,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    """y and the values saved for backward, if they are to be kept; of packed features if the later
-    inputs are None.
+    """y and the values saved for backward, if they are to be kept; of packed features if the
+    later inputs are None.
     """
     inputs = given(q, k, v)
     with torch.autocast(q.device.type, enabled=False):

@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: f7770b09b4d4a3443e377a9017c3615aa7140e1b8ab62a6331afa04d99f74097
+sha256, with zeros here: 7fa9aa7d4d4e1b29a4675d9b01290c144a64309d19f9a4c136f717e324aa4f37
 """
 
 from collections.abc import Iterator, Sequence
@@ -1977,13 +1977,15 @@ def default_configs(channels: int, groups: int, device: torch.device) -> dict[st
 
 
 def configs_of(x: Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
-    """The config of every kernel for inputs like x of so many channels and groups: that of CONFIGS
-    for this GPU, or for one of its compute capability, or else the default.
+    """The config of every kernel for inputs like x of so many channels and groups: that of
+    CONFIGS for this GPU, or for one of its compute capability, or else the default.
     """
     key = (x.device, int(channels), int(groups))
     if key not in CHOSEN:
         here, capability = gpu_of(x.device)
-        stated = {gpu: one for (gpu, *width), one in CONFIGS.items() if (*width,) == key[1:]}
+        stated = {
+            gpu: configs for (gpu, *width), configs in CONFIGS.items() if (*width,) == key[1:]
+        }
         alike = [gpu for gpu in stated if CAPABILITIES.get(gpu) == capability]
         configs = next((stated[gpu] for gpu in ("", here, *alike) if gpu in stated), None)
         configs = dict(configs or default_configs(*key[1:], x.device))
@@ -2110,8 +2112,8 @@ def launch_forward(
     state: Sequence[Tensor],
     keep: bool = True,
 ) -> list[Tensor]:
-    """[y, states before tiles, the modes' state after the last step]. `state` is the history and
-    the modes' state before the first step.
+    """[y, states before tiles, the modes' state after the last step]. `state` is the history
+    and the modes' state before the first step.
     """
     (q, k, v), unit = common_unit(unpack(inputs))
     log_poles, residues, featurizer, skip = (p.contiguous() for p in parameters)
@@ -2655,7 +2657,7 @@ def poles(p: Tensor, gamma: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_94c23fc7"
+    name = unique = "hyena_li_stateful_b717e333"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2679,8 +2681,8 @@ def stateful_op(
     state: Tensor,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y, the modes' state after the last step, and the values saved for backward if they are to be
-    kept; of the history and the state before the first step.
+    """y, the modes' state after the last step, and the values saved for backward if they are to
+    be kept; of the history and the state before the first step.
     """
     inputs, parameters = given(q, k, v), [log_poles, residues, featurizer, skip]
     y, kept, leaving = launch_forward(inputs, parameters, keep=keep, state=(history, state))
@@ -3010,8 +3012,8 @@ class HyenaLiStateful(nn.Module):
     def forward(
         self, *inputs: Tensor, state: HyenaLiStatefulState | None = None
     ) -> tuple[Tensor, HyenaLiStatefulState]:
-        """y (B, D, L) and the state after it, of q, k, v (B, D, L), or of packed features (B, 3 D,
-        L).
+        """y (B, D, L) and the state after it, of q, k, v (B, D, L), or of packed features (B, 3
+        D, L).
         """
         parameters = [getattr(self, name) for name in PARAMETERS]
         if len(inputs) == len(INPUTS):

@@ -9,7 +9,7 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 0d0deba074f9f293b213e70643d9691fcd41e5c78d898f91007da6e915b5abb6
+sha256, with zeros here: 71f128ba6052b741f17ca45cd6a33636ae83b0e52f92cf65b148c20660735688
 """
 
 from collections.abc import Iterator, Sequence
@@ -1910,7 +1910,9 @@ def configs_of(x: Tensor, channels: int, groups: int) -> dict[str, dict[str, int
     key = (x.device, int(channels), int(groups))
     if key not in CHOSEN:
         here, capability = gpu_of(x.device)
-        stated = {gpu: one for (gpu, *width), one in CONFIGS.items() if (*width,) == key[1:]}
+        stated = {
+            gpu: configs for (gpu, *width), configs in CONFIGS.items() if (*width,) == key[1:]
+        }
         alike = [gpu for gpu in stated if CAPABILITIES.get(gpu) == capability]
         configs = next((stated[gpu] for gpu in ("", here, *alike) if gpu in stated), None)
         configs = dict(configs or default_configs(*key[1:], x.device))
@@ -2495,6 +2497,27 @@ def eager_backward(
 # -----------------------------------------------------------------------------------------------
 
 
+def groups_of_ladder(groups: int, first_group: int, groups_in_all: int | None) -> int:
+    """How many groups share the ladder of decays, of which these are from first_group on. Refuses
+    what is no part of it.
+    """
+    whole = groups if groups_in_all is None else groups_in_all
+    for name, value in (("first_group", first_group), ("groups_in_all", whole)):
+        if not isinstance(value, (int, torch.SymInt)):
+            raise TypeError(f"{OP}: {name} must be a whole number, not {value!r}")
+    if not 0 <= first_group <= whole - groups:
+        raise ValueError(
+            f"{OP}: {groups} filter groups from {first_group} on are not among {whole}: "
+            f"first_group must be at least 0, and groups_in_all at least first_group + {groups}"
+        )
+    if whole % REPEATS:
+        raise ValueError(
+            f"{OP}: {groups} filter groups from {first_group} on are not of whole ladders of "
+            f"decays: groups_in_all must be a multiple of {REPEATS}, not {whole}"
+        )
+    return whole
+
+
 def decayed(taps: Tensor, first_group: int = 0, groups_in_all: int | None = None) -> Tensor:
     """Taps (G, K) times the decay exp(-alpha tau) of their group (arXiv 2503.01868, section 2).
 
@@ -2502,12 +2525,7 @@ def decayed(taps: Tensor, first_group: int = 0, groups_in_all: int | None = None
     alphas: so that a slice of the channels has its own rungs.
     """
     groups, steps = taps.shape
-    whole = groups if groups_in_all is None else groups_in_all
-    if whole % REPEATS or not 0 <= first_group <= whole - groups:
-        raise ValueError(
-            f"{OP}: {groups} filter groups from {first_group} on are not of {whole}, or these are "
-            f"no {REPEATS} ladders of decays"
-        )
+    whole = groups_of_ladder(groups, first_group, groups_in_all)
     ladder = torch.logspace(*EXPONENTS, whole // REPEATS, dtype=torch.float64, device=taps.device)
     alpha = ladder.repeat(REPEATS)[first_group : first_group + groups]
     lag = torch.arange(steps, dtype=torch.float64, device=taps.device)
@@ -2518,7 +2536,7 @@ def decayed(taps: Tensor, first_group: int = 0, groups_in_all: int | None = None
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_2b072ccc"
+    name = unique = "hyena_mr_834a84cc"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2841,6 +2859,7 @@ class HyenaMr(nn.Module):
         groups = channels // (CHANNELS // GROUPS) if groups is None else groups
         if channels < 1 or groups < 1 or channels % groups:
             raise ValueError(f"{OP}: {groups} filter groups do not divide {channels} channels")
+        groups_of_ladder(groups, first_group, groups_in_all)
         self.channels, self.groups = channels, groups
         self.first_group = first_group
         self.groups_in_all = groups_in_all
@@ -2887,4 +2906,8 @@ class HyenaMr(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"channels={self.channels}, groups={self.groups}"
+        text = f"channels={self.channels}, groups={self.groups}"
+        for name, default in (("first_group", 0), ("groups_in_all", None)):
+            if getattr(self, name) != default:
+                text += f", {name}={getattr(self, name)}"
+        return text

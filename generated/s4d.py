@@ -8,7 +8,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 5e1c88cc2df758b5fd4fc88d107f1065bcd8b423406fb1c7e293c9043e22f05b
+sha256, with zeros here: de37a8bae88bf5701728468b08bac5a36cbb749ee400cca34fcd2f829ba0488a
 """
 
 from collections.abc import Iterator, Sequence
@@ -1435,8 +1435,8 @@ def sum_partials(
     splits,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of log_poles, frequencies, residues_real, residues_imag, skip, each by programs of
-    its own.
+    """Gradients of log_poles, frequencies, residues_real, residues_imag, skip, each by programs
+    of its own.
     """
     program = tl.program_id(0)
     if program < section_end(0, CHANNELS, WIDTH):
@@ -1588,13 +1588,15 @@ def default_configs(channels: int, groups: int, device: torch.device) -> dict[st
 
 
 def configs_of(x: Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
-    """The config of every kernel for inputs like x of so many channels and groups: that of CONFIGS
-    for this GPU, or for one of its compute capability, or else the default.
+    """The config of every kernel for inputs like x of so many channels and groups: that of
+    CONFIGS for this GPU, or for one of its compute capability, or else the default.
     """
     key = (x.device, int(channels), int(groups))
     if key not in CHOSEN:
         here, capability = gpu_of(x.device)
-        stated = {gpu: one for (gpu, *width), one in CONFIGS.items() if (*width,) == key[1:]}
+        stated = {
+            gpu: configs for (gpu, *width), configs in CONFIGS.items() if (*width,) == key[1:]
+        }
         alike = [gpu for gpu in stated if CAPABILITIES.get(gpu) == capability]
         configs = next((stated[gpu] for gpu in ("", here, *alike) if gpu in stated), None)
         configs = dict(configs or default_configs(*key[1:], x.device))
@@ -1793,8 +1795,8 @@ def launch_backward(
     parameters: Sequence[Tensor],
     saved: Sequence[Tensor],
 ) -> list[Tensor]:
-    """Gradients of the inputs, packed if they are, then of log_poles, frequencies, residues_real,
-    residues_imag, skip.
+    """Gradients of the inputs, packed if they are, then of log_poles, frequencies,
+    residues_real, residues_imag, skip.
     """
     (x,), unit = common_unit(unpack(inputs))
     log_poles, frequencies, residues_real, residues_imag, skip = (
@@ -2221,7 +2223,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_ac7f435c"
+    name = unique = "s4d_d6c5e4ea"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2242,8 +2244,8 @@ def forward_op(
     skip: Tensor,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    """y and the values saved for backward, if they are to be kept; of packed features if the later
-    inputs are None.
+    """y and the values saved for backward, if they are to be kept; of packed features if the
+    later inputs are None.
     """
     inputs = given(x)
     with torch.autocast(x.device.type, enabled=False):

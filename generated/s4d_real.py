@@ -8,7 +8,7 @@ each, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 93324826c5ce5f78cc4eff9aaac6828a757afabc0ef7f9104452085bf9e9dcd1
+sha256, with zeros here: 44a7d7c06f279935f00e3c11a3e112f98bfefc4610a959e96f7394d78570f192
 """
 
 from collections.abc import Iterator, Sequence
@@ -1399,13 +1399,15 @@ def default_configs(channels: int, groups: int, device: torch.device) -> dict[st
 
 
 def configs_of(x: Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
-    """The config of every kernel for inputs like x of so many channels and groups: that of CONFIGS
-    for this GPU, or for one of its compute capability, or else the default.
+    """The config of every kernel for inputs like x of so many channels and groups: that of
+    CONFIGS for this GPU, or for one of its compute capability, or else the default.
     """
     key = (x.device, int(channels), int(groups))
     if key not in CHOSEN:
         here, capability = gpu_of(x.device)
-        stated = {gpu: one for (gpu, *width), one in CONFIGS.items() if (*width,) == key[1:]}
+        stated = {
+            gpu: configs for (gpu, *width), configs in CONFIGS.items() if (*width,) == key[1:]
+        }
         alike = [gpu for gpu in stated if CAPABILITIES.get(gpu) == capability]
         configs = next((stated[gpu] for gpu in ("", here, *alike) if gpu in stated), None)
         configs = dict(configs or default_configs(*key[1:], x.device))
@@ -1991,7 +1993,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_59d5e4b0"
+    name = unique = "s4d_real_b85ccf01"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2010,8 +2012,8 @@ def forward_op(
     skip: Tensor,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    """y and the values saved for backward, if they are to be kept; of packed features if the later
-    inputs are None.
+    """y and the values saved for backward, if they are to be kept; of packed features if the
+    later inputs are None.
     """
     inputs = given(x)
     with torch.autocast(x.device.type, enabled=False):

@@ -8,7 +8,7 @@ each, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: a7513bcfa81dfc71e7af1c802a7746340492b565261d7f8dba7df46c7f3bcfc6
+sha256, with zeros here: 2263ed70c20929d46fc7ef06a5b6aa9198c01cafc66dc911d1b2d9033bb1657f
 """
 
 from collections.abc import Iterator, Sequence
@@ -644,13 +644,15 @@ def default_configs(channels: int, groups: int, device: torch.device) -> dict[st
 
 
 def configs_of(x: Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
-    """The config of every kernel for inputs like x of so many channels and groups: that of CONFIGS
-    for this GPU, or for one of its compute capability, or else the default.
+    """The config of every kernel for inputs like x of so many channels and groups: that of
+    CONFIGS for this GPU, or for one of its compute capability, or else the default.
     """
     key = (x.device, int(channels), int(groups))
     if key not in CHOSEN:
         here, capability = gpu_of(x.device)
-        stated = {gpu: one for (gpu, *width), one in CONFIGS.items() if (*width,) == key[1:]}
+        stated = {
+            gpu: configs for (gpu, *width), configs in CONFIGS.items() if (*width,) == key[1:]
+        }
         alike = [gpu for gpu in stated if CAPABILITIES.get(gpu) == capability]
         configs = next((stated[gpu] for gpu in ("", here, *alike) if gpu in stated), None)
         configs = dict(configs or default_configs(*key[1:], x.device))
@@ -1119,7 +1121,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_00becda8"
+    name = unique = "short_conv_914ef80c"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,7 +8,7 @@ each, K = 3 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 3b20597f00d2f1490e329daf2db5972d4f5ee1534c724fe8aea02cc9f2120196
+sha256, with zeros here: 67f0c42ea5ac02f991c9497f19fdcaf3de48ea4b039fa0816717e97a649648e6
 """
 
 from collections.abc import Iterator, Sequence
@@ -584,13 +584,15 @@ def default_configs(channels: int, groups: int, device: torch.device) -> dict[st
 
 
 def configs_of(x: Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
-    """The config of every kernel for inputs like x of so many channels and groups: that of CONFIGS
-    for this GPU, or for one of its compute capability, or else the default.
+    """The config of every kernel for inputs like x of so many channels and groups: that of
+    CONFIGS for this GPU, or for one of its compute capability, or else the default.
     """
     key = (x.device, int(channels), int(groups))
     if key not in CHOSEN:
         here, capability = gpu_of(x.device)
-        stated = {gpu: one for (gpu, *width), one in CONFIGS.items() if (*width,) == key[1:]}
+        stated = {
+            gpu: configs for (gpu, *width), configs in CONFIGS.items() if (*width,) == key[1:]
+        }
         alike = [gpu for gpu in stated if CAPABILITIES.get(gpu) == capability]
         configs = next((stated[gpu] for gpu in ("", here, *alike) if gpu in stated), None)
         configs = dict(configs or default_configs(*key[1:], x.device))
@@ -1059,7 +1061,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_3_30dbe99b"
+    name = unique = "short_conv_3_c51107cc"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
