@@ -8,7 +8,7 @@ each, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 3349f0da6520b23bed3a5533ae6e805ab4277eca44e305169ce2a2a9ec7c4787
+sha256, with zeros here: 97922084b908059602ee97bcd1b52e6dfbbffd8d96045744c07ccb409701d082
 """
 
 from collections.abc import Iterator, Sequence
@@ -54,11 +54,12 @@ INPUTS = ("x",)
 PARAMETERS = ("filter",)
 TAPS = ("filter",)  # also in the shape of a conv1d's weight
 CHANNELS, GROUPS = 4096, 256  # unless others are given
-INTERLEAVED = False  # how features are packed: channel by channel, or input by input
+SHAPE = "(B, {}, L)"  # of an activation
 TIME, CHANNEL = 2, 1  # axes of an activation
 LEAST = 1  # steps of a call
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
+WIDEST = 1  # stride of the last axis
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
 CHOSEN: dict = {}  # configs by device, channels and groups
 TOLD = ("num_warps", "num_stages", "maxnreg")  # to the compiler, of a config
@@ -850,7 +851,7 @@ def conv_512_forward(
     read_begin, read_end, write_end, splits, tiles,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
     EVEN: tl.constexpr, TERMS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
-    SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, TILES: tl.constexpr, PREFETCH: tl.constexpr,
+    SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """z = x; y = filter * z
 
@@ -927,8 +928,7 @@ def conv_512_backward(
     read_begin, read_end, write_end, splits, tiles,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
     STRIDE_UNIT: tl.constexpr, EVEN: tl.constexpr, TERMS: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, TILES: tl.constexpr,
-    PREFETCH: tl.constexpr,
+    BLOCK_D: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """Gradients of every input, and partial sums of those of parameters.
 
@@ -1049,7 +1049,7 @@ def conv_512_backward_sm90(
     group_partials_ptr,  # [batch and splits, 512, programs along channels] float32
     read_begin, read_end, write_end, splits, tiles,
     CHANNELS: gl.constexpr, WIDTH: gl.constexpr, BLOCK_D: gl.constexpr, SEGMENTS: gl.constexpr,
-    BLOCK_T: gl.constexpr, TILES: gl.constexpr,
+    BLOCK_T: gl.constexpr,
 ):  # fmt: skip
     """Gradients of every input, and partial sums of those of parameters.
 
@@ -1363,11 +1363,11 @@ def dense(x: Tensor) -> Tensor:
 def common_unit(tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], int]:
     """The tensors and the stride of their last axis, which kernels take as a constant.
 
-    Views of interleaved features keep their stride; anything wider, or mixed, is copied first.
+    Views of interleaved features may keep theirs, up to WIDEST; anything wider, or mixed, is
+    copied first.
     """
     units = {x.stride(2) for x in tensors}
-    widest = 1 if LAYOUT == "BDL" else len(INPUTS)
-    if len(units) == 1 and min(units) in range(1, widest + 1):
+    if len(units) == 1 and min(units) in range(1, WIDEST + 1):
         return tuple(tensors), units.pop()
     return tuple(dense(x) for x in tensors), 1
 
@@ -1405,10 +1405,7 @@ def stride_step(config: dict[str, int], tensors: Sequence[Tensor], tiles: int) -
     Refuses row strides that the 32-bit offsets within a program of so many tiles cannot hold;
     those of the program itself are 64-bit.
     """
-    rows = config.get("BLOCK_D", 1)
-    if LAYOUT == "BLD":  # and the steps that it looks back and ahead
-        rows = config["BLOCK_T"] * config.get("SEGMENTS", 1) * tiles + 4096
-    step = 8
+    rows, step = rows_reached(config, tiles), 8
     for x in tensors:
         batch_stride, row_stride, _ = x.stride()
         if rows * row_stride >= 2**31:
@@ -1501,6 +1498,11 @@ def reduce_partials(
     counts = (p.shape[0] for p in partials)
     launch(kernel, programs, *partials, *sums, *counts, config=SUMS, **constants)
     return [total.to(p.dtype) for total, p in zip(sums, parameters, strict=True)]
+
+
+def rows_reached(config: dict[str, int], tiles: int) -> int:
+    """How many rows a program of so many tiles reads."""
+    return config.get("BLOCK_D", 1)
 
 
 def launch_forward(
@@ -1636,26 +1638,21 @@ def allocate(like: Tensor, steps: int, channels: int | None = None) -> Tensor:
     """An activation of `steps` steps, not yet written, with the batch and dtype of `like`, and its
     channels if no others are given.
 
-    Channels-first rows are padded to a multiple of 8 elements, so that accesses stay 16 bytes wide
-    whatever the length.
+    Rows are padded to a multiple of 8 elements, so that accesses stay 16 bytes wide whatever the
+    length.
     """
     batch = like.shape[0]
     channels = like.shape[CHANNEL] if channels is None else channels
-    if LAYOUT == "BLD":
-        return like.new_empty((batch, steps, channels))
     row = (steps + 7) // 8 * 8
     return like.new_empty_strided((batch, channels, steps), (channels * row, row, 1))
 
 
 def unpack(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The inputs themselves, or their views of one tensor of packed features."""
-    roles = len(INPUTS)
-    if len(inputs) == roles:
+    if len(inputs) == len(INPUTS):
         return tuple(inputs)
     (features,) = inputs
-    if not INTERLEAVED:
-        return features.chunk(roles, CHANNEL)
-    return features.unflatten(CHANNEL, (-1, roles)).unbind(CHANNEL + 1)
+    return features.chunk(len(INPUTS), CHANNEL)
 
 
 def channels_of(inputs: Sequence[Tensor]) -> int:
@@ -1853,7 +1850,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_8c4baa20"
+    name = unique = "conv_512_e3ec01be"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1975,7 +1972,7 @@ def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
         roles = len(INPUTS) // len(inputs)  # packed in one tensor
         if tensor.dim() != 3 or tensor.shape[CHANNEL] % roles or tensor.shape[TIME] < LEAST:
             channels = f"{roles} D" if roles > 1 else "D"
-            shape = f"(B, {channels}, L)" if LAYOUT == "BDL" else f"(B, L, {channels})"
+            shape = SHAPE.format(channels)
             raise ValueError(
                 f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} with L >= {LEAST}"
             )

@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 8437e7d0b5ebfcdaf615fca93712c18c03aadf61c1e985be97f344fe4c5dda1d
+sha256, with zeros here: 0238a7033f05de8c9f56b604ed7075b585f366408cd0b680746280c508caa92d
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ INPUTS = ("q", "k", "v")
 PARAMETERS = ("filter", "featurizer", "skip")
 TAPS = ("filter", "featurizer")  # also in the shape of a conv1d's weight
 CHANNELS, GROUPS = 768, 768  # unless others are given
-INTERLEAVED = False  # how features are packed: channel by channel, or input by input
+SHAPE = "(B, {}, L)"  # of an activation
 TIME, CHANNEL = 2, 1  # axes of an activation
 LEAST = 1  # steps of a call
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
@@ -73,26 +73,21 @@ def allocate(like: Tensor, steps: int, channels: int | None = None) -> Tensor:
     """An activation of `steps` steps, not yet written, with the batch and dtype of `like`, and its
     channels if no others are given.
 
-    Channels-first rows are padded to a multiple of 8 elements, so that accesses stay 16 bytes wide
-    whatever the length.
+    Rows are padded to a multiple of 8 elements, so that accesses stay 16 bytes wide whatever the
+    length.
     """
     batch = like.shape[0]
     channels = like.shape[CHANNEL] if channels is None else channels
-    if LAYOUT == "BLD":
-        return like.new_empty((batch, steps, channels))
     row = (steps + 7) // 8 * 8
     return like.new_empty_strided((batch, channels, steps), (channels * row, row, 1))
 
 
 def unpack(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The inputs themselves, or their views of one tensor of packed features."""
-    roles = len(INPUTS)
-    if len(inputs) == roles:
+    if len(inputs) == len(INPUTS):
         return tuple(inputs)
     (features,) = inputs
-    if not INTERLEAVED:
-        return features.chunk(roles, CHANNEL)
-    return features.unflatten(CHANNEL, (-1, roles)).unbind(CHANNEL + 1)
+    return features.chunk(len(INPUTS), CHANNEL)
 
 
 def channels_of(inputs: Sequence[Tensor]) -> int:
@@ -378,7 +373,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_7b968c0f"
+    name = unique = "hyena_3b04cdf8"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -496,7 +491,7 @@ def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
         roles = len(INPUTS) // len(inputs)  # packed in one tensor
         if tensor.dim() != 3 or tensor.shape[CHANNEL] % roles or tensor.shape[TIME] < LEAST:
             channels = f"{roles} D" if roles > 1 else "D"
-            shape = f"(B, {channels}, L)" if LAYOUT == "BDL" else f"(B, L, {channels})"
+            shape = SHAPE.format(channels)
             raise ValueError(
                 f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} with L >= {LEAST}"
             )

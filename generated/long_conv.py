@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: af26df16b42f25985af519b3ed1066fc89f6d6d30c7a9261095cd335ddcec10b
+sha256, with zeros here: f3aff9fe7a0f74b303351501f0c95ef7a6135632a4a5bfcf4ad245ee8f245014
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ INPUTS = ("x",)
 PARAMETERS = ("filter", "skip")
 TAPS = ("filter",)  # also in the shape of a conv1d's weight
 CHANNELS, GROUPS = 4096, 4096  # unless others are given
-INTERLEAVED = False  # how features are packed: channel by channel, or input by input
+SHAPE = "(B, {}, L)"  # of an activation
 TIME, CHANNEL = 2, 1  # axes of an activation
 LEAST = 1  # steps of a call
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
@@ -73,26 +73,21 @@ def allocate(like: Tensor, steps: int, channels: int | None = None) -> Tensor:
     """An activation of `steps` steps, not yet written, with the batch and dtype of `like`, and its
     channels if no others are given.
 
-    Channels-first rows are padded to a multiple of 8 elements, so that accesses stay 16 bytes wide
-    whatever the length.
+    Rows are padded to a multiple of 8 elements, so that accesses stay 16 bytes wide whatever the
+    length.
     """
     batch = like.shape[0]
     channels = like.shape[CHANNEL] if channels is None else channels
-    if LAYOUT == "BLD":
-        return like.new_empty((batch, steps, channels))
     row = (steps + 7) // 8 * 8
     return like.new_empty_strided((batch, channels, steps), (channels * row, row, 1))
 
 
 def unpack(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The inputs themselves, or their views of one tensor of packed features."""
-    roles = len(INPUTS)
-    if len(inputs) == roles:
+    if len(inputs) == len(INPUTS):
         return tuple(inputs)
     (features,) = inputs
-    if not INTERLEAVED:
-        return features.chunk(roles, CHANNEL)
-    return features.unflatten(CHANNEL, (-1, roles)).unbind(CHANNEL + 1)
+    return features.chunk(len(INPUTS), CHANNEL)
 
 
 def channels_of(inputs: Sequence[Tensor]) -> int:
@@ -330,7 +325,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "long_conv_c3ccf50f"
+    name = unique = "long_conv_7034b4ee"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -436,7 +431,7 @@ def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
         roles = len(INPUTS) // len(inputs)  # packed in one tensor
         if tensor.dim() != 3 or tensor.shape[CHANNEL] % roles or tensor.shape[TIME] < LEAST:
             channels = f"{roles} D" if roles > 1 else "D"
-            shape = f"(B, {channels}, L)" if LAYOUT == "BDL" else f"(B, L, {channels})"
+            shape = SHAPE.format(channels)
             raise ValueError(
                 f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} with L >= {LEAST}"
             )

@@ -8,7 +8,7 @@ each, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 2263ed70c20929d46fc7ef06a5b6aa9198c01cafc66dc911d1b2d9033bb1657f
+sha256, with zeros here: 8e23fe7485fc3f4190eee20af4154cf43690d4333082804df3c2f44b8776b999
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,11 +42,12 @@ INPUTS = ("x",)
 PARAMETERS = ("filter", "bias")
 TAPS = ("filter",)  # also in the shape of a conv1d's weight
 CHANNELS, GROUPS = 4096, 4096  # unless others are given
-INTERLEAVED = False  # how features are packed: channel by channel, or input by input
+SHAPE = "(B, {}, L)"  # of an activation
 TIME, CHANNEL = 2, 1  # axes of an activation
 LEAST = 1  # steps of a call
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
+WIDEST = 1  # stride of the last axis
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
 CHOSEN: dict = {}  # configs by device, channels and groups
 TOLD = ("num_warps", "num_stages", "maxnreg")  # to the compiler, of a config
@@ -668,11 +669,11 @@ def dense(x: Tensor) -> Tensor:
 def common_unit(tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], int]:
     """The tensors and the stride of their last axis, which kernels take as a constant.
 
-    Views of interleaved features keep their stride; anything wider, or mixed, is copied first.
+    Views of interleaved features may keep theirs, up to WIDEST; anything wider, or mixed, is
+    copied first.
     """
     units = {x.stride(2) for x in tensors}
-    widest = 1 if LAYOUT == "BDL" else len(INPUTS)
-    if len(units) == 1 and min(units) in range(1, widest + 1):
+    if len(units) == 1 and min(units) in range(1, WIDEST + 1):
         return tuple(tensors), units.pop()
     return tuple(dense(x) for x in tensors), 1
 
@@ -710,10 +711,7 @@ def stride_step(config: dict[str, int], tensors: Sequence[Tensor], tiles: int) -
     Refuses row strides that the 32-bit offsets within a program of so many tiles cannot hold;
     those of the program itself are 64-bit.
     """
-    rows = config.get("BLOCK_D", 1)
-    if LAYOUT == "BLD":  # and the steps that it looks back and ahead
-        rows = config["BLOCK_T"] * config.get("SEGMENTS", 1) * tiles + 4096
-    step = 8
+    rows, step = rows_reached(config, tiles), 8
     for x in tensors:
         batch_stride, row_stride, _ = x.stride()
         if rows * row_stride >= 2**31:
@@ -776,6 +774,11 @@ def reduce_partials(
     counts = (p.shape[0] for p in partials)
     launch(kernel, programs, *partials, *sums, *counts, config=SUMS, **constants)
     return [total.to(p.dtype) for total, p in zip(sums, parameters, strict=True)]
+
+
+def rows_reached(config: dict[str, int], tiles: int) -> int:
+    """How many rows a program of so many tiles reads."""
+    return config.get("BLOCK_D", 1)
 
 
 def launch_forward(
@@ -888,26 +891,21 @@ def allocate(like: Tensor, steps: int, channels: int | None = None) -> Tensor:
     """An activation of `steps` steps, not yet written, with the batch and dtype of `like`, and its
     channels if no others are given.
 
-    Channels-first rows are padded to a multiple of 8 elements, so that accesses stay 16 bytes wide
-    whatever the length.
+    Rows are padded to a multiple of 8 elements, so that accesses stay 16 bytes wide whatever the
+    length.
     """
     batch = like.shape[0]
     channels = like.shape[CHANNEL] if channels is None else channels
-    if LAYOUT == "BLD":
-        return like.new_empty((batch, steps, channels))
     row = (steps + 7) // 8 * 8
     return like.new_empty_strided((batch, channels, steps), (channels * row, row, 1))
 
 
 def unpack(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The inputs themselves, or their views of one tensor of packed features."""
-    roles = len(INPUTS)
-    if len(inputs) == roles:
+    if len(inputs) == len(INPUTS):
         return tuple(inputs)
     (features,) = inputs
-    if not INTERLEAVED:
-        return features.chunk(roles, CHANNEL)
-    return features.unflatten(CHANNEL, (-1, roles)).unbind(CHANNEL + 1)
+    return features.chunk(len(INPUTS), CHANNEL)
 
 
 def channels_of(inputs: Sequence[Tensor]) -> int:
@@ -1121,7 +1119,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_914ef80c"
+    name = unique = "short_conv_a83ee9be"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1249,7 +1247,7 @@ def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
         roles = len(INPUTS) // len(inputs)  # packed in one tensor
         if tensor.dim() != 3 or tensor.shape[CHANNEL] % roles or tensor.shape[TIME] < LEAST:
             channels = f"{roles} D" if roles > 1 else "D"
-            shape = f"(B, {channels}, L)" if LAYOUT == "BDL" else f"(B, L, {channels})"
+            shape = SHAPE.format(channels)
             raise ValueError(
                 f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} with L >= {LEAST}"
             )

@@ -80,3 +80,38 @@ def test_generated_files_name_no_place_and_no_version(path: Path) -> None:
     text = path.read_text()
     for word in ("/home/", "/tmp/", "/work/", "site-packages", "torch==", "triton=="):
         assert word not in text
+
+
+# What a name is for that its own file does not read: people, sh2gen and PyTorch do. And functions
+# whose arguments are those that others of their kind have.
+SAID = {"SPEC", "PLAN", "LAYOUT", "WIDTHS"}
+ALIKE = {"_", "forward_op", "backward_op", "save", "differentiate_stateful", "refuse_second"}
+ALIKE |= {"tile_grid", "walk_grid", "default_configs", "rows_reached", "parameter_shapes"}
+ALIKE |= {"launch_backward"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_nothing_in_a_generated_file_is_unread(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    read = {
+        n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
+    }
+    public = SAID | {n.name for n in tree.body if isinstance(n, ast.ClassDef)} | {path.stem, "_"}
+    unread = []
+    for node in tree.body:
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                unread += [name] * (name not in read | public)
+            case ast.Assign(targets=[target]) | ast.AnnAssign(target=target):
+                names = [n.id for n in ast.walk(target) if isinstance(n, ast.Name)]
+                unread += [name for name in names if name not in read | public]
+            case _:
+                pass
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name not in ALIKE:
+            inside = {
+                n.id for part in node.body for n in ast.walk(part) if isinstance(n, ast.Name)
+            }
+            arguments = {a.arg for a in (*node.args.args, *node.args.kwonlyargs)} - {"self"}
+            unread += [f"{node.name}({name})" for name in sorted(arguments - inside)]
+    assert not unread

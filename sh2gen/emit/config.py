@@ -77,7 +77,7 @@ def width_of(spec: OpSpec, gpu: str = "", schedule: Schedule | None = None) -> W
 
 def entry(plan: Plan, schedule: Schedule) -> dict[str, dict[str, int]]:
     """The config of each kernel."""
-    return {kernel.role.value: dict(schedule.config(kernel.role)) for kernel in plan.kernels}
+    return {role.value: dict(schedule.config(role)) for role in plan.roles}
 
 
 def entries(plan: Plan, widths: Sequence[Width]) -> dict[Key, dict[str, dict[str, int]]]:
@@ -132,11 +132,11 @@ def rules(spec: OpSpec, plan: Plan) -> Rules:
     lines: list[str] = []
     asked: set[str] = set()
     batched = False
-    for kernel in plan.kernels:
-        cases = defaults[kernel.role.value]
+    for role in plan.roles:
+        cases = defaults[role.value]
         cases = cases if isinstance(cases, list) else [cases]
         batched |= any("PROGRAMS" in case for case in cases)
-        lines += _cases(kernel.role, cases, facts, asked)
+        lines += _cases(role, cases, facts, asked)
     found = [line for name, line in _LINES.items() if name in asked]
     return Rules(lines=(*found, *lines), facts=frozenset(asked), batched=batched)
 

@@ -44,6 +44,11 @@ def _shapes(spec: OpSpec) -> str:
     return f"{{{shapes}}}"
 
 
+def _layout(plan: Plan) -> str:
+    """The part whose helpers know how activations lie in memory."""
+    return f"layout_{plan.layout.value.lower()}"
+
+
 def _shape(plan: Plan) -> str:
     return "(B, D, L)" if plan.layout is Layout.BDL else "(B, L, D)"
 
@@ -54,7 +59,6 @@ def _banner(title: str) -> str:
 
 def _header(spec: OpSpec, plan: Plan) -> str:
     bdl = plan.layout is Layout.BDL
-    packed = "how features are packed: channel by channel, or input by input"
     constants: list[tuple[str, str, str]] = [
         ("OP", literal(spec.op, 0), ""),
         ("PLAN", literal(plan.name, 0), ""),
@@ -63,7 +67,7 @@ def _header(spec: OpSpec, plan: Plan) -> str:
         ("PARAMETERS", literal(tuple(p.name for p in spec.parameters), 0), ""),
         ("TAPS", literal(_taps(spec), 0), "also in the shape of a conv1d's weight"),
         ("CHANNELS, GROUPS", f"{spec.channels}, {spec.filter.groups}", "unless others are given"),
-        ("INTERLEAVED", str(spec.interleaved), packed),
+        ("SHAPE", literal(_shape(plan).replace("D", "{}"), 0), "of an activation"),
         ("TIME, CHANNEL", f"{2 if bdl else 1}, {1 if bdl else 2}", "axes of an activation"),
         ("LEAST", "1" if spec.state is None else "0", "steps of a call"),
         ("BYTE_BUDGET", "2**30", "of the temporaries of plain PyTorch"),
@@ -84,6 +88,11 @@ def _header(spec: OpSpec, plan: Plan) -> str:
         ]
     if plan.kernels:
         constants += [
+            (
+                "WIDEST",
+                "1" if bdl else str(len(spec.inputs)),
+                "stride of the last axis",
+            ),
             ("BINARIES: dict", "{}", "compiled kernels by the traits of their arguments"),
             ("CHOSEN: dict", "{}", "configs by device, channels and groups"),
             ("TOLD", literal(kernels.OPTIONS, 0), "to the compiler, of a config"),
@@ -153,7 +162,7 @@ def _launchers(spec: OpSpec, plan: Plan) -> list[str]:
         terms=terms,
         rules=rules.lines,
         batched=rules.batched,
-        roles="{" + ", ".join(f'"{k.role}": {k.role}' for k in plan.kernels) + "}",
+        roles="{" + ", ".join(f'"{role}": {role}' for role in plan.roles) + "}",
         variants=[
             (f"{k.name}_{v.name}", k.role, v.config.__name__)
             for k in plan.kernels
@@ -166,6 +175,7 @@ def _launchers(spec: OpSpec, plan: Plan) -> list[str]:
         *texts("config", without=unasked),
         configs,
         *texts("launch", without=others),
+        *texts(_layout(plan), without=["allocate"]),
         *launchers(spec, plan),
     ]
 
@@ -181,6 +191,8 @@ def _eager(spec: OpSpec, plan: Plan) -> list[str]:
     history = ["join_history", "zero_history"] if plan.states else []
     return [
         _banner(f"Plain PyTorch: {title}"),
+        *texts(_layout(plan), without=["rows_reached"]),
+        *texts("packed_channels" if spec.interleaved else "packed_blocks"),
         *texts("op", without=others),
         *(texts("state", without=["STATE", "state_fields", *history]) if spec.state else []),
         *closure(

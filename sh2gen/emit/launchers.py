@@ -57,7 +57,7 @@ def launchers(spec: OpSpec, plan: Plan) -> list[str]:
 class _Launcher:
     """The launcher of one role: what its actions need of a call, and a few lines for each."""
 
-    def __init__(self, spec: OpSpec, plan: Plan, role: Role) -> None:
+    def __init__(self, spec: OpSpec, plan: Plan, role: str) -> None:
         self.spec, self.plan, self.role = spec, plan, role
         self.actions = plan.actions[role]
         kernel = plan.kernel(role)
@@ -90,7 +90,7 @@ class _Launcher:
         """Whether the call is given what another role has stored."""
         made = {name for a in self.actions if isinstance(a, Allocate) for name in a.names}
         taken = {a.name for launch in self.launches for a in launch.kernel.arguments}
-        return self.role is Role.BACKWARD or bool(taken.intersection(self.stored) - made)
+        return self.role == Role.BACKWARD or bool(taken.intersection(self.stored) - made)
 
     # ---- the function ---------------------------------------------------------------------------
 

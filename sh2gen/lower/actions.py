@@ -15,7 +15,7 @@ def whole(
     backward: Kernel,
     saved: tuple[str, ...],
     reductions: tuple[Reduction, ...],
-) -> dict[Role, tuple[Action, ...]]:
+) -> dict[str, tuple[Action, ...]]:
     """What calls do whose kernels carry nothing from one split to another: one launch forward;
     one backward, and one that adds partial sums.
     """

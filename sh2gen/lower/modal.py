@@ -160,7 +160,7 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
     entering = [Allocate(names=("d_entry",), room=Room.LIKE, like="entry", io=True)]
     entering += [Allocate(names=("d_history",), room=Room.LIKE, like="history")]
     stated = " `state` is the history and the modes' state before the first step."
-    actions = {
+    actions: dict[str, tuple[Action, ...]] = {
         Role.FORWARD: (
             Allocate(names=("y",), room=Room.ACTIVATION),
             Allocate(names=("states",), room=Room.STATES, when=When.KEPT),

@@ -106,7 +106,7 @@ def partials(program: TileProgram, splits: str = "batch and splits") -> tuple[Ar
 
 
 def shape_constants(
-    program: TileProgram, *, backward: bool, grouped: bool = False
+    spec: OpSpec, program: TileProgram, *, backward: bool, grouped: bool = False
 ) -> tuple[Argument, ...]:
     """Constants that say what the tensors of a call are like.
 
@@ -118,7 +118,7 @@ def shape_constants(
     return (
         Argument(name="CHANNELS", of=Of.CONSTANT, value=0),
         *((Argument(name="WIDTH", of=Of.CONSTANT, value=0),) if grouped else ()),
-        constant("UNIT", 1),
+        *((constant("UNIT", 1),) if {*program.loads} & {*spec.inputs} else ()),
         *((constant("D_UNIT", 1),) if backward else ()),
         constant("STRIDE_UNIT", 8, unaligned=1),
         constant("EVEN", True, unaligned=False),
@@ -137,7 +137,7 @@ def tile_arguments(
         *data(spec, program),
         *partials(program),
         *BOUNDS,
-        *shape_constants(program, backward=backward),
+        *shape_constants(spec, program, backward=backward),
         *knobs(*names),
     )
 
@@ -151,9 +151,9 @@ def stream_arguments(
         *partials(program, "batch, splits and SEGMENTS"),
         *BOUNDS,
         *sizes("tiles"),
-        *shape_constants(program, backward=backward, grouped=True),
+        *shape_constants(spec, program, backward=backward, grouped=True),
         constant("TERMS", terms),
-        *knobs("ROWS", "BLOCK_D", "SEGMENTS", "BLOCK_T", "TILES", "PREFETCH"),
+        *knobs("ROWS", "BLOCK_D", "SEGMENTS", "BLOCK_T", "PREFETCH"),
     )
 
 
@@ -166,7 +166,7 @@ def sm90_arguments(spec: OpSpec, program: TileProgram) -> tuple[Argument, ...]:
         *sizes("tiles"),
         Argument(name="CHANNELS", of=Of.CONSTANT, value=0),
         Argument(name="WIDTH", of=Of.CONSTANT, value=0),
-        *knobs("BLOCK_D", "SEGMENTS", "BLOCK_T", "TILES"),
+        *knobs("BLOCK_D", "SEGMENTS", "BLOCK_T"),
     )
 
 
@@ -210,7 +210,7 @@ def walk_arguments(
         *partials(program),
         *BOUNDS,
         *sizes("tiles"),
-        *shape_constants(program, backward=backward and not sums),
+        *shape_constants(spec, program, backward=backward and not sums),
         constant("TERMS", terms),
         *(() if sums or backward else (constant("KEEP", True),)),
         *(() if sums else (constant("SPLIT", False),)),

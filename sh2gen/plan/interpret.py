@@ -134,7 +134,7 @@ def interpret(
 
 def call(
     plan: Plan,
-    role: Role,
+    role: str,
     spec: OpSpec,
     tensors: Tensors,
     parameters: Tensors,
@@ -165,7 +165,7 @@ def call(
                     made[f"d_{r.tensor}"] = reduce_partials(r, spec, of)
             case Eager(graph=graph):
                 found = evaluate(graph, spec, tensors, parameters, dtype=dtype)
-                if role is Role.FORWARD:
+                if role == Role.FORWARD:
                     made |= found | {"y": found[graph.outputs[0]]}
                 else:
                     made |= zip((f"d_{n}" for n in spec.inputs), found.values(), strict=False)

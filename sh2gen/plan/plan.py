@@ -38,7 +38,7 @@ class Plan:
         states: whether forward stores the states before its tiles, if backward is to follow.
         graph: the forward operator.
         backward_graph: its adjoint under the cut `saved`.
-        actions: what a call of each role does, in order.
+        actions: what a call of each role does, in order; of `Role`, and of any other name.
         eager: how the plain-PyTorch path convolves.
     """
 
@@ -48,7 +48,7 @@ class Plan:
     states: bool = False
     graph: Graph
     backward_graph: Graph
-    actions: Mapping[Role, tuple[Action, ...]] = field(hash=False)
+    actions: Mapping[str, tuple[Action, ...]] = field(hash=False)
     eager: EagerConv = EagerConv.DIRECT
 
     @property
@@ -70,13 +70,18 @@ class Plan:
         return tuple(launch.kernel for launch in self.launches if launch.when is When.ALWAYS)
 
     @property
+    def roles(self) -> tuple[Role, ...]:
+        """Those whose configs kernels take, each once."""
+        return tuple(dict.fromkeys(kernel.role for kernel in self.kernels))
+
+    @property
     def split_kernels(self) -> tuple[Kernel, ...]:
         """Those that find, where a sequence is split, what every tile adds to the state."""
         return tuple(launch.kernel for launch in self.launches if launch.when is When.SPLIT)
 
     def kernel(self, role: str) -> Kernel | None:
         """The kernel that computes the results of a role; None in plain PyTorch."""
-        launches = (a for a in self.actions[Role(role)] if isinstance(a, Launch))
+        launches = (a for a in self.actions[role] if isinstance(a, Launch))
         return next((a.kernel for a in launches if a.when is When.ALWAYS), None)
 
     def with_kernels(self, change: Callable[[Kernel], Kernel]) -> Plan:

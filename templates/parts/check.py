@@ -9,11 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from templates.parts.op import CHANNEL, INPUTS, LAYOUT, OP, TIME, channels_of
+from templates.parts.op import CHANNEL, INPUTS, OP, TIME, channels_of
 
 HAS_TRITON, LEAST = True, 1
 PARAMETERS: tuple[str, ...] = ()
 TAPS: tuple[str, ...] = ()
+SHAPE = "(B, {}, L)"
 
 
 def parameter_shapes(channels: int, groups: int) -> dict[str, tuple[int, ...]]:
@@ -44,7 +45,7 @@ def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
         roles = len(INPUTS) // len(inputs)  # packed in one tensor
         if tensor.dim() != 3 or tensor.shape[CHANNEL] % roles or tensor.shape[TIME] < LEAST:
             channels = f"{roles} D" if roles > 1 else "D"
-            shape = f"(B, {channels}, L)" if LAYOUT == "BDL" else f"(B, L, {channels})"
+            shape = SHAPE.format(channels)
             raise ValueError(
                 f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} with L >= {LEAST}"
             )

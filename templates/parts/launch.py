@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from sh2gen.plan.geometry import even, sm90_suits
-from templates.parts.op import INPUTS, LAYOUT, TIME, allocate
+from templates.parts.layout_bdl import allocate, rows_reached
+from templates.parts.op import INPUTS, TIME
 
 OP = "op"
 BINARIES: dict = {}
 HAS_GLUON = False
+WIDEST = 1
 TOLD: tuple[str, ...] = ()
 SUMS: dict[str, int] = {}
 
@@ -27,11 +29,11 @@ def dense(x: Tensor) -> Tensor:
 def common_unit(tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], int]:
     """The tensors and the stride of their last axis, which kernels take as a constant.
 
-    Views of interleaved features keep their stride; anything wider, or mixed, is copied first.
+    Views of interleaved features may keep theirs, up to WIDEST; anything wider, or mixed, is
+    copied first.
     """
     units = {x.stride(2) for x in tensors}
-    widest = 1 if LAYOUT == "BDL" else len(INPUTS)
-    if len(units) == 1 and min(units) in range(1, widest + 1):
+    if len(units) == 1 and min(units) in range(1, WIDEST + 1):
         return tuple(tensors), units.pop()
     return tuple(dense(x) for x in tensors), 1
 
@@ -81,10 +83,7 @@ def stride_step(config: dict[str, int], tensors: Sequence[Tensor], tiles: int) -
     Refuses row strides that the 32-bit offsets within a program of so many tiles cannot hold;
     those of the program itself are 64-bit.
     """
-    rows = config.get("BLOCK_D", 1)
-    if LAYOUT == "BLD":  # and the steps that it looks back and ahead
-        rows = config["BLOCK_T"] * config.get("SEGMENTS", 1) * tiles + 4096
-    step = 8
+    rows, step = rows_reached(config, tiles), 8
     for x in tensors:
         batch_stride, row_stride, _ = x.stride()
         if rows * row_stride >= 2**31:

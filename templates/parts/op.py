@@ -1,6 +1,6 @@
-"""How activations are packed and laid out: shared by kernels' launchers and plain PyTorch.
+"""What calls have in common, on kernels and in plain PyTorch.
 
-LAYOUT, INPUTS, TIME and CHANNEL are constants of the generated file.
+INPUTS, TIME and CHANNEL are constants of the generated file.
 """
 
 from collections.abc import Sequence
@@ -11,34 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 OP, PLAIN = "op", 0
-INTERLEAVED = False
-LAYOUT, INPUTS, TIME, CHANNEL = "BDL", ("x",), 2, 1
-
-
-def allocate(like: Tensor, steps: int, channels: int | None = None) -> Tensor:
-    """An activation of `steps` steps, not yet written, with the batch and dtype of `like`, and its
-    channels if no others are given.
-
-    Channels-first rows are padded to a multiple of 8 elements, so that accesses stay 16 bytes wide
-    whatever the length.
-    """
-    batch = like.shape[0]
-    channels = like.shape[CHANNEL] if channels is None else channels
-    if LAYOUT == "BLD":
-        return like.new_empty((batch, steps, channels))
-    row = (steps + 7) // 8 * 8
-    return like.new_empty_strided((batch, channels, steps), (channels * row, row, 1))
-
-
-def unpack(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The inputs themselves, or their views of one tensor of packed features."""
-    roles = len(INPUTS)
-    if len(inputs) == roles:
-        return tuple(inputs)
-    (features,) = inputs
-    if not INTERLEAVED:
-        return features.chunk(roles, CHANNEL)
-    return features.unflatten(CHANNEL, (-1, roles)).unbind(CHANNEL + 1)
+INPUTS, TIME, CHANNEL = ("x",), 2, 1
 
 
 def channels_of(inputs: Sequence[Tensor]) -> int:

@@ -14,13 +14,16 @@ from sh2gen.build.load_module import load_module
 from sh2gen.emit.emit import emit
 from sh2gen.emit.launched import SHORT, launched, short_shape
 from sh2gen.lower import plans
+from sh2gen.plan.actions import Action, Allocate, Give, Launch
 from sh2gen.plan.geometry import sm90_config, sm90_suits
-from sh2gen.plan.kernel import Kernel, Variant
+from sh2gen.plan.kernel import Kernel, Role, Variant
 from sh2gen.plan.source import KernelSource
+from sh2gen.runtime.operator import InterpreterRunner
 from sh2gen.schedule.config import Schedule, interpreter_schedule, schedule
 from sh2gen.spec.decode import load_spec
 from sh2gen.spec.language import DType, Workload
 from sh2gen.spec.operator import OpSpec
+from sh2gen.verify.miniatures import miniature
 from tests.strategies_schedules import interpreted, random_tensors, transposed
 
 
@@ -176,3 +179,38 @@ def test_a_variant_of_any_kernel_is_launched_if_it_suits(
     assert torch.equal(y, other_y)
     for name in inputs:
         assert torch.equal(gradients[name], others[name]), name
+
+
+def test_another_role_has_a_launcher_of_its_own(tmp_path: Path) -> None:
+    """From its actions alone: what forward does but for what it stores, under another name."""
+    for op in ("short_conv_3", "hyena_mr", "hyena_li", "hyena_li_stateful"):
+        small = miniature(load_spec(folder("ops") / f"{op}.yaml"))
+        plan = next(plan for plan in plans(small) if plan.kernels)
+        actions: list[Action] = []
+        for action in plan.actions[Role.FORWARD]:
+            assert isinstance(action, Launch | Allocate | Give)
+            match action:
+                case Launch(kernel=kernel):
+                    own = replace(kernel, name=kernel.name.replace("for", "after"))
+                    actions.append(replace(action, kernel=own))
+                case Give():
+                    actions.append(Give(names=("y",), doc="[y], again."))
+                case _:
+                    actions.append(action)
+        again = replace(plan, actions=plan.actions | {"again": tuple(actions)})
+        path = tmp_path / f"{op}.py"
+        path.write_text(emit(small, again, interpreter_schedule(small, plan)).text)
+        runner = InterpreterRunner(path)
+        module = runner.namespace
+        rng = torch.Generator().manual_seed(0)
+        shape = (2, 300, small.channels) if runner.layout == "BLD" else (2, small.channels, 300)
+        inputs = [torch.randn(shape, generator=rng) for _ in small.inputs]
+        parameters = {p.name: -torch.rand(p.shape, generator=rng) for p in small.parameters}
+        given = inputs, module.effective(**parameters)
+        state = {}
+        if hasattr(module, "stateful_op"):
+            state = {"state": module.zero_state_like(inputs[0])}
+        (y,) = module.launch_again(*given, **state)
+        first, *_ = module.launch_forward(*given, **state)
+        assert torch.equal(y, first) and y.isfinite().all()
+        assert f"{op}_afterward" in path.read_text()
