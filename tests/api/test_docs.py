@@ -449,8 +449,8 @@ def test_the_recipes_for_an_algorithm_and_a_statement_work(tmp_path: Path) -> No
         first = "            case LoadRows("
         assert text.count(first) == 1
         changed = text.replace(first, f"{case}{first}").replace(
-            "from sh2gen.plan.plan import",
-            "from sh2gen.plan.paired import FirPair\nfrom sh2gen.plan.plan import",
+            "from sh2gen.plan.kernel import",
+            "from sh2gen.plan.paired import FirPair\nfrom sh2gen.plan.kernel import",
             1,
         )
         path.write_text(changed)
