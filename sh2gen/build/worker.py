@@ -40,9 +40,9 @@ _INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+\s+)?(\w+)(.*)",
 def triton_part(file: str, text: str, module: str) -> dict[str, Any]:
     """The names that a generated file defines for Triton, by executing only that part of it.
 
-    That part is: imports of triton (and from __future__), functions that Triton or Gluon
-    decorates, and constants (`NAME = tl.constexpr(8)`), at the top level or under an `if` or
-    `try`. Triton reads the source of a function through linecache, so `file` need not exist;
+    That part is: imports of triton, typing and from __future__, functions that Triton or Gluon
+    decorates, named tuples of what these compute with (their fields are of type object), and
+    constants (`NAME = tl.constexpr(8)`), at the top level or under an `if` or `try`. Triton reads the source of a function through linecache, so `file` need not exist;
     debug information and messages name it. `module` is what the functions say that they are from,
     which Triton's cache takes for a part of what they are.
     """
@@ -67,10 +67,13 @@ def _for_triton(statement: ast.stmt) -> bool:
         case ast.Import(names=names):
             return all(alias.name.split(".")[0] == "triton" for alias in names)
         case ast.ImportFrom(module=module):
-            return (module or "").split(".")[0] in ("triton", "__future__")
+            return (module or "").split(".")[0] in ("triton", "typing", "__future__")
         case ast.FunctionDef(decorator_list=decorators):
             prefixes = ("triton.", "gluon.")
             return any(ast.unparse(decorator).startswith(prefixes) for decorator in decorators)
+        case ast.ClassDef(bases=[ast.Name("NamedTuple")], body=body):
+            fields = [s.annotation for s in body if isinstance(s, ast.AnnAssign)]
+            return all(ast.unparse(kind) == "object" for kind in fields)
         case ast.Assign(value=ast.Call(func=function)):
             return ast.unparse(function) == "tl.constexpr"
     return False

@@ -25,7 +25,7 @@ from sh2gen.spec.operator import OpSpec
 
 _TRITON = {DType.BFLOAT16: "bf16", DType.FLOAT16: "fp16", DType.FLOAT32: "fp32"}
 # What the skeletons themselves call.
-_SKELETON_HELPERS = {"locate", "advance"}
+_SKELETON_HELPERS = {"locate", "advance", "Tile"}
 # What a config tells the compiler, not the kernel.
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
 # Of the kernels that no config is for.
@@ -48,6 +48,8 @@ def texts(spec: OpSpec, plan: Plan) -> list[dict[str, Any]]:
 def helpers_of(spec: OpSpec, plan: Plan) -> list[tuple[tuple[str, ...], set[str]]]:
     """The helpers that kernels call, by the parts that define them."""
     wanted = set(_SKELETON_HELPERS)
+    if plan.states:
+        wanted |= {"Split", *["Ends"] * (spec.state is not None)}
     for kernel in plan.kernels:
         wanted |= helpers(kernel.program, _scope(spec, kernel))
     if plan.joined:

@@ -32,9 +32,9 @@ def lines(statements: Sequence[Statement], scope: Scope) -> list[str]:
                     f"for part in tl.static_range({order}):",
                     f"{indent}s = t + part * (H * BLOCK_T)",
                     f"{indent}last_block = s + (H - 1) * BLOCK_T",
-                    f"{indent}where = (segment + s, s, last_block)",
+                    f"{indent}rows = (segment + s, s, last_block)",
                     f"{indent}bounds = (read_begin, read_end, write_end)",
-                    f"{indent}tile = (offset, channel_mask) + where + bounds",
+                    f"{indent}tile = Tile(offset, channel_mask, *rows, *bounds)",
                 ]
             case EndParts():
                 indent = ""

@@ -82,22 +82,27 @@ def load_steps(
     as a whole. Otherwise only tiles at an edge pay for a mask on every element. Lanes may begin at
     different times t, from `earliest` to `latest`.
     """
-    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     rows = ()
     for vector in tl.static_range(LO // 8, (HI + 7) // 8):
         index = tl.arange(0, N * 8)[None, :]
-        begin = t + vector * 8 + index // 8 * ROWS  # of the vector
+        begin = tile.begin + vector * 8 + index // 8 * ROWS  # of the vector
         time = begin + index % 8
-        where = ptr + offset * stride + time * unit
+        where = ptr + tile.offset * stride + time * unit
         if EVEN:
             x = tl.load(
-                where, mask=channel_mask & (begin >= read_begin) & (begin < read_end), other=0.0
+                where,
+                mask=tile.channel_mask & (begin >= tile.read_begin) & (begin < tile.read_end),
+                other=0.0,
             )
-        elif (earliest + vector * 8 >= read_begin) & (latest + vector * 8 + N * ROWS <= read_end):
-            x = tl.load(where, mask=channel_mask, other=0.0)
+        elif (tile.earliest + vector * 8 >= tile.read_begin) & (
+            tile.latest + vector * 8 + N * ROWS <= tile.read_end
+        ):
+            x = tl.load(where, mask=tile.channel_mask, other=0.0)
         else:
             x = tl.load(
-                where, mask=channel_mask & (time >= read_begin) & (time < read_end), other=0.0
+                where,
+                mask=tile.channel_mask & (time >= tile.read_begin) & (time < tile.read_end),
+                other=0.0,
             )
         rows = rows + vector_rows(x, BLOCK_D, N)
     return rows[LO - LO // 8 * 8 : LO - LO // 8 * 8 + HI - LO]
@@ -108,16 +113,15 @@ def store_steps(
     ptr, stride, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
     """Write the rows of every block that lie before `write_end`."""
-    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     for vector in tl.static_range(len(rows) // 8):
         x = rows_vector(rows, vector * 8, BLOCK_D, N, ptr.dtype.element_ty)
         index = tl.arange(0, N * 8)[None, :]
-        begin = t + vector * 8 + index // 8 * len(rows)
+        begin = tile.begin + vector * 8 + index // 8 * len(rows)
         time = begin + index % 8
-        where = ptr + offset * stride + time * unit
+        where = ptr + tile.offset * stride + time * unit
         if EVEN:
-            tl.store(where, x, mask=channel_mask & (begin < write_end))
-        elif latest + vector * 8 + N * len(rows) <= write_end:
-            tl.store(where, x, mask=channel_mask)
+            tl.store(where, x, mask=tile.channel_mask & (begin < tile.write_end))
+        elif tile.latest + vector * 8 + N * len(rows) <= tile.write_end:
+            tl.store(where, x, mask=tile.channel_mask)
         else:
-            tl.store(where, x, mask=channel_mask & (time < write_end))
+            tl.store(where, x, mask=tile.channel_mask & (time < tile.write_end))

@@ -19,16 +19,19 @@ def load_steps(
 
     A step is inside or outside for all channels alike, so EVEN makes no difference here.
     """
-    offset, channel_mask, t, _, _, read_begin, read_end, write_end = tile
     rows = ()
     block = tl.arange(0, N)[None, :] * ROWS
-    lane = offset * unit + block * stride
+    lane = tile.offset * unit + block * stride
     for r in tl.static_range(LO, HI):
-        time = t + r + block
+        time = tile.begin + r + block
         where = (
-            ptr + (t + r) * stride
+            ptr + (tile.begin + r) * stride
         ) + lane  # the step as a scalar, so that lanes are added once
-        x = tl.load(where, mask=channel_mask & (time >= read_begin) & (time < read_end), other=0.0)
+        x = tl.load(
+            where,
+            mask=tile.channel_mask & (time >= tile.read_begin) & (time < tile.read_end),
+            other=0.0,
+        )
         rows = rows + (x.to(tl.float32),)
     return rows
 
@@ -38,10 +41,13 @@ def store_steps(
     ptr, stride, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
     """Write the rows of every block that lie before `write_end`."""
-    offset, channel_mask, t, _, _, read_begin, read_end, write_end = tile
     block = tl.arange(0, N)[None, :] * len(rows)
-    lane = offset * unit + block * stride
+    lane = tile.offset * unit + block * stride
     for r in tl.static_range(len(rows)):
-        time = t + r + block
-        where = (ptr + (t + r) * stride) + lane
-        tl.store(where, rows[r].to(ptr.dtype.element_ty), mask=channel_mask & (time < write_end))
+        time = tile.begin + r + block
+        where = (ptr + (tile.begin + r) * stride) + lane
+        tl.store(
+            where,
+            rows[r].to(ptr.dtype.element_ty),
+            mask=tile.channel_mask & (time < tile.write_end),
+        )

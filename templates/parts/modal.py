@@ -16,11 +16,55 @@ Products read operands of type OPERAND (see toeplitz.py). States and exponential
 it, high and low: modes may cancel almost wholly, and one rounded term would not.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
 from templates.parts.channels_first import rows_vector, vector_rows
 from templates.parts.toeplitz import rounded, terms
+
+
+class Scan(NamedTuple):
+    """What `scan_states` and `scan_adjoint` multiply states by.
+
+    Attributes:
+        group: of eight blocks, which one a lane is.
+        block: the decay over a block, `doublings` over 8, 16, 32 and 64.
+        entered, left: from the tile's edge to a lane's first block, and from its last.
+        lost: over the tile.
+    """
+
+    group: object
+    block: object
+    doublings: object
+    entered: object
+    left: object
+    lost: object
+
+
+class Modes(NamedTuple):
+    """All that a channel's tiles need of its modes.
+
+    Attributes:
+        poles: a, `residues` R, as load_poles gives them.
+        within: T[j, i] = h[i - j], the convolution within a block, as TERMS operands.
+        to_end: exp(a (BLOCK_T - 1 - j)), [BLOCK_T, MODES]: from a block to its own end.
+        from_before: R exp(a (i + 1)), [MODES, BLOCK_T]: from the states before a block to its
+            outputs.
+        to_start: R exp(a j), `from_after`: exp(a (BLOCK_T - i)): these two of the adjoint, which
+            walks backward in time. Its states weigh with R, so that they are gradients of states
+            but for exp(a).
+    """
+
+    poles: object
+    residues: object
+    within: object
+    to_end: object
+    from_before: object
+    to_start: object
+    from_after: object
+    scan: object
 
 
 @triton.jit
@@ -180,17 +224,7 @@ def load_modes(
     poles_ptr, residues_ptr, row, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
     BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
-    """All that a channel's tiles need of its modes, of which there are COUNT <= MODES.
-
-    Returns:
-        0: poles a, 1: residues R, as load_poles does.
-        2: T[j, i] = h[i - j], the convolution within a block, as TERMS operands.
-        3: exp(a (BLOCK_T - 1 - j)), [BLOCK_T, MODES]: from a block to its own end.
-        4: R exp(a (i + 1)), [MODES, BLOCK_T]: from the states before a block to its outputs.
-        5: R exp(a j), 6: exp(a (BLOCK_T - i)): 3 and 4 of the adjoint, which walks backward in
-            time. Its states weigh with R, so that they are gradients of states but for exp(a).
-        7: for the scan, see `scan_states`.
-    """
+    """All that a channel's tiles need of its modes, of which there are COUNT <= MODES."""
     a, residue = load_poles(poles_ptr, residues_ptr, row, COUNT, MODES)
     step = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)
     powers = tl.exp(a[:, None] * step[None, :])
@@ -213,8 +247,8 @@ def load_modes(
         doublings = doublings + (tl.exp(a * (8 * BLOCK_T * 2**i))[:, None],)
     entered = tl.exp(a[:, None] * (8 * BLOCK_T * group))
     left = tl.exp(a[:, None] * (8 * BLOCK_T * (GROUPS - 1 - group)))
-    scan_constants = (group, block, doublings, entered, left, decay_by(a, M * BLOCK_T)[:, None])
-    return a, residue, within, to_end, from_before, to_start, from_after, scan_constants
+    scan = Scan(group, block, doublings, entered, left, decay_by(a, M * BLOCK_T)[:, None])
+    return Modes(a, residue, within, to_end, from_before, to_start, from_after, scan)
 
 
 @triton.jit
@@ -230,11 +264,11 @@ def lane_of(x, lane: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr):
 
 
 @triton.jit
-def scan_states(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
+def scan_states(ends, scan, state, MODES: tl.constexpr, M: tl.constexpr):
     """States before all blocks of a tile, from the sums [M, MODES] that blocks add and the state
     before the tile; and the state after it.
     """
-    group, block, doublings, entered, left, lost = constants
+    group, block, doublings, entered, left, lost = scan
     GROUPS: tl.constexpr = M // 8
     end = vector_rows(swapped(tl.trans(ends), M, True), MODES, GROUPS)
     total = end[0]
@@ -255,11 +289,11 @@ def scan_states(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
 
 
 @triton.jit
-def scan_adjoint(starts, constants, state, MODES: tl.constexpr, M: tl.constexpr):
+def scan_adjoint(starts, scan, state, MODES: tl.constexpr, M: tl.constexpr):
     """`scan_states` backward in time: states after all blocks of a tile, from the state after the
     tile; and the state before it.
     """
-    group, block, doublings, entered, left, lost = constants
+    group, block, doublings, entered, left, lost = scan
     GROUPS: tl.constexpr = M // 8
     start = vector_rows(swapped(tl.trans(starts), M, True), MODES, GROUPS)
     total = start[7]
@@ -325,8 +359,8 @@ def states_before(
     MODES: tl.constexpr, M: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The states before each block of a tile, and after the tile."""
-    ends = product((block,), modes[3], tl.zeros((M, MODES), tl.float32), 1, PRECISION)
-    found, state = scan_states(ends, modes[7], state, MODES, M)
+    ends = product((block,), modes.to_end, tl.zeros((M, MODES), tl.float32), 1, PRECISION)
+    found, state = scan_states(ends, modes.scan, state, MODES, M)
     return operand_states(found, MODES, M, OPERAND, PRECISION), state
 
 
@@ -336,29 +370,29 @@ def states_after(
     MODES: tl.constexpr, M: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The adjoint states after each block of a tile, and before the tile."""
-    starts = product((block,), modes[5], tl.zeros((M, MODES), tl.float32), 1, PRECISION)
-    found, state = scan_adjoint(starts, modes[7], state, MODES, M)
+    starts = product((block,), modes.to_start, tl.zeros((M, MODES), tl.float32), 1, PRECISION)
+    found, state = scan_adjoint(starts, modes.scan, state, MODES, M)
     return operand_states(found, MODES, M, OPERAND, PRECISION), state
 
 
 @triton.jit
 def modal(block, found, modes, PRECISION: tl.constexpr):
     """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t - j]: of the block, and of its past."""
-    y = tl.dot(block, modes[2][0], input_precision=PRECISION)
-    if len(modes[2]) == 2:
-        y = tl.dot(block, modes[2][1], y, input_precision=PRECISION)
-    states = by_block(found[1], modes[4][0].shape[0])
-    return product(states, modes[4], y, len(states), PRECISION)
+    y = tl.dot(block, modes.within[0], input_precision=PRECISION)
+    if len(modes.within) == 2:
+        y = tl.dot(block, modes.within[1], y, input_precision=PRECISION)
+    states = by_block(found[1], modes.from_before[0].shape[0])
+    return product(states, modes.from_before, y, len(states), PRECISION)
 
 
 @triton.jit
 def modal_adjoint(block, found, modes, PRECISION: tl.constexpr):
     """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t + j]: of the block, and of its future."""
-    y = tl.dot(block, tl.trans(modes[2][0]), input_precision=PRECISION)
-    if len(modes[2]) == 2:
-        y = tl.dot(block, tl.trans(modes[2][1]), y, input_precision=PRECISION)
-    states = by_block(found[1], modes[6][0].shape[0])
-    return product(states, modes[6], y, len(states), PRECISION)
+    y = tl.dot(block, tl.trans(modes.within[0]), input_precision=PRECISION)
+    if len(modes.within) == 2:
+        y = tl.dot(block, tl.trans(modes.within[1]), y, input_precision=PRECISION)
+    states = by_block(found[1], modes.from_after[0].shape[0])
+    return product(states, modes.from_after, y, len(states), PRECISION)
 
 
 @triton.jit

@@ -1,10 +1,39 @@
 """States of tiles and at the ends of sequences and splits: what is carried in, and out."""
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
 from templates.parts.modal import decay_by, lane_of, passed_on, zero_state
 from templates.parts.rows import fir_adjoint, load_taps
+
+
+class Split(NamedTuple):
+    """One of the splits of a sequence, and what all of its tiles add to states.
+
+    Attributes:
+        sums_ptr: of the sequence's tiles, if it is split.
+        program: which split this is.
+        tile_0, tiles: its first tile, and how many it has at most.
+        tiles_in_all: of the sequence.
+    """
+
+    sums_ptr: object
+    program: object
+    tile_0: object
+    tiles: object
+    tiles_in_all: object
+
+
+class Ends(NamedTuple):
+    """Where a channel's state before the first step lies, or its gradient, that after the last
+    step, and the channel's poles.
+    """
+
+    entry_ptr: object
+    leaving_ptr: object
+    log_poles_ptr: object
 
 
 @triton.jit
@@ -47,9 +76,8 @@ def load_history(
 @triton.jit
 def with_history(rows, history, tile, COUNT: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
     """Rows whose context, in the first lane of the first tile, is COUNT steps of history."""
-    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
-    begins = (lane == 0) & (earliest == read_begin)
+    begins = (lane == 0) & (tile.earliest == tile.read_begin)
     out = ()
     for r in tl.static_range(COUNT):
         out = out + (tl.where(begins, history[r], rows[r]),)
@@ -70,14 +98,13 @@ def walk(
     """The state after `begin` tiles, counted from an end of the sequence, to that after `stop`, by
     the sums that the other launch has found. TIME is 1 from its first step on, -1 from its last.
     """
-    sums_ptr, program, tile_0, tiles, tiles_in_all = split
     LANES: tl.constexpr = M // 8
     for some in range(begin, stop, LANES):
         number = tl.minimum(some + tl.arange(0, LANES)[None, :], stop - 1)
-        tile = number if TIME == 1 else tiles_in_all - 1 - number
-        sums = load_state(sums_ptr, tile, COUNT, CHANNELS, MODES, M)  # a tile a lane
+        tile = number if TIME == 1 else split.tiles_in_all - 1 - number
+        sums = load_state(split.sums_ptr, tile, COUNT, CHANNELS, MODES, M)  # a tile a lane
         for i in tl.static_range(LANES):
-            later = passed_on(state, modes[7][5], lane_of(sums, i, MODES, M))
+            later = passed_on(state, modes.scan.lost, lane_of(sums, i, MODES, M))
             state = chosen(some + i < stop, later, state)
     return state
 
@@ -92,7 +119,7 @@ def state_before(
     """
     state = zero_state(MODES, M)
     if SPLIT:
-        state = walk(state, split, 0, split[2], modes, COUNT, CHANNELS, MODES, M, 1)
+        state = walk(state, split, 0, split.tile_0, modes, COUNT, CHANNELS, MODES, M, 1)
     return state
 
 
@@ -102,9 +129,9 @@ def load_initial_state(
     M: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """`state_before` where that before the sequence is given."""
-    state = load_state(ends[0], 0, COUNT, 0, MODES, M)
+    state = load_state(ends.entry_ptr, 0, COUNT, 0, MODES, M)
     if SPLIT:
-        state = walk(state, split, 0, split[2], modes, COUNT, CHANNELS, MODES, M, 1)
+        state = walk(state, split, 0, split.tile_0, modes, COUNT, CHANNELS, MODES, M, 1)
     return state
 
 
@@ -116,9 +143,8 @@ def adjoint_after(
     """The adjoint state after the last step of a split, for every lane, as `state_before`."""
     state = zero_state(MODES, M)
     if SPLIT:
-        sums_ptr, program, tile_0, tiles, tiles_in_all = split
-        after = tl.maximum(tiles_in_all - tile_0 - tiles, 0)
-        last = load_state(sums_ptr, tiles_in_all - 1, COUNT, CHANNELS, MODES, M)
+        after = tl.maximum(split.tiles_in_all - split.tile_0 - split.tiles, 0)
+        last = load_state(split.sums_ptr, split.tiles_in_all - 1, COUNT, CHANNELS, MODES, M)
         state = chosen(after > 0, last, state)
         state = walk(state, split, 1, after, modes, COUNT, CHANNELS, MODES, M, -1)
     return state
@@ -134,10 +160,9 @@ def enter_adjoint(
     """
     state = zero_state(MODES, M)
     if SPLIT:
-        sums_ptr, program, tile_0, tiles, tiles_in_all = split
-        after = tl.maximum(tiles_in_all - tile_0 - tiles, 0)
-        last = load_state(sums_ptr, tiles_in_all - 1, COUNT, CHANNELS, MODES, M)
-        left = end - (tiles_in_all - 1 - tile_0) * (M * BLOCK_T)
+        after = tl.maximum(split.tiles_in_all - split.tile_0 - split.tiles, 0)
+        last = load_state(split.sums_ptr, split.tiles_in_all - 1, COUNT, CHANNELS, MODES, M)
+        left = end - (split.tiles_in_all - 1 - split.tile_0) * (M * BLOCK_T)
         last = join_adjoint(last, after > 0, left, ends, COUNT, MODES)
         state = chosen(after > 0, last, state)
         state = walk(state, split, 1, after, modes, COUNT, CHANNELS, MODES, M, -1)
@@ -149,8 +174,7 @@ def steps_left(tile, rows, M: tl.constexpr, N: tl.constexpr):
     """Whether a sequence ends within a tile, how many steps of it are before the end, and for
     every lane how many steps follow its first row within the sequence.
     """
-    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
-    left = write_end - earliest
+    left = tile.write_end - tile.earliest
     lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
     return left <= M * N * len(rows), left, left - 1 - lane * len(rows)
 
@@ -176,7 +200,7 @@ def store_final_state(
     closes, left, ahead = steps_left(tile, rows, M, N)
     if closes:
         for mode in range(COUNT):
-            a = tl.load(ends[2] + mode)
+            a = tl.load(ends.log_poles_ptr + mode)
             step = tl.exp(a)
             total = tl.zeros((M, N), tl.float32)
             for r in tl.static_range(len(rows)):
@@ -184,7 +208,7 @@ def store_final_state(
             total *= tl.exp(a * tl.maximum(ahead - (len(rows) - 1), 0))
             before = of_mode(state, mode, MODES, M)
             added = tl.sum(tl.reshape(total, (M * N,)), 0)
-            tl.store(ends[1] + mode, passed_on(before, decay_by(a, left), added))
+            tl.store(ends.leaving_ptr + mode, passed_on(before, decay_by(a, left), added))
 
 
 @triton.jit
@@ -198,7 +222,7 @@ def leave_gradient(
     closes, left, ahead = steps_left(tile, rows, M, N)
     found = total[4]
     for mode in range(tl.where(closes, COUNT, 0)):
-        a = tl.load(ends[2] + mode)
+        a = tl.load(ends.log_poles_ptr + mode)
         step = tl.exp(a)
         value, weighted = tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32)
         for r in tl.static_range(len(rows)):  # a step later all d are one more
@@ -208,7 +232,9 @@ def leave_gradient(
         value = (weighted + later * value) * tl.exp(a * later)
         by_state = left * tl.exp(a * left) * of_mode(state, mode, MODES, M)
         by_pole = tl.sum(tl.reshape(value, (M * N,)), 0) + by_state
-        found += tl.where(tl.arange(0, MODES) == mode, tl.load(ends[1] + mode) * by_pole, 0.0)
+        found += tl.where(
+            tl.arange(0, MODES) == mode, tl.load(ends.leaving_ptr + mode) * by_pole, 0.0
+        )
     return total[:4] + (found,)
 
 
@@ -217,8 +243,8 @@ def join_adjoint(state, there, left, ends, COUNT: tl.constexpr, MODES: tl.conste
     """Add the gradient of the last state, if `there`, to the adjoint state `left` steps before."""
     mode = tl.arange(0, MODES)[:, None]
     there &= mode < COUNT
-    a = tl.load(ends[2] + mode, mask=there, other=0.0)
-    grad = tl.load(ends[1] + mode, mask=there, other=0.0)
+    a = tl.load(ends.log_poles_ptr + mode, mask=there, other=0.0)
+    grad = tl.load(ends.leaving_ptr + mode, mask=there, other=0.0)
     return state + tl.where(there, grad * tl.exp(a * tl.maximum(left - 1, 0)), 0.0)
 
 
@@ -232,9 +258,11 @@ def leave_adjoint(
     """
     closes, left, ahead = steps_left(tile, rows, M, N)
     for mode in range(tl.where(closes, COUNT, 0)):
-        a = tl.load(ends[2] + mode)
+        a = tl.load(ends.log_poles_ptr + mode)
         step = tl.exp(a)
-        decayed = tl.load(ends[1] + mode) * tl.exp(a * tl.maximum(ahead - (len(rows) - 1), 0))
+        decayed = tl.load(ends.leaving_ptr + mode) * tl.exp(
+            a * tl.maximum(ahead - (len(rows) - 1), 0)
+        )
         out = ()
         for r in tl.static_range(len(rows) - 1, -1, -1):
             out = (rows[r] + tl.where(ahead >= r, decayed, 0.0),) + out
@@ -249,9 +277,9 @@ def enter_gradient(
     state, modes, ends, split, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient of the state before the first step."""
-    if split[1] == 0:
-        gradient = tl.exp(modes[0])[:, None] * state
-        keep_state(ends[0], 0, gradient, COUNT, 0, MODES, M, True)
+    if split.program == 0:
+        gradient = tl.exp(modes.poles)[:, None] * state
+        keep_state(ends.entry_ptr, 0, gradient, COUNT, 0, MODES, M, True)
 
 
 @triton.jit

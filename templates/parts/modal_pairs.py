@@ -12,11 +12,15 @@ gradient of a state but for one exp(a): real part minus i times imaginary part o
 its two numbers. So it takes and gives the gradients of states as their conjugates.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
 from templates.parts.channels_first import rows_vector, vector_rows
 from templates.parts.modal import (
+    Modes,
+    Scan,
     by_mode,
     expm1,
     settled_states,
@@ -27,6 +31,15 @@ from templates.parts.modal import (
 )
 from templates.parts.modal_ends import of_mode, steps_left
 from templates.parts.toeplitz import terms
+
+
+class Ends(NamedTuple):
+    """`Ends` of modal_ends.py, of complex poles."""
+
+    entry_ptr: object
+    leaving_ptr: object
+    log_poles_ptr: object
+    frequencies_ptr: object
 
 
 @triton.jit
@@ -186,8 +199,8 @@ def load_modes(
         doublings = doublings + (exponential(a, 8 * BLOCK_T * 2**i),)
     entered = exponential(a, 8 * BLOCK_T * group)
     left = exponential(a, 8 * BLOCK_T * (GROUPS - 1 - group))
-    scan_constants = (group, block, doublings, entered, left, decay_by(a, M * BLOCK_T))
-    return a, (real, imag), within, to_end, from_before, to_start, from_after, scan_constants
+    scan = Scan(group, block, doublings, entered, left, decay_by(a, M * BLOCK_T))
+    return Modes(a, (real, imag), within, to_end, from_before, to_start, from_after, scan)
 
 
 @triton.jit
@@ -224,9 +237,9 @@ def lane_of(z, lane: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr):
 
 
 @triton.jit
-def scan_states(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
+def scan_states(ends, scan, state, MODES: tl.constexpr, M: tl.constexpr):
     """`scan_states` of modal.py, of complex numbers."""
-    group, block, doublings, entered, left, lost = constants
+    group, block, doublings, entered, left, lost = scan
     GROUPS: tl.constexpr = M // 8
     end = scan_rows(ends, MODES, M)
     total = end[0]
@@ -247,9 +260,9 @@ def scan_states(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
 
 
 @triton.jit
-def scan_adjoint(starts, constants, state, MODES: tl.constexpr, M: tl.constexpr):
+def scan_adjoint(starts, scan, state, MODES: tl.constexpr, M: tl.constexpr):
     """`scan_adjoint` of modal.py, of complex numbers."""
-    group, block, doublings, entered, left, lost = constants
+    group, block, doublings, entered, left, lost = scan
     GROUPS: tl.constexpr = M // 8
     start = scan_rows(starts, MODES, M)
     total = start[7]
@@ -397,13 +410,13 @@ def keep_state(
 @triton.jit
 def log_pole(ends, mode):
     """The log-pole of one mode."""
-    return tl.load(ends[2] + mode), turns_of(tl.load(ends[3] + mode))
+    return tl.load(ends.log_poles_ptr + mode), turns_of(tl.load(ends.frequencies_ptr + mode))
 
 
 @triton.jit
 def last_gradient(ends, mode):
     """What the gradient of the last state of one mode is as an adjoint state: its conjugate."""
-    return tl.load(ends[1] + 2 * mode), -tl.load(ends[1] + 2 * mode + 1)
+    return tl.load(ends.leaving_ptr + 2 * mode), -tl.load(ends.leaving_ptr + 2 * mode + 1)
 
 
 @triton.jit
@@ -432,8 +445,8 @@ def store_final_state(
             real_sum = tl.sum(tl.reshape(real, (M * N,)), 0)
             imag_sum = tl.sum(tl.reshape(imag, (M * N,)), 0)
             after = passed_on(begun, decay_by(a, left), (real_sum, imag_sum))
-            tl.store(ends[1] + 2 * mode, after[0])
-            tl.store(ends[1] + 2 * mode + 1, after[1])
+            tl.store(ends.leaving_ptr + 2 * mode, after[0])
+            tl.store(ends.leaving_ptr + 2 * mode + 1, after[1])
 
 
 @triton.jit
@@ -470,10 +483,10 @@ def join_adjoint(state, there, left, ends, COUNT: tl.constexpr, MODES: tl.conste
     """`join_adjoint` of modal.py, of COUNT / 2 complex numbers."""
     mode = tl.arange(0, MODES // 2)[:, None]
     there &= mode < COUNT // 2
-    turns = turns_of(tl.load(ends[3] + mode, mask=there, other=0.0))
-    a = (tl.load(ends[2] + mode, mask=there, other=0.0), turns)
-    real = tl.load(ends[1] + 2 * mode, mask=there, other=0.0)
-    imag = tl.load(ends[1] + 2 * mode + 1, mask=there, other=0.0)
+    turns = turns_of(tl.load(ends.frequencies_ptr + mode, mask=there, other=0.0))
+    a = (tl.load(ends.log_poles_ptr + mode, mask=there, other=0.0), turns)
+    real = tl.load(ends.leaving_ptr + 2 * mode, mask=there, other=0.0)
+    imag = tl.load(ends.leaving_ptr + 2 * mode + 1, mask=there, other=0.0)
     joined = times((real, -imag), exponential(a, tl.maximum(left - 1, 0)))
     return plus(state, (tl.where(there, joined[0], 0.0), tl.where(there, joined[1], 0.0)))
 
@@ -504,6 +517,6 @@ def enter_gradient(
     state, modes, ends, split, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
     """`enter_gradient` of modal.py, of COUNT / 2 complex numbers."""
-    if split[1] == 0:
-        gradient = times(exponential(modes[0], 1), state)
-        keep_state(ends[0], 0, (gradient[0], -gradient[1]), COUNT, 0, MODES, M, True)
+    if split.program == 0:
+        gradient = times(exponential(modes.poles, 1), state)
+        keep_state(ends.entry_ptr, 0, (gradient[0], -gradient[1]), COUNT, 0, MODES, M, True)

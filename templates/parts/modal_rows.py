@@ -77,19 +77,24 @@ def load_lagged(
     """`load_steps` from LAG <= 4 rows before the first: these by a load of 4 or 8 bytes, where
     load_steps would load the whole vector that they end.
     """
-    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     COUNT: tl.constexpr = triton.next_power_of_2(LAG)
     index = tl.arange(0, N * COUNT)[None, :]
-    begin = t + index // COUNT * ROWS - COUNT
+    begin = tile.begin + index // COUNT * ROWS - COUNT
     time = begin + index % COUNT
-    where = ptr + offset * row + time * unit
+    where = ptr + tile.offset * row + time * unit
     if EVEN:
         vector = begin - (8 - COUNT)  # inside or outside as a whole
         x = tl.load(
-            where, mask=channel_mask & (vector >= read_begin) & (vector < read_end), other=0.0
+            where,
+            mask=tile.channel_mask & (vector >= tile.read_begin) & (vector < tile.read_end),
+            other=0.0,
         )
     else:
-        x = tl.load(where, mask=channel_mask & (time >= read_begin) & (time < read_end), other=0.0)
+        x = tl.load(
+            where,
+            mask=tile.channel_mask & (time >= tile.read_begin) & (time < tile.read_end),
+            other=0.0,
+        )
     x = x.to(tl.float32)
     if COUNT == 1:
         lagged = (x,)

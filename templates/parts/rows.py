@@ -15,8 +15,31 @@ Triton 3.6 looks at a whole kernel for every load and store of a tensor, and com
 kernel of Hyena-SE in half the time.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
+
+
+class Tile(NamedTuple):
+    """Channels x time steps that a program computes at once, and what of them there is.
+
+    Attributes:
+        offset: of every row from the program's first channel.
+        channel_mask: whether a row is a channel of the program.
+        begin: the step at which every row begins, from `earliest` to `latest`.
+        read_begin, read_end: activations are read within, and zero elsewhere.
+        write_end: results are written before.
+    """
+
+    offset: object
+    channel_mask: object
+    begin: object
+    earliest: object
+    latest: object
+    read_begin: object
+    read_end: object
+    write_end: object
 
 
 @triton.jit

@@ -26,20 +26,21 @@ def load_steps(
     the caches to evict last what is read.
     """
     EVICT: tl.constexpr = "evict_last" if EVICT_LAST else ""
-    offset, channel_mask, t, _, _, read_begin, read_end, write_end = tile
     rows = ()
     for vector in tl.static_range(LO // 8, (HI + 7) // 8):
         index = tl.arange(0, N * 8)[None, :]
-        begin = t + vector * 8 + index // 8 * ROWS  # of the vector
+        begin = tile.begin + vector * 8 + index // 8 * ROWS  # of the vector
         time = begin + index % 8
-        where = ptr + offset * stride + time * unit
+        where = ptr + tile.offset * stride + time * unit
         if EVEN:
-            mask = channel_mask & (begin >= read_begin) & (begin < read_end)
+            mask = tile.channel_mask & (begin >= tile.read_begin) & (begin < tile.read_end)
             x = tl.load(where, mask=mask, other=0.0, eviction_policy=EVICT)
-        elif (t + vector * 8 >= read_begin) & (t + vector * 8 + N * ROWS <= read_end):
-            x = tl.load(where, mask=channel_mask, other=0.0, eviction_policy=EVICT)
+        elif (tile.begin + vector * 8 >= tile.read_begin) & (
+            tile.begin + vector * 8 + N * ROWS <= tile.read_end
+        ):
+            x = tl.load(where, mask=tile.channel_mask, other=0.0, eviction_policy=EVICT)
         else:
-            mask = channel_mask & (time >= read_begin) & (time < read_end)
+            mask = tile.channel_mask & (time >= tile.read_begin) & (time < tile.read_end)
             x = tl.load(where, mask=mask, other=0.0, eviction_policy=EVICT)
         rows = rows + vector_rows(x, BLOCK_D, N)
     return rows[LO - LO // 8 * 8 : LO - LO // 8 * 8 + HI - LO]
