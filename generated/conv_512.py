@@ -8,7 +8,7 @@ each, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 97922084b908059602ee97bcd1b52e6dfbbffd8d96045744c07ccb409701d082
+sha256, with zeros here: e0e39c3064553f0a68a1f9fa099e6912dd74c788926dfa9c9fcafa314129ab78
 """
 
 from collections.abc import Iterator, Sequence
@@ -329,6 +329,27 @@ def store_toeplitz(ptr, total, STRIDE: tl.constexpr, LENGTH: tl.constexpr, BLOCK
     tl.store(ptr + tap * STRIDE, before, mask=tap < LENGTH)
 
 
+class Tile(NamedTuple):
+    """Channels x time steps that a program computes at once, and what of them there is.
+
+    Attributes:
+        offset: of every row from the program's first channel.
+        channel_mask: whether a row is a channel of the program.
+        begin: the step at which every row begins, from `earliest` to `latest`.
+        read_begin, read_end: activations are read within, and zero elsewhere.
+        write_end: results are written before.
+    """
+
+    offset: object
+    channel_mask: object
+    begin: object
+    earliest: object
+    latest: object
+    read_begin: object
+    read_end: object
+    write_end: object
+
+
 @triton.jit
 def locate(program, splits, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
     """(batch, first channel, time program) of one program; neighbours in time run together."""
@@ -364,22 +385,27 @@ def load_steps(
     as a whole. Otherwise only tiles at an edge pay for a mask on every element. Lanes may begin at
     different times t, from `earliest` to `latest`.
     """
-    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     rows = ()
     for vector in tl.static_range(LO // 8, (HI + 7) // 8):
         index = tl.arange(0, N * 8)[None, :]
-        begin = t + vector * 8 + index // 8 * ROWS  # of the vector
+        begin = tile.begin + vector * 8 + index // 8 * ROWS  # of the vector
         time = begin + index % 8
-        where = ptr + offset * stride + time * unit
+        where = ptr + tile.offset * stride + time * unit
         if EVEN:
             x = tl.load(
-                where, mask=channel_mask & (begin >= read_begin) & (begin < read_end), other=0.0
+                where,
+                mask=tile.channel_mask & (begin >= tile.read_begin) & (begin < tile.read_end),
+                other=0.0,
             )
-        elif (earliest + vector * 8 >= read_begin) & (latest + vector * 8 + N * ROWS <= read_end):
-            x = tl.load(where, mask=channel_mask, other=0.0)
+        elif (tile.earliest + vector * 8 >= tile.read_begin) & (
+            tile.latest + vector * 8 + N * ROWS <= tile.read_end
+        ):
+            x = tl.load(where, mask=tile.channel_mask, other=0.0)
         else:
             x = tl.load(
-                where, mask=channel_mask & (time >= read_begin) & (time < read_end), other=0.0
+                where,
+                mask=tile.channel_mask & (time >= tile.read_begin) & (time < tile.read_end),
+                other=0.0,
             )
         rows = rows + vector_rows(x, BLOCK_D, N)
     return rows[LO - LO // 8 * 8 : LO - LO // 8 * 8 + HI - LO]
@@ -390,19 +416,18 @@ def store_steps(
     ptr, stride, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
     """Write the rows of every block that lie before `write_end`."""
-    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     for vector in tl.static_range(len(rows) // 8):
         x = rows_vector(rows, vector * 8, BLOCK_D, N, ptr.dtype.element_ty)
         index = tl.arange(0, N * 8)[None, :]
-        begin = t + vector * 8 + index // 8 * len(rows)
+        begin = tile.begin + vector * 8 + index // 8 * len(rows)
         time = begin + index % 8
-        where = ptr + offset * stride + time * unit
+        where = ptr + tile.offset * stride + time * unit
         if EVEN:
-            tl.store(where, x, mask=channel_mask & (begin < write_end))
-        elif latest + vector * 8 + N * len(rows) <= write_end:
-            tl.store(where, x, mask=channel_mask)
+            tl.store(where, x, mask=tile.channel_mask & (begin < tile.write_end))
+        elif tile.latest + vector * 8 + N * len(rows) <= tile.write_end:
+            tl.store(where, x, mask=tile.channel_mask)
         else:
-            tl.store(where, x, mask=channel_mask & (time < write_end))
+            tl.store(where, x, mask=tile.channel_mask & (time < tile.write_end))
 
 
 @gluon.constexpr_function
@@ -900,11 +925,13 @@ def conv_512_forward(
     )
     x_blocks_kept = zero_blocks(HISTORY, M, BLOCK_T, OPERAND)
     for t in range(-LEAD, 0, BLOCK_T):
-        tile = (offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
+        tile = Tile(offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
         x = load_steps(x_ptr, x_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
         x_blocks, x_blocks_kept = remember(x_blocks_kept, x, going, M, N, OPERAND, PRECISION)
     for t in tl.range(0, tl.minimum(steps, write_end), BLOCK_T, num_stages=PREFETCH):
-        tile = (offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, write_end)
+        tile = Tile(
+            offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, write_end
+        )
         x = load_steps(x_ptr, x_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
         x_blocks, x_blocks_kept = remember(x_blocks_kept, x, going, M, N, OPERAND, PRECISION)
         conv = toeplitz(x_blocks, filter, HISTORY + 1, M, N, PRECISION)
@@ -981,17 +1008,10 @@ def conv_512_backward(
     dy_blocks_kept = zero_blocks(HISTORY, M, BLOCK_T, OPERAND)
     for back in range(0, LEAD, BLOCK_T):
         t = steps + LEAD - back
-        tile = (offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
+        tile = Tile(offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
         early = t - LEAD
-        ahead = (
-            offset,
-            channel_mask,
-            segment + early,
-            early,
-            latest + early,
-            read_begin,
-            read_end,
-            0,
+        ahead = Tile(
+            offset, channel_mask, segment + early, early, latest + early, read_begin, read_end, 0
         )
         x_ahead = load_steps(x_ptr, x_stride, UNIT, ahead, 0, ROWS, EVEN, ROWS, M, N)
         x_blocks, x_blocks_kept = look_ahead(
@@ -1003,17 +1023,10 @@ def conv_512_backward(
     for back in tl.range(0, steps + BLOCK_T, BLOCK_T, num_stages=PREFETCH):
         t = steps - back
         stop = tl.where(back > 0, write_end, 0)
-        tile = (offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, stop)
+        tile = Tile(offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, stop)
         early = t - LEAD
-        ahead = (
-            offset,
-            channel_mask,
-            segment + early,
-            early,
-            latest + early,
-            read_begin,
-            read_end,
-            0,
+        ahead = Tile(
+            offset, channel_mask, segment + early, early, latest + early, read_begin, read_end, 0
         )
         x_ahead = load_steps(x_ptr, x_stride, UNIT, ahead, 0, ROWS, EVEN, ROWS, M, N)
         x_blocks, x_blocks_kept = look_ahead(
@@ -1850,7 +1863,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_e3ec01be"
+    name = unique = "conv_512_f51a49a8"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -9,7 +9,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: ed7db6fe222e05746a540023d025674af83e8bbdd960e207b92e2cbb5aea6883
+sha256, with zeros here: e07d7c8315023118f4bd901c8c6da72959856fb937f7c3e2389776be55acbd3a
 """
 
 from collections.abc import Iterator, Sequence
@@ -124,6 +124,48 @@ def load_poles(
     real = tl.load(residues_real_ptr + where, mask=there, other=0.0)
     imag = tl.load(residues_imag_ptr + where, mask=there, other=0.0)
     return (decay[:, None], turns[:, None]), (real, imag)
+
+
+class Modes(NamedTuple):
+    """All that a channel's tiles need of its modes.
+
+    Attributes:
+        poles: a, `residues` R, as load_poles gives them.
+        within: T[j, i] = h[i - j], the convolution within a block, as TERMS operands.
+        to_end: exp(a (BLOCK_T - 1 - j)), [BLOCK_T, MODES]: from a block to its own end.
+        from_before: R exp(a (i + 1)), [MODES, BLOCK_T]: from the states before a block to its
+            outputs.
+        to_start: R exp(a j), `from_after`: exp(a (BLOCK_T - i)): these two of the adjoint, which
+            walks backward in time. Its states weigh with R, so that they are gradients of states
+            but for exp(a).
+    """
+
+    poles: object
+    residues: object
+    within: object
+    to_end: object
+    from_before: object
+    to_start: object
+    from_after: object
+    scan: object
+
+
+class Scan(NamedTuple):
+    """What `scan_states` and `scan_adjoint` multiply states by.
+
+    Attributes:
+        group: of eight blocks, which one a lane is.
+        block: the decay over a block, `doublings` over 8, 16, 32 and 64.
+        entered, left: from the tile's edge to a lane's first block, and from its last.
+        lost: over the tile.
+    """
+
+    group: object
+    block: object
+    doublings: object
+    entered: object
+    left: object
+    lost: object
 
 
 @triton.jit
@@ -295,8 +337,8 @@ def load_modes(
         doublings = doublings + (exponential(a, 8 * BLOCK_T * 2**i),)
     entered = exponential(a, 8 * BLOCK_T * group)
     left = exponential(a, 8 * BLOCK_T * (GROUPS - 1 - group))
-    scan_constants = (group, block, doublings, entered, left, decay_by(a, M * BLOCK_T))
-    return a, (real, imag), within, to_end, from_before, to_start, from_after, scan_constants
+    scan = Scan(group, block, doublings, entered, left, decay_by(a, M * BLOCK_T))
+    return Modes(a, (real, imag), within, to_end, from_before, to_start, from_after, scan)
 
 
 @triton.jit
@@ -606,9 +648,9 @@ def scan_rows(sums, MODES: tl.constexpr, M: tl.constexpr):
 
 
 @triton.jit
-def scan_states(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
+def scan_states(ends, scan, state, MODES: tl.constexpr, M: tl.constexpr):
     """`scan_states` of modal.py, of complex numbers."""
-    group, block, doublings, entered, left, lost = constants
+    group, block, doublings, entered, left, lost = scan
     GROUPS: tl.constexpr = M // 8
     end = scan_rows(ends, MODES, M)
     total = end[0]
@@ -634,15 +676,15 @@ def states_before(
     MODES: tl.constexpr, M: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The states before each block of a tile, and after the tile."""
-    ends = product((block,), modes[3], tl.zeros((M, MODES), tl.float32), 1, PRECISION)
-    found, state = scan_states(ends, modes[7], state, MODES, M)
+    ends = product((block,), modes.to_end, tl.zeros((M, MODES), tl.float32), 1, PRECISION)
+    found, state = scan_states(ends, modes.scan, state, MODES, M)
     return operand_states(found, MODES, M, OPERAND, PRECISION), state
 
 
 @triton.jit
-def scan_adjoint(starts, constants, state, MODES: tl.constexpr, M: tl.constexpr):
+def scan_adjoint(starts, scan, state, MODES: tl.constexpr, M: tl.constexpr):
     """`scan_adjoint` of modal.py, of complex numbers."""
-    group, block, doublings, entered, left, lost = constants
+    group, block, doublings, entered, left, lost = scan
     GROUPS: tl.constexpr = M // 8
     start = scan_rows(starts, MODES, M)
     total = start[7]
@@ -668,8 +710,8 @@ def states_after(
     MODES: tl.constexpr, M: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The adjoint states after each block of a tile, and before the tile."""
-    starts = product((block,), modes[5], tl.zeros((M, MODES), tl.float32), 1, PRECISION)
-    found, state = scan_adjoint(starts, modes[7], state, MODES, M)
+    starts = product((block,), modes.to_start, tl.zeros((M, MODES), tl.float32), 1, PRECISION)
+    found, state = scan_adjoint(starts, modes.scan, state, MODES, M)
     return operand_states(found, MODES, M, OPERAND, PRECISION), state
 
 
@@ -685,21 +727,21 @@ def by_block(x, MODES: tl.constexpr):
 @triton.jit
 def modal(block, found, modes, PRECISION: tl.constexpr):
     """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t - j]: of the block, and of its past."""
-    y = tl.dot(block, modes[2][0], input_precision=PRECISION)
-    if len(modes[2]) == 2:
-        y = tl.dot(block, modes[2][1], y, input_precision=PRECISION)
-    states = by_block(found[1], modes[4][0].shape[0])
-    return product(states, modes[4], y, len(states), PRECISION)
+    y = tl.dot(block, modes.within[0], input_precision=PRECISION)
+    if len(modes.within) == 2:
+        y = tl.dot(block, modes.within[1], y, input_precision=PRECISION)
+    states = by_block(found[1], modes.from_before[0].shape[0])
+    return product(states, modes.from_before, y, len(states), PRECISION)
 
 
 @triton.jit
 def modal_adjoint(block, found, modes, PRECISION: tl.constexpr):
     """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t + j]: of the block, and of its future."""
-    y = tl.dot(block, tl.trans(modes[2][0]), input_precision=PRECISION)
-    if len(modes[2]) == 2:
-        y = tl.dot(block, tl.trans(modes[2][1]), y, input_precision=PRECISION)
-    states = by_block(found[1], modes[6][0].shape[0])
-    return product(states, modes[6], y, len(states), PRECISION)
+    y = tl.dot(block, tl.trans(modes.within[0]), input_precision=PRECISION)
+    if len(modes.within) == 2:
+        y = tl.dot(block, tl.trans(modes.within[1]), y, input_precision=PRECISION)
+    states = by_block(found[1], modes.from_after[0].shape[0])
+    return product(states, modes.from_after, y, len(states), PRECISION)
 
 
 @triton.jit
@@ -777,22 +819,27 @@ def load_steps(
     as a whole. Otherwise only tiles at an edge pay for a mask on every element. Lanes may begin at
     different times t, from `earliest` to `latest`.
     """
-    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     rows = ()
     for vector in tl.static_range(LO // 8, (HI + 7) // 8):
         index = tl.arange(0, N * 8)[None, :]
-        begin = t + vector * 8 + index // 8 * ROWS  # of the vector
+        begin = tile.begin + vector * 8 + index // 8 * ROWS  # of the vector
         time = begin + index % 8
-        where = ptr + offset * stride + time * unit
+        where = ptr + tile.offset * stride + time * unit
         if EVEN:
             x = tl.load(
-                where, mask=channel_mask & (begin >= read_begin) & (begin < read_end), other=0.0
+                where,
+                mask=tile.channel_mask & (begin >= tile.read_begin) & (begin < tile.read_end),
+                other=0.0,
             )
-        elif (earliest + vector * 8 >= read_begin) & (latest + vector * 8 + N * ROWS <= read_end):
-            x = tl.load(where, mask=channel_mask, other=0.0)
+        elif (tile.earliest + vector * 8 >= tile.read_begin) & (
+            tile.latest + vector * 8 + N * ROWS <= tile.read_end
+        ):
+            x = tl.load(where, mask=tile.channel_mask, other=0.0)
         else:
             x = tl.load(
-                where, mask=channel_mask & (time >= read_begin) & (time < read_end), other=0.0
+                where,
+                mask=tile.channel_mask & (time >= tile.read_begin) & (time < tile.read_end),
+                other=0.0,
             )
         rows = rows + vector_rows(x, BLOCK_D, N)
     return rows[LO - LO // 8 * 8 : LO - LO // 8 * 8 + HI - LO]
@@ -806,19 +853,24 @@ def load_lagged(
     """`load_steps` from LAG <= 4 rows before the first: these by a load of 4 or 8 bytes, where
     load_steps would load the whole vector that they end.
     """
-    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     COUNT: tl.constexpr = triton.next_power_of_2(LAG)
     index = tl.arange(0, N * COUNT)[None, :]
-    begin = t + index // COUNT * ROWS - COUNT
+    begin = tile.begin + index // COUNT * ROWS - COUNT
     time = begin + index % COUNT
-    where = ptr + offset * row + time * unit
+    where = ptr + tile.offset * row + time * unit
     if EVEN:
         vector = begin - (8 - COUNT)  # inside or outside as a whole
         x = tl.load(
-            where, mask=channel_mask & (vector >= read_begin) & (vector < read_end), other=0.0
+            where,
+            mask=tile.channel_mask & (vector >= tile.read_begin) & (vector < tile.read_end),
+            other=0.0,
         )
     else:
-        x = tl.load(where, mask=channel_mask & (time >= read_begin) & (time < read_end), other=0.0)
+        x = tl.load(
+            where,
+            mask=tile.channel_mask & (time >= tile.read_begin) & (time < tile.read_end),
+            other=0.0,
+        )
     x = x.to(tl.float32)
     if COUNT == 1:
         lagged = (x,)
@@ -873,6 +925,23 @@ def store_partial(ptr, first, total, channel, channel_mask, CHANNELS: tl.constex
     tl.store(where, sums, mask=channel_mask & (row < len(total)))
 
 
+class Split(NamedTuple):
+    """One of the splits of a sequence, and what all of its tiles add to states.
+
+    Attributes:
+        sums_ptr: of the sequence's tiles, if it is split.
+        program: which split this is.
+        tile_0, tiles: its first tile, and how many it has at most.
+        tiles_in_all: of the sequence.
+    """
+
+    sums_ptr: object
+    program: object
+    tile_0: object
+    tiles: object
+    tiles_in_all: object
+
+
 @triton.jit
 def chosen(condition, a, b):
     """a where the condition holds, else b, of complex numbers."""
@@ -887,14 +956,13 @@ def walk(
     """The state after `begin` tiles, counted from an end of the sequence, to that after `stop`, by
     the sums that the other launch has found. TIME is 1 from its first step on, -1 from its last.
     """
-    sums_ptr, program, tile_0, tiles, tiles_in_all = split
     LANES: tl.constexpr = M // 8
     for some in range(begin, stop, LANES):
         number = tl.minimum(some + tl.arange(0, LANES)[None, :], stop - 1)
-        tile = number if TIME == 1 else tiles_in_all - 1 - number
-        sums = load_state(sums_ptr, tile, COUNT, CHANNELS, MODES, M)  # a tile a lane
+        tile = number if TIME == 1 else split.tiles_in_all - 1 - number
+        sums = load_state(split.sums_ptr, tile, COUNT, CHANNELS, MODES, M)  # a tile a lane
         for i in tl.static_range(LANES):
-            later = passed_on(state, modes[7][5], lane_of(sums, i, MODES, M))
+            later = passed_on(state, modes.scan.lost, lane_of(sums, i, MODES, M))
             state = chosen(some + i < stop, later, state)
     return state
 
@@ -916,7 +984,7 @@ def state_before(
     """
     state = zero_state(MODES, M)
     if SPLIT:
-        state = walk(state, split, 0, split[2], modes, COUNT, CHANNELS, MODES, M, 1)
+        state = walk(state, split, 0, split.tile_0, modes, COUNT, CHANNELS, MODES, M, 1)
     return state
 
 
@@ -928,9 +996,8 @@ def adjoint_after(
     """The adjoint state after the last step of a split, for every lane, as `state_before`."""
     state = zero_state(MODES, M)
     if SPLIT:
-        sums_ptr, program, tile_0, tiles, tiles_in_all = split
-        after = tl.maximum(tiles_in_all - tile_0 - tiles, 0)
-        last = load_state(sums_ptr, tiles_in_all - 1, COUNT, CHANNELS, MODES, M)
+        after = tl.maximum(split.tiles_in_all - split.tile_0 - split.tiles, 0)
+        last = load_state(split.sums_ptr, split.tiles_in_all - 1, COUNT, CHANNELS, MODES, M)
         state = chosen(after > 0, last, state)
         state = walk(state, split, 1, after, modes, COUNT, CHANNELS, MODES, M, -1)
     return state
@@ -1024,6 +1091,27 @@ def join_splits(
         tl.store(where + (end - LENGTH + r) * UNIT, value, mask=channel_mask)
 
 
+class Tile(NamedTuple):
+    """Channels x time steps that a program computes at once, and what of them there is.
+
+    Attributes:
+        offset: of every row from the program's first channel.
+        channel_mask: whether a row is a channel of the program.
+        begin: the step at which every row begins, from `earliest` to `latest`.
+        read_begin, read_end: activations are read within, and zero elsewhere.
+        write_end: results are written before.
+    """
+
+    offset: object
+    channel_mask: object
+    begin: object
+    earliest: object
+    latest: object
+    read_begin: object
+    read_end: object
+    write_end: object
+
+
 @triton.jit
 def load_vector(ptr, row, channel_mask):
     """One float32 parameter for each lane: [BLOCK_D, 1]."""
@@ -1115,19 +1203,18 @@ def store_steps(
     ptr, stride, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
     """Write the rows of every block that lie before `write_end`."""
-    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     for vector in tl.static_range(len(rows) // 8):
         x = rows_vector(rows, vector * 8, BLOCK_D, N, ptr.dtype.element_ty)
         index = tl.arange(0, N * 8)[None, :]
-        begin = t + vector * 8 + index // 8 * len(rows)
+        begin = tile.begin + vector * 8 + index // 8 * len(rows)
         time = begin + index % 8
-        where = ptr + offset * stride + time * unit
+        where = ptr + tile.offset * stride + time * unit
         if EVEN:
-            tl.store(where, x, mask=channel_mask & (begin < write_end))
-        elif latest + vector * 8 + N * len(rows) <= write_end:
-            tl.store(where, x, mask=channel_mask)
+            tl.store(where, x, mask=tile.channel_mask & (begin < tile.write_end))
+        elif tile.latest + vector * 8 + N * len(rows) <= tile.write_end:
+            tl.store(where, x, mask=tile.channel_mask)
         else:
-            tl.store(where, x, mask=channel_mask & (time < write_end))
+            tl.store(where, x, mask=tile.channel_mask & (time < tile.write_end))
 
 
 @triton.constexpr_function
@@ -1246,7 +1333,7 @@ def h3_forward(
     tiles_in_all = tl.cdiv(write_end, TILE)
     tile_before = batch.to(tl.int64) * tiles_in_all
     split_sums_ptr += (tile_before * CHANNELS + channel) * 64
-    split = (split_sums_ptr, program, tile_0, tiles, tiles_in_all)
+    split = Split(split_sums_ptr, program, tile_0, tiles, tiles_in_all)
     states_ptr += ((tile_before + tile_0) * CHANNELS + channel) * 64
     read_begin -= tile_0 * TILE
     read_end -= tile_0 * TILE
@@ -1280,7 +1367,7 @@ def h3_forward(
     z_state = state_before(split, filter, 64, CHANNELS, MODES, M, SPLIT)
     for number in tl.range(0, tiles, num_stages=PREFETCH):
         t = number * TILE
-        tile = (
+        tile = Tile(
             offset,
             channel_mask,
             segment + t,
@@ -1376,7 +1463,7 @@ def h3_backward(
     tile_before = batch.to(tl.int64) * tiles_in_all
     edges_ptr += (batch * splits + program).to(tl.int64) * (18 * CHANNELS)
     split_sums_ptr += (tile_before * CHANNELS + channel) * 64
-    split = (split_sums_ptr, program, tile_0, tiles, tiles_in_all)
+    split = Split(split_sums_ptr, program, tile_0, tiles, tiles_in_all)
     states_ptr += ((tile_before + tile_0) * CHANNELS + channel) * 64
     read_begin -= tile_0 * TILE
     read_end -= tile_0 * TILE
@@ -1425,9 +1512,9 @@ def h3_backward(
         for part in tl.static_range(PARTS):
             s = t + part * (H * BLOCK_T)
             last_block = s + (H - 1) * BLOCK_T
-            where = (segment + s, s, last_block)
+            rows = (segment + s, s, last_block)
             bounds = (read_begin, read_end, write_end)
-            tile = (offset, channel_mask) + where + bounds
+            tile = Tile(offset, channel_mask, *rows, *bounds)
             q_a = load_lagged(q_ptr, q_stride, UNIT, tile, 3, EVEN, ROWS, H, N)
             q_hat_a = fir(q_a, featurizer_q, LENGTH=4)
             k_a = load_lagged(k_ptr, k_stride, UNIT, tile, 3, EVEN, ROWS, H, N)
@@ -1451,9 +1538,9 @@ def h3_backward(
         for part in tl.static_range(PARTS - 1, -1, -1):
             s = t + part * (H * BLOCK_T)
             last_block = s + (H - 1) * BLOCK_T
-            where = (segment + s, s, last_block)
+            rows = (segment + s, s, last_block)
             bounds = (read_begin, read_end, write_end)
-            tile = (offset, channel_mask) + where + bounds
+            tile = Tile(offset, channel_mask, *rows, *bounds)
             conv = recall(conv_block, part, PARTS, M, N)
             z_b = recall(z_block, part, PARTS, M, N)
             q_b = load_lagged(q_ptr, q_stride, UNIT, tile, 3, EVEN, ROWS, H, N)
@@ -1482,9 +1569,9 @@ def h3_backward(
         for part in tl.static_range(PARTS - 1, -1, -1):
             s = t + part * (H * BLOCK_T)
             last_block = s + (H - 1) * BLOCK_T
-            where = (segment + s, s, last_block)
+            rows = (segment + s, s, last_block)
             bounds = (read_begin, read_end, write_end)
-            tile = (offset, channel_mask) + where + bounds
+            tile = Tile(offset, channel_mask, *rows, *bounds)
             d_z_2 = recall(d_z_2_block, part, PARTS, M, N)
             d_pre_skip_c = recall(d_pre_skip_block, part, PARTS, M, N)
             k_c = load_lagged(k_ptr, k_stride, UNIT, tile, 3, EVEN, ROWS, H, N)
@@ -1643,7 +1730,7 @@ def h3_forward_sums(
     )
     for number in tl.range(0, tiles, num_stages=PREFETCH):
         t = number * TILE
-        tile = (
+        tile = Tile(
             offset,
             channel_mask,
             segment + t,
@@ -1736,7 +1823,7 @@ def h3_backward_sums(
     for back in tl.range(0, tiles, num_stages=PREFETCH):
         number = tiles - 1 - back
         t = number * TILE
-        tile = (
+        tile = Tile(
             offset,
             channel_mask,
             segment + t,
@@ -2681,7 +2768,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_4aa71fff"
+    name = unique = "h3_63edc35a"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 2db1906eb664484644281eb9f8484182191dcd1fb93aa2468c4ddd389e93bc7a
+sha256, with zeros here: f203b5695254f6a6f58036854294e8e3a999e6d516040bbff7c1ab3fc0653fb3
 """
 
 from collections.abc import Iterator, Sequence
@@ -109,6 +109,48 @@ def load_poles(poles_ptr, residues_ptr, row, COUNT: tl.constexpr, MODES: tl.cons
     return a, tl.load(residues_ptr + row * COUNT + mode, mask=mode < COUNT, other=0.0)
 
 
+class Modes(NamedTuple):
+    """All that a channel's tiles need of its modes.
+
+    Attributes:
+        poles: a, `residues` R, as load_poles gives them.
+        within: T[j, i] = h[i - j], the convolution within a block, as TERMS operands.
+        to_end: exp(a (BLOCK_T - 1 - j)), [BLOCK_T, MODES]: from a block to its own end.
+        from_before: R exp(a (i + 1)), [MODES, BLOCK_T]: from the states before a block to its
+            outputs.
+        to_start: R exp(a j), `from_after`: exp(a (BLOCK_T - i)): these two of the adjoint, which
+            walks backward in time. Its states weigh with R, so that they are gradients of states
+            but for exp(a).
+    """
+
+    poles: object
+    residues: object
+    within: object
+    to_end: object
+    from_before: object
+    to_start: object
+    from_after: object
+    scan: object
+
+
+class Scan(NamedTuple):
+    """What `scan_states` and `scan_adjoint` multiply states by.
+
+    Attributes:
+        group: of eight blocks, which one a lane is.
+        block: the decay over a block, `doublings` over 8, 16, 32 and 64.
+        entered, left: from the tile's edge to a lane's first block, and from its last.
+        lost: over the tile.
+    """
+
+    group: object
+    block: object
+    doublings: object
+    entered: object
+    left: object
+    lost: object
+
+
 @triton.jit
 def expm1(x):
     """exp(x) - 1 for x <= 0, to float32's relative precision: by Taylor's series near 0."""
@@ -178,17 +220,7 @@ def load_modes(
     poles_ptr, residues_ptr, row, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
     BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
-    """All that a channel's tiles need of its modes, of which there are COUNT <= MODES.
-
-    Returns:
-        0: poles a, 1: residues R, as load_poles does.
-        2: T[j, i] = h[i - j], the convolution within a block, as TERMS operands.
-        3: exp(a (BLOCK_T - 1 - j)), [BLOCK_T, MODES]: from a block to its own end.
-        4: R exp(a (i + 1)), [MODES, BLOCK_T]: from the states before a block to its outputs.
-        5: R exp(a j), 6: exp(a (BLOCK_T - i)): 3 and 4 of the adjoint, which walks backward in
-            time. Its states weigh with R, so that they are gradients of states but for exp(a).
-        7: for the scan, see `scan_states`.
-    """
+    """All that a channel's tiles need of its modes, of which there are COUNT <= MODES."""
     a, residue = load_poles(poles_ptr, residues_ptr, row, COUNT, MODES)
     step = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)
     powers = tl.exp(a[:, None] * step[None, :])
@@ -211,8 +243,8 @@ def load_modes(
         doublings = doublings + (tl.exp(a * (8 * BLOCK_T * 2**i))[:, None],)
     entered = tl.exp(a[:, None] * (8 * BLOCK_T * group))
     left = tl.exp(a[:, None] * (8 * BLOCK_T * (GROUPS - 1 - group)))
-    scan_constants = (group, block, doublings, entered, left, decay_by(a, M * BLOCK_T)[:, None])
-    return a, residue, within, to_end, from_before, to_start, from_after, scan_constants
+    scan = Scan(group, block, doublings, entered, left, decay_by(a, M * BLOCK_T)[:, None])
+    return Modes(a, residue, within, to_end, from_before, to_start, from_after, scan)
 
 
 @triton.jit
@@ -381,11 +413,11 @@ def passed_on(state, lost, sums):
 
 
 @triton.jit
-def scan_states(ends, constants, state, MODES: tl.constexpr, M: tl.constexpr):
+def scan_states(ends, scan, state, MODES: tl.constexpr, M: tl.constexpr):
     """States before all blocks of a tile, from the sums [M, MODES] that blocks add and the state
     before the tile; and the state after it.
     """
-    group, block, doublings, entered, left, lost = constants
+    group, block, doublings, entered, left, lost = scan
     GROUPS: tl.constexpr = M // 8
     end = vector_rows(swapped(tl.trans(ends), M, True), MODES, GROUPS)
     total = end[0]
@@ -411,17 +443,17 @@ def states_before(
     MODES: tl.constexpr, M: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The states before each block of a tile, and after the tile."""
-    ends = product((block,), modes[3], tl.zeros((M, MODES), tl.float32), 1, PRECISION)
-    found, state = scan_states(ends, modes[7], state, MODES, M)
+    ends = product((block,), modes.to_end, tl.zeros((M, MODES), tl.float32), 1, PRECISION)
+    found, state = scan_states(ends, modes.scan, state, MODES, M)
     return operand_states(found, MODES, M, OPERAND, PRECISION), state
 
 
 @triton.jit
-def scan_adjoint(starts, constants, state, MODES: tl.constexpr, M: tl.constexpr):
+def scan_adjoint(starts, scan, state, MODES: tl.constexpr, M: tl.constexpr):
     """`scan_states` backward in time: states after all blocks of a tile, from the state after the
     tile; and the state before it.
     """
-    group, block, doublings, entered, left, lost = constants
+    group, block, doublings, entered, left, lost = scan
     GROUPS: tl.constexpr = M // 8
     start = vector_rows(swapped(tl.trans(starts), M, True), MODES, GROUPS)
     total = start[7]
@@ -447,8 +479,8 @@ def states_after(
     MODES: tl.constexpr, M: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The adjoint states after each block of a tile, and before the tile."""
-    starts = product((block,), modes[5], tl.zeros((M, MODES), tl.float32), 1, PRECISION)
-    found, state = scan_adjoint(starts, modes[7], state, MODES, M)
+    starts = product((block,), modes.to_start, tl.zeros((M, MODES), tl.float32), 1, PRECISION)
+    found, state = scan_adjoint(starts, modes.scan, state, MODES, M)
     return operand_states(found, MODES, M, OPERAND, PRECISION), state
 
 
@@ -464,21 +496,21 @@ def by_block(x, MODES: tl.constexpr):
 @triton.jit
 def modal(block, found, modes, PRECISION: tl.constexpr):
     """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t - j]: of the block, and of its past."""
-    y = tl.dot(block, modes[2][0], input_precision=PRECISION)
-    if len(modes[2]) == 2:
-        y = tl.dot(block, modes[2][1], y, input_precision=PRECISION)
-    states = by_block(found[1], modes[4][0].shape[0])
-    return product(states, modes[4], y, len(states), PRECISION)
+    y = tl.dot(block, modes.within[0], input_precision=PRECISION)
+    if len(modes.within) == 2:
+        y = tl.dot(block, modes.within[1], y, input_precision=PRECISION)
+    states = by_block(found[1], modes.from_before[0].shape[0])
+    return product(states, modes.from_before, y, len(states), PRECISION)
 
 
 @triton.jit
 def modal_adjoint(block, found, modes, PRECISION: tl.constexpr):
     """Blocks of y[t] = sum_n R_n sum_j exp(a_n j) x[t + j]: of the block, and of its future."""
-    y = tl.dot(block, tl.trans(modes[2][0]), input_precision=PRECISION)
-    if len(modes[2]) == 2:
-        y = tl.dot(block, tl.trans(modes[2][1]), y, input_precision=PRECISION)
-    states = by_block(found[1], modes[6][0].shape[0])
-    return product(states, modes[6], y, len(states), PRECISION)
+    y = tl.dot(block, tl.trans(modes.within[0]), input_precision=PRECISION)
+    if len(modes.within) == 2:
+        y = tl.dot(block, tl.trans(modes.within[1]), y, input_precision=PRECISION)
+    states = by_block(found[1], modes.from_after[0].shape[0])
+    return product(states, modes.from_after, y, len(states), PRECISION)
 
 
 @triton.jit
@@ -665,22 +697,27 @@ def load_steps(
     as a whole. Otherwise only tiles at an edge pay for a mask on every element. Lanes may begin at
     different times t, from `earliest` to `latest`.
     """
-    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     rows = ()
     for vector in tl.static_range(LO // 8, (HI + 7) // 8):
         index = tl.arange(0, N * 8)[None, :]
-        begin = t + vector * 8 + index // 8 * ROWS  # of the vector
+        begin = tile.begin + vector * 8 + index // 8 * ROWS  # of the vector
         time = begin + index % 8
-        where = ptr + offset * stride + time * unit
+        where = ptr + tile.offset * stride + time * unit
         if EVEN:
             x = tl.load(
-                where, mask=channel_mask & (begin >= read_begin) & (begin < read_end), other=0.0
+                where,
+                mask=tile.channel_mask & (begin >= tile.read_begin) & (begin < tile.read_end),
+                other=0.0,
             )
-        elif (earliest + vector * 8 >= read_begin) & (latest + vector * 8 + N * ROWS <= read_end):
-            x = tl.load(where, mask=channel_mask, other=0.0)
+        elif (tile.earliest + vector * 8 >= tile.read_begin) & (
+            tile.latest + vector * 8 + N * ROWS <= tile.read_end
+        ):
+            x = tl.load(where, mask=tile.channel_mask, other=0.0)
         else:
             x = tl.load(
-                where, mask=channel_mask & (time >= read_begin) & (time < read_end), other=0.0
+                where,
+                mask=tile.channel_mask & (time >= tile.read_begin) & (time < tile.read_end),
+                other=0.0,
             )
         rows = rows + vector_rows(x, BLOCK_D, N)
     return rows[LO - LO // 8 * 8 : LO - LO // 8 * 8 + HI - LO]
@@ -694,19 +731,24 @@ def load_lagged(
     """`load_steps` from LAG <= 4 rows before the first: these by a load of 4 or 8 bytes, where
     load_steps would load the whole vector that they end.
     """
-    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     COUNT: tl.constexpr = triton.next_power_of_2(LAG)
     index = tl.arange(0, N * COUNT)[None, :]
-    begin = t + index // COUNT * ROWS - COUNT
+    begin = tile.begin + index // COUNT * ROWS - COUNT
     time = begin + index % COUNT
-    where = ptr + offset * row + time * unit
+    where = ptr + tile.offset * row + time * unit
     if EVEN:
         vector = begin - (8 - COUNT)  # inside or outside as a whole
         x = tl.load(
-            where, mask=channel_mask & (vector >= read_begin) & (vector < read_end), other=0.0
+            where,
+            mask=tile.channel_mask & (vector >= tile.read_begin) & (vector < tile.read_end),
+            other=0.0,
         )
     else:
-        x = tl.load(where, mask=channel_mask & (time >= read_begin) & (time < read_end), other=0.0)
+        x = tl.load(
+            where,
+            mask=tile.channel_mask & (time >= tile.read_begin) & (time < tile.read_end),
+            other=0.0,
+        )
     x = x.to(tl.float32)
     if COUNT == 1:
         lagged = (x,)
@@ -748,6 +790,33 @@ def store_partial(ptr, first, total, channel, channel_mask, CHANNELS: tl.constex
     tl.store(where, sums, mask=channel_mask & (row < len(total)))
 
 
+class Split(NamedTuple):
+    """One of the splits of a sequence, and what all of its tiles add to states.
+
+    Attributes:
+        sums_ptr: of the sequence's tiles, if it is split.
+        program: which split this is.
+        tile_0, tiles: its first tile, and how many it has at most.
+        tiles_in_all: of the sequence.
+    """
+
+    sums_ptr: object
+    program: object
+    tile_0: object
+    tiles: object
+    tiles_in_all: object
+
+
+class Ends(NamedTuple):
+    """Where a channel's state before the first step lies, or its gradient, that after the last
+    step, and the channel's poles.
+    """
+
+    entry_ptr: object
+    leaving_ptr: object
+    log_poles_ptr: object
+
+
 @triton.jit
 def load_state(
     ptr, number, COUNT: tl.constexpr, CHANNELS: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr
@@ -785,9 +854,8 @@ def load_history(
 @triton.jit
 def with_history(rows, history, tile, COUNT: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
     """Rows whose context, in the first lane of the first tile, is COUNT steps of history."""
-    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
-    begins = (lane == 0) & (earliest == read_begin)
+    begins = (lane == 0) & (tile.earliest == tile.read_begin)
     out = ()
     for r in tl.static_range(COUNT):
         out = out + (tl.where(begins, history[r], rows[r]),)
@@ -808,14 +876,13 @@ def walk(
     """The state after `begin` tiles, counted from an end of the sequence, to that after `stop`, by
     the sums that the other launch has found. TIME is 1 from its first step on, -1 from its last.
     """
-    sums_ptr, program, tile_0, tiles, tiles_in_all = split
     LANES: tl.constexpr = M // 8
     for some in range(begin, stop, LANES):
         number = tl.minimum(some + tl.arange(0, LANES)[None, :], stop - 1)
-        tile = number if TIME == 1 else tiles_in_all - 1 - number
-        sums = load_state(sums_ptr, tile, COUNT, CHANNELS, MODES, M)  # a tile a lane
+        tile = number if TIME == 1 else split.tiles_in_all - 1 - number
+        sums = load_state(split.sums_ptr, tile, COUNT, CHANNELS, MODES, M)  # a tile a lane
         for i in tl.static_range(LANES):
-            later = passed_on(state, modes[7][5], lane_of(sums, i, MODES, M))
+            later = passed_on(state, modes.scan.lost, lane_of(sums, i, MODES, M))
             state = chosen(some + i < stop, later, state)
     return state
 
@@ -826,9 +893,9 @@ def load_initial_state(
     M: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """`state_before` where that before the sequence is given."""
-    state = load_state(ends[0], 0, COUNT, 0, MODES, M)
+    state = load_state(ends.entry_ptr, 0, COUNT, 0, MODES, M)
     if SPLIT:
-        state = walk(state, split, 0, split[2], modes, COUNT, CHANNELS, MODES, M, 1)
+        state = walk(state, split, 0, split.tile_0, modes, COUNT, CHANNELS, MODES, M, 1)
     return state
 
 
@@ -837,8 +904,8 @@ def join_adjoint(state, there, left, ends, COUNT: tl.constexpr, MODES: tl.conste
     """Add the gradient of the last state, if `there`, to the adjoint state `left` steps before."""
     mode = tl.arange(0, MODES)[:, None]
     there &= mode < COUNT
-    a = tl.load(ends[2] + mode, mask=there, other=0.0)
-    grad = tl.load(ends[1] + mode, mask=there, other=0.0)
+    a = tl.load(ends.log_poles_ptr + mode, mask=there, other=0.0)
+    grad = tl.load(ends.leaving_ptr + mode, mask=there, other=0.0)
     return state + tl.where(there, grad * tl.exp(a * tl.maximum(left - 1, 0)), 0.0)
 
 
@@ -858,10 +925,9 @@ def enter_adjoint(
     """
     state = zero_state(MODES, M)
     if SPLIT:
-        sums_ptr, program, tile_0, tiles, tiles_in_all = split
-        after = tl.maximum(tiles_in_all - tile_0 - tiles, 0)
-        last = load_state(sums_ptr, tiles_in_all - 1, COUNT, CHANNELS, MODES, M)
-        left = end - (tiles_in_all - 1 - tile_0) * (M * BLOCK_T)
+        after = tl.maximum(split.tiles_in_all - split.tile_0 - split.tiles, 0)
+        last = load_state(split.sums_ptr, split.tiles_in_all - 1, COUNT, CHANNELS, MODES, M)
+        left = end - (split.tiles_in_all - 1 - split.tile_0) * (M * BLOCK_T)
         last = join_adjoint(last, after > 0, left, ends, COUNT, MODES)
         state = chosen(after > 0, last, state)
         state = walk(state, split, 1, after, modes, COUNT, CHANNELS, MODES, M, -1)
@@ -881,8 +947,7 @@ def steps_left(tile, rows, M: tl.constexpr, N: tl.constexpr):
     """Whether a sequence ends within a tile, how many steps of it are before the end, and for
     every lane how many steps follow its first row within the sequence.
     """
-    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
-    left = write_end - earliest
+    left = tile.write_end - tile.earliest
     lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
     return left <= M * N * len(rows), left, left - 1 - lane * len(rows)
 
@@ -900,7 +965,7 @@ def store_final_state(
     closes, left, ahead = steps_left(tile, rows, M, N)
     if closes:
         for mode in range(COUNT):
-            a = tl.load(ends[2] + mode)
+            a = tl.load(ends.log_poles_ptr + mode)
             step = tl.exp(a)
             total = tl.zeros((M, N), tl.float32)
             for r in tl.static_range(len(rows)):
@@ -908,7 +973,7 @@ def store_final_state(
             total *= tl.exp(a * tl.maximum(ahead - (len(rows) - 1), 0))
             before = of_mode(state, mode, MODES, M)
             added = tl.sum(tl.reshape(total, (M * N,)), 0)
-            tl.store(ends[1] + mode, passed_on(before, decay_by(a, left), added))
+            tl.store(ends.leaving_ptr + mode, passed_on(before, decay_by(a, left), added))
 
 
 @triton.jit
@@ -922,7 +987,7 @@ def leave_gradient(
     closes, left, ahead = steps_left(tile, rows, M, N)
     found = total[4]
     for mode in range(tl.where(closes, COUNT, 0)):
-        a = tl.load(ends[2] + mode)
+        a = tl.load(ends.log_poles_ptr + mode)
         step = tl.exp(a)
         value, weighted = tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32)
         for r in tl.static_range(len(rows)):  # a step later all d are one more
@@ -932,7 +997,9 @@ def leave_gradient(
         value = (weighted + later * value) * tl.exp(a * later)
         by_state = left * tl.exp(a * left) * of_mode(state, mode, MODES, M)
         by_pole = tl.sum(tl.reshape(value, (M * N,)), 0) + by_state
-        found += tl.where(tl.arange(0, MODES) == mode, tl.load(ends[1] + mode) * by_pole, 0.0)
+        found += tl.where(
+            tl.arange(0, MODES) == mode, tl.load(ends.leaving_ptr + mode) * by_pole, 0.0
+        )
     return total[:4] + (found,)
 
 
@@ -946,9 +1013,11 @@ def leave_adjoint(
     """
     closes, left, ahead = steps_left(tile, rows, M, N)
     for mode in range(tl.where(closes, COUNT, 0)):
-        a = tl.load(ends[2] + mode)
+        a = tl.load(ends.log_poles_ptr + mode)
         step = tl.exp(a)
-        decayed = tl.load(ends[1] + mode) * tl.exp(a * tl.maximum(ahead - (len(rows) - 1), 0))
+        decayed = tl.load(ends.leaving_ptr + mode) * tl.exp(
+            a * tl.maximum(ahead - (len(rows) - 1), 0)
+        )
         out = ()
         for r in tl.static_range(len(rows) - 1, -1, -1):
             out = (rows[r] + tl.where(ahead >= r, decayed, 0.0),) + out
@@ -963,9 +1032,9 @@ def enter_gradient(
     state, modes, ends, split, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient of the state before the first step."""
-    if split[1] == 0:
-        gradient = tl.exp(modes[0])[:, None] * state
-        keep_state(ends[0], 0, gradient, COUNT, 0, MODES, M, True)
+    if split.program == 0:
+        gradient = tl.exp(modes.poles)[:, None] * state
+        keep_state(ends.entry_ptr, 0, gradient, COUNT, 0, MODES, M, True)
 
 
 @triton.jit
@@ -1074,6 +1143,27 @@ def join_splits(
         tl.store(where + (end - LENGTH + r) * UNIT, value, mask=channel_mask)
 
 
+class Tile(NamedTuple):
+    """Channels x time steps that a program computes at once, and what of them there is.
+
+    Attributes:
+        offset: of every row from the program's first channel.
+        channel_mask: whether a row is a channel of the program.
+        begin: the step at which every row begins, from `earliest` to `latest`.
+        read_begin, read_end: activations are read within, and zero elsewhere.
+        write_end: results are written before.
+    """
+
+    offset: object
+    channel_mask: object
+    begin: object
+    earliest: object
+    latest: object
+    read_begin: object
+    read_end: object
+    write_end: object
+
+
 @triton.jit
 def load_vector(ptr, row, channel_mask):
     """One float32 parameter for each lane: [BLOCK_D, 1]."""
@@ -1165,19 +1255,18 @@ def store_steps(
     ptr, stride, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
     """Write the rows of every block that lie before `write_end`."""
-    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     for vector in tl.static_range(len(rows) // 8):
         x = rows_vector(rows, vector * 8, BLOCK_D, N, ptr.dtype.element_ty)
         index = tl.arange(0, N * 8)[None, :]
-        begin = t + vector * 8 + index // 8 * len(rows)
+        begin = tile.begin + vector * 8 + index // 8 * len(rows)
         time = begin + index % 8
-        where = ptr + offset * stride + time * unit
+        where = ptr + tile.offset * stride + time * unit
         if EVEN:
-            tl.store(where, x, mask=channel_mask & (begin < write_end))
-        elif latest + vector * 8 + N * len(rows) <= write_end:
-            tl.store(where, x, mask=channel_mask)
+            tl.store(where, x, mask=tile.channel_mask & (begin < tile.write_end))
+        elif tile.latest + vector * 8 + N * len(rows) <= tile.write_end:
+            tl.store(where, x, mask=tile.channel_mask)
         else:
-            tl.store(where, x, mask=channel_mask & (time < write_end))
+            tl.store(where, x, mask=tile.channel_mask & (time < tile.write_end))
 
 
 @triton.constexpr_function
@@ -1298,9 +1387,9 @@ def hyena_li_stateful_forward(
     tiles_in_all = tl.cdiv(write_end, TILE)
     tile_before = batch.to(tl.int64) * tiles_in_all
     whose = (batch * CHANNELS + channel).to(tl.int64) * 16
-    ends = (entry_ptr + whose, leaving_ptr + whose, log_poles_ptr + (channel // WIDTH) * 16)
+    ends = Ends(entry_ptr + whose, leaving_ptr + whose, log_poles_ptr + (channel // WIDTH) * 16)
     split_sums_ptr += (tile_before * CHANNELS + channel) * 16
-    split = (split_sums_ptr, program, tile_0, tiles, tiles_in_all)
+    split = Split(split_sums_ptr, program, tile_0, tiles, tiles_in_all)
     states_ptr += ((tile_before + tile_0) * CHANNELS + channel) * 16
     read_begin -= tile_0 * TILE
     read_end -= tile_0 * TILE
@@ -1335,7 +1424,7 @@ def hyena_li_stateful_forward(
     z_state = load_initial_state(ends, split, filter, 16, CHANNELS, MODES, M, SPLIT)
     for number in tl.range(0, tiles, num_stages=PREFETCH):
         t = number * TILE
-        tile = (
+        tile = Tile(
             offset,
             channel_mask,
             segment + t,
@@ -1440,9 +1529,11 @@ def hyena_li_stateful_backward(
     d_history_ptr += batch.to(tl.int64) * (6 * CHANNELS)
     edges_ptr += (batch * splits + program).to(tl.int64) * (12 * CHANNELS)
     whose = (batch * CHANNELS + channel).to(tl.int64) * 16
-    ends = (d_entry_ptr + whose, d_leaving_ptr + whose, log_poles_ptr + (channel // WIDTH) * 16)
+    ends = Ends(
+        d_entry_ptr + whose, d_leaving_ptr + whose, log_poles_ptr + (channel // WIDTH) * 16
+    )
     split_sums_ptr += (tile_before * CHANNELS + channel) * 16
-    split = (split_sums_ptr, program, tile_0, tiles, tiles_in_all)
+    split = Split(split_sums_ptr, program, tile_0, tiles, tiles_in_all)
     states_ptr += ((tile_before + tile_0) * CHANNELS + channel) * 16
     read_begin -= tile_0 * TILE
     read_end -= tile_0 * TILE
@@ -1495,9 +1586,9 @@ def hyena_li_stateful_backward(
         for part in tl.static_range(PARTS):
             s = t + part * (H * BLOCK_T)
             last_block = s + (H - 1) * BLOCK_T
-            where = (segment + s, s, last_block)
+            rows = (segment + s, s, last_block)
             bounds = (read_begin, read_end, write_end)
-            tile = (offset, channel_mask) + where + bounds
+            tile = Tile(offset, channel_mask, *rows, *bounds)
             q_a = load_lagged(q_ptr, q_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
             q_a = with_history(q_a, q_history, tile, 2, H, N)
             q_hat_a = fir(q_a, featurizer_q, LENGTH=3)
@@ -1525,9 +1616,9 @@ def hyena_li_stateful_backward(
         for part in tl.static_range(PARTS - 1, -1, -1):
             s = t + part * (H * BLOCK_T)
             last_block = s + (H - 1) * BLOCK_T
-            where = (segment + s, s, last_block)
+            rows = (segment + s, s, last_block)
             bounds = (read_begin, read_end, write_end)
-            tile = (offset, channel_mask) + where + bounds
+            tile = Tile(offset, channel_mask, *rows, *bounds)
             conv = recall(conv_block, part, PARTS, M, N)
             z_b = recall(z_block, part, PARTS, M, N)
             q_b = load_lagged(q_ptr, q_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
@@ -1557,9 +1648,9 @@ def hyena_li_stateful_backward(
         for part in tl.static_range(PARTS - 1, -1, -1):
             s = t + part * (H * BLOCK_T)
             last_block = s + (H - 1) * BLOCK_T
-            where = (segment + s, s, last_block)
+            rows = (segment + s, s, last_block)
             bounds = (read_begin, read_end, write_end)
-            tile = (offset, channel_mask) + where + bounds
+            tile = Tile(offset, channel_mask, *rows, *bounds)
             d_z_2 = recall(d_z_2_block, part, PARTS, M, N)
             d_z_2, d_pre_skip_state = leave_adjoint(
                 d_z_2, d_pre_skip_state, tile, ends, 16, MODES, M, N
@@ -1725,7 +1816,7 @@ def hyena_li_stateful_forward_sums(
     v_history = load_history(history_ptr, channel, 2, 2, CHANNELS)
     for number in tl.range(0, tiles, num_stages=PREFETCH):
         t = number * TILE
-        tile = (
+        tile = Tile(
             offset,
             channel_mask,
             segment + t,
@@ -1819,7 +1910,7 @@ def hyena_li_stateful_backward_sums(
     for back in tl.range(0, tiles, num_stages=PREFETCH):
         number = tiles - 1 - back
         t = number * TILE
-        tile = (
+        tile = Tile(
             offset,
             channel_mask,
             segment + t,
@@ -2655,7 +2746,7 @@ def poles(p: Tensor, gamma: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_676e265b"
+    name = unique = "hyena_li_stateful_a35e6709"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -9,7 +9,7 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 0d47f6fce161de6f7265e527f9568704221ff66d660bef987ea2c0c2b9478be7
+sha256, with zeros here: 93ac035308f8becfa9956f4026c6e4f188f60381c797def1316cc82cbeba4058
 """
 
 from collections.abc import Iterator, Sequence
@@ -395,22 +395,27 @@ def load_steps(
     as a whole. Otherwise only tiles at an edge pay for a mask on every element. Lanes may begin at
     different times t, from `earliest` to `latest`.
     """
-    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     rows = ()
     for vector in tl.static_range(LO // 8, (HI + 7) // 8):
         index = tl.arange(0, N * 8)[None, :]
-        begin = t + vector * 8 + index // 8 * ROWS  # of the vector
+        begin = tile.begin + vector * 8 + index // 8 * ROWS  # of the vector
         time = begin + index % 8
-        where = ptr + offset * stride + time * unit
+        where = ptr + tile.offset * stride + time * unit
         if EVEN:
             x = tl.load(
-                where, mask=channel_mask & (begin >= read_begin) & (begin < read_end), other=0.0
+                where,
+                mask=tile.channel_mask & (begin >= tile.read_begin) & (begin < tile.read_end),
+                other=0.0,
             )
-        elif (earliest + vector * 8 >= read_begin) & (latest + vector * 8 + N * ROWS <= read_end):
-            x = tl.load(where, mask=channel_mask, other=0.0)
+        elif (tile.earliest + vector * 8 >= tile.read_begin) & (
+            tile.latest + vector * 8 + N * ROWS <= tile.read_end
+        ):
+            x = tl.load(where, mask=tile.channel_mask, other=0.0)
         else:
             x = tl.load(
-                where, mask=channel_mask & (time >= read_begin) & (time < read_end), other=0.0
+                where,
+                mask=tile.channel_mask & (time >= tile.read_begin) & (time < tile.read_end),
+                other=0.0,
             )
         rows = rows + vector_rows(x, BLOCK_D, N)
     return rows[LO - LO // 8 * 8 : LO - LO // 8 * 8 + HI - LO]
@@ -466,6 +471,27 @@ def extend(rows, after, COUNT: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
         extended = extended + (tl.where(lane == N - 1, after[r], turned),)
         first = first + (turned,)
     return extended, first
+
+
+class Tile(NamedTuple):
+    """Channels x time steps that a program computes at once, and what of them there is.
+
+    Attributes:
+        offset: of every row from the program's first channel.
+        channel_mask: whether a row is a channel of the program.
+        begin: the step at which every row begins, from `earliest` to `latest`.
+        read_begin, read_end: activations are read within, and zero elsewhere.
+        write_end: results are written before.
+    """
+
+    offset: object
+    channel_mask: object
+    begin: object
+    earliest: object
+    latest: object
+    read_begin: object
+    read_end: object
+    write_end: object
 
 
 @triton.jit
@@ -603,19 +629,18 @@ def store_steps(
     ptr, stride, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
     """Write the rows of every block that lie before `write_end`."""
-    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     for vector in tl.static_range(len(rows) // 8):
         x = rows_vector(rows, vector * 8, BLOCK_D, N, ptr.dtype.element_ty)
         index = tl.arange(0, N * 8)[None, :]
-        begin = t + vector * 8 + index // 8 * len(rows)
+        begin = tile.begin + vector * 8 + index // 8 * len(rows)
         time = begin + index % 8
-        where = ptr + offset * stride + time * unit
+        where = ptr + tile.offset * stride + time * unit
         if EVEN:
-            tl.store(where, x, mask=channel_mask & (begin < write_end))
-        elif latest + vector * 8 + N * len(rows) <= write_end:
-            tl.store(where, x, mask=channel_mask)
+            tl.store(where, x, mask=tile.channel_mask & (begin < tile.write_end))
+        elif tile.latest + vector * 8 + N * len(rows) <= tile.write_end:
+            tl.store(where, x, mask=tile.channel_mask)
         else:
-            tl.store(where, x, mask=channel_mask & (time < write_end))
+            tl.store(where, x, mask=tile.channel_mask & (time < tile.write_end))
 
 
 @gluon.constexpr_function
@@ -1183,14 +1208,14 @@ def hyena_mr_forward(
     skip = load_vector(skip_ptr, channel, channel_mask)
     z_blocks_kept = zero_blocks(HISTORY, M, BLOCK_T, OPERAND)
     t = 0
-    tile = (offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
+    tile = Tile(offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
     q_before = context_rows(q_ptr, q_stride, UNIT, tile, 2, EVEN, ROWS, M, N)
     t = -LEAD
-    tile = (offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
+    tile = Tile(offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
     k_before = context_rows(k_ptr, k_stride, UNIT, tile, 2, EVEN, ROWS, M, N)
     v_before = context_rows(v_ptr, v_stride, UNIT, tile, 2, EVEN, ROWS, M, N)
     for t in range(-LEAD, 0, BLOCK_T):
-        tile = (offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
+        tile = Tile(offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
         k = load_steps(k_ptr, k_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
         k, k_before = prepend(k, k_before, 2, M, N)
         k_hat = fir(k, featurizer_k, LENGTH=3)
@@ -1200,7 +1225,9 @@ def hyena_mr_forward(
         z = multiply(k_hat, v_hat)
         z_blocks, z_blocks_kept = remember(z_blocks_kept, z, going, M, N, OPERAND, PRECISION)
     for t in tl.range(0, tl.minimum(steps, write_end), BLOCK_T, num_stages=PREFETCH):
-        tile = (offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, write_end)
+        tile = Tile(
+            offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, write_end
+        )
         q = load_steps(q_ptr, q_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
         q, q_before = prepend(q, q_before, 2, M, N)
         q_hat = fir(q, featurizer_q, LENGTH=3)
@@ -1319,17 +1346,10 @@ def hyena_mr_backward(
     d_q_hat_after = zero_rows(2, M, N)
     for back in range(0, LEAD, BLOCK_T):
         t = steps + LEAD - back
-        tile = (offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
+        tile = Tile(offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
         early = t - LEAD
-        ahead = (
-            offset,
-            channel_mask,
-            segment + early,
-            early,
-            latest + early,
-            read_begin,
-            read_end,
-            0,
+        ahead = Tile(
+            offset, channel_mask, segment + early, early, latest + early, read_begin, read_end, 0
         )
         k_ahead = load_steps(k_ptr, k_stride, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
         k_hat_ahead = fir(k_ahead, featurizer_k, LENGTH=3)
@@ -1350,17 +1370,10 @@ def hyena_mr_backward(
     for back in tl.range(0, steps + BLOCK_T, BLOCK_T, num_stages=PREFETCH):
         t = steps - back
         stop = tl.where(back > 0, write_end, 0)
-        tile = (offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, stop)
+        tile = Tile(offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, stop)
         early = t - LEAD
-        ahead = (
-            offset,
-            channel_mask,
-            segment + early,
-            early,
-            latest + early,
-            read_begin,
-            read_end,
-            0,
+        ahead = Tile(
+            offset, channel_mask, segment + early, early, latest + early, read_begin, read_end, 0
         )
         k_ahead = load_steps(k_ptr, k_stride, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
         k_hat_ahead = fir(k_ahead, featurizer_k, LENGTH=3)
@@ -2533,7 +2546,7 @@ def decayed(taps: Tensor, first_group: int = 0, groups_in_all: int | None = None
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_3947c184"
+    name = unique = "hyena_mr_5818ba77"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

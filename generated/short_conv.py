@@ -8,7 +8,7 @@ each, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 8e23fe7485fc3f4190eee20af4154cf43690d4333082804df3c2f44b8776b999
+sha256, with zeros here: ce54fbbfb4bfde8ee8c74673906e83b44a1a24731fec0f5b9440386e5ab5f9af
 """
 
 from collections.abc import Iterator, Sequence
@@ -157,6 +157,27 @@ def parameter_shapes(channels: int, groups: int) -> dict[str, tuple[int, ...]]:
 # -----------------------------------------------------------------------------------------------
 
 
+class Tile(NamedTuple):
+    """Channels x time steps that a program computes at once, and what of them there is.
+
+    Attributes:
+        offset: of every row from the program's first channel.
+        channel_mask: whether a row is a channel of the program.
+        begin: the step at which every row begins, from `earliest` to `latest`.
+        read_begin, read_end: activations are read within, and zero elsewhere.
+        write_end: results are written before.
+    """
+
+    offset: object
+    channel_mask: object
+    begin: object
+    earliest: object
+    latest: object
+    read_begin: object
+    read_end: object
+    write_end: object
+
+
 @triton.jit
 def load_taps(ptr, row, channel_mask, LENGTH: tl.constexpr, LAG_LAST: tl.constexpr):
     """The taps of each lane's filter as float32, lag 0 first: LENGTH x [BLOCK_D, 1]."""
@@ -299,20 +320,21 @@ def load_steps(
     the caches to evict last what is read.
     """
     EVICT: tl.constexpr = "evict_last" if EVICT_LAST else ""
-    offset, channel_mask, t, _, _, read_begin, read_end, write_end = tile
     rows = ()
     for vector in tl.static_range(LO // 8, (HI + 7) // 8):
         index = tl.arange(0, N * 8)[None, :]
-        begin = t + vector * 8 + index // 8 * ROWS  # of the vector
+        begin = tile.begin + vector * 8 + index // 8 * ROWS  # of the vector
         time = begin + index % 8
-        where = ptr + offset * stride + time * unit
+        where = ptr + tile.offset * stride + time * unit
         if EVEN:
-            mask = channel_mask & (begin >= read_begin) & (begin < read_end)
+            mask = tile.channel_mask & (begin >= tile.read_begin) & (begin < tile.read_end)
             x = tl.load(where, mask=mask, other=0.0, eviction_policy=EVICT)
-        elif (t + vector * 8 >= read_begin) & (t + vector * 8 + N * ROWS <= read_end):
-            x = tl.load(where, mask=channel_mask, other=0.0, eviction_policy=EVICT)
+        elif (tile.begin + vector * 8 >= tile.read_begin) & (
+            tile.begin + vector * 8 + N * ROWS <= tile.read_end
+        ):
+            x = tl.load(where, mask=tile.channel_mask, other=0.0, eviction_policy=EVICT)
         else:
-            mask = channel_mask & (time >= read_begin) & (time < read_end)
+            mask = tile.channel_mask & (time >= tile.read_begin) & (time < tile.read_end)
             x = tl.load(where, mask=mask, other=0.0, eviction_policy=EVICT)
         rows = rows + vector_rows(x, BLOCK_D, N)
     return rows[LO - LO // 8 * 8 : LO - LO // 8 * 8 + HI - LO]
@@ -365,19 +387,18 @@ def store_steps(
     ptr, stride, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
     """Write the rows of every block that lie before `write_end`."""
-    offset, channel_mask, t, earliest, latest, read_begin, read_end, write_end = tile
     for vector in tl.static_range(len(rows) // 8):
         x = rows_vector(rows, vector * 8, BLOCK_D, N, ptr.dtype.element_ty)
         index = tl.arange(0, N * 8)[None, :]
-        begin = t + vector * 8 + index // 8 * len(rows)
+        begin = tile.begin + vector * 8 + index // 8 * len(rows)
         time = begin + index % 8
-        where = ptr + offset * stride + time * unit
+        where = ptr + tile.offset * stride + time * unit
         if EVEN:
-            tl.store(where, x, mask=channel_mask & (begin < write_end))
-        elif latest + vector * 8 + N * len(rows) <= write_end:
-            tl.store(where, x, mask=channel_mask)
+            tl.store(where, x, mask=tile.channel_mask & (begin < tile.write_end))
+        elif tile.latest + vector * 8 + N * len(rows) <= tile.write_end:
+            tl.store(where, x, mask=tile.channel_mask)
         else:
-            tl.store(where, x, mask=channel_mask & (time < write_end))
+            tl.store(where, x, mask=tile.channel_mask & (time < tile.write_end))
 
 
 @triton.constexpr_function
@@ -480,7 +501,7 @@ def short_conv_forward(
     filter = load_taps(filter_ptr, channel // WIDTH, channel_mask, LENGTH=4, LAG_LAST=True)
     bias = load_vector(bias_ptr, channel, channel_mask)
     for t in range(0, tl.minimum(TILES * BLOCK_T, write_end), BLOCK_T):
-        tile = (offset, channel_mask, t, t, t, read_begin, read_end, write_end)
+        tile = Tile(offset, channel_mask, t, t, t, read_begin, read_end, write_end)
         x = load_steps(x_ptr, x_stride, UNIT, tile, -3, ROWS, EVEN, ROWS, BLOCK_D, N, EVICT_LAST)
         conv = fir(x, filter, LENGTH=4)
         pre_bias = shift(conv, bias)
@@ -534,7 +555,7 @@ def short_conv_backward(
     d_filter = zero_taps(4, BLOCK_D, N)
     d_bias = zero_taps(1, BLOCK_D, N)
     for t in range(0, tl.minimum(TILES * BLOCK_T, write_end), BLOCK_T):
-        tile = (offset, channel_mask, t, t, t, read_begin, read_end, write_end)
+        tile = Tile(offset, channel_mask, t, t, t, read_begin, read_end, write_end)
         x = load_steps(x_ptr, x_stride, UNIT, tile, -3, ROWS + 3, EVEN, ROWS, BLOCK_D, N)
         conv = fir(x, filter, LENGTH=4)
         pre_bias = shift(conv, bias)
@@ -1119,7 +1140,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_a83ee9be"
+    name = unique = "short_conv_a302cfd4"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

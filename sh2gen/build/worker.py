@@ -313,11 +313,13 @@ def resources(cubin: bytes) -> dict[str, Any]:
 
 def normalised_ptx(ptx: str) -> str:
     """PTX of one kernel without what says nothing of how it runs: the names of the kernel, of
-    labels and of parameters, parameters that it does not read, debug information, comments.
+    labels and of parameters, parameters that it does not read, where in a block it reads others,
+    debug information, comments.
 
-    Labels and parameters are numbered in the order in which the code first names them. So a
-    helper may be renamed or moved, a comment written and an argument added that this kernel does
-    not read, and the text stays.
+    Labels and parameters are numbered in the order in which the code first names them; parameters
+    are read where a block begins: the compiler puts these reads elsewhere where there are more
+    parameters. So a helper may be renamed or moved, a comment written and an argument added that
+    this kernel does not read, and the text stays.
     """
     # Debug sections are at the end, and sections end with the kernel's last brace before them.
     code = re.sub(r"^\s*\.section\s+\.debug.*", "", ptx, flags=re.MULTILINE | re.DOTALL)
@@ -331,6 +333,7 @@ def normalised_ptx(ptx: str) -> str:
         for name in declaration.split()[-1:]
     }
     body = code[: entry.start()] + ".entry kernel" + code[entry.end() :]
+    body = _parameters_first(body, list(kinds))
     body = re.sub(r"^\s*\$L__(?:tmp|func_begin|func_end)\d+:", "", body, flags=re.MULTILINE)
     names: dict[str, str] = {}
 
@@ -345,6 +348,31 @@ def normalised_ptx(ptx: str) -> str:
     used = [kinds[word] for word in names if word in kinds]
     lines = (" ".join(line.split()) for line in body.splitlines())
     return "\n".join((*used, *(line for line in lines if line)))
+
+
+def _parameters_first(body: str, names: list[str]) -> str:
+    """PTX whose blocks read parameters, of these names, before all else and in this order."""
+    found: list[str] = []
+    block: list[str] = []
+    reads: list[tuple[int, str]] = []
+
+    def close() -> None:
+        found.extend(line for _, line in sorted(reads))
+        found.extend(block)
+        reads.clear()
+        block.clear()
+
+    for line in body.splitlines():
+        read = re.match(r"\s*ld\.param\.\S+\s+[^,]+,\s*\[([\w$]+)", line)
+        if read is not None and read[1] in names:
+            reads.append((names.index(read[1]), line))
+        elif re.match(r"\s*(?:@!?%\w+\s+)?(?:bra|ret|[{}]|\$?[\w$]+:)", line):
+            close()
+            found.append(line)
+        else:
+            block.append(line)
+    close()
+    return "\n".join(found)
 
 
 def ptx_digest(ptx: str) -> str:

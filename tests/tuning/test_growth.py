@@ -149,6 +149,24 @@ def test_what_does_not_run_is_no_part_of_a_digest(compilers: Compilers) -> None:
     assert "label0" in text and "[parameter0]" in text  # else nothing was left to compare
 
 
+def test_where_in_a_block_a_parameter_is_read_is_no_part_of_a_digest(compilers: Compilers) -> None:
+    plain = compiled(compilers)
+    lines = plain.splitlines()
+    reads = [i for i, line in enumerate(lines) if line.lstrip().startswith("ld.param")]
+    (first, second), (branch, *_) = (
+        reads[:2],
+        [i for i, line in enumerate(lines) if re.search(r"\bbra\b", line) and i > reads[1]],
+    )
+
+    def moved(start: int, to: int) -> str:
+        rest = lines[:start] + lines[start + 1 :]
+        return "\n".join([*rest[:to], lines[start], *rest[to:]])
+
+    swapped = moved(first, second)
+    assert swapped != plain and normalised_ptx(swapped) == normalised_ptx(plain)
+    assert normalised_ptx(moved(second, branch)) != normalised_ptx(plain), "in another block"
+
+
 # ---- `tables check` -----------------------------------------------------------------------------
 
 
