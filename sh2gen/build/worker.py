@@ -42,9 +42,10 @@ def triton_part(file: str, text: str, module: str) -> dict[str, Any]:
 
     That part is: imports of triton, typing and from __future__, functions that Triton or Gluon
     decorates, named tuples of what these compute with (their fields are of type object), and
-    constants (`NAME = tl.constexpr(8)`), at the top level or under an `if` or `try`. Triton reads the source of a function through linecache, so `file` need not exist;
-    debug information and messages name it. `module` is what the functions say that they are from,
-    which Triton's cache takes for a part of what they are.
+    constants (`NAME = tl.constexpr(8)`), at the top level or under an `if` or `try`. Triton reads
+    the source of a function through linecache, so `file` need not exist; debug information and
+    messages name it. `module` is what the functions say that they are from, which Triton's cache
+    takes for a part of what they are.
     """
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     chosen = [statement for statement in _flat(ast.parse(text).body) if _for_triton(statement)]
@@ -333,8 +334,8 @@ def normalised_ptx(ptx: str) -> str:
         for name in declaration.split()[-1:]
     }
     body = code[: entry.start()] + ".entry kernel" + code[entry.end() :]
-    body = _parameters_first(body, list(kinds))
     body = re.sub(r"^\s*\$L__(?:tmp|func_begin|func_end)\d+:", "", body, flags=re.MULTILINE)
+    body = _parameters_first(body, list(kinds))
     names: dict[str, str] = {}
 
     def number(found: re.Match[str]) -> str:

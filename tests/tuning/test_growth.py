@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,10 @@ def test_a_new_field_and_a_renamed_helper_lose_no_decision(
     load = {d.op: decode.load_spec(folder("ops") / f"{d.op}.yaml") for d in DECISIONS}
     real = emit.blocks
 
-    def renamed(*arguments: Any) -> list[str]:
+    def renamed(*arguments: Any) -> tuple[str, list[str]]:
         helpers = r"\b(fir|load_steps|toeplitz|modal)\b"
-        return [re.sub(helpers, r"\1_of_today", block) for block in real(*arguments)]
+        before, after = real(*arguments)
+        return before, [re.sub(helpers, r"\1_of_today", block) for block in after]
 
     monkeypatch.setattr(emit, "blocks", renamed)
     choose.kernels_of.cache_clear()
@@ -153,9 +155,9 @@ def test_where_in_a_block_a_parameter_is_read_is_no_part_of_a_digest(compilers: 
     plain = compiled(compilers)
     lines = plain.splitlines()
     reads = [i for i, line in enumerate(lines) if line.lstrip().startswith("ld.param")]
-    (first, second), (branch, *_) = (
-        reads[:2],
-        [i for i, line in enumerate(lines) if re.search(r"\bbra\b", line) and i > reads[1]],
+    ends = [i for i, line in enumerate(lines) if re.search(r"\bbra\b|^\$L__BB", line)]
+    first, second = next(
+        (i, j) for i, j in pairwise(reads) if not any(i < end < j for end in ends)
     )
 
     def moved(start: int, to: int) -> str:
@@ -164,7 +166,8 @@ def test_where_in_a_block_a_parameter_is_read_is_no_part_of_a_digest(compilers: 
 
     swapped = moved(first, second)
     assert swapped != plain and normalised_ptx(swapped) == normalised_ptx(plain)
-    assert normalised_ptx(moved(second, branch)) != normalised_ptx(plain), "in another block"
+    later = next(end for end in ends if end > second)
+    assert normalised_ptx(moved(second, later)) != normalised_ptx(plain), "in another block"
 
 
 # ---- `tables check` -----------------------------------------------------------------------------
