@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sh2gen.emit import reduce
+from sh2gen.emit.parts import signatures
 from sh2gen.emit.sm90 import helper_names, phased_kernel
-from sh2gen.emit.statements import carried, helpers, lines, together
+from sh2gen.emit.statements import carried, helpers, lines, text, together
 from sh2gen.emit.words import formula
 from sh2gen.graph.nodes import Modes
 from sh2gen.plan.arguments import Argument, Of
@@ -97,7 +98,7 @@ def _scope(spec: OpSpec, kernel: Kernel) -> Scope:
     lanes, accumulators = kernel.lanes
     return Scope(
         strides={
-            name: f"{unit}, {name}_stride" if kernel.exchanged else f"{name}_stride, {unit}"
+            name: (unit, f"{name}_stride") if kernel.exchanged else (f"{name}_stride", unit)
             for name, unit in _units(spec, kernel).items()
         },
         lanes=lanes,
@@ -119,10 +120,11 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: Kernel) -> dict[str, Any]:
     """What the skeleton asks for."""
     program = kernel.program
     scope = _scope(spec, kernel)
-    zeros, loads = carried(program, scope)
+    names = signatures(kernel.parts)
+    zeros, loads = carried(program, scope, names)
 
     def printed(statements: Iterable[Statement]) -> list[str]:
-        return lines(tuple(statements), dataclasses.replace(scope, held={}))
+        return lines(tuple(statements), dataclasses.replace(scope, held={}), names)
 
     doc = "Gradients of every input, and partial sums of those of parameters."
     if kernel.role is Role.FORWARD:
@@ -163,10 +165,11 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: Kernel) -> dict[str, Any]:
 
 def _variant(spec: OpSpec, plan: Plan, kernel: Kernel, variant: Variant) -> dict[str, Any]:
     """What the skeleton of a variant asks for."""
-    scope = _scope(spec, kernel)
+    scope, names = _scope(spec, kernel), signatures(variant.parts)
 
     def printed(statement: Statement, held: dict[str, Rows]) -> list[str]:
-        return [str(call) for call in statement.calls(dataclasses.replace(scope, held=held))]
+        calls = statement.calls(dataclasses.replace(scope, held=held))
+        return [text(call, names) for call in calls]
 
     function = f"{spec.op}_{kernel.name}_{variant.name}"
     phased = phased_kernel(kernel, variant.phases, printed) if variant.phases else {}

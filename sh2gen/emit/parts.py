@@ -20,11 +20,13 @@ class Helper:
 
     Attributes:
         uses: names in it that are not its own.
+        parameters: their names, of a function.
     """
 
     name: str
     text: str
     uses: frozenset[str]
+    parameters: tuple[str, ...]
 
 
 @cache
@@ -43,7 +45,8 @@ def part(name: str) -> tuple[Helper, ...]:
             )
             assert node.end_lineno is not None
             text = "\n".join(lines[first - 1 : node.end_lineno])
-            found.append(Helper(node.name, text, names))
+            arguments = node.args.args if isinstance(node, ast.FunctionDef) else []
+            found.append(Helper(node.name, text, names, tuple(a.arg for a in arguments)))
     return tuple(found)
 
 
@@ -57,6 +60,15 @@ def _own(node: ast.FunctionDef | ast.ClassDef) -> set[str]:
 def texts(name: str, without: Iterable[str] = ()) -> list[str]:
     """The text of every helper of a part, but for some."""
     return [helper.text for helper in part(name) if helper.name not in without]
+
+
+def signatures(parts: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The names of the parameters of each helper; the first part that defines a name wins."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name in parts:
+        for helper in part(name):
+            found.setdefault(helper.name, helper.parameters)
+    return found
 
 
 def closure(parts: Iterable[str], wanted: Iterable[str]) -> list[str]:

@@ -130,9 +130,9 @@ def phased_kernel(kernel: Kernel, phases: Phases, printed: Printer) -> dict[str,
         "adjoint": adjoint.out,
         "sums": [s.out for s in sums],
         "epilogue": [
-            f"store_sums(sums, {s.first}, {' + '.join(s.totals)}, channel, channel_mask, CHANNELS)"
+            f"store_sums(sums, {' + '.join(s.totals)}, channel, channel_mask, CHANNELS, FIRST={s.first})"
             if isinstance(s, StorePartial)
-            else f"store_diagonals(taps, {s.total}, PROGRAMS, {s.length}, COUNT)"
+            else f"store_diagonals(taps, {s.total}, COLUMNS, LENGTH={s.length}, COUNT=COUNT)"
             for s in kernel.program.epilogue
             if isinstance(s, StorePartial | StoreToeplitz)
         ],
@@ -197,7 +197,7 @@ def _phase(
             case LoadRows(out=out, tensor=tensor, rows=rows, ahead=ahead):
                 held[out] = rows
                 name = slots[tensor, ahead].name
-                lines.append(f"{out} = read_rows({name}, part, half, {-rows.lo})")
+                lines.append(f"{out} = read_rows({name}, part, half, LAG={-rows.lo})")
             case Recall(out=out, blocks=blocks, rows=rows):
                 held[out] = rows
                 # Ahead, the tile's own block is the oldest of its ring.

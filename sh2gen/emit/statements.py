@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from sh2gen.plan.modes import Blocks, EndParts, Parts
 from sh2gen.plan.program import TileProgram
 from sh2gen.plan.statements import LoadRows, Statement, StorePartial
 from sh2gen.plan.values import Call, Carried, Pack, Scope
 
+_LITERAL = re.compile(r"-?\d+|True|False")
 
-def lines(statements: Sequence[Statement], scope: Scope) -> list[str]:
+Signatures = Mapping[str, tuple[str, ...]]  # the names of what each helper takes
+
+
+def text(call: str | Call | Pack, signatures: Signatures) -> str:
+    """A call as a line of kernel text, whose arguments have their names from the first literal
+    on.
+    """
+    match call:
+        case str():
+            return call
+        case Pack(items=items):
+            return str(Pack(tuple(text(item, signatures) for item in items)))
+        case Call(helper=helper, arguments=arguments, outs=outs):
+            found: list[str] = []
+            named = False
+            assert len(arguments) <= len(signatures[helper]), f"{helper} takes fewer arguments"
+            for name, argument in zip(signatures[helper], arguments, strict=False):
+                value = text(argument, signatures)
+                named |= _LITERAL.fullmatch(value) is not None
+                plain = not named or value.startswith(f"{name}=")
+                found.append(value if plain else f"{name}={value}")
+            return str(Call(helper, tuple(found), outs))
+
+
+def lines(statements: Sequence[Statement], scope: Scope, signatures: Signatures) -> list[str]:
     """Statements as lines of kernel text; those in parts in a loop, which gathers their blocks
     piece by piece.
     """
@@ -38,12 +64,14 @@ def lines(statements: Sequence[Statement], scope: Scope) -> list[str]:
                 ]
             case EndParts():
                 indent = ""
-                found += [str(blocks.whole(blocks.out)) for blocks in pieces]
+                found += [text(blocks.whole(blocks.out), signatures) for blocks in pieces]
                 pieces = []
             case Blocks(out=out) if indent:
-                found.append(f"{indent}{out} = {out} + {Pack((statement.piece(scope),))}")
+                piece = text(Pack((statement.piece(scope),)), signatures)
+                found.append(f"{indent}{out} = {out} + {piece}")
             case _:
-                found += [f"{indent}{call}" for call in statement.calls(scope)]
+                calls = (text(call, signatures) for call in statement.calls(scope))
+                found += [indent + call for call in calls]
     return found
 
 
@@ -59,7 +87,9 @@ def together(epilogue: Iterable[Statement]) -> tuple[Statement, ...]:
     return tuple(out)
 
 
-def carried(program: TileProgram, scope: Scope) -> tuple[list[str], list[tuple[str, list[str]]]]:
+def carried(
+    program: TileProgram, scope: Scope, signatures: Signatures
+) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """What a program carries from tile to tile: lines that make it before the first, and lines
     that load it, by the time at which a tile begins.
     """
@@ -69,9 +99,9 @@ def carried(program: TileProgram, scope: Scope) -> tuple[list[str], list[tuple[s
     loaded: dict[str, list[str]] = {}
     for one in _carried(program, scope):
         if one.time is None:
-            made.append(str(one.call))
+            made.append(text(one.call, signatures))
         else:
-            loaded.setdefault(one.time, []).append(str(one.call))
+            loaded.setdefault(one.time, []).append(text(one.call, signatures))
     return list(dict.fromkeys(made)), list(loaded.items())
 
 

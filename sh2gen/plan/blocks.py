@@ -212,7 +212,7 @@ class StoreToeplitz(Statement):
         return (Name(Kind.TOTALS, self.total),)
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
-        arguments = ("group_partials_ptr", self.total, "PROGRAMS", str(self.length), "BLOCK_T")
+        arguments = ("group_partials_ptr", self.total, "COLUMNS", str(self.length), "BLOCK_T")
         return (Call("store_toeplitz", arguments),)
 
     def __str__(self) -> str:

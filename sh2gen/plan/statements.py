@@ -176,7 +176,7 @@ class LoadRows(Statement):
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
         out = scope.hold(self.out, self.rows)
-        where: tuple[str, ...] = (f"{self.tensor}_ptr", scope.strides[self.tensor])
+        where: tuple[str, ...] = (f"{self.tensor}_ptr", *scope.strides[self.tensor])
         lanes = ("EVEN", "ROWS", scope.lanes, "N")
         if self.lagged:
             rows = Call("load_lagged", (*where, "tile", self.context, *lanes), (out,))
@@ -200,7 +200,7 @@ class LoadRows(Statement):
             out = (f"{self.tensor}_history",)
             found.append(Carried(call=Call("load_history", arguments, out)))
         if self.carried:
-            tile = (f"{self.tensor}_ptr", scope.strides[self.tensor], "tile", self.context)
+            tile = (f"{self.tensor}_ptr", *scope.strides[self.tensor], "tile", self.context)
             rows = (*tile, "EVEN", "ROWS", scope.lanes, "N")
             time = "-LEAD" if self.out in scope.loaded_before else "0"
             call = Call("context_rows", rows, (f"{self.out}_before",))
@@ -378,7 +378,7 @@ class StoreRows(Statement):
         assert self.x.rows == BLOCK, f"{self}: stores the block's own rows only"
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
-        where = (f"{self.tensor}_ptr", scope.strides[self.tensor], "tile")
+        where = (f"{self.tensor}_ptr", *scope.strides[self.tensor], "tile")
         arguments = (*where, scope.take(self.x), "EVEN", scope.lanes, "N")
         return (Call("store_steps", arguments),)
 

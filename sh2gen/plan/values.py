@@ -128,7 +128,7 @@ class Scope:
         held: the rows of every value so far, which statements add to.
     """
 
-    strides: Mapping[str, str] = field(default_factory=dict)
+    strides: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     lanes: str = ""
     accumulators: str = ""
     hints: tuple[str, ...] = ()

@@ -410,13 +410,13 @@ def store_quarter(ptr, where, shift, rows, end):
 
 
 @gluon.jit
-def store_sums(ptr, first, total, channel, channel_mask, CHANNELS: gl.constexpr):
-    """Write accumulators, summed over lanes, to rows first, ... of [P, CHANNELS]."""
+def store_sums(ptr, total, channel, channel_mask, CHANNELS: gl.constexpr, FIRST: gl.constexpr):
+    """Write accumulators, summed over lanes, to rows FIRST, ... of [P, CHANNELS]."""
     lane = lane_of()
     for i in gl.static_range(len(total)):
         value = gl.expand_dims(gl.sum(total[i], axis=1), 1)
         value = value + gl.zeros((64, 4), gl.float32, row_layout())
-        where = ptr + (first + i) * CHANNELS + channel
+        where = ptr + (FIRST + i) * CHANNELS + channel
         gl.store(where, value, mask=channel_mask & (lane == 0))
 
 
