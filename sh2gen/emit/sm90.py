@@ -130,7 +130,8 @@ def phased_kernel(kernel: Kernel, phases: Phases, printed: Printer) -> dict[str,
         "adjoint": adjoint.out,
         "sums": [s.out for s in sums],
         "epilogue": [
-            f"store_sums(sums, {' + '.join(s.totals)}, channel, channel_mask, CHANNELS, FIRST={s.first})"
+            f"store_sums(sums, {' + '.join(s.totals)}, channel, channel_mask, CHANNELS, "
+            f"FIRST={s.first})"
             if isinstance(s, StorePartial)
             else f"store_diagonals(taps, {s.total}, COLUMNS, LENGTH={s.length}, COUNT=COUNT)"
             for s in kernel.program.epilogue
