@@ -140,7 +140,7 @@ def test_no_module_is_hidden_by_a_name_that_the_package_exports() -> None:
 
 
 def test_a_worker_imports_nothing_of_the_package() -> None:
-    for name in ("worker", "coalesce"):
+    for name in ("worker", "hasten"):
         assert not list(imports(ROOT / "sh2gen" / "build" / f"{name}.py"))
 
 

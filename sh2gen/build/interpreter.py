@@ -9,9 +9,7 @@ from types import CodeType
 from typing import Any
 
 from sh2gen.base.versions import minor
-
-# The version whose inner parts are replaced to save time; another takes the time that it takes.
-_HASTENED = "3.6"
+from sh2gen.build.hasten import HASTENED, judge_overflow_in_debug
 
 
 @functools.cache
@@ -27,9 +25,9 @@ def mend_interpreter() -> None:
     _interpret_standard_library()
     _compare_to_booleans()
     _index_by_one_element()
-    if minor(triton.__version__) == _HASTENED:
+    if minor(triton.__version__) == HASTENED:
         _keep_types()
-        _judge_overflow_in_debug()
+        judge_overflow_in_debug()
         _rewrite_once()
 
 
@@ -192,21 +190,6 @@ def _keep_types() -> None:
     core.tuple.__init__ = tuple_init
     core.tuple.type = TypeOfValues()
     interpreter._get_np_dtype = np_dtype_once
-
-
-def _judge_overflow_in_debug() -> None:
-    """Have sums and products of integers not judged for overflow, by six operations each, where
-    nothing is done with the verdict: outside debug mode.
-    """
-    from triton.language.semantic import TritonSemantic
-
-    original = TritonSemantic.binary_op_sanitize_overflow_impl
-
-    def judge(self: Any, lhs: Any, rhs: Any, operation: Any) -> None:
-        if self.builder.options.debug:
-            original(self, lhs, rhs, operation)
-
-    TritonSemantic.binary_op_sanitize_overflow_impl = judge
 
 
 def _rewrite_once() -> None:

@@ -40,6 +40,7 @@ from typing import Any
 _INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+\s+)?(\w+)(.*)", re.MULTILINE)
 
 
+@functools.lru_cache(maxsize=1)  # the kernels of a file come one after another
 def triton_part(file: str, text: str, module: str) -> dict[str, Any]:
     """The names that a generated file defines for Triton, by executing only that part of it.
 
@@ -221,7 +222,7 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
     from triton.experimental.gluon._runtime import GluonASTSource
 
     refuse_shared_names()
-    _by_place("build", "coalesce").hasten_coalescing()
+    _by_place("build", "hasten").hasten_compiler()
     _NAMES.clear()
     language = GluonASTSource if job["gluon"] else ASTSource
     function = triton_part(job["file"], job["text"], job["module"])[job["name"]]

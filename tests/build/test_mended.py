@@ -8,10 +8,10 @@ import triton.language as tl
 from triton.experimental.gluon import language as gl
 
 from sh2gen.base.versions import minor
-from sh2gen.build import interpreter
+from sh2gen.build import hasten, interpreter
 
 pytestmark = pytest.mark.skipif(
-    minor(triton.__version__) != interpreter._HASTENED, reason="nothing is replaced"
+    minor(triton.__version__) != hasten.HASTENED, reason="nothing is replaced"
 )
 
 

@@ -1,4 +1,4 @@
-"""The hastened pass of Triton decides what it decides without."""
+"""What the hastened compiler comes to is what Triton's comes to."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from triton.compiler.compiler import make_backend
 from sh2gen.base.versions import minor
 from sh2gen.build import worker
 
-coalesce = worker._by_place("build", "coalesce")
+hasten = worker._by_place("build", "hasten")
 pytestmark = pytest.mark.skipif(
-    minor(triton.__version__) != coalesce.HASTENED, reason="nothing is replaced"
+    minor(triton.__version__) != hasten.HASTENED, reason="nothing is replaced"
 )
 
 
@@ -72,36 +72,36 @@ def called(x_ptr, y_ptr, z_ptr, steps):
     tl.store(y_ptr + tl.arange(0, 64), doubled(steps) * x)
 
 
-def lowered(kernel: Any, aligned: str, capability: int = 90) -> str:
+def lowered(kernel: Any, aligned: str, debug: bool = False) -> str:
     """A kernel after the stage in which the pass is, where these pointers are aligned."""
-    coalesce.hasten_coalescing()
-    target = GPUTarget("cuda", capability, 32)
+    hasten.hasten_compiler()
+    target = GPUTarget("cuda", 90, 32)
     backend = make_backend(target)
     names = dict.fromkeys(("x_ptr", "z_ptr"), "*bf16") | {"y_ptr": "*fp32", "steps": "i32"}
     attributes = {
         (kernel.arg_names.index(f"{name}_ptr"),): [["tt.divisibility", 16]] for name in aligned
     }
     source = ASTSource(kernel, {name: names[name] for name in kernel.arg_names}, attrs=attributes)
-    options = backend.parse_options({"num_warps": 1})
+    options = backend.parse_options({"num_warps": 1, "debug": debug})
     context = ir.context()
     ir.load_dialects(context)
     backend.load_dialects(context)
     functions = backend.get_codegen_implementation(options)
     module = source.make_ir(target, options, functions, backend.get_module_map(), context)
-    module = backend.make_ttir(module, {}, options, capability)
-    return str(CUDABackend.make_ttgir(module, {}, options, capability))
+    module = backend.make_ttir(module, {}, options, 90)
+    return str(CUDABackend.make_ttgir(module, {}, options, 90))
 
 
 @pytest.mark.parametrize("kernel", [sums, by_float, by_float_from_a_loop, apart, called])
 def test_a_kernel_is_the_same_and_nothing_is_cut_where_it_could_be_another(
     kernel: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cut, some = coalesce.cut, kernel is sums
+    cut, some = hasten.cut, kernel is sums
     found: list[Any] = []
     for aligned in ("xyz", "xz", "") if some else ("xyz",):
-        monkeypatch.setattr(coalesce, "cut", lambda module: found.append(cut(module)) or found[-1])
+        monkeypatch.setattr(hasten, "cut", lambda module: found.append(cut(module)) or found[-1])
         hastened = lowered(kernel, aligned)
-        monkeypatch.setattr(coalesce, "cut", lambda module: [])
+        monkeypatch.setattr(hasten, "cut", lambda module: [])
         assert lowered(kernel, aligned) == hastened
     assert all(bool(replaced) == some for replaced in found) and found
 
@@ -109,3 +109,8 @@ def test_a_kernel_is_the_same_and_nothing_is_cut_where_it_could_be_another(
 def test_undefined_values_stand_in_only_while_the_pass_runs() -> None:
     text = lowered(sums, "xz")
     assert "poison" not in text and "sizePerThread = [8]" in text
+
+
+def test_overflow_is_judged_in_debug_mode_alone() -> None:
+    assert "overflow" not in lowered(sums, "xz")
+    assert "overflow detected" in lowered(sums, "xz", debug=True)

@@ -1,13 +1,13 @@
-"""The pass of Triton that decides in which layouts memory is read and written, hastened.
+"""What Triton's compiler does in vain or over and over, left out: half of its time.
 
-For each load and store the pass asks which others it is connected with by values. It walks from
-every operation that it meets through all that this one depends on, and all that depends on it,
-and begins anew for the next load: half of the time that a backward kernel took to compile. Only
+The pass that decides in which layouts memory is read and written asks for each load and store
+which others it is connected with by values. It walks from every operation that it meets through
+all that this one depends on, and all that depends on it, and begins anew for the next load. Only
 addresses decide what comes of it. So while the pass runs each result of arithmetic in floats is
 cut off from what reads it, which reads an undefined value instead: no walk is long then, and the
 pass decides the same.
 
-worker.py runs this file beside it: it imports nothing of sh2gen.
+worker.py runs this file by its place: it imports nothing of sh2gen.
 """
 
 from __future__ import annotations
@@ -37,16 +37,39 @@ class _Operation:
     floats: bool  # all results are floats, or tensors of them
 
 
-def hasten_coalescing() -> None:
-    """Have kernels in Triton's language compiled to what they are compiled to in a half of the
-    time, in the version of Triton whose passes are known. Does nothing when called again.
+def hasten_compiler() -> None:
+    """Have kernels compiled to what they are compiled to in a half of the time, in the version of
+    Triton whose inner parts are known. Does nothing when called again.
     """
     import triton
+
+    if triton.__version__.startswith(f"{HASTENED}."):
+        _walk_along_addresses()
+        judge_overflow_in_debug()
+
+
+def judge_overflow_in_debug() -> None:
+    """Have sums and products of integers not judged for overflow, by six operations each, where
+    nothing is done with the verdict: outside debug mode.
+    """
+    from triton.language.semantic import TritonSemantic
+
+    original = TritonSemantic.binary_op_sanitize_overflow_impl
+    if getattr(original, "hastened", False):
+        return
+
+    def judge(self: Any, lhs: Any, rhs: Any, operation: Any) -> None:
+        if self.builder.options.debug:
+            original(self, lhs, rhs, operation)
+
+    judge.hastened = True  # type: ignore[attr-defined]
+    TritonSemantic.binary_op_sanitize_overflow_impl = judge
+
+
+def _walk_along_addresses() -> None:
     from triton._C.libtriton import ir, passes
     from triton.backends.nvidia.compiler import CUDABackend
 
-    if not triton.__version__.startswith(f"{HASTENED}."):
-        return
     original = CUDABackend.make_ttgir
     if getattr(original, "hastened", False):
         return
@@ -59,7 +82,7 @@ def hasten_coalescing() -> None:
         manager.run(module, add.__name__)
 
     def make_ttgir(module: Any, metadata: Any, options: Any, capability: int) -> Any:
-        """The first two passes apart, and then the others."""
+        """The first two passes apart, then the others; only Triton's own language has these."""
         threads = (options.num_warps, 32, options.num_ctas)
         run(module, convert, f"cuda:{capability}", *threads)
         replaced = cut(module)
