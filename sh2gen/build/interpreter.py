@@ -29,6 +29,7 @@ def mend_interpreter() -> None:
         _keep_types()
         judge_overflow_in_debug()
         _rewrite_once()
+        _take_equal_types()
 
 
 def _patch_once() -> None:
@@ -212,3 +213,31 @@ def _rewrite_once() -> None:
     FunctionRewriter._get_jit_fn_file_line = lambda self: ("", 0)
     FunctionRewriter._transform_ast = code_of
     interpreter.compile = lambda code, **_: code  # of what it is given, which is code already
+
+
+def _take_equal_types() -> None:
+    """Have operands of one type taken as they are, when they are of a type that arithmetic keeps:
+    neither cast nor broadcast, which is asked in thirty steps each.
+    """
+    from triton.language import core
+    from triton.language.semantic import TritonSemantic
+
+    kept = {id(kind) for kind in (core.float32, core.float64, core.int32, core.int64)}
+    original, broadcast = (
+        TritonSemantic.binary_op_type_checking_impl,
+        TritonSemantic.broadcast_impl_value,
+    )
+
+    def same(lhs: Any, rhs: Any) -> bool:
+        return type(lhs) is type(rhs) is core.tensor and lhs.type is rhs.type
+
+    def check(self: Any, lhs: Any, rhs: Any, *rest: Any, **more: Any) -> Any:
+        if same(lhs, rhs) and id(lhs.dtype) in kept:
+            return lhs, rhs
+        return original(self, lhs, rhs, *rest, **more)
+
+    def broadcast_others(self: Any, lhs: Any, rhs: Any) -> Any:
+        return (lhs, rhs) if same(lhs, rhs) else broadcast(self, lhs, rhs)
+
+    TritonSemantic.binary_op_type_checking_impl = check
+    TritonSemantic.broadcast_impl_value = broadcast_others
