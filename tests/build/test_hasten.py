@@ -49,9 +49,9 @@ def by_float_from_a_loop(x_ptr, y_ptr, z_ptr, steps):
     lane = tl.arange(0, 64)
     at = lane
     for _ in range(steps):
-        x = tl.load(x_ptr + at).to(tl.float32)
+        x = tl.load(x_ptr + at, mask=lane < steps).to(tl.float32)
         at = (x * x).to(tl.int32, bitcast=True)
-    tl.store(y_ptr + lane, at.to(tl.float32))
+    tl.store(y_ptr + lane, at.to(tl.float32), mask=lane < steps)
 
 
 @triton.jit
