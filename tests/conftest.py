@@ -4,6 +4,7 @@ records or tuned tables of whoever runs them.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -29,6 +30,14 @@ def pytest_configure(config: pytest.Config) -> None:
     home = tempfile.TemporaryDirectory(prefix="sh2gen-home-")
     config.add_cleanup(home.cleanup)
     os.environ["SH2GEN_HOME"] = home.name
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let the garbage collector look at what tests make alone, and less often: what is imported
+    and collected stays, half a million objects, which it walked through for a tenth of the time.
+    """
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,7 @@ from types import CodeType
 from typing import Any
 
 from sh2gen.base.versions import minor
-
-# The version whose inner parts are replaced to save time; another takes the time that it takes.
-_HASTENED = "3.6"
+from sh2gen.build.hasten import HASTENED, judge_overflow_in_debug
 
 
 @functools.cache
@@ -27,10 +25,11 @@ def mend_interpreter() -> None:
     _interpret_standard_library()
     _compare_to_booleans()
     _index_by_one_element()
-    if minor(triton.__version__) == _HASTENED:
+    if minor(triton.__version__) == HASTENED:
         _keep_types()
-        _judge_overflow_in_debug()
+        judge_overflow_in_debug()
         _rewrite_once()
+        _take_equal_types()
 
 
 def _patch_once() -> None:
@@ -194,21 +193,6 @@ def _keep_types() -> None:
     interpreter._get_np_dtype = np_dtype_once
 
 
-def _judge_overflow_in_debug() -> None:
-    """Have sums and products of integers not judged for overflow, by six operations each, where
-    nothing is done with the verdict: outside debug mode.
-    """
-    from triton.language.semantic import TritonSemantic
-
-    original = TritonSemantic.binary_op_sanitize_overflow_impl
-
-    def judge(self: Any, lhs: Any, rhs: Any, operation: Any) -> None:
-        if self.builder.options.debug:
-            original(self, lhs, rhs, operation)
-
-    TritonSemantic.binary_op_sanitize_overflow_impl = judge
-
-
 def _rewrite_once() -> None:
     """Have functions of one text rewritten once: files share most of their helpers.
 
@@ -229,3 +213,31 @@ def _rewrite_once() -> None:
     FunctionRewriter._get_jit_fn_file_line = lambda self: ("", 0)
     FunctionRewriter._transform_ast = code_of
     interpreter.compile = lambda code, **_: code  # of what it is given, which is code already
+
+
+def _take_equal_types() -> None:
+    """Have operands of one type taken as they are, when they are of a type that arithmetic keeps:
+    neither cast nor broadcast, which is asked in thirty steps each.
+    """
+    from triton.language import core
+    from triton.language.semantic import TritonSemantic
+
+    kept = {id(kind) for kind in (core.float32, core.float64, core.int32, core.int64)}
+    original, broadcast = (
+        TritonSemantic.binary_op_type_checking_impl,
+        TritonSemantic.broadcast_impl_value,
+    )
+
+    def same(lhs: Any, rhs: Any) -> bool:
+        return type(lhs) is type(rhs) is core.tensor and lhs.type is rhs.type
+
+    def check(self: Any, lhs: Any, rhs: Any, *rest: Any, **more: Any) -> Any:
+        if same(lhs, rhs) and id(lhs.dtype) in kept:
+            return lhs, rhs
+        return original(self, lhs, rhs, *rest, **more)
+
+    def broadcast_others(self: Any, lhs: Any, rhs: Any) -> Any:
+        return (lhs, rhs) if same(lhs, rhs) else broadcast(self, lhs, rhs)
+
+    TritonSemantic.binary_op_type_checking_impl = check
+    TritonSemantic.broadcast_impl_value = broadcast_others

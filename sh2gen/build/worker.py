@@ -1,8 +1,8 @@
 """Compile kernels in a process of its own: a JSON job per line in, a JSON answer per line out.
 
-`build` runs this file as a script and it imports nothing of sh2gen but the file beside it, so that
-a worker starts in 0.3 s: neither the caller's `__main__` nor torch (2 s) is imported, and a crash
-or a hang of the compiler harms no one else.
+`build` runs this file as a script and it imports nothing of sh2gen but two files by their place,
+so that a worker starts in 0.3 s: neither the caller's `__main__` nor torch (2 s) is imported, and
+a crash or a hang of the compiler harms no one else.
 
 A job holds `file`, `module`, `text`, `name`, `gluon` (whether that is its language), `signature`,
 `constants`, `divisible`, `options`, `backend`, `capability` and `warp_size`; its answer holds
@@ -18,6 +18,7 @@ from __future__ import annotations
 import ast
 import base64
 import errno
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -26,17 +27,20 @@ import os
 import re
 import struct
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 # In disassembled code: an instruction and its address, perhaps behind a predicate.
 _INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+\s+)?(\w+)(.*)", re.MULTILINE)
 
 
+@functools.lru_cache(maxsize=1)  # the kernels of a file come one after another
 def triton_part(file: str, text: str, module: str) -> dict[str, Any]:
     """The names that a generated file defines for Triton, by executing only that part of it.
 
@@ -222,6 +226,7 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
     from triton.experimental.gluon._runtime import GluonASTSource
 
     refuse_shared_names()
+    _by_place("build", "hasten").hasten_compiler()
     _NAMES.clear()
     language = GluonASTSource if job["gluon"] else ASTSource
     function = triton_part(job["file"], job["text"], job["module"])[job["name"]]
@@ -412,18 +417,23 @@ def _spills(code: str) -> tuple[int, int]:
     return sum(name in ("LDL", "STL") for name in inner), len(inner)
 
 
+@functools.cache
+def _by_place(folder: str, name: str) -> ModuleType:
+    """A file of the package, without the package."""
+    place = Path(__file__).parents[1] / folder / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"{folder}_{name}", place)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def main() -> None:
     """Answer jobs, as `process.serve` does."""
     # Compile, whatever the user's shell says; Triton's own library is interpreted or not from its
     # import on.
     os.environ.pop("TRITON_INTERPRET", None)
-    beside = importlib.util.spec_from_file_location(
-        "process", Path(__file__).parents[1] / "base" / "process.py"
-    )
-    assert beside is not None and beside.loader is not None
-    process = importlib.util.module_from_spec(beside)
-    beside.loader.exec_module(process)
-    process.serve(compile_kernel)
+    _by_place("base", "process").serve(compile_kernel)
 
 
 if __name__ == "__main__":

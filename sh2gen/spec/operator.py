@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, is_dataclass, replace
@@ -79,10 +80,9 @@ def with_defaults(values: Mapping[str, Any], kind: Any = OpSpec) -> dict[str, An
     this version of the language does not know.
     """
     found: dict[str, Any] = {}
-    hints = typing.get_type_hints(kind)
+    mappings = _mappings(kind)
     for f in language_fields(kind):
-        kinds = (hints[f.name], *typing.get_args(hints[f.name]))
-        inner = next((t for t in kinds if is_dataclass(t)), None)
+        inner = mappings.get(f.name)
         if f.name in values:
             value = values[f.name]
             nested = inner is not None and isinstance(value, Mapping)
@@ -90,4 +90,14 @@ def with_defaults(values: Mapping[str, Any], kind: Any = OpSpec) -> dict[str, An
         elif f.default is not MISSING:
             found[f.name] = plain_value(f.default)
     found |= {name: value for name, value in values.items() if name not in found}
+    return found
+
+
+@functools.cache  # hints are text that is evaluated, and every decision of a table is asked
+def _mappings(kind: Any) -> dict[str, Any]:
+    """The dataclasses of those fields that are mappings."""
+    found = {}
+    for name, hint in typing.get_type_hints(kind).items():
+        if inner := next((t for t in (hint, *typing.get_args(hint)) if is_dataclass(t)), None):
+            found[name] = inner
     return found

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ import pytest
 from sh2gen.base.errors import CheckFailed, Sh2genError
 from sh2gen.base.resources import folder
 from sh2gen.build import worker as build_worker
-from sh2gen.build.build import Building, Built, build, check_fits
+from sh2gen.build.build import Building, Built, Compilers, check_fits
+from sh2gen.build.build import build as build_alone
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
 from sh2gen.plan.kernel import Role
@@ -119,7 +122,14 @@ def cold_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def scaled(cold_cache: None) -> Built:
+def build(cold_cache: None) -> Iterator[Callable[..., Built]]:
+    """By one process for all tests that are not about processes: each hashes Triton first."""
+    with closing(Compilers(1, 60.0)) as compilers:
+        yield functools.partial(build_alone, compilers=compilers)
+
+
+@pytest.fixture(scope="module")
+def scaled(build: Callable[..., Built]) -> Built:
     return build(source(SCALE), H200)
 
 
@@ -143,7 +153,7 @@ def test_the_variants_differ_in_the_width_of_their_loads(scaled: Built) -> None:
     assert "ld.global.v" not in unaligned
 
 
-def test_a_kept_alignment_gives_one_binary() -> None:
+def test_a_kept_alignment_gives_one_binary(build: Callable[..., Built]) -> None:
     seen: list[tuple[int, int, str]] = []
     same = dataclasses.replace(SCALE, unaligned_keeps=SCALE.divisible)
     built = build(source(same), H200, progress=lambda *step: seen.append(step))
@@ -158,13 +168,13 @@ def test_debug_information_names_the_operator_and_no_temporary_file(scaled: Buil
 
 
 @pytest.mark.parametrize("gpu", [A100, B200])
-def test_other_capabilities_compile(gpu: Target) -> None:
+def test_other_capabilities_compile(gpu: Target, build: Callable[..., Built]) -> None:
     built = build(source(SCALE), gpu, alignments=["aligned"])
     check_fits(built, gpu)
     assert f".target sm_{gpu.capability}" in built.kernel("scale").ptx
 
 
-def test_a_spilling_schedule_is_refused() -> None:
+def test_a_spilling_schedule_is_refused(build: Callable[..., Built]) -> None:
     built = build(source(kernel("wide", num_warps=1, N=8192)), H200, alignments=["aligned"])
     assert built.kernels[0].spills > 0
     with pytest.raises(CheckFailed) as caught:
@@ -176,7 +186,7 @@ def test_a_spilling_schedule_is_refused() -> None:
     assert error.help is not None and "ROWS smaller, or raise num_warps (now 1)" in error.help
 
 
-def test_a_register_cap_that_spills_is_named() -> None:
+def test_a_register_cap_that_spills_is_named(build: Callable[..., Built]) -> None:
     capped = dataclasses.replace(kernel("wide", num_warps=1, N=4096), maxnreg=64)
     built = build(source(capped), H200, alignments=["aligned"])
     with pytest.raises(
@@ -185,7 +195,7 @@ def test_a_register_cap_that_spills_is_named() -> None:
         check_fits(built, H200)
 
 
-def test_too_much_shared_memory_is_refused() -> None:
+def test_too_much_shared_memory_is_refused(build: Callable[..., Built]) -> None:
     built = build(source(kernel("matmul", num_warps=8, M=256)), H200, alignments=["aligned"])
     assert built.kernels[0].shared > H200.shared_per_block
     with pytest.raises(CheckFailed) as caught:
@@ -194,7 +204,7 @@ def test_too_much_shared_memory_is_refused() -> None:
     assert "num_stages" in str(caught.value.help)
 
 
-def test_a_kernel_that_does_not_compile_says_why() -> None:
+def test_a_kernel_that_does_not_compile_says_why(build: Callable[..., Built]) -> None:
     for name in ("broken", "outer"):
         with pytest.raises(CheckFailed) as caught:
             build(source(SCALE, kernel(name)), H200)
@@ -209,7 +219,7 @@ def test_a_kernel_that_does_not_compile_says_why() -> None:
 def test_a_slow_kernel_is_given_up() -> None:
     start = time.monotonic()
     with pytest.raises(CheckFailed) as caught:
-        build(source(kernel("wide", num_warps=1, N=65536)), H200, time_limit=0.5)
+        build_alone(source(kernel("wide", num_warps=1, N=65536)), H200, time_limit=0.5)
     assert time.monotonic() - start < 5
     assert caught.value.code == "B001"
     assert "wide (aligned) was still compiling for sm_90 after 0.5 s" in caught.value.message
@@ -234,7 +244,7 @@ def test_compilers_end_at_once_whatever_they_are_at(
 def test_a_dead_compiler_is_an_error_and_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(CheckFailed, match="the compiler died with status 1"):
-        build(source(SCALE), H200)
+        build_alone(source(SCALE), H200)
 
 
 def test_a_cache_that_cannot_be_written_is_not_the_kernels_fault(
@@ -243,7 +253,7 @@ def test_a_cache_that_cannot_be_written_is_not_the_kernels_fault(
     (tmp_path / "file").touch()
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file" / "cache"))
     with pytest.raises(CheckFailed) as caught:
-        build(source(SCALE), H200)
+        build_alone(source(SCALE), H200)
     message = caught.value.message
     assert message.startswith("kernel scale (aligned) could not be compiled on this machine\n")
     assert "NotADirectoryError" in message and "does not compile" not in message
@@ -274,13 +284,13 @@ def test_errors_of_the_machine_come_with_what_to_do(
 
 
 def test_a_file_without_kernels_builds_to_nothing() -> None:
-    assert build(source(), H200).kernels == ()
+    assert build_alone(source(), H200).kernels == ()
 
 
 def test_without_triton_the_build_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(Sh2genError, match="Triton is not installed") as caught:
-        build(source(SCALE), H200)
+        build_alone(source(SCALE), H200)
     assert caught.value.code == "B004"
 
 
@@ -307,7 +317,9 @@ def test_a_script_without_a_main_guard_can_build(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("built 2\n", "")
 
 
-def test_equal_code_has_equal_digests_however_it_was_asked_for() -> None:
+def test_equal_code_has_equal_digests_however_it_was_asked_for(
+    build: Callable[..., Built],
+) -> None:
     """A limit on registers that nothing meets changes the binary, not its instructions."""
     kernels = [
         SCALE,

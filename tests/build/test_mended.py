@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import triton
 import triton.language as tl
 from triton.experimental.gluon import language as gl
+from triton.language.semantic import IncompatibleTypeErrorImpl, TritonSemantic
+from triton.runtime.interpreter import TensorHandle, _get_np_dtype, interpreter_builder
 
 from sh2gen.base.versions import minor
-from sh2gen.build import interpreter
+from sh2gen.build import hasten, interpreter
 
 pytestmark = pytest.mark.skipif(
-    minor(triton.__version__) != interpreter._HASTENED, reason="nothing is replaced"
+    minor(triton.__version__) != hasten.HASTENED, reason="nothing is replaced"
 )
 
 
@@ -52,6 +55,22 @@ def test_tuples_know_the_types_of_their_values() -> None:
     assert tl.tuple([2], [tl.constexpr_type(2)]).type == tl.tuple_type([tl.constexpr_type(2)])
     with pytest.raises(ValueError, match="is not in list"):
         _ = named.third
+
+
+@pytest.mark.parametrize("division", [False, True])
+def test_operands_of_one_type_come_to_what_is_computed_in(division: bool) -> None:
+    semantic = TritonSemantic(interpreter_builder)
+    kinds = (tl.int1, tl.int8, tl.uint8, tl.int32, tl.uint32, tl.int64, tl.uint64)
+    for kind in (*kinds, tl.float16, tl.bfloat16, tl.float32, tl.float64):
+        zeros = TensorHandle(np.zeros(4, _get_np_dtype(kind)), kind)
+        one, other = (tl.tensor(zeros, tl.block_type(kind, [4])) for _ in range(2))
+        wanted = semantic.computation_type_impl(kind, False, kind, False, division)
+        found = semantic.binary_op_type_checking_impl(one, other, div_or_mod=division)
+        assert [x.type for x in found] == [tl.block_type(wanted, [4])] * 2
+        assert wanted != kind or found == (one, other)
+    pointer = tl.tensor(None, tl.pointer_type(tl.float32))
+    with pytest.raises(IncompatibleTypeErrorImpl):
+        semantic.binary_op_type_checking_impl(pointer, pointer)
 
 
 def test_types_of_gluon_are_left_alone() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sh2gen.base.errors import CheckFailed
 from sh2gen.base.resources import folder
 from sh2gen.build import worker as build_worker
-from sh2gen.build.build import build, kernel_job
+from sh2gen.build.build import Compilers, build, kernel_job
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
 from sh2gen.plan.kernel import Role
@@ -78,17 +78,17 @@ def with_shared_names(**words: str) -> Source:
     return Source(op="shared", text=SHARED.format(**words), kernels=(kernel,))
 
 
-def test_the_build_refuses_calls_that_share_a_name() -> None:
+def test_the_build_refuses_calls_that_share_a_name(compilers: Compilers) -> None:
     """With whatever Triton: one that names them apart is no excuse."""
     source = with_shared_names(parameter="", length="len(taps)", two="", three="")
     with pytest.raises(CheckFailed) as refused:
-        build(source, H200, alignments=[Alignment.ALIGNED], workers=1)
+        build(source, H200, alignments=[Alignment.ALIGNED], compilers=compilers)
     assert refused.value.code == "B001"
     assert "`fir` is called with x of 4, taps of 2, and with x of 3, taps of 3" in str(
         refused.value
     )
     sized = {"parameter": ", LENGTH: tl.constexpr", "length": "LENGTH"}
-    build(with_shared_names(**sized, two=", 2", three=", LENGTH=3"), H200, workers=1)
+    build(with_shared_names(**sized, two=", 2", three=", LENGTH=3"), H200, compilers=compilers)
 
 
 def refuse_shared_names(source: Source, kernels: tuple[KernelSource, ...] | None = None) -> int:

@@ -20,7 +20,7 @@ from sh2gen.base.errors import Sh2genError
 from sh2gen.base.files import intact
 from sh2gen.base.resources import folder
 from sh2gen.emit.config import width_of
-from sh2gen.emit.emit import _names, emit, kernel_digest
+from sh2gen.emit.emit import _words, emit, kernel_digest
 from sh2gen.emit.kernels import splits_sequences
 from sh2gen.emit.page import page
 from sh2gen.emit.text import folded
@@ -397,12 +397,12 @@ def test_words_of_a_docstring_are_folded_between_them() -> None:
 
 def test_names_are_looked_for_once_whatever_the_config() -> None:
     """Which they do not depend on: a search writes hundreds of files."""
-    _names.cache_clear()
+    _words.cache_clear()
     spec = make()
     plan = plans(spec)[0]
     for warps in (1, 2):
         emit(spec, plan, schedule(spec, plan, {"forward": {"num_warps": warps}}))
-    assert _names.cache_info().misses == 1
+    assert _words.cache_info().misses == 1
 
 
 @pytest.mark.parametrize(
