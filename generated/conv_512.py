@@ -8,7 +8,7 @@ each, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: e0e39c3064553f0a68a1f9fa099e6912dd74c788926dfa9c9fcafa314129ab78
+sha256, with zeros here: 7207e108b0f4fdea89b1b71f49e0dfab849e4a86d70e00b141b6d04fa239a3c3
 """
 
 from collections.abc import Iterator, Sequence
@@ -894,8 +894,8 @@ def conv_512_forward(
     OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
     PARTS: tl.constexpr = (WIDTH + BLOCK_D - 1) // BLOCK_D  # of a group
-    PROGRAMS: tl.constexpr = CHANNELS // WIDTH * PARTS  # along channels
-    batch, part, block = locate(tl.program_id(0), splits, 1, PROGRAMS)
+    COLUMNS: tl.constexpr = CHANNELS // WIDTH * PARTS  # along channels
+    batch, part, block = locate(tl.program_id(0), splits, BLOCK_D=1, CHANNELS=COLUMNS)
     group = part // PARTS
     channel_0 = group * WIDTH + part % PARTS * BLOCK_D
     steps = tiles * BLOCK_T  # of a segment
@@ -926,16 +926,20 @@ def conv_512_forward(
     x_blocks_kept = zero_blocks(HISTORY, M, BLOCK_T, OPERAND)
     for t in range(-LEAD, 0, BLOCK_T):
         tile = Tile(offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
-        x = load_steps(x_ptr, x_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
+        x = load_steps(
+            x_ptr, x_stride, UNIT, tile, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+        )
         x_blocks, x_blocks_kept = remember(x_blocks_kept, x, going, M, N, OPERAND, PRECISION)
     for t in tl.range(0, tl.minimum(steps, write_end), BLOCK_T, num_stages=PREFETCH):
         tile = Tile(
             offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, write_end
         )
-        x = load_steps(x_ptr, x_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
+        x = load_steps(
+            x_ptr, x_stride, UNIT, tile, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+        )
         x_blocks, x_blocks_kept = remember(x_blocks_kept, x, going, M, N, OPERAND, PRECISION)
         conv = toeplitz(x_blocks, filter, HISTORY + 1, M, N, PRECISION)
-        store_steps(y_ptr, y_stride, 1, tile, conv, EVEN, M, N)
+        store_steps(y_ptr, y_stride, unit=1, tile=tile, rows=conv, EVEN=EVEN, BLOCK_D=M, N=N)
 
 
 @triton.jit(
@@ -973,8 +977,8 @@ def conv_512_backward(
     OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
     PARTS: tl.constexpr = (WIDTH + BLOCK_D - 1) // BLOCK_D  # of a group
-    PROGRAMS: tl.constexpr = CHANNELS // WIDTH * PARTS  # along channels
-    batch, part, block = locate(tl.program_id(0), splits, 1, PROGRAMS)
+    COLUMNS: tl.constexpr = CHANNELS // WIDTH * PARTS  # along channels
+    batch, part, block = locate(tl.program_id(0), splits, BLOCK_D=1, CHANNELS=COLUMNS)
     group = part // PARTS
     channel_0 = group * WIDTH + part % PARTS * BLOCK_D
     steps = tiles * BLOCK_T  # of a segment
@@ -1003,7 +1007,7 @@ def conv_512_backward(
         PRECISION=PRECISION,
         TERMS=TERMS,
     )
-    d_filter = zero_toeplitz(512, BLOCK_T)
+    d_filter = zero_toeplitz(LENGTH=512, BLOCK_T=BLOCK_T)
     x_blocks_kept = zero_blocks(HISTORY, M, BLOCK_T, OPERAND)
     dy_blocks_kept = zero_blocks(HISTORY, M, BLOCK_T, OPERAND)
     for back in range(0, LEAD, BLOCK_T):
@@ -1013,11 +1017,24 @@ def conv_512_backward(
         ahead = Tile(
             offset, channel_mask, segment + early, early, latest + early, read_begin, read_end, 0
         )
-        x_ahead = load_steps(x_ptr, x_stride, UNIT, ahead, 0, ROWS, EVEN, ROWS, M, N)
+        x_ahead = load_steps(
+            x_ptr, x_stride, UNIT, ahead, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+        )
         x_blocks, x_blocks_kept = look_ahead(
             x_blocks_kept, x_ahead, going, M, N, OPERAND, PRECISION
         )
-        dy = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS, EVEN, ROWS, M, N)
+        dy = load_steps(
+            dy_ptr,
+            dy_stride,
+            unit=1,
+            tile=tile,
+            LO=0,
+            HI=ROWS,
+            EVEN=EVEN,
+            ROWS=ROWS,
+            BLOCK_D=M,
+            N=N,
+        )
         dy_blocks, dy_blocks_kept = remember(dy_blocks_kept, dy, going, M, N, OPERAND, PRECISION)
     # The first tile lies after the segment: only what the one before it takes from it is used.
     for back in tl.range(0, steps + BLOCK_T, BLOCK_T, num_stages=PREFETCH):
@@ -1028,11 +1045,24 @@ def conv_512_backward(
         ahead = Tile(
             offset, channel_mask, segment + early, early, latest + early, read_begin, read_end, 0
         )
-        x_ahead = load_steps(x_ptr, x_stride, UNIT, ahead, 0, ROWS, EVEN, ROWS, M, N)
+        x_ahead = load_steps(
+            x_ptr, x_stride, UNIT, ahead, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+        )
         x_blocks, x_blocks_kept = look_ahead(
             x_blocks_kept, x_ahead, going, M, N, OPERAND, PRECISION
         )
-        dy = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS, EVEN, ROWS, M, N)
+        dy = load_steps(
+            dy_ptr,
+            dy_stride,
+            unit=1,
+            tile=tile,
+            LO=0,
+            HI=ROWS,
+            EVEN=EVEN,
+            ROWS=ROWS,
+            BLOCK_D=M,
+            N=N,
+        )
         dy_blocks, dy_blocks_kept = remember(dy_blocks_kept, dy, going, M, N, OPERAND, PRECISION)
         d_x = toeplitz_adjoint(dy_blocks, filter, HISTORY + 1, M, N, PRECISION)
         store_steps(d_x_ptr, d_x_stride, D_UNIT, tile, d_x, EVEN, M, N)
@@ -1040,10 +1070,10 @@ def conv_512_backward(
             d_filter, dy_blocks, x_blocks, HISTORY + 1, M, BLOCK_T, PRECISION
         )
         if back == 0:
-            d_filter = zero_toeplitz(512, BLOCK_T)
+            d_filter = zero_toeplitz(LENGTH=512, BLOCK_T=BLOCK_T)
     split = batch * splits + block
-    group_partials_ptr += split.to(tl.int64) * (512 * PROGRAMS) + part
-    store_toeplitz(group_partials_ptr, d_filter, PROGRAMS, 512, BLOCK_T)
+    group_partials_ptr += split.to(tl.int64) * (512 * COLUMNS) + part
+    store_toeplitz(group_partials_ptr, d_filter, COLUMNS, LENGTH=512, BLOCK_T=BLOCK_T)
 
 
 @gluon.jit(
@@ -1077,8 +1107,8 @@ def conv_512_backward_sm90(
     COUNT: gl.constexpr = (512 - 1 + BLOCK_T - 1) // BLOCK_T + 1  # blocks that taps reach
     LEAD: gl.constexpr = (COUNT - 1) * BLOCK_T
     PARTS: gl.constexpr = (WIDTH + BLOCK_D - 1) // BLOCK_D  # of a group
-    PROGRAMS: gl.constexpr = CHANNELS // WIDTH * PARTS  # along channels
-    batch, section, block = locate(gl.program_id(0), splits, 1, PROGRAMS)
+    COLUMNS: gl.constexpr = CHANNELS // WIDTH * PARTS  # along channels
+    batch, section, block = locate(gl.program_id(0), splits, BLOCK_D=1, CHANNELS=COLUMNS)
     group = section // PARTS
     channel_0 = group * WIDTH + section % PARTS * BLOCK_D
     members = (group + 1) * WIDTH - channel_0
@@ -1121,7 +1151,7 @@ def conv_512_backward_sm90(
         quarters = ()
         for part in gl.static_range(2):
             for half in gl.static_range(2):
-                x_ahead = read_rows(x_early, part, half, 0)
+                x_ahead = read_rows(x_early, part, half, LAG=0)
                 quarters = quarters + (rows_quarter(x_ahead),)
         remember_block(x_blocks, newest, quarters)
         fetch(x_early, x_ptr, words, edges, before - LEAD, halfway, length)
@@ -1130,7 +1160,7 @@ def conv_512_backward_sm90(
         quarters = ()
         for part in gl.static_range(2):
             for half in gl.static_range(2):
-                dy_a = read_rows(dy_block, part, half, 0)
+                dy_a = read_rows(dy_block, part, half, LAG=0)
                 quarters = quarters + (rows_quarter(dy_a),)
         remember_block(dy_blocks, newest, quarters)
         fetch(dy_block, dy_ptr, dy_words, edges, before, halfway, length)
@@ -1146,7 +1176,7 @@ def conv_512_backward_sm90(
         quarters = ()
         for part in gl.static_range(2):
             for half in gl.static_range(2):
-                x_ahead = read_rows(x_early, part, half, 0)
+                x_ahead = read_rows(x_early, part, half, LAG=0)
                 quarters = quarters + (rows_quarter(x_ahead),)
         remember_block(x_blocks, newest, quarters)
         hopper.async_copy.wait_group(0)
@@ -1155,7 +1185,7 @@ def conv_512_backward_sm90(
         quarters = ()
         for part in gl.static_range(2):
             for half in gl.static_range(2):
-                dy_a = read_rows(dy_block, part, half, 0)
+                dy_a = read_rows(dy_block, part, half, LAG=0)
                 quarters = quarters + (rows_quarter(dy_a),)
         remember_block(dy_blocks, newest, quarters)
         hopper.fence_async_shared()
@@ -1179,10 +1209,10 @@ def conv_512_backward_sm90(
         newest = (newest + 1) % COUNT
     hopper.async_copy.wait_group(0)
     # Where this program is, computed once more: kept through the loop it would take registers.
-    batch, section, block = locate(anew(gl.program_id(0)), splits, 1, PROGRAMS)
+    batch, section, block = locate(anew(gl.program_id(0)), splits, BLOCK_D=1, CHANNELS=COLUMNS)
     split = batch * splits + block
-    taps = group_partials_ptr + split.to(gl.int64) * (512 * PROGRAMS) + section
-    store_diagonals(taps, d_filter, PROGRAMS, 512, COUNT)
+    taps = group_partials_ptr + split.to(gl.int64) * (512 * COLUMNS) + section
+    store_diagonals(taps, d_filter, COLUMNS, LENGTH=512, COUNT=COUNT)
 
 
 @triton.constexpr_function
@@ -1863,7 +1893,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_f51a49a8"
+    name = unique = "conv_512_18c76e78"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

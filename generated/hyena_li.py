@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: e9f60b36ba0184fcc356cdd6ef738f46a41d16e1ecb2deab8c6cfb568deb1764
+sha256, with zeros here: 6a1e039d35ef402e02bea977aeb8e848bb180054443b29605c8e0641a04ac863
 """
 
 from collections.abc import Iterator, Sequence
@@ -1207,7 +1207,7 @@ def hyena_li_forward(
     MODES: tl.constexpr = 16  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if q_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if q_ptr.dtype.element_ty == tl.float16 else "ieee"
-    batch, channel, program = locate(tl.program_id(0), splits, 1, CHANNELS)
+    batch, channel, program = locate(tl.program_id(0), splits, BLOCK_D=1, CHANNELS=CHANNELS)
     tile_0 = program * tiles
     origin = (batch, channel, tile_0 * TILE)
     q_ptr, q_stride = advance(q_ptr, q_batch, q_stride, STRIDE_UNIT, UNIT, origin)
@@ -1237,16 +1237,18 @@ def hyena_li_forward(
         log_poles_ptr,
         residues_ptr,
         channel // WIDTH,
-        16,
-        MODES,
-        M,
-        BLOCK_T,
-        OPERAND,
-        PRECISION,
+        COUNT=16,
+        MODES=MODES,
+        M=M,
+        BLOCK_T=BLOCK_T,
+        OPERAND=OPERAND,
+        PRECISION=PRECISION,
         TERMS=TERMS,
     )
     skip = load_vector(skip_ptr, channel, channel_mask)
-    z_state = state_before(split, filter, 16, CHANNELS, MODES, M, SPLIT)
+    z_state = state_before(
+        split, filter, COUNT=16, CHANNELS=CHANNELS, MODES=MODES, M=M, SPLIT=SPLIT
+    )
     for number in tl.range(0, tiles, num_stages=PREFETCH):
         t = number * TILE
         tile = Tile(
@@ -1259,14 +1261,16 @@ def hyena_li_forward(
             read_end,
             write_end,
         )
-        q = load_lagged(q_ptr, q_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
+        q = load_lagged(q_ptr, q_stride, UNIT, tile, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
         q_hat = fir(q, featurizer_q, LENGTH=3)
-        k = load_lagged(k_ptr, k_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
+        k = load_lagged(k_ptr, k_stride, UNIT, tile, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
         k_hat = fir(k, featurizer_k, LENGTH=3)
-        v = load_lagged(v_ptr, v_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
+        v = load_lagged(v_ptr, v_stride, UNIT, tile, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
         v_hat = fir(v, featurizer_v, LENGTH=3)
         z = multiply(k_hat, v_hat)
-        keep_state(states_ptr, number, z_state, 16, CHANNELS, MODES, M, KEEP)
+        keep_state(
+            states_ptr, number, z_state, COUNT=16, CHANNELS=CHANNELS, MODES=MODES, M=M, KEEP=KEEP
+        )
         z_block = block_of((piece_of(z, H, N, OPERAND),), M, N, PRECISION)
         z_states, z_state = states_before(z_block, filter, z_state, MODES, M, OPERAND, PRECISION)
         conv_block = modal(z_block, z_states, filter, PRECISION)
@@ -1274,7 +1278,7 @@ def hyena_li_forward(
         skipped = scale(z, skip)
         pre_skip = add(conv, skipped)
         y = multiply(q_hat, pre_skip)
-        store_steps(y_ptr, y_stride, 1, tile, y, EVEN, H, N)
+        store_steps(y_ptr, y_stride, unit=1, tile=tile, rows=y, EVEN=EVEN, BLOCK_D=H, N=N)
 
 
 @triton.jit(
@@ -1329,7 +1333,7 @@ def hyena_li_backward(
     MODES: tl.constexpr = 16  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if q_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if q_ptr.dtype.element_ty == tl.float16 else "ieee"
-    batch, channel, program = locate(tl.program_id(0), splits, 1, CHANNELS)
+    batch, channel, program = locate(tl.program_id(0), splits, BLOCK_D=1, CHANNELS=CHANNELS)
     tile_0 = program * tiles
     origin = (batch, channel, tile_0 * TILE)
     q_ptr, q_stride = advance(q_ptr, q_batch, q_stride, STRIDE_UNIT, UNIT, origin)
@@ -1363,28 +1367,30 @@ def hyena_li_backward(
         log_poles_ptr,
         residues_ptr,
         channel // WIDTH,
-        16,
-        MODES,
-        M,
-        BLOCK_T,
-        OPERAND,
-        PRECISION,
+        COUNT=16,
+        MODES=MODES,
+        M=M,
+        BLOCK_T=BLOCK_T,
+        OPERAND=OPERAND,
+        PRECISION=PRECISION,
         TERMS=TERMS,
     )
     skip = load_vector(skip_ptr, channel, channel_mask)
-    d_featurizer_q = zero_taps(3, M // 2, N)
-    d_featurizer_k = zero_taps(3, M // 2, N)
-    d_featurizer_v = zero_taps(3, M // 2, N)
-    d_skip = zero_taps(1, M // 2, N)
+    d_featurizer_q = zero_taps(LENGTH=3, BLOCK_D=M // 2, N=N)
+    d_featurizer_k = zero_taps(LENGTH=3, BLOCK_D=M // 2, N=N)
+    d_featurizer_v = zero_taps(LENGTH=3, BLOCK_D=M // 2, N=N)
+    d_skip = zero_taps(LENGTH=1, BLOCK_D=M // 2, N=N)
     d_filter = zero_modes(MODES, M, BLOCK_T)
-    d_pre_skip_state = adjoint_after(split, filter, 16, CHANNELS, MODES, M, SPLIT)
-    d_q_hat_b_after = zero_rows(2, H, N)
-    d_v_hat_c_after = zero_rows(2, H, N)
-    d_k_hat_c_after = zero_rows(2, H, N)
+    d_pre_skip_state = adjoint_after(
+        split, filter, COUNT=16, CHANNELS=CHANNELS, MODES=MODES, M=M, SPLIT=SPLIT
+    )
+    d_q_hat_b_after = zero_rows(COUNT=2, M=H, N=N)
+    d_v_hat_c_after = zero_rows(COUNT=2, M=H, N=N)
+    d_k_hat_c_after = zero_rows(COUNT=2, M=H, N=N)
     for back in tl.range(0, tiles, num_stages=PREFETCH):
         number = tiles - 1 - back
         t = number * TILE
-        z_state = load_state(states_ptr, number, 16, CHANNELS, MODES, M)
+        z_state = load_state(states_ptr, number, COUNT=16, CHANNELS=CHANNELS, MODES=MODES, M=M)
         z_block = ()
         d_pre_skip_block = ()
         for part in tl.static_range(PARTS):
@@ -1393,15 +1399,26 @@ def hyena_li_backward(
             rows = (segment + s, s, last_block)
             bounds = (read_begin, read_end, write_end)
             tile = Tile(offset, channel_mask, *rows, *bounds)
-            q_a = load_lagged(q_ptr, q_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
+            q_a = load_lagged(q_ptr, q_stride, UNIT, tile, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
             q_hat_a = fir(q_a, featurizer_q, LENGTH=3)
-            k_a = load_lagged(k_ptr, k_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
+            k_a = load_lagged(k_ptr, k_stride, UNIT, tile, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
             k_hat_a = fir(k_a, featurizer_k, LENGTH=3)
-            v_a = load_lagged(v_ptr, v_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
+            v_a = load_lagged(v_ptr, v_stride, UNIT, tile, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
             v_hat_a = fir(v_a, featurizer_v, LENGTH=3)
             z_a = multiply(k_hat_a, v_hat_a)
             z_block = z_block + (piece_of(z_a, H, N, OPERAND),)
-            dy_a = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
+            dy_a = load_steps(
+                dy_ptr,
+                dy_stride,
+                unit=1,
+                tile=tile,
+                LO=0,
+                HI=ROWS,
+                EVEN=EVEN,
+                ROWS=ROWS,
+                BLOCK_D=H,
+                N=N,
+            )
             d_pre_skip_a = multiply(dy_a, q_hat_a)
             d_pre_skip_block = d_pre_skip_block + (piece_of(d_pre_skip_a, H, N, OPERAND),)
         z_block = block_of(z_block, M, N, PRECISION)
@@ -1421,23 +1438,34 @@ def hyena_li_backward(
             tile = Tile(offset, channel_mask, *rows, *bounds)
             conv = recall(conv_block, part, PARTS, M, N)
             z_b = recall(z_block, part, PARTS, M, N)
-            q_b = load_lagged(q_ptr, q_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
+            q_b = load_lagged(q_ptr, q_stride, UNIT, tile, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
             skipped_b = scale(z_b, skip)
             pre_skip_b = add(conv, skipped_b)
-            dy_b = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
+            dy_b = load_steps(
+                dy_ptr,
+                dy_stride,
+                unit=1,
+                tile=tile,
+                LO=0,
+                HI=ROWS,
+                EVEN=EVEN,
+                ROWS=ROWS,
+                BLOCK_D=H,
+                N=N,
+            )
             d_q_hat_b = multiply(dy_b, pre_skip_b)
-            d_q_hat_on_b, d_q_hat_b_after = extend(d_q_hat_b, d_q_hat_b_after, 2, H, N)
+            d_q_hat_on_b, d_q_hat_b_after = extend(d_q_hat_b, d_q_hat_b_after, COUNT=2, M=H, N=N)
             leave_rows(
                 edges_ptr,
                 channel,
                 d_q_hat_b,
                 (back == 0) & (part == PARTS - 1),
-                0,
-                2,
-                CHANNELS,
-                H,
-                N,
-                SPLIT,
+                ROLE=0,
+                LENGTH=2,
+                CHANNELS=CHANNELS,
+                M=H,
+                N=N,
+                SPLIT=SPLIT,
             )
             d_q_b = fir_adjoint(d_q_hat_on_b, featurizer_q, LENGTH=3)
             store_steps(d_q_ptr, d_q_stride, D_UNIT, tile, d_q_b, EVEN, H, N)
@@ -1452,9 +1480,9 @@ def hyena_li_backward(
             tile = Tile(offset, channel_mask, *rows, *bounds)
             d_z_2 = recall(d_z_2_block, part, PARTS, M, N)
             d_pre_skip_c = recall(d_pre_skip_block, part, PARTS, M, N)
-            k_c = load_lagged(k_ptr, k_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
+            k_c = load_lagged(k_ptr, k_stride, UNIT, tile, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
             k_hat_c = fir(k_c, featurizer_k, LENGTH=3)
-            v_c = load_lagged(v_ptr, v_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
+            v_c = load_lagged(v_ptr, v_stride, UNIT, tile, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
             v_hat_c = fir(v_c, featurizer_v, LENGTH=3)
             z_c = multiply(k_hat_c, v_hat_c)
             d_z_1_c = scale(d_pre_skip_c, skip)
@@ -1463,34 +1491,34 @@ def hyena_li_backward(
             d_z_c = add(d_z_1_c, d_z_2)
             d_k_hat_c = multiply(d_z_c, v_hat_c)
             d_v_hat_c = multiply(d_z_c, k_hat_c)
-            d_v_hat_on_c, d_v_hat_c_after = extend(d_v_hat_c, d_v_hat_c_after, 2, H, N)
+            d_v_hat_on_c, d_v_hat_c_after = extend(d_v_hat_c, d_v_hat_c_after, COUNT=2, M=H, N=N)
             leave_rows(
                 edges_ptr,
                 channel,
                 d_v_hat_c,
                 (back == 0) & (part == PARTS - 1),
-                2,
-                2,
-                CHANNELS,
-                H,
-                N,
-                SPLIT,
+                ROLE=2,
+                LENGTH=2,
+                CHANNELS=CHANNELS,
+                M=H,
+                N=N,
+                SPLIT=SPLIT,
             )
             d_v_c = fir_adjoint(d_v_hat_on_c, featurizer_v, LENGTH=3)
             store_steps(d_v_ptr, d_v_stride, D_UNIT, tile, d_v_c, EVEN, H, N)
             d_featurizer_v = tap_gradient(d_featurizer_v, d_v_hat_c, v_c, LENGTH=3)
-            d_k_hat_on_c, d_k_hat_c_after = extend(d_k_hat_c, d_k_hat_c_after, 2, H, N)
+            d_k_hat_on_c, d_k_hat_c_after = extend(d_k_hat_c, d_k_hat_c_after, COUNT=2, M=H, N=N)
             leave_rows(
                 edges_ptr,
                 channel,
                 d_k_hat_c,
                 (back == 0) & (part == PARTS - 1),
-                1,
-                2,
-                CHANNELS,
-                H,
-                N,
-                SPLIT,
+                ROLE=1,
+                LENGTH=2,
+                CHANNELS=CHANNELS,
+                M=H,
+                N=N,
+                SPLIT=SPLIT,
             )
             d_k_c = fir_adjoint(d_k_hat_on_c, featurizer_k, LENGTH=3)
             store_steps(d_k_ptr, d_k_stride, D_UNIT, tile, d_k_c, EVEN, H, N)
@@ -1501,28 +1529,34 @@ def hyena_li_backward(
     partials_ptr += (batch * splits + program).to(tl.int64) * (42 * CHANNELS)
     store_partial(
         partials_ptr,
-        0,
-        d_featurizer_q + d_featurizer_k + d_featurizer_v + d_skip,
-        channel,
-        channel_mask,
-        CHANNELS,
+        first=0,
+        total=d_featurizer_q + d_featurizer_k + d_featurizer_v + d_skip,
+        channel=channel,
+        channel_mask=channel_mask,
+        CHANNELS=CHANNELS,
     )
     store_modes(
         partials_ptr,
-        10,
-        d_filter,
-        load_poles(log_poles_ptr, residues_ptr, channel // WIDTH, 16, MODES),
-        channel,
-        channel_mask,
-        16,
-        CHANNELS,
-        MODES,
-        M,
-        BLOCK_T,
+        first=10,
+        total=d_filter,
+        poles=load_poles(log_poles_ptr, residues_ptr, channel // WIDTH, COUNT=16, MODES=MODES),
+        channel=channel,
+        channel_mask=channel_mask,
+        COUNT=16,
+        CHANNELS=CHANNELS,
+        MODES=MODES,
+        M=M,
+        BLOCK_T=BLOCK_T,
     )
-    first_rows(edges_ptr, channel, d_q_hat_b_after, 0, CHANNELS, H, N, SPLIT)
-    first_rows(edges_ptr, channel, d_v_hat_c_after, 2, CHANNELS, H, N, SPLIT)
-    first_rows(edges_ptr, channel, d_k_hat_c_after, 1, CHANNELS, H, N, SPLIT)
+    first_rows(
+        edges_ptr, channel, d_q_hat_b_after, ROLE=0, CHANNELS=CHANNELS, M=H, N=N, SPLIT=SPLIT
+    )
+    first_rows(
+        edges_ptr, channel, d_v_hat_c_after, ROLE=2, CHANNELS=CHANNELS, M=H, N=N, SPLIT=SPLIT
+    )
+    first_rows(
+        edges_ptr, channel, d_k_hat_c_after, ROLE=1, CHANNELS=CHANNELS, M=H, N=N, SPLIT=SPLIT
+    )
 
 
 @triton.jit(
@@ -1561,7 +1595,7 @@ def hyena_li_forward_sums(
     MODES: tl.constexpr = 16  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if k_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if k_ptr.dtype.element_ty == tl.float16 else "ieee"
-    batch, channel, program = locate(tl.program_id(0), splits, 1, CHANNELS)
+    batch, channel, program = locate(tl.program_id(0), splits, BLOCK_D=1, CHANNELS=CHANNELS)
     tile_0 = program * tiles
     origin = (batch, channel, tile_0 * TILE)
     k_ptr, k_stride = advance(k_ptr, k_batch, k_stride, STRIDE_UNIT, UNIT, origin)
@@ -1586,12 +1620,12 @@ def hyena_li_forward_sums(
         log_poles_ptr,
         residues_ptr,
         channel // WIDTH,
-        16,
-        MODES,
-        M,
-        BLOCK_T,
-        OPERAND,
-        PRECISION,
+        COUNT=16,
+        MODES=MODES,
+        M=M,
+        BLOCK_T=BLOCK_T,
+        OPERAND=OPERAND,
+        PRECISION=PRECISION,
         TERMS=TERMS,
     )
     for number in tl.range(0, tiles, num_stages=PREFETCH):
@@ -1606,15 +1640,17 @@ def hyena_li_forward_sums(
             read_end,
             write_end,
         )
-        k = load_lagged(k_ptr, k_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
+        k = load_lagged(k_ptr, k_stride, UNIT, tile, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
         k_hat = fir(k, featurizer_k, LENGTH=3)
-        v = load_lagged(v_ptr, v_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
+        v = load_lagged(v_ptr, v_stride, UNIT, tile, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
         v_hat = fir(v, featurizer_v, LENGTH=3)
         z = multiply(k_hat, v_hat)
         z_state = zero_state(MODES, M)
         z_block = block_of((piece_of(z, H, N, OPERAND),), M, N, PRECISION)
         z_states, z_state = states_before(z_block, filter, z_state, MODES, M, OPERAND, PRECISION)
-        keep_state(states_ptr, number, z_state, 16, CHANNELS, MODES, M, KEEP)
+        keep_state(
+            states_ptr, number, z_state, COUNT=16, CHANNELS=CHANNELS, MODES=MODES, M=M, KEEP=KEEP
+        )
 
 
 @triton.jit(
@@ -1653,7 +1689,7 @@ def hyena_li_backward_sums(
     MODES: tl.constexpr = 16  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if q_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if q_ptr.dtype.element_ty == tl.float16 else "ieee"
-    batch, channel, program = locate(tl.program_id(0), splits, 1, CHANNELS)
+    batch, channel, program = locate(tl.program_id(0), splits, BLOCK_D=1, CHANNELS=CHANNELS)
     program += 1  # nothing is before the first split
     tile_0 = program * tiles
     origin = (batch, channel, tile_0 * TILE)
@@ -1674,12 +1710,12 @@ def hyena_li_backward_sums(
         log_poles_ptr,
         residues_ptr,
         channel // WIDTH,
-        16,
-        MODES,
-        M,
-        BLOCK_T,
-        OPERAND,
-        PRECISION,
+        COUNT=16,
+        MODES=MODES,
+        M=M,
+        BLOCK_T=BLOCK_T,
+        OPERAND=OPERAND,
+        PRECISION=PRECISION,
         TERMS=TERMS,
     )
     for back in tl.range(0, tiles, num_stages=PREFETCH):
@@ -1695,16 +1731,36 @@ def hyena_li_backward_sums(
             read_end,
             write_end,
         )
-        q = load_lagged(q_ptr, q_stride, UNIT, tile, 2, EVEN, ROWS, H, N)
+        q = load_lagged(q_ptr, q_stride, UNIT, tile, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
         q_hat = fir(q, featurizer_q, LENGTH=3)
-        dy = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
+        dy = load_steps(
+            dy_ptr,
+            dy_stride,
+            unit=1,
+            tile=tile,
+            LO=0,
+            HI=ROWS,
+            EVEN=EVEN,
+            ROWS=ROWS,
+            BLOCK_D=H,
+            N=N,
+        )
         d_pre_skip = multiply(dy, q_hat)
         d_pre_skip_state = zero_state(MODES, M)
         d_pre_skip_block = block_of((piece_of(d_pre_skip, H, N, OPERAND),), M, N, PRECISION)
         d_pre_skip_states, d_pre_skip_state = states_after(
             d_pre_skip_block, filter, d_pre_skip_state, MODES, M, OPERAND, PRECISION
         )
-        keep_state(states_ptr, number, d_pre_skip_state, 16, CHANNELS, MODES, M, KEEP)
+        keep_state(
+            states_ptr,
+            number,
+            d_pre_skip_state,
+            COUNT=16,
+            CHANNELS=CHANNELS,
+            MODES=MODES,
+            M=M,
+            KEEP=KEEP,
+        )
 
 
 @triton.constexpr_function
@@ -2563,7 +2619,7 @@ def poles(p: Tensor, gamma: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_27b82a5b"
+    name = unique = "hyena_li_2ef8804d"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

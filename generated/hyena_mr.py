@@ -9,7 +9,7 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 93ac035308f8becfa9956f4026c6e4f188f60381c797def1316cc82cbeba4058
+sha256, with zeros here: 292d28c8edd62db25852d81a2224af94ff0632208fce1f066702b65343b723ec
 """
 
 from collections.abc import Iterator, Sequence
@@ -1035,13 +1035,13 @@ def store_quarter(ptr, where, shift, rows, end):
 
 
 @gluon.jit
-def store_sums(ptr, first, total, channel, channel_mask, CHANNELS: gl.constexpr):
-    """Write accumulators, summed over lanes, to rows first, ... of [P, CHANNELS]."""
+def store_sums(ptr, total, channel, channel_mask, CHANNELS: gl.constexpr, FIRST: gl.constexpr):
+    """Write accumulators, summed over lanes, to rows FIRST, ... of [P, CHANNELS]."""
     lane = lane_of()
     for i in gl.static_range(len(total)):
         value = gl.expand_dims(gl.sum(total[i], axis=1), 1)
         value = value + gl.zeros((64, 4), gl.float32, row_layout())
-        where = ptr + (first + i) * CHANNELS + channel
+        where = ptr + (FIRST + i) * CHANNELS + channel
         gl.store(where, value, mask=channel_mask & (lane == 0))
 
 
@@ -1167,8 +1167,8 @@ def hyena_mr_forward(
     OPERAND: tl.constexpr = tl.bfloat16 if q_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if q_ptr.dtype.element_ty == tl.float16 else "ieee"
     PARTS: tl.constexpr = (WIDTH + BLOCK_D - 1) // BLOCK_D  # of a group
-    PROGRAMS: tl.constexpr = CHANNELS // WIDTH * PARTS  # along channels
-    batch, part, block = locate(tl.program_id(0), splits, 1, PROGRAMS)
+    COLUMNS: tl.constexpr = CHANNELS // WIDTH * PARTS  # along channels
+    batch, part, block = locate(tl.program_id(0), splits, BLOCK_D=1, CHANNELS=COLUMNS)
     group = part // PARTS
     channel_0 = group * WIDTH + part % PARTS * BLOCK_D
     steps = tiles * BLOCK_T  # of a segment
@@ -1209,18 +1209,22 @@ def hyena_mr_forward(
     z_blocks_kept = zero_blocks(HISTORY, M, BLOCK_T, OPERAND)
     t = 0
     tile = Tile(offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
-    q_before = context_rows(q_ptr, q_stride, UNIT, tile, 2, EVEN, ROWS, M, N)
+    q_before = context_rows(q_ptr, q_stride, UNIT, tile, COUNT=2, EVEN=EVEN, ROWS=ROWS, M=M, N=N)
     t = -LEAD
     tile = Tile(offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
-    k_before = context_rows(k_ptr, k_stride, UNIT, tile, 2, EVEN, ROWS, M, N)
-    v_before = context_rows(v_ptr, v_stride, UNIT, tile, 2, EVEN, ROWS, M, N)
+    k_before = context_rows(k_ptr, k_stride, UNIT, tile, COUNT=2, EVEN=EVEN, ROWS=ROWS, M=M, N=N)
+    v_before = context_rows(v_ptr, v_stride, UNIT, tile, COUNT=2, EVEN=EVEN, ROWS=ROWS, M=M, N=N)
     for t in range(-LEAD, 0, BLOCK_T):
         tile = Tile(offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
-        k = load_steps(k_ptr, k_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
-        k, k_before = prepend(k, k_before, 2, M, N)
+        k = load_steps(
+            k_ptr, k_stride, UNIT, tile, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+        )
+        k, k_before = prepend(k, k_before, COUNT=2, M=M, N=N)
         k_hat = fir(k, featurizer_k, LENGTH=3)
-        v = load_steps(v_ptr, v_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
-        v, v_before = prepend(v, v_before, 2, M, N)
+        v = load_steps(
+            v_ptr, v_stride, UNIT, tile, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+        )
+        v, v_before = prepend(v, v_before, COUNT=2, M=M, N=N)
         v_hat = fir(v, featurizer_v, LENGTH=3)
         z = multiply(k_hat, v_hat)
         z_blocks, z_blocks_kept = remember(z_blocks_kept, z, going, M, N, OPERAND, PRECISION)
@@ -1228,14 +1232,20 @@ def hyena_mr_forward(
         tile = Tile(
             offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, write_end
         )
-        q = load_steps(q_ptr, q_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
-        q, q_before = prepend(q, q_before, 2, M, N)
+        q = load_steps(
+            q_ptr, q_stride, UNIT, tile, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+        )
+        q, q_before = prepend(q, q_before, COUNT=2, M=M, N=N)
         q_hat = fir(q, featurizer_q, LENGTH=3)
-        k = load_steps(k_ptr, k_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
-        k, k_before = prepend(k, k_before, 2, M, N)
+        k = load_steps(
+            k_ptr, k_stride, UNIT, tile, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+        )
+        k, k_before = prepend(k, k_before, COUNT=2, M=M, N=N)
         k_hat = fir(k, featurizer_k, LENGTH=3)
-        v = load_steps(v_ptr, v_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, M, N)
-        v, v_before = prepend(v, v_before, 2, M, N)
+        v = load_steps(
+            v_ptr, v_stride, UNIT, tile, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+        )
+        v, v_before = prepend(v, v_before, COUNT=2, M=M, N=N)
         v_hat = fir(v, featurizer_v, LENGTH=3)
         z = multiply(k_hat, v_hat)
         z_blocks, z_blocks_kept = remember(z_blocks_kept, z, going, M, N, OPERAND, PRECISION)
@@ -1243,7 +1253,7 @@ def hyena_mr_forward(
         skipped = scale(z, skip)
         pre_skip = add(conv, skipped)
         y = multiply(q_hat, pre_skip)
-        store_steps(y_ptr, y_stride, 1, tile, y, EVEN, M, N)
+        store_steps(y_ptr, y_stride, unit=1, tile=tile, rows=y, EVEN=EVEN, BLOCK_D=M, N=N)
 
 
 @triton.jit(
@@ -1292,8 +1302,8 @@ def hyena_mr_backward(
     OPERAND: tl.constexpr = tl.bfloat16 if k_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if k_ptr.dtype.element_ty == tl.float16 else "ieee"
     PARTS: tl.constexpr = (WIDTH + BLOCK_D - 1) // BLOCK_D  # of a group
-    PROGRAMS: tl.constexpr = CHANNELS // WIDTH * PARTS  # along channels
-    batch, part, block = locate(tl.program_id(0), splits, 1, PROGRAMS)
+    COLUMNS: tl.constexpr = CHANNELS // WIDTH * PARTS  # along channels
+    batch, part, block = locate(tl.program_id(0), splits, BLOCK_D=1, CHANNELS=COLUMNS)
     group = part // PARTS
     channel_0 = group * WIDTH + part % PARTS * BLOCK_D
     steps = tiles * BLOCK_T  # of a segment
@@ -1334,16 +1344,16 @@ def hyena_mr_backward(
         TERMS=TERMS,
     )
     skip = load_vector(skip_ptr, channel, channel_mask)
-    d_featurizer_q = zero_taps(3, M, N)
-    d_featurizer_k = zero_taps(3, M, N)
-    d_featurizer_v = zero_taps(3, M, N)
-    d_skip = zero_taps(1, M, N)
-    d_filter = zero_toeplitz(128, BLOCK_T)
+    d_featurizer_q = zero_taps(LENGTH=3, BLOCK_D=M, N=N)
+    d_featurizer_k = zero_taps(LENGTH=3, BLOCK_D=M, N=N)
+    d_featurizer_v = zero_taps(LENGTH=3, BLOCK_D=M, N=N)
+    d_skip = zero_taps(LENGTH=1, BLOCK_D=M, N=N)
+    d_filter = zero_toeplitz(LENGTH=128, BLOCK_T=BLOCK_T)
     z_blocks_kept = zero_blocks(HISTORY, M, BLOCK_T, OPERAND)
     d_pre_skip_blocks_kept = zero_blocks(HISTORY, M, BLOCK_T, OPERAND)
-    d_v_hat_after = zero_rows(2, M, N)
-    d_k_hat_after = zero_rows(2, M, N)
-    d_q_hat_after = zero_rows(2, M, N)
+    d_v_hat_after = zero_rows(COUNT=2, M=M, N=N)
+    d_k_hat_after = zero_rows(COUNT=2, M=M, N=N)
+    d_q_hat_after = zero_rows(COUNT=2, M=M, N=N)
     for back in range(0, LEAD, BLOCK_T):
         t = steps + LEAD - back
         tile = Tile(offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
@@ -1351,17 +1361,34 @@ def hyena_mr_backward(
         ahead = Tile(
             offset, channel_mask, segment + early, early, latest + early, read_begin, read_end, 0
         )
-        k_ahead = load_steps(k_ptr, k_stride, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
+        k_ahead = load_steps(
+            k_ptr, k_stride, UNIT, ahead, LO=-2, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+        )
         k_hat_ahead = fir(k_ahead, featurizer_k, LENGTH=3)
-        v_ahead = load_steps(v_ptr, v_stride, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
+        v_ahead = load_steps(
+            v_ptr, v_stride, UNIT, ahead, LO=-2, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+        )
         v_hat_ahead = fir(v_ahead, featurizer_v, LENGTH=3)
         z_ahead = multiply(k_hat_ahead, v_hat_ahead)
         z_blocks, z_blocks_kept = look_ahead(
             z_blocks_kept, z_ahead, going, M, N, OPERAND, PRECISION
         )
-        q = load_steps(q_ptr, q_stride, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
+        q = load_steps(
+            q_ptr, q_stride, UNIT, tile, LO=-2, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+        )
         q_hat = fir(q, featurizer_q, LENGTH=3)
-        dy = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS, EVEN, ROWS, M, N)
+        dy = load_steps(
+            dy_ptr,
+            dy_stride,
+            unit=1,
+            tile=tile,
+            LO=0,
+            HI=ROWS,
+            EVEN=EVEN,
+            ROWS=ROWS,
+            BLOCK_D=M,
+            N=N,
+        )
         d_pre_skip = multiply(dy, q_hat)
         d_pre_skip_blocks, d_pre_skip_blocks_kept = remember(
             d_pre_skip_blocks_kept, d_pre_skip, going, M, N, OPERAND, PRECISION
@@ -1375,25 +1402,46 @@ def hyena_mr_backward(
         ahead = Tile(
             offset, channel_mask, segment + early, early, latest + early, read_begin, read_end, 0
         )
-        k_ahead = load_steps(k_ptr, k_stride, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
+        k_ahead = load_steps(
+            k_ptr, k_stride, UNIT, ahead, LO=-2, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+        )
         k_hat_ahead = fir(k_ahead, featurizer_k, LENGTH=3)
-        v_ahead = load_steps(v_ptr, v_stride, UNIT, ahead, -2, ROWS, EVEN, ROWS, M, N)
+        v_ahead = load_steps(
+            v_ptr, v_stride, UNIT, ahead, LO=-2, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+        )
         v_hat_ahead = fir(v_ahead, featurizer_v, LENGTH=3)
         z_ahead = multiply(k_hat_ahead, v_hat_ahead)
         z_blocks, z_blocks_kept = look_ahead(
             z_blocks_kept, z_ahead, going, M, N, OPERAND, PRECISION
         )
-        q = load_steps(q_ptr, q_stride, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
+        q = load_steps(
+            q_ptr, q_stride, UNIT, tile, LO=-2, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+        )
         q_hat = fir(q, featurizer_q, LENGTH=3)
-        k = load_steps(k_ptr, k_stride, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
+        k = load_steps(
+            k_ptr, k_stride, UNIT, tile, LO=-2, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+        )
         k_hat = fir(k, featurizer_k, LENGTH=3)
-        v = load_steps(v_ptr, v_stride, UNIT, tile, -2, ROWS, EVEN, ROWS, M, N)
+        v = load_steps(
+            v_ptr, v_stride, UNIT, tile, LO=-2, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+        )
         v_hat = fir(v, featurizer_v, LENGTH=3)
         z = multiply(k_hat, v_hat)
         conv = toeplitz(z_blocks, filter, HISTORY + 1, M, N, PRECISION)
         skipped = scale(z, skip)
         pre_skip = add(conv, skipped)
-        dy = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS, EVEN, ROWS, M, N)
+        dy = load_steps(
+            dy_ptr,
+            dy_stride,
+            unit=1,
+            tile=tile,
+            LO=0,
+            HI=ROWS,
+            EVEN=EVEN,
+            ROWS=ROWS,
+            BLOCK_D=M,
+            N=N,
+        )
         d_q_hat = multiply(dy, pre_skip)
         d_pre_skip = multiply(dy, q_hat)
         d_pre_skip_blocks, d_pre_skip_blocks_kept = remember(
@@ -1409,33 +1457,61 @@ def hyena_mr_backward(
         d_z = add(d_z_1, d_z_2)
         d_k_hat = multiply(d_z, v_hat)
         d_v_hat = multiply(d_z, k_hat)
-        d_v_hat_on, d_v_hat_after = extend(d_v_hat, d_v_hat_after, 2, M, N)
+        d_v_hat_on, d_v_hat_after = extend(d_v_hat, d_v_hat_after, COUNT=2, M=M, N=N)
         d_v = fir_adjoint(d_v_hat_on, featurizer_v, LENGTH=3)
         store_steps(d_v_ptr, d_v_stride, D_UNIT, tile, d_v, EVEN, M, N)
         d_featurizer_v = tap_gradient(d_featurizer_v, d_v_hat, v, LENGTH=3)
-        d_k_hat_on, d_k_hat_after = extend(d_k_hat, d_k_hat_after, 2, M, N)
+        d_k_hat_on, d_k_hat_after = extend(d_k_hat, d_k_hat_after, COUNT=2, M=M, N=N)
         d_k = fir_adjoint(d_k_hat_on, featurizer_k, LENGTH=3)
         store_steps(d_k_ptr, d_k_stride, D_UNIT, tile, d_k, EVEN, M, N)
         d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat, k, LENGTH=3)
-        d_q_hat_on, d_q_hat_after = extend(d_q_hat, d_q_hat_after, 2, M, N)
+        d_q_hat_on, d_q_hat_after = extend(d_q_hat, d_q_hat_after, COUNT=2, M=M, N=N)
         d_q = fir_adjoint(d_q_hat_on, featurizer_q, LENGTH=3)
         store_steps(d_q_ptr, d_q_stride, D_UNIT, tile, d_q, EVEN, M, N)
         d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat, q, LENGTH=3)
         if back == 0:
-            d_featurizer_q = zero_taps(3, M, N)
-            d_featurizer_k = zero_taps(3, M, N)
-            d_featurizer_v = zero_taps(3, M, N)
-            d_skip = zero_taps(1, M, N)
-            d_filter = zero_toeplitz(128, BLOCK_T)
+            d_featurizer_q = zero_taps(LENGTH=3, BLOCK_D=M, N=N)
+            d_featurizer_k = zero_taps(LENGTH=3, BLOCK_D=M, N=N)
+            d_featurizer_v = zero_taps(LENGTH=3, BLOCK_D=M, N=N)
+            d_skip = zero_taps(LENGTH=1, BLOCK_D=M, N=N)
+            d_filter = zero_toeplitz(LENGTH=128, BLOCK_T=BLOCK_T)
     split = (batch * splits + block) * SEGMENTS + lane // BLOCK_D
     partials_ptr += split.to(tl.int64) * (10 * CHANNELS)
     split = batch * splits + block
-    group_partials_ptr += split.to(tl.int64) * (128 * PROGRAMS) + part
-    store_partial(partials_ptr, 0, d_featurizer_q, channel, channel_mask, CHANNELS)
-    store_partial(partials_ptr, 3, d_featurizer_k, channel, channel_mask, CHANNELS)
-    store_partial(partials_ptr, 6, d_featurizer_v, channel, channel_mask, CHANNELS)
-    store_partial(partials_ptr, 9, d_skip, channel, channel_mask, CHANNELS)
-    store_toeplitz(group_partials_ptr, d_filter, PROGRAMS, 128, BLOCK_T)
+    group_partials_ptr += split.to(tl.int64) * (128 * COLUMNS) + part
+    store_partial(
+        partials_ptr,
+        first=0,
+        total=d_featurizer_q,
+        channel=channel,
+        channel_mask=channel_mask,
+        CHANNELS=CHANNELS,
+    )
+    store_partial(
+        partials_ptr,
+        first=3,
+        total=d_featurizer_k,
+        channel=channel,
+        channel_mask=channel_mask,
+        CHANNELS=CHANNELS,
+    )
+    store_partial(
+        partials_ptr,
+        first=6,
+        total=d_featurizer_v,
+        channel=channel,
+        channel_mask=channel_mask,
+        CHANNELS=CHANNELS,
+    )
+    store_partial(
+        partials_ptr,
+        first=9,
+        total=d_skip,
+        channel=channel,
+        channel_mask=channel_mask,
+        CHANNELS=CHANNELS,
+    )
+    store_toeplitz(group_partials_ptr, d_filter, COLUMNS, LENGTH=128, BLOCK_T=BLOCK_T)
 
 
 @gluon.jit(
@@ -1480,8 +1556,8 @@ def hyena_mr_backward_sm90(
     COUNT: gl.constexpr = (128 - 1 + BLOCK_T - 1) // BLOCK_T + 1  # blocks that taps reach
     LEAD: gl.constexpr = (COUNT - 1) * BLOCK_T
     PARTS: gl.constexpr = (WIDTH + BLOCK_D - 1) // BLOCK_D  # of a group
-    PROGRAMS: gl.constexpr = CHANNELS // WIDTH * PARTS  # along channels
-    batch, section, block = locate(gl.program_id(0), splits, 1, PROGRAMS)
+    COLUMNS: gl.constexpr = CHANNELS // WIDTH * PARTS  # along channels
+    batch, section, block = locate(gl.program_id(0), splits, BLOCK_D=1, CHANNELS=COLUMNS)
     group = section // PARTS
     channel_0 = group * WIDTH + section % PARTS * BLOCK_D
     members = (group + 1) * WIDTH - channel_0
@@ -1551,9 +1627,9 @@ def hyena_mr_backward_sm90(
         quarters = ()
         for part in gl.static_range(2):
             for half in gl.static_range(2):
-                k_ahead = read_rows(k_early, part, half, 2)
+                k_ahead = read_rows(k_early, part, half, LAG=2)
                 k_hat_ahead = fir(k_ahead, featurizer_k, LENGTH=3)
-                v_ahead = read_rows(v_early, part, half, 2)
+                v_ahead = read_rows(v_early, part, half, LAG=2)
                 v_hat_ahead = fir(v_ahead, featurizer_v, LENGTH=3)
                 z_ahead = multiply(k_hat_ahead, v_hat_ahead)
                 quarters = quarters + (rows_quarter(z_ahead),)
@@ -1565,9 +1641,9 @@ def hyena_mr_backward_sm90(
         quarters = ()
         for part in gl.static_range(2):
             for half in gl.static_range(2):
-                q_a = read_rows(q_block, part, half, 2)
+                q_a = read_rows(q_block, part, half, LAG=2)
                 q_hat_a = fir(q_a, featurizer_q, LENGTH=3)
-                dy_a = read_rows(dy_block, part, half, 0)
+                dy_a = read_rows(dy_block, part, half, LAG=0)
                 d_pre_skip_a = multiply(dy_a, q_hat_a)
                 quarters = quarters + (rows_quarter(d_pre_skip_a),)
         remember_block(d_pre_skip_blocks, newest, quarters)
@@ -1585,9 +1661,9 @@ def hyena_mr_backward_sm90(
         quarters = ()
         for part in gl.static_range(2):
             for half in gl.static_range(2):
-                k_ahead = read_rows(k_early, part, half, 2)
+                k_ahead = read_rows(k_early, part, half, LAG=2)
                 k_hat_ahead = fir(k_ahead, featurizer_k, LENGTH=3)
-                v_ahead = read_rows(v_early, part, half, 2)
+                v_ahead = read_rows(v_early, part, half, LAG=2)
                 v_hat_ahead = fir(v_ahead, featurizer_v, LENGTH=3)
                 z_ahead = multiply(k_hat_ahead, v_hat_ahead)
                 quarters = quarters + (rows_quarter(z_ahead),)
@@ -1602,9 +1678,9 @@ def hyena_mr_backward_sm90(
         quarters = ()
         for part in gl.static_range(2):
             for half in gl.static_range(2):
-                q_a = read_rows(q_block, part, half, 2)
+                q_a = read_rows(q_block, part, half, LAG=2)
                 q_hat_a = fir(q_a, featurizer_q, LENGTH=3)
-                dy_a = read_rows(dy_block, part, half, 0)
+                dy_a = read_rows(dy_block, part, half, LAG=0)
                 d_pre_skip_a = multiply(dy_a, q_hat_a)
                 quarters = quarters + (rows_quarter(d_pre_skip_a),)
         remember_block(d_pre_skip_blocks, newest, quarters)
@@ -1631,10 +1707,10 @@ def hyena_mr_backward_sm90(
                 position = t + 32 * part + half * halfway
                 conv = quarter_rows(conv_quarters[2 * part + half])
                 z_b = quarter_rows(z_b_quarters[2 * part + half])
-                q_b = read_rows(q_block, part, half, 2)
+                q_b = read_rows(q_block, part, half, LAG=2)
                 skipped_b = scale(z_b, skip)
                 pre_skip_b = add(conv, skipped_b)
-                dy_b = read_rows(dy_block, part, half, 0)
+                dy_b = read_rows(dy_block, part, half, LAG=0)
                 d_q_hat_b = multiply(dy_b, pre_skip_b)
                 d_q_hat_on_b, d_q_hat_b_after = extend_rows(d_q_hat_b, d_q_hat_b_after, COUNT=2)
                 d_q_b = fir_adjoint(d_q_hat_on_b, featurizer_q, LENGTH=3)
@@ -1654,9 +1730,9 @@ def hyena_mr_backward_sm90(
                 position = t + 32 * part + half * halfway
                 d_z_2 = quarter_rows(d_z_2_quarters[2 * part + half])
                 d_pre_skip_c = quarter_rows(d_pre_skip_c_quarters[2 * part + half])
-                k_c = read_rows(k_block, part, half, 2)
+                k_c = read_rows(k_block, part, half, LAG=2)
                 k_hat_c = fir(k_c, featurizer_k, LENGTH=3)
-                v_c = read_rows(v_block, part, half, 2)
+                v_c = read_rows(v_block, part, half, LAG=2)
                 v_hat_c = fir(v_c, featurizer_v, LENGTH=3)
                 z_c = multiply(k_hat_c, v_hat_c)
                 d_z_1_c = scale(d_pre_skip_c, skip)
@@ -1677,18 +1753,18 @@ def hyena_mr_backward_sm90(
         newest = (newest + 1) % COUNT
     hopper.async_copy.wait_group(0)
     # Where this program is, computed once more: kept through the loop it would take registers.
-    batch, section, block = locate(anew(gl.program_id(0)), splits, 1, PROGRAMS)
+    batch, section, block = locate(anew(gl.program_id(0)), splits, BLOCK_D=1, CHANNELS=COLUMNS)
     split = batch * splits + block
     lane, channel, channel_mask = channels(section, WIDTH, BLOCK_D)
     sums = partials_ptr + (split * (SEGMENTS // 2) + lane // BLOCK_D).to(gl.int64) * (
         10 * CHANNELS
     )
-    taps = group_partials_ptr + split.to(gl.int64) * (128 * PROGRAMS) + section
-    store_sums(sums, 0, d_featurizer_q, channel, channel_mask, CHANNELS)
-    store_sums(sums, 3, d_featurizer_k, channel, channel_mask, CHANNELS)
-    store_sums(sums, 6, d_featurizer_v, channel, channel_mask, CHANNELS)
-    store_sums(sums, 9, d_skip, channel, channel_mask, CHANNELS)
-    store_diagonals(taps, d_filter, PROGRAMS, 128, COUNT)
+    taps = group_partials_ptr + split.to(gl.int64) * (128 * COLUMNS) + section
+    store_sums(sums, d_featurizer_q, channel, channel_mask, CHANNELS, FIRST=0)
+    store_sums(sums, d_featurizer_k, channel, channel_mask, CHANNELS, FIRST=3)
+    store_sums(sums, d_featurizer_v, channel, channel_mask, CHANNELS, FIRST=6)
+    store_sums(sums, d_skip, channel, channel_mask, CHANNELS, FIRST=9)
+    store_diagonals(taps, d_filter, COLUMNS, LENGTH=128, COUNT=COUNT)
 
 
 @triton.constexpr_function
@@ -2546,7 +2622,7 @@ def decayed(taps: Tensor, first_group: int = 0, groups_in_all: int | None = None
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_5818ba77"
+    name = unique = "hyena_mr_2bc9f555"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

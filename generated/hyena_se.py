@@ -9,7 +9,7 @@ each, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: dcec78f72963a4d27312028926462999bbb927967daa92dbdf6e99b37b7b61cd
+sha256, with zeros here: f282ea2912a318c81850cb1d7a265919a380c651a4a5c09ec81b8df957ce5e33
 """
 
 from collections.abc import Iterator, Sequence
@@ -462,16 +462,52 @@ def hyena_se_forward(
     filter = load_taps(filter_ptr, channel // WIDTH, channel_mask, LENGTH=7, LAG_LAST=True)
     for t in range(0, tl.minimum(TILES * BLOCK_T, write_end), BLOCK_T):
         tile = Tile(offset, channel_mask, t, t, t, read_begin, read_end, write_end)
-        q = load_steps(q_ptr, q_stride, UNIT, tile, -2, ROWS, EVEN, ROWS, BLOCK_D, N, EVICT_LAST)
+        q = load_steps(
+            q_ptr,
+            q_stride,
+            UNIT,
+            tile,
+            LO=-2,
+            HI=ROWS,
+            EVEN=EVEN,
+            ROWS=ROWS,
+            BLOCK_D=BLOCK_D,
+            N=N,
+            EVICT_LAST=EVICT_LAST,
+        )
         q_hat = fir(q, featurizer_q, LENGTH=3)
-        k = load_steps(k_ptr, k_stride, UNIT, tile, -8, ROWS, EVEN, ROWS, BLOCK_D, N, EVICT_LAST)
+        k = load_steps(
+            k_ptr,
+            k_stride,
+            UNIT,
+            tile,
+            LO=-8,
+            HI=ROWS,
+            EVEN=EVEN,
+            ROWS=ROWS,
+            BLOCK_D=BLOCK_D,
+            N=N,
+            EVICT_LAST=EVICT_LAST,
+        )
         k_hat = fir(k, featurizer_k, LENGTH=3)
-        v = load_steps(v_ptr, v_stride, UNIT, tile, -8, ROWS, EVEN, ROWS, BLOCK_D, N, EVICT_LAST)
+        v = load_steps(
+            v_ptr,
+            v_stride,
+            UNIT,
+            tile,
+            LO=-8,
+            HI=ROWS,
+            EVEN=EVEN,
+            ROWS=ROWS,
+            BLOCK_D=BLOCK_D,
+            N=N,
+            EVICT_LAST=EVICT_LAST,
+        )
         v_hat = fir(v, featurizer_v, LENGTH=3)
         z = multiply(k_hat, v_hat)
         conv = fir(z, filter, LENGTH=7)
         y = multiply(q_hat, conv)
-        store_steps(y_ptr, y_stride, 1, tile, y, EVEN, BLOCK_D, N)
+        store_steps(y_ptr, y_stride, unit=1, tile=tile, rows=y, EVEN=EVEN, BLOCK_D=BLOCK_D, N=N)
 
 
 @triton.jit(
@@ -535,21 +571,65 @@ def hyena_se_backward(
         featurizer_ptr, 2 * CHANNELS + channel, channel_mask, LENGTH=3, LAG_LAST=True
     )
     filter = load_taps(filter_ptr, channel // WIDTH, channel_mask, LENGTH=7, LAG_LAST=True)
-    d_featurizer_q = zero_taps(3, BLOCK_D, N)
-    d_featurizer_k = zero_taps(3, BLOCK_D, N)
-    d_featurizer_v = zero_taps(3, BLOCK_D, N)
-    d_filter = zero_taps(7, BLOCK_D, N)
+    d_featurizer_q = zero_taps(LENGTH=3, BLOCK_D=BLOCK_D, N=N)
+    d_featurizer_k = zero_taps(LENGTH=3, BLOCK_D=BLOCK_D, N=N)
+    d_featurizer_v = zero_taps(LENGTH=3, BLOCK_D=BLOCK_D, N=N)
+    d_filter = zero_taps(LENGTH=7, BLOCK_D=BLOCK_D, N=N)
     for t in range(0, tl.minimum(TILES * BLOCK_T, write_end), BLOCK_T):
         tile = Tile(offset, channel_mask, t, t, t, read_begin, read_end, write_end)
-        q = load_steps(q_ptr, q_stride, UNIT, tile, -2, ROWS + 8, EVEN, ROWS, BLOCK_D, N)
+        q = load_steps(
+            q_ptr,
+            q_stride,
+            UNIT,
+            tile,
+            LO=-2,
+            HI=ROWS + 8,
+            EVEN=EVEN,
+            ROWS=ROWS,
+            BLOCK_D=BLOCK_D,
+            N=N,
+        )
         q_hat = fir(q, featurizer_q, LENGTH=3)
-        k = load_steps(k_ptr, k_stride, UNIT, tile, -8, ROWS + 2, EVEN, ROWS, BLOCK_D, N)
+        k = load_steps(
+            k_ptr,
+            k_stride,
+            UNIT,
+            tile,
+            LO=-8,
+            HI=ROWS + 2,
+            EVEN=EVEN,
+            ROWS=ROWS,
+            BLOCK_D=BLOCK_D,
+            N=N,
+        )
         k_hat = fir(k, featurizer_k, LENGTH=3)
-        v = load_steps(v_ptr, v_stride, UNIT, tile, -8, ROWS + 2, EVEN, ROWS, BLOCK_D, N)
+        v = load_steps(
+            v_ptr,
+            v_stride,
+            UNIT,
+            tile,
+            LO=-8,
+            HI=ROWS + 2,
+            EVEN=EVEN,
+            ROWS=ROWS,
+            BLOCK_D=BLOCK_D,
+            N=N,
+        )
         v_hat = fir(v, featurizer_v, LENGTH=3)
         z = multiply(k_hat, v_hat)
         conv = fir(z, filter, LENGTH=7)
-        dy = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS + 8, EVEN, ROWS, BLOCK_D, N)
+        dy = load_steps(
+            dy_ptr,
+            dy_stride,
+            unit=1,
+            tile=tile,
+            LO=0,
+            HI=ROWS + 8,
+            EVEN=EVEN,
+            ROWS=ROWS,
+            BLOCK_D=BLOCK_D,
+            N=N,
+        )
         d_q_hat = multiply(dy[0 : ROWS + 2], conv)
         d_conv = multiply(dy, q_hat)
         d_z = fir_adjoint(d_conv, filter, LENGTH=7)
@@ -566,10 +646,38 @@ def hyena_se_backward(
         store_steps(d_q_ptr, d_q_stride, D_UNIT, tile, d_q, EVEN, BLOCK_D, N)
         d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat[0:ROWS], q[0 : ROWS + 2], LENGTH=3)
     partials_ptr += (batch.to(tl.int64) * splits + block) * (16 * CHANNELS)
-    store_partial(partials_ptr, 0, d_featurizer_q, channel, channel_mask, CHANNELS)
-    store_partial(partials_ptr, 3, d_featurizer_k, channel, channel_mask, CHANNELS)
-    store_partial(partials_ptr, 6, d_featurizer_v, channel, channel_mask, CHANNELS)
-    store_partial(partials_ptr, 9, d_filter, channel, channel_mask, CHANNELS)
+    store_partial(
+        partials_ptr,
+        first=0,
+        total=d_featurizer_q,
+        channel=channel,
+        channel_mask=channel_mask,
+        CHANNELS=CHANNELS,
+    )
+    store_partial(
+        partials_ptr,
+        first=3,
+        total=d_featurizer_k,
+        channel=channel,
+        channel_mask=channel_mask,
+        CHANNELS=CHANNELS,
+    )
+    store_partial(
+        partials_ptr,
+        first=6,
+        total=d_featurizer_v,
+        channel=channel,
+        channel_mask=channel_mask,
+        CHANNELS=CHANNELS,
+    )
+    store_partial(
+        partials_ptr,
+        first=9,
+        total=d_filter,
+        channel=channel,
+        channel_mask=channel_mask,
+        CHANNELS=CHANNELS,
+    )
 
 
 @triton.constexpr_function
@@ -1173,7 +1281,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_a5202d8d"
+    name = unique = "hyena_se_769cb0a8"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

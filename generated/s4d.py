@@ -8,7 +8,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 57f548a116121c78ca1b5a9780d80b5e4a37f1aa96015b5854b162fa838c0756
+sha256, with zeros here: 1ed7dbba409e00288e912a8c1fa91ffae4faab897f9a63e3f883f0bb4f8d002b
 """
 
 from collections.abc import Iterator, Sequence
@@ -1125,7 +1125,7 @@ def s4d_forward(
     MODES: tl.constexpr = 64  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
-    batch, channel, program = locate(tl.program_id(0), splits, 1, CHANNELS)
+    batch, channel, program = locate(tl.program_id(0), splits, BLOCK_D=1, CHANNELS=CHANNELS)
     tile_0 = program * tiles
     origin = (batch, channel, tile_0 * TILE)
     x_ptr, x_stride = advance(x_ptr, x_batch, x_stride, STRIDE_UNIT, UNIT, origin)
@@ -1148,16 +1148,18 @@ def s4d_forward(
         residues_real_ptr,
         residues_imag_ptr,
         channel // WIDTH,
-        32,
-        MODES,
-        M,
-        BLOCK_T,
-        OPERAND,
-        PRECISION,
+        COUNT=32,
+        MODES=MODES,
+        M=M,
+        BLOCK_T=BLOCK_T,
+        OPERAND=OPERAND,
+        PRECISION=PRECISION,
         TERMS=TERMS,
     )
     skip = load_vector(skip_ptr, channel, channel_mask)
-    x_state = state_before(split, filter, 64, CHANNELS, MODES, M, SPLIT)
+    x_state = state_before(
+        split, filter, COUNT=64, CHANNELS=CHANNELS, MODES=MODES, M=M, SPLIT=SPLIT
+    )
     for number in tl.range(0, tiles, num_stages=PREFETCH):
         t = number * TILE
         tile = Tile(
@@ -1170,15 +1172,19 @@ def s4d_forward(
             read_end,
             write_end,
         )
-        x = load_steps(x_ptr, x_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, H, N)
-        keep_state(states_ptr, number, x_state, 64, CHANNELS, MODES, M, KEEP)
+        x = load_steps(
+            x_ptr, x_stride, UNIT, tile, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=H, N=N
+        )
+        keep_state(
+            states_ptr, number, x_state, COUNT=64, CHANNELS=CHANNELS, MODES=MODES, M=M, KEEP=KEEP
+        )
         x_block = block_of((piece_of(x, H, N, OPERAND),), M, N, PRECISION)
         x_states, x_state = states_before(x_block, filter, x_state, MODES, M, OPERAND, PRECISION)
         conv_block = modal(x_block, x_states, filter, PRECISION)
         conv = recall(conv_block, part, PARTS, M, N)
         skipped = scale(x, skip)
         pre_skip = add(conv, skipped)
-        store_steps(y_ptr, y_stride, 1, tile, pre_skip, EVEN, H, N)
+        store_steps(y_ptr, y_stride, unit=1, tile=tile, rows=pre_skip, EVEN=EVEN, BLOCK_D=H, N=N)
 
 
 @triton.jit(
@@ -1225,7 +1231,7 @@ def s4d_backward(
     MODES: tl.constexpr = 64  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
-    batch, channel, program = locate(tl.program_id(0), splits, 1, CHANNELS)
+    batch, channel, program = locate(tl.program_id(0), splits, BLOCK_D=1, CHANNELS=CHANNELS)
     tile_0 = program * tiles
     origin = (batch, channel, tile_0 * TILE)
     x_ptr, x_stride = advance(x_ptr, x_batch, x_stride, STRIDE_UNIT, UNIT, origin)
@@ -1249,22 +1255,24 @@ def s4d_backward(
         residues_real_ptr,
         residues_imag_ptr,
         channel // WIDTH,
-        32,
-        MODES,
-        M,
-        BLOCK_T,
-        OPERAND,
-        PRECISION,
+        COUNT=32,
+        MODES=MODES,
+        M=M,
+        BLOCK_T=BLOCK_T,
+        OPERAND=OPERAND,
+        PRECISION=PRECISION,
         TERMS=TERMS,
     )
     skip = load_vector(skip_ptr, channel, channel_mask)
-    d_skip = zero_taps(1, M // 2, N)
+    d_skip = zero_taps(LENGTH=1, BLOCK_D=M // 2, N=N)
     d_filter = zero_modes(MODES, M, BLOCK_T)
-    dy_state = adjoint_after(split, filter, 64, CHANNELS, MODES, M, SPLIT)
+    dy_state = adjoint_after(
+        split, filter, COUNT=64, CHANNELS=CHANNELS, MODES=MODES, M=M, SPLIT=SPLIT
+    )
     for back in tl.range(0, tiles, num_stages=PREFETCH):
         number = tiles - 1 - back
         t = number * TILE
-        x_state = load_state(states_ptr, number, 64, CHANNELS, MODES, M)
+        x_state = load_state(states_ptr, number, COUNT=64, CHANNELS=CHANNELS, MODES=MODES, M=M)
         x_block = ()
         dy_block = ()
         for part in tl.static_range(PARTS):
@@ -1273,9 +1281,22 @@ def s4d_backward(
             rows = (segment + s, s, last_block)
             bounds = (read_begin, read_end, write_end)
             tile = Tile(offset, channel_mask, *rows, *bounds)
-            x_a = load_steps(x_ptr, x_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, H, N)
+            x_a = load_steps(
+                x_ptr, x_stride, UNIT, tile, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=H, N=N
+            )
             x_block = x_block + (piece_of(x_a, H, N, OPERAND),)
-            dy_a = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
+            dy_a = load_steps(
+                dy_ptr,
+                dy_stride,
+                unit=1,
+                tile=tile,
+                LO=0,
+                HI=ROWS,
+                EVEN=EVEN,
+                ROWS=ROWS,
+                BLOCK_D=H,
+                N=N,
+            )
             dy_block = dy_block + (piece_of(dy_a, H, N, OPERAND),)
         x_block = block_of(x_block, M, N, PRECISION)
         dy_block = block_of(dy_block, M, N, PRECISION)
@@ -1302,27 +1323,34 @@ def s4d_backward(
             store_steps(d_x_ptr, d_x_stride, D_UNIT, tile, d_x_c, EVEN, H, N)
         d_filter = modal_gradient(d_filter, dy_block, dy_states, x_block, x_states, PRECISION)
     partials_ptr += (batch * splits + program).to(tl.int64) * (129 * CHANNELS)
-    store_partial(partials_ptr, 0, d_skip, channel, channel_mask, CHANNELS)
+    store_partial(
+        partials_ptr,
+        first=0,
+        total=d_skip,
+        channel=channel,
+        channel_mask=channel_mask,
+        CHANNELS=CHANNELS,
+    )
     store_modes(
         partials_ptr,
-        1,
-        d_filter,
-        load_poles(
+        first=1,
+        total=d_filter,
+        poles=load_poles(
             log_poles_ptr,
             frequencies_ptr,
             residues_real_ptr,
             residues_imag_ptr,
             channel // WIDTH,
-            32,
-            MODES,
+            COUNT=32,
+            MODES=MODES,
         ),
-        channel,
-        channel_mask,
-        32,
-        CHANNELS,
-        MODES,
-        M,
-        BLOCK_T,
+        channel=channel,
+        channel_mask=channel_mask,
+        COUNT=32,
+        CHANNELS=CHANNELS,
+        MODES=MODES,
+        M=M,
+        BLOCK_T=BLOCK_T,
     )
 
 
@@ -1361,7 +1389,7 @@ def s4d_forward_sums(
     MODES: tl.constexpr = 64  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
-    batch, channel, program = locate(tl.program_id(0), splits, 1, CHANNELS)
+    batch, channel, program = locate(tl.program_id(0), splits, BLOCK_D=1, CHANNELS=CHANNELS)
     tile_0 = program * tiles
     origin = (batch, channel, tile_0 * TILE)
     x_ptr, x_stride = advance(x_ptr, x_batch, x_stride, STRIDE_UNIT, UNIT, origin)
@@ -1381,12 +1409,12 @@ def s4d_forward_sums(
         residues_real_ptr,
         residues_imag_ptr,
         channel // WIDTH,
-        32,
-        MODES,
-        M,
-        BLOCK_T,
-        OPERAND,
-        PRECISION,
+        COUNT=32,
+        MODES=MODES,
+        M=M,
+        BLOCK_T=BLOCK_T,
+        OPERAND=OPERAND,
+        PRECISION=PRECISION,
         TERMS=TERMS,
     )
     for number in tl.range(0, tiles, num_stages=PREFETCH):
@@ -1401,11 +1429,15 @@ def s4d_forward_sums(
             read_end,
             write_end,
         )
-        x = load_steps(x_ptr, x_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, H, N)
+        x = load_steps(
+            x_ptr, x_stride, UNIT, tile, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=H, N=N
+        )
         x_state = zero_state(MODES, M)
         x_block = block_of((piece_of(x, H, N, OPERAND),), M, N, PRECISION)
         x_states, x_state = states_before(x_block, filter, x_state, MODES, M, OPERAND, PRECISION)
-        keep_state(states_ptr, number, x_state, 64, CHANNELS, MODES, M, KEEP)
+        keep_state(
+            states_ptr, number, x_state, COUNT=64, CHANNELS=CHANNELS, MODES=MODES, M=M, KEEP=KEEP
+        )
 
 
 @triton.jit(
@@ -1443,7 +1475,7 @@ def s4d_backward_sums(
     MODES: tl.constexpr = 64  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if dy_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if dy_ptr.dtype.element_ty == tl.float16 else "ieee"
-    batch, channel, program = locate(tl.program_id(0), splits, 1, CHANNELS)
+    batch, channel, program = locate(tl.program_id(0), splits, BLOCK_D=1, CHANNELS=CHANNELS)
     program += 1  # nothing is before the first split
     tile_0 = program * tiles
     origin = (batch, channel, tile_0 * TILE)
@@ -1464,12 +1496,12 @@ def s4d_backward_sums(
         residues_real_ptr,
         residues_imag_ptr,
         channel // WIDTH,
-        32,
-        MODES,
-        M,
-        BLOCK_T,
-        OPERAND,
-        PRECISION,
+        COUNT=32,
+        MODES=MODES,
+        M=M,
+        BLOCK_T=BLOCK_T,
+        OPERAND=OPERAND,
+        PRECISION=PRECISION,
         TERMS=TERMS,
     )
     for back in tl.range(0, tiles, num_stages=PREFETCH):
@@ -1485,13 +1517,26 @@ def s4d_backward_sums(
             read_end,
             write_end,
         )
-        dy = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
+        dy = load_steps(
+            dy_ptr,
+            dy_stride,
+            unit=1,
+            tile=tile,
+            LO=0,
+            HI=ROWS,
+            EVEN=EVEN,
+            ROWS=ROWS,
+            BLOCK_D=H,
+            N=N,
+        )
         dy_state = zero_state(MODES, M)
         dy_block = block_of((piece_of(dy, H, N, OPERAND),), M, N, PRECISION)
         dy_states, dy_state = states_after(
             dy_block, filter, dy_state, MODES, M, OPERAND, PRECISION
         )
-        keep_state(states_ptr, number, dy_state, 64, CHANNELS, MODES, M, KEEP)
+        keep_state(
+            states_ptr, number, dy_state, COUNT=64, CHANNELS=CHANNELS, MODES=MODES, M=M, KEEP=KEEP
+        )
 
 
 @triton.constexpr_function
@@ -2302,7 +2347,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_87704d0b"
+    name = unique = "s4d_e961754e"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,7 +8,7 @@ each, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 21b5dfa17ef8f2c0427d2b66ac4fcd86c17cca64ce1728143963bfbff209d52d
+sha256, with zeros here: 816a55d5b76e11a101b06e3f180d8dce4451aee9fa8965d1b87cfaee6d4bdd6e
 """
 
 from collections.abc import Iterator, Sequence
@@ -998,7 +998,7 @@ def s4d_real_forward(
     MODES: tl.constexpr = 64  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
-    batch, channel, program = locate(tl.program_id(0), splits, 1, CHANNELS)
+    batch, channel, program = locate(tl.program_id(0), splits, BLOCK_D=1, CHANNELS=CHANNELS)
     tile_0 = program * tiles
     origin = (batch, channel, tile_0 * TILE)
     x_ptr, x_stride = advance(x_ptr, x_batch, x_stride, STRIDE_UNIT, UNIT, origin)
@@ -1019,16 +1019,18 @@ def s4d_real_forward(
         log_poles_ptr,
         residues_ptr,
         channel // WIDTH,
-        64,
-        MODES,
-        M,
-        BLOCK_T,
-        OPERAND,
-        PRECISION,
+        COUNT=64,
+        MODES=MODES,
+        M=M,
+        BLOCK_T=BLOCK_T,
+        OPERAND=OPERAND,
+        PRECISION=PRECISION,
         TERMS=TERMS,
     )
     skip = load_vector(skip_ptr, channel, channel_mask)
-    x_state = state_before(split, filter, 64, CHANNELS, MODES, M, SPLIT)
+    x_state = state_before(
+        split, filter, COUNT=64, CHANNELS=CHANNELS, MODES=MODES, M=M, SPLIT=SPLIT
+    )
     for number in tl.range(0, tiles, num_stages=PREFETCH):
         t = number * TILE
         tile = Tile(
@@ -1041,15 +1043,19 @@ def s4d_real_forward(
             read_end,
             write_end,
         )
-        x = load_steps(x_ptr, x_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, H, N)
-        keep_state(states_ptr, number, x_state, 64, CHANNELS, MODES, M, KEEP)
+        x = load_steps(
+            x_ptr, x_stride, UNIT, tile, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=H, N=N
+        )
+        keep_state(
+            states_ptr, number, x_state, COUNT=64, CHANNELS=CHANNELS, MODES=MODES, M=M, KEEP=KEEP
+        )
         x_block = block_of((piece_of(x, H, N, OPERAND),), M, N, PRECISION)
         x_states, x_state = states_before(x_block, filter, x_state, MODES, M, OPERAND, PRECISION)
         conv_block = modal(x_block, x_states, filter, PRECISION)
         conv = recall(conv_block, part, PARTS, M, N)
         skipped = scale(x, skip)
         pre_skip = add(conv, skipped)
-        store_steps(y_ptr, y_stride, 1, tile, pre_skip, EVEN, H, N)
+        store_steps(y_ptr, y_stride, unit=1, tile=tile, rows=pre_skip, EVEN=EVEN, BLOCK_D=H, N=N)
 
 
 @triton.jit(
@@ -1094,7 +1100,7 @@ def s4d_real_backward(
     MODES: tl.constexpr = 64  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
-    batch, channel, program = locate(tl.program_id(0), splits, 1, CHANNELS)
+    batch, channel, program = locate(tl.program_id(0), splits, BLOCK_D=1, CHANNELS=CHANNELS)
     tile_0 = program * tiles
     origin = (batch, channel, tile_0 * TILE)
     x_ptr, x_stride = advance(x_ptr, x_batch, x_stride, STRIDE_UNIT, UNIT, origin)
@@ -1116,22 +1122,24 @@ def s4d_real_backward(
         log_poles_ptr,
         residues_ptr,
         channel // WIDTH,
-        64,
-        MODES,
-        M,
-        BLOCK_T,
-        OPERAND,
-        PRECISION,
+        COUNT=64,
+        MODES=MODES,
+        M=M,
+        BLOCK_T=BLOCK_T,
+        OPERAND=OPERAND,
+        PRECISION=PRECISION,
         TERMS=TERMS,
     )
     skip = load_vector(skip_ptr, channel, channel_mask)
-    d_skip = zero_taps(1, M // 2, N)
+    d_skip = zero_taps(LENGTH=1, BLOCK_D=M // 2, N=N)
     d_filter = zero_modes(MODES, M, BLOCK_T)
-    dy_state = adjoint_after(split, filter, 64, CHANNELS, MODES, M, SPLIT)
+    dy_state = adjoint_after(
+        split, filter, COUNT=64, CHANNELS=CHANNELS, MODES=MODES, M=M, SPLIT=SPLIT
+    )
     for back in tl.range(0, tiles, num_stages=PREFETCH):
         number = tiles - 1 - back
         t = number * TILE
-        x_state = load_state(states_ptr, number, 64, CHANNELS, MODES, M)
+        x_state = load_state(states_ptr, number, COUNT=64, CHANNELS=CHANNELS, MODES=MODES, M=M)
         x_block = ()
         dy_block = ()
         for part in tl.static_range(PARTS):
@@ -1140,9 +1148,22 @@ def s4d_real_backward(
             rows = (segment + s, s, last_block)
             bounds = (read_begin, read_end, write_end)
             tile = Tile(offset, channel_mask, *rows, *bounds)
-            x_a = load_steps(x_ptr, x_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, H, N)
+            x_a = load_steps(
+                x_ptr, x_stride, UNIT, tile, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=H, N=N
+            )
             x_block = x_block + (piece_of(x_a, H, N, OPERAND),)
-            dy_a = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
+            dy_a = load_steps(
+                dy_ptr,
+                dy_stride,
+                unit=1,
+                tile=tile,
+                LO=0,
+                HI=ROWS,
+                EVEN=EVEN,
+                ROWS=ROWS,
+                BLOCK_D=H,
+                N=N,
+            )
             dy_block = dy_block + (piece_of(dy_a, H, N, OPERAND),)
         x_block = block_of(x_block, M, N, PRECISION)
         dy_block = block_of(dy_block, M, N, PRECISION)
@@ -1169,19 +1190,26 @@ def s4d_real_backward(
             store_steps(d_x_ptr, d_x_stride, D_UNIT, tile, d_x_c, EVEN, H, N)
         d_filter = modal_gradient(d_filter, dy_block, dy_states, x_block, x_states, PRECISION)
     partials_ptr += (batch * splits + program).to(tl.int64) * (129 * CHANNELS)
-    store_partial(partials_ptr, 0, d_skip, channel, channel_mask, CHANNELS)
+    store_partial(
+        partials_ptr,
+        first=0,
+        total=d_skip,
+        channel=channel,
+        channel_mask=channel_mask,
+        CHANNELS=CHANNELS,
+    )
     store_modes(
         partials_ptr,
-        1,
-        d_filter,
-        load_poles(log_poles_ptr, residues_ptr, channel // WIDTH, 64, MODES),
-        channel,
-        channel_mask,
-        64,
-        CHANNELS,
-        MODES,
-        M,
-        BLOCK_T,
+        first=1,
+        total=d_filter,
+        poles=load_poles(log_poles_ptr, residues_ptr, channel // WIDTH, COUNT=64, MODES=MODES),
+        channel=channel,
+        channel_mask=channel_mask,
+        COUNT=64,
+        CHANNELS=CHANNELS,
+        MODES=MODES,
+        M=M,
+        BLOCK_T=BLOCK_T,
     )
 
 
@@ -1218,7 +1246,7 @@ def s4d_real_forward_sums(
     MODES: tl.constexpr = 64  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if x_ptr.dtype.element_ty == tl.float16 else "ieee"
-    batch, channel, program = locate(tl.program_id(0), splits, 1, CHANNELS)
+    batch, channel, program = locate(tl.program_id(0), splits, BLOCK_D=1, CHANNELS=CHANNELS)
     tile_0 = program * tiles
     origin = (batch, channel, tile_0 * TILE)
     x_ptr, x_stride = advance(x_ptr, x_batch, x_stride, STRIDE_UNIT, UNIT, origin)
@@ -1236,12 +1264,12 @@ def s4d_real_forward_sums(
         log_poles_ptr,
         residues_ptr,
         channel // WIDTH,
-        64,
-        MODES,
-        M,
-        BLOCK_T,
-        OPERAND,
-        PRECISION,
+        COUNT=64,
+        MODES=MODES,
+        M=M,
+        BLOCK_T=BLOCK_T,
+        OPERAND=OPERAND,
+        PRECISION=PRECISION,
         TERMS=TERMS,
     )
     for number in tl.range(0, tiles, num_stages=PREFETCH):
@@ -1256,11 +1284,15 @@ def s4d_real_forward_sums(
             read_end,
             write_end,
         )
-        x = load_steps(x_ptr, x_stride, UNIT, tile, 0, ROWS, EVEN, ROWS, H, N)
+        x = load_steps(
+            x_ptr, x_stride, UNIT, tile, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=H, N=N
+        )
         x_state = zero_state(MODES, M)
         x_block = block_of((piece_of(x, H, N, OPERAND),), M, N, PRECISION)
         x_states, x_state = states_before(x_block, filter, x_state, MODES, M, OPERAND, PRECISION)
-        keep_state(states_ptr, number, x_state, 64, CHANNELS, MODES, M, KEEP)
+        keep_state(
+            states_ptr, number, x_state, COUNT=64, CHANNELS=CHANNELS, MODES=MODES, M=M, KEEP=KEEP
+        )
 
 
 @triton.jit(
@@ -1296,7 +1328,7 @@ def s4d_real_backward_sums(
     MODES: tl.constexpr = 64  # with those that only fill a product
     OPERAND: tl.constexpr = tl.bfloat16 if dy_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if dy_ptr.dtype.element_ty == tl.float16 else "ieee"
-    batch, channel, program = locate(tl.program_id(0), splits, 1, CHANNELS)
+    batch, channel, program = locate(tl.program_id(0), splits, BLOCK_D=1, CHANNELS=CHANNELS)
     program += 1  # nothing is before the first split
     tile_0 = program * tiles
     origin = (batch, channel, tile_0 * TILE)
@@ -1315,12 +1347,12 @@ def s4d_real_backward_sums(
         log_poles_ptr,
         residues_ptr,
         channel // WIDTH,
-        64,
-        MODES,
-        M,
-        BLOCK_T,
-        OPERAND,
-        PRECISION,
+        COUNT=64,
+        MODES=MODES,
+        M=M,
+        BLOCK_T=BLOCK_T,
+        OPERAND=OPERAND,
+        PRECISION=PRECISION,
         TERMS=TERMS,
     )
     for back in tl.range(0, tiles, num_stages=PREFETCH):
@@ -1336,13 +1368,26 @@ def s4d_real_backward_sums(
             read_end,
             write_end,
         )
-        dy = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS, EVEN, ROWS, H, N)
+        dy = load_steps(
+            dy_ptr,
+            dy_stride,
+            unit=1,
+            tile=tile,
+            LO=0,
+            HI=ROWS,
+            EVEN=EVEN,
+            ROWS=ROWS,
+            BLOCK_D=H,
+            N=N,
+        )
         dy_state = zero_state(MODES, M)
         dy_block = block_of((piece_of(dy, H, N, OPERAND),), M, N, PRECISION)
         dy_states, dy_state = states_after(
             dy_block, filter, dy_state, MODES, M, OPERAND, PRECISION
         )
-        keep_state(states_ptr, number, dy_state, 64, CHANNELS, MODES, M, KEEP)
+        keep_state(
+            states_ptr, number, dy_state, COUNT=64, CHANNELS=CHANNELS, MODES=MODES, M=M, KEEP=KEEP
+        )
 
 
 @triton.constexpr_function
@@ -2062,7 +2107,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_7e380be2"
+    name = unique = "s4d_real_6176fde5"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

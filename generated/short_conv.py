@@ -8,7 +8,7 @@ each, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: ce54fbbfb4bfde8ee8c74673906e83b44a1a24731fec0f5b9440386e5ab5f9af
+sha256, with zeros here: 525a6293bbbd72900fedf7767784e1cdab6f2318687915e40068ef2af5db8885
 """
 
 from collections.abc import Iterator, Sequence
@@ -502,11 +502,23 @@ def short_conv_forward(
     bias = load_vector(bias_ptr, channel, channel_mask)
     for t in range(0, tl.minimum(TILES * BLOCK_T, write_end), BLOCK_T):
         tile = Tile(offset, channel_mask, t, t, t, read_begin, read_end, write_end)
-        x = load_steps(x_ptr, x_stride, UNIT, tile, -3, ROWS, EVEN, ROWS, BLOCK_D, N, EVICT_LAST)
+        x = load_steps(
+            x_ptr,
+            x_stride,
+            UNIT,
+            tile,
+            LO=-3,
+            HI=ROWS,
+            EVEN=EVEN,
+            ROWS=ROWS,
+            BLOCK_D=BLOCK_D,
+            N=N,
+            EVICT_LAST=EVICT_LAST,
+        )
         conv = fir(x, filter, LENGTH=4)
         pre_bias = shift(conv, bias)
         y = silu(pre_bias)
-        store_steps(y_ptr, y_stride, 1, tile, y, EVEN, BLOCK_D, N)
+        store_steps(y_ptr, y_stride, unit=1, tile=tile, rows=y, EVEN=EVEN, BLOCK_D=BLOCK_D, N=N)
 
 
 @triton.jit(
@@ -552,22 +564,58 @@ def short_conv_backward(
     channel_mask = channel < CHANNELS
     filter = load_taps(filter_ptr, channel // WIDTH, channel_mask, LENGTH=4, LAG_LAST=True)
     bias = load_vector(bias_ptr, channel, channel_mask)
-    d_filter = zero_taps(4, BLOCK_D, N)
-    d_bias = zero_taps(1, BLOCK_D, N)
+    d_filter = zero_taps(LENGTH=4, BLOCK_D=BLOCK_D, N=N)
+    d_bias = zero_taps(LENGTH=1, BLOCK_D=BLOCK_D, N=N)
     for t in range(0, tl.minimum(TILES * BLOCK_T, write_end), BLOCK_T):
         tile = Tile(offset, channel_mask, t, t, t, read_begin, read_end, write_end)
-        x = load_steps(x_ptr, x_stride, UNIT, tile, -3, ROWS + 3, EVEN, ROWS, BLOCK_D, N)
+        x = load_steps(
+            x_ptr,
+            x_stride,
+            UNIT,
+            tile,
+            LO=-3,
+            HI=ROWS + 3,
+            EVEN=EVEN,
+            ROWS=ROWS,
+            BLOCK_D=BLOCK_D,
+            N=N,
+        )
         conv = fir(x, filter, LENGTH=4)
         pre_bias = shift(conv, bias)
-        dy = load_steps(dy_ptr, dy_stride, 1, tile, 0, ROWS + 3, EVEN, ROWS, BLOCK_D, N)
+        dy = load_steps(
+            dy_ptr,
+            dy_stride,
+            unit=1,
+            tile=tile,
+            LO=0,
+            HI=ROWS + 3,
+            EVEN=EVEN,
+            ROWS=ROWS,
+            BLOCK_D=BLOCK_D,
+            N=N,
+        )
         d_pre_bias = silu_gradient(dy, pre_bias)
         d_bias = channel_sum(d_bias, d_pre_bias[0:ROWS])
         d_x = fir_adjoint(d_pre_bias, filter, LENGTH=4)
         store_steps(d_x_ptr, d_x_stride, D_UNIT, tile, d_x, EVEN, BLOCK_D, N)
         d_filter = tap_gradient(d_filter, d_pre_bias[0:ROWS], x[0 : ROWS + 3], LENGTH=4)
     partials_ptr += (batch.to(tl.int64) * splits + block) * (5 * CHANNELS)
-    store_partial(partials_ptr, 0, d_filter, channel, channel_mask, CHANNELS)
-    store_partial(partials_ptr, 4, d_bias, channel, channel_mask, CHANNELS)
+    store_partial(
+        partials_ptr,
+        first=0,
+        total=d_filter,
+        channel=channel,
+        channel_mask=channel_mask,
+        CHANNELS=CHANNELS,
+    )
+    store_partial(
+        partials_ptr,
+        first=4,
+        total=d_bias,
+        channel=channel,
+        channel_mask=channel_mask,
+        CHANNELS=CHANNELS,
+    )
 
 
 @triton.constexpr_function
@@ -1140,7 +1188,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_a302cfd4"
+    name = unique = "short_conv_5d2bec28"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
