@@ -8,7 +8,7 @@ each, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 7207e108b0f4fdea89b1b71f49e0dfab849e4a86d70e00b141b6d04fa239a3c3
+sha256, with zeros here: 28e03665bb63c5668ae4e4f11d775dfd4ceefe69e736cb432c6cadec6cd1854f
 """
 
 from collections.abc import Iterator, Sequence
@@ -374,7 +374,7 @@ def advance(ptr, batch_stride, stride, STRIDE_UNIT: tl.constexpr, unit, origin):
 
 @triton.jit
 def load_steps(
-    ptr, stride, unit, tile,
+    ptr, tile, stride, unit,
     LO: tl.constexpr, HI: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
@@ -413,7 +413,7 @@ def load_steps(
 
 @triton.jit
 def store_steps(
-    ptr, stride, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
+    ptr, tile, rows, stride, unit, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
     """Write the rows of every block that lie before `write_end`."""
     for vector in tl.static_range(len(rows) // 8):
@@ -927,7 +927,7 @@ def conv_512_forward(
     for t in range(-LEAD, 0, BLOCK_T):
         tile = Tile(offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
         x = load_steps(
-            x_ptr, x_stride, UNIT, tile, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+            x_ptr, tile, x_stride, UNIT, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
         )
         x_blocks, x_blocks_kept = remember(x_blocks_kept, x, going, M, N, OPERAND, PRECISION)
     for t in tl.range(0, tl.minimum(steps, write_end), BLOCK_T, num_stages=PREFETCH):
@@ -935,11 +935,11 @@ def conv_512_forward(
             offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, write_end
         )
         x = load_steps(
-            x_ptr, x_stride, UNIT, tile, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+            x_ptr, tile, x_stride, UNIT, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
         )
         x_blocks, x_blocks_kept = remember(x_blocks_kept, x, going, M, N, OPERAND, PRECISION)
         conv = toeplitz(x_blocks, filter, HISTORY + 1, M, N, PRECISION)
-        store_steps(y_ptr, y_stride, unit=1, tile=tile, rows=conv, EVEN=EVEN, BLOCK_D=M, N=N)
+        store_steps(y_ptr, tile, conv, y_stride, unit=1, EVEN=EVEN, BLOCK_D=M, N=N)
 
 
 @triton.jit(
@@ -1018,22 +1018,13 @@ def conv_512_backward(
             offset, channel_mask, segment + early, early, latest + early, read_begin, read_end, 0
         )
         x_ahead = load_steps(
-            x_ptr, x_stride, UNIT, ahead, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+            x_ptr, ahead, x_stride, UNIT, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
         )
         x_blocks, x_blocks_kept = look_ahead(
             x_blocks_kept, x_ahead, going, M, N, OPERAND, PRECISION
         )
         dy = load_steps(
-            dy_ptr,
-            dy_stride,
-            unit=1,
-            tile=tile,
-            LO=0,
-            HI=ROWS,
-            EVEN=EVEN,
-            ROWS=ROWS,
-            BLOCK_D=M,
-            N=N,
+            dy_ptr, tile, dy_stride, unit=1, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
         )
         dy_blocks, dy_blocks_kept = remember(dy_blocks_kept, dy, going, M, N, OPERAND, PRECISION)
     # The first tile lies after the segment: only what the one before it takes from it is used.
@@ -1046,26 +1037,17 @@ def conv_512_backward(
             offset, channel_mask, segment + early, early, latest + early, read_begin, read_end, 0
         )
         x_ahead = load_steps(
-            x_ptr, x_stride, UNIT, ahead, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+            x_ptr, ahead, x_stride, UNIT, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
         )
         x_blocks, x_blocks_kept = look_ahead(
             x_blocks_kept, x_ahead, going, M, N, OPERAND, PRECISION
         )
         dy = load_steps(
-            dy_ptr,
-            dy_stride,
-            unit=1,
-            tile=tile,
-            LO=0,
-            HI=ROWS,
-            EVEN=EVEN,
-            ROWS=ROWS,
-            BLOCK_D=M,
-            N=N,
+            dy_ptr, tile, dy_stride, unit=1, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
         )
         dy_blocks, dy_blocks_kept = remember(dy_blocks_kept, dy, going, M, N, OPERAND, PRECISION)
         d_x = toeplitz_adjoint(dy_blocks, filter, HISTORY + 1, M, N, PRECISION)
-        store_steps(d_x_ptr, d_x_stride, D_UNIT, tile, d_x, EVEN, M, N)
+        store_steps(d_x_ptr, tile, d_x, d_x_stride, D_UNIT, EVEN, M, N)
         d_filter = toeplitz_gradient(
             d_filter, dy_blocks, x_blocks, HISTORY + 1, M, BLOCK_T, PRECISION
         )
@@ -1893,7 +1875,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_18c76e78"
+    name = unique = "conv_512_255c8614"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

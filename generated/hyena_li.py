@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 6a1e039d35ef402e02bea977aeb8e848bb180054443b29605c8e0641a04ac863
+sha256, with zeros here: 3a0a1c729c4555c55d6c541034a7d234ee985673165acae7f63cb4a85ba1ca19
 """
 
 from collections.abc import Iterator, Sequence
@@ -685,7 +685,7 @@ def channel_sum(total, x):
 
 @triton.jit
 def load_steps(
-    ptr, stride, unit, tile,
+    ptr, tile, stride, unit,
     LO: tl.constexpr, HI: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
@@ -724,7 +724,7 @@ def load_steps(
 
 @triton.jit
 def load_lagged(
-    ptr, row, unit, tile, LAG: tl.constexpr,
+    ptr, tile, row, unit, LAG: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """`load_steps` from LAG <= 4 rows before the first: these by a load of 4 or 8 bytes, where
@@ -758,7 +758,7 @@ def load_lagged(
         x0, x2 = tl.split(tl.reshape(even, (M, N, 2)))
         x1, x3 = tl.split(tl.reshape(odd, (M, N, 2)))
         lagged = (x0, x1, x2, x3)
-    own = load_steps(ptr, row, unit, tile, 0, ROWS, EVEN, ROWS, M, N)
+    own = load_steps(ptr, tile, row, unit, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N)
     return lagged[COUNT - LAG :] + own
 
 
@@ -1086,7 +1086,7 @@ def advance(ptr, batch_stride, stride, STRIDE_UNIT: tl.constexpr, unit, origin):
 
 @triton.jit
 def store_steps(
-    ptr, stride, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
+    ptr, tile, rows, stride, unit, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
     """Write the rows of every block that lie before `write_end`."""
     for vector in tl.static_range(len(rows) // 8):
@@ -1261,11 +1261,11 @@ def hyena_li_forward(
             read_end,
             write_end,
         )
-        q = load_lagged(q_ptr, q_stride, UNIT, tile, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
+        q = load_lagged(q_ptr, tile, q_stride, UNIT, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
         q_hat = fir(q, featurizer_q, LENGTH=3)
-        k = load_lagged(k_ptr, k_stride, UNIT, tile, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
+        k = load_lagged(k_ptr, tile, k_stride, UNIT, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
         k_hat = fir(k, featurizer_k, LENGTH=3)
-        v = load_lagged(v_ptr, v_stride, UNIT, tile, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
+        v = load_lagged(v_ptr, tile, v_stride, UNIT, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
         v_hat = fir(v, featurizer_v, LENGTH=3)
         z = multiply(k_hat, v_hat)
         keep_state(
@@ -1278,7 +1278,7 @@ def hyena_li_forward(
         skipped = scale(z, skip)
         pre_skip = add(conv, skipped)
         y = multiply(q_hat, pre_skip)
-        store_steps(y_ptr, y_stride, unit=1, tile=tile, rows=y, EVEN=EVEN, BLOCK_D=H, N=N)
+        store_steps(y_ptr, tile, y, y_stride, unit=1, EVEN=EVEN, BLOCK_D=H, N=N)
 
 
 @triton.jit(
@@ -1399,19 +1399,19 @@ def hyena_li_backward(
             rows = (segment + s, s, last_block)
             bounds = (read_begin, read_end, write_end)
             tile = Tile(offset, channel_mask, *rows, *bounds)
-            q_a = load_lagged(q_ptr, q_stride, UNIT, tile, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
+            q_a = load_lagged(q_ptr, tile, q_stride, UNIT, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
             q_hat_a = fir(q_a, featurizer_q, LENGTH=3)
-            k_a = load_lagged(k_ptr, k_stride, UNIT, tile, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
+            k_a = load_lagged(k_ptr, tile, k_stride, UNIT, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
             k_hat_a = fir(k_a, featurizer_k, LENGTH=3)
-            v_a = load_lagged(v_ptr, v_stride, UNIT, tile, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
+            v_a = load_lagged(v_ptr, tile, v_stride, UNIT, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
             v_hat_a = fir(v_a, featurizer_v, LENGTH=3)
             z_a = multiply(k_hat_a, v_hat_a)
             z_block = z_block + (piece_of(z_a, H, N, OPERAND),)
             dy_a = load_steps(
                 dy_ptr,
+                tile,
                 dy_stride,
                 unit=1,
-                tile=tile,
                 LO=0,
                 HI=ROWS,
                 EVEN=EVEN,
@@ -1438,14 +1438,14 @@ def hyena_li_backward(
             tile = Tile(offset, channel_mask, *rows, *bounds)
             conv = recall(conv_block, part, PARTS, M, N)
             z_b = recall(z_block, part, PARTS, M, N)
-            q_b = load_lagged(q_ptr, q_stride, UNIT, tile, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
+            q_b = load_lagged(q_ptr, tile, q_stride, UNIT, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
             skipped_b = scale(z_b, skip)
             pre_skip_b = add(conv, skipped_b)
             dy_b = load_steps(
                 dy_ptr,
+                tile,
                 dy_stride,
                 unit=1,
-                tile=tile,
                 LO=0,
                 HI=ROWS,
                 EVEN=EVEN,
@@ -1468,7 +1468,7 @@ def hyena_li_backward(
                 SPLIT=SPLIT,
             )
             d_q_b = fir_adjoint(d_q_hat_on_b, featurizer_q, LENGTH=3)
-            store_steps(d_q_ptr, d_q_stride, D_UNIT, tile, d_q_b, EVEN, H, N)
+            store_steps(d_q_ptr, tile, d_q_b, d_q_stride, D_UNIT, EVEN, H, N)
             d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat_b, q_b, LENGTH=3)
         d_z_2_block = modal_adjoint(d_pre_skip_block, d_pre_skip_states, filter, PRECISION)
         tl.debug_barrier()  # what follows loads again what it needs
@@ -1480,9 +1480,9 @@ def hyena_li_backward(
             tile = Tile(offset, channel_mask, *rows, *bounds)
             d_z_2 = recall(d_z_2_block, part, PARTS, M, N)
             d_pre_skip_c = recall(d_pre_skip_block, part, PARTS, M, N)
-            k_c = load_lagged(k_ptr, k_stride, UNIT, tile, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
+            k_c = load_lagged(k_ptr, tile, k_stride, UNIT, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
             k_hat_c = fir(k_c, featurizer_k, LENGTH=3)
-            v_c = load_lagged(v_ptr, v_stride, UNIT, tile, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
+            v_c = load_lagged(v_ptr, tile, v_stride, UNIT, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
             v_hat_c = fir(v_c, featurizer_v, LENGTH=3)
             z_c = multiply(k_hat_c, v_hat_c)
             d_z_1_c = scale(d_pre_skip_c, skip)
@@ -1505,7 +1505,7 @@ def hyena_li_backward(
                 SPLIT=SPLIT,
             )
             d_v_c = fir_adjoint(d_v_hat_on_c, featurizer_v, LENGTH=3)
-            store_steps(d_v_ptr, d_v_stride, D_UNIT, tile, d_v_c, EVEN, H, N)
+            store_steps(d_v_ptr, tile, d_v_c, d_v_stride, D_UNIT, EVEN, H, N)
             d_featurizer_v = tap_gradient(d_featurizer_v, d_v_hat_c, v_c, LENGTH=3)
             d_k_hat_on_c, d_k_hat_c_after = extend(d_k_hat_c, d_k_hat_c_after, COUNT=2, M=H, N=N)
             leave_rows(
@@ -1521,7 +1521,7 @@ def hyena_li_backward(
                 SPLIT=SPLIT,
             )
             d_k_c = fir_adjoint(d_k_hat_on_c, featurizer_k, LENGTH=3)
-            store_steps(d_k_ptr, d_k_stride, D_UNIT, tile, d_k_c, EVEN, H, N)
+            store_steps(d_k_ptr, tile, d_k_c, d_k_stride, D_UNIT, EVEN, H, N)
             d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat_c, k_c, LENGTH=3)
         d_filter = modal_gradient(
             d_filter, d_pre_skip_block, d_pre_skip_states, z_block, z_states, PRECISION
@@ -1640,9 +1640,9 @@ def hyena_li_forward_sums(
             read_end,
             write_end,
         )
-        k = load_lagged(k_ptr, k_stride, UNIT, tile, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
+        k = load_lagged(k_ptr, tile, k_stride, UNIT, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
         k_hat = fir(k, featurizer_k, LENGTH=3)
-        v = load_lagged(v_ptr, v_stride, UNIT, tile, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
+        v = load_lagged(v_ptr, tile, v_stride, UNIT, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
         v_hat = fir(v, featurizer_v, LENGTH=3)
         z = multiply(k_hat, v_hat)
         z_state = zero_state(MODES, M)
@@ -1731,19 +1731,10 @@ def hyena_li_backward_sums(
             read_end,
             write_end,
         )
-        q = load_lagged(q_ptr, q_stride, UNIT, tile, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
+        q = load_lagged(q_ptr, tile, q_stride, UNIT, LAG=2, EVEN=EVEN, ROWS=ROWS, M=H, N=N)
         q_hat = fir(q, featurizer_q, LENGTH=3)
         dy = load_steps(
-            dy_ptr,
-            dy_stride,
-            unit=1,
-            tile=tile,
-            LO=0,
-            HI=ROWS,
-            EVEN=EVEN,
-            ROWS=ROWS,
-            BLOCK_D=H,
-            N=N,
+            dy_ptr, tile, dy_stride, unit=1, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=H, N=N
         )
         d_pre_skip = multiply(dy, q_hat)
         d_pre_skip_state = zero_state(MODES, M)
@@ -2619,7 +2610,7 @@ def poles(p: Tensor, gamma: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_2ef8804d"
+    name = unique = "hyena_li_c49427dc"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

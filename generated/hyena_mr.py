@@ -9,7 +9,7 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 292d28c8edd62db25852d81a2224af94ff0632208fce1f066702b65343b723ec
+sha256, with zeros here: 50275ba990f14e2377a2c6efa9dba29d9446176d6c4c84417a027f9b4c273ad3
 """
 
 from collections.abc import Iterator, Sequence
@@ -384,7 +384,7 @@ def store_toeplitz(ptr, total, STRIDE: tl.constexpr, LENGTH: tl.constexpr, BLOCK
 
 @triton.jit
 def load_steps(
-    ptr, stride, unit, tile,
+    ptr, tile, stride, unit,
     LO: tl.constexpr, HI: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
@@ -423,11 +423,11 @@ def load_steps(
 
 @triton.jit
 def context_rows(
-    ptr, row, unit, tile, COUNT: tl.constexpr,
+    ptr, tile, row, unit, COUNT: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """The COUNT steps before each segment's tile, for every lane of it: COUNT x [M, N]."""
-    rows = load_steps(ptr, row, unit, tile, -COUNT, 0, EVEN, ROWS, M, 1)
+    rows = load_steps(ptr, tile, row, unit, LO=-COUNT, HI=0, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=1)
     out = ()
     for r in tl.static_range(COUNT):
         out = out + (rows[r] + tl.zeros((M, N), tl.float32),)
@@ -626,7 +626,7 @@ def advance(ptr, batch_stride, stride, STRIDE_UNIT: tl.constexpr, unit, origin):
 
 @triton.jit
 def store_steps(
-    ptr, stride, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
+    ptr, tile, rows, stride, unit, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
     """Write the rows of every block that lie before `write_end`."""
     for vector in tl.static_range(len(rows) // 8):
@@ -1209,20 +1209,20 @@ def hyena_mr_forward(
     z_blocks_kept = zero_blocks(HISTORY, M, BLOCK_T, OPERAND)
     t = 0
     tile = Tile(offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
-    q_before = context_rows(q_ptr, q_stride, UNIT, tile, COUNT=2, EVEN=EVEN, ROWS=ROWS, M=M, N=N)
+    q_before = context_rows(q_ptr, tile, q_stride, UNIT, COUNT=2, EVEN=EVEN, ROWS=ROWS, M=M, N=N)
     t = -LEAD
     tile = Tile(offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
-    k_before = context_rows(k_ptr, k_stride, UNIT, tile, COUNT=2, EVEN=EVEN, ROWS=ROWS, M=M, N=N)
-    v_before = context_rows(v_ptr, v_stride, UNIT, tile, COUNT=2, EVEN=EVEN, ROWS=ROWS, M=M, N=N)
+    k_before = context_rows(k_ptr, tile, k_stride, UNIT, COUNT=2, EVEN=EVEN, ROWS=ROWS, M=M, N=N)
+    v_before = context_rows(v_ptr, tile, v_stride, UNIT, COUNT=2, EVEN=EVEN, ROWS=ROWS, M=M, N=N)
     for t in range(-LEAD, 0, BLOCK_T):
         tile = Tile(offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, 0)
         k = load_steps(
-            k_ptr, k_stride, UNIT, tile, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+            k_ptr, tile, k_stride, UNIT, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
         )
         k, k_before = prepend(k, k_before, COUNT=2, M=M, N=N)
         k_hat = fir(k, featurizer_k, LENGTH=3)
         v = load_steps(
-            v_ptr, v_stride, UNIT, tile, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+            v_ptr, tile, v_stride, UNIT, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
         )
         v, v_before = prepend(v, v_before, COUNT=2, M=M, N=N)
         v_hat = fir(v, featurizer_v, LENGTH=3)
@@ -1233,17 +1233,17 @@ def hyena_mr_forward(
             offset, channel_mask, segment + t, t, latest + t, read_begin, read_end, write_end
         )
         q = load_steps(
-            q_ptr, q_stride, UNIT, tile, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+            q_ptr, tile, q_stride, UNIT, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
         )
         q, q_before = prepend(q, q_before, COUNT=2, M=M, N=N)
         q_hat = fir(q, featurizer_q, LENGTH=3)
         k = load_steps(
-            k_ptr, k_stride, UNIT, tile, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+            k_ptr, tile, k_stride, UNIT, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
         )
         k, k_before = prepend(k, k_before, COUNT=2, M=M, N=N)
         k_hat = fir(k, featurizer_k, LENGTH=3)
         v = load_steps(
-            v_ptr, v_stride, UNIT, tile, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+            v_ptr, tile, v_stride, UNIT, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
         )
         v, v_before = prepend(v, v_before, COUNT=2, M=M, N=N)
         v_hat = fir(v, featurizer_v, LENGTH=3)
@@ -1253,7 +1253,7 @@ def hyena_mr_forward(
         skipped = scale(z, skip)
         pre_skip = add(conv, skipped)
         y = multiply(q_hat, pre_skip)
-        store_steps(y_ptr, y_stride, unit=1, tile=tile, rows=y, EVEN=EVEN, BLOCK_D=M, N=N)
+        store_steps(y_ptr, tile, y, y_stride, unit=1, EVEN=EVEN, BLOCK_D=M, N=N)
 
 
 @triton.jit(
@@ -1362,11 +1362,11 @@ def hyena_mr_backward(
             offset, channel_mask, segment + early, early, latest + early, read_begin, read_end, 0
         )
         k_ahead = load_steps(
-            k_ptr, k_stride, UNIT, ahead, LO=-2, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+            k_ptr, ahead, k_stride, UNIT, LO=-2, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
         )
         k_hat_ahead = fir(k_ahead, featurizer_k, LENGTH=3)
         v_ahead = load_steps(
-            v_ptr, v_stride, UNIT, ahead, LO=-2, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+            v_ptr, ahead, v_stride, UNIT, LO=-2, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
         )
         v_hat_ahead = fir(v_ahead, featurizer_v, LENGTH=3)
         z_ahead = multiply(k_hat_ahead, v_hat_ahead)
@@ -1374,20 +1374,11 @@ def hyena_mr_backward(
             z_blocks_kept, z_ahead, going, M, N, OPERAND, PRECISION
         )
         q = load_steps(
-            q_ptr, q_stride, UNIT, tile, LO=-2, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+            q_ptr, tile, q_stride, UNIT, LO=-2, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
         )
         q_hat = fir(q, featurizer_q, LENGTH=3)
         dy = load_steps(
-            dy_ptr,
-            dy_stride,
-            unit=1,
-            tile=tile,
-            LO=0,
-            HI=ROWS,
-            EVEN=EVEN,
-            ROWS=ROWS,
-            BLOCK_D=M,
-            N=N,
+            dy_ptr, tile, dy_stride, unit=1, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
         )
         d_pre_skip = multiply(dy, q_hat)
         d_pre_skip_blocks, d_pre_skip_blocks_kept = remember(
@@ -1403,11 +1394,11 @@ def hyena_mr_backward(
             offset, channel_mask, segment + early, early, latest + early, read_begin, read_end, 0
         )
         k_ahead = load_steps(
-            k_ptr, k_stride, UNIT, ahead, LO=-2, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+            k_ptr, ahead, k_stride, UNIT, LO=-2, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
         )
         k_hat_ahead = fir(k_ahead, featurizer_k, LENGTH=3)
         v_ahead = load_steps(
-            v_ptr, v_stride, UNIT, ahead, LO=-2, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+            v_ptr, ahead, v_stride, UNIT, LO=-2, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
         )
         v_hat_ahead = fir(v_ahead, featurizer_v, LENGTH=3)
         z_ahead = multiply(k_hat_ahead, v_hat_ahead)
@@ -1415,15 +1406,15 @@ def hyena_mr_backward(
             z_blocks_kept, z_ahead, going, M, N, OPERAND, PRECISION
         )
         q = load_steps(
-            q_ptr, q_stride, UNIT, tile, LO=-2, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+            q_ptr, tile, q_stride, UNIT, LO=-2, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
         )
         q_hat = fir(q, featurizer_q, LENGTH=3)
         k = load_steps(
-            k_ptr, k_stride, UNIT, tile, LO=-2, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+            k_ptr, tile, k_stride, UNIT, LO=-2, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
         )
         k_hat = fir(k, featurizer_k, LENGTH=3)
         v = load_steps(
-            v_ptr, v_stride, UNIT, tile, LO=-2, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
+            v_ptr, tile, v_stride, UNIT, LO=-2, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
         )
         v_hat = fir(v, featurizer_v, LENGTH=3)
         z = multiply(k_hat, v_hat)
@@ -1431,16 +1422,7 @@ def hyena_mr_backward(
         skipped = scale(z, skip)
         pre_skip = add(conv, skipped)
         dy = load_steps(
-            dy_ptr,
-            dy_stride,
-            unit=1,
-            tile=tile,
-            LO=0,
-            HI=ROWS,
-            EVEN=EVEN,
-            ROWS=ROWS,
-            BLOCK_D=M,
-            N=N,
+            dy_ptr, tile, dy_stride, unit=1, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N
         )
         d_q_hat = multiply(dy, pre_skip)
         d_pre_skip = multiply(dy, q_hat)
@@ -1459,15 +1441,15 @@ def hyena_mr_backward(
         d_v_hat = multiply(d_z, k_hat)
         d_v_hat_on, d_v_hat_after = extend(d_v_hat, d_v_hat_after, COUNT=2, M=M, N=N)
         d_v = fir_adjoint(d_v_hat_on, featurizer_v, LENGTH=3)
-        store_steps(d_v_ptr, d_v_stride, D_UNIT, tile, d_v, EVEN, M, N)
+        store_steps(d_v_ptr, tile, d_v, d_v_stride, D_UNIT, EVEN, M, N)
         d_featurizer_v = tap_gradient(d_featurizer_v, d_v_hat, v, LENGTH=3)
         d_k_hat_on, d_k_hat_after = extend(d_k_hat, d_k_hat_after, COUNT=2, M=M, N=N)
         d_k = fir_adjoint(d_k_hat_on, featurizer_k, LENGTH=3)
-        store_steps(d_k_ptr, d_k_stride, D_UNIT, tile, d_k, EVEN, M, N)
+        store_steps(d_k_ptr, tile, d_k, d_k_stride, D_UNIT, EVEN, M, N)
         d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat, k, LENGTH=3)
         d_q_hat_on, d_q_hat_after = extend(d_q_hat, d_q_hat_after, COUNT=2, M=M, N=N)
         d_q = fir_adjoint(d_q_hat_on, featurizer_q, LENGTH=3)
-        store_steps(d_q_ptr, d_q_stride, D_UNIT, tile, d_q, EVEN, M, N)
+        store_steps(d_q_ptr, tile, d_q, d_q_stride, D_UNIT, EVEN, M, N)
         d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat, q, LENGTH=3)
         if back == 0:
             d_featurizer_q = zero_taps(LENGTH=3, BLOCK_D=M, N=N)
@@ -2622,7 +2604,7 @@ def decayed(taps: Tensor, first_group: int = 0, groups_in_all: int | None = None
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_2bc9f555"
+    name = unique = "hyena_mr_270d2399"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

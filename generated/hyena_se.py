@@ -9,7 +9,7 @@ each, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: f282ea2912a318c81850cb1d7a265919a380c651a4a5c09ec81b8df957ce5e33
+sha256, with zeros here: 628b74b3cd049e51f272e0e860013b9909e9364b65b482421be2fb69bad693ab
 """
 
 from collections.abc import Iterator, Sequence
@@ -255,7 +255,7 @@ def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def load_steps(
-    ptr, stride, unit, tile,
+    ptr, tile, stride, unit,
     LO: tl.constexpr, HI: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
     EVICT_LAST: tl.constexpr = 0,
@@ -332,7 +332,7 @@ def rows_vector(
 
 @triton.jit
 def store_steps(
-    ptr, stride, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
+    ptr, tile, rows, stride, unit, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
     """Write the rows of every block that lie before `write_end`."""
     for vector in tl.static_range(len(rows) // 8):
@@ -464,9 +464,9 @@ def hyena_se_forward(
         tile = Tile(offset, channel_mask, t, t, t, read_begin, read_end, write_end)
         q = load_steps(
             q_ptr,
+            tile,
             q_stride,
             UNIT,
-            tile,
             LO=-2,
             HI=ROWS,
             EVEN=EVEN,
@@ -478,9 +478,9 @@ def hyena_se_forward(
         q_hat = fir(q, featurizer_q, LENGTH=3)
         k = load_steps(
             k_ptr,
+            tile,
             k_stride,
             UNIT,
-            tile,
             LO=-8,
             HI=ROWS,
             EVEN=EVEN,
@@ -492,9 +492,9 @@ def hyena_se_forward(
         k_hat = fir(k, featurizer_k, LENGTH=3)
         v = load_steps(
             v_ptr,
+            tile,
             v_stride,
             UNIT,
-            tile,
             LO=-8,
             HI=ROWS,
             EVEN=EVEN,
@@ -507,7 +507,7 @@ def hyena_se_forward(
         z = multiply(k_hat, v_hat)
         conv = fir(z, filter, LENGTH=7)
         y = multiply(q_hat, conv)
-        store_steps(y_ptr, y_stride, unit=1, tile=tile, rows=y, EVEN=EVEN, BLOCK_D=BLOCK_D, N=N)
+        store_steps(y_ptr, tile, y, y_stride, unit=1, EVEN=EVEN, BLOCK_D=BLOCK_D, N=N)
 
 
 @triton.jit(
@@ -579,9 +579,9 @@ def hyena_se_backward(
         tile = Tile(offset, channel_mask, t, t, t, read_begin, read_end, write_end)
         q = load_steps(
             q_ptr,
+            tile,
             q_stride,
             UNIT,
-            tile,
             LO=-2,
             HI=ROWS + 8,
             EVEN=EVEN,
@@ -592,9 +592,9 @@ def hyena_se_backward(
         q_hat = fir(q, featurizer_q, LENGTH=3)
         k = load_steps(
             k_ptr,
+            tile,
             k_stride,
             UNIT,
-            tile,
             LO=-8,
             HI=ROWS + 2,
             EVEN=EVEN,
@@ -605,9 +605,9 @@ def hyena_se_backward(
         k_hat = fir(k, featurizer_k, LENGTH=3)
         v = load_steps(
             v_ptr,
+            tile,
             v_stride,
             UNIT,
-            tile,
             LO=-8,
             HI=ROWS + 2,
             EVEN=EVEN,
@@ -620,9 +620,9 @@ def hyena_se_backward(
         conv = fir(z, filter, LENGTH=7)
         dy = load_steps(
             dy_ptr,
+            tile,
             dy_stride,
             unit=1,
-            tile=tile,
             LO=0,
             HI=ROWS + 8,
             EVEN=EVEN,
@@ -637,13 +637,13 @@ def hyena_se_backward(
         d_k_hat = multiply(d_z, v_hat[6 : ROWS + 8])
         d_v_hat = multiply(d_z, k_hat[6 : ROWS + 8])
         d_v = fir_adjoint(d_v_hat, featurizer_v, LENGTH=3)
-        store_steps(d_v_ptr, d_v_stride, D_UNIT, tile, d_v, EVEN, BLOCK_D, N)
+        store_steps(d_v_ptr, tile, d_v, d_v_stride, D_UNIT, EVEN, BLOCK_D, N)
         d_featurizer_v = tap_gradient(d_featurizer_v, d_v_hat[0:ROWS], v[6 : ROWS + 8], LENGTH=3)
         d_k = fir_adjoint(d_k_hat, featurizer_k, LENGTH=3)
-        store_steps(d_k_ptr, d_k_stride, D_UNIT, tile, d_k, EVEN, BLOCK_D, N)
+        store_steps(d_k_ptr, tile, d_k, d_k_stride, D_UNIT, EVEN, BLOCK_D, N)
         d_featurizer_k = tap_gradient(d_featurizer_k, d_k_hat[0:ROWS], k[6 : ROWS + 8], LENGTH=3)
         d_q = fir_adjoint(d_q_hat, featurizer_q, LENGTH=3)
-        store_steps(d_q_ptr, d_q_stride, D_UNIT, tile, d_q, EVEN, BLOCK_D, N)
+        store_steps(d_q_ptr, tile, d_q, d_q_stride, D_UNIT, EVEN, BLOCK_D, N)
         d_featurizer_q = tap_gradient(d_featurizer_q, d_q_hat[0:ROWS], q[0 : ROWS + 2], LENGTH=3)
     partials_ptr += (batch.to(tl.int64) * splits + block) * (16 * CHANNELS)
     store_partial(
@@ -1281,7 +1281,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_769cb0a8"
+    name = unique = "hyena_se_43a99cb7"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,7 +8,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 1ed7dbba409e00288e912a8c1fa91ffae4faab897f9a63e3f883f0bb4f8d002b
+sha256, with zeros here: 84ffa6d018e5beb3f3c6e6b36a24abf583944fdf1c2dab3c7ee8b28b26691ebb
 """
 
 from collections.abc import Iterator, Sequence
@@ -968,7 +968,7 @@ def advance(ptr, batch_stride, stride, STRIDE_UNIT: tl.constexpr, unit, origin):
 
 @triton.jit
 def load_steps(
-    ptr, stride, unit, tile,
+    ptr, tile, stride, unit,
     LO: tl.constexpr, HI: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
@@ -1007,7 +1007,7 @@ def load_steps(
 
 @triton.jit
 def store_steps(
-    ptr, stride, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
+    ptr, tile, rows, stride, unit, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
     """Write the rows of every block that lie before `write_end`."""
     for vector in tl.static_range(len(rows) // 8):
@@ -1173,7 +1173,7 @@ def s4d_forward(
             write_end,
         )
         x = load_steps(
-            x_ptr, x_stride, UNIT, tile, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=H, N=N
+            x_ptr, tile, x_stride, UNIT, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=H, N=N
         )
         keep_state(
             states_ptr, number, x_state, COUNT=64, CHANNELS=CHANNELS, MODES=MODES, M=M, KEEP=KEEP
@@ -1184,7 +1184,7 @@ def s4d_forward(
         conv = recall(conv_block, part, PARTS, M, N)
         skipped = scale(x, skip)
         pre_skip = add(conv, skipped)
-        store_steps(y_ptr, y_stride, unit=1, tile=tile, rows=pre_skip, EVEN=EVEN, BLOCK_D=H, N=N)
+        store_steps(y_ptr, tile, pre_skip, y_stride, unit=1, EVEN=EVEN, BLOCK_D=H, N=N)
 
 
 @triton.jit(
@@ -1282,14 +1282,14 @@ def s4d_backward(
             bounds = (read_begin, read_end, write_end)
             tile = Tile(offset, channel_mask, *rows, *bounds)
             x_a = load_steps(
-                x_ptr, x_stride, UNIT, tile, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=H, N=N
+                x_ptr, tile, x_stride, UNIT, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=H, N=N
             )
             x_block = x_block + (piece_of(x_a, H, N, OPERAND),)
             dy_a = load_steps(
                 dy_ptr,
+                tile,
                 dy_stride,
                 unit=1,
-                tile=tile,
                 LO=0,
                 HI=ROWS,
                 EVEN=EVEN,
@@ -1320,7 +1320,7 @@ def s4d_backward(
             skipped_product_c = multiply(dy_c, x_c)
             d_skip = channel_sum(d_skip, skipped_product_c)
             d_x_c = add(d_x_1_c, d_x_2)
-            store_steps(d_x_ptr, d_x_stride, D_UNIT, tile, d_x_c, EVEN, H, N)
+            store_steps(d_x_ptr, tile, d_x_c, d_x_stride, D_UNIT, EVEN, H, N)
         d_filter = modal_gradient(d_filter, dy_block, dy_states, x_block, x_states, PRECISION)
     partials_ptr += (batch * splits + program).to(tl.int64) * (129 * CHANNELS)
     store_partial(
@@ -1430,7 +1430,7 @@ def s4d_forward_sums(
             write_end,
         )
         x = load_steps(
-            x_ptr, x_stride, UNIT, tile, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=H, N=N
+            x_ptr, tile, x_stride, UNIT, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=H, N=N
         )
         x_state = zero_state(MODES, M)
         x_block = block_of((piece_of(x, H, N, OPERAND),), M, N, PRECISION)
@@ -1518,16 +1518,7 @@ def s4d_backward_sums(
             write_end,
         )
         dy = load_steps(
-            dy_ptr,
-            dy_stride,
-            unit=1,
-            tile=tile,
-            LO=0,
-            HI=ROWS,
-            EVEN=EVEN,
-            ROWS=ROWS,
-            BLOCK_D=H,
-            N=N,
+            dy_ptr, tile, dy_stride, unit=1, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=H, N=N
         )
         dy_state = zero_state(MODES, M)
         dy_block = block_of((piece_of(dy, H, N, OPERAND),), M, N, PRECISION)
@@ -2347,7 +2338,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_e961754e"
+    name = unique = "s4d_dfb318fc"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,7 +8,7 @@ each, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 816a55d5b76e11a101b06e3f180d8dce4451aee9fa8965d1b87cfaee6d4bdd6e
+sha256, with zeros here: 3f8c5ca594c3c822554b9df2016aab6a10613d008b8d1919de046ecdcd4dcb3f
 """
 
 from collections.abc import Iterator, Sequence
@@ -843,7 +843,7 @@ def advance(ptr, batch_stride, stride, STRIDE_UNIT: tl.constexpr, unit, origin):
 
 @triton.jit
 def load_steps(
-    ptr, stride, unit, tile,
+    ptr, tile, stride, unit,
     LO: tl.constexpr, HI: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
@@ -882,7 +882,7 @@ def load_steps(
 
 @triton.jit
 def store_steps(
-    ptr, stride, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
+    ptr, tile, rows, stride, unit, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
     """Write the rows of every block that lie before `write_end`."""
     for vector in tl.static_range(len(rows) // 8):
@@ -1044,7 +1044,7 @@ def s4d_real_forward(
             write_end,
         )
         x = load_steps(
-            x_ptr, x_stride, UNIT, tile, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=H, N=N
+            x_ptr, tile, x_stride, UNIT, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=H, N=N
         )
         keep_state(
             states_ptr, number, x_state, COUNT=64, CHANNELS=CHANNELS, MODES=MODES, M=M, KEEP=KEEP
@@ -1055,7 +1055,7 @@ def s4d_real_forward(
         conv = recall(conv_block, part, PARTS, M, N)
         skipped = scale(x, skip)
         pre_skip = add(conv, skipped)
-        store_steps(y_ptr, y_stride, unit=1, tile=tile, rows=pre_skip, EVEN=EVEN, BLOCK_D=H, N=N)
+        store_steps(y_ptr, tile, pre_skip, y_stride, unit=1, EVEN=EVEN, BLOCK_D=H, N=N)
 
 
 @triton.jit(
@@ -1149,14 +1149,14 @@ def s4d_real_backward(
             bounds = (read_begin, read_end, write_end)
             tile = Tile(offset, channel_mask, *rows, *bounds)
             x_a = load_steps(
-                x_ptr, x_stride, UNIT, tile, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=H, N=N
+                x_ptr, tile, x_stride, UNIT, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=H, N=N
             )
             x_block = x_block + (piece_of(x_a, H, N, OPERAND),)
             dy_a = load_steps(
                 dy_ptr,
+                tile,
                 dy_stride,
                 unit=1,
-                tile=tile,
                 LO=0,
                 HI=ROWS,
                 EVEN=EVEN,
@@ -1187,7 +1187,7 @@ def s4d_real_backward(
             skipped_product_c = multiply(dy_c, x_c)
             d_skip = channel_sum(d_skip, skipped_product_c)
             d_x_c = add(d_x_1_c, d_x_2)
-            store_steps(d_x_ptr, d_x_stride, D_UNIT, tile, d_x_c, EVEN, H, N)
+            store_steps(d_x_ptr, tile, d_x_c, d_x_stride, D_UNIT, EVEN, H, N)
         d_filter = modal_gradient(d_filter, dy_block, dy_states, x_block, x_states, PRECISION)
     partials_ptr += (batch * splits + program).to(tl.int64) * (129 * CHANNELS)
     store_partial(
@@ -1285,7 +1285,7 @@ def s4d_real_forward_sums(
             write_end,
         )
         x = load_steps(
-            x_ptr, x_stride, UNIT, tile, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=H, N=N
+            x_ptr, tile, x_stride, UNIT, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=H, N=N
         )
         x_state = zero_state(MODES, M)
         x_block = block_of((piece_of(x, H, N, OPERAND),), M, N, PRECISION)
@@ -1369,16 +1369,7 @@ def s4d_real_backward_sums(
             write_end,
         )
         dy = load_steps(
-            dy_ptr,
-            dy_stride,
-            unit=1,
-            tile=tile,
-            LO=0,
-            HI=ROWS,
-            EVEN=EVEN,
-            ROWS=ROWS,
-            BLOCK_D=H,
-            N=N,
+            dy_ptr, tile, dy_stride, unit=1, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=H, N=N
         )
         dy_state = zero_state(MODES, M)
         dy_block = block_of((piece_of(dy, H, N, OPERAND),), M, N, PRECISION)
@@ -2107,7 +2098,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_6176fde5"
+    name = unique = "s4d_real_7e0fb9a4"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

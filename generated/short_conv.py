@@ -8,7 +8,7 @@ each, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 525a6293bbbd72900fedf7767784e1cdab6f2318687915e40068ef2af5db8885
+sha256, with zeros here: 764cb018df82596254da29244e9d8c59a263e1cd1b3a309ef9f254f01bccdb9a
 """
 
 from collections.abc import Iterator, Sequence
@@ -307,7 +307,7 @@ def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def load_steps(
-    ptr, stride, unit, tile,
+    ptr, tile, stride, unit,
     LO: tl.constexpr, HI: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
     EVICT_LAST: tl.constexpr = 0,
@@ -384,7 +384,7 @@ def rows_vector(
 
 @triton.jit
 def store_steps(
-    ptr, stride, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
+    ptr, tile, rows, stride, unit, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
     """Write the rows of every block that lie before `write_end`."""
     for vector in tl.static_range(len(rows) // 8):
@@ -504,9 +504,9 @@ def short_conv_forward(
         tile = Tile(offset, channel_mask, t, t, t, read_begin, read_end, write_end)
         x = load_steps(
             x_ptr,
+            tile,
             x_stride,
             UNIT,
-            tile,
             LO=-3,
             HI=ROWS,
             EVEN=EVEN,
@@ -518,7 +518,7 @@ def short_conv_forward(
         conv = fir(x, filter, LENGTH=4)
         pre_bias = shift(conv, bias)
         y = silu(pre_bias)
-        store_steps(y_ptr, y_stride, unit=1, tile=tile, rows=y, EVEN=EVEN, BLOCK_D=BLOCK_D, N=N)
+        store_steps(y_ptr, tile, y, y_stride, unit=1, EVEN=EVEN, BLOCK_D=BLOCK_D, N=N)
 
 
 @triton.jit(
@@ -570,9 +570,9 @@ def short_conv_backward(
         tile = Tile(offset, channel_mask, t, t, t, read_begin, read_end, write_end)
         x = load_steps(
             x_ptr,
+            tile,
             x_stride,
             UNIT,
-            tile,
             LO=-3,
             HI=ROWS + 3,
             EVEN=EVEN,
@@ -584,9 +584,9 @@ def short_conv_backward(
         pre_bias = shift(conv, bias)
         dy = load_steps(
             dy_ptr,
+            tile,
             dy_stride,
             unit=1,
-            tile=tile,
             LO=0,
             HI=ROWS + 3,
             EVEN=EVEN,
@@ -597,7 +597,7 @@ def short_conv_backward(
         d_pre_bias = silu_gradient(dy, pre_bias)
         d_bias = channel_sum(d_bias, d_pre_bias[0:ROWS])
         d_x = fir_adjoint(d_pre_bias, filter, LENGTH=4)
-        store_steps(d_x_ptr, d_x_stride, D_UNIT, tile, d_x, EVEN, BLOCK_D, N)
+        store_steps(d_x_ptr, tile, d_x, d_x_stride, D_UNIT, EVEN, BLOCK_D, N)
         d_filter = tap_gradient(d_filter, d_pre_bias[0:ROWS], x[0 : ROWS + 3], LENGTH=4)
     partials_ptr += (batch.to(tl.int64) * splits + block) * (5 * CHANNELS)
     store_partial(
@@ -1188,7 +1188,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_5d2bec28"
+    name = unique = "short_conv_b365bd60"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

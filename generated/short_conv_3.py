@@ -8,7 +8,7 @@ each, K = 3 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 500d6fbb4bbeb7f0c0c9b47a22cfbd2063a908b4607d82e19fd9147b2db9fed8
+sha256, with zeros here: 09243c802f8fd1aac5c36ea8165112da8ed0864a90f02a732ad02ca55ababeca
 """
 
 from collections.abc import Iterator, Sequence
@@ -247,7 +247,7 @@ def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def load_steps(
-    ptr, stride, unit, tile,
+    ptr, tile, stride, unit,
     LO: tl.constexpr, HI: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
     EVICT_LAST: tl.constexpr = 0,
@@ -324,7 +324,7 @@ def rows_vector(
 
 @triton.jit
 def store_steps(
-    ptr, stride, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
+    ptr, tile, rows, stride, unit, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
     """Write the rows of every block that lie before `write_end`."""
     for vector in tl.static_range(len(rows) // 8):
@@ -444,9 +444,9 @@ def short_conv_3_forward(
         tile = Tile(offset, channel_mask, t, t, t, read_begin, read_end, write_end)
         x = load_steps(
             x_ptr,
+            tile,
             x_stride,
             UNIT,
-            tile,
             LO=-2,
             HI=ROWS,
             EVEN=EVEN,
@@ -458,7 +458,7 @@ def short_conv_3_forward(
         conv = fir(x, filter, LENGTH=3)
         pre_bias = shift(conv, bias)
         y = silu(pre_bias)
-        store_steps(y_ptr, y_stride, unit=1, tile=tile, rows=y, EVEN=EVEN, BLOCK_D=BLOCK_D, N=N)
+        store_steps(y_ptr, tile, y, y_stride, unit=1, EVEN=EVEN, BLOCK_D=BLOCK_D, N=N)
 
 
 @triton.jit(
@@ -510,9 +510,9 @@ def short_conv_3_backward(
         tile = Tile(offset, channel_mask, t, t, t, read_begin, read_end, write_end)
         x = load_steps(
             x_ptr,
+            tile,
             x_stride,
             UNIT,
-            tile,
             LO=-2,
             HI=ROWS + 2,
             EVEN=EVEN,
@@ -524,9 +524,9 @@ def short_conv_3_backward(
         pre_bias = shift(conv, bias)
         dy = load_steps(
             dy_ptr,
+            tile,
             dy_stride,
             unit=1,
-            tile=tile,
             LO=0,
             HI=ROWS + 2,
             EVEN=EVEN,
@@ -537,7 +537,7 @@ def short_conv_3_backward(
         d_pre_bias = silu_gradient(dy, pre_bias)
         d_bias = channel_sum(d_bias, d_pre_bias[0:ROWS])
         d_x = fir_adjoint(d_pre_bias, filter, LENGTH=3)
-        store_steps(d_x_ptr, d_x_stride, D_UNIT, tile, d_x, EVEN, BLOCK_D, N)
+        store_steps(d_x_ptr, tile, d_x, d_x_stride, D_UNIT, EVEN, BLOCK_D, N)
         d_filter = tap_gradient(d_filter, d_pre_bias[0:ROWS], x[0 : ROWS + 2], LENGTH=3)
     partials_ptr += (batch.to(tl.int64) * splits + block) * (4 * CHANNELS)
     store_partial(
@@ -1128,7 +1128,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_3_d3ee2fcb"
+    name = unique = "short_conv_3_2d8dccf1"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -176,17 +176,18 @@ class LoadRows(Statement):
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
         out = scope.hold(self.out, self.rows)
-        where: tuple[str, ...] = (f"{self.tensor}_ptr", *scope.strides[self.tensor])
+        data, strides = f"{self.tensor}_ptr", scope.strides[self.tensor]
         lanes = ("EVEN", "ROWS", scope.lanes, "N")
         if self.lagged:
-            rows = Call("load_lagged", (*where, "tile", self.context, *lanes), (out,))
+            rows = Call("load_lagged", (data, "tile", *strides, self.context, *lanes), (out,))
             past = (out, f"{self.tensor}_history", "tile", self.context)
             with_history = Call("with_history", (*past, scope.lanes, "N"), (out,))
             return (rows, with_history) if self.history else (rows,)
         start = "0" if self.carried else str(self.rows.lo)
         stop = f"ROWS + {self.rows.hi}" if self.rows.hi else "ROWS"
         tile = "ahead" if self.ahead else "tile"
-        rows = Call("load_steps", (*where, tile, start, stop, *lanes, *scope.hints), (out,))
+        where = (data, tile, *strides, start, stop)
+        rows = Call("load_steps", (*where, *lanes, *scope.hints), (out,))
         if not self.carried:
             return (rows,)
         kept = (out, f"{out}_before")
@@ -200,7 +201,7 @@ class LoadRows(Statement):
             out = (f"{self.tensor}_history",)
             found.append(Carried(call=Call("load_history", arguments, out)))
         if self.carried:
-            tile = (f"{self.tensor}_ptr", *scope.strides[self.tensor], "tile", self.context)
+            tile = (f"{self.tensor}_ptr", "tile", *scope.strides[self.tensor], self.context)
             rows = (*tile, "EVEN", "ROWS", scope.lanes, "N")
             time = "-LEAD" if self.out in scope.loaded_before else "0"
             call = Call("context_rows", rows, (f"{self.out}_before",))
@@ -378,8 +379,8 @@ class StoreRows(Statement):
         assert self.x.rows == BLOCK, f"{self}: stores the block's own rows only"
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
-        where = (f"{self.tensor}_ptr", *scope.strides[self.tensor], "tile")
-        arguments = (*where, scope.take(self.x), "EVEN", scope.lanes, "N")
+        what = (f"{self.tensor}_ptr", "tile", scope.take(self.x))
+        arguments = (*what, *scope.strides[self.tensor], "EVEN", scope.lanes, "N")
         return (Call("store_steps", arguments),)
 
     def __str__(self) -> str:

@@ -10,7 +10,7 @@ import triton.language as tl
 
 @triton.jit
 def load_steps(
-    ptr, stride, unit, tile,
+    ptr, tile, stride, unit,
     LO: tl.constexpr, HI: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
@@ -38,7 +38,7 @@ def load_steps(
 
 @triton.jit
 def store_steps(
-    ptr, stride, unit, tile, rows, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
+    ptr, tile, rows, stride, unit, EVEN: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr
 ):
     """Write the rows of every block that lie before `write_end`."""
     block = tl.arange(0, N)[None, :] * len(rows)

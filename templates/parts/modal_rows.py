@@ -71,7 +71,7 @@ def channel_sum(total, x):
 
 @triton.jit
 def load_lagged(
-    ptr, row, unit, tile, LAG: tl.constexpr,
+    ptr, tile, row, unit, LAG: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """`load_steps` from LAG <= 4 rows before the first: these by a load of 4 or 8 bytes, where
@@ -105,7 +105,7 @@ def load_lagged(
         x0, x2 = tl.split(tl.reshape(even, (M, N, 2)))
         x1, x3 = tl.split(tl.reshape(odd, (M, N, 2)))
         lagged = (x0, x1, x2, x3)
-    own = load_steps(ptr, row, unit, tile, 0, ROWS, EVEN, ROWS, M, N)
+    own = load_steps(ptr, tile, row, unit, LO=0, HI=ROWS, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=N)
     return lagged[COUNT - LAG :] + own
 
 

@@ -13,7 +13,7 @@ from templates.parts.channels_first import vector_rows
 
 @triton.jit
 def load_steps(
-    ptr, stride, unit, tile,
+    ptr, tile, stride, unit,
     LO: tl.constexpr, HI: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr,
     EVICT_LAST: tl.constexpr = 0,

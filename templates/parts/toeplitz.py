@@ -196,11 +196,11 @@ def store_toeplitz(ptr, total, STRIDE: tl.constexpr, LENGTH: tl.constexpr, BLOCK
 
 @triton.jit
 def context_rows(
-    ptr, row, unit, tile, COUNT: tl.constexpr,
+    ptr, tile, row, unit, COUNT: tl.constexpr,
     EVEN: tl.constexpr, ROWS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """The COUNT steps before each segment's tile, for every lane of it: COUNT x [M, N]."""
-    rows = load_steps(ptr, row, unit, tile, -COUNT, 0, EVEN, ROWS, M, 1)
+    rows = load_steps(ptr, tile, row, unit, LO=-COUNT, HI=0, EVEN=EVEN, ROWS=ROWS, BLOCK_D=M, N=1)
     out = ()
     for r in tl.static_range(COUNT):
         out = out + (rows[r] + tl.zeros((M, N), tl.float32),)

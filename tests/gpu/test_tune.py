@@ -38,7 +38,9 @@ SPEC: OpSpec = spec_from_dict(
         "workloads": [{"batch": 1, "length": 8192}],
     }
 )
-STORE = "        store_steps(y_ptr, y_stride, 1, tile, conv, EVEN, BLOCK_D, N)\n"
+STORE = (
+    "        store_steps(y_ptr, tile, conv, y_stride, unit=1, EVEN=EVEN, BLOCK_D=BLOCK_D, N=N)\n"
+)
 NAN = '        conv = (conv[0] * float("nan"),) + conv[1:]\n'
 BEYOND = "        if tl.program_id(0) == 0:\n            tl.store(y_ptr - 64, 1.0)\n"
 FAULT = "        tl.store(y_ptr + tl.full((), 1 << 40, tl.int64), 1.0)\n"
@@ -114,7 +116,9 @@ def test_a_broken_candidate_is_named_and_the_next_is_timed(
 # Few channels: long sequences are cut into splits.
 LI = load_spec(folder("ops") / "hyena_li_stateful.yaml")
 STATEFUL = dataclasses.replace(LI, channels=64, filter=dataclasses.replace(LI.filter, groups=64))
-LEAVE = "                tl.store(ends[1] + mode, passed_on(before, decay_by(a, left), added))\n"
+LEAVE = (
+    "            tl.store(ends.leaving_ptr + mode, passed_on(before, decay_by(a, left), added))\n"
+)
 
 
 def stateful_job(where: Path, sizes: list[list[int]], after: str = "") -> dict[str, Any]:
@@ -152,7 +156,7 @@ def test_modes_with_a_state_are_verified_and_timed_with_it(
 
 def test_the_state_after_a_sequence_lies_between_fences(tmp_path: Path) -> None:
     """It has 2048 elements, and a fence 16384 of them."""
-    beyond = "                tl.store(ends[1] + mode - 4096, 1.0)\n"
+    beyond = "            tl.store(ends.leaving_ptr + mode - 4096, 1.0)\n"
     found = []
     for name, after in (("right", ""), ("wrong", beyond)):
         (tmp_path / name).mkdir()
