@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 28e03665bb63c5668ae4e4f11d775dfd4ceefe69e736cb432c6cadec6cd1854f
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: df5ee01b7f760413a9f87bea8e1425c3d54e9ad5dfe2144aab4f109ae5809663
 """
 
 from collections.abc import Iterator, Sequence

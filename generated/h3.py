@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: b2781b557c0014f8e72c859a6ec12b36694c0cff628dc319df351a5ecb18db6f
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 9c0cf016e7c2d25cdb6bf9060928b8f020c875e57f5553d7609fa17620d14a7f
 """
 
 from collections.abc import Iterator, Sequence

@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 0238a7033f05de8c9f56b604ed7075b585f366408cd0b680746280c508caa92d
+Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
+sha256, with zeros here: 521172526859e0fdcf4c4d70e25fd8853cf51478ce2c71030d66119a34097d94
 """
 
 from collections.abc import Iterator, Sequence

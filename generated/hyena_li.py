@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 3a0a1c729c4555c55d6c541034a7d234ee985673165acae7f63cb4a85ba1ca19
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: d494adfb4a01aed0131c0270c0968df117537224d53bc5fb4774d8f9e8f49dce
 """
 
 from collections.abc import Iterator, Sequence

@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: dd6cd4f59ea80d8cf431efaa98955da93509324246b53ae4ff41efa9b2fbf69a
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 7dc688337dc7ad0b2147271ddf946dafc0ef7f3a4404fdec8c19e8ce9d403164
 """
 
 from collections.abc import Iterator, Sequence

@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 50275ba990f14e2377a2c6efa9dba29d9446176d6c4c84417a027f9b4c273ad3
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 3525ab3361f965fad73bdcda22a0f7f1b73a3ddee7777d0af8c87fcbf1b22671
 """
 
 from collections.abc import Iterator, Sequence

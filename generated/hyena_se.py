@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 628b74b3cd049e51f272e0e860013b9909e9364b65b482421be2fb69bad693ab
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 88d3dc4544cf6b7c3cadbb31bb0d2361156357ce35c4dd99229c8169d44c1996
 """
 
 from collections.abc import Iterator, Sequence

@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: f3aff9fe7a0f74b303351501f0c95ef7a6135632a4a5bfcf4ad245ee8f245014
+Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
+sha256, with zeros here: 347d45a5e922700c8eb1f0ac415b7b054a7b67c1ddb9245dc426a94f8350cb03
 """
 
 from collections.abc import Iterator, Sequence

@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 84ffa6d018e5beb3f3c6e6b36a24abf583944fdf1c2dab3c7ee8b28b26691ebb
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: f3787f4f8adf548131d0b44494d6470bf4093b24e6756d981c91d78b683ea1d9
 """
 
 from collections.abc import Iterator, Sequence

@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 3f8c5ca594c3c822554b9df2016aab6a10613d008b8d1919de046ecdcd4dcb3f
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: cebce489ca52968797cd36f34cf08ff9eb75277bd14bacb4fba3dfa75b24d920
 """
 
 from collections.abc import Iterator, Sequence

@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 764cb018df82596254da29244e9d8c59a263e1cd1b3a309ef9f254f01bccdb9a
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 4357094fe9c4017beb39977b932e60fd1d12580c358984a589698f12774d3fa6
 """
 
 from collections.abc import Iterator, Sequence

@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, K = 3 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 09243c802f8fd1aac5c36ea8165112da8ed0864a90f02a732ad02ca55ababeca
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 73e77168db4dfbd8b002bbbb84f1eee0764c112b26396e05b5b61cb9ee75a8ba
 """
 
 from collections.abc import Iterator, Sequence

@@ -40,9 +40,9 @@ def part(name: str) -> tuple[Helper, ...]:
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-            names = frozenset(
-                n.id for n in ast.walk(node) if isinstance(n, ast.Name) and n.id not in _own(node)
-            )
+            own = _own(node)
+            loaded = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+            names = frozenset(loaded - own)
             assert node.end_lineno is not None
             text = "\n".join(lines[first - 1 : node.end_lineno])
             arguments = node.args.args if isinstance(node, ast.FunctionDef) else []

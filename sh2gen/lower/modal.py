@@ -13,7 +13,7 @@ of 2048 steps; the convolution itself is computed again. Poles and residues get 
 from products of steps and states that are summed in registers.
 
 Pairs of complex modes have states of two numbers each, real and imaginary parts, which products
-read as rows of their own; helpers that multiply states are others then (part `modal_pairs`).
+read as rows of their own; helpers that multiply states are others then (parts `modal_pairs*`).
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
     graph = operator_graph(spec)
     backward_graph = adjoint(graph)
     given = spec.state is not None  # a call takes and gives the state at the ends
-    own = ("modal_pairs", "modal") if spec.filter.pairs else ("modal",)
+    own = ("modal_pairs", "modal_pairs_ends", "modal") if spec.filter.pairs else ("modal",)
     parts = (*own, "modal_rows", "modal_ends", "rows", "toeplitz", "channels_first")
     names = (f"d_{name}" for name in spec.inputs)
     backward, reductions = _backward(
