@@ -1,0 +1,113 @@
+"""What the host does for an eager call, beside nn.Linear(256, 256) in the same run.
+
+    PYTHONPATH=. python benchmarks/host.py --json host.json
+
+Of modules as users call them: forward without gradients, and a training step (forward, and
+backward into fresh gradients). The GPU is idle before each call and not waited for after it, so a
+time is that of the host alone, up to the sequence at which kernels outlast it. Of five rounds, in
+which all take turns, the median; a ratio is of the medians. With `--guard` it fails if a ratio is
+more than 15% above its target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import sh2gen
+from sh2gen.base.resources import folder
+from sh2gen.runtime.measure import host_time, machine
+
+ROUNDS = 5
+SLACK = 1.15
+LENGTH = 2048
+# Of nn.Linear: forward without gradients, and a training step.
+TARGETS = {
+    "short_conv": (1.5, 1.3),
+    "hyena_se": (1.5, 1.3),
+    "hyena_mr": (1.8, 1.3),
+    "hyena_li": (1.8, 1.3),
+}
+LINEAR = "nn.Linear(256, 256)"
+
+
+def ways(module: nn.Module, inputs: list[torch.Tensor]) -> tuple[Callable[[], Any], ...]:
+    """Forward without gradients, and a training step."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    tensors = (*leaves, *module.parameters())
+    with torch.no_grad():
+        dy = torch.ones_like(module(*inputs))
+
+    def forward() -> None:
+        with torch.no_grad():
+            module(*inputs)
+
+    def step() -> None:
+        for tensor in tensors:
+            tensor.grad = None
+        module(*leaves).backward(dy)
+
+    return forward, step
+
+
+def measured() -> dict[str, tuple[float, float]]:
+    """Microseconds of both ways, by what is called."""
+    modules: dict[str, tuple[nn.Module, list[torch.Tensor]]] = {
+        LINEAR: (nn.Linear(256, 256, device="cuda"), [torch.randn(256, 256, device="cuda")])
+    }
+    for op in TARGETS:
+        operator = sh2gen.load(folder("generated") / f"{op}.py")
+        spec = operator.spec
+        size = (1, spec.channels, LENGTH)
+        if operator.layout == "BLD":
+            size = (1, LENGTH, spec.channels)
+        inputs = [torch.randn(size, device="cuda").to(torch.bfloat16) for _ in spec.inputs]
+        modules[op] = (operator.module(device="cuda"), inputs)
+    calls = {name: ways(*made) for name, made in modules.items()}
+    rounds: dict[str, list[list[float]]] = {name: [[], []] for name in calls}
+    for _ in range(ROUNDS):
+        for name, both in calls.items():
+            for times, call in zip(rounds[name], both, strict=True):
+                times.append(host_time(call))
+    return {
+        name: (statistics.median(forward), statistics.median(step))
+        for name, (forward, step) in rounds.items()
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the times")
+    parser.add_argument("--guard", action="store_true", help="fail above the targets")
+    arguments = parser.parse_args()
+    found = measured()
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps({"machine": machine(), "us": found}, indent=1))
+    linear = found.pop(LINEAR)
+    print(f"{LINEAR}: forward {linear[0]:.0f} us, training step {linear[1]:.0f} us")
+    above = []
+    for name, times in found.items():
+        line = []
+        for what, us, of, target in zip(
+            ("forward", "training step"), times, linear, TARGETS[name], strict=True
+        ):
+            ratio = us / of
+            line.append(f"{what} {us:.0f} us, {ratio:.2f} of it (target {target})")
+            if ratio > SLACK * target:
+                above.append(f"{name} {what}")
+        print(f"{name}: {'; '.join(line)}")
+    if arguments.guard and above:
+        print(f"above its target: {', '.join(above)}", file=sys.stderr)
+    return int(arguments.guard and bool(above))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
