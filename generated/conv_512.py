@@ -7,11 +7,11 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: df5ee01b7f760413a9f87bea8e1425c3d54e9ad5dfe2144aab4f109ae5809663
+Verified: not yet.
+sha256, with zeros here: 4ecfc11fa4a7ba0edac4f495832a482ce2cc2753162c772a988f971982ed863e
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -1875,7 +1875,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_255c8614"
+    name = unique = "conv_512_b3ae7812"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1884,10 +1884,30 @@ def library_name() -> str:
 
 
 LIBRARY_NAME = library_name()
+LIBRARY = torch.library.Library("sh2gen", "FRAGMENT")
 
 
-@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}", mutates_args=())
-def forward_op(
+def library_op(name: str, fake: Callable, anywhere: Callable | None, on_gpu: Callable | None):
+    """An op of torch.ops.sh2gen whose schema is that of its fake implementation, of tensors
+    without values.
+    """
+    schema = torch.library.infer_schema(fake, mutates_args=())
+    LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    if anywhere is not None:
+        LIBRARY.impl(name, anywhere, "CompositeExplicitAutograd")
+    if on_gpu is not None:
+        LIBRARY.impl(name, on_gpu, "CUDA")
+    torch.library.register_fake(f"sh2gen::{name}", fake, lib=LIBRARY)
+    return getattr(torch.ops.sh2gen, name).default
+
+
+def differentiable(op, backward: Callable, setup_context: Callable | None = None) -> None:
+    """Give an op its gradients, and a batching rule: one call after another."""
+    torch.library.register_autograd(op, backward, setup_context=setup_context, lib=LIBRARY)
+    torch.library.register_vmap(op, in_turn(op), lib=LIBRARY)
+
+
+def forward_anywhere(
     x: Tensor,
     filter: Tensor,
 ) -> Tensor:
@@ -1898,8 +1918,7 @@ def forward_op(
     return y
 
 
-@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}_backward", mutates_args=())
-def backward_op(
+def backward_anywhere(
     dy: Tensor,
     x: Tensor,
     filter: Tensor,
@@ -1911,42 +1930,42 @@ def backward_op(
         return eager_backward(dy, inputs, contiguous, [])
 
 
-@forward_op.register_kernel("cuda")
-def _(
+def forward_on_gpu(
     x: Tensor,
     filter: Tensor,
 ) -> Tensor:
+    """The same by kernels."""
     inputs = given(x)
     outputs = launch_forward(inputs, [filter])
     return outputs[0]
 
 
-@backward_op.register_kernel("cuda")
-def _(
+def backward_on_gpu(
     dy: Tensor,
     x: Tensor,
     filter: Tensor,
 ) -> list[Tensor]:
+    """The same by kernels."""
     inputs, parameters = given(x), [filter]
     return launch_backward(dy, inputs, parameters, [])
 
 
-@forward_op.register_fake
-def _(
+def forward_fake(
     x: Tensor,
     filter: Tensor,
 ) -> Tensor:
+    """The same without values."""
     inputs = given(x)
     steps, channels = x.shape[TIME], channels_of(inputs)
     return allocate(x, steps, channels)
 
 
-@backward_op.register_fake
-def _(
+def backward_fake(
     dy: Tensor,
     x: Tensor,
     filter: Tensor,
 ) -> list[Tensor]:
+    """The same without values."""
     inputs, parameters = given(x), [filter]
     contiguous = torch.contiguous_format
     d_parameters = [torch.empty_like(p, memory_format=contiguous) for p in parameters]
@@ -1967,10 +1986,12 @@ def differentiate(ctx, dy):
     return *gradients[:given_inputs], *absent, *gradients[given_inputs:]
 
 
-forward_op.register_autograd(differentiate, setup_context=save)
-backward_op.register_autograd(refuse_second)
-forward_op.register_vmap(in_turn(forward_op))
-backward_op.register_vmap(in_turn(backward_op))
+forward_op = library_op(LIBRARY_NAME, forward_fake, forward_anywhere, forward_on_gpu)
+backward_op = library_op(
+    f"{LIBRARY_NAME}_backward", backward_fake, backward_anywhere, backward_on_gpu
+)
+differentiable(forward_op, differentiate, save)
+differentiable(backward_op, refuse_second)
 
 
 def check_dense(name: str, tensor: Tensor) -> None:

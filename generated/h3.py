@@ -8,11 +8,11 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 9c0cf016e7c2d25cdb6bf9060928b8f020c875e57f5553d7609fa17620d14a7f
+Verified: not yet.
+sha256, with zeros here: 315bfcf5c60a85b4da560eb46a3ad705c64cca927ae8ac090d4d14d0c2b59c5d
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -2815,7 +2815,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_a17f63e8"
+    name = unique = "h3_49c97b41"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2824,10 +2824,30 @@ def library_name() -> str:
 
 
 LIBRARY_NAME = library_name()
+LIBRARY = torch.library.Library("sh2gen", "FRAGMENT")
 
 
-@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}", mutates_args=())
-def forward_op(
+def library_op(name: str, fake: Callable, anywhere: Callable | None, on_gpu: Callable | None):
+    """An op of torch.ops.sh2gen whose schema is that of its fake implementation, of tensors
+    without values.
+    """
+    schema = torch.library.infer_schema(fake, mutates_args=())
+    LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    if anywhere is not None:
+        LIBRARY.impl(name, anywhere, "CompositeExplicitAutograd")
+    if on_gpu is not None:
+        LIBRARY.impl(name, on_gpu, "CUDA")
+    torch.library.register_fake(f"sh2gen::{name}", fake, lib=LIBRARY)
+    return getattr(torch.ops.sh2gen, name).default
+
+
+def differentiable(op, backward: Callable, setup_context: Callable | None = None) -> None:
+    """Give an op its gradients, and a batching rule: one call after another."""
+    torch.library.register_autograd(op, backward, setup_context=setup_context, lib=LIBRARY)
+    torch.library.register_vmap(op, in_turn(op), lib=LIBRARY)
+
+
+def forward_anywhere(
     q: Tensor,
     k: Tensor | None,
     v: Tensor | None,
@@ -2851,8 +2871,7 @@ def forward_op(
     return y, allocate_states(y, y.shape[CHANNEL], 0, {}, 64, False)
 
 
-@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}_backward", mutates_args=())
-def backward_op(
+def backward_anywhere(
     dy: Tensor,
     q: Tensor,
     k: Tensor | None,
@@ -2875,8 +2894,7 @@ def backward_op(
         return eager_backward(dy, inputs, contiguous, [])
 
 
-@forward_op.register_kernel("cuda")
-def _(
+def forward_on_gpu(
     q: Tensor,
     k: Tensor | None,
     v: Tensor | None,
@@ -2888,6 +2906,7 @@ def _(
     skip: Tensor,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
+    """The same by kernels."""
     inputs = given(q, k, v)
     outputs = launch_forward(
         inputs, [log_poles, frequencies, residues_real, residues_imag, featurizer, skip], keep=keep
@@ -2895,8 +2914,7 @@ def _(
     return tuple(outputs)
 
 
-@backward_op.register_kernel("cuda")
-def _(
+def backward_on_gpu(
     dy: Tensor,
     q: Tensor,
     k: Tensor | None,
@@ -2909,6 +2927,7 @@ def _(
     skip: Tensor,
     states: Tensor,
 ) -> list[Tensor]:
+    """The same by kernels."""
     inputs, parameters = (
         given(q, k, v),
         [log_poles, frequencies, residues_real, residues_imag, featurizer, skip],
@@ -2916,8 +2935,7 @@ def _(
     return launch_backward(dy, inputs, parameters, [states])
 
 
-@forward_op.register_fake
-def _(
+def forward_fake(
     q: Tensor,
     k: Tensor | None,
     v: Tensor | None,
@@ -2929,6 +2947,7 @@ def _(
     skip: Tensor,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
+    """The same without values."""
     inputs = given(q, k, v)
     steps, channels = q.shape[TIME], channels_of(inputs)
     config = configs_of(q, channels, log_poles.shape[0])["forward"]
@@ -2936,8 +2955,7 @@ def _(
     return allocate(q, steps, channels), kept
 
 
-@backward_op.register_fake
-def _(
+def backward_fake(
     dy: Tensor,
     q: Tensor,
     k: Tensor | None,
@@ -2950,6 +2968,7 @@ def _(
     skip: Tensor,
     states: Tensor,
 ) -> list[Tensor]:
+    """The same without values."""
     inputs, parameters = (
         given(q, k, v),
         [log_poles, frequencies, residues_real, residues_imag, featurizer, skip],
@@ -2973,10 +2992,12 @@ def differentiate(ctx, dy, *_):
     return *gradients[:given_inputs], *absent, *gradients[given_inputs:], None
 
 
-forward_op.register_autograd(differentiate, setup_context=save)
-backward_op.register_autograd(refuse_second)
-forward_op.register_vmap(in_turn(forward_op))
-backward_op.register_vmap(in_turn(backward_op))
+forward_op = library_op(LIBRARY_NAME, forward_fake, forward_anywhere, forward_on_gpu)
+backward_op = library_op(
+    f"{LIBRARY_NAME}_backward", backward_fake, backward_anywhere, backward_on_gpu
+)
+differentiable(forward_op, differentiate, save)
+differentiable(backward_op, refuse_second)
 
 
 def check_dense(name: str, tensor: Tensor) -> None:

@@ -7,11 +7,11 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: 521172526859e0fdcf4c4d70e25fd8853cf51478ce2c71030d66119a34097d94
+Verified: not yet.
+sha256, with zeros here: aa03cbbcbb1ca9f599c43b8d71664241dfc5fe1ac623b446ef65e4fb6c760616
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -373,7 +373,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_3b04cdf8"
+    name = unique = "hyena_521c9b70"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -382,10 +382,30 @@ def library_name() -> str:
 
 
 LIBRARY_NAME = library_name()
+LIBRARY = torch.library.Library("sh2gen", "FRAGMENT")
 
 
-@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}", mutates_args=())
-def forward_op(
+def library_op(name: str, fake: Callable, anywhere: Callable | None, on_gpu: Callable | None):
+    """An op of torch.ops.sh2gen whose schema is that of its fake implementation, of tensors
+    without values.
+    """
+    schema = torch.library.infer_schema(fake, mutates_args=())
+    LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    if anywhere is not None:
+        LIBRARY.impl(name, anywhere, "CompositeExplicitAutograd")
+    if on_gpu is not None:
+        LIBRARY.impl(name, on_gpu, "CUDA")
+    torch.library.register_fake(f"sh2gen::{name}", fake, lib=LIBRARY)
+    return getattr(torch.ops.sh2gen, name).default
+
+
+def differentiable(op, backward: Callable, setup_context: Callable | None = None) -> None:
+    """Give an op its gradients, and a batching rule: one call after another."""
+    torch.library.register_autograd(op, backward, setup_context=setup_context, lib=LIBRARY)
+    torch.library.register_vmap(op, in_turn(op), lib=LIBRARY)
+
+
+def forward_anywhere(
     q: Tensor,
     k: Tensor | None,
     v: Tensor | None,
@@ -400,8 +420,7 @@ def forward_op(
     return y
 
 
-@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}_backward", mutates_args=())
-def backward_op(
+def backward_anywhere(
     dy: Tensor,
     q: Tensor,
     k: Tensor | None,
@@ -417,8 +436,7 @@ def backward_op(
         return eager_backward(dy, inputs, contiguous, [])
 
 
-@forward_op.register_fake
-def _(
+def forward_fake(
     q: Tensor,
     k: Tensor | None,
     v: Tensor | None,
@@ -426,13 +444,13 @@ def _(
     featurizer: Tensor,
     skip: Tensor,
 ) -> Tensor:
+    """The same without values."""
     inputs = given(q, k, v)
     steps, channels = q.shape[TIME], channels_of(inputs)
     return allocate(q, steps, channels)
 
 
-@backward_op.register_fake
-def _(
+def backward_fake(
     dy: Tensor,
     q: Tensor,
     k: Tensor | None,
@@ -441,6 +459,7 @@ def _(
     featurizer: Tensor,
     skip: Tensor,
 ) -> list[Tensor]:
+    """The same without values."""
     inputs, parameters = given(q, k, v), [filter, featurizer, skip]
     contiguous = torch.contiguous_format
     d_parameters = [torch.empty_like(p, memory_format=contiguous) for p in parameters]
@@ -461,10 +480,10 @@ def differentiate(ctx, dy):
     return *gradients[:given_inputs], *absent, *gradients[given_inputs:]
 
 
-forward_op.register_autograd(differentiate, setup_context=save)
-backward_op.register_autograd(refuse_second)
-forward_op.register_vmap(in_turn(forward_op))
-backward_op.register_vmap(in_turn(backward_op))
+forward_op = library_op(LIBRARY_NAME, forward_fake, forward_anywhere, None)
+backward_op = library_op(f"{LIBRARY_NAME}_backward", backward_fake, backward_anywhere, None)
+differentiable(forward_op, differentiate, save)
+differentiable(backward_op, refuse_second)
 
 
 def check_dense(name: str, tensor: Tensor) -> None:

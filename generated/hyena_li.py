@@ -8,11 +8,11 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: d494adfb4a01aed0131c0270c0968df117537224d53bc5fb4774d8f9e8f49dce
+Verified: not yet.
+sha256, with zeros here: 045097f33cc2e847c892b113b15d4f27dbe2e0dbf1c34148803b85be3fa31ec2
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -2610,7 +2610,7 @@ def poles(p: Tensor, gamma: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_c49427dc"
+    name = unique = "hyena_li_903b59e3"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2619,10 +2619,30 @@ def library_name() -> str:
 
 
 LIBRARY_NAME = library_name()
+LIBRARY = torch.library.Library("sh2gen", "FRAGMENT")
 
 
-@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}", mutates_args=())
-def forward_op(
+def library_op(name: str, fake: Callable, anywhere: Callable | None, on_gpu: Callable | None):
+    """An op of torch.ops.sh2gen whose schema is that of its fake implementation, of tensors
+    without values.
+    """
+    schema = torch.library.infer_schema(fake, mutates_args=())
+    LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    if anywhere is not None:
+        LIBRARY.impl(name, anywhere, "CompositeExplicitAutograd")
+    if on_gpu is not None:
+        LIBRARY.impl(name, on_gpu, "CUDA")
+    torch.library.register_fake(f"sh2gen::{name}", fake, lib=LIBRARY)
+    return getattr(torch.ops.sh2gen, name).default
+
+
+def differentiable(op, backward: Callable, setup_context: Callable | None = None) -> None:
+    """Give an op its gradients, and a batching rule: one call after another."""
+    torch.library.register_autograd(op, backward, setup_context=setup_context, lib=LIBRARY)
+    torch.library.register_vmap(op, in_turn(op), lib=LIBRARY)
+
+
+def forward_anywhere(
     q: Tensor,
     k: Tensor | None,
     v: Tensor | None,
@@ -2641,8 +2661,7 @@ def forward_op(
     return y, allocate_states(y, y.shape[CHANNEL], 0, {}, 16, False)
 
 
-@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}_backward", mutates_args=())
-def backward_op(
+def backward_anywhere(
     dy: Tensor,
     q: Tensor,
     k: Tensor | None,
@@ -2660,8 +2679,7 @@ def backward_op(
         return eager_backward(dy, inputs, contiguous, [])
 
 
-@forward_op.register_kernel("cuda")
-def _(
+def forward_on_gpu(
     q: Tensor,
     k: Tensor | None,
     v: Tensor | None,
@@ -2671,13 +2689,13 @@ def _(
     skip: Tensor,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
+    """The same by kernels."""
     inputs = given(q, k, v)
     outputs = launch_forward(inputs, [log_poles, residues, featurizer, skip], keep=keep)
     return tuple(outputs)
 
 
-@backward_op.register_kernel("cuda")
-def _(
+def backward_on_gpu(
     dy: Tensor,
     q: Tensor,
     k: Tensor | None,
@@ -2688,12 +2706,12 @@ def _(
     skip: Tensor,
     states: Tensor,
 ) -> list[Tensor]:
+    """The same by kernels."""
     inputs, parameters = given(q, k, v), [log_poles, residues, featurizer, skip]
     return launch_backward(dy, inputs, parameters, [states])
 
 
-@forward_op.register_fake
-def _(
+def forward_fake(
     q: Tensor,
     k: Tensor | None,
     v: Tensor | None,
@@ -2703,6 +2721,7 @@ def _(
     skip: Tensor,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
+    """The same without values."""
     inputs = given(q, k, v)
     steps, channels = q.shape[TIME], channels_of(inputs)
     config = configs_of(q, channels, log_poles.shape[0])["forward"]
@@ -2710,8 +2729,7 @@ def _(
     return allocate(q, steps, channels), kept
 
 
-@backward_op.register_fake
-def _(
+def backward_fake(
     dy: Tensor,
     q: Tensor,
     k: Tensor | None,
@@ -2722,6 +2740,7 @@ def _(
     skip: Tensor,
     states: Tensor,
 ) -> list[Tensor]:
+    """The same without values."""
     inputs, parameters = given(q, k, v), [log_poles, residues, featurizer, skip]
     contiguous = torch.contiguous_format
     d_parameters = [torch.empty_like(p, memory_format=contiguous) for p in parameters]
@@ -2742,10 +2761,12 @@ def differentiate(ctx, dy, *_):
     return *gradients[:given_inputs], *absent, *gradients[given_inputs:], None
 
 
-forward_op.register_autograd(differentiate, setup_context=save)
-backward_op.register_autograd(refuse_second)
-forward_op.register_vmap(in_turn(forward_op))
-backward_op.register_vmap(in_turn(backward_op))
+forward_op = library_op(LIBRARY_NAME, forward_fake, forward_anywhere, forward_on_gpu)
+backward_op = library_op(
+    f"{LIBRARY_NAME}_backward", backward_fake, backward_anywhere, backward_on_gpu
+)
+differentiable(forward_op, differentiate, save)
+differentiable(backward_op, refuse_second)
 
 
 def check_dense(name: str, tensor: Tensor) -> None:

@@ -8,11 +8,11 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 7dc688337dc7ad0b2147271ddf946dafc0ef7f3a4404fdec8c19e8ce9d403164
+Verified: not yet.
+sha256, with zeros here: d210613a67f2760b476cbbd01bef648f2f2743923f4e98aacf3c69d4c62b0810
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -2826,7 +2826,7 @@ def poles(p: Tensor, gamma: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_80828337"
+    name = unique = "hyena_li_stateful_8654f04a"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2835,10 +2835,30 @@ def library_name() -> str:
 
 
 LIBRARY_NAME = library_name()
+LIBRARY = torch.library.Library("sh2gen", "FRAGMENT")
 
 
-@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}_stateful", mutates_args=(), device_types="cuda")
-def stateful_op(
+def library_op(name: str, fake: Callable, anywhere: Callable | None, on_gpu: Callable | None):
+    """An op of torch.ops.sh2gen whose schema is that of its fake implementation, of tensors
+    without values.
+    """
+    schema = torch.library.infer_schema(fake, mutates_args=())
+    LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    if anywhere is not None:
+        LIBRARY.impl(name, anywhere, "CompositeExplicitAutograd")
+    if on_gpu is not None:
+        LIBRARY.impl(name, on_gpu, "CUDA")
+    torch.library.register_fake(f"sh2gen::{name}", fake, lib=LIBRARY)
+    return getattr(torch.ops.sh2gen, name).default
+
+
+def differentiable(op, backward: Callable, setup_context: Callable | None = None) -> None:
+    """Give an op its gradients, and a batching rule: one call after another."""
+    torch.library.register_autograd(op, backward, setup_context=setup_context, lib=LIBRARY)
+    torch.library.register_vmap(op, in_turn(op), lib=LIBRARY)
+
+
+def stateful_on_gpu(
     q: Tensor,
     k: Tensor | None,
     v: Tensor | None,
@@ -2858,10 +2878,7 @@ def stateful_op(
     return y, leaving, kept
 
 
-@torch.library.custom_op(
-    f"sh2gen::{LIBRARY_NAME}_stateful_backward", mutates_args=(), device_types="cuda"
-)
-def stateful_backward_op(
+def stateful_backward_on_gpu(
     dy: Tensor,
     d_leaving: Tensor,
     q: Tensor,
@@ -2882,8 +2899,7 @@ def stateful_backward_op(
     )
 
 
-@stateful_op.register_fake
-def _(
+def stateful_fake(
     q: Tensor,
     k: Tensor | None,
     v: Tensor | None,
@@ -2895,6 +2911,7 @@ def _(
     state: Tensor,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """The same without values."""
     steps, channels = q.shape[TIME], channels_of(given(q, k, v))
     config = configs_of(q, channels, log_poles.shape[0])["forward"]
     kept = allocate_states(q, channels, steps, config, 16, keep)
@@ -2902,8 +2919,7 @@ def _(
     return allocate(q, steps, channels), leaving, kept
 
 
-@stateful_backward_op.register_fake
-def _(
+def stateful_backward_fake(
     dy: Tensor,
     d_leaving: Tensor,
     q: Tensor,
@@ -2917,6 +2933,7 @@ def _(
     state: Tensor,
     states: Tensor,
 ) -> list[Tensor]:
+    """The same without values."""
     inputs, parameters = given(q, k, v), [log_poles, residues, featurizer, skip]
     contiguous = torch.contiguous_format
     others = [torch.empty_like(p, memory_format=contiguous) for p in (*parameters, history, state)]
@@ -2937,10 +2954,12 @@ def differentiate_stateful(ctx, dy, d_leaving, _):
     return *gradients[:given_inputs], *absent, *gradients[given_inputs:], None
 
 
-stateful_op.register_autograd(differentiate_stateful, setup_context=save_stateful)
-stateful_backward_op.register_autograd(refuse_second)
-stateful_op.register_vmap(in_turn(stateful_op))
-stateful_backward_op.register_vmap(in_turn(stateful_backward_op))
+stateful_op = library_op(f"{LIBRARY_NAME}_stateful", stateful_fake, None, stateful_on_gpu)
+stateful_backward_op = library_op(
+    f"{LIBRARY_NAME}_stateful_backward", stateful_backward_fake, None, stateful_backward_on_gpu
+)
+differentiable(stateful_op, differentiate_stateful, save_stateful)
+differentiable(stateful_backward_op, refuse_second)
 
 
 def check_dense(name: str, tensor: Tensor) -> None:

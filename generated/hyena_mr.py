@@ -8,11 +8,11 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 3525ab3361f965fad73bdcda22a0f7f1b73a3ddee7777d0af8c87fcbf1b22671
+Verified: not yet.
+sha256, with zeros here: 972621183a4fa7449be874d92925c56ae92e9dcf3bd6697999396ba5115b6b22
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -2604,7 +2604,7 @@ def decayed(taps: Tensor, first_group: int = 0, groups_in_all: int | None = None
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_270d2399"
+    name = unique = "hyena_mr_5b7b73e3"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2613,10 +2613,30 @@ def library_name() -> str:
 
 
 LIBRARY_NAME = library_name()
+LIBRARY = torch.library.Library("sh2gen", "FRAGMENT")
 
 
-@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}", mutates_args=())
-def forward_op(
+def library_op(name: str, fake: Callable, anywhere: Callable | None, on_gpu: Callable | None):
+    """An op of torch.ops.sh2gen whose schema is that of its fake implementation, of tensors
+    without values.
+    """
+    schema = torch.library.infer_schema(fake, mutates_args=())
+    LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    if anywhere is not None:
+        LIBRARY.impl(name, anywhere, "CompositeExplicitAutograd")
+    if on_gpu is not None:
+        LIBRARY.impl(name, on_gpu, "CUDA")
+    torch.library.register_fake(f"sh2gen::{name}", fake, lib=LIBRARY)
+    return getattr(torch.ops.sh2gen, name).default
+
+
+def differentiable(op, backward: Callable, setup_context: Callable | None = None) -> None:
+    """Give an op its gradients, and a batching rule: one call after another."""
+    torch.library.register_autograd(op, backward, setup_context=setup_context, lib=LIBRARY)
+    torch.library.register_vmap(op, in_turn(op), lib=LIBRARY)
+
+
+def forward_anywhere(
     q: Tensor,
     k: Tensor | None,
     v: Tensor | None,
@@ -2631,8 +2651,7 @@ def forward_op(
     return y
 
 
-@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}_backward", mutates_args=())
-def backward_op(
+def backward_anywhere(
     dy: Tensor,
     q: Tensor,
     k: Tensor | None,
@@ -2648,8 +2667,7 @@ def backward_op(
         return eager_backward(dy, inputs, contiguous, [])
 
 
-@forward_op.register_kernel("cuda")
-def _(
+def forward_on_gpu(
     q: Tensor,
     k: Tensor | None,
     v: Tensor | None,
@@ -2657,13 +2675,13 @@ def _(
     featurizer: Tensor,
     skip: Tensor,
 ) -> Tensor:
+    """The same by kernels."""
     inputs = given(q, k, v)
     outputs = launch_forward(inputs, [filter, featurizer, skip])
     return outputs[0]
 
 
-@backward_op.register_kernel("cuda")
-def _(
+def backward_on_gpu(
     dy: Tensor,
     q: Tensor,
     k: Tensor | None,
@@ -2672,12 +2690,12 @@ def _(
     featurizer: Tensor,
     skip: Tensor,
 ) -> list[Tensor]:
+    """The same by kernels."""
     inputs, parameters = given(q, k, v), [filter, featurizer, skip]
     return launch_backward(dy, inputs, parameters, [])
 
 
-@forward_op.register_fake
-def _(
+def forward_fake(
     q: Tensor,
     k: Tensor | None,
     v: Tensor | None,
@@ -2685,13 +2703,13 @@ def _(
     featurizer: Tensor,
     skip: Tensor,
 ) -> Tensor:
+    """The same without values."""
     inputs = given(q, k, v)
     steps, channels = q.shape[TIME], channels_of(inputs)
     return allocate(q, steps, channels)
 
 
-@backward_op.register_fake
-def _(
+def backward_fake(
     dy: Tensor,
     q: Tensor,
     k: Tensor | None,
@@ -2700,6 +2718,7 @@ def _(
     featurizer: Tensor,
     skip: Tensor,
 ) -> list[Tensor]:
+    """The same without values."""
     inputs, parameters = given(q, k, v), [filter, featurizer, skip]
     contiguous = torch.contiguous_format
     d_parameters = [torch.empty_like(p, memory_format=contiguous) for p in parameters]
@@ -2720,10 +2739,12 @@ def differentiate(ctx, dy):
     return *gradients[:given_inputs], *absent, *gradients[given_inputs:]
 
 
-forward_op.register_autograd(differentiate, setup_context=save)
-backward_op.register_autograd(refuse_second)
-forward_op.register_vmap(in_turn(forward_op))
-backward_op.register_vmap(in_turn(backward_op))
+forward_op = library_op(LIBRARY_NAME, forward_fake, forward_anywhere, forward_on_gpu)
+backward_op = library_op(
+    f"{LIBRARY_NAME}_backward", backward_fake, backward_anywhere, backward_on_gpu
+)
+differentiable(forward_op, differentiate, save)
+differentiable(backward_op, refuse_second)
 
 
 def check_dense(name: str, tensor: Tensor) -> None:

@@ -7,11 +7,11 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: cebce489ca52968797cd36f34cf08ff9eb75277bd14bacb4fba3dfa75b24d920
+Verified: not yet.
+sha256, with zeros here: b6bb0b8ff30cbbd967795f10d9f8c67094dca80fce2768b76dfff50a25fd4657
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -2098,7 +2098,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_7e0fb9a4"
+    name = unique = "s4d_real_b949f01f"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2107,10 +2107,30 @@ def library_name() -> str:
 
 
 LIBRARY_NAME = library_name()
+LIBRARY = torch.library.Library("sh2gen", "FRAGMENT")
 
 
-@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}", mutates_args=())
-def forward_op(
+def library_op(name: str, fake: Callable, anywhere: Callable | None, on_gpu: Callable | None):
+    """An op of torch.ops.sh2gen whose schema is that of its fake implementation, of tensors
+    without values.
+    """
+    schema = torch.library.infer_schema(fake, mutates_args=())
+    LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    if anywhere is not None:
+        LIBRARY.impl(name, anywhere, "CompositeExplicitAutograd")
+    if on_gpu is not None:
+        LIBRARY.impl(name, on_gpu, "CUDA")
+    torch.library.register_fake(f"sh2gen::{name}", fake, lib=LIBRARY)
+    return getattr(torch.ops.sh2gen, name).default
+
+
+def differentiable(op, backward: Callable, setup_context: Callable | None = None) -> None:
+    """Give an op its gradients, and a batching rule: one call after another."""
+    torch.library.register_autograd(op, backward, setup_context=setup_context, lib=LIBRARY)
+    torch.library.register_vmap(op, in_turn(op), lib=LIBRARY)
+
+
+def forward_anywhere(
     x: Tensor,
     log_poles: Tensor,
     residues: Tensor,
@@ -2126,8 +2146,7 @@ def forward_op(
     return y, allocate_states(y, y.shape[CHANNEL], 0, {}, 64, False)
 
 
-@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}_backward", mutates_args=())
-def backward_op(
+def backward_anywhere(
     dy: Tensor,
     x: Tensor,
     log_poles: Tensor,
@@ -2142,21 +2161,20 @@ def backward_op(
         return eager_backward(dy, inputs, contiguous, [])
 
 
-@forward_op.register_kernel("cuda")
-def _(
+def forward_on_gpu(
     x: Tensor,
     log_poles: Tensor,
     residues: Tensor,
     skip: Tensor,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
+    """The same by kernels."""
     inputs = given(x)
     outputs = launch_forward(inputs, [log_poles, residues, skip], keep=keep)
     return tuple(outputs)
 
 
-@backward_op.register_kernel("cuda")
-def _(
+def backward_on_gpu(
     dy: Tensor,
     x: Tensor,
     log_poles: Tensor,
@@ -2164,18 +2182,19 @@ def _(
     skip: Tensor,
     states: Tensor,
 ) -> list[Tensor]:
+    """The same by kernels."""
     inputs, parameters = given(x), [log_poles, residues, skip]
     return launch_backward(dy, inputs, parameters, [states])
 
 
-@forward_op.register_fake
-def _(
+def forward_fake(
     x: Tensor,
     log_poles: Tensor,
     residues: Tensor,
     skip: Tensor,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
+    """The same without values."""
     inputs = given(x)
     steps, channels = x.shape[TIME], channels_of(inputs)
     config = configs_of(x, channels, log_poles.shape[0])["forward"]
@@ -2183,8 +2202,7 @@ def _(
     return allocate(x, steps, channels), kept
 
 
-@backward_op.register_fake
-def _(
+def backward_fake(
     dy: Tensor,
     x: Tensor,
     log_poles: Tensor,
@@ -2192,6 +2210,7 @@ def _(
     skip: Tensor,
     states: Tensor,
 ) -> list[Tensor]:
+    """The same without values."""
     inputs, parameters = given(x), [log_poles, residues, skip]
     contiguous = torch.contiguous_format
     d_parameters = [torch.empty_like(p, memory_format=contiguous) for p in parameters]
@@ -2212,10 +2231,12 @@ def differentiate(ctx, dy, *_):
     return *gradients[:given_inputs], *absent, *gradients[given_inputs:], None
 
 
-forward_op.register_autograd(differentiate, setup_context=save)
-backward_op.register_autograd(refuse_second)
-forward_op.register_vmap(in_turn(forward_op))
-backward_op.register_vmap(in_turn(backward_op))
+forward_op = library_op(LIBRARY_NAME, forward_fake, forward_anywhere, forward_on_gpu)
+backward_op = library_op(
+    f"{LIBRARY_NAME}_backward", backward_fake, backward_anywhere, backward_on_gpu
+)
+differentiable(forward_op, differentiate, save)
+differentiable(backward_op, refuse_second)
 
 
 def check_dense(name: str, tensor: Tensor) -> None:

@@ -7,11 +7,11 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, K = 3 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 73e77168db4dfbd8b002bbbb84f1eee0764c112b26396e05b5b61cb9ee75a8ba
+Verified: not yet.
+sha256, with zeros here: cabc18a06db8059d481c2606869057c800f1cadbe597f0713f3ced2ce51cb89e
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -1128,7 +1128,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_3_2d8dccf1"
+    name = unique = "short_conv_3_b5f1b85a"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1137,10 +1137,30 @@ def library_name() -> str:
 
 
 LIBRARY_NAME = library_name()
+LIBRARY = torch.library.Library("sh2gen", "FRAGMENT")
 
 
-@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}", mutates_args=())
-def forward_op(
+def library_op(name: str, fake: Callable, anywhere: Callable | None, on_gpu: Callable | None):
+    """An op of torch.ops.sh2gen whose schema is that of its fake implementation, of tensors
+    without values.
+    """
+    schema = torch.library.infer_schema(fake, mutates_args=())
+    LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    if anywhere is not None:
+        LIBRARY.impl(name, anywhere, "CompositeExplicitAutograd")
+    if on_gpu is not None:
+        LIBRARY.impl(name, on_gpu, "CUDA")
+    torch.library.register_fake(f"sh2gen::{name}", fake, lib=LIBRARY)
+    return getattr(torch.ops.sh2gen, name).default
+
+
+def differentiable(op, backward: Callable, setup_context: Callable | None = None) -> None:
+    """Give an op its gradients, and a batching rule: one call after another."""
+    torch.library.register_autograd(op, backward, setup_context=setup_context, lib=LIBRARY)
+    torch.library.register_vmap(op, in_turn(op), lib=LIBRARY)
+
+
+def forward_anywhere(
     x: Tensor,
     filter: Tensor,
     bias: Tensor,
@@ -1152,8 +1172,7 @@ def forward_op(
     return y
 
 
-@torch.library.custom_op(f"sh2gen::{LIBRARY_NAME}_backward", mutates_args=())
-def backward_op(
+def backward_anywhere(
     dy: Tensor,
     x: Tensor,
     filter: Tensor,
@@ -1166,46 +1185,46 @@ def backward_op(
         return eager_backward(dy, inputs, contiguous, [])
 
 
-@forward_op.register_kernel("cuda")
-def _(
+def forward_on_gpu(
     x: Tensor,
     filter: Tensor,
     bias: Tensor,
 ) -> Tensor:
+    """The same by kernels."""
     inputs = given(x)
     outputs = launch_forward(inputs, [filter, bias])
     return outputs[0]
 
 
-@backward_op.register_kernel("cuda")
-def _(
+def backward_on_gpu(
     dy: Tensor,
     x: Tensor,
     filter: Tensor,
     bias: Tensor,
 ) -> list[Tensor]:
+    """The same by kernels."""
     inputs, parameters = given(x), [filter, bias]
     return launch_backward(dy, inputs, parameters, [])
 
 
-@forward_op.register_fake
-def _(
+def forward_fake(
     x: Tensor,
     filter: Tensor,
     bias: Tensor,
 ) -> Tensor:
+    """The same without values."""
     inputs = given(x)
     steps, channels = x.shape[TIME], channels_of(inputs)
     return allocate(x, steps, channels)
 
 
-@backward_op.register_fake
-def _(
+def backward_fake(
     dy: Tensor,
     x: Tensor,
     filter: Tensor,
     bias: Tensor,
 ) -> list[Tensor]:
+    """The same without values."""
     inputs, parameters = given(x), [filter, bias]
     contiguous = torch.contiguous_format
     d_parameters = [torch.empty_like(p, memory_format=contiguous) for p in parameters]
@@ -1226,10 +1245,12 @@ def differentiate(ctx, dy):
     return *gradients[:given_inputs], *absent, *gradients[given_inputs:]
 
 
-forward_op.register_autograd(differentiate, setup_context=save)
-backward_op.register_autograd(refuse_second)
-forward_op.register_vmap(in_turn(forward_op))
-backward_op.register_vmap(in_turn(backward_op))
+forward_op = library_op(LIBRARY_NAME, forward_fake, forward_anywhere, forward_on_gpu)
+backward_op = library_op(
+    f"{LIBRARY_NAME}_backward", backward_fake, backward_anywhere, backward_on_gpu
+)
+differentiable(forward_op, differentiate, save)
+differentiable(backward_op, refuse_second)
 
 
 def check_dense(name: str, tensor: Tensor) -> None:

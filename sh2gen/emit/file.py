@@ -216,6 +216,7 @@ def _operator(spec: OpSpec, plan: Plan, library: str) -> list[str]:
     if spec.filter.parametrisation is Parametrisation.P_GAMMA:
         found += texts("poles")
     found.append(filled("sections/library_name.py.j2", library_name=library))
+    found += texts("library")
     stateful = spec.state is not None and plan.states
     found.append(filled(f"sections/library{'_state' * stateful}.py.j2", **context))
     others = [] if plan.kernels else ["require_triton"]

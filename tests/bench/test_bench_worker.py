@@ -72,8 +72,7 @@ def test_calls_of_modes_with_a_state_are_of_the_ops_that_take_it(tmp_path: Path)
     names = Operator(path).namespace
     asked: list[str] = []
 
-    @namespace.stateful_op.register_kernel("cpu")
-    def _(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         asked.append("forward")
         *given, history, state, keep = arguments
         y, leaving = namespace.eager_stateful(given[:roles], given[roles:], history, state)
@@ -81,14 +80,16 @@ def test_calls_of_modes_with_a_state_are_of_the_ops_that_take_it(tmp_path: Path)
         kept = namespace.allocate_states(y, 4, y.shape[namespace.TIME], config, 16, keep)
         return y, leaving, kept
 
-    @namespace.stateful_backward_op.register_kernel("cpu")
-    def _(dy: torch.Tensor, d_leaving: torch.Tensor, *arguments: Any) -> list[torch.Tensor]:
+    def backward(dy: torch.Tensor, d_leaving: torch.Tensor, *arguments: Any) -> list[torch.Tensor]:
         asked.append("backward")
         *given, history, state, states = arguments
         assert not d_leaving.any() and not state.any()
         found: list[torch.Tensor] = names.backward_op(dy, *given, states)
         return [*found, torch.zeros_like(history), torch.zeros_like(state)]
 
+    name, library = f"{namespace.LIBRARY_NAME}_stateful", namespace.LIBRARY
+    library.impl(name, forward, "CPU")
+    library.impl(f"{name}_backward", backward, "CPU")
     made = calls(operator, 2, 100, torch.float32, "cpu")
     y, leaving, states = made.forward()
     *given, history, state = made.tensors
