@@ -19,7 +19,8 @@ TYPE_CHECKING = False  # that of typing, whose import takes a while
 if TYPE_CHECKING:
     from typing import Any
 
-    from sh2gen.api.compile import compile, load
+    from sh2gen.api.compile import compile
+    from sh2gen.api.load import load
     from sh2gen.api.operator import operator
     from sh2gen.api.tune import tune
     from sh2gen.base.errors import CheckFailed, Sh2genError
@@ -47,7 +48,7 @@ _HOMES = {  # imported when they are first asked for: torch takes two seconds
     "Operator": "runtime.operator",
     "Sh2genError": "base.errors",
     "compile": "api.compile",
-    "load": "api.compile",
+    "load": "api.load",
     "load_spec": "spec.decode",
     "operator": "api.operator",
     "parse_spec": "spec.decode",

@@ -14,6 +14,7 @@ import pytest
 import sh2gen
 from sh2gen.api.compile import compile_operators
 from sh2gen.api.tune import tune_operator
+from sh2gen.base.resources import folder
 from sh2gen.runtime.operator import Operator
 
 SECONDS = 0.4  # of a processor; 0.3 is promised, 0.1 is what an idle machine takes
@@ -92,3 +93,16 @@ def test_nothing_is_imported_that_is_not_needed(code: str, allowed: set[str]) ->
             break
     assert min(taken) < SECONDS
     assert set(result.stdout.splitlines()[-1].split()) & HEAVY == allowed
+
+
+def test_a_generated_file_is_loaded_without_the_compiler() -> None:
+    code = "import sys, sh2gen; sh2gen.load('generated/short_conv.py'); print(*sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=folder("ops").parent,
+    )
+    loaded = set(result.stdout.splitlines()[-1].split())
+    assert not loaded & {"sympy", "networkx", "jinja2", "rich", "sh2gen.lower"}
