@@ -1,4 +1,4 @@
-"""conv_512: 512-tap explicit causal convolution, filters shared by 16 channels
+"""conv_512: 512-tap explicit causal convolution, filters of groups of channels
 
     z = x
     y = filter * z
@@ -8,7 +8,7 @@ each, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 4ecfc11fa4a7ba0edac4f495832a482ce2cc2753162c772a988f971982ed863e
+sha256, with zeros here: 6d71e90adbe043f6fcdb8a0de5b22181681491af197b02f935c3ad8b8dd08f9a
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -362,7 +362,7 @@ def locate(program, splits, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
 def advance(ptr, batch_stride, stride, STRIDE_UNIT: tl.constexpr, unit, origin):
     """The pointer to origin = (batch, channel, time), in 64-bit arithmetic, and the row stride.
 
-    Strides come in units of STEP elements, which tells the compiler how rows are aligned.
+    Strides come in units of STRIDE_UNIT elements, which tells the compiler how rows are aligned.
     """
     batch, channel, time = origin
     offset = (
@@ -1875,7 +1875,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_b3ae7812"
+    name = unique = "conv_512_bc336d39"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2093,7 +2093,7 @@ def run_op(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
 
 
 def conv_512(x: Tensor, filter: Tensor) -> Tensor:
-    """conv_512: 512-tap explicit causal convolution, filters shared by 16 channels
+    """conv_512: 512-tap explicit causal convolution, filters of groups of channels
 
     Args:
         x: (B, D, L), bfloat16, float16 or float32
@@ -2129,7 +2129,11 @@ class Conv512(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        groups = channels // (CHANNELS // GROUPS) if groups is None else groups
+        if groups is None:
+            width = CHANNELS // GROUPS
+            if channels % width:
+                raise ValueError(f"{OP}: {channels} channels are no whole groups of {width}")
+            groups = channels // width
         if channels < 1 or groups < 1 or channels % groups:
             raise ValueError(f"{OP}: {groups} filter groups do not divide {channels} channels")
         self.channels, self.groups = channels, groups

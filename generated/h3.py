@@ -9,7 +9,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 315bfcf5c60a85b4da560eb46a3ad705c64cca927ae8ac090d4d14d0c2b59c5d
+sha256, with zeros here: 55a245d732e14408491b641004af58d61b814c4cf8c05225c4ffd9c78cd4a965
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -1188,7 +1188,7 @@ def locate(program, splits, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
 def advance(ptr, batch_stride, stride, STRIDE_UNIT: tl.constexpr, unit, origin):
     """The pointer to origin = (batch, channel, time), in 64-bit arithmetic, and the row stride.
 
-    Strides come in units of STEP elements, which tells the compiler how rows are aligned.
+    Strides come in units of STRIDE_UNIT elements, which tells the compiler how rows are aligned.
     """
     batch, channel, time = origin
     offset = (
@@ -2815,7 +2815,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_49c97b41"
+    name = unique = "h3_8b3534a5"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -3205,7 +3205,11 @@ class H3(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        groups = channels // (CHANNELS // GROUPS) if groups is None else groups
+        if groups is None:
+            width = CHANNELS // GROUPS
+            if channels % width:
+                raise ValueError(f"{OP}: {channels} channels are no whole groups of {width}")
+            groups = channels // width
         if channels < 1 or groups < 1 or channels % groups:
             raise ValueError(f"{OP}: {groups} filter groups do not divide {channels} channels")
         self.channels, self.groups = channels, groups

@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: aa03cbbcbb1ca9f599c43b8d71664241dfc5fe1ac623b446ef65e4fb6c760616
+sha256, with zeros here: 392acd4a4b9178faf33a432a3f514647a64e2742c278076a562585525a516389
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -373,7 +373,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_521c9b70"
+    name = unique = "hyena_d13d47e2"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -632,7 +632,11 @@ class Hyena(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        groups = channels // (CHANNELS // GROUPS) if groups is None else groups
+        if groups is None:
+            width = CHANNELS // GROUPS
+            if channels % width:
+                raise ValueError(f"{OP}: {channels} channels are no whole groups of {width}")
+            groups = channels // width
         if channels < 1 or groups < 1 or channels % groups:
             raise ValueError(f"{OP}: {groups} filter groups do not divide {channels} channels")
         self.channels, self.groups = channels, groups

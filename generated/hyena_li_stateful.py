@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: d210613a67f2760b476cbbd01bef648f2f2743923f4e98aacf3c69d4c62b0810
+sha256, with zeros here: 2b85be809059d6df6b24a064de9c03398ebef47aca4c518b18575b56e7dda7ca
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -1240,7 +1240,7 @@ def locate(program, splits, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
 def advance(ptr, batch_stride, stride, STRIDE_UNIT: tl.constexpr, unit, origin):
     """The pointer to origin = (batch, channel, time), in 64-bit arithmetic, and the row stride.
 
-    Strides come in units of STEP elements, which tells the compiler how rows are aligned.
+    Strides come in units of STRIDE_UNIT elements, which tells the compiler how rows are aligned.
     """
     batch, channel, time = origin
     offset = (
@@ -2826,7 +2826,7 @@ def poles(p: Tensor, gamma: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_8654f04a"
+    name = unique = "hyena_li_stateful_f1f3485f"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2954,9 +2954,9 @@ def differentiate_stateful(ctx, dy, d_leaving, _):
     return *gradients[:given_inputs], *absent, *gradients[given_inputs:], None
 
 
-stateful_op = library_op(f"{LIBRARY_NAME}_stateful", stateful_fake, None, stateful_on_gpu)
+stateful_op = library_op(LIBRARY_NAME, stateful_fake, None, stateful_on_gpu)
 stateful_backward_op = library_op(
-    f"{LIBRARY_NAME}_stateful_backward", stateful_backward_fake, None, stateful_backward_on_gpu
+    f"{LIBRARY_NAME}_backward", stateful_backward_fake, None, stateful_backward_on_gpu
 )
 differentiable(stateful_op, differentiate_stateful, save_stateful)
 differentiable(stateful_backward_op, refuse_second)
@@ -3170,7 +3170,11 @@ class HyenaLiStateful(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        groups = channels // (CHANNELS // GROUPS) if groups is None else groups
+        if groups is None:
+            width = CHANNELS // GROUPS
+            if channels % width:
+                raise ValueError(f"{OP}: {channels} channels are no whole groups of {width}")
+            groups = channels // width
         if channels < 1 or groups < 1 or channels % groups:
             raise ValueError(f"{OP}: {groups} filter groups do not divide {channels} channels")
         self.channels, self.groups = channels, groups

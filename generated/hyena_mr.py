@@ -1,4 +1,4 @@
-"""hyena_mr: 128-tap decay causal convolution, filters shared by 16 channels, featurizer of 3 taps,
+"""hyena_mr: 128-tap decay causal convolution, filters of groups of channels, featurizer of 3 taps,
 pre and post gates
 
     z = (featurizer * k) . (featurizer * v)
@@ -9,7 +9,7 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 972621183a4fa7449be874d92925c56ae92e9dcf3bd6697999396ba5115b6b22
+sha256, with zeros here: f72945fa0ecccfc4ef2ae0824ed05fd439ffc245f5911221c2a6f518f2ad320f
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -614,7 +614,7 @@ def locate(program, splits, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
 def advance(ptr, batch_stride, stride, STRIDE_UNIT: tl.constexpr, unit, origin):
     """The pointer to origin = (batch, channel, time), in 64-bit arithmetic, and the row stride.
 
-    Strides come in units of STEP elements, which tells the compiler how rows are aligned.
+    Strides come in units of STRIDE_UNIT elements, which tells the compiler how rows are aligned.
     """
     batch, channel, time = origin
     offset = (
@@ -2604,7 +2604,7 @@ def decayed(taps: Tensor, first_group: int = 0, groups_in_all: int | None = None
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_5b7b73e3"
+    name = unique = "hyena_mr_e9b84e42"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2862,7 +2862,7 @@ def hyena_mr(
     first_group: int = 0,
     groups_in_all: int | None = None,
 ) -> Tensor:
-    """hyena_mr: 128-tap decay causal convolution, filters shared by 16 channels, featurizer of 3
+    """hyena_mr: 128-tap decay causal convolution, filters of groups of channels, featurizer of 3
     taps, pre and post gates
 
     Args:
@@ -2945,7 +2945,11 @@ class HyenaMr(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        groups = channels // (CHANNELS // GROUPS) if groups is None else groups
+        if groups is None:
+            width = CHANNELS // GROUPS
+            if channels % width:
+                raise ValueError(f"{OP}: {channels} channels are no whole groups of {width}")
+            groups = channels // width
         if channels < 1 or groups < 1 or channels % groups:
             raise ValueError(f"{OP}: {groups} filter groups do not divide {channels} channels")
         groups_of_ladder(groups, first_group, groups_in_all)

@@ -1,4 +1,4 @@
-"""hyena_se: 7-tap explicit causal convolution, filters shared by 16 channels, featurizer of 3
+"""hyena_se: 7-tap explicit causal convolution, filters of groups of channels, featurizer of 3
 taps, pre and post gates
 
     z = (featurizer * k) . (featurizer * v)
@@ -9,7 +9,7 @@ each, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: dbab323323f2883720c6a629468de466b3ca164cae5ec9c8c048529be5eb9ae3
+sha256, with zeros here: 95006e68adcb6e92ef1bd59faf18330b234cd48e4a157b5d7eed34938410d1fd
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -300,7 +300,7 @@ def locate(program, splits, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
 def advance(ptr, batch_stride, stride, STRIDE_UNIT: tl.constexpr, unit, origin):
     """The pointer to origin = (batch, channel, time), in 64-bit arithmetic, and the row stride.
 
-    Strides come in units of STEP elements, which tells the compiler how rows are aligned.
+    Strides come in units of STRIDE_UNIT elements, which tells the compiler how rows are aligned.
     """
     batch, channel, time = origin
     offset = (
@@ -1281,7 +1281,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_ccc02b81"
+    name = unique = "hyena_se_a3427306"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1519,7 +1519,7 @@ def run_op(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
 
 
 def hyena_se(q: Tensor, k: Tensor, v: Tensor, filter: Tensor, featurizer: Tensor) -> Tensor:
-    """hyena_se: 7-tap explicit causal convolution, filters shared by 16 channels, featurizer of 3
+    """hyena_se: 7-tap explicit causal convolution, filters of groups of channels, featurizer of 3
     taps, pre and post gates
 
     Args:
@@ -1567,7 +1567,11 @@ class HyenaSe(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        groups = channels // (CHANNELS // GROUPS) if groups is None else groups
+        if groups is None:
+            width = CHANNELS // GROUPS
+            if channels % width:
+                raise ValueError(f"{OP}: {channels} channels are no whole groups of {width}")
+            groups = channels // width
         if channels < 1 or groups < 1 or channels % groups:
             raise ValueError(f"{OP}: {groups} filter groups do not divide {channels} channels")
         self.channels, self.groups = channels, groups

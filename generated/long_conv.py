@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: cdb12767c7ef2150948831a629e1f3a3a31ff896c9bdc9f1ba0ea98fed9693f3
+sha256, with zeros here: 7735820d7ea4eeaab23a51d34e0f333e747381c42136bc610d5bfc1ed6272860
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -325,7 +325,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "long_conv_4ccac697"
+    name = unique = "long_conv_175dec9d"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -557,7 +557,11 @@ class LongConv(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        groups = channels // (CHANNELS // GROUPS) if groups is None else groups
+        if groups is None:
+            width = CHANNELS // GROUPS
+            if channels % width:
+                raise ValueError(f"{OP}: {channels} channels are no whole groups of {width}")
+            groups = channels // width
         if channels < 1 or groups < 1 or channels % groups:
             raise ValueError(f"{OP}: {groups} filter groups do not divide {channels} channels")
         self.channels, self.groups = channels, groups

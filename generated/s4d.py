@@ -8,7 +8,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: 67dad27b7638ce3260ff5dea9f808061a3a6a6bf85e7504f108652e30de047e0
+sha256, with zeros here: 2a344f19e4868e41a96129c292d5b01e5bec734c23863dc7ac0beed40c955692
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -956,7 +956,7 @@ def locate(program, splits, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
 def advance(ptr, batch_stride, stride, STRIDE_UNIT: tl.constexpr, unit, origin):
     """The pointer to origin = (batch, channel, time), in 64-bit arithmetic, and the row stride.
 
-    Strides come in units of STEP elements, which tells the compiler how rows are aligned.
+    Strides come in units of STRIDE_UNIT elements, which tells the compiler how rows are aligned.
     """
     batch, channel, time = origin
     offset = (
@@ -2338,7 +2338,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_215af60b"
+    name = unique = "s4d_ec4b8963"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2662,7 +2662,11 @@ class S4d(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        groups = channels // (CHANNELS // GROUPS) if groups is None else groups
+        if groups is None:
+            width = CHANNELS // GROUPS
+            if channels % width:
+                raise ValueError(f"{OP}: {channels} channels are no whole groups of {width}")
+            groups = channels // width
         if channels < 1 or groups < 1 or channels % groups:
             raise ValueError(f"{OP}: {groups} filter groups do not divide {channels} channels")
         self.channels, self.groups = channels, groups

@@ -8,7 +8,7 @@ each, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: b780da3ce6c4591ea57d217493474ef65cc1922462b6f94e03272e6b4798a772
+sha256, with zeros here: 292f34107ce88c3dd2eb4edc9fe7442566b7051dc7fbc7dc95a1e37b71d2caee
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -352,7 +352,7 @@ def locate(program, splits, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
 def advance(ptr, batch_stride, stride, STRIDE_UNIT: tl.constexpr, unit, origin):
     """The pointer to origin = (batch, channel, time), in 64-bit arithmetic, and the row stride.
 
-    Strides come in units of STEP elements, which tells the compiler how rows are aligned.
+    Strides come in units of STRIDE_UNIT elements, which tells the compiler how rows are aligned.
     """
     batch, channel, time = origin
     offset = (
@@ -1188,7 +1188,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_70f7d950"
+    name = unique = "short_conv_7ec02e0c"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1450,7 +1450,11 @@ class ShortConv(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        groups = channels // (CHANNELS // GROUPS) if groups is None else groups
+        if groups is None:
+            width = CHANNELS // GROUPS
+            if channels % width:
+                raise ValueError(f"{OP}: {channels} channels are no whole groups of {width}")
+            groups = channels // width
         if channels < 1 or groups < 1 or channels % groups:
             raise ValueError(f"{OP}: {groups} filter groups do not divide {channels} channels")
         self.channels, self.groups = channels, groups

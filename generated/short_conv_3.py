@@ -8,7 +8,7 @@ each, K = 3 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: not yet.
-sha256, with zeros here: cabc18a06db8059d481c2606869057c800f1cadbe597f0713f3ced2ce51cb89e
+sha256, with zeros here: 9eafa78fdaa84d2bef16675f36139392434174b191665fe13bf130cca9472c35
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -292,7 +292,7 @@ def locate(program, splits, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr):
 def advance(ptr, batch_stride, stride, STRIDE_UNIT: tl.constexpr, unit, origin):
     """The pointer to origin = (batch, channel, time), in 64-bit arithmetic, and the row stride.
 
-    Strides come in units of STEP elements, which tells the compiler how rows are aligned.
+    Strides come in units of STRIDE_UNIT elements, which tells the compiler how rows are aligned.
     """
     batch, channel, time = origin
     offset = (
@@ -1128,7 +1128,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_3_b5f1b85a"
+    name = unique = "short_conv_3_e785e749"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1390,7 +1390,11 @@ class ShortConv3(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        groups = channels // (CHANNELS // GROUPS) if groups is None else groups
+        if groups is None:
+            width = CHANNELS // GROUPS
+            if channels % width:
+                raise ValueError(f"{OP}: {channels} channels are no whole groups of {width}")
+            groups = channels // width
         if channels < 1 or groups < 1 or channels % groups:
             raise ValueError(f"{OP}: {groups} filter groups do not divide {channels} channels")
         self.channels, self.groups = channels, groups

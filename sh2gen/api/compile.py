@@ -24,7 +24,7 @@ from sh2gen.api.compilation import (
     written,
 )
 from sh2gen.api.inputs import known_configs, resolve_target
-from sh2gen.api.members import kept, lost, member, serves, text_of
+from sh2gen.api.members import joined, lost, member, serves, text_of
 from sh2gen.base.errors import Sh2genError
 from sh2gen.base.files import (
     intact,
@@ -127,8 +127,8 @@ def compile_operators(
     advance = advance or (lambda done, stages, passed, whole: None)
     chosen = [
         compilation
-        for family in families
-        for compilation in _choose(family, gpu, plan, changes, known, Path(out), say)
+        for family, own in families
+        for compilation in _choose(family, own, gpu, plan, changes, known, Path(out), say)
     ]
     for compilation in chosen:
         for text in compilation.chosen.warnings:
@@ -218,9 +218,9 @@ def compile_operator(op: OpSpec | str | PathLike[str], **options: Any) -> Compil
 
 def _families(
     ops: Iterable[OpSpec | str | PathLike[str]], lengths: Sequence[int], batch: int | None
-) -> list[list[OpSpec]]:
+) -> list[tuple[list[OpSpec], bool]]:
     """The operators, those of one name together, since one file serves them: first the one whose
-    file has that name too, else the one that was given first.
+    op.yaml has that name too, else the one that was given first; and whether there is such a one.
 
     Raises:
         Sh2genError: C006 if operators of one name are of two kinds, or have one width.
@@ -244,12 +244,13 @@ def _families(
                 help="one file serves operators that differ in channels, groups and workloads, "
                 "each width once; give others a name of their own",
             )
-        families.append(specs)
+        families.append((specs, not members[0][0]))
     return families
 
 
 def _choose(
     specs: Sequence[OpSpec],
+    own: bool,
     gpu: Target,
     plan: str | None,
     changes: Changes | None,
@@ -264,21 +265,22 @@ def _choose(
     for spec in specs:
         begin = time.perf_counter()
         say(f"{spec.op}: choosing a plan")
-        own = found[0][1][0].plan.name if found else plan
-        ranked = candidates(spec, gpu, own, changes, known)
+        taken = found[0][1][0].plan.name if found else plan
+        ranked = candidates(spec, gpu, taken, changes, known)
         found.append((spec, ranked, time.perf_counter() - begin))
-    family = tuple(member(spec, ranked[0], gpu) for spec, ranked, _ in found)
+    compiled = [member(spec, ranked[0], gpu) for spec, ranked, _ in found]
     path = out / f"{specs[0].op}.py"
-    family += kept(path, family, specs[0], found[0][1][0].plan, gpu)
+    first, family = joined(path, compiled, specs, found[0][1][0].plan, gpu, own)
     return [
-        written(spec, gpu, ranked, family, specs[0], path, {"choose": round(seconds, 3)})
+        written(spec, gpu, ranked, family, first, path, {"choose": round(seconds, 3)})
         for spec, ranked, seconds in found
     ]
 
 
 def _of_one_text(finished: Sequence[Compilation]) -> list[Compilation]:
     """The same, those of a family with the text that holds what was taken for each of them: a
-    width whose schedule did not fit the compiler has another than others knew of.
+    width whose schedule did not fit the compiler has another than others knew of, and others may
+    have come into the file meanwhile.
     """
     taken: dict[Path, dict[Key, Width]] = {}
     for c in finished:
@@ -288,6 +290,7 @@ def _of_one_text(finished: Sequence[Compilation]) -> list[Compilation]:
     found = []
     for c in finished:
         family = tuple(taken[c.path].get(w.key, w) for w in c.family)
+        _, family = joined(c.path, family, [c.own], c.chosen.plan, c.target, own=True)
         if c.path not in texts:
             text = text_of(c.own, c.chosen.plan, c.chosen.schedule, family, c.target).text
             texts[c.path] = stated(text, statement(c.source.text))
@@ -321,4 +324,5 @@ def compile(op: OpSpec | str | PathLike[str], **options: Any) -> Operator:
     if not options.get("write", True):
         raise TypeError("compile imports what it writes; compile_operator(write=False) does not")
     options.setdefault("warn", lambda text: warnings.warn(text, stacklevel=5))
-    return Operator(compile_operator(op, **options).path)
+    compilation = compile_operator(op, **options)
+    return Operator(compilation.path, width=compilation.width)

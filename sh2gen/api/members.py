@@ -62,6 +62,8 @@ def text_of(
     """
     if gpu is not None:
         family = [_settled(w, spec, plan, family, gpu) for w in family]
+    first = {w.width: i for i, w in reversed([*enumerate(family)])}
+    family = sorted(family, key=lambda w: first[w.width])  # as they are read again
     return page(emit(spec, plan, chosen, family))
 
 
@@ -154,36 +156,61 @@ def _widths(
     return found
 
 
-def kept(
-    path: Path, family: Sequence[Width], spec: OpSpec, plan: Plan, gpu: Target
-) -> tuple[Width, ...]:
-    """Other widths of the file that is there, and configs of other GPUs, if it was verified and
-    this sh2gen writes that file for the operator of this family: what is compiled for one width
-    and GPU leaves the others as they are.
+def joined(
+    path: Path,
+    family: Sequence[Width],
+    specs: Sequence[OpSpec],
+    plan: Plan,
+    gpu: Target,
+    own: bool,
+) -> tuple[OpSpec, tuple[Width, ...]]:
+    """The operator that a file is named after, and all that it is for: a family, and other widths
+    of the file that is there and configs of other GPUs, if it was verified and this sh2gen writes
+    that file for operators of this kind. What is compiled for one width and GPU leaves the others
+    as they are, and the width that the file names.
+
+    Args:
+        own: whether the first of the family is the file's own, whatever stands in it.
     """
-    try:
+    there = None
+    with suppress(OSError):
         text = read_text(path)
-    except OSError:
-        return ()
-    if statement(text) == UNVERIFIED or not intact(text):
-        return ()
-    there = served(text)
-    if there is None or there.spec.kind != spec.kind or there.plan.name != plan.name:
-        return ()
-    own = {(name, w.width) for w in family for name in ("", w.gpu, gpu_name(gpu))}
-    return tuple(w for w in there.widths if (w.gpu, w.width) not in own)
+        if statement(text) != UNVERIFIED and intact(text):
+            there = served(text)
+    if there is None or there.spec.kind != specs[0].kind or there.plan.name != plan.name:
+        return specs[0], tuple(family)
+    names = {(name, w.width) for w in family for name in ("", w.gpu, gpu_name(gpu))}
+    whole = (*family, *(w for w in there.widths if (w.gpu, w.width) not in names))
+    if own:
+        return specs[0], whole
+    width = there.spec.channels, there.spec.filter.groups
+    compiled = {(spec.channels, spec.filter.groups): spec for spec in specs}
+    first = compiled.get(width, there.spec)
+    return first, tuple(sorted(whole, key=lambda w: w.width != width))
 
 
 def lost(path: Path, family: Sequence[Width]) -> str:
     """What the file that is there serves and a family does not; nothing if that is nothing."""
     try:
-        before = said(read_text(path)).get("WIDTHS")
+        before = said(read_text(path))
     except OSError:
         return ""
-    keys = [k for k in before if isinstance(k, tuple)] if isinstance(before, dict) else []
+
+    def keys(name: str, length: int) -> list[tuple[Any, ...]]:
+        table = before.get(name)
+        there = table if isinstance(table, dict) else {}
+        return [k for k in there if isinstance(k, tuple) and len(k) == length]
+
     now = {w.width for w in family}
-    gone = (k for k in keys if len(k) == 2 and k not in now)
-    return ", ".join(f"{channels} channels in {groups} groups" for channels, groups in gone)
+    gone = [f"{c} channels in {g} groups" for c, g in keys("WIDTHS", 2) if (c, g) not in now]
+    stated = {w.key for w in family if w.schedule is not None}
+    mine = {(w.gpu, w.width) for w in family}
+    gone += [
+        f"the config of {gpu} for {c} channels"
+        for gpu, c, g in keys("CONFIGS", 3)
+        if (c, g) in now and (gpu, c, g) not in stated and (gpu, (c, g)) not in mine
+    ]
+    return ", ".join(gone)
 
 
 def serves(text: str, spec: OpSpec, plan: Plan, own: Width) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 from sh2gen.cost.eager import eager_work
 from sh2gen.cost.programs import (
@@ -143,9 +143,19 @@ def predict(
                 launches += count
             case _:
                 pass  # tensors; and edges of splits, which are few
-    (one,) = found
+    one = reduce(_one_after_another, found)
     fixed = launch * (launches + splitting * (one.splits > 1)) + one.fixed
     return replace(one, seconds=one.seconds + fixed, fixed=fixed)
+
+
+def _one_after_another(one: Prediction, other: Prediction) -> Prediction:
+    """Of two kernels of a call, which share the bound."""
+    added = ("seconds", "memory", "tensor", "issue", "waves", "fixed")
+    return replace(
+        one,
+        **{name: getattr(one, name) + getattr(other, name) for name in added},
+        splits=max(one.splits, other.splits),
+    )
 
 
 def _eager_alone(memory: float, bound: float) -> Prediction:

@@ -148,7 +148,7 @@ class _Launcher:
             lines += [f"first, steps, bounds = segment({x}, context, begin, end, {self.unit()})"]
         else:
             lines += [f"steps = {x}.shape[TIME]", "bounds = (0, steps, steps)"]
-        return [*lines, self.grid(self.kernel.grid)]
+        return [*lines, self.grid(self.kernel, self.kernel.grid)]
 
     def unit(self) -> str:
         """The steps of which a range that ends within its segment has whole multiples."""
@@ -160,9 +160,10 @@ class _Launcher:
         """Whether the kernel writes partial sums."""
         return any(a.of is Of.PARTIAL for a in self.kernel.arguments)
 
-    def grid(self, grid: Callable[..., object]) -> str:
+    def grid(self, kernel: Kernel, grid: Callable[..., object]) -> str:
         # A range that ends before its segment does is whole segments of a stream, for its sums.
-        whole = ", bounds[1] > bounds[2]" * (self.sums and self.ranges)
+        sums = any(a.of is Of.PARTIAL for a in kernel.arguments)
+        whole = ", bounds[1] > bounds[2]" * (sums and self.ranges)
         sizes = f"{self.x}.shape[0], steps, channels, width, config{whole}"
         return f"grid = {grid.__name__}({sizes})"
 
@@ -177,18 +178,30 @@ class _Launcher:
         tensors = (*self.spec.inputs, *given, *outputs)
         lines = [f"tensors = ({targets(tensors)})"]
         lines.append("step = stride_step(config, tensors, grid.tiles)")
-        for number, variant in enumerate(self.kernel.variants):
+        return [*lines, *self.variants(self.kernel)]
+
+    def variants(self, kernel: Kernel) -> list[str]:
+        """The config and grid of the first variant that suits a call, in place of the kernel's."""
+        lines: list[str] = []
+        for number, variant in enumerate(kernel.variants):
             own = variant.name
             begin = "begin" if self.ranges else "0"
             suits = f"{variant.suits}(tensors, unit, step, {begin}, bounds, {own})"
-            still = f'config is configs["{self.kernel.role}"] and ' * (number > 0)
+            still = f'config is configs["{kernel.role}"] and ' * (number > 0)
             lines += [
-                f'{own} = configs.get("{self.kernel.name}_{own}")',
+                f'{own} = configs.get("{kernel.name}_{own}")',
                 f"if {still}{own} is not None and {suits}:",
                 f"{_INDENT}config = {own}",
-                _INDENT + self.grid(variant.grid),
+                _INDENT + self.grid(kernel, variant.grid),
             ]
         return lines
+
+    def next(self, kernel: Kernel) -> list[str]:
+        """The config and grid of a kernel that is launched after the first of a call."""
+        if kernel is self.kernel:
+            return []
+        config = f'config = configs["{kernel.role}"]'
+        return [config, self.grid(kernel, kernel.grid), *self.variants(kernel)]
 
     # ---- the actions ----------------------------------------------------------------------------
 
@@ -205,7 +218,7 @@ class _Launcher:
                 found = self.launch(kernel, kernel.name, kernel.arguments, split=True)
                 return _if("grid.programs and grid.splits > 1", found)
             case Launch(kernel=kernel):
-                return self.chosen(kernel)
+                return [*self.next(kernel), *self.chosen(kernel)]
             case Join(arguments=arguments):
                 return _if("grid.programs and grid.splits > 1", self.join(arguments))
             case Reduce():

@@ -18,7 +18,7 @@ def summary(spec: OpSpec) -> str:
         inner = f"causal convolution with sums of {spec.filter.modes} {of}"
     words = [
         inner,
-        f"filters shared by {spec.group_width} channels" if spec.group_width > 1 else "",
+        "filters of groups of channels" if spec.group_width > 1 else "",
     ]
     if spec.featurizer:
         words.append(f"featurizer of {spec.featurizer.length} taps")

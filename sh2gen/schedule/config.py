@@ -33,7 +33,7 @@ class Schedule:
     backward: Config = ()
 
     def config(self, direction: str) -> Config:
-        return self.forward if direction == "forward" else self.backward
+        return {"forward": self.forward, "backward": self.backward}[direction]
 
     def __str__(self) -> str:
         parts = [

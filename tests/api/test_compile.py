@@ -268,17 +268,21 @@ def test_other_widths_of_a_file_stay_in_it(tmp_path: Path) -> None:
     ((key, config),) = changed.CONFIGS.items()
     assert key == ("NVIDIA H200", 4, 4) and config["forward"]["ROWS"] == 16
     assert changed.WIDTHS == both.WIDTHS
-    assert list(compiled(wide).WIDTHS) == [(8, 8), (4, 4)], "a file's own width is first"
+    assert list(compiled(wide).WIDTHS) == [(4, 4), (8, 8)], "the file's own width stays"
+    assert compiled(wide).CHANNELS == 4
+    assert sh2gen.compile(wide, out=tmp_path, built=False).spec.channels == 8
     assert sh2gen.load(path).namespace.CONFIGS == changed.CONFIGS, "nothing is lost"
-    assert compiled(wide, batch=3).WIDTHS == {(8, 8): 3, (4, 4): 1}
+    assert compiled(wide, batch=3).WIDTHS == {(4, 4): 1, (8, 8): 3}
     # A default of this GPU is stated where that of another of its capability would be taken.
     mine, there = ("NVIDIA H200", 4, 4), ("NVIDIA H100 80GB HBM3", 4, 4)
     path.write_text(signed(path.read_text().replace(str(mine[0]), str(there[0]))))
     found = compiled(SPEC).CONFIGS
     assert list(found) == [mine, there] and found[there] == config != found[mine]
+    assert found == compiled(SPEC).CONFIGS and found == compiled(wide).CONFIGS
     path.write_text(stated(path.read_text(), UNVERIFIED))
-    with pytest.warns(UserWarning, match="will not serve 8 channels in 8 groups any more"):
-        sh2gen.compile(SPEC, out=tmp_path, built=False)
+    gone = r"will not serve 8 channels in 8 groups, the config of NVIDIA H100 80GB HBM3 for 4 "
+    with pytest.warns(UserWarning, match=gone):
+        sh2gen.compile(SPEC, out=tmp_path, built=False, target="H200")
     assert list(compiled(SPEC).WIDTHS) == [(4, 4)]
     path.write_text(signed(text.replace("# least batch by", "# batch by")))
     assert list(compiled(SPEC).WIDTHS) == [(4, 4)], "written by another sh2gen"

@@ -87,7 +87,7 @@ def test_calls_of_modes_with_a_state_are_of_the_ops_that_take_it(tmp_path: Path)
         found: list[torch.Tensor] = names.backward_op(dy, *given, states)
         return [*found, torch.zeros_like(history), torch.zeros_like(state)]
 
-    name, library = f"{namespace.LIBRARY_NAME}_stateful", namespace.LIBRARY
+    name, library = namespace.LIBRARY_NAME, namespace.LIBRARY
     library.impl(name, forward, "CPU")
     library.impl(f"{name}_backward", backward, "CPU")
     made = calls(operator, 2, 100, torch.float32, "cpu")

@@ -11,6 +11,7 @@ import torch
 
 from sh2gen.base.resources import folder
 from sh2gen.build.load_module import load_module
+from sh2gen.cost.cost import predict
 from sh2gen.emit.emit import emit
 from sh2gen.emit.launched import SHORT, launched, short_shape
 from sh2gen.lower import plans
@@ -23,6 +24,7 @@ from sh2gen.schedule.config import Schedule, interpreter_schedule, schedule
 from sh2gen.spec.decode import load_spec
 from sh2gen.spec.language import DType, Workload
 from sh2gen.spec.operator import OpSpec
+from sh2gen.targets.target import target
 from sh2gen.verify.miniatures import miniature
 from tests.strategies_schedules import interpreted, random_tensors, transposed
 
@@ -214,3 +216,36 @@ def test_another_role_has_a_launcher_of_its_own(tmp_path: Path) -> None:
         first, *_ = module.launch_forward(*given, **state)
         assert torch.equal(y, first) and y.isfinite().all()
         assert f"{op}_afterward" in path.read_text()
+
+
+def test_two_kernels_of_one_role_are_launched_one_after_another(tmp_path: Path) -> None:
+    """Each with its own config and grid; the second writes over what the first has written."""
+    spec = miniature(load_spec(folder("ops") / "hyena_mr.yaml"))
+    plan = next(plan for plan in plans(spec) if plan.algorithm == "toeplitz")
+    kernel = plan.kernel("forward")
+    assert kernel is not None
+    second = replace(kernel, name="forward_again")
+    actions: list[Action] = []
+    for action in plan.actions[Role.FORWARD]:
+        actions.append(action)
+        if isinstance(action, Launch):
+            actions.append(replace(action, kernel=second))
+    both = replace(plan, actions=plan.actions | {Role.FORWARD: tuple(actions)})
+    chosen = interpreter_schedule(spec, plan)
+    path = tmp_path / "hyena_mr.py"
+    path.write_text(emit(spec, both, chosen).text)
+    runner = InterpreterRunner(path)
+    inputs, parameters, _ = random_tensors(spec, 1, 100, dtype=torch.float32)
+    names, module = [], runner.namespace
+    launch = module.launch
+
+    def noted(kernel: Any, *arguments: Any, **constants: Any) -> None:
+        names.append(kernel.__name__)
+        launch(kernel, *arguments, **constants)
+
+    module.launch = noted
+    y = runner.forward(inputs, parameters)
+    assert names == ["hyena_mr_forward", "hyena_mr_forward_again"] and y.isfinite().all()
+    workload, gpu = spec.workloads[0], target("H200")
+    one, two = (predict(spec, p, chosen, "forward", workload, gpu) for p in (plan, both))
+    assert two.memory == 2 * one.memory and one.seconds < two.seconds <= 2 * one.seconds
