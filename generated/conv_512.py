@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 6d71e90adbe043f6fcdb8a0de5b22181681491af197b02f935c3ad8b8dd08f9a
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: ecb2d301652dfc5f89ddd2ab2e140bd82dc71121dd5d2581a405e53908aea1c3
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -1098,25 +1098,53 @@ def conv_512_backward_sm90(
     halfway = SEGMENTS // 2 * steps
     step_0 = block * (SEGMENTS * steps)
     origin = (batch, channel_0, step_0)
-    x_ptr, _ = advance(x_ptr, x_batch, x_stride, 8, 1, origin)
-    dy_ptr, _ = advance(dy_ptr, dy_batch, dy_stride, 8, 1, origin)
-    d_x_ptr, _ = advance(d_x_ptr, d_x_batch, d_x_stride, 8, 1, origin)
+    x_ptr, _ = advance(x_ptr, x_batch, x_stride, STRIDE_UNIT=8, unit=1, origin=origin)
+    dy_ptr, _ = advance(dy_ptr, dy_batch, dy_stride, STRIDE_UNIT=8, unit=1, origin=origin)
+    d_x_ptr, _ = advance(d_x_ptr, d_x_batch, d_x_stride, STRIDE_UNIT=8, unit=1, origin=origin)
     x_ptr = x_ptr.to(gl.pointer_type(gl.int32), bitcast=True)  # of two steps
     dy_ptr = dy_ptr.to(gl.pointer_type(gl.int32), bitcast=True)  # of two steps
     read_begin -= step_0
     length = read_end - step_0 - read_begin
     write_end -= step_0
-    words = places(copy_layout(), 32, 2, (members, x_stride, tiles), read_begin, BLOCK_D)
-    edges = places(edge_layout(), 4, 2, (members, x_stride, tiles), read_begin, BLOCK_D)
-    dy_words = places(copy_layout(), 32, 2, (members, dy_stride, tiles), read_begin, BLOCK_D)
-    outputs = places(quarter_layout(), 32, 1, (members, d_x_stride, tiles), 0, BLOCK_D)
+    words = places(
+        copy_layout(),
+        N=32,
+        UNIT=2,
+        section=(members, x_stride, tiles),
+        first=read_begin,
+        BLOCK_D=BLOCK_D,
+    )
+    edges = places(
+        edge_layout(),
+        N=4,
+        UNIT=2,
+        section=(members, x_stride, tiles),
+        first=read_begin,
+        BLOCK_D=BLOCK_D,
+    )
+    dy_words = places(
+        copy_layout(),
+        N=32,
+        UNIT=2,
+        section=(members, dy_stride, tiles),
+        first=read_begin,
+        BLOCK_D=BLOCK_D,
+    )
+    outputs = places(
+        quarter_layout(),
+        N=32,
+        UNIT=1,
+        section=(members, d_x_stride, tiles),
+        first=0,
+        BLOCK_D=BLOCK_D,
+    )
     _, channel, channel_mask = channels(section, WIDTH, BLOCK_D)
-    filter = toeplitz_matrices(filter_ptr, group, 512, False, COUNT)
+    filter = toeplitz_matrices(filter_ptr, group, LENGTH=512, LAG_LAST=False, COUNT=COUNT)
     d_filter = zero_gradients(COUNT)
     x_blocks = block_ring(COUNT)
     dy_blocks = block_ring(COUNT)
-    x_early = input_slots(0)
-    dy_block = input_slots(0)
+    x_early = input_slots(LAG=0)
+    dy_block = input_slots(LAG=0)
 
     # Blocks beside the first tile's: what the recomputed convolution and the adjoint will reach.
     # The first tile lies after the segment: only what the one before it takes from it is used.
@@ -1875,7 +1903,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_bc336d39"
+    name = unique = "conv_512_29903dd6"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 55a245d732e14408491b641004af58d61b814c4cf8c05225c4ffd9c78cd4a965
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: d7a52918997b0e1c9281fa902d72120ee49148bcb232c5e7f441b0554582d752
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 520dde3e792f387b216f61b140ffbd994fe031d920383b5c5349a06f79037595
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 8d21635023994a76f46e8d0c404aed3c0e20da557aea63d7cee2fae37373fcd6
 """
 
 from collections.abc import Callable, Iterator, Sequence

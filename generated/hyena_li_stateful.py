@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 2b85be809059d6df6b24a064de9c03398ebef47aca4c518b18575b56e7dda7ca
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 72a434632d8f60061cb997b884f28d1d2beda286c8b5227b032baea6dc3ea3a0
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: f72945fa0ecccfc4ef2ae0824ed05fd439ffc245f5911221c2a6f518f2ad320f
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 90a54d2596b07a08a643db23378d29bd5e6cf3694440b58febd7c23dccf9648f
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -1547,13 +1547,13 @@ def hyena_mr_backward_sm90(
     halfway = SEGMENTS // 2 * steps
     step_0 = block * (SEGMENTS * steps)
     origin = (batch, channel_0, step_0)
-    k_ptr, _ = advance(k_ptr, k_batch, k_stride, 8, 1, origin)
-    v_ptr, _ = advance(v_ptr, v_batch, v_stride, 8, 1, origin)
-    q_ptr, _ = advance(q_ptr, q_batch, q_stride, 8, 1, origin)
-    dy_ptr, _ = advance(dy_ptr, dy_batch, dy_stride, 8, 1, origin)
-    d_v_ptr, _ = advance(d_v_ptr, d_v_batch, d_v_stride, 8, 1, origin)
-    d_k_ptr, _ = advance(d_k_ptr, d_k_batch, d_k_stride, 8, 1, origin)
-    d_q_ptr, _ = advance(d_q_ptr, d_q_batch, d_q_stride, 8, 1, origin)
+    k_ptr, _ = advance(k_ptr, k_batch, k_stride, STRIDE_UNIT=8, unit=1, origin=origin)
+    v_ptr, _ = advance(v_ptr, v_batch, v_stride, STRIDE_UNIT=8, unit=1, origin=origin)
+    q_ptr, _ = advance(q_ptr, q_batch, q_stride, STRIDE_UNIT=8, unit=1, origin=origin)
+    dy_ptr, _ = advance(dy_ptr, dy_batch, dy_stride, STRIDE_UNIT=8, unit=1, origin=origin)
+    d_v_ptr, _ = advance(d_v_ptr, d_v_batch, d_v_stride, STRIDE_UNIT=8, unit=1, origin=origin)
+    d_k_ptr, _ = advance(d_k_ptr, d_k_batch, d_k_stride, STRIDE_UNIT=8, unit=1, origin=origin)
+    d_q_ptr, _ = advance(d_q_ptr, d_q_batch, d_q_stride, STRIDE_UNIT=8, unit=1, origin=origin)
     k_ptr = k_ptr.to(gl.pointer_type(gl.int32), bitcast=True)  # of two steps
     v_ptr = v_ptr.to(gl.pointer_type(gl.int32), bitcast=True)  # of two steps
     q_ptr = q_ptr.to(gl.pointer_type(gl.int32), bitcast=True)  # of two steps
@@ -1561,10 +1561,38 @@ def hyena_mr_backward_sm90(
     read_begin -= step_0
     length = read_end - step_0 - read_begin
     write_end -= step_0
-    words = places(copy_layout(), 32, 2, (members, k_stride, tiles), read_begin, BLOCK_D)
-    edges = places(edge_layout(), 4, 2, (members, k_stride, tiles), read_begin, BLOCK_D)
-    dy_words = places(copy_layout(), 32, 2, (members, dy_stride, tiles), read_begin, BLOCK_D)
-    outputs = places(quarter_layout(), 32, 1, (members, d_v_stride, tiles), 0, BLOCK_D)
+    words = places(
+        copy_layout(),
+        N=32,
+        UNIT=2,
+        section=(members, k_stride, tiles),
+        first=read_begin,
+        BLOCK_D=BLOCK_D,
+    )
+    edges = places(
+        edge_layout(),
+        N=4,
+        UNIT=2,
+        section=(members, k_stride, tiles),
+        first=read_begin,
+        BLOCK_D=BLOCK_D,
+    )
+    dy_words = places(
+        copy_layout(),
+        N=32,
+        UNIT=2,
+        section=(members, dy_stride, tiles),
+        first=read_begin,
+        BLOCK_D=BLOCK_D,
+    )
+    outputs = places(
+        quarter_layout(),
+        N=32,
+        UNIT=1,
+        section=(members, d_v_stride, tiles),
+        first=0,
+        BLOCK_D=BLOCK_D,
+    )
     _, channel, channel_mask = channels(section, WIDTH, BLOCK_D)
     featurizer_q = load_taps(featurizer_ptr, channel, channel_mask, LENGTH=3, LAG_LAST=True)
     featurizer_k = load_taps(
@@ -1574,23 +1602,23 @@ def hyena_mr_backward_sm90(
         featurizer_ptr, 2 * CHANNELS + channel, channel_mask, LENGTH=3, LAG_LAST=True
     )
     skip = load_vector(skip_ptr, channel, channel_mask)
-    filter = toeplitz_matrices(filter_ptr, group, 128, False, COUNT)
+    filter = toeplitz_matrices(filter_ptr, group, LENGTH=128, LAG_LAST=False, COUNT=COUNT)
     d_filter = zero_gradients(COUNT)
-    d_featurizer_q = zero_lanes(3)
-    d_featurizer_k = zero_lanes(3)
-    d_featurizer_v = zero_lanes(3)
-    d_skip = zero_lanes(1)
-    d_q_hat_b_after = (zero_lanes(2), zero_lanes(2))
-    d_v_hat_c_after = (zero_lanes(2), zero_lanes(2))
-    d_k_hat_c_after = (zero_lanes(2), zero_lanes(2))
+    d_featurizer_q = zero_lanes(COUNT=3)
+    d_featurizer_k = zero_lanes(COUNT=3)
+    d_featurizer_v = zero_lanes(COUNT=3)
+    d_skip = zero_lanes(COUNT=1)
+    d_q_hat_b_after = (zero_lanes(COUNT=2), zero_lanes(COUNT=2))
+    d_v_hat_c_after = (zero_lanes(COUNT=2), zero_lanes(COUNT=2))
+    d_k_hat_c_after = (zero_lanes(COUNT=2), zero_lanes(COUNT=2))
     z_blocks = block_ring(COUNT)
     d_pre_skip_blocks = block_ring(COUNT)
-    k_early = input_slots(2)
-    v_early = input_slots(2)
-    q_block = input_slots(2)
-    dy_block = input_slots(0)
-    k_block = input_slots(2)
-    v_block = input_slots(2)
+    k_early = input_slots(LAG=2)
+    v_early = input_slots(LAG=2)
+    q_block = input_slots(LAG=2)
+    dy_block = input_slots(LAG=0)
+    k_block = input_slots(LAG=2)
+    v_block = input_slots(LAG=2)
 
     # Blocks beside the first tile's: what the recomputed convolution and the adjoint will reach.
     # The first tile lies after the segment: only what the one before it takes from it is used.
@@ -2604,7 +2632,7 @@ def decayed(taps: Tensor, first_group: int = 0, groups_in_all: int | None = None
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_e9b84e42"
+    name = unique = "hyena_mr_40319d56"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

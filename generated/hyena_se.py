@@ -8,8 +8,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 95006e68adcb6e92ef1bd59faf18330b234cd48e4a157b5d7eed34938410d1fd
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 8843db656ad2485f6c3e6b108e68ea36bb829f66c7a267cab0a8c7ed639918cd
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 7735820d7ea4eeaab23a51d34e0f333e747381c42136bc610d5bfc1ed6272860
+Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
+sha256, with zeros here: be8411685c3e6933777fbe55ce92200d3c2ae0137c738bdfc49ca0ef7058da2c
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 2a344f19e4868e41a96129c292d5b01e5bec734c23863dc7ac0beed40c955692
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: d52efb6bd6ee251a83ca41d93c6708e3c1e761fd105a6b183c1b4912c6731815
 """
 
 from collections.abc import Callable, Iterator, Sequence

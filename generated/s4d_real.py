@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: b359155d178a48cdfa9910222fc5281eb0d47ddae5f2fed12d9072580717194d
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: d5a4e85bc5c703bfcba52326d71b1d2910b80aa3d4f93f5434e72e1352f37422
 """
 
 from collections.abc import Callable, Iterator, Sequence

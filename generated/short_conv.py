@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 292f34107ce88c3dd2eb4edc9fe7442566b7051dc7fbc7dc95a1e37b71d2caee
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 65aaffb76ae1ee55ad4c0f8d53b3440da227e1fb590b0c6bf4e952ca6bddc688
 """
 
 from collections.abc import Callable, Iterator, Sequence

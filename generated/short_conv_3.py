@@ -7,8 +7,8 @@ Activations are (B, D, L) with B batch, L time steps, D channels; G filter group
 each, K = 3 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
-Verified: not yet.
-sha256, with zeros here: 9eafa78fdaa84d2bef16675f36139392434174b191665fe13bf130cca9472c35
+Verified: by Triton's interpreter, not yet run on a GPU.
+sha256, with zeros here: 549ada77d1c757c06f56a24b7dc037df7da5f4febe78cfd5a1e4fae2a717b362
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from sh2gen.cli.cli import main
+from sh2gen.runtime.operator import Operator
 from sh2gen.spec.decode import load_spec
 
 ROOT = Path(__file__).parent.parent
@@ -117,3 +118,11 @@ def test_nothing_in_a_generated_file_is_unread(path: Path) -> None:
             arguments = {a.arg for a in (*node.args.args, *node.args.kwonlyargs)} - {"self"}
             unread += [f"{node.name}({name})" for name in sorted(arguments - inside)]
     assert not unread
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_a_file_and_a_copy_of_it_are_loaded_side_by_side(path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / path.name
+    copy.write_text(path.read_text())
+    one, other = (Operator(file).namespace for file in (path, copy))
+    assert other.LIBRARY_NAME != one.LIBRARY_NAME and other.LIBRARY_NAME[:-2] in one.LIBRARY_NAME

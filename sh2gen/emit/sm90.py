@@ -100,7 +100,8 @@ def phased_kernel(kernel: Kernel, phases: Phases, printed: Printer) -> dict[str,
         name: _phase(getattr(phases, name), slots, phases.products, earlier.out, printed)
         for name in _PHASES
     }
-    order = f"{matrices.view.length}, {matrices.view.order is TapOrder.LAG_LAST}"
+    lag_last = matrices.view.order is TapOrder.LAG_LAST
+    order = f"LENGTH={matrices.view.length}, LAG_LAST={lag_last}"
     filter_ptr = f"{matrices.view.tensor}_ptr"
     return {
         "prologue": [
@@ -110,12 +111,12 @@ def phased_kernel(kernel: Kernel, phases: Phases, printed: Printer) -> dict[str,
             for line in printed(statement, {})
         ]
         + [
-            f"{matrices.out} = toeplitz_matrices({filter_ptr}, group, {order}, COUNT)",
+            f"{matrices.out} = toeplitz_matrices({filter_ptr}, group, {order}, COUNT=COUNT)",
             f"{gradient.out} = zero_gradients(COUNT)",
-            *(f"{s.out} = zero_lanes({s.length})" for s in sums),
-            *(f"{name} = (zero_lanes({n}), zero_lanes({n}))" for name, n in carried),
+            *(f"{s.out} = zero_lanes(COUNT={s.length})" for s in sums),
+            *(f"{name} = (zero_lanes(COUNT={n}), zero_lanes(COUNT={n}))" for name, n in carried),
             *(f"{ring} = block_ring(COUNT)" for ring in (earlier.out, newest.out)),
-            *(f"{slot.name} = input_slots({slot.lag})" for slot in slots.values()),
+            *(f"{slot.name} = input_slots(LAG={slot.lag})" for slot in slots.values()),
         ],
         "points": [[s for s in slots.values() if s.point == p] for p in range(4)],
         "waits": {name: _wait(list(slots.values()), name) for name in _PHASES},
