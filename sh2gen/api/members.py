@@ -68,6 +68,7 @@ def text_of(
 
 
 def _settled(one: Width, spec: OpSpec, plan: Plan, family: Sequence[Width], gpu: Target) -> Width:
+    """A width of this GPU with its default as a config, if another GPU's would be taken else."""
     others = {w.gpu for w in family if w.width == one.width and w.schedule is not None}
     here = gpu_name(gpu)
     alike = any(capability(name) == capability(here) for name in others - {here})
@@ -131,9 +132,9 @@ def served(text: str) -> Served | None:
     """What a file is, if this sh2gen writes the same for what it says of itself."""
     try:
         there = described(text, Path())
+        return there if as_written(text, there) else None
     except Sh2genError:
         return None
-    return there if as_written(text, there) else None
 
 
 def _widths(

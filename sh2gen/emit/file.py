@@ -88,11 +88,7 @@ def _header(spec: OpSpec, plan: Plan) -> str:
         ]
     if plan.kernels:
         constants += [
-            (
-                "WIDEST",
-                "1" if bdl else str(len(spec.inputs)),
-                "stride of the last axis",
-            ),
+            ("WIDEST", "1" if bdl else str(len(spec.inputs)), "stride of the last axis"),
             ("BINARIES: dict", "{}", "compiled kernels by the traits of their arguments"),
             ("CHOSEN: dict", "{}", "configs by device, channels and groups"),
             ("TOLD", literal(kernels.OPTIONS, 0), "to the compiler, of a config"),

@@ -42,6 +42,7 @@ def whole(
 
 
 def gradients_doc(spec: OpSpec) -> str:
+    """What backward gives, in words."""
     names = ", ".join(spec.kernel_parameters)
     return f"Gradients of the inputs, packed if they are, then of {names}."
 
