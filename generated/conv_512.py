@@ -8,7 +8,7 @@ each, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: ecb2d301652dfc5f89ddd2ab2e140bd82dc71121dd5d2581a405e53908aea1c3
+sha256, with zeros here: 545233331bb0ee55df16d44b61f55dadddcf0b20231aa335d8053850f1a0ab59
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -1903,7 +1903,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_29903dd6"
+    name = unique = "conv_512_f422c285"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2157,6 +2157,9 @@ class Conv512(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        for name, size in (("channels", channels), ("groups", groups)):
+            if not isinstance(size, int | None):
+                raise TypeError(f"{OP}: {name} must be a whole number, not {size!r}")
         if groups is None:
             width = CHANNELS // GROUPS
             if channels % width:

@@ -9,7 +9,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: d7a52918997b0e1c9281fa902d72120ee49148bcb232c5e7f441b0554582d752
+sha256, with zeros here: fc670316791eaedf653d494377bbbd41f5382cc5468ce80a0dbc9133587ef43a
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -2815,7 +2815,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_8b3534a5"
+    name = unique = "h3_c190df76"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -3205,6 +3205,9 @@ class H3(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        for name, size in (("channels", channels), ("groups", groups)):
+            if not isinstance(size, int | None):
+                raise TypeError(f"{OP}: {name} must be a whole number, not {size!r}")
         if groups is None:
             width = CHANNELS // GROUPS
             if channels % width:

@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: 83036dff74f9e8bc9967c3834773cc30d82a3ce25dfe768413532454bf069af8
+sha256, with zeros here: cae15c4eac5a70b2ea7f25a0a5fb843ba2c899d8b456dcc857e9f580877887fc
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -373,7 +373,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_d13d47e2"
+    name = unique = "hyena_2c2d6bf3"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -632,6 +632,9 @@ class Hyena(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        for name, size in (("channels", channels), ("groups", groups)):
+            if not isinstance(size, int | None):
+                raise TypeError(f"{OP}: {name} must be a whole number, not {size!r}")
         if groups is None:
             width = CHANNELS // GROUPS
             if channels % width:

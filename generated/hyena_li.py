@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 8d21635023994a76f46e8d0c404aed3c0e20da557aea63d7cee2fae37373fcd6
+sha256, with zeros here: 2515060372861572ec3684e2e11ecc9df1fa1da23ca8638470b217b662e9b4e8
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -2610,7 +2610,7 @@ def poles(p: Tensor, gamma: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_20ccfd82"
+    name = unique = "hyena_li_2b5502ef"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2954,6 +2954,9 @@ class HyenaLi(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        for name, size in (("channels", channels), ("groups", groups)):
+            if not isinstance(size, int | None):
+                raise TypeError(f"{OP}: {name} must be a whole number, not {size!r}")
         if groups is None:
             width = CHANNELS // GROUPS
             if channels % width:

@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 72a434632d8f60061cb997b884f28d1d2beda286c8b5227b032baea6dc3ea3a0
+sha256, with zeros here: 6f88298b1e7fa9a1d3ea2ada662797eec25b08afb60da38d27572a77384bd024
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -2826,7 +2826,7 @@ def poles(p: Tensor, gamma: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_f1f3485f"
+    name = unique = "hyena_li_stateful_ce7c278f"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -3170,6 +3170,9 @@ class HyenaLiStateful(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        for name, size in (("channels", channels), ("groups", groups)):
+            if not isinstance(size, int | None):
+                raise TypeError(f"{OP}: {name} must be a whole number, not {size!r}")
         if groups is None:
             width = CHANNELS // GROUPS
             if channels % width:

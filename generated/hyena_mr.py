@@ -9,7 +9,7 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 90a54d2596b07a08a643db23378d29bd5e6cf3694440b58febd7c23dccf9648f
+sha256, with zeros here: e19b84877e2b86562a3cd73cbe8e7b554bfc9f157904b8bea85ddaef2467435c
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -2632,7 +2632,7 @@ def decayed(taps: Tensor, first_group: int = 0, groups_in_all: int | None = None
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_40319d56"
+    name = unique = "hyena_mr_b45b97b3"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2973,6 +2973,9 @@ class HyenaMr(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        for name, size in (("channels", channels), ("groups", groups)):
+            if not isinstance(size, int | None):
+                raise TypeError(f"{OP}: {name} must be a whole number, not {size!r}")
         if groups is None:
             width = CHANNELS // GROUPS
             if channels % width:

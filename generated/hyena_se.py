@@ -9,7 +9,7 @@ each, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 8843db656ad2485f6c3e6b108e68ea36bb829f66c7a267cab0a8c7ed639918cd
+sha256, with zeros here: a6e58d61cf7718d9b9cd766f78c7d1cbbd82c2a139304ab09257961a7503bf8c
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -1281,7 +1281,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_a3427306"
+    name = unique = "hyena_se_9785daed"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1567,6 +1567,9 @@ class HyenaSe(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        for name, size in (("channels", channels), ("groups", groups)):
+            if not isinstance(size, int | None):
+                raise TypeError(f"{OP}: {name} must be a whole number, not {size!r}")
         if groups is None:
             width = CHANNELS // GROUPS
             if channels % width:

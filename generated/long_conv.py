@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: be8411685c3e6933777fbe55ce92200d3c2ae0137c738bdfc49ca0ef7058da2c
+sha256, with zeros here: 9f7a452bf21681de9f7c538f79091ad92596f113f0bfae32e66ece5be3275e2c
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -325,7 +325,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "long_conv_175dec9d"
+    name = unique = "long_conv_6b12a31c"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -557,6 +557,9 @@ class LongConv(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        for name, size in (("channels", channels), ("groups", groups)):
+            if not isinstance(size, int | None):
+                raise TypeError(f"{OP}: {name} must be a whole number, not {size!r}")
         if groups is None:
             width = CHANNELS // GROUPS
             if channels % width:

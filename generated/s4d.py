@@ -8,7 +8,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: d52efb6bd6ee251a83ca41d93c6708e3c1e761fd105a6b183c1b4912c6731815
+sha256, with zeros here: c8047b0a5995c777afb6d2f3f3f1d5b3b088c2bf633fb86add305611f583d8e6
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -2338,7 +2338,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_ec4b8963"
+    name = unique = "s4d_36b94d39"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2662,6 +2662,9 @@ class S4d(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        for name, size in (("channels", channels), ("groups", groups)):
+            if not isinstance(size, int | None):
+                raise TypeError(f"{OP}: {name} must be a whole number, not {size!r}")
         if groups is None:
             width = CHANNELS // GROUPS
             if channels % width:

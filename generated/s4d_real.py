@@ -8,7 +8,7 @@ each, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: d5a4e85bc5c703bfcba52326d71b1d2910b80aa3d4f93f5434e72e1352f37422
+sha256, with zeros here: b6111811b03822b320097af2aafd9d20e873eb443e88dbbad71c304a7d3e7a07
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -2098,7 +2098,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_5f1c7fb1"
+    name = unique = "s4d_real_58ba4b34"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2386,6 +2386,9 @@ class S4dReal(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        for name, size in (("channels", channels), ("groups", groups)):
+            if not isinstance(size, int | None):
+                raise TypeError(f"{OP}: {name} must be a whole number, not {size!r}")
         if groups is None:
             width = CHANNELS // GROUPS
             if channels % width:

@@ -8,7 +8,7 @@ each, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 65aaffb76ae1ee55ad4c0f8d53b3440da227e1fb590b0c6bf4e952ca6bddc688
+sha256, with zeros here: 9c64032e496ffe4feeef96c4714bc9555d9b5ae9324c615112218d70d4b782c3
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -1188,7 +1188,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_7ec02e0c"
+    name = unique = "short_conv_bd85ed5d"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1450,6 +1450,9 @@ class ShortConv(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        for name, size in (("channels", channels), ("groups", groups)):
+            if not isinstance(size, int | None):
+                raise TypeError(f"{OP}: {name} must be a whole number, not {size!r}")
         if groups is None:
             width = CHANNELS // GROUPS
             if channels % width:

@@ -8,7 +8,7 @@ each, K = 3 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 549ada77d1c757c06f56a24b7dc037df7da5f4febe78cfd5a1e4fae2a717b362
+sha256, with zeros here: 3e17991ca0de5d01fed71f3916f1f95d3ae043cf3788d2e78c570c2b5c888a63
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -1128,7 +1128,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_3_e785e749"
+    name = unique = "short_conv_3_89eebe8c"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1390,6 +1390,9 @@ class ShortConv3(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        for name, size in (("channels", channels), ("groups", groups)):
+            if not isinstance(size, int | None):
+                raise TypeError(f"{OP}: {name} must be a whole number, not {size!r}")
         if groups is None:
             width = CHANNELS // GROUPS
             if channels % width:

@@ -24,6 +24,7 @@ from sh2gen.targets.target import Target
 
 # Called with the number of kernels compiled, the number in all, and the one just compiled.
 Progress = Callable[[int, int, str], None]
+_JUDGED = Alignment.ALIGNED  # which binaries must not spill
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +35,10 @@ class BuiltKernel:
     alignment: Alignment
     registers: int  # per thread
     stack: int  # bytes per thread
-    spills: int  # instructions that load from or store to the stack, in loops if it has any
-    instructions: int  # all of them there; 0 where nothing spills
+    # Instructions that load from or store to the stack, in loops if it has any, and all of them
+    # there; 0 without a stack, None where they are not judged: at odd strides and lengths.
+    spills: int | None
+    instructions: int | None
     shared: int  # bytes per block
     code: str  # digest of its instructions: equal ones run the same, however they were asked for
     seconds: float  # to compile; close to 0 when Triton's cache had it
@@ -265,7 +268,7 @@ def misfit(kernel: BuiltKernel, target: Target) -> tuple[str, str] | None:
             f"the limit is {target.shared_per_block:,}",
             f"make {smaller} smaller, or lower num_stages (now {kernel.kernel.num_stages})",
         )
-    if kernel.spills * 20 > kernel.instructions and kernel.alignment is Alignment.ALIGNED:
+    if kernel.spills and kernel.instructions and kernel.spills * 20 > kernel.instructions:
         limit = min(target.registers_per_thread, target.registers_per_sm // threads)
         if kernel.kernel.maxnreg is not None and kernel.kernel.maxnreg < limit:
             limit = kernel.kernel.maxnreg
@@ -305,6 +308,7 @@ def kernel_job(source: Source, target: Target, kernel: KernelSource, alignment: 
     }
     if kernel.maxnreg is not None:
         options["maxnreg"] = kernel.maxnreg
+    traits = [(kernel.constants_in(a), kernel.divisible_in(a)) for a in (alignment, _JUDGED)]
     return json.dumps(
         {
             "file": f"{source.op}.py",
@@ -319,6 +323,7 @@ def kernel_job(source: Source, target: Target, kernel: KernelSource, alignment: 
             "backend": target.backend,
             "capability": target.capability,
             "warp_size": target.warp_size,
+            "judged": traits[0] == traits[1],
         }
     )
 

@@ -1,4 +1,4 @@
-"""Triton's interpreter, mended: it computes what the compiler does, and takes half of its time."""
+"""Triton's interpreter, mended: it computes what the compiler does, in a third of the time."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def mend_interpreter() -> None:
         judge_overflow_in_debug()
         _rewrite_once()
         _take_equal_types()
+        _call_directly()
 
 
 def _patch_once() -> None:
@@ -217,12 +218,19 @@ def _rewrite_once() -> None:
 
 def _take_equal_types() -> None:
     """Have operands of one type taken as they are, when they are of a type that arithmetic keeps:
-    neither cast nor broadcast, which is asked in thirty steps each.
+    neither cast nor broadcast, which is asked in thirty steps each. Numbers take the type of the
+    tensor beside them, and numpy spreads one value over a block.
     """
     from triton.language import core
     from triton.language.semantic import TritonSemantic
+    from triton.runtime.interpreter import interpreter_builder
 
-    kept = {id(kind) for kind in (core.float32, core.float64, core.int32, core.int64)}
+    ranges = {
+        id(core.float32): None,
+        id(core.float64): None,
+        id(core.int32): range(-(2**31), 2**31),
+        id(core.int64): range(-(2**63), 2**63),
+    }
     original, broadcast = (
         TritonSemantic.binary_op_type_checking_impl,
         TritonSemantic.broadcast_impl_value,
@@ -231,9 +239,33 @@ def _take_equal_types() -> None:
     def same(lhs: Any, rhs: Any) -> bool:
         return type(lhs) is type(rhs) is core.tensor and lhs.type is rhs.type
 
+    def constant(self: Any, value: Any, like: Any) -> Any:
+        """A number as a tensor of the type of one; None if that is not simply its value."""
+        values = ranges.get(id(like.dtype), ())
+        if type(value) is int:
+            fits = values is None or value in values
+        else:
+            fits = values is None and type(value) is float
+        if not fits:
+            return None
+        found = self.scalar_constant(value, like.dtype)
+        return core.tensor(found.handle, like.type) if like.type.is_block() else found
+
     def check(self: Any, lhs: Any, rhs: Any, *rest: Any, **more: Any) -> Any:
-        if same(lhs, rhs) and id(lhs.dtype) in kept:
+        if same(lhs, rhs) and id(lhs.dtype) in ranges:
             return lhs, rhs
+        if self.builder is not interpreter_builder:  # numpy does not compute this
+            return original(self, lhs, rhs, *rest, **more)
+        left, right = type(lhs) is core.tensor, type(rhs) is core.tensor
+        if left and right and lhs.dtype is rhs.dtype and id(lhs.dtype) in ranges:
+            if not rhs.type.is_block():
+                return lhs, core.tensor(rhs.handle, lhs.type)
+            if not lhs.type.is_block():
+                return core.tensor(lhs.handle, rhs.type), rhs
+        elif left != right and len(rest) <= 2 and not more:  # arithmetic, but no quotient
+            like, value = (lhs, rhs) if left else (rhs, lhs)
+            if (found := constant(self, value, like)) is not None:
+                return (lhs, found) if left else (found, rhs)
         return original(self, lhs, rhs, *rest, **more)
 
     def broadcast_others(self: Any, lhs: Any, rhs: Any) -> Any:
@@ -241,3 +273,40 @@ def _take_equal_types() -> None:
 
     TritonSemantic.binary_op_type_checking_impl = check
     TritonSemantic.broadcast_impl_value = broadcast_others
+
+
+def _call_directly() -> None:
+    """Have functions of the language called in one step instead of three, and tensors and numbers
+    known for what they are at once.
+    """
+    from triton.language import core
+    from triton.language.semantic import TritonSemantic
+    from triton.runtime import interpreter
+
+    checks = core.builtin(lambda: None).__code__  # whether it was called from a kernel
+    unwrap, make = core._unwrap_if_constexpr, TritonSemantic.to_tensor
+    plain = (core.tensor, int, float, bool, type(None))
+
+    def patch(owner: Any, name: str, member: Any, builder: Any, scope: Any) -> None:
+        semantic = TritonSemantic(builder)
+        if getattr(member, "__code__", None) is checks:
+            member = member.__wrapped__
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            kwargs["_semantic"] = semantic
+            return member(*args, **kwargs)
+
+        scope.set_attr(owner, name, called)
+
+    def unwrap_constant(value: Any) -> Any:
+        kind = type(value)
+        if kind is core.constexpr:
+            return value.value
+        return value if kind in plain else unwrap(value)
+
+    def to_tensor(self: Any, value: Any, *rest: Any, **more: Any) -> Any:
+        return value if type(value) is core.tensor else make(self, value, *rest, **more)
+
+    interpreter._patch_attr = patch
+    core._unwrap_if_constexpr = unwrap_constant
+    TritonSemantic.to_tensor = to_tensor

@@ -5,12 +5,12 @@ so that a worker starts in 0.3 s: neither the caller's `__main__` nor torch (2 s
 a crash or a hang of the compiler harms no one else.
 
 A job holds `file`, `module`, `text`, `name`, `gluon` (whether that is its language), `signature`,
-`constants`, `divisible`, `options`, `backend`, `capability` and `warp_size`; its answer holds
-`registers` (per thread), `stack` (bytes per thread), `spills` and `instructions` (of them, in
-loops if there are any), `code` (a digest of these), `shared` (bytes per block), `ptx`,
-`ptx_digest` (`ptx_digest` of it), `cubin` (base64), `triton` (its version) and `seconds`, or
-`error`: why the kernel does not compile; then `help`, if it is not the kernel's fault but this
-machine's, says what may be done.
+`constants`, `divisible`, `options`, `backend`, `capability`, `warp_size` and `judged` (whether its
+spills are); its answer holds `registers` (per thread), `stack` (bytes per thread), `spills` and
+`instructions` (of them, in loops if there are any; None if it is not judged and has a stack),
+`code` (a digest of these), `shared` (bytes per block), `ptx`, `ptx_digest` (`ptx_digest` of it),
+`cubin` (base64), `triton` (its version) and `seconds`, or `error`: why the kernel does not
+compile; then `help`, if it is not the kernel's fault but this machine's, says what may be done.
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
     compiled = triton.compile(source, target=target, options=job["options"])
     cubin = compiled.asm["cubin"]
     return {
-        **resources(cubin),
+        **resources(cubin, judged=job["judged"]),
         "shared": compiled.metadata.shared,
         "ptx": compiled.asm["ptx"],
         "ptx_digest": ptx_digest(compiled.asm["ptx"]),
@@ -283,11 +283,12 @@ def _front_end(source: Any, target: Any, options: dict[str, Any]) -> None:
     source.make_ir(target, parsed, functions, backend.get_module_map(), context)
 
 
-def resources(cubin: bytes) -> dict[str, Any]:
+def resources(cubin: bytes, *, judged: bool = True) -> dict[str, Any]:
     """Registers and stack bytes per thread of a one-kernel binary, and how many instructions it
     has, how many of them spill registers, and a digest of them.
 
-    Of a kernel with loops only those in loops count: others run once.
+    Of a kernel with loops only those in loops count: others run once. They are not counted where
+    nothing judges it: disassembly takes half a second.
     """
     from triton import knobs
 
@@ -305,9 +306,10 @@ def resources(cubin: bytes) -> dict[str, Any]:
         numbers = re.search(r"REG:(\d+) STACK:(\d+)", usage)
         assert numbers is not None, f"cuobjdump printed no usage: {usage}"
         stack = int(numbers[2])
-        # Spilled values live on the stack; without one there is nothing to find, and disassembly
-        # takes 0.5 s.
-        spills, instructions = _spills(dump("-sass")) if stack else (0, 0)
+        # Spilled values live on the stack: without one there is nothing to find.
+        spills, instructions = (0, 0) if not stack else (None, None)
+        if stack and judged:
+            spills, instructions = _spills(dump("-sass"))
     return {
         "registers": int(numbers[1]),
         "stack": stack,

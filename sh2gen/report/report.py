@@ -57,7 +57,9 @@ def print_compilation(c: Any) -> None:
             rows.append(
                 (
                     f"{k.kernel.name.removeprefix(c.spec.op + '_')} ({k.alignment.value})",
-                    f"{k.registers} registers, {k.spills} spills, {k.shared} B shared memory",
+                    f"{k.registers} registers, "
+                    + (f"{k.stack} B stack" if k.spills is None else f"{k.spills} spills")
+                    + f", {k.shared} B shared memory",
                 )
             )
     for report in c.reports:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import triton
@@ -71,6 +76,51 @@ def test_operands_of_one_type_come_to_what_is_computed_in(division: bool) -> Non
     pointer = tl.tensor(None, tl.pointer_type(tl.float32))
     with pytest.raises(IncompatibleTypeErrorImpl):
         semantic.binary_op_type_checking_impl(pointer, pointer)
+
+
+OTHERS = (0, 3, -1, 2**31, -(2**31) - 1, 2**63 - 1, 0.0, -0.0, 0.5, 1e-45, 1e40, math.nan, True)
+OPERATIONS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "minimum", "less_than", "and_")
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_numbers_and_single_values_beside_a_tensor(
+    operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bits, type and shape of the result, or the error, are those of Triton's own arithmetic."""
+    semantic = TritonSemantic(interpreter_builder)
+    mended = TritonSemantic.binary_op_type_checking_impl
+    original = inspect.getclosurevars(mended).nonlocals["original"]
+    rest = {"add": (False,), "sub": (False,), "mul": (False,)}.get(operation, ())
+    if operation == "minimum":
+        rest = (tl.PropagateNan.NONE,)
+
+    def computed(impl: Callable[..., Any], *operands: Any) -> Any:
+        monkeypatch.setattr(TritonSemantic, "binary_op_type_checking_impl", impl)
+        try:
+            with np.errstate(all="ignore"):
+                found = getattr(semantic, operation)(*operands, *rest)
+        except Exception as error:
+            return type(error), str(error)
+        return found.type, found.handle.dtype, found.handle.data.shape, found.handle.data.tobytes()
+
+    seen = 0
+    for kind in (tl.int1, tl.int32, tl.uint32, tl.int64, tl.float16, tl.float32, tl.float64):
+        of = _get_np_dtype(kind)
+        block = tl.tensor(
+            TensorHandle(np.array([[1, 2], [0, 1]], of), kind), tl.block_type(kind, [2, 2])
+        )
+        single = tl.tensor(TensorHandle(np.array([1], of), kind), kind)
+        pairs = [
+            (a, b)
+            for tensor in (block, single)
+            for x in OTHERS
+            for a, b in ((tensor, x), (x, tensor))
+        ]
+        for pair in (*pairs, (block, single), (single, block)):
+            wanted = computed(original, *pair)
+            assert computed(mended, *pair) == wanted, (str(kind), pair)
+            seen += wanted[0] is not ValueError
+    assert seen > 100
 
 
 def test_types_of_gluon_are_left_alone() -> None:

@@ -91,6 +91,11 @@ def test_a_module_is_as_wide_as_the_file_unless_it_is_told(case: Case) -> None:
     text = f"{case.spec.op}: 5 filter groups do not divide 12 channels"
     with pytest.raises(ValueError, match=text):
         module_of(case, 12, 5)
+    for arguments, name in ((("cuda",), "channels"), ((12, 3.0), "groups")):
+        with pytest.raises(
+            TypeError, match=f"{name} must be a whole number, not {arguments[-1]!r}"
+        ):
+            module_of(case, *arguments)
 
 
 # -------------------------------------------------------------------------- slices of the channels
