@@ -26,6 +26,7 @@ from sh2gen.base.files import (
     write_whole,
 )
 from sh2gen.build.build import Building, Built, KernelFailed, check_fits
+from sh2gen.build.load_module import forget
 from sh2gen.cost.cost import Prediction, predictions
 from sh2gen.emit.config import Width
 from sh2gen.emit.kernels import kernel_sources
@@ -324,13 +325,9 @@ def _once(compilation: Compilation, how: Tests, say: Progress, done: Done) -> Co
                 draft = folder / compilation.path.name
                 write_whole(draft, source.text)
                 chosen = compilation.chosen
-                for check in quick_checks(
-                    spec,
-                    chosen.plan,
-                    chosen.schedule,
-                    Operator(draft, width=compilation.width),
-                    folder,
-                ):
+                operator = Operator(draft, width=compilation.width)
+                stack.callback(forget, operator.namespace)
+                for check in quick_checks(spec, chosen.plan, chosen.schedule, operator, folder):
                     say(f"{compilation.label}: verifying {check.label}")
                     before, this = sum(ways[: len(reports)]), ways[len(reports)]
 

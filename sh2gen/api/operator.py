@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import stat
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
@@ -27,6 +28,7 @@ from sh2gen.base.files import (
 )
 from sh2gen.base.versions import beyond_triton
 from sh2gen.build.build import Building, check_fits
+from sh2gen.build.load_module import forget
 from sh2gen.emit.launched import launched
 from sh2gen.plan.kernel import Role
 from sh2gen.plan.source import Alignment, Source
@@ -43,6 +45,7 @@ from sh2gen.verify.checks import PLAIN_ALONE, VerificationStep
 # are binaries of their own, which would take as long again to compile.
 SHAPES = ((2, 1032),)
 EAGER_SHAPES = ((2, 37),)
+_LOADED: dict[Path, Operator] = {}  # so that all layers of a model share their compiled kernels
 
 
 def operator(
@@ -81,11 +84,29 @@ def operator(
     source = _source(spec, chosen, gpu)
     place = _private(home() / "operators") / source.digest[:16]
     path, record = place / f"{spec.op}.py", place / "verified.json"
-    with FileLock(_private(place) / "lock"):
-        if not (_is(path, source) and _said(record, _here())):
-            _verified(spec, chosen, source, gpu, path)
-            _say(record, _here())
-    return Operator(path)
+
+    def ready() -> bool:
+        return _is(path, source) and _said(record, _here())
+
+    lock = FileLock(_private(place) / "lock")
+    if not ready():  # a cache that is, may be one that cannot be written
+        try:
+            lock.acquire()
+        except OSError as error:
+            raise Sh2genError(
+                "C005",
+                f"cannot lock {lock.lock_file}: {error.strerror or error}",
+                help="set SH2GEN_HOME to a folder that can be written",
+            ) from None
+        try:
+            if not ready():
+                _verified(spec, chosen, source, gpu, path)
+                _say(record, _here())
+        finally:
+            lock.release()
+    if path not in _LOADED:
+        _LOADED[path] = Operator(path)
+    return _LOADED[path]
 
 
 def _source(spec: OpSpec, chosen: Candidate, gpu: Target) -> Source:
@@ -185,10 +206,12 @@ def _verified(spec: OpSpec, chosen: Candidate, source: Source, gpu: Target, path
     draft = path.with_name("draft") / path.name
     write_whole(draft, text)
     with ExitStack() as stack:
+        stack.callback(shutil.rmtree, draft.parent, ignore_errors=True)
         if kernels:
             at_work = _building(spec, chosen, dataclasses.replace(source, text=text), gpu)
             stack.enter_context(closing(at_work))
         operator = Operator(draft)
+        stack.callback(forget, operator.namespace)
         plain = VerificationStep(
             label="plain PyTorch at full width",
             spec=spec,
@@ -208,4 +231,3 @@ def _verified(spec: OpSpec, chosen: Candidate, source: Source, gpu: Target, path
                 properties=("equality", "determinism"),
             ).run().require()
     write_whole(path, text)
-    draft.unlink()

@@ -53,6 +53,23 @@ def load_module(path: Path, *, interpret: bool, text: str | None = None) -> Modu
     return module
 
 
+def forget_ops(module: ModuleType) -> None:
+    """Free the names of the library ops of a loaded file, for the next that loads it: those are
+    not to be called again.
+
+    A program that was exported names ops as they are where it is read: there the file is loaded
+    once, and its ops have no number.
+    """
+    module.LIBRARY._destroy()
+
+
+def forget(module: ModuleType) -> None:
+    """The same, and free its own name, which pickles hold: it is not to be used again."""
+    forget_ops(module)
+    if sys.modules.get(module.__name__) is module:
+        del sys.modules[module.__name__]
+
+
 def module_name(stem: str, text: str) -> str:
     """What a file of this text is called while it is executed.
 

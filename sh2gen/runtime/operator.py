@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sh2gen.base.errors import Sh2genError
 from sh2gen.base.files import read_generated
-from sh2gen.build.load_module import load_module
+from sh2gen.build.load_module import forget_ops, load_module
 from sh2gen.build.loaded import text_of
 from sh2gen.emit.words import class_name
 from sh2gen.graph.reference import reference
@@ -121,7 +121,8 @@ class Operator:
         """Run kernels of this width with a config, by kernel, from now on."""
         names = vars(self.namespace)
         names["CONFIGS"] = {("", self.spec.channels, self.spec.filter.groups): config}
-        names["CHOSEN"].clear()
+        for table in ("CHOSEN", "TAPES"):
+            names.get(table, {}).clear()
 
     def module(
         self,
@@ -341,6 +342,7 @@ class InterpreterRunner:
 
     def __init__(self, path: Path) -> None:
         self.namespace = load_module(path, interpret=True)
+        forget_ops(self.namespace)  # launchers are all that it runs
         self.layout: str = self.namespace.LAYOUT
         self._ladder: dict[str, int] = {}
 

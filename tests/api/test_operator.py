@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import multiprocessing
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +76,31 @@ def test_it_is_compiled_once_and_again_when_the_file_was_changed(
             sh2gen.operator(SPEC)
     sh2gen.operator(SPEC)
     assert path.read_text() == text
+
+
+def test_one_process_has_one_operator_whose_ops_have_no_number(home: Path) -> None:
+    """So a program that was exported here names ops as any other process does."""
+    spec = dataclasses.replace(SPEC, op="lone_conv")
+    operator = sh2gen.operator(spec)
+    assert sh2gen.operator(spec) is operator and sh2gen.operator(spec, 12).path != operator.path
+    assert re.fullmatch(r"lone_conv_[0-9a-f]{8}", operator.namespace.LIBRARY_NAME)
+    assert not list(operator.path.parent.glob("draft*"))
+    x = torch.randn(1, 8, 5, requires_grad=True)
+    operator.module()(x, x, x).sum().backward()
+    compiled = sh2gen.compile(dataclasses.replace(spec, op="single_conv"), out=home, built=False)
+    assert re.fullmatch(r"single_conv_[0-9a-f]{8}", compiled.namespace.LIBRARY_NAME)
+
+
+def test_a_cache_that_cannot_be_written(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(lock: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    operator = sh2gen.operator(SPEC)
+    monkeypatch.setattr(module.FileLock, "acquire", refused)
+    assert sh2gen.operator(SPEC) is operator  # of what is there
+    with pytest.raises(Sh2genError, match="Read-only file system") as caught:
+        sh2gen.operator(SPEC, 12)
+    assert caught.value.code == "C005" and "SH2GEN_HOME" in str(caught.value.help)
 
 
 def test_what_is_wrong_is_not_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
