@@ -9,9 +9,10 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 6f88298b1e7fa9a1d3ea2ada662797eec25b08afb60da38d27572a77384bd024
+sha256, with zeros here: 8d9878002fe3bebe48b55f53e71c2a33702c586411450be86280bdf4e88d64d5
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -55,6 +56,7 @@ BINARIES: dict = {}  # compiled kernels by the traits of their arguments
 CHOSEN: dict = {}  # configs by device, channels and groups
 TOLD = ("num_warps", "num_stages", "maxnreg")  # to the compiler, of a config
 SUMS = {"num_warps": 4}  # config of what adds sums
+LAUNCHES = threading.local()  # those that a thread wants noted
 WIDTHS = {(4096, 4096): 1}  # least batch by channels and groups
 CONFIGS: dict = {}  # by GPU, channels and groups
 CAPABILITIES: dict = {}  # of these GPUs, whose configs serve others of the same
@@ -2249,11 +2251,13 @@ def launch(
             assert names[: len(constants)] == list(constants), "in the kernel's order"
             named = dict(zip(names, values, strict=True))
             # Fusion is stated, because Triton's default changes between versions.
-            BINARIES[key] = kernel[(programs,)](
+            binary = BINARIES[key] = kernel[(programs,)](
                 *arguments, **named, **options, enable_fp_fusion=True
             )
         else:
             binary[(programs, 1, 1)](*arguments, *values)
+    if (noted := getattr(LAUNCHES, "noted", None)) is not None:
+        noted.append((kernel, programs, binary, arguments, values))
 
 
 def reduce_partials(
@@ -2826,7 +2830,7 @@ def poles(p: Tensor, gamma: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_ce7c278f"
+    name = unique = "hyena_li_stateful_7f56f7a7"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -9,9 +9,10 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: e19b84877e2b86562a3cd73cbe8e7b554bfc9f157904b8bea85ddaef2467435c
+sha256, with zeros here: a37c691193c4361aff67bd2902b74494fb0ef3a4db361728879549784e8975fa
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 try:
     import triton
@@ -69,6 +71,10 @@ BINARIES: dict = {}  # compiled kernels by the traits of their arguments
 CHOSEN: dict = {}  # configs by device, channels and groups
 TOLD = ("num_warps", "num_stages", "maxnreg")  # to the compiler, of a config
 SUMS = {"num_warps": 4}  # config of what adds sums
+LAUNCHES = threading.local()  # those that a thread wants noted
+TAPES: dict = {}  # what calls do, by the traits of their tensors
+MOST_TAPES = 1024
+DIRECT = ("3.6.0",)  # of Triton whose compiled kernels are launched without its launcher
 WIDTHS = {(4096, 256): 1, (1920, 128): 1, (8192, 512): 1}  # least batch by channels and groups
 CONFIGS: dict = {  # by GPU, channels and groups
     ("NVIDIA H200", 4096, 256): {
@@ -2140,11 +2146,13 @@ def launch(
             assert names[: len(constants)] == list(constants), "in the kernel's order"
             named = dict(zip(names, values, strict=True))
             # Fusion is stated, because Triton's default changes between versions.
-            BINARIES[key] = kernel[(programs,)](
+            binary = BINARIES[key] = kernel[(programs,)](
                 *arguments, **named, **options, enable_fp_fusion=True
             )
         else:
             binary[(programs, 1, 1)](*arguments, *values)
+    if (noted := getattr(LAUNCHES, "noted", None)) is not None:
+        noted.append((kernel, programs, binary, arguments, values))
 
 
 def reduce_partials(
@@ -2632,7 +2640,7 @@ def decayed(taps: Tensor, first_group: int = 0, groups_in_all: int | None = None
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_b45b97b3"
+    name = unique = "hyena_mr_3c27173f"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2775,6 +2783,329 @@ differentiable(forward_op, differentiate, save)
 differentiable(backward_op, refuse_second)
 
 
+class Replay(NamedTuple):
+    """One launch of a tape.
+
+    Attributes:
+        kernel: its name.
+        start: launches it with arguments, on the stream that is current.
+        arguments: numbers; for an address, how far it is from that of a tensor.
+        addresses: (which argument, of which tensor) for each: of those that a launcher is given,
+            then of its results, then of what only kernels see.
+    """
+
+    kernel: str
+    start: Callable[[Sequence[int]], None]
+    arguments: tuple[int, ...]
+    addresses: tuple[tuple[int, int], ...]
+
+
+class Tape(NamedTuple):
+    """What a launcher does for tensors of some traits.
+
+    Attributes:
+        device: of all tensors.
+        results: shape, strides and dtype of each tensor that it returns.
+        scratch: bytes of what only kernels see.
+        launches: in their order.
+        after: tapes of the gradients of such a call, by the traits of dy.
+    """
+
+    device: torch.device
+    results: tuple[tuple, ...]
+    scratch: int
+    launches: tuple[Replay, ...]
+    after: dict
+
+
+class Noticed(TorchDispatchMode):
+    """Notes whether PyTorch does nothing meanwhile but to allocate tensors and to make views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.simple = True
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        schema = func._schema
+        writes = any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
+        views = all(r.alias_info is not None for r in schema.returns) and not writes
+        self.simple &= views or "empty" in schema.name
+        return func(*args, **(kwargs or {}))
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Whether a first argument, which may be anything, is a tensor that kernels compute with."""
+    return getattr(x, "is_cuda", False)
+
+
+def seen_by_none() -> bool:
+    """Whether only eager PyTorch sees a call: no compiler, mode, transform, tracer or profiler,
+    and no hook of Triton's.
+    """
+    if torch.compiler.is_compiling() or PLAIN or not HAS_TRITON:
+        return False
+    if triton.__version__ not in DIRECT:
+        return False
+    hooks = triton.knobs.runtime
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
+        and torch._C._get_tracing_state() is None
+        and not torch.autograd._profiler_enabled()
+        and not hooks.launch_enter_hook.calls
+        and not hooks.launch_exit_hook.calls
+    )
+
+
+def traits_of(tensors: Sequence[Tensor]) -> tuple | None:
+    """All that a launcher goes by; None of what is no plain tensor. What else PyTorch's dispatcher
+    goes by has no memory of its own, except the sign of a view that negates.
+    """
+    found = []
+    try:
+        for x in tensors:
+            if type(x) is not nn.Parameter and type(x) is not Tensor:
+                return None
+            place = x.data_ptr()
+            aligned = place % 16 if place else -1
+            found.append((x.shape, x.stride(), x.dtype, x.get_device(), aligned, x.is_neg()))
+    except (RuntimeError, NotImplementedError):  # sparse, nested, or a wrapper of others
+        return None
+    return tuple(found)
+
+
+def tape_of(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Tape | None:
+    """What launcher(tensors, *facts) does, which is done once if it is not known yet; None where
+    that is more than to allocate and to launch, or where PyTorch has to see it.
+
+    Raises:
+        TypeError, ValueError: as the launcher, which checks its arguments.
+    """
+    traits = traits_of(tensors)
+    if traits is None:
+        return None
+    key = (launcher, facts, traits)
+    if key not in TAPES:
+        if not is_plain(tensors) or capturing():
+            return None
+        if len(TAPES) >= MOST_TAPES:
+            TAPES.clear()
+        TAPES[key] = record(launcher, tensors, *facts)
+    return TAPES[key]
+
+
+def gradients_tape(tape: Tape, dy: Tensor, kept: Sequence[Tensor], where: Sequence[int]):
+    """The tape of the gradients of a call whose tape this is, as `tape_of` gives it.
+
+    Args:
+        kept: what the call has kept for them.
+        where: addresses of that when it was kept; it is looked at anew if they are others, as
+            hooks of saved tensors move it.
+    """
+    try:
+        traits = traits_of((dy,)) if [x.data_ptr() for x in kept] == where else None
+    except RuntimeError:
+        traits = None
+    tape_after = tape.after.get(traits)
+    if tape_after is None:
+        tape_after = tape_of(backward_of, (dy, *kept))
+        if tape_after is not None and traits is not None:
+            tape.after[traits] = tape_after
+    return tape_after
+
+
+def direct(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor | None:
+    """y of a call on a GPU that nothing but eager PyTorch sees; None of any other call."""
+    if not on_gpu(inputs[0]) or not seen_by_none():
+        return None
+    tensors = (*inputs, *parameters)
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    tape = tape_of(forward_of, tensors, keep)
+    if tape is None:
+        return None
+    return apply_direct(tape, *tensors) if keep else replay(tape, tensors)[0]
+
+
+def capturing() -> bool:
+    """Whether launches go into a CUDA graph, which is to hold those of a call once."""
+    return torch.cuda.is_current_stream_capturing()
+
+
+def is_plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether PyTorch's dispatcher would do nothing with tensors but to differentiate."""
+    device = tensors[0].device
+    with torch.inference_mode():
+        inference = torch._C._dispatch_keys(torch.empty(0, device=device)).raw_repr()
+    with torch.inference_mode(False):
+        usual = torch._C._dispatch_keys(torch.empty(0, device=device)).raw_repr()
+    return all(torch._C._dispatch_keys(x).raw_repr() in (usual, inference) for x in tensors)
+
+
+def record(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Tape | None:
+    """The tape of a launch, which is done; None if it does more than to allocate and to launch."""
+    LAUNCHES.noted = []
+    try:
+        with torch.no_grad(), Noticed() as noticed:
+            results = launcher(tensors, *facts)
+        noted = LAUNCHES.noted
+    finally:
+        LAUNCHES.noted = None
+    if not noticed.simple:
+        return None
+    bases = [*tensors, *results]
+    scratch: dict[int, int] = {}  # where the memory of a tensor that only kernels see begins
+    size = 0
+    launches = []
+    for kernel, programs, binary, arguments, constants in noted:
+        start = starter(binary, tensors[0].device, programs, constants)
+        if start is None:
+            return None
+        numbers, addresses = [], []
+        for i, argument in enumerate(arguments):
+            if not isinstance(argument, Tensor) or argument.numel() == 0:
+                numbers.append(0 if isinstance(argument, Tensor) else argument)
+                continue
+            memory = argument.untyped_storage()
+            place = memory.data_ptr()
+            same = [n for n, x in enumerate(bases) if x is argument]
+            same = same or [
+                n for n, x in enumerate(bases) if x.untyped_storage().data_ptr() == place
+            ]
+            if len(same) > 1:  # which of them a view is of cannot be told
+                return None
+            if not same and place not in scratch:
+                scratch[place] = size
+                size += -(-memory.nbytes() // 256) * 256
+            base = same[0] if same else len(bases)
+            start_of = bases[base].data_ptr() if same else place - scratch[place]
+            numbers.append(argument.data_ptr() - start_of)
+            addresses.append((i, base))
+        launches.append(Replay(kernel.__name__, start, tuple(numbers), tuple(addresses)))
+    given = {x.untyped_storage().data_ptr() for x in tensors}
+    places = [x.untyped_storage().data_ptr() for x in results if x.numel()]
+    if given & set(places) or len(set(places)) < len(places):  # results that share memory
+        return None
+    shapes = tuple((tuple(x.shape), x.stride(), x.dtype) for x in results)
+    return Tape(tensors[0].device, shapes, size, tuple(launches), {})
+
+
+def starter(
+    binary, device: torch.device, programs: int, constants: Sequence[object]
+) -> Callable | None:
+    """Launches a compiled kernel without Triton's own launcher, which looks at every argument
+    anew; None of what cannot be launched so.
+    """
+    run = getattr(binary, "run", None)
+    if not hasattr(run, "launch"):  # interpreted
+        return None
+    if run.global_scratch_size or run.profile_scratch_size:
+        return None
+    launch, function, packed = run.launch, binary.function, binary.packed_metadata
+    cooperative, dependent = run.launch_cooperative_grid, run.launch_pdl
+    stream_of, index = torch._C._cuda_getCurrentRawStream, device.index
+
+    def start(arguments: Sequence[int]) -> None:
+        launch(
+            programs, 1, 1, stream_of(index), function, cooperative, dependent, None, None, packed,
+            None, None, None, *arguments, *constants,
+        )  # fmt: skip
+
+    return start
+
+
+def is_current(device: torch.device) -> bool:
+    """Whether work goes to this GPU unless another is named."""
+    return torch._C._cuda_getDevice() == device.index
+
+
+def replay(tape: Tape, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """What a launcher gives for tensors of the traits of those that a tape is of."""
+    device = tape.device
+    results = [
+        torch.empty_strided(shape, strides, dtype=dtype, device=device)
+        for shape, strides, dtype in tape.results
+    ]
+    bases = [x.data_ptr() for x in tensors]
+    bases += [x.data_ptr() for x in results]
+    if tape.scratch:  # kept until all is launched: later work on the stream may then have it
+        scratch = torch.empty(tape.scratch, dtype=torch.uint8, device=device)
+        bases.append(scratch.data_ptr())
+    if is_current(device):
+        start_all(tape, bases)
+    else:
+        with torch.cuda.device(device):
+            start_all(tape, bases)
+    return results
+
+
+def start_all(tape: Tape, bases: Sequence[int]) -> None:
+    """Launch what a tape launches, of tensors at these addresses."""
+    for kernel, start, numbers, addresses in tape.launches:
+        arguments = list(numbers)
+        for i, base in addresses:
+            arguments[i] += bases[base]
+        try:
+            start(arguments)
+        except Exception as error:
+            raise RuntimeError(f"{OP}: {kernel} could not be launched on {tape.device}") from error
+
+
+def forward_of(tensors: Sequence[Tensor], keep: bool) -> list[Tensor]:
+    """y of inputs and parameters, and what gradients need if they are to be computed."""
+    count = len(tensors) - 3
+    inputs, parameters = tensors[:count], tensors[count:]
+    outputs = launch_forward(inputs, parameters)
+    return outputs if keep else outputs[:1]
+
+
+def backward_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients of the inputs and parameters; of dy, these, and what forward has kept."""
+    dy, inputs, parameters, saved = parted(tensors)
+    gradients = launch_backward(dy, inputs, parameters, saved)
+    return [d.view(x.shape) for d, x in zip(gradients, tensors[1:])]
+
+
+def parted(
+    tensors: Sequence[Tensor],
+) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+    """dy, inputs, parameters and what forward has kept."""
+    count = len(tensors) - 3
+    return tensors[0], tensors[1:count], tensors[count : count + 3], tensors[count + 3 :]
+
+
+class Direct(torch.autograd.Function):
+    """A call that only eager PyTorch sees, differentiable."""
+
+    @staticmethod
+    def forward(ctx, tape: Tape, *tensors: Tensor) -> Tensor:
+        y, *made = replay(tape, tensors)
+        kept = *tensors, *made
+        ctx.tape, ctx.where = tape, [x.data_ptr() for x in kept]
+        ctx.save_for_backward(*kept)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy: Tensor):
+        kept = ctx.saved_tensors
+        tensors = (dy, *kept)
+        # If gradients of gradients are asked for, or something sees this part alone: library ops.
+        if seen_by_none() and not torch.is_grad_enabled():
+            if (tape := gradients_tape(ctx.tape, dy, kept, ctx.where)) is not None:
+                return None, *replay(tape, tensors)
+        refuse_batched(dy)
+        _, inputs, parameters, saved = parted(tensors)
+        absent = [None] * (len(INPUTS) - len(inputs))
+        taken = parameters
+        gradients = backward_op(dy, *inputs, *absent, *taken, *saved)
+        return None, *(d.view(x.shape) for d, x in zip(gradients, tensors[1:]))
+
+
+# What Direct.apply calls, after a look at each argument for what seen_by_none has ruled out.
+apply_direct = super(torch.autograd.Function, Direct).apply
+
+
 def check_dense(name: str, tensor: Tensor) -> None:
     """Refuse what is no tensor of strides."""
     if not isinstance(tensor, Tensor):
@@ -2872,6 +3203,8 @@ def effective(
 
 def run_op(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
     """y of all inputs, or of packed features alone."""
+    if (y := direct(inputs, parameters)) is not None:
+        return y
     if PLAIN:
         with without_autocast(inputs[0]):
             return eager_forward(unpack(inputs), parameters)[0]

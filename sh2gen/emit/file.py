@@ -20,6 +20,9 @@ from sh2gen.spec.language import FilterKind, Parametrisation, TapOrder
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import known
 
+_FILES_OWN = ("forward_of", "backward_of", "apply_direct")  # of templates/parts/direct.py
+_VERSIONS = ("3.6.0",)  # tried on a GPU with templates/parts/direct.py
+
 
 def blocks(spec: OpSpec, plan: Plan, library: str) -> tuple[str, list[str]]:
     """A file as what comes before its tables of widths and configs, and the blocks after them,
@@ -93,6 +96,14 @@ def _header(spec: OpSpec, plan: Plan) -> str:
             ("CHOSEN: dict", "{}", "configs by device, channels and groups"),
             ("TOLD", literal(kernels.OPTIONS, 0), "to the compiler, of a config"),
             ("SUMS", literal({"num_warps": kernels.WARPS}, 0), "config of what adds sums"),
+            ("LAUNCHES", "threading.local()", "those that a thread wants noted"),
+        ]
+    if _direct(spec, plan):
+        versions = "of Triton whose compiled kernels are launched without its launcher"
+        constants += [
+            ("TAPES: dict", "{}", "what calls do, by the traits of their tensors"),
+            ("MOST_TAPES", "1024", ""),
+            ("DIRECT", literal(_VERSIONS, 0), versions),
         ]
     if "PRODUCT_ROWS" in config.rules(spec, plan).facts:
         rows = {gpu.capability // 10: gpu.product_rows for gpu in known() if gpu.product_rows > 16}
@@ -109,6 +120,7 @@ def _header(spec: OpSpec, plan: Plan) -> str:
         kernels=bool(plan.kernels),
         gluon=any(v.language == "gluon" for k in plan.kernels for v in k.variants),
         named_tuples=bool(plan.kernels or spec.state),
+        direct=_direct(spec, plan),
         constants=constants,
     )
 
@@ -215,6 +227,11 @@ def _operator(spec: OpSpec, plan: Plan, library: str) -> list[str]:
     found += texts("library")
     stateful = spec.state is not None and plan.states
     found.append(filled(f"sections/library{'_state' * stateful}.py.j2", **context))
+    if context["direct"]:
+        found += [
+            *texts("direct", without=_FILES_OWN),
+            filled("sections/direct.py.j2", **context),
+        ]
     others = [] if plan.kernels else ["require_triton"]
     found += texts("check", without=["parameter_shapes", *others])
     if spec.state is not None:
@@ -286,6 +303,9 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "modes": spec.filter.state_size,
         "fields": state_layout(spec, plan),
         "recurrent": spec.state is not None and plan.states,
+        "direct": _direct(spec, plan),
+        "raw": _direct(spec, plan) == "call",
+        "count": len(parameters),
         "fixed_length": plan.eager is not EagerConv.DIRECT,
         "computes": computes,
         "conversions": _conversions(spec, passed),
@@ -312,6 +332,18 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "module_arguments": ", state=state" * enters
         + "".join(f", {name}=self.{name}" for name in ladder),
     }
+
+
+def _direct(spec: OpSpec, plan: Plan) -> str:
+    """Where calls are tried that only eager PyTorch sees: of the whole `call`, of the library `op`
+    where PyTorch computes something of parameters first, or nowhere.
+    """
+    if not plan.kernels or (spec.state is not None and plan.states):
+        return ""
+    computed = (
+        spec.filter.decay is not None or spec.filter.parametrisation is Parametrisation.P_GAMMA
+    )
+    return "op" if computed or spec.state is not None else "call"
 
 
 def _cpu_result(spec: OpSpec, plan: Plan) -> str:

@@ -3,6 +3,7 @@
 Capitalised names are constants of the generated file.
 """
 
+import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -19,6 +20,7 @@ HAS_GLUON = False
 WIDEST = 1
 TOLD: tuple[str, ...] = ()
 SUMS: dict[str, int] = {}
+LAUNCHES = threading.local()
 
 
 def dense(x: Tensor) -> Tensor:
@@ -152,11 +154,13 @@ def launch(
             assert names[: len(constants)] == list(constants), "in the kernel's order"
             named = dict(zip(names, values, strict=True))
             # Fusion is stated, because Triton's default changes between versions.
-            BINARIES[key] = kernel[(programs,)](
+            binary = BINARIES[key] = kernel[(programs,)](
                 *arguments, **named, **options, enable_fp_fusion=True
             )
         else:
             binary[(programs, 1, 1)](*arguments, *values)
+    if (noted := getattr(LAUNCHES, "noted", None)) is not None:
+        noted.append((kernel, programs, binary, arguments, values))
 
 
 def reduce_partials(

@@ -25,6 +25,7 @@ from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import target
 from sh2gen.tuning.choose import candidates
+from sh2gen.verify.case import poisoned
 from sh2gen.verify.report import Report
 from sh2gen.verify.verify import verify
 
@@ -171,6 +172,61 @@ def test_cuda_graph(plan: str, tmp_path: Path) -> None:
     torch.cuda.synchronize()
     for found, expected in zip(captured, step(), strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("plan", ["direct/BDL/recompute", "direct/BLD/save", "toeplitz", "modal"])
+def test_calls_from_tapes(plan: str, tmp_path: Path) -> None:
+    """What library ops compute, bit for bit: again and again, on another stream, in a graph that
+    is captured of a training step, from odd addresses and of packed features.
+    """
+    operator = made(tmp_path, spec_from_dict(fields_of(plan)), plan)
+    names = operator.namespace
+
+    def step(function: Any, tensors: list[torch.Tensor], dy: torch.Tensor) -> list[torch.Tensor]:
+        y = function(*tensors)
+        return [y.detach(), *torch.autograd.grad(y, tensors, dy)]
+
+    def by_ops(*arguments: Any) -> list[torch.Tensor]:
+        with pytest.MonkeyPatch.context() as patch, poisoned():
+            patch.setattr(names, "DIRECT", ())
+            return step(*arguments)
+
+    def same(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> bool:
+        return all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+    function, packed = getattr(names, names.OP), getattr(names, f"{names.OP}_packed")
+    for length, odd, whole in ((37, 0, False), (520, 0, True), (520, 1, False), (520, 0, False)):
+        inputs, parameters = arguments(operator, length)
+        inputs = [shifted(x, odd) for x in inputs]
+        axis, dy = names.CHANNEL, torch.randn_like(inputs[0])
+        if whole:
+            inputs = [torch.cat(inputs, axis)]
+        tensors = [x.requires_grad_() for x in (*inputs, *parameters)]
+        call = packed if whole else function
+        wanted = by_ops(call, tensors, dy)
+        with poisoned():
+            assert all(same(step(call, tensors, dy), wanted) for _ in range(2))
+    assert names.TAPES and None not in names.TAPES.values()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        assert same(step(call, tensors, dy), wanted)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step(call, tensors, dy)
+    with torch.no_grad():
+        for x in inputs:
+            x.normal_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert same(captured, by_ops(call, tensors, dy))
+
+
+def shifted(x: torch.Tensor, elements: int) -> torch.Tensor:
+    """A copy that begins so many elements after an aligned address."""
+    memory = torch.empty(x.numel() + elements, dtype=x.dtype, device=x.device)
+    return memory[elements:].view(x.shape).copy_(x)
 
 
 @pytest.mark.parametrize("packing", ["thirds", "interleaved"])

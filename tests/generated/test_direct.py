@@ -1,0 +1,307 @@
+"""Calls that nothing but eager PyTorch sees, from their tapes: interpreted kernels, which are
+handed addresses, stand for compiled ones.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import triton
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from sh2gen.build.load_module import load_module
+from sh2gen.runtime.operator import InterpreterRunner
+from sh2gen.verify.case import poisoned
+
+if TYPE_CHECKING:
+    from tests.generated.conftest import Case
+
+# Of kept activations, streams, states; of parameters that PyTorch prepares.
+KERNELS = ["hyena_bdl", "interleaved", "blocks_bdl", "pairs", "decay", "modal"]
+
+
+class Interpreted:
+    """Stands for a compiled kernel: launched with addresses, it is interpreted."""
+
+    def __init__(
+        self, kernel: Any, arguments: Sequence[Any], count: Callable[[str], None]
+    ) -> None:
+        self.kernel, self.count = kernel, count
+        self.kinds = [x.dtype if isinstance(x, Tensor) else None for x in arguments]
+
+    def start(self, programs: int, numbers: Sequence[int], constants: Sequence[Any]) -> None:
+        self.count(self.kernel.__name__)
+        taken = [at(x, k) if k else x for x, k in zip(numbers, self.kinds, strict=True)]
+        names = self.kernel.arg_names[len(taken) :]
+        self.kernel[(programs,)](*taken, **dict(zip(names, constants, strict=True)))
+
+
+def at(address: int, kind: torch.dtype) -> Tensor:
+    """The memory at an address, as a tensor of one element."""
+    if not address:
+        return torch.empty(0, dtype=kind)
+    memory = (ctypes.c_char * kind.itemsize).from_address(address)
+    return torch.frombuffer(memory, dtype=kind)
+
+
+@pytest.fixture
+def launched(case: Case, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A file whose calls go as those on a GPU: `function` of it, and which kernels were launched
+    from `tapes`.
+    """
+    module = load_module(case.path, interpret=True)
+    tapes: list[str] = []
+    launch = module.launch
+
+    def noted(kernel: Any, programs: int, *arguments: Any, **named: Any) -> None:
+        with _disable_current_modes():  # Triton's interpreter computes with tensors
+            launch(kernel, programs, *arguments, **named)
+        if (notes := getattr(module.LAUNCHES, "noted", None)) is not None:
+            one, count, _, given, values = notes.pop()
+            notes.append((one, count, Interpreted(one, given, tapes.append), given, values))
+
+    def starter(binary: Interpreted, _: Any, programs: int, constants: Any) -> Any:
+        return lambda numbers: binary.start(programs, numbers, constants)
+
+    for name, value in {
+        "launch": noted,
+        "starter": starter,
+        "on_gpu": lambda x: isinstance(x, Tensor),
+        "is_current": lambda device: True,
+        "capturing": lambda: False,
+        "DIRECT": (triton.__version__,),
+    }.items():
+        monkeypatch.setattr(module, name, value)
+    return SimpleNamespace(
+        module=module,
+        tapes=tapes,
+        function=getattr(module, module.OP),
+        packed=getattr(module, f"{module.OP}_packed", None),
+    )
+
+
+def differentiated(function: Any, inputs: Any, parameters: Any, dy: Tensor) -> list[Tensor]:
+    """y and all gradients."""
+    leaves = [x.detach().requires_grad_() for x in (*inputs, *parameters)]
+    with poisoned():
+        y = function(*leaves)
+        return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
+
+
+def same(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
+    pairs = zip(found, wanted, strict=True)
+    return all(torch.equal(a, b) and a.stride() == b.stride() for a, b in pairs)
+
+
+@pytest.mark.parametrize("case", KERNELS, indirect=True)
+def test_the_second_call_does_what_launchers_do(case: Case, launched: SimpleNamespace) -> None:
+    runner = InterpreterRunner(case.path)
+    seen = []
+    for _ in range(2):
+        inputs, parameters = case.inputs(1, 9), case.parameters()
+        dy = case.activation(1, 9)
+        found = differentiated(launched.function, inputs, parameters.values(), dy)
+        named = dict(zip(case.spec.inputs, inputs, strict=True))
+        with poisoned():
+            wanted = runner.gradients(named, parameters, dy)
+            y = runner.forward(named, parameters)
+        assert same(found, [y, *(wanted[name] for name in (*named, *parameters))])
+        with poisoned(), torch.no_grad():
+            assert torch.equal(launched.function(*inputs, *parameters.values()), y)
+        seen.append(len(launched.tapes))
+    assert seen[0] == seen[1] - seen[0] > 0
+    assert None not in launched.module.TAPES.values()
+
+
+@pytest.mark.parametrize("case", ["interleaved", "blocks_bdl"], indirect=True)
+def test_packed_features(case: Case, launched: SimpleNamespace) -> None:
+    runner = InterpreterRunner(case.path)
+    for _ in range(2):
+        features, parameters, dy = case.packed(1, 9), case.parameters(), case.activation(1, 9)
+        found = differentiated(launched.packed, [features], parameters.values(), dy)
+        wanted = runner.gradients({"features": features}, parameters, dy)
+        y = runner.forward_packed({"features": features}, parameters)
+        assert same(found, [y, *(wanted[name] for name in ("features", *parameters))])
+    assert len(launched.tapes) % 2 == 0 and launched.tapes
+
+
+@pytest.mark.parametrize("case", ["hyena_bdl"], indirect=True)
+def test_views_of_one_tensor_are_told_apart(case: Case, launched: SimpleNamespace) -> None:
+    named = case.parameters()
+    for first in range(2):
+        rows = torch.randn(2, 20, 24)
+        q, k, v = (rows[:, n : n + 6, first : first + 19] for n in (first, 7, 14))
+        found = launched.function(q, k, v, *named.values())
+        wanted = case.operator(q, k, v, **named)
+        torch.testing.assert_close(found, wanted)
+    assert len(launched.module.TAPES) == 2  # another alignment is another tape
+
+
+class Functions(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def hooked(module: ModuleType) -> Iterator[None]:
+    calls = triton.knobs.runtime.launch_enter_hook.calls
+    calls.append(lambda metadata: None)
+    try:
+        yield
+    finally:
+        calls.pop()
+
+
+@contextmanager
+def plain(module: ModuleType) -> Iterator[None]:
+    module.PLAIN += 1  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        module.PLAIN -= 1  # type: ignore[attr-defined]
+
+
+SEERS: dict[str, Callable[[Any], Any]] = {
+    "dispatch": lambda module: FlopCounterMode(display=False),
+    "function": lambda module: Functions(),
+    "profiler": lambda module: torch.profiler.profile(),
+    "dual": lambda module: forward_ad.dual_level(),
+    "hook": hooked,
+    "plain": plain,
+}
+
+
+@pytest.mark.parametrize("seer", SEERS)
+@pytest.mark.parametrize("case", ["short_bdl"], indirect=True)
+def test_what_something_else_sees_goes_through_the_dispatcher(
+    case: Case, seer: str, launched: SimpleNamespace
+) -> None:
+    inputs, parameters = case.inputs(), list(case.parameters().values())
+    leaves = [x.requires_grad_() for x in (*inputs, *parameters)]
+    for outside in (False, True, False):
+        before = len(launched.tapes)
+        with SEERS[seer](launched.module) if outside else ExitStack():
+            y = launched.function(*leaves)
+        assert (len(launched.tapes) == before) == outside
+        with SEERS[seer](launched.module) if not outside else ExitStack():
+            assert torch.autograd.grad(y.sum(), leaves)[0].shape == inputs[0].shape
+
+
+@pytest.mark.parametrize("case", ["short_bdl"], indirect=True)
+def test_tensors_that_are_more_than_their_memory(case: Case, launched: SimpleNamespace) -> None:
+    """Each beside a plain one of the same traits, whose tape there is already."""
+    (x,), parameters = case.inputs(), list(case.parameters().values())
+    y = launched.function(x, *parameters)
+    negated = torch._neg_view(x.clone().neg())
+    torch.testing.assert_close(launched.function(negated, *parameters), y)
+    several = torch.stack([x, -x])
+    mapped = torch.vmap(launched.function, (0, *[None] * len(parameters)))(several, *parameters)
+    torch.testing.assert_close(mapped[0], y)
+    with torch.inference_mode():
+        torch.testing.assert_close(launched.function(x.clone(), *parameters), y)
+
+
+@pytest.mark.parametrize("case", ["short_bdl", "poles"], indirect=True)
+def test_hooks_of_saved_tensors_and_checkpoints(case: Case, launched: SimpleNamespace) -> None:
+    inputs, parameters, dy = case.inputs(), list(case.parameters().values()), case.activation()
+    wanted = differentiated(launched.function, inputs, parameters, dy)
+    for _ in range(2):
+        with saved_tensors_hooks(lambda x: x.clone(), lambda x: torch.cat([x, x])[: len(x)]):
+            assert same(differentiated(launched.function, inputs, parameters, dy), wanted)
+
+        def again(*tensors: Tensor) -> Any:
+            return checkpoint(launched.function, *tensors, use_reentrant=False)
+
+        assert same(differentiated(again, inputs, parameters, dy), wanted)
+
+
+@pytest.mark.parametrize("case", ["short_bdl"], indirect=True)
+def test_second_derivatives_are_refused(case: Case, launched: SimpleNamespace) -> None:
+    leaves = [x.requires_grad_() for x in (*case.inputs(), *case.parameters().values())]
+    y = launched.function(*leaves)
+    (first,) = torch.autograd.grad(y.square().sum(), leaves[:1], create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivatives"):
+        first.sum().backward()
+    y = launched.function(*leaves)
+    batched = torch.eye(2)[..., None, None, None] * torch.ones_like(y)
+    with pytest.raises(NotImplementedError, match="no batched gradients"):
+        torch.autograd.grad(y, leaves[:1], batched[:, 0], is_grads_batched=True)
+
+
+@pytest.mark.parametrize("case", ["hyena_bdl"], indirect=True)
+def test_what_takes_more_than_launches_has_no_tape(case: Case, launched: SimpleNamespace) -> None:
+    """A copy of an input that is not dense; rows of dy, as gradients of sums are."""
+    inputs, parameters = case.inputs(), list(case.parameters().values())
+    wide = [torch.stack([x, x], -1)[..., 0] for x in inputs]
+    for _ in range(2):
+        found = launched.function(*wide, *parameters)
+        torch.testing.assert_close(found, launched.function(*inputs, *parameters))
+    assert [tape is None for tape in launched.module.TAPES.values()].count(True) == 1
+    for _ in range(2):
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        launched.function(*leaves, *parameters).sum().backward()
+        assert all(x.grad is not None for x in leaves)
+
+
+@pytest.mark.parametrize("case", ["short_bdl"], indirect=True)
+def test_arguments_are_checked_as_ever(case: Case, launched: SimpleNamespace) -> None:
+    (x,), parameters = case.inputs(), list(case.parameters().values())
+    launched.function(x, *parameters)
+    for wrong, error, words in (
+        (x[:, :5], ValueError, "filter has shape"),
+        (x.to(torch.int32), TypeError, "x is torch.int32"),
+        (x.to_sparse(), TypeError, "x is torch.sparse_coo"),
+        ("x", TypeError, "x is a str"),
+    ):
+        with pytest.raises(error, match=words):
+            launched.function(wrong, *parameters)
+
+
+@pytest.mark.parametrize("case", ["short_bdl"], indirect=True)
+def test_tapes_are_kept_within_bounds_and_forgotten_with_a_config(
+    case: Case, launched: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launched.module, "MOST_TAPES", 2)
+    parameters = list(case.parameters().values())
+    for length in (3, 4, 5):
+        launched.function(case.activation(1, length), *parameters)
+        assert len(launched.module.TAPES) <= 2
+    operator = case.operator
+    operator.namespace.TAPES["any"] = None
+    operator.use(operator.namespace.configs_of(torch.zeros(1), 6, 6))
+    assert not operator.namespace.TAPES
+    operator.namespace.CONFIGS.clear()
+
+
+@pytest.mark.parametrize("case", ["short_bdl"], indirect=True)
+def test_a_launch_that_fails_says_of_what(
+    case: Case, launched: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(numbers: Any) -> None:
+        raise RuntimeError("out of resources")
+
+    monkeypatch.setattr(launched.module, "starter", lambda *_: fail)
+    arguments = (*case.inputs(), *case.parameters().values())
+    with pytest.raises(RuntimeError, match="tiny_short: tiny_short_forward could not be launched"):
+        launched.function(*arguments)
+
+
+@pytest.mark.parametrize("case", ["short_bdl"], indirect=True)
+def test_what_is_not_launched_directly(case: Case) -> None:
+    """What is interpreted, and what needs memory that Triton's launcher allocates."""
+    module = case.operator.namespace
+    run = SimpleNamespace(launch=None, global_scratch_size=8, profile_scratch_size=0)
+    for binary in (None, SimpleNamespace(run=run)):
+        assert module.starter(binary, torch.device("cpu"), 1, ()) is None
