@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 8d9878002fe3bebe48b55f53e71c2a33702c586411450be86280bdf4e88d64d5
+sha256, with zeros here: b3b615736ade82572a33e5e5b195cc38477f50c8aaca7e485524e265b102433c
 """
 
 import threading
@@ -2590,36 +2590,34 @@ def two_axes(taps: Tensor) -> Tensor:
     return taps.squeeze(1) if taps.dim() == 3 else taps
 
 
-def refuse_transforms(tensors: Sequence[Tensor]) -> None:
-    """Refuse derivatives that library ops here lack: those in forward mode, which PyTorch would
-    silently take for zero, and those of torch.func.
+def transformed(tensors: Sequence[Tensor]) -> bool:
+    """Whether a call is differentiated in a way that library ops lack, and plain PyTorch has: in
+    forward mode, for which PyTorch would silently take zero, or by torch.func.
     """
     functorch = torch._C._functorch
-    forward = backward = False
     if torch.compiler.is_compiling():  # which tensors have tangents is not seen there
-        forward = forward_ad._current_level >= 0
-    elif functorch.maybe_current_level() is not None:
+        return forward_ad._current_level >= 0
+    if functorch.maybe_current_level() is not None:
         kinds = {i.level(): i.key() for i in functorch.get_interpreter_stack()}
         jvp, vmap = functorch.TransformType.Jvp, functorch.TransformType.Vmap
         innermost = max((n for n, kind in kinds.items() if kind != vmap), default=0)
         for x in tensors:
             while functorch.is_functorch_wrapped_tensor(x):
                 if functorch.is_gradtrackingtensor(x):
-                    backward |= x.requires_grad and torch.is_grad_enabled()
+                    if x.requires_grad and torch.is_grad_enabled():
+                        return True
                     level = functorch.maybe_get_level(x)
                     if kinds.get(level) == jvp:  # whose tangents are seen from there alone
                         dual = forward_ad.unpack_dual(x)
-                        forward |= level != innermost or dual.tangent is not None
+                        if level != innermost or dual.tangent is not None:
+                            return True
                 x = functorch.get_unwrapped(x)
-            forward |= forward_ad.unpack_dual(x).tangent is not None
-    elif forward_ad._current_level >= 0:
-        forward = any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
-    if forward or backward:
-        mode = "in forward mode (jvp, jacfwd)" if forward else "by torch.func (grad, vjp, jacrev)"
-        raise NotImplementedError(
-            f"{OP}: no derivatives {mode}: call backward() or torch.autograd.grad instead, or "
-            "compute them of plain PyTorch, within operator.plain()"
-        )
+            if forward_ad.unpack_dual(x).tangent is not None:
+                return True
+        return False
+    if forward_ad._current_level < 0:
+        return False
+    return any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
 def differentiates(*tensors: Tensor) -> bool:
@@ -2830,7 +2828,7 @@ def poles(p: Tensor, gamma: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_7f56f7a7"
+    name = unique = "hyena_li_stateful_133d4263"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -3125,8 +3123,8 @@ def hyena_li_stateful(
     parameters = effective(
         p, gamma, residues, featurizer, skip, dtype=torch.promote_types(q.dtype, torch.float32)
     )
-    if q.is_cuda and q.shape[TIME] > 0 and not PLAIN:
-        refuse_transforms([*inputs, *parameters, *state])
+    there = q.is_cuda and q.shape[TIME] > 0
+    if there and not (PLAIN or transformed([*inputs, *parameters, *state])):
         keep = differentiates(*inputs, *parameters, *state)
         y, modes, _ = stateful_op(*inputs, *parameters, *state, keep)
     else:  # PyTorch differentiates what is its own

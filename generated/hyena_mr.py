@@ -9,7 +9,7 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: a37c691193c4361aff67bd2902b74494fb0ef3a4db361728879549784e8975fa
+sha256, with zeros here: a8e06dc8e81063b18d7188dd782e15f8ea1464a3aba1270838b428f06886877e
 """
 
 import threading
@@ -2406,36 +2406,44 @@ def two_axes(taps: Tensor) -> Tensor:
     return taps.squeeze(1) if taps.dim() == 3 else taps
 
 
-def refuse_transforms(tensors: Sequence[Tensor]) -> None:
-    """Refuse derivatives that library ops here lack: those in forward mode, which PyTorch would
-    silently take for zero, and those of torch.func.
+def transformed(tensors: Sequence[Tensor]) -> bool:
+    """Whether a call is differentiated in a way that library ops lack, and plain PyTorch has: in
+    forward mode, for which PyTorch would silently take zero, or by torch.func.
     """
     functorch = torch._C._functorch
-    forward = backward = False
     if torch.compiler.is_compiling():  # which tensors have tangents is not seen there
-        forward = forward_ad._current_level >= 0
-    elif functorch.maybe_current_level() is not None:
+        return forward_ad._current_level >= 0
+    if functorch.maybe_current_level() is not None:
         kinds = {i.level(): i.key() for i in functorch.get_interpreter_stack()}
         jvp, vmap = functorch.TransformType.Jvp, functorch.TransformType.Vmap
         innermost = max((n for n, kind in kinds.items() if kind != vmap), default=0)
         for x in tensors:
             while functorch.is_functorch_wrapped_tensor(x):
                 if functorch.is_gradtrackingtensor(x):
-                    backward |= x.requires_grad and torch.is_grad_enabled()
+                    if x.requires_grad and torch.is_grad_enabled():
+                        return True
                     level = functorch.maybe_get_level(x)
                     if kinds.get(level) == jvp:  # whose tangents are seen from there alone
                         dual = forward_ad.unpack_dual(x)
-                        forward |= level != innermost or dual.tangent is not None
+                        if level != innermost or dual.tangent is not None:
+                            return True
                 x = functorch.get_unwrapped(x)
-            forward |= forward_ad.unpack_dual(x).tangent is not None
-    elif forward_ad._current_level >= 0:
-        forward = any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
-    if forward or backward:
-        mode = "in forward mode (jvp, jacfwd)" if forward else "by torch.func (grad, vjp, jacrev)"
-        raise NotImplementedError(
-            f"{OP}: no derivatives {mode}: call backward() or torch.autograd.grad instead, or "
-            "compute them of plain PyTorch, within operator.plain()"
-        )
+            if forward_ad.unpack_dual(x).tangent is not None:
+                return True
+        return False
+    if forward_ad._current_level < 0:
+        return False
+    return any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+
+
+def spread(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
+    """The inputs, of which the first has every dimension that torch.vmap has added to any tensor:
+    plain PyTorch writes into what is allocated like it.
+    """
+    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is None:
+        return list(inputs)
+    nothing = sum(torch.zeros_like(x).sum() for x in (*inputs[1:], *parameters))
+    return [inputs[0] + nothing.to(inputs[0].dtype), *inputs[1:]]
 
 
 def chunks(channels: int, width: int, bytes_per_channel: int, budget: int) -> Iterator[slice]:
@@ -2640,7 +2648,7 @@ def decayed(taps: Tensor, first_group: int = 0, groups_in_all: int | None = None
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_3c27173f"
+    name = unique = "hyena_mr_e9f0f2d7"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2825,7 +2833,7 @@ class Noticed(TorchDispatchMode):
         super().__init__()
         self.simple = True
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func, _, args=(), kwargs=None):
         schema = func._schema
         writes = any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
         views = all(r.alias_info is not None for r in schema.returns) and not writes
@@ -3205,10 +3213,9 @@ def run_op(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
     """y of all inputs, or of packed features alone."""
     if (y := direct(inputs, parameters)) is not None:
         return y
-    if PLAIN:
+    if PLAIN or transformed([*inputs, *parameters]):
         with without_autocast(inputs[0]):
-            return eager_forward(unpack(inputs), parameters)[0]
-    refuse_transforms([*inputs, *parameters])
+            return eager_forward(unpack(spread(inputs, parameters)), parameters)[0]
     absent = [None] * (len(INPUTS) - len(inputs))
     return forward_op(*inputs, *absent, *parameters)
 

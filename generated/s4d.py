@@ -8,7 +8,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 188c41314f559430019489794390219b43be7fc3b41ee0c329fe25b7f2a5bf46
+sha256, with zeros here: 41d300f38024e72a50466a23e75b0b26013644b309b2c05a298f2d63600ff78c
 """
 
 import threading
@@ -2100,36 +2100,44 @@ def in_turn(op):
     return batched
 
 
-def refuse_transforms(tensors: Sequence[Tensor]) -> None:
-    """Refuse derivatives that library ops here lack: those in forward mode, which PyTorch would
-    silently take for zero, and those of torch.func.
+def transformed(tensors: Sequence[Tensor]) -> bool:
+    """Whether a call is differentiated in a way that library ops lack, and plain PyTorch has: in
+    forward mode, for which PyTorch would silently take zero, or by torch.func.
     """
     functorch = torch._C._functorch
-    forward = backward = False
     if torch.compiler.is_compiling():  # which tensors have tangents is not seen there
-        forward = forward_ad._current_level >= 0
-    elif functorch.maybe_current_level() is not None:
+        return forward_ad._current_level >= 0
+    if functorch.maybe_current_level() is not None:
         kinds = {i.level(): i.key() for i in functorch.get_interpreter_stack()}
         jvp, vmap = functorch.TransformType.Jvp, functorch.TransformType.Vmap
         innermost = max((n for n, kind in kinds.items() if kind != vmap), default=0)
         for x in tensors:
             while functorch.is_functorch_wrapped_tensor(x):
                 if functorch.is_gradtrackingtensor(x):
-                    backward |= x.requires_grad and torch.is_grad_enabled()
+                    if x.requires_grad and torch.is_grad_enabled():
+                        return True
                     level = functorch.maybe_get_level(x)
                     if kinds.get(level) == jvp:  # whose tangents are seen from there alone
                         dual = forward_ad.unpack_dual(x)
-                        forward |= level != innermost or dual.tangent is not None
+                        if level != innermost or dual.tangent is not None:
+                            return True
                 x = functorch.get_unwrapped(x)
-            forward |= forward_ad.unpack_dual(x).tangent is not None
-    elif forward_ad._current_level >= 0:
-        forward = any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
-    if forward or backward:
-        mode = "in forward mode (jvp, jacfwd)" if forward else "by torch.func (grad, vjp, jacrev)"
-        raise NotImplementedError(
-            f"{OP}: no derivatives {mode}: call backward() or torch.autograd.grad instead, or "
-            "compute them of plain PyTorch, within operator.plain()"
-        )
+            if forward_ad.unpack_dual(x).tangent is not None:
+                return True
+        return False
+    if forward_ad._current_level < 0:
+        return False
+    return any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+
+
+def spread(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
+    """The inputs, of which the first has every dimension that torch.vmap has added to any tensor:
+    plain PyTorch writes into what is allocated like it.
+    """
+    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is None:
+        return list(inputs)
+    nothing = sum(torch.zeros_like(x).sum() for x in (*inputs[1:], *parameters))
+    return [inputs[0] + nothing.to(inputs[0].dtype), *inputs[1:]]
 
 
 def differentiates(*tensors: Tensor) -> bool:
@@ -2346,7 +2354,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_fcc9572a"
+    name = unique = "s4d_22254b2a"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2545,7 +2553,7 @@ class Noticed(TorchDispatchMode):
         super().__init__()
         self.simple = True
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func, _, args=(), kwargs=None):
         schema = func._schema
         writes = any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
         views = all(r.alias_info is not None for r in schema.returns) and not writes
@@ -2926,11 +2934,10 @@ def effective(
 
 def run_op(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
     """y of all inputs, or of packed features alone."""
-    if PLAIN:
+    if PLAIN or transformed([*inputs, *parameters]):
         refuse_symbols(inputs[0])
         with without_autocast(inputs[0]):
-            return eager_forward(unpack(inputs), parameters)[0]
-    refuse_transforms([*inputs, *parameters])
+            return eager_forward(unpack(spread(inputs, parameters)), parameters)[0]
     absent = [None] * (len(INPUTS) - len(inputs))
     return forward_op(*inputs, *absent, *parameters, differentiates(*inputs, *parameters))[0]
 

@@ -191,5 +191,6 @@ def test_parts_import_only_triton_and_torch() -> None:
                     "triton",
                     "collections",
                     "contextlib",
+                    "threading",
                     "templates",  # another part, whose functions are copied too
                 }, f"{path.name} imports {name}"

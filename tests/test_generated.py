@@ -90,7 +90,7 @@ SAID = {"SPEC", "PLAN", "LAYOUT", "WIDTHS"}
 ALIKE = {"_", "save", "differentiate_stateful", "refuse_second"}
 ALIKE |= {f"{way}_{how}" for way in WAYS for how in ("anywhere", "on_gpu", "fake")}
 ALIKE |= {"tile_grid", "walk_grid", "default_configs", "rows_reached", "parameter_shapes"}
-ALIKE |= {"launch_backward"}
+ALIKE |= {"launch_backward", "__torch_dispatch__"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)

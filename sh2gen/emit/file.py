@@ -193,6 +193,7 @@ def _eager(spec: OpSpec, plan: Plan) -> list[str]:
     others = [] if _taps(spec) else ["two_axes"]
     others += [] if plan.eager is not EagerConv.DIRECT else ["refuse_symbols"]
     others += [] if plan.states else ["differentiates"]
+    others += ["spread"] if plan.states and spec.state is not None else []
     functions = [eager.eager_forward(spec, plan), eager.eager_backward(spec, plan)]
     if spec.state is not None and plan.states:
         functions = [eager.eager_stateful(spec, plan)]
@@ -408,8 +409,8 @@ def _body(spec: OpSpec, plan: Plan, passed: str) -> list[str]:
     if plan.states:
         given = "inputs"
         lines += [
-            f"if {x}.is_cuda and {x}.shape[TIME] > 0 and not PLAIN:",
-            "    refuse_transforms([*inputs, *parameters, *state])",
+            f"there = {x}.is_cuda and {x}.shape[TIME] > 0",
+            "if there and not (PLAIN or transformed([*inputs, *parameters, *state])):",
             "    keep = differentiates(*inputs, *parameters, *state)",
             "    y, modes, _ = stateful_op(*inputs, *parameters, *state, keep)",
             "else:  # PyTorch differentiates what is its own",

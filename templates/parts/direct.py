@@ -82,7 +82,7 @@ class Noticed(TorchDispatchMode):
         super().__init__()
         self.simple = True
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func, _, args=(), kwargs=None):
         schema = func._schema
         writes = any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
         views = all(r.alias_info is not None for r in schema.returns) and not writes

@@ -163,51 +163,68 @@ def test_second_derivatives_are_refused(case: Case) -> None:
         first.sum().backward()
 
 
-def check_refusals(case: Case, function: Any, x: Tensor) -> None:
-    """Of every derivative of the function at x that PyTorch has beside those of backward()."""
+def check_transforms(case: Case, function: Any, x: Tensor) -> None:
+    """Every derivative of the function at x that PyTorch has, by those of backward()."""
     from torch.autograd import forward_ad
 
-    func, one = torch.func, torch.ones(())
-    for forward in (
-        lambda: func.jvp(function, (x,), (x,)),
-        lambda: func.linearize(function, x),
-        lambda: func.jacfwd(function)(x),
-        lambda: func.jvp(lambda x: func.vmap(function)(x[None]), (x,), (x,)),
-        lambda: func.hessian(lambda x: function(x).sum())(x),
+    func, one, t = torch.func, torch.ones((), dtype=x.dtype), torch.randn_like(x)
+    leaf = x.clone().requires_grad_()
+    y = function(leaf)
+    dy = torch.randn_like(y)
+
+    def total(x: Tensor) -> Tensor:
+        return (function(x) * dy).sum()
+
+    def along(s: Tensor) -> Tensor:
+        return total(x + s * t)
+
+    (gradient,) = torch.autograd.grad(y, leaf, dy)
+    for found in (
+        func.grad(total)(x),
+        func.vjp(function, x)[1](dy)[0],
+        func.jacrev(total)(x),
+        func.jacfwd(total)(x),
+        func.vmap(func.grad(total))(x[None])[0],
+        func.grad(lambda x: func.vmap(total)(x[None]).sum())(x),
+    ):
+        torch.testing.assert_close(found, gradient)
+    derivative = (gradient * t).sum()
+    for found in (
+        func.jvp(total, (x,), (t,))[1],
+        func.linearize(total, x)[1](t),
+        func.jvp(lambda x: func.vmap(total)(x[None]), (x,), (t,))[1][0],
         # As a constant of another derivative, whose level hides the tangent.
-        lambda: func.jvp(lambda x: func.grad(lambda z: (z * function(x)).sum())(one), (x,), (x,)),
+        func.jvp(lambda x: func.grad(lambda z: z * total(x))(one), (x,), (t,))[1],
     ):
-        with pytest.raises(NotImplementedError, match=rf"^{case.spec.op}: no .* in forward mode"):
-            forward()
-    for made in (x, x.clone().requires_grad_()):
-        with (
-            forward_ad.dual_level(),
-            pytest.raises(NotImplementedError, match="no derivatives in forward mode"),
-        ):
-            function(forward_ad.make_dual(made, x))
-    for backward in (
-        lambda: func.grad(lambda x: function(x).sum())(x),
-        lambda: func.vjp(function, x),
-        lambda: func.jacrev(function)(x),
-        lambda: func.vmap(func.grad(lambda x: function(x).sum()))(x[None]),
-    ):
-        with pytest.raises(NotImplementedError, match=rf"^{case.spec.op}: .* by torch\.func"):
-            backward()
+        torch.testing.assert_close(found, derivative)
+    for made in (x, leaf):
+        with forward_ad.dual_level():
+            dual = total(forward_ad.make_dual(made, t))
+            torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, derivative)
+    with case.operator.plain():
+        s = (0 * one).requires_grad_()
+        (first,) = torch.autograd.grad(along(s), s, create_graph=True)
+        second = torch.zeros_like(s)
+        if first.requires_grad:
+            (second,) = torch.autograd.grad(first, s, materialize_grads=True)
+    torch.testing.assert_close(func.hessian(along)(0 * one), second)
 
 
-def test_derivatives_that_are_not_there_are_refused(case: Case) -> None:
-    """Not zero; of an input, of packed features and of a parameter."""
-    inputs, parameters = case.inputs(2, 9), case.parameters()
+def test_transforms_of_torch_func_and_forward_mode(case: Case) -> None:
+    """Of an input, of packed features and of a parameter."""
+    wide = torch.float64
+    inputs, parameters = case.inputs(2, 9, dtype=wide), case.parameters(wide)
     last = list(parameters)[-1]
-    check_refusals(case, lambda x: case.operator(x, *inputs[1:], **parameters), inputs[0])
-    check_refusals(
+    check_transforms(case, lambda x: case.operator(x, *inputs[1:], **parameters), inputs[0])
+    check_transforms(
         case, lambda p: case.operator(*inputs, **parameters | {last: p}), parameters[last]
     )
-    check_refusals(case, lambda x: case.operator(x, **parameters), case.packed(2, 9))
+    features = case.packed(2, 9, dtype=wide)
+    check_transforms(case, lambda x: case.operator(x, **parameters), features)
 
 
 @pytest.mark.parametrize("case", ["hyena_bdl", "fft_bld", "modal"], indirect=True)
-def test_derivatives_of_something_else_are_not_refused(case: Case) -> None:
+def test_an_operator_that_no_derivative_passes_through_is_a_constant(case: Case) -> None:
     """An operator that they do not pass through is a constant of them; and vmap is none."""
     from torch.autograd import forward_ad
 
@@ -268,8 +285,6 @@ def test_plain_pytorch(case: Case) -> None:
     torch.testing.assert_close(by_func, gradients[0])
     transposed = torch.autograd.grad(call(leaf), leaf, dy)[0]
     torch.testing.assert_close((tangent * dy).sum(), (transposed * dy).sum())
-    with pytest.raises(NotImplementedError, match="no derivatives in forward mode"):
-        torch.func.jvp(call, (inputs[0],), (inputs[0],))
     with pytest.raises(KeyError), case.operator.plain():
         raise KeyError
     one, other = case.operator.plain(), case.operator.plain()
@@ -300,25 +315,16 @@ def test_gradients_of_a_batch_of_outputs(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", ["hyena_bdl", "fft_bld"], indirect=True)
-def test_derivatives_that_are_not_there_are_refused_under_compile(case: Case) -> None:
-    from torch.autograd import forward_ad
-
+def test_forward_mode_under_compile(case: Case) -> None:
     inputs, module = case.inputs(2, 9), case.module()
-    x = inputs[0]
-    compiled = torch.compile(lambda x: module(x, *inputs[1:]), backend="aot_eager")
-    y = compiled(x)
-    with (
-        forward_ad.dual_level(),
-        pytest.raises(NotImplementedError, match="no derivatives in forward mode"),
-    ):
-        compiled(forward_ad.make_dual(x, x))
-    assert torch.equal(compiled(x), y)
-    inner = torch.compile(
-        lambda x: torch.func.jvp(lambda x: module(x, *inputs[1:]), (x,), (x,)),
-        backend="aot_eager",
-    )
-    with pytest.raises(NotImplementedError, match="no derivatives in forward mode"):
-        inner(x)
+    x, t = inputs[0], torch.randn_like(inputs[0])
+
+    def function(x: Tensor) -> Any:
+        return module(x, *inputs[1:])
+
+    _, wanted = torch.func.jvp(function, (x,), (t,))
+    inner = torch.compile(lambda x: torch.func.jvp(function, (x,), (t,)), backend="aot_eager")
+    torch.testing.assert_close(inner(x)[1], wanted)
 
 
 @pytest.mark.parametrize("case", ["hyena_bdl", "short_bld", "fft_bld"], indirect=True)

@@ -364,13 +364,29 @@ def test_empty_chunks(plan: str, fields: dict[str, Any], tmp_path: Path) -> None
     assert all(p.grad is not None and not p.grad.any() for p in layer.parameters())
 
 
-def test_derivatives_in_forward_mode_of_a_state_are_refused(tmp_path: Path) -> None:
-    """On a CPU PyTorch differentiates a modal filter with a state; kernels have no such rule."""
-    operator = made(tmp_path, spec_from_dict(MODAL | CARRIED), "modal")
+@pytest.mark.parametrize(
+    ("plan", "fields"), [("direct", HYENA), ("modal", MODAL), ("modal", MODAL | CARRIED)]
+)
+def test_derivatives_that_kernels_lack(plan: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    """In forward mode and by torch.func: by plain PyTorch, beside kernels for all other calls."""
+    operator = made(tmp_path, spec_from_dict(fields), plan)
     layer = operator.module(device="cuda")
-    inputs, _ = arguments(operator, 40)
-    with pytest.raises(NotImplementedError, match="no derivatives in forward mode"):
-        torch.func.jvp(lambda x: layer(x, *inputs[1:])[0], (inputs[0],), (inputs[0],))
+    inputs = [x.float() for x in arguments(operator, 40)[0]]
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        found = layer(x, *inputs[1:])
+        return found if isinstance(found, torch.Tensor) else found[0]
+
+    leaf, t = inputs[0].clone().requires_grad_(), torch.randn_like(inputs[0])
+    y = function(leaf)
+    dy = torch.randn_like(y)
+    (wanted,) = torch.autograd.grad(y, leaf, dy)
+    tangent = torch.func.jvp(function, (inputs[0],), (t,))[1]
+    found = torch.func.vjp(function, inputs[0])[1](dy)[0]
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max().item())
+    product = (wanted.double() * t).sum()
+    scale = (wanted.double().norm() * t.double().norm()).item()
+    assert abs((tangent.double() * dy).sum() - product) < 1e-4 * scale
 
 
 @pytest.mark.parametrize(
