@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 9b48bd3a5ab56f238d1fa8afa2ad045477b2970d3b97edac4f1f6d44937543bb
+sha256, with zeros here: fc6270353ad05d4d3eaa0299ca1b969c71fdf1f9f3d561e78b128c7a2c0c51ed
 """
 
 import threading
@@ -2626,7 +2626,7 @@ def poles(p: Tensor, gamma: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_abfee77c"
+    name = unique = "hyena_li_9f49b80a"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -3066,7 +3066,7 @@ def backward_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of the inputs and parameters; of dy, these, and what forward has kept."""
     dy, inputs, parameters, saved = parted(tensors)
     gradients = launch_backward(dy, inputs, parameters, saved)
-    return [d.view(x.shape) for d, x in zip(gradients, tensors[1:])]
+    return [d.view(x.shape) for d, x in zip(gradients, tensors[1:], strict=False)]
 
 
 def parted(
@@ -3092,16 +3092,17 @@ class Direct(torch.autograd.Function):
     def backward(ctx, dy: Tensor):
         kept = ctx.saved_tensors
         tensors = (dy, *kept)
+        tape = None
         # If gradients of gradients are asked for, or something sees this part alone: library ops.
         if seen_by_none() and not torch.is_grad_enabled():
-            if (tape := gradients_tape(ctx.tape, dy, kept, ctx.where)) is not None:
-                return None, *replay(tape, tensors)
+            tape = gradients_tape(ctx.tape, dy, kept, ctx.where)
+        if tape is not None:
+            return None, *replay(tape, tensors)
         refuse_batched(dy)
         _, inputs, parameters, saved = parted(tensors)
         absent = [None] * (len(INPUTS) - len(inputs))
-        taken = parameters
-        gradients = backward_op(dy, *inputs, *absent, *taken, *saved)
-        return None, *(d.view(x.shape) for d, x in zip(gradients, tensors[1:]))
+        gradients = backward_op(dy, *inputs, *absent, *parameters, *saved)
+        return None, *(d.view(x.shape) for d, x in zip(gradients, tensors[1:], strict=False))
 
 
 # What Direct.apply calls, after a look at each argument for what seen_by_none has ruled out.

@@ -9,7 +9,7 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: a8e06dc8e81063b18d7188dd782e15f8ea1464a3aba1270838b428f06886877e
+sha256, with zeros here: 97cd827d8cbbcad4d10f0e822ae19e9a2e6b162872fa868406932fcc63d2bd32
 """
 
 import threading
@@ -2648,7 +2648,7 @@ def decayed(taps: Tensor, first_group: int = 0, groups_in_all: int | None = None
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_e9f0f2d7"
+    name = unique = "hyena_mr_4bcf32fc"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -3072,7 +3072,7 @@ def backward_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of the inputs and parameters; of dy, these, and what forward has kept."""
     dy, inputs, parameters, saved = parted(tensors)
     gradients = launch_backward(dy, inputs, parameters, saved)
-    return [d.view(x.shape) for d, x in zip(gradients, tensors[1:])]
+    return [d.view(x.shape) for d, x in zip(gradients, tensors[1:], strict=False)]
 
 
 def parted(
@@ -3098,16 +3098,17 @@ class Direct(torch.autograd.Function):
     def backward(ctx, dy: Tensor):
         kept = ctx.saved_tensors
         tensors = (dy, *kept)
+        tape = None
         # If gradients of gradients are asked for, or something sees this part alone: library ops.
         if seen_by_none() and not torch.is_grad_enabled():
-            if (tape := gradients_tape(ctx.tape, dy, kept, ctx.where)) is not None:
-                return None, *replay(tape, tensors)
+            tape = gradients_tape(ctx.tape, dy, kept, ctx.where)
+        if tape is not None:
+            return None, *replay(tape, tensors)
         refuse_batched(dy)
         _, inputs, parameters, saved = parted(tensors)
         absent = [None] * (len(INPUTS) - len(inputs))
-        taken = parameters
-        gradients = backward_op(dy, *inputs, *absent, *taken, *saved)
-        return None, *(d.view(x.shape) for d, x in zip(gradients, tensors[1:]))
+        gradients = backward_op(dy, *inputs, *absent, *parameters, *saved)
+        return None, *(d.view(x.shape) for d, x in zip(gradients, tensors[1:], strict=False))
 
 
 # What Direct.apply calls, after a look at each argument for what seen_by_none has ruled out.

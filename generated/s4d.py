@@ -8,7 +8,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 41d300f38024e72a50466a23e75b0b26013644b309b2c05a298f2d63600ff78c
+sha256, with zeros here: 8809fdcebb2ec7e8181d73a93303b5bcfc23fd59cbe96c507caaa29d0f943bf9
 """
 
 import threading
@@ -2354,7 +2354,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_22254b2a"
+    name = unique = "s4d_1cfb0157"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2794,7 +2794,7 @@ def backward_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of the inputs and parameters; of dy, these, and what forward has kept."""
     dy, inputs, parameters, saved = parted(tensors)
     gradients = launch_backward(dy, inputs, effective(*parameters), saved)
-    return [d.view(x.shape) for d, x in zip(gradients, tensors[1:])]
+    return [d.view(x.shape) for d, x in zip(gradients, tensors[1:], strict=False)]
 
 
 def parted(
@@ -2820,16 +2820,17 @@ class Direct(torch.autograd.Function):
     def backward(ctx, dy: Tensor):
         kept = ctx.saved_tensors
         tensors = (dy, *kept)
+        tape = None
         # If gradients of gradients are asked for, or something sees this part alone: library ops.
         if seen_by_none() and not torch.is_grad_enabled():
-            if (tape := gradients_tape(ctx.tape, dy, kept, ctx.where)) is not None:
-                return None, *replay(tape, tensors)
+            tape = gradients_tape(ctx.tape, dy, kept, ctx.where)
+        if tape is not None:
+            return None, *replay(tape, tensors)
         refuse_batched(dy)
         _, inputs, parameters, saved = parted(tensors)
         absent = [None] * (len(INPUTS) - len(inputs))
-        taken = effective(*parameters)
-        gradients = backward_op(dy, *inputs, *absent, *taken, *saved)
-        return None, *(d.view(x.shape) for d, x in zip(gradients, tensors[1:]))
+        gradients = backward_op(dy, *inputs, *absent, *effective(*parameters), *saved)
+        return None, *(d.view(x.shape) for d, x in zip(gradients, tensors[1:], strict=False))
 
 
 # What Direct.apply calls, after a look at each argument for what seen_by_none has ruled out.

@@ -8,7 +8,7 @@ each, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 734e29c0ff6ef0a9c2d5b95ae1eec07da21c0389b8e8daae705e4f38ca870f70
+sha256, with zeros here: b6a32ee5ef9dab6061c71640fdd99f629338cafb2d3f3f8dd40d484d1e087051
 """
 
 import threading
@@ -2114,7 +2114,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_a5db1e61"
+    name = unique = "s4d_real_be60a083"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2538,7 +2538,7 @@ def backward_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of the inputs and parameters; of dy, these, and what forward has kept."""
     dy, inputs, parameters, saved = parted(tensors)
     gradients = launch_backward(dy, inputs, effective(*parameters), saved)
-    return [d.view(x.shape) for d, x in zip(gradients, tensors[1:])]
+    return [d.view(x.shape) for d, x in zip(gradients, tensors[1:], strict=False)]
 
 
 def parted(
@@ -2564,16 +2564,17 @@ class Direct(torch.autograd.Function):
     def backward(ctx, dy: Tensor):
         kept = ctx.saved_tensors
         tensors = (dy, *kept)
+        tape = None
         # If gradients of gradients are asked for, or something sees this part alone: library ops.
         if seen_by_none() and not torch.is_grad_enabled():
-            if (tape := gradients_tape(ctx.tape, dy, kept, ctx.where)) is not None:
-                return None, *replay(tape, tensors)
+            tape = gradients_tape(ctx.tape, dy, kept, ctx.where)
+        if tape is not None:
+            return None, *replay(tape, tensors)
         refuse_batched(dy)
         _, inputs, parameters, saved = parted(tensors)
         absent = [None] * (len(INPUTS) - len(inputs))
-        taken = effective(*parameters)
-        gradients = backward_op(dy, *inputs, *absent, *taken, *saved)
-        return None, *(d.view(x.shape) for d, x in zip(gradients, tensors[1:]))
+        gradients = backward_op(dy, *inputs, *absent, *effective(*parameters), *saved)
+        return None, *(d.view(x.shape) for d, x in zip(gradients, tensors[1:], strict=False))
 
 
 # What Direct.apply calls, after a look at each argument for what seen_by_none has ruled out.

@@ -8,7 +8,7 @@ each, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: f3259e05fde43b49a791213137cd50c6c1c7cc7b02739d01de7efec6f217cd6c
+sha256, with zeros here: e68c053958ce0375388c829b1268710e87abb31d14d719a06242b48363492a13
 """
 
 import threading
@@ -1204,7 +1204,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_ba8fa5ed"
+    name = unique = "short_conv_f6f49c91"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1612,7 +1612,7 @@ def backward_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of the inputs and parameters; of dy, these, and what forward has kept."""
     dy, inputs, parameters, saved = parted(tensors)
     gradients = launch_backward(dy, inputs, effective(*parameters), saved)
-    return [d.view(x.shape) for d, x in zip(gradients, tensors[1:])]
+    return [d.view(x.shape) for d, x in zip(gradients, tensors[1:], strict=False)]
 
 
 def parted(
@@ -1638,16 +1638,17 @@ class Direct(torch.autograd.Function):
     def backward(ctx, dy: Tensor):
         kept = ctx.saved_tensors
         tensors = (dy, *kept)
+        tape = None
         # If gradients of gradients are asked for, or something sees this part alone: library ops.
         if seen_by_none() and not torch.is_grad_enabled():
-            if (tape := gradients_tape(ctx.tape, dy, kept, ctx.where)) is not None:
-                return None, *replay(tape, tensors)
+            tape = gradients_tape(ctx.tape, dy, kept, ctx.where)
+        if tape is not None:
+            return None, *replay(tape, tensors)
         refuse_batched(dy)
         _, inputs, parameters, saved = parted(tensors)
         absent = [None] * (len(INPUTS) - len(inputs))
-        taken = effective(*parameters)
-        gradients = backward_op(dy, *inputs, *absent, *taken, *saved)
-        return None, *(d.view(x.shape) for d, x in zip(gradients, tensors[1:]))
+        gradients = backward_op(dy, *inputs, *absent, *effective(*parameters), *saved)
+        return None, *(d.view(x.shape) for d, x in zip(gradients, tensors[1:], strict=False))
 
 
 # What Direct.apply calls, after a look at each argument for what seen_by_none has ruled out.
