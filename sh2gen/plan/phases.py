@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, replace
+from typing import Any
 
 import networkx as nx
 
 from sh2gen.plan.blocks import Recall, Remember, Toeplitz
-from sh2gen.plan.modes import Blocks, ModalConv
+from sh2gen.plan.modes import ModalConv
 from sh2gen.plan.program import Phases, TileProgram
-from sh2gen.plan.statements import (
-    Accumulate,
-    Extend,
-    Fir,
-    LoadRows,
-    Rowwise,
-    Statement,
-    StoreRows,
-)
-from sh2gen.plan.values import BLOCK, Operand
+from sh2gen.plan.statements import Statement
+from sh2gen.plan.values import BLOCK, Kind, Operand
 
 
 def phases(program: TileProgram) -> Phases | None:
@@ -37,22 +30,25 @@ def phases(program: TileProgram) -> Phases | None:
     sums = {s.out: s.direction for s in products if isinstance(s, Toeplitz | ModalConv)}
     network: nx.DiGraph[str] = nx.DiGraph()
     for statement in rest:
-        if isinstance(statement, LoadRows | Fir | Rowwise | Extend | Toeplitz | ModalConv):
-            network.add_node(statement.out)
-            network.add_edges_from((x.name, statement.out) for x in statement.operands)
+        if name := _made(statement, Kind.ROWS):
+            network.add_node(name)
+            network.add_edges_from((x.name, name) for x in statement.operands)
     convolved: list[Statement] = []
     adjoint: list[Statement] = []
     for statement in rest:
-        if isinstance(statement, Accumulate | StoreRows):
+        if statement.operands and statement.makes is None:
             names = {x.name for x in statement.operands}
             reached = names.union(*(nx.ancestors(network, name) for name in names))
             directions = {sums[name] for name in reached & sums.keys()}
             if directions == {+1, -1}:
                 return None
             (convolved if directions == {+1} else adjoint).append(statement)
-    own = [s for s in rest if isinstance(s, Remember | Blocks)]
+    own = [s for s in rest if s.operands and _made(s, Kind.BLOCKS)]
     remembered = {
-        s.x.name.removesuffix("_ahead"): s.out for s in body if isinstance(s, Remember | Blocks)
+        x.name.removesuffix("_ahead"): blocks
+        for s in body
+        if (blocks := _made(s, Kind.BLOCKS))
+        for x in s.operands
     }
     return Phases(
         ahead=tuple(body[:ahead_end]),
@@ -61,6 +57,28 @@ def phases(program: TileProgram) -> Phases | None:
         convolved=_phase(rest, convolved, sums, remembered, "_b"),
         adjoint=_phase(rest, adjoint, sums, remembered, "_c"),
     )
+
+
+def _made(statement: Statement, kind: Kind) -> str:
+    """The name of what a statement makes, if that is of a kind."""
+    made = statement.makes
+    return made.name if made is not None and made.kind is kind else ""
+
+
+def _renamed(
+    statement: Statement, operand: Callable[[Operand], Operand], suffix: str
+) -> Statement:
+    """The same of other operands, with a suffix on the rows that it makes, which are its `out`."""
+    one: Any = statement
+    changes: dict[str, Any] = {"out": name + suffix} if (name := _made(one, Kind.ROWS)) else {}
+    for field in fields(one):
+        match getattr(one, field.name):
+            case Operand() as x:
+                changes[field.name] = operand(x)
+            case (Operand(), *_) as several:
+                changes[field.name] = tuple(map(operand, several))
+    renamed: Statement = replace(one, **changes)
+    return renamed
 
 
 def _phase(
@@ -76,7 +94,8 @@ def _phase(
         sums: values that products have computed.
         remembered: value -> its blocks.
     """
-    makers = {s.out: s for s in body if isinstance(s, LoadRows | Fir | Rowwise | Extend)}
+    body = list(body)
+    makers = {n: s for s in body if (n := _made(s, Kind.ROWS)) and not s.is_product}
 
     def needed(recalled: set[str]) -> set[str]:
         """Values to compute or recall, if these are recalled."""
@@ -94,7 +113,8 @@ def _phase(
     for name in remembered:
         maker = makers.get(name)
         inputs = {x.name for x in maker.operands} if maker is not None else set()
-        whole = isinstance(maker, LoadRows) and maker.rows != BLOCK  # its context is needed too
+        rows = maker.makes.rows if maker is not None and maker.makes is not None else BLOCK
+        whole = not inputs and rows != BLOCK  # loaded with a context, which is needed too
         if not whole and not (inputs and inputs <= needed(set(remembered))):
             recalled.add(name)
     names = needed(recalled)
@@ -107,19 +127,8 @@ def _phase(
         for name, blocks in remembered.items()
         if name in names & recalled
     ]
-    for s in body:
-        match s:
-            case LoadRows(out=out) if out in names - recalled:
-                statements.append(replace(s, out=out + suffix))
-            case Fir(out=out, x=x) | Extend(out=out, x=x) if out in names - recalled:
-                statements.append(replace(s, out=out + suffix, x=renamed(x)))
-            case Rowwise(out=out, inputs=values) if out in names - recalled:
-                renamed_inputs = tuple(map(renamed, values))
-                statements.append(replace(s, out=out + suffix, inputs=renamed_inputs))
-            case Accumulate(inputs=values) if s in sinks:
-                statements.append(replace(s, inputs=tuple(map(renamed, values))))
-            case StoreRows(x=x) | Remember(x=x) | Blocks(x=x) if s in sinks:
-                statements.append(replace(s, x=renamed(x)))
-            case _:
-                pass
-    return tuple(statements)
+    made = names - recalled
+    return (
+        *statements,
+        *(_renamed(s, renamed, suffix) for s in body if s in sinks or _made(s, Kind.ROWS) in made),
+    )

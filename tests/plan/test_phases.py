@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,9 @@ from sh2gen.lower import plans, toeplitz
 from sh2gen.plan.blocks import Recall, Toeplitz
 from sh2gen.plan.interpret import run
 from sh2gen.plan.kernel import Kernel, Role, Variant
-from sh2gen.plan.statements import LoadRows, StoreRows
+from sh2gen.plan.phases import phases
+from sh2gen.plan.statements import Fir, LoadRows, Statement, StoreRows
+from sh2gen.plan.values import Kind, Name, Operand
 from sh2gen.runtime.operator import Operator
 from sh2gen.schedule.config import schedule
 from sh2gen.spec.decode import spec_from_dict
@@ -55,6 +58,44 @@ def backward(spec: OpSpec) -> tuple[Kernel, Variant]:
     assert kernel is not None
     (variant,) = kernel.variants
     return kernel, variant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Convolved(Statement):
+    """A statement that nothing in sh2gen knows: what it declares is all."""
+
+    fir: Fir
+    source: Operand
+    out: str
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        return (self.source,)
+
+    @property
+    def makes(self) -> Name:
+        return Name(Kind.ROWS, self.out, self.fir.rows)
+
+
+def test_phases_know_a_statement_by_what_it_declares() -> None:
+    def unknown(statement: Statement) -> Statement:
+        if not isinstance(statement, Fir):
+            return statement
+        return Convolved(fir=statement, source=statement.x, out=statement.out)
+
+    def known(statement: Statement) -> Statement:
+        if not isinstance(statement, Convolved):
+            return statement
+        return dataclasses.replace(statement.fir, x=statement.source, out=statement.out)
+
+    program = backward(make(**STRUCTURES["everything"]))[0].program
+    body = tuple(map(unknown, program.body))
+    wanted, found = phases(program), phases(dataclasses.replace(program, body=body))
+    assert wanted is not None and found is not None
+    for field in dataclasses.fields(wanted):
+        part = getattr(found, field.name)
+        assert tuple(map(known, part)) == getattr(wanted, field.name)
+        assert field.name != "own" or any(isinstance(s, Convolved) for s in part)
 
 
 def by_toeplitz(spec: OpSpec) -> bool:

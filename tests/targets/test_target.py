@@ -26,15 +26,17 @@ from sh2gen.targets.target import Target, from_device, here, known, stand_in, ta
 from tests.gpus import A100, B200, H100, H200
 
 SMALL = ["RTX 3090", "RTX 4090", "RTX 5090"]
+FILES = ["h200", "a100", "b200", "h100", "rtx3090", "rtx4090", "rtx5090"]
 
 
-@pytest.fixture
-def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with copies of all files, from which targets are read."""
-    place = tmp_path / "targets"
-    place.mkdir()
-    for path in targets.FOLDER.glob("*.yaml"):
-        shutil.copy(path, place)
+@pytest.fixture(autouse=True)
+def copied(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with copies of these files alone, from which targets are read: one more beside them
+    changes who serves a GPU that has none, and nothing here.
+    """
+    place = tmp_path_factory.mktemp("targets")
+    for name in FILES:
+        shutil.copy(targets.FOLDER / f"{name}.yaml", place)
     monkeypatch.setattr(targets, "FOLDER", place)
     return place
 
@@ -43,9 +45,9 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_targets_are_found_by_name_and_unknown_ones_named() -> None:
-    assert target("h200") is target("SM_90") is H200 is targets.DEFAULT
-    assert target("H100") is H100
-    assert target("rtx3090") is target("RTX 3090") is target("sm_86")
+    assert target("h200") == target("SM_90") == H200 == targets.DEFAULT
+    assert target("H100") == H100
+    assert target("rtx3090") == target("RTX 3090") == target("sm_86")
     with pytest.raises(Sh2genError) as caught:
         target("H20")
     assert caught.value.code == "B003"
@@ -229,7 +231,7 @@ def test_the_current_device_is_recognised_by_its_whole_name(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: device is not None)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: device)
-    assert from_device() is found
+    assert from_device() == found
 
 
 @pytest.mark.parametrize(
@@ -259,10 +261,10 @@ def test_a_gpu_without_a_file_is_served_by_another(
 
 def test_the_gpu_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert here() is H200
+    assert here() == H200
     for gpu in (H100, A100, B200):
         pretend(monkeypatch, gpu.device_name, divmod(gpu.capability, 10))
-        assert here() is gpu
+        assert here() == gpu
 
 
 L4 = "NVIDIA L4 is not known; using limits of RTX 4090 (sm_89), not measured"
