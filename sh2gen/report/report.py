@@ -157,8 +157,18 @@ def _made_of(predicted: dict[str, Any]) -> str:
     return f"{', '.join(parts)}{overlap}, and {predicted['fixed_us']:.0f} whatever the size"
 
 
+def _in_activations(memory: dict[str, int]) -> str:
+    """Peak memory in a few words."""
+    texts = (
+        f"{what} {memory[of] / 1e6:,.1f} MB ({memory[of] / memory['activation']:.2f} activations)"
+        for of, what in (("forward", "forward"), ("step", "training step"))
+    )
+    return f"peak memory beside inputs and parameters: {', '.join(texts)}"
+
+
 def print_explanation(spec: Any, gpu: Any, answers: Any, ranked: Any, as_json: bool) -> None:
     from sh2gen.cost import cost, work
+    from sh2gen.cost.memory import peak
     from sh2gen.tuning.choose import passed_over
 
     plans = []
@@ -188,8 +198,10 @@ def print_explanation(spec: Any, gpu: Any, answers: Any, ranked: Any, as_json: b
             for direction, p in found.items():
                 if p.running is not None:
                     entry[direction]["running"] = asdict(p.running)
+            most = peak(spec, candidate.plan, candidate.schedule, workload, gpu)
             entry["predictions"].append(
                 {"batch": workload.batch, "length": workload.length}
+                | {"memory": asdict(most) if most is not None else None}
                 | {
                     d: {
                         "us": p.seconds * 1e6,
@@ -267,5 +279,7 @@ def print_explanation(spec: Any, gpu: Any, answers: Any, ranked: Any, as_json: b
                     for d in ("forward", "backward")
                 )
                 say(f"      at least {floors}")
+            if p["memory"]:
+                say(f"      {_in_activations(p['memory'])}")
         if more := len(entry["predictions"][_PREDICTIONS:]):
             say(f"    and {more} more; --json has all")
