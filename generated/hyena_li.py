@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: fc6270353ad05d4d3eaa0299ca1b969c71fdf1f9f3d561e78b128c7a2c0c51ed
+sha256, with zeros here: dca7a7e3d81b2c4e5ab75a63f4630e5d3dc00d8a9b3caf5290444d850ff10f90
 """
 
 import threading
@@ -2626,7 +2626,7 @@ def poles(p: Tensor, gamma: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_9f49b80a"
+    name = unique = "hyena_li_dda6d926"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2947,6 +2947,8 @@ def is_plain(tensors: Sequence[Tensor]) -> bool:
 
 def record(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Tape | None:
     """The tape of a launch, which is done; None if it does more than to allocate and to launch."""
+    # Objects of their own, by which arguments are told apart: one tensor may be given twice.
+    tensors = [x.detach() for x in tensors]
     LAUNCHES.noted = []
     try:
         with torch.no_grad(), Noticed() as noticed:
@@ -3004,12 +3006,12 @@ def starter(
         return None
     if run.global_scratch_size or run.profile_scratch_size:
         return None
-    launch, function, packed = run.launch, binary.function, binary.packed_metadata
+    enqueue, function, packed = run.launch, binary.function, binary.packed_metadata
     cooperative, dependent = run.launch_cooperative_grid, run.launch_pdl
     stream_of, index = torch._C._cuda_getCurrentRawStream, device.index
 
     def start(arguments: Sequence[int]) -> None:
-        launch(
+        enqueue(
             programs, 1, 1, stream_of(index), function, cooperative, dependent, None, None, packed,
             None, None, None, *arguments, *constants,
         )  # fmt: skip

@@ -9,7 +9,7 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 97cd827d8cbbcad4d10f0e822ae19e9a2e6b162872fa868406932fcc63d2bd32
+sha256, with zeros here: ccbce9a1b8212daaa6cf34fec598d51c4ca0dd9fc36559a88b139a6e3441ec80
 """
 
 import threading
@@ -2648,7 +2648,7 @@ def decayed(taps: Tensor, first_group: int = 0, groups_in_all: int | None = None
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_4bcf32fc"
+    name = unique = "hyena_mr_e48e15bc"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2953,6 +2953,8 @@ def is_plain(tensors: Sequence[Tensor]) -> bool:
 
 def record(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Tape | None:
     """The tape of a launch, which is done; None if it does more than to allocate and to launch."""
+    # Objects of their own, by which arguments are told apart: one tensor may be given twice.
+    tensors = [x.detach() for x in tensors]
     LAUNCHES.noted = []
     try:
         with torch.no_grad(), Noticed() as noticed:
@@ -3010,12 +3012,12 @@ def starter(
         return None
     if run.global_scratch_size or run.profile_scratch_size:
         return None
-    launch, function, packed = run.launch, binary.function, binary.packed_metadata
+    enqueue, function, packed = run.launch, binary.function, binary.packed_metadata
     cooperative, dependent = run.launch_cooperative_grid, run.launch_pdl
     stream_of, index = torch._C._cuda_getCurrentRawStream, device.index
 
     def start(arguments: Sequence[int]) -> None:
-        launch(
+        enqueue(
             programs, 1, 1, stream_of(index), function, cooperative, dependent, None, None, packed,
             None, None, None, *arguments, *constants,
         )  # fmt: skip

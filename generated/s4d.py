@@ -8,7 +8,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 8809fdcebb2ec7e8181d73a93303b5bcfc23fd59cbe96c507caaa29d0f943bf9
+sha256, with zeros here: c953e8e5512ac6e7ac1894109627e09f15ebfc4bfa61ed7ff67761c82a24211c
 """
 
 import threading
@@ -2354,7 +2354,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_1cfb0157"
+    name = unique = "s4d_ff75666c"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2673,6 +2673,8 @@ def is_plain(tensors: Sequence[Tensor]) -> bool:
 
 def record(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Tape | None:
     """The tape of a launch, which is done; None if it does more than to allocate and to launch."""
+    # Objects of their own, by which arguments are told apart: one tensor may be given twice.
+    tensors = [x.detach() for x in tensors]
     LAUNCHES.noted = []
     try:
         with torch.no_grad(), Noticed() as noticed:
@@ -2730,12 +2732,12 @@ def starter(
         return None
     if run.global_scratch_size or run.profile_scratch_size:
         return None
-    launch, function, packed = run.launch, binary.function, binary.packed_metadata
+    enqueue, function, packed = run.launch, binary.function, binary.packed_metadata
     cooperative, dependent = run.launch_cooperative_grid, run.launch_pdl
     stream_of, index = torch._C._cuda_getCurrentRawStream, device.index
 
     def start(arguments: Sequence[int]) -> None:
-        launch(
+        enqueue(
             programs, 1, 1, stream_of(index), function, cooperative, dependent, None, None, packed,
             None, None, None, *arguments, *constants,
         )  # fmt: skip

@@ -8,7 +8,7 @@ each, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: e68c053958ce0375388c829b1268710e87abb31d14d719a06242b48363492a13
+sha256, with zeros here: 27093799f8800a2a72a87c0a9458d9f8ddd06d02a9404b24042b5628bffbc91d
 """
 
 import threading
@@ -1204,7 +1204,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_f6f49c91"
+    name = unique = "short_conv_0830004f"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1491,6 +1491,8 @@ def is_plain(tensors: Sequence[Tensor]) -> bool:
 
 def record(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Tape | None:
     """The tape of a launch, which is done; None if it does more than to allocate and to launch."""
+    # Objects of their own, by which arguments are told apart: one tensor may be given twice.
+    tensors = [x.detach() for x in tensors]
     LAUNCHES.noted = []
     try:
         with torch.no_grad(), Noticed() as noticed:
@@ -1548,12 +1550,12 @@ def starter(
         return None
     if run.global_scratch_size or run.profile_scratch_size:
         return None
-    launch, function, packed = run.launch, binary.function, binary.packed_metadata
+    enqueue, function, packed = run.launch, binary.function, binary.packed_metadata
     cooperative, dependent = run.launch_cooperative_grid, run.launch_pdl
     stream_of, index = torch._C._cuda_getCurrentRawStream, device.index
 
     def start(arguments: Sequence[int]) -> None:
-        launch(
+        enqueue(
             programs, 1, 1, stream_of(index), function, cooperative, dependent, None, None, packed,
             None, None, None, *arguments, *constants,
         )  # fmt: skip

@@ -29,6 +29,7 @@ def phases(program: TileProgram) -> Phases | None:
     products = tuple(s for s in rest if s.is_product)
     sums = {s.out: s.direction for s in products if isinstance(s, Toeplitz | ModalConv)}
     network: nx.DiGraph[str] = nx.DiGraph()
+    network.add_nodes_from(sums)
     for statement in rest:
         if name := _made(statement, Kind.ROWS):
             network.add_node(name)

@@ -202,6 +202,8 @@ def is_plain(tensors: Sequence[Tensor]) -> bool:
 
 def record(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Tape | None:
     """The tape of a launch, which is done; None if it does more than to allocate and to launch."""
+    # Objects of their own, by which arguments are told apart: one tensor may be given twice.
+    tensors = [x.detach() for x in tensors]
     LAUNCHES.noted = []
     try:
         with torch.no_grad(), Noticed() as noticed:
@@ -259,12 +261,12 @@ def starter(
         return None
     if run.global_scratch_size or run.profile_scratch_size:
         return None
-    launch, function, packed = run.launch, binary.function, binary.packed_metadata
+    enqueue, function, packed = run.launch, binary.function, binary.packed_metadata
     cooperative, dependent = run.launch_cooperative_grid, run.launch_pdl
     stream_of, index = torch._C._cuda_getCurrentRawStream, device.index
 
     def start(arguments: Sequence[int]) -> None:
-        launch(
+        enqueue(
             programs, 1, 1, stream_of(index), function, cooperative, dependent, None, None, packed,
             None, None, None, *arguments, *constants,
         )  # fmt: skip

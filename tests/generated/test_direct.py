@@ -149,6 +149,16 @@ def test_views_of_one_tensor_are_told_apart(case: Case, launched: SimpleNamespac
     assert len(launched.module.TAPES) == 2  # another alignment is another tape
 
 
+@pytest.mark.parametrize("case", ["hyena_bdl"], indirect=True)
+def test_one_tensor_given_twice_is_two_arguments(case: Case, launched: SimpleNamespace) -> None:
+    named = case.parameters()
+    (x,) = case.inputs()[:1]
+    for inputs in ([x, x, x], case.inputs()):
+        found = launched.function(*inputs, *named.values())
+        torch.testing.assert_close(found, case.operator(*inputs, **named))
+    assert len(launched.tapes) == 2 and None not in launched.module.TAPES.values()
+
+
 class Functions(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         return func(*args, **(kwargs or {}))
