@@ -15,7 +15,7 @@ from sh2gen.plan.kernel import Kernel, Role
 from sh2gen.plan.statements import (
     LoadRows,
 )
-from sh2gen.schedule.facts import operand_bytes
+from sh2gen.schedule.facts import operand_bytes, tap_terms
 from sh2gen.spec.language import DType, Precision, Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.constants import Streams, Tiles
@@ -250,6 +250,17 @@ def running(kernel: Kernel, config: Mapping[str, int], spec: OpSpec, target: Tar
         warps=programs * warps,
         at_once=at_once if rough else programs,
     )
+
+
+def shared_of_taps(kernel: Kernel, config: Mapping[str, int], spec: OpSpec) -> int:
+    """Bytes of shared memory that a kernel of streams takes for its taps: as Toeplitz matrices of
+    all blocks that they reach, which stay there.
+    """
+    if kind_of(kernel) != "stream" or spec.filter.length is None:
+        return 0
+    step = config["BLOCK_T"]
+    blocks = -(-(spec.filter.length - 1) // step) + 1
+    return blocks * step * step * operand_bytes(spec) * tap_terms(spec)
 
 
 def _registers_of_tiles(kernel: Kernel, config: Mapping[str, int], target: Target) -> float:

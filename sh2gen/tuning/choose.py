@@ -18,10 +18,19 @@ from sh2gen.base.errors import Sh2genError
 from sh2gen.base.jsonl import Damage
 from sh2gen.base.versions import installed, minor
 from sh2gen.cost.cost import predict, score
+from sh2gen.cost.programs import shared_of_taps
 from sh2gen.emit.emit import kernel_digest, refuse_clash
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
-from sh2gen.schedule.config import DIRECTIONS, Schedule, completed, coupling, partner, schedule
+from sh2gen.schedule.config import (
+    DIRECTIONS,
+    Schedule,
+    completed,
+    coupling,
+    launch_config,
+    partner,
+    schedule,
+)
 from sh2gen.schedule.space import Config, space
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
@@ -46,7 +55,8 @@ class Candidate:
         origins: by direction, where the config comes from, in words.
         decided: by direction, the decision for exactly this that they are, if they are.
         warnings: what the user must be told of them.
-        untaken: of the user's own configs that are not, why not, and how to take them.
+        untaken: of the user's own configs that are not, and of a plan that would take less time
+            but does not fit, why not.
     """
 
     plan: Plan
@@ -134,6 +144,9 @@ def candidates(
         return Candidate(plan=p, schedule=default, score=score(spec, p, default, target))
 
     ranked = sorted(map(candidate, found), key=lambda c: c.score)
+    misfits = {c.plan.name: text for c in ranked if (text := _misfit(spec, target, c))}
+    cheapest = ranked[0].plan.name
+    ranked.sort(key=lambda c: c.plan.name in misfits)  # none of them if another fits
     if known is not None:
         ranked = [_measured(spec, target, c, known.decisions) for c in ranked]
     first = min([ranked[0], *(c for c in ranked if c.measured)], key=lambda c: c.score)
@@ -143,7 +156,22 @@ def candidates(
         first = _with_config(spec, target, first, changes or {}, known)
     elif changes:
         schedule(spec, first.plan, changes, target)  # says that there is nothing to change
+    if cheapest in misfits and first.plan.name != cheapest:
+        first = replace(first, untaken=(misfits[cheapest], *first.untaken))
     return (first, *others)
+
+
+def _misfit(spec: OpSpec, target: Target, candidate: Candidate) -> str:
+    """Why the default of a plan does not fit a GPU; empty where nothing known here says so."""
+    for kernel in candidate.plan.kernels:
+        config = launch_config(spec, candidate.schedule, kernel.role)
+        taken = shared_of_taps(kernel, config, spec)
+        if taken > target.shared_per_block:
+            return (
+                f"{candidate.plan.name}: its taps take {taken:,} bytes of shared memory, and "
+                f"{target.name} has {target.shared_per_block:,} a block"
+            )
+    return ""
 
 
 def resized(spec: OpSpec, lengths: Sequence[int] = (), batch: int | None = None) -> OpSpec:

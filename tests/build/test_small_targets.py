@@ -16,6 +16,7 @@ from sh2gen.schedule.space import space
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target, known, target
+from sh2gen.tuning.choose import candidates
 from tests.gpus import A100, H200
 
 SMALL = [gpu for gpu in known() if gpu.shared_per_block <= 99 * 1024]
@@ -52,6 +53,24 @@ def test_a_default_fits(algorithm: str, gpu: Target, compilers: Compilers) -> No
         assert kernel.shared <= gpu.shared_per_block, kernel.label
         assert f".target {gpu.sm}" in kernel.ptx
         assert not kernel.kernel.gluon, "a kernel for sm_90 was built for another GPU"
+
+
+@pytest.mark.parametrize("fields", [{}, GATED | {"channels": 4096}], ids=["plain", "gated"])
+def test_taps_that_do_not_fit_are_left_to_another_plan(fields: dict[str, object]) -> None:
+    """1024 taps are 17 matrices of 64 steps by 64, on whatever GPU."""
+    groups = 256 if fields else 4096
+    of_taps = {"kind": "explicit", "length": 1024, "groups": groups}
+    spec = spec_from_dict({"op": "long", "channels": 4096, **fields, "filter": of_taps})
+    (first, *others), (large, *_) = (candidates(spec, gpu) for gpu in (SMALL[0], H200))
+    assert first.plan.name.startswith("fft/")
+    assert first.untaken == (
+        "toeplitz/BDL/recompute: its taps take 139,264 bytes of shared memory, and RTX 3090 has "
+        "101,376 a block",
+    )
+    assert min(others, key=lambda c: c.score).score < first.score
+    assert not large.untaken
+    (asked, *_) = candidates(spec, SMALL[0], plan="toeplitz")  # whoever asks for it may have it
+    assert asked.plan.name == "toeplitz/BDL/recompute"
 
 
 def test_rows_of_products_follow_shared_memory() -> None:
