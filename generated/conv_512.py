@@ -8,7 +8,7 @@ each, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: aacf0ccf4c6029a78b34b2ae484a671bd833f4a1aeb3b4125d3839f1157405a7
+sha256, with zeros here: 5d5cac14ad385dfc6b7f27c234fe51a5f09c5931bad26ffd90b8516bcbdbd06f
 """
 
 import threading
@@ -1919,7 +1919,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_7ea872c3"
+    name = unique = "conv_512_e6d5ac77"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2142,13 +2142,14 @@ def tape_of(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Ta
     if traits is None:
         return None
     key = (launcher, facts, traits)
-    if key not in TAPES:
+    tape = TAPES.get(key, ...)  # other threads may clear them at any time
+    if tape is ...:
         if not is_plain(tensors) or capturing():
             return None
         if len(TAPES) >= MOST_TAPES:
             TAPES.clear()
-        TAPES[key] = record(launcher, tensors, *facts)
-    return TAPES[key]
+        tape = TAPES[key] = record(launcher, tensors, *facts)
+    return tape
 
 
 def gradients_tape(tape: Tape, dy: Tensor, kept: Sequence[Tensor], where: Sequence[int]):

@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: dca7a7e3d81b2c4e5ab75a63f4630e5d3dc00d8a9b3caf5290444d850ff10f90
+sha256, with zeros here: ae517d0636feb4f88af5b2ca15276ce0a022e205bba6fa71f0d26b099462aee4
 """
 
 import threading
@@ -2626,7 +2626,7 @@ def poles(p: Tensor, gamma: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_dda6d926"
+    name = unique = "hyena_li_a2592dc7"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2889,13 +2889,14 @@ def tape_of(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Ta
     if traits is None:
         return None
     key = (launcher, facts, traits)
-    if key not in TAPES:
+    tape = TAPES.get(key, ...)  # other threads may clear them at any time
+    if tape is ...:
         if not is_plain(tensors) or capturing():
             return None
         if len(TAPES) >= MOST_TAPES:
             TAPES.clear()
-        TAPES[key] = record(launcher, tensors, *facts)
-    return TAPES[key]
+        tape = TAPES[key] = record(launcher, tensors, *facts)
+    return tape
 
 
 def gradients_tape(tape: Tape, dy: Tensor, kept: Sequence[Tensor], where: Sequence[int]):

@@ -8,7 +8,7 @@ each, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 0062636c37b9c3ef8a1a46791ac0bbda82368752ecaf7294a275966b197bf0dc
+sha256, with zeros here: e783e443bb57b92f62b33ebeaadf35392074e0b506e11acc0bf987d013340b83
 """
 
 import threading
@@ -2114,7 +2114,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_2cc64a37"
+    name = unique = "s4d_real_2a65dfef"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2359,13 +2359,14 @@ def tape_of(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Ta
     if traits is None:
         return None
     key = (launcher, facts, traits)
-    if key not in TAPES:
+    tape = TAPES.get(key, ...)  # other threads may clear them at any time
+    if tape is ...:
         if not is_plain(tensors) or capturing():
             return None
         if len(TAPES) >= MOST_TAPES:
             TAPES.clear()
-        TAPES[key] = record(launcher, tensors, *facts)
-    return TAPES[key]
+        tape = TAPES[key] = record(launcher, tensors, *facts)
+    return tape
 
 
 def gradients_tape(tape: Tape, dy: Tensor, kept: Sequence[Tensor], where: Sequence[int]):

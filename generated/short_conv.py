@@ -8,7 +8,7 @@ each, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 27093799f8800a2a72a87c0a9458d9f8ddd06d02a9404b24042b5628bffbc91d
+sha256, with zeros here: 82474b25dd8de681362af2dd55d2537ffdc86393e355816f6131e79ed8005cad
 """
 
 import threading
@@ -1204,7 +1204,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_0830004f"
+    name = unique = "short_conv_fc13af1c"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1433,13 +1433,14 @@ def tape_of(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Ta
     if traits is None:
         return None
     key = (launcher, facts, traits)
-    if key not in TAPES:
+    tape = TAPES.get(key, ...)  # other threads may clear them at any time
+    if tape is ...:
         if not is_plain(tensors) or capturing():
             return None
         if len(TAPES) >= MOST_TAPES:
             TAPES.clear()
-        TAPES[key] = record(launcher, tensors, *facts)
-    return TAPES[key]
+        tape = TAPES[key] = record(launcher, tensors, *facts)
+    return tape
 
 
 def gradients_tape(tape: Tape, dy: Tensor, kept: Sequence[Tensor], where: Sequence[int]):

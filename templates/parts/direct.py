@@ -144,13 +144,14 @@ def tape_of(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Ta
     if traits is None:
         return None
     key = (launcher, facts, traits)
-    if key not in TAPES:
+    tape = TAPES.get(key, ...)  # other threads may clear them at any time
+    if tape is ...:
         if not is_plain(tensors) or capturing():
             return None
         if len(TAPES) >= MOST_TAPES:
             TAPES.clear()
-        TAPES[key] = record(launcher, tensors, *facts)
-    return TAPES[key]
+        tape = TAPES[key] = record(launcher, tensors, *facts)
+    return tape
 
 
 def gradients_tape(tape: Tape, dy: Tensor, kept: Sequence[Tensor], where: Sequence[int]):
