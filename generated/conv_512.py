@@ -8,7 +8,7 @@ each, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 5d5cac14ad385dfc6b7f27c234fe51a5f09c5931bad26ffd90b8516bcbdbd06f
+sha256, with zeros here: e42b1c0020a1e53bbf1632eb2988bebdc10a98ac4eec4cb335755a98abc7fec6
 """
 
 import threading
@@ -1919,7 +1919,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_e6d5ac77"
+    name = unique = "conv_512_bbc6002b"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2126,7 +2126,7 @@ def traits_of(tensors: Sequence[Tensor]) -> tuple | None:
             place = x.data_ptr()
             aligned = place % 16 if place else -1
             found.append((x.shape, x.stride(), x.dtype, x.get_device(), aligned, x.is_neg()))
-    except (RuntimeError, NotImplementedError):  # sparse, nested, or a wrapper of others
+    except RuntimeError:  # sparse, nested, or a wrapper of others
         return None
     return tuple(found)
 

@@ -9,7 +9,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 6843a0c2b2de00053d285b515d0d508736a730397f43f1fec94a578387b4242e
+sha256, with zeros here: 6cc50ea447b08d21c823579658b96355bbacf65b01fe65383e4ad7d422c28e9c
 """
 
 import threading
@@ -2831,7 +2831,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_587b0b44"
+    name = unique = "h3_21603b3b"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -3104,7 +3104,7 @@ def traits_of(tensors: Sequence[Tensor]) -> tuple | None:
             place = x.data_ptr()
             aligned = place % 16 if place else -1
             found.append((x.shape, x.stride(), x.dtype, x.get_device(), aligned, x.is_neg()))
-    except (RuntimeError, NotImplementedError):  # sparse, nested, or a wrapper of others
+    except RuntimeError:  # sparse, nested, or a wrapper of others
         return None
     return tuple(found)
 

@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: ae517d0636feb4f88af5b2ca15276ce0a022e205bba6fa71f0d26b099462aee4
+sha256, with zeros here: ac631bff07066def1cab26578109a14e9e042da04bd1d0acab6031584beab3f6
 """
 
 import threading
@@ -2626,7 +2626,7 @@ def poles(p: Tensor, gamma: Tensor) -> Tensor:
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_a2592dc7"
+    name = unique = "hyena_li_f60d0253"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2873,7 +2873,7 @@ def traits_of(tensors: Sequence[Tensor]) -> tuple | None:
             place = x.data_ptr()
             aligned = place % 16 if place else -1
             found.append((x.shape, x.stride(), x.dtype, x.get_device(), aligned, x.is_neg()))
-    except (RuntimeError, NotImplementedError):  # sparse, nested, or a wrapper of others
+    except RuntimeError:  # sparse, nested, or a wrapper of others
         return None
     return tuple(found)
 

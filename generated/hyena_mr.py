@@ -9,7 +9,7 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 3458e34dbe51eb81d6c5440b95b58180cf649c1ced3f7e76d462dbb401368625
+sha256, with zeros here: e1277eb8d0e67b0ab8cee55b68b5464964e3f6c0bc8eeee10da3417810d7b79f
 """
 
 import threading
@@ -2648,7 +2648,7 @@ def decayed(taps: Tensor, first_group: int = 0, groups_in_all: int | None = None
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_e7e019cb"
+    name = unique = "hyena_mr_bf45a5b9"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2879,7 +2879,7 @@ def traits_of(tensors: Sequence[Tensor]) -> tuple | None:
             place = x.data_ptr()
             aligned = place % 16 if place else -1
             found.append((x.shape, x.stride(), x.dtype, x.get_device(), aligned, x.is_neg()))
-    except (RuntimeError, NotImplementedError):  # sparse, nested, or a wrapper of others
+    except RuntimeError:  # sparse, nested, or a wrapper of others
         return None
     return tuple(found)
 

@@ -9,7 +9,7 @@ each, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: b51fb09b3dded48a38d40324559a1f847898010c8478768156246943de15e687
+sha256, with zeros here: 820d5161dd0d355efc3f66f2384b16839b98e7589cb069f0056bf6bf26b129b8
 """
 
 import threading
@@ -1297,7 +1297,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_fbb33395"
+    name = unique = "hyena_se_957ad178"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1522,7 +1522,7 @@ def traits_of(tensors: Sequence[Tensor]) -> tuple | None:
             place = x.data_ptr()
             aligned = place % 16 if place else -1
             found.append((x.shape, x.stride(), x.dtype, x.get_device(), aligned, x.is_neg()))
-    except (RuntimeError, NotImplementedError):  # sparse, nested, or a wrapper of others
+    except RuntimeError:  # sparse, nested, or a wrapper of others
         return None
     return tuple(found)
 

@@ -8,7 +8,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: ec98be43d91c0bf951796b25983b672f6f8fe8889809a80ffb782a174cdedc19
+sha256, with zeros here: b0cc3761c8b2e933bda88cc003d187ad84727e6260e5d74232eb746b27cf0d1a
 """
 
 import threading
@@ -2354,7 +2354,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_590947c4"
+    name = unique = "s4d_a45d0ff5"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2599,7 +2599,7 @@ def traits_of(tensors: Sequence[Tensor]) -> tuple | None:
             place = x.data_ptr()
             aligned = place % 16 if place else -1
             found.append((x.shape, x.stride(), x.dtype, x.get_device(), aligned, x.is_neg()))
-    except (RuntimeError, NotImplementedError):  # sparse, nested, or a wrapper of others
+    except RuntimeError:  # sparse, nested, or a wrapper of others
         return None
     return tuple(found)
 

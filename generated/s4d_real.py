@@ -8,7 +8,7 @@ each, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: e783e443bb57b92f62b33ebeaadf35392074e0b506e11acc0bf987d013340b83
+sha256, with zeros here: 2d6b3c8550a4569421ac694ac55dfba9051ce8d355ab87adebfc48f480215e9e
 """
 
 import threading
@@ -2114,7 +2114,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_2a65dfef"
+    name = unique = "s4d_real_94a89b41"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2343,7 +2343,7 @@ def traits_of(tensors: Sequence[Tensor]) -> tuple | None:
             place = x.data_ptr()
             aligned = place % 16 if place else -1
             found.append((x.shape, x.stride(), x.dtype, x.get_device(), aligned, x.is_neg()))
-    except (RuntimeError, NotImplementedError):  # sparse, nested, or a wrapper of others
+    except RuntimeError:  # sparse, nested, or a wrapper of others
         return None
     return tuple(found)
 

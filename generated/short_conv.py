@@ -8,7 +8,7 @@ each, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 82474b25dd8de681362af2dd55d2537ffdc86393e355816f6131e79ed8005cad
+sha256, with zeros here: a6453e516ce81e585d065e3da10540f7b9eb5da891b3336307bfa22bda4b31f4
 """
 
 import threading
@@ -1204,7 +1204,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_fc13af1c"
+    name = unique = "short_conv_9b9a5750"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1417,7 +1417,7 @@ def traits_of(tensors: Sequence[Tensor]) -> tuple | None:
             place = x.data_ptr()
             aligned = place % 16 if place else -1
             found.append((x.shape, x.stride(), x.dtype, x.get_device(), aligned, x.is_neg()))
-    except (RuntimeError, NotImplementedError):  # sparse, nested, or a wrapper of others
+    except RuntimeError:  # sparse, nested, or a wrapper of others
         return None
     return tuple(found)
 

@@ -48,11 +48,13 @@ def peak(
         return None
     found = _Sizes(spec, plan, schedule, workload, target)
     forward, backward = Role.FORWARD, Role.BACKWARD
-    kept = sum(found.of(a) for a in found.actions(forward) if found.given(forward, a))
-    called = sum(map(found.of, found.actions(forward)))
-    gradients = sum(map(found.of, found.actions(backward)))
+    kept = sum(found.of(forward, a) for a in found.actions(forward) if found.given(forward, a))
+    called = sum(found.of(forward, a) for a in found.actions(forward))
+    gradients = sum(found.of(backward, a) for a in found.actions(backward))
     return Peak(
-        forward=sum(found.of(a) for a in found.actions(forward) if a.when is not When.KEPT),
+        forward=sum(
+            found.of(forward, a) for a in found.actions(forward) if a.when is not When.KEPT
+        ),
         step=max(called, kept + found.activation + gradients + found.reduced(backward)),
         activation=found.activation,
     )
@@ -99,16 +101,15 @@ class _Sizes:
         sizes = self.workload.batch, length, self.spec.channels, self.spec.group_width
         return grid(*sizes, self.config(role))
 
-    def of(self, action: Allocate) -> int:
-        """All tensors of one action."""
+    def of(self, role: Role, action: Allocate) -> int:
+        """All tensors of one action of a role."""
         spec, batch = self.spec, self.workload.batch
         count, state = len(action.names), spec.filter.state_size if self.plan.states else 0
         match action.room:
             case Room.ACTIVATION | Room.GRADIENTS:
                 return count * self.activation
             case Room.STATES:
-                role = next(r for r, found in self.plan.actions.items() if action in found)
-                config = self.config(Role(role))
+                config = self.config(role)
                 tiles = -(-self.workload.length // (config["BLOCK_T"] * config["SEGMENTS"]))
                 return count * batch * tiles * spec.channels * state * 4
             case Room.LIKE:
@@ -117,9 +118,7 @@ class _Sizes:
                 size = BYTES[spec.dtype.io] if action.io else 4
                 return count * batch * len(spec.inputs) * spec.channels * spec.lag * size
             case Room.FLOAT32:
-                role = next(r for r, found in self.plan.actions.items() if action in found)
-                sizes = {**self.grid(Role(role))._asdict(), "batch": batch}
-                sizes["channels"] = spec.channels
+                sizes = self.grid(role)._asdict() | {"batch": batch, "channels": spec.channels}
                 factors = (f for product in action.shape for f in product)
                 each = math.prod(f if isinstance(f, int) else sizes[f] for f in factors)
                 return count * 4 * each

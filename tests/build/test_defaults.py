@@ -164,10 +164,10 @@ def test_fewer_pairs(op: str, modes: int, build: Build) -> None:
     spec = load_spec(folder("ops") / f"{op}.yaml")
     spec = replace(spec, filter=replace(spec.filter, modes=modes))
     (plan,) = plans(spec, "modal")
-    built = build(emit(spec, plan, schedule(spec, plan)), H200, alignments=ALIGNED)
+    built = build(emit(spec, plan, schedule(spec, plan)), H200)
     check_fits(built, H200)
     for kernel in built.kernels:
-        if op == "s4d":
+        if kernel.alignment is Alignment.ALIGNED and op == "s4d":
             assert kernel.spills == 0, kernel.label
 
 
@@ -175,7 +175,7 @@ def test_fewer_pairs(op: str, modes: int, build: Build) -> None:
 def test_exact_products_are_of_float32(op: str, build: Build) -> None:
     spec = replace(load_spec(folder("ops") / f"{op}.yaml"), precision=Precision.EXACT)
     plan = plans(spec)[0]
-    built = build(emit(spec, plan, schedule(spec, plan)), H200, alignments=ALIGNED)
+    built = build(emit(spec, plan, schedule(spec, plan)), H200)
     check_fits(built, H200)
     assert all("mma" not in kernel.ptx for kernel in built.kernels)
 

@@ -223,6 +223,51 @@ def test_tensors_that_are_more_than_their_memory(case: Case, launched: SimpleNam
         torch.testing.assert_close(launched.function(x.clone(), *parameters), y)
 
 
+class Subclass(Tensor):
+    """A tensor of another class."""
+
+
+@pytest.mark.parametrize("case", ["short_bdl"], indirect=True)
+def test_compilers_tracers_transforms_and_other_classes(
+    case: Case, launched: SimpleNamespace
+) -> None:
+    """Each beside a call of the same traits, whose tape there is already."""
+    (x,), parameters = case.inputs(), list(case.parameters().values())
+
+    def function(x: Tensor) -> Any:
+        return launched.function(x, *parameters)
+
+    y, before = function(x), len(launched.tapes)
+    assert before == 1
+    compiled = torch.compile(function, backend="aot_eager")
+    gradient = torch.func.grad(lambda x: function(x).sum())
+    for found in (
+        compiled(x),
+        torch.jit.trace(function, (x,), check_trace=False)(x),
+        torch.func.vjp(function, x)[0],
+        torch.func.jvp(function, (x,), (x,))[0],
+        function(x.as_subclass(Subclass)),
+    ):
+        torch.testing.assert_close(found.as_subclass(Tensor), y)
+    assert gradient(x).shape == x.shape and len(launched.tapes) == before
+
+
+@pytest.mark.parametrize("case", ["short_bdl"], indirect=True)
+def test_no_tape_is_made_while_a_graph_is_captured(
+    case: Case, launched: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its kernels would be in the graph twice. One that is there serves."""
+    arguments = (*case.inputs(), *case.parameters().values())
+    with monkeypatch.context() as patch:
+        patch.setattr(launched.module, "capturing", lambda: True)
+        y = launched.function(*arguments)
+        assert not launched.tapes and not launched.module.TAPES
+    torch.testing.assert_close(launched.function(*arguments), y)
+    monkeypatch.setattr(launched.module, "capturing", lambda: True)
+    torch.testing.assert_close(launched.function(*arguments), y)
+    assert len(launched.tapes) == 2
+
+
 @pytest.mark.parametrize("case", ["short_bdl", "poles"], indirect=True)
 def test_hooks_of_saved_tensors_and_checkpoints(case: Case, launched: SimpleNamespace) -> None:
     inputs, parameters, dy = case.inputs(), list(case.parameters().values()), case.activation()

@@ -316,6 +316,8 @@ def test_gradients_of_a_batch_of_outputs(case: Case) -> None:
 
 @pytest.mark.parametrize("case", ["hyena_bdl", "fft_bld"], indirect=True)
 def test_forward_mode_under_compile(case: Case) -> None:
+    from torch.autograd import forward_ad
+
     inputs, module = case.inputs(2, 9), case.module()
     x, t = inputs[0], torch.randn_like(inputs[0])
 
@@ -323,6 +325,14 @@ def test_forward_mode_under_compile(case: Case) -> None:
         return module(x, *inputs[1:])
 
     _, wanted = torch.func.jvp(function, (x,), (t,))
+    compiled = torch.compile(function, backend="aot_eager")
+    y = compiled(x)
+    with (  # what torch.compile makes has no such rule, and says so
+        forward_ad.dual_level(),
+        pytest.raises(NotImplementedError, match="jvp"),
+    ):
+        compiled(forward_ad.make_dual(x, t))
+    assert torch.equal(compiled(x), y)
     inner = torch.compile(lambda x: torch.func.jvp(function, (x,), (t,)), backend="aot_eager")
     torch.testing.assert_close(inner(x)[1], wanted)
 

@@ -45,9 +45,9 @@ def copied(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 
 def test_targets_are_found_by_name_and_unknown_ones_named() -> None:
-    assert target("h200") == target("SM_90") == H200 == targets.DEFAULT
+    assert target("h200") is target("SM_90") is targets.DEFAULT == H200
     assert target("H100") == H100
-    assert target("rtx3090") == target("RTX 3090") == target("sm_86")
+    assert target("rtx3090") is target("RTX 3090") is target("sm_86")
     with pytest.raises(Sh2genError) as caught:
         target("H20")
     assert caught.value.code == "B003"
@@ -237,6 +237,7 @@ def test_the_current_device_is_recognised_by_its_whole_name(
     monkeypatch.setattr("torch.cuda.is_available", lambda: device is not None)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: device)
     assert from_device() == found
+    assert found is None or from_device() is target(found.name)
 
 
 @pytest.mark.parametrize(
@@ -266,10 +267,10 @@ def test_a_gpu_without_a_file_is_served_by_another(
 
 def test_the_gpu_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert here() == H200
+    assert here() is target("H200") == H200
     for gpu in (H100, A100, B200):
         pretend(monkeypatch, gpu.device_name, divmod(gpu.capability, 10))
-        assert here() == gpu
+        assert here() is target(gpu.name) == gpu
 
 
 L4 = "NVIDIA L4 is not known; using limits of RTX 4090 (sm_89), not measured"
