@@ -13,6 +13,7 @@ from sh2gen.plan.source import KernelSource
 from sh2gen.schedule.config import Schedule
 from sh2gen.spec.operator import OpSpec
 from sh2gen.verify.checks import EAGER_SHAPES, VerificationStep, quick_count
+from sh2gen.verify.miniatures import miniature
 from sh2gen.verify.properties import PROPERTIES
 
 # Of what the equality of output and gradients takes at the same size; all others half of it.
@@ -48,7 +49,8 @@ def of_quick_checks(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[float
     """Of every way of running an operator that `checks.quick_checks` tries."""
     steps = 1800 if _skeleton(plan) == "recurrence" else 24
     first = _BEGIN + sum(_equality(spec, plan, "eager", shape) for shape in EAGER_SHAPES)
-    second = sum(_equality(spec, plan, "interpreter", shape) for shape in ((2, 11), (1, steps)))
+    small, shapes = miniature(spec), ((2, 11), (1, steps))
+    second = sum(_equality(small, plan, "interpreter", shape) for shape in shapes)
     return (first, second, second / 2)[: quick_count(plan, schedule)]
 
 
