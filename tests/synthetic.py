@@ -61,7 +61,8 @@ def _outcome(name: str, length: int) -> Outcome:
         reasons=reasons,
         error=0.0023,
         gradient_error=0.0026 if backward is not None else None,
-        memory={"forward": 1.0, "both": 1.2},
+        step=_timing(1.5 * times["both"]) if "both" in times else None,
+        peak={"forward": 1.0, "both": 5.1},
         captured=name != "compile",
     )
 
@@ -108,6 +109,7 @@ def bench_results(lengths: tuple[int, ...] = LENGTHS, *, kernels: bool = True) -
                     "forward": 1.1 * _bounds(n)["forward"],
                     "backward": 3.4 * _bounds(n)["backward"],
                 },
+                peak={"forward": 1.0, "both": 5.06},
             )
             for n in lengths
         ),

@@ -38,7 +38,10 @@ class Outcome:
         reasons: why a direction has no time.
         error: of y at this size, relative to float64 in the 2-norm.
         gradient_error: the largest of any gradient, at the size CHECKED.
-        memory: peak over what a call takes and gives, by direction (forward, both).
+        step: microseconds of wall time that a training step takes in eager mode, where the host
+            counts: `runtime.measure.wall_time`.
+        peak: memory beside inputs and parameters, at the most, in activations, by direction
+            (forward, both).
         captured: whether every time is of a CUDA graph; otherwise the host may count.
     """
 
@@ -54,7 +57,8 @@ class Outcome:
     reasons: Mapping[str, str] = field(default_factory=dict)
     error: float | None = None
     gradient_error: float | None = None
-    memory: Mapping[str, READING] = field(default_factory=dict)
+    step: Timing | None = None
+    peak: Mapping[str, READING] = field(default_factory=dict)
     captured: bool = True
 
     @property
@@ -64,12 +68,15 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """Bounds and predictions of the whole operator at one size, in microseconds by direction."""
+    """Bounds and predictions of the whole operator at one size, in microseconds by direction, and
+    the predicted peak of memory as of `Outcome`.
+    """
 
     batch: COUNT
     length: COUNT
     bounds: Mapping[str, POSITIVE]
     predicted: Mapping[str, POSITIVE]
+    peak: Mapping[str, READING] = field(default_factory=dict)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -147,6 +154,13 @@ class Results:
         own = self.own((outcome.batch, outcome.length), direction)
         return None if own is None else outcome.times[direction].median / own
 
+    def step_ratio(self, outcome: Outcome) -> float | None:
+        """The same of a training step's wall time."""
+        for other in self.outcomes:
+            if (other.baseline, other.size) == (OWN, outcome.size) and other.step is not None:
+                return None if outcome.step is None else outcome.step.median / other.step.median
+        return None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, which knows no infinity: None stands for what is not finite."""
         plain: dict[str, Any] = _finite(asdict(self))
@@ -166,6 +180,9 @@ class Results:
         values = jsonl.value_of(plain, Mapping[str, Any], "it")
         if isinstance(values.get("outcomes"), list):
             values["outcomes"] = [_own_fields(x, i) for i, x in enumerate(values["outcomes"])]
+        if isinstance(values.get("sizes"), list):  # files of earlier versions have no peak
+            sizes = values["sizes"]
+            values["sizes"] = [{"peak": {}, **x} if isinstance(x, dict) else x for x in sizes]
         found: Results = jsonl.value_of(values, cls, "")
         if problem := next(_misfits(found), None):
             raise ValueError(problem)
@@ -179,6 +196,9 @@ def _own_fields(entry: Any, i: int) -> Any:
     if "contender" in entry:  # as files of earlier versions call it
         entry = {"baseline": entry["contender"], **entry}
         del entry["contender"]
+    if "memory" in entry:  # likewise, over what a call takes and gives; they have no wall time
+        entry = {"step": None, "peak": {}, **entry}
+        del entry["memory"]
     for name in (one.name for one in fields(Outcome)):
         if name not in entry:
             raise ValueError(f"outcomes[{i}].{name} is missing")

@@ -28,6 +28,7 @@ from sh2gen.bench.baselines.base import Baseline, Part
 from sh2gen.bench.results import TIMED, Effort, Outcome, Results, Size
 from sh2gen.bench.worker import OWN, Answer, Job, one_line, own_baseline
 from sh2gen.cost.cost import bound_bytes, config_on, predictions
+from sh2gen.cost.memory import peak
 from sh2gen.cost.work import BLOCK_T, ROWS, work
 from sh2gen.plan.plan import Plan
 from sh2gen.runtime.measure import Timing, versions
@@ -122,6 +123,7 @@ def run(
                 length=w.length,
                 bounds=us,
                 predicted=_predicted(spec, plan, schedule, target, w),
+                peak=_predicted_peak(spec, plan, schedule, target, w),
             )
             for w, us in bounds.items()
         ),
@@ -151,6 +153,16 @@ def _predicted(
     """Microseconds by direction."""
     found = predictions(spec, plan, schedule, workload, target)
     return {direction: 1e6 * one.seconds for direction, one in found.items()}
+
+
+def _predicted_peak(
+    spec: OpSpec, plan: Plan, schedule: Schedule, target: Target, workload: Workload
+) -> dict[str, float]:
+    """Of memory, in activations; none of plain PyTorch."""
+    found = peak(spec, plan, schedule, workload, target)
+    if found is None:
+        return {}
+    return {"forward": found.times(found.forward), "both": found.times(found.step)}
 
 
 def _efforts(
@@ -326,7 +338,8 @@ class _Session:
             return found(reason=reason)
         times: dict[str, Timing] = {}
         reasons: dict[str, str] = {}
-        memory: dict[str, float] = {}
+        peaks: dict[str, float] = {}
+        step: Timing | None = None
         captured = True
         try:
             for direction in TIMED:
@@ -341,11 +354,17 @@ class _Session:
                     reasons[direction] = timed["failed"]
                     continue
                 times[direction] = Timing(*timed["us"])
+            if "both" in times:
+                stepped = asked.ask(self.job("step", part.spec, name, workload, direction="both"))
+                if "failed" in stepped:
+                    reasons["step"] = stepped["failed"]
+                else:
+                    step = Timing(*stepped["us"])
             for direction in ("forward", "both"):
                 if direction in times:
                     job = self.job("memory", part.spec, name, workload, direction=direction)
-                    if (peak := asked.ask(job).get("peak")) is not None:
-                        memory[direction] = peak
+                    if (most := asked.ask(job).get("peak")) is not None:
+                        peaks[direction] = most
         finally:
             reasons |= {d: INTERRUPTED for d in TIMED if d not in times and d not in reasons}
             found(
@@ -355,7 +374,8 @@ class _Session:
                 reasons=reasons,
                 error=answer["y"],
                 gradient_error=gradient_error,
-                memory=memory,
+                step=step,
+                peak=peaks,
                 captured=captured,
             )
 

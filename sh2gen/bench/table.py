@@ -7,7 +7,7 @@ import re
 from dataclasses import replace
 
 from sh2gen.base.columns import columns
-from sh2gen.bench.results import TIMED, Outcome, Results
+from sh2gen.bench.results import TIMED, Outcome, Results, Size
 from sh2gen.targets.target import known
 
 
@@ -29,12 +29,13 @@ def table(results: Results) -> str:
         lines += [
             "",
             f"B = {size.batch}, L = {size.length}; elementwise bounds in us: {bounds}; "
-            f"predicted for {results.target}: {said}",
+            f"predicted for {results.target}: {said}{_peak(size)}",
         ]
         rows = [_cells(results, o) for o in results.at(size.size) if o.times]
         lines += columns([_HEAD, *rows], words=2, indent=2)
     lines += ["", "  +- half of what lies between the 20th and the 80th percentile"]
-    lines += ["  x  times as long as sh2gen; memory: peak over what a call takes and gives"]
+    lines += ["  x  times as long as sh2gen; step: wall time of a training step, host and GPU"]
+    lines += ["  peak: memory beside inputs and parameters, in activations: forward / step"]
     if any(not o.captured for o in results.outcomes):
         lines += ["  *  timed without a CUDA graph: the host's time may be in it"]
     lines += ["", *_meanings(results)]
@@ -66,9 +67,11 @@ _HEAD = [
     "",
     "layout",
     *(word for d in TIMED for word in (f"{d} us", "share", "x")),
+    "step us",
+    "x",
     "error y",
     "gradients",
-    "memory",
+    "peak",
 ]
 
 
@@ -88,10 +91,26 @@ def _cells(results: Results, outcome: Outcome) -> list[str]:
             _text(outcome.shares[direction], ".2f"),
             "" if ratio is None else _text(ratio, ".2f"),
         ]
+    cells += _step(results, outcome)
     for error in (outcome.error, outcome.gradient_error):
         cells.append("" if error is None else _text(error, ".1e"))
-    memory = (_text(outcome.memory[d], ".2f") for d in TIMED if d in outcome.memory)
-    return [*cells, " / ".join(memory)]
+    peaks = (_text(outcome.peak[d], ".2f") for d in TIMED if d in outcome.peak)
+    return [*cells, " / ".join(peaks)]
+
+
+def _step(results: Results, outcome: Outcome) -> list[str]:
+    """Wall time of a training step, and how many times sh2gen's that is."""
+    if outcome.step is None:
+        return ["-", ""]
+    ratio = results.step_ratio(outcome)
+    return [_text(outcome.step.median, ".0f"), "" if ratio is None else _text(ratio, ".2f")]
+
+
+def _peak(size: Size) -> str:
+    """The predicted peak of memory, where there is one."""
+    if not size.peak:
+        return ""
+    return f"; peak {size.peak['forward']:.2f} / {size.peak['both']:.2f} activations"
 
 
 def _text(number: float, form: str) -> str:

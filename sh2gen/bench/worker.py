@@ -1,8 +1,8 @@
 """What `bench` does in processes of their own, which `process.Worker` starts.
 
-A job says what to `do` (verify, bound, check, time, memory) with which `baseline` and `spec`, at
-which `batch` and `length`, on which `device`; `path` is the generated file. An answer holds
-`failed`, why there is no other, whatever a baseline raises; or `retry`, if a call cannot be
+A job says what to `do` (verify, bound, check, time, step, memory) with which `baseline` and
+`spec`, at which `batch` and `length`, on which `device`; `path` is the generated file. An answer
+holds `failed`, why there is no other, whatever a baseline raises; or `retry`, if a call cannot be
 captured. Then the process is `broken`: after a CUDA error nothing works in it, and after too much
 memory most of it is taken.
 """
@@ -10,7 +10,7 @@ memory most of it is taken.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,14 @@ from sh2gen.runtime.measure import (
     Calls,
     Timing,
     activation,
+    arguments,
     bound,
     calls,
     io_dtype,
     out_of_memory,
     parameters,
     time_call,
+    wall_time,
 )
 from sh2gen.runtime.operator import Operator, OperatorRunner
 from sh2gen.spec.decode import spec_from_dict
@@ -177,8 +179,32 @@ def _by_clock(call: Callable[[], Any]) -> Timing:
     return Timing(*sorted(times))
 
 
+def _step(job: Job) -> Answer:
+    """Wall time of a training step in eager mode: of sh2gen's module, or of a baseline's function
+    and autograd.
+    """
+    _, batch, length, dtype = _sizes(job)
+    step = _module_step(job, batch, length, dtype) if job["baseline"] == OWN else None
+    step = step or _by_autograd(job).both
+    return {"us": astuple(_by_clock(step) if job["device"] == "cpu" else wall_time(step))}
+
+
+def _module_step(job: Job, batch: int, length: int, dtype: torch.dtype) -> Callable[[], Any]:
+    operator = Operator(Path(job["path"]))
+    module = operator.module(device=job["device"])
+    inputs, _, dy = arguments(operator, batch, length, dtype, job["device"])
+    leaves = [*(x.requires_grad_() for x in inputs), *module.parameters()]
+
+    def step() -> Any:
+        found = module(*inputs)
+        y = found if isinstance(found, Tensor) else found[0]  # beside a state
+        return torch.autograd.grad(y, leaves, dy)
+
+    return step
+
+
 def _memory(job: Job) -> Answer:
-    """Peak memory of a call over the bytes that it takes and gives: of both, y is one of these.
+    """Peak memory of a call beside inputs and parameters, in activations; of both with dy.
 
     Of sh2gen too by autograd, which keeps what backward needs.
     """
@@ -190,16 +216,11 @@ def _memory(job: Job) -> Answer:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    given = _bytes(call()) + (0 if forward else _bytes(made.dy))  # y is as large as dy
+    call()
     torch.cuda.synchronize()
     grown = torch.cuda.max_memory_allocated() - before
-    taken = _bytes(made.tensors) + (0 if forward else _bytes(made.dy))
-    return {"peak": (taken + grown) / (taken + given)}
-
-
-def _bytes(tensors: Tensor | Iterable[Tensor | None]) -> int:
-    several = (tensors,) if isinstance(tensors, Tensor) else tensors
-    return sum(x.numel() * x.element_size() for x in several if x is not None)
+    activation_bytes = made.dy.numel() * made.dy.element_size()
+    return {"peak": grown / activation_bytes + (0 if forward else 1)}
 
 
 def _drawn(
@@ -309,6 +330,7 @@ _JOBS: dict[str, Callable[[Job], Answer]] = {
     "bound": _bound,
     "check": _check,
     "time": _time,
+    "step": _step,
     "memory": _memory,
 }
 

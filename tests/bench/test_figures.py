@@ -20,6 +20,7 @@ def test_the_table() -> None:
     text = table(bench_results())
     lines = text.splitlines()
     assert "B = 1, L = 8192; elementwise bounds in us: forward 70.5, backward 118.8" in text
+    assert "; peak 1.00 / 5.06 activations" in text
     (own,) = (line for line in lines if line.startswith("  sh2gen ") and " 91.7 " in line)
     assert own.split()[1:6] == ["BDL", "91.7", "+-3%", "0.77", "1.00"]
     assert "  savanna: two_pass_chunked_gate_conv_gate of savanna; a part: without featurizer" in (

@@ -207,6 +207,7 @@ ANSWERS: dict[tuple[Any, ...], Any] = {
     ("time", "forward", True): {"us": [9.0, 10.0, 12.0]},
     ("time", "backward", True): {"us": [19.0, 20.0, 21.0]},
     ("time", "both", True): {"us": [29.0, 30.0, 31.0]},
+    ("step", "both"): {"us": [39.0, 40.0, 41.0]},
     ("memory", "forward"): {"peak": 1.5},
     ("memory", "both"): {"peak": 1.5},
 }
@@ -237,7 +238,7 @@ def test_directions_fail_one_by_one() -> None:
     outcome = session.found[-1]
     assert {d: t.median for d, t in outcome.times.items()} == {"forward": 10.0, "backward": 20.0}
     assert outcome.shares == {"forward": 0.5, "backward": 0.4}
-    assert outcome.reasons == {"both": "out of memory"} and outcome.memory == {"forward": 1.5}
+    assert outcome.reasons == {"both": "out of memory"} and outcome.peak == {"forward": 1.5}
     assert not outcome.captured and outcome.reason == ""
     assert (outcome.error, outcome.gradient_error) == (0.002, 0.003)
 
