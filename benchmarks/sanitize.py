@@ -42,7 +42,6 @@ def finite(operator: Operator, length: int, context: int, begin: int) -> bool:
     module = operator.namespace
     inputs, parameters, _ = arguments(operator, 2, context + length, torch.bfloat16)
     dy = activation(operator, 2, length, torch.bfloat16)
-    parameters = module.effective(*parameters)
     y, *saved = module.launch_forward(inputs, parameters, context)
     part = module.launch_forward(inputs, parameters, context, begin)
     gradients = module.launch_backward(dy, inputs, parameters, saved, context, begin)

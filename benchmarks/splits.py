@@ -84,7 +84,6 @@ def measured(operator: Operator, length: int) -> dict[str, Any]:
     """Microseconds of forward, as for training, and backward, by programs wanted."""
     n, dtype = operator.namespace, torch.bfloat16
     inputs, parameters, dy = arguments(operator, 1, length, dtype)
-    parameters = n.effective(*parameters)
     row: dict[str, Any] = {"channels": operator.spec.channels, "length": length, "us": {}}
     for direction in DIRECTIONS:
         row[f"{direction}_bound"] = bound(operator.spec, 1, length, dtype, direction).median

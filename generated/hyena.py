@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: 2b3f111c2fd7ca8f4105e0b9a025f98d92e4906e5f50b8cfe001498b14a2bcc2
+sha256, with zeros here: 3cea47d32d3097dddc6321f4ddba79d15e0cea953ec1df30afbfd191e9d6a65c
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -273,6 +273,19 @@ def canonical(x: Tensor) -> Tensor:
     return x
 
 
+def effective(
+    filter: Tensor, featurizer: Tensor, skip: Tensor, dtype: torch.dtype
+) -> list[Tensor]:
+    """The parameters as plain PyTorch computes with them, in `dtype`: where it differentiates,
+    it sums gradients of rows that are spread over channels, which are rounded to a narrow dtype
+    once.
+    """
+    filter = two_axes(filter).to(dtype)
+    featurizer = two_axes(featurizer).to(dtype)
+    skip = skip.to(dtype)
+    return [filter, featurizer, skip]
+
+
 def eager_forward(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
@@ -280,7 +293,7 @@ def eager_forward(
     """[y] of the unpacked inputs."""
     q_all, k_all, v_all = (canonical(x) for x in inputs)
     dtype = torch.float64 if q_all.dtype == torch.float64 else torch.float32
-    filter, featurizer, skip = (p.to(dtype) for p in parameters)
+    filter, featurizer, skip = effective(*parameters, dtype)
     outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
     (out_0,) = (canonical(x) for x in outputs)
     batch, channels, length = q_all.shape
@@ -316,7 +329,7 @@ def eager_backward(
     """Gradients of the inputs, packed if they are, then of the parameters."""
     dy_all, q_all, k_all, v_all = (canonical(x) for x in (dy, *unpack(inputs), *saved))
     dtype = torch.float64 if dy_all.dtype == torch.float64 else torch.float32
-    filter, featurizer, skip = parameters
+    filter, featurizer, skip = effective(*parameters, dtype)
     d_inputs = [allocate(x, x.shape[TIME]) for x in inputs]
     d_q_all, d_k_all, d_v_all = (canonical(x) for x in unpack(d_inputs))
     d_filter_all = torch.zeros_like(filter, dtype=dtype)
@@ -366,11 +379,10 @@ def eager_backward(
         d_q_all[:, c] = d_q
         d_k_all[:, c] = d_k
         d_v_all[:, c] = d_v
+    gradients = [d_filter_all, d_featurizer_all, d_skip_all]
     return [
         *d_inputs,
-        d_filter_all.to(filter.dtype),
-        d_featurizer_all.to(featurizer.dtype),
-        d_skip_all.to(skip.dtype),
+        *(d.to(p.dtype).view(p.shape) for d, p in zip(gradients, parameters, strict=True)),
     ]
 
 
@@ -381,7 +393,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_20ea07bc"
+    name = unique = "hyena_ca66eafa"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -568,18 +580,10 @@ def check_parameters(channels: int, parameters: Sequence[Tensor]) -> None:
             )
 
 
-def effective(
-    filter: Tensor,
-    featurizer: Tensor,
-    skip: Tensor,
-) -> list[Tensor]:
-    """The parameters as forward_op takes them."""
-    filter = two_axes(filter)
-    featurizer = two_axes(featurizer)
-    return [filter, featurizer, skip]
-
-
-def run_op(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+def run_op(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+) -> Tensor:
     """y of all inputs, or of packed features alone."""
     if PLAIN or transformed([*inputs, *parameters]):
         refuse_symbols(inputs[0])
@@ -610,13 +614,13 @@ def hyena(
         TypeError, ValueError: naming the argument and the shape, dtype or device expected.
     """
     check([q, k, v], [filter, featurizer, skip])
-    return run_op([q, k, v], effective(filter, featurizer, skip))
+    return run_op([q, k, v], [filter, featurizer, skip])
 
 
 def hyena_packed(features: Tensor, filter: Tensor, featurizer: Tensor, skip: Tensor) -> Tensor:
     """hyena of packed features (B, 3 D, L): blocks of D channels, q, k, v in this order."""
     check([features], [filter, featurizer, skip])
-    return run_op([features], effective(filter, featurizer, skip))
+    return run_op([features], [filter, featurizer, skip])
 
 
 class Hyena(nn.Module):
@@ -673,7 +677,8 @@ class Hyena(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """y (B, D, L) of q, k, v (B, D, L), or of packed features (B, 3 D, L)."""
-        parameters = [getattr(self, name) for name in PARAMETERS]
+        own = self._parameters  # which nn.Module searches slowly; parametrised ones are not there
+        parameters = [own[n] if n in own else getattr(self, n) for n in PARAMETERS]
         if len(inputs) == len(INPUTS):
             return hyena(*inputs, *parameters)
         if len(inputs) == 1:

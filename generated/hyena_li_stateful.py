@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: b3b615736ade82572a33e5e5b195cc38477f50c8aaca7e485524e265b102433c
+sha256, with zeros here: 116bb1bddeeb1ae130b209e9f8aeb892a235d21d492a605c435db0b5c244ecc8
 """
 
 import threading
@@ -104,11 +104,31 @@ def parameter_shapes(channels: int, groups: int) -> dict[str, tuple[int, ...]]:
 
 
 @triton.jit
-def load_poles(poles_ptr, residues_ptr, row, COUNT: tl.constexpr, MODES: tl.constexpr):
+def log_pole(pointers, where, there):
+    """The log-poles a at an offset from one pointer, or -exp(p) exp(gamma) of what lies there of p
+    and gamma from two (arXiv 2503.01868, section 2); float32. Where there is none, -1.
+    """
+    if len(pointers) == 1:
+        return tl.load(pointers[0] + where, mask=there, other=-1.0).to(tl.float32)
+    else:
+        p = tl.load(pointers[0] + where, mask=there, other=0.0).to(tl.float32)
+        gamma = tl.load(pointers[1] + where, mask=there, other=0.0).to(tl.float32)
+        total = p + gamma
+        lost = gamma - (total - p)  # by rounding, as below
+        exponent = total * 1.4426950216293335
+        rest = tl.fma(total, 1.4426950216293335, -exponent)
+        rest = tl.fma(total, 1.9259629911266175e-8, rest)  # log2(e) is a sum of two float32
+        power = tl.exp2(exponent)
+        return -tl.fma(power, tl.fma(rest, 0.6931471805599453, lost), power)
+
+
+@triton.jit
+def load_poles(pole_pointers, residues_ptr, row, COUNT: tl.constexpr, MODES: tl.constexpr):
     """The COUNT <= MODES poles and residues of a channel, [MODES]; all others are silent."""
     mode = tl.arange(0, MODES)
-    a = tl.load(poles_ptr + row * COUNT + mode, mask=mode < COUNT, other=-1.0)
-    return a, tl.load(residues_ptr + row * COUNT + mode, mask=mode < COUNT, other=0.0)
+    where, there = row * COUNT + mode, mode < COUNT
+    residue = tl.load(residues_ptr + where, mask=there, other=0.0).to(tl.float32)
+    return log_pole(pole_pointers, where, there), residue
 
 
 class Modes(NamedTuple):
@@ -219,11 +239,11 @@ def transposed(x):
 
 @triton.jit
 def load_modes(
-    poles_ptr, residues_ptr, row, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
+    pole_pointers, residues_ptr, row, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
     BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
     """All that a channel's tiles need of its modes, of which there are COUNT <= MODES."""
-    a, residue = load_poles(poles_ptr, residues_ptr, row, COUNT, MODES)
+    a, residue = load_poles(pole_pointers, residues_ptr, row, COUNT, MODES)
     step = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)
     powers = tl.exp(a[:, None] * step[None, :])
     reversed_powers = tl.exp(a[:, None] * (BLOCK_T - 1 - step)[None, :])
@@ -590,9 +610,10 @@ def lane_sum(x):
 @triton.jit
 def store_modes(
     ptr, first, total, poles, channel, channel_mask, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
-    MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr,
+    MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr, EXPONENTS: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of COUNT poles, then of residues, to rows first, ... of [P, CHANNELS].
+    With EXPONENTS those of p, which are those of gamma, of which poles are -exp(p) exp(gamma).
 
     From x to y, d steps later, the weight is R exp(a d): its derivative by R is exp(a d), by a it
     is R d exp(a d). d is i - j within a block; else it is the steps from x to the end of its
@@ -616,6 +637,8 @@ def store_modes(
     by_pole += (BLOCK_T / COLUMNS) * tl.exp(a * (BLOCK_T + 1))[:, None] * both
     if len(total) > 4:
         by_pole += (total[4] * (1.0 / BLOCK_T))[:, None]
+    if EXPONENTS:
+        by_pole *= a[:, None]
     sums = tl.permute(tl.join(by_pole, near + before), (0, 2, 1))
     sums = lane_sum(tl.reshape(sums, (2 * MODES, BLOCK_T)))
     row = tl.arange(0, 2 * MODES)
@@ -811,12 +834,12 @@ class Split(NamedTuple):
 
 class Ends(NamedTuple):
     """Where a channel's state before the first step lies, or its gradient, that after the last
-    step, and the channel's poles.
+    step, and what the channel's poles are made of.
     """
 
     entry_ptr: object
     leaving_ptr: object
-    log_poles_ptr: object
+    pole_pointers: object
 
 
 @triton.jit
@@ -906,7 +929,7 @@ def join_adjoint(state, there, left, ends, COUNT: tl.constexpr, MODES: tl.conste
     """Add the gradient of the last state, if `there`, to the adjoint state `left` steps before."""
     mode = tl.arange(0, MODES)[:, None]
     there &= mode < COUNT
-    a = tl.load(ends.log_poles_ptr + mode, mask=there, other=0.0)
+    a = log_pole(ends.pole_pointers, mode, there)
     grad = tl.load(ends.leaving_ptr + mode, mask=there, other=0.0)
     return state + tl.where(there, grad * tl.exp(a * tl.maximum(left - 1, 0)), 0.0)
 
@@ -967,7 +990,7 @@ def store_final_state(
     closes, left, ahead = steps_left(tile, rows, M, N)
     if closes:
         for mode in range(COUNT):
-            a = tl.load(ends.log_poles_ptr + mode)
+            a = log_pole(ends.pole_pointers, mode, True)
             step = tl.exp(a)
             total = tl.zeros((M, N), tl.float32)
             for r in tl.static_range(len(rows)):
@@ -989,7 +1012,7 @@ def leave_gradient(
     closes, left, ahead = steps_left(tile, rows, M, N)
     found = total[4]
     for mode in range(tl.where(closes, COUNT, 0)):
-        a = tl.load(ends.log_poles_ptr + mode)
+        a = log_pole(ends.pole_pointers, mode, True)
         step = tl.exp(a)
         value, weighted = tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32)
         for r in tl.static_range(len(rows)):  # a step later all d are one more
@@ -1015,7 +1038,7 @@ def leave_adjoint(
     """
     closes, left, ahead = steps_left(tile, rows, M, N)
     for mode in range(tl.where(closes, COUNT, 0)):
-        a = tl.load(ends.log_poles_ptr + mode)
+        a = log_pole(ends.pole_pointers, mode, True)
         step = tl.exp(a)
         decayed = tl.load(ends.leaving_ptr + mode) * tl.exp(
             a * tl.maximum(ahead - (len(rows) - 1), 0)
@@ -1289,17 +1312,34 @@ def sum_blocks(columns, width):
     return -(-(columns // width) // rows_at_once(width))
 
 
+class Sums(NamedTuple):
+    """What a program has summed of the gradient of a parameter [rows, LENGTH].
+
+    Attributes:
+        total: float32 [BLOCK_G, 1].
+        group: of which groups or channels, likewise.
+        lag: of which tap or mode.
+        where: elements of the parameter, those that are `there`.
+    """
+
+    total: object
+    group: object
+    lag: object
+    where: object
+    there: object
+
+
 @triton.jit
 def sum_rows(
     partials_ptr,  # [splits, P, COLUMNS] float32
-    out_ptr,  # [rows, LENGTH] float32, rows = ROLES * COLUMNS / WIDTH
     splits, program,
     FIRST: tl.constexpr, P: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
     LENGTH: tl.constexpr, ROLES: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr,
 ):  # fmt: skip
-    """One program's gradient rows of one parameter tensor: of partials FIRST .. FIRST + ROLES *
-    LENGTH - 1, summed over splits and over the WIDTH columns that share a row, always in the same
-    order."""
+    """One program's gradient rows of one parameter tensor [rows, LENGTH], rows = ROLES * COLUMNS /
+    WIDTH: of partials FIRST .. FIRST + ROLES * LENGTH - 1, summed over splits and over the WIDTH
+    columns that share a row, always in the same order.
+    """
     BLOCK_G: tl.constexpr = rows_at_once(WIDTH)
     BLOCK_W: tl.constexpr = columns_at_once(WIDTH)
     AT_ONCE: tl.constexpr = 8  # splits: their loads wait together, their sums one after another
@@ -1321,9 +1361,14 @@ def sum_rows(
     lag = index % LENGTH
     tap = LENGTH - 1 - lag if LAG_LAST else lag
     row = group * ROLES + role if INTERLEAVED else role * groups + group
-    tl.store(
-        out_ptr + row * LENGTH + tap, tl.sum(total, axis=1, keep_dims=True), mask=group < groups
-    )
+    total = tl.sum(total, axis=1, keep_dims=True)
+    return Sums(total, group, lag, row * LENGTH + tap, group < groups)
+
+
+@triton.jit
+def store_gradient(out_ptr, sums):
+    """Write gradients of a parameter, in its dtype."""
+    tl.store(out_ptr + sums.where, sums.total, mask=sums.there)
 
 
 # -----------------------------------------------------------------------------------------------
@@ -1346,7 +1391,8 @@ def hyena_li_stateful_forward(
     v_ptr, v_batch, v_stride,
     y_ptr, y_batch, y_stride,
     featurizer_ptr,  # [3 * channels, 3]
-    log_poles_ptr,  # [groups, 16]
+    p_ptr,  # [groups, 16]
+    gamma_ptr,  # [groups, 16]
     residues_ptr,  # [groups, 16]
     skip_ptr,  # [channels]
     states_ptr,  # [batch, tiles, CHANNELS, 16] float32: before every tile
@@ -1389,7 +1435,11 @@ def hyena_li_stateful_forward(
     tiles_in_all = tl.cdiv(write_end, TILE)
     tile_before = batch.to(tl.int64) * tiles_in_all
     whose = (batch * CHANNELS + channel).to(tl.int64) * 16
-    ends = Ends(entry_ptr + whose, leaving_ptr + whose, log_poles_ptr + (channel // WIDTH) * 16)
+    ends = Ends(
+        entry_ptr + whose,
+        leaving_ptr + whose,
+        (p_ptr + (channel // WIDTH) * 16, gamma_ptr + (channel // WIDTH) * 16),
+    )
     split_sums_ptr += (tile_before * CHANNELS + channel) * 16
     split = Split(split_sums_ptr, program, tile_0, tiles, tiles_in_all)
     states_ptr += ((tile_before + tile_0) * CHANNELS + channel) * 16
@@ -1408,7 +1458,7 @@ def hyena_li_stateful_forward(
         featurizer_ptr, 2 * CHANNELS + channel, channel_mask, LENGTH=3, LAG_LAST=True
     )
     filter = load_modes(
-        log_poles_ptr,
+        (p_ptr, gamma_ptr),
         residues_ptr,
         channel // WIDTH,
         COUNT=16,
@@ -1483,7 +1533,8 @@ def hyena_li_stateful_backward(
     d_v_ptr, d_v_batch, d_v_stride,
     d_k_ptr, d_k_batch, d_k_stride,
     featurizer_ptr,  # [3 * channels, 3]
-    log_poles_ptr,  # [groups, 16]
+    p_ptr,  # [groups, 16]
+    gamma_ptr,  # [groups, 16]
     residues_ptr,  # [groups, 16]
     skip_ptr,  # [channels]
     states_ptr,  # [batch, tiles, CHANNELS, 16] float32: before every tile
@@ -1536,7 +1587,9 @@ def hyena_li_stateful_backward(
     edges_ptr += (batch * splits + program).to(tl.int64) * (12 * CHANNELS)
     whose = (batch * CHANNELS + channel).to(tl.int64) * 16
     ends = Ends(
-        d_entry_ptr + whose, d_leaving_ptr + whose, log_poles_ptr + (channel // WIDTH) * 16
+        d_entry_ptr + whose,
+        d_leaving_ptr + whose,
+        (p_ptr + (channel // WIDTH) * 16, gamma_ptr + (channel // WIDTH) * 16),
     )
     split_sums_ptr += (tile_before * CHANNELS + channel) * 16
     split = Split(split_sums_ptr, program, tile_0, tiles, tiles_in_all)
@@ -1556,7 +1609,7 @@ def hyena_li_stateful_backward(
         featurizer_ptr, 2 * CHANNELS + channel, channel_mask, LENGTH=3, LAG_LAST=True
     )
     filter = load_modes(
-        log_poles_ptr,
+        (p_ptr, gamma_ptr),
         residues_ptr,
         channel // WIDTH,
         COUNT=16,
@@ -1756,7 +1809,9 @@ def hyena_li_stateful_backward(
         partials_ptr,
         first=10,
         total=d_filter,
-        poles=load_poles(log_poles_ptr, residues_ptr, channel // WIDTH, COUNT=16, MODES=MODES),
+        poles=load_poles(
+            (p_ptr, gamma_ptr), residues_ptr, channel // WIDTH, COUNT=16, MODES=MODES
+        ),
         channel=channel,
         channel_mask=channel_mask,
         COUNT=16,
@@ -1764,6 +1819,7 @@ def hyena_li_stateful_backward(
         MODES=MODES,
         M=M,
         BLOCK_T=BLOCK_T,
+        EXPONENTS=True,
     )
     enter_gradient(d_pre_skip_state, filter, ends, split, COUNT=16, MODES=MODES, M=M)
     history_gradient(
@@ -1821,7 +1877,8 @@ def hyena_li_stateful_forward_sums(
     k_ptr, k_batch, k_stride,
     v_ptr, v_batch, v_stride,
     featurizer_ptr,  # [3 * channels, 3]
-    log_poles_ptr,  # [groups, 16]
+    p_ptr,  # [groups, 16]
+    gamma_ptr,  # [groups, 16]
     residues_ptr,  # [groups, 16]
     states_ptr,  # [batch, tiles, CHANNELS, 16] float32: what every tile adds
     history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
@@ -1870,7 +1927,7 @@ def hyena_li_stateful_forward_sums(
         featurizer_ptr, 2 * CHANNELS + channel, channel_mask, LENGTH=3, LAG_LAST=True
     )
     filter = load_modes(
-        log_poles_ptr,
+        (p_ptr, gamma_ptr),
         residues_ptr,
         channel // WIDTH,
         COUNT=16,
@@ -1921,7 +1978,8 @@ def hyena_li_stateful_backward_sums(
     q_ptr, q_batch, q_stride,
     dy_ptr, dy_batch, dy_stride,
     featurizer_ptr,  # [3 * channels, 3]
-    log_poles_ptr,  # [groups, 16]
+    p_ptr,  # [groups, 16]
+    gamma_ptr,  # [groups, 16]
     residues_ptr,  # [groups, 16]
     states_ptr,  # [batch, tiles, CHANNELS, 16] float32: what every tile adds
     history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
@@ -1966,7 +2024,7 @@ def hyena_li_stateful_backward_sums(
     channel_mask = channel < CHANNELS
     featurizer_q = load_taps(featurizer_ptr, channel, channel_mask, LENGTH=3, LAG_LAST=True)
     filter = load_modes(
-        log_poles_ptr,
+        (p_ptr, gamma_ptr),
         residues_ptr,
         channel // WIDTH,
         COUNT=16,
@@ -2019,7 +2077,7 @@ def hyena_li_stateful_backward_sums(
 def section_end(index, CHANNELS, WIDTH):
     """The first program after those that sum the gradients of parameters 0 .. index."""
     sections = (
-        (16, CHANNELS, WIDTH),  # log_poles
+        (16, CHANNELS, WIDTH),  # p, gamma
         (16, CHANNELS, WIDTH),  # residues
         (9, CHANNELS, 1),  # featurizer
         (1, CHANNELS, 1),  # skip
@@ -2030,43 +2088,45 @@ def section_end(index, CHANNELS, WIDTH):
 @triton.jit(do_not_specialize=["splits"])
 def sum_partials(
     partials_ptr,  # [splits, 42, CHANNELS] float32
-    d_log_poles_ptr,  # [groups, 16]
+    d_p_ptr,  # [groups, 16]
+    d_gamma_ptr,  # [groups, 16]
     d_residues_ptr,  # [groups, 16]
     d_featurizer_ptr,  # [3 * channels, 3]
     d_skip_ptr,  # [channels]
     splits,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of log_poles, residues, featurizer, skip, each by programs of its own."""
+    """Gradients of p, gamma, residues, featurizer, skip, each by programs of its own."""
     program = tl.program_id(0)
     if program < section_end(0, CHANNELS, WIDTH):
-        sum_rows(
-            partials_ptr, d_log_poles_ptr, splits,
-            program,
+        d_p = sum_rows(
+            partials_ptr, splits, program,
             FIRST=10, P=42, COLUMNS=CHANNELS, WIDTH=WIDTH,
             LENGTH=16, ROLES=1, INTERLEAVED=False, LAG_LAST=False,
         )  # fmt: skip
+        store_gradient(d_p_ptr, d_p)
+        store_gradient(d_gamma_ptr, d_p)
     elif program < section_end(1, CHANNELS, WIDTH):
-        sum_rows(
-            partials_ptr, d_residues_ptr, splits,
-            program - section_end(0, CHANNELS, WIDTH),
+        d_residues = sum_rows(
+            partials_ptr, splits, program - section_end(0, CHANNELS, WIDTH),
             FIRST=26, P=42, COLUMNS=CHANNELS, WIDTH=WIDTH,
             LENGTH=16, ROLES=1, INTERLEAVED=False, LAG_LAST=False,
         )  # fmt: skip
+        store_gradient(d_residues_ptr, d_residues)
     elif program < section_end(2, CHANNELS, WIDTH):
-        sum_rows(
-            partials_ptr, d_featurizer_ptr, splits,
-            program - section_end(1, CHANNELS, WIDTH),
+        d_featurizer = sum_rows(
+            partials_ptr, splits, program - section_end(1, CHANNELS, WIDTH),
             FIRST=0, P=42, COLUMNS=CHANNELS, WIDTH=1,
             LENGTH=3, ROLES=3, INTERLEAVED=False, LAG_LAST=True,
         )  # fmt: skip
+        store_gradient(d_featurizer_ptr, d_featurizer)
     else:
-        sum_rows(
-            partials_ptr, d_skip_ptr, splits,
-            program - section_end(2, CHANNELS, WIDTH),
+        d_skip = sum_rows(
+            partials_ptr, splits, program - section_end(2, CHANNELS, WIDTH),
             FIRST=9, P=42, COLUMNS=CHANNELS, WIDTH=1,
             LENGTH=1, ROLES=1, INTERLEAVED=False, LAG_LAST=False,
         )  # fmt: skip
+        store_gradient(d_skip_ptr, d_skip)
 
 
 # -----------------------------------------------------------------------------------------------
@@ -2265,18 +2325,19 @@ def reduce_partials(
     programs: int,
     partials: Sequence[Tensor],
     parameters: Sequence[Tensor],
+    sizes: Sequence[int],
     **constants: int,
 ) -> list[Tensor]:
     """Gradients of parameter tensors, in their shapes and dtypes, from partial sums
     [splits, rows, columns], by one launch of all sections of the kernel that sums these.
+
+    Args:
+        sizes: the kernel's numbers beside how many partial sums there are.
     """
-    sums = [
-        torch.empty_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
-        for p in parameters
-    ]
+    sums = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters]
     counts = (p.shape[0] for p in partials)
-    launch(kernel, programs, *partials, *sums, *counts, config=SUMS, **constants)
-    return [total.to(p.dtype) for total, p in zip(sums, parameters, strict=True)]
+    launch(kernel, programs, *partials, *sums, *counts, *sizes, config=SUMS, **constants)
+    return sums
 
 
 def rows_reached(config: dict[str, int], tiles: int) -> int:
@@ -2294,9 +2355,9 @@ def launch_forward(
     and the modes' state before the first step.
     """
     (q, k, v), unit = common_unit(unpack(inputs))
-    log_poles, residues, featurizer, skip = (p.contiguous() for p in parameters)
+    p, gamma, residues, featurizer, skip = (p.contiguous() for p in parameters)
     history, entry = (tensor.contiguous() for tensor in state)
-    channels, groups = q.shape[CHANNEL], log_poles.shape[0]
+    channels, groups = q.shape[CHANNEL], p.shape[0]
     width = channels // groups
     configs = configs_of(q, channels, groups)
     config = configs["forward"]
@@ -2316,7 +2377,8 @@ def launch_forward(
             *operand(k, 0, step),
             *operand(v, 0, step),
             featurizer,
-            log_poles,
+            p,
+            gamma,
             residues,
             split_sums,
             history,
@@ -2340,7 +2402,8 @@ def launch_forward(
             *operand(v, 0, step),
             *operand(y, 0, step),
             featurizer,
-            log_poles,
+            p,
+            gamma,
             residues,
             skip,
             states,
@@ -2377,12 +2440,12 @@ def launch_backward(
     Also of `state`, as in `launch_forward`.
     """
     (q, k, v), unit = common_unit(unpack(inputs))
-    log_poles, residues, featurizer, skip = (p.contiguous() for p in parameters)
+    p, gamma, residues, featurizer, skip = (p.contiguous() for p in parameters)
     dy = dense(dy)
     d_leaving = d_leaving.contiguous()
     (states,) = saved
     history, entry = (tensor.contiguous() for tensor in state)
-    channels, groups = q.shape[CHANNEL], log_poles.shape[0]
+    channels, groups = q.shape[CHANNEL], p.shape[0]
     width = channels // groups
     configs = configs_of(q, channels, groups)
     config = configs["backward"]
@@ -2412,7 +2475,8 @@ def launch_backward(
             *operand(q, 0, step),
             *operand(dy, 0, step),
             featurizer,
-            log_poles,
+            p,
+            gamma,
             residues,
             split_sums,
             history,
@@ -2439,7 +2503,8 @@ def launch_backward(
             *operand(d_v, 0, step),
             *operand(d_k, 0, step),
             featurizer,
-            log_poles,
+            p,
+            gamma,
             residues,
             skip,
             states,
@@ -2488,7 +2553,8 @@ def launch_backward(
         sum_partials,
         section_end(3, channels, width),
         [partials],
-        [log_poles, residues, featurizer, skip],
+        [p, gamma, residues, featurizer, skip],
+        [],
         CHANNELS=channels,
         WIDTH=width,
     )
@@ -2672,6 +2738,11 @@ def state_like(state: Sequence[Tensor], x: Tensor):
     return STATE(*(tensor.to(dtype) for tensor, dtype in zip(state, dtypes, strict=True)))
 
 
+def poles(p: Tensor, gamma: Tensor) -> Tensor:
+    """The log-poles (G, N) of Hyena-LI from what is trained (arXiv 2503.01868, section 2)."""
+    return -torch.exp(p) * torch.exp(gamma)
+
+
 def chunks(channels: int, width: int, bytes_per_channel: int, budget: int) -> Iterator[slice]:
     """Slices of channels whose temporaries stay below `budget` bytes, at least one channel each.
 
@@ -2773,6 +2844,27 @@ def canonical(x: Tensor) -> Tensor:
     return x
 
 
+def effective(
+    p: Tensor,
+    gamma: Tensor,
+    residues: Tensor,
+    featurizer: Tensor,
+    skip: Tensor,
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """The parameters as plain PyTorch computes with them, in `dtype`: where it differentiates,
+    it sums gradients of rows that are spread over channels, which are rounded to a narrow dtype
+    once.
+    """
+    p = p.to(dtype)
+    gamma = gamma.to(dtype)
+    residues = residues.to(dtype)
+    featurizer = two_axes(featurizer).to(dtype)
+    skip = skip.to(dtype)
+    log_poles = poles(p, gamma)
+    return [log_poles, residues, featurizer, skip]
+
+
 def eager_stateful(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
@@ -2784,7 +2876,7 @@ def eager_stateful(
     """
     q_all, k_all, v_all = (canonical(x) for x in inputs)
     dtype = torch.float64 if q_all.dtype == torch.float64 else torch.float32
-    log_poles, residues, featurizer, skip = (p.to(dtype) for p in parameters)
+    log_poles, residues, featurizer, skip = effective(*parameters, dtype)
     outputs = [allocate(inputs[0], inputs[0].shape[TIME]), torch.empty_like(state)]
     out, leaving = canonical(outputs[0]), outputs[1]
     q_past, k_past, v_past = history.chunk(3, CHANNEL)
@@ -2821,14 +2913,9 @@ def eager_stateful(
 # -----------------------------------------------------------------------------------------------
 
 
-def poles(p: Tensor, gamma: Tensor) -> Tensor:
-    """The log-poles (G, N) of Hyena-LI from what is trained (arXiv 2503.01868, section 2)."""
-    return -torch.exp(p) * torch.exp(gamma)
-
-
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_133d4263"
+    name = unique = "hyena_li_stateful_17da6224"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2864,7 +2951,8 @@ def stateful_on_gpu(
     q: Tensor,
     k: Tensor | None,
     v: Tensor | None,
-    log_poles: Tensor,
+    p: Tensor,
+    gamma: Tensor,
     residues: Tensor,
     featurizer: Tensor,
     skip: Tensor,
@@ -2875,7 +2963,7 @@ def stateful_on_gpu(
     """y, the modes' state after the last step, and the values saved for backward if they are to
     be kept; of the history and the state before the first step.
     """
-    inputs, parameters = given(q, k, v), [log_poles, residues, featurizer, skip]
+    inputs, parameters = given(q, k, v), [p, gamma, residues, featurizer, skip]
     y, kept, leaving = launch_forward(inputs, parameters, keep=keep, state=(history, state))
     return y, leaving, kept
 
@@ -2886,7 +2974,8 @@ def stateful_backward_on_gpu(
     q: Tensor,
     k: Tensor | None,
     v: Tensor | None,
-    log_poles: Tensor,
+    p: Tensor,
+    gamma: Tensor,
     residues: Tensor,
     featurizer: Tensor,
     skip: Tensor,
@@ -2895,7 +2984,7 @@ def stateful_backward_on_gpu(
     states: Tensor,
 ) -> list[Tensor]:
     """Gradients of the inputs that are given, of the parameters, the history and the state."""
-    inputs, parameters = given(q, k, v), [log_poles, residues, featurizer, skip]
+    inputs, parameters = given(q, k, v), [p, gamma, residues, featurizer, skip]
     return launch_backward(
         dy, inputs, parameters, [states], state=(history, state), d_leaving=d_leaving
     )
@@ -2905,7 +2994,8 @@ def stateful_fake(
     q: Tensor,
     k: Tensor | None,
     v: Tensor | None,
-    log_poles: Tensor,
+    p: Tensor,
+    gamma: Tensor,
     residues: Tensor,
     featurizer: Tensor,
     skip: Tensor,
@@ -2915,7 +3005,7 @@ def stateful_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same without values."""
     steps, channels = q.shape[TIME], channels_of(given(q, k, v))
-    config = configs_of(q, channels, log_poles.shape[0])["forward"]
+    config = configs_of(q, channels, p.shape[0])["forward"]
     kept = allocate_states(q, channels, steps, config, 16, keep)
     leaving = torch.empty_like(state, memory_format=torch.contiguous_format)
     return allocate(q, steps, channels), leaving, kept
@@ -2927,7 +3017,8 @@ def stateful_backward_fake(
     q: Tensor,
     k: Tensor | None,
     v: Tensor | None,
-    log_poles: Tensor,
+    p: Tensor,
+    gamma: Tensor,
     residues: Tensor,
     featurizer: Tensor,
     skip: Tensor,
@@ -2936,7 +3027,7 @@ def stateful_backward_fake(
     states: Tensor,
 ) -> list[Tensor]:
     """The same without values."""
-    inputs, parameters = given(q, k, v), [log_poles, residues, featurizer, skip]
+    inputs, parameters = given(q, k, v), [p, gamma, residues, featurizer, skip]
     contiguous = torch.contiguous_format
     others = [torch.empty_like(p, memory_format=contiguous) for p in (*parameters, history, state)]
     return [*(allocate(x, x.shape[TIME]) for x in inputs), *others]
@@ -2951,7 +3042,7 @@ def differentiate_stateful(ctx, dy, d_leaving, _):
     """Gradients of every argument of stateful_op."""
     refuse_batched(dy)
     gradients = stateful_backward_op(dy, d_leaving, *ctx.saved_tensors)
-    given_inputs = len(gradients) - 6
+    given_inputs = len(gradients) - 7
     absent = [None] * (len(INPUTS) - given_inputs)
     return *gradients[:given_inputs], *absent, *gradients[given_inputs:], None
 
@@ -3068,21 +3159,6 @@ def state_fields(x: Tensor) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     }
 
 
-def effective(
-    p: Tensor,
-    gamma: Tensor,
-    residues: Tensor,
-    featurizer: Tensor,
-    skip: Tensor,
-    dtype: torch.dtype = torch.float32,
-) -> list[Tensor]:
-    """The parameters as forward_op takes them; modes and decays are computed in `dtype`."""
-    featurizer = two_axes(featurizer)
-    log_poles = poles(p.to(dtype), gamma.to(dtype))
-    residues = residues.to(dtype)
-    return [log_poles, residues, featurizer, skip]
-
-
 def hyena_li_stateful(
     q: Tensor,
     k: Tensor,
@@ -3120,9 +3196,7 @@ def hyena_li_stateful(
     require_triton(q)
     inputs = [q, k, v]
     state = zero_state_like(q) if state is None else state_like(state, q)
-    parameters = effective(
-        p, gamma, residues, featurizer, skip, dtype=torch.promote_types(q.dtype, torch.float32)
-    )
+    parameters = [p, gamma, residues, featurizer, skip]
     there = q.is_cuda and q.shape[TIME] > 0
     if there and not (PLAIN or transformed([*inputs, *parameters, *state])):
         keep = differentiates(*inputs, *parameters, *state)
@@ -3212,7 +3286,8 @@ class HyenaLiStateful(nn.Module):
         """y (B, D, L) and the state after it, of q, k, v (B, D, L), or of packed features (B, 3
         D, L).
         """
-        parameters = [getattr(self, name) for name in PARAMETERS]
+        own = self._parameters  # which nn.Module searches slowly; parametrised ones are not there
+        parameters = [own[n] if n in own else getattr(self, n) for n in PARAMETERS]
         if len(inputs) == len(INPUTS):
             return hyena_li_stateful(*inputs, *parameters, state=state)
         if len(inputs) == 1:

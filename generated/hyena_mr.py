@@ -9,12 +9,14 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: e1277eb8d0e67b0ab8cee55b68b5464964e3f6c0bc8eeee10da3417810d7b79f
+sha256, with zeros here: 80770405e64bc2f50ba4ec3056d1b8e8c7fdec09f41048d9a6c1a9b8d40283fd
 """
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -73,6 +75,7 @@ TOLD = ("num_warps", "num_stages", "maxnreg")  # to the compiler, of a config
 SUMS = {"num_warps": 4}  # config of what adds sums
 LAUNCHES = threading.local()  # those that a thread wants noted
 TAPES: dict = {}  # what calls do, by the traits of their tensors
+RECENT: dict = {}  # the last call of each kind
 MOST_TAPES = 1024
 DIRECT = ("3.6.0",)  # of Triton whose compiled kernels are launched without its launcher
 WIDTHS = {(4096, 256): 1, (1920, 128): 1, (8192, 512): 1}  # least batch by channels and groups
@@ -170,6 +173,12 @@ def parameter_shapes(channels: int, groups: int) -> dict[str, tuple[int, ...]]:
 
 
 @triton.jit
+def decay_at(lag, rate):
+    """What the tap of a lag is multiplied by, at a rate."""
+    return tl.exp2(-rate * lag)
+
+
+@triton.jit
 def rounded(x, PRECISION: tl.constexpr):
     """x as a product reads it: float32 is rounded to TF32, where the hardware would cut it off."""
     if PRECISION == "tf32":
@@ -191,12 +200,13 @@ def terms(x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def load_toeplitz(
-    ptr, group, LENGTH: tl.constexpr, LAG_LAST: tl.constexpr,
+    ptr, group, rates, LENGTH: tl.constexpr, LAG_LAST: tl.constexpr,
     BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
     """T_s[j, i] = taps[s BLOCK_T + i - j], zero where there is no such tap: matrices
     [BLOCK_T, BLOCK_T] that take a block of inputs, and those before it, to a block of outputs.
-    With two TERMS then come as many of what rounding leaves of taps.
+    With two TERMS then come as many of what rounding leaves of taps. `rates` holds that of the
+    decay of taps, if they decay.
     """
     j = tl.arange(0, BLOCK_T)[:, None]
     i = tl.arange(0, BLOCK_T)[None, :]
@@ -206,6 +216,8 @@ def load_toeplitz(
         tap = LENGTH - 1 - lag if LAG_LAST else lag
         where = ptr + group * LENGTH + tap
         value = tl.load(where, mask=(lag >= 0) & (lag < LENGTH), other=0.0)
+        if len(rates) > 0:
+            value = value.to(tl.float32) * decay_at(tl.maximum(lag, 0), rates[0])
         if TERMS == 1:
             matrices = matrices + (rounded(value.to(OPERAND), PRECISION),)
         else:
@@ -649,6 +661,34 @@ def store_steps(
             tl.store(where, x, mask=tile.channel_mask & (time < tile.write_end))
 
 
+@triton.jit
+def power_of_two(whole, part):
+    """2 ** (whole + part), float32, for int32 whole >= -126 and |part| <= 1/2: within 1.4 of its
+    2 ** -24.
+
+    By multiplications and additions alone: a kernel on the verge of spilling registers, as the one
+    for sm_90, spills one in its loop where anything before that divides or takes an exponential
+    (ptxas of CUDA 12.8), which takes 3% of its time.
+    """
+    value = tl.fma(part, 0.0001537073295746658, 0.0013399840024177657)
+    value = tl.fma(part, value, 0.009618373173938611)
+    value = tl.fma(part, value, 0.05550329064855148)
+    value = tl.fma(part, value, 0.24022648462595472)
+    value = tl.fma(part, value, 0.693147205552896)
+    value = tl.fma(part, value, 1.0)
+    return value * ((whole + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def decay_rate(rung, first_rate, rung_step):
+    """By how many powers of two taps decay per lag, float32, on a rung of a ladder (arXiv
+    2503.01868, section 2): 2 ** (first_rate + rung rung_step - 64), int64 in units of 2 ** -48.
+    """
+    log2 = rung.to(tl.int64) * rung_step + (first_rate + (1 << 47))
+    part = ((log2 >> 24) & 0xFFFFFF).to(tl.int32).to(tl.float32) * (1 / 2**24) - 0.5
+    return power_of_two((log2 >> 48).to(tl.int32) - 64, part)
+
+
 @gluon.constexpr_function
 def row_layout():
     """[64, 4]: a row of a quarter."""
@@ -697,11 +737,32 @@ def step_of(column):
 
 
 @gluon.jit
+def decay_by_sums(lag, rate):
+    """decay_at, without an exponential: see power_of_two."""
+    exponent = gl.maximum(-rate * lag, -126.0)
+    SHIFT: gl.constexpr = 12582912.0  # 1.5 * 2 ** 23: a sum with it is rounded to whole numbers
+    nearest = exponent + SHIFT
+    whole = nearest.to(gl.int32, bitcast=True) - 0x4B400000
+    return power_of_two(whole, exponent - (nearest - SHIFT))
+
+
+@gluon.jit
+def toeplitz_decay(s: gl.constexpr, i, j, rate):
+    """Decays of lags 64 s + i - j, any numbers where these are negative. Those of whole blocks
+    back are products of a decay for each row and one for each column, which are few.
+    """
+    if s == 0:
+        return decay_by_sums(gl.maximum(i - j, 0), rate)
+    else:
+        return decay_by_sums(64 * (s - 1) + i, rate) * decay_by_sums(64 - j, rate)
+
+
+@gluon.jit
 def toeplitz_matrices(
-    ptr, group, LENGTH: gl.constexpr, LAG_LAST: gl.constexpr, COUNT: gl.constexpr
+    ptr, group, rates, LENGTH: gl.constexpr, LAG_LAST: gl.constexpr, COUNT: gl.constexpr
 ):
     """T_s[j, i] = taps[64 s + i - j], zero where there is no such tap, in shared memory: COUNT
-    matrices [64, 64] with steps in the order of products.
+    matrices [64, 64] with steps in the order of products. `rates` as of load_toeplitz.
     """
     matrices = gl.allocate_shared_memory(gl.bfloat16, [COUNT, 64, 64], operand_memory())
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [8, 1], [1, 0])
@@ -712,6 +773,8 @@ def toeplitz_matrices(
         tap = LENGTH - 1 - lag if LAG_LAST else lag
         where = ptr + group * LENGTH + tap
         value = gl.load(where, mask=(lag >= 0) & (lag < LENGTH), other=0.0)
+        if len(rates) > 0:
+            value = value.to(gl.float32) * toeplitz_decay(s, i, j, rates[0])
         matrices.index(s).store(value.to(gl.bfloat16))
     return matrices
 
@@ -1093,17 +1156,34 @@ def sum_blocks(columns, width):
     return -(-(columns // width) // rows_at_once(width))
 
 
+class Sums(NamedTuple):
+    """What a program has summed of the gradient of a parameter [rows, LENGTH].
+
+    Attributes:
+        total: float32 [BLOCK_G, 1].
+        group: of which groups or channels, likewise.
+        lag: of which tap or mode.
+        where: elements of the parameter, those that are `there`.
+    """
+
+    total: object
+    group: object
+    lag: object
+    where: object
+    there: object
+
+
 @triton.jit
 def sum_rows(
     partials_ptr,  # [splits, P, COLUMNS] float32
-    out_ptr,  # [rows, LENGTH] float32, rows = ROLES * COLUMNS / WIDTH
     splits, program,
     FIRST: tl.constexpr, P: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
     LENGTH: tl.constexpr, ROLES: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr,
 ):  # fmt: skip
-    """One program's gradient rows of one parameter tensor: of partials FIRST .. FIRST + ROLES *
-    LENGTH - 1, summed over splits and over the WIDTH columns that share a row, always in the same
-    order."""
+    """One program's gradient rows of one parameter tensor [rows, LENGTH], rows = ROLES * COLUMNS /
+    WIDTH: of partials FIRST .. FIRST + ROLES * LENGTH - 1, summed over splits and over the WIDTH
+    columns that share a row, always in the same order.
+    """
     BLOCK_G: tl.constexpr = rows_at_once(WIDTH)
     BLOCK_W: tl.constexpr = columns_at_once(WIDTH)
     AT_ONCE: tl.constexpr = 8  # splits: their loads wait together, their sums one after another
@@ -1125,8 +1205,21 @@ def sum_rows(
     lag = index % LENGTH
     tap = LENGTH - 1 - lag if LAG_LAST else lag
     row = group * ROLES + role if INTERLEAVED else role * groups + group
-    tl.store(
-        out_ptr + row * LENGTH + tap, tl.sum(total, axis=1, keep_dims=True), mask=group < groups
+    total = tl.sum(total, axis=1, keep_dims=True)
+    return Sums(total, group, lag, row * LENGTH + tap, group < groups)
+
+
+@triton.jit
+def store_gradient(out_ptr, sums):
+    """Write gradients of a parameter, in its dtype."""
+    tl.store(out_ptr + sums.where, sums.total, mask=sums.there)
+
+
+@triton.jit
+def before_decay(sums, rate):
+    """Gradients of taps before their decay, of those after it."""
+    return Sums(
+        sums.total * decay_at(sums.lag, rate), sums.group, sums.lag, sums.where, sums.there
     )
 
 
@@ -1141,7 +1234,7 @@ def sum_rows(
         "k_batch", "k_stride",
         "v_batch", "v_stride",
         "y_batch", "y_stride",
-        "read_begin", "read_end", "write_end", "splits", "tiles",
+        "read_begin", "read_end", "write_end", "splits", "tiles", "first_rate", "rung_step",
     ]
 )  # fmt: skip
 def hyena_mr_forward(
@@ -1152,7 +1245,7 @@ def hyena_mr_forward(
     featurizer_ptr,  # [3 * channels, 3]
     filter_ptr,  # [groups, 128]
     skip_ptr,  # [channels]
-    read_begin, read_end, write_end, splits, tiles,
+    read_begin, read_end, write_end, splits, tiles, first_rate, rung_step,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
     EVEN: tl.constexpr, TERMS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
     SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
@@ -1204,6 +1297,7 @@ def hyena_mr_forward(
     filter = load_toeplitz(
         filter_ptr,
         group,
+        (decay_rate(group, first_rate, rung_step),),
         LENGTH=128,
         LAG_LAST=False,
         BLOCK_T=BLOCK_T,
@@ -1271,7 +1365,7 @@ def hyena_mr_forward(
         "d_v_batch", "d_v_stride",
         "d_k_batch", "d_k_stride",
         "d_q_batch", "d_q_stride",
-        "read_begin", "read_end", "write_end", "splits", "tiles",
+        "read_begin", "read_end", "write_end", "splits", "tiles", "first_rate", "rung_step",
     ]
 )  # fmt: skip
 def hyena_mr_backward(
@@ -1287,7 +1381,7 @@ def hyena_mr_backward(
     skip_ptr,  # [channels]
     partials_ptr,  # [batch, splits and SEGMENTS, 10, CHANNELS] float32
     group_partials_ptr,  # [batch and splits, 128, programs along channels] float32
-    read_begin, read_end, write_end, splits, tiles,
+    read_begin, read_end, write_end, splits, tiles, first_rate, rung_step,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, D_UNIT: tl.constexpr,
     STRIDE_UNIT: tl.constexpr, EVEN: tl.constexpr, TERMS: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
@@ -1342,6 +1436,7 @@ def hyena_mr_backward(
     filter = load_toeplitz(
         filter_ptr,
         group,
+        (decay_rate(group, first_rate, rung_step),),
         LENGTH=128,
         LAG_LAST=False,
         BLOCK_T=BLOCK_T,
@@ -1511,7 +1606,7 @@ def hyena_mr_backward(
         "d_v_batch", "d_v_stride",
         "d_k_batch", "d_k_stride",
         "d_q_batch", "d_q_stride",
-        "read_begin", "read_end", "write_end", "splits", "tiles",
+        "read_begin", "read_end", "write_end", "splits", "tiles", "first_rate", "rung_step",
     ]
 )  # fmt: skip
 def hyena_mr_backward_sm90(
@@ -1527,7 +1622,7 @@ def hyena_mr_backward_sm90(
     skip_ptr,  # [channels]
     partials_ptr,  # [batch, splits and SEGMENTS / 2, 10, CHANNELS] float32
     group_partials_ptr,  # [batch and splits, 128, programs along channels] float32
-    read_begin, read_end, write_end, splits, tiles,
+    read_begin, read_end, write_end, splits, tiles, first_rate, rung_step,
     CHANNELS: gl.constexpr, WIDTH: gl.constexpr, BLOCK_D: gl.constexpr, SEGMENTS: gl.constexpr,
     BLOCK_T: gl.constexpr,
 ):  # fmt: skip
@@ -1608,7 +1703,14 @@ def hyena_mr_backward_sm90(
         featurizer_ptr, 2 * CHANNELS + channel, channel_mask, LENGTH=3, LAG_LAST=True
     )
     skip = load_vector(skip_ptr, channel, channel_mask)
-    filter = toeplitz_matrices(filter_ptr, group, LENGTH=128, LAG_LAST=False, COUNT=COUNT)
+    filter = toeplitz_matrices(
+        filter_ptr,
+        group,
+        (decay_rate(group, first_rate, rung_step),),
+        LENGTH=128,
+        LAG_LAST=False,
+        COUNT=COUNT,
+    )
     d_filter = zero_gradients(COUNT)
     d_featurizer_q = zero_lanes(COUNT=3)
     d_featurizer_k = zero_lanes(COUNT=3)
@@ -1794,39 +1896,40 @@ def section_end(index, CHANNELS, WIDTH, SHARERS):
     return sum(rows * sum_blocks(columns, width) for rows, columns, width in sections[: index + 1])
 
 
-@triton.jit(do_not_specialize=["splits", "group_splits"])
+@triton.jit(do_not_specialize=["splits", "group_splits", "first_rate", "rung_step"])
 def sum_partials(
     partials_ptr,  # [splits, 10, CHANNELS] float32
     group_partials_ptr,  # [group_splits, 128, CHANNELS // WIDTH * SHARERS] float32
     d_filter_ptr,  # [groups, 128]
     d_featurizer_ptr,  # [3 * channels, 3]
     d_skip_ptr,  # [channels]
-    splits, group_splits,
+    splits, group_splits, first_rate, rung_step,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, SHARERS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of filter, featurizer, skip, each by programs of its own."""
     program = tl.program_id(0)
     if program < section_end(0, CHANNELS, WIDTH, SHARERS):
-        sum_rows(
-            group_partials_ptr, d_filter_ptr, group_splits,
-            program,
+        d_filter = sum_rows(
+            group_partials_ptr, group_splits, program,
             FIRST=0, P=128, COLUMNS=CHANNELS // WIDTH * SHARERS, WIDTH=SHARERS,
             LENGTH=128, ROLES=1, INTERLEAVED=False, LAG_LAST=False,
         )  # fmt: skip
+        d_filter = before_decay(d_filter, decay_rate(d_filter.group, first_rate, rung_step))
+        store_gradient(d_filter_ptr, d_filter)
     elif program < section_end(1, CHANNELS, WIDTH, SHARERS):
-        sum_rows(
-            partials_ptr, d_featurizer_ptr, splits,
-            program - section_end(0, CHANNELS, WIDTH, SHARERS),
+        d_featurizer = sum_rows(
+            partials_ptr, splits, program - section_end(0, CHANNELS, WIDTH, SHARERS),
             FIRST=0, P=10, COLUMNS=CHANNELS, WIDTH=1,
             LENGTH=3, ROLES=3, INTERLEAVED=False, LAG_LAST=True,
         )  # fmt: skip
+        store_gradient(d_featurizer_ptr, d_featurizer)
     else:
-        sum_rows(
-            partials_ptr, d_skip_ptr, splits,
-            program - section_end(1, CHANNELS, WIDTH, SHARERS),
+        d_skip = sum_rows(
+            partials_ptr, splits, program - section_end(1, CHANNELS, WIDTH, SHARERS),
             FIRST=9, P=10, COLUMNS=CHANNELS, WIDTH=1,
             LENGTH=1, ROLES=1, INTERLEAVED=False, LAG_LAST=False,
         )  # fmt: skip
+        store_gradient(d_skip_ptr, d_skip)
 
 
 # -----------------------------------------------------------------------------------------------
@@ -2160,18 +2263,19 @@ def reduce_partials(
     programs: int,
     partials: Sequence[Tensor],
     parameters: Sequence[Tensor],
+    sizes: Sequence[int],
     **constants: int,
 ) -> list[Tensor]:
     """Gradients of parameter tensors, in their shapes and dtypes, from partial sums
     [splits, rows, columns], by one launch of all sections of the kernel that sums these.
+
+    Args:
+        sizes: the kernel's numbers beside how many partial sums there are.
     """
-    sums = [
-        torch.empty_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
-        for p in parameters
-    ]
+    sums = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters]
     counts = (p.shape[0] for p in partials)
-    launch(kernel, programs, *partials, *sums, *counts, config=SUMS, **constants)
-    return [total.to(p.dtype) for total, p in zip(sums, parameters, strict=True)]
+    launch(kernel, programs, *partials, *sums, *counts, *sizes, config=SUMS, **constants)
+    return sums
 
 
 def rows_reached(config: dict[str, int], tiles: int) -> int:
@@ -2185,12 +2289,16 @@ def launch_forward(
     context: int = 0,
     begin: int = 0,
     end: int | None = None,
+    first_group: int = 0,
+    groups_in_all: int | None = None,
 ) -> list[Tensor]:
     """[y] for steps begin .. end - 1 of the segment after `context` steps."""
     (q, k, v), unit = common_unit(unpack(inputs))
     filter, featurizer, skip = (p.contiguous() for p in parameters)
     channels, groups = q.shape[CHANNEL], filter.shape[0]
     width = channels // groups
+    rungs = rungs_of(groups, first_group, groups_in_all)
+    first_rate, rung_step = ladder_of(first_group, rungs)
     configs = configs_of(q, channels, groups)
     config = configs["forward"]
     first, steps, bounds = segment(q, context, begin, end, config["BLOCK_T"])
@@ -2212,6 +2320,8 @@ def launch_forward(
             *bounds,
             grid.splits,
             grid.tiles,
+            first_rate,
+            rung_step,
             config=config,
             CHANNELS=channels,
             WIDTH=width,
@@ -2231,6 +2341,8 @@ def launch_backward(
     context: int = 0,
     begin: int = 0,
     end: int | None = None,
+    first_group: int = 0,
+    groups_in_all: int | None = None,
 ) -> list[Tensor]:
     """Gradients of the inputs, packed if they are, then of filter, featurizer, skip.
 
@@ -2242,6 +2354,8 @@ def launch_backward(
     dy = dense(dy)
     channels, groups = q.shape[CHANNEL], filter.shape[0]
     width = channels // groups
+    rungs = rungs_of(groups, first_group, groups_in_all)
+    first_rate, rung_step = ladder_of(first_group, rungs)
     configs = configs_of(q, channels, groups)
     config = configs["backward"]
     first, steps, bounds = segment(q, context, begin, end, config["BLOCK_T"] * config["SEGMENTS"])
@@ -2280,6 +2394,8 @@ def launch_backward(
             *bounds,
             grid.splits,
             grid.tiles,
+            first_rate,
+            rung_step,
             config=config,
             CHANNELS=channels,
             WIDTH=width,
@@ -2303,6 +2419,8 @@ def launch_backward(
             *bounds,
             grid.splits,
             grid.tiles,
+            first_rate,
+            rung_step,
             config=config,
             CHANNELS=channels,
             WIDTH=width,
@@ -2317,6 +2435,7 @@ def launch_backward(
         section_end(2, channels, width, sharers(width, config)),
         [partials, group_partials],
         [filter, featurizer, skip],
+        [first_rate, rung_step],
         CHANNELS=channels,
         WIDTH=width,
         SHARERS=sharers(width, config),
@@ -2446,6 +2565,55 @@ def spread(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tenso
     return [inputs[0] + nothing.to(inputs[0].dtype), *inputs[1:]]
 
 
+def rungs_of(groups: int, first_group: int, groups_in_all: int | None) -> int:
+    """How many groups share one ladder of decays, of those of which these are from first_group on.
+    Refuses what is no part of it.
+    """
+    whole = groups if groups_in_all is None else groups_in_all
+    for name, value in (("first_group", first_group), ("groups_in_all", whole)):
+        if not isinstance(value, (int, torch.SymInt)):
+            raise TypeError(f"{OP}: {name} must be a whole number, not {value!r}")
+    if not 0 <= first_group <= whole - groups:
+        raise ValueError(
+            f"{OP}: {groups} filter groups from {first_group} on are not among {whole}: "
+            f"first_group must be at least 0, and groups_in_all at least first_group + {groups}"
+        )
+    if whole % REPEATS:
+        raise ValueError(
+            f"{OP}: {groups} filter groups from {first_group} on are not of whole ladders of "
+            f"decays: groups_in_all must be a multiple of {REPEATS}, not {whole}"
+        )
+    return whole // REPEATS
+
+
+def ladder_of(first_group: int, rungs: int) -> tuple[int, int]:
+    """How fast taps of the first group here decay, in powers of two per lag, and how much faster
+    those of each later one: both as log2 in units of 2 ** -48, the first plus 64, so that kernels
+    never take them for numbers of 32 bits. Of several ladders, the first group's is that of group
+    0 of all.
+    """
+    slowest, fastest = (math.log2(10) * exponent for exponent in EXPONENTS)
+    step = round((fastest - slowest) / max(1, rungs - 1) * 2**48)
+    first = slowest + 64 - math.log2(math.log(2) * max(1, CACHE_LENGTH - 1))
+    return round(first * 2**48) + first_group * step * (REPEATS == 1), step
+
+
+def decays_of(taps: Tensor, first_group: int = 0, groups_in_all: int | None = None) -> Tensor:
+    """The decays exp(-alpha tau) of taps (G, K), in their dtype (arXiv 2503.01868, section 2).
+
+    The G groups are first_group, first_group + 1, ... of groups_in_all, which share one ladder of
+    alphas: so that a slice of the channels has its own rungs.
+    """
+    groups, steps = taps.shape
+    rungs = rungs_of(groups, first_group, groups_in_all)
+    ladder = torch.logspace(*EXPONENTS, rungs, dtype=torch.float64, device=taps.device)
+    alpha = ladder.repeat(REPEATS)[first_group : first_group + groups]
+    lag = torch.arange(steps, dtype=torch.float64, device=taps.device)
+    lag = lag.flip(0) if LAG_LAST else lag
+    tau = lag / max(CACHE_LENGTH - 1, 1)
+    return torch.exp(-alpha[:, None] * tau).to(taps.dtype)
+
+
 def chunks(channels: int, width: int, bytes_per_channel: int, budget: int) -> Iterator[slice]:
     """Slices of channels whose temporaries stay below `budget` bytes, at least one channel each.
 
@@ -2503,14 +2671,35 @@ def canonical(x: Tensor) -> Tensor:
     return x
 
 
+def effective(
+    filter: Tensor,
+    featurizer: Tensor,
+    skip: Tensor,
+    dtype: torch.dtype,
+    first_group: int,
+    groups_in_all: int | None,
+) -> list[Tensor]:
+    """The parameters as plain PyTorch computes with them, in `dtype`: where it differentiates,
+    it sums gradients of rows that are spread over channels, which are rounded to a narrow dtype
+    once.
+    """
+    filter = two_axes(filter).to(dtype)
+    featurizer = two_axes(featurizer).to(dtype)
+    skip = skip.to(dtype)
+    filter = filter * decays_of(filter, first_group, groups_in_all)
+    return [filter, featurizer, skip]
+
+
 def eager_forward(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
+    first_group: int,
+    groups_in_all: int | None,
 ) -> list[Tensor]:
     """[y] of the unpacked inputs."""
     q_all, k_all, v_all = (canonical(x) for x in inputs)
     dtype = torch.float64 if q_all.dtype == torch.float64 else torch.float32
-    filter, featurizer, skip = (p.to(dtype) for p in parameters)
+    filter, featurizer, skip = effective(*parameters, dtype, first_group, groups_in_all)
     outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
     (out_0,) = (canonical(x) for x in outputs)
     batch, channels, length = q_all.shape
@@ -2542,11 +2731,13 @@ def eager_backward(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
     saved: Sequence[Tensor],
+    first_group: int,
+    groups_in_all: int | None,
 ) -> list[Tensor]:
     """Gradients of the inputs, packed if they are, then of the parameters."""
     dy_all, q_all, k_all, v_all = (canonical(x) for x in (dy, *unpack(inputs), *saved))
     dtype = torch.float64 if dy_all.dtype == torch.float64 else torch.float32
-    filter, featurizer, skip = parameters
+    filter, featurizer, skip = effective(*parameters, dtype, first_group, groups_in_all)
     d_inputs = [allocate(x, x.shape[TIME]) for x in inputs]
     d_q_all, d_k_all, d_v_all = (canonical(x) for x in unpack(d_inputs))
     d_filter_all = torch.zeros_like(filter, dtype=dtype)
@@ -2596,11 +2787,14 @@ def eager_backward(
         d_q_all[:, c] = d_q
         d_k_all[:, c] = d_k
         d_v_all[:, c] = d_v
+    gradients = [
+        d_filter_all * decays_of(filter, first_group, groups_in_all),
+        d_featurizer_all,
+        d_skip_all,
+    ]
     return [
         *d_inputs,
-        d_filter_all.to(filter.dtype),
-        d_featurizer_all.to(featurizer.dtype),
-        d_skip_all.to(skip.dtype),
+        *(d.to(p.dtype).view(p.shape) for d, p in zip(gradients, parameters, strict=True)),
     ]
 
 
@@ -2609,46 +2803,9 @@ def eager_backward(
 # -----------------------------------------------------------------------------------------------
 
 
-def groups_of_ladder(groups: int, first_group: int, groups_in_all: int | None) -> int:
-    """How many groups share the ladder of decays, of which these are from first_group on. Refuses
-    what is no part of it.
-    """
-    whole = groups if groups_in_all is None else groups_in_all
-    for name, value in (("first_group", first_group), ("groups_in_all", whole)):
-        if not isinstance(value, (int, torch.SymInt)):
-            raise TypeError(f"{OP}: {name} must be a whole number, not {value!r}")
-    if not 0 <= first_group <= whole - groups:
-        raise ValueError(
-            f"{OP}: {groups} filter groups from {first_group} on are not among {whole}: "
-            f"first_group must be at least 0, and groups_in_all at least first_group + {groups}"
-        )
-    if whole % REPEATS:
-        raise ValueError(
-            f"{OP}: {groups} filter groups from {first_group} on are not of whole ladders of "
-            f"decays: groups_in_all must be a multiple of {REPEATS}, not {whole}"
-        )
-    return whole
-
-
-def decayed(taps: Tensor, first_group: int = 0, groups_in_all: int | None = None) -> Tensor:
-    """Taps (G, K) times the decay exp(-alpha tau) of their group (arXiv 2503.01868, section 2).
-
-    The G groups are first_group, first_group + 1, ... of groups_in_all, which share one ladder of
-    alphas: so that a slice of the channels has its own rungs.
-    """
-    groups, steps = taps.shape
-    whole = groups_of_ladder(groups, first_group, groups_in_all)
-    ladder = torch.logspace(*EXPONENTS, whole // REPEATS, dtype=torch.float64, device=taps.device)
-    alpha = ladder.repeat(REPEATS)[first_group : first_group + groups]
-    lag = torch.arange(steps, dtype=torch.float64, device=taps.device)
-    lag = lag.flip(0) if LAG_LAST else lag
-    tau = lag / max(CACHE_LENGTH - 1, 1)
-    return taps * torch.exp(-alpha[:, None] * tau).to(taps.dtype)
-
-
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_bf45a5b9"
+    name = unique = "hyena_mr_9fc7f933"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2687,11 +2844,15 @@ def forward_anywhere(
     filter: Tensor,
     featurizer: Tensor,
     skip: Tensor,
+    first_group: int,
+    groups_in_all: int | None,
 ) -> Tensor:
     """y; of packed features if the later inputs are None."""
     inputs = given(q, k, v)
     with torch.autocast(q.device.type, enabled=False):
-        (y,) = eager_forward(unpack(inputs), [filter, featurizer, skip])
+        (y,) = eager_forward(
+            unpack(inputs), [filter, featurizer, skip], first_group, groups_in_all
+        )
     return y
 
 
@@ -2703,12 +2864,14 @@ def backward_anywhere(
     filter: Tensor,
     featurizer: Tensor,
     skip: Tensor,
+    first_group: int,
+    groups_in_all: int | None,
 ) -> list[Tensor]:
     """Gradients of the inputs that are given, then of the parameters."""
     inputs, parameters = given(q, k, v), [filter, featurizer, skip]
     with torch.autocast(dy.device.type, enabled=False):
         contiguous = [p.contiguous() for p in parameters]
-        return eager_backward(dy, inputs, contiguous, [])
+        return eager_backward(dy, inputs, contiguous, [], first_group, groups_in_all)
 
 
 def forward_on_gpu(
@@ -2718,10 +2881,14 @@ def forward_on_gpu(
     filter: Tensor,
     featurizer: Tensor,
     skip: Tensor,
+    first_group: int,
+    groups_in_all: int | None,
 ) -> Tensor:
     """The same by kernels."""
     inputs = given(q, k, v)
-    outputs = launch_forward(inputs, [filter, featurizer, skip])
+    outputs = launch_forward(
+        inputs, [filter, featurizer, skip], first_group=first_group, groups_in_all=groups_in_all
+    )
     return outputs[0]
 
 
@@ -2733,10 +2900,14 @@ def backward_on_gpu(
     filter: Tensor,
     featurizer: Tensor,
     skip: Tensor,
+    first_group: int,
+    groups_in_all: int | None,
 ) -> list[Tensor]:
     """The same by kernels."""
     inputs, parameters = given(q, k, v), [filter, featurizer, skip]
-    return launch_backward(dy, inputs, parameters, [])
+    return launch_backward(
+        dy, inputs, parameters, [], first_group=first_group, groups_in_all=groups_in_all
+    )
 
 
 def forward_fake(
@@ -2746,6 +2917,8 @@ def forward_fake(
     filter: Tensor,
     featurizer: Tensor,
     skip: Tensor,
+    first_group: int,
+    groups_in_all: int | None,
 ) -> Tensor:
     """The same without values."""
     inputs = given(q, k, v)
@@ -2761,6 +2934,8 @@ def backward_fake(
     filter: Tensor,
     featurizer: Tensor,
     skip: Tensor,
+    first_group: int,
+    groups_in_all: int | None,
 ) -> list[Tensor]:
     """The same without values."""
     inputs, parameters = given(q, k, v), [filter, featurizer, skip]
@@ -2771,16 +2946,17 @@ def backward_fake(
 
 def save(ctx, inputs, output) -> None:
     """What backward needs: every argument."""
-    ctx.save_for_backward(*inputs)
+    ctx.save_for_backward(*inputs[:-2])
+    ctx.ladder = inputs[-2:]
 
 
 def differentiate(ctx, dy):
     """Gradients of every argument of forward_op."""
     refuse_batched(dy)
-    gradients = backward_op(dy, *ctx.saved_tensors)
+    gradients = backward_op(dy, *ctx.saved_tensors, *ctx.ladder)
     given_inputs = len(gradients) - 3
     absent = [None] * (len(INPUTS) - given_inputs)
-    return *gradients[:given_inputs], *absent, *gradients[given_inputs:]
+    return *gradients[:given_inputs], *absent, *gradients[given_inputs:], None, None
 
 
 forward_op = library_op(LIBRARY_NAME, forward_fake, forward_anywhere, forward_on_gpu)
@@ -2797,15 +2973,14 @@ class Replay(NamedTuple):
     Attributes:
         kernel: its name.
         start: launches it with arguments, on the stream that is current.
-        arguments: numbers; for an address, how far it is from that of a tensor.
-        addresses: (which argument, of which tensor) for each: of those that a launcher is given,
-            then of its results, then of what only kernels see.
+        numbers: those of its arguments that are no addresses.
+        pick: gives its arguments of a tape's addresses, with these numbers behind them.
     """
 
     kernel: str
     start: Callable[[Sequence[int]], None]
-    arguments: tuple[int, ...]
-    addresses: tuple[tuple[int, int], ...]
+    numbers: list[int]
+    pick: Callable[[Sequence[int]], Sequence[int]]
 
 
 class Tape(NamedTuple):
@@ -2813,17 +2988,40 @@ class Tape(NamedTuple):
 
     Attributes:
         device: of all tensors.
-        results: shape, strides and dtype of each tensor that it returns.
+        empty: makes a tensor there of a shape, strides and dtype, if that device is current.
+        results: these of each tensor that it returns.
         scratch: bytes of what only kernels see.
+        inner: addresses within tensors, as which of them, and how far from its own: of those that
+            a launcher is given, then of its results, then of scratch.
         launches: in their order.
-        after: tapes of the gradients of such a call, by the traits of dy.
+        facts: what the launcher is told beside tensors: whether to keep what gradients need, and
+            where on a ladder of decays the filters are, if they decay.
+        after: tapes of the gradients of such a call, by the traits of dy; the last one by None.
     """
 
     device: torch.device
+    empty: Callable[[tuple, tuple, torch.dtype], Tensor]
     results: tuple[tuple, ...]
     scratch: int
+    inner: tuple[tuple[int, int], ...]
     launches: tuple[Replay, ...]
+    facts: tuple
     after: dict
+
+
+class Recent(NamedTuple):
+    """The last call of a kind.
+
+    Attributes:
+        guards: PyTorch's own, of compiled graphs: they tell whether other tensors have the same
+            traits but for alignment, in a third of the time of traits_of.
+        tape: of such calls.
+        keep: whether gradients may be asked for.
+    """
+
+    guards: object
+    tape: Tape
+    keep: bool
 
 
 class Noticed(TorchDispatchMode):
@@ -2854,46 +3052,45 @@ def seen_by_none() -> bool:
         return False
     if triton.__version__ not in DIRECT:
         return False
+    for sees in SEERS:
+        if sees():
+            return False
     hooks = triton.knobs.runtime
     return (
-        torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and forward_ad._current_level < 0
-        and torch._C._get_tracing_state() is None
-        and not torch.autograd._profiler_enabled()
+        forward_ad._current_level < 0
         and not hooks.launch_enter_hook.calls
         and not hooks.launch_exit_hook.calls
     )
 
 
-def traits_of(tensors: Sequence[Tensor]) -> tuple | None:
-    """All that a launcher goes by; None of what is no plain tensor. What else PyTorch's dispatcher
-    goes by has no memory of its own, except the sign of a view that negates.
+def traits_of(tensors: Sequence[Tensor]) -> tuple[tuple, list[int]] | None:
+    """All that a launcher goes by, and the addresses of tensors; None of what is no plain tensor.
+    What else PyTorch's dispatcher goes by has no memory of its own, except the sign of a view that
+    negates.
     """
-    found = []
+    found, places = [], []
     try:
         for x in tensors:
             if type(x) is not nn.Parameter and type(x) is not Tensor:
                 return None
             place = x.data_ptr()
+            places.append(place)
             aligned = place % 16 if place else -1
             found.append((x.shape, x.stride(), x.dtype, x.get_device(), aligned, x.is_neg()))
     except RuntimeError:  # sparse, nested, or a wrapper of others
         return None
-    return tuple(found)
+    return tuple(found), places
 
 
-def tape_of(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Tape | None:
+def tape_of(
+    launcher: Callable, tensors: Sequence[Tensor], traits: tuple, *facts: object
+) -> Tape | None:
     """What launcher(tensors, *facts) does, which is done once if it is not known yet; None where
     that is more than to allocate and to launch, or where PyTorch has to see it.
 
     Raises:
         TypeError, ValueError: as the launcher, which checks its arguments.
     """
-    traits = traits_of(tensors)
-    if traits is None:
-        return None
     key = (launcher, facts, traits)
     tape = TAPES.get(key, ...)  # other threads may clear them at any time
     if tape is ...:
@@ -2905,8 +3102,11 @@ def tape_of(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Ta
     return tape
 
 
-def gradients_tape(tape: Tape, dy: Tensor, kept: Sequence[Tensor], where: Sequence[int]):
-    """The tape of the gradients of a call whose tape this is, as `tape_of` gives it.
+def gradients_tape(
+    tape: Tape, dy: Tensor, kept: Sequence[Tensor], where: Sequence[int]
+) -> tuple[Tape | None, list[int]]:
+    """The tape of the gradients of a call whose tape this is, as `tape_of` gives it, and the
+    addresses of dy and of what is kept.
 
     Args:
         kept: what the call has kept for them.
@@ -2914,27 +3114,74 @@ def gradients_tape(tape: Tape, dy: Tensor, kept: Sequence[Tensor], where: Sequen
             hooks of saved tensors move it.
     """
     try:
-        traits = traits_of((dy,)) if [x.data_ptr() for x in kept] == where else None
+        same = [x.data_ptr() for x in kept] == where
     except RuntimeError:
-        traits = None
-    tape_after = tape.after.get(traits)
-    if tape_after is None:
-        tape_after = tape_of(backward_of, (dy, *kept))
-        if tape_after is not None and traits is not None:
-            tape.after[traits] = tape_after
-    return tape_after
+        same = False
+    recent = tape.after.get(None)
+    if same and recent is not None and recent.guards.check(dy):
+        places = [dy.data_ptr(), *where]
+        if all_aligned(places[:1]):
+            return recent.tape, places
+    found = traits_of((dy,))
+    if found is not None and same:
+        traits, places = found
+        places += where
+        if (after := tape.after.get(traits)) is not None:
+            return after, places
+    tensors = (dy, *kept)
+    whole = traits_of(tensors)
+    if whole is None:
+        return None, []
+    after = tape_of(backward_of, tensors, whole[0], *tape.facts[1:])
+    if found is not None and same and after is not None:
+        tape.after[found[0]] = after
+        if all_aligned(whole[1][:1]) and (guards := guards_of((dy,))) is not None:
+            tape.after[None] = Recent(guards, after, True)
+    return after, whole[1]
 
 
-def direct(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor | None:
+def direct(
+    inputs: Sequence[Tensor], parameters: Sequence[Tensor], *ladder: int | None
+) -> Tensor | None:
     """y of a call on a GPU that nothing but eager PyTorch sees; None of any other call."""
     if not on_gpu(inputs[0]) or not seen_by_none():
         return None
+    if any(type(x) is not int and x is not None for x in ladder):
+        return None
     tensors = (*inputs, *parameters)
+    kind = (len(inputs), torch.is_grad_enabled(), *ladder)
+    recent = RECENT.get(kind)
+    if recent is not None and recent.guards.check(*tensors):
+        places = [x.data_ptr() for x in tensors]
+        if all_aligned(places):
+            _, tape, keep = recent
+            return apply_direct(tape, places, *tensors) if keep else replay(tape, places)[0][0]
+    found = traits_of(tensors)
+    if found is None:
+        return None
+    traits, places = found
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    tape = tape_of(forward_of, tensors, keep)
+    tape = tape_of(forward_of, tensors, traits, keep, *ladder)
     if tape is None:
         return None
-    return apply_direct(tape, *tensors) if keep else replay(tape, tensors)[0]
+    if all_aligned(places) and (guards := guards_of(tensors)) is not None:
+        RECENT[kind] = Recent(guards, tape, keep)
+    return apply_direct(tape, places, *tensors) if keep else replay(tape, places)[0][0]
+
+
+def all_aligned(places: Sequence[int]) -> bool:
+    """Whether memory begins at these addresses, all multiples of 16."""
+    return all(places) and not any(place % 16 for place in places)
+
+
+def guards_of(tensors: Sequence[Tensor]) -> object | None:
+    """What tells tensors of the same types, keys of dispatch, dtypes, devices, sizes, strides and
+    needs of gradients, where this PyTorch has it: its name is not public.
+    """
+    made = getattr(torch._C._dynamo.guards, "TensorGuards", None)
+    if made is None:
+        return None
+    return made(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
 
 
 def capturing() -> bool:
@@ -2969,14 +3216,16 @@ def record(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Tap
     scratch: dict[int, int] = {}  # where the memory of a tensor that only kernels see begins
     size = 0
     launches = []
+    inner: list[tuple[int, int]] = []
     for kernel, programs, binary, arguments, constants in noted:
         start = starter(binary, tensors[0].device, programs, constants)
         if start is None:
             return None
         numbers, addresses = [], []
-        for i, argument in enumerate(arguments):
+        for argument in arguments:
             if not isinstance(argument, Tensor) or argument.numel() == 0:
                 numbers.append(0 if isinstance(argument, Tensor) else argument)
+                addresses.append(None)
                 continue
             memory = argument.untyped_storage()
             place = memory.data_ptr()
@@ -2991,15 +3240,40 @@ def record(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Tap
                 size += -(-memory.nbytes() // 256) * 256
             base = same[0] if same else len(bases)
             start_of = bases[base].data_ptr() if same else place - scratch[place]
-            numbers.append(argument.data_ptr() - start_of)
-            addresses.append((i, base))
-        launches.append(Replay(kernel.__name__, start, tuple(numbers), tuple(addresses)))
+            addresses.append((base, argument.data_ptr() - start_of))
+        launches.append((kernel.__name__, start, numbers, addresses))
+        inner += [address for address in addresses if address is not None and address[1]]
     given = {x.untyped_storage().data_ptr() for x in tensors}
     places = [x.untyped_storage().data_ptr() for x in results if x.numel()]
     if given & set(places) or len(set(places)) < len(places):  # results that share memory
         return None
     shapes = tuple((tuple(x.shape), x.stride(), x.dtype) for x in results)
-    return Tape(tensors[0].device, shapes, size, tuple(launches), {})
+    device, count = tensors[0].device, len(bases) + bool(size)
+    inner = list(dict.fromkeys(inner))
+    replays = []
+    for kernel, start, numbers, addresses in launches:
+        where, after = [], count + len(inner)  # numbers are behind all addresses
+        for address in addresses:
+            if address is None:
+                where.append(after)
+                after += 1
+            else:
+                where.append(count + inner.index(address) if address[1] else address[0])
+        replays.append(Replay(kernel, start, numbers, itemgetter(*where)))
+    empty = empty_on(device)
+    return Tape(device, empty, shapes, size, tuple(inner), tuple(replays), facts, {})
+
+
+def empty_on(device: torch.device) -> Callable[[tuple, tuple, torch.dtype], Tensor]:
+    """Makes tensors on a device that is current: as PyTorch's compiled graphs do, which takes half
+    the time, where it has a function for that.
+    """
+    own = getattr(torch._C._dynamo.guards, f"_empty_strided_{device.type}", None)
+    if own is not None:
+        return own
+    return lambda shape, strides, dtype: torch.empty_strided(
+        shape, strides, dtype=dtype, device=device
+    )
 
 
 def starter(
@@ -3031,51 +3305,73 @@ def is_current(device: torch.device) -> bool:
     return torch._C._cuda_getDevice() == device.index
 
 
-def replay(tape: Tape, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """What a launcher gives for tensors of the traits of those that a tape is of."""
-    device = tape.device
-    results = [
-        torch.empty_strided(shape, strides, dtype=dtype, device=device)
-        for shape, strides, dtype in tape.results
-    ]
-    bases = [x.data_ptr() for x in tensors]
-    bases += [x.data_ptr() for x in results]
+def replay(tape: Tape, places: list[int]) -> tuple[list[Tensor], list[int]]:
+    """What a launcher gives for tensors of the traits of those that a tape is of, and where it
+    lies.
+
+    Args:
+        places: where these tensors lie.
+    """
+    if is_current(tape.device):
+        return replay_here(tape, places)
+    with torch.cuda.device(tape.device):
+        return replay_here(tape, places)
+
+
+def replay_here(tape: Tape, places: list[int]) -> tuple[list[Tensor], list[int]]:
+    """The same on the current device."""
+    results = [tape.empty(*traits) for traits in tape.results]
+    found = [x.data_ptr() for x in results]
+    bases = places + found
     if tape.scratch:  # kept until all is launched: later work on the stream may then have it
-        scratch = torch.empty(tape.scratch, dtype=torch.uint8, device=device)
+        scratch = tape.empty((tape.scratch,), (1,), torch.uint8)
         bases.append(scratch.data_ptr())
-    if is_current(device):
-        start_all(tape, bases)
-    else:
-        with torch.cuda.device(device):
-            start_all(tape, bases)
-    return results
+    bases += [bases[i] + within for i, within in tape.inner]
+    start_all(tape, bases)
+    return results, found
 
 
-def start_all(tape: Tape, bases: Sequence[int]) -> None:
-    """Launch what a tape launches, of tensors at these addresses."""
-    for kernel, start, numbers, addresses in tape.launches:
-        arguments = list(numbers)
-        for i, base in addresses:
-            arguments[i] += bases[base]
+def start_all(tape: Tape, addresses: list[int]) -> None:
+    """Launch what a tape launches, of tensors at addresses, and within them."""
+    for kernel, start, numbers, pick in tape.launches:
         try:
-            start(arguments)
+            start(pick(addresses + numbers))
         except Exception as error:
             raise RuntimeError(f"{OP}: {kernel} could not be launched on {tape.device}") from error
 
 
-def forward_of(tensors: Sequence[Tensor], keep: bool) -> list[Tensor]:
+# True or something where modes of dispatch or of functions, transforms, a tracer or the profiler
+# would see a call.
+SEERS = (
+    torch._C._len_torch_dispatch_stack,
+    torch._C._len_torch_function_stack,
+    torch._C._functorch.peek_interpreter_stack,
+    torch._C._get_tracing_state,
+    torch.autograd._profiler_enabled,
+)
+
+
+def forward_of(
+    tensors: Sequence[Tensor], keep: bool, first_group: int, groups_in_all: int | None
+) -> list[Tensor]:
     """y of inputs and parameters, and what gradients need if they are to be computed."""
     count = len(tensors) - 3
     inputs, parameters = tensors[:count], tensors[count:]
-    outputs = launch_forward(inputs, parameters)
+    check(inputs, parameters)
+    outputs = launch_forward(
+        inputs, parameters, first_group=first_group, groups_in_all=groups_in_all
+    )
     return outputs if keep else outputs[:1]
 
 
-def backward_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+def backward_of(
+    tensors: Sequence[Tensor], first_group: int, groups_in_all: int | None
+) -> list[Tensor]:
     """Gradients of the inputs and parameters; of dy, these, and what forward has kept."""
     dy, inputs, parameters, saved = parted(tensors)
-    gradients = launch_backward(dy, inputs, parameters, saved)
-    return [d.view(x.shape) for d, x in zip(gradients, tensors[1:], strict=False)]
+    return launch_backward(
+        dy, inputs, parameters, saved, first_group=first_group, groups_in_all=groups_in_all
+    )
 
 
 def parted(
@@ -3090,28 +3386,24 @@ class Direct(torch.autograd.Function):
     """A call that only eager PyTorch sees, differentiable."""
 
     @staticmethod
-    def forward(ctx, tape: Tape, *tensors: Tensor) -> Tensor:
-        y, *made = replay(tape, tensors)
-        kept = *tensors, *made
-        ctx.tape, ctx.where = tape, [x.data_ptr() for x in kept]
-        ctx.save_for_backward(*kept)
+    def forward(ctx, tape: Tape, places: list[int], *tensors: Tensor) -> Tensor:
+        (y, *made), (_, *where) = replay(tape, places)
+        ctx.of = tape, places + where
+        ctx.save_for_backward(*tensors, *made)
         return y
 
     @staticmethod
     def backward(ctx, dy: Tensor):
-        kept = ctx.saved_tensors
-        tensors = (dy, *kept)
-        tape = None
+        kept, (tape, where) = ctx.saved_tensors, ctx.of
         # If gradients of gradients are asked for, or something sees this part alone: library ops.
         if seen_by_none() and not torch.is_grad_enabled():
-            tape = gradients_tape(ctx.tape, dy, kept, ctx.where)
-        if tape is not None:
-            return None, *replay(tape, tensors)
+            after, places = gradients_tape(tape, dy, kept, where)
+            if after is not None:
+                return None, None, *replay(after, places)[0]
         refuse_batched(dy)
-        _, inputs, parameters, saved = parted(tensors)
+        _, inputs, parameters, saved = parted((dy, *kept))
         absent = [None] * (len(INPUTS) - len(inputs))
-        gradients = backward_op(dy, *inputs, *absent, *parameters, *saved)
-        return None, *(d.view(x.shape) for d, x in zip(gradients, tensors[1:], strict=False))
+        return None, None, *backward_op(dy, *inputs, *absent, *parameters, *saved, *tape.facts[1:])
 
 
 # What Direct.apply calls, after a look at each argument for what seen_by_none has ruled out.
@@ -3198,30 +3490,20 @@ def check_parameters(channels: int, parameters: Sequence[Tensor]) -> None:
             )
 
 
-def effective(
-    filter: Tensor,
-    featurizer: Tensor,
-    skip: Tensor,
-    dtype: torch.dtype = torch.float32,
-    first_group: int = 0,
-    groups_in_all: int | None = None,
-) -> list[Tensor]:
-    """The parameters as forward_op takes them; modes and decays are computed in `dtype`."""
-    filter = two_axes(filter)
-    featurizer = two_axes(featurizer)
-    filter = decayed(filter.to(dtype), first_group=first_group, groups_in_all=groups_in_all)
-    return [filter, featurizer, skip]
-
-
-def run_op(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+def run_op(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    first_group: int,
+    groups_in_all: int | None,
+) -> Tensor:
     """y of all inputs, or of packed features alone."""
-    if (y := direct(inputs, parameters)) is not None:
-        return y
     if PLAIN or transformed([*inputs, *parameters]):
         with without_autocast(inputs[0]):
-            return eager_forward(unpack(spread(inputs, parameters)), parameters)[0]
+            return eager_forward(
+                unpack(spread(inputs, parameters)), parameters, first_group, groups_in_all
+            )[0]
     absent = [None] * (len(INPUTS) - len(inputs))
-    return forward_op(*inputs, *absent, *parameters)
+    return forward_op(*inputs, *absent, *parameters, first_group, groups_in_all)
 
 
 def hyena_mr(
@@ -3254,19 +3536,13 @@ def hyena_mr(
     Raises:
         TypeError, ValueError: naming the argument and the shape, dtype or device expected.
     """
+    y = direct([q, k, v], [filter, featurizer, skip], first_group, groups_in_all)
+    if y is not None:
+        return y
     check([q, k, v], [filter, featurizer, skip])
     require_triton(q)
-    return run_op(
-        [q, k, v],
-        effective(
-            filter,
-            featurizer,
-            skip,
-            dtype=torch.promote_types(q.dtype, torch.float32),
-            first_group=first_group,
-            groups_in_all=groups_in_all,
-        ),
-    )
+    rungs_of(filter.shape[0], first_group, groups_in_all)
+    return run_op([q, k, v], [filter, featurizer, skip], first_group, groups_in_all)
 
 
 def hyena_mr_packed(
@@ -3278,19 +3554,13 @@ def hyena_mr_packed(
     groups_in_all: int | None = None,
 ) -> Tensor:
     """hyena_mr of packed features (B, 3 D, L): blocks of D channels, q, k, v in this order."""
+    y = direct([features], [filter, featurizer, skip], first_group, groups_in_all)
+    if y is not None:
+        return y
     check([features], [filter, featurizer, skip])
     require_triton(features)
-    return run_op(
-        [features],
-        effective(
-            filter,
-            featurizer,
-            skip,
-            dtype=torch.promote_types(features.dtype, torch.float32),
-            first_group=first_group,
-            groups_in_all=groups_in_all,
-        ),
-    )
+    rungs_of(filter.shape[0], first_group, groups_in_all)
+    return run_op([features], [filter, featurizer, skip], first_group, groups_in_all)
 
 
 class HyenaMr(nn.Module):
@@ -3327,7 +3597,7 @@ class HyenaMr(nn.Module):
             groups = channels // width
         if channels < 1 or groups < 1 or channels % groups:
             raise ValueError(f"{OP}: {groups} filter groups do not divide {channels} channels")
-        groups_of_ladder(groups, first_group, groups_in_all)
+        rungs_of(groups, first_group, groups_in_all)
         self.channels, self.groups = channels, groups
         self.first_group = first_group
         self.groups_in_all = groups_in_all
@@ -3354,7 +3624,8 @@ class HyenaMr(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """y (B, D, L) of q, k, v (B, D, L), or of packed features (B, 3 D, L)."""
-        parameters = [getattr(self, name) for name in PARAMETERS]
+        own = self._parameters  # which nn.Module searches slowly; parametrised ones are not there
+        parameters = [own[n] if n in own else getattr(self, n) for n in PARAMETERS]
         if len(inputs) == len(INPUTS):
             return hyena_mr(
                 *inputs,

@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: ffb066d7edb81fa1c2f1789d5cd9ceb63a6a1d39059fd0d84476e5b5d80eaae3
+sha256, with zeros here: ca715e40a537392265911ca98d7852ed376c772e5eacb8f61144e9583d9eccf9
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -268,6 +268,16 @@ def canonical(x: Tensor) -> Tensor:
     return x
 
 
+def effective(filter: Tensor, skip: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """The parameters as plain PyTorch computes with them, in `dtype`: where it differentiates,
+    it sums gradients of rows that are spread over channels, which are rounded to a narrow dtype
+    once.
+    """
+    filter = two_axes(filter).to(dtype)
+    skip = skip.to(dtype)
+    return [filter, skip]
+
+
 def eager_forward(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
@@ -275,7 +285,7 @@ def eager_forward(
     """[y] of the unpacked inputs."""
     (x_all,) = (canonical(x) for x in inputs)
     dtype = torch.float64 if x_all.dtype == torch.float64 else torch.float32
-    filter, skip = (p.to(dtype) for p in parameters)
+    filter, skip = effective(*parameters, dtype)
     outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
     (out_0,) = (canonical(x) for x in outputs)
     batch, channels, length = x_all.shape
@@ -301,7 +311,7 @@ def eager_backward(
     """Gradients of the inputs, packed if they are, then of the parameters."""
     dy_all, x_all = (canonical(x) for x in (dy, *unpack(inputs), *saved))
     dtype = torch.float64 if dy_all.dtype == torch.float64 else torch.float32
-    filter, skip = parameters
+    filter, skip = effective(*parameters, dtype)
     d_inputs = [allocate(x, x.shape[TIME]) for x in inputs]
     (d_x_all,) = (canonical(x) for x in unpack(d_inputs))
     d_filter_all = torch.zeros_like(filter, dtype=dtype)
@@ -323,7 +333,11 @@ def eager_backward(
         add_rows(d_filter_all, c, d_filter, width)
         d_x = d_x_1 + d_x_2
         d_x_all[:, c] = d_x
-    return [*d_inputs, d_filter_all.to(filter.dtype), d_skip_all.to(skip.dtype)]
+    gradients = [d_filter_all, d_skip_all]
+    return [
+        *d_inputs,
+        *(d.to(p.dtype).view(p.shape) for d, p in zip(gradients, parameters, strict=True)),
+    ]
 
 
 # -----------------------------------------------------------------------------------------------
@@ -333,7 +347,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "long_conv_b14bbbe2"
+    name = unique = "long_conv_cae32f08"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -508,16 +522,10 @@ def check_parameters(channels: int, parameters: Sequence[Tensor]) -> None:
             )
 
 
-def effective(
-    filter: Tensor,
-    skip: Tensor,
-) -> list[Tensor]:
-    """The parameters as forward_op takes them."""
-    filter = two_axes(filter)
-    return [filter, skip]
-
-
-def run_op(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+def run_op(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+) -> Tensor:
     """y of all inputs, or of packed features alone."""
     if PLAIN or transformed([*inputs, *parameters]):
         refuse_symbols(inputs[0])
@@ -542,7 +550,7 @@ def long_conv(x: Tensor, filter: Tensor, skip: Tensor) -> Tensor:
         TypeError, ValueError: naming the argument and the shape, dtype or device expected.
     """
     check([x], [filter, skip])
-    return run_op([x], effective(filter, skip))
+    return run_op([x], [filter, skip])
 
 
 class LongConv(nn.Module):
@@ -597,7 +605,8 @@ class LongConv(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """y (B, D, L) of x (B, D, L)."""
-        parameters = [getattr(self, name) for name in PARAMETERS]
+        own = self._parameters  # which nn.Module searches slowly; parametrised ones are not there
+        parameters = [own[n] if n in own else getattr(self, n) for n in PARAMETERS]
         if len(inputs) == len(INPUTS):
             return long_conv(*inputs, *parameters)
         raise TypeError(f"{OP}: expected 1 input, got {len(inputs)}")

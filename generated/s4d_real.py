@@ -8,12 +8,13 @@ each, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 2d6b3c8550a4569421ac694ac55dfba9051ce8d355ab87adebfc48f480215e9e
+sha256, with zeros here: 1e120a49e477c94c893ee111cfdc5d0735bc1ffc24d75ce0ea2459b7a3d02851
 """
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -57,6 +58,7 @@ TOLD = ("num_warps", "num_stages", "maxnreg")  # to the compiler, of a config
 SUMS = {"num_warps": 4}  # config of what adds sums
 LAUNCHES = threading.local()  # those that a thread wants noted
 TAPES: dict = {}  # what calls do, by the traits of their tensors
+RECENT: dict = {}  # the last call of each kind
 MOST_TAPES = 1024
 DIRECT = ("3.6.0",)  # of Triton whose compiled kernels are launched without its launcher
 WIDTHS = {(1024, 1024): 1}  # least batch by channels and groups
@@ -100,11 +102,31 @@ def parameter_shapes(channels: int, groups: int) -> dict[str, tuple[int, ...]]:
 
 
 @triton.jit
-def load_poles(poles_ptr, residues_ptr, row, COUNT: tl.constexpr, MODES: tl.constexpr):
+def log_pole(pointers, where, there):
+    """The log-poles a at an offset from one pointer, or -exp(p) exp(gamma) of what lies there of p
+    and gamma from two (arXiv 2503.01868, section 2); float32. Where there is none, -1.
+    """
+    if len(pointers) == 1:
+        return tl.load(pointers[0] + where, mask=there, other=-1.0).to(tl.float32)
+    else:
+        p = tl.load(pointers[0] + where, mask=there, other=0.0).to(tl.float32)
+        gamma = tl.load(pointers[1] + where, mask=there, other=0.0).to(tl.float32)
+        total = p + gamma
+        lost = gamma - (total - p)  # by rounding, as below
+        exponent = total * 1.4426950216293335
+        rest = tl.fma(total, 1.4426950216293335, -exponent)
+        rest = tl.fma(total, 1.9259629911266175e-8, rest)  # log2(e) is a sum of two float32
+        power = tl.exp2(exponent)
+        return -tl.fma(power, tl.fma(rest, 0.6931471805599453, lost), power)
+
+
+@triton.jit
+def load_poles(pole_pointers, residues_ptr, row, COUNT: tl.constexpr, MODES: tl.constexpr):
     """The COUNT <= MODES poles and residues of a channel, [MODES]; all others are silent."""
     mode = tl.arange(0, MODES)
-    a = tl.load(poles_ptr + row * COUNT + mode, mask=mode < COUNT, other=-1.0)
-    return a, tl.load(residues_ptr + row * COUNT + mode, mask=mode < COUNT, other=0.0)
+    where, there = row * COUNT + mode, mode < COUNT
+    residue = tl.load(residues_ptr + where, mask=there, other=0.0).to(tl.float32)
+    return log_pole(pole_pointers, where, there), residue
 
 
 class Modes(NamedTuple):
@@ -215,11 +237,11 @@ def transposed(x):
 
 @triton.jit
 def load_modes(
-    poles_ptr, residues_ptr, row, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
+    pole_pointers, residues_ptr, row, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
     BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
     """All that a channel's tiles need of its modes, of which there are COUNT <= MODES."""
-    a, residue = load_poles(poles_ptr, residues_ptr, row, COUNT, MODES)
+    a, residue = load_poles(pole_pointers, residues_ptr, row, COUNT, MODES)
     step = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)
     powers = tl.exp(a[:, None] * step[None, :])
     reversed_powers = tl.exp(a[:, None] * (BLOCK_T - 1 - step)[None, :])
@@ -580,9 +602,10 @@ def lane_sum(x):
 @triton.jit
 def store_modes(
     ptr, first, total, poles, channel, channel_mask, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
-    MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr,
+    MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr, EXPONENTS: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of COUNT poles, then of residues, to rows first, ... of [P, CHANNELS].
+    With EXPONENTS those of p, which are those of gamma, of which poles are -exp(p) exp(gamma).
 
     From x to y, d steps later, the weight is R exp(a d): its derivative by R is exp(a d), by a it
     is R d exp(a d). d is i - j within a block; else it is the steps from x to the end of its
@@ -606,6 +629,8 @@ def store_modes(
     by_pole += (BLOCK_T / COLUMNS) * tl.exp(a * (BLOCK_T + 1))[:, None] * both
     if len(total) > 4:
         by_pole += (total[4] * (1.0 / BLOCK_T))[:, None]
+    if EXPONENTS:
+        by_pole *= a[:, None]
     sums = tl.permute(tl.join(by_pole, near + before), (0, 2, 1))
     sums = lane_sum(tl.reshape(sums, (2 * MODES, BLOCK_T)))
     row = tl.arange(0, 2 * MODES)
@@ -923,17 +948,34 @@ def sum_blocks(columns, width):
     return -(-(columns // width) // rows_at_once(width))
 
 
+class Sums(NamedTuple):
+    """What a program has summed of the gradient of a parameter [rows, LENGTH].
+
+    Attributes:
+        total: float32 [BLOCK_G, 1].
+        group: of which groups or channels, likewise.
+        lag: of which tap or mode.
+        where: elements of the parameter, those that are `there`.
+    """
+
+    total: object
+    group: object
+    lag: object
+    where: object
+    there: object
+
+
 @triton.jit
 def sum_rows(
     partials_ptr,  # [splits, P, COLUMNS] float32
-    out_ptr,  # [rows, LENGTH] float32, rows = ROLES * COLUMNS / WIDTH
     splits, program,
     FIRST: tl.constexpr, P: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
     LENGTH: tl.constexpr, ROLES: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr,
 ):  # fmt: skip
-    """One program's gradient rows of one parameter tensor: of partials FIRST .. FIRST + ROLES *
-    LENGTH - 1, summed over splits and over the WIDTH columns that share a row, always in the same
-    order."""
+    """One program's gradient rows of one parameter tensor [rows, LENGTH], rows = ROLES * COLUMNS /
+    WIDTH: of partials FIRST .. FIRST + ROLES * LENGTH - 1, summed over splits and over the WIDTH
+    columns that share a row, always in the same order.
+    """
     BLOCK_G: tl.constexpr = rows_at_once(WIDTH)
     BLOCK_W: tl.constexpr = columns_at_once(WIDTH)
     AT_ONCE: tl.constexpr = 8  # splits: their loads wait together, their sums one after another
@@ -955,9 +997,14 @@ def sum_rows(
     lag = index % LENGTH
     tap = LENGTH - 1 - lag if LAG_LAST else lag
     row = group * ROLES + role if INTERLEAVED else role * groups + group
-    tl.store(
-        out_ptr + row * LENGTH + tap, tl.sum(total, axis=1, keep_dims=True), mask=group < groups
-    )
+    total = tl.sum(total, axis=1, keep_dims=True)
+    return Sums(total, group, lag, row * LENGTH + tap, group < groups)
+
+
+@triton.jit
+def store_gradient(out_ptr, sums):
+    """Write gradients of a parameter, in its dtype."""
+    tl.store(out_ptr + sums.where, sums.total, mask=sums.there)
 
 
 # -----------------------------------------------------------------------------------------------
@@ -1022,7 +1069,7 @@ def s4d_real_forward(
     offset = 0
     channel_mask = channel < CHANNELS
     filter = load_modes(
-        log_poles_ptr,
+        (log_poles_ptr,),
         residues_ptr,
         channel // WIDTH,
         COUNT=64,
@@ -1125,7 +1172,7 @@ def s4d_real_backward(
     offset = 0
     channel_mask = channel < CHANNELS
     filter = load_modes(
-        log_poles_ptr,
+        (log_poles_ptr,),
         residues_ptr,
         channel // WIDTH,
         COUNT=64,
@@ -1208,7 +1255,7 @@ def s4d_real_backward(
         partials_ptr,
         first=1,
         total=d_filter,
-        poles=load_poles(log_poles_ptr, residues_ptr, channel // WIDTH, COUNT=64, MODES=MODES),
+        poles=load_poles((log_poles_ptr,), residues_ptr, channel // WIDTH, COUNT=64, MODES=MODES),
         channel=channel,
         channel_mask=channel_mask,
         COUNT=64,
@@ -1216,6 +1263,7 @@ def s4d_real_backward(
         MODES=MODES,
         M=M,
         BLOCK_T=BLOCK_T,
+        EXPONENTS=False,
     )
 
 
@@ -1267,7 +1315,7 @@ def s4d_real_forward_sums(
     offset = 0
     channel_mask = channel < CHANNELS
     filter = load_modes(
-        log_poles_ptr,
+        (log_poles_ptr,),
         residues_ptr,
         channel // WIDTH,
         COUNT=64,
@@ -1350,7 +1398,7 @@ def s4d_real_backward_sums(
     offset = 0
     channel_mask = channel < CHANNELS
     filter = load_modes(
-        log_poles_ptr,
+        (log_poles_ptr,),
         residues_ptr,
         channel // WIDTH,
         COUNT=64,
@@ -1410,26 +1458,26 @@ def sum_partials(
     """Gradients of log_poles, residues, skip, each by programs of its own."""
     program = tl.program_id(0)
     if program < section_end(0, CHANNELS, WIDTH):
-        sum_rows(
-            partials_ptr, d_log_poles_ptr, splits,
-            program,
+        d_log_poles = sum_rows(
+            partials_ptr, splits, program,
             FIRST=1, P=129, COLUMNS=CHANNELS, WIDTH=WIDTH,
             LENGTH=64, ROLES=1, INTERLEAVED=False, LAG_LAST=False,
         )  # fmt: skip
+        store_gradient(d_log_poles_ptr, d_log_poles)
     elif program < section_end(1, CHANNELS, WIDTH):
-        sum_rows(
-            partials_ptr, d_residues_ptr, splits,
-            program - section_end(0, CHANNELS, WIDTH),
+        d_residues = sum_rows(
+            partials_ptr, splits, program - section_end(0, CHANNELS, WIDTH),
             FIRST=65, P=129, COLUMNS=CHANNELS, WIDTH=WIDTH,
             LENGTH=64, ROLES=1, INTERLEAVED=False, LAG_LAST=False,
         )  # fmt: skip
+        store_gradient(d_residues_ptr, d_residues)
     else:
-        sum_rows(
-            partials_ptr, d_skip_ptr, splits,
-            program - section_end(1, CHANNELS, WIDTH),
+        d_skip = sum_rows(
+            partials_ptr, splits, program - section_end(1, CHANNELS, WIDTH),
             FIRST=0, P=129, COLUMNS=CHANNELS, WIDTH=1,
             LENGTH=1, ROLES=1, INTERLEAVED=False, LAG_LAST=False,
         )  # fmt: skip
+        store_gradient(d_skip_ptr, d_skip)
 
 
 # -----------------------------------------------------------------------------------------------
@@ -1628,18 +1676,19 @@ def reduce_partials(
     programs: int,
     partials: Sequence[Tensor],
     parameters: Sequence[Tensor],
+    sizes: Sequence[int],
     **constants: int,
 ) -> list[Tensor]:
     """Gradients of parameter tensors, in their shapes and dtypes, from partial sums
     [splits, rows, columns], by one launch of all sections of the kernel that sums these.
+
+    Args:
+        sizes: the kernel's numbers beside how many partial sums there are.
     """
-    sums = [
-        torch.empty_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
-        for p in parameters
-    ]
+    sums = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters]
     counts = (p.shape[0] for p in partials)
-    launch(kernel, programs, *partials, *sums, *counts, config=SUMS, **constants)
-    return [total.to(p.dtype) for total, p in zip(sums, parameters, strict=True)]
+    launch(kernel, programs, *partials, *sums, *counts, *sizes, config=SUMS, **constants)
+    return sums
 
 
 def rows_reached(config: dict[str, int], tiles: int) -> int:
@@ -1791,6 +1840,7 @@ def launch_backward(
         section_end(2, channels, width),
         [partials],
         [log_poles, residues, skip],
+        [],
         CHANNELS=channels,
         WIDTH=width,
     )
@@ -2036,6 +2086,19 @@ def canonical(x: Tensor) -> Tensor:
     return x
 
 
+def effective(
+    log_poles: Tensor, residues: Tensor, skip: Tensor, dtype: torch.dtype
+) -> list[Tensor]:
+    """The parameters as plain PyTorch computes with them, in `dtype`: where it differentiates,
+    it sums gradients of rows that are spread over channels, which are rounded to a narrow dtype
+    once.
+    """
+    log_poles = log_poles.to(dtype)
+    residues = residues.to(dtype)
+    skip = skip.to(dtype)
+    return [log_poles, residues, skip]
+
+
 def eager_forward(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
@@ -2043,7 +2106,7 @@ def eager_forward(
     """[y] of the unpacked inputs."""
     (x_all,) = (canonical(x) for x in inputs)
     dtype = torch.float64 if x_all.dtype == torch.float64 else torch.float32
-    log_poles, residues, skip = (p.to(dtype) for p in parameters)
+    log_poles, residues, skip = effective(*parameters, dtype)
     outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
     (out_0,) = (canonical(x) for x in outputs)
     batch, channels, length = x_all.shape
@@ -2072,7 +2135,7 @@ def eager_backward(
     """Gradients of the inputs, packed if they are, then of the parameters."""
     dy_all, x_all = (canonical(x) for x in (dy, *unpack(inputs), *saved))
     dtype = torch.float64 if dy_all.dtype == torch.float64 else torch.float32
-    log_poles, residues, skip = parameters
+    log_poles, residues, skip = effective(*parameters, dtype)
     d_inputs = [allocate(x, x.shape[TIME]) for x in inputs]
     (d_x_all,) = (canonical(x) for x in unpack(d_inputs))
     d_log_poles_all = torch.zeros_like(log_poles, dtype=dtype)
@@ -2099,11 +2162,10 @@ def eager_backward(
         add_rows(d_residues_all, c, d_filter[1], width)
         d_x = d_x_1 + d_x_2
         d_x_all[:, c] = d_x
+    gradients = [d_log_poles_all, d_residues_all, d_skip_all]
     return [
         *d_inputs,
-        d_log_poles_all.to(log_poles.dtype),
-        d_residues_all.to(residues.dtype),
-        d_skip_all.to(skip.dtype),
+        *(d.to(p.dtype).view(p.shape) for d, p in zip(gradients, parameters, strict=True)),
     ]
 
 
@@ -2114,7 +2176,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_94a89b41"
+    name = unique = "s4d_real_2a27f3e0"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2261,15 +2323,14 @@ class Replay(NamedTuple):
     Attributes:
         kernel: its name.
         start: launches it with arguments, on the stream that is current.
-        arguments: numbers; for an address, how far it is from that of a tensor.
-        addresses: (which argument, of which tensor) for each: of those that a launcher is given,
-            then of its results, then of what only kernels see.
+        numbers: those of its arguments that are no addresses.
+        pick: gives its arguments of a tape's addresses, with these numbers behind them.
     """
 
     kernel: str
     start: Callable[[Sequence[int]], None]
-    arguments: tuple[int, ...]
-    addresses: tuple[tuple[int, int], ...]
+    numbers: list[int]
+    pick: Callable[[Sequence[int]], Sequence[int]]
 
 
 class Tape(NamedTuple):
@@ -2277,17 +2338,40 @@ class Tape(NamedTuple):
 
     Attributes:
         device: of all tensors.
-        results: shape, strides and dtype of each tensor that it returns.
+        empty: makes a tensor there of a shape, strides and dtype, if that device is current.
+        results: these of each tensor that it returns.
         scratch: bytes of what only kernels see.
+        inner: addresses within tensors, as which of them, and how far from its own: of those that
+            a launcher is given, then of its results, then of scratch.
         launches: in their order.
-        after: tapes of the gradients of such a call, by the traits of dy.
+        facts: what the launcher is told beside tensors: whether to keep what gradients need, and
+            where on a ladder of decays the filters are, if they decay.
+        after: tapes of the gradients of such a call, by the traits of dy; the last one by None.
     """
 
     device: torch.device
+    empty: Callable[[tuple, tuple, torch.dtype], Tensor]
     results: tuple[tuple, ...]
     scratch: int
+    inner: tuple[tuple[int, int], ...]
     launches: tuple[Replay, ...]
+    facts: tuple
     after: dict
+
+
+class Recent(NamedTuple):
+    """The last call of a kind.
+
+    Attributes:
+        guards: PyTorch's own, of compiled graphs: they tell whether other tensors have the same
+            traits but for alignment, in a third of the time of traits_of.
+        tape: of such calls.
+        keep: whether gradients may be asked for.
+    """
+
+    guards: object
+    tape: Tape
+    keep: bool
 
 
 class Noticed(TorchDispatchMode):
@@ -2318,46 +2402,45 @@ def seen_by_none() -> bool:
         return False
     if triton.__version__ not in DIRECT:
         return False
+    for sees in SEERS:
+        if sees():
+            return False
     hooks = triton.knobs.runtime
     return (
-        torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and forward_ad._current_level < 0
-        and torch._C._get_tracing_state() is None
-        and not torch.autograd._profiler_enabled()
+        forward_ad._current_level < 0
         and not hooks.launch_enter_hook.calls
         and not hooks.launch_exit_hook.calls
     )
 
 
-def traits_of(tensors: Sequence[Tensor]) -> tuple | None:
-    """All that a launcher goes by; None of what is no plain tensor. What else PyTorch's dispatcher
-    goes by has no memory of its own, except the sign of a view that negates.
+def traits_of(tensors: Sequence[Tensor]) -> tuple[tuple, list[int]] | None:
+    """All that a launcher goes by, and the addresses of tensors; None of what is no plain tensor.
+    What else PyTorch's dispatcher goes by has no memory of its own, except the sign of a view that
+    negates.
     """
-    found = []
+    found, places = [], []
     try:
         for x in tensors:
             if type(x) is not nn.Parameter and type(x) is not Tensor:
                 return None
             place = x.data_ptr()
+            places.append(place)
             aligned = place % 16 if place else -1
             found.append((x.shape, x.stride(), x.dtype, x.get_device(), aligned, x.is_neg()))
     except RuntimeError:  # sparse, nested, or a wrapper of others
         return None
-    return tuple(found)
+    return tuple(found), places
 
 
-def tape_of(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Tape | None:
+def tape_of(
+    launcher: Callable, tensors: Sequence[Tensor], traits: tuple, *facts: object
+) -> Tape | None:
     """What launcher(tensors, *facts) does, which is done once if it is not known yet; None where
     that is more than to allocate and to launch, or where PyTorch has to see it.
 
     Raises:
         TypeError, ValueError: as the launcher, which checks its arguments.
     """
-    traits = traits_of(tensors)
-    if traits is None:
-        return None
     key = (launcher, facts, traits)
     tape = TAPES.get(key, ...)  # other threads may clear them at any time
     if tape is ...:
@@ -2369,8 +2452,11 @@ def tape_of(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Ta
     return tape
 
 
-def gradients_tape(tape: Tape, dy: Tensor, kept: Sequence[Tensor], where: Sequence[int]):
-    """The tape of the gradients of a call whose tape this is, as `tape_of` gives it.
+def gradients_tape(
+    tape: Tape, dy: Tensor, kept: Sequence[Tensor], where: Sequence[int]
+) -> tuple[Tape | None, list[int]]:
+    """The tape of the gradients of a call whose tape this is, as `tape_of` gives it, and the
+    addresses of dy and of what is kept.
 
     Args:
         kept: what the call has kept for them.
@@ -2378,27 +2464,74 @@ def gradients_tape(tape: Tape, dy: Tensor, kept: Sequence[Tensor], where: Sequen
             hooks of saved tensors move it.
     """
     try:
-        traits = traits_of((dy,)) if [x.data_ptr() for x in kept] == where else None
+        same = [x.data_ptr() for x in kept] == where
     except RuntimeError:
-        traits = None
-    tape_after = tape.after.get(traits)
-    if tape_after is None:
-        tape_after = tape_of(backward_of, (dy, *kept))
-        if tape_after is not None and traits is not None:
-            tape.after[traits] = tape_after
-    return tape_after
+        same = False
+    recent = tape.after.get(None)
+    if same and recent is not None and recent.guards.check(dy):
+        places = [dy.data_ptr(), *where]
+        if all_aligned(places[:1]):
+            return recent.tape, places
+    found = traits_of((dy,))
+    if found is not None and same:
+        traits, places = found
+        places += where
+        if (after := tape.after.get(traits)) is not None:
+            return after, places
+    tensors = (dy, *kept)
+    whole = traits_of(tensors)
+    if whole is None:
+        return None, []
+    after = tape_of(backward_of, tensors, whole[0], *tape.facts[1:])
+    if found is not None and same and after is not None:
+        tape.after[found[0]] = after
+        if all_aligned(whole[1][:1]) and (guards := guards_of((dy,))) is not None:
+            tape.after[None] = Recent(guards, after, True)
+    return after, whole[1]
 
 
-def direct(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor | None:
+def direct(
+    inputs: Sequence[Tensor], parameters: Sequence[Tensor], *ladder: int | None
+) -> Tensor | None:
     """y of a call on a GPU that nothing but eager PyTorch sees; None of any other call."""
     if not on_gpu(inputs[0]) or not seen_by_none():
         return None
+    if any(type(x) is not int and x is not None for x in ladder):
+        return None
     tensors = (*inputs, *parameters)
+    kind = (len(inputs), torch.is_grad_enabled(), *ladder)
+    recent = RECENT.get(kind)
+    if recent is not None and recent.guards.check(*tensors):
+        places = [x.data_ptr() for x in tensors]
+        if all_aligned(places):
+            _, tape, keep = recent
+            return apply_direct(tape, places, *tensors) if keep else replay(tape, places)[0][0]
+    found = traits_of(tensors)
+    if found is None:
+        return None
+    traits, places = found
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    tape = tape_of(forward_of, tensors, keep)
+    tape = tape_of(forward_of, tensors, traits, keep, *ladder)
     if tape is None:
         return None
-    return apply_direct(tape, *tensors) if keep else replay(tape, tensors)[0]
+    if all_aligned(places) and (guards := guards_of(tensors)) is not None:
+        RECENT[kind] = Recent(guards, tape, keep)
+    return apply_direct(tape, places, *tensors) if keep else replay(tape, places)[0][0]
+
+
+def all_aligned(places: Sequence[int]) -> bool:
+    """Whether memory begins at these addresses, all multiples of 16."""
+    return all(places) and not any(place % 16 for place in places)
+
+
+def guards_of(tensors: Sequence[Tensor]) -> object | None:
+    """What tells tensors of the same types, keys of dispatch, dtypes, devices, sizes, strides and
+    needs of gradients, where this PyTorch has it: its name is not public.
+    """
+    made = getattr(torch._C._dynamo.guards, "TensorGuards", None)
+    if made is None:
+        return None
+    return made(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
 
 
 def capturing() -> bool:
@@ -2433,14 +2566,16 @@ def record(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Tap
     scratch: dict[int, int] = {}  # where the memory of a tensor that only kernels see begins
     size = 0
     launches = []
+    inner: list[tuple[int, int]] = []
     for kernel, programs, binary, arguments, constants in noted:
         start = starter(binary, tensors[0].device, programs, constants)
         if start is None:
             return None
         numbers, addresses = [], []
-        for i, argument in enumerate(arguments):
+        for argument in arguments:
             if not isinstance(argument, Tensor) or argument.numel() == 0:
                 numbers.append(0 if isinstance(argument, Tensor) else argument)
+                addresses.append(None)
                 continue
             memory = argument.untyped_storage()
             place = memory.data_ptr()
@@ -2455,15 +2590,40 @@ def record(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Tap
                 size += -(-memory.nbytes() // 256) * 256
             base = same[0] if same else len(bases)
             start_of = bases[base].data_ptr() if same else place - scratch[place]
-            numbers.append(argument.data_ptr() - start_of)
-            addresses.append((i, base))
-        launches.append(Replay(kernel.__name__, start, tuple(numbers), tuple(addresses)))
+            addresses.append((base, argument.data_ptr() - start_of))
+        launches.append((kernel.__name__, start, numbers, addresses))
+        inner += [address for address in addresses if address is not None and address[1]]
     given = {x.untyped_storage().data_ptr() for x in tensors}
     places = [x.untyped_storage().data_ptr() for x in results if x.numel()]
     if given & set(places) or len(set(places)) < len(places):  # results that share memory
         return None
     shapes = tuple((tuple(x.shape), x.stride(), x.dtype) for x in results)
-    return Tape(tensors[0].device, shapes, size, tuple(launches), {})
+    device, count = tensors[0].device, len(bases) + bool(size)
+    inner = list(dict.fromkeys(inner))
+    replays = []
+    for kernel, start, numbers, addresses in launches:
+        where, after = [], count + len(inner)  # numbers are behind all addresses
+        for address in addresses:
+            if address is None:
+                where.append(after)
+                after += 1
+            else:
+                where.append(count + inner.index(address) if address[1] else address[0])
+        replays.append(Replay(kernel, start, numbers, itemgetter(*where)))
+    empty = empty_on(device)
+    return Tape(device, empty, shapes, size, tuple(inner), tuple(replays), facts, {})
+
+
+def empty_on(device: torch.device) -> Callable[[tuple, tuple, torch.dtype], Tensor]:
+    """Makes tensors on a device that is current: as PyTorch's compiled graphs do, which takes half
+    the time, where it has a function for that.
+    """
+    own = getattr(torch._C._dynamo.guards, f"_empty_strided_{device.type}", None)
+    if own is not None:
+        return own
+    return lambda shape, strides, dtype: torch.empty_strided(
+        shape, strides, dtype=dtype, device=device
+    )
 
 
 def starter(
@@ -2495,36 +2655,50 @@ def is_current(device: torch.device) -> bool:
     return torch._C._cuda_getDevice() == device.index
 
 
-def replay(tape: Tape, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """What a launcher gives for tensors of the traits of those that a tape is of."""
-    device = tape.device
-    results = [
-        torch.empty_strided(shape, strides, dtype=dtype, device=device)
-        for shape, strides, dtype in tape.results
-    ]
-    bases = [x.data_ptr() for x in tensors]
-    bases += [x.data_ptr() for x in results]
+def replay(tape: Tape, places: list[int]) -> tuple[list[Tensor], list[int]]:
+    """What a launcher gives for tensors of the traits of those that a tape is of, and where it
+    lies.
+
+    Args:
+        places: where these tensors lie.
+    """
+    if is_current(tape.device):
+        return replay_here(tape, places)
+    with torch.cuda.device(tape.device):
+        return replay_here(tape, places)
+
+
+def replay_here(tape: Tape, places: list[int]) -> tuple[list[Tensor], list[int]]:
+    """The same on the current device."""
+    results = [tape.empty(*traits) for traits in tape.results]
+    found = [x.data_ptr() for x in results]
+    bases = places + found
     if tape.scratch:  # kept until all is launched: later work on the stream may then have it
-        scratch = torch.empty(tape.scratch, dtype=torch.uint8, device=device)
+        scratch = tape.empty((tape.scratch,), (1,), torch.uint8)
         bases.append(scratch.data_ptr())
-    if is_current(device):
-        start_all(tape, bases)
-    else:
-        with torch.cuda.device(device):
-            start_all(tape, bases)
-    return results
+    bases += [bases[i] + within for i, within in tape.inner]
+    start_all(tape, bases)
+    return results, found
 
 
-def start_all(tape: Tape, bases: Sequence[int]) -> None:
-    """Launch what a tape launches, of tensors at these addresses."""
-    for kernel, start, numbers, addresses in tape.launches:
-        arguments = list(numbers)
-        for i, base in addresses:
-            arguments[i] += bases[base]
+def start_all(tape: Tape, addresses: list[int]) -> None:
+    """Launch what a tape launches, of tensors at addresses, and within them."""
+    for kernel, start, numbers, pick in tape.launches:
         try:
-            start(arguments)
+            start(pick(addresses + numbers))
         except Exception as error:
             raise RuntimeError(f"{OP}: {kernel} could not be launched on {tape.device}") from error
+
+
+# True or something where modes of dispatch or of functions, transforms, a tracer or the profiler
+# would see a call.
+SEERS = (
+    torch._C._len_torch_dispatch_stack,
+    torch._C._len_torch_function_stack,
+    torch._C._functorch.peek_interpreter_stack,
+    torch._C._get_tracing_state,
+    torch.autograd._profiler_enabled,
+)
 
 
 def forward_of(tensors: Sequence[Tensor], keep: bool) -> list[Tensor]:
@@ -2532,7 +2706,6 @@ def forward_of(tensors: Sequence[Tensor], keep: bool) -> list[Tensor]:
     count = len(tensors) - 3
     inputs, parameters = tensors[:count], tensors[count:]
     check(inputs, parameters)
-    parameters = effective(*parameters)
     outputs = launch_forward(inputs, parameters, keep=keep)
     return outputs if keep else outputs[:1]
 
@@ -2540,8 +2713,7 @@ def forward_of(tensors: Sequence[Tensor], keep: bool) -> list[Tensor]:
 def backward_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of the inputs and parameters; of dy, these, and what forward has kept."""
     dy, inputs, parameters, saved = parted(tensors)
-    gradients = launch_backward(dy, inputs, effective(*parameters), saved)
-    return [d.view(x.shape) for d, x in zip(gradients, tensors[1:], strict=False)]
+    return launch_backward(dy, inputs, parameters, saved)
 
 
 def parted(
@@ -2556,28 +2728,24 @@ class Direct(torch.autograd.Function):
     """A call that only eager PyTorch sees, differentiable."""
 
     @staticmethod
-    def forward(ctx, tape: Tape, *tensors: Tensor) -> Tensor:
-        y, *made = replay(tape, tensors)
-        kept = *tensors, *made
-        ctx.tape, ctx.where = tape, [x.data_ptr() for x in kept]
-        ctx.save_for_backward(*kept)
+    def forward(ctx, tape: Tape, places: list[int], *tensors: Tensor) -> Tensor:
+        (y, *made), (_, *where) = replay(tape, places)
+        ctx.of = tape, places + where
+        ctx.save_for_backward(*tensors, *made)
         return y
 
     @staticmethod
     def backward(ctx, dy: Tensor):
-        kept = ctx.saved_tensors
-        tensors = (dy, *kept)
-        tape = None
+        kept, (tape, where) = ctx.saved_tensors, ctx.of
         # If gradients of gradients are asked for, or something sees this part alone: library ops.
         if seen_by_none() and not torch.is_grad_enabled():
-            tape = gradients_tape(ctx.tape, dy, kept, ctx.where)
-        if tape is not None:
-            return None, *replay(tape, tensors)
+            after, places = gradients_tape(tape, dy, kept, where)
+            if after is not None:
+                return None, None, *replay(after, places)[0]
         refuse_batched(dy)
-        _, inputs, parameters, saved = parted(tensors)
+        _, inputs, parameters, saved = parted((dy, *kept))
         absent = [None] * (len(INPUTS) - len(inputs))
-        gradients = backward_op(dy, *inputs, *absent, *effective(*parameters), *saved)
-        return None, *(d.view(x.shape) for d, x in zip(gradients, tensors[1:], strict=False))
+        return None, None, *backward_op(dy, *inputs, *absent, *parameters, *saved)
 
 
 # What Direct.apply calls, after a look at each argument for what seen_by_none has ruled out.
@@ -2664,19 +2832,10 @@ def check_parameters(channels: int, parameters: Sequence[Tensor]) -> None:
             )
 
 
-def effective(
-    log_poles: Tensor,
-    residues: Tensor,
-    skip: Tensor,
-    dtype: torch.dtype = torch.float32,
-) -> list[Tensor]:
-    """The parameters as forward_op takes them; modes and decays are computed in `dtype`."""
-    log_poles = log_poles.to(dtype)
-    residues = residues.to(dtype)
-    return [log_poles, residues, skip]
-
-
-def run_op(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+def run_op(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+) -> Tensor:
     """y of all inputs, or of packed features alone."""
     if PLAIN or transformed([*inputs, *parameters]):
         refuse_symbols(inputs[0])
@@ -2707,10 +2866,7 @@ def s4d_real(x: Tensor, log_poles: Tensor, residues: Tensor, skip: Tensor) -> Te
         return y
     check([x], [log_poles, residues, skip])
     require_triton(x)
-    return run_op(
-        [x],
-        effective(log_poles, residues, skip, dtype=torch.promote_types(x.dtype, torch.float32)),
-    )
+    return run_op([x], [log_poles, residues, skip])
 
 
 class S4dReal(nn.Module):
@@ -2767,7 +2923,8 @@ class S4dReal(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """y (B, D, L) of x (B, D, L)."""
-        parameters = [getattr(self, name) for name in PARAMETERS]
+        own = self._parameters  # which nn.Module searches slowly; parametrised ones are not there
+        parameters = [own[n] if n in own else getattr(self, n) for n in PARAMETERS]
         if len(inputs) == len(INPUTS):
             return s4d_real(*inputs, *parameters)
         raise TypeError(f"{OP}: expected 1 input, got {len(inputs)}")

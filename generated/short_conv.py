@@ -8,12 +8,13 @@ each, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: a6453e516ce81e585d065e3da10540f7b9eb5da891b3336307bfa22bda4b31f4
+sha256, with zeros here: 3348a33e839aa6fc1c7659fc27836ff13dedc139a5abc5ef0c725f8d2a4251f0
 """
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -56,6 +57,7 @@ TOLD = ("num_warps", "num_stages", "maxnreg")  # to the compiler, of a config
 SUMS = {"num_warps": 4}  # config of what adds sums
 LAUNCHES = threading.local()  # those that a thread wants noted
 TAPES: dict = {}  # what calls do, by the traits of their tensors
+RECENT: dict = {}  # the last call of each kind
 MOST_TAPES = 1024
 DIRECT = ("3.6.0",)  # of Triton whose compiled kernels are launched without its launcher
 WIDTHS = {(4096, 4096): 1, (1920, 1920): 1, (8192, 8192): 1}  # least batch by channels and groups
@@ -425,17 +427,34 @@ def sum_blocks(columns, width):
     return -(-(columns // width) // rows_at_once(width))
 
 
+class Sums(NamedTuple):
+    """What a program has summed of the gradient of a parameter [rows, LENGTH].
+
+    Attributes:
+        total: float32 [BLOCK_G, 1].
+        group: of which groups or channels, likewise.
+        lag: of which tap or mode.
+        where: elements of the parameter, those that are `there`.
+    """
+
+    total: object
+    group: object
+    lag: object
+    where: object
+    there: object
+
+
 @triton.jit
 def sum_rows(
     partials_ptr,  # [splits, P, COLUMNS] float32
-    out_ptr,  # [rows, LENGTH] float32, rows = ROLES * COLUMNS / WIDTH
     splits, program,
     FIRST: tl.constexpr, P: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
     LENGTH: tl.constexpr, ROLES: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr,
 ):  # fmt: skip
-    """One program's gradient rows of one parameter tensor: of partials FIRST .. FIRST + ROLES *
-    LENGTH - 1, summed over splits and over the WIDTH columns that share a row, always in the same
-    order."""
+    """One program's gradient rows of one parameter tensor [rows, LENGTH], rows = ROLES * COLUMNS /
+    WIDTH: of partials FIRST .. FIRST + ROLES * LENGTH - 1, summed over splits and over the WIDTH
+    columns that share a row, always in the same order.
+    """
     BLOCK_G: tl.constexpr = rows_at_once(WIDTH)
     BLOCK_W: tl.constexpr = columns_at_once(WIDTH)
     AT_ONCE: tl.constexpr = 8  # splits: their loads wait together, their sums one after another
@@ -457,9 +476,14 @@ def sum_rows(
     lag = index % LENGTH
     tap = LENGTH - 1 - lag if LAG_LAST else lag
     row = group * ROLES + role if INTERLEAVED else role * groups + group
-    tl.store(
-        out_ptr + row * LENGTH + tap, tl.sum(total, axis=1, keep_dims=True), mask=group < groups
-    )
+    total = tl.sum(total, axis=1, keep_dims=True)
+    return Sums(total, group, lag, row * LENGTH + tap, group < groups)
+
+
+@triton.jit
+def store_gradient(out_ptr, sums):
+    """Write gradients of a parameter, in its dtype."""
+    tl.store(out_ptr + sums.where, sums.total, mask=sums.there)
 
 
 # -----------------------------------------------------------------------------------------------
@@ -645,19 +669,19 @@ def sum_partials(
     """Gradients of filter, bias, each by programs of its own."""
     program = tl.program_id(0)
     if program < section_end(0, CHANNELS, WIDTH):
-        sum_rows(
-            partials_ptr, d_filter_ptr, splits,
-            program,
+        d_filter = sum_rows(
+            partials_ptr, splits, program,
             FIRST=0, P=5, COLUMNS=CHANNELS, WIDTH=WIDTH,
             LENGTH=4, ROLES=1, INTERLEAVED=False, LAG_LAST=True,
         )  # fmt: skip
+        store_gradient(d_filter_ptr, d_filter)
     else:
-        sum_rows(
-            partials_ptr, d_bias_ptr, splits,
-            program - section_end(0, CHANNELS, WIDTH),
+        d_bias = sum_rows(
+            partials_ptr, splits, program - section_end(0, CHANNELS, WIDTH),
             FIRST=4, P=5, COLUMNS=CHANNELS, WIDTH=1,
             LENGTH=1, ROLES=1, INTERLEAVED=False, LAG_LAST=False,
         )  # fmt: skip
+        store_gradient(d_bias_ptr, d_bias)
 
 
 # -----------------------------------------------------------------------------------------------
@@ -839,18 +863,19 @@ def reduce_partials(
     programs: int,
     partials: Sequence[Tensor],
     parameters: Sequence[Tensor],
+    sizes: Sequence[int],
     **constants: int,
 ) -> list[Tensor]:
     """Gradients of parameter tensors, in their shapes and dtypes, from partial sums
     [splits, rows, columns], by one launch of all sections of the kernel that sums these.
+
+    Args:
+        sizes: the kernel's numbers beside how many partial sums there are.
     """
-    sums = [
-        torch.empty_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
-        for p in parameters
-    ]
+    sums = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters]
     counts = (p.shape[0] for p in partials)
-    launch(kernel, programs, *partials, *sums, *counts, config=SUMS, **constants)
-    return [total.to(p.dtype) for total, p in zip(sums, parameters, strict=True)]
+    launch(kernel, programs, *partials, *sums, *counts, *sizes, config=SUMS, **constants)
+    return sums
 
 
 def rows_reached(config: dict[str, int], tiles: int) -> int:
@@ -953,6 +978,7 @@ def launch_backward(
         section_end(1, channels, width),
         [partials],
         [filter, bias],
+        [],
         CHANNELS=channels,
         WIDTH=width,
     )
@@ -1139,6 +1165,16 @@ def canonical(x: Tensor) -> Tensor:
     return x
 
 
+def effective(filter: Tensor, bias: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """The parameters as plain PyTorch computes with them, in `dtype`: where it differentiates,
+    it sums gradients of rows that are spread over channels, which are rounded to a narrow dtype
+    once.
+    """
+    filter = two_axes(filter).to(dtype)
+    bias = bias.to(dtype)
+    return [filter, bias]
+
+
 def eager_forward(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
@@ -1146,7 +1182,7 @@ def eager_forward(
     """[y] of the unpacked inputs."""
     (x_all,) = (canonical(x) for x in inputs)
     dtype = torch.float64 if x_all.dtype == torch.float64 else torch.float32
-    filter, bias = (p.to(dtype) for p in parameters)
+    filter, bias = effective(*parameters, dtype)
     outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
     (out_0,) = (canonical(x) for x in outputs)
     batch, channels, length = x_all.shape
@@ -1172,7 +1208,7 @@ def eager_backward(
     """Gradients of the inputs, packed if they are, then of the parameters."""
     dy_all, x_all = (canonical(x) for x in (dy, *unpack(inputs), *saved))
     dtype = torch.float64 if dy_all.dtype == torch.float64 else torch.float32
-    filter, bias = parameters
+    filter, bias = effective(*parameters, dtype)
     d_inputs = [allocate(x, x.shape[TIME]) for x in inputs]
     (d_x_all,) = (canonical(x) for x in unpack(d_inputs))
     d_filter_all = torch.zeros_like(filter, dtype=dtype)
@@ -1194,7 +1230,11 @@ def eager_backward(
         d_filter = tap_gradient_direct(d_pre_bias, x, 4).flip(1)
         add_rows(d_filter_all, c, d_filter, width)
         d_x_all[:, c] = d_x
-    return [*d_inputs, d_filter_all.to(filter.dtype), d_bias_all.to(bias.dtype)]
+    gradients = [d_filter_all, d_bias_all]
+    return [
+        *d_inputs,
+        *(d.to(p.dtype).view(p.shape) for d, p in zip(gradients, parameters, strict=True)),
+    ]
 
 
 # -----------------------------------------------------------------------------------------------
@@ -1204,7 +1244,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_9b9a5750"
+    name = unique = "short_conv_8711c6ea"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1335,15 +1375,14 @@ class Replay(NamedTuple):
     Attributes:
         kernel: its name.
         start: launches it with arguments, on the stream that is current.
-        arguments: numbers; for an address, how far it is from that of a tensor.
-        addresses: (which argument, of which tensor) for each: of those that a launcher is given,
-            then of its results, then of what only kernels see.
+        numbers: those of its arguments that are no addresses.
+        pick: gives its arguments of a tape's addresses, with these numbers behind them.
     """
 
     kernel: str
     start: Callable[[Sequence[int]], None]
-    arguments: tuple[int, ...]
-    addresses: tuple[tuple[int, int], ...]
+    numbers: list[int]
+    pick: Callable[[Sequence[int]], Sequence[int]]
 
 
 class Tape(NamedTuple):
@@ -1351,17 +1390,40 @@ class Tape(NamedTuple):
 
     Attributes:
         device: of all tensors.
-        results: shape, strides and dtype of each tensor that it returns.
+        empty: makes a tensor there of a shape, strides and dtype, if that device is current.
+        results: these of each tensor that it returns.
         scratch: bytes of what only kernels see.
+        inner: addresses within tensors, as which of them, and how far from its own: of those that
+            a launcher is given, then of its results, then of scratch.
         launches: in their order.
-        after: tapes of the gradients of such a call, by the traits of dy.
+        facts: what the launcher is told beside tensors: whether to keep what gradients need, and
+            where on a ladder of decays the filters are, if they decay.
+        after: tapes of the gradients of such a call, by the traits of dy; the last one by None.
     """
 
     device: torch.device
+    empty: Callable[[tuple, tuple, torch.dtype], Tensor]
     results: tuple[tuple, ...]
     scratch: int
+    inner: tuple[tuple[int, int], ...]
     launches: tuple[Replay, ...]
+    facts: tuple
     after: dict
+
+
+class Recent(NamedTuple):
+    """The last call of a kind.
+
+    Attributes:
+        guards: PyTorch's own, of compiled graphs: they tell whether other tensors have the same
+            traits but for alignment, in a third of the time of traits_of.
+        tape: of such calls.
+        keep: whether gradients may be asked for.
+    """
+
+    guards: object
+    tape: Tape
+    keep: bool
 
 
 class Noticed(TorchDispatchMode):
@@ -1392,46 +1454,45 @@ def seen_by_none() -> bool:
         return False
     if triton.__version__ not in DIRECT:
         return False
+    for sees in SEERS:
+        if sees():
+            return False
     hooks = triton.knobs.runtime
     return (
-        torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and forward_ad._current_level < 0
-        and torch._C._get_tracing_state() is None
-        and not torch.autograd._profiler_enabled()
+        forward_ad._current_level < 0
         and not hooks.launch_enter_hook.calls
         and not hooks.launch_exit_hook.calls
     )
 
 
-def traits_of(tensors: Sequence[Tensor]) -> tuple | None:
-    """All that a launcher goes by; None of what is no plain tensor. What else PyTorch's dispatcher
-    goes by has no memory of its own, except the sign of a view that negates.
+def traits_of(tensors: Sequence[Tensor]) -> tuple[tuple, list[int]] | None:
+    """All that a launcher goes by, and the addresses of tensors; None of what is no plain tensor.
+    What else PyTorch's dispatcher goes by has no memory of its own, except the sign of a view that
+    negates.
     """
-    found = []
+    found, places = [], []
     try:
         for x in tensors:
             if type(x) is not nn.Parameter and type(x) is not Tensor:
                 return None
             place = x.data_ptr()
+            places.append(place)
             aligned = place % 16 if place else -1
             found.append((x.shape, x.stride(), x.dtype, x.get_device(), aligned, x.is_neg()))
     except RuntimeError:  # sparse, nested, or a wrapper of others
         return None
-    return tuple(found)
+    return tuple(found), places
 
 
-def tape_of(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Tape | None:
+def tape_of(
+    launcher: Callable, tensors: Sequence[Tensor], traits: tuple, *facts: object
+) -> Tape | None:
     """What launcher(tensors, *facts) does, which is done once if it is not known yet; None where
     that is more than to allocate and to launch, or where PyTorch has to see it.
 
     Raises:
         TypeError, ValueError: as the launcher, which checks its arguments.
     """
-    traits = traits_of(tensors)
-    if traits is None:
-        return None
     key = (launcher, facts, traits)
     tape = TAPES.get(key, ...)  # other threads may clear them at any time
     if tape is ...:
@@ -1443,8 +1504,11 @@ def tape_of(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Ta
     return tape
 
 
-def gradients_tape(tape: Tape, dy: Tensor, kept: Sequence[Tensor], where: Sequence[int]):
-    """The tape of the gradients of a call whose tape this is, as `tape_of` gives it.
+def gradients_tape(
+    tape: Tape, dy: Tensor, kept: Sequence[Tensor], where: Sequence[int]
+) -> tuple[Tape | None, list[int]]:
+    """The tape of the gradients of a call whose tape this is, as `tape_of` gives it, and the
+    addresses of dy and of what is kept.
 
     Args:
         kept: what the call has kept for them.
@@ -1452,27 +1516,74 @@ def gradients_tape(tape: Tape, dy: Tensor, kept: Sequence[Tensor], where: Sequen
             hooks of saved tensors move it.
     """
     try:
-        traits = traits_of((dy,)) if [x.data_ptr() for x in kept] == where else None
+        same = [x.data_ptr() for x in kept] == where
     except RuntimeError:
-        traits = None
-    tape_after = tape.after.get(traits)
-    if tape_after is None:
-        tape_after = tape_of(backward_of, (dy, *kept))
-        if tape_after is not None and traits is not None:
-            tape.after[traits] = tape_after
-    return tape_after
+        same = False
+    recent = tape.after.get(None)
+    if same and recent is not None and recent.guards.check(dy):
+        places = [dy.data_ptr(), *where]
+        if all_aligned(places[:1]):
+            return recent.tape, places
+    found = traits_of((dy,))
+    if found is not None and same:
+        traits, places = found
+        places += where
+        if (after := tape.after.get(traits)) is not None:
+            return after, places
+    tensors = (dy, *kept)
+    whole = traits_of(tensors)
+    if whole is None:
+        return None, []
+    after = tape_of(backward_of, tensors, whole[0], *tape.facts[1:])
+    if found is not None and same and after is not None:
+        tape.after[found[0]] = after
+        if all_aligned(whole[1][:1]) and (guards := guards_of((dy,))) is not None:
+            tape.after[None] = Recent(guards, after, True)
+    return after, whole[1]
 
 
-def direct(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor | None:
+def direct(
+    inputs: Sequence[Tensor], parameters: Sequence[Tensor], *ladder: int | None
+) -> Tensor | None:
     """y of a call on a GPU that nothing but eager PyTorch sees; None of any other call."""
     if not on_gpu(inputs[0]) or not seen_by_none():
         return None
+    if any(type(x) is not int and x is not None for x in ladder):
+        return None
     tensors = (*inputs, *parameters)
+    kind = (len(inputs), torch.is_grad_enabled(), *ladder)
+    recent = RECENT.get(kind)
+    if recent is not None and recent.guards.check(*tensors):
+        places = [x.data_ptr() for x in tensors]
+        if all_aligned(places):
+            _, tape, keep = recent
+            return apply_direct(tape, places, *tensors) if keep else replay(tape, places)[0][0]
+    found = traits_of(tensors)
+    if found is None:
+        return None
+    traits, places = found
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    tape = tape_of(forward_of, tensors, keep)
+    tape = tape_of(forward_of, tensors, traits, keep, *ladder)
     if tape is None:
         return None
-    return apply_direct(tape, *tensors) if keep else replay(tape, tensors)[0]
+    if all_aligned(places) and (guards := guards_of(tensors)) is not None:
+        RECENT[kind] = Recent(guards, tape, keep)
+    return apply_direct(tape, places, *tensors) if keep else replay(tape, places)[0][0]
+
+
+def all_aligned(places: Sequence[int]) -> bool:
+    """Whether memory begins at these addresses, all multiples of 16."""
+    return all(places) and not any(place % 16 for place in places)
+
+
+def guards_of(tensors: Sequence[Tensor]) -> object | None:
+    """What tells tensors of the same types, keys of dispatch, dtypes, devices, sizes, strides and
+    needs of gradients, where this PyTorch has it: its name is not public.
+    """
+    made = getattr(torch._C._dynamo.guards, "TensorGuards", None)
+    if made is None:
+        return None
+    return made(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
 
 
 def capturing() -> bool:
@@ -1507,14 +1618,16 @@ def record(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Tap
     scratch: dict[int, int] = {}  # where the memory of a tensor that only kernels see begins
     size = 0
     launches = []
+    inner: list[tuple[int, int]] = []
     for kernel, programs, binary, arguments, constants in noted:
         start = starter(binary, tensors[0].device, programs, constants)
         if start is None:
             return None
         numbers, addresses = [], []
-        for i, argument in enumerate(arguments):
+        for argument in arguments:
             if not isinstance(argument, Tensor) or argument.numel() == 0:
                 numbers.append(0 if isinstance(argument, Tensor) else argument)
+                addresses.append(None)
                 continue
             memory = argument.untyped_storage()
             place = memory.data_ptr()
@@ -1529,15 +1642,40 @@ def record(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Tap
                 size += -(-memory.nbytes() // 256) * 256
             base = same[0] if same else len(bases)
             start_of = bases[base].data_ptr() if same else place - scratch[place]
-            numbers.append(argument.data_ptr() - start_of)
-            addresses.append((i, base))
-        launches.append(Replay(kernel.__name__, start, tuple(numbers), tuple(addresses)))
+            addresses.append((base, argument.data_ptr() - start_of))
+        launches.append((kernel.__name__, start, numbers, addresses))
+        inner += [address for address in addresses if address is not None and address[1]]
     given = {x.untyped_storage().data_ptr() for x in tensors}
     places = [x.untyped_storage().data_ptr() for x in results if x.numel()]
     if given & set(places) or len(set(places)) < len(places):  # results that share memory
         return None
     shapes = tuple((tuple(x.shape), x.stride(), x.dtype) for x in results)
-    return Tape(tensors[0].device, shapes, size, tuple(launches), {})
+    device, count = tensors[0].device, len(bases) + bool(size)
+    inner = list(dict.fromkeys(inner))
+    replays = []
+    for kernel, start, numbers, addresses in launches:
+        where, after = [], count + len(inner)  # numbers are behind all addresses
+        for address in addresses:
+            if address is None:
+                where.append(after)
+                after += 1
+            else:
+                where.append(count + inner.index(address) if address[1] else address[0])
+        replays.append(Replay(kernel, start, numbers, itemgetter(*where)))
+    empty = empty_on(device)
+    return Tape(device, empty, shapes, size, tuple(inner), tuple(replays), facts, {})
+
+
+def empty_on(device: torch.device) -> Callable[[tuple, tuple, torch.dtype], Tensor]:
+    """Makes tensors on a device that is current: as PyTorch's compiled graphs do, which takes half
+    the time, where it has a function for that.
+    """
+    own = getattr(torch._C._dynamo.guards, f"_empty_strided_{device.type}", None)
+    if own is not None:
+        return own
+    return lambda shape, strides, dtype: torch.empty_strided(
+        shape, strides, dtype=dtype, device=device
+    )
 
 
 def starter(
@@ -1569,36 +1707,50 @@ def is_current(device: torch.device) -> bool:
     return torch._C._cuda_getDevice() == device.index
 
 
-def replay(tape: Tape, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """What a launcher gives for tensors of the traits of those that a tape is of."""
-    device = tape.device
-    results = [
-        torch.empty_strided(shape, strides, dtype=dtype, device=device)
-        for shape, strides, dtype in tape.results
-    ]
-    bases = [x.data_ptr() for x in tensors]
-    bases += [x.data_ptr() for x in results]
+def replay(tape: Tape, places: list[int]) -> tuple[list[Tensor], list[int]]:
+    """What a launcher gives for tensors of the traits of those that a tape is of, and where it
+    lies.
+
+    Args:
+        places: where these tensors lie.
+    """
+    if is_current(tape.device):
+        return replay_here(tape, places)
+    with torch.cuda.device(tape.device):
+        return replay_here(tape, places)
+
+
+def replay_here(tape: Tape, places: list[int]) -> tuple[list[Tensor], list[int]]:
+    """The same on the current device."""
+    results = [tape.empty(*traits) for traits in tape.results]
+    found = [x.data_ptr() for x in results]
+    bases = places + found
     if tape.scratch:  # kept until all is launched: later work on the stream may then have it
-        scratch = torch.empty(tape.scratch, dtype=torch.uint8, device=device)
+        scratch = tape.empty((tape.scratch,), (1,), torch.uint8)
         bases.append(scratch.data_ptr())
-    if is_current(device):
-        start_all(tape, bases)
-    else:
-        with torch.cuda.device(device):
-            start_all(tape, bases)
-    return results
+    bases += [bases[i] + within for i, within in tape.inner]
+    start_all(tape, bases)
+    return results, found
 
 
-def start_all(tape: Tape, bases: Sequence[int]) -> None:
-    """Launch what a tape launches, of tensors at these addresses."""
-    for kernel, start, numbers, addresses in tape.launches:
-        arguments = list(numbers)
-        for i, base in addresses:
-            arguments[i] += bases[base]
+def start_all(tape: Tape, addresses: list[int]) -> None:
+    """Launch what a tape launches, of tensors at addresses, and within them."""
+    for kernel, start, numbers, pick in tape.launches:
         try:
-            start(arguments)
+            start(pick(addresses + numbers))
         except Exception as error:
             raise RuntimeError(f"{OP}: {kernel} could not be launched on {tape.device}") from error
+
+
+# True or something where modes of dispatch or of functions, transforms, a tracer or the profiler
+# would see a call.
+SEERS = (
+    torch._C._len_torch_dispatch_stack,
+    torch._C._len_torch_function_stack,
+    torch._C._functorch.peek_interpreter_stack,
+    torch._C._get_tracing_state,
+    torch.autograd._profiler_enabled,
+)
 
 
 def forward_of(tensors: Sequence[Tensor], keep: bool) -> list[Tensor]:
@@ -1606,7 +1758,6 @@ def forward_of(tensors: Sequence[Tensor], keep: bool) -> list[Tensor]:
     count = len(tensors) - 2
     inputs, parameters = tensors[:count], tensors[count:]
     check(inputs, parameters)
-    parameters = effective(*parameters)
     outputs = launch_forward(inputs, parameters)
     return outputs if keep else outputs[:1]
 
@@ -1614,8 +1765,7 @@ def forward_of(tensors: Sequence[Tensor], keep: bool) -> list[Tensor]:
 def backward_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of the inputs and parameters; of dy, these, and what forward has kept."""
     dy, inputs, parameters, saved = parted(tensors)
-    gradients = launch_backward(dy, inputs, effective(*parameters), saved)
-    return [d.view(x.shape) for d, x in zip(gradients, tensors[1:], strict=False)]
+    return launch_backward(dy, inputs, parameters, saved)
 
 
 def parted(
@@ -1630,28 +1780,24 @@ class Direct(torch.autograd.Function):
     """A call that only eager PyTorch sees, differentiable."""
 
     @staticmethod
-    def forward(ctx, tape: Tape, *tensors: Tensor) -> Tensor:
-        y, *made = replay(tape, tensors)
-        kept = *tensors, *made
-        ctx.tape, ctx.where = tape, [x.data_ptr() for x in kept]
-        ctx.save_for_backward(*kept)
+    def forward(ctx, tape: Tape, places: list[int], *tensors: Tensor) -> Tensor:
+        (y, *made), (_, *where) = replay(tape, places)
+        ctx.of = tape, places + where
+        ctx.save_for_backward(*tensors, *made)
         return y
 
     @staticmethod
     def backward(ctx, dy: Tensor):
-        kept = ctx.saved_tensors
-        tensors = (dy, *kept)
-        tape = None
+        kept, (tape, where) = ctx.saved_tensors, ctx.of
         # If gradients of gradients are asked for, or something sees this part alone: library ops.
         if seen_by_none() and not torch.is_grad_enabled():
-            tape = gradients_tape(ctx.tape, dy, kept, ctx.where)
-        if tape is not None:
-            return None, *replay(tape, tensors)
+            after, places = gradients_tape(tape, dy, kept, where)
+            if after is not None:
+                return None, None, *replay(after, places)[0]
         refuse_batched(dy)
-        _, inputs, parameters, saved = parted(tensors)
+        _, inputs, parameters, saved = parted((dy, *kept))
         absent = [None] * (len(INPUTS) - len(inputs))
-        gradients = backward_op(dy, *inputs, *absent, *effective(*parameters), *saved)
-        return None, *(d.view(x.shape) for d, x in zip(gradients, tensors[1:], strict=False))
+        return None, None, *backward_op(dy, *inputs, *absent, *parameters, *saved)
 
 
 # What Direct.apply calls, after a look at each argument for what seen_by_none has ruled out.
@@ -1738,16 +1884,10 @@ def check_parameters(channels: int, parameters: Sequence[Tensor]) -> None:
             )
 
 
-def effective(
-    filter: Tensor,
-    bias: Tensor,
-) -> list[Tensor]:
-    """The parameters as forward_op takes them."""
-    filter = two_axes(filter)
-    return [filter, bias]
-
-
-def run_op(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+def run_op(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+) -> Tensor:
     """y of all inputs, or of packed features alone."""
     if PLAIN or transformed([*inputs, *parameters]):
         with without_autocast(inputs[0]):
@@ -1775,7 +1915,7 @@ def short_conv(x: Tensor, filter: Tensor, bias: Tensor) -> Tensor:
         return y
     check([x], [filter, bias])
     require_triton(x)
-    return run_op([x], effective(filter, bias))
+    return run_op([x], [filter, bias])
 
 
 class ShortConv(nn.Module):
@@ -1830,7 +1970,8 @@ class ShortConv(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """y (B, D, L) of x (B, D, L)."""
-        parameters = [getattr(self, name) for name in PARAMETERS]
+        own = self._parameters  # which nn.Module searches slowly; parametrised ones are not there
+        parameters = [own[n] if n in own else getattr(self, n) for n in PARAMETERS]
         if len(inputs) == len(INPUTS):
             return short_conv(*inputs, *parameters)
         raise TypeError(f"{OP}: expected 1 input, got {len(inputs)}")

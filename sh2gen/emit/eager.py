@@ -26,12 +26,8 @@ from sh2gen.graph.nodes import (
     TapGradient,
 )
 from sh2gen.plan.plan import EagerConv, Plan
-from sh2gen.spec.language import TapOrder
+from sh2gen.spec.language import Parametrisation, TapOrder
 from sh2gen.spec.operator import OpSpec
-
-# PyTorch, where it differentiates, sums gradients of rows that are spread over channels: not in a
-# narrow dtype, which they are rounded to once.
-_WIDE = "(p.to(dtype) for p in parameters)"
 
 
 def eager_helper_names(plan: Plan, *, stateful: bool) -> set[str]:
@@ -78,14 +74,18 @@ def eager_forward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     return {
         "name": "forward",
         "doc": f"[{', '.join(['y', *plan.saved])}] of the unpacked inputs.",
-        "arguments": ["inputs: Sequence[Tensor]", "parameters: Sequence[Tensor]"],
+        "arguments": [
+            "inputs: Sequence[Tensor]",
+            "parameters: Sequence[Tensor]",
+            *ladder(spec),
+        ],
         "tensors": [f"{name}_all" for name in spec.inputs],
         "tensor_source": "inputs",
         "first": first,
-        "parameters": _WIDE,
         "channel_bytes": _channel_bytes(plan.graph, plan.eager),
         "setup": setup,
         "lines": lines,
+        "after": [],
         "result": "outputs",
     }
 
@@ -132,11 +132,11 @@ def eager_stateful(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "tensors": [f"{name}_all" for name in spec.inputs],
         "tensor_source": "inputs",
         "first": f"{spec.inputs[0]}_all",
-        "parameters": _WIDE,
         # Nothing is in need of no gradient because it is empty: never no chunk at all.
         "channel_bytes": f"max(1, {_channel_bytes(plan.graph, plan.eager)})",
         "setup": setup,
         "lines": lines,
+        "after": [],
         "result": "outputs",
     }
 
@@ -153,7 +153,8 @@ def eager_backward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     lines = _eager_lines(graph, plan.eager)
     for name, value in zip(names, graph.outputs, strict=False):
         lines.append(f"{name}[:, c] = {value}")
-    cast = ", ".join(f"d_{name}_all.to({name}.dtype)" for name in parameters)
+    gradients = ", ".join(_trained(spec, name) for name in parameters)
+    cast = "*(d.to(p.dtype).view(p.shape) for d, p in zip(gradients, parameters, strict=True))"
     return {
         "name": "backward",
         "doc": "Gradients of the inputs, packed if they are, then of the parameters.",
@@ -162,16 +163,31 @@ def eager_backward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
             "inputs: Sequence[Tensor]",
             "parameters: Sequence[Tensor]",
             "saved: Sequence[Tensor]",
+            *ladder(spec),
         ],
         "tensors": ["dy_all", *(f"{name}_all" for name in (*spec.inputs, *plan.saved))],
         "tensor_source": "(dy, *unpack(inputs), *saved)",
         "first": "dy_all",
-        "parameters": "parameters",
         "channel_bytes": _channel_bytes(graph, plan.eager),
         "setup": setup,
         "lines": lines,
+        "after": [f"gradients = [{gradients}]"],
         "result": f"[*d_inputs, {cast}]",
     }
+
+
+def ladder(spec: OpSpec) -> list[str]:
+    """What functions take beside tensors, if filters decay."""
+    return ["first_group: int", "groups_in_all: int | None"] * (spec.filter.decay is not None)
+
+
+def _trained(spec: OpSpec, name: str) -> str:
+    """Gradients of what is trained, from that of what is computed of it."""
+    if name == "filter" and spec.filter.decay is not None:
+        return "d_filter_all * decays_of(filter, first_group, groups_in_all)"
+    if name == "log_poles" and spec.filter.parametrisation is Parametrisation.P_GAMMA:
+        return "d_log_poles_all * log_poles, d_log_poles_all * log_poles"  # of p, and of gamma
+    return f"d_{name}_all"
 
 
 def _channel_bytes(graph: Graph, conv: EagerConv) -> str:

@@ -16,7 +16,7 @@ from sh2gen.emit.words import class_name, filter_size, formula, meaning, packing
 from sh2gen.plan.plan import EagerConv, Plan
 from sh2gen.plan.state import state_layout
 from sh2gen.plan.values import Layout
-from sh2gen.spec.language import FilterKind, Parametrisation, TapOrder
+from sh2gen.spec.language import Parametrisation, TapOrder
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import known
 
@@ -102,6 +102,7 @@ def _header(spec: OpSpec, plan: Plan) -> str:
         versions = "of Triton whose compiled kernels are launched without its launcher"
         constants += [
             ("TAPES: dict", "{}", "what calls do, by the traits of their tensors"),
+            ("RECENT: dict", "{}", "the last call of each kind"),
             ("MOST_TAPES", "1024", ""),
             ("DIRECT", literal(_VERSIONS, 0), versions),
         ]
@@ -121,6 +122,7 @@ def _header(spec: OpSpec, plan: Plan) -> str:
         gluon=any(v.language == "gluon" for k in plan.kernels for v in k.variants),
         named_tuples=bool(plan.kernels or spec.state),
         direct=_direct(spec, plan),
+        decays=bool(plan.kernels) and spec.filter.decay is not None,
         constants=constants,
     )
 
@@ -130,13 +132,18 @@ def _kernels(spec: OpSpec, plan: Plan) -> list[str]:
     for parts, wanted in kernels.helpers_of(spec, plan):
         found += [text for text in closure(parts, wanted) if text not in found]
     sections = reduce.sections(spec, plan)
-    found += texts("reduce") if sections else []
+    if sections:
+        wanted = {"sum_rows", "sum_blocks", "store_gradient"}
+        wanted |= {name for s in sections for name in s.helpers}
+        found += [t for t in closure(("reduce", "trained"), wanted) if t not in found]
     printed = [kernel(k["skeleton"], k) for k in kernels.texts(spec, plan)]
     if sections:
         values = {
             "partials": reduce.partials(spec, plan),
             "sections": sections,
             "constants": list(reduce.constants(spec, plan)),
+            "gradients": reduce.gradients(spec, plan),
+            "sizes": list(reduce.sizes(spec, plan)),
         }
         printed.append(kernel("reduce.py.j2", values))
     return [_banner("Helpers of the kernels"), *found, _banner("Kernels"), *printed]
@@ -198,12 +205,15 @@ def _eager(spec: OpSpec, plan: Plan) -> list[str]:
     if spec.state is not None and plan.states:
         functions = [eager.eager_stateful(spec, plan)]
     history = ["join_history", "zero_history"] if plan.states else []
+    no_ladder = [] if plan.kernels else ["ladder_of"]
     return [
         _banner(f"Plain PyTorch: {title}"),
         *texts(_layout(plan), without=["rows_reached"]),
         *texts("packed_channels" if spec.interleaved else "packed_blocks"),
         *texts("op", without=others),
         *(texts("state", without=["STATE", "state_fields", *history]) if spec.state else []),
+        *(texts("decay", without=no_ladder) if spec.filter.decay is not None else []),
+        *(texts("poles") if spec.filter.parametrisation is Parametrisation.P_GAMMA else []),
         *closure(
             ("eager_pairs", "eager") if spec.filter.pairs else ("eager",),
             eager.eager_helper_names(plan, stateful=spec.state is not None and plan.states),
@@ -212,18 +222,23 @@ def _eager(spec: OpSpec, plan: Plan) -> list[str]:
             "sections/eager.py.j2",
             layout=plan.layout.value,
             eager=functions,
+            typed_parameters=[f"{p.name}: Tensor" for p in spec.parameters],
             op_parameters=list(spec.kernel_parameters),
+            ladder=eager.ladder(spec),
+            ladder_names=_ladder_names(spec),
+            conversions=_conversions(spec),
         ),
     ]
+
+
+def _ladder_names(spec: OpSpec) -> str:
+    """What is passed on beside tensors, if filters decay."""
+    return ", first_group, groups_in_all" * (spec.filter.decay is not None)
 
 
 def _operator(spec: OpSpec, plan: Plan, library: str) -> list[str]:
     context = _calls(spec, plan)
     found = [_banner("The operator: torch.library ops, autograd, checks, functions and module")]
-    if spec.filter.decay is not None:
-        found += texts("decay")
-    if spec.filter.parametrisation is Parametrisation.P_GAMMA:
-        found += texts("poles")
     found.append(filled("sections/library_name.py.j2", library_name=library))
     found += texts("library")
     stateful = spec.state is not None and plan.states
@@ -250,12 +265,11 @@ def _taps(spec: OpSpec) -> tuple[str, ...]:
 def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     """What sections say of calls."""
     n, shape = len(spec.inputs), _shape(plan)
-    x, parameters = spec.inputs[0], list(spec.kernel_parameters)
+    x, parameters = spec.inputs[0], [p.name for p in spec.parameters]
     saved = [*plan.saved, *(["states"] if plan.states else [])]
     enters = spec.state is not None and spec.state.initial
     leaves = spec.state is not None and spec.state.final
     name = class_name(spec.op)
-    computes = spec.filter.kind in (FilterKind.DECAY, FilterKind.MODAL)
     decays = spec.filter.decay is not None
     ladder = {"first_group": ("int", 0), "groups_in_all": ("int | None", None)} if decays else {}
     ladder_arguments = [f"{n}: {kind} = {default}" for n, (kind, default) in ladder.items()]
@@ -286,9 +300,7 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "inputs": list(spec.inputs),
         "channels": spec.channels,
         "groups": spec.filter.groups,
-        "op_parameters": parameters,
-        "parameter_names": [p.name for p in spec.parameters],
-        "typed_parameters": [f"{p.name}: Tensor" for p in spec.parameters],
+        "parameter_names": parameters,
         "op_arguments": [f"{x}: Tensor", *(f"{name}: Tensor | None" for name in spec.inputs[1:])]
         + [f"{name}: Tensor" for name in parameters],
         "keep": ["keep: bool"] if plan.states else [],
@@ -308,10 +320,10 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "raw": _direct(spec, plan) == "call",
         "count": len(parameters),
         "fixed_length": plan.eager is not EagerConv.DIRECT,
-        "computes": computes,
-        "conversions": _conversions(spec, passed),
-        "effective_arguments": ["dtype: torch.dtype = torch.float32"] * computes
-        + ladder_arguments,
+        "ladder": eager.ladder(spec),
+        "ladder_names": _ladder_names(spec),
+        "ladder_passed": passed,
+        "ladder_more": "".join(f", {a}" for a in eager.ladder(spec)),
         "shape": shape,
         "packed_shape": shape.replace("D", f"{n} D"),
         "packs": n > 1,
@@ -322,8 +334,8 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "result_type": f"tuple[Tensor, {name}State]" if leaves else "Tensor",
         "formula_line": f"{spec.op}: {summary(spec)}",
         "argument_docs": docs + slices,
-        "body": _body(spec, plan, passed),
-        "packed_lines": _packed_lines(spec, plan, passed),
+        "body": _body(spec, plan, _ladder_names(spec)),
+        "packed_lines": _packed_lines(spec, plan, _ladder_names(spec), passed),
         "parameter_docs": [f"{p.name} ({', '.join(p.dims)})" for p in spec.parameters],
         "module_docs": slices,
         "decay_arguments": ladder_arguments,
@@ -337,14 +349,11 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
 
 def _direct(spec: OpSpec, plan: Plan) -> str:
     """Where calls are tried that only eager PyTorch sees: of the whole `call`, of the library `op`
-    where PyTorch computes something of parameters first, or nowhere.
+    where a history is joined first, or nowhere.
     """
     if not plan.kernels or (spec.state is not None and plan.states):
         return ""
-    computed = (
-        spec.filter.decay is not None or spec.filter.parametrisation is Parametrisation.P_GAMMA
-    )
-    return "op" if computed or spec.state is not None else "call"
+    return "call" if spec.state is None else "op"
 
 
 def _cpu_result(spec: OpSpec, plan: Plan) -> str:
@@ -359,7 +368,7 @@ def _fake(spec: OpSpec, plan: Plan) -> list[str]:
     """What forward_op gives, without its values."""
     x = spec.inputs[0]
     if plan.states:
-        groups, size = f"{spec.kernel_parameters[0]}.shape[0]", spec.filter.state_size
+        groups, size = f"{spec.parameters[0].name}.shape[0]", spec.filter.state_size
         kept = f"channels, steps, config, {size}, keep and {x}.is_cuda"
         return [
             f'config = configs_of({x}, channels, {groups})["forward"]',
@@ -372,39 +381,31 @@ def _fake(spec: OpSpec, plan: Plan) -> list[str]:
     return [f"return allocate({x}, steps, channels)"]
 
 
-def _conversions(spec: OpSpec, passed: str) -> list[str]:
-    """Lines that make what kernels take of what is trained."""
-    lines = [f"{name} = two_axes({name})" for name in _taps(spec)]
-    if spec.filter.kind is FilterKind.DECAY:
-        lines.append(f"filter = decayed(filter.to(dtype){passed})")
+def _conversions(spec: OpSpec) -> list[str]:
+    """Lines that make what plain PyTorch computes with of what is trained."""
+    taps = _taps(spec)
+    names = [p.name for p in spec.parameters]
+    lines = [
+        f"{name} = {f'two_axes({name})' if name in taps else name}.to(dtype)" for name in names
+    ]
+    if spec.filter.decay is not None:
+        lines.append("filter = filter * decays_of(filter, first_group, groups_in_all)")
     if spec.filter.parametrisation is Parametrisation.P_GAMMA:
-        lines.append("log_poles = poles(p.to(dtype), gamma.to(dtype))")
-    if spec.filter.kind is FilterKind.MODAL:  # other parameters are cast where they are loaded
-        others = {"p", "gamma", "featurizer", "skip", "bias"}
-        names = [p.name for p in spec.parameters if p.name not in others]
-        lines += [f"{name} = {name}.to(dtype)" for name in names]
+        lines.append("log_poles = poles(p, gamma)")
     return lines
 
 
-def _effective(spec: OpSpec, x: str, passed: str) -> str:
-    """The parameters as forward_op takes them beside an input x."""
-    arguments = [p.name for p in spec.parameters]
-    if spec.filter.kind in (FilterKind.DECAY, FilterKind.MODAL):
-        arguments.append(f"dtype=torch.promote_types({x}.dtype, torch.float32)")
-    return f"effective({', '.join(arguments)}{passed})"
-
-
-def _body(spec: OpSpec, plan: Plan, passed: str) -> list[str]:
+def _body(spec: OpSpec, plan: Plan, ladder: str) -> list[str]:
     """What a call does after its checks."""
     x, inputs = spec.inputs[0], ", ".join(spec.inputs)
-    effective = _effective(spec, x, passed)
-    needs = [f"require_triton({x})"] * bool(plan.kernels)
+    parameters = f"[{', '.join(p.name for p in spec.parameters)}]"
+    needs = _needs(plan, x, ladder)
     if spec.state is None:
-        return [*needs, f"return run_op([{inputs}], {effective})"]
+        return [*needs, f"return run_op([{inputs}], {parameters}{ladder})"]
     state = f"zero_state_like({x})"
     if spec.state.initial:
         state += f" if state is None else state_like(state, {x})"
-    lines = [*needs, f"inputs = [{inputs}]", f"state = {state}", f"parameters = {effective}"]
+    lines = [*needs, f"inputs = [{inputs}]", f"state = {state}", f"parameters = {parameters}"]
     given = "joined"
     if plan.states:
         given = "inputs"
@@ -421,7 +422,7 @@ def _body(spec: OpSpec, plan: Plan, passed: str) -> list[str]:
     else:
         lines += [
             "joined, steps = join_history(inputs, state.history)",
-            f"y = run_op(joined, parameters).narrow(TIME, steps, {x}.shape[TIME])",
+            f"y = run_op(joined, parameters{ladder}).narrow(TIME, steps, {x}.shape[TIME])",
         ]
     if not spec.state.final:
         return [*lines, "return y"]
@@ -429,11 +430,17 @@ def _body(spec: OpSpec, plan: Plan, passed: str) -> list[str]:
     return [*lines, f"return y, STATE({fields})"]
 
 
-def _packed_lines(spec: OpSpec, plan: Plan, passed: str) -> list[str]:
+def _packed_lines(spec: OpSpec, plan: Plan, ladder: str, passed: str) -> list[str]:
     """What a call of packed features does after its checks."""
-    if spec.state is None:
-        needs = ["require_triton(features)"] * bool(plan.kernels)
-        return [*needs, f"return run_op([features], {_effective(spec, 'features', passed)})"]
     names = ", ".join(p.name for p in spec.parameters)
+    if spec.state is None:
+        needs = _needs(plan, "features", ladder)
+        return [*needs, f"return run_op([features], [{names}]{ladder})"]
     state = ", state=state" * spec.state.initial
     return [f"return {spec.op}(*unpack([features]), {names}{state}{passed})"]
+
+
+def _needs(plan: Plan, x: str, ladder: str) -> list[str]:
+    """What else a call checks: that kernels can be compiled, and a slice of a ladder of decays."""
+    checks = [f"require_triton({x})"] * bool(plan.kernels)
+    return checks + [f"rungs_of(filter.shape[0]{ladder})"] * bool(ladder)

@@ -19,7 +19,7 @@ from sh2gen.plan.modes import Parts
 from sh2gen.plan.plan import Plan
 from sh2gen.plan.source import KernelSource
 from sh2gen.plan.statements import Statement
-from sh2gen.plan.values import Rows, Scope, row_of
+from sh2gen.plan.values import Rows, Scope, pointer, pole_pointers, row_of
 from sh2gen.schedule.config import Schedule, launch_config
 from sh2gen.spec.language import DType, Precision
 from sh2gen.spec.operator import OpSpec
@@ -185,8 +185,13 @@ def _variant(spec: OpSpec, plan: Plan, kernel: Kernel, variant: Variant) -> dict
 def _poles(plan: Plan) -> str:
     """Pointers to what a channel's modes decay by, and turn by if they are pairs."""
     modes = [node for node in plan.graph.parameters if isinstance(node, Modes)]
-    views = [view for node in modes for view in node.views[: len(node.views) // 2]]
-    return ", ".join(f"{v.tensor}_ptr + ({row_of(v)}) * {v.length}" for v in views)
+    found = []
+    for node in modes:
+        first, *others = node.views[: len(node.views) // 2]
+        whose = f" + ({row_of(first)}) * {first.length}"
+        found += [f"{pointer(v)}{whose}" for v in (first, *others)] if others else []
+        found += [] if others else [str(pole_pointers(first, whose))]
+    return ", ".join(found)
 
 
 # ---------------------------------------------------------------------------------------- launches
@@ -237,7 +242,7 @@ def _source(
     for a in arguments:
         kind = io if a.io else "*fp32"
         for n in a.names if a.of is not Of.CONSTANT else ():
-            signature.append((n, kind if n.endswith("_ptr") else "i32"))
+            signature.append((n, kind if n.endswith("_ptr") else "i64" if a.wide else "i32"))
     constants = {
         a.name: known.get(a.name, config[a.name] if a.value is None else a.value)
         for a in arguments

@@ -64,12 +64,13 @@ class _Launcher:
         assert kernel is not None
         self.kernel: Kernel = kernel
         self.x = spec.inputs[0]
-        self.parameters = spec.kernel_parameters
+        self.parameters = [p.name for p in spec.parameters]
         # A recurrence needs what is before its first step: it computes whole sequences.
         self.ranges = not plan.states
         self.stored = (*plan.saved, *["states"] * plan.states)
         self.state = [field.name for field in state_layout(spec, plan)] if plan.states else []
         self.given = self._given()
+        self.decays = spec.filter.decay is not None
 
     def _given(self) -> list[str]:
         """What kernels take that is neither an input nor a parameter, and that nothing here
@@ -105,6 +106,7 @@ class _Launcher:
             arguments += ["context: int = 0", "begin: int = 0", "end: int | None = None"]
         if any(a.when is When.KEPT for a in self.actions if isinstance(a, Allocate)):
             arguments.append("keep: bool = True")
+        arguments += ["first_group: int = 0", "groups_in_all: int | None = None"] * self.decays
         doc = textwrap.indent(f'"""{give.doc}', _INDENT)
         doc += f"\n{_INDENT}" * ("\n" in give.doc) + '"""'
         head = [f"def launch_{self.role}(", *(f"{_INDENT}{a}," for a in arguments)]
@@ -141,6 +143,7 @@ class _Launcher:
         lines += [
             f"channels, groups = {x}.shape[CHANNEL], {self.parameters[0]}.shape[0]",
             "width = channels // groups",
+            *self.ladder(),
             f"configs = configs_of({x}, channels, groups)",
             f'config = configs["{self.kernel.role}"]',
         ]
@@ -149,6 +152,12 @@ class _Launcher:
         else:
             lines += [f"steps = {x}.shape[TIME]", "bounds = (0, steps, steps)"]
         return [*lines, self.grid(self.kernel, self.kernel.grid)]
+
+    def ladder(self) -> list[str]:
+        """Where on a ladder of decays the groups are."""
+        rungs = "rungs_of(groups, first_group, groups_in_all)"
+        lines = [f"rungs = {rungs}", "first_rate, rung_step = ladder_of(first_group, rungs)"]
+        return lines * self.decays
 
     def unit(self) -> str:
         """The steps of which a range that ends within its segment has whole multiples."""
@@ -300,7 +309,7 @@ class _Launcher:
                 case Of.SIZE if a.name == "read_begin":
                     found.append("*bounds")
                 case Of.SIZE if a.name not in _BOUNDS:
-                    value = {"splits": "grid.splits", "tiles": "grid.tiles"}[a.name]
+                    value = {"splits": "grid.splits", "tiles": "grid.tiles"}.get(a.name, a.name)
                     found.append(f"{value} - 1" if split and a.name == "splits" else value)
                 case _:
                     pass
@@ -349,7 +358,8 @@ class _Launcher:
                 "sum_partials",
                 last,
                 f"[{partials}]",
-                f"[{', '.join(s.tensor for s in sections)}]",
+                f"[{', '.join(reduce.gradients(self.spec, self.plan))}]",
+                f"[{', '.join(name for s in sections for name in s.sizes)}]",
                 *(f"{name}={values[name]}" for name in names),
             ],
         )

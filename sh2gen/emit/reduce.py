@@ -8,11 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from sh2gen.graph.nodes import ParameterView
 from sh2gen.plan.actions import Reduce
 from sh2gen.plan.geometry import sharers
 from sh2gen.plan.kernel import Reduction, Role
 from sh2gen.plan.plan import Plan
 from sh2gen.plan.source import KernelSource
+from sh2gen.plan.values import Call, decay_rate, ladder
 from sh2gen.spec.language import TapOrder
 from sh2gen.spec.operator import OpSpec
 
@@ -25,6 +27,10 @@ class Section:
     """The programs that sum the gradient of one parameter tensor.
 
     Attributes:
+        tensors: parameters that all have this gradient.
+        derivative: what makes it of that of what kernels compute, in the kernel's text, and
+            `helpers` that this calls.
+        sizes: numbers that this takes, and their types.
         shape: of the gradient, in words.
         rows: of partial sums.
         partials: the tensor of partial sums, `splits` the argument that says how many there are.
@@ -32,7 +38,10 @@ class Section:
         constants: those of sum_rows, in its order.
     """
 
-    tensor: str
+    tensors: tuple[str, ...]
+    derivative: str
+    helpers: tuple[str, ...]
+    sizes: dict[str, str]
     shape: str
     rows: int
     partials: str
@@ -51,7 +60,6 @@ def sections(spec: OpSpec, plan: Plan) -> tuple[Section, ...]:
     assert kernel is not None
     order = list(spec.kernel_parameters)
     shapes = {p.name: f"[{', '.join(p.dims)}]" for p in spec.parameters}
-    shapes.setdefault("log_poles", shapes.get("residues", ""))
     found = []
     for r in sorted(plan.reductions, key=lambda r: order.index(r.tensor)):
         columns, width = "CHANNELS", "WIDTH" if r.view.grouped else "1"
@@ -60,8 +68,11 @@ def sections(spec: OpSpec, plan: Plan) -> tuple[Section, ...]:
             rows, columns, width = r.rows, "CHANNELS // WIDTH * SHARERS", "SHARERS"
         found.append(
             Section(
-                tensor=r.tensor,
-                shape=shapes[r.tensor],
+                tensors=r.view.sources,
+                derivative=str(found_by) if (found_by := _derivative(r.view)) else "",
+                helpers=found_by.helpers if found_by else (),
+                sizes=ladder(r.view),
+                shape=shapes[r.view.sources[0]],
                 rows=r.rows,
                 partials="group_partials" if r.by_group else "partials",
                 splits="group_splits" if r.by_group else "splits",
@@ -71,6 +82,25 @@ def sections(spec: OpSpec, plan: Plan) -> tuple[Section, ...]:
             )
         )
     return tuple(found)
+
+
+def _derivative(view: ParameterView) -> Call | None:
+    """What makes the gradient of a parameter of that of what kernels compute of it."""
+    sums = f"d_{view.sources[0]}"
+    if view.decay:
+        return Call("before_decay", (sums, decay_rate(view, f"{sums}.group")))
+    return None
+
+
+def gradients(spec: OpSpec, plan: Plan) -> list[str]:
+    """The parameters whose gradients the kernel writes, in its order."""
+    return [name for s in sections(spec, plan) for name in s.tensors]
+
+
+def sizes(spec: OpSpec, plan: Plan) -> dict[str, str]:
+    """The numbers that it takes, and their types: how many partial sums there are, and others."""
+    found = {p["splits"]: "i32" for p in partials(spec, plan)}
+    return found | {n: kind for s in sections(spec, plan) for n, kind in s.sizes.items()}
 
 
 def _constants(
@@ -114,9 +144,9 @@ def constants(spec: OpSpec, plan: Plan) -> tuple[str, ...]:
 
 def kernel_source(spec: OpSpec, plan: Plan, config: dict[str, int]) -> KernelSource:
     """How a launch of the kernel looks to the compiler, under the config of backward."""
-    tensors = partials(spec, plan)
-    of_parameters = (f"d_{s.tensor}_ptr" for s in sections(spec, plan))
-    pointers = (*(f"{p['name']}_ptr" for p in tensors), *of_parameters)
+    tensors = (p["name"] for p in partials(spec, plan))
+    made = (f"d_{name}" for name in gradients(spec, plan))
+    pointers = tuple(f"{name}_ptr" for name in (*tensors, *made))
     known = {"CHANNELS": spec.channels, "WIDTH": spec.group_width}
     if "BLOCK_D" in config:
         known["SHARERS"] = sharers(spec.group_width, config)
@@ -126,7 +156,7 @@ def kernel_source(spec: OpSpec, plan: Plan, config: dict[str, int]) -> KernelSou
         reduces=True,
         signature=(
             *((pointer, "*fp32") for pointer in pointers),
-            *((p["splits"], "i32") for p in tensors),
+            *sizes(spec, plan).items(),
         ),
         constants=tuple((name, known[name]) for name in constants(spec, plan)),
         divisible=pointers,

@@ -32,8 +32,7 @@ from sh2gen.plan.statements import (
     StoreRows,
     ZeroTaps,
 )
-from sh2gen.plan.values import Rows, Scope
-from sh2gen.spec.language import TapOrder
+from sh2gen.plan.values import Pack, Rows, Scope, decay_rate, lag_last, pointer
 
 # Where blocks are asked for, in the order of a tile: a slot that only the phase `adjoint` reads
 # can take the tile's own block while the tile is computed; all others take the next tile's.
@@ -100,9 +99,10 @@ def phased_kernel(kernel: Kernel, phases: Phases, printed: Printer) -> dict[str,
         name: _phase(getattr(phases, name), slots, phases.products, earlier.out, printed)
         for name in _PHASES
     }
-    lag_last = matrices.view.order is TapOrder.LAG_LAST
-    order = f"LENGTH={matrices.view.length}, LAG_LAST={lag_last}"
-    filter_ptr = f"{matrices.view.tensor}_ptr"
+    view = matrices.view
+    order = f"LENGTH={view.length}, LAG_LAST={lag_last(view)}"
+    rates = Pack((str(decay_rate(view, "group")),) if view.decay else ())
+    taps = f"{pointer(view)}, group, {rates}, {order}"
     return {
         "prologue": [
             line
@@ -111,7 +111,7 @@ def phased_kernel(kernel: Kernel, phases: Phases, printed: Printer) -> dict[str,
             for line in printed(statement, {})
         ]
         + [
-            f"{matrices.out} = toeplitz_matrices({filter_ptr}, group, {order}, COUNT=COUNT)",
+            f"{matrices.out} = toeplitz_matrices({taps}, COUNT=COUNT)",
             f"{gradient.out} = zero_gradients(COUNT)",
             *(f"{s.out} = zero_lanes(COUNT={s.length})" for s in sums),
             *(f"{name} = (zero_lanes(COUNT={n}), zero_lanes(COUNT={n}))" for name, n in carried),
@@ -154,6 +154,8 @@ def helper_names(kernel: Kernel, phases: Phases) -> set[str]:
         names.add("begin_toeplitz")
     if kernel.program.partial_rows:
         names |= {"zero_lanes", "renewed", "store_sums"}
+    if any(view.decay for view in kernel.program.views):
+        names.add("decay_rate")
     if any(isinstance(s, Extend) for s in phases.body):
         names |= {"zero_lanes", "extend_rows"}
     return names

@@ -13,7 +13,15 @@ from typing import assert_never, get_args
 
 import networkx as nx
 
-from sh2gen.spec.language import Bias, FilterKind, Projection, Skip, TapOrder
+from sh2gen.spec.language import (
+    Bias,
+    DecaySpec,
+    FilterKind,
+    Parametrisation,
+    Projection,
+    Skip,
+    TapOrder,
+)
 from sh2gen.spec.operator import OpSpec
 
 
@@ -33,6 +41,8 @@ class ParameterView:
         roles: how many inputs share the tensor (1 if it is not packed).
         interleaved: packed as channel * roles + role, instead of role * channels + channel.
         grouped: it has a row for each group, whatever their width.
+        trained: the parameters that kernels compute it of; absent: it is one itself.
+        decay: of its taps, which are trained without.
     """
 
     tensor: str
@@ -43,6 +53,13 @@ class ParameterView:
     roles: int = 1
     interleaved: bool = False
     grouped: bool = False
+    trained: tuple[str, ...] = ()
+    decay: DecaySpec | None = None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The parameters behind it."""
+        return self.trained or (self.tensor,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -405,9 +422,13 @@ def operator_graph(spec: OpSpec) -> Graph:
         names: tuple[str, ...] = ("log_poles", "residues")
         if spec.filter.pairs:
             names = ("log_poles", "frequencies", "residues_real", "residues_imag")
+        trained = {}
+        if spec.filter.parametrisation is Parametrisation.P_GAMMA:
+            trained = {"log_poles": ("p", "gamma")}
         views = tuple(
             ParameterView(
                 tensor=name,
+                trained=trained.get(name, ()),
                 width=spec.group_width,
                 length=spec.filter.modes,
                 order=None,
@@ -423,6 +444,7 @@ def operator_graph(spec: OpSpec) -> Graph:
             length=spec.filter.length,
             order=spec.filter.taps,
             grouped=True,
+            decay=spec.filter.decay,
         )
         taps = define(Parameter(out="filter", view=taps_view))
     pre = define(Conv(out="conv", x=z, taps=taps, direction=+1))

@@ -61,9 +61,9 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
 def _plan(spec: OpSpec, layout: Layout, saved: tuple[str, ...]) -> Plan:
     graph = operator_graph(spec)
     backward_graph = adjoint(graph, saved)
-    parts: tuple[str, ...] = ("rows", "tiles_first", "channels_first")
+    parts: tuple[str, ...] = ("rows", "tiles_first", "channels_first", "trained")
     if layout is Layout.BLD:
-        parts = ("rows", "channels_last", "axes_last")
+        parts = ("rows", "channels_last", "axes_last", "trained")
     forward, _ = tile_program(graph, {"y": graph.outputs[0], **{name: name for name in saved}})
     gradients = dict(
         zip((f"d_{name}" for name in spec.inputs), backward_graph.outputs, strict=False)

@@ -118,7 +118,7 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
     backward_graph = adjoint(graph)
     given = spec.state is not None  # a call takes and gives the state at the ends
     own = ("modal_pairs", "modal_pairs_ends", "modal") if spec.filter.pairs else ("modal",)
-    parts = (*own, "modal_rows", "modal_ends", "rows", "toeplitz", "channels_first")
+    parts = (*own, "modal_rows", "modal_ends", "rows", "toeplitz", "channels_first", "trained")
     names = (f"d_{name}" for name in spec.inputs)
     backward, reductions = _backward(
         backward_graph, dict(zip(names, backward_graph.outputs, strict=False)), given

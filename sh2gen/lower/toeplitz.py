@@ -86,9 +86,9 @@ def _plan(spec: OpSpec, layout: Layout) -> Plan:
     graph = operator_graph(spec)
     backward_graph = adjoint(graph)
     # Channels last, tiles are loaded as they are channels first, with the strides exchanged.
-    parts: tuple[str, ...] = ("toeplitz", "rows", "channels_first")
+    parts: tuple[str, ...] = ("toeplitz", "rows", "channels_first", "trained")
     if layout is Layout.BLD:
-        parts = ("toeplitz", "rows", "axes_last", "channels_first")
+        parts = ("toeplitz", "rows", "axes_last", "channels_first", "trained")
     forward = _forward(graph)
     names = (f"d_{name}" for name in spec.inputs)
     backward, reductions = _backward(
@@ -100,7 +100,7 @@ def _plan(spec: OpSpec, layout: Layout) -> Plan:
             Variant(
                 name="sm90",
                 skeleton="stream_sm90",
-                parts=("sm90", "rows", "channels_first"),
+                parts=("sm90", "rows", "channels_first", "trained"),
                 phases=split,
                 arguments=sm90_arguments(spec, backward),
                 language="gluon",

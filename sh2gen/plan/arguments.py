@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sh2gen.plan.program import TileProgram
+from sh2gen.plan.values import ladder
 from sh2gen.spec.language import TapOrder
 from sh2gen.spec.operator import OpSpec
 
@@ -32,6 +33,7 @@ class Argument:
         of: what it is.
         doc: shape and dtype in words.
         io: whether it has the dtype of activations; data of all others are float32.
+        wide: whether a size has 64 bits, in every call.
         value: of a constant in a usual call; None if a config gives it.
         unaligned: of a constant in a call that is not aligned to 16 bytes, if that differs.
     """
@@ -40,6 +42,7 @@ class Argument:
     of: Of
     doc: str = ""
     io: bool = False
+    wide: bool = False
     value: int | bool | None = None
     unaligned: int | bool | None = None
 
@@ -82,7 +85,6 @@ def constant(name: str, value: int | bool, unaligned: int | bool | None = None) 
 def data(spec: OpSpec, program: TileProgram) -> tuple[Argument, ...]:
     """Activations that a tile program reads, those that it writes, and its parameters."""
     shapes = {p.name: ", ".join(p.dims) for p in spec.parameters}
-    shapes.setdefault("log_poles", shapes.get("residues", ""))
     activations = (*program.loads, *program.stores)
     return (
         *(Argument(name=name, of=Of.ACTIVATION, io=True) for name in activations),
@@ -91,6 +93,12 @@ def data(spec: OpSpec, program: TileProgram) -> tuple[Argument, ...]:
             for name in program.parameters
         ),
     )
+
+
+def ladder_sizes(program: TileProgram) -> tuple[Argument, ...]:
+    """What says where on a ladder of decays its groups are, of a tile program that asks."""
+    found = {name: kind for view in program.views for name, kind in ladder(view).items()}
+    return tuple(Argument(name=n, of=Of.SIZE, wide=kind == "i64") for n, kind in found.items())
 
 
 def partials(program: TileProgram, splits: str = "batch and splits") -> tuple[Argument, ...]:
@@ -113,8 +121,7 @@ def shape_constants(
     Args:
         grouped: whether programs are those of a group, whatever they load.
     """
-    views = (view for statement in program.prologue for view in statement.parameters)
-    grouped = grouped or any(view.grouped for view in views)
+    grouped = grouped or any(view.grouped for view in program.views)
     return (
         Argument(name="CHANNELS", of=Of.CONSTANT, value=0),
         *((Argument(name="WIDTH", of=Of.CONSTANT, value=0),) if grouped else ()),
@@ -137,6 +144,7 @@ def tile_arguments(
         *data(spec, program),
         *partials(program),
         *BOUNDS,
+        *ladder_sizes(program),
         *shape_constants(spec, program, backward=backward),
         *knobs(*names),
     )
@@ -151,6 +159,7 @@ def stream_arguments(
         *partials(program, "batch, splits and SEGMENTS"),
         *BOUNDS,
         *sizes("tiles"),
+        *ladder_sizes(program),
         *shape_constants(spec, program, backward=backward, grouped=True),
         constant("TERMS", terms),
         *knobs("ROWS", "BLOCK_D", "SEGMENTS", "BLOCK_T", "PREFETCH"),
@@ -164,6 +173,7 @@ def sm90_arguments(spec: OpSpec, program: TileProgram) -> tuple[Argument, ...]:
         *partials(program, "batch, splits and SEGMENTS / 2"),
         *BOUNDS,
         *sizes("tiles"),
+        *ladder_sizes(program),
         Argument(name="CHANNELS", of=Of.CONSTANT, value=0),
         Argument(name="WIDTH", of=Of.CONSTANT, value=0),
         *knobs("BLOCK_D", "SEGMENTS", "BLOCK_T"),

@@ -14,8 +14,10 @@ from sh2gen.plan.values import (
     Kind,
     Name,
     Operand,
+    Pack,
     Rows,
     Scope,
+    decay_rate,
     lag_last,
     pointer,
 )
@@ -45,7 +47,8 @@ class LoadToeplitz(Statement):
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
         order = f"LAG_LAST={lag_last(self.view)}"
-        taps = (pointer(self.view), "group", f"LENGTH={self.view.length}", order)
+        rate = Pack((decay_rate(self.view, "group"),) if self.view.decay else ())
+        taps = (pointer(self.view), "group", rate, f"LENGTH={self.view.length}", order)
         sizes = tuple(f"{name}={name}" for name in ("BLOCK_T", "OPERAND", "PRECISION", "TERMS"))
         return (Call("load_toeplitz", (*taps, *sizes), (self.out,)),)
 

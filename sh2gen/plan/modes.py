@@ -17,8 +17,17 @@ from sh2gen.plan.values import (
     Pack,
     Scope,
     pointer,
+    pole_pointers,
     row_of,
 )
+
+
+def mode_pointers(views: tuple[ParameterView, ...]) -> tuple[str | Pack, ...]:
+    """What loads poles and residues: of real poles, those that they are made of are packed."""
+    if len(views) == 4:
+        return tuple(map(pointer, views))
+    poles, residues = views
+    return pole_pointers(poles), pointer(residues)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +47,7 @@ class LoadModes(Statement):
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
         first = self.views[0]
-        modes = (*map(pointer, self.views), row_of(first), str(first.length), "MODES", "M")
+        modes = (*mode_pointers(self.views), row_of(first), str(first.length), "MODES", "M")
         sizes = ("BLOCK_T", "OPERAND", "PRECISION", "TERMS=TERMS")
         return (Call("load_modes", (*modes, *sizes), (self.out,)),)
 
@@ -305,10 +314,11 @@ class StoreModes(Statement):
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
         length = str(self.length)
-        modes = (*map(pointer, self.views), row_of(self.views[0]), length, "MODES")
+        modes = (*mode_pointers(self.views), row_of(self.views[0]), length, "MODES")
         sizes = ("channel", "channel_mask", length, "CHANNELS", "MODES", "M", "BLOCK_T")
         found = ("partials_ptr", str(self.first), self.total, Call("load_poles", modes))
-        return (Call("store_modes", (*found, *sizes)),)
+        own = (f"EXPONENTS={bool(self.views[0].trained)}",) if len(self.views) == 2 else ()
+        return (Call("store_modes", (*found, *sizes, *own)),)
 
     def __str__(self) -> str:
         tensors = ", ".join(view.tensor for view in self.views)

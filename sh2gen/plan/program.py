@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from sh2gen.graph.nodes import ParameterView
 from sh2gen.plan.statements import LoadRows, Statement, StoreRows
 from sh2gen.plan.values import BLOCK, Kind, Rows
 
@@ -66,8 +67,12 @@ class TileProgram:
     @property
     def parameters(self) -> tuple[str, ...]:
         """Parameter tensors read, each once, in order."""
-        views = [view for statement in self.prologue for view in statement.parameters]
-        return tuple(dict.fromkeys(view.tensor for view in views))
+        return tuple(dict.fromkeys(name for view in self.views for name in view.sources))
+
+    @property
+    def views(self) -> tuple[ParameterView, ...]:
+        """What is read of parameter tensors."""
+        return tuple(view for statement in self.prologue for view in statement.parameters)
 
     @property
     def partial_rows(self) -> int:

@@ -20,6 +20,7 @@ from sh2gen.plan.values import (
     Operand,
     Rows,
     Scope,
+    decay_rate,
     lag_last,
     pointer,
     row_of,
@@ -94,7 +95,11 @@ class LoadTaps(Statement):
     def calls(self, scope: Scope) -> tuple[Call, ...]:
         which = (pointer(self.view), row_of(self.view), "channel_mask")
         arguments = (*which, f"LENGTH={self.view.length}", f"LAG_LAST={lag_last(self.view)}")
-        return (Call("load_taps", arguments, (self.out,)),)
+        loaded = Call("load_taps", arguments, (self.out,))
+        if self.view.decay is None:
+            return (loaded,)
+        rate = decay_rate(self.view, row_of(self.view))
+        return loaded, Call("with_decay", (self.out, rate), (self.out,))
 
     def __str__(self) -> str:
         return f"{self.out} = load_taps({self.view.tensor}, {self.view.length})"

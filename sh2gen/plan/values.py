@@ -157,6 +157,26 @@ def pointer(view: ParameterView) -> str:
     return f"{view.tensor}_ptr"
 
 
+def pole_pointers(view: ParameterView, offset: str = "") -> Pack:
+    """The arguments of a kernel of which log-poles are made."""
+    return Pack(tuple(f"{name}_ptr{offset}" for name in view.sources))
+
+
+def ladder(view: ParameterView) -> dict[str, str]:
+    """The arguments of a kernel that computes decays of taps, and their types."""
+    if view.decay is None:
+        return {}
+    several = {"first_group": "i32", "rungs": "i32"} if view.decay.repeats > 1 else {}
+    return several | {"first_rate": "i64", "rung_step": "i64"}
+
+
+def decay_rate(view: ParameterView, group: str) -> Call:
+    """The rate at which taps of a group decay."""
+    assert view.decay is not None
+    rung = f"({group} + first_group) % rungs" if view.decay.repeats > 1 else group
+    return Call("decay_rate", (rung, "first_rate", "rung_step"))
+
+
 def row_of(view: ParameterView) -> str:
     """The row of a parameter tensor that belongs to channel `row`, in a kernel's text."""
     if view.grouped:

@@ -106,25 +106,22 @@ def calls(
     Of modes with a state these are the ops that take it, as a call of the operator does: it is
     zero here, and so is the gradient of the state after the sequence. `tensors` end with it. There
     are no such ops for a CPU.
-
-    What is made of parameters before a kernel takes them (a decay applied to its taps, the poles
-    of what is trained) is made once, outside of the calls.
     """
     inputs, weights, dy = arguments(operator, batch, length, dtype, device)
     namespace = operator.namespace
-    weights = namespace.effective(*weights)
     if hasattr(namespace, "stateful_op"):
         return _stateful_calls(namespace, inputs, weights, dy)
     # Of a plan that saves states, forward is that of training: it keeps them.
     keep = [True] if operator.plan.endswith("/save-states") else []
+    ladder = [0, None] if operator.spec.filter.decay is not None else []
 
     def forward() -> Any:
-        return namespace.forward_op(*inputs, *weights, *keep)
+        return namespace.forward_op(*inputs, *weights, *ladder, *keep)
 
     saved = list(forward())[1:] if "/save-" in operator.plan else []
 
     def backward() -> Any:
-        return namespace.backward_op(dy, *inputs, *weights, *saved)
+        return namespace.backward_op(dy, *inputs, *weights, *saved, *ladder)
 
     def both() -> Any:
         forward()
@@ -205,6 +202,27 @@ def host_time(call: Callable[[], Any], repeats: int = 50) -> float:
         times.append(time.perf_counter() - begin)
     torch.cuda.synchronize()
     return 1e6 * statistics.median(times)
+
+
+def wall_time(call: Callable[[], Any], rounds: int = 15, budget: float = 3.0) -> Timing:
+    """Microseconds that a call takes among others like it, as in a training loop: whichever of the
+    host and the GPU takes longer. Of rounds of ten calls, at whose end the GPU is waited for;
+    three of these at least, even if they take longer than `budget` seconds.
+    """
+    each = 10
+    times: list[float] = []
+    for _ in range(3):
+        call()
+    end = time.perf_counter() + budget
+    while len(times) < 3 or (len(times) < rounds and time.perf_counter() < end):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for _ in range(each):
+            call()
+        torch.cuda.synchronize()
+        times.append(1e6 * (time.perf_counter() - begin) / each)
+    low, middle, high = (sorted(times)[round(q * (len(times) - 1))] for q in (0.2, 0.5, 0.8))
+    return Timing(low, middle, high)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -121,7 +121,7 @@ class Operator:
         """Run kernels of this width with a config, by kernel, from now on."""
         names = vars(self.namespace)
         names["CONFIGS"] = {("", self.spec.channels, self.spec.filter.groups): config}
-        for table in ("CHOSEN", "TAPES"):
+        for table in ("CHOSEN", "TAPES", "RECENT"):
             names.get(table, {}).clear()
 
     def module(
@@ -175,7 +175,9 @@ class Operator:
         values = self._values(inputs, parameters)
         self.namespace.check(inputs, values)
         channels, groups = self.namespace.channels_of(inputs), values[0].shape[0]
-        whole = self.namespace.groups_of_ladder(groups, **ladder) if ladder else groups
+        if ladder:
+            self.namespace.rungs_of(groups, **ladder)
+        whole = ladder.get("groups_in_all") or groups
         # The rungs of a slice are those of the whole, whose channels the tensors need not have.
         spec = self.spec.with_width(channels // groups * whole, whole)
         shapes = {p.name: p.shape[1:] for p in spec.parameters}
@@ -261,7 +263,7 @@ class OperatorRunner:
         self.operator = operator
         self.layout = operator.layout
         self.exactly_causal = not operator.plan.startswith("fft/")
-        self._ladder: dict[str, int] = {}
+        self._ladder: dict[str, Any] = {}
 
     def sliced(self, spec: OpSpec, groups: range) -> tuple[Self, bool]:
         """The same way of running, of some groups of a filter that decays; not of the same bits:
@@ -344,7 +346,7 @@ class InterpreterRunner:
         self.namespace = load_module(path, interpret=True)
         forget_ops(self.namespace)  # launchers are all that it runs
         self.layout: str = self.namespace.LAYOUT
-        self._ladder: dict[str, int] = {}
+        self._ladder: dict[str, Any] = {}
 
     def sliced(self, spec: OpSpec, groups: range) -> tuple[Self, bool]:
         """The same kernels with the same config, of some groups of a filter that decays; of the
@@ -369,41 +371,36 @@ class InterpreterRunner:
     def gradients(
         self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor], dy: Tensor
     ) -> dict[str, Tensor]:
-        weights = {name: x.detach().requires_grad_() for name, x in parameters.items()}
-        effective = self._effective(weights)
-        tensors = list(inputs.values())
-        detached = [p.detach() for p in effective]
+        tensors, weights = list(inputs.values()), [x.detach() for x in parameters.values()]
         saves, state = "/save-" in self.namespace.PLAN, self._zero_state(tensors)
-        saved = self.namespace.launch_forward(tensors, detached, **state)[1:] if saves else []
+        more = state | self._ladder
+        saved = self.namespace.launch_forward(tensors, weights, **more)[1:] if saves else []
         after = {"d_leaving": torch.zeros_like(saved.pop())} if state else {}
-        results = self.namespace.launch_backward(dy, tensors, detached, saved, **state, **after)
-        found = dict(zip(inputs, results, strict=False))
-        leaves = list(weights.values())
-        gradients = torch.autograd.grad(effective, leaves, results[len(tensors) :])
-        return found | dict(zip(weights, gradients, strict=True))
+        results = self.namespace.launch_backward(dy, tensors, weights, saved, **more, **after)
+        return dict(zip((*inputs, *parameters), results, strict=False))
 
     def chunk(
         self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor], state: State
     ) -> tuple[Tensor, State]:
         """As the operator computes some steps after a state, on these kernels."""
         n = self.namespace
-        given, effective = list(inputs.values()), self._effective(parameters)
+        given, weights = list(inputs.values()), list(parameters.values())
         state = tuple(n.zero_state_like(given[0])) if state is None else state
         launched: Any = _Kernels.apply
         if len(state) > 1:
-            y, leaving = launched(n, *state, *given, *effective)
+            y, leaving = launched(n, *state, *given, *weights)
             return y, (n.last_steps(given, state[0]), leaving)
         joined, steps = n.join_history(given, state[0])
         none = state[0].new_zeros(0)
-        y, _ = launched(n, none, none, *joined, *effective)
+        y, _ = launched(n, none, none, *joined, *weights)
         return y.narrow(n.TIME, steps, given[0].shape[n.TIME]), (n.last_steps(joined, state[0]),)
 
     def _outputs(self, inputs: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> list[Tensor]:
         for x in inputs:
             if x.dtype == torch.bfloat16:
                 raise Sh2genError("V003", "Triton's interpreter computes bfloat16 wrongly")
-        state, effective = self._zero_state(inputs), self._effective(parameters)
-        found: list[Tensor] = self.namespace.launch_forward(inputs, effective, **state)
+        more, weights = self._zero_state(inputs) | self._ladder, list(parameters.values())
+        found: list[Tensor] = self.namespace.launch_forward(inputs, weights, **more)
         return found
 
     def _zero_state(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
@@ -412,8 +409,3 @@ class InterpreterRunner:
         if not hasattr(n, "stateful_op"):
             return {}
         return {"state": n.zero_state_like(n.unpack(inputs)[0])}
-
-    def _effective(self, parameters: Mapping[str, Tensor]) -> list[Tensor]:
-        """The parameters as kernels take them: a decay filter with its decay applied, poles."""
-        found: list[Tensor] = self.namespace.effective(**parameters, **self._ladder)
-        return found

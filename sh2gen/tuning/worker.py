@@ -114,7 +114,6 @@ class Bench:
         dtype = io_dtype(operator.spec)
         inputs, parameters, dy = arguments(operator, batch, length, dtype, self._device)
         namespace = operator.namespace
-        parameters = namespace.effective(*parameters)
 
         def run() -> None:
             before: dict[str, Any] = {}
@@ -172,8 +171,8 @@ class Training(OperatorRunner):
         if spec.state is None or hasattr(namespace, "stateful_op"):
             return super()._output(*inputs, **parameters)
         weights = [parameters[p.name] for p in spec.parameters]
-        weights = namespace.effective(*weights)
-        found = namespace.forward_op(*inputs, *weights)
+        ladder = [0, None] if spec.filter.decay is not None else []
+        found = namespace.forward_op(*inputs, *weights, *ladder)
         y: Tensor = found if isinstance(found, Tensor) else found[0]
         return y
 

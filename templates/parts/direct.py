@@ -8,6 +8,7 @@ Capitalised names are constants of the generated file.
 """
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -21,21 +22,23 @@ from templates.parts.launch import LAUNCHES
 OP, PLAIN = "op", 0
 HAS_TRITON = True
 TAPES: dict = {}
+RECENT: dict = {}
 MOST_TAPES = 1024
+SEERS: tuple[Callable, ...] = ()
 DIRECT: tuple[str, ...] = ()
 
 
-def forward_of(tensors: Sequence[Tensor], keep: bool) -> list[Tensor]:
+def forward_of(tensors: Sequence[Tensor], keep: bool, *ladder: int | None) -> list[Tensor]:
     """Of the generated file, as Direct is."""
     raise NotImplementedError
 
 
-def backward_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+def backward_of(tensors: Sequence[Tensor], *ladder: int | None) -> list[Tensor]:
     """Of the generated file."""
     raise NotImplementedError
 
 
-def apply_direct(tape, *tensors: Tensor) -> Tensor:
+def apply_direct(tape, places: list[int], *tensors: Tensor) -> Tensor:
     """Of the generated file."""
     raise NotImplementedError
 
@@ -46,15 +49,14 @@ class Replay(NamedTuple):
     Attributes:
         kernel: its name.
         start: launches it with arguments, on the stream that is current.
-        arguments: numbers; for an address, how far it is from that of a tensor.
-        addresses: (which argument, of which tensor) for each: of those that a launcher is given,
-            then of its results, then of what only kernels see.
+        numbers: those of its arguments that are no addresses.
+        pick: gives its arguments of a tape's addresses, with these numbers behind them.
     """
 
     kernel: str
     start: Callable[[Sequence[int]], None]
-    arguments: tuple[int, ...]
-    addresses: tuple[tuple[int, int], ...]
+    numbers: list[int]
+    pick: Callable[[Sequence[int]], Sequence[int]]
 
 
 class Tape(NamedTuple):
@@ -62,17 +64,40 @@ class Tape(NamedTuple):
 
     Attributes:
         device: of all tensors.
-        results: shape, strides and dtype of each tensor that it returns.
+        empty: makes a tensor there of a shape, strides and dtype, if that device is current.
+        results: these of each tensor that it returns.
         scratch: bytes of what only kernels see.
+        inner: addresses within tensors, as which of them, and how far from its own: of those that
+            a launcher is given, then of its results, then of scratch.
         launches: in their order.
-        after: tapes of the gradients of such a call, by the traits of dy.
+        facts: what the launcher is told beside tensors: whether to keep what gradients need, and
+            where on a ladder of decays the filters are, if they decay.
+        after: tapes of the gradients of such a call, by the traits of dy; the last one by None.
     """
 
     device: torch.device
+    empty: Callable[[tuple, tuple, torch.dtype], Tensor]
     results: tuple[tuple, ...]
     scratch: int
+    inner: tuple[tuple[int, int], ...]
     launches: tuple[Replay, ...]
+    facts: tuple
     after: dict
+
+
+class Recent(NamedTuple):
+    """The last call of a kind.
+
+    Attributes:
+        guards: PyTorch's own, of compiled graphs: they tell whether other tensors have the same
+            traits but for alignment, in a third of the time of traits_of.
+        tape: of such calls.
+        keep: whether gradients may be asked for.
+    """
+
+    guards: object
+    tape: Tape
+    keep: bool
 
 
 class Noticed(TorchDispatchMode):
@@ -103,46 +128,45 @@ def seen_by_none() -> bool:
         return False
     if triton.__version__ not in DIRECT:
         return False
+    for sees in SEERS:
+        if sees():
+            return False
     hooks = triton.knobs.runtime
     return (
-        torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and forward_ad._current_level < 0
-        and torch._C._get_tracing_state() is None
-        and not torch.autograd._profiler_enabled()
+        forward_ad._current_level < 0
         and not hooks.launch_enter_hook.calls
         and not hooks.launch_exit_hook.calls
     )
 
 
-def traits_of(tensors: Sequence[Tensor]) -> tuple | None:
-    """All that a launcher goes by; None of what is no plain tensor. What else PyTorch's dispatcher
-    goes by has no memory of its own, except the sign of a view that negates.
+def traits_of(tensors: Sequence[Tensor]) -> tuple[tuple, list[int]] | None:
+    """All that a launcher goes by, and the addresses of tensors; None of what is no plain tensor.
+    What else PyTorch's dispatcher goes by has no memory of its own, except the sign of a view that
+    negates.
     """
-    found = []
+    found, places = [], []
     try:
         for x in tensors:
             if type(x) is not nn.Parameter and type(x) is not Tensor:
                 return None
             place = x.data_ptr()
+            places.append(place)
             aligned = place % 16 if place else -1
             found.append((x.shape, x.stride(), x.dtype, x.get_device(), aligned, x.is_neg()))
     except RuntimeError:  # sparse, nested, or a wrapper of others
         return None
-    return tuple(found)
+    return tuple(found), places
 
 
-def tape_of(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Tape | None:
+def tape_of(
+    launcher: Callable, tensors: Sequence[Tensor], traits: tuple, *facts: object
+) -> Tape | None:
     """What launcher(tensors, *facts) does, which is done once if it is not known yet; None where
     that is more than to allocate and to launch, or where PyTorch has to see it.
 
     Raises:
         TypeError, ValueError: as the launcher, which checks its arguments.
     """
-    traits = traits_of(tensors)
-    if traits is None:
-        return None
     key = (launcher, facts, traits)
     tape = TAPES.get(key, ...)  # other threads may clear them at any time
     if tape is ...:
@@ -154,8 +178,11 @@ def tape_of(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Ta
     return tape
 
 
-def gradients_tape(tape: Tape, dy: Tensor, kept: Sequence[Tensor], where: Sequence[int]):
-    """The tape of the gradients of a call whose tape this is, as `tape_of` gives it.
+def gradients_tape(
+    tape: Tape, dy: Tensor, kept: Sequence[Tensor], where: Sequence[int]
+) -> tuple[Tape | None, list[int]]:
+    """The tape of the gradients of a call whose tape this is, as `tape_of` gives it, and the
+    addresses of dy and of what is kept.
 
     Args:
         kept: what the call has kept for them.
@@ -163,27 +190,74 @@ def gradients_tape(tape: Tape, dy: Tensor, kept: Sequence[Tensor], where: Sequen
             hooks of saved tensors move it.
     """
     try:
-        traits = traits_of((dy,)) if [x.data_ptr() for x in kept] == where else None
+        same = [x.data_ptr() for x in kept] == where
     except RuntimeError:
-        traits = None
-    tape_after = tape.after.get(traits)
-    if tape_after is None:
-        tape_after = tape_of(backward_of, (dy, *kept))
-        if tape_after is not None and traits is not None:
-            tape.after[traits] = tape_after
-    return tape_after
+        same = False
+    recent = tape.after.get(None)
+    if same and recent is not None and recent.guards.check(dy):
+        places = [dy.data_ptr(), *where]
+        if all_aligned(places[:1]):
+            return recent.tape, places
+    found = traits_of((dy,))
+    if found is not None and same:
+        traits, places = found
+        places += where
+        if (after := tape.after.get(traits)) is not None:
+            return after, places
+    tensors = (dy, *kept)
+    whole = traits_of(tensors)
+    if whole is None:
+        return None, []
+    after = tape_of(backward_of, tensors, whole[0], *tape.facts[1:])
+    if found is not None and same and after is not None:
+        tape.after[found[0]] = after
+        if all_aligned(whole[1][:1]) and (guards := guards_of((dy,))) is not None:
+            tape.after[None] = Recent(guards, after, True)
+    return after, whole[1]
 
 
-def direct(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor | None:
+def direct(
+    inputs: Sequence[Tensor], parameters: Sequence[Tensor], *ladder: int | None
+) -> Tensor | None:
     """y of a call on a GPU that nothing but eager PyTorch sees; None of any other call."""
     if not on_gpu(inputs[0]) or not seen_by_none():
         return None
+    if any(type(x) is not int and x is not None for x in ladder):
+        return None
     tensors = (*inputs, *parameters)
+    kind = (len(inputs), torch.is_grad_enabled(), *ladder)
+    recent = RECENT.get(kind)
+    if recent is not None and recent.guards.check(*tensors):
+        places = [x.data_ptr() for x in tensors]
+        if all_aligned(places):
+            _, tape, keep = recent
+            return apply_direct(tape, places, *tensors) if keep else replay(tape, places)[0][0]
+    found = traits_of(tensors)
+    if found is None:
+        return None
+    traits, places = found
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    tape = tape_of(forward_of, tensors, keep)
+    tape = tape_of(forward_of, tensors, traits, keep, *ladder)
     if tape is None:
         return None
-    return apply_direct(tape, *tensors) if keep else replay(tape, tensors)[0]
+    if all_aligned(places) and (guards := guards_of(tensors)) is not None:
+        RECENT[kind] = Recent(guards, tape, keep)
+    return apply_direct(tape, places, *tensors) if keep else replay(tape, places)[0][0]
+
+
+def all_aligned(places: Sequence[int]) -> bool:
+    """Whether memory begins at these addresses, all multiples of 16."""
+    return all(places) and not any(place % 16 for place in places)
+
+
+def guards_of(tensors: Sequence[Tensor]) -> object | None:
+    """What tells tensors of the same types, keys of dispatch, dtypes, devices, sizes, strides and
+    needs of gradients, where this PyTorch has it: its name is not public.
+    """
+    made = getattr(torch._C._dynamo.guards, "TensorGuards", None)
+    if made is None:
+        return None
+    return made(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
 
 
 def capturing() -> bool:
@@ -218,14 +292,16 @@ def record(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Tap
     scratch: dict[int, int] = {}  # where the memory of a tensor that only kernels see begins
     size = 0
     launches = []
+    inner: list[tuple[int, int]] = []
     for kernel, programs, binary, arguments, constants in noted:
         start = starter(binary, tensors[0].device, programs, constants)
         if start is None:
             return None
         numbers, addresses = [], []
-        for i, argument in enumerate(arguments):
+        for argument in arguments:
             if not isinstance(argument, Tensor) or argument.numel() == 0:
                 numbers.append(0 if isinstance(argument, Tensor) else argument)
+                addresses.append(None)
                 continue
             memory = argument.untyped_storage()
             place = memory.data_ptr()
@@ -240,15 +316,40 @@ def record(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Tap
                 size += -(-memory.nbytes() // 256) * 256
             base = same[0] if same else len(bases)
             start_of = bases[base].data_ptr() if same else place - scratch[place]
-            numbers.append(argument.data_ptr() - start_of)
-            addresses.append((i, base))
-        launches.append(Replay(kernel.__name__, start, tuple(numbers), tuple(addresses)))
+            addresses.append((base, argument.data_ptr() - start_of))
+        launches.append((kernel.__name__, start, numbers, addresses))
+        inner += [address for address in addresses if address is not None and address[1]]
     given = {x.untyped_storage().data_ptr() for x in tensors}
     places = [x.untyped_storage().data_ptr() for x in results if x.numel()]
     if given & set(places) or len(set(places)) < len(places):  # results that share memory
         return None
     shapes = tuple((tuple(x.shape), x.stride(), x.dtype) for x in results)
-    return Tape(tensors[0].device, shapes, size, tuple(launches), {})
+    device, count = tensors[0].device, len(bases) + bool(size)
+    inner = list(dict.fromkeys(inner))
+    replays = []
+    for kernel, start, numbers, addresses in launches:
+        where, after = [], count + len(inner)  # numbers are behind all addresses
+        for address in addresses:
+            if address is None:
+                where.append(after)
+                after += 1
+            else:
+                where.append(count + inner.index(address) if address[1] else address[0])
+        replays.append(Replay(kernel, start, numbers, itemgetter(*where)))
+    empty = empty_on(device)
+    return Tape(device, empty, shapes, size, tuple(inner), tuple(replays), facts, {})
+
+
+def empty_on(device: torch.device) -> Callable[[tuple, tuple, torch.dtype], Tensor]:
+    """Makes tensors on a device that is current: as PyTorch's compiled graphs do, which takes half
+    the time, where it has a function for that.
+    """
+    own = getattr(torch._C._dynamo.guards, f"_empty_strided_{device.type}", None)
+    if own is not None:
+        return own
+    return lambda shape, strides, dtype: torch.empty_strided(
+        shape, strides, dtype=dtype, device=device
+    )
 
 
 def starter(
@@ -280,33 +381,36 @@ def is_current(device: torch.device) -> bool:
     return torch._C._cuda_getDevice() == device.index
 
 
-def replay(tape: Tape, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """What a launcher gives for tensors of the traits of those that a tape is of."""
-    device = tape.device
-    results = [
-        torch.empty_strided(shape, strides, dtype=dtype, device=device)
-        for shape, strides, dtype in tape.results
-    ]
-    bases = [x.data_ptr() for x in tensors]
-    bases += [x.data_ptr() for x in results]
+def replay(tape: Tape, places: list[int]) -> tuple[list[Tensor], list[int]]:
+    """What a launcher gives for tensors of the traits of those that a tape is of, and where it
+    lies.
+
+    Args:
+        places: where these tensors lie.
+    """
+    if is_current(tape.device):
+        return replay_here(tape, places)
+    with torch.cuda.device(tape.device):
+        return replay_here(tape, places)
+
+
+def replay_here(tape: Tape, places: list[int]) -> tuple[list[Tensor], list[int]]:
+    """The same on the current device."""
+    results = [tape.empty(*traits) for traits in tape.results]
+    found = [x.data_ptr() for x in results]
+    bases = places + found
     if tape.scratch:  # kept until all is launched: later work on the stream may then have it
-        scratch = torch.empty(tape.scratch, dtype=torch.uint8, device=device)
+        scratch = tape.empty((tape.scratch,), (1,), torch.uint8)
         bases.append(scratch.data_ptr())
-    if is_current(device):
-        start_all(tape, bases)
-    else:
-        with torch.cuda.device(device):
-            start_all(tape, bases)
-    return results
+    bases += [bases[i] + within for i, within in tape.inner]
+    start_all(tape, bases)
+    return results, found
 
 
-def start_all(tape: Tape, bases: Sequence[int]) -> None:
-    """Launch what a tape launches, of tensors at these addresses."""
-    for kernel, start, numbers, addresses in tape.launches:
-        arguments = list(numbers)
-        for i, base in addresses:
-            arguments[i] += bases[base]
+def start_all(tape: Tape, addresses: list[int]) -> None:
+    """Launch what a tape launches, of tensors at addresses, and within them."""
+    for kernel, start, numbers, pick in tape.launches:
         try:
-            start(arguments)
+            start(pick(addresses + numbers))
         except Exception as error:
             raise RuntimeError(f"{OP}: {kernel} could not be launched on {tape.device}") from error

@@ -168,15 +168,16 @@ def reduce_partials(
     programs: int,
     partials: Sequence[Tensor],
     parameters: Sequence[Tensor],
+    sizes: Sequence[int],
     **constants: int,
 ) -> list[Tensor]:
     """Gradients of parameter tensors, in their shapes and dtypes, from partial sums
     [splits, rows, columns], by one launch of all sections of the kernel that sums these.
+
+    Args:
+        sizes: the kernel's numbers beside how many partial sums there are.
     """
-    sums = [
-        torch.empty_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
-        for p in parameters
-    ]
+    sums = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters]
     counts = (p.shape[0] for p in partials)
-    launch(kernel, programs, *partials, *sums, *counts, config=SUMS, **constants)
-    return [total.to(p.dtype) for total, p in zip(sums, parameters, strict=True)]
+    launch(kernel, programs, *partials, *sums, *counts, *sizes, config=SUMS, **constants)
+    return sums

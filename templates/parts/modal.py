@@ -23,6 +23,7 @@ import triton.language as tl
 
 from templates.parts.channels_first import rows_vector, vector_rows
 from templates.parts.toeplitz import rounded, terms
+from templates.parts.trained import log_pole
 
 
 class Scan(NamedTuple):
@@ -212,20 +213,21 @@ def taps_matrix(matrix, OPERAND: tl.constexpr, PRECISION: tl.constexpr, TERMS: t
 
 
 @triton.jit
-def load_poles(poles_ptr, residues_ptr, row, COUNT: tl.constexpr, MODES: tl.constexpr):
+def load_poles(pole_pointers, residues_ptr, row, COUNT: tl.constexpr, MODES: tl.constexpr):
     """The COUNT <= MODES poles and residues of a channel, [MODES]; all others are silent."""
     mode = tl.arange(0, MODES)
-    a = tl.load(poles_ptr + row * COUNT + mode, mask=mode < COUNT, other=-1.0)
-    return a, tl.load(residues_ptr + row * COUNT + mode, mask=mode < COUNT, other=0.0)
+    where, there = row * COUNT + mode, mode < COUNT
+    residue = tl.load(residues_ptr + where, mask=there, other=0.0).to(tl.float32)
+    return log_pole(pole_pointers, where, there), residue
 
 
 @triton.jit
 def load_modes(
-    poles_ptr, residues_ptr, row, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
+    pole_pointers, residues_ptr, row, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
     BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
     """All that a channel's tiles need of its modes, of which there are COUNT <= MODES."""
-    a, residue = load_poles(poles_ptr, residues_ptr, row, COUNT, MODES)
+    a, residue = load_poles(pole_pointers, residues_ptr, row, COUNT, MODES)
     step = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)
     powers = tl.exp(a[:, None] * step[None, :])
     reversed_powers = tl.exp(a[:, None] * (BLOCK_T - 1 - step)[None, :])
@@ -461,9 +463,10 @@ def lag_sums(x, lag, M: tl.constexpr, BLOCK_T: tl.constexpr):
 @triton.jit
 def store_modes(
     ptr, first, total, poles, channel, channel_mask, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
-    MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr,
+    MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr, EXPONENTS: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of COUNT poles, then of residues, to rows first, ... of [P, CHANNELS].
+    With EXPONENTS those of p, which are those of gamma, of which poles are -exp(p) exp(gamma).
 
     From x to y, d steps later, the weight is R exp(a d): its derivative by R is exp(a d), by a it
     is R d exp(a d). d is i - j within a block; else it is the steps from x to the end of its
@@ -487,6 +490,8 @@ def store_modes(
     by_pole += (BLOCK_T / COLUMNS) * tl.exp(a * (BLOCK_T + 1))[:, None] * both
     if len(total) > 4:
         by_pole += (total[4] * (1.0 / BLOCK_T))[:, None]
+    if EXPONENTS:
+        by_pole *= a[:, None]
     sums = tl.permute(tl.join(by_pole, near + before), (0, 2, 1))
     sums = lane_sum(tl.reshape(sums, (2 * MODES, BLOCK_T)))
     row = tl.arange(0, 2 * MODES)

@@ -7,6 +7,7 @@ import triton.language as tl
 
 from templates.parts.modal import decay_by, lane_of, passed_on, zero_state
 from templates.parts.rows import fir_adjoint, load_taps
+from templates.parts.trained import log_pole
 
 
 class Split(NamedTuple):
@@ -28,12 +29,12 @@ class Split(NamedTuple):
 
 class Ends(NamedTuple):
     """Where a channel's state before the first step lies, or its gradient, that after the last
-    step, and the channel's poles.
+    step, and what the channel's poles are made of.
     """
 
     entry_ptr: object
     leaving_ptr: object
-    log_poles_ptr: object
+    pole_pointers: object
 
 
 @triton.jit
@@ -200,7 +201,7 @@ def store_final_state(
     closes, left, ahead = steps_left(tile, rows, M, N)
     if closes:
         for mode in range(COUNT):
-            a = tl.load(ends.log_poles_ptr + mode)
+            a = log_pole(ends.pole_pointers, mode, True)
             step = tl.exp(a)
             total = tl.zeros((M, N), tl.float32)
             for r in tl.static_range(len(rows)):
@@ -222,7 +223,7 @@ def leave_gradient(
     closes, left, ahead = steps_left(tile, rows, M, N)
     found = total[4]
     for mode in range(tl.where(closes, COUNT, 0)):
-        a = tl.load(ends.log_poles_ptr + mode)
+        a = log_pole(ends.pole_pointers, mode, True)
         step = tl.exp(a)
         value, weighted = tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32)
         for r in tl.static_range(len(rows)):  # a step later all d are one more
@@ -243,7 +244,7 @@ def join_adjoint(state, there, left, ends, COUNT: tl.constexpr, MODES: tl.conste
     """Add the gradient of the last state, if `there`, to the adjoint state `left` steps before."""
     mode = tl.arange(0, MODES)[:, None]
     there &= mode < COUNT
-    a = tl.load(ends.log_poles_ptr + mode, mask=there, other=0.0)
+    a = log_pole(ends.pole_pointers, mode, there)
     grad = tl.load(ends.leaving_ptr + mode, mask=there, other=0.0)
     return state + tl.where(there, grad * tl.exp(a * tl.maximum(left - 1, 0)), 0.0)
 
@@ -258,7 +259,7 @@ def leave_adjoint(
     """
     closes, left, ahead = steps_left(tile, rows, M, N)
     for mode in range(tl.where(closes, COUNT, 0)):
-        a = tl.load(ends.log_poles_ptr + mode)
+        a = log_pole(ends.pole_pointers, mode, True)
         step = tl.exp(a)
         decayed = tl.load(ends.leaving_ptr + mode) * tl.exp(
             a * tl.maximum(ahead - (len(rows) - 1), 0)

@@ -138,11 +138,11 @@ def load_poles(
     mode = tl.arange(0, MODES // 2)
     there = mode < COUNT
     where = row * COUNT + mode
-    decay = tl.load(log_poles_ptr + where, mask=there, other=-1.0)
-    frequency = tl.load(frequencies_ptr + where, mask=there, other=0.0)
+    decay = tl.load(log_poles_ptr + where, mask=there, other=-1.0).to(tl.float32)
+    frequency = tl.load(frequencies_ptr + where, mask=there, other=0.0).to(tl.float32)
     turns = turns_of(frequency)
-    real = tl.load(residues_real_ptr + where, mask=there, other=0.0)
-    imag = tl.load(residues_imag_ptr + where, mask=there, other=0.0)
+    real = tl.load(residues_real_ptr + where, mask=there, other=0.0).to(tl.float32)
+    imag = tl.load(residues_imag_ptr + where, mask=there, other=0.0).to(tl.float32)
     return (decay[:, None], turns[:, None]), (real, imag)
 
 

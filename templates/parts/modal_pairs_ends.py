@@ -27,9 +27,11 @@ class Ends(NamedTuple):
 
 
 @triton.jit
-def log_pole(ends, mode):
-    """The log-pole of one mode."""
-    return tl.load(ends.log_poles_ptr + mode), turns_of(tl.load(ends.frequencies_ptr + mode))
+def complex_pole(ends, mode, there):
+    """The log-poles of some modes."""
+    a = tl.load(ends.log_poles_ptr + mode, mask=there, other=0.0).to(tl.float32)
+    frequency = tl.load(ends.frequencies_ptr + mode, mask=there, other=0.0).to(tl.float32)
+    return a, turns_of(frequency)
 
 
 @triton.jit
@@ -53,7 +55,7 @@ def store_final_state(
     closes, left, ahead = steps_left(tile, rows, M, N)
     if closes:
         for mode in range(COUNT // 2):
-            a = log_pole(ends, mode)
+            a = complex_pole(ends, mode, True)
             step = exponential(a, 1)
             value = (tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32))
             for r in tl.static_range(len(rows)):
@@ -77,7 +79,7 @@ def leave_gradient(
     closes, left, ahead = steps_left(tile, rows, M, N)
     real_found, imag_found = total[5], total[6]
     for mode in range(tl.where(closes, COUNT // 2, 0)):
-        a = log_pole(ends, mode)
+        a = complex_pole(ends, mode, True)
         step = exponential(a, 1)
         value = (tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32))
         weighted = value
@@ -102,8 +104,7 @@ def join_adjoint(state, there, left, ends, COUNT: tl.constexpr, MODES: tl.conste
     """`join_adjoint` of modal.py, of COUNT / 2 complex numbers."""
     mode = tl.arange(0, MODES // 2)[:, None]
     there &= mode < COUNT // 2
-    turns = turns_of(tl.load(ends.frequencies_ptr + mode, mask=there, other=0.0))
-    a = (tl.load(ends.log_poles_ptr + mode, mask=there, other=0.0), turns)
+    a = complex_pole(ends, mode, there)
     real = tl.load(ends.leaving_ptr + 2 * mode, mask=there, other=0.0)
     imag = tl.load(ends.leaving_ptr + 2 * mode + 1, mask=there, other=0.0)
     joined = times((real, -imag), exponential(a, tl.maximum(left - 1, 0)))
@@ -118,7 +119,7 @@ def leave_adjoint(
     """`leave_adjoint` of modal.py, of COUNT / 2 complex numbers."""
     closes, left, ahead = steps_left(tile, rows, M, N)
     for mode in range(tl.where(closes, COUNT // 2, 0)):
-        a = log_pole(ends, mode)
+        a = complex_pole(ends, mode, True)
         step = exponential(a, 1)
         later = tl.maximum(ahead - (len(rows) - 1), 0)
         decayed = times(last_gradient(ends, mode), exponential(a, later))

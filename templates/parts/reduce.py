@@ -1,7 +1,28 @@
 """The ordered sum of partial sums: the second step of every parameter gradient."""
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
+
+from templates.parts.trained import decay_at
+
+
+class Sums(NamedTuple):
+    """What a program has summed of the gradient of a parameter [rows, LENGTH].
+
+    Attributes:
+        total: float32 [BLOCK_G, 1].
+        group: of which groups or channels, likewise.
+        lag: of which tap or mode.
+        where: elements of the parameter, those that are `there`.
+    """
+
+    total: object
+    group: object
+    lag: object
+    where: object
+    there: object
 
 
 @triton.constexpr_function
@@ -25,14 +46,14 @@ def sum_blocks(columns, width):
 @triton.jit
 def sum_rows(
     partials_ptr,  # [splits, P, COLUMNS] float32
-    out_ptr,  # [rows, LENGTH] float32, rows = ROLES * COLUMNS / WIDTH
     splits, program,
     FIRST: tl.constexpr, P: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
     LENGTH: tl.constexpr, ROLES: tl.constexpr, INTERLEAVED: tl.constexpr, LAG_LAST: tl.constexpr,
 ):  # fmt: skip
-    """One program's gradient rows of one parameter tensor: of partials FIRST .. FIRST + ROLES *
-    LENGTH - 1, summed over splits and over the WIDTH columns that share a row, always in the same
-    order."""
+    """One program's gradient rows of one parameter tensor [rows, LENGTH], rows = ROLES * COLUMNS /
+    WIDTH: of partials FIRST .. FIRST + ROLES * LENGTH - 1, summed over splits and over the WIDTH
+    columns that share a row, always in the same order.
+    """
     BLOCK_G: tl.constexpr = rows_at_once(WIDTH)
     BLOCK_W: tl.constexpr = columns_at_once(WIDTH)
     AT_ONCE: tl.constexpr = 8  # splits: their loads wait together, their sums one after another
@@ -54,6 +75,19 @@ def sum_rows(
     lag = index % LENGTH
     tap = LENGTH - 1 - lag if LAG_LAST else lag
     row = group * ROLES + role if INTERLEAVED else role * groups + group
-    tl.store(
-        out_ptr + row * LENGTH + tap, tl.sum(total, axis=1, keep_dims=True), mask=group < groups
+    total = tl.sum(total, axis=1, keep_dims=True)
+    return Sums(total, group, lag, row * LENGTH + tap, group < groups)
+
+
+@triton.jit
+def store_gradient(out_ptr, sums):
+    """Write gradients of a parameter, in its dtype."""
+    tl.store(out_ptr + sums.where, sums.total, mask=sums.there)
+
+
+@triton.jit
+def before_decay(sums, rate):
+    """Gradients of taps before their decay, of those after it."""
+    return Sums(
+        sums.total * decay_at(sums.lag, rate), sums.group, sums.lag, sums.where, sums.there
     )

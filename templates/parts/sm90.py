@@ -17,6 +17,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 
+from templates.parts.trained import power_of_two
+
 
 @gluon.constexpr_function
 def row_layout():
@@ -75,10 +77,10 @@ def operand_memory():
 
 @gluon.jit
 def toeplitz_matrices(
-    ptr, group, LENGTH: gl.constexpr, LAG_LAST: gl.constexpr, COUNT: gl.constexpr
+    ptr, group, rates, LENGTH: gl.constexpr, LAG_LAST: gl.constexpr, COUNT: gl.constexpr
 ):
     """T_s[j, i] = taps[64 s + i - j], zero where there is no such tap, in shared memory: COUNT
-    matrices [64, 64] with steps in the order of products.
+    matrices [64, 64] with steps in the order of products. `rates` as of load_toeplitz.
     """
     matrices = gl.allocate_shared_memory(gl.bfloat16, [COUNT, 64, 64], operand_memory())
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [8, 1], [1, 0])
@@ -89,8 +91,31 @@ def toeplitz_matrices(
         tap = LENGTH - 1 - lag if LAG_LAST else lag
         where = ptr + group * LENGTH + tap
         value = gl.load(where, mask=(lag >= 0) & (lag < LENGTH), other=0.0)
+        if len(rates) > 0:
+            value = value.to(gl.float32) * toeplitz_decay(s, i, j, rates[0])
         matrices.index(s).store(value.to(gl.bfloat16))
     return matrices
+
+
+@gluon.jit
+def decay_by_sums(lag, rate):
+    """decay_at, without an exponential: see power_of_two."""
+    exponent = gl.maximum(-rate * lag, -126.0)
+    SHIFT: gl.constexpr = 12582912.0  # 1.5 * 2 ** 23: a sum with it is rounded to whole numbers
+    nearest = exponent + SHIFT
+    whole = nearest.to(gl.int32, bitcast=True) - 0x4B400000
+    return power_of_two(whole, exponent - (nearest - SHIFT))
+
+
+@gluon.jit
+def toeplitz_decay(s: gl.constexpr, i, j, rate):
+    """Decays of lags 64 s + i - j, any numbers where these are negative. Those of whole blocks
+    back are products of a decay for each row and one for each column, which are few.
+    """
+    if s == 0:
+        return decay_by_sums(gl.maximum(i - j, 0), rate)
+    else:
+        return decay_by_sums(64 * (s - 1) + i, rate) * decay_by_sums(64 - j, rate)
 
 
 @gluon.jit

@@ -10,16 +10,18 @@ import triton
 import triton.language as tl
 
 from templates.parts.channels_first import load_steps, rows_vector, vector_rows
+from templates.parts.trained import decay_at
 
 
 @triton.jit
 def load_toeplitz(
-    ptr, group, LENGTH: tl.constexpr, LAG_LAST: tl.constexpr,
+    ptr, group, rates, LENGTH: tl.constexpr, LAG_LAST: tl.constexpr,
     BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
     """T_s[j, i] = taps[s BLOCK_T + i - j], zero where there is no such tap: matrices
     [BLOCK_T, BLOCK_T] that take a block of inputs, and those before it, to a block of outputs.
-    With two TERMS then come as many of what rounding leaves of taps.
+    With two TERMS then come as many of what rounding leaves of taps. `rates` holds that of the
+    decay of taps, if they decay.
     """
     j = tl.arange(0, BLOCK_T)[:, None]
     i = tl.arange(0, BLOCK_T)[None, :]
@@ -29,6 +31,8 @@ def load_toeplitz(
         tap = LENGTH - 1 - lag if LAG_LAST else lag
         where = ptr + group * LENGTH + tap
         value = tl.load(where, mask=(lag >= 0) & (lag < LENGTH), other=0.0)
+        if len(rates) > 0:
+            value = value.to(tl.float32) * decay_at(tl.maximum(lag, 0), rates[0])
         if TERMS == 1:
             matrices = matrices + (rounded(value.to(OPERAND), PRECISION),)
         else:

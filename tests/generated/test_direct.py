@@ -28,7 +28,7 @@ from sh2gen.verify.case import poisoned
 if TYPE_CHECKING:
     from tests.generated.conftest import Case
 
-# Of kept activations, streams, states; of parameters that PyTorch prepares.
+# Of kept activations, streams, states; of decays.
 KERNELS = ["hyena_bdl", "interleaved", "blocks_bdl", "pairs", "decay", "modal"]
 
 
@@ -123,6 +123,43 @@ def test_the_second_call_does_what_launchers_do(case: Case, launched: SimpleName
         seen.append(len(launched.tapes))
     assert seen[0] == seen[1] - seen[0] > 0
     assert None not in launched.module.TAPES.values()
+
+
+@pytest.mark.parametrize("case", ["hyena_bdl", "decay"], indirect=True)
+def test_calls_that_look_alike_in_turns(case: Case, launched: SimpleNamespace) -> None:
+    """Each is compared with the launchers: what differs from the call before it is seen."""
+    runner = InterpreterRunner(case.path)
+    inputs, parameters = case.inputs(1, 16), list(case.parameters().values())
+    memory = torch.zeros(inputs[0].numel() + 1)
+    unaligned = memory[1:].view_as(inputs[0]).copy_(inputs[0])
+    pairs = torch.view_as_complex(torch.stack([inputs[0], inputs[0]], -1))
+    shorter = [x.narrow(case.operator.namespace.TIME, 0, 9) for x in inputs]
+    others: list[tuple[Sequence[Tensor], list[Tensor], dict[str, Any]]] = [
+        (inputs, parameters, {}),
+        ([unaligned, *inputs[1:]], parameters, {}),
+        ([pairs.conj().imag, *inputs[1:]], parameters, {}),
+        (shorter, parameters, {}),
+        ([x.half() for x in inputs], parameters, {}),
+        (inputs, [p.bfloat16() for p in parameters], {}),
+        ([x.clone() for x in inputs], [torch.nn.Parameter(p) for p in parameters], {}),
+    ]
+    if case.spec.filter.decay is not None:
+        whole = 2 * case.spec.filter.groups
+        others.append((inputs, parameters, {"first_group": 1, "groups_in_all": whole}))
+    for tensors, weights, ladder in [*others, *others]:
+        runner._ladder = ladder
+        named = dict(zip(case.spec.inputs, (x.resolve_neg() for x in tensors), strict=True))
+        values = dict(zip(case.parameters(), weights, strict=True))
+        wanted = runner.forward(named, values)
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad), poisoned():
+                found = launched.function(*tensors, *weights, **ladder)
+            if tensors[0].is_neg():  # which the dispatcher resolves, for plain PyTorch here
+                torch.testing.assert_close(found, wanted)
+            else:
+                assert torch.equal(found, wanted)
+            assert found.requires_grad == (grad and any(p.requires_grad for p in weights))
+    assert launched.tapes and None not in launched.module.TAPES.values()
 
 
 @pytest.mark.parametrize("case", ["interleaved", "blocks_bdl"], indirect=True)
@@ -334,9 +371,9 @@ def test_tapes_are_kept_within_bounds_and_forgotten_with_a_config(
         launched.function(case.activation(1, length), *parameters)
         assert len(launched.module.TAPES) <= 2
     operator = case.operator
-    operator.namespace.TAPES["any"] = None
+    operator.namespace.TAPES["any"] = operator.namespace.RECENT["any"] = None
     operator.use(operator.namespace.configs_of(torch.zeros(1), 6, 6))
-    assert not operator.namespace.TAPES
+    assert not operator.namespace.TAPES and not operator.namespace.RECENT
     operator.namespace.CONFIGS.clear()
 
 

@@ -279,7 +279,6 @@ def launch_once(operator: Operator, batch: int, length: int) -> None:
     module = operator.namespace
     inputs = [activation(operator, batch, length, torch.bfloat16, "cpu") for _ in module.INPUTS]
     parameters = [torch.zeros(shape) for shape in shapes_of(module).values()]
-    parameters = module.effective(*parameters)
     state = {}
     if hasattr(module, "stateful_op"):
         state = {"state": module.zero_state_like(inputs[0])}

@@ -239,15 +239,6 @@ def test_parameters_of_another_dtype(case: Case, dtype: torch.dtype) -> None:
     torch.testing.assert_close(y.double(), case.reference(inputs, given), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [*LOW, torch.float64], ids=str)
-@pytest.mark.parametrize("case", ["modal", "poles", "pairs", "decay"], indirect=True)
-def test_kernels_take_what_exponentials_make_in_float32(case: Case, dtype: torch.dtype) -> None:
-    """Triton has no exponentials of other dtypes, and none of float64 that fit."""
-    taken = case.operator.namespace.effective(*case.parameters(dtype).values())
-    others = [p for p in case.spec.parameters if p.name in ("featurizer", "skip", "bias")]
-    assert {p.dtype for p in taken[: len(taken) - len(others)]} == {torch.float32}
-
-
 def test_float64_is_exact_with_float32_parameters(case: Case) -> None:
     """Nothing that is made of them is float32 on the way: decays, poles."""
     inputs, parameters = case.inputs(dtype=torch.float64), case.parameters()

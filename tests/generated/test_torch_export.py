@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -98,3 +99,16 @@ def test_export_saved_and_loaded(case: Case) -> None:
         loaded = torch.export.load(stream)
         assert torch.equal(loaded.module()(*inputs), module(*inputs))
         assert list(loaded.state_dict) == list(module.state_dict())
+
+
+@pytest.mark.parametrize("case", ["poles"], indirect=True)
+def test_ahead_of_time_inductor(case: Case, tmp_path: Path) -> None:
+    """A package that calls library ops of this process."""
+    module, inputs = case.module(), case.inputs(1, 24)
+    program = exported(case, module, inputs)
+    package = torch._inductor.aoti_compile_and_package(
+        program, package_path=str(tmp_path / "operator.pt2")
+    )
+    with torch.no_grad():
+        again = torch._inductor.aoti_load_package(package)(*inputs)
+        torch.testing.assert_close(again, module(*inputs))

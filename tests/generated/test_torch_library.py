@@ -37,18 +37,15 @@ def leaves(tensors: list[Tensor]) -> list[Tensor]:
     return [x.clone().requires_grad_() for x in tensors]
 
 
-def effective(case: Case, parameters: dict[str, Tensor]) -> list[Tensor]:
-    """The parameters as the library ops take them: with a decay applied, poles as they are."""
-    dtype = next(iter(parameters.values())).dtype
-    given = {"dtype": dtype} if case.spec.filter.kind in ("modal", "decay") else {}
-    found: list[Tensor] = case.operator.namespace.effective(**parameters, **given)
-    return found
+def ladder(case: Case) -> list[int | None]:
+    """What library ops take of a filter that decays: that all groups are those of the ladder."""
+    return [0, None] if case.spec.filter.decay is not None else []
 
 
 def saved_by(case: Case, arguments: list[Tensor | None]) -> list[Tensor]:
     """What forward stores for backward beside its output."""
     keep = [True] if "states" in case.operator.plan else []
-    result = case.operator.namespace.forward_op(*arguments, *keep)
+    result = case.operator.namespace.forward_op(*arguments, *ladder(case), *keep)
     return [] if isinstance(result, Tensor) else [x.clone() for x in result[1:]]
 
 
@@ -60,21 +57,24 @@ def check_ops(case: Case, inputs: list[Tensor], parameters: list[Tensor], dy: Te
     absent = [None] * (len(case.spec.inputs) - len(inputs))
     keep = [True] if "states" in case.operator.plan else []
     forward, backward = case.operator.namespace.forward_op, case.operator.namespace.backward_op
-    torch.library.opcheck(forward, (*leaves(inputs), *absent, *leaves(parameters), *keep))
+    torch.library.opcheck(
+        forward, (*leaves(inputs), *absent, *leaves(parameters), *ladder(case), *keep)
+    )
     arguments = [*inputs, *absent, *parameters]
-    torch.library.opcheck(backward, (dy, *arguments, *saved_by(case, arguments)))
+    saved = saved_by(case, arguments)
+    torch.library.opcheck(backward, (dy, *arguments, *saved, *ladder(case)))
 
 
 @pytest.mark.parametrize("length", [1, 9])
 def test_opcheck(case: Case, length: int) -> None:
     """Schema, fake tensors, autograd and tracing, of forward and of backward."""
-    parameters = effective(case, case.parameters())
+    parameters = list(case.parameters().values())
     check_ops(case, case.inputs(2, length), parameters, case.activation(2, length))
 
 
 @pytest.mark.parametrize("case", GATED, indirect=True)
 def test_opcheck_of_packed_features(case: Case) -> None:
-    parameters = effective(case, case.parameters())
+    parameters = list(case.parameters().values())
     check_ops(case, [case.packed(2, 9)], parameters, case.activation(2, 9))
 
 
@@ -82,14 +82,14 @@ def test_opcheck_of_packed_features(case: Case) -> None:
 def test_opcheck_of_tensors_that_are_not_contiguous(case: Case) -> None:
     """Transposed activations and parameters, and the expanded dy of a sum."""
     inputs = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in case.inputs(2, 16)]
-    values = effective(case, case.parameters())
+    values = list(case.parameters().values())
     parameters = [p.mT.contiguous().mT if p.dim() == 2 else p for p in values]
     check_ops(case, inputs, parameters, torch.ones(()).expand(case.shape(2, 16)))
 
 
 @pytest.mark.parametrize("case", FEW, indirect=True)
 def test_opcheck_of_an_empty_batch(case: Case) -> None:
-    parameters = effective(case, case.parameters())
+    parameters = list(case.parameters().values())
     check_ops(case, case.inputs(0, 5), parameters, case.activation(0, 5))
 
 

@@ -154,9 +154,11 @@ def test_cuda_graph(plan: str, tmp_path: Path) -> None:
     inputs, parameters = arguments(operator, 1032 if plan == "toeplitz" else 264)
     dy = torch.randn_like(inputs[0])
 
+    given = [*inputs, *parameters, *([0, None] if operator.spec.filter.decay else [])]
+
     def step() -> list[torch.Tensor]:
-        y = operator.namespace.forward_op(*inputs, *parameters)
-        return [y, *operator.namespace.backward_op(dy, *inputs, *parameters)]
+        y = operator.namespace.forward_op(*given)
+        return [y, *operator.namespace.backward_op(dy, *given)]
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -294,9 +296,8 @@ def test_library_ops_of_a_state(tmp_path: Path) -> None:
     operator = made(tmp_path, spec_from_dict(MODAL | CARRIED), "modal")
     namespace = operator.namespace
     inputs, parameters = arguments(operator, 37)
-    effective = namespace.effective(*parameters)
     state = namespace.zero_state_like(inputs[0])
-    tensors = [x.detach().requires_grad_() for x in (*inputs, *effective, *state)]
+    tensors = [x.detach().requires_grad_() for x in (*inputs, *parameters, *state)]
     torch.library.opcheck(namespace.stateful_op, (*tensors, True))
 
 

@@ -1,0 +1,110 @@
+"""Time tuned configs again whose kernels have changed, without a search.
+
+    PYTHONPATH=. python benchmarks/retime.py --out schedules/tuned
+
+Of every shipped decision for this GPU whose kernels have changed: those of its config, and of
+the schedule that its search started from, are compared with float64 and then timed in turns at its
+workloads. These times and digests of the kernels of today take the place of what the tables in the
+folder say; configs stay. Where another may have become the fastest, search again: `sh2gen tune`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from sh2gen.base.files import write_whole
+from sh2gen.base.resources import folder
+from sh2gen.runtime.measure import calls, io_dtype, machine, time_call
+from sh2gen.runtime.operator import Operator, OperatorRunner
+from sh2gen.tuning import records
+from sh2gen.tuning.recheck import kernels_of_decision, recheck
+from sh2gen.tuning.tables import Decision, read_tables, write_decisions
+from sh2gen.verify.verify import verify
+
+ROUNDS = 3
+SHORT = (2, 1032)
+
+
+def operator_of(decision: Decision, place: Path) -> Operator:
+    """Its file, under its config."""
+    source, _ = kernels_of_decision(decision)
+    write_whole(place, source.text)
+    return Operator(place, edited=True)
+
+
+def again(decision: Decision, place: Path) -> Decision:
+    """The decision with times of today."""
+    ways = {"config": decision}
+    if decision.start_us:
+        ways["start"] = dataclasses.replace(decision, config=decision.start)
+    made = {name: operator_of(one, place / f"{name}.py") for name, one in ways.items()}
+    spec, checks = decision.spec, 0
+    for operator in made.values():
+        report = verify(
+            spec,
+            OperatorRunner(operator, "cuda"),
+            dtype=io_dtype(spec),
+            shapes=[SHORT, *((w.batch, w.length) for w in decision.workloads[:1])],
+            device="cuda",
+            properties=["equality"],
+        )
+        report.require()
+        checks += len(report.checks)
+    timings: dict[str, list[list[float]]] = {name: [] for name in made}
+    for w in decision.workloads:
+        rounds: dict[str, list[tuple[float, ...]]] = {name: [] for name in made}
+        done = {
+            name: getattr(
+                calls(operator, w.batch, w.length, io_dtype(spec)), decision.key.direction
+            )
+            for name, operator in made.items()
+        }
+        for _ in range(ROUNDS):
+            for name, call in done.items():
+                rounds[name].append(dataclasses.astuple(time_call(call)))
+        for name, found in rounds.items():
+            timings[name].append([statistics.median(x) for x in zip(*found, strict=True)])
+        torch.cuda.empty_cache()
+    low, us, high = (tuple(x) for x in zip(*timings["config"], strict=True))
+    return dataclasses.replace(
+        decision,
+        us=us,
+        low=low,
+        high=high,
+        start_us=tuple(x[1] for x in timings["start"]) if "start" in timings else (),
+        checks=checks,
+        date=records.now(),
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the new tables")
+    arguments = parser.parse_args()
+    decisions, damages = read_tables([folder("schedules") / "tuned"])
+    assert not damages, damages
+    mine = [d for d in decisions if d.key.gpu == machine()["gpu"]]
+    found: dict[str, list[Decision]] = {}
+    with tempfile.TemporaryDirectory() as place:
+        for checked in recheck(mine):
+            before = checked.decision
+            if checked.stale and checked.kernels:
+                now = dataclasses.replace(again(before, Path(place)), kernels=checked.kernels)
+                found.setdefault(now.op, []).append(now)
+                pairs = zip(now.us, before.us, strict=True)
+                ratios = " ".join(f"{a:.1f}/{b:.1f}={a / b:.3f}" for a, b in pairs)
+                print(f"{now.op} {now.key.direction}: {ratios}", flush=True)
+    for several in found.values():
+        write_decisions(arguments.out, several)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
