@@ -42,7 +42,7 @@ def operator_of(decision: Decision, place: Path) -> Operator:
 def again(decision: Decision, place: Path) -> Decision:
     """The decision with times of today."""
     ways = {"config": decision}
-    if decision.start_us:
+    if decision.start_us and dict(decision.start) != dict(decision.config):
         ways["start"] = dataclasses.replace(decision, config=decision.start)
     made = {name: operator_of(one, place / f"{name}.py") for name, one in ways.items()}
     spec, checks = decision.spec, 0
@@ -78,7 +78,9 @@ def again(decision: Decision, place: Path) -> Decision:
         us=us,
         low=low,
         high=high,
-        start_us=tuple(x[1] for x in timings["start"]) if "start" in timings else (),
+        start_us=tuple(x[1] for x in timings.get("start", timings["config"]))
+        if decision.start_us
+        else (),
         checks=checks,
         date=records.now(),
     )

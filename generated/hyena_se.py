@@ -9,13 +9,14 @@ each, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: b1e8dd3355e78309484f1d87163d8f58606d962a1b106e369cfd1158d44f4831
+sha256, with zeros here: a727e5e5cec2bf3bacf2bf6e15d26535ff05661fb3e6ba0d3d32f5d08b7c8fc6
 """
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from operator import itemgetter
+from functools import reduce
+from operator import itemgetter, or_
 from typing import NamedTuple
 
 import torch
@@ -1337,7 +1338,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_c6da6ec8"
+    name = unique = "hyena_se_85067207"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1653,7 +1654,7 @@ def direct(
     """y of a call on a GPU that nothing but eager PyTorch sees; None of any other call."""
     if not on_gpu(inputs[0]) or not seen_by_none():
         return None
-    if any(type(x) is not int and x is not None for x in ladder):
+    if ladder and any(type(x) is not int and x is not None for x in ladder):
         return None
     tensors = (*inputs, *parameters)
     kind = (len(inputs), torch.is_grad_enabled(), *ladder)
@@ -1678,7 +1679,7 @@ def direct(
 
 def all_aligned(places: Sequence[int]) -> bool:
     """Whether memory begins at these addresses, all multiples of 16."""
-    return all(places) and not any(place % 16 for place in places)
+    return all(places) and reduce(or_, places) % 16 == 0
 
 
 def guards_of(tensors: Sequence[Tensor]) -> object | None:
@@ -1767,16 +1768,19 @@ def record(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Tap
             else:
                 where.append(count + inner.index(address) if address[1] else address[0])
         replays.append(Replay(kernel, start, numbers, itemgetter(*where)))
-    empty = empty_on(device)
+    empty = empty_on(device, hasty=True)
     return Tape(device, empty, shapes, size, tuple(inner), tuple(replays), facts, {})
 
 
-def empty_on(device: torch.device) -> Callable[[tuple, tuple, torch.dtype], Tensor]:
-    """Makes tensors on a device that is current: as PyTorch's compiled graphs do, which takes half
-    the time, where it has a function for that.
+def empty_on(device: torch.device, hasty: bool) -> Callable[[tuple, tuple, torch.dtype], Tensor]:
+    """Makes tensors on a device that is current.
+
+    Args:
+        hasty: as PyTorch's compiled graphs do, if it has a function for that: it takes half the
+            time, and leaves memory as it is where PyTorch is asked to fill it.
     """
     own = getattr(torch._C._dynamo.guards, f"_empty_strided_{device.type}", None)
-    if own is not None:
+    if own is not None and hasty:
         return own
     return lambda shape, strides, dtype: torch.empty_strided(
         shape, strides, dtype=dtype, device=device
@@ -1827,11 +1831,14 @@ def replay(tape: Tape, places: list[int]) -> tuple[list[Tensor], list[int]]:
 
 def replay_here(tape: Tape, places: list[int]) -> tuple[list[Tensor], list[int]]:
     """The same on the current device."""
-    results = [tape.empty(*traits) for traits in tape.results]
+    empty = tape.empty
+    if torch.are_deterministic_algorithms_enabled():  # it may have to be filled
+        empty = empty_on(tape.device, hasty=False)
+    results = [empty(*traits) for traits in tape.results]
     found = [x.data_ptr() for x in results]
     bases = places + found
     if tape.scratch:  # kept until all is launched: later work on the stream may then have it
-        scratch = tape.empty((tape.scratch,), (1,), torch.uint8)
+        scratch = empty((tape.scratch,), (1,), torch.uint8)
         bases.append(scratch.data_ptr())
     bases += [bases[i] + within for i, within in tape.inner]
     start_all(tape, bases)

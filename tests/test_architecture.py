@@ -188,6 +188,7 @@ def test_parts_import_only_triton_and_torch() -> None:
                 assert name == "sh2gen.plan.geometry" or name.split(".")[0] in {
                     "math",
                     "operator",
+                    "functools",
                     "torch",
                     "typing",
                     "triton",

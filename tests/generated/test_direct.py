@@ -362,6 +362,23 @@ def test_arguments_are_checked_as_ever(case: Case, launched: SimpleNamespace) ->
 
 
 @pytest.mark.parametrize("case", ["short_bdl"], indirect=True)
+def test_memory_that_no_kernel_writes_is_filled_if_pytorch_is_asked_to(
+    case: Case, launched: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By which the verifier finds what is not written."""
+    monkeypatch.setattr(launched.module, "starter", lambda *_: lambda _: None)
+    tensors = [*case.inputs(1, 9), *case.parameters().values()]
+    launched.function(*tensors)
+    with poisoned():
+        assert launched.function(*tensors).isnan().all()
+        leaves = [x.requires_grad_() for x in tensors]
+        for _ in range(2):
+            y = launched.function(*leaves)
+            gradients = torch.autograd.grad(y, leaves, torch.ones_like(y))
+        assert all(x.isnan().all() for x in (y, *gradients))
+
+
+@pytest.mark.parametrize("case", ["short_bdl"], indirect=True)
 def test_tapes_are_kept_within_bounds_and_forgotten_with_a_config(
     case: Case, launched: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
