@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 116bb1bddeeb1ae130b209e9f8aeb892a235d21d492a605c435db0b5c244ecc8
+sha256, with zeros here: b9f954d6bb0c91aeeaa1d6db7d9b737d210a23818f4f6714cc5ba3b3e0707b97
 """
 
 import threading
@@ -2435,7 +2435,7 @@ def launch_backward(
     state: Sequence[Tensor],
     d_leaving: Tensor,
 ) -> list[Tensor]:
-    """Gradients of the inputs, packed if they are, then of log_poles, residues, featurizer, skip.
+    """Gradients of the inputs, packed if they are, then of p, gamma, residues, featurizer, skip.
 
     Also of `state`, as in `launch_forward`.
     """
@@ -2915,7 +2915,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_17da6224"
+    name = unique = "hyena_li_stateful_ad0e1f71"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -9,7 +9,7 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 492b0ce78bf9e3609129eb9f90092b269fb5f58f7b29200e74a1cb91d975c21c
+sha256, with zeros here: 528676bf74b1d420011b25da2607f08ab8857f18a674ce667d0baf6efa4a8ec3
 """
 
 import math
@@ -2687,7 +2687,6 @@ def effective(
     filter = two_axes(filter).to(dtype)
     featurizer = two_axes(featurizer).to(dtype)
     skip = skip.to(dtype)
-    filter = filter * decays_of(filter, first_group, groups_in_all)
     return [filter, featurizer, skip]
 
 
@@ -2701,6 +2700,8 @@ def eager_forward(
     q_all, k_all, v_all = (canonical(x) for x in inputs)
     dtype = torch.float64 if q_all.dtype == torch.float64 else torch.float32
     filter, featurizer, skip = effective(*parameters, dtype, first_group, groups_in_all)
+    decays = decays_of(filter, first_group, groups_in_all)
+    filter = filter * decays
     outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
     (out_0,) = (canonical(x) for x in outputs)
     batch, channels, length = q_all.shape
@@ -2739,6 +2740,8 @@ def eager_backward(
     dy_all, q_all, k_all, v_all = (canonical(x) for x in (dy, *unpack(inputs), *saved))
     dtype = torch.float64 if dy_all.dtype == torch.float64 else torch.float32
     filter, featurizer, skip = effective(*parameters, dtype, first_group, groups_in_all)
+    decays = decays_of(filter, first_group, groups_in_all)
+    filter = filter * decays
     d_inputs = [allocate(x, x.shape[TIME]) for x in inputs]
     d_q_all, d_k_all, d_v_all = (canonical(x) for x in unpack(d_inputs))
     d_filter_all = torch.zeros_like(filter, dtype=dtype)
@@ -2788,11 +2791,7 @@ def eager_backward(
         d_q_all[:, c] = d_q
         d_k_all[:, c] = d_k
         d_v_all[:, c] = d_v
-    gradients = [
-        d_filter_all * decays_of(filter, first_group, groups_in_all),
-        d_featurizer_all,
-        d_skip_all,
-    ]
+    gradients = [d_filter_all * decays, d_featurizer_all, d_skip_all]
     return [
         *d_inputs,
         *(d.to(p.dtype).view(p.shape) for d, p in zip(gradients, parameters, strict=True)),
@@ -2806,7 +2805,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_e8e8ed2a"
+    name = unique = "hyena_mr_53824ada"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2997,7 +2996,7 @@ class Tape(NamedTuple):
         launches: in their order.
         facts: what the launcher is told beside tensors: whether to keep what gradients need, and
             where on a ladder of decays the filters are, if they decay.
-        after: tapes of the gradients of such a call, by the traits of dy; the last one by None.
+        after: `recent`, the last gradients of such calls.
     """
 
     device: torch.device
@@ -3016,12 +3015,12 @@ class Recent(NamedTuple):
     Attributes:
         guards: PyTorch's own, of compiled graphs: they tell whether other tensors have the same
             traits but for alignment, in a third of the time of traits_of.
-        tape: of such calls.
+        tape: of such calls; None if they have none.
         keep: whether gradients may be asked for.
     """
 
     guards: object
-    tape: Tape
+    tape: Tape | None
     keep: bool
 
 
@@ -3099,46 +3098,29 @@ def tape_of(
             return None
         if len(TAPES) >= MOST_TAPES:
             TAPES.clear()
+            RECENT.clear()
         tape = TAPES[key] = record(launcher, tensors, *facts)
     return tape
 
 
-def gradients_tape(
-    tape: Tape, dy: Tensor, kept: Sequence[Tensor], where: Sequence[int]
-) -> tuple[Tape | None, list[int]]:
+def gradients_tape(tape: Tape, tensors: Sequence[Tensor]) -> tuple[Tape | None, list[int]]:
     """The tape of the gradients of a call whose tape this is, as `tape_of` gives it, and the
-    addresses of dy and of what is kept.
-
-    Args:
-        kept: what the call has kept for them.
-        where: addresses of that when it was kept; it is looked at anew if they are others, as
-            hooks of saved tensors move it.
+    addresses of dy and of what the call has kept for them, which hooks of saved tensors may have
+    made anew.
     """
-    try:
-        same = [x.data_ptr() for x in kept] == where
-    except RuntimeError:
-        same = False
-    recent = tape.after.get(None)
-    if same and recent is not None and recent.guards.check(dy):
-        places = [dy.data_ptr(), *where]
-        if all_aligned(places[:1]):
+    recent = tape.after.get("recent")
+    if recent is not None and recent.guards.check(*tensors):
+        places = [x.data_ptr() for x in tensors]
+        if all_aligned(places):
             return recent.tape, places
-    found = traits_of((dy,))
-    if found is not None and same:
-        traits, places = found
-        places += where
-        if (after := tape.after.get(traits)) is not None:
-            return after, places
-    tensors = (dy, *kept)
-    whole = traits_of(tensors)
-    if whole is None:
+    found = traits_of(tensors)
+    if found is None:
         return None, []
-    after = tape_of(backward_of, tensors, whole[0], *tape.facts[1:])
-    if found is not None and same and after is not None:
-        tape.after[found[0]] = after
-        if all_aligned(whole[1][:1]) and (guards := guards_of((dy,))) is not None:
-            tape.after[None] = Recent(guards, after, True)
-    return after, whole[1]
+    traits, places = found
+    after = tape_of(backward_of, tensors, traits, *tape.facts[1:])
+    if all_aligned(places) and (guards := guards_of(tensors)) is not None:
+        tape.after["recent"] = Recent(guards, after, True)
+    return after, places
 
 
 def direct(
@@ -3156,7 +3138,7 @@ def direct(
         places = [x.data_ptr() for x in tensors]
         if all_aligned(places):
             _, tape, keep = recent
-            return apply_direct(tape, places, *tensors) if keep else replay(tape, places)[0][0]
+            return apply_direct(tape, places, *tensors) if keep else replay(tape, places)[0]
     found = traits_of(tensors)
     if found is None:
         return None
@@ -3167,7 +3149,7 @@ def direct(
         return None
     if all_aligned(places) and (guards := guards_of(tensors)) is not None:
         RECENT[kind] = Recent(guards, tape, keep)
-    return apply_direct(tape, places, *tensors) if keep else replay(tape, places)[0][0]
+    return apply_direct(tape, places, *tensors) if keep else replay(tape, places)[0]
 
 
 def all_aligned(places: Sequence[int]) -> bool:
@@ -3309,9 +3291,8 @@ def is_current(device: torch.device) -> bool:
     return torch._C._cuda_getDevice() == device.index
 
 
-def replay(tape: Tape, places: list[int]) -> tuple[list[Tensor], list[int]]:
-    """What a launcher gives for tensors of the traits of those that a tape is of, and where it
-    lies.
+def replay(tape: Tape, places: list[int]) -> list[Tensor]:
+    """What a launcher gives for tensors of the traits of those that a tape is of.
 
     Args:
         places: where these tensors lie.
@@ -3322,20 +3303,19 @@ def replay(tape: Tape, places: list[int]) -> tuple[list[Tensor], list[int]]:
         return replay_here(tape, places)
 
 
-def replay_here(tape: Tape, places: list[int]) -> tuple[list[Tensor], list[int]]:
+def replay_here(tape: Tape, places: list[int]) -> list[Tensor]:
     """The same on the current device."""
     empty = tape.empty
     if torch.are_deterministic_algorithms_enabled():  # it may have to be filled
         empty = empty_on(tape.device, hasty=False)
     results = [empty(*traits) for traits in tape.results]
-    found = [x.data_ptr() for x in results]
-    bases = places + found
+    bases = places + [x.data_ptr() for x in results]
     if tape.scratch:  # kept until all is launched: later work on the stream may then have it
         scratch = empty((tape.scratch,), (1,), torch.uint8)
         bases.append(scratch.data_ptr())
     bases += [bases[i] + within for i, within in tape.inner]
     start_all(tape, bases)
-    return results, found
+    return results
 
 
 def start_all(tape: Tape, addresses: list[int]) -> None:
@@ -3394,21 +3374,21 @@ class Direct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, tape: Tape, places: list[int], *tensors: Tensor) -> Tensor:
-        (y, *made), (_, *where) = replay(tape, places)
-        ctx.of = tape, places + where
+        y, *made = replay(tape, places)
+        ctx.tape = tape
         ctx.save_for_backward(*tensors, *made)
         return y
 
     @staticmethod
     def backward(ctx, dy: Tensor):
-        kept, (tape, where) = ctx.saved_tensors, ctx.of
+        tape, tensors = ctx.tape, (dy, *ctx.saved_tensors)
         # If gradients of gradients are asked for, or something sees this part alone: library ops.
         if seen_by_none() and not torch.is_grad_enabled():
-            after, places = gradients_tape(tape, dy, kept, where)
+            after, places = gradients_tape(tape, tensors)
             if after is not None:
-                return None, None, *replay(after, places)[0]
+                return None, None, *replay(after, places)
         refuse_batched(dy)
-        _, inputs, parameters, saved = parted((dy, *kept))
+        _, inputs, parameters, saved = parted(tensors)
         absent = [None] * (len(INPUTS) - len(inputs))
         return None, None, *backward_op(dy, *inputs, *absent, *parameters, *saved, *tape.facts[1:])
 

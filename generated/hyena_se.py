@@ -9,7 +9,7 @@ each, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: a727e5e5cec2bf3bacf2bf6e15d26535ff05661fb3e6ba0d3d32f5d08b7c8fc6
+sha256, with zeros here: b134f237d6029143b7b070e066383241db0d43fae078e7426b9137635a3d5ca0
 """
 
 import threading
@@ -1338,7 +1338,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_85067207"
+    name = unique = "hyena_se_cff2effa"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1504,7 +1504,7 @@ class Tape(NamedTuple):
         launches: in their order.
         facts: what the launcher is told beside tensors: whether to keep what gradients need, and
             where on a ladder of decays the filters are, if they decay.
-        after: tapes of the gradients of such a call, by the traits of dy; the last one by None.
+        after: `recent`, the last gradients of such calls.
     """
 
     device: torch.device
@@ -1523,12 +1523,12 @@ class Recent(NamedTuple):
     Attributes:
         guards: PyTorch's own, of compiled graphs: they tell whether other tensors have the same
             traits but for alignment, in a third of the time of traits_of.
-        tape: of such calls.
+        tape: of such calls; None if they have none.
         keep: whether gradients may be asked for.
     """
 
     guards: object
-    tape: Tape
+    tape: Tape | None
     keep: bool
 
 
@@ -1606,46 +1606,29 @@ def tape_of(
             return None
         if len(TAPES) >= MOST_TAPES:
             TAPES.clear()
+            RECENT.clear()
         tape = TAPES[key] = record(launcher, tensors, *facts)
     return tape
 
 
-def gradients_tape(
-    tape: Tape, dy: Tensor, kept: Sequence[Tensor], where: Sequence[int]
-) -> tuple[Tape | None, list[int]]:
+def gradients_tape(tape: Tape, tensors: Sequence[Tensor]) -> tuple[Tape | None, list[int]]:
     """The tape of the gradients of a call whose tape this is, as `tape_of` gives it, and the
-    addresses of dy and of what is kept.
-
-    Args:
-        kept: what the call has kept for them.
-        where: addresses of that when it was kept; it is looked at anew if they are others, as
-            hooks of saved tensors move it.
+    addresses of dy and of what the call has kept for them, which hooks of saved tensors may have
+    made anew.
     """
-    try:
-        same = [x.data_ptr() for x in kept] == where
-    except RuntimeError:
-        same = False
-    recent = tape.after.get(None)
-    if same and recent is not None and recent.guards.check(dy):
-        places = [dy.data_ptr(), *where]
-        if all_aligned(places[:1]):
+    recent = tape.after.get("recent")
+    if recent is not None and recent.guards.check(*tensors):
+        places = [x.data_ptr() for x in tensors]
+        if all_aligned(places):
             return recent.tape, places
-    found = traits_of((dy,))
-    if found is not None and same:
-        traits, places = found
-        places += where
-        if (after := tape.after.get(traits)) is not None:
-            return after, places
-    tensors = (dy, *kept)
-    whole = traits_of(tensors)
-    if whole is None:
+    found = traits_of(tensors)
+    if found is None:
         return None, []
-    after = tape_of(backward_of, tensors, whole[0], *tape.facts[1:])
-    if found is not None and same and after is not None:
-        tape.after[found[0]] = after
-        if all_aligned(whole[1][:1]) and (guards := guards_of((dy,))) is not None:
-            tape.after[None] = Recent(guards, after, True)
-    return after, whole[1]
+    traits, places = found
+    after = tape_of(backward_of, tensors, traits, *tape.facts[1:])
+    if all_aligned(places) and (guards := guards_of(tensors)) is not None:
+        tape.after["recent"] = Recent(guards, after, True)
+    return after, places
 
 
 def direct(
@@ -1663,7 +1646,7 @@ def direct(
         places = [x.data_ptr() for x in tensors]
         if all_aligned(places):
             _, tape, keep = recent
-            return apply_direct(tape, places, *tensors) if keep else replay(tape, places)[0][0]
+            return apply_direct(tape, places, *tensors) if keep else replay(tape, places)[0]
     found = traits_of(tensors)
     if found is None:
         return None
@@ -1674,7 +1657,7 @@ def direct(
         return None
     if all_aligned(places) and (guards := guards_of(tensors)) is not None:
         RECENT[kind] = Recent(guards, tape, keep)
-    return apply_direct(tape, places, *tensors) if keep else replay(tape, places)[0][0]
+    return apply_direct(tape, places, *tensors) if keep else replay(tape, places)[0]
 
 
 def all_aligned(places: Sequence[int]) -> bool:
@@ -1816,9 +1799,8 @@ def is_current(device: torch.device) -> bool:
     return torch._C._cuda_getDevice() == device.index
 
 
-def replay(tape: Tape, places: list[int]) -> tuple[list[Tensor], list[int]]:
-    """What a launcher gives for tensors of the traits of those that a tape is of, and where it
-    lies.
+def replay(tape: Tape, places: list[int]) -> list[Tensor]:
+    """What a launcher gives for tensors of the traits of those that a tape is of.
 
     Args:
         places: where these tensors lie.
@@ -1829,20 +1811,19 @@ def replay(tape: Tape, places: list[int]) -> tuple[list[Tensor], list[int]]:
         return replay_here(tape, places)
 
 
-def replay_here(tape: Tape, places: list[int]) -> tuple[list[Tensor], list[int]]:
+def replay_here(tape: Tape, places: list[int]) -> list[Tensor]:
     """The same on the current device."""
     empty = tape.empty
     if torch.are_deterministic_algorithms_enabled():  # it may have to be filled
         empty = empty_on(tape.device, hasty=False)
     results = [empty(*traits) for traits in tape.results]
-    found = [x.data_ptr() for x in results]
-    bases = places + found
+    bases = places + [x.data_ptr() for x in results]
     if tape.scratch:  # kept until all is launched: later work on the stream may then have it
         scratch = empty((tape.scratch,), (1,), torch.uint8)
         bases.append(scratch.data_ptr())
     bases += [bases[i] + within for i, within in tape.inner]
     start_all(tape, bases)
-    return results, found
+    return results
 
 
 def start_all(tape: Tape, addresses: list[int]) -> None:
@@ -1893,21 +1874,21 @@ class Direct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, tape: Tape, places: list[int], *tensors: Tensor) -> Tensor:
-        (y, *made), (_, *where) = replay(tape, places)
-        ctx.of = tape, places + where
+        y, *made = replay(tape, places)
+        ctx.tape = tape
         ctx.save_for_backward(*tensors, *made)
         return y
 
     @staticmethod
     def backward(ctx, dy: Tensor):
-        kept, (tape, where) = ctx.saved_tensors, ctx.of
+        tape, tensors = ctx.tape, (dy, *ctx.saved_tensors)
         # If gradients of gradients are asked for, or something sees this part alone: library ops.
         if seen_by_none() and not torch.is_grad_enabled():
-            after, places = gradients_tape(tape, dy, kept, where)
+            after, places = gradients_tape(tape, tensors)
             if after is not None:
-                return None, None, *replay(after, places)[0]
+                return None, None, *replay(after, places)
         refuse_batched(dy)
-        _, inputs, parameters, saved = parted((dy, *kept))
+        _, inputs, parameters, saved = parted(tensors)
         absent = [None] * (len(INPUTS) - len(inputs))
         return None, None, *backward_op(dy, *inputs, *absent, *parameters, *saved)
 

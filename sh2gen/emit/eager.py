@@ -69,6 +69,7 @@ def eager_forward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         else "outputs = [allocate(inputs[0], inputs[0].shape[TIME])]"
     ]
     setup.append(f"{targets(results)} = (canonical(x) for x in outputs)")
+    setup = decayed(spec) + setup
     lines = _eager_lines(plan.graph, plan.eager)
     lines += [f"{out}[:, c] = {value}" for out, value in zip(results, stored, strict=True)]
     return {
@@ -146,6 +147,7 @@ def eager_backward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     names = [f"d_{name}_all" for name in spec.inputs]
     parameters = list(spec.kernel_parameters)
     setup = [
+        *decayed(spec),
         "d_inputs = [allocate(x, x.shape[TIME]) for x in inputs]",
         f"{targets(names)} = (canonical(x) for x in unpack(d_inputs))",
         *(f"d_{name}_all = torch.zeros_like({name}, dtype=dtype)" for name in parameters),
@@ -176,6 +178,15 @@ def eager_backward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     }
 
 
+def decayed(spec: OpSpec) -> list[str]:
+    """Lines that give taps their decays, if they have some."""
+    lines = [
+        "decays = decays_of(filter, first_group, groups_in_all)",
+        "filter = filter * decays",
+    ]
+    return lines * (spec.filter.decay is not None)
+
+
 def ladder(spec: OpSpec) -> list[str]:
     """What functions take beside tensors, if filters decay."""
     return ["first_group: int", "groups_in_all: int | None"] * (spec.filter.decay is not None)
@@ -184,7 +195,7 @@ def ladder(spec: OpSpec) -> list[str]:
 def _trained(spec: OpSpec, name: str) -> str:
     """Gradients of what is trained, from that of what is computed of it."""
     if name == "filter" and spec.filter.decay is not None:
-        return "d_filter_all * decays_of(filter, first_group, groups_in_all)"
+        return "d_filter_all * decays"
     if name == "log_poles" and spec.filter.parametrisation is Parametrisation.P_GAMMA:
         return "d_log_poles_all * log_poles, d_log_poles_all * log_poles"  # of p, and of gamma
     return f"d_{name}_all"

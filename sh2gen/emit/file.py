@@ -388,8 +388,6 @@ def _conversions(spec: OpSpec) -> list[str]:
     lines = [
         f"{name} = {f'two_axes({name})' if name in taps else name}.to(dtype)" for name in names
     ]
-    if spec.filter.decay is not None:
-        lines.append("filter = filter * decays_of(filter, first_group, groups_in_all)")
     if spec.filter.parametrisation is Parametrisation.P_GAMMA:
         lines.append("log_poles = poles(p, gamma)")
     return lines

@@ -43,7 +43,7 @@ def whole(
 
 def gradients_doc(spec: OpSpec) -> str:
     """What backward gives, in words."""
-    names = ", ".join(spec.kernel_parameters)
+    names = ", ".join(p.name for p in spec.parameters)
     return f"Gradients of the inputs, packed if they are, then of {names}."
 
 

@@ -314,13 +314,18 @@ class _Kernels(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, namespace: ModuleType, history: Tensor, state: Tensor, *tensors: Tensor
+        ctx: Any,
+        namespace: ModuleType,
+        ladder: dict[str, Any],
+        history: Tensor,
+        state: Tensor,
+        *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         roles = len(namespace.INPUTS)
         ends = {"state": (history, state)} if state.numel() else {}
-        y, *saved = namespace.launch_forward(tensors[:roles], tensors[roles:], **ends)
+        y, *saved = namespace.launch_forward(tensors[:roles], tensors[roles:], **ends, **ladder)
         leaving = saved.pop() if ends else state
-        ctx.namespace, ctx.saved = namespace, saved
+        ctx.namespace, ctx.ladder, ctx.saved = namespace, ladder, saved
         ctx.save_for_backward(history, state, *tensors)
         return y, leaving.clone()
 
@@ -331,9 +336,10 @@ class _Kernels(torch.autograd.Function):
         roles = len(ctx.namespace.INPUTS)
         ends = {"state": (history, state), "d_leaving": d_leaving} if state.numel() else {}
         inputs, parameters = tensors[:roles], tensors[roles:]
-        found = ctx.namespace.launch_backward(dy, inputs, parameters, ctx.saved, **ends)
+        more = ends | ctx.ladder
+        found = ctx.namespace.launch_backward(dy, inputs, parameters, ctx.saved, **more)
         d_history, d_state = found[len(tensors) :] if ends else (None, None)
-        return None, d_history, d_state, *found[: len(tensors)]
+        return None, None, d_history, d_state, *found[: len(tensors)]
 
 
 class InterpreterRunner:
@@ -388,11 +394,11 @@ class InterpreterRunner:
         state = tuple(n.zero_state_like(given[0])) if state is None else state
         launched: Any = _Kernels.apply
         if len(state) > 1:
-            y, leaving = launched(n, *state, *given, *weights)
+            y, leaving = launched(n, self._ladder, *state, *given, *weights)
             return y, (n.last_steps(given, state[0]), leaving)
         joined, steps = n.join_history(given, state[0])
         none = state[0].new_zeros(0)
-        y, _ = launched(n, none, none, *joined, *weights)
+        y, _ = launched(n, self._ladder, none, none, *joined, *weights)
         return y.narrow(n.TIME, steps, given[0].shape[n.TIME]), (n.last_steps(joined, state[0]),)
 
     def _outputs(self, inputs: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> list[Tensor]:

@@ -480,3 +480,24 @@ def test_exact_chunks_add_two_rounded_gradients(tmp_path: Path) -> None:
         verify(
             spec, runner, dtype=torch.bfloat16, properties=["chunks", "equality"], **options
         ).require()
+
+
+@pytest.mark.parametrize("algorithm", ["direct", "toeplitz"])
+def test_chunks_of_a_slice_have_its_rungs(algorithm: str, tmp_path: Path) -> None:
+    """Of a filter that decays: channels of the last groups alone are as among all."""
+    decay = {"preset": "strong", "cache_length": 30}
+    spec = make(algorithm, channels=8, filter={"kind": "decay", "groups": 4, "decay": decay})
+    inputs, parameters, dy = random_tensors(spec, 1, 37, dtype=torch.float32)
+    whole, gradients = chunked(
+        runner_of(spec, algorithm, tmp_path), inputs, parameters, dy, [0, 37]
+    )
+    (tmp_path / "part").mkdir()
+    runner = runner_of(spec.with_width(4, 2), algorithm, tmp_path / "part")
+    part, _ = runner.sliced(spec, range(2, 4))
+    some = {name: x[:, 4:] for name, x in inputs.items()}
+    weights = {name: x[2:] for name, x in parameters.items()}
+    y, found = chunked(part, some, weights, dy[:, 4:], [0, 11, 37])
+    torch.testing.assert_close(y, whole[:, 4:], rtol=1e-5, atol=1e-5)
+    for name, x in found.items():
+        wanted = gradients[name][2:] if name in weights else gradients[name][:, 4:]
+        torch.testing.assert_close(x, wanted, rtol=1e-5, atol=1e-5)

@@ -319,6 +319,32 @@ def test_hooks_of_saved_tensors_and_checkpoints(case: Case, launched: SimpleName
         assert same(differentiated(again, inputs, parameters, dy), wanted)
 
 
+@pytest.mark.parametrize("case", ["short_bdl", "decay"], indirect=True)
+def test_hooks_that_give_other_strides_at_the_same_address(
+    case: Case, launched: SimpleNamespace
+) -> None:
+    """As the allocator may, where rows had gaps that a copy on another device does not have."""
+
+    def gaps(x: Tensor) -> Tensor:
+        return torch.cat([x, x], -1)[..., : x.shape[-1]] if x.dim() == 3 else x
+
+    def dense(kept: tuple[Tensor, Tensor]) -> Tensor:
+        place, values = kept
+        strides = values.contiguous().stride()
+        return place.as_strided(values.shape, strides).copy_(values)
+
+    parameters, dy = list(case.parameters().values()), case.activation()
+    for hooked in (False, True, True):
+        inputs = [gaps(x) for x in case.inputs()]
+        wanted = differentiated(
+            launched.function, [x.contiguous() for x in inputs], parameters, dy
+        )
+        pack = (lambda x: (x.detach(), x.detach().clone())) if hooked else (lambda x: x)
+        with saved_tensors_hooks(pack, dense if hooked else lambda x: x):
+            found = differentiated(launched.function, inputs, parameters, dy)
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
 @pytest.mark.parametrize("case", ["short_bdl"], indirect=True)
 def test_second_derivatives_are_refused(case: Case, launched: SimpleNamespace) -> None:
     leaves = [x.requires_grad_() for x in (*case.inputs(), *case.parameters().values())]
