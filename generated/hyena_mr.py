@@ -9,7 +9,7 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 528676bf74b1d420011b25da2607f08ab8857f18a674ce667d0baf6efa4a8ec3
+sha256, with zeros here: 3f9d57a1ce8042634c3484f13070ede1a1e18fa05e401859ccfe638247b6a23b
 """
 
 import math
@@ -2673,12 +2673,7 @@ def canonical(x: Tensor) -> Tensor:
 
 
 def effective(
-    filter: Tensor,
-    featurizer: Tensor,
-    skip: Tensor,
-    dtype: torch.dtype,
-    first_group: int,
-    groups_in_all: int | None,
+    filter: Tensor, featurizer: Tensor, skip: Tensor, dtype: torch.dtype
 ) -> list[Tensor]:
     """The parameters as plain PyTorch computes with them, in `dtype`: where it differentiates,
     it sums gradients of rows that are spread over channels, which are rounded to a narrow dtype
@@ -2699,7 +2694,7 @@ def eager_forward(
     """[y] of the unpacked inputs."""
     q_all, k_all, v_all = (canonical(x) for x in inputs)
     dtype = torch.float64 if q_all.dtype == torch.float64 else torch.float32
-    filter, featurizer, skip = effective(*parameters, dtype, first_group, groups_in_all)
+    filter, featurizer, skip = effective(*parameters, dtype)
     decays = decays_of(filter, first_group, groups_in_all)
     filter = filter * decays
     outputs = [allocate(inputs[0], inputs[0].shape[TIME])]
@@ -2739,7 +2734,7 @@ def eager_backward(
     """Gradients of the inputs, packed if they are, then of the parameters."""
     dy_all, q_all, k_all, v_all = (canonical(x) for x in (dy, *unpack(inputs), *saved))
     dtype = torch.float64 if dy_all.dtype == torch.float64 else torch.float32
-    filter, featurizer, skip = effective(*parameters, dtype, first_group, groups_in_all)
+    filter, featurizer, skip = effective(*parameters, dtype)
     decays = decays_of(filter, first_group, groups_in_all)
     filter = filter * decays
     d_inputs = [allocate(x, x.shape[TIME]) for x in inputs]
@@ -2805,7 +2800,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_53824ada"
+    name = unique = "hyena_mr_ba3a6de8"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -224,8 +224,6 @@ def _eager(spec: OpSpec, plan: Plan) -> list[str]:
             eager=functions,
             typed_parameters=[f"{p.name}: Tensor" for p in spec.parameters],
             op_parameters=list(spec.kernel_parameters),
-            ladder=eager.ladder(spec),
-            ladder_names=_ladder_names(spec),
             conversions=_conversions(spec),
         ),
     ]
