@@ -5,7 +5,8 @@
 Of every shipped decision for this GPU whose kernels have changed: those of its config, and of
 the schedule that its search started from, are compared with float64 and then timed in turns at its
 workloads. These times and digests of the kernels of today take the place of what the tables in the
-folder say; configs stay. Where another may have become the fastest, search again: `sh2gen tune`.
+folder say. A config stays unless its start is no slower any more, which then takes its place as in
+a search; where another may have become the fastest, search again: `sh2gen tune`.
 """
 
 from __future__ import annotations
@@ -72,15 +73,19 @@ def again(decision: Decision, place: Path) -> Decision:
         for name, found in rounds.items():
             timings[name].append([statistics.median(x) for x in zip(*found, strict=True)])
         torch.cuda.empty_cache()
-    low, us, high = (tuple(x) for x in zip(*timings["config"], strict=True))
+    costs = {
+        name: sum(us / b for (_, us, _), b in zip(found, decision.bound_us, strict=True))
+        for name, found in timings.items()
+    }
+    best = min(costs, key=lambda name: costs[name])
+    low, us, high = (tuple(x) for x in zip(*timings[best], strict=True))
+    before = timings.get("start", timings["config"])
     return dataclasses.replace(
-        decision,
+        ways[best],
         us=us,
         low=low,
         high=high,
-        start_us=tuple(x[1] for x in timings.get("start", timings["config"]))
-        if decision.start_us
-        else (),
+        start_us=tuple(us for _, us, _ in before) if decision.start_us else (),
         checks=checks,
         date=records.now(),
     )
@@ -98,7 +103,9 @@ def main() -> int:
         for checked in recheck(mine):
             before = checked.decision
             if checked.stale and checked.kernels:
-                now = dataclasses.replace(again(before, Path(place)), kernels=checked.kernels)
+                timed = again(before, Path(place))
+                (current,) = recheck([timed])  # its config may be another
+                now = dataclasses.replace(timed, kernels=current.kernels)
                 found.setdefault(now.op, []).append(now)
                 pairs = zip(now.us, before.us, strict=True)
                 ratios = " ".join(f"{a:.1f}/{b:.1f}={a / b:.3f}" for a, b in pairs)

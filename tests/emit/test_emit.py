@@ -287,7 +287,9 @@ def test_sums_of_partials_are_built_as_they_are_launched(
         arguments = [*(name for name, _ in listed.signature), *constants]
         assert arguments == [a.arg for a in kernel.args.args]
         sections = [n for n in ast.walk(kernel) if isinstance(n, ast.Call)]
-        stored = [ast.unparse(n.args[0]) for n in sections if "store" in ast.unparse(n.func)]
+        stored = [n.args for n in sections if ast.unparse(n.func) == "store_gradient"]
+        made = [n for n in ast.walk(kernel) if isinstance(n, ast.Assign)]
+        summed = {id(n.value): ast.unparse(n.targets[0]) for n in made}
         sections = [n for n in sections if ast.unparse(n.func) == "sum_rows"]
         assert len(sections) == 3
         calls = (n for n in nodes if isinstance(n, ast.Call))
@@ -296,7 +298,9 @@ def test_sums_of_partials_are_built_as_they_are_launched(
         parameters = call.args[3]
         assert isinstance(parameters, ast.List)
         outputs = [f"d_{ast.unparse(tensor)}_ptr" for tensor in parameters.elts]
-        assert stored == outputs
+        assert [ast.unparse(place) for place, _ in stored] == outputs
+        assert [f"{summed[id(section)]}_ptr" for section in sections] == outputs
+        assert [f"{ast.unparse(value)}_ptr" for _, value in stored] == outputs
         # Every section has as many programs as its rows need, and the launch has all of them.
         programs = 0
         for index, section in enumerate(sections):

@@ -87,8 +87,7 @@ def test_what_was_tuned_is_legal_and_taken(op: str, monkeypatch: pytest.MonkeyPa
             assert d.checks > 0
             for low, us, high in zip(d.low, d.us, d.high, strict=True):
                 assert 0 < low <= us <= high
-            # Timed again without a search, what was faster may be so no more, but for noise.
-            assert cost(d.us, d) <= 1.01 * cost(d.start_us, d)
+            assert cost(d.us, d) <= cost(d.start_us, d)
             (plan,) = (plan for plan in plans(spec) if plan.name == d.key.plan)
             assert d.config in search_space(spec, plan, direction).points
             one = replace(spec, workloads=d.workloads)
