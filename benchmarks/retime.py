@@ -2,11 +2,12 @@
 
     PYTHONPATH=. python benchmarks/retime.py --out schedules/tuned
 
-Of every shipped decision for this GPU whose kernels have changed: those of its config, and of
-the schedule that its search started from, are compared with float64 and then timed in turns at its
-workloads. These times and digests of the kernels of today take the place of what the tables in the
-folder say. A config stays unless its start is no slower any more, which then takes its place as in
-a search; where another may have become the fastest, search again: `sh2gen tune`.
+Of every shipped decision for this GPU whose kernels have changed, or of all of some operators
+(`--ops hyena_mr`): those of its config, and of the schedule that its search started from, are
+compared with float64 and then timed in turns at its workloads. These times and digests of the
+kernels of today take the place of what the tables in the folder say. A config stays unless its
+start is no slower any more, which then takes its place as in a search; where another may have
+become the fastest, search again: `sh2gen tune`.
 """
 
 from __future__ import annotations
@@ -94,15 +95,17 @@ def again(decision: Decision, place: Path) -> Decision:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the new tables")
+    parser.add_argument("--ops", nargs="+", default=[], help="of these all, changed or not")
     arguments = parser.parse_args()
     decisions, damages = read_tables([folder("schedules") / "tuned"])
     assert not damages, damages
-    mine = [d for d in decisions if d.key.gpu == machine()["gpu"]]
+    ops = arguments.ops
+    mine = [d for d in decisions if d.key.gpu == machine()["gpu"] and (not ops or d.op in ops)]
     found: dict[str, list[Decision]] = {}
     with tempfile.TemporaryDirectory() as place:
         for checked in recheck(mine):
             before = checked.decision
-            if checked.stale and checked.kernels:
+            if checked.kernels and (checked.stale or ops):
                 timed = again(before, Path(place))
                 (current,) = recheck([timed])  # its config may be another
                 now = dataclasses.replace(timed, kernels=current.kernels)

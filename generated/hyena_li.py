@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 3cfbbf34b701df1e11431ff6bef743eb333689c0296f57e01847e2d307b7e48f
+sha256, with zeros here: ad48e1b902d772b6cf48c0459ae562de1587fb7e74ab94b9b395eea0824f0273
 """
 
 import threading
@@ -131,7 +131,8 @@ def log_pole(pointers, where, there):
         rest = tl.fma(total, 1.4426950216293335, -exponent)
         rest = tl.fma(total, 1.9259629911266175e-8, rest)  # log2(e) is a sum of two float32
         power = tl.exp2(exponent)
-        return -tl.fma(power, tl.fma(rest, 0.6931471805599453, lost), power)
+        rest = tl.fma(rest, 0.6931471805599453, lost)  # no number if a sum is infinite
+        return -tl.where(rest == rest, tl.fma(power, rest, power), power)
 
 
 @triton.jit
@@ -2714,7 +2715,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_5739160f"
+    name = unique = "hyena_li_fbcc16ab"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: b9f954d6bb0c91aeeaa1d6db7d9b737d210a23818f4f6714cc5ba3b3e0707b97
+sha256, with zeros here: 2e394ba506c54b3f2cb57579021a9d0506a860da123b44ffc427528df76fb011
 """
 
 import threading
@@ -119,7 +119,8 @@ def log_pole(pointers, where, there):
         rest = tl.fma(total, 1.4426950216293335, -exponent)
         rest = tl.fma(total, 1.9259629911266175e-8, rest)  # log2(e) is a sum of two float32
         power = tl.exp2(exponent)
-        return -tl.fma(power, tl.fma(rest, 0.6931471805599453, lost), power)
+        rest = tl.fma(rest, 0.6931471805599453, lost)  # no number if a sum is infinite
+        return -tl.where(rest == rest, tl.fma(power, rest, power), power)
 
 
 @triton.jit
@@ -2915,7 +2916,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_ad0e1f71"
+    name = unique = "hyena_li_stateful_2527e266"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

@@ -9,7 +9,7 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 3f9d57a1ce8042634c3484f13070ede1a1e18fa05e401859ccfe638247b6a23b
+sha256, with zeros here: 2ed81498ec23db0384e64ccc8dccf4ef4dddc07e27880f7a6e6e2e40dccfcf4b
 """
 
 import math
@@ -2572,7 +2572,7 @@ def rungs_of(groups: int, first_group: int, groups_in_all: int | None) -> int:
     """
     whole = groups if groups_in_all is None else groups_in_all
     for name, value in (("first_group", first_group), ("groups_in_all", whole)):
-        if not isinstance(value, (int, torch.SymInt)):
+        if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
             raise TypeError(f"{OP}: {name} must be a whole number, not {value!r}")
     if not 0 <= first_group <= whole - groups:
         raise ValueError(
@@ -2800,7 +2800,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_ba3a6de8"
+    name = unique = "hyena_mr_01e97a46"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

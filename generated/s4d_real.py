@@ -8,7 +8,7 @@ each, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 44344596499defea9c932352b659e3c68a619a24d0c84a641dc935a42bb00f7f
+sha256, with zeros here: 837c257f69216752285a5b00f16a6ab6d2086bfa8cc9fc4df62e3b8f89973c53
 """
 
 import threading
@@ -118,7 +118,8 @@ def log_pole(pointers, where, there):
         rest = tl.fma(total, 1.4426950216293335, -exponent)
         rest = tl.fma(total, 1.9259629911266175e-8, rest)  # log2(e) is a sum of two float32
         power = tl.exp2(exponent)
-        return -tl.fma(power, tl.fma(rest, 0.6931471805599453, lost), power)
+        rest = tl.fma(rest, 0.6931471805599453, lost)  # no number if a sum is infinite
+        return -tl.where(rest == rest, tl.fma(power, rest, power), power)
 
 
 @triton.jit
@@ -2177,7 +2178,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_afdf5e91"
+    name = unique = "s4d_real_b1d68b00"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1

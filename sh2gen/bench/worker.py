@@ -9,6 +9,7 @@ memory most of it is taken.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import astuple
@@ -213,6 +214,7 @@ def _memory(job: Job) -> Answer:
     made, forward = _by_autograd(job), job["direction"] == "forward"
     call = made.forward if forward else made.both
     call()  # compiles, tunes, and fills caches
+    gc.collect()  # else tensors in cycles of objects count before the call, and not after it
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

@@ -15,7 +15,7 @@ def rungs_of(groups: int, first_group: int, groups_in_all: int | None) -> int:
     """
     whole = groups if groups_in_all is None else groups_in_all
     for name, value in (("first_group", first_group), ("groups_in_all", whole)):
-        if not isinstance(value, (int, torch.SymInt)):
+        if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
             raise TypeError(f"{OP}: {name} must be a whole number, not {value!r}")
     if not 0 <= first_group <= whole - groups:
         raise ValueError(

@@ -63,4 +63,5 @@ def log_pole(pointers, where, there):
         rest = tl.fma(total, 1.4426950216293335, -exponent)
         rest = tl.fma(total, 1.9259629911266175e-8, rest)  # log2(e) is a sum of two float32
         power = tl.exp2(exponent)
-        return -tl.fma(power, tl.fma(rest, 0.6931471805599453, lost), power)
+        rest = tl.fma(rest, 0.6931471805599453, lost)  # no number if a sum is infinite
+        return -tl.where(rest == rest, tl.fma(power, rest, power), power)

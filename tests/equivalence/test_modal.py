@@ -92,6 +92,22 @@ def test_every_structure(fields: dict[str, Any], dtype: torch.dtype, tmp_path: P
     check(small_case(make(**fields), 300, batch=2), tmp_path, dtype)
 
 
+def test_modes_that_do_not_decay(tmp_path: Path) -> None:
+    """p and gamma of minus infinity: exp of it is 0, and so is its gradient."""
+    spec = make(3, **P_GAMMA)
+    case = small_case(spec, 40)
+    inputs, parameters, dy = random_tensors(spec, 1, 40, dtype=torch.float32)
+    parameters["p"][0, 0] = parameters["gamma"][1, 1] = -math.inf
+    runner = interpreted(spec, case.plan, case.schedule, tmp_path)
+    y, found = gradients_of(spec, runner, inputs, parameters, dy)
+    plain = {name: p.clone() for name, p in parameters.items()}
+    plain["p"][0, 0] = plain["gamma"][1, 1] = -100.0
+    expected, wanted = gradients_of(spec, runner, inputs, plain, dy)
+    assert torch.equal(y, expected)
+    for name, gradient in wanted.items():
+        assert torch.allclose(found[name], gradient, rtol=0, atol=1e-30), name
+
+
 @pytest.mark.parametrize(
     ("parametrisation", "dtype"),
     [("log_poles", torch.float16), ("complex", torch.float64)],

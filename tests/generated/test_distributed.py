@@ -1,11 +1,13 @@
-"""Modules under PyTorch's data parallelism: two processes on gloo, half of a batch each."""
+"""Modules under PyTorch's data parallelism: two processes, half of a batch each, on gloo; on NCCL
+from tests/gpu.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
@@ -22,8 +24,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 import sh2gen
 
-path, place, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
-dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
+path, place, device, rank = *sys.argv[1:4], int(sys.argv[4])
+if device == "cuda":
+    torch.cuda.set_device(rank)
+backend = "nccl" if device == "cuda" else "gloo"
+dist.init_process_group(backend, init_method=f"file://{place}", rank=rank, world_size=2)
 operator = sh2gen.load(path)
 
 
@@ -31,8 +36,8 @@ class Block(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.mixer = operator.module()
-        self.scale = nn.Parameter(torch.ones(1))
+        self.mixer = operator.module(device=device)
+        self.scale = nn.Parameter(torch.ones(1, device=device))
 
     def forward(self, *inputs):
         return self.mixer(*inputs) * self.scale
@@ -41,7 +46,7 @@ class Block(nn.Module):
 channels = operator.spec.channels
 shape = (4, channels, 11) if operator.layout == "BDL" else (4, 11, channels)
 torch.manual_seed(1)
-inputs = [torch.randn(shape) for _ in operator.spec.inputs]
+inputs = [torch.randn(shape, device=device) for _ in operator.spec.inputs]
 half = [x.chunk(2)[rank] for x in inputs]
 alone = Block()
 alone(*inputs).square().mean().backward()
@@ -63,14 +68,13 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("case", ["poles"], indirect=True)
-def test_gradients_of_halves_of_a_batch_are_those_of_the_whole(case: Case, tmp_path: Path) -> None:
-    script = tmp_path / "rank.py"
+def check_halves(path: Path, place: Path, device: Literal["cpu", "cuda"]) -> None:
+    """Gradients of an operator of halves of a batch are those of the whole."""
+    script = place / "rank.py"
     script.write_text(RANK)
-    place = tmp_path / "rendezvous"
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(script), str(case.path), str(place), str(rank)],
+            [sys.executable, script, path, place / "rendezvous", device, str(rank)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -79,3 +83,8 @@ def test_gradients_of_halves_of_a_batch_are_those_of_the_whole(case: Case, tmp_p
     ]
     said = [rank.communicate(timeout=120)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(said)
+
+
+@pytest.mark.parametrize("case", ["poles"], indirect=True)
+def test_gradients_of_halves_of_a_batch_are_those_of_the_whole(case: Case, tmp_path: Path) -> None:
+    check_halves(case.path, tmp_path, "cpu")

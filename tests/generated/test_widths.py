@@ -234,6 +234,7 @@ def test_slices_that_are_not_of_the_ladder_are_refused(tmp_path: Path) -> None:
         (1, 0, 3, ValueError, "not of whole ladders .* a multiple of 2, not 3"),
         (1, 0, None, ValueError, "not of whole ladders .* a multiple of 2, not 1"),
         (2, 1.0, 4, TypeError, "sliced: first_group must be a whole number, not 1.0"),
+        (2, True, 4, TypeError, "sliced: first_group must be a whole number, not True"),
         (2, 0, "4", TypeError, "sliced: groups_in_all must be a whole number, not '4'"),
     ):
         if error is ValueError:

@@ -28,6 +28,7 @@ from sh2gen.tuning.choose import candidates
 from sh2gen.verify.case import poisoned
 from sh2gen.verify.report import Report
 from sh2gen.verify.verify import verify
+from tests.generated.test_distributed import check_halves
 
 pytestmark = [
     pytest.mark.gpu,
@@ -223,6 +224,35 @@ def test_calls_from_tapes(plan: str, tmp_path: Path) -> None:
     graph.replay()
     torch.cuda.synchronize()
     assert same(captured, by_ops(call, tensors, dy))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("plan", ["direct/BDL/recompute", "toeplitz", "modal"])
+def test_several_devices(plan: str, tmp_path: Path) -> None:
+    """The same bits on each of two devices, whichever is current, and by one module a device."""
+    operator = made(tmp_path, spec_from_dict(fields_of(plan)), plan)
+    names = operator.namespace
+    function = getattr(names, names.OP)
+    inputs, parameters = arguments(operator, 520)
+    dy = torch.randn_like(inputs[0])
+    results = []
+    for current in (0, 1, 0):
+        for device in (1, 0):
+            with torch.cuda.device(current), poisoned():
+                tensors = [x.to(f"cuda:{device}").requires_grad_() for x in (*inputs, *parameters)]
+                for _ in range(2):  # the second from a tape
+                    y = function(*tensors)
+                    found = torch.autograd.grad(y, tensors, dy.to(y.device))
+                    assert all(x.get_device() == device for x in (y, *found))
+                    results.append([x.cpu() for x in (y.detach(), *found)])
+    assert all(torch.equal(a, b) for one in results for a, b in zip(one, results[0], strict=True))
+    assert {tape.device.index for tape in names.TAPES.values()} == {0, 1}
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_data_parallel(tmp_path: Path) -> None:
+    plan = "direct/BDL/recompute"
+    check_halves(made(tmp_path, spec_from_dict(fields_of(plan)), plan).path, tmp_path, "cuda")
 
 
 def shifted(x: torch.Tensor, elements: int) -> torch.Tensor:
