@@ -8,11 +8,12 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: 3cea47d32d3097dddc6321f4ddba79d15e0cea953ec1df30afbfd191e9d6a65c
+sha256, with zeros here: 71d197b712be2b01e0fffebba0f4d4eeca5d50c61b762927efcf9102f74adb69
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ TIME, CHANNEL = 2, 1  # axes of an activation
 LEAST = 1  # steps of a call
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
+RINGS = {"tails": (2, 3), "z": (8191, 1)}  # of a state that decodes: lag and roles
 SPEC = {
     "op": "hyena",
     "channels": 768,
@@ -234,6 +236,16 @@ def add_rows(total: Tensor, c: slice, rows: Tensor, width: int) -> None:
     total[first : first + groups] += rows.unflatten(0, (groups, -1)).sum(1)
 
 
+def conv_direct(x: Tensor, taps: Tensor, direction: int) -> Tensor:
+    """y[t] = sum_j taps[j] x[t - direction * j], zero outside the sequence."""
+    channels, reach = taps.shape[0], taps.shape[1] - 1
+    if direction > 0:
+        x, kernel = functional.pad(x, (reach, 0)), taps.flip(1)
+    else:
+        x, kernel = functional.pad(x, (0, reach)), taps
+    return functional.conv1d(x, kernel.unsqueeze(1), groups=channels)
+
+
 def fft_size(length: int) -> int:
     """The smallest size >= length whose only prime factors are 2, 3 and 5: never far away."""
     best = 1 << (length - 1).bit_length()
@@ -393,7 +405,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_ca66eafa"
+    name = unique = "hyena_3ea91e5f"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -405,11 +417,20 @@ LIBRARY_NAME = library_name()
 LIBRARY = torch.library.Library("sh2gen", "FRAGMENT")
 
 
-def library_op(name: str, fake: Callable, anywhere: Callable | None, on_gpu: Callable | None):
+def library_op(
+    name: str,
+    fake: Callable,
+    anywhere: Callable | None,
+    on_gpu: Callable | None,
+    changes: Sequence[str] = (),
+):
     """An op of torch.ops.sh2gen whose schema is that of its fake implementation, of tensors
     without values.
+
+    Args:
+        changes: the arguments that it writes to.
     """
-    schema = torch.library.infer_schema(fake, mutates_args=())
+    schema = torch.library.infer_schema(fake, mutates_args=changes)
     LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     if anywhere is not None:
         LIBRARY.impl(name, anywhere, "CompositeExplicitAutograd")
@@ -623,6 +644,409 @@ def hyena_packed(features: Tensor, filter: Tensor, featurizer: Tensor, skip: Ten
     return run_op([features], [filter, featurizer, skip])
 
 
+# -----------------------------------------------------------------------------------------------
+# Decoding: a few steps in time after a past that is kept
+# -----------------------------------------------------------------------------------------------
+
+
+def check_decode(
+    inputs: Sequence[Tensor], state, slots: Tensor | None, any_steps: bool = False
+) -> None:
+    """Refuse a state and slots that do not belong to inputs, which have been checked."""
+    if not isinstance(state, DECODING):
+        raise TypeError(
+            f"{OP}: state is a {type(state).__name__}, expected a {DECODING.__name__}, which "
+            "initial_state gives"
+        )
+    x, channels = inputs[0], channels_of(inputs)
+    if torch.is_grad_enabled() and any(y.requires_grad for y in inputs):
+        raise RuntimeError(f"{OP}: decoding has no gradients: call it under torch.no_grad()")
+    for name, tensor in zip(state._fields, state, strict=True):
+        if isinstance(tensor, Tensor):
+            check_dense(f"state.{name}", tensor)
+            if tensor.device != x.device:
+                raise ValueError(
+                    f"{OP}: state.{name} is on {tensor.device}, but {INPUTS[0]} is on {x.device}"
+                )
+            if not tensor.is_contiguous():
+                raise ValueError(f"{OP}: state.{name} is not contiguous")
+    steps, places = x.shape[TIME], state.count.shape[0]
+    for name, (lag, roles) in RINGS.items():
+        ring = getattr(state, name)
+        if ring.dim() != 3 or ring.shape[0] != places or ring.shape[2] != roles * channels:
+            raise ValueError(
+                f"{OP}: state.{name} has shape {tuple(ring.shape)}, expected ({places}, slots, "
+                f"{roles * channels}) for {channels} channels"
+            )
+        if (lag or state.draft) and ring.shape[1] < lag + steps and not any_steps:
+            raise ValueError(
+                f"{OP}: {steps} steps in one call, but the state has room for "
+                f"{ring.shape[1] - lag}: initial_state(batch, steps={steps}), or prefill"
+            )
+    if slots is None:
+        if places != x.shape[0]:
+            raise ValueError(
+                f"{OP}: {INPUTS[0]} has {x.shape[0]} rows, but the state has {places}: slots say "
+                "which of them is whose"
+            )
+        return
+    check_dense("slots", slots)
+    if slots.shape != x.shape[:1] or slots.dtype != torch.int32 or slots.device != x.device:
+        raise ValueError(
+            f"{OP}: slots are {slots.dtype} {tuple(slots.shape)} on {slots.device}, expected "
+            f"torch.int32 ({x.shape[0]},) on {x.device}"
+        )
+
+
+def commit_drafts(state, accepted: Tensor, slots: Tensor | None) -> None:
+    """What `commit` of a state does."""
+    if not state.draft:
+        raise ValueError(f"{OP}: this state moves on by itself: initial_state(..., draft=True)")
+    pending = [state.count, *([state.replay] if hasattr(state, "replay") else [])]
+    if slots is None:
+        for number in pending:
+            number.add_(accepted)
+        return
+    places, real = slots.clamp(min=0).long(), torch.where(slots < 0, 0, accepted)
+    for number in pending:
+        number.index_add_(0, places, real.to(number.dtype))
+
+
+def live_rows(slots: Tensor | None, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of a batch that are computed, and the places of their states."""
+    if slots is None:
+        rows = torch.arange(batch, device=device)
+        return rows, rows
+    rows = (slots >= 0).nonzero().flatten()
+    return rows, slots[rows].long()
+
+
+def ring_slots(ring: Tensor, count: Tensor, steps: int, begin: int) -> Tensor:
+    """The slots of so many steps of each row from `begin` after step `count` on, (B, steps)."""
+    step = torch.arange(begin, begin + steps, device=ring.device)
+    return (count[:, None] + step) % ring.shape[1]
+
+
+def past_of(ring: Tensor, places: Tensor, count: Tensor, lag: int) -> Tensor:
+    """The `lag` steps before step `count`, (B, columns, lag)."""
+    return ring[places[:, None], ring_slots(ring, count, lag, -lag)].transpose(1, 2)
+
+
+def keep_in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> None:
+    """Write x (B, columns, T) to the ring, from step `count` on."""
+    steps = x.transpose(1, 2).to(ring.dtype)
+    ring[places[:, None], ring_slots(ring, count, x.shape[2], 0)] = steps
+
+
+def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
+    """The steps of x (B, C, L) before an end of each row; those before x are of the `past`."""
+    index = end[:, None] - steps + torch.arange(steps, device=x.device)
+    index, before = index[:, None].expand(-1, x.shape[1], -1), past.shape[2]
+    later = x.gather(2, index.clamp(min=0))
+    if not before:
+        return later
+    earlier = past.to(x.dtype).gather(2, (index + before).clamp(0, before - 1))
+    return torch.where(index < 0, earlier, later)
+
+
+def ends_of(lengths: Tensor | None, rows: Tensor, steps: int, x: Tensor) -> Tensor:
+    """Where each row that is computed ends."""
+    if lengths is None:
+        return torch.full_like(rows, steps)
+    check_dense("lengths", lengths)
+    kinds = (torch.int32, torch.int64)
+    if lengths.shape != x.shape[:1] or lengths.dtype not in kinds or lengths.device != x.device:
+        raise ValueError(
+            f"{OP}: lengths are {lengths.dtype} {tuple(lengths.shape)} on {lengths.device}, "
+            f"expected int32 or int64 ({x.shape[0]},) on {x.device}"
+        )
+    if not lengths.is_cuda and bool(((lengths < 0) | (lengths > steps)).any()):
+        raise ValueError(f"{OP}: lengths are not all between 0 and {steps} steps")
+    return lengths[rows].long().clamp(0, steps)
+
+
+class HyenaDecodeState(NamedTuple):
+    """The past of sequences that are decoded, in a place each; `decode` changes it.
+
+    A ring keeps step t, counted from the first of its sequence, in slot t % slots.
+
+    tails (batch, 2 + steps, 3 * channels): the last inputs, blocks of D channels, q, k, v in this
+    order
+    z (batch, 8191 + steps, channels): the last values that the filter reads
+    count (batch,) int32: steps of each sequence so far
+    arrived (batch,) int32: of kernels, 0 between calls
+    """
+
+    tails: Tensor
+    z: Tensor
+    count: Tensor
+    arrived: Tensor
+    draft: bool
+
+    def commit(self, accepted: Tensor, slots: Tensor | None = None) -> None:
+        """Say how many steps of the last call count, of a state of drafts: the others leave no
+        trace.
+
+        Args:
+            accepted: int32, a number a row of that call, at most its steps.
+            slots: as of that call.
+        """
+        commit_drafts(self, accepted, slots)
+
+    def reset(self, slots: Tensor | None = None) -> None:
+        """Let new sequences begin in places, or in all; negative slots are none."""
+        places = slice(None) if slots is None else slots[slots >= 0].long()
+        for tensor in self[:-1]:
+            tensor[places] = 0
+
+
+DECODING = HyenaDecodeState
+
+
+def initial_state(
+    batch: int,
+    channels: int = CHANNELS,
+    *,
+    steps: int = 1,
+    draft: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> HyenaDecodeState:
+    """The state of sequences that have not begun.
+
+    Args:
+        batch: how many places for a sequence it has.
+        channels: D.
+        steps: the most that one call computes.
+        draft: whether steps count only once `commit` has said so.
+        dtype: of the past of inputs and of what the filter reads, float32 or that of the inputs,
+            which halves what a step reads and rounds what the filter reads once; modes are
+            float32.
+    """
+    for name, number in (("batch", batch), ("channels", channels), ("steps", steps)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < (name == "steps"):
+            raise TypeError(f"{OP}: {name} must be a whole number, not {number!r}")
+    index = torch.zeros((batch,), dtype=torch.int32, device=device)
+    return HyenaDecodeState(
+        torch.zeros((batch, 2 + steps, 3 * channels), dtype=dtype, device=device),
+        torch.zeros((batch, 8191 + steps, channels), dtype=dtype, device=device),
+        index,
+        index.clone(),
+        draft,
+    )
+
+
+def eager_window(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    tails: Tensor | None,
+    past: Tensor | None,
+) -> tuple[Tensor | None, Tensor]:
+    """y of a few steps (B, D, T) after the `tails` of inputs and the `past` of what the filter
+    reads, and what it reads of these steps; that alone without a past.
+    """
+    q, k, v = inputs
+    dtype, channels = q.dtype, q.shape[1]
+    filter, featurizer, skip = effective(*parameters, dtype)
+    c, width = slice(0, channels), channels // filter.shape[0]
+    q_tail, k_tail, v_tail = tails.to(dtype).chunk(3, 1)
+    featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
+    q_rows = torch.cat([q_tail, q], 2)
+    q_hat = conv_direct(q_rows, featurizer_q_c, +1)[..., 2:]
+    featurizer_k_c = channel_rows(role_rows(featurizer, 1, 3, False), c, 1, dtype).flip(1)
+    k_rows = torch.cat([k_tail, k], 2)
+    k_hat = conv_direct(k_rows, featurizer_k_c, +1)[..., 2:]
+    featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
+    v_rows = torch.cat([v_tail, v], 2)
+    v_hat = conv_direct(v_rows, featurizer_v_c, +1)[..., 2:]
+    z = k_hat * v_hat
+    filter_c = channel_rows(filter, c, width, dtype)
+    if past is None:
+        return None, z
+    past = past.to(dtype)
+    z_rows = torch.cat([past, z], 2)
+    conv = conv_fft(z_rows, filter_c, +1)[..., 8191:]
+    skip_c = channel_rows(skip, c, 1, dtype)[:, None]
+    skipped = z * skip_c
+    pre_skip = conv + skipped
+    y = q_hat * pre_skip
+    return y, z
+
+
+def eager_decode(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: HyenaDecodeState,
+    slots: Tensor | None,
+) -> Tensor:
+    """y of a few steps in plain PyTorch; the state moves on."""
+    all_rows = [canonical(x) for x in unpack(inputs)]
+    batch, channels, steps = all_rows[0].shape
+    dtype = torch.float64 if all_rows[0].dtype == torch.float64 else torch.float32
+    result = allocate(inputs[0], steps, channels).zero_()
+    rows, places = live_rows(slots, batch, result.device)
+    count = state.count[places]
+    q, k, v = (x[rows].to(dtype) for x in all_rows)
+    given_rows = [q, k, v]
+    tails = past_of(state.tails, places, count, 2)
+    past = past_of(state.z, places, count, 8191)
+    y, z = eager_window(given_rows, parameters, tails, past)
+    keep_in_ring(state.z, z, places, count)
+    keep_in_ring(state.tails, torch.cat([q, k, v], 1), places, count)
+    canonical(result)[rows] = y.to(result.dtype)
+    if not state.draft:
+        state.count[places] += steps
+    return result
+
+
+def decode_anywhere(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    filter: Tensor,
+    featurizer: Tensor,
+    skip: Tensor,
+    tails: Tensor,
+    z: Tensor,
+    count: Tensor,
+    arrived: Tensor,
+    slots: Tensor | None,
+    draft: bool,
+) -> Tensor:
+    """y of a few steps; of packed features if the later inputs are None."""
+    state = DECODING(tails, z, count, arrived, draft)
+    with torch.autocast(q.device.type, enabled=False):
+        return eager_decode(given(q, k, v), [filter, featurizer, skip], state, slots)
+
+
+def decode_fake(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    filter: Tensor,
+    featurizer: Tensor,
+    skip: Tensor,
+    tails: Tensor,
+    z: Tensor,
+    count: Tensor,
+    arrived: Tensor,
+    slots: Tensor | None,
+    draft: bool,
+) -> Tensor:
+    """The same without values."""
+    inputs = given(q, k, v)
+    return allocate(q, q.shape[TIME], channels_of(inputs))
+
+
+decode_op = library_op(
+    f"{LIBRARY_NAME}_decode",
+    decode_fake,
+    decode_anywhere,
+    None,
+    changes=(
+        "tails",
+        "z",
+        "count",
+        "arrived",
+    ),
+)
+
+
+def decode(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: HyenaDecodeState,
+    slots: Tensor | None = None,
+) -> Tensor:
+    """y of one step or a few after a state, which moves on in place. For inference: it has no
+    gradients.
+
+    Args:
+        inputs: q, k, v (B, D, L) with L steps, or one tensor of packed features (B, 3 D, L).
+        parameters: filter, featurizer, skip.
+        state: of `initial_state`, for at least L steps.
+        slots: (B) int32, which place of the state a row's sequence has; of rows that are negative
+            nothing is computed, and y is 0. No two rows may have one place. Absent: row i has
+            place i.
+
+    Returns:
+        y (B, D, L) in the dtype of the inputs.
+
+    Raises:
+        TypeError, ValueError: naming the argument and the shape, dtype or device expected.
+        RuntimeError: a gradient would be asked for.
+    """
+    check(inputs, parameters)
+    check_decode(inputs, state, slots)
+    absent = [None] * (len(INPUTS) - len(inputs))
+    function = decode_anywhere if PLAIN else decode_op
+    with torch.no_grad():
+        return function(*inputs, *absent, *parameters, *state[:-1], slots, state.draft)
+
+
+def prefill(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: HyenaDecodeState,
+    slots: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """y of any number of steps after a state, which moves on in place, as `decode` of one after
+    the other. For inference: it has no gradients.
+
+    Args:
+        inputs, parameters, state, slots: as of `decode`, but for any number of steps.
+        lengths: (B) whole numbers, how many of a row's steps are its own, of rows that are padded
+            on the right: a state is that after these, and y is of no meaning beyond. Absent: all.
+
+    Returns:
+        y (B, D, L) in the dtype of the inputs.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `decode`.
+    """
+    steps = inputs[0].shape[TIME] if inputs[0].dim() == 3 else 1
+    if steps == 0:
+        return allocate(inputs[0], 0, channels_of(inputs))
+    check(inputs, parameters)
+    check_decode(inputs, state, slots, any_steps=True)
+    with torch.no_grad(), without_autocast(inputs[0]):
+        all_rows = unpack(inputs)
+        rows, places = live_rows(slots, all_rows[0].shape[0], inputs[0].device)
+        count, end = state.count[places], ends_of(lengths, rows, steps, all_rows[0])
+        own = all_rows if slots is None else [x[rows] for x in all_rows]
+        known = [canonical(x) for x in own]
+        tails = past_of(state.tails, places, count, 2)
+        y = run_op(own, parameters)
+        dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
+        # What the past adds to: the first steps again.
+        first = [x[..., :8193].to(dtype) for x in known]
+        past = past_of(state.z, places, count, 8191)
+        begun, _ = eager_window(first, parameters, tails, past)
+        canonical(y)[..., : begun.shape[2]] = begun.to(y.dtype)
+        window = min(8191, steps)
+        begin = (end - window).clamp(min=0)
+        pasts = tails.chunk(len(known), 1)
+        last = [
+            steps_before(x, tail, begin + window, 2 + window).to(dtype)
+            for x, tail in zip(known, pasts, strict=True)
+        ]
+        before = torch.cat([x[..., :2] for x in last], 1)
+        after = [x[..., 2:] for x in last]
+        _, filtered = eager_window(after, parameters, before, None)
+        filtered = steps_before(filtered, past, end - begin, 8191)
+        keep_in_ring(state.z, filtered, places, count + end - 8191)
+        pasts = tails.chunk(len(known), 1)
+        last = [steps_before(x, tail, end, 2) for x, tail in zip(known, pasts, strict=True)]
+        keep_in_ring(state.tails, torch.cat(last, 1), places, count + end - 2)
+        state.count[places] = (count + end).to(torch.int32)
+        if slots is None:
+            return y
+        result = allocate(inputs[0], steps, channels_of(inputs)).zero_()
+        result[rows] = y
+        return result
+
+
 class Hyena(nn.Module):
     """The operator with its parameters: filter (groups, 8192), featurizer (3 * channels, 3), skip
     (channels).
@@ -686,6 +1110,54 @@ class Hyena(nn.Module):
         raise TypeError(
             f"{OP}: expected {len(INPUTS)} inputs or 1 of packed features, got {len(inputs)}"
         )
+
+    def initial_state(
+        self,
+        batch: int,
+        *,
+        steps: int = 1,
+        draft: bool = False,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> HyenaDecodeState:
+        """`initial_state` for this module's channels, by default on its device."""
+        device = next(self.parameters()).device if device is None else device
+        return initial_state(
+            batch, self.channels, steps=steps, draft=draft, dtype=dtype, device=device
+        )
+
+    def decode(
+        self,
+        *inputs: Tensor,
+        state: HyenaDecodeState | None = None,
+        slots: Tensor | None = None,
+    ) -> Tensor:
+        """y of one step or a few after a state, which may come last of the inputs: `decode` with
+        this module's parameters.
+
+        Example: `y = module.decode(q, k, v, module.initial_state(batch))`
+        """
+        if state is None and inputs:
+            *inputs, state = inputs
+        if len(inputs) not in (1, len(INPUTS)):
+            raise TypeError(f"{OP}: expected {', '.join(INPUTS)} and a state")
+        parameters = [getattr(self, name) for name in PARAMETERS]
+        return decode(inputs, parameters, state, slots)
+
+    def prefill(
+        self,
+        *inputs: Tensor,
+        state: HyenaDecodeState | None = None,
+        slots: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """y of a whole prompt, or of more of it, and the state after it: `prefill`."""
+        if state is None and inputs:
+            *inputs, state = inputs
+        if len(inputs) not in (1, len(INPUTS)):
+            raise TypeError(f"{OP}: expected {', '.join(INPUTS)} and a state")
+        parameters = [getattr(self, name) for name in PARAMETERS]
+        return prefill(inputs, parameters, state, slots, lengths)
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, groups={self.groups}"

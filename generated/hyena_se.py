@@ -9,7 +9,7 @@ each, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: b134f237d6029143b7b070e066383241db0d43fae078e7426b9137635a3d5ca0
+sha256, with zeros here: 6b59695249cb376af68b371c05830fd6bc6aa91fa8d47609871dbad561710435
 """
 
 import threading
@@ -52,6 +52,7 @@ TIME, CHANNEL = 2, 1  # axes of an activation
 LEAST = 1  # steps of a call
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
+RINGS = {"tails": (2, 3), "z": (6, 1)}  # of a state that decodes: lag and roles
 WIDEST = 1  # stride of the last axis
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
 CHOSEN: dict = {}  # configs by device, channels and groups
@@ -356,6 +357,69 @@ def store_steps(
             tl.store(where, x, mask=tile.channel_mask)
         else:
             tl.store(where, x, mask=tile.channel_mask & (time < tile.write_end))
+
+
+@triton.jit
+def read_steps(
+    ptr, row, channel, batch_stride, channel_stride, time_stride, channel_mask,
+    STEPS: tl.constexpr,
+):  # fmt: skip
+    """The steps of a row as float32."""
+    ptr += row * batch_stride.to(tl.int64) + channel * channel_stride.to(tl.int64)
+    x = ()
+    for i in tl.static_range(STEPS):
+        x = x + (tl.load(ptr + i * time_stride, mask=channel_mask, other=0.0).to(tl.float32),)
+    return x
+
+
+@triton.jit
+def write_steps(ptr, row, channel, batch_stride, channel_stride, time_stride, channel_mask, x):
+    """Write steps to a row."""
+    ptr += row * batch_stride.to(tl.int64) + channel * channel_stride.to(tl.int64)
+    for i in tl.static_range(len(x)):
+        tl.store(ptr + i * time_stride, x[i], mask=channel_mask)
+
+
+@triton.jit
+def no_steps(
+    ptr, row, channel, batch_stride, channel_stride, time_stride, channel_mask,
+    STEPS: tl.constexpr,
+):  # fmt: skip
+    """Write zeros to a row."""
+    ptr += row * batch_stride.to(tl.int64) + channel * channel_stride.to(tl.int64)
+    for i in tl.static_range(STEPS):
+        tl.store(ptr + i * time_stride, tl.zeros(channel.shape, tl.float32), mask=channel_mask)
+
+
+@triton.jit
+def after_ring(
+    x, ring, count, channel, channel_mask,
+    LAG: tl.constexpr, SLOTS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The LAG steps before step `count`, and x."""
+    past = ()
+    for i in tl.static_range(LAG):
+        slot = (count + (SLOTS - LAG + i)) % SLOTS
+        step = tl.load(ring + slot * COLUMNS + channel, mask=channel_mask, other=0.0)
+        past = past + (step.to(tl.float32),)
+    return past + x
+
+
+@triton.jit
+def keep_steps(x, ring, count, channel, channel_mask, SLOTS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Write x to the ring, from step `count` on."""
+    for i in tl.static_range(len(x)):
+        slot = (count + i) % SLOTS
+        tl.store(ring + slot * COLUMNS + channel, x[i], mask=channel_mask)
+
+
+@triton.jit
+def arrive(ptr, value, arrived_ptr, programs):
+    """Write a number that all `programs` read, once each of them has."""
+    tl.debug_barrier()
+    if tl.atomic_add(arrived_ptr, 1, sem="acq_rel") == programs - 1:
+        tl.store(ptr, value)
+        tl.store(arrived_ptr, 0)
 
 
 @triton.constexpr_function
@@ -711,6 +775,124 @@ def hyena_se_backward(
     )
 
 
+@triton.jit(
+    do_not_specialize=[
+        "q_batch", "q_channel", "q_time",
+        "k_batch", "k_channel", "k_time",
+        "v_batch", "v_channel", "v_time",
+        "y_batch", "y_channel", "y_time",
+        "batch",
+    ]
+)  # fmt: skip
+def hyena_se_decode(
+    q_ptr, q_batch, q_channel, q_time,
+    k_ptr, k_batch, k_channel, k_time,
+    v_ptr, v_batch, v_channel, v_time,
+    y_ptr, y_batch, y_channel, y_time,
+    featurizer_ptr,  # [3 * channels, 3]
+    filter_ptr,  # [groups, 7]
+    tails_ptr,  # [places, TAILS_SLOTS, 3 * CHANNELS]
+    z_ptr,  # [places, Z_SLOTS, CHANNELS]
+    count_ptr,  # [places] int32: steps before these
+    arrived_ptr,  # [places] int32: programs that have read it
+    slots_ptr,  # [batch] int32: places
+    batch,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, STEPS: tl.constexpr, TAILS_SLOTS: tl.constexpr,
+    Z_SLOTS: tl.constexpr, SLOTTED: tl.constexpr, DRAFT: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    """z = (featurizer * k) . (featurizer * v); y = (featurizer * q) . (filter * z)
+
+    A program computes STEPS steps of BLOCK_D channels, of ROWS sequences one after another. Its
+    past is row slots[i] of the state for sequence i, if SLOTTED, else row i; of sequences whose
+    slot is negative nothing is computed. DRAFT says that the state does not move on.
+    """
+    COLUMNS: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D  # programs along channels
+    channel_0 = tl.program_id(0) % COLUMNS * BLOCK_D
+    channel = channel_0 + tl.arange(0, BLOCK_D)
+    channel_mask = channel < CHANNELS
+    featurizer_q = load_taps(featurizer_ptr, channel, channel_mask, LENGTH=3, LAG_LAST=True)
+    featurizer_k = load_taps(
+        featurizer_ptr, CHANNELS + channel, channel_mask, LENGTH=3, LAG_LAST=True
+    )
+    featurizer_v = load_taps(
+        featurizer_ptr, 2 * CHANNELS + channel, channel_mask, LENGTH=3, LAG_LAST=True
+    )
+    filter = load_taps(filter_ptr, channel // WIDTH, channel_mask, LENGTH=7, LAG_LAST=True)
+    for i in range(ROWS):
+        row = tl.program_id(0) // COLUMNS * ROWS + i
+        if SLOTTED:
+            slot = tl.load(slots_ptr + row, mask=row < batch, other=-1)
+        else:
+            slot = tl.where(row < batch, row, -1)
+        if slot >= 0:
+            place = slot.to(tl.int64)
+            count = tl.load(count_ptr + place)
+            tails_ring = tails_ptr + place * (TAILS_SLOTS * 3 * CHANNELS)
+            z_ring = z_ptr + place * (Z_SLOTS * CHANNELS)
+            q = read_steps(q_ptr, row, channel, q_batch, q_channel, q_time, channel_mask, STEPS)
+            q_rows = after_ring(
+                q,
+                tails_ring,
+                count,
+                channel,
+                channel_mask,
+                LAG=2,
+                SLOTS=TAILS_SLOTS,
+                COLUMNS=3 * CHANNELS,
+            )
+            q_hat = fir(q_rows, featurizer_q, LENGTH=3)
+            k = read_steps(k_ptr, row, channel, k_batch, k_channel, k_time, channel_mask, STEPS)
+            k_rows = after_ring(
+                k,
+                tails_ring + CHANNELS,
+                count,
+                channel,
+                channel_mask,
+                LAG=2,
+                SLOTS=TAILS_SLOTS,
+                COLUMNS=3 * CHANNELS,
+            )
+            k_hat = fir(k_rows, featurizer_k, LENGTH=3)
+            v = read_steps(v_ptr, row, channel, v_batch, v_channel, v_time, channel_mask, STEPS)
+            v_rows = after_ring(
+                v,
+                tails_ring + 2 * CHANNELS,
+                count,
+                channel,
+                channel_mask,
+                LAG=2,
+                SLOTS=TAILS_SLOTS,
+                COLUMNS=3 * CHANNELS,
+            )
+            v_hat = fir(v_rows, featurizer_v, LENGTH=3)
+            z = multiply(k_hat, v_hat)
+            z_rows = after_ring(
+                z, z_ring, count, channel, channel_mask, LAG=6, SLOTS=Z_SLOTS, COLUMNS=CHANNELS
+            )
+            conv = fir(z_rows, filter, LENGTH=7)
+            y = multiply(q_hat, conv)
+            write_steps(y_ptr, row, channel, y_batch, y_channel, y_time, channel_mask, y)
+            keep_steps(q, tails_ring, count, channel, channel_mask, TAILS_SLOTS, 3 * CHANNELS)
+            keep_steps(
+                k, tails_ring + CHANNELS, count, channel, channel_mask, TAILS_SLOTS, 3 * CHANNELS
+            )
+            keep_steps(
+                v,
+                tails_ring + 2 * CHANNELS,
+                count,
+                channel,
+                channel_mask,
+                TAILS_SLOTS,
+                3 * CHANNELS,
+            )
+            keep_steps(z, z_ring, count, channel, channel_mask, Z_SLOTS, CHANNELS)
+            if not DRAFT:
+                arrive(count_ptr + place, count + STEPS, arrived_ptr + place, COLUMNS)
+        elif row < batch:
+            no_steps(y_ptr, row, channel, y_batch, y_channel, y_time, channel_mask, STEPS)
+
+
 @triton.constexpr_function
 def section_end(index, CHANNELS, WIDTH):
     """The first program after those that sum the gradients of parameters 0 .. index."""
@@ -782,6 +964,29 @@ def tile_grid(
 def even(bounds: tuple[int, int, int]) -> bool:
     """Whether a vector of 8 steps lies within or without the bounds as a whole."""
     return all(bound % 8 == 0 for bound in bounds)
+
+
+def step_grid(
+    batch: int, steps: int, channels: int, width: int, config: dict[str, int], whole: bool = False
+) -> Grid:
+    """Of kernels that decode: a program has channels of ROWS sequences, and all their steps."""
+    columns = -(-channels // config["BLOCK_D"])
+    return Grid(1, 1, columns, 1, columns * -(-batch // config["ROWS"]))
+
+
+def step_config(batch: int, channels: int, width: int, taps: int, modes: int) -> dict[str, int]:
+    """The config of a kernel that decodes: of a filter of so many taps that are read in blocks, of
+    so many modes, or of few taps. A warp of its own waits for no other; where rows are many, more
+    of them share what is read of parameters.
+    """
+    crowded = batch * channels > 2**15
+    if taps:  # that channels have of their own take registers
+        chunk = 128 if taps > 64 and width % 8 == 0 else 32
+        return {"BLOCK_D": 32, "CHUNK": chunk, "ROWS": 1, "num_warps": 1}
+    if modes:
+        block = max(1, (128 if crowded else 32) * 16 // max(16, 1 << (modes - 1).bit_length()))
+        return {"BLOCK_D": block, "ROWS": 4 if crowded else 1, "num_warps": 4 if crowded else 1}
+    return {"BLOCK_D": 256 if crowded else 64, "ROWS": 1, "num_warps": 4 if crowded else 1}
 
 
 def gpu_of(device: torch.device) -> tuple[str, tuple[int, int]]:
@@ -1338,7 +1543,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_cff2effa"
+    name = unique = "hyena_se_c5798c39"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1350,11 +1555,20 @@ LIBRARY_NAME = library_name()
 LIBRARY = torch.library.Library("sh2gen", "FRAGMENT")
 
 
-def library_op(name: str, fake: Callable, anywhere: Callable | None, on_gpu: Callable | None):
+def library_op(
+    name: str,
+    fake: Callable,
+    anywhere: Callable | None,
+    on_gpu: Callable | None,
+    changes: Sequence[str] = (),
+):
     """An op of torch.ops.sh2gen whose schema is that of its fake implementation, of tensors
     without values.
+
+    Args:
+        changes: the arguments that it writes to.
     """
-    schema = torch.library.infer_schema(fake, mutates_args=())
+    schema = torch.library.infer_schema(fake, mutates_args=changes)
     LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     if anywhere is not None:
         LIBRARY.impl(name, anywhere, "CompositeExplicitAutograd")
@@ -2025,6 +2239,472 @@ def hyena_se_packed(features: Tensor, filter: Tensor, featurizer: Tensor) -> Ten
     return run_op([features], [filter, featurizer])
 
 
+# -----------------------------------------------------------------------------------------------
+# Decoding: a few steps in time after a past that is kept
+# -----------------------------------------------------------------------------------------------
+
+
+def check_decode(
+    inputs: Sequence[Tensor], state, slots: Tensor | None, any_steps: bool = False
+) -> None:
+    """Refuse a state and slots that do not belong to inputs, which have been checked."""
+    if not isinstance(state, DECODING):
+        raise TypeError(
+            f"{OP}: state is a {type(state).__name__}, expected a {DECODING.__name__}, which "
+            "initial_state gives"
+        )
+    x, channels = inputs[0], channels_of(inputs)
+    if torch.is_grad_enabled() and any(y.requires_grad for y in inputs):
+        raise RuntimeError(f"{OP}: decoding has no gradients: call it under torch.no_grad()")
+    for name, tensor in zip(state._fields, state, strict=True):
+        if isinstance(tensor, Tensor):
+            check_dense(f"state.{name}", tensor)
+            if tensor.device != x.device:
+                raise ValueError(
+                    f"{OP}: state.{name} is on {tensor.device}, but {INPUTS[0]} is on {x.device}"
+                )
+            if not tensor.is_contiguous():
+                raise ValueError(f"{OP}: state.{name} is not contiguous")
+    steps, places = x.shape[TIME], state.count.shape[0]
+    for name, (lag, roles) in RINGS.items():
+        ring = getattr(state, name)
+        if ring.dim() != 3 or ring.shape[0] != places or ring.shape[2] != roles * channels:
+            raise ValueError(
+                f"{OP}: state.{name} has shape {tuple(ring.shape)}, expected ({places}, slots, "
+                f"{roles * channels}) for {channels} channels"
+            )
+        if (lag or state.draft) and ring.shape[1] < lag + steps and not any_steps:
+            raise ValueError(
+                f"{OP}: {steps} steps in one call, but the state has room for "
+                f"{ring.shape[1] - lag}: initial_state(batch, steps={steps}), or prefill"
+            )
+    if slots is None:
+        if places != x.shape[0]:
+            raise ValueError(
+                f"{OP}: {INPUTS[0]} has {x.shape[0]} rows, but the state has {places}: slots say "
+                "which of them is whose"
+            )
+        return
+    check_dense("slots", slots)
+    if slots.shape != x.shape[:1] or slots.dtype != torch.int32 or slots.device != x.device:
+        raise ValueError(
+            f"{OP}: slots are {slots.dtype} {tuple(slots.shape)} on {slots.device}, expected "
+            f"torch.int32 ({x.shape[0]},) on {x.device}"
+        )
+
+
+def commit_drafts(state, accepted: Tensor, slots: Tensor | None) -> None:
+    """What `commit` of a state does."""
+    if not state.draft:
+        raise ValueError(f"{OP}: this state moves on by itself: initial_state(..., draft=True)")
+    pending = [state.count, *([state.replay] if hasattr(state, "replay") else [])]
+    if slots is None:
+        for number in pending:
+            number.add_(accepted)
+        return
+    places, real = slots.clamp(min=0).long(), torch.where(slots < 0, 0, accepted)
+    for number in pending:
+        number.index_add_(0, places, real.to(number.dtype))
+
+
+def strided(x: Tensor) -> tuple[Tensor, int, int, int]:
+    """What a kernel takes for steps: data, and strides of batch, channel and time."""
+    return x, x.stride(0) if x.shape[0] > 1 else 0, x.stride(CHANNEL), x.stride(TIME)
+
+
+def live_rows(slots: Tensor | None, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of a batch that are computed, and the places of their states."""
+    if slots is None:
+        rows = torch.arange(batch, device=device)
+        return rows, rows
+    rows = (slots >= 0).nonzero().flatten()
+    return rows, slots[rows].long()
+
+
+def ring_slots(ring: Tensor, count: Tensor, steps: int, begin: int) -> Tensor:
+    """The slots of so many steps of each row from `begin` after step `count` on, (B, steps)."""
+    step = torch.arange(begin, begin + steps, device=ring.device)
+    return (count[:, None] + step) % ring.shape[1]
+
+
+def past_of(ring: Tensor, places: Tensor, count: Tensor, lag: int) -> Tensor:
+    """The `lag` steps before step `count`, (B, columns, lag)."""
+    return ring[places[:, None], ring_slots(ring, count, lag, -lag)].transpose(1, 2)
+
+
+def keep_in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> None:
+    """Write x (B, columns, T) to the ring, from step `count` on."""
+    steps = x.transpose(1, 2).to(ring.dtype)
+    ring[places[:, None], ring_slots(ring, count, x.shape[2], 0)] = steps
+
+
+def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
+    """The steps of x (B, C, L) before an end of each row; those before x are of the `past`."""
+    index = end[:, None] - steps + torch.arange(steps, device=x.device)
+    index, before = index[:, None].expand(-1, x.shape[1], -1), past.shape[2]
+    later = x.gather(2, index.clamp(min=0))
+    if not before:
+        return later
+    earlier = past.to(x.dtype).gather(2, (index + before).clamp(0, before - 1))
+    return torch.where(index < 0, earlier, later)
+
+
+def ends_of(lengths: Tensor | None, rows: Tensor, steps: int, x: Tensor) -> Tensor:
+    """Where each row that is computed ends."""
+    if lengths is None:
+        return torch.full_like(rows, steps)
+    check_dense("lengths", lengths)
+    kinds = (torch.int32, torch.int64)
+    if lengths.shape != x.shape[:1] or lengths.dtype not in kinds or lengths.device != x.device:
+        raise ValueError(
+            f"{OP}: lengths are {lengths.dtype} {tuple(lengths.shape)} on {lengths.device}, "
+            f"expected int32 or int64 ({x.shape[0]},) on {x.device}"
+        )
+    if not lengths.is_cuda and bool(((lengths < 0) | (lengths > steps)).any()):
+        raise ValueError(f"{OP}: lengths are not all between 0 and {steps} steps")
+    return lengths[rows].long().clamp(0, steps)
+
+
+class HyenaSeDecodeState(NamedTuple):
+    """The past of sequences that are decoded, in a place each; `decode` changes it.
+
+    A ring keeps step t, counted from the first of its sequence, in slot t % slots.
+
+    tails (batch, 2 + steps, 3 * channels): the last inputs, blocks of D channels, q, k, v in this
+    order
+    z (batch, 6 + steps, channels): the last values that the filter reads
+    count (batch,) int32: steps of each sequence so far
+    arrived (batch,) int32: of kernels, 0 between calls
+    """
+
+    tails: Tensor
+    z: Tensor
+    count: Tensor
+    arrived: Tensor
+    draft: bool
+
+    def commit(self, accepted: Tensor, slots: Tensor | None = None) -> None:
+        """Say how many steps of the last call count, of a state of drafts: the others leave no
+        trace.
+
+        Args:
+            accepted: int32, a number a row of that call, at most its steps.
+            slots: as of that call.
+        """
+        commit_drafts(self, accepted, slots)
+
+    def reset(self, slots: Tensor | None = None) -> None:
+        """Let new sequences begin in places, or in all; negative slots are none."""
+        places = slice(None) if slots is None else slots[slots >= 0].long()
+        for tensor in self[:-1]:
+            tensor[places] = 0
+
+
+DECODING = HyenaSeDecodeState
+
+
+def initial_state(
+    batch: int,
+    channels: int = CHANNELS,
+    *,
+    steps: int = 1,
+    draft: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> HyenaSeDecodeState:
+    """The state of sequences that have not begun.
+
+    Args:
+        batch: how many places for a sequence it has.
+        channels: D.
+        steps: the most that one call computes.
+        draft: whether steps count only once `commit` has said so.
+        dtype: of the past of inputs and of what the filter reads, float32 or that of the inputs,
+            which halves what a step reads and rounds what the filter reads once; modes are
+            float32.
+    """
+    for name, number in (("batch", batch), ("channels", channels), ("steps", steps)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < (name == "steps"):
+            raise TypeError(f"{OP}: {name} must be a whole number, not {number!r}")
+    index = torch.zeros((batch,), dtype=torch.int32, device=device)
+    return HyenaSeDecodeState(
+        torch.zeros((batch, 2 + steps, 3 * channels), dtype=dtype, device=device),
+        torch.zeros((batch, 6 + steps, channels), dtype=dtype, device=device),
+        index,
+        index.clone(),
+        draft,
+    )
+
+
+def eager_window(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    tails: Tensor | None,
+    past: Tensor | None,
+) -> tuple[Tensor | None, Tensor]:
+    """y of a few steps (B, D, T) after the `tails` of inputs and the `past` of what the filter
+    reads, and what it reads of these steps; that alone without a past.
+    """
+    q, k, v = inputs
+    dtype, channels = q.dtype, q.shape[1]
+    filter, featurizer = effective(*parameters, dtype)
+    c, width = slice(0, channels), channels // filter.shape[0]
+    q_tail, k_tail, v_tail = tails.to(dtype).chunk(3, 1)
+    featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
+    q_rows = torch.cat([q_tail, q], 2)
+    q_hat = conv_direct(q_rows, featurizer_q_c, +1)[..., 2:]
+    featurizer_k_c = channel_rows(role_rows(featurizer, 1, 3, False), c, 1, dtype).flip(1)
+    k_rows = torch.cat([k_tail, k], 2)
+    k_hat = conv_direct(k_rows, featurizer_k_c, +1)[..., 2:]
+    featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
+    v_rows = torch.cat([v_tail, v], 2)
+    v_hat = conv_direct(v_rows, featurizer_v_c, +1)[..., 2:]
+    z = k_hat * v_hat
+    filter_c = channel_rows(filter, c, width, dtype).flip(1)
+    if past is None:
+        return None, z
+    past = past.to(dtype)
+    z_rows = torch.cat([past, z], 2)
+    conv = conv_direct(z_rows, filter_c, +1)[..., 6:]
+    y = q_hat * conv
+    return y, z
+
+
+def eager_decode(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: HyenaSeDecodeState,
+    slots: Tensor | None,
+) -> Tensor:
+    """y of a few steps in plain PyTorch; the state moves on."""
+    all_rows = [canonical(x) for x in unpack(inputs)]
+    batch, channels, steps = all_rows[0].shape
+    dtype = torch.float64 if all_rows[0].dtype == torch.float64 else torch.float32
+    result = allocate(inputs[0], steps, channels).zero_()
+    rows, places = live_rows(slots, batch, result.device)
+    count = state.count[places]
+    q, k, v = (x[rows].to(dtype) for x in all_rows)
+    given_rows = [q, k, v]
+    tails = past_of(state.tails, places, count, 2)
+    past = past_of(state.z, places, count, 6)
+    y, z = eager_window(given_rows, parameters, tails, past)
+    keep_in_ring(state.z, z, places, count)
+    keep_in_ring(state.tails, torch.cat([q, k, v], 1), places, count)
+    canonical(result)[rows] = y.to(result.dtype)
+    if not state.draft:
+        state.count[places] += steps
+    return result
+
+
+def launch_decode(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: HyenaSeDecodeState,
+    slots: Tensor | None,
+) -> Tensor:
+    """The same by one kernel."""
+    q, k, v = unpack(inputs)
+    filter, featurizer = (p.contiguous() for p in parameters)
+    channels, groups = q.shape[CHANNEL], filter.shape[0]
+    width = channels // groups
+    batch, steps = q.shape[0], q.shape[TIME]
+    y = allocate(q, steps, channels)
+    config = step_config(batch, channels, width, 0, 0)
+    grid = step_grid(batch, steps, channels, width, config)
+    if grid.programs and steps:
+        launch(
+            hyena_se_decode,
+            grid.programs,
+            *strided(q),
+            *strided(k),
+            *strided(v),
+            *strided(y),
+            featurizer,
+            filter,
+            state.tails,
+            state.z,
+            state.count,
+            state.arrived,
+            state.count if slots is None else slots,
+            batch,
+            config=config,
+            CHANNELS=channels,
+            WIDTH=width,
+            STEPS=steps,
+            TAILS_SLOTS=state.tails.shape[1],
+            Z_SLOTS=state.z.shape[1],
+            SLOTTED=slots is not None,
+            DRAFT=state.draft,
+        )
+    return y
+
+
+def decode_anywhere(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    filter: Tensor,
+    featurizer: Tensor,
+    tails: Tensor,
+    z: Tensor,
+    count: Tensor,
+    arrived: Tensor,
+    slots: Tensor | None,
+    draft: bool,
+) -> Tensor:
+    """y of a few steps; of packed features if the later inputs are None."""
+    state = DECODING(tails, z, count, arrived, draft)
+    with torch.autocast(q.device.type, enabled=False):
+        return eager_decode(given(q, k, v), [filter, featurizer], state, slots)
+
+
+def decode_on_gpu(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    filter: Tensor,
+    featurizer: Tensor,
+    tails: Tensor,
+    z: Tensor,
+    count: Tensor,
+    arrived: Tensor,
+    slots: Tensor | None,
+    draft: bool,
+) -> Tensor:
+    """The same by a kernel."""
+    state = DECODING(tails, z, count, arrived, draft)
+    return launch_decode(given(q, k, v), [filter, featurizer], state, slots)
+
+
+def decode_fake(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    filter: Tensor,
+    featurizer: Tensor,
+    tails: Tensor,
+    z: Tensor,
+    count: Tensor,
+    arrived: Tensor,
+    slots: Tensor | None,
+    draft: bool,
+) -> Tensor:
+    """The same without values."""
+    inputs = given(q, k, v)
+    return allocate(q, q.shape[TIME], channels_of(inputs))
+
+
+decode_op = library_op(
+    f"{LIBRARY_NAME}_decode",
+    decode_fake,
+    decode_anywhere,
+    decode_on_gpu,
+    changes=(
+        "tails",
+        "z",
+        "count",
+        "arrived",
+    ),
+)
+
+
+def decode(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: HyenaSeDecodeState,
+    slots: Tensor | None = None,
+) -> Tensor:
+    """y of one step or a few after a state, which moves on in place. For inference: it has no
+    gradients.
+
+    Args:
+        inputs: q, k, v (B, D, L) with L steps, or one tensor of packed features (B, 3 D, L).
+        parameters: filter, featurizer.
+        state: of `initial_state`, for at least L steps.
+        slots: (B) int32, which place of the state a row's sequence has; of rows that are negative
+            nothing is computed, and y is 0. No two rows may have one place. Absent: row i has
+            place i.
+
+    Returns:
+        y (B, D, L) in the dtype of the inputs.
+
+    Raises:
+        TypeError, ValueError: naming the argument and the shape, dtype or device expected.
+        RuntimeError: a gradient would be asked for.
+    """
+    check(inputs, parameters)
+    require_triton(inputs[0])
+    check_decode(inputs, state, slots)
+    absent = [None] * (len(INPUTS) - len(inputs))
+    function = decode_anywhere if PLAIN else decode_op
+    with torch.no_grad():
+        return function(*inputs, *absent, *parameters, *state[:-1], slots, state.draft)
+
+
+def prefill(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: HyenaSeDecodeState,
+    slots: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """y of any number of steps after a state, which moves on in place, as `decode` of one after
+    the other. For inference: it has no gradients.
+
+    Args:
+        inputs, parameters, state, slots: as of `decode`, but for any number of steps.
+        lengths: (B) whole numbers, how many of a row's steps are its own, of rows that are padded
+            on the right: a state is that after these, and y is of no meaning beyond. Absent: all.
+
+    Returns:
+        y (B, D, L) in the dtype of the inputs.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `decode`.
+    """
+    steps = inputs[0].shape[TIME] if inputs[0].dim() == 3 else 1
+    if steps == 0:
+        return allocate(inputs[0], 0, channels_of(inputs))
+    check(inputs, parameters)
+    require_triton(inputs[0])
+    check_decode(inputs, state, slots, any_steps=True)
+    with torch.no_grad(), without_autocast(inputs[0]):
+        all_rows = unpack(inputs)
+        rows, places = live_rows(slots, all_rows[0].shape[0], inputs[0].device)
+        count, end = state.count[places], ends_of(lengths, rows, steps, all_rows[0])
+        own = all_rows if slots is None else [x[rows] for x in all_rows]
+        known = [canonical(x) for x in own]
+        tails = past_of(state.tails, places, count, 2)
+        y = run_op(own, parameters)
+        dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
+        # What the past adds to: the first steps again.
+        first = [x[..., :8].to(dtype) for x in known]
+        past = past_of(state.z, places, count, 6)
+        begun, _ = eager_window(first, parameters, tails, past)
+        canonical(y)[..., : begun.shape[2]] = begun.to(y.dtype)
+        window = min(6, steps)
+        begin = (end - window).clamp(min=0)
+        pasts = tails.chunk(len(known), 1)
+        last = [
+            steps_before(x, tail, begin + window, 2 + window).to(dtype)
+            for x, tail in zip(known, pasts, strict=True)
+        ]
+        before = torch.cat([x[..., :2] for x in last], 1)
+        after = [x[..., 2:] for x in last]
+        _, filtered = eager_window(after, parameters, before, None)
+        filtered = steps_before(filtered, past, end - begin, 6)
+        keep_in_ring(state.z, filtered, places, count + end - 6)
+        pasts = tails.chunk(len(known), 1)
+        last = [steps_before(x, tail, end, 2) for x, tail in zip(known, pasts, strict=True)]
+        keep_in_ring(state.tails, torch.cat(last, 1), places, count + end - 2)
+        state.count[places] = (count + end).to(torch.int32)
+        if slots is None:
+            return y
+        result = allocate(inputs[0], steps, channels_of(inputs)).zero_()
+        result[rows] = y
+        return result
+
+
 class HyenaSe(nn.Module):
     """The operator with its parameters: filter (groups, 7), featurizer (3 * channels, 3).
 
@@ -2086,6 +2766,54 @@ class HyenaSe(nn.Module):
         raise TypeError(
             f"{OP}: expected {len(INPUTS)} inputs or 1 of packed features, got {len(inputs)}"
         )
+
+    def initial_state(
+        self,
+        batch: int,
+        *,
+        steps: int = 1,
+        draft: bool = False,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> HyenaSeDecodeState:
+        """`initial_state` for this module's channels, by default on its device."""
+        device = next(self.parameters()).device if device is None else device
+        return initial_state(
+            batch, self.channels, steps=steps, draft=draft, dtype=dtype, device=device
+        )
+
+    def decode(
+        self,
+        *inputs: Tensor,
+        state: HyenaSeDecodeState | None = None,
+        slots: Tensor | None = None,
+    ) -> Tensor:
+        """y of one step or a few after a state, which may come last of the inputs: `decode` with
+        this module's parameters.
+
+        Example: `y = module.decode(q, k, v, module.initial_state(batch))`
+        """
+        if state is None and inputs:
+            *inputs, state = inputs
+        if len(inputs) not in (1, len(INPUTS)):
+            raise TypeError(f"{OP}: expected {', '.join(INPUTS)} and a state")
+        parameters = [getattr(self, name) for name in PARAMETERS]
+        return decode(inputs, parameters, state, slots)
+
+    def prefill(
+        self,
+        *inputs: Tensor,
+        state: HyenaSeDecodeState | None = None,
+        slots: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """y of a whole prompt, or of more of it, and the state after it: `prefill`."""
+        if state is None and inputs:
+            *inputs, state = inputs
+        if len(inputs) not in (1, len(INPUTS)):
+            raise TypeError(f"{OP}: expected {', '.join(INPUTS)} and a state")
+        parameters = [getattr(self, name) for name in PARAMETERS]
+        return prefill(inputs, parameters, state, slots, lengths)
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, groups={self.groups}"

@@ -8,7 +8,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 0107dea9f22788f6d6c8cb3d88315dd7bb0721607931702e08e4370b30f7dd96
+sha256, with zeros here: 03e5b2ee07662e09b8b5dda93222caa8d25a6a78871c75b94a73b7ea851c8b40
 """
 
 import threading
@@ -51,6 +51,7 @@ TIME, CHANNEL = 2, 1  # axes of an activation
 LEAST = 1  # steps of a call
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
+RINGS = {"z": (0, 1)}  # of a state that decodes: lag and roles
 BLOCK = 64  # steps that plain PyTorch convolves by one product
 WIDEST = 1  # stride of the last axis
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
@@ -1033,6 +1034,127 @@ def store_steps(
             tl.store(where, x, mask=tile.channel_mask & (time < tile.write_end))
 
 
+@triton.jit
+def modes_of_step(
+    log_poles_ptr, frequencies_ptr, residues_real_ptr, residues_imag_ptr, row, channel_mask,
+    COUNT: tl.constexpr, MODES: tl.constexpr,
+):  # fmt: skip
+    """`modes_of_step` of step.py, of pairs: complex numbers are tuples of two tensors."""
+    mode = tl.arange(0, MODES)[None, :]
+    there = channel_mask[:, None] & (mode < COUNT)
+    where = row[:, None] * COUNT + mode
+    decay = tl.load(log_poles_ptr + where, mask=there, other=-1.0).to(tl.float32)
+    frequency = tl.load(frequencies_ptr + where, mask=there, other=0.0).to(tl.float32)
+    real = tl.load(residues_real_ptr + where, mask=there, other=0.0).to(tl.float32)
+    imag = tl.load(residues_imag_ptr + where, mask=there, other=0.0).to(tl.float32)
+    return decay_by((decay, turns_of(frequency)), 1), (real, imag)
+
+
+@triton.jit
+def read_steps(
+    ptr, row, channel, batch_stride, channel_stride, time_stride, channel_mask,
+    STEPS: tl.constexpr,
+):  # fmt: skip
+    """The steps of a row as float32."""
+    ptr += row * batch_stride.to(tl.int64) + channel * channel_stride.to(tl.int64)
+    x = ()
+    for i in tl.static_range(STEPS):
+        x = x + (tl.load(ptr + i * time_stride, mask=channel_mask, other=0.0).to(tl.float32),)
+    return x
+
+
+@triton.jit
+def write_steps(ptr, row, channel, batch_stride, channel_stride, time_stride, channel_mask, x):
+    """Write steps to a row."""
+    ptr += row * batch_stride.to(tl.int64) + channel * channel_stride.to(tl.int64)
+    for i in tl.static_range(len(x)):
+        tl.store(ptr + i * time_stride, x[i], mask=channel_mask)
+
+
+@triton.jit
+def no_steps(
+    ptr, row, channel, batch_stride, channel_stride, time_stride, channel_mask,
+    STEPS: tl.constexpr,
+):  # fmt: skip
+    """Write zeros to a row."""
+    ptr += row * batch_stride.to(tl.int64) + channel * channel_stride.to(tl.int64)
+    for i in tl.static_range(STEPS):
+        tl.store(ptr + i * time_stride, tl.zeros(channel.shape, tl.float32), mask=channel_mask)
+
+
+@triton.jit
+def after_step(state, modes, x):
+    """`after_step` of step.py, of pairs."""
+    return passed_on(state, modes[0], (x[:, None], tl.zeros_like(x)[:, None]))
+
+
+@triton.jit
+def keep_steps(x, ring, count, channel, channel_mask, SLOTS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Write x to the ring, from step `count` on."""
+    for i in tl.static_range(len(x)):
+        slot = (count + i) % SLOTS
+        tl.store(ring + slot * COLUMNS + channel, x[i], mask=channel_mask)
+
+
+@triton.jit
+def read_state(ptr, channel, channel_mask, COUNT: tl.constexpr, MODES: tl.constexpr):
+    """`read_state` of step.py, of pairs."""
+    mode = tl.arange(0, MODES)[None, :]
+    there = channel_mask[:, None] & (mode < COUNT)
+    where = ptr + (channel[:, None] * COUNT + mode) * 2
+    return tl.load(where, mask=there, other=0.0), tl.load(where + 1, mask=there, other=0.0)
+
+
+@triton.jit
+def sum_of_modes(state, modes):
+    """`sum_of_modes` of step.py, of pairs: twice the real part."""
+    return 2.0 * tl.sum(modes[1][0] * state[0] - modes[1][1] * state[1], axis=1)
+
+
+@triton.jit
+def write_state(ptr, state, channel, channel_mask, COUNT: tl.constexpr, MODES: tl.constexpr):
+    """`write_state` of step.py, of pairs."""
+    mode = tl.arange(0, MODES)[None, :]
+    there = channel_mask[:, None] & (mode < COUNT)
+    where = ptr + (channel[:, None] * COUNT + mode) * 2
+    tl.store(where, state[0], mask=there)
+    tl.store(where + 1, state[1], mask=there)
+
+
+@triton.jit
+def step_modes(
+    x, modes, ptr, ring, count, replay, channel, channel_mask, SLOTS: tl.constexpr,
+    COLUMNS: tl.constexpr, COUNT: tl.constexpr, MODES: tl.constexpr, DRAFT: tl.constexpr,
+):  # fmt: skip
+    """The sums of modes after every step. The state after all of them is written; or, of drafts,
+    that after the `replay` steps before, which the ring still has, and x to the ring.
+    """
+    state = read_state(ptr, channel, channel_mask, COUNT, MODES)
+    if DRAFT:
+        for i in range(replay):
+            slot = (count - replay + i) % SLOTS
+            step = tl.load(ring + slot * COLUMNS + channel, mask=channel_mask, other=0.0)
+            state = after_step(state, modes, step)
+        write_state(ptr, state, channel, channel_mask, COUNT, MODES)
+        keep_steps(x, ring, count, channel, channel_mask, SLOTS, COLUMNS)
+    y = ()
+    for i in tl.static_range(len(x)):
+        state = after_step(state, modes, x[i])
+        y = y + (sum_of_modes(state, modes),)
+    if not DRAFT:
+        write_state(ptr, state, channel, channel_mask, COUNT, MODES)
+    return y
+
+
+@triton.jit
+def arrive(ptr, value, arrived_ptr, programs):
+    """Write a number that all `programs` read, once each of them has."""
+    tl.debug_barrier()
+    if tl.atomic_add(arrived_ptr, 1, sem="acq_rel") == programs - 1:
+        tl.store(ptr, value)
+        tl.store(arrived_ptr, 0)
+
+
 @triton.constexpr_function
 def columns_at_once(width):
     """How many of `width` columns that share a row a program sums at once: a power of two."""
@@ -1561,6 +1683,92 @@ def s4d_backward_sums(
         )
 
 
+@triton.jit(
+    do_not_specialize=[
+        "x_batch", "x_channel", "x_time",
+        "y_batch", "y_channel", "y_time",
+        "batch",
+    ]
+)  # fmt: skip
+def s4d_decode(
+    x_ptr, x_batch, x_channel, x_time,
+    y_ptr, y_batch, y_channel, y_time,
+    log_poles_ptr,  # [groups, 32]
+    frequencies_ptr,  # [groups, 32]
+    residues_real_ptr,  # [groups, 32]
+    residues_imag_ptr,  # [groups, 32]
+    skip_ptr,  # [channels]
+    z_ptr,  # [places, Z_SLOTS, CHANNELS]
+    modes_ptr,  # [places, CHANNELS, 64] float32
+    count_ptr,  # [places] int32: steps before these
+    arrived_ptr,  # [places] int32: programs that have read it
+    replay_ptr,  # [places] int32: steps of z that modes lack
+    slots_ptr,  # [batch] int32: places
+    batch,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, STEPS: tl.constexpr, Z_SLOTS: tl.constexpr,
+    SLOTTED: tl.constexpr, DRAFT: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """z = x; y = filter * z + skip . z
+
+    A program computes STEPS steps of BLOCK_D channels, of ROWS sequences one after another. Its
+    past is row slots[i] of the state for sequence i, if SLOTTED, else row i; of sequences whose
+    slot is negative nothing is computed. DRAFT says that the state does not move on.
+    """
+    COLUMNS: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D  # programs along channels
+    MODES: tl.constexpr = 32  # with those that only fill a block
+    channel_0 = tl.program_id(0) % COLUMNS * BLOCK_D
+    channel = channel_0 + tl.arange(0, BLOCK_D)
+    channel_mask = channel < CHANNELS
+    filter = modes_of_step(
+        log_poles_ptr,
+        frequencies_ptr,
+        residues_real_ptr,
+        residues_imag_ptr,
+        channel // WIDTH,
+        channel_mask,
+        COUNT=32,
+        MODES=MODES,
+    )
+    skip = load_vector(skip_ptr, channel, channel_mask)
+    for i in range(ROWS):
+        row = tl.program_id(0) // COLUMNS * ROWS + i
+        if SLOTTED:
+            slot = tl.load(slots_ptr + row, mask=row < batch, other=-1)
+        else:
+            slot = tl.where(row < batch, row, -1)
+        if slot >= 0:
+            place = slot.to(tl.int64)
+            count = tl.load(count_ptr + place)
+            z_ring = z_ptr + place * (Z_SLOTS * CHANNELS)
+            modes_state = modes_ptr + place * (CHANNELS * 64)
+            replay = tl.load(replay_ptr + place) if DRAFT else 0
+            x = read_steps(x_ptr, row, channel, x_batch, x_channel, x_time, channel_mask, STEPS)
+            conv = step_modes(
+                x,
+                filter,
+                modes_state,
+                z_ring,
+                count,
+                replay,
+                channel,
+                channel_mask,
+                Z_SLOTS,
+                CHANNELS,
+                COUNT=32,
+                MODES=MODES,
+                DRAFT=DRAFT,
+            )
+            skipped = scale(x, skip)
+            pre_skip = add(conv, skipped)
+            write_steps(y_ptr, row, channel, y_batch, y_channel, y_time, channel_mask, pre_skip)
+            if not DRAFT:
+                arrive(count_ptr + place, count + STEPS, arrived_ptr + place, COLUMNS)
+            else:
+                arrive(replay_ptr + place, 0, arrived_ptr + place, COLUMNS)
+        elif row < batch:
+            no_steps(y_ptr, row, channel, y_batch, y_channel, y_time, channel_mask, STEPS)
+
+
 @triton.constexpr_function
 def section_end(index, CHANNELS, WIDTH):
     """The first program after those that sum the gradients of parameters 0 .. index."""
@@ -1669,6 +1877,29 @@ def walk_grid(
 def even(bounds: tuple[int, int, int]) -> bool:
     """Whether a vector of 8 steps lies within or without the bounds as a whole."""
     return all(bound % 8 == 0 for bound in bounds)
+
+
+def step_grid(
+    batch: int, steps: int, channels: int, width: int, config: dict[str, int], whole: bool = False
+) -> Grid:
+    """Of kernels that decode: a program has channels of ROWS sequences, and all their steps."""
+    columns = -(-channels // config["BLOCK_D"])
+    return Grid(1, 1, columns, 1, columns * -(-batch // config["ROWS"]))
+
+
+def step_config(batch: int, channels: int, width: int, taps: int, modes: int) -> dict[str, int]:
+    """The config of a kernel that decodes: of a filter of so many taps that are read in blocks, of
+    so many modes, or of few taps. A warp of its own waits for no other; where rows are many, more
+    of them share what is read of parameters.
+    """
+    crowded = batch * channels > 2**15
+    if taps:  # that channels have of their own take registers
+        chunk = 128 if taps > 64 and width % 8 == 0 else 32
+        return {"BLOCK_D": 32, "CHUNK": chunk, "ROWS": 1, "num_warps": 1}
+    if modes:
+        block = max(1, (128 if crowded else 32) * 16 // max(16, 1 << (modes - 1).bit_length()))
+        return {"BLOCK_D": block, "ROWS": 4 if crowded else 1, "num_warps": 4 if crowded else 1}
+    return {"BLOCK_D": 256 if crowded else 64, "ROWS": 1, "num_warps": 4 if crowded else 1}
 
 
 def gpu_of(device: torch.device) -> tuple[str, tuple[int, int]]:
@@ -2172,6 +2403,12 @@ def differentiates(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
+def poles_and_residues(modes: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Log-poles a and residues 2 R, complex128 (C, N)."""
+    log_poles, frequencies, real, imag = (x.double() for x in modes)
+    return torch.complex(log_poles, frequencies), 2 * torch.complex(real, imag)
+
+
 def block_steps(x: Tensor) -> tuple[Tensor, Tensor]:
     """x (B, C, L) in blocks of BLOCK steps, zero beyond its end: (B, C, blocks, BLOCK); and the
     steps of a block.
@@ -2204,12 +2441,6 @@ def modal_states(blocks: Tensor, poles: Tensor, state: Tensor | None = None) -> 
     return torch.stack(states, 2) if states else added
 
 
-def poles_and_residues(modes: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """Log-poles a and residues 2 R, complex128 (C, N)."""
-    log_poles, frequencies, real, imag = (x.double() for x in modes)
-    return torch.complex(log_poles, frequencies), 2 * torch.complex(real, imag)
-
-
 def conv_modal(
     x: Tensor, modes: tuple[Tensor, ...], direction: int, state: Tensor | None = None
 ) -> Tensor:
@@ -2229,6 +2460,33 @@ def conv_modal(
     weights = (residues[..., None] * powers(poles, step + 1)).to(states.dtype)
     y += torch.einsum("bcmn,cni->bcmi", states, weights).real
     return y.flatten(2)[..., : x.shape[2]]
+
+
+def row_ends(x: Tensor, ends: Tensor | None) -> tuple[Tensor, Tensor | int]:
+    """x (B, C, L) whose rows end at their last steps, after zeros; and their steps."""
+    length = x.shape[2]
+    if ends is None:
+        return x, length
+    index = torch.arange(length, device=x.device) - (length - ends[:, None])
+    index = index[:, None].expand(-1, x.shape[1], -1)
+    moved = torch.where(index < 0, 0, x.gather(2, index.clamp(min=0)))
+    return moved, ends[:, None, None]
+
+
+def leave_modes(
+    x: Tensor, modes: tuple[Tensor, ...], state: Tensor, ends: Tensor | None = None
+) -> Tensor:
+    """The state (B, C, N, 2) after the last step of x, of that before the first; or after as many
+    steps as `ends` says of each row.
+    """
+    poles, _ = poles_and_residues(modes)
+    x, steps = row_ends(x, ends)
+    early = functional.pad(x, (-x.shape[2] % BLOCK, 0))  # blocks that end with x
+    blocks = functional.pad(early, (0, BLOCK)).unflatten(2, (-1, BLOCK))
+    added = modal_states(blocks, poles)[:, :, -1]
+    entering = torch.complex(state[..., 0], state[..., 1])
+    lost = (torch.exp(poles * steps) - 1).to(entering.dtype)
+    return torch.view_as_real(entering + (lost * entering + added))
 
 
 def by_parts(by_pole: Tensor, by_residue: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -2397,6 +2655,41 @@ def eager_backward(
     ]
 
 
+def eager_stateful(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    history: Tensor,
+    state: Tensor,
+    ends: Tensor | None = None,
+) -> list[Tensor]:
+    """[y, state after the last step] of the unpacked inputs, their history and the state before
+    the first step; or after the steps that each row has, if `ends` says so.
+    """
+    (x_all,) = (canonical(x) for x in inputs)
+    dtype = torch.float64 if x_all.dtype == torch.float64 else torch.float32
+    log_poles, frequencies, residues_real, residues_imag, skip = effective(*parameters, dtype)
+    outputs = [allocate(inputs[0], inputs[0].shape[TIME]), torch.empty_like(state)]
+    out, leaving = canonical(outputs[0]), outputs[1]
+    batch, channels, length = x_all.shape
+    width = channels // log_poles.shape[0]
+    channel_bytes = max(1, 14 * batch * length * dtype.itemsize)
+    for c in chunks(channels, width, channel_bytes, BYTE_BUDGET):
+        x = x_all[:, c].to(dtype)
+        filter_modes = (
+            channel_rows(log_poles, c, width, dtype),
+            channel_rows(frequencies, c, width, dtype),
+            channel_rows(residues_real, c, width, dtype),
+            channel_rows(residues_imag, c, width, dtype),
+        )
+        conv = conv_modal(x, filter_modes, +1, state[:, c].to(dtype))
+        skip_c = channel_rows(skip, c, 1, dtype)[:, None]
+        skipped = x * skip_c
+        pre_skip = conv + skipped
+        out[:, c] = pre_skip
+        leaving[:, c] = leave_modes(x, filter_modes, state[:, c].to(dtype), ends)
+    return outputs
+
+
 # -----------------------------------------------------------------------------------------------
 # The operator: torch.library ops, autograd, checks, functions and module
 # -----------------------------------------------------------------------------------------------
@@ -2404,7 +2697,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_ae66d1a2"
+    name = unique = "s4d_8a8fe091"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2416,11 +2709,20 @@ LIBRARY_NAME = library_name()
 LIBRARY = torch.library.Library("sh2gen", "FRAGMENT")
 
 
-def library_op(name: str, fake: Callable, anywhere: Callable | None, on_gpu: Callable | None):
+def library_op(
+    name: str,
+    fake: Callable,
+    anywhere: Callable | None,
+    on_gpu: Callable | None,
+    changes: Sequence[str] = (),
+):
     """An op of torch.ops.sh2gen whose schema is that of its fake implementation, of tensors
     without values.
+
+    Args:
+        changes: the arguments that it writes to.
     """
-    schema = torch.library.infer_schema(fake, mutates_args=())
+    schema = torch.library.infer_schema(fake, mutates_args=changes)
     LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     if anywhere is not None:
         LIBRARY.impl(name, anywhere, "CompositeExplicitAutograd")
@@ -3109,6 +3411,466 @@ def s4d(
     return run_op([x], [log_poles, frequencies, residues_real, residues_imag, skip])
 
 
+# -----------------------------------------------------------------------------------------------
+# Decoding: a few steps in time after a past that is kept
+# -----------------------------------------------------------------------------------------------
+
+
+def check_decode(
+    inputs: Sequence[Tensor], state, slots: Tensor | None, any_steps: bool = False
+) -> None:
+    """Refuse a state and slots that do not belong to inputs, which have been checked."""
+    if not isinstance(state, DECODING):
+        raise TypeError(
+            f"{OP}: state is a {type(state).__name__}, expected a {DECODING.__name__}, which "
+            "initial_state gives"
+        )
+    x, channels = inputs[0], channels_of(inputs)
+    if torch.is_grad_enabled() and any(y.requires_grad for y in inputs):
+        raise RuntimeError(f"{OP}: decoding has no gradients: call it under torch.no_grad()")
+    for name, tensor in zip(state._fields, state, strict=True):
+        if isinstance(tensor, Tensor):
+            check_dense(f"state.{name}", tensor)
+            if tensor.device != x.device:
+                raise ValueError(
+                    f"{OP}: state.{name} is on {tensor.device}, but {INPUTS[0]} is on {x.device}"
+                )
+            if not tensor.is_contiguous():
+                raise ValueError(f"{OP}: state.{name} is not contiguous")
+    steps, places = x.shape[TIME], state.count.shape[0]
+    for name, (lag, roles) in RINGS.items():
+        ring = getattr(state, name)
+        if ring.dim() != 3 or ring.shape[0] != places or ring.shape[2] != roles * channels:
+            raise ValueError(
+                f"{OP}: state.{name} has shape {tuple(ring.shape)}, expected ({places}, slots, "
+                f"{roles * channels}) for {channels} channels"
+            )
+        if (lag or state.draft) and ring.shape[1] < lag + steps and not any_steps:
+            raise ValueError(
+                f"{OP}: {steps} steps in one call, but the state has room for "
+                f"{ring.shape[1] - lag}: initial_state(batch, steps={steps}), or prefill"
+            )
+    if slots is None:
+        if places != x.shape[0]:
+            raise ValueError(
+                f"{OP}: {INPUTS[0]} has {x.shape[0]} rows, but the state has {places}: slots say "
+                "which of them is whose"
+            )
+        return
+    check_dense("slots", slots)
+    if slots.shape != x.shape[:1] or slots.dtype != torch.int32 or slots.device != x.device:
+        raise ValueError(
+            f"{OP}: slots are {slots.dtype} {tuple(slots.shape)} on {slots.device}, expected "
+            f"torch.int32 ({x.shape[0]},) on {x.device}"
+        )
+
+
+def commit_drafts(state, accepted: Tensor, slots: Tensor | None) -> None:
+    """What `commit` of a state does."""
+    if not state.draft:
+        raise ValueError(f"{OP}: this state moves on by itself: initial_state(..., draft=True)")
+    pending = [state.count, *([state.replay] if hasattr(state, "replay") else [])]
+    if slots is None:
+        for number in pending:
+            number.add_(accepted)
+        return
+    places, real = slots.clamp(min=0).long(), torch.where(slots < 0, 0, accepted)
+    for number in pending:
+        number.index_add_(0, places, real.to(number.dtype))
+
+
+def strided(x: Tensor) -> tuple[Tensor, int, int, int]:
+    """What a kernel takes for steps: data, and strides of batch, channel and time."""
+    return x, x.stride(0) if x.shape[0] > 1 else 0, x.stride(CHANNEL), x.stride(TIME)
+
+
+def live_rows(slots: Tensor | None, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of a batch that are computed, and the places of their states."""
+    if slots is None:
+        rows = torch.arange(batch, device=device)
+        return rows, rows
+    rows = (slots >= 0).nonzero().flatten()
+    return rows, slots[rows].long()
+
+
+def ring_slots(ring: Tensor, count: Tensor, steps: int, begin: int) -> Tensor:
+    """The slots of so many steps of each row from `begin` after step `count` on, (B, steps)."""
+    step = torch.arange(begin, begin + steps, device=ring.device)
+    return (count[:, None] + step) % ring.shape[1]
+
+
+def keep_in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> None:
+    """Write x (B, columns, T) to the ring, from step `count` on."""
+    steps = x.transpose(1, 2).to(ring.dtype)
+    ring[places[:, None], ring_slots(ring, count, x.shape[2], 0)] = steps
+
+
+def ends_of(lengths: Tensor | None, rows: Tensor, steps: int, x: Tensor) -> Tensor:
+    """Where each row that is computed ends."""
+    if lengths is None:
+        return torch.full_like(rows, steps)
+    check_dense("lengths", lengths)
+    kinds = (torch.int32, torch.int64)
+    if lengths.shape != x.shape[:1] or lengths.dtype not in kinds or lengths.device != x.device:
+        raise ValueError(
+            f"{OP}: lengths are {lengths.dtype} {tuple(lengths.shape)} on {lengths.device}, "
+            f"expected int32 or int64 ({x.shape[0]},) on {x.device}"
+        )
+    if not lengths.is_cuda and bool(((lengths < 0) | (lengths > steps)).any()):
+        raise ValueError(f"{OP}: lengths are not all between 0 and {steps} steps")
+    return lengths[rows].long().clamp(0, steps)
+
+
+def decode_modes(
+    x: Tensor, poles: Tensor, residues: Tensor, state, places: Tensor, count: Tensor
+) -> Tensor:
+    """Sums of modes (C, N) after every step of x (B, C, T); their state moves on, or that of
+    drafts to what was accepted of those before.
+    """
+    modes = state.modes[places].to(x.dtype)
+    modes = torch.view_as_complex(modes) if poles.is_complex() else modes
+    if poles.is_complex():
+        lost, residues = (torch.exp(poles) - 1).to(modes.dtype), residues.to(modes.dtype)
+    else:
+        lost = torch.expm1(poles)  # not exp, which would drift where a pole is small
+
+    def after(modes: Tensor, step: Tensor) -> Tensor:
+        return modes + (lost * modes + step[..., None])
+
+    def keep(modes: Tensor) -> None:
+        real = torch.view_as_real(modes) if poles.is_complex() else modes
+        state.modes[places] = real.to(state.modes.dtype)
+
+    if state.draft:
+        replay = state.replay[places]
+        for i in range(int(replay.max()) if len(replay) else 0):
+            step = state.z[places, (count - replay + i) % state.z.shape[1]].to(x.dtype)
+            modes = torch.where((i < replay)[:, None, None], after(modes, step), modes)
+        keep(modes)
+        state.replay[places] = 0
+        keep_in_ring(state.z, x, places, count)
+    y = []
+    for step in x.unbind(2):
+        modes = after(modes, step)
+        y.append((residues * modes).sum(-1).real)
+    if not state.draft:
+        keep(modes)
+    return torch.stack(y, 2) if y else x
+
+
+class S4dDecodeState(NamedTuple):
+    """The past of sequences that are decoded, in a place each; `decode` changes it.
+
+    A ring keeps step t, counted from the first of its sequence, in slot t % slots.
+
+    z (batch, steps, channels): the last drafts of z
+    modes (batch, channels, 32, 2) float32: the state of the modes, real and imaginary parts
+    count (batch,) int32: steps of each sequence so far
+    arrived (batch,) int32: of kernels, 0 between calls
+    replay (batch,) int32: steps in the ring that the modes do not know of yet
+    """
+
+    z: Tensor
+    modes: Tensor
+    count: Tensor
+    arrived: Tensor
+    replay: Tensor
+    draft: bool
+
+    def commit(self, accepted: Tensor, slots: Tensor | None = None) -> None:
+        """Say how many steps of the last call count, of a state of drafts: the others leave no
+        trace.
+
+        Args:
+            accepted: int32, a number a row of that call, at most its steps.
+            slots: as of that call.
+        """
+        commit_drafts(self, accepted, slots)
+
+    def reset(self, slots: Tensor | None = None) -> None:
+        """Let new sequences begin in places, or in all; negative slots are none."""
+        places = slice(None) if slots is None else slots[slots >= 0].long()
+        for tensor in self[:-1]:
+            tensor[places] = 0
+
+
+DECODING = S4dDecodeState
+
+
+def initial_state(
+    batch: int,
+    channels: int = CHANNELS,
+    *,
+    steps: int = 1,
+    draft: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> S4dDecodeState:
+    """The state of sequences that have not begun.
+
+    Args:
+        batch: how many places for a sequence it has.
+        channels: D.
+        steps: the most that one call computes.
+        draft: whether steps count only once `commit` has said so.
+        dtype: of the past of inputs and of what the filter reads, float32 or that of the inputs,
+            which halves what a step reads and rounds what the filter reads once; modes are
+            float32.
+    """
+    for name, number in (("batch", batch), ("channels", channels), ("steps", steps)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < (name == "steps"):
+            raise TypeError(f"{OP}: {name} must be a whole number, not {number!r}")
+    wide = torch.promote_types(dtype, torch.float32)
+    index = torch.zeros((batch,), dtype=torch.int32, device=device)
+    return S4dDecodeState(
+        torch.zeros((batch, steps, channels), dtype=wide, device=device),
+        torch.zeros((batch, channels, 32, 2), dtype=wide, device=device),
+        index,
+        index.clone(),
+        index.clone(),
+        draft,
+    )
+
+
+def eager_decode(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: S4dDecodeState,
+    slots: Tensor | None,
+) -> Tensor:
+    """y of a few steps in plain PyTorch; the state moves on."""
+    all_rows = [canonical(x) for x in unpack(inputs)]
+    batch, channels, steps = all_rows[0].shape
+    dtype = torch.float64 if all_rows[0].dtype == torch.float64 else torch.float32
+    result = allocate(inputs[0], steps, channels).zero_()
+    rows, places = live_rows(slots, batch, result.device)
+    count = state.count[places]
+    (x,) = (x[rows].to(dtype) for x in all_rows)
+    log_poles, frequencies, residues_real, residues_imag, skip = effective(*parameters, dtype)
+    c, width = slice(0, channels), channels // log_poles.shape[0]
+    filter_modes = (
+        channel_rows(log_poles, c, width, dtype),
+        channel_rows(frequencies, c, width, dtype),
+        channel_rows(residues_real, c, width, dtype),
+        channel_rows(residues_imag, c, width, dtype),
+    )
+    poles, residues = poles_and_residues(filter_modes)
+    conv = decode_modes(x, poles, residues, state, places, count)
+    skip_c = channel_rows(skip, c, 1, dtype)[:, None]
+    skipped = x * skip_c
+    pre_skip = conv + skipped
+    canonical(result)[rows] = pre_skip.to(result.dtype)
+    if not state.draft:
+        state.count[places] += steps
+    return result
+
+
+def launch_decode(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: S4dDecodeState,
+    slots: Tensor | None,
+) -> Tensor:
+    """The same by one kernel."""
+    (x,) = unpack(inputs)
+    log_poles, frequencies, residues_real, residues_imag, skip = (
+        p.contiguous() for p in parameters
+    )
+    channels, groups = x.shape[CHANNEL], log_poles.shape[0]
+    width = channels // groups
+    batch, steps = x.shape[0], x.shape[TIME]
+    y = allocate(x, steps, channels)
+    config = step_config(batch, channels, width, 0, 32)
+    grid = step_grid(batch, steps, channels, width, config)
+    if grid.programs and steps:
+        launch(
+            s4d_decode,
+            grid.programs,
+            *strided(x),
+            *strided(y),
+            log_poles,
+            frequencies,
+            residues_real,
+            residues_imag,
+            skip,
+            state.z,
+            state.modes,
+            state.count,
+            state.arrived,
+            state.replay,
+            state.count if slots is None else slots,
+            batch,
+            config=config,
+            CHANNELS=channels,
+            WIDTH=width,
+            STEPS=steps,
+            Z_SLOTS=state.z.shape[1],
+            SLOTTED=slots is not None,
+            DRAFT=state.draft,
+        )
+    return y
+
+
+def decode_anywhere(
+    x: Tensor,
+    log_poles: Tensor,
+    frequencies: Tensor,
+    residues_real: Tensor,
+    residues_imag: Tensor,
+    skip: Tensor,
+    z: Tensor,
+    modes: Tensor,
+    count: Tensor,
+    arrived: Tensor,
+    replay: Tensor,
+    slots: Tensor | None,
+    draft: bool,
+) -> Tensor:
+    """y of a few steps; of packed features if the later inputs are None."""
+    state = DECODING(z, modes, count, arrived, replay, draft)
+    with torch.autocast(x.device.type, enabled=False):
+        return eager_decode(
+            given(x), [log_poles, frequencies, residues_real, residues_imag, skip], state, slots
+        )
+
+
+def decode_on_gpu(
+    x: Tensor,
+    log_poles: Tensor,
+    frequencies: Tensor,
+    residues_real: Tensor,
+    residues_imag: Tensor,
+    skip: Tensor,
+    z: Tensor,
+    modes: Tensor,
+    count: Tensor,
+    arrived: Tensor,
+    replay: Tensor,
+    slots: Tensor | None,
+    draft: bool,
+) -> Tensor:
+    """The same by a kernel."""
+    state = DECODING(z, modes, count, arrived, replay, draft)
+    return launch_decode(
+        given(x), [log_poles, frequencies, residues_real, residues_imag, skip], state, slots
+    )
+
+
+def decode_fake(
+    x: Tensor,
+    log_poles: Tensor,
+    frequencies: Tensor,
+    residues_real: Tensor,
+    residues_imag: Tensor,
+    skip: Tensor,
+    z: Tensor,
+    modes: Tensor,
+    count: Tensor,
+    arrived: Tensor,
+    replay: Tensor,
+    slots: Tensor | None,
+    draft: bool,
+) -> Tensor:
+    """The same without values."""
+    inputs = given(x)
+    return allocate(x, x.shape[TIME], channels_of(inputs))
+
+
+decode_op = library_op(
+    f"{LIBRARY_NAME}_decode",
+    decode_fake,
+    decode_anywhere,
+    decode_on_gpu,
+    changes=(
+        "z",
+        "modes",
+        "count",
+        "arrived",
+        "replay",
+    ),
+)
+
+
+def decode(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: S4dDecodeState,
+    slots: Tensor | None = None,
+) -> Tensor:
+    """y of one step or a few after a state, which moves on in place. For inference: it has no
+    gradients.
+
+    Args:
+        inputs: x (B, D, L) with L steps.
+        parameters: log_poles, frequencies, residues_real, residues_imag, skip.
+        state: of `initial_state`, for at least L steps.
+        slots: (B) int32, which place of the state a row's sequence has; of rows that are negative
+            nothing is computed, and y is 0. No two rows may have one place. Absent: row i has
+            place i.
+
+    Returns:
+        y (B, D, L) in the dtype of the inputs.
+
+    Raises:
+        TypeError, ValueError: naming the argument and the shape, dtype or device expected.
+        RuntimeError: a gradient would be asked for.
+    """
+    check(inputs, parameters)
+    require_triton(inputs[0])
+    check_decode(inputs, state, slots)
+    absent = [None] * (len(INPUTS) - len(inputs))
+    function = decode_anywhere if PLAIN else decode_op
+    with torch.no_grad():
+        return function(*inputs, *absent, *parameters, *state[:-1], slots, state.draft)
+
+
+def prefill(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: S4dDecodeState,
+    slots: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """y of any number of steps after a state, which moves on in place, as `decode` of one after
+    the other. For inference: it has no gradients.
+
+    Args:
+        inputs, parameters, state, slots: as of `decode`, but for any number of steps.
+        lengths: (B) whole numbers, how many of a row's steps are its own, of rows that are padded
+            on the right: a state is that after these, and y is of no meaning beyond. Absent: all.
+
+    Returns:
+        y (B, D, L) in the dtype of the inputs.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `decode`.
+    """
+    steps = inputs[0].shape[TIME] if inputs[0].dim() == 3 else 1
+    if steps == 0:
+        return allocate(inputs[0], 0, channels_of(inputs))
+    check(inputs, parameters)
+    require_triton(inputs[0])
+    check_decode(inputs, state, slots, any_steps=True)
+    with torch.no_grad(), without_autocast(inputs[0]):
+        if state.draft:  # of drafts, what was accepted
+            eager_decode([x.narrow(TIME, 0, 0) for x in inputs], parameters, state, slots)
+        all_rows = unpack(inputs)
+        rows, places = live_rows(slots, all_rows[0].shape[0], inputs[0].device)
+        count, end = state.count[places], ends_of(lengths, rows, steps, all_rows[0])
+        own = all_rows if slots is None else [x[rows] for x in all_rows]
+        known = [canonical(x) for x in own]
+        tails = torch.cat([x[..., :0] for x in known], 1)
+        history, modes = canonical(tails.to(known[0].dtype)), state.modes[places]
+        y, modes = eager_stateful(own, parameters, history, modes, end)
+        state.modes[places] = modes.to(state.modes.dtype)
+        state.count[places] = (count + end).to(torch.int32)
+        if slots is None:
+            return y
+        result = allocate(inputs[0], steps, channels_of(inputs)).zero_()
+        result[rows] = y
+        return result
+
+
 class S4d(nn.Module):
     """The operator with its parameters: log_poles (groups, 32), frequencies (groups, 32),
     residues_real (groups, 32), residues_imag (groups, 32), skip (channels).
@@ -3170,6 +3932,54 @@ class S4d(nn.Module):
         if len(inputs) == len(INPUTS):
             return s4d(*inputs, *parameters)
         raise TypeError(f"{OP}: expected 1 input, got {len(inputs)}")
+
+    def initial_state(
+        self,
+        batch: int,
+        *,
+        steps: int = 1,
+        draft: bool = False,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> S4dDecodeState:
+        """`initial_state` for this module's channels, by default on its device."""
+        device = next(self.parameters()).device if device is None else device
+        return initial_state(
+            batch, self.channels, steps=steps, draft=draft, dtype=dtype, device=device
+        )
+
+    def decode(
+        self,
+        *inputs: Tensor,
+        state: S4dDecodeState | None = None,
+        slots: Tensor | None = None,
+    ) -> Tensor:
+        """y of one step or a few after a state, which may come last of the inputs: `decode` with
+        this module's parameters.
+
+        Example: `y = module.decode(x, module.initial_state(batch))`
+        """
+        if state is None and inputs:
+            *inputs, state = inputs
+        if len(inputs) not in (1, len(INPUTS)):
+            raise TypeError(f"{OP}: expected {', '.join(INPUTS)} and a state")
+        parameters = [getattr(self, name) for name in PARAMETERS]
+        return decode(inputs, parameters, state, slots)
+
+    def prefill(
+        self,
+        *inputs: Tensor,
+        state: S4dDecodeState | None = None,
+        slots: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """y of a whole prompt, or of more of it, and the state after it: `prefill`."""
+        if state is None and inputs:
+            *inputs, state = inputs
+        if len(inputs) not in (1, len(INPUTS)):
+            raise TypeError(f"{OP}: expected {', '.join(INPUTS)} and a state")
+        parameters = [getattr(self, name) for name in PARAMETERS]
+        return prefill(inputs, parameters, state, slots, lengths)
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, groups={self.groups}"

@@ -85,11 +85,12 @@ def test_generated_files_name_no_place_and_no_version(path: Path) -> None:
 
 # What a name is for that its own file does not read: people, sh2gen and PyTorch do. And functions
 # whose arguments are those that others of their kind have.
-WAYS = ("forward", "backward", "stateful", "stateful_backward")
+WAYS = ("forward", "backward", "stateful", "stateful_backward", "decode")
 SAID = {"SPEC", "PLAN", "LAYOUT", "WIDTHS"}
 ALIKE = {"_", "save", "differentiate_stateful", "refuse_second"}
 ALIKE |= {f"{way}_{how}" for way in WAYS for how in ("anywhere", "on_gpu", "fake")}
-ALIKE |= {"tile_grid", "walk_grid", "default_configs", "rows_reached", "parameter_shapes"}
+ALIKE |= {"tile_grid", "walk_grid", "step_grid", "eager_stateful", "eager_window"}
+ALIKE |= {"default_configs", "rows_reached", "parameter_shapes"}
 ALIKE |= {"launch_backward", "__torch_dispatch__"}
 
 

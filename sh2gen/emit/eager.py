@@ -70,7 +70,7 @@ def eager_forward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     ]
     setup.append(f"{targets(results)} = (canonical(x) for x in outputs)")
     setup = decayed(spec) + setup
-    lines = _eager_lines(plan.graph, plan.eager)
+    lines = lines_of(plan.graph, plan.eager)
     lines += [f"{out}[:, c] = {value}" for out, value in zip(results, stored, strict=True)]
     return {
         "name": "forward",
@@ -102,10 +102,10 @@ def eager_stateful(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "outputs = [allocate(inputs[0], inputs[0].shape[TIME]), torch.empty_like(state)]",
         "out, leaving = canonical(outputs[0]), outputs[1]",
     ]
-    setup += [f"{targets(past)} = history.chunk({len(past)}, CHANNEL)"] if lag else []
+    setup += [f"{targets(past)} = canonical(history).chunk({len(past)}, 1)"] if lag else []
     lines: list[str] = []
     for node in plan.graph.nodes:
-        (text,) = _eager_lines(plan.graph, plan.eager, [node])
+        (text,) = lines_of(plan.graph, EagerConv.MODAL, [node])
         match node:
             case Input(out=name) if lag:
                 text = f"{name} = torch.cat([{name}_past[:, c], {name}_all[:, c]], 2).to(dtype)"
@@ -118,17 +118,18 @@ def eager_stateful(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         lines.append(text)
     lines += [
         f"out[:, c] = {plan.graph.outputs[0]}",
-        f"leaving[:, c] = leave_modes({conv.x}, filter_modes, state[:, c].to(dtype))",
+        f"leaving[:, c] = leave_modes({conv.x}, filter_modes, state[:, c].to(dtype), ends)",
     ]
     return {
         "name": "stateful",
         "doc": "[y, state after the last step] of the unpacked inputs, their history and the "
-        "state before the first step.",
+        "state before the first step; or after the steps that each row has, if `ends` says so.",
         "arguments": [
             "inputs: Sequence[Tensor]",
             "parameters: Sequence[Tensor]",
             "history: Tensor",
             "state: Tensor",
+            "ends: Tensor | None = None",
         ],
         "tensors": [f"{name}_all" for name in spec.inputs],
         "tensor_source": "inputs",
@@ -152,7 +153,7 @@ def eager_backward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         f"{targets(names)} = (canonical(x) for x in unpack(d_inputs))",
         *(f"d_{name}_all = torch.zeros_like({name}, dtype=dtype)" for name in parameters),
     ]
-    lines = _eager_lines(graph, plan.eager)
+    lines = lines_of(graph, plan.eager)
     for name, value in zip(names, graph.outputs, strict=False):
         lines.append(f"{name}[:, c] = {value}")
     gradients = ", ".join(_trained(spec, name) for name in parameters)
@@ -221,7 +222,7 @@ def _temporaries(graph: Graph, conv: EagerConv) -> int:
     )  # spectra of twice the length, and padding
 
 
-def _eager_lines(graph: Graph, conv: EagerConv, nodes: Iterable[Node] | None = None) -> list[str]:
+def lines_of(graph: Graph, conv: EagerConv, nodes: Iterable[Node] | None = None) -> list[str]:
     """Each node as one line on the channels `c`; taps have lag 0 first.
 
     Args:

@@ -29,7 +29,7 @@ from sh2gen.schedule.config import Schedule
 from sh2gen.spec.operator import OpSpec
 
 # Of the kernels and functions named after an operator.
-_SUFFIXES = ("forward", "backward", "packed")
+_SUFFIXES = ("forward", "backward", "packed", "decode")
 
 
 def emit(
@@ -128,6 +128,7 @@ def kernel_digest(spec: OpSpec, plan: Plan) -> str:
 
     Kernels for splits count whether or not a config splits a sequence.
     """
+    plan = dataclasses.replace(plan, step=None)  # it computes nothing of whole sequences
     tree = ast.parse(_frame(dataclasses.replace(spec, op="op"), plan)[1])
     found = []
     for node in ast.walk(tree):

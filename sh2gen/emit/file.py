@@ -8,7 +8,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from sh2gen.emit import config, eager, kernels, reduce
+from sh2gen.emit import config, decode, eager, kernels, reduce
 from sh2gen.emit.launchers import launchers
 from sh2gen.emit.parts import GEOMETRY, closure, part, texts
 from sh2gen.emit.text import filled, kernel, literal
@@ -16,7 +16,7 @@ from sh2gen.emit.words import class_name, filter_size, formula, meaning, packing
 from sh2gen.plan.plan import EagerConv, Plan
 from sh2gen.plan.state import state_layout
 from sh2gen.plan.values import Layout
-from sh2gen.spec.language import Parametrisation, TapOrder
+from sh2gen.spec.language import FilterKind, Parametrisation, TapOrder
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import known
 
@@ -75,11 +75,12 @@ def _header(spec: OpSpec, plan: Plan) -> str:
         ("LEAST", "1" if spec.state is None else "0", "steps of a call"),
         ("BYTE_BUDGET", "2**30", "of the temporaries of plain PyTorch"),
         ("PLAIN", "0", "how many want plain PyTorch on every device, instead of library ops"),
+        ("RINGS", literal(decode.ring_table(spec), 0), "of a state that decodes: lag and roles"),
     ]
     if spec.state is not None:
         what = "steps before a sequence that its outputs read"
         constants.append(("HISTORY", str(spec.history), what))
-    if plan.states:
+    if spec.filter.kind is FilterKind.MODAL:
         constants.append(("BLOCK", "64", "steps that plain PyTorch convolves by one product"))
     if spec.filter.decay is not None:
         decay = spec.filter.decay
@@ -120,7 +121,6 @@ def _header(spec: OpSpec, plan: Plan) -> str:
         plan=plan.name,
         kernels=bool(plan.kernels),
         gluon=any(v.language == "gluon" for k in plan.kernels for v in k.variants),
-        named_tuples=bool(plan.kernels or spec.state),
         direct=_direct(spec, plan),
         decays=bool(plan.kernels) and spec.filter.decay is not None,
         constants=constants,
@@ -161,6 +161,9 @@ def _launchers(spec: OpSpec, plan: Plan) -> list[str]:
             wanted |= helper.uses & geometry
     if any(s.width == "SHARERS" for s in reduce.sections(spec, plan)):
         wanted.add("sharers")
+    wanted |= {"step_grid", "step_config"} if plan.step is not None else set()
+    if any(a.name == "SHARE" for a in (plan.step.arguments if plan.step else ())):
+        wanted.add("shared_channels")
     others = ["segment"] if plan.states else ["allocate_states"]
     others += [] if plan.reductions else ["reduce_partials"]
     others += [h.name for h in part("launch") if h.name.startswith("suits_")]
@@ -203,7 +206,9 @@ def _eager(spec: OpSpec, plan: Plan) -> list[str]:
     others += ["spread"] if plan.states and spec.state is not None else []
     functions = [eager.eager_forward(spec, plan), eager.eager_backward(spec, plan)]
     if spec.state is not None and plan.states:
-        functions = [eager.eager_stateful(spec, plan)]
+        functions = []
+    if spec.filter.kind is FilterKind.MODAL:
+        functions.append(eager.eager_stateful(spec, plan))
     history = ["join_history", "zero_history"] if plan.states else []
     no_ladder = [] if plan.kernels else ["ladder_of"]
     return [
@@ -216,7 +221,8 @@ def _eager(spec: OpSpec, plan: Plan) -> list[str]:
         *(texts("poles") if spec.filter.parametrisation is Parametrisation.P_GAMMA else []),
         *closure(
             ("eager_pairs", "eager") if spec.filter.pairs else ("eager",),
-            eager.eager_helper_names(plan, stateful=spec.state is not None and plan.states),
+            decode.helper_names(spec)
+            | eager.eager_helper_names(plan, stateful=spec.state is not None and plan.states),
         ),
         filled(
             "sections/eager.py.j2",
@@ -251,6 +257,14 @@ def _operator(spec: OpSpec, plan: Plan, library: str) -> list[str]:
     if spec.state is not None:
         found.append(filled("sections/state.py.j2", **context))
     found.append(filled("sections/function.py.j2", **context))
+    found.append(_banner("Decoding: a few steps in time after a past that is kept"))
+    modal = spec.filter.kind is FilterKind.MODAL
+    others = ["DECODING", *([] if plan.step else ["strided"])]
+    others += [] if modal else ["decode_modes"]
+    others += [] if spec.history else ["past_of", "steps_before"]
+    others += [] if spec.history or modal else ["keep_in_ring", "ring_slots"]
+    found += texts("decode", without=others)
+    found.append(filled("sections/decode.py.j2", **context, **decode.context(spec, plan)))
     found.append(filled("sections/module.py.j2", **context))
     return found
 
@@ -342,6 +356,7 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "inits": [(p.name, p.init) for p in spec.parameters],
         "module_arguments": ", state=state" * enters
         + "".join(f", {name}=self.{name}" for name in ladder),
+        "decode_ladder": "".join(f", {name}=self.{name}" for name in ladder),
     }
 
 

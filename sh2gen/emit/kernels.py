@@ -13,10 +13,11 @@ from sh2gen.emit.statements import carried, helpers, lines, text, together
 from sh2gen.emit.words import formula
 from sh2gen.graph.nodes import Modes
 from sh2gen.plan.arguments import Argument, Of
-from sh2gen.plan.geometry import may_split
+from sh2gen.plan.geometry import may_split, shared_channels, step_config
 from sh2gen.plan.kernel import Kernel, Role, Variant
 from sh2gen.plan.modes import Parts
 from sh2gen.plan.plan import Plan
+from sh2gen.plan.rings import rings
 from sh2gen.plan.source import KernelSource
 from sh2gen.plan.statements import Statement
 from sh2gen.plan.values import Rows, Scope, pointer, pole_pointers, row_of
@@ -43,7 +44,7 @@ def texts(spec: OpSpec, plan: Plan) -> list[dict[str, Any]]:
     found = [_kernel(spec, plan, kernel) for kernel in (*plan.kernels, *plan.split_kernels)]
     for kernel in plan.kernels:
         found += [_variant(spec, plan, kernel, variant) for variant in kernel.variants]
-    return found
+    return [*found, *([_step(spec, plan.step)] if plan.step else [])]
 
 
 def helpers_of(spec: OpSpec, plan: Plan) -> list[tuple[tuple[str, ...], set[str]]]:
@@ -60,6 +61,9 @@ def helpers_of(spec: OpSpec, plan: Plan) -> list[tuple[tuple[str, ...], set[str]
         for variant in kernel.variants:
             own = helper_names(kernel, variant.phases) if variant.phases else wanted
             found.append((variant.parts, own))
+    if plan.step is not None:
+        wanted = helpers(plan.step.program, Scope()) | {"arrive", "no_steps"}
+        found.append((plan.step.parts, wanted))
     return found
 
 
@@ -182,6 +186,28 @@ def _variant(spec: OpSpec, plan: Plan, kernel: Kernel, variant: Variant) -> dict
     }
 
 
+def _step(spec: OpSpec, kernel: Kernel) -> dict[str, Any]:
+    """What the skeleton of a kernel that decodes asks for."""
+    program, names = kernel.program, signatures(kernel.parts)
+    modes = spec.filter.modes or 0
+    scope = Scope()
+    return {
+        "skeleton": f"{kernel.skeleton}.py.j2",
+        "head": head("triton.jit", f"{spec.op}_{kernel.name}", kernel.arguments, "tl.constexpr"),
+        "doc": formula(spec).replace("\n", "; "),
+        "prologue": lines(program.prologue, scope, names),
+        "body": lines(program.body, scope, names),
+        "rings": [
+            (ring.name, f"{ring.name.upper()}_SLOTS", ring.columns("CHANNELS"))
+            for ring in rings(spec)
+        ],
+        "modes": modes,
+        "padded_modes": 1 << (max(1, modes) - 1).bit_length(),
+        "channel_state": spec.filter.state_size,
+        "blocks": any(a.name == "SHARE" for a in kernel.arguments),
+    }
+
+
 def _poles(plan: Plan) -> str:
     """Pointers to what a channel's modes decay by, and turn by if they are pairs."""
     modes = [node for node in plan.graph.parameters if isinstance(node, Modes)]
@@ -223,6 +249,12 @@ def kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kernel
         found.append(dataclasses.replace(join, name="join_splits"))
     if plan.reductions:
         found.append(reduce.kernel_source(spec, plan, config))
+    if plan.step is not None:
+        taps = any(a.name == "CHUNK" for a in plan.step.arguments)
+        batch = max(workload.batch for workload in spec.workloads)
+        sizes = (spec.filter.length or 0) * taps, spec.filter.modes or 0
+        config = step_config(batch, spec.channels, spec.group_width, *sizes)
+        found.append(_source(spec, plan.step.name, Role.DECODE, plan.step.arguments, config))
     return tuple(found)
 
 
@@ -236,11 +268,14 @@ def _source(
     """How a launch of a kernel looks to the compiler under a config."""
     io = "*" + _TRITON[spec.dtype.io]
     known = {"CHANNELS": spec.channels, "WIDTH": spec.group_width}
+    if "BLOCK_D" in config:
+        known["SHARE"] = shared_channels(spec.group_width, config)
     if "PROGRAMS" in config:
         known["SPLIT"] = may_split(spec.channels, config)
     signature: list[tuple[str, str]] = []
     for a in arguments:
         kind = io if a.io else "*fp32"
+        kind = "*i32" if a.of is Of.INDEX else kind
         for n in a.names if a.of is not Of.CONSTANT else ():
             signature.append((n, kind if n.endswith("_ptr") else "i64" if a.wide else "i32"))
     constants = {
@@ -248,7 +283,8 @@ def _source(
         for a in arguments
         if a.of is Of.CONSTANT
     }
-    kept = tuple(a.names[0] for a in arguments if a.is_pointer and a.of is not Of.ACTIVATION)
+    moving = (Of.ACTIVATION, Of.STEPS)
+    kept = tuple(a.names[0] for a in arguments if a.is_pointer and a.of not in moving)
     changed = [(a.name, a.unaligned) for a in arguments if a.unaligned is not None]
     return KernelSource(
         name=f"{spec.op}_{name}",

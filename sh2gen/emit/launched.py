@@ -114,6 +114,8 @@ def _launches(
     constants: dict[str, int | bool] = {}
     names = {name for name, _ in kernel.constants}
     split = {one.role: _splits(spec, one, schedule, length) > 1 for one in plan.kernels}
+    if kernel.role is Role.DECODE:  # calls are of whole sequences here
+        return
     if not _is_launched(spec, plan, schedule, kernel, length, capability, split):
         return
     if "EVEN" in names:

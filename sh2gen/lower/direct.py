@@ -12,6 +12,7 @@ from sh2gen.graph.adjoint import adjoint
 from sh2gen.graph.nodes import operator_graph
 from sh2gen.lower.actions import whole
 from sh2gen.lower.rows import layouts, tile_program
+from sh2gen.lower.step import step_kernel
 from sh2gen.lower.verdict import Verdict, later_fields
 from sh2gen.plan.arguments import tile_arguments
 from sh2gen.plan.geometry import tile_grid
@@ -93,4 +94,5 @@ def _plan(spec: OpSpec, layout: Layout, saved: tuple[str, ...]) -> Plan:
             spec, kernel(Role.FORWARD, forward), kernel(Role.BACKWARD, backward), saved, reductions
         ),
         eager=EagerConv.DIRECT,
+        step=step_kernel(spec),
     )

@@ -24,6 +24,7 @@ from sh2gen.graph.adjoint import adjoint
 from sh2gen.graph.nodes import Conv, Graph, ModeGradient, Modes, Parameter, operator_graph
 from sh2gen.lower.actions import gradients_doc, partials
 from sh2gen.lower.rows import partial_sums
+from sh2gen.lower.step import step_kernel
 from sh2gen.lower.streams import Stream
 from sh2gen.lower.verdict import Verdict, later_fields
 from sh2gen.plan.actions import (
@@ -199,6 +200,7 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
             backward_graph=backward_graph,
             actions=actions,
             eager=EagerConv.MODAL,
+            step=step_kernel(spec),
         ),
     )
 

@@ -26,6 +26,7 @@ from sh2gen.graph.nodes import (
 )
 from sh2gen.lower.actions import whole
 from sh2gen.lower.rows import layouts, partial_sums
+from sh2gen.lower.step import step_kernel
 from sh2gen.lower.streams import Stream
 from sh2gen.lower.verdict import Verdict, later_fields
 from sh2gen.plan.arguments import sm90_arguments, stream_arguments
@@ -142,6 +143,7 @@ def _plan(spec: OpSpec, layout: Layout) -> Plan:
             reductions,
         ),
         eager=EagerConv.DIRECT,
+        step=step_kernel(spec),
     )
 
 

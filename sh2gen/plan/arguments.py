@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sh2gen.plan.program import TileProgram
+from sh2gen.plan.rings import rings
+from sh2gen.plan.step import RingConv
 from sh2gen.plan.values import ladder
-from sh2gen.spec.language import TapOrder
+from sh2gen.spec.language import FilterKind, TapOrder
 from sh2gen.spec.operator import OpSpec
 
 
@@ -17,8 +19,10 @@ class Of(StrEnum):
     """What kind of thing an argument is."""
 
     ACTIVATION = "activation"  # data, and the strides of batch and rows
+    STEPS = "steps"  # data of a few steps, and the strides of batch, channel and time
     PARAMETER = "parameter"
     STATE = "state"  # of modes, or a history; float32 unless it is one of inputs
+    INDEX = "index"  # int32
     PARTIAL = "partial"  # sums that a later kernel adds
     SIZE = "size"
     CONSTANT = "constant"
@@ -52,7 +56,9 @@ class Argument:
         match self.of:
             case Of.ACTIVATION:
                 return f"{self.name}_ptr", f"{self.name}_batch", f"{self.name}_stride"
-            case Of.PARAMETER | Of.STATE | Of.PARTIAL:
+            case Of.STEPS:
+                return tuple(f"{self.name}_{what}" for what in ("ptr", "batch", "channel", "time"))
+            case Of.PARAMETER | Of.STATE | Of.INDEX | Of.PARTIAL:
                 return (f"{self.name}_ptr",)
             case Of.SIZE | Of.CONSTANT:
                 return (self.name,)
@@ -64,7 +70,7 @@ class Argument:
     @property
     def unspecialised(self) -> tuple[str, ...]:
         """The names for whose values Triton does not compile anew."""
-        if self.of is Of.ACTIVATION:
+        if self.of in (Of.ACTIVATION, Of.STEPS):
             return self.names[1:]
         return self.names if self.of is Of.SIZE else ()
 
@@ -244,4 +250,52 @@ def join_arguments(spec: OpSpec) -> tuple[Argument, ...]:
         constant("INTERLEAVED", spec.interleaved),
         constant("LAG_LAST", spec.featurizer.taps is TapOrder.LAG_LAST),
         constant("BLOCK_D", 128),
+    )
+
+
+def step_arguments(spec: OpSpec, program: TileProgram) -> tuple[Argument, ...]:
+    """Of the skeleton `step`."""
+    shapes = {p.name: ", ".join(p.dims) for p in spec.parameters}
+    kept, modes = rings(spec), spec.filter.kind is FilterKind.MODAL
+    blocks = any(isinstance(s, RingConv) for s in program.body)
+    state = [
+        Argument(
+            name=ring.name,
+            of=Of.STATE,
+            io=ring.io,
+            doc=f"[places, {ring.name.upper()}_SLOTS, {ring.columns('CHANNELS')}]",
+        )
+        for ring in kept
+    ]
+    if modes:
+        doc = f"[places, CHANNELS, {spec.filter.state_size}] float32"
+        state.append(Argument(name="modes", of=Of.STATE, doc=doc))
+    index = {
+        "count": "[places] int32: steps before these",
+        "arrived": "[places] int32: programs that have read it",
+        **({"replay": "[places] int32: steps of z that modes lack"} if modes else {}),
+        "slots": "[batch] int32: places",
+    }
+    return (
+        *(Argument(name=name, of=Of.STEPS, io=True) for name in (*spec.inputs, "y")),
+        *(
+            Argument(name=name, of=Of.PARAMETER, doc=f"[{shapes[name]}]")
+            for name in program.parameters
+        ),
+        *state,
+        *(Argument(name=name, of=Of.INDEX, doc=doc) for name, doc in index.items()),
+        *sizes("batch"),
+        *ladder_sizes(program),
+        Argument(name="CHANNELS", of=Of.CONSTANT, value=0),
+        *(
+            (Argument(name="WIDTH", of=Of.CONSTANT, value=0),)
+            if any(view.grouped for view in program.views)
+            else ()
+        ),
+        *((Argument(name="SHARE", of=Of.CONSTANT, value=0),) if blocks else ()),
+        constant("STEPS", 1),
+        *(constant(f"{ring.name.upper()}_SLOTS", ring.lag + 1) for ring in kept),
+        constant("SLOTTED", True),
+        constant("DRAFT", False),
+        *knobs("BLOCK_D", *(("CHUNK",) if blocks else ()), "ROWS"),
     )

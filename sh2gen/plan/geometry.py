@@ -115,3 +115,31 @@ def sm90_suits(
     """
     tile = config["BLOCK_T"] * config["SEGMENTS"]
     return even(bounds) and 4 * steps > 7 * tile and reach < 2**29
+
+
+def step_grid(
+    batch: int, steps: int, channels: int, width: int, config: dict[str, int], whole: bool = False
+) -> Grid:
+    """Of kernels that decode: a program has channels of ROWS sequences, and all their steps."""
+    columns = -(-channels // config["BLOCK_D"])
+    return Grid(1, 1, columns, 1, columns * -(-batch // config["ROWS"]))
+
+
+def step_config(batch: int, channels: int, width: int, taps: int, modes: int) -> dict[str, int]:
+    """The config of a kernel that decodes: of a filter of so many taps that are read in blocks, of
+    so many modes, or of few taps. A warp of its own waits for no other; where rows are many, more
+    of them share what is read of parameters.
+    """
+    crowded = batch * channels > 2**15
+    if taps:  # that channels have of their own take registers
+        chunk = 128 if taps > 64 and width % 8 == 0 else 32
+        return {"BLOCK_D": 32, "CHUNK": chunk, "ROWS": 1, "num_warps": 1}
+    if modes:
+        block = max(1, (128 if crowded else 32) * 16 // max(16, 1 << (modes - 1).bit_length()))
+        return {"BLOCK_D": block, "ROWS": 4 if crowded else 1, "num_warps": 4 if crowded else 1}
+    return {"BLOCK_D": 256 if crowded else 64, "ROWS": 1, "num_warps": 4 if crowded else 1}
+
+
+def shared_channels(width: int, config: dict[str, int]) -> int:
+    """How many channels side by side have one filter, whatever the first of a program's is."""
+    return min(config["BLOCK_D"], width & -width)

@@ -19,6 +19,7 @@ class Role(StrEnum):
 
     FORWARD = "forward"
     BACKWARD = "backward"
+    DECODE = "decode"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

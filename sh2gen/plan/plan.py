@@ -40,6 +40,7 @@ class Plan:
         backward_graph: its adjoint under the cut `saved`.
         actions: what a call of each role does, in order; of `Role`, and of any other name.
         eager: how the plain-PyTorch path convolves.
+        step: the kernel that decodes, if there are kernels.
     """
 
     algorithm: str
@@ -50,6 +51,7 @@ class Plan:
     backward_graph: Graph
     actions: Mapping[str, tuple[Action, ...]] = field(hash=False)
     eager: EagerConv = EagerConv.DIRECT
+    step: Kernel | None = None
 
     @property
     def name(self) -> str:

@@ -72,7 +72,8 @@ class TileProgram:
     @property
     def views(self) -> tuple[ParameterView, ...]:
         """What is read of parameter tensors."""
-        return tuple(view for statement in self.prologue for view in statement.parameters)
+        every = (*self.prologue, *self.body)
+        return tuple(view for statement in every for view in statement.parameters)
 
     @property
     def partial_rows(self) -> int:

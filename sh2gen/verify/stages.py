@@ -57,7 +57,7 @@ def of_quick_checks(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[float
 def of_builds(kernels: Iterable[KernelSource], plan: Plan, workers: int) -> float:
     """Until all of these are compiled, as many at a time as there are processes."""
     forward = _FORWARD.get(_skeleton(plan), 1.0)
-    each = {Role.FORWARD: forward, Role.BACKWARD: 2 * forward}
+    each = {Role.FORWARD: forward, Role.BACKWARD: 2 * forward, Role.DECODE: 1.0}
     found = [0.5 if kernel.reduces else each[kernel.role] for kernel in kernels]
     return max(max(found, default=0.0), sum(found) / workers)
 

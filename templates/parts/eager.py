@@ -153,13 +153,29 @@ def conv_modal(
     return y.flatten(2)[..., : x.shape[2]]
 
 
-def leave_modes(x: Tensor, modes: tuple[Tensor, Tensor], state: Tensor) -> Tensor:
-    """The state (B, C, N) after the last step of x, of that before the first."""
+def row_ends(x: Tensor, ends: Tensor | None) -> tuple[Tensor, Tensor | int]:
+    """x (B, C, L) whose rows end at their last steps, after zeros; and their steps."""
+    length = x.shape[2]
+    if ends is None:
+        return x, length
+    index = torch.arange(length, device=x.device) - (length - ends[:, None])
+    index = index[:, None].expand(-1, x.shape[1], -1)
+    moved = torch.where(index < 0, 0, x.gather(2, index.clamp(min=0)))
+    return moved, ends[:, None, None]
+
+
+def leave_modes(
+    x: Tensor, modes: tuple[Tensor, Tensor], state: Tensor, ends: Tensor | None = None
+) -> Tensor:
+    """The state (B, C, N) after the last step of x, of that before the first; or after as many
+    steps as `ends` says of each row.
+    """
     poles, _ = modes
+    x, steps = row_ends(x, ends)
     early = functional.pad(x, (-x.shape[2] % BLOCK, 0))  # blocks that end with x
     blocks = functional.pad(early, (0, BLOCK)).unflatten(2, (-1, BLOCK))
     added = modal_states(blocks, poles)[:, :, -1]
-    return state + (torch.expm1(poles * x.shape[2]) * state + added)
+    return state + (torch.expm1(poles * steps) * state + added)
 
 
 def mode_gradient_modal(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from templates.parts.eager import BLOCK, block_steps, tap_gradient_fft
+from templates.parts.eager import BLOCK, block_steps, row_ends, tap_gradient_fft
 
 
 def poles_and_residues(modes: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -62,14 +62,19 @@ def conv_modal(
     return y.flatten(2)[..., : x.shape[2]]
 
 
-def leave_modes(x: Tensor, modes: tuple[Tensor, ...], state: Tensor) -> Tensor:
-    """The state (B, C, N, 2) after the last step of x, of that before the first."""
+def leave_modes(
+    x: Tensor, modes: tuple[Tensor, ...], state: Tensor, ends: Tensor | None = None
+) -> Tensor:
+    """The state (B, C, N, 2) after the last step of x, of that before the first; or after as many
+    steps as `ends` says of each row.
+    """
     poles, _ = poles_and_residues(modes)
+    x, steps = row_ends(x, ends)
     early = functional.pad(x, (-x.shape[2] % BLOCK, 0))  # blocks that end with x
     blocks = functional.pad(early, (0, BLOCK)).unflatten(2, (-1, BLOCK))
     added = modal_states(blocks, poles)[:, :, -1]
     entering = torch.complex(state[..., 0], state[..., 1])
-    lost = (torch.exp(poles * x.shape[2]) - 1).to(entering.dtype)
+    lost = (torch.exp(poles * steps) - 1).to(entering.dtype)
     return torch.view_as_real(entering + (lost * entering + added))
 
 

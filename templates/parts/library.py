@@ -2,7 +2,7 @@
 anew, and import torch's compiler at the first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -11,11 +11,20 @@ from templates.parts.op import in_turn
 LIBRARY = torch.library.Library("sh2gen", "FRAGMENT")
 
 
-def library_op(name: str, fake: Callable, anywhere: Callable | None, on_gpu: Callable | None):
+def library_op(
+    name: str,
+    fake: Callable,
+    anywhere: Callable | None,
+    on_gpu: Callable | None,
+    changes: Sequence[str] = (),
+):
     """An op of torch.ops.sh2gen whose schema is that of its fake implementation, of tensors
     without values.
+
+    Args:
+        changes: the arguments that it writes to.
     """
-    schema = torch.library.infer_schema(fake, mutates_args=())
+    schema = torch.library.infer_schema(fake, mutates_args=changes)
     LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     if anywhere is not None:
         LIBRARY.impl(name, anywhere, "CompositeExplicitAutograd")

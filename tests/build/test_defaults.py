@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from sh2gen.base.resources import folder
-from sh2gen.build.build import Built, Compilers, check_fits
+from sh2gen.build.build import Built, BuiltKernel, Compilers, check_fits
 from sh2gen.build.build import build as build_kernels
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
+from sh2gen.plan.kernel import Role
 from sh2gen.plan.source import Alignment
 from sh2gen.schedule.config import schedule
 from sh2gen.spec.decode import load_spec
@@ -42,6 +43,11 @@ def build(compilers: Compilers) -> Build:
     return functools.partial(build_kernels, compilers=compilers)
 
 
+def of_sequences(kernel: BuiltKernel) -> bool:
+    """Whether it reads whole sequences, not partial sums or a few steps of each channel."""
+    return not kernel.kernel.reduces and kernel.kernel.role is not Role.DECODE
+
+
 def check(spec: OpSpec, name: str, build: Build, gpu: str = "sm_90") -> None:
     (plan,) = (p for p in plans(spec, "direct") if p.name == name)
     built = build(emit(spec, plan, schedule(spec, plan)), target(gpu))
@@ -49,7 +55,7 @@ def check(spec: OpSpec, name: str, build: Build, gpu: str = "sm_90") -> None:
     assert {kernel.alignment for kernel in built.kernels} == set(Alignment)
     for kernel in built.kernels:
         assert kernel.spills == 0, kernel.label
-        if kernel.alignment == "aligned" and not kernel.kernel.reduces and "/BDL/" in name:
+        if kernel.alignment == "aligned" and of_sequences(kernel) and "/BDL/" in name:
             assert "ld.global.v4" in kernel.ptx or ".v4.b32" in kernel.ptx, "accesses are narrow"
 
 
@@ -72,7 +78,7 @@ def test_a_hint_is_on_every_load_of_activations_and_nowhere_else(hint: int, buil
         wide = re.findall(r"ld\.global\S*\.v4\S*", kernel.ptx)
         hinted = [load for load in re.findall(r"ld\.global\S*", kernel.ptx) if "evict" in load]
         assert hinted == (wide if hint and kernel.kernel.role == "forward" else [])
-        assert wide or kernel.kernel.reduces
+        assert wide or not of_sequences(kernel)
 
 
 @pytest.mark.parametrize("taps", [6, 7, 16])
@@ -98,8 +104,12 @@ def test_long_filters(op: str, layout: str, build: Build) -> None:
     check_fits(built, H200)
     for kernel in built.kernels:
         narrow = layout == "BLD" and spec.group_width % 8
-        if kernel.alignment is Alignment.ALIGNED and not kernel.kernel.reduces and not narrow:
-            assert "ld.global.b16" not in kernel.ptx, "loads are narrow"
+        if kernel.alignment is Alignment.ALIGNED and not narrow:
+            if of_sequences(kernel):
+                assert "ld.global.b16" not in kernel.ptx, "loads are narrow"
+            if kernel.kernel.role is Role.DECODE and spec.group_width % 8 == 0:
+                assert "ld.global.v4" in kernel.ptx, "the ring is read in narrow loads"
+                assert kernel.spills == 0, kernel.label
     variants = [kernel for kernel in built.kernels if kernel.kernel.gluon]
     assert len(variants) == (
         op != "conv_512" and layout == "BDL"
@@ -126,7 +136,7 @@ def test_modes(op: str, build: Build) -> None:
     check_fits(built, H200)
     history = 3 * 2 if spec.state else 0  # numbers that are read one by one
     for kernel in built.kernels:
-        if kernel.alignment is Alignment.ALIGNED and not kernel.kernel.reduces:
+        if kernel.alignment is Alignment.ALIGNED and of_sequences(kernel):
             assert kernel.ptx.count("ld.global.b16") <= history, "loads are narrow"
             assert "wgmma.mma_async" in kernel.ptx
 

@@ -178,7 +178,7 @@ def test_channels_last_rows_of_one_block_are_not_taps(taps: int, featurizer: int
         }
     )
     for plan in plans(spec, "direct"):
-        assert refuse_shared_names(emit(spec, plan, schedule(spec, plan))) == 3
+        assert refuse_shared_names(emit(spec, plan, schedule(spec, plan))) == 4
 
 
 @pytest.mark.parametrize("path", PARTS, ids=lambda path: path.stem)

@@ -36,8 +36,7 @@ def begun(case: Case, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
 
 def kind_of_state(case: Case) -> Any:
     """The named tuple of the file."""
-    (kind,) = (value for name, value in vars(case.operator.namespace).items() if "State" in name)
-    return kind
+    return case.operator.namespace.STATE
 
 
 # --------------------------------------------------------------------------------- what is refused

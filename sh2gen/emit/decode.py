@@ -1,0 +1,200 @@
+"""Decoding in a generated file: the state, plain PyTorch, and how the kernel is launched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sh2gen.emit import eager
+from sh2gen.graph.nodes import Conv, Graph, Input, Modes, operator_graph
+from sh2gen.plan.arguments import Of
+from sh2gen.plan.kernel import Kernel
+from sh2gen.plan.plan import EagerConv, Plan
+from sh2gen.plan.rings import rings
+from sh2gen.plan.step import RingConv
+from sh2gen.spec.language import FilterKind
+from sh2gen.spec.operator import OpSpec
+
+MOST_DIRECT = 512  # taps by which a window is not convolved by FFT
+# Constants of the kernel whose values a launcher finds.
+_FOUND = {
+    "CHANNELS": "channels",
+    "WIDTH": "width",
+    "SHARE": "shared_channels(width, config)",
+    "STEPS": "steps",
+    "SLOTTED": "slots is not None",
+    "DRAFT": "state.draft",
+}
+
+
+def ring_table(spec: OpSpec) -> dict[str, tuple[int, int]]:
+    """The lag and the roles of every ring of a state."""
+    return {ring.name: (ring.lag, ring.roles) for ring in rings(spec)}
+
+
+def tensors(spec: OpSpec) -> dict[str, tuple[str, str]]:
+    """The tensors of a state: what each is in words, and how it is made."""
+    found = {}
+    for ring in rings(spec):
+        columns = ring.columns("channels")
+        slots = f"{ring.lag} + steps" if ring.lag else "steps"
+        dtype = "dtype" if ring.io else "wide"
+        shape = f"(batch, {slots}, {columns})"
+        made = f"torch.zeros({shape}, dtype={dtype}, device=device)"
+        found[ring.name] = (f"{shape}: {ring.meaning}", made)
+    if spec.filter.kind is FilterKind.MODAL:
+        shape = f"(batch, channels, {spec.filter.modes}{', 2' * spec.filter.pairs})"
+        numbers = ", real and imaginary parts" * spec.filter.pairs
+        made = f"torch.zeros({shape}, dtype=wide, device=device)"
+        found["modes"] = (f"{shape} float32: the state of the modes{numbers}", made)
+    found["count"] = ("(batch,) int32: steps of each sequence so far", "index")
+    found["arrived"] = ("(batch,) int32: of kernels, 0 between calls", "index.clone()")
+    if spec.filter.kind is FilterKind.MODAL:
+        what = "(batch,) int32: steps in the ring that the modes do not know of yet"
+        found["replay"] = (what, "index.clone()")
+    return found
+
+
+def context(spec: OpSpec, plan: Plan) -> dict[str, Any]:
+    """What templates/sections/decode.py.j2 asks for."""
+    made = tensors(spec)
+    graph = operator_graph(spec)
+    ladder = eager.ladder(spec)
+    before, after, value = _eager_lines(spec)
+    modal = spec.filter.kind is FilterKind.MODAL
+    inputs, x = list(spec.inputs), spec.inputs[0]
+    names = [p.name for p in spec.parameters]
+    blocks = plan.step is not None and _reads_blocks(plan.step)
+    return {
+        "tensors": list(made),
+        "state_docs": [(name, what) for name, (what, _) in made.items()],
+        "initial": [how for _, how in made.values()],
+        "tails": [f"{name}_tail" for name in inputs] * bool(spec.lag),
+        "lag": spec.lag,
+        "reach": 0 if modal else (spec.filter.length or 1) - 1,
+        "recurrence": modal,
+        "op_parameters": list(spec.kernel_parameters),
+        "eager_setup": eager.decayed(spec),
+        "before_filter": before,
+        "after_filter": after,
+        "filtered": value,
+        "output": graph.outputs[0],
+        "ladder_lines": [
+            "rungs = rungs_of(groups, first_group, groups_in_all)",
+            "first_rate, rung_step = ladder_of(first_group, rungs)",
+        ]
+        * bool(ladder),
+        "ladder_defaults": ["first_group: int = 0", "groups_in_all: int | None = None"]
+        * bool(ladder),
+        "blocks": spec.filter.length if blocks else 0,
+        "modes_count": spec.filter.modes or 0,
+        "launch_arguments": _launch_arguments(plan.step) if plan.step else [],
+        "decode_arguments": [
+            f"{x}: Tensor",
+            *(f"{name}: Tensor | None" for name in inputs[1:]),
+            *(f"{name}: Tensor" for name in (*names, *made)),
+            "slots: Tensor | None",
+            "draft: bool",
+            *ladder,
+        ],
+        "input_names": ", ".join(inputs),
+        "needs": [
+            *([f"require_triton({'inputs[0]'})"] * (plan.step is not None)),
+            *(["rungs_of(parameters[0].shape[0], first_group, groups_in_all)"] * bool(ladder)),
+        ],
+    }
+
+
+def helper_names(spec: OpSpec) -> set[str]:
+    """The plain-PyTorch helpers that decoding calls beside those of parts/decode.py."""
+    graph = operator_graph(spec)
+    found = {"channel_rows"}
+    if any(view.roles > 1 for view in graph.views):
+        found.add("role_rows")
+    lengths = [graph.view(n.taps).length or 0 for n in _convolved(graph) if n.taps in _taps(graph)]
+    found |= {f"conv_{_method(length)}" for length in lengths}
+    if spec.filter.kind is FilterKind.MODAL:
+        found |= {"chunks", "conv_modal", "leave_modes"}
+    if spec.filter.pairs:
+        found.add("poles_and_residues")
+    return found
+
+
+def _convolved(graph: Graph) -> list[Conv]:
+    return [n for n in graph.nodes if isinstance(n, Conv)]
+
+
+def _taps(graph: Graph) -> set[str]:
+    """Values of the graph that are taps, not modes."""
+    modes = {n.out for n in graph.nodes if isinstance(n, Modes)}
+    return {n.taps for n in _convolved(graph)} - modes
+
+
+def _method(length: int) -> str:
+    """How a window of about as many steps is convolved with so many taps."""
+    return "direct" if length <= MOST_DIRECT else "fft"
+
+
+def _reads_blocks(kernel: Kernel) -> bool:
+    """Whether its filter is convolved by blocks of slots."""
+    return any(isinstance(s, RingConv) for s in kernel.program.body)
+
+
+def _eager_lines(spec: OpSpec) -> tuple[list[str], list[str], str]:
+    """A line or two a node, (B, D, T): until there is what the filter reads, and after that; and
+    the name of that.
+    """
+    graph = operator_graph(spec)
+    lines: list[str] = []
+    before: list[str] = []
+    value = ""
+    for node in graph.nodes:
+        match node:
+            case Input():
+                pass
+            case Conv(out=out, x=x, taps=taps) if taps in _taps(graph):
+                view = graph.view(taps)
+                assert view.length is not None
+                inner, lag = view.tensor != "featurizer", view.length - 1
+                if inner:
+                    before, lines, value = lines, [], x
+                source = x
+                if lag:
+                    source, past = f"{x}_rows", "past" if inner else f"{x}_tail"
+                    lines.append(f"{source} = torch.cat([{past}, {x}], 2)")
+                cut = f"[..., {lag}:]" * bool(lag)
+                lines.append(f"{out} = conv_{_method(view.length)}({source}, {taps}_c, +1){cut}")
+            case Conv(out=out, x=x, taps=taps):
+                before, lines, value = lines, [], x
+                both = f"{taps}_modes"
+                both = f"poles_and_residues({both})" if spec.filter.pairs else both
+                lines.append(f"poles, residues = {both}")
+                lines.append(f"{out} = decode_modes({x}, poles, residues, state, places, count)")
+            case Modes():
+                lines += eager.lines_of(graph, EagerConv.MODAL, [node])
+            case _:
+                lines += eager.lines_of(graph, EagerConv.DIRECT, [node])
+    return before, lines, value
+
+
+def _launch_arguments(kernel: Kernel) -> list[str]:
+    """What the launch of the kernel is given."""
+    found = []
+    for a in kernel.arguments:
+        match a.of:
+            case Of.STEPS:
+                found.append(f"*strided({a.name})")
+            case Of.STATE | Of.INDEX if a.name == "slots":
+                found.append("state.count if slots is None else slots")
+            case Of.STATE | Of.INDEX:
+                found.append(f"state.{a.name}")
+            case Of.PARAMETER | Of.SIZE:
+                found.append(a.name)
+            case _:
+                pass
+    found.append("config=config")
+    for a in kernel.arguments:
+        if a.of is Of.CONSTANT and a.value is not None:
+            name = a.name.removesuffix("_SLOTS").lower()
+            value = f"state.{name}.shape[1]" if a.name.endswith("_SLOTS") else _FOUND[a.name]
+            found.append(f"{a.name}={value}")
+    return found

@@ -1,0 +1,181 @@
+"""What a call that decodes checks, and what it does in plain PyTorch.
+
+Capitalised names are constants of the generated file: RINGS has the lag and the roles of every
+ring of a state, which is [places, slots, roles * channels] and keeps step t in slot t % slots.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from templates.parts.check import check_dense
+from templates.parts.op import CHANNEL, INPUTS, OP, TIME, channels_of
+
+RINGS: dict[str, tuple[int, int]] = {}
+
+
+class DECODING(NamedTuple):
+    """Of the generated file."""
+
+    count: Tensor
+    draft: bool
+
+
+def check_decode(
+    inputs: Sequence[Tensor], state, slots: Tensor | None, any_steps: bool = False
+) -> None:
+    """Refuse a state and slots that do not belong to inputs, which have been checked."""
+    if not isinstance(state, DECODING):
+        raise TypeError(
+            f"{OP}: state is a {type(state).__name__}, expected a {DECODING.__name__}, which "
+            "initial_state gives"
+        )
+    x, channels = inputs[0], channels_of(inputs)
+    if torch.is_grad_enabled() and any(y.requires_grad for y in inputs):
+        raise RuntimeError(f"{OP}: decoding has no gradients: call it under torch.no_grad()")
+    for name, tensor in zip(state._fields, state, strict=True):
+        if isinstance(tensor, Tensor):
+            check_dense(f"state.{name}", tensor)
+            if tensor.device != x.device:
+                raise ValueError(
+                    f"{OP}: state.{name} is on {tensor.device}, but {INPUTS[0]} is on {x.device}"
+                )
+            if not tensor.is_contiguous():
+                raise ValueError(f"{OP}: state.{name} is not contiguous")
+    steps, places = x.shape[TIME], state.count.shape[0]
+    for name, (lag, roles) in RINGS.items():
+        ring = getattr(state, name)
+        if ring.dim() != 3 or ring.shape[0] != places or ring.shape[2] != roles * channels:
+            raise ValueError(
+                f"{OP}: state.{name} has shape {tuple(ring.shape)}, expected ({places}, slots, "
+                f"{roles * channels}) for {channels} channels"
+            )
+        if (lag or state.draft) and ring.shape[1] < lag + steps and not any_steps:
+            raise ValueError(
+                f"{OP}: {steps} steps in one call, but the state has room for "
+                f"{ring.shape[1] - lag}: initial_state(batch, steps={steps}), or prefill"
+            )
+    if slots is None:
+        if places != x.shape[0]:
+            raise ValueError(
+                f"{OP}: {INPUTS[0]} has {x.shape[0]} rows, but the state has {places}: slots say "
+                "which of them is whose"
+            )
+        return
+    check_dense("slots", slots)
+    if slots.shape != x.shape[:1] or slots.dtype != torch.int32 or slots.device != x.device:
+        raise ValueError(
+            f"{OP}: slots are {slots.dtype} {tuple(slots.shape)} on {slots.device}, expected "
+            f"torch.int32 ({x.shape[0]},) on {x.device}"
+        )
+
+
+def commit_drafts(state, accepted: Tensor, slots: Tensor | None) -> None:
+    """What `commit` of a state does."""
+    if not state.draft:
+        raise ValueError(f"{OP}: this state moves on by itself: initial_state(..., draft=True)")
+    pending = [state.count, *([state.replay] if hasattr(state, "replay") else [])]
+    if slots is None:
+        for number in pending:
+            number.add_(accepted)
+        return
+    places, real = slots.clamp(min=0).long(), torch.where(slots < 0, 0, accepted)
+    for number in pending:
+        number.index_add_(0, places, real.to(number.dtype))
+
+
+def strided(x: Tensor) -> tuple[Tensor, int, int, int]:
+    """What a kernel takes for steps: data, and strides of batch, channel and time."""
+    return x, x.stride(0) if x.shape[0] > 1 else 0, x.stride(CHANNEL), x.stride(TIME)
+
+
+def live_rows(slots: Tensor | None, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of a batch that are computed, and the places of their states."""
+    if slots is None:
+        rows = torch.arange(batch, device=device)
+        return rows, rows
+    rows = (slots >= 0).nonzero().flatten()
+    return rows, slots[rows].long()
+
+
+def ring_slots(ring: Tensor, count: Tensor, steps: int, begin: int) -> Tensor:
+    """The slots of so many steps of each row from `begin` after step `count` on, (B, steps)."""
+    step = torch.arange(begin, begin + steps, device=ring.device)
+    return (count[:, None] + step) % ring.shape[1]
+
+
+def past_of(ring: Tensor, places: Tensor, count: Tensor, lag: int) -> Tensor:
+    """The `lag` steps before step `count`, (B, columns, lag)."""
+    return ring[places[:, None], ring_slots(ring, count, lag, -lag)].transpose(1, 2)
+
+
+def keep_in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> None:
+    """Write x (B, columns, T) to the ring, from step `count` on."""
+    steps = x.transpose(1, 2).to(ring.dtype)
+    ring[places[:, None], ring_slots(ring, count, x.shape[2], 0)] = steps
+
+
+def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
+    """The steps of x (B, C, L) before an end of each row; those before x are of the `past`."""
+    index = end[:, None] - steps + torch.arange(steps, device=x.device)
+    index, before = index[:, None].expand(-1, x.shape[1], -1), past.shape[2]
+    later = x.gather(2, index.clamp(min=0))
+    if not before:
+        return later
+    earlier = past.to(x.dtype).gather(2, (index + before).clamp(0, before - 1))
+    return torch.where(index < 0, earlier, later)
+
+
+def ends_of(lengths: Tensor | None, rows: Tensor, steps: int, x: Tensor) -> Tensor:
+    """Where each row that is computed ends."""
+    if lengths is None:
+        return torch.full_like(rows, steps)
+    check_dense("lengths", lengths)
+    kinds = (torch.int32, torch.int64)
+    if lengths.shape != x.shape[:1] or lengths.dtype not in kinds or lengths.device != x.device:
+        raise ValueError(
+            f"{OP}: lengths are {lengths.dtype} {tuple(lengths.shape)} on {lengths.device}, "
+            f"expected int32 or int64 ({x.shape[0]},) on {x.device}"
+        )
+    if not lengths.is_cuda and bool(((lengths < 0) | (lengths > steps)).any()):
+        raise ValueError(f"{OP}: lengths are not all between 0 and {steps} steps")
+    return lengths[rows].long().clamp(0, steps)
+
+
+def decode_modes(
+    x: Tensor, poles: Tensor, residues: Tensor, state, places: Tensor, count: Tensor
+) -> Tensor:
+    """Sums of modes (C, N) after every step of x (B, C, T); their state moves on, or that of
+    drafts to what was accepted of those before.
+    """
+    modes = state.modes[places].to(x.dtype)
+    modes = torch.view_as_complex(modes) if poles.is_complex() else modes
+    if poles.is_complex():
+        lost, residues = (torch.exp(poles) - 1).to(modes.dtype), residues.to(modes.dtype)
+    else:
+        lost = torch.expm1(poles)  # not exp, which would drift where a pole is small
+
+    def after(modes: Tensor, step: Tensor) -> Tensor:
+        return modes + (lost * modes + step[..., None])
+
+    def keep(modes: Tensor) -> None:
+        real = torch.view_as_real(modes) if poles.is_complex() else modes
+        state.modes[places] = real.to(state.modes.dtype)
+
+    if state.draft:
+        replay = state.replay[places]
+        for i in range(int(replay.max()) if len(replay) else 0):
+            step = state.z[places, (count - replay + i) % state.z.shape[1]].to(x.dtype)
+            modes = torch.where((i < replay)[:, None, None], after(modes, step), modes)
+        keep(modes)
+        state.replay[places] = 0
+        keep_in_ring(state.z, x, places, count)
+    y = []
+    for step in x.unbind(2):
+        modes = after(modes, step)
+        y.append((residues * modes).sum(-1).real)
+    if not state.draft:
+        keep(modes)
+    return torch.stack(y, 2) if y else x
