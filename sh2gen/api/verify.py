@@ -24,6 +24,7 @@ from sh2gen.emit.emit import emit
 from sh2gen.plan.plan import Plan
 from sh2gen.runtime.operator import Operator
 from sh2gen.spec.decode import load_spec
+from sh2gen.spec.language import FilterKind
 from sh2gen.spec.operator import OpSpec
 from sh2gen.tuning.choose import (
     candidates,
@@ -123,7 +124,8 @@ def verify_operator(
                     advance(len(passed), sum(map(len, seconds)), sum(passed), whole)
 
             advice = "verify it where there is more, or an operator of fewer taps or channels"
-            require_memory(step.spec, step.shapes, structure.states, advice, step.device)
+            modal = spec.filter.kind is FilterKind.MODAL  # decoding has states whatever the plan
+            require_memory(step.spec, step.shapes, modal, advice, step.device)
             say(f"verifying {step.label} ({i + 1} of {len(steps)})")
             with one_thread():  # tensors are small
                 report = dataclasses.replace(step.run(seed, inner), label=step.label)

@@ -306,6 +306,33 @@ class OperatorRunner:
         named = leaves | weights
         return dict(zip(named, torch.autograd.grad(y, list(named.values()), dy), strict=True))
 
+    prefills = True
+
+    def initial_state(
+        self, spec: OpSpec, batch: int, dtype: torch.dtype, steps: int, draft: bool
+    ) -> Any:
+        how = {"steps": steps, "draft": draft, "dtype": dtype}
+        how["device"] = "cuda" if self.name == "cuda" else "cpu"
+        return self.operator.namespace.initial_state(batch, spec.channels, **how)
+
+    def decode(
+        self,
+        inputs: Mapping[str, Tensor],
+        parameters: Mapping[str, Tensor],
+        state: Any,
+        slots: Tensor | None = None,
+    ) -> Tensor:
+        given, weights = list(inputs.values()), list(parameters.values())
+        y: Tensor = self.operator.namespace.decode(given, weights, state, slots, **self._ladder)
+        return y
+
+    def prefill(
+        self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor], state: Any
+    ) -> Tensor:
+        given, weights = list(inputs.values()), list(parameters.values())
+        y: Tensor = self.operator.namespace.prefill(given, weights, state, **self._ladder)
+        return y
+
 
 class _Kernels(torch.autograd.Function):
     """The launchers of a generated file, differentiable: (y, state of the modes after the last
@@ -415,3 +442,29 @@ class InterpreterRunner:
         if not hasattr(n, "stateful_op"):
             return {}
         return {"state": n.zero_state_like(n.unpack(inputs)[0])}
+
+    prefills = False  # library ops are not there
+
+    def initial_state(
+        self, spec: OpSpec, batch: int, dtype: torch.dtype, steps: int, draft: bool
+    ) -> Any:
+        how = {"steps": steps, "draft": draft, "dtype": dtype}
+        return self.namespace.initial_state(batch, spec.channels, **how)
+
+    def decode(
+        self,
+        inputs: Mapping[str, Tensor],
+        parameters: Mapping[str, Tensor],
+        state: Any,
+        slots: Tensor | None = None,
+    ) -> Tensor:
+        given, weights = list(inputs.values()), list(parameters.values())
+        decays = hasattr(self.namespace, "rungs_of")
+        ladder = (self._ladder or _ALL_GROUPS) if decays else {}
+        y: Tensor = self.namespace.launch_decode(given, weights, state, slots, **ladder)
+        return y
+
+    def prefill(
+        self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor], state: Any
+    ) -> Tensor:
+        raise NotImplementedError("prompts are computed step by step here")

@@ -85,6 +85,41 @@ class SliceRunner(Protocol):
         ...
 
 
+@runtime_checkable
+class DecodeRunner(Protocol):
+    """A runner that also computes a sequence step by step, after a past that it changes in place.
+
+    Attributes:
+        prefills: whether it computes prompts too.
+    """
+
+    prefills: bool
+
+    def initial_state(
+        self, spec: OpSpec, batch: int, dtype: torch.dtype, steps: int, draft: bool
+    ) -> Any:
+        """The past of sequences that have not begun; a named tuple, whose `commit` says how many
+        drafts of each row count.
+        """
+        ...
+
+    def decode(
+        self,
+        inputs: Mapping[str, Tensor],
+        parameters: Mapping[str, Tensor],
+        state: Any,
+        slots: Tensor | None = None,
+    ) -> Tensor:
+        """The output of a few steps."""
+        ...
+
+    def prefill(
+        self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor], state: Any
+    ) -> Tensor:
+        """The output of any number of steps."""
+        ...
+
+
 class MalformedError(Exception):
     """A runner returned something of the wrong shape, dtype or name."""
 

@@ -75,7 +75,7 @@ def quick_checks(
             dtype=dtype,
             device="cuda",
             shapes=GPU_SHAPES,
-            properties=("equality", "causality", "determinism"),
+            properties=("equality", "causality", "determinism", "decode"),
         )
         return
     yield VerificationStep(
@@ -90,7 +90,7 @@ def quick_checks(
     if plan.kernels and not beyond_triton():
         # A ragged length, and one of whole vectors: they take different masks.
         shapes = ((2, 11), (1, _whole_vectors(plan, cut=splits_sequences(spec, plan, scheduled))))
-        yield _interpreted(spec, plan, folder, torch.float32, shapes, ("equality",))
+        yield _interpreted(spec, plan, folder, torch.float32, shapes, ("equality", "decode"))
         if _scalar_tiles(plan, scheduled):  # as scheduled, on a few channels
             yield _interpreted(
                 spec, plan, folder, torch.float32, ((1, 11), (1, 24)), ("equality",), scheduled
@@ -132,7 +132,7 @@ def stronger(one: str, other: str) -> str:
 
 # What kernels can get wrong although outputs and gradients of whole tensors are right. All other
 # properties follow from equality, within its bounds.
-_OWN_OF_KERNELS = ("causality", "packed", "strides", "chunks")
+_OWN_OF_KERNELS = ("causality", "packed", "strides", "chunks", "decode")
 # They are of how kernels read and write, for which a walk over a few blocks of taps is enough.
 _FEW_TAPS = 64
 

@@ -26,6 +26,7 @@ _OF_EQUALITY = {
 }
 _TILE = {"tile": 32, "stream": 64, "recurrence": 256}  # steps, under the interpreter
 _FORWARD = {"tile": 1.5, "stream": 2.5, "recurrence": 2.5}  # to compile; backward takes twice that
+_DECODE = 0.15
 _LONG = 45.0  # what is told of beforehand
 _BEGIN = 2.0  # what libraries take for their first calls, while compilers start
 
@@ -35,6 +36,9 @@ def of_step(step: VerificationStep, plan: Plan) -> tuple[float, ...]:
     others = (max(step.shapes, key=lambda shape: shape[0] * shape[1]),)
     found = []
     for name in step.properties or tuple(PROPERTIES):
+        if name == "decode":  # of a few steps, whatever the length
+            found.append(_DECODE if step.runner.name == "interpreter" else _DECODE / 5)
+            continue
         share = _OF_EQUALITY.get(name, 0.5)
         if name == "chunks":
             share = 3.0 * (step.spec.state is not None)
@@ -51,7 +55,7 @@ def of_quick_checks(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[float
     first = _BEGIN + sum(_equality(spec, plan, "eager", shape) for shape in EAGER_SHAPES)
     small, shapes = miniature(spec), ((2, 11), (1, steps))
     second = sum(_equality(small, plan, "interpreter", shape) for shape in shapes)
-    return (first, second, second / 2)[: quick_count(plan, schedule)]
+    return (first, second + _DECODE, second / 2)[: quick_count(plan, schedule)]
 
 
 def of_builds(kernels: Iterable[KernelSource], plan: Plan, workers: int) -> float:

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sh2gen.build.load_module import load_module
+from sh2gen.runtime.operator import OperatorRunner
+from sh2gen.verify.verify import verify
 from tests.generated.conftest import CASES, STATEFUL
 from tests.strategies import register_profiles
 
@@ -399,3 +401,36 @@ def test_an_operator_with_no_past(tmp_path_factory: pytest.TempPathFactory) -> N
         y = decode([x], list(values.values()), state)
         assert distance(y, made.reference([x], values)) < CLOSE[torch.float32]
         assert state._fields == ("count", "arrived", "draft") and state.count.tolist() == [5]
+
+
+class Forgetful(OperatorRunner):
+    """Begins anew with every call."""
+
+    def decode(self, inputs: Any, parameters: Any, state: Any, slots: Any = None) -> Tensor:
+        state.reset(slots)
+        return super().decode(inputs, parameters, state, slots)
+
+
+class Hasty(OperatorRunner):
+    """Takes every draft for accepted."""
+
+    def decode(self, inputs: Any, parameters: Any, state: Any, slots: Any = None) -> Tensor:
+        y = super().decode(inputs, parameters, state, slots)
+        if state.draft:
+            (x, *_) = inputs.values()
+            steps = x.shape[self.operator.namespace.TIME]
+            state.commit(torch.full((len(x),), steps, dtype=torch.int32), slots)
+        return y
+
+
+@pytest.mark.parametrize("case", ["hyena_bdl", "modal"], indirect=True)
+def test_the_verifier_notices_a_past_that_is_lost_and_drafts_that_stay(case: Case) -> None:
+    def failures(kind: type[OperatorRunner]) -> list[str]:
+        options: dict[str, Any] = {"shapes": [(2, 19)], "properties": ["decode"]}
+        runner = kind(case.operator, "eager")
+        report = verify(case.spec, runner, dtype=torch.float32, **options)
+        return [check.name.partition(": ")[2] for check in report.failures]
+
+    assert failures(OperatorRunner) == []
+    assert "y, step by step after a prompt" in failures(Forgetful)
+    assert failures(Hasty) == ["y after rejected drafts, in other places"]
