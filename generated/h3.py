@@ -9,7 +9,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 468bb1ad9fa031503211349eb02148c0b7bcd50b76fe4e021a517e24617add67
+sha256, with zeros here: ad0dfaaa53aa33fb9c43dc334ba1e3cecc2270b028dcc0c90151a40025c39a58
 """
 
 import threading
@@ -3270,7 +3270,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_1be7afc2"
+    name = unique = "h3_269e072f"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -3596,7 +3596,7 @@ def tape_of(
         if len(TAPES) >= MOST_TAPES:
             TAPES.clear()
             RECENT.clear()
-        tape = TAPES[key] = record(launcher, tensors, *facts)
+        tape = TAPES[key] = record(launcher, tensors, *facts)[0]
     return tape
 
 
@@ -3649,6 +3649,52 @@ def direct(
     return apply_direct(tape, places, *tensors) if keep else replay(tape, places)[0]
 
 
+def directly_decoded(
+    inputs: Sequence[Tensor], parameters: Sequence[Tensor], state, slots, *ladder: int | None
+) -> Tensor | None:
+    """y of a call of `decode` on a GPU that nothing but eager PyTorch sees; None of any other.
+
+    A call that has no tape yet checks its arguments, and is done once: it changes the state.
+    """
+    if not inputs or not on_gpu(inputs[0]) or not seen_by_none():
+        return None
+    if type(state) is not DECODING or (torch.is_grad_enabled() and requires_any(inputs)):
+        return None  # which is refused
+    if any(type(x) is not int and x is not None for x in ladder):
+        return None
+    given_slots = () if slots is None else (slots,)
+    tensors = (*inputs, *parameters, *state[:-1], *given_slots)
+    facts = (len(inputs), slots is not None, state.draft, *ladder)
+    kind = ("decode", torch.is_grad_enabled(), *facts)
+    recent = RECENT.get(kind)
+    if recent is not None and recent.guards.check(*tensors):
+        places = [x.data_ptr() for x in tensors]
+        if all_aligned(places):
+            return replay(recent.tape, places)[0]
+    found = traits_of(tensors)
+    if found is None:
+        return None
+    traits, places = found
+    tape = TAPES.get((decode_of, facts, traits), ...)
+    if tape is None or (tape is ... and (capturing() or not is_plain(tensors))):
+        return None
+    if tape is ...:
+        check_decoding(inputs, parameters, state, slots, *ladder)
+        if len(TAPES) >= MOST_TAPES:
+            TAPES.clear()
+            RECENT.clear()
+        TAPES[decode_of, facts, traits], results = record(decode_of, tensors, *facts)
+        return results[0]
+    if all_aligned(places) and (guards := guards_of(tensors)) is not None:
+        RECENT[kind] = Recent(guards, tape, False)
+    return replay(tape, places)[0]
+
+
+def requires_any(tensors: Sequence[Tensor]) -> bool:
+    """Whether a gradient would be asked for."""
+    return any(x.requires_grad for x in tensors)
+
+
 def all_aligned(places: Sequence[int]) -> bool:
     """Whether memory begins at these addresses, all multiples of 16."""
     return all(places) and reduce(or_, places) % 16 == 0
@@ -3679,8 +3725,12 @@ def is_plain(tensors: Sequence[Tensor]) -> bool:
     return all(torch._C._dispatch_keys(x).raw_repr() in (usual, inference) for x in tensors)
 
 
-def record(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Tape | None:
-    """The tape of a launch, which is done; None if it does more than to allocate and to launch."""
+def record(
+    launcher: Callable, tensors: Sequence[Tensor], *facts: object
+) -> tuple[Tape | None, list[Tensor]]:
+    """The tape of a launch, which is done, and its results; no tape if it does more than to
+    allocate and to launch.
+    """
     # Objects of their own, by which arguments are told apart: one tensor may be given twice.
     tensors = [x.detach() for x in tensors]
     LAUNCHES.noted = []
@@ -3691,7 +3741,7 @@ def record(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Tap
     finally:
         LAUNCHES.noted = None
     if not noticed.simple:
-        return None
+        return None, results
     bases = [*tensors, *results]
     scratch: dict[int, int] = {}  # where the memory of a tensor that only kernels see begins
     size = 0
@@ -3700,7 +3750,7 @@ def record(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Tap
     for kernel, programs, binary, arguments, constants in noted:
         start = starter(binary, tensors[0].device, programs, constants)
         if start is None:
-            return None
+            return None, results
         numbers, addresses = [], []
         for argument in arguments:
             if not isinstance(argument, Tensor) or argument.numel() == 0:
@@ -3714,7 +3764,7 @@ def record(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Tap
                 n for n, x in enumerate(bases) if x.untyped_storage().data_ptr() == place
             ]
             if len(same) > 1:  # which of them a view is of cannot be told
-                return None
+                return None, results
             if not same and place not in scratch:
                 scratch[place] = size
                 size += -(-memory.nbytes() // 256) * 256
@@ -3726,7 +3776,7 @@ def record(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Tap
     given = {x.untyped_storage().data_ptr() for x in tensors}
     places = [x.untyped_storage().data_ptr() for x in results if x.numel()]
     if given & set(places) or len(set(places)) < len(places):  # results that share memory
-        return None
+        return None, results
     shapes = tuple((tuple(x.shape), x.stride(), x.dtype) for x in results)
     device, count = tensors[0].device, len(bases) + bool(size)
     inner = list(dict.fromkeys(inner))
@@ -3741,7 +3791,8 @@ def record(launcher: Callable, tensors: Sequence[Tensor], *facts: object) -> Tap
                 where.append(count + inner.index(address) if address[1] else address[0])
         replays.append(Replay(kernel, start, numbers, itemgetter(*where)))
     empty = empty_on(device, hasty=True)
-    return Tape(device, empty, shapes, size, tuple(inner), tuple(replays), facts, {})
+    tape = Tape(device, empty, shapes, size, tuple(inner), tuple(replays), facts, {})
+    return tape, results
 
 
 def empty_on(device: torch.device, hasty: bool) -> Callable[[tuple, tuple, torch.dtype], Tensor]:
@@ -4468,6 +4519,27 @@ def decode_fake(
     return allocate(q, q.shape[TIME], channels_of(inputs))
 
 
+def check_decoding(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: H3DecodeState,
+    slots: Tensor | None,
+) -> None:
+    """Refuse what `decode` cannot compute."""
+    check(inputs, parameters)
+    require_triton(inputs[0])
+    check_decode(inputs, state, slots)
+
+
+def decode_of(tensors: Sequence[Tensor], count: int, slotted: bool, draft: bool) -> list[Tensor]:
+    """y of `count` inputs, parameters, the tensors of a state, and slots if there are some."""
+    inputs, others = tensors[:count], tensors[count:]
+    parameters, state = others[: len(PARAMETERS)], others[len(PARAMETERS) :]
+    slots = state[-1] if slotted else None
+    state = DECODING(*state[: len(DECODING._fields) - 1], draft)
+    return [launch_decode(inputs, parameters, state, slots)]
+
+
 decode_op = library_op(
     f"{LIBRARY_NAME}_decode",
     decode_fake,
@@ -4508,9 +4580,10 @@ def decode(
         TypeError, ValueError: naming the argument and the shape, dtype or device expected.
         RuntimeError: a gradient would be asked for.
     """
-    check(inputs, parameters)
-    require_triton(inputs[0])
-    check_decode(inputs, state, slots)
+    y = directly_decoded(inputs, parameters, state, slots)
+    if y is not None:
+        return y
+    check_decoding(inputs, parameters, state, slots)
     absent = [None] * (len(INPUTS) - len(inputs))
     function = decode_anywhere if PLAIN else decode_op
     with torch.no_grad():

@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: 71d197b712be2b01e0fffebba0f4d4eeca5d50c61b762927efcf9102f74adb69
+sha256, with zeros here: d85a90d1789a99cb9ad0ee8aa6fcb0c5ba36e7274499e0b599fb0c29e819cbf5
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -405,7 +405,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_3ea91e5f"
+    name = unique = "hyena_41d8cb2c"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -938,6 +938,17 @@ def decode_fake(
     return allocate(q, q.shape[TIME], channels_of(inputs))
 
 
+def check_decoding(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: HyenaDecodeState,
+    slots: Tensor | None,
+) -> None:
+    """Refuse what `decode` cannot compute."""
+    check(inputs, parameters)
+    check_decode(inputs, state, slots)
+
+
 decode_op = library_op(
     f"{LIBRARY_NAME}_decode",
     decode_fake,
@@ -976,8 +987,7 @@ def decode(
         TypeError, ValueError: naming the argument and the shape, dtype or device expected.
         RuntimeError: a gradient would be asked for.
     """
-    check(inputs, parameters)
-    check_decode(inputs, state, slots)
+    check_decoding(inputs, parameters, state, slots)
     absent = [None] * (len(INPUTS) - len(inputs))
     function = decode_anywhere if PLAIN else decode_op
     with torch.no_grad():

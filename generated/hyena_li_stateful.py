@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 671c67948b1d09b857ba821fb2e9000a47cfe6e5abd1dabca5bb63ec49e01790
+sha256, with zeros here: 92d1dca2d42e91c8821a32b30ffc1662cae358f13fbf97984e464b42e40ad637
 """
 
 import threading
@@ -3228,7 +3228,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_a8218ebb"
+    name = unique = "hyena_li_stateful_e9d95db2"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -3952,6 +3952,18 @@ def decode_fake(
     return allocate(q, q.shape[TIME], channels_of(inputs))
 
 
+def check_decoding(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: HyenaLiStatefulDecodeState,
+    slots: Tensor | None,
+) -> None:
+    """Refuse what `decode` cannot compute."""
+    check(inputs, parameters)
+    require_triton(inputs[0])
+    check_decode(inputs, state, slots)
+
+
 decode_op = library_op(
     f"{LIBRARY_NAME}_decode",
     decode_fake,
@@ -3992,9 +4004,7 @@ def decode(
         TypeError, ValueError: naming the argument and the shape, dtype or device expected.
         RuntimeError: a gradient would be asked for.
     """
-    check(inputs, parameters)
-    require_triton(inputs[0])
-    check_decode(inputs, state, slots)
+    check_decoding(inputs, parameters, state, slots)
     absent = [None] * (len(INPUTS) - len(inputs))
     function = decode_anywhere if PLAIN else decode_op
     with torch.no_grad():

@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: 3877de1b6ebf5023489380caed87d88f5ab1430b4494255fe2960b1ef3ab7e13
+sha256, with zeros here: eee1b6ea232ee58859cce898e7920313c00c1597133999fd108442e2dbb9d2be
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -349,7 +349,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "long_conv_6d3da04c"
+    name = unique = "long_conv_fec095ce"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -833,6 +833,17 @@ def decode_fake(
     return allocate(x, x.shape[TIME], channels_of(inputs))
 
 
+def check_decoding(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: LongConvDecodeState,
+    slots: Tensor | None,
+) -> None:
+    """Refuse what `decode` cannot compute."""
+    check(inputs, parameters)
+    check_decode(inputs, state, slots)
+
+
 decode_op = library_op(
     f"{LIBRARY_NAME}_decode",
     decode_fake,
@@ -870,8 +881,7 @@ def decode(
         TypeError, ValueError: naming the argument and the shape, dtype or device expected.
         RuntimeError: a gradient would be asked for.
     """
-    check(inputs, parameters)
-    check_decode(inputs, state, slots)
+    check_decoding(inputs, parameters, state, slots)
     absent = [None] * (len(INPUTS) - len(inputs))
     function = decode_anywhere if PLAIN else decode_op
     with torch.no_grad():

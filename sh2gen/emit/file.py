@@ -20,7 +20,8 @@ from sh2gen.spec.language import FilterKind, Parametrisation, TapOrder
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import known
 
-_FILES_OWN = ("forward_of", "backward_of", "apply_direct")  # of templates/parts/direct.py
+# Of templates/parts/direct.py.
+_FILES_OWN = ("forward_of", "backward_of", "decode_of", "check_decoding", "apply_direct")
 _VERSIONS = ("3.6.0",)  # tried on a GPU with templates/parts/direct.py
 
 

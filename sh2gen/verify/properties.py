@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +22,6 @@ from sh2gen.spec.language import Activation, Projection, TapOrder
 from sh2gen.verify.case import (
     Case,
     ChunkRunner,
-    DecodeRunner,
     PackedRunner,
     SliceRunner,
     Tensors,
@@ -38,6 +36,7 @@ from sh2gen.verify.compare import (
     in_float64,
     within,
 )
+from sh2gen.verify.decoding import decode
 from sh2gen.verify.report import Check
 from sh2gen.verify.tolerance import norm
 
@@ -399,71 +398,6 @@ def slices(case: Case) -> Iterator[Check]:
         else:
             allowed = 2 * case.tolerance.elements(size)  # both have errors
             yield within(case, title, found[name], wanted[name], allowed)
-
-
-def decode(case: Case) -> Iterator[Check]:
-    """A prompt and then steps, one or two a call, give what the whole gives. Rows find their past
-    in any place, and drafts that are rejected leave no trace: bit by bit.
-    """
-    runner = case.runner
-    if not isinstance(runner, DecodeRunner):
-        return
-    rng = case.generator()
-    inputs, parameters = case.inputs(rng), case.parameters(rng)
-    noise, batch, end = case.inputs(rng), case.batch, min(case.length, _STEPS)
-    begin = case.length - end if runner.prefills else 0
-    calls = [(t, min(2 - t % 2, begin + end - t)) for t in _alternating(begin, begin + end)]
-
-    def steps(tensors: Tensors, t: int, count: int) -> dict[str, Tensor]:
-        return {name: x.narrow(case.time_dim, t, count) for name, x in tensors.items()}
-
-    def room(batch: int, draft: bool) -> Any:
-        dtype = torch.promote_types(case.dtype, torch.float32)
-        return runner.initial_state(case.spec, batch, dtype, 2, draft)
-
-    def begun() -> Any:
-        state = room(batch, draft=False)
-        first = [runner.prefill(steps(inputs, 0, begin), parameters, state)] if begin else []
-        return state, first
-
-    with poisoned(), torch.no_grad():
-        state, parts = begun()
-        parts += [runner.decode(steps(inputs, t, n), parameters, state) for t, n in calls]
-        found = torch.cat(parts, case.time_dim)
-    y = case.forward(inputs, parameters)
-    allowed = 2 * case.output_tolerance(inputs, parameters)
-    own = found.shape[case.time_dim]
-    title = "y, step by step" + " after a prompt" * bool(begin)
-    yield within(case, title, case.canonical(found), y[..., :own], allowed[..., :own])
-
-    places = torch.arange(batch, dtype=torch.int32, device=case.device)
-    slots = batch - places  # of places 1 .. batch, the last first
-    pool = room(batch + 1, draft=True)
-    with poisoned(), torch.no_grad():
-        alone, parts = begun()
-        for tensor, one in zip(pool, alone, strict=True):
-            if isinstance(tensor, Tensor):
-                tensor[slots.long()] = one
-        parts, others = [], []
-        for t, n in calls:
-            parts.append(runner.decode(steps(inputs, t, n), parameters, alone))
-            runner.decode(steps(noise, t, n), parameters, pool, slots)
-            others.append(runner.decode(steps(inputs, t, n), parameters, pool, slots))
-            pool.commit(torch.full_like(places, n), slots)
-    if parts:
-        wanted, found = (torch.cat(some, case.time_dim) for some in (parts, others))
-        yield identical(case, "y after rejected drafts, in other places", found, wanted)
-
-
-_STEPS = 7  # that are decoded
-
-
-def _alternating(begin: int, end: int) -> Iterator[int]:
-    """Where calls of one step and of two begin in turn."""
-    t = begin
-    while t < end:
-        yield t
-        t += 2 - t % 2
 
 
 Property = Callable[[Case], Iterator[Check]]

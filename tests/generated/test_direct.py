@@ -440,3 +440,35 @@ def test_what_is_not_launched_directly(case: Case) -> None:
     run = SimpleNamespace(launch=None, global_scratch_size=8, profile_scratch_size=0)
     for binary in (None, SimpleNamespace(run=run)):
         assert module.starter(binary, torch.device("cpu"), 1, ()) is None
+
+
+@pytest.mark.parametrize("slotted", [False, True])
+@pytest.mark.parametrize("case", ["hyena_bdl", "blocks_bdl", "modal", "decay"], indirect=True)
+def test_steps_from_tapes(case: Case, launched: SimpleNamespace, slotted: bool) -> None:
+    """Each is launched once, the first too, and leaves the state that a launcher leaves; drafts
+    and gradients are other calls.
+    """
+    module, values = launched.module, list(case.parameters().values())
+    channels = case.spec.channels
+    ladder = (0, None) if case.spec.filter.decay is not None else ()
+    slots = torch.tensor([1, 0], dtype=torch.int32) if slotted else None
+    for draft in (False, True):
+        state, other = (module.initial_state(2, channels, steps=2, draft=draft) for _ in range(2))
+        for call in range(4):
+            inputs = case.inputs(2, 2)
+            before = len(launched.tapes)
+            with torch.no_grad(), poisoned():
+                y = module.decode(inputs, values, state, slots)
+            wanted = module.launch_decode(inputs, values, other, slots, *ladder)
+            assert torch.equal(y, wanted)
+            assert all(torch.equal(a, b) for a, b in zip(state[:-1], other[:-1], strict=True))
+            assert len(launched.tapes) - before == (call > 0)
+            if draft:
+                for one in (state, other):
+                    one.commit(torch.tensor([call % 3, 1], dtype=torch.int32), slots)
+    with pytest.raises(RuntimeError, match="no gradients"):
+        module.decode([x.requires_grad_() for x in inputs], values, state, slots)
+    with pytest.raises(ValueError, match="room for 2"):
+        module.decode(case.inputs(2, 3), values, state, slots)
+    with pytest.raises(TypeError, match="expected a Tiny"):
+        module.decode(case.inputs(2, 2), values, tuple(state), slots)

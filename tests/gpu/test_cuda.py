@@ -226,6 +226,48 @@ def test_calls_from_tapes(plan: str, tmp_path: Path) -> None:
     assert same(captured, by_ops(call, tensors, dy))
 
 
+@pytest.mark.parametrize("draft", [False, True])
+@pytest.mark.parametrize(
+    "plan", ["direct/BDL/recompute", "direct/BLD/recompute", "toeplitz", "modal"]
+)
+def test_steps_in_a_graph(plan: str, draft: bool, tmp_path: Path) -> None:
+    """Captured steps of a pool move its states on with every replay, as plain PyTorch does; with
+    what was accepted of drafts too.
+    """
+    operator = made(tmp_path, spec_from_dict(fields_of(plan)), plan)
+    names, channels = operator.namespace, operator.spec.channels
+    inputs, parameters = arguments(operator, 2)
+    batch = inputs[0].shape[0]
+    slots = torch.arange(batch, 0, -1, dtype=torch.int32, device="cuda")
+    accepted = torch.ones(batch, dtype=torch.int32, device="cuda")
+    how: dict[str, Any] = {"steps": 2, "draft": draft, "dtype": torch.bfloat16, "device": "cuda"}
+    state, other = (names.initial_state(batch + 1, channels, **how) for _ in range(2))
+    y = torch.empty_like(inputs[0])
+
+    def step() -> None:
+        y.copy_(names.decode(inputs, parameters, state, slots))
+        if draft:
+            state.commit(accepted, slots)
+
+    with torch.no_grad():
+        step()  # compiles
+        state.reset()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        for _ in range(5):
+            for x in inputs:
+                x.normal_()
+            graph.replay()
+            with operator.plain():
+                wanted = names.decode(inputs, parameters, other, slots)
+                if draft:
+                    other.commit(accepted, slots)
+            assert (y.float() - wanted.float()).norm() < 8e-3 * wanted.float().norm()
+    assert torch.equal(state.count, other.count) and not state.arrived.any()
+    assert state.count.tolist() == [0, *[5 * (1 if draft else 2)] * batch]
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 @pytest.mark.parametrize("plan", ["direct/BDL/recompute", "toeplitz", "modal"])
 def test_several_devices(plan: str, tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_stages_are_told_as_they_are_done(tmp_path: Path) -> None:
         told.clear()
 
 
-# Seconds of the stages of kernels, as they were on a machine with two cores; of decoding on another.
+# Seconds of the stages of kernels on a machine with two cores; those of decoding on another.
 SEEN = {
     "short_conv_3": [0.43, 0.087, 0.091, 0.339, 0.067, 0.398, 0.001, 0.05, 0.286],
     "hyena_se": [1.717, 0.389, 0.395, 1.796, 0.329, 1.863, 0.001, 0.14, 0.789],

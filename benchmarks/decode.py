@@ -1,0 +1,151 @@
+"""Decoding: GPU time of steps beside that of their bytes, and what the host does for one.
+
+    PYTHONPATH=. python benchmarks/decode.py --json decode.json
+
+Of shipped operators at their own width, bfloat16, past in bfloat16 and modes in float32. Kernels
+are verified first, by the property `decode`. A time is that of a captured graph of steps on pools
+larger than the cache, each step on other places; medians of five replays. The floor is a copy of
+as many bytes as a step must read and write. Host times are as of benchmarks/host.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import sh2gen
+from sh2gen.base.resources import folder
+from sh2gen.runtime.measure import copy, host_time, machine
+from sh2gen.runtime.operator import Operator, OperatorRunner
+from sh2gen.verify.verify import verify
+
+OPS = ("short_conv", "hyena_se", "hyena_mr", "hyena_li")
+BATCHES = (1, 64, 256)
+BEYOND_CACHE = 400 * 2**20  # bytes of a pool
+MOST_CALLS = 200
+ROUNDS = 5
+HOST_TARGET = 1.5  # of the forward of nn.Linear(256, 256)
+# Microseconds on an H100 by batch.
+TARGETS = {"hyena_se": (5, 8, 24), "hyena_mr": (6, 38, 145), "hyena_li": (6, 22, 80)}
+
+
+def step_bytes(operator: Operator, batch: int) -> int:
+    """What a step must read and write: the past, what takes its place, inputs and output."""
+    names, spec = operator.namespace, operator.spec
+    numbers = sum(2 * (lag + 1) * roles for lag, roles in names.RINGS.values() if lag)
+    numbers += 2 * (len(spec.inputs) + 1)
+    modes = spec.filter.state_size if spec.filter.modes else 0
+    return batch * spec.channels * (numbers + 8 * modes)
+
+
+def inputs_of(operator: Operator, batch: int, device: str) -> list[Tensor]:
+    shape = (batch, operator.spec.channels, 1)
+    if operator.layout == "BLD":
+        shape = (batch, 1, operator.spec.channels)
+    return [torch.randn(shape, device=device).to(torch.bfloat16) for _ in operator.spec.inputs]
+
+
+def pool_of(module: Any, batch: int, device: str, least: int) -> tuple[Any, list[Tensor]]:
+    """A state of many places, as if they had gone on for long, and the slots of calls that take
+    turns.
+    """
+    one = module.initial_state(1, dtype=torch.bfloat16, device=device)
+    each = sum(x.numel() * x.element_size() for x in one[:-1])
+    calls = min(MOST_CALLS, max(2, -(-least // (each * batch))))
+    state = module.initial_state(calls * batch, dtype=torch.bfloat16, device=device)
+    for tensor in state[:-1]:
+        if tensor.is_floating_point():
+            tensor.normal_()
+    state.count.fill_(1000)
+    order = torch.arange(calls * batch, dtype=torch.int32, device=device)
+    return state, list(order.view(calls, batch))
+
+
+def replayed(calls: list[Callable[[], Any]]) -> float:
+    """Microseconds of the GPU for each call, of a graph of all."""
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for call in calls[:2]:
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    times = []
+    for _ in range(ROUNDS + 1):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(1e3 * begin.elapsed_time(end) / len(calls))
+    return statistics.median(times[1:])
+
+
+def checked(operator: Operator, device: str) -> int:
+    """Checks of decoding that passed.
+
+    Raises:
+        CheckFailed: one did not.
+    """
+    runner = OperatorRunner(operator, "cuda" if device == "cuda" else "eager")
+    report = verify(
+        operator.spec,
+        runner,
+        dtype=torch.bfloat16,
+        shapes=[(2, 40), (1, 300)],
+        device=device,
+        properties=["decode"],
+    )
+    report.require()
+    return len(report.checks)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the times")
+    arguments = parser.parse_args()
+    linear, x = nn.Linear(256, 256, device="cuda"), torch.randn(256, 256, device="cuda")
+    found: dict[str, Any] = {"machine": machine(), "us": {}, "host_us": {}}
+    with torch.no_grad():
+        for op in OPS:
+            operator = sh2gen.load(folder("generated") / f"{op}.py")
+            module = operator.module(device="cuda")
+            print(f"{op}: {checked(operator, 'cuda')} checks", flush=True)
+            for i, batch in enumerate(BATCHES):
+                state, slots = pool_of(module, batch, "cuda", BEYOND_CACHE)
+                inputs = inputs_of(operator, batch, "cuda")
+                calls = [partial(module.decode, *inputs, state, slots=one) for one in slots]
+                us = replayed(calls)
+                # A copy reads each byte and writes it.
+                floor = copy((step_bytes(operator, batch) // 4,), torch.bfloat16).median
+                target = f", target on an H100 {TARGETS[op][i]}" if op in TARGETS else ""
+                print(f"  batch {batch}: {us:.1f} us, floor {floor:.1f}{target}", flush=True)
+                found["us"][f"{op}/{batch}"] = {"decode": us, "floor": floor}
+                del state, calls
+                torch.cuda.empty_cache()
+            state, inputs = module.initial_state(1), inputs_of(operator, 1, "cuda")
+            both: list[list[float]] = [[], []]
+            for _ in range(ROUNDS):
+                both[0].append(host_time(partial(linear, x)))
+                both[1].append(host_time(partial(module.decode, *inputs, state)))
+            base, host = map(statistics.median, both)
+            found["host_us"][op] = {"decode": host, "linear": base}
+            print(f"  host {host:.0f} us, {host / base:.2f} of nn.Linear's (target {HOST_TARGET})")
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(found, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
