@@ -33,7 +33,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-PROPERTIES = ("strides", "packed", "causality", "determinism", "batch_invariance", "adjoint")
+PROPERTIES = (
+    "strides",
+    "packed",
+    "causality",
+    "determinism",
+    "batch_invariance",
+    "adjoint",
+    "decode",
+)
 LIMIT = 200.0  # seconds for a case
 ELEMENTS = 3_000_000  # of an activation
 

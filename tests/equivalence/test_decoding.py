@@ -1,0 +1,70 @@
+"""Random operators, step by step: plain PyTorch and interpreted kernels compute the whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sh2gen.emit.emit import emit
+from sh2gen.lower import plans
+from sh2gen.runtime.operator import InterpreterRunner, Operator, OperatorRunner
+from sh2gen.schedule.config import schedule
+from sh2gen.spec.decode import spec_from_dict
+from sh2gen.verify.verify import verify
+from tests.strategies import register_profiles, specs
+
+register_profiles()
+
+KINDS = ("explicit", "decay", "freeform", "modal")
+
+
+@given(data=st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_operator_decodes(data: st.DataObject, tmp_path: Path) -> None:
+    """A file's kernel for steps follows from the operator, whichever plan it is of."""
+    spec = data.draw(specs(40, kinds=KINDS))
+    plan = data.draw(st.sampled_from(plans(spec)))
+    source = emit(spec, plan, schedule(spec, plan))
+    path = tmp_path / f"{source.digest}.py"
+    path.write_text(source.text)
+    shape = (data.draw(st.integers(1, 3)), data.draw(st.integers(1, 60)))
+    options: dict[str, Any] = {"shapes": [shape], "properties": ["decode"]}
+    runners: list[Any] = [OperatorRunner(Operator(path), "eager")]
+    if plan.kernels:
+        runners.append(InterpreterRunner(path))
+    for runner in runners:
+        verify(spec, runner, dtype=torch.float32, **options).require()
+
+
+@pytest.mark.parametrize("taps", [17, 130, 600])
+def test_long_filters_are_read_in_blocks(taps: int, tmp_path: Path) -> None:
+    """By kernels, of groups whose channels share loads, all, some or none; also beyond a chunk."""
+    for width in (1, 12, 32):
+        inner = {"kind": "explicit", "length": taps, "groups": 2, "taps": "lag_last"}
+        fields = {"op": f"long_{width}", "channels": 2 * width, "filter": inner, "bias": "ungated"}
+        spec = spec_from_dict(fields)
+        plan = plans(spec, "toeplitz")[0]
+        path = tmp_path / f"{width}.py"
+        path.write_text(emit(spec, plan, schedule(spec, plan)).text)
+        names = InterpreterRunner(path).namespace
+        torch.manual_seed(0)
+        weights = [torch.randn(p.shape) for p in spec.parameters]
+        x = torch.randn(2, 2 * width, taps + 40)
+        kernel, plain = (names.initial_state(2, 2 * width, steps=2) for _ in range(2))
+        for state in (kernel, plain):  # as if the last taps + 36 steps had been taken
+            state.count.fill_(taps + 36)
+            keep = names.keep_in_ring
+            rows = torch.arange(2)
+            last = x[..., 37 : taps + 36]
+            keep(state.z, last, rows, state.count - last.shape[2])
+        for t in (taps + 36, taps + 38):
+            now = [x[..., t : t + 2]]
+            y = names.launch_decode(now, weights, kernel, None)
+            wanted = names.eager_decode(now, weights, plain, None)
+            assert torch.allclose(y, wanted, rtol=1e-4, atol=1e-4 * taps**0.5)
+        assert torch.equal(kernel.z, plain.z) and torch.equal(kernel.count, plain.count)
