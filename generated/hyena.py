@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: d85a90d1789a99cb9ad0ee8aa6fcb0c5ba36e7274499e0b599fb0c29e819cbf5
+sha256, with zeros here: b014b95299b61b1864041932f56eb2bc3d644fed349394f742eedf0d4c393f1b
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -405,7 +405,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_41d8cb2c"
+    name = unique = "hyena_24484098"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -649,6 +649,39 @@ def hyena_packed(features: Tensor, filter: Tensor, featurizer: Tensor, skip: Ten
 # -----------------------------------------------------------------------------------------------
 
 
+def check_sizes(dtype: torch.dtype, **sizes: int) -> None:
+    """Refuse what no state is of."""
+    for name, number in sizes.items():
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(f"{OP}: {name} must be a whole number, not {number!r}")
+        if number < (name != "batch"):
+            raise ValueError(f"{OP}: {name} must be at least {int(name != 'batch')}, not {number}")
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise TypeError(
+            f"{OP}: a state is float32, bfloat16 or float16 (float64 on a CPU), not {dtype}"
+        )
+
+
+def with_state(inputs: Sequence, state) -> tuple[Sequence[Tensor], object]:
+    """The inputs, and the state that may come last of them."""
+    if state is None and inputs:
+        *inputs, state = inputs
+    if isinstance(state, Tensor):
+        raise TypeError(
+            f"{OP}: expected {', '.join(INPUTS)} or packed features, then a state; slots by name"
+        )
+    return inputs, state
+
+
+def check_count(inputs: Sequence[Tensor]) -> None:
+    """Refuse another number of inputs than there are."""
+    known = isinstance(inputs, (tuple, list)) and len(inputs) in (1, len(INPUTS))
+    if not known or not all(isinstance(x, Tensor) for x in inputs):
+        several = f"{', '.join(INPUTS)} or one tensor of packed features"
+        what = several if len(INPUTS) > 1 else "one input"
+        raise TypeError(f"{OP}: expected {what}, as tensors in a tuple or list, and a state")
+
+
 def check_decode(
     inputs: Sequence[Tensor], state, slots: Tensor | None, any_steps: bool = False
 ) -> None:
@@ -656,7 +689,7 @@ def check_decode(
     if not isinstance(state, DECODING):
         raise TypeError(
             f"{OP}: state is a {type(state).__name__}, expected a {DECODING.__name__}, which "
-            "initial_state gives"
+            "initial_state of the same file gives"
         )
     x, channels = inputs[0], channels_of(inputs)
     if torch.is_grad_enabled() and any(y.requires_grad for y in inputs):
@@ -671,6 +704,13 @@ def check_decode(
             if not tensor.is_contiguous():
                 raise ValueError(f"{OP}: state.{name} is not contiguous")
     steps, places = x.shape[TIME], state.count.shape[0]
+    for name in ("count", "arrived", "replay"):
+        number = getattr(state, name, state.count)
+        if number.shape != (places,) or number.dtype != torch.int32:
+            raise ValueError(
+                f"{OP}: state.{name} is {number.dtype} {tuple(number.shape)}, expected "
+                f"torch.int32 ({places},)"
+            )
     for name, (lag, roles) in RINGS.items():
         ring = getattr(state, name)
         if ring.dim() != 3 or ring.shape[0] != places or ring.shape[2] != roles * channels:
@@ -683,6 +723,12 @@ def check_decode(
                 f"{OP}: {steps} steps in one call, but the state has room for "
                 f"{ring.shape[1] - lag}: initial_state(batch, steps={steps}), or prefill"
             )
+    modes = getattr(state, "modes", None)
+    if modes is not None and modes.shape[:2] != (places, channels):
+        raise ValueError(
+            f"{OP}: state.modes has shape {tuple(modes.shape)}, expected ({places}, {channels}, "
+            f"...) for {channels} channels"
+        )
     if slots is None:
         if places != x.shape[0]:
             raise ValueError(
@@ -696,12 +742,22 @@ def check_decode(
             f"{OP}: slots are {slots.dtype} {tuple(slots.shape)} on {slots.device}, expected "
             f"torch.int32 ({x.shape[0]},) on {x.device}"
         )
+    if not slots.is_cuda and bool((slots >= places).any()):
+        raise ValueError(f"{OP}: slots are beyond the {places} places of the state")
 
 
 def commit_drafts(state, accepted: Tensor, slots: Tensor | None) -> None:
     """What `commit` of a state does."""
     if not state.draft:
         raise ValueError(f"{OP}: this state moves on by itself: initial_state(..., draft=True)")
+    rows = state.count.shape if slots is None else slots.shape
+    kinds = (torch.int32, torch.int64)
+    if not isinstance(accepted, Tensor) or accepted.dtype not in kinds or accepted.shape != rows:
+        raise TypeError(f"{OP}: accepted must be an int32 tensor {tuple(rows)}, not {accepted!r}")
+    room = min((getattr(state, n).shape[1] - lag for n, (lag, _) in RINGS.items()), default=None)
+    wrong = not accepted.is_cuda and room is not None and (accepted < 0) | (accepted > room)
+    if isinstance(wrong, Tensor) and bool(wrong.any()):
+        raise ValueError(f"{OP}: accepted are not all between 0 and {room} steps")
     pending = [state.count, *([state.replay] if hasattr(state, "replay") else [])]
     if slots is None:
         for number in pending:
@@ -784,11 +840,12 @@ class HyenaDecodeState(NamedTuple):
     draft: bool
 
     def commit(self, accepted: Tensor, slots: Tensor | None = None) -> None:
-        """Say how many steps of the last call count, of a state of drafts: the others leave no
-        trace.
+        """Say how many steps of the last `decode` count, of a state of drafts: the others leave no
+        trace. Those of `prefill` count at once.
 
         Args:
-            accepted: int32, a number a row of that call, at most its steps.
+            accepted: int32, a number a row of that call, at most its steps; which is checked on a
+                CPU alone.
             slots: as of that call.
         """
         commit_drafts(self, accepted, slots)
@@ -823,9 +880,7 @@ def initial_state(
             which halves what a step reads and rounds what the filter reads once; modes are
             float32.
     """
-    for name, number in (("batch", batch), ("channels", channels), ("steps", steps)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < (name == "steps"):
-            raise TypeError(f"{OP}: {name} must be a whole number, not {number!r}")
+    check_sizes(dtype, batch=batch, channels=channels, steps=steps)
     index = torch.zeros((batch,), dtype=torch.int32, device=device)
     return HyenaDecodeState(
         torch.zeros((batch, 2 + steps, 3 * channels), dtype=dtype, device=device),
@@ -945,6 +1000,7 @@ def check_decoding(
     slots: Tensor | None,
 ) -> None:
     """Refuse what `decode` cannot compute."""
+    check_count(inputs)
     check(inputs, parameters)
     check_decode(inputs, state, slots)
 
@@ -977,8 +1033,9 @@ def decode(
         parameters: filter, featurizer, skip.
         state: of `initial_state`, for at least L steps.
         slots: (B) int32, which place of the state a row's sequence has; of rows that are negative
-            nothing is computed, and y is 0. No two rows may have one place. Absent: row i has
-            place i.
+            nothing is computed, and y is 0. A GPU does not see where they are wrong: beyond all
+            places they are as negative ones, and two rows with one place leave a state of no use
+            until it is reset. Absent: row i has place i.
 
     Returns:
         y (B, D, L) in the dtype of the inputs.
@@ -1002,12 +1059,13 @@ def prefill(
     lengths: Tensor | None = None,
 ) -> Tensor:
     """y of any number of steps after a state, which moves on in place, as `decode` of one after
-    the other. For inference: it has no gradients.
+    the other; of drafts too, without `commit`. For inference: it has no gradients.
 
     Args:
         inputs, parameters, state, slots: as of `decode`, but for any number of steps.
         lengths: (B) whole numbers, how many of a row's steps are its own, of rows that are padded
-            on the right: a state is that after these, and y is of no meaning beyond. Absent: all.
+            on the right: a state is that after these, and y is of no meaning beyond, where inputs
+            must be finite. Absent: all.
 
     Returns:
         y (B, D, L) in the dtype of the inputs.
@@ -1015,11 +1073,13 @@ def prefill(
     Raises:
         TypeError, ValueError, RuntimeError: as `decode`.
     """
+    check_count(inputs)
     steps = inputs[0].shape[TIME] if inputs[0].dim() == 3 else 1
-    if steps == 0:
-        return allocate(inputs[0], 0, channels_of(inputs))
-    check(inputs, parameters)
+    if steps:
+        check(inputs, parameters)
     check_decode(inputs, state, slots, any_steps=True)
+    if not steps:
+        return allocate(inputs[0], 0, channels_of(inputs))
     with torch.no_grad(), without_autocast(inputs[0]):
         all_rows = unpack(inputs)
         rows, places = live_rows(slots, all_rows[0].shape[0], inputs[0].device)
@@ -1147,10 +1207,7 @@ class Hyena(nn.Module):
 
         Example: `y = module.decode(q, k, v, module.initial_state(batch))`
         """
-        if state is None and inputs:
-            *inputs, state = inputs
-        if len(inputs) not in (1, len(INPUTS)):
-            raise TypeError(f"{OP}: expected {', '.join(INPUTS)} and a state")
+        inputs, state = with_state(inputs, state)
         parameters = [getattr(self, name) for name in PARAMETERS]
         return decode(inputs, parameters, state, slots)
 
@@ -1162,10 +1219,7 @@ class Hyena(nn.Module):
         lengths: Tensor | None = None,
     ) -> Tensor:
         """y of a whole prompt, or of more of it, and the state after it: `prefill`."""
-        if state is None and inputs:
-            *inputs, state = inputs
-        if len(inputs) not in (1, len(INPUTS)):
-            raise TypeError(f"{OP}: expected {', '.join(INPUTS)} and a state")
+        inputs, state = with_state(inputs, state)
         parameters = [getattr(self, name) for name in PARAMETERS]
         return prefill(inputs, parameters, state, slots, lengths)
 

@@ -8,7 +8,7 @@ each, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 8afa06e5ec0517c33ea59097a39c72e921adfca919a65dfe51808d25713a4b7f
+sha256, with zeros here: 1df6b5c66473e460cdcdf48249ce1efc3d7cf84413c6e2f1eaf9c66afc93f371
 """
 
 import threading
@@ -717,7 +717,7 @@ def short_conv_backward(
     do_not_specialize=[
         "x_batch", "x_channel", "x_time",
         "y_batch", "y_channel", "y_time",
-        "batch",
+        "batch", "places",
     ]
 )  # fmt: skip
 def short_conv_decode(
@@ -729,7 +729,7 @@ def short_conv_decode(
     count_ptr,  # [places] int32: steps before these
     arrived_ptr,  # [places] int32: programs that have read it
     slots_ptr,  # [batch] int32: places
-    batch,
+    batch, places,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, STEPS: tl.constexpr, Z_SLOTS: tl.constexpr,
     SLOTTED: tl.constexpr, DRAFT: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -737,7 +737,7 @@ def short_conv_decode(
 
     A program computes STEPS steps of BLOCK_D channels, of ROWS sequences one after another. Its
     past is row slots[i] of the state for sequence i, if SLOTTED, else row i; of sequences whose
-    slot is negative nothing is computed. DRAFT says that the state does not move on.
+    slot is none of the `places` nothing is computed. DRAFT says that the state does not move on.
     """
     COLUMNS: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D  # programs along channels
     channel_0 = tl.program_id(0) % COLUMNS * BLOCK_D
@@ -749,6 +749,7 @@ def short_conv_decode(
         row = tl.program_id(0) // COLUMNS * ROWS + i
         if SLOTTED:
             slot = tl.load(slots_ptr + row, mask=row < batch, other=-1)
+            slot = tl.where(slot < places, slot, -1)
         else:
             slot = tl.where(row < batch, row, -1)
         if slot >= 0:
@@ -1389,7 +1390,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_5c885fcb"
+    name = unique = "short_conv_3984ac8a"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -1715,7 +1716,9 @@ def directly_decoded(
 
     A call that has no tape yet checks its arguments, and is done once: it changes the state.
     """
-    if not inputs or not on_gpu(inputs[0]) or not seen_by_none():
+    if not isinstance(inputs, (tuple, list)) or not inputs:
+        return None
+    if not on_gpu(inputs[0]) or not seen_by_none():
         return None
     if type(state) is not DECODING or (torch.is_grad_enabled() and requires_any(inputs)):
         return None  # which is refused
@@ -2115,6 +2118,39 @@ def short_conv(x: Tensor, filter: Tensor, bias: Tensor) -> Tensor:
 # -----------------------------------------------------------------------------------------------
 
 
+def check_sizes(dtype: torch.dtype, **sizes: int) -> None:
+    """Refuse what no state is of."""
+    for name, number in sizes.items():
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(f"{OP}: {name} must be a whole number, not {number!r}")
+        if number < (name != "batch"):
+            raise ValueError(f"{OP}: {name} must be at least {int(name != 'batch')}, not {number}")
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise TypeError(
+            f"{OP}: a state is float32, bfloat16 or float16 (float64 on a CPU), not {dtype}"
+        )
+
+
+def with_state(inputs: Sequence, state) -> tuple[Sequence[Tensor], object]:
+    """The inputs, and the state that may come last of them."""
+    if state is None and inputs:
+        *inputs, state = inputs
+    if isinstance(state, Tensor):
+        raise TypeError(
+            f"{OP}: expected {', '.join(INPUTS)} or packed features, then a state; slots by name"
+        )
+    return inputs, state
+
+
+def check_count(inputs: Sequence[Tensor]) -> None:
+    """Refuse another number of inputs than there are."""
+    known = isinstance(inputs, (tuple, list)) and len(inputs) in (1, len(INPUTS))
+    if not known or not all(isinstance(x, Tensor) for x in inputs):
+        several = f"{', '.join(INPUTS)} or one tensor of packed features"
+        what = several if len(INPUTS) > 1 else "one input"
+        raise TypeError(f"{OP}: expected {what}, as tensors in a tuple or list, and a state")
+
+
 def check_decode(
     inputs: Sequence[Tensor], state, slots: Tensor | None, any_steps: bool = False
 ) -> None:
@@ -2122,7 +2158,7 @@ def check_decode(
     if not isinstance(state, DECODING):
         raise TypeError(
             f"{OP}: state is a {type(state).__name__}, expected a {DECODING.__name__}, which "
-            "initial_state gives"
+            "initial_state of the same file gives"
         )
     x, channels = inputs[0], channels_of(inputs)
     if torch.is_grad_enabled() and any(y.requires_grad for y in inputs):
@@ -2137,6 +2173,13 @@ def check_decode(
             if not tensor.is_contiguous():
                 raise ValueError(f"{OP}: state.{name} is not contiguous")
     steps, places = x.shape[TIME], state.count.shape[0]
+    for name in ("count", "arrived", "replay"):
+        number = getattr(state, name, state.count)
+        if number.shape != (places,) or number.dtype != torch.int32:
+            raise ValueError(
+                f"{OP}: state.{name} is {number.dtype} {tuple(number.shape)}, expected "
+                f"torch.int32 ({places},)"
+            )
     for name, (lag, roles) in RINGS.items():
         ring = getattr(state, name)
         if ring.dim() != 3 or ring.shape[0] != places or ring.shape[2] != roles * channels:
@@ -2149,6 +2192,12 @@ def check_decode(
                 f"{OP}: {steps} steps in one call, but the state has room for "
                 f"{ring.shape[1] - lag}: initial_state(batch, steps={steps}), or prefill"
             )
+    modes = getattr(state, "modes", None)
+    if modes is not None and modes.shape[:2] != (places, channels):
+        raise ValueError(
+            f"{OP}: state.modes has shape {tuple(modes.shape)}, expected ({places}, {channels}, "
+            f"...) for {channels} channels"
+        )
     if slots is None:
         if places != x.shape[0]:
             raise ValueError(
@@ -2162,12 +2211,22 @@ def check_decode(
             f"{OP}: slots are {slots.dtype} {tuple(slots.shape)} on {slots.device}, expected "
             f"torch.int32 ({x.shape[0]},) on {x.device}"
         )
+    if not slots.is_cuda and bool((slots >= places).any()):
+        raise ValueError(f"{OP}: slots are beyond the {places} places of the state")
 
 
 def commit_drafts(state, accepted: Tensor, slots: Tensor | None) -> None:
     """What `commit` of a state does."""
     if not state.draft:
         raise ValueError(f"{OP}: this state moves on by itself: initial_state(..., draft=True)")
+    rows = state.count.shape if slots is None else slots.shape
+    kinds = (torch.int32, torch.int64)
+    if not isinstance(accepted, Tensor) or accepted.dtype not in kinds or accepted.shape != rows:
+        raise TypeError(f"{OP}: accepted must be an int32 tensor {tuple(rows)}, not {accepted!r}")
+    room = min((getattr(state, n).shape[1] - lag for n, (lag, _) in RINGS.items()), default=None)
+    wrong = not accepted.is_cuda and room is not None and (accepted < 0) | (accepted > room)
+    if isinstance(wrong, Tensor) and bool(wrong.any()):
+        raise ValueError(f"{OP}: accepted are not all between 0 and {room} steps")
     pending = [state.count, *([state.replay] if hasattr(state, "replay") else [])]
     if slots is None:
         for number in pending:
@@ -2252,11 +2311,12 @@ class ShortConvDecodeState(NamedTuple):
     draft: bool
 
     def commit(self, accepted: Tensor, slots: Tensor | None = None) -> None:
-        """Say how many steps of the last call count, of a state of drafts: the others leave no
-        trace.
+        """Say how many steps of the last `decode` count, of a state of drafts: the others leave no
+        trace. Those of `prefill` count at once.
 
         Args:
-            accepted: int32, a number a row of that call, at most its steps.
+            accepted: int32, a number a row of that call, at most its steps; which is checked on a
+                CPU alone.
             slots: as of that call.
         """
         commit_drafts(self, accepted, slots)
@@ -2291,9 +2351,7 @@ def initial_state(
             which halves what a step reads and rounds what the filter reads once; modes are
             float32.
     """
-    for name, number in (("batch", batch), ("channels", channels), ("steps", steps)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < (name == "steps"):
-            raise TypeError(f"{OP}: {name} must be a whole number, not {number!r}")
+    check_sizes(dtype, batch=batch, channels=channels, steps=steps)
     index = torch.zeros((batch,), dtype=torch.int32, device=device)
     return ShortConvDecodeState(
         torch.zeros((batch, 3 + steps, channels), dtype=dtype, device=device),
@@ -2365,6 +2423,7 @@ def launch_decode(
     channels, groups = x.shape[CHANNEL], filter.shape[0]
     width = channels // groups
     batch, steps = x.shape[0], x.shape[TIME]
+    places = state.count.shape[0]
     y = allocate(x, steps, channels)
     config = step_config(batch, channels, width, 0, 0)
     grid = step_grid(batch, steps, channels, width, config)
@@ -2381,6 +2440,7 @@ def launch_decode(
             state.arrived,
             state.count if slots is None else slots,
             batch,
+            places,
             config=config,
             CHANNELS=channels,
             WIDTH=width,
@@ -2445,6 +2505,7 @@ def check_decoding(
     slots: Tensor | None,
 ) -> None:
     """Refuse what `decode` cannot compute."""
+    check_count(inputs)
     check(inputs, parameters)
     require_triton(inputs[0])
     check_decode(inputs, state, slots)
@@ -2486,8 +2547,9 @@ def decode(
         parameters: filter, bias.
         state: of `initial_state`, for at least L steps.
         slots: (B) int32, which place of the state a row's sequence has; of rows that are negative
-            nothing is computed, and y is 0. No two rows may have one place. Absent: row i has
-            place i.
+            nothing is computed, and y is 0. A GPU does not see where they are wrong: beyond all
+            places they are as negative ones, and two rows with one place leave a state of no use
+            until it is reset. Absent: row i has place i.
 
     Returns:
         y (B, D, L) in the dtype of the inputs.
@@ -2514,12 +2576,13 @@ def prefill(
     lengths: Tensor | None = None,
 ) -> Tensor:
     """y of any number of steps after a state, which moves on in place, as `decode` of one after
-    the other. For inference: it has no gradients.
+    the other; of drafts too, without `commit`. For inference: it has no gradients.
 
     Args:
         inputs, parameters, state, slots: as of `decode`, but for any number of steps.
         lengths: (B) whole numbers, how many of a row's steps are its own, of rows that are padded
-            on the right: a state is that after these, and y is of no meaning beyond. Absent: all.
+            on the right: a state is that after these, and y is of no meaning beyond, where inputs
+            must be finite. Absent: all.
 
     Returns:
         y (B, D, L) in the dtype of the inputs.
@@ -2527,12 +2590,14 @@ def prefill(
     Raises:
         TypeError, ValueError, RuntimeError: as `decode`.
     """
+    check_count(inputs)
     steps = inputs[0].shape[TIME] if inputs[0].dim() == 3 else 1
-    if steps == 0:
-        return allocate(inputs[0], 0, channels_of(inputs))
-    check(inputs, parameters)
+    if steps:
+        check(inputs, parameters)
     require_triton(inputs[0])
     check_decode(inputs, state, slots, any_steps=True)
+    if not steps:
+        return allocate(inputs[0], 0, channels_of(inputs))
     with torch.no_grad(), without_autocast(inputs[0]):
         all_rows = unpack(inputs)
         rows, places = live_rows(slots, all_rows[0].shape[0], inputs[0].device)
@@ -2651,10 +2716,7 @@ class ShortConv(nn.Module):
 
         Example: `y = module.decode(x, module.initial_state(batch))`
         """
-        if state is None and inputs:
-            *inputs, state = inputs
-        if len(inputs) not in (1, len(INPUTS)):
-            raise TypeError(f"{OP}: expected {', '.join(INPUTS)} and a state")
+        inputs, state = with_state(inputs, state)
         parameters = [getattr(self, name) for name in PARAMETERS]
         return decode(inputs, parameters, state, slots)
 
@@ -2666,10 +2728,7 @@ class ShortConv(nn.Module):
         lengths: Tensor | None = None,
     ) -> Tensor:
         """y of a whole prompt, or of more of it, and the state after it: `prefill`."""
-        if state is None and inputs:
-            *inputs, state = inputs
-        if len(inputs) not in (1, len(INPUTS)):
-            raise TypeError(f"{OP}: expected {', '.join(INPUTS)} and a state")
+        inputs, state = with_state(inputs, state)
         parameters = [getattr(self, name) for name in PARAMETERS]
         return prefill(inputs, parameters, state, slots, lengths)
 

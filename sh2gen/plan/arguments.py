@@ -284,7 +284,7 @@ def step_arguments(spec: OpSpec, program: TileProgram) -> tuple[Argument, ...]:
         ),
         *state,
         *(Argument(name=name, of=Of.INDEX, doc=doc) for name, doc in index.items()),
-        *sizes("batch"),
+        *sizes("batch", "places"),
         *ladder_sizes(program),
         Argument(name="CHANNELS", of=Of.CONSTANT, value=0),
         *(

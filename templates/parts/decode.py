@@ -23,6 +23,39 @@ class DECODING(NamedTuple):
     draft: bool
 
 
+def check_sizes(dtype: torch.dtype, **sizes: int) -> None:
+    """Refuse what no state is of."""
+    for name, number in sizes.items():
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(f"{OP}: {name} must be a whole number, not {number!r}")
+        if number < (name != "batch"):
+            raise ValueError(f"{OP}: {name} must be at least {int(name != 'batch')}, not {number}")
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise TypeError(
+            f"{OP}: a state is float32, bfloat16 or float16 (float64 on a CPU), not {dtype}"
+        )
+
+
+def with_state(inputs: Sequence, state) -> tuple[Sequence[Tensor], object]:
+    """The inputs, and the state that may come last of them."""
+    if state is None and inputs:
+        *inputs, state = inputs
+    if isinstance(state, Tensor):
+        raise TypeError(
+            f"{OP}: expected {', '.join(INPUTS)} or packed features, then a state; slots by name"
+        )
+    return inputs, state
+
+
+def check_count(inputs: Sequence[Tensor]) -> None:
+    """Refuse another number of inputs than there are."""
+    known = isinstance(inputs, (tuple, list)) and len(inputs) in (1, len(INPUTS))
+    if not known or not all(isinstance(x, Tensor) for x in inputs):
+        several = f"{', '.join(INPUTS)} or one tensor of packed features"
+        what = several if len(INPUTS) > 1 else "one input"
+        raise TypeError(f"{OP}: expected {what}, as tensors in a tuple or list, and a state")
+
+
 def check_decode(
     inputs: Sequence[Tensor], state, slots: Tensor | None, any_steps: bool = False
 ) -> None:
@@ -30,7 +63,7 @@ def check_decode(
     if not isinstance(state, DECODING):
         raise TypeError(
             f"{OP}: state is a {type(state).__name__}, expected a {DECODING.__name__}, which "
-            "initial_state gives"
+            "initial_state of the same file gives"
         )
     x, channels = inputs[0], channels_of(inputs)
     if torch.is_grad_enabled() and any(y.requires_grad for y in inputs):
@@ -45,6 +78,13 @@ def check_decode(
             if not tensor.is_contiguous():
                 raise ValueError(f"{OP}: state.{name} is not contiguous")
     steps, places = x.shape[TIME], state.count.shape[0]
+    for name in ("count", "arrived", "replay"):
+        number = getattr(state, name, state.count)
+        if number.shape != (places,) or number.dtype != torch.int32:
+            raise ValueError(
+                f"{OP}: state.{name} is {number.dtype} {tuple(number.shape)}, expected "
+                f"torch.int32 ({places},)"
+            )
     for name, (lag, roles) in RINGS.items():
         ring = getattr(state, name)
         if ring.dim() != 3 or ring.shape[0] != places or ring.shape[2] != roles * channels:
@@ -57,6 +97,12 @@ def check_decode(
                 f"{OP}: {steps} steps in one call, but the state has room for "
                 f"{ring.shape[1] - lag}: initial_state(batch, steps={steps}), or prefill"
             )
+    modes = getattr(state, "modes", None)
+    if modes is not None and modes.shape[:2] != (places, channels):
+        raise ValueError(
+            f"{OP}: state.modes has shape {tuple(modes.shape)}, expected ({places}, {channels}, "
+            f"...) for {channels} channels"
+        )
     if slots is None:
         if places != x.shape[0]:
             raise ValueError(
@@ -70,12 +116,22 @@ def check_decode(
             f"{OP}: slots are {slots.dtype} {tuple(slots.shape)} on {slots.device}, expected "
             f"torch.int32 ({x.shape[0]},) on {x.device}"
         )
+    if not slots.is_cuda and bool((slots >= places).any()):
+        raise ValueError(f"{OP}: slots are beyond the {places} places of the state")
 
 
 def commit_drafts(state, accepted: Tensor, slots: Tensor | None) -> None:
     """What `commit` of a state does."""
     if not state.draft:
         raise ValueError(f"{OP}: this state moves on by itself: initial_state(..., draft=True)")
+    rows = state.count.shape if slots is None else slots.shape
+    kinds = (torch.int32, torch.int64)
+    if not isinstance(accepted, Tensor) or accepted.dtype not in kinds or accepted.shape != rows:
+        raise TypeError(f"{OP}: accepted must be an int32 tensor {tuple(rows)}, not {accepted!r}")
+    room = min((getattr(state, n).shape[1] - lag for n, (lag, _) in RINGS.items()), default=None)
+    wrong = not accepted.is_cuda and room is not None and (accepted < 0) | (accepted > room)
+    if isinstance(wrong, Tensor) and bool(wrong.any()):
+        raise ValueError(f"{OP}: accepted are not all between 0 and {room} steps")
     pending = [state.count, *([state.replay] if hasattr(state, "replay") else [])]
     if slots is None:
         for number in pending:

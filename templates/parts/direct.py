@@ -246,7 +246,9 @@ def directly_decoded(
 
     A call that has no tape yet checks its arguments, and is done once: it changes the state.
     """
-    if not inputs or not on_gpu(inputs[0]) or not seen_by_none():
+    if not isinstance(inputs, (tuple, list)) or not inputs:
+        return None
+    if not on_gpu(inputs[0]) or not seen_by_none():
         return None
     if type(state) is not DECODING or (torch.is_grad_enabled() and requires_any(inputs)):
         return None  # which is refused

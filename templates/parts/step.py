@@ -101,12 +101,13 @@ def ring_conv(
     for i in tl.static_range(STEPS):
         total = tl.reshape(totals[i], (BLOCK_D,))
         for j in tl.static_range(i + 1):
-            tap = LENGTH - 1 - (i - j) if LAG_LAST else i - j
-            here = channel < CHANNELS
-            own = tl.load(taps_ptr + row * LENGTH + tap, mask=here, other=0.0).to(tl.float32)
-            if DECAYS:
-                own *= decay_at(i - j, own_rate)
-            total += own * x[j]
+            if i - j < LENGTH:
+                tap = LENGTH - 1 - (i - j) if LAG_LAST else i - j
+                here = channel < CHANNELS
+                own = tl.load(taps_ptr + row * LENGTH + tap, mask=here, other=0.0).to(tl.float32)
+                if DECAYS:
+                    own *= decay_at(i - j, own_rate)
+                total += own * x[j]
         y = y + (total,)
     return y
 
@@ -165,6 +166,7 @@ def step_modes(
             slot = (count - replay + i) % SLOTS
             step = tl.load(ring + slot * COLUMNS + channel, mask=channel_mask, other=0.0)
             state = after_step(state, modes, step)
+        tl.debug_barrier()  # no warp writes what another has yet to read
         write_state(ptr, state, channel, channel_mask, COUNT, MODES)
         keep_steps(x, ring, count, channel, channel_mask, SLOTS, COLUMNS)
     y = ()
@@ -172,6 +174,7 @@ def step_modes(
         state = after_step(state, modes, x[i])
         y = y + (sum_of_modes(state, modes),)
     if not DRAFT:
+        tl.debug_barrier()  # as above
         write_state(ptr, state, channel, channel_mask, COUNT, MODES)
     return y
 

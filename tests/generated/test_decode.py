@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from sh2gen.build.load_module import load_module
 from sh2gen.runtime.operator import OperatorRunner
 from sh2gen.verify.verify import verify
-from tests.generated.conftest import CASES, STATEFUL
+from tests.generated.conftest import CASES, STATEFUL, made_in
 from tests.strategies import register_profiles
 
 if TYPE_CHECKING:
@@ -348,6 +349,34 @@ def test_narrow_states(case: Case) -> None:
     assert distance(y, case.reference(inputs, values)) < 8e-3
 
 
+def test_more_steps_than_taps(tmp_path: Path) -> None:
+    """Taps that are read in blocks, in both orders, of the last group too."""
+    for taps in ("lag_first", "lag_last"):
+        inner = {"kind": "explicit", "length": 17, "groups": 2, "taps": taps}
+        fields = {"op": "tiny_short_taps", "channels": 4, "filter": inner}
+        folder = tmp_path / taps
+        folder.mkdir()
+        made = made_in(folder, {"one": (fields, "toeplitz/BDL/recompute")})["one"]
+        values, (x,) = made.parameters(), made.inputs(1, 20)
+        state = made.operator.namespace.initial_state(1, 4, steps=20)
+        y = kernels(made)([x], list(values.values()), state)
+        assert distance(y, made.reference([x], values)) < CLOSE[torch.float32]
+
+
+def test_what_a_commit_refuses(cases: dict[str, Case]) -> None:
+    state = cases["modal"].operator.namespace.initial_state(2, 6, steps=2, draft=True)
+    for value, error, words in (
+        ([1, 1], TypeError, "accepted must be an int32 tensor \\(2,\\), not"),
+        (torch.ones(2), TypeError, "accepted must be an int32 tensor"),
+        (torch.ones(3, dtype=torch.int32), TypeError, "accepted must be an int32 tensor"),
+        (torch.tensor([0, 3]), ValueError, "accepted are not all between 0 and 2 steps"),
+        (torch.tensor([0, -1]), ValueError, "accepted are not all between 0 and 2 steps"),
+    ):
+        with pytest.raises(error, match=words):
+            state.commit(value)
+    assert not state.count.any() and not state.replay.any()
+
+
 REFUSED = [
     ({"state": ()}, TypeError, "state is a tuple, expected a TinyModalDecodeState"),
     ({"batch": 3}, ValueError, "q has 2 rows, but the state has 3: slots say which"),
@@ -355,6 +384,7 @@ REFUSED = [
     ({"length": 2}, ValueError, "2 steps in one call, but the state has room for 1"),
     ({"slots": torch.tensor([0, 1])}, ValueError, "slots are torch.int64 \\(2,\\)"),
     ({"slots": torch.zeros(3, dtype=torch.int32)}, ValueError, "expected torch.int32 \\(2,\\)"),
+    ({"slots": torch.tensor([0, 2], dtype=torch.int32)}, ValueError, "beyond the 2 places"),
 ]
 
 
@@ -377,16 +407,57 @@ def test_a_state_without_drafts_has_nothing_to_commit(cases: dict[str, Case]) ->
         state.commit(torch.ones(1, dtype=torch.int32))
 
 
-@pytest.mark.parametrize("number", [True, 1.5, -1])
+@pytest.mark.parametrize("number", [True, 1.5])
 def test_sizes_of_a_state_are_whole_numbers(cases: dict[str, Case], number: object) -> None:
+    module = cases["modal"].module()
     with pytest.raises(TypeError, match="batch must be a whole number"):
-        cases["modal"].module().initial_state(number)
+        module.initial_state(number)
+    with pytest.raises(ValueError, match="batch must be at least 0, not -1"):
+        module.initial_state(-1)
+    with pytest.raises(ValueError, match="steps must be at least 1, not 0"):
+        module.initial_state(1, steps=0)
+    with pytest.raises(TypeError, match=r"a state is float32, .* not torch.int32"):
+        module.initial_state(1, dtype=torch.int32)
+
+
+def test_fields_of_a_state_belong_together(cases: dict[str, Case]) -> None:
+    case = cases["modal"]
+    names, values = case.operator.namespace, list(case.parameters().values())
+    made, inputs = names.initial_state(2, 6), case.inputs(2, 1)
+    for field, value, words in (
+        ("arrived", made.arrived[:0], "state.arrived is torch.int32 \\(0,\\), expected"),
+        ("count", made.count.long(), "state.count is torch.int64 \\(2,\\)"),
+        ("modes", made.modes[:, :3].contiguous(), "state.modes has shape \\(2, 3, 3\\)"),
+        ("tails", made.tails.transpose(1, 2), "state.tails is not contiguous"),
+    ):
+        for call in (names.decode, names.prefill):
+            with pytest.raises(ValueError, match=words):
+                call(inputs, values, made._replace(**{field: value}))
+
+
+def test_calls_with_other_arguments(cases: dict[str, Case]) -> None:
+    case = cases["modal"]
+    names, values, module = (
+        case.operator.namespace,
+        list(case.parameters().values()),
+        case.module(),
+    )
+    state, (q, k, v) = names.initial_state(1, 6), case.inputs(1, 1)
+    slots = torch.zeros(1, dtype=torch.int32)
+    for inputs in ([], [q, k], q, [q, k, None]):
+        for call in (names.decode, names.prefill):
+            with pytest.raises(TypeError, match="expected q, k, v or one tensor of packed"):
+                call(inputs, values, state)
+    with pytest.raises(TypeError, match="then a state; slots by name"):
+        module.decode(q, k, v, state, slots)
+    with pytest.raises(TypeError, match="then a state; slots by name"):
+        module.decode(q, k, v)
+    with pytest.raises(TypeError, match="state is a str"):
+        module.prefill(q[..., :0], k[..., :0], v[..., :0], "past")
 
 
 def test_an_operator_with_no_past(tmp_path_factory: pytest.TempPathFactory) -> None:
     """One tap: a state counts steps, and has room for any number."""
-    from tests.generated.conftest import made_in
-
     fields = {
         "op": "tiny_one",
         "channels": 2,
