@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import sh2gen
 from sh2gen.base.resources import folder
+from sh2gen.cost.decode import decoding
 from sh2gen.runtime.measure import copy, host_time, machine
 from sh2gen.runtime.operator import Operator, OperatorRunner
 from sh2gen.verify.verify import verify
@@ -36,15 +37,6 @@ ROUNDS = 5
 HOST_TARGET = 1.5  # of the forward of nn.Linear(256, 256)
 # Microseconds on an H100 by batch.
 TARGETS = {"hyena_se": (5, 8, 24), "hyena_mr": (6, 38, 145), "hyena_li": (6, 22, 80)}
-
-
-def step_bytes(operator: Operator, batch: int) -> int:
-    """What a step must read and write: the past, what takes its place, inputs and output."""
-    names, spec = operator.namespace, operator.spec
-    numbers = sum(2 * (lag + 1) * roles for lag, roles in names.RINGS.values() if lag)
-    numbers += 2 * (len(spec.inputs) + 1)
-    modes = spec.filter.state_size if spec.filter.modes else 0
-    return batch * spec.channels * (numbers + 8 * modes)
 
 
 def inputs_of(operator: Operator, batch: int, device: str) -> list[Tensor]:
@@ -128,7 +120,7 @@ def main() -> int:
                 calls = [partial(module.decode, *inputs, state, slots=one) for one in slots]
                 us = replayed(calls)
                 # A copy reads each byte and writes it.
-                floor = copy((step_bytes(operator, batch) // 4,), torch.bfloat16).median
+                floor = copy((batch * decoding(operator.spec).step // 4,), torch.bfloat16).median
                 target = f", target on an H100 {TARGETS[op][i]}" if op in TARGETS else ""
                 print(f"  batch {batch}: {us:.1f} us, floor {floor:.1f}{target}", flush=True)
                 found["us"][f"{op}/{batch}"] = {"decode": us, "floor": floor}

@@ -127,6 +127,9 @@ class Plan:
             blocks.append(
                 f"d_{reduction.tensor} = sum of partials {of}{reduction.first} .. {last}"
             )
+        if self.step is not None:
+            program = _indent(self.step.program).replace("for each tile:", "for each sequence:")
+            blocks.append(f"{self.step.name} kernel ({self.step.skeleton}):\n{program}")
         for role, actions in self.actions.items():
             for action in actions:
                 if isinstance(action, Eager):

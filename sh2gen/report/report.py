@@ -168,6 +168,7 @@ def _in_activations(memory: dict[str, int]) -> str:
 
 def print_explanation(spec: Any, gpu: Any, answers: Any, ranked: Any, as_json: bool) -> None:
     from sh2gen.cost import cost, work
+    from sh2gen.cost.decode import BATCHES, decoding
     from sh2gen.cost.memory import peak
     from sh2gen.tuning.choose import passed_over
 
@@ -218,6 +219,8 @@ def print_explanation(spec: Any, gpu: Any, answers: Any, ranked: Any, as_json: b
                 }
             )
         plans.append(entry)
+    steps = decoding(spec)
+    bounds = {batch: steps.bound(batch, gpu) * 1e6 for batch in BATCHES}
     verdicts = {n: {"applies": v.applies, "reasons": list(v.reasons)} for n, v in answers.items()}
     if as_json:
         say(
@@ -227,6 +230,7 @@ def print_explanation(spec: Any, gpu: Any, answers: Any, ranked: Any, as_json: b
                     "target": gpu.name,
                     "target_note": gpu.caveat,
                     "verdicts": verdicts,
+                    "decoding": asdict(steps) | {"bound_us": bounds},
                     "plans": plans,
                     "not_taken": list(not_taken),
                 },
@@ -244,6 +248,11 @@ def print_explanation(spec: Any, gpu: Any, answers: Any, ranked: Any, as_json: b
         return
     for text in not_taken:
         say(f"not taken: {text}")
+    times = ", ".join(f"{us:.1f} us at batch {batch}" for batch, us in bounds.items())
+    say(
+        f"decoding: a state of {steps.state / 1e3:,.1f} kB a sequence; a step moves "
+        f"{steps.step / 1e3:,.1f} kB of it, of inputs and of outputs, which take {times}"
+    )
     say("per token and channel (bytes of memory traffic, flops, instructions of a thread):")
     for entry in plans:
         say(f"  {entry['plan']}  {entry['schedule']}")

@@ -66,7 +66,17 @@ backward kernel (tile):
         store_steps(d_v, d_v[0 : ROWS])
         d_filter += tap_gradient(d_conv[0 : ROWS], v[-3 : ROWS])
     store_partial(0, d_filter)
-d_filter = sum of partials 0 .. 3"""
+d_filter = sum of partials 0 .. 3
+decode kernel (step):
+    filter = load_taps(filter, 4)
+    for each sequence:
+        q = read_steps(q)
+        v = read_steps(v)
+        v_rows = after_ring(v, z, 3)
+        conv = fir(v_rows[-3 : ROWS], filter)
+        y = multiply(q[0 : ROWS], conv[0 : ROWS])
+        write_steps(y, y[0 : ROWS])
+        keep_steps(v, z)"""
 
 
 def test_a_plan_prints_as_its_kernels() -> None:
