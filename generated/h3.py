@@ -9,7 +9,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 7ec27e079eccd5a8ce413b7492e747718530929483988f5ebb84ab58ad0df00e
+sha256, with zeros here: d86e87526b67f63c42512ebe6e51c2280ee6405656ce4f1ff6e30f82cc52f2aa
 """
 
 import threading
@@ -2340,14 +2340,17 @@ def step_grid(
     return Grid(1, 1, columns, 1, columns * -(-batch // config["ROWS"]))
 
 
-def step_config(batch: int, channels: int, width: int, taps: int, modes: int) -> dict[str, int]:
-    """The config of a kernel that decodes: of a filter of so many taps that are read in blocks, of
-    so many modes, or of few taps. A warp of its own waits for no other; where rows are many, more
-    of them share what is read of parameters.
+def step_config(
+    batch: int, steps: int, channels: int, width: int, taps: int, modes: int
+) -> dict[str, int]:
+    """The config of a kernel that decodes `steps` steps a call: of a filter of so many taps that
+    are read in blocks, of so many modes, or of few taps. A warp of its own waits for no other;
+    where rows are many, more of them share what is read of parameters.
     """
     crowded = batch * channels > 2**15
-    if taps:  # that channels have of their own take registers
+    if taps:  # those of several steps, and that channels have of their own, take registers
         chunk = 128 if taps > 64 and width % 8 == 0 else 32
+        chunk = max(16, chunk >> (max(1, steps) - 1).bit_length())
         return {"BLOCK_D": 32, "CHUNK": chunk, "ROWS": 1, "num_warps": 1}
     if modes:
         block = max(1, (128 if crowded else 32) * 16 // max(16, 1 << (modes - 1).bit_length()))
@@ -3273,7 +3276,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_4820cb5c"
+    name = unique = "h3_e7859f16"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -4461,7 +4464,7 @@ def launch_decode(
     batch, steps = q.shape[0], q.shape[TIME]
     places = state.count.shape[0]
     y = allocate(q, steps, channels)
-    config = step_config(batch, channels, width, 0, 32)
+    config = step_config(batch, steps, channels, width, 0, 32)
     grid = step_grid(batch, steps, channels, width, config)
     if grid.programs and steps:
         launch(

@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: fbc282522e5eaba08c08f8de07cf11b936bd7980c9b384434790a53e24252dc9
+sha256, with zeros here: c1c38c1adf99d43910ec7a2eccc1b1784516c0f5871b29f26982f6d51124f750
 """
 
 import threading
@@ -2200,14 +2200,17 @@ def step_grid(
     return Grid(1, 1, columns, 1, columns * -(-batch // config["ROWS"]))
 
 
-def step_config(batch: int, channels: int, width: int, taps: int, modes: int) -> dict[str, int]:
-    """The config of a kernel that decodes: of a filter of so many taps that are read in blocks, of
-    so many modes, or of few taps. A warp of its own waits for no other; where rows are many, more
-    of them share what is read of parameters.
+def step_config(
+    batch: int, steps: int, channels: int, width: int, taps: int, modes: int
+) -> dict[str, int]:
+    """The config of a kernel that decodes `steps` steps a call: of a filter of so many taps that
+    are read in blocks, of so many modes, or of few taps. A warp of its own waits for no other;
+    where rows are many, more of them share what is read of parameters.
     """
     crowded = batch * channels > 2**15
-    if taps:  # that channels have of their own take registers
+    if taps:  # those of several steps, and that channels have of their own, take registers
         chunk = 128 if taps > 64 and width % 8 == 0 else 32
+        chunk = max(16, chunk >> (max(1, steps) - 1).bit_length())
         return {"BLOCK_D": 32, "CHUNK": chunk, "ROWS": 1, "num_warps": 1}
     if modes:
         block = max(1, (128 if crowded else 32) * 16 // max(16, 1 << (modes - 1).bit_length()))
@@ -3082,7 +3085,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_be16e482"
+    name = unique = "hyena_li_91aeefb6"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -4229,7 +4232,7 @@ def launch_decode(
     batch, steps = q.shape[0], q.shape[TIME]
     places = state.count.shape[0]
     y = allocate(q, steps, channels)
-    config = step_config(batch, channels, width, 0, 16)
+    config = step_config(batch, steps, channels, width, 0, 16)
     grid = step_grid(batch, steps, channels, width, config)
     if grid.programs and steps:
         launch(

@@ -8,7 +8,7 @@ each, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 59ab21c809eaad49d72f1d8acab87957731c813cb4488baba90812dd035bff9e
+sha256, with zeros here: e3a5a15d982501be93acb729a8bc5293838072343c26e908e3e13a401e47aa49
 """
 
 import threading
@@ -1730,14 +1730,17 @@ def step_grid(
     return Grid(1, 1, columns, 1, columns * -(-batch // config["ROWS"]))
 
 
-def step_config(batch: int, channels: int, width: int, taps: int, modes: int) -> dict[str, int]:
-    """The config of a kernel that decodes: of a filter of so many taps that are read in blocks, of
-    so many modes, or of few taps. A warp of its own waits for no other; where rows are many, more
-    of them share what is read of parameters.
+def step_config(
+    batch: int, steps: int, channels: int, width: int, taps: int, modes: int
+) -> dict[str, int]:
+    """The config of a kernel that decodes `steps` steps a call: of a filter of so many taps that
+    are read in blocks, of so many modes, or of few taps. A warp of its own waits for no other;
+    where rows are many, more of them share what is read of parameters.
     """
     crowded = batch * channels > 2**15
-    if taps:  # that channels have of their own take registers
+    if taps:  # those of several steps, and that channels have of their own, take registers
         chunk = 128 if taps > 64 and width % 8 == 0 else 32
+        chunk = max(16, chunk >> (max(1, steps) - 1).bit_length())
         return {"BLOCK_D": 32, "CHUNK": chunk, "ROWS": 1, "num_warps": 1}
     if modes:
         block = max(1, (128 if crowded else 32) * 16 // max(16, 1 << (modes - 1).bit_length()))
@@ -2454,7 +2457,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_b9a30c24"
+    name = unique = "s4d_real_d64e838a"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -3517,7 +3520,7 @@ def launch_decode(
     batch, steps = x.shape[0], x.shape[TIME]
     places = state.count.shape[0]
     y = allocate(x, steps, channels)
-    config = step_config(batch, channels, width, 0, 64)
+    config = step_config(batch, steps, channels, width, 0, 64)
     grid = step_grid(batch, steps, channels, width, config)
     if grid.programs and steps:
         launch(

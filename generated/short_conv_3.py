@@ -8,7 +8,7 @@ each, K = 3 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 88cea2d4f46c489f7541c55694f031b8018589a1c2971c22cc09a7864a4d20e3
+sha256, with zeros here: 7bb54d1eaa9aaec08c77b82be5491b607e62ebfcb10035618018288b2f0ffa7d
 """
 
 import threading
@@ -792,14 +792,17 @@ def step_grid(
     return Grid(1, 1, columns, 1, columns * -(-batch // config["ROWS"]))
 
 
-def step_config(batch: int, channels: int, width: int, taps: int, modes: int) -> dict[str, int]:
-    """The config of a kernel that decodes: of a filter of so many taps that are read in blocks, of
-    so many modes, or of few taps. A warp of its own waits for no other; where rows are many, more
-    of them share what is read of parameters.
+def step_config(
+    batch: int, steps: int, channels: int, width: int, taps: int, modes: int
+) -> dict[str, int]:
+    """The config of a kernel that decodes `steps` steps a call: of a filter of so many taps that
+    are read in blocks, of so many modes, or of few taps. A warp of its own waits for no other;
+    where rows are many, more of them share what is read of parameters.
     """
     crowded = batch * channels > 2**15
-    if taps:  # that channels have of their own take registers
+    if taps:  # those of several steps, and that channels have of their own, take registers
         chunk = 128 if taps > 64 and width % 8 == 0 else 32
+        chunk = max(16, chunk >> (max(1, steps) - 1).bit_length())
         return {"BLOCK_D": 32, "CHUNK": chunk, "ROWS": 1, "num_warps": 1}
     if modes:
         block = max(1, (128 if crowded else 32) * 16 // max(16, 1 << (modes - 1).bit_length()))
@@ -1330,7 +1333,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_3_482dbcf9"
+    name = unique = "short_conv_3_594b6b60"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2365,7 +2368,7 @@ def launch_decode(
     batch, steps = x.shape[0], x.shape[TIME]
     places = state.count.shape[0]
     y = allocate(x, steps, channels)
-    config = step_config(batch, channels, width, 0, 0)
+    config = step_config(batch, steps, channels, width, 0, 0)
     grid = step_grid(batch, steps, channels, width, config)
     if grid.programs and steps:
         launch(

@@ -253,7 +253,7 @@ def kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kernel
         taps = any(a.name == "CHUNK" for a in plan.step.arguments)
         batch = max(workload.batch for workload in spec.workloads)
         sizes = (spec.filter.length or 0) * taps, spec.filter.modes or 0
-        config = step_config(batch, spec.channels, spec.group_width, *sizes)
+        config = step_config(batch, 1, spec.channels, spec.group_width, *sizes)
         found.append(_source(spec, plan.step.name, Role.DECODE, plan.step.arguments, config))
     return tuple(found)
 

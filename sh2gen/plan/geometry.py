@@ -125,14 +125,17 @@ def step_grid(
     return Grid(1, 1, columns, 1, columns * -(-batch // config["ROWS"]))
 
 
-def step_config(batch: int, channels: int, width: int, taps: int, modes: int) -> dict[str, int]:
-    """The config of a kernel that decodes: of a filter of so many taps that are read in blocks, of
-    so many modes, or of few taps. A warp of its own waits for no other; where rows are many, more
-    of them share what is read of parameters.
+def step_config(
+    batch: int, steps: int, channels: int, width: int, taps: int, modes: int
+) -> dict[str, int]:
+    """The config of a kernel that decodes `steps` steps a call: of a filter of so many taps that
+    are read in blocks, of so many modes, or of few taps. A warp of its own waits for no other;
+    where rows are many, more of them share what is read of parameters.
     """
     crowded = batch * channels > 2**15
-    if taps:  # that channels have of their own take registers
+    if taps:  # those of several steps, and that channels have of their own, take registers
         chunk = 128 if taps > 64 and width % 8 == 0 else 32
+        chunk = max(16, chunk >> (max(1, steps) - 1).bit_length())
         return {"BLOCK_D": 32, "CHUNK": chunk, "ROWS": 1, "num_warps": 1}
     if modes:
         block = max(1, (128 if crowded else 32) * 16 // max(16, 1 << (modes - 1).bit_length()))

@@ -15,6 +15,7 @@ from sh2gen.build.build import Built, BuiltKernel, Compilers, check_fits
 from sh2gen.build.build import build as build_kernels
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
+from sh2gen.plan.geometry import shared_channels, step_config
 from sh2gen.plan.kernel import Role
 from sh2gen.plan.source import Alignment
 from sh2gen.schedule.config import schedule
@@ -221,3 +222,29 @@ def test_a_variant_is_built_for_its_gpu_only(build: Build) -> None:
     assert not kernels[0].runs(Alignment.ALIGNED, 100) and not kernels[0].runs(
         Alignment.UNALIGNED, 90
     )
+
+
+@pytest.mark.parametrize("draft", [False, True])
+@pytest.mark.parametrize("op", ["hyena_se", "hyena_mr", "hyena_mr_1b", "hyena_li", "h3"])
+def test_several_steps_a_call(op: str, draft: bool, build: Build) -> None:
+    """Of few rows and of many: four steps, as of drafts, do not spill either."""
+    spec = load_spec(folder("ops") / f"{op}.yaml")
+    plan = plans(spec)[0]
+    source = emit(spec, plan, schedule(spec, plan))
+    (kernel,) = (k for k in source.kernels if k.role is Role.DECODE)
+    known = dict(kernel.constants)
+    taps = (spec.filter.length or 0) * ("CHUNK" in known)
+    for batch in (1, 256):
+        sizes = (spec.channels, spec.group_width, taps, spec.filter.modes or 0)
+        config = step_config(batch, 4, *sizes)
+        changed = {name: config[name] for name in known if name in config}
+        changed |= {name: n + 3 for name, n in known.items() if name.endswith("_SLOTS")}
+        changed |= {"STEPS": 4, "DRAFT": draft}
+        if "SHARE" in known:
+            changed["SHARE"] = shared_channels(spec.group_width, config)
+        one = replace(
+            kernel, constants=tuple((known | changed).items()), num_warps=config["num_warps"]
+        )
+        built = build(replace(source, kernels=(one,)), H200, alignments=ALIGNED)
+        check_fits(built, H200)
+        assert built.kernels[0].spills == 0
