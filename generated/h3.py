@@ -9,7 +9,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: d86e87526b67f63c42512ebe6e51c2280ee6405656ce4f1ff6e30f82cc52f2aa
+sha256, with zeros here: e96427c7a15e3ab0ae09a64439b836e5631b1ed14dbeafb303e00ad6f111e0be
 """
 
 import threading
@@ -3276,7 +3276,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_e7859f16"
+    name = unique = "h3_f0914dc2"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -4201,8 +4201,13 @@ def check_decode(
             f"{OP}: slots are {slots.dtype} {tuple(slots.shape)} on {slots.device}, expected "
             f"torch.int32 ({x.shape[0]},) on {x.device}"
         )
-    if not slots.is_cuda and bool((slots >= places).any()):
+    if is_known(slots) and bool((slots >= places).any()):
         raise ValueError(f"{OP}: slots are beyond the {places} places of the state")
+
+
+def is_known(numbers: Tensor) -> bool:
+    """Whether to look at numbers costs no wait for a GPU, and no compiler the whole of a graph."""
+    return not numbers.is_cuda and not torch.compiler.is_compiling()
 
 
 def commit_drafts(state, accepted: Tensor, slots: Tensor | None) -> None:
@@ -4213,10 +4218,10 @@ def commit_drafts(state, accepted: Tensor, slots: Tensor | None) -> None:
     kinds = (torch.int32, torch.int64)
     if not isinstance(accepted, Tensor) or accepted.dtype not in kinds or accepted.shape != rows:
         raise TypeError(f"{OP}: accepted must be an int32 tensor {tuple(rows)}, not {accepted!r}")
-    room = min((getattr(state, n).shape[1] - lag for n, (lag, _) in RINGS.items()), default=None)
-    wrong = not accepted.is_cuda and room is not None and (accepted < 0) | (accepted > room)
-    if isinstance(wrong, Tensor) and bool(wrong.any()):
-        raise ValueError(f"{OP}: accepted are not all between 0 and {room} steps")
+    for name, (lag, _) in RINGS.items():
+        room = getattr(state, name).shape[1] - lag
+        if is_known(accepted) and bool(((accepted < 0) | (accepted > room)).any()):
+            raise ValueError(f"{OP}: accepted are not all between 0 and {room} steps")
     pending = [state.count, *([state.replay] if hasattr(state, "replay") else [])]
     if slots is None:
         for number in pending:
@@ -4280,7 +4285,7 @@ def ends_of(lengths: Tensor | None, rows: Tensor, steps: int, x: Tensor) -> Tens
             f"{OP}: lengths are {lengths.dtype} {tuple(lengths.shape)} on {lengths.device}, "
             f"expected int32 or int64 ({x.shape[0]},) on {x.device}"
         )
-    if not lengths.is_cuda and bool(((lengths < 0) | (lengths > steps)).any()):
+    if is_known(lengths) and bool(((lengths < 0) | (lengths > steps)).any()):
         raise ValueError(f"{OP}: lengths are not all between 0 and {steps} steps")
     return lengths[rows].long().clamp(0, steps)
 

@@ -54,7 +54,7 @@ def decode(case: Case) -> Iterator[Check]:
     slots = batch - places  # of places 1 .. batch, the last first
     pool = room(batch + 1, draft=True)
     with poisoned(), torch.no_grad():
-        alone, parts = begun()
+        alone, _ = begun()
         for tensor, one in zip(pool, alone, strict=True):
             if isinstance(tensor, Tensor):
                 tensor[slots.long()] = one
@@ -64,9 +64,8 @@ def decode(case: Case) -> Iterator[Check]:
             runner.decode(steps(noise, t, n), parameters, pool, slots)
             others.append(runner.decode(steps(inputs, t, n), parameters, pool, slots))
             pool.commit(torch.full_like(places, n), slots)
-    if parts:
-        wanted, found = (torch.cat(some, case.time_dim) for some in (parts, others))
-        yield identical(case, "y after rejected drafts, in other places", found, wanted)
+    wanted, found = (torch.cat(some, case.time_dim) for some in (parts, others))
+    yield identical(case, "y after rejected drafts, in other places", found, wanted)
 
 
 def _alternating(begin: int, end: int) -> Iterator[int]:

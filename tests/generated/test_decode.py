@@ -210,9 +210,24 @@ def test_the_library_op_says_what_it_changes(case: Case) -> None:
 
 
 def test_decoding_is_traced_as_one_call(cases: dict[str, Case]) -> None:
-    """By torch.compile as a whole, which sees that the state changes."""
+    """By torch.compile as a whole, which sees that the state changes; of a pool of drafts too."""
     case = cases["modal"]
     module, inputs = case.module(), case.inputs(2, 3)
+    slots = torch.tensor([2, 0], dtype=torch.int32)
+    accepted = torch.ones(2, dtype=torch.int32)
+
+    def step(*tensors: Tensor, state: Any) -> Tensor:
+        y: Tensor = module.decode(*tensors, state=state, slots=slots)
+        state.commit(accepted, slots)
+        return y
+
+    drafted = torch.compile(step, fullgraph=True, backend="aot_eager")
+    own, other = (module.initial_state(3, draft=True) for _ in range(2))
+    for t in range(3):
+        now = [x[..., t : t + 1].contiguous() for x in inputs]
+        assert torch.equal(drafted(*now, state=own), step(*now, state=other))
+    assert own.count.tolist() == [3, 0, 3]
+    assert all(torch.equal(a, b) for a, b in zip(own[:-1], other[:-1], strict=True))
     compiled = torch.compile(module.decode, fullgraph=True, backend="aot_eager")
     own, other = module.initial_state(2), module.initial_state(2)
     for t in range(3):
