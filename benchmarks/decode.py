@@ -6,6 +6,9 @@ Of shipped operators at their own width, bfloat16, past in bfloat16 and modes in
 are verified first, by the property `decode`. A time is that of a captured graph of steps on pools
 larger than the cache, each step on other places; medians of five replays. The floor is a copy of
 as many bytes as a step must read and write. Host times are as of benchmarks/host.py.
+
+Beside them, where installed: the update kernel of flash-linear-attention, and the steps of
+vortex, which are PyTorch's small ops. Each computes a few steps as sh2gen does first.
 """
 
 from __future__ import annotations
@@ -24,19 +27,109 @@ from torch import Tensor, nn
 
 import sh2gen
 from sh2gen.base.resources import folder
+from sh2gen.bench.baselines.base import (
+    given_taps,
+    imported,
+    log_poles_of,
+    short_tensors,
+    silu,
+    taps_of,
+    weight_of_z,
+)
 from sh2gen.cost.decode import decoding
 from sh2gen.runtime.measure import copy, host_time, machine
 from sh2gen.runtime.operator import Operator, OperatorRunner
+from sh2gen.spec.operator import OpSpec
 from sh2gen.verify.verify import verify
 
 OPS = ("short_conv", "hyena_se", "hyena_mr", "hyena_li")
 BATCHES = (1, 64, 256)
-BEYOND_CACHE = 400 * 2**20  # bytes of a pool
-MOST_CALLS = 200
+BEYOND_CACHE = 160 * 2**20  # bytes of a pool
+MOST_CALLS = 5000
 ROUNDS = 5
 HOST_TARGET = 1.5  # of the forward of nn.Linear(256, 256)
 # Microseconds on an H100 by batch.
 TARGETS = {"hyena_se": (5, 8, 24), "hyena_mr": (6, 38, 145), "hyena_li": (6, 22, 80)}
+
+
+Step = Callable[[list[Tensor], list[Tensor]], tuple[Tensor, list[Tensor]]]
+
+
+def fla_step(spec: OpSpec, weights: dict[str, Tensor]) -> tuple[Step, list[tuple[int, ...]]]:
+    """Inputs (B, D) and its state -> y (B, D) and the state; and the shapes of a row's state."""
+    update = imported(["fla.modules.conv", "fla.modules.causal_conv1d"], "causal_conv1d_update")
+    made = {n: x.to(torch.bfloat16) for n, x in short_tensors(spec, weights, 1).items()}
+
+    def step(inputs: list[Tensor], state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        y, cache = update(
+            inputs[0], state[0], weight=made["weight"], bias=made["bias"], activation=silu(spec)
+        )
+        return y, [cache]
+
+    return step, [(spec.channels, taps_of(spec) or 0)]
+
+
+def vortex_step(spec: OpSpec, weights: dict[str, Tensor]) -> tuple[Step, list[tuple[int, ...]]]:
+    """As `fla_step`. The order of its groups and gates is ours."""
+    engine = imported(["vortex.model.engine"], "HyenaInferenceEngine")
+    taps, skip, wide = taps_of(spec), weight_of_z(spec, weights), 3 * spec.channels
+    short = weights["featurizer"][:, None].to(torch.bfloat16)
+    fir = partial(engine.step_fir, None)
+    if taps is not None:
+        rows = given_taps(spec, weights, taps).flip(1)[:, None]
+
+        def long(z: Tensor, past: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+            y, past = fir(z, past, rows, skip, gated_bias=skip is not None)
+            return q * y, past
+
+        last: tuple[int, ...] = (spec.channels, taps - 1)
+    else:
+        residues, poles = weights["residues"], log_poles_of(weights)[..., None]
+        last = (spec.channels, residues.shape[1])
+
+    def step(inputs: list[Tensor], state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        features, tail = fir(torch.cat(inputs, 1), state[0], short)
+        q, k, v = features.chunk(3, 1)
+        if taps is not None:
+            y, past = long(k * v, state[1], q)
+        else:
+            y, past = engine.step_iir(None, q, k, v, skip, residues, poles, state[1])
+        return y.to(q.dtype), [tail, past]
+
+    return step, [(wide, weights["featurizer"].shape[1] - 1), last]
+
+
+PEERS = {"short_conv": fla_step, "hyena_se": vortex_step}
+PEERS |= dict.fromkeys(("hyena_mr", "hyena_li"), vortex_step)
+
+
+def peer(module: Any, operator: Operator, batch: int, least: int) -> list[Callable[[], Any]] | str:
+    """Calls of a step by another package, or why there are none."""
+    spec = operator.spec
+    weights = {n: x.detach() for n, x in module.named_parameters()}
+    try:
+        step, shapes = PEERS[spec.op](spec, weights)
+    except ImportError as error:
+        return str(error)
+    kinds = [torch.float32 if "residues" in weights and i else torch.bfloat16 for i in (0, 1)]
+
+    def room() -> list[Tensor]:
+        return [
+            torch.zeros(batch, *shape, dtype=kind, device="cuda")
+            for shape, kind in zip(shapes, kinds, strict=False)
+        ]
+
+    state, theirs = module.initial_state(batch, dtype=torch.bfloat16, device="cuda"), room()
+    for _ in range(8):
+        inputs = inputs_of(operator, batch, "cuda")
+        wanted = module.decode(*inputs, state).flatten(1).float()
+        y, theirs = step([x.flatten(1) for x in inputs], theirs)
+        if not (error := (y.float() - wanted).norm() / wanted.norm()) < 2e-2:
+            return f"its results differ by {error:.3g}"
+    rows = [x.flatten(1) for x in inputs_of(operator, batch, "cuda")]
+    each = sum(x.numel() * x.element_size() for x in theirs)
+    states = [room() for _ in range(min(MOST_CALLS, max(2, -(-least // each))))]
+    return [partial(step, rows, one) for one in states]
 
 
 def inputs_of(operator: Operator, batch: int, device: str) -> list[Tensor]:
@@ -58,6 +151,7 @@ def pool_of(module: Any, batch: int, device: str, least: int) -> tuple[Any, list
         if tensor.is_floating_point():
             tensor.normal_()
     state.count.fill_(1000)
+    state.done.fill_(1000)
     order = torch.arange(calls * batch, dtype=torch.int32, device=device)
     return state, list(order.view(calls, batch))
 
@@ -123,8 +217,18 @@ def main() -> int:
                 floor = copy((batch * decoding(operator.spec).step // 4,), torch.bfloat16).median
                 target = f", target on an H100 {TARGETS[op][i]}" if op in TARGETS else ""
                 print(f"  batch {batch}: {us:.1f} us, floor {floor:.1f}{target}", flush=True)
-                found["us"][f"{op}/{batch}"] = {"decode": us, "floor": floor}
+                times = {"decode": us, "floor": floor}
                 del state, calls
+                torch.cuda.empty_cache()
+                name = PEERS[op].__name__.removesuffix("_step")
+                calls = peer(module, operator, batch, BEYOND_CACHE)
+                if isinstance(calls, str):
+                    print(f"    {name}: {calls}")
+                else:
+                    times[name] = replayed(calls)
+                    print(f"    {name}: {times[name]:.1f} us", flush=True)
+                found["us"][f"{op}/{batch}"] = times
+                del calls
                 torch.cuda.empty_cache()
             state, inputs = module.initial_state(1), inputs_of(operator, 1, "cuda")
             both: list[list[float]] = [[], []]

@@ -7,9 +7,10 @@
 
 Cases are batch 2 at lengths of whole vectors, of ragged vectors and shorter than the taps, so that
 every mask is used; at lengths of two and of six tiles of a variant for sm_90; and with a context
-before the segment, of which dy and gradients have none. Without the caching allocator every tensor
-is an allocation of its own, with padding before the next one, so that an access beyond either end
-is seen.
+before the segment, of which dy and gradients have none. Then steps of decoding, of one and of
+three a call, by slots of a pool and as drafts; `--decode` runs these alone. Without the caching
+allocator every tensor is an allocation of its own, with padding before the next one, so that an
+access beyond either end is seen.
 """
 
 from __future__ import annotations
@@ -49,15 +50,42 @@ def finite(operator: Operator, length: int, context: int, begin: int) -> bool:
     return all(bool(torch.isfinite(x).all()) for x in (y, *saved, *part, *gradients))
 
 
+def steps_finite(operator: Operator, count: int, draft: bool) -> bool:
+    """Decode a few calls of so many steps, one row left out; whether results are finite."""
+    names, channels = operator.namespace, operator.spec.channels
+    _, parameters, _ = arguments(operator, 3, count, torch.bfloat16)
+    how = {"steps": count, "draft": draft, "dtype": torch.bfloat16, "device": "cuda"}
+    state = names.initial_state(4, channels, **how)
+    slots = torch.tensor([2, -1, 0], dtype=torch.int32, device="cuda")
+    good = True
+    with torch.no_grad():
+        for _ in range(3):
+            inputs = arguments(operator, 3, count, torch.bfloat16)[0]
+            y = names.decode(inputs, parameters, state, slots)
+            if draft:
+                state.commit(torch.ones_like(slots), slots)
+            good = good and bool(torch.isfinite(y).all())
+    torch.cuda.synchronize()
+    return good
+
+
 def main() -> int:
     with tempfile.TemporaryDirectory() as name:
-        for op in sys.argv[1:] or OPS:
+        alone = "--decode" in sys.argv
+        for op in [word for word in sys.argv[1:] if word != "--decode"] or OPS:
             operator = generate(named(op), Path(name))
             title = f"{operator.spec.op} {operator.plan}"
             whole = operator.plan.endswith("save-states")  # these kernels take no ranges
-            for length, context, begin in CASES if not whole else ((n, 0, 0) for n in WHOLE):
+            cases = CASES if not whole else [(n, 0, 0) for n in WHOLE]
+            for length, context, begin in () if alone else cases:
                 good = finite(operator, length, context, begin)
                 case = f"{title} L={length} context={context} begin={begin}"
+                print(f"{case}: {'finite' if good else 'NOT FINITE'}")
+                if not good:
+                    return 1
+            for count, draft in ((1, False), (1, True), (3, True)):
+                good = steps_finite(operator, count, draft)
+                case = f"{title} decode steps={count} draft={draft}"
                 print(f"{case}: {'finite' if good else 'NOT FINITE'}")
                 if not good:
                     return 1

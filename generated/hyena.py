@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: ecdd019b380ca34ff855af4872fc08dfdcd8b0e1a49f7e62193683bd757f8e9a
+sha256, with zeros here: 943eb375eacd339c12278391014802efed14438c3ebef15bd6c1e331031025fc
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +34,7 @@ LEAST = 1  # steps of a call
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 RINGS = {"tails": (2, 3), "z": (8191, 1)}  # of a state that decodes: lag and roles
+COUNTED = 16  # channels that it counts as one
 SPEC = {
     "op": "hyena",
     "channels": 768,
@@ -405,7 +406,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_530d03ef"
+    name = unique = "hyena_17e6c4bf"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -704,12 +705,12 @@ def check_decode(
             if not tensor.is_contiguous():
                 raise ValueError(f"{OP}: state.{name} is not contiguous")
     steps, places = x.shape[TIME], state.count.shape[0]
-    for name in ("count", "arrived", "replay"):
-        number = getattr(state, name, state.count)
-        if number.shape != (places,) or number.dtype != torch.int32:
+    for name, shape in (("count", (places,)), ("done", (places, -(-channels // COUNTED)))):
+        number = getattr(state, name)
+        if number.shape != shape or number.dtype != torch.int32:
             raise ValueError(
                 f"{OP}: state.{name} is {number.dtype} {tuple(number.shape)}, expected "
-                f"torch.int32 ({places},)"
+                f"torch.int32 {shape}"
             )
     for name, (lag, roles) in RINGS.items():
         ring = getattr(state, name)
@@ -763,14 +764,11 @@ def commit_drafts(state, accepted: Tensor, slots: Tensor | None) -> None:
         room = getattr(state, name).shape[1] - lag
         if is_known(accepted) and bool(((accepted < 0) | (accepted > room)).any()):
             raise ValueError(f"{OP}: accepted are not all between 0 and {room} steps")
-    pending = [state.count, *([state.replay] if hasattr(state, "replay") else [])]
     if slots is None:
-        for number in pending:
-            number.add_(accepted)
+        state.count.add_(accepted)
         return
     places, real = slots.clamp(min=0).long(), torch.where(slots < 0, 0, accepted)
-    for number in pending:
-        number.index_add_(0, places, real.to(number.dtype))
+    state.count.index_add_(0, places, real.to(torch.int32))
 
 
 def live_rows(slots: Tensor | None, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -797,6 +795,12 @@ def keep_in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> None
     """Write x (B, columns, T) to the ring, from step `count` on."""
     steps = x.transpose(1, 2).to(ring.dtype)
     ring[places[:, None], ring_slots(ring, count, x.shape[2], 0)] = steps
+
+
+def move_to(state, places: Tensor, count: Tensor) -> None:
+    """Let sequences have had so many steps."""
+    state.count[places] = count.to(torch.int32)
+    state.done[places] = state.count[places, None]
 
 
 def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
@@ -835,13 +839,13 @@ class HyenaDecodeState(NamedTuple):
     order
     z (batch, 8191 + steps, channels): the last values that the filter reads
     count (batch,) int32: steps of each sequence so far
-    arrived (batch,) int32: of kernels, 0 between calls
+    done (batch, channels / 16) int32, of each 16 channels: count
     """
 
     tails: Tensor
     z: Tensor
     count: Tensor
-    arrived: Tensor
+    done: Tensor
     draft: bool
 
     def commit(self, accepted: Tensor, slots: Tensor | None = None) -> None:
@@ -891,7 +895,7 @@ def initial_state(
         torch.zeros((batch, 2 + steps, 3 * channels), dtype=dtype, device=device),
         torch.zeros((batch, 8191 + steps, channels), dtype=dtype, device=device),
         index,
-        index.clone(),
+        index.new_zeros(batch, -(-channels // 16)),
         draft,
     )
 
@@ -955,7 +959,7 @@ def eager_decode(
     keep_in_ring(state.tails, torch.cat([q, k, v], 1), places, count)
     canonical(result)[rows] = y.to(result.dtype)
     if not state.draft:
-        state.count[places] += steps
+        move_to(state, places, count + steps)
     return result
 
 
@@ -969,12 +973,12 @@ def decode_anywhere(
     tails: Tensor,
     z: Tensor,
     count: Tensor,
-    arrived: Tensor,
+    done: Tensor,
     slots: Tensor | None,
     draft: bool,
 ) -> Tensor:
     """y of a few steps; of packed features if the later inputs are None."""
-    state = DECODING(tails, z, count, arrived, draft)
+    state = DECODING(tails, z, count, done, draft)
     with torch.autocast(q.device.type, enabled=False):
         return eager_decode(given(q, k, v), [filter, featurizer, skip], state, slots)
 
@@ -989,7 +993,7 @@ def decode_fake(
     tails: Tensor,
     z: Tensor,
     count: Tensor,
-    arrived: Tensor,
+    done: Tensor,
     slots: Tensor | None,
     draft: bool,
 ) -> Tensor:
@@ -1019,7 +1023,7 @@ decode_op = library_op(
         "tails",
         "z",
         "count",
-        "arrived",
+        "done",
     ),
 )
 
@@ -1114,7 +1118,7 @@ def prefill(
         pasts = tails.chunk(len(known), 1)
         last = [steps_before(x, tail, end, 2) for x, tail in zip(known, pasts, strict=True)]
         keep_in_ring(state.tails, torch.cat(last, 1), places, count + end - 2)
-        state.count[places] = (count + end).to(torch.int32)
+        move_to(state, places, count + end)
         if slots is None:
             return y
         result = allocate(inputs[0], steps, channels_of(inputs)).zero_()

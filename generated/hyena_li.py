@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: e0ad5df01c105673a5dd8c8df8ca8b575483be497728661070a4798c0ea8a577
+sha256, with zeros here: d412d8eada06e0e2781c4083201a9cccc77889b07be68164414b181282e8620e
 """
 
 import threading
@@ -53,6 +53,7 @@ LEAST = 1  # steps of a call
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 RINGS = {"tails": (2, 3), "z": (0, 1)}  # of a state that decodes: lag and roles
+COUNTED = 16  # channels that it counts as one
 BLOCK = 64  # steps that plain PyTorch convolves by one product
 WIDEST = 1  # stride of the last axis
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
@@ -1205,8 +1206,11 @@ def modes_of_step(
 
 @triton.jit
 def after_step(state, modes, x):
-    """The state after a step x of each channel, of that before."""
-    return passed_on(state, modes[0], x[:, None])
+    """The state after a step x of each channel, of that before: `passed_on`, rounded alike in a
+    loop and out of it, so that drafts that are replayed leave the same bits.
+    """
+    kept = tl.where(modes[0] > 0.0, 0.0, state)
+    return kept + tl.fma(modes[0], state, x[:, None])
 
 
 @triton.jit
@@ -1259,12 +1263,9 @@ def step_modes(
 
 
 @triton.jit
-def arrive(ptr, value, arrived_ptr, programs):
-    """Write a number that all `programs` read, once each of them has."""
-    tl.debug_barrier()
-    if tl.atomic_add(arrived_ptr, 1, sem="acq_rel") == programs - 1:
-        tl.store(ptr, value)
-        tl.store(arrived_ptr, 0)
+def keep_count(done, count, channel, channel_mask, COUNTED: tl.constexpr):
+    """Write how many steps there were to every COUNTED channels."""
+    tl.store(done + channel // COUNTED, count, mask=channel_mask & (channel % COUNTED == 0))
 
 
 @triton.constexpr_function
@@ -1953,7 +1954,7 @@ def hyena_li_backward_sums(
         "k_batch", "k_channel", "k_time",
         "v_batch", "v_channel", "v_time",
         "y_batch", "y_channel", "y_time",
-        "batch", "places",
+        "places",
     ]
 )  # fmt: skip
 def hyena_li_decode(
@@ -1970,19 +1971,17 @@ def hyena_li_decode(
     z_ptr,  # [places, Z_SLOTS, CHANNELS]
     modes_ptr,  # [places, CHANNELS, 16] float32
     count_ptr,  # [places] int32: steps before these
-    arrived_ptr,  # [places] int32: programs that have read it
-    replay_ptr,  # [places] int32: steps of z that modes lack
+    done_ptr,  # [places, CHANNELS / BLOCK] int32: the same of each block of channels
     slots_ptr,  # [batch] int32: places
-    batch, places,
+    places,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, STEPS: tl.constexpr, TAILS_SLOTS: tl.constexpr,
     Z_SLOTS: tl.constexpr, SLOTTED: tl.constexpr, DRAFT: tl.constexpr, BLOCK_D: tl.constexpr,
-    ROWS: tl.constexpr,
 ):  # fmt: skip
     """z = (featurizer * k) . (featurizer * v); y = (featurizer * q) . (filter * z + skip . z)
 
-    A program computes STEPS steps of BLOCK_D channels, of ROWS sequences one after another. Its
-    past is row slots[i] of the state for sequence i, if SLOTTED, else row i; of sequences whose
-    slot is none of the `places` nothing is computed. DRAFT says that the state does not move on.
+    A program computes STEPS steps of BLOCK_D channels of a sequence. The past of sequence i is row
+    slots[i] of the state, if SLOTTED, else row i; of sequences whose slot is none of the `places`
+    nothing is computed. DRAFT says that the state does not move on.
     """
     COLUMNS: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D  # programs along channels
     MODES: tl.constexpr = 16  # with those that only fill a block
@@ -2000,95 +1999,91 @@ def hyena_li_decode(
         (p_ptr, gamma_ptr), residues_ptr, channel // WIDTH, channel_mask, COUNT=16, MODES=MODES
     )
     skip = load_vector(skip_ptr, channel, channel_mask)
-    for i in range(ROWS):
-        row = tl.program_id(0) // COLUMNS * ROWS + i
-        if SLOTTED:
-            slot = tl.load(slots_ptr + row, mask=row < batch, other=-1)
-            slot = tl.where(slot < places, slot, -1)
+    row = tl.program_id(0) // COLUMNS
+    slot = row
+    if SLOTTED:
+        slot = tl.load(slots_ptr + row)
+        slot = tl.where(slot < places, slot, -1)
+    if slot >= 0:
+        place = slot.to(tl.int64)
+        done = done_ptr + place * ((CHANNELS + 15) // 16)
+        own = done + channel_0 // 16
+        count = tl.load(count_ptr + place if DRAFT else own)  # of drafts, changed by none of these
+        tails_ring = tails_ptr + place * (TAILS_SLOTS * 3 * CHANNELS)
+        z_ring = z_ptr + place * (Z_SLOTS * CHANNELS)
+        modes_state = modes_ptr + place * (CHANNELS * 16)
+        replay = count - tl.load(own) if DRAFT else 0
+        q = read_steps(q_ptr, row, channel, q_batch, q_channel, q_time, channel_mask, STEPS)
+        q_rows = after_ring(
+            q,
+            tails_ring,
+            count,
+            channel,
+            channel_mask,
+            LAG=2,
+            SLOTS=TAILS_SLOTS,
+            COLUMNS=3 * CHANNELS,
+        )
+        q_hat = fir(q_rows, featurizer_q, LENGTH=3)
+        k = read_steps(k_ptr, row, channel, k_batch, k_channel, k_time, channel_mask, STEPS)
+        k_rows = after_ring(
+            k,
+            tails_ring + CHANNELS,
+            count,
+            channel,
+            channel_mask,
+            LAG=2,
+            SLOTS=TAILS_SLOTS,
+            COLUMNS=3 * CHANNELS,
+        )
+        k_hat = fir(k_rows, featurizer_k, LENGTH=3)
+        v = read_steps(v_ptr, row, channel, v_batch, v_channel, v_time, channel_mask, STEPS)
+        v_rows = after_ring(
+            v,
+            tails_ring + 2 * CHANNELS,
+            count,
+            channel,
+            channel_mask,
+            LAG=2,
+            SLOTS=TAILS_SLOTS,
+            COLUMNS=3 * CHANNELS,
+        )
+        v_hat = fir(v_rows, featurizer_v, LENGTH=3)
+        z = multiply(k_hat, v_hat)
+        conv = step_modes(
+            z,
+            filter,
+            modes_state,
+            z_ring,
+            count,
+            replay,
+            channel,
+            channel_mask,
+            Z_SLOTS,
+            CHANNELS,
+            COUNT=16,
+            MODES=MODES,
+            DRAFT=DRAFT,
+        )
+        skipped = scale(z, skip)
+        pre_skip = add(conv, skipped)
+        y = multiply(q_hat, pre_skip)
+        write_steps(y_ptr, row, channel, y_batch, y_channel, y_time, channel_mask, y)
+        keep_steps(q, tails_ring, count, channel, channel_mask, TAILS_SLOTS, 3 * CHANNELS)
+        keep_steps(
+            k, tails_ring + CHANNELS, count, channel, channel_mask, TAILS_SLOTS, 3 * CHANNELS
+        )
+        keep_steps(
+            v, tails_ring + 2 * CHANNELS, count, channel, channel_mask, TAILS_SLOTS, 3 * CHANNELS
+        )
+        tl.debug_barrier()  # no warp writes what another has yet to read
+        if not DRAFT:
+            keep_count(done, count + STEPS, channel, channel_mask, 16)
+            tl.store(count_ptr + place, count + STEPS, mask=channel_0 == 0)
         else:
-            slot = tl.where(row < batch, row, -1)
-        if slot >= 0:
-            place = slot.to(tl.int64)
-            count = tl.load(count_ptr + place)
-            tails_ring = tails_ptr + place * (TAILS_SLOTS * 3 * CHANNELS)
-            z_ring = z_ptr + place * (Z_SLOTS * CHANNELS)
-            modes_state = modes_ptr + place * (CHANNELS * 16)
-            replay = tl.load(replay_ptr + place) if DRAFT else 0
-            q = read_steps(q_ptr, row, channel, q_batch, q_channel, q_time, channel_mask, STEPS)
-            q_rows = after_ring(
-                q,
-                tails_ring,
-                count,
-                channel,
-                channel_mask,
-                LAG=2,
-                SLOTS=TAILS_SLOTS,
-                COLUMNS=3 * CHANNELS,
-            )
-            q_hat = fir(q_rows, featurizer_q, LENGTH=3)
-            k = read_steps(k_ptr, row, channel, k_batch, k_channel, k_time, channel_mask, STEPS)
-            k_rows = after_ring(
-                k,
-                tails_ring + CHANNELS,
-                count,
-                channel,
-                channel_mask,
-                LAG=2,
-                SLOTS=TAILS_SLOTS,
-                COLUMNS=3 * CHANNELS,
-            )
-            k_hat = fir(k_rows, featurizer_k, LENGTH=3)
-            v = read_steps(v_ptr, row, channel, v_batch, v_channel, v_time, channel_mask, STEPS)
-            v_rows = after_ring(
-                v,
-                tails_ring + 2 * CHANNELS,
-                count,
-                channel,
-                channel_mask,
-                LAG=2,
-                SLOTS=TAILS_SLOTS,
-                COLUMNS=3 * CHANNELS,
-            )
-            v_hat = fir(v_rows, featurizer_v, LENGTH=3)
-            z = multiply(k_hat, v_hat)
-            conv = step_modes(
-                z,
-                filter,
-                modes_state,
-                z_ring,
-                count,
-                replay,
-                channel,
-                channel_mask,
-                Z_SLOTS,
-                CHANNELS,
-                COUNT=16,
-                MODES=MODES,
-                DRAFT=DRAFT,
-            )
-            skipped = scale(z, skip)
-            pre_skip = add(conv, skipped)
-            y = multiply(q_hat, pre_skip)
-            write_steps(y_ptr, row, channel, y_batch, y_channel, y_time, channel_mask, y)
-            keep_steps(q, tails_ring, count, channel, channel_mask, TAILS_SLOTS, 3 * CHANNELS)
-            keep_steps(
-                k, tails_ring + CHANNELS, count, channel, channel_mask, TAILS_SLOTS, 3 * CHANNELS
-            )
-            keep_steps(
-                v,
-                tails_ring + 2 * CHANNELS,
-                count,
-                channel,
-                channel_mask,
-                TAILS_SLOTS,
-                3 * CHANNELS,
-            )
-            if not DRAFT:
-                arrive(count_ptr + place, count + STEPS, arrived_ptr + place, COLUMNS)
-            else:
-                arrive(replay_ptr + place, 0, arrived_ptr + place, COLUMNS)
-        elif row < batch:
-            no_steps(y_ptr, row, channel, y_batch, y_channel, y_time, channel_mask, STEPS)
+            keep_count(done, count, channel, channel_mask, 16)
+    else:
+        no_steps(y_ptr, row, channel, y_batch, y_channel, y_time, channel_mask, STEPS)
 
 
 @triton.constexpr_function
@@ -2195,27 +2190,27 @@ def even(bounds: tuple[int, int, int]) -> bool:
 def step_grid(
     batch: int, steps: int, channels: int, width: int, config: dict[str, int], whole: bool = False
 ) -> Grid:
-    """Of kernels that decode: a program has channels of ROWS sequences, and all their steps."""
+    """Of kernels that decode: a program has channels of one sequence, and all their steps."""
     columns = -(-channels // config["BLOCK_D"])
-    return Grid(1, 1, columns, 1, columns * -(-batch // config["ROWS"]))
+    return Grid(1, 1, columns, 1, columns * batch)
 
 
 def step_config(
     batch: int, steps: int, channels: int, width: int, taps: int, modes: int
 ) -> dict[str, int]:
     """The config of a kernel that decodes `steps` steps a call: of a filter of so many taps that
-    are read in blocks, of so many modes, or of few taps. A warp of its own waits for no other;
-    where rows are many, more of them share what is read of parameters.
+    are read in blocks, of so many modes, or of few taps: the best of a sweep for most numbers of
+    rows. A warp of its own waits for no other.
     """
-    crowded = batch * channels > 2**15
     if taps:  # those of several steps, and that channels have of their own, take registers
         chunk = 128 if taps > 64 and width % 8 == 0 else 32
         chunk = max(16, chunk >> (max(1, steps) - 1).bit_length())
-        return {"BLOCK_D": 32, "CHUNK": chunk, "ROWS": 1, "num_warps": 1}
+        return {"BLOCK_D": 32, "CHUNK": chunk, "num_warps": 1}
     if modes:
-        block = max(1, (128 if crowded else 32) * 16 // max(16, 1 << (modes - 1).bit_length()))
-        return {"BLOCK_D": block, "ROWS": 4 if crowded else 1, "num_warps": 4 if crowded else 1}
-    return {"BLOCK_D": 256 if crowded else 64, "ROWS": 1, "num_warps": 4 if crowded else 1}
+        block = max(1, 64 * 16 // max(16, 1 << (modes - 1).bit_length()))
+        return {"BLOCK_D": block, "num_warps": 2}
+    wide = 2 if batch * channels > 2**17 else 1
+    return {"BLOCK_D": 64 * wide, "num_warps": wide}
 
 
 def gpu_of(device: torch.device) -> tuple[str, tuple[int, int]]:
@@ -3085,7 +3080,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_2a281ee3"
+    name = unique = "hyena_li_9c3b55fd"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -3937,12 +3932,12 @@ def check_decode(
             if not tensor.is_contiguous():
                 raise ValueError(f"{OP}: state.{name} is not contiguous")
     steps, places = x.shape[TIME], state.count.shape[0]
-    for name in ("count", "arrived", "replay"):
-        number = getattr(state, name, state.count)
-        if number.shape != (places,) or number.dtype != torch.int32:
+    for name, shape in (("count", (places,)), ("done", (places, -(-channels // COUNTED)))):
+        number = getattr(state, name)
+        if number.shape != shape or number.dtype != torch.int32:
             raise ValueError(
                 f"{OP}: state.{name} is {number.dtype} {tuple(number.shape)}, expected "
-                f"torch.int32 ({places},)"
+                f"torch.int32 {shape}"
             )
     for name, (lag, roles) in RINGS.items():
         ring = getattr(state, name)
@@ -3996,14 +3991,11 @@ def commit_drafts(state, accepted: Tensor, slots: Tensor | None) -> None:
         room = getattr(state, name).shape[1] - lag
         if is_known(accepted) and bool(((accepted < 0) | (accepted > room)).any()):
             raise ValueError(f"{OP}: accepted are not all between 0 and {room} steps")
-    pending = [state.count, *([state.replay] if hasattr(state, "replay") else [])]
     if slots is None:
-        for number in pending:
-            number.add_(accepted)
+        state.count.add_(accepted)
         return
     places, real = slots.clamp(min=0).long(), torch.where(slots < 0, 0, accepted)
-    for number in pending:
-        number.index_add_(0, places, real.to(number.dtype))
+    state.count.index_add_(0, places, real.to(torch.int32))
 
 
 def strided(x: Tensor) -> tuple[Tensor, int, int, int]:
@@ -4035,6 +4027,12 @@ def keep_in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> None
     """Write x (B, columns, T) to the ring, from step `count` on."""
     steps = x.transpose(1, 2).to(ring.dtype)
     ring[places[:, None], ring_slots(ring, count, x.shape[2], 0)] = steps
+
+
+def move_to(state, places: Tensor, count: Tensor) -> None:
+    """Let sequences have had so many steps."""
+    state.count[places] = count.to(torch.int32)
+    state.done[places] = state.count[places, None]
 
 
 def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
@@ -4085,12 +4083,12 @@ def decode_modes(
         state.modes[places] = real.to(state.modes.dtype)
 
     if state.draft:
-        replay = state.replay[places]
+        replay = count - state.done[places, 0]
         for i in range(int(replay.max()) if len(replay) else 0):
             step = state.z[places, (count - replay + i) % state.z.shape[1]].to(x.dtype)
             modes = torch.where((i < replay)[:, None, None], after(modes, step), modes)
         keep(modes)
-        state.replay[places] = 0
+        state.done[places] = count[:, None]
         keep_in_ring(state.z, x, places, count)
     y = []
     for step in x.unbind(2):
@@ -4111,16 +4109,15 @@ class HyenaLiDecodeState(NamedTuple):
     z (batch, steps, channels): the last drafts of z
     modes (batch, channels, 16) float32: the state of the modes
     count (batch,) int32: steps of each sequence so far
-    arrived (batch,) int32: of kernels, 0 between calls
-    replay (batch,) int32: steps in the ring that the modes do not know of yet
+    done (batch, channels / 16) int32, of each 16 channels: count, without the steps that modes do
+    not know of yet
     """
 
     tails: Tensor
     z: Tensor
     modes: Tensor
     count: Tensor
-    arrived: Tensor
-    replay: Tensor
+    done: Tensor
     draft: bool
 
     def commit(self, accepted: Tensor, slots: Tensor | None = None) -> None:
@@ -4172,8 +4169,7 @@ def initial_state(
         torch.zeros((batch, steps, channels), dtype=wide, device=device),
         torch.zeros((batch, channels, 16), dtype=wide, device=device),
         index,
-        index.clone(),
-        index.clone(),
+        index.new_zeros(batch, -(-channels // 16)),
         draft,
     )
 
@@ -4219,7 +4215,7 @@ def eager_decode(
     keep_in_ring(state.tails, torch.cat([q, k, v], 1), places, count)
     canonical(result)[rows] = y.to(result.dtype)
     if not state.draft:
-        state.count[places] += steps
+        move_to(state, places, count + steps)
     return result
 
 
@@ -4256,10 +4252,8 @@ def launch_decode(
             state.z,
             state.modes,
             state.count,
-            state.arrived,
-            state.replay,
+            state.done,
             state.count if slots is None else slots,
-            batch,
             places,
             config=config,
             CHANNELS=channels,
@@ -4286,13 +4280,12 @@ def decode_anywhere(
     z: Tensor,
     modes: Tensor,
     count: Tensor,
-    arrived: Tensor,
-    replay: Tensor,
+    done: Tensor,
     slots: Tensor | None,
     draft: bool,
 ) -> Tensor:
     """y of a few steps; of packed features if the later inputs are None."""
-    state = DECODING(tails, z, modes, count, arrived, replay, draft)
+    state = DECODING(tails, z, modes, count, done, draft)
     with torch.autocast(q.device.type, enabled=False):
         return eager_decode(given(q, k, v), [p, gamma, residues, featurizer, skip], state, slots)
 
@@ -4310,13 +4303,12 @@ def decode_on_gpu(
     z: Tensor,
     modes: Tensor,
     count: Tensor,
-    arrived: Tensor,
-    replay: Tensor,
+    done: Tensor,
     slots: Tensor | None,
     draft: bool,
 ) -> Tensor:
     """The same by a kernel."""
-    state = DECODING(tails, z, modes, count, arrived, replay, draft)
+    state = DECODING(tails, z, modes, count, done, draft)
     return launch_decode(given(q, k, v), [p, gamma, residues, featurizer, skip], state, slots)
 
 
@@ -4333,8 +4325,7 @@ def decode_fake(
     z: Tensor,
     modes: Tensor,
     count: Tensor,
-    arrived: Tensor,
-    replay: Tensor,
+    done: Tensor,
     slots: Tensor | None,
     draft: bool,
 ) -> Tensor:
@@ -4375,8 +4366,7 @@ decode_op = library_op(
         "z",
         "modes",
         "count",
-        "arrived",
-        "replay",
+        "done",
     ),
 )
 
@@ -4461,7 +4451,7 @@ def prefill(
         pasts = tails.chunk(len(known), 1)
         last = [steps_before(x, tail, end, 2) for x, tail in zip(known, pasts, strict=True)]
         keep_in_ring(state.tails, torch.cat(last, 1), places, count + end - 2)
-        state.count[places] = (count + end).to(torch.int32)
+        move_to(state, places, count + end)
         if slots is None:
             return y
         result = allocate(inputs[0], steps, channels_of(inputs)).zero_()

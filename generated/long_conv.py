@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: e95cbaf6e766f30b922f38e4b53cf4aa703fef6f727925710027f5c860ebe603
+sha256, with zeros here: fdd0743b2a63bfb5dc78b18ecfb12e880f0274d82c2aeaf7540b54bf04d2e191
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +34,7 @@ LEAST = 1  # steps of a call
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 RINGS = {"z": (8191, 1)}  # of a state that decodes: lag and roles
+COUNTED = 16  # channels that it counts as one
 SPEC = {
     "op": "long_conv",
     "channels": 4096,
@@ -349,7 +350,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "long_conv_428f7326"
+    name = unique = "long_conv_236136f9"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -624,12 +625,12 @@ def check_decode(
             if not tensor.is_contiguous():
                 raise ValueError(f"{OP}: state.{name} is not contiguous")
     steps, places = x.shape[TIME], state.count.shape[0]
-    for name in ("count", "arrived", "replay"):
-        number = getattr(state, name, state.count)
-        if number.shape != (places,) or number.dtype != torch.int32:
+    for name, shape in (("count", (places,)), ("done", (places, -(-channels // COUNTED)))):
+        number = getattr(state, name)
+        if number.shape != shape or number.dtype != torch.int32:
             raise ValueError(
                 f"{OP}: state.{name} is {number.dtype} {tuple(number.shape)}, expected "
-                f"torch.int32 ({places},)"
+                f"torch.int32 {shape}"
             )
     for name, (lag, roles) in RINGS.items():
         ring = getattr(state, name)
@@ -683,14 +684,11 @@ def commit_drafts(state, accepted: Tensor, slots: Tensor | None) -> None:
         room = getattr(state, name).shape[1] - lag
         if is_known(accepted) and bool(((accepted < 0) | (accepted > room)).any()):
             raise ValueError(f"{OP}: accepted are not all between 0 and {room} steps")
-    pending = [state.count, *([state.replay] if hasattr(state, "replay") else [])]
     if slots is None:
-        for number in pending:
-            number.add_(accepted)
+        state.count.add_(accepted)
         return
     places, real = slots.clamp(min=0).long(), torch.where(slots < 0, 0, accepted)
-    for number in pending:
-        number.index_add_(0, places, real.to(number.dtype))
+    state.count.index_add_(0, places, real.to(torch.int32))
 
 
 def live_rows(slots: Tensor | None, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -717,6 +715,12 @@ def keep_in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> None
     """Write x (B, columns, T) to the ring, from step `count` on."""
     steps = x.transpose(1, 2).to(ring.dtype)
     ring[places[:, None], ring_slots(ring, count, x.shape[2], 0)] = steps
+
+
+def move_to(state, places: Tensor, count: Tensor) -> None:
+    """Let sequences have had so many steps."""
+    state.count[places] = count.to(torch.int32)
+    state.done[places] = state.count[places, None]
 
 
 def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
@@ -753,12 +757,12 @@ class LongConvDecodeState(NamedTuple):
 
     z (batch, 8191 + steps, channels): the last values that the filter reads
     count (batch,) int32: steps of each sequence so far
-    arrived (batch,) int32: of kernels, 0 between calls
+    done (batch, channels / 16) int32, of each 16 channels: count
     """
 
     z: Tensor
     count: Tensor
-    arrived: Tensor
+    done: Tensor
     draft: bool
 
     def commit(self, accepted: Tensor, slots: Tensor | None = None) -> None:
@@ -807,7 +811,7 @@ def initial_state(
     return LongConvDecodeState(
         torch.zeros((batch, 8191 + steps, channels), dtype=dtype, device=device),
         index,
-        index.clone(),
+        index.new_zeros(batch, -(-channels // 16)),
         draft,
     )
 
@@ -858,7 +862,7 @@ def eager_decode(
     keep_in_ring(state.z, x, places, count)
     canonical(result)[rows] = pre_skip.to(result.dtype)
     if not state.draft:
-        state.count[places] += steps
+        move_to(state, places, count + steps)
     return result
 
 
@@ -868,12 +872,12 @@ def decode_anywhere(
     skip: Tensor,
     z: Tensor,
     count: Tensor,
-    arrived: Tensor,
+    done: Tensor,
     slots: Tensor | None,
     draft: bool,
 ) -> Tensor:
     """y of a few steps; of packed features if the later inputs are None."""
-    state = DECODING(z, count, arrived, draft)
+    state = DECODING(z, count, done, draft)
     with torch.autocast(x.device.type, enabled=False):
         return eager_decode(given(x), [filter, skip], state, slots)
 
@@ -884,7 +888,7 @@ def decode_fake(
     skip: Tensor,
     z: Tensor,
     count: Tensor,
-    arrived: Tensor,
+    done: Tensor,
     slots: Tensor | None,
     draft: bool,
 ) -> Tensor:
@@ -913,7 +917,7 @@ decode_op = library_op(
     changes=(
         "z",
         "count",
-        "arrived",
+        "done",
     ),
 )
 
@@ -1005,7 +1009,7 @@ def prefill(
         _, filtered = eager_window(after, parameters, before, None)
         filtered = steps_before(filtered, past, end - begin, 8191)
         keep_in_ring(state.z, filtered, places, count + end - 8191)
-        state.count[places] = (count + end).to(torch.int32)
+        move_to(state, places, count + end)
         if slots is None:
             return y
         result = allocate(inputs[0], steps, channels_of(inputs)).zero_()

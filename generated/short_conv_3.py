@@ -8,7 +8,7 @@ each, K = 3 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 767c6d1e82871462ec6b732ccec8af86806c9f28ed8a46be45de6da1715f4c1d
+sha256, with zeros here: 17b4df3637144e676cbdc825ada886bacd16bcd6a35ca0fbce8301c3260f083e
 """
 
 import threading
@@ -52,6 +52,7 @@ LEAST = 1  # steps of a call
 BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 RINGS = {"z": (2, 1)}  # of a state that decodes: lag and roles
+COUNTED = 16  # channels that it counts as one
 WIDEST = 1  # stride of the last axis
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
 CHOSEN: dict = {}  # configs by device, channels and groups
@@ -406,12 +407,9 @@ def keep_steps(x, ring, count, channel, channel_mask, SLOTS: tl.constexpr, COLUM
 
 
 @triton.jit
-def arrive(ptr, value, arrived_ptr, programs):
-    """Write a number that all `programs` read, once each of them has."""
-    tl.debug_barrier()
-    if tl.atomic_add(arrived_ptr, 1, sem="acq_rel") == programs - 1:
-        tl.store(ptr, value)
-        tl.store(arrived_ptr, 0)
+def keep_count(done, count, channel, channel_mask, COUNTED: tl.constexpr):
+    """Write how many steps there were to every COUNTED channels."""
+    tl.store(done + channel // COUNTED, count, mask=channel_mask & (channel % COUNTED == 0))
 
 
 @triton.constexpr_function
@@ -657,7 +655,7 @@ def short_conv_3_backward(
     do_not_specialize=[
         "x_batch", "x_channel", "x_time",
         "y_batch", "y_channel", "y_time",
-        "batch", "places",
+        "places",
     ]
 )  # fmt: skip
 def short_conv_3_decode(
@@ -667,17 +665,17 @@ def short_conv_3_decode(
     bias_ptr,  # [channels]
     z_ptr,  # [places, Z_SLOTS, CHANNELS]
     count_ptr,  # [places] int32: steps before these
-    arrived_ptr,  # [places] int32: programs that have read it
+    done_ptr,  # [places, CHANNELS / BLOCK] int32: the same of each block of channels
     slots_ptr,  # [batch] int32: places
-    batch, places,
+    places,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, STEPS: tl.constexpr, Z_SLOTS: tl.constexpr,
-    SLOTTED: tl.constexpr, DRAFT: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+    SLOTTED: tl.constexpr, DRAFT: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """z = x; y = silu(filter * z + bias)
 
-    A program computes STEPS steps of BLOCK_D channels, of ROWS sequences one after another. Its
-    past is row slots[i] of the state for sequence i, if SLOTTED, else row i; of sequences whose
-    slot is none of the `places` nothing is computed. DRAFT says that the state does not move on.
+    A program computes STEPS steps of BLOCK_D channels of a sequence. The past of sequence i is row
+    slots[i] of the state, if SLOTTED, else row i; of sequences whose slot is none of the `places`
+    nothing is computed. DRAFT says that the state does not move on.
     """
     COLUMNS: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D  # programs along channels
     channel_0 = tl.program_id(0) % COLUMNS * BLOCK_D
@@ -685,30 +683,32 @@ def short_conv_3_decode(
     channel_mask = channel < CHANNELS
     filter = load_taps(filter_ptr, channel // WIDTH, channel_mask, LENGTH=3, LAG_LAST=True)
     bias = load_vector(bias_ptr, channel, channel_mask)
-    for i in range(ROWS):
-        row = tl.program_id(0) // COLUMNS * ROWS + i
-        if SLOTTED:
-            slot = tl.load(slots_ptr + row, mask=row < batch, other=-1)
-            slot = tl.where(slot < places, slot, -1)
-        else:
-            slot = tl.where(row < batch, row, -1)
-        if slot >= 0:
-            place = slot.to(tl.int64)
-            count = tl.load(count_ptr + place)
-            z_ring = z_ptr + place * (Z_SLOTS * CHANNELS)
-            x = read_steps(x_ptr, row, channel, x_batch, x_channel, x_time, channel_mask, STEPS)
-            x_rows = after_ring(
-                x, z_ring, count, channel, channel_mask, LAG=2, SLOTS=Z_SLOTS, COLUMNS=CHANNELS
-            )
-            conv = fir(x_rows, filter, LENGTH=3)
-            pre_bias = shift(conv, bias)
-            y = silu(pre_bias)
-            write_steps(y_ptr, row, channel, y_batch, y_channel, y_time, channel_mask, y)
-            keep_steps(x, z_ring, count, channel, channel_mask, Z_SLOTS, CHANNELS)
-            if not DRAFT:
-                arrive(count_ptr + place, count + STEPS, arrived_ptr + place, COLUMNS)
-        elif row < batch:
-            no_steps(y_ptr, row, channel, y_batch, y_channel, y_time, channel_mask, STEPS)
+    row = tl.program_id(0) // COLUMNS
+    slot = row
+    if SLOTTED:
+        slot = tl.load(slots_ptr + row)
+        slot = tl.where(slot < places, slot, -1)
+    if slot >= 0:
+        place = slot.to(tl.int64)
+        done = done_ptr + place * ((CHANNELS + 15) // 16)
+        own = done + channel_0 // 16
+        count = tl.load(count_ptr + place if DRAFT else own)  # of drafts, changed by none of these
+        z_ring = z_ptr + place * (Z_SLOTS * CHANNELS)
+        x = read_steps(x_ptr, row, channel, x_batch, x_channel, x_time, channel_mask, STEPS)
+        x_rows = after_ring(
+            x, z_ring, count, channel, channel_mask, LAG=2, SLOTS=Z_SLOTS, COLUMNS=CHANNELS
+        )
+        conv = fir(x_rows, filter, LENGTH=3)
+        pre_bias = shift(conv, bias)
+        y = silu(pre_bias)
+        write_steps(y_ptr, row, channel, y_batch, y_channel, y_time, channel_mask, y)
+        keep_steps(x, z_ring, count, channel, channel_mask, Z_SLOTS, CHANNELS)
+        tl.debug_barrier()  # no warp writes what another has yet to read
+        if not DRAFT:
+            keep_count(done, count + STEPS, channel, channel_mask, 16)
+            tl.store(count_ptr + place, count + STEPS, mask=channel_0 == 0)
+    else:
+        no_steps(y_ptr, row, channel, y_batch, y_channel, y_time, channel_mask, STEPS)
 
 
 @triton.constexpr_function
@@ -787,27 +787,27 @@ def even(bounds: tuple[int, int, int]) -> bool:
 def step_grid(
     batch: int, steps: int, channels: int, width: int, config: dict[str, int], whole: bool = False
 ) -> Grid:
-    """Of kernels that decode: a program has channels of ROWS sequences, and all their steps."""
+    """Of kernels that decode: a program has channels of one sequence, and all their steps."""
     columns = -(-channels // config["BLOCK_D"])
-    return Grid(1, 1, columns, 1, columns * -(-batch // config["ROWS"]))
+    return Grid(1, 1, columns, 1, columns * batch)
 
 
 def step_config(
     batch: int, steps: int, channels: int, width: int, taps: int, modes: int
 ) -> dict[str, int]:
     """The config of a kernel that decodes `steps` steps a call: of a filter of so many taps that
-    are read in blocks, of so many modes, or of few taps. A warp of its own waits for no other;
-    where rows are many, more of them share what is read of parameters.
+    are read in blocks, of so many modes, or of few taps: the best of a sweep for most numbers of
+    rows. A warp of its own waits for no other.
     """
-    crowded = batch * channels > 2**15
     if taps:  # those of several steps, and that channels have of their own, take registers
         chunk = 128 if taps > 64 and width % 8 == 0 else 32
         chunk = max(16, chunk >> (max(1, steps) - 1).bit_length())
-        return {"BLOCK_D": 32, "CHUNK": chunk, "ROWS": 1, "num_warps": 1}
+        return {"BLOCK_D": 32, "CHUNK": chunk, "num_warps": 1}
     if modes:
-        block = max(1, (128 if crowded else 32) * 16 // max(16, 1 << (modes - 1).bit_length()))
-        return {"BLOCK_D": block, "ROWS": 4 if crowded else 1, "num_warps": 4 if crowded else 1}
-    return {"BLOCK_D": 256 if crowded else 64, "ROWS": 1, "num_warps": 4 if crowded else 1}
+        block = max(1, 64 * 16 // max(16, 1 << (modes - 1).bit_length()))
+        return {"BLOCK_D": block, "num_warps": 2}
+    wide = 2 if batch * channels > 2**17 else 1
+    return {"BLOCK_D": 64 * wide, "num_warps": wide}
 
 
 def gpu_of(device: torch.device) -> tuple[str, tuple[int, int]]:
@@ -1333,7 +1333,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_3_898cd7df"
+    name = unique = "short_conv_3_a1b19e99"
     count = 1
     while hasattr(torch.ops.sh2gen, unique):
         count += 1
@@ -2116,12 +2116,12 @@ def check_decode(
             if not tensor.is_contiguous():
                 raise ValueError(f"{OP}: state.{name} is not contiguous")
     steps, places = x.shape[TIME], state.count.shape[0]
-    for name in ("count", "arrived", "replay"):
-        number = getattr(state, name, state.count)
-        if number.shape != (places,) or number.dtype != torch.int32:
+    for name, shape in (("count", (places,)), ("done", (places, -(-channels // COUNTED)))):
+        number = getattr(state, name)
+        if number.shape != shape or number.dtype != torch.int32:
             raise ValueError(
                 f"{OP}: state.{name} is {number.dtype} {tuple(number.shape)}, expected "
-                f"torch.int32 ({places},)"
+                f"torch.int32 {shape}"
             )
     for name, (lag, roles) in RINGS.items():
         ring = getattr(state, name)
@@ -2175,14 +2175,11 @@ def commit_drafts(state, accepted: Tensor, slots: Tensor | None) -> None:
         room = getattr(state, name).shape[1] - lag
         if is_known(accepted) and bool(((accepted < 0) | (accepted > room)).any()):
             raise ValueError(f"{OP}: accepted are not all between 0 and {room} steps")
-    pending = [state.count, *([state.replay] if hasattr(state, "replay") else [])]
     if slots is None:
-        for number in pending:
-            number.add_(accepted)
+        state.count.add_(accepted)
         return
     places, real = slots.clamp(min=0).long(), torch.where(slots < 0, 0, accepted)
-    for number in pending:
-        number.index_add_(0, places, real.to(number.dtype))
+    state.count.index_add_(0, places, real.to(torch.int32))
 
 
 def strided(x: Tensor) -> tuple[Tensor, int, int, int]:
@@ -2214,6 +2211,12 @@ def keep_in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> None
     """Write x (B, columns, T) to the ring, from step `count` on."""
     steps = x.transpose(1, 2).to(ring.dtype)
     ring[places[:, None], ring_slots(ring, count, x.shape[2], 0)] = steps
+
+
+def move_to(state, places: Tensor, count: Tensor) -> None:
+    """Let sequences have had so many steps."""
+    state.count[places] = count.to(torch.int32)
+    state.done[places] = state.count[places, None]
 
 
 def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
@@ -2250,12 +2253,12 @@ class ShortConv3DecodeState(NamedTuple):
 
     z (batch, 2 + steps, channels): the last values that the filter reads
     count (batch,) int32: steps of each sequence so far
-    arrived (batch,) int32: of kernels, 0 between calls
+    done (batch, channels / 16) int32, of each 16 channels: count
     """
 
     z: Tensor
     count: Tensor
-    arrived: Tensor
+    done: Tensor
     draft: bool
 
     def commit(self, accepted: Tensor, slots: Tensor | None = None) -> None:
@@ -2304,7 +2307,7 @@ def initial_state(
     return ShortConv3DecodeState(
         torch.zeros((batch, 2 + steps, channels), dtype=dtype, device=device),
         index,
-        index.clone(),
+        index.new_zeros(batch, -(-channels // 16)),
         draft,
     )
 
@@ -2355,7 +2358,7 @@ def eager_decode(
     keep_in_ring(state.z, x, places, count)
     canonical(result)[rows] = y.to(result.dtype)
     if not state.draft:
-        state.count[places] += steps
+        move_to(state, places, count + steps)
     return result
 
 
@@ -2385,9 +2388,8 @@ def launch_decode(
             bias,
             state.z,
             state.count,
-            state.arrived,
+            state.done,
             state.count if slots is None else slots,
-            batch,
             places,
             config=config,
             CHANNELS=channels,
@@ -2406,12 +2408,12 @@ def decode_anywhere(
     bias: Tensor,
     z: Tensor,
     count: Tensor,
-    arrived: Tensor,
+    done: Tensor,
     slots: Tensor | None,
     draft: bool,
 ) -> Tensor:
     """y of a few steps; of packed features if the later inputs are None."""
-    state = DECODING(z, count, arrived, draft)
+    state = DECODING(z, count, done, draft)
     with torch.autocast(x.device.type, enabled=False):
         return eager_decode(given(x), [filter, bias], state, slots)
 
@@ -2422,12 +2424,12 @@ def decode_on_gpu(
     bias: Tensor,
     z: Tensor,
     count: Tensor,
-    arrived: Tensor,
+    done: Tensor,
     slots: Tensor | None,
     draft: bool,
 ) -> Tensor:
     """The same by a kernel."""
-    state = DECODING(z, count, arrived, draft)
+    state = DECODING(z, count, done, draft)
     return launch_decode(given(x), [filter, bias], state, slots)
 
 
@@ -2437,7 +2439,7 @@ def decode_fake(
     bias: Tensor,
     z: Tensor,
     count: Tensor,
-    arrived: Tensor,
+    done: Tensor,
     slots: Tensor | None,
     draft: bool,
 ) -> Tensor:
@@ -2476,7 +2478,7 @@ decode_op = library_op(
     changes=(
         "z",
         "count",
-        "arrived",
+        "done",
     ),
 )
 
@@ -2572,7 +2574,7 @@ def prefill(
         _, filtered = eager_window(after, parameters, before, None)
         filtered = steps_before(filtered, past, end - begin, 2)
         keep_in_ring(state.z, filtered, places, count + end - 2)
-        state.count[places] = (count + end).to(torch.int32)
+        move_to(state, places, count + end)
         if slots is None:
             return y
         result = allocate(inputs[0], steps, channels_of(inputs)).zero_()

@@ -7,6 +7,7 @@ from typing import Any
 from sh2gen.emit import eager
 from sh2gen.graph.nodes import Conv, Graph, Input, Modes, operator_graph
 from sh2gen.plan.arguments import Of
+from sh2gen.plan.geometry import counted_together
 from sh2gen.plan.kernel import Kernel
 from sh2gen.plan.plan import EagerConv, Plan
 from sh2gen.plan.rings import rings
@@ -41,16 +42,18 @@ def tensors(spec: OpSpec) -> dict[str, tuple[str, str]]:
         shape = f"(batch, {slots}, {columns})"
         made = f"torch.zeros({shape}, dtype={dtype}, device=device)"
         found[ring.name] = (f"{shape}: {ring.meaning}", made)
-    if spec.filter.kind is FilterKind.MODAL:
+    modal = spec.filter.kind is FilterKind.MODAL
+    if modal:
         shape = f"(batch, channels, {spec.filter.modes}{', 2' * spec.filter.pairs})"
         numbers = ", real and imaginary parts" * spec.filter.pairs
         made = f"torch.zeros({shape}, dtype=wide, device=device)"
         found["modes"] = (f"{shape} float32: the state of the modes{numbers}", made)
     found["count"] = ("(batch,) int32: steps of each sequence so far", "index")
-    found["arrived"] = ("(batch,) int32: of kernels, 0 between calls", "index.clone()")
-    if spec.filter.kind is FilterKind.MODAL:
-        what = "(batch,) int32: steps in the ring that the modes do not know of yet"
-        found["replay"] = (what, "index.clone()")
+    each = counted_together(spec.filter.modes or 0)
+    what = f"of each {each} channels: " if each > 1 else "of each channel: "
+    what += "count" + ", without the steps that modes do not know of yet" * modal
+    made = f"index.new_zeros(batch, -(-channels // {each}))"
+    found["done"] = (f"(batch, channels / {each}) int32, {what}", made)
     return found
 
 

@@ -13,6 +13,7 @@ from sh2gen.emit.launchers import launchers
 from sh2gen.emit.parts import GEOMETRY, closure, part, texts
 from sh2gen.emit.text import filled, kernel, literal
 from sh2gen.emit.words import class_name, filter_size, formula, meaning, packing, summary
+from sh2gen.plan.geometry import counted_together
 from sh2gen.plan.plan import EagerConv, Plan
 from sh2gen.plan.state import state_layout
 from sh2gen.plan.values import Layout
@@ -77,6 +78,11 @@ def _header(spec: OpSpec, plan: Plan) -> str:
         ("BYTE_BUDGET", "2**30", "of the temporaries of plain PyTorch"),
         ("PLAIN", "0", "how many want plain PyTorch on every device, instead of library ops"),
         ("RINGS", literal(decode.ring_table(spec), 0), "of a state that decodes: lag and roles"),
+        (
+            "COUNTED",
+            str(counted_together(spec.filter.modes or 0)),
+            "channels that it counts as one",
+        ),
     ]
     if spec.state is not None:
         what = "steps before a sequence that its outputs read"

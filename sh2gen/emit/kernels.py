@@ -13,7 +13,7 @@ from sh2gen.emit.statements import carried, helpers, lines, text, together
 from sh2gen.emit.words import formula
 from sh2gen.graph.nodes import Modes
 from sh2gen.plan.arguments import Argument, Of
-from sh2gen.plan.geometry import may_split, shared_channels, step_config
+from sh2gen.plan.geometry import counted_together, may_split, shared_channels, step_config
 from sh2gen.plan.kernel import Kernel, Role, Variant
 from sh2gen.plan.modes import Parts
 from sh2gen.plan.plan import Plan
@@ -62,7 +62,7 @@ def helpers_of(spec: OpSpec, plan: Plan) -> list[tuple[tuple[str, ...], set[str]
             own = helper_names(kernel, variant.phases) if variant.phases else wanted
             found.append((variant.parts, own))
     if plan.step is not None:
-        wanted = helpers(plan.step.program, Scope()) | {"arrive", "no_steps"}
+        wanted = helpers(plan.step.program, Scope()) | {"keep_count", "no_steps"}
         found.append((plan.step.parts, wanted))
     return found
 
@@ -204,6 +204,7 @@ def _step(spec: OpSpec, kernel: Kernel) -> dict[str, Any]:
         "modes": modes,
         "padded_modes": 1 << (max(1, modes) - 1).bit_length(),
         "channel_state": spec.filter.state_size,
+        "counted": counted_together(spec.filter.modes or 0),
         "blocks": any(a.name == "SHARE" for a in kernel.arguments),
     }
 

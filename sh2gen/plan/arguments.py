@@ -272,8 +272,7 @@ def step_arguments(spec: OpSpec, program: TileProgram) -> tuple[Argument, ...]:
         state.append(Argument(name="modes", of=Of.STATE, doc=doc))
     index = {
         "count": "[places] int32: steps before these",
-        "arrived": "[places] int32: programs that have read it",
-        **({"replay": "[places] int32: steps of z that modes lack"} if modes else {}),
+        "done": "[places, CHANNELS / BLOCK] int32: the same of each block of channels",
         "slots": "[batch] int32: places",
     }
     return (
@@ -284,7 +283,7 @@ def step_arguments(spec: OpSpec, program: TileProgram) -> tuple[Argument, ...]:
         ),
         *state,
         *(Argument(name=name, of=Of.INDEX, doc=doc) for name, doc in index.items()),
-        *sizes("batch", "places"),
+        *sizes("places"),
         *ladder_sizes(program),
         Argument(name="CHANNELS", of=Of.CONSTANT, value=0),
         *(
@@ -297,5 +296,5 @@ def step_arguments(spec: OpSpec, program: TileProgram) -> tuple[Argument, ...]:
         *(constant(f"{ring.name.upper()}_SLOTS", ring.lag + 1) for ring in kept),
         constant("SLOTTED", True),
         constant("DRAFT", False),
-        *knobs("BLOCK_D", *(("CHUNK",) if blocks else ()), "ROWS"),
+        *knobs("BLOCK_D", *(("CHUNK",) if blocks else ())),
     )

@@ -120,27 +120,34 @@ def sm90_suits(
 def step_grid(
     batch: int, steps: int, channels: int, width: int, config: dict[str, int], whole: bool = False
 ) -> Grid:
-    """Of kernels that decode: a program has channels of ROWS sequences, and all their steps."""
+    """Of kernels that decode: a program has channels of one sequence, and all their steps."""
     columns = -(-channels // config["BLOCK_D"])
-    return Grid(1, 1, columns, 1, columns * -(-batch // config["ROWS"]))
+    return Grid(1, 1, columns, 1, columns * batch)
 
 
 def step_config(
     batch: int, steps: int, channels: int, width: int, taps: int, modes: int
 ) -> dict[str, int]:
     """The config of a kernel that decodes `steps` steps a call: of a filter of so many taps that
-    are read in blocks, of so many modes, or of few taps. A warp of its own waits for no other;
-    where rows are many, more of them share what is read of parameters.
+    are read in blocks, of so many modes, or of few taps: the best of a sweep for most numbers of
+    rows. A warp of its own waits for no other.
     """
-    crowded = batch * channels > 2**15
     if taps:  # those of several steps, and that channels have of their own, take registers
         chunk = 128 if taps > 64 and width % 8 == 0 else 32
         chunk = max(16, chunk >> (max(1, steps) - 1).bit_length())
-        return {"BLOCK_D": 32, "CHUNK": chunk, "ROWS": 1, "num_warps": 1}
+        return {"BLOCK_D": 32, "CHUNK": chunk, "num_warps": 1}
     if modes:
-        block = max(1, (128 if crowded else 32) * 16 // max(16, 1 << (modes - 1).bit_length()))
-        return {"BLOCK_D": block, "ROWS": 4 if crowded else 1, "num_warps": 4 if crowded else 1}
-    return {"BLOCK_D": 256 if crowded else 64, "ROWS": 1, "num_warps": 4 if crowded else 1}
+        block = max(1, 64 * 16 // max(16, 1 << (modes - 1).bit_length()))
+        return {"BLOCK_D": block, "num_warps": 2}
+    wide = 2 if batch * channels > 2**17 else 1
+    return {"BLOCK_D": 64 * wide, "num_warps": wide}
+
+
+def counted_together(modes: int) -> int:
+    """How many channels side by side count their steps together, so that no two programs of a
+    kernel that decodes, which has so many modes, change one number.
+    """
+    return min(16, step_config(1, 1, 1, 1, 0, max(1, modes))["BLOCK_D"])
 
 
 def shared_channels(width: int, config: dict[str, int]) -> int:

@@ -75,7 +75,7 @@ def quick_checks(
             dtype=dtype,
             device="cuda",
             shapes=GPU_SHAPES,
-            properties=("equality", "causality", "determinism"),
+            properties=("equality", "causality", "determinism", "decode"),
         )
         return
     yield VerificationStep(

@@ -16,8 +16,8 @@ _STEPS = 7  # that are decoded
 
 
 def decode(case: Case) -> Iterator[Check]:
-    """A prompt and then steps, one or two a call, give what the whole gives. Rows find their past
-    in any place, and drafts that are rejected leave no trace: bit by bit.
+    """A prompt and then steps, one or two a call, give what the whole gives, and so do drafts.
+    Rows find their past in any place, and drafts that are rejected leave no trace: bit by bit.
     """
     runner = case.runner
     if not isinstance(runner, DecodeRunner):
@@ -51,21 +51,28 @@ def decode(case: Case) -> Iterator[Check]:
     yield within(case, title, case.canonical(found), y[..., :own], allowed[..., :own])
 
     places = torch.arange(batch, dtype=torch.int32, device=case.device)
-    slots = batch - places  # of places 1 .. batch, the last first
-    pool = room(batch + 1, draft=True)
-    with poisoned(), torch.no_grad():
-        alone, _ = begun()
-        for tensor, one in zip(pool, alone, strict=True):
-            if isinstance(tensor, Tensor):
-                tensor[slots.long()] = one
-        parts, others = [], []
-        for t, n in calls:
-            parts.append(runner.decode(steps(inputs, t, n), parameters, alone))
-            runner.decode(steps(noise, t, n), parameters, pool, slots)
-            others.append(runner.decode(steps(inputs, t, n), parameters, pool, slots))
-            pool.commit(torch.full_like(places, n), slots)
-    wanted, found = (torch.cat(some, case.time_dim) for some in (parts, others))
-    yield identical(case, "y after rejected drafts, in other places", found, wanted)
+
+    def drafted(slots: Tensor, *, rejected: bool) -> Tensor:
+        """y of the same steps, each a draft; after others that were rejected."""
+        pool = room(batch + 1, draft=True)
+        parts = []
+        with poisoned(), torch.no_grad():
+            before, _ = begun()
+            for tensor, one in zip(pool, before, strict=True):
+                if isinstance(tensor, Tensor):
+                    tensor[slots.long()] = one
+            for t, n in calls:
+                if rejected:
+                    runner.decode(steps(noise, t, n), parameters, pool, slots)
+                parts.append(runner.decode(steps(inputs, t, n), parameters, pool, slots))
+                pool.commit(torch.full_like(places, n), slots)
+        return torch.cat(parts, case.time_dim)
+
+    alone = drafted(places, rejected=False)
+    later = slice(begin, begin + end)
+    yield within(case, "y of drafts", case.canonical(alone), y[..., later], allowed[..., later])
+    found = drafted(batch - places, rejected=True)  # places 1 .. batch, the last first
+    yield identical(case, "y after rejected drafts, in other places", found, alone)
 
 
 def _alternating(begin: int, end: int) -> Iterator[int]:

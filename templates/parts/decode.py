@@ -1,7 +1,8 @@
 """What a call that decodes checks, and what it does in plain PyTorch.
 
 Capitalised names are constants of the generated file: RINGS has the lag and the roles of every
-ring of a state, which is [places, slots, roles * channels] and keeps step t in slot t % slots.
+ring of a state, which is [places, slots, roles * channels] and keeps step t in slot t % slots;
+COUNTED is how many channels side by side count their steps together.
 """
 
 from collections.abc import Sequence
@@ -14,12 +15,14 @@ from templates.parts.check import check_dense
 from templates.parts.op import CHANNEL, INPUTS, OP, TIME, channels_of
 
 RINGS: dict[str, tuple[int, int]] = {}
+COUNTED = 16
 
 
 class DECODING(NamedTuple):
     """Of the generated file."""
 
     count: Tensor
+    done: Tensor
     draft: bool
 
 
@@ -78,12 +81,12 @@ def check_decode(
             if not tensor.is_contiguous():
                 raise ValueError(f"{OP}: state.{name} is not contiguous")
     steps, places = x.shape[TIME], state.count.shape[0]
-    for name in ("count", "arrived", "replay"):
-        number = getattr(state, name, state.count)
-        if number.shape != (places,) or number.dtype != torch.int32:
+    for name, shape in (("count", (places,)), ("done", (places, -(-channels // COUNTED)))):
+        number = getattr(state, name)
+        if number.shape != shape or number.dtype != torch.int32:
             raise ValueError(
                 f"{OP}: state.{name} is {number.dtype} {tuple(number.shape)}, expected "
-                f"torch.int32 ({places},)"
+                f"torch.int32 {shape}"
             )
     for name, (lag, roles) in RINGS.items():
         ring = getattr(state, name)
@@ -137,14 +140,11 @@ def commit_drafts(state, accepted: Tensor, slots: Tensor | None) -> None:
         room = getattr(state, name).shape[1] - lag
         if is_known(accepted) and bool(((accepted < 0) | (accepted > room)).any()):
             raise ValueError(f"{OP}: accepted are not all between 0 and {room} steps")
-    pending = [state.count, *([state.replay] if hasattr(state, "replay") else [])]
     if slots is None:
-        for number in pending:
-            number.add_(accepted)
+        state.count.add_(accepted)
         return
     places, real = slots.clamp(min=0).long(), torch.where(slots < 0, 0, accepted)
-    for number in pending:
-        number.index_add_(0, places, real.to(number.dtype))
+    state.count.index_add_(0, places, real.to(torch.int32))
 
 
 def strided(x: Tensor) -> tuple[Tensor, int, int, int]:
@@ -176,6 +176,12 @@ def keep_in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> None
     """Write x (B, columns, T) to the ring, from step `count` on."""
     steps = x.transpose(1, 2).to(ring.dtype)
     ring[places[:, None], ring_slots(ring, count, x.shape[2], 0)] = steps
+
+
+def move_to(state, places: Tensor, count: Tensor) -> None:
+    """Let sequences have had so many steps."""
+    state.count[places] = count.to(torch.int32)
+    state.done[places] = state.count[places, None]
 
 
 def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
@@ -226,12 +232,12 @@ def decode_modes(
         state.modes[places] = real.to(state.modes.dtype)
 
     if state.draft:
-        replay = state.replay[places]
+        replay = count - state.done[places, 0]
         for i in range(int(replay.max()) if len(replay) else 0):
             step = state.z[places, (count - replay + i) % state.z.shape[1]].to(x.dtype)
             modes = torch.where((i < replay)[:, None, None], after(modes, step), modes)
         keep(modes)
-        state.replay[places] = 0
+        state.done[places] = count[:, None]
         keep_in_ring(state.z, x, places, count)
     y = []
     for step in x.unbind(2):

@@ -7,7 +7,7 @@ t % slots. A value of a tile program is a tuple of steps [BLOCK_D], a channel a 
 import triton
 import triton.language as tl
 
-from templates.parts.modal import decay_by, passed_on
+from templates.parts.modal import decay_by
 from templates.parts.trained import decay_at, log_pole
 
 
@@ -142,8 +142,11 @@ def write_state(ptr, state, channel, channel_mask, COUNT: tl.constexpr, MODES: t
 
 @triton.jit
 def after_step(state, modes, x):
-    """The state after a step x of each channel, of that before."""
-    return passed_on(state, modes[0], x[:, None])
+    """The state after a step x of each channel, of that before: `passed_on`, rounded alike in a
+    loop and out of it, so that drafts that are replayed leave the same bits.
+    """
+    kept = tl.where(modes[0] > 0.0, 0.0, state)
+    return kept + tl.fma(modes[0], state, x[:, None])
 
 
 @triton.jit
@@ -180,9 +183,6 @@ def step_modes(
 
 
 @triton.jit
-def arrive(ptr, value, arrived_ptr, programs):
-    """Write a number that all `programs` read, once each of them has."""
-    tl.debug_barrier()
-    if tl.atomic_add(arrived_ptr, 1, sem="acq_rel") == programs - 1:
-        tl.store(ptr, value)
-        tl.store(arrived_ptr, 0)
+def keep_count(done, count, channel, channel_mask, COUNTED: tl.constexpr):
+    """Write how many steps there were to every COUNTED channels."""
+    tl.store(done + channel // COUNTED, count, mask=channel_mask & (channel % COUNTED == 0))

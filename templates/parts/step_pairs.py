@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from templates.parts.modal_pairs import decay_by, passed_on, turns_of
+from templates.parts.modal_pairs import decay_by, turns_of
 
 
 @triton.jit
@@ -44,7 +44,10 @@ def write_state(ptr, state, channel, channel_mask, COUNT: tl.constexpr, MODES: t
 @triton.jit
 def after_step(state, modes, x):
     """`after_step` of step.py, of pairs."""
-    return passed_on(state, modes[0], (x[:, None], tl.zeros_like(x)[:, None]))
+    lost, real, imag = modes[0], state[0], state[1]
+    kept_real, kept_imag = tl.where(lost[2], real, 0.0), tl.where(lost[2], imag, 0.0)
+    change = tl.fma(lost[0], real, tl.fma(-lost[1], imag, x[:, None]))
+    return kept_real + change, kept_imag + tl.fma(lost[0], imag, lost[1] * real)
 
 
 @triton.jit

@@ -57,7 +57,7 @@ def test_long_filters_are_read_in_blocks(taps: int, tmp_path: Path) -> None:
         x = torch.randn(2, 2 * width, taps + 40)
         kernel, plain = (names.initial_state(2, 2 * width, steps=2) for _ in range(2))
         for state in (kernel, plain):  # as if the last taps + 36 steps had been taken
-            state.count.fill_(taps + 36)
+            names.move_to(state, slice(None), torch.tensor([taps + 36] * 2))
             keep = names.keep_in_ring
             rows = torch.arange(2)
             last = x[..., 37 : taps + 36]

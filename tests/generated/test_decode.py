@@ -96,7 +96,7 @@ def test_kernels_step_by_step_are_the_whole(case: Case, steps: int, dtype: torch
     y = in_turn(kernels(case), case, inputs, list(values.values()), state, steps)
     assert y.dtype == dtype
     assert distance(y, case.reference(inputs, values)) < CLOSE[dtype]
-    assert state.count.tolist() == [12, 12] and not state.arrived.any()
+    assert state.count.tolist() == [12, 12] and bool((state.done == 12).all())
 
 
 @pytest.mark.parametrize("by", ["plain", "kernels"])
@@ -165,7 +165,7 @@ def test_commit_of_a_pool(cases: dict[str, Case]) -> None:
     state = names.initial_state(4, 6, steps=2, draft=True)
     slots = torch.tensor([2, -1, 0], dtype=torch.int32)
     state.commit(torch.tensor([1, 2, 2], dtype=torch.int32), slots)
-    assert state.count.tolist() == [2, 0, 1, 0] and state.replay.tolist() == [2, 0, 1, 0]
+    assert state.count.tolist() == [2, 0, 1, 0] and not state.done.any()
 
 
 def test_modules_decode(cases: dict[str, Case]) -> None:
@@ -389,7 +389,7 @@ def test_what_a_commit_refuses(cases: dict[str, Case]) -> None:
     ):
         with pytest.raises(error, match=words):
             state.commit(value)
-    assert not state.count.any() and not state.replay.any()
+    assert not state.count.any() and not state.done.any()
 
 
 REFUSED = [
@@ -440,7 +440,7 @@ def test_fields_of_a_state_belong_together(cases: dict[str, Case]) -> None:
     names, values = case.operator.namespace, list(case.parameters().values())
     made, inputs = names.initial_state(2, 6), case.inputs(2, 1)
     for field, value, words in (
-        ("arrived", made.arrived[:0], "state.arrived is torch.int32 \\(0,\\), expected"),
+        ("done", made.done[:0], "state.done is torch.int32 \\(0, 1\\), expected"),
         ("count", made.count.long(), "state.count is torch.int64 \\(2,\\)"),
         ("modes", made.modes[:, :3].contiguous(), "state.modes has shape \\(2, 3, 3\\)"),
         ("tails", made.tails.transpose(1, 2), "state.tails is not contiguous"),
@@ -486,7 +486,7 @@ def test_an_operator_with_no_past(tmp_path_factory: pytest.TempPathFactory) -> N
         state = made.operator.namespace.initial_state(1, 2)
         y = decode([x], list(values.values()), state)
         assert distance(y, made.reference([x], values)) < CLOSE[torch.float32]
-        assert state._fields == ("count", "arrived", "draft") and state.count.tolist() == [5]
+        assert state._fields == ("count", "done", "draft") and state.count.tolist() == [5]
 
 
 class Forgetful(OperatorRunner):
@@ -519,4 +519,4 @@ def test_the_verifier_notices_a_past_that_is_lost_and_drafts_that_stay(case: Cas
 
     assert failures(OperatorRunner) == []
     assert "y, step by step after a prompt" in failures(Forgetful)
-    assert failures(Hasty) == ["y after rejected drafts, in other places"]
+    assert failures(Hasty) == ["y of drafts", "y after rejected drafts, in other places"]
