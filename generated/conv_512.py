@@ -8,7 +8,7 @@ each, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 5ba09fc30790f828652a05639df0f0421ac647c7cefac8f937d06cdacd65cd81
+sha256, with zeros here: 0218f929211c4cc0bda2b67820ea104a38e53a1e7733cc9aeb397bf6d15ff199
 """
 
 import threading
@@ -2215,9 +2215,9 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_2d1a1200"
+    name = unique = "conv_512_cc6c2a1a"
     count = 1
-    while hasattr(torch.ops.sh2gen, unique):
+    while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
         unique = f"{name}_{count}"
     return unique
@@ -2539,7 +2539,7 @@ def directly_decoded(
         return None
     if not on_gpu(inputs[0]) or not seen_by_none():
         return None
-    if type(state) is not DECODING or (torch.is_grad_enabled() and requires_any(inputs)):
+    if type(state) is not STATE or (torch.is_grad_enabled() and requires_any(inputs)):
         return None  # which is refused
     if any(type(x) is not int and x is not None for x in ladder):
         return None
@@ -2898,41 +2898,8 @@ def check_parameters(channels: int, parameters: Sequence[Tensor]) -> None:
             )
 
 
-def run_op(
-    inputs: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-) -> Tensor:
-    """y of all inputs, or of packed features alone."""
-    if PLAIN or transformed([*inputs, *parameters]):
-        with without_autocast(inputs[0]):
-            return eager_forward(unpack(spread(inputs, parameters)), parameters)[0]
-    absent = [None] * (len(INPUTS) - len(inputs))
-    return forward_op(*inputs, *absent, *parameters)
-
-
-def conv_512(x: Tensor, filter: Tensor) -> Tensor:
-    """conv_512: 512-tap explicit causal convolution, filters of groups of channels
-
-    Args:
-        x: (B, D, L), bfloat16, float16 or float32
-        filter: (groups, 512), float32; tap 0 multiplies the current sample
-
-    Returns:
-        y (B, D, L) in the dtype of the inputs, differentiable in every argument.
-
-    Raises:
-        TypeError, ValueError: naming the argument and the shape, dtype or device expected.
-    """
-    y = direct([x], [filter])
-    if y is not None:
-        return y
-    check([x], [filter])
-    require_triton(x)
-    return run_op([x], [filter])
-
-
 # -----------------------------------------------------------------------------------------------
-# Decoding: a few steps in time after a past that is kept
+# The past of sequences
 # -----------------------------------------------------------------------------------------------
 
 
@@ -2973,16 +2940,14 @@ def check_decode(
     inputs: Sequence[Tensor], state, slots: Tensor | None, any_steps: bool = False
 ) -> None:
     """Refuse a state and slots that do not belong to inputs, which have been checked."""
-    if not isinstance(state, DECODING):
+    if not isinstance(state, STATE):
         raise TypeError(
-            f"{OP}: state is a {type(state).__name__}, expected a {DECODING.__name__}, which "
+            f"{OP}: state is a {type(state).__name__}, expected a {STATE.__name__}, which "
             "initial_state of the same file gives"
         )
     x, channels = inputs[0], channels_of(inputs)
-    if torch.is_grad_enabled() and any(y.requires_grad for y in inputs):
-        raise RuntimeError(f"{OP}: decoding has no gradients: call it under torch.no_grad()")
     for name, tensor in zip(state._fields, state, strict=True):
-        if isinstance(tensor, Tensor):
+        if name != "draft":
             check_dense(f"state.{name}", tensor)
             if tensor.device != x.device:
                 raise ValueError(
@@ -2990,6 +2955,11 @@ def check_decode(
                 )
             if not tensor.is_contiguous():
                 raise ValueError(f"{OP}: state.{name} is not contiguous")
+            if name not in ("count", "done") and not tensor.is_floating_point():
+                raise TypeError(
+                    f"{OP}: state.{name} is {tensor.dtype}, "
+                    "expected float32, bfloat16, float16 or float64"
+                )
     steps, places = x.shape[TIME], state.count.shape[0]
     for name, shape in (("count", (places,)), ("done", (places, -(-channels // COUNTED)))):
         number = getattr(state, name)
@@ -3031,6 +3001,17 @@ def check_decode(
         )
     if is_known(slots) and bool((slots >= places).any()):
         raise ValueError(f"{OP}: slots are beyond the {places} places of the state")
+
+
+def refuse_gradients(inputs: Sequence[Tensor]) -> None:
+    """Refuse inputs of which a gradient would be asked for."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        raise RuntimeError(f"{OP}: decoding has no gradients: call it under torch.no_grad()")
+
+
+def all_rows(state) -> tuple[Tensor, Tensor]:
+    """The places of a state, and how many steps there were in each."""
+    return torch.arange(state.count.shape[0], device=state.count.device), state.count
 
 
 def is_known(numbers: Tensor) -> bool:
@@ -3088,10 +3069,27 @@ def keep_in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> None
     ring[places[:, None], ring_slots(ring, count, x.shape[2], 0)] = steps
 
 
+def in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> Tensor:
+    """`keep_in_ring` of a copy."""
+    ring = ring.clone()
+    keep_in_ring(ring, x, places, count)
+    return ring
+
+
 def move_to(state, places: Tensor, count: Tensor) -> None:
     """Let sequences have had so many steps."""
     state.count[places] = count.to(torch.int32)
     state.done[places] = state.count[places, None]
+
+
+def where_later(x: Tensor, past: Tensor, end: Tensor) -> Tensor:
+    """The last T steps before an end of each row: of x (B, C, T) from step 0 on, and before that
+    of the past, the T steps before step 0.
+    """
+    steps = x.shape[2]
+    time = end[:, None] - steps + torch.arange(steps, device=x.device)
+    index = (time + steps).clamp(0, steps - 1)[:, None].expand(-1, x.shape[1], -1)
+    return torch.where(time[:, None] < 0, past.to(x.dtype).gather(2, index), x)
 
 
 def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
@@ -3121,8 +3119,8 @@ def ends_of(lengths: Tensor | None, rows: Tensor, steps: int, x: Tensor) -> Tens
     return lengths[rows].long().clamp(0, steps)
 
 
-class Conv512DecodeState(NamedTuple):
-    """The past of sequences that are decoded, in a place each; `decode` changes it.
+class Conv512State(NamedTuple):
+    """The past of sequences, in a place each. `decode` and `prefill` change it.
 
     A ring keeps step t, counted from the first of its sequence, in slot t % slots.
 
@@ -3154,7 +3152,7 @@ class Conv512DecodeState(NamedTuple):
             tensor[places] = 0
 
 
-DECODING = Conv512DecodeState
+STATE = Conv512State
 
 
 def initial_state(
@@ -3165,7 +3163,7 @@ def initial_state(
     draft: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
-) -> Conv512DecodeState:
+) -> Conv512State:
     """The state of sequences that have not begun.
 
     Args:
@@ -3179,12 +3177,55 @@ def initial_state(
     """
     check_sizes(dtype, batch=batch, channels=channels, steps=steps)
     index = torch.zeros((batch,), dtype=torch.int32, device=device)
-    return Conv512DecodeState(
+    return Conv512State(
         torch.zeros((batch, 511 + steps, channels), dtype=dtype, device=device),
         index,
         index.new_zeros(batch, -(-channels // 16)),
         draft,
     )
+
+
+# -----------------------------------------------------------------------------------------------
+# Calls
+# -----------------------------------------------------------------------------------------------
+
+
+def run_op(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+) -> Tensor:
+    """y of all inputs, or of packed features alone."""
+    if PLAIN or transformed([*inputs, *parameters]):
+        with without_autocast(inputs[0]):
+            return eager_forward(unpack(spread(inputs, parameters)), parameters)[0]
+    absent = [None] * (len(INPUTS) - len(inputs))
+    return forward_op(*inputs, *absent, *parameters)
+
+
+def conv_512(x: Tensor, filter: Tensor) -> Tensor:
+    """conv_512: 512-tap explicit causal convolution, filters of groups of channels
+
+    Args:
+        x: (B, D, L), bfloat16, float16 or float32
+        filter: (groups, 512), float32; tap 0 multiplies the current sample
+
+    Returns:
+        y (B, D, L) in the dtype of the inputs, differentiable in every argument.
+
+    Raises:
+        TypeError, ValueError: naming the argument and the shape, dtype or device expected.
+    """
+    y = direct([x], [filter])
+    if y is not None:
+        return y
+    check([x], [filter])
+    require_triton(x)
+    return run_op([x], [filter])
+
+
+# -----------------------------------------------------------------------------------------------
+# Decoding: a few steps in time after a past that is kept
+# -----------------------------------------------------------------------------------------------
 
 
 def eager_window(
@@ -3209,10 +3250,69 @@ def eager_window(
     return conv, x
 
 
+def eager_after(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: Conv512State,
+) -> Tensor:
+    """y of some steps after a state in plain PyTorch, which differentiates it."""
+    dtype = torch.promote_types(inputs[0].dtype, torch.float32)
+    y = allocate(inputs[0], inputs[0].shape[TIME])
+    known = [canonical(x).to(dtype) for x in inputs]
+    rows, count = all_rows(state)
+    tails = None
+    past = past_of(state.z, rows, count, 511)
+    canonical(y)[:] = eager_window(known, parameters, tails, past)[0]
+    return y
+
+
+def state_after(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: Conv512State,
+    end: Tensor | None,
+) -> Conv512State:
+    """The state after the first `end` steps of each row, or all, of that before them, which
+    stays as it is.
+    """
+    end = torch.full_like(state.count, inputs[0].shape[TIME]) if end is None else end
+    past = [
+        state.z,
+    ]
+    (z,) = eager_rings(inputs, parameters, past, state.count, end)
+    count = (state.count + end).to(torch.int32)
+    done = count[:, None].repeat(1, state.done.shape[1])
+    return STATE(z, count, done, state.draft)
+
+
+def eager_rings(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    past: Sequence[Tensor],
+    count: Tensor,
+    end: Tensor,
+) -> list[Tensor]:
+    """The rings after the first `end` steps of each row, of those before, in plain PyTorch."""
+    (z,) = past
+    rows = torch.arange(count.shape[0], device=count.device)
+    known = [canonical(x) for x in inputs]
+    pasts = [x[..., :0] for x in known]
+    dtype = torch.promote_types(known[0].dtype, torch.float32)
+    last = [
+        steps_before(x, tail, end, 511).to(dtype) for x, tail in zip(known, pasts, strict=True)
+    ]
+    before = torch.cat([x[..., :0] for x in last], 1)
+    after = [x[..., 0:] for x in last]
+    _, later = eager_window(after, parameters, before, None)
+    later = where_later(later, past_of(z, rows, count, 511), end)
+    z = in_ring(z, later, rows, count + end - 511)
+    return [z]
+
+
 def eager_decode(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: Conv512DecodeState,
+    state: Conv512State,
     slots: Tensor | None,
 ) -> Tensor:
     """y of a few steps in plain PyTorch; the state moves on."""
@@ -3237,7 +3337,7 @@ def eager_decode(
 def launch_decode(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: Conv512DecodeState,
+    state: Conv512State,
     slots: Tensor | None,
 ) -> Tensor:
     """The same by one kernel."""
@@ -3284,7 +3384,7 @@ def decode_anywhere(
     draft: bool,
 ) -> Tensor:
     """y of a few steps; of packed features if the later inputs are None."""
-    state = DECODING(z, count, done, draft)
+    state = STATE(z, count, done, draft)
     with torch.autocast(x.device.type, enabled=False):
         return eager_decode(given(x), [filter], state, slots)
 
@@ -3299,7 +3399,7 @@ def decode_on_gpu(
     draft: bool,
 ) -> Tensor:
     """The same by a kernel."""
-    state = DECODING(z, count, done, draft)
+    state = STATE(z, count, done, draft)
     return launch_decode(given(x), [filter], state, slots)
 
 
@@ -3320,7 +3420,7 @@ def decode_fake(
 def check_decoding(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: Conv512DecodeState,
+    state: Conv512State,
     slots: Tensor | None,
 ) -> None:
     """Refuse what `decode` cannot compute."""
@@ -3328,6 +3428,7 @@ def check_decoding(
     check(inputs, parameters)
     require_triton(inputs[0])
     check_decode(inputs, state, slots)
+    refuse_gradients(inputs)
 
 
 def decode_of(tensors: Sequence[Tensor], count: int, slotted: bool, draft: bool) -> list[Tensor]:
@@ -3335,7 +3436,7 @@ def decode_of(tensors: Sequence[Tensor], count: int, slotted: bool, draft: bool)
     inputs, others = tensors[:count], tensors[count:]
     parameters, state = others[: len(PARAMETERS)], others[len(PARAMETERS) :]
     slots = state[-1] if slotted else None
-    state = DECODING(*state[: len(DECODING._fields) - 1], draft)
+    state = STATE(*state[: len(STATE._fields) - 1], draft)
     return [launch_decode(inputs, parameters, state, slots)]
 
 
@@ -3355,7 +3456,7 @@ decode_op = library_op(
 def decode(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: Conv512DecodeState,
+    state: Conv512State,
     slots: Tensor | None = None,
 ) -> Tensor:
     """y of one step or a few after a state, which moves on in place. For inference: it has no
@@ -3390,7 +3491,7 @@ def decode(
 def prefill(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: Conv512DecodeState,
+    state: Conv512State,
     slots: Tensor | None = None,
     lengths: Tensor | None = None,
 ) -> Tensor:
@@ -3415,35 +3516,26 @@ def prefill(
         check(inputs, parameters)
     require_triton(inputs[0])
     check_decode(inputs, state, slots, any_steps=True)
+    refuse_gradients(inputs)
     if not steps:
         return allocate(inputs[0], 0, channels_of(inputs))
     with torch.no_grad(), without_autocast(inputs[0]):
-        all_rows = unpack(inputs)
-        rows, places = live_rows(slots, all_rows[0].shape[0], inputs[0].device)
-        count, end = state.count[places], ends_of(lengths, rows, steps, all_rows[0])
-        own = all_rows if slots is None else [x[rows] for x in all_rows]
-        known = [canonical(x) for x in own]
-        tails = torch.cat([x[..., :0] for x in known], 1)
+        sequences = unpack(inputs)
+        rows, places = live_rows(slots, sequences[0].shape[0], inputs[0].device)
+        end = ends_of(lengths, rows, steps, sequences[0])
+        own, before = sequences, state
+        if slots is not None:
+            own = [x[rows] for x in sequences]
+            before = STATE(*(tensor[places] for tensor in state[:-1]), state.draft)
         y = run_op(own, parameters)
-        dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
         # What the past adds to: the first steps again.
-        first = [x[..., :511].to(dtype) for x in known]
-        past = past_of(state.z, places, count, 511)
-        begun, _ = eager_window(first, parameters, tails, past)
-        canonical(y)[..., : begun.shape[2]] = begun.to(y.dtype)
-        window = min(511, steps)
-        begin = (end - window).clamp(min=0)
-        pasts = tails.chunk(len(known), 1)
-        last = [
-            steps_before(x, tail, begin + window, 0 + window).to(dtype)
-            for x, tail in zip(known, pasts, strict=True)
-        ]
-        before = torch.cat([x[..., :0] for x in last], 1)
-        after = [x[..., 0:] for x in last]
-        _, filtered = eager_window(after, parameters, before, None)
-        filtered = steps_before(filtered, past, end - begin, 511)
-        keep_in_ring(state.z, filtered, places, count + end - 511)
-        move_to(state, places, count + end)
+        first = [x.narrow(TIME, 0, min(511, steps)) for x in own]
+        begun = eager_after(first, parameters, before)
+        y.narrow(TIME, 0, begun.shape[TIME]).copy_(begun)
+        after = state_after(own, parameters, before, end)
+        for tensor, made in zip(state[:-1], after[:-1], strict=True):
+            if made is not tensor:
+                tensor[places] = made.to(tensor.dtype)
         if slots is None:
             return y
         result = allocate(inputs[0], steps, channels_of(inputs)).zero_()
@@ -3516,7 +3608,7 @@ class Conv512(nn.Module):
         draft: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
-    ) -> Conv512DecodeState:
+    ) -> Conv512State:
         """`initial_state` for this module's channels, by default on its device."""
         device = next(self.parameters()).device if device is None else device
         return initial_state(
@@ -3526,7 +3618,7 @@ class Conv512(nn.Module):
     def decode(
         self,
         *inputs: Tensor,
-        state: Conv512DecodeState | None = None,
+        state: Conv512State | None = None,
         slots: Tensor | None = None,
     ) -> Tensor:
         """y of one step or a few after a state, which may come last of the inputs: `decode` with
@@ -3541,7 +3633,7 @@ class Conv512(nn.Module):
     def prefill(
         self,
         *inputs: Tensor,
-        state: Conv512DecodeState | None = None,
+        state: Conv512State | None = None,
         slots: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:

@@ -9,7 +9,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 93d915e38aa645013901ebb4659d03b5c854866c1331e49ffd760fd8b7680466
+sha256, with zeros here: e8157159b0189220720a47454581fe407394175fb296964aee48e292c4543475
 """
 
 import threading
@@ -3271,9 +3271,9 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_34bb991d"
+    name = unique = "h3_d02c355e"
     count = 1
-    while hasattr(torch.ops.sh2gen, unique):
+    while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
         unique = f"{name}_{count}"
     return unique
@@ -3661,7 +3661,7 @@ def directly_decoded(
         return None
     if not on_gpu(inputs[0]) or not seen_by_none():
         return None
-    if type(state) is not DECODING or (torch.is_grad_enabled() and requires_any(inputs)):
+    if type(state) is not STATE or (torch.is_grad_enabled() and requires_any(inputs)):
         return None  # which is refused
     if any(type(x) is not int and x is not None for x in ladder):
         return None
@@ -4020,6 +4020,341 @@ def check_parameters(channels: int, parameters: Sequence[Tensor]) -> None:
             )
 
 
+# -----------------------------------------------------------------------------------------------
+# The past of sequences
+# -----------------------------------------------------------------------------------------------
+
+
+def check_sizes(dtype: torch.dtype, **sizes: int) -> None:
+    """Refuse what no state is of."""
+    for name, number in sizes.items():
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(f"{OP}: {name} must be a whole number, not {number!r}")
+        if number < (name != "batch"):
+            raise ValueError(f"{OP}: {name} must be at least {int(name != 'batch')}, not {number}")
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise TypeError(
+            f"{OP}: a state is float32, bfloat16 or float16 (float64 on a CPU), not {dtype}"
+        )
+
+
+def with_state(inputs: Sequence, state) -> tuple[Sequence[Tensor], object]:
+    """The inputs, and the state that may come last of them."""
+    if state is None and inputs:
+        *inputs, state = inputs
+    if isinstance(state, Tensor):
+        raise TypeError(
+            f"{OP}: expected {', '.join(INPUTS)} or packed features, then a state; slots by name"
+        )
+    return inputs, state
+
+
+def check_count(inputs: Sequence[Tensor]) -> None:
+    """Refuse another number of inputs than there are."""
+    known = isinstance(inputs, (tuple, list)) and len(inputs) in (1, len(INPUTS))
+    if not known or not all(isinstance(x, Tensor) for x in inputs):
+        several = f"{', '.join(INPUTS)} or one tensor of packed features"
+        what = several if len(INPUTS) > 1 else "one input"
+        raise TypeError(f"{OP}: expected {what}, as tensors in a tuple or list, and a state")
+
+
+def check_decode(
+    inputs: Sequence[Tensor], state, slots: Tensor | None, any_steps: bool = False
+) -> None:
+    """Refuse a state and slots that do not belong to inputs, which have been checked."""
+    if not isinstance(state, STATE):
+        raise TypeError(
+            f"{OP}: state is a {type(state).__name__}, expected a {STATE.__name__}, which "
+            "initial_state of the same file gives"
+        )
+    x, channels = inputs[0], channels_of(inputs)
+    for name, tensor in zip(state._fields, state, strict=True):
+        if name != "draft":
+            check_dense(f"state.{name}", tensor)
+            if tensor.device != x.device:
+                raise ValueError(
+                    f"{OP}: state.{name} is on {tensor.device}, but {INPUTS[0]} is on {x.device}"
+                )
+            if not tensor.is_contiguous():
+                raise ValueError(f"{OP}: state.{name} is not contiguous")
+            if name not in ("count", "done") and not tensor.is_floating_point():
+                raise TypeError(
+                    f"{OP}: state.{name} is {tensor.dtype}, "
+                    "expected float32, bfloat16, float16 or float64"
+                )
+    steps, places = x.shape[TIME], state.count.shape[0]
+    for name, shape in (("count", (places,)), ("done", (places, -(-channels // COUNTED)))):
+        number = getattr(state, name)
+        if number.shape != shape or number.dtype != torch.int32:
+            raise ValueError(
+                f"{OP}: state.{name} is {number.dtype} {tuple(number.shape)}, expected "
+                f"torch.int32 {shape}"
+            )
+    for name, (lag, roles) in RINGS.items():
+        ring = getattr(state, name)
+        if ring.dim() != 3 or ring.shape[0] != places or ring.shape[2] != roles * channels:
+            raise ValueError(
+                f"{OP}: state.{name} has shape {tuple(ring.shape)}, expected ({places}, slots, "
+                f"{roles * channels}) for {channels} channels"
+            )
+        if (lag or state.draft) and ring.shape[1] < lag + steps and not any_steps:
+            raise ValueError(
+                f"{OP}: {steps} steps in one call, but the state has room for "
+                f"{ring.shape[1] - lag}: initial_state(batch, steps={steps}), or prefill"
+            )
+    modes = getattr(state, "modes", None)
+    if modes is not None and modes.shape[:2] != (places, channels):
+        raise ValueError(
+            f"{OP}: state.modes has shape {tuple(modes.shape)}, expected ({places}, {channels}, "
+            f"...) for {channels} channels"
+        )
+    if slots is None:
+        if places != x.shape[0]:
+            raise ValueError(
+                f"{OP}: {INPUTS[0]} has {x.shape[0]} rows, but the state has {places}: slots say "
+                "which of them is whose"
+            )
+        return
+    check_dense("slots", slots)
+    if slots.shape != x.shape[:1] or slots.dtype != torch.int32 or slots.device != x.device:
+        raise ValueError(
+            f"{OP}: slots are {slots.dtype} {tuple(slots.shape)} on {slots.device}, expected "
+            f"torch.int32 ({x.shape[0]},) on {x.device}"
+        )
+    if is_known(slots) and bool((slots >= places).any()):
+        raise ValueError(f"{OP}: slots are beyond the {places} places of the state")
+
+
+def refuse_gradients(inputs: Sequence[Tensor]) -> None:
+    """Refuse inputs of which a gradient would be asked for."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        raise RuntimeError(f"{OP}: decoding has no gradients: call it under torch.no_grad()")
+
+
+def all_rows(state) -> tuple[Tensor, Tensor]:
+    """The places of a state, and how many steps there were in each."""
+    return torch.arange(state.count.shape[0], device=state.count.device), state.count
+
+
+def is_known(numbers: Tensor) -> bool:
+    """Whether to look at numbers costs no wait for a GPU, and no compiler the whole of a graph."""
+    return not numbers.is_cuda and not torch.compiler.is_compiling()
+
+
+def commit_drafts(state, accepted: Tensor, slots: Tensor | None) -> None:
+    """What `commit` of a state does."""
+    if not state.draft:
+        raise ValueError(f"{OP}: this state moves on by itself: initial_state(..., draft=True)")
+    rows = state.count.shape if slots is None else slots.shape
+    kinds = (torch.int32, torch.int64)
+    if not isinstance(accepted, Tensor) or accepted.dtype not in kinds or accepted.shape != rows:
+        raise TypeError(f"{OP}: accepted must be an int32 tensor {tuple(rows)}, not {accepted!r}")
+    for name, (lag, _) in RINGS.items():
+        room = getattr(state, name).shape[1] - lag
+        if is_known(accepted) and bool(((accepted < 0) | (accepted > room)).any()):
+            raise ValueError(f"{OP}: accepted are not all between 0 and {room} steps")
+    if slots is None:
+        state.count.add_(accepted)
+        return
+    places, real = slots.clamp(min=0).long(), torch.where(slots < 0, 0, accepted)
+    state.count.index_add_(0, places, real.to(torch.int32))
+
+
+def strided(x: Tensor) -> tuple[Tensor, int, int, int]:
+    """What a kernel takes for steps: data, and strides of batch, channel and time."""
+    return x, x.stride(0) if x.shape[0] > 1 else 0, x.stride(CHANNEL), x.stride(TIME)
+
+
+def live_rows(slots: Tensor | None, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of a batch that are computed, and the places of their states."""
+    if slots is None:
+        rows = torch.arange(batch, device=device)
+        return rows, rows
+    rows = (slots >= 0).nonzero().flatten()
+    return rows, slots[rows].long()
+
+
+def ring_slots(ring: Tensor, count: Tensor, steps: int, begin: int) -> Tensor:
+    """The slots of so many steps of each row from `begin` after step `count` on, (B, steps)."""
+    step = torch.arange(begin, begin + steps, device=ring.device)
+    return (count[:, None] + step) % ring.shape[1]
+
+
+def past_of(ring: Tensor, places: Tensor, count: Tensor, lag: int) -> Tensor:
+    """The `lag` steps before step `count`, (B, columns, lag)."""
+    return ring[places[:, None], ring_slots(ring, count, lag, -lag)].transpose(1, 2)
+
+
+def keep_in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> None:
+    """Write x (B, columns, T) to the ring, from step `count` on."""
+    steps = x.transpose(1, 2).to(ring.dtype)
+    ring[places[:, None], ring_slots(ring, count, x.shape[2], 0)] = steps
+
+
+def in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> Tensor:
+    """`keep_in_ring` of a copy."""
+    ring = ring.clone()
+    keep_in_ring(ring, x, places, count)
+    return ring
+
+
+def move_to(state, places: Tensor, count: Tensor) -> None:
+    """Let sequences have had so many steps."""
+    state.count[places] = count.to(torch.int32)
+    state.done[places] = state.count[places, None]
+
+
+def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
+    """The steps of x (B, C, L) before an end of each row; those before x are of the `past`."""
+    index = end[:, None] - steps + torch.arange(steps, device=x.device)
+    index, before = index[:, None].expand(-1, x.shape[1], -1), past.shape[2]
+    later = x.gather(2, index.clamp(min=0))
+    if not before:
+        return later
+    earlier = past.to(x.dtype).gather(2, (index + before).clamp(0, before - 1))
+    return torch.where(index < 0, earlier, later)
+
+
+def ends_of(lengths: Tensor | None, rows: Tensor, steps: int, x: Tensor) -> Tensor:
+    """Where each row that is computed ends."""
+    if lengths is None:
+        return torch.full_like(rows, steps)
+    check_dense("lengths", lengths)
+    kinds = (torch.int32, torch.int64)
+    if lengths.shape != x.shape[:1] or lengths.dtype not in kinds or lengths.device != x.device:
+        raise ValueError(
+            f"{OP}: lengths are {lengths.dtype} {tuple(lengths.shape)} on {lengths.device}, "
+            f"expected int32 or int64 ({x.shape[0]},) on {x.device}"
+        )
+    if is_known(lengths) and bool(((lengths < 0) | (lengths > steps)).any()):
+        raise ValueError(f"{OP}: lengths are not all between 0 and {steps} steps")
+    return lengths[rows].long().clamp(0, steps)
+
+
+def decode_modes(
+    x: Tensor, poles: Tensor, residues: Tensor, state, places: Tensor, count: Tensor
+) -> Tensor:
+    """Sums of modes (C, N) after every step of x (B, C, T); their state moves on, or that of
+    drafts to what was accepted of those before.
+    """
+    modes = state.modes[places].to(x.dtype)
+    modes = torch.view_as_complex(modes) if poles.is_complex() else modes
+    if poles.is_complex():
+        lost, residues = (torch.exp(poles) - 1).to(modes.dtype), residues.to(modes.dtype)
+    else:
+        lost = torch.expm1(poles)  # not exp, which would drift where a pole is small
+
+    def after(modes: Tensor, step: Tensor) -> Tensor:
+        return modes + (lost * modes + step[..., None])
+
+    def keep(modes: Tensor) -> None:
+        real = torch.view_as_real(modes) if poles.is_complex() else modes
+        state.modes[places] = real.to(state.modes.dtype)
+
+    if state.draft:
+        replay = count - state.done[places, 0]
+        for i in range(int(replay.max()) if len(replay) else 0):
+            step = state.z[places, (count - replay + i) % state.z.shape[1]].to(x.dtype)
+            modes = torch.where((i < replay)[:, None, None], after(modes, step), modes)
+        keep(modes)
+        state.done[places] = count[:, None]
+        keep_in_ring(state.z, x, places, count)
+    y = []
+    for step in x.unbind(2):
+        modes = after(modes, step)
+        y.append((residues * modes).sum(-1).real)
+    if not state.draft:
+        keep(modes)
+    return torch.stack(y, 2) if y else x
+
+
+class H3State(NamedTuple):
+    """The past of sequences, in a place each. `decode` and `prefill` change it.
+
+    A ring keeps step t, counted from the first of its sequence, in slot t % slots.
+
+    tails (batch, 3 + steps, 3 * channels): the last inputs, blocks of D channels, q, k, v in this
+    order
+    z (batch, steps, channels): the last drafts of z
+    modes (batch, channels, 32, 2) float32: the state of the modes, real and imaginary parts
+    count (batch,) int32: steps of each sequence so far
+    done (batch, channels / 16) int32, of each 16 channels: count, without the steps that modes do
+    not know of yet
+    """
+
+    tails: Tensor
+    z: Tensor
+    modes: Tensor
+    count: Tensor
+    done: Tensor
+    draft: bool
+
+    def commit(self, accepted: Tensor, slots: Tensor | None = None) -> None:
+        """Say how many steps of the last `decode` count, of a state of drafts: the others leave no
+        trace. Those of `prefill` count at once.
+
+        Args:
+            accepted: int32, a number a row of that call, at most its steps; which is checked on a
+                CPU alone.
+            slots: as of that call.
+        """
+        commit_drafts(self, accepted, slots)
+
+    def reset(self, slots: Tensor | None = None) -> None:
+        """Let new sequences begin in places, or in all; negative slots are none."""
+        places = slice(None) if slots is None else slots[slots >= 0].long()
+        for tensor in self[:-1]:
+            tensor[places] = 0
+
+
+STATE = H3State
+
+
+def initial_state(
+    batch: int,
+    channels: int = CHANNELS,
+    *,
+    steps: int = 1,
+    draft: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> H3State:
+    """The state of sequences that have not begun.
+
+    Args:
+        batch: how many places for a sequence it has.
+        channels: D.
+        steps: the most that one call computes.
+        draft: whether steps count only once `commit` has said so.
+        dtype: of the past of inputs and of what the filter reads, float32 or that of the inputs,
+            which halves what a step reads and rounds what the filter reads once; modes are
+            float32.
+    """
+    check_sizes(dtype, batch=batch, channels=channels, steps=steps)
+    wide = torch.promote_types(dtype, torch.float32)
+    index = torch.zeros((batch,), dtype=torch.int32, device=device)
+    return H3State(
+        torch.zeros((batch, 3 + steps, 3 * channels), dtype=dtype, device=device),
+        torch.zeros((batch, steps, channels), dtype=wide, device=device),
+        torch.zeros((batch, channels, 32, 2), dtype=wide, device=device),
+        index,
+        index.new_zeros(batch, -(-channels // 16)),
+        draft,
+    )
+
+
+def past_for_kernels(state: H3State, x: Tensor) -> tuple[Tensor, ...]:
+    """What eager_stateful takes of a state, for inputs like x."""
+    tails = past_of(state.tails, *all_rows(state), 3)
+    modes = state.modes.to(torch.promote_types(x.dtype, torch.float32))
+    return canonical(tails.to(x.dtype)), modes
+
+
+# -----------------------------------------------------------------------------------------------
+# Calls
+# -----------------------------------------------------------------------------------------------
+
+
 def run_op(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
@@ -4103,307 +4438,48 @@ def h3_packed(
 # -----------------------------------------------------------------------------------------------
 
 
-def check_sizes(dtype: torch.dtype, **sizes: int) -> None:
-    """Refuse what no state is of."""
-    for name, number in sizes.items():
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise TypeError(f"{OP}: {name} must be a whole number, not {number!r}")
-        if number < (name != "batch"):
-            raise ValueError(f"{OP}: {name} must be at least {int(name != 'batch')}, not {number}")
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise TypeError(
-            f"{OP}: a state is float32, bfloat16 or float16 (float64 on a CPU), not {dtype}"
-        )
-
-
-def with_state(inputs: Sequence, state) -> tuple[Sequence[Tensor], object]:
-    """The inputs, and the state that may come last of them."""
-    if state is None and inputs:
-        *inputs, state = inputs
-    if isinstance(state, Tensor):
-        raise TypeError(
-            f"{OP}: expected {', '.join(INPUTS)} or packed features, then a state; slots by name"
-        )
-    return inputs, state
-
-
-def check_count(inputs: Sequence[Tensor]) -> None:
-    """Refuse another number of inputs than there are."""
-    known = isinstance(inputs, (tuple, list)) and len(inputs) in (1, len(INPUTS))
-    if not known or not all(isinstance(x, Tensor) for x in inputs):
-        several = f"{', '.join(INPUTS)} or one tensor of packed features"
-        what = several if len(INPUTS) > 1 else "one input"
-        raise TypeError(f"{OP}: expected {what}, as tensors in a tuple or list, and a state")
-
-
-def check_decode(
-    inputs: Sequence[Tensor], state, slots: Tensor | None, any_steps: bool = False
-) -> None:
-    """Refuse a state and slots that do not belong to inputs, which have been checked."""
-    if not isinstance(state, DECODING):
-        raise TypeError(
-            f"{OP}: state is a {type(state).__name__}, expected a {DECODING.__name__}, which "
-            "initial_state of the same file gives"
-        )
-    x, channels = inputs[0], channels_of(inputs)
-    if torch.is_grad_enabled() and any(y.requires_grad for y in inputs):
-        raise RuntimeError(f"{OP}: decoding has no gradients: call it under torch.no_grad()")
-    for name, tensor in zip(state._fields, state, strict=True):
-        if isinstance(tensor, Tensor):
-            check_dense(f"state.{name}", tensor)
-            if tensor.device != x.device:
-                raise ValueError(
-                    f"{OP}: state.{name} is on {tensor.device}, but {INPUTS[0]} is on {x.device}"
-                )
-            if not tensor.is_contiguous():
-                raise ValueError(f"{OP}: state.{name} is not contiguous")
-    steps, places = x.shape[TIME], state.count.shape[0]
-    for name, shape in (("count", (places,)), ("done", (places, -(-channels // COUNTED)))):
-        number = getattr(state, name)
-        if number.shape != shape or number.dtype != torch.int32:
-            raise ValueError(
-                f"{OP}: state.{name} is {number.dtype} {tuple(number.shape)}, expected "
-                f"torch.int32 {shape}"
-            )
-    for name, (lag, roles) in RINGS.items():
-        ring = getattr(state, name)
-        if ring.dim() != 3 or ring.shape[0] != places or ring.shape[2] != roles * channels:
-            raise ValueError(
-                f"{OP}: state.{name} has shape {tuple(ring.shape)}, expected ({places}, slots, "
-                f"{roles * channels}) for {channels} channels"
-            )
-        if (lag or state.draft) and ring.shape[1] < lag + steps and not any_steps:
-            raise ValueError(
-                f"{OP}: {steps} steps in one call, but the state has room for "
-                f"{ring.shape[1] - lag}: initial_state(batch, steps={steps}), or prefill"
-            )
-    modes = getattr(state, "modes", None)
-    if modes is not None and modes.shape[:2] != (places, channels):
-        raise ValueError(
-            f"{OP}: state.modes has shape {tuple(modes.shape)}, expected ({places}, {channels}, "
-            f"...) for {channels} channels"
-        )
-    if slots is None:
-        if places != x.shape[0]:
-            raise ValueError(
-                f"{OP}: {INPUTS[0]} has {x.shape[0]} rows, but the state has {places}: slots say "
-                "which of them is whose"
-            )
-        return
-    check_dense("slots", slots)
-    if slots.shape != x.shape[:1] or slots.dtype != torch.int32 or slots.device != x.device:
-        raise ValueError(
-            f"{OP}: slots are {slots.dtype} {tuple(slots.shape)} on {slots.device}, expected "
-            f"torch.int32 ({x.shape[0]},) on {x.device}"
-        )
-    if is_known(slots) and bool((slots >= places).any()):
-        raise ValueError(f"{OP}: slots are beyond the {places} places of the state")
-
-
-def is_known(numbers: Tensor) -> bool:
-    """Whether to look at numbers costs no wait for a GPU, and no compiler the whole of a graph."""
-    return not numbers.is_cuda and not torch.compiler.is_compiling()
-
-
-def commit_drafts(state, accepted: Tensor, slots: Tensor | None) -> None:
-    """What `commit` of a state does."""
-    if not state.draft:
-        raise ValueError(f"{OP}: this state moves on by itself: initial_state(..., draft=True)")
-    rows = state.count.shape if slots is None else slots.shape
-    kinds = (torch.int32, torch.int64)
-    if not isinstance(accepted, Tensor) or accepted.dtype not in kinds or accepted.shape != rows:
-        raise TypeError(f"{OP}: accepted must be an int32 tensor {tuple(rows)}, not {accepted!r}")
-    for name, (lag, _) in RINGS.items():
-        room = getattr(state, name).shape[1] - lag
-        if is_known(accepted) and bool(((accepted < 0) | (accepted > room)).any()):
-            raise ValueError(f"{OP}: accepted are not all between 0 and {room} steps")
-    if slots is None:
-        state.count.add_(accepted)
-        return
-    places, real = slots.clamp(min=0).long(), torch.where(slots < 0, 0, accepted)
-    state.count.index_add_(0, places, real.to(torch.int32))
-
-
-def strided(x: Tensor) -> tuple[Tensor, int, int, int]:
-    """What a kernel takes for steps: data, and strides of batch, channel and time."""
-    return x, x.stride(0) if x.shape[0] > 1 else 0, x.stride(CHANNEL), x.stride(TIME)
-
-
-def live_rows(slots: Tensor | None, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows of a batch that are computed, and the places of their states."""
-    if slots is None:
-        rows = torch.arange(batch, device=device)
-        return rows, rows
-    rows = (slots >= 0).nonzero().flatten()
-    return rows, slots[rows].long()
-
-
-def ring_slots(ring: Tensor, count: Tensor, steps: int, begin: int) -> Tensor:
-    """The slots of so many steps of each row from `begin` after step `count` on, (B, steps)."""
-    step = torch.arange(begin, begin + steps, device=ring.device)
-    return (count[:, None] + step) % ring.shape[1]
-
-
-def past_of(ring: Tensor, places: Tensor, count: Tensor, lag: int) -> Tensor:
-    """The `lag` steps before step `count`, (B, columns, lag)."""
-    return ring[places[:, None], ring_slots(ring, count, lag, -lag)].transpose(1, 2)
-
-
-def keep_in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> None:
-    """Write x (B, columns, T) to the ring, from step `count` on."""
-    steps = x.transpose(1, 2).to(ring.dtype)
-    ring[places[:, None], ring_slots(ring, count, x.shape[2], 0)] = steps
-
-
-def move_to(state, places: Tensor, count: Tensor) -> None:
-    """Let sequences have had so many steps."""
-    state.count[places] = count.to(torch.int32)
-    state.done[places] = state.count[places, None]
-
-
-def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
-    """The steps of x (B, C, L) before an end of each row; those before x are of the `past`."""
-    index = end[:, None] - steps + torch.arange(steps, device=x.device)
-    index, before = index[:, None].expand(-1, x.shape[1], -1), past.shape[2]
-    later = x.gather(2, index.clamp(min=0))
-    if not before:
-        return later
-    earlier = past.to(x.dtype).gather(2, (index + before).clamp(0, before - 1))
-    return torch.where(index < 0, earlier, later)
-
-
-def ends_of(lengths: Tensor | None, rows: Tensor, steps: int, x: Tensor) -> Tensor:
-    """Where each row that is computed ends."""
-    if lengths is None:
-        return torch.full_like(rows, steps)
-    check_dense("lengths", lengths)
-    kinds = (torch.int32, torch.int64)
-    if lengths.shape != x.shape[:1] or lengths.dtype not in kinds or lengths.device != x.device:
-        raise ValueError(
-            f"{OP}: lengths are {lengths.dtype} {tuple(lengths.shape)} on {lengths.device}, "
-            f"expected int32 or int64 ({x.shape[0]},) on {x.device}"
-        )
-    if is_known(lengths) and bool(((lengths < 0) | (lengths > steps)).any()):
-        raise ValueError(f"{OP}: lengths are not all between 0 and {steps} steps")
-    return lengths[rows].long().clamp(0, steps)
-
-
-def decode_modes(
-    x: Tensor, poles: Tensor, residues: Tensor, state, places: Tensor, count: Tensor
-) -> Tensor:
-    """Sums of modes (C, N) after every step of x (B, C, T); their state moves on, or that of
-    drafts to what was accepted of those before.
+def state_after(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: H3State,
+    end: Tensor | None,
+    modes: Tensor,
+) -> H3State:
+    """The state after the first `end` steps of each row, or all, of that before them, which
+    stays as it is; of the modes after them.
     """
-    modes = state.modes[places].to(x.dtype)
-    modes = torch.view_as_complex(modes) if poles.is_complex() else modes
-    if poles.is_complex():
-        lost, residues = (torch.exp(poles) - 1).to(modes.dtype), residues.to(modes.dtype)
-    else:
-        lost = torch.expm1(poles)  # not exp, which would drift where a pole is small
-
-    def after(modes: Tensor, step: Tensor) -> Tensor:
-        return modes + (lost * modes + step[..., None])
-
-    def keep(modes: Tensor) -> None:
-        real = torch.view_as_real(modes) if poles.is_complex() else modes
-        state.modes[places] = real.to(state.modes.dtype)
-
-    if state.draft:
-        replay = count - state.done[places, 0]
-        for i in range(int(replay.max()) if len(replay) else 0):
-            step = state.z[places, (count - replay + i) % state.z.shape[1]].to(x.dtype)
-            modes = torch.where((i < replay)[:, None, None], after(modes, step), modes)
-        keep(modes)
-        state.done[places] = count[:, None]
-        keep_in_ring(state.z, x, places, count)
-    y = []
-    for step in x.unbind(2):
-        modes = after(modes, step)
-        y.append((residues * modes).sum(-1).real)
-    if not state.draft:
-        keep(modes)
-    return torch.stack(y, 2) if y else x
+    end = torch.full_like(state.count, inputs[0].shape[TIME]) if end is None else end
+    past = [
+        state.tails,
+    ]
+    (tails,) = eager_rings(inputs, parameters, past, state.count, end)
+    count = (state.count + end).to(torch.int32)
+    done = count[:, None].repeat(1, state.done.shape[1])
+    return STATE(tails, state.z, modes, count, done, state.draft)
 
 
-class H3DecodeState(NamedTuple):
-    """The past of sequences that are decoded, in a place each; `decode` changes it.
-
-    A ring keeps step t, counted from the first of its sequence, in slot t % slots.
-
-    tails (batch, 3 + steps, 3 * channels): the last inputs, blocks of D channels, q, k, v in this
-    order
-    z (batch, steps, channels): the last drafts of z
-    modes (batch, channels, 32, 2) float32: the state of the modes, real and imaginary parts
-    count (batch,) int32: steps of each sequence so far
-    done (batch, channels / 16) int32, of each 16 channels: count, without the steps that modes do
-    not know of yet
-    """
-
-    tails: Tensor
-    z: Tensor
-    modes: Tensor
-    count: Tensor
-    done: Tensor
-    draft: bool
-
-    def commit(self, accepted: Tensor, slots: Tensor | None = None) -> None:
-        """Say how many steps of the last `decode` count, of a state of drafts: the others leave no
-        trace. Those of `prefill` count at once.
-
-        Args:
-            accepted: int32, a number a row of that call, at most its steps; which is checked on a
-                CPU alone.
-            slots: as of that call.
-        """
-        commit_drafts(self, accepted, slots)
-
-    def reset(self, slots: Tensor | None = None) -> None:
-        """Let new sequences begin in places, or in all; negative slots are none."""
-        places = slice(None) if slots is None else slots[slots >= 0].long()
-        for tensor in self[:-1]:
-            tensor[places] = 0
-
-
-DECODING = H3DecodeState
-
-
-def initial_state(
-    batch: int,
-    channels: int = CHANNELS,
-    *,
-    steps: int = 1,
-    draft: bool = False,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
-) -> H3DecodeState:
-    """The state of sequences that have not begun.
-
-    Args:
-        batch: how many places for a sequence it has.
-        channels: D.
-        steps: the most that one call computes.
-        draft: whether steps count only once `commit` has said so.
-        dtype: of the past of inputs and of what the filter reads, float32 or that of the inputs,
-            which halves what a step reads and rounds what the filter reads once; modes are
-            float32.
-    """
-    check_sizes(dtype, batch=batch, channels=channels, steps=steps)
-    wide = torch.promote_types(dtype, torch.float32)
-    index = torch.zeros((batch,), dtype=torch.int32, device=device)
-    return H3DecodeState(
-        torch.zeros((batch, 3 + steps, 3 * channels), dtype=dtype, device=device),
-        torch.zeros((batch, steps, channels), dtype=wide, device=device),
-        torch.zeros((batch, channels, 32, 2), dtype=wide, device=device),
-        index,
-        index.new_zeros(batch, -(-channels // 16)),
-        draft,
-    )
+def eager_rings(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    past: Sequence[Tensor],
+    count: Tensor,
+    end: Tensor,
+) -> list[Tensor]:
+    """The rings after the first `end` steps of each row, of those before, in plain PyTorch."""
+    (tails,) = past
+    rows = torch.arange(count.shape[0], device=count.device)
+    known = [canonical(x) for x in inputs]
+    tail = past_of(tails, rows, count, 3)
+    pasts = tail.chunk(len(known), 1)
+    last = [steps_before(x, tail, end, 3) for x, tail in zip(known, pasts, strict=True)]
+    tails = in_ring(tails, torch.cat(last, 1), rows, count + end - 3)
+    return [tails]
 
 
 def eager_decode(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: H3DecodeState,
+    state: H3State,
     slots: Tensor | None,
 ) -> Tensor:
     """y of a few steps in plain PyTorch; the state moves on."""
@@ -4452,7 +4528,7 @@ def eager_decode(
 def launch_decode(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: H3DecodeState,
+    state: H3State,
     slots: Tensor | None,
 ) -> Tensor:
     """The same by one kernel."""
@@ -4519,7 +4595,7 @@ def decode_anywhere(
     draft: bool,
 ) -> Tensor:
     """y of a few steps; of packed features if the later inputs are None."""
-    state = DECODING(tails, z, modes, count, done, draft)
+    state = STATE(tails, z, modes, count, done, draft)
     with torch.autocast(q.device.type, enabled=False):
         return eager_decode(
             given(q, k, v),
@@ -4548,7 +4624,7 @@ def decode_on_gpu(
     draft: bool,
 ) -> Tensor:
     """The same by a kernel."""
-    state = DECODING(tails, z, modes, count, done, draft)
+    state = STATE(tails, z, modes, count, done, draft)
     return launch_decode(
         given(q, k, v),
         [log_poles, frequencies, residues_real, residues_imag, featurizer, skip],
@@ -4583,7 +4659,7 @@ def decode_fake(
 def check_decoding(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: H3DecodeState,
+    state: H3State,
     slots: Tensor | None,
 ) -> None:
     """Refuse what `decode` cannot compute."""
@@ -4591,6 +4667,7 @@ def check_decoding(
     check(inputs, parameters)
     require_triton(inputs[0])
     check_decode(inputs, state, slots)
+    refuse_gradients(inputs)
 
 
 def decode_of(tensors: Sequence[Tensor], count: int, slotted: bool, draft: bool) -> list[Tensor]:
@@ -4598,7 +4675,7 @@ def decode_of(tensors: Sequence[Tensor], count: int, slotted: bool, draft: bool)
     inputs, others = tensors[:count], tensors[count:]
     parameters, state = others[: len(PARAMETERS)], others[len(PARAMETERS) :]
     slots = state[-1] if slotted else None
-    state = DECODING(*state[: len(DECODING._fields) - 1], draft)
+    state = STATE(*state[: len(STATE._fields) - 1], draft)
     return [launch_decode(inputs, parameters, state, slots)]
 
 
@@ -4620,7 +4697,7 @@ decode_op = library_op(
 def decode(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: H3DecodeState,
+    state: H3State,
     slots: Tensor | None = None,
 ) -> Tensor:
     """y of one step or a few after a state, which moves on in place. For inference: it has no
@@ -4655,7 +4732,7 @@ def decode(
 def prefill(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: H3DecodeState,
+    state: H3State,
     slots: Tensor | None = None,
     lengths: Tensor | None = None,
 ) -> Tensor:
@@ -4680,24 +4757,25 @@ def prefill(
         check(inputs, parameters)
     require_triton(inputs[0])
     check_decode(inputs, state, slots, any_steps=True)
+    refuse_gradients(inputs)
     if not steps:
         return allocate(inputs[0], 0, channels_of(inputs))
     with torch.no_grad(), without_autocast(inputs[0]):
         if state.draft:  # of drafts, what was accepted
             eager_decode([x.narrow(TIME, 0, 0) for x in inputs], parameters, state, slots)
-        all_rows = unpack(inputs)
-        rows, places = live_rows(slots, all_rows[0].shape[0], inputs[0].device)
-        count, end = state.count[places], ends_of(lengths, rows, steps, all_rows[0])
-        own = all_rows if slots is None else [x[rows] for x in all_rows]
-        known = [canonical(x) for x in own]
-        tails = past_of(state.tails, places, count, 3)
-        history, modes = canonical(tails.to(known[0].dtype)), state.modes[places]
+        sequences = unpack(inputs)
+        rows, places = live_rows(slots, sequences[0].shape[0], inputs[0].device)
+        end = ends_of(lengths, rows, steps, sequences[0])
+        own, before = sequences, state
+        if slots is not None:
+            own = [x[rows] for x in sequences]
+            before = STATE(*(tensor[places] for tensor in state[:-1]), state.draft)
+        history, modes = past_for_kernels(before, own[0])
         y, modes = eager_stateful(own, parameters, history, modes, end)
-        state.modes[places] = modes.to(state.modes.dtype)
-        pasts = tails.chunk(len(known), 1)
-        last = [steps_before(x, tail, end, 3) for x, tail in zip(known, pasts, strict=True)]
-        keep_in_ring(state.tails, torch.cat(last, 1), places, count + end - 3)
-        move_to(state, places, count + end)
+        after = state_after(own, parameters, before, end, modes)
+        for tensor, made in zip(state[:-1], after[:-1], strict=True):
+            if made is not tensor:
+                tensor[places] = made.to(tensor.dtype)
         if slots is None:
             return y
         result = allocate(inputs[0], steps, channels_of(inputs)).zero_()
@@ -4781,7 +4859,7 @@ class H3(nn.Module):
         draft: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
-    ) -> H3DecodeState:
+    ) -> H3State:
         """`initial_state` for this module's channels, by default on its device."""
         device = next(self.parameters()).device if device is None else device
         return initial_state(
@@ -4791,7 +4869,7 @@ class H3(nn.Module):
     def decode(
         self,
         *inputs: Tensor,
-        state: H3DecodeState | None = None,
+        state: H3State | None = None,
         slots: Tensor | None = None,
     ) -> Tensor:
         """y of one step or a few after a state, which may come last of the inputs: `decode` with
@@ -4806,7 +4884,7 @@ class H3(nn.Module):
     def prefill(
         self,
         *inputs: Tensor,
-        state: H3DecodeState | None = None,
+        state: H3State | None = None,
         slots: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:

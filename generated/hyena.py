@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: 943eb375eacd339c12278391014802efed14438c3ebef15bd6c1e331031025fc
+sha256, with zeros here: 3f798e5c831bc49bf64c196df97076ea82de8850955c2dedac46ab0bfb640d9d
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -406,9 +406,9 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_17e6c4bf"
+    name = unique = "hyena_1342f31e"
     count = 1
-    while hasattr(torch.ops.sh2gen, unique):
+    while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
         unique = f"{name}_{count}"
     return unique
@@ -602,51 +602,8 @@ def check_parameters(channels: int, parameters: Sequence[Tensor]) -> None:
             )
 
 
-def run_op(
-    inputs: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-) -> Tensor:
-    """y of all inputs, or of packed features alone."""
-    if PLAIN or transformed([*inputs, *parameters]):
-        refuse_symbols(inputs[0])
-        with without_autocast(inputs[0]):
-            return eager_forward(unpack(spread(inputs, parameters)), parameters)[0]
-    absent = [None] * (len(INPUTS) - len(inputs))
-    return forward_op(*inputs, *absent, *parameters)
-
-
-def hyena(
-    q: Tensor, k: Tensor, v: Tensor, filter: Tensor, featurizer: Tensor, skip: Tensor
-) -> Tensor:
-    """hyena: 8192-tap freeform causal convolution, featurizer of 3 taps, pre and post gates
-
-    Args:
-        q: (B, D, L), bfloat16, float16 or float32
-        k: (B, D, L), bfloat16, float16 or float32
-        v: (B, D, L), bfloat16, float16 or float32
-        filter: (groups, 8192), float32; tap 0 multiplies the current sample
-        featurizer: (3 * channels, 3), float32; the last tap multiplies the current sample; blocks
-            of D channels, q, k, v in this order
-        skip: (channels), float32; times z, added to the convolution
-
-    Returns:
-        y (B, D, L) in the dtype of the inputs, differentiable in every argument.
-
-    Raises:
-        TypeError, ValueError: naming the argument and the shape, dtype or device expected.
-    """
-    check([q, k, v], [filter, featurizer, skip])
-    return run_op([q, k, v], [filter, featurizer, skip])
-
-
-def hyena_packed(features: Tensor, filter: Tensor, featurizer: Tensor, skip: Tensor) -> Tensor:
-    """hyena of packed features (B, 3 D, L): blocks of D channels, q, k, v in this order."""
-    check([features], [filter, featurizer, skip])
-    return run_op([features], [filter, featurizer, skip])
-
-
 # -----------------------------------------------------------------------------------------------
-# Decoding: a few steps in time after a past that is kept
+# The past of sequences
 # -----------------------------------------------------------------------------------------------
 
 
@@ -687,16 +644,14 @@ def check_decode(
     inputs: Sequence[Tensor], state, slots: Tensor | None, any_steps: bool = False
 ) -> None:
     """Refuse a state and slots that do not belong to inputs, which have been checked."""
-    if not isinstance(state, DECODING):
+    if not isinstance(state, STATE):
         raise TypeError(
-            f"{OP}: state is a {type(state).__name__}, expected a {DECODING.__name__}, which "
+            f"{OP}: state is a {type(state).__name__}, expected a {STATE.__name__}, which "
             "initial_state of the same file gives"
         )
     x, channels = inputs[0], channels_of(inputs)
-    if torch.is_grad_enabled() and any(y.requires_grad for y in inputs):
-        raise RuntimeError(f"{OP}: decoding has no gradients: call it under torch.no_grad()")
     for name, tensor in zip(state._fields, state, strict=True):
-        if isinstance(tensor, Tensor):
+        if name != "draft":
             check_dense(f"state.{name}", tensor)
             if tensor.device != x.device:
                 raise ValueError(
@@ -704,6 +659,11 @@ def check_decode(
                 )
             if not tensor.is_contiguous():
                 raise ValueError(f"{OP}: state.{name} is not contiguous")
+            if name not in ("count", "done") and not tensor.is_floating_point():
+                raise TypeError(
+                    f"{OP}: state.{name} is {tensor.dtype}, "
+                    "expected float32, bfloat16, float16 or float64"
+                )
     steps, places = x.shape[TIME], state.count.shape[0]
     for name, shape in (("count", (places,)), ("done", (places, -(-channels // COUNTED)))):
         number = getattr(state, name)
@@ -745,6 +705,17 @@ def check_decode(
         )
     if is_known(slots) and bool((slots >= places).any()):
         raise ValueError(f"{OP}: slots are beyond the {places} places of the state")
+
+
+def refuse_gradients(inputs: Sequence[Tensor]) -> None:
+    """Refuse inputs of which a gradient would be asked for."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        raise RuntimeError(f"{OP}: decoding has no gradients: call it under torch.no_grad()")
+
+
+def all_rows(state) -> tuple[Tensor, Tensor]:
+    """The places of a state, and how many steps there were in each."""
+    return torch.arange(state.count.shape[0], device=state.count.device), state.count
 
 
 def is_known(numbers: Tensor) -> bool:
@@ -797,10 +768,27 @@ def keep_in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> None
     ring[places[:, None], ring_slots(ring, count, x.shape[2], 0)] = steps
 
 
+def in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> Tensor:
+    """`keep_in_ring` of a copy."""
+    ring = ring.clone()
+    keep_in_ring(ring, x, places, count)
+    return ring
+
+
 def move_to(state, places: Tensor, count: Tensor) -> None:
     """Let sequences have had so many steps."""
     state.count[places] = count.to(torch.int32)
     state.done[places] = state.count[places, None]
+
+
+def where_later(x: Tensor, past: Tensor, end: Tensor) -> Tensor:
+    """The last T steps before an end of each row: of x (B, C, T) from step 0 on, and before that
+    of the past, the T steps before step 0.
+    """
+    steps = x.shape[2]
+    time = end[:, None] - steps + torch.arange(steps, device=x.device)
+    index = (time + steps).clamp(0, steps - 1)[:, None].expand(-1, x.shape[1], -1)
+    return torch.where(time[:, None] < 0, past.to(x.dtype).gather(2, index), x)
 
 
 def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
@@ -830,8 +818,8 @@ def ends_of(lengths: Tensor | None, rows: Tensor, steps: int, x: Tensor) -> Tens
     return lengths[rows].long().clamp(0, steps)
 
 
-class HyenaDecodeState(NamedTuple):
-    """The past of sequences that are decoded, in a place each; `decode` changes it.
+class HyenaState(NamedTuple):
+    """The past of sequences, in a place each. `decode` and `prefill` change it.
 
     A ring keeps step t, counted from the first of its sequence, in slot t % slots.
 
@@ -866,7 +854,7 @@ class HyenaDecodeState(NamedTuple):
             tensor[places] = 0
 
 
-DECODING = HyenaDecodeState
+STATE = HyenaState
 
 
 def initial_state(
@@ -877,7 +865,7 @@ def initial_state(
     draft: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
-) -> HyenaDecodeState:
+) -> HyenaState:
     """The state of sequences that have not begun.
 
     Args:
@@ -891,13 +879,66 @@ def initial_state(
     """
     check_sizes(dtype, batch=batch, channels=channels, steps=steps)
     index = torch.zeros((batch,), dtype=torch.int32, device=device)
-    return HyenaDecodeState(
+    return HyenaState(
         torch.zeros((batch, 2 + steps, 3 * channels), dtype=dtype, device=device),
         torch.zeros((batch, 8191 + steps, channels), dtype=dtype, device=device),
         index,
         index.new_zeros(batch, -(-channels // 16)),
         draft,
     )
+
+
+# -----------------------------------------------------------------------------------------------
+# Calls
+# -----------------------------------------------------------------------------------------------
+
+
+def run_op(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+) -> Tensor:
+    """y of all inputs, or of packed features alone."""
+    if PLAIN or transformed([*inputs, *parameters]):
+        refuse_symbols(inputs[0])
+        with without_autocast(inputs[0]):
+            return eager_forward(unpack(spread(inputs, parameters)), parameters)[0]
+    absent = [None] * (len(INPUTS) - len(inputs))
+    return forward_op(*inputs, *absent, *parameters)
+
+
+def hyena(
+    q: Tensor, k: Tensor, v: Tensor, filter: Tensor, featurizer: Tensor, skip: Tensor
+) -> Tensor:
+    """hyena: 8192-tap freeform causal convolution, featurizer of 3 taps, pre and post gates
+
+    Args:
+        q: (B, D, L), bfloat16, float16 or float32
+        k: (B, D, L), bfloat16, float16 or float32
+        v: (B, D, L), bfloat16, float16 or float32
+        filter: (groups, 8192), float32; tap 0 multiplies the current sample
+        featurizer: (3 * channels, 3), float32; the last tap multiplies the current sample; blocks
+            of D channels, q, k, v in this order
+        skip: (channels), float32; times z, added to the convolution
+
+    Returns:
+        y (B, D, L) in the dtype of the inputs, differentiable in every argument.
+
+    Raises:
+        TypeError, ValueError: naming the argument and the shape, dtype or device expected.
+    """
+    check([q, k, v], [filter, featurizer, skip])
+    return run_op([q, k, v], [filter, featurizer, skip])
+
+
+def hyena_packed(features: Tensor, filter: Tensor, featurizer: Tensor, skip: Tensor) -> Tensor:
+    """hyena of packed features (B, 3 D, L): blocks of D channels, q, k, v in this order."""
+    check([features], [filter, featurizer, skip])
+    return run_op([features], [filter, featurizer, skip])
+
+
+# -----------------------------------------------------------------------------------------------
+# Decoding: a few steps in time after a past that is kept
+# -----------------------------------------------------------------------------------------------
 
 
 def eager_window(
@@ -937,10 +978,73 @@ def eager_window(
     return y, z
 
 
+def eager_after(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: HyenaState,
+) -> Tensor:
+    """y of some steps after a state in plain PyTorch, which differentiates it."""
+    dtype = torch.promote_types(inputs[0].dtype, torch.float32)
+    y = allocate(inputs[0], inputs[0].shape[TIME])
+    known = [canonical(x).to(dtype) for x in inputs]
+    rows, count = all_rows(state)
+    tails = past_of(state.tails, rows, count, 2)
+    past = past_of(state.z, rows, count, 8191)
+    canonical(y)[:] = eager_window(known, parameters, tails, past)[0]
+    return y
+
+
+def state_after(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: HyenaState,
+    end: Tensor | None,
+) -> HyenaState:
+    """The state after the first `end` steps of each row, or all, of that before them, which
+    stays as it is.
+    """
+    end = torch.full_like(state.count, inputs[0].shape[TIME]) if end is None else end
+    past = [
+        state.tails,
+        state.z,
+    ]
+    tails, z = eager_rings(inputs, parameters, past, state.count, end)
+    count = (state.count + end).to(torch.int32)
+    done = count[:, None].repeat(1, state.done.shape[1])
+    return STATE(tails, z, count, done, state.draft)
+
+
+def eager_rings(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    past: Sequence[Tensor],
+    count: Tensor,
+    end: Tensor,
+) -> list[Tensor]:
+    """The rings after the first `end` steps of each row, of those before, in plain PyTorch."""
+    tails, z = past
+    rows = torch.arange(count.shape[0], device=count.device)
+    known = [canonical(x) for x in inputs]
+    tail = past_of(tails, rows, count, 2)
+    pasts = tail.chunk(len(known), 1)
+    dtype = torch.promote_types(known[0].dtype, torch.float32)
+    last = [
+        steps_before(x, tail, end, 8193).to(dtype) for x, tail in zip(known, pasts, strict=True)
+    ]
+    before = torch.cat([x[..., :2] for x in last], 1)
+    after = [x[..., 2:] for x in last]
+    _, later = eager_window(after, parameters, before, None)
+    later = where_later(later, past_of(z, rows, count, 8191), end)
+    z = in_ring(z, later, rows, count + end - 8191)
+    last = [steps_before(x, tail, end, 2) for x, tail in zip(known, pasts, strict=True)]
+    tails = in_ring(tails, torch.cat(last, 1), rows, count + end - 2)
+    return [tails, z]
+
+
 def eager_decode(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: HyenaDecodeState,
+    state: HyenaState,
     slots: Tensor | None,
 ) -> Tensor:
     """y of a few steps in plain PyTorch; the state moves on."""
@@ -978,7 +1082,7 @@ def decode_anywhere(
     draft: bool,
 ) -> Tensor:
     """y of a few steps; of packed features if the later inputs are None."""
-    state = DECODING(tails, z, count, done, draft)
+    state = STATE(tails, z, count, done, draft)
     with torch.autocast(q.device.type, enabled=False):
         return eager_decode(given(q, k, v), [filter, featurizer, skip], state, slots)
 
@@ -1005,13 +1109,14 @@ def decode_fake(
 def check_decoding(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: HyenaDecodeState,
+    state: HyenaState,
     slots: Tensor | None,
 ) -> None:
     """Refuse what `decode` cannot compute."""
     check_count(inputs)
     check(inputs, parameters)
     check_decode(inputs, state, slots)
+    refuse_gradients(inputs)
 
 
 decode_op = library_op(
@@ -1031,7 +1136,7 @@ decode_op = library_op(
 def decode(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: HyenaDecodeState,
+    state: HyenaState,
     slots: Tensor | None = None,
 ) -> Tensor:
     """y of one step or a few after a state, which moves on in place. For inference: it has no
@@ -1063,7 +1168,7 @@ def decode(
 def prefill(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: HyenaDecodeState,
+    state: HyenaState,
     slots: Tensor | None = None,
     lengths: Tensor | None = None,
 ) -> Tensor:
@@ -1087,38 +1192,26 @@ def prefill(
     if steps:
         check(inputs, parameters)
     check_decode(inputs, state, slots, any_steps=True)
+    refuse_gradients(inputs)
     if not steps:
         return allocate(inputs[0], 0, channels_of(inputs))
     with torch.no_grad(), without_autocast(inputs[0]):
-        all_rows = unpack(inputs)
-        rows, places = live_rows(slots, all_rows[0].shape[0], inputs[0].device)
-        count, end = state.count[places], ends_of(lengths, rows, steps, all_rows[0])
-        own = all_rows if slots is None else [x[rows] for x in all_rows]
-        known = [canonical(x) for x in own]
-        tails = past_of(state.tails, places, count, 2)
+        sequences = unpack(inputs)
+        rows, places = live_rows(slots, sequences[0].shape[0], inputs[0].device)
+        end = ends_of(lengths, rows, steps, sequences[0])
+        own, before = sequences, state
+        if slots is not None:
+            own = [x[rows] for x in sequences]
+            before = STATE(*(tensor[places] for tensor in state[:-1]), state.draft)
         y = run_op(own, parameters)
-        dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
         # What the past adds to: the first steps again.
-        first = [x[..., :8193].to(dtype) for x in known]
-        past = past_of(state.z, places, count, 8191)
-        begun, _ = eager_window(first, parameters, tails, past)
-        canonical(y)[..., : begun.shape[2]] = begun.to(y.dtype)
-        window = min(8191, steps)
-        begin = (end - window).clamp(min=0)
-        pasts = tails.chunk(len(known), 1)
-        last = [
-            steps_before(x, tail, begin + window, 2 + window).to(dtype)
-            for x, tail in zip(known, pasts, strict=True)
-        ]
-        before = torch.cat([x[..., :2] for x in last], 1)
-        after = [x[..., 2:] for x in last]
-        _, filtered = eager_window(after, parameters, before, None)
-        filtered = steps_before(filtered, past, end - begin, 8191)
-        keep_in_ring(state.z, filtered, places, count + end - 8191)
-        pasts = tails.chunk(len(known), 1)
-        last = [steps_before(x, tail, end, 2) for x, tail in zip(known, pasts, strict=True)]
-        keep_in_ring(state.tails, torch.cat(last, 1), places, count + end - 2)
-        move_to(state, places, count + end)
+        first = [x.narrow(TIME, 0, min(8193, steps)) for x in own]
+        begun = eager_after(first, parameters, before)
+        y.narrow(TIME, 0, begun.shape[TIME]).copy_(begun)
+        after = state_after(own, parameters, before, end)
+        for tensor, made in zip(state[:-1], after[:-1], strict=True):
+            if made is not tensor:
+                tensor[places] = made.to(tensor.dtype)
         if slots is None:
             return y
         result = allocate(inputs[0], steps, channels_of(inputs)).zero_()
@@ -1198,7 +1291,7 @@ class Hyena(nn.Module):
         draft: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
-    ) -> HyenaDecodeState:
+    ) -> HyenaState:
         """`initial_state` for this module's channels, by default on its device."""
         device = next(self.parameters()).device if device is None else device
         return initial_state(
@@ -1208,7 +1301,7 @@ class Hyena(nn.Module):
     def decode(
         self,
         *inputs: Tensor,
-        state: HyenaDecodeState | None = None,
+        state: HyenaState | None = None,
         slots: Tensor | None = None,
     ) -> Tensor:
         """y of one step or a few after a state, which may come last of the inputs: `decode` with
@@ -1223,7 +1316,7 @@ class Hyena(nn.Module):
     def prefill(
         self,
         *inputs: Tensor,
-        state: HyenaDecodeState | None = None,
+        state: HyenaState | None = None,
         slots: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:

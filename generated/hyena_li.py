@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: d412d8eada06e0e2781c4083201a9cccc77889b07be68164414b181282e8620e
+sha256, with zeros here: 63050ea7d61da99a42e4e76c258ffc38a3d3a7d26adf9d6922c9298403fff7eb
 """
 
 import threading
@@ -3080,9 +3080,9 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_9c3b55fd"
+    name = unique = "hyena_li_ca8bcae9"
     count = 1
-    while hasattr(torch.ops.sh2gen, unique):
+    while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
         unique = f"{name}_{count}"
     return unique
@@ -3450,7 +3450,7 @@ def directly_decoded(
         return None
     if not on_gpu(inputs[0]) or not seen_by_none():
         return None
-    if type(state) is not DECODING or (torch.is_grad_enabled() and requires_any(inputs)):
+    if type(state) is not STATE or (torch.is_grad_enabled() and requires_any(inputs)):
         return None  # which is refused
     if any(type(x) is not int and x is not None for x in ladder):
         return None
@@ -3809,71 +3809,8 @@ def check_parameters(channels: int, parameters: Sequence[Tensor]) -> None:
             )
 
 
-def run_op(
-    inputs: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-) -> Tensor:
-    """y of all inputs, or of packed features alone."""
-    if PLAIN or transformed([*inputs, *parameters]):
-        refuse_symbols(inputs[0])
-        with without_autocast(inputs[0]):
-            return eager_forward(unpack(spread(inputs, parameters)), parameters)[0]
-    absent = [None] * (len(INPUTS) - len(inputs))
-    return forward_op(*inputs, *absent, *parameters, differentiates(*inputs, *parameters))[0]
-
-
-def hyena_li(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    p: Tensor,
-    gamma: Tensor,
-    residues: Tensor,
-    featurizer: Tensor,
-    skip: Tensor,
-) -> Tensor:
-    """hyena_li: causal convolution with sums of 16 exponentials, featurizer of 3 taps, pre and
-    post gates
-
-    Args:
-        q: (B, D, L), bfloat16, float16 or float32
-        k: (B, D, L), bfloat16, float16 or float32
-        v: (B, D, L), bfloat16, float16 or float32
-        p: (groups, 16), float32; log-poles a are -exp(p) exp(gamma)
-        gamma: (groups, 16), float32; log-poles a are -exp(p) exp(gamma)
-        residues: (groups, 16), float32; weights of the modes
-        featurizer: (3 * channels, 3), float32; the last tap multiplies the current sample; blocks
-            of D channels, q, k, v in this order
-        skip: (channels), float32; times z, added to the convolution
-
-    Returns:
-        y (B, D, L) in the dtype of the inputs, differentiable in every argument.
-
-    Raises:
-        TypeError, ValueError: naming the argument and the shape, dtype or device expected.
-    """
-    y = direct([q, k, v], [p, gamma, residues, featurizer, skip])
-    if y is not None:
-        return y
-    check([q, k, v], [p, gamma, residues, featurizer, skip])
-    require_triton(q)
-    return run_op([q, k, v], [p, gamma, residues, featurizer, skip])
-
-
-def hyena_li_packed(
-    features: Tensor, p: Tensor, gamma: Tensor, residues: Tensor, featurizer: Tensor, skip: Tensor
-) -> Tensor:
-    """hyena_li of packed features (B, 3 D, L): blocks of D channels, q, k, v in this order."""
-    y = direct([features], [p, gamma, residues, featurizer, skip])
-    if y is not None:
-        return y
-    check([features], [p, gamma, residues, featurizer, skip])
-    require_triton(features)
-    return run_op([features], [p, gamma, residues, featurizer, skip])
-
-
 # -----------------------------------------------------------------------------------------------
-# Decoding: a few steps in time after a past that is kept
+# The past of sequences
 # -----------------------------------------------------------------------------------------------
 
 
@@ -3914,16 +3851,14 @@ def check_decode(
     inputs: Sequence[Tensor], state, slots: Tensor | None, any_steps: bool = False
 ) -> None:
     """Refuse a state and slots that do not belong to inputs, which have been checked."""
-    if not isinstance(state, DECODING):
+    if not isinstance(state, STATE):
         raise TypeError(
-            f"{OP}: state is a {type(state).__name__}, expected a {DECODING.__name__}, which "
+            f"{OP}: state is a {type(state).__name__}, expected a {STATE.__name__}, which "
             "initial_state of the same file gives"
         )
     x, channels = inputs[0], channels_of(inputs)
-    if torch.is_grad_enabled() and any(y.requires_grad for y in inputs):
-        raise RuntimeError(f"{OP}: decoding has no gradients: call it under torch.no_grad()")
     for name, tensor in zip(state._fields, state, strict=True):
-        if isinstance(tensor, Tensor):
+        if name != "draft":
             check_dense(f"state.{name}", tensor)
             if tensor.device != x.device:
                 raise ValueError(
@@ -3931,6 +3866,11 @@ def check_decode(
                 )
             if not tensor.is_contiguous():
                 raise ValueError(f"{OP}: state.{name} is not contiguous")
+            if name not in ("count", "done") and not tensor.is_floating_point():
+                raise TypeError(
+                    f"{OP}: state.{name} is {tensor.dtype}, "
+                    "expected float32, bfloat16, float16 or float64"
+                )
     steps, places = x.shape[TIME], state.count.shape[0]
     for name, shape in (("count", (places,)), ("done", (places, -(-channels // COUNTED)))):
         number = getattr(state, name)
@@ -3972,6 +3912,17 @@ def check_decode(
         )
     if is_known(slots) and bool((slots >= places).any()):
         raise ValueError(f"{OP}: slots are beyond the {places} places of the state")
+
+
+def refuse_gradients(inputs: Sequence[Tensor]) -> None:
+    """Refuse inputs of which a gradient would be asked for."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        raise RuntimeError(f"{OP}: decoding has no gradients: call it under torch.no_grad()")
+
+
+def all_rows(state) -> tuple[Tensor, Tensor]:
+    """The places of a state, and how many steps there were in each."""
+    return torch.arange(state.count.shape[0], device=state.count.device), state.count
 
 
 def is_known(numbers: Tensor) -> bool:
@@ -4027,6 +3978,13 @@ def keep_in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> None
     """Write x (B, columns, T) to the ring, from step `count` on."""
     steps = x.transpose(1, 2).to(ring.dtype)
     ring[places[:, None], ring_slots(ring, count, x.shape[2], 0)] = steps
+
+
+def in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> Tensor:
+    """`keep_in_ring` of a copy."""
+    ring = ring.clone()
+    keep_in_ring(ring, x, places, count)
+    return ring
 
 
 def move_to(state, places: Tensor, count: Tensor) -> None:
@@ -4099,8 +4057,8 @@ def decode_modes(
     return torch.stack(y, 2) if y else x
 
 
-class HyenaLiDecodeState(NamedTuple):
-    """The past of sequences that are decoded, in a place each; `decode` changes it.
+class HyenaLiState(NamedTuple):
+    """The past of sequences, in a place each. `decode` and `prefill` change it.
 
     A ring keeps step t, counted from the first of its sequence, in slot t % slots.
 
@@ -4138,7 +4096,7 @@ class HyenaLiDecodeState(NamedTuple):
             tensor[places] = 0
 
 
-DECODING = HyenaLiDecodeState
+STATE = HyenaLiState
 
 
 def initial_state(
@@ -4149,7 +4107,7 @@ def initial_state(
     draft: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
-) -> HyenaLiDecodeState:
+) -> HyenaLiState:
     """The state of sequences that have not begun.
 
     Args:
@@ -4164,7 +4122,7 @@ def initial_state(
     check_sizes(dtype, batch=batch, channels=channels, steps=steps)
     wide = torch.promote_types(dtype, torch.float32)
     index = torch.zeros((batch,), dtype=torch.int32, device=device)
-    return HyenaLiDecodeState(
+    return HyenaLiState(
         torch.zeros((batch, 2 + steps, 3 * channels), dtype=dtype, device=device),
         torch.zeros((batch, steps, channels), dtype=wide, device=device),
         torch.zeros((batch, channels, 16), dtype=wide, device=device),
@@ -4174,10 +4132,128 @@ def initial_state(
     )
 
 
+def past_for_kernels(state: HyenaLiState, x: Tensor) -> tuple[Tensor, ...]:
+    """What eager_stateful takes of a state, for inputs like x."""
+    tails = past_of(state.tails, *all_rows(state), 2)
+    modes = state.modes.to(torch.promote_types(x.dtype, torch.float32))
+    return canonical(tails.to(x.dtype)), modes
+
+
+# -----------------------------------------------------------------------------------------------
+# Calls
+# -----------------------------------------------------------------------------------------------
+
+
+def run_op(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+) -> Tensor:
+    """y of all inputs, or of packed features alone."""
+    if PLAIN or transformed([*inputs, *parameters]):
+        refuse_symbols(inputs[0])
+        with without_autocast(inputs[0]):
+            return eager_forward(unpack(spread(inputs, parameters)), parameters)[0]
+    absent = [None] * (len(INPUTS) - len(inputs))
+    return forward_op(*inputs, *absent, *parameters, differentiates(*inputs, *parameters))[0]
+
+
+def hyena_li(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    p: Tensor,
+    gamma: Tensor,
+    residues: Tensor,
+    featurizer: Tensor,
+    skip: Tensor,
+) -> Tensor:
+    """hyena_li: causal convolution with sums of 16 exponentials, featurizer of 3 taps, pre and
+    post gates
+
+    Args:
+        q: (B, D, L), bfloat16, float16 or float32
+        k: (B, D, L), bfloat16, float16 or float32
+        v: (B, D, L), bfloat16, float16 or float32
+        p: (groups, 16), float32; log-poles a are -exp(p) exp(gamma)
+        gamma: (groups, 16), float32; log-poles a are -exp(p) exp(gamma)
+        residues: (groups, 16), float32; weights of the modes
+        featurizer: (3 * channels, 3), float32; the last tap multiplies the current sample; blocks
+            of D channels, q, k, v in this order
+        skip: (channels), float32; times z, added to the convolution
+
+    Returns:
+        y (B, D, L) in the dtype of the inputs, differentiable in every argument.
+
+    Raises:
+        TypeError, ValueError: naming the argument and the shape, dtype or device expected.
+    """
+    y = direct([q, k, v], [p, gamma, residues, featurizer, skip])
+    if y is not None:
+        return y
+    check([q, k, v], [p, gamma, residues, featurizer, skip])
+    require_triton(q)
+    return run_op([q, k, v], [p, gamma, residues, featurizer, skip])
+
+
+def hyena_li_packed(
+    features: Tensor, p: Tensor, gamma: Tensor, residues: Tensor, featurizer: Tensor, skip: Tensor
+) -> Tensor:
+    """hyena_li of packed features (B, 3 D, L): blocks of D channels, q, k, v in this order."""
+    y = direct([features], [p, gamma, residues, featurizer, skip])
+    if y is not None:
+        return y
+    check([features], [p, gamma, residues, featurizer, skip])
+    require_triton(features)
+    return run_op([features], [p, gamma, residues, featurizer, skip])
+
+
+# -----------------------------------------------------------------------------------------------
+# Decoding: a few steps in time after a past that is kept
+# -----------------------------------------------------------------------------------------------
+
+
+def state_after(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: HyenaLiState,
+    end: Tensor | None,
+    modes: Tensor,
+) -> HyenaLiState:
+    """The state after the first `end` steps of each row, or all, of that before them, which
+    stays as it is; of the modes after them.
+    """
+    end = torch.full_like(state.count, inputs[0].shape[TIME]) if end is None else end
+    past = [
+        state.tails,
+    ]
+    (tails,) = eager_rings(inputs, parameters, past, state.count, end)
+    count = (state.count + end).to(torch.int32)
+    done = count[:, None].repeat(1, state.done.shape[1])
+    return STATE(tails, state.z, modes, count, done, state.draft)
+
+
+def eager_rings(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    past: Sequence[Tensor],
+    count: Tensor,
+    end: Tensor,
+) -> list[Tensor]:
+    """The rings after the first `end` steps of each row, of those before, in plain PyTorch."""
+    (tails,) = past
+    rows = torch.arange(count.shape[0], device=count.device)
+    known = [canonical(x) for x in inputs]
+    tail = past_of(tails, rows, count, 2)
+    pasts = tail.chunk(len(known), 1)
+    last = [steps_before(x, tail, end, 2) for x, tail in zip(known, pasts, strict=True)]
+    tails = in_ring(tails, torch.cat(last, 1), rows, count + end - 2)
+    return [tails]
+
+
 def eager_decode(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: HyenaLiDecodeState,
+    state: HyenaLiState,
     slots: Tensor | None,
 ) -> Tensor:
     """y of a few steps in plain PyTorch; the state moves on."""
@@ -4222,7 +4298,7 @@ def eager_decode(
 def launch_decode(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: HyenaLiDecodeState,
+    state: HyenaLiState,
     slots: Tensor | None,
 ) -> Tensor:
     """The same by one kernel."""
@@ -4285,7 +4361,7 @@ def decode_anywhere(
     draft: bool,
 ) -> Tensor:
     """y of a few steps; of packed features if the later inputs are None."""
-    state = DECODING(tails, z, modes, count, done, draft)
+    state = STATE(tails, z, modes, count, done, draft)
     with torch.autocast(q.device.type, enabled=False):
         return eager_decode(given(q, k, v), [p, gamma, residues, featurizer, skip], state, slots)
 
@@ -4308,7 +4384,7 @@ def decode_on_gpu(
     draft: bool,
 ) -> Tensor:
     """The same by a kernel."""
-    state = DECODING(tails, z, modes, count, done, draft)
+    state = STATE(tails, z, modes, count, done, draft)
     return launch_decode(given(q, k, v), [p, gamma, residues, featurizer, skip], state, slots)
 
 
@@ -4337,7 +4413,7 @@ def decode_fake(
 def check_decoding(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: HyenaLiDecodeState,
+    state: HyenaLiState,
     slots: Tensor | None,
 ) -> None:
     """Refuse what `decode` cannot compute."""
@@ -4345,6 +4421,7 @@ def check_decoding(
     check(inputs, parameters)
     require_triton(inputs[0])
     check_decode(inputs, state, slots)
+    refuse_gradients(inputs)
 
 
 def decode_of(tensors: Sequence[Tensor], count: int, slotted: bool, draft: bool) -> list[Tensor]:
@@ -4352,7 +4429,7 @@ def decode_of(tensors: Sequence[Tensor], count: int, slotted: bool, draft: bool)
     inputs, others = tensors[:count], tensors[count:]
     parameters, state = others[: len(PARAMETERS)], others[len(PARAMETERS) :]
     slots = state[-1] if slotted else None
-    state = DECODING(*state[: len(DECODING._fields) - 1], draft)
+    state = STATE(*state[: len(STATE._fields) - 1], draft)
     return [launch_decode(inputs, parameters, state, slots)]
 
 
@@ -4374,7 +4451,7 @@ decode_op = library_op(
 def decode(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: HyenaLiDecodeState,
+    state: HyenaLiState,
     slots: Tensor | None = None,
 ) -> Tensor:
     """y of one step or a few after a state, which moves on in place. For inference: it has no
@@ -4409,7 +4486,7 @@ def decode(
 def prefill(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: HyenaLiDecodeState,
+    state: HyenaLiState,
     slots: Tensor | None = None,
     lengths: Tensor | None = None,
 ) -> Tensor:
@@ -4434,24 +4511,25 @@ def prefill(
         check(inputs, parameters)
     require_triton(inputs[0])
     check_decode(inputs, state, slots, any_steps=True)
+    refuse_gradients(inputs)
     if not steps:
         return allocate(inputs[0], 0, channels_of(inputs))
     with torch.no_grad(), without_autocast(inputs[0]):
         if state.draft:  # of drafts, what was accepted
             eager_decode([x.narrow(TIME, 0, 0) for x in inputs], parameters, state, slots)
-        all_rows = unpack(inputs)
-        rows, places = live_rows(slots, all_rows[0].shape[0], inputs[0].device)
-        count, end = state.count[places], ends_of(lengths, rows, steps, all_rows[0])
-        own = all_rows if slots is None else [x[rows] for x in all_rows]
-        known = [canonical(x) for x in own]
-        tails = past_of(state.tails, places, count, 2)
-        history, modes = canonical(tails.to(known[0].dtype)), state.modes[places]
+        sequences = unpack(inputs)
+        rows, places = live_rows(slots, sequences[0].shape[0], inputs[0].device)
+        end = ends_of(lengths, rows, steps, sequences[0])
+        own, before = sequences, state
+        if slots is not None:
+            own = [x[rows] for x in sequences]
+            before = STATE(*(tensor[places] for tensor in state[:-1]), state.draft)
+        history, modes = past_for_kernels(before, own[0])
         y, modes = eager_stateful(own, parameters, history, modes, end)
-        state.modes[places] = modes.to(state.modes.dtype)
-        pasts = tails.chunk(len(known), 1)
-        last = [steps_before(x, tail, end, 2) for x, tail in zip(known, pasts, strict=True)]
-        keep_in_ring(state.tails, torch.cat(last, 1), places, count + end - 2)
-        move_to(state, places, count + end)
+        after = state_after(own, parameters, before, end, modes)
+        for tensor, made in zip(state[:-1], after[:-1], strict=True):
+            if made is not tensor:
+                tensor[places] = made.to(tensor.dtype)
         if slots is None:
             return y
         result = allocate(inputs[0], steps, channels_of(inputs)).zero_()
@@ -4533,7 +4611,7 @@ class HyenaLi(nn.Module):
         draft: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
-    ) -> HyenaLiDecodeState:
+    ) -> HyenaLiState:
         """`initial_state` for this module's channels, by default on its device."""
         device = next(self.parameters()).device if device is None else device
         return initial_state(
@@ -4543,7 +4621,7 @@ class HyenaLi(nn.Module):
     def decode(
         self,
         *inputs: Tensor,
-        state: HyenaLiDecodeState | None = None,
+        state: HyenaLiState | None = None,
         slots: Tensor | None = None,
     ) -> Tensor:
         """y of one step or a few after a state, which may come last of the inputs: `decode` with
@@ -4558,7 +4636,7 @@ class HyenaLi(nn.Module):
     def prefill(
         self,
         *inputs: Tensor,
-        state: HyenaLiDecodeState | None = None,
+        state: HyenaLiState | None = None,
         slots: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:

@@ -9,18 +9,21 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 126116eec8c70aaa56ea4440bd3ed62f624b2064b309fd6a06f6bdac72d1bc51
+sha256, with zeros here: b354a4cbd15f312dd991acfb7e6e382f93d5f46c0dafc7d71b08301d144d653c
 """
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import reduce
+from operator import itemgetter, or_
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 try:
     import triton
@@ -51,7 +54,6 @@ BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 RINGS = {"tails": (2, 3), "z": (0, 1)}  # of a state that decodes: lag and roles
 COUNTED = 16  # channels that it counts as one
-HISTORY = 2  # steps before a sequence that its outputs read
 BLOCK = 64  # steps that plain PyTorch convolves by one product
 WIDEST = 1  # stride of the last axis
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
@@ -59,6 +61,11 @@ CHOSEN: dict = {}  # configs by device, channels and groups
 TOLD = ("num_warps", "num_stages", "maxnreg")  # to the compiler, of a config
 SUMS = {"num_warps": 4}  # config of what adds sums
 LAUNCHES = threading.local()  # those that a thread wants noted
+LEAVE = {"BLOCK_D": 64, "STEPS": 8, "num_warps": 1}  # config of what leaves a past
+TAPES: dict = {}  # what calls do, by the traits of their tensors
+RECENT: dict = {}  # the last call of each kind
+MOST_TAPES = 1024
+DIRECT = ("3.6.0",)  # of Triton whose compiled kernels are launched without its launcher
 WIDTHS = {(4096, 4096): 1}  # least batch by channels and groups
 CONFIGS: dict = {}  # by GPU, channels and groups
 CAPABILITIES: dict = {}  # of these GPUs, whose configs serve others of the same
@@ -1427,6 +1434,55 @@ def keep_count(done, count, channel, channel_mask, COUNTED: tl.constexpr):
     tl.store(done + channel // COUNTED, count, mask=channel_mask & (channel % COUNTED == 0))
 
 
+@triton.jit
+def steps_at(
+    ptr, row, channel, batch_stride, channel_stride, time_stride, channel_mask, first, steps,
+    CONTEXT: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """STEPS steps of a row from step `first` on and CONTEXT before them, as float32; zero where
+    the row has none.
+    """
+    ptr += row * batch_stride.to(tl.int64) + channel * channel_stride.to(tl.int64)
+    x = ()
+    for i in tl.static_range(CONTEXT + STEPS):
+        time = first - CONTEXT + i
+        there = channel_mask & (time >= 0) & (time < steps)
+        step = tl.load(ptr + time.to(tl.int64) * time_stride, mask=there, other=0.0)
+        x = x + (step.to(tl.float32),)
+    return x
+
+
+@triton.jit
+def with_ring(
+    x, ring, count, first, channel, channel_mask,
+    CONTEXT: tl.constexpr, LAG: tl.constexpr, SLOTS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The steps x, CONTEXT of them before step `first`; those before step 0 from the ring."""
+    out = ()
+    for i in tl.static_range(len(x)):
+        time = first - CONTEXT + i
+        there = channel_mask & (time < 0) & (time >= -LAG)
+        where = ring + (count + (SLOTS + time)) % SLOTS * COLUMNS + channel
+        past = tl.load(where, mask=there, other=0.0).to(tl.float32)
+        out = out + (tl.where(time < 0, past, x[i]),)
+    return out
+
+
+@triton.jit
+def leave_steps(
+    x, ring, count, first, end, channel, channel_mask,
+    LAG: tl.constexpr, SLOTS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Write the steps x from step `first` on to the ring, of the LAG before step `end`; zeros to
+    the slots that are left.
+    """
+    for i in tl.static_range(len(x)):
+        lag = end - (first + i)
+        step = tl.where(lag <= LAG, x[i], 0.0)
+        where = ring + (count + (SLOTS + end - lag)) % SLOTS * COLUMNS + channel
+        tl.store(where, step, mask=channel_mask & (lag > 0) & (lag <= SLOTS))
+
+
 @triton.constexpr_function
 def columns_at_once(width):
     """How many of `width` columns that share a row a program sums at once: a power of two."""
@@ -2344,6 +2400,163 @@ def hyena_li_stateful_decode(
         no_steps(y_ptr, row, channel, y_batch, y_channel, y_time, channel_mask, STEPS)
 
 
+@triton.jit(
+    do_not_specialize=[
+        "q_batch", "q_channel", "q_time",
+        "k_batch", "k_channel", "k_time",
+        "v_batch", "v_channel", "v_time",
+        "steps",
+    ]
+)  # fmt: skip
+def hyena_li_stateful_leave(
+    q_ptr, q_batch, q_channel, q_time,
+    k_ptr, k_batch, k_channel, k_time,
+    v_ptr, v_batch, v_channel, v_time,
+    tails_ptr,  # [batch, TAILS_SLOTS, 3 * CHANNELS]
+    tails_after_ptr,  # [batch, TAILS_SLOTS, 3 * CHANNELS]
+    count_ptr,  # [batch] int32: steps before these
+    ends_ptr,  # [batch] int32: how many of these each sequence has
+    count_after_ptr,  # [batch] int32
+    done_after_ptr,  # [batch, CHANNELS / BLOCK] int32: the same of each block of channels
+    steps,
+    CHANNELS: tl.constexpr, ENDS: tl.constexpr, PARTS: tl.constexpr, TAILS_SLOTS: tl.constexpr,
+    BLOCK_D: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """What is kept of the past of every sequence, after the first `end` of some steps: all of
+    them, or, if ENDS, as many as each has.
+
+    A program has STEPS steps of BLOCK_D channels of a sequence. PARTS programs have as many steps
+    as the longest ring has slots.
+    """
+    COLUMNS: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D  # programs along channels
+    ROWS: tl.constexpr = STEPS
+    part = tl.program_id(0) % PARTS
+    row = tl.program_id(0) // (PARTS * COLUMNS)
+    channel_0 = tl.program_id(0) // PARTS % COLUMNS * BLOCK_D
+    channel = channel_0 + tl.arange(0, BLOCK_D)
+    channel_mask = channel < CHANNELS
+    count = tl.load(count_ptr + row)
+    end = tl.load(ends_ptr + row) if ENDS else steps
+    first = end - (PARTS - part) * STEPS
+    tails_ring = tails_ptr + row.to(tl.int64) * (TAILS_SLOTS * 3 * CHANNELS)
+    tails_after = tails_after_ptr + row.to(tl.int64) * (TAILS_SLOTS * 3 * CHANNELS)
+    q = steps_at(
+        q_ptr,
+        row,
+        channel,
+        q_batch,
+        q_channel,
+        q_time,
+        channel_mask,
+        first,
+        steps,
+        CONTEXT=2,
+        STEPS=STEPS,
+    )
+    q = with_ring(
+        q,
+        tails_ring,
+        count,
+        first,
+        channel,
+        channel_mask,
+        CONTEXT=2,
+        LAG=2,
+        SLOTS=TAILS_SLOTS,
+        COLUMNS=3 * CHANNELS,
+    )
+    k = steps_at(
+        k_ptr,
+        row,
+        channel,
+        k_batch,
+        k_channel,
+        k_time,
+        channel_mask,
+        first,
+        steps,
+        CONTEXT=2,
+        STEPS=STEPS,
+    )
+    k = with_ring(
+        k,
+        tails_ring + CHANNELS,
+        count,
+        first,
+        channel,
+        channel_mask,
+        CONTEXT=2,
+        LAG=2,
+        SLOTS=TAILS_SLOTS,
+        COLUMNS=3 * CHANNELS,
+    )
+    v = steps_at(
+        v_ptr,
+        row,
+        channel,
+        v_batch,
+        v_channel,
+        v_time,
+        channel_mask,
+        first,
+        steps,
+        CONTEXT=2,
+        STEPS=STEPS,
+    )
+    v = with_ring(
+        v,
+        tails_ring + 2 * CHANNELS,
+        count,
+        first,
+        channel,
+        channel_mask,
+        CONTEXT=2,
+        LAG=2,
+        SLOTS=TAILS_SLOTS,
+        COLUMNS=3 * CHANNELS,
+    )
+    leave_steps(
+        q[2 : ROWS + 2],
+        tails_after,
+        count,
+        first,
+        end,
+        channel,
+        channel_mask,
+        LAG=2,
+        SLOTS=TAILS_SLOTS,
+        COLUMNS=3 * CHANNELS,
+    )
+    leave_steps(
+        k[2 : ROWS + 2],
+        tails_after + CHANNELS,
+        count,
+        first,
+        end,
+        channel,
+        channel_mask,
+        LAG=2,
+        SLOTS=TAILS_SLOTS,
+        COLUMNS=3 * CHANNELS,
+    )
+    leave_steps(
+        v[2 : ROWS + 2],
+        tails_after + 2 * CHANNELS,
+        count,
+        first,
+        end,
+        channel,
+        channel_mask,
+        LAG=2,
+        SLOTS=TAILS_SLOTS,
+        COLUMNS=3 * CHANNELS,
+    )
+    if part == 0:
+        done = done_after_ptr + row.to(tl.int64) * ((CHANNELS + 15) // 16)
+        keep_count(done, count + end, channel, channel_mask, 16)
+        tl.store(count_after_ptr + row, count + end, mask=channel_0 == 0)
+
+
 @triton.constexpr_function
 def section_end(index, CHANNELS, WIDTH):
     """The first program after those that sum the gradients of parameters 0 .. index."""
@@ -2988,53 +3201,6 @@ def differentiates(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
-def last_steps(inputs: Sequence[Tensor], history: Tensor) -> Tensor:
-    """The history after these inputs, of that before them."""
-    length = inputs[0].shape[TIME]
-    pasts = history.chunk(len(inputs), CHANNEL)
-    if length < HISTORY:
-        kept = [torch.cat([past, x], TIME) for past, x in zip(pasts, inputs, strict=True)]
-    else:
-        kept = list(inputs)
-    return torch.cat([x.narrow(TIME, x.shape[TIME] - HISTORY, HISTORY) for x in kept], CHANNEL)
-
-
-def zero_state_like(x: Tensor):
-    """The state of a sequence that has not begun, for inputs like x."""
-    fields = state_fields(x).values()
-    return STATE(*(x.new_zeros(shape, dtype=dtype) for shape, dtype in fields))
-
-
-def state_like(state: Sequence[Tensor], x: Tensor):
-    """The state in the dtypes of inputs like x; refuses one that does not belong to these."""
-    names = ", ".join(STATE._fields)
-    if not isinstance(state, (tuple, list)):
-        raise TypeError(
-            f"{OP}: state is a {type(state).__name__}, expected a {STATE.__name__} of {names}"
-        )
-    if len(state) != len(STATE._fields):
-        raise TypeError(f"{OP}: state has {len(state)} tensors, expected {names}")
-    accepted = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-    fields = state_fields(x)
-    for (name, (wanted, _)), tensor in zip(fields.items(), state, strict=True):
-        check_dense(f"state.{name}", tensor)
-        if tuple(tensor.shape) != wanted:
-            raise ValueError(
-                f"{OP}: state.{name} has shape {tuple(tensor.shape)}, expected {wanted}"
-            )
-        if tensor.dtype not in accepted:
-            raise TypeError(
-                f"{OP}: state.{name} is {tensor.dtype}, "
-                "expected float32, bfloat16, float16 or float64"
-            )
-        if tensor.device != x.device:
-            raise ValueError(
-                f"{OP}: state.{name} is on {tensor.device}, but {INPUTS[0]} is on {x.device}"
-            )
-    dtypes = (dtype for _, dtype in fields.values())
-    return STATE(*(tensor.to(dtype) for tensor, dtype in zip(state, dtypes, strict=True)))
-
-
 def poles(p: Tensor, gamma: Tensor) -> Tensor:
     """The log-poles (G, N) of Hyena-LI from what is trained (arXiv 2503.01868, section 2)."""
     return -torch.exp(p) * torch.exp(gamma)
@@ -3229,9 +3395,9 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_d0b50aef"
+    name = unique = "hyena_li_stateful_01f80367"
     count = 1
-    while hasattr(torch.ops.sh2gen, unique):
+    while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
         unique = f"{name}_{count}"
     return unique
@@ -3378,6 +3544,405 @@ differentiable(stateful_op, differentiate_stateful, save_stateful)
 differentiable(stateful_backward_op, refuse_second)
 
 
+class Replay(NamedTuple):
+    """One launch of a tape.
+
+    Attributes:
+        kernel: its name.
+        start: launches it with arguments, on the stream that is current.
+        numbers: those of its arguments that are no addresses.
+        pick: gives its arguments of a tape's addresses, with these numbers behind them.
+    """
+
+    kernel: str
+    start: Callable[[Sequence[int]], None]
+    numbers: list[int]
+    pick: Callable[[Sequence[int]], Sequence[int]]
+
+
+class Tape(NamedTuple):
+    """What a launcher does for tensors of some traits.
+
+    Attributes:
+        device: of all tensors.
+        empty: makes a tensor there of a shape, strides and dtype, if that device is current.
+        results: these of each tensor that it returns.
+        scratch: bytes of what only kernels see.
+        inner: addresses within tensors, as which of them, and how far from its own: of those that
+            a launcher is given, then of its results, then of scratch.
+        launches: in their order.
+        facts: what the launcher is told beside tensors: whether to keep what gradients need, and
+            where on a ladder of decays the filters are, if they decay.
+        after: `recent`, the last gradients of such calls.
+    """
+
+    device: torch.device
+    empty: Callable[[tuple, tuple, torch.dtype], Tensor]
+    results: tuple[tuple, ...]
+    scratch: int
+    inner: tuple[tuple[int, int], ...]
+    launches: tuple[Replay, ...]
+    facts: tuple
+    after: dict
+
+
+class Recent(NamedTuple):
+    """The last call of a kind.
+
+    Attributes:
+        guards: PyTorch's own, of compiled graphs: they tell whether other tensors have the same
+            traits but for alignment, in a third of the time of traits_of.
+        tape: of such calls; None if they have none.
+        keep: whether gradients may be asked for.
+    """
+
+    guards: object
+    tape: Tape | None
+    keep: bool
+
+
+class Noticed(TorchDispatchMode):
+    """Notes whether PyTorch does nothing meanwhile but to allocate tensors and to make views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.simple = True
+
+    def __torch_dispatch__(self, func, _, args=(), kwargs=None):
+        schema = func._schema
+        writes = any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
+        views = all(r.alias_info is not None for r in schema.returns) and not writes
+        self.simple &= views or "empty" in schema.name
+        return func(*args, **(kwargs or {}))
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Whether a first argument, which may be anything, is a tensor that kernels compute with."""
+    return getattr(x, "is_cuda", False)
+
+
+def seen_by_none() -> bool:
+    """Whether only eager PyTorch sees a call: no compiler, mode, transform, tracer or profiler,
+    and no hook of Triton's.
+    """
+    if torch.compiler.is_compiling() or PLAIN or not HAS_TRITON:
+        return False
+    if triton.__version__ not in DIRECT:
+        return False
+    for sees in SEERS:
+        if sees():
+            return False
+    hooks = triton.knobs.runtime
+    return (
+        forward_ad._current_level < 0
+        and not hooks.launch_enter_hook.calls
+        and not hooks.launch_exit_hook.calls
+    )
+
+
+def traits_of(tensors: Sequence[Tensor]) -> tuple[tuple, list[int]] | None:
+    """All that a launcher goes by, and the addresses of tensors; None of what is no plain tensor.
+    What else PyTorch's dispatcher goes by has no memory of its own, except the sign of a view that
+    negates.
+    """
+    found, places = [], []
+    try:
+        for x in tensors:
+            if type(x) is not nn.Parameter and type(x) is not Tensor:
+                return None
+            place = x.data_ptr()
+            places.append(place)
+            aligned = place % 16 if place else -1
+            found.append((x.shape, x.stride(), x.dtype, x.get_device(), aligned, x.is_neg()))
+    except RuntimeError:  # sparse, nested, or a wrapper of others
+        return None
+    return tuple(found), places
+
+
+def tape_of(
+    launcher: Callable, tensors: Sequence[Tensor], traits: tuple, *facts: object
+) -> Tape | None:
+    """What launcher(tensors, *facts) does, which is done once if it is not known yet; None where
+    that is more than to allocate and to launch, or where PyTorch has to see it.
+
+    Raises:
+        TypeError, ValueError: as the launcher, which checks its arguments.
+    """
+    key = (launcher, facts, traits)
+    tape = TAPES.get(key, ...)  # other threads may clear them at any time
+    if tape is ...:
+        if not is_plain(tensors) or capturing():
+            return None
+        if len(TAPES) >= MOST_TAPES:
+            TAPES.clear()
+            RECENT.clear()
+        tape = TAPES[key] = record(launcher, tensors, *facts)[0]
+    return tape
+
+
+def directly(
+    launcher: Callable, tensors: Sequence[Tensor], *facts: object
+) -> tuple[Tape, list[int]] | None:
+    """The tape of a launcher that changes nothing, for a call that only eager PyTorch sees, and
+    the addresses of its tensors; None where it has none.
+    """
+    kind = (launcher, torch.is_grad_enabled(), *facts)
+    recent = RECENT.get(kind)
+    if recent is not None and recent.guards.check(*tensors):
+        places = [x.data_ptr() for x in tensors]
+        if all_aligned(places):
+            return recent.tape, places
+    found = traits_of(tensors)
+    if found is None:
+        return None
+    traits, places = found
+    tape = tape_of(launcher, tensors, traits, *facts)
+    if tape is None:
+        return None
+    if all_aligned(places) and (guards := guards_of(tensors)) is not None:
+        RECENT[kind] = Recent(guards, tape, False)
+    return tape, places
+
+
+def directly_decoded(
+    inputs: Sequence[Tensor], parameters: Sequence[Tensor], state, slots, *ladder: int | None
+) -> Tensor | None:
+    """y of a call of `decode` on a GPU that nothing but eager PyTorch sees; None of any other.
+
+    A call that has no tape yet checks its arguments, and is done once: it changes the state.
+    """
+    if not isinstance(inputs, (tuple, list)) or not inputs:
+        return None
+    if not on_gpu(inputs[0]) or not seen_by_none():
+        return None
+    if type(state) is not STATE or (torch.is_grad_enabled() and requires_any(inputs)):
+        return None  # which is refused
+    if any(type(x) is not int and x is not None for x in ladder):
+        return None
+    given_slots = () if slots is None else (slots,)
+    tensors = (*inputs, *parameters, *state[:-1], *given_slots)
+    facts = (len(inputs), slots is not None, state.draft, *ladder)
+    kind = ("decode", torch.is_grad_enabled(), *facts)
+    recent = RECENT.get(kind)
+    if recent is not None and recent.guards.check(*tensors):
+        places = [x.data_ptr() for x in tensors]
+        if all_aligned(places):
+            return replay(recent.tape, places)[0]
+    found = traits_of(tensors)
+    if found is None:
+        return None
+    traits, places = found
+    tape = TAPES.get((decode_of, facts, traits), ...)
+    if tape is None or (tape is ... and (capturing() or not is_plain(tensors))):
+        return None
+    if tape is ...:
+        check_decoding(inputs, parameters, state, slots, *ladder)
+        if len(TAPES) >= MOST_TAPES:
+            TAPES.clear()
+            RECENT.clear()
+        TAPES[decode_of, facts, traits], results = record(decode_of, tensors, *facts)
+        return results[0]
+    if all_aligned(places) and (guards := guards_of(tensors)) is not None:
+        RECENT[kind] = Recent(guards, tape, False)
+    return replay(tape, places)[0]
+
+
+def requires_any(tensors: Sequence[Tensor]) -> bool:
+    """Whether a gradient would be asked for."""
+    return any(x.requires_grad for x in tensors)
+
+
+def all_aligned(places: Sequence[int]) -> bool:
+    """Whether memory begins at these addresses, all multiples of 16."""
+    return all(places) and reduce(or_, places) % 16 == 0
+
+
+def guards_of(tensors: Sequence[Tensor]) -> object | None:
+    """What tells tensors of the same types, keys of dispatch, dtypes, devices, sizes, strides and
+    needs of gradients, where this PyTorch has it: its name is not public.
+    """
+    made = getattr(torch._C._dynamo.guards, "TensorGuards", None)
+    if made is None:
+        return None
+    return made(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+
+
+def capturing() -> bool:
+    """Whether launches go into a CUDA graph, which is to hold those of a call once."""
+    return torch.cuda.is_current_stream_capturing()
+
+
+def is_plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether PyTorch's dispatcher would do nothing with tensors but to differentiate."""
+    device = tensors[0].device
+    with torch.inference_mode():
+        inference = torch._C._dispatch_keys(torch.empty(0, device=device)).raw_repr()
+    with torch.inference_mode(False):
+        usual = torch._C._dispatch_keys(torch.empty(0, device=device)).raw_repr()
+    return all(torch._C._dispatch_keys(x).raw_repr() in (usual, inference) for x in tensors)
+
+
+def record(
+    launcher: Callable, tensors: Sequence[Tensor], *facts: object
+) -> tuple[Tape | None, list[Tensor]]:
+    """The tape of a launch, which is done, and its results; no tape if it does more than to
+    allocate and to launch.
+    """
+    # Objects of their own, by which arguments are told apart: one tensor may be given twice.
+    tensors = [x.detach() for x in tensors]
+    LAUNCHES.noted = []
+    try:
+        with torch.no_grad(), Noticed() as noticed:
+            results = launcher(tensors, *facts)
+        noted = LAUNCHES.noted
+    finally:
+        LAUNCHES.noted = None
+    if not noticed.simple:
+        return None, results
+    bases = [*tensors, *results]
+    scratch: dict[int, int] = {}  # where the memory of a tensor that only kernels see begins
+    size = 0
+    launches = []
+    inner: list[tuple[int, int]] = []
+    for kernel, programs, binary, arguments, constants in noted:
+        start = starter(binary, tensors[0].device, programs, constants)
+        if start is None:
+            return None, results
+        numbers, addresses = [], []
+        for argument in arguments:
+            if not isinstance(argument, Tensor) or argument.numel() == 0:
+                numbers.append(0 if isinstance(argument, Tensor) else argument)
+                addresses.append(None)
+                continue
+            memory = argument.untyped_storage()
+            place = memory.data_ptr()
+            same = [n for n, x in enumerate(bases) if x is argument]
+            same = same or [
+                n for n, x in enumerate(bases) if x.untyped_storage().data_ptr() == place
+            ]
+            if len(same) > 1:  # which of them a view is of cannot be told
+                return None, results
+            if not same and place not in scratch:
+                scratch[place] = size
+                size += -(-memory.nbytes() // 256) * 256
+            base = same[0] if same else len(bases)
+            start_of = bases[base].data_ptr() if same else place - scratch[place]
+            addresses.append((base, argument.data_ptr() - start_of))
+        launches.append((kernel.__name__, start, numbers, addresses))
+        inner += [address for address in addresses if address is not None and address[1]]
+    given = {x.untyped_storage().data_ptr() for x in tensors}
+    places = [x.untyped_storage().data_ptr() for x in results if x.numel()]
+    if given & set(places) or len(set(places)) < len(places):  # results that share memory
+        return None, results
+    shapes = tuple((tuple(x.shape), x.stride(), x.dtype) for x in results)
+    device, count = tensors[0].device, len(bases) + bool(size)
+    inner = list(dict.fromkeys(inner))
+    replays = []
+    for kernel, start, numbers, addresses in launches:
+        where, after = [], count + len(inner)  # numbers are behind all addresses
+        for address in addresses:
+            if address is None:
+                where.append(after)
+                after += 1
+            else:
+                where.append(count + inner.index(address) if address[1] else address[0])
+        replays.append(Replay(kernel, start, numbers, itemgetter(*where)))
+    empty = empty_on(device, hasty=True)
+    tape = Tape(device, empty, shapes, size, tuple(inner), tuple(replays), facts, {})
+    return tape, results
+
+
+def empty_on(device: torch.device, hasty: bool) -> Callable[[tuple, tuple, torch.dtype], Tensor]:
+    """Makes tensors on a device that is current.
+
+    Args:
+        hasty: as PyTorch's compiled graphs do, if it has a function for that: it takes half the
+            time, and leaves memory as it is where PyTorch is asked to fill it.
+    """
+    own = getattr(torch._C._dynamo.guards, f"_empty_strided_{device.type}", None)
+    if own is not None and hasty:
+        return own
+    return lambda shape, strides, dtype: torch.empty_strided(
+        shape, strides, dtype=dtype, device=device
+    )
+
+
+def starter(
+    binary, device: torch.device, programs: int, constants: Sequence[object]
+) -> Callable | None:
+    """Launches a compiled kernel without Triton's own launcher, which looks at every argument
+    anew; None of what cannot be launched so.
+    """
+    run = getattr(binary, "run", None)
+    if not hasattr(run, "launch"):  # interpreted
+        return None
+    if run.global_scratch_size or run.profile_scratch_size:
+        return None
+    enqueue, function, packed = run.launch, binary.function, binary.packed_metadata
+    cooperative, dependent = run.launch_cooperative_grid, run.launch_pdl
+    stream_of, index = torch._C._cuda_getCurrentRawStream, device.index
+
+    def start(arguments: Sequence[int]) -> None:
+        enqueue(
+            programs, 1, 1, stream_of(index), function, cooperative, dependent, None, None, packed,
+            None, None, None, *arguments, *constants,
+        )  # fmt: skip
+
+    return start
+
+
+def is_current(device: torch.device) -> bool:
+    """Whether work goes to this GPU unless another is named."""
+    return torch._C._cuda_getDevice() == device.index
+
+
+def replay(tape: Tape, places: list[int]) -> list[Tensor]:
+    """What a launcher gives for tensors of the traits of those that a tape is of.
+
+    Args:
+        places: where these tensors lie.
+    """
+    if is_current(tape.device):
+        return replay_here(tape, places)
+    with torch.cuda.device(tape.device):
+        return replay_here(tape, places)
+
+
+def replay_here(tape: Tape, places: list[int]) -> list[Tensor]:
+    """The same on the current device."""
+    empty = tape.empty
+    if torch.are_deterministic_algorithms_enabled():  # it may have to be filled
+        empty = empty_on(tape.device, hasty=False)
+    results = [empty(*traits) for traits in tape.results]
+    bases = places + [x.data_ptr() for x in results]
+    if tape.scratch:  # kept until all is launched: later work on the stream may then have it
+        scratch = empty((tape.scratch,), (1,), torch.uint8)
+        bases.append(scratch.data_ptr())
+    bases += [bases[i] + within for i, within in tape.inner]
+    start_all(tape, bases)
+    return results
+
+
+def start_all(tape: Tape, addresses: list[int]) -> None:
+    """Launch what a tape launches, of tensors at addresses, and within them."""
+    for kernel, start, numbers, pick in tape.launches:
+        try:
+            start(pick(addresses + numbers))
+        except Exception as error:
+            raise RuntimeError(f"{OP}: {kernel} could not be launched on {tape.device}") from error
+
+
+# True or something where modes of dispatch or of functions, transforms, a tracer or the profiler
+# would see a call.
+SEERS = (
+    torch._C._len_torch_dispatch_stack,
+    torch._C._len_torch_function_stack,
+    torch._C._functorch.peek_interpreter_stack,
+    torch._C._get_tracing_state,
+    torch.autograd._profiler_enabled,
+)
+
+
 def check_dense(name: str, tensor: Tensor) -> None:
     """Refuse what is no tensor of strides."""
     if not isinstance(tensor, Tensor):
@@ -3458,99 +4023,8 @@ def check_parameters(channels: int, parameters: Sequence[Tensor]) -> None:
             )
 
 
-class HyenaLiStatefulState(NamedTuple):
-    """The past of a sequence, between two calls that compute it in chunks.
-
-    history (batch, 3 * channels, 2) in the dtype of the inputs: the last 2 steps of the inputs,
-    blocks of D channels, q, k, v in this order.
-    modes (batch, channels, 16) in float32: the state of the modes.
-    """
-
-    history: Tensor
-    modes: Tensor
-
-
-STATE = HyenaLiStatefulState
-
-
-def state_fields(x: Tensor) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """The shape and dtype of each field of the state, for inputs like x."""
-    batch, channels = x.shape[0], x.shape[CHANNEL]
-    return {
-        "history": ((batch, 3 * channels, 2), x.dtype),
-        "modes": ((batch, channels, 16), torch.promote_types(x.dtype, torch.float32)),
-    }
-
-
-def hyena_li_stateful(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    p: Tensor,
-    gamma: Tensor,
-    residues: Tensor,
-    featurizer: Tensor,
-    skip: Tensor,
-    state: HyenaLiStatefulState | None = None,
-) -> tuple[Tensor, HyenaLiStatefulState]:
-    """hyena_li_stateful: causal convolution with sums of 16 exponentials, featurizer of 3 taps,
-    pre and post gates
-
-    Args:
-        q: (B, D, L), bfloat16, float16 or float32
-        k: (B, D, L), bfloat16, float16 or float32
-        v: (B, D, L), bfloat16, float16 or float32
-        p: (groups, 16), float32; log-poles a are -exp(p) exp(gamma)
-        gamma: (groups, 16), float32; log-poles a are -exp(p) exp(gamma)
-        residues: (groups, 16), float32; weights of the modes
-        featurizer: (3 * channels, 3), float32; the last tap multiplies the current sample; blocks
-            of D channels, q, k, v in this order
-        skip: (channels), float32; times z, added to the convolution
-        state: of the sequence before these steps, as a call returned it; absent: it begins here
-
-    Returns:
-        y (B, D, L) in the dtype of the inputs, and the state after these steps; differentiable in
-        every argument.
-
-    Raises:
-        TypeError, ValueError: naming the argument and the shape, dtype or device expected.
-    """
-    check([q, k, v], [p, gamma, residues, featurizer, skip])
-    require_triton(q)
-    inputs = [q, k, v]
-    state = zero_state_like(q) if state is None else state_like(state, q)
-    parameters = [p, gamma, residues, featurizer, skip]
-    there = q.is_cuda and q.shape[TIME] > 0
-    if there and not (PLAIN or transformed([*inputs, *parameters, *state])):
-        keep = differentiates(*inputs, *parameters, *state)
-        y, modes, _ = stateful_op(*inputs, *parameters, *state, keep)
-    else:  # PyTorch differentiates what is its own
-        refuse_symbols(q)
-        with without_autocast(q):
-            y, modes = eager_stateful(inputs, parameters, *state)
-    return y, STATE(last_steps(inputs, state.history), modes)
-
-
-def hyena_li_stateful_packed(
-    features: Tensor,
-    p: Tensor,
-    gamma: Tensor,
-    residues: Tensor,
-    featurizer: Tensor,
-    skip: Tensor,
-    state: HyenaLiStatefulState | None = None,
-) -> tuple[Tensor, HyenaLiStatefulState]:
-    """hyena_li_stateful of packed features (B, 3 D, L): blocks of D channels, q, k, v in this
-    order.
-    """
-    check([features], [p, gamma, residues, featurizer, skip])
-    return hyena_li_stateful(
-        *unpack([features]), p, gamma, residues, featurizer, skip, state=state
-    )
-
-
 # -----------------------------------------------------------------------------------------------
-# Decoding: a few steps in time after a past that is kept
+# The past of sequences
 # -----------------------------------------------------------------------------------------------
 
 
@@ -3591,16 +4065,14 @@ def check_decode(
     inputs: Sequence[Tensor], state, slots: Tensor | None, any_steps: bool = False
 ) -> None:
     """Refuse a state and slots that do not belong to inputs, which have been checked."""
-    if not isinstance(state, DECODING):
+    if not isinstance(state, STATE):
         raise TypeError(
-            f"{OP}: state is a {type(state).__name__}, expected a {DECODING.__name__}, which "
+            f"{OP}: state is a {type(state).__name__}, expected a {STATE.__name__}, which "
             "initial_state of the same file gives"
         )
     x, channels = inputs[0], channels_of(inputs)
-    if torch.is_grad_enabled() and any(y.requires_grad for y in inputs):
-        raise RuntimeError(f"{OP}: decoding has no gradients: call it under torch.no_grad()")
     for name, tensor in zip(state._fields, state, strict=True):
-        if isinstance(tensor, Tensor):
+        if name != "draft":
             check_dense(f"state.{name}", tensor)
             if tensor.device != x.device:
                 raise ValueError(
@@ -3608,6 +4080,11 @@ def check_decode(
                 )
             if not tensor.is_contiguous():
                 raise ValueError(f"{OP}: state.{name} is not contiguous")
+            if name not in ("count", "done") and not tensor.is_floating_point():
+                raise TypeError(
+                    f"{OP}: state.{name} is {tensor.dtype}, "
+                    "expected float32, bfloat16, float16 or float64"
+                )
     steps, places = x.shape[TIME], state.count.shape[0]
     for name, shape in (("count", (places,)), ("done", (places, -(-channels // COUNTED)))):
         number = getattr(state, name)
@@ -3649,6 +4126,33 @@ def check_decode(
         )
     if is_known(slots) and bool((slots >= places).any()):
         raise ValueError(f"{OP}: slots are beyond the {places} places of the state")
+
+
+def state_like(state, inputs: Sequence[Tensor]):
+    """The state that a call goes on from; refuses one that does not belong to these inputs."""
+    names = ", ".join(STATE._fields)
+    if not isinstance(state, (tuple, list)):
+        raise TypeError(
+            f"{OP}: state is a {type(state).__name__}, expected a {STATE.__name__} of {names}"
+        )
+    if len(state) != len(STATE._fields):
+        raise TypeError(f"{OP}: state has {len(state)} fields, expected {names}")
+    state = STATE(*state)
+    check_decode(inputs, state, None, any_steps=True)
+    if state.draft:
+        raise ValueError(f"{OP}: a state of drafts is for decode and prefill alone")
+    return state
+
+
+def refuse_gradients(inputs: Sequence[Tensor]) -> None:
+    """Refuse inputs of which a gradient would be asked for."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        raise RuntimeError(f"{OP}: decoding has no gradients: call it under torch.no_grad()")
+
+
+def all_rows(state) -> tuple[Tensor, Tensor]:
+    """The places of a state, and how many steps there were in each."""
+    return torch.arange(state.count.shape[0], device=state.count.device), state.count
 
 
 def is_known(numbers: Tensor) -> bool:
@@ -3704,6 +4208,13 @@ def keep_in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> None
     """Write x (B, columns, T) to the ring, from step `count` on."""
     steps = x.transpose(1, 2).to(ring.dtype)
     ring[places[:, None], ring_slots(ring, count, x.shape[2], 0)] = steps
+
+
+def in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> Tensor:
+    """`keep_in_ring` of a copy."""
+    ring = ring.clone()
+    keep_in_ring(ring, x, places, count)
+    return ring
 
 
 def move_to(state, places: Tensor, count: Tensor) -> None:
@@ -3776,8 +4287,9 @@ def decode_modes(
     return torch.stack(y, 2) if y else x
 
 
-class HyenaLiStatefulDecodeState(NamedTuple):
-    """The past of sequences that are decoded, in a place each; `decode` changes it.
+class HyenaLiStatefulState(NamedTuple):
+    """The past of sequences, in a place each. `decode` and `prefill` change it; a call takes one
+    and gives another, of sequences that go on after it.
 
     A ring keeps step t, counted from the first of its sequence, in slot t % slots.
 
@@ -3815,7 +4327,7 @@ class HyenaLiStatefulDecodeState(NamedTuple):
             tensor[places] = 0
 
 
-DECODING = HyenaLiStatefulDecodeState
+STATE = HyenaLiStatefulState
 
 
 def initial_state(
@@ -3826,7 +4338,7 @@ def initial_state(
     draft: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
-) -> HyenaLiStatefulDecodeState:
+) -> HyenaLiStatefulState:
     """The state of sequences that have not begun.
 
     Args:
@@ -3841,7 +4353,7 @@ def initial_state(
     check_sizes(dtype, batch=batch, channels=channels, steps=steps)
     wide = torch.promote_types(dtype, torch.float32)
     index = torch.zeros((batch,), dtype=torch.int32, device=device)
-    return HyenaLiStatefulDecodeState(
+    return HyenaLiStatefulState(
         torch.zeros((batch, 2 + steps, 3 * channels), dtype=dtype, device=device),
         torch.zeros((batch, steps, channels), dtype=wide, device=device),
         torch.zeros((batch, channels, 16), dtype=wide, device=device),
@@ -3851,10 +4363,246 @@ def initial_state(
     )
 
 
+def zero_state_like(x: Tensor) -> HyenaLiStatefulState:
+    """The state of sequences that have not begun, for inputs like x."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return initial_state(x.shape[0], x.shape[CHANNEL], dtype=dtype, device=x.device)
+
+
+def past_for_kernels(state: HyenaLiStatefulState, x: Tensor) -> tuple[Tensor, ...]:
+    """What kernels take of a state, for inputs like x."""
+    tails = past_of(state.tails, *all_rows(state), 2)
+    modes = state.modes.to(torch.promote_types(x.dtype, torch.float32))
+    return canonical(tails.to(x.dtype)), modes
+
+
+# -----------------------------------------------------------------------------------------------
+# Calls
+# -----------------------------------------------------------------------------------------------
+
+
+def hyena_li_stateful(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    p: Tensor,
+    gamma: Tensor,
+    residues: Tensor,
+    featurizer: Tensor,
+    skip: Tensor,
+    state: HyenaLiStatefulState | None = None,
+) -> tuple[Tensor, HyenaLiStatefulState]:
+    """hyena_li_stateful: causal convolution with sums of 16 exponentials, featurizer of 3 taps,
+    pre and post gates
+
+    Args:
+        q: (B, D, L), bfloat16, float16 or float32
+        k: (B, D, L), bfloat16, float16 or float32
+        v: (B, D, L), bfloat16, float16 or float32
+        p: (groups, 16), float32; log-poles a are -exp(p) exp(gamma)
+        gamma: (groups, 16), float32; log-poles a are -exp(p) exp(gamma)
+        residues: (groups, 16), float32; weights of the modes
+        featurizer: (3 * channels, 3), float32; the last tap multiplies the current sample; blocks
+            of D channels, q, k, v in this order
+        skip: (channels), float32; times z, added to the convolution
+        state: of the sequence before these steps, as a call returned it; absent: it begins here
+
+    Returns:
+        y (B, D, L) in the dtype of the inputs, and the state after these steps; differentiable in
+        every argument.
+
+    Raises:
+        TypeError, ValueError: naming the argument and the shape, dtype or device expected.
+    """
+    check([q, k, v], [p, gamma, residues, featurizer, skip])
+    require_triton(q)
+    inputs, parameters = [q, k, v], [p, gamma, residues, featurizer, skip]
+    state = zero_state_like(q) if state is None else state_like(state, inputs)
+    if not q.shape[TIME]:
+        return allocate(q, 0), state
+    past = past_for_kernels(state, q)
+    if q.is_cuda and not (PLAIN or transformed([*inputs, *parameters, *past])):
+        keep = differentiates(*inputs, *parameters, *past)
+        y, modes, _ = stateful_op(*inputs, *parameters, *past, keep)
+    else:  # PyTorch differentiates what is its own
+        refuse_symbols(q)
+        with without_autocast(q):
+            y, modes = eager_stateful(inputs, parameters, *past)
+    with without_autocast(q):
+        after = state_after(inputs, parameters, state, None, modes)
+    return y, after
+
+
+def hyena_li_stateful_packed(
+    features: Tensor,
+    p: Tensor,
+    gamma: Tensor,
+    residues: Tensor,
+    featurizer: Tensor,
+    skip: Tensor,
+    state: HyenaLiStatefulState | None = None,
+) -> tuple[Tensor, HyenaLiStatefulState]:
+    """hyena_li_stateful of packed features (B, 3 D, L): blocks of D channels, q, k, v in this
+    order.
+    """
+    check([features], [p, gamma, residues, featurizer, skip])
+    return hyena_li_stateful(
+        *unpack([features]), p, gamma, residues, featurizer, skip, state=state
+    )
+
+
+# -----------------------------------------------------------------------------------------------
+# Decoding: a few steps in time after a past that is kept
+# -----------------------------------------------------------------------------------------------
+
+
+def launch_leave(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    past: Sequence[Tensor],
+    ends: Tensor | None,
+) -> list[Tensor]:
+    """The rings and counts of `state_after` by one kernel, of those before."""
+    q, k, v = unpack(inputs)
+    tails, count = past
+    batch, channels, steps = q.shape[0], q.shape[CHANNEL], q.shape[TIME]
+    tails_after = torch.empty_like(tails)
+    count_after = torch.empty_like(count)
+    done_after = count.new_empty((batch, -(-channels // COUNTED)))
+    slots = tails.shape[1]
+    parts, columns = -(-slots // LEAVE["STEPS"]), -(-channels // LEAVE["BLOCK_D"])
+    if batch * channels:
+        launch(
+            hyena_li_stateful_leave,
+            batch * columns * parts,
+            *strided(q),
+            *strided(k),
+            *strided(v),
+            tails,
+            tails_after,
+            count,
+            count if ends is None else ends,
+            count_after,
+            done_after,
+            steps,
+            config=LEAVE,
+            CHANNELS=channels,
+            ENDS=ends is not None,
+            PARTS=parts,
+            TAILS_SLOTS=tails.shape[1],
+        )
+    return [tails_after, count_after, done_after]
+
+
+def leave_of(tensors: Sequence[Tensor], ended: bool) -> list[Tensor]:
+    """The same of inputs, parameters, rings and counts, and the ends of rows if there are some."""
+    roles, after = len(INPUTS), len(INPUTS) + len(PARAMETERS)
+    past, ends = tensors[after : after + 2], tensors[-1] if ended else None
+    return launch_leave(tensors[:roles], tensors[roles:after], past, ends)
+
+
+class Left(torch.autograd.Function):
+    """The past after some steps by one kernel, whose gradients plain PyTorch finds."""
+
+    @staticmethod
+    def forward(ctx, tape: Tape, places: list[int], facts: tuple, *tensors: Tensor):
+        made = replay(tape, places)
+        ctx.facts = facts
+        ctx.save_for_backward(*tensors)
+        ctx.mark_non_differentiable(*made[-2:])
+        return tuple(made)
+
+    @staticmethod
+    def backward(ctx, *above: Tensor):
+        asked = ctx.needs_input_grad[3:]
+        with torch.enable_grad():
+            given = zip(ctx.saved_tensors, asked, strict=True)
+            tensors = [x.detach().requires_grad_(needs) for x, needs in given]
+            made = eager_leave(tensors, *ctx.facts)
+        wanted = [x for x in tensors if x.requires_grad]
+        pairs = [(x, d) for x, d in zip(made, above, strict=False) if x.requires_grad]
+        found = torch.autograd.grad(
+            [x for x, _ in pairs], wanted, [d for _, d in pairs], allow_unused=True
+        )
+        left = iter(found)
+        return None, None, None, *(next(left) if needs else None for needs in asked)
+
+
+def eager_leave(tensors: Sequence[Tensor], ended: bool) -> list[Tensor]:
+    """The rings of `leave_of` in plain PyTorch, which differentiates them."""
+    roles, after = len(INPUTS), len(INPUTS) + len(PARAMETERS)
+    *past, count = tensors[after : after + 2]
+    end = tensors[-1] if ended else torch.full_like(count, tensors[0].shape[TIME])
+    return eager_rings(tensors[:roles], tensors[roles:after], past, count, end)
+
+
+def left_by_kernel(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: HyenaLiStatefulState,
+    ends: Tensor | None,
+) -> Sequence[Tensor] | None:
+    """The rings and counts after some steps, of a call on a GPU that nothing but eager PyTorch
+    sees; None of any other.
+    """
+    if not on_gpu(inputs[0]) or not seen_by_none():
+        return None
+    tensors = (*inputs, *parameters, state.tails, state.count)
+    tensors += () if ends is None else (ends,)
+    found = directly(leave_of, tensors, ends is not None)
+    if found is None:
+        return None
+    if not (torch.is_grad_enabled() and requires_any(tensors)):
+        return replay(*found)
+    return Left.apply(*found, (ends is not None,), *tensors)
+
+
+def state_after(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: HyenaLiStatefulState,
+    end: Tensor | None,
+    modes: Tensor,
+) -> HyenaLiStatefulState:
+    """The state after the first `end` steps of each row, or all, of that before them, which
+    stays as it is; of the modes after them.
+    """
+    made = left_by_kernel(inputs, parameters, state, end)
+    if made is not None:
+        tails, count, done = made
+        return STATE(tails, state.z, modes, count, done, state.draft)
+    end = torch.full_like(state.count, inputs[0].shape[TIME]) if end is None else end
+    past = [
+        state.tails,
+    ]
+    (tails,) = eager_rings(inputs, parameters, past, state.count, end)
+    count = (state.count + end).to(torch.int32)
+    done = count[:, None].repeat(1, state.done.shape[1])
+    return STATE(tails, state.z, modes, count, done, state.draft)
+
+
+def eager_rings(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    past: Sequence[Tensor],
+    count: Tensor,
+    end: Tensor,
+) -> list[Tensor]:
+    """The rings after the first `end` steps of each row, of those before, in plain PyTorch."""
+    (tails,) = past
+    rows = torch.arange(count.shape[0], device=count.device)
+    known = [canonical(x) for x in inputs]
+    tail = past_of(tails, rows, count, 2)
+    pasts = tail.chunk(len(known), 1)
+    last = [steps_before(x, tail, end, 2) for x, tail in zip(known, pasts, strict=True)]
+    tails = in_ring(tails, torch.cat(last, 1), rows, count + end - 2)
+    return [tails]
+
+
 def eager_decode(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: HyenaLiStatefulDecodeState,
+    state: HyenaLiStatefulState,
     slots: Tensor | None,
 ) -> Tensor:
     """y of a few steps in plain PyTorch; the state moves on."""
@@ -3899,7 +4647,7 @@ def eager_decode(
 def launch_decode(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: HyenaLiStatefulDecodeState,
+    state: HyenaLiStatefulState,
     slots: Tensor | None,
 ) -> Tensor:
     """The same by one kernel."""
@@ -3962,7 +4710,7 @@ def decode_anywhere(
     draft: bool,
 ) -> Tensor:
     """y of a few steps; of packed features if the later inputs are None."""
-    state = DECODING(tails, z, modes, count, done, draft)
+    state = STATE(tails, z, modes, count, done, draft)
     with torch.autocast(q.device.type, enabled=False):
         return eager_decode(given(q, k, v), [p, gamma, residues, featurizer, skip], state, slots)
 
@@ -3985,7 +4733,7 @@ def decode_on_gpu(
     draft: bool,
 ) -> Tensor:
     """The same by a kernel."""
-    state = DECODING(tails, z, modes, count, done, draft)
+    state = STATE(tails, z, modes, count, done, draft)
     return launch_decode(given(q, k, v), [p, gamma, residues, featurizer, skip], state, slots)
 
 
@@ -4014,7 +4762,7 @@ def decode_fake(
 def check_decoding(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: HyenaLiStatefulDecodeState,
+    state: HyenaLiStatefulState,
     slots: Tensor | None,
 ) -> None:
     """Refuse what `decode` cannot compute."""
@@ -4022,6 +4770,16 @@ def check_decoding(
     check(inputs, parameters)
     require_triton(inputs[0])
     check_decode(inputs, state, slots)
+    refuse_gradients(inputs)
+
+
+def decode_of(tensors: Sequence[Tensor], count: int, slotted: bool, draft: bool) -> list[Tensor]:
+    """y of `count` inputs, parameters, the tensors of a state, and slots if there are some."""
+    inputs, others = tensors[:count], tensors[count:]
+    parameters, state = others[: len(PARAMETERS)], others[len(PARAMETERS) :]
+    slots = state[-1] if slotted else None
+    state = STATE(*state[: len(STATE._fields) - 1], draft)
+    return [launch_decode(inputs, parameters, state, slots)]
 
 
 decode_op = library_op(
@@ -4042,7 +4800,7 @@ decode_op = library_op(
 def decode(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: HyenaLiStatefulDecodeState,
+    state: HyenaLiStatefulState,
     slots: Tensor | None = None,
 ) -> Tensor:
     """y of one step or a few after a state, which moves on in place. For inference: it has no
@@ -4064,6 +4822,9 @@ def decode(
         TypeError, ValueError: naming the argument and the shape, dtype or device expected.
         RuntimeError: a gradient would be asked for.
     """
+    y = directly_decoded(inputs, parameters, state, slots)
+    if y is not None:
+        return y
     check_decoding(inputs, parameters, state, slots)
     absent = [None] * (len(INPUTS) - len(inputs))
     function = decode_anywhere if PLAIN else decode_op
@@ -4074,7 +4835,7 @@ def decode(
 def prefill(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: HyenaLiStatefulDecodeState,
+    state: HyenaLiStatefulState,
     slots: Tensor | None = None,
     lengths: Tensor | None = None,
 ) -> Tensor:
@@ -4099,27 +4860,28 @@ def prefill(
         check(inputs, parameters)
     require_triton(inputs[0])
     check_decode(inputs, state, slots, any_steps=True)
+    refuse_gradients(inputs)
     if not steps:
         return allocate(inputs[0], 0, channels_of(inputs))
     with torch.no_grad(), without_autocast(inputs[0]):
         if state.draft:  # of drafts, what was accepted
             eager_decode([x.narrow(TIME, 0, 0) for x in inputs], parameters, state, slots)
-        all_rows = unpack(inputs)
-        rows, places = live_rows(slots, all_rows[0].shape[0], inputs[0].device)
-        count, end = state.count[places], ends_of(lengths, rows, steps, all_rows[0])
-        own = all_rows if slots is None else [x[rows] for x in all_rows]
-        known = [canonical(x) for x in own]
-        tails = past_of(state.tails, places, count, 2)
-        history, modes = canonical(tails.to(known[0].dtype)), state.modes[places]
+        sequences = unpack(inputs)
+        rows, places = live_rows(slots, sequences[0].shape[0], inputs[0].device)
+        end = ends_of(lengths, rows, steps, sequences[0])
+        own, before = sequences, state
+        if slots is not None:
+            own = [x[rows] for x in sequences]
+            before = STATE(*(tensor[places] for tensor in state[:-1]), state.draft)
+        history, modes = past_for_kernels(before, own[0])
         if own[0].is_cuda and lengths is None and not PLAIN:
             y, modes, _ = stateful_op(*own, *parameters, history, modes, False)
         else:
             y, modes = eager_stateful(own, parameters, history, modes, end)
-        state.modes[places] = modes.to(state.modes.dtype)
-        pasts = tails.chunk(len(known), 1)
-        last = [steps_before(x, tail, end, 2) for x, tail in zip(known, pasts, strict=True)]
-        keep_in_ring(state.tails, torch.cat(last, 1), places, count + end - 2)
-        move_to(state, places, count + end)
+        after = state_after(own, parameters, before, end, modes)
+        for tensor, made in zip(state[:-1], after[:-1], strict=True):
+            if made is not tensor:
+                tensor[places] = made.to(tensor.dtype)
         if slots is None:
             return y
         result = allocate(inputs[0], steps, channels_of(inputs)).zero_()
@@ -4205,7 +4967,7 @@ class HyenaLiStateful(nn.Module):
         draft: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
-    ) -> HyenaLiStatefulDecodeState:
+    ) -> HyenaLiStatefulState:
         """`initial_state` for this module's channels, by default on its device."""
         device = next(self.parameters()).device if device is None else device
         return initial_state(
@@ -4215,7 +4977,7 @@ class HyenaLiStateful(nn.Module):
     def decode(
         self,
         *inputs: Tensor,
-        state: HyenaLiStatefulDecodeState | None = None,
+        state: HyenaLiStatefulState | None = None,
         slots: Tensor | None = None,
     ) -> Tensor:
         """y of one step or a few after a state, which may come last of the inputs: `decode` with
@@ -4230,7 +4992,7 @@ class HyenaLiStateful(nn.Module):
     def prefill(
         self,
         *inputs: Tensor,
-        state: HyenaLiStatefulDecodeState | None = None,
+        state: HyenaLiStatefulState | None = None,
         slots: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:

@@ -9,7 +9,7 @@ each, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: cf9d3699e086624686cec18a952916a7a1e4e20d0863dc590dfd4bf9e824e785
+sha256, with zeros here: 01bb258344a0c9b93cdb1d136ce69e55b47be5b67fb4012beea83a6c269a2dd2
 """
 
 import threading
@@ -1540,9 +1540,9 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_3f749ce3"
+    name = unique = "hyena_se_7e292bf8"
     count = 1
-    while hasattr(torch.ops.sh2gen, unique):
+    while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
         unique = f"{name}_{count}"
     return unique
@@ -1882,7 +1882,7 @@ def directly_decoded(
         return None
     if not on_gpu(inputs[0]) or not seen_by_none():
         return None
-    if type(state) is not DECODING or (torch.is_grad_enabled() and requires_any(inputs)):
+    if type(state) is not STATE or (torch.is_grad_enabled() and requires_any(inputs)):
         return None  # which is refused
     if any(type(x) is not int and x is not None for x in ladder):
         return None
@@ -2241,56 +2241,8 @@ def check_parameters(channels: int, parameters: Sequence[Tensor]) -> None:
             )
 
 
-def run_op(
-    inputs: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-) -> Tensor:
-    """y of all inputs, or of packed features alone."""
-    if PLAIN or transformed([*inputs, *parameters]):
-        with without_autocast(inputs[0]):
-            return eager_forward(unpack(spread(inputs, parameters)), parameters)[0]
-    absent = [None] * (len(INPUTS) - len(inputs))
-    return forward_op(*inputs, *absent, *parameters)
-
-
-def hyena_se(q: Tensor, k: Tensor, v: Tensor, filter: Tensor, featurizer: Tensor) -> Tensor:
-    """hyena_se: 7-tap explicit causal convolution, filters of groups of channels, featurizer of 3
-    taps, pre and post gates
-
-    Args:
-        q: (B, D, L), bfloat16, float16 or float32
-        k: (B, D, L), bfloat16, float16 or float32
-        v: (B, D, L), bfloat16, float16 or float32
-        filter: (groups, 7), float32; the last tap multiplies the current sample
-        featurizer: (3 * channels, 3), float32; the last tap multiplies the current sample; blocks
-            of D channels, q, k, v in this order
-
-    Returns:
-        y (B, D, L) in the dtype of the inputs, differentiable in every argument.
-
-    Raises:
-        TypeError, ValueError: naming the argument and the shape, dtype or device expected.
-    """
-    y = direct([q, k, v], [filter, featurizer])
-    if y is not None:
-        return y
-    check([q, k, v], [filter, featurizer])
-    require_triton(q)
-    return run_op([q, k, v], [filter, featurizer])
-
-
-def hyena_se_packed(features: Tensor, filter: Tensor, featurizer: Tensor) -> Tensor:
-    """hyena_se of packed features (B, 3 D, L): blocks of D channels, q, k, v in this order."""
-    y = direct([features], [filter, featurizer])
-    if y is not None:
-        return y
-    check([features], [filter, featurizer])
-    require_triton(features)
-    return run_op([features], [filter, featurizer])
-
-
 # -----------------------------------------------------------------------------------------------
-# Decoding: a few steps in time after a past that is kept
+# The past of sequences
 # -----------------------------------------------------------------------------------------------
 
 
@@ -2331,16 +2283,14 @@ def check_decode(
     inputs: Sequence[Tensor], state, slots: Tensor | None, any_steps: bool = False
 ) -> None:
     """Refuse a state and slots that do not belong to inputs, which have been checked."""
-    if not isinstance(state, DECODING):
+    if not isinstance(state, STATE):
         raise TypeError(
-            f"{OP}: state is a {type(state).__name__}, expected a {DECODING.__name__}, which "
+            f"{OP}: state is a {type(state).__name__}, expected a {STATE.__name__}, which "
             "initial_state of the same file gives"
         )
     x, channels = inputs[0], channels_of(inputs)
-    if torch.is_grad_enabled() and any(y.requires_grad for y in inputs):
-        raise RuntimeError(f"{OP}: decoding has no gradients: call it under torch.no_grad()")
     for name, tensor in zip(state._fields, state, strict=True):
-        if isinstance(tensor, Tensor):
+        if name != "draft":
             check_dense(f"state.{name}", tensor)
             if tensor.device != x.device:
                 raise ValueError(
@@ -2348,6 +2298,11 @@ def check_decode(
                 )
             if not tensor.is_contiguous():
                 raise ValueError(f"{OP}: state.{name} is not contiguous")
+            if name not in ("count", "done") and not tensor.is_floating_point():
+                raise TypeError(
+                    f"{OP}: state.{name} is {tensor.dtype}, "
+                    "expected float32, bfloat16, float16 or float64"
+                )
     steps, places = x.shape[TIME], state.count.shape[0]
     for name, shape in (("count", (places,)), ("done", (places, -(-channels // COUNTED)))):
         number = getattr(state, name)
@@ -2389,6 +2344,17 @@ def check_decode(
         )
     if is_known(slots) and bool((slots >= places).any()):
         raise ValueError(f"{OP}: slots are beyond the {places} places of the state")
+
+
+def refuse_gradients(inputs: Sequence[Tensor]) -> None:
+    """Refuse inputs of which a gradient would be asked for."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        raise RuntimeError(f"{OP}: decoding has no gradients: call it under torch.no_grad()")
+
+
+def all_rows(state) -> tuple[Tensor, Tensor]:
+    """The places of a state, and how many steps there were in each."""
+    return torch.arange(state.count.shape[0], device=state.count.device), state.count
 
 
 def is_known(numbers: Tensor) -> bool:
@@ -2446,10 +2412,27 @@ def keep_in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> None
     ring[places[:, None], ring_slots(ring, count, x.shape[2], 0)] = steps
 
 
+def in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> Tensor:
+    """`keep_in_ring` of a copy."""
+    ring = ring.clone()
+    keep_in_ring(ring, x, places, count)
+    return ring
+
+
 def move_to(state, places: Tensor, count: Tensor) -> None:
     """Let sequences have had so many steps."""
     state.count[places] = count.to(torch.int32)
     state.done[places] = state.count[places, None]
+
+
+def where_later(x: Tensor, past: Tensor, end: Tensor) -> Tensor:
+    """The last T steps before an end of each row: of x (B, C, T) from step 0 on, and before that
+    of the past, the T steps before step 0.
+    """
+    steps = x.shape[2]
+    time = end[:, None] - steps + torch.arange(steps, device=x.device)
+    index = (time + steps).clamp(0, steps - 1)[:, None].expand(-1, x.shape[1], -1)
+    return torch.where(time[:, None] < 0, past.to(x.dtype).gather(2, index), x)
 
 
 def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
@@ -2479,8 +2462,8 @@ def ends_of(lengths: Tensor | None, rows: Tensor, steps: int, x: Tensor) -> Tens
     return lengths[rows].long().clamp(0, steps)
 
 
-class HyenaSeDecodeState(NamedTuple):
-    """The past of sequences that are decoded, in a place each; `decode` changes it.
+class HyenaSeState(NamedTuple):
+    """The past of sequences, in a place each. `decode` and `prefill` change it.
 
     A ring keeps step t, counted from the first of its sequence, in slot t % slots.
 
@@ -2515,7 +2498,7 @@ class HyenaSeDecodeState(NamedTuple):
             tensor[places] = 0
 
 
-DECODING = HyenaSeDecodeState
+STATE = HyenaSeState
 
 
 def initial_state(
@@ -2526,7 +2509,7 @@ def initial_state(
     draft: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
-) -> HyenaSeDecodeState:
+) -> HyenaSeState:
     """The state of sequences that have not begun.
 
     Args:
@@ -2540,13 +2523,71 @@ def initial_state(
     """
     check_sizes(dtype, batch=batch, channels=channels, steps=steps)
     index = torch.zeros((batch,), dtype=torch.int32, device=device)
-    return HyenaSeDecodeState(
+    return HyenaSeState(
         torch.zeros((batch, 2 + steps, 3 * channels), dtype=dtype, device=device),
         torch.zeros((batch, 6 + steps, channels), dtype=dtype, device=device),
         index,
         index.new_zeros(batch, -(-channels // 16)),
         draft,
     )
+
+
+# -----------------------------------------------------------------------------------------------
+# Calls
+# -----------------------------------------------------------------------------------------------
+
+
+def run_op(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+) -> Tensor:
+    """y of all inputs, or of packed features alone."""
+    if PLAIN or transformed([*inputs, *parameters]):
+        with without_autocast(inputs[0]):
+            return eager_forward(unpack(spread(inputs, parameters)), parameters)[0]
+    absent = [None] * (len(INPUTS) - len(inputs))
+    return forward_op(*inputs, *absent, *parameters)
+
+
+def hyena_se(q: Tensor, k: Tensor, v: Tensor, filter: Tensor, featurizer: Tensor) -> Tensor:
+    """hyena_se: 7-tap explicit causal convolution, filters of groups of channels, featurizer of 3
+    taps, pre and post gates
+
+    Args:
+        q: (B, D, L), bfloat16, float16 or float32
+        k: (B, D, L), bfloat16, float16 or float32
+        v: (B, D, L), bfloat16, float16 or float32
+        filter: (groups, 7), float32; the last tap multiplies the current sample
+        featurizer: (3 * channels, 3), float32; the last tap multiplies the current sample; blocks
+            of D channels, q, k, v in this order
+
+    Returns:
+        y (B, D, L) in the dtype of the inputs, differentiable in every argument.
+
+    Raises:
+        TypeError, ValueError: naming the argument and the shape, dtype or device expected.
+    """
+    y = direct([q, k, v], [filter, featurizer])
+    if y is not None:
+        return y
+    check([q, k, v], [filter, featurizer])
+    require_triton(q)
+    return run_op([q, k, v], [filter, featurizer])
+
+
+def hyena_se_packed(features: Tensor, filter: Tensor, featurizer: Tensor) -> Tensor:
+    """hyena_se of packed features (B, 3 D, L): blocks of D channels, q, k, v in this order."""
+    y = direct([features], [filter, featurizer])
+    if y is not None:
+        return y
+    check([features], [filter, featurizer])
+    require_triton(features)
+    return run_op([features], [filter, featurizer])
+
+
+# -----------------------------------------------------------------------------------------------
+# Decoding: a few steps in time after a past that is kept
+# -----------------------------------------------------------------------------------------------
 
 
 def eager_window(
@@ -2583,10 +2624,71 @@ def eager_window(
     return y, z
 
 
+def eager_after(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: HyenaSeState,
+) -> Tensor:
+    """y of some steps after a state in plain PyTorch, which differentiates it."""
+    dtype = torch.promote_types(inputs[0].dtype, torch.float32)
+    y = allocate(inputs[0], inputs[0].shape[TIME])
+    known = [canonical(x).to(dtype) for x in inputs]
+    rows, count = all_rows(state)
+    tails = past_of(state.tails, rows, count, 2)
+    past = past_of(state.z, rows, count, 6)
+    canonical(y)[:] = eager_window(known, parameters, tails, past)[0]
+    return y
+
+
+def state_after(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: HyenaSeState,
+    end: Tensor | None,
+) -> HyenaSeState:
+    """The state after the first `end` steps of each row, or all, of that before them, which
+    stays as it is.
+    """
+    end = torch.full_like(state.count, inputs[0].shape[TIME]) if end is None else end
+    past = [
+        state.tails,
+        state.z,
+    ]
+    tails, z = eager_rings(inputs, parameters, past, state.count, end)
+    count = (state.count + end).to(torch.int32)
+    done = count[:, None].repeat(1, state.done.shape[1])
+    return STATE(tails, z, count, done, state.draft)
+
+
+def eager_rings(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    past: Sequence[Tensor],
+    count: Tensor,
+    end: Tensor,
+) -> list[Tensor]:
+    """The rings after the first `end` steps of each row, of those before, in plain PyTorch."""
+    tails, z = past
+    rows = torch.arange(count.shape[0], device=count.device)
+    known = [canonical(x) for x in inputs]
+    tail = past_of(tails, rows, count, 2)
+    pasts = tail.chunk(len(known), 1)
+    dtype = torch.promote_types(known[0].dtype, torch.float32)
+    last = [steps_before(x, tail, end, 8).to(dtype) for x, tail in zip(known, pasts, strict=True)]
+    before = torch.cat([x[..., :2] for x in last], 1)
+    after = [x[..., 2:] for x in last]
+    _, later = eager_window(after, parameters, before, None)
+    later = where_later(later, past_of(z, rows, count, 6), end)
+    z = in_ring(z, later, rows, count + end - 6)
+    last = [steps_before(x, tail, end, 2) for x, tail in zip(known, pasts, strict=True)]
+    tails = in_ring(tails, torch.cat(last, 1), rows, count + end - 2)
+    return [tails, z]
+
+
 def eager_decode(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: HyenaSeDecodeState,
+    state: HyenaSeState,
     slots: Tensor | None,
 ) -> Tensor:
     """y of a few steps in plain PyTorch; the state moves on."""
@@ -2612,7 +2714,7 @@ def eager_decode(
 def launch_decode(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: HyenaSeDecodeState,
+    state: HyenaSeState,
     slots: Tensor | None,
 ) -> Tensor:
     """The same by one kernel."""
@@ -2667,7 +2769,7 @@ def decode_anywhere(
     draft: bool,
 ) -> Tensor:
     """y of a few steps; of packed features if the later inputs are None."""
-    state = DECODING(tails, z, count, done, draft)
+    state = STATE(tails, z, count, done, draft)
     with torch.autocast(q.device.type, enabled=False):
         return eager_decode(given(q, k, v), [filter, featurizer], state, slots)
 
@@ -2686,7 +2788,7 @@ def decode_on_gpu(
     draft: bool,
 ) -> Tensor:
     """The same by a kernel."""
-    state = DECODING(tails, z, count, done, draft)
+    state = STATE(tails, z, count, done, draft)
     return launch_decode(given(q, k, v), [filter, featurizer], state, slots)
 
 
@@ -2711,7 +2813,7 @@ def decode_fake(
 def check_decoding(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: HyenaSeDecodeState,
+    state: HyenaSeState,
     slots: Tensor | None,
 ) -> None:
     """Refuse what `decode` cannot compute."""
@@ -2719,6 +2821,7 @@ def check_decoding(
     check(inputs, parameters)
     require_triton(inputs[0])
     check_decode(inputs, state, slots)
+    refuse_gradients(inputs)
 
 
 def decode_of(tensors: Sequence[Tensor], count: int, slotted: bool, draft: bool) -> list[Tensor]:
@@ -2726,7 +2829,7 @@ def decode_of(tensors: Sequence[Tensor], count: int, slotted: bool, draft: bool)
     inputs, others = tensors[:count], tensors[count:]
     parameters, state = others[: len(PARAMETERS)], others[len(PARAMETERS) :]
     slots = state[-1] if slotted else None
-    state = DECODING(*state[: len(DECODING._fields) - 1], draft)
+    state = STATE(*state[: len(STATE._fields) - 1], draft)
     return [launch_decode(inputs, parameters, state, slots)]
 
 
@@ -2747,7 +2850,7 @@ decode_op = library_op(
 def decode(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: HyenaSeDecodeState,
+    state: HyenaSeState,
     slots: Tensor | None = None,
 ) -> Tensor:
     """y of one step or a few after a state, which moves on in place. For inference: it has no
@@ -2782,7 +2885,7 @@ def decode(
 def prefill(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: HyenaSeDecodeState,
+    state: HyenaSeState,
     slots: Tensor | None = None,
     lengths: Tensor | None = None,
 ) -> Tensor:
@@ -2807,38 +2910,26 @@ def prefill(
         check(inputs, parameters)
     require_triton(inputs[0])
     check_decode(inputs, state, slots, any_steps=True)
+    refuse_gradients(inputs)
     if not steps:
         return allocate(inputs[0], 0, channels_of(inputs))
     with torch.no_grad(), without_autocast(inputs[0]):
-        all_rows = unpack(inputs)
-        rows, places = live_rows(slots, all_rows[0].shape[0], inputs[0].device)
-        count, end = state.count[places], ends_of(lengths, rows, steps, all_rows[0])
-        own = all_rows if slots is None else [x[rows] for x in all_rows]
-        known = [canonical(x) for x in own]
-        tails = past_of(state.tails, places, count, 2)
+        sequences = unpack(inputs)
+        rows, places = live_rows(slots, sequences[0].shape[0], inputs[0].device)
+        end = ends_of(lengths, rows, steps, sequences[0])
+        own, before = sequences, state
+        if slots is not None:
+            own = [x[rows] for x in sequences]
+            before = STATE(*(tensor[places] for tensor in state[:-1]), state.draft)
         y = run_op(own, parameters)
-        dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
         # What the past adds to: the first steps again.
-        first = [x[..., :8].to(dtype) for x in known]
-        past = past_of(state.z, places, count, 6)
-        begun, _ = eager_window(first, parameters, tails, past)
-        canonical(y)[..., : begun.shape[2]] = begun.to(y.dtype)
-        window = min(6, steps)
-        begin = (end - window).clamp(min=0)
-        pasts = tails.chunk(len(known), 1)
-        last = [
-            steps_before(x, tail, begin + window, 2 + window).to(dtype)
-            for x, tail in zip(known, pasts, strict=True)
-        ]
-        before = torch.cat([x[..., :2] for x in last], 1)
-        after = [x[..., 2:] for x in last]
-        _, filtered = eager_window(after, parameters, before, None)
-        filtered = steps_before(filtered, past, end - begin, 6)
-        keep_in_ring(state.z, filtered, places, count + end - 6)
-        pasts = tails.chunk(len(known), 1)
-        last = [steps_before(x, tail, end, 2) for x, tail in zip(known, pasts, strict=True)]
-        keep_in_ring(state.tails, torch.cat(last, 1), places, count + end - 2)
-        move_to(state, places, count + end)
+        first = [x.narrow(TIME, 0, min(8, steps)) for x in own]
+        begun = eager_after(first, parameters, before)
+        y.narrow(TIME, 0, begun.shape[TIME]).copy_(begun)
+        after = state_after(own, parameters, before, end)
+        for tensor, made in zip(state[:-1], after[:-1], strict=True):
+            if made is not tensor:
+                tensor[places] = made.to(tensor.dtype)
         if slots is None:
             return y
         result = allocate(inputs[0], steps, channels_of(inputs)).zero_()
@@ -2916,7 +3007,7 @@ class HyenaSe(nn.Module):
         draft: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
-    ) -> HyenaSeDecodeState:
+    ) -> HyenaSeState:
         """`initial_state` for this module's channels, by default on its device."""
         device = next(self.parameters()).device if device is None else device
         return initial_state(
@@ -2926,7 +3017,7 @@ class HyenaSe(nn.Module):
     def decode(
         self,
         *inputs: Tensor,
-        state: HyenaSeDecodeState | None = None,
+        state: HyenaSeState | None = None,
         slots: Tensor | None = None,
     ) -> Tensor:
         """y of one step or a few after a state, which may come last of the inputs: `decode` with
@@ -2941,7 +3032,7 @@ class HyenaSe(nn.Module):
     def prefill(
         self,
         *inputs: Tensor,
-        state: HyenaSeDecodeState | None = None,
+        state: HyenaSeState | None = None,
         slots: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:

@@ -8,7 +8,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 881c1faf8ee0504e420c499e7a33d888fc80af87c5fec3fa19596b502076ec30
+sha256, with zeros here: 6a1ea02b61c6e121d53707a010fb2f94c6dd02e5d7d310f0eda8a3d77a74088a
 """
 
 import threading
@@ -2705,9 +2705,9 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_64ca7d4f"
+    name = unique = "s4d_45c99ded"
     count = 1
-    while hasattr(torch.ops.sh2gen, unique):
+    while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
         unique = f"{name}_{count}"
     return unique
@@ -3067,7 +3067,7 @@ def directly_decoded(
         return None
     if not on_gpu(inputs[0]) or not seen_by_none():
         return None
-    if type(state) is not DECODING or (torch.is_grad_enabled() and requires_any(inputs)):
+    if type(state) is not STATE or (torch.is_grad_enabled() and requires_any(inputs)):
         return None  # which is refused
     if any(type(x) is not int and x is not None for x in ladder):
         return None
@@ -3426,54 +3426,8 @@ def check_parameters(channels: int, parameters: Sequence[Tensor]) -> None:
             )
 
 
-def run_op(
-    inputs: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-) -> Tensor:
-    """y of all inputs, or of packed features alone."""
-    if PLAIN or transformed([*inputs, *parameters]):
-        refuse_symbols(inputs[0])
-        with without_autocast(inputs[0]):
-            return eager_forward(unpack(spread(inputs, parameters)), parameters)[0]
-    absent = [None] * (len(INPUTS) - len(inputs))
-    return forward_op(*inputs, *absent, *parameters, differentiates(*inputs, *parameters))[0]
-
-
-def s4d(
-    x: Tensor,
-    log_poles: Tensor,
-    frequencies: Tensor,
-    residues_real: Tensor,
-    residues_imag: Tensor,
-    skip: Tensor,
-) -> Tensor:
-    """s4d: causal convolution with sums of 32 pairs of complex exponentials
-
-    Args:
-        x: (B, D, L), bfloat16, float16 or float32
-        log_poles: (groups, 32), float32; real parts of a, < 0: pair n of the filter at lag j is 2
-            Re R[n] exp(a[n] j)
-        frequencies: (groups, 32), float32; imaginary parts of a: radians a step
-        residues_real: (groups, 32), float32; real parts of residues R
-        residues_imag: (groups, 32), float32; imaginary parts of residues R
-        skip: (channels), float32; times z, added to the convolution
-
-    Returns:
-        y (B, D, L) in the dtype of the inputs, differentiable in every argument.
-
-    Raises:
-        TypeError, ValueError: naming the argument and the shape, dtype or device expected.
-    """
-    y = direct([x], [log_poles, frequencies, residues_real, residues_imag, skip])
-    if y is not None:
-        return y
-    check([x], [log_poles, frequencies, residues_real, residues_imag, skip])
-    require_triton(x)
-    return run_op([x], [log_poles, frequencies, residues_real, residues_imag, skip])
-
-
 # -----------------------------------------------------------------------------------------------
-# Decoding: a few steps in time after a past that is kept
+# The past of sequences
 # -----------------------------------------------------------------------------------------------
 
 
@@ -3514,16 +3468,14 @@ def check_decode(
     inputs: Sequence[Tensor], state, slots: Tensor | None, any_steps: bool = False
 ) -> None:
     """Refuse a state and slots that do not belong to inputs, which have been checked."""
-    if not isinstance(state, DECODING):
+    if not isinstance(state, STATE):
         raise TypeError(
-            f"{OP}: state is a {type(state).__name__}, expected a {DECODING.__name__}, which "
+            f"{OP}: state is a {type(state).__name__}, expected a {STATE.__name__}, which "
             "initial_state of the same file gives"
         )
     x, channels = inputs[0], channels_of(inputs)
-    if torch.is_grad_enabled() and any(y.requires_grad for y in inputs):
-        raise RuntimeError(f"{OP}: decoding has no gradients: call it under torch.no_grad()")
     for name, tensor in zip(state._fields, state, strict=True):
-        if isinstance(tensor, Tensor):
+        if name != "draft":
             check_dense(f"state.{name}", tensor)
             if tensor.device != x.device:
                 raise ValueError(
@@ -3531,6 +3483,11 @@ def check_decode(
                 )
             if not tensor.is_contiguous():
                 raise ValueError(f"{OP}: state.{name} is not contiguous")
+            if name not in ("count", "done") and not tensor.is_floating_point():
+                raise TypeError(
+                    f"{OP}: state.{name} is {tensor.dtype}, "
+                    "expected float32, bfloat16, float16 or float64"
+                )
     steps, places = x.shape[TIME], state.count.shape[0]
     for name, shape in (("count", (places,)), ("done", (places, -(-channels // COUNTED)))):
         number = getattr(state, name)
@@ -3572,6 +3529,12 @@ def check_decode(
         )
     if is_known(slots) and bool((slots >= places).any()):
         raise ValueError(f"{OP}: slots are beyond the {places} places of the state")
+
+
+def refuse_gradients(inputs: Sequence[Tensor]) -> None:
+    """Refuse inputs of which a gradient would be asked for."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        raise RuntimeError(f"{OP}: decoding has no gradients: call it under torch.no_grad()")
 
 
 def is_known(numbers: Tensor) -> bool:
@@ -3683,8 +3646,8 @@ def decode_modes(
     return torch.stack(y, 2) if y else x
 
 
-class S4dDecodeState(NamedTuple):
-    """The past of sequences that are decoded, in a place each; `decode` changes it.
+class S4dState(NamedTuple):
+    """The past of sequences, in a place each. `decode` and `prefill` change it.
 
     A ring keeps step t, counted from the first of its sequence, in slot t % slots.
 
@@ -3719,7 +3682,7 @@ class S4dDecodeState(NamedTuple):
             tensor[places] = 0
 
 
-DECODING = S4dDecodeState
+STATE = S4dState
 
 
 def initial_state(
@@ -3730,7 +3693,7 @@ def initial_state(
     draft: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
-) -> S4dDecodeState:
+) -> S4dState:
     """The state of sequences that have not begun.
 
     Args:
@@ -3745,7 +3708,7 @@ def initial_state(
     check_sizes(dtype, batch=batch, channels=channels, steps=steps)
     wide = torch.promote_types(dtype, torch.float32)
     index = torch.zeros((batch,), dtype=torch.int32, device=device)
-    return S4dDecodeState(
+    return S4dState(
         torch.zeros((batch, steps, channels), dtype=wide, device=device),
         torch.zeros((batch, channels, 32, 2), dtype=wide, device=device),
         index,
@@ -3754,10 +3717,89 @@ def initial_state(
     )
 
 
+def past_for_kernels(state: S4dState, x: Tensor) -> tuple[Tensor, ...]:
+    """What eager_stateful takes of a state, for inputs like x."""
+    tails = x.new_empty((x.shape[0], 1 * x.shape[CHANNEL], 0))
+    modes = state.modes.to(torch.promote_types(x.dtype, torch.float32))
+    return canonical(tails.to(x.dtype)), modes
+
+
+# -----------------------------------------------------------------------------------------------
+# Calls
+# -----------------------------------------------------------------------------------------------
+
+
+def run_op(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+) -> Tensor:
+    """y of all inputs, or of packed features alone."""
+    if PLAIN or transformed([*inputs, *parameters]):
+        refuse_symbols(inputs[0])
+        with without_autocast(inputs[0]):
+            return eager_forward(unpack(spread(inputs, parameters)), parameters)[0]
+    absent = [None] * (len(INPUTS) - len(inputs))
+    return forward_op(*inputs, *absent, *parameters, differentiates(*inputs, *parameters))[0]
+
+
+def s4d(
+    x: Tensor,
+    log_poles: Tensor,
+    frequencies: Tensor,
+    residues_real: Tensor,
+    residues_imag: Tensor,
+    skip: Tensor,
+) -> Tensor:
+    """s4d: causal convolution with sums of 32 pairs of complex exponentials
+
+    Args:
+        x: (B, D, L), bfloat16, float16 or float32
+        log_poles: (groups, 32), float32; real parts of a, < 0: pair n of the filter at lag j is 2
+            Re R[n] exp(a[n] j)
+        frequencies: (groups, 32), float32; imaginary parts of a: radians a step
+        residues_real: (groups, 32), float32; real parts of residues R
+        residues_imag: (groups, 32), float32; imaginary parts of residues R
+        skip: (channels), float32; times z, added to the convolution
+
+    Returns:
+        y (B, D, L) in the dtype of the inputs, differentiable in every argument.
+
+    Raises:
+        TypeError, ValueError: naming the argument and the shape, dtype or device expected.
+    """
+    y = direct([x], [log_poles, frequencies, residues_real, residues_imag, skip])
+    if y is not None:
+        return y
+    check([x], [log_poles, frequencies, residues_real, residues_imag, skip])
+    require_triton(x)
+    return run_op([x], [log_poles, frequencies, residues_real, residues_imag, skip])
+
+
+# -----------------------------------------------------------------------------------------------
+# Decoding: a few steps in time after a past that is kept
+# -----------------------------------------------------------------------------------------------
+
+
+def state_after(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: S4dState,
+    end: Tensor | None,
+    modes: Tensor,
+) -> S4dState:
+    """The state after the first `end` steps of each row, or all, of that before them, which
+    stays as it is; of the modes after them.
+    """
+    end = torch.full_like(state.count, inputs[0].shape[TIME]) if end is None else end
+    count = (state.count + end).to(torch.int32)
+    done = count[:, None].repeat(1, state.done.shape[1])
+    return STATE(state.z, modes, count, done, state.draft)
+
+
 def eager_decode(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: S4dDecodeState,
+    state: S4dState,
     slots: Tensor | None,
 ) -> Tensor:
     """y of a few steps in plain PyTorch; the state moves on."""
@@ -3790,7 +3832,7 @@ def eager_decode(
 def launch_decode(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: S4dDecodeState,
+    state: S4dState,
     slots: Tensor | None,
 ) -> Tensor:
     """The same by one kernel."""
@@ -3848,7 +3890,7 @@ def decode_anywhere(
     draft: bool,
 ) -> Tensor:
     """y of a few steps; of packed features if the later inputs are None."""
-    state = DECODING(z, modes, count, done, draft)
+    state = STATE(z, modes, count, done, draft)
     with torch.autocast(x.device.type, enabled=False):
         return eager_decode(
             given(x), [log_poles, frequencies, residues_real, residues_imag, skip], state, slots
@@ -3870,7 +3912,7 @@ def decode_on_gpu(
     draft: bool,
 ) -> Tensor:
     """The same by a kernel."""
-    state = DECODING(z, modes, count, done, draft)
+    state = STATE(z, modes, count, done, draft)
     return launch_decode(
         given(x), [log_poles, frequencies, residues_real, residues_imag, skip], state, slots
     )
@@ -3898,7 +3940,7 @@ def decode_fake(
 def check_decoding(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: S4dDecodeState,
+    state: S4dState,
     slots: Tensor | None,
 ) -> None:
     """Refuse what `decode` cannot compute."""
@@ -3906,6 +3948,7 @@ def check_decoding(
     check(inputs, parameters)
     require_triton(inputs[0])
     check_decode(inputs, state, slots)
+    refuse_gradients(inputs)
 
 
 def decode_of(tensors: Sequence[Tensor], count: int, slotted: bool, draft: bool) -> list[Tensor]:
@@ -3913,7 +3956,7 @@ def decode_of(tensors: Sequence[Tensor], count: int, slotted: bool, draft: bool)
     inputs, others = tensors[:count], tensors[count:]
     parameters, state = others[: len(PARAMETERS)], others[len(PARAMETERS) :]
     slots = state[-1] if slotted else None
-    state = DECODING(*state[: len(DECODING._fields) - 1], draft)
+    state = STATE(*state[: len(STATE._fields) - 1], draft)
     return [launch_decode(inputs, parameters, state, slots)]
 
 
@@ -3934,7 +3977,7 @@ decode_op = library_op(
 def decode(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: S4dDecodeState,
+    state: S4dState,
     slots: Tensor | None = None,
 ) -> Tensor:
     """y of one step or a few after a state, which moves on in place. For inference: it has no
@@ -3969,7 +4012,7 @@ def decode(
 def prefill(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: S4dDecodeState,
+    state: S4dState,
     slots: Tensor | None = None,
     lengths: Tensor | None = None,
 ) -> Tensor:
@@ -3994,21 +4037,25 @@ def prefill(
         check(inputs, parameters)
     require_triton(inputs[0])
     check_decode(inputs, state, slots, any_steps=True)
+    refuse_gradients(inputs)
     if not steps:
         return allocate(inputs[0], 0, channels_of(inputs))
     with torch.no_grad(), without_autocast(inputs[0]):
         if state.draft:  # of drafts, what was accepted
             eager_decode([x.narrow(TIME, 0, 0) for x in inputs], parameters, state, slots)
-        all_rows = unpack(inputs)
-        rows, places = live_rows(slots, all_rows[0].shape[0], inputs[0].device)
-        count, end = state.count[places], ends_of(lengths, rows, steps, all_rows[0])
-        own = all_rows if slots is None else [x[rows] for x in all_rows]
-        known = [canonical(x) for x in own]
-        tails = torch.cat([x[..., :0] for x in known], 1)
-        history, modes = canonical(tails.to(known[0].dtype)), state.modes[places]
+        sequences = unpack(inputs)
+        rows, places = live_rows(slots, sequences[0].shape[0], inputs[0].device)
+        end = ends_of(lengths, rows, steps, sequences[0])
+        own, before = sequences, state
+        if slots is not None:
+            own = [x[rows] for x in sequences]
+            before = STATE(*(tensor[places] for tensor in state[:-1]), state.draft)
+        history, modes = past_for_kernels(before, own[0])
         y, modes = eager_stateful(own, parameters, history, modes, end)
-        state.modes[places] = modes.to(state.modes.dtype)
-        move_to(state, places, count + end)
+        after = state_after(own, parameters, before, end, modes)
+        for tensor, made in zip(state[:-1], after[:-1], strict=True):
+            if made is not tensor:
+                tensor[places] = made.to(tensor.dtype)
         if slots is None:
             return y
         result = allocate(inputs[0], steps, channels_of(inputs)).zero_()
@@ -4086,7 +4133,7 @@ class S4d(nn.Module):
         draft: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
-    ) -> S4dDecodeState:
+    ) -> S4dState:
         """`initial_state` for this module's channels, by default on its device."""
         device = next(self.parameters()).device if device is None else device
         return initial_state(
@@ -4096,7 +4143,7 @@ class S4d(nn.Module):
     def decode(
         self,
         *inputs: Tensor,
-        state: S4dDecodeState | None = None,
+        state: S4dState | None = None,
         slots: Tensor | None = None,
     ) -> Tensor:
         """y of one step or a few after a state, which may come last of the inputs: `decode` with
@@ -4111,7 +4158,7 @@ class S4d(nn.Module):
     def prefill(
         self,
         *inputs: Tensor,
-        state: S4dDecodeState | None = None,
+        state: S4dState | None = None,
         slots: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:

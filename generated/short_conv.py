@@ -8,7 +8,7 @@ each, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 5c9bc3a8b057de1d86e9af460445bd9a1a5660e210ba0cff9ecd9f17ce9b9686
+sha256, with zeros here: 97ca48b4ea45188e9306a6332facd7f1403accb460b22d62e3fd1158fcab66d0
 """
 
 import threading
@@ -1393,9 +1393,9 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_3c4d75e5"
+    name = unique = "short_conv_e33f859d"
     count = 1
-    while hasattr(torch.ops.sh2gen, unique):
+    while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
         unique = f"{name}_{count}"
     return unique
@@ -1723,7 +1723,7 @@ def directly_decoded(
         return None
     if not on_gpu(inputs[0]) or not seen_by_none():
         return None
-    if type(state) is not DECODING or (torch.is_grad_enabled() and requires_any(inputs)):
+    if type(state) is not STATE or (torch.is_grad_enabled() and requires_any(inputs)):
         return None  # which is refused
     if any(type(x) is not int and x is not None for x in ladder):
         return None
@@ -2082,42 +2082,8 @@ def check_parameters(channels: int, parameters: Sequence[Tensor]) -> None:
             )
 
 
-def run_op(
-    inputs: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-) -> Tensor:
-    """y of all inputs, or of packed features alone."""
-    if PLAIN or transformed([*inputs, *parameters]):
-        with without_autocast(inputs[0]):
-            return eager_forward(unpack(spread(inputs, parameters)), parameters)[0]
-    absent = [None] * (len(INPUTS) - len(inputs))
-    return forward_op(*inputs, *absent, *parameters)
-
-
-def short_conv(x: Tensor, filter: Tensor, bias: Tensor) -> Tensor:
-    """short_conv: 4-tap explicit causal convolution, silu
-
-    Args:
-        x: (B, D, L), bfloat16, float16 or float32
-        filter: (groups, 4), float32; the last tap multiplies the current sample
-        bias: (channels), float32; added to the convolution
-
-    Returns:
-        y (B, D, L) in the dtype of the inputs, differentiable in every argument.
-
-    Raises:
-        TypeError, ValueError: naming the argument and the shape, dtype or device expected.
-    """
-    y = direct([x], [filter, bias])
-    if y is not None:
-        return y
-    check([x], [filter, bias])
-    require_triton(x)
-    return run_op([x], [filter, bias])
-
-
 # -----------------------------------------------------------------------------------------------
-# Decoding: a few steps in time after a past that is kept
+# The past of sequences
 # -----------------------------------------------------------------------------------------------
 
 
@@ -2158,16 +2124,14 @@ def check_decode(
     inputs: Sequence[Tensor], state, slots: Tensor | None, any_steps: bool = False
 ) -> None:
     """Refuse a state and slots that do not belong to inputs, which have been checked."""
-    if not isinstance(state, DECODING):
+    if not isinstance(state, STATE):
         raise TypeError(
-            f"{OP}: state is a {type(state).__name__}, expected a {DECODING.__name__}, which "
+            f"{OP}: state is a {type(state).__name__}, expected a {STATE.__name__}, which "
             "initial_state of the same file gives"
         )
     x, channels = inputs[0], channels_of(inputs)
-    if torch.is_grad_enabled() and any(y.requires_grad for y in inputs):
-        raise RuntimeError(f"{OP}: decoding has no gradients: call it under torch.no_grad()")
     for name, tensor in zip(state._fields, state, strict=True):
-        if isinstance(tensor, Tensor):
+        if name != "draft":
             check_dense(f"state.{name}", tensor)
             if tensor.device != x.device:
                 raise ValueError(
@@ -2175,6 +2139,11 @@ def check_decode(
                 )
             if not tensor.is_contiguous():
                 raise ValueError(f"{OP}: state.{name} is not contiguous")
+            if name not in ("count", "done") and not tensor.is_floating_point():
+                raise TypeError(
+                    f"{OP}: state.{name} is {tensor.dtype}, "
+                    "expected float32, bfloat16, float16 or float64"
+                )
     steps, places = x.shape[TIME], state.count.shape[0]
     for name, shape in (("count", (places,)), ("done", (places, -(-channels // COUNTED)))):
         number = getattr(state, name)
@@ -2216,6 +2185,17 @@ def check_decode(
         )
     if is_known(slots) and bool((slots >= places).any()):
         raise ValueError(f"{OP}: slots are beyond the {places} places of the state")
+
+
+def refuse_gradients(inputs: Sequence[Tensor]) -> None:
+    """Refuse inputs of which a gradient would be asked for."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        raise RuntimeError(f"{OP}: decoding has no gradients: call it under torch.no_grad()")
+
+
+def all_rows(state) -> tuple[Tensor, Tensor]:
+    """The places of a state, and how many steps there were in each."""
+    return torch.arange(state.count.shape[0], device=state.count.device), state.count
 
 
 def is_known(numbers: Tensor) -> bool:
@@ -2273,10 +2253,27 @@ def keep_in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> None
     ring[places[:, None], ring_slots(ring, count, x.shape[2], 0)] = steps
 
 
+def in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> Tensor:
+    """`keep_in_ring` of a copy."""
+    ring = ring.clone()
+    keep_in_ring(ring, x, places, count)
+    return ring
+
+
 def move_to(state, places: Tensor, count: Tensor) -> None:
     """Let sequences have had so many steps."""
     state.count[places] = count.to(torch.int32)
     state.done[places] = state.count[places, None]
+
+
+def where_later(x: Tensor, past: Tensor, end: Tensor) -> Tensor:
+    """The last T steps before an end of each row: of x (B, C, T) from step 0 on, and before that
+    of the past, the T steps before step 0.
+    """
+    steps = x.shape[2]
+    time = end[:, None] - steps + torch.arange(steps, device=x.device)
+    index = (time + steps).clamp(0, steps - 1)[:, None].expand(-1, x.shape[1], -1)
+    return torch.where(time[:, None] < 0, past.to(x.dtype).gather(2, index), x)
 
 
 def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
@@ -2306,8 +2303,8 @@ def ends_of(lengths: Tensor | None, rows: Tensor, steps: int, x: Tensor) -> Tens
     return lengths[rows].long().clamp(0, steps)
 
 
-class ShortConvDecodeState(NamedTuple):
-    """The past of sequences that are decoded, in a place each; `decode` changes it.
+class ShortConvState(NamedTuple):
+    """The past of sequences, in a place each. `decode` and `prefill` change it.
 
     A ring keeps step t, counted from the first of its sequence, in slot t % slots.
 
@@ -2339,7 +2336,7 @@ class ShortConvDecodeState(NamedTuple):
             tensor[places] = 0
 
 
-DECODING = ShortConvDecodeState
+STATE = ShortConvState
 
 
 def initial_state(
@@ -2350,7 +2347,7 @@ def initial_state(
     draft: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
-) -> ShortConvDecodeState:
+) -> ShortConvState:
     """The state of sequences that have not begun.
 
     Args:
@@ -2364,12 +2361,56 @@ def initial_state(
     """
     check_sizes(dtype, batch=batch, channels=channels, steps=steps)
     index = torch.zeros((batch,), dtype=torch.int32, device=device)
-    return ShortConvDecodeState(
+    return ShortConvState(
         torch.zeros((batch, 3 + steps, channels), dtype=dtype, device=device),
         index,
         index.new_zeros(batch, -(-channels // 16)),
         draft,
     )
+
+
+# -----------------------------------------------------------------------------------------------
+# Calls
+# -----------------------------------------------------------------------------------------------
+
+
+def run_op(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+) -> Tensor:
+    """y of all inputs, or of packed features alone."""
+    if PLAIN or transformed([*inputs, *parameters]):
+        with without_autocast(inputs[0]):
+            return eager_forward(unpack(spread(inputs, parameters)), parameters)[0]
+    absent = [None] * (len(INPUTS) - len(inputs))
+    return forward_op(*inputs, *absent, *parameters)
+
+
+def short_conv(x: Tensor, filter: Tensor, bias: Tensor) -> Tensor:
+    """short_conv: 4-tap explicit causal convolution, silu
+
+    Args:
+        x: (B, D, L), bfloat16, float16 or float32
+        filter: (groups, 4), float32; the last tap multiplies the current sample
+        bias: (channels), float32; added to the convolution
+
+    Returns:
+        y (B, D, L) in the dtype of the inputs, differentiable in every argument.
+
+    Raises:
+        TypeError, ValueError: naming the argument and the shape, dtype or device expected.
+    """
+    y = direct([x], [filter, bias])
+    if y is not None:
+        return y
+    check([x], [filter, bias])
+    require_triton(x)
+    return run_op([x], [filter, bias])
+
+
+# -----------------------------------------------------------------------------------------------
+# Decoding: a few steps in time after a past that is kept
+# -----------------------------------------------------------------------------------------------
 
 
 def eager_window(
@@ -2397,10 +2438,67 @@ def eager_window(
     return y, x
 
 
+def eager_after(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: ShortConvState,
+) -> Tensor:
+    """y of some steps after a state in plain PyTorch, which differentiates it."""
+    dtype = torch.promote_types(inputs[0].dtype, torch.float32)
+    y = allocate(inputs[0], inputs[0].shape[TIME])
+    known = [canonical(x).to(dtype) for x in inputs]
+    rows, count = all_rows(state)
+    tails = None
+    past = past_of(state.z, rows, count, 3)
+    canonical(y)[:] = eager_window(known, parameters, tails, past)[0]
+    return y
+
+
+def state_after(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: ShortConvState,
+    end: Tensor | None,
+) -> ShortConvState:
+    """The state after the first `end` steps of each row, or all, of that before them, which
+    stays as it is.
+    """
+    end = torch.full_like(state.count, inputs[0].shape[TIME]) if end is None else end
+    past = [
+        state.z,
+    ]
+    (z,) = eager_rings(inputs, parameters, past, state.count, end)
+    count = (state.count + end).to(torch.int32)
+    done = count[:, None].repeat(1, state.done.shape[1])
+    return STATE(z, count, done, state.draft)
+
+
+def eager_rings(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    past: Sequence[Tensor],
+    count: Tensor,
+    end: Tensor,
+) -> list[Tensor]:
+    """The rings after the first `end` steps of each row, of those before, in plain PyTorch."""
+    (z,) = past
+    rows = torch.arange(count.shape[0], device=count.device)
+    known = [canonical(x) for x in inputs]
+    pasts = [x[..., :0] for x in known]
+    dtype = torch.promote_types(known[0].dtype, torch.float32)
+    last = [steps_before(x, tail, end, 3).to(dtype) for x, tail in zip(known, pasts, strict=True)]
+    before = torch.cat([x[..., :0] for x in last], 1)
+    after = [x[..., 0:] for x in last]
+    _, later = eager_window(after, parameters, before, None)
+    later = where_later(later, past_of(z, rows, count, 3), end)
+    z = in_ring(z, later, rows, count + end - 3)
+    return [z]
+
+
 def eager_decode(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: ShortConvDecodeState,
+    state: ShortConvState,
     slots: Tensor | None,
 ) -> Tensor:
     """y of a few steps in plain PyTorch; the state moves on."""
@@ -2425,7 +2523,7 @@ def eager_decode(
 def launch_decode(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: ShortConvDecodeState,
+    state: ShortConvState,
     slots: Tensor | None,
 ) -> Tensor:
     """The same by one kernel."""
@@ -2473,7 +2571,7 @@ def decode_anywhere(
     draft: bool,
 ) -> Tensor:
     """y of a few steps; of packed features if the later inputs are None."""
-    state = DECODING(z, count, done, draft)
+    state = STATE(z, count, done, draft)
     with torch.autocast(x.device.type, enabled=False):
         return eager_decode(given(x), [filter, bias], state, slots)
 
@@ -2489,7 +2587,7 @@ def decode_on_gpu(
     draft: bool,
 ) -> Tensor:
     """The same by a kernel."""
-    state = DECODING(z, count, done, draft)
+    state = STATE(z, count, done, draft)
     return launch_decode(given(x), [filter, bias], state, slots)
 
 
@@ -2511,7 +2609,7 @@ def decode_fake(
 def check_decoding(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: ShortConvDecodeState,
+    state: ShortConvState,
     slots: Tensor | None,
 ) -> None:
     """Refuse what `decode` cannot compute."""
@@ -2519,6 +2617,7 @@ def check_decoding(
     check(inputs, parameters)
     require_triton(inputs[0])
     check_decode(inputs, state, slots)
+    refuse_gradients(inputs)
 
 
 def decode_of(tensors: Sequence[Tensor], count: int, slotted: bool, draft: bool) -> list[Tensor]:
@@ -2526,7 +2625,7 @@ def decode_of(tensors: Sequence[Tensor], count: int, slotted: bool, draft: bool)
     inputs, others = tensors[:count], tensors[count:]
     parameters, state = others[: len(PARAMETERS)], others[len(PARAMETERS) :]
     slots = state[-1] if slotted else None
-    state = DECODING(*state[: len(DECODING._fields) - 1], draft)
+    state = STATE(*state[: len(STATE._fields) - 1], draft)
     return [launch_decode(inputs, parameters, state, slots)]
 
 
@@ -2546,7 +2645,7 @@ decode_op = library_op(
 def decode(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: ShortConvDecodeState,
+    state: ShortConvState,
     slots: Tensor | None = None,
 ) -> Tensor:
     """y of one step or a few after a state, which moves on in place. For inference: it has no
@@ -2581,7 +2680,7 @@ def decode(
 def prefill(
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    state: ShortConvDecodeState,
+    state: ShortConvState,
     slots: Tensor | None = None,
     lengths: Tensor | None = None,
 ) -> Tensor:
@@ -2606,35 +2705,26 @@ def prefill(
         check(inputs, parameters)
     require_triton(inputs[0])
     check_decode(inputs, state, slots, any_steps=True)
+    refuse_gradients(inputs)
     if not steps:
         return allocate(inputs[0], 0, channels_of(inputs))
     with torch.no_grad(), without_autocast(inputs[0]):
-        all_rows = unpack(inputs)
-        rows, places = live_rows(slots, all_rows[0].shape[0], inputs[0].device)
-        count, end = state.count[places], ends_of(lengths, rows, steps, all_rows[0])
-        own = all_rows if slots is None else [x[rows] for x in all_rows]
-        known = [canonical(x) for x in own]
-        tails = torch.cat([x[..., :0] for x in known], 1)
+        sequences = unpack(inputs)
+        rows, places = live_rows(slots, sequences[0].shape[0], inputs[0].device)
+        end = ends_of(lengths, rows, steps, sequences[0])
+        own, before = sequences, state
+        if slots is not None:
+            own = [x[rows] for x in sequences]
+            before = STATE(*(tensor[places] for tensor in state[:-1]), state.draft)
         y = run_op(own, parameters)
-        dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
         # What the past adds to: the first steps again.
-        first = [x[..., :3].to(dtype) for x in known]
-        past = past_of(state.z, places, count, 3)
-        begun, _ = eager_window(first, parameters, tails, past)
-        canonical(y)[..., : begun.shape[2]] = begun.to(y.dtype)
-        window = min(3, steps)
-        begin = (end - window).clamp(min=0)
-        pasts = tails.chunk(len(known), 1)
-        last = [
-            steps_before(x, tail, begin + window, 0 + window).to(dtype)
-            for x, tail in zip(known, pasts, strict=True)
-        ]
-        before = torch.cat([x[..., :0] for x in last], 1)
-        after = [x[..., 0:] for x in last]
-        _, filtered = eager_window(after, parameters, before, None)
-        filtered = steps_before(filtered, past, end - begin, 3)
-        keep_in_ring(state.z, filtered, places, count + end - 3)
-        move_to(state, places, count + end)
+        first = [x.narrow(TIME, 0, min(3, steps)) for x in own]
+        begun = eager_after(first, parameters, before)
+        y.narrow(TIME, 0, begun.shape[TIME]).copy_(begun)
+        after = state_after(own, parameters, before, end)
+        for tensor, made in zip(state[:-1], after[:-1], strict=True):
+            if made is not tensor:
+                tensor[places] = made.to(tensor.dtype)
         if slots is None:
             return y
         result = allocate(inputs[0], steps, channels_of(inputs)).zero_()
@@ -2708,7 +2798,7 @@ class ShortConv(nn.Module):
         draft: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
-    ) -> ShortConvDecodeState:
+    ) -> ShortConvState:
         """`initial_state` for this module's channels, by default on its device."""
         device = next(self.parameters()).device if device is None else device
         return initial_state(
@@ -2718,7 +2808,7 @@ class ShortConv(nn.Module):
     def decode(
         self,
         *inputs: Tensor,
-        state: ShortConvDecodeState | None = None,
+        state: ShortConvState | None = None,
         slots: Tensor | None = None,
     ) -> Tensor:
         """y of one step or a few after a state, which may come last of the inputs: `decode` with
@@ -2733,7 +2823,7 @@ class ShortConv(nn.Module):
     def prefill(
         self,
         *inputs: Tensor,
-        state: ShortConvDecodeState | None = None,
+        state: ShortConvState | None = None,
         slots: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:

@@ -89,7 +89,8 @@ WAYS = ("forward", "backward", "stateful", "stateful_backward", "decode")
 SAID = {"SPEC", "PLAN", "LAYOUT", "WIDTHS"}
 ALIKE = {"_", "save", "differentiate_stateful", "refuse_second"}
 ALIKE |= {f"{way}_{how}" for way in WAYS for how in ("anywhere", "on_gpu", "fake")}
-ALIKE |= {"tile_grid", "walk_grid", "step_grid", "eager_stateful", "eager_window"}
+ALIKE |= {"tile_grid", "walk_grid", "step_grid", "eager_stateful", "eager_window", "eager_rings"}
+ALIKE |= {"state_after", "launch_leave"}
 ALIKE |= {"default_configs", "rows_reached", "parameter_shapes"}
 ALIKE |= {"launch_backward", "__torch_dispatch__"}
 

@@ -38,6 +38,7 @@ from sh2gen.plan.modes import (
 )
 from sh2gen.plan.statements import (
     Accumulate,
+    Enter,
     Extend,
     Fir,
     LoadRows,
@@ -111,6 +112,8 @@ def work(kernel: Kernel, layout: Layout, spec: OpSpec) -> Work:
                 # row.
                 access = sympy.Rational(3, 8) if layout is Layout.BDL else 3
                 instructions += count(rows) * (1 + access)
+            case Enter(x=x):  # an address, a mask, a load and a choice a row; next to no bytes
+                instructions += 8 * max(0, -x.rows.lo)
             case StoreRows():
                 traffic += size
                 access = sympy.Rational(3, 8) if layout is Layout.BDL else 3

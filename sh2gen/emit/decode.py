@@ -62,14 +62,17 @@ def context(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     made = tensors(spec)
     graph = operator_graph(spec)
     ladder = eager.ladder(spec)
-    before, after, value = _eager_lines(spec)
+    before, after, value = _eager_lines(spec, plan)
     modal = spec.filter.kind is FilterKind.MODAL
     inputs, x = list(spec.inputs), spec.inputs[0]
     names = [p.name for p in spec.parameters]
+    kept = [ring.name for ring in rings(spec) if ring.lag]
+    each = [f"{name}.shape[1]" for name in kept]
     blocks = plan.step is not None and _reads_blocks(plan.step)
     return {
         "tensors": list(made),
         "state_docs": [(name, what) for name, (what, _) in made.items()],
+        "after": [_after(name, spec) for name in made],
         "initial": [how for _, how in made.values()],
         "tails": [f"{name}_tail" for name in inputs] * bool(spec.lag),
         "lag": spec.lag,
@@ -77,6 +80,7 @@ def context(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "recurrence": modal,
         "op_parameters": list(spec.kernel_parameters),
         "eager_setup": eager.decayed(spec),
+        "transforms": not modal and _method(spec.filter.length or 1, plan) == "fft",
         "before_filter": before,
         "after_filter": after,
         "filtered": value,
@@ -91,6 +95,12 @@ def context(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "blocks": spec.filter.length if blocks else 0,
         "modes_count": spec.filter.modes or 0,
         "launch_arguments": _launch_arguments(plan.step) if plan.step else [],
+        "leave": plan.leave is not None,
+        "chunks": takes_chunks(spec, plan),
+        "leave_arguments": _leave_arguments(plan.leave) if plan.leave else [],
+        "leave_parameters": plan.leave.program.parameters if plan.leave else (),
+        "kept": kept,
+        "longest_ring": f"max({', '.join(each)})" if len(each) > 1 else "".join(each),
         "decode_arguments": [
             f"{x}: Tensor",
             *(f"{name}: Tensor | None" for name in inputs[1:]),
@@ -107,14 +117,20 @@ def context(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     }
 
 
-def helper_names(spec: OpSpec) -> set[str]:
+def _after(name: str, spec: OpSpec) -> str:
+    """A tensor of the state after some steps: what `state_after` has found, or as it was."""
+    same = name == "z" and spec.filter.kind is FilterKind.MODAL
+    return f"state.{name}" if same else name
+
+
+def helper_names(spec: OpSpec, plan: Plan) -> set[str]:
     """The plain-PyTorch helpers that decoding calls beside those of parts/decode.py."""
     graph = operator_graph(spec)
     found = {"channel_rows"}
     if any(view.roles > 1 for view in graph.views):
         found.add("role_rows")
     lengths = [graph.view(n.taps).length or 0 for n in _convolved(graph) if n.taps in _taps(graph)]
-    found |= {f"conv_{_method(length)}" for length in lengths}
+    found |= {f"conv_{_method(length, plan)}" for length in lengths}
     if spec.filter.kind is FilterKind.MODAL:
         found |= {"chunks", "conv_modal", "leave_modes"}
     if spec.filter.pairs:
@@ -132,9 +148,12 @@ def _taps(graph: Graph) -> set[str]:
     return {n.taps for n in _convolved(graph)} - modes
 
 
-def _method(length: int) -> str:
-    """How a window of about as many steps is convolved with so many taps."""
-    return "direct" if length <= MOST_DIRECT else "fft"
+def _method(length: int, plan: Plan) -> str:
+    """How plain PyTorch convolves with so many taps: never by FFT, in which later steps round
+    earlier ones, in a file that does not say so.
+    """
+    few = length <= MOST_DIRECT or plan.eager is not EagerConv.FFT
+    return "direct" if few else "fft"
 
 
 def _reads_blocks(kernel: Kernel) -> bool:
@@ -142,7 +161,7 @@ def _reads_blocks(kernel: Kernel) -> bool:
     return any(isinstance(s, RingConv) for s in kernel.program.body)
 
 
-def _eager_lines(spec: OpSpec) -> tuple[list[str], list[str], str]:
+def _eager_lines(spec: OpSpec, plan: Plan) -> tuple[list[str], list[str], str]:
     """A line or two a node, (B, D, T): until there is what the filter reads, and after that; and
     the name of that.
     """
@@ -165,7 +184,9 @@ def _eager_lines(spec: OpSpec) -> tuple[list[str], list[str], str]:
                     source, past = f"{x}_rows", "past" if inner else f"{x}_tail"
                     lines.append(f"{source} = torch.cat([{past}, {x}], 2)")
                 cut = f"[..., {lag}:]" * bool(lag)
-                lines.append(f"{out} = conv_{_method(view.length)}({source}, {taps}_c, +1){cut}")
+                lines.append(
+                    f"{out} = conv_{_method(view.length, plan)}({source}, {taps}_c, +1){cut}"
+                )
             case Conv(out=out, x=x, taps=taps):
                 before, lines, value = lines, [], x
                 both = f"{taps}_modes"
@@ -177,6 +198,34 @@ def _eager_lines(spec: OpSpec) -> tuple[list[str], list[str], str]:
             case _:
                 lines += eager.lines_of(graph, EagerConv.DIRECT, [node])
     return before, lines, value
+
+
+def takes_chunks(spec: OpSpec, plan: Plan) -> bool:
+    """Whether calls take and give a state of which kernels read nothing but rings."""
+    rings_alone = plan.leave is not None and spec.filter.kind is not FilterKind.MODAL
+    return rings_alone and spec.state is not None and spec.state.initial and spec.state.final
+
+
+def _leave_arguments(kernel: Kernel) -> list[str]:
+    """What the launch of the kernel is given that gives the past after some steps."""
+    found = []
+    for a in kernel.arguments:
+        match a.of:
+            case Of.STEPS:
+                found.append(f"*strided({a.name})")
+            case Of.STATE | Of.INDEX if a.name == "ends":
+                found.append("count if ends is None else ends")
+            case Of.PARAMETER | Of.SIZE | Of.STATE | Of.INDEX:
+                found.append(a.name)
+            case _:
+                pass
+    found.append("config=LEAVE")
+    known = {"CHANNELS": "channels", "ENDS": "ends is not None", "PARTS": "parts"}
+    for a in kernel.arguments:
+        if a.of is Of.CONSTANT and a.value is not None:
+            ring = a.name.removesuffix("_SLOTS").lower()
+            found.append(f"{a.name}={known.get(a.name, f'{ring}.shape[1]')}")
+    return found
 
 
 def _launch_arguments(kernel: Kernel) -> list[str]:

@@ -30,17 +30,13 @@ from sh2gen.spec.language import Parametrisation, TapOrder
 from sh2gen.spec.operator import OpSpec
 
 
-def eager_helper_names(plan: Plan, *, stateful: bool) -> set[str]:
-    """The helpers that the lines of a plan's graphs call.
-
-    Args:
-        stateful: whether the modes' state is carried in and out, of which PyTorch finds gradients.
-    """
+def eager_helper_names(plan: Plan) -> set[str]:
+    """The helpers that the lines of a plan's graphs call."""
     wanted, gradients = {"chunks", "channel_rows"}, {"add_rows"}
     if any(view.roles > 1 for view in plan.graph.views):
         wanted.add("role_rows")
     if plan.eager is EagerConv.MODAL:
-        wanted |= {"conv_modal", *["leave_modes"] * stateful}
+        wanted.add("conv_modal")
         gradients.add("mode_gradient_modal")
     taps = [node for node in plan.graph.parameters if isinstance(node, Parameter)]
     if plan.eager is not EagerConv.MODAL or any(node.view.length for node in taps):
@@ -51,7 +47,7 @@ def eager_helper_names(plan: Plan, *, stateful: bool) -> set[str]:
         gradients.add("mode_gradient_fft")
     if any(isinstance(node, SiluGradient) for node in plan.backward_graph.nodes):
         gradients.add("silu_gradient_eager")
-    return wanted | (set() if stateful else gradients)
+    return wanted | gradients
 
 
 def _finite(conv: EagerConv) -> str:

@@ -9,13 +9,12 @@ import textwrap
 from typing import Any
 
 from sh2gen.emit import config, decode, eager, kernels, reduce
-from sh2gen.emit.launchers import launchers
+from sh2gen.emit.launchers import launchers, state_of
 from sh2gen.emit.parts import GEOMETRY, closure, part, texts
 from sh2gen.emit.text import filled, kernel, literal
 from sh2gen.emit.words import class_name, filter_size, formula, meaning, packing, summary
-from sh2gen.plan.geometry import counted_together
+from sh2gen.plan.geometry import LEAVE_CONFIG, counted_together
 from sh2gen.plan.plan import EagerConv, Plan
-from sh2gen.plan.state import state_layout
 from sh2gen.plan.values import Layout
 from sh2gen.spec.language import FilterKind, Parametrisation, TapOrder
 from sh2gen.spec.operator import OpSpec
@@ -84,9 +83,6 @@ def _header(spec: OpSpec, plan: Plan) -> str:
             "channels that it counts as one",
         ),
     ]
-    if spec.state is not None:
-        what = "steps before a sequence that its outputs read"
-        constants.append(("HISTORY", str(spec.history), what))
     if spec.filter.kind is FilterKind.MODAL:
         constants.append(("BLOCK", "64", "steps that plain PyTorch convolves by one product"))
     if spec.filter.decay is not None:
@@ -106,7 +102,9 @@ def _header(spec: OpSpec, plan: Plan) -> str:
             ("SUMS", literal({"num_warps": kernels.WARPS}, 0), "config of what adds sums"),
             ("LAUNCHES", "threading.local()", "those that a thread wants noted"),
         ]
-    if _direct(spec, plan):
+    if plan.leave is not None:
+        constants.append(("LEAVE", literal(LEAVE_CONFIG, 0), "config of what leaves a past"))
+    if plan.kernels:
         versions = "of Triton whose compiled kernels are launched without its launcher"
         constants += [
             ("TAPES: dict", "{}", "what calls do, by the traits of their tensors"),
@@ -128,7 +126,7 @@ def _header(spec: OpSpec, plan: Plan) -> str:
         plan=plan.name,
         kernels=bool(plan.kernels),
         gluon=any(v.language == "gluon" for k in plan.kernels for v in k.variants),
-        direct=_direct(spec, plan),
+        direct=bool(plan.kernels),
         decays=bool(plan.kernels) and spec.filter.decay is not None,
         constants=constants,
     )
@@ -208,28 +206,29 @@ def _launchers(spec: OpSpec, plan: Plan) -> list[str]:
 def _eager(spec: OpSpec, plan: Plan) -> list[str]:
     title = "tensors on a CPU" if plan.kernels else "the algorithm of this file on every device"
     others = [] if _taps(spec) else ["two_axes"]
-    others += [] if plan.eager is not EagerConv.DIRECT else ["refuse_symbols"]
-    others += [] if plan.states else ["differentiates"]
+    blocks = plan.eager is not EagerConv.DIRECT
+    if spec.state is not None and not plan.states:
+        blocks = decode.context(spec, plan)["transforms"]
+    others += [] if blocks else ["refuse_symbols"]
+    others += [] if plan.states or (spec.state and plan.kernels) else ["differentiates"]
     others += ["spread"] if plan.states and spec.state is not None else []
-    functions = [eager.eager_forward(spec, plan), eager.eager_backward(spec, plan)]
-    if spec.state is not None and plan.states:
-        functions = []
+    functions = []
+    if spec.state is None:
+        functions += [eager.eager_forward(spec, plan), eager.eager_backward(spec, plan)]
     if spec.filter.kind is FilterKind.MODAL:
         functions.append(eager.eager_stateful(spec, plan))
-    history = ["join_history", "zero_history"] if plan.states else []
     no_ladder = [] if plan.kernels else ["ladder_of"]
     return [
         _banner(f"Plain PyTorch: {title}"),
         *texts(_layout(plan), without=["rows_reached"]),
         *texts("packed_channels" if spec.interleaved else "packed_blocks"),
         *texts("op", without=others),
-        *(texts("state", without=["STATE", "state_fields", *history]) if spec.state else []),
         *(texts("decay", without=no_ladder) if spec.filter.decay is not None else []),
         *(texts("poles") if spec.filter.parametrisation is Parametrisation.P_GAMMA else []),
         *closure(
             ("eager_pairs", "eager") if spec.filter.pairs else ("eager",),
-            decode.helper_names(spec)
-            | eager.eager_helper_names(plan, stateful=spec.state is not None and plan.states),
+            decode.helper_names(spec, plan)
+            | (eager.eager_helper_names(plan) if spec.state is None else set()),
         ),
         filled(
             "sections/eager.py.j2",
@@ -253,25 +252,31 @@ def _operator(spec: OpSpec, plan: Plan, library: str) -> list[str]:
     found.append(filled("sections/library_name.py.j2", library_name=library))
     found += texts("library")
     stateful = spec.state is not None and plan.states
-    found.append(filled(f"sections/library{'_state' * stateful}.py.j2", **context))
-    if context["direct"]:
+    if spec.state is None or plan.kernels:
+        found.append(filled(f"sections/library{'_state' * stateful}.py.j2", **context))
+    if plan.kernels:
+        own = [] if context["direct"] else ["direct", "gradients_tape"]
+        own += [] if plan.leave is not None else ["directly"]
         found += [
-            *texts("direct", without=_FILES_OWN),
+            *texts("direct", without=[*_FILES_OWN, *own]),
             filled("sections/direct.py.j2", **context),
         ]
     others = [] if plan.kernels else ["require_triton"]
     found += texts("check", without=["parameter_shapes", *others])
-    if spec.state is not None:
-        found.append(filled("sections/state.py.j2", **context))
+    context |= decode.context(spec, plan)
+    modal = spec.filter.kind is FilterKind.MODAL
+    others = ["STATE", *([] if plan.step else ["strided"])]
+    others += [] if modal else ["decode_modes"]
+    others += [] if spec.history else ["past_of", "steps_before", "in_ring", "all_rows"]
+    others += [] if not modal and (spec.filter.length or 1) > 1 else ["where_later"]
+    others += [] if spec.history or modal else ["keep_in_ring", "ring_slots"]
+    others += [] if spec.state is not None else ["state_like"]
+    found += [_banner("The past of sequences"), *texts("decode", without=others)]
+    found.append(filled("sections/state.py.j2", **context))
+    found.append(_banner("Calls"))
     found.append(filled("sections/function.py.j2", **context))
     found.append(_banner("Decoding: a few steps in time after a past that is kept"))
-    modal = spec.filter.kind is FilterKind.MODAL
-    others = ["DECODING", *([] if plan.step else ["strided"])]
-    others += [] if modal else ["decode_modes"]
-    others += [] if spec.history else ["past_of", "steps_before"]
-    others += [] if spec.history or modal else ["keep_in_ring", "ring_slots"]
-    found += texts("decode", without=others)
-    found.append(filled("sections/decode.py.j2", **context, **decode.context(spec, plan)))
+    found.append(filled("sections/decode.py.j2", **context))
     found.append(filled("sections/module.py.j2", **context))
     return found
 
@@ -286,6 +291,7 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     n, shape = len(spec.inputs), _shape(plan)
     x, parameters = spec.inputs[0], [p.name for p in spec.parameters]
     saved = [*plan.saved, *(["states"] if plan.states else [])]
+    past = [] if plan.states else state_of(spec, plan)
     enters = spec.state is not None and spec.state.initial
     leaves = spec.state is not None and spec.state.final
     name = class_name(spec.op)
@@ -321,7 +327,12 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "groups": spec.filter.groups,
         "parameter_names": parameters,
         "op_arguments": [f"{x}: Tensor", *(f"{name}: Tensor | None" for name in spec.inputs[1:])]
-        + [f"{name}: Tensor" for name in parameters],
+        + [f"{name}: Tensor" for name in (*parameters, *past)],
+        "past": past,
+        "past_passed": f", state=[{', '.join(past)}]" if past else "",
+        "past_state": spec.state is not None and not plan.states,
+        "stateful": spec.state is not None,
+        "input_count": n,
         "keep": ["keep: bool"] if plan.states else [],
         "saved": saved,
         "saved_activations": list(plan.saved),
@@ -333,7 +344,6 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "kernels": bool(plan.kernels),
         "states": plan.states,
         "modes": spec.filter.state_size,
-        "fields": state_layout(spec, plan),
         "recurrent": spec.state is not None and plan.states,
         "direct": _direct(spec, plan),
         "raw": _direct(spec, plan) == "call",
@@ -420,32 +430,38 @@ def _body(spec: OpSpec, plan: Plan, ladder: str) -> list[str]:
     needs = _needs(plan, x, ladder)
     if spec.state is None:
         return [*needs, f"return run_op([{inputs}], {parameters}{ladder})"]
-    state = f"zero_state_like({x})"
+    lines = [*needs, f"inputs, parameters = [{inputs}], {parameters}"]
+    zero = f"state = zero_state_like({x})"
     if spec.state.initial:
-        state += f" if state is None else state_like(state, {x})"
-    lines = [*needs, f"inputs = [{inputs}]", f"state = {state}", f"parameters = {parameters}"]
-    given = "joined"
+        zero = f"{zero} if state is None else state_like(state, inputs)"
+    lines.append(zero)
+    lines += [
+        f"if not {x}.shape[TIME]:",
+        f"    return allocate({x}, 0){', state' * spec.state.final}",
+    ]
     if plan.states:
-        given = "inputs"
         lines += [
-            f"there = {x}.is_cuda and {x}.shape[TIME] > 0",
-            "if there and not (PLAIN or transformed([*inputs, *parameters, *state])):",
-            "    keep = differentiates(*inputs, *parameters, *state)",
-            "    y, modes, _ = stateful_op(*inputs, *parameters, *state, keep)",
+            f"past = past_for_kernels(state, {x})",
+            f"if {x}.is_cuda and not (PLAIN or transformed([*inputs, *parameters, *past])):",
+            "    keep = differentiates(*inputs, *parameters, *past)",
+            "    y, modes, _ = stateful_op(*inputs, *parameters, *past, keep)",
             "else:  # PyTorch differentiates what is its own",
             f"    refuse_symbols({x})",
             f"    with without_autocast({x}):",
-            "        y, modes = eager_stateful(inputs, parameters, *state)",
+            "        y, modes = eager_stateful(inputs, parameters, *past)",
         ]
     else:
-        lines += [
-            "joined, steps = join_history(inputs, state.history)",
-            f"y = run_op(joined, parameters{ladder}).narrow(TIME, steps, {x}.shape[TIME])",
-        ]
+        lines.append(f"y = run_op(inputs, parameters, state{ladder})")
     if not spec.state.final:
         return [*lines, "return y"]
-    fields = f"last_steps({given}, state.history){', modes' * plan.states}"
-    return [*lines, f"return y, STATE({fields})"]
+    more = ", modes" if plan.states else ladder
+    lines += [
+        f"with without_autocast({x}):",
+        f"    after = state_after(inputs, parameters, state, None{more})",
+    ]
+    if decode.takes_chunks(spec, plan):
+        lines.append(f"learn_chunk(inputs, parameters, state{ladder})")
+    return [*lines, "return y, after"]
 
 
 def _packed_lines(spec: OpSpec, plan: Plan, ladder: str, passed: str) -> list[str]:

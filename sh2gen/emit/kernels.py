@@ -13,7 +13,13 @@ from sh2gen.emit.statements import carried, helpers, lines, text, together
 from sh2gen.emit.words import formula
 from sh2gen.graph.nodes import Modes
 from sh2gen.plan.arguments import Argument, Of
-from sh2gen.plan.geometry import counted_together, may_split, shared_channels, step_config
+from sh2gen.plan.geometry import (
+    LEAVE_CONFIG,
+    counted_together,
+    may_split,
+    shared_channels,
+    step_config,
+)
 from sh2gen.plan.kernel import Kernel, Role, Variant
 from sh2gen.plan.modes import Parts
 from sh2gen.plan.plan import Plan
@@ -44,7 +50,7 @@ def texts(spec: OpSpec, plan: Plan) -> list[dict[str, Any]]:
     found = [_kernel(spec, plan, kernel) for kernel in (*plan.kernels, *plan.split_kernels)]
     for kernel in plan.kernels:
         found += [_variant(spec, plan, kernel, variant) for variant in kernel.variants]
-    return [*found, *([_step(spec, plan.step)] if plan.step else [])]
+    return [*found, *(_step(spec, kernel) for kernel in (plan.step, plan.leave) if kernel)]
 
 
 def helpers_of(spec: OpSpec, plan: Plan) -> list[tuple[tuple[str, ...], set[str]]]:
@@ -64,6 +70,9 @@ def helpers_of(spec: OpSpec, plan: Plan) -> list[tuple[tuple[str, ...], set[str]
     if plan.step is not None:
         wanted = helpers(plan.step.program, Scope()) | {"keep_count", "no_steps"}
         found.append((plan.step.parts, wanted))
+    if plan.leave is not None:
+        wanted = helpers(plan.leave.program, Scope()) | {"keep_count"}
+        found.append((plan.leave.parts, wanted))
     return found
 
 
@@ -159,6 +168,11 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: Kernel) -> dict[str, Any]:
         "padded_modes": max(16, 1 << (max(1, spec.filter.state_size) - 1).bit_length()),
         "lag": spec.lag,
         "given": spec.state is not None,
+        "past": [
+            (ring.name, f"{ring.name.upper()}_SLOTS", ring.columns("CHANNELS"))
+            for ring in rings(spec)
+            if any(a.name == ring.name for a in kernel.arguments)
+        ],
         "roles": len(spec.inputs),
         "poles": _poles(plan),
         "exact": spec.precision is Precision.EXACT,
@@ -200,6 +214,7 @@ def _step(spec: OpSpec, kernel: Kernel) -> dict[str, Any]:
         "rings": [
             (ring.name, f"{ring.name.upper()}_SLOTS", ring.columns("CHANNELS"))
             for ring in rings(spec)
+            if any(a.name == ring.name for a in kernel.arguments)
         ],
         "modes": modes,
         "padded_modes": 1 << (max(1, modes) - 1).bit_length(),
@@ -256,6 +271,10 @@ def kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kernel
         sizes = (spec.filter.length or 0) * taps, spec.filter.modes or 0
         config = step_config(batch, 1, spec.channels, spec.group_width, *sizes)
         found.append(_source(spec, plan.step.name, Role.DECODE, plan.step.arguments, config))
+    if plan.leave is not None:
+        found.append(
+            _source(spec, plan.leave.name, Role.DECODE, plan.leave.arguments, LEAVE_CONFIG)
+        )
     return tuple(found)
 
 

@@ -23,7 +23,6 @@ from sh2gen.plan.actions import (
 from sh2gen.plan.arguments import Argument, Of
 from sh2gen.plan.kernel import Kernel, Role
 from sh2gen.plan.plan import Plan
-from sh2gen.plan.state import state_layout
 from sh2gen.spec.operator import OpSpec
 
 _INDENT = "    "
@@ -49,6 +48,17 @@ def call(function: str, arguments: Iterable[str], result: str = "") -> list[str]
     return [f"{left}{function}(", *(f"{_INDENT}{a}," for a in arguments), ")"]
 
 
+def state_of(spec: OpSpec, plan: Plan) -> list[str]:
+    """What kernels take of a state that a call begins with, in order."""
+    if spec.state is None:
+        return []
+    if plan.states:
+        return ["history", "entry"]
+    forward = plan.kernel(Role.FORWARD)
+    taken = forward.arguments if forward is not None else ()
+    return [a.name for a in taken if a.of in (Of.STATE, Of.INDEX)]
+
+
 def launchers(spec: OpSpec, plan: Plan) -> list[str]:
     """The text of each launcher, one a role."""
     return [_Launcher(spec, plan, role).text() for role in plan.actions]
@@ -68,7 +78,7 @@ class _Launcher:
         # A recurrence needs what is before its first step: it computes whole sequences.
         self.ranges = not plan.states
         self.stored = (*plan.saved, *["states"] * plan.states)
-        self.state = [field.name for field in state_layout(spec, plan)] if plan.states else []
+        self.state = state_of(spec, plan)
         self.given = self._given()
         self.decays = spec.filter.decay is not None
 
@@ -77,7 +87,7 @@ class _Launcher:
         makes: it comes with the call.
         """
         made = {name for a in self.actions if isinstance(a, Allocate) for name in a.names}
-        made |= {*self.spec.inputs, *self.stored, "history", "entry"}
+        made |= {*self.spec.inputs, *self.stored, *self.state}
         taken = (a for launch in self.launches for a in launch.kernel.arguments)
         data = (a.name for a in taken if a.of in (Of.ACTIVATION, Of.STATE))
         return list(dict.fromkeys(name for name in data if name not in made))
@@ -139,7 +149,7 @@ class _Launcher:
         if self.reads_stored and self.stored:
             lines.append(f"{targets(self.stored)} = saved")
         if self.state:
-            lines.append("history, entry = (tensor.contiguous() for tensor in state)")
+            lines.append(f"{targets(self.state)} = (tensor.contiguous() for tensor in state)")
         lines += [
             f"channels, groups = {x}.shape[CHANNEL], {self.parameters[0]}.shape[0]",
             "width = channels // groups",
@@ -304,7 +314,7 @@ class _Launcher:
                     found.append(f"*operand({a.name}, {begin}, step)")
                 case Of.PARAMETER | Of.PARTIAL:
                     found.append(a.name)
-                case Of.STATE:
+                case Of.STATE | Of.INDEX:
                     found.append("split_sums" if split and a.name == "states" else a.name)
                 case Of.SIZE if a.name == "read_begin":
                     found.append("*bounds")
@@ -316,6 +326,8 @@ class _Launcher:
         found.append("config=config")
         known = terms(self.spec)
         values = _FOUND | {"TERMS": known if known.isdigit() else "tap_terms(groups)"}
+        rings = (name for name in self.state if name in ("tails", "z"))
+        values |= {f"{name.upper()}_SLOTS": f"{name}.shape[1]" for name in rings}
         constants = (a.name for a in arguments if a.of is Of.CONSTANT and a.name in values)
         return call("launch", [*found, *(f"{name}={values[name]}" for name in constants)])
 

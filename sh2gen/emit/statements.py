@@ -115,7 +115,7 @@ def helpers(program: TileProgram, scope: Scope) -> set[str]:
     calls: list[Call] = [one.call for one in _carried(program, scope)]
     calls += [
         call
-        for statement in program
+        for statement in (*program, *program.warmup)
         if not isinstance(statement, Parts | EndParts)
         for call in statement.calls(scope)
     ]

@@ -11,7 +11,8 @@ from __future__ import annotations
 from sh2gen.graph.adjoint import adjoint
 from sh2gen.graph.nodes import operator_graph
 from sh2gen.lower.actions import whole
-from sh2gen.lower.rows import layouts, tile_program
+from sh2gen.lower.leave import leave_kernel
+from sh2gen.lower.rows import layouts, pasts, tile_program
 from sh2gen.lower.step import step_kernel
 from sh2gen.lower.verdict import Verdict, later_fields
 from sh2gen.plan.arguments import tile_arguments
@@ -65,11 +66,14 @@ def _plan(spec: OpSpec, layout: Layout, saved: tuple[str, ...]) -> Plan:
     parts: tuple[str, ...] = ("rows", "tiles_first", "channels_first", "trained")
     if layout is Layout.BLD:
         parts = ("rows", "channels_last", "axes_last", "trained")
-    forward, _ = tile_program(graph, {"y": graph.outputs[0], **{name: name for name in saved}})
+    before = pasts(spec, graph)
+    parts += ("past_last" if layout is Layout.BLD else "past",) * bool(before)
+    results = {"y": graph.outputs[0], **{name: name for name in saved}}
+    forward, _ = tile_program(graph, results, before)
     gradients = dict(
         zip((f"d_{name}" for name in spec.inputs), backward_graph.outputs, strict=False)
     )
-    backward, reductions = tile_program(backward_graph, gradients)
+    backward, reductions = tile_program(backward_graph, gradients, before)
 
     def kernel(role: Role, program: TileProgram) -> Kernel:
         hinted = role is Role.FORWARD and layout is Layout.BDL
@@ -95,4 +99,5 @@ def _plan(spec: OpSpec, layout: Layout, saved: tuple[str, ...]) -> Plan:
         ),
         eager=EagerConv.DIRECT,
         step=step_kernel(spec),
+        leave=leave_kernel(spec) if spec.state is not None else None,
     )

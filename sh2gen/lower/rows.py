@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import assert_never
 
 from sh2gen.graph.nodes import (
@@ -27,8 +28,10 @@ from sh2gen.graph.nodes import (
 )
 from sh2gen.plan.kernel import Reduction
 from sh2gen.plan.program import TileProgram
+from sh2gen.plan.rings import Past, Ring
 from sh2gen.plan.statements import (
     Accumulate,
+    Enter,
     Fir,
     LoadRows,
     LoadTaps,
@@ -40,7 +43,7 @@ from sh2gen.plan.statements import (
     ZeroTaps,
 )
 from sh2gen.plan.values import BLOCK, Layout, Operand, Rows
-from sh2gen.spec.language import Activations
+from sh2gen.spec.language import Activations, FilterKind
 from sh2gen.spec.operator import OpSpec
 
 FUNCTIONS: dict[type[Node], str] = {
@@ -51,6 +54,7 @@ FUNCTIONS: dict[type[Node], str] = {
     Silu: "silu",
     SiluGradient: "silu_gradient",
 }
+_NOTHING: Mapping[str, Past] = {}
 
 
 def demanded_rows(graph: Graph, stored: tuple[str, ...]) -> dict[str, Rows]:
@@ -98,14 +102,66 @@ def _length(graph: Graph, taps: str) -> int:
     return length
 
 
+def pasts(spec: OpSpec, graph: Graph) -> dict[str, Past]:
+    """What calls are given of the past, by the value whose it is: what a convolution with taps
+    reads, if there is a state to take.
+    """
+    if spec.state is None or spec.filter.kind is FilterKind.MODAL:
+        return {}
+    return kept(graph)
+
+
+def kept(graph: Graph) -> dict[str, Past]:
+    """What a state keeps of the past in rings, by the value whose it is."""
+    found: dict[str, Past] = {}
+    for node in graph.nodes:
+        if (
+            isinstance(node, Conv)
+            and node.direction == +1
+            and isinstance(graph.by_name[node.taps], Parameter)
+        ):
+            view = graph.view(node.taps)
+            if (lag := (view.length or 1) - 1) > 0:
+                ring = Ring("z")
+                if view.tensor == "featurizer":
+                    ring = Ring("tails", view.role, view.roles)
+                found[node.x] = Past(ring, lag)
+    return found
+
+
+def entering(
+    statements: list[Statement], past: Past | None, early: bool = False, ahead: bool = False
+) -> None:
+    """Let what the last of these statements makes begin with a past, if it has one.
+
+    Args:
+        early: the tile itself may lie before the first step.
+        ahead: of the tile that a stream backward in time reaches LEAD steps later, likewise.
+    """
+    if past is None:
+        return
+    made = statements[-1]
+    match made:
+        case LoadRows():
+            assert made.ahead == ahead
+            statements[-1] = dataclasses.replace(made, past=past, early=early)
+        case Rowwise(out=out, rows=rows) | Fir(out=out, rows=rows):
+            own = f"{out}_own"
+            statements[-1] = dataclasses.replace(made, out=own)
+            statements.append(Enter(out=out, x=Operand(own, rows), past=past))
+        case _:
+            raise AssertionError(f"{made} has no past")
+
+
 def tile_program(
-    graph: Graph, stores: dict[str, str]
+    graph: Graph, stores: dict[str, str], before: Mapping[str, Past] = _NOTHING
 ) -> tuple[TileProgram, tuple[Reduction, ...]]:
     """The graph as statements over rows, and how its partial sums become parameter gradients.
 
     Args:
         graph: forward or backward graph.
         stores: tensor name -> value, for every activation that leaves the kernel.
+        before: what is known of values before the first step.
     """
     rows = demanded_rows(graph, tuple(stores.values()))
     prologue: list[Statement] = []
@@ -163,6 +219,7 @@ def tile_program(
                 )
             case _:
                 assert_never(node)
+        entering(body, before.get(node.out))
         # A value is stored as soon as it exists, so that its registers can be reused.
         for tensor in [tensor for tensor, value in left.items() if value == node.out]:
             body.append(StoreRows(tensor=tensor, x=Operand(left.pop(tensor), BLOCK)))

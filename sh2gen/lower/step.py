@@ -32,13 +32,13 @@ from sh2gen.plan.arguments import step_arguments
 from sh2gen.plan.geometry import step_grid
 from sh2gen.plan.kernel import Kernel, Role
 from sh2gen.plan.program import TileProgram
+from sh2gen.plan.rings import Ring
 from sh2gen.plan.statements import Fir, LoadTaps, LoadVector, Rowwise, Statement
 from sh2gen.plan.step import (
     AfterRing,
     KeepSteps,
     LoadPoles,
     LoadSteps,
-    Ring,
     RingConv,
     StepModes,
     StoreSteps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import assert_never
 
@@ -27,7 +28,8 @@ from sh2gen.graph.nodes import (
     activations,
     parameter,
 )
-from sh2gen.lower.rows import FUNCTIONS
+from sh2gen.lower.rows import FUNCTIONS, entering
+from sh2gen.plan.rings import Past
 from sh2gen.plan.statements import (
     Accumulate,
     Extend,
@@ -51,12 +53,14 @@ class Stream(ABC):
     Attributes:
         time: +1 forward, -1 backward in time.
         carries: whether left context comes from the tile before, if that is earlier in time.
+        pasts: what is known of values before the first step.
         prologue: what loads the parameters of the graph.
     """
 
     graph: Graph
     time: int
     carries: bool = False
+    pasts: Mapping[str, Past] = field(default_factory=dict)
     prologue: list[Statement] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -117,8 +121,19 @@ class Stream(ABC):
                 network.add_edges_from((x, node.out) for x in activations(node))
         return set(names).union(*(nx.ancestors(network, name) for name in names))
 
-    def statements(self, node: Node, suffix: str = "", ahead: bool = False) -> list[Statement]:
-        """One node of the tile, or with a suffix of the tile that is LEAD steps earlier."""
+    def statements(
+        self, node: Node, suffix: str = "", ahead: bool = False, early: bool = False
+    ) -> list[Statement]:
+        """One node of the tile, or with a suffix of the tile that is LEAD steps earlier; that, and
+        one that is called `early`, may lie before the first step.
+        """
+        found = self.line(node, suffix, ahead)
+        if isinstance(node, Input) and self.lag(node.out):  # blocks know what is before them
+            entering(found, self.pasts.get(node.out), early, ahead)
+        return found
+
+    def line(self, node: Node, suffix: str, ahead: bool) -> list[Statement]:
+        """The same, as if nothing were known of what is before the first step."""
 
         def own(name: str) -> Operand:
             return Operand(name + suffix, BLOCK)

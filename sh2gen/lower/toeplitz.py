@@ -14,6 +14,9 @@ e_n^T z_{n-s} in registers over the whole walk.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+
 from sh2gen.graph.adjoint import adjoint
 from sh2gen.graph.nodes import (
     Conv,
@@ -25,7 +28,8 @@ from sh2gen.graph.nodes import (
     operator_graph,
 )
 from sh2gen.lower.actions import whole
-from sh2gen.lower.rows import layouts, partial_sums
+from sh2gen.lower.leave import leave_kernel
+from sh2gen.lower.rows import layouts, partial_sums, pasts
 from sh2gen.lower.step import step_kernel
 from sh2gen.lower.streams import Stream
 from sh2gen.lower.verdict import Verdict, later_fields
@@ -43,6 +47,7 @@ from sh2gen.plan.kernel import Kernel, Reduction, Role, Variant
 from sh2gen.plan.phases import phases
 from sh2gen.plan.plan import EagerConv, Plan
 from sh2gen.plan.program import TileProgram
+from sh2gen.plan.rings import Past
 from sh2gen.plan.statements import Statement, StoreRows
 from sh2gen.plan.values import BLOCK, Layout, Operand
 from sh2gen.schedule.facts import tap_terms
@@ -90,13 +95,15 @@ def _plan(spec: OpSpec, layout: Layout) -> Plan:
     parts: tuple[str, ...] = ("toeplitz", "rows", "channels_first", "trained")
     if layout is Layout.BLD:
         parts = ("toeplitz", "rows", "axes_last", "channels_first", "trained")
-    forward = _forward(graph)
+    before = pasts(spec, graph)
+    parts += ("past",) * bool(before)
+    forward = _forward(graph, before)
     names = (f"d_{name}" for name in spec.inputs)
     backward, reductions = _backward(
-        backward_graph, dict(zip(names, backward_graph.outputs, strict=False))
+        backward_graph, dict(zip(names, backward_graph.outputs, strict=False)), before
     )
     variants: tuple[Variant, ...] = ()
-    if layout is Layout.BDL and (split := phases(backward)) is not None:
+    if layout is Layout.BDL and not before and (split := phases(backward)) is not None:
         variants = (
             Variant(
                 name="sm90",
@@ -144,6 +151,7 @@ def _plan(spec: OpSpec, layout: Layout) -> Plan:
         ),
         eager=EagerConv.DIRECT,
         step=step_kernel(spec),
+        leave=leave_kernel(spec) if spec.state is not None else None,
     )
 
 
@@ -164,32 +172,37 @@ class _Stream(Stream):
         )
 
 
-def _forward(graph: Graph) -> TileProgram:
+def _forward(graph: Graph, before: Mapping[str, Past]) -> TileProgram:
     """A stream forward in time."""
-    builder = _Stream(graph, time=+1, carries=True)
+    builder = _Stream(graph, time=+1, carries=True, pasts=before)
     conv = builder.conv(+1)
     length = graph.view(conv.taps).length or 1
     remembered = builder.before([conv.x])
     remember = Remember(out=f"{conv.x}_blocks", x=Operand(conv.x, BLOCK), length=length)
+    early = dataclasses.replace(remember, past=before.get(conv.x))
     warmup: list[Statement] = []
     body: list[Statement] = []
     for node in graph.nodes:
-        lines = builder.statements(node)
-        lines += [remember] if node.out == conv.x else []
-        warmup += lines if node.out in remembered else []
-        body += lines
+        if node.out in remembered:
+            warmup += builder.statements(node, early=True)
+            warmup += [early] if node.out == conv.x else []
+        body += builder.statements(node)
+        body += [remember] if node.out == conv.x else []
     body.append(StoreRows(tensor="y", x=Operand(graph.outputs[0], BLOCK)))
     return TileProgram(prologue=tuple(builder.prologue), body=tuple(body), warmup=tuple(warmup))
 
 
-def _backward(graph: Graph, stores: dict[str, str]) -> tuple[TileProgram, tuple[Reduction, ...]]:
+def _backward(
+    graph: Graph, stores: dict[str, str], before: Mapping[str, Past]
+) -> tuple[TileProgram, tuple[Reduction, ...]]:
     """A stream backward in time.
 
     Args:
         graph: the backward graph.
         stores: tensor name -> value, for the gradients of inputs.
+        before: what is known of values before the first step.
     """
-    builder = _Stream(graph, time=-1)
+    builder = _Stream(graph, time=-1, pasts=before)
     conv = builder.conv(-1)
     (taps,) = [n for n in graph.nodes if isinstance(n, TapGradient) and n.view.tensor == "filter"]
     assert taps.grad == conv.x
@@ -204,6 +217,7 @@ def _backward(graph: Graph, stores: dict[str, str]) -> tuple[TileProgram, tuple[
             x=Operand(f"{taps.x}_ahead", BLOCK),
             length=length,
             ahead=True,
+            past=before.get(taps.x),
         )
     )
     remembered = builder.before([conv.x])

@@ -32,9 +32,9 @@ def later_fields(spec: OpSpec) -> Iterator[str]:
     """Why no lowering can serve this spec yet, for fields that only the language knows so far."""
     if spec.state is not None:
         if spec.state.width is not StateWidth.K_MINUS_1:
-            yield "a history holds the K - 1 steps that matter; leave `state.width` out"
+            yield "a state keeps the K - 1 steps that matter; leave `state.width` out"
         if spec.state.dtype is not DType.FLOAT32:
-            yield "a history holds inputs in their own dtype; leave `state.dtype` out"
+            yield "`initial_state` is asked for the dtype of a state; leave `state.dtype` out"
     if spec.sequences is not Sequences.DENSE:
         yield "packed sequences have no lowering yet; write `sequences: dense`"
     if spec.context is not None and spec.context.ranks > 1:

@@ -4,11 +4,13 @@ file, what Triton specialises on, the launch, and what `build` compiles.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
 
 from sh2gen.plan.program import TileProgram
-from sh2gen.plan.rings import rings
+from sh2gen.plan.rings import RingField, rings
+from sh2gen.plan.statements import Statement
 from sh2gen.plan.step import RingConv
 from sh2gen.plan.values import ladder
 from sh2gen.spec.language import FilterKind, TapOrder
@@ -21,7 +23,7 @@ class Of(StrEnum):
     ACTIVATION = "activation"  # data, and the strides of batch and rows
     STEPS = "steps"  # data of a few steps, and the strides of batch, channel and time
     PARAMETER = "parameter"
-    STATE = "state"  # of modes, or a history; float32 unless it is one of inputs
+    STATE = "state"  # of modes, a history or rings; float32 unless it is of inputs
     INDEX = "index"  # int32
     PARTIAL = "partial"  # sums that a later kernel adds
     SIZE = "size"
@@ -138,6 +140,34 @@ def shape_constants(
     )
 
 
+def past(spec: OpSpec, program: TileProgram) -> tuple[tuple[Argument, ...], tuple[Argument, ...]]:
+    """What a tile program reads of the past, and how many slots its rings have."""
+    read = {name for s in program.body for name in _rings_of(s)}
+    read |= {name for s in program.warmup for name in _rings_of(s)}
+    kept = [ring for ring in rings(spec) if ring.name in read]
+    if not kept:
+        return (), ()
+    found = [ring_argument(ring, "batch") for ring in kept]
+    found.append(Argument(name="count", of=Of.INDEX, doc="[batch] int32: steps before these"))
+    return tuple(found), tuple(slots(ring) for ring in kept)
+
+
+def _rings_of(statement: Statement) -> list[str]:
+    before = getattr(statement, "past", None)
+    return [before.ring.field] if before is not None else []
+
+
+def ring_argument(ring: RingField, places: str, *, io: bool = False) -> Argument:
+    """A ring of a state with so many places."""
+    doc = f"[{places}, {ring.name.upper()}_SLOTS, {ring.columns('CHANNELS')}]"
+    return Argument(name=ring.name, of=Of.STATE, io=io, doc=doc)
+
+
+def slots(ring: RingField) -> Argument:
+    """How many it has."""
+    return constant(f"{ring.name.upper()}_SLOTS", ring.lag + 1)
+
+
 BOUNDS = sizes("read_begin", "read_end", "write_end", "splits")
 
 
@@ -146,12 +176,15 @@ def tile_arguments(
 ) -> tuple[Argument, ...]:
     """Of the skeleton `tile`."""
     names = ("ROWS", "BLOCK_D", "BLOCK_T", "TILES", *(("EVICT_LAST",) if hinted else ()))
+    before, counts = past(spec, program)
     return (
         *data(spec, program),
+        *before,
         *partials(program),
         *BOUNDS,
         *ladder_sizes(program),
         *shape_constants(spec, program, backward=backward),
+        *counts,
         *knobs(*names),
     )
 
@@ -160,13 +193,16 @@ def stream_arguments(
     spec: OpSpec, program: TileProgram, *, backward: bool, terms: int
 ) -> tuple[Argument, ...]:
     """Of the skeleton `stream`."""
+    before, counts = past(spec, program)
     return (
         *data(spec, program),
+        *before,
         *partials(program, "batch, splits and SEGMENTS"),
         *BOUNDS,
         *sizes("tiles"),
         *ladder_sizes(program),
         *shape_constants(spec, program, backward=backward, grouped=True),
+        *counts,
         constant("TERMS", terms),
         *knobs("ROWS", "BLOCK_D", "SEGMENTS", "BLOCK_T", "PREFETCH"),
     )
@@ -253,20 +289,44 @@ def join_arguments(spec: OpSpec) -> tuple[Argument, ...]:
     )
 
 
+def leave_arguments(spec: OpSpec, program: TileProgram) -> tuple[Argument, ...]:
+    """Of the skeleton `leave`."""
+    shapes = {p.name: ", ".join(p.dims) for p in spec.parameters}
+    kept = [ring for ring in rings(spec) if ring.lag]
+    after = [
+        dataclasses.replace(ring_argument(ring, "batch"), name=f"{ring.name}_after")
+        for ring in kept
+    ]
+    index = {
+        "count": "[batch] int32: steps before these",
+        "ends": "[batch] int32: how many of these each sequence has",
+        "count_after": "[batch] int32",
+        "done_after": "[batch, CHANNELS / BLOCK] int32: the same of each block of channels",
+    }
+    return (
+        *(Argument(name=name, of=Of.STEPS, io=True) for name in spec.inputs),
+        *(
+            Argument(name=name, of=Of.PARAMETER, doc=f"[{shapes[name]}]")
+            for name in program.parameters
+        ),
+        *(ring_argument(ring, "batch") for ring in kept),
+        *after,
+        *(Argument(name=name, of=Of.INDEX, doc=doc) for name, doc in index.items()),
+        *sizes("steps"),
+        Argument(name="CHANNELS", of=Of.CONSTANT, value=0),
+        constant("ENDS", False),
+        constant("PARTS", 1),
+        *map(slots, kept),
+        *knobs("BLOCK_D", "STEPS"),
+    )
+
+
 def step_arguments(spec: OpSpec, program: TileProgram) -> tuple[Argument, ...]:
     """Of the skeleton `step`."""
     shapes = {p.name: ", ".join(p.dims) for p in spec.parameters}
     kept, modes = rings(spec), spec.filter.kind is FilterKind.MODAL
     blocks = any(isinstance(s, RingConv) for s in program.body)
-    state = [
-        Argument(
-            name=ring.name,
-            of=Of.STATE,
-            io=ring.io,
-            doc=f"[places, {ring.name.upper()}_SLOTS, {ring.columns('CHANNELS')}]",
-        )
-        for ring in kept
-    ]
+    state = [ring_argument(ring, "places", io=ring.io) for ring in kept]
     if modes:
         doc = f"[places, CHANNELS, {spec.filter.state_size}] float32"
         state.append(Argument(name="modes", of=Of.STATE, doc=doc))
@@ -293,7 +353,7 @@ def step_arguments(spec: OpSpec, program: TileProgram) -> tuple[Argument, ...]:
         ),
         *((Argument(name="SHARE", of=Of.CONSTANT, value=0),) if blocks else ()),
         constant("STEPS", 1),
-        *(constant(f"{ring.name.upper()}_SLOTS", ring.lag + 1) for ring in kept),
+        *map(slots, kept),
         constant("SLOTTED", True),
         constant("DRAFT", False),
         *knobs("BLOCK_D", *(("CHUNK",) if blocks else ())),

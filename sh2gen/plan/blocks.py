@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sh2gen.graph.nodes import ParameterView
+from sh2gen.plan.rings import Past
 from sh2gen.plan.statements import Statement
 from sh2gen.plan.values import (
     BLOCK,
@@ -86,12 +87,14 @@ class Remember(Statement):
         ahead: x is LEAD steps earlier than the tile, and what is kept are the blocks between: the
             block of the tile first, then earlier ones. Otherwise x is of the tile: its block
             first, then those that the stream visited before.
+        past: what x is before the first step, where the tile may lie.
     """
 
     out: str
     x: Operand
     length: int
     ahead: bool = False
+    past: Past | None = None
 
     @property
     def operands(self) -> tuple[Operand, ...]:
@@ -108,7 +111,15 @@ class Remember(Statement):
         kept = f"{self.out}_kept"
         sizes = ("going", scope.lanes, "N", "OPERAND", "PRECISION")
         helper = "look_ahead" if self.ahead else "remember"
-        return (Call(helper, (kept, scope.take(self.x), *sizes), (self.out, kept)),)
+        if self.past is None:
+            return (Call(helper, (kept, scope.take(self.x), *sizes), (self.out, kept)),)
+        block, tile = f"{self.x.name}_block", "ahead" if self.ahead else "tile"
+        where = (self.past.ring.pointer, "count", tile, scope.lanes, "N", "OPERAND", "PRECISION")
+        entered = (scope.take(self.x), *where, str(self.past.lag), *self.past.ring.sizes)
+        return (
+            Call("entered_block", entered, (block,)),
+            Call(f"{helper}_block", (kept, block, "going"), (self.out, kept)),
+        )
 
     def carries(self, scope: Scope) -> tuple[Carried, ...]:
         arguments = ("HISTORY", scope.lanes, "BLOCK_T", "OPERAND")

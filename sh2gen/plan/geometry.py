@@ -143,6 +143,9 @@ def step_config(
     return {"BLOCK_D": 64 * wide, "num_warps": wide}
 
 
+LEAVE_CONFIG = {"BLOCK_D": 64, "STEPS": 8, "num_warps": 1}
+
+
 def counted_together(modes: int) -> int:
     """How many channels side by side count their steps together, so that no two programs of a
     kernel that decodes, which has so many modes, change one number.

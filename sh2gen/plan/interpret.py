@@ -73,6 +73,7 @@ from sh2gen.plan.plan import Plan
 from sh2gen.plan.program import TileProgram
 from sh2gen.plan.statements import (
     Accumulate,
+    Enter,
     Extend,
     Fir,
     LoadRows,
@@ -287,6 +288,8 @@ class _Launch:
                 self.totals[out] = self.like.new_zeros(length, batch, channels, count)
             case LoadRows(out=out, tensor=name, rows=rows):
                 self.hold(out, self.load(tensors[name].to(self.like), rows), rows)
+            case Enter(out=out, x=x):  # a sequence that begins has had nothing but zeros
+                self.hold(out, self.take(x), x.rows)
             case Extend(out=out, x=x, rows=rows):
                 # Lane after lane, the rows of all blocks are the whole sequence.
                 self.hold(out, self.load(self.store(self.take(x), whole=True), rows), rows)

@@ -41,6 +41,7 @@ class Plan:
         actions: what a call of each role does, in order; of `Role`, and of any other name.
         eager: how the plain-PyTorch path convolves.
         step: the kernel that decodes, if there are kernels.
+        leave: the kernel that gives the rings of the state after a call, if calls have states.
     """
 
     algorithm: str
@@ -52,6 +53,7 @@ class Plan:
     actions: Mapping[str, tuple[Action, ...]] = field(hash=False)
     eager: EagerConv = EagerConv.DIRECT
     step: Kernel | None = None
+    leave: Kernel | None = None
 
     @property
     def name(self) -> str:
@@ -127,9 +129,9 @@ class Plan:
             blocks.append(
                 f"d_{reduction.tensor} = sum of partials {of}{reduction.first} .. {last}"
             )
-        if self.step is not None:
-            program = _indent(self.step.program).replace("for each tile:", "for each sequence:")
-            blocks.append(f"{self.step.name} kernel ({self.step.skeleton}):\n{program}")
+        for kernel in filter(None, (self.step, self.leave)):
+            program = _indent(kernel.program).replace("for each tile:", "for each sequence:")
+            blocks.append(f"{kernel.name} kernel ({kernel.skeleton}):\n{program}")
         for role, actions in self.actions.items():
             for action in actions:
                 if isinstance(action, Eager):

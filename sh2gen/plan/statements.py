@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sh2gen.graph.nodes import ParameterView
+from sh2gen.plan.rings import Past
 from sh2gen.plan.values import (
     BLOCK,
     Call,
@@ -160,6 +161,8 @@ class LoadRows(Statement):
         ahead: of the tile that a stream backward in time reaches LEAD steps later.
         history: a call says what was before the first step.
         lagged: rows of context are loaded by themselves, not with a vector that they end.
+        past: what is before the first step.
+        early: the tile itself may lie before that.
     """
 
     out: str
@@ -169,6 +172,8 @@ class LoadRows(Statement):
     ahead: bool = False
     history: bool = False
     lagged: bool = False
+    past: Past | None = None
+    early: bool = False
 
     @property
     def makes(self) -> Name:
@@ -192,11 +197,18 @@ class LoadRows(Statement):
         stop = f"ROWS + {self.rows.hi}" if self.rows.hi else "ROWS"
         tile = "ahead" if self.ahead else "tile"
         where = (data, tile, *strides, start, stop)
-        rows = Call("load_steps", (*where, *lanes, *scope.hints), (out,))
-        if not self.carried:
-            return (rows,)
-        kept = (out, f"{out}_before")
-        return rows, Call("prepend", (*kept, self.context, scope.lanes, "N"), kept)
+        calls = [Call("load_steps", (*where, *lanes, *scope.hints), (out,))]
+        # What is before the first step of all is known of blocks: of a tile that is earlier still,
+        # a tile after it only needs the end.
+        before = f"ROWS + {self.rows.hi - int(start)}" if self.early else start[1:]
+        if self.past is not None and before:
+            calls.append(
+                Call("with_past", (out, *self.past.arguments(tile, start, before)), (out,))
+            )
+        if self.carried:
+            kept = (out, f"{out}_before")
+            calls.append(Call("prepend", (*kept, self.context, scope.lanes, "N"), kept))
+        return tuple(calls)
 
     def carries(self, scope: Scope) -> tuple[Carried, ...]:
         found = []
@@ -209,14 +221,46 @@ class LoadRows(Statement):
             tile = (f"{self.tensor}_ptr", "tile", *scope.strides[self.tensor], self.context)
             rows = (*tile, "EVEN", "ROWS", scope.lanes, "N")
             time = "-LEAD" if self.out in scope.loaded_before else "0"
-            call = Call("context_rows", rows, (f"{self.out}_before",))
-            found.append(Carried(call=call, time=time))
+            before = f"{self.out}_before"
+            found.append(Carried(call=Call("context_rows", rows, (before,)), time=time))
+            if self.past is not None:  # all lanes have the steps before the first
+                past = (
+                    before,
+                    *self.past.arguments("tile", f"-{self.context}", self.context, "0"),
+                )
+                found.append(Carried(call=Call("with_past", past, (before,)), time=time))
         return tuple(found)
 
     def __str__(self) -> str:
         where = ", carried" * self.carried + ", ahead" * self.ahead + ", history" * self.history
         where += ", lagged" * self.lagged
         return f"{self.out} = load_steps({self.tensor}, {self.rows}{where})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enter(Statement):
+    """Rows of a value, those before the first step from what is kept of the past."""
+
+    out: str
+    x: Operand
+    past: Past
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        return (self.x,)
+
+    @property
+    def makes(self) -> Name:
+        return Name(Kind.ROWS, self.out, self.x.rows)
+
+    def calls(self, scope: Scope) -> tuple[Call, ...]:
+        rows = self.x.rows
+        past = self.past.arguments("tile", str(rows.lo), str(-rows.lo))
+        out = scope.hold(self.out, rows)
+        return (Call("with_past", (scope.take(self.x), *past), (out,)),)
+
+    def __str__(self) -> str:
+        return f"{self.out} = with_past({self.x}, {self.past.ring})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

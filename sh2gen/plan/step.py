@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sh2gen.graph.nodes import ParameterView
+from sh2gen.plan.rings import Past, Ring
 from sh2gen.plan.statements import Statement
 from sh2gen.plan.values import (
     BLOCK,
@@ -69,35 +70,6 @@ class StoreSteps(Statement):
         return f"write_steps({self.tensor}, {self.x})"
 
 
-@dataclass(frozen=True, slots=True)
-class Ring:
-    """Where the past of a value lies.
-
-    Attributes:
-        field: of the state.
-        role, roles: which of so many blocks of channels of a slot.
-    """
-
-    field: str
-    role: int = 0
-    roles: int = 1
-
-    @property
-    def pointer(self) -> str:
-        """To the channels of a row's slot 0."""
-        begin = {0: "", 1: " + CHANNELS"}.get(self.role, f" + {self.role} * CHANNELS")
-        return f"{self.field}_ring{begin}"
-
-    @property
-    def sizes(self) -> tuple[str, str]:
-        """Slots, and columns of a slot."""
-        columns = "CHANNELS" if self.roles == 1 else f"{self.roles} * CHANNELS"
-        return f"{self.field.upper()}_SLOTS", columns
-
-    def __str__(self) -> str:
-        return self.field + (f"[{self.role}]" if self.roles > 1 else "")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AfterRing(Statement):
     """x after the `lag` steps before it."""
@@ -141,6 +113,72 @@ class KeepSteps(Statement):
 
     def __str__(self) -> str:
         return f"keep_steps({self.x}, {self.ring})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadAt(Statement):
+    """Steps of an input from `first` on, and the `lag` before them; those before the first of the
+    call from its ring.
+    """
+
+    out: str
+    past: Past | None = None
+
+    @property
+    def rows(self) -> Rows:
+        return Rows(-self.past.lag, 0) if self.past else BLOCK
+
+    @property
+    def makes(self) -> Name:
+        return Name(Kind.ROWS, self.out, self.rows)
+
+    def calls(self, scope: Scope) -> tuple[Call, ...]:
+        where = (f"{self.out}_ptr", "row", "channel")
+        strides = tuple(f"{self.out}_{axis}" for axis in ("batch", "channel", "time"))
+        out, context = scope.hold(self.out, self.rows), str(-self.rows.lo)
+        sizes = (*where, *strides, "channel_mask", "first", "steps", context, "STEPS")
+        loaded = Call("steps_at", sizes, (out,))
+        if self.past is None:
+            return (loaded,)
+        return loaded, Call("with_ring", (out, *ring_arguments(self.past, context)), (out,))
+
+    def __str__(self) -> str:
+        return f"{self.out} = steps_at({self.out}, {self.rows})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaveSteps(Statement):
+    """Write the last steps of a value, of which none was known before the first of the call but
+    those of its ring, to the ring that takes the place of this.
+    """
+
+    x: str
+    past: Past
+    known: bool = False  # with what was before the first step
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        return (Operand(self.x, BLOCK),)
+
+    def calls(self, scope: Scope) -> tuple[Call, ...]:
+        ring, x = self.past.ring, scope.take(Operand(self.x, BLOCK))
+        calls = []
+        if not self.known:
+            x, given = f"{self.x}_kept", (x, *ring_arguments(self.past, "0"))
+            calls.append(Call("with_ring", given, (x,)))
+        pointer_after = ring.pointer.replace("_ring", "_after", 1)
+        where = (pointer_after, "count", "first", "end", "channel", "channel_mask")
+        left = (x, *where, str(self.past.lag), *ring.sizes)
+        return (*calls, Call("leave_steps", left))
+
+    def __str__(self) -> str:
+        return f"leave_steps({self.x}, {self.past.ring})"
+
+
+def ring_arguments(past: Past, context: str) -> tuple[str, ...]:
+    """What `with_ring` takes beside steps, `context` of them before step `first`."""
+    where = (past.ring.pointer, "count", "first", "channel", "channel_mask", context)
+    return (*where, str(past.lag), *past.ring.sizes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -103,12 +103,14 @@ def calls(
 ) -> Calls:
     """The library ops of a generated file on random tensors: what autograd would call.
 
-    Of modes with a state these are the ops that take it, as a call of the operator does: it is
-    zero here, and so is the gradient of the state after the sequence. `tensors` end with it. There
-    are no such ops for a CPU.
+    Of an operator with a state these are the ops that take it, as a call of the operator does: it
+    is zero here, and so is the gradient of the state after the sequence. `tensors` end with it.
+    There are no such ops for a CPU.
     """
     inputs, weights, dy = arguments(operator, batch, length, dtype, device)
     namespace = operator.namespace
+    if operator.spec.state is not None:
+        weights += namespace.past_for_kernels(namespace.zero_state_like(inputs[0]), inputs[0])
     if hasattr(namespace, "stateful_op"):
         return _stateful_calls(namespace, inputs, weights, dy)
     # Of a plan that saves states, forward is that of training: it keeps them.
@@ -136,7 +138,7 @@ def _stateful_calls(
     """The same of an operator whose kernels take the state before a sequence and give the one
     after it.
     """
-    tensors = (*inputs, *weights, *namespace.zero_state_like(inputs[0]))
+    tensors = (*inputs, *weights)
 
     def forward() -> Any:
         return namespace.stateful_op(*tensors, True)  # keeps what backward reads

@@ -335,38 +335,34 @@ class OperatorRunner:
 
 
 class _Kernels(torch.autograd.Function):
-    """The launchers of a generated file, differentiable: (y, state of the modes after the last
-    step) of all inputs and parameters. For an operator without modes the state is empty.
+    """The launchers of a generated file, differentiable: y of all inputs and parameters, after
+    what kernels take of a state; and of modes, whose kernels give it, their state after that.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        namespace: ModuleType,
-        ladder: dict[str, Any],
-        history: Tensor,
-        state: Tensor,
-        *tensors: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        roles = len(namespace.INPUTS)
-        ends = {"state": (history, state)} if state.numel() else {}
-        y, *saved = namespace.launch_forward(tensors[:roles], tensors[roles:], **ends, **ladder)
-        leaving = saved.pop() if ends else state
-        ctx.namespace, ctx.ladder, ctx.saved = namespace, ladder, saved
-        ctx.save_for_backward(history, state, *tensors)
-        return y, leaving.clone()
+        ctx: Any, namespace: ModuleType, ladder: dict[str, Any], count: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        past, rest, roles = tensors[:count], tensors[count:], len(namespace.INPUTS)
+        before = {"state": past} if past else {}
+        found = namespace.launch_forward(rest[:roles], rest[roles:], **before, **ladder)
+        y, *saved = found
+        leaving = [saved.pop().clone()] if hasattr(namespace, "stateful_op") else []
+        ctx.namespace, ctx.ladder, ctx.count, ctx.saved = namespace, ladder, count, saved
+        ctx.save_for_backward(*tensors)
+        return (y, *leaving)
 
     @staticmethod
-    def backward(ctx: Any, *above: Tensor) -> Any:
-        dy, d_leaving = above
-        history, state, *tensors = ctx.saved_tensors
-        roles = len(ctx.namespace.INPUTS)
-        ends = {"state": (history, state), "d_leaving": d_leaving} if state.numel() else {}
-        inputs, parameters = tensors[:roles], tensors[roles:]
-        more = ends | ctx.ladder
-        found = ctx.namespace.launch_backward(dy, inputs, parameters, ctx.saved, **more)
-        d_history, d_state = found[len(tensors) :] if ends else (None, None)
-        return None, None, d_history, d_state, *found[: len(tensors)]
+    def backward(ctx: Any, dy: Tensor, *d_leaving: Tensor) -> Any:
+        tensors, roles = ctx.saved_tensors, len(ctx.namespace.INPUTS)
+        past, rest = tensors[: ctx.count], tensors[ctx.count :]
+        more: dict[str, Any] = {"d_leaving": d_leaving[0]} if d_leaving else {}
+        more |= {"state": past} if past else {}
+        found = ctx.namespace.launch_backward(
+            dy, rest[:roles], rest[roles:], ctx.saved, **more, **ctx.ladder
+        )
+        d_past = found[len(rest) :] or [None] * ctx.count  # of taps, plain PyTorch finds it
+        return None, None, None, *d_past, *found[: len(rest)]
 
 
 class InterpreterRunner:
@@ -408,7 +404,8 @@ class InterpreterRunner:
         saves, state = "/save-" in self.namespace.PLAN, self._zero_state(tensors)
         more = state | self._ladder
         saved = self.namespace.launch_forward(tensors, weights, **more)[1:] if saves else []
-        after = {"d_leaving": torch.zeros_like(saved.pop())} if state else {}
+        modes = hasattr(self.namespace, "stateful_op")
+        after = {"d_leaving": torch.zeros_like(saved.pop())} if modes else {}
         results = self.namespace.launch_backward(dy, tensors, weights, saved, **more, **after)
         return dict(zip((*inputs, *parameters), results, strict=False))
 
@@ -418,15 +415,16 @@ class InterpreterRunner:
         """As the operator computes some steps after a state, on these kernels."""
         n = self.namespace
         given, weights = list(inputs.values()), list(parameters.values())
-        state = tuple(n.zero_state_like(given[0])) if state is None else state
+        before: Any = n.zero_state_like(given[0]) if state is None else state
+        if not given[0].shape[n.TIME]:
+            return n.allocate(given[0], 0), before
         launched: Any = _Kernels.apply
-        if len(state) > 1:
-            y, leaving = launched(n, self._ladder, *state, *given, *weights)
-            return y, (n.last_steps(given, state[0]), leaving)
-        joined, steps = n.join_history(given, state[0])
-        none = state[0].new_zeros(0)
-        y, _ = launched(n, self._ladder, none, none, *joined, *weights)
-        return y.narrow(n.TIME, steps, given[0].shape[n.TIME]), (n.last_steps(joined, state[0]),)
+        past = n.past_for_kernels(before, given[0])
+        ladder = (self._ladder or _ALL_GROUPS) if hasattr(n, "rungs_of") else {}
+        y, *modes = launched(n, ladder, len(past), *past, *given, *weights)
+        if not modes and past:
+            y = n.with_gradient_of_past(y, given, weights, before, **ladder)
+        return y, n.state_after(given, weights, before, None, *modes, **ladder)
 
     def _outputs(self, inputs: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> list[Tensor]:
         for x in inputs:
@@ -437,11 +435,13 @@ class InterpreterRunner:
         return found
 
     def _zero_state(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
-        """What launchers of a recurrence are told of the state of a sequence that begins."""
+        """What launchers that take a state are told of sequences that begin."""
         n = self.namespace
-        if not hasattr(n, "stateful_op"):
+        if not hasattr(n, "zero_state_like"):
             return {}
-        return {"state": n.zero_state_like(n.unpack(inputs)[0])}
+        x = n.unpack(inputs)[0]
+        past = n.past_for_kernels(n.zero_state_like(x), x)
+        return {"state": past} if past else {}
 
     prefills = False  # library ops are not there
 

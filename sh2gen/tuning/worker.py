@@ -118,10 +118,12 @@ class Bench:
         def run() -> None:
             before: dict[str, Any] = {}
             after: dict[str, Any] = {}
-            if hasattr(namespace, "stateful_op"):
-                before = {"state": namespace.zero_state_like(inputs[0])}
+            if operator.spec.state is not None:
+                begun = namespace.zero_state_like(inputs[0])
+                past = namespace.past_for_kernels(begun, inputs[0])
+                before = {"state": past} if past else {}
             _, *saved = namespace.launch_forward(inputs, parameters, **before)
-            if before:
+            if hasattr(namespace, "stateful_op"):
                 after = {"d_leaving": torch.zeros_like(saved.pop())}
             namespace.launch_backward(dy, inputs, parameters, saved, **before, **after)
 
@@ -162,19 +164,6 @@ class Training(OperatorRunner):
     ) -> dict[str, Tensor]:
         laid_out = {name: self._laid_out(x) for name, x in inputs.items()}
         return super().gradients(laid_out, parameters, self._laid_out(dy))
-
-    def _output(self, *inputs: Tensor, **parameters: Tensor) -> Tensor:
-        """Of an operator whose only state is the history of its inputs, y where none is given: a
-        call would put that before the inputs, which makes them longer than what is timed.
-        """
-        namespace, spec = self.operator.namespace, self.operator.spec
-        if spec.state is None or hasattr(namespace, "stateful_op"):
-            return super()._output(*inputs, **parameters)
-        weights = [parameters[p.name] for p in spec.parameters]
-        ladder = [0, None] if spec.filter.decay is not None else []
-        found = namespace.forward_op(*inputs, *weights, *ladder)
-        y: Tensor = found if isinstance(found, Tensor) else found[0]
-        return y
 
     def _laid_out(self, x: Tensor) -> Tensor:
         """x in the strides of the operator's own outputs."""

@@ -18,7 +18,7 @@ RINGS: dict[str, tuple[int, int]] = {}
 COUNTED = 16
 
 
-class DECODING(NamedTuple):
+class STATE(NamedTuple):
     """Of the generated file."""
 
     count: Tensor
@@ -63,16 +63,14 @@ def check_decode(
     inputs: Sequence[Tensor], state, slots: Tensor | None, any_steps: bool = False
 ) -> None:
     """Refuse a state and slots that do not belong to inputs, which have been checked."""
-    if not isinstance(state, DECODING):
+    if not isinstance(state, STATE):
         raise TypeError(
-            f"{OP}: state is a {type(state).__name__}, expected a {DECODING.__name__}, which "
+            f"{OP}: state is a {type(state).__name__}, expected a {STATE.__name__}, which "
             "initial_state of the same file gives"
         )
     x, channels = inputs[0], channels_of(inputs)
-    if torch.is_grad_enabled() and any(y.requires_grad for y in inputs):
-        raise RuntimeError(f"{OP}: decoding has no gradients: call it under torch.no_grad()")
     for name, tensor in zip(state._fields, state, strict=True):
-        if isinstance(tensor, Tensor):
+        if name != "draft":
             check_dense(f"state.{name}", tensor)
             if tensor.device != x.device:
                 raise ValueError(
@@ -80,6 +78,11 @@ def check_decode(
                 )
             if not tensor.is_contiguous():
                 raise ValueError(f"{OP}: state.{name} is not contiguous")
+            if name not in ("count", "done") and not tensor.is_floating_point():
+                raise TypeError(
+                    f"{OP}: state.{name} is {tensor.dtype}, "
+                    "expected float32, bfloat16, float16 or float64"
+                )
     steps, places = x.shape[TIME], state.count.shape[0]
     for name, shape in (("count", (places,)), ("done", (places, -(-channels // COUNTED)))):
         number = getattr(state, name)
@@ -121,6 +124,33 @@ def check_decode(
         )
     if is_known(slots) and bool((slots >= places).any()):
         raise ValueError(f"{OP}: slots are beyond the {places} places of the state")
+
+
+def state_like(state, inputs: Sequence[Tensor]):
+    """The state that a call goes on from; refuses one that does not belong to these inputs."""
+    names = ", ".join(STATE._fields)
+    if not isinstance(state, (tuple, list)):
+        raise TypeError(
+            f"{OP}: state is a {type(state).__name__}, expected a {STATE.__name__} of {names}"
+        )
+    if len(state) != len(STATE._fields):
+        raise TypeError(f"{OP}: state has {len(state)} fields, expected {names}")
+    state = STATE(*state)
+    check_decode(inputs, state, None, any_steps=True)
+    if state.draft:
+        raise ValueError(f"{OP}: a state of drafts is for decode and prefill alone")
+    return state
+
+
+def refuse_gradients(inputs: Sequence[Tensor]) -> None:
+    """Refuse inputs of which a gradient would be asked for."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        raise RuntimeError(f"{OP}: decoding has no gradients: call it under torch.no_grad()")
+
+
+def all_rows(state) -> tuple[Tensor, Tensor]:
+    """The places of a state, and how many steps there were in each."""
+    return torch.arange(state.count.shape[0], device=state.count.device), state.count
 
 
 def is_known(numbers: Tensor) -> bool:
@@ -178,10 +208,27 @@ def keep_in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> None
     ring[places[:, None], ring_slots(ring, count, x.shape[2], 0)] = steps
 
 
+def in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> Tensor:
+    """`keep_in_ring` of a copy."""
+    ring = ring.clone()
+    keep_in_ring(ring, x, places, count)
+    return ring
+
+
 def move_to(state, places: Tensor, count: Tensor) -> None:
     """Let sequences have had so many steps."""
     state.count[places] = count.to(torch.int32)
     state.done[places] = state.count[places, None]
+
+
+def where_later(x: Tensor, past: Tensor, end: Tensor) -> Tensor:
+    """The last T steps before an end of each row: of x (B, C, T) from step 0 on, and before that
+    of the past, the T steps before step 0.
+    """
+    steps = x.shape[2]
+    time = end[:, None] - steps + torch.arange(steps, device=x.device)
+    index = (time + steps).clamp(0, steps - 1)[:, None].expand(-1, x.shape[1], -1)
+    return torch.where(time[:, None] < 0, past.to(x.dtype).gather(2, index), x)
 
 
 def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from templates.parts.decode import DECODING
+from templates.parts.decode import STATE
 from templates.parts.launch import LAUNCHES
 
 OP, PLAIN = "op", 0
@@ -239,6 +239,30 @@ def direct(
     return apply_direct(tape, places, *tensors) if keep else replay(tape, places)[0]
 
 
+def directly(
+    launcher: Callable, tensors: Sequence[Tensor], *facts: object
+) -> tuple[Tape, list[int]] | None:
+    """The tape of a launcher that changes nothing, for a call that only eager PyTorch sees, and
+    the addresses of its tensors; None where it has none.
+    """
+    kind = (launcher, torch.is_grad_enabled(), *facts)
+    recent = RECENT.get(kind)
+    if recent is not None and recent.guards.check(*tensors):
+        places = [x.data_ptr() for x in tensors]
+        if all_aligned(places):
+            return recent.tape, places
+    found = traits_of(tensors)
+    if found is None:
+        return None
+    traits, places = found
+    tape = tape_of(launcher, tensors, traits, *facts)
+    if tape is None:
+        return None
+    if all_aligned(places) and (guards := guards_of(tensors)) is not None:
+        RECENT[kind] = Recent(guards, tape, False)
+    return tape, places
+
+
 def directly_decoded(
     inputs: Sequence[Tensor], parameters: Sequence[Tensor], state, slots, *ladder: int | None
 ) -> Tensor | None:
@@ -250,7 +274,7 @@ def directly_decoded(
         return None
     if not on_gpu(inputs[0]) or not seen_by_none():
         return None
-    if type(state) is not DECODING or (torch.is_grad_enabled() and requires_any(inputs)):
+    if type(state) is not STATE or (torch.is_grad_enabled() and requires_any(inputs)):
         return None  # which is refused
     if any(type(x) is not int and x is not None for x in ladder):
         return None

@@ -183,6 +183,55 @@ def step_modes(
 
 
 @triton.jit
+def steps_at(
+    ptr, row, channel, batch_stride, channel_stride, time_stride, channel_mask, first, steps,
+    CONTEXT: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """STEPS steps of a row from step `first` on and CONTEXT before them, as float32; zero where
+    the row has none.
+    """
+    ptr += row * batch_stride.to(tl.int64) + channel * channel_stride.to(tl.int64)
+    x = ()
+    for i in tl.static_range(CONTEXT + STEPS):
+        time = first - CONTEXT + i
+        there = channel_mask & (time >= 0) & (time < steps)
+        step = tl.load(ptr + time.to(tl.int64) * time_stride, mask=there, other=0.0)
+        x = x + (step.to(tl.float32),)
+    return x
+
+
+@triton.jit
+def with_ring(
+    x, ring, count, first, channel, channel_mask,
+    CONTEXT: tl.constexpr, LAG: tl.constexpr, SLOTS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The steps x, CONTEXT of them before step `first`; those before step 0 from the ring."""
+    out = ()
+    for i in tl.static_range(len(x)):
+        time = first - CONTEXT + i
+        there = channel_mask & (time < 0) & (time >= -LAG)
+        where = ring + (count + (SLOTS + time)) % SLOTS * COLUMNS + channel
+        past = tl.load(where, mask=there, other=0.0).to(tl.float32)
+        out = out + (tl.where(time < 0, past, x[i]),)
+    return out
+
+
+@triton.jit
+def leave_steps(
+    x, ring, count, first, end, channel, channel_mask,
+    LAG: tl.constexpr, SLOTS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Write the steps x from step `first` on to the ring, of the LAG before step `end`; zeros to
+    the slots that are left.
+    """
+    for i in tl.static_range(len(x)):
+        lag = end - (first + i)
+        step = tl.where(lag <= LAG, x[i], 0.0)
+        where = ring + (count + (SLOTS + end - lag)) % SLOTS * COLUMNS + channel
+        tl.store(where, step, mask=channel_mask & (lag > 0) & (lag <= SLOTS))
+
+
+@triton.jit
 def keep_count(done, count, channel, channel_mask, COUNTED: tl.constexpr):
     """Write how many steps there were to every COUNTED channels."""
     tl.store(done + channel // COUNTED, count, mask=channel_mask & (channel % COUNTED == 0))

@@ -20,7 +20,7 @@ from sh2gen.plan.kernel import Role
 from sh2gen.plan.source import Alignment
 from sh2gen.schedule.config import schedule
 from sh2gen.spec.decode import load_spec
-from sh2gen.spec.language import FeaturizerSpec, GateSpec, Precision, Skip
+from sh2gen.spec.language import FeaturizerSpec, GateSpec, Precision, Skip, StateSpec
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import target
 
@@ -140,6 +140,19 @@ def test_modes(op: str, build: Build) -> None:
         if kernel.alignment is Alignment.ALIGNED and of_sequences(kernel):
             assert kernel.ptx.count("ld.global.b16") <= history, "loads are narrow"
             assert "wgmma.mma_async" in kernel.ptx
+
+
+@pytest.mark.parametrize(("op", "layout"), [("hyena_se", "BLD"), ("hyena_mr", "BDL")])
+def test_taps_after_a_state(op: str, layout: str, build: Build) -> None:
+    """Kernels that read rings, and the one that leaves them, fit without spills."""
+    spec = replace(
+        load_spec(folder("ops") / f"{op}.yaml"), state=StateSpec(initial=True, final=True)
+    )
+    (plan, *_) = (plan for plan in plans(spec) if plan.layout == layout)
+    built = build(emit(spec, plan, schedule(spec, plan)), H200)
+    check_fits(built, H200)
+    names = {kernel.kernel.name for kernel in built.kernels}
+    assert f"{op}_leave" in names and not any(name.endswith("sm90") for name in names)
 
 
 @pytest.mark.parametrize(

@@ -371,7 +371,8 @@ def test_class_names(op: str, expected: str) -> None:
 
 
 def test_a_page_is_the_same_program_and_laid_out_once() -> None:
-    spec = make(op=LONGEST, channels=2**20, gates={"pre": True, "post": True})
+    both, carried = {"pre": True, "post": True}, {"initial": True, "final": True}
+    spec = make(op=LONGEST, channels=2**20, gates=both, state=carried)
     source = emit(spec, plans(spec)[0], schedule(spec, plans(spec)[0]))
     laid = page(source)
     assert max(map(len, source.text.splitlines())) > 99 >= max(map(len, laid.text.splitlines()))

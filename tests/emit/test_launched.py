@@ -211,7 +211,8 @@ def test_another_role_has_a_launcher_of_its_own(tmp_path: Path) -> None:
         given = inputs, list(parameters.values())
         state = {}
         if hasattr(module, "stateful_op"):
-            state = {"state": module.zero_state_like(inputs[0])}
+            past = module.past_for_kernels(module.zero_state_like(inputs[0]), inputs[0])
+            state = {"state": past}
         (y,) = module.launch_again(*given, **state)
         first, *_ = module.launch_forward(*given, **state)
         assert torch.equal(y, first) and y.isfinite().all()

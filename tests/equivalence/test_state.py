@@ -69,6 +69,11 @@ def runner_of(
     return OperatorRunner(Operator(written(spec, plan, made, folder)), "eager")
 
 
+def names_of(runner: InterpreterRunner | OperatorRunner) -> Any:
+    """What the file of a runner defines."""
+    return runner.namespace if hasattr(runner, "namespace") else runner.operator.namespace
+
+
 def chunked(
     runner: InterpreterRunner | OperatorRunner,
     inputs: Tensors,
@@ -314,8 +319,9 @@ def test_between_two_states(length: int, parametrisation: str, tmp_path: Path) -
 
     def of(runner: Any) -> Any:
         def function(x: Tensor, weights: Tensors, entering: Tensor) -> tuple[Tensor, Tensor]:
-            y, state = runner.chunk({"x": x}, weights, (x.new_zeros(2, 4, 0), entering))
-            return y, state[1]
+            before = names_of(runner).zero_state_like(x)._replace(modes=entering)
+            y, state = runner.chunk({"x": x}, weights, before)
+            return y, state.modes
 
         return function
 
@@ -340,15 +346,16 @@ def test_gradient_of_the_state_alone(parametrisation: str, tmp_path: Path) -> No
     inputs, parameters, _ = random_tensors(spec, 2, 300, dtype=torch.float32)
     torch.manual_seed(0)
     parts = (2,) if parametrisation == "complex" else ()
-    past = (torch.randn(2, 12, 2), torch.randn(2, 4, 3, *parts))
+    past = (torch.randn(2, 3, 12), torch.randn(2, 4, 3, *parts))  # a ring of 3 slots, and modes
     weight = torch.randn(2, 4, 3, *parts)
 
     def gradients(runner: Any, dtype: torch.dtype) -> list[Tensor]:
         leaves = {n: x.to(dtype).requires_grad_() for n, x in inputs.items()}
         weights = {n: x.to(dtype).requires_grad_() for n, x in parameters.items()}
         state = [x.to(dtype).requires_grad_() for x in past]
-        y, after = runner.chunk(leaves, weights, tuple(state))
-        loss = (after[1] * weight.to(dtype)).sum() + 0 * y.sum()
+        before = names_of(runner).zero_state_like(leaves["q"])
+        y, after = runner.chunk(leaves, weights, before._replace(tails=state[0], modes=state[1]))
+        loss = (after.modes * weight.to(dtype)).sum() + 0 * y.sum()
         everything = [*leaves.values(), *weights.values(), *state]
         return list(torch.autograd.grad(loss, everything))
 
@@ -356,6 +363,46 @@ def test_gradient_of_the_state_alone(parametrisation: str, tmp_path: Path) -> No
         gradients(kernels, torch.float32), gradients(eager, torch.float64), strict=True
     ):
         assert (got - wanted).norm() <= 1e-5 * wanted.norm() + 1e-30
+
+
+@pytest.mark.parametrize("length", [1, 2, 9, 40])
+@pytest.mark.parametrize("room", [1, 3])
+@pytest.mark.parametrize(
+    ("algorithm", "layout"),
+    [("direct", "BDL"), ("direct", "BLD"), ("toeplitz", "BDL"), ("modal", "BDL")],
+)
+def test_the_kernel_of_what_is_kept(
+    algorithm: str, layout: str, room: int, length: int, tmp_path: Path
+) -> None:
+    """It leaves the rings that plain PyTorch leaves, of all steps and of as many as rows have, and
+    zeros in slots beyond what is read.
+    """
+    fields = {"featurizer": {"length": 3}, "gates": BOTH}
+    runner = runner_of(make(algorithm, **fields), algorithm, tmp_path, layout=layout)
+    assert isinstance(runner, InterpreterRunner)
+    names, spec = runner.namespace, make(algorithm, **fields)
+    torch.manual_seed(length)
+    inputs, parameters, _ = random_tensors(spec, 2, length, dtype=torch.float32)
+    given = [transposed(x, layout) for x in inputs.values()]
+    state = names.initial_state(2, spec.channels, steps=room)
+    kept = [name for name, (lag, _) in names.RINGS.items() if lag]
+    for name in kept:
+        getattr(state, name).normal_()
+    names.move_to(state, slice(None), torch.tensor([5, 17]))
+    past = [*(getattr(state, name) for name in kept), state.count]
+    for ends in (None, torch.tensor([length, max(0, length - 4)], dtype=torch.int32)):
+        more = () if ends is None else (ends,)
+        weights = list(parameters.values())
+        *found, count, done = names.launch_leave(given, weights, past, ends)
+        wanted = names.eager_leave((*given, *weights, *past, *more), ends is not None)
+        expected = state.count + (length if ends is None else ends)
+        assert torch.equal(count, expected)
+        assert torch.equal(done, count[:, None].expand(done.shape))
+        for name, a, b in zip(kept, found, wanted, strict=True):
+            lag, rows = names.RINGS[name][0], torch.arange(2)
+            torch.testing.assert_close(*(names.past_of(x, rows, count, lag) for x in (a, b)))
+            beyond = names.past_of(a, rows, count, a.shape[1])[..., : a.shape[1] - lag]
+            assert not beyond.any()
 
 
 def test_a_state_that_goes_on_is_not_the_beginning(tmp_path: Path) -> None:
@@ -391,7 +438,7 @@ def test_module_packed_and_function_agree(operator: Operator) -> None:
     first = operator(*tensors, **parameters)
     for y, state in (module(*tensors), operator(features, **parameters), module(features)):
         assert torch.equal(y, first[0])
-        assert all(torch.equal(a, b) for a, b in zip(state, first[1], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(state[:-1], first[1][:-1], strict=True))
     again = operator(*tensors, **parameters, state=first[1])
     assert torch.equal(module(*tensors, state=first[1])[0], again[0])
     assert torch.equal(module(features, state=first[1])[0], again[0])
@@ -401,16 +448,19 @@ def test_wrong_states_are_refused(operator: Operator) -> None:
     inputs, parameters, _ = random_tensors(operator.spec, 2, 20, dtype=torch.float32)
     tensors = [transposed(x, operator.layout) for x in inputs.values()]
     _, state = operator(*tensors, **parameters)
-    shorter = state._replace(history=state.history[:1])
-    with pytest.raises(ValueError, match=r"state.history has shape .* expected"):
+    field = state._fields[0]
+    shorter = state._replace(**{field: state[0][:1]})
+    with pytest.raises(ValueError, match=rf"state.{field} has shape .* expected"):
         operator(*tensors, **parameters, state=shorter)
-    other = state._replace(history=state.history.int())
-    with pytest.raises(TypeError, match=r"state.history is torch.int32, expected float32"):
+    other = state._replace(**{field: state[0].int()})
+    with pytest.raises(TypeError, match=rf"state.{field} is torch.int32, expected float32"):
         operator(*tensors, **parameters, state=other)
-    with pytest.raises(TypeError, match="state has 3 tensors"):
+    with pytest.raises(TypeError, match="state has 3 fields"):
         operator(*tensors, **parameters, state=(*state, *state, *state)[:3])
-    with pytest.raises(TypeError, match=r"state.history is a int, expected a tensor"):
+    with pytest.raises(TypeError, match=rf"state.{field} is a int, expected a tensor"):
         operator(*tensors, **parameters, state=(1, *state[1:]))
+    with pytest.raises(ValueError, match="a state of drafts is for decode and prefill alone"):
+        operator(*tensors, **parameters, state=state._replace(draft=True))
 
 
 def test_initial_or_final_alone(tmp_path: Path) -> None:

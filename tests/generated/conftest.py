@@ -221,8 +221,12 @@ def stateful_cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
 
 @pytest.fixture(params=list(CASES))
 def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
-    """Each operator of CASES in turn, or those that `parametrize(..., indirect=True)` names."""
-    return cases[request.param]
+    """Each operator of CASES in turn, or those that `parametrize(..., indirect=True)` names; also
+    those of STATEFUL, by names that CASES does not have.
+    """
+    if request.param in CASES:
+        return cases[request.param]
+    return request.getfixturevalue("stateful_cases")[request.param]
 
 
 @pytest.fixture(params=list(STATEFUL))

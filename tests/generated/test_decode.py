@@ -393,7 +393,7 @@ def test_what_a_commit_refuses(cases: dict[str, Case]) -> None:
 
 
 REFUSED = [
-    ({"state": ()}, TypeError, "state is a tuple, expected a TinyModalDecodeState"),
+    ({"state": ()}, TypeError, "state is a tuple, expected a TinyModalState"),
     ({"batch": 3}, ValueError, "q has 2 rows, but the state has 3: slots say which"),
     ({"channels": 12}, ValueError, "state.tails has shape .* expected \\(2, slots, 18\\)"),
     ({"length": 2}, ValueError, "2 steps in one call, but the state has room for 1"),

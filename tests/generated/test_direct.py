@@ -472,3 +472,50 @@ def test_steps_from_tapes(case: Case, launched: SimpleNamespace, slotted: bool) 
         module.decode(case.inputs(2, 3), values, state, slots)
     with pytest.raises(TypeError, match="expected a Tiny"):
         module.decode(case.inputs(2, 2), values, tuple(state), slots)
+
+
+@pytest.mark.parametrize("graded", [False, True])
+@pytest.mark.parametrize("case", ["taps_bdl", "taps_bld"], indirect=True)
+def test_calls_after_a_state_from_tapes(
+    case: Case, launched: SimpleNamespace, graded: bool
+) -> None:
+    """y and the state after it are launched from tapes, both; gradients of the state before and
+    after are those of plain PyTorch.
+    """
+    module, parameters = launched.module, list(case.parameters().values())
+    plain = case.operator
+    state = plain(*case.inputs(2, 30), **case.parameters())[1]
+    for _ in range(3):
+        inputs, weight = case.inputs(2, 13), case.activation(2, 13)
+        results = []
+        for function in (launched.function, getattr(plain.namespace, module.OP)):
+            begun = [
+                x.detach().clone().requires_grad_(x.is_floating_point() and graded)
+                for x in state[:-1]
+            ]
+            leaves = [x.detach().clone().requires_grad_(graded) for x in (*inputs, *parameters)]
+            before = len(launched.tapes)
+            with poisoned(), torch.set_grad_enabled(graded):
+                y, after = function(*leaves, state=module.STATE(*begun, False))
+            taped = launched.tapes[before:]
+            found = [y, *rings_of(module, after), after.count, after.done]
+            if graded:
+                loss = (y * weight).sum() + sum((x * x).sum() for x in rings_of(module, after))
+                asked = [x for x in (*leaves, *begun) if x.requires_grad]
+                found += torch.autograd.grad(loss, asked)
+            if function is launched.function:
+                assert ("tiny" in taped[0]) and taped[-1].endswith("_leave")
+                assert graded or "chunk" in {name for name, *_ in module.RECENT}
+            results.append(found)
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
+        state = after
+
+
+def rings_of(module: ModuleType, state: Any) -> list[Tensor]:
+    """What rings have of the past, in order of time."""
+    rows = torch.arange(2)
+    return [
+        module.past_of(getattr(state, name), rows, state.count, lag)
+        for name, (lag, _) in module.RINGS.items()
+    ]

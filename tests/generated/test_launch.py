@@ -281,7 +281,8 @@ def launch_once(operator: Operator, batch: int, length: int) -> None:
     parameters = [torch.zeros(shape) for shape in shapes_of(module).values()]
     state = {}
     if hasattr(module, "stateful_op"):
-        state = {"state": module.zero_state_like(inputs[0])}
+        past = module.past_for_kernels(module.zero_state_like(inputs[0]), inputs[0])
+        state = {"state": past}
     y, *saved = module.launch_forward(inputs, parameters, **state)
     more = {"d_leaving": saved.pop()} if state else {}
     module.launch_backward(y, inputs, parameters, saved, **state, **more)

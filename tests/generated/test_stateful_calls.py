@@ -28,10 +28,24 @@ def refused(
     assert type(caught.value) is kind
 
 
-def begun(case: Case, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
+def begun(case: Case, dtype: torch.dtype = torch.float32) -> Any:
     """A state of some steps."""
-    _, state = case.operator(*case.inputs(dtype=dtype), **case.parameters())
-    return tuple(state)
+    return case.operator(*case.inputs(dtype=dtype), **case.parameters())[1]
+
+
+def changed(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A state whose numbers, but for counts of steps, are changed."""
+    return type(state)(*(change(x) if is_wide(x) else x for x in state))
+
+
+def is_wide(x: Any) -> bool:
+    """Whether it is a tensor that is no count of steps."""
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def wide(state: Any) -> list[Tensor]:
+    """The tensors of a state that are no counts of steps."""
+    return [x for x in state if is_wide(x)]
 
 
 def kind_of_state(case: Case) -> Any:
@@ -52,36 +66,34 @@ def test_what_is_no_state(stateful: Case) -> None:
         refused(TypeError, text, stateful.operator, *inputs, **parameters, state=value)
         refused(TypeError, text, module, *inputs, state=value)
         refused(TypeError, text, module, stateful.packed(), state=value)
-    text = f"{op}: state has 0 tensors, expected {names}"
+    text = f"{op}: state has 0 fields, expected {names}"
     refused(TypeError, text, module, *inputs, state=[])
 
 
 def test_what_is_no_tensor_of_a_state(stateful: Case) -> None:
     op, state = stateful.spec.op, begun(stateful)
     module, inputs = stateful.module(), stateful.inputs()
-    for i, name in enumerate(kind_of_state(stateful)._fields):
+    for i, name in enumerate(kind_of_state(stateful)._fields[:-1]):
 
         def given(value: Any, i: int = i) -> tuple[Any, ...]:
             return (*state[:i], value, *state[i + 1 :])
 
-        shape = tuple(state[i].shape)
-        longer = torch.cat([state[i], state[i]])
-        wide = tuple(longer.shape)
+        inputs_, before = stateful.spec.inputs[0], state[i]
+        kinds = "expected float32, bfloat16, float16 or float64"
+        if name in ("count", "done"):
+            kinds = f"{tuple(before.shape)}, expected torch.int32 {tuple(before.shape)}"
+        with pytest.raises(ValueError, match=rf"^{op}: state\.\w+ (has shape|is) .*, expected"):
+            module(*inputs, state=given(torch.cat([before, before])))
         for value, error, words in (
             (None, TypeError, "is a NoneType, expected a tensor"),
             ((x for x in ()), TypeError, "is a generator, expected a tensor"),
             (state[i].to_sparse(), TypeError, "is torch.sparse_coo, expected a dense tensor"),
-            (longer, ValueError, f"has shape {wide}, expected {shape}"),
             (
-                state[i].long(),
-                TypeError,
-                "is torch.int64, expected float32, bfloat16, float16 or float64",
+                before.long(),
+                TypeError if is_wide(before) else ValueError,
+                f"is torch.int64{',' * is_wide(before)} {kinds}",
             ),
-            (
-                state[i].to("meta"),
-                ValueError,
-                f"is on meta, but {stateful.spec.inputs[0]} is on cpu",
-            ),
+            (before.to("meta"), ValueError, f"is on meta, but {inputs_} is on cpu"),
         ):
             text = f"{op}: state.{name} {words}"
             refused(error, text, module, *inputs, state=given(value))
@@ -102,18 +114,24 @@ def test_a_sequence_of_less_than_no_axis(stateful: Case) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_a_state_of_another_dtype_is_cast(stateful: Case, dtype: torch.dtype) -> None:
-    """As it is read; its gradient is of its own dtype, the next state of that of the inputs."""
-    state = [x.to(dtype).requires_grad_() for x in begun(stateful)]
+    """As it is read; its gradient is of its own dtype, and so is the next state but for modes,
+    which are float32.
+    """
+    state = changed(begun(stateful), lambda x: x.to(dtype).requires_grad_())
     inputs, parameters = stateful.inputs(), stateful.parameters()
     y, after = stateful.operator(*inputs, **parameters, state=state)
-    same = [x.detach().float().requires_grad_() for x in state]
+    same = changed(state, lambda x: x.detach().float().requires_grad_())
     expected, last = stateful.operator(*inputs, **parameters, state=same)
     assert y.dtype == torch.float32 and torch.equal(y, expected)
-    for a, b in zip(after, last, strict=True):
-        assert a.dtype == torch.float32 and torch.equal(a, b)
-    gradients = torch.autograd.grad(y.square().sum(), state, allow_unused=True)
-    wanted = torch.autograd.grad(expected.square().sum(), same, allow_unused=True)
-    for found, right, given in zip(gradients, wanted, state, strict=True):
+    for name, a, b in zip(after._fields[:-1], after, last, strict=False):
+        own = torch.float32 if name == "modes" else dtype
+        assert not is_wide(a) or a.dtype == own
+        assert torch.equal(a, b.to(a.dtype))
+    if not wide(state):
+        return
+    gradients = torch.autograd.grad(y.square().sum(), wide(state), allow_unused=True)
+    wanted = torch.autograd.grad(expected.square().sum(), wide(same), allow_unused=True)
+    for found, right, given in zip(gradients, wanted, wide(state), strict=True):
         assert (found is None) == (right is None)
         if found is not None:
             assert found.dtype == given.dtype and torch.equal(found, right.to(dtype))
@@ -138,10 +156,12 @@ def test_gradients_of_parameters_are_rounded_once(stateful: Case, dtype: torch.d
 def test_an_empty_batch_is_an_empty_result(stateful: Case) -> None:
     inputs = [x.requires_grad_() for x in stateful.inputs(0, 7)]
     module = stateful.module()
-    state = [torch.zeros(0, *x.shape[1:]).requires_grad_() for x in begun(stateful)]
+    kind = begun(stateful)
+    state = type(kind)(*(x.new_zeros(0, *x.shape[1:]) for x in kind[:-1]), False)
+    state = changed(state, lambda x: x.requires_grad_())
     for y, after in (module(*inputs), module(*inputs, state=state)):
         assert tuple(y.shape) == stateful.shape(0, 7)
-        assert [tuple(x.shape) for x in after] == [tuple(x.shape) for x in state]
+        assert [tuple(x.shape) for x in after[:-1]] == [tuple(x.shape) for x in state[:-1]]
         y.sum().backward()
         for x in inputs:
             assert x.grad is not None and x.grad.shape == x.shape
@@ -152,17 +172,17 @@ def test_an_empty_batch_is_an_empty_result(stateful: Case) -> None:
 def test_no_steps_leave_the_state_as_it_was(stateful: Case) -> None:
     """Within a sequence and at its beginning; differentiable, of inputs and of packed features."""
     module, state = stateful.module(), begun(stateful)
-    state = tuple(x.detach().requires_grad_() for x in state)
+    state = changed(state, lambda x: x.detach().requires_grad_())
     inputs = [x.requires_grad_() for x in stateful.inputs(2, 0)]
     y, after = module(*inputs, state=state)
     assert tuple(y.shape) == stateful.shape(2, 0)
-    assert all(torch.equal(a, b) for a, b in zip(after, state, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(after[:-1], state[:-1], strict=True))
     assert torch.equal(module(stateful.packed(2, 0), state=state)[0], y)
     later = stateful.inputs()
     through = module(*later, state=after)[0]
     directly = module(*later, state=state)[0]
     assert torch.equal(through, directly)
-    wanted = [*state, *module.parameters()]
+    wanted = [*wide(state), *module.parameters()]
     for a, b in zip(
         torch.autograd.grad(through.sum() + y.sum(), wanted, allow_unused=True),
         torch.autograd.grad(directly.sum(), wanted, allow_unused=True),
@@ -170,7 +190,7 @@ def test_no_steps_leave_the_state_as_it_was(stateful: Case) -> None:
     ):
         assert (a is None and b is None) or torch.equal(a, b)
     _, beginning = module(*inputs)
-    assert not any(x.any() for x in beginning)
+    assert not any(x.any() for x in beginning[:-1])
 
 
 def test_meta_tensors(stateful: Case) -> None:
@@ -179,7 +199,7 @@ def test_meta_tensors(stateful: Case) -> None:
     for _ in range(2):
         y, state = module(*(x.to("meta") for x in stateful.inputs(3, 11)), state=state)
         assert y.device.type == "meta" and tuple(y.shape) == stateful.shape(3, 11)
-        assert {x.device.type for x in state} == {"meta"}
+        assert {x.device.type for x in state[:-1]} == {"meta"}
 
 
 def test_float64_is_exact(stateful: Case) -> None:
@@ -188,7 +208,7 @@ def test_float64_is_exact(stateful: Case) -> None:
     y, state = stateful.operator(*inputs, **parameters)
     expected = stateful.operator.reference(*inputs, **parameters)
     torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
-    assert {x.dtype for x in state} == {torch.float64}
+    assert {x.dtype for x in wide(state)} <= {torch.float64} and state.count.tolist()[0] > 0
 
 
 # ------------------------------------------------------------------------------------- derivatives
@@ -198,18 +218,25 @@ def test_derivatives_in_forward_mode(stateful: Case) -> None:
     """Of inputs and of the state: refused where library ops would make them zero; what PyTorch
     computes itself, it differentiates.
     """
-    wide = torch.float64
-    inputs, parameters, state = stateful.inputs(dtype=wide), stateful.parameters(), begun(stateful)
+    dtype = torch.float64
+    inputs, parameters = stateful.inputs(dtype=dtype), stateful.parameters()
+    state = begun(stateful)
 
     def of_input(x: Tensor) -> Tensor:
         y: Tensor = stateful.operator(x, *inputs[1:], **parameters, state=state)[0]
         return y
 
-    def of_state(history: Tensor) -> Tensor:
-        y: Tensor = stateful.operator(*inputs, **parameters, state=(history, *state[1:]))[0]
+    field = "modes" if "modes" in state._fields else state._fields[0]
+
+    def of_state(part: Tensor) -> Tensor:
+        before = state._replace(**{field: part})
+        y: Tensor = stateful.operator(*inputs, **parameters, state=before)[0]
         return y
 
-    for function, x in ((of_input, inputs[0]), (of_state, state[0].to(wide))):
+    functions = [(of_input, inputs[0])]
+    part = getattr(state, field)
+    functions += [(of_state, part.to(dtype))] * is_wide(part)
+    for function, x in functions:
         tangent = torch.randn_like(x)
         if x.numel():
             y, derivative = torch.func.jvp(function, (x,), (tangent,))
@@ -235,7 +262,7 @@ def test_export(stateful: Case, packed: bool) -> None:
 
     def state_of(batch: int) -> Any:
         _, state = module(*given(batch, 24))
-        return type(state)(*(torch.randn_like(x) for x in state))
+        return changed(state, torch.randn_like)
 
     batch, count = torch.export.Dim("batch", max=64), torch.export.Dim("count", max=512)
     last = stateful.operator.layout == "BLD"
@@ -243,7 +270,7 @@ def test_export(stateful: Case, packed: bool) -> None:
     steps = {0: batch, stateful.time: count if last else 8 * count}
     shapes = {
         "inputs": (steps,) * (1 if packed else roles),
-        "state": type(state)(*({0: batch} for _ in state)),
+        "state": type(state)(*({0: batch} for _ in state[:-1]), None),
     }
 
     def export(shapes: Any) -> Any:
@@ -262,4 +289,4 @@ def test_export(stateful: Case, packed: bool) -> None:
         y, after = program.module()(*inputs, state=before)
         expected, wanted = module(*inputs, state=before)
         torch.testing.assert_close(y, expected)
-        assert all(torch.equal(a, b) for a, b in zip(after, wanted, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(after[:-1], wanted[:-1], strict=True))

@@ -46,7 +46,12 @@ def make(**fields: Any) -> OpSpec:
 def programs() -> tuple[tuple[OpSpec, TileProgram], ...]:
     """The tile programs of all plans of a few operators, also in phases."""
     found: list[tuple[OpSpec, TileProgram]] = []
-    for spec in (make(), make(filter=MODES, state=STATE), make(filter=PAIRS, state=STATE)):
+    for spec in (
+        make(),
+        make(state=STATE),
+        make(filter=MODES, state=STATE),
+        make(filter=PAIRS, state=STATE),
+    ):
         for plan in plans(spec):
             for kernel in (*plan.kernels, *plan.split_kernels):
                 found.append((spec, kernel.program))

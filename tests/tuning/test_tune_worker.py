@@ -116,10 +116,10 @@ def test_what_is_verified_lies_in_memory_as_what_is_timed(
         assert found.data_ptr() % 16 == 0
 
 
-def test_an_operator_with_a_history_alone_is_verified_as_it_is_timed(
+def test_an_operator_with_rings_alone_is_verified_as_it_is_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call would join the history and the inputs, and launch on more steps."""
+    """On as many steps as are given, whatever it keeps of the past."""
     spec = load_spec(folder("ops") / "hyena_se.yaml")
     inner = replace(spec.filter, groups=4)
     spec = replace(spec, channels=8, filter=inner, state=StateSpec(initial=True, final=True))
@@ -128,13 +128,13 @@ def test_an_operator_with_a_history_alone_is_verified_as_it_is_timed(
     namespace = bench._operator(job(path)).namespace
     assert not hasattr(namespace, "stateful_op")
     lengths = []
-    eager = namespace.eager_forward
+    eager = namespace.eager_after
 
-    def noted(inputs: Any, parameters: Any) -> Any:
+    def noted(inputs: Any, parameters: Any, state: Any) -> Any:
         lengths.append(inputs[0].shape[namespace.TIME])
-        return eager(inputs, parameters)
+        return eager(inputs, parameters, state)
 
-    monkeypatch.setattr(namespace, "eager_forward", noted)
+    monkeypatch.setattr(namespace, "eager_after", noted)
     assert bench.answer(job(path))["status"] == "ok"
     assert set(lengths) == {1032, 64, 40}
 
