@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: b354a4cbd15f312dd991acfb7e6e382f93d5f46c0dafc7d71b08301d144d653c
+sha256, with zeros here: bc28cca5c0929c360c9f18be42bde40f4cd7054597accfb00ef01057e9c49ed9
 """
 
 import threading
@@ -3395,7 +3395,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_01f80367"
+    name = unique = "hyena_li_stateful_1cb301af"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -4424,7 +4424,7 @@ def hyena_li_stateful(
     if q.is_cuda and not (PLAIN or transformed([*inputs, *parameters, *past])):
         keep = differentiates(*inputs, *parameters, *past)
         y, modes, _ = stateful_op(*inputs, *parameters, *past, keep)
-    else:  # PyTorch differentiates what is its own
+    else:
         refuse_symbols(q)
         with without_autocast(q):
             y, modes = eager_stateful(inputs, parameters, *past)

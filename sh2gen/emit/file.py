@@ -207,15 +207,16 @@ def _eager(spec: OpSpec, plan: Plan) -> list[str]:
     title = "tensors on a CPU" if plan.kernels else "the algorithm of this file on every device"
     others = [] if _taps(spec) else ["two_axes"]
     blocks = plan.eager is not EagerConv.DIRECT
-    if spec.state is not None and not plan.states:
+    modal = spec.filter.kind is FilterKind.MODAL
+    if spec.state is not None and not modal:
         blocks = decode.context(spec, plan)["transforms"]
     others += [] if blocks else ["refuse_symbols"]
     others += [] if plan.states or (spec.state and plan.kernels) else ["differentiates"]
-    others += ["spread"] if plan.states and spec.state is not None else []
+    others += ["spread"] if modal and spec.state is not None else []
     functions = []
     if spec.state is None:
         functions += [eager.eager_forward(spec, plan), eager.eager_backward(spec, plan)]
-    if spec.filter.kind is FilterKind.MODAL:
+    if modal:
         functions.append(eager.eager_stateful(spec, plan))
     no_ladder = [] if plan.kernels else ["ladder_of"]
     return [
@@ -292,6 +293,7 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     x, parameters = spec.inputs[0], [p.name for p in spec.parameters]
     saved = [*plan.saved, *(["states"] if plan.states else [])]
     past = [] if plan.states else state_of(spec, plan)
+    modal = spec.filter.kind is FilterKind.MODAL
     enters = spec.state is not None and spec.state.initial
     leaves = spec.state is not None and spec.state.final
     name = class_name(spec.op)
@@ -330,7 +332,7 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         + [f"{name}: Tensor" for name in (*parameters, *past)],
         "past": past,
         "past_passed": f", state=[{', '.join(past)}]" if past else "",
-        "past_state": spec.state is not None and not plan.states,
+        "past_state": spec.state is not None and not modal,
         "stateful": spec.state is not None,
         "input_count": n,
         "keep": ["keep: bool"] if plan.states else [],
@@ -344,7 +346,8 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "kernels": bool(plan.kernels),
         "states": plan.states,
         "modes": spec.filter.state_size,
-        "recurrent": spec.state is not None and plan.states,
+        "recurrent": spec.state is not None and modal,
+        "recurrent_kernels": spec.state is not None and plan.states,
         "direct": _direct(spec, plan),
         "raw": _direct(spec, plan) == "call",
         "count": len(parameters),
@@ -439,22 +442,28 @@ def _body(spec: OpSpec, plan: Plan, ladder: str) -> list[str]:
         f"if not {x}.shape[TIME]:",
         f"    return allocate({x}, 0){', state' * spec.state.final}",
     ]
-    if plan.states:
-        lines += [
-            f"past = past_for_kernels(state, {x})",
-            f"if {x}.is_cuda and not (PLAIN or transformed([*inputs, *parameters, *past])):",
-            "    keep = differentiates(*inputs, *parameters, *past)",
-            "    y, modes, _ = stateful_op(*inputs, *parameters, *past, keep)",
-            "else:  # PyTorch differentiates what is its own",
-            f"    refuse_symbols({x})",
-            f"    with without_autocast({x}):",
-            "        y, modes = eager_stateful(inputs, parameters, *past)",
+    modal = spec.filter.kind is FilterKind.MODAL
+    if modal:  # PyTorch differentiates what is its own
+        lines.append(f"past = past_for_kernels(state, {x})")
+        plain = [
+            f"refuse_symbols({x})",
+            f"with without_autocast({x}):",
+            "    y, modes = eager_stateful(inputs, parameters, *past)",
         ]
+        if plan.states:
+            lines += [
+                f"if {x}.is_cuda and not (PLAIN or transformed([*inputs, *parameters, *past])):",
+                "    keep = differentiates(*inputs, *parameters, *past)",
+                "    y, modes, _ = stateful_op(*inputs, *parameters, *past, keep)",
+                "else:",
+            ]
+            plain = [f"    {line}" for line in plain]
+        lines += plain
     else:
         lines.append(f"y = run_op(inputs, parameters, state{ladder})")
     if not spec.state.final:
         return [*lines, "return y"]
-    more = ", modes" if plan.states else ladder
+    more = ", modes" if modal else ladder
     lines += [
         f"with without_autocast({x}):",
         f"    after = state_after(inputs, parameters, state, None{more})",

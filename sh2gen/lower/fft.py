@@ -1,5 +1,5 @@
 """`fft`: any filter by torch.fft in float32, in chunks of channels under a byte budget; always
-works.
+works. Modes between two states are passed on from block to block instead, in plain PyTorch too.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ from sh2gen.spec.operator import OpSpec
 def applies(spec: OpSpec) -> Verdict:
     """Whether this operator can be computed by `fft`, and why (not)."""
     reasons = list(later_fields(spec))
-    if spec.state is not None and spec.filter.kind is FilterKind.MODAL:
-        reasons.append("a state: fft knows the taps of a modal filter, not its modes")
     if reasons:
         return Verdict.no(*reasons)
+    if _passes_modes_on(spec):
+        return Verdict.yes("any number of modes, block by block, at several passes over memory")
     return Verdict.yes("any number of taps and any length, at several passes over memory")
+
+
+def _passes_modes_on(spec: OpSpec) -> bool:
+    return spec.state is not None and spec.filter.kind is FilterKind.MODAL
 
 
 def lower(spec: OpSpec) -> tuple[Plan, ...]:
@@ -38,7 +42,7 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
                 Role.FORWARD: (Eager(graph=graph),),
                 Role.BACKWARD: (Eager(graph=adjoint(graph)),),
             },
-            eager=EagerConv.FFT,
+            eager=EagerConv.MODAL if _passes_modes_on(spec) else EagerConv.FFT,
         )
         for layout in layouts(spec)
     )

@@ -128,6 +128,7 @@ STATEFUL: dict[str, tuple[dict[str, Any], str]] = {
         "modal/BDL/save-states",
     ),
     "pairs": (PAIRS | CARRIED, "modal/BDL/save-states"),
+    "modes_bld": (MODAL | CARRIED, "fft/BLD/recompute"),
 }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from tests.generated.conftest import Case
 
-MODAL = ("modal", "poles", "pairs")
+MODAL = ("modal", "poles", "pairs", "modes_bld")
 
 
 def refused(

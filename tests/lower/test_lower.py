@@ -14,9 +14,9 @@ from sh2gen.graph.nodes import operator_graph
 from sh2gen.lower import ALGORITHMS, plans, verdicts
 from sh2gen.lower.rows import demanded_rows, tile_program
 from sh2gen.plan.kernel import Role
-from sh2gen.plan.plan import Plan
+from sh2gen.plan.plan import EagerConv, Plan
 from sh2gen.plan.statements import LoadRows, StoreRows
-from sh2gen.plan.values import BLOCK, Rows
+from sh2gen.plan.values import BLOCK, Layout, Rows
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.operator import OpSpec
 from tests.strategies import filter_for, register_profiles, specs
@@ -82,13 +82,19 @@ def test_states_of_up_to_64_numbers(parametrisation: str, modes: int, reason: st
 
 
 @pytest.mark.parametrize("parametrisation", ["log_poles", "complex"])
-def test_states_of_modes_are_not_for_fft(parametrisation: str) -> None:
+def test_states_of_modes_are_served_as_modes_without_one_are(parametrisation: str) -> None:
+    """In every layout, and of any number: by kernels, or else by plain PyTorch, which passes modes
+    on from block to block.
+    """
     inner = {"kind": "modal", "groups": 2, "parametrisation": parametrisation, "modes": 2}
-    spec = make(filter=inner, state={"initial": True, "final": True})
-    assert [plan.algorithm for plan in plans(spec)] == ["modal"]
-    with pytest.raises(Sh2genError, match="fft knows the taps") as caught:
-        plans(spec, "fft")
-    assert caught.value.code == "L001"
+    for modes in (2, 80):
+        alone, carried = (
+            plans(make(filter=inner | {"modes": modes}, state=state))
+            for state in ("none", {"initial": True, "final": True})
+        )
+        assert [plan.name for plan in alone] == [plan.name for plan in carried]
+        assert {plan.layout for plan in carried} == set(Layout)
+        assert {plan.eager for plan in carried if not plan.kernels} == {EagerConv.MODAL}
 
 
 def test_every_reason_is_given() -> None:
