@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: bc28cca5c0929c360c9f18be42bde40f4cd7054597accfb00ef01057e9c49ed9
+sha256, with zeros here: 05f512d9fbc73a5db7daa089c5da9fa9f1a33e81b223a4aae65edc937a5d50ab
 """
 
 import threading
@@ -54,6 +54,7 @@ BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 RINGS = {"tails": (2, 3), "z": (0, 1)}  # of a state that decodes: lag and roles
 COUNTED = 16  # channels that it counts as one
+MODES_SHAPE = (16,)  # of a channel, in a state
 BLOCK = 64  # steps that plain PyTorch convolves by one product
 WIDEST = 1  # stride of the last axis
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
@@ -2557,6 +2558,33 @@ def hyena_li_stateful_leave(
         tl.store(count_after_ptr + row, count + end, mask=channel_0 == 0)
 
 
+@triton.jit(
+    do_not_specialize=[
+        "batch",
+    ]
+)  # fmt: skip
+def hyena_li_stateful_history(
+    tails_ptr,  # [batch, TAILS_SLOTS, 3 * CHANNELS]
+    history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
+    count_ptr,  # [batch] int32: steps before these
+    batch,
+    CHANNELS: tl.constexpr, TAILS_SLOTS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The last steps of the inputs of every sequence, in order of time."""
+    COLUMNS: tl.constexpr = 3 * CHANNELS
+    PARTS: tl.constexpr = (COLUMNS + BLOCK_D - 1) // BLOCK_D
+    row = (tl.program_id(0) // PARTS).to(tl.int64)
+    column = tl.program_id(0) % PARTS * BLOCK_D + tl.arange(0, BLOCK_D)
+    there = (column < COLUMNS) & (row < batch)
+    count = tl.load(count_ptr + row)
+    ring = tails_ptr + row * (TAILS_SLOTS * COLUMNS)
+    out = history_ptr + (row * COLUMNS + column) * 2
+    for i in tl.static_range(2):
+        slot = (count + (TAILS_SLOTS - 2 + i)) % TAILS_SLOTS
+        step = tl.load(ring + slot * COLUMNS + column, mask=there, other=0.0)
+        tl.store(out + i, step, mask=there)
+
+
 @triton.constexpr_function
 def section_end(index, CHANNELS, WIDTH):
     """The first program after those that sum the gradients of parameters 0 .. index."""
@@ -3357,8 +3385,8 @@ def eager_stateful(
     q_all, k_all, v_all = (canonical(x) for x in inputs)
     dtype = torch.float64 if q_all.dtype == torch.float64 else torch.float32
     log_poles, residues, featurizer, skip = effective(*parameters, dtype)
-    outputs = [allocate(inputs[0], inputs[0].shape[TIME]), torch.empty_like(state)]
-    out, leaving = canonical(outputs[0]), outputs[1]
+    result = allocate(inputs[0], inputs[0].shape[TIME])
+    out, leaving = canonical(result), []
     q_past, k_past, v_past = canonical(history).chunk(3, 1)
     batch, channels, length = q_all.shape
     width = channels // log_poles.shape[0]
@@ -3384,8 +3412,8 @@ def eager_stateful(
         pre_skip = conv + skipped
         y = q_hat * pre_skip
         out[:, c] = y
-        leaving[:, c] = leave_modes(z, filter_modes, state[:, c].to(dtype), ends)
-    return outputs
+        leaving.append(leave_modes(z, filter_modes, state[:, c].to(dtype), ends))
+    return [result, torch.cat(leaving, 1).to(state.dtype)]
 
 
 # -----------------------------------------------------------------------------------------------
@@ -3395,7 +3423,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_1cb301af"
+    name = unique = "hyena_li_stateful_f5f0871b"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -3952,7 +3980,7 @@ def check_dense(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{OP}: {name} is {kind}, expected a dense tensor")
 
 
-def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor], least: int = LEAST) -> None:
     """Refuse tensors of a wrong kind, naming the argument and what was expected of it."""
     names = INPUTS if len(inputs) == len(INPUTS) else ("features",)
     x = inputs[0]
@@ -3965,11 +3993,11 @@ def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
     accepted = (torch.bfloat16, torch.float16, torch.float32)
     for name, tensor in zip(names, inputs, strict=True):
         roles = len(INPUTS) // len(inputs)  # packed in one tensor
-        if tensor.dim() != 3 or tensor.shape[CHANNEL] % roles or tensor.shape[TIME] < LEAST:
+        if tensor.dim() != 3 or tensor.shape[CHANNEL] % roles or tensor.shape[TIME] < least:
             channels = f"{roles} D" if roles > 1 else "D"
             shape = SHAPE.format(channels)
             raise ValueError(
-                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} with L >= {LEAST}"
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} with L >= {least}"
             )
         if tensor.shape != x.shape:
             raise ValueError(
@@ -4028,8 +4056,10 @@ def check_parameters(channels: int, parameters: Sequence[Tensor]) -> None:
 # -----------------------------------------------------------------------------------------------
 
 
-def check_sizes(dtype: torch.dtype, **sizes: int) -> None:
+def check_sizes(dtype: torch.dtype, draft: bool, **sizes: int) -> None:
     """Refuse what no state is of."""
+    if not isinstance(draft, bool):
+        raise TypeError(f"{OP}: draft must be True or False, not {draft!r}")
     for name, number in sizes.items():
         if isinstance(number, bool) or not isinstance(number, int):
             raise TypeError(f"{OP}: {name} must be a whole number, not {number!r}")
@@ -4106,10 +4136,10 @@ def check_decode(
                 f"{ring.shape[1] - lag}: initial_state(batch, steps={steps}), or prefill"
             )
     modes = getattr(state, "modes", None)
-    if modes is not None and modes.shape[:2] != (places, channels):
+    if modes is not None and tuple(modes.shape) != (places, channels, *MODES_SHAPE):
         raise ValueError(
-            f"{OP}: state.modes has shape {tuple(modes.shape)}, expected ({places}, {channels}, "
-            f"...) for {channels} channels"
+            f"{OP}: state.modes has shape {tuple(modes.shape)}, expected "
+            f"{(places, channels, *MODES_SHAPE)} for {channels} channels"
         )
     if slots is None:
         if places != x.shape[0]:
@@ -4118,14 +4148,26 @@ def check_decode(
                 "which of them is whose"
             )
         return
+    check_slots(slots, state, x.shape[0])
+
+
+def check_slots(slots: Tensor, state, rows: int | None = None) -> None:
+    """Refuse what are no places of a state, as far as can be seen without a wait for a GPU."""
     check_dense("slots", slots)
-    if slots.shape != x.shape[:1] or slots.dtype != torch.int32 or slots.device != x.device:
+    places, device = state.count.shape[0], state.count.device
+    known = slots.dtype == torch.int32 and slots.device == device and slots.dim() == 1
+    if not known or rows not in (None, len(slots)):
         raise ValueError(
             f"{OP}: slots are {slots.dtype} {tuple(slots.shape)} on {slots.device}, expected "
-            f"torch.int32 ({x.shape[0]},) on {x.device}"
+            f"torch.int32 ({'B' if rows is None else rows},) on {device}"
         )
-    if is_known(slots) and bool((slots >= places).any()):
+    if not is_known(slots):
+        return
+    if bool((slots >= places).any()):
         raise ValueError(f"{OP}: slots are beyond the {places} places of the state")
+    real = slots[slots >= 0]
+    if len(real.unique()) < len(real):
+        raise ValueError(f"{OP}: two rows have one place of the state: {slots.tolist()}")
 
 
 def state_like(state, inputs: Sequence[Tensor]):
@@ -4144,6 +4186,17 @@ def state_like(state, inputs: Sequence[Tensor]):
     return state
 
 
+def check_in_place(inputs: Sequence[Tensor], state) -> None:
+    """Refuse what is not changed in place: modes that would be rounded, and gradients."""
+    refuse_gradients(inputs)
+    modes = getattr(state, "modes", state.count)
+    narrow = modes.is_floating_point() and modes.dtype.itemsize < 4
+    if narrow or (modes.is_cuda and modes.dtype == torch.float64):
+        raise TypeError(
+            f"{OP}: state.modes is {modes.dtype}, expected torch.float32 (or float64 on a CPU)"
+        )
+
+
 def refuse_gradients(inputs: Sequence[Tensor]) -> None:
     """Refuse inputs of which a gradient would be asked for."""
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
@@ -4157,26 +4210,45 @@ def all_rows(state) -> tuple[Tensor, Tensor]:
 
 def is_known(numbers: Tensor) -> bool:
     """Whether to look at numbers costs no wait for a GPU, and no compiler the whole of a graph."""
-    return not numbers.is_cuda and not torch.compiler.is_compiling()
+    return numbers.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def commit_drafts(state, accepted: Tensor, slots: Tensor | None) -> None:
     """What `commit` of a state does."""
     if not state.draft:
         raise ValueError(f"{OP}: this state moves on by itself: initial_state(..., draft=True)")
+    if slots is not None:
+        check_slots(slots, state)
     rows = state.count.shape if slots is None else slots.shape
     kinds = (torch.int32, torch.int64)
     if not isinstance(accepted, Tensor) or accepted.dtype not in kinds or accepted.shape != rows:
         raise TypeError(f"{OP}: accepted must be an int32 tensor {tuple(rows)}, not {accepted!r}")
+    there = None if slots is None else has_place(slots, state)
+    real = accepted if there is None else torch.where(there, accepted, 0)
     for name, (lag, _) in RINGS.items():
         room = getattr(state, name).shape[1] - lag
-        if is_known(accepted) and bool(((accepted < 0) | (accepted > room)).any()):
+        if is_known(real) and bool(((real < 0) | (real > room)).any()):
             raise ValueError(f"{OP}: accepted are not all between 0 and {room} steps")
-    if slots is None:
-        state.count.add_(accepted)
+    if there is None:
+        state.count.add_(real)
         return
-    places, real = slots.clamp(min=0).long(), torch.where(slots < 0, 0, accepted)
+    places = torch.where(there, slots, 0).long()
     state.count.index_add_(0, places, real.to(torch.int32))
+
+
+def has_place(slots: Tensor, state) -> Tensor:
+    """Which rows have a place of the state."""
+    return (slots >= 0) & (slots < state.count.shape[0])
+
+
+def reset_places(state, slots: Tensor | None) -> None:
+    """What `reset` of a state does."""
+    places = slice(None)
+    if slots is not None:
+        check_slots(slots, state)
+        places = slots[has_place(slots, state)].long()
+    for tensor in state[:-1]:
+        tensor[places] = 0
 
 
 def strided(x: Tensor) -> tuple[Tensor, int, int, int]:
@@ -4184,12 +4256,12 @@ def strided(x: Tensor) -> tuple[Tensor, int, int, int]:
     return x, x.stride(0) if x.shape[0] > 1 else 0, x.stride(CHANNEL), x.stride(TIME)
 
 
-def live_rows(slots: Tensor | None, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def live_rows(slots: Tensor | None, state) -> tuple[Tensor, Tensor]:
     """Rows of a batch that are computed, and the places of their states."""
     if slots is None:
-        rows = torch.arange(batch, device=device)
+        rows, _ = all_rows(state)
         return rows, rows
-    rows = (slots >= 0).nonzero().flatten()
+    rows = has_place(slots, state).nonzero().flatten()
     return rows, slots[rows].long()
 
 
@@ -4212,9 +4284,8 @@ def keep_in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> None
 
 def in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> Tensor:
     """`keep_in_ring` of a copy."""
-    ring = ring.clone()
-    keep_in_ring(ring, x, places, count)
-    return ring
+    where = (places[:, None], ring_slots(ring, count, x.shape[2], 0))
+    return ring.index_put(where, x.transpose(1, 2).to(ring.dtype))
 
 
 def move_to(state, places: Tensor, count: Tensor) -> None:
@@ -4245,9 +4316,10 @@ def ends_of(lengths: Tensor | None, rows: Tensor, steps: int, x: Tensor) -> Tens
             f"{OP}: lengths are {lengths.dtype} {tuple(lengths.shape)} on {lengths.device}, "
             f"expected int32 or int64 ({x.shape[0]},) on {x.device}"
         )
-    if is_known(lengths) and bool(((lengths < 0) | (lengths > steps)).any()):
+    own = lengths[rows].long()
+    if is_known(own) and bool(((own < 0) | (own > steps)).any()):
         raise ValueError(f"{OP}: lengths are not all between 0 and {steps} steps")
-    return lengths[rows].long().clamp(0, steps)
+    return own.clamp(0, steps)
 
 
 def decode_modes(
@@ -4314,17 +4386,17 @@ class HyenaLiStatefulState(NamedTuple):
         trace. Those of `prefill` count at once.
 
         Args:
-            accepted: int32, a number a row of that call, at most its steps; which is checked on a
-                CPU alone.
+            accepted: int32, a number a row of that call, at most its steps. That is yours to see
+                to: on a CPU it is compared with the room of the state, on a GPU with nothing.
             slots: as of that call.
         """
         commit_drafts(self, accepted, slots)
 
     def reset(self, slots: Tensor | None = None) -> None:
-        """Let new sequences begin in places, or in all; negative slots are none."""
-        places = slice(None) if slots is None else slots[slots >= 0].long()
-        for tensor in self[:-1]:
-            tensor[places] = 0
+        """Let new sequences begin in places, or in all; negative slots are none. With slots it
+        waits for a GPU.
+        """
+        reset_places(self, slots)
 
 
 STATE = HyenaLiStatefulState
@@ -4350,7 +4422,7 @@ def initial_state(
             which halves what a step reads and rounds what the filter reads once; modes are
             float32.
     """
-    check_sizes(dtype, batch=batch, channels=channels, steps=steps)
+    check_sizes(dtype, draft, batch=batch, channels=channels, steps=steps)
     wide = torch.promote_types(dtype, torch.float32)
     index = torch.zeros((batch,), dtype=torch.int32, device=device)
     return HyenaLiStatefulState(
@@ -4366,7 +4438,11 @@ def initial_state(
 def zero_state_like(x: Tensor) -> HyenaLiStatefulState:
     """The state of sequences that have not begun, for inputs like x."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    return initial_state(x.shape[0], x.shape[CHANNEL], dtype=dtype, device=x.device)
+    state = initial_state(x.shape[0], x.shape[CHANNEL], dtype=dtype, device=x.device)
+    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is None:
+        return state
+    # With the dimensions that torch.vmap has added to x.
+    return STATE(*(x.new_zeros(one.shape, dtype=one.dtype) for one in state[:-1]), state.draft)
 
 
 def past_for_kernels(state: HyenaLiStatefulState, x: Tensor) -> tuple[Tensor, ...]:
@@ -4414,12 +4490,15 @@ def hyena_li_stateful(
     Raises:
         TypeError, ValueError: naming the argument and the shape, dtype or device expected.
     """
+    found = known_chunk([q, k, v], [p, gamma, residues, featurizer, skip], state)
+    if found is not None:
+        return found
     check([q, k, v], [p, gamma, residues, featurizer, skip])
     require_triton(q)
     inputs, parameters = [q, k, v], [p, gamma, residues, featurizer, skip]
     state = zero_state_like(q) if state is None else state_like(state, inputs)
     if not q.shape[TIME]:
-        return allocate(q, 0), state
+        return allocate(q, 0), STATE(*(x.clone() for x in state[:-1]), state.draft)
     past = past_for_kernels(state, q)
     if q.is_cuda and not (PLAIN or transformed([*inputs, *parameters, *past])):
         keep = differentiates(*inputs, *parameters, *past)
@@ -4514,6 +4593,8 @@ class Left(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *above: Tensor):
+        if torch.is_grad_enabled():
+            refuse_second(ctx)
         asked = ctx.needs_input_grad[3:]
         with torch.enable_grad():
             given = zip(ctx.saved_tensors, asked, strict=True)
@@ -4555,6 +4636,58 @@ def left_by_kernel(
     if not (torch.is_grad_enabled() and requires_any(tensors)):
         return replay(*found)
     return Left.apply(*found, (ends is not None,), *tensors)
+
+
+def launch_history(x: Tensor, state: HyenaLiStatefulState) -> Tensor:
+    """The last steps before the first in order of time, for inputs like x, by one kernel."""
+    batch, columns = x.shape[0], 3 * x.shape[CHANNEL]
+    history = x.new_empty((batch, columns, 2))
+    if history.numel():
+        launch(
+            hyena_li_stateful_history,
+            batch * -(-columns // LEAVE["BLOCK_D"]),
+            state.tails,
+            history,
+            state.count,
+            batch,
+            config=LEAVE,
+            CHANNELS=x.shape[CHANNEL],
+            TAILS_SLOTS=state.tails.shape[1],
+        )
+    return history
+
+
+def chunk_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """y of inputs and parameters after a state, whose tensors come last, and the tensors of the
+    state after them that are others.
+    """
+    roles, after = len(INPUTS), len(INPUTS) + len(PARAMETERS)
+    inputs, parameters = tensors[:roles], tensors[roles:after]
+    check(inputs, parameters)
+    state = state_like((*tensors[after:], False), inputs)
+    past = (launch_history(inputs[0], state), state.modes)
+    y, _, modes = launch_forward(inputs, parameters, keep=False, state=past)
+    before = [state.tails, state.count]
+    return [y, modes, *launch_leave(inputs, parameters, before, None)]
+
+
+def known_chunk(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    state: HyenaLiStatefulState | None,
+) -> tuple[Tensor, HyenaLiStatefulState] | None:
+    """What a call without gradients gives, on a GPU, that nothing but eager PyTorch sees; None
+    of any other.
+    """
+    if type(state) is not STATE or state.draft or torch.is_grad_enabled():
+        return None
+    if not on_gpu(inputs[0]) or not seen_by_none():
+        return None
+    found = directly(chunk_of, (*inputs, *parameters, *state[:-1]))
+    if found is None:
+        return None
+    y, modes, tails, count, done = replay(*found)
+    return y, STATE(tails, state.z, modes, count, done, False)
 
 
 def state_after(
@@ -4610,7 +4743,7 @@ def eager_decode(
     batch, channels, steps = all_rows[0].shape
     dtype = torch.float64 if all_rows[0].dtype == torch.float64 else torch.float32
     result = allocate(inputs[0], steps, channels).zero_()
-    rows, places = live_rows(slots, batch, result.device)
+    rows, places = live_rows(slots, state)
     count = state.count[places]
     q, k, v = (x[rows].to(dtype) for x in all_rows)
     log_poles, residues, featurizer, skip = effective(*parameters, dtype)
@@ -4770,7 +4903,7 @@ def check_decoding(
     check(inputs, parameters)
     require_triton(inputs[0])
     check_decode(inputs, state, slots)
-    refuse_gradients(inputs)
+    check_in_place(inputs, state)
 
 
 def decode_of(tensors: Sequence[Tensor], count: int, slotted: bool, draft: bool) -> list[Tensor]:
@@ -4855,19 +4988,19 @@ def prefill(
         TypeError, ValueError, RuntimeError: as `decode`.
     """
     check_count(inputs)
-    steps = inputs[0].shape[TIME] if inputs[0].dim() == 3 else 1
-    if steps:
-        check(inputs, parameters)
+    check(inputs, parameters, least=0)
+    steps = inputs[0].shape[TIME]
     require_triton(inputs[0])
     check_decode(inputs, state, slots, any_steps=True)
-    refuse_gradients(inputs)
+    check_in_place(inputs, state)
     if not steps:
+        ends_of(lengths, live_rows(slots, state)[0], steps, inputs[0])
         return allocate(inputs[0], 0, channels_of(inputs))
     with torch.no_grad(), without_autocast(inputs[0]):
         if state.draft:  # of drafts, what was accepted
             eager_decode([x.narrow(TIME, 0, 0) for x in inputs], parameters, state, slots)
         sequences = unpack(inputs)
-        rows, places = live_rows(slots, sequences[0].shape[0], inputs[0].device)
+        rows, places = live_rows(slots, state)
         end = ends_of(lengths, rows, steps, sequences[0])
         own, before = sequences, state
         if slots is not None:

@@ -9,7 +9,7 @@ each, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 01bb258344a0c9b93cdb1d136ce69e55b47be5b67fb4012beea83a6c269a2dd2
+sha256, with zeros here: 0a094b27b3da01102c8c40b90efd59accac0010e68e24b411d0a8f01c1646163
 """
 
 import threading
@@ -1540,7 +1540,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_7e292bf8"
+    name = unique = "hyena_se_8db5c862"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -2170,7 +2170,7 @@ def check_dense(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{OP}: {name} is {kind}, expected a dense tensor")
 
 
-def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor], least: int = LEAST) -> None:
     """Refuse tensors of a wrong kind, naming the argument and what was expected of it."""
     names = INPUTS if len(inputs) == len(INPUTS) else ("features",)
     x = inputs[0]
@@ -2183,11 +2183,11 @@ def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
     accepted = (torch.bfloat16, torch.float16, torch.float32)
     for name, tensor in zip(names, inputs, strict=True):
         roles = len(INPUTS) // len(inputs)  # packed in one tensor
-        if tensor.dim() != 3 or tensor.shape[CHANNEL] % roles or tensor.shape[TIME] < LEAST:
+        if tensor.dim() != 3 or tensor.shape[CHANNEL] % roles or tensor.shape[TIME] < least:
             channels = f"{roles} D" if roles > 1 else "D"
             shape = SHAPE.format(channels)
             raise ValueError(
-                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} with L >= {LEAST}"
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} with L >= {least}"
             )
         if tensor.shape != x.shape:
             raise ValueError(
@@ -2246,8 +2246,10 @@ def check_parameters(channels: int, parameters: Sequence[Tensor]) -> None:
 # -----------------------------------------------------------------------------------------------
 
 
-def check_sizes(dtype: torch.dtype, **sizes: int) -> None:
+def check_sizes(dtype: torch.dtype, draft: bool, **sizes: int) -> None:
     """Refuse what no state is of."""
+    if not isinstance(draft, bool):
+        raise TypeError(f"{OP}: draft must be True or False, not {draft!r}")
     for name, number in sizes.items():
         if isinstance(number, bool) or not isinstance(number, int):
             raise TypeError(f"{OP}: {name} must be a whole number, not {number!r}")
@@ -2324,10 +2326,10 @@ def check_decode(
                 f"{ring.shape[1] - lag}: initial_state(batch, steps={steps}), or prefill"
             )
     modes = getattr(state, "modes", None)
-    if modes is not None and modes.shape[:2] != (places, channels):
+    if modes is not None and tuple(modes.shape) != (places, channels, *MODES_SHAPE):
         raise ValueError(
-            f"{OP}: state.modes has shape {tuple(modes.shape)}, expected ({places}, {channels}, "
-            f"...) for {channels} channels"
+            f"{OP}: state.modes has shape {tuple(modes.shape)}, expected "
+            f"{(places, channels, *MODES_SHAPE)} for {channels} channels"
         )
     if slots is None:
         if places != x.shape[0]:
@@ -2336,14 +2338,37 @@ def check_decode(
                 "which of them is whose"
             )
         return
+    check_slots(slots, state, x.shape[0])
+
+
+def check_slots(slots: Tensor, state, rows: int | None = None) -> None:
+    """Refuse what are no places of a state, as far as can be seen without a wait for a GPU."""
     check_dense("slots", slots)
-    if slots.shape != x.shape[:1] or slots.dtype != torch.int32 or slots.device != x.device:
+    places, device = state.count.shape[0], state.count.device
+    known = slots.dtype == torch.int32 and slots.device == device and slots.dim() == 1
+    if not known or rows not in (None, len(slots)):
         raise ValueError(
             f"{OP}: slots are {slots.dtype} {tuple(slots.shape)} on {slots.device}, expected "
-            f"torch.int32 ({x.shape[0]},) on {x.device}"
+            f"torch.int32 ({'B' if rows is None else rows},) on {device}"
         )
-    if is_known(slots) and bool((slots >= places).any()):
+    if not is_known(slots):
+        return
+    if bool((slots >= places).any()):
         raise ValueError(f"{OP}: slots are beyond the {places} places of the state")
+    real = slots[slots >= 0]
+    if len(real.unique()) < len(real):
+        raise ValueError(f"{OP}: two rows have one place of the state: {slots.tolist()}")
+
+
+def check_in_place(inputs: Sequence[Tensor], state) -> None:
+    """Refuse what is not changed in place: modes that would be rounded, and gradients."""
+    refuse_gradients(inputs)
+    modes = getattr(state, "modes", state.count)
+    narrow = modes.is_floating_point() and modes.dtype.itemsize < 4
+    if narrow or (modes.is_cuda and modes.dtype == torch.float64):
+        raise TypeError(
+            f"{OP}: state.modes is {modes.dtype}, expected torch.float32 (or float64 on a CPU)"
+        )
 
 
 def refuse_gradients(inputs: Sequence[Tensor]) -> None:
@@ -2359,26 +2384,45 @@ def all_rows(state) -> tuple[Tensor, Tensor]:
 
 def is_known(numbers: Tensor) -> bool:
     """Whether to look at numbers costs no wait for a GPU, and no compiler the whole of a graph."""
-    return not numbers.is_cuda and not torch.compiler.is_compiling()
+    return numbers.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def commit_drafts(state, accepted: Tensor, slots: Tensor | None) -> None:
     """What `commit` of a state does."""
     if not state.draft:
         raise ValueError(f"{OP}: this state moves on by itself: initial_state(..., draft=True)")
+    if slots is not None:
+        check_slots(slots, state)
     rows = state.count.shape if slots is None else slots.shape
     kinds = (torch.int32, torch.int64)
     if not isinstance(accepted, Tensor) or accepted.dtype not in kinds or accepted.shape != rows:
         raise TypeError(f"{OP}: accepted must be an int32 tensor {tuple(rows)}, not {accepted!r}")
+    there = None if slots is None else has_place(slots, state)
+    real = accepted if there is None else torch.where(there, accepted, 0)
     for name, (lag, _) in RINGS.items():
         room = getattr(state, name).shape[1] - lag
-        if is_known(accepted) and bool(((accepted < 0) | (accepted > room)).any()):
+        if is_known(real) and bool(((real < 0) | (real > room)).any()):
             raise ValueError(f"{OP}: accepted are not all between 0 and {room} steps")
-    if slots is None:
-        state.count.add_(accepted)
+    if there is None:
+        state.count.add_(real)
         return
-    places, real = slots.clamp(min=0).long(), torch.where(slots < 0, 0, accepted)
+    places = torch.where(there, slots, 0).long()
     state.count.index_add_(0, places, real.to(torch.int32))
+
+
+def has_place(slots: Tensor, state) -> Tensor:
+    """Which rows have a place of the state."""
+    return (slots >= 0) & (slots < state.count.shape[0])
+
+
+def reset_places(state, slots: Tensor | None) -> None:
+    """What `reset` of a state does."""
+    places = slice(None)
+    if slots is not None:
+        check_slots(slots, state)
+        places = slots[has_place(slots, state)].long()
+    for tensor in state[:-1]:
+        tensor[places] = 0
 
 
 def strided(x: Tensor) -> tuple[Tensor, int, int, int]:
@@ -2386,12 +2430,12 @@ def strided(x: Tensor) -> tuple[Tensor, int, int, int]:
     return x, x.stride(0) if x.shape[0] > 1 else 0, x.stride(CHANNEL), x.stride(TIME)
 
 
-def live_rows(slots: Tensor | None, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def live_rows(slots: Tensor | None, state) -> tuple[Tensor, Tensor]:
     """Rows of a batch that are computed, and the places of their states."""
     if slots is None:
-        rows = torch.arange(batch, device=device)
+        rows, _ = all_rows(state)
         return rows, rows
-    rows = (slots >= 0).nonzero().flatten()
+    rows = has_place(slots, state).nonzero().flatten()
     return rows, slots[rows].long()
 
 
@@ -2414,9 +2458,8 @@ def keep_in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> None
 
 def in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> Tensor:
     """`keep_in_ring` of a copy."""
-    ring = ring.clone()
-    keep_in_ring(ring, x, places, count)
-    return ring
+    where = (places[:, None], ring_slots(ring, count, x.shape[2], 0))
+    return ring.index_put(where, x.transpose(1, 2).to(ring.dtype))
 
 
 def move_to(state, places: Tensor, count: Tensor) -> None:
@@ -2457,9 +2500,10 @@ def ends_of(lengths: Tensor | None, rows: Tensor, steps: int, x: Tensor) -> Tens
             f"{OP}: lengths are {lengths.dtype} {tuple(lengths.shape)} on {lengths.device}, "
             f"expected int32 or int64 ({x.shape[0]},) on {x.device}"
         )
-    if is_known(lengths) and bool(((lengths < 0) | (lengths > steps)).any()):
+    own = lengths[rows].long()
+    if is_known(own) and bool(((own < 0) | (own > steps)).any()):
         raise ValueError(f"{OP}: lengths are not all between 0 and {steps} steps")
-    return lengths[rows].long().clamp(0, steps)
+    return own.clamp(0, steps)
 
 
 class HyenaSeState(NamedTuple):
@@ -2485,17 +2529,17 @@ class HyenaSeState(NamedTuple):
         trace. Those of `prefill` count at once.
 
         Args:
-            accepted: int32, a number a row of that call, at most its steps; which is checked on a
-                CPU alone.
+            accepted: int32, a number a row of that call, at most its steps. That is yours to see
+                to: on a CPU it is compared with the room of the state, on a GPU with nothing.
             slots: as of that call.
         """
         commit_drafts(self, accepted, slots)
 
     def reset(self, slots: Tensor | None = None) -> None:
-        """Let new sequences begin in places, or in all; negative slots are none."""
-        places = slice(None) if slots is None else slots[slots >= 0].long()
-        for tensor in self[:-1]:
-            tensor[places] = 0
+        """Let new sequences begin in places, or in all; negative slots are none. With slots it
+        waits for a GPU.
+        """
+        reset_places(self, slots)
 
 
 STATE = HyenaSeState
@@ -2521,7 +2565,7 @@ def initial_state(
             which halves what a step reads and rounds what the filter reads once; modes are
             float32.
     """
-    check_sizes(dtype, batch=batch, channels=channels, steps=steps)
+    check_sizes(dtype, draft, batch=batch, channels=channels, steps=steps)
     index = torch.zeros((batch,), dtype=torch.int32, device=device)
     return HyenaSeState(
         torch.zeros((batch, 2 + steps, 3 * channels), dtype=dtype, device=device),
@@ -2696,7 +2740,7 @@ def eager_decode(
     batch, channels, steps = all_rows[0].shape
     dtype = torch.float64 if all_rows[0].dtype == torch.float64 else torch.float32
     result = allocate(inputs[0], steps, channels).zero_()
-    rows, places = live_rows(slots, batch, result.device)
+    rows, places = live_rows(slots, state)
     count = state.count[places]
     q, k, v = (x[rows].to(dtype) for x in all_rows)
     given_rows = [q, k, v]
@@ -2821,7 +2865,7 @@ def check_decoding(
     check(inputs, parameters)
     require_triton(inputs[0])
     check_decode(inputs, state, slots)
-    refuse_gradients(inputs)
+    check_in_place(inputs, state)
 
 
 def decode_of(tensors: Sequence[Tensor], count: int, slotted: bool, draft: bool) -> list[Tensor]:
@@ -2905,17 +2949,17 @@ def prefill(
         TypeError, ValueError, RuntimeError: as `decode`.
     """
     check_count(inputs)
-    steps = inputs[0].shape[TIME] if inputs[0].dim() == 3 else 1
-    if steps:
-        check(inputs, parameters)
+    check(inputs, parameters, least=0)
+    steps = inputs[0].shape[TIME]
     require_triton(inputs[0])
     check_decode(inputs, state, slots, any_steps=True)
-    refuse_gradients(inputs)
+    check_in_place(inputs, state)
     if not steps:
+        ends_of(lengths, live_rows(slots, state)[0], steps, inputs[0])
         return allocate(inputs[0], 0, channels_of(inputs))
     with torch.no_grad(), without_autocast(inputs[0]):
         sequences = unpack(inputs)
-        rows, places = live_rows(slots, sequences[0].shape[0], inputs[0].device)
+        rows, places = live_rows(slots, state)
         end = ends_of(lengths, rows, steps, sequences[0])
         own, before = sequences, state
         if slots is not None:

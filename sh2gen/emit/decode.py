@@ -96,6 +96,7 @@ def context(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "modes_count": spec.filter.modes or 0,
         "launch_arguments": _launch_arguments(plan.step) if plan.step else [],
         "leave": plan.leave is not None,
+        "history": plan.history is not None,
         "chunks": takes_chunks(spec, plan),
         "leave_arguments": _leave_arguments(plan.leave) if plan.leave else [],
         "leave_parameters": plan.leave.program.parameters if plan.leave else (),
@@ -201,9 +202,9 @@ def _eager_lines(spec: OpSpec, plan: Plan) -> tuple[list[str], list[str], str]:
 
 
 def takes_chunks(spec: OpSpec, plan: Plan) -> bool:
-    """Whether calls take and give a state of which kernels read nothing but rings."""
-    rings_alone = plan.leave is not None and spec.filter.kind is not FilterKind.MODAL
-    return rings_alone and spec.state is not None and spec.state.initial and spec.state.final
+    """Whether calls take and give a state by kernels alone."""
+    both = spec.state is not None and spec.state.initial and spec.state.final
+    return both and plan.leave is not None
 
 
 def _leave_arguments(kernel: Kernel) -> list[str]:

@@ -95,8 +95,8 @@ def eager_stateful(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     lag = spec.lag
     past = [f"{name}_past" for name in spec.inputs]
     setup = [
-        "outputs = [allocate(inputs[0], inputs[0].shape[TIME]), torch.empty_like(state)]",
-        "out, leaving = canonical(outputs[0]), outputs[1]",
+        "result = allocate(inputs[0], inputs[0].shape[TIME])",
+        "out, leaving = canonical(result), []",
     ]
     setup += [f"{targets(past)} = canonical(history).chunk({len(past)}, 1)"] if lag else []
     lines: list[str] = []
@@ -114,7 +114,7 @@ def eager_stateful(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         lines.append(text)
     lines += [
         f"out[:, c] = {plan.graph.outputs[0]}",
-        f"leaving[:, c] = leave_modes({conv.x}, filter_modes, state[:, c].to(dtype), ends)",
+        f"leaving.append(leave_modes({conv.x}, filter_modes, state[:, c].to(dtype), ends))",
     ]
     return {
         "name": "stateful",
@@ -135,7 +135,7 @@ def eager_stateful(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "setup": setup,
         "lines": lines,
         "after": [],
-        "result": "outputs",
+        "result": "[result, torch.cat(leaving, 1).to(state.dtype)]",
     }
 
 

@@ -128,9 +128,7 @@ def kernel_digest(spec: OpSpec, plan: Plan) -> str:
 
     Kernels for splits count whether or not a config splits a sequence.
     """
-    plan = dataclasses.replace(
-        plan, step=None, leave=None
-    )  # it computes nothing of whole sequences
+    plan = dataclasses.replace(plan, step=None, past=())  # they compute no whole sequences
     tree = ast.parse(_frame(dataclasses.replace(spec, op="op"), plan)[1])
     found = []
     for node in ast.walk(tree):

@@ -84,6 +84,8 @@ def _header(spec: OpSpec, plan: Plan) -> str:
         ),
     ]
     if spec.filter.kind is FilterKind.MODAL:
+        shape = (spec.filter.modes, *((2,) if spec.filter.pairs else ()))
+        constants.append(("MODES_SHAPE", literal(shape, 0), "of a channel, in a state"))
         constants.append(("BLOCK", "64", "steps that plain PyTorch convolves by one product"))
     if spec.filter.decay is not None:
         decay = spec.filter.decay
@@ -268,7 +270,7 @@ def _operator(spec: OpSpec, plan: Plan, library: str) -> list[str]:
     modal = spec.filter.kind is FilterKind.MODAL
     others = ["STATE", *([] if plan.step else ["strided"])]
     others += [] if modal else ["decode_modes"]
-    others += [] if spec.history else ["past_of", "steps_before", "in_ring", "all_rows"]
+    others += [] if spec.history else ["past_of", "steps_before", "in_ring"]
     others += [] if not modal and (spec.filter.length or 1) > 1 else ["where_later"]
     others += [] if spec.history or modal else ["keep_in_ring", "ring_slots"]
     others += [] if spec.state is not None else ["state_like"]
@@ -438,9 +440,10 @@ def _body(spec: OpSpec, plan: Plan, ladder: str) -> list[str]:
     if spec.state.initial:
         zero = f"{zero} if state is None else state_like(state, inputs)"
     lines.append(zero)
+    copied = ", STATE(*(x.clone() for x in state[:-1]), state.draft)"
     lines += [
         f"if not {x}.shape[TIME]:",
-        f"    return allocate({x}, 0){', state' * spec.state.final}",
+        f"    return allocate({x}, 0){copied * spec.state.final}",
     ]
     modal = spec.filter.kind is FilterKind.MODAL
     if modal:  # PyTorch differentiates what is its own
@@ -468,8 +471,6 @@ def _body(spec: OpSpec, plan: Plan, ladder: str) -> list[str]:
         f"with without_autocast({x}):",
         f"    after = state_after(inputs, parameters, state, None{more})",
     ]
-    if decode.takes_chunks(spec, plan):
-        lines.append(f"learn_chunk(inputs, parameters, state{ladder})")
     return [*lines, "return y, after"]
 
 

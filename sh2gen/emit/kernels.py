@@ -50,7 +50,8 @@ def texts(spec: OpSpec, plan: Plan) -> list[dict[str, Any]]:
     found = [_kernel(spec, plan, kernel) for kernel in (*plan.kernels, *plan.split_kernels)]
     for kernel in plan.kernels:
         found += [_variant(spec, plan, kernel, variant) for variant in kernel.variants]
-    return [*found, *(_step(spec, kernel) for kernel in (plan.step, plan.leave) if kernel)]
+    beside = (*([plan.step] if plan.step else []), *plan.past)
+    return [*found, *(_step(spec, kernel) for kernel in beside)]
 
 
 def helpers_of(spec: OpSpec, plan: Plan) -> list[tuple[tuple[str, ...], set[str]]]:
@@ -220,6 +221,7 @@ def _step(spec: OpSpec, kernel: Kernel) -> dict[str, Any]:
         "padded_modes": 1 << (max(1, modes) - 1).bit_length(),
         "channel_state": spec.filter.state_size,
         "counted": counted_together(spec.filter.modes or 0),
+        "lag": spec.lag,
         "blocks": any(a.name == "SHARE" for a in kernel.arguments),
     }
 
@@ -271,10 +273,8 @@ def kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kernel
         sizes = (spec.filter.length or 0) * taps, spec.filter.modes or 0
         config = step_config(batch, 1, spec.channels, spec.group_width, *sizes)
         found.append(_source(spec, plan.step.name, Role.DECODE, plan.step.arguments, config))
-    if plan.leave is not None:
-        found.append(
-            _source(spec, plan.leave.name, Role.DECODE, plan.leave.arguments, LEAVE_CONFIG)
-        )
+    for kernel in plan.past:
+        found.append(_source(spec, kernel.name, Role.DECODE, kernel.arguments, LEAVE_CONFIG))
     return tuple(found)
 
 

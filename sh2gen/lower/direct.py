@@ -11,7 +11,7 @@ from __future__ import annotations
 from sh2gen.graph.adjoint import adjoint
 from sh2gen.graph.nodes import operator_graph
 from sh2gen.lower.actions import whole
-from sh2gen.lower.leave import leave_kernel
+from sh2gen.lower.leave import past_kernels
 from sh2gen.lower.rows import layouts, pasts, tile_program
 from sh2gen.lower.step import step_kernel
 from sh2gen.lower.verdict import Verdict, later_fields
@@ -99,5 +99,5 @@ def _plan(spec: OpSpec, layout: Layout, saved: tuple[str, ...]) -> Plan:
         ),
         eager=EagerConv.DIRECT,
         step=step_kernel(spec),
-        leave=leave_kernel(spec) if spec.state is not None else None,
+        past=past_kernels(spec),
     )

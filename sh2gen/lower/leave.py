@@ -17,14 +17,33 @@ from sh2gen.graph.nodes import (
 )
 from sh2gen.lower.rows import FUNCTIONS, kept
 from sh2gen.lower.step import MOST_LOADED
-from sh2gen.plan.arguments import leave_arguments
+from sh2gen.plan.arguments import history_arguments, leave_arguments
 from sh2gen.plan.geometry import step_grid
 from sh2gen.plan.kernel import Kernel, Role
 from sh2gen.plan.program import TileProgram
 from sh2gen.plan.statements import Fir, LoadTaps, LoadVector, Rowwise, Statement
 from sh2gen.plan.step import LeaveSteps, LoadAt
 from sh2gen.plan.values import BLOCK, Operand, Rows
+from sh2gen.spec.language import FilterKind
 from sh2gen.spec.operator import OpSpec
+
+
+def past_kernels(spec: OpSpec) -> tuple[Kernel, ...]:
+    """Of calls that take or give a state, what stands between it and the kernels of calls."""
+    if spec.state is None or (leave := leave_kernel(spec)) is None:
+        return ()
+    if spec.filter.kind is not FilterKind.MODAL:  # whose kernels read rings themselves
+        return (leave,)
+    history = Kernel(
+        name="history",
+        role=Role.DECODE,
+        skeleton="history",
+        parts=(),
+        program=TileProgram(prologue=(), body=()),
+        arguments=history_arguments(spec),
+        grid=step_grid,
+    )
+    return leave, history
 
 
 def leave_kernel(spec: OpSpec) -> Kernel | None:

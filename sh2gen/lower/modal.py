@@ -23,7 +23,7 @@ import dataclasses
 from sh2gen.graph.adjoint import adjoint
 from sh2gen.graph.nodes import Conv, Graph, ModeGradient, Modes, Parameter, operator_graph
 from sh2gen.lower.actions import gradients_doc, partials
-from sh2gen.lower.leave import leave_kernel
+from sh2gen.lower.leave import past_kernels
 from sh2gen.lower.rows import partial_sums
 from sh2gen.lower.step import step_kernel
 from sh2gen.lower.streams import Stream
@@ -202,7 +202,7 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
             actions=actions,
             eager=EagerConv.MODAL,
             step=step_kernel(spec),
-            leave=leave_kernel(spec) if spec.state is not None else None,
+            past=past_kernels(spec),
         ),
     )
 

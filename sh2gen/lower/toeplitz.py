@@ -28,7 +28,7 @@ from sh2gen.graph.nodes import (
     operator_graph,
 )
 from sh2gen.lower.actions import whole
-from sh2gen.lower.leave import leave_kernel
+from sh2gen.lower.leave import past_kernels
 from sh2gen.lower.rows import layouts, partial_sums, pasts
 from sh2gen.lower.step import step_kernel
 from sh2gen.lower.streams import Stream
@@ -151,7 +151,7 @@ def _plan(spec: OpSpec, layout: Layout) -> Plan:
         ),
         eager=EagerConv.DIRECT,
         step=step_kernel(spec),
-        leave=leave_kernel(spec) if spec.state is not None else None,
+        past=past_kernels(spec),
     )
 
 

@@ -289,6 +289,21 @@ def join_arguments(spec: OpSpec) -> tuple[Argument, ...]:
     )
 
 
+def history_arguments(spec: OpSpec) -> tuple[Argument, ...]:
+    """Of the skeleton `history`."""
+    (tails,) = (ring for ring in rings(spec) if ring.lag)
+    doc = f"[batch, {tails.roles}, CHANNELS, {tails.lag}]: the inputs' steps before the first"
+    return (
+        ring_argument(tails, "batch"),
+        Argument(name="history", of=Of.STATE, io=True, doc=doc),
+        Argument(name="count", of=Of.INDEX, doc="[batch] int32: steps before these"),
+        *sizes("batch"),
+        Argument(name="CHANNELS", of=Of.CONSTANT, value=0),
+        slots(tails),
+        *knobs("BLOCK_D"),
+    )
+
+
 def leave_arguments(spec: OpSpec, program: TileProgram) -> tuple[Argument, ...]:
     """Of the skeleton `leave`."""
     shapes = {p.name: ", ".join(p.dims) for p in spec.parameters}

@@ -41,7 +41,9 @@ class Plan:
         actions: what a call of each role does, in order; of `Role`, and of any other name.
         eager: how the plain-PyTorch path convolves.
         step: the kernel that decodes, if there are kernels.
-        leave: the kernel that gives the rings of the state after a call, if calls have states.
+        past: kernels between a state and those of calls, if calls have states: one that gives the
+            rings after a call, `leave`, and of modes one that reads them in order of time,
+            `history`.
     """
 
     algorithm: str
@@ -53,7 +55,7 @@ class Plan:
     actions: Mapping[str, tuple[Action, ...]] = field(hash=False)
     eager: EagerConv = EagerConv.DIRECT
     step: Kernel | None = None
-    leave: Kernel | None = None
+    past: tuple[Kernel, ...] = ()
 
     @property
     def name(self) -> str:
@@ -87,6 +89,16 @@ class Plan:
         """The kernel that computes the results of a role; None in plain PyTorch."""
         launches = (a for a in self.actions[role] if isinstance(a, Launch))
         return next((a.kernel for a in launches if a.when is When.ALWAYS), None)
+
+    @property
+    def leave(self) -> Kernel | None:
+        """The kernel that gives the rings after a call."""
+        return next((kernel for kernel in self.past if kernel.name == "leave"), None)
+
+    @property
+    def history(self) -> Kernel | None:
+        """The kernel that reads rings in order of time."""
+        return next((kernel for kernel in self.past if kernel.name == "history"), None)
 
     def with_kernels(self, change: Callable[[Kernel], Kernel]) -> Plan:
         """The same plan, with other kernels in the place of its own."""
@@ -129,7 +141,7 @@ class Plan:
             blocks.append(
                 f"d_{reduction.tensor} = sum of partials {of}{reduction.first} .. {last}"
             )
-        for kernel in filter(None, (self.step, self.leave)):
+        for kernel in (*filter(None, (self.step,)), *self.past):
             program = _indent(kernel.program).replace("for each tile:", "for each sequence:")
             blocks.append(f"{kernel.name} kernel ({kernel.skeleton}):\n{program}")
         for role, actions in self.actions.items():

@@ -30,7 +30,7 @@ def check_dense(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{OP}: {name} is {kind}, expected a dense tensor")
 
 
-def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor], least: int = LEAST) -> None:
     """Refuse tensors of a wrong kind, naming the argument and what was expected of it."""
     names = INPUTS if len(inputs) == len(INPUTS) else ("features",)
     x = inputs[0]
@@ -43,11 +43,11 @@ def check(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
     accepted = (torch.bfloat16, torch.float16, torch.float32)
     for name, tensor in zip(names, inputs, strict=True):
         roles = len(INPUTS) // len(inputs)  # packed in one tensor
-        if tensor.dim() != 3 or tensor.shape[CHANNEL] % roles or tensor.shape[TIME] < LEAST:
+        if tensor.dim() != 3 or tensor.shape[CHANNEL] % roles or tensor.shape[TIME] < least:
             channels = f"{roles} D" if roles > 1 else "D"
             shape = SHAPE.format(channels)
             raise ValueError(
-                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} with L >= {LEAST}"
+                f"{OP}: {name} has shape {tuple(tensor.shape)}, expected {shape} with L >= {least}"
             )
         if tensor.shape != x.shape:
             raise ValueError(

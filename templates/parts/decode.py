@@ -2,7 +2,8 @@
 
 Capitalised names are constants of the generated file: RINGS has the lag and the roles of every
 ring of a state, which is [places, slots, roles * channels] and keeps step t in slot t % slots;
-COUNTED is how many channels side by side count their steps together.
+COUNTED is how many channels side by side count their steps together, MODES_SHAPE what a state
+has of a channel's modes.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from templates.parts.op import CHANNEL, INPUTS, OP, TIME, channels_of
 
 RINGS: dict[str, tuple[int, int]] = {}
 COUNTED = 16
+MODES_SHAPE: tuple[int, ...] = ()
 
 
 class STATE(NamedTuple):
@@ -26,8 +28,10 @@ class STATE(NamedTuple):
     draft: bool
 
 
-def check_sizes(dtype: torch.dtype, **sizes: int) -> None:
+def check_sizes(dtype: torch.dtype, draft: bool, **sizes: int) -> None:
     """Refuse what no state is of."""
+    if not isinstance(draft, bool):
+        raise TypeError(f"{OP}: draft must be True or False, not {draft!r}")
     for name, number in sizes.items():
         if isinstance(number, bool) or not isinstance(number, int):
             raise TypeError(f"{OP}: {name} must be a whole number, not {number!r}")
@@ -104,10 +108,10 @@ def check_decode(
                 f"{ring.shape[1] - lag}: initial_state(batch, steps={steps}), or prefill"
             )
     modes = getattr(state, "modes", None)
-    if modes is not None and modes.shape[:2] != (places, channels):
+    if modes is not None and tuple(modes.shape) != (places, channels, *MODES_SHAPE):
         raise ValueError(
-            f"{OP}: state.modes has shape {tuple(modes.shape)}, expected ({places}, {channels}, "
-            f"...) for {channels} channels"
+            f"{OP}: state.modes has shape {tuple(modes.shape)}, expected "
+            f"{(places, channels, *MODES_SHAPE)} for {channels} channels"
         )
     if slots is None:
         if places != x.shape[0]:
@@ -116,14 +120,26 @@ def check_decode(
                 "which of them is whose"
             )
         return
+    check_slots(slots, state, x.shape[0])
+
+
+def check_slots(slots: Tensor, state, rows: int | None = None) -> None:
+    """Refuse what are no places of a state, as far as can be seen without a wait for a GPU."""
     check_dense("slots", slots)
-    if slots.shape != x.shape[:1] or slots.dtype != torch.int32 or slots.device != x.device:
+    places, device = state.count.shape[0], state.count.device
+    known = slots.dtype == torch.int32 and slots.device == device and slots.dim() == 1
+    if not known or rows not in (None, len(slots)):
         raise ValueError(
             f"{OP}: slots are {slots.dtype} {tuple(slots.shape)} on {slots.device}, expected "
-            f"torch.int32 ({x.shape[0]},) on {x.device}"
+            f"torch.int32 ({'B' if rows is None else rows},) on {device}"
         )
-    if is_known(slots) and bool((slots >= places).any()):
+    if not is_known(slots):
+        return
+    if bool((slots >= places).any()):
         raise ValueError(f"{OP}: slots are beyond the {places} places of the state")
+    real = slots[slots >= 0]
+    if len(real.unique()) < len(real):
+        raise ValueError(f"{OP}: two rows have one place of the state: {slots.tolist()}")
 
 
 def state_like(state, inputs: Sequence[Tensor]):
@@ -142,6 +158,17 @@ def state_like(state, inputs: Sequence[Tensor]):
     return state
 
 
+def check_in_place(inputs: Sequence[Tensor], state) -> None:
+    """Refuse what is not changed in place: modes that would be rounded, and gradients."""
+    refuse_gradients(inputs)
+    modes = getattr(state, "modes", state.count)
+    narrow = modes.is_floating_point() and modes.dtype.itemsize < 4
+    if narrow or (modes.is_cuda and modes.dtype == torch.float64):
+        raise TypeError(
+            f"{OP}: state.modes is {modes.dtype}, expected torch.float32 (or float64 on a CPU)"
+        )
+
+
 def refuse_gradients(inputs: Sequence[Tensor]) -> None:
     """Refuse inputs of which a gradient would be asked for."""
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
@@ -155,26 +182,45 @@ def all_rows(state) -> tuple[Tensor, Tensor]:
 
 def is_known(numbers: Tensor) -> bool:
     """Whether to look at numbers costs no wait for a GPU, and no compiler the whole of a graph."""
-    return not numbers.is_cuda and not torch.compiler.is_compiling()
+    return numbers.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def commit_drafts(state, accepted: Tensor, slots: Tensor | None) -> None:
     """What `commit` of a state does."""
     if not state.draft:
         raise ValueError(f"{OP}: this state moves on by itself: initial_state(..., draft=True)")
+    if slots is not None:
+        check_slots(slots, state)
     rows = state.count.shape if slots is None else slots.shape
     kinds = (torch.int32, torch.int64)
     if not isinstance(accepted, Tensor) or accepted.dtype not in kinds or accepted.shape != rows:
         raise TypeError(f"{OP}: accepted must be an int32 tensor {tuple(rows)}, not {accepted!r}")
+    there = None if slots is None else has_place(slots, state)
+    real = accepted if there is None else torch.where(there, accepted, 0)
     for name, (lag, _) in RINGS.items():
         room = getattr(state, name).shape[1] - lag
-        if is_known(accepted) and bool(((accepted < 0) | (accepted > room)).any()):
+        if is_known(real) and bool(((real < 0) | (real > room)).any()):
             raise ValueError(f"{OP}: accepted are not all between 0 and {room} steps")
-    if slots is None:
-        state.count.add_(accepted)
+    if there is None:
+        state.count.add_(real)
         return
-    places, real = slots.clamp(min=0).long(), torch.where(slots < 0, 0, accepted)
+    places = torch.where(there, slots, 0).long()
     state.count.index_add_(0, places, real.to(torch.int32))
+
+
+def has_place(slots: Tensor, state) -> Tensor:
+    """Which rows have a place of the state."""
+    return (slots >= 0) & (slots < state.count.shape[0])
+
+
+def reset_places(state, slots: Tensor | None) -> None:
+    """What `reset` of a state does."""
+    places = slice(None)
+    if slots is not None:
+        check_slots(slots, state)
+        places = slots[has_place(slots, state)].long()
+    for tensor in state[:-1]:
+        tensor[places] = 0
 
 
 def strided(x: Tensor) -> tuple[Tensor, int, int, int]:
@@ -182,12 +228,12 @@ def strided(x: Tensor) -> tuple[Tensor, int, int, int]:
     return x, x.stride(0) if x.shape[0] > 1 else 0, x.stride(CHANNEL), x.stride(TIME)
 
 
-def live_rows(slots: Tensor | None, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def live_rows(slots: Tensor | None, state) -> tuple[Tensor, Tensor]:
     """Rows of a batch that are computed, and the places of their states."""
     if slots is None:
-        rows = torch.arange(batch, device=device)
+        rows, _ = all_rows(state)
         return rows, rows
-    rows = (slots >= 0).nonzero().flatten()
+    rows = has_place(slots, state).nonzero().flatten()
     return rows, slots[rows].long()
 
 
@@ -210,9 +256,8 @@ def keep_in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> None
 
 def in_ring(ring: Tensor, x: Tensor, places: Tensor, count: Tensor) -> Tensor:
     """`keep_in_ring` of a copy."""
-    ring = ring.clone()
-    keep_in_ring(ring, x, places, count)
-    return ring
+    where = (places[:, None], ring_slots(ring, count, x.shape[2], 0))
+    return ring.index_put(where, x.transpose(1, 2).to(ring.dtype))
 
 
 def move_to(state, places: Tensor, count: Tensor) -> None:
@@ -253,9 +298,10 @@ def ends_of(lengths: Tensor | None, rows: Tensor, steps: int, x: Tensor) -> Tens
             f"{OP}: lengths are {lengths.dtype} {tuple(lengths.shape)} on {lengths.device}, "
             f"expected int32 or int64 ({x.shape[0]},) on {x.device}"
         )
-    if is_known(lengths) and bool(((lengths < 0) | (lengths > steps)).any()):
+    own = lengths[rows].long()
+    if is_known(own) and bool(((own < 0) | (own > steps)).any()):
         raise ValueError(f"{OP}: lengths are not all between 0 and {steps} steps")
-    return lengths[rows].long().clamp(0, steps)
+    return own.clamp(0, steps)
 
 
 def decode_modes(

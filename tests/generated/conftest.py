@@ -223,11 +223,12 @@ def stateful_cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
 @pytest.fixture(params=list(CASES))
 def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
     """Each operator of CASES in turn, or those that `parametrize(..., indirect=True)` names; also
-    those of STATEFUL, by names that CASES does not have.
+    those of STATEFUL, with the word before their names.
     """
-    if request.param in CASES:
-        return cases[request.param]
-    return request.getfixturevalue("stateful_cases")[request.param]
+    name = request.param
+    if name.startswith("stateful_"):
+        return request.getfixturevalue("stateful_cases")[name.removeprefix("stateful_")]
+    return cases[name]
 
 
 @pytest.fixture(params=list(STATEFUL))

@@ -392,6 +392,56 @@ def test_what_a_commit_refuses(cases: dict[str, Case]) -> None:
     assert not state.count.any() and not state.done.any()
 
 
+def test_what_slots_are_refused(cases: dict[str, Case]) -> None:
+    """By steps, prompts, commits and resets alike; of rows that are left out nothing is asked."""
+    module = cases["modal"].module()
+    state = module.initial_state(3, steps=2, draft=True)
+    inputs = cases["modal"].inputs(2, 1)
+    ones = torch.ones(2, dtype=torch.int32)
+
+    def numbers(*given: int) -> Tensor:
+        return torch.tensor(given, dtype=torch.int32)
+
+    calls: list[Any] = [
+        lambda slots: module.decode(*inputs, state, slots=slots),
+        lambda slots: module.prefill(*inputs, state, slots=slots),
+        lambda slots: state.commit(ones, slots),
+        state.reset,
+    ]
+    with torch.no_grad():
+        for call in calls:
+            for slots, error, words in (
+                (numbers(0, 3), ValueError, "slots are beyond the 3 places"),
+                (numbers(1, 1), ValueError, "two rows have one place"),
+                (numbers(0, 1).float(), ValueError, "expected torch.int32"),
+                ([0, 1], TypeError, "slots is a list, expected a tensor"),
+            ):
+                with pytest.raises(error, match=words):
+                    call(slots)
+        state.commit(torch.tensor([1, 9]), numbers(0, -1))
+        module.prefill(*inputs, state, slots=numbers(0, -1), lengths=torch.tensor([1, 9]))
+    assert state.count.tolist() == [2, 0, 0]
+
+
+def test_what_else_states_refuse(cases: dict[str, Case]) -> None:
+    case = cases["modal"]
+    module, inputs = case.module(), case.inputs(1, 1)
+    with pytest.raises(TypeError, match="draft must be True or False, not 'no'"):
+        module.initial_state(1, draft="no")
+    state = module.initial_state(1)
+    for name in ("decode", "prefill"):
+        with torch.no_grad():
+            with pytest.raises(ValueError, match="modes has shape"):
+                getattr(module, name)(*inputs, state._replace(modes=state.modes[..., :1].clone()))
+            with pytest.raises(TypeError, match=r"modes is torch\.bfloat16, expected"):
+                getattr(module, name)(*inputs, state._replace(modes=state.modes.bfloat16()))
+    empty = case.inputs(1, 0)
+    with pytest.raises(ValueError, match="lengths are not all between 0 and 0"):
+        module.prefill(*empty, state, lengths=torch.tensor([1]))
+    with pytest.raises(ValueError, match="has shape"):
+        module.prefill(empty[0], empty[1][:, :2], empty[2], state)
+
+
 REFUSED = [
     ({"state": ()}, TypeError, "state is a tuple, expected a TinyModalState"),
     ({"batch": 3}, ValueError, "q has 2 rows, but the state has 3: slots say which"),

@@ -474,8 +474,15 @@ def test_steps_from_tapes(case: Case, launched: SimpleNamespace, slotted: bool) 
         module.decode(case.inputs(2, 2), values, tuple(state), slots)
 
 
-@pytest.mark.parametrize("graded", [False, True])
-@pytest.mark.parametrize("case", ["taps_bdl", "taps_bld"], indirect=True)
+@pytest.mark.parametrize(
+    ("case", "graded"),
+    [
+        *(("stateful_taps_bdl", graded) for graded in (False, True)),
+        *(("stateful_taps_bld", graded) for graded in (False, True)),
+        *((f"stateful_{name}", False) for name in ("modal", "poles", "pairs")),
+    ],
+    indirect=["case"],
+)
 def test_calls_after_a_state_from_tapes(
     case: Case, launched: SimpleNamespace, graded: bool
 ) -> None:
@@ -499,13 +506,14 @@ def test_calls_after_a_state_from_tapes(
                 y, after = function(*leaves, state=module.STATE(*begun, False))
             taped = launched.tapes[before:]
             found = [y, *rings_of(module, after), after.count, after.done]
+            found += [after.modes] if hasattr(after, "modes") else []
             if graded:
                 loss = (y * weight).sum() + sum((x * x).sum() for x in rings_of(module, after))
                 asked = [x for x in (*leaves, *begun) if x.requires_grad]
                 found += torch.autograd.grad(loss, asked)
-            if function is launched.function:
-                assert ("tiny" in taped[0]) and taped[-1].endswith("_leave")
-                assert graded or "chunk" in {name for name, *_ in module.RECENT}
+            if function is launched.function and "tails" in module.RINGS:
+                assert taped[-1].endswith("_leave") and len(taped) > 1
+                assert graded or module.chunk_of in {kind[0] for kind in module.RECENT}
             results.append(found)
         for a, b in zip(*results, strict=True):
             torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
@@ -518,4 +526,21 @@ def rings_of(module: ModuleType, state: Any) -> list[Tensor]:
     return [
         module.past_of(getattr(state, name), rows, state.count, lag)
         for name, (lag, _) in module.RINGS.items()
+        if lag
     ]
+
+
+@pytest.mark.parametrize("case", ["stateful_taps_bdl"], indirect=True)
+def test_second_derivatives_through_a_state_are_refused(
+    case: Case, launched: SimpleNamespace
+) -> None:
+    module, parameters = launched.module, list(case.parameters().values())
+    state = case.operator(*case.inputs(2, 30), **case.parameters())[1]
+    for of in ("y", "z"):
+        before = state.z.clone().requires_grad_()
+        y, after = launched.function(
+            *case.inputs(2, 3), *parameters, state=module.STATE(*state._replace(z=before))
+        )
+        result = y if of == "y" else after.z
+        with pytest.raises(NotImplementedError, match="no second derivatives"):
+            torch.autograd.grad(result.square().sum(), before, create_graph=True)

@@ -245,6 +245,48 @@ def test_derivatives_in_forward_mode(stateful: Case) -> None:
             torch.testing.assert_close((derivative * dy).sum(), (gradient * tangent).sum())
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_vmap(stateful: Case, given: bool) -> None:
+    """Of y, of the state after it, and of gradients: as of one example after the other, whether
+    all begin or go on from one state.
+    """
+    # In float64, so that no difference is of rounding.
+    several = [stateful.inputs(1, 19, dtype=torch.float64) for _ in range(3)]
+    rows = torch.stack([torch.stack(inputs) for inputs in several])
+    values = stateful.parameters()
+    first = stateful.inputs(1, 9, dtype=torch.float64)
+    state = stateful.operator(*first, **values)[1] if given else None
+
+    def call(x: Tensor) -> list[Tensor]:
+        y, after = stateful.operator(*x.unbind(0), **values, state=state)
+        return [y, *wide(after)]
+
+    def loss(x: Tensor) -> Tensor:
+        return sum((one * one).sum() for one in call(x)[:1]) / 2
+
+    for found, wanted in zip(
+        torch.func.vmap(call)(rows), zip(*map(call, rows), strict=True), strict=True
+    ):
+        torch.testing.assert_close(found, torch.stack(wanted))
+    found = torch.func.vmap(torch.func.grad(loss))(rows)
+    torch.testing.assert_close(found, torch.stack([torch.func.grad(loss)(x) for x in rows]))
+
+
+def test_a_call_changes_nothing_of_its_state(stateful: Case) -> None:
+    """Nor does what goes on from the one that it gives, after no steps too."""
+    state = begun(stateful)
+    before = changed(state, lambda x: x.clone())
+    for steps in (0, 3):
+        _, after = stateful.operator(
+            *stateful.inputs(2, steps), **stateful.parameters(), state=state
+        )
+        with torch.no_grad():
+            module = stateful.module()
+            module.decode(*stateful.inputs(2, 1), after)
+        for a, b in zip(state[:-1], before[:-1], strict=True):
+            assert torch.equal(a, b)
+
+
 # ------------------------------------------------------------------------------------------ export
 
 
