@@ -8,7 +8,7 @@ each, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 6627074b4d9bcf4dce18affb639b4918664221d1d4d809625bbd604d8e3419dc
+sha256, with zeros here: 41612d848a655a5ac02cbafc722492a50dd772109839d8996bdb452abc1cef70
 """
 
 import threading
@@ -65,6 +65,7 @@ BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 RINGS = {"z": (511, 1)}  # of a state that decodes: lag and roles
 COUNTED = 16  # channels that it counts as one
+MODES_SHAPE = ()  # of a channel, if a state has modes
 WIDEST = 1  # stride of the last axis
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
 CHOSEN: dict = {}  # configs by device, channels and groups
@@ -2215,7 +2216,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_116461dd"
+    name = unique = "conv_512_e33cbc50"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

@@ -9,7 +9,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: d7681bcf19e45b4d910b3ffa73490a514362bc18be50111fb307db1cca3a67c7
+sha256, with zeros here: 22ff4bc8660d412a42ae5c3229f97a7ac9e65cb9f4a3bcc6c8d4adfe9ea5d4ea
 """
 
 import threading
@@ -54,7 +54,7 @@ BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 RINGS = {"tails": (3, 3), "z": (0, 1)}  # of a state that decodes: lag and roles
 COUNTED = 16  # channels that it counts as one
-MODES_SHAPE = (32, 2)  # of a channel, in a state
+MODES_SHAPE = (32, 2)  # of a channel, if a state has modes
 BLOCK = 64  # steps that plain PyTorch convolves by one product
 WIDEST = 1  # stride of the last axis
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
@@ -3272,7 +3272,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_9a88f525"
+    name = unique = "h3_e25723c9"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

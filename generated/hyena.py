@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: 20f54184296e8bca6d5fc83f199ddb152231ae83d9949ff471776c74a25c1d73
+sha256, with zeros here: 2d032179fc58d710202a393732c8c6401217cfb0080b7f282317e4f2b09e3fa4
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +35,7 @@ BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 RINGS = {"tails": (2, 3), "z": (8191, 1)}  # of a state that decodes: lag and roles
 COUNTED = 16  # channels that it counts as one
+MODES_SHAPE = ()  # of a channel, if a state has modes
 SPEC = {
     "op": "hyena",
     "channels": 768,
@@ -406,7 +407,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_8d43045c"
+    name = unique = "hyena_46fdae0d"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: ead8a717ce86b9dbba7f0aeebe285a0528e797b510de67768152da678423aee5
+sha256, with zeros here: 36e6bedae547e439395e46cce963a9f2294686090096e382e7871cc9902edcf8
 """
 
 import threading
@@ -54,7 +54,7 @@ BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 RINGS = {"tails": (2, 3), "z": (0, 1)}  # of a state that decodes: lag and roles
 COUNTED = 16  # channels that it counts as one
-MODES_SHAPE = (16,)  # of a channel, in a state
+MODES_SHAPE = (16,)  # of a channel, if a state has modes
 BLOCK = 64  # steps that plain PyTorch convolves by one product
 WIDEST = 1  # stride of the last axis
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
@@ -3081,7 +3081,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_38b6f50f"
+    name = unique = "hyena_li_f581ed05"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

@@ -9,7 +9,7 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 92906bd243f7375faf77e0c608bb6537c074f5eb05e2916f72cea9eda811c069
+sha256, with zeros here: c673567179b2b1bd43d1b03e64106385e4ebed2d0a415cb8c6b8d5219b0c1ed8
 """
 
 import math
@@ -67,6 +67,7 @@ BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 RINGS = {"tails": (2, 3), "z": (127, 1)}  # of a state that decodes: lag and roles
 COUNTED = 16  # channels that it counts as one
+MODES_SHAPE = ()  # of a channel, if a state has modes
 EXPONENTS = (-2, 2)  # of ten, where the ladder ends
 REPEATS = 1  # of the ladder of decays
 CACHE_LENGTH = 8192
@@ -3080,7 +3081,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_82ac0049"
+    name = unique = "hyena_mr_7cea64b7"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

@@ -9,7 +9,7 @@ each, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 0a094b27b3da01102c8c40b90efd59accac0010e68e24b411d0a8f01c1646163
+sha256, with zeros here: 5c5e9a35064a37e043d20f305d03dadfd6341db550d908d93a646faddfce9852
 """
 
 import threading
@@ -54,6 +54,7 @@ BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 RINGS = {"tails": (2, 3), "z": (6, 1)}  # of a state that decodes: lag and roles
 COUNTED = 16  # channels that it counts as one
+MODES_SHAPE = ()  # of a channel, if a state has modes
 WIDEST = 1  # stride of the last axis
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
 CHOSEN: dict = {}  # configs by device, channels and groups
@@ -1540,7 +1541,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_8db5c862"
+    name = unique = "hyena_se_2096ff31"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: 72ad56987372d6160220fa665014f363c3bd6e90900a1a3836906503423944b1
+sha256, with zeros here: 27db024f145ed41b71cffd9c241d6cd6f90595db815bac5b1a01c5e6a4b8c13c
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +35,7 @@ BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 RINGS = {"z": (8191, 1)}  # of a state that decodes: lag and roles
 COUNTED = 16  # channels that it counts as one
+MODES_SHAPE = ()  # of a channel, if a state has modes
 SPEC = {
     "op": "long_conv",
     "channels": 4096,
@@ -350,7 +351,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "long_conv_803bd6c6"
+    name = unique = "long_conv_587541fa"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

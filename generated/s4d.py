@@ -8,7 +8,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: a1806d9b167f06640a0b99ac0332a2878913d0b430b7194aae0418857a44a3f0
+sha256, with zeros here: 249601eb1e795710b3a263736b05ac10553465a85fca4c16b8587d0c0c242b13
 """
 
 import threading
@@ -53,7 +53,7 @@ BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 RINGS = {"z": (0, 1)}  # of a state that decodes: lag and roles
 COUNTED = 16  # channels that it counts as one
-MODES_SHAPE = (32, 2)  # of a channel, in a state
+MODES_SHAPE = (32, 2)  # of a channel, if a state has modes
 BLOCK = 64  # steps that plain PyTorch convolves by one product
 WIDEST = 1  # stride of the last axis
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
@@ -2706,7 +2706,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_340c0f38"
+    name = unique = "s4d_fc942b9a"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

@@ -8,7 +8,7 @@ each, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 94b2805964598e0ffbe753859a2d3d498e2af486b63f6a32a8ac95cc6f72e628
+sha256, with zeros here: e1b6cbfa0574337034752f63ba1494b9dfa350b4be6c73f02be1088f88ef69b2
 """
 
 import threading
@@ -53,7 +53,7 @@ BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 RINGS = {"z": (0, 1)}  # of a state that decodes: lag and roles
 COUNTED = 16  # channels that it counts as one
-MODES_SHAPE = (64,)  # of a channel, in a state
+MODES_SHAPE = (64,)  # of a channel, if a state has modes
 BLOCK = 64  # steps that plain PyTorch convolves by one product
 WIDEST = 1  # stride of the last axis
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
@@ -2460,7 +2460,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_86cae26c"
+    name = unique = "s4d_real_43dd4d88"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

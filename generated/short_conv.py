@@ -8,7 +8,7 @@ each, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 9ad2e2c29404e3b2696f4758d9d00c9f3e70a9092075c150c2da2168b9e06051
+sha256, with zeros here: 8a23596cc90b94b855027e1ceac3ddf1a822945479838ca47893555ecc33b09b
 """
 
 import threading
@@ -53,6 +53,7 @@ BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 RINGS = {"z": (3, 1)}  # of a state that decodes: lag and roles
 COUNTED = 16  # channels that it counts as one
+MODES_SHAPE = ()  # of a channel, if a state has modes
 WIDEST = 1  # stride of the last axis
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
 CHOSEN: dict = {}  # configs by device, channels and groups
@@ -1393,7 +1394,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_2bdde0c6"
+    name = unique = "short_conv_f2b586c4"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

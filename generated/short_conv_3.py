@@ -8,7 +8,7 @@ each, K = 3 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: ea55337109151d672e944c2f172e1b5638e8f415ae25ba554008b31e41557c82
+sha256, with zeros here: 192ea43a68f466c31dd403c82dec9bba29c4174ccbd01094220695bf0c10fd23
 """
 
 import threading
@@ -53,6 +53,7 @@ BYTE_BUDGET = 2**30  # of the temporaries of plain PyTorch
 PLAIN = 0  # how many want plain PyTorch on every device, instead of library ops
 RINGS = {"z": (2, 1)}  # of a state that decodes: lag and roles
 COUNTED = 16  # channels that it counts as one
+MODES_SHAPE = ()  # of a channel, if a state has modes
 WIDEST = 1  # stride of the last axis
 BINARIES: dict = {}  # compiled kernels by the traits of their arguments
 CHOSEN: dict = {}  # configs by device, channels and groups
@@ -1333,7 +1334,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_3_a76c4df4"
+    name = unique = "short_conv_3_c01ea6d6"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

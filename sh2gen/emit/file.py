@@ -83,9 +83,9 @@ def _header(spec: OpSpec, plan: Plan) -> str:
             "channels that it counts as one",
         ),
     ]
+    shape = (spec.filter.modes, *((2,) if spec.filter.pairs else ())) if spec.filter.modes else ()
+    constants.append(("MODES_SHAPE", literal(shape, 0), "of a channel, if a state has modes"))
     if spec.filter.kind is FilterKind.MODAL:
-        shape = (spec.filter.modes, *((2,) if spec.filter.pairs else ()))
-        constants.append(("MODES_SHAPE", literal(shape, 0), "of a channel, in a state"))
         constants.append(("BLOCK", "64", "steps that plain PyTorch convolves by one product"))
     if spec.filter.decay is not None:
         decay = spec.filter.decay
