@@ -8,7 +8,7 @@ each, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 41612d848a655a5ac02cbafc722492a50dd772109839d8996bdb452abc1cef70
+sha256, with zeros here: cd9c5fb2dd2c0232d99f928ce04582e11658173892ded3989fceddc08ea07d03
 """
 
 import threading
@@ -2216,7 +2216,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_e33cbc50"
+    name = unique = "conv_512_09db5a6b"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -3361,13 +3361,13 @@ def eager_decode(
     slots: Tensor | None,
 ) -> Tensor:
     """y of a few steps in plain PyTorch; the state moves on."""
-    all_rows = [canonical(x) for x in unpack(inputs)]
-    batch, channels, steps = all_rows[0].shape
-    dtype = torch.float64 if all_rows[0].dtype == torch.float64 else torch.float32
+    sequences = [canonical(x) for x in unpack(inputs)]
+    batch, channels, steps = sequences[0].shape
+    dtype = torch.float64 if sequences[0].dtype == torch.float64 else torch.float32
     result = allocate(inputs[0], steps, channels).zero_()
     rows, places = live_rows(slots, state)
     count = state.count[places]
-    (x,) = (x[rows].to(dtype) for x in all_rows)
+    (x,) = (x[rows].to(dtype) for x in sequences)
     given_rows = [x]
     tails = None
     past = past_of(state.z, places, count, 511)

@@ -9,7 +9,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 22ff4bc8660d412a42ae5c3229f97a7ac9e65cb9f4a3bcc6c8d4adfe9ea5d4ea
+sha256, with zeros here: e0e89e003c59ba174845d2adc4d09389ee7c38467a0b388afb22a0b73cee6c46
 """
 
 import threading
@@ -3272,7 +3272,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_e25723c9"
+    name = unique = "h3_ed21fb7a"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -4528,13 +4528,13 @@ def eager_decode(
     slots: Tensor | None,
 ) -> Tensor:
     """y of a few steps in plain PyTorch; the state moves on."""
-    all_rows = [canonical(x) for x in unpack(inputs)]
-    batch, channels, steps = all_rows[0].shape
-    dtype = torch.float64 if all_rows[0].dtype == torch.float64 else torch.float32
+    sequences = [canonical(x) for x in unpack(inputs)]
+    batch, channels, steps = sequences[0].shape
+    dtype = torch.float64 if sequences[0].dtype == torch.float64 else torch.float32
     result = allocate(inputs[0], steps, channels).zero_()
     rows, places = live_rows(slots, state)
     count = state.count[places]
-    q, k, v = (x[rows].to(dtype) for x in all_rows)
+    q, k, v = (x[rows].to(dtype) for x in sequences)
     log_poles, frequencies, residues_real, residues_imag, featurizer, skip = effective(
         *parameters, dtype
     )

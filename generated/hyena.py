@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: 2d032179fc58d710202a393732c8c6401217cfb0080b7f282317e4f2b09e3fa4
+sha256, with zeros here: 9006a7821ef065b688f34e7a8b488ec46cc564820d043feb3888713cf9432d1e
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -407,7 +407,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_46fdae0d"
+    name = unique = "hyena_1cb3d544"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -1093,13 +1093,13 @@ def eager_decode(
     slots: Tensor | None,
 ) -> Tensor:
     """y of a few steps in plain PyTorch; the state moves on."""
-    all_rows = [canonical(x) for x in unpack(inputs)]
-    batch, channels, steps = all_rows[0].shape
-    dtype = torch.float64 if all_rows[0].dtype == torch.float64 else torch.float32
+    sequences = [canonical(x) for x in unpack(inputs)]
+    batch, channels, steps = sequences[0].shape
+    dtype = torch.float64 if sequences[0].dtype == torch.float64 else torch.float32
     result = allocate(inputs[0], steps, channels).zero_()
     rows, places = live_rows(slots, state)
     count = state.count[places]
-    q, k, v = (x[rows].to(dtype) for x in all_rows)
+    q, k, v = (x[rows].to(dtype) for x in sequences)
     given_rows = [q, k, v]
     tails = past_of(state.tails, places, count, 2)
     past = past_of(state.z, places, count, 8191)

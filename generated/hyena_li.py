@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 36e6bedae547e439395e46cce963a9f2294686090096e382e7871cc9902edcf8
+sha256, with zeros here: b09a63efe04abe72307283835c9b3ed4b870a235eb933c232bd9eb6053e6d2c8
 """
 
 import threading
@@ -3081,7 +3081,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_f581ed05"
+    name = unique = "hyena_li_7e5f2184"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -4302,13 +4302,13 @@ def eager_decode(
     slots: Tensor | None,
 ) -> Tensor:
     """y of a few steps in plain PyTorch; the state moves on."""
-    all_rows = [canonical(x) for x in unpack(inputs)]
-    batch, channels, steps = all_rows[0].shape
-    dtype = torch.float64 if all_rows[0].dtype == torch.float64 else torch.float32
+    sequences = [canonical(x) for x in unpack(inputs)]
+    batch, channels, steps = sequences[0].shape
+    dtype = torch.float64 if sequences[0].dtype == torch.float64 else torch.float32
     result = allocate(inputs[0], steps, channels).zero_()
     rows, places = live_rows(slots, state)
     count = state.count[places]
-    q, k, v = (x[rows].to(dtype) for x in all_rows)
+    q, k, v = (x[rows].to(dtype) for x in sequences)
     log_poles, residues, featurizer, skip = effective(*parameters, dtype)
     c, width = slice(0, channels), channels // log_poles.shape[0]
     tails = past_of(state.tails, places, count, 2).to(dtype)

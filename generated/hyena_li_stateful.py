@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 4b103983aa3f48c808e5f81e2e048ff4e60cbac482c2c19317c225c0c37a3cc1
+sha256, with zeros here: ece63e01bf491452bcbc7dd624ba76135739828677f2a9806fcf80c2372eee59
 """
 
 import threading
@@ -3423,7 +3423,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_f54b7b36"
+    name = unique = "hyena_li_stateful_0378eadc"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -4665,7 +4665,7 @@ def chunk_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     inputs, parameters = tensors[:roles], tensors[roles:after]
     check(inputs, parameters)
     state = state_like((*tensors[after:], False), inputs)
-    past = (launch_history(inputs[0], state), state.modes)
+    past = (launch_history(inputs[0], state), state.modes.float())
     y, _, modes = launch_forward(inputs, parameters, keep=False, state=past)
     before = [state.tails, state.count]
     return [y, modes, *launch_leave(inputs, parameters, before, None)]
@@ -4739,13 +4739,13 @@ def eager_decode(
     slots: Tensor | None,
 ) -> Tensor:
     """y of a few steps in plain PyTorch; the state moves on."""
-    all_rows = [canonical(x) for x in unpack(inputs)]
-    batch, channels, steps = all_rows[0].shape
-    dtype = torch.float64 if all_rows[0].dtype == torch.float64 else torch.float32
+    sequences = [canonical(x) for x in unpack(inputs)]
+    batch, channels, steps = sequences[0].shape
+    dtype = torch.float64 if sequences[0].dtype == torch.float64 else torch.float32
     result = allocate(inputs[0], steps, channels).zero_()
     rows, places = live_rows(slots, state)
     count = state.count[places]
-    q, k, v = (x[rows].to(dtype) for x in all_rows)
+    q, k, v = (x[rows].to(dtype) for x in sequences)
     log_poles, residues, featurizer, skip = effective(*parameters, dtype)
     c, width = slice(0, channels), channels // log_poles.shape[0]
     tails = past_of(state.tails, places, count, 2).to(dtype)

@@ -9,7 +9,7 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: c673567179b2b1bd43d1b03e64106385e4ebed2d0a415cb8c6b8d5219b0c1ed8
+sha256, with zeros here: ec235b281b1fb3e9f9854217fd82b247bf4e81076895cd23e9a3b741f77e5c6c
 """
 
 import math
@@ -3081,7 +3081,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_7cea64b7"
+    name = unique = "hyena_mr_d1ff0e95"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -4352,13 +4352,13 @@ def eager_decode(
     groups_in_all: int | None,
 ) -> Tensor:
     """y of a few steps in plain PyTorch; the state moves on."""
-    all_rows = [canonical(x) for x in unpack(inputs)]
-    batch, channels, steps = all_rows[0].shape
-    dtype = torch.float64 if all_rows[0].dtype == torch.float64 else torch.float32
+    sequences = [canonical(x) for x in unpack(inputs)]
+    batch, channels, steps = sequences[0].shape
+    dtype = torch.float64 if sequences[0].dtype == torch.float64 else torch.float32
     result = allocate(inputs[0], steps, channels).zero_()
     rows, places = live_rows(slots, state)
     count = state.count[places]
-    q, k, v = (x[rows].to(dtype) for x in all_rows)
+    q, k, v = (x[rows].to(dtype) for x in sequences)
     given_rows = [q, k, v]
     tails = past_of(state.tails, places, count, 2)
     past = past_of(state.z, places, count, 127)

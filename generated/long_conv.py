@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: 27db024f145ed41b71cffd9c241d6cd6f90595db815bac5b1a01c5e6a4b8c13c
+sha256, with zeros here: 22588df6b8dd555910d189d0cd0883740a7f38133b83482b2d65af39db84b1bf
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -351,7 +351,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "long_conv_587541fa"
+    name = unique = "long_conv_268d92a7"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -993,13 +993,13 @@ def eager_decode(
     slots: Tensor | None,
 ) -> Tensor:
     """y of a few steps in plain PyTorch; the state moves on."""
-    all_rows = [canonical(x) for x in unpack(inputs)]
-    batch, channels, steps = all_rows[0].shape
-    dtype = torch.float64 if all_rows[0].dtype == torch.float64 else torch.float32
+    sequences = [canonical(x) for x in unpack(inputs)]
+    batch, channels, steps = sequences[0].shape
+    dtype = torch.float64 if sequences[0].dtype == torch.float64 else torch.float32
     result = allocate(inputs[0], steps, channels).zero_()
     rows, places = live_rows(slots, state)
     count = state.count[places]
-    (x,) = (x[rows].to(dtype) for x in all_rows)
+    (x,) = (x[rows].to(dtype) for x in sequences)
     given_rows = [x]
     tails = None
     past = past_of(state.z, places, count, 8191)

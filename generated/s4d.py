@@ -8,7 +8,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 249601eb1e795710b3a263736b05ac10553465a85fca4c16b8587d0c0c242b13
+sha256, with zeros here: ab765472dfdc4a94876aec8070ab5971bf7b2fef6eee513fd1e9f8134a9bb8e8
 """
 
 import threading
@@ -2706,7 +2706,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_fc942b9a"
+    name = unique = "s4d_1d7e6bee"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -3854,13 +3854,13 @@ def eager_decode(
     slots: Tensor | None,
 ) -> Tensor:
     """y of a few steps in plain PyTorch; the state moves on."""
-    all_rows = [canonical(x) for x in unpack(inputs)]
-    batch, channels, steps = all_rows[0].shape
-    dtype = torch.float64 if all_rows[0].dtype == torch.float64 else torch.float32
+    sequences = [canonical(x) for x in unpack(inputs)]
+    batch, channels, steps = sequences[0].shape
+    dtype = torch.float64 if sequences[0].dtype == torch.float64 else torch.float32
     result = allocate(inputs[0], steps, channels).zero_()
     rows, places = live_rows(slots, state)
     count = state.count[places]
-    (x,) = (x[rows].to(dtype) for x in all_rows)
+    (x,) = (x[rows].to(dtype) for x in sequences)
     log_poles, frequencies, residues_real, residues_imag, skip = effective(*parameters, dtype)
     c, width = slice(0, channels), channels // log_poles.shape[0]
     filter_modes = (

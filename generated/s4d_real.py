@@ -8,7 +8,7 @@ each, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: e1b6cbfa0574337034752f63ba1494b9dfa350b4be6c73f02be1088f88ef69b2
+sha256, with zeros here: 583c0b059710183a505364e0b3e2a70080e9d4a0984b53450471ea5dfb607177
 """
 
 import threading
@@ -2460,7 +2460,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_43dd4d88"
+    name = unique = "s4d_real_0b65b868"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -3583,13 +3583,13 @@ def eager_decode(
     slots: Tensor | None,
 ) -> Tensor:
     """y of a few steps in plain PyTorch; the state moves on."""
-    all_rows = [canonical(x) for x in unpack(inputs)]
-    batch, channels, steps = all_rows[0].shape
-    dtype = torch.float64 if all_rows[0].dtype == torch.float64 else torch.float32
+    sequences = [canonical(x) for x in unpack(inputs)]
+    batch, channels, steps = sequences[0].shape
+    dtype = torch.float64 if sequences[0].dtype == torch.float64 else torch.float32
     result = allocate(inputs[0], steps, channels).zero_()
     rows, places = live_rows(slots, state)
     count = state.count[places]
-    (x,) = (x[rows].to(dtype) for x in all_rows)
+    (x,) = (x[rows].to(dtype) for x in sequences)
     log_poles, residues, skip = effective(*parameters, dtype)
     c, width = slice(0, channels), channels // log_poles.shape[0]
     filter_modes = (

@@ -8,7 +8,7 @@ each, K = 3 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 192ea43a68f466c31dd403c82dec9bba29c4174ccbd01094220695bf0c10fd23
+sha256, with zeros here: f39378e1d3dd23f099227f587c2c50dc18113055bf8c27d7ae35366659d7438f
 """
 
 import threading
@@ -1334,7 +1334,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_3_c01ea6d6"
+    name = unique = "short_conv_3_a626a4a7"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -2487,13 +2487,13 @@ def eager_decode(
     slots: Tensor | None,
 ) -> Tensor:
     """y of a few steps in plain PyTorch; the state moves on."""
-    all_rows = [canonical(x) for x in unpack(inputs)]
-    batch, channels, steps = all_rows[0].shape
-    dtype = torch.float64 if all_rows[0].dtype == torch.float64 else torch.float32
+    sequences = [canonical(x) for x in unpack(inputs)]
+    batch, channels, steps = sequences[0].shape
+    dtype = torch.float64 if sequences[0].dtype == torch.float64 else torch.float32
     result = allocate(inputs[0], steps, channels).zero_()
     rows, places = live_rows(slots, state)
     count = state.count[places]
-    (x,) = (x[rows].to(dtype) for x in all_rows)
+    (x,) = (x[rows].to(dtype) for x in sequences)
     given_rows = [x]
     tails = None
     past = past_of(state.z, places, count, 2)

@@ -198,9 +198,10 @@ class LoadRows(Statement):
         tile = "ahead" if self.ahead else "tile"
         where = (data, tile, *strides, start, stop)
         calls = [Call("load_steps", (*where, *lanes, *scope.hints), (out,))]
-        # What is before the first step of all is known of blocks: of a tile that is earlier still,
-        # a tile after it only needs the end.
-        before = f"ROWS + {self.rows.hi - int(start)}" if self.early else start[1:]
+        # An early tile hands its last rows on to the next; of others the context alone matters.
+        before = "" if start == "0" else self.context
+        if self.early:
+            before = f"ROWS + {self.rows.hi - int(start)}"
         if self.past is not None and before:
             calls.append(
                 Call("with_past", (out, *self.past.arguments(tile, start, before)), (out,))

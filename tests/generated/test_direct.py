@@ -544,3 +544,17 @@ def test_second_derivatives_through_a_state_are_refused(
         result = y if of == "y" else after.z
         with pytest.raises(NotImplementedError, match="no second derivatives"):
             torch.autograd.grad(result.square().sum(), before, create_graph=True)
+
+
+@pytest.mark.parametrize("case", ["stateful_modal"], indirect=True)
+def test_modes_of_another_dtype_are_cast(case: Case, launched: SimpleNamespace) -> None:
+    """As without tapes: what goes on is float32."""
+    values, inputs = case.parameters(), case.inputs(2, 13)
+    state = case.operator(*case.inputs(2, 30), **values)[1]
+    narrow = state._replace(modes=state.modes.bfloat16())
+    with torch.no_grad():
+        y, modes, *_ = launched.module.chunk_of((*inputs, *values.values(), *narrow[:-1]))
+        wanted, after = case.operator(*inputs, **values, state=narrow)
+    assert modes.dtype == torch.float32
+    torch.testing.assert_close(y, wanted, rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(modes, after.modes, rtol=2e-5, atol=2e-5)
