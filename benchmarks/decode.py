@@ -4,8 +4,8 @@
 
 Of shipped operators at their own width, bfloat16, past in bfloat16 and modes in float32. Kernels
 are verified first, by the property `decode`. A time is that of a captured graph of steps on pools
-larger than the cache, each step on other places; medians of five replays. The floor is a copy of
-as many bytes as a step must read and write. Host times are as of benchmarks/host.py.
+larger than the cache, each step on other places; a median. The floor is a copy of as many bytes
+as a step must read and write. Host times are as of benchmarks/host.py.
 
 Beside them, where installed: the update kernel of flash-linear-attention, and the steps of
 vortex, which are PyTorch's small ops. Each computes a few steps as sh2gen does first.
@@ -36,16 +36,14 @@ from sh2gen.bench.baselines.base import (
     taps_of,
     weight_of_z,
 )
-from sh2gen.cost.decode import decoding
-from sh2gen.runtime.measure import copy, host_time, machine
+from sh2gen.runtime.measure import host_time, machine
 from sh2gen.runtime.operator import Operator, OperatorRunner
+from sh2gen.runtime.steps import BEYOND_CACHE, inputs_of, pool_of, step_bound, time_steps
 from sh2gen.spec.operator import OpSpec
 from sh2gen.verify.verify import verify
 
 OPS = ("short_conv", "hyena_se", "hyena_mr", "hyena_li")
 BATCHES = (1, 64, 256)
-BEYOND_CACHE = 160 * 2**20  # bytes of a pool
-MOST_CALLS = 5000
 PEER_CALLS = 400  # of which some have many launches
 ROUNDS = 5
 HOST_TARGET = 1.5  # of the forward of nn.Linear(256, 256)
@@ -122,61 +120,15 @@ def peer(module: Any, operator: Operator, batch: int, least: int) -> list[Callab
 
     state, theirs = module.initial_state(batch, dtype=torch.bfloat16, device="cuda"), room()
     for _ in range(8):
-        inputs = inputs_of(operator, batch, "cuda")
+        inputs = inputs_of(operator, batch)
         wanted = module.decode(*inputs, state).flatten(1).float()
         y, theirs = step([x.flatten(1) for x in inputs], theirs)
         if not (error := (y.float() - wanted).norm() / wanted.norm()) < 2e-2:
             return f"its results differ by {error:.3g}"
-    rows = [x.flatten(1) for x in inputs_of(operator, batch, "cuda")]
+    rows = [x.flatten(1) for x in inputs_of(operator, batch)]
     each = sum(x.numel() * x.element_size() for x in theirs)
     states = [room() for _ in range(min(PEER_CALLS, max(2, -(-least // each))))]
     return [partial(step, rows, one) for one in states]
-
-
-def inputs_of(operator: Operator, batch: int, device: str) -> list[Tensor]:
-    shape = (batch, operator.spec.channels, 1)
-    if operator.layout == "BLD":
-        shape = (batch, 1, operator.spec.channels)
-    return [torch.randn(shape, device=device).to(torch.bfloat16) for _ in operator.spec.inputs]
-
-
-def pool_of(module: Any, batch: int, device: str, least: int) -> tuple[Any, list[Tensor]]:
-    """A state of many places, as if they had gone on for long, and the slots of calls that take
-    turns.
-    """
-    one = module.initial_state(1, dtype=torch.bfloat16, device=device)
-    each = sum(x.numel() * x.element_size() for x in one[:-1])
-    calls = min(MOST_CALLS, max(2, -(-least // (each * batch))))
-    state = module.initial_state(calls * batch, dtype=torch.bfloat16, device=device)
-    for tensor in state[:-1]:
-        if tensor.is_floating_point():
-            tensor.normal_()
-    state.count.fill_(1000)
-    state.done.fill_(1000)
-    order = torch.arange(calls * batch, dtype=torch.int32, device=device)
-    return state, list(order.view(calls, batch))
-
-
-def replayed(calls: list[Callable[[], Any]]) -> float:
-    """Microseconds of the GPU for each call, of a graph of all."""
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for call in calls[:2]:
-            call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    times = []
-    for _ in range(ROUNDS + 1):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(1e3 * begin.elapsed_time(end) / len(calls))
-    return statistics.median(times[1:])
 
 
 def checked(operator: Operator, device: str) -> int:
@@ -210,12 +162,11 @@ def main() -> int:
             module = operator.module(device="cuda")
             print(f"{op}: {checked(operator, 'cuda')} checks", flush=True)
             for i, batch in enumerate(BATCHES):
-                state, slots = pool_of(module, batch, "cuda", BEYOND_CACHE)
-                inputs = inputs_of(operator, batch, "cuda")
+                state, slots = pool_of(operator, batch)
+                inputs = inputs_of(operator, batch)
                 calls = [partial(module.decode, *inputs, state, slots=one) for one in slots]
-                us = replayed(calls)
-                # A copy reads each byte and writes it.
-                floor = copy((batch * decoding(operator.spec).step // 4,), torch.bfloat16).median
+                us = time_steps(calls).median
+                floor = step_bound(operator.spec, batch).median
                 target = f", target on an H100 {TARGETS[op][i]}" if op in TARGETS else ""
                 print(f"  batch {batch}: {us:.1f} us, floor {floor:.1f}{target}", flush=True)
                 times = {"decode": us, "floor": floor}
@@ -226,12 +177,12 @@ def main() -> int:
                 if isinstance(calls, str):
                     print(f"    {name}: {calls}")
                 else:
-                    times[name] = replayed(calls)
+                    times[name] = time_steps(calls).median
                     print(f"    {name}: {times[name]:.1f} us", flush=True)
                 found["us"][f"{op}/{batch}"] = times
                 del calls
                 torch.cuda.empty_cache()
-            state, inputs = module.initial_state(1), inputs_of(operator, 1, "cuda")
+            state, inputs = module.initial_state(1), inputs_of(operator, 1)
             both: list[list[float]] = [[], []]
             for _ in range(ROUNDS):
                 both[0].append(host_time(partial(linear, x)))

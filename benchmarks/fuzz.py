@@ -30,6 +30,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,8 @@ def _operator(rng: random.Random) -> dict[str, Any]:
 
 
 def _schedule(rng: random.Random, spec: Any, plan: Any) -> tuple[str, Any]:
-    from sh2gen.schedule.config import DIRECTIONS, Schedule, partner, schedule
-    from sh2gen.schedule.space import search_space
+    from sh2gen.schedule.config import DIRECTIONS, partner, schedule
+    from sh2gen.schedule.space import DECODE, search_space
 
     how = rng.choices(("default", "searched", "legal"), (3, 5, 2))[0]
     if how == "default":
@@ -136,7 +137,9 @@ def _schedule(rng: random.Random, spec: Any, plan: Any) -> tuple[str, Any]:
     else:
         config = _legal(rng, spec, plan, direction)
     found = {direction: config, other: partner(spec, plan, direction, config)}
-    return how, Schedule(plan=plan.name, **found)
+    if how == "legal" and plan.step is not None:
+        found[DECODE] = _legal(rng, spec, plan, DECODE)
+    return how, replace(schedule(spec, plan), **found)
 
 
 def _legal(rng: random.Random, spec: Any, plan: Any, direction: str) -> Any:

@@ -8,7 +8,8 @@ time is that of the host alone, up to the sequence at which kernels outlast it. 
 which all take turns, the median; a ratio is of the medians. With `--guard` it fails if a ratio is
 more than 15% above its target.
 
-Then calls that take and give a state, without gradients, of operators that are generated for it:
+Then calls that take and give a state, without gradients, of operators that are generated for it
+and verified before:
 their target is that of the call without one, and 6 us for each tensor that they give beside y.
 """
 
@@ -31,8 +32,10 @@ from torch import nn
 import sh2gen
 from sh2gen.base.resources import folder
 from sh2gen.runtime.measure import host_time, machine
+from sh2gen.runtime.operator import OperatorRunner
 from sh2gen.spec.decode import load_spec
 from sh2gen.spec.language import StateSpec
+from sh2gen.verify.verify import verify
 
 ROUNDS = 5
 SLACK = 1.15
@@ -95,9 +98,20 @@ def measured(where: Path) -> dict[str, tuple[float, ...]]:
 
 
 def after_a_state(op: str, where: Path) -> Callable[[], Any]:
-    """A call that goes on from a state, by the config of the shipped operator."""
+    """A call that goes on from a state, by the config of the shipped operator; verified first."""
     spec = load_spec(folder("ops") / f"{op}.yaml")
     operator = generate(replace(spec, state=StateSpec(initial=True, final=True)), where)
+    report = verify(
+        operator.spec,
+        OperatorRunner(operator, "cuda"),
+        dtype=torch.bfloat16,
+        shapes=[(2, 300), (1, LENGTH)],
+        device="cuda",
+        properties=["equality", "chunks"],
+        property_shapes=[(2, 300)],
+    )
+    report.require()
+    print(f"{op}{AFTER}: {len(report.checks)} checks", flush=True)
     size = (1, spec.channels, LENGTH)
     if operator.layout == "BLD":
         size = (1, LENGTH, spec.channels)

@@ -21,7 +21,7 @@ from pathlib import Path
 from sh2gen.base.resources import folder
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
-from sh2gen.schedule.config import DIRECTIONS, coupling, schedule
+from sh2gen.schedule.config import DIRECTIONS, ROLES, coupling, schedule
 from sh2gen.schedule.space import Config
 from sh2gen.spec.decode import load_spec
 from sh2gen.spec.language import Workload
@@ -45,10 +45,11 @@ def ordered(sweep: Sweep) -> list[Config]:
 
 def starts(spec: OpSpec, plan: Plan, sweeps: Mapping[str, Sweep], which: str) -> dict[str, Config]:
     """By direction: the default, the median or the worst of those that are right. Backward's is
-    one that shares the tiles of forward's, where directions must.
+    one that shares the tiles of forward's, where directions must. How to decode is the default.
     """
+    default = {d: schedule(spec, plan).config(d) for d in ROLES}
     if which == "default":
-        return {d: schedule(spec, plan).config(d) for d in DIRECTIONS}
+        return default
 
     def pick(right: list[Config]) -> Config:
         return right[-1] if which == "worst" else right[len(right) // 2]
@@ -56,7 +57,7 @@ def starts(spec: OpSpec, plan: Plan, sweeps: Mapping[str, Sweep], which: str) ->
     forward = pick(ordered(sweeps["forward"]))
     tiles = coupling(plan, forward)
     backward = pick([n for n in ordered(sweeps["backward"]) if coupling(plan, n) == tiles])
-    return {"forward": forward, "backward": backward}
+    return default | {"forward": forward, "backward": backward}
 
 
 def main() -> int:

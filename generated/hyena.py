@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: 9006a7821ef065b688f34e7a8b488ec46cc564820d043feb3888713cf9432d1e
+sha256, with zeros here: 64c8a54ea3547463c280e09dc298702f46a10bcf8901c0fd0494428e802ed7ba
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -106,9 +106,8 @@ def given(*inputs: Tensor | None) -> list[Tensor]:
 
 def without_autocast(x: Tensor):
     """A context in which PyTorch computes in the dtypes that it is given, on the device of x."""
-    kind = x.device.type
-    known = torch.amp.is_autocast_available(kind)
-    return torch.autocast(kind, enabled=False) if known else nullcontext()
+    kind = x.device.type  # tensors of shapes alone have no autocast
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
 
 def refuse_symbols(x: Tensor) -> None:
@@ -407,7 +406,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_1cb3d544"
+    name = unique = "hyena_5e9b7996"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -831,18 +830,21 @@ def where_later(x: Tensor, past: Tensor, end: Tensor) -> Tensor:
     """
     steps = x.shape[2]
     time = end[:, None] - steps + torch.arange(steps, device=x.device)
-    index = (time + steps).clamp(0, steps - 1)[:, None].expand(-1, x.shape[1], -1)
-    return torch.where(time[:, None] < 0, past.to(x.dtype).gather(2, index), x)
+    time = time[:, None].expand(-1, x.shape[1], -1)
+    index = torch.where(time < 0, time + steps, 0)
+    return torch.where(time < 0, past.to(x.dtype).gather(2, index), x)
 
 
 def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
     """The steps of x (B, C, L) before an end of each row; those before x are of the `past`."""
     index = end[:, None] - steps + torch.arange(steps, device=x.device)
     index, before = index[:, None].expand(-1, x.shape[1], -1), past.shape[2]
-    later = x.gather(2, index.clamp(min=0))
+    # Not by clamp, whose constants inductor of PyTorch 2.11 folds into indices that fail.
+    later = x.gather(2, torch.where(index < 0, 0, index))
     if not before:
         return later
-    earlier = past.to(x.dtype).gather(2, (index + before).clamp(0, before - 1))
+    own = (index < 0) & (index >= -before)
+    earlier = past.to(x.dtype).gather(2, torch.where(own, index + before, 0))
     return torch.where(index < 0, earlier, later)
 
 

@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: ece63e01bf491452bcbc7dd624ba76135739828677f2a9806fcf80c2372eee59
+sha256, with zeros here: 9bbe432b71f4a5003b459a8eef7a364e2eb860b5dde20574d44e98630539ee21
 """
 
 import threading
@@ -2694,22 +2694,18 @@ def step_grid(
     return Grid(1, 1, columns, 1, columns * batch)
 
 
-def step_config(
-    batch: int, steps: int, channels: int, width: int, taps: int, modes: int
-) -> dict[str, int]:
-    """The config of a kernel that decodes `steps` steps a call: of a filter of so many taps that
-    are read in blocks, of so many modes, or of few taps: the best of a sweep for most numbers of
-    rows. A warp of its own waits for no other.
+def step_config(config: dict[str, int], columns: int, steps: int) -> dict[str, int]:
+    """The config of a call that decodes so many columns, channels of a sequence each: of many,
+    programs are twice as wide; of several steps taps are read in blocks that take no more
+    registers.
     """
-    if taps:  # those of several steps, and that channels have of their own, take registers
-        chunk = 128 if taps > 64 and width % 8 == 0 else 32
-        chunk = max(16, chunk >> (max(1, steps) - 1).bit_length())
-        return {"BLOCK_D": 32, "CHUNK": chunk, "num_warps": 1}
-    if modes:
-        block = max(1, 64 * 16 // max(16, 1 << (modes - 1).bit_length()))
-        return {"BLOCK_D": block, "num_warps": 2}
-    wide = 2 if batch * channels > 2**17 else 1
-    return {"BLOCK_D": 64 * wide, "num_warps": wide}
+    wide = 2 if 0 < config["DOUBLE"] < columns else 1
+    chunk = max(16, config["CHUNK"] >> (max(1, steps) - 1).bit_length())
+    return {
+        "BLOCK_D": wide * config["BLOCK_D"],
+        "CHUNK": chunk,
+        "num_warps": wide * config["num_warps"],
+    }
 
 
 def gpu_of(device: torch.device) -> tuple[str, tuple[int, int]]:
@@ -2745,7 +2741,8 @@ def default_configs(channels: int, groups: int, device: torch.device) -> dict[st
         "maxnreg": 255,
         "PROGRAMS": 256,
     }
-    return {"forward": forward, "backward": backward}
+    decode = {"BLOCK_D": 64, "CHUNK": 0, "DOUBLE": 0, "num_warps": 2}
+    return {"forward": forward, "backward": backward, "decode": decode}
 
 
 def configs_of(x: Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
@@ -2763,7 +2760,8 @@ def configs_of(x: Tensor, channels: int, groups: int) -> dict[str, dict[str, int
         configs = dict(configs or default_configs(*key[1:], x.device))
         batch = WIDTHS.get(key[1:], WIDTHS[CHANNELS, GROUPS])
         for name, config in configs.items():  # of a sequence; a batch of these runs at once
-            configs[name] = config | {"PROGRAMS": max(1, config["PROGRAMS"] // batch)}
+            if "PROGRAMS" in config:
+                configs[name] = config | {"PROGRAMS": max(1, config["PROGRAMS"] // batch)}
         CHOSEN[key] = configs
     return CHOSEN[key]
 
@@ -3137,9 +3135,8 @@ def given(*inputs: Tensor | None) -> list[Tensor]:
 
 def without_autocast(x: Tensor):
     """A context in which PyTorch computes in the dtypes that it is given, on the device of x."""
-    kind = x.device.type
-    known = torch.amp.is_autocast_available(kind)
-    return torch.autocast(kind, enabled=False) if known else nullcontext()
+    kind = x.device.type  # tensors of shapes alone have no autocast
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
 
 def refuse_symbols(x: Tensor) -> None:
@@ -3423,7 +3420,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_0378eadc"
+    name = unique = "hyena_li_stateful_7598a91f"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -4298,10 +4295,12 @@ def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
     """The steps of x (B, C, L) before an end of each row; those before x are of the `past`."""
     index = end[:, None] - steps + torch.arange(steps, device=x.device)
     index, before = index[:, None].expand(-1, x.shape[1], -1), past.shape[2]
-    later = x.gather(2, index.clamp(min=0))
+    # Not by clamp, whose constants inductor of PyTorch 2.11 folds into indices that fail.
+    later = x.gather(2, torch.where(index < 0, 0, index))
     if not before:
         return later
-    earlier = past.to(x.dtype).gather(2, (index + before).clamp(0, before - 1))
+    own = (index < 0) & (index >= -before)
+    earlier = past.to(x.dtype).gather(2, torch.where(own, index + before, 0))
     return torch.where(index < 0, earlier, later)
 
 
@@ -4791,7 +4790,8 @@ def launch_decode(
     batch, steps = q.shape[0], q.shape[TIME]
     places = state.count.shape[0]
     y = allocate(q, steps, channels)
-    config = step_config(batch, steps, channels, width, 0, 16)
+    config = configs_of(q, channels, groups)["decode"]
+    config = step_config(config, batch * channels, steps)
     grid = step_grid(batch, steps, channels, width, config)
     if grid.programs and steps:
         launch(

@@ -9,7 +9,7 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: ec235b281b1fb3e9f9854217fd82b247bf4e81076895cd23e9a3b741f77e5c6c
+sha256, with zeros here: 17db53e5352b0bdf476ada3921de7234fc00cc15ad45802974e45d67e91608f6
 """
 
 import math
@@ -106,6 +106,7 @@ CONFIGS: dict = {  # by GPU, channels and groups
             "num_warps": 4,
             "maxnreg": 0,
         },
+        "decode": {"BLOCK_D": 32, "CHUNK": 128, "DOUBLE": 0, "num_warps": 1},
     },
     ("NVIDIA H200", 8192, 512): {
         "forward": {
@@ -129,6 +130,7 @@ CONFIGS: dict = {  # by GPU, channels and groups
             "num_warps": 4,
             "maxnreg": 0,
         },
+        "decode": {"BLOCK_D": 32, "CHUNK": 128, "DOUBLE": 0, "num_warps": 1},
     },
 }
 CAPABILITIES: dict = {
@@ -2275,22 +2277,18 @@ def step_grid(
     return Grid(1, 1, columns, 1, columns * batch)
 
 
-def step_config(
-    batch: int, steps: int, channels: int, width: int, taps: int, modes: int
-) -> dict[str, int]:
-    """The config of a kernel that decodes `steps` steps a call: of a filter of so many taps that
-    are read in blocks, of so many modes, or of few taps: the best of a sweep for most numbers of
-    rows. A warp of its own waits for no other.
+def step_config(config: dict[str, int], columns: int, steps: int) -> dict[str, int]:
+    """The config of a call that decodes so many columns, channels of a sequence each: of many,
+    programs are twice as wide; of several steps taps are read in blocks that take no more
+    registers.
     """
-    if taps:  # those of several steps, and that channels have of their own, take registers
-        chunk = 128 if taps > 64 and width % 8 == 0 else 32
-        chunk = max(16, chunk >> (max(1, steps) - 1).bit_length())
-        return {"BLOCK_D": 32, "CHUNK": chunk, "num_warps": 1}
-    if modes:
-        block = max(1, 64 * 16 // max(16, 1 << (modes - 1).bit_length()))
-        return {"BLOCK_D": block, "num_warps": 2}
-    wide = 2 if batch * channels > 2**17 else 1
-    return {"BLOCK_D": 64 * wide, "num_warps": wide}
+    wide = 2 if 0 < config["DOUBLE"] < columns else 1
+    chunk = max(16, config["CHUNK"] >> (max(1, steps) - 1).bit_length())
+    return {
+        "BLOCK_D": wide * config["BLOCK_D"],
+        "CHUNK": chunk,
+        "num_warps": wide * config["num_warps"],
+    }
 
 
 def shared_channels(width: int, config: dict[str, int]) -> int:
@@ -2319,6 +2317,7 @@ def tap_terms(groups: int) -> int:
 
 def default_configs(channels: int, groups: int, device: torch.device) -> dict[str, dict[str, int]]:
     """The config of each kernel where CONFIGS has none."""
+    width = channels // groups
     padded_width = 1 << (channels // groups - 1).bit_length()
     shared = shared_memory(device)
     if shared < 163840 and tap_terms(groups) == 2:
@@ -2390,7 +2389,11 @@ def default_configs(channels: int, groups: int, device: torch.device) -> dict[st
             "num_warps": 8,
             "maxnreg": 0,
         }
-    return {"forward": forward, "backward": backward}
+    if width == 8 * (width // 8):
+        decode = {"BLOCK_D": 32, "CHUNK": 128, "DOUBLE": 0, "num_warps": 1}
+    else:
+        decode = {"BLOCK_D": 32, "CHUNK": 32, "DOUBLE": 0, "num_warps": 1}
+    return {"forward": forward, "backward": backward, "decode": decode}
 
 
 def configs_of(x: Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
@@ -2763,9 +2766,8 @@ def given(*inputs: Tensor | None) -> list[Tensor]:
 
 def without_autocast(x: Tensor):
     """A context in which PyTorch computes in the dtypes that it is given, on the device of x."""
-    kind = x.device.type
-    known = torch.amp.is_autocast_available(kind)
-    return torch.autocast(kind, enabled=False) if known else nullcontext()
+    kind = x.device.type  # tensors of shapes alone have no autocast
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
 
 def refuse_second(ctx, *gradients):
@@ -3081,7 +3083,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_d1ff0e95"
+    name = unique = "hyena_mr_a20a0eab"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -4048,18 +4050,21 @@ def where_later(x: Tensor, past: Tensor, end: Tensor) -> Tensor:
     """
     steps = x.shape[2]
     time = end[:, None] - steps + torch.arange(steps, device=x.device)
-    index = (time + steps).clamp(0, steps - 1)[:, None].expand(-1, x.shape[1], -1)
-    return torch.where(time[:, None] < 0, past.to(x.dtype).gather(2, index), x)
+    time = time[:, None].expand(-1, x.shape[1], -1)
+    index = torch.where(time < 0, time + steps, 0)
+    return torch.where(time < 0, past.to(x.dtype).gather(2, index), x)
 
 
 def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
     """The steps of x (B, C, L) before an end of each row; those before x are of the `past`."""
     index = end[:, None] - steps + torch.arange(steps, device=x.device)
     index, before = index[:, None].expand(-1, x.shape[1], -1), past.shape[2]
-    later = x.gather(2, index.clamp(min=0))
+    # Not by clamp, whose constants inductor of PyTorch 2.11 folds into indices that fail.
+    later = x.gather(2, torch.where(index < 0, 0, index))
     if not before:
         return later
-    earlier = past.to(x.dtype).gather(2, (index + before).clamp(0, before - 1))
+    own = (index < 0) & (index >= -before)
+    earlier = past.to(x.dtype).gather(2, torch.where(own, index + before, 0))
     return torch.where(index < 0, earlier, later)
 
 
@@ -4389,7 +4394,8 @@ def launch_decode(
     batch, steps = q.shape[0], q.shape[TIME]
     places = state.count.shape[0]
     y = allocate(q, steps, channels)
-    config = step_config(batch, steps, channels, width, 128, 0)
+    config = configs_of(q, channels, groups)["decode"]
+    config = step_config(config, batch * channels, steps)
     grid = step_grid(batch, steps, channels, width, config)
     if grid.programs and steps:
         launch(

@@ -9,7 +9,7 @@ each, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: e5087e463599db0f9d945334096d93ddb3f6de25546be5a7f5a896ee8978c297
+sha256, with zeros here: 208dc8ea3bd1e69bc1439d3834e257ee385793c82de676928c553860ddcad7a3
 """
 
 import threading
@@ -85,6 +85,7 @@ CONFIGS: dict = {  # by GPU, channels and groups
             "num_warps": 1,
             "maxnreg": 0,
         },
+        "decode": {"BLOCK_D": 64, "CHUNK": 0, "DOUBLE": 131072, "num_warps": 1},
     },
     ("NVIDIA H200", 8192, 512): {
         "forward": {
@@ -104,6 +105,7 @@ CONFIGS: dict = {  # by GPU, channels and groups
             "num_warps": 1,
             "maxnreg": 0,
         },
+        "decode": {"BLOCK_D": 64, "CHUNK": 0, "DOUBLE": 131072, "num_warps": 1},
     },
 }
 CAPABILITIES: dict = {
@@ -969,22 +971,18 @@ def step_grid(
     return Grid(1, 1, columns, 1, columns * batch)
 
 
-def step_config(
-    batch: int, steps: int, channels: int, width: int, taps: int, modes: int
-) -> dict[str, int]:
-    """The config of a kernel that decodes `steps` steps a call: of a filter of so many taps that
-    are read in blocks, of so many modes, or of few taps: the best of a sweep for most numbers of
-    rows. A warp of its own waits for no other.
+def step_config(config: dict[str, int], columns: int, steps: int) -> dict[str, int]:
+    """The config of a call that decodes so many columns, channels of a sequence each: of many,
+    programs are twice as wide; of several steps taps are read in blocks that take no more
+    registers.
     """
-    if taps:  # those of several steps, and that channels have of their own, take registers
-        chunk = 128 if taps > 64 and width % 8 == 0 else 32
-        chunk = max(16, chunk >> (max(1, steps) - 1).bit_length())
-        return {"BLOCK_D": 32, "CHUNK": chunk, "num_warps": 1}
-    if modes:
-        block = max(1, 64 * 16 // max(16, 1 << (modes - 1).bit_length()))
-        return {"BLOCK_D": block, "num_warps": 2}
-    wide = 2 if batch * channels > 2**17 else 1
-    return {"BLOCK_D": 64 * wide, "num_warps": wide}
+    wide = 2 if 0 < config["DOUBLE"] < columns else 1
+    chunk = max(16, config["CHUNK"] >> (max(1, steps) - 1).bit_length())
+    return {
+        "BLOCK_D": wide * config["BLOCK_D"],
+        "CHUNK": chunk,
+        "num_warps": wide * config["num_warps"],
+    }
 
 
 def gpu_of(device: torch.device) -> tuple[str, tuple[int, int]]:
@@ -1006,7 +1004,8 @@ def default_configs(channels: int, groups: int, device: torch.device) -> dict[st
         "maxnreg": 0,
     }
     backward = {"ROWS": 16, "BLOCK_D": 1, "BLOCK_T": 512, "TILES": 4, "num_warps": 1, "maxnreg": 0}
-    return {"forward": forward, "backward": backward}
+    decode = {"BLOCK_D": 64, "CHUNK": 0, "DOUBLE": 131072, "num_warps": 1}
+    return {"forward": forward, "backward": backward, "decode": decode}
 
 
 def configs_of(x: Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
@@ -1295,9 +1294,8 @@ def given(*inputs: Tensor | None) -> list[Tensor]:
 
 def without_autocast(x: Tensor):
     """A context in which PyTorch computes in the dtypes that it is given, on the device of x."""
-    kind = x.device.type
-    known = torch.amp.is_autocast_available(kind)
-    return torch.autocast(kind, enabled=False) if known else nullcontext()
+    kind = x.device.type  # tensors of shapes alone have no autocast
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
 
 def refuse_second(ctx, *gradients):
@@ -1541,7 +1539,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_51322345"
+    name = unique = "hyena_se_3b4f5e7d"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -2475,18 +2473,21 @@ def where_later(x: Tensor, past: Tensor, end: Tensor) -> Tensor:
     """
     steps = x.shape[2]
     time = end[:, None] - steps + torch.arange(steps, device=x.device)
-    index = (time + steps).clamp(0, steps - 1)[:, None].expand(-1, x.shape[1], -1)
-    return torch.where(time[:, None] < 0, past.to(x.dtype).gather(2, index), x)
+    time = time[:, None].expand(-1, x.shape[1], -1)
+    index = torch.where(time < 0, time + steps, 0)
+    return torch.where(time < 0, past.to(x.dtype).gather(2, index), x)
 
 
 def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
     """The steps of x (B, C, L) before an end of each row; those before x are of the `past`."""
     index = end[:, None] - steps + torch.arange(steps, device=x.device)
     index, before = index[:, None].expand(-1, x.shape[1], -1), past.shape[2]
-    later = x.gather(2, index.clamp(min=0))
+    # Not by clamp, whose constants inductor of PyTorch 2.11 folds into indices that fail.
+    later = x.gather(2, torch.where(index < 0, 0, index))
     if not before:
         return later
-    earlier = past.to(x.dtype).gather(2, (index + before).clamp(0, before - 1))
+    own = (index < 0) & (index >= -before)
+    earlier = past.to(x.dtype).gather(2, torch.where(own, index + before, 0))
     return torch.where(index < 0, earlier, later)
 
 
@@ -2770,7 +2771,8 @@ def launch_decode(
     batch, steps = q.shape[0], q.shape[TIME]
     places = state.count.shape[0]
     y = allocate(q, steps, channels)
-    config = step_config(batch, steps, channels, width, 0, 0)
+    config = configs_of(q, channels, groups)["decode"]
+    config = step_config(config, batch * channels, steps)
     grid = step_grid(batch, steps, channels, width, config)
     if grid.programs and steps:
         launch(

@@ -8,7 +8,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: ab765472dfdc4a94876aec8070ab5971bf7b2fef6eee513fd1e9f8134a9bb8e8
+sha256, with zeros here: 39d79e7559cd391f1abfb4ca313e9079d6aa116b9fa1e2804eef56caebd78ee6
 """
 
 import threading
@@ -1893,22 +1893,18 @@ def step_grid(
     return Grid(1, 1, columns, 1, columns * batch)
 
 
-def step_config(
-    batch: int, steps: int, channels: int, width: int, taps: int, modes: int
-) -> dict[str, int]:
-    """The config of a kernel that decodes `steps` steps a call: of a filter of so many taps that
-    are read in blocks, of so many modes, or of few taps: the best of a sweep for most numbers of
-    rows. A warp of its own waits for no other.
+def step_config(config: dict[str, int], columns: int, steps: int) -> dict[str, int]:
+    """The config of a call that decodes so many columns, channels of a sequence each: of many,
+    programs are twice as wide; of several steps taps are read in blocks that take no more
+    registers.
     """
-    if taps:  # those of several steps, and that channels have of their own, take registers
-        chunk = 128 if taps > 64 and width % 8 == 0 else 32
-        chunk = max(16, chunk >> (max(1, steps) - 1).bit_length())
-        return {"BLOCK_D": 32, "CHUNK": chunk, "num_warps": 1}
-    if modes:
-        block = max(1, 64 * 16 // max(16, 1 << (modes - 1).bit_length()))
-        return {"BLOCK_D": block, "num_warps": 2}
-    wide = 2 if batch * channels > 2**17 else 1
-    return {"BLOCK_D": 64 * wide, "num_warps": wide}
+    wide = 2 if 0 < config["DOUBLE"] < columns else 1
+    chunk = max(16, config["CHUNK"] >> (max(1, steps) - 1).bit_length())
+    return {
+        "BLOCK_D": wide * config["BLOCK_D"],
+        "CHUNK": chunk,
+        "num_warps": wide * config["num_warps"],
+    }
 
 
 def gpu_of(device: torch.device) -> tuple[str, tuple[int, int]]:
@@ -1974,7 +1970,8 @@ def default_configs(channels: int, groups: int, device: torch.device) -> dict[st
             "maxnreg": 255,
             "PROGRAMS": 256,
         }
-    return {"forward": forward, "backward": backward}
+    decode = {"BLOCK_D": 32, "CHUNK": 0, "DOUBLE": 0, "num_warps": 2}
+    return {"forward": forward, "backward": backward, "decode": decode}
 
 
 def configs_of(x: Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
@@ -1992,7 +1989,8 @@ def configs_of(x: Tensor, channels: int, groups: int) -> dict[str, dict[str, int
         configs = dict(configs or default_configs(*key[1:], x.device))
         batch = WIDTHS.get(key[1:], WIDTHS[CHANNELS, GROUPS])
         for name, config in configs.items():  # of a sequence; a batch of these runs at once
-            configs[name] = config | {"PROGRAMS": max(1, config["PROGRAMS"] // batch)}
+            if "PROGRAMS" in config:
+                configs[name] = config | {"PROGRAMS": max(1, config["PROGRAMS"] // batch)}
         CHOSEN[key] = configs
     return CHOSEN[key]
 
@@ -2315,9 +2313,8 @@ def given(*inputs: Tensor | None) -> list[Tensor]:
 
 def without_autocast(x: Tensor):
     """A context in which PyTorch computes in the dtypes that it is given, on the device of x."""
-    kind = x.device.type
-    known = torch.amp.is_autocast_available(kind)
-    return torch.autocast(kind, enabled=False) if known else nullcontext()
+    kind = x.device.type  # tensors of shapes alone have no autocast
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
 
 def refuse_symbols(x: Tensor) -> None:
@@ -2706,7 +2703,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_1d7e6bee"
+    name = unique = "s4d_80b5b8db"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -3896,7 +3893,8 @@ def launch_decode(
     batch, steps = x.shape[0], x.shape[TIME]
     places = state.count.shape[0]
     y = allocate(x, steps, channels)
-    config = step_config(batch, steps, channels, width, 0, 32)
+    config = configs_of(x, channels, groups)["decode"]
+    config = step_config(config, batch * channels, steps)
     grid = step_grid(batch, steps, channels, width, config)
     if grid.programs and steps:
         launch(

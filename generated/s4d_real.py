@@ -8,7 +8,7 @@ each, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 583c0b059710183a505364e0b3e2a70080e9d4a0984b53450471ea5dfb607177
+sha256, with zeros here: 91879c4d5aff741867479beddc989149fb09a10e981c96fcd2a9ded3f3bfcf09
 """
 
 import threading
@@ -1733,22 +1733,18 @@ def step_grid(
     return Grid(1, 1, columns, 1, columns * batch)
 
 
-def step_config(
-    batch: int, steps: int, channels: int, width: int, taps: int, modes: int
-) -> dict[str, int]:
-    """The config of a kernel that decodes `steps` steps a call: of a filter of so many taps that
-    are read in blocks, of so many modes, or of few taps: the best of a sweep for most numbers of
-    rows. A warp of its own waits for no other.
+def step_config(config: dict[str, int], columns: int, steps: int) -> dict[str, int]:
+    """The config of a call that decodes so many columns, channels of a sequence each: of many,
+    programs are twice as wide; of several steps taps are read in blocks that take no more
+    registers.
     """
-    if taps:  # those of several steps, and that channels have of their own, take registers
-        chunk = 128 if taps > 64 and width % 8 == 0 else 32
-        chunk = max(16, chunk >> (max(1, steps) - 1).bit_length())
-        return {"BLOCK_D": 32, "CHUNK": chunk, "num_warps": 1}
-    if modes:
-        block = max(1, 64 * 16 // max(16, 1 << (modes - 1).bit_length()))
-        return {"BLOCK_D": block, "num_warps": 2}
-    wide = 2 if batch * channels > 2**17 else 1
-    return {"BLOCK_D": 64 * wide, "num_warps": wide}
+    wide = 2 if 0 < config["DOUBLE"] < columns else 1
+    chunk = max(16, config["CHUNK"] >> (max(1, steps) - 1).bit_length())
+    return {
+        "BLOCK_D": wide * config["BLOCK_D"],
+        "CHUNK": chunk,
+        "num_warps": wide * config["num_warps"],
+    }
 
 
 def gpu_of(device: torch.device) -> tuple[str, tuple[int, int]]:
@@ -1784,7 +1780,8 @@ def default_configs(channels: int, groups: int, device: torch.device) -> dict[st
         "maxnreg": 255,
         "PROGRAMS": 256,
     }
-    return {"forward": forward, "backward": backward}
+    decode = {"BLOCK_D": 16, "CHUNK": 0, "DOUBLE": 0, "num_warps": 2}
+    return {"forward": forward, "backward": backward, "decode": decode}
 
 
 def configs_of(x: Tensor, channels: int, groups: int) -> dict[str, dict[str, int]]:
@@ -1802,7 +1799,8 @@ def configs_of(x: Tensor, channels: int, groups: int) -> dict[str, dict[str, int
         configs = dict(configs or default_configs(*key[1:], x.device))
         batch = WIDTHS.get(key[1:], WIDTHS[CHANNELS, GROUPS])
         for name, config in configs.items():  # of a sequence; a batch of these runs at once
-            configs[name] = config | {"PROGRAMS": max(1, config["PROGRAMS"] // batch)}
+            if "PROGRAMS" in config:
+                configs[name] = config | {"PROGRAMS": max(1, config["PROGRAMS"] // batch)}
         CHOSEN[key] = configs
     return CHOSEN[key]
 
@@ -2111,9 +2109,8 @@ def given(*inputs: Tensor | None) -> list[Tensor]:
 
 def without_autocast(x: Tensor):
     """A context in which PyTorch computes in the dtypes that it is given, on the device of x."""
-    kind = x.device.type
-    known = torch.amp.is_autocast_available(kind)
-    return torch.autocast(kind, enabled=False) if known else nullcontext()
+    kind = x.device.type  # tensors of shapes alone have no autocast
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
 
 def refuse_symbols(x: Tensor) -> None:
@@ -2460,7 +2457,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_0b65b868"
+    name = unique = "s4d_real_a3f1eb71"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -3621,7 +3618,8 @@ def launch_decode(
     batch, steps = x.shape[0], x.shape[TIME]
     places = state.count.shape[0]
     y = allocate(x, steps, channels)
-    config = step_config(batch, steps, channels, width, 0, 64)
+    config = configs_of(x, channels, groups)["decode"]
+    config = step_config(config, batch * channels, steps)
     grid = step_grid(batch, steps, channels, width, config)
     if grid.programs and steps:
         launch(

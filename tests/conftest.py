@@ -30,6 +30,10 @@ def pytest_configure(config: pytest.Config) -> None:
     home = tempfile.TemporaryDirectory(prefix="sh2gen-home-")
     config.add_cleanup(home.cleanup)
     os.environ["SH2GEN_HOME"] = home.name
+    # Inductor takes its folder when it is first asked, which may be within a command that a test
+    # runs, whose temporary files are gone after it.
+    place = os.path.join(tempfile.gettempdir(), "sh2gen-tests-inductor")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", place)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -21,7 +21,7 @@ from unittest import mock
 from sh2gen.base.process import Worker
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
-from sh2gen.schedule.config import DIRECTIONS, schedule
+from sh2gen.schedule.config import ROLES, schedule
 from sh2gen.schedule.space import Config, Constraint, Survey
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.operator import OpSpec
@@ -100,7 +100,7 @@ class Fakes:
         """What a search comes to; `into` gets it as it comes."""
         found: list[Tuned] = [] if into is None else into
         default = schedule(self.spec, self.plan)
-        starts = {d: self.points.get(d, [default.config(d)])[0] for d in DIRECTIONS}
+        starts = {d: self.points.get(d, [default.config(d)])[0] for d in ROLES}
         options = {
             "directions": list(self.points),
             "starts": starts,

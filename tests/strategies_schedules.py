@@ -16,7 +16,7 @@ from sh2gen.graph.reference import reference_gradients
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
 from sh2gen.runtime.operator import InterpreterRunner
-from sh2gen.schedule.config import DIRECTIONS, Schedule
+from sh2gen.schedule.config import Schedule, roles_of
 from sh2gen.schedule.space import Config, Constraint, Knobs, Space, space
 from sh2gen.spec.operator import OpSpec
 from tests.strategies import specs
@@ -29,7 +29,7 @@ MAX_TILES = 4  # one tile costs the interpreter a quarter of a second, forward a
 def schedules(
     draw: st.DrawFn, spec: OpSpec, plan: Plan, *, largest: int = 64, warps: int = 2
 ) -> Schedule:
-    """A legal schedule of small tiles, forward and backward drawn apart.
+    """A legal schedule of small tiles, each direction and decoding drawn apart.
 
     Args:
         largest: of every block size.
@@ -39,7 +39,7 @@ def schedules(
         plan=plan.name,
         **{
             direction: draw(st.sampled_from(_small_points(spec, plan, direction, largest, warps)))
-            for direction in DIRECTIONS
+            for direction in roles_of(plan)
             if plan.kernels
         },
     )
@@ -50,7 +50,7 @@ def _small_points(
 ) -> tuple[Config, ...]:
     where = space(spec, plan, direction)
     fewest = min(dict(where.knobs)["num_warps"])
-    limits = {"num_warps": max(warps, fewest), "TILES": 4}
+    limits = {"num_warps": max(warps, fewest), "TILES": 4, "DOUBLE": 1 << 20}
     knobs = tuple(
         (name, tuple(v for v in values if v <= limits.get(name, largest)))
         for name, values in where.knobs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sh2gen.bench.baselines import BASELINES
-from sh2gen.bench.results import Effort, Outcome, Results, Size
+from sh2gen.bench.results import Effort, Outcome, Results, Size, Steps
 from sh2gen.bench.worker import OWN
 from sh2gen.runtime.measure import Timing
 
@@ -77,6 +77,10 @@ def bench_results(lengths: tuple[int, ...] = LENGTHS, *, kernels: bool = True) -
     ):
         does, layout = BASELINES[name].does, BASELINES[name].layout
         outcomes.append(Outcome(baseline=name, does=does, layout=layout, reason=reason))
+    steps = tuple(
+        Steps(batch=batch, us=Timing(0.9 * us, us, 1.1 * us), bound=0.8 * us, host=21.0)
+        for batch, us in ((1, 2.5), (64, 6.25))
+    )
     efforts = {
         "forward": Effort(bytes=8.0, flops=40.0, product_flops=384.0),
         "backward": Effort(bytes=14.0, flops=90.0, product_flops=1152.0),
@@ -113,6 +117,7 @@ def bench_results(lengths: tuple[int, ...] = LENGTHS, *, kernels: bool = True) -
             )
             for n in lengths
         ),
+        steps=steps if kernels else (),
         efforts=efforts if kernels else {},
         outcomes=tuple(outcomes),
     )

@@ -35,7 +35,7 @@ from sh2gen.lower import verdicts
 from sh2gen.lower.verdict import Verdict
 from sh2gen.plan.source import Alignment, Source
 from sh2gen.runtime.operator import Operator
-from sh2gen.schedule.config import DIRECTIONS
+from sh2gen.schedule.config import DIRECTIONS, roles_of
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
@@ -119,8 +119,8 @@ class Compilation:
             "plan": self.chosen.plan.name,
             "layout": self.chosen.plan.layout.value,
             "schedule": {
-                "forward": dict(self.chosen.schedule.forward),
-                "backward": dict(self.chosen.schedule.backward),
+                role: dict(self.chosen.schedule.config(role))
+                for role in roles_of(self.chosen.plan)
             },
             "origins": dict(self.chosen.origins),
             "verdicts": {

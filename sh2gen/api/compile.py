@@ -207,6 +207,7 @@ def _lock_entry(compilation: Compilation) -> LockEntry:
         plan=chosen.plan.name,
         forward=chosen.schedule.forward,
         backward=chosen.schedule.backward,
+        decode=chosen.schedule.decode,
     )
 
 

@@ -21,10 +21,11 @@ from sh2gen.base.files import (
     made_folder,
 )
 from sh2gen.base.versions import untested
+from sh2gen.cost.decode import STEPS
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
-from sh2gen.schedule.config import DIRECTIONS
-from sh2gen.schedule.space import search_space
+from sh2gen.schedule.config import DIRECTIONS, ROLES
+from sh2gen.schedule.space import DECODE, search_space
 from sh2gen.spec.decode import load_spec
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
@@ -67,7 +68,9 @@ def tune_operator(
         sets: workloads that share a config, a search each; by default the spec's own, as one.
         plan: a plan's name or a prefix of it, instead of the cheapest by prediction.
         changes: a config to try first, beside the best known.
-        directions: which are searched; the other keeps the best config known.
+        directions: which are searched, of forward, backward and decode; others keep the best
+            config known. How to decode is chosen for calls of one step of 1, 64 and 256 sequences
+            at once, whatever the sets.
         effort: "measure", "patient" or "exhaustive" (`search.EFFORTS`).
         budget: seconds for a direction of a set, instead of the effort's.
         seed: of the inputs that candidates are verified with.
@@ -88,14 +91,14 @@ def tune_operator(
             not tuned. What was tuned before has been yielded and kept.
         ValueError: no direction is searched, or one that there is not.
     """
-    if not directions or set(directions) - set(DIRECTIONS):
+    if not directions or set(directions) - set(ROLES):
         raise ValueError(
-            f"directions must be of {', '.join(DIRECTIONS)}, at least one, not {directions!r}"
+            f"directions must be of {', '.join(ROLES)}, at least one, not {directions!r}"
         )
     spec = op if isinstance(op, OpSpec) else load_spec(op)
-    sizes = _sized(spec, sets)
+    tasks = _tasks(spec, sets, directions)
     gpu = targets.here()
-    for sized in sizes:  # what cannot be tuned needs no GPU to say so
+    for sized, _ in tasks:  # what cannot be tuned needs no GPU to say so
         _require_kernels(spec, candidates(sized, gpu, plan, changes)[0].plan)
     if targets.from_device() is None and not torch.cuda.is_available():
         raise Sh2genError(
@@ -112,18 +115,18 @@ def tune_operator(
     with ExitStack() as stack:
         if session is None:
             session = stack.enter_context(Session(workers, progress or warn, warn or progress))
-        for i, sized in enumerate(sizes):
+        for i, (sized, wanted) in enumerate(tasks):
             # What is known to be good stays unless it is beaten, by what is asked for too.
             known = tables(folder)
             best = candidates(sized, gpu, plan, None, known)[0]
             asked = candidates(sized, gpu, plan, changes, known)[0]
-            left, interrupted = list(directions), False
+            left, interrupted = list(wanted), False
             searches = session.tune(
-                sized,
+                _task_spec(sized, wanted),
                 best.plan,
                 gpu,
-                directions=directions,
-                starts={d: best.schedule.config(d) for d in DIRECTIONS},
+                directions=wanted,
+                starts={d: best.schedule.config(d) for d in ROLES},
                 also={d: asked.schedule.config(d) for d in changes or ()},
                 effort="exhaustive" if sweep else effort,
                 budget=budget,
@@ -145,8 +148,8 @@ def tune_operator(
             if interrupted:
                 return
             if left:  # the GPU has gone, and why is told already
-                missing = [(sized, d) for d in left]
-                missing += [(later, d) for later in sizes[i + 1 :] for d in directions]
+                missing = [(_task_spec(sized, wanted), d) for d in left]
+                missing += [(_task_spec(s, ds), d) for s, ds in tasks[i + 1 :] for d in ds]
                 titles = [Task(spec=s, plan=best.plan, direction=d).title for s, d in missing]
                 raise CheckFailed(
                     "V003",
@@ -229,10 +232,11 @@ def estimate_operator(
     gpu = resolve_target(target)
     known = tables(Path(out) if out is not None else None)
     found = []
-    for sized in _sized(spec, sets):
-        chosen = candidates(sized, gpu, plan, changes, known)[0]
-        _require_kernels(sized, chosen.plan)
-        for d in directions:
+    for own, wanted in _tasks(spec, sets, directions):
+        chosen = candidates(own, gpu, plan, changes, known)[0]
+        _require_kernels(own, chosen.plan)
+        sized = _task_spec(own, wanted)
+        for d in wanted:
             survey, start = search_space(sized, chosen.plan, d, gpu), chosen.schedule.config(d)
             points = survey.points
             found.append(
@@ -246,12 +250,24 @@ def estimate_operator(
     return tuple(found)
 
 
-def _sized(spec: OpSpec, sets: Sequence[Sequence[Workload]]) -> list[OpSpec]:
-    """The operator for each set of workloads, by default for its own."""
-    return [
-        dataclasses.replace(spec, workloads=in_order(workloads))
+def _tasks(
+    spec: OpSpec, sets: Sequence[Sequence[Workload]], directions: Sequence[str]
+) -> list[tuple[OpSpec, Sequence[str]]]:
+    """The operator for each set of workloads, by default for its own, and what is searched for
+    these at once. How to decode does not depend on them: it is searched once, at the end.
+    """
+    training = [d for d in directions if d != DECODE]
+    found: list[tuple[OpSpec, Sequence[str]]] = [
+        (dataclasses.replace(spec, workloads=in_order(workloads)), training)
         for workloads in sets or (spec.workloads,)
+        if training
     ]
+    return found + [(spec, (DECODE,))] * (DECODE in directions)
+
+
+def _task_spec(spec: OpSpec, directions: Sequence[str]) -> OpSpec:
+    """The operator for the workloads of a search: the plan is that of its own, of decoding too."""
+    return dataclasses.replace(spec, workloads=STEPS) if DECODE in directions else spec
 
 
 def _require_kernels(spec: OpSpec, plan: Plan) -> None:

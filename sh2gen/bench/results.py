@@ -84,6 +84,22 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """What sh2gen takes to decode one step of so many sequences, whose states are in no cache.
+
+    Attributes:
+        us: of the GPU; without one, of the call.
+        bound: microseconds of a copy of the bytes that a step must read and write.
+        host: microseconds that the host takes for the call.
+    """
+
+    batch: COUNT
+    us: Timing
+    bound: POSITIVE
+    host: POSITIVE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
     """Work of one kernel of sh2gen per token and channel, for the roofline."""
 
@@ -112,6 +128,7 @@ class Results:
         interrupted: whether the run ended before everything was measured.
         bound_bytes: per token and channel, what the elementwise bound moves, by direction.
         sizes: in the order in which they were measured.
+        steps: of decoding; none if it runs without kernels.
         efforts: of sh2gen's kernels by direction; none if it runs without kernels.
         outcomes: of all baselines, sh2gen first.
     """
@@ -132,6 +149,7 @@ class Results:
     interrupted: bool
     bound_bytes: Mapping[str, POSITIVE]
     sizes: tuple[Size, ...]
+    steps: tuple[Steps, ...]
     efforts: Mapping[str, Effort]
     outcomes: tuple[Outcome, ...]
 
@@ -178,6 +196,7 @@ class Results:
             ValueError: it is of nothing; names the field.
         """
         values = jsonl.value_of(plain, Mapping[str, Any], "it")
+        values = {"steps": [], **values}  # of earlier versions, which timed none
         if isinstance(values.get("outcomes"), list):
             values["outcomes"] = [_own_fields(x, i) for i, x in enumerate(values["outcomes"])]
         if isinstance(values.get("sizes"), list):  # files of earlier versions have no peak

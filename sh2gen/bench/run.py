@@ -25,9 +25,10 @@ import torch
 from sh2gen.base.errors import CheckFailed
 from sh2gen.base.process import Worker, python_worker
 from sh2gen.bench.baselines.base import Baseline, Part
-from sh2gen.bench.results import TIMED, Effort, Outcome, Results, Size
+from sh2gen.bench.results import TIMED, Effort, Outcome, Results, Size, Steps
 from sh2gen.bench.worker import OWN, Answer, Job, one_line, own_baseline
 from sh2gen.cost.cost import bound_bytes, config_on, predictions
+from sh2gen.cost.decode import STEPS
 from sh2gen.cost.memory import peak
 from sh2gen.cost.work import BLOCK_T, ROWS, work
 from sh2gen.plan.plan import Plan
@@ -92,6 +93,8 @@ def run(
         checks = session.verified(asked, workloads)
         bounds = session.bounds(asked, spec, workloads)
         with suppress(KeyboardInterrupt):
+            if plan.step is not None:
+                session.stepped(asked)
             session.measured(asked, own, Part(spec=spec), bounds)
             asked.close()  # what it has of the GPU's memory is for others
             for baseline in baselines:
@@ -127,6 +130,7 @@ def run(
             )
             for w, us in bounds.items()
         ),
+        steps=tuple(session.steps),
         efforts=_efforts(spec, plan, schedule, target, max(w.length for w in bounds)),
         outcomes=tuple(outcomes),
     )
@@ -234,6 +238,7 @@ class _Session:
     limit: float
     say: Progress
     found: list[Outcome] = field(default_factory=list)
+    steps: list[Steps] = field(default_factory=list)
 
     def process(self) -> _Asked:
         """A process that is not started yet."""
@@ -278,6 +283,25 @@ class _Session:
                 us[direction] = answer["us"][1]
             found[workload] = us | {"both": sum(us.values())}
         return found
+
+    def stepped(self, asked: _Asked) -> None:
+        """Find what decoding takes.
+
+        Raises:
+            CheckFailed: its kernel is wrong or does not run.
+        """
+        for size in STEPS:
+            self.say(f"{self.spec.op}: verifying and timing a step of {size.batch} sequences")
+            answer = asked.ask(self.job("decode", self.spec, OWN, size))
+            if "failed" in answer:
+                problem = f"it does not decode {size.batch} sequences: {answer['failed']}"
+                raise CheckFailed("V001", f"{self.spec.op}: {problem}")
+            if not answer["ok"]:
+                raise CheckFailed(answer["code"], answer["message"], help=answer["help"])
+            found = Timing(*answer["us"])
+            self.steps.append(
+                Steps(batch=size.batch, us=found, bound=answer["bound"], host=answer["host"])
+            )
 
     def tried(self, baseline: Baseline, bounds: Bounds) -> None:
         """Find outcomes of one baseline, in a process of its own.

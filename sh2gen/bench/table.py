@@ -33,6 +33,7 @@ def table(results: Results) -> str:
         ]
         rows = [_cells(results, o) for o in results.at(size.size) if o.times]
         lines += columns([_HEAD, *rows], words=2, indent=2)
+    lines += _decoding(results)
     lines += ["", "  +- half of what lies between the 20th and the 80th percentile"]
     lines += ["  x  times as long as sh2gen; step: wall time of a training step, host and GPU"]
     lines += ["  peak: memory beside inputs and parameters, in activations: forward / step"]
@@ -58,9 +59,27 @@ def _origins(results: Results) -> list[str]:
     lines = []
     for origin in dict.fromkeys(results.origins.values()):
         whose = [d for d, text in results.origins.items() if text == origin]
-        of = f" of {whose[0]}" if len(whose) < len(results.origins) else ""
+        of = f" of {' and '.join(whose)}" if len(whose) < len(results.origins) else ""
         lines.append(f"config{of}: {origin}")
     return lines + [f"not taken: {text}" for text in results.not_taken]
+
+
+def _decoding(results: Results) -> list[str]:
+    """What decoding takes."""
+    if not results.steps:
+        return []
+    head = ["", "us", "share", "host us"]
+    rows = [
+        [
+            f"B = {step.batch}",
+            _text(step.us.median, ".1f"),
+            _text(step.bound / step.us.median, ".2f"),
+            _text(step.host, ".0f"),
+        ]
+        for step in results.steps
+    ]
+    title = "decode, one step of each sequence; share: of a copy of the bytes that it needs"
+    return ["", title, *columns([head, *rows], words=1, indent=2)]
 
 
 _HEAD = [

@@ -1,10 +1,10 @@
 """What `bench` does in processes of their own, which `process.Worker` starts.
 
-A job says what to `do` (verify, bound, check, time, step, memory) with which `baseline` and
-`spec`, at which `batch` and `length`, on which `device`; `path` is the generated file. An answer
-holds `failed`, why there is no other, whatever a baseline raises; or `retry`, if a call cannot be
-captured. Then the process is `broken`: after a CUDA error nothing works in it, and after too much
-memory most of it is taken.
+A job says what to `do` (verify, bound, check, time, step, memory, decode) with which `baseline`
+and `spec`, at which `batch` and `length`, on which `device`; `path` is the generated file. An
+answer holds `failed`, why there is no other, whatever a baseline raises; or `retry`, if a call
+cannot be captured. Then the process is `broken`: after a CUDA error nothing works in it, and after
+too much memory most of it is taken.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from sh2gen.base.errors import CheckFailed
 from sh2gen.base.process import serve
 from sh2gen.bench.baselines import BASELINES
 from sh2gen.bench.baselines.base import Baseline, Implementation, Part
+from sh2gen.cost.decode import decoding
 from sh2gen.graph.reference import reference, reference_gradients, sample_groups
 from sh2gen.runtime.measure import (
     Calls,
@@ -31,6 +32,7 @@ from sh2gen.runtime.measure import (
     arguments,
     bound,
     calls,
+    host_time,
     io_dtype,
     out_of_memory,
     parameters,
@@ -38,6 +40,7 @@ from sh2gen.runtime.measure import (
     wall_time,
 )
 from sh2gen.runtime.operator import Operator, OperatorRunner
+from sh2gen.runtime.steps import step_bound, steps, time_steps
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.operator import OpSpec
 from sh2gen.verify.verify import verify
@@ -46,6 +49,7 @@ Job = dict[str, Any]  # plain values
 Answer = dict[str, Any]  # plain values
 
 OWN = "sh2gen"
+DECODED = (2, 300)  # a prompt and the steps after it, in so many rows
 
 
 def answer(job: Job) -> Answer:
@@ -78,13 +82,18 @@ def _sizes(job: Job) -> tuple[OpSpec, int, int, torch.dtype]:
 def _verify(job: Job) -> Answer:
     """Equality of sh2gen's kernels with float64."""
     operator = Operator(Path(job["path"]))
+    return _verified(operator, job, "equality", (job["batch"], job["length"]))
+
+
+def _verified(operator: Operator, job: Job, name: str, shape: tuple[int, int]) -> Answer:
+    """What a property of the operator came to at a size."""
     report = verify(
         operator.spec,
-        OperatorRunner(operator, job["device"]),
+        OperatorRunner(operator, "cuda" if job["device"] == "cuda" else "eager"),
         dtype=io_dtype(operator.spec),
-        shapes=[(job["batch"], job["length"])],
+        shapes=[shape],
         device=job["device"],
-        properties=["equality"],
+        properties=[name],
     )
     if job["device"] == "cuda":
         torch.cuda.empty_cache()
@@ -93,6 +102,29 @@ def _verify(job: Job) -> Answer:
     except CheckFailed as error:
         return {"ok": False, "code": error.code, "message": error.message, "help": error.help}
     return {"ok": True, "checks": len(report.checks)}
+
+
+def _decode(job: Job) -> Answer:
+    """The property `decode`; then what a step of so many rows takes, on the GPU and of the host,
+    and what its bytes alone take.
+    """
+    operator = Operator(Path(job["path"]))
+    answer = _verified(operator, job, "decode", DECODED)
+    if not answer["ok"]:
+        return answer
+    batch, device = job["batch"], job["device"]
+    made = steps(operator, batch, device)
+    if device == "cpu":
+        size = batch * decoding(operator.spec).step // 4
+        alone = _by_clock(torch.empty(size, dtype=torch.bfloat16).clone)
+        step = _by_clock(made[0])
+        return answer | {"us": astuple(step), "bound": alone.median, "host": step.median}
+    with torch.no_grad():
+        host = host_time(made[0])
+    found = {"us": astuple(time_steps(made)), "host": host}
+    del made
+    torch.cuda.empty_cache()
+    return answer | found | {"bound": step_bound(operator.spec, batch).median}
 
 
 def _bound(job: Job) -> Answer:
@@ -334,6 +366,7 @@ _JOBS: dict[str, Callable[[Job], Answer]] = {
     "time": _time,
     "step": _step,
     "memory": _memory,
+    "decode": _decode,
 }
 
 

@@ -52,8 +52,9 @@ def _finite(context: click.Context, option: click.Parameter, value: float | None
 )
 @click.option(
     "--direction",
-    type=click.Choice(["forward", "backward"]),
-    help="Tune one of them alone. Default: both.",
+    type=click.Choice(["forward", "backward", "decode"]),
+    help="Tune one of them alone: decode for 1, 64 and 256 sequences of a step. Default: the "
+    "first two.",
 )
 @click.option(
     "--effort",
@@ -118,6 +119,8 @@ def tune(
         )
     if batch is not None and not lengths:
         raise Sh2genError("C006", "--batch goes with --length", help="give a length too")
+    if direction == "decode" and lengths:
+        raise Sh2genError("C006", "--length is for forward and backward: decode has no length")
     sets = [(Workload(batch=batch or 1, length=length),) for length in dict.fromkeys(lengths)]
     directions = (direction,) if direction else ("forward", "backward")
     if effort == "estimate":

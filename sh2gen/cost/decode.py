@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 from sh2gen.cost.work import BYTES
 from sh2gen.plan.rings import rings
+from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
 
 BATCHES = (1, 64, 256)
+# What a config of decoding is chosen for, one step a call.
+STEPS = tuple(Workload(batch=batch, length=1) for batch in BATCHES)
 _MODE = 4  # bytes of a number of a state of modes
 
 

@@ -15,6 +15,7 @@ from sh2gen.schedule.config import Schedule
 from sh2gen.schedule.expressions import holds, number_of
 from sh2gen.schedule.facts import facts_of, tap_terms
 from sh2gen.schedule.knobs import read_schedules
+from sh2gen.schedule.space import file_of
 from sh2gen.spec.language import DType, FilterKind, Precision
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import known
@@ -75,9 +76,14 @@ def width_of(spec: OpSpec, gpu: str = "", schedule: Schedule | None = None) -> W
     )
 
 
+def configured(plan: Plan) -> tuple[Role, ...]:
+    """The roles whose kernels take a config of their own."""
+    return (*plan.roles, Role.DECODE) if plan.step is not None else plan.roles
+
+
 def entry(plan: Plan, schedule: Schedule) -> dict[str, dict[str, int]]:
     """The config of each kernel."""
-    return {role.value: dict(schedule.config(role)) for role in plan.roles}
+    return {role.value: dict(schedule.config(role)) for role in configured(plan)}
 
 
 def entries(plan: Plan, widths: Sequence[Width]) -> dict[Key, dict[str, dict[str, int]]]:
@@ -128,12 +134,12 @@ class Rules:
 def rules(spec: OpSpec, plan: Plan) -> Rules:
     """The rules of `schedules/` for this operator, but for what is known of it."""
     facts = {name: value for name, value in facts_of(spec).items() if name not in _open(spec)}
-    defaults = read_schedules(plan.algorithm)["default"].get(plan.layout.value, {})
     lines: list[str] = []
     asked: set[str] = set()
     batched = False
-    for role in plan.roles:
-        cases = defaults[role.value]
+    for role in configured(plan):
+        text = read_schedules(file_of(plan.algorithm, role.value))
+        cases = text["default"][plan.layout.value][role.value]
         cases = cases if isinstance(cases, list) else [cases]
         batched |= any("PROGRAMS" in case for case in cases)
         lines += _cases(role, cases, facts, asked)

@@ -11,7 +11,6 @@ from sh2gen.plan.geometry import counted_together
 from sh2gen.plan.kernel import Kernel
 from sh2gen.plan.plan import EagerConv, Plan
 from sh2gen.plan.rings import rings
-from sh2gen.plan.step import RingConv
 from sh2gen.spec.language import FilterKind
 from sh2gen.spec.operator import OpSpec
 
@@ -68,7 +67,6 @@ def context(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     names = [p.name for p in spec.parameters]
     kept = [ring.name for ring in rings(spec) if ring.lag]
     each = [f"{name}.shape[1]" for name in kept]
-    blocks = plan.step is not None and _reads_blocks(plan.step)
     return {
         "tensors": list(made),
         "state_docs": [(name, what) for name, (what, _) in made.items()],
@@ -92,7 +90,6 @@ def context(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         * bool(ladder),
         "ladder_defaults": ["first_group: int = 0", "groups_in_all: int | None = None"]
         * bool(ladder),
-        "blocks": spec.filter.length if blocks else 0,
         "modes_count": spec.filter.modes or 0,
         "launch_arguments": _launch_arguments(plan.step) if plan.step else [],
         "leave": plan.leave is not None,
@@ -155,11 +152,6 @@ def _method(length: int, plan: Plan) -> str:
     """
     few = length <= MOST_DIRECT or plan.eager is not EagerConv.FFT
     return "direct" if few else "fft"
-
-
-def _reads_blocks(kernel: Kernel) -> bool:
-    """Whether its filter is convolved by blocks of slots."""
-    return any(isinstance(s, RingConv) for s in kernel.program.body)
 
 
 def _eager_lines(spec: OpSpec, plan: Plan) -> tuple[list[str], list[str], str]:

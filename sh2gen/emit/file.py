@@ -187,7 +187,7 @@ def _launchers(spec: OpSpec, plan: Plan) -> list[str]:
         terms=terms,
         rules=rules.lines,
         batched=rules.batched,
-        roles="{" + ", ".join(f'"{role}": {role}' for role in plan.roles) + "}",
+        roles="{" + ", ".join(f'"{role}": {role}' for role in config.configured(plan)) + "}",
         variants=[
             (f"{k.name}_{v.name}", k.role, v.config.__name__)
             for k in plan.kernels

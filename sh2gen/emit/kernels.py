@@ -268,14 +268,42 @@ def kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kernel
     if plan.reductions:
         found.append(reduce.kernel_source(spec, plan, config))
     if plan.step is not None:
-        taps = any(a.name == "CHUNK" for a in plan.step.arguments)
-        batch = max(workload.batch for workload in spec.workloads)
-        sizes = (spec.filter.length or 0) * taps, spec.filter.modes or 0
-        config = step_config(batch, 1, spec.channels, spec.group_width, *sizes)
+        columns = spec.channels * max(workload.batch for workload in spec.workloads)
+        config = step_config(dict(schedule.decode), columns, 1)
         found.append(_source(spec, plan.step.name, Role.DECODE, plan.step.arguments, config))
     for kernel in plan.past:
         found.append(_source(spec, kernel.name, Role.DECODE, kernel.arguments, LEAVE_CONFIG))
     return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StepCall:
+    """A call that decodes: of so many rows and steps, of slots of a pool, of drafts. `room` is how
+    many steps a call may have, as its state was made for.
+    """
+
+    batch: int
+    steps: int = 1
+    room: int = 1
+    slotted: bool = False
+    draft: bool = False
+
+
+def step_sources(
+    spec: OpSpec, plan: Plan, schedule: Schedule, calls: Iterable[StepCall]
+) -> tuple[KernelSource, ...]:
+    """The kernel that decodes as calls launch it; what looks alike once."""
+    if plan.step is None:
+        return ()
+    found = []
+    for call in calls:
+        config = step_config(dict(schedule.decode), call.batch * spec.channels, call.steps)
+        source = _source(spec, plan.step.name, Role.DECODE, plan.step.arguments, config)
+        own = {"STEPS": call.steps, "SLOTTED": call.slotted, "DRAFT": call.draft}
+        own |= {n: v + call.room - 1 for n, v in source.constants if n.endswith("_SLOTS")}
+        constants = {name: own.get(name, value) for name, value in source.constants}
+        found.append(dataclasses.replace(source, constants=tuple(constants.items())))
+    return tuple(dict.fromkeys(found))
 
 
 def _source(

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sh2gen.cost.cost import stride_step, variant_of_call
+from sh2gen.emit.kernels import StepCall, step_sources
 from sh2gen.plan.kernel import Kernel, Role
 from sh2gen.plan.plan import Plan
 from sh2gen.plan.source import Alignment, KernelSource
@@ -73,6 +74,25 @@ def short_shape(
             return batch, length
         steps += max(8, steps // 64 * 8)
     return batch, least + longest % 8
+
+
+def launched_by(
+    spec: OpSpec,
+    plan: Plan,
+    schedule: Schedule,
+    kernels: Sequence[KernelSource],
+    shapes: Sequence[Shape],
+    capability: int,
+    direction: str,
+) -> tuple[KernelSource, ...]:
+    """What calls of a direction launch, as of `launched`; of decoding, calls of one step of slots
+    of a pool.
+    """
+    if direction == Role.DECODE:
+        calls = [StepCall(batch=batch, slotted=True) for batch, _ in shapes]
+        return step_sources(spec, plan, schedule, calls)
+    every = launched(spec, plan, schedule, kernels, shapes, capability)
+    return of_direction(every, direction)
 
 
 def of_direction(kernels: Iterable[KernelSource], direction: str) -> tuple[KernelSource, ...]:

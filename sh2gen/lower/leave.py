@@ -16,13 +16,12 @@ from sh2gen.graph.nodes import (
     parameter,
 )
 from sh2gen.lower.rows import FUNCTIONS, kept
-from sh2gen.lower.step import MOST_LOADED
 from sh2gen.plan.arguments import history_arguments, leave_arguments
 from sh2gen.plan.geometry import step_grid
 from sh2gen.plan.kernel import Kernel, Role
 from sh2gen.plan.program import TileProgram
 from sh2gen.plan.statements import Fir, LoadTaps, LoadVector, Rowwise, Statement
-from sh2gen.plan.step import LeaveSteps, LoadAt
+from sh2gen.plan.step import MOST_LOADED, LeaveSteps, LoadAt
 from sh2gen.plan.values import BLOCK, Operand, Rows
 from sh2gen.spec.language import FilterKind
 from sh2gen.spec.operator import OpSpec

@@ -35,6 +35,7 @@ from sh2gen.plan.program import TileProgram
 from sh2gen.plan.rings import Ring
 from sh2gen.plan.statements import Fir, LoadTaps, LoadVector, Rowwise, Statement
 from sh2gen.plan.step import (
+    MOST_LOADED,
     AfterRing,
     KeepSteps,
     LoadPoles,
@@ -45,8 +46,6 @@ from sh2gen.plan.step import (
 )
 from sh2gen.plan.values import BLOCK, Operand, Rows
 from sh2gen.spec.operator import OpSpec
-
-MOST_LOADED = 16  # taps that a channel's lane holds in registers
 
 
 def step_kernel(spec: OpSpec) -> Kernel:

@@ -125,22 +125,18 @@ def step_grid(
     return Grid(1, 1, columns, 1, columns * batch)
 
 
-def step_config(
-    batch: int, steps: int, channels: int, width: int, taps: int, modes: int
-) -> dict[str, int]:
-    """The config of a kernel that decodes `steps` steps a call: of a filter of so many taps that
-    are read in blocks, of so many modes, or of few taps: the best of a sweep for most numbers of
-    rows. A warp of its own waits for no other.
+def step_config(config: dict[str, int], columns: int, steps: int) -> dict[str, int]:
+    """The config of a call that decodes so many columns, channels of a sequence each: of many,
+    programs are twice as wide; of several steps taps are read in blocks that take no more
+    registers.
     """
-    if taps:  # those of several steps, and that channels have of their own, take registers
-        chunk = 128 if taps > 64 and width % 8 == 0 else 32
-        chunk = max(16, chunk >> (max(1, steps) - 1).bit_length())
-        return {"BLOCK_D": 32, "CHUNK": chunk, "num_warps": 1}
-    if modes:
-        block = max(1, 64 * 16 // max(16, 1 << (modes - 1).bit_length()))
-        return {"BLOCK_D": block, "num_warps": 2}
-    wide = 2 if batch * channels > 2**17 else 1
-    return {"BLOCK_D": 64 * wide, "num_warps": wide}
+    wide = 2 if 0 < config["DOUBLE"] < columns else 1
+    chunk = max(16, config["CHUNK"] >> (max(1, steps) - 1).bit_length())
+    return {
+        "BLOCK_D": wide * config["BLOCK_D"],
+        "CHUNK": chunk,
+        "num_warps": wide * config["num_warps"],
+    }
 
 
 LEAVE_CONFIG = {"BLOCK_D": 64, "STEPS": 8, "num_warps": 1}
@@ -150,7 +146,7 @@ def counted_together(modes: int) -> int:
     """How many channels side by side count their steps together, so that no two programs of a
     kernel that decodes, which has so many modes, change one number.
     """
-    return min(16, step_config(1, 1, 1, 1, 0, max(1, modes))["BLOCK_D"])
+    return min(16, max(1, 1024 >> (max(1, modes) - 1).bit_length()))
 
 
 def shared_channels(width: int, config: dict[str, int]) -> int:

@@ -28,6 +28,8 @@ from sh2gen.plan.values import (
     row_of,
 )
 
+MOST_LOADED = 16  # taps that a channel's lane holds in registers; more are read in blocks
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadSteps(Statement):

@@ -40,7 +40,8 @@ def print_compilation(c: Any) -> None:
     rows.append(("schedule", f"{c.chosen.schedule}"))
     for origin in dict.fromkeys(c.chosen.origins.values()):
         whose = [d for d, text in c.chosen.origins.items() if text == origin]
-        rows.append(("config", origin if len(whose) > 1 else f"{whose[0]}: {origin}"))
+        some = f"{' and '.join(whose)}: " if len(whose) < len(c.chosen.origins) else ""
+        rows.append(("config", some + origin))
     for workload, found in c.predictions[:_PREDICTIONS]:
         text = ", ".join(
             f"{direction} {p.seconds * 1e6:.0f} us ({p.share:.2f} of the memory bound"
@@ -133,11 +134,11 @@ def plan_text(candidate: Any) -> str:
 
 def config_text(spec: Any, candidate: Any, target: Any = None) -> str:
     """What --set takes for a plan: every knob by direction, its value and the legal ones."""
-    from sh2gen.schedule.config import DIRECTIONS
+    from sh2gen.schedule.config import roles_of
     from sh2gen.schedule.space import space
 
     lines = [f"{candidate.plan.name}: --set DIRECTION.KNOB=INTEGER"]
-    for direction in DIRECTIONS:
+    for direction in roles_of(candidate.plan):
         config = dict(candidate.schedule.config(direction))
         for knob, legal in space(spec, candidate.plan, direction, target).knobs:
             values = ", ".join(map(str, legal))

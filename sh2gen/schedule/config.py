@@ -11,11 +11,17 @@ from sh2gen.plan.plan import Plan
 from sh2gen.schedule.expressions import first_case
 from sh2gen.schedule.facts import facts_of
 from sh2gen.schedule.knobs import knobs_of, read_schedules
-from sh2gen.schedule.space import Config, search_space, space
+from sh2gen.schedule.space import DECODE, Config, file_of, search_space, space
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
 
 DIRECTIONS = ("forward", "backward")
+ROLES = (*DIRECTIONS, DECODE)  # those that have a config
+
+
+def roles_of(plan: Plan) -> tuple[str, ...]:
+    """Those that a plan has kernels for, or would have beside plain PyTorch."""
+    return ROLES if plan.step is not None else DIRECTIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,23 +31,24 @@ class Schedule:
     Attributes:
         plan: name of the plan.
         forward: knob and value, in the order of the schedule file; empty if there is no kernel.
-        backward: likewise.
+        backward, decode: likewise.
     """
 
     plan: str
     forward: Config = ()
     backward: Config = ()
+    decode: Config = ()
 
-    def config(self, direction: str) -> Config:
-        return {"forward": self.forward, "backward": self.backward}[direction]
+    def config(self, role: str) -> Config:
+        return {"forward": self.forward, "backward": self.backward, DECODE: self.decode}[role]
 
     def __str__(self) -> str:
         parts = [
-            f"{direction}: "
+            f"{role}: "
             # A 0 is no number: it leaves the choice to the compiler.
-            + " ".join(f"{name}={value}" for name, value in self.config(direction) if value)
-            for direction in DIRECTIONS
-            if self.config(direction)
+            + " ".join(f"{name}={value}" for name, value in self.config(role) if value)
+            for role in ROLES
+            if self.config(role)
         ]
         return "; ".join(parts) or "no config"
 
@@ -59,11 +66,11 @@ def launch_config(spec: OpSpec, schedule: Schedule, role: str) -> dict[str, int]
 
 def coupling(plan: Plan, config: Config) -> int | None:
     """What both directions of a plan must agree on: the steps of a tile where forward keeps
-    states for backward, None otherwise.
+    states for backward, None otherwise, as of decoding.
     """
-    if not plan.states:
-        return None
     values = dict(config)
+    if not plan.states or "SEGMENTS" not in values:
+        return None
     return values["SEGMENTS"] * values["BLOCK_T"]
 
 
@@ -123,15 +130,15 @@ def schedule(
     """
     changes = changes or {}
     for direction in changes:
-        if direction not in DIRECTIONS:
+        if direction not in ROLES:
             raise Sh2genError(
-                "K001", f"unknown direction `{direction}`", help="forward or backward"
+                "K001", f"unknown direction `{direction}`", help="forward, backward or decode"
             )
     configs = {
         direction: space(spec, plan, direction, target).check(
             direction, changes.get(direction, {})
         )
-        for direction in DIRECTIONS
+        for direction in ROLES
     }
     tiles = {direction: coupling(plan, found) for direction, found in configs.items()}
     if tiles["forward"] != tiles["backward"]:
@@ -154,7 +161,7 @@ def completed(plan: str, direction: str, config: Config) -> Config:
     algorithm, _, rest = plan.partition("/")
     if not config or algorithm not in {path.stem for path in folder("schedules").glob("*.yaml")}:
         return config
-    text, given = read_schedules(algorithm), dict(config)
+    text, given = read_schedules(file_of(algorithm, direction)), dict(config)
     names = list(knobs_of(text, rest.partition("/")[0], direction))
     since = {
         name: text["knobs"][name]["absent"]

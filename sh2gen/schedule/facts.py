@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sh2gen.plan.geometry import counted_together
+from sh2gen.plan.step import MOST_LOADED
 from sh2gen.spec.language import Bias, DType, FilterKind, Precision, Skip
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target, known
@@ -15,6 +17,9 @@ FACTS = {
     "K": "taps of the filter; 0 for a modal one",
     "MODES": "numbers of a channel's state, two for a pair of complex modes; 0 without modes",
     "PAIRS": "1 if modes are pairs of complex ones",
+    "COUNTED": "channels side by side whose decoded steps are counted together: 16, or fewer of "
+    "many modes",
+    "BLOCKS": "1 if decoding reads taps in blocks: those of more than 16",
     "STATEFUL": "1 if kernels take and give a state, for which they need more registers",
     "INPUTS": "activations that forward reads, 1 to 3",
     "F": "taps of the featurizer, 1 without one",
@@ -61,6 +66,8 @@ def facts_of(spec: OpSpec, target: Target | None = None) -> dict[str, int]:
         "K": spec.filter.length or 0,
         "MODES": spec.filter.state_size,
         "PAIRS": int(spec.filter.pairs),
+        "COUNTED": counted_together(spec.filter.modes or 0),
+        "BLOCKS": int(max(spec.filter.length or 0, spec.lag + 1) > MOST_LOADED),
         "STATEFUL": int(spec.state is not None),
         "INPUTS": len(spec.inputs),
         "F": spec.featurizer.length if spec.featurizer else 1,

@@ -22,6 +22,7 @@ from sh2gen.schedule.knobs import knobs_of, malformed, not_legal, read_schedules
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
 
+DECODE = "decode"  # the role of the kernel that decodes, and its schedule file
 Config = tuple[tuple[str, int], ...]
 Knobs = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -131,15 +132,22 @@ class Survey:
     repeated: int
 
 
+def file_of(algorithm: str, direction: str) -> str:
+    """The schedule file of a direction of plans of an algorithm."""
+    return DECODE if direction == DECODE else algorithm
+
+
 def space(spec: OpSpec, plan: Plan, direction: str, target: Target | None = None) -> Space:
     """The space of one direction of a plan on a target, by default that of `targets`; empty if it
     has no kernel there.
     """
-    text = read_schedules(plan.algorithm)
+    text = read_schedules(file_of(plan.algorithm, direction))
     facts = facts_of(spec, target)
     here = {direction, plan.layout.value}
     rules = [rule for rule in text["require"] if here.issuperset(rule.get("only", ()))]
     knobs = knobs_of(text, plan.layout.value, direction)
+    if direction == DECODE and plan.step is None:
+        return Space(knobs=(), constraints=(), facts=tuple(facts.items()), default=())
     default = first_case(text["default"].get(plan.layout.value, {}).get(direction, {}), facts)
     return Space(
         knobs=tuple(knobs.items()),
@@ -168,7 +176,9 @@ def search_space(spec: OpSpec, plan: Plan, direction: str, target: Target | None
         for (name, legal), (_, values) in zip(where.knobs, tried, strict=True):
             if strange := set(values) - set(legal):
                 place = f"search of {plan.layout.value} {direction}: {name}"
-                raise malformed(plan.algorithm, not_legal(place, strange.pop(), legal))
+                raise malformed(
+                    file_of(plan.algorithm, direction), not_legal(place, strange.pop(), legal)
+                )
         for point in _choices(tried, where.constraints, where.facts, dropped):
             repeated += point in points
             points[point] = None
@@ -183,7 +193,9 @@ def _blocks(
     plan: Plan, direction: str, facts: Mapping[str, int]
 ) -> Iterator[dict[str, tuple[int, ...]]]:
     """The values of the knobs that each block names, of blocks whose `when` holds."""
-    search = read_schedules(plan.algorithm).get("search", {})
+    search = read_schedules(file_of(plan.algorithm, direction)).get("search", {})
+    if direction == DECODE and plan.step is None:
+        return
     for block in search.get(plan.layout.value, {}).get(direction, []):
         if all(holds(relation, facts) for relation in block.get("when", ())):
             yield {

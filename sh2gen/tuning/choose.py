@@ -18,6 +18,7 @@ from sh2gen.base.errors import Sh2genError
 from sh2gen.base.jsonl import Damage
 from sh2gen.base.versions import installed, minor
 from sh2gen.cost.cost import predict, score
+from sh2gen.cost.decode import STEPS
 from sh2gen.cost.programs import shared_of_taps
 from sh2gen.emit.emit import kernel_digest, refuse_clash
 from sh2gen.lower import plans
@@ -29,9 +30,10 @@ from sh2gen.schedule.config import (
     coupling,
     launch_config,
     partner,
+    roles_of,
     schedule,
 )
-from sh2gen.schedule.space import Config, space
+from sh2gen.schedule.space import DECODE, Config, space
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets import target as targets
@@ -262,8 +264,10 @@ def _pinned(
     (plan,) = named
     if plan.kernels:
         refuse_clash(spec, plan)  # whatever the config
-    configs = {d: dict(completed(plan.name, d, entry.config(d))) for d in DIRECTIONS}
-    for direction in DIRECTIONS:
+    configs = {d: dict(completed(plan.name, d, entry.config(d))) for d in roles_of(plan)}
+    if not entry.decode:  # it is older
+        configs.pop(DECODE, None)
+    for direction in configs:
         legal = [knob for knob, _ in space(spec, plan, direction, target).knobs]
         lacks = [knob for knob in legal if knob not in configs[direction]]
         strange = [knob for knob in configs[direction] if knob not in legal]
@@ -291,7 +295,7 @@ def _pinned(
         plan=plan,
         schedule=chosen,
         score=score(spec, plan, chosen, target),
-        origins=dict.fromkeys(DIRECTIONS, origin),
+        origins=dict.fromkeys(roles_of(plan), origin),
         warnings=warnings,
     )
 
@@ -304,8 +308,9 @@ def _with_config(
     known: Tables | None,
 ) -> Candidate:
     """A candidate under the best config known, some knobs of it changed."""
-    configs = {d: first.schedule.config(d) for d in DIRECTIONS}
-    origins = dict.fromkeys(DIRECTIONS, "default")
+    roles = roles_of(first.plan)
+    configs = {d: first.schedule.config(d) for d in roles}
+    origins = dict.fromkeys(roles, "default")
     decided: dict[str, Decision] = {}
     tuned: dict[str, _TunedConfig] = {}
     if known is not None:
@@ -315,11 +320,11 @@ def _with_config(
         decided = {
             d: one.decision for d, one in tuned.items() if one.decision and not changes.get(d)
         }
-    merged = {d: dict(configs[d]) | dict(changes.get(d, {})) for d in DIRECTIONS}
+    merged = {d: dict(configs[d]) | dict(changes.get(d, {})) for d in roles}
     chosen = schedule(
         spec, first.plan, merged | {d: changes[d] for d in changes if d not in merged}, target
     )
-    for direction in DIRECTIONS:
+    for direction in roles:
         if configs[direction] == chosen.config(direction) and direction in tuned:
             origins[direction] += tuned[direction].times
         if changes.get(direction):
@@ -347,18 +352,21 @@ class _TunedConfig:
 def _tuned(
     spec: OpSpec, target: Target, plan: Plan, decisions: tuple[Decision, ...]
 ) -> dict[str, _TunedConfig]:
-    """Tuned configs of both directions that may go together."""
+    """Tuned configs of both directions that may go together, and that of decoding."""
     relevant = [decision for decision in decisions if decision.key.plan == plan.name]
     found: dict[str, _TunedConfig] = {}
-    for direction in DIRECTIONS:
+    for direction in roles_of(plan):
         here = [decision for decision in relevant if decision.key.direction == direction]
         if here and (one := find(here, wanted(spec, target, plan, direction), target)):
             times = f"; {_times(one, target)}"
             exact = one.decision if one.exact else None
             found[direction] = _TunedConfig(one.decision.config, one.label, times, exact)
-    agreed = {coupling(plan, one.config) for one in found.values()}
-    if (len(agreed) == 1 and len(found) == len(DIRECTIONS)) or not plan.states:
+    if not plan.states:
         return found
+    steps = {DECODE: found.pop(DECODE)} if DECODE in found else {}
+    agreed = {coupling(plan, one.config) for one in found.values()}
+    if len(agreed) == 1 and len(found) == len(DIRECTIONS):
+        return found | steps
     # Configs that were not tuned together: those of backward count, which takes longer.
     for direction in ("backward", "forward"):
         if direction in found:
@@ -368,8 +376,8 @@ def _tuned(
             except Sh2genError:
                 continue
             label = f"goes with the tiles of {direction}"
-            return {direction: found[direction], other: _TunedConfig(matching, label)}
-    return {}
+            return {direction: found[direction], other: _TunedConfig(matching, label)} | steps
+    return steps
 
 
 def _untaken(spec: OpSpec, target: Target, plan: Plan, known: Tables) -> tuple[str, ...]:
@@ -377,9 +385,10 @@ def _untaken(spec: OpSpec, target: Target, plan: Plan, known: Tables) -> tuple[s
     tuned this operator for some of these workloads: the nearest of the user's own.
     """
     lines = []
-    digest, workloads = operator_digest(spec), set(spec.workloads)
+    digest = operator_digest(spec)
     mine = known.decisions[: known.own]
-    for direction in DIRECTIONS:
+    for direction in roles_of(plan):
+        workloads = set(_workloads(spec, direction))
         here = (plan.name, direction)
         own = [
             d
@@ -448,9 +457,14 @@ def wanted(spec: OpSpec, target: Target, plan: Plan, direction: str) -> Wanted:
     return Wanted(
         key=key,
         fields=fields_of(spec),
-        workloads=in_order(spec.workloads),
+        workloads=_workloads(spec, direction),
         config_legal=legal,
     )
+
+
+def _workloads(spec: OpSpec, direction: str) -> tuple[Workload, ...]:
+    """What configs of a direction are chosen for."""
+    return STEPS if direction == DECODE else in_order(spec.workloads)
 
 
 @cache
@@ -484,5 +498,5 @@ def explain_misses(
             wanted(spec, target, plan, direction),
             target,
         )
-        for direction in DIRECTIONS
+        for direction in roles_of(plan)
     }

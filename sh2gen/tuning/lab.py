@@ -24,10 +24,24 @@ from sh2gen.base.files import write_whole
 from sh2gen.base.process import Worker, python_worker
 from sh2gen.build.build import BuiltKernel, Compilers, built_kernel, failure, kernel_job, misfit
 from sh2gen.emit.emit import emit
-from sh2gen.emit.launched import alignment_of, kernel_digests, launched, of_direction, short_shape
+from sh2gen.emit.kernels import StepCall, step_sources
+from sh2gen.emit.launched import (
+    alignment_of,
+    kernel_digests,
+    launched,
+    launched_by,
+    short_shape,
+)
 from sh2gen.plan.kernel import Role
 from sh2gen.plan.source import Alignment, KernelSource, Source
-from sh2gen.schedule.config import DIRECTIONS, Schedule, coupling, partner
+from sh2gen.schedule.config import (
+    DIRECTIONS,
+    Schedule,
+    coupling,
+    partner,
+    roles_of,
+    schedule,
+)
 from sh2gen.schedule.space import Config, search_space
 from sh2gen.targets.target import Target
 from sh2gen.tuning.journal import Task
@@ -53,6 +67,14 @@ BUILD_LIMIT, VERIFY_LIMIT, TIME_LIMIT = 60.0, 120.0, 60.0
 _PATIENCE, LEAST_LIMIT, FIRST_LIMIT = 10, 10.0, 30.0
 # Knobs that only the compiler sees: kernels of equal code that differ in these run the same.
 _COMPILED = ("maxnreg", "PREFETCH", "PARTS")
+# Prompt after which decoding is verified, in so many rows: longer than most filters.
+SHORT_PROMPT = (2, 300)
+# Calls that the property `decode` makes: of one step and of two, and the same as drafts.
+DECODED = [
+    StepCall(batch=1, steps=count, room=2, slotted=draft, draft=draft)
+    for count in (1, 2)
+    for draft in (False, True)
+]
 
 
 def ask(worker: Worker, job: Mapping[str, Any], limit: float) -> dict[str, Any]:
@@ -92,8 +114,8 @@ class Workbench:
 
     Args:
         task: what is searched for.
-        start: a config that is timed even if others give the same binary: these are dropped.
-        other: a config of the other direction, where candidates can go with them.
+        starts: by direction; that of the task is timed even if others give the same binary: these
+            are dropped. Of others, what candidates go with where they can; by default the default.
         folder: for generated files; nothing in it is needed afterwards.
         compilers, worker: processes, which the caller closes.
         seed: of all random inputs; every candidate gets others.
@@ -111,8 +133,7 @@ class Workbench:
         task: Task,
         target: Target,
         *,
-        start: Config,
-        other: Config,
+        starts: Mapping[str, Config],
         folder: Path,
         compilers: Compilers,
         worker: Worker,
@@ -121,7 +142,9 @@ class Workbench:
         self._spec, self._plan, self._direction = task.spec, task.plan, task.direction
         self._sizes = [[w.batch, w.length] for w in task.workloads]
         self._target, self._folder, self._seed = target, folder, seed
-        self._start, self._other = start, other
+        given = schedule(task.spec, task.plan, target=target)
+        self._start = starts[task.direction]
+        self._starts = {role: given.config(role) for role in roles_of(task.plan)} | dict(starts)
         self._until = math.inf
         self._compilers, self._worker = compilers, worker
         self._files: dict[str, tuple[str, str]] = {}  # bare text -> path, text
@@ -254,15 +277,13 @@ class Workbench:
 
     def _prepare(self, config: Config) -> _Candidate:
         """Emit a candidate and have compiled what its calls will launch, unless it is already."""
-        other = self._other
-        if coupling(self._plan, other) != coupling(self._plan, config):
-            other = partner(self._spec, self._plan, self._direction, config, self._target)
-        pair = dict(zip(DIRECTIONS, (config, other), strict=True))
-        if self._direction == "backward":
-            pair = dict(zip(DIRECTIONS, (other, config), strict=True))
-        whole = Schedule(plan=self._plan.name, **pair)
+        configs = {**self._starts, self._direction: config}
+        if len({coupling(self._plan, configs[d]) for d in DIRECTIONS}) > 1:
+            (other,) = set(DIRECTIONS) - {self._direction}
+            configs[other] = partner(self._spec, self._plan, self._direction, config, self._target)
+        whole = Schedule(plan=self._plan.name, **configs)
         source = emit(self._spec, self._plan, whole)
-        (configs,) = source.configs.values()
+        (stated,) = source.configs.values()
         if source.frame not in self._files:
             path = self._folder / str(len(self._files)) / f"{self._spec.op}.py"
             write_whole(path, source.text)
@@ -271,13 +292,17 @@ class Workbench:
         shared = dataclasses.replace(source, text=text)
         of, capability = (self._spec, self._plan, whole, source.kernels), self._target.capability
         sizes = [(batch, length) for batch, length in self._sizes]
-        short = short_shape(*of, sizes, capability)
-        kernels = [
-            (kernel, self._submit(shared, kernel))
-            for kernel in launched(*of, (short, *sizes), capability)
-        ]
-        timed = of_direction(launched(*of, sizes, capability), self._direction)
-        return _Candidate(config, file, configs, short, kernels, timed)
+        timed = launched_by(*of, sizes, capability, self._direction)
+        if self._direction == Role.DECODE:
+            short = SHORT_PROMPT
+            rows = short[0], max(batch for batch, _ in sizes)
+            calls = [dataclasses.replace(one, batch=batch) for batch in rows for one in DECODED]
+            every = (*timed, *step_sources(self._spec, self._plan, whole, calls))
+        else:
+            short = short_shape(*of, sizes, capability)
+            every = launched(*of, (short, *sizes), capability)
+        kernels = [(kernel, self._submit(shared, kernel)) for kernel in every]
+        return _Candidate(config, file, stated, short, kernels, timed)
 
     def digests(self, config: Config) -> dict[str, str]:
         """`kernel_digests` of a candidate that was timed."""
@@ -300,7 +325,7 @@ class Workbench:
 
     def _outcome(self, candidate: _Candidate) -> Outcome:
         """Judge what was built, then verify and time it."""
-        role = Role.BACKWARD if self._direction == "backward" else Role.FORWARD
+        role = Role(self._direction)
         built: list[BuiltKernel] = []
         spent = {"build": 0.0}
         for kernel, future in candidate.kernels:

@@ -33,7 +33,8 @@ class LockEntry:
         op: its name.
         digest: its `operator_digest`.
         kernels: `kernel_digest` of the plan, the text that the config was taken for.
-        plan, forward, backward: as in `Schedule`, with every knob there is.
+        plan, forward, backward, decode: as in `Schedule`, with every knob there is; files of
+            earlier versions do not say how to decode, which is the default then.
     """
 
     op: str
@@ -42,10 +43,11 @@ class LockEntry:
     plan: str
     forward: Config
     backward: Config
+    decode: Config = ()
 
     def config(self, direction: str) -> Config:
-        """Of "forward" or "backward"."""
-        return self.forward if direction == "forward" else self.backward
+        """Of "forward", "backward" or "decode"."""
+        return {"forward": self.forward, "backward": self.backward}.get(direction, self.decode)
 
 
 def refuse_to_write(path: Path) -> None:

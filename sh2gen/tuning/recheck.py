@@ -17,10 +17,12 @@ from sh2gen.base.errors import Sh2genError
 from sh2gen.base.versions import no_triton
 from sh2gen.build.build import Compilers, failure, kernel_job
 from sh2gen.emit.emit import emit
-from sh2gen.emit.launched import alignment_of, kernel_digests, launched, of_direction
+from sh2gen.emit.launched import alignment_of, kernel_digests, launched_by
 from sh2gen.lower import plans
 from sh2gen.plan.source import KernelSource, Source
-from sh2gen.schedule.config import DIRECTIONS, Schedule, partner
+from sh2gen.schedule.config import DIRECTIONS, ROLES, Schedule, partner
+from sh2gen.schedule.config import schedule as default
+from sh2gen.schedule.space import DECODE
 from sh2gen.targets import target as targets
 from sh2gen.targets.target import Target
 from sh2gen.tuning.choose import size_options, triton_version
@@ -73,9 +75,10 @@ class Checked:
         """
         d = self.decision
         words = ["sh2gen tune", f"{d.op}.yaml"]
-        words += [size_options(d.workloads)] * (len(d.workloads) == 1)
+        decodes = d.key.direction == DECODE
+        words += [size_options(d.workloads)] * (len(d.workloads) == 1 and not decodes)
         command = " ".join((*words, f"--direction {d.key.direction} --plan {d.key.plan}"))
-        if len(d.workloads) > 1:
+        if len(d.workloads) > 1 and not decodes:
             listed = ", ".join(f"{{batch: {w.batch}, length: {w.length}}}" for w in d.workloads)
             command += f", with `workloads: [{listed}]` in the file"
         return command
@@ -170,15 +173,15 @@ def kernels_of_decision(decision: Decision) -> tuple[Source, tuple[KernelSource,
     if not named:
         raise Sh2genError("L003", f"{spec.op} has no plan `{decision.key.plan}`")
     (plan,) = named
-    (other,) = (d for d in DIRECTIONS if d != direction)
     target = _target_of(decision)
     assert target is not None
-    configs = {
-        direction: decision.config,
-        other: partner(spec, plan, direction, decision.config, target),
-    }
+    configs = {d: default(spec, plan, target=target).config(d) for d in ROLES}
+    configs[direction] = decision.config
+    if direction in DIRECTIONS:
+        (other,) = set(DIRECTIONS) - {direction}
+        configs[other] = partner(spec, plan, direction, decision.config, target)
     schedule = Schedule(plan=plan.name, **configs)
     source = emit(spec, plan, schedule)
     shapes = [(w.batch, w.length) for w in decision.workloads]
     of = (spec, plan, schedule, source.kernels, shapes, target.capability)
-    return source, of_direction(launched(*of), direction)
+    return source, launched_by(*of, direction)

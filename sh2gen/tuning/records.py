@@ -21,7 +21,7 @@ from typing import Any
 
 from sh2gen.base import jsonl
 from sh2gen.base.jsonl import Damage
-from sh2gen.schedule.config import DIRECTIONS
+from sh2gen.schedule.config import ROLES
 from sh2gen.schedule.space import Config
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
@@ -67,7 +67,7 @@ class Key:
     Attributes:
         spec: `operator_digest` of the operator.
         plan: name of the plan, such as "toeplitz/BDL/recompute".
-        direction: forward or backward.
+        direction: forward, backward or decode.
         gpu: as the driver calls it, such as "NVIDIA H200".
         triton: its minor version, such as "3.6".
     """
@@ -79,8 +79,10 @@ class Key:
     triton: str
 
     def __post_init__(self) -> None:
-        if self.direction not in DIRECTIONS:
-            raise ValueError(f"direction must be forward or backward, not {self.direction!r}")
+        if self.direction not in ROLES:
+            raise ValueError(
+                f"direction must be one of {', '.join(ROLES)}, not {self.direction!r}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from sh2gen.build.build import Compilers
 from sh2gen.cost.cost import predict
 from sh2gen.plan.plan import Plan
 from sh2gen.schedule.config import DIRECTIONS, Schedule, coupling
-from sh2gen.schedule.space import Config, search_space
+from sh2gen.schedule.space import DECODE, Config, search_space
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
@@ -62,6 +62,9 @@ def problem(
     if points is None:
         points = search_space(spec, plan, direction, target).points
     points = tuple(dict.fromkeys((start, *also, *points)))
+    if direction == DECODE:  # nothing predicts which config is the faster: all are tried
+        alike = dict.fromkeys(points, 1.0)
+        return Problem(points=points, start=start, predicted=alike, also=also)
     predicted, floors = {}, {}
     for config in points:
         schedule = Schedule(plan=plan.name, **{direction: config})
@@ -156,12 +159,10 @@ class Session:
     ) -> Workbench:
         """Where candidates of a task are built, verified and timed; arguments as of `tune`."""
         self._searches += 1
-        (other,) = (d for d in DIRECTIONS if d != task.direction)
         return Workbench(
             task,
             target,
-            start=starts[task.direction],
-            other=starts[other],
+            starts=starts,
             folder=self._folder / str(self._searches),
             compilers=self._compilers,
             worker=self._worker,
@@ -275,8 +276,8 @@ def _space(
         text = f"{constraint.that}: {constraint.because}"
         journal.write((), dropped(Status.CONSTRAINT, "constraint", text), count)
     points = survey.points
-    (other,) = (d for d in DIRECTIONS if d != direction)
-    if other not in directions:  # its config stays as it is
+    other = {"forward": "backward", "backward": "forward"}.get(direction)
+    if other is not None and other not in directions:  # its config stays as it is
         points = tuple(p for p in points if coupling(plan, p) == coupling(plan, starts[other]))
     also = () if extra is None else (extra,)
     start = starts[direction]

@@ -9,9 +9,11 @@ by those of the file), `direction` and `workloads` ([batch, length] each), and
 
 - `verify`: `seed`, and `short`, [batch, length]. At this size and at every workload: output and
   every gradient against float64, by both tolerances, with poisoned memory. At `short` also: the
-  same bits in a second run, and nothing written beyond tensors. The answer holds `checks`.
+  same bits in a second run, and nothing written beyond tensors. Of decoding: the property
+  `decode` after a prompt of `short`, and without one in the rows of the largest workload. The
+  answer holds `checks`.
 - `time`: `warmup_ms`, `repeat_ms`. The answer holds `us`: [low, median, high] a workload.
-- `bounds`: `us`, of elementwise kernels that move what the direction must.
+- `bounds`: `us`, of elementwise kernels that move what the direction must; of decoding, of copies.
 - `machine`: `gpu`, its name, `uuid`, that of no other GPU, and `versions`, as of
   `measure.machine`.
 
@@ -40,13 +42,17 @@ from sh2gen.runtime.measure import (
     time_call,
 )
 from sh2gen.runtime.operator import Operator, OperatorRunner
+from sh2gen.runtime.steps import step_bound, steps, time_steps
+from sh2gen.schedule.space import DECODE
 from sh2gen.verify.fences import written_beyond
+from sh2gen.verify.report import Report
 from sh2gen.verify.verify import verify
 
 # Elements that are compared with float64, in whole groups over all of time, or in parts of time of
 # groups that are larger; all are looked at for NaN. More would take longer than the kernels that
 # are tried.
 COMPARED = 1 << 22
+_AFTER_NOTHING = 7  # steps that are decoded of many rows
 GUARD = 1 << 16  # elements of NaN on each side of an activation; keeps its alignment
 
 
@@ -85,6 +91,8 @@ class Bench:
         operator = self._operator(job)
         spec = operator.spec
         short = tuple(job["short"])
+        if job["direction"] == DECODE:
+            return self._decodes(operator, short, job)
         shapes = dict.fromkeys((short, *map(tuple, job["workloads"])))
         # First, because between fences such a write breaks nothing; elsewhere it may be a fault.
         if beyond := self._beyond(operator, *short):
@@ -100,12 +108,23 @@ class Bench:
             property_shapes=[short],
             compared=COMPARED,
         )
-        if report.ok:
-            return {"checks": len(report.checks) + 1}
-        first = report.failures[0]
-        detail = f"{first.name}: {first.measured:.3g}, allowed {first.bound:.3g}"
-        more = f"; {first.detail}" if first.detail else ""
-        return {"status": "wrong", "detail": detail + more}
+        return _verdict(report, 1)
+
+    def _decodes(
+        self, operator: Operator, prompt: tuple[int, int], job: dict[str, Any]
+    ) -> dict[str, Any]:
+        rows = max(batch for batch, _ in job["workloads"])
+        report = verify(
+            operator.spec,
+            OperatorRunner(operator, "cuda" if self._device == "cuda" else "eager"),
+            dtype=io_dtype(operator.spec),
+            shapes=[],
+            device=self._device,
+            seed=job["seed"],
+            properties=("decode",),
+            property_shapes=[prompt, (rows, _AFTER_NOTHING)],
+        )
+        return _verdict(report)
 
     def _beyond(self, operator: Operator, batch: int, length: int) -> int:
         """Bytes beyond tensors that forward and backward write to: as `measure.calls` times them,
@@ -135,6 +154,10 @@ class Bench:
         dtype = io_dtype(operator.spec)
         found = []
         for batch, length in job["workloads"]:
+            if job["direction"] == DECODE:
+                timing = time_steps(steps(operator, batch), job["warmup_ms"], job["repeat_ms"])
+                found.append(astuple(timing))
+                continue
             call = getattr(calls(operator, batch, length, dtype), job["direction"])
             found.append(astuple(time_call(call, job["warmup_ms"], job["repeat_ms"])))
         return {"us": found}
@@ -143,9 +166,22 @@ class Bench:
         spec = self._operator(job).spec
         dtype, direction = io_dtype(spec), job["direction"]
         found = [
-            bound(spec, batch, length, dtype, direction) for batch, length in job["workloads"]
+            step_bound(spec, batch)
+            if direction == DECODE
+            else bound(spec, batch, length, dtype, direction)
+            for batch, length in job["workloads"]
         ]
         return {"us": [astuple(timing) for timing in found]}
+
+
+def _verdict(report: Report, others: int = 0) -> dict[str, Any]:
+    """The answer that a report, and so many other checks that passed, come to."""
+    if report.ok:
+        return {"checks": len(report.checks) + others}
+    first = report.failures[0]
+    detail = f"{first.name}: {first.measured:.3g}, allowed {first.bound:.3g}"
+    more = f"; {first.detail}" if first.detail else ""
+    return {"status": "wrong", "detail": detail + more}
 
 
 class Training(OperatorRunner):

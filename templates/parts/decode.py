@@ -272,18 +272,21 @@ def where_later(x: Tensor, past: Tensor, end: Tensor) -> Tensor:
     """
     steps = x.shape[2]
     time = end[:, None] - steps + torch.arange(steps, device=x.device)
-    index = (time + steps).clamp(0, steps - 1)[:, None].expand(-1, x.shape[1], -1)
-    return torch.where(time[:, None] < 0, past.to(x.dtype).gather(2, index), x)
+    time = time[:, None].expand(-1, x.shape[1], -1)
+    index = torch.where(time < 0, time + steps, 0)
+    return torch.where(time < 0, past.to(x.dtype).gather(2, index), x)
 
 
 def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
     """The steps of x (B, C, L) before an end of each row; those before x are of the `past`."""
     index = end[:, None] - steps + torch.arange(steps, device=x.device)
     index, before = index[:, None].expand(-1, x.shape[1], -1), past.shape[2]
-    later = x.gather(2, index.clamp(min=0))
+    # Not by clamp, whose constants inductor of PyTorch 2.11 folds into indices that fail.
+    later = x.gather(2, torch.where(index < 0, 0, index))
     if not before:
         return later
-    earlier = past.to(x.dtype).gather(2, (index + before).clamp(0, before - 1))
+    own = (index < 0) & (index >= -before)
+    earlier = past.to(x.dtype).gather(2, torch.where(own, index + before, 0))
     return torch.where(index < 0, earlier, later)
 
 

@@ -43,7 +43,9 @@ def written(folder: Path) -> Path:
 
 @pytest.mark.parametrize("directions", [(), ("sideways",), "forward"])
 def test_tuning_needs_a_direction(directions: Any) -> None:
-    with pytest.raises(ValueError, match="directions must be of forward, backward, at least one"):
+    with pytest.raises(
+        ValueError, match="directions must be of forward, backward, decode, at least one"
+    ):
         next(tune_operator(SPEC, directions=directions))
 
 

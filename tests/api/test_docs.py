@@ -15,7 +15,7 @@ import subprocess
 import sys
 import textwrap
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from sh2gen.lower import ALGORITHMS, plans
 from sh2gen.schedule.config import DIRECTIONS
 from sh2gen.schedule.facts import FACTS
 from sh2gen.schedule.knobs import _values, read_schedules
-from sh2gen.schedule.space import search_space
+from sh2gen.schedule.space import DECODE, search_space
 from sh2gen.spec.decode import load_spec
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import target
@@ -341,9 +341,10 @@ def schedule_page(algorithm: str) -> str:
     ]
     if not text["knobs"]:
         return "\n".join([*lines, "It has no kernels of its own and so no config."]) + "\n"
+    first = next(iter(text["default"]["BDL"]))
     lines += [
-        "A config is set by direction, `--set forward.KNOB=VALUE`. A relation or an expression is",
-        "made of knobs and of these facts of the operator:",
+        f"A config is set by direction, `--set {first}.KNOB=VALUE`. A relation or an expression",
+        "is made of knobs and of these facts of the operator:",
     ]
     source = repr(text)
     used = [(f"`{name}`", FACTS[name]) for name in FACTS if re.search(rf"\b{name}\b", source)]
@@ -385,20 +386,25 @@ def schedule_page(algorithm: str) -> str:
             ]
             lines += ["", f"### Tried: {layout} {direction}", *table(("when", *names), *rows)]
     lines += ["", "### Points", "", "So many configs are tried for the shipped operators."]
-    return "\n".join([*lines, *table(("op", "plan", *DIRECTIONS), *points_of(algorithm))]) + "\n"
+    roles = (DECODE,) if algorithm == DECODE else DIRECTIONS
+    rows = points_of(algorithm, roles)
+    return "\n".join([*lines, *table(("op", "plan", *roles), *rows)]) + "\n"
 
 
-def points_of(algorithm: str) -> Iterator[tuple[str, ...]]:
+def points_of(algorithm: str, roles: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Operator, plan, and the sizes of its search spaces, for the shipped operators."""
     for path in sorted((ROOT / "ops").glob("*.yaml")):
         spec = load_spec(path)
-        for plan in plans(spec) if ALGORITHMS[algorithm].applies(spec).applies else ():
-            if plan.algorithm == algorithm:
-                counts = (len(search_space(spec, plan, d).points) for d in DIRECTIONS)
-                yield (spec.op, f"`{plan.name}`", *map(str, counts))
+        if algorithm == DECODE:  # whatever computes whole sequences
+            found = [plan for plan in plans(spec) if plan.step is not None][:1]
+        else:
+            found = [plan for plan in plans(spec) if plan.algorithm == algorithm]
+        for plan in found:
+            counts = (len(search_space(spec, plan, d).points) for d in roles)
+            yield (spec.op, f"`{plan.name}`", *map(str, counts))
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", (*ALGORITHMS, DECODE))
 def test_the_pages_of_schedules_are_up_to_date(algorithm: str) -> None:
     page = ROOT / "docs" / "schedules" / f"{algorithm}.md"
     assert page.read_text() == schedule_page(algorithm), "run: python tests/api/test_docs.py"
@@ -406,7 +412,7 @@ def test_the_pages_of_schedules_are_up_to_date(algorithm: str) -> None:
 
 def test_no_page_of_schedules_is_left_over() -> None:
     pages = {path.stem for path in (ROOT / "docs" / "schedules").iterdir()}
-    assert pages == set(ALGORITHMS)
+    assert pages == {*ALGORITHMS, DECODE}
 
 
 def test_every_code_that_is_raised_is_listed() -> None:
@@ -487,5 +493,5 @@ def test_examples_run(path: Path, tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     (ROOT / "docs" / "errors.md").write_text(errors_page())
-    for name in ALGORITHMS:
+    for name in (*ALGORITHMS, DECODE):
         (ROOT / "docs" / "schedules" / f"{name}.md").write_text(schedule_page(name))

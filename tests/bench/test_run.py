@@ -91,9 +91,12 @@ def test_baselines_in_processes_of_their_own(
     assert reasons["flashfftconv"].startswith("wrong: error ")
     assert reasons["savanna"] == "does not apply: its kernels have both gates"
     assert results.checks > 0 and results.efforts["forward"].bytes == 4
+    assert [step.batch for step in results.steps] == [1, 64, 256]
+    assert all(0 < step.us.low <= step.us.median and step.host > 0 for step in results.steps)
     assert any(line == "causal_conv1d: timing at B=2 L=16" for line in said)
     assert "packages print" not in "".join(capfd.readouterr())
     text = table(results)
+    assert text.count("decode, one step of each sequence") == 1
     for name, reason in reasons.items():
         assert f"  {name}: {reason}" in text.splitlines()
     plain = json.dumps(results.to_dict(), allow_nan=False)
@@ -373,3 +376,14 @@ def test_calls_that_cannot_be_captured(
     monkeypatch.setattr(bench_worker, "_calls", lambda job: SimpleNamespace(backward=None))
     job = {"do": "time", "device": "cuda", "direction": "backward", "graph": graph}
     assert answer(job) == answered | {"broken": True}
+
+
+def test_nothing_is_timed_where_decoding_is_wrong(tmp_path: Path) -> None:
+    path, plan, made = written(tmp_path)
+    text, kept = path.read_text(), "ring_slots(ring, count, x.shape[2], 0)] = steps"
+    assert text.count(kept) == 1
+    path.write_text(signed(text.replace(kept, kept.replace("= steps", "= 2 * steps"))))
+    sizes: dict[str, Any] = {"workloads": SIZES, "device": "cpu", "checked": SMALL}
+    with pytest.raises(CheckFailed, match="decode B=2 L=300: y, step by step") as caught:
+        run(path, plan, made, target("H200"), baselines=(), **sizes)
+    assert caught.value.code == "V002"

@@ -14,8 +14,8 @@ from sh2gen.base.resources import folder
 from sh2gen.build.build import Built, BuiltKernel, Compilers, check_fits
 from sh2gen.build.build import build as build_kernels
 from sh2gen.emit.emit import emit
+from sh2gen.emit.kernels import StepCall, step_sources
 from sh2gen.lower import plans
-from sh2gen.plan.geometry import shared_channels, step_config
 from sh2gen.plan.kernel import Role
 from sh2gen.plan.source import Alignment
 from sh2gen.schedule.config import schedule
@@ -243,21 +243,11 @@ def test_several_steps_a_call(op: str, draft: bool, build: Build) -> None:
     """Of few rows and of many: four steps, as of drafts, do not spill either."""
     spec = load_spec(folder("ops") / f"{op}.yaml")
     plan = plans(spec)[0]
-    source = emit(spec, plan, schedule(spec, plan))
-    (kernel,) = (k for k in source.kernels if k.role is Role.DECODE)
-    known = dict(kernel.constants)
-    taps = (spec.filter.length or 0) * ("CHUNK" in known)
+    default = schedule(spec, plan)
+    source = emit(spec, plan, default)
     for batch in (1, 256):
-        sizes = (spec.channels, spec.group_width, taps, spec.filter.modes or 0)
-        config = step_config(batch, 4, *sizes)
-        changed = {name: config[name] for name in known if name in config}
-        changed |= {name: n + 3 for name, n in known.items() if name.endswith("_SLOTS")}
-        changed |= {"STEPS": 4, "DRAFT": draft}
-        if "SHARE" in known:
-            changed["SHARE"] = shared_channels(spec.group_width, config)
-        one = replace(
-            kernel, constants=tuple((known | changed).items()), num_warps=config["num_warps"]
-        )
+        call = StepCall(batch=batch, steps=4, room=4, draft=draft)
+        (one,) = step_sources(spec, plan, default, [call])
         built = build(replace(source, kernels=(one,)), H200, alignments=ALIGNED)
         check_fits(built, H200)
         assert built.kernels[0].spills == 0

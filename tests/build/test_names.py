@@ -118,9 +118,8 @@ def any_schedule(spec: OpSpec, plan: Plan, number: int) -> Schedule:
     points = search_space(spec, plan, direction).points
     point = points[number // 2 % len(points)]
     (other,) = set(DIRECTIONS) - {direction}
-    return Schedule(
-        plan=plan.name, **{direction: point, other: partner(spec, plan, direction, point)}
-    )
+    pair = {direction: point, other: partner(spec, plan, direction, point)}
+    return dataclasses.replace(schedule(spec, plan), **pair)
 
 
 KINDS = ("explicit", "decay", "modal")

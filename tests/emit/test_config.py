@@ -147,7 +147,8 @@ def test_configs_of_this_gpu_then_of_its_capability_then_the_default(tmp_path: P
             found = file.configs_of(x, *width)
             assert file.configs_of(x, *width) is found, "chosen once"
         stated = dict(zip(("forward", "backward"), both, strict=True))
-        assert {r: one["PROGRAMS"] for r, one in found.items()} == {
+        assert found["decode"] == dict(schedule(spec, plan).decode)
+        assert {r: found[r]["PROGRAMS"] for r in stated} == {
             role: max(1, number // batch) for role, number in stated.items()
         }
     assert before == file.CONFIGS

@@ -29,7 +29,7 @@ from sh2gen.lower import ALGORITHMS, plans
 from sh2gen.plan.kernel import Role
 from sh2gen.plan.source import Source
 from sh2gen.runtime.operator import Operator
-from sh2gen.schedule.config import DIRECTIONS, schedule
+from sh2gen.schedule.config import roles_of, schedule
 from sh2gen.spec.decode import load_spec, spec_from_dict
 from sh2gen.spec.operator import OpSpec
 from tests.strategies import filter_for, register_profiles, specs
@@ -141,7 +141,7 @@ def test_any_operator_under_any_schedule(data: st.DataObject) -> None:
     assert spec_from_dict(namespace["SPEC"]) == dataclasses.replace(spec, groups_in_full=None)
     assert namespace["PLAN"] == plan.name and namespace["LAYOUT"] == plan.layout
     assert (namespace["CHANNELS"], namespace["GROUPS"]) == (spec.channels, spec.filter.groups)
-    configs = {role: dict(drawn.config(role)) for role in DIRECTIONS}
+    configs = {role: dict(drawn.config(role)) for role in roles_of(plan)}
     configs = {("", spec.channels, spec.filter.groups): configs} if plan.kernels else {}
     assert source.configs == namespace.get("CONFIGS", {}) == configs
 

@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +18,17 @@ from triton.backends.compiler import GPUTarget
 from sh2gen.base.process import Worker
 from sh2gen.build.build import Compilers, build
 from sh2gen.emit.emit import emit
+from sh2gen.emit.kernels import StepCall
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
 from sh2gen.runtime.measure import activation
 from sh2gen.runtime.operator import Operator
-from sh2gen.schedule.config import schedule
+from sh2gen.schedule.config import ROLES, schedule
 from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.tuning.journal import Task
-from sh2gen.tuning.lab import Workbench
+from sh2gen.tuning.lab import DECODED, Workbench
 from tests.gpus import H200
 from tests.strategies_schedules import written
 
@@ -230,8 +233,7 @@ def test_launches_of_a_candidate_find_what_was_built_and_all_that_was_built_is_l
         bench = Workbench(
             task,
             H200,
-            start=chosen,
-            other=default.backward,
+            starts={role: default.config(role) for role in ROLES},
             folder=tmp_path,
             compilers=compilers,
             worker=worker,
@@ -251,6 +253,51 @@ def test_launches_of_a_candidate_find_what_was_built_and_all_that_was_built_is_l
     assert len(binaries) == len(candidate.kernels)
     names = {name.removeprefix(f"{op}_") for name, *_ in binaries}
     assert among <= names and not missing & names
+
+
+@pytest.mark.parametrize(("op", "double"), [("few", 0), ("many", 32768), ("few_modes", 32768)])
+def test_steps_of_a_candidate_find_what_was_built(
+    op: str, double: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that verification makes, and those that are timed, of few rows and of many."""
+    spec, plan = made(op, [(1, 512)])
+    batches = (1, 65536 // spec.channels)
+    workloads = tuple(Workload(batch=batch, length=1) for batch in batches)
+    spec = replace(spec, workloads=workloads)
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(cache))
+    default = schedule(spec, plan)
+    config = schedule(spec, plan, {"decode": {"DOUBLE": double}}).decode
+    task = Task(spec=spec, plan=plan, direction="decode")
+    with closing(Compilers(1, 120)) as compilers, closing(Answers((), "")) as worker:
+        bench = Workbench(
+            task,
+            H200,
+            starts={role: default.config(role) for role in ROLES},
+            folder=tmp_path,
+            compilers=compilers,
+            worker=worker,
+        )
+        candidate = bench._prepare(config)
+        for kernel, future in candidate.kernels:
+            assert "cubin" in future.result(), (kernel.name, future.result())
+    built = {path.name for path in cache.iterdir()}
+    operator = Operator(Path(candidate.file))
+    names = operator.namespace
+    operator.use(candidate.configs)
+    launched = asked_for(names, monkeypatch)
+    timed = [StepCall(batch=batch, slotted=True) for batch in batches]
+    for call in (*timed, *(replace(one, batch=b) for b in (2, batches[1]) for one in DECODED)):
+        shape = (call.batch, spec.channels, call.steps)
+        inputs = [torch.zeros(shape, dtype=torch.bfloat16) for _ in names.INPUTS]
+        parameters = [torch.zeros(shape) for shape in shapes_of(names).values()]
+        how = {"steps": call.room, "draft": call.draft, "dtype": torch.bfloat16}
+        state = names.initial_state(call.batch, spec.channels, **how)
+        slots = torch.arange(call.batch, dtype=torch.int32) if call.slotted else None
+        names.launch_decode(inputs, parameters, state, slots)
+    assert {path.name for path in cache.iterdir()} == built
+    assert len(launched) == len(candidate.kernels) == (10 if double else 5)
 
 
 @pytest.mark.parametrize("op", ["few", "many", "stateful"])

@@ -13,7 +13,7 @@ from sh2gen.base.errors import Sh2genError
 from sh2gen.base.resources import folder
 from sh2gen.lower import ALGORITHMS, plans
 from sh2gen.plan.plan import Plan
-from sh2gen.schedule.config import DIRECTIONS, Schedule, completed, schedule
+from sh2gen.schedule.config import ROLES, Schedule, completed, schedule
 from sh2gen.schedule.expressions import relation
 from sh2gen.schedule.knobs import _values, read_schedules
 from sh2gen.schedule.space import Constraint, Space, space
@@ -41,7 +41,7 @@ def test_the_default_of_every_plan_is_legal(algorithm: str) -> None:
     for plan in plans(spec, algorithm):
         made = schedule(spec, plan)
         assert made.plan == plan.name
-        for direction in DIRECTIONS:
+        for direction in ROLES:
             config, where = made.config(direction), space(spec, plan, direction)
             assert config == where.default
             assert bool(config) == bool(plan.kernels)
@@ -54,7 +54,7 @@ def test_drawn_schedules_are_legal(data: st.DataObject) -> None:
     spec = data.draw(specs())
     plan = data.draw(st.sampled_from(plans(spec)))
     drawn = data.draw(schedules(spec, plan))
-    changes = {direction: dict(drawn.config(direction)) for direction in DIRECTIONS}
+    changes = {direction: dict(drawn.config(direction)) for direction in ROLES}
     assert schedule(spec, plan, changes) == drawn
     assert hash(drawn) == hash(dataclasses.replace(drawn))
 
@@ -66,8 +66,10 @@ def test_a_config_is_changed_by_direction_and_printed() -> None:
     assert dict(made.backward)["BLOCK_T"] == 128
     assert str(made) == (
         "forward: ROWS=8 BLOCK_D=1 BLOCK_T=1024 TILES=1 num_warps=2; "
-        "backward: ROWS=16 BLOCK_D=4 BLOCK_T=128 TILES=4 num_warps=1"
+        "backward: ROWS=16 BLOCK_D=4 BLOCK_T=128 TILES=4 num_warps=1; "
+        "decode: BLOCK_D=64 DOUBLE=131072 num_warps=1"
     )
+    assert dict(schedule(spec, plan, {"decode": {"num_warps": 2}}).decode)["num_warps"] == 2
     assert "maxnreg=192" in str(schedule(spec, plan, {"forward": {"maxnreg": 192}}))
     assert str(Schedule(plan="fft/BDL/recompute")) == "no config"
 

@@ -12,7 +12,7 @@ import torch
 
 from sh2gen.api.inputs import resolve_target
 from sh2gen.base.errors import Sh2genError
-from sh2gen.schedule.config import DIRECTIONS, coupling, schedule
+from sh2gen.schedule.config import DIRECTIONS, ROLES, coupling, schedule
 from sh2gen.schedule.space import Config, search_space
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.language import Workload
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("home")
 
 def test_without_tables_the_config_is_the_default() -> None:
     configs, origins = chosen()
-    assert configs == DEFAULT and origins == {"forward": "default", "backward": "default"}
+    assert configs == DEFAULT and origins == dict.fromkeys(ROLES, "default")
 
 
 def test_what_was_tuned_for_exactly_this_is_taken(home: Path) -> None:
@@ -54,7 +54,7 @@ def test_what_was_tuned_for_exactly_this_is_taken(home: Path) -> None:
     )
     configs, origins = chosen()
     assert configs == DEFAULT | {"forward": exact}
-    assert origins == {"forward": f"{ON}; {TIME}", "backward": "default"}
+    assert origins == {"forward": f"{ON}; {TIME}", "backward": "default", "decode": "default"}
 
 
 def test_else_the_nearest_and_what_differs_is_said(home: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_folder_that_is_given_goes_before_ones_own_and_this_before_the_package
 )
 def test_a_config_of_an_older_space_is_not_taken(home: Path, config: Config) -> None:
     keep(home, decide(SPEC, "forward", config))
-    assert chosen() == (DEFAULT, dict.fromkeys(DIRECTIONS, "default"))
+    assert chosen() == (DEFAULT, dict.fromkeys(ROLES, "default"))
     keep(home, decide(SPEC, "forward", changed(TILES=2), triton="2.0"))
     assert chosen()[0]["forward"] == changed(TILES=2)
     want = plan_of(SPEC)
@@ -141,7 +141,7 @@ def test_a_table_that_is_damaged_is_no_table(home: Path) -> None:
     keep(home, decide(SPEC, "forward", changed(TILES=4)))
     (path,) = (home / "tuned").glob("*/*.jsonl")
     path.write_text(path.read_text().replace('"v": 3', '"v": 99') + "{\n")
-    assert chosen() == (DEFAULT, dict.fromkeys(DIRECTIONS, "default"))
+    assert chosen() == (DEFAULT, dict.fromkeys(ROLES, "default"))
 
 
 def test_values_given_count_more_than_tuned_ones(home: Path) -> None:
@@ -179,13 +179,13 @@ def test_a_config_for_a_gpu_that_is_no_target_is_not_called_exact(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 PCIe")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     first = candidates(SPEC, resolve_target(None), known=tables())[0]
-    assert set(first.origins.values()) == {
+    assert {first.origins[d] for d in DIRECTIONS} == {
         f"nearest: {ON}; not measured on NVIDIA H100 PCIe; there {TIME}"
     }
     assert not first.measured
     # Who names a target compiles for that one.
     first = candidates(SPEC, resolve_target("H200"), known=tables())[0]
-    assert set(first.origins.values()) == {f"{ON}; {TIME}"}
+    assert {first.origins[d] for d in DIRECTIONS} == {f"{ON}; {TIME}"}
 
 
 def ranked() -> list[tuple[str, str]]:
@@ -197,7 +197,7 @@ def test_a_plan_that_was_tuned_and_is_faster_is_taken(home: Path) -> None:
     assert ranked()[:2] == [(NAMES[1], "measured"), (NAMES[0], "predicted")]
     first, second, *_ = found = candidates(SPEC, H200, known=tables())
     assert first.score == pytest.approx(0.9 * second.score)
-    assert all(text.startswith(ON) for text in first.origins.values())
+    assert all(first.origins[direction].startswith(ON) for direction in DIRECTIONS)
     assert passed_over(found) == ()
 
 
@@ -268,7 +268,7 @@ def test_pairs_that_were_tuned_together_are_taken_as_they_are(home: Path) -> Non
     pair = {d: tiles(d, 1024) for d in DIRECTIONS}
     keep(home, *(decide(MODAL, d, config) for d, config in pair.items()))
     configs, origins = chosen(MODAL)
-    assert configs == pair and set(origins.values()) == {f"{ON}; {TIME}"}
+    assert configs == pair and {origins[d] for d in DIRECTIONS} == {f"{ON}; {TIME}"}
 
 
 def test_configs_that_do_not_go_together_are_made_to(home: Path) -> None:

@@ -48,9 +48,10 @@ def test_compile_writes_a_tuned_config_and_says_where_it_is_from(
     assert result.exit_code == 0, result.output
     rows = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert f"config forward: {ON}; {TIME}" in rows
-    assert "config backward: default" in rows
+    assert "config backward and decode: default" in rows
     ((key, config),) = Operator(out / "small_conv.py").namespace.CONFIGS.items()
     assert key[1:] == (4, 4)
+    assert config.pop("decode") == dict(changed("decode"))
     assert config == {"forward": dict(changed(TILES=4)), "backward": dict(DEFAULT["backward"])}
     (data,) = json.loads(compiled(op, out, "--json").stdout)
     assert data["origins"]["forward"].startswith("tuned on ")
@@ -284,8 +285,9 @@ def test_what_the_page_tunes_is_what_it_compiles(
     assert "jsonl; compile and explain take it with --length 8192\n" in result.stdout
     out = ("--out", str(tmp_path / "out"), "--no-verify", "--no-build", "--json")
     (data,) = json.loads(run(*compiling.split(), *out).stdout)
-    assert data["schedule"] == {d: dict(best) for d, (_, best) in points.items()}
-    assert all("50.0 us at B=1 L=8192" in text for text in data["origins"].values())
+    default = {"decode": dict(schedule(spec, plan).decode)}
+    assert data["schedule"] == default | {d: dict(best) for d, (_, best) in points.items()}
+    assert all("50.0 us at B=1 L=8192" in data["origins"][d] for d in DIRECTIONS)
     assert data["not_taken"] == []
     (data,) = json.loads(run("compile", "ops/hyena_se.yaml", *out).stdout)
     assert [text.endswith("; --length 8192 takes it") for text in data["not_taken"]] == [True] * 2
@@ -310,7 +312,7 @@ def test_explain_names_what_differs(home: Path, op: str) -> None:
     keep(home, decide(other, "forward", changed(TILES=2)))
     result = run("explain", op, "--miss", "--target=H200")
     assert result.exit_code == 0
-    first, nearest, next_, last, nothing = result.stdout.splitlines()
+    first, nearest, next_, last, nothing, *steps = result.stdout.splitlines()
     assert first.startswith("direct/BDL/recompute forward: nearest: tuned on NVIDIA H200")
     assert nearest == (
         "  other on NVIDIA H200 (2026-11-25): "
@@ -319,6 +321,7 @@ def test_explain_names_what_differs(home: Path, op: str) -> None:
     assert "triton: " in next_ and "2.0 there" in next_
     assert last == "direct/BDL/recompute backward: default"
     assert nothing == "  nothing was tuned for this direction"
+    assert steps == ["direct/BDL/recompute decode: default", nothing]
     data = json.loads(run("explain", op, "--miss", "--target=H200", "--json").stdout)
     assert data["directions"]["backward"] == {"origin": "default", "tuned": []}
     assert len(data["directions"]["forward"]["tuned"]) == 2

@@ -31,6 +31,7 @@ MR = LockEntry(
     plan="toeplitz/BDL/recompute",
     forward=(("ROWS", 32), ("num_warps", 4)),
     backward=(("ROWS", 16), ("num_warps", 8)),
+    decode=(("BLOCK_D", 32),),
 )
 FFT = LockEntry(
     op="hyena", digest="e5" * 32, kernels="00" * 8, plan="fft/BDL", forward=(), backward=()
@@ -47,6 +48,7 @@ entries = st.lists(
         plan=st.text(max_size=9),
         forward=config,
         backward=config,
+        decode=config,
     ),
     max_size=5,
     unique_by=lambda e: (e.op, e.digest),
@@ -80,10 +82,11 @@ def test_a_lock_file_is_readable(tmp_path: Path) -> None:
         '{"v": 2, "schedules": [\n'
         f'  {{"op": "hyena", "digest": "{FFT.digest}", "kernels": "{FFT.kernels}", '
         '"plan": "fft/BDL", '
-        '"forward": {}, "backward": {}},\n'
+        '"forward": {}, "backward": {}, "decode": {}},\n'
         f'  {{"op": "hyena_mr", "digest": "{MR.digest}", "kernels": "{MR.kernels}", '
         '"plan": "toeplitz/BDL/recompute", '
-        '"forward": {"ROWS": 32, "num_warps": 4}, "backward": {"ROWS": 16, "num_warps": 8}}\n'
+        '"forward": {"ROWS": 32, "num_warps": 4}, "backward": {"ROWS": 16, "num_warps": 8}, '
+        '"decode": {"BLOCK_D": 32}}\n'
         "]}\n"
     )
 

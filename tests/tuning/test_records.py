@@ -142,7 +142,11 @@ def test_a_line_that_calls_its_config_numbers_is_read() -> None:
         ('"v": 3, ', "", "v must be 3, not null"),
         ('"op": "hyena_mr", ', "", "op is missing"),
         ('"gpu": "NVIDIA H200", ', "", "key.gpu is missing"),
-        ('"direction": "backward"', '"direction": "up"', "forward or backward, not 'up'"),
+        (
+            '"direction": "backward"',
+            '"direction": "up"',
+            "one of forward, backward, decode, not 'up'",
+        ),
         ('"op": "hyena_mr"', '"op": 5', "op must be a text, not 5"),
         ('"ok"', '"fine"', "status must be one of ok, constraint,"),
         ('"ok"', "[]", "status must be"),

@@ -14,17 +14,21 @@ from typing import Any
 
 import pytest
 
-from sh2gen.api.tune import _kept
+from sh2gen.api.tune import _kept, _task_spec, _tasks
+from sh2gen.cost.decode import STEPS
+from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
 from sh2gen.schedule.config import DIRECTIONS, schedule
-from sh2gen.schedule.space import Config
+from sh2gen.schedule.space import Config, search_space
 from sh2gen.spec.language import Workload
 from sh2gen.tuning import records, session
+from sh2gen.tuning.choose import candidates, tables
 from sh2gen.tuning.decide import Tuned
 from sh2gen.tuning.lab import Workbench
 from sh2gen.tuning.search import Result
-from sh2gen.tuning.tables import Decision, read_tables
+from sh2gen.tuning.tables import Decision, read_tables, write_decisions
 from tests.fakes import GPU, SPEC, Fakes, forward_points, named, save
+from tests.gpus import H200
 from tests.tuning.searches import many, of, start_tuning
 
 
@@ -339,3 +343,39 @@ def test_an_interrupted_search_replaces_a_finished_one_only_if_it_raced_with_it(
     brief = dataclasses.replace(tuned.decision, effort="measure, interrupted")
     assert kept(tuned.result, brief) == table and kept(cut, other) == table
     assert held() == [other.config]
+
+
+def test_decoding_is_tuned_once_and_compile_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For 1, 64 and 256 rows at once, whatever the workloads; no other direction is searched."""
+    plan = plans(SPEC)[0]
+    default = schedule(SPEC, plan).decode
+    points = [default, *(p for p in search_space(SPEC, plan, "decode").points if p != default)]
+    fakes = Fakes(tmp_path, {"decode": points[:5]}, dataclasses.replace(SPEC, workloads=STEPS))
+    fakes.rule("decode", points[3], us=[2.0, 4.0, 9.0])
+    (tuned,) = fakes.tune()
+    decision = tuned.decision
+    assert decision is not None and decision.config == points[3] and decision.start == default
+    assert decision.us == pytest.approx((2.0, 4.0, 9.0)) and decision.workloads == STEPS
+    assert decision.key.direction == "decode"
+    assert {job["config"] for job in fakes.jobs("verify")} == set(map(named, points[:5]))
+
+    table = write_decisions(records.home() / "tuned", [decision])
+    for spec in (SPEC, dataclasses.replace(SPEC, workloads=(Workload(batch=3, length=77),))):
+        first = candidates(spec, H200, known=tables())[0]
+        assert first.plan == plan and first.schedule.decode == points[3]
+        assert first.origins["decode"].startswith("tuned on NVIDIA H200")
+        assert first.origins["forward"] == "default"
+    assert Decision.from_line(table.read_text().splitlines()[0]) == decision
+    (mine,) = emit(SPEC, plan, first.schedule).configs.values()
+    assert mine["decode"] == dict(points[3])
+
+
+def test_decoding_is_searched_after_all_lengths() -> None:
+    sets = [(Workload(batch=1, length=length),) for length in (256, 512)]
+    found = _tasks(SPEC, sets, ("forward", "backward", "decode"))
+    assert [directions for _, directions in found] == [["forward", "backward"]] * 2 + [("decode",)]
+    assert [spec.workloads for spec, _ in found] == [*sets, SPEC.workloads]
+    assert _task_spec(*found[0]).workloads == sets[0] and _task_spec(*found[-1]).workloads == STEPS
+    assert _tasks(SPEC, sets, ("decode",)) == [(SPEC, ("decode",))]

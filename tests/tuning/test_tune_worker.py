@@ -216,3 +216,17 @@ def test_every_job_has_a_line_whatever_is_printed(tmp_path: Path) -> None:
     assert [answer["status"] for answer in answers] == ["runtime"] * 3
     assert "on purpose" in answers[0]["detail"] and "dance" in answers[1]["detail"]
     assert done.stderr.count("noise") == 2
+
+
+def test_decoding_is_verified_by_its_property(written: Path, tmp_path: Path) -> None:
+    """After a prompt in few rows, and in as many rows as it is timed for."""
+    asked = {"direction": "decode", "workloads": [[1, 1], [5, 1]], "short": [2, 20]}
+    answer = Bench("cpu").answer(job(written, **asked))
+    assert answer["status"] == "ok" and answer["checks"] == 6
+    text, kept = written.read_text(), "ring_slots(ring, count, x.shape[2], 0)] = steps"
+    assert text.count(kept) == 1
+    doctored = tmp_path / written.name
+    doctored.write_text(signed(text.replace(kept, kept.replace("= steps", "= -steps"))))
+    answer = Bench("cpu").answer(job(doctored, **asked))
+    assert answer["status"] == "wrong"
+    assert answer["detail"].startswith("decode B=2 L=20: y, step by step after a prompt")
