@@ -300,7 +300,8 @@ def step_sources(
         config = step_config(dict(schedule.decode), call.batch * spec.channels, call.steps)
         source = _source(spec, plan.step.name, Role.DECODE, plan.step.arguments, config)
         own = {"STEPS": call.steps, "SLOTTED": call.slotted, "DRAFT": call.draft}
-        own |= {n: v + call.room - 1 for n, v in source.constants if n.endswith("_SLOTS")}
+        more = call.room - 1
+        own |= {n: int(v) + more for n, v in source.constants if n.endswith("_SLOTS")}
         constants = {name: own.get(name, value) for name, value in source.constants}
         found.append(dataclasses.replace(source, constants=tuple(constants.items())))
     return tuple(dict.fromkeys(found))
