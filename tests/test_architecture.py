@@ -193,6 +193,7 @@ def test_parts_import_only_triton_and_torch() -> None:
                     "math",
                     "operator",
                     "functools",
+                    "itertools",
                     "torch",
                     "typing",
                     "triton",

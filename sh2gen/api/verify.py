@@ -32,7 +32,9 @@ from sh2gen.tuning.choose import (
     tables,
 )
 from sh2gen.verify.checks import (
+    VerificationStep,
     example_lengths,
+    ranks_check,
     thorough_checks,
     usual_checks,
 )
@@ -51,6 +53,7 @@ def verify_operator(
     plan: str | None = None,
     lengths: Sequence[int] = (),
     batch: int | None = None,
+    ranks: int | None = None,
     progress: Progress | None = None,
     detail: Progress | None = None,
     advance: Advance | None = None,
@@ -66,6 +69,7 @@ def verify_operator(
             which takes minutes.
         seed: of all random numbers.
         plan, lengths, batch: as for compile_operators; a generated file has its own.
+        ranks: simulate so many of an operator that is split over ranks, and verify that alone.
         progress: told before and after each way of running the operator.
         detail, advance: told before every step of it; how many of all are done, and the
             seconds that these and all of them take by prediction.
@@ -103,7 +107,9 @@ def verify_operator(
         lengths = example_lengths(spec, examples, device, thorough)
         say = progress or (lambda _: None)
         reports = []
-        if device == "cuda" or thorough:
+        if ranks is not None:
+            found = iter((_over_ranks(spec, structure, folder, ranks),))
+        elif device == "cuda" or thorough:
             found = thorough_checks(spec, structure, operator, folder, device, lengths)
         else:
             found = usual_checks(spec, structure, operator, folder, lengths)
@@ -133,6 +139,17 @@ def verify_operator(
             say(f"{step.label}: {failed or 'none'} of {len(report.checks)} checks failed")
             reports.append(report)
     return tuple(reports)
+
+
+def _over_ranks(spec: OpSpec, plan: Plan, folder: Path, ranks: int) -> VerificationStep:
+    """What `--ranks` verifies; raises C006 of an operator that is not split over ranks."""
+    if spec.context is None:
+        raise Sh2genError(
+            "C006",
+            f"{spec.op} is not split over ranks",
+            help=f"write `context: {{ranks: {ranks}}}` in its op.yaml",
+        )
+    return ranks_check(spec, plan, folder, ranks)
 
 
 def _described(path: Path, device: str) -> tuple[OpSpec, Plan]:

@@ -39,6 +39,12 @@ from sh2gen.report.terminal import is_terminal, progress, say, tell
     is_flag=True,
     help="Without a GPU too all properties of kernels, and of all channels. Takes minutes.",
 )
+@click.option(
+    "--ranks",
+    type=click.IntRange(1, 64),
+    help="Verify sequences over so many simulated ranks, and that alone; of an op.yaml with "
+    "`context`.",
+)
 @seed_option
 @plan_option
 @length_option
@@ -49,6 +55,7 @@ def verify(
     device: str | None,
     examples: int | None,
     thorough: bool,
+    ranks: int | None,
     seed: int,
     plan: str | None,
     lengths: tuple[int, ...],
@@ -73,6 +80,7 @@ def verify(
             plan=plan,
             lengths=lengths,
             batch=batch,
+            ranks=ranks,
             progress=note,
             detail=note if is_terminal() else None,  # hundreds of messages
             advance=note.advance,

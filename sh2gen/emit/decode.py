@@ -193,6 +193,21 @@ def _eager_lines(spec: OpSpec, plan: Plan) -> tuple[list[str], list[str], str]:
     return before, lines, value
 
 
+def ranks_context(spec: OpSpec) -> dict[str, Any]:
+    """What templates/sections/context.py.j2 asks for beside."""
+    graph = operator_graph(spec)
+    modes = [node for node in graph.parameters if isinstance(node, Modes)]
+    poles = eager.lines_of(graph, EagerConv.MODAL, modes)
+    for node in modes:
+        both = f"{node.out}_modes"
+        both = f"poles_and_residues({both})" if spec.filter.pairs else both
+        poles.append(f"poles, _ = {both}")
+    return {
+        "kept_lags": [str(ring.lag) for ring in rings(spec) if ring.lag],
+        "poles_lines": poles,
+    }
+
+
 def takes_chunks(spec: OpSpec, plan: Plan) -> bool:
     """Whether calls take and give a state by kernels alone."""
     both = spec.state is not None and spec.state.initial and spec.state.final

@@ -16,7 +16,7 @@ from sh2gen.emit.words import class_name, filter_size, formula, meaning, packing
 from sh2gen.plan.geometry import LEAVE_CONFIG, counted_together
 from sh2gen.plan.plan import EagerConv, Plan
 from sh2gen.plan.values import Layout
-from sh2gen.spec.language import FilterKind, Parametrisation, TapOrder
+from sh2gen.spec.language import FilterKind, Parametrisation, Sharding, TapOrder
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import known
 
@@ -85,6 +85,11 @@ def _header(spec: OpSpec, plan: Plan) -> str:
     ]
     shape = (spec.filter.modes, *((2,) if spec.filter.pairs else ())) if spec.filter.modes else ()
     constants.append(("MODES_SHAPE", literal(shape, 0), "of a channel, if a state has modes"))
+    if spec.context is not None:
+        zigzag = spec.context.sharding is Sharding.ZIGZAG
+        what = "whether rank r of W has chunks r and 2W - 1 - r"
+        constants.append(("ZIGZAG", str(zigzag), what))
+        constants.append(("SIMULATED: dict", "{}", "by name, ranks that are no process group"))
     if spec.filter.kind is FilterKind.MODAL:
         constants.append(("BLOCK", "64", "steps that plain PyTorch convolves by one product"))
     if spec.filter.decay is not None:
@@ -129,6 +134,7 @@ def _header(spec: OpSpec, plan: Plan) -> str:
         kernels=bool(plan.kernels),
         gluon=any(v.language == "gluon" for k in plan.kernels for v in k.variants),
         direct=bool(plan.kernels),
+        ranks=spec.context is not None,
         decays=bool(plan.kernels) and spec.filter.decay is not None,
         constants=constants,
     )
@@ -280,6 +286,13 @@ def _operator(spec: OpSpec, plan: Plan, library: str) -> list[str]:
     found.append(filled("sections/function.py.j2", **context))
     found.append(_banner("Decoding: a few steps in time after a past that is kept"))
     found.append(filled("sections/decode.py.j2", **context))
+    if spec.context is not None:
+        others = [] if modal else ["gathered_fake", "gathered_chunks", "decayed"]
+        found += [
+            _banner("Sequences that are split over ranks"),
+            *texts("context", without=others),
+        ]
+        found.append(filled("sections/context.py.j2", **context, **decode.ranks_context(spec)))
     found.append(filled("sections/module.py.j2", **context))
     return found
 
@@ -378,6 +391,7 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "inits": [(p.name, p.init) for p in spec.parameters],
         "module_arguments": ", state=state" * enters
         + "".join(f", {name}=self.{name}" for name in ladder),
+        "ranks": spec.context is not None,
         "decode_ladder": "".join(f", {name}=self.{name}" for name in ladder),
     }
 

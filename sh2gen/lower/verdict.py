@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sh2gen.spec.language import DType, Sequences, StateWidth
+from sh2gen.spec.language import DType, Exchange, Sequences, StateWidth
 from sh2gen.spec.operator import OpSpec
+
+_EXCHANGES = (Exchange.AUTO, Exchange.HALO, Exchange.STATE)  # that there are
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,5 +39,8 @@ def later_fields(spec: OpSpec) -> Iterator[str]:
             yield "`initial_state` is asked for the dtype of a state; leave `state.dtype` out"
     if spec.sequences is not Sequences.DENSE:
         yield "packed sequences have no lowering yet; write `sequences: dense`"
-    if spec.context is not None and spec.context.ranks > 1:
-        yield "a context split over ranks has no lowering yet; leave `context` out"
+    if spec.context is not None and spec.context.exchange not in _EXCHANGES:
+        yield (
+            f"exchange {spec.context.exchange} has no lowering yet; write `exchange: auto`, which "
+            "is halo for taps and state for modes"
+        )

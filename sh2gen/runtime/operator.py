@@ -20,6 +20,7 @@ from sh2gen.build.load_module import forget_ops, load_module
 from sh2gen.build.loaded import text_of
 from sh2gen.emit.words import class_name
 from sh2gen.graph.reference import reference
+from sh2gen.runtime.ranks import simulated
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.operator import OpSpec
 
@@ -27,6 +28,7 @@ from sh2gen.spec.operator import OpSpec
 State = tuple[Tensor, ...] | None
 
 _ALL_GROUPS = {"first_group": 0, "groups_in_all": None}  # of the ladder of decays
+_MOST_RANKS = 4  # that are simulated, if nobody says how many
 _PLAIN = threading.Lock()  # for the number of those that want plain PyTorch
 
 
@@ -131,6 +133,7 @@ class Operator:
         *,
         first_group: int = 0,
         groups_in_all: int | None = None,
+        group: Any = None,
         device: torch.device | str | None = None,
     ) -> nn.Module:
         """A fresh nn.Module with its own float32 parameters, called like the operator.
@@ -146,19 +149,29 @@ class Operator:
             first_group, groups_in_all: of a filter that decays, which groups these are:
                 first_group .. first_group + G - 1 of groups_in_all, each with the decay that it
                 has among all. Absent: they are all.
+            group: of an operator with `context`, over whose ranks sequences are split: a process
+                group of torch.distributed, or a DeviceMesh of one dimension. Absent: they are
+                whole.
 
         Returns:
             A module whose parameters have the shapes of `spec.parameters` at this width.
 
         Raises:
-            TypeError: what should be a whole number is none, or a slice of a ladder is asked of an
-                operator that has none.
+            TypeError: what should be a whole number is none, a slice of a ladder is asked of an
+                operator that has none, or a group of one without `context`.
             Sh2genError: S006, without `groups`, of channels that are no whole groups.
             ValueError: the groups do not divide the channels, or are no slice of the ladder.
         """
         kind = getattr(self.namespace, class_name(self.spec.op))
         ladder = self._ladder({"first_group": first_group, "groups_in_all": groups_in_all})
-        made: nn.Module = kind(*self.spec.width_of(channels, groups), **ladder, device=device)
+        over = {} if group is None else {"group": group}
+        if over and self.spec.context is None:
+            raise TypeError(
+                f"{self.spec.op} is not split over ranks: write `context: {{ranks: 8}}`, say, in "
+                "its op.yaml"
+            )
+        width = self.spec.width_of(channels, groups)
+        made: nn.Module = kind(*width, **ladder, **over, device=device)
         return made
 
     def reference(self, *inputs: Tensor, **parameters: Any) -> Tensor:
@@ -258,8 +271,12 @@ def _restored(
 class OperatorRunner:
     """Runs a compiled operator as users do: plain PyTorch on a CPU, kernels on a GPU."""
 
-    def __init__(self, operator: Operator, name: str) -> None:
+    def __init__(self, operator: Operator, name: str, ranks: int | None = None) -> None:
         self.name = name
+        context = operator.spec.context
+        # Threads of one process: on a GPU all would wait for its one thread of autograd.
+        several = min(_MOST_RANKS, context.ranks) if ranks is None and context else ranks or 0
+        self.ranks = several if context and name == "eager" else 0
         self.operator = operator
         self.layout = operator.layout
         self.exactly_causal = not operator.plan.startswith("fft/")
@@ -305,6 +322,31 @@ class OperatorRunner:
         y = self._output(*leaves.values(), **weights)
         named = leaves | weights
         return dict(zip(named, torch.autograd.grad(y, list(named.values()), dy), strict=True))
+
+    def over_ranks(
+        self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor], dy: Tensor
+    ) -> tuple[Tensor, list[dict[str, Tensor]]]:
+        """y over simulated ranks, and the gradients that each has, of inputs of all ranks."""
+        names, size = self.operator.namespace, self.ranks
+        function = getattr(names, f"{self.operator.spec.op}_over_ranks")
+        length = dy.shape[names.TIME]
+
+        def one(rank: int, group: str) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+            own = [names.shard(x, rank, size).requires_grad_() for x in inputs.values()]
+            weights = [x.detach().clone().requires_grad_() for x in parameters.values()]
+            with torch.enable_grad():  # this is another thread
+                y, _ = function(own, weights, group, None, length, None, **self._ladder)
+                leaves, above = [*own, *weights], names.shard(dy, rank, size)
+                found = torch.autograd.grad(y, leaves, above, materialize_grads=True)
+            return y.detach(), list(found[: len(own)]), list(found[len(own) :])
+
+        every = simulated(names, size, one)
+        joined = [
+            names.unshard(list(parts)) for parts in zip(*(x for _, x, _ in every), strict=True)
+        ]
+        of_inputs = dict(zip(inputs, joined, strict=True))
+        grads = [of_inputs | dict(zip(parameters, own, strict=True)) for _, _, own in every]
+        return names.unshard([y for y, _, _ in every]), grads
 
     prefills = True
 

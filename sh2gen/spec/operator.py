@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass, is_dataclass, replace
 from typing import Any
 
 from sh2gen.base.errors import Sh2genError
-from sh2gen.spec.language import Description, language_fields, plain_value
+from sh2gen.spec.language import Description, StateSpec, language_fields, plain_value
 from sh2gen.spec.rules import problems
 
 
@@ -21,6 +21,8 @@ class OpSpec(Description):
     """
 
     def __post_init__(self) -> None:
+        if self.context is not None and self.state is None:  # which chunks take and give
+            object.__setattr__(self, "state", StateSpec(initial=True, final=True))
         for problem in problems(self):
             raise problem
 

@@ -76,6 +76,13 @@ def problems(spec: Description) -> Iterator[RuleError]:
         if spec.filter.kind is FilterKind.MODAL and spec.state.dtype is not DType.FLOAT32:
             yield RuleError("S006", "state.dtype", "the state of a modal filter is float32")
     if spec.context is not None:
+        if spec.state is not None and not (spec.state.initial and spec.state.final):
+            yield RuleError(
+                "S006",
+                "state",
+                "ranks take and give the state of their chunks",
+                help="leave `state` out, or write `state: {initial: true, final: true}`",
+            )
         modal = spec.filter.kind is FilterKind.MODAL
         finite_only = (Exchange.HALO, Exchange.HALO_OVERLAPPED)
         if modal and spec.context.exchange in finite_only:

@@ -75,6 +75,25 @@ class ChunkRunner(Protocol):
 
 
 @runtime_checkable
+class RanksRunner(Protocol):
+    """A runner that also computes sequences that are split over ranks.
+
+    Attributes:
+        ranks: how many there are; 0 for none, where it cannot.
+    """
+
+    ranks: int
+
+    def over_ranks(
+        self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor], dy: Tensor
+    ) -> tuple[Tensor, list[dict[str, Tensor]]]:
+        """The output of all ranks joined, and the gradients that each has: of inputs joined, of
+        parameters its own.
+        """
+        ...
+
+
+@runtime_checkable
 class SliceRunner(Protocol):
     """A runner that also computes a slice of the channels of a filter that decays."""
 

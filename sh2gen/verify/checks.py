@@ -212,6 +212,23 @@ def thorough_checks(
             yield _interpreted(spec, plan, folder, torch.float32, shapes, ("equality",))
 
 
+def ranks_check(spec: OpSpec, plan: Plan, folder: Path, ranks: int) -> VerificationStep:
+    """Sequences over so many simulated ranks, by plain PyTorch of a miniature: of fewer steps than
+    the past that a chunk needs, of no whole chunks, and of whole ones.
+    """
+    small, path = _miniature_file(spec, plan, folder)
+    past = (small.filter.length or 1) + small.lag
+    return VerificationStep(
+        label=f"plain PyTorch over {ranks} ranks, {small.channels} channels",
+        spec=small,
+        runner=OperatorRunner(Operator(path), "eager", ranks),
+        dtype=torch.float32,
+        device="cpu",
+        shapes=tuple((2, length) for length in (ranks, 2 * ranks * past + 1, 4 * ranks * past)),
+        properties=("ranks",),
+    )
+
+
 def _whole_vectors(plan: Plan, *, cut: bool) -> int:
     """A length of whole vectors. If a state is carried from tile to tile, of several tiles; or of
     so many that they are cut into splits.

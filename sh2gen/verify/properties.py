@@ -23,6 +23,7 @@ from sh2gen.verify.case import (
     Case,
     ChunkRunner,
     PackedRunner,
+    RanksRunner,
     SliceRunner,
     Tensors,
     poisoned,
@@ -360,6 +361,27 @@ def chunks(case: Case) -> Iterator[Check]:
     yield from against_float64(case, rng, arguments, y, grads, parts=len(cuts) - 1)
 
 
+def ranks(case: Case) -> Iterator[Check]:
+    """A sequence over ranks gives what it gives whole, forward and backward, and every rank has
+    the same gradients of parameters; if the operator is split over ranks.
+    """
+    runner = case.runner
+    if case.spec.context is None or not isinstance(runner, RanksRunner) or not runner.ranks:
+        return
+    rng = case.generator()
+    inputs, parameters, dy = case.inputs(rng), case.parameters(rng), case.activation(rng)
+    with poisoned(), torch.enable_grad():
+        whole, found = runner.over_ranks(inputs, parameters, dy)
+    require_like("the output over ranks", whole, dy)
+    grads = {n: case.canonical(x) if n in inputs else x for n, x in found[0].items()}
+    y, arguments = case.canonical(whole), (inputs, parameters, dy)
+    yield from against_float64(case, rng, arguments, y, grads, parts=2 * runner.ranks)
+    for rank, own in enumerate(found[1:], 1):
+        for name in parameters:
+            title = f"gradient of {name} on ranks 0 and {rank}"
+            yield identical(case, title, own[name], found[0][name])
+
+
 def slices(case: Case) -> Iterator[Check]:
     """Some groups alone, from the middle of a ladder of decays, give what they give among all: the
     same bits of activations, if the runner says so.
@@ -415,6 +437,7 @@ PROPERTIES: dict[str, Property] = {
     "packed": packed,
     "strides": strides,
     "chunks": chunks,
+    "ranks": ranks,
     "slices": slices,
     "decode": decode,
 }

@@ -275,8 +275,10 @@ def specs(draw: st.DrawFn) -> OpSpec:
     plain = not (gates.pre or gates.post)
     skip = draw(st.sampled_from(Skip))
     biases = [bias for bias in Bias if skip is Skip.NONE or bias is not Bias.GATED]
-    state = StateSpec(final=True, width=draw(st.sampled_from(StateWidth)))
     context = ContextSpec(ranks=draw(SIZES), sharding=draw(st.sampled_from(Sharding)))
+    context = draw(st.none() | st.just(context))
+    width = draw(st.sampled_from(StateWidth))
+    state = StateSpec(initial=context is not None, final=True, width=width)
     return OpSpec(
         op=draw(st.from_regex(r"[a-z][a-z0-9]{0,8}_[a-z0-9_]{0,50}", fullmatch=True)),
         channels=groups * draw(SIZES),
@@ -290,7 +292,7 @@ def specs(draw: st.DrawFn) -> OpSpec:
         layout=draw(st.builds(LayoutSpec)),
         state=draw(st.none() | st.just(state)),
         sequences=draw(st.sampled_from(Sequences)),
-        context=draw(st.none() | st.just(context)),
+        context=context,
         workloads=draw(
             st.lists(st.builds(Workload, batch=SIZES, length=SIZES), min_size=1, max_size=3).map(
                 tuple
