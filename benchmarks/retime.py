@@ -17,14 +17,19 @@ import dataclasses
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from sh2gen.base.files import write_whole
 from sh2gen.base.resources import folder
-from sh2gen.runtime.measure import calls, io_dtype, machine, time_call
+from sh2gen.runtime.measure import Timing, calls, io_dtype, machine, time_call
 from sh2gen.runtime.operator import Operator, OperatorRunner
+from sh2gen.runtime.steps import steps, time_steps
+from sh2gen.schedule.space import DECODE
+from sh2gen.spec.language import Workload
 from sh2gen.tuning import records
 from sh2gen.tuning.recheck import kernels_of_decision, recheck
 from sh2gen.tuning.tables import Decision, read_tables, write_decisions
@@ -41,6 +46,14 @@ def operator_of(decision: Decision, place: Path) -> Operator:
     return Operator(place, edited=True)
 
 
+def ready(operator: Operator, workload: Workload, direction: str) -> Callable[[], Timing]:
+    """What times a direction at a size."""
+    if direction == DECODE:
+        return partial(time_steps, steps(operator, workload.batch))
+    made = calls(operator, workload.batch, workload.length, io_dtype(operator.spec))
+    return partial(time_call, getattr(made, direction))
+
+
 def again(decision: Decision, place: Path) -> Decision:
     """The decision with times of today."""
     ways = {"config": decision}
@@ -55,22 +68,17 @@ def again(decision: Decision, place: Path) -> Decision:
             dtype=io_dtype(spec),
             shapes=[SHORT, *((w.batch, w.length) for w in decision.workloads[:1])],
             device="cuda",
-            properties=["equality"],
+            properties=["decode" if decision.key.direction == DECODE else "equality"],
         )
         report.require()
         checks += len(report.checks)
     timings: dict[str, list[list[float]]] = {name: [] for name in made}
     for w in decision.workloads:
         rounds: dict[str, list[tuple[float, ...]]] = {name: [] for name in made}
-        done = {
-            name: getattr(
-                calls(operator, w.batch, w.length, io_dtype(spec)), decision.key.direction
-            )
-            for name, operator in made.items()
-        }
+        done = {n: ready(o, w, decision.key.direction) for n, o in made.items()}
         for _ in range(ROUNDS):
-            for name, call in done.items():
-                rounds[name].append(dataclasses.astuple(time_call(call)))
+            for name, timed in done.items():
+                rounds[name].append(dataclasses.astuple(timed()))
         for name, found in rounds.items():
             timings[name].append([statistics.median(x) for x in zip(*found, strict=True)])
         torch.cuda.empty_cache()

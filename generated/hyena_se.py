@@ -9,7 +9,7 @@ each, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 208dc8ea3bd1e69bc1439d3834e257ee385793c82de676928c553860ddcad7a3
+sha256, with zeros here: 386f7e418ffec3de3741543a1df8b0114340dd9daf5e7862a3b48dd01ef193e5
 """
 
 import threading
@@ -85,7 +85,7 @@ CONFIGS: dict = {  # by GPU, channels and groups
             "num_warps": 1,
             "maxnreg": 0,
         },
-        "decode": {"BLOCK_D": 64, "CHUNK": 0, "DOUBLE": 131072, "num_warps": 1},
+        "decode": {"BLOCK_D": 64, "CHUNK": 0, "DOUBLE": 0, "num_warps": 1},
     },
     ("NVIDIA H200", 8192, 512): {
         "forward": {
@@ -105,7 +105,7 @@ CONFIGS: dict = {  # by GPU, channels and groups
             "num_warps": 1,
             "maxnreg": 0,
         },
-        "decode": {"BLOCK_D": 64, "CHUNK": 0, "DOUBLE": 131072, "num_warps": 1},
+        "decode": {"BLOCK_D": 64, "CHUNK": 0, "DOUBLE": 0, "num_warps": 1},
     },
 }
 CAPABILITIES: dict = {
@@ -1004,7 +1004,7 @@ def default_configs(channels: int, groups: int, device: torch.device) -> dict[st
         "maxnreg": 0,
     }
     backward = {"ROWS": 16, "BLOCK_D": 1, "BLOCK_T": 512, "TILES": 4, "num_warps": 1, "maxnreg": 0}
-    decode = {"BLOCK_D": 64, "CHUNK": 0, "DOUBLE": 131072, "num_warps": 1}
+    decode = {"BLOCK_D": 64, "CHUNK": 0, "DOUBLE": 0, "num_warps": 1}
     return {"forward": forward, "backward": backward, "decode": decode}
 
 
@@ -1539,7 +1539,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_3b4f5e7d"
+    name = unique = "hyena_se_51832f52"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

@@ -35,7 +35,7 @@ from sh2gen.lower import verdicts
 from sh2gen.lower.verdict import Verdict
 from sh2gen.plan.source import Alignment, Source
 from sh2gen.runtime.operator import Operator
-from sh2gen.schedule.config import DIRECTIONS, roles_of
+from sh2gen.schedule.config import ROLES, roles_of
 from sh2gen.spec.language import Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
@@ -258,12 +258,12 @@ def tested(compilation: Compilation, how: Tests, say: Progress, done: Done) -> C
     """The same, built and verified as asked for; raises CheckFailed if anything is wrong.
 
     Configs that are free and whose kernels do not fit the compiler here are replaced by others
-    that do, once for each direction.
+    that do, once for each direction and for decoding.
 
     Args:
         done: told how far it has come.
     """
-    for _ in DIRECTIONS if how.free else ():
+    for _ in ROLES if how.free else ():
         try:
             return _once(compilation, how, say, done)
         except KernelFailed as failed:

@@ -228,14 +228,19 @@ def estimate_operator(
     Raises:
         Sh2genError: as `tune_operator`, but for the GPU.
     """
+    if DECODE in directions:
+        raise Sh2genError(
+            "C006",
+            "there is no estimate of decode: nothing predicts which config is the faster",
+            help="`--direction forward` or backward; or tune on a GPU, where all are tried",
+        )
     spec = op if isinstance(op, OpSpec) else load_spec(op)
     gpu = resolve_target(target)
     known = tables(Path(out) if out is not None else None)
     found = []
-    for own, wanted in _tasks(spec, sets, directions):
-        chosen = candidates(own, gpu, plan, changes, known)[0]
-        _require_kernels(own, chosen.plan)
-        sized = _task_spec(own, wanted)
+    for sized, wanted in _tasks(spec, sets, directions):
+        chosen = candidates(sized, gpu, plan, changes, known)[0]
+        _require_kernels(sized, chosen.plan)
         for d in wanted:
             survey, start = search_space(sized, chosen.plan, d, gpu), chosen.schedule.config(d)
             points = survey.points

@@ -79,8 +79,8 @@ def run(
     After a KeyboardInterrupt, once timing has begun, the results are what was measured so far.
 
     Raises:
-        CheckFailed: V001, a kernel of sh2gen is wrong or does not run; V003, a bound cannot be
-            measured. Nothing was timed.
+        CheckFailed: V001, a kernel of sh2gen is wrong or does not run; V002, so is one that
+            decodes; V003, a bound cannot be measured. Nothing is given then.
     """
     say = progress or (lambda _: None)
     operator = Operator(path)
@@ -94,7 +94,7 @@ def run(
         bounds = session.bounds(asked, spec, workloads)
         with suppress(KeyboardInterrupt):
             if plan.step is not None:
-                session.stepped(asked)
+                checks += session.stepped(asked)
             session.measured(asked, own, Part(spec=spec), bounds)
             asked.close()  # what it has of the GPU's memory is for others
             for baseline in baselines:
@@ -284,24 +284,27 @@ class _Session:
             found[workload] = us | {"both": sum(us.values())}
         return found
 
-    def stepped(self, asked: _Asked) -> None:
-        """Find what decoding takes.
+    def stepped(self, asked: _Asked) -> int:
+        """Find what decoding takes; how many checks it passed first.
 
         Raises:
-            CheckFailed: its kernel is wrong or does not run.
+            CheckFailed: its kernel is wrong. One that does not run leaves its times out.
         """
+        checks = 0
         for size in STEPS:
             self.say(f"{self.spec.op}: verifying and timing a step of {size.batch} sequences")
             answer = asked.ask(self.job("decode", self.spec, OWN, size))
             if "failed" in answer:
-                problem = f"it does not decode {size.batch} sequences: {answer['failed']}"
-                raise CheckFailed("V001", f"{self.spec.op}: {problem}")
+                self.say(f"{self.spec.op}: no steps of {size.batch}: {answer['failed']}")
+                continue
             if not answer["ok"]:
                 raise CheckFailed(answer["code"], answer["message"], help=answer["help"])
+            checks += answer["checks"]
             found = Timing(*answer["us"])
             self.steps.append(
                 Steps(batch=size.batch, us=found, bound=answer["bound"], host=answer["host"])
             )
+        return checks
 
     def tried(self, baseline: Baseline, bounds: Bounds) -> None:
         """Find outcomes of one baseline, in a process of its own.

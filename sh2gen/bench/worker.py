@@ -50,6 +50,7 @@ Answer = dict[str, Any]  # plain values
 
 OWN = "sh2gen"
 DECODED = (2, 300)  # a prompt and the steps after it, in so many rows
+DECODED_ALONE = 7  # steps
 
 
 def answer(job: Job) -> Answer:
@@ -94,6 +95,7 @@ def _verified(operator: Operator, job: Job, name: str, shape: tuple[int, int]) -
         shapes=[shape],
         device=job["device"],
         properties=[name],
+        property_shapes=[shape],
     )
     if job["device"] == "cuda":
         torch.cuda.empty_cache()
@@ -109,10 +111,15 @@ def _decode(job: Job) -> Answer:
     and what its bytes alone take.
     """
     operator = Operator(Path(job["path"]))
-    answer = _verified(operator, job, "decode", DECODED)
-    if not answer["ok"]:
-        return answer
     batch, device = job["batch"], job["device"]
+    # A prompt and the steps after it; and few steps of so many rows, which may be other kernels.
+    checks = 0
+    for shape in (DECODED, (batch, DECODED_ALONE)):
+        answer = _verified(operator, job, "decode", shape)
+        if not answer["ok"]:
+            return answer
+        checks += answer["checks"]
+    answer["checks"] = checks
     made = steps(operator, batch, device)
     if device == "cpu":
         size = batch * decoding(operator.spec).step // 4

@@ -81,12 +81,14 @@ def name_damages(damages: Iterable[object]) -> None:
 
 def changes_of(settings: tuple[str, ...]) -> dict[str, dict[str, int]]:
     """--set forward.TILES=2 -> {"forward": {"TILES": 2}}."""
+    from sh2gen.schedule.config import ROLES
+
     changes: dict[str, dict[str, int]] = {}
     for setting in settings:
         name, _, value = setting.partition("=")
         direction, _, knob = name.partition(".")
         number = value.strip().isdecimal() and len(value) <= 20  # Python refuses thousands
-        if direction not in ("forward", "backward") or not knob or not number:
+        if direction not in ROLES or not knob or not number:
             shown = setting if len(setting) <= 40 else f"{setting[:37]}..."
             raise Sh2genError(
                 "C006",

@@ -117,10 +117,14 @@ def tune(
             f"tune takes one operator, and {op} is a folder",
             help=f"one of {inside}" if inside else None,
         )
+    if direction == "decode" and (lengths or batch is not None):
+        raise Sh2genError(
+            "C006",
+            "--length and --batch are for forward and backward",
+            help="decode is tuned for one step of 1, 64 and 256 sequences at once",
+        )
     if batch is not None and not lengths:
         raise Sh2genError("C006", "--batch goes with --length", help="give a length too")
-    if direction == "decode" and lengths:
-        raise Sh2genError("C006", "--length is for forward and backward: decode has no length")
     sets = [(Workload(batch=batch or 1, length=length),) for length in dict.fromkeys(lengths)]
     directions = (direction,) if direction else ("forward", "backward")
     if effort == "estimate":

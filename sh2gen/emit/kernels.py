@@ -279,12 +279,13 @@ def kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kernel
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StepCall:
     """A call that decodes: of so many rows and steps, of slots of a pool, of drafts. `room` is how
-    many steps a call may have, as its state was made for.
+    many steps a call may have, as its state was made for; `wide`: the past is in float32.
     """
 
     batch: int
     steps: int = 1
     room: int = 1
+    wide: bool = False
     slotted: bool = False
     draft: bool = False
 
@@ -298,7 +299,12 @@ def step_sources(
     found = []
     for call in calls:
         config = step_config(dict(schedule.decode), call.batch * spec.channels, call.steps)
-        source = _source(spec, plan.step.name, Role.DECODE, plan.step.arguments, config)
+        arguments = plan.step.arguments
+        if call.wide:
+            arguments = tuple(
+                dataclasses.replace(a, io=a.io and a.of is not Of.STATE) for a in arguments
+            )
+        source = _source(spec, plan.step.name, Role.DECODE, arguments, config)
         own = {"STEPS": call.steps, "SLOTTED": call.slotted, "DRAFT": call.draft}
         more = call.room - 1
         own |= {n: int(v) + more for n, v in source.constants if n.endswith("_SLOTS")}

@@ -103,7 +103,7 @@ class Space:
                 )
         values = dict(self.default) | dict(changes)
         for constraint in self.violations(values):
-            given = ", ".join(f"{k} = {v}" for k, v in values.items() if v)
+            given = ", ".join(f"{k} = {v}" for k, v in values.items() if v or k in changes)
             ways = " or ".join(f"{k} to {v}" for k, v in self.repairs(values, changes))
             raise Sh2genError(
                 "K003",

@@ -283,7 +283,7 @@ def _pinned(
         chosen = schedule(spec, plan, configs, target)
     except Sh2genError as error:
         raise lock_error(lock, entry, error) from None
-    origin = f"pinned by {lock}"
+    origin, older = f"pinned by {lock}", not entry.decode
     warnings: tuple[str, ...] = ()
     if entry.kernels != kernels_of(spec, plan):
         origin += ", for kernels of other text"
@@ -295,7 +295,10 @@ def _pinned(
         plan=plan,
         schedule=chosen,
         score=score(spec, plan, chosen, target),
-        origins=dict.fromkeys(roles_of(plan), origin),
+        origins={
+            role: f"default: {lock} is older than it" if role == DECODE and older else origin
+            for role in roles_of(plan)
+        },
         warnings=warnings,
     )
 

@@ -69,9 +69,10 @@ _PATIENCE, LEAST_LIMIT, FIRST_LIMIT = 10, 10.0, 30.0
 _COMPILED = ("maxnreg", "PREFETCH", "PARTS")
 # Prompt after which decoding is verified, in so many rows: longer than most filters.
 SHORT_PROMPT = (2, 300)
-# Calls that the property `decode` makes: of one step and of two, and the same as drafts.
+# Calls that the property `decode` makes: of one step and of two, and the same as drafts; beside
+# what is timed.
 DECODED = [
-    StepCall(batch=1, steps=count, room=2, slotted=draft, draft=draft)
+    StepCall(batch=1, steps=count, room=2, slotted=draft, draft=draft, wide=True)
     for count in (1, 2)
     for draft in (False, True)
 ]

@@ -16,9 +16,8 @@ from sh2gen.build.build import Building, KernelFailed, check_fits
 from sh2gen.cost.cost import score
 from sh2gen.emit.emit import emit
 from sh2gen.emit.launched import of_direction
-from sh2gen.plan.kernel import Role
 from sh2gen.plan.source import Alignment
-from sh2gen.schedule.config import DIRECTIONS, Schedule, coupling, schedule
+from sh2gen.schedule.config import Schedule, coupling, roles_of, schedule
 from sh2gen.schedule.space import Config, search_space, space
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target
@@ -48,7 +47,7 @@ def refit(
         KernelFailed: the same code, if no other config fits within bounds of number and time, or
             if the config is not what is wrong.
     """
-    if failed.role not in (Role.FORWARD, Role.BACKWARD):
+    if failed.role is None:
         raise failed
     direction, version = failed.role.value, installed("triton")
     begin, tried = time.monotonic(), 0
@@ -89,8 +88,7 @@ def _others(
 ) -> Iterator[tuple[Config, str]]:
     """Configs to try, and what they are in words."""
     plan, now = chosen.plan, chosen.schedule.config(direction)
-    (other,) = set(DIRECTIONS) - {direction}
-    agreed = coupling(plan, chosen.schedule.config(other))
+    agreed = coupling(plan, now)
     default = space(spec, plan, direction, target).default
     points = [
         point
@@ -114,7 +112,7 @@ def _held(config: Config) -> Config:
 def _with(
     spec: OpSpec, chosen: Candidate, direction: str, config: Config, target: Target
 ) -> Schedule:
-    every = {d: dict(chosen.schedule.config(d)) for d in DIRECTIONS}
+    every = {d: dict(chosen.schedule.config(d)) for d in roles_of(chosen.plan)}
     return schedule(spec, chosen.plan, every | {direction: dict(config)}, target)
 
 

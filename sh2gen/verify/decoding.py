@@ -18,6 +18,9 @@ _STEPS = 7  # that are decoded
 def decode(case: Case) -> Iterator[Check]:
     """A prompt and then steps, one or two a call, give what the whole gives, and so do drafts.
     Rows find their past in any place, and drafts that are rejected leave no trace: bit by bit.
+
+    Of a dtype of two bytes also as servers decode: one step a call, in places of a pool whose past
+    is in that dtype, which rounds what the filter reads once more.
     """
     runner = case.runner
     if not isinstance(runner, DecodeRunner):
@@ -31,14 +34,22 @@ def decode(case: Case) -> Iterator[Check]:
     def steps(tensors: Tensors, t: int, count: int) -> dict[str, Tensor]:
         return {name: x.narrow(case.time_dim, t, count) for name, x in tensors.items()}
 
-    def room(batch: int, draft: bool) -> Any:
-        dtype = torch.promote_types(case.dtype, torch.float32)
-        return runner.initial_state(case.spec, batch, dtype, 2, draft)
+    wide = torch.promote_types(case.dtype, torch.float32)
 
-    def begun() -> Any:
-        state = room(batch, draft=False)
+    def room(batch: int, draft: bool, dtype: torch.dtype = wide, most: int = 2) -> Any:
+        return runner.initial_state(case.spec, batch, dtype, most, draft)
+
+    def begun(**how: Any) -> Any:
+        state = room(batch, draft=False, **how)
         first = [runner.prefill(steps(inputs, 0, begin), parameters, state)] if begin else []
         return state, first
+
+    def placed(pool: Any, slots: Tensor, **how: Any) -> Any:
+        """The pool, in which sequences have begun."""
+        for tensor, one in zip(pool, begun(**how)[0], strict=True):
+            if isinstance(tensor, Tensor):
+                tensor[slots.long()] = one
+        return pool
 
     with poisoned(), torch.no_grad():
         state, parts = begun()
@@ -54,13 +65,9 @@ def decode(case: Case) -> Iterator[Check]:
 
     def drafted(slots: Tensor, *, rejected: bool) -> Tensor:
         """y of the same steps, each a draft; after others that were rejected."""
-        pool = room(batch + 1, draft=True)
         parts = []
         with poisoned(), torch.no_grad():
-            before, _ = begun()
-            for tensor, one in zip(pool, before, strict=True):
-                if isinstance(tensor, Tensor):
-                    tensor[slots.long()] = one
+            pool = placed(room(batch + 1, draft=True), slots)
             for t, n in calls:
                 if rejected:
                     runner.decode(steps(noise, t, n), parameters, pool, slots)
@@ -73,6 +80,21 @@ def decode(case: Case) -> Iterator[Check]:
     yield within(case, "y of drafts", case.canonical(alone), y[..., later], allowed[..., later])
     found = drafted(batch - places, rejected=True)  # places 1 .. batch, the last first
     yield identical(case, "y after rejected drafts, in other places", found, alone)
+    if case.dtype == wide:
+        return
+    with poisoned(), torch.no_grad():
+        how: dict[str, Any] = {"dtype": case.dtype, "most": 1}
+        slots = batch - places
+        pool = placed(room(batch + 1, draft=False, **how), slots, **how)
+        found = torch.cat(
+            [
+                runner.decode(steps(inputs, t, 1), parameters, pool, slots)
+                for t in range(begin, begin + end)
+            ],
+            case.time_dim,
+        )
+    found = case.canonical(found)
+    yield within(case, "y of a narrow past", found, y[..., later], allowed[..., later])
 
 
 def _alternating(begin: int, end: int) -> Iterator[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
 from sh2gen.runtime.operator import InterpreterRunner, Operator, OperatorRunner
-from sh2gen.schedule.config import schedule
+from sh2gen.schedule.config import interpreter_schedule, schedule
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.verify.verify import verify
 from tests.strategies import register_profiles, specs
@@ -39,6 +40,44 @@ def test_any_operator_decodes(data: st.DataObject, tmp_path: Path) -> None:
         runners.append(InterpreterRunner(path))
     for runner in runners:
         verify(spec, runner, dtype=torch.float32, **options).require()
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize(
+    "inner",
+    [
+        {"kind": "explicit", "length": 5, "groups": 4},
+        {"kind": "explicit", "length": 40, "groups": 4},
+        {"kind": "modal", "modes": 3, "groups": 64, "parametrisation": "log_poles"},
+    ],
+    ids=["few", "blocks", "modes"],
+)
+def test_other_configs_decode_the_same(inner: Any, wide: bool, tmp_path: Path) -> None:
+    """Of narrow and of doubled programs, whatever is the default; in the interpreter."""
+    fields = {"op": "other_steps", "channels": 64, "filter": inner, "featurizer": {"length": 3}}
+    spec = spec_from_dict(fields | {"gates": {"pre": True, "post": True}})
+    plan = next(p for p in plans(spec) if p.step is not None)
+    default = interpreter_schedule(spec, plan)
+    blocks = 16 if inner.get("length") == 40 else 0
+    # One column is more than no program is wide for: no legal knob is as low.
+    own = {"BLOCK_D": 16, "CHUNK": blocks, "DOUBLE": int(wide), "num_warps": 1}
+    path = tmp_path / "other_steps.py"
+    changed = replace(default, decode=tuple(own.items()))
+    assert changed.decode != default.decode
+    path.write_text(emit(spec, plan, changed).text)
+    runner = InterpreterRunner(path)
+    seen = []
+    launch = runner.namespace.launch
+
+    def noted(kernel: Any, *arguments: Any, config: Any, **options: Any) -> Any:
+        if kernel.__name__.endswith("_decode"):
+            seen.append(config["BLOCK_D"])
+        return launch(kernel, *arguments, config=config, **options)
+
+    runner.namespace.launch = noted
+    report = verify(spec, runner, dtype=torch.float32, shapes=[(2, 50)], properties=["decode"])
+    report.require()
+    assert set(seen) == {32 if wide else 16}
 
 
 @pytest.mark.parametrize("taps", [17, 130, 600])

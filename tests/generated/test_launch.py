@@ -259,7 +259,9 @@ def test_launches_of_a_candidate_find_what_was_built_and_all_that_was_built_is_l
 def test_steps_of_a_candidate_find_what_was_built(
     op: str, double: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that verification makes, and those that are timed, of few rows and of many."""
+    """Those that the property `decode` makes, which are noted, and those that are timed, of few
+    rows and of many.
+    """
     spec, plan = made(op, [(1, 512)])
     batches = (1, 65536 // spec.channels)
     workloads = tuple(Workload(batch=batch, length=1) for batch in batches)
@@ -292,7 +294,8 @@ def test_steps_of_a_candidate_find_what_was_built(
         shape = (call.batch, spec.channels, call.steps)
         inputs = [torch.zeros(shape, dtype=torch.bfloat16) for _ in names.INPUTS]
         parameters = [torch.zeros(shape) for shape in shapes_of(names).values()]
-        how = {"steps": call.room, "draft": call.draft, "dtype": torch.bfloat16}
+        dtype = torch.float32 if call.wide else torch.bfloat16
+        how = {"steps": call.room, "draft": call.draft, "dtype": dtype}
         state = names.initial_state(call.batch, spec.channels, **how)
         slots = torch.arange(call.batch, dtype=torch.int32) if call.slotted else None
         names.launch_decode(inputs, parameters, state, slots)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sh2gen.runtime.operator import Operator
 from sh2gen.spec.decode import spec_from_dict
 from tests.fakes import SPEC
 from tests.tuning.decisions import TILES, changed, compiled, decide, keep, run
@@ -137,6 +138,31 @@ def test_a_lock_file_older_than_a_knob_that_says_what_was_before_is_taken(
     locked.write_text(text.replace('"EVICT_LAST": 0, ', ""))
     assert compiled(op, tmp_path / "out", "--locked", str(locked)).exit_code == 0
     assert (tmp_path / "out" / "small_conv.py").read_bytes() == before
+
+
+def test_a_lock_file_older_than_decoding_leaves_it_at_the_default_and_says_so(
+    op: str, tmp_path: Path, locked: Path
+) -> None:
+    (entry,) = json.loads(locked.read_text())["schedules"]
+    decode = entry["decode"]
+    locked.write_text(locked.read_text().replace(f', "decode": {json.dumps(decode)}', ""))
+    assert "decode" not in locked.read_text()
+    (data,) = json.loads(compiled(op, tmp_path / "out", "--locked", str(locked), "--json").stdout)
+    assert data["schedule"]["decode"] == decode
+    assert data["origins"]["decode"] == f"default: {locked} is older than it"
+    assert data["origins"]["forward"] == f"pinned by {locked}"
+
+
+def test_a_config_of_decoding_is_set_and_pinned(op: str, tmp_path: Path) -> None:
+    path = tmp_path / "job.lock"
+    setting = "--set=decode.BLOCK_D=32"
+    assert compiled(op, tmp_path / "out", "--lock", str(path), setting).exit_code == 0
+    (entry,) = json.loads(path.read_text())["schedules"]
+    assert entry["decode"]["BLOCK_D"] == 32
+    (config,) = Operator(tmp_path / "out" / "small_conv.py").namespace.CONFIGS.values()
+    assert config["decode"] == entry["decode"]
+    (data,) = json.loads(compiled(op, tmp_path / "again", "--locked", str(path), "--json").stdout)
+    assert data["schedule"]["decode"] == entry["decode"]
 
 
 def test_kernels_of_other_text_than_was_pinned_are_said(

@@ -222,7 +222,7 @@ def test_decoding_is_verified_by_its_property(written: Path, tmp_path: Path) -> 
     """After a prompt in few rows, and in as many rows as it is timed for."""
     asked = {"direction": "decode", "workloads": [[1, 1], [5, 1]], "short": [2, 20]}
     answer = Bench("cpu").answer(job(written, **asked))
-    assert answer["status"] == "ok" and answer["checks"] == 6
+    assert answer["status"] == "ok" and answer["checks"] == 8  # two shapes
     text, kept = written.read_text(), "ring_slots(ring, count, x.shape[2], 0)] = steps"
     assert text.count(kept) == 1
     doctored = tmp_path / written.name
