@@ -82,6 +82,7 @@ def main() -> None:
         if rank == 0 and step % 10 == 0:
             print(f"step {step:2}: loss {loss.item():.5f}")
     if size > 1:
+        dist.barrier()  # nobody leaves while another is at its last exchange
         dist.destroy_process_group()
 
 

@@ -56,7 +56,7 @@ def plans_or_none(spec: OpSpec, algorithm: str) -> tuple[Plan, ...]:
         (make(sequences="packed"), "write `sequences: dense`"),
         (make(state={"initial": True, "width": "K"}), "leave `state.width` out"),
         (make(state={"initial": True, "dtype": "bfloat16"}), "leave `state.dtype` out"),
-        (make(context={"ranks": 2}), "leave `context` out"),
+        (make(context={"ranks": 2, "exchange": "p2p_fft"}), "write `exchange: auto`"),
     ],
 )
 def test_why_direct_does_not_apply(spec: OpSpec, reason: str) -> None:
