@@ -167,6 +167,48 @@ def _in_activations(memory: dict[str, int]) -> str:
     return f"peak memory beside inputs and parameters: {', '.join(texts)}"
 
 
+def _over_ranks(spec: Any, gpu: Any) -> list[dict[str, Any]]:
+    """What each way to split sequences over ranks sends and takes, the fastest first, of the
+    longest workload; empty of an operator that is whole.
+    """
+    from sh2gen.cost.ranks import exchanges, taken
+
+    if spec.context is None:
+        return []
+    longest = max(spec.workloads, key=lambda w: w.length)
+    found = exchanges(spec, longest, gpu, spec.context.ranks, spec.context.sharding)
+    own = taken(found)
+    size = {"batch": longest.batch, "length": longest.length}
+    return [size | asdict(one) | {"taken": one is own} for one in found]
+
+
+def _ranks_text(spec: Any, over: list[dict[str, Any]]) -> list[str]:
+    """The same for a person."""
+    if spec.context is None:
+        return []
+    context = spec.context
+    title = f"over {context.ranks} ranks, {context.sharding}"
+    if not over:
+        return [f"{title}: the file of this GPU does not say what links so many"]
+    first = over[0]
+    rows = [
+        (
+            f"{one['strategy']}",
+            f"{one['bytes'] / 1e6:,.2f} MB in {one['messages']:,} messages, "
+            f"{one['waits']} after another; {one['passes']} passes more over activations: "
+            f"{one['seconds'] * 1e6:,.0f} us"
+            + (" (taken)" if one["taken"] else "" if one["served"] else " (no lowering yet)"),
+        )
+        for one in over
+    ]
+    return [
+        f"{title}, of B={first['batch']} L={first['length']} in all: what each rank sends "
+        f"forward, over {first['link']}, and the time that it adds, predicted from rates that "
+        "nobody measured",
+        *columns(rows, words=2, indent=2),
+    ]
+
+
 def print_explanation(spec: Any, gpu: Any, answers: Any, ranked: Any, as_json: bool) -> None:
     from sh2gen.cost import cost, work
     from sh2gen.cost.decode import BATCHES, decoding
@@ -220,6 +262,7 @@ def print_explanation(spec: Any, gpu: Any, answers: Any, ranked: Any, as_json: b
                 }
             )
         plans.append(entry)
+    over = _over_ranks(spec, gpu)
     steps = decoding(spec)
     bounds = {batch: steps.bound(batch, gpu) * 1e6 for batch in BATCHES}
     verdicts = {n: {"applies": v.applies, "reasons": list(v.reasons)} for n, v in answers.items()}
@@ -232,6 +275,7 @@ def print_explanation(spec: Any, gpu: Any, answers: Any, ranked: Any, as_json: b
                     "target_note": gpu.caveat,
                     "verdicts": verdicts,
                     "decoding": asdict(steps) | {"bound_us": bounds},
+                    "ranks": over,
                     "plans": plans,
                     "not_taken": list(not_taken),
                 },
@@ -254,6 +298,8 @@ def print_explanation(spec: Any, gpu: Any, answers: Any, ranked: Any, as_json: b
         f"decoding: a state of {steps.state / 1e3:,.1f} kB a sequence; a step moves "
         f"{steps.step / 1e3:,.1f} kB of it, of inputs and of outputs, which take {times}"
     )
+    for text in _ranks_text(spec, over):
+        say(text)
     say("per token and channel (bytes of memory traffic, flops, instructions of a thread):")
     for entry in plans:
         say(f"  {entry['plan']}  {entry['schedule']}")

@@ -42,6 +42,16 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """What GPUs send to each other over."""
+
+    name: str
+    ranks: int  # that it connects at most
+    bandwidth: float  # bytes per second, of one GPU, each way
+    latency: float  # seconds of a message, however short
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """One GPU, as its file describes it.
 
@@ -79,6 +89,8 @@ class Target:
     measured: Measured | None  # None if nothing was measured on this GPU
     constants_of: str = ""  # name of the GPU whose constants these are, if they are another's
     constants: Constants
+    node_link: Link | None = None  # within a node
+    network: Link | None = None  # between nodes
     stands_for: str = ""  # what the driver calls a GPU without a file that this one serves for
 
     @property

@@ -1,0 +1,136 @@
+"""What ranks send each other, by strategy: bytes, messages and predicted time of a call.
+
+Of L steps over W ranks, W chunks or with zigzag 2W. Bytes are those that one rank sends, passes
+activations (B, D, L / W) that are read or written beyond those of the operator alone. Rates of
+links are those of target files, which were not measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sh2gen.cost.work import BYTES
+from sh2gen.plan.rings import rings
+from sh2gen.spec.language import Exchange, FilterKind, Sharding, Workload
+from sh2gen.spec.operator import OpSpec
+from sh2gen.targets.target import Link, Target
+
+SERVED = (Exchange.HALO, Exchange.STATE)  # that there are kernels and exchanges for
+_MODE, _COMPLEX = 4, 8  # bytes of a number of modes, and of a number of an FFT
+_SEGMENTS = 4  # of channels, in a pipeline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchanged:
+    """What a strategy adds to the operator on a rank's own steps.
+
+    Attributes:
+        bytes: that a rank sends, forward; backward sends as many.
+        messages: that a rank sends.
+        waits: rounds of messages, one after another.
+        passes: over activations, forward.
+        hidden: share of the time of messages that lies behind arithmetic.
+        link: which messages go over.
+        seconds: predicted, of messages that are not hidden and of passes; forward.
+        served: whether there is a lowering.
+    """
+
+    strategy: Exchange
+    bytes: int
+    messages: int
+    waits: int
+    passes: int
+    hidden: float
+    link: str
+    seconds: float
+    served: bool
+
+
+def link_of(target: Target, ranks: int) -> Link | None:
+    """What so many ranks send over; None where the file of a GPU does not say."""
+    links = (target.node_link, target.network)
+    return next((link for link in links if link is not None and ranks <= link.ranks), None)
+
+
+def exchanges(
+    spec: OpSpec, workload: Workload, target: Target, ranks: int, sharding: Sharding
+) -> tuple[Exchanged, ...]:
+    """Every strategy that can serve an operator, the one of the least predicted time first.
+
+    Args:
+        workload: of the whole sequence.
+    """
+    link = link_of(target, ranks)
+    if link is None or ranks < 2:
+        return ()
+    found = []
+    activation = BYTES[spec.dtype.io] * workload.batch * spec.channels * workload.length / ranks
+    for strategy, sent, messages, waits, passes, hidden in _strategies(
+        spec, workload, ranks, sharding
+    ):
+        wire = waits * link.latency + sent / link.bandwidth
+        seconds = (1 - hidden) * wire + passes * activation / target.elementwise_bandwidth
+        found.append(
+            Exchanged(
+                strategy=strategy,
+                bytes=round(sent),
+                messages=messages,
+                waits=waits,
+                passes=passes,
+                hidden=hidden,
+                link=link.name,
+                seconds=seconds,
+                served=strategy in SERVED,
+            )
+        )
+    return tuple(sorted(found, key=lambda one: one.seconds))
+
+
+def taken(found: tuple[Exchanged, ...]) -> Exchanged | None:
+    """The one that `auto` takes: the fastest that is served."""
+    return next((one for one in found if one.served), None)
+
+
+Row = tuple[Exchange, float, int, int, int, float]  # bytes, messages, waits, passes, hidden
+
+
+def _strategies(spec: OpSpec, workload: Workload, ranks: int, sharding: Sharding) -> Iterator[Row]:
+    io, batch, width = BYTES[spec.dtype.io], workload.batch, spec.channels
+    own = 1 + (sharding is Sharding.ZIGZAG)  # chunks of a rank
+    chunks = own * ranks
+    chunk = max(1, workload.length // chunks)
+    inputs, joined = len(spec.inputs), 2 * (own - 1)  # y of two chunks is put together
+    lags = {ring.name: ring.lag for ring in rings(spec) if ring.lag}
+    # The past of a chunk: inputs in their dtype, what the filter reads in float32.
+    border = batch * width * (io * inputs * lags.get("tails", 0) + 4 * lags.get("z", 0))
+    halo = sum(-(-lag // chunk) for lag in lags.values())  # pieces, of one chunk each
+    rounds = len(lags) if len(lags) > 1 and chunk < sum(lags.values()) else min(1, len(lags))
+    if spec.filter.kind is FilterKind.MODAL:
+        state = _MODE * batch * width * spec.filter.state_size
+        gathered = own * (ranks - 1) * state
+        messages = own * halo + ranks - 1
+        yield Exchange.STATE, own * border + gathered, messages, rounds + 1, inputs + joined, 0.0
+    else:
+        yield Exchange.HALO, own * border, own * halo, rounds, joined, 0.0
+        yield Exchange.HALO_OVERLAPPED, own * border, own * halo, rounds, joined, 1.0
+    # z there and what is convolved back. Beside the operator's own passes: what it reads of z,
+    # writes of it, and reads and writes again where it packs and unpacks; its other gate is apart.
+    moved = 2 * (ranks - 1) / ranks * io * batch * width * workload.length / ranks
+    passes = 6 + 3 * spec.gates.post
+    segments = min(_SEGMENTS, spec.filter.groups // ranks)
+    if spec.filter.groups % ranks == 0:
+        yield Exchange.ALL_TO_ALL, moved, 2 * (ranks - 1), 2, passes, 0.0
+        if segments > 1:
+            messages = 2 * segments * (ranks - 1)
+            yield (
+                Exchange.ALL_TO_ALL_PIPELINED, moved, messages, 2 * segments, passes,
+                1 - 1 / segments,
+            )  # fmt: skip
+    # Two transforms of the length of the sequence, cyclic and negacyclic, there and back.
+    if chunks & (chunks - 1) == 0 and workload.length % chunks == 0:
+        rounds = 2 * int(math.log2(chunks))
+        sent = 2 * rounds * _COMPLEX * batch * width * workload.length / ranks
+        passes = 2 * (rounds + 2) * 2 * _COMPLEX // io
+        yield Exchange.P2P_FFT, sent, 2 * rounds, rounds, passes, 0.0
