@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from sh2gen.emit import eager
@@ -204,6 +205,8 @@ def ranks_context(spec: OpSpec) -> dict[str, Any]:
         poles.append(f"poles, _ = {both}")
     return {
         "kept_lags": [str(ring.lag) for ring in rings(spec) if ring.lag],
+        # Steps after which the rings of a state with room for one step begin anew.
+        "around": math.prod(ring.lag + 1 for ring in rings(spec) if ring.lag),
         "poles_lines": poles,
     }
 

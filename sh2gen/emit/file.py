@@ -292,9 +292,15 @@ def _operator(spec: OpSpec, plan: Plan, library: str) -> list[str]:
             _banner("Sequences that are split over ranks"),
             *texts("context", without=others),
         ]
-        found.append(filled("sections/context.py.j2", **context, **decode.ranks_context(spec)))
+        found.append(filled("sections/context.py.j2", **context, **_ranks_context(spec, plan)))
     found.append(filled("sections/module.py.j2", **context))
     return found
+
+
+def _ranks_context(spec: OpSpec, plan: Plan) -> dict[str, Any]:
+    """What sections/context.py.j2 asks for beside."""
+    modal = spec.filter.kind is FilterKind.MODAL
+    return decode.ranks_context(spec) | {"modes_lines": _modes_lines(spec, plan) if modal else []}
 
 
 def _taps(spec: OpSpec) -> tuple[str, ...]:
@@ -460,22 +466,8 @@ def _body(spec: OpSpec, plan: Plan, ladder: str) -> list[str]:
         f"    return allocate({x}, 0){copied * spec.state.final}",
     ]
     modal = spec.filter.kind is FilterKind.MODAL
-    if modal:  # PyTorch differentiates what is its own
-        lines.append(f"past = past_for_kernels(state, {x})")
-        plain = [
-            f"refuse_symbols({x})",
-            f"with without_autocast({x}):",
-            "    y, modes = eager_stateful(inputs, parameters, *past)",
-        ]
-        if plan.states:
-            lines += [
-                f"if {x}.is_cuda and not (PLAIN or transformed([*inputs, *parameters, *past])):",
-                "    keep = differentiates(*inputs, *parameters, *past)",
-                "    y, modes, _ = stateful_op(*inputs, *parameters, *past, keep)",
-                "else:",
-            ]
-            plain = [f"    {line}" for line in plain]
-        lines += plain
+    if modal:
+        lines += _modes_lines(spec, plan)
     else:
         lines.append(f"y = run_op(inputs, parameters, state{ladder})")
     if not spec.state.final:
@@ -486,6 +478,27 @@ def _body(spec: OpSpec, plan: Plan, ladder: str) -> list[str]:
         f"    after = state_after(inputs, parameters, state, None{more})",
     ]
     return [*lines, "return y, after"]
+
+
+def _modes_lines(spec: OpSpec, plan: Plan) -> list[str]:
+    """y and the modes after some steps, of a state; PyTorch differentiates what is its own."""
+    x = spec.inputs[0]
+    plain = [
+        f"refuse_symbols({x})",
+        f"with without_autocast({x}):",
+        "    y, modes = eager_stateful(inputs, parameters, *past)",
+    ]
+    lines = [f"past = past_for_kernels(state, {x})"]
+    if not plan.states:
+        return lines + plain
+    return [
+        *lines,
+        f"if {x}.is_cuda and not (PLAIN or transformed([*inputs, *parameters, *past])):",
+        "    keep = differentiates(*inputs, *parameters, *past)",
+        "    y, modes, _ = stateful_op(*inputs, *parameters, *past, keep)",
+        "else:",
+        *(f"    {line}" for line in plain),
+    ]
 
 
 def _packed_lines(spec: OpSpec, plan: Plan, ladder: str, passed: str) -> list[str]:
