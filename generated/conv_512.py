@@ -8,7 +8,7 @@ each, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 3f936c7d4255b0593bc3b8c2f7f2d08dfbd44179527429c83351ecfd213aba44
+sha256, with zeros here: 40919ee4ae8f2c6a2d6a14a131ccee994e1bf15b7a0955a2a76c31592ef85143
 """
 
 import threading
@@ -2216,7 +2216,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_0effdd7e"
+    name = unique = "conv_512_e0b26e5c"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -3126,19 +3126,29 @@ def move_to(state, places: Tensor, count: Tensor) -> None:
     state.done[places] = state.count[places, None]
 
 
-def where_later(x: Tensor, past: Tensor, end: Tensor) -> Tensor:
-    """The last T steps before an end of each row: of x (B, C, T) from step 0 on, and before that
-    of the past, the T steps before step 0.
+def where_later(x: Tensor, past: Tensor, end: Tensor | int) -> Tensor:
+    """The last T steps before an end, of each row or of all: of x (B, C, T) from step 0 on, and
+    before that of the past, the T steps before step 0.
     """
     steps = x.shape[2]
+    if isinstance(end, int):
+        missing = max(0, steps - end)
+        known = past[..., steps - missing :].to(x.dtype)
+        return torch.cat([known, x[..., missing:]], 2) if missing else x
     time = end[:, None] - steps + torch.arange(steps, device=x.device)
     time = time[:, None].expand(-1, x.shape[1], -1)
     index = torch.where(time < 0, time + steps, 0)
     return torch.where(time < 0, past.to(x.dtype).gather(2, index), x)
 
 
-def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
-    """The steps of x (B, C, L) before an end of each row; those before x are of the `past`."""
+def steps_before(x: Tensor, past: Tensor, end: Tensor | int, steps: int) -> Tensor:
+    """The steps of x (B, C, L) before an end, of each row or of all; those before x are of the
+    `past`, as far as it goes.
+    """
+    if isinstance(end, int):
+        before = past[..., max(0, past.shape[2] - max(0, steps - end)) :].to(x.dtype)
+        found = torch.cat([before, x[..., max(0, end - steps) : end]], 2)
+        return functional.pad(found, (steps - found.shape[2], 0))
     index = end[:, None] - steps + torch.arange(steps, device=x.device)
     index, before = index[:, None].expand(-1, x.shape[1], -1), past.shape[2]
     # Not by clamp, whose constants inductor of PyTorch 2.11 folds into indices that fail.
@@ -3148,6 +3158,12 @@ def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
     own = (index < 0) & (index >= -before)
     earlier = past.to(x.dtype).gather(2, torch.where(own, index + before, 0))
     return torch.where(index < 0, earlier, later)
+
+
+def end_of_all(count: Tensor, steps: int) -> Tensor | int:
+    """Where all rows end: a number, but for compilers, which would hold that one for all calls."""
+    known = type(steps) is int and not torch.compiler.is_compiling()
+    return steps if known else torch.full_like(count, steps)
 
 
 def ends_of(lengths: Tensor | None, rows: Tensor, steps: int, x: Tensor) -> Tensor:
@@ -3323,7 +3339,7 @@ def state_after(
     """The state after the first `end` steps of each row, or all, of that before them, which
     stays as it is.
     """
-    end = torch.full_like(state.count, inputs[0].shape[TIME]) if end is None else end
+    end = end_of_all(state.count, inputs[0].shape[TIME]) if end is None else end
     past = [
         state.z,
     ]
@@ -3338,9 +3354,11 @@ def eager_rings(
     parameters: Sequence[Tensor],
     past: Sequence[Tensor],
     count: Tensor,
-    end: Tensor,
+    end: Tensor | int,
 ) -> list[Tensor]:
-    """The rings after the first `end` steps of each row, of those before, in plain PyTorch."""
+    """The rings after the first `end` steps of each row or of all, of those before, in plain
+    PyTorch.
+    """
     (z,) = past
     rows = torch.arange(count.shape[0], device=count.device)
     known = [canonical(x) for x in inputs]

@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: e0bce3028bcf6e517b809eabbe2c0d29d7141db153f46361c21e85fc094ebff6
+sha256, with zeros here: 38efd06215796dd14db3557136c29623b04e858b42cf446d67b1343c750fd708
 """
 
 import threading
@@ -3078,7 +3078,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_b0cf51f1"
+    name = unique = "hyena_li_9c1364b6"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -4034,8 +4034,14 @@ def move_to(state, places: Tensor, count: Tensor) -> None:
     state.done[places] = state.count[places, None]
 
 
-def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
-    """The steps of x (B, C, L) before an end of each row; those before x are of the `past`."""
+def steps_before(x: Tensor, past: Tensor, end: Tensor | int, steps: int) -> Tensor:
+    """The steps of x (B, C, L) before an end, of each row or of all; those before x are of the
+    `past`, as far as it goes.
+    """
+    if isinstance(end, int):
+        before = past[..., max(0, past.shape[2] - max(0, steps - end)) :].to(x.dtype)
+        found = torch.cat([before, x[..., max(0, end - steps) : end]], 2)
+        return functional.pad(found, (steps - found.shape[2], 0))
     index = end[:, None] - steps + torch.arange(steps, device=x.device)
     index, before = index[:, None].expand(-1, x.shape[1], -1), past.shape[2]
     # Not by clamp, whose constants inductor of PyTorch 2.11 folds into indices that fail.
@@ -4045,6 +4051,12 @@ def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
     own = (index < 0) & (index >= -before)
     earlier = past.to(x.dtype).gather(2, torch.where(own, index + before, 0))
     return torch.where(index < 0, earlier, later)
+
+
+def end_of_all(count: Tensor, steps: int) -> Tensor | int:
+    """Where all rows end: a number, but for compilers, which would hold that one for all calls."""
+    known = type(steps) is int and not torch.compiler.is_compiling()
+    return steps if known else torch.full_like(count, steps)
 
 
 def ends_of(lengths: Tensor | None, rows: Tensor, steps: int, x: Tensor) -> Tensor:
@@ -4266,7 +4278,7 @@ def state_after(
     """The state after the first `end` steps of each row, or all, of that before them, which
     stays as it is; of the modes after them.
     """
-    end = torch.full_like(state.count, inputs[0].shape[TIME]) if end is None else end
+    end = end_of_all(state.count, inputs[0].shape[TIME]) if end is None else end
     past = [
         state.tails,
     ]
@@ -4281,9 +4293,11 @@ def eager_rings(
     parameters: Sequence[Tensor],
     past: Sequence[Tensor],
     count: Tensor,
-    end: Tensor,
+    end: Tensor | int,
 ) -> list[Tensor]:
-    """The rings after the first `end` steps of each row, of those before, in plain PyTorch."""
+    """The rings after the first `end` steps of each row or of all, of those before, in plain
+    PyTorch.
+    """
     (tails,) = past
     rows = torch.arange(count.shape[0], device=count.device)
     known = [canonical(x) for x in inputs]

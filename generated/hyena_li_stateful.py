@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 9bbe432b71f4a5003b459a8eef7a364e2eb860b5dde20574d44e98630539ee21
+sha256, with zeros here: 70cbb84ec54966cdd61798a493360c495ba2cee36060d104c470a6b9ced42fbd
 """
 
 import threading
@@ -3420,7 +3420,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_7598a91f"
+    name = unique = "hyena_li_stateful_d3e9ddeb"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -4291,8 +4291,14 @@ def move_to(state, places: Tensor, count: Tensor) -> None:
     state.done[places] = state.count[places, None]
 
 
-def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
-    """The steps of x (B, C, L) before an end of each row; those before x are of the `past`."""
+def steps_before(x: Tensor, past: Tensor, end: Tensor | int, steps: int) -> Tensor:
+    """The steps of x (B, C, L) before an end, of each row or of all; those before x are of the
+    `past`, as far as it goes.
+    """
+    if isinstance(end, int):
+        before = past[..., max(0, past.shape[2] - max(0, steps - end)) :].to(x.dtype)
+        found = torch.cat([before, x[..., max(0, end - steps) : end]], 2)
+        return functional.pad(found, (steps - found.shape[2], 0))
     index = end[:, None] - steps + torch.arange(steps, device=x.device)
     index, before = index[:, None].expand(-1, x.shape[1], -1), past.shape[2]
     # Not by clamp, whose constants inductor of PyTorch 2.11 folds into indices that fail.
@@ -4302,6 +4308,12 @@ def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
     own = (index < 0) & (index >= -before)
     earlier = past.to(x.dtype).gather(2, torch.where(own, index + before, 0))
     return torch.where(index < 0, earlier, later)
+
+
+def end_of_all(count: Tensor, steps: int) -> Tensor | int:
+    """Where all rows end: a number, but for compilers, which would hold that one for all calls."""
+    known = type(steps) is int and not torch.compiler.is_compiling()
+    return steps if known else torch.full_like(count, steps)
 
 
 def ends_of(lengths: Tensor | None, rows: Tensor, steps: int, x: Tensor) -> Tensor:
@@ -4612,7 +4624,7 @@ def eager_leave(tensors: Sequence[Tensor], ended: bool) -> list[Tensor]:
     """The rings of `leave_of` in plain PyTorch, which differentiates them."""
     roles, after = len(INPUTS), len(INPUTS) + len(PARAMETERS)
     *past, count = tensors[after : after + 2]
-    end = tensors[-1] if ended else torch.full_like(count, tensors[0].shape[TIME])
+    end = tensors[-1] if ended else end_of_all(count, tensors[0].shape[TIME])
     return eager_rings(tensors[:roles], tensors[roles:after], past, count, end)
 
 
@@ -4703,7 +4715,7 @@ def state_after(
     if made is not None:
         tails, count, done = made
         return STATE(tails, state.z, modes, count, done, state.draft)
-    end = torch.full_like(state.count, inputs[0].shape[TIME]) if end is None else end
+    end = end_of_all(state.count, inputs[0].shape[TIME]) if end is None else end
     past = [
         state.tails,
     ]
@@ -4718,9 +4730,11 @@ def eager_rings(
     parameters: Sequence[Tensor],
     past: Sequence[Tensor],
     count: Tensor,
-    end: Tensor,
+    end: Tensor | int,
 ) -> list[Tensor]:
-    """The rings after the first `end` steps of each row, of those before, in plain PyTorch."""
+    """The rings after the first `end` steps of each row or of all, of those before, in plain
+    PyTorch.
+    """
     (tails,) = past
     rows = torch.arange(count.shape[0], device=count.device)
     known = [canonical(x) for x in inputs]

@@ -8,7 +8,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 39d79e7559cd391f1abfb4ca313e9079d6aa116b9fa1e2804eef56caebd78ee6
+sha256, with zeros here: 5feb1fc4182b4beef784a9e909a911f1c94240b7b647388e0ab2b637e7348cfe
 """
 
 import threading
@@ -2703,7 +2703,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_80b5b8db"
+    name = unique = "s4d_7f0a56d1"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -3640,6 +3640,12 @@ def move_to(state, places: Tensor, count: Tensor) -> None:
     state.done[places] = state.count[places, None]
 
 
+def end_of_all(count: Tensor, steps: int) -> Tensor | int:
+    """Where all rows end: a number, but for compilers, which would hold that one for all calls."""
+    known = type(steps) is int and not torch.compiler.is_compiling()
+    return steps if known else torch.full_like(count, steps)
+
+
 def ends_of(lengths: Tensor | None, rows: Tensor, steps: int, x: Tensor) -> Tensor:
     """Where each row that is computed ends."""
     if lengths is None:
@@ -3838,7 +3844,7 @@ def state_after(
     """The state after the first `end` steps of each row, or all, of that before them, which
     stays as it is; of the modes after them.
     """
-    end = torch.full_like(state.count, inputs[0].shape[TIME]) if end is None else end
+    end = end_of_all(state.count, inputs[0].shape[TIME]) if end is None else end
     count = (state.count + end).to(torch.int32)
     done = count[:, None].repeat(1, state.done.shape[1])
     return STATE(state.z, modes, count, done, state.draft)

@@ -8,7 +8,7 @@ each, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 91879c4d5aff741867479beddc989149fb09a10e981c96fcd2a9ded3f3bfcf09
+sha256, with zeros here: c339248d975329c5b62bad42916cbb84c8ba0b7a8c8fb18b6441025d55ad28e8
 """
 
 import threading
@@ -2457,7 +2457,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_a3f1eb71"
+    name = unique = "s4d_real_6cf2e7fe"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -3378,6 +3378,12 @@ def move_to(state, places: Tensor, count: Tensor) -> None:
     state.done[places] = state.count[places, None]
 
 
+def end_of_all(count: Tensor, steps: int) -> Tensor | int:
+    """Where all rows end: a number, but for compilers, which would hold that one for all calls."""
+    known = type(steps) is int and not torch.compiler.is_compiling()
+    return steps if known else torch.full_like(count, steps)
+
+
 def ends_of(lengths: Tensor | None, rows: Tensor, steps: int, x: Tensor) -> Tensor:
     """Where each row that is computed ends."""
     if lengths is None:
@@ -3567,7 +3573,7 @@ def state_after(
     """The state after the first `end` steps of each row, or all, of that before them, which
     stays as it is; of the modes after them.
     """
-    end = torch.full_like(state.count, inputs[0].shape[TIME]) if end is None else end
+    end = end_of_all(state.count, inputs[0].shape[TIME]) if end is None else end
     count = (state.count + end).to(torch.int32)
     done = count[:, None].repeat(1, state.done.shape[1])
     return STATE(state.z, modes, count, done, state.draft)

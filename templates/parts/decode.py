@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from templates.parts.check import check_dense
 from templates.parts.op import CHANNEL, INPUTS, OP, TIME, channels_of
@@ -266,19 +267,29 @@ def move_to(state, places: Tensor, count: Tensor) -> None:
     state.done[places] = state.count[places, None]
 
 
-def where_later(x: Tensor, past: Tensor, end: Tensor) -> Tensor:
-    """The last T steps before an end of each row: of x (B, C, T) from step 0 on, and before that
-    of the past, the T steps before step 0.
+def where_later(x: Tensor, past: Tensor, end: Tensor | int) -> Tensor:
+    """The last T steps before an end, of each row or of all: of x (B, C, T) from step 0 on, and
+    before that of the past, the T steps before step 0.
     """
     steps = x.shape[2]
+    if isinstance(end, int):
+        missing = max(0, steps - end)
+        known = past[..., steps - missing :].to(x.dtype)
+        return torch.cat([known, x[..., missing:]], 2) if missing else x
     time = end[:, None] - steps + torch.arange(steps, device=x.device)
     time = time[:, None].expand(-1, x.shape[1], -1)
     index = torch.where(time < 0, time + steps, 0)
     return torch.where(time < 0, past.to(x.dtype).gather(2, index), x)
 
 
-def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
-    """The steps of x (B, C, L) before an end of each row; those before x are of the `past`."""
+def steps_before(x: Tensor, past: Tensor, end: Tensor | int, steps: int) -> Tensor:
+    """The steps of x (B, C, L) before an end, of each row or of all; those before x are of the
+    `past`, as far as it goes.
+    """
+    if isinstance(end, int):
+        before = past[..., max(0, past.shape[2] - max(0, steps - end)) :].to(x.dtype)
+        found = torch.cat([before, x[..., max(0, end - steps) : end]], 2)
+        return functional.pad(found, (steps - found.shape[2], 0))
     index = end[:, None] - steps + torch.arange(steps, device=x.device)
     index, before = index[:, None].expand(-1, x.shape[1], -1), past.shape[2]
     # Not by clamp, whose constants inductor of PyTorch 2.11 folds into indices that fail.
@@ -288,6 +299,12 @@ def steps_before(x: Tensor, past: Tensor, end: Tensor, steps: int) -> Tensor:
     own = (index < 0) & (index >= -before)
     earlier = past.to(x.dtype).gather(2, torch.where(own, index + before, 0))
     return torch.where(index < 0, earlier, later)
+
+
+def end_of_all(count: Tensor, steps: int) -> Tensor | int:
+    """Where all rows end: a number, but for compilers, which would hold that one for all calls."""
+    known = type(steps) is int and not torch.compiler.is_compiling()
+    return steps if known else torch.full_like(count, steps)
 
 
 def ends_of(lengths: Tensor | None, rows: Tensor, steps: int, x: Tensor) -> Tensor:
