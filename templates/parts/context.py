@@ -129,6 +129,12 @@ def unshard(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([found[chunk] for chunk in sorted(found)], TIME)
 
 
+def check_final(final) -> None:
+    """Refuse what does not say who is given the last state."""
+    if final not in (None, "last", "every"):
+        raise ValueError(f'{OP}: final must be "last", "every" or None, not {final!r}')
+
+
 def own_lengths(x: Tensor, length: int | None, rank: int, size: int) -> list[int]:
     """The steps of all chunks, of which a rank has those of x; refuses others."""
     if length is not None and (isinstance(length, bool) or not isinstance(length, int)):

@@ -269,6 +269,14 @@ def test_what_is_refused_of_ranks(tmp_path: Path) -> None:
         over_two(length=2.5)
     with pytest.raises(ValueError, match='final must be "last", "every" or None, not True'):
         over_two(final=True)
+    layer = operator.module()
+    with pytest.raises(ValueError, match="q has 10 steps on rank 0, expected 12 of 12 steps"):
+        layer(x, x, x, length=12)
+    with pytest.raises(ValueError, match='final must be "last", "every" or None, not 1'):
+        layer(x, x, x, final=1)
+    with pytest.raises(TypeError, match="expected q, k, v or packed features, got 2 inputs"):
+        layer(x, x)
+    assert torch.equal(layer(torch.cat([x, x, x], 1)), layer(x, x, x))
     with pytest.raises(TypeError, match="group is a int, expected a process group"):
         operator.module(group=3)
     whole = Operator(Path(written(replace_context(spec_of("se")), tmp_path).namespace.__file__))
