@@ -87,7 +87,9 @@ def draw(found: list[Point], path: Path) -> None:
         for way in Exchange:
             there = [(p.ranks, 1e6 * p.added[way]) for p in own if way in p.added]
             if there:
-                axis.loglog(*zip(*there, strict=True), marker="o", markersize=3, label=way.value)
+                colour = f"C{list(Exchange).index(way)}"
+                label = {"marker": "o", "markersize": 3, "color": colour, "label": way.value}
+                axis.loglog(*zip(*there, strict=True), **label)
         axis.set_title(f"{op}, {LENGTHS[1] // 2**20}M steps", fontsize=10)
         axis.set_xlabel("ranks")
         axis.legend(fontsize=6)
