@@ -232,7 +232,7 @@ def estimate_operator(
         raise Sh2genError(
             "C006",
             "there is no estimate of decode: nothing predicts which config is the faster",
-            help="`--direction forward` or backward; or tune on a GPU, where all are tried",
+            help="`--direction forward` or backward; or tune on a GPU",
         )
     spec = op if isinstance(op, OpSpec) else load_spec(op)
     gpu = resolve_target(target)

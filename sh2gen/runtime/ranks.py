@@ -49,9 +49,7 @@ class SimulatedRank:
         return found
 
 
-def simulated(
-    namespace: Any, size: int, run: Callable[[int, str], Result], label: str = "simulated"
-) -> list[Result]:
+def simulated(namespace: Any, size: int, run: Callable[[int, str], Result]) -> list[Result]:
     """What every rank of so many gives, each in a thread.
 
     Args:
@@ -64,7 +62,7 @@ def simulated(
     wires: dict[tuple[int, int], Queue[Any]] = {
         (a, b): Queue() for a in range(size) for b in range(size)
     }
-    names = [f"{label} {rank} of {size}" for rank in range(size)]
+    names = [f"simulated {rank} of {size}" for rank in range(size)]
     found: dict[int, Result] = {}
     raised: list[tuple[int, BaseException]] = []
 

@@ -60,7 +60,7 @@ def test_states_are_some_450th_of_an_all_to_all() -> None:
     assert everything.bytes == 2 * 7 * 2 * 4096 * 2**20 // 64
     assert state.bytes == 2 * 7 * 4096 * 16 * 4 + 2 * 4096 * 3 * 2 * 2
     assert 430 < everything.bytes / state.bytes < 520
-    assert taken(ways) is state and state.passes == 3 + 2
+    assert taken(ways) is state and state.passes == 4 + 2
     assert Exchange.HALO not in found
 
 

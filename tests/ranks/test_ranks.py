@@ -270,6 +270,14 @@ def test_what_is_refused_of_ranks(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='final must be "last", "every" or None, not True'):
         over_two(final=True)
     layer = operator.module()
+
+    def second(rank: int, group: str) -> Any:
+        leaf = x.clone().requires_grad_()
+        y, _ = call([leaf, x, x], weights, group)
+        return torch.autograd.grad(y.sum(), leaf, create_graph=True)
+
+    with pytest.raises(NotImplementedError, match="small_se: no second derivatives over ranks"):
+        simulated(names, 1, second)
     with pytest.raises(ValueError, match="q has 10 steps on rank 0, expected 12 of 12 steps"):
         layer(x, x, x, length=12)
     with pytest.raises(ValueError, match='final must be "last", "every" or None, not 1'):
