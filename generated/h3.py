@@ -9,7 +9,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: cf585802f39f181c4657010ba04c0a6070316dd3428d42b63dc8e5b0103fff65
+sha256, with zeros here: 042b6ee2cb6d887b76469d0c23a1846a3f5c66c840986096b5d6a899f8fec4f6
 """
 
 import threading
@@ -3269,7 +3269,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_91fb8a91"
+    name = unique = "h3_d954fb10"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -3693,7 +3693,7 @@ def directly_decoded(
 
 def requires_any(tensors: Sequence[Tensor]) -> bool:
     """Whether a gradient would be asked for."""
-    return any(x.requires_grad for x in tensors)
+    return any(getattr(x, "requires_grad", False) for x in tensors)
 
 
 def all_aligned(places: Sequence[int]) -> bool:
@@ -3910,6 +3910,20 @@ def parted(
     return tensors[0], tensors[1:count], tensors[count : count + 6], tensors[count + 6 :]
 
 
+def gradients_of(tape: Tape, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """`backward_of` tensors, of a call whose tape this is."""
+    # If gradients of gradients are asked for, or something sees this part alone: library ops.
+    if seen_by_none() and not torch.is_grad_enabled():
+        after, places = gradients_tape(tape, tensors)
+        if after is not None:
+            return replay(after, places)
+    refuse_batched(tensors[0])
+    dy, inputs, parameters, saved = parted(tensors)
+    absent = [None] * (len(INPUTS) - len(inputs))
+    found: Sequence[Tensor] = backward_op(dy, *inputs, *absent, *parameters, *saved)
+    return found
+
+
 class Direct(torch.autograd.Function):
     """A call that only eager PyTorch sees, differentiable."""
 
@@ -3922,16 +3936,7 @@ class Direct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy: Tensor):
-        tape, tensors = ctx.tape, (dy, *ctx.saved_tensors)
-        # If gradients of gradients are asked for, or something sees this part alone: library ops.
-        if seen_by_none() and not torch.is_grad_enabled():
-            after, places = gradients_tape(tape, tensors)
-            if after is not None:
-                return None, None, *replay(after, places)
-        refuse_batched(dy)
-        _, inputs, parameters, saved = parted(tensors)
-        absent = [None] * (len(INPUTS) - len(inputs))
-        return None, None, *backward_op(dy, *inputs, *absent, *parameters, *saved)
+        return None, None, *gradients_of(ctx.tape, (dy, *ctx.saved_tensors))
 
 
 # What Direct.apply calls, after a look at each argument for what seen_by_none has ruled out.

@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 70cbb84ec54966cdd61798a493360c495ba2cee36060d104c470a6b9ced42fbd
+sha256, with zeros here: 87c47199ed550286d428956e863bc6720247ab8cf9783406fb721b68323b2fa1
 """
 
 import threading
@@ -3420,7 +3420,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_d3e9ddeb"
+    name = unique = "hyena_li_stateful_6b781295"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -3705,6 +3705,26 @@ def tape_of(
     return tape
 
 
+def gradients_tape(tape: Tape, tensors: Sequence[Tensor]) -> tuple[Tape | None, list[int]]:
+    """The tape of the gradients of a call whose tape this is, as `tape_of` gives it, and the
+    addresses of dy and of what the call has kept for them, which hooks of saved tensors may have
+    made anew.
+    """
+    recent = tape.after.get("recent")
+    if recent is not None and recent.guards.check(*tensors):
+        places = [x.data_ptr() for x in tensors]
+        if all_aligned(places):
+            return recent.tape, places
+    found = traits_of(tensors)
+    if found is None:
+        return None, []
+    traits, places = found
+    after = tape_of(backward_of, tensors, traits, *tape.facts[1:])
+    if all_aligned(places) and (guards := guards_of(tensors)) is not None:
+        tape.after["recent"] = Recent(guards, after, True)
+    return after, places
+
+
 def directly(
     launcher: Callable, tensors: Sequence[Tensor], *facts: object
 ) -> tuple[Tape, list[int]] | None:
@@ -3774,7 +3794,7 @@ def directly_decoded(
 
 def requires_any(tensors: Sequence[Tensor]) -> bool:
     """Whether a gradient would be asked for."""
-    return any(x.requires_grad for x in tensors)
+    return any(getattr(x, "requires_grad", False) for x in tensors)
 
 
 def all_aligned(places: Sequence[int]) -> bool:
@@ -4507,9 +4527,12 @@ def hyena_li_stateful(
     check([q, k, v], [p, gamma, residues, featurizer, skip])
     require_triton(q)
     inputs, parameters = [q, k, v], [p, gamma, residues, featurizer, skip]
+    absent = state is None
     state = zero_state_like(q) if state is None else state_like(state, inputs)
     if not q.shape[TIME]:
         return allocate(q, 0), STATE(*(x.clone() for x in state[:-1]), state.draft)
+    if absent and (found := known_chunk(inputs, parameters, state)) is not None:
+        return found
     past = past_for_kernels(state, q)
     if q.is_cuda and not (PLAIN or transformed([*inputs, *parameters, *past])):
         keep = differentiates(*inputs, *parameters, *past)
@@ -4668,18 +4691,160 @@ def launch_history(x: Tensor, state: HyenaLiStatefulState) -> Tensor:
     return history
 
 
-def chunk_of(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """y of inputs and parameters after a state, whose tensors come last, and the tensors of the
-    state after them that are others.
+def chunk_of(tensors: Sequence[Tensor], keep: bool) -> list[Tensor]:
+    """y of inputs and parameters after a state, whose tensors come last, the tensors of the
+    state after them that are others, and what gradients need if they are to be computed.
     """
-    roles, after = len(INPUTS), len(INPUTS) + len(PARAMETERS)
-    inputs, parameters = tensors[:roles], tensors[roles:after]
+    inputs, parameters, state, _ = parts_of_chunk(tensors)
     check(inputs, parameters)
-    state = state_like((*tensors[after:], False), inputs)
+    state = state_like(state, inputs)
     past = (launch_history(inputs[0], state), state.modes.float())
-    y, _, modes = launch_forward(inputs, parameters, keep=False, state=past)
+    y, states, modes = launch_forward(inputs, parameters, keep=keep, state=past)
+    kept = [past[0], states]
     before = [state.tails, state.count]
-    return [y, modes, *launch_leave(inputs, parameters, before, None)]
+    after = launch_leave(inputs, parameters, before, None)
+    return [y, modes, *after, *(kept if keep else [])]
+
+
+def parts_of_chunk(
+    tensors: Sequence[Tensor],
+) -> tuple[Sequence[Tensor], Sequence[Tensor], HyenaLiStatefulState, Sequence[Tensor]]:
+    """Inputs, parameters, the state before them, and what a call has kept."""
+    roles, after = len(INPUTS), len(INPUTS) + len(PARAMETERS)
+    end = after + len(STATE._fields) - 1
+    state = STATE(*tensors[after:end], False)
+    return tensors[:roles], tensors[roles:after], state, tensors[end:]
+
+
+def backward_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients of the inputs, the parameters, the history and the modes before; of dy, the
+    gradient of the modes after, these, and what forward has kept.
+    """
+    dy, d_modes, *others, states = tensors
+    inputs, parameters = others[: len(INPUTS)], others[len(INPUTS) : -2]
+    return launch_backward(dy, inputs, parameters, [states], state=others[-2:], d_leaving=d_modes)
+
+
+def gradients_of(tape: Tape, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """`backward_of` tensors, of a call whose tape this is."""
+    # If gradients of gradients are asked for, or something sees this part alone: library ops.
+    if seen_by_none() and not torch.is_grad_enabled():
+        after, places = gradients_tape(tape, tensors)
+        if after is not None:
+            return replay(after, places)
+    refuse_batched(tensors[0])
+    found: Sequence[Tensor] = stateful_backward_op(*tensors)
+    return found
+
+
+class Chunk(torch.autograd.Function):
+    """A call that takes a state and gives one, which only eager PyTorch sees. Kernels find the
+    gradients of y; those of the rings, of the few steps that they are of, are plain PyTorch's.
+    """
+
+    @staticmethod
+    def forward(ctx, tape: Tape, places: list[int], *tensors: Tensor):
+        made = replay(tape, places)
+        ctx.tape = tape
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *made[5:])
+        ctx.mark_non_differentiable(*made[3:5])
+        return tuple(made[:5])
+
+    @staticmethod
+    def backward(ctx, dy: Tensor | None, d_modes: Tensor | None, *above: Tensor | None):
+        inputs, parameters, state, kept = parts_of_chunk(ctx.saved_tensors)
+        asked = STATE(*ctx.needs_input_grad[2 + len(inputs) + len(parameters) :], False)
+        count = len(inputs) + len(parameters)
+        found: list[Tensor | None] = [None] * count
+        before: dict[str, Tensor | None] = {}
+        past_asked = any(getattr(asked, name) for name in ("tails",))
+        of_rings = any(d is not None for d in above)
+        if torch.is_grad_enabled() and (past_asked or of_rings):
+            refuse_second(ctx)
+        if dy is not None or d_modes is not None:
+            dy = allocate(inputs[0], inputs[0].shape[TIME]).zero_() if dy is None else dy
+            d_modes = torch.zeros_like(state.modes) if d_modes is None else d_modes
+            history, states = kept
+            given = (dy, d_modes, *inputs, *parameters, history, state.modes, states)
+            *found, d_history, before["modes"] = gradients_of(ctx.tape, given)
+            if past_asked:
+                before["tails"] = gradient_of_tails(d_history, state)
+        if of_rings:
+            add_gradients_of_rings(
+                found, before, above, ctx.needs_input_grad[2:], (inputs, parameters, state)
+            )
+        return None, None, *found, *(before.get(name) for name in STATE._fields[:-1])
+
+
+# What Chunk.apply calls, after a look at each argument for what seen_by_none has ruled out.
+apply_chunk = super(torch.autograd.Function, Chunk).apply
+
+
+def gradient_of_tails(d_history: Tensor, state: HyenaLiStatefulState) -> Tensor:
+    """That of a ring of which that of its last steps, in the order of time, is known."""
+    with torch.enable_grad():
+        tails = state.tails.detach().requires_grad_()
+        last = canonical(past_of(tails, *all_rows(state), 2))
+    return torch.autograd.grad(last, tails, d_history.to(last.dtype))[0]
+
+
+def add_gradients_of_rings(
+    found: list[Tensor | None],
+    before: dict[str, Tensor | None],
+    above: Sequence[Tensor | None],
+    asked: Sequence[bool],
+    parts: tuple[Sequence[Tensor], Sequence[Tensor], HyenaLiStatefulState],
+) -> None:
+    """Add to gradients of inputs and parameters, and of a state before them, those of the rings
+    after them, which come from `above`.
+    """
+    inputs, parameters, state = parts
+    steps = inputs[0].shape[TIME]
+    last = min(steps, 2)  # the others are in no ring
+    names = ("tails",)
+    kept = [getattr(state, name) for name in names]
+    tensors = [x.narrow(TIME, steps - last, last) for x in inputs] + [*parameters, *kept]
+    count = len(inputs) + len(parameters)
+    wanted = [*asked[:count], *(asked[count + STATE._fields.index(name)] for name in names)]
+    with torch.enable_grad(), without_autocast(inputs[0]):
+        tensors = [
+            x.detach().requires_grad_(is_asked)
+            for x, is_asked in zip(tensors, wanted, strict=True)
+        ]
+        later = state.count + (steps - last)
+        made = eager_rings(
+            tensors[: len(inputs)],
+            tensors[len(inputs) : count],
+            tensors[count:],
+            later,
+            end_of_all(later, last),
+        )
+    pairs = [
+        (x, d) for x, d in zip(made, above, strict=False) if d is not None and x.requires_grad
+    ]
+    leaves = [x for x in tensors if x.requires_grad]
+    made_gradients = iter(
+        torch.autograd.grad(
+            [x for x, _ in pairs], leaves, [d for _, d in pairs], allow_unused=True
+        )
+    )
+    for i, x in enumerate(tensors):
+        d = next(made_gradients) if x.requires_grad else None
+        if d is None:
+            continue
+        if i >= count:
+            name = names[i - count]
+            known = before.get(name)
+            before[name] = d if known is None else known + d
+        elif i >= len(inputs):
+            known = found[i]
+            found[i] = d if known is None else known + d
+        else:
+            known = found[i]
+            known = allocate(inputs[i], steps).zero_() if known is None else known
+            known.narrow(TIME, steps - last, last).add_(d)
+            found[i] = known
 
 
 def known_chunk(
@@ -4687,17 +4852,18 @@ def known_chunk(
     parameters: Sequence[Tensor],
     state: HyenaLiStatefulState | None,
 ) -> tuple[Tensor, HyenaLiStatefulState] | None:
-    """What a call without gradients gives, on a GPU, that nothing but eager PyTorch sees; None
-    of any other.
-    """
-    if type(state) is not STATE or state.draft or torch.is_grad_enabled():
+    """What a call gives, on a GPU, that nothing but eager PyTorch sees; None of any other."""
+    if type(state) is not STATE or state.draft:
         return None
     if not on_gpu(inputs[0]) or not seen_by_none():
         return None
-    found = directly(chunk_of, (*inputs, *parameters, *state[:-1]))
+    tensors = (*inputs, *parameters, *state[:-1])
+    keep = torch.is_grad_enabled() and requires_any(tensors)
+    found = directly(chunk_of, tensors, keep)
     if found is None:
         return None
-    y, modes, tails, count, done = replay(*found)
+    made = apply_chunk(*found, *tensors) if keep else replay(*found)
+    y, modes, tails, count, done = made
     return y, STATE(tails, state.z, modes, count, done, False)
 
 

@@ -9,7 +9,7 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 2e1f6f615c2d3e88f519b39e066d424c765f3743011e0a12bf02b32bb7587133
+sha256, with zeros here: 72050b26e52f6eb7db439237b60f34b5339261df75f69f4251616c424c00492a
 """
 
 import math
@@ -3083,7 +3083,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_6b0fc16b"
+    name = unique = "hyena_mr_6d0fcee0"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -3484,7 +3484,7 @@ def directly_decoded(
 
 def requires_any(tensors: Sequence[Tensor]) -> bool:
     """Whether a gradient would be asked for."""
-    return any(x.requires_grad for x in tensors)
+    return any(getattr(x, "requires_grad", False) for x in tensors)
 
 
 def all_aligned(places: Sequence[int]) -> bool:
@@ -3709,6 +3709,22 @@ def parted(
     return tensors[0], tensors[1:count], tensors[count : count + 3], tensors[count + 3 :]
 
 
+def gradients_of(tape: Tape, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """`backward_of` tensors, of a call whose tape this is."""
+    # If gradients of gradients are asked for, or something sees this part alone: library ops.
+    if seen_by_none() and not torch.is_grad_enabled():
+        after, places = gradients_tape(tape, tensors)
+        if after is not None:
+            return replay(after, places)
+    refuse_batched(tensors[0])
+    dy, inputs, parameters, saved = parted(tensors)
+    absent = [None] * (len(INPUTS) - len(inputs))
+    found: Sequence[Tensor] = backward_op(
+        dy, *inputs, *absent, *parameters, *saved, *tape.facts[1:]
+    )
+    return found
+
+
 class Direct(torch.autograd.Function):
     """A call that only eager PyTorch sees, differentiable."""
 
@@ -3721,16 +3737,7 @@ class Direct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy: Tensor):
-        tape, tensors = ctx.tape, (dy, *ctx.saved_tensors)
-        # If gradients of gradients are asked for, or something sees this part alone: library ops.
-        if seen_by_none() and not torch.is_grad_enabled():
-            after, places = gradients_tape(tape, tensors)
-            if after is not None:
-                return None, None, *replay(after, places)
-        refuse_batched(dy)
-        _, inputs, parameters, saved = parted(tensors)
-        absent = [None] * (len(INPUTS) - len(inputs))
-        return None, None, *backward_op(dy, *inputs, *absent, *parameters, *saved, *tape.facts[1:])
+        return None, None, *gradients_of(ctx.tape, (dy, *ctx.saved_tensors))
 
 
 # What Direct.apply calls, after a look at each argument for what seen_by_none has ruled out.

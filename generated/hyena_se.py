@@ -9,7 +9,7 @@ each, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 78a2af796825407270532ff0b6db9f929177b630bef904f490283fba511289ad
+sha256, with zeros here: cf72b2eeb1c3eaafbc9a18179c89dd676df7698de0586850119d60ff223f0282
 """
 
 import threading
@@ -1539,7 +1539,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_65904029"
+    name = unique = "hyena_se_10797a91"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -1915,7 +1915,7 @@ def directly_decoded(
 
 def requires_any(tensors: Sequence[Tensor]) -> bool:
     """Whether a gradient would be asked for."""
-    return any(x.requires_grad for x in tensors)
+    return any(getattr(x, "requires_grad", False) for x in tensors)
 
 
 def all_aligned(places: Sequence[int]) -> bool:
@@ -2132,6 +2132,20 @@ def parted(
     return tensors[0], tensors[1:count], tensors[count : count + 2], tensors[count + 2 :]
 
 
+def gradients_of(tape: Tape, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """`backward_of` tensors, of a call whose tape this is."""
+    # If gradients of gradients are asked for, or something sees this part alone: library ops.
+    if seen_by_none() and not torch.is_grad_enabled():
+        after, places = gradients_tape(tape, tensors)
+        if after is not None:
+            return replay(after, places)
+    refuse_batched(tensors[0])
+    dy, inputs, parameters, saved = parted(tensors)
+    absent = [None] * (len(INPUTS) - len(inputs))
+    found: Sequence[Tensor] = backward_op(dy, *inputs, *absent, *parameters, *saved)
+    return found
+
+
 class Direct(torch.autograd.Function):
     """A call that only eager PyTorch sees, differentiable."""
 
@@ -2144,16 +2158,7 @@ class Direct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy: Tensor):
-        tape, tensors = ctx.tape, (dy, *ctx.saved_tensors)
-        # If gradients of gradients are asked for, or something sees this part alone: library ops.
-        if seen_by_none() and not torch.is_grad_enabled():
-            after, places = gradients_tape(tape, tensors)
-            if after is not None:
-                return None, None, *replay(after, places)
-        refuse_batched(dy)
-        _, inputs, parameters, saved = parted(tensors)
-        absent = [None] * (len(INPUTS) - len(inputs))
-        return None, None, *backward_op(dy, *inputs, *absent, *parameters, *saved)
+        return None, None, *gradients_of(ctx.tape, (dy, *ctx.saved_tensors))
 
 
 # What Direct.apply calls, after a look at each argument for what seen_by_none has ruled out.

@@ -8,7 +8,7 @@ each, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 40e6a1e482e28419502cd52dd87b018a8cb84e69e988edc8c803db2495479361
+sha256, with zeros here: 34792632462acd4f21f012f67e305c0d9ad44ebd1ad8aa76c481e8bcb8c18186
 """
 
 import threading
@@ -1393,7 +1393,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_da392091"
+    name = unique = "short_conv_62dfa6b4"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -1757,7 +1757,7 @@ def directly_decoded(
 
 def requires_any(tensors: Sequence[Tensor]) -> bool:
     """Whether a gradient would be asked for."""
-    return any(x.requires_grad for x in tensors)
+    return any(getattr(x, "requires_grad", False) for x in tensors)
 
 
 def all_aligned(places: Sequence[int]) -> bool:
@@ -1974,6 +1974,20 @@ def parted(
     return tensors[0], tensors[1:count], tensors[count : count + 2], tensors[count + 2 :]
 
 
+def gradients_of(tape: Tape, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """`backward_of` tensors, of a call whose tape this is."""
+    # If gradients of gradients are asked for, or something sees this part alone: library ops.
+    if seen_by_none() and not torch.is_grad_enabled():
+        after, places = gradients_tape(tape, tensors)
+        if after is not None:
+            return replay(after, places)
+    refuse_batched(tensors[0])
+    dy, inputs, parameters, saved = parted(tensors)
+    absent = [None] * (len(INPUTS) - len(inputs))
+    found: Sequence[Tensor] = backward_op(dy, *inputs, *absent, *parameters, *saved)
+    return found
+
+
 class Direct(torch.autograd.Function):
     """A call that only eager PyTorch sees, differentiable."""
 
@@ -1986,16 +2000,7 @@ class Direct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy: Tensor):
-        tape, tensors = ctx.tape, (dy, *ctx.saved_tensors)
-        # If gradients of gradients are asked for, or something sees this part alone: library ops.
-        if seen_by_none() and not torch.is_grad_enabled():
-            after, places = gradients_tape(tape, tensors)
-            if after is not None:
-                return None, None, *replay(after, places)
-        refuse_batched(dy)
-        _, inputs, parameters, saved = parted(tensors)
-        absent = [None] * (len(INPUTS) - len(inputs))
-        return None, None, *backward_op(dy, *inputs, *absent, *parameters, *saved)
+        return None, None, *gradients_of(ctx.tape, (dy, *ctx.saved_tensors))
 
 
 # What Direct.apply calls, after a look at each argument for what seen_by_none has ruled out.

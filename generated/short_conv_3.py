@@ -8,7 +8,7 @@ each, K = 3 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: a838b6df5a1a0b18b1fcb27b6966c0d62c016345eb8a5d073245b7a700928795
+sha256, with zeros here: 130cb6ec44c5d501d9156ee3fd95d8752ad991b8bee6bbf066dabd666791d0c0
 """
 
 import threading
@@ -1330,7 +1330,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_3_3cc60803"
+    name = unique = "short_conv_3_2b8e166b"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -1694,7 +1694,7 @@ def directly_decoded(
 
 def requires_any(tensors: Sequence[Tensor]) -> bool:
     """Whether a gradient would be asked for."""
-    return any(x.requires_grad for x in tensors)
+    return any(getattr(x, "requires_grad", False) for x in tensors)
 
 
 def all_aligned(places: Sequence[int]) -> bool:
@@ -1911,6 +1911,20 @@ def parted(
     return tensors[0], tensors[1:count], tensors[count : count + 2], tensors[count + 2 :]
 
 
+def gradients_of(tape: Tape, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """`backward_of` tensors, of a call whose tape this is."""
+    # If gradients of gradients are asked for, or something sees this part alone: library ops.
+    if seen_by_none() and not torch.is_grad_enabled():
+        after, places = gradients_tape(tape, tensors)
+        if after is not None:
+            return replay(after, places)
+    refuse_batched(tensors[0])
+    dy, inputs, parameters, saved = parted(tensors)
+    absent = [None] * (len(INPUTS) - len(inputs))
+    found: Sequence[Tensor] = backward_op(dy, *inputs, *absent, *parameters, *saved)
+    return found
+
+
 class Direct(torch.autograd.Function):
     """A call that only eager PyTorch sees, differentiable."""
 
@@ -1923,16 +1937,7 @@ class Direct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy: Tensor):
-        tape, tensors = ctx.tape, (dy, *ctx.saved_tensors)
-        # If gradients of gradients are asked for, or something sees this part alone: library ops.
-        if seen_by_none() and not torch.is_grad_enabled():
-            after, places = gradients_tape(tape, tensors)
-            if after is not None:
-                return None, None, *replay(after, places)
-        refuse_batched(dy)
-        _, inputs, parameters, saved = parted(tensors)
-        absent = [None] * (len(INPUTS) - len(inputs))
-        return None, None, *backward_op(dy, *inputs, *absent, *parameters, *saved)
+        return None, None, *gradients_of(ctx.tape, (dy, *ctx.saved_tensors))
 
 
 # What Direct.apply calls, after a look at each argument for what seen_by_none has ruled out.

@@ -99,6 +99,8 @@ def context(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "leave_arguments": _leave_arguments(plan.leave) if plan.leave else [],
         "leave_parameters": plan.leave.program.parameters if plan.leave else (),
         "kept": kept,
+        # y, modes, rings, count, done
+        "given_by_chunk": 3 + modal + len(kept),
         "longest_ring": f"max({', '.join(each)})" if len(each) > 1 else "".join(each),
         "decode_arguments": [
             f"{x}: Tensor",

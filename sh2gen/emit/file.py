@@ -264,7 +264,9 @@ def _operator(spec: OpSpec, plan: Plan, library: str) -> list[str]:
     if spec.state is None or plan.kernels:
         found.append(filled(f"sections/library{'_state' * stateful}.py.j2", **context))
     if plan.kernels:
-        own = [] if context["direct"] else ["direct", "gradients_tape"]
+        own = [] if context["direct"] else ["direct"]
+        tapes = context["direct"] or decode.takes_chunks(spec, plan)
+        own += [] if tapes else ["gradients_tape"]
         own += [] if plan.leave is not None else ["directly"]
         found += [
             *texts("direct", without=[*_FILES_OWN, *own]),
@@ -456,6 +458,8 @@ def _body(spec: OpSpec, plan: Plan, ladder: str) -> list[str]:
     if spec.state is None:
         return [*needs, f"return run_op([{inputs}], {parameters}{ladder})"]
     lines = [*needs, f"inputs, parameters = [{inputs}], {parameters}"]
+    chunks = decode.takes_chunks(spec, plan)
+    lines += ["absent = state is None"] * chunks
     zero = f"state = zero_state_like({x})"
     if spec.state.initial:
         zero = f"{zero} if state is None else state_like(state, inputs)"
@@ -465,6 +469,12 @@ def _body(spec: OpSpec, plan: Plan, ladder: str) -> list[str]:
         f"if not {x}.shape[TIME]:",
         f"    return allocate({x}, 0){copied * spec.state.final}",
     ]
+    if chunks:
+        again = f"known_chunk(inputs, parameters, state{ladder})"
+        lines += [
+            f"if absent and (found := {again}) is not None:",
+            "    return found",
+        ]
     modal = spec.filter.kind is FilterKind.MODAL
     if modal:
         lines += _modes_lines(spec, plan)

@@ -308,7 +308,7 @@ def directly_decoded(
 
 def requires_any(tensors: Sequence[Tensor]) -> bool:
     """Whether a gradient would be asked for."""
-    return any(x.requires_grad for x in tensors)
+    return any(getattr(x, "requires_grad", False) for x in tensors)
 
 
 def all_aligned(places: Sequence[int]) -> bool:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tests.generated.conftest import Case
 
 # Of kept activations, streams, states; of decays.
+OF_STATE = ("state", "all")
 KERNELS = ["hyena_bdl", "interleaved", "blocks_bdl", "pairs", "decay", "modal"]
 
 
@@ -477,47 +478,76 @@ def test_steps_from_tapes(case: Case, launched: SimpleNamespace, slotted: bool) 
 @pytest.mark.parametrize(
     ("case", "graded"),
     [
-        *(("stateful_taps_bdl", graded) for graded in (False, True)),
-        *(("stateful_taps_bld", graded) for graded in (False, True)),
-        *((f"stateful_{name}", False) for name in ("modal", "poles", "pairs")),
+        *(("stateful_taps_bdl", graded) for graded in ("nothing", "inputs", "state", "all")),
+        *(("stateful_taps_bld", graded) for graded in ("nothing", "all")),
+        *(("stateful_modal", graded) for graded in ("nothing", "inputs", "all")),
+        *((f"stateful_{name}", "all") for name in ("poles", "pairs")),
     ],
     indirect=["case"],
 )
 def test_calls_after_a_state_from_tapes(
-    case: Case, launched: SimpleNamespace, graded: bool
+    case: Case, launched: SimpleNamespace, graded: str
 ) -> None:
-    """y and the state after it are launched from tapes, both; gradients of the state before and
-    after are those of plain PyTorch.
+    """y, the state after it and gradients by kernels are launched from tapes; all gradients are
+    those of plain PyTorch, whatever of the call they come from.
     """
     module, parameters = launched.module, list(case.parameters().values())
     plain = case.operator
     state = plain(*case.inputs(2, 30), **case.parameters())[1]
-    for _ in range(3):
-        inputs, weight = case.inputs(2, 13), case.activation(2, 13)
+    for call in range(4):
+        length = (13, 13, 3, 3)[call]
+        inputs, weight = case.inputs(2, length), case.activation(2, length)
         results = []
         for function in (launched.function, getattr(plain.namespace, module.OP)):
             begun = [
-                x.detach().clone().requires_grad_(x.is_floating_point() and graded)
+                x.detach().clone().requires_grad_(x.is_floating_point() and graded in OF_STATE)
                 for x in state[:-1]
             ]
-            leaves = [x.detach().clone().requires_grad_(graded) for x in (*inputs, *parameters)]
+            wanted = graded in ("inputs", "all")
+            leaves = [x.detach().clone().requires_grad_(wanted) for x in (*inputs, *parameters)]
             before = len(launched.tapes)
-            with poisoned(), torch.set_grad_enabled(graded):
+            with poisoned(), torch.set_grad_enabled(graded != "nothing"):
                 y, after = function(*leaves, state=module.STATE(*begun, False))
-            taped = launched.tapes[before:]
-            found = [y, *rings_of(module, after), after.count, after.done]
-            found += [after.modes] if hasattr(after, "modes") else []
-            if graded:
-                loss = (y * weight).sum() + sum((x * x).sum() for x in rings_of(module, after))
-                asked = [x for x in (*leaves, *begun) if x.requires_grad]
-                found += torch.autograd.grad(loss, asked)
-            if function is launched.function and "tails" in module.RINGS:
-                assert taped[-1].endswith("_leave") and len(taped) > 1
-                assert graded or module.chunk_of in {kind[0] for kind in module.RECENT}
+            rings = rings_of(module, after)
+            modes = [after.modes] if hasattr(after, "modes") else []
+            found = [y, *rings, after.count, after.done, *modes]
+            if function is launched.function and rings:
+                assert launched.tapes[before:][-1].endswith("_leave")
+                assert module.chunk_of in {kind[0] for kind in module.RECENT}
+            asked = [x for x in (*leaves, *begun) if x.requires_grad]
+            if asked:
+                # Of y alone, of the state after it alone, and of both.
+                loss = [(y * weight).mean()] * (call != 1)
+                loss += [(x * x).mean() for x in (*rings, *modes)] * (call != 0)
+                forward = len(launched.tapes)
+                found += [
+                    torch.zeros_like(x) if d is None else d
+                    for x, d in zip(
+                        asked,
+                        torch.autograd.grad(sum(loss), asked, allow_unused=True),
+                        strict=True,
+                    )
+                ]
+                if function is launched.function and rings and call != 1:
+                    assert f"{module.OP}_backward" in " ".join(launched.tapes[forward:])
             results.append(found)
         for a, b in zip(*results, strict=True):
             torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
         state = after
+
+
+@pytest.mark.parametrize("case", ["stateful_taps_bdl", "stateful_modal"], indirect=True)
+def test_a_first_call_is_launched_from_tapes_too(case: Case, launched: SimpleNamespace) -> None:
+    values = case.parameters()
+    for _ in range(2):
+        inputs = case.inputs(2, 13)
+        leaves = [x.requires_grad_() for x in (*inputs, *values.values())]
+        before = len(launched.tapes)
+        y, after = launched.function(*leaves)
+        wanted, other = case.operator(*inputs, **values)
+    assert len(launched.tapes) > before
+    for a, b in zip((y, *after[:-1]), (wanted, *other[:-1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
 
 
 def rings_of(module: ModuleType, state: Any) -> list[Tensor]:
@@ -553,7 +583,7 @@ def test_modes_of_another_dtype_are_cast(case: Case, launched: SimpleNamespace) 
     state = case.operator(*case.inputs(2, 30), **values)[1]
     narrow = state._replace(modes=state.modes.bfloat16())
     with torch.no_grad():
-        y, modes, *_ = launched.module.chunk_of((*inputs, *values.values(), *narrow[:-1]))
+        y, modes, *_ = launched.module.chunk_of((*inputs, *values.values(), *narrow[:-1]), False)
         wanted, after = case.operator(*inputs, **values, state=narrow)
     assert modes.dtype == torch.float32
     torch.testing.assert_close(y, wanted, rtol=2e-5, atol=2e-5)
