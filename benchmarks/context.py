@@ -6,8 +6,8 @@ kernels without exchange.
 
 Lengths are of the whole sequence. Before anything is timed, y and all gradients over ranks are
 compared with those of one device at the first length, in float32 sums of the dtype of the run
-(bfloat16 on a GPU). A time is the median of rounds, of the rank that took longest: forward without
-gradients, and a training step. *Alone* are the same kernels on a rank's own steps, from a state of
+(bfloat16 on a GPU). A time is that of a call among ten, one behind the other as layers are: the
+median of rounds, of the rank that took longest; forward without gradients, and a training step. *Alone* are the same kernels on a rank's own steps, from a state of
 zeros; what a way takes longer is exposed. *Whole* is one device with all steps, where they fit;
 the ideal is that over the number of ranks. `all_to_all` is that of q, k, v and y, as savanna has
 it: each rank computes a slice of the channels of the whole sequence.
@@ -37,11 +37,11 @@ from sh2gen.emit.emit import emit
 from sh2gen.runtime.measure import machine
 from sh2gen.runtime.operator import Operator
 from sh2gen.spec.decode import load_spec
-from sh2gen.spec.language import ContextSpec
+from sh2gen.spec.language import ContextSpec, Sharding
 from sh2gen.tuning.choose import candidates, tables
 
 OPS = ("hyena_se", "hyena_mr", "hyena_li")
-ROUNDS = 9
+ROUNDS, CALLS = 7, 10
 WRONG = 0.02  # relative 2-norm; rounding once to bfloat16 costs 0.0017
 
 
@@ -90,7 +90,9 @@ class Slices(nn.Module):
         return found
 
 
-def generated(op: str, channels: int | None, place: Path) -> tuple[Operator, Operator]:
+def generated(
+    op: str, channels: int | None, sharding: Sharding, place: Path
+) -> tuple[Operator, Operator]:
     """The operator over ranks, channels first, and the one that has no state; made by rank 0."""
     size = dist.get_world_size()
     spec = load_spec(folder("ops") / f"{op}.yaml")
@@ -98,7 +100,7 @@ def generated(op: str, channels: int | None, place: Path) -> tuple[Operator, Ope
         spec = spec.with_width(channels, None)
     found = []
     for name, one in (
-        ("ranks", dataclasses.replace(spec, context=ContextSpec(ranks=size))),
+        ("ranks", dataclasses.replace(spec, context=ContextSpec(ranks=size, sharding=sharding))),
         ("slices", spec),
     ):
         path = place / name / f"{op}.py"
@@ -124,9 +126,11 @@ def timed(call: Callable[[], Any], device: torch.device) -> float:
         wait()
         dist.barrier()
         begin = time.perf_counter()
-        call()
+        for _ in range(CALLS):
+            call()
         wait()
-        took = torch.tensor([time.perf_counter() - begin], dtype=torch.float64, device=device)
+        each = (time.perf_counter() - begin) / CALLS
+        took = torch.tensor([each], dtype=torch.float64, device=device)
         dist.all_reduce(took, op=dist.ReduceOp.MAX)
         if i >= 2:
             times.append(1e6 * took.item())
@@ -187,7 +191,7 @@ def measured(arguments: argparse.Namespace, place: Path, device: torch.device) -
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     rows = []
     for op in arguments.ops:
-        over, slices = generated(op, arguments.channels, place / op)
+        over, slices = generated(op, arguments.channels, arguments.sharding, place / op)
         names, channels = over.namespace, over.spec.channels
         torch.manual_seed(0)
         layer = over.module(group=dist.group.WORLD, device=device)
@@ -218,7 +222,8 @@ def measured(arguments: argparse.Namespace, place: Path, device: torch.device) -
                 name: {k: timed(call, device) for k, call in calls(module, inputs).items()}
                 for name, (module, inputs) in modes.items()
             }
-            rows.append({"op": op, "length": length, "ranks": size, "us": times})
+            row = {"op": op, "length": length, "ranks": size, "us": times}
+            rows.append(row | {"sharding": arguments.sharding.value})
             if rank == 0:
                 for name, us in times.items():
                     text = f"{op} L={length} {name}: forward {us['forward']:.0f} us"
@@ -239,6 +244,7 @@ def main() -> None:
     parser.add_argument("--ops", nargs="+", default=list(OPS))
     parser.add_argument("--lengths", nargs="+", type=int, default=[16384, 131072])
     parser.add_argument("--channels", type=int, help="instead of the operator's own")
+    parser.add_argument("--sharding", type=Sharding, default=Sharding.CONTIGUOUS)
     parser.add_argument("--whole", type=int, default=262144, help="most steps on one device")
     parser.add_argument("--json", type=Path, help="write the times")
     arguments = parser.parse_args()

@@ -17,7 +17,8 @@ from sh2gen.spec.language import Exchange, FilterKind, Sharding, Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Link, Target
 
-SERVED = (Exchange.HALO, Exchange.STATE)  # that there are kernels and exchanges for
+# That there are kernels and exchanges for.
+SERVED = (Exchange.HALO, Exchange.HALO_OVERLAPPED, Exchange.STATE)
 _MODE, _COMPLEX = 4, 8  # bytes of a number of modes, and of a number of an FFT
 _SEGMENTS = 4  # of channels, in a pipeline
 
@@ -101,7 +102,7 @@ def _strategies(spec: OpSpec, workload: Workload, ranks: int, sharding: Sharding
     own = 1 + (sharding is Sharding.ZIGZAG)  # chunks of a rank
     chunks = own * ranks
     chunk = max(1, workload.length // chunks)
-    inputs, joined = len(spec.inputs), 2 * (own - 1)  # y of two chunks is put together
+    inputs, joined = len(spec.inputs), 2 * (own - 1)  # y of two chunks with modes is put together
     lags = {ring.name: ring.lag for ring in rings(spec) if ring.lag}
     # The past of a chunk: inputs in their dtype, what the filter reads in float32.
     border = batch * width * (io * inputs * lags.get("tails", 0) + 4 * lags.get("z", 0))
@@ -114,8 +115,8 @@ def _strategies(spec: OpSpec, workload: Workload, ranks: int, sharding: Sharding
         again = inputs + 1  # a call of its own, whose y nobody reads
         yield Exchange.STATE, own * border + gathered, messages, rounds + 1, again + joined, 0.0
     else:
-        yield Exchange.HALO, own * border, own * halo, rounds, joined, 0.0
-        yield Exchange.HALO_OVERLAPPED, own * border, own * halo, rounds, joined, 1.0
+        yield Exchange.HALO, own * border, own * halo, rounds, 0, 0.0
+        yield Exchange.HALO_OVERLAPPED, own * border, own * halo, rounds, 0, 1.0
     # z there and what is convolved back. Beside the operator's own passes: what it reads of z,
     # writes of it, and reads and writes again where it packs and unpacks; its other gate is apart.
     moved = 2 * (ranks - 1) / ranks * io * batch * width * workload.length / ranks

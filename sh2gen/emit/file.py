@@ -9,14 +9,14 @@ import textwrap
 from typing import Any
 
 from sh2gen.emit import config, decode, eager, kernels, reduce
-from sh2gen.emit.launchers import launchers, state_of
+from sh2gen.emit.launchers import forward_unit, launchers, state_of, writes_into
 from sh2gen.emit.parts import GEOMETRY, closure, part, texts
 from sh2gen.emit.text import filled, kernel, literal
 from sh2gen.emit.words import class_name, filter_size, formula, meaning, packing, summary
 from sh2gen.plan.geometry import LEAVE_CONFIG, counted_together
 from sh2gen.plan.plan import EagerConv, Plan
 from sh2gen.plan.values import Layout
-from sh2gen.spec.language import FilterKind, Parametrisation, Sharding, TapOrder
+from sh2gen.spec.language import Exchange, FilterKind, Parametrisation, Sharding, TapOrder
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import known
 
@@ -89,6 +89,10 @@ def _header(spec: OpSpec, plan: Plan) -> str:
         zigzag = spec.context.sharding is Sharding.ZIGZAG
         what = "whether rank r of W has chunks r and 2W - 1 - r"
         constants.append(("ZIGZAG", str(zigzag), what))
+        if _by_kernels(spec, plan) and not plan.states:
+            overlapped = spec.context.exchange is not Exchange.HALO
+            what = "whether steps that need none are computed while messages travel"
+            constants.append(("OVERLAPPED", str(overlapped), what))
         constants.append(("SIMULATED: dict", "{}", "by name, ranks that are no process group"))
     if spec.filter.kind is FilterKind.MODAL:
         constants.append(("BLOCK", "64", "steps that plain PyTorch convolves by one product"))
@@ -267,7 +271,7 @@ def _operator(spec: OpSpec, plan: Plan, library: str) -> list[str]:
         own = [] if context["direct"] else ["direct"]
         tapes = context["direct"] or decode.takes_chunks(spec, plan)
         own += [] if tapes else ["gradients_tape"]
-        own += [] if plan.leave is not None else ["directly"]
+        own += [] if plan.leave is not None or _by_kernels(spec, plan) else ["directly"]
         found += [
             *texts("direct", without=[*_FILES_OWN, *own]),
             filled("sections/direct.py.j2", **context),
@@ -299,10 +303,20 @@ def _operator(spec: OpSpec, plan: Plan, library: str) -> list[str]:
     return found
 
 
+def _by_kernels(spec: OpSpec, plan: Plan) -> bool:
+    """Whether calls over ranks have a way that launches kernels from tapes alone."""
+    served = plan.states or plan.leave is not None
+    return bool(plan.kernels) and served and writes_into(spec, plan) and not spec.filter.pairs
+
+
 def _ranks_context(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     """What sections/context.py.j2 asks for beside."""
     modal = spec.filter.kind is FilterKind.MODAL
-    return decode.ranks_context(spec) | {"modes_lines": _modes_lines(spec, plan) if modal else []}
+    return decode.ranks_context(spec) | {
+        "modes_lines": _modes_lines(spec, plan) if modal else [],
+        "by_kernels": _by_kernels(spec, plan),
+        "forward_unit": "" if modal or not plan.kernels else forward_unit(spec, plan),
+    }
 
 
 def _taps(spec: OpSpec) -> tuple[str, ...]:

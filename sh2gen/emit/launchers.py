@@ -59,9 +59,25 @@ def state_of(spec: OpSpec, plan: Plan) -> list[str]:
     return [a.name for a in taken if a.of in (Of.STATE, Of.INDEX)]
 
 
+def writes_into(spec: OpSpec, plan: Plan) -> bool:
+    """Whether launchers can write into tensors that they are given."""
+    return spec.context is not None and not plan.saved
+
+
+def forward_unit(spec: OpSpec, plan: Plan) -> str:
+    """What the steps of a range of forward that ends within a chunk are a multiple of."""
+    return _Launcher(spec, plan, Role.FORWARD).unit()
+
+
 def launchers(spec: OpSpec, plan: Plan) -> list[str]:
-    """The text of each launcher, one a role."""
-    return [_Launcher(spec, plan, role).text() for role in plan.actions]
+    """The text of each launcher, one a role; also of those of what only finds the sums of states,
+    where ranks send these.
+    """
+    roles = [_Launcher(spec, plan, role) for role in plan.actions]
+    found = [role.text() for role in roles]
+    if plan.states and spec.context is not None:
+        found += [role.sums_text() for role in roles]
+    return found
 
 
 class _Launcher:
@@ -81,6 +97,8 @@ class _Launcher:
         self.state = state_of(spec, plan)
         self.given = self._given()
         self.decays = spec.filter.decay is not None
+        # Chunks of a rank are written into what is of all its chunks.
+        self.into = writes_into(spec, plan)
 
     def _given(self) -> list[str]:
         """What kernels take that is neither an input nor a parameter, and that nothing here
@@ -114,6 +132,7 @@ class _Launcher:
         arguments += [f"{n}: Tensor" for n in self.given if n not in self.kernel.program.loads]
         if self.ranges:
             arguments += ["context: int = 0", "begin: int = 0", "end: int | None = None"]
+        arguments += ["out: Sequence[Tensor] | None = None"] * self.into
         if any(a.when is When.KEPT for a in self.actions if isinstance(a, Allocate)):
             arguments.append("keep: bool = True")
         arguments += ["first_group: int = 0", "groups_in_all: int | None = None"] * self.decays
@@ -122,6 +141,40 @@ class _Launcher:
         head = [f"def launch_{self.role}(", *(f"{_INDENT}{a}," for a in arguments)]
         lines = [*head, ") -> list[Tensor]:", folded(doc)]
         return "\n".join([*lines, *(_INDENT + line for line in self.body())])
+
+    def sums_text(self) -> str:
+        """The launcher of what finds what every tile of a sequence adds to the state, or backward
+        to the adjoint state.
+        """
+        kernel = next(a.kernel for a in self.launches if a.when is When.SPLIT)
+        x, lag = self.x, self.spec.lag
+        loaded = kernel.program.loads
+        others = [name for name in loaded if name not in self.spec.inputs]
+        arguments = [f"{name}: Tensor" for name in others]
+        arguments += ["inputs: Sequence[Tensor]", "parameters: Sequence[Tensor]"]
+        arguments += ["history: Tensor"] * bool(lag)
+        adjoint = "adjoint " * (self.role == Role.BACKWARD)
+        head = [f"def launch_{self.role}_sums(", *(f"{_INDENT}{a}," for a in arguments)]
+        doc = f'    """[What every tile adds to the {adjoint}state]."""'
+        names, size = targets(self.spec.inputs), self.spec.filter.state_size
+        names = f"({names})" if len(self.spec.inputs) > 1 else names
+        lines = [
+            f"{names}, unit = common_unit(unpack(inputs))",
+            f"{targets(self.parameters)} = (p.contiguous() for p in parameters)",
+            *(f"{name} = dense({name})" for name in others),
+            *["history = history.contiguous()"] * bool(lag),
+            f"channels, groups = {x}.shape[CHANNEL], {self.parameters[0]}.shape[0]",
+            "width = channels // groups",
+            f'config = configs_of({x}, channels, groups)["{kernel.role}"]',
+            f"steps = {x}.shape[TIME]",
+            "bounds = (0, steps, steps)",
+            self.grid(kernel, kernel.grid),
+            f"step = stride_step(config, ({targets(loaded)}), grid.tiles)",
+            f"states = allocate_states({x}, channels, steps, config, {size}, True)",
+            *_if("grid.programs", self.launch(kernel, kernel.name, kernel.arguments)),
+            "return [states]",
+        ]
+        return "\n".join([*head, ") -> list[Tensor]:", doc, *(_INDENT + line for line in lines)])
 
     def body(self) -> list[str]:
         lines = self.prologue()
@@ -253,10 +306,14 @@ class _Launcher:
         names, x, when = action.names, self.x, _WHEN.get(action.when, "")
         match action.room:
             case Room.ACTIVATION:
+                if self.into:
+                    (name,) = names
+                    return [f"{name} = allocate({x}, steps, channels) if out is None else out[0]"]
                 return [f"{name} = allocate({x}, steps, channels)" for name in names]
             case Room.GRADIENTS:
+                new = "[allocate(x, steps) for x in inputs]"
                 return [
-                    "gradients = [allocate(x, steps) for x in inputs]",
+                    f"gradients = {new if not self.into else f'{new} if out is None else [*out]'}",
                     f"{targets(names)} = unpack(gradients)",
                     f"d_unit = {names[0]}.stride(2)",
                 ]
@@ -319,13 +376,18 @@ class _Launcher:
                 case Of.SIZE if a.name == "read_begin":
                     found.append("*bounds")
                 case Of.SIZE if a.name not in _BOUNDS:
-                    value = {"splits": "grid.splits", "tiles": "grid.tiles"}.get(a.name, a.name)
+                    known = {
+                        "splits": "grid.splits",
+                        "tiles": "grid.tiles",
+                        "first": str(int(split)),
+                    }
+                    value = known.get(a.name, a.name)
                     found.append(f"{value} - 1" if split and a.name == "splits" else value)
                 case _:
                     pass
         found.append("config=config")
-        known = terms(self.spec)
-        values = _FOUND | {"TERMS": known if known.isdigit() else "tap_terms(groups)"}
+        count = terms(self.spec)
+        values = _FOUND | {"TERMS": count if count.isdigit() else "tap_terms(groups)"}
         rings = (name for name in self.state if name in ("tails", "z"))
         values |= {f"{name.upper()}_SLOTS": f"{name}.shape[1]" for name in rings}
         constants = (a.name for a in arguments if a.of is Of.CONSTANT and a.name in values)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from sh2gen.spec.language import DType, Exchange, Sequences, StateWidth
 from sh2gen.spec.operator import OpSpec
 
-_EXCHANGES = (Exchange.AUTO, Exchange.HALO, Exchange.STATE)  # that there are
+# That there are.
+_EXCHANGES = (Exchange.AUTO, Exchange.HALO, Exchange.HALO_OVERLAPPED, Exchange.STATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,5 +43,5 @@ def later_fields(spec: OpSpec) -> Iterator[str]:
     if spec.context is not None and spec.context.exchange not in _EXCHANGES:
         yield (
             f"exchange {spec.context.exchange} has no lowering yet; write `exchange: auto`, which "
-            "is halo for taps and state for modes"
+            "is halo_overlapped for taps and state for modes"
         )

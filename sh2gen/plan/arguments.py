@@ -261,7 +261,7 @@ def walk_arguments(
         *found,
         *partials(program),
         *BOUNDS,
-        *sizes("tiles"),
+        *sizes("tiles", *["first"] * (given and sums and backward)),
         *shape_constants(spec, program, backward=backward and not sums),
         constant("TERMS", terms),
         *(() if sums or backward else (constant("KEEP", True),)),

@@ -19,12 +19,15 @@ class SimulatedRank:
     def __init__(self, rank: int, size: int, wires: dict[tuple[int, int], Queue[Any]]) -> None:
         self.rank, self.size, self._wires = rank, size, wires
 
-    def swap(
+    def begin(
         self, sent: Sequence[tuple[int, Tensor]], received: Sequence[tuple[int, Tensor]]
-    ) -> None:
+    ) -> Sequence[tuple[int, Tensor]]:
         for peer, x in sent:
             self._wires[self.rank, peer].put(x.detach().clone())
-        for peer, room in received:
+        return received
+
+    def finish(self, begun: Sequence[tuple[int, Tensor]]) -> None:
+        for peer, room in begun:
             found = self._get(peer)
             assert found.shape == room.shape and found.dtype == room.dtype, "one order on both"
             room.copy_(found)

@@ -12,6 +12,7 @@ token, without elements: each takes that of the one before, and y is tied to the
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -30,22 +31,26 @@ class Processes:
         self.group = dist.distributed_c10d._resolve_process_group(name)
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
 
-    def swap(
+    def begin(
         self, sent: Sequence[tuple[int, Tensor]], received: Sequence[tuple[int, Tensor]]
-    ) -> None:
-        """Send tensors to ranks and fill tensors from ranks, all at once. Those between two ranks
-        are in one order on both.
+    ) -> tuple[list, list[int]]:
+        """Begin to send tensors to ranks and to fill tensors from ranks, all at once. Those
+        between two ranks are in one order on both.
         """
         group = {"group": self.group}
         calls = [dist.P2POp(dist.isend, x, group_peer=peer, **group) for peer, x in sent]
         calls += [dist.P2POp(dist.irecv, x, group_peer=peer, **group) for peer, x in received]
-        peers = [peer for peer, _ in (*sent, *received)]
         works = dist.batch_isend_irecv(calls) if calls else []
+        return works, [peer for peer, _ in (*sent, *received)]
+
+    def finish(self, begun: tuple[list, list[int]]) -> None:
+        """Wait for what was begun; of a GPU, its work waits, not the host."""
+        works, peers = begun
         for i, work in enumerate(works):
             try:
                 work.wait()
             except RuntimeError as error:
-                others = peers[i : i + 1] if len(works) == len(calls) else sorted(set(peers))
+                others = peers[i : i + 1] if len(works) == len(peers) else sorted(set(peers))
                 names = ", ".join(map(str, others))
                 raise RuntimeError(
                     f"{OP}: rank {self.rank} waited in vain for rank {names}: {error}"
@@ -171,17 +176,37 @@ def crossings(
                 source -= 1
 
 
-def moved(
+class Travelling(NamedTuple):
+    """Messages that were begun.
+
+    Attributes:
+        ranks: whose they are.
+        begun: what they are known by.
+        places: tensors, and what is to be added to them.
+    """
+
+    ranks: object
+    begun: object
+    places: list[tuple[Tensor, Tensor]]
+
+    def arrive(self) -> None:
+        """Wait for them."""
+        self.ranks.finish(self.begun)
+        for place, x in self.places:
+            place.add_(x)
+
+
+def depart(
     given: Sequence[Tensor],
     found: Sequence[Tensor],
     steps: Sequence[int],
     lengths: Sequence[int],
     group: str,
     back: bool,
-) -> None:
-    """Add to what chunks begin with the last steps of those before them; or back, to the last
-    steps of chunks what came of them in others. Tensors are those of own chunks, all kinds of one
-    after those of another.
+) -> Travelling:
+    """Begin to add to what chunks begin with the last steps of those before them; or back, to the
+    last steps of chunks what came of them in others. Tensors are those of own chunks, all kinds of
+    one after those of another.
     """
     ranks = ranks_of(group)
     own = chunks_of_rank(ranks.rank, ranks.size)
@@ -207,9 +232,7 @@ def moved(
             room = torch.empty_like(begin, memory_format=torch.contiguous_format)
             received.append((here, room))
             places.append((begin, room))
-    ranks.swap(sent, received)
-    for place, x in places:
-        place.add_(x)
+    return Travelling(ranks, ranks.begin(sent, received), places)
 
 
 def pasts_fake(
@@ -229,7 +252,7 @@ def pasts_of_chunks(
 ) -> list[Tensor]:
     """The same by messages between ranks."""
     found = [x.zero_() for x in pasts_fake(ends, steps, lengths, group)]
-    moved(ends[:-1], found[:-1], steps, lengths, group, back=False)
+    depart(ends[:-1], found[:-1], steps, lengths, group, back=False).arrive()
     return found
 
 
@@ -249,7 +272,7 @@ def ends_of_chunks(
 ) -> list[Tensor]:
     """The same by messages between ranks."""
     found = [x.zero_() for x in ends_fake(pasts, steps, lengths, own, group)]
-    moved(pasts[:-1], found[:-1], steps, lengths, group, back=True)
+    depart(pasts[:-1], found[:-1], steps, lengths, group, back=True).arrive()
     return found
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import ctypes
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import triton
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
+from sh2gen.build.load_module import load_module
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
 from sh2gen.runtime.operator import Operator, OperatorRunner
@@ -132,6 +138,21 @@ STATEFUL: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+def over(sharding: str, **more: Any) -> dict[str, Any]:
+    return {"context": {"ranks": 2, "sharding": sharding, **more}}
+
+
+# The same for operators whose sequences are split over ranks.
+RANKS: dict[str, tuple[dict[str, Any], str]] = {
+    "bdl": (HYENA | over("zigzag"), "direct/BDL/recompute"),
+    "bld": (HYENA | over("contiguous"), "direct/BLD/recompute"),
+    "decay": (DECAY | over("zigzag"), "direct/BDL/recompute"),
+    "blocks": (BLOCKS | over("contiguous"), "toeplitz/BDL/recompute"),
+    "modal": (MODAL | over("zigzag"), "modal/BDL/save-states"),
+    "poles": (POLES | over("contiguous"), "modal/BDL/save-states"),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """A generated operator, and tensors that fit it: (B, L, D) or (B, D, L) as it asks."""
@@ -220,15 +241,86 @@ def stateful_cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     return made_in(tmp_path_factory.mktemp("stateful"), STATEFUL)
 
 
+@pytest.fixture(scope="session")
+def rank_cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+    """Every operator of RANKS."""
+    return made_in(tmp_path_factory.mktemp("ranks"), RANKS)
+
+
 @pytest.fixture(params=list(CASES))
 def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
     """Each operator of CASES in turn, or those that `parametrize(..., indirect=True)` names; also
-    those of STATEFUL, with the word before their names.
+    those of STATEFUL and RANKS, with a word before their names.
     """
     name = request.param
-    if name.startswith("stateful_"):
-        return request.getfixturevalue("stateful_cases")[name.removeprefix("stateful_")]
+    for word, others in (("stateful_", "stateful_cases"), ("ranks_", "rank_cases")):
+        if name.startswith(word):
+            return request.getfixturevalue(others)[name.removeprefix(word)]
     return cases[name]
+
+
+INTERPRETER = threading.RLock()  # Triton's, which is of one thread
+
+
+class Interpreted:
+    """Stands for a compiled kernel: launched with addresses, it is interpreted."""
+
+    def __init__(
+        self, kernel: Any, arguments: Sequence[Any], count: Callable[[str], None]
+    ) -> None:
+        self.kernel, self.count = kernel, count
+        self.kinds = [x.dtype if isinstance(x, Tensor) else None for x in arguments]
+
+    def start(self, programs: int, numbers: Sequence[int], constants: Sequence[Any]) -> None:
+        self.count(self.kernel.__name__)
+        taken = [at(x, k) if k else x for x, k in zip(numbers, self.kinds, strict=True)]
+        names = self.kernel.arg_names[len(taken) :]
+        with INTERPRETER:
+            self.kernel[(programs,)](*taken, **dict(zip(names, constants, strict=True)))
+
+
+def at(address: int, kind: torch.dtype) -> Tensor:
+    """The memory at an address, as a tensor of one element."""
+    if not address:
+        return torch.empty(0, dtype=kind)
+    memory = (ctypes.c_char * kind.itemsize).from_address(address)
+    return torch.frombuffer(memory, dtype=kind)
+
+
+@pytest.fixture
+def launched(case: Case, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A file whose calls go as those on a GPU: `function` of it, and which kernels were launched
+    from `tapes`.
+    """
+    module = load_module(case.path, interpret=True)
+    tapes: list[str] = []
+    launch = module.launch
+
+    def noted(kernel: Any, programs: int, *arguments: Any, **named: Any) -> None:
+        with _disable_current_modes(), INTERPRETER:  # it computes with tensors
+            launch(kernel, programs, *arguments, **named)
+        if (notes := getattr(module.LAUNCHES, "noted", None)) is not None:
+            one, count, _, given, values = notes.pop()
+            notes.append((one, count, Interpreted(one, given, tapes.append), given, values))
+
+    def starter(binary: Interpreted, _: Any, programs: int, constants: Any) -> Any:
+        return lambda numbers: binary.start(programs, numbers, constants)
+
+    for name, value in {
+        "launch": noted,
+        "starter": starter,
+        "on_gpu": lambda x: isinstance(x, Tensor),
+        "is_current": lambda device: True,
+        "capturing": lambda: False,
+        "DIRECT": (triton.__version__,),
+    }.items():
+        monkeypatch.setattr(module, name, value)
+    return SimpleNamespace(
+        module=module,
+        tapes=tapes,
+        function=getattr(module, module.OP),
+        packed=getattr(module, f"{module.OP}_packed", None),
+    )
 
 
 @pytest.fixture(params=list(STATEFUL))

@@ -4,7 +4,6 @@ handed addresses, stand for compiled ones.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import ModuleType, SimpleNamespace
@@ -17,11 +16,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from sh2gen.build.load_module import load_module
 from sh2gen.runtime.operator import InterpreterRunner
 from sh2gen.verify.case import poisoned
 
@@ -31,66 +28,6 @@ if TYPE_CHECKING:
 # Of kept activations, streams, states; of decays.
 OF_STATE = ("state", "all")
 KERNELS = ["hyena_bdl", "interleaved", "blocks_bdl", "pairs", "decay", "modal"]
-
-
-class Interpreted:
-    """Stands for a compiled kernel: launched with addresses, it is interpreted."""
-
-    def __init__(
-        self, kernel: Any, arguments: Sequence[Any], count: Callable[[str], None]
-    ) -> None:
-        self.kernel, self.count = kernel, count
-        self.kinds = [x.dtype if isinstance(x, Tensor) else None for x in arguments]
-
-    def start(self, programs: int, numbers: Sequence[int], constants: Sequence[Any]) -> None:
-        self.count(self.kernel.__name__)
-        taken = [at(x, k) if k else x for x, k in zip(numbers, self.kinds, strict=True)]
-        names = self.kernel.arg_names[len(taken) :]
-        self.kernel[(programs,)](*taken, **dict(zip(names, constants, strict=True)))
-
-
-def at(address: int, kind: torch.dtype) -> Tensor:
-    """The memory at an address, as a tensor of one element."""
-    if not address:
-        return torch.empty(0, dtype=kind)
-    memory = (ctypes.c_char * kind.itemsize).from_address(address)
-    return torch.frombuffer(memory, dtype=kind)
-
-
-@pytest.fixture
-def launched(case: Case, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A file whose calls go as those on a GPU: `function` of it, and which kernels were launched
-    from `tapes`.
-    """
-    module = load_module(case.path, interpret=True)
-    tapes: list[str] = []
-    launch = module.launch
-
-    def noted(kernel: Any, programs: int, *arguments: Any, **named: Any) -> None:
-        with _disable_current_modes():  # Triton's interpreter computes with tensors
-            launch(kernel, programs, *arguments, **named)
-        if (notes := getattr(module.LAUNCHES, "noted", None)) is not None:
-            one, count, _, given, values = notes.pop()
-            notes.append((one, count, Interpreted(one, given, tapes.append), given, values))
-
-    def starter(binary: Interpreted, _: Any, programs: int, constants: Any) -> Any:
-        return lambda numbers: binary.start(programs, numbers, constants)
-
-    for name, value in {
-        "launch": noted,
-        "starter": starter,
-        "on_gpu": lambda x: isinstance(x, Tensor),
-        "is_current": lambda device: True,
-        "capturing": lambda: False,
-        "DIRECT": (triton.__version__,),
-    }.items():
-        monkeypatch.setattr(module, name, value)
-    return SimpleNamespace(
-        module=module,
-        tapes=tapes,
-        function=getattr(module, module.OP),
-        packed=getattr(module, f"{module.OP}_packed", None),
-    )
 
 
 def differentiated(function: Any, inputs: Any, parameters: Any, dy: Tensor) -> list[Tensor]:

@@ -1,0 +1,136 @@
+"""Calls over ranks that only eager PyTorch sees: interpreted kernels stand for compiled ones, and
+threads for ranks.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import Tensor
+
+from sh2gen.runtime.ranks import simulated
+from sh2gen.verify.case import poisoned
+
+if TYPE_CHECKING:
+    from tests.generated.conftest import Case
+
+KINDS = [f"ranks_{name}" for name in ("bdl", "bld", "decay", "blocks")]
+
+
+def of_ranks(
+    case: Case,
+    modules: list[ModuleType],
+    inputs: list[Tensor],
+    parameters: list[Tensor],
+    dy: Tensor,
+) -> list[list[Tensor]]:
+    """y, and gradients of the inputs and parameters, of every rank by its own module."""
+    size, lengths = len(modules), dy.shape[case.time]
+
+    def run(rank: int, group: str) -> list[Tensor]:
+        names = modules[rank]
+        own = [names.shard(x, rank, size).requires_grad_() for x in inputs]
+        leaves = [p.detach().clone().requires_grad_() for p in parameters]
+        function = getattr(names, f"{case.spec.op}_over_ranks")
+        y, _ = function(own, leaves, group, None, lengths)
+        above = names.shard(dy, rank, size)
+        return [y.detach(), *torch.autograd.grad(y, [*own, *leaves], above)]
+
+    with poisoned():
+        return simulated(modules[0], size, run)
+
+
+@pytest.mark.parametrize(
+    ("case", "size"),
+    [*((name, 2) for name in KINDS), ("ranks_bdl", 3)],
+    indirect=["case"],
+)
+def test_ranks_equal_one_process(
+    case: Case, launched: SimpleNamespace, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ranks that all launch kernels, and of some that compute in plain PyTorch."""
+    length = 4 * 80 + 3 if "blocks" in case.name else 75
+    check_against_one(case, launched, size, length, monkeypatch)
+
+
+def check_against_one(
+    case: Case,
+    launched: SimpleNamespace,
+    size: int,
+    length: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = launched.module
+    plain = case.operator.namespace
+    monkeypatch.setattr(plain, "SIMULATED", module.SIMULATED)
+    parameters = list(case.parameters().values())
+    whole = getattr(plain, case.spec.op)
+    for modules in ([module] * size, [module] * size, [module, *[plain] * (size - 1)]):
+        inputs, dy = case.inputs(2, length), case.activation(2, length)
+        before = len(launched.tapes)
+        ranks = of_ranks(case, modules, inputs, parameters, dy)
+        assert modules[-1] is plain or "backward" in " ".join(launched.tapes[before:])
+        leaves = [x.detach().clone().requires_grad_() for x in (*inputs, *parameters)]
+        y = whole(*leaves)[0]
+        wanted = [y.detach(), *torch.autograd.grad(y, leaves, dy)]
+        for i, x in enumerate(wanted[: 1 + len(inputs)]):
+            found = module.unshard([one[i] for one in ranks])
+            torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-4)
+        for i, x in enumerate(wanted[1 + len(inputs) :], 1 + len(inputs)):
+            for one in ranks:
+                torch.testing.assert_close(one[i], x, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("case", "size"), [("ranks_modal", 2), ("ranks_poles", 3)], indirect=["case"]
+)
+def test_ranks_of_modes_equal_one_process(
+    case: Case, launched: SimpleNamespace, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks of whole tiles send what sums of tiles add up to."""
+    module = launched.module
+    small = {"SEGMENTS": 16, "BLOCK_T": 16}
+    configs = {
+        role: config | (small if "SEGMENTS" in config else {})
+        for role, config in module.configs_of(torch.zeros(1), *sizes_of(case)).items()
+    }
+    monkeypatch.setattr(module, "configs_of", lambda *_: configs)
+    length = 2 * 256 * size * (1 + module.ZIGZAG)
+    check_against_one(case, launched, size, length, monkeypatch)
+    assert any(name.endswith("_backward_sums") for name in launched.tapes)
+
+
+@pytest.mark.parametrize("case", KINDS, indirect=True)
+def test_what_is_computed_while_messages_travel_is_the_same(
+    case: Case, launched: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit by bit, and in the order that is meant: messages, most steps, the first steps."""
+    module = launched.module
+    length = 4 * 80 if "blocks" in case.name else 160
+    configs = {
+        role: config | {"BLOCK_T": min(config["BLOCK_T"], 32)} if "BLOCK_T" in config else config
+        for role, config in module.configs_of(torch.zeros(1), *sizes_of(case)).items()
+    }
+    monkeypatch.setattr(module, "configs_of", lambda *_: configs)
+    inputs, dy = case.inputs(1, length), case.activation(1, length)
+    parameters = list(case.parameters().values())
+    found, launches = [], []
+    for overlapped in (True, False):
+        monkeypatch.setattr(module, "OVERLAPPED", overlapped)
+        module.TAPES.clear()
+        module.RECENT.clear()
+        before = len(launched.tapes)
+        for _ in range(2):
+            ranks = of_ranks(case, [module] * 2, inputs, parameters, dy)
+        found.append(ranks)
+        launches.append(sum(name.endswith("_forward") for name in launched.tapes[before:]))
+    assert launches[0] > launches[1]
+    for one, other in zip(*found, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def sizes_of(case: Case) -> tuple[int, int]:
+    return case.spec.channels, case.spec.filter.groups
