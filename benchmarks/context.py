@@ -7,10 +7,11 @@ kernels without exchange.
 Lengths are of the whole sequence. Before anything is timed, y and all gradients over ranks are
 compared with those of one device at the first length, in float32 sums of the dtype of the run
 (bfloat16 on a GPU). A time is that of a call among ten, one behind the other as layers are: the
-median of rounds, of the rank that took longest; forward without gradients, and a training step. *Alone* are the same kernels on a rank's own steps, from a state of
-zeros; what a way takes longer is exposed. *Whole* is one device with all steps, where they fit;
-the ideal is that over the number of ranks. `all_to_all` is that of q, k, v and y, as savanna has
-it: each rank computes a slice of the channels of the whole sequence.
+median of rounds, of the rank that took longest; forward without gradients, and a training step.
+*Alone* are the same kernels on a rank's own steps, from a state of zeros; what a way takes longer
+is exposed. *Whole* is one device with all steps, where they fit; the ideal is that over the number
+of ranks. `all_to_all` is that of q, k, v and y, as savanna has it: each rank computes a slice of
+the channels of the whole sequence.
 """
 
 from __future__ import annotations
