@@ -8,10 +8,10 @@ Lengths are of the whole sequence. Before anything is timed, y and all gradients
 compared with those of one device at the first length, in float32 sums of the dtype of the run
 (bfloat16 on a GPU). A time is that of a call among ten, one behind the other as layers are: the
 median of rounds, of the rank that took longest; forward without gradients, and a training step.
-*Alone* are the same kernels on a rank's own steps, from a state of zeros; what a way takes longer
-is exposed. *Whole* is one device with all steps, where they fit; the ideal is that over the number
-of ranks. `all_to_all` is that of q, k, v and y, as savanna has it: each rank computes a slice of
-the channels of the whole sequence.
+*Alone* is the operator of one device, which knows of no state, on a rank's own steps; what a way
+takes longer is exposed. *Whole* is that on all steps, where they fit; the ideal is its time over
+the number of ranks. `all_to_all` is that of q, k, v and y, as savanna has it: each rank computes a
+slice of the channels of the whole sequence.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def measured(arguments: argparse.Namespace, place: Path, device: torch.device) -
         names, channels = over.namespace, over.spec.channels
         torch.manual_seed(0)
         layer = over.module(group=dist.group.WORLD, device=device)
-        alone = over.module(device=device)
+        alone = slices.module(device=device)
         alone.load_state_dict(layer.state_dict())
         groups = over.spec.filter.groups
         ways: dict[str, tuple[nn.Module, bool]] = {"sh2gen": (layer, True)}

@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 87c47199ed550286d428956e863bc6720247ab8cf9783406fb721b68323b2fa1
+sha256, with zeros here: 019703ac1d72d472b046b1bb1348c5adab5c25a15978923faa4cae1f0697732b
 """
 
 import threading
@@ -2161,7 +2161,7 @@ def hyena_li_stateful_forward_sums(
     do_not_specialize=[
         "q_batch", "q_stride",
         "dy_batch", "dy_stride",
-        "read_begin", "read_end", "write_end", "splits", "tiles",
+        "read_begin", "read_end", "write_end", "splits", "tiles", "first",
     ]
 )  # fmt: skip
 def hyena_li_stateful_backward_sums(
@@ -2173,7 +2173,7 @@ def hyena_li_stateful_backward_sums(
     residues_ptr,  # [groups, 16]
     states_ptr,  # [batch, tiles, CHANNELS, 16] float32: what every tile adds
     history_ptr,  # [batch, 3, CHANNELS, 2]: the inputs' steps before the first
-    read_begin, read_end, write_end, splits, tiles,
+    read_begin, read_end, write_end, splits, tiles, first,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
     EVEN: tl.constexpr, TERMS: tl.constexpr, ROWS: tl.constexpr, SEGMENTS: tl.constexpr,
     BLOCK_T: tl.constexpr, PREFETCH: tl.constexpr,
@@ -2196,7 +2196,7 @@ def hyena_li_stateful_backward_sums(
     OPERAND: tl.constexpr = tl.bfloat16 if q_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
     PRECISION: tl.constexpr = "tf32" if q_ptr.dtype.element_ty == tl.float16 else "ieee"
     batch, channel, program = locate(tl.program_id(0), splits, BLOCK_D=1, CHANNELS=CHANNELS)
-    program += 1  # nothing is before the first split
+    program += first
     tile_0 = program * tiles
     origin = (batch, channel, tile_0 * TILE)
     q_ptr, q_stride = advance(q_ptr, q_batch, q_stride, STRIDE_UNIT, UNIT, origin)
@@ -3019,6 +3019,7 @@ def launch_backward(
             *bounds,
             grid.splits - 1,
             grid.tiles,
+            1,
             config=config,
             CHANNELS=channels,
             WIDTH=width,
@@ -3420,7 +3421,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_6b781295"
+    name = unique = "hyena_li_stateful_892fa795"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

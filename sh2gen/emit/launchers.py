@@ -255,6 +255,8 @@ class _Launcher:
     def variants(self, kernel: Kernel) -> list[str]:
         """The config and grid of the first variant that suits a call, in place of the kernel's."""
         lines: list[str] = []
+        if self.parted(kernel):
+            return self.parts(kernel)
         for number, variant in enumerate(kernel.variants):
             own = variant.name
             begin = "begin" if self.ranges else "0"
@@ -267,6 +269,32 @@ class _Launcher:
                 _INDENT + self.grid(kernel, variant.grid),
             ]
         return lines
+
+    def parted(self, kernel: Kernel) -> bool:
+        """Whether a variant, which reads no past, leaves the first steps to the kernel itself."""
+        return bool(self.state and kernel.variants)
+
+    def parts(self, kernel: Kernel) -> list[str]:
+        """Which steps the kernel computes, and which its variant: `later` is its grid."""
+        (variant,) = kernel.variants
+        own, unit, x = variant.name, self.unit(), self.x
+        reach = self.spec.lag + (self.spec.filter.length or 1) - 1
+        sizes = f"{x}.shape[0], %s, channels, width, %s, %s[1] > %s[2]"
+        return [
+            f'{own} = configs.get("{kernel.name}_{own}")',
+            "later = None  # the grid of a variant that computes the steps that no past reaches",
+            f"edge = min(steps, -(-{reach} // ({unit})) * {unit})",
+            f"others = segment({x}, context, begin + edge, end, {unit})[2]",
+            f"if {own} is not None and edge < steps and "
+            f"{variant.suits}(tensors, unit, step, begin + edge, others, {own}):",
+            f"{_INDENT}later = {variant.grid.__name__}("
+            + sizes % ("steps - edge", own, "others", "others")
+            + ")",
+            f"{_INDENT}_, _, bounds = segment({x}, context, begin, begin + edge, {unit})",
+            f"{_INDENT}grid = {kernel.grid.__name__}("
+            + sizes % ("edge", "config", "bounds", "bounds")
+            + ")",
+        ]
 
     def next(self, kernel: Kernel) -> list[str]:
         """The config and grid of a kernel that is launched after the first of a call."""
@@ -324,10 +352,25 @@ class _Launcher:
             case Room.LIKE:
                 dtype = "" if action.io else ", dtype=torch.float32"
                 return [f"{name} = torch.empty_like({action.like}{dtype})" for name in names]
+            case Room.FLOAT32 if self.parted(self.kernel):
+                return self.parted_sums(action)
             case Room.FLOAT32:
                 sizes = ", ".join(" * ".join(map(self.size, factors)) for factors in action.shape)
                 shape = f"({sizes}) if {when} else 0" if when else f"({sizes})"
                 return [f"{n} = {x}.new_empty({shape}, dtype=torch.float32)" for n in names]
+
+    def parted_sums(self, action: Allocate) -> list[str]:
+        """Room for the sums of the kernel, and behind them for those of its variant."""
+        (name,), (first, *others) = action.names, action.shape
+        own = " * ".join(map(self.size, first))
+        more = own.replace("grid.", "later.")
+        sizes = ", ".join(" * ".join(map(self.size, factors)) for factors in others)
+        return [
+            f"{name}_own = {own}",
+            f"{name}_later = 0 if later is None else {more}",
+            f"{name} = {self.x}.new_empty(({name}_own + {name}_later, {sizes}), "
+            "dtype=torch.float32)",
+        ]
 
     def result(self, name: str) -> str:
         """A tensor that is returned, in the dtype of the one that it is like."""
@@ -346,6 +389,11 @@ class _Launcher:
     def chosen(self, kernel: Kernel) -> list[str]:
         """The launch of a kernel, or of the variant that suits the call."""
         lines = _if("grid.programs", self.launch(kernel, kernel.name, kernel.arguments))
+        if self.parted(kernel):
+            (variant,) = kernel.variants
+            name = f"{kernel.name}_{variant.name}"
+            other = self.launch(kernel, name, variant.arguments, later=variant.name)
+            return [*lines, *_if("later is not None and later.programs", other)]
         for variant in reversed(kernel.variants):
             name = f"{kernel.name}_{variant.name}"
             other = self.launch(kernel, name, variant.arguments)
@@ -354,12 +402,17 @@ class _Launcher:
         return lines
 
     def launch(
-        self, kernel: Kernel, name: str, arguments: Sequence[Argument], split: bool = False
+        self,
+        kernel: Kernel,
+        name: str,
+        arguments: Sequence[Argument],
+        split: bool = False,
+        later: str = "",
     ) -> list[str]:
         """One launch, from what the kernel takes; of all splits of a sequence but one, if so
-        asked.
+        asked; or of the steps behind the `edge`, by a variant with a config of this name.
         """
-        programs = "grid.programs"
+        programs = "later.programs" if later else "grid.programs"
         if split:
             programs += " // grid.splits * (grid.splits - 1)"
         found = [f"{self.spec.op}_{name}", programs]
@@ -368,13 +421,17 @@ class _Launcher:
                 case Of.ACTIVATION:
                     begin = "first" if a.name in self.spec.inputs else "begin"
                     begin = "0" if a.name in kernel.program.stores or not self.ranges else begin
+                    if later:
+                        begin = "edge" if begin == "0" else f"{begin} + edge"
                     found.append(f"*operand({a.name}, {begin}, step)")
+                case Of.PARTIAL if later:
+                    found.append(f"{a.name}[{a.name}_own:]")
                 case Of.PARAMETER | Of.PARTIAL:
                     found.append(a.name)
                 case Of.STATE | Of.INDEX:
                     found.append("split_sums" if split and a.name == "states" else a.name)
                 case Of.SIZE if a.name == "read_begin":
-                    found.append("*bounds")
+                    found.append("*others" if later else "*bounds")
                 case Of.SIZE if a.name not in _BOUNDS:
                     known = {
                         "splits": "grid.splits",
@@ -382,10 +439,11 @@ class _Launcher:
                         "first": str(int(split)),
                     }
                     value = known.get(a.name, a.name)
+                    value = value.replace("grid.", "later.") if later else value
                     found.append(f"{value} - 1" if split and a.name == "splits" else value)
                 case _:
                     pass
-        found.append("config=config")
+        found.append(f"config={later or 'config'}")
         count = terms(self.spec)
         values = _FOUND | {"TERMS": count if count.isdigit() else "tap_terms(groups)"}
         rings = (name for name in self.state if name in ("tails", "z"))

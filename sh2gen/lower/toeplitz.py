@@ -98,19 +98,24 @@ def _plan(spec: OpSpec, layout: Layout) -> Plan:
     before = pasts(spec, graph)
     parts += ("past",) * bool(before)
     forward = _forward(graph, before)
-    names = (f"d_{name}" for name in spec.inputs)
+    names = [f"d_{name}" for name in spec.inputs]
     backward, reductions = _backward(
         backward_graph, dict(zip(names, backward_graph.outputs, strict=False)), before
     )
     variants: tuple[Variant, ...] = ()
-    if layout is Layout.BDL and not before and (split := phases(backward)) is not None:
+    later = backward  # of steps that no past reaches
+    if before:
+        later, _ = _backward(
+            backward_graph, dict(zip(names, backward_graph.outputs, strict=False)), {}
+        )
+    if layout is Layout.BDL and (split := phases(later)) is not None:
         variants = (
             Variant(
                 name="sm90",
                 skeleton="stream_sm90",
                 parts=("sm90", "rows", "channels_first", "trained"),
                 phases=split,
-                arguments=sm90_arguments(spec, backward),
+                arguments=sm90_arguments(spec, later),
                 language="gluon",
                 capability=90,
                 io=DType.BFLOAT16,

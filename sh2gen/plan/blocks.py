@@ -118,7 +118,7 @@ class Remember(Statement):
         entered = (scope.take(self.x), *where, str(self.past.lag), *self.past.ring.sizes)
         return (
             Call("entered_block", entered, (block,)),
-            Call(f"{helper}_block", (kept, block, "going"), (self.out, kept)),
+            Call(f"{helper}_entered", (kept, block, "going"), (self.out, kept)),
         )
 
     def carries(self, scope: Scope) -> tuple[Carried, ...]:

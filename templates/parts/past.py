@@ -52,7 +52,7 @@ def entered_block(
 
 
 @triton.jit
-def remember_block(past, block, going):
+def remember_entered(past, block, going):
     """`remember` of a block."""
     blocks = (block,) + past
     if len(past) == 0:
@@ -62,7 +62,7 @@ def remember_block(past, block, going):
 
 
 @triton.jit
-def look_ahead_block(coming, block, going):
+def look_ahead_entered(coming, block, going):
     """`look_ahead` of a block."""
     blocks = coming + (block,)
     if len(coming) == 0:
