@@ -102,7 +102,7 @@ def _strategies(spec: OpSpec, workload: Workload, ranks: int, sharding: Sharding
     own = 1 + (sharding is Sharding.ZIGZAG)  # chunks of a rank
     chunks = own * ranks
     chunk = max(1, workload.length // chunks)
-    inputs, joined = len(spec.inputs), 2 * (own - 1)  # y of two chunks with modes is put together
+    inputs, joined = len(spec.inputs), 2 * (own - 1)  # y of two chunks may be put together
     lags = {ring.name: ring.lag for ring in rings(spec) if ring.lag}
     # The past of a chunk: inputs in their dtype, what the filter reads in float32.
     border = batch * width * (io * inputs * lags.get("tails", 0) + 4 * lags.get("z", 0))
@@ -112,8 +112,9 @@ def _strategies(spec: OpSpec, workload: Workload, ranks: int, sharding: Sharding
         state = _MODE * batch * width * spec.filter.state_size
         gathered = own * (ranks - 1) * state
         messages = own * halo + ranks - 1
-        again = inputs + 1  # a call of its own, whose y nobody reads
-        yield Exchange.STATE, own * border + gathered, messages, rounds + 1, again + joined, 0.0
+        # What the filter reads is read once more; of pairs by a call whose y nobody reads.
+        again = inputs + 1 + joined if spec.filter.pairs else 1 + spec.gates.pre
+        yield Exchange.STATE, own * border + gathered, messages, rounds + 1, again, 0.0
     else:
         yield Exchange.HALO, own * border, own * halo, rounds, 0, 0.0
         yield Exchange.HALO_OVERLAPPED, own * border, own * halo, rounds, 0, 1.0

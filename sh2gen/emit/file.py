@@ -9,7 +9,7 @@ import textwrap
 from typing import Any
 
 from sh2gen.emit import config, decode, eager, kernels, reduce
-from sh2gen.emit.launchers import forward_unit, launchers, state_of, writes_into
+from sh2gen.emit.launchers import first_steps, launchers, state_of, writes_into
 from sh2gen.emit.parts import GEOMETRY, closure, part, texts
 from sh2gen.emit.text import filled, kernel, literal
 from sh2gen.emit.words import class_name, filter_size, formula, meaning, packing, summary
@@ -178,6 +178,7 @@ def _launchers(spec: OpSpec, plan: Plan) -> list[str]:
             wanted |= helper.uses & geometry
     if any(s.width == "SHARERS" for s in reduce.sections(spec, plan)):
         wanted.add("sharers")
+    wanted |= {k.narrowed.__name__ for k in plan.first_kernels if k.narrowed is not None}
     wanted |= {"step_grid", "step_config"} if plan.step is not None else set()
     if any(a.name == "SHARE" for a in (plan.step.arguments if plan.step else ())):
         wanted.add("shared_channels")
@@ -293,7 +294,7 @@ def _operator(spec: OpSpec, plan: Plan, library: str) -> list[str]:
     found.append(_banner("Decoding: a few steps in time after a past that is kept"))
     found.append(filled("sections/decode.py.j2", **context))
     if spec.context is not None:
-        others = [] if modal else ["gathered_fake", "gathered_chunks", "decayed"]
+        others = ["gathered_fake", "gathered_chunks", "in_order_of_time", "decayed"] * (not modal)
         found += [
             _banner("Sequences that are split over ranks"),
             *texts("context", without=others),
@@ -315,7 +316,7 @@ def _ranks_context(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     return decode.ranks_context(spec) | {
         "modes_lines": _modes_lines(spec, plan) if modal else [],
         "by_kernels": _by_kernels(spec, plan),
-        "forward_unit": "" if modal or not plan.kernels else forward_unit(spec, plan),
+        "first_steps": first_steps(spec, plan) if plan.first_kernels else None,
     }
 
 

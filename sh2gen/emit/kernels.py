@@ -47,7 +47,8 @@ _WIDE = 94  # columns of a line of constants
 
 def texts(spec: OpSpec, plan: Plan) -> list[dict[str, Any]]:
     """What the skeletons of all kernels and variants are filled with."""
-    found = [_kernel(spec, plan, kernel) for kernel in (*plan.kernels, *plan.split_kernels)]
+    every = (*plan.kernels, *plan.first_kernels, *plan.split_kernels)
+    found = [_kernel(spec, plan, kernel) for kernel in every]
     for kernel in plan.kernels:
         found += [_variant(spec, plan, kernel, variant) for variant in kernel.variants]
     beside = (*([plan.step] if plan.step else []), *plan.past)
@@ -59,7 +60,7 @@ def helpers_of(spec: OpSpec, plan: Plan) -> list[tuple[tuple[str, ...], set[str]
     wanted = set(_SKELETON_HELPERS)
     if plan.states:
         wanted |= {"Split", *["Ends"] * (spec.state is not None)}
-    for kernel in plan.kernels:
+    for kernel in (*plan.kernels, *plan.first_kernels):
         wanted |= helpers(kernel.program, _scope(spec, kernel))
     if plan.joined:
         wanted.add("join_splits")
@@ -244,8 +245,10 @@ def _poles(plan: Plan) -> str:
 def kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[KernelSource, ...]:
     """How a launch of each kernel looks to the compiler, for separate contiguous inputs."""
     found = []
-    for kernel in (*plan.kernels, *plan.split_kernels):
+    for kernel in (*plan.kernels, *plan.first_kernels, *plan.split_kernels):
         config = launch_config(spec, schedule, kernel.role)
+        if kernel.narrowed is not None:
+            config = kernel.narrowed(config, spec.lag + (spec.filter.length or 1) - 1)
         if kernel in plan.split_kernels and not may_split(spec.channels, config):
             continue
         found.append(_source(spec, kernel.name, kernel.role, kernel.arguments, config))

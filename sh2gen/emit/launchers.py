@@ -54,8 +54,8 @@ def state_of(spec: OpSpec, plan: Plan) -> list[str]:
         return []
     if plan.states:
         return ["history", "entry"]
-    forward = plan.kernel(Role.FORWARD)
-    taken = forward.arguments if forward is not None else ()
+    first = (kernel for kernel in plan.first_kernels if kernel.role is Role.FORWARD)
+    taken = next((kernel.arguments for kernel in first), ())
     return [a.name for a in taken if a.of in (Of.STATE, Of.INDEX)]
 
 
@@ -64,9 +64,13 @@ def writes_into(spec: OpSpec, plan: Plan) -> bool:
     return spec.context is not None and not plan.saved
 
 
-def forward_unit(spec: OpSpec, plan: Plan) -> str:
-    """What the steps of a range of forward that ends within a chunk are a multiple of."""
-    return _Launcher(spec, plan, Role.FORWARD).unit()
+def first_steps(spec: OpSpec, plan: Plan) -> tuple[str, str]:
+    """The config of the kernel of the first steps forward, from `config` of its role, and what
+    steps its tiles have.
+    """
+    launcher = _Launcher(spec, plan, Role.FORWARD)
+    assert launcher.first is not None
+    return launcher.early(launcher.first)
 
 
 def launchers(spec: OpSpec, plan: Plan) -> list[str]:
@@ -89,6 +93,8 @@ class _Launcher:
         kernel = plan.kernel(role)
         assert kernel is not None
         self.kernel: Kernel = kernel
+        found = (a.kernel for a in self.actions if isinstance(a, Launch) and a.when is When.PAST)
+        self.first = next(found, None)  # of the steps that a past may reach
         self.x = spec.inputs[0]
         self.parameters = [p.name for p in spec.parameters]
         # A recurrence needs what is before its first step: it computes whole sequences.
@@ -250,51 +256,54 @@ class _Launcher:
         tensors = (*self.spec.inputs, *given, *outputs)
         lines = [f"tensors = ({targets(tensors)})"]
         lines.append("step = stride_step(config, tensors, grid.tiles)")
+        if self.first is not None:
+            lines += self.parts(self.first)
         return [*lines, *self.variants(self.kernel)]
+
+    def early(self, first: Kernel) -> tuple[str, str]:
+        """As `first_steps`, of any role."""
+        reach = self.spec.lag + (self.spec.filter.length or 1) - 1
+        config = f"{first.narrowed.__name__}(config, {reach})" if first.narrowed else "config"
+        return config, self.unit().replace("config", "early")
+
+    def parts(self, first: Kernel) -> list[str]:
+        """Which steps are those of a kernel for the first ones, up to `edge`, and its grid."""
+        x, reach = self.x, self.spec.lag + (self.spec.filter.length or 1) - 1
+        config, unit = self.early(first)
+        sizes = f"{x}.shape[0], %s, channels, width, %s%s"
+        sums = ", %s[1] > %s[2]" if self.sums else ""
+        own, other = (sums % (name, name) if sums else "" for name in ("early_bounds", "bounds"))
+        grid = self.kernel.grid.__name__
+        return [
+            f"early = {config}",
+            *['stride_step(early, tensors, early["TILES"])'] * bool(first.narrowed),
+            f"unit_steps = {unit}",
+            f"reached = max(0, {reach} - context - begin)",
+            "edge = min(steps, -(-reached // unit_steps) * unit_steps)",
+            f"early_bounds = segment({x}, context, begin, begin + edge, unit_steps)[2]",
+            f"early_grid = {grid}({sizes % ('edge', 'early', own)})",
+            f"bounds = segment({x}, context, begin + edge, end, {self.unit()})[2]",
+            f"grid = {grid}({sizes % ('steps - edge', 'config', other)})",
+        ]
 
     def variants(self, kernel: Kernel) -> list[str]:
         """The config and grid of the first variant that suits a call, in place of the kernel's."""
         lines: list[str] = []
-        if self.parted(kernel):
-            return self.parts(kernel)
         for number, variant in enumerate(kernel.variants):
             own = variant.name
-            begin = "begin" if self.ranges else "0"
+            begin = "begin" + " + edge" * (self.first is not None) if self.ranges else "0"
             suits = f"{variant.suits}(tensors, unit, step, {begin}, bounds, {own})"
             still = f'config is configs["{kernel.role}"] and ' * (number > 0)
             lines += [
                 f'{own} = configs.get("{kernel.name}_{own}")',
                 f"if {still}{own} is not None and {suits}:",
                 f"{_INDENT}config = {own}",
-                _INDENT + self.grid(kernel, variant.grid),
+                _INDENT
+                + self.grid(kernel, variant.grid).replace(
+                    " steps,", " steps - edge," if self.first is not None else " steps,"
+                ),
             ]
         return lines
-
-    def parted(self, kernel: Kernel) -> bool:
-        """Whether a variant, which reads no past, leaves the first steps to the kernel itself."""
-        return bool(self.state and kernel.variants)
-
-    def parts(self, kernel: Kernel) -> list[str]:
-        """Which steps the kernel computes, and which its variant: `later` is its grid."""
-        (variant,) = kernel.variants
-        own, unit, x = variant.name, self.unit(), self.x
-        reach = self.spec.lag + (self.spec.filter.length or 1) - 1
-        sizes = f"{x}.shape[0], %s, channels, width, %s, %s[1] > %s[2]"
-        return [
-            f'{own} = configs.get("{kernel.name}_{own}")',
-            "later = None  # the grid of a variant that computes the steps that no past reaches",
-            f"edge = min(steps, -(-{reach} // ({unit})) * {unit})",
-            f"others = segment({x}, context, begin + edge, end, {unit})[2]",
-            f"if {own} is not None and edge < steps and "
-            f"{variant.suits}(tensors, unit, step, begin + edge, others, {own}):",
-            f"{_INDENT}later = {variant.grid.__name__}("
-            + sizes % ("steps - edge", own, "others", "others")
-            + ")",
-            f"{_INDENT}_, _, bounds = segment({x}, context, begin, begin + edge, {unit})",
-            f"{_INDENT}grid = {kernel.grid.__name__}("
-            + sizes % ("edge", "config", "bounds", "bounds")
-            + ")",
-        ]
 
     def next(self, kernel: Kernel) -> list[str]:
         """The config and grid of a kernel that is launched after the first of a call."""
@@ -314,6 +323,9 @@ class _Launcher:
                 made = next(a.names for a in self.plan.actions[role] if isinstance(a, Give))
                 call = f"launch_{role}(inputs, parameters{state})[{made.index(name)}]"
                 return [f"if not {name}.numel():", f"{_INDENT}{name} = {call}"]
+            case Launch(kernel=kernel, when=When.PAST):
+                found = self.launch(kernel, kernel.name, kernel.arguments)
+                return _if("early_grid.programs", found)
             case Launch(kernel=kernel, when=When.SPLIT):
                 found = self.launch(kernel, kernel.name, kernel.arguments, split=True)
                 return _if("grid.programs and grid.splits > 1", found)
@@ -352,24 +364,21 @@ class _Launcher:
             case Room.LIKE:
                 dtype = "" if action.io else ", dtype=torch.float32"
                 return [f"{name} = torch.empty_like({action.like}{dtype})" for name in names]
-            case Room.FLOAT32 if self.parted(self.kernel):
-                return self.parted_sums(action)
+            case Room.FLOAT32 if self.first is not None:
+                return self.sums_of_both(action)
             case Room.FLOAT32:
                 sizes = ", ".join(" * ".join(map(self.size, factors)) for factors in action.shape)
                 shape = f"({sizes}) if {when} else 0" if when else f"({sizes})"
                 return [f"{n} = {x}.new_empty({shape}, dtype=torch.float32)" for n in names]
 
-    def parted_sums(self, action: Allocate) -> list[str]:
-        """Room for the sums of the kernel, and behind them for those of its variant."""
-        (name,), (first, *others) = action.names, action.shape
-        own = " * ".join(map(self.size, first))
-        more = own.replace("grid.", "later.")
+    def sums_of_both(self, action: Allocate) -> list[str]:
+        """Room for the partial sums of the first steps, and behind them for those of others."""
+        (name,), (splits, *others) = action.names, action.shape
+        count = " * ".join(map(self.size, splits))
         sizes = ", ".join(" * ".join(map(self.size, factors)) for factors in others)
         return [
-            f"{name}_own = {own}",
-            f"{name}_later = 0 if later is None else {more}",
-            f"{name} = {self.x}.new_empty(({name}_own + {name}_later, {sizes}), "
-            "dtype=torch.float32)",
+            f"{name}_first = {count.replace('grid.', 'early_grid.')}",
+            f"{name} = {self.x}.new_empty(({name}_first + {count}, {sizes}), dtype=torch.float32)",
         ]
 
     def result(self, name: str) -> str:
@@ -389,11 +398,6 @@ class _Launcher:
     def chosen(self, kernel: Kernel) -> list[str]:
         """The launch of a kernel, or of the variant that suits the call."""
         lines = _if("grid.programs", self.launch(kernel, kernel.name, kernel.arguments))
-        if self.parted(kernel):
-            (variant,) = kernel.variants
-            name = f"{kernel.name}_{variant.name}"
-            other = self.launch(kernel, name, variant.arguments, later=variant.name)
-            return [*lines, *_if("later is not None and later.programs", other)]
         for variant in reversed(kernel.variants):
             name = f"{kernel.name}_{variant.name}"
             other = self.launch(kernel, name, variant.arguments)
@@ -402,17 +406,14 @@ class _Launcher:
         return lines
 
     def launch(
-        self,
-        kernel: Kernel,
-        name: str,
-        arguments: Sequence[Argument],
-        split: bool = False,
-        later: str = "",
+        self, kernel: Kernel, name: str, arguments: Sequence[Argument], split: bool = False
     ) -> list[str]:
         """One launch, from what the kernel takes; of all splits of a sequence but one, if so
-        asked; or of the steps behind the `edge`, by a variant with a config of this name.
+        asked.
         """
-        programs = "later.programs" if later else "grid.programs"
+        first = kernel is self.first
+        later = self.first is not None and not first
+        programs = "grid.programs"
         if split:
             programs += " // grid.splits * (grid.splits - 1)"
         found = [f"{self.spec.op}_{name}", programs]
@@ -421,17 +422,16 @@ class _Launcher:
                 case Of.ACTIVATION:
                     begin = "first" if a.name in self.spec.inputs else "begin"
                     begin = "0" if a.name in kernel.program.stores or not self.ranges else begin
-                    if later:
-                        begin = "edge" if begin == "0" else f"{begin} + edge"
+                    begin = {"0": "edge"}.get(begin, f"{begin} + edge") if later else begin
                     found.append(f"*operand({a.name}, {begin}, step)")
                 case Of.PARTIAL if later:
-                    found.append(f"{a.name}[{a.name}_own:]")
+                    found.append(f"{a.name}[{a.name}_first:]")
                 case Of.PARAMETER | Of.PARTIAL:
                     found.append(a.name)
                 case Of.STATE | Of.INDEX:
                     found.append("split_sums" if split and a.name == "states" else a.name)
                 case Of.SIZE if a.name == "read_begin":
-                    found.append("*others" if later else "*bounds")
+                    found.append("*bounds")
                 case Of.SIZE if a.name not in _BOUNDS:
                     known = {
                         "splits": "grid.splits",
@@ -439,17 +439,25 @@ class _Launcher:
                         "first": str(int(split)),
                     }
                     value = known.get(a.name, a.name)
-                    value = value.replace("grid.", "later.") if later else value
                     found.append(f"{value} - 1" if split and a.name == "splits" else value)
                 case _:
                     pass
-        found.append(f"config={later or 'config'}")
+        found.append("config=config")
         count = terms(self.spec)
         values = _FOUND | {"TERMS": count if count.isdigit() else "tap_terms(groups)"}
         rings = (name for name in self.state if name in ("tails", "z"))
         values |= {f"{name.upper()}_SLOTS": f"{name}.shape[1]" for name in rings}
         constants = (a.name for a in arguments if a.of is Of.CONSTANT and a.name in values)
-        return call("launch", [*found, *(f"{name}={values[name]}" for name in constants)])
+        found += [f"{name}={values[name]}" for name in constants]
+        if first:  # of its own steps
+            changes = (
+                ("grid.", "early_grid."),
+                ("bounds", "early_bounds"),
+                ("=config", "=early"),
+            )
+            for old, new in changes:
+                found = [text.replace(old, new) for text in found]
+        return call("launch", found)
 
     def join(self, arguments: Sequence[Argument]) -> list[str]:
         """The launches that join the gradients of splits, one an input."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sh2gen.plan.actions import Action, Allocate, Give, Launch, Reduce, Room
+from collections.abc import Mapping
+
+from sh2gen.plan.actions import Action, Allocate, Give, Launch, Reduce, Room, When
 from sh2gen.plan.kernel import Kernel, Reduction, Role
 from sh2gen.spec.operator import OpSpec
 
@@ -15,10 +17,15 @@ def whole(
     backward: Kernel,
     saved: tuple[str, ...],
     reductions: tuple[Reduction, ...],
+    first: Mapping[Role, Kernel],
 ) -> dict[str, tuple[Action, ...]]:
     """What calls do whose kernels carry nothing from one split to another: one launch forward;
     one backward, and one that adds partial sums.
+
+    Args:
+        first: kernels of the first steps, where calls begin after a past.
     """
+    before = {role: Launch(kernel=kernel, when=When.PAST) for role, kernel in first.items()}
     results = ("y", *saved)
     doc = (
         f"{gradients_doc(spec)}\n\nWith a range, the gradients of inputs are for its steps "
@@ -28,12 +35,14 @@ def whole(
     return {
         Role.FORWARD: (
             Allocate(names=results, room=Room.ACTIVATION),
+            *([before[Role.FORWARD]] if first else []),
             Launch(kernel=forward),
             Give(names=results, doc=f"[{', '.join(results)}] {RANGE}"),
         ),
         Role.BACKWARD: (
             Allocate(names=tuple(f"d_{name}" for name in spec.inputs), room=Room.GRADIENTS),
             *partials(backward),
+            *([before[Role.BACKWARD]] if first else []),
             Launch(kernel=backward),
             *([Reduce(reductions=reductions)] if reductions else []),
             Give(names=("gradients",), doc=doc),

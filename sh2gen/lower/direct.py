@@ -16,7 +16,7 @@ from sh2gen.lower.rows import layouts, pasts, tile_program
 from sh2gen.lower.step import step_kernel
 from sh2gen.lower.verdict import Verdict, later_fields
 from sh2gen.plan.arguments import tile_arguments
-from sh2gen.plan.geometry import tile_grid
+from sh2gen.plan.geometry import first_config, tile_grid
 from sh2gen.plan.kernel import Kernel, Role
 from sh2gen.plan.plan import EagerConv, Plan
 from sh2gen.plan.program import TileProgram
@@ -69,16 +69,16 @@ def _plan(spec: OpSpec, layout: Layout, saved: tuple[str, ...]) -> Plan:
     before = pasts(spec, graph)
     parts += ("past_last" if layout is Layout.BLD else "past",) * bool(before)
     results = {"y": graph.outputs[0], **{name: name for name in saved}}
-    forward, _ = tile_program(graph, results, before)
+    forward, _ = tile_program(graph, results)
     gradients = dict(
         zip((f"d_{name}" for name in spec.inputs), backward_graph.outputs, strict=False)
     )
-    backward, reductions = tile_program(backward_graph, gradients, before)
+    backward, reductions = tile_program(backward_graph, gradients)
 
-    def kernel(role: Role, program: TileProgram) -> Kernel:
+    def kernel(role: Role, program: TileProgram, first: bool = False) -> Kernel:
         hinted = role is Role.FORWARD and layout is Layout.BDL
         return Kernel(
-            name=role.value,
+            name=role.value + "_first" * first,
             role=role,
             skeleton="tile",
             parts=parts,
@@ -86,8 +86,17 @@ def _plan(spec: OpSpec, layout: Layout, saved: tuple[str, ...]) -> Plan:
             arguments=tile_arguments(spec, program, backward=role is Role.BACKWARD, hinted=hinted),
             grid=tile_grid,
             hinted=hinted,
+            narrowed=first_config if first else None,
         )
 
+    first = {}
+    if before:
+        first[Role.FORWARD] = kernel(
+            Role.FORWARD, tile_program(graph, results, before)[0], first=True
+        )
+        first[Role.BACKWARD] = kernel(
+            Role.BACKWARD, tile_program(backward_graph, gradients, before)[0], first=True
+        )
     return Plan(
         algorithm="direct",
         layout=layout,
@@ -95,7 +104,12 @@ def _plan(spec: OpSpec, layout: Layout, saved: tuple[str, ...]) -> Plan:
         graph=graph,
         backward_graph=backward_graph,
         actions=whole(
-            spec, kernel(Role.FORWARD, forward), kernel(Role.BACKWARD, backward), saved, reductions
+            spec,
+            kernel(Role.FORWARD, forward),
+            kernel(Role.BACKWARD, backward),
+            saved,
+            reductions,
+            first,
         ),
         eager=EagerConv.DIRECT,
         step=step_kernel(spec),

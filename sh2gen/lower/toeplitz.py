@@ -97,25 +97,18 @@ def _plan(spec: OpSpec, layout: Layout) -> Plan:
         parts = ("toeplitz", "rows", "axes_last", "channels_first", "trained")
     before = pasts(spec, graph)
     parts += ("past",) * bool(before)
-    forward = _forward(graph, before)
-    names = [f"d_{name}" for name in spec.inputs]
-    backward, reductions = _backward(
-        backward_graph, dict(zip(names, backward_graph.outputs, strict=False)), before
-    )
+    names = (f"d_{name}" for name in spec.inputs)
+    gradients = dict(zip(names, backward_graph.outputs, strict=False))
+    backward, reductions = _backward(backward_graph, gradients, {})
     variants: tuple[Variant, ...] = ()
-    later = backward  # of steps that no past reaches
-    if before:
-        later, _ = _backward(
-            backward_graph, dict(zip(names, backward_graph.outputs, strict=False)), {}
-        )
-    if layout is Layout.BDL and (split := phases(later)) is not None:
+    if layout is Layout.BDL and (split := phases(backward)) is not None:
         variants = (
             Variant(
                 name="sm90",
                 skeleton="stream_sm90",
                 parts=("sm90", "rows", "channels_first", "trained"),
                 phases=split,
-                arguments=sm90_arguments(spec, later),
+                arguments=sm90_arguments(spec, backward),
                 language="gluon",
                 capability=90,
                 io=DType.BFLOAT16,
@@ -126,9 +119,14 @@ def _plan(spec: OpSpec, layout: Layout) -> Plan:
             ),
         )
 
-    def kernel(role: Role, program: TileProgram, variants: tuple[Variant, ...] = ()) -> Kernel:
+    def kernel(
+        role: Role,
+        program: TileProgram,
+        variants: tuple[Variant, ...] = (),
+        first: bool = False,
+    ) -> Kernel:
         return Kernel(
-            name=role.value,
+            name=role.value + "_first" * first,
             role=role,
             skeleton="stream",
             parts=parts,
@@ -142,6 +140,11 @@ def _plan(spec: OpSpec, layout: Layout) -> Plan:
             exchanged=layout is Layout.BLD,
         )
 
+    first = {}
+    if before:
+        first[Role.FORWARD] = kernel(Role.FORWARD, _forward(graph, before), first=True)
+        entered, _ = _backward(backward_graph, gradients, before)
+        first[Role.BACKWARD] = kernel(Role.BACKWARD, entered, first=True)
     return Plan(
         algorithm="toeplitz",
         layout=layout,
@@ -149,10 +152,11 @@ def _plan(spec: OpSpec, layout: Layout) -> Plan:
         backward_graph=backward_graph,
         actions=whole(
             spec,
-            kernel(Role.FORWARD, forward),
+            kernel(Role.FORWARD, _forward(graph, {})),
             kernel(Role.BACKWARD, backward, variants),
             (),
             reductions,
+            first,
         ),
         eager=EagerConv.DIRECT,
         step=step_kernel(spec),

@@ -28,6 +28,7 @@ class When(StrEnum):
 
     ALWAYS = "always"
     SPLIT = "split"  # if a sequence is cut into splits
+    PAST = "past"  # of the first steps, which a past may reach
     KEPT = "kept"  # if what forward stores for backward is to be kept
 
 
@@ -53,7 +54,9 @@ class Allocate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """Launch a kernel: if `when` is SPLIT, for all splits of a sequence but one."""
+    """Launch a kernel: if `when` is SPLIT, for all splits of a sequence but one; if it is PAST,
+    for the first steps alone, which the others of its role then leave out.
+    """
 
     kernel: Kernel
     when: When = When.ALWAYS

@@ -34,6 +34,14 @@ def tile_grid(
     return Grid(splits, config["TILES"], columns, 1, batch * splits * columns)
 
 
+def first_config(config: dict[str, int], steps: int) -> dict[str, int]:
+    """Of tiles as large, of as few steps as hold the first `steps`, and more channels."""
+    block, channels = config["BLOCK_T"], config["BLOCK_D"]
+    while block >= 2 * max(128, steps):
+        block, channels = block // 2, 2 * channels
+    return config | {"BLOCK_T": block, "BLOCK_D": channels, "TILES": 1}
+
+
 def stream_grid(
     batch: int, steps: int, channels: int, width: int, config: dict[str, int], whole: bool = False
 ) -> Grid:

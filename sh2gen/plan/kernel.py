@@ -77,6 +77,7 @@ class Kernel:
         exchanged: whether channels-last tiles are loaded as channels-first ones, with the strides
             exchanged.
         hinted: whether its loads take the hint of the knob EVICT_LAST.
+        narrowed: makes its config of that of its role, and of how many steps it has to compute.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Kernel:
     lanes: tuple[str, str] = ("BLOCK_D", "BLOCK_D")
     exchanged: bool = False
     hinted: bool = False
+    narrowed: Callable[[dict[str, int], int], dict[str, int]] | None = None
 
     def __post_init__(self) -> None:
         self.program.validate()

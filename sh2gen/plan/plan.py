@@ -85,6 +85,11 @@ class Plan:
         """Those that find, where a sequence is split, what every tile adds to the state."""
         return tuple(launch.kernel for launch in self.launches if launch.when is When.SPLIT)
 
+    @property
+    def first_kernels(self) -> tuple[Kernel, ...]:
+        """Those of the first steps of a call, which its past may reach."""
+        return tuple(launch.kernel for launch in self.launches if launch.when is When.PAST)
+
     def kernel(self, role: str) -> Kernel | None:
         """The kernel that computes the results of a role; None in plain PyTorch."""
         launches = (a for a in self.actions[role] if isinstance(a, Launch))
@@ -130,6 +135,11 @@ class Plan:
             for variant in kernel.variants:
                 how = f", in phases:\n{_indent(variant.phases)}" if variant.phases else " alike"
                 blocks.append(f"its tiles on {variant.name}{how}")
+        for kernel in self.first_kernels:
+            blocks.append(
+                f"{kernel.name} kernel ({kernel.skeleton}), of the first steps, which a past "
+                f"may reach:\n{_indent(kernel.program)}"
+            )
         for kernel in self.split_kernels:
             blocks.append(
                 f"{kernel.name} kernel ({kernel.skeleton}), if several programs share a channel:\n"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from queue import Empty, Queue
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 Result = TypeVar("Result")
@@ -32,13 +33,16 @@ class SimulatedRank:
             assert found.shape == room.shape and found.dtype == room.dtype, "one order on both"
             room.copy_(found)
 
-    def gathered(self, x: Tensor) -> list[Tensor]:
+    def gathered(self, x: Tensor) -> Tensor:
+        return torch.cat(self._of_all(x))
+
+    def _of_all(self, x: Tensor) -> list[Tensor]:
         for peer in range(self.size):
             self._wires[self.rank, peer].put(x.detach().clone())
         return [self._get(peer) for peer in range(self.size)]
 
     def summed(self, x: Tensor) -> Tensor:
-        first, *others = self.gathered(x)
+        first, *others = self._of_all(x)
         for other in others:
             first += other
         return x.copy_(first)

@@ -56,10 +56,10 @@ class Processes:
                     f"{OP}: rank {self.rank} waited in vain for rank {names}: {error}"
                 ) from error
 
-    def gathered(self, x: Tensor) -> list[Tensor]:
-        """x of every rank."""
-        found = [torch.empty_like(x) for _ in range(self.size)]
-        dist.all_gather(found, x, group=self.group)
+    def gathered(self, x: Tensor) -> Tensor:
+        """x of every rank, one behind the other along the first axis."""
+        found = x.new_empty(self.size * x.shape[0], *x.shape[1:])
+        dist.all_gather_into_tensor(found, x, group=self.group)
         return found
 
     def summed(self, x: Tensor) -> Tensor:
@@ -284,13 +284,15 @@ def gathered_fake(states: list[Tensor], chunks: int, group: str) -> list[Tensor]
     return [states[0].new_empty(chunks, *states[0].shape), torch.empty_like(states[-1])]
 
 
+def in_order_of_time(x: Tensor) -> Tensor:
+    """Of what ranks have of their chunks, one behind the other: that of all chunks."""
+    return torch.cat([x[::2], x[1::2].flip(0)]) if ZIGZAG else x
+
+
 def gathered_chunks(states: list[Tensor], chunks: int, group: str) -> list[Tensor]:
     """The same by messages between ranks."""
-    ranks = ranks_of(group)
-    found, token = gathered_fake(states, chunks, group)
-    for rank, x in enumerate(ranks.gathered(torch.stack(states[:-1]))):
-        found[chunks_of_rank(rank, ranks.size)] = x
-    return [found, token]
+    ranks, token = ranks_of(group), torch.empty_like(states[-1])
+    return [in_order_of_time(ranks.gathered(torch.stack(states[:-1]))), token]
 
 
 def summed_fake(tensors: list[Tensor], group: str) -> list[Tensor]:
@@ -315,7 +317,9 @@ def decayed(states: Tensor, poles: Tensor, steps: Sequence[int]) -> Tensor:
     """The sum over chunks of states (chunks, B, D, N, ...), each so many steps later; those of
     negative numbers of steps are left out.
     """
-    times = torch.tensor(steps, dtype=poles.real.dtype, device=poles.device)[:, None, None]
+    # A copy that waits for nothing that a GPU has still to do.
+    times = torch.tensor(steps, dtype=poles.real.dtype).to(poles.device, non_blocking=True)
+    times = times[:, None, None]
     weights = torch.where(times < 0, 0.0, torch.exp(poles * times.clamp(min=0)))
     modes = torch.view_as_complex(states) if poles.is_complex() else states
     found = (weights[:, None] * modes).sum(0)

@@ -4,8 +4,10 @@ threads for ranks.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -117,17 +119,35 @@ def test_what_is_computed_while_messages_travel_is_the_same(
     monkeypatch.setattr(module, "configs_of", lambda *_: configs)
     inputs, dy = case.inputs(1, length), case.activation(1, length)
     parameters = list(case.parameters().values())
-    found, launches = [], []
+    ranks: dict[int, int] = {}  # of threads
+    events: list[tuple[int, str]] = []
+    place_in, done, arrive = module.place_in, module.done, module.Travelling.arrive
+
+    def placed(group: str) -> tuple[int, int]:
+        rank, size = place_in(group)
+        ranks[threading.get_ident()] = rank
+        return rank, size
+
+    def noted(launcher: Callable[..., Any], *arguments: Any) -> Any:
+        events.append((threading.get_ident(), launcher.__name__))
+        return done(launcher, *arguments)
+
+    def arrived(travelling: Any) -> None:
+        events.append((threading.get_ident(), "arrive"))
+        arrive(travelling)
+
+    monkeypatch.setattr(module, "place_in", placed)
+    monkeypatch.setattr(module, "done", noted)
+    monkeypatch.setattr(module.Travelling, "arrive", arrived)
+    found = []
     for overlapped in (True, False):
         monkeypatch.setattr(module, "OVERLAPPED", overlapped)
-        module.TAPES.clear()
-        module.RECENT.clear()
-        before = len(launched.tapes)
-        for _ in range(2):
-            ranks = of_ranks(case, [module] * 2, inputs, parameters, dy)
-        found.append(ranks)
-        launches.append(sum(name.endswith("_forward") for name in launched.tapes[before:]))
-    assert launches[0] > launches[1]
+        events.clear()
+        found.append(of_ranks(case, [module] * 2, inputs, parameters, dy))
+        last = [what for thread, what in events if ranks[thread] == 1]
+        begun, arrived_at = last.index("forward_into"), last.index("arrive")
+        assert (begun < arrived_at) == overlapped and "forward_into" in last[arrived_at:]
+        assert last.index("backward_into") < last.index("arrive", arrived_at + 1)
     for one, other in zip(*found, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 

@@ -53,7 +53,7 @@ def programs() -> tuple[tuple[OpSpec, TileProgram], ...]:
         make(filter=PAIRS, state=STATE),
     ):
         for plan in plans(spec):
-            for kernel in (*plan.kernels, *plan.split_kernels):
+            for kernel in (*plan.kernels, *plan.first_kernels, *plan.split_kernels):
                 found.append((spec, kernel.program))
                 found += [(spec, kernel.phased(variant)) for variant in kernel.variants]
     return tuple(found)
