@@ -216,7 +216,11 @@ class _Launcher:
             f"configs = configs_of({x}, channels, groups)",
             f'config = configs["{self.kernel.role}"]',
         ]
-        if self.ranges:
+        if self.first is not None:
+            config, unit = self.early(self.first)
+            lines += [f"early = {config}", f"unit_steps = {unit}"]
+            lines += [f"first, steps, bounds = segment({x}, context, begin, end, unit_steps)"]
+        elif self.ranges:
             lines += [f"first, steps, bounds = segment({x}, context, begin, end, {self.unit()})"]
         else:
             lines += [f"steps = {x}.shape[TIME]", "bounds = (0, steps, steps)"]
@@ -264,20 +268,18 @@ class _Launcher:
         """As `first_steps`, of any role."""
         reach = self.spec.lag + (self.spec.filter.length or 1) - 1
         config = f"{first.narrowed.__name__}(config, {reach})" if first.narrowed else "config"
-        return config, self.unit().replace("config", "early")
+        # Later steps begin at whole lines of memory, of 128 bytes.
+        return config, f"max(64, {self.unit().replace('config', 'early')})"
 
     def parts(self, first: Kernel) -> list[str]:
         """Which steps are those of a kernel for the first ones, up to `edge`, and its grid."""
         x, reach = self.x, self.spec.lag + (self.spec.filter.length or 1) - 1
-        config, unit = self.early(first)
         sizes = f"{x}.shape[0], %s, channels, width, %s%s"
         sums = ", %s[1] > %s[2]" if self.sums else ""
         own, other = (sums % (name, name) if sums else "" for name in ("early_bounds", "bounds"))
         grid = self.kernel.grid.__name__
         return [
-            f"early = {config}",
             *['stride_step(early, tensors, early["TILES"])'] * bool(first.narrowed),
-            f"unit_steps = {unit}",
             f"reached = max(0, {reach} - context - begin)",
             "edge = min(steps, -(-reached // unit_steps) * unit_steps)",
             f"early_bounds = segment({x}, context, begin, begin + edge, unit_steps)[2]",

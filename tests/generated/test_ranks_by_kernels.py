@@ -111,12 +111,7 @@ def test_what_is_computed_while_messages_travel_is_the_same(
 ) -> None:
     """Bit by bit, and in the order that is meant: messages, most steps, the first steps."""
     module = launched.module
-    length = 4 * 80 if "blocks" in case.name else 160
-    configs = {
-        role: config | {"BLOCK_T": min(config["BLOCK_T"], 32)} if "BLOCK_T" in config else config
-        for role, config in module.configs_of(torch.zeros(1), *sizes_of(case)).items()
-    }
-    monkeypatch.setattr(module, "configs_of", lambda *_: configs)
+    length = 2 * 160 * (1 + module.ZIGZAG)
     inputs, dy = case.inputs(1, length), case.activation(1, length)
     parameters = list(case.parameters().values())
     ranks: dict[int, int] = {}  # of threads
