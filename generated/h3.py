@@ -9,7 +9,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 042b6ee2cb6d887b76469d0c23a1846a3f5c66c840986096b5d6a899f8fec4f6
+sha256, with zeros here: 2473d1efa53f196f1eaeefb2cc4b658b28e57ba019fe682b58be97ccbfb5845c
 """
 
 import threading
@@ -3033,6 +3033,8 @@ def role_rows(parameter: Tensor, role: int, roles: int, interleaved: bool) -> Te
 
 def channel_rows(parameter: Tensor, c: slice, width: int, dtype: torch.dtype) -> Tensor:
     """The row of each channel of a slice; `width` consecutive channels share one."""
+    if width == 1:
+        return parameter[c].to(dtype)
     index = torch.arange(c.start, c.stop, device=parameter.device) // width
     return parameter[index].to(dtype)
 
@@ -3051,6 +3053,11 @@ def conv_direct(x: Tensor, taps: Tensor, direction: int) -> Tensor:
     else:
         x, kernel = functional.pad(x, (0, reach)), taps
     return functional.conv1d(x, kernel.unsqueeze(1), groups=channels)
+
+
+def conv_within(x: Tensor, taps: Tensor) -> Tensor:
+    """conv_direct of the steps of x that have all of their past in it."""
+    return functional.conv1d(x, taps.flip(1).unsqueeze(1), groups=taps.shape[0])
 
 
 def tap_gradient_direct(grad: Tensor, x: Tensor, length: int) -> Tensor:
@@ -3269,7 +3276,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_d954fb10"
+    name = unique = "h3_4dfa8fa3"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -4561,13 +4568,13 @@ def eager_decode(
     q_tail, k_tail, v_tail = tails.chunk(3, 1)
     featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
     q_rows = torch.cat([q_tail, q], 2)
-    q_hat = conv_direct(q_rows, featurizer_q_c, +1)[..., 3:]
+    q_hat = conv_within(q_rows, featurizer_q_c)
     featurizer_k_c = channel_rows(role_rows(featurizer, 1, 3, False), c, 1, dtype).flip(1)
     k_rows = torch.cat([k_tail, k], 2)
-    k_hat = conv_direct(k_rows, featurizer_k_c, +1)[..., 3:]
+    k_hat = conv_within(k_rows, featurizer_k_c)
     featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
     v_rows = torch.cat([v_tail, v], 2)
-    v_hat = conv_direct(v_rows, featurizer_v_c, +1)[..., 3:]
+    v_hat = conv_within(v_rows, featurizer_v_c)
     z = k_hat * v_hat
     filter_modes = (
         channel_rows(log_poles, c, width, dtype),

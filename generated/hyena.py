@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: 878080ddda406b39abfdc3ec345e50a8c54d50fa9d67c1c2a86a325edb36d5a5
+sha256, with zeros here: f50948d217cf838b5d2a446b344e58191f97c5ac2dd9ca85956c715fc38b9cd5
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -227,6 +227,8 @@ def role_rows(parameter: Tensor, role: int, roles: int, interleaved: bool) -> Te
 
 def channel_rows(parameter: Tensor, c: slice, width: int, dtype: torch.dtype) -> Tensor:
     """The row of each channel of a slice; `width` consecutive channels share one."""
+    if width == 1:
+        return parameter[c].to(dtype)
     index = torch.arange(c.start, c.stop, device=parameter.device) // width
     return parameter[index].to(dtype)
 
@@ -237,14 +239,9 @@ def add_rows(total: Tensor, c: slice, rows: Tensor, width: int) -> None:
     total[first : first + groups] += rows.unflatten(0, (groups, -1)).sum(1)
 
 
-def conv_direct(x: Tensor, taps: Tensor, direction: int) -> Tensor:
-    """y[t] = sum_j taps[j] x[t - direction * j], zero outside the sequence."""
-    channels, reach = taps.shape[0], taps.shape[1] - 1
-    if direction > 0:
-        x, kernel = functional.pad(x, (reach, 0)), taps.flip(1)
-    else:
-        x, kernel = functional.pad(x, (0, reach)), taps
-    return functional.conv1d(x, kernel.unsqueeze(1), groups=channels)
+def conv_within(x: Tensor, taps: Tensor) -> Tensor:
+    """conv_direct of the steps of x that have all of their past in it."""
+    return functional.conv1d(x, taps.flip(1).unsqueeze(1), groups=taps.shape[0])
 
 
 def fft_size(length: int) -> int:
@@ -406,7 +403,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_d0678ed7"
+    name = unique = "hyena_73817a68"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -1020,13 +1017,13 @@ def eager_window(
     q_tail, k_tail, v_tail = tails.to(dtype).chunk(3, 1)
     featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
     q_rows = torch.cat([q_tail, q], 2)
-    q_hat = conv_direct(q_rows, featurizer_q_c, +1)[..., 2:]
+    q_hat = conv_within(q_rows, featurizer_q_c)
     featurizer_k_c = channel_rows(role_rows(featurizer, 1, 3, False), c, 1, dtype).flip(1)
     k_rows = torch.cat([k_tail, k], 2)
-    k_hat = conv_direct(k_rows, featurizer_k_c, +1)[..., 2:]
+    k_hat = conv_within(k_rows, featurizer_k_c)
     featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
     v_rows = torch.cat([v_tail, v], 2)
-    v_hat = conv_direct(v_rows, featurizer_v_c, +1)[..., 2:]
+    v_hat = conv_within(v_rows, featurizer_v_c)
     z = k_hat * v_hat
     filter_c = channel_rows(filter, c, width, dtype)
     if past is None:

@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 4a4c72aea5b8ced315a9c704025d716b736d090ef56aa4e534351199850dc28d
+sha256, with zeros here: 7f9024f86e34273e06e7080f14a12012047e3045e5731f85c38c4e8a64305282
 """
 
 import threading
@@ -2766,6 +2766,8 @@ def role_rows(parameter: Tensor, role: int, roles: int, interleaved: bool) -> Te
 
 def channel_rows(parameter: Tensor, c: slice, width: int, dtype: torch.dtype) -> Tensor:
     """The row of each channel of a slice; `width` consecutive channels share one."""
+    if width == 1:
+        return parameter[c].to(dtype)
     index = torch.arange(c.start, c.stop, device=parameter.device) // width
     return parameter[index].to(dtype)
 
@@ -2784,6 +2786,11 @@ def conv_direct(x: Tensor, taps: Tensor, direction: int) -> Tensor:
     else:
         x, kernel = functional.pad(x, (0, reach)), taps
     return functional.conv1d(x, kernel.unsqueeze(1), groups=channels)
+
+
+def conv_within(x: Tensor, taps: Tensor) -> Tensor:
+    """conv_direct of the steps of x that have all of their past in it."""
+    return functional.conv1d(x, taps.flip(1).unsqueeze(1), groups=taps.shape[0])
 
 
 def tap_gradient_direct(grad: Tensor, x: Tensor, length: int) -> Tensor:
@@ -3078,7 +3085,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_0b160aa3"
+    name = unique = "hyena_li_7a7ba81a"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -4333,13 +4340,13 @@ def eager_decode(
     q_tail, k_tail, v_tail = tails.chunk(3, 1)
     featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
     q_rows = torch.cat([q_tail, q], 2)
-    q_hat = conv_direct(q_rows, featurizer_q_c, +1)[..., 2:]
+    q_hat = conv_within(q_rows, featurizer_q_c)
     featurizer_k_c = channel_rows(role_rows(featurizer, 1, 3, False), c, 1, dtype).flip(1)
     k_rows = torch.cat([k_tail, k], 2)
-    k_hat = conv_direct(k_rows, featurizer_k_c, +1)[..., 2:]
+    k_hat = conv_within(k_rows, featurizer_k_c)
     featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
     v_rows = torch.cat([v_tail, v], 2)
-    v_hat = conv_direct(v_rows, featurizer_v_c, +1)[..., 2:]
+    v_hat = conv_within(v_rows, featurizer_v_c)
     z = k_hat * v_hat
     filter_modes = (
         channel_rows(log_poles, c, width, dtype),

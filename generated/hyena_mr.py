@@ -9,7 +9,7 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 72050b26e52f6eb7db439237b60f34b5339261df75f69f4251616c424c00492a
+sha256, with zeros here: cfbaddcec75fa55274917544254a080dc9835a512db48fbb50b0eeb578e64763
 """
 
 import math
@@ -2923,6 +2923,8 @@ def role_rows(parameter: Tensor, role: int, roles: int, interleaved: bool) -> Te
 
 def channel_rows(parameter: Tensor, c: slice, width: int, dtype: torch.dtype) -> Tensor:
     """The row of each channel of a slice; `width` consecutive channels share one."""
+    if width == 1:
+        return parameter[c].to(dtype)
     index = torch.arange(c.start, c.stop, device=parameter.device) // width
     return parameter[index].to(dtype)
 
@@ -2941,6 +2943,11 @@ def conv_direct(x: Tensor, taps: Tensor, direction: int) -> Tensor:
     else:
         x, kernel = functional.pad(x, (0, reach)), taps
     return functional.conv1d(x, kernel.unsqueeze(1), groups=channels)
+
+
+def conv_within(x: Tensor, taps: Tensor) -> Tensor:
+    """conv_direct of the steps of x that have all of their past in it."""
+    return functional.conv1d(x, taps.flip(1).unsqueeze(1), groups=taps.shape[0])
 
 
 def tap_gradient_direct(grad: Tensor, x: Tensor, length: int) -> Tensor:
@@ -3083,7 +3090,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_6d0fcee0"
+    name = unique = "hyena_mr_46c9f2ca"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -4281,20 +4288,20 @@ def eager_window(
     q_tail, k_tail, v_tail = tails.to(dtype).chunk(3, 1)
     featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
     q_rows = torch.cat([q_tail, q], 2)
-    q_hat = conv_direct(q_rows, featurizer_q_c, +1)[..., 2:]
+    q_hat = conv_within(q_rows, featurizer_q_c)
     featurizer_k_c = channel_rows(role_rows(featurizer, 1, 3, False), c, 1, dtype).flip(1)
     k_rows = torch.cat([k_tail, k], 2)
-    k_hat = conv_direct(k_rows, featurizer_k_c, +1)[..., 2:]
+    k_hat = conv_within(k_rows, featurizer_k_c)
     featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
     v_rows = torch.cat([v_tail, v], 2)
-    v_hat = conv_direct(v_rows, featurizer_v_c, +1)[..., 2:]
+    v_hat = conv_within(v_rows, featurizer_v_c)
     z = k_hat * v_hat
     filter_c = channel_rows(filter, c, width, dtype)
     if past is None:
         return None, z
     past = past.to(dtype)
     z_rows = torch.cat([past, z], 2)
-    conv = conv_direct(z_rows, filter_c, +1)[..., 127:]
+    conv = conv_within(z_rows, filter_c)
     skip_c = channel_rows(skip, c, 1, dtype)[:, None]
     skipped = z * skip_c
     pre_skip = conv + skipped

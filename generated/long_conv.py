@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: 66d9bf1d83e1dd2bb9caf010937d7bab80d48b3cc672cefddbd2224232bd92b7
+sha256, with zeros here: ed7f4daf887aa18221c8cf3a2a956499870e88f42becb3cdc2284bc365dce809
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -222,6 +222,8 @@ def chunks(channels: int, width: int, bytes_per_channel: int, budget: int) -> It
 
 def channel_rows(parameter: Tensor, c: slice, width: int, dtype: torch.dtype) -> Tensor:
     """The row of each channel of a slice; `width` consecutive channels share one."""
+    if width == 1:
+        return parameter[c].to(dtype)
     index = torch.arange(c.start, c.stop, device=parameter.device) // width
     return parameter[index].to(dtype)
 
@@ -350,7 +352,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "long_conv_1b4c422f"
+    name = unique = "long_conv_db01c615"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

@@ -8,7 +8,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 00b45603700b76fc1bef3f8854ed41d262034eb2d1e396b703633aba015391c8
+sha256, with zeros here: 89e3661fcbbda63af67acc806a68c0ea042f708d45b43a325dccc9d91dddd7a5
 """
 
 import threading
@@ -2542,6 +2542,8 @@ def chunks(channels: int, width: int, bytes_per_channel: int, budget: int) -> It
 
 def channel_rows(parameter: Tensor, c: slice, width: int, dtype: torch.dtype) -> Tensor:
     """The row of each channel of a slice; `width` consecutive channels share one."""
+    if width == 1:
+        return parameter[c].to(dtype)
     index = torch.arange(c.start, c.stop, device=parameter.device) // width
     return parameter[index].to(dtype)
 
@@ -2703,7 +2705,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_8d2953af"
+    name = unique = "s4d_35907622"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

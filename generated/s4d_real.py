@@ -8,7 +8,7 @@ each, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: fd922badaee3224219f660ddbfe1a91977ae43e4c4dafa56be67a46873117a0d
+sha256, with zeros here: 5a2c2df5298735011123f17a3babd399530c137b89e23ff9daed016b420ea801
 """
 
 import threading
@@ -2225,6 +2225,8 @@ def chunks(channels: int, width: int, bytes_per_channel: int, budget: int) -> It
 
 def channel_rows(parameter: Tensor, c: slice, width: int, dtype: torch.dtype) -> Tensor:
     """The row of each channel of a slice; `width` consecutive channels share one."""
+    if width == 1:
+        return parameter[c].to(dtype)
     index = torch.arange(c.start, c.stop, device=parameter.device) // width
     return parameter[index].to(dtype)
 
@@ -2457,7 +2459,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_25b34d9f"
+    name = unique = "s4d_real_c7388762"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

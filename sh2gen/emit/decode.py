@@ -133,7 +133,7 @@ def helper_names(spec: OpSpec, plan: Plan) -> set[str]:
     lengths = [graph.view(n.taps).length or 0 for n in _convolved(graph) if n.taps in _taps(graph)]
     found |= {f"conv_{_method(length, plan)}" for length in lengths}
     if spec.filter.kind is FilterKind.MODAL:
-        found |= {"chunks", "conv_modal", "leave_modes"}
+        found |= {"chunks", "conv_modal", "leave_modes", *["conv_direct"] * bool(spec.lag)}
     if spec.filter.pairs:
         found.add("poles_and_residues")
     return found
@@ -154,7 +154,7 @@ def _method(length: int, plan: Plan) -> str:
     earlier ones, in a file that does not say so.
     """
     few = length <= MOST_DIRECT or plan.eager is not EagerConv.FFT
-    return "direct" if few else "fft"
+    return "within" if few else "fft"
 
 
 def _eager_lines(spec: OpSpec, plan: Plan) -> tuple[list[str], list[str], str]:
@@ -179,10 +179,10 @@ def _eager_lines(spec: OpSpec, plan: Plan) -> tuple[list[str], list[str], str]:
                 if lag:
                     source, past = f"{x}_rows", "past" if inner else f"{x}_tail"
                     lines.append(f"{source} = torch.cat([{past}, {x}], 2)")
-                cut = f"[..., {lag}:]" * bool(lag)
-                lines.append(
-                    f"{out} = conv_{_method(view.length, plan)}({source}, {taps}_c, +1){cut}"
-                )
+                if _method(view.length, plan) == "within":
+                    lines.append(f"{out} = conv_within({source}, {taps}_c)")
+                else:
+                    lines.append(f"{out} = conv_fft({source}, {taps}_c, +1)[..., {lag}:]")
             case Conv(out=out, x=x, taps=taps):
                 before, lines, value = lines, [], x
                 both = f"{taps}_modes"

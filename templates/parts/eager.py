@@ -38,6 +38,8 @@ def role_rows(parameter: Tensor, role: int, roles: int, interleaved: bool) -> Te
 
 def channel_rows(parameter: Tensor, c: slice, width: int, dtype: torch.dtype) -> Tensor:
     """The row of each channel of a slice; `width` consecutive channels share one."""
+    if width == 1:
+        return parameter[c].to(dtype)
     index = torch.arange(c.start, c.stop, device=parameter.device) // width
     return parameter[index].to(dtype)
 
@@ -56,6 +58,11 @@ def conv_direct(x: Tensor, taps: Tensor, direction: int) -> Tensor:
     else:
         x, kernel = functional.pad(x, (0, reach)), taps
     return functional.conv1d(x, kernel.unsqueeze(1), groups=channels)
+
+
+def conv_within(x: Tensor, taps: Tensor) -> Tensor:
+    """conv_direct of the steps of x that have all of their past in it."""
+    return functional.conv1d(x, taps.flip(1).unsqueeze(1), groups=taps.shape[0])
 
 
 def tap_gradient_direct(grad: Tensor, x: Tensor, length: int) -> Tensor:
