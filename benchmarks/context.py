@@ -240,6 +240,47 @@ def measured(arguments: argparse.Namespace, place: Path, device: torch.device) -
     return rows
 
 
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Times over the whole length, an operator a column: forward above, a training step below."""
+    from matplotlib import pyplot
+
+    ops = list(dict.fromkeys(row["op"] for row in rows))
+    figure, axes = pyplot.subplots(
+        2, len(ops), figsize=(3.6 * len(ops), 6), sharex=True, squeeze=False
+    )
+    styles = {
+        "sh2gen": ("o-", "#d1495b"),
+        "all_to_all": ("s-", "#00798c"),
+        "alone": ("^--", "#777777"),
+        "ideal": (":", "#222222"),
+    }
+    for column, op in enumerate(ops):
+        own = [row for row in rows if row["op"] == op]
+        for line, what in enumerate(("forward", "step")):
+            axis = axes[line][column]
+            for name, (style, colour) in styles.items():
+                whole = name == "ideal"
+                points = [
+                    (row["length"], row["us"]["whole" if whole else name][what] / scale / 1e3)
+                    for row in own
+                    for scale in [row["ranks"] if whole else 1]
+                    if ("whole" if whole else name) in row["us"]
+                ]
+                if points:
+                    axis.plot(*zip(*points, strict=True), style, color=colour, label=name)
+            axis.set(xscale="log", yscale="log", title=f"{op}, {what}")
+            axis.grid(color="#dddddd")
+        axes[1][column].set_xlabel("steps in all")
+    for line in axes:
+        line[0].set_ylabel("ms")
+    axes[0][0].legend()
+    figure.suptitle(f"{rows[0]['ranks']} ranks, {rows[0]['sharding']}")
+    figure.tight_layout()
+    written = path.with_name(f"{path.stem}.part{path.suffix}")
+    figure.savefig(written, dpi=110)
+    written.replace(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ops", nargs="+", default=list(OPS))
@@ -248,6 +289,7 @@ def main() -> None:
     parser.add_argument("--sharding", type=Sharding, default=Sharding.CONTIGUOUS)
     parser.add_argument("--whole", type=int, default=262144, help="most steps on one device")
     parser.add_argument("--json", type=Path, help="write the times")
+    parser.add_argument("--figure", type=Path, help="draw them, with matplotlib")
     arguments = parser.parse_args()
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
@@ -262,6 +304,8 @@ def main() -> None:
     if dist.get_rank() == 0 and arguments.json is not None:
         found = {"machine": machine() if cuda else {"gpu": "CPU"}, "rows": rows}
         arguments.json.write_text(json.dumps(found, indent=1))
+    if dist.get_rank() == 0 and arguments.figure is not None:
+        draw(rows, arguments.figure)
     dist.destroy_process_group()
 
 
