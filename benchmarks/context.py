@@ -273,7 +273,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes[1][column].set_xlabel("steps in all")
     for line in axes:
         line[0].set_ylabel("ms")
-    axes[0][0].legend()
+    axes[0][-1].legend()
     figure.suptitle(f"{rows[0]['ranks']} ranks, {rows[0]['sharding']}")
     figure.tight_layout()
     written = path.with_name(f"{path.stem}.part{path.suffix}")
