@@ -297,6 +297,20 @@ def test_data_parallel(tmp_path: Path) -> None:
     check_halves(made(tmp_path, spec_from_dict(fields_of(plan)), plan).path, tmp_path, "cuda")
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("sharding", ["contiguous", "zigzag"])
+def test_ranks(sharding: str, tmp_path: Path) -> None:
+    """The benchmark holds y and gradients over two ranks against one device before it times."""
+    place = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=2", "benchmarks/context.py", f"--sharding={sharding}"]
+    command += ["--channels=512", "--lengths", "32768", f"--json={tmp_path / 'times.json'}"]
+    environment = os.environ | {"PYTHONPATH": str(place)}
+    subprocess.run(command, cwd=place, env=environment, check=True, timeout=300)
+    rows = json.loads((tmp_path / "times.json").read_text())["rows"]
+    assert [row["op"] for row in rows] == ["hyena_se", "hyena_mr", "hyena_li"]
+
+
 def shifted(x: torch.Tensor, elements: int) -> torch.Tensor:
     """A copy that begins so many elements after an aligned address."""
     memory = torch.empty(x.numel() + elements, dtype=x.dtype, device=x.device)
