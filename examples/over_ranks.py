@@ -41,14 +41,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         # `sh2gen verify mixer.yaml --ranks 2` holds it against float64.
         operator = sh2gen.compile(sh2gen.parse_spec(OP), out=folder, verified=False, built=False)
-    names, group = operator.namespace, dist.group.WORLD if size > 1 else None
+    names = operator.namespace
 
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.project, self.mixer = (
                 nn.Linear(CHANNELS, 3 * CHANNELS),
-                operator.module(group=group),
+                operator.module(group=dist.group.WORLD if size > 1 else None),
             )
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, D, L)

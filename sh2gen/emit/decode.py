@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from sh2gen.emit import eager
@@ -133,7 +132,12 @@ def helper_names(spec: OpSpec, plan: Plan) -> set[str]:
     lengths = [graph.view(n.taps).length or 0 for n in _convolved(graph) if n.taps in _taps(graph)]
     found |= {f"conv_{_method(length, plan)}" for length in lengths}
     if spec.filter.kind is FilterKind.MODAL:
-        found |= {"chunks", "conv_modal", "leave_modes", *["conv_direct"] * bool(spec.lag)}
+        found |= {
+            "chunks",
+            "conv_modal",
+            "leave_modes",
+            *["conv_direct"] * (spec.featurizer is not None),
+        }
     if spec.filter.pairs:
         found.add("poles_and_residues")
     return found
@@ -194,23 +198,6 @@ def _eager_lines(spec: OpSpec, plan: Plan) -> tuple[list[str], list[str], str]:
             case _:
                 lines += eager.lines_of(graph, EagerConv.DIRECT, [node])
     return before, lines, value
-
-
-def ranks_context(spec: OpSpec) -> dict[str, Any]:
-    """What templates/sections/context.py.j2 asks for beside."""
-    graph = operator_graph(spec)
-    modes = [node for node in graph.parameters if isinstance(node, Modes)]
-    poles = eager.lines_of(graph, EagerConv.MODAL, modes)
-    for node in modes:
-        both = f"{node.out}_modes"
-        both = f"poles_and_residues({both})" if spec.filter.pairs else both
-        poles.append(f"poles, _ = {both}")
-    return {
-        "kept_lags": [str(ring.lag) for ring in rings(spec) if ring.lag],
-        # Steps after which the rings of a state with room for one step begin anew.
-        "around": math.prod(ring.lag + 1 for ring in rings(spec) if ring.lag),
-        "poles_lines": poles,
-    }
 
 
 def takes_chunks(spec: OpSpec, plan: Plan) -> bool:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from sh2gen.emit import config, decode, eager, kernels, reduce
-from sh2gen.emit.launchers import first_steps, launchers, state_of, writes_into
+from sh2gen.emit import config, decode, eager, kernels, ranks, reduce
+from sh2gen.emit.launchers import launchers, state_of
 from sh2gen.emit.parts import GEOMETRY, closure, part, texts
 from sh2gen.emit.text import filled, kernel, literal
 from sh2gen.emit.words import class_name, filter_size, formula, meaning, packing, summary
 from sh2gen.plan.geometry import LEAVE_CONFIG, counted_together
 from sh2gen.plan.plan import EagerConv, Plan
 from sh2gen.plan.values import Layout
-from sh2gen.spec.language import Exchange, FilterKind, Parametrisation, Sharding, TapOrder
+from sh2gen.spec.language import FilterKind, Parametrisation, TapOrder
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import known
 
@@ -85,15 +85,7 @@ def _header(spec: OpSpec, plan: Plan) -> str:
     ]
     shape = (spec.filter.modes, *((2,) if spec.filter.pairs else ())) if spec.filter.modes else ()
     constants.append(("MODES_SHAPE", literal(shape, 0), "of a channel, if a state has modes"))
-    if spec.context is not None:
-        zigzag = spec.context.sharding is Sharding.ZIGZAG
-        what = "whether rank r of W has chunks r and 2W - 1 - r"
-        constants.append(("ZIGZAG", str(zigzag), what))
-        if _by_kernels(spec, plan) and not plan.states:
-            overlapped = spec.context.exchange is not Exchange.HALO
-            what = "whether steps that need none are computed while messages travel"
-            constants.append(("OVERLAPPED", str(overlapped), what))
-        constants.append(("SIMULATED: dict", "{}", "by name, ranks that are no process group"))
+    constants += ranks.constants(spec, plan)
     if spec.filter.kind is FilterKind.MODAL:
         constants.append(("BLOCK", "64", "steps that plain PyTorch convolves by one product"))
     if spec.filter.decay is not None:
@@ -272,7 +264,7 @@ def _operator(spec: OpSpec, plan: Plan, library: str) -> list[str]:
         own = [] if context["direct"] else ["direct"]
         tapes = context["direct"] or decode.takes_chunks(spec, plan)
         own += [] if tapes else ["gradients_tape"]
-        own += [] if plan.leave is not None or _by_kernels(spec, plan) else ["directly"]
+        own += [] if plan.leave is not None or ranks.by_kernels(spec, plan) else ["directly"]
         found += [
             *texts("direct", without=[*_FILES_OWN, *own]),
             filled("sections/direct.py.j2", **context),
@@ -294,30 +286,11 @@ def _operator(spec: OpSpec, plan: Plan, library: str) -> list[str]:
     found.append(_banner("Decoding: a few steps in time after a past that is kept"))
     found.append(filled("sections/decode.py.j2", **context))
     if spec.context is not None:
-        others = ["gathered_fake", "gathered_chunks", "in_order_of_time", "decayed"] * (not modal)
-        found += [
-            _banner("Sequences that are split over ranks"),
-            *texts("context", without=others),
-        ]
-        found.append(filled("sections/context.py.j2", **context, **_ranks_context(spec, plan)))
+        lines = _modes_lines(spec, plan) if modal else []
+        found.append(_banner("Sequences that are split over ranks"))
+        found += ranks.blocks(spec, plan, context, lines)
     found.append(filled("sections/module.py.j2", **context))
     return found
-
-
-def _by_kernels(spec: OpSpec, plan: Plan) -> bool:
-    """Whether calls over ranks have a way that launches kernels from tapes alone."""
-    served = plan.states or plan.leave is not None
-    return bool(plan.kernels) and served and writes_into(spec, plan) and not spec.filter.pairs
-
-
-def _ranks_context(spec: OpSpec, plan: Plan) -> dict[str, Any]:
-    """What sections/context.py.j2 asks for beside."""
-    modal = spec.filter.kind is FilterKind.MODAL
-    return decode.ranks_context(spec) | {
-        "modes_lines": _modes_lines(spec, plan) if modal else [],
-        "by_kernels": _by_kernels(spec, plan),
-        "first_steps": first_steps(spec, plan) if plan.first_kernels else None,
-    }
 
 
 def _taps(spec: OpSpec) -> tuple[str, ...]:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import ctypes
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import triton
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
-from sh2gen.build.load_module import load_module
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
 from sh2gen.runtime.operator import Operator, OperatorRunner
 from sh2gen.schedule.config import schedule
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.operator import OpSpec
+from tests.generated.launched import launched
+
+__all__ = ["launched"]
 
 GATES = {"pre": True, "post": True}
 HYENA: dict[str, Any] = {
@@ -257,70 +254,6 @@ def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
         if name.startswith(word):
             return request.getfixturevalue(others)[name.removeprefix(word)]
     return cases[name]
-
-
-INTERPRETER = threading.RLock()  # Triton's, which is of one thread
-
-
-class Interpreted:
-    """Stands for a compiled kernel: launched with addresses, it is interpreted."""
-
-    def __init__(
-        self, kernel: Any, arguments: Sequence[Any], count: Callable[[str], None]
-    ) -> None:
-        self.kernel, self.count = kernel, count
-        self.kinds = [x.dtype if isinstance(x, Tensor) else None for x in arguments]
-
-    def start(self, programs: int, numbers: Sequence[int], constants: Sequence[Any]) -> None:
-        self.count(self.kernel.__name__)
-        taken = [at(x, k) if k else x for x, k in zip(numbers, self.kinds, strict=True)]
-        names = self.kernel.arg_names[len(taken) :]
-        with INTERPRETER:
-            self.kernel[(programs,)](*taken, **dict(zip(names, constants, strict=True)))
-
-
-def at(address: int, kind: torch.dtype) -> Tensor:
-    """The memory at an address, as a tensor of one element."""
-    if not address:
-        return torch.empty(0, dtype=kind)
-    memory = (ctypes.c_char * kind.itemsize).from_address(address)
-    return torch.frombuffer(memory, dtype=kind)
-
-
-@pytest.fixture
-def launched(case: Case, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A file whose calls go as those on a GPU: `function` of it, and which kernels were launched
-    from `tapes`.
-    """
-    module = load_module(case.path, interpret=True)
-    tapes: list[str] = []
-    launch = module.launch
-
-    def noted(kernel: Any, programs: int, *arguments: Any, **named: Any) -> None:
-        with _disable_current_modes(), INTERPRETER:  # it computes with tensors
-            launch(kernel, programs, *arguments, **named)
-        if (notes := getattr(module.LAUNCHES, "noted", None)) is not None:
-            one, count, _, given, values = notes.pop()
-            notes.append((one, count, Interpreted(one, given, tapes.append), given, values))
-
-    def starter(binary: Interpreted, _: Any, programs: int, constants: Any) -> Any:
-        return lambda numbers: binary.start(programs, numbers, constants)
-
-    for name, value in {
-        "launch": noted,
-        "starter": starter,
-        "on_gpu": lambda x: isinstance(x, Tensor),
-        "is_current": lambda device: True,
-        "capturing": lambda: False,
-        "DIRECT": (triton.__version__,),
-    }.items():
-        monkeypatch.setattr(module, name, value)
-    return SimpleNamespace(
-        module=module,
-        tapes=tapes,
-        function=getattr(module, module.OP),
-        packed=getattr(module, f"{module.OP}_packed", None),
-    )
 
 
 @pytest.fixture(params=list(STATEFUL))
