@@ -9,7 +9,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 2473d1efa53f196f1eaeefb2cc4b658b28e57ba019fe682b58be97ccbfb5845c
+sha256, with zeros here: dce3845f6d23553f4502811b957e52c004aea9467c64be8a4c366361ebd47be6
 """
 
 import threading
@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.autograd.graph import increment_version
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -3057,6 +3058,8 @@ def conv_direct(x: Tensor, taps: Tensor, direction: int) -> Tensor:
 
 def conv_within(x: Tensor, taps: Tensor) -> Tensor:
     """conv_direct of the steps of x that have all of their past in it."""
+    if x.shape[2] < taps.shape[1]:  # none has
+        return x[..., :0]
     return functional.conv1d(x, taps.flip(1).unsqueeze(1), groups=taps.shape[0])
 
 
@@ -3276,7 +3279,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_4dfa8fa3"
+    name = unique = "h3_cc1c3b8f"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -3678,7 +3681,7 @@ def directly_decoded(
     if recent is not None and recent.guards.check(*tensors):
         places = [x.data_ptr() for x in tensors]
         if all_aligned(places):
-            return replay(recent.tape, places)[0]
+            return replay_decoded(recent.tape, places, state)
     found = traits_of(tensors)
     if found is None:
         return None
@@ -3692,10 +3695,20 @@ def directly_decoded(
             TAPES.clear()
             RECENT.clear()
         TAPES[decode_of, facts, traits], results = record(decode_of, tensors, *facts)
+        increment_version(state[:-1])
         return results[0]
     if all_aligned(places) and (guards := guards_of(tensors)) is not None:
         RECENT[kind] = Recent(guards, tape, False)
-    return replay(tape, places)[0]
+    return replay_decoded(tape, places, state)
+
+
+def replay_decoded(tape: Tape, places: list[int], state) -> Tensor:
+    """y of a tape of `decode`, which changes a state that gradients of calls before may need: so
+    that autograd sees it.
+    """
+    y = replay(tape, places)[0]
+    increment_version(state[:-1])
+    return y
 
 
 def requires_any(tensors: Sequence[Tensor]) -> bool:

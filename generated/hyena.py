@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: f50948d217cf838b5d2a446b344e58191f97c5ac2dd9ca85956c715fc38b9cd5
+sha256, with zeros here: 8000dc6986ebcde922e3e6c6e3e178b94d5fc20658ed8dd0796f67206c2a4474
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -241,6 +241,8 @@ def add_rows(total: Tensor, c: slice, rows: Tensor, width: int) -> None:
 
 def conv_within(x: Tensor, taps: Tensor) -> Tensor:
     """conv_direct of the steps of x that have all of their past in it."""
+    if x.shape[2] < taps.shape[1]:  # none has
+        return x[..., :0]
     return functional.conv1d(x, taps.flip(1).unsqueeze(1), groups=taps.shape[0])
 
 
@@ -403,7 +405,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_73817a68"
+    name = unique = "hyena_2a74ed17"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: decde2959b6bb6bf7a03dc8ca1b3e6a7d2ee5f46abfe991317ac26a4470dda63
+sha256, with zeros here: 427416bfee2a00b276e69edcc67657dfcfa07806ee74e00c9d9a42b9fe965488
 """
 
 import threading
@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.autograd.graph import increment_version
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -2973,7 +2974,7 @@ def launch_backward(
 ) -> list[Tensor]:
     """Gradients of the inputs, packed if they are, then of p, gamma, residues, featurizer, skip.
 
-    Also of `state`, as in `launch_forward`.
+    Also of `state`, as in `launch_forward`, in float32.
     """
     (q, k, v), unit = common_unit(unpack(inputs))
     p, gamma, residues, featurizer, skip = (p.contiguous() for p in parameters)
@@ -3095,7 +3096,7 @@ def launch_backward(
         CHANNELS=channels,
         WIDTH=width,
     )
-    return [*gradients, d_history.to(history.dtype), d_entry]
+    return [*gradients, d_history, d_entry]
 
 
 # -----------------------------------------------------------------------------------------------
@@ -3275,6 +3276,8 @@ def conv_direct(x: Tensor, taps: Tensor, direction: int) -> Tensor:
 
 def conv_within(x: Tensor, taps: Tensor) -> Tensor:
     """conv_direct of the steps of x that have all of their past in it."""
+    if x.shape[2] < taps.shape[1]:  # none has
+        return x[..., :0]
     return functional.conv1d(x, taps.flip(1).unsqueeze(1), groups=taps.shape[0])
 
 
@@ -3428,7 +3431,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_b8d61fec"
+    name = unique = "hyena_li_stateful_2420aebf"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -3507,9 +3510,10 @@ def stateful_backward_on_gpu(
 ) -> list[Tensor]:
     """Gradients of the inputs that are given, of the parameters, the history and the state."""
     inputs, parameters = given(q, k, v), [p, gamma, residues, featurizer, skip]
-    return launch_backward(
+    *found, d_history, d_state = launch_backward(
         dy, inputs, parameters, [states], state=(history, state), d_leaving=d_leaving
     )
+    return [*found, d_history.to(history.dtype), d_state]
 
 
 def stateful_fake(
@@ -3780,7 +3784,7 @@ def directly_decoded(
     if recent is not None and recent.guards.check(*tensors):
         places = [x.data_ptr() for x in tensors]
         if all_aligned(places):
-            return replay(recent.tape, places)[0]
+            return replay_decoded(recent.tape, places, state)
     found = traits_of(tensors)
     if found is None:
         return None
@@ -3794,10 +3798,20 @@ def directly_decoded(
             TAPES.clear()
             RECENT.clear()
         TAPES[decode_of, facts, traits], results = record(decode_of, tensors, *facts)
+        increment_version(state[:-1])
         return results[0]
     if all_aligned(places) and (guards := guards_of(tensors)) is not None:
         RECENT[kind] = Recent(guards, tape, False)
-    return replay(tape, places)[0]
+    return replay_decoded(tape, places, state)
+
+
+def replay_decoded(tape: Tape, places: list[int], state) -> Tensor:
+    """y of a tape of `decode`, which changes a state that gradients of calls before may need: so
+    that autograd sees it.
+    """
+    y = replay(tape, places)[0]
+    increment_version(state[:-1])
+    return y
 
 
 def requires_any(tensors: Sequence[Tensor]) -> bool:
@@ -4832,6 +4846,8 @@ def add_gradients_of_rings(
         (x, d) for x, d in zip(made, above, strict=False) if d is not None and x.requires_grad
     ]
     leaves = [x for x in tensors if x.requires_grad]
+    if not pairs:  # what is asked for is of no ring
+        return
     made_gradients = iter(
         torch.autograd.grad(
             [x for x, _ in pairs], leaves, [d for _, d in pairs], allow_unused=True

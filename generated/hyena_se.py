@@ -9,7 +9,7 @@ each, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 967fdb80be8bbbd60fc291809c5a2c85ef682c8e701d2cbd5843c18940605713
+sha256, with zeros here: 2d46c2e8db88f4fe21cbfd7e41b5861c17351144589a6cd91dec43ab08427795
 """
 
 import threading
@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.autograd.graph import increment_version
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -1426,6 +1427,8 @@ def conv_direct(x: Tensor, taps: Tensor, direction: int) -> Tensor:
 
 def conv_within(x: Tensor, taps: Tensor) -> Tensor:
     """conv_direct of the steps of x that have all of their past in it."""
+    if x.shape[2] < taps.shape[1]:  # none has
+        return x[..., :0]
     return functional.conv1d(x, taps.flip(1).unsqueeze(1), groups=taps.shape[0])
 
 
@@ -1546,7 +1549,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_2af72f12"
+    name = unique = "hyena_se_11480548"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -1900,7 +1903,7 @@ def directly_decoded(
     if recent is not None and recent.guards.check(*tensors):
         places = [x.data_ptr() for x in tensors]
         if all_aligned(places):
-            return replay(recent.tape, places)[0]
+            return replay_decoded(recent.tape, places, state)
     found = traits_of(tensors)
     if found is None:
         return None
@@ -1914,10 +1917,20 @@ def directly_decoded(
             TAPES.clear()
             RECENT.clear()
         TAPES[decode_of, facts, traits], results = record(decode_of, tensors, *facts)
+        increment_version(state[:-1])
         return results[0]
     if all_aligned(places) and (guards := guards_of(tensors)) is not None:
         RECENT[kind] = Recent(guards, tape, False)
-    return replay(tape, places)[0]
+    return replay_decoded(tape, places, state)
+
+
+def replay_decoded(tape: Tape, places: list[int], state) -> Tensor:
+    """y of a tape of `decode`, which changes a state that gradients of calls before may need: so
+    that autograd sees it.
+    """
+    y = replay(tape, places)[0]
+    increment_version(state[:-1])
+    return y
 
 
 def requires_any(tensors: Sequence[Tensor]) -> bool:

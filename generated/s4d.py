@@ -8,7 +8,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 89e3661fcbbda63af67acc806a68c0ea042f708d45b43a325dccc9d91dddd7a5
+sha256, with zeros here: 0baf3dd90efbc1ef42072e0ac3c588c12449597e0167220a1e703838bdb6eb4a
 """
 
 import threading
@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.autograd.graph import increment_version
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -2705,7 +2706,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_35907622"
+    name = unique = "s4d_e99636b9"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -3079,7 +3080,7 @@ def directly_decoded(
     if recent is not None and recent.guards.check(*tensors):
         places = [x.data_ptr() for x in tensors]
         if all_aligned(places):
-            return replay(recent.tape, places)[0]
+            return replay_decoded(recent.tape, places, state)
     found = traits_of(tensors)
     if found is None:
         return None
@@ -3093,10 +3094,20 @@ def directly_decoded(
             TAPES.clear()
             RECENT.clear()
         TAPES[decode_of, facts, traits], results = record(decode_of, tensors, *facts)
+        increment_version(state[:-1])
         return results[0]
     if all_aligned(places) and (guards := guards_of(tensors)) is not None:
         RECENT[kind] = Recent(guards, tape, False)
-    return replay(tape, places)[0]
+    return replay_decoded(tape, places, state)
+
+
+def replay_decoded(tape: Tape, places: list[int], state) -> Tensor:
+    """y of a tape of `decode`, which changes a state that gradients of calls before may need: so
+    that autograd sees it.
+    """
+    y = replay(tape, places)[0]
+    increment_version(state[:-1])
+    return y
 
 
 def requires_any(tensors: Sequence[Tensor]) -> bool:

@@ -8,7 +8,7 @@ each, K = 3 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: d551f0a1f2771a84443041bf9d6bda68b4a28eea1d484fc354f1afdfe64faf6e
+sha256, with zeros here: a4a93347f72856d758f6533b11c0871553bbad714c066e2ce8085264e86e70ee
 """
 
 import threading
@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.autograd.graph import increment_version
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -1237,6 +1238,8 @@ def conv_direct(x: Tensor, taps: Tensor, direction: int) -> Tensor:
 
 def conv_within(x: Tensor, taps: Tensor) -> Tensor:
     """conv_direct of the steps of x that have all of their past in it."""
+    if x.shape[2] < taps.shape[1]:  # none has
+        return x[..., :0]
     return functional.conv1d(x, taps.flip(1).unsqueeze(1), groups=taps.shape[0])
 
 
@@ -1337,7 +1340,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_3_0ff1ac1e"
+    name = unique = "short_conv_3_fbb663ba"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -1679,7 +1682,7 @@ def directly_decoded(
     if recent is not None and recent.guards.check(*tensors):
         places = [x.data_ptr() for x in tensors]
         if all_aligned(places):
-            return replay(recent.tape, places)[0]
+            return replay_decoded(recent.tape, places, state)
     found = traits_of(tensors)
     if found is None:
         return None
@@ -1693,10 +1696,20 @@ def directly_decoded(
             TAPES.clear()
             RECENT.clear()
         TAPES[decode_of, facts, traits], results = record(decode_of, tensors, *facts)
+        increment_version(state[:-1])
         return results[0]
     if all_aligned(places) and (guards := guards_of(tensors)) is not None:
         RECENT[kind] = Recent(guards, tape, False)
-    return replay(tape, places)[0]
+    return replay_decoded(tape, places, state)
+
+
+def replay_decoded(tape: Tape, places: list[int], state) -> Tensor:
+    """y of a tape of `decode`, which changes a state that gradients of calls before may need: so
+    that autograd sees it.
+    """
+    y = replay(tape, places)[0]
+    increment_version(state[:-1])
+    return y
 
 
 def requires_any(tensors: Sequence[Tensor]) -> bool:

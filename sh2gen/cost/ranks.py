@@ -56,12 +56,19 @@ def link_of(target: Target, ranks: int) -> Link | None:
 
 
 def exchanges(
-    spec: OpSpec, workload: Workload, target: Target, ranks: int, sharding: Sharding
+    spec: OpSpec,
+    workload: Workload,
+    target: Target,
+    ranks: int,
+    sharding: Sharding,
+    by_kernels: bool = True,
 ) -> tuple[Exchanged, ...]:
     """Every strategy that can serve an operator, the one of the least predicted time first.
 
     Args:
         workload: of the whole sequence.
+        by_kernels: whether chunks are computed by kernels that write into one y, and while
+            messages travel, if each chunk reaches but the one before it.
     """
     link = link_of(target, ranks)
     if link is None or ranks < 2:
@@ -69,7 +76,7 @@ def exchanges(
     found = []
     activation = BYTES[spec.dtype.io] * workload.batch * spec.channels * workload.length / ranks
     for strategy, sent, messages, waits, passes, hidden in _strategies(
-        spec, workload, ranks, sharding
+        spec, workload, ranks, sharding, by_kernels
     ):
         wire = waits * link.latency + sent / link.bandwidth
         seconds = (1 - hidden) * wire + passes * activation / target.elementwise_bandwidth
@@ -97,27 +104,32 @@ def taken(found: tuple[Exchanged, ...]) -> Exchanged | None:
 Row = tuple[Exchange, float, int, int, int, float]  # bytes, messages, waits, passes, hidden
 
 
-def _strategies(spec: OpSpec, workload: Workload, ranks: int, sharding: Sharding) -> Iterator[Row]:
+def _strategies(
+    spec: OpSpec, workload: Workload, ranks: int, sharding: Sharding, by_kernels: bool
+) -> Iterator[Row]:
     io, batch, width = BYTES[spec.dtype.io], workload.batch, spec.channels
     own = 1 + (sharding is Sharding.ZIGZAG)  # chunks of a rank
     chunks = own * ranks
     chunk = max(1, workload.length // chunks)
-    inputs, joined = len(spec.inputs), 2 * (own - 1)  # y of two chunks may be put together
+    inputs = len(spec.inputs)
     lags = {ring.name: ring.lag for ring in rings(spec) if ring.lag}
     # The past of a chunk: inputs in their dtype, what the filter reads in float32.
     border = batch * width * (io * inputs * lags.get("tails", 0) + 4 * lags.get("z", 0))
     halo = sum(-(-lag // chunk) for lag in lags.values())  # pieces, of one chunk each
     rounds = len(lags) if len(lags) > 1 and chunk < sum(lags.values()) else min(1, len(lags))
+    by_kernels = by_kernels and chunk >= sum(lags.values())
+    joined = 0 if by_kernels else 2 * (own - 1)  # y of two chunks is put together
     if spec.filter.kind is FilterKind.MODAL:
         state = _MODE * batch * width * spec.filter.state_size
         gathered = own * (ranks - 1) * state
         messages = own * halo + ranks - 1
         # What the filter reads is read once more; of pairs by a call whose y nobody reads.
-        again = inputs + 1 + joined if spec.filter.pairs else 1 + spec.gates.pre
+        again = 1 + spec.gates.pre if by_kernels else inputs + 1 + joined
         yield Exchange.STATE, own * border + gathered, messages, rounds + 1, again, 0.0
     else:
-        yield Exchange.HALO, own * border, own * halo, rounds, 0, 0.0
-        yield Exchange.HALO_OVERLAPPED, own * border, own * halo, rounds, 0, 1.0
+        yield Exchange.HALO, own * border, own * halo, rounds, joined, 0.0
+        if by_kernels:
+            yield Exchange.HALO_OVERLAPPED, own * border, own * halo, rounds, 0, 1.0
     # z there and what is convolved back. Beside the operator's own passes: what it reads of z,
     # writes of it, and reads and writes again where it packs and unpacks; its other gate is apart.
     moved = 2 * (ranks - 1) / ranks * io * batch * width * workload.length / ranks

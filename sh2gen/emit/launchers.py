@@ -384,12 +384,8 @@ class _Launcher:
         ]
 
     def result(self, name: str) -> str:
-        """A tensor that is returned, in the dtype of the one that it is like."""
-        likes = {n: a.like for a in self.actions if isinstance(a, Allocate) for n in a.names}
-        narrow = {n for a in self.actions if isinstance(a, Allocate) and not a.io for n in a.names}
-        if name == "gradients":
-            return "*gradients"
-        return f"{name}.to({likes[name]}.dtype)" if likes.get(name) and name in narrow else name
+        """A tensor that is returned."""
+        return "*gradients" if name == "gradients" else name
 
     def size(self, factor: str | int) -> str:
         """A size of a launch as launchers call it."""

@@ -188,7 +188,7 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
             Give(
                 names=("gradients", *["d_history", "d_entry"] * given),
                 doc=gradients_doc(spec)
-                + ("\n\nAlso of `state`, as in `launch_forward`." if given else ""),
+                + ("\n\nAlso of `state`, as in `launch_forward`, in float32." if given else ""),
             ),
         ),
     }

@@ -167,16 +167,19 @@ def _in_activations(memory: dict[str, int]) -> str:
     return f"peak memory beside inputs and parameters: {', '.join(texts)}"
 
 
-def _over_ranks(spec: Any, gpu: Any) -> list[dict[str, Any]]:
-    """What each way to split sequences over ranks sends and takes, the fastest first, of the
-    longest workload; empty of an operator that is whole.
+def _over_ranks(spec: Any, plan: Any, gpu: Any) -> list[dict[str, Any]]:
+    """What each way to split sequences over ranks sends and takes by a plan, the fastest first, of
+    the longest workload; empty of an operator that is whole.
     """
     from sh2gen.cost.ranks import exchanges, taken
+    from sh2gen.emit.ranks import by_kernels
 
     if spec.context is None:
         return []
     longest = max(spec.workloads, key=lambda w: w.length)
-    found = exchanges(spec, longest, gpu, spec.context.ranks, spec.context.sharding)
+    context = spec.context
+    by = by_kernels(spec, plan)
+    found = exchanges(spec, longest, gpu, context.ranks, context.sharding, by)
     own = taken(found)
     size = {"batch": longest.batch, "length": longest.length}
     return [size | asdict(one) | {"taken": one is own} for one in found]
@@ -262,7 +265,7 @@ def print_explanation(spec: Any, gpu: Any, answers: Any, ranked: Any, as_json: b
                 }
             )
         plans.append(entry)
-    over = _over_ranks(spec, gpu)
+    over = _over_ranks(spec, ranked[0].plan, gpu)
     steps = decoding(spec)
     bounds = {batch: steps.bound(batch, gpu) * 1e6 for batch in BATCHES}
     verdicts = {n: {"applies": v.applies, "reasons": list(v.reasons)} for n, v in answers.items()}

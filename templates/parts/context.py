@@ -182,11 +182,13 @@ class Travelling(NamedTuple):
     Attributes:
         ranks: whose they are.
         begun: what they are known by.
+        sent: to which rank, what; it has to live as long.
         places: tensors, and what is to be added to them.
     """
 
     ranks: object
     begun: object
+    sent: list[tuple[int, Tensor]]
     places: list[tuple[Tensor, Tensor]]
 
     def arrive(self) -> None:
@@ -232,7 +234,7 @@ def depart(
             room = torch.empty_like(begin, memory_format=torch.contiguous_format)
             received.append((here, room))
             places.append((begin, room))
-    return Travelling(ranks, ranks.begin(sent, received), places)
+    return Travelling(ranks, ranks.begin(sent, received), sent, places)
 
 
 def pasts_fake(
@@ -301,10 +303,10 @@ def summed_fake(tensors: list[Tensor], group: str) -> list[Tensor]:
 
 
 def summed_over_ranks(tensors: list[Tensor], group: str) -> list[Tensor]:
-    """The same, by one message of all that have one dtype."""
+    """The same, by one message of all that have one dtype, if they have elements."""
     ranks = ranks_of(group)
     found = list(tensors)
-    for dtype in dict.fromkeys(x.dtype for x in tensors):
+    for dtype in dict.fromkeys(x.dtype for x in tensors if x.numel()):
         alike = [i for i, x in enumerate(tensors) if x.dtype == dtype]
         flat = ranks.summed(torch.cat([tensors[i].reshape(-1) for i in alike]))
         parts = flat.split([tensors[i].numel() for i in alike])

@@ -482,9 +482,55 @@ def test_a_first_call_is_launched_from_tapes_too(case: Case, launched: SimpleNam
         before = len(launched.tapes)
         y, after = launched.function(*leaves)
         wanted, other = case.operator(*inputs, **values)
+        found = torch.autograd.grad(y.mean(), leaves, retain_graph=True)
+        meant = torch.autograd.grad(wanted.mean(), leaves)
     assert len(launched.tapes) > before
-    for a, b in zip((y, *after[:-1]), (wanted, *other[:-1]), strict=True):
+    pairs = ((y, wanted), *zip(after[:-1], other[:-1], strict=True))
+    for a, b in (*pairs, *zip(found, meant, strict=True)):
         torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("case", ["stateful_taps_bdl", "stateful_modal"], indirect=True)
+def test_narrow_inputs_have_tapes_too(case: Case, launched: SimpleNamespace) -> None:
+    """Forward and backward: nothing is cast beside kernels."""
+    leaves = [x.requires_grad_() for x in case.inputs(2, 13, dtype=torch.float16)]
+    y, _ = launched.function(*leaves, *case.parameters().values())
+    torch.autograd.grad(y, leaves, torch.ones_like(y))
+    assert len(launched.module.TAPES) == 2 and None not in launched.module.TAPES.values()
+
+
+@pytest.mark.parametrize("case", ["stateful_modal"], indirect=True)
+def test_modes_that_are_learned_after_a_layer_that_is_not(
+    case: Case, launched: SimpleNamespace
+) -> None:
+    """No gradient is asked for of what the rings that a later chunk reads come from."""
+    values, chunks = case.parameters(), [case.inputs(2, 13) for _ in range(2)]
+    found = []
+    for function in (launched.function, getattr(case.operator.namespace, launched.module.OP)):
+        state = case.operator.namespace.initial_state(2, case.spec.channels)
+        modes = torch.ones_like(state.modes).requires_grad_()
+        state = launched.module.STATE(*state._replace(modes=modes))
+        _, after = function(*chunks[0], *values.values(), state=state)
+        y, _ = function(*chunks[1], *values.values(), state=after)
+        found += torch.autograd.grad(y.square().mean(), modes)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["stateful_taps_bdl"], indirect=True)
+def test_autograd_sees_that_a_taped_step_changes_a_state(
+    case: Case, launched: SimpleNamespace
+) -> None:
+    module, values = launched.module, list(case.parameters().values())
+    leaves = [p.requires_grad_() for p in values]
+    state = module.initial_state(2, case.spec.channels)
+    for _ in range(2):  # the second from a tape
+        with torch.no_grad():
+            module.decode(case.inputs(2, 1), values, state)
+    y, _ = launched.function(*case.inputs(2, 5), *leaves, state=state)
+    with torch.no_grad():
+        module.decode(case.inputs(2, 1), values, state)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(y.sum(), leaves)
 
 
 def rings_of(module: ModuleType, state: Any) -> list[Tensor]:

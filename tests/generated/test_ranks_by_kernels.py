@@ -28,18 +28,22 @@ def of_ranks(
     inputs: list[Tensor],
     parameters: list[Tensor],
     dy: Tensor,
+    trained: bool = True,
 ) -> list[list[Tensor]]:
-    """y, and gradients of the inputs and parameters, of every rank by its own module."""
+    """y, and gradients of the inputs, and of parameters if they are trained, of every rank by its
+    own module.
+    """
     size, lengths = len(modules), dy.shape[case.time]
 
     def run(rank: int, group: str) -> list[Tensor]:
         names = modules[rank]
         own = [names.shard(x, rank, size).requires_grad_() for x in inputs]
-        leaves = [p.detach().clone().requires_grad_() for p in parameters]
+        leaves = [p.detach().clone().requires_grad_(trained) for p in parameters]
         function = getattr(names, f"{case.spec.op}_over_ranks")
         y, _ = function(own, leaves, group, None, lengths)
         above = names.shard(dy, rank, size)
-        return [y.detach(), *torch.autograd.grad(y, [*own, *leaves], above)]
+        asked = [*own, *leaves] if trained else own
+        return [y.detach(), *torch.autograd.grad(y, asked, above)]
 
     with poisoned():
         return simulated(modules[0], size, run)
@@ -86,6 +90,40 @@ def check_against_one(
                 torch.testing.assert_close(one[i], x, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("case", ["ranks_bdl", "ranks_modal"], indirect=True)
+@pytest.mark.parametrize("how", ["narrow", "frozen"])
+def test_ranks_of_both_kinds_send_the_same(
+    case: Case, launched: SimpleNamespace, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for what another does not send, whatever of parameters is asked for."""
+    module, plain = launched.module, case.operator.namespace
+    monkeypatch.setattr(plain, "SIMULATED", module.SIMULATED)
+    length = 75
+    if "modal" in case.name:
+        length = small_tiles(case, module, monkeypatch) * 4
+    values = case.parameters(torch.bfloat16 if how == "narrow" else torch.float32).values()
+    inputs, dy = case.inputs(1, length), case.activation(1, length)
+    given = (inputs, list(values), dy, how == "narrow")
+    mixed, meant = (of_ranks(case, [one, plain], *given) for one in (module, plain))
+    assert launched.tapes
+    for one, other in zip(mixed, meant, strict=True):
+        for a, b in zip(one, other, strict=True):
+            wide = a.dtype == torch.float32
+            tolerance = 1e-4 if wide else 0.05
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * b.abs().max().item())
+
+
+def small_tiles(case: Case, module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Steps of a tile of modes, which is small from now on."""
+    small = {"SEGMENTS": 16, "BLOCK_T": 16}
+    configs = {
+        role: config | (small if "SEGMENTS" in config else {})
+        for role, config in module.configs_of(torch.zeros(1), *sizes_of(case)).items()
+    }
+    monkeypatch.setattr(module, "configs_of", lambda *_: configs)
+    return 256
+
+
 @pytest.mark.parametrize(
     ("case", "size"), [("ranks_modal", 2), ("ranks_poles", 3)], indirect=["case"]
 )
@@ -94,13 +132,7 @@ def test_ranks_of_modes_equal_one_process(
 ) -> None:
     """Chunks of whole tiles send what sums of tiles add up to."""
     module = launched.module
-    small = {"SEGMENTS": 16, "BLOCK_T": 16}
-    configs = {
-        role: config | (small if "SEGMENTS" in config else {})
-        for role, config in module.configs_of(torch.zeros(1), *sizes_of(case)).items()
-    }
-    monkeypatch.setattr(module, "configs_of", lambda *_: configs)
-    length = 2 * 256 * size * (1 + module.ZIGZAG)
+    length = 2 * small_tiles(case, module, monkeypatch) * size * (1 + module.ZIGZAG)
     check_against_one(case, launched, size, length, monkeypatch)
     assert any(name.endswith("_backward_sums") for name in launched.tapes)
 
