@@ -9,7 +9,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: dce3845f6d23553f4502811b957e52c004aea9467c64be8a4c366361ebd47be6
+sha256, with zeros here: c39cb82fc7d31ec85ca7b55dfd1d4b9e223365b3c260eec1e6341cace5acfd2a
 """
 
 import threading
@@ -3279,7 +3279,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_cc1c3b8f"
+    name = unique = "h3_3e92cb2b"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -4578,16 +4578,9 @@ def eager_decode(
     )
     c, width = slice(0, channels), channels // log_poles.shape[0]
     tails = past_of(state.tails, places, count, 3).to(dtype)
-    q_tail, k_tail, v_tail = tails.chunk(3, 1)
-    featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
-    q_rows = torch.cat([q_tail, q], 2)
-    q_hat = conv_within(q_rows, featurizer_q_c)
-    featurizer_k_c = channel_rows(role_rows(featurizer, 1, 3, False), c, 1, dtype).flip(1)
-    k_rows = torch.cat([k_tail, k], 2)
-    k_hat = conv_within(k_rows, featurizer_k_c)
-    featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
-    v_rows = torch.cat([v_tail, v], 2)
-    v_hat = conv_within(v_rows, featurizer_v_c)
+    q_hat, k_hat, v_hat = conv_within(
+        torch.cat([tails, torch.cat([q, k, v], 1)], 2), featurizer.flip(1)
+    ).chunk(3, 1)
     z = k_hat * v_hat
     filter_modes = (
         channel_rows(log_poles, c, width, dtype),

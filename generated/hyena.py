@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: 8000dc6986ebcde922e3e6c6e3e178b94d5fc20658ed8dd0796f67206c2a4474
+sha256, with zeros here: 8709c8ce6c320840b99f37e21cf7ebeea590902db0a975b55872169659053cd3
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -405,7 +405,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_2a74ed17"
+    name = unique = "hyena_3641ef63"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -1016,16 +1016,10 @@ def eager_window(
     dtype, channels = q.dtype, q.shape[1]
     filter, featurizer, skip = effective(*parameters, dtype)
     c, width = slice(0, channels), channels // filter.shape[0]
-    q_tail, k_tail, v_tail = tails.to(dtype).chunk(3, 1)
-    featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
-    q_rows = torch.cat([q_tail, q], 2)
-    q_hat = conv_within(q_rows, featurizer_q_c)
-    featurizer_k_c = channel_rows(role_rows(featurizer, 1, 3, False), c, 1, dtype).flip(1)
-    k_rows = torch.cat([k_tail, k], 2)
-    k_hat = conv_within(k_rows, featurizer_k_c)
-    featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
-    v_rows = torch.cat([v_tail, v], 2)
-    v_hat = conv_within(v_rows, featurizer_v_c)
+    tails = tails.to(dtype)
+    q_hat, k_hat, v_hat = conv_within(
+        torch.cat([tails, torch.cat([q, k, v], 1)], 2), featurizer.flip(1)
+    ).chunk(3, 1)
     z = k_hat * v_hat
     filter_c = channel_rows(filter, c, width, dtype)
     if past is None:

@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: fa379652ef0b0539388fe4a7fca93c543c5143759389585a336327633332dbf4
+sha256, with zeros here: a9c55741c91661540625699c73381f97485c116656d515a36559ef29a718966b
 """
 
 import threading
@@ -3088,7 +3088,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_25b8a793"
+    name = unique = "hyena_li_9a59f53a"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -4350,16 +4350,9 @@ def eager_decode(
     log_poles, residues, featurizer, skip = effective(*parameters, dtype)
     c, width = slice(0, channels), channels // log_poles.shape[0]
     tails = past_of(state.tails, places, count, 2).to(dtype)
-    q_tail, k_tail, v_tail = tails.chunk(3, 1)
-    featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
-    q_rows = torch.cat([q_tail, q], 2)
-    q_hat = conv_within(q_rows, featurizer_q_c)
-    featurizer_k_c = channel_rows(role_rows(featurizer, 1, 3, False), c, 1, dtype).flip(1)
-    k_rows = torch.cat([k_tail, k], 2)
-    k_hat = conv_within(k_rows, featurizer_k_c)
-    featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
-    v_rows = torch.cat([v_tail, v], 2)
-    v_hat = conv_within(v_rows, featurizer_v_c)
+    q_hat, k_hat, v_hat = conv_within(
+        torch.cat([tails, torch.cat([q, k, v], 1)], 2), featurizer.flip(1)
+    ).chunk(3, 1)
     z = k_hat * v_hat
     filter_modes = (
         channel_rows(log_poles, c, width, dtype),

@@ -9,7 +9,7 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 932b03d9070d4ef4c3e74bd19a39f5a45a4e28b13d6af7b79c65c19adea73498
+sha256, with zeros here: 10b3e074220d29eb9ff7db11c7eac0e5d857f6754b30454a64418193d725195e
 """
 
 import math
@@ -3093,7 +3093,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_3807f296"
+    name = unique = "hyena_mr_17dcabf5"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -4298,16 +4298,10 @@ def eager_window(
     decays = decays_of(filter, first_group, groups_in_all)
     filter = filter * decays
     c, width = slice(0, channels), channels // filter.shape[0]
-    q_tail, k_tail, v_tail = tails.to(dtype).chunk(3, 1)
-    featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
-    q_rows = torch.cat([q_tail, q], 2)
-    q_hat = conv_within(q_rows, featurizer_q_c)
-    featurizer_k_c = channel_rows(role_rows(featurizer, 1, 3, False), c, 1, dtype).flip(1)
-    k_rows = torch.cat([k_tail, k], 2)
-    k_hat = conv_within(k_rows, featurizer_k_c)
-    featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
-    v_rows = torch.cat([v_tail, v], 2)
-    v_hat = conv_within(v_rows, featurizer_v_c)
+    tails = tails.to(dtype)
+    q_hat, k_hat, v_hat = conv_within(
+        torch.cat([tails, torch.cat([q, k, v], 1)], 2), featurizer.flip(1)
+    ).chunk(3, 1)
     z = k_hat * v_hat
     filter_c = channel_rows(filter, c, width, dtype)
     if past is None:

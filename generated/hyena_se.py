@@ -9,7 +9,7 @@ each, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 2d46c2e8db88f4fe21cbfd7e41b5861c17351144589a6cd91dec43ab08427795
+sha256, with zeros here: c077bbf4c1fb2c4201941655883e829fbbfeac8b2b992fb1de287fe80836b52e
 """
 
 import threading
@@ -1549,7 +1549,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_11480548"
+    name = unique = "hyena_se_975e2f90"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -2690,16 +2690,10 @@ def eager_window(
     dtype, channels = q.dtype, q.shape[1]
     filter, featurizer = effective(*parameters, dtype)
     c, width = slice(0, channels), channels // filter.shape[0]
-    q_tail, k_tail, v_tail = tails.to(dtype).chunk(3, 1)
-    featurizer_q_c = channel_rows(role_rows(featurizer, 0, 3, False), c, 1, dtype).flip(1)
-    q_rows = torch.cat([q_tail, q], 2)
-    q_hat = conv_within(q_rows, featurizer_q_c)
-    featurizer_k_c = channel_rows(role_rows(featurizer, 1, 3, False), c, 1, dtype).flip(1)
-    k_rows = torch.cat([k_tail, k], 2)
-    k_hat = conv_within(k_rows, featurizer_k_c)
-    featurizer_v_c = channel_rows(role_rows(featurizer, 2, 3, False), c, 1, dtype).flip(1)
-    v_rows = torch.cat([v_tail, v], 2)
-    v_hat = conv_within(v_rows, featurizer_v_c)
+    tails = tails.to(dtype)
+    q_hat, k_hat, v_hat = conv_within(
+        torch.cat([tails, torch.cat([q, k, v], 1)], 2), featurizer.flip(1)
+    ).chunk(3, 1)
     z = k_hat * v_hat
     filter_c = channel_rows(filter, c, width, dtype).flip(1)
     if past is None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from sh2gen.emit import eager
-from sh2gen.graph.nodes import Conv, Graph, Input, Modes, operator_graph
+from sh2gen.graph.nodes import Conv, Graph, Input, Modes, Parameter, operator_graph
 from sh2gen.plan.arguments import Of
 from sh2gen.plan.geometry import counted_together
 from sh2gen.plan.kernel import Kernel
 from sh2gen.plan.plan import EagerConv, Plan
 from sh2gen.plan.rings import rings
-from sh2gen.spec.language import FilterKind
+from sh2gen.spec.language import FilterKind, TapOrder
 from sh2gen.spec.operator import OpSpec
 
 MOST_DIRECT = 512  # taps by which a window is not convolved by FFT
@@ -73,6 +73,7 @@ def context(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "after": [_after(name, spec) for name in made],
         "initial": [how for _, how in made.values()],
         "tails": [f"{name}_tail" for name in inputs] * bool(spec.lag),
+        "joint": _joint(spec),
         "lag": spec.lag,
         "reach": 0 if modal else (spec.filter.length or 1) - 1,
         "recurrence": modal,
@@ -127,11 +128,12 @@ def helper_names(spec: OpSpec, plan: Plan) -> set[str]:
     """The plain-PyTorch helpers that decoding calls beside those of parts/decode.py."""
     graph = operator_graph(spec)
     found = {"channel_rows"}
-    if any(view.roles > 1 for view in graph.views):
+    modal = spec.filter.kind is FilterKind.MODAL
+    if any(view.roles > 1 for view in graph.views) and (modal or not _joint(spec)):
         found.add("role_rows")
     lengths = [graph.view(n.taps).length or 0 for n in _convolved(graph) if n.taps in _taps(graph)]
     found |= {f"conv_{_method(length, plan)}" for length in lengths}
-    if spec.filter.kind is FilterKind.MODAL:
+    if modal:
         found |= {
             "chunks",
             "conv_modal",
@@ -153,6 +155,13 @@ def _taps(graph: Graph) -> set[str]:
     return {n.taps for n in _convolved(graph)} - modes
 
 
+def _joint(spec: OpSpec) -> bool:
+    """Whether the featurizers of all inputs are one convolution: rows of its taps are those of the
+    inputs, one behind the other.
+    """
+    return spec.featurizer is not None and len(spec.inputs) > 1 and not spec.interleaved
+
+
 def _method(length: int, plan: Plan) -> str:
     """How plain PyTorch convolves with so many taps: never by FFT, in which later steps round
     earlier ones, in a file that does not say so.
@@ -166,12 +175,17 @@ def _eager_lines(spec: OpSpec, plan: Plan) -> tuple[list[str], list[str], str]:
     the name of that.
     """
     graph = operator_graph(spec)
-    lines: list[str] = []
+    featurizers = _featurizers(graph)
+    lines = _joint_lines(spec, graph, featurizers) if _joint(spec) else []
     before: list[str] = []
     value = ""
     for node in graph.nodes:
         match node:
             case Input():
+                pass
+            case Parameter(view=view) if _joint(spec) and view.tensor == "featurizer":
+                pass
+            case Conv() if _joint(spec) and node in featurizers:
                 pass
             case Conv(out=out, x=x, taps=taps) if taps in _taps(graph):
                 view = graph.view(taps)
@@ -198,6 +212,22 @@ def _eager_lines(spec: OpSpec, plan: Plan) -> tuple[list[str], list[str], str]:
             case _:
                 lines += eager.lines_of(graph, EagerConv.DIRECT, [node])
     return before, lines, value
+
+
+def _featurizers(graph: Graph) -> list[Conv]:
+    taps = _taps(graph)
+    found = [n for n in _convolved(graph) if n.taps in taps]
+    return [n for n in found if graph.view(n.taps).tensor == "featurizer"]
+
+
+def _joint_lines(spec: OpSpec, graph: Graph, convs: list[Conv]) -> list[str]:
+    """The featurizers of all inputs in one."""
+    outs = {graph.view(conv.taps).role: conv.out for conv in convs}
+    flip = ".flip(1)" * (graph.view(convs[0].taps).order is TapOrder.LAG_LAST)
+    rows = f"torch.cat([{', '.join(spec.inputs)}], 1)"
+    rows = f"torch.cat([tails, {rows}], 2)" if spec.lag else rows
+    names = ", ".join(outs[role] for role in sorted(outs))
+    return [f"{names} = conv_within({rows}, featurizer{flip}).chunk({len(outs)}, 1)"]
 
 
 def takes_chunks(spec: OpSpec, plan: Plan) -> bool:
