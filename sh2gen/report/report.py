@@ -178,7 +178,7 @@ def _over_ranks(spec: Any, plan: Any, gpu: Any) -> list[dict[str, Any]]:
         return []
     longest = max(spec.workloads, key=lambda w: w.length)
     context = spec.context
-    by = by_kernels(spec, plan)
+    by = plan is not None and by_kernels(spec, plan)
     found = exchanges(spec, longest, gpu, context.ranks, context.sharding, by)
     own = taken(found)
     size = {"batch": longest.batch, "length": longest.length}
@@ -265,7 +265,7 @@ def print_explanation(spec: Any, gpu: Any, answers: Any, ranked: Any, as_json: b
                 }
             )
         plans.append(entry)
-    over = _over_ranks(spec, ranked[0].plan, gpu)
+    over = _over_ranks(spec, ranked[0].plan if ranked else None, gpu)
     steps = decoding(spec)
     bounds = {batch: steps.bound(batch, gpu) * 1e6 for batch in BATCHES}
     verdicts = {n: {"applies": v.applies, "reasons": list(v.reasons)} for n, v in answers.items()}
