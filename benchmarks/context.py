@@ -1,12 +1,12 @@
-"""Operators over ranks: time of each way to split a sequence, beside one device and the same
-kernels without exchange.
+"""Operators over ranks: time of sh2gen's way to split a sequence, of an all-to-all, and of one
+device.
 
     torchrun --nproc-per-node 2 benchmarks/context.py --lengths 16384 131072 --json context.json
     torchrun --nproc-per-node 2 benchmarks/context.py --channels 64 --lengths 512  # on a CPU
 
 Lengths are of the whole sequence. Before anything is timed, y and all gradients over ranks are
-compared with those of one device at the first length, in float32 sums of the dtype of the run
-(bfloat16 on a GPU). A time is that of a call among ten, one behind the other as layers are: the
+compared with those of one device at the first length, in the dtype of the run (bfloat16 on a GPU,
+float32 on a CPU). A time is that of a call among ten, one behind the other as layers are: the
 median of rounds, of the rank that took longest; forward without gradients, and a training step.
 *Alone* is the operator of one device, which knows of no state, on a rank's own steps; what a way
 takes longer is exposed. *Whole* is that on all steps, where they fit; the ideal is its time over
