@@ -9,7 +9,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: c39cb82fc7d31ec85ca7b55dfd1d4b9e223365b3c260eec1e6341cace5acfd2a
+sha256, with zeros here: ff964a3ad50d11509c24c355bf72d74b325d77d6920f73d9221fcc7e1e9b0404
 """
 
 import threading
@@ -352,6 +352,13 @@ def load_modes(
     left = exponential(a, 8 * BLOCK_T * (GROUPS - 1 - group))
     scan = Scan(group, block, doublings, entered, left, decay_by(a, M * BLOCK_T))
     return Modes(a, (real, imag), within, to_end, from_before, to_start, from_after, scan)
+
+
+@triton.jit
+def zero_state(MODES: tl.constexpr, M: tl.constexpr):
+    """The state of a sequence that has not begun, for every lane of the scan."""
+    zero = tl.zeros((MODES // 2, M // 8), tl.float32)
+    return zero, zero
 
 
 @triton.jit
@@ -978,13 +985,6 @@ def walk(
             later = passed_on(state, modes.scan.lost, lane_of(sums, i, MODES, M))
             state = chosen(some + i < stop, later, state)
     return state
-
-
-@triton.jit
-def zero_state(MODES: tl.constexpr, M: tl.constexpr):
-    """The state of a sequence that has not begun, for every lane of the scan."""
-    zero = tl.zeros((MODES // 2, M // 8), tl.float32)
-    return zero, zero
 
 
 @triton.jit
@@ -3279,7 +3279,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_3e92cb2b"
+    name = unique = "h3_dfcc1025"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: a9c55741c91661540625699c73381f97485c116656d515a36559ef29a718966b
+sha256, with zeros here: a7751d732e89936c1991f62cd5d6c2d06be9f6510359fc1f98905d982d023f3b
 """
 
 import threading
@@ -284,6 +284,12 @@ def load_modes(
     left = tl.exp(a[:, None] * (8 * BLOCK_T * (GROUPS - 1 - group)))
     scan = Scan(group, block, doublings, entered, left, decay_by(a, M * BLOCK_T)[:, None])
     return Modes(a, residue, within, to_end, from_before, to_start, from_after, scan)
+
+
+@triton.jit
+def zero_state(MODES: tl.constexpr, M: tl.constexpr):
+    """The state of a sequence that has not begun, for every lane of the scan."""
+    return tl.zeros((MODES, M // 8), tl.float32)
 
 
 @triton.jit
@@ -889,12 +895,6 @@ def walk(
             later = passed_on(state, modes.scan.lost, lane_of(sums, i, MODES, M))
             state = chosen(some + i < stop, later, state)
     return state
-
-
-@triton.jit
-def zero_state(MODES: tl.constexpr, M: tl.constexpr):
-    """The state of a sequence that has not begun, for every lane of the scan."""
-    return tl.zeros((MODES, M // 8), tl.float32)
 
 
 @triton.jit
@@ -3088,7 +3088,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_9a59f53a"
+    name = unique = "hyena_li_b813d318"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

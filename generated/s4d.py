@@ -8,7 +8,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 0baf3dd90efbc1ef42072e0ac3c588c12449597e0167220a1e703838bdb6eb4a
+sha256, with zeros here: 0a7f04ac902007675f114e6d1fafe98a991589c90fb851f53eae15a36e3f8b0f
 """
 
 import threading
@@ -350,6 +350,13 @@ def load_modes(
     left = exponential(a, 8 * BLOCK_T * (GROUPS - 1 - group))
     scan = Scan(group, block, doublings, entered, left, decay_by(a, M * BLOCK_T))
     return Modes(a, (real, imag), within, to_end, from_before, to_start, from_after, scan)
+
+
+@triton.jit
+def zero_state(MODES: tl.constexpr, M: tl.constexpr):
+    """The state of a sequence that has not begun, for every lane of the scan."""
+    zero = tl.zeros((MODES // 2, M // 8), tl.float32)
+    return zero, zero
 
 
 @triton.jit
@@ -858,13 +865,6 @@ def walk(
             later = passed_on(state, modes.scan.lost, lane_of(sums, i, MODES, M))
             state = chosen(some + i < stop, later, state)
     return state
-
-
-@triton.jit
-def zero_state(MODES: tl.constexpr, M: tl.constexpr):
-    """The state of a sequence that has not begun, for every lane of the scan."""
-    zero = tl.zeros((MODES // 2, M // 8), tl.float32)
-    return zero, zero
 
 
 @triton.jit
@@ -2706,7 +2706,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_e99636b9"
+    name = unique = "s4d_07618f46"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

@@ -8,7 +8,7 @@ each, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: e4041996168649fbbb547770768e8bdd770104988a5fdc7fcc423c9fdf17e080
+sha256, with zeros here: adb24629d5b0eacaca302e4d89d43d6bed9263bdd5207b483757762f044580a5
 """
 
 import threading
@@ -271,6 +271,12 @@ def load_modes(
     left = tl.exp(a[:, None] * (8 * BLOCK_T * (GROUPS - 1 - group)))
     scan = Scan(group, block, doublings, entered, left, decay_by(a, M * BLOCK_T)[:, None])
     return Modes(a, residue, within, to_end, from_before, to_start, from_after, scan)
+
+
+@triton.jit
+def zero_state(MODES: tl.constexpr, M: tl.constexpr):
+    """The state of a sequence that has not begun, for every lane of the scan."""
+    return tl.zeros((MODES, M // 8), tl.float32)
 
 
 @triton.jit
@@ -758,12 +764,6 @@ def walk(
             later = passed_on(state, modes.scan.lost, lane_of(sums, i, MODES, M))
             state = chosen(some + i < stop, later, state)
     return state
-
-
-@triton.jit
-def zero_state(MODES: tl.constexpr, M: tl.constexpr):
-    """The state of a sequence that has not begun, for every lane of the scan."""
-    return tl.zeros((MODES, M // 8), tl.float32)
 
 
 @triton.jit
@@ -2460,7 +2460,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_cc3fa534"
+    name = unique = "s4d_real_3b685336"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

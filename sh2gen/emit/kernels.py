@@ -11,7 +11,6 @@ from sh2gen.emit.parts import signatures
 from sh2gen.emit.sm90 import helper_names, phased_kernel
 from sh2gen.emit.statements import carried, helpers, lines, text, together
 from sh2gen.emit.words import formula
-from sh2gen.graph.nodes import Modes
 from sh2gen.plan.arguments import Argument, Of
 from sh2gen.plan.geometry import (
     LEAVE_CONFIG,
@@ -26,7 +25,7 @@ from sh2gen.plan.plan import Plan
 from sh2gen.plan.rings import rings
 from sh2gen.plan.source import KernelSource
 from sh2gen.plan.statements import Statement
-from sh2gen.plan.values import Rows, Scope, pointer, pole_pointers, row_of
+from sh2gen.plan.values import Rows, Scope
 from sh2gen.schedule.config import Schedule, launch_config
 from sh2gen.spec.language import DType, Precision
 from sh2gen.spec.operator import OpSpec
@@ -60,7 +59,7 @@ def helpers_of(spec: OpSpec, plan: Plan) -> list[tuple[tuple[str, ...], set[str]
     wanted = set(_SKELETON_HELPERS)
     if plan.states:
         wanted |= {"Split", *["Ends"] * (spec.state is not None)}
-    for kernel in (*plan.kernels, *plan.first_kernels):
+    for kernel in (*plan.kernels, *plan.first_kernels, *plan.split_kernels):
         wanted |= helpers(kernel.program, _scope(spec, kernel))
     if plan.joined:
         wanted.add("join_splits")
@@ -176,7 +175,6 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: Kernel) -> dict[str, Any]:
             if any(a.name == ring.name for a in kernel.arguments)
         ],
         "roles": len(spec.inputs),
-        "poles": _poles(plan),
         "exact": spec.precision is Precision.EXACT,
         "partial_rows": program.partial_rows,
         "partial_groups": program.partial_groups,
@@ -225,18 +223,6 @@ def _step(spec: OpSpec, kernel: Kernel) -> dict[str, Any]:
         "lag": spec.lag,
         "blocks": any(a.name == "SHARE" for a in kernel.arguments),
     }
-
-
-def _poles(plan: Plan) -> str:
-    """Pointers to what a channel's modes decay by, and turn by if they are pairs."""
-    modes = [node for node in plan.graph.parameters if isinstance(node, Modes)]
-    found = []
-    for node in modes:
-        first, *others = node.views[: len(node.views) // 2]
-        whose = f" + ({row_of(first)}) * {first.length}"
-        found += [f"{pointer(v)}{whose}" for v in (first, *others)] if others else []
-        found += [] if others else [str(pole_pointers(first, whose))]
-    return ", ".join(found)
 
 
 # ---------------------------------------------------------------------------------------- launches

@@ -250,10 +250,10 @@ def _forward(graph: Graph, given: bool) -> TileProgram:
     for node in graph.nodes:
         body += stream.statements(node)
         if node.out == conv.x:
-            state = f"{conv.x}_state"
-            leave = [LeaveState(state=state, x=Operand(conv.x, BLOCK))] * given
             states = _states(conv.x, conv.taps, +1, entered=True, given=given)
-            body += [KeepState(state=state), *leave, *states]
+            x = Operand(conv.x, BLOCK)
+            leave = LeaveState(states=f"{conv.x}_states", x=x, modes=conv.taps)
+            body += [KeepState(state=f"{conv.x}_state"), *states, *[leave] * given]
     body.append(StoreRows(tensor="y", x=Operand(graph.outputs[0], BLOCK)))
     body = [s for statement in body for s in _recalled(statement)]
     return TileProgram(prologue=tuple(stream.prologue), body=_lagged(body, given))
@@ -351,11 +351,11 @@ def _with_edges(
     (conv,) = [s for s in body if isinstance(s, ModalConv) and s.direction == -1]
     for statement in body:
         match statement:
-            case States(direction=1, state=state) if given:
-                found.append(LeaveGradient(total=total, state=state, x=x))
-                found.append(statement)
+            case States(direction=1, out=states, modes=modes) if given:
+                leaving = LeaveGradient(total=total, states=states, x=x, modes=modes)
+                found += [statement, leaving]
             case Recall(out=out, blocks=blocks) if given and blocks == conv.out:
-                found += [statement, LeaveAdjoint(rows=out, state=adjoint.state)]
+                found += [statement, LeaveAdjoint(rows=out, modes=conv.modes)]
             case Extend(out=out, x=extended):
                 (fir,) = [s for s in body if isinstance(s, Fir) and s.x.name == out]
                 (store,) = [s for s in body if isinstance(s, StoreRows) and s.x.name == fir.out]

@@ -27,17 +27,19 @@ def _sizes(scope: Scope, *more: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaveState(Edge):
-    """Write the state after the last step, which lies in the rows x of a tile."""
+    """Write the state after the last step, which lies in the rows x of a tile, from the states
+    before its blocks."""
 
-    state: str
+    states: str
     x: Operand
+    modes: str
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
-        where = (self.state, scope.take(self.x), "tile", "ends")
+        where = (self.states, scope.take(self.x), self.modes, "tile", "ends")
         return (Call("store_final_state", (*where, *_sizes(scope, "N"))),)
 
     def __str__(self) -> str:
-        return _said("store_final_state", (self.state, str(self.x)))
+        return _said("store_final_state", (self.states, str(self.x), self.modes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,31 +47,32 @@ class LeaveGradient(Edge):
     """Add what the gradient of the last state gives to those of modes."""
 
     total: str
-    state: str
+    states: str
     x: Operand
+    modes: str
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
-        where = (self.total, self.state, scope.take(self.x), "tile", "ends")
+        where = (self.total, self.states, scope.take(self.x), self.modes, "tile", "ends")
         return (Call("leave_gradient", (*where, *_sizes(scope, "N")), (self.total,)),)
 
     def __str__(self) -> str:
-        return _said("leave_gradient", (self.total, self.state, str(self.x)), (self.total,))
+        said = (self.total, self.states, str(self.x), self.modes)
+        return _said("leave_gradient", said, (self.total,))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaveAdjoint(Edge):
-    """Add the gradient of the last state to the adjoint state, and what it gives to steps."""
+    """Add what the gradient of the last state gives to the steps of the last block."""
 
     rows: str
-    state: str
+    modes: str
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
-        both = (self.rows, self.state)
-        return (Call("leave_adjoint", (*both, "tile", "ends", *_sizes(scope, "N")), both),)
+        where = (self.rows, self.modes, "tile", "ends")
+        return (Call("leave_adjoint", (*where, *_sizes(scope, "N")), (self.rows,)),)
 
     def __str__(self) -> str:
-        both = (self.rows, self.state)
-        return _said("leave_adjoint", both, both)
+        return _said("leave_adjoint", (self.rows, self.modes), (self.rows,))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

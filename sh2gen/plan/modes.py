@@ -185,7 +185,9 @@ class States(Statement):
 
     @property
     def helper(self) -> str:
-        return "states_before" if self.direction == +1 else "states_after"
+        if self.direction == +1:
+            return "states_before"
+        return "states_to_end" if self.given else "states_after"
 
     @property
     def reads(self) -> tuple[Name, ...]:
@@ -196,7 +198,11 @@ class States(Statement):
         return Name(Kind.STATES, self.out)
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
-        arguments = (self.blocks, self.modes, self.state, "MODES", "M", "OPERAND", "PRECISION")
+        sizes: tuple[str, ...] = ("MODES", "M")
+        where: tuple[str, ...] = (self.blocks, self.modes, self.state)
+        if self.helper == "states_to_end":
+            where, sizes = (*where, "tile", "ends"), (str(scope.state_size), *sizes, "BLOCK_T")
+        arguments = (*where, *sizes, "OPERAND", "PRECISION")
         return (Call(self.helper, arguments, (self.out, self.state)),)
 
     def carries(self, scope: Scope) -> tuple[Carried, ...]:

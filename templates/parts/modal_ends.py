@@ -5,9 +5,17 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from templates.parts.modal import decay_by, lane_of, passed_on, zero_state
+from templates.parts.channels_first import rows_vector, vector_rows
+from templates.parts.modal import (
+    decay_by,
+    lane_of,
+    operand_states,
+    passed_on,
+    scan_adjoint,
+    zero_state,
+)
 from templates.parts.rows import fir_adjoint, load_taps
-from templates.parts.trained import log_pole
+from templates.parts.toeplitz import product
 
 
 class Split(NamedTuple):
@@ -28,13 +36,12 @@ class Split(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """Where a channel's state before the first step lies, or its gradient, that after the last
-    step, and what the channel's poles are made of.
+    """Where a channel's state before the first step lies, or its gradient, and that after the
+    last step.
     """
 
     entry_ptr: object
     leaving_ptr: object
-    pole_pointers: object
 
 
 @triton.jit
@@ -163,114 +170,148 @@ def enter_adjoint(
     if SPLIT:
         after = tl.maximum(split.tiles_in_all - split.tile_0 - split.tiles, 0)
         last = load_state(split.sums_ptr, split.tiles_in_all - 1, COUNT, CHANNELS, MODES, M)
-        left = end - (split.tiles_in_all - 1 - split.tile_0) * (M * BLOCK_T)
-        last = join_adjoint(last, after > 0, left, ends, COUNT, MODES)
+        steps = end - (split.tiles_in_all - 1 - split.tile_0) * (M * BLOCK_T)
+        last = join_adjoint(last, after > 0, steps, modes.poles, ends, COUNT, MODES)
         state = chosen(after > 0, last, state)
         state = walk(state, split, 1, after, modes, COUNT, CHANNELS, MODES, M, -1)
     return state
 
 
 @triton.jit
-def steps_left(tile, rows, M: tl.constexpr, N: tl.constexpr):
-    """Whether a sequence ends within a tile, how many steps of it are before the end, and for
-    every lane how many steps follow its first row within the sequence.
+def ending(tile, M: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Whether a sequence ends within a tile, in which of its blocks, and how many steps of that
+    are before the end.
     """
-    left = tile.write_end - tile.earliest
-    lane = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
-    return left <= M * N * len(rows), left, left - 1 - lane * len(rows)
+    steps = tile.write_end - tile.earliest
+    block = (steps - 1) // BLOCK_T
+    return steps <= M * BLOCK_T, block, steps - block * BLOCK_T
 
 
 @triton.jit
-def of_mode(state, mode, MODES: tl.constexpr, M: tl.constexpr):
-    """One mode's number in the state before or after a tile."""
-    index = tl.arange(0, MODES)[:, None]
-    lane = tl.arange(0, M // 8)[None, :]
-    return tl.sum(tl.sum(tl.where((index == mode) & (lane == 0), state, 0.0), 1), 0)
+def steps_of(rows, block, M: tl.constexpr, N: tl.constexpr):
+    """The steps of one block of a tile, [8 N]."""
+    own = tl.arange(0, M)[:, None] == block
+    return tl.sum(tl.where(own, rows_vector(rows, 0, M, N, tl.float32), 0.0), 0)
+
+
+@triton.jit
+def state_of(states, block, MODES: tl.constexpr, M: tl.constexpr):
+    """The state before one block of a tile, [MODES], from those before all of them."""
+    group = tl.arange(0, M // 8)[None, :]
+    found = tl.zeros((MODES, M // 8), tl.float32)
+    for p in tl.static_range(8):
+        found += tl.where(8 * group + p == block, states[p], 0.0)
+    return tl.sum(found, 1)
+
+
+@triton.jit
+def to_the_end(a, left, BLOCK_T: tl.constexpr):
+    """How many steps every step of the last block is before its last, `left` in all, and
+    exp(a d) of these d, [MODES, BLOCK_T]; zero behind the end.
+    """
+    ahead = (left - 1 - tl.arange(0, BLOCK_T))[None, :]
+    weight = tl.where(ahead >= 0, tl.exp(a[:, None] * tl.maximum(ahead, 0)), 0.0)
+    return ahead, weight
+
+
+@triton.jit
+def last_gradient(ends, COUNT: tl.constexpr, MODES: tl.constexpr):
+    """The gradient of the last state, [MODES]."""
+    mode = tl.arange(0, MODES)
+    return tl.load(ends.leaving_ptr + mode, mask=mode < COUNT, other=0.0)
 
 
 @triton.jit
 def store_final_state(
-    state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    states, rows, modes, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Write the state after the last step, from that before the last tile.
+    """Write the state after the last step, from that before the block which holds it.
 
-    A tile that is not whole would decay beyond the end, and nothing divides by a decay: so the
-    last tile is summed once more, by steps to the end instead of to the end of the tile.
+    A block that is not whole would decay beyond the end, and nothing divides by a decay: so the
+    last block is summed once more, by steps to the end instead of to the end of the block.
     """
-    closes, left, ahead = steps_left(tile, rows, M, N)
+    closes, block, left = ending(tile, M, N * 8)
     if closes:
-        for mode in range(COUNT):
-            a = log_pole(ends.pole_pointers, mode, True)
-            step = tl.exp(a)
-            total = tl.zeros((M, N), tl.float32)
-            for r in tl.static_range(len(rows)):
-                total = tl.where(ahead >= r, total * step + rows[r], total)
-            total *= tl.exp(a * tl.maximum(ahead - (len(rows) - 1), 0))
-            before = of_mode(state, mode, MODES, M)
-            added = tl.sum(tl.reshape(total, (M * N,)), 0)
-            tl.store(ends.leaving_ptr + mode, passed_on(before, decay_by(a, left), added))
+        _, weight = to_the_end(modes.poles, left, N * 8)
+        added = tl.sum(weight * steps_of(rows, block, M, N)[None, :], 1)
+        before = state_of(states[0], block, MODES, M)
+        mode = tl.arange(0, MODES)
+        after = passed_on(before, decay_by(modes.poles, left), added)
+        tl.store(ends.leaving_ptr + mode, after, mask=mode < COUNT)
 
 
 @triton.jit
 def leave_gradient(
-    total, state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    total, states, rows, modes, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Add what the gradient of the last state gives to those of poles within the last tile: that
-    of d exp(a d), d steps from x[t] or from the state before the tile to the end.
+    """Add what the gradient of the last state gives to those of poles within the last block: that
+    of d exp(a d), d steps from x[t] or from the state before the block to the end.
     """
-    closes, left, ahead = steps_left(tile, rows, M, N)
+    closes, block, left = ending(tile, M, N * 8)
     found = total[4]
-    for mode in range(tl.where(closes, COUNT, 0)):
-        a = log_pole(ends.pole_pointers, mode, True)
-        step = tl.exp(a)
-        value, weighted = tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32)
-        for r in tl.static_range(len(rows)):  # a step later all d are one more
-            weighted = tl.where(ahead >= r, (weighted + value) * step, weighted)
-            value = tl.where(ahead >= r, value * step + rows[r], value)
-        later = tl.maximum(ahead - (len(rows) - 1), 0)
-        value = (weighted + later * value) * tl.exp(a * later)
-        by_state = left * tl.exp(a * left) * of_mode(state, mode, MODES, M)
-        by_pole = tl.sum(tl.reshape(value, (M * N,)), 0) + by_state
-        found += tl.where(
-            tl.arange(0, MODES) == mode, tl.load(ends.leaving_ptr + mode) * by_pole, 0.0
-        )
+    if closes:
+        ahead, weight = to_the_end(modes.poles, left, N * 8)
+        by_pole = tl.sum(ahead * weight * steps_of(rows, block, M, N)[None, :], 1)
+        by_pole += left * tl.exp(modes.poles * left) * state_of(states[0], block, MODES, M)
+        found += last_gradient(ends, COUNT, MODES) * by_pole
     return total[:4] + (found,)
 
 
 @triton.jit
-def join_adjoint(state, there, left, ends, COUNT: tl.constexpr, MODES: tl.constexpr):
-    """Add the gradient of the last state, if `there`, to the adjoint state `left` steps before."""
+def join_adjoint(state, there, steps, a, ends, COUNT: tl.constexpr, MODES: tl.constexpr):
+    """Add the gradient of the last state, where it is `there`, to adjoint states so many steps
+    before the end.
+    """
     mode = tl.arange(0, MODES)[:, None]
-    there &= mode < COUNT
-    a = log_pole(ends.pole_pointers, mode, there)
-    grad = tl.load(ends.leaving_ptr + mode, mask=there, other=0.0)
-    return state + tl.where(there, grad * tl.exp(a * tl.maximum(left - 1, 0)), 0.0)
+    grad = tl.load(ends.leaving_ptr + mode, mask=mode < COUNT, other=0.0)
+    decayed = grad * tl.exp(a[:, None] * tl.maximum(steps - 1, 0))
+    return state + tl.where(there, decayed, 0.0)
+
+
+@triton.jit
+def states_to_end(
+    block, modes, state, tile, ends,
+    COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`states_after` where a sequence ends with the gradient of its last state, which joins the
+    adjoint states after all blocks before the last.
+    """
+    starts = product((block,), modes.to_start, tl.zeros((M, MODES), tl.float32), 1, PRECISION)
+    found, state = scan_adjoint(starts, modes.scan, state, MODES, M)
+    steps = tile.write_end - tile.earliest
+    if steps <= M * BLOCK_T:
+        group = tl.arange(0, M // 8)[None, :]
+        joined = ()
+        for p in tl.static_range(8):
+            ahead = steps - (8 * group + (p + 1)) * BLOCK_T
+            joined = joined + (
+                join_adjoint(found[p], ahead > 0, ahead, modes.poles, ends, COUNT, MODES),
+            )
+        found = joined
+        state = join_adjoint(state, True, steps, modes.poles, ends, COUNT, MODES)
+    return operand_states(found, MODES, M, OPERAND, PRECISION), state
 
 
 @triton.jit
 def leave_adjoint(
-    rows, state, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    rows, modes, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Add what the gradient of the last state gives to gradients of the steps of the last tile,
-    and to the adjoint state before it.
-    """
-    closes, left, ahead = steps_left(tile, rows, M, N)
-    for mode in range(tl.where(closes, COUNT, 0)):
-        a = log_pole(ends.pole_pointers, mode, True)
-        step = tl.exp(a)
-        decayed = tl.load(ends.leaving_ptr + mode) * tl.exp(
-            a * tl.maximum(ahead - (len(rows) - 1), 0)
-        )
+    """Add what the gradient of the last state gives to those of the steps of the last block."""
+    closes, block, left = ending(tile, M, N * 8)
+    if closes:
+        _, weight = to_the_end(modes.poles, left, N * 8)
+        given = tl.sum(last_gradient(ends, COUNT, MODES)[:, None] * weight, 0)
+        own = tl.arange(0, M)[:, None] == block
+        added = vector_rows(tl.where(own, given[None, :], 0.0), M, N)
         out = ()
-        for r in tl.static_range(len(rows) - 1, -1, -1):
-            out = (rows[r] + tl.where(ahead >= r, decayed, 0.0),) + out
-            decayed = tl.where(ahead >= r, decayed * step, decayed)
+        for r in tl.static_range(len(rows)):
+            out = out + (rows[r] + added[r],)
         rows = out
-    state = join_adjoint(state, closes, left, ends, COUNT, MODES)
-    return rows, state
+    return rows
 
 
 @triton.jit

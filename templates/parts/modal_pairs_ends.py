@@ -1,142 +1,148 @@
 """Helpers of modal_ends.py where modes are pairs: a sequence whose state is carried in and out."""
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
 
-from templates.parts.modal_ends import keep_state, of_mode, steps_left
+from templates.parts.channels_first import vector_rows
+from templates.parts.modal_ends import ending, keep_state, state_of, steps_of
 from templates.parts.modal_pairs import (
     chosen,
     decay_by,
     exponential,
+    operand_states,
     passed_on,
     plus,
+    scan_adjoint,
     times,
-    turns_of,
 )
-
-
-class Ends(NamedTuple):
-    """`Ends` of modal_ends.py, of complex poles."""
-
-    entry_ptr: object
-    leaving_ptr: object
-    log_poles_ptr: object
-    frequencies_ptr: object
+from templates.parts.toeplitz import product
 
 
 @triton.jit
-def complex_pole(ends, mode, there):
-    """The log-poles of some modes."""
-    a = tl.load(ends.log_poles_ptr + mode, mask=there, other=0.0).to(tl.float32)
-    frequency = tl.load(ends.frequencies_ptr + mode, mask=there, other=0.0).to(tl.float32)
-    return a, turns_of(frequency)
+def to_the_end(a, left, BLOCK_T: tl.constexpr):
+    """`to_the_end` of modal_ends.py, of complex numbers."""
+    ahead = (left - 1 - tl.arange(0, BLOCK_T))[None, :]
+    weight = exponential(a, tl.maximum(ahead, 0))
+    return ahead, chosen(ahead >= 0, weight, (0.0, 0.0))
 
 
 @triton.jit
-def last_gradient(ends, mode):
-    """What the gradient of the last state of one mode is as an adjoint state: its conjugate."""
-    return tl.load(ends.leaving_ptr + 2 * mode), -tl.load(ends.leaving_ptr + 2 * mode + 1)
+def last_gradient(ends, COUNT: tl.constexpr, MODES: tl.constexpr):
+    """The gradient of the last state as an adjoint state, [MODES / 2, 1]: its conjugate."""
+    mode = tl.arange(0, MODES // 2)[:, None]
+    there = mode < COUNT // 2
+    real = tl.load(ends.leaving_ptr + 2 * mode, mask=there, other=0.0)
+    return real, -tl.load(ends.leaving_ptr + 2 * mode + 1, mask=there, other=0.0)
 
 
 @triton.jit
-def pair_of(state, mode, MODES: tl.constexpr, M: tl.constexpr):
-    """`of_mode` of modal.py, of complex numbers."""
-    return of_mode(state[0], mode, MODES // 2, M), of_mode(state[1], mode, MODES // 2, M)
+def begun(states, block, MODES: tl.constexpr, M: tl.constexpr):
+    """`state_of` of modal_ends.py, of complex numbers, [MODES / 2, 1]."""
+    real, imag = (), ()
+    for p in tl.static_range(8):
+        real = real + (states[p][0],)
+        imag = imag + (states[p][1],)
+    real = state_of(real, block, MODES // 2, M)
+    return real[:, None], state_of(imag, block, MODES // 2, M)[:, None]
+
+
+@triton.jit
+def summed(z):
+    """Sums of complex numbers along rows, which stay columns."""
+    return tl.sum(z[0], 1)[:, None], tl.sum(z[1], 1)[:, None]
 
 
 @triton.jit
 def store_final_state(
-    state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    states, rows, modes, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """`store_final_state` of modal.py, of COUNT / 2 complex numbers."""
-    closes, left, ahead = steps_left(tile, rows, M, N)
+    """`store_final_state` of modal_ends.py, of COUNT / 2 complex numbers."""
+    closes, block, left = ending(tile, M, N * 8)
     if closes:
-        for mode in range(COUNT // 2):
-            a = complex_pole(ends, mode, True)
-            step = exponential(a, 1)
-            value = (tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32))
-            for r in tl.static_range(len(rows)):
-                value = chosen(ahead >= r, plus(times(value, step), (rows[r], 0.0)), value)
-            later = tl.maximum(ahead - (len(rows) - 1), 0)
-            real, imag = times(value, exponential(a, later))
-            begun = pair_of(state, mode, MODES, M)
-            real_sum = tl.sum(tl.reshape(real, (M * N,)), 0)
-            imag_sum = tl.sum(tl.reshape(imag, (M * N,)), 0)
-            after = passed_on(begun, decay_by(a, left), (real_sum, imag_sum))
-            tl.store(ends.leaving_ptr + 2 * mode, after[0])
-            tl.store(ends.leaving_ptr + 2 * mode + 1, after[1])
+        _, weight = to_the_end(modes.poles, left, N * 8)
+        added = summed(times(weight, (steps_of(rows, block, M, N)[None, :], 0.0)))
+        before = begun(states[0], block, MODES, M)
+        after = passed_on(before, decay_by(modes.poles, left), added)
+        mode = tl.arange(0, MODES // 2)[:, None]
+        tl.store(ends.leaving_ptr + 2 * mode, after[0], mask=mode < COUNT // 2)
+        tl.store(ends.leaving_ptr + 2 * mode + 1, after[1], mask=mode < COUNT // 2)
 
 
 @triton.jit
 def leave_gradient(
-    total, state, rows, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    total, states, rows, modes, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """`leave_gradient` of modal.py, of COUNT / 2 complex numbers."""
-    closes, left, ahead = steps_left(tile, rows, M, N)
-    real_found, imag_found = total[5], total[6]
-    for mode in range(tl.where(closes, COUNT // 2, 0)):
-        a = complex_pole(ends, mode, True)
-        step = exponential(a, 1)
-        value = (tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32))
-        weighted = value
-        for r in tl.static_range(len(rows)):  # a step later all d are one more
-            weighted = chosen(ahead >= r, times(plus(weighted, value), step), weighted)
-            value = chosen(ahead >= r, plus(times(value, step), (rows[r], 0.0)), value)
-        later = tl.maximum(ahead - (len(rows) - 1), 0)
-        value = plus(weighted, (later * value[0], later * value[1]))
-        real, imag = times(value, exponential(a, later))
-        begun = times(exponential(a, left), pair_of(state, mode, MODES, M))
-        real_sum = tl.sum(tl.reshape(real, (M * N,)), 0) + left * begun[0]
-        imag_sum = tl.sum(tl.reshape(imag, (M * N,)), 0) + left * begun[1]
-        gradient = times(last_gradient(ends, mode), (real_sum, imag_sum))
-        here = tl.arange(0, MODES // 2) == mode
-        real_found += tl.where(here, gradient[0], 0.0)
-        imag_found += tl.where(here, gradient[1], 0.0)
-    return total[:5] + (real_found, imag_found)
+    """`leave_gradient` of modal_ends.py, of COUNT / 2 complex numbers."""
+    closes, block, left = ending(tile, M, N * 8)
+    real, imag = total[5], total[6]
+    if closes:
+        ahead, weight = to_the_end(modes.poles, left, N * 8)
+        steps = ahead * steps_of(rows, block, M, N)[None, :]
+        before = times(exponential(modes.poles, left), begun(states[0], block, MODES, M))
+        by_pole = plus(summed(times(weight, (steps, 0.0))), times((1.0 * left, 0.0), before))
+        given = times(last_gradient(ends, COUNT, MODES), by_pole)
+        real += tl.sum(given[0], 1)
+        imag += tl.sum(given[1], 1)
+    return total[:5] + (real, imag)
 
 
 @triton.jit
-def join_adjoint(state, there, left, ends, COUNT: tl.constexpr, MODES: tl.constexpr):
-    """`join_adjoint` of modal.py, of COUNT / 2 complex numbers."""
-    mode = tl.arange(0, MODES // 2)[:, None]
-    there &= mode < COUNT // 2
-    a = complex_pole(ends, mode, there)
-    real = tl.load(ends.leaving_ptr + 2 * mode, mask=there, other=0.0)
-    imag = tl.load(ends.leaving_ptr + 2 * mode + 1, mask=there, other=0.0)
-    joined = times((real, -imag), exponential(a, tl.maximum(left - 1, 0)))
-    return plus(state, (tl.where(there, joined[0], 0.0), tl.where(there, joined[1], 0.0)))
+def join_adjoint(state, there, steps, a, ends, COUNT: tl.constexpr, MODES: tl.constexpr):
+    """`join_adjoint` of modal_ends.py, of COUNT / 2 complex numbers."""
+    decayed = exponential(a, tl.maximum(steps - 1, 0))
+    joined = times(last_gradient(ends, COUNT, MODES), decayed)
+    return plus(state, chosen(there, joined, (0.0, 0.0)))
+
+
+@triton.jit
+def states_to_end(
+    block, modes, state, tile, ends,
+    COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`states_to_end` of modal_ends.py, of COUNT / 2 complex numbers."""
+    starts = product((block,), modes.to_start, tl.zeros((M, MODES), tl.float32), 1, PRECISION)
+    found, state = scan_adjoint(starts, modes.scan, state, MODES, M)
+    steps = tile.write_end - tile.earliest
+    if steps <= M * BLOCK_T:
+        group = tl.arange(0, M // 8)[None, :]
+        joined = ()
+        for p in tl.static_range(8):
+            ahead = steps - (8 * group + (p + 1)) * BLOCK_T
+            joined = joined + (
+                join_adjoint(found[p], ahead > 0, ahead, modes.poles, ends, COUNT, MODES),
+            )
+        found = joined
+        state = join_adjoint(state, True, steps, modes.poles, ends, COUNT, MODES)
+    return operand_states(found, MODES, M, OPERAND, PRECISION), state
 
 
 @triton.jit
 def leave_adjoint(
-    rows, state, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
+    rows, modes, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """`leave_adjoint` of modal.py, of COUNT / 2 complex numbers."""
-    closes, left, ahead = steps_left(tile, rows, M, N)
-    for mode in range(tl.where(closes, COUNT // 2, 0)):
-        a = complex_pole(ends, mode, True)
-        step = exponential(a, 1)
-        later = tl.maximum(ahead - (len(rows) - 1), 0)
-        decayed = times(last_gradient(ends, mode), exponential(a, later))
+    """`leave_adjoint` of modal_ends.py, of COUNT / 2 complex numbers."""
+    closes, block, left = ending(tile, M, N * 8)
+    if closes:
+        _, weight = to_the_end(modes.poles, left, N * 8)
+        given = tl.sum(times(last_gradient(ends, COUNT, MODES), weight)[0], 0)
+        own = tl.arange(0, M)[:, None] == block
+        added = vector_rows(tl.where(own, given[None, :], 0.0), M, N)
         out = ()
-        for r in tl.static_range(len(rows) - 1, -1, -1):
-            out = (rows[r] + tl.where(ahead >= r, decayed[0], 0.0),) + out
-            decayed = chosen(ahead >= r, times(decayed, step), decayed)
+        for r in tl.static_range(len(rows)):
+            out = out + (rows[r] + added[r],)
         rows = out
-    state = join_adjoint(state, closes, left, ends, COUNT, MODES)
-    return rows, state
+    return rows
 
 
 @triton.jit
 def enter_gradient(
     state, modes, ends, split, COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
-    """`enter_gradient` of modal.py, of COUNT / 2 complex numbers."""
+    """`enter_gradient` of modal_ends.py, of COUNT / 2 complex numbers."""
     if split.program == 0:
         gradient = times(exponential(modes.poles, 1), state)
         keep_state(ends.entry_ptr, 0, (gradient[0], -gradient[1]), COUNT, 0, MODES, M, True)
