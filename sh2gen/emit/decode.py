@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from sh2gen.emit import eager
-from sh2gen.graph.nodes import Conv, Graph, Input, Modes, Parameter, operator_graph
+from sh2gen.emit.text import targets
+from sh2gen.graph.nodes import (
+    Conv,
+    Graph,
+    Input,
+    Modes,
+    Node,
+    Parameter,
+    activations,
+    operator_graph,
+    parameter,
+)
 from sh2gen.plan.arguments import Of
 from sh2gen.plan.geometry import counted_together
 from sh2gen.plan.kernel import Kernel
@@ -61,7 +74,7 @@ def context(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     made = tensors(spec)
     graph = operator_graph(spec)
     ladder = eager.ladder(spec)
-    before, after, value = _eager_lines(spec, plan)
+    split = split_lines(spec, plan)
     modal = spec.filter.kind is FilterKind.MODAL
     inputs, x = list(spec.inputs), spec.inputs[0]
     names = [p.name for p in spec.parameters]
@@ -80,9 +93,9 @@ def context(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "op_parameters": list(spec.kernel_parameters),
         "eager_setup": eager.decayed(spec),
         "transforms": not modal and _method(spec.filter.length or 1, plan) == "fft",
-        "before_filter": before,
-        "after_filter": after,
-        "filtered": value,
+        "before_filter": split.before,
+        "after_filter": [*split.filter, *split.after],
+        "filtered": split.read,
         "output": graph.outputs[0],
         "ladder_lines": [
             "rungs = rungs_of(groups, first_group, groups_in_all)",
@@ -170,16 +183,49 @@ def _method(length: int, plan: Plan) -> str:
     return "within" if few else "fft"
 
 
-def _eager_lines(spec: OpSpec, plan: Plan) -> tuple[list[str], list[str], str]:
-    """A line or two a node, (B, D, T): until there is what the filter reads, and after that; and
-    the name of that.
+@dataclass(frozen=True, slots=True)
+class SplitLines:
+    """The lines of an operator (B, D, T) in plain PyTorch, a line or two a node.
+
+    Attributes:
+        before: those that make what the filter reads, and all else that needs no result of it.
+        filter: the inner filter, on what it reads and its past.
+        after: those that need its result.
+        read, made: the names of what the filter reads and of its result.
+        kept: the names of values that are found before the filter and needed after it.
+        before_names, after_names: lines that name what lines with parameters speak of.
     """
+
+    before: list[str]
+    filter: list[str]
+    after: list[str]
+    read: str
+    made: str
+    kept: list[str]
+    before_names: list[str]
+    after_names: list[str]
+
+
+def split_lines(spec: OpSpec, plan: Plan) -> SplitLines:
+    """The lines of an operator, split at its inner filter."""
     graph = operator_graph(spec)
     featurizers = _featurizers(graph)
-    lines = _joint_lines(spec, graph, featurizers) if _joint(spec) else []
-    before: list[str] = []
-    value = ""
+    (inner,) = [conv for conv in _convolved(graph) if conv not in featurizers]
+    later = {inner.out}  # results of the filter, and of these
     for node in graph.nodes:
+        if later & set(activations(node)):
+            later.add(node.out)
+    needed = [node for node in graph.nodes if node.out in later and node is not inner]
+    given = {name for node in needed for name in activations(node)} - later
+    # Parameters that nothing else needs stand beside what needs them.
+    vectors = {parameter(node) for node in needed}
+    vectors -= {parameter(n) for n in graph.nodes if n.out not in later}
+    before = _joint_lines(spec, graph, featurizers) if _joint(spec) else []
+    own: list[str] = []
+    after: list[str] = []
+    for node in graph.nodes:
+        of_filter = node is inner or node.out == inner.taps
+        lines = own if of_filter else after if node.out in later | vectors else before
         match node:
             case Input():
                 pass
@@ -190,19 +236,15 @@ def _eager_lines(spec: OpSpec, plan: Plan) -> tuple[list[str], list[str], str]:
             case Conv(out=out, x=x, taps=taps) if taps in _taps(graph):
                 view = graph.view(taps)
                 assert view.length is not None
-                inner, lag = view.tensor != "featurizer", view.length - 1
-                if inner:
-                    before, lines, value = lines, [], x
-                source = x
+                source, lag = x, view.length - 1
                 if lag:
-                    source, past = f"{x}_rows", "past" if inner else f"{x}_tail"
+                    source, past = f"{x}_rows", "past" if of_filter else f"{x}_tail"
                     lines.append(f"{source} = torch.cat([{past}, {x}], 2)")
                 if _method(view.length, plan) == "within":
                     lines.append(f"{out} = conv_within({source}, {taps}_c)")
                 else:
                     lines.append(f"{out} = conv_fft({source}, {taps}_c, +1)[..., {lag}:]")
             case Conv(out=out, x=x, taps=taps):
-                before, lines, value = lines, [], x
                 both = f"{taps}_modes"
                 both = f"poles_and_residues({both})" if spec.filter.pairs else both
                 lines.append(f"poles, residues = {both}")
@@ -211,7 +253,24 @@ def _eager_lines(spec: OpSpec, plan: Plan) -> tuple[list[str], list[str], str]:
                 lines += eager.lines_of(graph, EagerConv.MODAL, [node])
             case _:
                 lines += eager.lines_of(graph, EagerConv.DIRECT, [node])
-    return before, lines, value
+    kept = [node.out for node in graph.nodes if node.out in given]
+    others = [n for n in graph.nodes if n.out not in later and n.out != inner.taps]
+    named = [_names(spec, graph, nodes) for nodes in (others, needed)]
+    return SplitLines(before, own, after, inner.x, inner.out, kept, *named)
+
+
+def _names(spec: OpSpec, graph: Graph, nodes: Iterable[Node]) -> list[str]:
+    """What the lines of nodes speak of beside their values."""
+    views = [graph.view(name) for node in nodes if (name := parameter(node)) is not None]
+    if not views:
+        return []
+    first, *_ = names = spec.kernel_parameters
+    found = [f"{targets(names)} = effective(*parameters, dtype)"]
+    if any(not (view.tensor == "featurizer" and _joint(spec)) for view in views):
+        found.append("c = slice(0, channels)")
+    if any(view.grouped for view in views):
+        found.append(f"width = channels // {first}.shape[0]")
+    return found
 
 
 def _featurizers(graph: Graph) -> list[Conv]:

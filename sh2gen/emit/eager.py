@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any, assert_never
 
 from sh2gen.emit.text import targets
+from sh2gen.graph.adjoint import adjoint
 from sh2gen.graph.nodes import (
     GRADIENTS,
     Add,
@@ -24,9 +26,10 @@ from sh2gen.graph.nodes import (
     Silu,
     SiluGradient,
     TapGradient,
+    operator_graph,
 )
 from sh2gen.plan.plan import EagerConv, Plan
-from sh2gen.spec.language import Parametrisation, TapOrder
+from sh2gen.spec.language import Activation, Bias, GateSpec, Parametrisation, Skip, TapOrder
 from sh2gen.spec.operator import OpSpec
 
 
@@ -53,6 +56,30 @@ def eager_helper_names(plan: Plan) -> set[str]:
 def _finite(conv: EagerConv) -> str:
     """How filters with taps are convolved where others are modes."""
     return "fft" if conv is EagerConv.FFT else "direct"
+
+
+def filter_alone(spec: OpSpec, plan: Plan) -> tuple[OpSpec, list[dict[str, Any]]]:
+    """The inner filter of an operator as one of its own, and its two functions, by FFT. They take
+    all parameters of the operator, and give the gradients of the filter's.
+    """
+    alone = dataclasses.replace(
+        spec,
+        featurizer=None,
+        gates=GateSpec(),
+        skip=Skip.NONE,
+        bias=Bias.NONE,
+        activation=Activation.NONE,
+        context=None,
+        state=None,
+    )
+    graph = operator_graph(alone)
+    own = dataclasses.replace(
+        plan, graph=graph, backward_graph=adjoint(graph), eager=EagerConv.FFT
+    )
+    forward = eager_forward(alone, own) | {"name": "filter", "doc": "The inner filter of x."}
+    backward = eager_backward(alone, own, alone=True)
+    doc = "Gradients of x, then of the filter's parameters."
+    return alone, [forward, backward | {"name": "filter_backward", "doc": doc}]
 
 
 def eager_forward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
@@ -139,21 +166,26 @@ def eager_stateful(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     }
 
 
-def eager_backward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
+def eager_backward(spec: OpSpec, plan: Plan, alone: bool = False) -> dict[str, Any]:
+    """Args:
+    alone: whether it is a part of an operator with packed inputs and more parameters.
+    """
     graph = plan.backward_graph
     names = [f"d_{name}_all" for name in spec.inputs]
     parameters = list(spec.kernel_parameters)
+    unpacked = "{}" if alone else "unpack({})"
+    own = f"parameters[:{len(spec.parameters)}]" if alone else "parameters"
     setup = [
         *decayed(spec),
         "d_inputs = [allocate(x, x.shape[TIME]) for x in inputs]",
-        f"{targets(names)} = (canonical(x) for x in unpack(d_inputs))",
+        f"{targets(names)} = (canonical(x) for x in {unpacked.format('d_inputs')})",
         *(f"d_{name}_all = torch.zeros_like({name}, dtype=dtype)" for name in parameters),
     ]
     lines = lines_of(graph, plan.eager)
     for name, value in zip(names, graph.outputs, strict=False):
         lines.append(f"{name}[:, c] = {value}")
     gradients = ", ".join(_trained(spec, name) for name in parameters)
-    cast = "*(d.to(p.dtype).view(p.shape) for d, p in zip(gradients, parameters, strict=True))"
+    cast = f"*(d.to(p.dtype).view(p.shape) for d, p in zip(gradients, {own}, strict=True))"
     return {
         "name": "backward",
         "doc": "Gradients of the inputs, packed if they are, then of the parameters.",
@@ -165,7 +197,7 @@ def eager_backward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
             *ladder(spec),
         ],
         "tensors": ["dy_all", *(f"{name}_all" for name in (*spec.inputs, *plan.saved))],
-        "tensor_source": "(dy, *unpack(inputs), *saved)",
+        "tensor_source": f"(dy, *{unpacked.format('inputs')}, *saved)",
         "first": "dy_all",
         "channel_bytes": _channel_bytes(graph, plan.eager),
         "setup": setup,

@@ -131,9 +131,16 @@ def _header(spec: OpSpec, plan: Plan) -> str:
         gluon=any(v.language == "gluon" for k in plan.kernels for v in k.variants),
         direct=bool(plan.kernels),
         ranks=spec.context is not None,
-        decays=bool(plan.kernels) and spec.filter.decay is not None,
+        modules=_modules(spec, plan),
         constants=constants,
     )
+
+
+def _modules(spec: OpSpec, plan: Plan) -> list[str]:
+    """Modules of Python's library that not every file imports."""
+    found = {"math"} if plan.kernels and spec.filter.decay is not None else set()
+    found |= {"threading"} if plan.kernels else set()
+    return sorted(found | set(ranks.imports(spec, plan)))
 
 
 def _kernels(spec: OpSpec, plan: Plan) -> list[str]:
@@ -234,15 +241,20 @@ def _eager(spec: OpSpec, plan: Plan) -> list[str]:
         *closure(
             ("eager_pairs", "eager") if spec.filter.pairs else ("eager",),
             decode.helper_names(spec, plan)
-            | (eager.eager_helper_names(plan) if spec.state is None else set()),
+            | (eager.eager_helper_names(plan) if spec.state is None else set())
+            | ranks.helper_names(spec, plan),
         ),
         filled(
             "sections/eager.py.j2",
             layout=plan.layout.value,
-            eager=functions,
             typed_parameters=[f"{p.name}: Tensor" for p in spec.parameters],
             op_parameters=list(spec.kernel_parameters),
             conversions=_conversions(spec),
+        ),
+        filled(
+            "sections/eager_functions.py.j2",
+            eager=[*functions, *ranks.functions(spec, plan)],
+            op_parameters=list(spec.kernel_parameters),
         ),
     ]
 

@@ -5,15 +5,31 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from sh2gen.emit import eager
+from sh2gen.emit import decode, eager
 from sh2gen.emit.launchers import first_steps, writes_into
 from sh2gen.emit.parts import texts
-from sh2gen.emit.text import filled
+from sh2gen.emit.text import filled, literal
 from sh2gen.graph.nodes import Modes, operator_graph
 from sh2gen.plan.plan import EagerConv, Plan
 from sh2gen.plan.rings import rings
 from sh2gen.spec.language import Exchange, FilterKind, Sharding
 from sh2gen.spec.operator import OpSpec
+
+# Where a filter is applied to all steps of some channels, or of some frequencies.
+_BY_CHANNELS = (Exchange.ALL_TO_ALL, Exchange.ALL_TO_ALL_PIPELINED)
+WHOLE = (*_BY_CHANNELS, Exchange.P2P_FFT)
+_FILTER = (
+    "filter", "p", "gamma", "log_poles", "frequencies", "residues", "residues_real",
+    "residues_imag",
+)  # fmt: skip
+_OF_CHANNELS = (
+    "segments_of", "own_filter", "steps_of_ranks", "rooms_of", "shapes_of", "leave_fake",
+    "leave_channels", "arrive_fake", "arrive_channels",
+)  # fmt: skip
+_OF_TRANSFORMS = (
+    "check_transform", "swapped_fake", "swapped_chunks", "reversed_bits", "turns", "twisted",
+    "frequencies_of_filter", "butterflies", "convolved",
+)  # fmt: skip
 
 
 def constants(spec: OpSpec, plan: Plan) -> list[tuple[str, str, str]]:
@@ -22,11 +38,73 @@ def constants(spec: OpSpec, plan: Plan) -> list[tuple[str, str, str]]:
         return []
     zigzag = spec.context.sharding is Sharding.ZIGZAG
     found = [("ZIGZAG", str(zigzag), "whether rank r of W has chunks r and 2W - 1 - r")]
-    if by_kernels(spec, plan) and not plan.states:
-        overlapped = spec.context.exchange is not Exchange.HALO
+    exchange = exchange_of(spec, plan)
+    if exchange in WHOLE:
+        found.append(("EXCHANGE", literal(exchange.value, 0), ""))
+    if exchange in _BY_CHANNELS:
+        piped = exchange is Exchange.ALL_TO_ALL_PIPELINED
+        filters = sum(p.name in _FILTER for p in spec.parameters)
+        found += [
+            ("SEGMENTS", str(spec.context.segments if piped else 1), "of channels, at most"),
+            ("FILTERS", str(filters), "parameters of the inner filter, which come first"),
+            ("IN_FLIGHT: dict", "{}", "what was begun, by where its rooms lie"),
+        ]
+    elif by_kernels(spec, plan) and not plan.states:
+        overlapped = str(exchange is Exchange.HALO_OVERLAPPED)
         what = "whether steps that need none are computed while messages travel"
-        found.append(("OVERLAPPED", str(overlapped), what))
+        found.append(("OVERLAPPED", overlapped, what))
     return [*found, ("SIMULATED: dict", "{}", "by name, ranks that are no process group")]
+
+
+def exchange_of(spec: OpSpec, plan: Plan) -> Exchange:
+    """What ranks exchange by a plan: what is asked for, or of `auto` what `cost.ranks` finds the
+    fastest. Without kernels that depends on how far the filter reaches: beyond a chunk, every rank
+    would compute what others have.
+    """
+    assert spec.context is not None
+    asked, ranks = spec.context.exchange, spec.context.ranks
+    if asked is not Exchange.AUTO:
+        return asked
+    if spec.filter.kind is FilterKind.MODAL:
+        return Exchange.STATE
+    if plan.kernels:
+        return Exchange.HALO_OVERLAPPED if by_kernels(spec, plan) else Exchange.HALO
+    chunks = ranks * (1 + (spec.context.sharding is Sharding.ZIGZAG))
+    chunk = min(w.length for w in spec.workloads) // chunks
+    units = spec.channels if spec.filter.groups == 1 else spec.filter.groups
+    near = (spec.filter.length or 1) <= chunk
+    return Exchange.HALO if near or units % ranks else Exchange.ALL_TO_ALL_PIPELINED
+
+
+def helper_names(spec: OpSpec, plan: Plan) -> set[str]:
+    """The plain-PyTorch helpers of an operator that ranks apply whole to some channels."""
+    if not _whole(spec, plan):
+        return set()
+    found = {"channel_rows"}
+    if spec.filter.kind is FilterKind.MODAL:
+        found |= {"modal_taps", *["poles_and_residues"] * spec.filter.pairs}
+    if exchange_of(spec, plan) in _BY_CHANNELS:
+        alone, _ = eager.filter_alone(spec, plan)
+        found |= {"chunks", "add_rows", "conv_fft", "tap_gradient_fft"}
+        found |= {"mode_gradient_fft"} if alone.filter.kind is FilterKind.MODAL else set()
+    return found
+
+
+def functions(spec: OpSpec, plan: Plan) -> list[dict[str, Any]]:
+    """The functions in plain PyTorch that are printed beside those of the operator."""
+    by_channels = _whole(spec, plan) and exchange_of(spec, plan) in _BY_CHANNELS
+    return eager.filter_alone(spec, plan)[1] if by_channels else []
+
+
+def _whole(spec: OpSpec, plan: Plan) -> bool:
+    return spec.context is not None and exchange_of(spec, plan) in WHOLE
+
+
+def imports(spec: OpSpec, plan: Plan) -> tuple[str, ...]:
+    """Modules of Python's library that calls over ranks need beside those of all calls."""
+    if not _whole(spec, plan):
+        return ()
+    return ("math",) if exchange_of(spec, plan) in _BY_CHANNELS else ("cmath", "math")
 
 
 def blocks(spec: OpSpec, plan: Plan, calls: dict[str, Any], modes_lines: list[str]) -> list[str]:
@@ -36,14 +114,29 @@ def blocks(spec: OpSpec, plan: Plan, calls: dict[str, Any], modes_lines: list[st
         calls: what sections say of calls.
         modes_lines: y and the modes after some steps of a state, if there are modes.
     """
-    modal = spec.filter.kind is FilterKind.MODAL
-    others = ["gathered_fake", "gathered_chunks", "in_order_of_time", "decayed"] * (not modal)
-    found = {**calls, **_context(spec, plan, modes_lines)}
-    return [*texts("context", without=others), filled("sections/context.py.j2", **found)]
+    exchange = exchange_of(spec, plan)
+    states = spec.filter.kind is FilterKind.MODAL and exchange not in WHOLE
+    others = ["gathered_fake", "gathered_chunks", "in_order_of_time", "decayed"] * (not states)
+    found = {**calls, **_context(spec, plan, modes_lines), "gathers": states}
+    head = [*texts("context", without=others), filled("sections/context_ops.py.j2", **found)]
+    if exchange not in WHOLE:
+        return [*head, filled("sections/context.py.j2", **found)]
+    spectral = exchange not in _BY_CHANNELS
+    unused = _OF_CHANNELS if spectral else _OF_TRANSFORMS
+    split = decode.split_lines(spec, plan)
+    graph = operator_graph(spec)
+    taps = [n for n in graph.parameters if n.out == "filter"]
+    found |= {
+        "spectral": spectral,
+        "whole": split,
+        "taps_lines": eager.lines_of(graph, EagerConv.FFT, taps),
+    }
+    whole = filled("sections/context_whole.py.j2", **found)
+    return [*head[:-1], *texts("whole", without=unused), head[-1], whole]
 
 
 def _context(spec: OpSpec, plan: Plan, modes_lines: list[str]) -> dict[str, Any]:
-    """What templates/sections/context.py.j2 asks for beside what other sections do."""
+    """What the templates of these sections ask for beside what other sections do."""
     graph = operator_graph(spec)
     modes = [node for node in graph.parameters if isinstance(node, Modes)]
     poles = eager.lines_of(graph, EagerConv.MODAL, modes)

@@ -17,7 +17,7 @@ from sh2gen.spec.operator import OpSpec
 
 def applies(spec: OpSpec) -> Verdict:
     """Whether this operator can be computed by `fft`, and why (not)."""
-    reasons = list(later_fields(spec))
+    reasons = list(later_fields(spec, by_fft=True))
     if reasons:
         return Verdict.no(*reasons)
     if _passes_modes_on(spec):

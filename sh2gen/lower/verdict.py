@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from sh2gen.spec.language import DType, Exchange, Sequences, StateWidth
 from sh2gen.spec.operator import OpSpec
 
-# That there are.
-_EXCHANGES = (Exchange.AUTO, Exchange.HALO, Exchange.HALO_OVERLAPPED, Exchange.STATE)
+# In which a filter is applied to whole sequences at once.
+_WHOLE = (Exchange.ALL_TO_ALL, Exchange.ALL_TO_ALL_PIPELINED, Exchange.P2P_FFT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,10 @@ class Verdict:
         return "; ".join(self.reasons)
 
 
-def later_fields(spec: OpSpec) -> Iterator[str]:
-    """Why no lowering can serve this spec yet, for fields that only the language knows so far."""
+def later_fields(spec: OpSpec, by_fft: bool = False) -> Iterator[str]:
+    """Why no lowering can serve this spec yet, for fields that only the language knows so far; or
+    none but that by FFT.
+    """
     if spec.state is not None:
         if spec.state.width is not StateWidth.K_MINUS_1:
             yield "a state keeps the K - 1 steps that matter; leave `state.width` out"
@@ -40,8 +42,8 @@ def later_fields(spec: OpSpec) -> Iterator[str]:
             yield "`initial_state` is asked for the dtype of a state; leave `state.dtype` out"
     if spec.sequences is not Sequences.DENSE:
         yield "packed sequences have no lowering yet; write `sequences: dense`"
-    if spec.context is not None and spec.context.exchange not in _EXCHANGES:
+    if spec.context is not None and spec.context.exchange in _WHOLE and not by_fft:
         yield (
-            f"exchange {spec.context.exchange} has no lowering yet; write `exchange: auto`, which "
-            "is halo_overlapped for taps and state for modes"
+            f"exchange {spec.context.exchange} is for `fft`; write `exchange: auto`, which is "
+            "halo_overlapped for taps and state for modes here, and sends less"
         )

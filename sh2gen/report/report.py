@@ -171,18 +171,18 @@ def _over_ranks(spec: Any, plan: Any, gpu: Any) -> list[dict[str, Any]]:
     """What each way to split sequences over ranks sends and takes by a plan, the fastest first, of
     the longest workload; empty of an operator that is whole.
     """
-    from sh2gen.cost.ranks import exchanges, taken
-    from sh2gen.emit.ranks import by_kernels
+    from sh2gen.cost.ranks import exchanges
+    from sh2gen.emit.ranks import by_kernels, exchange_of
 
-    if spec.context is None:
+    if spec.context is None or plan is None:
         return []
     longest = max(spec.workloads, key=lambda w: w.length)
     context = spec.context
-    by = plan is not None and by_kernels(spec, plan)
-    found = exchanges(spec, longest, gpu, context.ranks, context.sharding, by)
-    own = taken(found)
+    by, kernels = by_kernels(spec, plan), bool(plan.kernels)
+    found = exchanges(spec, longest, gpu, context.ranks, context.sharding, by, kernels)
+    own = exchange_of(spec, plan)
     size = {"batch": longest.batch, "length": longest.length}
-    return [size | asdict(one) | {"taken": one is own} for one in found]
+    return [size | asdict(one) | {"taken": one.strategy is own} for one in found]
 
 
 def _ranks_text(spec: Any, over: list[dict[str, Any]]) -> list[str]:
@@ -199,8 +199,7 @@ def _ranks_text(spec: Any, over: list[dict[str, Any]]) -> list[str]:
             f"{one['strategy']}",
             f"{one['bytes'] / 1e6:,.2f} MB in {one['messages']:,} messages, "
             f"{one['waits']} after another; {one['passes']} passes more over activations: "
-            f"{one['seconds'] * 1e6:,.0f} us"
-            + (" (taken)" if one["taken"] else "" if one["served"] else " (no lowering yet)"),
+            f"{one['seconds'] * 1e6:,.0f} us" + " (taken)" * one["taken"],
         )
         for one in over
     ]

@@ -19,17 +19,21 @@ class SimulatedRank:
 
     def __init__(self, rank: int, size: int, wires: dict[tuple[int, int], Queue[Any]]) -> None:
         self.rank, self.size, self._wires = rank, size, wires
+        # By rank, how many tensors were begun to be received and how many came, and those that
+        # came before others were waited for.
+        self._begun, self._came = [0] * size, [0] * size
+        self._early: dict[tuple[int, int], Tensor] = {}
 
     def begin(
         self, sent: Sequence[tuple[int, Tensor]], received: Sequence[tuple[int, Tensor]]
-    ) -> Sequence[tuple[int, Tensor]]:
+    ) -> list[tuple[int, int, Tensor]]:
         for peer, x in sent:
             self._wires[self.rank, peer].put(x.detach().clone())
-        return received
+        return [(peer, self._next(peer), room) for peer, room in received]
 
-    def finish(self, begun: Sequence[tuple[int, Tensor]]) -> None:
-        for peer, room in begun:
-            found = self._get(peer)
+    def finish(self, begun: Sequence[tuple[int, int, Tensor]]) -> None:
+        for peer, number, room in begun:
+            found = self._get(peer, number)
             assert found.shape == room.shape and found.dtype == room.dtype, "one order on both"
             room.copy_(found)
 
@@ -39,7 +43,7 @@ class SimulatedRank:
     def _of_all(self, x: Tensor) -> list[Tensor]:
         for peer in range(self.size):
             self._wires[self.rank, peer].put(x.detach().clone())
-        return [self._get(peer) for peer in range(self.size)]
+        return [self._get(peer, self._next(peer)) for peer in range(self.size)]
 
     def summed(self, x: Tensor) -> Tensor:
         first, *others = self._of_all(x)
@@ -47,13 +51,19 @@ class SimulatedRank:
             first += other
         return x.copy_(first)
 
-    def _get(self, peer: int) -> Tensor:
-        try:
-            found = self._wires[peer, self.rank].get(timeout=_PATIENCE)
-        except Empty:
-            raise TimeoutError(f"rank {self.rank} waits for rank {peer}") from None
-        assert isinstance(found, Tensor)
-        return found
+    def _next(self, peer: int) -> int:
+        self._begun[peer] += 1
+        return self._begun[peer] - 1
+
+    def _get(self, peer: int, number: int) -> Tensor:
+        while self._came[peer] <= number:
+            try:
+                found = self._wires[peer, self.rank].get(timeout=_PATIENCE)
+            except Empty:
+                raise TimeoutError(f"rank {self.rank} waits for rank {peer}") from None
+            self._early[peer, self._came[peer]] = found
+            self._came[peer] += 1
+        return self._early.pop((peer, number))
 
 
 def simulated(namespace: Any, size: int, run: Callable[[int, str], Result]) -> list[Result]:

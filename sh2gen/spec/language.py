@@ -279,11 +279,15 @@ class StateSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextSpec:
-    """How one sequence is split over ranks, and what they exchange."""
+    """How one sequence is split over ranks, and what they exchange.
+
+    segments          of channels, for all_to_all_pipelined: one travels while another is convolved
+    """
 
     ranks: int
     sharding: Sharding = Sharding.ZIGZAG
     exchange: Exchange = Exchange.AUTO
+    segments: int = 4
 
     EXAMPLE: ClassVar[str] = "{ranks: 8, sharding: zigzag}"
 

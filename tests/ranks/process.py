@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 import sh2gen
 from sh2gen.runtime.operator import Operator
+from sh2gen.spec.language import Exchange
 
 CASES = 3  # of every file
 
@@ -37,11 +38,14 @@ def drawn(operator: Operator, size: int) -> dict[str, Any]:
     if dist.get_rank() == 0:
         past = (operator.spec.filter.length or 1) + operator.spec.lag
         lengths = (1, size, 2 * size * past, 2 * size * past + random.randint(1, 9))
+        length = random.choice((*lengths, random.randint(1, 90)))
+        exchange = operator.spec.context.exchange
+        whole = exchange in (Exchange.ALL_TO_ALL_PIPELINED, Exchange.P2P_FFT)
         found = [
             {
-                "length": random.choice((*lengths, random.randint(1, 90))),
-                "begins": random.random() < 0.5,
-                "final": random.choice((None, "last", "every")),
+                "length": 2 * size * length if exchange is Exchange.P2P_FFT else length,
+                "begins": random.random() < 0.5 and not whole,
+                "final": None if whole else random.choice((None, "last", "every")),
                 "seed": random.randint(0, 999),
             }
         ]

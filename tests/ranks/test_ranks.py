@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from sh2gen.runtime.operator import Operator, OperatorRunner
 from sh2gen.runtime.ranks import simulated
 from sh2gen.schedule.config import schedule
 from sh2gen.spec.decode import spec_from_dict
-from sh2gen.spec.language import ContextSpec, Sharding
+from sh2gen.spec.language import ContextSpec, DecaySpec, Exchange, Sharding
 from sh2gen.spec.operator import OpSpec
 from sh2gen.verify.verify import verify
 from tests.strategies import specs
@@ -45,11 +46,10 @@ OPERATORS: dict[str, dict[str, Any]] = {
 }
 
 
-def spec_of(op: str, sharding: str = "zigzag") -> OpSpec:
-    context = {"ranks": 4, "sharding": sharding}
-    return spec_from_dict(
-        {"op": f"small_{op}", "channels": 4, **OPERATORS[op], "context": context}
-    )
+def spec_of(op: str, sharding: str = "zigzag", exchange: str = "auto") -> OpSpec:
+    context = {"ranks": 4, "sharding": sharding, "exchange": exchange}
+    name = f"small_{op}" if exchange == "auto" else f"small_{op}_{exchange}"
+    return spec_from_dict({"op": name, "channels": 4, **OPERATORS[op], "context": context})
 
 
 def written(spec: OpSpec, folder: Path) -> Operator:
@@ -59,6 +59,9 @@ def written(spec: OpSpec, folder: Path) -> Operator:
     return Operator(path)
 
 
+@pytest.mark.parametrize(
+    "exchange", [Exchange.AUTO, Exchange.ALL_TO_ALL_PIPELINED, Exchange.P2P_FFT]
+)
 @given(
     specs(9, kinds=("explicit", "decay", "modal"), io=("float32",)),
     st.sampled_from(Sharding),
@@ -68,13 +71,28 @@ def written(spec: OpSpec, folder: Path) -> Operator:
 )
 def test_any_operator_over_any_number_of_ranks(
     tmp_path_factory: pytest.TempPathFactory,
+    exchange: Exchange,
     spec: OpSpec,
     sharding: Sharding,
     ranks: int,
     batch: int,
     length: int,
 ) -> None:
-    spec = replace(spec, state=None, context=ContextSpec(ranks=ranks, sharding=sharding))
+    if exchange is Exchange.ALL_TO_ALL_PIPELINED and spec.filter.groups > 1:
+        # As many groups for each rank, in 1 to 3 segments.
+        groups = ranks * (1 + length % 3)
+        spec = replace(
+            spec,
+            channels=groups * spec.group_width,
+            filter=replace(spec.filter, groups=groups, decay=repeated(spec.filter.decay, groups)),
+        )
+    elif exchange is Exchange.ALL_TO_ALL_PIPELINED:
+        spec = replace(spec, channels=spec.channels * ranks)
+    elif exchange is Exchange.P2P_FFT:
+        ranks = 1 << ranks // 2
+        length = (1 + length // 8) * ranks * 2
+    context = ContextSpec(ranks=ranks, sharding=sharding, exchange=exchange)
+    spec = replace(spec, state=None, context=context, groups_in_full=None)
     operator = written(spec, tmp_path_factory.mktemp("drawn"))
     report = verify(
         spec,
@@ -86,6 +104,11 @@ def test_any_operator_over_any_number_of_ranks(
     )
     assert report.checks
     report.require()
+
+
+def repeated(decay: DecaySpec | None, groups: int) -> DecaySpec | None:
+    """A ladder that so many groups can have."""
+    return None if decay is None else replace(decay, repeats=math.gcd(decay.repeats, groups))
 
 
 def floats(state: Any) -> list[Tensor]:
@@ -183,7 +206,14 @@ def test_who_has_which_steps(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("over-ranks")
-    kinds = (("se", "zigzag"), ("li", "contiguous"), ("mr", "contiguous"), ("pairs", "zigzag"))
+    kinds = (
+        ("se", "zigzag"),
+        ("one", "zigzag", "all_to_all_pipelined"),
+        ("li", "contiguous"),
+        ("mr", "contiguous"),
+        ("pairs", "zigzag"),
+        ("mr", "contiguous", "p2p_fft"),
+    )
     return [Path(written(spec_of(*kind), folder).namespace.__file__) for kind in kinds]
 
 
@@ -218,7 +248,7 @@ def test_processes_find_what_one_does(
     """Outputs, states and all gradients; with DETAIL, PyTorch compares what ranks call. (DDP of
     PyTorch 2.13 does not come through that on gloo.)
     """
-    some = files[:1] if "compile" in ways else files
+    some = files[:2] if "compile" in ways else files
     for code, said in processes(size, ways, some, tmp_path, debug):
         assert code == 0, said
 
@@ -301,5 +331,6 @@ def test_what_ranks_exchange_is_a_state_of_both() -> None:
     assert spec.state is not None and spec.state.initial and spec.state.final
     with pytest.raises(Sh2genError, match="ranks take and give the state of their chunks"):
         spec_from_dict(spec.to_dict() | {"state": {"initial": True}})
-    with pytest.raises(Sh2genError, match="exchange all_to_all has no lowering yet"):
-        plans(spec_from_dict(spec.to_dict() | {"context": {"ranks": 2, "exchange": "all_to_all"}}))
+    context = {"ranks": 2, "exchange": "all_to_all"}
+    (plan, *_) = plans(spec_from_dict(spec.to_dict() | {"context": context}))
+    assert plan.algorithm == "fft"  # for all steps of some channels
