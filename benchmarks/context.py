@@ -3,6 +3,7 @@ device.
 
     torchrun --nproc-per-node 2 benchmarks/context.py --lengths 16384 131072 --json context.json
     torchrun --nproc-per-node 2 benchmarks/context.py --channels 64 --lengths 512  # on a CPU
+    torchrun --nproc-per-node 2 benchmarks/context.py --ops long_conv --exchanges auto p2p_fft halo
 
 Lengths are of the whole sequence. Before anything is timed, y and all gradients over ranks are
 compared with those of one device at the first length, in the dtype of the run (bfloat16 on a GPU,
@@ -10,8 +11,9 @@ float32 on a CPU). A time is that of a call among ten, one behind the other as l
 median of rounds, of the rank that took longest; forward without gradients, and a training step.
 *Alone* is the operator of one device, which knows of no state, on a rank's own steps; what a way
 takes longer is exposed. *Whole* is that on all steps, where they fit; the ideal is its time over
-the number of ranks. `all_to_all` is that of q, k, v and y, as savanna has it: each rank computes a
-slice of the channels of the whole sequence.
+the number of ranks. `everything` is an all-to-all of q, k, v and y, as savanna has it: each rank
+computes a slice of the channels of the whole sequence. `--exchanges` names those of op.yaml that
+are timed; one that an operator cannot have is left out.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +36,14 @@ from torch import Tensor, nn
 
 import sh2gen
 from sh2gen.api.inputs import resolve_target
+from sh2gen.base.errors import Sh2genError
 from sh2gen.base.resources import folder
 from sh2gen.emit.emit import emit
 from sh2gen.runtime.measure import machine
 from sh2gen.runtime.operator import Operator
 from sh2gen.spec.decode import load_spec
-from sh2gen.spec.language import ContextSpec, Sharding
+from sh2gen.spec.language import ContextSpec, Exchange, Sharding, Workload
+from sh2gen.spec.operator import OpSpec
 from sh2gen.tuning.choose import candidates, tables
 
 OPS = ("hyena_se", "hyena_mr", "hyena_li")
@@ -92,18 +97,28 @@ class Slices(nn.Module):
 
 
 def generated(
-    op: str, channels: int | None, sharding: Sharding, place: Path
-) -> tuple[Operator, Operator]:
-    """The operator over ranks, channels first, and the one that has no state; made by rank 0."""
+    op: str,
+    channels: int | None,
+    sharding: Sharding,
+    exchanges: list[Exchange],
+    workload: Workload,
+    place: Path,
+) -> tuple[dict[str, Operator], Operator]:
+    """The operator over ranks by every exchange, channels first, and the one that has no state;
+    made by rank 0.
+    """
     size = dist.get_world_size()
     spec = load_spec(folder("ops") / f"{op}.yaml")
+    spec = dataclasses.replace(spec, workloads=(workload,))
     if channels is not None:
         spec = spec.with_width(channels, None)
-    found = []
-    for name, one in (
-        ("ranks", dataclasses.replace(spec, context=ContextSpec(ranks=size, sharding=sharding))),
-        ("slices", spec),
-    ):
+    ways: dict[str, OpSpec] = {}
+    for exchange in exchanges:
+        context = ContextSpec(ranks=size, sharding=sharding, exchange=exchange)
+        with suppress(Sh2genError):  # of a modal filter, or of one that is none
+            ways[exchange.value] = dataclasses.replace(spec, context=context)
+    found: dict[str, Operator] = {}
+    for name, one in (ways | {"whole": spec}).items():
         path = place / name / f"{op}.py"
         if dist.get_rank() == 0:
             chosen = candidates(one, resolve_target(None), None, known=tables())
@@ -111,8 +126,8 @@ def generated(
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(emit(one, best.plan, best.schedule).text)
         dist.barrier()
-        found.append(sh2gen.load(path, edited=True))
-    return found[0], found[1]
+        found[name] = sh2gen.load(path, edited=True)
+    return found, found.pop("whole")
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> float:
@@ -192,16 +207,25 @@ def measured(arguments: argparse.Namespace, place: Path, device: torch.device) -
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     rows = []
     for op in arguments.ops:
-        over, slices = generated(op, arguments.channels, arguments.sharding, place / op)
-        names, channels = over.namespace, over.spec.channels
+        over, slices = generated(
+            op,
+            arguments.channels,
+            arguments.sharding,
+            arguments.exchanges,
+            Workload(batch=1, length=arguments.lengths[0]),
+            place / op,
+        )
+        names, channels = next(iter(over.values())).namespace, slices.spec.channels
         torch.manual_seed(0)
-        layer = over.module(group=dist.group.WORLD, device=device)
         alone = slices.module(device=device)
-        alone.load_state_dict(layer.state_dict())
-        groups = over.spec.filter.groups
-        ways: dict[str, tuple[nn.Module, bool]] = {"sh2gen": (layer, True)}
+        groups = slices.spec.filter.groups
+        ways: dict[str, tuple[nn.Module, bool]] = {}
+        for exchange, operator in over.items():
+            layer = operator.module(group=dist.group.WORLD, device=device)
+            layer.load_state_dict(alone.state_dict())
+            ways[exchange] = (layer, True)
         if groups % size == 0:
-            ways["all_to_all"] = (Slices(slices, layer, channels, groups), False)
+            ways["everything"] = (Slices(slices, alone, channels, groups), False)
         for i, length in enumerate(arguments.lengths):
             torch.manual_seed(1)  # the same on all ranks
             whole = [
@@ -249,8 +273,12 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         2, len(ops), figsize=(3.6 * len(ops), 6), sharex=True, squeeze=False
     )
     styles = {
-        "sh2gen": ("o-", "#d1495b"),
-        "all_to_all": ("s-", "#00798c"),
+        "auto": ("o-", "#d1495b"),
+        "halo": ("v-", "#edae49"),
+        "all_to_all": ("D-", "#8d96a3"),
+        "all_to_all_pipelined": ("d-", "#66a182"),
+        "p2p_fft": ("x-", "#2e4057"),
+        "everything": ("s-", "#00798c"),
         "alone": ("^--", "#777777"),
         "ideal": (":", "#222222"),
     }
@@ -287,6 +315,7 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", type=int, default=[16384, 131072])
     parser.add_argument("--channels", type=int, help="instead of the operator's own")
     parser.add_argument("--sharding", type=Sharding, default=Sharding.CONTIGUOUS)
+    parser.add_argument("--exchanges", nargs="+", type=Exchange, default=[Exchange.AUTO])
     parser.add_argument("--whole", type=int, default=262144, help="most steps on one device")
     parser.add_argument("--json", type=Path, help="write the times")
     parser.add_argument("--figure", type=Path, help="draw them, with matplotlib")

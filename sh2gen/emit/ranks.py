@@ -40,7 +40,10 @@ def constants(spec: OpSpec, plan: Plan) -> list[tuple[str, str, str]]:
     found = [("ZIGZAG", str(zigzag), "whether rank r of W has chunks r and 2W - 1 - r")]
     exchange = exchange_of(spec, plan)
     if exchange in WHOLE:
+        modal = spec.filter.kind is FilterKind.MODAL
+        other = Exchange.STATE if modal else Exchange.HALO
         found.append(("EXCHANGE", literal(exchange.value, 0), ""))
+        found.append(("OTHER", literal(other.value, 0), "exchange, which serves all calls"))
     if exchange in _BY_CHANNELS:
         piped = exchange is Exchange.ALL_TO_ALL_PIPELINED
         filters = sum(p.name in _FILTER for p in spec.parameters)
@@ -58,8 +61,8 @@ def constants(spec: OpSpec, plan: Plan) -> list[tuple[str, str, str]]:
 
 def exchange_of(spec: OpSpec, plan: Plan) -> Exchange:
     """What ranks exchange by a plan: what is asked for, or of `auto` what `cost.ranks` finds the
-    fastest. Without kernels that depends on how far the filter reaches: beyond a chunk, every rank
-    would compute what others have.
+    fastest. Without kernels that depends on how far the filter reaches, as every rank transforms
+    the steps of its halo too: an eighth of a chunk costs more than to send all.
     """
     assert spec.context is not None
     asked, ranks = spec.context.exchange, spec.context.ranks
@@ -72,7 +75,7 @@ def exchange_of(spec: OpSpec, plan: Plan) -> Exchange:
     chunks = ranks * (1 + (spec.context.sharding is Sharding.ZIGZAG))
     chunk = min(w.length for w in spec.workloads) // chunks
     units = spec.channels if spec.filter.groups == 1 else spec.filter.groups
-    near = (spec.filter.length or 1) <= chunk
+    near = 8 * (spec.filter.length or 1) <= chunk
     return Exchange.HALO if near or units % ranks else Exchange.ALL_TO_ALL_PIPELINED
 
 

@@ -26,6 +26,7 @@ from templates.parts.context import (
 from templates.parts.op import OP
 
 EXCHANGE = "all_to_all"
+OTHER = "halo"
 SEGMENTS = 1
 FILTERS = 1
 IN_FLIGHT: dict = {}
@@ -40,7 +41,7 @@ def segments_of(channels: int, groups: int, size: int) -> int:
     if units % size:
         raise ValueError(
             f"{OP}: {units} {'channels' if groups == 1 else 'groups'} are not as many for each of "
-            f"{size} ranks, as exchange {EXCHANGE} wants; `exchange: auto` serves any number"
+            f"{size} ranks, as exchange {EXCHANGE} wants; `exchange: {OTHER}` serves any number"
         )
     return max(count for count in range(1, SEGMENTS + 1) if units % (count * size) == 0)
 
@@ -164,7 +165,7 @@ def check_transform(lengths: Sequence[int], size: int) -> None:
     if chunks & (chunks - 1) or len(set(lengths)) > 1:
         raise ValueError(
             f"{OP}: exchange {EXCHANGE} wants a power of 2 of chunks of one length, not {chunks} "
-            f"of {min(lengths)} to {max(lengths)} steps; `exchange: auto` serves any"
+            f"of {min(lengths)} to {max(lengths)} steps; `exchange: {OTHER}` serves any"
         )
 
 

@@ -43,6 +43,7 @@ OPERATORS: dict[str, dict[str, Any]] = {
     "li": {"filter": POLES | {"parametrisation": "p_gamma"}, **GATED},
     "pairs": {"filter": POLES | {"parametrisation": "complex"}, "dtype": {"io": "float32"}},
     "one": {"filter": {"kind": "explicit", "length": 1, "groups": 4}, **GATED},
+    "long": {"filter": {"kind": "freeform", "length": 50, "groups": 4}, **GATED},
 }
 
 
@@ -208,7 +209,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("over-ranks")
     kinds = (
         ("se", "zigzag"),
-        ("one", "zigzag", "all_to_all_pipelined"),
+        ("long", "zigzag", "all_to_all_pipelined"),
         ("li", "contiguous"),
         ("mr", "contiguous"),
         ("pairs", "zigzag"),
