@@ -66,12 +66,18 @@ class SimulatedRank:
         return self._early.pop((peer, number))
 
 
-def simulated(namespace: Any, size: int, run: Callable[[int, str], Result]) -> list[Result]:
+def simulated(
+    namespace: Any,
+    size: int,
+    run: Callable[[int, str], Result],
+    kind: type[SimulatedRank] = SimulatedRank,
+) -> list[Result]:
     """What every rank of so many gives, each in a thread.
 
     Args:
         namespace: of a generated file whose operator is split over ranks.
         run: is told the rank, and the name of the group that it is one of.
+        kind: of the ranks.
 
     Raises:
         whatever a rank raises, the first that did.
@@ -90,7 +96,7 @@ def simulated(namespace: Any, size: int, run: Callable[[int, str], Result]) -> l
             raised.append((rank, error))
 
     for rank, name in enumerate(names):
-        namespace.SIMULATED[name] = SimulatedRank(rank, size, wires)
+        namespace.SIMULATED[name] = kind(rank, size, wires)
     try:
         threads = [threading.Thread(target=one, args=(rank,), daemon=True) for rank in range(size)]
         for thread in threads:

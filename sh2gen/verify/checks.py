@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +10,17 @@ from typing import Any
 
 import torch
 
+from sh2gen.base.errors import Sh2genError
 from sh2gen.base.files import UNVERIFIED, write_whole
 from sh2gen.base.versions import beyond_triton
 from sh2gen.emit.emit import emit
 from sh2gen.emit.kernels import splits_sequences
+from sh2gen.emit.ranks import WHOLE, exchange_of
 from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
 from sh2gen.runtime.operator import InterpreterRunner, Operator, OperatorRunner
 from sh2gen.schedule.config import Schedule, interpreter_schedule, schedule
+from sh2gen.spec.language import Exchange, FilterKind, Sharding
 from sh2gen.spec.operator import OpSpec
 from sh2gen.verify.case import Runner
 from sh2gen.verify.miniatures import miniature
@@ -214,17 +218,42 @@ def thorough_checks(
 
 def ranks_check(spec: OpSpec, plan: Plan, folder: Path, ranks: int) -> VerificationStep:
     """Sequences over so many simulated ranks, by plain PyTorch of a miniature: of fewer steps than
-    the past that a chunk needs, of no whole chunks, and of whole ones.
+    the past that a chunk needs, of no whole chunks but where there have to be, and of whole ones.
+
+    Raises:
+        Sh2genError: C006 where the operator's exchange is not for so many ranks.
     """
-    small, path = _miniature_file(spec, plan, folder)
-    past = (small.filter.length or 1) + small.lag
+    assert spec.context is not None
+    exchange = exchange_of(spec, plan)
+    other = "state" if spec.filter.kind is FilterKind.MODAL else "halo"
+    serves = f"`exchange: {other}` serves any number"
+    groups, least = 2, ranks
+    past = (spec.filter.length or 1) + spec.lag
+    ragged = 2 * ranks * past + 1
+    if exchange is Exchange.P2P_FFT:
+        chunks = ranks * (1 + (spec.context.sharding is Sharding.ZIGZAG))
+        if ranks & (ranks - 1):
+            raise Sh2genError(
+                "C006",
+                f"exchange p2p_fft over {ranks} ranks, which are no power of 2",
+                help=serves,
+            )
+        least, ragged = chunks, chunks * (past + 1)
+    elif exchange in WHOLE and spec.filter.groups > 1:
+        groups = 2 * ranks
+        if spec.filter.groups % ranks:
+            problem = f"exchange {exchange} over {ranks} ranks, which do not divide "
+            raise Sh2genError("C006", f"{problem}{spec.filter.groups} groups", help=serves)
+    split = dataclasses.replace(spec.context, exchange=exchange)  # of a miniature too
+    spec = dataclasses.replace(spec, context=split)
+    small, path = _miniature_file(spec, plan, folder, groups=groups)
     return VerificationStep(
         label=f"plain PyTorch over {ranks} ranks, {small.channels} channels",
         spec=small,
         runner=OperatorRunner(Operator(path), "eager", ranks),
         dtype=torch.float32,
         device="cpu",
-        shapes=tuple((2, length) for length in (ranks, 2 * ranks * past + 1, 4 * ranks * past)),
+        shapes=tuple((2, length) for length in (least, ragged, 4 * ranks * past)),
         properties=("ranks",),
     )
 
@@ -269,11 +298,13 @@ def _miniature_file(
     folder: Path,
     scheduled: Schedule | None = None,
     max_taps: int | None = None,
+    groups: int = 2,
 ) -> tuple[OpSpec, Path]:
     """A miniature with few channels, and perhaps taps, and its file: with the schedule given on at
     most two channels, else with one that suits the interpreter.
     """
-    small = miniature(spec, max_channels=2 if scheduled else 128, max_taps=max_taps)
+    few = 2 if scheduled else 128
+    small = miniature(spec, max_channels=few, max_taps=max_taps, max_groups=groups)
     (same,) = (p for p in plans(small, plan.algorithm) if p.name == plan.name)
     # The interpreter reads a file again when a kernel of it first runs: other taps, another file.
     path = folder / f"{spec.op}_miniature_{small.filter.length or 0}.py"

@@ -8,17 +8,20 @@ import math
 from sh2gen.spec.operator import OpSpec
 
 
-def miniature(spec: OpSpec, *, max_channels: int = 128, max_taps: int | None = None) -> OpSpec:
+def miniature(
+    spec: OpSpec, *, max_channels: int = 128, max_taps: int | None = None, max_groups: int = 2
+) -> OpSpec:
     """A small operator that exercises all that a kernel of `spec` does, for slow ways of running.
 
     The same filter, featurizer, gates, packing and group width, and two groups, so that there is a
-    border between them. A group wider than 64 (or than half of `max_channels`) is narrowed to the
-    widest below that with the same remainder by 16, so that masks cut its blocks in the same way;
-    and so is a filter of more than `max_taps`, if there is such a bound.
+    border between them, if no more are asked for. A group wider than 64 (or than half of
+    `max_channels`) is narrowed to the widest below that with the same remainder by 16, so that
+    masks cut its blocks in the same way; and so is a filter of more than `max_taps`, if there is
+    such a bound.
     """
     widest = min(64, max(1, max_channels // 2))
     width = _narrowed(spec.group_width, widest)
-    groups = min(2, spec.filter.groups)
+    groups = min(max_groups, spec.filter.groups)
     inner = dataclasses.replace(spec.filter, groups=groups)
     if max_taps is not None and inner.length is not None:
         inner = dataclasses.replace(inner, length=_narrowed(inner.length, max_taps))

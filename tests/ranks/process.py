@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import sh2gen
+from sh2gen.emit.ranks import WHOLE
 from sh2gen.runtime.operator import Operator
 from sh2gen.spec.language import Exchange
 
@@ -40,7 +41,7 @@ def drawn(operator: Operator, size: int) -> dict[str, Any]:
         lengths = (1, size, 2 * size * past, 2 * size * past + random.randint(1, 9))
         length = random.choice((*lengths, random.randint(1, 90)))
         exchange = operator.spec.context.exchange
-        whole = exchange in (Exchange.ALL_TO_ALL_PIPELINED, Exchange.P2P_FFT)
+        whole = exchange in WHOLE
         found = [
             {
                 "length": 2 * size * length if exchange is Exchange.P2P_FFT else length,
