@@ -265,6 +265,7 @@ def draw(timelines: dict[str, list[tuple[int, str, float, float]]], path: Path) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ops", nargs="+", default=sorted({op for op, _ in CASES}))
     parser.add_argument("--channels", type=int, help="default: 4096, or 64 without a GPU")
     parser.add_argument("--length", type=int, help="in all; default: 262144, 65536 without a GPU")
     parser.add_argument("--json", type=Path, help="write the times")
@@ -284,7 +285,7 @@ def main() -> None:
     dtype = torch.bfloat16 if cuda else torch.float32
     rows, timelines, links = [], {}, {}
     with tempfile.TemporaryDirectory() as place:
-        for op, exchange in CASES:
+        for op, exchange in (case for case in CASES if case[0] in arguments.ops):
             operator = written(op, exchange, channels, length, Path(place))
             names = operator.namespace
             if not cuda and exchange in (Exchange.HALO, Exchange.HALO_OVERLAPPED):

@@ -8,7 +8,7 @@ each, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: f7eb08e7a67d8522b3dfa488c82f77e87c9a36048e20836d707bbf77b170d410
+sha256, with zeros here: a6801ddc907c4e87ba1d07d642b4c3daa57687e1953e27786c55f29d472fd9cf
 """
 
 import threading
@@ -2226,7 +2226,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_8b7fdf38"
+    name = unique = "conv_512_b0b18b52"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -3330,10 +3330,10 @@ def eager_window(
     dtype, channels = x.dtype, x.shape[1]
     (filter,) = effective(*parameters, dtype)
     c, width = slice(0, channels), channels // filter.shape[0]
-    filter_c = channel_rows(filter, c, width, dtype)
     if past is None:
         return None, x
     past = past.to(dtype)
+    filter_c = channel_rows(filter, c, width, dtype)
     x_rows = torch.cat([past, x], 2)
     conv = conv_within(x_rows, filter_c)
     return conv, x

@@ -9,7 +9,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: ff964a3ad50d11509c24c355bf72d74b325d77d6920f73d9221fcc7e1e9b0404
+sha256, with zeros here: fddd51e302a01d5664787dde0b0c5a0da63bb9eac4ca7addc58d4af1795fe14c
 """
 
 import threading
@@ -3279,7 +3279,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "h3_dfcc1025"
+    name = unique = "h3_55bf15fd"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -4582,6 +4582,8 @@ def eager_decode(
         torch.cat([tails, torch.cat([q, k, v], 1)], 2), featurizer.flip(1)
     ).chunk(3, 1)
     z = k_hat * v_hat
+    skip_c = channel_rows(skip, c, 1, dtype)[:, None]
+    skipped = z * skip_c
     filter_modes = (
         channel_rows(log_poles, c, width, dtype),
         channel_rows(frequencies, c, width, dtype),
@@ -4590,8 +4592,6 @@ def eager_decode(
     )
     poles, residues = poles_and_residues(filter_modes)
     conv = decode_modes(z, poles, residues, state, places, count)
-    skip_c = channel_rows(skip, c, 1, dtype)[:, None]
-    skipped = z * skip_c
     pre_skip = conv + skipped
     y = q_hat * pre_skip
     keep_in_ring(state.tails, torch.cat([q, k, v], 1), places, count)

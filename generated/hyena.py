@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: 8709c8ce6c320840b99f37e21cf7ebeea590902db0a975b55872169659053cd3
+sha256, with zeros here: e7f48feabc45f4cfe66741acfdabe625123c8d4f3406481424eaa3467b09c418
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -405,7 +405,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_3641ef63"
+    name = unique = "hyena_b9210068"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -1021,14 +1021,14 @@ def eager_window(
         torch.cat([tails, torch.cat([q, k, v], 1)], 2), featurizer.flip(1)
     ).chunk(3, 1)
     z = k_hat * v_hat
-    filter_c = channel_rows(filter, c, width, dtype)
+    skip_c = channel_rows(skip, c, 1, dtype)[:, None]
+    skipped = z * skip_c
     if past is None:
         return None, z
     past = past.to(dtype)
+    filter_c = channel_rows(filter, c, width, dtype)
     z_rows = torch.cat([past, z], 2)
     conv = conv_fft(z_rows, filter_c, +1)[..., 8191:]
-    skip_c = channel_rows(skip, c, 1, dtype)[:, None]
-    skipped = z * skip_c
     pre_skip = conv + skipped
     y = q_hat * pre_skip
     return y, z

@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: a7751d732e89936c1991f62cd5d6c2d06be9f6510359fc1f98905d982d023f3b
+sha256, with zeros here: ae3a585e2caa0b25eccbe597aa2c48d889b0477fd67d0f6cb92a1771d9b34426
 """
 
 import threading
@@ -3088,7 +3088,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_b813d318"
+    name = unique = "hyena_li_375e0096"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -4354,14 +4354,14 @@ def eager_decode(
         torch.cat([tails, torch.cat([q, k, v], 1)], 2), featurizer.flip(1)
     ).chunk(3, 1)
     z = k_hat * v_hat
+    skip_c = channel_rows(skip, c, 1, dtype)[:, None]
+    skipped = z * skip_c
     filter_modes = (
         channel_rows(log_poles, c, width, dtype),
         channel_rows(residues, c, width, dtype),
     )
     poles, residues = filter_modes
     conv = decode_modes(z, poles, residues, state, places, count)
-    skip_c = channel_rows(skip, c, 1, dtype)[:, None]
-    skipped = z * skip_c
     pre_skip = conv + skipped
     y = q_hat * pre_skip
     keep_in_ring(state.tails, torch.cat([q, k, v], 1), places, count)

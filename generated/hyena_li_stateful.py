@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 10db18b261cdee3baed0d93cc1709da8065ea070ee7cc660db6532db8b02071c
+sha256, with zeros here: 9c54a8bff3afbd32bb8eb6a00cab9f74b3c19c61dde7dc9d9636be7a61b6de32
 """
 
 import threading
@@ -3464,7 +3464,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_0e4d6ad8"
+    name = unique = "hyena_li_stateful_379e0cc4"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -4989,14 +4989,14 @@ def eager_decode(
         torch.cat([tails, torch.cat([q, k, v], 1)], 2), featurizer.flip(1)
     ).chunk(3, 1)
     z = k_hat * v_hat
+    skip_c = channel_rows(skip, c, 1, dtype)[:, None]
+    skipped = z * skip_c
     filter_modes = (
         channel_rows(log_poles, c, width, dtype),
         channel_rows(residues, c, width, dtype),
     )
     poles, residues = filter_modes
     conv = decode_modes(z, poles, residues, state, places, count)
-    skip_c = channel_rows(skip, c, 1, dtype)[:, None]
-    skipped = z * skip_c
     pre_skip = conv + skipped
     y = q_hat * pre_skip
     keep_in_ring(state.tails, torch.cat([q, k, v], 1), places, count)

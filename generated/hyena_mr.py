@@ -9,7 +9,7 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 10b3e074220d29eb9ff7db11c7eac0e5d857f6754b30454a64418193d725195e
+sha256, with zeros here: 4107312f9025c4bed7a457186ef473f036ae65b9b3acde0f9b7d710f5a78bf5e
 """
 
 import math
@@ -3093,7 +3093,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_17dcabf5"
+    name = unique = "hyena_mr_78cc8dc5"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -4303,14 +4303,14 @@ def eager_window(
         torch.cat([tails, torch.cat([q, k, v], 1)], 2), featurizer.flip(1)
     ).chunk(3, 1)
     z = k_hat * v_hat
-    filter_c = channel_rows(filter, c, width, dtype)
+    skip_c = channel_rows(skip, c, 1, dtype)[:, None]
+    skipped = z * skip_c
     if past is None:
         return None, z
     past = past.to(dtype)
+    filter_c = channel_rows(filter, c, width, dtype)
     z_rows = torch.cat([past, z], 2)
     conv = conv_within(z_rows, filter_c)
-    skip_c = channel_rows(skip, c, 1, dtype)[:, None]
-    skipped = z * skip_c
     pre_skip = conv + skipped
     y = q_hat * pre_skip
     return y, z

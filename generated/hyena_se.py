@@ -9,7 +9,7 @@ each, K = 7 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: c077bbf4c1fb2c4201941655883e829fbbfeac8b2b992fb1de287fe80836b52e
+sha256, with zeros here: d9d7ec1811f666f6b8c3edba037fa5028755ed63f7f175e5dd21c5ffdf0270a4
 """
 
 import threading
@@ -1549,7 +1549,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_se_975e2f90"
+    name = unique = "hyena_se_4d0cc6ec"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -2695,10 +2695,10 @@ def eager_window(
         torch.cat([tails, torch.cat([q, k, v], 1)], 2), featurizer.flip(1)
     ).chunk(3, 1)
     z = k_hat * v_hat
-    filter_c = channel_rows(filter, c, width, dtype).flip(1)
     if past is None:
         return None, z
     past = past.to(dtype)
+    filter_c = channel_rows(filter, c, width, dtype).flip(1)
     z_rows = torch.cat([past, z], 2)
     conv = conv_within(z_rows, filter_c)
     y = q_hat * conv

@@ -8,7 +8,7 @@ each, K = 8192 taps. Plan fft/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by plain PyTorch, which is all of it, not yet run on a GPU.
-sha256, with zeros here: ed7f4daf887aa18221c8cf3a2a956499870e88f42becb3cdc2284bc365dce809
+sha256, with zeros here: ddf90188877911929e8d9210e65f653f1f8bb14d485213bab3f9750d301c805d
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -352,7 +352,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "long_conv_db01c615"
+    name = unique = "long_conv_f5807149"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -935,14 +935,14 @@ def eager_window(
     dtype, channels = x.dtype, x.shape[1]
     filter, skip = effective(*parameters, dtype)
     c, width = slice(0, channels), channels // filter.shape[0]
-    filter_c = channel_rows(filter, c, width, dtype)
+    skip_c = channel_rows(skip, c, 1, dtype)[:, None]
+    skipped = x * skip_c
     if past is None:
         return None, x
     past = past.to(dtype)
+    filter_c = channel_rows(filter, c, width, dtype)
     x_rows = torch.cat([past, x], 2)
     conv = conv_fft(x_rows, filter_c, +1)[..., 8191:]
-    skip_c = channel_rows(skip, c, 1, dtype)[:, None]
-    skipped = x * skip_c
     pre_skip = conv + skipped
     return pre_skip, x
 

@@ -8,7 +8,7 @@ each, N = 32 pairs of modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 0a7f04ac902007675f114e6d1fafe98a991589c90fb851f53eae15a36e3f8b0f
+sha256, with zeros here: 7e850ded738ca1f0419b58929139b60fb9fe8977cf892958c99ce80e7e3e4250
 """
 
 import threading
@@ -2706,7 +2706,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_07618f46"
+    name = unique = "s4d_3c7930b3"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -3884,6 +3884,8 @@ def eager_decode(
     (x,) = (x[rows].to(dtype) for x in sequences)
     log_poles, frequencies, residues_real, residues_imag, skip = effective(*parameters, dtype)
     c, width = slice(0, channels), channels // log_poles.shape[0]
+    skip_c = channel_rows(skip, c, 1, dtype)[:, None]
+    skipped = x * skip_c
     filter_modes = (
         channel_rows(log_poles, c, width, dtype),
         channel_rows(frequencies, c, width, dtype),
@@ -3892,8 +3894,6 @@ def eager_decode(
     )
     poles, residues = poles_and_residues(filter_modes)
     conv = decode_modes(x, poles, residues, state, places, count)
-    skip_c = channel_rows(skip, c, 1, dtype)[:, None]
-    skipped = x * skip_c
     pre_skip = conv + skipped
     canonical(result)[rows] = pre_skip.to(result.dtype)
     if not state.draft:

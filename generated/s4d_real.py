@@ -8,7 +8,7 @@ each, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: adb24629d5b0eacaca302e4d89d43d6bed9263bdd5207b483757762f044580a5
+sha256, with zeros here: 586c0e91bf16f8399e7a894470a5e2eea6dfdbe9e0dcd7d311c180ec7d7b404f
 """
 
 import threading
@@ -2460,7 +2460,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_3b685336"
+    name = unique = "s4d_real_8e00614b"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -3613,14 +3613,14 @@ def eager_decode(
     (x,) = (x[rows].to(dtype) for x in sequences)
     log_poles, residues, skip = effective(*parameters, dtype)
     c, width = slice(0, channels), channels // log_poles.shape[0]
+    skip_c = channel_rows(skip, c, 1, dtype)[:, None]
+    skipped = x * skip_c
     filter_modes = (
         channel_rows(log_poles, c, width, dtype),
         channel_rows(residues, c, width, dtype),
     )
     poles, residues = filter_modes
     conv = decode_modes(x, poles, residues, state, places, count)
-    skip_c = channel_rows(skip, c, 1, dtype)[:, None]
-    skipped = x * skip_c
     pre_skip = conv + skipped
     canonical(result)[rows] = pre_skip.to(result.dtype)
     if not state.draft:

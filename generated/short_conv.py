@@ -8,7 +8,7 @@ each, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 21e448d5f07ebc0d67778a56f8f8b00227df826c43d2bf69cead705dbd7dee4c
+sha256, with zeros here: 177ef1c890d2eae42e40c459723f4a1a0ad44413ecd513e6e0547de3d12983e4
 """
 
 import threading
@@ -1403,7 +1403,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_ab7a75a5"
+    name = unique = "short_conv_c17035c2"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -2514,10 +2514,10 @@ def eager_window(
     dtype, channels = x.dtype, x.shape[1]
     filter, bias = effective(*parameters, dtype)
     c, width = slice(0, channels), channels // filter.shape[0]
-    filter_c = channel_rows(filter, c, width, dtype).flip(1)
     if past is None:
         return None, x
     past = past.to(dtype)
+    filter_c = channel_rows(filter, c, width, dtype).flip(1)
     x_rows = torch.cat([past, x], 2)
     conv = conv_within(x_rows, filter_c)
     bias_c = channel_rows(bias, c, 1, dtype)[:, None]

@@ -8,7 +8,7 @@ each, K = 3 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: a4a93347f72856d758f6533b11c0871553bbad714c066e2ce8085264e86e70ee
+sha256, with zeros here: 81c098fce5e7f16b3e2c8fd8f2f0e6a3e16f5ff9864cbbeacf780b2a22f702a5
 """
 
 import threading
@@ -1340,7 +1340,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_3_fbb663ba"
+    name = unique = "short_conv_3_b2027ee0"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -2451,10 +2451,10 @@ def eager_window(
     dtype, channels = x.dtype, x.shape[1]
     filter, bias = effective(*parameters, dtype)
     c, width = slice(0, channels), channels // filter.shape[0]
-    filter_c = channel_rows(filter, c, width, dtype).flip(1)
     if past is None:
         return None, x
     past = past.to(dtype)
+    filter_c = channel_rows(filter, c, width, dtype).flip(1)
     x_rows = torch.cat([past, x], 2)
     conv = conv_within(x_rows, filter_c)
     bias_c = channel_rows(bias, c, 1, dtype)[:, None]

@@ -94,11 +94,6 @@ def exchanges(
     return tuple(sorted(found, key=lambda one: one.seconds))
 
 
-def taken(found: tuple[Exchanged, ...]) -> Exchanged | None:
-    """The fastest, which `auto` takes."""
-    return found[0] if found else None
-
-
 Row = tuple[Exchange, float, int, int, int, float]  # bytes, messages, waits, passes, hidden
 
 

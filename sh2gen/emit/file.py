@@ -119,6 +119,7 @@ def _header(spec: OpSpec, plan: Plan) -> str:
         rows = {gpu.capability // 10: gpu.product_rows for gpu in known() if gpu.product_rows > 16}
         what = "of product instructions by compute capability, others 16"
         constants.append(("PRODUCT_ROWS: dict", repr(dict(sorted(rows.items()))), what))
+    decays = bool(plan.kernels) and spec.filter.decay is not None
     return filled(
         "sections/header.py.j2",
         op=spec.op,
@@ -131,16 +132,10 @@ def _header(spec: OpSpec, plan: Plan) -> str:
         gluon=any(v.language == "gluon" for k in plan.kernels for v in k.variants),
         direct=bool(plan.kernels),
         ranks=spec.context is not None,
-        modules=_modules(spec, plan),
+        modules=["math"] * (decays or ranks.is_whole(spec, plan))
+        + ["threading"] * bool(plan.kernels),
         constants=constants,
     )
-
-
-def _modules(spec: OpSpec, plan: Plan) -> list[str]:
-    """Modules of Python's library that not every file imports."""
-    found = {"math"} if plan.kernels and spec.filter.decay is not None else set()
-    found |= {"threading"} if plan.kernels else set()
-    return sorted(found | set(ranks.imports(spec, plan)))
 
 
 def _kernels(spec: OpSpec, plan: Plan) -> list[str]:
@@ -247,14 +242,10 @@ def _eager(spec: OpSpec, plan: Plan) -> list[str]:
         filled(
             "sections/eager.py.j2",
             layout=plan.layout.value,
+            eager=[*functions, *ranks.functions(spec, plan)],
             typed_parameters=[f"{p.name}: Tensor" for p in spec.parameters],
             op_parameters=list(spec.kernel_parameters),
             conversions=_conversions(spec),
-        ),
-        filled(
-            "sections/eager_functions.py.j2",
-            eager=[*functions, *ranks.functions(spec, plan)],
-            op_parameters=list(spec.kernel_parameters),
         ),
     ]
 

@@ -81,7 +81,7 @@ def exchange_of(spec: OpSpec, plan: Plan) -> Exchange:
 
 def helper_names(spec: OpSpec, plan: Plan) -> set[str]:
     """The plain-PyTorch helpers of an operator that ranks apply whole to some channels."""
-    if not _whole(spec, plan):
+    if not is_whole(spec, plan):
         return set()
     found = {"channel_rows"}
     if spec.filter.kind is FilterKind.MODAL:
@@ -95,19 +95,13 @@ def helper_names(spec: OpSpec, plan: Plan) -> set[str]:
 
 def functions(spec: OpSpec, plan: Plan) -> list[dict[str, Any]]:
     """The functions in plain PyTorch that are printed beside those of the operator."""
-    by_channels = _whole(spec, plan) and exchange_of(spec, plan) in _BY_CHANNELS
+    by_channels = is_whole(spec, plan) and exchange_of(spec, plan) in _BY_CHANNELS
     return eager.filter_alone(spec, plan)[1] if by_channels else []
 
 
-def _whole(spec: OpSpec, plan: Plan) -> bool:
+def is_whole(spec: OpSpec, plan: Plan) -> bool:
+    """Whether ranks apply the filter to whole sequences."""
     return spec.context is not None and exchange_of(spec, plan) in WHOLE
-
-
-def imports(spec: OpSpec, plan: Plan) -> tuple[str, ...]:
-    """Modules of Python's library that calls over ranks need beside those of all calls."""
-    if not _whole(spec, plan):
-        return ()
-    return ("math",) if exchange_of(spec, plan) in _BY_CHANNELS else ("cmath", "math")
 
 
 def blocks(spec: OpSpec, plan: Plan, calls: dict[str, Any], modes_lines: list[str]) -> list[str]:

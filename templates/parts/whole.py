@@ -10,7 +10,6 @@ eager PyTorch alone: `now` waits at once. Each is the adjoint of the other, the 
 that backward overlaps where forward does.
 """
 
-import cmath
 import math
 from collections.abc import Sequence
 
@@ -239,7 +238,8 @@ def butterflies(
     """
     halves = [chunks >> (stage + 1) for stage in range(chunks.bit_length() - 1)]
     for half in reversed(halves) if back else halves:
-        turned = [cmath.exp(-1j * math.pi * (chunk % half) / half) for chunk in own]
+        angles = [math.pi * (chunk % half) / half for chunk in own]
+        turned = [complex(math.cos(angle), -math.sin(angle)) for angle in angles]
         if back:
             pairs = zip(own, parts, turned, strict=True)
             parts = [x * turn.conjugate() if chunk & half else x for chunk, x, turn in pairs]
