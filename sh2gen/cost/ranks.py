@@ -111,25 +111,25 @@ def _strategies(
     chunk = max(1, workload.length // chunks)
     inputs = len(spec.inputs)
     lags = {ring.name: ring.lag for ring in rings(spec) if ring.lag}
-    # The past of a chunk: inputs in their dtype, what the filter reads in float32.
-    border = batch * width * (io * inputs * lags.get("tails", 0) + 4 * lags.get("z", 0))
-    halo = sum(-(-lag // chunk) for lag in lags.values())  # pieces, of one chunk each
+    # A step of the past of a chunk: inputs in their dtype, what the filter reads in float32.
+    each = {"tails": batch * width * io * inputs, "z": batch * width * 4}
+    border, pieces = _most_sent(chunks, ranks, chunk, [(lags[n], each[n]) for n in lags])
     rounds = len(lags) if len(lags) > 1 and chunk < sum(lags.values()) else min(1, len(lags))
     by_kernels = by_kernels and chunk >= sum(lags.values())
     joined = 0 if by_kernels else 2 * (own - 1)  # y of two chunks is put together
     if spec.filter.kind is FilterKind.MODAL:
         state = _MODE * batch * width * spec.filter.state_size
         gathered = own * (ranks - 1) * state
-        messages = own * halo + ranks - 1
+        messages = pieces + ranks - 1
         # What the filter reads is read once more; of pairs by a call whose y nobody reads.
         again = 1 + spec.gates.pre if by_kernels else inputs + 1 + joined
-        yield Exchange.STATE, own * border + gathered, messages, rounds + 1, again, 0.0
+        yield Exchange.STATE, border + gathered, messages, rounds + 1, again, 0.0
     else:
         # Without kernels the steps of a halo are transformed as all others are.
         again = 0 if kernels else math.ceil(_FFT_PASSES * lags.get("z", 0) / chunk)
-        yield Exchange.HALO, own * border, own * halo, rounds, joined + again, 0.0
+        yield Exchange.HALO, border, pieces, rounds, joined + again, 0.0
         if by_kernels:
-            yield Exchange.HALO_OVERLAPPED, own * border, own * halo, rounds, 0, 1.0
+            yield Exchange.HALO_OVERLAPPED, border, pieces, rounds, 0, 1.0
     # z there and what is convolved back. Beside the operator's own passes: what it reads of z,
     # writes of it, and reads and writes again where it packs and unpacks; its other gate is apart.
     # The filter is applied by FFT.
@@ -137,18 +137,36 @@ def _strategies(
     passes = 6 + 3 * spec.gates.post + _FFT_PASSES * kernels
     most = spec.context.segments if spec.context is not None else ContextSpec(ranks=ranks).segments
     units = width if spec.filter.groups == 1 else spec.filter.groups
-    segments = min(most, units // ranks)
     if units % ranks == 0:
         yield Exchange.ALL_TO_ALL, moved, 2 * (ranks - 1), 2, passes, 0.0
-        if segments > 1:
-            messages = 2 * segments * (ranks - 1)
-            yield (
-                Exchange.ALL_TO_ALL_PIPELINED, moved, messages, 2 * segments, passes,
-                1 - 1 / segments,
-            )  # fmt: skip
+        segments = max(n for n in range(1, most + 1) if units % (n * ranks) == 0)
+        messages = 2 * segments * (ranks - 1)
+        hidden = 1 - 1 / segments
+        yield Exchange.ALL_TO_ALL_PIPELINED, moved, messages, 2 * segments, passes, hidden
     # Two transforms of the length of the sequence, cyclic and negacyclic, there and back.
     if chunks & (chunks - 1) == 0 and workload.length % chunks == 0:
         rounds = 2 * int(math.log2(chunks))
         sent = 2 * rounds * _COMPLEX * batch * width * workload.length / ranks
         passes = 2 * (rounds + 2) * 2 * _COMPLEX // io
         yield Exchange.P2P_FFT, sent, 2 * rounds, rounds, passes, 0.0
+
+
+def _most_sent(
+    chunks: int, ranks: int, steps: int, kinds: list[tuple[int, int]]
+) -> tuple[int, int]:
+    """The most bytes, and messages, that a rank sends of the pasts of others' chunks: of each kind
+    how many steps, and bytes of one.
+    """
+    sent, messages = [0] * ranks, [0] * ranks
+    for lag, size in kinds:
+        for chunk in range(chunks):
+            for back in range(1, min(chunk, -(-lag // steps)) + 1):
+                here, there = (_owner(c, ranks) for c in (chunk - back, chunk))
+                if here != there:
+                    sent[here] += size * min(steps, lag - (back - 1) * steps)
+                    messages[here] += 1
+    return max(sent), max(messages)
+
+
+def _owner(chunk: int, ranks: int) -> int:
+    return chunk if chunk < ranks else 2 * ranks - 1 - chunk

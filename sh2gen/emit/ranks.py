@@ -66,6 +66,8 @@ def exchange_of(spec: OpSpec, plan: Plan) -> Exchange:
     """
     assert spec.context is not None
     asked, ranks = spec.context.exchange, spec.context.ranks
+    if asked is Exchange.HALO_OVERLAPPED and not by_kernels(spec, plan):
+        return Exchange.HALO
     if asked is not Exchange.AUTO:
         return asked
     if spec.filter.kind is FilterKind.MODAL:

@@ -44,6 +44,6 @@ def later_fields(spec: OpSpec, by_fft: bool = False) -> Iterator[str]:
         yield "packed sequences have no lowering yet; write `sequences: dense`"
     if spec.context is not None and spec.context.exchange in _WHOLE and not by_fft:
         yield (
-            f"exchange {spec.context.exchange} is for `fft`; write `exchange: auto`, which is "
-            "halo_overlapped for taps and state for modes here, and sends less"
+            f"exchange {spec.context.exchange} is for `fft` alone: for kernels write `exchange: "
+            "auto`, which is halo_overlapped for taps, state for modes"
         )

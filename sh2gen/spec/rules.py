@@ -15,11 +15,13 @@ from sh2gen.spec.language import (
     DEFAULT_WORKLOADS,
     Activation,
     Bias,
+    ContextSpec,
     DecaySpec,
     Description,
     DType,
     Exchange,
     FilterKind,
+    Sharding,
     Skip,
     TapOrder,
     plain_value,
@@ -83,6 +85,7 @@ def problems(spec: Description) -> Iterator[RuleError]:
                 "ranks take and give the state of their chunks",
                 help="leave `state` out, or write `state: {initial: true, final: true}`",
             )
+        yield from _whole_problems(spec)
         modal = spec.filter.kind is FilterKind.MODAL
         finite_only = (Exchange.HALO, Exchange.HALO_OVERLAPPED)
         if modal and spec.context.exchange in finite_only:
@@ -105,6 +108,32 @@ def problems(spec: Description) -> Iterator[RuleError]:
             yield RuleError(
                 "S005", path, f"{name} would have shape ({sizes}), more than any GPU holds"
             )
+
+
+def _whole_problems(spec: Any) -> Iterator[RuleError]:
+    """Of exchanges in which a filter is applied to whole sequences."""
+    assert spec.context is not None
+    exchange, ranks = spec.context.exchange, spec.context.ranks
+    other = "state" if spec.filter.kind is FilterKind.MODAL else "halo"
+    serves = f"write `exchange: {other}`, which serves any number"
+    units = spec.channels if spec.filter.groups == 1 else spec.filter.groups
+    if exchange in (Exchange.ALL_TO_ALL, Exchange.ALL_TO_ALL_PIPELINED) and units % ranks:
+        what = "channels" if spec.filter.groups == 1 else "groups"
+        problem = f"exchange {exchange} over {ranks} ranks, which do not divide {units} {what}"
+        yield RuleError("S006", "context.ranks", problem, help=serves)
+    if exchange is Exchange.P2P_FFT:
+        chunks = ranks * (1 + (spec.context.sharding is Sharding.ZIGZAG))
+        if ranks & (ranks - 1):
+            problem = f"exchange {exchange} over {ranks} ranks, which are no power of 2"
+            yield RuleError("S006", "context.ranks", problem, help=serves)
+        for workload in spec.workloads:
+            if workload.length % chunks:
+                problem = f"exchange {exchange} of {workload.length} steps in {chunks} chunks"
+                yield RuleError("S006", "workloads", f"{problem} of one length", help=serves)
+    piped = (Exchange.AUTO, Exchange.ALL_TO_ALL_PIPELINED)
+    if spec.context.segments != ContextSpec(ranks=1).segments and exchange not in piped:
+        problem = f"segments with exchange {exchange}: they are for all_to_all_pipelined"
+        yield RuleError("S006", "context.segments", problem, help="leave `segments` out")
 
 
 def _name_problems(op: str) -> Iterator[RuleError]:

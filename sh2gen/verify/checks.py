@@ -240,7 +240,7 @@ def ranks_check(spec: OpSpec, plan: Plan, folder: Path, ranks: int) -> Verificat
             )
         least, ragged = chunks, chunks * (past + 1)
     elif exchange in WHOLE and spec.filter.groups > 1:
-        groups = 2 * ranks
+        groups = spec.context.segments * ranks
         if spec.filter.groups % ranks:
             problem = f"exchange {exchange} over {ranks} ranks, which do not divide "
             raise Sh2genError("C006", f"{problem}{spec.filter.groups} groups", help=serves)

@@ -28,8 +28,12 @@ def miniature(
     if inner.decay is not None:
         repeats = math.gcd(inner.decay.repeats, groups)
         inner = dataclasses.replace(inner, decay=dataclasses.replace(inner.decay, repeats=repeats))
+    context = spec.context
+    if context is not None:  # for how many ranks plans are made, which few groups are no part of
+        context = dataclasses.replace(context, ranks=1)
     return dataclasses.replace(
         spec,
+        context=context,
         channels=groups * width,
         filter=inner,
         groups_in_full=spec.groups_in_full or spec.filter.groups,

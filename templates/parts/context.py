@@ -84,7 +84,8 @@ def name_of(group) -> str:
     """The name of a process group, or of that of a DeviceMesh of one dimension."""
     if isinstance(group, str):
         return group
-    group = group.get_group() if hasattr(group, "get_group") else group
+    if hasattr(group, "get_group") and getattr(group, "ndim", 1) == 1:
+        group = group.get_group()
     if not hasattr(group, "group_name"):
         raise TypeError(
             f"{OP}: group is a {type(group).__name__}, expected a process group of "
@@ -101,7 +102,7 @@ def chunk_lengths(length: int, size: int) -> list[int]:
     more where they do not divide it.
     """
     chunks = size * (1 + ZIGZAG)
-    least, more = divmod(length, chunks)
+    least, more = length // chunks, length % chunks  # compilers have symbols here, and no divmod
     return [least + (chunk < more) for chunk in range(chunks)]
 
 

@@ -116,7 +116,8 @@ def leave_channels(
     if now or not rooms.numel():
         travelling.arrive()
     else:
-        IN_FLIGHT[rooms.data_ptr()] = travelling
+        # With its rooms, which are written to whatever becomes of the call.
+        IN_FLIGHT[rooms.data_ptr()] = rooms, travelling
     return [rooms, token]
 
 
@@ -142,7 +143,7 @@ def arrive_channels(
 ) -> list[Tensor]:  # fmt: skip
     """The same, once they have arrived."""
     (rooms, token), (rank, size) = tensors, place
-    travelling = IN_FLIGHT.pop(rooms.data_ptr(), None)
+    _, travelling = IN_FLIGHT.pop(rooms.data_ptr(), (None, None))
     if travelling is not None:
         travelling.arrive()
     received = rooms_of(rooms, shapes_of(sizes, lengths, spread, rank, size))
@@ -161,7 +162,7 @@ def arrive_channels(
 def check_transform(lengths: Sequence[int], size: int) -> None:
     """Refuse what has no transform over chunks."""
     chunks = len(lengths)
-    if chunks & (chunks - 1) or len(set(lengths)) > 1:
+    if chunks & (chunks - 1) or max(lengths) > min(lengths) or not min(lengths):
         raise ValueError(
             f"{OP}: exchange {EXCHANGE} wants a power of 2 of chunks of one length, not {chunks} "
             f"of {min(lengths)} to {max(lengths)} steps; `exchange: {OTHER}` serves any"

@@ -131,13 +131,19 @@ def trained(operator: Operator, group: Any, ways: list[str]) -> None:
     """Gradients under checkpointing, DDP, FSDP2 or torch.compile, of a stack over ranks."""
     names, rank, size = operator.namespace, dist.get_rank(), dist.get_world_size()
     torch.manual_seed(5)
-    channels, length = operator.spec.channels, 8 * size
-    shape = (2, channels, length) if operator.layout == "BDL" else (2, length, channels)
-    whole = [torch.randn(shape) for _ in operator.spec.inputs]
-    own = [names.shard(x, rank, size) for x in whole]
+    channels = operator.spec.channels
     alone = Block(operator, None, again=False)
-    alone(*whole).square().sum().backward()
-    right = {name: p.grad for name, p in alone.named_parameters()}
+
+    def of_length(length: int) -> tuple[list[Tensor], dict[str, Tensor | None]]:
+        """Own chunks, and the gradients of one process."""
+        shape = (2, channels, length) if operator.layout == "BDL" else (2, length, channels)
+        whole = [torch.randn(shape) for _ in operator.spec.inputs]
+        alone.zero_grad()
+        alone(*whole).square().sum().backward()
+        own = [names.shard(x, rank, size) for x in whole]
+        return own, {name: p.grad.clone() for name, p in alone.named_parameters()}
+
+    cases = [of_length(length) for length in (8 * size, 12 * size, 20 * size)]
     for kind in ways:
         block = Block(operator, group, again=kind == "checkpoint")
         call: Any = block
@@ -147,12 +153,15 @@ def trained(operator: Operator, group: Any, ways: list[str]) -> None:
             call = fully_shard(block)
         elif kind == "compile":
             call = torch.compile(block, fullgraph=True, backend="aot_eager")
-        # Each rank has the whole gradient, of which DDP and FSDP take the mean.
-        call(*own).square().sum().backward()
-        for name, p in block.named_parameters():
-            assert p.grad is not None
-            found = p.grad.full_tensor() if kind == "fsdp" else p.grad
-            close(f"{kind} {name}", found, right[name])
+        # Of several lengths, which a compiler has symbols for; of one elsewhere.
+        for own, right in cases if kind == "compile" else cases[:1]:
+            block.zero_grad()
+            # Each rank has the whole gradient, of which DDP and FSDP take the mean.
+            call(*own).square().sum().backward()
+            for name, p in block.named_parameters():
+                assert p.grad is not None
+                found = p.grad.full_tensor() if kind == "fsdp" else p.grad
+                close(f"{kind} {name}", found, right[name])
 
 
 def main() -> None:

@@ -79,6 +79,10 @@ def test_any_operator_over_any_number_of_ranks(
     batch: int,
     length: int,
 ) -> None:
+    if (
+        exchange is not Exchange.AUTO
+    ):  # an FFT's error is that of a row, which few steps are none of
+        length += 12
     if exchange is Exchange.ALL_TO_ALL_PIPELINED and spec.filter.groups > 1:
         # As many groups for each rank, in 1 to 3 segments.
         groups = ranks * (1 + length % 3)

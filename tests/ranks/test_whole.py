@@ -17,12 +17,13 @@ from sh2gen.base.resources import folder
 from sh2gen.cost.ranks import exchanges
 from sh2gen.emit.ranks import by_kernels, exchange_of
 from sh2gen.lower import plans
-from sh2gen.runtime.operator import Operator
+from sh2gen.runtime.operator import Operator, OperatorRunner
 from sh2gen.runtime.ranks import SimulatedRank, simulated
 from sh2gen.spec.decode import load_spec, spec_from_dict
-from sh2gen.spec.language import ContextSpec, Exchange, Workload
+from sh2gen.spec.language import ContextSpec, Exchange, Sharding, Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import target
+from sh2gen.verify.verify import verify
 from tests.ranks.test_ranks import OPERATORS, written
 
 
@@ -96,6 +97,7 @@ def test_values_that_are_in_flight_are_none_for_who_looks(tmp_path: Path) -> Non
     """
     operator = written(long_spec("all_to_all_pipelined", segments=3), tmp_path)
     flying = mock.MagicMock()
+    flying.pop.return_value = (None, None)
     with mock.patch.object(operator.namespace, "IN_FLIGHT", flying):
         with torch.autograd.detect_anomaly(check_nan=True):
             called(operator, 1, 16)
@@ -111,6 +113,14 @@ def test_segments_are_whole_groups_of_every_rank(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"24 groups are not as many for each of 5 ranks"):
         names.segments_of(48, 24, 5)
     assert written(long_spec("all_to_all"), tmp_path).namespace.SEGMENTS == 1
+    # As predictions have it.
+    spec = long_spec("all_to_all_pipelined", segments=5)
+    for ranks, segments in ((2, 3), (3, 4), (4, 3), (6, 2), (12, 1)):
+        found = exchanges(
+            spec, Workload(batch=1, length=8192), target("H100"), ranks, Sharding.CONTIGUOUS
+        )
+        (one,) = (way for way in found if way.strategy is Exchange.ALL_TO_ALL_PIPELINED)
+        assert one.waits == 2 * segments == 2 * names.segments_of(12, 12, ranks)
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
@@ -123,13 +133,21 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"12 groups are not .* 5 ranks, .*`exchange: halo` serv"):
         called(operator, 5, 20)
     operator = written(long_spec("p2p_fft"), tmp_path)
-    for size, length in ((3, 24), (2, 18)):
+    for size, length in ((3, 24), (2, 18), (2, 0)):
         with pytest.raises(ValueError, match="a power of 2 of chunks of one length, not"):
             called(operator, size, length)
-    with pytest.raises(Sh2genError, match="exchange all_to_all is for `fft`; write `exchange: au"):
+    with pytest.raises(Sh2genError, match="all_to_all is for `fft` alone: for kernels write"):
         plans(long_spec("all_to_all"), "direct")
     with pytest.raises(Sh2genError, match="segments"):
         long_spec("all_to_all_pipelined", segments=0)
+    with pytest.raises(Sh2genError, match="segments with exchange p2p_fft"):
+        long_spec("p2p_fft", segments=3)
+    with pytest.raises(Sh2genError, match="over 5 ranks, which do not divide 12 groups"):
+        long_spec("all_to_all", ranks=5)
+    with pytest.raises(Sh2genError, match="over 6 ranks, which are no power of 2"):
+        long_spec("p2p_fft", ranks=6)
+    with pytest.raises(Sh2genError, match="p2p_fft of 8192 steps in 16384 chunks of one length"):
+        long_spec("p2p_fft", ranks=8192)
 
 
 @pytest.mark.parametrize("op", ["hyena_se", "hyena_mr", "hyena_li", "long_conv", "hyena"])
@@ -147,3 +165,56 @@ def test_auto_is_the_fastest_by_prediction(op: str) -> None:
     best = found[0]
     assert exchange_of(spec, plan) is best.strategy, [(one.strategy, one.seconds) for one in found]
     assert (best.strategy is Exchange.ALL_TO_ALL_PIPELINED) == (not plan.kernels)
+
+
+@pytest.mark.parametrize("exchange", ["all_to_all_pipelined", "p2p_fft"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_travels_is_rounded_within_tolerance(
+    exchange: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    spec = long_spec(exchange)
+    report = verify(
+        spec,
+        OperatorRunner(written(spec, tmp_path), "eager", 2),
+        dtype=dtype,
+        shapes=[(2, 400)],
+        properties=["ranks"],
+        property_shapes=[(2, 400)],
+    )
+    assert report.checks
+    report.require()
+
+
+def test_frozen_parameters_and_inputs(tmp_path: Path) -> None:
+    """Ranks of which nothing, or some, is asked for: gradients of the others are as they were."""
+    operator = written(long_spec("all_to_all_pipelined"), tmp_path)
+    names = operator.namespace
+    layer = operator.module()
+    whole = [torch.randn(1, 12, 40) for _ in operator.spec.inputs]
+    function = getattr(names, f"{operator.spec.op}_over_ranks")
+
+    def gradients(asked: set[str]) -> list[dict[str, torch.Tensor]]:
+        def run(rank: int, group: str) -> dict[str, torch.Tensor]:
+            weights = {
+                name: p.detach().clone().requires_grad_(name in asked)
+                for name, p in layer.named_parameters()
+            }
+            own = {
+                name: names.shard(x, rank, 2).requires_grad_(name in asked)
+                for name, x in zip(names.INPUTS, whole, strict=True)
+            }
+            y, _ = function([*own.values()], [*weights.values()], group)
+            y.square().sum().backward()
+            found = (own | weights).items()
+            return {name: x.grad for name, x in found if x.grad is not None}
+
+        return simulated(names, 2, run)
+
+    everything = {*names.INPUTS, *names.PARAMETERS}
+    right = gradients(everything)
+    for asked in ({"filter"}, {"skip"}, {"q"}, {"k"}, {"featurizer", "v"}, everything - {"q"}):
+        for found, wanted in zip(gradients(asked), right, strict=True):
+            assert found.keys() == asked
+            for name, x in found.items():
+                torch.testing.assert_close(x, wanted[name])
+    assert not names.IN_FLIGHT
