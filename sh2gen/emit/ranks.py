@@ -116,7 +116,10 @@ def blocks(spec: OpSpec, plan: Plan, calls: dict[str, Any], modes_lines: list[st
     exchange = exchange_of(spec, plan)
     states = spec.filter.kind is FilterKind.MODAL and exchange not in WHOLE
     others = ["gathered_fake", "gathered_chunks", "in_order_of_time", "decayed"] * (not states)
-    found = {**calls, **_context(spec, plan, modes_lines), "gathers": states}
+    assert spec.context is not None
+    # What `auto` takes may not serve every call.
+    either = spec.context.exchange is Exchange.AUTO and exchange in WHOLE
+    found = {**calls, **_context(spec, plan, modes_lines), "gathers": states, "either": either}
     head = [*texts("context", without=others), filled("sections/context_ops.py.j2", **found)]
     if exchange not in WHOLE:
         return [*head, filled("sections/context.py.j2", **found)]
@@ -130,8 +133,10 @@ def blocks(spec: OpSpec, plan: Plan, calls: dict[str, Any], modes_lines: list[st
         "whole": split,
         "taps_lines": eager.lines_of(graph, EagerConv.FFT, taps),
     }
-    whole = filled("sections/context_whole.py.j2", **found)
-    return [*head[:-1], *texts("whole", without=unused), head[-1], whole]
+    texts_of_whole = [filled("sections/context_whole.py.j2", **found)]
+    if found["either"]:
+        texts_of_whole.append(filled("sections/context.py.j2", **found))
+    return [*head[:-1], *texts("whole", without=unused), head[-1], *texts_of_whole]
 
 
 def _context(spec: OpSpec, plan: Plan, modes_lines: list[str]) -> dict[str, Any]:

@@ -185,6 +185,30 @@ def test_what_travels_is_rounded_within_tolerance(
     report.require()
 
 
+def test_auto_serves_every_call(tmp_path: Path) -> None:
+    """A file of the other exchange has `halo` too: for states, and for any number of ranks."""
+    spec = replace(long_spec("auto"), workloads=(Workload(batch=1, length=64),))
+    operator = written(spec, tmp_path)
+    names, layer = operator.namespace, operator.module()
+    assert names.EXCHANGE == "all_to_all_pipelined"
+    x = torch.randn(2, 12, 61) if operator.layout == "BDL" else torch.randn(2, 61, 12)
+    weights = [p.detach() for p in layer.parameters()]
+    y = layer(x, x, x).detach()
+    for size, final in ((2, None), (2, "every"), (5, None)):
+
+        def run(rank: int, group: str, size: int = size, final: str | None = final) -> Any:
+            part = names.shard(x, rank, size)
+            return names.long_auto_over_ranks([part] * 3, weights, group, None, 61, final)
+
+        with mock.patch.object(
+            names, "channels_over_ranks", wraps=names.channels_over_ranks
+        ) as by:
+            found = simulated(names, size, run)
+        assert by.called == (size == 2 and final is None)
+        torch.testing.assert_close(names.unshard([part for part, _ in found]), y)
+        assert all((state is None) == (final is None) for _, state in found)
+
+
 def test_frozen_parameters_and_inputs(tmp_path: Path) -> None:
     """Ranks of which nothing, or some, is asked for: gradients of the others are as they were."""
     operator = written(long_spec("all_to_all_pipelined"), tmp_path)
