@@ -58,8 +58,8 @@ def _finite(conv: EagerConv) -> str:
     return "fft" if conv is EagerConv.FFT else "direct"
 
 
-def filter_alone(spec: OpSpec, plan: Plan) -> tuple[OpSpec, list[dict[str, Any]]]:
-    """The inner filter of an operator as one of its own, and its two functions, by FFT. They take
+def filter_alone(spec: OpSpec, plan: Plan) -> list[dict[str, Any]]:
+    """The two functions of the inner filter of an operator as one of its own, by FFT. They take
     all parameters of the operator, and give the gradients of the filter's.
     """
     alone = dataclasses.replace(
@@ -79,7 +79,7 @@ def filter_alone(spec: OpSpec, plan: Plan) -> tuple[OpSpec, list[dict[str, Any]]
     forward = eager_forward(alone, own) | {"name": "filter", "doc": "The inner filter of x."}
     backward = eager_backward(alone, own, alone=True)
     doc = "Gradients of x, then of the filter's parameters."
-    return alone, [forward, backward | {"name": "filter_backward", "doc": doc}]
+    return [forward, backward | {"name": "filter_backward", "doc": doc}]
 
 
 def eager_forward(spec: OpSpec, plan: Plan) -> dict[str, Any]:
@@ -167,8 +167,8 @@ def eager_stateful(spec: OpSpec, plan: Plan) -> dict[str, Any]:
 
 
 def eager_backward(spec: OpSpec, plan: Plan, alone: bool = False) -> dict[str, Any]:
-    """Args:
-    alone: whether it is a part of an operator with packed inputs and more parameters.
+    """The gradients of an operator; or of a part of one that has inputs in one tensor and more
+    parameters, if it stands `alone`.
     """
     graph = plan.backward_graph
     names = [f"d_{name}_all" for name in spec.inputs]

@@ -89,16 +89,15 @@ def helper_names(spec: OpSpec, plan: Plan) -> set[str]:
     if spec.filter.kind is FilterKind.MODAL:
         found |= {"modal_taps", *["poles_and_residues"] * spec.filter.pairs}
     if exchange_of(spec, plan) in _BY_CHANNELS:
-        alone, _ = eager.filter_alone(spec, plan)
         found |= {"chunks", "add_rows", "conv_fft", "tap_gradient_fft"}
-        found |= {"mode_gradient_fft"} if alone.filter.kind is FilterKind.MODAL else set()
+        found |= {"mode_gradient_fft"} if spec.filter.kind is FilterKind.MODAL else set()
     return found
 
 
 def functions(spec: OpSpec, plan: Plan) -> list[dict[str, Any]]:
     """The functions in plain PyTorch that are printed beside those of the operator."""
     by_channels = is_whole(spec, plan) and exchange_of(spec, plan) in _BY_CHANNELS
-    return eager.filter_alone(spec, plan)[1] if by_channels else []
+    return eager.filter_alone(spec, plan) if by_channels else []
 
 
 def is_whole(spec: OpSpec, plan: Plan) -> bool:
