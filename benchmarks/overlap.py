@@ -5,8 +5,8 @@
 The ranks are threads of one process. What a rank sends takes bytes / rate on its link, one message
 after another, begun when its values are there: on a GPU by a stream of the link's own, which
 spins; on a CPU by waiting. Of each exchange the time of a forward without gradients and of a
-training step, with a link that takes no time and with one that takes about as long as the
-operator; the difference over what messages take in all is exposed, the rest hidden. y with the
+training step, with a link that takes no time and with one that takes half as long as the call;
+the share of the link's time by which the call is longer is exposed, the rest hidden. y with the
 slow link has to be bit for bit that without it. The figure shows when a forward computes and when
 its messages travel.
 """
@@ -106,7 +106,6 @@ class SlowRank(SimulatedRank):
             begun: list[Any] = super().begin(sent, received)
             Link.noted.append((self.rank, "message", begin, self.free))
             return [(one, self.free) for one in begun]
-        here = torch.cuda.current_stream()
         copies = [(peer, x.detach().clone()) for peer, x in sent]
         ready = torch.cuda.Event()
         ready.record()
@@ -121,7 +120,7 @@ class SlowRank(SimulatedRank):
         Link.noted.append((self.rank, "message", begin, end))
         for peer, x in copies:
             self._wires[self.rank, peer].put((x, end))
-        return [((peer, self._next(peer), room), here) for peer, room in received]
+        return [((peer, self._next(peer), room), 0.0) for peer, room in received]
 
     def finish(self, begun: Sequence[Any]) -> None:
         for (peer, number, room), due in begun:

@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 9c54a8bff3afbd32bb8eb6a00cab9f74b3c19c61dde7dc9d9636be7a61b6de32
+sha256, with zeros here: ccddd5a4a6026d96175f448410639715eff1e34c4edba654ae7ee9ddd5b43291
 """
 
 import threading
@@ -942,14 +942,20 @@ def load_initial_state(
 
 
 @triton.jit
+def last_gradient(ends, COUNT: tl.constexpr, MODES: tl.constexpr):
+    """The gradient of the last state, [MODES]."""
+    mode = tl.arange(0, MODES)
+    return tl.load(ends.leaving_ptr + mode, mask=mode < COUNT, other=0.0)
+
+
+@triton.jit
 def join_adjoint(state, there, steps, a, ends, COUNT: tl.constexpr, MODES: tl.constexpr):
     """Add the gradient of the last state, where it is `there`, to adjoint states so many steps
     before the end.
     """
-    mode = tl.arange(0, MODES)[:, None]
-    grad = tl.load(ends.leaving_ptr + mode, mask=mode < COUNT, other=0.0)
-    decayed = grad * tl.exp(a[:, None] * tl.maximum(steps - 1, 0))
-    return state + tl.where(there, decayed, 0.0)
+    decayed = tl.exp(a[:, None] * tl.maximum(steps - 1, 0))
+    joined = last_gradient(ends, COUNT, MODES)[:, None] * decayed
+    return state + tl.where(there, joined, 0.0)
 
 
 @triton.jit
@@ -1029,13 +1035,6 @@ def store_final_state(
 
 
 @triton.jit
-def last_gradient(ends, COUNT: tl.constexpr, MODES: tl.constexpr):
-    """The gradient of the last state, [MODES]."""
-    mode = tl.arange(0, MODES)
-    return tl.load(ends.leaving_ptr + mode, mask=mode < COUNT, other=0.0)
-
-
-@triton.jit
 def leave_gradient(
     total, states, rows, modes, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr,
@@ -1079,6 +1078,17 @@ def states_to_end(
 
 
 @triton.jit
+def add_steps(rows, steps, block, M: tl.constexpr, N: tl.constexpr):
+    """Add [8 N] to the steps of one block of a tile: the adjoint of steps_of."""
+    own = tl.arange(0, M)[:, None] == block
+    added = vector_rows(tl.where(own, steps[None, :], 0.0), M, N)
+    out = ()
+    for r in tl.static_range(len(rows)):
+        out = out + (rows[r] + added[r],)
+    return out
+
+
+@triton.jit
 def leave_adjoint(
     rows, modes, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr,
@@ -1088,12 +1098,7 @@ def leave_adjoint(
     if closes:
         _, weight = to_the_end(modes.poles, left, N * 8)
         given = tl.sum(last_gradient(ends, COUNT, MODES)[:, None] * weight, 0)
-        own = tl.arange(0, M)[:, None] == block
-        added = vector_rows(tl.where(own, given[None, :], 0.0), M, N)
-        out = ()
-        for r in tl.static_range(len(rows)):
-            out = out + (rows[r] + added[r],)
-        rows = out
+        rows = add_steps(rows, given, block, M, N)
     return rows
 
 
@@ -3464,7 +3469,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_stateful_379e0cc4"
+    name = unique = "hyena_li_stateful_ce014d55"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from sh2gen.base.errors import Sh2genError
 from sh2gen.base.files import UNVERIFIED, write_whole
 from sh2gen.base.versions import beyond_triton
 from sh2gen.emit.emit import emit
@@ -20,7 +19,7 @@ from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
 from sh2gen.runtime.operator import InterpreterRunner, Operator, OperatorRunner
 from sh2gen.schedule.config import Schedule, interpreter_schedule, schedule
-from sh2gen.spec.language import Exchange, FilterKind, Sharding
+from sh2gen.spec.language import Exchange, Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.verify.case import Runner
 from sh2gen.verify.miniatures import miniature
@@ -221,31 +220,21 @@ def ranks_check(spec: OpSpec, plan: Plan, folder: Path, ranks: int) -> Verificat
     the past that a chunk needs, of no whole chunks but where there have to be, and of whole ones.
 
     Raises:
-        Sh2genError: C006 where the operator's exchange is not for so many ranks.
+        Sh2genError: S006 where the operator's exchange is not for so many ranks.
     """
     assert spec.context is not None
-    exchange = exchange_of(spec, plan)
-    other = "state" if spec.filter.kind is FilterKind.MODAL else "halo"
-    serves = f"`exchange: {other}` serves any number"
-    groups, least = 2, ranks
     past = (spec.filter.length or 1) + spec.lag
-    ragged = 2 * ranks * past + 1
-    if exchange is Exchange.P2P_FFT:
-        chunks = ranks * (1 + (spec.context.sharding is Sharding.ZIGZAG))
-        if ranks & (ranks - 1):
-            raise Sh2genError(
-                "C006",
-                f"exchange p2p_fft over {ranks} ranks, which are no power of 2",
-                help=serves,
-            )
-        least, ragged = chunks, chunks * (past + 1)
-    elif exchange in WHOLE and spec.filter.groups > 1:
-        groups = spec.context.segments * ranks
-        if spec.filter.groups % ranks:
-            problem = f"exchange {exchange} over {ranks} ranks, which do not divide "
-            raise Sh2genError("C006", f"{problem}{spec.filter.groups} groups", help=serves)
-    split = dataclasses.replace(spec.context, exchange=exchange)  # of a miniature too
-    spec = dataclasses.replace(spec, context=split)
+    lengths = (ranks, 2 * ranks * past + 1, 4 * ranks * past)
+    context = dataclasses.replace(spec.context, ranks=ranks)
+    workloads = spec.workloads
+    if context.exchange is Exchange.P2P_FFT:  # whole chunks
+        lengths = (2 * ranks, 2 * ranks * (past + 1), 4 * ranks * past)
+        workloads = tuple(Workload(batch=1, length=length) for length in lengths)
+    spec = dataclasses.replace(spec, context=context, workloads=workloads)
+    exchange = exchange_of(spec, plan)
+    groups = context.segments * ranks if exchange in WHOLE else 2
+    if exchange in WHOLE:  # of a miniature too
+        spec = dataclasses.replace(spec, context=dataclasses.replace(context, exchange=exchange))
     small, path = _miniature_file(spec, plan, folder, groups=groups)
     return VerificationStep(
         label=f"plain PyTorch over {ranks} ranks, {small.channels} channels",
@@ -253,7 +242,7 @@ def ranks_check(spec: OpSpec, plan: Plan, folder: Path, ranks: int) -> Verificat
         runner=OperatorRunner(Operator(path), "eager", ranks),
         dtype=torch.float32,
         device="cpu",
-        shapes=tuple((2, length) for length in (least, ragged, 4 * ranks * past)),
+        shapes=tuple((2, length) for length in lengths),
         properties=("ranks",),
     )
 

@@ -195,6 +195,17 @@ def steps_of(rows, block, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
+def add_steps(rows, steps, block, M: tl.constexpr, N: tl.constexpr):
+    """Add [8 N] to the steps of one block of a tile: the adjoint of steps_of."""
+    own = tl.arange(0, M)[:, None] == block
+    added = vector_rows(tl.where(own, steps[None, :], 0.0), M, N)
+    out = ()
+    for r in tl.static_range(len(rows)):
+        out = out + (rows[r] + added[r],)
+    return out
+
+
+@triton.jit
 def state_of(states, block, MODES: tl.constexpr, M: tl.constexpr):
     """The state before one block of a tile, [MODES], from those before all of them."""
     group = tl.arange(0, M // 8)[None, :]
@@ -264,10 +275,9 @@ def join_adjoint(state, there, steps, a, ends, COUNT: tl.constexpr, MODES: tl.co
     """Add the gradient of the last state, where it is `there`, to adjoint states so many steps
     before the end.
     """
-    mode = tl.arange(0, MODES)[:, None]
-    grad = tl.load(ends.leaving_ptr + mode, mask=mode < COUNT, other=0.0)
-    decayed = grad * tl.exp(a[:, None] * tl.maximum(steps - 1, 0))
-    return state + tl.where(there, decayed, 0.0)
+    decayed = tl.exp(a[:, None] * tl.maximum(steps - 1, 0))
+    joined = last_gradient(ends, COUNT, MODES)[:, None] * decayed
+    return state + tl.where(there, joined, 0.0)
 
 
 @triton.jit
@@ -305,12 +315,7 @@ def leave_adjoint(
     if closes:
         _, weight = to_the_end(modes.poles, left, N * 8)
         given = tl.sum(last_gradient(ends, COUNT, MODES)[:, None] * weight, 0)
-        own = tl.arange(0, M)[:, None] == block
-        added = vector_rows(tl.where(own, given[None, :], 0.0), M, N)
-        out = ()
-        for r in tl.static_range(len(rows)):
-            out = out + (rows[r] + added[r],)
-        rows = out
+        rows = add_steps(rows, given, block, M, N)
     return rows
 
 

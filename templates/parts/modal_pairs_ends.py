@@ -3,19 +3,15 @@
 import triton
 import triton.language as tl
 
-from templates.parts.channels_first import vector_rows
-from templates.parts.modal_ends import ending, keep_state, state_of, steps_of
+from templates.parts.modal_ends import add_steps, ending, keep_state, state_of, steps_of
 from templates.parts.modal_pairs import (
     chosen,
     decay_by,
     exponential,
-    operand_states,
     passed_on,
     plus,
-    scan_adjoint,
     times,
 )
-from templates.parts.toeplitz import product
 
 
 @triton.jit
@@ -97,29 +93,6 @@ def join_adjoint(state, there, steps, a, ends, COUNT: tl.constexpr, MODES: tl.co
 
 
 @triton.jit
-def states_to_end(
-    block, modes, state, tile, ends,
-    COUNT: tl.constexpr, MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """`states_to_end` of modal_ends.py, of COUNT / 2 complex numbers."""
-    starts = product((block,), modes.to_start, tl.zeros((M, MODES), tl.float32), 1, PRECISION)
-    found, state = scan_adjoint(starts, modes.scan, state, MODES, M)
-    steps = tile.write_end - tile.earliest
-    if steps <= M * BLOCK_T:
-        group = tl.arange(0, M // 8)[None, :]
-        joined = ()
-        for p in tl.static_range(8):
-            ahead = steps - (8 * group + (p + 1)) * BLOCK_T
-            joined = joined + (
-                join_adjoint(found[p], ahead > 0, ahead, modes.poles, ends, COUNT, MODES),
-            )
-        found = joined
-        state = join_adjoint(state, True, steps, modes.poles, ends, COUNT, MODES)
-    return operand_states(found, MODES, M, OPERAND, PRECISION), state
-
-
-@triton.jit
 def leave_adjoint(
     rows, modes, tile, ends, COUNT: tl.constexpr, MODES: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr,
@@ -129,12 +102,7 @@ def leave_adjoint(
     if closes:
         _, weight = to_the_end(modes.poles, left, N * 8)
         given = tl.sum(times(last_gradient(ends, COUNT, MODES), weight)[0], 0)
-        own = tl.arange(0, M)[:, None] == block
-        added = vector_rows(tl.where(own, given[None, :], 0.0), M, N)
-        out = ()
-        for r in tl.static_range(len(rows)):
-            out = out + (rows[r] + added[r],)
-        rows = out
+        rows = add_steps(rows, given, block, M, N)
     return rows
 
 
