@@ -174,14 +174,15 @@ def _over_ranks(spec: Any, plan: Any, gpu: Any) -> list[dict[str, Any]]:
     from sh2gen.cost.ranks import exchanges
     from sh2gen.emit.ranks import by_kernels, exchange_of
     from sh2gen.lower import plans
-    from sh2gen.spec.language import Exchange
+    from sh2gen.spec.language import ContextSpec
 
     if spec.context is None or plan is None:
         return []
     longest = max(spec.workloads, key=lambda w: w.length)
     context = spec.context
     # Each with the plan that it has: some exchanges are not for kernels.
-    other = replace(spec, context=replace(context, exchange=Exchange.AUTO, segments=4))
+    auto = ContextSpec(ranks=context.ranks, sharding=context.sharding)
+    other = replace(spec, context=auto)
     served = next((p for p in plans(other) if p.kernels), plan)
     by, kernels = by_kernels(other, served), bool(served.kernels)
     found = exchanges(spec, longest, gpu, context.ranks, context.sharding, by, kernels)
