@@ -8,7 +8,7 @@ each, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: a6801ddc907c4e87ba1d07d642b4c3daa57687e1953e27786c55f29d472fd9cf
+sha256, with zeros here: 7b66c0789f035de4a362fa51bd1032a381adbb2f8fdcf271b1cad585ae6ff4e2
 """
 
 import threading
@@ -253,8 +253,8 @@ def look_ahead(
 
 
 @triton.jit
-def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
-    """[BLOCK_D, N * 8] -> its eight phases, each a float32 row [BLOCK_D, N]."""
+def vector_phases(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
+    """[BLOCK_D, N * 8] -> its eight phases, a row [BLOCK_D, N] each."""
     even, odd = tl.split(tl.reshape(x, (BLOCK_D, N * 4, 2)))
     x04, x26 = tl.split(tl.reshape(even, (BLOCK_D, N * 2, 2)))
     x15, x37 = tl.split(tl.reshape(odd, (BLOCK_D, N * 2, 2)))
@@ -262,7 +262,13 @@ def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
     x1, x5 = tl.split(tl.reshape(x15, (BLOCK_D, N, 2)))
     x2, x6 = tl.split(tl.reshape(x26, (BLOCK_D, N, 2)))
     x3, x7 = tl.split(tl.reshape(x37, (BLOCK_D, N, 2)))
-    rows = (x0, x1, x2, x3, x4, x5, x6, x7)
+    return x0, x1, x2, x3, x4, x5, x6, x7
+
+
+@triton.jit
+def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
+    """`vector_phases` in float32."""
+    rows = vector_phases(x, BLOCK_D, N)
     out = ()
     for r in tl.static_range(8):
         out = out + (rows[r].to(tl.float32),)
@@ -2226,7 +2232,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_b0b18b52"
+    name = unique = "conv_512_83057bd4"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: ae3a585e2caa0b25eccbe597aa2c48d889b0477fd67d0f6cb92a1771d9b34426
+sha256, with zeros here: 13d7f3efa14ca3140f815ac30d6d5da76a0276e1206c694e9169fd12fd8f7d7a
 """
 
 import threading
@@ -371,8 +371,8 @@ def halves(x, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
-    """[BLOCK_D, N * 8] -> its eight phases, each a float32 row [BLOCK_D, N]."""
+def vector_phases(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
+    """[BLOCK_D, N * 8] -> its eight phases, a row [BLOCK_D, N] each."""
     even, odd = tl.split(tl.reshape(x, (BLOCK_D, N * 4, 2)))
     x04, x26 = tl.split(tl.reshape(even, (BLOCK_D, N * 2, 2)))
     x15, x37 = tl.split(tl.reshape(odd, (BLOCK_D, N * 2, 2)))
@@ -380,7 +380,13 @@ def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
     x1, x5 = tl.split(tl.reshape(x15, (BLOCK_D, N, 2)))
     x2, x6 = tl.split(tl.reshape(x26, (BLOCK_D, N, 2)))
     x3, x7 = tl.split(tl.reshape(x37, (BLOCK_D, N, 2)))
-    rows = (x0, x1, x2, x3, x4, x5, x6, x7)
+    return x0, x1, x2, x3, x4, x5, x6, x7
+
+
+@triton.jit
+def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
+    """`vector_phases` in float32."""
+    rows = vector_phases(x, BLOCK_D, N)
     out = ()
     for r in tl.static_range(8):
         out = out + (rows[r].to(tl.float32),)
@@ -3088,7 +3094,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_375e0096"
+    name = unique = "hyena_li_a46a8e0d"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

@@ -9,7 +9,7 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 4107312f9025c4bed7a457186ef473f036ae65b9b3acde0f9b7d710f5a78bf5e
+sha256, with zeros here: cc1168a3df6c657e2bb03f39a19f13a7594de6c5b75358bb0b9d76b9e6fafa6f
 """
 
 import math
@@ -309,8 +309,8 @@ def look_ahead(
 
 
 @triton.jit
-def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
-    """[BLOCK_D, N * 8] -> its eight phases, each a float32 row [BLOCK_D, N]."""
+def vector_phases(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
+    """[BLOCK_D, N * 8] -> its eight phases, a row [BLOCK_D, N] each."""
     even, odd = tl.split(tl.reshape(x, (BLOCK_D, N * 4, 2)))
     x04, x26 = tl.split(tl.reshape(even, (BLOCK_D, N * 2, 2)))
     x15, x37 = tl.split(tl.reshape(odd, (BLOCK_D, N * 2, 2)))
@@ -318,7 +318,13 @@ def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
     x1, x5 = tl.split(tl.reshape(x15, (BLOCK_D, N, 2)))
     x2, x6 = tl.split(tl.reshape(x26, (BLOCK_D, N, 2)))
     x3, x7 = tl.split(tl.reshape(x37, (BLOCK_D, N, 2)))
-    rows = (x0, x1, x2, x3, x4, x5, x6, x7)
+    return x0, x1, x2, x3, x4, x5, x6, x7
+
+
+@triton.jit
+def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
+    """`vector_phases` in float32."""
+    rows = vector_phases(x, BLOCK_D, N)
     out = ()
     for r in tl.static_range(8):
         out = out + (rows[r].to(tl.float32),)
@@ -3093,7 +3099,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_78cc8dc5"
+    name = unique = "hyena_mr_cf3cca3f"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1
@@ -3244,13 +3250,13 @@ def backward_fake(
 def save(ctx, inputs, output) -> None:
     """What backward needs: every argument."""
     ctx.save_for_backward(*inputs[:-2])
-    ctx.ladder = inputs[-2:]
+    ctx.numbers = inputs[-2:]
 
 
 def differentiate(ctx, dy):
     """Gradients of every argument of forward_op."""
     refuse_batched(dy)
-    gradients = backward_op(dy, *ctx.saved_tensors, *ctx.ladder)
+    gradients = backward_op(dy, *ctx.saved_tensors, *ctx.numbers)
     given_inputs = len(gradients) - 3
     absent = [None] * (len(INPUTS) - given_inputs)
     return *gradients[:given_inputs], *absent, *gradients[given_inputs:], None, None

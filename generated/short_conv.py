@@ -8,7 +8,7 @@ each, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 177ef1c890d2eae42e40c459723f4a1a0ad44413ecd513e6e0547de3d12983e4
+sha256, with zeros here: 96d8b45ecaf1a24e34a9b9b538cd40ec89e5607de568cd880cbb40ced96cd385
 """
 
 import threading
@@ -305,8 +305,8 @@ def store_partial(ptr, first, total, channel, channel_mask, CHANNELS: tl.constex
 
 
 @triton.jit
-def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
-    """[BLOCK_D, N * 8] -> its eight phases, each a float32 row [BLOCK_D, N]."""
+def vector_phases(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
+    """[BLOCK_D, N * 8] -> its eight phases, a row [BLOCK_D, N] each."""
     even, odd = tl.split(tl.reshape(x, (BLOCK_D, N * 4, 2)))
     x04, x26 = tl.split(tl.reshape(even, (BLOCK_D, N * 2, 2)))
     x15, x37 = tl.split(tl.reshape(odd, (BLOCK_D, N * 2, 2)))
@@ -314,7 +314,13 @@ def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
     x1, x5 = tl.split(tl.reshape(x15, (BLOCK_D, N, 2)))
     x2, x6 = tl.split(tl.reshape(x26, (BLOCK_D, N, 2)))
     x3, x7 = tl.split(tl.reshape(x37, (BLOCK_D, N, 2)))
-    rows = (x0, x1, x2, x3, x4, x5, x6, x7)
+    return x0, x1, x2, x3, x4, x5, x6, x7
+
+
+@triton.jit
+def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
+    """`vector_phases` in float32."""
+    rows = vector_phases(x, BLOCK_D, N)
     out = ()
     for r in tl.static_range(8):
         out = out + (rows[r].to(tl.float32),)
@@ -1403,7 +1409,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_c17035c2"
+    name = unique = "short_conv_dcbd87af"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sh2gen.api.operator import operator
     from sh2gen.api.tune import tune
     from sh2gen.base.errors import CheckFailed, Sh2genError
+    from sh2gen.runtime.documents import cu_seqlens_of, cu_seqlens_of_mask
     from sh2gen.runtime.operator import Operator
     from sh2gen.spec.decode import load_spec, parse_spec
     from sh2gen.spec.operator import OpSpec
@@ -34,6 +35,8 @@ __all__ = [
     "Operator",
     "Sh2genError",
     "compile",
+    "cu_seqlens_of",
+    "cu_seqlens_of_mask",
     "load",
     "load_spec",
     "operator",
@@ -48,6 +51,8 @@ _HOMES = {  # imported when they are first asked for: torch takes two seconds
     "Operator": "runtime.operator",
     "Sh2genError": "base.errors",
     "compile": "api.compile",
+    "cu_seqlens_of": "runtime.documents",
+    "cu_seqlens_of_mask": "runtime.documents",
     "load": "api.load",
     "load_spec": "spec.decode",
     "operator": "api.operator",

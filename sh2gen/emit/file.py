@@ -13,10 +13,10 @@ from sh2gen.emit.launchers import launchers, state_of
 from sh2gen.emit.parts import GEOMETRY, closure, part, texts
 from sh2gen.emit.text import filled, kernel, literal
 from sh2gen.emit.words import class_name, filter_size, formula, meaning, packing, summary
-from sh2gen.plan.geometry import LEAVE_CONFIG, counted_together
+from sh2gen.plan.geometry import LEAVE_CONFIG, POSITIONS_CONFIG, counted_together
 from sh2gen.plan.plan import EagerConv, Plan
 from sh2gen.plan.values import Layout
-from sh2gen.spec.language import FilterKind, Parametrisation, TapOrder
+from sh2gen.spec.language import FilterKind, Parametrisation, Sequences, TapOrder
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import known
 
@@ -105,6 +105,8 @@ def _header(spec: OpSpec, plan: Plan) -> str:
             ("SUMS", literal({"num_warps": kernels.WARPS}, 0), "config of what adds sums"),
             ("LAUNCHES", "threading.local()", "those that a thread wants noted"),
         ]
+    if plan.kernels and spec.sequences is Sequences.PACKED:
+        constants.append(("POSITIONS", literal(POSITIONS_CONFIG, 0), "config of what finds them"))
     if plan.leave is not None:
         constants.append(("LEAVE", literal(LEAVE_CONFIG, 0), "config of what leaves a past"))
     if plan.kernels:
@@ -260,6 +262,8 @@ def _operator(spec: OpSpec, plan: Plan, library: str) -> list[str]:
     found = [_banner("The operator: torch.library ops, autograd, checks, functions and module")]
     found.append(filled("sections/library_name.py.j2", library_name=library))
     found += texts("library")
+    if spec.sequences is Sequences.PACKED:
+        found.append(filled("sections/documents.py.j2", **context))
     stateful = spec.state is not None and plan.states
     if spec.state is None or plan.kernels:
         found.append(filled(f"sections/library{'_state' * stateful}.py.j2", **context))
@@ -306,7 +310,12 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     n, shape = len(spec.inputs), _shape(plan)
     x, parameters = spec.inputs[0], [p.name for p in spec.parameters]
     saved = [*plan.saved, *(["states"] if plan.states else [])]
-    past = [] if plan.states else state_of(spec, plan)
+    packed = spec.sequences is Sequences.PACKED
+    past = [] if plan.states and not packed else state_of(spec, plan)
+    numbers = eager.ladder(spec)
+    if packed and not plan.kernels:
+        past, numbers = ["cu_seqlens"], [*numbers, "max_length: int"]
+    number_names = "".join(f", {n.split(':')[0]}" for n in numbers)
     modal = spec.filter.kind is FilterKind.MODAL
     enters = spec.state is not None and spec.state.initial
     leaves = spec.state is not None and spec.state.final
@@ -315,6 +324,7 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     ladder = {"first_group": ("int", 0), "groups_in_all": ("int | None", None)} if decays else {}
     ladder_arguments = [f"{n}: {kind} = {default}" for n, (kind, default) in ladder.items()]
     state_argument = f", state: {name}State | None = None" if enters else ""
+    state_argument += _documents(spec, plan)["documents_taken"]
     slices = (
         [
             ("first_group", "which group of the ladder of decays the first one here is"),
@@ -335,6 +345,7 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
             "of the sequence before these steps, as a call returned it; absent: it begins here"
         )
         docs.append(("state", before))
+    docs += _documents(spec, plan)["documents_docs"]
     return {
         "op": spec.op,
         "class_name": name,
@@ -345,6 +356,10 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "op_arguments": [f"{x}: Tensor", *(f"{name}: Tensor | None" for name in spec.inputs[1:])]
         + [f"{name}: Tensor" for name in (*parameters, *past)],
         "past": past,
+        "numbers": numbers,
+        "number_names": number_names,
+        "documents": packed,
+        **_documents(spec, plan),
         "past_passed": f", state=[{', '.join(past)}]" if past else "",
         "past_state": spec.state is not None and not modal,
         "stateful": spec.state is not None,
@@ -389,9 +404,45 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "decay_defaults": tuple((n, default) for n, (_, default) in ladder.items()),
         "inits": [(p.name, p.init) for p in spec.parameters],
         "module_arguments": ", state=state" * enters
+        + _documents(spec, plan)["documents_given"]
         + "".join(f", {name}=self.{name}" for name in ladder),
         "ranks": spec.context is not None,
         "decode_ladder": "".join(f", {name}=self.{name}" for name in ladder),
+    }
+
+
+def _documents(spec: OpSpec, plan: Plan) -> dict[str, Any]:
+    """What sections say of rows that hold documents: what calls take, and pass on."""
+    if spec.sequences is Sequences.DENSE:
+        given = ("documents_taken", "documents_given", "documents_passed", "documents_rows")
+        return dict.fromkeys(given, "") | {"documents_docs": []}
+    cu_seqlens = (
+        "(documents + 1) int32 or int64, 0 and where each document of the one row ends, on its "
+        "device; as many numbers as you like may repeat the last; absent: every row is one"
+    )
+    docs = [("cu_seqlens", cu_seqlens)]
+    if plan.kernels:
+        return {
+            "documents_taken": ", cu_seqlens: Tensor | None = None",
+            "documents_given": ", cu_seqlens=cu_seqlens",
+            "documents_passed": ", position",
+            "documents_rows": ", positions_of(own[0], None)",
+            "documents_arguments": "position: Tensor",
+            "documents_names": "position",
+            "documents_docs": docs,
+        }
+    longest = (
+        "steps of the longest document, or more; absent: it is read from cu_seqlens, for which a "
+        "GPU is waited for; of longer ones y is 0 beyond"
+    )
+    return {
+        "documents_taken": ", cu_seqlens: Tensor | None = None, max_length: int | None = None",
+        "documents_given": ", cu_seqlens=cu_seqlens, max_length=max_length",
+        "documents_passed": ", cu_seqlens, max_length",
+        "documents_rows": ", *documents_of_call(own[0], None, None)",
+        "documents_arguments": "cu_seqlens: Tensor, max_length: int",
+        "documents_names": "cu_seqlens, max_length",
+        "documents_docs": [*docs, ("max_length", longest)],
     }
 
 
@@ -446,6 +497,8 @@ def _body(spec: OpSpec, plan: Plan, ladder: str) -> list[str]:
     x, inputs = spec.inputs[0], ", ".join(spec.inputs)
     parameters = f"[{', '.join(p.name for p in spec.parameters)}]"
     needs = _needs(plan, x, ladder)
+    if spec.sequences is Sequences.PACKED:
+        return [*needs, *_packed_call(plan, x, f"[{inputs}]", parameters, ladder)]
     if spec.state is None:
         return [*needs, f"return run_op([{inputs}], {parameters}{ladder})"]
     lines = [*needs, f"inputs, parameters = [{inputs}], {parameters}"]
@@ -505,11 +558,27 @@ def _modes_lines(spec: OpSpec, plan: Plan) -> list[str]:
 def _packed_lines(spec: OpSpec, plan: Plan, ladder: str, passed: str) -> list[str]:
     """What a call of packed features does after its checks."""
     names = ", ".join(p.name for p in spec.parameters)
+    if spec.sequences is Sequences.PACKED:
+        needs = _needs(plan, "features", ladder)
+        return [*needs, *_packed_call(plan, "features", "[features]", f"[{names}]", ladder)]
     if spec.state is None:
         needs = _needs(plan, "features", ladder)
         return [*needs, f"return run_op([features], [{names}]{ladder})"]
     state = ", state=state" * spec.state.initial
     return [f"return {spec.op}(*unpack([features]), {names}{state}{passed})"]
+
+
+def _packed_call(plan: Plan, x: str, inputs: str, parameters: str, ladder: str) -> list[str]:
+    """What a call of rows that hold documents does."""
+    lines = ["if cu_seqlens is not None:", f"    check_documents({x}, cu_seqlens)"]
+    if plan.kernels:
+        lines.append(f"position = positions_of({x}, cu_seqlens)")
+        return [*lines, f"return run_op({inputs}, {parameters}, position{ladder})"]
+    return [
+        *lines,
+        f"borders, longest = documents_of_call({x}, cu_seqlens, max_length)",
+        f"return run_op({inputs}, {parameters}, borders, longest{ladder})",
+    ]
 
 
 def _needs(plan: Plan, x: str, ladder: str) -> list[str]:

@@ -12,8 +12,10 @@ from sh2gen.emit.sm90 import helper_names, phased_kernel
 from sh2gen.emit.statements import carried, helpers, lines, text, together
 from sh2gen.emit.words import formula
 from sh2gen.plan.arguments import Argument, Of
+from sh2gen.plan.documents import of_one_document
 from sh2gen.plan.geometry import (
     LEAVE_CONFIG,
+    POSITIONS_CONFIG,
     counted_together,
     may_split,
     shared_channels,
@@ -27,7 +29,7 @@ from sh2gen.plan.source import KernelSource
 from sh2gen.plan.statements import Statement
 from sh2gen.plan.values import Rows, Scope
 from sh2gen.schedule.config import Schedule, launch_config
-from sh2gen.spec.language import DType, Precision
+from sh2gen.spec.language import DType, Precision, Sequences
 from sh2gen.spec.operator import OpSpec
 
 _TRITON = {DType.BFLOAT16: "bf16", DType.FLOAT16: "fp16", DType.FLOAT32: "fp32"}
@@ -39,6 +41,22 @@ OPTIONS = ("num_warps", "num_stages", "maxnreg")
 WARPS = 4
 _CONSTEXPR = {"triton": "tl.constexpr", "gluon": "gl.constexpr"}
 _WIDE = 94  # columns of a line of constants
+_POSITIONS = KernelSource(
+    name="find_positions",
+    role=Role.FORWARD,
+    signature=(
+        ("cu_seqlens_ptr", "*i32"),
+        ("position_ptr", "*i16"),
+        *((name, "i32") for name in ("documents", "rounds", "steps")),
+    ),
+    constants=(("BLOCK", POSITIONS_CONFIG["BLOCK"]),),
+    divisible=("cu_seqlens_ptr", "position_ptr"),
+    unaligned_keeps=("position_ptr",),
+    unaligned_constants=(),
+    num_warps=POSITIONS_CONFIG["num_warps"],
+    num_stages=3,
+    maxnreg=None,
+)
 
 
 # ------------------------------------------------------------------------------------------- texts
@@ -61,6 +79,14 @@ def helpers_of(spec: OpSpec, plan: Plan) -> list[tuple[tuple[str, ...], set[str]
         wanted |= {"Split", *["Ends"] * (spec.state is not None)}
     for kernel in (*plan.kernels, *plan.first_kernels, *plan.split_kernels):
         wanted |= helpers(kernel.program, _scope(spec, kernel))
+        if spec.sequences is Sequences.PACKED and kernel.skeleton == "tile":
+            whole = of_one_document(kernel.program.body)
+            wanted |= helpers(
+                dataclasses.replace(kernel.program, body=whole), _scope(spec, kernel)
+            )
+            wanted.add("is_whole")
+    if spec.sequences is Sequences.PACKED:
+        wanted.add("find_positions")
     if plan.joined:
         wanted.add("join_splits")
     found = [(plan.kernels[0].parts, wanted)]
@@ -157,6 +183,9 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: Kernel) -> dict[str, Any]:
         "carried": loads,
         "warmup": printed(program.warmup),
         "body": printed(program.body),
+        "documents": spec.sequences is Sequences.PACKED,
+        "whole_body": printed(of_one_document(program.body)),
+        "reach": program.reach,
         "resets": printed(program.totals),
         "epilogue": printed(
             together(program.epilogue) if kernel.skeleton == "recurrence" else program.epilogue
@@ -262,6 +291,8 @@ def kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kernel
         found.append(_source(spec, plan.step.name, Role.DECODE, plan.step.arguments, config))
     for kernel in plan.past:
         found.append(_source(spec, kernel.name, Role.DECODE, kernel.arguments, LEAVE_CONFIG))
+    if spec.sequences is Sequences.PACKED and plan.kernels:
+        found.append(_POSITIONS)
     return tuple(found)
 
 
@@ -314,12 +345,12 @@ def _source(
     known = {"CHANNELS": spec.channels, "WIDTH": spec.group_width}
     if "BLOCK_D" in config:
         known["SHARE"] = shared_channels(spec.group_width, config)
-    if "PROGRAMS" in config:
+    if "PROGRAMS" in config and spec.sequences is Sequences.DENSE:
         known["SPLIT"] = may_split(spec.channels, config)
     signature: list[tuple[str, str]] = []
     for a in arguments:
         kind = io if a.io else "*fp32"
-        kind = "*i32" if a.of is Of.INDEX else kind
+        kind = {Of.INDEX: "*i32", Of.POSITIONS: "*i16"}.get(a.of, kind)
         for n in a.names if a.of is not Of.CONSTANT else ():
             signature.append((n, kind if n.endswith("_ptr") else "i64" if a.wide else "i32"))
     constants = {

@@ -23,6 +23,7 @@ from sh2gen.plan.actions import (
 from sh2gen.plan.arguments import Argument, Of
 from sh2gen.plan.kernel import Kernel, Role
 from sh2gen.plan.plan import Plan
+from sh2gen.spec.language import Sequences
 from sh2gen.spec.operator import OpSpec
 
 _INDENT = "    "
@@ -49,7 +50,9 @@ def call(function: str, arguments: Iterable[str], result: str = "") -> list[str]
 
 
 def state_of(spec: OpSpec, plan: Plan) -> list[str]:
-    """What kernels take of a state that a call begins with, in order."""
+    """What kernels take of a state that a call begins with, in order; or of documents."""
+    if spec.sequences is Sequences.PACKED:
+        return ["position"]
     if spec.state is None:
         return []
     if plan.states:
@@ -98,7 +101,7 @@ class _Launcher:
         self.x = spec.inputs[0]
         self.parameters = [p.name for p in spec.parameters]
         # A recurrence needs what is before its first step: it computes whole sequences.
-        self.ranges = not plan.states
+        self.ranges = not plan.states and spec.sequences is Sequences.DENSE
         self.stored = (*plan.saved, *["states"] * plan.states)
         self.state = state_of(spec, plan)
         self.given = self._given()
@@ -426,7 +429,7 @@ class _Launcher:
                     found.append(f"{a.name}[{a.name}_first:]")
                 case Of.PARAMETER | Of.PARTIAL:
                     found.append(a.name)
-                case Of.STATE | Of.INDEX:
+                case Of.STATE | Of.INDEX | Of.POSITIONS:
                     found.append("split_sums" if split and a.name == "states" else a.name)
                 case Of.SIZE if a.name == "read_begin":
                     found.append("*bounds")

@@ -10,6 +10,7 @@ layout in memory.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -43,6 +44,7 @@ def reference(
     absolute: bool = False,
     groups: Sequence[int] | None = None,
     left_context: Mapping[str, Tensor] | None = None,
+    ends: Sequence[int] | None = None,
 ) -> Tensor:
     """The output of the operator in float64, differentiable by autograd.
 
@@ -58,6 +60,8 @@ def reference(
         groups: the tensors hold only the channels of these filter groups, in this order, as
             `sample_groups` cuts them out.
         left_context: every input name -> (B, D, P), the P samples before `inputs`; absent: zeros.
+        ends: the steps behind the documents that rows hold, one after another, from step 0 to L;
+            absent: each row is one.
 
     Returns:
         y (B, D, L), float64, where D counts the channels of `groups`.
@@ -75,7 +79,7 @@ def reference(
     params = {name: p.to(torch.float64) for name, p in parameters.items()}
     if absolute:
         acts, params = _magnitudes(acts), _magnitudes(params)
-    return _operator(spec, acts, params, method, absolute, groups)[..., past:]
+    return _documents(spec, acts, params, method, absolute, groups, ends)[..., past:]
 
 
 def reference_gradients(
@@ -87,6 +91,7 @@ def reference_gradients(
     method: Method = "fft",
     absolute: bool = False,
     groups: Sequence[int] | None = None,
+    ends: Sequence[int] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The output, and the gradient of <y, dy> by every input and parameter, in float64.
 
@@ -94,7 +99,7 @@ def reference_gradients(
         dy: (B, D, L), the gradient that arrives from above.
         absolute: sums of absolute values instead, the scale of the rounding errors in each
             element of the output and of the gradients.
-        inputs, parameters, method, groups: as in `reference`.
+        inputs, parameters, method, groups, ends: as in `reference`.
 
     Returns:
         y (B, D, L), and name -> gradient, in the shape of that input or parameter.
@@ -115,7 +120,7 @@ def reference_gradients(
     with torch.enable_grad():
         for leaf in leaves.values():
             leaf.requires_grad_()
-        y = _operator(spec, acts, params, method, absolute, groups)
+        y = _documents(spec, acts, params, method, absolute, groups, ends)
         grads = torch.autograd.grad(y, list(leaves.values()), above)
     named = dict(zip(leaves, grads, strict=True))
     if absolute:  # the derivative by a pole is negative throughout
@@ -213,6 +218,28 @@ def decayed_filter(spec: OpSpec, hhat: Tensor, *, groups: Sequence[int] | None =
     tau = torch.linspace(0, 1, decay.cache_length, dtype=f64, device=device)[: hhat.shape[1]]
     envelope = torch.exp(-alpha[:, None] * tau)  # (G, K), lag 0 first
     return hhat * _lag_first(envelope, spec.filter.taps).to(hhat.dtype)
+
+
+def _documents(
+    spec: OpSpec,
+    acts: dict[str, Tensor],
+    params: dict[str, Tensor],
+    method: Method,
+    absolute: bool,
+    groups: Sequence[int],
+    ends: Sequence[int] | None,
+) -> Tensor:
+    """`_operator` of each document alone."""
+    if ends is None:
+        return _operator(spec, acts, params, method, absolute, groups)
+    parts = [
+        _operator(
+            spec, {n: x[..., begin:end] for n, x in acts.items()}, params, method, absolute, groups
+        )
+        for begin, end in itertools.pairwise((0, *ends))
+        if end > begin
+    ]
+    return torch.cat(parts, -1)
 
 
 def _operator(

@@ -16,12 +16,13 @@ from sh2gen.lower.rows import layouts, pasts, tile_program
 from sh2gen.lower.step import step_kernel
 from sh2gen.lower.verdict import Verdict, later_fields
 from sh2gen.plan.arguments import tile_arguments
+from sh2gen.plan.documents import of_documents
 from sh2gen.plan.geometry import first_config, tile_grid
 from sh2gen.plan.kernel import Kernel, Role
 from sh2gen.plan.plan import EagerConv, Plan
 from sh2gen.plan.program import TileProgram
 from sh2gen.plan.values import Layout
-from sh2gen.spec.language import FilterKind, Precision
+from sh2gen.spec.language import FilterKind, Precision, Sequences
 from sh2gen.spec.operator import OpSpec
 
 MAX_TAPS = 16  # beyond this the windows of backward no longer fit into 255 registers a thread
@@ -69,6 +70,9 @@ def _plan(spec: OpSpec, layout: Layout, saved: tuple[str, ...]) -> Plan:
     before = pasts(spec, graph)
     parts += ("past_last" if layout is Layout.BLD else "past",) * bool(before)
     results = {"y": graph.outputs[0], **{name: name for name in saved}}
+    packed = spec.sequences is Sequences.PACKED
+    if packed:
+        parts = (*["positions_last"] * (layout is Layout.BLD), *parts, "documents")
     forward, _ = tile_program(graph, results)
     gradients = dict(
         zip((f"d_{name}" for name in spec.inputs), backward_graph.outputs, strict=False)
@@ -82,7 +86,7 @@ def _plan(spec: OpSpec, layout: Layout, saved: tuple[str, ...]) -> Plan:
             role=role,
             skeleton="tile",
             parts=parts,
-            program=program,
+            program=of_documents(program) if packed else program,
             arguments=tile_arguments(spec, program, backward=role is Role.BACKWARD, hinted=hinted),
             grid=tile_grid,
             hinted=hinted,

@@ -41,6 +41,7 @@ from sh2gen.plan.actions import (
 )
 from sh2gen.plan.arguments import join_arguments, walk_arguments
 from sh2gen.plan.blocks import Recall
+from sh2gen.plan.documents import of_documents
 from sh2gen.plan.edges import (
     Edge,
     EnterGradient,
@@ -51,7 +52,7 @@ from sh2gen.plan.edges import (
     LeaveRows,
     LeaveState,
 )
-from sh2gen.plan.geometry import walk_grid
+from sh2gen.plan.geometry import row_grid, walk_grid
 from sh2gen.plan.kernel import Kernel, Reduction, Role
 from sh2gen.plan.modes import (
     Blocks,
@@ -83,7 +84,7 @@ from sh2gen.plan.statements import (
 )
 from sh2gen.plan.values import BLOCK, Layout, Operand
 from sh2gen.schedule.facts import tap_terms
-from sh2gen.spec.language import Activation, Activations, FilterKind
+from sh2gen.spec.language import Activation, Activations, FilterKind, Sequences
 from sh2gen.spec.operator import OpSpec
 
 MAX_STATE = 64  # numbers, of which tables and accumulators live in shared memory and registers
@@ -120,6 +121,10 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
     backward_graph = adjoint(graph)
     given = spec.state is not None  # a call takes and gives the state at the ends
     own = ("modal_pairs", "modal_pairs_ends", "modal") if spec.filter.pairs else ("modal",)
+    packed = spec.sequences is Sequences.PACKED
+    if packed:
+        pairs = ("modal_pairs_documents",) * spec.filter.pairs
+        own = (*pairs, "modal_documents", *own, "documents")
     parts = (*own, "modal_rows", "modal_ends", "rows", "toeplitz", "channels_first", "trained")
     names = (f"d_{name}" for name in spec.inputs)
     backward, reductions = _backward(
@@ -132,7 +137,7 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
             role=role,
             skeleton="recurrence",
             parts=parts,
-            program=program,
+            program=of_documents(program) if packed else program,
             arguments=walk_arguments(
                 spec,
                 program,
@@ -141,7 +146,7 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
                 parts=any(isinstance(s, Parts) for s in program.body),
                 terms=tap_terms(spec),
             ),
-            grid=walk_grid,
+            grid=row_grid if packed else walk_grid,
             lanes=("H", "M // 2"),
         )
 
@@ -149,9 +154,12 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
 
     def sums(graph: Graph, role: Role, time: int) -> tuple[Action, ...]:
         """What finds, where a sequence is split, what every tile adds to the state."""
+        room = Allocate(names=("split_sums",), room=Room.STATES, when=When.SPLIT)
+        if packed:  # rows of documents are not split
+            return (room,)
         found = kernel(role, _sums(graph, time, given), sums=True)
         return (
-            Allocate(names=("split_sums",), room=Room.STATES, when=When.SPLIT),
+            room,
             Launch(kernel=found, when=When.SPLIT),
         )
 
@@ -183,7 +191,7 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
             *partials(backward_kernel),
             *sums(backward_graph, Role.BACKWARD, -1),
             Launch(kernel=backward_kernel),
-            *([Join(arguments=join_arguments(spec))] if lag else []),
+            *([Join(arguments=join_arguments(spec))] if lag and not packed else []),
             Reduce(reductions=reductions),
             Give(
                 names=("gradients", *["d_history", "d_entry"] * given),

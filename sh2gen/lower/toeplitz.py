@@ -42,6 +42,7 @@ from sh2gen.plan.blocks import (
     ToeplitzGradient,
     ZeroToeplitz,
 )
+from sh2gen.plan.documents import of_documents
 from sh2gen.plan.geometry import sm90_config, sm90_grid, sm90_suits, stream_grid
 from sh2gen.plan.kernel import Kernel, Reduction, Role, Variant
 from sh2gen.plan.phases import phases
@@ -51,7 +52,7 @@ from sh2gen.plan.rings import Past
 from sh2gen.plan.statements import Statement, StoreRows
 from sh2gen.plan.values import BLOCK, Layout, Operand
 from sh2gen.schedule.facts import tap_terms
-from sh2gen.spec.language import Activation, DType, FilterKind
+from sh2gen.spec.language import Activation, DType, FilterKind, Sequences
 from sh2gen.spec.operator import OpSpec
 
 MAX_TAPS = 1024  # every BLOCK_T taps more are one more matrix to keep in shared memory
@@ -97,11 +98,13 @@ def _plan(spec: OpSpec, layout: Layout) -> Plan:
         parts = ("toeplitz", "rows", "axes_last", "channels_first", "trained")
     before = pasts(spec, graph)
     parts += ("past",) * bool(before)
+    packed = spec.sequences is Sequences.PACKED
+    parts += ("toeplitz_documents", "documents") * packed
     names = (f"d_{name}" for name in spec.inputs)
     gradients = dict(zip(names, backward_graph.outputs, strict=False))
     backward, reductions = _backward(backward_graph, gradients, {})
     variants: tuple[Variant, ...] = ()
-    if layout is Layout.BDL and (split := phases(backward)) is not None:
+    if layout is Layout.BDL and not packed and (split := phases(backward)) is not None:
         variants = (
             Variant(
                 name="sm90",
@@ -130,7 +133,7 @@ def _plan(spec: OpSpec, layout: Layout) -> Plan:
             role=role,
             skeleton="stream",
             parts=parts,
-            program=program,
+            program=of_documents(program) if packed else program,
             arguments=stream_arguments(
                 spec, program, backward=role is Role.BACKWARD, terms=tap_terms(spec)
             ),

@@ -40,8 +40,11 @@ def later_fields(spec: OpSpec, by_fft: bool = False) -> Iterator[str]:
             yield "a state keeps the K - 1 steps that matter; leave `state.width` out"
         if spec.state.dtype is not DType.FLOAT32:
             yield "`initial_state` is asked for the dtype of a state; leave `state.dtype` out"
-    if spec.sequences is not Sequences.DENSE:
-        yield "packed sequences have no lowering yet; write `sequences: dense`"
+    if spec.sequences is Sequences.PACKED:
+        if spec.context is not None:
+            yield "packed rows over ranks have no lowering yet; leave `context` out"
+        elif spec.state is not None:
+            yield "states of packed documents have no lowering yet; leave `state` out"
     if spec.context is not None and spec.context.exchange in _WHOLE and not by_fft:
         yield (
             f"exchange {spec.context.exchange} is for `fft` alone: for kernels write `exchange: "

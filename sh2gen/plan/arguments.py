@@ -13,7 +13,7 @@ from sh2gen.plan.rings import RingField, rings
 from sh2gen.plan.statements import Statement
 from sh2gen.plan.step import RingConv
 from sh2gen.plan.values import ladder
-from sh2gen.spec.language import FilterKind, TapOrder
+from sh2gen.spec.language import FilterKind, Sequences, TapOrder
 from sh2gen.spec.operator import OpSpec
 
 
@@ -25,6 +25,7 @@ class Of(StrEnum):
     PARAMETER = "parameter"
     STATE = "state"  # of modes, a history or rings; float32 unless it is of inputs
     INDEX = "index"  # int32
+    POSITIONS = "positions"  # of steps in documents, int16
     PARTIAL = "partial"  # sums that a later kernel adds
     SIZE = "size"
     CONSTANT = "constant"
@@ -60,7 +61,7 @@ class Argument:
                 return f"{self.name}_ptr", f"{self.name}_batch", f"{self.name}_stride"
             case Of.STEPS:
                 return tuple(f"{self.name}_{what}" for what in ("ptr", "batch", "channel", "time"))
-            case Of.PARAMETER | Of.STATE | Of.INDEX | Of.PARTIAL:
+            case Of.PARAMETER | Of.STATE | Of.INDEX | Of.POSITIONS | Of.PARTIAL:
                 return (f"{self.name}_ptr",)
             case Of.SIZE | Of.CONSTANT:
                 return (self.name,)
@@ -168,6 +169,14 @@ def slots(ring: RingField) -> Argument:
     return constant(f"{ring.name.upper()}_SLOTS", ring.lag + 1)
 
 
+def positions(spec: OpSpec) -> tuple[Argument, ...]:
+    """What a kernel takes of rows that hold documents."""
+    if spec.sequences is Sequences.DENSE:
+        return ()
+    doc = "[steps] int16: of its document before each step"
+    return (Argument(name="position", of=Of.POSITIONS, doc=doc),)
+
+
 BOUNDS = sizes("read_begin", "read_end", "write_end", "splits")
 
 
@@ -179,6 +188,7 @@ def tile_arguments(
     before, counts = past(spec, program)
     return (
         *data(spec, program),
+        *positions(spec),
         *before,
         *partials(program),
         *BOUNDS,
@@ -196,6 +206,7 @@ def stream_arguments(
     before, counts = past(spec, program)
     return (
         *data(spec, program),
+        *positions(spec),
         *before,
         *partials(program, "batch, splits and SEGMENTS"),
         *BOUNDS,
@@ -258,6 +269,7 @@ def walk_arguments(
         found.append(state("split_sums", "as states_ptr: what every tile adds to the state"))
     return (
         *data(spec, program),
+        *positions(spec),
         *found,
         *partials(program),
         *BOUNDS,

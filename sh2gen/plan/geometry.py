@@ -82,6 +82,14 @@ def walk_grid(
     return Grid(splits, tiles, channels, 1, batch * splits * channels)
 
 
+def row_grid(
+    batch: int, steps: int, channels: int, width: int, config: dict[str, int], whole: bool = False
+) -> Grid:
+    """Of kernels that walk along all of a row, whatever it holds, a channel each."""
+    tiles = -(-steps // (config["BLOCK_T"] * config["SEGMENTS"]))
+    return Grid(1, tiles, channels, 1, batch * channels)
+
+
 def may_split(channels: int, config: dict[str, int]) -> bool:
     """Whether `walk_grid` splits sequences that are long enough."""
     return config["PROGRAMS"] >= 4 * channels
@@ -146,6 +154,8 @@ def step_config(config: dict[str, int], columns: int, steps: int) -> dict[str, i
         "num_warps": wide * config["num_warps"],
     }
 
+
+POSITIONS_CONFIG = {"BLOCK": 1024, "num_warps": 4}
 
 LEAVE_CONFIG = {"BLOCK_D": 64, "STEPS": 8, "num_warps": 1}
 

@@ -52,6 +52,7 @@ from sh2gen.plan.blocks import (
     ToeplitzGradient,
     ZeroToeplitz,
 )
+from sh2gen.plan.documents import LoadPositions, NearAhead, TileBorders, Until
 from sh2gen.plan.edges import Edge
 from sh2gen.plan.kernel import Reduction, Role
 from sh2gen.plan.modes import (
@@ -105,7 +106,8 @@ def interpret(
     """The output of a plan, and the gradients of <y, dy> by the name of each input and parameter.
 
     Args:
-        inputs: every name of `spec.inputs` -> (B, D, L), whatever the plan's layout.
+        inputs: every name of `spec.inputs` -> (B, D, L), whatever the plan's layout; and, of a
+            plan for documents, position -> (L), how many steps of its document are before each.
         parameters: every name of `spec.parameters` -> its shape; a filter without its decay.
         dy: (B, D, L).
         rows: the ROWS of the plan's kernels; plays no part in a plan without kernels.
@@ -201,7 +203,8 @@ def run(
     like = tensors[program.loads[0]].to(dtype)
     partials = like.new_zeros(program.partial_rows, spec.channels)
     group_partials = like.new_zeros(spec.filter.length or 0, spec.channels)
-    launch = _Launch(spec, rows, like, partials, group_partials)
+    position = tensors.get("position")
+    launch = _Launch(spec, rows, like, partials, group_partials, position=position)
     for statement in program:
         launch.execute(statement, tensors, parameters)
     return launch.stored, launch.partials, launch.group_partials
@@ -247,6 +250,7 @@ class _Launch:
     modes: Modes | None = None
     parameters: Tensors = field(default_factory=dict)
     stored: dict[str, Tensor] = field(default_factory=dict)  # (B, D, L)
+    position: Tensor | None = None  # (L), of each step in its document
 
     def execute(self, statement: Statement, tensors: Tensors, parameters: Tensors) -> None:
         match statement:
@@ -267,11 +271,9 @@ class _Launch:
                 whole = self.blocks[blocks]
                 h = modal_filter(self.spec, self.modes, self.parameters, whole)  # (D, L)
                 # Blocks and states in one.
-                self.blocks[out] = _long_conv(whole, h.T[..., None], direction)
+                self.blocks[out] = _long_conv(whole, h.T[..., None], direction, self.position)
             case ModalGradient(out=out, grad=grad, blocks=blocks):
-                steps = self.like.shape[2]
-                lags = long_gradient(self.blocks[grad], self.blocks[blocks], steps)
-                self.totals[out] = lags  # (L, D)
+                self.totals[out] = self.long_gradient(grad, blocks, self.like.shape[2])  # (L, D)
             case StoreModes(total=total, first=first, length=length):
                 assert self.modes is not None
                 lags = self.totals[total]
@@ -299,23 +301,32 @@ class _Launch:
                 self.hold(out, self.load(self.blocks[blocks], rows), rows)
             case Toeplitz(out=out, blocks=blocks, taps=name, direction=direction, rows=rows):
                 taps = self.taps[name][:, 0]  # (K, D, 1)
-                y = _long_conv(self.blocks[blocks], taps, direction)
+                y = _long_conv(self.blocks[blocks], taps, direction, self.position)
                 self.hold(out, self.load(y, rows), rows)
             case ToeplitzGradient(out=out, grad=grad, blocks=blocks, length=length):
-                lags = long_gradient(self.blocks[grad], self.blocks[blocks], length)
-                self.totals[out] = lags  # (K, D)
+                self.totals[out] = self.long_gradient(grad, blocks, length)  # (K, D)
+            case LoadPositions(out=out, rows=rows):
+                self.hold(out, self.positions(rows), rows)
+            case TileBorders() | NearAhead() | Until():
+                pass  # nothing is cut into tiles here
             case ZeroToeplitz():
                 pass
             case StoreToeplitz(total=total):
                 width = self.spec.group_width
                 sums = self.totals[total].reshape(len(self.group_partials), -1, width).sum(2)
                 self.group_partials[:, ::width] = sums
-            case Fir(out=out, x=x, taps=name, direction=direction, rows=rows):
-                self.hold(out, _fir(self.take(x), self.taps[name], direction), rows)
+            case Fir(out=out, taps=name, direction=direction, rows=rows):
+                taken = [self.take(operand) for operand in statement.operands]
+                if statement.near:
+                    taken.append(self.positions(rows if direction == +1 else statement.x.rows))
+                self.hold(out, _fir(self.taps[name], direction, *taken), rows)
             case Rowwise(out=out, rows=rows):
                 self.hold(out, self.rowwise(statement), rows)
-            case Accumulate(out=out, function="tap_gradient", inputs=(grad, x)):
-                self.totals[out] += _tap_gradient(self.take(grad), self.take(x))
+            case Accumulate(out=out, function="tap_gradient"):
+                taken = [self.take(operand) for operand in statement.operands]
+                if statement.near:
+                    taken.append(self.positions(statement.inputs[0].rows))
+                self.totals[out] += _tap_gradient(*taken)
             case Accumulate(out=out, function="channel_sum", inputs=(x,)):
                 self.totals[out] += self.take(x).sum(0, keepdim=True)
             case Accumulate(function=function):
@@ -329,6 +340,21 @@ class _Launch:
                     first += len(sums)
             case _:
                 raise AssertionError(f"{statement}: no meaning is known of it")
+
+    def positions(self, rows: Rows) -> Tensor:
+        """How many steps of its document are before each of these rows; -1 outside."""
+        assert self.position is not None
+        return self.load((self.position + 1).expand_as(self.like), rows) - 1
+
+    def long_gradient(self, grad: str, x: str, length: int) -> Tensor:
+        """sum over b, t of grad[t] x[t - j], j < length: (length, D)."""
+        if self.position is None:
+            return long_gradient(self.blocks[grad], self.blocks[x], length)
+        lags = []
+        for lag in range(length):
+            own = self.blocks[grad] * (self.position >= lag)
+            lags.append((own * delayed(self.blocks[x], lag)).sum((0, 2)))
+        return torch.stack(lags)
 
     def hold(self, name: str, tensor: Tensor, rows: Rows) -> None:
         expected = self.block + rows.hi - rows.lo
@@ -372,28 +398,44 @@ class _Launch:
         raise AssertionError(f"{statement}: no meaning is known for {statement.function}")
 
 
-def _long_conv(x: Tensor, taps: Tensor, direction: int) -> Tensor:
-    """The convolution of whole sequences (B, D, L) with taps (K, D, 1), or its adjoint."""
+def _long_conv(x: Tensor, taps: Tensor, direction: int, position: Tensor | None) -> Tensor:
+    """The convolution of whole sequences (B, D, L) with taps (K, D, 1), or its adjoint; within
+    documents, if positions are given.
+    """
     y = torch.zeros_like(x)
     for lag in range(min(len(taps), x.shape[2])):
-        y += taps[lag] * delayed(x, direction * lag)
+        if position is None:
+            y += taps[lag] * delayed(x, direction * lag)
+        elif direction == +1:
+            y += taps[lag] * delayed(x, lag) * (position >= lag)
+        else:
+            y += taps[lag] * delayed(x * (position >= lag), -lag)
     return y
 
 
-def _fir(x: Tensor, taps: Tensor, direction: int) -> Tensor:
-    """Every row that all taps can reach: len(x) - len(taps) + 1 rows."""
+def _fir(taps: Tensor, direction: int, x: Tensor, position: Tensor | None = None) -> Tensor:
+    """Every row that all taps can reach: len(x) - len(taps) + 1 rows. Positions are those of the
+    later step of a product.
+    """
     reach = len(taps) - 1
     rows = len(x) - reach
-    # Row r of the result meets lag j in row r + reach - j of x, or r + j for the adjoint.
-    starts = [reach - lag if direction == +1 else lag for lag in range(len(taps))]
-    return torch.stack(
-        [tap * x[start : start + rows] for tap, start in zip(taps, starts, strict=True)]
-    ).sum(0)
+    found = []
+    for lag, tap in enumerate(taps):
+        # Row r of the result meets lag j in row r + reach - j of x, or r + j for the adjoint.
+        start = reach - lag if direction == +1 else lag
+        term = tap * x[start : start + rows]
+        if position is not None:
+            first = 0 if direction == +1 else lag
+            term = term * (position[first : first + rows] >= lag)
+        found.append(term)
+    return torch.stack(found).sum(0)
 
 
-def _tap_gradient(grad: Tensor, x: Tensor) -> Tensor:
+def _tap_gradient(grad: Tensor, x: Tensor, position: Tensor | None = None) -> Tensor:
     """sum over rows of grad[t] x[t - j], for every lag j that x reaches back to: (K, B, D, N)."""
     reach = len(x) - len(grad)
-    return torch.stack(
-        [(grad * x[reach - lag : reach - lag + len(grad)]).sum(0) for lag in range(reach + 1)]
-    )
+    found = []
+    for lag in range(reach + 1):
+        product = grad * x[reach - lag : reach - lag + len(grad)]
+        found.append((product if position is None else product * (position >= lag)).sum(0))
+    return torch.stack(found)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sh2gen.graph.nodes import ParameterView
+from sh2gen.plan.blocks import borders
 from sh2gen.plan.statements import Statement
 from sh2gen.plan.values import (
     BLOCK,
@@ -172,6 +173,7 @@ class States(Statement):
         entered: whether a kernel that walks in this direction finds the state at its first tile's
             edge, instead of what a statement has made.
         given: whether a call gives that at the end of the sequence, else it is zero.
+        within: the borders of documents, which no state goes beyond.
     """
 
     out: str
@@ -181,17 +183,21 @@ class States(Statement):
     direction: int
     entered: bool = False
     given: bool = False
+    within: str = ""
     is_product: ClassVar[bool] = True
 
     @property
     def helper(self) -> str:
         if self.direction == +1:
-            return "states_before"
+            return "states_before_within" if self.within else "states_before"
+        if self.within:
+            return "states_after_within"
         return "states_to_end" if self.given else "states_after"
 
     @property
     def reads(self) -> tuple[Name, ...]:
-        return Name(Kind.BLOCKS, self.blocks), Name(Kind.CONSTANT, self.modes)
+        read = (Name(Kind.BLOCKS, self.blocks), Name(Kind.CONSTANT, self.modes))
+        return (*read, *borders(self.within))
 
     @property
     def makes(self) -> Name:
@@ -200,6 +206,8 @@ class States(Statement):
     def calls(self, scope: Scope) -> tuple[Call, ...]:
         sizes: tuple[str, ...] = ("MODES", "M")
         where: tuple[str, ...] = (self.blocks, self.modes, self.state)
+        if self.within:
+            where, sizes = (*where, self.within, "passes"), (*sizes, "BLOCK_T")
         if self.helper == "states_to_end":
             where, sizes = (*where, "tile", "ends"), (str(scope.state_size), *sizes, "BLOCK_T")
         arguments = (*where, *sizes, "OPERAND", "PRECISION")
@@ -234,23 +242,26 @@ class ModalConv(Statement):
     states: str
     modes: str
     direction: int
+    within: str = ""
     is_product: ClassVar[bool] = True
 
     @property
     def helper(self) -> str:
-        return "modal" if self.direction == +1 else "modal_adjoint"
+        name = "modal" if self.direction == +1 else "modal_adjoint"
+        return f"{name}_within" if self.within else name
 
     @property
     def reads(self) -> tuple[Name, ...]:
         read = (Name(Kind.BLOCKS, self.blocks), Name(Kind.STATES, self.states))
-        return (*read, Name(Kind.CONSTANT, self.modes))
+        return (*read, Name(Kind.CONSTANT, self.modes), *borders(self.within))
 
     @property
     def makes(self) -> Name:
         return Name(Kind.BLOCKS, self.out)
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
-        arguments = (self.blocks, self.states, self.modes, "PRECISION")
+        own = (self.within, "M", "BLOCK_T") if self.within else ()
+        arguments = (self.blocks, self.states, self.modes, *own, "PRECISION")
         return (Call(self.helper, arguments, (self.out,)),)
 
     def __str__(self) -> str:
@@ -264,14 +275,18 @@ class StateGradient(Statement):
     out: str
     grad_states: str
     states: str
+    within: str = ""
 
     @property
     def reads(self) -> tuple[Name, ...]:
         states = (Name(Kind.STATES, self.grad_states), Name(Kind.STATES, self.states))
-        return (*states, Name(Kind.TOTALS, self.out))
+        return (*states, Name(Kind.TOTALS, self.out), *borders(self.within))
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
-        return (Call("state_gradient", (self.out, self.grad_states, self.states), (self.out,)),)
+        arguments = (self.out, self.grad_states, self.states)
+        if self.within:
+            return (Call("state_gradient_within", (*arguments, "passes"), (self.out,)),)
+        return (Call("state_gradient", arguments, (self.out,)),)
 
     def __str__(self) -> str:
         return f"{self.out} += state_gradient({self.grad_states}, {self.states})"
@@ -286,17 +301,20 @@ class ModalGradient(Statement):
     grad_states: str
     blocks: str
     states: str
+    within: str = ""
     is_product: ClassVar[bool] = True
 
     @property
     def reads(self) -> tuple[Name, ...]:
         blocks = (Name(Kind.BLOCKS, self.grad), Name(Kind.BLOCKS, self.blocks))
         states = (Name(Kind.STATES, self.grad_states), Name(Kind.STATES, self.states))
-        return (*blocks, *states, Name(Kind.TOTALS, self.out))
+        return (*blocks, *states, Name(Kind.TOTALS, self.out), *borders(self.within))
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
-        arguments = (self.out, self.grad, self.grad_states, self.blocks, self.states, "PRECISION")
-        return (Call("modal_gradient", arguments, (self.out,)),)
+        read = (self.out, self.grad, self.grad_states, self.blocks, self.states)
+        own = (self.within, "M", "BLOCK_T") if self.within else ()
+        helper = "modal_gradient_within" if self.within else "modal_gradient"
+        return (Call(helper, (*read, *own, "PRECISION"), (self.out,)),)
 
     def __str__(self) -> str:
         arguments = f"{self.grad}, {self.grad_states}, {self.blocks}, {self.states}"

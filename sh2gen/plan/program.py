@@ -18,6 +18,7 @@ _MADE = {
     Kind.BLOCKS: "computed",
     Kind.STATES: "computed",
     Kind.TOTALS: "zeroed",
+    Kind.BORDERS: "found",
 }
 
 

@@ -264,9 +264,19 @@ class Enter(Statement):
         return f"{self.out} = with_past({self.x}, {self.past.ring})"
 
 
+def documents_near(near: tuple[str, str] | None) -> tuple[str, ...]:
+    """What helpers take that look for borders: whether one is near, the positions, the tile."""
+    return (near[0], "position_ptr", near[1]) if near else ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fir(Statement):
-    """Causal convolution with taps (direction +1), or its adjoint (-1)."""
+    """Causal convolution with taps (direction +1), or its adjoint (-1).
+
+    Attributes:
+        within: the positions of rows in documents, which no product goes beyond.
+        near: instead, what says whether a border is near, and of which tile.
+    """
 
     out: str
     x: Operand
@@ -274,14 +284,18 @@ class Fir(Statement):
     length: int
     direction: int
     rows: Rows
+    within: str = ""
+    near: tuple[str, str] | None = None
 
     @property
     def helper(self) -> str:
-        return "fir" if self.direction == +1 else "fir_adjoint"
+        name = "fir" if self.direction == +1 else "fir_adjoint"
+        return f"{name}_near" if self.near else f"{name}_within" if self.within else name
 
     @property
     def operands(self) -> tuple[Operand, ...]:
-        return (self.x,)
+        later = self.rows if self.direction == +1 else self.x.rows  # of both steps of a product
+        return (self.x, *([Operand(self.within, later)] if self.within else ()))
 
     @property
     def reads(self) -> tuple[Name, ...]:
@@ -298,11 +312,14 @@ class Fir(Statement):
         assert self.x.rows == want, f"{self}: needs {want}"
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
-        arguments = (scope.take(self.x), self.taps, f"LENGTH={self.length}")
+        near = documents_near(self.near)
+        lanes = (f"LANES={scope.lanes}", "N=N") if near else ()
+        taps = (self.taps, f"LENGTH={self.length}")
+        arguments = (*map(scope.take, self.operands), *near, *taps, *lanes)
         return (Call(self.helper, arguments, (scope.hold(self.out, self.rows),)),)
 
     def __str__(self) -> str:
-        return f"{self.out} = {self.helper}({self.x}, {self.taps})"
+        return f"{self.out} = {self.helper}({', '.join(map(str, self.operands))}, {self.taps})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -390,28 +407,38 @@ class Accumulate(Statement):
 
     Attributes:
         function: tap_gradient of two values, or channel_sum of one.
+        within, near: as of `Fir`.
     """
 
     out: str
     function: str
     inputs: tuple[Operand, ...]
     length: int
+    within: str = ""
+    near: tuple[str, str] | None = None
+
+    @property
+    def helper(self) -> str:
+        name = self.function
+        return f"{name}_near" if self.near else f"{name}_within" if self.within else name
 
     @property
     def operands(self) -> tuple[Operand, ...]:
-        return self.inputs
+        return (*self.inputs, *([Operand(self.within, BLOCK)] if self.within else ()))
 
     @property
     def reads(self) -> tuple[Name, ...]:
         return (Name(Kind.TOTALS, self.out),)
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
+        near = documents_near(self.near)
+        lanes = (f"LANES={scope.lanes}", "N=N") if near else ()
         length = (f"LENGTH={self.length}",) if len(self.inputs) > 1 else ()
-        arguments = (self.out, *map(scope.take, self.inputs), *length)
-        return (Call(self.function, arguments, (self.out,)),)
+        arguments = (self.out, *map(scope.take, self.operands), *near, *length, *lanes)
+        return (Call(self.helper, arguments, (self.out,)),)
 
     def __str__(self) -> str:
-        return f"{self.out} += {self.function}({', '.join(map(str, self.inputs))})"
+        return f"{self.out} += {self.helper}({', '.join(map(str, self.operands))})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

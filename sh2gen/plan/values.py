@@ -56,6 +56,7 @@ class Kind(StrEnum):
     BLOCKS = "blocks"  # a value as matrices that products read
     STATES = "states"  # of all modes, before or after each block
     TOTALS = "totals"  # accumulators of parameter gradients
+    BORDERS = "borders"  # where documents begin in blocks
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from sh2gen.emit.words import class_name
 from sh2gen.graph.reference import reference
 from sh2gen.runtime.ranks import simulated
 from sh2gen.spec.decode import spec_from_dict
+from sh2gen.spec.language import Sequences
 from sh2gen.spec.operator import OpSpec
 
 # What a call needs of the past: a generated file's own named tuple, or None where it begins.
@@ -89,14 +90,19 @@ class Operator:
             inputs: (B, L, D) or (B, D, L) as `layout` says; packed features have
                 len(spec.inputs) D channels. bfloat16, float16 or float32; float64 on a CPU.
             parameters: every tensor of `spec.parameters` by name, in its shape; float32 is best.
-                With `state: {initial: true}` also `state`, that before these steps, or None. Of a
-                slice of the channels also `first_group` and `groups_in_all`, as `module` has them.
+                With `state: {initial: true}` also `state`, that before these steps, or None. With
+                `sequences: packed` also `cu_seqlens`, and `max_length` where the plan is `fft`, as
+                functions of the file take them. Of a slice of the channels also `first_group` and
+                `groups_in_all`, as `module` has them.
 
         Raises:
             TypeError, ValueError: naming the argument and what was expected of it.
         """
         takes = self.spec.state is not None and self.spec.state.initial
-        state = {"state": parameters.pop("state", None)} if takes else {}
+        more = ["state"] * takes
+        if self.spec.sequences is Sequences.PACKED:
+            more += ["cu_seqlens", *["max_length"] * self.plan.startswith("fft/")]
+        state = {name: parameters.pop(name, None) for name in more}
         ladder = self._ladder(parameters)
         values = self._values(inputs, parameters)
         packed = "" if len(inputs) == len(self.spec.inputs) else "_packed"
@@ -282,6 +288,12 @@ class OperatorRunner:
         self.exactly_causal = not operator.plan.startswith("fft/")
         self._ladder: dict[str, Any] = {}
 
+    def of_documents(self, cu_seqlens: Tensor) -> Self:
+        """The same way of running, of one row that holds documents."""
+        part = copy(self)
+        part._ladder = self._ladder | {"cu_seqlens": cu_seqlens}
+        return part
+
     def sliced(self, spec: OpSpec, groups: range) -> tuple[Self, bool]:
         """The same way of running, of some groups of a filter that decays; not of the same bits:
         another width may have another config, and other products in plain PyTorch.
@@ -418,6 +430,13 @@ class InterpreterRunner:
         forget_ops(self.namespace)  # launchers are all that it runs
         self.layout: str = self.namespace.LAYOUT
         self._ladder: dict[str, Any] = {}
+        self._cu_seqlens: Tensor | None = None
+
+    def of_documents(self, cu_seqlens: Tensor) -> Self:
+        """The same kernels, of one row that holds documents."""
+        part = copy(self)
+        part._cu_seqlens = cu_seqlens
+        return part
 
     def sliced(self, spec: OpSpec, groups: range) -> tuple[Self, bool]:
         """The same kernels with the same config, of some groups of a filter that decays; of the
@@ -477,8 +496,13 @@ class InterpreterRunner:
         return found
 
     def _zero_state(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
-        """What launchers that take a state are told of sequences that begin."""
+        """What launchers that take a state are told of sequences that begin; or of documents."""
         n = self.namespace
+        if hasattr(n, "find_positions"):
+            steps = inputs[0].shape[n.TIME]
+            ends = self._cu_seqlens
+            ends = torch.tensor([0, steps], dtype=torch.int32) if ends is None else ends
+            return {"state": (n.positions_on_gpu(ends, steps),)}
         if not hasattr(n, "zero_state_like"):
             return {}
         x = n.unpack(inputs)[0]

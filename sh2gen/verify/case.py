@@ -94,6 +94,15 @@ class RanksRunner(Protocol):
 
 
 @runtime_checkable
+class DocumentsRunner(Protocol):
+    """A runner that also computes rows that hold several documents."""
+
+    def of_documents(self, cu_seqlens: Tensor) -> Runner:
+        """The same way of running, of one row of documents that end where `cu_seqlens` says."""
+        ...
+
+
+@runtime_checkable
 class SliceRunner(Protocol):
     """A runner that also computes a slice of the channels of a filter that decays."""
 
@@ -157,6 +166,7 @@ class Case:
     label: str  # "equality B=1 L=128"
     compared: int | None = None  # elements compared with float64; None: what is affordable
     parts: int = 1  # of what is compared, which torch has added in the io dtype
+    ends: tuple[int, ...] | None = None  # behind the documents of a row, which else is one
 
     @property
     def value_input(self) -> str:
@@ -264,7 +274,9 @@ class Case:
         """The tolerance of each element of the output: (B, D, L)."""
         acts = {name: self.canonical(x) for name, x in inputs.items()}
         return self.tolerance.elements(
-            reference(self.spec, acts, parameters, method=self.method, absolute=True)
+            reference(
+                self.spec, acts, parameters, method=self.method, absolute=True, ends=self.ends
+            )
         )
 
 

@@ -78,7 +78,7 @@ def quick_checks(
             dtype=dtype,
             device="cuda",
             shapes=GPU_SHAPES,
-            properties=("equality", "causality", "determinism", "decode"),
+            properties=("equality", "causality", "determinism", "documents", "decode"),
         )
         return
     yield VerificationStep(
@@ -88,12 +88,13 @@ def quick_checks(
         dtype=torch.float32,
         device="cpu",
         shapes=EAGER_SHAPES,
-        properties=("equality",),
+        properties=("equality", "documents"),
     )
     if plan.kernels and not beyond_triton():
         # A ragged length, and one of whole vectors: they take different masks.
         shapes = ((2, 11), (1, _whole_vectors(plan, cut=splits_sequences(spec, plan, scheduled))))
-        yield _interpreted(spec, plan, folder, torch.float32, shapes, ("equality", "decode"))
+        own = ("equality", "documents", "decode")
+        yield _interpreted(spec, plan, folder, torch.float32, shapes, own)
         if _scalar_tiles(plan, scheduled):  # as scheduled, on a few channels
             yield _interpreted(
                 spec, plan, folder, torch.float32, ((1, 11), (1, 24)), ("equality",), scheduled
@@ -135,7 +136,7 @@ def stronger(one: str, other: str) -> str:
 
 # What kernels can get wrong although outputs and gradients of whole tensors are right. All other
 # properties follow from equality, within its bounds.
-_OWN_OF_KERNELS = ("causality", "packed", "strides", "chunks", "decode")
+_OWN_OF_KERNELS = ("causality", "packed", "strides", "chunks", "documents", "decode")
 # They are of how kernels read and write, for which a walk over a few blocks of taps is enough.
 _FEW_TAPS = 64
 

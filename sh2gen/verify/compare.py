@@ -131,7 +131,14 @@ def against_float64(
 
     def float64(acts: Tensors, params: Tensors, above: Tensor, absolute: bool) -> Tensors:
         y, grads = reference_gradients(
-            spec, acts, params, above, method=case.method, absolute=absolute, groups=groups
+            spec,
+            acts,
+            params,
+            above,
+            method=case.method,
+            absolute=absolute,
+            groups=groups,
+            ends=case.ends,
         )
         return {"y": y} | grads
 

@@ -11,6 +11,7 @@ from sh2gen.plan.kernel import Role
 from sh2gen.plan.plan import Plan
 from sh2gen.plan.source import KernelSource
 from sh2gen.schedule.config import Schedule
+from sh2gen.spec.language import Sequences
 from sh2gen.spec.operator import OpSpec
 from sh2gen.verify.checks import EAGER_SHAPES, VerificationStep, quick_count
 from sh2gen.verify.miniatures import miniature
@@ -42,6 +43,8 @@ def of_step(step: VerificationStep, plan: Plan) -> tuple[float, ...]:
         share = _OF_EQUALITY.get(name, 0.5)
         if name == "chunks":
             share = 3.0 * (step.spec.state is not None)
+        if name == "documents":
+            share = 3.0 * (step.spec.sequences is Sequences.PACKED)
         if name == "slices":
             share = 1.5 * (step.spec.filter.decay is not None)
         for shape in step.shapes if name == "equality" else others:
@@ -55,6 +58,8 @@ def of_quick_checks(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[float
     first = _BEGIN + sum(_equality(spec, plan, "eager", shape) for shape in EAGER_SHAPES)
     small, shapes = miniature(spec), ((2, 11), (1, steps))
     second = sum(_equality(small, plan, "interpreter", shape) for shape in shapes)
+    if spec.sequences is Sequences.PACKED:
+        second *= 2.5
     return (first, second + _DECODE, second / 2)[: quick_count(plan, schedule)]
 
 

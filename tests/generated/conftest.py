@@ -95,6 +95,7 @@ PAIRS: dict[str, Any] = {
     "gates": GATES,
     "skip": "channel",
 }
+PACKED = {"sequences": "packed"}
 # Name -> what is computed, and by which plan. All of them differ in more than one way.
 CASES: dict[str, tuple[dict[str, Any], str]] = {
     "hyena_bdl": (HYENA, "direct/BDL/recompute"),
@@ -112,6 +113,10 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "poles": (POLES, "modal/BDL/save-states"),
     "pairs": (PAIRS, "modal/BDL/save-states"),
     "pairs_fft": (PAIRS, "fft/BDL/recompute"),
+    "documents": (INTERLEAVED | PACKED, "direct/BLD/save-pre_skip"),
+    "documents_decay": (DECAY | PACKED, "direct/BDL/recompute"),
+    "documents_modal": (MODAL | PACKED, "modal/BDL/save-states"),
+    "documents_fft": (FFT | PACKED, "fft/BDL/recompute"),
 }
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from sh2gen.spec.language import Sequences
+
 if TYPE_CHECKING:
     from tests.generated.conftest import Case
 
@@ -42,10 +44,20 @@ def ladder(case: Case) -> list[int | None]:
     return [0, None] if case.spec.filter.decay is not None else []
 
 
-def saved_by(case: Case, arguments: list[Tensor | None]) -> list[Tensor]:
+def documents(case: Case, x: Tensor) -> tuple[list[Tensor], list[int]]:
+    """What library ops take of rows of documents: tensors behind parameters, and numbers."""
+    names = case.operator.namespace
+    if case.spec.sequences is Sequences.DENSE:
+        return [], []
+    if hasattr(names, "positions_of"):
+        return [names.positions_of(x, None)], []
+    return [torch.tensor([0, x.shape[names.TIME]])], [x.shape[names.TIME]]
+
+
+def saved_by(case: Case, arguments: list[Tensor | None], numbers: list[int]) -> list[Tensor]:
     """What forward stores for backward beside its output."""
     keep = [True] if "states" in case.operator.plan else []
-    result = case.operator.namespace.forward_op(*arguments, *ladder(case), *keep)
+    result = case.operator.namespace.forward_op(*arguments, *ladder(case), *numbers, *keep)
     return [] if isinstance(result, Tensor) else [x.clone() for x in result[1:]]
 
 
@@ -57,12 +69,12 @@ def check_ops(case: Case, inputs: list[Tensor], parameters: list[Tensor], dy: Te
     absent = [None] * (len(case.spec.inputs) - len(inputs))
     keep = [True] if "states" in case.operator.plan else []
     forward, backward = case.operator.namespace.forward_op, case.operator.namespace.backward_op
-    torch.library.opcheck(
-        forward, (*leaves(inputs), *absent, *leaves(parameters), *ladder(case), *keep)
-    )
-    arguments = [*inputs, *absent, *parameters]
-    saved = saved_by(case, arguments)
-    torch.library.opcheck(backward, (dy, *arguments, *saved, *ladder(case)))
+    own, numbers = documents(case, inputs[0])
+    tensors = (*leaves(inputs), *absent, *leaves(parameters), *own)
+    torch.library.opcheck(forward, (*tensors, *ladder(case), *numbers, *keep))
+    arguments = [*inputs, *absent, *parameters, *own]
+    saved = saved_by(case, arguments, numbers)
+    torch.library.opcheck(backward, (dy, *arguments, *saved, *ladder(case), *numbers))
 
 
 @pytest.mark.parametrize("length", [1, 9])
@@ -427,7 +439,7 @@ def test_backward_op_in_a_compiled_graph(case: Case) -> None:
     """Views that torch resolves lazily are not resolved there: none may be left."""
     arguments: list[Tensor | None] = [*case.inputs(), *case.parameters().values()]
     backward, dy = case.operator.namespace.backward_op, case.activation()
-    saved = saved_by(case, arguments)
+    saved = saved_by(case, arguments, [])
     compiled = torch.compile(lambda *a: backward(*a), fullgraph=True, backend="aot_eager")
     for found, right in zip(
         compiled(dy, *arguments, *saved),

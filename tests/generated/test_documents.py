@@ -1,0 +1,206 @@
+"""Calls of rows that hold several documents, as users make them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import sh2gen
+from tests.generated.conftest import CASES, Case
+from tests.strategies import register_profiles
+
+register_profiles()
+DOCUMENTS = [name for name in CASES if name.startswith("documents")]
+ENDS = [0, 7, 7, 8, 40, 41, 60]  # one of them is empty, two are of one step
+
+
+def borders(*ends: int, dtype: torch.dtype = torch.int32) -> Tensor:
+    return torch.tensor([0, *ends], dtype=dtype)
+
+
+def parts(case: Case, x: Tensor, ends: Sequence[int]) -> list[Tensor]:
+    """The documents of a row that are not empty."""
+    pairs = [(a, b) for a, b in itertools.pairwise((0, *ends)) if b > a]
+    return [x.narrow(case.time, a, b - a) for a, b in pairs]
+
+
+def leaves(*tensors: Tensor) -> list[Tensor]:
+    return [x.detach().clone().requires_grad_() for x in tensors]
+
+
+@pytest.mark.parametrize("case", DOCUMENTS, indirect=True)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_documents_are_as_calls_of_their_own(case: Case, dtype: torch.dtype) -> None:
+    """Outputs and every gradient, also of packed features and where more borders are given than
+    there are documents.
+    """
+    module = case.module()
+    x = case.packed(1, 60) if len(case.spec.inputs) > 1 else case.activation(1, 60)
+    dy = case.activation(1, 60)
+    (row,) = leaves(x)
+    y = module(row, cu_seqlens=borders(*ENDS, 60, 60, dtype=dtype))
+    found = torch.autograd.grad(y, [row, *module.parameters()], dy)
+    (alone,) = leaves(x)
+    separate = torch.cat([module(part) for part in parts(case, alone, ENDS)], case.time)
+    wanted = torch.autograd.grad(separate, [alone, *module.parameters()], dy)
+    torch.testing.assert_close(y, separate)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", DOCUMENTS, indirect=True)
+def test_rows_without_borders_are_documents_each(case: Case) -> None:
+    module, x = case.module(), case.inputs(3, 19)
+    each = torch.cat(
+        [module(*(t[i : i + 1] for t in x), cu_seqlens=borders(19)) for i in (0, 1, 2)]
+    )
+    torch.testing.assert_close(module(*x), each)
+
+
+@pytest.mark.parametrize("case", DOCUMENTS, indirect=True)
+@pytest.mark.parametrize("ends", [[1], [60], [1] * 60, list(range(1, 61)), [0, 0, 60, 60]])
+def test_few_and_many_documents(case: Case, ends: list[int]) -> None:
+    """Of one step each, or all of the row, or a row of one step."""
+    ends = [min(e, ends[-1]) for e in ends]
+    module, inputs = case.module(), case.inputs(1, ends[-1])
+    y = module(*inputs, cu_seqlens=borders(*ends))
+    cut = zip(*(parts(case, x, ends) for x in inputs), strict=True)
+    wanted = torch.cat([module(*some) for some in cut], case.time)
+    torch.testing.assert_close(y, wanted)
+
+
+@pytest.mark.parametrize("case", DOCUMENTS, indirect=True)
+def test_nothing_leaks(case: Case) -> None:
+    """Other values of one document, even none that are finite, change no bit of another's output,
+    nor of its gradients.
+    """
+    module, dy = case.module(), case.activation(1, 60)
+    rows = []
+    for value in (1.0, -3e8, float("nan")):
+        torch.manual_seed(3)
+        inputs = case.inputs(1, 60)
+        for x in inputs:
+            x.narrow(case.time, 8, 32).mul_(value)
+        own = leaves(*inputs)
+        y = module(*own, cu_seqlens=borders(*ENDS))
+        rows.append([y, *torch.autograd.grad(y, own, dy)])
+    for steps in (slice(0, 8), slice(40, 60)):
+        index = (slice(None),) * case.time + (steps,)
+        for first, *others in zip(*rows, strict=True):
+            assert torch.isfinite(first[index]).all()
+            assert all(torch.equal(first[index], x[index]) for x in others)
+
+
+def refused(case: Case, x: Tensor, **given_: Any) -> str:
+    inputs = [x] * len(case.spec.inputs)
+    with pytest.raises(ValueError) as error:
+        case.module()(*inputs, **given_)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("case", ["documents", "documents_fft"], indirect=True)
+def test_borders_that_cannot_be(case: Case) -> None:
+    x = case.activation(1, 10)
+    for wrong in (borders(10).float(), borders(10)[None], borders()[:1]):
+        assert "expected int32 or int64 (documents + 1,)" in refused(case, x, cu_seqlens=wrong)
+    for wrong in (borders(9), borders(11), borders(7, 5, 10), torch.tensor([1, 10])):
+        assert "numbers from 0 to the 10 steps" in refused(case, x, cu_seqlens=wrong)
+    two = case.activation(2, 10)
+    assert "a batch of 2 rows" in refused(case, two, cu_seqlens=borders(10))
+    with pytest.raises(TypeError, match="cu_seqlens is a list"):
+        case.module()(*[x] * len(case.spec.inputs), cu_seqlens=[0, 10])
+
+
+@pytest.mark.parametrize("case", ["documents_fft"], indirect=True)
+def test_the_longest_document_may_be_told(case: Case) -> None:
+    """So that nothing has to be read of a GPU; beyond it y is zero."""
+    module, inputs = case.module(), case.inputs(1, 60)
+    wanted = module(*inputs, cu_seqlens=borders(*ENDS))
+    for longest in (32, 60, 100):
+        y = module(*inputs, cu_seqlens=borders(*ENDS), max_length=longest)
+        torch.testing.assert_close(y, wanted)
+    cut = module(*inputs, cu_seqlens=borders(*ENDS), max_length=8)
+    assert not cut.narrow(case.time, 16, 24).any()
+    torch.testing.assert_close(cut.narrow(case.time, 0, 16), wanted.narrow(case.time, 0, 16))
+    for wrong in (0, 2.5, True):
+        with pytest.raises(ValueError, match="max_length is"):
+            module(*inputs, cu_seqlens=borders(*ENDS), max_length=wrong)
+
+
+@pytest.mark.parametrize("case", ["documents_fft", "documents_modal"], indirect=True)
+def test_documents_in_pieces_of_a_budget(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, inputs = case.module(), case.inputs(1, 60)
+    whole = module(*inputs, cu_seqlens=borders(*ENDS))
+    monkeypatch.setitem(vars(case.operator.namespace), "BYTE_BUDGET", 4000)
+    torch.testing.assert_close(module(*inputs, cu_seqlens=borders(*ENDS)), whole)
+    if "fft" in case.name:
+        some = module(*inputs, cu_seqlens=borders(*ENDS), max_length=32)
+        torch.testing.assert_close(some, whole)
+
+
+@pytest.mark.parametrize("case", DOCUMENTS, indirect=True)
+def test_compiled_once_for_all_numbers_of_documents(case: Case) -> None:
+    """The first number that differs makes it a symbol; no later one compiles anything."""
+    module, inputs = case.module(), case.inputs(1, 60)
+    numbers = CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    longest = {"max_length": 60} if "fft" in case.name else {}
+    compiled = torch.compile(module, backend=numbers, fullgraph=True)
+    seen = []
+    for count in (3, 4, 5, 7, 12, 30):
+        ends = torch.linspace(0, 60, count).round().int()
+        y = compiled(*inputs, cu_seqlens=ends, **longest)
+        torch.testing.assert_close(y, module(*inputs, cu_seqlens=ends, **longest))
+        seen.append(numbers.frame_count)
+    assert seen[-1] == seen[1] <= 2
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=24), st.integers(1, 3), st.booleans())
+def test_borders_of_numbered_documents(numbers: list[int], rows: int, bound: bool) -> None:
+    seq_idx = torch.tensor(numbers * rows).view(rows, -1)
+    wanted = [0]
+    for _ in range(rows):
+        for _, same in itertools.groupby(numbers):
+            wanted.append(wanted[-1] + len(list(same)))
+    found = sh2gen.cu_seqlens_of(seq_idx, len(wanted) + 1 if bound else None)
+    assert found.dtype == torch.int32
+    assert found[: len(wanted)].tolist() == wanted
+    assert set(found[len(wanted) :].tolist()) <= {wanted[-1]} and found[-1] == wanted[-1]
+    assert len(found) == (len(wanted) + 2 if bound else seq_idx.numel() + 1)
+
+
+def test_fewer_documents_than_numbers() -> None:
+    found = sh2gen.cu_seqlens_of(torch.tensor([5, 5, 1, 2, 2, 9]), 2)
+    assert found.tolist() == [0, 2, 6]
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=4), st.booleans())
+def test_borders_of_padded_rows(lengths: list[int], left: bool) -> None:
+    step = torch.arange(5)
+    mask = step < torch.tensor(lengths)[:, None]
+    found = sh2gen.cu_seqlens_of_mask(mask.flip(1) if left else mask).tolist()
+    wanted = []
+    for row, length in enumerate(lengths):
+        wanted += [5 * row, 5 * row + (5 - length if left and length < 5 else length)]
+    for one, other, length in zip(found[1::2], wanted[1::2], lengths, strict=True):
+        assert one == other or length in (0, 5)  # nothing is padded, or all
+    assert found[::2] == [*wanted[::2], 5 * len(lengths)]
+
+
+def test_what_has_no_borders() -> None:
+    with pytest.raises(TypeError, match=r"are torch\.float32"):
+        sh2gen.cu_seqlens_of(torch.zeros(3))
+    with pytest.raises(ValueError, match=r"\(1, 2, 3\)"):
+        sh2gen.cu_seqlens_of(torch.zeros(1, 2, 3).int())
+    with pytest.raises(ValueError, match="at least 1"):
+        sh2gen.cu_seqlens_of(torch.zeros(3).int(), 0)
+    with pytest.raises(ValueError, match=r"expected \(B, L\)"):
+        sh2gen.cu_seqlens_of_mask(torch.zeros(3))
