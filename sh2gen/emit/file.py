@@ -8,12 +8,12 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from sh2gen.emit import config, decode, eager, kernels, ranks, reduce
+from sh2gen.emit import calls, config, decode, documents, eager, kernels, ranks, reduce
 from sh2gen.emit.launchers import launchers, state_of
 from sh2gen.emit.parts import GEOMETRY, closure, part, texts
 from sh2gen.emit.text import filled, kernel, literal
 from sh2gen.emit.words import class_name, filter_size, formula, meaning, packing, summary
-from sh2gen.plan.geometry import LEAVE_CONFIG, POSITIONS_CONFIG, counted_together
+from sh2gen.plan.geometry import DOCUMENTS_CONFIG, LEAVE_CONFIG, counted_together
 from sh2gen.plan.plan import EagerConv, Plan
 from sh2gen.plan.values import Layout
 from sh2gen.spec.language import FilterKind, Parametrisation, Sequences, TapOrder
@@ -106,7 +106,8 @@ def _header(spec: OpSpec, plan: Plan) -> str:
             ("LAUNCHES", "threading.local()", "those that a thread wants noted"),
         ]
     if plan.kernels and spec.sequences is Sequences.PACKED:
-        constants.append(("POSITIONS", literal(POSITIONS_CONFIG, 0), "config of what finds them"))
+        what = "config of what finds documents"
+        constants.append(("DOCUMENTS", literal(DOCUMENTS_CONFIG, 0), what))
     if plan.leave is not None:
         constants.append(("LEAVE", literal(LEAVE_CONFIG, 0), "config of what leaves a past"))
     if plan.kernels:
@@ -175,6 +176,7 @@ def _launchers(spec: OpSpec, plan: Plan) -> list[str]:
     if any(s.width == "SHARERS" for s in reduce.sections(spec, plan)):
         wanted.add("sharers")
     wanted |= {k.narrowed.__name__ for k in plan.first_kernels if k.narrowed is not None}
+    wanted |= {k.grid.__name__ for k in plan.first_kernels}
     wanted |= {"step_grid", "step_config"} if plan.step is not None else set()
     if any(a.name == "SHARE" for a in (plan.step.arguments if plan.step else ())):
         wanted.add("shared_channels")
@@ -293,7 +295,7 @@ def _operator(spec: OpSpec, plan: Plan, library: str) -> list[str]:
     found.append(_banner("Decoding: a few steps in time after a past that is kept"))
     found.append(filled("sections/decode.py.j2", **context))
     if spec.context is not None:
-        lines = _modes_lines(spec, plan) if modal else []
+        lines = calls.modes_lines(spec, plan) if modal else []
         found.append(_banner("Sequences that are split over ranks"))
         found += ranks.blocks(spec, plan, context, lines)
     found.append(filled("sections/module.py.j2", **context))
@@ -324,7 +326,7 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     ladder = {"first_group": ("int", 0), "groups_in_all": ("int | None", None)} if decays else {}
     ladder_arguments = [f"{n}: {kind} = {default}" for n, (kind, default) in ladder.items()]
     state_argument = f", state: {name}State | None = None" if enters else ""
-    state_argument += _documents(spec, plan)["documents_taken"]
+    state_argument += documents.context(spec, plan)["documents_taken"]
     slices = (
         [
             ("first_group", "which group of the ladder of decays the first one here is"),
@@ -345,7 +347,7 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
             "of the sequence before these steps, as a call returned it; absent: it begins here"
         )
         docs.append(("state", before))
-    docs += _documents(spec, plan)["documents_docs"]
+    docs += documents.context(spec, plan)["documents_docs"]
     return {
         "op": spec.op,
         "class_name": name,
@@ -359,7 +361,7 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "numbers": numbers,
         "number_names": number_names,
         "documents": packed,
-        **_documents(spec, plan),
+        **documents.context(spec, plan),
         "past_passed": f", state=[{', '.join(past)}]" if past else "",
         "past_state": spec.state is not None and not modal,
         "stateful": spec.state is not None,
@@ -395,8 +397,8 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "result_type": f"tuple[Tensor, {name}State]" if leaves else "Tensor",
         "formula_line": f"{spec.op}: {summary(spec)}",
         "argument_docs": docs + slices,
-        "body": _body(spec, plan, _ladder_names(spec)),
-        "packed_lines": _packed_lines(spec, plan, _ladder_names(spec), passed),
+        "body": calls.body(spec, plan, _ladder_names(spec)),
+        "packed_lines": calls.packed_lines(spec, plan, _ladder_names(spec), passed),
         "parameter_docs": [f"{p.name} ({', '.join(p.dims)})" for p in spec.parameters],
         "module_docs": slices,
         "decay_arguments": ladder_arguments,
@@ -404,45 +406,10 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "decay_defaults": tuple((n, default) for n, (_, default) in ladder.items()),
         "inits": [(p.name, p.init) for p in spec.parameters],
         "module_arguments": ", state=state" * enters
-        + _documents(spec, plan)["documents_given"]
+        + documents.context(spec, plan)["documents_given"]
         + "".join(f", {name}=self.{name}" for name in ladder),
         "ranks": spec.context is not None,
         "decode_ladder": "".join(f", {name}=self.{name}" for name in ladder),
-    }
-
-
-def _documents(spec: OpSpec, plan: Plan) -> dict[str, Any]:
-    """What sections say of rows that hold documents: what calls take, and pass on."""
-    if spec.sequences is Sequences.DENSE:
-        given = ("documents_taken", "documents_given", "documents_passed", "documents_rows")
-        return dict.fromkeys(given, "") | {"documents_docs": []}
-    cu_seqlens = (
-        "(documents + 1) int32 or int64, 0 and where each document of the one row ends, on its "
-        "device; as many numbers as you like may repeat the last; absent: every row is one"
-    )
-    docs = [("cu_seqlens", cu_seqlens)]
-    if plan.kernels:
-        return {
-            "documents_taken": ", cu_seqlens: Tensor | None = None",
-            "documents_given": ", cu_seqlens=cu_seqlens",
-            "documents_passed": ", position",
-            "documents_rows": ", positions_of(own[0], None)",
-            "documents_arguments": "position: Tensor",
-            "documents_names": "position",
-            "documents_docs": docs,
-        }
-    longest = (
-        "steps of the longest document, or more; absent: it is read from cu_seqlens, for which a "
-        "GPU is waited for; of longer ones y is 0 beyond"
-    )
-    return {
-        "documents_taken": ", cu_seqlens: Tensor | None = None, max_length: int | None = None",
-        "documents_given": ", cu_seqlens=cu_seqlens, max_length=max_length",
-        "documents_passed": ", cu_seqlens, max_length",
-        "documents_rows": ", *documents_of_call(own[0], None, None)",
-        "documents_arguments": "cu_seqlens: Tensor, max_length: int",
-        "documents_names": "cu_seqlens, max_length",
-        "documents_docs": [*docs, ("max_length", longest)],
     }
 
 
@@ -490,98 +457,3 @@ def _conversions(spec: OpSpec) -> list[str]:
     if spec.filter.parametrisation is Parametrisation.P_GAMMA:
         lines.append("log_poles = poles(p, gamma)")
     return lines
-
-
-def _body(spec: OpSpec, plan: Plan, ladder: str) -> list[str]:
-    """What a call does after its checks."""
-    x, inputs = spec.inputs[0], ", ".join(spec.inputs)
-    parameters = f"[{', '.join(p.name for p in spec.parameters)}]"
-    needs = _needs(plan, x, ladder)
-    if spec.sequences is Sequences.PACKED:
-        return [*needs, *_packed_call(plan, x, f"[{inputs}]", parameters, ladder)]
-    if spec.state is None:
-        return [*needs, f"return run_op([{inputs}], {parameters}{ladder})"]
-    lines = [*needs, f"inputs, parameters = [{inputs}], {parameters}"]
-    chunks = decode.takes_chunks(spec, plan)
-    lines += ["absent = state is None"] * chunks
-    zero = f"state = zero_state_like({x})"
-    if spec.state.initial:
-        zero = f"{zero} if state is None else state_like(state, inputs)"
-    lines.append(zero)
-    copied = ", STATE(*(x.clone() for x in state[:-1]), state.draft)"
-    lines += [
-        f"if not {x}.shape[TIME]:",
-        f"    return allocate({x}, 0){copied * spec.state.final}",
-    ]
-    if chunks:
-        again = f"known_chunk(inputs, parameters, state{ladder})"
-        lines += [
-            f"if absent and (found := {again}) is not None:",
-            "    return found",
-        ]
-    modal = spec.filter.kind is FilterKind.MODAL
-    if modal:
-        lines += _modes_lines(spec, plan)
-    else:
-        lines.append(f"y = run_op(inputs, parameters, state{ladder})")
-    if not spec.state.final:
-        return [*lines, "return y"]
-    more = ", modes" if modal else ladder
-    lines += [
-        f"with without_autocast({x}):",
-        f"    after = state_after(inputs, parameters, state, None{more})",
-    ]
-    return [*lines, "return y, after"]
-
-
-def _modes_lines(spec: OpSpec, plan: Plan) -> list[str]:
-    """y and the modes after some steps, of a state; PyTorch differentiates what is its own."""
-    x = spec.inputs[0]
-    plain = [
-        f"refuse_symbols({x})",
-        f"with without_autocast({x}):",
-        "    y, modes = eager_stateful(inputs, parameters, *past)",
-    ]
-    lines = [f"past = past_for_kernels(state, {x})"]
-    if not plan.states:
-        return lines + plain
-    return [
-        *lines,
-        f"if {x}.is_cuda and not (PLAIN or transformed([*inputs, *parameters, *past])):",
-        "    keep = differentiates(*inputs, *parameters, *past)",
-        "    y, modes, _ = stateful_op(*inputs, *parameters, *past, keep)",
-        "else:",
-        *(f"    {line}" for line in plain),
-    ]
-
-
-def _packed_lines(spec: OpSpec, plan: Plan, ladder: str, passed: str) -> list[str]:
-    """What a call of packed features does after its checks."""
-    names = ", ".join(p.name for p in spec.parameters)
-    if spec.sequences is Sequences.PACKED:
-        needs = _needs(plan, "features", ladder)
-        return [*needs, *_packed_call(plan, "features", "[features]", f"[{names}]", ladder)]
-    if spec.state is None:
-        needs = _needs(plan, "features", ladder)
-        return [*needs, f"return run_op([features], [{names}]{ladder})"]
-    state = ", state=state" * spec.state.initial
-    return [f"return {spec.op}(*unpack([features]), {names}{state}{passed})"]
-
-
-def _packed_call(plan: Plan, x: str, inputs: str, parameters: str, ladder: str) -> list[str]:
-    """What a call of rows that hold documents does."""
-    lines = ["if cu_seqlens is not None:", f"    check_documents({x}, cu_seqlens)"]
-    if plan.kernels:
-        lines.append(f"position = positions_of({x}, cu_seqlens)")
-        return [*lines, f"return run_op({inputs}, {parameters}, position{ladder})"]
-    return [
-        *lines,
-        f"borders, longest = documents_of_call({x}, cu_seqlens, max_length)",
-        f"return run_op({inputs}, {parameters}, borders, longest{ladder})",
-    ]
-
-
-def _needs(plan: Plan, x: str, ladder: str) -> list[str]:
-    """What else a call checks: that kernels can be compiled, and a slice of a ladder of decays."""
-    checks = [f"require_triton({x})"] * bool(plan.kernels)
-    return checks + [f"rungs_of(filter.shape[0]{ladder})"] * bool(ladder)

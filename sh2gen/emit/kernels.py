@@ -6,16 +6,15 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sh2gen.emit import reduce
+from sh2gen.emit import documents, reduce
 from sh2gen.emit.parts import signatures
 from sh2gen.emit.sm90 import helper_names, phased_kernel
 from sh2gen.emit.statements import carried, helpers, lines, text, together
 from sh2gen.emit.words import formula
 from sh2gen.plan.arguments import Argument, Of
-from sh2gen.plan.documents import of_one_document
+from sh2gen.plan.documents import TileBorders, of_one
 from sh2gen.plan.geometry import (
     LEAVE_CONFIG,
-    POSITIONS_CONFIG,
     counted_together,
     may_split,
     shared_channels,
@@ -27,7 +26,7 @@ from sh2gen.plan.plan import Plan
 from sh2gen.plan.rings import rings
 from sh2gen.plan.source import KernelSource
 from sh2gen.plan.statements import Statement
-from sh2gen.plan.values import Rows, Scope
+from sh2gen.plan.values import Call, Rows, Scope
 from sh2gen.schedule.config import Schedule, launch_config
 from sh2gen.spec.language import DType, Precision, Sequences
 from sh2gen.spec.operator import OpSpec
@@ -41,22 +40,6 @@ OPTIONS = ("num_warps", "num_stages", "maxnreg")
 WARPS = 4
 _CONSTEXPR = {"triton": "tl.constexpr", "gluon": "gl.constexpr"}
 _WIDE = 94  # columns of a line of constants
-_POSITIONS = KernelSource(
-    name="find_positions",
-    role=Role.FORWARD,
-    signature=(
-        ("cu_seqlens_ptr", "*i32"),
-        ("position_ptr", "*i16"),
-        *((name, "i32") for name in ("documents", "rounds", "steps")),
-    ),
-    constants=(("BLOCK", POSITIONS_CONFIG["BLOCK"]),),
-    divisible=("cu_seqlens_ptr", "position_ptr"),
-    unaligned_keeps=("position_ptr",),
-    unaligned_constants=(),
-    num_warps=POSITIONS_CONFIG["num_warps"],
-    num_stages=3,
-    maxnreg=None,
-)
 
 
 # ------------------------------------------------------------------------------------------- texts
@@ -79,14 +62,13 @@ def helpers_of(spec: OpSpec, plan: Plan) -> list[tuple[tuple[str, ...], set[str]
         wanted |= {"Split", *["Ends"] * (spec.state is not None)}
     for kernel in (*plan.kernels, *plan.first_kernels, *plan.split_kernels):
         wanted |= helpers(kernel.program, _scope(spec, kernel))
-        if spec.sequences is Sequences.PACKED and kernel.skeleton == "tile":
-            whole = of_one_document(kernel.program.body)
-            wanted |= helpers(
-                dataclasses.replace(kernel.program, body=whole), _scope(spec, kernel)
-            )
-            wanted.add("is_whole")
+        if "heads" in kernel.skeleton:
+            wanted.add("first_border")
+        if near := _near(kernel):
+            whole = dataclasses.replace(kernel.program, body=of_one(kernel.program.body))
+            wanted |= {*helpers(whole, _scope(spec, kernel)), *near.helpers}
     if spec.sequences is Sequences.PACKED:
-        wanted.add("find_positions")
+        wanted.add(documents.finder(plan))
     if plan.joined:
         wanted.add("join_splits")
     found = [(plan.kernels[0].parts, wanted)]
@@ -149,6 +131,13 @@ def _scope(spec: OpSpec, kernel: Kernel) -> Scope:
     )
 
 
+def _near(kernel: Kernel) -> Call | None:
+    """What says whether a tile of a recurrence is near a border of documents; the kernel computes
+    all others as those of one document.
+    """
+    return next((s.near for s in kernel.program.body if isinstance(s, TileBorders)), None)
+
+
 def _units(spec: OpSpec, kernel: Kernel) -> dict[str, str]:
     """The constexpr that names each activation's stride along its contiguous axis."""
     units = dict.fromkeys((*kernel.program.loads, *kernel.program.stores), "1")
@@ -162,6 +151,7 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: Kernel) -> dict[str, Any]:
     scope = _scope(spec, kernel)
     names = signatures(kernel.parts)
     zeros, loads = carried(program, scope, names)
+    heads = "heads" in kernel.skeleton  # each begins anew
 
     def printed(statements: Iterable[Statement]) -> list[str]:
         return lines(tuple(statements), dataclasses.replace(scope, held={}), names)
@@ -179,13 +169,16 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: Kernel) -> dict[str, Any]:
         "doc": doc,
         "activations": [*program.loads, *program.stores],
         "pointers": list(_units(spec, kernel).items()),
-        "prologue": [*printed(program.prologue), *zeros],
+        "prologue": [*printed(program.prologue), *([] if heads else zeros)],
+        "fresh": zeros,
         "carried": loads,
         "warmup": printed(program.warmup),
         "body": printed(program.body),
-        "documents": spec.sequences is Sequences.PACKED,
-        "whole_body": printed(of_one_document(program.body)),
-        "reach": program.reach,
+        "counted": any(a.name == "counted" for a in kernel.arguments),
+        "positions": any(a.name == "position" for a in kernel.arguments),
+        "near": text(near, names) if (near := _near(kernel)) else "",
+        "whole_body": printed(of_one(program.body)),
+        "head_steps": spec.lag + (spec.filter.length or 1) - 1,
         "resets": printed(program.totals),
         "epilogue": printed(
             together(program.epilogue) if kernel.skeleton == "recurrence" else program.epilogue
@@ -292,7 +285,7 @@ def kernel_sources(spec: OpSpec, plan: Plan, schedule: Schedule) -> tuple[Kernel
     for kernel in plan.past:
         found.append(_source(spec, kernel.name, Role.DECODE, kernel.arguments, LEAVE_CONFIG))
     if spec.sequences is Sequences.PACKED and plan.kernels:
-        found.append(_POSITIONS)
+        found.append(documents.source(spec, plan))
     return tuple(found)
 
 
@@ -350,7 +343,7 @@ def _source(
     signature: list[tuple[str, str]] = []
     for a in arguments:
         kind = io if a.io else "*fp32"
-        kind = {Of.INDEX: "*i32", Of.POSITIONS: "*i16"}.get(a.of, kind)
+        kind = "*i32" if a.of is Of.INDEX else f"*{a.kind}" if a.of is Of.DOCUMENTS else kind
         for n in a.names if a.of is not Of.CONSTANT else ():
             signature.append((n, kind if n.endswith("_ptr") else "i64" if a.wide else "i32"))
     constants = {

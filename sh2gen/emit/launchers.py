@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-from sh2gen.emit import reduce
+from sh2gen.emit import documents, reduce
 from sh2gen.emit.config import terms
-from sh2gen.emit.text import folded, targets
+from sh2gen.emit.text import call, folded, loop, targets, when
 from sh2gen.plan.actions import (
     Action,
     Allocate,
@@ -40,19 +40,14 @@ _FOUND = {
 }
 _BOUNDS = ("read_begin", "read_end", "write_end")
 _OUTPUTS = (Room.ACTIVATION, Room.GRADIENTS)
+_FIRST = (When.PAST, When.HEADS)
 _WHEN = {When.SPLIT: "grid.splits > 1", When.KEPT: "keep"}
-
-
-def call(function: str, arguments: Iterable[str], result: str = "") -> list[str]:
-    """A call, an argument a line."""
-    left = f"{result} = " if result else ""
-    return [f"{left}{function}(", *(f"{_INDENT}{a}," for a in arguments), ")"]
 
 
 def state_of(spec: OpSpec, plan: Plan) -> list[str]:
     """What kernels take of a state that a call begins with, in order; or of documents."""
     if spec.sequences is Sequences.PACKED:
-        return ["position"]
+        return documents.taken(plan)
     if spec.state is None:
         return []
     if plan.states:
@@ -96,8 +91,10 @@ class _Launcher:
         kernel = plan.kernel(role)
         assert kernel is not None
         self.kernel: Kernel = kernel
-        found = (a.kernel for a in self.actions if isinstance(a, Launch) and a.when is When.PAST)
-        self.first = next(found, None)  # of the steps that a past may reach
+        first = [a for a in self.actions if isinstance(a, Launch) and a.when in _FIRST]
+        # Of the steps that a past may reach, or of the heads of documents.
+        self.first = first[0].kernel if first else None
+        self.heads = bool(first) and first[0].when is When.HEADS
         self.x = spec.inputs[0]
         self.parameters = [p.name for p in spec.parameters]
         # A recurrence needs what is before its first step: it computes whole sequences.
@@ -118,6 +115,11 @@ class _Launcher:
         taken = (a for launch in self.launches for a in launch.kernel.arguments)
         data = (a.name for a in taken if a.of in (Of.ACTIVATION, Of.STATE))
         return list(dict.fromkeys(name for name in data if name not in made))
+
+    @property
+    def edged(self) -> bool:
+        """Whether the first steps are left out of the launch of all others."""
+        return self.first is not None and not self.heads
 
     @property
     def launches(self) -> list[Launch]:
@@ -180,7 +182,7 @@ class _Launcher:
             self.grid(kernel, kernel.grid),
             f"step = stride_step(config, ({targets(loaded)}), grid.tiles)",
             f"states = allocate_states({x}, channels, steps, config, {size}, True)",
-            *_if("grid.programs", self.launch(kernel, kernel.name, kernel.arguments)),
+            *when("grid.programs", self.launch(kernel, kernel.name, kernel.arguments)),
             "return [states]",
         ]
         return "\n".join([*head, ") -> list[Tensor]:", doc, *(_INDENT + line for line in lines)])
@@ -219,7 +221,7 @@ class _Launcher:
             f"configs = configs_of({x}, channels, groups)",
             f'config = configs["{self.kernel.role}"]',
         ]
-        if self.first is not None:
+        if self.first is not None and not self.heads:
             config, unit = self.early(self.first)
             lines += [f"early = {config}", f"unit_steps = {unit}"]
             lines += [f"first, steps, bounds = segment({x}, context, begin, end, unit_steps)"]
@@ -277,6 +279,14 @@ class _Launcher:
     def parts(self, first: Kernel) -> list[str]:
         """Which steps are those of a kernel for the first ones, up to `edge`, and its grid."""
         x, reach = self.x, self.spec.lag + (self.spec.filter.length or 1) - 1
+        if self.heads:
+            assert first.narrowed is not None
+            sizes = f"{x}.shape[0], steps, channels, width, early"
+            return [
+                f"early = {first.narrowed.__name__}(config, {reach})",
+                'stride_step(early, tensors, early["STRETCH"])',
+                f"early_bounds, early_grid = bounds, {first.grid.__name__}({sizes})",
+            ]
         sizes = f"{x}.shape[0], %s, channels, width, %s%s"
         sums = ", %s[1] > %s[2]" if self.sums else ""
         own, other = (sums % (name, name) if sums else "" for name in ("early_bounds", "bounds"))
@@ -296,7 +306,7 @@ class _Launcher:
         lines: list[str] = []
         for number, variant in enumerate(kernel.variants):
             own = variant.name
-            begin = "begin" + " + edge" * (self.first is not None) if self.ranges else "0"
+            begin = "begin" + " + edge" * self.edged if self.ranges else "0"
             suits = f"{variant.suits}(tensors, unit, step, {begin}, bounds, {own})"
             still = f'config is configs["{kernel.role}"] and ' * (number > 0)
             lines += [
@@ -305,7 +315,7 @@ class _Launcher:
                 f"{_INDENT}config = {own}",
                 _INDENT
                 + self.grid(kernel, variant.grid).replace(
-                    " steps,", " steps - edge," if self.first is not None else " steps,"
+                    " steps,", " steps - edge," if self.edged else " steps,"
                 ),
             ]
         return lines
@@ -328,16 +338,16 @@ class _Launcher:
                 made = next(a.names for a in self.plan.actions[role] if isinstance(a, Give))
                 call = f"launch_{role}(inputs, parameters{state})[{made.index(name)}]"
                 return [f"if not {name}.numel():", f"{_INDENT}{name} = {call}"]
-            case Launch(kernel=kernel, when=When.PAST):
+            case Launch(kernel=kernel, when=When.PAST | When.HEADS):
                 found = self.launch(kernel, kernel.name, kernel.arguments)
-                return _if("early_grid.programs", found)
+                return when("early_grid.programs", found)
             case Launch(kernel=kernel, when=When.SPLIT):
                 found = self.launch(kernel, kernel.name, kernel.arguments, split=True)
-                return _if("grid.programs and grid.splits > 1", found)
+                return when("grid.programs and grid.splits > 1", found)
             case Launch(kernel=kernel):
                 return [*self.next(kernel), *self.chosen(kernel)]
             case Join(arguments=arguments):
-                return _if("grid.programs and grid.splits > 1", self.join(arguments))
+                return when("grid.programs and grid.splits > 1", self.join(arguments))
             case Reduce():
                 return self.reduce(action)
             case Give(names=("gradients",)):
@@ -398,11 +408,11 @@ class _Launcher:
 
     def chosen(self, kernel: Kernel) -> list[str]:
         """The launch of a kernel, or of the variant that suits the call."""
-        lines = _if("grid.programs", self.launch(kernel, kernel.name, kernel.arguments))
+        lines = when("grid.programs", self.launch(kernel, kernel.name, kernel.arguments))
         for variant in reversed(kernel.variants):
             name = f"{kernel.name}_{variant.name}"
             other = self.launch(kernel, name, variant.arguments)
-            first = _if(f"grid.programs and config is {variant.name}", other)
+            first = when(f"grid.programs and config is {variant.name}", other)
             lines = [*first, f"el{lines[0]}", *lines[1:]]
         return lines
 
@@ -423,13 +433,14 @@ class _Launcher:
                 case Of.ACTIVATION:
                     begin = "first" if a.name in self.spec.inputs else "begin"
                     begin = "0" if a.name in kernel.program.stores or not self.ranges else begin
-                    begin = {"0": "edge"}.get(begin, f"{begin} + edge") if later else begin
+                    if later and self.edged:
+                        begin = {"0": "edge"}.get(begin, f"{begin} + edge")
                     found.append(f"*operand({a.name}, {begin}, step)")
                 case Of.PARTIAL if later:
                     found.append(f"{a.name}[{a.name}_first:]")
                 case Of.PARAMETER | Of.PARTIAL:
                     found.append(a.name)
-                case Of.STATE | Of.INDEX | Of.POSITIONS:
+                case Of.STATE | Of.INDEX | Of.DOCUMENTS:
                     found.append("split_sums" if split and a.name == "states" else a.name)
                 case Of.SIZE if a.name == "read_begin":
                     found.append("*bounds")
@@ -482,7 +493,7 @@ class _Launcher:
         comma = "," if len(self.spec.inputs) == 1 else ""
         return [
             f"blocks = -(-channels // {constants['BLOCK_D']})",
-            *_for(f"role, d_input in enumerate(({gradients}{comma}))", lines),
+            *loop(f"role, d_input in enumerate(({gradients}{comma}))", lines),
         ]
 
     def reduce(self, action: Reduce) -> list[str]:
@@ -505,11 +516,3 @@ class _Launcher:
             ],
         )
         return [f"gradients += {lines[0]}", *lines[1:]]
-
-
-def _if(condition: str, lines: Iterable[str]) -> list[str]:
-    return [f"if {condition}:", *(_INDENT + line for line in lines)]
-
-
-def _for(what: str, lines: Iterable[str]) -> list[str]:
-    return [f"for {what}:", *(_INDENT + line for line in lines)]

@@ -22,6 +22,7 @@ from sh2gen.plan.blocks import (
     ToeplitzGradient,
     ZeroToeplitz,
 )
+from sh2gen.plan.documents import HeadRows
 from sh2gen.plan.kernel import Kernel
 from sh2gen.plan.program import Phases
 from sh2gen.plan.statements import (
@@ -143,6 +144,12 @@ def phased_kernel(kernel: Kernel, phases: Phases, printed: Printer) -> dict[str,
     }
 
 
+def _outside(out: str, rows: str) -> str:
+    """Rows of a quarter, zero in the heads of documents."""
+    time = "t + 32 * part + half * halfway"
+    return f"{out} = lanes_outside_heads({rows}, counted_ptr, heads, {time}, length)"
+
+
 def helper_names(kernel: Kernel, phases: Phases) -> set[str]:
     """The helpers that the skeleton calls, beside those of statements that all kernels print."""
     names = {"toeplitz_matrices", "zero_gradients", "block_ring", "input_slots", "places", "fetch"}
@@ -158,6 +165,8 @@ def helper_names(kernel: Kernel, phases: Phases) -> set[str]:
         names.add("decay_rate")
     if any(isinstance(s, Extend) for s in phases.body):
         names |= {"zero_lanes", "extend_rows"}
+    if any(isinstance(s, LoadRows) and s.counted for s in phases.body):
+        names |= {"lanes_outside_heads", "lane_steps"}
     return names
 
 
@@ -198,10 +207,15 @@ def _phase(
     held = {s.out: s.rows for s in products if isinstance(s, Toeplitz)}
     for s in statements:
         match s:
-            case LoadRows(out=out, tensor=tensor, rows=rows, ahead=ahead):
+            case LoadRows(out=out, tensor=tensor, rows=rows, ahead=ahead, counted=counted):
                 held[out] = rows
                 name = slots[tensor, ahead].name
                 lines.append(f"{out} = read_rows({name}, part, half, LAG={-rows.lo})")
+                if counted:
+                    lines.append(_outside(out, out))
+            case HeadRows(out=out, x=x):
+                held[out] = x.rows
+                lines.append(_outside(out, Scope(held=held).take(x)))
             case Recall(out=out, blocks=blocks, rows=rows):
                 held[out] = rows
                 # Ahead, the tile's own block is the oldest of its ring.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -109,3 +109,19 @@ def _template(name: str) -> str:
 def _block(text: str, indent: int) -> str:
     """What a macro printed as lines of a block, without its last line break."""
     return textwrap.indent(text.strip("\n"), " " * indent) or _NOTHING
+
+
+def call(function: str, arguments: Iterable[str], result: str = "") -> list[str]:
+    """A call, an argument a line."""
+    left = f"{result} = " if result else ""
+    return [f"{left}{function}(", *(f"    {a}," for a in arguments), ")"]
+
+
+def when(condition: str, lines: Iterable[str]) -> list[str]:
+    """Lines under a condition."""
+    return [f"if {condition}:", *(f"    {line}" for line in lines)]
+
+
+def loop(what: str, lines: Iterable[str]) -> list[str]:
+    """Lines in a loop."""
+    return [f"for {what}:", *(f"    {line}" for line in lines)]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from sh2gen.plan.actions import Action, Allocate, Give, Launch, Reduce, Room, When
 from sh2gen.plan.kernel import Kernel, Reduction, Role
+from sh2gen.spec.language import Sequences
 from sh2gen.spec.operator import OpSpec
 
 RANGE = "for steps begin .. end - 1 of the segment after `context` steps."
@@ -23,9 +24,17 @@ def whole(
     one backward, and one that adds partial sums.
 
     Args:
-        first: kernels of the first steps, where calls begin after a past.
+        first: kernels of the first steps, where calls begin after a past; or of the heads of
+            documents, which are computed once more behind the row.
     """
-    before = {role: Launch(kernel=kernel, when=When.PAST) for role, kernel in first.items()}
+    packed = spec.sequences is Sequences.PACKED
+    when = When.HEADS if packed else When.PAST
+    launches = {role: [Launch(kernel=kernel, when=when)] for role, kernel in first.items()}
+
+    def both(role: Role, kernel: Kernel) -> list[Action]:
+        own, others = [Launch(kernel=kernel)], launches.get(role, [])
+        return [*own, *others] if packed else [*others, *own]
+
     results = ("y", *saved)
     doc = (
         f"{gradients_doc(spec)}\n\nWith a range, the gradients of inputs are for its steps "
@@ -35,15 +44,13 @@ def whole(
     return {
         Role.FORWARD: (
             Allocate(names=results, room=Room.ACTIVATION),
-            *([before[Role.FORWARD]] if first else []),
-            Launch(kernel=forward),
+            *both(Role.FORWARD, forward),
             Give(names=results, doc=f"[{', '.join(results)}] {RANGE}"),
         ),
         Role.BACKWARD: (
             Allocate(names=tuple(f"d_{name}" for name in spec.inputs), room=Room.GRADIENTS),
             *partials(backward),
-            *([before[Role.BACKWARD]] if first else []),
-            Launch(kernel=backward),
+            *both(Role.BACKWARD, backward),
             *([Reduce(reductions=reductions)] if reductions else []),
             Give(names=("gradients",), doc=doc),
         ),

@@ -41,7 +41,7 @@ from sh2gen.plan.actions import (
 )
 from sh2gen.plan.arguments import join_arguments, walk_arguments
 from sh2gen.plan.blocks import Recall
-from sh2gen.plan.documents import of_documents
+from sh2gen.plan.documents import of_modes
 from sh2gen.plan.edges import (
     Edge,
     EnterGradient,
@@ -132,12 +132,13 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
     )
 
     def kernel(role: Role, program: TileProgram, *, sums: bool = False) -> Kernel:
+        program = of_modes(program) if packed else program
         return Kernel(
             name=f"{role}_sums" if sums else role.value,
             role=role,
             skeleton="recurrence",
             parts=parts,
-            program=of_documents(program) if packed else program,
+            program=program,
             arguments=walk_arguments(
                 spec,
                 program,

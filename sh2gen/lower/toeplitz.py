@@ -33,7 +33,7 @@ from sh2gen.lower.rows import layouts, partial_sums, pasts
 from sh2gen.lower.step import step_kernel
 from sh2gen.lower.streams import Stream
 from sh2gen.lower.verdict import Verdict, later_fields
-from sh2gen.plan.arguments import sm90_arguments, stream_arguments
+from sh2gen.plan.arguments import heads_arguments, sm90_arguments, stream_arguments
 from sh2gen.plan.blocks import (
     LoadToeplitz,
     Remember,
@@ -42,8 +42,15 @@ from sh2gen.plan.blocks import (
     ToeplitzGradient,
     ZeroToeplitz,
 )
-from sh2gen.plan.documents import of_documents
-from sh2gen.plan.geometry import sm90_config, sm90_grid, sm90_suits, stream_grid
+from sh2gen.plan.documents import of_heads, outside_heads
+from sh2gen.plan.geometry import (
+    heads_grid,
+    sm90_config,
+    sm90_grid,
+    sm90_suits,
+    stream_grid,
+    stream_heads_config,
+)
 from sh2gen.plan.kernel import Kernel, Reduction, Role, Variant
 from sh2gen.plan.phases import phases
 from sh2gen.plan.plan import EagerConv, Plan
@@ -99,12 +106,15 @@ def _plan(spec: OpSpec, layout: Layout) -> Plan:
     before = pasts(spec, graph)
     parts += ("past",) * bool(before)
     packed = spec.sequences is Sequences.PACKED
-    parts += ("toeplitz_documents", "documents") * packed
+    parts += ("heads",) * packed
     names = (f"d_{name}" for name in spec.inputs)
     gradients = dict(zip(names, backward_graph.outputs, strict=False))
     backward, reductions = _backward(backward_graph, gradients, {})
     variants: tuple[Variant, ...] = ()
-    if layout is Layout.BDL and not packed and (split := phases(backward)) is not None:
+    heads_backward = of_heads(backward)
+    if packed:
+        backward = outside_heads(backward)
+    if layout is Layout.BDL and (split := phases(backward)) is not None:
         variants = (
             Variant(
                 name="sm90",
@@ -133,7 +143,7 @@ def _plan(spec: OpSpec, layout: Layout) -> Plan:
             role=role,
             skeleton="stream",
             parts=parts,
-            program=of_documents(program) if packed else program,
+            program=program,
             arguments=stream_arguments(
                 spec, program, backward=role is Role.BACKWARD, terms=tap_terms(spec)
             ),
@@ -143,8 +153,28 @@ def _plan(spec: OpSpec, layout: Layout) -> Plan:
             exchanged=layout is Layout.BLD,
         )
 
+    def heads(role: Role, program: TileProgram) -> Kernel:
+        backward, terms = role is Role.BACKWARD, tap_terms(spec)
+        return Kernel(
+            name=f"{role.value}_heads",
+            role=role,
+            skeleton="stream_heads",
+            parts=parts,
+            program=program,
+            arguments=heads_arguments(spec, program, backward=backward, terms=terms),
+            grid=heads_grid,
+            lanes=("M", "M"),
+            exchanged=layout is Layout.BLD,
+            narrowed=stream_heads_config,
+        )
+
     first = {}
-    if before:
+    if packed:
+        first = {
+            Role.FORWARD: heads(Role.FORWARD, of_heads(_forward(graph, {}))),
+            Role.BACKWARD: heads(Role.BACKWARD, heads_backward),
+        }
+    elif before:
         first[Role.FORWARD] = kernel(Role.FORWARD, _forward(graph, before), first=True)
         entered, _ = _backward(backward_graph, gradients, before)
         first[Role.BACKWARD] = kernel(Role.BACKWARD, entered, first=True)

@@ -29,11 +29,6 @@ def products(length: int) -> str:
     return f"1 + ceil({length - 1} / BLOCK_T)"
 
 
-def borders(within: str) -> tuple[Name, ...]:
-    """What a statement reads of documents, if it is within them."""
-    return (Name(Kind.BORDERS, within),) if within else ()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadToeplitz(Statement):
     """The taps that a group's channels share, as Toeplitz matrices: how a block's outputs depend
@@ -162,9 +157,6 @@ class Recall(Statement):
 class Toeplitz(Statement):
     """Convolution of remembered blocks with taps (direction +1), or its adjoint (-1), as matrix
     products: one for every block that the taps reach.
-
-    Attributes:
-        within: the borders of documents, which no product goes beyond.
     """
 
     out: str
@@ -173,18 +165,15 @@ class Toeplitz(Statement):
     length: int
     direction: int
     rows: Rows = BLOCK
-    within: str = ""
     is_product: ClassVar[bool] = True
 
     @property
     def helper(self) -> str:
-        name = "toeplitz" if self.direction == +1 else "toeplitz_adjoint"
-        return f"{name}_within" if self.within else name
+        return "toeplitz" if self.direction == +1 else "toeplitz_adjoint"
 
     @property
     def reads(self) -> tuple[Name, ...]:
-        read = (Name(Kind.BLOCKS, self.blocks), Name(Kind.CONSTANT, self.taps))
-        return (*read, *borders(self.within))
+        return Name(Kind.BLOCKS, self.blocks), Name(Kind.CONSTANT, self.taps)
 
     @property
     def makes(self) -> Name:
@@ -193,8 +182,7 @@ class Toeplitz(Statement):
     def calls(self, scope: Scope) -> tuple[Call, ...]:
         out = scope.hold(self.out, self.rows)
         sizes = ("HISTORY + 1", scope.lanes, "N", "PRECISION")
-        own = (self.within, *["until"] * (self.direction == -1)) if self.within else ()
-        return (Call(self.helper, (self.blocks, self.taps, *own, *sizes), (out,)),)
+        return (Call(self.helper, (self.blocks, self.taps, *sizes), (out,)),)
 
     def __str__(self) -> str:
         call = f"{self.out} = {self.helper}({self.blocks}, {self.taps})"
@@ -206,27 +194,26 @@ class ToeplitzGradient(Statement):
     """Add products of the tile's block of `grad` with all of `blocks` to accumulators.
 
     Attributes:
-        within: the borders of documents, which no product goes beyond.
+        own: of documents, the steps of their heads alone.
     """
 
     out: str
     grad: str
     blocks: str
     length: int
-    within: str = ""
+    own: bool = False
     is_product: ClassVar[bool] = True
 
     @property
     def reads(self) -> tuple[Name, ...]:
         blocks = (Name(Kind.BLOCKS, self.grad), Name(Kind.BLOCKS, self.blocks))
-        return (*blocks, Name(Kind.TOTALS, self.out), *borders(self.within))
+        return (*blocks, Name(Kind.TOTALS, self.out))
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
         sizes = ("HISTORY + 1", scope.lanes, "BLOCK_T", "PRECISION")
-        own = (self.within,) if self.within else ()
-        helper = "toeplitz_gradient_within" if self.within else "toeplitz_gradient"
-        arguments = (self.out, self.grad, self.blocks, *own, *sizes)
-        return (Call(helper, arguments, (self.out,)),)
+        own = Call("own_block", (self.grad, "tile", "BLOCK_T"))
+        arguments = (self.out, own if self.own else self.grad, self.blocks, *sizes)
+        return (Call("toeplitz_gradient", arguments, (self.out,)),)
 
     def __str__(self) -> str:
         call = f"{self.out} += toeplitz_gradient({self.grad}, {self.blocks})"

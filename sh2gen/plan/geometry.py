@@ -42,6 +42,39 @@ def first_config(config: dict[str, int], steps: int) -> dict[str, int]:
     return config | {"BLOCK_T": block, "BLOCK_D": channels, "TILES": 1}
 
 
+def tile_heads_config(config: dict[str, int], reach: int) -> dict[str, int]:
+    """The config of tiles for the heads of documents, of so many steps, which begin anywhere in a
+    vector of 8.
+    """
+    if config["BLOCK_D"] * 8 <= config["BLOCK_T"]:  # channels first
+        block, channels = 16, 64
+    else:
+        block, channels = 8, config["BLOCK_D"]
+    head = -(-(reach + 7) // block) * block
+    shape = {"ROWS": 8, "BLOCK_D": channels, "BLOCK_T": block, "HEAD": head, "STRETCH": 512}
+    return shape | {"num_warps": 4 if block == 16 else config["num_warps"]}
+
+
+def stream_heads_config(config: dict[str, int], reach: int) -> dict[str, int]:
+    """Likewise of streams, as many documents next to each other as segments elsewhere, with the
+    steps behind a head that its last ones look at.
+    """
+    same = ("ROWS", "BLOCK_D", "SEGMENTS", "BLOCK_T", "num_warps")
+    head = -(-(reach + 15) // config["BLOCK_T"]) * config["BLOCK_T"]
+    return {name: config[name] for name in same} | {"HEAD": head, "STRETCH": 8192}
+
+
+def heads_grid(
+    batch: int, steps: int, channels: int, width: int, config: dict[str, int], whole: bool = False
+) -> Grid:
+    """Of kernels of heads of documents: a program has those that begin in STRETCH steps."""
+    splits, segments = -(-steps // config["STRETCH"]), config.get("SEGMENTS", 0)
+    columns = -(-channels // config["BLOCK_D"])
+    if segments:
+        columns = channels // width * sharers(width, config)
+    return Grid(splits, 1, columns, max(1, segments), batch * splits * columns)
+
+
 def stream_grid(
     batch: int, steps: int, channels: int, width: int, config: dict[str, int], whole: bool = False
 ) -> Grid:
@@ -155,7 +188,7 @@ def step_config(config: dict[str, int], columns: int, steps: int) -> dict[str, i
     }
 
 
-POSITIONS_CONFIG = {"BLOCK": 1024, "num_warps": 4}
+DOCUMENTS_CONFIG = {"BLOCK": 256, "num_warps": 4}
 
 LEAVE_CONFIG = {"BLOCK_D": 64, "STEPS": 8, "num_warps": 1}
 

@@ -10,6 +10,7 @@ B batch, D channels, L time steps, N blocks of ROWS steps, K taps of a row of a 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -52,7 +53,7 @@ from sh2gen.plan.blocks import (
     ToeplitzGradient,
     ZeroToeplitz,
 )
-from sh2gen.plan.documents import LoadPositions, NearAhead, TileBorders, Until
+from sh2gen.plan.documents import HeadRows, TileBorders
 from sh2gen.plan.edges import Edge
 from sh2gen.plan.kernel import Reduction, Role
 from sh2gen.plan.modes import (
@@ -161,6 +162,18 @@ def call(
                     kernel.program, spec, {**tensors, **made}, parameters, rows=rows, dtype=dtype
                 )
                 made |= stored
+            case Launch(kernel=kernel, when=When.HEADS):
+                assert partials is not None and groups is not None
+                head = spec.lag + (spec.filter.length or 1) - 1
+                begins = (tensors["position"] == 0).nonzero().flatten().tolist()
+                for begin, end in itertools.pairwise((*begins, len(tensors["position"]))):
+                    own = {n: x[..., begin:end] for n, x in tensors.items()}
+                    stored, more, of_groups = run(
+                        kernel.program, spec, own, parameters, rows=rows, dtype=dtype
+                    )
+                    partials, groups = partials + more, groups + of_groups
+                    for name, x in stored.items():
+                        made[name][..., begin : min(begin + head, end)] = x[..., :head]
             case Reduce(reductions=reductions):
                 assert partials is not None and groups is not None
                 for r in reductions:
@@ -204,7 +217,8 @@ def run(
     partials = like.new_zeros(program.partial_rows, spec.channels)
     group_partials = like.new_zeros(spec.filter.length or 0, spec.channels)
     position = tensors.get("position")
-    launch = _Launch(spec, rows, like, partials, group_partials, position=position)
+    head = spec.lag + (spec.filter.length or 1) - 1
+    launch = _Launch(spec, rows, like, partials, group_partials, position=position, head=head)
     for statement in program:
         launch.execute(statement, tensors, parameters)
     return launch.stored, launch.partials, launch.group_partials
@@ -251,6 +265,7 @@ class _Launch:
     parameters: Tensors = field(default_factory=dict)
     stored: dict[str, Tensor] = field(default_factory=dict)  # (B, D, L)
     position: Tensor | None = None  # (L), of each step in its document
+    head: int = 0  # steps of a document that no other kernel counts
 
     def execute(self, statement: Statement, tensors: Tensors, parameters: Tensors) -> None:
         match statement:
@@ -289,7 +304,11 @@ class _Launch:
                 count = -(-steps // self.block)
                 self.totals[out] = self.like.new_zeros(length, batch, channels, count)
             case LoadRows(out=out, tensor=name, rows=rows):
-                self.hold(out, self.load(tensors[name].to(self.like), rows), rows)
+                whole = tensors[name].to(self.like)
+                if statement.counted:
+                    assert self.position is not None
+                    whole = whole * (self.position >= self.head)
+                self.hold(out, self.load(whole, rows), rows)
             case Enter(out=out, x=x):  # a sequence that begins has had nothing but zeros
                 self.hold(out, self.take(x), x.rows)
             case Extend(out=out, x=x, rows=rows):
@@ -301,13 +320,20 @@ class _Launch:
                 self.hold(out, self.load(self.blocks[blocks], rows), rows)
             case Toeplitz(out=out, blocks=blocks, taps=name, direction=direction, rows=rows):
                 taps = self.taps[name][:, 0]  # (K, D, 1)
-                y = _long_conv(self.blocks[blocks], taps, direction, self.position)
+                y = _long_conv(self.blocks[blocks], taps, direction)
                 self.hold(out, self.load(y, rows), rows)
-            case ToeplitzGradient(out=out, grad=grad, blocks=blocks, length=length):
-                self.totals[out] = self.long_gradient(grad, blocks, length)  # (K, D)
-            case LoadPositions(out=out, rows=rows):
-                self.hold(out, self.positions(rows), rows)
-            case TileBorders() | NearAhead() | Until():
+            case ToeplitzGradient(out=out, grad=grad, blocks=blocks, length=length, own=own):
+                above = self.blocks[grad]
+                if own:
+                    inside = torch.arange(above.shape[2], device=above.device) < self.head
+                    above = above * inside
+                self.totals[out] = long_gradient(above, self.blocks[blocks], length)  # (K, D)
+            case HeadRows(out=out, x=x, outside=outside):
+                step = torch.arange(self.like.shape[2], device=self.like.device)
+                kept = step < self.head if self.position is None else self.position < self.head
+                kept = ~kept if outside else kept
+                self.hold(out, self.take(x) * self.load(kept.expand_as(self.like), x.rows), x.rows)
+            case TileBorders():
                 pass  # nothing is cut into tiles here
             case ZeroToeplitz():
                 pass
@@ -316,15 +342,15 @@ class _Launch:
                 sums = self.totals[total].reshape(len(self.group_partials), -1, width).sum(2)
                 self.group_partials[:, ::width] = sums
             case Fir(out=out, taps=name, direction=direction, rows=rows):
-                taken = [self.take(operand) for operand in statement.operands]
-                if statement.near:
+                taken = [self.take(statement.x)]
+                if statement.within:
                     taken.append(self.positions(rows if direction == +1 else statement.x.rows))
                 self.hold(out, _fir(self.taps[name], direction, *taken), rows)
             case Rowwise(out=out, rows=rows):
                 self.hold(out, self.rowwise(statement), rows)
             case Accumulate(out=out, function="tap_gradient"):
                 taken = [self.take(operand) for operand in statement.operands]
-                if statement.near:
+                if statement.within:
                     taken.append(self.positions(statement.inputs[0].rows))
                 self.totals[out] += _tap_gradient(*taken)
             case Accumulate(out=out, function="channel_sum", inputs=(x,)):
@@ -398,7 +424,7 @@ class _Launch:
         raise AssertionError(f"{statement}: no meaning is known for {statement.function}")
 
 
-def _long_conv(x: Tensor, taps: Tensor, direction: int, position: Tensor | None) -> Tensor:
+def _long_conv(x: Tensor, taps: Tensor, direction: int, position: Tensor | None = None) -> Tensor:
     """The convolution of whole sequences (B, D, L) with taps (K, D, 1), or its adjoint; within
     documents, if positions are given.
     """

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sh2gen.graph.nodes import ParameterView
-from sh2gen.plan.blocks import borders
 from sh2gen.plan.statements import Statement
 from sh2gen.plan.values import (
     BLOCK,
@@ -21,6 +20,11 @@ from sh2gen.plan.values import (
     pole_pointers,
     row_of,
 )
+
+
+def borders(within: str) -> tuple[Name, ...]:
+    """What a statement reads of documents, if it is within them."""
+    return (Name(Kind.BORDERS, within),) if within else ()
 
 
 def mode_pointers(views: tuple[ParameterView, ...]) -> tuple[str | Pack, ...]:

@@ -163,6 +163,8 @@ class LoadRows(Statement):
         lagged: rows of context are loaded by themselves, not with a vector that they end.
         past: what is before the first step.
         early: the tile itself may lie before that.
+        counted: of documents, zero in their heads.
+        own: of documents, each within itself alone.
     """
 
     out: str
@@ -174,6 +176,8 @@ class LoadRows(Statement):
     lagged: bool = False
     past: Past | None = None
     early: bool = False
+    counted: bool = False
+    own: bool = False
 
     @property
     def makes(self) -> Name:
@@ -198,6 +202,11 @@ class LoadRows(Statement):
         tile = "ahead" if self.ahead else "tile"
         where = (data, tile, *strides, start, stop)
         calls = [Call("load_steps", (*where, *lanes, *scope.hints), (out,))]
+        if self.own:
+            calls = [Call("load_own", (*where, *lanes[1:]), (out,))]
+        if self.counted:
+            counted = (data, "counted_ptr", *where[1:], *lanes)
+            calls = [Call("load_counted", counted, (out,))]
         # An early tile hands its last rows on to the next; of others the context alone matters.
         before = "" if start == "0" else self.context
         if self.early:
@@ -223,6 +232,9 @@ class LoadRows(Statement):
             rows = (*tile, "EVEN", "ROWS", scope.lanes, "N")
             time = "-LEAD" if self.out in scope.loaded_before else "0"
             before = f"{self.out}_before"
+            if self.own:  # nothing is before a document
+                zeros = Call("zero_rows", (self.context, scope.lanes, "N"), (before,))
+                return (Carried(call=zeros),)
             found.append(Carried(call=Call("context_rows", rows, (before,)), time=time))
             if self.past is not None:  # all lanes have the steps before the first
                 past = (
@@ -234,7 +246,7 @@ class LoadRows(Statement):
 
     def __str__(self) -> str:
         where = ", carried" * self.carried + ", ahead" * self.ahead + ", history" * self.history
-        where += ", lagged" * self.lagged
+        where += ", lagged" * self.lagged + ", outside heads" * self.counted + ", own" * self.own
         return f"{self.out} = load_steps({self.tensor}, {self.rows}{where})"
 
 
@@ -264,9 +276,11 @@ class Enter(Statement):
         return f"{self.out} = with_past({self.x}, {self.past.ring})"
 
 
-def documents_near(near: tuple[str, str] | None) -> tuple[str, ...]:
-    """What helpers take that look for borders: whether one is near, the positions, the tile."""
-    return (near[0], "position_ptr", near[1]) if near else ()
+def with_positions(within: bool, scope: Scope) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What helpers take that know of documents: the positions and the tile; and its lanes."""
+    if not within:
+        return (), ()
+    return ("position_ptr", "tile"), (f"LANES={scope.lanes}", "N=N")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,8 +288,7 @@ class Fir(Statement):
     """Causal convolution with taps (direction +1), or its adjoint (-1).
 
     Attributes:
-        within: the positions of rows in documents, which no product goes beyond.
-        near: instead, what says whether a border is near, and of which tile.
+        within: whether it knows of documents, which no product goes beyond.
     """
 
     out: str
@@ -284,18 +297,16 @@ class Fir(Statement):
     length: int
     direction: int
     rows: Rows
-    within: str = ""
-    near: tuple[str, str] | None = None
+    within: bool = False
 
     @property
     def helper(self) -> str:
         name = "fir" if self.direction == +1 else "fir_adjoint"
-        return f"{name}_near" if self.near else f"{name}_within" if self.within else name
+        return f"{name}_within" if self.within else name
 
     @property
     def operands(self) -> tuple[Operand, ...]:
-        later = self.rows if self.direction == +1 else self.x.rows  # of both steps of a product
-        return (self.x, *([Operand(self.within, later)] if self.within else ()))
+        return (self.x,)
 
     @property
     def reads(self) -> tuple[Name, ...]:
@@ -312,14 +323,13 @@ class Fir(Statement):
         assert self.x.rows == want, f"{self}: needs {want}"
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
-        near = documents_near(self.near)
-        lanes = (f"LANES={scope.lanes}", "N=N") if near else ()
+        positions, lanes = with_positions(self.within, scope)
         taps = (self.taps, f"LENGTH={self.length}")
-        arguments = (*map(scope.take, self.operands), *near, *taps, *lanes)
+        arguments = (scope.take(self.x), *positions, *taps, *lanes)
         return (Call(self.helper, arguments, (scope.hold(self.out, self.rows),)),)
 
     def __str__(self) -> str:
-        return f"{self.out} = {self.helper}({', '.join(map(str, self.operands))}, {self.taps})"
+        return f"{self.out} = {self.helper}({self.x}, {self.taps})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -407,46 +417,48 @@ class Accumulate(Statement):
 
     Attributes:
         function: tap_gradient of two values, or channel_sum of one.
-        within, near: as of `Fir`.
+        within: as of `Fir`.
     """
 
     out: str
     function: str
     inputs: tuple[Operand, ...]
     length: int
-    within: str = ""
-    near: tuple[str, str] | None = None
+    within: bool = False
 
     @property
     def helper(self) -> str:
-        name = self.function
-        return f"{name}_near" if self.near else f"{name}_within" if self.within else name
+        return f"{self.function}_within" if self.within else self.function
 
     @property
     def operands(self) -> tuple[Operand, ...]:
-        return (*self.inputs, *([Operand(self.within, BLOCK)] if self.within else ()))
+        return self.inputs
 
     @property
     def reads(self) -> tuple[Name, ...]:
         return (Name(Kind.TOTALS, self.out),)
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
-        near = documents_near(self.near)
-        lanes = (f"LANES={scope.lanes}", "N=N") if near else ()
+        positions, lanes = with_positions(self.within, scope)
         length = (f"LENGTH={self.length}",) if len(self.inputs) > 1 else ()
-        arguments = (self.out, *map(scope.take, self.operands), *near, *length, *lanes)
+        arguments = (self.out, *map(scope.take, self.inputs), *positions, *length, *lanes)
         return (Call(self.helper, arguments, (self.out,)),)
 
     def __str__(self) -> str:
-        return f"{self.out} += {self.helper}({', '.join(map(str, self.operands))})"
+        return f"{self.out} += {self.helper}({', '.join(map(str, self.inputs))})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreRows(Statement):
-    """Write the block's rows of a value, rounded once to the tensor's dtype."""
+    """Write the block's rows of a value, rounded once to the tensor's dtype.
+
+    Attributes:
+        own: of documents, those in their heads.
+    """
 
     tensor: str
     x: Operand
+    own: bool = False
 
     @property
     def operands(self) -> tuple[Operand, ...]:
@@ -457,8 +469,10 @@ class StoreRows(Statement):
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
         what = (f"{self.tensor}_ptr", "tile", scope.take(self.x))
-        arguments = (*what, *scope.strides[self.tensor], "EVEN", scope.lanes, "N")
-        return (Call("store_steps", arguments),)
+        where, lanes = scope.strides[self.tensor], (scope.lanes, "N")
+        if self.own:
+            return (Call("store_own", (*what, *where, *lanes)),)
+        return (Call("store_steps", (*what, *where, "EVEN", *lanes)),)
 
     def __str__(self) -> str:
         return f"store_steps({self.tensor}, {self.x})"

@@ -9,10 +9,11 @@ nothing worth mentioning: no fused operator can be faster than it by more than n
 from __future__ import annotations
 
 import ctypes
+import itertools
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from sh2gen.base.jsonl import POSITIVE
 from sh2gen.base.versions import installed
 from sh2gen.cost.cost import moved
 from sh2gen.runtime.operator import Operator
+from sh2gen.spec.language import Sequences
 from sh2gen.spec.operator import OpSpec
 
 try:
@@ -98,17 +100,47 @@ def arguments(
     return inputs, drawn, activation(operator, batch, length, dtype, device)
 
 
+def document_lengths(length: int, median: float = 1000.0, sigma: float = 1.0) -> list[int]:
+    """Documents that fill a row of so many steps: of log-normal lengths, always the same."""
+    rng = torch.Generator().manual_seed(0)
+    found: list[int] = []
+    while (left := length - sum(found)) > 0:
+        drawn = median * torch.exp(sigma * torch.randn((), generator=rng)).item()
+        found.append(min(left, max(1, round(drawn))))
+    return found
+
+
 def calls(
-    operator: Operator, batch: int, length: int, dtype: torch.dtype, device: Device = "cuda"
+    operator: Operator,
+    batch: int,
+    length: int,
+    dtype: torch.dtype,
+    device: Device = "cuda",
+    documents: Sequence[int] | None = None,
 ) -> Calls:
     """The library ops of a generated file on random tensors: what autograd would call.
+
+    Of an operator of packed sequences all of the batch lies in one row, which holds documents of
+    these lengths, absent: of `document_lengths`.
 
     Of an operator with a state these are the ops that take it, as a call of the operator does: it
     is zero here, and so is the gradient of the state after the sequence. `tensors` end with it.
     There are no such ops for a CPU.
     """
+    packed = operator.spec.sequences is Sequences.PACKED
+    if packed:
+        batch, length = 1, batch * length
     inputs, weights, dy = arguments(operator, batch, length, dtype, device)
     namespace = operator.namespace
+    numbers: list[int] = []
+    if packed:
+        lengths = document_lengths(length) if documents is None else documents
+        ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+        cu_seqlens = ends.to(inputs[0].device)
+        if hasattr(namespace, "documents_of"):
+            weights += namespace.documents_of(inputs[0], cu_seqlens)
+        else:
+            weights, numbers = [*weights, cu_seqlens], [max(lengths)]
     if operator.spec.state is not None:
         weights += namespace.past_for_kernels(namespace.zero_state_like(inputs[0]), inputs[0])
     if hasattr(namespace, "stateful_op"):
@@ -116,6 +148,7 @@ def calls(
     # Of a plan that saves states, forward is that of training: it keeps them.
     keep = [True] if operator.plan.endswith("/save-states") else []
     ladder = [0, None] if operator.spec.filter.decay is not None else []
+    ladder += numbers
 
     def forward() -> Any:
         return namespace.forward_op(*inputs, *weights, *ladder, *keep)

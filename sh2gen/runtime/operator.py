@@ -498,11 +498,11 @@ class InterpreterRunner:
     def _zero_state(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
         """What launchers that take a state are told of sequences that begin; or of documents."""
         n = self.namespace
-        if hasattr(n, "find_positions"):
+        if hasattr(n, "documents_of"):
             steps = inputs[0].shape[n.TIME]
             ends = self._cu_seqlens
             ends = torch.tensor([0, steps], dtype=torch.int32) if ends is None else ends
-            return {"state": (n.positions_on_gpu(ends, steps),)}
+            return {"state": n.documents_on_gpu(ends, steps)}
         if not hasattr(n, "zero_state_like"):
             return {}
         x = n.unpack(inputs)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sh2gen.plan.geometry import counted_together
 from sh2gen.plan.step import MOST_LOADED
-from sh2gen.spec.language import Bias, DType, FilterKind, Precision, Skip
+from sh2gen.spec.language import Bias, DType, FilterKind, Precision, Sequences, Skip
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import Target, known
 
@@ -20,6 +20,7 @@ FACTS = {
     "COUNTED": "channels side by side whose decoded steps are counted together: 16, or fewer of "
     "many modes",
     "BLOCKS": "1 if decoding reads taps in blocks: those of more than 16",
+    "PACKED": "1 if rows may hold several documents, for which some tiles need more registers",
     "STATEFUL": "1 if kernels take and give a state, for which they need more registers",
     "INPUTS": "activations that forward reads, 1 to 3",
     "F": "taps of the featurizer, 1 without one",
@@ -68,6 +69,7 @@ def facts_of(spec: OpSpec, target: Target | None = None) -> dict[str, int]:
         "PAIRS": int(spec.filter.pairs),
         "COUNTED": counted_together(spec.filter.modes or 0),
         "BLOCKS": int(max(spec.filter.length or 0, spec.lag + 1) > MOST_LOADED),
+        "PACKED": int(spec.sequences is Sequences.PACKED),
         "STATEFUL": int(spec.state is not None),
         "INPUTS": len(spec.inputs),
         "F": spec.featurizer.length if spec.featurizer else 1,

@@ -16,7 +16,6 @@ import triton
 import triton.language as tl
 
 from templates.parts.channels_first import vector_phases
-from templates.parts.rows import fir, fir_adjoint, tap_gradient
 
 
 @triton.jit
@@ -41,18 +40,9 @@ def load_positions(
 
 
 @triton.jit
-def is_whole(ptr, tile, LO: tl.constexpr, HI: tl.constexpr, STEPS: tl.constexpr):
-    """Whether the rows LO .. HI - 1 of a tile of STEPS steps, and those between, are of one
-    document.
-    """
-    first = tl.maximum(tile.earliest + LO, tile.read_begin)
-    last = tl.minimum(tile.latest + STEPS + HI, tile.read_end) - 1
-    return tl.load(ptr + last).to(tl.int32) >= last - first
-
-
-@triton.jit
-def fir_within(x, position, taps, LENGTH: tl.constexpr):
-    """`fir` of documents; the first position is that of the first row of y."""
+def fir_within(x, ptr, tile, taps, LENGTH: tl.constexpr, LANES: tl.constexpr, N: tl.constexpr):
+    """`fir` of documents."""
+    position = load_positions(ptr, tile, LO=0, HI=8, ROWS=8, LANES=LANES, N=N)
     y = ()
     for r in tl.static_range(LENGTH - 1, len(x)):
         total = taps[0] * x[r]
@@ -67,8 +57,11 @@ def fir_within(x, position, taps, LENGTH: tl.constexpr):
 
 
 @triton.jit
-def fir_adjoint_within(x, position, taps, LENGTH: tl.constexpr):
-    """`fir_adjoint` of documents; the first position is that of the first row of x."""
+def fir_adjoint_within(
+    x, ptr, tile, taps, LENGTH: tl.constexpr, LANES: tl.constexpr, N: tl.constexpr
+):
+    """`fir_adjoint` of documents."""
+    position = load_positions(ptr, tile, LO=0, HI=7 + LENGTH, ROWS=8, LANES=LANES, N=N)
     y = ()
     for r in tl.static_range(len(x) - LENGTH + 1):
         total = taps[0] * x[r]
@@ -78,67 +71,13 @@ def fir_adjoint_within(x, position, taps, LENGTH: tl.constexpr):
     return y
 
 
-@triton.jit
-def tap_gradient_within(total, grad, x, position, LENGTH: tl.constexpr):
-    """`tap_gradient` of documents; the first position is that of the first row of grad."""
-    out = ()
-    for lag in tl.static_range(LENGTH):
-        value = total[lag]
-        for r in tl.static_range(len(grad)):
-            own = tl.where(position[r] >= lag, x[r + LENGTH - 1 - lag], 0.0)
-            value += grad[r] * own
-        out = out + (value,)
-    return out
-
-
 # ---- blocks that are multiplied as matrices -----------------------------------------------------
-
-
-@triton.jit
-def fir_near(
-    x, near, ptr, tile, taps, LENGTH: tl.constexpr, LANES: tl.constexpr, N: tl.constexpr
-):  # fmt: skip
-    """`fir_within` of a tile that borders may be near."""
-    if near:
-        position = load_positions(ptr, tile, LO=0, HI=8, ROWS=8, LANES=LANES, N=N)
-        y = fir_within(x, position, taps, LENGTH)
-    else:
-        y = fir(x, taps, LENGTH)
-    return y
-
-
-@triton.jit
-def fir_adjoint_near(
-    x, near, ptr, tile, taps, LENGTH: tl.constexpr, LANES: tl.constexpr, N: tl.constexpr
-):  # fmt: skip
-    """`fir_adjoint_within` of a tile that borders may be near."""
-    if near:
-        position = load_positions(ptr, tile, LO=0, HI=7 + LENGTH, ROWS=8, LANES=LANES, N=N)
-        y = fir_adjoint_within(x, position, taps, LENGTH)
-    else:
-        y = fir_adjoint(x, taps, LENGTH)
-    return y
-
-
-@triton.jit
-def tap_gradient_near(
-    total, grad, x, near, ptr, tile, LENGTH: tl.constexpr, LANES: tl.constexpr, N: tl.constexpr
-):  # fmt: skip
-    """`tap_gradient_within` of a tile that borders may be near."""
-    if near:
-        position = load_positions(ptr, tile, LO=0, HI=8, ROWS=8, LANES=LANES, N=N)
-        total = tap_gradient_within(total, grad, x, position, LENGTH)
-    else:
-        total = tap_gradient(total, grad, x, LENGTH)
-    return total
 
 
 class Borders(NamedTuple):
     """Where documents begin in the blocks of a tile, as columns of a block, [M, 1] each.
 
     Attributes:
-        near: whether a border is in the tile, or so near that it matters; if not, all others are
-            as far away.
         ptr: of the positions.
         begin: the first step of each block.
         first: where the document of its first step begins, at most 0.
@@ -147,7 +86,6 @@ class Borders(NamedTuple):
         last: the greatest `tail` of the tile.
     """
 
-    near: object
     ptr: object
     begin: object
     first: object
@@ -176,28 +114,19 @@ def is_near(
 
 
 @triton.jit
-def borders_of(
-    ptr, begin, read_begin, read_end,
-    BLOCK_T: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
-):  # fmt: skip
-    """The borders of blocks that begin at steps `begin`, [M, 1], and whether one is near."""
-    near = is_near(ptr, begin, read_begin, read_end, BLOCK_T, LEFT, RIGHT)
-    first = begin * 0 - 32767
-    tail = first
-    head = begin * 0 + BLOCK_T
-    last = tl.max(first)
-    if near:
-        there = (begin >= read_begin) & (begin < read_end)
-        first = begin_of(ptr, begin, begin * 0, there)
-        tail = begin_of(ptr, begin, tl.minimum(read_end - begin, BLOCK_T) - 1, there)
-        head = tl.where(tail > 0, tail, BLOCK_T)
-        last = tl.max(tail)
-        going = last
-        while going > 0:
-            earlier = begin_of(ptr, begin, head - 1, head < BLOCK_T)
-            head = tl.where(earlier > 0, earlier, head)
-            going = tl.max(earlier)
-    return Borders(near, ptr, begin, first, head, tail, last)
+def borders_of(ptr, begin, read_begin, read_end, BLOCK_T: tl.constexpr):
+    """The borders of blocks that begin at steps `begin`, [M, 1]."""
+    there = (begin >= read_begin) & (begin < read_end)
+    first = begin_of(ptr, begin, begin * 0, there)
+    tail = begin_of(ptr, begin, tl.minimum(read_end - begin, BLOCK_T) - 1, there)
+    head = tl.where(tail > 0, tail, BLOCK_T)
+    last = tl.max(tail)
+    going = last
+    while going > 0:
+        earlier = begin_of(ptr, begin, head - 1, head < BLOCK_T)
+        head = tl.where(earlier > 0, earlier, head)
+        going = tl.max(earlier)
+    return Borders(ptr, begin, first, head, tail, last)
 
 
 @triton.jit

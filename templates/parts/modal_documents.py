@@ -8,19 +8,19 @@ import triton
 import triton.language as tl
 
 from templates.parts.channels_first import vector_rows
-from templates.parts.documents import border_before, columns_before, columns_from
+from templates.parts.documents import (
+    border_before,
+    columns_before,
+    columns_from,
+    load_positions,
+)
 from templates.parts.modal import (
     by_block,
     by_mode,
     lane_of,
-    modal,
-    modal_adjoint,
-    modal_gradient,
     operand_states,
     passed_on,
     product,
-    states_after,
-    states_before,
     step_of,
     swapped,
 )
@@ -28,8 +28,11 @@ from templates.parts.modal_rows import folded
 
 
 @triton.jit
-def tap_gradient_within(total, grad, x, position, LENGTH: tl.constexpr):
-    """`tap_gradient` of documents; the first position is that of the first row of grad."""
+def tap_gradient_within(
+    total, grad, x, ptr, tile, LENGTH: tl.constexpr, LANES: tl.constexpr, N: tl.constexpr
+):
+    """`tap_gradient` of documents."""
+    position = load_positions(ptr, tile, LO=0, HI=8, ROWS=8, LANES=LANES, N=N)
     out = ()
     for lag in tl.static_range(LENGTH):
         rows = ()
@@ -149,15 +152,11 @@ def states_before_within(
     BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`states_before` of documents."""
-    if borders.near:
-        column = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[None, :]
-        later = columns_from(borders.tail, block, column)
-        ends = product((later,), modes.to_end, tl.zeros((M, MODES), tl.float32), 1, PRECISION)
-        found, state = scan_states_within(ends, modes.scan, state, passes, MODES, M)
-        states, state = operand_states(found, MODES, M, OPERAND, PRECISION), state
-    else:
-        states, state = states_before(block, modes, state, MODES, M, OPERAND, PRECISION)
-    return states, state
+    column = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[None, :]
+    later = columns_from(borders.tail, block, column)
+    ends = product((later,), modes.to_end, tl.zeros((M, MODES), tl.float32), 1, PRECISION)
+    found, state = scan_states_within(ends, modes.scan, state, passes, MODES, M)
+    return operand_states(found, MODES, M, OPERAND, PRECISION), state
 
 
 @triton.jit
@@ -166,18 +165,12 @@ def states_after_within(
     BLOCK_T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`states_after` of documents."""
-    if borders.near:
-        column = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[None, :]
-        stop = tl.where(borders.first < 0, borders.head, 0)
-        earlier = columns_before(stop, block, column)
-        starts = product(
-            (earlier,), modes.to_start, tl.zeros((M, MODES), tl.float32), 1, PRECISION
-        )
-        found, state = scan_adjoint_within(starts, modes.scan, state, passes, MODES, M)
-        states, state = operand_states(found, MODES, M, OPERAND, PRECISION), state
-    else:
-        states, state = states_after(block, modes, state, MODES, M, OPERAND, PRECISION)
-    return states, state
+    column = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[None, :]
+    stop = tl.where(borders.first < 0, borders.head, 0)
+    earlier = columns_before(stop, block, column)
+    starts = product((earlier,), modes.to_start, tl.zeros((M, MODES), tl.float32), 1, PRECISION)
+    found, state = scan_adjoint_within(starts, modes.scan, state, passes, MODES, M)
+    return operand_states(found, MODES, M, OPERAND, PRECISION), state
 
 
 @triton.jit
@@ -202,22 +195,19 @@ def modal_within(
     block, found, modes, borders, M: tl.constexpr, BLOCK_T: tl.constexpr, PRECISION: tl.constexpr
 ):
     """`modal` of documents."""
-    if borders.near:
-        column = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[None, :]
-        states = by_block(found[1], modes.from_before[0].shape[0])
-        none = tl.zeros((M, BLOCK_T), tl.float32)
-        y = product(states, modes.from_before, none, len(states), PRECISION)
-        y = within_block(block, modes.within, tl.where(borders.first < 0, y, 0.0), PRECISION)
-        border, stop, going = borders.tail, borders.tail * 0 + BLOCK_T, borders.last
-        while going > 0:
-            own = columns_from(border, block, column)
-            begun = (border > 0) & (column >= border) & (column < stop)
-            y = tl.where(begun, within_block(own, modes.within, none, PRECISION), y)
-            stop = tl.where(border > 0, border, stop)
-            border = border_before(borders, border)
-            going = tl.max(border)
-    else:
-        y = modal(block, found, modes, PRECISION)
+    column = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[None, :]
+    states = by_block(found[1], modes.from_before[0].shape[0])
+    none = tl.zeros((M, BLOCK_T), tl.float32)
+    y = product(states, modes.from_before, none, len(states), PRECISION)
+    y = within_block(block, modes.within, tl.where(borders.first < 0, y, 0.0), PRECISION)
+    border, stop, going = borders.tail, borders.tail * 0 + BLOCK_T, borders.last
+    while going > 0:
+        own = columns_from(border, block, column)
+        begun = (border > 0) & (column >= border) & (column < stop)
+        y = tl.where(begun, within_block(own, modes.within, none, PRECISION), y)
+        stop = tl.where(border > 0, border, stop)
+        border = border_before(borders, border)
+        going = tl.max(border)
     return y
 
 
@@ -226,21 +216,18 @@ def modal_adjoint_within(
     block, found, modes, borders, M: tl.constexpr, BLOCK_T: tl.constexpr, PRECISION: tl.constexpr
 ):
     """`modal_adjoint` of documents."""
-    if borders.near:
-        column = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[None, :]
-        states = by_block(found[1], modes.from_after[0].shape[0])
-        none = tl.zeros((M, BLOCK_T), tl.float32)
-        within = turned(modes.within)
-        y = product(states, modes.from_after, none, len(states), PRECISION)
-        y = within_block(block, within, y, PRECISION)
-        border, going = borders.tail, borders.last
-        while going > 0:
-            own = columns_before(border, block, column)
-            y = tl.where(column < border, within_block(own, within, none, PRECISION), y)
-            border = border_before(borders, border)
-            going = tl.max(border)
-    else:
-        y = modal_adjoint(block, found, modes, PRECISION)
+    column = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[None, :]
+    states = by_block(found[1], modes.from_after[0].shape[0])
+    none = tl.zeros((M, BLOCK_T), tl.float32)
+    within = turned(modes.within)
+    y = product(states, modes.from_after, none, len(states), PRECISION)
+    y = within_block(block, within, y, PRECISION)
+    border, going = borders.tail, borders.last
+    while going > 0:
+        own = columns_before(border, block, column)
+        y = tl.where(column < border, within_block(own, within, none, PRECISION), y)
+        border = border_before(borders, border)
+        going = tl.max(border)
     return y
 
 
@@ -250,30 +237,26 @@ def modal_gradient_within(
     M: tl.constexpr, BLOCK_T: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`modal_gradient` of documents."""
-    if borders.near:
-        column = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[None, :]
-        begun = columns_before(borders.head, grad, column)
-        within = tl.dot(tl.trans(block), begun, total[0], input_precision=PRECISION)
-        before, after = total[1], total[2]
-        MODES: tl.constexpr = before.shape[0]
-        entering, leaving = by_mode(states[1], MODES), by_mode(grad_states[1], MODES)
-        entered = tl.where(borders.first < 0, begun, 0.0)
-        left = columns_from(borders.tail, block, column)
-        for i in tl.static_range(len(entering)):
-            before = tl.dot(entering[i], entered, before, input_precision=PRECISION)
-            after = tl.dot(leaving[i], left, after, input_precision=PRECISION)
-        border, stop, going = borders.tail, borders.tail * 0 + BLOCK_T, borders.last
-        while going > 0:
-            own = columns_from(border, block, column)
-            part = tl.where((border > 0) & (column >= border) & (column < stop), grad, 0.0)
-            within = tl.dot(tl.trans(own), part, within, input_precision=PRECISION)
-            stop = tl.where(border > 0, border, stop)
-            border = border_before(borders, border)
-            going = tl.max(border)
-        total = (within, before, after) + total[3:]
-    else:
-        total = modal_gradient(total, grad, grad_states, block, states, PRECISION)
-    return total
+    column = step_of(tl.arange(0, BLOCK_T), M, BLOCK_T)[None, :]
+    begun = columns_before(borders.head, grad, column)
+    within = tl.dot(tl.trans(block), begun, total[0], input_precision=PRECISION)
+    before, after = total[1], total[2]
+    MODES: tl.constexpr = before.shape[0]
+    entering, leaving = by_mode(states[1], MODES), by_mode(grad_states[1], MODES)
+    entered = tl.where(borders.first < 0, begun, 0.0)
+    left = columns_from(borders.tail, block, column)
+    for i in tl.static_range(len(entering)):
+        before = tl.dot(entering[i], entered, before, input_precision=PRECISION)
+        after = tl.dot(leaving[i], left, after, input_precision=PRECISION)
+    border, stop, going = borders.tail, borders.tail * 0 + BLOCK_T, borders.last
+    while going > 0:
+        own = columns_from(border, block, column)
+        part = tl.where((border > 0) & (column >= border) & (column < stop), grad, 0.0)
+        within = tl.dot(tl.trans(own), part, within, input_precision=PRECISION)
+        stop = tl.where(border > 0, border, stop)
+        border = border_before(borders, border)
+        going = tl.max(border)
+    return (within, before, after) + total[3:]
 
 
 @triton.jit

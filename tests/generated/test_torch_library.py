@@ -49,8 +49,8 @@ def documents(case: Case, x: Tensor) -> tuple[list[Tensor], list[int]]:
     names = case.operator.namespace
     if case.spec.sequences is Sequences.DENSE:
         return [], []
-    if hasattr(names, "positions_of"):
-        return [names.positions_of(x, None)], []
+    if hasattr(names, "documents_of"):
+        return names.documents_of(x, None), []
     return [torch.tensor([0, x.shape[names.TIME]])], [x.shape[names.TIME]]
 
 
