@@ -130,7 +130,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(rows), figsize=(9, 3), sharey=True)
+    figure, axes = plt.subplots(1, len(rows), figsize=(10, 3))
     for axis, row in zip(axes, rows, strict=True):
         sigma = [point[0] for point in row["spread"]]
         for index, label in ((3, "packed"), (4, "padded to the longest")):

@@ -284,8 +284,8 @@ class _Launcher:
             sizes = f"{x}.shape[0], steps, channels, width, early"
             return [
                 f"early = {first.narrowed.__name__}(config, {reach})",
-                'stride_step(early, tensors, early["STRETCH"])',
                 f"early_bounds, early_grid = bounds, {first.grid.__name__}({sizes})",
+                "stride_step(early, tensors, early_grid.tiles)",
             ]
         sizes = f"{x}.shape[0], %s, channels, width, %s%s"
         sums = ", %s[1] > %s[2]" if self.sums else ""

@@ -67,12 +67,15 @@ def stream_heads_config(config: dict[str, int], reach: int) -> dict[str, int]:
 def heads_grid(
     batch: int, steps: int, channels: int, width: int, config: dict[str, int], whole: bool = False
 ) -> Grid:
-    """Of kernels of heads of documents: a program has those that begin in STRETCH steps."""
+    """Of kernels of heads of documents: a program has those that begin in STRETCH steps, of which
+    it may see each.
+    """
     splits, segments = -(-steps // config["STRETCH"]), config.get("SEGMENTS", 0)
+    tiles = -(-config["STRETCH"] // (config["BLOCK_T"] * max(1, segments)))
     columns = -(-channels // config["BLOCK_D"])
     if segments:
         columns = channels // width * sharers(width, config)
-    return Grid(splits, 1, columns, max(1, segments), batch * splits * columns)
+    return Grid(splits, tiles, columns, max(1, segments), batch * splits * columns)
 
 
 def stream_grid(

@@ -110,6 +110,21 @@ def document_lengths(length: int, median: float = 1000.0, sigma: float = 1.0) ->
     return found
 
 
+def documents_of(
+    operator: Operator, x: Tensor, lengths: Sequence[int] | None = None
+) -> tuple[list[Tensor], list[int]]:
+    """What library ops take of an operator of packed sequences for documents of these lengths,
+    absent: of `document_lengths`: tensors behind parameters, and numbers.
+    """
+    names = operator.namespace
+    steps = x.shape[names.TIME]
+    lengths = document_lengths(steps) if lengths is None else lengths
+    ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32).to(x.device)
+    if hasattr(names, "documents_of"):
+        return names.documents_of(x, ends), []
+    return [ends], [max(lengths)]
+
+
 def calls(
     operator: Operator,
     batch: int,
@@ -134,13 +149,8 @@ def calls(
     namespace = operator.namespace
     numbers: list[int] = []
     if packed:
-        lengths = document_lengths(length) if documents is None else documents
-        ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
-        cu_seqlens = ends.to(inputs[0].device)
-        if hasattr(namespace, "documents_of"):
-            weights += namespace.documents_of(inputs[0], cu_seqlens)
-        else:
-            weights, numbers = [*weights, cu_seqlens], [max(lengths)]
+        own, numbers = documents_of(operator, inputs[0], documents)
+        weights = [*weights, *own]
     if operator.spec.state is not None:
         weights += namespace.past_for_kernels(namespace.zero_state_like(inputs[0]), inputs[0])
     if hasattr(namespace, "stateful_op"):

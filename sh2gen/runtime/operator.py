@@ -20,6 +20,7 @@ from sh2gen.build.load_module import forget_ops, load_module
 from sh2gen.build.loaded import text_of
 from sh2gen.emit.words import class_name
 from sh2gen.graph.reference import reference
+from sh2gen.runtime.kernels import Kernels
 from sh2gen.runtime.ranks import simulated
 from sh2gen.spec.decode import spec_from_dict
 from sh2gen.spec.language import Sequences
@@ -388,37 +389,6 @@ class OperatorRunner:
         return y
 
 
-class _Kernels(torch.autograd.Function):
-    """The launchers of a generated file, differentiable: y of all inputs and parameters, after
-    what kernels take of a state; and of modes, whose kernels give it, their state after that.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, namespace: ModuleType, ladder: dict[str, Any], count: int, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        past, rest, roles = tensors[:count], tensors[count:], len(namespace.INPUTS)
-        before = {"state": past} if past else {}
-        found = namespace.launch_forward(rest[:roles], rest[roles:], **before, **ladder)
-        y, *saved = found
-        leaving = [saved.pop().clone()] if hasattr(namespace, "stateful_op") else []
-        ctx.namespace, ctx.ladder, ctx.count, ctx.saved = namespace, ladder, count, saved
-        ctx.save_for_backward(*tensors)
-        return (y, *leaving)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor, *d_leaving: Tensor) -> Any:
-        tensors, roles = ctx.saved_tensors, len(ctx.namespace.INPUTS)
-        past, rest = tensors[: ctx.count], tensors[ctx.count :]
-        more: dict[str, Any] = {"d_leaving": d_leaving[0]} if d_leaving else {}
-        more |= {"state": past} if past else {}
-        found = ctx.namespace.launch_backward(
-            dy, rest[:roles], rest[roles:], ctx.saved, **more, **ctx.ladder
-        )
-        d_past = found[len(rest) :] or [None] * ctx.count  # of taps, plain PyTorch finds it
-        return None, None, None, *d_past, *found[: len(rest)]
-
-
 class InterpreterRunner:
     """Runs the kernels of a generated file on CPU tensors under Triton's interpreter."""
 
@@ -479,7 +449,7 @@ class InterpreterRunner:
         before: Any = n.zero_state_like(given[0]) if state is None else state
         if not given[0].shape[n.TIME]:
             return n.allocate(given[0], 0), before
-        launched: Any = _Kernels.apply
+        launched: Any = Kernels.apply
         past = n.past_for_kernels(before, given[0])
         ladder = (self._ladder or _ALL_GROUPS) if hasattr(n, "rungs_of") else {}
         y, *modes = launched(n, ladder, len(past), *past, *given, *weights)

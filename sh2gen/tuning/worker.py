@@ -36,6 +36,7 @@ from sh2gen.runtime.measure import (
     arguments,
     bound,
     calls,
+    documents_of,
     io_dtype,
     machine,
     out_of_memory,
@@ -44,6 +45,7 @@ from sh2gen.runtime.measure import (
 from sh2gen.runtime.operator import Operator, OperatorRunner
 from sh2gen.runtime.steps import step_bound, steps, time_steps
 from sh2gen.schedule.space import DECODE
+from sh2gen.spec.language import Sequences
 from sh2gen.verify.fences import written_beyond
 from sh2gen.verify.report import Report
 from sh2gen.verify.verify import verify
@@ -108,6 +110,18 @@ class Bench:
             property_shapes=[short],
             compared=COMPARED,
         )
+        if spec.sequences is Sequences.PACKED and report.ok:
+            report = verify(
+                spec,
+                OperatorRunner(operator, "cuda" if self._device == "cuda" else "eager"),
+                dtype=io_dtype(spec),
+                shapes=[],
+                device=self._device,
+                seed=job["seed"],
+                properties=("documents",),
+                property_shapes=[short],
+                compared=COMPARED,
+            )
         return _verdict(report, 1)
 
     def _decodes(
@@ -131,12 +145,16 @@ class Bench:
         but launched directly.
         """
         dtype = io_dtype(operator.spec)
+        if operator.spec.sequences is Sequences.PACKED:
+            batch, length = 1, batch * length
         inputs, parameters, dy = arguments(operator, batch, length, dtype, self._device)
         namespace = operator.namespace
 
         def run() -> None:
             before: dict[str, Any] = {}
             after: dict[str, Any] = {}
+            if operator.spec.sequences is Sequences.PACKED:
+                before = {"state": documents_of(operator, inputs[0])[0]}
             if operator.spec.state is not None:
                 begun = namespace.zero_state_like(inputs[0])
                 past = namespace.past_for_kernels(begun, inputs[0])

@@ -19,7 +19,7 @@ from sh2gen.lower import plans
 from sh2gen.plan.plan import Plan
 from sh2gen.runtime.operator import InterpreterRunner, Operator, OperatorRunner
 from sh2gen.schedule.config import Schedule, interpreter_schedule, schedule
-from sh2gen.spec.language import Exchange, Workload
+from sh2gen.spec.language import Exchange, Sequences, Workload
 from sh2gen.spec.operator import OpSpec
 from sh2gen.verify.case import Runner
 from sh2gen.verify.miniatures import miniature
@@ -78,7 +78,7 @@ def quick_checks(
             dtype=dtype,
             device="cuda",
             shapes=GPU_SHAPES,
-            properties=("equality", "causality", "determinism", "documents", "decode"),
+            properties=("equality", "causality", "determinism", *_documents(spec), "decode"),
         )
         return
     yield VerificationStep(
@@ -88,17 +88,22 @@ def quick_checks(
         dtype=torch.float32,
         device="cpu",
         shapes=EAGER_SHAPES,
-        properties=("equality", "documents"),
+        properties=("equality", *_documents(spec)),
     )
     if plan.kernels and not beyond_triton():
         # A ragged length, and one of whole vectors: they take different masks.
         shapes = ((2, 11), (1, _whole_vectors(plan, cut=splits_sequences(spec, plan, scheduled))))
-        own = ("equality", "documents", "decode")
+        own = ("equality", *_documents(spec), "decode")
         yield _interpreted(spec, plan, folder, torch.float32, shapes, own)
         if _scalar_tiles(plan, scheduled):  # as scheduled, on a few channels
             yield _interpreted(
                 spec, plan, folder, torch.float32, ((1, 11), (1, 24)), ("equality",), scheduled
             )
+
+
+def _documents(spec: OpSpec) -> tuple[str, ...]:
+    """The property of rows that hold documents, of operators of such rows."""
+    return ("documents",) * (spec.sequences is Sequences.PACKED)
 
 
 def quick_count(plan: Plan, scheduled: Schedule) -> int:
@@ -136,7 +141,7 @@ def stronger(one: str, other: str) -> str:
 
 # What kernels can get wrong although outputs and gradients of whole tensors are right. All other
 # properties follow from equality, within its bounds.
-_OWN_OF_KERNELS = ("causality", "packed", "strides", "chunks", "documents", "decode")
+_OWN_OF_KERNELS = ("causality", "packed", "strides", "chunks", "decode")
 # They are of how kernels read and write, for which a walk over a few blocks of taps is enough.
 _FEW_TAPS = 64
 
@@ -173,7 +178,7 @@ def usual_checks(
         )
     if plan.kernels and not beyond_triton():
         yield _interpreted(spec, plan, folder, torch.float32, shapes, ("equality",))
-        own, once = _OWN_OF_KERNELS, ((1, 19),)
+        own, once = (*_OWN_OF_KERNELS, *_documents(spec)), ((1, 19),)
         yield _interpreted(spec, plan, folder, torch.float32, once, own, max_taps=_FEW_TAPS)
         yield _interpreted(spec, plan, folder, torch.float16, once, ("equality",))
         if (length := _whole_vectors(plan, cut=True)) > max(lengths):

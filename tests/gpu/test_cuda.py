@@ -56,6 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "interleaved": {"layout": {"projection": "interleaved"}},
     "stateful": CARRIED,
     "exact": {"precision": "exact"},
+    "documents": {"sequences": "packed"},
     "few": {"channels": 48, "filter": MODES | {"groups": 48}},  # channels: sequences in splits
 }
 Case = tuple[str, str]  # a plan and a variant
@@ -67,6 +68,7 @@ CASES = [
     ),
     *((plan, "stateful") for plan in ("direct/BDL/recompute", "toeplitz", "modal")),
     *((plan, "exact") for plan in ("toeplitz", "modal")),
+    *((plan, "documents") for plan in (*PLANS, "fft", "toeplitz", "modal")),
     ("modal", "few"),
 ]
 

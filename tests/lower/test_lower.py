@@ -53,7 +53,7 @@ def plans_or_none(spec: OpSpec, algorithm: str) -> tuple[Plan, ...]:
         (make(length=17), "17 taps; windows of more than 16"),
         (make(kind="freeform", length=8), "freeform; direct needs explicit taps"),
         (make(featurizer={"length": 17}), "a featurizer of 17 taps; at most 4"),
-        (make(sequences="packed"), "write `sequences: dense`"),
+        (make(sequences="packed", state={"initial": True}), "leave `state` out"),
         (make(state={"initial": True, "width": "K"}), "leave `state.width` out"),
         (make(state={"initial": True, "dtype": "bfloat16"}), "leave `state.dtype` out"),
         (make(context={"ranks": 2, "exchange": "p2p_fft"}), "write `exchange: auto`"),
@@ -98,13 +98,14 @@ def test_states_of_modes_are_served_as_modes_without_one_are(parametrisation: st
 
 
 def test_every_reason_is_given() -> None:
-    spec = make(length=17, featurizer={"length": 17}, sequences="packed")
+    state = {"initial": True, "final": True}
+    spec = make(length=17, featurizer={"length": 17}, sequences="packed", state=state)
     assert len(verdicts(spec)["direct"].reasons) == 3
 
 
 def test_no_algorithm_at_all_names_them_all() -> None:
     with pytest.raises(Sh2genError) as caught:
-        plans(make(sequences="packed"))
+        plans(make(sequences="packed", context={"ranks": 2}))
     assert caught.value.code == "L002"
     assert all(f"\n  {name}: " in str(caught.value) for name in ALGORITHMS)
 
