@@ -107,7 +107,10 @@ def _header(spec: OpSpec, plan: Plan) -> str:
         ]
     if plan.kernels and spec.sequences is Sequences.PACKED:
         what = "config of what finds documents"
-        constants.append(("DOCUMENTS", literal(DOCUMENTS_CONFIG, 0), what))
+        constants += [
+            ("DOCUMENTS", literal(DOCUMENTS_CONFIG, 0), what),
+            ("STARTERS: dict", "{}", "what launches that, by the traits of calls"),
+        ]
     if plan.leave is not None:
         constants.append(("LEAVE", literal(LEAVE_CONFIG, 0), "config of what leaves a past"))
     if plan.kernels:

@@ -186,14 +186,20 @@ class Operator:
         meaning of a call.
 
         Args:
-            inputs, parameters: as of a call, but without a state.
+            inputs, parameters: as of a call, but without a state. `cu_seqlens` are read.
 
         Raises:
             TypeError, ValueError: as a call does.
         """
-        ladder = self._ladder(parameters)
+        ladder, ends = self._ladder(parameters), None
+        if self.spec.sequences is Sequences.PACKED:
+            parameters.pop("max_length", None)
+            ends = parameters.pop("cu_seqlens", None)
         values = self._values(inputs, parameters)
         self.namespace.check(inputs, values)
+        if ends is not None:
+            self.namespace.check_documents(inputs[0], ends)
+            ends = ends[1:].tolist()
         channels, groups = self.namespace.channels_of(inputs), values[0].shape[0]
         if ladder:
             self.namespace.rungs_of(groups, **ladder)
@@ -209,7 +215,8 @@ class Operator:
             for name, x in zip(self.spec.inputs, inputs, strict=True)
         }
         first = ladder.get("first_group", 0)
-        y = reference(spec, canonical, parameters, groups=range(first, first + groups))
+        mine = range(first, first + groups)
+        y = reference(spec, canonical, parameters, groups=mine, ends=ends)
         return y if self.layout == "BDL" else y.transpose(1, 2)
 
     def _ladder(self, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -61,6 +61,9 @@ def test_documents_are_as_calls_of_their_own(case: Case, dtype: torch.dtype) -> 
     separate = torch.cat([module(part) for part in parts(case, alone, ENDS)], case.time)
     wanted = torch.autograd.grad(separate, [alone, *module.parameters()], dy)
     torch.testing.assert_close(y, separate)
+    known = dict(module.named_parameters())
+    exact = case.operator.reference(row, **known, cu_seqlens=borders(*ENDS))
+    torch.testing.assert_close(y.double(), exact, rtol=1e-4, atol=1e-5)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
