@@ -100,37 +100,33 @@ def test_calls_that_look_alike_in_turns(case: Case, launched: SimpleNamespace) -
     assert launched.tapes and None not in launched.module.TAPES.values()
 
 
-@pytest.mark.parametrize(
-    "case", ["documents", "documents_decay", "documents_modal"], indirect=True
-)
+@pytest.mark.parametrize("case", ["documents_decay", "documents_modal"], indirect=True)
 def test_documents(case: Case, launched: SimpleNamespace) -> None:
     """Of other numbers at each call: after the first, one launch finds them, and tapes are those
     of the row.
     """
     runner = InterpreterRunner(case.path)
     tapes = []
-    for kind in (torch.int32, torch.int64):
-        for ends in ([20], [3, 3, 20], [1, 2, 9, 13, 20, 20]):
-            cu_seqlens = torch.tensor([0, *ends], dtype=kind)
-            inputs, parameters = case.inputs(1, 20), case.parameters()
-            dy = case.activation(1, 20)
+    for kind, ends in ((torch.int32, [20]), (torch.int32, [3, 3, 20]), (torch.int64, [9, 20])):
+        cu_seqlens = torch.tensor([0, *ends], dtype=kind)
+        inputs, parameters, dy = case.inputs(1, 20), case.parameters(), case.activation(1, 20)
 
-            def function(*tensors: Tensor, ends: Tensor = cu_seqlens) -> Tensor:
-                y: Tensor = launched.function(*tensors, cu_seqlens=ends)
-                return y
+        def function(*tensors: Tensor, ends: Tensor = cu_seqlens) -> Tensor:
+            y: Tensor = launched.function(*tensors, cu_seqlens=ends)
+            return y
 
-            found = differentiated(function, inputs, parameters.values(), dy)
-            named = dict(zip(case.spec.inputs, inputs, strict=True))
-            alone = runner.of_documents(cu_seqlens)
-            with poisoned():
-                wanted = alone.gradients(named, parameters, dy)
-                y = alone.forward(named, parameters)
-            assert same(found, [y, *(wanted[name] for name in (*named, *parameters))])
-            tapes.append(len(launched.module.TAPES))
+        found = differentiated(function, inputs, parameters.values(), dy)
+        named = dict(zip(case.spec.inputs, inputs, strict=True))
+        alone = runner.of_documents(cu_seqlens)
+        with poisoned():
+            wanted = alone.gradients(named, parameters, dy)
+            y = alone.forward(named, parameters)
+        assert same(found, [y, *(wanted[name] for name in (*named, *parameters))])
+        tapes.append(len(launched.module.TAPES))
     assert tapes[0] == tapes[-1] and None not in launched.module.TAPES.values()
     assert len(launched.module.STARTERS) == 2
     finder = "find_positions" if "modal" in case.name else "find_heads"
-    assert launched.tapes.count(finder) == 4
+    assert launched.tapes.count(finder) == 1
 
 
 @pytest.mark.parametrize("case", ["interleaved", "blocks_bdl"], indirect=True)
