@@ -11,6 +11,8 @@ from sh2gen.plan.source import KernelSource
 from sh2gen.spec.language import Sequences
 from sh2gen.spec.operator import OpSpec
 
+_TAKEN = ", cu_seqlens: Tensor | None = None, max_length: int | None = None"
+
 
 def taken(plan: Plan) -> list[str]:
     """What kernels take of documents, by name."""
@@ -59,11 +61,13 @@ def context(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     )
     docs = [("cu_seqlens", cu_seqlens)]
     if plan.kernels:
+        unused = "steps of the longest document: of no use here, for plans that need it"
+        docs.append(("max_length", unused))
         names = taken(plan)
         known = constants(spec, plan)
         return {
-            "documents_taken": ", cu_seqlens: Tensor | None = None",
-            "documents_given": ", cu_seqlens=cu_seqlens",
+            "documents_taken": _TAKEN,
+            "documents_given": ", cu_seqlens=cu_seqlens, max_length=max_length",
             "documents_passed": f", [{', '.join(names)}]",
             "documents_rows": ", documents_of(own[0], None)",
             "documents_arguments": "documents: Sequence[Tensor]",
@@ -78,7 +82,7 @@ def context(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "GPU is waited for; of longer ones y is 0 beyond"
     )
     return {
-        "documents_taken": ", cu_seqlens: Tensor | None = None, max_length: int | None = None",
+        "documents_taken": _TAKEN,
         "documents_given": ", cu_seqlens=cu_seqlens, max_length=max_length",
         "documents_passed": ", cu_seqlens, max_length",
         "documents_rows": ", *documents_of_call(own[0], None, None)",
@@ -92,7 +96,7 @@ def call(plan: Plan, x: str, inputs: str, parameters: str, ladder: str) -> list[
     """What a call of rows that hold documents does."""
     lines = ["if cu_seqlens is not None:", f"    check_documents({x}, cu_seqlens)"]
     if plan.kernels:
-        lines.append(f"documents = documents_of({x}, cu_seqlens)")
+        lines += ["check_longest(max_length)", f"documents = documents_of({x}, cu_seqlens)"]
         return [*lines, f"return run_op({inputs}, {parameters}, documents{ladder})"]
     return [
         *lines,

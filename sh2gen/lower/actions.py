@@ -35,17 +35,19 @@ def whole(
         own, others = [Launch(kernel=kernel)], launches.get(role, [])
         return [*own, *others] if packed else [*others, *own]
 
-    results = ("y", *saved)
+    results, given = ("y", *saved), f" {RANGE}"
     doc = (
         f"{gradients_doc(spec)}\n\nWith a range, the gradients of inputs are for its steps "
         "and those of parameters sum over them; `dy` and saved values cover the whole segment, "
         "without its context."
     )
+    if packed:  # a row is computed as a whole
+        given, doc = ", of what is known of documents.", gradients_doc(spec)
     return {
         Role.FORWARD: (
             Allocate(names=results, room=Room.ACTIVATION),
             *both(Role.FORWARD, forward),
-            Give(names=results, doc=f"[{', '.join(results)}] {RANGE}"),
+            Give(names=results, doc=f"[{', '.join(results)}]{given}"),
         ),
         Role.BACKWARD: (
             Allocate(names=tuple(f"d_{name}" for name in spec.inputs), room=Room.GRADIENTS),

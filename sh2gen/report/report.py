@@ -10,11 +10,13 @@ from sh2gen.base.columns import columns
 from sh2gen.report.terminal import say
 
 _PREDICTIONS = 8  # of as many workloads they are printed
+_OF_ONE = "of a row as one document: what several take comes on top"
 
 
 def print_compilation(c: Any) -> None:
     """What was chosen and why, for a person."""
     from sh2gen.base.versions import beyond_triton, without_triton
+    from sh2gen.spec.language import Sequences
     from sh2gen.tuning.choose import passed_over
 
     plan = c.chosen.plan
@@ -51,6 +53,8 @@ def print_compilation(c: Any) -> None:
         rows.append(
             (f"predicted B={workload.batch} L={workload.length}", f"{text} on {c.target.name}")
         )
+    if c.spec.sequences is Sequences.PACKED:
+        rows.append(("", _OF_ONE))
     if more := len(c.predictions[_PREDICTIONS:]):
         rows.append(("", f"and {more} more; --json has all"))
     if c.built:
@@ -221,6 +225,7 @@ def print_explanation(spec: Any, gpu: Any, answers: Any, ranked: Any, as_json: b
     from sh2gen.cost import cost, work
     from sh2gen.cost.decode import BATCHES, decoding
     from sh2gen.cost.memory import peak
+    from sh2gen.spec.language import Sequences
     from sh2gen.tuning.choose import passed_over
 
     plans = []
@@ -308,6 +313,8 @@ def print_explanation(spec: Any, gpu: Any, answers: Any, ranked: Any, as_json: b
     )
     for text in _ranks_text(spec, over):
         say(text)
+    if spec.sequences is Sequences.PACKED:
+        say(f"predictions are {_OF_ONE}")
     say("per token and channel (bytes of memory traffic, flops, instructions of a thread):")
     for entry in plans:
         say(f"  {entry['plan']}  {entry['schedule']}")

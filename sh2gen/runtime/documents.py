@@ -29,10 +29,10 @@ def cu_seqlens_of(numbers: Tensor, documents: int | None = None) -> Tensor:
     if not isinstance(numbers, Tensor) or numbers.is_floating_point() or numbers.is_complex():
         kind = numbers.dtype if isinstance(numbers, Tensor) else type(numbers).__name__
         raise TypeError(f"numbers of documents are {kind}, expected a tensor of integers")
-    if numbers.dim() not in (1, 2) or not numbers.shape[-1]:
+    if numbers.dim() not in (1, 2) or not numbers.numel():
         raise ValueError(
             f"numbers of documents have shape {tuple(numbers.shape)}, expected (L) or (B, L) with "
-            "L >= 1"
+            "B and L >= 1"
         )
     rows = numbers if numbers.dim() == 2 else numbers[None]
     begins = torch.ones_like(rows, dtype=torch.bool)
@@ -57,21 +57,30 @@ def cu_seqlens_of_mask(mask: Tensor) -> Tensor:
 
     Args:
         mask: (B, L), true or not 0 for steps that are no padding: in each row one run, at its
-            beginning or at its end.
+            beginning or at its end. On a CPU anything else is refused; on a GPU nobody looks.
 
     Returns:
         (2 B + 1) int32 on the same device, from 0 to B L.
 
     Raises:
-        TypeError, ValueError: of what is no tensor of this shape.
+        TypeError, ValueError: of what is no mask of this shape.
 
-    Example: `y = layer(x.reshape(1, -1, D), cu_seqlens=sh2gen.cu_seqlens_of_mask(mask))`
+    Example: of rows (B, L, D), `layer(x.reshape(1, -1, D), cu_seqlens=cu_seqlens_of_mask(mask))`;
+        of (B, D, L), `x.transpose(0, 1).reshape(1, D, -1)`.
     """
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"the mask is a {type(mask).__name__}, expected a tensor")
-    if mask.dim() != 2 or not mask.shape[1]:
-        raise ValueError(f"the mask has shape {tuple(mask.shape)}, expected (B, L) with L >= 1")
+    if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.is_complex():
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"the mask is {kind}, expected a tensor of booleans or integers")
+    if mask.dim() != 2 or not mask.numel():
+        raise ValueError(f"the mask has shape {tuple(mask.shape)}, expected (B, L), both >= 1")
     real = mask != 0
+    if mask.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = ((real[:, 1:] != real[:, :-1]).sum(1) > 1).nonzero().flatten()
+        if len(wrong):
+            raise ValueError(
+                f"row {int(wrong[0])} of the mask has padding on both sides, or in the middle: "
+                "number its runs, for cu_seqlens_of"
+            )
     batch, steps = real.shape
     count = real.sum(1)
     border = torch.where(real[:, 0], count, steps - count)

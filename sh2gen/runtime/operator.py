@@ -92,8 +92,8 @@ class Operator:
                 len(spec.inputs) D channels. bfloat16, float16 or float32; float64 on a CPU.
             parameters: every tensor of `spec.parameters` by name, in its shape; float32 is best.
                 With `state: {initial: true}` also `state`, that before these steps, or None. With
-                `sequences: packed` also `cu_seqlens`, and `max_length` where the plan is `fft`, as
-                functions of the file take them. Of a slice of the channels also `first_group` and
+                `sequences: packed` also `cu_seqlens` and `max_length`, as functions of the file
+                take them. Of a slice of the channels also `first_group` and
                 `groups_in_all`, as `module` has them.
 
         Raises:
@@ -102,7 +102,7 @@ class Operator:
         takes = self.spec.state is not None and self.spec.state.initial
         more = ["state"] * takes
         if self.spec.sequences is Sequences.PACKED:
-            more += ["cu_seqlens", *["max_length"] * self.plan.startswith("fft/")]
+            more += ["cu_seqlens", "max_length"]
         state = {name: parameters.pop(name, None) for name in more}
         ladder = self._ladder(parameters)
         values = self._values(inputs, parameters)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ class Bench:
             compared=COMPARED,
         )
         if spec.sequences is Sequences.PACKED and report.ok:
-            report = verify(
+            more = verify(
                 spec,
                 OperatorRunner(operator, "cuda" if self._device == "cuda" else "eager"),
                 dtype=io_dtype(spec),
@@ -122,6 +122,7 @@ class Bench:
                 property_shapes=[short],
                 compared=COMPARED,
             )
+            report = replace(report, checks=(*report.checks, *more.checks))
         return _verdict(report, 1)
 
     def _decodes(

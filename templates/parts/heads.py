@@ -37,10 +37,12 @@ def find_heads(
         behind = tl.load(cu_seqlens_ptr + middle) > step
         low = tl.where(behind, low, middle)
         high = tl.where(behind, middle - 1, high)
-    begin = tl.load(cu_seqlens_ptr + low).to(tl.int32)
+    begin = tl.load(cu_seqlens_ptr + low).to(tl.int32)  # not behind the step: of 32 bits
     inner = low < documents
-    end = tl.load(cu_seqlens_ptr + low + 1, mask=inner, other=0).to(tl.int32)
-    left = tl.minimum(tl.where(inner, end, steps) - step, 32767)
+    end = tl.load(cu_seqlens_ptr + low + 1, mask=inner, other=0)
+    end = tl.where(inner, tl.minimum(end, steps), steps).to(tl.int32)
+    # Whatever the numbers are, every document has a step, and none goes beyond the row.
+    left = tl.minimum(tl.maximum(end - step, 1), 32767)
     there = step < (steps + 7) // 8 * 8
     tl.store(remaining_ptr + step, tl.where(step < steps, left, 0).to(tl.int16), mask=there)
     counts = ((step - begin >= REACH) & (step < steps)).to(tl.int32)

@@ -21,7 +21,7 @@ from sh2gen.base.files import UNVERIFIED, intact, signed, stated, statement
 from sh2gen.base.resources import folder
 from sh2gen.lower import plans
 from sh2gen.spec.decode import spec_from_dict
-from sh2gen.spec.language import Sequences
+from sh2gen.spec.language import StateSpec, StateWidth
 from sh2gen.spec.operator import OpSpec
 from sh2gen.targets.target import target
 from sh2gen.tuning.choose import candidates
@@ -131,7 +131,7 @@ def test_all_operators_are_written_or_none(tmp_path: Path) -> None:
     """Also if the last is refused only by its lowering, or by the folder."""
     out = tmp_path / "out"
     last = dataclasses.replace(SPEC, op="last_conv")
-    later = dataclasses.replace(last, sequences=Sequences.PACKED)
+    later = dataclasses.replace(last, state=StateSpec(final=True, width=StateWidth.K))
     with pytest.raises(Sh2genError, match="last_conv"):
         compile_operators([SPEC, later], out=out, verified=False, built=False)
     assert not out.exists()

@@ -143,11 +143,17 @@ def test_the_language_says_what_is_refused() -> None:
     for refused in (
         taps | {"state": {"final": True, "width": "K"}},
         taps | {"state": {"final": True, "dtype": "bfloat16"}},
-        taps | {"sequences": "packed"},
+        taps | {"sequences": "packed", "state": {"final": True}},
+        taps | {"sequences": "packed", "context": {"ranks": 2}},
         taps | {"context": {"ranks": 2, "exchange": "all_to_all"}},
     ):
         assert list(later_fields(spec_from_dict(base | refused)))
-    for served in (taps, taps | {"state": {"final": True}}, taps | {"context": {"ranks": 2}}):
+    fields: tuple[dict[str, Any], ...] = (
+        {"state": {"final": True}},
+        {"context": {"ranks": 2}},
+        {"sequences": "packed"},
+    )
+    for served in (taps, *(taps | field for field in fields)):
         assert not list(later_fields(spec_from_dict(base | served)))
     for field in ("state", "packed", "context"):
         rows = LANGUAGE.read_text().splitlines()

@@ -40,6 +40,8 @@ def test_the_names_of_the_package_and_their_parameters() -> None:
         "Operator": "path, edited, width",
         "Sh2genError": "code, message, location, help",
         "compile": "op, **options",
+        "cu_seqlens_of": "numbers, documents",
+        "cu_seqlens_of_mask": "mask",
         "load": "path, edited, width",
         "load_spec": "path",
         "operator": "op, channels, groups, target",

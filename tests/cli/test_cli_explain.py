@@ -18,7 +18,8 @@ def refused(tmp_path: Path) -> str:
     """An operator of the language that no algorithm computes yet."""
     path = tmp_path / "packed_conv.yaml"
     taps = "{kind: explicit, length: 3, groups: 4}"
-    path.write_text(f"op: packed_conv\nchannels: 4\nfilter: {taps}\nsequences: packed\n")
+    fields = f"filter: {taps}\nsequences: packed\nstate: {{final: true}}\n"
+    path.write_text(f"op: packed_conv\nchannels: 4\n{fields}")
     return str(path)
 
 
@@ -26,7 +27,7 @@ def test_explain_what_no_algorithm_computes(refused: str) -> None:
     result = run("explain", refused)
     assert result.exit_code == 0
     for name in ALGORITHMS:
-        assert f"  {name}: no, packed sequences have no lowering yet" in result.stdout
+        assert f"  {name}: no, states of packed documents have no lowering yet" in result.stdout
     assert "no plan" in result.stdout and "per token" not in result.stdout
     data = json.loads(run("explain", refused, "--json").stdout)
     assert data["plans"] == [] and set(data["verdicts"]) == set(ALGORITHMS)
@@ -112,12 +113,20 @@ def test_explain_speaks_of_products_where_there_are_some(op: str) -> None:
     assert "products" not in run("explain", op, "--plan=direct", "--stage=plan").stdout
 
 
+def test_predictions_of_packed_documents_say_what_is_left_out(op: str) -> None:
+    text = Path(op).read_text() + "sequences: packed\n"
+    Path(op).write_text(text)
+    assert "predictions are of a row as one document" in run("explain", op).stdout
+    Path(op).write_text(text.replace("sequences: packed\n", ""))
+    assert "as one document" not in run("explain", op).stdout
+
+
 @pytest.mark.parametrize("stage", ["plan", "source", "ptx"])
 def test_later_stages_of_a_refused_operator(refused: str, stage: str) -> None:
     result = run("explain", refused, "--stage", stage)
     assert result.exit_code == 2 and result.stdout == ""
     assert "error[L002]" in result.stderr
-    assert all(f"  {name}: packed" in result.stderr for name in ALGORITHMS)
+    assert all(f"  {name}: states of packed" in result.stderr for name in ALGORITHMS)
 
 
 @pytest.mark.parametrize(

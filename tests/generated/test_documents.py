@@ -19,10 +19,11 @@ import sh2gen
 from sh2gen.base.resources import folder
 from sh2gen.emit.emit import emit
 from sh2gen.lower import plans
-from sh2gen.runtime.operator import Operator
+from sh2gen.runtime.operator import InterpreterRunner, Operator
 from sh2gen.schedule.config import schedule
 from sh2gen.spec.decode import load_spec
 from sh2gen.spec.language import Sequences
+from sh2gen.verify.case import poisoned
 from tests.generated.conftest import CASES, Case
 from tests.strategies import register_profiles
 
@@ -81,7 +82,6 @@ def test_rows_without_borders_are_documents_each(case: Case) -> None:
 @pytest.mark.parametrize("ends", [[1], [60], [1] * 60, list(range(1, 61)), [0, 0, 60, 60]])
 def test_few_and_many_documents(case: Case, ends: list[int]) -> None:
     """Of one step each, or all of the row, or a row of one step."""
-    ends = [min(e, ends[-1]) for e in ends]
     module, inputs = case.module(), case.inputs(1, ends[-1])
     y = module(*inputs, cu_seqlens=borders(*ends))
     cut = zip(*(parts(case, x, ends) for x in inputs), strict=True)
@@ -123,8 +123,9 @@ def test_borders_that_cannot_be(case: Case) -> None:
     x = case.activation(1, 10)
     for wrong in (borders(10).float(), borders(10)[None], borders()[:1]):
         assert "expected int32 or int64 (documents + 1,)" in refused(case, x, cu_seqlens=wrong)
-    for wrong in (borders(9), borders(11), borders(7, 5, 10), torch.tensor([1, 10])):
+    for wrong in (borders(9), borders(11), torch.tensor([1, 10])):
         assert "numbers from 0 to the 10 steps" in refused(case, x, cu_seqlens=wrong)
+    assert "cu_seqlens[2] is 5, less than the 7" in refused(case, x, cu_seqlens=borders(7, 5, 10))
     two = case.activation(2, 10)
     assert "a batch of 2 rows" in refused(case, two, cu_seqlens=borders(10))
     with pytest.raises(TypeError, match="cu_seqlens is a list"):
@@ -230,6 +231,33 @@ def test_borders_of_padded_rows(lengths: list[int], left: bool) -> None:
     assert found[::2] == [*wanted[::2], 5 * len(lengths)]
 
 
+@pytest.mark.parametrize("case", ["documents", "documents_modal"], indirect=True)
+def test_the_longest_is_taken_where_it_is_not_needed(case: Case) -> None:
+    """So that a call is the same whatever the plan is."""
+    module, inputs = case.module(), case.inputs(1, 60)
+    wanted = module(*inputs, cu_seqlens=borders(*ENDS))
+    assert torch.equal(module(*inputs, cu_seqlens=borders(*ENDS), max_length=40), wanted)
+    with pytest.raises(ValueError, match="max_length is 0"):
+        module(*inputs, max_length=0)
+
+
+def test_numbers_beyond_the_row_harm_nothing(cases: dict[str, Case]) -> None:
+    """A GPU does not see them: kernels, here interpreted, stay within the row all the same."""
+    for name in ("documents_decay", "documents_modal"):
+        case = cases[name]
+        runner = InterpreterRunner(case.path)
+        inputs = case.inputs(1, 24)
+        values = dict(zip(case.spec.inputs, inputs, strict=True)), case.parameters()
+        right = runner.of_documents(borders(10, 22, 24)).forward(*values)
+        for ends in ((10, 22, 40), (10, 22, 2**33)):
+            kind = torch.int64 if ends[-1] > 2**31 else torch.int32
+            wrong = runner.of_documents(borders(*ends, dtype=kind))
+            with poisoned():
+                assert torch.equal(wrong.forward(*values), right)
+        falling = runner.of_documents(borders(20, 5, 24))  # which says nothing, but ends
+        assert falling.forward(*values).shape == right.shape
+
+
 def test_what_has_no_borders() -> None:
     with pytest.raises(TypeError, match=r"are torch\.float32"):
         sh2gen.cu_seqlens_of(torch.zeros(3))
@@ -238,4 +266,9 @@ def test_what_has_no_borders() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         sh2gen.cu_seqlens_of(torch.zeros(3).int(), 0)
     with pytest.raises(ValueError, match=r"expected \(B, L\)"):
-        sh2gen.cu_seqlens_of_mask(torch.zeros(3))
+        sh2gen.cu_seqlens_of_mask(torch.zeros(3).int())
+    with pytest.raises(TypeError, match="booleans or integers"):
+        sh2gen.cu_seqlens_of_mask(torch.zeros(1, 3))
+    for wrong in ([[0, 1, 1, 0]], [[1, 1, 1, 1], [1, 0, 1, 0]]):
+        with pytest.raises(ValueError, match=f"row {len(wrong) - 1} of the mask"):
+            sh2gen.cu_seqlens_of_mask(torch.tensor(wrong))

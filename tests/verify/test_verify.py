@@ -91,7 +91,7 @@ def _half_zero(case: Case, rng: torch.Generator, *, batch: int | None = None) ->
 def test_every_property_ran() -> None:
     report = run(HYENA, TorchRunner(HYENA))
     # Of states, of decays, of steps, of ranks and of documents: tests/equivalence/test_state.py,
-    # below, tests/generated/test_decode.py, tests/ranks and tests/equivalence/test_documents.py.
+    # below, tests/generated/test_decode.py, tests/ranks and tests/equivalence/test_packed.py.
     others = {"chunks", "slices", "decode", "ranks", "documents"}
     assert {check.name.split()[0] for check in report.checks} == set(PROPERTIES) - others
 
