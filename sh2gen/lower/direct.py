@@ -73,7 +73,7 @@ def _plan(spec: OpSpec, layout: Layout, saved: tuple[str, ...]) -> Plan:
     packed = spec.sequences is Sequences.PACKED
     if packed:
         own = "heads_last" if layout is Layout.BLD else "heads_rows"
-        parts = (own, *parts, "heads")
+        parts = (own, *parts, "heads", "borders")
     forward, _ = tile_program(graph, results)
     gradients = dict(
         zip((f"d_{name}" for name in spec.inputs), backward_graph.outputs, strict=False)

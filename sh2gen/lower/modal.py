@@ -124,7 +124,7 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
     packed = spec.sequences is Sequences.PACKED
     if packed:
         pairs = ("modal_pairs_documents",) * spec.filter.pairs
-        own = (*pairs, "modal_documents", *own, "documents")
+        own = (*pairs, "modal_documents", *own, "documents", "borders")
     parts = (*own, "modal_rows", "modal_ends", "rows", "toeplitz", "channels_first", "trained")
     names = (f"d_{name}" for name in spec.inputs)
     backward, reductions = _backward(

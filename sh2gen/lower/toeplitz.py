@@ -106,7 +106,7 @@ def _plan(spec: OpSpec, layout: Layout) -> Plan:
     before = pasts(spec, graph)
     parts += ("past",) * bool(before)
     packed = spec.sequences is Sequences.PACKED
-    parts += ("heads",) * packed
+    parts += ("heads", "borders") * packed
     names = (f"d_{name}" for name in spec.inputs)
     gradients = dict(zip(names, backward_graph.outputs, strict=False))
     backward, reductions = _backward(backward_graph, gradients, {})

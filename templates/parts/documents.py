@@ -15,6 +15,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from templates.parts.borders import last_border
 from templates.parts.channels_first import vector_phases
 
 
@@ -154,19 +155,10 @@ def find_positions(
     documents, rounds, steps,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """How many steps of its document are before each step, at most 32767; -1 behind the last.
-
-    Each step looks for the last border that is not behind it, in `rounds` halvings.
-    """
+    """How many steps of its document are before each step, at most 32767; -1 behind the last."""
     step = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    low = tl.zeros((BLOCK,), tl.int32)
-    high = low + documents
-    for _ in range(rounds):
-        middle = (low + high + 1) // 2
-        behind = tl.load(cu_seqlens_ptr + middle) > step
-        low = tl.where(behind, low, middle)
-        high = tl.where(behind, middle - 1, high)
-    position = step - tl.load(cu_seqlens_ptr + low).to(tl.int32)
+    border = last_border(cu_seqlens_ptr, step, documents, rounds, BLOCK)
+    position = step - tl.load(cu_seqlens_ptr + border).to(tl.int32)
     position = tl.minimum(tl.maximum(position, 0), 32767)
     position = tl.where(step < steps, position, -1)
     tl.store(position_ptr + step, position.to(tl.int16), mask=step < (steps + 7) // 8 * 8)

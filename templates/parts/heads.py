@@ -14,6 +14,7 @@ no head.
 import triton
 import triton.language as tl
 
+from templates.parts.borders import last_border
 from templates.parts.channels_first import rows_vector, vector_rows
 
 
@@ -25,21 +26,12 @@ def find_heads(
     documents, rounds, steps,
     REACH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Where documents end, and which steps are in no head of REACH steps.
-
-    Each step looks for the last border that is not behind it, in `rounds` halvings.
-    """
+    """Where documents end, and which steps are in no head of REACH steps."""
     step = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    low = tl.zeros((BLOCK,), tl.int32)
-    high = low + documents
-    for _ in range(rounds):
-        middle = (low + high + 1) // 2
-        behind = tl.load(cu_seqlens_ptr + middle) > step
-        low = tl.where(behind, low, middle)
-        high = tl.where(behind, middle - 1, high)
-    begin = tl.load(cu_seqlens_ptr + low).to(tl.int32)  # not behind the step: of 32 bits
-    inner = low < documents
-    end = tl.load(cu_seqlens_ptr + low + 1, mask=inner, other=0)
+    border = last_border(cu_seqlens_ptr, step, documents, rounds, BLOCK)
+    begin = tl.load(cu_seqlens_ptr + border).to(tl.int32)  # not behind the step: of 32 bits
+    inner = border < documents
+    end = tl.load(cu_seqlens_ptr + border + 1, mask=inner, other=0)
     end = tl.where(inner, tl.minimum(end, steps), steps).to(tl.int32)
     # Whatever the numbers are, every document has a step, and none goes beyond the row.
     left = tl.minimum(tl.maximum(end - step, 1), 32767)
