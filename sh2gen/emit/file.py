@@ -315,7 +315,7 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     n, shape = len(spec.inputs), _shape(plan)
     x, parameters = spec.inputs[0], [p.name for p in spec.parameters]
     saved = [*plan.saved, *(["states"] if plan.states else [])]
-    packed = spec.sequences is Sequences.PACKED
+    packed, about = spec.sequences is Sequences.PACKED, documents.context(spec, plan)
     past = [] if plan.states and not packed else state_of(spec, plan)
     numbers = eager.ladder(spec)
     if packed and not plan.kernels:
@@ -329,7 +329,7 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     ladder = {"first_group": ("int", 0), "groups_in_all": ("int | None", None)} if decays else {}
     ladder_arguments = [f"{n}: {kind} = {default}" for n, (kind, default) in ladder.items()]
     state_argument = f", state: {name}State | None = None" if enters else ""
-    state_argument += documents.context(spec, plan)["documents_taken"]
+    state_argument += about["documents_taken"]
     slices = (
         [
             ("first_group", "which group of the ladder of decays the first one here is"),
@@ -350,7 +350,7 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
             "of the sequence before these steps, as a call returned it; absent: it begins here"
         )
         docs.append(("state", before))
-    docs += documents.context(spec, plan)["documents_docs"]
+    docs += about["documents_docs"]
     return {
         "op": spec.op,
         "class_name": name,
@@ -364,7 +364,7 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "numbers": numbers,
         "number_names": number_names,
         "documents": packed,
-        **documents.context(spec, plan),
+        **about,
         "past_passed": f", state=[{', '.join(past)}]" if past else "",
         "past_state": spec.state is not None and not modal,
         "stateful": spec.state is not None,
@@ -409,7 +409,7 @@ def _calls(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         "decay_defaults": tuple((n, default) for n, (_, default) in ladder.items()),
         "inits": [(p.name, p.init) for p in spec.parameters],
         "module_arguments": ", state=state" * enters
-        + documents.context(spec, plan)["documents_given"]
+        + about["documents_given"]
         + "".join(f", {name}=self.{name}" for name in ladder),
         "ranks": spec.context is not None,
         "decode_ladder": "".join(f", {name}=self.{name}" for name in ladder),

@@ -221,7 +221,7 @@ class _Launcher:
             f"configs = configs_of({x}, channels, groups)",
             f'config = configs["{self.kernel.role}"]',
         ]
-        if self.first is not None and not self.heads:
+        if self.first is not None and self.edged:
             config, unit = self.early(self.first)
             lines += [f"early = {config}", f"unit_steps = {unit}"]
             lines += [f"first, steps, bounds = segment({x}, context, begin, end, unit_steps)"]

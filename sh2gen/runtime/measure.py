@@ -113,8 +113,11 @@ def document_lengths(length: int, median: float = 1000.0, sigma: float = 1.0) ->
 def documents_of(
     operator: Operator, x: Tensor, lengths: Sequence[int] | None = None
 ) -> tuple[list[Tensor], list[int]]:
-    """What library ops take of an operator of packed sequences for documents of these lengths,
-    absent: of `document_lengths`: tensors behind parameters, and numbers.
+    """What library ops of an operator of packed sequences take, behind parameters, of documents of
+    these lengths; absent: of `document_lengths`.
+
+    Returns:
+        Tensors, and numbers.
     """
     names = operator.namespace
     steps = x.shape[names.TIME]

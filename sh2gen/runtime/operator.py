@@ -93,8 +93,8 @@ class Operator:
             parameters: every tensor of `spec.parameters` by name, in its shape; float32 is best.
                 With `state: {initial: true}` also `state`, that before these steps, or None. With
                 `sequences: packed` also `cu_seqlens` and `max_length`, as functions of the file
-                take them. Of a slice of the channels also `first_group` and
-                `groups_in_all`, as `module` has them.
+                take them. Of a slice of the channels also `first_group` and `groups_in_all`, as
+                `module` has them.
 
         Raises:
             TypeError, ValueError: naming the argument and what was expected of it.

@@ -39,6 +39,7 @@ def documents(case: Case) -> Iterator[Check]:
     dy = row.activation(rng)
     y, grads = row.forward(inputs, parameters), row.gradients(inputs, parameters, dy)
     yield from against_float64(row, rng, (inputs, parameters, dy), y, grads)
+    # What is changed is the last document but one that has steps, or the only one.
     begin = max(e for e in (0, *ends) if e < case.length)
     begin = max((e for e in (0, *ends) if e < begin), default=begin)
     end = min(e for e in ends if e > begin)
