@@ -8,7 +8,7 @@ each, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 7b66c0789f035de4a362fa51bd1032a381adbb2f8fdcf271b1cad585ae6ff4e2
+sha256, with zeros here: 064a588b3a02862f350008684ef0d4cb47bdb22df748da135d131c6b7df3ca74
 """
 
 import threading
@@ -253,8 +253,8 @@ def look_ahead(
 
 
 @triton.jit
-def vector_phases(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
-    """[BLOCK_D, N * 8] -> its eight phases, a row [BLOCK_D, N] each."""
+def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
+    """[BLOCK_D, N * 8] -> its eight phases, each a float32 row [BLOCK_D, N]."""
     even, odd = tl.split(tl.reshape(x, (BLOCK_D, N * 4, 2)))
     x04, x26 = tl.split(tl.reshape(even, (BLOCK_D, N * 2, 2)))
     x15, x37 = tl.split(tl.reshape(odd, (BLOCK_D, N * 2, 2)))
@@ -262,13 +262,7 @@ def vector_phases(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
     x1, x5 = tl.split(tl.reshape(x15, (BLOCK_D, N, 2)))
     x2, x6 = tl.split(tl.reshape(x26, (BLOCK_D, N, 2)))
     x3, x7 = tl.split(tl.reshape(x37, (BLOCK_D, N, 2)))
-    return x0, x1, x2, x3, x4, x5, x6, x7
-
-
-@triton.jit
-def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
-    """`vector_phases` in float32."""
-    rows = vector_phases(x, BLOCK_D, N)
+    rows = (x0, x1, x2, x3, x4, x5, x6, x7)
     out = ()
     for r in tl.static_range(8):
         out = out + (rows[r].to(tl.float32),)
@@ -1764,6 +1758,11 @@ def stride_step(config: dict[str, int], tensors: Sequence[Tensor], tiles: int) -
     return step
 
 
+def aligned(tensors: Sequence[Tensor]) -> bool:
+    """Whether 16 bytes begin where each tensor does."""
+    return all(x.data_ptr() % 16 == 0 for x in tensors)
+
+
 def suits_sm90(
     tensors: Sequence[Tensor],
     unit: int,
@@ -1788,7 +1787,7 @@ def suits_sm90(
         and begin % 8 == 0
         and sm90_suits(bounds[1] - bounds[0], bounds[2], bounds, config)
         and (bounds[1] == bounds[2] or bounds[2] % tile == 0)
-        and all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
+        and aligned(tensors)
         and len({tensor.stride(1) for tensor in tensors[:roles]}) == 1
         and len({tensor.stride(1) for tensor in tensors[-roles:]}) == 1
     )
@@ -2232,7 +2231,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_83057bd4"
+    name = unique = "conv_512_3776fef7"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

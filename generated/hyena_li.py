@@ -9,7 +9,7 @@ each, N = 16 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 13d7f3efa14ca3140f815ac30d6d5da76a0276e1206c694e9169fd12fd8f7d7a
+sha256, with zeros here: 8c4407a50ff0c53d298c944887f70319589e9446cb47365b51f5d7a403075587
 """
 
 import threading
@@ -371,8 +371,8 @@ def halves(x, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def vector_phases(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
-    """[BLOCK_D, N * 8] -> its eight phases, a row [BLOCK_D, N] each."""
+def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
+    """[BLOCK_D, N * 8] -> its eight phases, each a float32 row [BLOCK_D, N]."""
     even, odd = tl.split(tl.reshape(x, (BLOCK_D, N * 4, 2)))
     x04, x26 = tl.split(tl.reshape(even, (BLOCK_D, N * 2, 2)))
     x15, x37 = tl.split(tl.reshape(odd, (BLOCK_D, N * 2, 2)))
@@ -380,13 +380,7 @@ def vector_phases(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
     x1, x5 = tl.split(tl.reshape(x15, (BLOCK_D, N, 2)))
     x2, x6 = tl.split(tl.reshape(x26, (BLOCK_D, N, 2)))
     x3, x7 = tl.split(tl.reshape(x37, (BLOCK_D, N, 2)))
-    return x0, x1, x2, x3, x4, x5, x6, x7
-
-
-@triton.jit
-def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
-    """`vector_phases` in float32."""
-    rows = vector_phases(x, BLOCK_D, N)
+    rows = (x0, x1, x2, x3, x4, x5, x6, x7)
     out = ()
     for r in tl.static_range(8):
         out = out + (rows[r].to(tl.float32),)
@@ -2346,6 +2340,11 @@ def stride_step(config: dict[str, int], tensors: Sequence[Tensor], tiles: int) -
     return step
 
 
+def aligned(tensors: Sequence[Tensor]) -> bool:
+    """Whether 16 bytes begin where each tensor does."""
+    return all(x.data_ptr() % 16 == 0 for x in tensors)
+
+
 def trait(argument: Tensor | int) -> tuple[object, ...]:
     """What Triton compiles another binary for: dtype and alignment, or 64 bits."""
     if isinstance(argument, Tensor):
@@ -3094,7 +3093,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_li_a46a8e0d"
+    name = unique = "hyena_li_1d4483f3"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

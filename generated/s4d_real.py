@@ -8,7 +8,7 @@ each, N = 64 modes. Plan modal/BDL/save-states.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: bd329948f0dc41bde57b736048ec5f83d423a7dfbf62d9f260e1108061cda4d9
+sha256, with zeros here: 2cb24f93090106c5ac5c8444bfe128f71e05532a8ebad6458c8a68ef7674fec8
 """
 
 import threading
@@ -358,8 +358,8 @@ def halves(x, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def vector_phases(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
-    """[BLOCK_D, N * 8] -> its eight phases, a row [BLOCK_D, N] each."""
+def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
+    """[BLOCK_D, N * 8] -> its eight phases, each a float32 row [BLOCK_D, N]."""
     even, odd = tl.split(tl.reshape(x, (BLOCK_D, N * 4, 2)))
     x04, x26 = tl.split(tl.reshape(even, (BLOCK_D, N * 2, 2)))
     x15, x37 = tl.split(tl.reshape(odd, (BLOCK_D, N * 2, 2)))
@@ -367,13 +367,7 @@ def vector_phases(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
     x1, x5 = tl.split(tl.reshape(x15, (BLOCK_D, N, 2)))
     x2, x6 = tl.split(tl.reshape(x26, (BLOCK_D, N, 2)))
     x3, x7 = tl.split(tl.reshape(x37, (BLOCK_D, N, 2)))
-    return x0, x1, x2, x3, x4, x5, x6, x7
-
-
-@triton.jit
-def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
-    """`vector_phases` in float32."""
-    rows = vector_phases(x, BLOCK_D, N)
+    rows = (x0, x1, x2, x3, x4, x5, x6, x7)
     out = ()
     for r in tl.static_range(8):
         out = out + (rows[r].to(tl.float32),)
@@ -1864,6 +1858,11 @@ def stride_step(config: dict[str, int], tensors: Sequence[Tensor], tiles: int) -
     return step
 
 
+def aligned(tensors: Sequence[Tensor]) -> bool:
+    """Whether 16 bytes begin where each tensor does."""
+    return all(x.data_ptr() % 16 == 0 for x in tensors)
+
+
 def trait(argument: Tensor | int) -> tuple[object, ...]:
     """What Triton compiles another binary for: dtype and alignment, or 64 bits."""
     if isinstance(argument, Tensor):
@@ -2466,7 +2465,7 @@ def eager_stateful(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "s4d_real_2d021625"
+    name = unique = "s4d_real_131e938a"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

@@ -8,7 +8,7 @@ each, K = 4 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 96d8b45ecaf1a24e34a9b9b538cd40ec89e5607de568cd880cbb40ced96cd385
+sha256, with zeros here: 9a5009a96811a5667f2b2130291c6cbe8546e58309e627eb47e2fa3b8a9f4e01
 """
 
 import threading
@@ -305,8 +305,8 @@ def store_partial(ptr, first, total, channel, channel_mask, CHANNELS: tl.constex
 
 
 @triton.jit
-def vector_phases(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
-    """[BLOCK_D, N * 8] -> its eight phases, a row [BLOCK_D, N] each."""
+def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
+    """[BLOCK_D, N * 8] -> its eight phases, each a float32 row [BLOCK_D, N]."""
     even, odd = tl.split(tl.reshape(x, (BLOCK_D, N * 4, 2)))
     x04, x26 = tl.split(tl.reshape(even, (BLOCK_D, N * 2, 2)))
     x15, x37 = tl.split(tl.reshape(odd, (BLOCK_D, N * 2, 2)))
@@ -314,13 +314,7 @@ def vector_phases(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
     x1, x5 = tl.split(tl.reshape(x15, (BLOCK_D, N, 2)))
     x2, x6 = tl.split(tl.reshape(x26, (BLOCK_D, N, 2)))
     x3, x7 = tl.split(tl.reshape(x37, (BLOCK_D, N, 2)))
-    return x0, x1, x2, x3, x4, x5, x6, x7
-
-
-@triton.jit
-def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
-    """`vector_phases` in float32."""
-    rows = vector_phases(x, BLOCK_D, N)
+    rows = (x0, x1, x2, x3, x4, x5, x6, x7)
     out = ()
     for r in tl.static_range(8):
         out = out + (rows[r].to(tl.float32),)
@@ -977,6 +971,11 @@ def stride_step(config: dict[str, int], tensors: Sequence[Tensor], tiles: int) -
     return step
 
 
+def aligned(tensors: Sequence[Tensor]) -> bool:
+    """Whether 16 bytes begin where each tensor does."""
+    return all(x.data_ptr() % 16 == 0 for x in tensors)
+
+
 def trait(argument: Tensor | int) -> tuple[object, ...]:
     """What Triton compiles another binary for: dtype and alignment, or 64 bits."""
     if isinstance(argument, Tensor):
@@ -1409,7 +1408,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_dcbd87af"
+    name = unique = "short_conv_c9bd5bb5"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

@@ -8,7 +8,7 @@ each, K = 3 taps. Plan direct/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 1afb5092746105e68c2a5179462f0ebfe1bdd0ab1237f7fe0d0f9dc852ce7722
+sha256, with zeros here: 545d89e7011cf565d17aee548c95c1399d8e3f619e05d458653e7de54d4b1815
 """
 
 import threading
@@ -242,8 +242,8 @@ def store_partial(ptr, first, total, channel, channel_mask, CHANNELS: tl.constex
 
 
 @triton.jit
-def vector_phases(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
-    """[BLOCK_D, N * 8] -> its eight phases, a row [BLOCK_D, N] each."""
+def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
+    """[BLOCK_D, N * 8] -> its eight phases, each a float32 row [BLOCK_D, N]."""
     even, odd = tl.split(tl.reshape(x, (BLOCK_D, N * 4, 2)))
     x04, x26 = tl.split(tl.reshape(even, (BLOCK_D, N * 2, 2)))
     x15, x37 = tl.split(tl.reshape(odd, (BLOCK_D, N * 2, 2)))
@@ -251,13 +251,7 @@ def vector_phases(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
     x1, x5 = tl.split(tl.reshape(x15, (BLOCK_D, N, 2)))
     x2, x6 = tl.split(tl.reshape(x26, (BLOCK_D, N, 2)))
     x3, x7 = tl.split(tl.reshape(x37, (BLOCK_D, N, 2)))
-    return x0, x1, x2, x3, x4, x5, x6, x7
-
-
-@triton.jit
-def vector_rows(x, BLOCK_D: tl.constexpr, N: tl.constexpr):
-    """`vector_phases` in float32."""
-    rows = vector_phases(x, BLOCK_D, N)
+    rows = (x0, x1, x2, x3, x4, x5, x6, x7)
     out = ()
     for r in tl.static_range(8):
         out = out + (rows[r].to(tl.float32),)
@@ -914,6 +908,11 @@ def stride_step(config: dict[str, int], tensors: Sequence[Tensor], tiles: int) -
     return step
 
 
+def aligned(tensors: Sequence[Tensor]) -> bool:
+    """Whether 16 bytes begin where each tensor does."""
+    return all(x.data_ptr() % 16 == 0 for x in tensors)
+
+
 def trait(argument: Tensor | int) -> tuple[object, ...]:
     """What Triton compiles another binary for: dtype and alignment, or 64 bits."""
     if isinstance(argument, Tensor):
@@ -1346,7 +1345,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "short_conv_3_a88e0b0d"
+    name = unique = "short_conv_3_bc7e945d"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

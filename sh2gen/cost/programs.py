@@ -10,7 +10,7 @@ from sh2gen.cost.work import BYTES
 from sh2gen.plan.blocks import (
     Toeplitz,
 )
-from sh2gen.plan.geometry import Grid, row_grid, stream_grid, tile_grid, walk_grid
+from sh2gen.plan.geometry import Grid, even_grid, row_grid, stream_grid, tile_grid, walk_grid
 from sh2gen.plan.kernel import Kernel, Role
 from sh2gen.plan.statements import (
     LoadRows,
@@ -48,7 +48,7 @@ class Running:
 def kind_of(kernel: Kernel) -> str:
     """Which part of the model a kernel's programs are of: how they lie decides, not their text."""
     kinds = {tile_grid: "tile", stream_grid: "stream"}
-    kinds |= {walk_grid: "recurrence", row_grid: "recurrence"}
+    kinds |= {even_grid: "stream", walk_grid: "recurrence", row_grid: "recurrence"}
     return kinds[kernel.grid]
 
 

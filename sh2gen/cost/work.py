@@ -19,7 +19,6 @@ from sh2gen.plan.blocks import (
     ToeplitzGradient,
     ZeroToeplitz,
 )
-from sh2gen.plan.documents import HeadRows, TileBorders
 from sh2gen.plan.edges import Edge
 from sh2gen.plan.kernel import Kernel
 from sh2gen.plan.modes import (
@@ -108,8 +107,7 @@ def work(kernel: Kernel, layout: Layout, spec: OpSpec) -> Work:
 
     for statement in kernel.program.body:
         match statement:
-            case LoadRows(rows=rows, counted=counted):
-                instructions += count(rows) * int(counted)  # a choice of each
+            case LoadRows(rows=rows):
                 # Conversion to float32; and an address and a load for each vector of 8 or each
                 # row.
                 access = sympy.Rational(3, 8) if layout is Layout.BDL else 3
@@ -150,10 +148,6 @@ def work(kernel: Kernel, layout: Layout, spec: OpSpec) -> Work:
                 instructions += 2 * ROWS
             case ModalGradient():
                 products += 2 * BLOCK_T + 2 * 2 * 2 * modes
-            case TileBorders():
-                pass  # once a block
-            case HeadRows():
-                instructions += ROWS
             case LoadState() | KeepState() | StateGradient() | Edge() | Parts() | EndParts():
                 pass  # once a tile, or a sequence
             case LoadTaps() | LoadVector() | LoadToeplitz() | ZeroTaps() | ZeroToeplitz():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sh2gen.plan.geometry import DOCUMENTS_CONFIG
+from sh2gen.plan.geometry import BLOCK_VECTORS, DOCUMENTS_CONFIG
 from sh2gen.plan.kernel import Role
 from sh2gen.plan.plan import Plan
 from sh2gen.plan.source import KernelSource
@@ -14,35 +14,36 @@ from sh2gen.spec.operator import OpSpec
 _TAKEN = ", cu_seqlens: Tensor | None = None, max_length: int | None = None"
 
 
-def taken(plan: Plan) -> list[str]:
-    """What kernels take of documents, by name."""
-    return ["position"] if plan.states else ["remaining", "counted"]
-
-
-def finder(plan: Plan) -> str:
-    """What finds what kernels take of documents."""
-    return "find_positions" if plan.states else "find_heads"
+TAKEN = ["sources", "begun"]  # what kernels take of documents
+_FINDER = "find_sources"  # what finds it
 
 
 def constants(spec: OpSpec, plan: Plan) -> dict[str, int]:
-    """Constants of that kernel."""
-    reach = {} if plan.states else {"REACH": spec.lag + (spec.filter.length or 1) - 1}
-    return reach | {"BLOCK": DOCUMENTS_CONFIG["BLOCK"]}
+    """Constants of that kernel, vectors. Between documents is what filters with taps reach back
+    by. Those of a recurrence begin with a block, before which features of the one before end.
+    """
+    if plan.states:
+        return {"SPACE": BLOCK_VECTORS + -(-spec.lag // 8), "ALIGN": BLOCK_VECTORS}
+    space = max(1, -(-(spec.lag + (spec.filter.length or 1) - 1) // 8))
+    # Of streams, whose tiles are short, also 32 bytes of memory begin where they did.
+    space += space % 2 if plan.algorithm == "toeplitz" else 0
+    return {"SPACE": space, "ALIGN": 1}
 
 
 def source(spec: OpSpec, plan: Plan) -> KernelSource:
     """How its launch looks to the compiler."""
-    found = {"position_ptr": "*i16"}
-    if not plan.states:
-        found = {"remaining_ptr": "*i16", "counted_ptr": "*u8"}
-    sizes = dict.fromkeys(("documents", "rounds", "steps"), "i32")
+    pointers = ("cu_seqlens_ptr", "sources_ptr", "begun_ptr")
+    sizes = ("documents", "rounds", "steps", "vectors")
     return KernelSource(
-        name=finder(plan),
+        name=_FINDER,
         role=Role.FORWARD,
-        signature=tuple({"cu_seqlens_ptr": "*i32", **found, **sizes}.items()),
-        constants=tuple(constants(spec, plan).items()),
-        divisible=("cu_seqlens_ptr", *found),
-        unaligned_keeps=tuple(found),
+        signature=(
+            *zip(pointers, ("*i32", "*i32", "*u8"), strict=True),
+            *dict.fromkeys(sizes, "i32").items(),
+        ),
+        constants=(*constants(spec, plan).items(), ("BLOCK", DOCUMENTS_CONFIG["BLOCK"])),
+        divisible=pointers,
+        unaligned_keeps=pointers[1:],
         unaligned_constants=(),
         num_warps=DOCUMENTS_CONFIG["num_warps"],
         num_stages=3,
@@ -63,19 +64,15 @@ def context(spec: OpSpec, plan: Plan) -> dict[str, Any]:
     if plan.kernels:
         unused = "steps of the longest document: of no use here, for plans that need it"
         docs.append(("max_length", unused))
-        names = taken(plan)
-        known = constants(spec, plan)
         return {
             "documents_taken": _TAKEN,
             "documents_given": ", cu_seqlens=cu_seqlens, max_length=max_length",
-            "documents_passed": f", [{', '.join(names)}]",
+            "documents_passed": f", [{', '.join(TAKEN)}]",
             "documents_rows": ", documents_of(own[0], None)",
             "documents_arguments": "documents: Sequence[Tensor]",
             "documents_names": "documents",
             "documents_docs": docs,
-            "documents_kernel": finder(plan),
-            "documents_constants": {n: v for n, v in known.items() if n != "BLOCK"},
-            "heads": not plan.states,
+            "documents_constants": constants(spec, plan),
         }
     longest = (
         "steps of the longest document, or more; absent: it is read from cu_seqlens, for which a "

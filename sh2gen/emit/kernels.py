@@ -12,7 +12,6 @@ from sh2gen.emit.sm90 import helper_names, phased_kernel
 from sh2gen.emit.statements import carried, helpers, lines, text, together
 from sh2gen.emit.words import formula
 from sh2gen.plan.arguments import Argument, Of
-from sh2gen.plan.documents import TileBorders, of_one
 from sh2gen.plan.geometry import (
     LEAVE_CONFIG,
     counted_together,
@@ -26,7 +25,7 @@ from sh2gen.plan.plan import Plan
 from sh2gen.plan.rings import rings
 from sh2gen.plan.source import KernelSource
 from sh2gen.plan.statements import Statement
-from sh2gen.plan.values import Call, Rows, Scope
+from sh2gen.plan.values import Rows, Scope
 from sh2gen.schedule.config import Schedule, launch_config
 from sh2gen.spec.language import DType, Precision, Sequences
 from sh2gen.spec.operator import OpSpec
@@ -62,13 +61,8 @@ def helpers_of(spec: OpSpec, plan: Plan) -> list[tuple[tuple[str, ...], set[str]
         wanted |= {"Split", *["Ends"] * (spec.state is not None)}
     for kernel in (*plan.kernels, *plan.first_kernels, *plan.split_kernels):
         wanted |= helpers(kernel.program, _scope(spec, kernel))
-        if "heads" in kernel.skeleton:
-            wanted.add("first_border")
-        if near := _near(kernel):
-            whole = dataclasses.replace(kernel.program, body=of_one(kernel.program.body))
-            wanted |= {*helpers(whole, _scope(spec, kernel)), *near.helpers}
     if spec.sequences is Sequences.PACKED:
-        wanted.add(documents.finder(plan))
+        wanted.add("find_sources")
     if plan.joined:
         wanted.add("join_splits")
     found = [(plan.kernels[0].parts, wanted)]
@@ -125,17 +119,11 @@ def _scope(spec: OpSpec, kernel: Kernel) -> Scope:
         },
         lanes=lanes,
         accumulators=accumulators,
+        apart=spec.sequences is Sequences.PACKED,
         hints=("EVICT_LAST",) * kernel.hinted,
         state_size=spec.filter.state_size,
         inputs=spec.inputs,
     )
-
-
-def _near(kernel: Kernel) -> Call | None:
-    """What says whether a tile of a recurrence is near a border of documents; the kernel computes
-    all others as those of one document.
-    """
-    return next((s.near for s in kernel.program.body if isinstance(s, TileBorders)), None)
 
 
 def _units(spec: OpSpec, kernel: Kernel) -> dict[str, str]:
@@ -151,7 +139,6 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: Kernel) -> dict[str, Any]:
     scope = _scope(spec, kernel)
     names = signatures(kernel.parts)
     zeros, loads = carried(program, scope, names)
-    heads = "heads" in kernel.skeleton  # each begins anew
 
     def printed(statements: Iterable[Statement]) -> list[str]:
         return lines(tuple(statements), dataclasses.replace(scope, held={}), names)
@@ -169,16 +156,11 @@ def _kernel(spec: OpSpec, plan: Plan, kernel: Kernel) -> dict[str, Any]:
         "doc": doc,
         "activations": [*program.loads, *program.stores],
         "pointers": list(_units(spec, kernel).items()),
-        "prologue": [*printed(program.prologue), *([] if heads else zeros)],
-        "fresh": zeros,
+        "prologue": [*printed(program.prologue), *zeros],
         "carried": loads,
         "warmup": printed(program.warmup),
         "body": printed(program.body),
-        "counted": any(a.name == "counted" for a in kernel.arguments),
-        "positions": any(a.name == "position" for a in kernel.arguments),
-        "near": text(near, names) if (near := _near(kernel)) else "",
-        "whole_body": printed(of_one(program.body)),
-        "head_steps": spec.lag + (spec.filter.length or 1) - 1,
+        "apart": scope.apart,
         "resets": printed(program.totals),
         "epilogue": printed(
             together(program.epilogue) if kernel.skeleton == "recurrence" else program.epilogue
@@ -343,7 +325,7 @@ def _source(
     signature: list[tuple[str, str]] = []
     for a in arguments:
         kind = io if a.io else "*fp32"
-        kind = "*i32" if a.of is Of.INDEX else f"*{a.kind}" if a.of is Of.DOCUMENTS else kind
+        kind = {Of.INDEX: "*i32", Of.BITS: "*u8"}.get(a.of, kind)
         for n in a.names if a.of is not Of.CONSTANT else ():
             signature.append((n, kind if n.endswith("_ptr") else "i64" if a.wide else "i32"))
     constants = {

@@ -40,14 +40,13 @@ _FOUND = {
 }
 _BOUNDS = ("read_begin", "read_end", "write_end")
 _OUTPUTS = (Room.ACTIVATION, Room.GRADIENTS)
-_FIRST = (When.PAST, When.HEADS)
 _WHEN = {When.SPLIT: "grid.splits > 1", When.KEPT: "keep"}
 
 
 def state_of(spec: OpSpec, plan: Plan) -> list[str]:
     """What kernels take of a state that a call begins with, in order; or of documents."""
     if spec.sequences is Sequences.PACKED:
-        return documents.taken(plan)
+        return documents.TAKEN
     if spec.state is None:
         return []
     if plan.states:
@@ -91,14 +90,13 @@ class _Launcher:
         kernel = plan.kernel(role)
         assert kernel is not None
         self.kernel: Kernel = kernel
-        first = [a for a in self.actions if isinstance(a, Launch) and a.when in _FIRST]
-        # Of the steps that a past may reach, or of the heads of documents.
-        self.first = first[0].kernel if first else None
-        self.heads = bool(first) and first[0].when is When.HEADS
+        found = (a.kernel for a in self.actions if isinstance(a, Launch) and a.when is When.PAST)
+        self.first = next(found, None)  # of the steps that a past may reach
+        self.apart = spec.sequences is Sequences.PACKED
         self.x = spec.inputs[0]
         self.parameters = [p.name for p in spec.parameters]
         # A recurrence needs what is before its first step: it computes whole sequences.
-        self.ranges = not plan.states and spec.sequences is Sequences.DENSE
+        self.ranges = not plan.states and not self.apart
         self.stored = (*plan.saved, *["states"] * plan.states)
         self.state = state_of(spec, plan)
         self.given = self._given()
@@ -115,11 +113,6 @@ class _Launcher:
         taken = (a for launch in self.launches for a in launch.kernel.arguments)
         data = (a.name for a in taken if a.of in (Of.ACTIVATION, Of.STATE))
         return list(dict.fromkeys(name for name in data if name not in made))
-
-    @property
-    def edged(self) -> bool:
-        """Whether the first steps are left out of the launch of all others."""
-        return self.first is not None and not self.heads
 
     @property
     def launches(self) -> list[Launch]:
@@ -221,12 +214,15 @@ class _Launcher:
             f"configs = configs_of({x}, channels, groups)",
             f'config = configs["{self.kernel.role}"]',
         ]
-        if self.first is not None and self.edged:
+        if self.first is not None:
             config, unit = self.early(self.first)
             lines += [f"early = {config}", f"unit_steps = {unit}"]
             lines += [f"first, steps, bounds = segment({x}, context, begin, end, unit_steps)"]
         elif self.ranges:
             lines += [f"first, steps, bounds = segment({x}, context, begin, end, {self.unit()})"]
+        elif self.apart:
+            lines += [f"steps = {x}.shape[TIME]", "apart = 8 * sources.shape[0] - -steps % 8"]
+            lines += ["bounds = (0, apart, apart)"]
         else:
             lines += [f"steps = {x}.shape[TIME]", "bounds = (0, steps, steps)"]
         return [*lines, self.grid(self.kernel, self.kernel.grid)]
@@ -251,7 +247,8 @@ class _Launcher:
         # A range that ends before its segment does is whole segments of a stream, for its sums.
         sums = any(a.of is Of.PARTIAL for a in kernel.arguments)
         whole = ", bounds[1] > bounds[2]" * (sums and self.ranges)
-        sizes = f"{self.x}.shape[0], steps, channels, width, config{whole}"
+        steps = "apart" if self.apart else "steps"
+        sizes = f"{self.x}.shape[0], {steps}, channels, width, config{whole}"
         return f"grid = {grid.__name__}({sizes})"
 
     def selection(self) -> list[str]:
@@ -279,14 +276,6 @@ class _Launcher:
     def parts(self, first: Kernel) -> list[str]:
         """Which steps are those of a kernel for the first ones, up to `edge`, and its grid."""
         x, reach = self.x, self.spec.lag + (self.spec.filter.length or 1) - 1
-        if self.heads:
-            assert first.narrowed is not None
-            sizes = f"{x}.shape[0], steps, channels, width, early"
-            return [
-                f"early = {first.narrowed.__name__}(config, {reach})",
-                f"early_bounds, early_grid = bounds, {first.grid.__name__}({sizes})",
-                "stride_step(early, tensors, early_grid.tiles)",
-            ]
         sizes = f"{x}.shape[0], %s, channels, width, %s%s"
         sums = ", %s[1] > %s[2]" if self.sums else ""
         own, other = (sums % (name, name) if sums else "" for name in ("early_bounds", "bounds"))
@@ -306,7 +295,7 @@ class _Launcher:
         lines: list[str] = []
         for number, variant in enumerate(kernel.variants):
             own = variant.name
-            begin = "begin" + " + edge" * self.edged if self.ranges else "0"
+            begin = "begin" + " + edge" * (self.first is not None) if self.ranges else "0"
             suits = f"{variant.suits}(tensors, unit, step, {begin}, bounds, {own})"
             still = f'config is configs["{kernel.role}"] and ' * (number > 0)
             lines += [
@@ -315,7 +304,7 @@ class _Launcher:
                 f"{_INDENT}config = {own}",
                 _INDENT
                 + self.grid(kernel, variant.grid).replace(
-                    " steps,", " steps - edge," if self.edged else " steps,"
+                    " steps,", " steps," if self.first is None else " steps - edge,"
                 ),
             ]
         return lines
@@ -338,7 +327,7 @@ class _Launcher:
                 made = next(a.names for a in self.plan.actions[role] if isinstance(a, Give))
                 call = f"launch_{role}(inputs, parameters{state})[{made.index(name)}]"
                 return [f"if not {name}.numel():", f"{_INDENT}{name} = {call}"]
-            case Launch(kernel=kernel, when=When.PAST | When.HEADS):
+            case Launch(kernel=kernel, when=When.PAST):
                 found = self.launch(kernel, kernel.name, kernel.arguments)
                 return when("early_grid.programs", found)
             case Launch(kernel=kernel, when=When.SPLIT):
@@ -374,7 +363,8 @@ class _Launcher:
                 ]
             case Room.STATES:
                 size = self.spec.filter.state_size
-                sizes = f"{x}, channels, steps, config, {size}, {when or 'True'}"
+                steps = "apart" if self.apart else "steps"
+                sizes = f"{x}, channels, {steps}, config, {size}, {when or 'True'}"
                 return [f"{name} = allocate_states({sizes})" for name in names]
             case Room.LIKE:
                 dtype = "" if action.io else ", dtype=torch.float32"
@@ -433,14 +423,14 @@ class _Launcher:
                 case Of.ACTIVATION:
                     begin = "first" if a.name in self.spec.inputs else "begin"
                     begin = "0" if a.name in kernel.program.stores or not self.ranges else begin
-                    if later and self.edged:
+                    if later:
                         begin = {"0": "edge"}.get(begin, f"{begin} + edge")
                     found.append(f"*operand({a.name}, {begin}, step)")
                 case Of.PARTIAL if later:
                     found.append(f"{a.name}[{a.name}_first:]")
                 case Of.PARAMETER | Of.PARTIAL:
                     found.append(a.name)
-                case Of.STATE | Of.INDEX | Of.DOCUMENTS:
+                case Of.STATE | Of.INDEX | Of.BITS:
                     found.append("split_sums" if split and a.name == "states" else a.name)
                 case Of.SIZE if a.name == "read_begin":
                     found.append("*bounds")
@@ -459,6 +449,8 @@ class _Launcher:
         values = _FOUND | {"TERMS": count if count.isdigit() else "tap_terms(groups)"}
         rings = (name for name in self.state if name in ("tails", "z"))
         values |= {f"{name.upper()}_SLOTS": f"{name}.shape[1]" for name in rings}
+        if self.apart:
+            values |= {"EVEN": "step == 8 and even(bounds) and aligned(tensors)"}
         constants = (a.name for a in arguments if a.of is Of.CONSTANT and a.name in values)
         found += [f"{name}={values[name]}" for name in constants]
         if first:  # of its own steps

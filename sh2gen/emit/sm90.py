@@ -22,7 +22,6 @@ from sh2gen.plan.blocks import (
     ToeplitzGradient,
     ZeroToeplitz,
 )
-from sh2gen.plan.documents import HeadRows
 from sh2gen.plan.kernel import Kernel
 from sh2gen.plan.program import Phases
 from sh2gen.plan.statements import (
@@ -83,6 +82,7 @@ def phased_kernel(kernel: Kernel, phases: Phases, printed: Printer) -> dict[str,
         printed: the lines of a statement, given what rows values hold, which it adds to.
     """
     slots = _slots(phases)
+    apart = any(a.name == "sources" for a in kernel.arguments)
     filters = [s for s in kernel.program.prologue if isinstance(s, LoadToeplitz)]
     (matrices,) = filters
     (gradient,) = [s for s in phases.products if isinstance(s, ToeplitzGradient)]
@@ -97,7 +97,7 @@ def phased_kernel(kernel: Kernel, phases: Phases, printed: Printer) -> dict[str,
         if isinstance(s, Extend)
     ]
     lines = {
-        name: _phase(getattr(phases, name), slots, phases.products, earlier.out, printed)
+        name: _phase(getattr(phases, name), slots, phases.products, earlier.out, apart, printed)
         for name in _PHASES
     }
     view = matrices.view
@@ -144,12 +144,6 @@ def phased_kernel(kernel: Kernel, phases: Phases, printed: Printer) -> dict[str,
     }
 
 
-def _outside(out: str, rows: str) -> str:
-    """Rows of a quarter, zero in the heads of documents."""
-    time = "t + 32 * part + half * halfway"
-    return f"{out} = lanes_outside_heads({rows}, counted_ptr, heads, {time}, length)"
-
-
 def helper_names(kernel: Kernel, phases: Phases) -> set[str]:
     """The helpers that the skeleton calls, beside those of statements that all kernels print."""
     names = {"toeplitz_matrices", "zero_gradients", "block_ring", "input_slots", "places", "fetch"}
@@ -163,10 +157,10 @@ def helper_names(kernel: Kernel, phases: Phases) -> set[str]:
         names |= {"zero_lanes", "renewed", "store_sums"}
     if any(view.decay for view in kernel.program.views):
         names.add("decay_rate")
+    if any(a.name == "sources" for a in kernel.arguments):
+        names |= {"lane_places", "located", "any_ragged"}
     if any(isinstance(s, Extend) for s in phases.body):
         names |= {"zero_lanes", "extend_rows"}
-    if any(isinstance(s, LoadRows) and s.counted for s in phases.body):
-        names |= {"lanes_outside_heads", "lane_steps"}
     return names
 
 
@@ -198,6 +192,7 @@ def _phase(
     slots: dict[tuple[str, bool], _Slot],
     products: tuple[Statement, ...],
     earlier: str,
+    apart: bool,
     printed: Printer,
 ) -> dict[str, list[str]]:
     """Lines before the loop over quarters, in it, and after it."""
@@ -207,15 +202,12 @@ def _phase(
     held = {s.out: s.rows for s in products if isinstance(s, Toeplitz)}
     for s in statements:
         match s:
-            case LoadRows(out=out, tensor=tensor, rows=rows, ahead=ahead, counted=counted):
+            case LoadRows(out=out, tensor=tensor, rows=rows, ahead=ahead):
                 held[out] = rows
                 name = slots[tensor, ahead].name
-                lines.append(f"{out} = read_rows({name}, part, half, LAG={-rows.lo})")
-                if counted:
-                    lines.append(_outside(out, out))
-            case HeadRows(out=out, x=x):
-                held[out] = x.rows
-                lines.append(_outside(out, Scope(held=held).take(x)))
+                begin = f"t{' - LEAD' * ahead} + 32 * part + half * halfway"
+                where = f", lanes, {begin}, length" * apart
+                lines.append(f"{out} = read_rows({name}, part, half{where}, LAG={-rows.lo})")
             case Recall(out=out, blocks=blocks, rows=rows):
                 held[out] = rows
                 # Ahead, the tile's own block is the oldest of its ring.
@@ -229,7 +221,8 @@ def _phase(
                 lines.append(f"{out}, {carried} = extend_rows({own}, {carried}, COUNT={count})")
             case StoreRows(tensor=tensor, x=x):
                 own = Scope(held=held).take(x)
-                lines.append(f"store_quarter({tensor}_ptr, outputs, position, {own}, stop)")
+                where = f"outputs, position, {own}, stop{', ragged' * apart}"
+                lines.append(f"store_quarter({tensor}_ptr, {where})")
             case Remember(out=out, x=x):
                 before.append("quarters = ()")
                 own = Scope(held=held).take(x)

@@ -52,6 +52,7 @@ def lines(statements: Sequence[Statement], scope: Scope, signatures: Signatures)
                 else:
                     pieces = [s for s in statements if isinstance(s, Blocks)]
                     found += [f"{blocks.out} = ()" for blocks in pieces]
+                sources = ", sources_ptr" * scope.apart
                 order = "PARTS" if time == +1 else "PARTS - 1, -1, -1"
                 indent = "    "
                 found += [
@@ -59,7 +60,7 @@ def lines(statements: Sequence[Statement], scope: Scope, signatures: Signatures)
                     f"{indent}s = t + part * (H * BLOCK_T)",
                     f"{indent}last_block = s + (H - 1) * BLOCK_T",
                     f"{indent}rows = (segment + s, s, last_block)",
-                    f"{indent}bounds = (read_begin, read_end, write_end)",
+                    f"{indent}bounds = (read_begin, read_end, write_end{sources})",
                     f"{indent}tile = Tile(offset, channel_mask, *rows, *bounds)",
                 ]
             case EndParts():

@@ -24,35 +24,31 @@ def whole(
     one backward, and one that adds partial sums.
 
     Args:
-        first: kernels of the first steps, where calls begin after a past; or of the heads of
-            documents, which are computed once more behind the row.
+        first: kernels of the first steps, where calls begin after a past.
     """
-    packed = spec.sequences is Sequences.PACKED
-    when = When.HEADS if packed else When.PAST
-    launches = {role: [Launch(kernel=kernel, when=when)] for role, kernel in first.items()}
-
-    def both(role: Role, kernel: Kernel) -> list[Action]:
-        own, others = [Launch(kernel=kernel)], launches.get(role, [])
-        return [*own, *others] if packed else [*others, *own]
-
-    results, given = ("y", *saved), f" {RANGE}"
+    before = {role: Launch(kernel=kernel, when=When.PAST) for role, kernel in first.items()}
+    packed = spec.sequences is Sequences.PACKED  # whose rows are computed as a whole
+    results = ("y", *saved)
+    given = ", of what is known of documents." if packed else f" {RANGE}"
     doc = (
         f"{gradients_doc(spec)}\n\nWith a range, the gradients of inputs are for its steps "
         "and those of parameters sum over them; `dy` and saved values cover the whole segment, "
         "without its context."
     )
-    if packed:  # a row is computed as a whole
-        given, doc = ", of what is known of documents.", gradients_doc(spec)
+    if packed:
+        doc = gradients_doc(spec)
     return {
         Role.FORWARD: (
             Allocate(names=results, room=Room.ACTIVATION),
-            *both(Role.FORWARD, forward),
+            *([before[Role.FORWARD]] if first else []),
+            Launch(kernel=forward),
             Give(names=results, doc=f"[{', '.join(results)}]{given}"),
         ),
         Role.BACKWARD: (
             Allocate(names=tuple(f"d_{name}" for name in spec.inputs), room=Room.GRADIENTS),
             *partials(backward),
-            *both(Role.BACKWARD, backward),
+            *([before[Role.BACKWARD]] if first else []),
+            Launch(kernel=backward),
             *([Reduce(reductions=reductions)] if reductions else []),
             Give(names=("gradients",), doc=doc),
         ),

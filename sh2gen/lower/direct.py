@@ -15,9 +15,8 @@ from sh2gen.lower.leave import past_kernels
 from sh2gen.lower.rows import layouts, pasts, tile_program
 from sh2gen.lower.step import step_kernel
 from sh2gen.lower.verdict import Verdict, later_fields
-from sh2gen.plan.arguments import heads_arguments, tile_arguments
-from sh2gen.plan.documents import of_heads, outside_heads
-from sh2gen.plan.geometry import first_config, heads_grid, tile_grid, tile_heads_config
+from sh2gen.plan.arguments import tile_arguments
+from sh2gen.plan.geometry import first_config, tile_grid
 from sh2gen.plan.kernel import Kernel, Role
 from sh2gen.plan.plan import EagerConv, Plan
 from sh2gen.plan.program import TileProgram
@@ -69,11 +68,9 @@ def _plan(spec: OpSpec, layout: Layout, saved: tuple[str, ...]) -> Plan:
         parts = ("rows", "channels_last", "axes_last", "trained")
     before = pasts(spec, graph)
     parts += ("past_last" if layout is Layout.BLD else "past",) * bool(before)
+    if spec.sequences is Sequences.PACKED:
+        parts = (*["apart_last"] * (layout is Layout.BLD), "apart", *parts)
     results = {"y": graph.outputs[0], **{name: name for name in saved}}
-    packed = spec.sequences is Sequences.PACKED
-    if packed:
-        own = "heads_last" if layout is Layout.BLD else "heads_rows"
-        parts = (own, *parts, "heads", "borders")
     forward, _ = tile_program(graph, results)
     gradients = dict(
         zip((f"d_{name}" for name in spec.inputs), backward_graph.outputs, strict=False)
@@ -82,8 +79,6 @@ def _plan(spec: OpSpec, layout: Layout, saved: tuple[str, ...]) -> Plan:
 
     def kernel(role: Role, program: TileProgram, first: bool = False) -> Kernel:
         hinted = role is Role.FORWARD and layout is Layout.BDL
-        if packed and role is Role.BACKWARD:
-            program = outside_heads(program)
         return Kernel(
             name=role.value + "_first" * first,
             role=role,
@@ -96,26 +91,8 @@ def _plan(spec: OpSpec, layout: Layout, saved: tuple[str, ...]) -> Plan:
             narrowed=first_config if first else None,
         )
 
-    def heads(role: Role, program: TileProgram) -> Kernel:
-        backward = role is Role.BACKWARD
-        return Kernel(
-            name=f"{role.value}_heads",
-            role=role,
-            skeleton="tile_heads",
-            parts=parts,
-            program=of_heads(program),
-            arguments=heads_arguments(spec, of_heads(program), backward=backward),
-            grid=heads_grid,
-            narrowed=tile_heads_config,
-        )
-
     first = {}
-    if packed:
-        first = {
-            Role.FORWARD: heads(Role.FORWARD, forward),
-            Role.BACKWARD: heads(Role.BACKWARD, backward),
-        }
-    elif before:
+    if before:
         first[Role.FORWARD] = kernel(
             Role.FORWARD, tile_program(graph, results, before)[0], first=True
         )

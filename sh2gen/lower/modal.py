@@ -41,7 +41,6 @@ from sh2gen.plan.actions import (
 )
 from sh2gen.plan.arguments import join_arguments, walk_arguments
 from sh2gen.plan.blocks import Recall
-from sh2gen.plan.documents import of_modes
 from sh2gen.plan.edges import (
     Edge,
     EnterGradient,
@@ -121,10 +120,9 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
     backward_graph = adjoint(graph)
     given = spec.state is not None  # a call takes and gives the state at the ends
     own = ("modal_pairs", "modal_pairs_ends", "modal") if spec.filter.pairs else ("modal",)
-    packed = spec.sequences is Sequences.PACKED
-    if packed:
-        pairs = ("modal_pairs_documents",) * spec.filter.pairs
-        own = (*pairs, "modal_documents", *own, "documents", "borders")
+    apart = spec.sequences is Sequences.PACKED
+    if apart:
+        own = ("apart", *("modal_pairs_apart",) * spec.filter.pairs, "modal_apart", *own)
     parts = (*own, "modal_rows", "modal_ends", "rows", "toeplitz", "channels_first", "trained")
     names = (f"d_{name}" for name in spec.inputs)
     backward, reductions = _backward(
@@ -132,7 +130,8 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
     )
 
     def kernel(role: Role, program: TileProgram, *, sums: bool = False) -> Kernel:
-        program = of_modes(program) if packed else program
+        if apart:
+            program = _apart(program)
         return Kernel(
             name=f"{role}_sums" if sums else role.value,
             role=role,
@@ -147,7 +146,7 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
                 parts=any(isinstance(s, Parts) for s in program.body),
                 terms=tap_terms(spec),
             ),
-            grid=row_grid if packed else walk_grid,
+            grid=row_grid if apart else walk_grid,
             lanes=("H", "M // 2"),
         )
 
@@ -156,7 +155,7 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
     def sums(graph: Graph, role: Role, time: int) -> tuple[Action, ...]:
         """What finds, where a sequence is split, what every tile adds to the state."""
         room = Allocate(names=("split_sums",), room=Room.STATES, when=When.SPLIT)
-        if packed:  # rows of documents are not split
+        if apart:  # rows of documents are not split
             return (room,)
         found = kernel(role, _sums(graph, time, given), sums=True)
         return (
@@ -192,7 +191,7 @@ def lower(spec: OpSpec) -> tuple[Plan, ...]:
             *partials(backward_kernel),
             *sums(backward_graph, Role.BACKWARD, -1),
             Launch(kernel=backward_kernel),
-            *([Join(arguments=join_arguments(spec))] if lag and not packed else []),
+            *([Join(arguments=join_arguments(spec))] if lag and not apart else []),
             Reduce(reductions=reductions),
             Give(
                 names=("gradients", *["d_history", "d_entry"] * given),
@@ -311,6 +310,14 @@ def _lagged(body: list[Statement], given: bool) -> tuple[Statement, ...]:
         else s
         for s in body
     )
+
+
+def _apart(program: TileProgram) -> TileProgram:
+    """The same of documents that lie apart."""
+    body = [
+        dataclasses.replace(s, apart=True) if isinstance(s, States) else s for s in program.body
+    ]
+    return dataclasses.replace(program, body=tuple(body))
 
 
 def _in_phases(body: list[Statement]) -> list[Statement]:

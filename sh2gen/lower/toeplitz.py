@@ -33,7 +33,7 @@ from sh2gen.lower.rows import layouts, partial_sums, pasts
 from sh2gen.lower.step import step_kernel
 from sh2gen.lower.streams import Stream
 from sh2gen.lower.verdict import Verdict, later_fields
-from sh2gen.plan.arguments import heads_arguments, sm90_arguments, stream_arguments
+from sh2gen.plan.arguments import sm90_arguments, stream_arguments
 from sh2gen.plan.blocks import (
     LoadToeplitz,
     Remember,
@@ -42,14 +42,13 @@ from sh2gen.plan.blocks import (
     ToeplitzGradient,
     ZeroToeplitz,
 )
-from sh2gen.plan.documents import of_heads, outside_heads
 from sh2gen.plan.geometry import (
-    heads_grid,
+    even_grid,
+    even_sm90_grid,
     sm90_config,
     sm90_grid,
     sm90_suits,
     stream_grid,
-    stream_heads_config,
 )
 from sh2gen.plan.kernel import Kernel, Reduction, Role, Variant
 from sh2gen.plan.phases import phases
@@ -106,27 +105,25 @@ def _plan(spec: OpSpec, layout: Layout) -> Plan:
     before = pasts(spec, graph)
     parts += ("past",) * bool(before)
     packed = spec.sequences is Sequences.PACKED
-    parts += ("heads", "borders") * packed
+    if packed:
+        parts = (*["apart_exchanged"] * (layout is Layout.BLD), "apart", *parts)
     names = (f"d_{name}" for name in spec.inputs)
     gradients = dict(zip(names, backward_graph.outputs, strict=False))
     backward, reductions = _backward(backward_graph, gradients, {})
     variants: tuple[Variant, ...] = ()
-    heads_backward = of_heads(backward)
-    if packed:
-        backward = outside_heads(backward)
     if layout is Layout.BDL and (split := phases(backward)) is not None:
         variants = (
             Variant(
                 name="sm90",
                 skeleton="stream_sm90",
-                parts=("sm90", "rows", "channels_first", "trained"),
+                parts=(*["sm90_apart"] * packed, "sm90", "rows", "channels_first", "trained"),
                 phases=split,
                 arguments=sm90_arguments(spec, backward),
                 language="gluon",
                 capability=90,
                 io=DType.BFLOAT16,
                 config=sm90_config,
-                grid=sm90_grid,
+                grid=even_sm90_grid if packed else sm90_grid,
                 sizes=sm90_suits,
                 suits="suits_sm90",
             ),
@@ -147,34 +144,14 @@ def _plan(spec: OpSpec, layout: Layout) -> Plan:
             arguments=stream_arguments(
                 spec, program, backward=role is Role.BACKWARD, terms=tap_terms(spec)
             ),
-            grid=stream_grid,
+            grid=even_grid if packed else stream_grid,
             variants=variants,
             lanes=("M", "M"),
             exchanged=layout is Layout.BLD,
         )
 
-    def heads(role: Role, program: TileProgram) -> Kernel:
-        backward, terms = role is Role.BACKWARD, tap_terms(spec)
-        return Kernel(
-            name=f"{role.value}_heads",
-            role=role,
-            skeleton="stream_heads",
-            parts=parts,
-            program=program,
-            arguments=heads_arguments(spec, program, backward=backward, terms=terms),
-            grid=heads_grid,
-            lanes=("M", "M"),
-            exchanged=layout is Layout.BLD,
-            narrowed=stream_heads_config,
-        )
-
     first = {}
-    if packed:
-        first = {
-            Role.FORWARD: heads(Role.FORWARD, of_heads(_forward(graph, {}))),
-            Role.BACKWARD: heads(Role.BACKWARD, heads_backward),
-        }
-    elif before:
+    if before:
         first[Role.FORWARD] = kernel(Role.FORWARD, _forward(graph, before), first=True)
         entered, _ = _backward(backward_graph, gradients, before)
         first[Role.BACKWARD] = kernel(Role.BACKWARD, entered, first=True)

@@ -29,7 +29,6 @@ class When(StrEnum):
     ALWAYS = "always"
     SPLIT = "split"  # if a sequence is cut into splits
     PAST = "past"  # of the first steps, which a past may reach
-    HEADS = "heads"  # of the first steps of each document of a row, again
     KEPT = "kept"  # if what forward stores for backward is to be kept
 
 

@@ -13,7 +13,7 @@ from sh2gen.plan.rings import RingField, rings
 from sh2gen.plan.statements import Statement
 from sh2gen.plan.step import RingConv
 from sh2gen.plan.values import ladder
-from sh2gen.spec.language import FilterKind, TapOrder
+from sh2gen.spec.language import FilterKind, Sequences, TapOrder
 from sh2gen.spec.operator import OpSpec
 
 
@@ -25,7 +25,7 @@ class Of(StrEnum):
     PARAMETER = "parameter"
     STATE = "state"  # of modes, a history or rings; float32 unless it is of inputs
     INDEX = "index"  # int32
-    DOCUMENTS = "documents"  # where steps are in documents, of a type of its own
+    BITS = "bits"  # uint8
     PARTIAL = "partial"  # sums that a later kernel adds
     SIZE = "size"
     CONSTANT = "constant"
@@ -41,7 +41,6 @@ class Argument:
         doc: shape and dtype in words.
         io: whether it has the dtype of activations; data of all others are float32.
         wide: whether a size has 64 bits, in every call.
-        kind: of DOCUMENTS, its type as Triton calls it.
         value: of a constant in a usual call; None if a config gives it.
         unaligned: of a constant in a call that is not aligned to 16 bytes, if that differs.
     """
@@ -51,7 +50,6 @@ class Argument:
     doc: str = ""
     io: bool = False
     wide: bool = False
-    kind: str = ""
     value: int | bool | None = None
     unaligned: int | bool | None = None
 
@@ -63,7 +61,7 @@ class Argument:
                 return f"{self.name}_ptr", f"{self.name}_batch", f"{self.name}_stride"
             case Of.STEPS:
                 return tuple(f"{self.name}_{what}" for what in ("ptr", "batch", "channel", "time"))
-            case Of.PARAMETER | Of.STATE | Of.INDEX | Of.DOCUMENTS | Of.PARTIAL:
+            case Of.PARAMETER | Of.STATE | Of.INDEX | Of.BITS | Of.PARTIAL:
                 return (f"{self.name}_ptr",)
             case Of.SIZE | Of.CONSTANT:
                 return (self.name,)
@@ -171,23 +169,14 @@ def slots(ring: RingField) -> Argument:
     return constant(f"{ring.name.upper()}_SLOTS", ring.lag + 1)
 
 
-def document(name: str) -> tuple[Argument, ...]:
-    """What kernels take of rows that hold documents, by name."""
-    kind, doc = {
-        "position": ("i16", "[steps] int16: of its document before each step"),
-        "remaining": ("i16", "[steps] int16: of its document from each step on"),
-        "counted": ("u8", "[steps / 8] uint8: a bit a step, which are in no head"),
-    }[name]
-    return (Argument(name=name, of=Of.DOCUMENTS, kind=kind, doc=doc),)
-
-
-def documents(program: TileProgram) -> tuple[Argument, ...]:
-    """What a tile program of a whole row takes of the documents in it."""
-    if any(getattr(s, "counted", False) for s in program.body):
-        return document("counted")
-    if any(getattr(s, "within", "") for s in program.body):
-        return document("position")
-    return ()
+def documents(spec: OpSpec, *, begun: bool = False) -> tuple[Argument, ...]:
+    """What kernels take of the documents of a row; those with states also where each begins."""
+    if spec.sequences is Sequences.DENSE:
+        return ()
+    doc = "[vectors] int32: where they lie, and which steps they have"
+    where = "[vectors / 32] uint8: in which documents begin, a bit for four"
+    found = (Argument(name="sources", of=Of.INDEX, doc=doc),)
+    return (*found, Argument(name="begun", of=Of.BITS, doc=where)) if begun else found
 
 
 BOUNDS = sizes("read_begin", "read_end", "write_end", "splits")
@@ -201,7 +190,7 @@ def tile_arguments(
     before, counts = past(spec, program)
     return (
         *data(spec, program),
-        *documents(program),
+        *documents(spec),
         *before,
         *partials(program),
         *BOUNDS,
@@ -219,7 +208,7 @@ def stream_arguments(
     before, counts = past(spec, program)
     return (
         *data(spec, program),
-        *documents(program),
+        *documents(spec),
         *before,
         *partials(program, "batch, splits and SEGMENTS"),
         *BOUNDS,
@@ -232,30 +221,11 @@ def stream_arguments(
     )
 
 
-def heads_arguments(
-    spec: OpSpec, program: TileProgram, *, backward: bool, terms: int | None = None
-) -> tuple[Argument, ...]:
-    """Of the skeletons `tile_heads` and, with terms, `stream_heads`."""
-    stream = terms is not None
-    names = ("ROWS", "BLOCK_D", *["SEGMENTS"] * stream, "BLOCK_T", "HEAD", "STRETCH")
-    constants = shape_constants(spec, program, backward=backward, grouped=stream)
-    return (
-        *data(spec, program),
-        *document("remaining"),
-        *partials(program, "batch, splits and SEGMENTS" if stream else "batch and splits"),
-        *BOUNDS,
-        *ladder_sizes(program),
-        *(a for a in constants if a.name != "EVEN"),
-        *([constant("TERMS", terms)] if terms is not None else []),
-        *knobs(*names),
-    )
-
-
 def sm90_arguments(spec: OpSpec, program: TileProgram) -> tuple[Argument, ...]:
     """Of the skeleton `stream_sm90`, which takes what `stream` takes but for constants."""
     return (
         *data(spec, program),
-        *documents(program),
+        *documents(spec),
         *partials(program, "batch, splits and SEGMENTS / 2"),
         *BOUNDS,
         *sizes("tiles"),
@@ -302,7 +272,7 @@ def walk_arguments(
         found.append(state("split_sums", "as states_ptr: what every tile adds to the state"))
     return (
         *data(spec, program),
-        *documents(program),
+        *documents(spec, begun=True),
         *found,
         *partials(program),
         *BOUNDS,

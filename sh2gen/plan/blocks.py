@@ -191,17 +191,12 @@ class Toeplitz(Statement):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToeplitzGradient(Statement):
-    """Add products of the tile's block of `grad` with all of `blocks` to accumulators.
-
-    Attributes:
-        own: of documents, the steps of their heads alone.
-    """
+    """Add products of the tile's block of `grad` with all of `blocks` to accumulators."""
 
     out: str
     grad: str
     blocks: str
     length: int
-    own: bool = False
     is_product: ClassVar[bool] = True
 
     @property
@@ -211,8 +206,7 @@ class ToeplitzGradient(Statement):
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
         sizes = ("HISTORY + 1", scope.lanes, "BLOCK_T", "PRECISION")
-        own = Call("own_block", (self.grad, "tile", "BLOCK_T"))
-        arguments = (self.out, own if self.own else self.grad, self.blocks, *sizes)
+        arguments = (self.out, self.grad, self.blocks, *sizes)
         return (Call("toeplitz_gradient", arguments, (self.out,)),)
 
     def __str__(self) -> str:

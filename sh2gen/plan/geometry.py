@@ -42,42 +42,6 @@ def first_config(config: dict[str, int], steps: int) -> dict[str, int]:
     return config | {"BLOCK_T": block, "BLOCK_D": channels, "TILES": 1}
 
 
-def tile_heads_config(config: dict[str, int], reach: int) -> dict[str, int]:
-    """The config of tiles for the heads of documents, of so many steps, which begin anywhere in a
-    vector of 8.
-    """
-    if config["BLOCK_D"] * 8 <= config["BLOCK_T"]:  # channels first
-        block, channels = 16, 64
-    else:
-        block, channels = 8, config["BLOCK_D"]
-    head = -(-(reach + 7) // block) * block
-    shape = {"ROWS": 8, "BLOCK_D": channels, "BLOCK_T": block, "HEAD": head, "STRETCH": 512}
-    return shape | {"num_warps": 4 if block == 16 else config["num_warps"]}
-
-
-def stream_heads_config(config: dict[str, int], reach: int) -> dict[str, int]:
-    """Likewise of streams, as many documents next to each other as segments elsewhere, with the
-    steps behind a head that its last ones look at.
-    """
-    same = ("ROWS", "BLOCK_D", "SEGMENTS", "BLOCK_T", "num_warps")
-    head = -(-(reach + 15) // config["BLOCK_T"]) * config["BLOCK_T"]
-    return {name: config[name] for name in same} | {"HEAD": head, "STRETCH": 8192}
-
-
-def heads_grid(
-    batch: int, steps: int, channels: int, width: int, config: dict[str, int], whole: bool = False
-) -> Grid:
-    """Of kernels of heads of documents: a program has those that begin in STRETCH steps, of which
-    it may see each.
-    """
-    splits, segments = -(-steps // config["STRETCH"]), config.get("SEGMENTS", 0)
-    tiles = -(-config["STRETCH"] // (config["BLOCK_T"] * max(1, segments)))
-    columns = -(-channels // config["BLOCK_D"])
-    if segments:
-        columns = channels // width * sharers(width, config)
-    return Grid(splits, tiles, columns, max(1, segments), batch * splits * columns)
-
-
 def stream_grid(
     batch: int, steps: int, channels: int, width: int, config: dict[str, int], whole: bool = False
 ) -> Grid:
@@ -94,6 +58,15 @@ def stream_grid(
     splits = -(-in_all // tiles)
     columns = channels // width * sharers(width, config)
     return Grid(splits, tiles, columns, config["SEGMENTS"], batch * splits * columns)
+
+
+def even_grid(
+    batch: int, steps: int, channels: int, width: int, config: dict[str, int], whole: bool = False
+) -> Grid:
+    """As `stream_grid`, of rows whose documents lie apart: splits of as many tiles each."""
+    grid = stream_grid(batch, steps, channels, width, config, whole)
+    in_all = -(-steps // (config["BLOCK_T"] * config["SEGMENTS"]))
+    return grid._replace(tiles=-(-in_all // max(1, grid.splits)))
 
 
 def sharers(width: int, config: dict[str, int]) -> int:
@@ -155,6 +128,14 @@ def sm90_grid(
     return grid._replace(sums=config["SEGMENTS"] // 2)
 
 
+def even_sm90_grid(
+    batch: int, steps: int, channels: int, width: int, config: dict[str, int], whole: bool = False
+) -> Grid:
+    """As `even_grid`, likewise."""
+    grid = even_grid(batch, steps, channels, width, config, whole)
+    return grid._replace(sums=config["SEGMENTS"] // 2)
+
+
 def sm90_suits(
     reach: int, steps: int, bounds: tuple[int, int, int], config: dict[str, int]
 ) -> bool:
@@ -190,6 +171,9 @@ def step_config(config: dict[str, int], columns: int, steps: int) -> dict[str, i
         "num_warps": wide * config["num_warps"],
     }
 
+
+# Of a block of a recurrence over documents, at most.
+BLOCK_VECTORS = 4
 
 DOCUMENTS_CONFIG = {"BLOCK": 256, "num_warps": 4}
 

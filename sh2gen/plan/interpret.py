@@ -10,7 +10,6 @@ B batch, D channels, L time steps, N blocks of ROWS steps, K taps of a row of a 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -53,7 +52,6 @@ from sh2gen.plan.blocks import (
     ToeplitzGradient,
     ZeroToeplitz,
 )
-from sh2gen.plan.documents import HeadRows, TileBorders
 from sh2gen.plan.edges import Edge
 from sh2gen.plan.kernel import Reduction, Role
 from sh2gen.plan.modes import (
@@ -123,10 +121,19 @@ def interpret(
     if spec.filter.parametrisation is Parametrisation.P_GAMMA:
         weights["log_poles"] = -torch.exp(weights["p"] + weights["gamma"])
 
+    where = None
+    if "position" in inputs:
+        where, position = apart(spec, plan, inputs["position"])
+        inputs = {name: laid_apart(inputs[name], where) for name in spec.inputs}
+        inputs |= {"position": position} if plan.states else {}
+        dy = laid_apart(dy, where)
     made = call(plan, Role.FORWARD, spec, inputs, weights, rows=rows, dtype=dtype)
     given = {**inputs, **{name: made[name] for name in plan.saved}, "dy": dy}
     found = call(plan, Role.BACKWARD, spec, given, weights, rows=rows, dtype=dtype)
     gradients = {name.removeprefix("d_"): gradient for name, gradient in found.items()}
+    if where is not None:
+        made["y"] = made["y"][..., where]
+        gradients |= {name: gradients[name][..., where] for name in spec.inputs}
 
     if spec.filter.parametrisation is Parametrisation.P_GAMMA:  # both make the same difference
         gradients["p"] = gradients.pop("log_poles") * weights["log_poles"]
@@ -134,6 +141,25 @@ def interpret(
     if spec.filter.kind is FilterKind.DECAY:  # linear and diagonal: it is its own adjoint
         gradients["filter"] = decayed_filter(spec, gradients["filter"])
     return made["y"], gradients
+
+
+def apart(spec: OpSpec, plan: Plan, position: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the steps of a row are once its documents lie as far apart as taps reach back, and how
+    many steps each step of that row is behind the first of a document.
+    """
+    reach = spec.lag + (0 if plan.states else (spec.filter.length or 1) - 1)
+    begun = (position == 0).long()
+    where = torch.arange(len(position), device=position.device) + reach * (begun.cumsum(0) - 1)
+    step = torch.arange(int(where[-1]) + 1, device=position.device)
+    begins = where[begun.bool()]
+    return where, step - begins[torch.searchsorted(begins, step, right=True) - 1]
+
+
+def laid_apart(x: Tensor, where: Tensor) -> Tensor:
+    """The steps of a row there, and zeros between its documents."""
+    found = x.new_zeros((*x.shape[:-1], int(where[-1]) + 1))
+    found[..., where] = x
+    return found
 
 
 def call(
@@ -162,18 +188,6 @@ def call(
                     kernel.program, spec, {**tensors, **made}, parameters, rows=rows, dtype=dtype
                 )
                 made |= stored
-            case Launch(kernel=kernel, when=When.HEADS):
-                assert partials is not None and groups is not None
-                head = spec.lag + (spec.filter.length or 1) - 1
-                begins = (tensors["position"] == 0).nonzero().flatten().tolist()
-                for begin, end in itertools.pairwise((*begins, len(tensors["position"]))):
-                    own = {n: x[..., begin:end] for n, x in tensors.items()}
-                    stored, more, of_groups = run(
-                        kernel.program, spec, own, parameters, rows=rows, dtype=dtype
-                    )
-                    partials, groups = partials + more, groups + of_groups
-                    for name, x in stored.items():
-                        made[name][..., begin : min(begin + head, end)] = x[..., :head]
             case Reduce(reductions=reductions):
                 assert partials is not None and groups is not None
                 for r in reductions:
@@ -217,8 +231,7 @@ def run(
     partials = like.new_zeros(program.partial_rows, spec.channels)
     group_partials = like.new_zeros(spec.filter.length or 0, spec.channels)
     position = tensors.get("position")
-    head = spec.lag + (spec.filter.length or 1) - 1
-    launch = _Launch(spec, rows, like, partials, group_partials, position=position, head=head)
+    launch = _Launch(spec, rows, like, partials, group_partials, position=position)
     for statement in program:
         launch.execute(statement, tensors, parameters)
     return launch.stored, launch.partials, launch.group_partials
@@ -265,7 +278,6 @@ class _Launch:
     parameters: Tensors = field(default_factory=dict)
     stored: dict[str, Tensor] = field(default_factory=dict)  # (B, D, L)
     position: Tensor | None = None  # (L), of each step in its document
-    head: int = 0  # steps of a document that no other kernel counts
 
     def execute(self, statement: Statement, tensors: Tensors, parameters: Tensors) -> None:
         match statement:
@@ -304,11 +316,7 @@ class _Launch:
                 count = -(-steps // self.block)
                 self.totals[out] = self.like.new_zeros(length, batch, channels, count)
             case LoadRows(out=out, tensor=name, rows=rows):
-                whole = tensors[name].to(self.like)
-                if statement.counted:
-                    assert self.position is not None
-                    whole = whole * (self.position >= self.head)
-                self.hold(out, self.load(whole, rows), rows)
+                self.hold(out, self.load(tensors[name].to(self.like), rows), rows)
             case Enter(out=out, x=x):  # a sequence that begins has had nothing but zeros
                 self.hold(out, self.take(x), x.rows)
             case Extend(out=out, x=x, rows=rows):
@@ -322,37 +330,21 @@ class _Launch:
                 taps = self.taps[name][:, 0]  # (K, D, 1)
                 y = _long_conv(self.blocks[blocks], taps, direction)
                 self.hold(out, self.load(y, rows), rows)
-            case ToeplitzGradient(out=out, grad=grad, blocks=blocks, length=length, own=own):
-                above = self.blocks[grad]
-                if own:
-                    inside = torch.arange(above.shape[2], device=above.device) < self.head
-                    above = above * inside
-                self.totals[out] = long_gradient(above, self.blocks[blocks], length)  # (K, D)
-            case HeadRows(out=out, x=x, outside=outside):
-                step = torch.arange(self.like.shape[2], device=self.like.device)
-                kept = step < self.head if self.position is None else self.position < self.head
-                kept = ~kept if outside else kept
-                self.hold(out, self.take(x) * self.load(kept.expand_as(self.like), x.rows), x.rows)
-            case TileBorders():
-                pass  # nothing is cut into tiles here
+            case ToeplitzGradient(out=out, grad=grad, blocks=blocks, length=length):
+                lags = long_gradient(self.blocks[grad], self.blocks[blocks], length)
+                self.totals[out] = lags  # (K, D)
             case ZeroToeplitz():
                 pass
             case StoreToeplitz(total=total):
                 width = self.spec.group_width
                 sums = self.totals[total].reshape(len(self.group_partials), -1, width).sum(2)
                 self.group_partials[:, ::width] = sums
-            case Fir(out=out, taps=name, direction=direction, rows=rows):
-                taken = [self.take(statement.x)]
-                if statement.within:
-                    taken.append(self.positions(rows if direction == +1 else statement.x.rows))
-                self.hold(out, _fir(self.taps[name], direction, *taken), rows)
+            case Fir(out=out, x=x, taps=name, direction=direction, rows=rows):
+                self.hold(out, _fir(self.take(x), self.taps[name], direction), rows)
             case Rowwise(out=out, rows=rows):
                 self.hold(out, self.rowwise(statement), rows)
-            case Accumulate(out=out, function="tap_gradient"):
-                taken = [self.take(operand) for operand in statement.operands]
-                if statement.within:
-                    taken.append(self.positions(statement.inputs[0].rows))
-                self.totals[out] += _tap_gradient(*taken)
+            case Accumulate(out=out, function="tap_gradient", inputs=(grad, x)):
+                self.totals[out] += _tap_gradient(self.take(grad), self.take(x))
             case Accumulate(out=out, function="channel_sum", inputs=(x,)):
                 self.totals[out] += self.take(x).sum(0, keepdim=True)
             case Accumulate(function=function):
@@ -366,11 +358,6 @@ class _Launch:
                     first += len(sums)
             case _:
                 raise AssertionError(f"{statement}: no meaning is known of it")
-
-    def positions(self, rows: Rows) -> Tensor:
-        """How many steps of its document are before each of these rows; -1 outside."""
-        assert self.position is not None
-        return self.load((self.position + 1).expand_as(self.like), rows) - 1
 
     def long_gradient(self, grad: str, x: str, length: int) -> Tensor:
         """sum over b, t of grad[t] x[t - j], j < length: (length, D)."""
@@ -439,29 +426,20 @@ def _long_conv(x: Tensor, taps: Tensor, direction: int, position: Tensor | None 
     return y
 
 
-def _fir(taps: Tensor, direction: int, x: Tensor, position: Tensor | None = None) -> Tensor:
-    """Every row that all taps can reach: len(x) - len(taps) + 1 rows. Positions are those of the
-    later step of a product.
-    """
+def _fir(x: Tensor, taps: Tensor, direction: int) -> Tensor:
+    """Every row that all taps can reach: len(x) - len(taps) + 1 rows."""
     reach = len(taps) - 1
     rows = len(x) - reach
-    found = []
-    for lag, tap in enumerate(taps):
-        # Row r of the result meets lag j in row r + reach - j of x, or r + j for the adjoint.
-        start = reach - lag if direction == +1 else lag
-        term = tap * x[start : start + rows]
-        if position is not None:
-            first = 0 if direction == +1 else lag
-            term = term * (position[first : first + rows] >= lag)
-        found.append(term)
-    return torch.stack(found).sum(0)
+    # Row r of the result meets lag j in row r + reach - j of x, or r + j for the adjoint.
+    starts = [reach - lag if direction == +1 else lag for lag in range(len(taps))]
+    return torch.stack(
+        [tap * x[start : start + rows] for tap, start in zip(taps, starts, strict=True)]
+    ).sum(0)
 
 
-def _tap_gradient(grad: Tensor, x: Tensor, position: Tensor | None = None) -> Tensor:
+def _tap_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """sum over rows of grad[t] x[t - j], for every lag j that x reaches back to: (K, B, D, N)."""
     reach = len(x) - len(grad)
-    found = []
-    for lag in range(reach + 1):
-        product = grad * x[reach - lag : reach - lag + len(grad)]
-        found.append((product if position is None else product * (position >= lag)).sum(0))
-    return torch.stack(found)
+    return torch.stack(
+        [(grad * x[reach - lag : reach - lag + len(grad)]).sum(0) for lag in range(reach + 1)]
+    )

@@ -22,11 +22,6 @@ from sh2gen.plan.values import (
 )
 
 
-def borders(within: str) -> tuple[Name, ...]:
-    """What a statement reads of documents, if it is within them."""
-    return (Name(Kind.BORDERS, within),) if within else ()
-
-
 def mode_pointers(views: tuple[ParameterView, ...]) -> tuple[str | Pack, ...]:
     """What loads poles and residues: of real poles, those that they are made of are packed."""
     if len(views) == 4:
@@ -177,7 +172,7 @@ class States(Statement):
         entered: whether a kernel that walks in this direction finds the state at its first tile's
             edge, instead of what a statement has made.
         given: whether a call gives that at the end of the sequence, else it is zero.
-        within: the borders of documents, which no state goes beyond.
+        apart: of documents, beyond which no state goes.
     """
 
     out: str
@@ -187,21 +182,20 @@ class States(Statement):
     direction: int
     entered: bool = False
     given: bool = False
-    within: str = ""
+    apart: bool = False
     is_product: ClassVar[bool] = True
 
     @property
     def helper(self) -> str:
+        if self.apart:
+            return "states_before_apart" if self.direction == +1 else "states_after_apart"
         if self.direction == +1:
-            return "states_before_within" if self.within else "states_before"
-        if self.within:
-            return "states_after_within"
+            return "states_before"
         return "states_to_end" if self.given else "states_after"
 
     @property
     def reads(self) -> tuple[Name, ...]:
-        read = (Name(Kind.BLOCKS, self.blocks), Name(Kind.CONSTANT, self.modes))
-        return (*read, *borders(self.within))
+        return Name(Kind.BLOCKS, self.blocks), Name(Kind.CONSTANT, self.modes)
 
     @property
     def makes(self) -> Name:
@@ -210,8 +204,8 @@ class States(Statement):
     def calls(self, scope: Scope) -> tuple[Call, ...]:
         sizes: tuple[str, ...] = ("MODES", "M")
         where: tuple[str, ...] = (self.blocks, self.modes, self.state)
-        if self.within:
-            where, sizes = (*where, self.within, "passes"), (*sizes, "BLOCK_T")
+        if self.apart:
+            where, sizes = (*where, "begun_ptr", "t", "read_end"), (*sizes, "BLOCK_T")
         if self.helper == "states_to_end":
             where, sizes = (*where, "tile", "ends"), (str(scope.state_size), *sizes, "BLOCK_T")
         arguments = (*where, *sizes, "OPERAND", "PRECISION")
@@ -246,26 +240,23 @@ class ModalConv(Statement):
     states: str
     modes: str
     direction: int
-    within: str = ""
     is_product: ClassVar[bool] = True
 
     @property
     def helper(self) -> str:
-        name = "modal" if self.direction == +1 else "modal_adjoint"
-        return f"{name}_within" if self.within else name
+        return "modal" if self.direction == +1 else "modal_adjoint"
 
     @property
     def reads(self) -> tuple[Name, ...]:
         read = (Name(Kind.BLOCKS, self.blocks), Name(Kind.STATES, self.states))
-        return (*read, Name(Kind.CONSTANT, self.modes), *borders(self.within))
+        return (*read, Name(Kind.CONSTANT, self.modes))
 
     @property
     def makes(self) -> Name:
         return Name(Kind.BLOCKS, self.out)
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
-        own = (self.within, "M", "BLOCK_T") if self.within else ()
-        arguments = (self.blocks, self.states, self.modes, *own, "PRECISION")
+        arguments = (self.blocks, self.states, self.modes, "PRECISION")
         return (Call(self.helper, arguments, (self.out,)),)
 
     def __str__(self) -> str:
@@ -279,18 +270,14 @@ class StateGradient(Statement):
     out: str
     grad_states: str
     states: str
-    within: str = ""
 
     @property
     def reads(self) -> tuple[Name, ...]:
         states = (Name(Kind.STATES, self.grad_states), Name(Kind.STATES, self.states))
-        return (*states, Name(Kind.TOTALS, self.out), *borders(self.within))
+        return (*states, Name(Kind.TOTALS, self.out))
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
-        arguments = (self.out, self.grad_states, self.states)
-        if self.within:
-            return (Call("state_gradient_within", (*arguments, "passes"), (self.out,)),)
-        return (Call("state_gradient", arguments, (self.out,)),)
+        return (Call("state_gradient", (self.out, self.grad_states, self.states), (self.out,)),)
 
     def __str__(self) -> str:
         return f"{self.out} += state_gradient({self.grad_states}, {self.states})"
@@ -305,20 +292,17 @@ class ModalGradient(Statement):
     grad_states: str
     blocks: str
     states: str
-    within: str = ""
     is_product: ClassVar[bool] = True
 
     @property
     def reads(self) -> tuple[Name, ...]:
         blocks = (Name(Kind.BLOCKS, self.grad), Name(Kind.BLOCKS, self.blocks))
         states = (Name(Kind.STATES, self.grad_states), Name(Kind.STATES, self.states))
-        return (*blocks, *states, Name(Kind.TOTALS, self.out), *borders(self.within))
+        return (*blocks, *states, Name(Kind.TOTALS, self.out))
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
-        read = (self.out, self.grad, self.grad_states, self.blocks, self.states)
-        own = (self.within, "M", "BLOCK_T") if self.within else ()
-        helper = "modal_gradient_within" if self.within else "modal_gradient"
-        return (Call(helper, (*read, *own, "PRECISION"), (self.out,)),)
+        arguments = (self.out, self.grad, self.grad_states, self.blocks, self.states, "PRECISION")
+        return (Call("modal_gradient", arguments, (self.out,)),)
 
     def __str__(self) -> str:
         arguments = f"{self.grad}, {self.grad_states}, {self.blocks}, {self.states}"

@@ -87,9 +87,8 @@ class Plan:
 
     @property
     def first_kernels(self) -> tuple[Kernel, ...]:
-        """Those of the first steps of a call, which its past may reach, or of documents."""
-        first = (When.PAST, When.HEADS)
-        return tuple(launch.kernel for launch in self.launches if launch.when in first)
+        """Those of the first steps of a call, which its past may reach."""
+        return tuple(launch.kernel for launch in self.launches if launch.when is When.PAST)
 
     def kernel(self, role: str) -> Kernel | None:
         """The kernel that computes the results of a role; None in plain PyTorch."""
@@ -137,12 +136,9 @@ class Plan:
                 how = f", in phases:\n{_indent(variant.phases)}" if variant.phases else " alike"
                 blocks.append(f"its tiles on {variant.name}{how}")
         for kernel in self.first_kernels:
-            whose = ", which a past may reach"
-            if kernel.skeleton.endswith("_heads"):
-                whose = " of each document"
             blocks.append(
-                f"{kernel.name} kernel ({kernel.skeleton}), of the first steps{whose}:\n"
-                f"{_indent(kernel.program)}"
+                f"{kernel.name} kernel ({kernel.skeleton}), of the first steps, which a past "
+                f"may reach:\n{_indent(kernel.program)}"
             )
         for kernel in self.split_kernels:
             blocks.append(

@@ -18,7 +18,6 @@ _MADE = {
     Kind.BLOCKS: "computed",
     Kind.STATES: "computed",
     Kind.TOTALS: "zeroed",
-    Kind.BORDERS: "found",
 }
 
 

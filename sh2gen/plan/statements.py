@@ -163,8 +163,6 @@ class LoadRows(Statement):
         lagged: rows of context are loaded by themselves, not with a vector that they end.
         past: what is before the first step.
         early: the tile itself may lie before that.
-        counted: of documents, zero in their heads.
-        own: of documents, each within itself alone.
     """
 
     out: str
@@ -176,8 +174,6 @@ class LoadRows(Statement):
     lagged: bool = False
     past: Past | None = None
     early: bool = False
-    counted: bool = False
-    own: bool = False
 
     @property
     def makes(self) -> Name:
@@ -202,11 +198,6 @@ class LoadRows(Statement):
         tile = "ahead" if self.ahead else "tile"
         where = (data, tile, *strides, start, stop)
         calls = [Call("load_steps", (*where, *lanes, *scope.hints), (out,))]
-        if self.own:
-            calls = [Call("load_own", (*where, *lanes[1:]), (out,))]
-        if self.counted:
-            counted = (data, "counted_ptr", *where[1:], *lanes)
-            calls = [Call("load_counted", counted, (out,))]
         # An early tile hands its last rows on to the next; of others the context alone matters.
         before = "" if start == "0" else self.context
         if self.early:
@@ -232,9 +223,6 @@ class LoadRows(Statement):
             rows = (*tile, "EVEN", "ROWS", scope.lanes, "N")
             time = "-LEAD" if self.out in scope.loaded_before else "0"
             before = f"{self.out}_before"
-            if self.own:  # nothing is before a document
-                zeros = Call("zero_rows", (self.context, scope.lanes, "N"), (before,))
-                return (Carried(call=zeros),)
             found.append(Carried(call=Call("context_rows", rows, (before,)), time=time))
             if self.past is not None:  # all lanes have the steps before the first
                 past = (
@@ -246,7 +234,7 @@ class LoadRows(Statement):
 
     def __str__(self) -> str:
         where = ", carried" * self.carried + ", ahead" * self.ahead + ", history" * self.history
-        where += ", lagged" * self.lagged + ", outside heads" * self.counted + ", own" * self.own
+        where += ", lagged" * self.lagged
         return f"{self.out} = load_steps({self.tensor}, {self.rows}{where})"
 
 
@@ -276,20 +264,9 @@ class Enter(Statement):
         return f"{self.out} = with_past({self.x}, {self.past.ring})"
 
 
-def with_positions(within: bool, scope: Scope) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What helpers take that know of documents: the positions and the tile; and its lanes."""
-    if not within:
-        return (), ()
-    return ("position_ptr", "tile"), (f"LANES={scope.lanes}", "N=N")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fir(Statement):
-    """Causal convolution with taps (direction +1), or its adjoint (-1).
-
-    Attributes:
-        within: whether it knows of documents, which no product goes beyond.
-    """
+    """Causal convolution with taps (direction +1), or its adjoint (-1)."""
 
     out: str
     x: Operand
@@ -297,12 +274,10 @@ class Fir(Statement):
     length: int
     direction: int
     rows: Rows
-    within: bool = False
 
     @property
     def helper(self) -> str:
-        name = "fir" if self.direction == +1 else "fir_adjoint"
-        return f"{name}_within" if self.within else name
+        return "fir" if self.direction == +1 else "fir_adjoint"
 
     @property
     def operands(self) -> tuple[Operand, ...]:
@@ -323,9 +298,7 @@ class Fir(Statement):
         assert self.x.rows == want, f"{self}: needs {want}"
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
-        positions, lanes = with_positions(self.within, scope)
-        taps = (self.taps, f"LENGTH={self.length}")
-        arguments = (scope.take(self.x), *positions, *taps, *lanes)
+        arguments = (scope.take(self.x), self.taps, f"LENGTH={self.length}")
         return (Call(self.helper, arguments, (scope.hold(self.out, self.rows),)),)
 
     def __str__(self) -> str:
@@ -417,18 +390,12 @@ class Accumulate(Statement):
 
     Attributes:
         function: tap_gradient of two values, or channel_sum of one.
-        within: as of `Fir`.
     """
 
     out: str
     function: str
     inputs: tuple[Operand, ...]
     length: int
-    within: bool = False
-
-    @property
-    def helper(self) -> str:
-        return f"{self.function}_within" if self.within else self.function
 
     @property
     def operands(self) -> tuple[Operand, ...]:
@@ -439,26 +406,20 @@ class Accumulate(Statement):
         return (Name(Kind.TOTALS, self.out),)
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
-        positions, lanes = with_positions(self.within, scope)
         length = (f"LENGTH={self.length}",) if len(self.inputs) > 1 else ()
-        arguments = (self.out, *map(scope.take, self.inputs), *positions, *length, *lanes)
-        return (Call(self.helper, arguments, (self.out,)),)
+        arguments = (self.out, *map(scope.take, self.inputs), *length)
+        return (Call(self.function, arguments, (self.out,)),)
 
     def __str__(self) -> str:
-        return f"{self.out} += {self.helper}({', '.join(map(str, self.inputs))})"
+        return f"{self.out} += {self.function}({', '.join(map(str, self.inputs))})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreRows(Statement):
-    """Write the block's rows of a value, rounded once to the tensor's dtype.
-
-    Attributes:
-        own: of documents, those in their heads.
-    """
+    """Write the block's rows of a value, rounded once to the tensor's dtype."""
 
     tensor: str
     x: Operand
-    own: bool = False
 
     @property
     def operands(self) -> tuple[Operand, ...]:
@@ -469,10 +430,8 @@ class StoreRows(Statement):
 
     def calls(self, scope: Scope) -> tuple[Call, ...]:
         what = (f"{self.tensor}_ptr", "tile", scope.take(self.x))
-        where, lanes = scope.strides[self.tensor], (scope.lanes, "N")
-        if self.own:
-            return (Call("store_own", (*what, *where, *lanes)),)
-        return (Call("store_steps", (*what, *where, "EVEN", *lanes)),)
+        arguments = (*what, *scope.strides[self.tensor], "EVEN", scope.lanes, "N")
+        return (Call("store_steps", arguments),)
 
     def __str__(self) -> str:
         return f"store_steps({self.tensor}, {self.x})"

@@ -56,7 +56,6 @@ class Kind(StrEnum):
     BLOCKS = "blocks"  # a value as matrices that products read
     STATES = "states"  # of all modes, before or after each block
     TOTALS = "totals"  # accumulators of parameter gradients
-    BORDERS = "borders"  # where documents begin in blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +121,7 @@ class Scope:
         strides: of every activation, from row to row and from step to step.
         lanes: the constexpr that says how many lanes a row has beside N.
         accumulators: likewise for accumulators of rows.
+        apart: whether documents lie apart in tiles.
         hints: what loads of activations take beside all others.
         state_size: numbers of a channel's state.
         inputs: of the operator, in order.
@@ -132,6 +132,7 @@ class Scope:
     strides: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     lanes: str = ""
     accumulators: str = ""
+    apart: bool = False
     hints: tuple[str, ...] = ()
     state_size: int = 0
     inputs: tuple[str, ...] = ()

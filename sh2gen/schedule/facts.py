@@ -20,7 +20,7 @@ FACTS = {
     "COUNTED": "channels side by side whose decoded steps are counted together: 16, or fewer of "
     "many modes",
     "BLOCKS": "1 if decoding reads taps in blocks: those of more than 16",
-    "PACKED": "1 if rows may hold several documents, for which some tiles need more registers",
+    "PACKED": "1 if rows may hold several documents",
     "STATEFUL": "1 if kernels take and give a state, for which they need more registers",
     "INPUTS": "activations that forward reads, 1 to 3",
     "F": "taps of the featurizer, 1 without one",

@@ -27,7 +27,11 @@ from sh2gen.tuning.tables import Decision, in_order, width
 
 # Fields that may differ if the group width, how many channels share a filter, does not; and how
 # that is said.
-_PHRASES = {"channels": "for {} channels, here {}", "filter.groups": "for {} groups, here {}"}
+_PHRASES = {
+    "channels": "for {} channels, here {}",
+    "filter.groups": "for {} groups, here {}",
+    "sequences": "for {} sequences, here {}",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,6 +95,11 @@ def stride_step(config: dict[str, int], tensors: Sequence[Tensor], tiles: int) -
     return step
 
 
+def aligned(tensors: Sequence[Tensor]) -> bool:
+    """Whether 16 bytes begin where each tensor does."""
+    return all(x.data_ptr() % 16 == 0 for x in tensors)
+
+
 def suits_sm90(
     tensors: Sequence[Tensor],
     unit: int,
@@ -119,7 +124,7 @@ def suits_sm90(
         and begin % 8 == 0
         and sm90_suits(bounds[1] - bounds[0], bounds[2], bounds, config)
         and (bounds[1] == bounds[2] or bounds[2] % tile == 0)
-        and all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
+        and aligned(tensors)
         and len({tensor.stride(1) for tensor in tensors[:roles]}) == 1
         and len({tensor.stride(1) for tensor in tensors[-roles:]}) == 1
     )

@@ -279,27 +279,6 @@ def read_rows(slots, part: gl.constexpr, half: gl.constexpr, LAG: gl.constexpr):
 
 
 @gluon.jit
-def lane_steps(tiles, first, BLOCK_D: gl.constexpr):
-    """The step at which the vector of each lane begins, [64, 4], and that counted from `first`."""
-    layout: gl.constexpr = row_layout()
-    row = gl.expand_dims(gl.arange(0, 64, layout=gl.SliceLayout(1, layout)), 1)
-    step = row // BLOCK_D * (tiles * 64) + lane_of() * 8
-    return step, step - first
-
-
-@gluon.jit
-def lanes_outside_heads(rows, ptr, lanes, shift, length):
-    """`outside_heads` of heads.py, of a quarter."""
-    step, behind = lanes
-    there = (behind + shift).to(gl.uint32) < length.to(gl.uint32)
-    bits = gl.load(ptr + (step + shift) // 8, mask=there, other=0).to(gl.int32)
-    out = ()
-    for r in gl.static_range(8):
-        out = out + (gl.where((bits & (1 << r)) != 0, rows[r], 0.0),)
-    return out
-
-
-@gluon.jit
 def quarter_rows(quarter):
     """[64, 32] -> 8 float32 rows [64, 4]."""
     parts = evens_and_odds(evens_and_odds(evens_and_odds((quarter,), 16), 8), 4)

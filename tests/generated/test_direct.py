@@ -125,8 +125,7 @@ def test_documents(case: Case, launched: SimpleNamespace) -> None:
         tapes.append(len(launched.module.TAPES))
     assert tapes[0] == tapes[-1] and None not in launched.module.TAPES.values()
     assert len(launched.module.STARTERS) == 2
-    finder = "find_positions" if "modal" in case.name else "find_heads"
-    assert launched.tapes.count(finder) == 1
+    assert launched.tapes.count("find_sources") == 1
 
 
 @pytest.mark.parametrize("case", ["interleaved", "blocks_bdl"], indirect=True)

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import sh2gen
-from sh2gen.base.resources import folder
-from sh2gen.emit.emit import emit
-from sh2gen.lower import plans
-from sh2gen.runtime.operator import InterpreterRunner, Operator
-from sh2gen.schedule.config import schedule
-from sh2gen.spec.decode import load_spec
-from sh2gen.spec.language import Sequences
+from sh2gen.runtime.operator import InterpreterRunner
 from sh2gen.verify.case import poisoned
 from tests.generated.conftest import CASES, Case
 from tests.strategies import register_profiles
@@ -67,6 +59,35 @@ def test_documents_are_as_calls_of_their_own(case: Case, dtype: torch.dtype) -> 
     torch.testing.assert_close(y.double(), exact, rtol=1e-4, atol=1e-5)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["documents", "documents_decay", "documents_modal"])
+@given(lengths=st.lists(st.integers(0, 70), min_size=1, max_size=20))
+@example(lengths=[7 + 8 * i for i in range(8)])
+@example(lengths=[31, 31, 32, 31, 33, 34, 38])
+def test_where_documents_lie_apart(cases: dict[str, Case], name: str, lengths: list[int]) -> None:
+    """Each step once, in its order and place in a vector; what filters reach back by in between,
+    and of modes no other feature in the 32 steps that a document begins in.
+    """
+    case, ends = cases[name], list(itertools.accumulate(lengths))
+    assume(ends[-1])
+    sources, begun = case.operator.namespace.documents_anywhere(borders(*ends), ends[-1])
+    vector, bit = ((sources[:, None] >> torch.arange(8)) & 1).nonzero(as_tuple=True)
+    assert (sources[vector] // 512 * 8 + bit).tolist() == list(range(ends[-1]))
+    where = 8 * vector + bit
+    begins = [a for a, b in itertools.pairwise((0, *ends)) if b > a]
+    modal, lag = case.spec.filter.modes is not None, case.spec.lag
+    reach = lag if modal else lag + case.spec.filter.length - 1
+    flagged = (sources // 256 % 2).nonzero().flatten()
+    assert flagged.tolist() == (where[begins] // 8).tolist()
+    for begin in begins[1:]:
+        assert where[begin] - where[begin - 1] > reach
+        if modal:
+            assert where[begin] // 8 % 4 == 0
+            assert where[begin - 1] + lag < where[begin] // 32 * 32
+    if modal:
+        units = ((begun[:, None] >> torch.arange(8)) & 1).flatten().nonzero().flatten()
+        assert units.tolist() == (flagged // 4).tolist()
 
 
 @pytest.mark.parametrize("case", DOCUMENTS, indirect=True)
@@ -174,29 +195,6 @@ def test_compiled_once_for_all_numbers_of_documents(case: Case) -> None:
         torch.testing.assert_close(y, module(*inputs, cu_seqlens=ends, **longest))
         seen.append(numbers.frame_count)
     assert seen[-1] == seen[1] <= 2
-
-
-@pytest.mark.parametrize("op", ["hyena_se", "hyena_mr"])
-@pytest.mark.parametrize("layout", ["BDL", "BLD"])
-def test_heads_of_wide_operators_are_within_reach(op: str, layout: str, tmp_path: Path) -> None:
-    """Offsets within a program of theirs are of 32 bits."""
-    spec = replace(load_spec(folder("ops") / f"{op}.yaml"), sequences=Sequences.PACKED)
-    plan = next(p for p in plans(spec) if p.layout == layout and p.kernels)
-    path = tmp_path / "wide.py"
-    path.write_text(emit(spec, plan, schedule(spec, plan)).text)
-    names, (wide, steps) = Operator(path).namespace, (4096, 2**20)
-    x = torch.empty(1, device="meta").expand(
-        1, *((steps, wide) if layout == "BLD" else (wide, steps))
-    )
-    x = torch.empty_strided(x.shape, (wide * steps, x.shape[2], 1), device="meta")
-    for role, config in names.default_configs(
-        wide, spec.filter.groups, torch.device("cpu")
-    ).items():
-        if role != "decode":
-            heads = getattr(names, f"{'stream' if 'SEGMENTS' in config else 'tile'}_heads_config")
-            early = heads(config, spec.lag + (spec.filter.length or 1) - 1)
-            grid = names.heads_grid(1, steps, wide, spec.group_width, early)
-            assert names.stride_step(early, [x], grid.tiles) == 8
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=24), st.integers(1, 3), st.booleans())

@@ -1,9 +1,9 @@
-"""Helpers of modal_documents.py where modes are pairs."""
+"""Helpers of modal_apart.py where modes are pairs."""
 
 import triton
 import triton.language as tl
 
-from templates.parts.modal_documents import passing
+from templates.parts.modal_apart import passing
 from templates.parts.modal_pairs import (
     chosen,
     from_lane,
@@ -16,40 +16,55 @@ from templates.parts.modal_pairs import (
 
 
 @triton.jit
-def scan_states_within(ends, scan, state, passes, MODES: tl.constexpr, M: tl.constexpr):
+def chosen_block(begun, p: tl.constexpr, BLOCK_T: tl.constexpr, entered, other):
+    """`chosen_block` of modal_apart.py, of complex numbers."""
+    if p * BLOCK_T % 32 == 0:
+        return chosen((begun >> (p * BLOCK_T // 32)) & 1 == 0, entered, other)
+    else:
+        return entered
+
+
+@triton.jit
+def scan_states_apart(ends, scan, state, begun,
+    MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
     """`scan_states` of documents, of complex numbers."""
-    group, block, doublings, entered, left, lost = scan
+    group, block, doublings, from_edge, left, lost = scan
     GROUPS: tl.constexpr = M // 8
-    doubled, edge, whole = passing(passes, M, 1)
+    doubled, edge, whole = passing(begun, M, 1)
     end = scan_rows(ends, MODES, M)
     total = end[0]
     for p in tl.static_range(1, 8):
-        total = plus(chosen(passes[p], times(total, block), (0.0, 0.0)), end[p])
+        total = chosen_block(begun, p, BLOCK_T, plus(times(total, block), end[p]), end[p])
     for i in tl.static_range(4):
         if 2**i < GROUPS:
             there = (group >= 2**i) & doubled[i]
             before = from_lane(total, (group + (GROUPS - 2**i)) % GROUPS, there)
             total = plus(total, times(doublings[i], before))
     now = from_lane(total, (group + (GROUPS - 1)) % GROUPS, group > 0)
-    now = plus(now, chosen(edge, times(entered, state), (0.0, 0.0)))
+    now = plus(now, chosen(edge, times(from_edge, state), (0.0, 0.0)))
+    now = chosen_block(begun, 0, BLOCK_T, now, (0.0, 0.0))
     states = (now,)
     for p in tl.static_range(7):
-        now = plus(chosen(passes[p], times(now, block), (0.0, 0.0)), end[p])
+        now = chosen_block(begun, p + 1, BLOCK_T, plus(times(now, block), end[p]), (0.0, 0.0))
         states = states + (now,)
     added = lane_of(total, GROUPS - 1, MODES, M)
     return states, passed_on(chosen(whole, state, (0.0, 0.0)), lost, added)
 
 
 @triton.jit
-def scan_adjoint_within(starts, scan, state, passes, MODES: tl.constexpr, M: tl.constexpr):
+def scan_adjoint_apart(starts, scan, state, begun,
+    MODES: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
     """`scan_adjoint` of documents, of complex numbers."""
-    group, block, doublings, entered, left, lost = scan
+    group, block, doublings, entered_edge, left, lost = scan
     GROUPS: tl.constexpr = M // 8
-    doubled, edge, whole = passing(passes, M, -1)
+    doubled, edge, whole = passing(begun, M, -1)
     start = scan_rows(starts, MODES, M)
-    total = start[7]
+    total = chosen_block(begun, 7, BLOCK_T, start[7], (0.0, 0.0))
     for p in tl.static_range(1, 8):
-        total = plus(chosen(passes[7 - p], times(total, block), (0.0, 0.0)), start[7 - p])
+        more = plus(times(total, block), start[7 - p])
+        total = chosen_block(begun, 7 - p, BLOCK_T, more, (0.0, 0.0))
     for i in tl.static_range(4):
         if 2**i < GROUPS:
             there = (group < GROUPS - 2**i) & doubled[i]
@@ -59,17 +74,8 @@ def scan_adjoint_within(starts, scan, state, passes, MODES: tl.constexpr, M: tl.
     now = plus(now, chosen(edge, times(left, state), (0.0, 0.0)))
     states = (now,)
     for p in tl.static_range(7):
-        now = plus(chosen(passes[7 - p], times(now, block), (0.0, 0.0)), start[7 - p])
+        more = plus(times(now, block), start[7 - p])
+        now = chosen_block(begun, 7 - p, BLOCK_T, more, (0.0, 0.0))
         states = (now,) + states
     added = lane_of(total, 0, MODES, M)
     return states, passed_on(chosen(whole, state, (0.0, 0.0)), lost, added)
-
-
-@triton.jit
-def state_gradient_within(total, grad_states, states, passes):
-    """`state_gradient` of documents, where the product of two states is complex."""
-    both = (total[3], total[4])
-    for p in tl.static_range(8):
-        found = times(states[0][p], grad_states[0][p])
-        both = plus(both, chosen(passes[p], found, (0.0, 0.0)))
-    return total[:3] + both + total[5:]
