@@ -91,7 +91,10 @@ def context(spec: OpSpec, plan: Plan) -> dict[str, Any]:
 
 def call(plan: Plan, x: str, inputs: str, parameters: str, ladder: str) -> list[str]:
     """What a call of rows that hold documents does."""
-    lines = ["if cu_seqlens is not None:", f"    check_documents({x}, cu_seqlens)"]
+    lines = [
+        "if cu_seqlens is not None:",
+        f"    check_documents({x}, cu_seqlens, {x}.shape[TIME])",
+    ]
     if plan.kernels:
         lines += ["check_longest(max_length)", f"documents = documents_of({x}, cu_seqlens)"]
         return [*lines, f"return run_op({inputs}, {parameters}, documents{ladder})"]
@@ -99,4 +102,16 @@ def call(plan: Plan, x: str, inputs: str, parameters: str, ladder: str) -> list[
         *lines,
         f"borders, longest = documents_of_call({x}, cu_seqlens, max_length)",
         f"return run_op({inputs}, {parameters}, borders, longest{ladder})",
+    ]
+
+
+def chunk(plan: Plan, ladder: str) -> list[str]:
+    """y of a rank's chunk, behind the steps before it, whose documents end where `here` says."""
+    if plan.kernels:
+        found = "documents_of(chunk[0], here)"
+        return ["check_longest(max_length)", f"y = run_op(chunk, parameters, {found}{ladder})"]
+    return [
+        "whole = None if max_length is None else max_length + chunk[0].shape[TIME] - steps",
+        "known = documents_of_call(chunk[0], here, whole)",
+        f"y = run_op(chunk, parameters, *known{ladder})",
     ]

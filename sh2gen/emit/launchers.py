@@ -58,7 +58,8 @@ def state_of(spec: OpSpec, plan: Plan) -> list[str]:
 
 def writes_into(spec: OpSpec, plan: Plan) -> bool:
     """Whether launchers can write into tensors that they are given."""
-    return spec.context is not None and not plan.saved
+    dense = spec.sequences is Sequences.DENSE
+    return spec.context is not None and dense and not plan.saved
 
 
 def first_steps(spec: OpSpec, plan: Plan) -> tuple[str, str]:

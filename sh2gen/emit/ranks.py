@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from sh2gen.emit import decode, eager
+from sh2gen.emit import decode, documents, eager
 from sh2gen.emit.launchers import first_steps, writes_into
 from sh2gen.emit.parts import texts
 from sh2gen.emit.text import filled, literal
 from sh2gen.graph.nodes import Modes, operator_graph
 from sh2gen.plan.plan import EagerConv, Plan
 from sh2gen.plan.rings import rings
-from sh2gen.spec.language import Exchange, FilterKind, Sharding
+from sh2gen.spec.language import Exchange, FilterKind, Sequences, Sharding
 from sh2gen.spec.operator import OpSpec
 
 # Where a filter is applied to all steps of some channels, or of some frequencies.
@@ -66,6 +66,8 @@ def exchange_of(spec: OpSpec, plan: Plan) -> Exchange:
     """
     assert spec.context is not None
     asked, ranks = spec.context.exchange, spec.context.ranks
+    if spec.sequences is Sequences.PACKED:
+        return Exchange.HALO
     if asked is Exchange.HALO_OVERLAPPED and not by_kernels(spec, plan):
         return Exchange.HALO
     if asked is not Exchange.AUTO:
@@ -119,7 +121,12 @@ def blocks(spec: OpSpec, plan: Plan, calls: dict[str, Any], modes_lines: list[st
     # What `auto` takes may not serve every call.
     either = spec.context.exchange is Exchange.AUTO and exchange in WHOLE
     found = {**calls, **_context(spec, plan, modes_lines), "gathers": states, "either": either}
+    if spec.sequences is Sequences.PACKED:
+        found["documents_of_chunk"] = documents.chunk(plan, calls["ladder_names"])
+        others.append("check_final")
     head = [*texts("context", without=others), filled("sections/context_ops.py.j2", **found)]
+    if spec.sequences is Sequences.PACKED:
+        return [*head, filled("sections/context_documents.py.j2", **found)]
     if exchange not in WHOLE:
         return [*head, filled("sections/context.py.j2", **found)]
     spectral = exchange not in _BY_CHANNELS
@@ -161,4 +168,5 @@ def _context(spec: OpSpec, plan: Plan, modes_lines: list[str]) -> dict[str, Any]
 def by_kernels(spec: OpSpec, plan: Plan) -> bool:
     """Whether calls over ranks have a way that launches kernels from tapes alone."""
     served = plan.states or plan.leave is not None
+    served &= spec.sequences is Sequences.DENSE
     return bool(plan.kernels) and served and writes_into(spec, plan) and not spec.filter.pairs

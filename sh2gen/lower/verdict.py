@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sh2gen.spec.language import DType, Exchange, Sequences, StateWidth
+from sh2gen.spec.language import DType, Exchange, FilterKind, Sequences, StateWidth
 from sh2gen.spec.operator import OpSpec
 
 # In which a filter is applied to whole sequences at once.
@@ -41,9 +41,13 @@ def later_fields(spec: OpSpec, by_fft: bool = False) -> Iterator[str]:
         if spec.state.dtype is not DType.FLOAT32:
             yield "`initial_state` is asked for the dtype of a state; leave `state.dtype` out"
     if spec.sequences is Sequences.PACKED:
-        if spec.context is not None:
-            yield "packed rows over ranks have no lowering yet; leave `context` out"
-        elif spec.state is not None:
+        served = (Exchange.AUTO, Exchange.HALO, Exchange.HALO_OVERLAPPED)
+        if spec.context is not None and spec.filter.kind is FilterKind.MODAL:
+            yield "packed rows of modes over ranks have no lowering yet; leave `context` out"
+        elif spec.context is not None and spec.context.exchange not in served:
+            exchange = spec.context.exchange
+            yield f"packed rows over ranks are not sent by {exchange} yet; write `exchange: halo`"
+        if spec.state is not None:
             yield "states of packed documents have no lowering yet; leave `state` out"
     if spec.context is not None and spec.context.exchange in _WHOLE and not by_fft:
         yield (

@@ -355,7 +355,8 @@ class OperatorRunner:
             own = [names.shard(x, rank, size).requires_grad_() for x in inputs.values()]
             weights = [x.detach().clone().requires_grad_() for x in parameters.values()]
             with torch.enable_grad():  # this is another thread
-                y, _ = function(own, weights, group, None, length, None, **self._ladder)
+                y = function(own, weights, group, length=length, **self._ladder)
+                y = y if isinstance(y, Tensor) else y[0]
                 leaves, above = [*own, *weights], names.shard(dy, rank, size)
                 found = torch.autograd.grad(y, leaves, above, materialize_grads=True)
             return y.detach(), list(found[: len(own)]), list(found[len(own) :])

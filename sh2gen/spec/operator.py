@@ -9,7 +9,13 @@ from dataclasses import MISSING, dataclass, is_dataclass, replace
 from typing import Any
 
 from sh2gen.base.errors import Sh2genError
-from sh2gen.spec.language import Description, StateSpec, language_fields, plain_value
+from sh2gen.spec.language import (
+    Description,
+    Sequences,
+    StateSpec,
+    language_fields,
+    plain_value,
+)
 from sh2gen.spec.rules import problems
 
 
@@ -21,7 +27,9 @@ class OpSpec(Description):
     """
 
     def __post_init__(self) -> None:
-        if self.context is not None and self.state is None:  # which chunks take and give
+        dense = self.sequences is Sequences.DENSE
+        if self.context is not None and self.state is None and dense:
+            # Which chunks take and give; those of documents see the steps before them.
             object.__setattr__(self, "state", StateSpec(initial=True, final=True))
         for problem in problems(self):
             raise problem

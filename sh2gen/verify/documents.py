@@ -19,22 +19,12 @@ def documents(case: Case) -> Iterator[Check]:
     values of one leave all others as they are, to the last bit, but for the rounding of an FFT; if
     the operator is of packed sequences.
     """
-    runner = case.runner
-    if case.spec.sequences is not Sequences.PACKED or not isinstance(runner, DocumentsRunner):
+    if case.spec.sequences is not Sequences.PACKED or not isinstance(case.runner, DocumentsRunner):
         return
     rng = case.generator()
-
-    def drawn(most: int, count: int) -> list[int]:
-        return torch.randint(most, (count,), generator=rng, device=case.device).tolist()
-
-    middle, *others = sorted(drawn(case.length + 1, 4))
-    # One of one step and some of none among them, where the row has room for it.
-    borders = [0, middle, min(middle + 1, case.length), *others, others[-1]]
-    ends = (*sorted(borders), case.length)
-    dtype = (torch.int32, torch.int64)[drawn(2, 1)[0]]
-    cu_seqlens = torch.tensor([0, *ends], dtype=dtype, device=case.device)
-    runner = runner.of_documents(cu_seqlens)
-    row = dataclasses.replace(case, runner=runner, batch=1, ends=ends)
+    row = row_of_documents(case, rng)
+    ends = row.ends
+    assert ends is not None
     inputs, parameters = row.inputs(rng), row.parameters(rng)
     dy = row.activation(rng)
     y, grads = row.forward(inputs, parameters), row.gradients(inputs, parameters, dy)
@@ -55,6 +45,24 @@ def documents(case: Case) -> Iterator[Check]:
             before, after = wanted[..., steps], found[name][..., steps]
             if before.numel():
                 yield identical(row, name_of, after, before)
+
+
+def row_of_documents(case: Case, rng: torch.Generator) -> Case:
+    """A row of as many steps that holds documents: one of one step and some of none among them,
+    where it has room for it.
+    """
+    assert isinstance(case.runner, DocumentsRunner)
+
+    def drawn(most: int, count: int) -> list[int]:
+        return torch.randint(most, (count,), generator=rng, device=case.device).tolist()
+
+    middle, *others = sorted(drawn(case.length + 1, 4))
+    borders = [0, middle, min(middle + 1, case.length), *others, others[-1]]
+    ends = (*sorted(borders), case.length)
+    dtype = (torch.int32, torch.int64)[drawn(2, 1)[0]]
+    cu_seqlens = torch.tensor([0, *ends], dtype=dtype, device=case.device)
+    runner = case.runner.of_documents(cu_seqlens)
+    return dataclasses.replace(case, runner=runner, batch=1, ends=ends)
 
 
 def _other(case: Case, x: Tensor, begin: int, end: int, rng: torch.Generator) -> Tensor:

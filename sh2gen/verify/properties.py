@@ -18,7 +18,7 @@ from sh2gen.graph.reference import (
     reference_gradients,
     sample_groups,
 )
-from sh2gen.spec.language import Activation, Projection, TapOrder
+from sh2gen.spec.language import Activation, Projection, Sequences, TapOrder
 from sh2gen.verify.case import (
     Case,
     ChunkRunner,
@@ -38,7 +38,7 @@ from sh2gen.verify.compare import (
     within,
 )
 from sh2gen.verify.decoding import decode
-from sh2gen.verify.documents import documents
+from sh2gen.verify.documents import documents, row_of_documents
 from sh2gen.verify.report import Check
 from sh2gen.verify.tolerance import norm
 
@@ -370,6 +370,10 @@ def ranks(case: Case) -> Iterator[Check]:
     if case.spec.context is None or not isinstance(runner, RanksRunner) or not runner.ranks:
         return
     rng = case.generator()
+    if case.spec.sequences is Sequences.PACKED:
+        case = row_of_documents(case, rng)
+        runner = case.runner
+        assert isinstance(runner, RanksRunner)
     inputs, parameters, dy = case.inputs(rng), case.parameters(rng), case.activation(rng)
     with poisoned(), torch.enable_grad():
         whole, found = runner.over_ranks(inputs, parameters, dy)

@@ -144,7 +144,7 @@ def test_the_language_says_what_is_refused() -> None:
         taps | {"state": {"final": True, "width": "K"}},
         taps | {"state": {"final": True, "dtype": "bfloat16"}},
         taps | {"sequences": "packed", "state": {"final": True}},
-        taps | {"sequences": "packed", "context": {"ranks": 2}},
+        taps | {"sequences": "packed", "context": {"ranks": 2, "exchange": "all_to_all"}},
         taps | {"context": {"ranks": 2, "exchange": "all_to_all"}},
     ):
         assert list(later_fields(spec_from_dict(base | refused)))
@@ -152,6 +152,7 @@ def test_the_language_says_what_is_refused() -> None:
         {"state": {"final": True}},
         {"context": {"ranks": 2}},
         {"sequences": "packed"},
+        {"sequences": "packed", "context": {"ranks": 2}},
     )
     for served in (taps, *(taps | field for field in fields)):
         assert not list(later_fields(spec_from_dict(base | served)))

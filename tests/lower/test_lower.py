@@ -105,7 +105,7 @@ def test_every_reason_is_given() -> None:
 
 def test_no_algorithm_at_all_names_them_all() -> None:
     with pytest.raises(Sh2genError) as caught:
-        plans(make(sequences="packed", context={"ranks": 2}))
+        plans(make(sequences="packed", state={"final": True}))
     assert caught.value.code == "L002"
     assert all(f"\n  {name}: " in str(caught.value) for name in ALGORITHMS)
 

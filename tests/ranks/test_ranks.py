@@ -24,7 +24,7 @@ from sh2gen.runtime.operator import Operator, OperatorRunner
 from sh2gen.runtime.ranks import simulated
 from sh2gen.schedule.config import schedule
 from sh2gen.spec.decode import spec_from_dict
-from sh2gen.spec.language import ContextSpec, DecaySpec, Exchange, Sharding
+from sh2gen.spec.language import ContextSpec, DecaySpec, Exchange, Sequences, Sharding
 from sh2gen.spec.operator import OpSpec
 from sh2gen.verify.verify import verify
 from tests.strategies import specs
@@ -109,6 +109,76 @@ def test_any_operator_over_any_number_of_ranks(
     )
     assert report.checks
     report.require()
+
+
+@given(
+    specs(9, kinds=("explicit", "decay", "freeform"), io=("float32",)),
+    st.sampled_from(Sharding),
+    st.integers(1, 5),
+    st.integers(1, 90),
+)
+def test_documents_over_any_number_of_ranks(
+    tmp_path_factory: pytest.TempPathFactory,
+    spec: OpSpec,
+    sharding: Sharding,
+    ranks: int,
+    length: int,
+) -> None:
+    """Also chunks of fewer steps than filters reach back by, and documents over several ranks."""
+    context = ContextSpec(ranks=ranks, sharding=sharding)
+    spec = replace(spec, state=None, context=context, sequences=Sequences.PACKED)
+    operator = written(spec, tmp_path_factory.mktemp("drawn"))
+    report = verify(
+        spec,
+        OperatorRunner(operator, "eager", ranks),
+        dtype=torch.float32,
+        shapes=[(1, length)],
+        properties=["ranks"],
+        property_shapes=[(1, length)],
+    )
+    assert report.checks
+    report.require()
+
+
+def test_calls_of_documents_over_ranks(tmp_path: Path) -> None:
+    """By the module: without borders every row is a document, and borders are of the whole row."""
+    spec = replace(spec_of("mr"), state=None, sequences=Sequences.PACKED)
+    operator = written(spec, tmp_path)
+    names, alone = operator.namespace, operator.module()
+    torch.manual_seed(3)
+    whole = [torch.randn(1, 4, 50) for _ in spec.inputs]
+    ends = torch.tensor([0, 13, 13, 14, 50])
+    for borders in (ends, None):
+        wanted = alone(*whole, cu_seqlens=borders)
+
+        def one(rank: int, group: str, borders: Tensor | None = borders) -> Tensor:
+            layer = operator.module()
+            layer.load_state_dict(alone.state_dict())
+            layer.group = group
+            own = [names.shard(x, rank, 3) for x in whole]
+            y: Tensor = layer(*own, cu_seqlens=borders, length=50)
+            return y
+
+        torch.testing.assert_close(names.unshard(simulated(names, 3, one)), wanted)
+    with pytest.raises(ValueError, match="expected numbers from 0 to the 50 steps of the row"):
+        simulated(names, 3, lambda rank, group: names.small_mr_over_ranks(
+            [names.shard(x, rank, 3) for x in whole], list(alone.parameters()), group,
+            torch.tensor([0, 20]), length=50,
+        ))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("op", "exchange", "reason"),
+    [
+        ("li", "auto", "packed rows of modes over ranks have no lowering yet"),
+        ("se", "all_to_all", "not sent by all_to_all yet; write `exchange: halo`"),
+    ],
+)
+def test_documents_that_are_not_sent_yet(op: str, exchange: str, reason: str) -> None:
+    context = {"ranks": 2, "exchange": exchange}
+    found = {"op": "small", "channels": 4, "sequences": "packed", "context": context}
+    with pytest.raises(Sh2genError, match=reason):
+        plans(spec_from_dict(found | OPERATORS[op]))
 
 
 def repeated(decay: DecaySpec | None, groups: int) -> DecaySpec | None:
