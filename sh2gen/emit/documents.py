@@ -58,7 +58,7 @@ def context(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         return dict.fromkeys(given, "") | {"documents_docs": []}
     cu_seqlens = (
         "(documents + 1) int32 or int64, 0 and where each document of the one row ends, on its "
-        "device; as many numbers as you like may repeat the last; absent: every row is one"
+        "device; numbers may repeat the last, each of which costs steps; absent: every row is one"
     )
     docs = [("cu_seqlens", cu_seqlens)]
     if plan.kernels:

@@ -222,6 +222,7 @@ class _Launcher:
         elif self.ranges:
             lines += [f"first, steps, bounds = segment({x}, context, begin, end, {self.unit()})"]
         elif self.apart:
+            # As many steps of a vector as the row has, so that bounds are even if it is.
             lines += [f"steps = {x}.shape[TIME]", "apart = 8 * sources.shape[0] - -steps % 8"]
             lines += ["bounds = (0, apart, apart)"]
         else:

@@ -198,7 +198,8 @@ class Operator:
         values = self._values(inputs, parameters)
         self.namespace.check(inputs, values)
         if ends is not None:
-            self.namespace.check_documents(inputs[0], ends)
+            steps = inputs[0].shape[self.namespace.TIME]
+            self.namespace.check_documents(inputs[0], ends, steps)
             ends = ends[1:].tolist()
         channels, groups = self.namespace.channels_of(inputs), values[0].shape[0]
         if ladder:

@@ -90,6 +90,25 @@ def test_where_documents_lie_apart(cases: dict[str, Case], name: str, lengths: l
         assert units.tolist() == (flagged // 4).tolist()
 
 
+@pytest.mark.parametrize("name", ["documents", "documents_decay", "documents_modal"])
+@given(st.lists(st.integers(0, 70), min_size=1, max_size=60), st.integers(0, 9), st.booleans())
+def test_what_finds_documents(
+    cases: dict[str, Case], name: str, lengths: list[int], more: int, wide: bool
+) -> None:
+    """The kernel, interpreted, and plain PyTorch: also of many vectors and of repeated ends."""
+    ends = [*itertools.accumulate(lengths)]
+    assume(ends[-1])
+    found = InterpreterRunner(cases[name].path).namespace
+    kind = torch.int64 if wide else torch.int32
+    cu_seqlens = borders(*ends, *[ends[-1]] * more, dtype=kind)
+    (sources, begun), (wanted, first) = (
+        of(cu_seqlens, ends[-1]) for of in (found.documents_on_gpu, found.documents_anywhere)
+    )
+    assert torch.equal(sources, wanted)
+    known = -(-len(sources) // (32 if "modal" in name else 8))
+    assert torch.equal(begun[:known], first[:known])
+
+
 @pytest.mark.parametrize("case", DOCUMENTS, indirect=True)
 def test_rows_without_borders_are_documents_each(case: Case) -> None:
     module, x = case.module(), case.inputs(3, 19)
