@@ -14,7 +14,7 @@ from sh2gen.spec.operator import OpSpec
 _TAKEN = ", cu_seqlens: Tensor | None = None, max_length: int | None = None"
 
 
-TAKEN = ["sources", "begun"]  # what kernels take of documents
+TAKEN = ["sources", "ended", "begun"]  # what kernels take of documents
 _FINDER = "find_sources"  # what finds it
 
 
@@ -32,13 +32,13 @@ def constants(spec: OpSpec, plan: Plan) -> dict[str, int]:
 
 def source(spec: OpSpec, plan: Plan) -> KernelSource:
     """How its launch looks to the compiler."""
-    pointers = ("cu_seqlens_ptr", "sources_ptr", "begun_ptr")
+    pointers = ("cu_seqlens_ptr", *(f"{name}_ptr" for name in TAKEN))
     sizes = ("documents", "rounds", "steps", "vectors")
     return KernelSource(
         name=_FINDER,
         role=Role.FORWARD,
         signature=(
-            *zip(pointers, ("*i32", "*i32", "*u8"), strict=True),
+            *zip(pointers, ("*i32", "*i32", "*i32", "*u8"), strict=True),
             *dict.fromkeys(sizes, "i32").items(),
         ),
         constants=(*constants(spec, plan).items(), ("BLOCK", DOCUMENTS_CONFIG["BLOCK"])),
@@ -58,7 +58,7 @@ def context(spec: OpSpec, plan: Plan) -> dict[str, Any]:
         return dict.fromkeys(given, "") | {"documents_docs": []}
     cu_seqlens = (
         "(documents + 1) int32 or int64, 0 and where each document of the one row ends, on its "
-        "device; numbers may repeat the last, each of which costs steps; absent: every row is one"
+        "device; numbers may repeat the last; absent: every row is one"
     )
     docs = [("cu_seqlens", cu_seqlens)]
     if plan.kernels:

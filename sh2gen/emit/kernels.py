@@ -62,7 +62,7 @@ def helpers_of(spec: OpSpec, plan: Plan) -> list[tuple[tuple[str, ...], set[str]
     for kernel in (*plan.kernels, *plan.first_kernels, *plan.split_kernels):
         wanted |= helpers(kernel.program, _scope(spec, kernel))
     if spec.sequences is Sequences.PACKED:
-        wanted.add("find_sources")
+        wanted |= {"find_sources", "used_steps"}
     if plan.joined:
         wanted.add("join_splits")
     found = [(plan.kernels[0].parts, wanted)]

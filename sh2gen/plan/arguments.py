@@ -175,7 +175,10 @@ def documents(spec: OpSpec, *, begun: bool = False) -> tuple[Argument, ...]:
         return ()
     doc = "[vectors] int32: where they lie, and which steps they have"
     where = "[vectors / 32] uint8: in which documents begin, a bit for four"
-    found = (Argument(name="sources", of=Of.INDEX, doc=doc),)
+    found = (
+        Argument(name="sources", of=Of.INDEX, doc=doc),
+        Argument(name="ended", of=Of.INDEX, doc="[1] int32: how many there are to the last step"),
+    )
     return (*found, Argument(name="begun", of=Of.BITS, doc=where)) if begun else found
 
 

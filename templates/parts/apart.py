@@ -8,8 +8,9 @@ the last vector of a document may hold steps of its neighbours, which are read a
 written.
 
 `sources` holds a number for each vector, 0 where it holds no step: that of the vector in the row,
-times 512; 256 if a document begins in it; and a bit for each step that it has. `begun` says in
-which vectors documents begin, of those in which one may, a bit each.
+times 512; 256 if a document begins in it; and a bit for each step that it has. `ended` is how many
+there are up to the last one with a step: behind it are those of empty documents, and kernels end.
+`begun` says in which vectors documents begin, of those in which one may, a bit each.
 """
 
 from typing import NamedTuple
@@ -47,6 +48,7 @@ class Tile(NamedTuple):
 def find_sources(
     cu_seqlens_ptr,  # [documents + 1]: 0, and where each document ends
     sources_ptr,  # [vectors] int32
+    ended_ptr,  # [1] int32
     begun_ptr,  # [vectors / 8 ALIGN] uint8
     documents, rounds, steps, vectors,
     SPACE: tl.constexpr, ALIGN: tl.constexpr, BLOCK: tl.constexpr,
@@ -80,11 +82,19 @@ def find_sources(
     begun = ((bits > 0) & (vector == first)).to(tl.int32)
     found = tl.where(bits > 0, source * 512 + begun * 256 + bits, 0)
     tl.store(sources_ptr + vector, found, mask=vector < vectors)
+    last = (source == (steps - 1) // 8) & ((bits >> ((steps - 1) % 8)) & 1 > 0)
+    tl.store(ended_ptr + vector * 0, vector + 1, mask=last & (vector < vectors))
     BYTES: tl.constexpr = BLOCK // (8 * ALIGN)
     eights = tl.sum(tl.reshape(begun, (BYTES, 8, ALIGN)), 2) << tl.arange(0, 8)[None, :]
     byte = tl.program_id(0) * BYTES + tl.arange(0, BYTES)
     there = byte < tl.cdiv(vectors, 8 * ALIGN)
     tl.store(begun_ptr + byte, tl.sum(eights, 1).to(tl.uint8), mask=there)
+
+
+@triton.jit
+def used_steps(ended_ptr, end):
+    """Steps of the row with its documents apart that kernels have to walk along, of `end`."""
+    return tl.minimum(tl.maximum(tl.load(ended_ptr), 0) * 8, end)
 
 
 @triton.jit

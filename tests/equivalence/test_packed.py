@@ -134,7 +134,8 @@ def test_documents_over_many_tiles(
     ends = [5, 5, 6, 16, 31, 32, 33, 128, 129, 256, 259, length]
     inputs, parameters, dy = random_tensors(spec, 1, length, dtype=dtype)
     swap = plan.layout == "BLD"
-    own = runner.of_documents(torch.tensor([0, *ends], dtype=torch.int32))
+    several = [length] * 40  # behind which programs have nothing to do
+    own = runner.of_documents(torch.tensor([0, *ends, *several], dtype=torch.int32))
     given_ = {n: x.mT.contiguous() if swap else x for n, x in inputs.items()}
     y = own.forward(given_, parameters)
     found = own.gradients(given_, parameters, dy.mT.contiguous() if swap else dy)

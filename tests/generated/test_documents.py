@@ -71,7 +71,7 @@ def test_where_documents_lie_apart(cases: dict[str, Case], name: str, lengths: l
     """
     case, ends = cases[name], list(itertools.accumulate(lengths))
     assume(ends[-1])
-    sources, begun = case.operator.namespace.documents_anywhere(borders(*ends), ends[-1])
+    sources, _, begun = case.operator.namespace.documents_anywhere(borders(*ends), ends[-1])
     vector, bit = ((sources[:, None] >> torch.arange(8)) & 1).nonzero(as_tuple=True)
     assert (sources[vector] // 512 * 8 + bit).tolist() == list(range(ends[-1]))
     where = 8 * vector + bit
@@ -101,10 +101,11 @@ def test_what_finds_documents(
     found = InterpreterRunner(cases[name].path).namespace
     kind = torch.int64 if wide else torch.int32
     cu_seqlens = borders(*ends, *[ends[-1]] * more, dtype=kind)
-    (sources, begun), (wanted, first) = (
+    (sources, ended, begun), (wanted, last, first) = (
         of(cu_seqlens, ends[-1]) for of in (found.documents_on_gpu, found.documents_anywhere)
     )
-    assert torch.equal(sources, wanted)
+    assert torch.equal(sources, wanted) and torch.equal(ended, last)
+    assert not sources[ended:].any() and sources[ended - 1] > 0
     known = -(-len(sources) // (32 if "modal" in name else 8))
     assert torch.equal(begun[:known], first[:known])
 
