@@ -8,7 +8,7 @@ each, K = 512 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: 064a588b3a02862f350008684ef0d4cb47bdb22df748da135d131c6b7df3ca74
+sha256, with zeros here: cb2eca3df4d7d73980cc76ce0cc4e32589b641e522e20e5d44cdb5d88bfa654f
 """
 
 import threading
@@ -660,6 +660,25 @@ def unpacked(words):
     return out
 
 
+@gluon.jit
+def with_context(own, before, LAG: gl.constexpr):
+    """The rows of a quarter from words of its lanes' vectors, and the LAG rows before them, of
+    which the first lane takes words `before`, the w-th in lane w.
+    """
+    count: gl.constexpr = (LAG + 1) // 2
+    context = ()
+    if LAG > 0:
+        lane = lane_of()
+        for w in gl.static_range(4 - count, 4):
+            if w == 3:  # the last lane holds the last word
+                turned = gl.gather(gl.where(lane == 3, before, own[3]), (lane + 3) % 4, 1)
+            else:
+                first = gl.gather(before, lane * 0 + w, 1)
+                turned = gl.where(lane == 0, first, gl.gather(own[w], (lane + 3) % 4, 1))
+            context = context + (turned,)
+    return unpacked(context + own)[2 * count - LAG : 2 * count + 8]
+
+
 @gluon.constexpr_function
 def word_layout():
     """[64, 16]: a quarter as words of two steps."""
@@ -694,22 +713,13 @@ def word_rows(words):
 def read_rows(slots, part: gl.constexpr, half: gl.constexpr, LAG: gl.constexpr):
     """The rows of a quarter of an input and the LAG rows before them."""
     own = word_rows(slots[half].slice(16 * part, 16, dim=1).load(word_layout()))
-    count: gl.constexpr = (LAG + 1) // 2
-    context = ()
+    before = own[3]  # not asked for
     if LAG > 0:
-        lane = lane_of()
         if part == 1:
             before = slots[half].slice(12, 4, dim=1).load(row_layout())
         else:
             before = slots[2 + half].load(row_layout())
-        for w in gl.static_range(4 - count, 4):
-            if w == 3:  # the last lane holds the last word
-                turned = gl.gather(gl.where(lane == 3, before, own[3]), (lane + 3) % 4, 1)
-            else:
-                first = gl.gather(before, lane * 0 + w, 1)
-                turned = gl.where(lane == 0, first, gl.gather(own[w], (lane + 3) % 4, 1))
-            context = context + (turned,)
-    return unpacked(context + own)[2 * count - LAG : 2 * count + 8]
+    return with_context(own, before, LAG)
 
 
 @gluon.jit
@@ -2231,7 +2241,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "conv_512_3776fef7"
+    name = unique = "conv_512_b7c9735e"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

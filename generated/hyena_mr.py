@@ -9,7 +9,7 @@ each, K = 128 taps. Plan toeplitz/BDL/recompute.
 
 Written by sh2gen. Imports torch and, where there is one, triton; nothing else.
 Verified: by Triton's interpreter, not yet run on a GPU.
-sha256, with zeros here: adaf1986515bed2d3f472ac722a7779574ec7ebe8ae4f44bf2eb88506a521793
+sha256, with zeros here: dcb9340b7507fb1527e1d5ef8121b5ed0f35b34ca90850135018d46fdb65d103
 """
 
 import math
@@ -886,6 +886,25 @@ def unpacked(words):
     return out
 
 
+@gluon.jit
+def with_context(own, before, LAG: gl.constexpr):
+    """The rows of a quarter from words of its lanes' vectors, and the LAG rows before them, of
+    which the first lane takes words `before`, the w-th in lane w.
+    """
+    count: gl.constexpr = (LAG + 1) // 2
+    context = ()
+    if LAG > 0:
+        lane = lane_of()
+        for w in gl.static_range(4 - count, 4):
+            if w == 3:  # the last lane holds the last word
+                turned = gl.gather(gl.where(lane == 3, before, own[3]), (lane + 3) % 4, 1)
+            else:
+                first = gl.gather(before, lane * 0 + w, 1)
+                turned = gl.where(lane == 0, first, gl.gather(own[w], (lane + 3) % 4, 1))
+            context = context + (turned,)
+    return unpacked(context + own)[2 * count - LAG : 2 * count + 8]
+
+
 @gluon.constexpr_function
 def word_layout():
     """[64, 16]: a quarter as words of two steps."""
@@ -920,22 +939,13 @@ def word_rows(words):
 def read_rows(slots, part: gl.constexpr, half: gl.constexpr, LAG: gl.constexpr):
     """The rows of a quarter of an input and the LAG rows before them."""
     own = word_rows(slots[half].slice(16 * part, 16, dim=1).load(word_layout()))
-    count: gl.constexpr = (LAG + 1) // 2
-    context = ()
+    before = own[3]  # not asked for
     if LAG > 0:
-        lane = lane_of()
         if part == 1:
             before = slots[half].slice(12, 4, dim=1).load(row_layout())
         else:
             before = slots[2 + half].load(row_layout())
-        for w in gl.static_range(4 - count, 4):
-            if w == 3:  # the last lane holds the last word
-                turned = gl.gather(gl.where(lane == 3, before, own[3]), (lane + 3) % 4, 1)
-            else:
-                first = gl.gather(before, lane * 0 + w, 1)
-                turned = gl.where(lane == 0, first, gl.gather(own[w], (lane + 3) % 4, 1))
-            context = context + (turned,)
-    return unpacked(context + own)[2 * count - LAG : 2 * count + 8]
+    return with_context(own, before, LAG)
 
 
 @gluon.jit
@@ -3098,7 +3108,7 @@ def eager_backward(
 
 def library_name() -> str:
     """The ops' name in torch.ops.sh2gen; numbered if this file is imported more than once."""
-    name = unique = "hyena_mr_8ce0578d"
+    name = unique = "hyena_mr_893b5760"
     count = 1
     while hasattr(torch.ops.sh2gen, f"{unique}_decode"):
         count += 1

@@ -121,11 +121,11 @@ def blocks(spec: OpSpec, plan: Plan, calls: dict[str, Any], modes_lines: list[st
     # What `auto` takes may not serve every call.
     either = spec.context.exchange is Exchange.AUTO and exchange in WHOLE
     found = {**calls, **_context(spec, plan, modes_lines), "gathers": states, "either": either}
-    if spec.sequences is Sequences.PACKED:
-        found["documents_of_chunk"] = documents.chunk(plan, calls["ladder_names"])
-        others.append("check_final")
+    packed = spec.sequences is Sequences.PACKED
+    others += ["check_final"] * packed
     head = [*texts("context", without=others), filled("sections/context_ops.py.j2", **found)]
-    if spec.sequences is Sequences.PACKED:
+    if packed:
+        found["documents_of_chunk"] = documents.chunk(plan, calls["ladder_names"])
         return [*head, filled("sections/context_documents.py.j2", **found)]
     if exchange not in WHOLE:
         return [*head, filled("sections/context.py.j2", **found)]

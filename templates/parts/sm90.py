@@ -257,17 +257,14 @@ def unpacked(words):
 
 
 @gluon.jit
-def read_rows(slots, part: gl.constexpr, half: gl.constexpr, LAG: gl.constexpr):
-    """The rows of a quarter of an input and the LAG rows before them."""
-    own = word_rows(slots[half].slice(16 * part, 16, dim=1).load(word_layout()))
+def with_context(own, before, LAG: gl.constexpr):
+    """The rows of a quarter from words of its lanes' vectors, and the LAG rows before them, of
+    which the first lane takes words `before`, the w-th in lane w.
+    """
     count: gl.constexpr = (LAG + 1) // 2
     context = ()
     if LAG > 0:
         lane = lane_of()
-        if part == 1:
-            before = slots[half].slice(12, 4, dim=1).load(row_layout())
-        else:
-            before = slots[2 + half].load(row_layout())
         for w in gl.static_range(4 - count, 4):
             if w == 3:  # the last lane holds the last word
                 turned = gl.gather(gl.where(lane == 3, before, own[3]), (lane + 3) % 4, 1)
@@ -276,6 +273,19 @@ def read_rows(slots, part: gl.constexpr, half: gl.constexpr, LAG: gl.constexpr):
                 turned = gl.where(lane == 0, first, gl.gather(own[w], (lane + 3) % 4, 1))
             context = context + (turned,)
     return unpacked(context + own)[2 * count - LAG : 2 * count + 8]
+
+
+@gluon.jit
+def read_rows(slots, part: gl.constexpr, half: gl.constexpr, LAG: gl.constexpr):
+    """The rows of a quarter of an input and the LAG rows before them."""
+    own = word_rows(slots[half].slice(16 * part, 16, dim=1).load(word_layout()))
+    before = own[3]  # not asked for
+    if LAG > 0:
+        if part == 1:
+            before = slots[half].slice(12, 4, dim=1).load(row_layout())
+        else:
+            before = slots[2 + half].load(row_layout())
+    return with_context(own, before, LAG)
 
 
 @gluon.jit

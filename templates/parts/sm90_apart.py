@@ -13,7 +13,7 @@ from templates.parts.sm90 import (
     quarter_layout,
     row_layout,
     rows_quarter,
-    unpacked,
+    with_context,
     word_layout,
     word_rows,
 )
@@ -126,23 +126,14 @@ def read_rows(
     own = ()
     for w in gl.static_range(4):
         own = own + (words[w] & kept_word(source, w),)
-    count: gl.constexpr = (LAG + 1) // 2
-    context = ()
+    before = own[3]  # not asked for
     if LAG > 0:
-        lane = lane_of()
         if part == 1:
             before = slots[half].slice(12, 4, dim=1).load(row_layout())
         else:
             before = slots[2 + half].load(row_layout())
-        before = before & kept_word(sources_at(sources, first + shift - 8, length), lane)
-        for w in gl.static_range(4 - count, 4):
-            if w == 3:  # the last lane holds the last word
-                turned = gl.gather(gl.where(lane == 3, before, own[3]), (lane + 3) % 4, 1)
-            else:
-                last = gl.gather(before, lane * 0 + w, 1)
-                turned = gl.where(lane == 0, last, gl.gather(own[w], (lane + 3) % 4, 1))
-            context = context + (turned,)
-    return unpacked(context + own)[2 * count - LAG : 2 * count + 8]
+        before = before & kept_word(sources_at(sources, first + shift - 8, length), lane_of())
+    return with_context(own, before, LAG)
 
 
 @gluon.jit

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,13 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import sh2gen
-from sh2gen.runtime.operator import InterpreterRunner
+from sh2gen.base.resources import folder
+from sh2gen.emit.emit import emit
+from sh2gen.lower import plans
+from sh2gen.runtime.operator import InterpreterRunner, Operator
+from sh2gen.schedule.config import schedule
+from sh2gen.spec.decode import load_spec
+from sh2gen.spec.language import Sequences
 from sh2gen.verify.case import poisoned
 from tests.generated.conftest import CASES, Case
 from tests.strategies import register_profiles
@@ -215,6 +223,27 @@ def test_compiled_once_for_all_numbers_of_documents(case: Case) -> None:
         torch.testing.assert_close(y, module(*inputs, cu_seqlens=ends, **longest))
         seen.append(numbers.frame_count)
     assert seen[-1] == seen[1] <= 2
+
+
+@pytest.mark.parametrize("op", ["hyena_se", "hyena_mr"])
+@pytest.mark.parametrize("layout", ["BDL", "BLD"])
+def test_wide_operators_of_documents_are_within_reach(
+    op: str, layout: str, tmp_path: Path
+) -> None:
+    """Offsets within a program are of 32 bits, or of steps alone."""
+    spec = replace(load_spec(folder("ops") / f"{op}.yaml"), sequences=Sequences.PACKED)
+    plan = next(p for p in plans(spec) if p.layout == layout and p.kernels)
+    path = tmp_path / "wide.py"
+    path.write_text(emit(spec, plan, schedule(spec, plan)).text)
+    names, (wide, steps) = Operator(path).namespace, (4096, 2**20)
+    shape = (1, *((steps, wide) if layout == "BLD" else (wide, steps)))
+    x = torch.empty_strided(shape, (wide * steps, shape[2], 1), device="meta")
+    apart = 8 * names.vectors_apart(1000, steps)
+    configs = names.default_configs(wide, spec.filter.groups, torch.device("cpu"))
+    for kernel in plan.kernels:
+        config = configs[kernel.role]
+        grid = getattr(names, kernel.grid.__name__)(1, apart, wide, spec.group_width, config)
+        assert names.stride_step(config, [x], grid.tiles) == 8
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=24), st.integers(1, 3), st.booleans())
